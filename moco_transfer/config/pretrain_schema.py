@@ -1,0 +1,159 @@
+"""The pre-training config: every key with its meaning, unit, legal values and the paper's value.
+
+Read with :func:`moco_transfer.config.load_pretrain_config`; a YAML names only what differs from here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fvcore.common.config import CfgNode
+
+from ..runtime.errors import InputError
+
+ARCHS = ("resnet18", "resnet50")
+MECHANISMS = ("moco", "supervised")
+AUGMENTATIONS = ("v1", "v2", "supervised")
+SCHEDULES = ("step", "cosine")
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+PRETRAIN_DEFAULTS: dict[str, Any] = {
+    # What is trained: "moco" (arXiv 1911.05722, 2003.04297) or "supervised" (cross-entropy on class folders, same trunk).
+    "MECHANISM": "moco",
+    # Folder for config.yaml, env.txt, log.txt, metrics.json, checkpoint_*.pth.
+    "OUTPUT_DIR": "output/pretrain",
+    # Seed >= 0 of everything drawn: weights, queue, order, crops.
+    "SEED": 0,
+    "DATA": {
+        # Folder of pictures, with or without class folders below it; searched recursively.
+        "ROOT": "",
+        # "auto": class folders when every picture lies in one, else flat. "folders" and "flat" insist.
+        "LAYOUT": "auto",
+        # Side of the square crop, px. Paper: 224.
+        "IMAGE_SIZE": 224,
+        # Share of the picture's area a crop covers, (low, high]. Paper's code: (0.2, 1.0).
+        "CROP_SCALE": (0.2, 1.0),
+        # "v1" (grey, jitter, flip), "v2" (jitter, grey, blur, flip), "supervised" (crop and flip alone).
+        "AUGMENTATION": "v1",
+        # Mean and standard deviation of the pixels, RGB, 0-255. They travel with the weights. Paper: ImageNet's.
+        "PIXEL_MEAN": (123.675, 116.28, 103.53),
+        "PIXEL_STD": (58.395, 57.12, 57.375),
+        # Images per iteration over all processes. Paper: 256.
+        "BATCH_SIZE_TOTAL": 256,
+        # Data workers per process; 0 loads in the training process.
+        "NUM_WORKERS": 4,
+        # Share of unreadable pictures, 0-1, beyond which the run stops. Below it they are skipped, counted and logged.
+        "MAX_UNREADABLE": 0.01,
+    },
+    "MODEL": {
+        # "resnet18" or "resnet50" (torchvision's; stride in the 3x3 convolution).
+        "ARCH": "resnet50",
+    },
+    "MOCO": {
+        # Dimension C of the features. Paper: 128.
+        "DIM": 128,
+        # Negatives K in the queue. Paper: 65536.
+        "QUEUE_SIZE": 65536,
+        # Share m of the old key encoder kept in each step, [0, 1). Paper: 0.999.
+        "MOMENTUM": 0.999,
+        # Softmax temperature T > 0. v1: 0.07, v2: 0.2.
+        "TEMPERATURE": 0.07,
+        # Two-layer projection head (v2) instead of one linear layer (v1).
+        "MLP": False,
+        # Images that share BN statistics on one device, so that BN cannot tell queries from keys (Sec. 3.3). A batch on
+        # one device is split into groups of this size, and the keys' batch is shuffled first. 0: no groups (leaks on one
+        # device; warned). Paper: 32 (8 GPUs x 32).
+        "BN_GROUP_SIZE": 32,
+    },
+    "SOLVER": {
+        # Learning rate for REFERENCE_BATCH_SIZE images; the effective one is BASE_LR * BATCH_SIZE_TOTAL / REFERENCE_BATCH_SIZE.
+        # Paper: 0.03 at 256.
+        "BASE_LR": 0.03,
+        "REFERENCE_BATCH_SIZE": 256,
+        # SGD momentum and weight decay (on all parameters). Paper: 0.9, 1e-4.
+        "MOMENTUM": 0.9,
+        "WEIGHT_DECAY": 0.0001,
+        # Length of the run in passes over the data. Paper: 200.
+        "EPOCHS": 200,
+        # "step" (lr times GAMMA at each epoch in STEPS; v1) or "cosine" (half a period, per epoch; v2).
+        "SCHEDULE": "step",
+        "STEPS": (120, 160),
+        "GAMMA": 0.1,
+        # Epochs of linear warm-up from 0, per iteration; 0 in the papers.
+        "WARMUP_EPOCHS": 0.0,
+    },
+    "TRAIN": {
+        # "auto" (CUDA when there is one), "cpu", "cuda" or "mps".
+        "DEVICE": "auto",
+        # "fp32", "bf16" (autocast) or "fp16" (autocast with loss scaling). Logits and softmax are fp32 in each.
+        "PRECISION": "fp32",
+        # Store activations channels-last, which is faster on CPUs and on GPUs with reduced precision.
+        "CHANNELS_LAST": True,
+        # A log line and a line in metrics.json every so many iterations.
+        "LOG_PERIOD": 50,
+        # A checkpoint every so many epochs and at the end; every so many iterations too when that is > 0.
+        "CHECKPOINT_PERIOD_EPOCHS": 1,
+        "CHECKPOINT_PERIOD_ITERS": 0,
+        # Checkpoints kept, newest first; 0 keeps all.
+        "KEEP_CHECKPOINTS": 2,
+        # TensorBoard event files beside metrics.json.
+        "TENSORBOARD": True,
+    },
+}
+
+
+def check_pretrain_values(cfg: CfgNode, where: str) -> None:
+    """Refuse values that no run can use, before anything is read or built.
+
+    Args:
+        cfg: A merged pre-training config.
+        where: The config's path, for the message.
+
+    Raises:
+        InputError: Naming the key, what is legal and what it is.
+    """
+    one_of = {
+        "MECHANISM": MECHANISMS,
+        "DATA.AUGMENTATION": AUGMENTATIONS,
+        "DATA.LAYOUT": ("auto", "folders", "flat"),
+        "MODEL.ARCH": ARCHS,
+        "SOLVER.SCHEDULE": SCHEDULES,
+        "TRAIN.PRECISION": PRECISIONS,
+    }
+    for key, legal in one_of.items():
+        value = _get(cfg, key)
+        if value not in legal:
+            raise InputError(f"{where}: {key} must be one of {', '.join(map(repr, legal))}, got {value!r}.")
+    at_least = {"DATA.IMAGE_SIZE": 8, "DATA.BATCH_SIZE_TOTAL": 1, "DATA.NUM_WORKERS": 0, "MOCO.DIM": 1, "MOCO.QUEUE_SIZE": 1}
+    at_least |= {"MOCO.BN_GROUP_SIZE": 0, "SOLVER.REFERENCE_BATCH_SIZE": 1, "SOLVER.EPOCHS": 1, "TRAIN.LOG_PERIOD": 1}
+    at_least |= {"TRAIN.CHECKPOINT_PERIOD_EPOCHS": 1, "TRAIN.CHECKPOINT_PERIOD_ITERS": 0, "TRAIN.KEEP_CHECKPOINTS": 0, "SEED": 0}
+    for key, low in at_least.items():
+        if _get(cfg, key) < low:
+            raise InputError(f"{where}: {key} must be at least {low}, got {_get(cfg, key)}.")
+    _check_ranges(cfg, where)
+
+
+def _check_ranges(cfg: CfgNode, where: str) -> None:
+    low, high = cfg.DATA.CROP_SCALE
+    checks = {
+        "MOCO.TEMPERATURE must be > 0": cfg.MOCO.TEMPERATURE > 0,
+        "MOCO.MOMENTUM must be in [0, 1]": 0 <= cfg.MOCO.MOMENTUM <= 1,
+        "SOLVER.BASE_LR must be > 0": cfg.SOLVER.BASE_LR > 0,
+        "SOLVER.WARMUP_EPOCHS must be >= 0": cfg.SOLVER.WARMUP_EPOCHS >= 0,
+        "DATA.MAX_UNREADABLE must be in [0, 1]": 0 <= cfg.DATA.MAX_UNREADABLE <= 1,
+        "DATA.CROP_SCALE must be 0 < low <= high <= 1": 0 < low <= high <= 1,
+        "DATA.PIXEL_STD must have three numbers > 0": len(cfg.DATA.PIXEL_STD) == 3 and min(cfg.DATA.PIXEL_STD) > 0,
+        "DATA.PIXEL_MEAN must have three numbers": len(cfg.DATA.PIXEL_MEAN) == 3,
+        "SOLVER.STEPS must grow": list(cfg.SOLVER.STEPS) == sorted(set(cfg.SOLVER.STEPS)),
+    }
+    for rule, holds in checks.items():
+        if not holds:
+            key = rule.split(" ")[0]
+            raise InputError(f"{where}: {rule}, got {_get(cfg, key)}.")
+
+
+def _get(cfg: CfgNode, key: str) -> Any:
+    node: Any = cfg
+    for part in key.split("."):
+        node = node[part]
+    return node

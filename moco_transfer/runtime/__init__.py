@@ -1,0 +1,1 @@
+"""What every step needs and that knows no images: processes, files, logs, metrics, seeds, the environment."""

@@ -1,0 +1,51 @@
+"""Packaging of moco-transfer; tool settings are in pyproject.toml, tested versions in constraints.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "moco_transfer" / "__init__.py").read_text(encoding="utf-8")).group(1)
+
+CONFIGS = "moco_transfer.configs"
+
+setup(
+    name="moco-transfer",
+    version=VERSION,
+    description="MoCo pre-training and its transfer to detection and segmentation, compared with supervised and random initialisation",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    # configs/ stands at the top of the tree, and inside the package in a wheel (moco_transfer.config.path finds both).
+    packages=[*find_packages(include=["moco_transfer", "moco_transfer.*"]), CONFIGS, f"{CONFIGS}.pretrain", f"{CONFIGS}.detection"],
+    package_dir={"moco_transfer": "moco_transfer", CONFIGS: "configs"},
+    package_data={f"{CONFIGS}.pretrain": ["*.yaml"], f"{CONFIGS}.detection": ["*.yaml"], "moco_transfer.report": ["*.json", "*.yaml", "*.html"]},
+    install_requires=[
+        # A range: CUDA users keep the build they have. Detectron2 is on no package index and is never required.
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "fvcore>=0.1.5.post20221221",
+        "iopath>=0.1.9",
+        "pycocotools>=2.0.7",
+        "opencv-python-headless>=4.8",
+        "numpy>=1.26",
+        "Pillow>=10",
+        "tqdm>=4.66",
+        "matplotlib>=3.8",
+        "tensorboard>=2.15",
+        "jinja2>=3.1",
+        "PyYAML>=6",
+        "safetensors>=0.4",
+    ],
+    extras_require={
+        "test": ["pytest>=8", "ruff>=0.6"],
+        "shards": ["webdataset>=0.2.86"],
+        "slurm": ["submitit>=1.5"],
+        "fast-eval": ["faster-coco-eval>=1.6"],
+        "lvis": ["lvis>=0.5.3"],
+    },
+    entry_points={"console_scripts": ["moco-transfer = moco_transfer.cli.main:main"]},
+    classifiers=["License :: OSI Approved :: Apache Software License", "Programming Language :: Python :: 3"],
+)

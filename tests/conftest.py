@@ -1,0 +1,42 @@
+"""Fixtures and markers that all tests share."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, with the reason, what needs something this machine lacks."""
+    lacks = {}
+    if importlib.util.find_spec("detectron2") is None:
+        lacks["detectron2"] = "Detectron2 is not installed"
+    if any("gpu" in item.keywords for item in items):
+        import torch
+
+        if not torch.cuda.is_available():
+            lacks["gpu"] = "no CUDA device"
+    for item in items:
+        for marker, reason in lacks.items():
+            if marker in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the source tree."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with real pictures (coco/, VOC2007/, VOC2012/, BCCD/, imagenet-sample/): beside the source tree, or MOCO_TRANSFER_TEST_DATA."""
+    folder = Path(os.environ.get("MOCO_TRANSFER_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not (folder / "coco").is_dir():
+        pytest.skip("no real pictures at ../shared/data (set MOCO_TRANSFER_TEST_DATA to a folder that has them)")
+    return folder.resolve()
