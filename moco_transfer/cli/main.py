@@ -1,0 +1,92 @@
+"""Dispatches a verb, turns input errors into one sentence and exit status 2, and nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from .. import __version__
+from ..runtime.errors import InputError, did_you_mean
+
+# Verb -> (module beside this one, what it does). Modules are imported only when their verb is used: `report` and `--help`
+# do not pay for torch.
+VERBS = {
+    "pretrain": ("pretrain", "images -> checkpoint: MoCo v1, v2, or the supervised baseline"),
+    "convert": ("convert", "checkpoint -> backbone.pkl for the detector, every tensor accounted for"),
+    "train": ("train", "backbone.pkl -> fine-tuned detector and results.json"),
+    "report": ("report", "results.json files -> the transfer table"),
+    "check-data": ("check_data", "looks a detection data set over before a run"),
+    "reference": ("reference", "the published numbers, by name"),
+    "doctor": ("doctor", "what works on this machine, and the next step for what does not"),
+    "demo": ("demo", "the whole road on generated pictures, in minutes, on a CPU"),
+}
+
+INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``moco-transfer VERB …``; the console script's entry point.
+
+    Args:
+        argv: The words after the program's name; those of the process by default.
+
+    Returns:
+        Exit status: 0 done, 2 input that cannot be used, 130 interrupted.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"moco-transfer {__version__}")
+        return 0
+    if argv[0] not in VERBS:
+        print(f"moco-transfer: unknown verb {argv[0]!r}.{did_you_mean(argv[0], VERBS)} Verbs: {', '.join(VERBS)}.", file=sys.stderr)
+        return 2
+    return run_verb(argv[0], argv[1:], program=f"moco-transfer {argv[0]}")
+
+
+def run_verb(verb: str, argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
+    """Parse a verb's words and run it; what ``tools/*.py`` call.
+
+    Args:
+        verb: A key of :data:`VERBS`.
+        argv: The words after the verb; those of the process by default.
+        program: Name shown in usage lines.
+
+    Returns:
+        Exit status as of :func:`main`.
+    """
+    module = importlib.import_module(f".{VERBS[verb][0]}", __package__)
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description=module.__doc__,
+        epilog=getattr(module, "EPILOG", None),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    args = parser.parse_args(argv)
+    try:
+        return module.run(args)
+    except InputError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted.", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:{width}}  {what}" for verb, (_, what) in VERBS.items())
+    return (
+        f"moco-transfer {__version__}: does this pre-training give a better detector?\n\n"
+        f"usage: moco-transfer VERB …    (moco-transfer VERB --help teaches each)\n\n{verbs}\n\n"
+        "The road: pretrain -> checkpoint.pth -> convert -> backbone.pkl -> train -> results.json -> report -> table"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""The random parameters of a view, drawn in one place, and the published chain that applies them.
+
+Drawing is apart from applying, so that every way of applying (PIL here, faster ones elsewhere) sees the same numbers and
+can be compared picture by picture. Distributions are torchvision's, whose transforms the official code uses.
+
+Recipes:
+    v1: crop, grey p 0.2, jitter (0.4, 0.4, 0.4, hue 0.4) always, flip. arXiv:1911.05722 Sec. 3.3; facebookresearch/moco@7397dfe main_moco.py.
+    v2: crop, jitter (0.4, 0.4, 0.4, hue 0.1) p 0.8, grey p 0.2, blur sigma U(0.1, 2) p 0.5, flip. arXiv:2003.04297; same file, ``--aug-plus``.
+    supervised: crop, flip.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageFilter
+from torchvision.transforms import functional as F
+
+_RATIO = (3 / 4, 4 / 3)  # aspect ratios of torchvision's RandomResizedCrop
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a view may undergo. Probabilities are in [0, 1].
+
+    Attributes:
+        jitter: Strength of brightness, contrast, saturation and hue, as torchvision's ColorJitter takes them.
+        jitter_p, grey_p, blur_p: How often each is applied.
+        grey_first: Grey before the jitter (v1) or after it (v2).
+    """
+
+    jitter: tuple[float, float, float, float]
+    jitter_p: float
+    grey_p: float
+    blur_p: float
+    grey_first: bool
+
+
+RECIPES = {
+    "v1": Recipe(jitter=(0.4, 0.4, 0.4, 0.4), jitter_p=1.0, grey_p=0.2, blur_p=0.0, grey_first=True),
+    "v2": Recipe(jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, grey_p=0.2, blur_p=0.5, grey_first=False),
+    "supervised": Recipe(jitter=(0.0, 0.0, 0.0, 0.0), jitter_p=0.0, grey_p=0.0, blur_p=0.0, grey_first=False),
+}
+
+
+@dataclass(frozen=True)
+class ViewParameters:
+    """One view's random numbers.
+
+    Attributes:
+        crop: (top, left, height, width), px of the source picture.
+        flip: Mirror left and right.
+        grey: Drop the colours.
+        jitter: The four operations in their random order, as (name, factor); empty when the view is not jittered.
+        blur_sigma: Standard deviation of the Gaussian blur, px; 0.0 for none.
+    """
+
+    crop: tuple[int, int, int, int]
+    flip: bool
+    grey: bool
+    jitter: tuple[tuple[str, float], ...]
+    blur_sigma: float
+
+
+def draw_parameters(
+    rng: np.random.Generator, *, height: int, width: int, recipe: Recipe, crop_scale: tuple[float, float]
+) -> ViewParameters:
+    """Draw one view's parameters.
+
+    Args:
+        rng: Source of randomness.
+        height: Height of the source picture, px.
+        width: Width of the source picture, px.
+        recipe: One of :data:`RECIPES`.
+        crop_scale: Share of the area a crop covers, (low, high].
+
+    Returns:
+        The parameters, distributed as torchvision's RandomResizedCrop, RandomGrayscale, ColorJitter and RandomHorizontalFlip.
+    """
+    crop = _draw_crop(rng, height, width, crop_scale)
+    jitter: tuple[tuple[str, float], ...] = ()
+    if recipe.jitter_p > 0 and rng.random() < recipe.jitter_p:
+        brightness, contrast, saturation, hue = recipe.jitter
+        factors = [
+            ("brightness", rng.uniform(max(0.0, 1 - brightness), 1 + brightness)),
+            ("contrast", rng.uniform(max(0.0, 1 - contrast), 1 + contrast)),
+            ("saturation", rng.uniform(max(0.0, 1 - saturation), 1 + saturation)),
+            ("hue", rng.uniform(-hue, hue)),
+        ]
+        jitter = tuple(factors[i] for i in rng.permutation(4))
+    grey = bool(recipe.grey_p > 0 and rng.random() < recipe.grey_p)
+    blur_sigma = float(rng.uniform(0.1, 2.0)) if recipe.blur_p > 0 and rng.random() < recipe.blur_p else 0.0
+    return ViewParameters(crop=crop, flip=bool(rng.random() < 0.5), grey=grey, jitter=jitter, blur_sigma=blur_sigma)
+
+
+def _draw_crop(rng: np.random.Generator, height: int, width: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:
+    # Ten tries, then the largest centred crop with a legal aspect ratio: RandomResizedCrop.get_params of torchvision 0.26.
+    log_low, log_high = math.log(_RATIO[0]), math.log(_RATIO[1])
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        ratio = math.exp(rng.uniform(log_low, log_high))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w
+    ratio = width / height
+    w, h = width, height
+    if ratio < _RATIO[0]:
+        h = round(w / _RATIO[0])
+    elif ratio > _RATIO[1]:
+        w = round(h * _RATIO[1])
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+_JITTER = {
+    "brightness": F.adjust_brightness,
+    "contrast": F.adjust_contrast,
+    "saturation": F.adjust_saturation,
+    "hue": F.adjust_hue,
+}
+
+
+def apply_reference(image: Image.Image, parameters: ViewParameters, *, size: int, grey_first: bool) -> np.ndarray:
+    """Apply a view's parameters with PIL through torchvision, as the published code does.
+
+    Args:
+        image: RGB picture.
+        parameters: From :func:`draw_parameters` for this picture's size.
+        size: Side of the result, px.
+        grey_first: The recipe's order of grey and jitter.
+
+    Returns:
+        uint8 (size, size, 3), RGB.
+    """
+    top, left, height, width = parameters.crop
+    view = F.resized_crop(image, top, left, height, width, [size, size], F.InterpolationMode.BILINEAR)
+    if parameters.grey and grey_first:
+        view = F.rgb_to_grayscale(view, num_output_channels=3)
+    for name, factor in parameters.jitter:
+        view = _JITTER[name](view, factor)
+    if parameters.grey and not grey_first:
+        view = F.rgb_to_grayscale(view, num_output_channels=3)
+    if parameters.blur_sigma > 0:
+        view = view.filter(ImageFilter.GaussianBlur(radius=parameters.blur_sigma))
+    if parameters.flip:
+        view = F.hflip(view)
+    return np.asarray(view)

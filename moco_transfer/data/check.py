@@ -1,0 +1,176 @@
+"""Look a detection data set over before a run: every problem at once, not the first alone, and what training will leave out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from PIL import Image, UnidentifiedImageError
+
+from ..runtime.errors import InputError
+from .catalog import DetectionDataset, get_dataset
+
+#: Pictures of the splits as published, by name; a copy with other counts is not wrong, but its numbers compare with nobody's.
+_PUBLISHED_COUNTS = {
+    "coco_2014_train": 82783,
+    "coco_2014_val": 40504,
+    "coco_2014_minival": 5000,
+    "coco_2014_valminusminival": 35504,
+    "coco_2017_train": 118287,
+    "coco_2017_val": 5000,
+    "coco_2017_val_100": 100,
+    "keypoints_coco_2017_train": 118287,
+    "keypoints_coco_2017_val": 5000,
+    "voc_2007_train": 2501,
+    "voc_2007_val": 2510,
+    "voc_2007_trainval": 5011,
+    "voc_2007_test": 4952,
+    "voc_2012_train": 5717,
+    "voc_2012_val": 5823,
+    "voc_2012_trainval": 11540,
+}
+
+_EXIF_ORIENTATION = 274
+_LYING = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+
+_LEFT_OUT_WORDS = {
+    "images_without_boxes": "pictures without a box: left out of training, kept in a test set",
+    "crowd_regions": "crowd regions: not trained on, ignored in the evaluation",
+    "boxes_without_area": "boxes without area: not trained on",
+    "invalid_polygons": "objects whose polygons all have fewer than 3 points: left out",
+}
+
+
+@dataclass
+class DatasetReport:
+    """What :func:`check_dataset` found.
+
+    Attributes:
+        name: The data set.
+        problems: One sentence each; a run on this data set would stop at the first.
+        remarks: One sentence each; a run goes on, but its numbers may surprise.
+        num_images: Records that could be read.
+        num_boxes: Boxes that can be trained on, crowd regions not counted.
+        boxes_of_class: The same by class name, in the order of the class indices.
+        left_out: Counts of what training leaves out.
+        metric: The metric that the data set is scored by.
+    """
+
+    name: str
+    problems: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    num_images: int = 0
+    num_boxes: int = 0
+    boxes_of_class: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+    metric: str = ""
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether no problem was found."""
+        return not self.problems
+
+    def text(self, max_problems: int = 20) -> str:
+        """Return the report for people; at most ``max_problems`` of the problems in full."""
+        lines = [
+            f"{self.name}: {self.num_images} pictures, {self.num_boxes} boxes, {len(self.boxes_of_class)} classes, scored "
+            f"by {self.metric}"
+        ]
+        lines += [f"  {count} {_LEFT_OUT_WORDS[key]}" for key, count in self.left_out.items() if count]
+        if self.boxes_of_class:
+            lines.append("  boxes by class: " + ", ".join(f"{name} {count}" for name, count in self.boxes_of_class.items()))
+        lines += [f"  remark: {remark}" for remark in self.remarks]
+        lines += [f"  PROBLEM: {problem}" for problem in self.problems[:max_problems]]
+        if len(self.problems) > max_problems:
+            lines.append(f"  ... and {len(self.problems) - max_problems} more problems")
+        lines.append(
+            "  usable" if self.is_usable else f"  NOT usable: {len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}"
+        )
+        return "\n".join(lines)
+
+
+def check_dataset(name: str, *, open_pictures: bool = True) -> DatasetReport:
+    """Read a data set's annotations and the headers of its pictures, and collect all that is wrong.
+
+    Args:
+        name: A name of the catalogue.
+        open_pictures: Whether each picture is opened, to compare its size with the annotation's.
+
+    Returns:
+        The report; it lists problems instead of raising them.
+
+    Raises:
+        UnknownKeyError: If no data set has that name.
+    """
+    dataset = get_dataset(name)
+    points = "VOC AP by 11 points" if dataset.year == 2007 else "VOC AP by the area under the curve"
+    report = DatasetReport(name, metric=points if dataset.evaluator == "voc" else "COCO AP")
+    problems: list[InputError] = []
+    try:
+        contents = dataset.read(on_problem=problems.append)
+    except InputError as problem:  # no folder, no json: nothing more can be said
+        report.problems = [str(p) for p in (*problems, problem)]
+        return report
+    class_names = dataset.source.class_names if dataset.kind == "voc" else contents.class_names
+    report.problems = [str(problem) for problem in problems]
+    report.left_out = contents.left_out
+    _count(report, contents.records, class_names)
+    _remark(report, dataset, contents)
+    if open_pictures:
+        report.problems += [problem for record in contents.records if (problem := _picture_problem(record))]
+    return report
+
+
+def _count(report: DatasetReport, records: list[dict], class_names: tuple[str, ...]) -> None:
+    boxes = Counter(a["category_id"] for record in records for a in record["annotations"] if not a["iscrowd"])
+    repeated = {name for name, n in Counter(class_names).items() if n > 1}
+    report.num_images, report.num_boxes = len(records), sum(boxes.values())
+    report.boxes_of_class = {f"{name} (index {i})" if name in repeated else name: boxes[i] for i, name in enumerate(class_names)}
+
+
+def _remark(report: DatasetReport, dataset: DetectionDataset, contents) -> None:
+    published = _PUBLISHED_COUNTS.get(dataset.name)
+    if published is not None and report.num_images != published:
+        report.remarks.append(
+            f"the published split has {published} pictures, this copy {report.num_images}: results do not compare with "
+            "published ones."
+        )
+    absent = [name for name, count in report.boxes_of_class.items() if count == 0]
+    if report.num_boxes == 0:
+        report.remarks.append("there is no box at all: neither training nor AP is possible.")
+    elif absent:
+        report.remarks.append(f"{len(absent)} of {len(report.boxes_of_class)} classes have no box: {', '.join(absent)}.")
+    difficult = sum(a.get("difficult", 0) for record in contents.records for a in record["annotations"])
+    if difficult:
+        report.remarks.append(f"{difficult} boxes are difficult: trained on, ignored in the evaluation.")
+    if dataset.kind == "coco" and contents.category_ids != tuple(range(1, len(contents.category_ids) + 1)):
+        report.remarks.append(
+            f"category ids {contents.category_ids[0]} to {contents.category_ids[-1]} are mapped to class indices 0 to "
+            f"{len(contents.category_ids) - 1}, in their order."
+        )
+
+
+def _picture_problem(record: dict) -> str | None:
+    """Return what is wrong with a record's picture, None if nothing is or it is missing, which was said already."""
+    path = record["file_name"]
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            lying = _orientation(image) in _LYING
+    except FileNotFoundError:
+        return None
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        return f"The picture {path} cannot be read ({error}); replace it, or take it off the data set."
+    if lying:
+        width, height = height, width
+    if (width, height) == (record["width"], record["height"]):
+        return None
+    turned = " It is turned by its EXIF tag, which the annotation ignores." if lying else ""
+    return f"The picture {path} is {width} x {height} px, but its annotation says {record['width']} x {record['height']}.{turned}"
+
+
+def _orientation(image: Image.Image) -> int | None:
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION)
+    except Exception:  # damaged EXIF raises nearly anything in Pillow, and is ignored when training too
+        return None

@@ -1,0 +1,263 @@
+"""From a config to a finished pre-training run: the only file of this step that reads a config."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from ..data.images import ImageFolder, find_images
+from ..data.samplers import EpochBatches
+from ..data.two_views import Views, collate_views
+from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
+from ..runtime.distributed import broadcast_module_state, get_rank, get_world_size, is_main_process, start_processes
+from ..runtime.errors import InputError
+from ..runtime.metrics import MetricsFile
+from ..runtime.run_folder import open_run_folder
+from ..runtime.seed import seed_everything
+from .encoders import build_encoder
+from .moco import MoCo
+from .schedule import effective_lr, lr_factor
+from .split_batch_norm import SplitBatchNorm2d, num_groups
+from .supervised import Supervised
+from .trainer import CHECKPOINT_FORMAT, Pretraining, save, train
+
+logger = logging.getLogger(__name__)
+
+_AMP_DTYPE = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pretrain(cfg: CfgNode, *, resume: bool = False, on_start=None) -> Pretraining | None:
+    """Run pre-training as the config says.
+
+    Args:
+        cfg: From ``load_pretrain_config``.
+        resume: Continue the run in OUTPUT_DIR from its last checkpoint; starts afresh where there is none.
+        on_start: Called with OUTPUT_DIR once the folder may be written to (the command line starts its log file there).
+
+    Returns:
+        The finished run, or None when it was told to stop and has saved.
+
+    Raises:
+        InputError: If the data, the config or the checkpoint cannot be used.
+    """
+    device = start_processes(cfg.TRAIN.DEVICE)
+    folder = find_images(cfg.DATA.ROOT, layout=cfg.DATA.LAYOUT)
+    batches = _batches(cfg, folder, start_iteration=0)  # refuses sizes that do not fit, before anything is written
+    if cfg.MECHANISM == "supervised" and len(folder.class_names) < 2:
+        raise InputError(f"MECHANISM supervised needs at least two class folders below DATA.ROOT {cfg.DATA.ROOT}, found {len(folder.class_names)}.")
+    checkpoints = CheckpointFolder(cfg.OUTPUT_DIR, keep=cfg.TRAIN.KEEP_CHECKPOINTS)
+    last = checkpoints.last() if resume else None
+    state = load_checkpoint(last) if last else None
+    output_dir = open_run_folder(cfg.OUTPUT_DIR, resume=resume, config_text=cfg.dump())
+    if on_start is not None:
+        on_start(output_dir)
+
+    run = _build_run(cfg, folder, batches.iterations_per_epoch, device)
+    _say_what_runs(cfg, folder, run)
+    if state is not None:
+        restore(run, state, str(last))
+    loader = _loader(cfg, folder, _batches(cfg, folder, start_iteration=run.iteration), device)
+    metrics = MetricsFile(output_dir / "metrics.json", start_iteration=run.iteration, tensorboard=cfg.TRAIN.TENSORBOARD) if is_main_process() else None
+    try:
+        complete = train(
+            run,
+            loader,
+            checkpoints=checkpoints,
+            metrics=metrics,
+            log_period=cfg.TRAIN.LOG_PERIOD,
+            checkpoint_period_epochs=cfg.TRAIN.CHECKPOINT_PERIOD_EPOCHS,
+            checkpoint_period_iters=cfg.TRAIN.CHECKPOINT_PERIOD_ITERS,
+        )
+    finally:
+        if metrics is not None:
+            metrics.close()
+    return run if complete else None
+
+
+def build_model(cfg: CfgNode, *, num_classes: int = 0) -> nn.Module:
+    """Build the mechanism that the config names, on the CPU.
+
+    Args:
+        cfg: A pre-training config.
+        num_classes: Class folders, for ``supervised``.
+    """
+    if cfg.MECHANISM == "supervised":
+        return Supervised(lambda outputs: build_encoder(cfg.MODEL.ARCH, num_outputs=outputs), num_classes=num_classes)
+    norm_layer = functools.partial(SplitBatchNorm2d, group_size=cfg.MOCO.BN_GROUP_SIZE)
+    return MoCo(
+        lambda outputs: build_encoder(cfg.MODEL.ARCH, num_outputs=outputs, norm_layer=norm_layer),
+        dim=cfg.MOCO.DIM,
+        queue_size=cfg.MOCO.QUEUE_SIZE,
+        momentum=cfg.MOCO.MOMENTUM,
+        temperature=cfg.MOCO.TEMPERATURE,
+        mlp=cfg.MOCO.MLP,
+    )
+
+
+def _batches(cfg: CfgNode, folder: ImageFolder, *, start_iteration: int) -> EpochBatches:
+    return EpochBatches(
+        len(folder),
+        batch_size_total=cfg.DATA.BATCH_SIZE_TOTAL,
+        epochs=cfg.SOLVER.EPOCHS,
+        seed=cfg.SEED,
+        rank=get_rank(),
+        world_size=get_world_size(),
+        start_iteration=start_iteration,
+    )
+
+
+def _loader(cfg: CfgNode, folder: ImageFolder, batches: EpochBatches, device: torch.device) -> DataLoader:
+    views = Views(
+        folder,
+        recipe=cfg.DATA.AUGMENTATION,
+        size=cfg.DATA.IMAGE_SIZE,
+        crop_scale=tuple(cfg.DATA.CROP_SCALE),
+        seed=cfg.SEED,
+        num_views=1 if cfg.MECHANISM == "supervised" else 2,
+    )
+    # One pass of the loader is the whole run, so workers never restart at an epoch's end.
+    return DataLoader(
+        views,
+        batch_sampler=batches,
+        num_workers=cfg.DATA.NUM_WORKERS,
+        collate_fn=collate_views,
+        pin_memory=device.type == "cuda",
+        prefetch_factor=4 if cfg.DATA.NUM_WORKERS else None,
+    )
+
+
+def _build_run(cfg: CfgNode, folder: ImageFolder, iterations_per_epoch: int, device: torch.device) -> Pretraining:
+    seed_everything(cfg.SEED, "weights")
+    model = build_model(cfg, num_classes=len(folder.class_names)).to(device)
+    channels_last = cfg.TRAIN.CHANNELS_LAST
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    broadcast_module_state([*model.parameters(), *model.buffers()])
+    wrapped: nn.Module = model
+    if get_world_size() > 1:
+        # Buffers are kept equal by construction (queue) or averaged when saved (BN): no broadcast of 32 MB in each step.
+        ids = [device.index] if device.type == "cuda" else None
+        wrapped = DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+    solver = cfg.SOLVER
+    lr = effective_lr(solver.BASE_LR, batch_size_total=cfg.DATA.BATCH_SIZE_TOTAL, reference_batch_size=solver.REFERENCE_BATCH_SIZE)
+    factor = functools.partial(
+        lr_factor,
+        schedule=solver.SCHEDULE,
+        epochs=solver.EPOCHS,
+        iterations_per_epoch=iterations_per_epoch,
+        steps=tuple(solver.STEPS),
+        gamma=solver.GAMMA,
+        warmup_epochs=solver.WARMUP_EPOCHS,
+    )
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return Pretraining(
+        model=model,
+        wrapped=wrapped,
+        optimizer=torch.optim.SGD(trained, lr=lr, momentum=solver.MOMENTUM, weight_decay=solver.WEIGHT_DECAY),
+        scaler=torch.amp.GradScaler(device.type, enabled=cfg.TRAIN.PRECISION == "fp16"),
+        device=device,
+        amp_dtype=_AMP_DTYPE[cfg.TRAIN.PRECISION],
+        channels_last=channels_last,
+        lr_at=lambda epoch, step: lr * factor(epoch, step),
+        iterations_per_epoch=iterations_per_epoch,
+        epochs=solver.EPOCHS,
+        pixel_mean=tuple(cfg.DATA.PIXEL_MEAN),
+        pixel_std=tuple(cfg.DATA.PIXEL_STD),
+        seed=cfg.SEED,
+        header=_header(cfg, folder),
+        num_images=len(folder),
+        max_unreadable=cfg.DATA.MAX_UNREADABLE,
+    )
+
+
+def _header(cfg: CfgNode, folder: ImageFolder) -> dict[str, Any]:
+    return {
+        "format": CHECKPOINT_FORMAT,
+        "mechanism": cfg.MECHANISM,
+        "arch": cfg.MODEL.ARCH,
+        "pixels": {"format": "RGB", "mean": [float(v) for v in cfg.DATA.PIXEL_MEAN], "std": [float(v) for v in cfg.DATA.PIXEL_STD]},
+        "classes": list(folder.class_names) if cfg.MECHANISM == "supervised" else [],
+        "config": cfg.dump(),
+        "num_images": len(folder),
+    }
+
+
+def restore(run: Pretraining, state: dict[str, Any], path: str) -> None:
+    """Put a checkpoint's state into a run that was built from the same config.
+
+    Args:
+        run: Changed in place.
+        state: From ``load_checkpoint``.
+        path: The checkpoint's path, for messages.
+
+    Raises:
+        InputError: If the checkpoint is not one of this mechanism, architecture, data and sizes.
+    """
+    if state.get("format") != CHECKPOINT_FORMAT:
+        raise InputError(f"{path} is not a checkpoint of tools/pretrain.py (format {state.get('format')!r}, expected {CHECKPOINT_FORMAT!r}).")
+    same = {"mechanism": "MECHANISM", "arch": "MODEL.ARCH", "num_images": "number of pictures in DATA.ROOT", "pixels": "DATA.PIXEL_MEAN and PIXEL_STD"}
+    for key, name in same.items():
+        if state[key] != run.header[key]:
+            raise InputError(f"{path} was made with {name} {state[key]}, the run to resume has {run.header[key]}. Resume with the config it was started with.")
+    if state["iterations_per_epoch"] != run.iterations_per_epoch:
+        raise InputError(
+            f"{path} was made with {state['iterations_per_epoch']} iterations per epoch, this run has {run.iterations_per_epoch}: "
+            f"DATA.BATCH_SIZE_TOTAL must stay as it was. Resume with the config it was started with."
+        )
+    expected = {name: tuple(t.shape) for name, t in run.model.state_dict().items()}
+    got = {name: tuple(t.shape) for name, t in state["state_dict"].items()}
+    differing = sorted(name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name))
+    if differing:
+        name = differing[0]
+        raise InputError(
+            f"{path} does not fit this config: {len(differing)} tensors differ, the first is {name} "
+            f"({got.get(name, 'absent')} in the file, {expected.get(name, 'absent')} here). Resume with the config it was started with."
+        )
+    run.model.load_state_dict(state["state_dict"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.scaler.load_state_dict(state["scaler"])
+    run.iteration = state["iteration"]
+    run.unreadable = set(state["unreadable"])
+    logger.info("resumed from %s: iteration %d of %d", path, run.iteration, run.max_iterations)
+    if state["world_size"] != get_world_size():
+        logger.warning(
+            "The run was saved with %d processes and goes on with %d: pictures, order and learning rate stay the same, the groups of "
+            "images that share BN statistics differ from here on.", state["world_size"], get_world_size(),
+        )
+
+
+def _say_what_runs(cfg: CfgNode, folder: ImageFolder, run: Pretraining) -> None:
+    classes = f" in {len(folder.class_names)} class folders" if folder.class_names else ""
+    logger.info("%d pictures%s below %s; the first is %s", len(folder), classes, folder.root, folder.names[0])
+    per_rank = cfg.DATA.BATCH_SIZE_TOTAL // get_world_size()
+    logger.info(
+        "batch %d = %d per process x %d on %s, %s; %d epochs of %d iterations",
+        cfg.DATA.BATCH_SIZE_TOTAL, per_rank, get_world_size(), run.device, cfg.TRAIN.PRECISION, run.epochs, run.iterations_per_epoch,
+    )
+    logger.info("lr %g = SOLVER.BASE_LR %g x %d / %d", run.optimizer.param_groups[0]["lr"],
+                cfg.SOLVER.BASE_LR, cfg.DATA.BATCH_SIZE_TOTAL, cfg.SOLVER.REFERENCE_BATCH_SIZE)
+    if cfg.MECHANISM == "supervised":
+        return
+    groups = num_groups(per_rank, cfg.MOCO.BN_GROUP_SIZE)
+    if groups * get_world_size() > 1:
+        logger.info("BN statistics over %d groups of about %d images, keys shuffled among them", groups * get_world_size(), per_rank // groups)
+    else:
+        logger.warning(
+            "All %d images share their BN statistics, so keys can be told by them and the pretext task leaks (Sec. 3.3 of the paper). "
+            "Set MOCO.BN_GROUP_SIZE to at most %d.", per_rank, max(1, per_rank // 2),
+        )
+    if cfg.MOCO.QUEUE_SIZE > len(folder):
+        logger.warning(
+            "MOCO.QUEUE_SIZE %d is larger than the number of pictures, %d: a queue then holds other views of the query's own picture as "
+            "negatives. At most a quarter of the pictures, %d, is advisable.", cfg.MOCO.QUEUE_SIZE, len(folder), max(1, len(folder) // 4),
+        )
+
+
+__all__ = ["build_model", "pretrain", "restore", "save"]
