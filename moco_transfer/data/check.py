@@ -34,10 +34,11 @@ _EXIF_ORIENTATION = 274
 _LYING = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
 _LEFT_OUT_WORDS = {
-    "images_without_boxes": "pictures without a box: left out of training, kept in a test set",
-    "crowd_regions": "crowd regions: not trained on, ignored in the evaluation",
-    "boxes_without_area": "boxes without area: not trained on",
-    "invalid_polygons": "objects whose polygons all have fewer than 3 points: left out",
+    "images_without_boxes": "pictures without a box (left out of training, kept in a test set)",
+    "crowd_regions": "crowd regions (not trained on, ignored in the evaluation)",
+    "boxes_without_area": "boxes without area (not trained on)",
+    "boxes_reaching_out": "boxes that reach out of the picture by a pixel or more (cut off at its edge in training)",
+    "invalid_polygons": "objects whose polygons all have fewer than 3 points (left out)",
 }
 
 
@@ -72,21 +73,22 @@ class DatasetReport:
 
     def text(self, max_problems: int = 20) -> str:
         """Return the report for people; at most ``max_problems`` of the problems in full."""
-        lines = [
-            f"{self.name}: {self.num_images} pictures, {self.num_boxes} boxes, {len(self.boxes_of_class)} classes, scored "
-            f"by {self.metric}"
-        ]
-        lines += [f"  {count} {_LEFT_OUT_WORDS[key]}" for key, count in self.left_out.items() if count]
+        counts = (_counted(self.num_images, "picture"), _counted(self.num_boxes, "box"), _counted(len(self.boxes_of_class), "class"))
+        lines = [f"{self.name}: {', '.join(counts)}, scored by {self.metric}"]
+        lines += [f"  {_LEFT_OUT_WORDS[key]}: {count}" for key, count in self.left_out.items() if count]
         if self.boxes_of_class:
             lines.append("  boxes by class: " + ", ".join(f"{name} {count}" for name, count in self.boxes_of_class.items()))
         lines += [f"  remark: {remark}" for remark in self.remarks]
         lines += [f"  PROBLEM: {problem}" for problem in self.problems[:max_problems]]
         if len(self.problems) > max_problems:
-            lines.append(f"  ... and {len(self.problems) - max_problems} more problems")
-        lines.append(
-            "  usable" if self.is_usable else f"  NOT usable: {len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}"
-        )
+            lines.append(f"  ... and {len(self.problems) - max_problems} more")
+        lines.append("  usable" if self.is_usable else f"  NOT usable: {_counted(len(self.problems), 'problem')}")
         return "\n".join(lines)
+
+
+def _counted(count: int, noun: str) -> str:
+    plural = noun + ("es" if noun.endswith(("s", "x")) else "s")
+    return f"{count} {noun if count == 1 else plural}"
 
 
 def check_dataset(name: str, *, open_pictures: bool = True) -> DatasetReport:
@@ -142,7 +144,7 @@ def _remark(report: DatasetReport, dataset: DetectionDataset, contents) -> None:
         report.remarks.append(f"{len(absent)} of {len(report.boxes_of_class)} classes have no box: {', '.join(absent)}.")
     difficult = sum(a.get("difficult", 0) for record in contents.records for a in record["annotations"])
     if difficult:
-        report.remarks.append(f"{difficult} boxes are difficult: trained on, ignored in the evaluation.")
+        report.remarks.append(f"{difficult} of the boxes {'is' if difficult == 1 else 'are'} difficult: trained on, ignored in the evaluation.")
     if dataset.kind == "coco" and contents.category_ids != tuple(range(1, len(contents.category_ids) + 1)):
         report.remarks.append(
             f"category ids {contents.category_ids[0]} to {contents.category_ids[-1]} are mapped to class indices 0 to "

@@ -9,16 +9,18 @@ Source:
 from __future__ import annotations
 
 import json
-import math
 import os
+import struct
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from ..runtime.errors import InputError, MissingFileError
 from .detection_records import OnProblem, check_image_files, is_trainable, raise_problem
+
+_FAR = 1e9  # px; a number beyond is a mistake, as are infinity and NaN, which no comparison holds for
+_COUNTED = ("crowd_regions", "boxes_without_area", "boxes_reaching_out", "invalid_polygons")
+_FOUR_FLOATS, _TWO_FLOATS = struct.Struct("4f"), struct.Struct("2f")
 
 
 @dataclass
@@ -167,7 +169,7 @@ class _AnnotationReader:
     records: dict
     index_of: dict[int, int]
     on_problem: OnProblem
-    left_out: dict[str, int] = field(default_factory=lambda: {"crowd_regions": 0, "boxes_without_area": 0, "invalid_polygons": 0})
+    left_out: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_COUNTED, 0))
 
     def add(self, raw: dict) -> None:
         where = f"{self.json_file}, annotation {raw.get('id')}"
@@ -191,6 +193,7 @@ class _AnnotationReader:
             annotation["keypoints"] = keypoints
         self.left_out["crowd_regions"] += annotation["iscrowd"]
         self.left_out["boxes_without_area"] += int(not (bbox[2] > bbox[0] and bbox[3] > bbox[1]))
+        self.left_out["boxes_reaching_out"] += int(_reaches_out(bbox, record))
         record["annotations"].append(annotation)
 
     def _record_of(self, raw: dict, where: str) -> dict:
@@ -216,7 +219,7 @@ class _AnnotationReader:
 def _xyxy(box, record: dict, where: str) -> list[float]:
     """Turn [x, y, w, h] into [x0, y0, x1, y1]; float32, to place the far corner where Detectron2 places it."""
     numbers = (
-        isinstance(box, (list, tuple)) and len(box) == 4 and all(isinstance(v, (int, float)) and math.isfinite(v) for v in box)
+        isinstance(box, (list, tuple)) and len(box) == 4 and all(isinstance(v, (int, float)) and abs(v) < _FAR for v in box)
     )
     if not numbers:
         raise InputError(
@@ -229,8 +232,14 @@ def _xyxy(box, record: dict, where: str) -> list[float]:
             f"{record['file_name']}; "
             "expected pixels from the top left corner, width and height not negative; correct the file."
         )
-    x, y, w, h = (np.float32(v) for v in box)
-    return [float(x), float(y), float(x + w), float(y + h)]
+    # The sum of two float32 in float64 is exact enough that rounding it once more is the sum in float32.
+    x, y, w, h = _FOUR_FLOATS.unpack(_FOUR_FLOATS.pack(*box))
+    return [x, y, *_TWO_FLOATS.unpack(_TWO_FLOATS.pack(x + w, y + h))]
+
+
+def _reaches_out(bbox: list[float], record: dict) -> bool:
+    # COCO's own boxes overhang by rounding; a pixel or more is another matter.
+    return min(bbox[:2]) <= -1 or bbox[2] >= record["width"] + 1 or bbox[3] >= record["height"] + 1
 
 
 def _segmentation(segmentation, where: str):

@@ -3,23 +3,21 @@
 Shapes in this module:
     H, W: picture after resizing, px    N: objects in the picture    K: key points of an object
 Conventions:
-    Boxes, polygons and key points are continuous coordinates: the picture covers [0, W] x [0, H], so mirroring maps x to W - x.
     All randomness comes from the numpy Generator that the caller passes; there is no global state.
 Source:
-    Re-expresses detectron2/data/{dataset_mapper,detection_utils}.py, data/transforms/augmentation_impl.py and fvcore's
-    transforms; pictures and annotations are equal, bit for bit, given the same size and mirroring. Known difference: a COCO
-    box of four whole numbers is scaled exactly here, while Detectron2 rounds its corners down after scaling.
+    Re-expresses detectron2/data/{dataset_mapper,detection_utils}.py; pictures and annotations are equal, bit for bit, given the
+    same size and mirroring. Known difference: a COCO box of four whole numbers is scaled exactly here, while Detectron2 rounds
+    its corners down after scaling.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
 from ..runtime.errors import InputError, MissingFileError
+from .detection_geometry import ResizeAndFlip, draw_shorter_edge, resized_shape
 
 _EXIF_ORIENTATION = 274
 _UPRIGHT = {
@@ -67,79 +65,6 @@ def _turn_upright(image: Image.Image) -> Image.Image:
     except Exception:  # damaged EXIF raises nearly anything in Pillow; the pixels are still good, so use them as they lie
         return image
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
-
-
-def resized_shape(height: int, width: int, *, shorter_edge: int, max_size: int) -> tuple[int, int]:
-    """Return (height, width) in px after scaling the shorter edge, less if the longer one would exceed ``max_size``."""
-    scale = shorter_edge * 1.0 / min(height, width)
-    new_height, new_width = (shorter_edge * 1.0, scale * width) if height < width else (scale * height, shorter_edge * 1.0)
-    if max(new_height, new_width) > max_size:
-        scale = max_size * 1.0 / max(new_height, new_width)
-        new_height, new_width = new_height * scale, new_width * scale
-    return int(new_height + 0.5), int(new_width + 0.5)
-
-
-def draw_shorter_edge(min_sizes: tuple[int, ...], sample_style: str, rng: np.random.Generator) -> int:
-    """Draw the length of the shorter edge, px: one of ``min_sizes`` (``choice``) or between its two values (``range``)."""
-    if sample_style == "range":
-        return int(rng.integers(min_sizes[0], min_sizes[1] + 1))
-    return int(rng.choice(min_sizes))
-
-
-@dataclass(frozen=True)
-class ResizeAndFlip:
-    """One drawn geometric change of a picture and all its annotations.
-
-    Attributes:
-        old_shape: (height, width) of the picture as read, px.
-        new_shape: (height, width) after resizing, px.
-        flip: ``none``, ``horizontal`` or ``vertical``, done after resizing.
-    """
-
-    old_shape: tuple[int, int]
-    new_shape: tuple[int, int]
-    flip: str = "none"
-
-    def apply_picture(self, pixels: np.ndarray, *, nearest: bool = False) -> np.ndarray:
-        """Resize uint8 pixels (H, W[, 3]) with Pillow, which anti-aliases; ``nearest`` is for masks."""
-        filter_ = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
-        new_height, new_width = self.new_shape
-        resized = np.asarray(Image.fromarray(pixels).resize((new_width, new_height), filter_))
-        if self.flip == "horizontal":
-            return resized[:, ::-1]
-        return resized[::-1] if self.flip == "vertical" else resized
-
-    def apply_points(self, points: np.ndarray) -> np.ndarray:
-        """Map points (n, 2), (x, y) in px, float64."""
-        new_height, new_width = self.new_shape
-        x = points[:, 0] * (new_width * 1.0 / self.old_shape[1])
-        y = points[:, 1] * (new_height * 1.0 / self.old_shape[0])
-        if self.flip == "horizontal":
-            x = new_width - x
-        elif self.flip == "vertical":
-            y = new_height - y
-        return np.stack((x, y), axis=1)
-
-    def apply_boxes(self, boxes: np.ndarray) -> np.ndarray:
-        """Map boxes (N, 4) XYXY and clip them to the picture; float64."""
-        corners = self.apply_points(boxes.reshape(-1, 2)).reshape(-1, 2, 2)
-        mapped = np.concatenate((corners.min(axis=1), corners.max(axis=1)), axis=1).clip(min=0)
-        return np.minimum(mapped, [*self.new_shape[::-1], *self.new_shape[::-1]])
-
-    def apply_keypoints(self, keypoints: np.ndarray, mirror: tuple[int, ...]) -> np.ndarray:
-        """Map key points (K, 3) of (x, y, visibility); points outside the picture become unlabelled, all zero.
-
-        Args:
-            keypoints: Key points of one object.
-            mirror: For each point the index of its opposite-handed twin.
-        """
-        xy = self.apply_points(keypoints[:, :2])
-        inside = ((xy >= 0) & (xy <= self.new_shape[::-1])).all(axis=1)
-        mapped = np.concatenate((xy, np.where(inside, keypoints[:, 2], 0)[:, None]), axis=1)
-        if self.flip == "horizontal":
-            mapped = mapped[list(mirror)]
-        mapped[mapped[:, 2] == 0] = 0
-        return mapped
 
 
 def read_and_check(record: dict, image_format: str) -> np.ndarray:

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import cv2
 import numpy as np
 
-from ..runtime.files import atomic_write_bytes, atomic_write_text
+from ..runtime.files import atomic_write_text
 from ..runtime.seed import generator_at
 
 SHAPES = ("disc", "square", "triangle", "star")
@@ -36,9 +36,9 @@ class SceneBox:
 
 
 def draw_object_picture(name: str, rng: np.random.Generator, *, size: int) -> np.ndarray:
-    """Return a uint8 (size, size, 3) BGR picture of one object that fills 45 to 90 % of the side."""
+    """Return a uint8 (size, size, 3) BGR picture of one object that fills 55 to 95 % of the side."""
     picture = _ground(rng, size, size)
-    side = int(size * rng.uniform(0.45, 0.9))
+    side = int(size * rng.uniform(0.55, 0.95))
     x = int(rng.integers(0, size - side + 1))
     y = int(rng.integers(0, size - side + 1))
     _paste(picture, name, rng, x, y, side)
@@ -67,7 +67,7 @@ def _overlap(x: int, y: int, side: int, box: SceneBox) -> float:
 
 
 def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A smooth two-colour ground with a random grain, so that texture alone does not give an object away."""
+    """A smooth ground of two near colours with a random grain: textured, but less telling than the object on it."""
     ys, xs = np.mgrid[0:height, 0:width].astype(np.float32)
     angle = rng.uniform(0, np.pi)
     along = xs * np.cos(angle) + ys * np.sin(angle)
@@ -79,8 +79,9 @@ def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     else:
         coarse = rng.random((int(rng.integers(4, 12)),) * 2).astype(np.float32)
         mix = np.clip(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), 0, 1)
-    first, second = rng.uniform(30, 225, (2, 3))
-    picture = first + (second - first) * 0.6 * mix[..., None]
+    level = rng.uniform(70, 185)
+    first, second = _tinted(rng, level), _tinted(rng, level + rng.uniform(-50, 50))
+    picture = first + (second - first) * mix[..., None]
     return np.clip(picture + rng.normal(0, rng.uniform(2, 10), (height, width, 1)), 0, 255).astype(np.uint8)
 
 
@@ -136,22 +137,25 @@ def _paste(picture: np.ndarray, name: str, rng: np.random.Generator, x: int, y: 
 
 def _two_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     # Far enough apart in brightness that the texture is seen; which is which, and the hues, are random.
-    dark = rng.uniform(0, 110, 3)
-    light = dark + rng.uniform(90, 145, 3)
+    level = rng.uniform(10, 110)
+    dark, light = _tinted(rng, level), _tinted(rng, level + rng.uniform(90, 135))
     return (dark, light) if rng.random() < 0.5 else (light, dark)
 
 
+def _tinted(rng: np.random.Generator, level: float) -> np.ndarray:
+    """Return a nearly grey colour: a picture whose hue were its own could be told from all others without looking at shapes."""
+    return np.clip(level + rng.uniform(-10, 10, 3), 0, 255)
+
+
 def write_pool(folder: Path, *, count: int, size: int, seed: int) -> int:
-    """Write ``count`` object pictures as ``<folder>/<class>/<number>.jpg``; pictures that are there already are kept.
+    """Write ``count`` object pictures as ``<folder>/<class>/<number>.jpg``.
 
     Returns:
         The number of pictures in the pool.
     """
     for i in range(count):
         name = CLASSES[i % len(CLASSES)]
-        target = folder / name / f"{i:05d}.jpg"
-        if not target.exists():
-            _write_jpeg(target, draw_object_picture(name, generator_at(seed, "pool", i), size=size))
+        _write_jpeg(folder / name / f"{i:05d}.jpg", draw_object_picture(name, generator_at(seed, "pool", i), size=size))
     return count
 
 
@@ -185,7 +189,8 @@ def _write_jpeg(path: Path, picture: np.ndarray) -> None:
     ok, encoded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 95])
     if not ok:
         raise RuntimeError(f"OpenCV could not encode {path}.")
-    atomic_write_bytes(path, encoded.tobytes())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encoded.tobytes())  # thousands of pictures that can be drawn again need no fsync each
 
 
 def _voc_xml(image_id: str, size: int, boxes: list[SceneBox]) -> str:

@@ -50,6 +50,11 @@ def contrastive_logits(q: Tensor, k: Tensor, queue: Tensor, *, temperature: floa
     return torch.cat([l_pos, l_neg], dim=1) / temperature
 
 
+def _unit(features: Tensor) -> Tensor:
+    """Return the rows scaled to unit L2 norm, in float32 where autocast gave less."""
+    return F.normalize(features.float() if features.dtype in (torch.float16, torch.bfloat16) else features, dim=1)
+
+
 class MoCo(nn.Module):
     """Momentum Contrast with a queue (v1), and with the MLP head of v2.
 
@@ -114,10 +119,10 @@ class MoCo(nn.Module):
             im_k: Key images (N, 3, H, W), another view of the same pictures in the same order.
 
         Returns:
-            Logits (N, 1 + K) in float32 and targets (N,) of zeros, int64. Cross-entropy of the two is Eq. (1).
+            Logits (N, 1 + K), float32 under autocast too, and targets (N,) of zeros, int64. Cross-entropy of the two is Eq. (1).
         """
         # The precision of the encoders is the caller's (autocast); similarities and the softmax are always float32.
-        q = F.normalize(self.encoder_q(im_q).float(), dim=1)  # queries: (N, C)
+        q = _unit(self.encoder_q(im_q))  # queries: (N, C)
         k_all = self._keys(im_k)  # keys of all processes: (W * N, C)
         own = get_rank() * len(q) if self.training else 0
         k = k_all[own : own + len(q)]
@@ -132,14 +137,13 @@ class MoCo(nn.Module):
     def _keys(self, im_k: Tensor) -> Tensor:
         """Return the keys of all processes in training, of this process alone in evaluation."""
         if not self.training:
-            return F.normalize(self.encoder_k(im_k).float(), dim=1)
+            return _unit(self.encoder_k(im_k))
         self._update_key_encoder()
         if not self.shuffle:
             permutation = torch.arange(len(im_k) * get_world_size(), device=im_k.device)
-            return gather_unshuffled(F.normalize(self.encoder_k(im_k).float(), dim=1), permutation)
+            return gather_unshuffled(_unit(self.encoder_k(im_k)), permutation)
         permutation = draw_permutation(len(im_k), im_k.device)
-        k = F.normalize(self.encoder_k(shuffle_rows(im_k, permutation)).float(), dim=1)
-        return gather_unshuffled(k, permutation)
+        return gather_unshuffled(_unit(self.encoder_k(shuffle_rows(im_k, permutation))), permutation)
 
     @torch.no_grad()
     def _update_key_encoder(self) -> None:

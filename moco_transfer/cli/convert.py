@@ -1,0 +1,95 @@
+"""Convert a pre-trained checkpoint into a backbone file for the detector, with every tensor accounted for.
+
+Reads SRC, recognises whose checkpoint it is by its keys, and writes DST only when no tensor of the backbone is missing,
+left over or misshapen and both files compute the same features of a picture. Otherwise it says what is wrong, ends with
+status 2 and leaves DST as it was. No code inside SRC is ever run.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+EPILOG = """examples:
+  A checkpoint of moco-transfer pretrain, or an official MoCo v1/v2 file, for Detectron2 and for moco-transfer train:
+    moco-transfer convert out/moco_v2/checkpoint_0200.pth out/moco_v2/backbone.pkl
+  The momentum (key) encoder instead of the trained one:
+    moco-transfer convert moco_v2_800ep_pretrain.pth.tar backbone_k.pkl --encoder k
+  Back to torchvision, or on to timm:
+    moco-transfer convert backbone.pkl resnet50.pth --to torchvision
+    moco-transfer convert backbone.pkl resnet50.safetensors --to timm
+  What a file is, what it was trained on, and what it covers:
+    moco-transfer convert --inspect backbone.pkl
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``convert``."""
+    parser.add_argument("src", nargs="?", metavar="SRC", help="checkpoint to read")
+    parser.add_argument("dst", nargs="?", metavar="DST", help="file to write")
+    parser.add_argument(
+        "--to", default="detectron2", metavar="TARGET", help="detectron2 (.pkl, default), torchvision (.pth), timm (.safetensors)"
+    )
+    parser.add_argument(
+        "--encoder", default="q", choices=("q", "k"), help="q: the trained encoder (default); k: its momentum copy"
+    )
+    parser.add_argument(
+        "--from", dest="source_format", metavar="FORMAT", help="the layout of SRC, when its keys can be read in two ways"
+    )
+    parser.add_argument("--arch", metavar="NAME", help="the network, e.g. resnet50, instead of the one that its shapes tell")
+    parser.add_argument(
+        "--verify",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="compare the features of both files (default: yes up to 1 GB)",
+    )
+    parser.add_argument("--inspect", metavar="FILE", help="say what FILE is and write nothing")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert or inspect; returns the exit status."""
+    # torch takes seconds to import; --help need not wait for it.
+    from ..convert import convert_checkpoint
+    from ..convert.inspect_file import describe
+    from ..runtime.errors import InputError
+
+    if args.inspect is not None:
+        if args.src is not None:
+            raise InputError("--inspect takes one file and writes nothing: leave SRC and DST out.")
+        print(describe(args.inspect, encoder=args.encoder, source_format=args.source_format))
+        return 0
+    if args.src is None or args.dst is None:
+        raise InputError("Expected SRC and DST: the checkpoint to read and the file to write (or --inspect FILE).")
+    report = convert_checkpoint(
+        args.src,
+        args.dst,
+        to=args.to,
+        encoder=args.encoder,
+        source_format=args.source_format,
+        verify=args.verify,
+        arch=args.arch,
+    )
+    print(report.table())
+    print(f"{'wrote':<13} {report.output} ({report.to}, sha256 {report.sha256})")
+    print(_next_step(report.to, report.output, report.arch))
+    return 0
+
+
+def _next_step(to: str, output: object, arch: str) -> str:
+    if to == "detectron2":
+        return f"Next: moco-transfer train --config-file {_config(arch)} MODEL.WEIGHTS {output} OUTPUT_DIR out/{arch}"
+    if to == "torchvision":
+        load = f"model.load_state_dict(torch.load({str(output)!r}, weights_only=True))"
+        return f"Next: model = torchvision.models.{arch}(); model.fc = torch.nn.Identity(); {load}"
+    return f"Next: model = timm.create_model({arch!r}, num_classes=0, checkpoint_path={str(output)!r})"
+
+
+def _config(arch: str) -> str:
+    """Return the name of a VOC config for the depth of ``arch`` that comes with the package, or what to look for."""
+    from ..config import available
+
+    depth = arch.removeprefix("wide_").removeprefix("resnet").removeprefix("resnext").split("_")[0]
+    names = [
+        name for name in sorted(available()) if name.startswith("pascal_voc_") and f"_R_{depth}_" in name and "_msra" not in name
+    ]
+    is_plain = arch == f"resnet{depth}"  # the configs are for plain ResNets
+    return names[0] if names and is_plain else "YOUR_CONFIG.yaml"

@@ -1,0 +1,208 @@
+"""Convert a checkpoint: read, account for every tensor, write, read back, compare; a file that fails any of it never appears."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moco_transfer.runtime.errors import InputError
+from moco_transfer.runtime.files import atomic_path, sha256_of
+
+from .architectures import ARCHITECTURES, backbone_shapes, recognise
+from .coverage import coverage
+from .formats import Source, read_source
+from .key_maps import BATCH_COUNTER, WRITE_NAME
+from .read import read_checkpoint
+from .stamp import make_stamp
+from .verify import Verification, compare, detectron2_features, generated_picture, torchvision_features
+from .write import TARGETS, write
+from .zoo import local_file
+
+logger = logging.getLogger(__name__)
+
+VERIFY_UP_TO = 1_000_000_000
+"""Bytes of the source up to which the conversion is verified unless told otherwise."""
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What a conversion read, did and wrote.
+
+    Attributes:
+        source: The file read.
+        source_format: The layout it is in, for instance "moco".
+        source_title: The layout in words.
+        arch: torchvision's name of the network.
+        encoder: "q" or "k"; None where the source knows one encoder only.
+        stamp: What the file written carries about its origin.
+        expected: torchvision's names of the tensors that the backbone needs (265 for ResNet-50).
+        mapped: Name in the source -> name in the file written; BN's counters included when the source has them.
+        dropped: Name in the source -> why it was not taken.
+        to: "detectron2", "torchvision" or "timm".
+        output: The file written.
+        sha256: Of the file written, 64 hexadecimal digits.
+        verification: How far the features agree; None when that was not asked for.
+    """
+
+    source: Path
+    source_format: str
+    source_title: str
+    arch: str
+    encoder: str | None
+    stamp: dict[str, Any]
+    expected: tuple[str, ...]
+    mapped: dict[str, str]
+    dropped: dict[str, str]
+    to: str
+    output: Path
+    sha256: str
+    verification: Verification | None
+
+    def table(self) -> str:
+        """Return the coverage as text: tensors expected, mapped and dropped, with the reason of each drop."""
+        counters = sum(name.endswith(BATCH_COUNTER) for name in self.mapped)
+        rows = [
+            ("source", f"{self.source} ({self.source_title}" + (f", encoder {self.encoder})" if self.encoder else ")")),
+            ("architecture", self.arch),
+            ("expected", f"{len(self.expected)} backbone tensors"),
+            ("mapped", f"{len(self.mapped) - counters}" + (f" and {counters} batch counters of BN" if counters else "")),
+            ("missing", "0"),
+            ("dropped", str(len(self.dropped))),
+        ]
+        lines = [f"{title:<13} {text}" for title, text in rows]
+        lines += [f"{'':<13} {count} x {why}" for why, count in Counter(self.dropped.values()).most_common()]
+        verdict = str(self.verification) if self.verification else "not verified (asked not to, or larger than 1 GB)"
+        return "\n".join([*lines, f"{'features':<13} {verdict}"])
+
+
+def convert_checkpoint(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    *,
+    to: str = "detectron2",
+    encoder: str = "q",
+    source_format: str | None = None,
+    verify: bool | None = None,
+    arch: str | None = None,
+) -> ConversionReport:
+    """Convert a pre-trained backbone, or refuse and write nothing.
+
+    Args:
+        src: The checkpoint to read, or a name of :mod:`moco_transfer.convert.zoo`; no code in it is run.
+        dst: The file to write. It appears whole or not at all, and an existing one stays as it is when the conversion fails.
+        to: "detectron2" (.pkl), "torchvision" (.pth) or "timm" (.safetensors).
+        encoder: "q" for the encoder that was trained, "k" for its momentum copy.
+        source_format: The source's layout where its keys can be read in two ways; None to recognise it.
+        verify: Whether to compare the features of both files; None for "if the source has at most 1 GB".
+        arch: torchvision's name of the network; None to recognise it by its shapes.
+
+    Returns:
+        What was read, mapped, dropped and written.
+
+    Raises:
+        InputError: If the source cannot be read or recognised, lacks a tensor, has one too many, of another shape or with a
+            value that is not finite, or if the features differ.
+        MissingFileError: If there is no file ``src``.
+    """
+    src, dst = local_file(src), Path(dst)
+    _check_arguments(src, dst, to, arch)
+    content = read_checkpoint(src)
+    source = read_source(content, encoder=encoder, source_format=source_format)
+    arch = arch or recognise(source.state)
+    check_source(source, arch, src)
+    stamp = make_stamp(content, source, arch=arch, sha256=sha256_of(src))
+    if any("(fused" in name for name in source.names.values()):
+        logger.warning("%s: its batch norms are fused into scale and shift; keep them frozen (MODEL.RESNETS.NORM FrozenBN)", src)
+    if to != "detectron2" and stamp["stride_in_1x1"]:
+        raise InputError(
+            f"{src} has its strides in the 1x1 convolutions (STRIDE_IN_1X1 True), which no {to} ResNet has: its features there "
+            "would differ; only --to detectron2 can hold it."
+        )
+    verify = src.stat().st_size <= VERIFY_UP_TO if verify is None else verify
+    try:
+        with atomic_path(dst) as tmp:
+            names = write(tmp, source.state, stamp, to=to)
+            verification = _verify(source, tmp, stamp, dst) if verify else None
+            sha256 = sha256_of(tmp)
+    except OSError as error:  # a full disk, for one
+        raise InputError(f"Cannot write {dst}: {error.strerror or error}; nothing was changed.") from error
+    report = ConversionReport(
+        source=src,
+        source_format=source.format,
+        source_title=source.title,
+        arch=arch,
+        encoder=source.encoder,
+        stamp=stamp,
+        expected=tuple(backbone_shapes(arch)),
+        mapped={source.names[name]: names[name] for name in source.state},
+        dropped=source.dropped,
+        to=to,
+        output=dst,
+        sha256=sha256,
+        verification=verification,
+    )
+    logger.info("Converted %s to %s (%s): %d tensors", src, dst, to, len(report.mapped))
+    return report
+
+
+def check_source(source: Source, arch: str, path: object) -> None:
+    """Account for every tensor of an encoder.
+
+    Raises:
+        InputError: If one is missing, unused, misshapen, no floating-point number or not finite; the message names them.
+    """
+    name_there = WRITE_NAME[source.layout.naming]
+    have: dict[str, Any] = {source.names[name]: tensor for name, tensor in source.state.items()}
+    have.update({name: () for name in source.unknown})
+    expected = {
+        source.names.get(name, f"{source.prefix}{name_there(name)}"): shape for name, shape in backbone_shapes(arch).items()
+    }
+    covered = coverage(have, expected)
+    if not covered.is_complete:
+        raise InputError(covered.sentence(path, arch, advice="Refusing to write a partly random backbone; nothing was written."))
+    weights = {source.names[name]: tensor for name, tensor in source.state.items() if not name.endswith(BATCH_COUNTER)}
+    integer = [name for name, tensor in weights.items() if not tensor.dtype.is_floating_point]
+    if integer:
+        raise InputError(f"{path}: {_some(integer)} of type {weights[integer[0]].dtype}, expected floating-point weights.")
+    broken = [name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all())]
+    if broken:
+        raise InputError(
+            f"{path}: {_some(broken)} with NaN or infinite values; the training diverged: take an earlier checkpoint."
+        )
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:5])
+    return f"{len(names)} tensors ({shown}{', …' if len(names) > 5 else ''})"
+
+
+def _check_arguments(src: Path, dst: Path, to: str, arch: str | None) -> None:
+    if to not in TARGETS:
+        raise InputError(f"Unknown target {to!r}; known: {', '.join(TARGETS)}.")
+    if arch is not None and arch not in ARCHITECTURES:
+        raise InputError(f"Unknown architecture {arch!r}; known: {', '.join(ARCHITECTURES)}.")
+    if dst.exists() and src.exists() and dst.samefile(src):
+        raise InputError(f"{dst} is the source itself; name another file to write.")
+
+
+def _verify(source: Source, written: Path, stamp: Mapping[str, Any], dst: Path) -> Verification:
+    """Compare the source in its own network with the file written, read back, in its own network."""
+    picture = generated_picture()
+    before = _features(source, stamp, picture)
+    content = read_checkpoint(written)
+    return compare(before, _features(read_source(content), stamp, picture), path=dst)
+
+
+def _features(source: Source, stamp: Mapping[str, Any], picture: Tensor) -> dict[str, Tensor]:
+    if source.layout.naming == "detectron2":  # by the names in the file, so that no map is taken on trust
+        weights = {source.own_names[name]: tensor for name, tensor in source.state.items()}
+        return detectron2_features(weights, picture, stride_in_1x1=stamp["stride_in_1x1"])
+    return torchvision_features(source.state, picture, arch=stamp["arch"])

@@ -1,0 +1,31 @@
+"""Names of the metrics and their order; imports nothing, so that the report needs neither numpy nor torch.
+
+All metrics lie on 0-100. ``AP`` is the mean over IoU 0.50, 0.55, ..., 0.95, ``AP50`` and ``AP75`` are at one IoU; s, m, l are
+objects of less than 32^2, less than 96^2, and more px^2; ``AR1/10/100`` is the recall with that many detections a picture.
+A metric that cannot be computed (no ground truth of that size or class) is left out, never NaN.
+"""
+
+from __future__ import annotations
+
+#: What is evaluated: boxes, masks, key points. Keys of results.json's ``metrics``.
+TASKS = ("bbox", "segm", "keypoints")
+
+#: Metrics of boxes that tables show; VOC has the first three.
+BBOX_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+SEGM_METRICS = BBOX_METRICS
+KEYPOINT_METRICS = ("AP", "AP50", "AP75", "APm", "APl")
+
+#: Recall, which completes COCO's twelve numbers in pycocotools' order.
+RECALL_METRICS = ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
+_CLASS_PREFIX = "AP-"
+
+
+def class_metric(class_name: str) -> str:
+    """Return the name of one class's AP, such as ``AP-dog``."""
+    return _CLASS_PREFIX + class_name
+
+
+def is_class_metric(metric: str) -> bool:
+    """Whether a metric's name is one class's AP."""
+    return metric.startswith(_CLASS_PREFIX)

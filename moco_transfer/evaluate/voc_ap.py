@@ -1,0 +1,180 @@
+"""VOC's average precision as Detectron2 defines it, for all classes and IoU thresholds, on plain arrays.
+
+Shapes in this module:
+    D: detections    G: ground-truth boxes    C: classes    T: IoU thresholds
+Conventions:
+    Boxes are VOC's: pixels counted from 1, both edges inclusive, so a box is xmax - xmin + 1 wide.
+    Detections of a class are taken by falling score. One counts as correct when its best box of that class in its picture
+    overlaps by strictly more than the threshold and was not taken before; a second one on the same box is wrong; one whose
+    best box is difficult counts as nothing.
+Source:
+    Re-expresses voc_eval and voc_ap of detectron2/evaluation/pascal_voc_evaluation.py (after py-faster-rcnn's). There each
+    detection is matched in a Python loop for each threshold; but which box is best does not depend on the threshold, so here
+    it is found once for all. Ties in the score are ordered by the same numpy call, to give the same result.
+    Known difference: a class without ground truth gets 0, where Detectron2's area metric gives NaN if it has detections.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+#: IoU 0.50, 0.55, ..., 0.95, written so that each is the double that Detectron2 compares with.
+IOU_THRESHOLDS = tuple(percent / 100.0 for percent in range(50, 100, 5))
+
+
+@dataclass(frozen=True)
+class VocGroundTruth:
+    """Boxes of a test set: ``boxes`` (G, 4) float64, ``classes``, ``images`` (G,) int, ``difficult`` (G,) bool."""
+
+    boxes: np.ndarray
+    classes: np.ndarray
+    images: np.ndarray
+    difficult: np.ndarray
+
+
+@dataclass(frozen=True)
+class VocDetections:
+    """Detections in the order they were made: ``boxes`` (D, 4), ``scores`` (D,) float64, ``classes``, ``images`` (D,) int."""
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+    images: np.ndarray
+
+
+def voc_ap(recall: np.ndarray, precision: np.ndarray, use_11_points: bool) -> float:
+    """Return the average precision of one curve.
+
+    Args:
+        recall: Recall (D,) after each detection, not falling, 0-1.
+        precision: Precision (D,) after each detection, 0-1.
+        use_11_points: True for VOC 2007's mean over recall 0, 0.1, ..., 1; False for the area under the curve.
+
+    Returns:
+        AP, 0-1; 0 if there is no detection.
+    """
+    if use_11_points:
+        # Best precision at this recall or a higher one; a last 0 for recalls that are never reached.
+        best_from = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+        return float(sum(best_from[np.searchsorted(recall, t, side="left")] / 11.0 for t in np.arange(0.0, 1.1, 0.1)))
+    recall = np.concatenate(([0.0], recall, [1.0]))
+    envelope = np.maximum.accumulate(np.concatenate(([0.0], precision, [0.0]))[::-1])[::-1]
+    steps = np.flatnonzero(recall[1:] != recall[:-1])
+    return float(np.sum((recall[steps + 1] - recall[steps]) * envelope[steps + 1]))
+
+
+def voc_eval(
+    detections: VocDetections,
+    truth: VocGroundTruth,
+    *,
+    num_classes: int,
+    use_11_points: bool,
+    thresholds: tuple[float, ...] = IOU_THRESHOLDS,
+) -> np.ndarray:
+    """Return each class's AP at each IoU threshold.
+
+    Args:
+        detections: What was detected.
+        truth: What is there.
+        num_classes: C.
+        use_11_points: See :func:`voc_ap`.
+        thresholds: T IoU thresholds, 0-1.
+
+    Returns:
+        AP (T, C), 0-1, float64; 0 for a class without ground truth.
+    """
+    aps = np.zeros((len(thresholds), num_classes))
+    of_class = _positions_by_class(detections.classes, num_classes)
+    truth_of_class = _positions_by_class(truth.classes, num_classes)
+    for index in range(num_classes):
+        mine, theirs = of_class[index], truth_of_class[index]
+        difficult = truth.difficult[theirs]
+        num_positive = int((~difficult).sum())
+        if num_positive == 0 or len(mine) == 0:
+            continue
+        # Not a stable sort: with tied scores the order, and so the AP, is then Detectron2's.
+        mine = mine[np.argsort(-detections.scores[mine])]
+        overlap, best = best_overlaps(detections.boxes[mine], detections.images[mine], truth.boxes[theirs], truth.images[theirs])
+        for row, threshold in enumerate(thresholds):
+            recall, precision = recall_precision(overlap, best, difficult, threshold=threshold)
+            aps[row, index] = voc_ap(recall, precision, use_11_points)
+    return aps
+
+
+def _positions_by_class(classes: np.ndarray, num_classes: int) -> list[np.ndarray]:
+    order = np.argsort(classes, kind="stable")
+    bounds = np.searchsorted(classes[order], np.arange(num_classes + 1))
+    return [order[begin:end] for begin, end in zip(bounds[:-1], bounds[1:], strict=True)]
+
+
+def best_overlaps(
+    boxes: np.ndarray, images: np.ndarray, truth_boxes: np.ndarray, truth_images: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find for each detection of a class the ground-truth box of its picture that it overlaps most.
+
+    Args:
+        boxes: Detections (D, 4).
+        images: Their pictures (D,).
+        truth_boxes: Ground truth (G, 4) of the class.
+        truth_images: Their pictures (G,).
+
+    Returns:
+        IoU (D,), -inf where the picture has no such box; index (D,) of the box, the first of equal ones, -1 where none.
+    """
+    by_image = np.argsort(truth_images, kind="stable")
+    first = np.searchsorted(truth_images[by_image], images, side="left")
+    counts = np.searchsorted(truth_images[by_image], images, side="right") - first
+    overlap, best = np.full(len(boxes), -np.inf), np.full(len(boxes), -1)
+    some = np.flatnonzero(counts)
+    if len(some) == 0:
+        return overlap, best
+    counts, first = counts[some], first[some]
+    starts = np.cumsum(counts) - counts
+    # All pairs (detection, box of the same picture), the boxes of a detection next to each other in file order.
+    truth_index = by_image[np.repeat(first - starts, counts) + np.arange(counts.sum())]
+    ious = _iou(boxes[np.repeat(some, counts)], truth_boxes[truth_index])
+    overlap[some] = np.maximum.reduceat(ious, starts)
+    is_best = (ious == np.repeat(overlap[some], counts)) | np.isnan(ious)
+    candidates = np.flatnonzero(is_best)
+    best[some] = truth_index[candidates[np.searchsorted(candidates, starts)]]
+    return overlap, best
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """IoU of boxes pair by pair, (P,); the order of the sums is Detectron2's, so that equal boxes compare equal."""
+    width = np.maximum(np.minimum(b[:, 2], a[:, 2]) - np.maximum(b[:, 0], a[:, 0]) + 1.0, 0.0)
+    height = np.maximum(np.minimum(b[:, 3], a[:, 3]) - np.maximum(b[:, 1], a[:, 1]) + 1.0, 0.0)
+    intersection = width * height
+    area_a = (a[:, 2] - a[:, 0] + 1.0) * (a[:, 3] - a[:, 1] + 1.0)
+    area_b = (b[:, 2] - b[:, 0] + 1.0) * (b[:, 3] - b[:, 1] + 1.0)
+    return intersection / (area_a + area_b - intersection)
+
+
+def recall_precision(
+    overlap: np.ndarray, best: np.ndarray, difficult: np.ndarray, *, threshold: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return recall and precision (D,) after each detection of one class.
+
+    Args:
+        overlap: IoU (D,) with the best box, by falling score.
+        best: Index (D,) of that box.
+        difficult: Which boxes (G,) count as nothing; at least one must not.
+        threshold: IoU that must be exceeded.
+    """
+    found = overlap > threshold
+    counted = found.copy()
+    counted[found] = ~difficult[best[found]]
+    # The first detection on a box takes it: of repeated indices the last assignment stays, so assign backwards.
+    claims = np.flatnonzero(counted)[::-1]
+    taken_by = np.full(len(difficult), -1)
+    taken_by[best[claims]] = claims
+    correct = np.zeros(len(overlap), dtype=bool)
+    correct[taken_by[taken_by >= 0]] = True
+    true_positives = np.cumsum(correct, dtype=np.float64)
+    false_positives = np.cumsum(~found | (counted & ~correct), dtype=np.float64)
+    recall = true_positives / float((~difficult).sum())
+    # The first detections may all be on difficult boxes: neither right nor wrong.
+    precision = true_positives / np.maximum(true_positives + false_positives, np.finfo(np.float64).eps)
+    return recall, precision

@@ -1,0 +1,150 @@
+"""Second stage for masks: the network on pooled regions, targets cut from polygons, the loss, and masks pasted into the picture.
+
+Shapes in this module:
+    F: foreground regions    D: detections of one image    K: classes    S: side of a predicted mask, in cells
+    H, W: height and width of the original picture in px
+Source:
+    He et al. 2017, arXiv:1703.06870, Sec. 3. Behaviour checked against facebookresearch/detectron2@02b5c4e
+    detectron2/modeling/roi_heads/mask_head.py, structures/masks.py and layers/mask_ops.py. Difference: pasting interpolates rows and
+    columns by two matrix products, as bilinear interpolation is separable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pycocotools import mask as coco_mask
+from torch import Tensor, nn
+
+from moco_transfer.finetune.torchvision_engine.box_head import Detections
+from moco_transfer.finetune.torchvision_engine.conv_norm import ConvNorm, init_msra, init_normal
+from moco_transfer.finetune.torchvision_engine.image_list import GroundTruth
+from moco_transfer.finetune.torchvision_engine.roi_sampling import SampledRegions
+
+
+class MaskHead(nn.Module):
+    """3x3 convolutions, a transposed convolution that doubles the size, a 1x1 convolution to one logit map per class.
+
+    State-dict keys: ``mask_fcn1``, ..., ``deconv``, ``predictor``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        *,
+        num_convs: int,
+        channels: int = 256,
+        norm: str = "",
+        class_agnostic: bool = False,
+    ) -> None:
+        """Build; ``num_convs`` may be 0 (the C4 head)."""
+        super().__init__()
+        self.convs = []
+        for index in range(1, num_convs + 1):
+            conv = ConvNorm(in_channels, channels, kernel_size=3, norm=norm, relu=True)
+            init_msra(conv)
+            self.add_module(f"mask_fcn{index}", conv)
+            self.convs.append(f"mask_fcn{index}")
+            in_channels = channels
+        self.deconv = nn.ConvTranspose2d(in_channels, channels, kernel_size=2, stride=2)
+        self.predictor = nn.Conv2d(channels, 1 if class_agnostic else num_classes, kernel_size=1)
+        init_msra(self.deconv)
+        init_normal(self.predictor, std=0.001)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (M, K, S, S), or (M, 1, S, S) if class agnostic, float32, for regions (M, C, S / 2, S / 2)."""
+        for name in self.convs:
+            x = getattr(self, name)(x)
+        return self.predictor(F.relu_(self.deconv(x))).float()
+
+    def loss(self, logits: Tensor, regions: Sequence[SampledRegions], truth: Sequence[GroundTruth]) -> Tensor:
+        """Return the mean binary cross-entropy of the masks of the true classes.
+
+        Args:
+            logits: (F, K or 1, S, S) for the foreground regions of all images.
+            regions: Those regions, one entry per image.
+            truth: One per image, with polygons.
+        """
+        if logits.shape[0] == 0:
+            return logits.sum() * 0
+        size = logits.shape[-1]
+        targets = [
+            rasterize(truth_i.polygons[index], box, size=size)
+            for regions_i, truth_i in zip(regions, truth, strict=True)
+            for index, box in zip(regions_i.truth_index.tolist(), regions_i.boxes.cpu().numpy(), strict=True)
+        ]
+        target = torch.from_numpy(np.stack(targets)).to(logits)
+        own = _of_class(logits, torch.cat([r.classes for r in regions]))
+        return F.binary_cross_entropy_with_logits(own, target)
+
+    def predict(self, logits: Tensor, detections: Sequence[Detections]) -> list[Detections]:
+        """Return the detections with mask probabilities (D, S, S), for logits of all their boxes."""
+        masks = _of_class(logits, torch.cat([d.classes for d in detections])).sigmoid()
+        counts = [len(d.boxes) for d in detections]
+        return [d.with_masks(m) for d, m in zip(detections, masks.split(counts), strict=True)]
+
+
+def _of_class(logits: Tensor, classes: Tensor) -> Tensor:
+    column = classes if logits.shape[1] > 1 else torch.zeros_like(classes)
+    return logits[torch.arange(logits.shape[0], device=logits.device), column]
+
+
+def rasterize(polygons: Sequence, box: np.ndarray, *, size: int) -> np.ndarray:
+    """Draw an object, as far as it lies in a box, on a grid over the box.
+
+    Args:
+        polygons: Each [x0, y0, x1, y1, ...] in px of the picture.
+        box: (4,) XYXY in px of the picture.
+        size: Cells of the grid along each side.
+
+    Returns:
+        (size, size) uint8 of 0 and 1.
+    """
+    sides = (box[2:] - box[:2]).astype(np.float64)
+    corner = np.asarray(box[:2], dtype=np.float64)
+    scale = size / np.maximum(sides, 0.1)  # a box without area must not divide by 0
+    drawn = [((np.asarray(p, dtype=np.float64).reshape(-1, 2) - corner) * scale).ravel().tolist() for p in polygons]
+    if not drawn:
+        return np.zeros((size, size), dtype=np.uint8)
+    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(drawn, size, size)))
+
+
+def paste_masks(masks: Tensor, boxes: Tensor, image_size: tuple[int, int], *, threshold: float = 0.5) -> Tensor:
+    """Scale each mask to its box and cut it at a threshold.
+
+    Args:
+        masks: (D, S, S) probabilities.
+        boxes: (D, 4) XYXY in px of the picture.
+        image_size: (H, W).
+        threshold: A pixel belongs to the object from this probability on.
+
+    Returns:
+        (D, H, W) bool.
+    """
+    height, width = image_size
+    pasted = torch.zeros(len(masks), height, width, dtype=torch.bool, device=masks.device)
+    bounds = boxes.cpu()
+    starts = (bounds[:, :2].floor() - 1).clamp(min=0).long().tolist()
+    ends = torch.minimum(bounds[:, 2:].ceil() + 1, torch.tensor([width, height])).long().tolist()
+    with torch.autocast(masks.device.type, enabled=False):
+        for index, ((x0, y0), (x1, y1)) in enumerate(zip(starts, ends, strict=True)):
+            box = boxes[index]
+            rows = _interpolation_weights(y0, y1, low=box[1], high=box[3], cells=masks.shape[-2])
+            columns = _interpolation_weights(x0, x1, low=box[0], high=box[2], cells=masks.shape[-1])
+            pasted[index, y0:y1, x0:x1] = rows @ masks[index].float() @ columns.T >= threshold
+    return pasted
+
+
+def _interpolation_weights(start: int, end: int, *, low: Tensor, high: Tensor, cells: int) -> Tensor:
+    """Return (end - start, cells): how much each cell between ``low`` and ``high`` counts at the centre of each pixel.
+
+    Linear between the centres of the cells, falling to 0 within one cell beyond them.
+    """
+    pixels = torch.arange(start, end, device=low.device, dtype=torch.float32) + 0.5
+    position = (pixels - low) / (high - low) * cells - 0.5
+    distance = (position[:, None] - torch.arange(cells, device=low.device, dtype=torch.float32)).abs()
+    return (1 - distance).clamp(min=0)

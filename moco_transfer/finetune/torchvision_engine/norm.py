@@ -1,0 +1,246 @@
+"""Normalisation layers, and what a synchronised one means on this machine.
+
+Shapes in this module:
+    N: images on this rank    C: channels    H, W: height and width    S: N * H * W, the number of positions of a channel
+Distributed:
+    Forward and backward of a synchronised layer in training are collective: every rank calls them equally often.
+Source:
+    Behaviour checked against facebookresearch/detectron2@02b5c4e detectron2/layers/batch_norm.py. Difference: 'SyncBN' also runs on
+    CPU processes (gloo), and in one process it is plain BN.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moco_transfer.runtime.errors import InputError
+
+NORM_NAMES = ("", "BN", "SyncBN", "naiveSyncBN", "FrozenBN", "GN")
+_GN_GROUPS = 32
+
+
+def get_norm(name: str, channels: int) -> nn.Module | None:
+    """Return the normalisation layer that a config's NORM names.
+
+    Args:
+        name: One of ``NORM_NAMES``; the empty string means none.
+        channels: C, the channels that the layer normalises.
+
+    Raises:
+        InputError: If the name is none of ``NORM_NAMES``, or 'GN' does not divide the channels.
+    """
+    if name == "":
+        return None
+    if name == "GN":
+        if channels % _GN_GROUPS:
+            raise InputError(f"NORM 'GN' needs channels divisible by {_GN_GROUPS}, got {channels}. Use 'BN' or 'SyncBN'.")
+        return nn.GroupNorm(_GN_GROUPS, channels)
+    kinds = {
+        "BN": nn.BatchNorm2d,
+        "SyncBN": SyncBatchNorm2d,
+        "naiveSyncBN": NaiveSyncBatchNorm2d,
+        "FrozenBN": FrozenBatchNorm2d,
+    }
+    if name not in kinds:
+        raise InputError(f"Unknown NORM {name!r}. Use one of {', '.join(repr(n) for n in NORM_NAMES)}.")
+    return kinds[name](channels)
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """BN as a fixed affine map per channel: its four vectors are buffers, nothing is learned or updated.
+
+    The buffers carry BN's names, so the checkpoint of a BN layer loads into it.
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        """Start as the identity: the variance is 1 - eps, so that variance + eps is 1."""
+        super().__init__()
+        self.num_features = num_features
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(num_features))
+        self.register_buffer("bias", torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features) - eps)
+        # Only a frozen copy of a trained layer has a count; a layer built frozen leaves the key out of its state dict.
+        self.register_buffer("num_batches_tracked", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x (N, C, H, W), normalised with the stored statistics."""
+        if not x.requires_grad:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        # With a gradient, batch_norm would also work out those of the four vectors, which nobody wants.
+        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+        shift = self.bias - self.running_mean * scale
+        return x * scale.to(x.dtype).view(1, -1, 1, 1) + shift.to(x.dtype).view(1, -1, 1, 1)
+
+    def extra_repr(self) -> str:
+        """Show the two numbers that matter in print(model)."""
+        return f"{self.num_features}, eps={self.eps}"
+
+
+def freeze(module: nn.Module) -> nn.Module:
+    """Stop the training of a module for good: no gradients, and every BN inside becomes a FrozenBatchNorm2d.
+
+    Args:
+        module: Changed in place.
+
+    Returns:
+        The module, or its frozen replacement when it is itself a BN layer.
+    """
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        frozen = FrozenBatchNorm2d(module.num_features, module.eps)
+        for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            setattr(frozen, name, getattr(module, name).detach().clone())
+        return frozen
+    for name, child in module.named_children():
+        setattr(module, name, freeze(child))
+    return module
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class SyncBatchNorm2d(nn.SyncBatchNorm):
+    """BN over the images of all ranks, weighted by their number of positions.
+
+    On CUDA this is ``torch.nn.SyncBatchNorm``; on CPU processes the same statistics travel over gloo; in one process it is plain BN.
+    Collective in training when the world has more than one rank.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x (N, C, H, W), normalised."""
+        if x.is_cuda or not self.training or _world_size() == 1:
+            if x.is_cuda or not self.training:
+                return super().forward(x)
+            self.num_batches_tracked.add_(1)
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, True, self.momentum, self.eps
+            )
+        y, mean, var, count = _CrossRankNorm.apply(x, self.weight, self.bias, self.eps)
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            # Normalisation uses the biased variance, the running average the unbiased one: torch's convention for BN.
+            self.running_var.lerp_(var * (count / (count - 1).clamp(min=1)), self.momentum)
+        return y
+
+
+class _CrossRankNorm(torch.autograd.Function):
+    """Normalise with the statistics of all ranks; one collective forward, one backward.
+
+    With x_hat = (x - mean) / std over all S positions of all ranks, d loss / d x is
+    weight / std * (dy - avg(dy) - x_hat * avg(dy * x_hat)), and both averages run over all ranks.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return y like x, and the global mean (C,), biased variance (C,) and count () as float32."""
+        channels = x.shape[1]
+        var, mean = torch.var_mean(x.float(), dim=(0, 2, 3), correction=0)
+        positions = x.new_full((1,), x.numel() / channels, dtype=torch.float32)
+        own = torch.cat([mean, var, positions])
+        ranks = [torch.empty_like(own) for _ in range(_world_size())]
+        dist.all_gather(ranks, own)
+        means, variances, counts = torch.stack(ranks).split([channels, channels, 1], dim=1)
+        count = counts.sum()
+        share = counts / count
+        mean = (means * share).sum(dim=0)
+        # Spread inside the ranks plus spread between their means: exact, and free of the cancellation of E[x^2] - E[x]^2.
+        var = ((variances + (means - mean).square()) * share).sum(dim=0)
+        y = F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
+        ctx.save_for_backward(x, weight, mean, torch.rsqrt(var + eps), count)
+        ctx.mark_non_differentiable(mean, var, count)
+        return y, mean, var, count
+
+    @staticmethod
+    def backward(ctx, grad_y: Tensor, *_unused: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """Return the gradients of x (over all ranks), and of weight and bias (this rank's share)."""
+        x, weight, mean, inv_std, count = ctx.saved_tensors
+        view = (1, -1, 1, 1)
+        x_hat = (x.float() - mean.view(view)) * inv_std.view(view)
+        grad = grad_y.float()
+        grad_bias = grad.sum(dim=(0, 2, 3))
+        grad_weight = (grad * x_hat).sum(dim=(0, 2, 3))
+        sums = torch.cat([grad_bias, grad_weight])
+        dist.all_reduce(sums)
+        avg, avg_x_hat = (sums / count).split(weight.numel())
+        grad_x = (grad - avg.view(view) - x_hat * avg_x_hat.view(view)) * (weight * inv_std).view(view)
+        return grad_x.to(x.dtype), grad_weight, grad_bias, None
+
+
+class _AllReduceSum(torch.autograd.Function):
+    """Sum over ranks whose gradient is the sum over ranks."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        """Return the sum of x over all ranks."""
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        """Return the gradient, summed over all ranks."""
+        total = grad.clone()
+        dist.all_reduce(total)
+        return total
+
+
+class NaiveSyncBatchNorm2d(nn.BatchNorm2d):
+    """BN with mean and second moment averaged over the ranks, each rank with equal weight.
+
+    This is what MoCo's published detection configs train with ('naiveSyncBN'): it equals BN over all images only when every rank has the
+    same N, H and W, and its running variance is the biased one. In one process it is plain BN.
+    Collective in training when the world has more than one rank.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x (N, C, H, W), normalised."""
+        world_size = _world_size()
+        if world_size == 1 or not self.training:
+            return super().forward(x)
+        wide = x.float()
+        moments = torch.cat([wide.mean(dim=(0, 2, 3)), wide.square().mean(dim=(0, 2, 3))])
+        mean, second = (_AllReduceSum.apply(moments) / world_size).chunk(2)
+        var = second - mean.square()
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var, self.momentum)
+        scale = self.weight * torch.rsqrt(var + self.eps)
+        shift = self.bias - mean * scale
+        return (wide * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)).to(x.dtype)
+
+
+def describe_norm(model: nn.Module) -> str:
+    """Say in words which normalisation a model really uses here, for results.json.
+
+    Args:
+        model: Any module; its device and the running process group decide how a synchronised layer works.
+
+    Returns:
+        For example ``"BN (SyncBN in one process) x 61"`` or ``"SyncBN over 8 ranks (nccl) x 53 + FrozenBN x 10"``; ``"none"`` without norms.
+    """
+    world_size = _world_size()
+    counts: Counter[str] = Counter()
+    for module in model.modules():
+        if isinstance(module, (SyncBatchNorm2d, NaiveSyncBatchNorm2d, nn.SyncBatchNorm)):
+            name = "naiveSyncBN" if isinstance(module, NaiveSyncBatchNorm2d) else "SyncBN"
+            if world_size == 1:
+                counts[f"BN ({name} in one process)"] += 1
+            else:
+                counts[f"{name} over {world_size} ranks ({dist.get_backend()})"] += 1
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            counts["BN" if world_size == 1 else f"BN per rank (not synchronised, {world_size} ranks)"] += 1
+        elif isinstance(module, FrozenBatchNorm2d):
+            counts["FrozenBN"] += 1
+        elif isinstance(module, nn.GroupNorm):
+            counts["GN"] += 1
+    return " + ".join(f"{name} x {n}" for name, n in counts.items()) or "none"

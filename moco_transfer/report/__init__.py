@@ -1,0 +1,40 @@
+"""Report: from results.json files to the transfer table. Nothing here imports torch.
+
+Run folders are read (``records``), grouped and averaged (``aggregate``, ``seed_statistics``) and rendered
+(``table_*``). Functions return text; writing files and ending with a message is the command line's part.
+"""
+
+from .aggregate import Difference, Row, Setting, Table, build_tables
+from .published import PublishedRow, PublishedSetting, find_settings, published_settings, setting_for_task
+from .published_text import render_published
+from .records import Problem, RunRecord, read_run, read_runs
+from .seed_statistics import PairedTest, Summary, paired_t_test, summarize
+from .table_csv import render_csv
+from .table_latex import render_latex
+from .table_markdown import insert_between_markers, render_markdown
+
+__all__ = [
+    "Difference",
+    "PairedTest",
+    "Problem",
+    "PublishedRow",
+    "PublishedSetting",
+    "Row",
+    "RunRecord",
+    "Setting",
+    "Summary",
+    "Table",
+    "build_tables",
+    "find_settings",
+    "insert_between_markers",
+    "paired_t_test",
+    "published_settings",
+    "read_run",
+    "read_runs",
+    "render_csv",
+    "render_latex",
+    "render_markdown",
+    "render_published",
+    "setting_for_task",
+    "summarize",
+]

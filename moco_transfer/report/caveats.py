@@ -1,0 +1,124 @@
+"""The sentences around a table: what its runs share, why tables are apart, which rows carry a dagger, what AP means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from moco_transfer.evaluate.metric_names import BBOX_METRICS, RECALL_METRICS
+
+from .aggregate import Row, Setting, Table
+from .records import RunRecord
+
+DAGGER = "†"
+
+_COCO_AP = "AP by pycocotools: mean over IoU .50:.05:.95, 101 recall points; AP50 and AP75 at one IoU."
+_VOC_AP = (
+    "AP as Detectron2 evaluates VOC: mean over IoU .50:.05:.95, 11 recall points on VOC 2007 and the area under the curve"
+    " on other sets, difficult objects ignored; AP50 and AP75 at one IoU."
+)
+_KIND_NAMES = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
+
+
+def kind_name(kind: str) -> str:
+    """Return what a kind of result measures, as a reader would say it (``"bbox"`` -> ``"boxes"``)."""
+    return _KIND_NAMES.get(kind, kind)
+
+
+def run_caveats(run: RunRecord) -> list[str]:
+    """Return why this run's numbers need care (weights that covered a part, checks that were overruled), or []."""
+    caveats = []
+    if run.weights.get("path") and run.flags.get("allow_partial"):
+        coverage = run.weights.get("coverage") or {}
+        gaps = _count(coverage.get("missing")) + _count(coverage.get("misshapen"))
+        # --allow-partial permits a gap, it does not make one; without a record of the coverage the flag alone decides.
+        if gaps or "missing" not in coverage:
+            extent = f"{gaps} backbone tensors stayed random" if gaps else "--allow-partial"
+            caveats.append(f"started from partly covered weights ({extent})")
+    forced = run.flags.get("forced")
+    if forced:
+        names = ", ".join(map(str, forced)) if isinstance(forced, (list, tuple)) else str(forced)
+        caveats.append(f"overruled a check of the config ({names})")
+    return caveats
+
+
+def row_mark(row: Row) -> str:
+    """Return the dagger that stands behind the name of a row, or an empty string."""
+    return DAGGER if any(run_caveats(run) for run in row.all_runs) else ""
+
+
+def dagger_sentences(table: Table) -> list[str]:
+    """Return one sentence per reason for a dagger, which names the row and the runs."""
+    by_reason: dict[tuple[str, str], list[str]] = {}
+    for row in table.rows:
+        for run in row.all_runs:
+            for caveat in run_caveats(run):
+                by_reason.setdefault((row.init, caveat), []).append(run.folder)
+    return [f"{DAGGER} row {init}: {caveat} in {', '.join(folders)}." for (init, caveat), folders in by_reason.items()]
+
+
+def separation_sentences(tables: Sequence[Table]) -> list[str]:
+    """Say, for each task and test set with several tables, what the runs differ in and that they are not averaged."""
+    groups: dict[tuple[str, tuple[str, ...]], list[Setting]] = {}
+    for table in tables:
+        groups.setdefault((table.setting.task, table.setting.test_set), []).append(table.setting)
+    sentences = []
+    for (task, _), settings in groups.items():
+        parts = []
+        for label, key in (("config hash", "config_hash"), ("engine", "engine"), ("norm", "norm")):
+            found = sorted({getattr(setting, key) for setting in settings})
+            if len(found) > 1:
+                parts.append(f"{label} ({', '.join(value[:8] if key == 'config_hash' else value for value in found)})")
+        if parts:
+            why = f"because its runs differ in {' and '.join(parts)}"
+            sentences.append(f"{task}: {len(settings)} tables, {why}; such runs are never averaged.")
+    return sentences
+
+
+def setting_sentence(table: Table) -> str:
+    """Return engine, norm, iterations and the rest that the runs of a table share, as one sentence."""
+    setting, runs = table.setting, table.runs
+    iterations = _joined(run.iterations for run in runs)
+    world_size = _joined(run.world_size for run in runs)
+    train_set = _joined(" + ".join(run.train_set) for run in runs if run.train_set)
+    trained = f"trained on {train_set}, " if train_set else ""
+    processes = f"{world_size} process" + ("" if world_size == "1" else "es")
+    tested = f"tested on {' + '.join(setting.test_set)}"
+    how = f"engine {setting.engine}, norm {setting.norm}, {iterations} iterations, {processes}, config {setting.config_hash[:8]}"
+    return f"{trained}{tested}; {how}."
+
+
+def metric_sentence(table: Table) -> str:
+    """Return what AP means in this table: COCO's definition where COCO's size metrics are there, VOC's otherwise."""
+    # VOC's evaluator gives no AP by object size and no recall, COCO's does; results.json does not name its evaluator.
+    found = {metric for run in table.runs for group in run.metrics.values() for metric in group}
+    is_coco = bool(found & {*BBOX_METRICS[3:], *RECALL_METRICS}) or table.kinds != ["bbox"]
+    return _COCO_AP if is_coco else _VOC_AP
+
+
+def version_sentence(table: Table) -> str:
+    """Return the versions and commits of the runs; where runs differ, every version that occurs."""
+    packages = dict.fromkeys(name for run in table.runs for name in run.versions)
+    parts = [f"{name} {_joined(run.versions.get(name, '?') for run in table.runs)}" for name in packages]
+    commits = _joined(run.git[:7] for run in table.runs if run.git)
+    return "Versions: " + ", ".join([*parts, *([f"commit {commits}"] if commits else [])]) + "." if parts or commits else ""
+
+
+def pretrain_text(row: Row) -> str:
+    """Return what the weights of a row's runs were pre-trained with, e.g. ``moco, epoch 200``, or an empty string."""
+    texts = []
+    for run in row.runs:
+        stamp = run.weights.get("stamp") or {}
+        parts = [str(stamp["mechanism"])] if stamp.get("mechanism") else []
+        if stamp.get("epoch") is not None:
+            parts.append(f"epoch {stamp['epoch']}")
+        texts.append(", ".join(parts))
+    return _joined(filter(None, texts), separator=" / ")
+
+
+def _count(names: object) -> int:
+    # Runs may record the names or only their number.
+    return names if isinstance(names, int) else len(names) if isinstance(names, (list, tuple, dict)) else 0
+
+
+def _joined(values: Iterable[object], separator: str = ", ") -> str:
+    return separator.join(dict.fromkeys(map(str, values)))

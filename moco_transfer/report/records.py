@@ -1,0 +1,260 @@
+"""Run records: find and read the results.json of finished fine-tuning runs.
+
+A file that cannot be used never stops the others: it becomes a :class:`Problem`, which the tables name below
+themselves. Nothing here (or anywhere in ``report``) imports torch, so that a table of hundreds of runs is quick.
+
+Conventions:
+    Metrics are on 0-100, nested as Detectron2 nests them: ``{"bbox": {"AP": 57.0, "AP50": 82.4, ...}, "segm": {...}}``.
+    A metric that is ``null`` in the file reads as NaN.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RESULTS_FILE = "results.json"
+METRICS_FILE = "metrics.json"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that keeps a run, or a part of it, out of a table.
+
+    Attributes:
+        path: The file or folder that is meant, as the user would type it.
+        message: One clause that says what is wrong and what was done about it.
+    """
+
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        """Return the problem as one line."""
+        return f"{self.path}: {self.message}"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One finished fine-tuning run.
+
+    Attributes:
+        folder: The run folder, as the user would type it.
+        task: Name of the detection config, without ``.yaml``.
+        config: Path of the config as the run recorded it ("" where it did not).
+        config_hash: Hash of the merged config without what may differ within a row (weights, seed, output folder).
+        engine: ``"torchvision"`` or ``"detectron2"``.
+        init: Name of the initialisation: ``"random"``, ``"supervised"``, ``"moco"``, ...
+        seed: Seed of the run.
+        norm: The normalisation that was really used, e.g. ``"BN"`` or ``"SyncBN"``.
+        test_set: Names of the data sets that the metrics are of.
+        train_set: Names of the data sets it was trained on.
+        metrics: Kind (``"bbox"``, ``"segm"``, ...) to metric name to value on 0-100; NaN where it is undefined.
+        iterations: Iterations finished.
+        wall_sec: Duration in seconds, or None.
+        world_size: Number of processes.
+        versions: Package name to version.
+        git: Commit of the code, or None.
+        weights: What the run recorded about the weights it started from: path, sha256, stamp, coverage.
+        flags: ``allow_partial`` (bool) and ``forced`` (list of overruled checks).
+    """
+
+    folder: str
+    task: str
+    config: str
+    config_hash: str
+    engine: str
+    init: str
+    seed: int
+    norm: str
+    test_set: tuple[str, ...]
+    train_set: tuple[str, ...]
+    metrics: dict[str, dict[str, float]]
+    iterations: int
+    wall_sec: float | None
+    world_size: int
+    versions: dict[str, str]
+    git: str | None
+    weights: dict[str, Any]
+    flags: dict[str, Any]
+
+    def value(self, kind: str, metric: str) -> float | None:
+        """Return a metric on 0-100, NaN when the run could not compute it, or None when the run does not have it."""
+        return self.metrics.get(kind, {}).get(metric)
+
+
+def read_runs(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[RunRecord], list[Problem]]:
+    """Read every run below ``paths``.
+
+    Args:
+        paths: Run folders, folders that hold run folders at any depth, or results.json files. Links to folders are
+            followed; a run that is reached by two ways is read once. Folders whose name starts with a dot are skipped.
+
+    Returns:
+        The readable runs in the order of their paths, and one problem for each results.json that cannot be used, each
+        named path that does not exist or holds no run, and each fine-tuning run that has no results.json yet.
+    """
+    records, problems, seen, seen_files = [], [], set(), set()
+    for path in map(Path, paths):
+        if not path.exists():
+            problems.append(Problem(str(path), "does not exist."))
+            continue
+        is_known = path.resolve() in seen
+        items = [path] if path.name == RESULTS_FILE and path.is_file() else list(_walk(path, seen))
+        if not items and not is_known:
+            problems.append(Problem(str(path), f"no {RESULTS_FILE} in it or below it."))
+        for item in items:
+            if isinstance(item, Path):
+                if item.resolve() in seen_files:
+                    continue
+                seen_files.add(item.resolve())
+            found = item if isinstance(item, Problem) else read_run(item)
+            if isinstance(found, Problem):
+                problems.append(found)
+            else:
+                records += found
+    return records, problems
+
+
+def read_run(file: str | os.PathLike[str]) -> list[RunRecord] | Problem:
+    """Read one results.json.
+
+    Args:
+        file: The file; it is not changed.
+
+    Returns:
+        One record per test set (a run that was tested on several nests its metrics below their names, as Detectron2
+        does), or a :class:`Problem` when the file is damaged or of another schema.
+    """
+    file = Path(file)
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        return Problem(str(file), f"cannot be read ({error.strerror or error}); the run is left out.")
+    except (ValueError, RecursionError) as error:
+        return Problem(str(file), f"is no valid JSON ({error}); the run is left out. Is it cut short? Repeat its evaluation.")
+    fault = _fault_in(data)
+    if fault:
+        return Problem(str(file), f"{fault}; the run is left out.")
+    return [_record(file, data, test_set, metrics) for test_set, metrics in _by_test_set(data).items()]
+
+
+def _by_test_set(data: dict[str, Any]) -> dict[tuple[str, ...], dict[str, Any]]:
+    names, metrics = data["dataset"]["test"], data["metrics"]
+    if len(names) > 1 and set(metrics) <= set(names):
+        return {(name,): metrics[name] for name in names if name in metrics}
+    return {tuple(names): metrics}
+
+
+def _record(file: Path, data: dict[str, Any], test_set: tuple[str, ...], metrics: dict[str, Any]) -> RunRecord:
+    return RunRecord(
+        folder=str(file.parent),
+        task=data["task"],
+        config=str(data.get("config") or ""),
+        config_hash=data["config_hash"],
+        engine=data["engine"],
+        init=data["init"],
+        seed=data["seed"],
+        norm=data["norm"],
+        test_set=test_set,
+        train_set=tuple(data["dataset"].get("train") or ()),
+        metrics={kind: {name: _number(value) for name, value in group.items()} for kind, group in metrics.items()},
+        iterations=data["iterations"],
+        wall_sec=data.get("wall_sec"),
+        world_size=data.get("world_size") or 1,
+        versions={str(key): str(value) for key, value in (data.get("versions") or {}).items()},
+        git=data.get("git"),
+        weights=data.get("weights") or {},
+        flags=data.get("flags") or {},
+    )
+
+
+def _walk(root: Path, seen: set[Path]) -> Iterator[Path | Problem]:
+    # Depth first in the order of names, so that the same tree always gives the same table. `seen` holds resolved
+    # folders: it ends cycles of links and keeps `report runs runs/a` from reading runs/a twice.
+    if not root.is_dir() or (resolved := root.resolve()) in seen:
+        return
+    seen.add(resolved)
+    try:
+        entries = sorted(os.scandir(root), key=lambda entry: entry.name)
+    except OSError as error:
+        yield Problem(str(root), f"cannot be read ({error.strerror or error}); nothing below it is in the table.")
+        return
+    names = {entry.name for entry in entries}
+    if RESULTS_FILE in names:
+        yield root / RESULTS_FILE
+    elif METRICS_FILE in names and (iteration := _last_detection_iteration(root / METRICS_FILE)) is not None:
+        message = f"has no {RESULTS_FILE}: not finished (last logged iteration {iteration}). Continue it with --resume."
+        yield Problem(str(root), message)
+    for entry in entries:
+        if not entry.name.startswith(".") and entry.is_dir():
+            yield from _walk(Path(entry.path), seen)
+
+
+def _last_detection_iteration(file: Path) -> int | None:
+    # Pre-training folders have a metrics.json as well and rightly no results.json: only a detector logs loss_rpn_cls.
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in (lines[0], lines[-1])]
+        return int(rows[1]["iteration"]) if "loss_rpn_cls" in rows[0] else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+_REQUIRED = {
+    "task": str, "config_hash": str, "engine": str, "init": str, "seed": int, "norm": str,
+    "metrics": dict, "iterations": int, "dataset": dict,
+}  # fmt: skip
+_OPTIONAL = {"wall_sec": (int, float), "world_size": int, "versions": dict, "git": str, "weights": dict, "flags": dict}
+
+
+def _fault_in(data: Any) -> str | None:
+    """Return what is wrong with the parsed file as a clause without a full stop, or None."""
+    if not isinstance(data, dict) or "schema" not in data:
+        return f"has no key 'schema'; expected the {RESULTS_FILE} of a fine-tuning run"
+    if data["schema"] != SCHEMA:
+        return f"has schema {data['schema']!r}, expected {SCHEMA}"
+    for key, kind in _REQUIRED.items():
+        if key not in data:
+            return f"has no key '{key}'"
+        if not _is(data[key], kind):
+            return f"key '{key}' is {data[key]!r}, expected {_kind_name(kind)}"
+    for key, kind in _OPTIONAL.items():
+        if data.get(key) is not None and not _is(data[key], kind):
+            return f"key '{key}' is {data[key]!r}, expected {_kind_name(kind)}"
+    for key in ("test", "train"):
+        names = data["dataset"].get(key, None if key == "test" else [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            return f"key 'dataset.{key}' is {names!r}, expected a list of names"
+    parts = _by_test_set(data)
+    return next(filter(None, map(_fault_in_metrics, parts.values())), None)
+
+
+def _fault_in_metrics(metrics: Any) -> str | None:
+    if not isinstance(metrics, dict) or not any(metrics.values()):
+        return "key 'metrics' is empty: the run was never evaluated"
+    for kind, group in metrics.items():
+        if not isinstance(group, dict):
+            return f"key 'metrics.{kind}' is {group!r}, expected a table of metric names and numbers"
+        for name, value in group.items():
+            if value is not None and not _is(value, (int, float)):
+                return f"key 'metrics.{kind}.{name}' is {value!r}, expected a number"
+    return None
+
+
+def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
+    # bool is an int in Python, and `"seed": true` is no seed.
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _kind_name(kind: type | tuple[type, ...]) -> str:
+    return {str: "a string", int: "an integer", dict: "a table"}.get(kind, "a number") if isinstance(kind, type) else "a number"
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else float(value)

@@ -1,0 +1,112 @@
+"""Killed with SIGKILL and resumed, a run ends with the same bits as one that was not; two processes end equal.
+
+Seen red by: not restoring the optimiser; not restoring queue_ptr; drawing crops from the global generator; leaving the
+BN statistics of two processes as they are.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from .conftest import REPOSITORY, TINY_DETECTION, TINY_PRETRAIN, environment, moco_transfer, words
+
+
+def start(*arguments: object) -> subprocess.Popen:
+    command = [sys.executable, "-m", "moco_transfer.cli.main", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
+
+
+def kill_after_first_checkpoint(process: subprocess.Popen, folder: Path) -> None:
+    """SIGKILL as soon as there is something to resume from, wherever the run is then."""
+    deadline = time.time() + 120
+    while not (folder / "last_checkpoint").exists() and time.time() < deadline:
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+
+
+def assert_same_bits(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def test_pretrain__sigkill_and_resume_is_bit_equal(pool, tmp_path):
+    common = ["pretrain", "--config-file", "demo_moco"]
+    whole = moco_transfer(*common, *words(TINY_PRETRAIN, DATA__ROOT=pool, OUTPUT_DIR=tmp_path / "whole"))
+    assert whole.returncode == 0, whole.stderr
+    cut = words(TINY_PRETRAIN, DATA__ROOT=pool, OUTPUT_DIR=tmp_path / "cut")
+    kill_after_first_checkpoint(start(*common, *cut), tmp_path / "cut")
+    refused = moco_transfer(*common, *cut)
+    assert refused.returncode == 2 and "already holds a run" in refused.stderr
+    resumed = moco_transfer(*common, "--resume", *cut)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumed from" in (tmp_path / "cut" / "log.txt").read_text()
+    a, b = (torch.load(tmp_path / n / "checkpoint_0002.pth", weights_only=True) for n in ("whole", "cut"))
+    assert_same_bits(a["state_dict"], b["state_dict"])
+    assert a["iteration"] == b["iteration"] == 6
+    for mine, theirs in zip(a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True):
+        assert torch.equal(mine["momentum_buffer"], theirs["momentum_buffer"])
+    # and the log of measurements has each iteration once
+    iterations = [line.split(",")[0] for line in (tmp_path / "cut" / "metrics.json").read_text().splitlines()]
+    assert iterations == [f'{{"iteration": {i}' for i in range(1, 7)]
+
+
+def detection_words(scenes: Path, folder: Path, **more: object) -> list[str]:
+    flags = []
+    for split in ("train", "test"):
+        flags += ["--dataset", f"demo_{split}=voc:{scenes}:{split}:{scenes / 'classes.txt'}"]
+    return ["train", "--config-file", "demo_R_18_FPN", *flags, *words(TINY_DETECTION, OUTPUT_DIR=folder, **more)]
+
+
+def test_train__sigkill_and_resume_is_bit_equal(scenes, tmp_path):
+    whole = moco_transfer(*detection_words(scenes, tmp_path / "whole"))
+    assert whole.returncode == 0, whole.stderr
+    cut = detection_words(scenes, tmp_path / "cut")
+    kill_after_first_checkpoint(start(*cut), tmp_path / "cut")
+    resumed = moco_transfer(*cut[:3], "--resume", *cut[3:])
+    assert resumed.returncode == 0, resumed.stderr
+    a, b = (torch.load(tmp_path / n / "checkpoint_0000006.pth", weights_only=True) for n in ("whole", "cut"))
+    assert_same_bits(a["model"], b["model"])
+    assert (tmp_path / "cut" / "results.json").exists()
+
+
+def test_pretrain__sigterm_saves_first(pool, tmp_path):
+    settings = TINY_PRETRAIN | {"SOLVER.EPOCHS": "200", "TRAIN.CHECKPOINT_PERIOD_ITERS": "0", "TRAIN.CHECKPOINT_PERIOD_EPOCHS": "100"}
+    process = start("pretrain", "--config-file", "demo_moco", *words(settings, DATA__ROOT=pool, OUTPUT_DIR=tmp_path / "run"))
+    deadline = time.time() + 120
+    while not (tmp_path / "run" / "metrics.json").exists() or not (tmp_path / "run" / "metrics.json").read_text():
+        assert time.time() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    assert (tmp_path / "run" / "last_checkpoint").exists()
+
+
+def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=300, env=environment())
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "train"])
+def test_two_processes__end_with_equal_weights(kind, pool, scenes, tmp_path):
+    script = REPOSITORY / "tests" / "cli" / "two_processes.py"
+    if kind == "pretrain":
+        done = torchrun(script, kind, "demo_moco", *words(TINY_PRETRAIN, DATA__ROOT=pool, OUTPUT_DIR=tmp_path))
+    else:
+        flag = f"own=voc:{scenes}:train:{scenes / 'classes.txt'}"
+        settings = words(TINY_DETECTION, OUTPUT_DIR=tmp_path, DATASETS__TRAIN="own", DATASETS__TEST="own")
+        done = torchrun(script, kind, "demo_R_18_FPN", flag, *settings)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "EQUAL" in done.stdout
+    assert os.path.exists(tmp_path / "metrics.json")

@@ -1,0 +1,49 @@
+"""Run by tests under torchrun: does a whole run and fails unless both processes end with equal weights and buffers."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+
+import torch
+from torch import distributed as dist
+
+from moco_transfer.config import load_detection_config, load_pretrain_config
+
+
+def digest(state: dict[str, torch.Tensor]) -> str:
+    """Return a hash of every tensor's name and bits."""
+    total = hashlib.sha256()
+    for name in sorted(state):
+        total.update(name.encode() + state[name].detach().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+def main(kind: str, config: str, overrides: list[str]) -> None:
+    """Run ``kind`` ("pretrain" or "train") with a config and compare the processes."""
+    torch.set_num_threads(1)
+    if kind == "pretrain":
+        from moco_transfer.pretrain.build import pretrain
+
+        state = pretrain(load_pretrain_config(config, overrides)).model.state_dict()
+    else:
+        from moco_transfer.data.catalog import parse_dataset_flag
+        from moco_transfer.finetune import build
+
+        parse_dataset_flag(overrides.pop(0))
+        built = []
+        original = build.build_model
+        build.build_model = lambda cfg: built.append(original(cfg)) or built[-1]
+        build.finetune(load_detection_config(config, overrides), task="test")
+        state = built[0].state_dict()
+    digests = [None, None]
+    dist.all_gather_object(digests, digest(state))
+    if digests[0] != digests[1]:
+        raise SystemExit(f"the processes differ: {digests}")
+    if dist.get_rank() == 0:
+        print("EQUAL", digests[0])
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3:])

@@ -1,0 +1,124 @@
+"""The check before a run: all problems at once, counts, and the exit status.
+
+Mutations that were seen to turn this red: stop at the first problem; count crowd regions as boxes; compare sizes without EXIF;
+end with status 0 whatever was found.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from moco_transfer.cli import check_data, main
+from moco_transfer.data import catalog, register_dataset
+from moco_transfer.data.check import check_dataset
+
+
+@pytest.fixture(autouse=True)
+def _own_names(monkeypatch):
+    monkeypatch.setattr(catalog, "_OWN", {})
+
+
+def test_check_dataset__counts_a_good_voc_set(make_voc):
+    root = make_voc({"a": (40, 30, [("dog", (2, 2, 9, 9), 0), ("dog", (2, 2, 9, 9), 1)]), "b": (40, 30, [])})
+    register_dataset("mine", "voc", root=root, split="train", class_names=("dog", "cat"))
+    report = check_dataset("mine")
+    assert report.is_usable
+    assert (report.num_images, report.num_boxes, report.boxes_of_class) == (2, 2, {"dog": 2, "cat": 0})
+    assert report.remarks == ["1 of 2 classes have no box: cat.", "1 of the boxes is difficult: trained on, ignored in the evaluation."]
+    text = report.text()
+    assert text.startswith("mine: 2 pictures, 2 boxes, 2 classes, scored by VOC AP by the area under the curve\n")
+    assert "  pictures without a box (left out of training, kept in a test set): 1\n" in text
+    assert text.endswith("  usable")
+
+
+def test_check_dataset__collects_every_problem(make_voc):
+    root = make_voc(
+        {
+            "a": (40, 30, [("hourse", (2, 2, 9, 9), 0), ("dog", (0, 2, 9, 9), 0)]),
+            "b": (40, 30, []),
+            "c": (40, 30, []),
+            "d": (9, 9, []),
+        }
+    )
+    (root / "JPEGImages" / "b.jpg").unlink()
+    (root / "JPEGImages" / "c.jpg").write_bytes(b"no picture")
+    Image.fromarray(np.zeros((9, 12, 3), np.uint8)).save(root / "JPEGImages" / "d.jpg")
+    register_dataset("mine", "voc", root=root, split="train", class_names=("dog",))
+    report = check_dataset("mine")
+    assert not report.is_usable
+    said = [
+        "class 'hourse' is not one of",
+        "does not lie in",
+        "1 of the 4 pictures",
+        "c.jpg cannot be read",
+        "d.jpg is 12 x 9 px, but its annotation says 9 x 9",
+    ]
+    assert len(report.problems) == len(said)
+    assert all(words in problem for words, problem in zip(said, report.problems, strict=True))
+    assert "... and 3 more\n" in report.text(2)
+    assert report.text().endswith("NOT usable: 5 problems")
+    assert len(check_dataset("mine", open_pictures=False).problems) == 3
+
+
+def test_check_dataset__coco_counts_and_remarks(make_coco):
+    annotation = {"id": 1, "image_id": 5, "category_id": 7, "bbox": [1, 2, 10, 20], "area": 200}
+    json_file, images = make_coco(
+        [{"id": 5, "file_name": "b.jpg", "width": 40, "height": 30}],
+        [annotation, {**annotation, "id": 2, "iscrowd": 1}, {**annotation, "id": 3, "bbox": [1, 1, 0, 2]}],
+    )
+    register_dataset("mine", "coco", json_file=json_file, image_root=images)
+    report = check_dataset("mine")
+    assert (report.num_boxes, report.boxes_of_class) == (2, {"cat": 0, "dog": 2})
+    assert "category ids 3 to 7 are mapped to class indices 0 to 1, in their order." in report.remarks
+    assert (
+        "  crowd regions (not trained on, ignored in the evaluation): 1\n  boxes without area (not trained on): 1\n" in report.text()
+    )
+
+
+def test_check_dataset__a_picture_turned_by_exif(make_coco):
+    json_file, images = make_coco([{"id": 5, "file_name": "b.jpg", "width": 40, "height": 30}], [])
+    image = Image.open(images / "b.jpg")
+    exif = image.getexif()
+    exif[274] = 6
+    image.save(images / "b.jpg", exif=exif)
+    register_dataset("mine", "coco", json_file=json_file, image_root=images)
+    (problem,) = check_dataset("mine").problems
+    assert problem.endswith(
+        "is 30 x 40 px, but its annotation says 40 x 30. It is turned by its EXIF tag, which the annotation ignores."
+    )
+
+
+def test_check_dataset__a_missing_folder_is_a_problem_not_a_crash(monkeypatch, tmp_path):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    report = check_dataset("voc_2007_test")
+    assert not report.is_usable
+    assert "Set it to the folder that holds VOC2007." in report.problems[0]
+
+
+def test_check_data__command_line(make_voc, make_coco, capsys):
+    root = make_voc({"a": (40, 30, [("dog", (2, 2, 9, 9), 0)])})
+    flag = ["--dataset", f"mine=voc:{root}:train:dog"]
+    assert main.main(["check-data", *flag]) == 0
+    assert "mine: 1 picture, 1 box, 1 class," in capsys.readouterr().out
+    json_file, images = make_coco([{"id": 5, "file_name": "b.jpg", "width": 40, "height": 30}], [])
+    assert main.main(["check-data", *flag, "--dataset", f"other=coco:{json_file}:{images}"]) == 2
+    assert "have different classes: index 0 is 'dog' in the one and 'cat' in the other" in capsys.readouterr().err
+    (root / "JPEGImages" / "a.jpg").unlink()
+    assert main.main(["check-data", "mine", "--fast"]) == 2
+    assert "PROBLEM: 1 of the 1 pictures" in capsys.readouterr().out
+    assert main.main(["check-data"]) == 2
+    assert "No data set is named" in capsys.readouterr().err
+    assert json.loads(json_file.read_text())["images"], "nothing is written"
+    assert check_data.EPILOG
+
+
+def test_check_dataset__real_data(shared_data, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(shared_data))
+    for name, num_images in (("voc_2007_test", 100), ("coco_2017_val", 128)):
+        report = check_dataset(name)
+        assert report.is_usable and report.num_images == num_images
+        assert "results do not compare with published ones" in report.remarks[0]

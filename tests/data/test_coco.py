@@ -1,0 +1,152 @@
+"""COCO reader against Detectron2's and against json written by hand.
+
+Mutations that were seen to turn this red: keep boxes XYWH; add the corner in float64; index classes by file order
+instead of by id; drop crowd regions; forget the half pixel of key points; keep polygons of two points.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from moco_transfer.data.coco import read_coco
+from moco_transfer.runtime.errors import InputError, MissingFileError
+
+IMAGES = [{"id": 5, "file_name": "b.jpg", "width": 40, "height": 30}, {"id": 2, "file_name": "a.jpg", "width": 20, "height": 30}]
+
+
+def _annotation(**fields):
+    return {"id": 1, "image_id": 5, "category_id": 7, "bbox": [1.5, 2, 10, 20], "area": 200, "iscrowd": 0, **fields}
+
+
+def test_read_coco__sorts_images_and_classes_by_id_and_turns_boxes_into_corners(make_coco):
+    contents = read_coco(*make_coco(IMAGES, [_annotation(), _annotation(id=2, image_id=2, category_id=3, iscrowd=1)]))
+    assert [record["image_id"] for record in contents.records] == [2, 5]
+    assert contents.class_names == ("cat", "dog")
+    assert contents.category_ids == (3, 7)
+    # Added in float32, as Detectron2 adds: 0.1 + 0.3 is 0.4000000059604645 there, not 0.4.
+    thin = read_coco(*make_coco(IMAGES, [_annotation(bbox=[0.1, 2, 0.3, 20])])).records[1]["annotations"][0]
+    assert thin["bbox"][2] == 0.4000000059604645
+    crowd, dog = (record["annotations"][0] for record in contents.records)
+    assert dog == {"bbox": [1.5, 2.0, 11.5, 22.0], "category_id": 1, "iscrowd": 0, "area": 200}
+    assert (crowd["iscrowd"], crowd["category_id"]) == (1, 0)
+    assert contents.left_out == {
+        "images_without_boxes": 1,
+        "crowd_regions": 1,
+        "boxes_without_area": 0,
+        "boxes_reaching_out": 0,
+        "invalid_polygons": 0,
+    }
+
+
+def test_read_coco__counts_boxes_without_area_and_leaves_invalid_polygons_out(make_coco):
+    annotations = [
+        _annotation(bbox=[3, 3, 0, 5]),
+        _annotation(id=4, bbox=[30, 3, 10.9, 5]),  # 40.9 of 40 px: rounding
+        _annotation(id=5, bbox=[30, 3, 11, 5]),
+        _annotation(id=2, segmentation=[[1, 1, 9, 9]]),
+        _annotation(id=3, segmentation=[[1, 1, 9, 9], [1, 1, 9, 1, 9, 9]]),
+    ]
+    contents = read_coco(*make_coco(IMAGES, annotations))
+    kept = contents.records[1]["annotations"]
+    assert len(kept) == 4
+    assert kept[3]["segmentation"] == [[1, 1, 9, 1, 9, 9]]
+    assert contents.left_out["boxes_without_area"] == 1
+    assert contents.left_out["boxes_reaching_out"] == 1
+    assert contents.left_out["invalid_polygons"] == 1
+
+
+def test_read_coco__shifts_key_points_by_half_a_pixel(make_coco):
+    contents = read_coco(*make_coco(IMAGES, [_annotation(keypoints=[4, 6, 2, 0, 0, 0])]))
+    assert contents.records[1]["annotations"][0]["keypoints"] == [4.5, 6.5, 2, 0.5, 0.5, 0]
+
+
+def test_read_coco__compresses_rle(make_coco):
+    # 20 x 30 px, column by column: 30 zeros (column 0), 60 ones (columns 1 and 2), zeros.
+    contents = read_coco(*make_coco(IMAGES, [_annotation(image_id=2, segmentation={"size": [30, 20], "counts": [30, 60, 510]})]))
+    from pycocotools import mask as mask_api
+
+    mask = mask_api.decode(contents.records[0]["annotations"][0]["segmentation"])
+    assert mask.shape == (30, 20)
+    assert mask[:, 1:3].all()
+    assert mask.sum() == 60
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"image_id": 99}, "annotation 1: image_id 99 is not in 'images'"),
+        ({"category_id": 8}, r"category_id 8 is not in 'categories' \(ids 3, 7\)"),
+        ({"bbox": [1, 2, 3]}, r"bbox is \[1, 2, 3\], expected four finite numbers"),
+        ({"bbox": [1, 2, float("nan"), 3]}, "expected four finite numbers"),
+        ({"bbox": [1, 2, -3, 4]}, "width and height not negative"),
+        ({"bbox": [41, 2, 3, 4]}, "does not lie in the 40 x 30 picture"),
+        ({"bbox": []}, "expected four finite numbers"),
+        ({"ignore": 1}, "use 'iscrowd': 1"),
+        ({"segmentation": "x"}, "expected a list of polygons"),
+        ({"segmentation": {"size": [1, 2]}}, "expected COCO's RLE"),
+        ({"keypoints": [1, 2]}, "expected three"),
+    ],
+)
+def test_read_coco__refuses_a_wrong_annotation(make_coco, change, said):
+    with pytest.raises(InputError, match=said) as error:
+        read_coco(*make_coco(IMAGES, [_annotation(**change)]))
+    assert "annotations.json, annotation 1" in str(error.value)
+
+
+def test_read_coco__refuses_repeated_ids(make_coco):
+    with pytest.raises(InputError, match="annotation id 1 occurs more than once"):
+        read_coco(*make_coco(IMAGES, [_annotation(), _annotation()]))
+    with pytest.raises(InputError, match="image id 5 occurs more than once"):
+        read_coco(*make_coco([IMAGES[0], IMAGES[0]], []))
+    with pytest.raises(InputError, match="category id 3 occurs more than once"):
+        read_coco(*make_coco(IMAGES, [], categories=[{"id": 3, "name": "a"}, {"id": 3, "name": "b"}]))
+    contents = read_coco(*make_coco(IMAGES, [_annotation(), _annotation()]), unique_annotation_ids=False)
+    assert len(contents.records[1]["annotations"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{not json", "is not json .*may be cut off"),
+        ("[]", "not in COCO's format"),
+        ('{"images": [], "categories": []}', "non-empty list 'images'"),
+    ],
+)
+def test_read_coco__refuses_other_files(tmp_path, text, said):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(InputError, match=said):
+        read_coco(tmp_path / "a.json", tmp_path)
+    with pytest.raises(MissingFileError, match=r"b\.json does not exist"):
+        read_coco(tmp_path / "b.json", tmp_path)
+
+
+def test_read_coco__counts_missing_pictures_and_names_the_first(make_coco):
+    json_file, images = make_coco(IMAGES, [])
+    (images / "a.jpg").unlink()
+    with pytest.raises(MissingFileError, match=r"1 of the 2 pictures .* the first is .*a\.jpg"):
+        read_coco(json_file, images)
+    with pytest.raises(MissingFileError, match="does not exist: .*nowhere"):
+        read_coco(json_file, images / "nowhere")
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize(
+    "name", ["instances_train2017", "instances_val2017", "person_keypoints_train2017", "person_keypoints_val2017"]
+)
+def test_read_coco__equals_detectron2(shared_data, name):
+    from detectron2.data.datasets.coco import load_coco_json
+    from detectron2.structures import BoxMode
+
+    json_file, images = shared_data / "coco/annotations" / f"{name}.json", shared_data / "coco" / name.rsplit("_", 1)[1]
+    theirs = load_coco_json(str(json_file), str(images), dataset_name=f"test_coco_{name}")
+    ours = read_coco(json_file, images)
+    assert len(ours.records) == len(theirs) >= 128
+    for mine, other in zip(ours.records, theirs, strict=True):
+        assert all(mine[key] == other[key] for key in ("file_name", "image_id", "height", "width"))
+        assert len(mine["annotations"]) == len(other["annotations"])
+        for a, b in zip(mine["annotations"], other["annotations"], strict=True):
+            assert a["bbox"] == BoxMode.convert(b["bbox"], b["bbox_mode"], BoxMode.XYXY_ABS)
+            for key in ("category_id", "iscrowd", "segmentation", "keypoints"):
+                assert a.get(key) == b.get(key)
+    assert np.all(np.diff(ours.category_ids) > 0)

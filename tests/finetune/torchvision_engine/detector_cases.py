@@ -1,0 +1,203 @@
+"""The detectors, weights and pictures that both engines are compared on. Imports no Detectron2.
+
+Weights are drawn by name from a seeded generator, so no weights are stored; BN statistics, scales and shifts are not trivial. Sampling
+sizes are so large that nothing is drawn by chance. Few proposals and small pictures keep the C4 detectors fast on one core.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+
+import numpy as np
+import torch
+from fvcore.common.config import CfgNode
+
+from moco_transfer.config.detection_schema import DETECTION_DEFAULTS
+
+NUM_CLASSES = 5
+
+_FPN = {
+    "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
+    "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL.FPN.IN_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL.FPN.NORM": "BN",
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[32], [64], [128], [256], [512]],
+    "MODEL.RPN.IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"],
+    "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
+    "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3", "p4", "p5"],
+    "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
+    "MODEL.ROI_BOX_HEAD.NUM_FC": 2,
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7,
+    "MODEL.ROI_MASK_HEAD.NUM_CONV": 4,
+}
+_C4 = {"MODEL.ROI_HEADS.NAME": "Res5ROIHeadsExtraNorm"}
+_DC5 = {
+    "MODEL.BACKBONE.NAME": "build_resnet_dc5_backbone",
+    "MODEL.RESNETS.OUT_FEATURES": ["res5"],
+    "MODEL.RESNETS.RES5_DILATION": 2,
+    "MODEL.RPN.IN_FEATURES": ["dc5"],
+    "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
+    "MODEL.ROI_HEADS.IN_FEATURES": ["dc5"],
+    "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
+    "MODEL.ROI_BOX_HEAD.NUM_FC": 2,
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7,
+    "MODEL.ROI_MASK_HEAD.NUM_CONV": 4,
+}
+_R18 = {"MODEL.RESNETS.DEPTH": 18, "MODEL.RESNETS.RES2_OUT_CHANNELS": 64}
+_R50 = {"MODEL.RESNETS.DEPTH": 50}
+_MASK = {"MODEL.MASK_ON": True}
+_EVERYWHERE = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.BACKBONE.FREEZE_AT": 0,
+    "MODEL.RESNETS.NORM": "BN",
+    "MODEL.RESNETS.STRIDE_IN_1X1": False,
+    "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
+    "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
+    "INPUT.FORMAT": "RGB",
+    "MODEL.ROI_HEADS.NUM_CLASSES": NUM_CLASSES,
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 1_000_000,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 1_000_000,
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 300,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": 300,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 10,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 12,
+    "TEST.DETECTIONS_PER_IMAGE": 8,
+}
+
+# name -> settings. The last four vary what the ten detectors of the benchmark have in common.
+CASES: dict[str, dict] = {
+    "r18_c4": _R18 | _C4,
+    "r18_c4_mask": _R18 | _C4 | _MASK,
+    "r18_fpn": _R18 | _FPN,
+    "r18_fpn_mask": _R18 | _FPN | _MASK,
+    "r50_c4": _R50 | _C4,
+    "r50_c4_mask": _R50 | _C4 | _MASK,
+    "r50_fpn": _R50 | _FPN,
+    "r50_fpn_mask": _R50 | _FPN | _MASK,
+    "r50_dc5": _R50 | _DC5,
+    "r50_dc5_mask": _R50 | _DC5 | _MASK,
+    "r50_c4_msra": _R50
+    | {
+        "MODEL.ROI_HEADS.NAME": "Res5ROIHeads",
+        "MODEL.RESNETS.NORM": "FrozenBN",
+        "MODEL.RESNETS.STRIDE_IN_1X1": True,
+        "MODEL.BACKBONE.FREEZE_AT": 2,
+    },
+    "r18_fpn_gn_frozen": _R18 | _FPN | {"MODEL.RESNETS.NORM": "GN", "MODEL.FPN.NORM": "GN", "MODEL.BACKBONE.FREEZE_AT": 3},
+    "r18_fpn_head_conv": _R18
+    | _FPN
+    | _MASK
+    | {
+        "MODEL.BACKBONE.FREEZE_AT": 2,
+        "MODEL.FPN.NORM": "",
+        "MODEL.ROI_BOX_HEAD.NUM_CONV": 1,
+        "MODEL.ROI_BOX_HEAD.NUM_FC": 1,
+        "MODEL.ROI_BOX_HEAD.NORM": "BN",
+        "MODEL.ROI_MASK_HEAD.NORM": "GN",
+        "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True,
+        "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK": True,
+        "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": 0.5,
+        "MODEL.RPN.SMOOTH_L1_BETA": 0.1,
+        "MODEL.RPN.CONV_DIMS": [-1, 64],
+        "MODEL.RPN.BOUNDARY_THRESH": 0,
+        "MODEL.RPN.LOSS_WEIGHT": 2.0,
+        "MODEL.RPN.BBOX_REG_LOSS_WEIGHT": 3.0,
+        "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT": 1.5,
+        "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ROIAlign",
+        "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": 2,
+        "MODEL.ANCHOR_GENERATOR.OFFSET": 0.5,
+        "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": 8,
+    },
+    "rx50_fpn": _R50 | _FPN | {"MODEL.RESNETS.NUM_GROUPS": 32, "MODEL.RESNETS.WIDTH_PER_GROUP": 4},
+}
+
+
+# Residual branches are drawn weak and outputs spread: a network of random weights otherwise enlarges rounding a thousandfold, and
+# two engines that sum in another order could not be told from two that differ.
+_LAST_NORM = ("conv2.norm.weight", "conv3.norm.weight")
+_GAINS = {"objectness_logits": 4.0, "anchor_deltas": 0.5, "cls_score": 2.0, "bbox_pred": 0.5, "predictor": 2.0}
+
+
+def make_config(case: str, **overrides: object) -> CfgNode:
+    """Return the frozen config of a case; ``overrides`` are keys with '__' for '.'."""
+    cfg = CfgNode(DETECTION_DEFAULTS)
+    settings = _EVERYWHERE | CASES[case] | {key.replace("__", "."): value for key, value in overrides.items()}
+    cfg.merge_from_list([word for pair in settings.items() for word in pair])
+    cfg.freeze()
+    return cfg
+
+
+SCHEDULES: dict[str, dict] = {
+    "multistep": {"MAX_ITER": 40, "STEPS": (20, 30), "WARMUP_ITERS": 7},
+    "constant_warmup": {"MAX_ITER": 40, "STEPS": (20,), "WARMUP_ITERS": 7, "WARMUP_METHOD": "constant", "WARMUP_FACTOR": 0.1},
+    "cosine": {"MAX_ITER": 40, "LR_SCHEDULER_NAME": "WarmupCosineLR", "WARMUP_ITERS": 7, "BASE_LR_END": 0.001},
+    "cosine_rescaled": {
+        "MAX_ITER": 40,
+        "LR_SCHEDULER_NAME": "WarmupCosineLR",
+        "WARMUP_ITERS": 7,
+        "RESCALE_INTERVAL": True,
+    },
+    "no_warmup": {"MAX_ITER": 12, "STEPS": (3, 8, 11), "WARMUP_ITERS": 0, "GAMMA": 0.5},
+    "warmup_longer_than_run": {"MAX_ITER": 12, "STEPS": (), "WARMUP_ITERS": 100},
+    "step_beyond_the_end": {"MAX_ITER": 12, "STEPS": (6, 90), "WARMUP_ITERS": 3},
+    "step_in_warmup": {"MAX_ITER": 30, "STEPS": (5, 20), "WARMUP_ITERS": 10},
+}
+
+
+def make_solver_config(name: str, **more: object) -> CfgNode:
+    """Return a config with one of the learning-rate schedules."""
+    settings = {"BASE_LR": 0.02, **SCHEDULES[name], **more}
+    return make_config("r18_fpn", **{f"SOLVER__{key}": value for key, value in settings.items()})
+
+
+def draw_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return a state dict for the model, each tensor drawn by its name."""
+    return {name: _draw(name, tensor) for name, tensor in model.state_dict().items()}
+
+
+def _draw(name: str, like: torch.Tensor) -> torch.Tensor:
+    rng = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode())))
+    shape = tuple(like.shape)
+    leaf = name.rsplit(".", 1)[-1]
+    if leaf == "num_batches_tracked":
+        return torch.tensor(7)
+    if leaf == "weight" and len(shape) == 1 and ".res" in name and name.endswith(_LAST_NORM):
+        values = rng.uniform(0.1, 0.3, shape)
+    elif leaf == "running_var" or (leaf == "weight" and len(shape) == 1):
+        values = rng.uniform(0.6, 1.4, shape)
+    elif leaf in ("bias", "running_mean"):
+        values = rng.normal(0, 0.1, shape)
+    else:
+        scale = next((gain for layer, gain in _GAINS.items() if f".{layer}." in name), math.sqrt(2))
+        fan_in = math.prod(shape[1:])
+        values = rng.standard_normal(shape, dtype=np.float32) * (scale / math.sqrt(fan_in))
+    return torch.from_numpy(np.asarray(values, dtype=np.float32))
+
+
+def draw_pictures(count: int = 2, seed: int = 0) -> list[dict]:
+    """Return records of generated pictures with rectangles on a smooth ground; sizes differ and are not multiples of 32."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    records = []
+    for _ in range(count):
+        height, width = int(rng.integers(66, 95)), int(rng.integers(66, 125))
+        picture = np.kron(rng.uniform(0, 255, (3, -(-height // 8), -(-width // 8))), np.ones((8, 8)))[:, :height, :width]
+        boxes, classes, masks = [], [], []
+        for _ in range(3):
+            w, h = rng.uniform(16, 56, 2)
+            x, y = rng.uniform(0, width - w - 1), rng.uniform(0, height - h - 1)
+            picture[:, int(y) : int(y + h), int(x) : int(x + w)] = rng.uniform(0, 255, (3, 1, 1))
+            boxes.append([x, y, x + w, y + h])
+            classes.append(int(rng.integers(NUM_CLASSES)))
+            masks.append([[x, y + h / 2, x + w / 2, y, x + w, y + h / 2, x + w / 2, y + h], [x, y, x + 6, y, x, y + 6]])
+        records.append(
+            {
+                "image": torch.from_numpy(np.round(picture).astype(np.float32)),
+                "gt_boxes": torch.tensor(boxes, dtype=torch.float32),
+                "gt_classes": torch.tensor(classes),
+                "gt_masks": masks,
+                "height": round(height * 1.5),
+                "width": round(width * 1.5),
+            }
+        )
+    return records

@@ -1,0 +1,234 @@
+"""Normalisation by name, frozen, and over two processes.
+
+Seen red under: local statistics instead of all ranks'; the backward without its all-reduce; biased running variance in SyncBN, unbiased
+in naiveSyncBN; frozen layers that keep their BN.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from moco_transfer.finetune.torchvision_engine.conv_norm import ConvNorm
+from moco_transfer.finetune.torchvision_engine.norm import (
+    FrozenBatchNorm2d,
+    NaiveSyncBatchNorm2d,
+    SyncBatchNorm2d,
+    describe_norm,
+    freeze,
+    get_norm,
+)
+from moco_transfer.runtime.errors import InputError
+
+
+@pytest.mark.parametrize("name", ["BN", "SyncBN", "naiveSyncBN"])
+def test_one_process__equals_torchs_bn(name):
+    torch.manual_seed(0)
+    ours, theirs = get_norm(name, 6), nn.BatchNorm2d(6)
+    x = torch.randn(3, 6, 4, 5) * 2 + 1
+    for _ in range(2):
+        torch.testing.assert_close(ours(x), theirs(x))
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    for key, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[key], value)
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
+
+
+def test_unknown_name__is_refused():
+    with pytest.raises(InputError, match="Unknown NORM 'BatchNorm'"):
+        get_norm("BatchNorm", 4)
+    with pytest.raises(InputError, match="divisible by 32"):
+        get_norm("GN", 48)
+
+
+def test_frozen__is_bn_with_stored_statistics_and_learns_nothing():
+    torch.manual_seed(0)
+    bn = nn.BatchNorm2d(4)
+    for tensor in (bn.weight.data, bn.bias.data, bn.running_mean, bn.running_var):
+        tensor.uniform_(0.5, 2)
+    frozen = FrozenBatchNorm2d(4)
+    frozen.load_state_dict({k: v for k, v in bn.state_dict().items() if k != "num_batches_tracked"})
+    x = torch.randn(2, 4, 3, 3, requires_grad=True)
+    expected = bn.eval()(x)
+    torch.testing.assert_close(frozen.train()(x), expected)
+    torch.testing.assert_close(frozen(x.detach()), expected)
+    assert not list(frozen.parameters())
+    torch.testing.assert_close(FrozenBatchNorm2d(4)(x), x)  # the identity, before anything is loaded
+
+
+def test_freeze__stops_gradients_and_turns_bn_into_frozen_bn():
+    layer = ConvNorm(3, 32, kernel_size=3, norm="SyncBN", bias=False)
+    keys = layer.state_dict().keys()
+    assert freeze(layer) is layer
+    assert isinstance(layer.norm, FrozenBatchNorm2d)
+    assert not any(p.requires_grad for p in layer.parameters())
+    assert layer.state_dict().keys() == keys
+    group_norm = freeze(ConvNorm(3, 32, kernel_size=3, norm="GN"))
+    assert isinstance(group_norm.norm, nn.GroupNorm) and not group_norm.norm.weight.requires_grad
+
+
+def test_describe__names_what_is_really_used():
+    model = nn.Sequential(get_norm("SyncBN", 4), get_norm("naiveSyncBN", 4), get_norm("FrozenBN", 4), get_norm("BN", 4), get_norm("GN", 32))
+    assert (
+        describe_norm(model)
+        == "BN (SyncBN in one process) x 1 + BN (naiveSyncBN in one process) x 1 + FrozenBN x 1 + BN x 1 + GN x 1"
+    )
+    assert describe_norm(nn.Linear(2, 2)) == "none"
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def in_two_processes(work, *args) -> list:
+    """Run work(rank, *args) on two gloo ranks; return what each put out."""
+    queue = mp.get_context("spawn").SimpleQueue()
+    processes = mp.start_processes(_rank, (free_port(), work, args, queue), nprocs=2, join=False)
+    results = dict(queue.get() for _ in range(2))
+    processes.join()
+    return [results[0], results[1]]
+
+
+def _rank(rank: int, port: int, work, args, queue) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    queue.put((rank, work(rank, *args)))
+    dist.destroy_process_group()
+
+
+def _inputs() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    # Unequal sizes: the ranks' statistics must be weighted by their number of positions.
+    return [torch.randn(2, 3, 4, 5, generator=generator) + 1, torch.randn(1, 3, 7, 2, generator=generator) * 3]
+
+
+def _sync_step(rank: int, name: str) -> dict:
+    norm = get_norm(name, 3)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([0.5, 1.0, 2.0]))
+    x = _inputs()[rank].requires_grad_()
+    y = norm(x)
+    (y * torch.arange(y.numel()).view_as(y).sin()).sum().backward()
+    parameters = {"weight": norm.weight.grad, "bias": norm.bias.grad, "mean": norm.running_mean, "var": norm.running_var}
+    return {"y": y.detach().numpy(), "grad": x.grad.numpy(), "text": describe_norm(norm)} | {
+        k: v.numpy() for k, v in parameters.items()
+    }
+
+
+def test_sync_bn__two_ranks_equal_one_process_with_all_positions():
+    ranks = in_two_processes(_sync_step, "SyncBN")
+    # One process: the positions of both ranks in one long row.
+    norm = nn.BatchNorm2d(3).double()
+    norm.weight.data.copy_(torch.tensor([0.5, 1.0, 2.0]))
+    rows = [x.double().transpose(0, 1).reshape(1, 3, 1, -1) for x in _inputs()]
+    row = torch.cat(rows, dim=3).requires_grad_()
+    out = norm(row)
+    back = [
+        y.reshape(3, x.shape[0], *x.shape[2:]).transpose(0, 1)
+        for y, x in zip(out.split([r.shape[3] for r in rows], dim=3), _inputs(), strict=True)
+    ]
+    sum((y * torch.arange(y.numel()).view(y.shape).sin()).sum() for y in back).backward()
+    grads = row.grad.split([r.shape[3] for r in rows], dim=3)
+    for rank, x, y, grad in zip(ranks, _inputs(), back, grads, strict=True):
+        torch.testing.assert_close(torch.tensor(rank["y"]).double(), y.detach(), rtol=1e-5, atol=1e-6)
+        wanted = grad.reshape(3, x.shape[0], *x.shape[2:]).transpose(0, 1)
+        torch.testing.assert_close(torch.tensor(rank["grad"]).double(), wanted, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(torch.tensor(rank["mean"]).double(), norm.running_mean, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(torch.tensor(rank["var"]).double(), norm.running_var, rtol=1e-5, atol=1e-6)
+        assert rank["text"] == "SyncBN over 2 ranks (gloo) x 1"
+    # Weight and bias hold this rank's share, for DistributedDataParallel to add up.
+    torch.testing.assert_close(torch.tensor(ranks[0]["bias"] + ranks[1]["bias"]).double(), norm.bias.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        torch.tensor(ranks[0]["weight"] + ranks[1]["weight"]).double(), norm.weight.grad, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_naive_sync_bn__two_ranks_by_hand():
+    ranks = in_two_processes(_sync_step, "naiveSyncBN")
+    inputs = [x.double() for x in _inputs()]
+    # Each rank counts the same, whatever its size; the variance is E[x^2] - E[x]^2, also in the running average.
+    mean = sum(x.mean(dim=(0, 2, 3)) for x in inputs) / 2
+    var = sum(x.square().mean(dim=(0, 2, 3)) for x in inputs) / 2 - mean.square()
+    weight = torch.tensor([0.5, 1.0, 2.0]).double()
+    for rank, x in zip(ranks, inputs, strict=True):
+        expected = (x - mean.view(1, 3, 1, 1)) / (var + 1e-5).sqrt().view(1, 3, 1, 1) * weight.view(1, 3, 1, 1)
+        torch.testing.assert_close(torch.tensor(rank["y"]).double(), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(torch.tensor(rank["mean"]).double(), 0.1 * mean, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(torch.tensor(rank["var"]).double(), 0.9 + 0.1 * var, rtol=1e-5, atol=1e-5)
+        assert rank["text"] == "naiveSyncBN over 2 ranks (gloo) x 1"
+
+
+def _reference_naive_step(rank: int) -> dict:
+    from detectron2.layers import NaiveSyncBatchNorm
+
+    outputs = []
+    for norm in (NaiveSyncBatchNorm(3), NaiveSyncBatchNorm2d(3)):
+        x = _inputs()[rank].requires_grad_()
+        y = norm(x)
+        (y * torch.arange(y.numel()).view_as(y).sin()).sum().backward()
+        outputs.append([y.detach().numpy(), x.grad.numpy(), norm.weight.grad.numpy(), norm.running_var.numpy()])
+    return outputs
+
+
+@pytest.mark.detectron2
+def test_naive_sync_bn__equals_detectron2_live():
+    for theirs, ours in in_two_processes(_reference_naive_step):
+        for their, our in zip(theirs, ours, strict=True):
+            torch.testing.assert_close(torch.tensor(our), torch.tensor(their), rtol=1e-4, atol=1e-5)
+
+
+def _train_steps(rank: int, world_size: int, num_steps: int) -> dict:
+    """SGD on a small detector; the two pictures in one batch, or one on each rank with averaged gradients."""
+    from detector_cases import draw_pictures, draw_weights, make_config
+
+    from moco_transfer.finetune.torchvision_engine.build import build_model
+
+    cfg = make_config(
+        "r18_fpn",
+        MODEL__RESNETS__NORM="SyncBN",
+        MODEL__FPN__NORM="SyncBN",
+        MODEL__RPN__POST_NMS_TOPK_TRAIN=10,
+        MODEL__ROI_HEADS__NUM_CLASSES=5,
+        MODEL__ROI_BOX_HEAD__FC_DIM=64,
+    )
+    model = build_model(cfg).double()
+    model.load_state_dict(draw_weights(model))
+    records = draw_pictures(2)
+    side = [min(r["image"].shape[i] for r in records) for i in (1, 2)]
+    for record in records:  # one size: else one batch is padded further than two
+        record["image"] = record["image"][:, : side[0], : side[1]]
+        record["gt_boxes"] = record["gt_boxes"].clamp(max=float(min(side) - 1))
+        record["gt_boxes"][:, 2:] = torch.maximum(record["gt_boxes"][:, 2:], record["gt_boxes"][:, :2] + 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.002, momentum=0.9)
+    for _ in range(num_steps):
+        losses = model(records if world_size == 1 else [records[rank]])
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        for parameter in model.parameters():
+            if world_size > 1:
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= world_size
+        optimizer.step()
+    return {name: value.numpy() for name, value in model.state_dict().items()}
+
+
+def test_two_ranks_with_sync_bn__train_like_one_process_with_both_pictures():
+    one = _train_steps(0, 1, 3)
+    first, second = in_two_processes(_train_steps, 2, 3)
+    for name, value in one.items():
+        wanted = torch.tensor(value)
+        for rank in (first, second):
+            torch.testing.assert_close(torch.tensor(rank[name]), wanted, rtol=1e-6, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_sync_bn__is_torchs_class_so_that_cuda_uses_its_kernels():
+    assert issubclass(SyncBatchNorm2d, nn.SyncBatchNorm)

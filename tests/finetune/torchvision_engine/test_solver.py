@@ -1,0 +1,113 @@
+"""SGD, groups, clipping and the learning rate against Detectron2's, live and as committed numbers.
+
+Seen red under: warm-up from 0 instead of the factor; a step one iteration late; no decay on every bias instead of on norms; clipping by
+the norm of all gradients together; the cosine started after the warm-up.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from detector_cases import SCHEDULES, make_config, make_solver_config
+from torch import nn
+
+from moco_transfer.finetune.torchvision_engine.build import build_learning_rate, build_model, build_optimizer
+from moco_transfer.finetune.torchvision_engine.solver import (
+    LearningRate,
+    clip_gradients,
+    make_sgd,
+    parameter_groups,
+    set_lr,
+)
+from moco_transfer.runtime.errors import InputError
+
+FIXTURE = Path(__file__).parent / "fixtures" / "learning_rates.json"
+
+
+def our_sequence(cfg) -> list[float]:
+    lr_at = build_learning_rate(cfg)
+    return [lr_at(iteration) for iteration in range(cfg.SOLVER.MAX_ITER)]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_learning_rate__equals_committed_sequence(name):
+    assert our_sequence(make_solver_config(name)) == pytest.approx(json.loads(FIXTURE.read_text())[name], rel=1e-12)
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_learning_rate__equals_detectron2_live(name):
+    from make_detectron2_fixtures import learning_rates
+
+    cfg = make_solver_config(name)
+    assert our_sequence(cfg) == pytest.approx(learning_rates(cfg), rel=1e-12)
+
+
+def test_learning_rate__published_voc_schedule_by_hand():
+    # pascal_voc_R_50_C4_24k: lr .02, 100 iterations of warm-up from 1/1000, steps at 18k and 22k.
+    lr_at = LearningRate(base_lr=0.02, max_iter=24000, steps=(18000, 22000), warmup_iters=100)
+    assert lr_at(0) == pytest.approx(0.02 * 0.001)
+    assert lr_at(50) == pytest.approx(0.02 * (0.5 + 0.5 * 0.001))
+    assert [lr_at(i) for i in (100, 17999)] == pytest.approx([0.02, 0.02])
+    assert [lr_at(i) for i in (18000, 21999)] == pytest.approx([0.002, 0.002])
+    assert [lr_at(i) for i in (22000, 23999)] == pytest.approx([0.0002, 0.0002])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"schedule": "Poly"}, "SOLVER.LR_SCHEDULER_NAME is 'Poly'"),
+        ({"warmup_method": "exp"}, "SOLVER.WARMUP_METHOD is 'exp'"),
+        ({"steps": (30, 20)}, "ascending"),
+        ({"schedule": "WarmupCosineLR", "end_lr": 1.0}, "SOLVER.BASE_LR_END is 1.0"),
+        ({"max_iter": 0}, "SOLVER.MAX_ITER is 0"),
+    ],
+)
+def test_learning_rate__refuses(settings, words):
+    with pytest.raises(InputError, match=words):
+        LearningRate(**({"base_lr": 0.02, "max_iter": 40} | settings))
+
+
+def by_name(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, tuple[float, float]]:
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {names[id(p)]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize("case", ["r18_fpn_mask", "r50_c4_msra", "r18_fpn_gn_frozen"])
+@pytest.mark.parametrize("bias", [{}, {"SOLVER__BIAS_LR_FACTOR": 2.0, "SOLVER__WEIGHT_DECAY_BIAS": 0.0}])
+def test_groups__equal_detectron2s(case, bias):
+    from detectron2.solver import build_optimizer as detectron2_optimizer
+
+    cfg = make_config(case, SOLVER__BASE_LR=0.02, SOLVER__WEIGHT_DECAY=1e-4, SOLVER__WEIGHT_DECAY_NORM=0.0, **bias)
+    model = build_model(cfg)
+    ours, theirs = by_name(model, build_optimizer(cfg, model)), by_name(model, detectron2_optimizer(cfg, model))
+    assert ours == theirs
+    assert len(set(ours.values())) > 1
+
+
+def test_groups__norms_without_decay_shared_parameters_once():
+    shared = nn.Linear(2, 2)
+    model = nn.ModuleDict({"a": shared, "b": shared, "norm": nn.BatchNorm2d(2), "frozen": nn.Linear(2, 2).requires_grad_(False)})
+    groups = parameter_groups(model, weight_decay=0.1, weight_decay_norm=0.0, bias_lr_factor=2.0)
+    found = {(g["weight_decay"], g["lr_factor"]): len(g["params"]) for g in groups}
+    assert found == {(0.1, 1.0): 1, (0.1, 2.0): 1, (0.0, 1.0): 1, (0.0, 2.0): 1}
+    optimizer = make_sgd(groups, lr=0.5)
+    set_lr(optimizer, 0.25)
+    assert sorted(g["lr"] for g in optimizer.param_groups) == [0.25, 0.25, 0.5, 0.5]
+
+
+def test_clip__each_parameter_for_itself():
+    a, b = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+    a.grad, b.grad = torch.tensor([3.0, 4.0]), torch.tensor([0.3, 0.4])
+    clip_gradients([a, b, nn.Parameter(torch.zeros(1))], clip_type="norm", clip_value=1.0)
+    torch.testing.assert_close(a.grad, torch.tensor([0.6, 0.8]))  # norm 5 -> 1
+    torch.testing.assert_close(b.grad, torch.tensor([0.3, 0.4]))  # norm .5 stays
+    clip_gradients([a, b], clip_type="value", clip_value=0.35)
+    torch.testing.assert_close(a.grad, torch.tensor([0.35, 0.35]))
+    torch.testing.assert_close(b.grad, torch.tensor([0.3, 0.35]))
+    with pytest.raises(InputError, match="CLIP_TYPE is 'max'"):
+        clip_gradients([a], clip_type="max", clip_value=1.0)

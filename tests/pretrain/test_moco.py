@@ -1,0 +1,197 @@
+"""MoCo against a float64 reference written straight from Algorithm 1, with loops and no shared code.
+
+Seen red by: swapping m and 1 - m in the momentum update; dropping the temperature; enqueueing the queries; calling the
+query encoder for the keys; not wrapping the queue around; unshuffling with the permutation instead of its inverse.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from moco_transfer.pretrain.encoders import build_encoder
+from moco_transfer.pretrain.moco import MoCo, contrastive_logits
+from moco_transfer.pretrain.queue import enqueue
+from moco_transfer.pretrain.split_batch_norm import SplitBatchNorm2d, num_groups
+
+
+class TinyEncoder(nn.Module):
+    """A linear encoder with the ResNet's ``fc`` at its end; no BN, so that references are easy to write."""
+
+    def __init__(self, num_outputs: int) -> None:
+        super().__init__()
+        self.body = nn.Linear(12, 6)
+        self.fc = nn.Linear(6, num_outputs)
+
+    def forward(self, x):
+        return self.fc(torch.tanh(self.body(x.flatten(1))))
+
+
+def tiny_moco(**kwargs) -> MoCo:
+    torch.manual_seed(0)
+    settings = {"dim": 5, "queue_size": 14, "momentum": 0.9, "temperature": 0.2} | kwargs
+    return MoCo(TinyEncoder, **settings).double()
+
+
+class Reference:
+    """Algorithm 1 in plain Python: lists of float64 numbers, one sample and one negative at a time."""
+
+    def __init__(self, model: MoCo) -> None:
+        self.q = {name: p.detach().clone().requires_grad_() for name, p in model.encoder_q.named_parameters()}
+        self.k = {name: p.detach().clone() for name, p in model.encoder_k.named_parameters()}
+        self.queue = [model.queue[:, j].clone() for j in range(model.queue.shape[1])]
+        self.oldest = 0
+        self.m, self.t = model.momentum, model.temperature
+
+    @staticmethod
+    def encode(weights, x):
+        hidden = torch.tanh(weights["body.weight"] @ x.flatten() + weights["body.bias"])
+        if "fc.weight" in weights:
+            out = weights["fc.weight"] @ hidden + weights["fc.bias"]
+        else:  # the MLP head of v2
+            out = weights["fc.2.weight"] @ torch.relu(weights["fc.0.weight"] @ hidden + weights["fc.0.bias"]) + weights["fc.2.bias"]
+        return out / math.sqrt(sum(float(v) ** 2 for v in out.detach())) if not out.requires_grad else out / out.pow(2).sum().sqrt()
+
+    def step(self, im_q, im_k, lr):
+        # The official order: the key encoder moves first, towards the query encoder of the step before.
+        for name in self.k:
+            self.k[name] = self.m * self.k[name] + (1 - self.m) * self.q[name].detach()
+        queries = [self.encode(self.q, x) for x in im_q]
+        keys = [self.encode(self.k, x) for x in im_k]
+        losses = []
+        for q, k in zip(queries, keys, strict=True):
+            logits = [torch.dot(q, k) / self.t] + [torch.dot(q, n) / self.t for n in self.queue]
+            losses.append(-logits[0] + torch.stack([z.exp() for z in logits]).sum().log())
+        loss = sum(losses) / len(losses)
+        gradients = torch.autograd.grad(loss, list(self.q.values()))
+        for (_, p), g in zip(self.q.items(), gradients, strict=True):
+            p.data -= lr * g
+        for k in keys:
+            self.queue[self.oldest] = k
+            self.oldest = (self.oldest + 1) % len(self.queue)
+        return loss.item(), dict(zip(self.q, gradients, strict=True))
+
+
+@pytest.mark.parametrize("mlp", [False, True])
+def test_moco__equals_algorithm_1_over_20_steps(mlp):
+    model = tiny_moco(mlp=mlp, shuffle=True)  # without BN shuffling must not show
+    reference = Reference(model)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(20):
+        im_q, im_k = torch.randn(2, 4, 3, 2, 2, generator=generator, dtype=torch.float64)
+        logits, target = model(im_q, im_k)
+        loss = F.cross_entropy(logits, target)
+        model.zero_grad()
+        loss.backward()
+        expected_loss, expected_gradients = reference.step(im_q, im_k, lr=0.5)
+        assert loss.item() == pytest.approx(expected_loss, rel=1e-10)
+        for name, p in model.encoder_q.named_parameters():
+            torch.testing.assert_close(p.grad, expected_gradients[name], atol=1e-10, rtol=1e-9)
+            p.data -= 0.5 * p.grad
+    for name, p in model.encoder_k.named_parameters():
+        torch.testing.assert_close(p.data, reference.k[name], atol=1e-10, rtol=1e-9)
+    torch.testing.assert_close(model.queue, torch.stack(reference.queue, 1), atol=1e-10, rtol=1e-9)
+    assert int(model.queue_ptr) == (20 * 4) % 14 == reference.oldest  # 80 keys through a queue of 14: it wrapped around
+
+
+def test_moco__key_encoder_is_the_one_called_and_gets_no_gradient():
+    model = tiny_moco()
+    images = torch.randn(4, 3, 2, 2, dtype=torch.float64)
+    before = model.queue.clone()
+    logits, target = model(images, images)
+    F.cross_entropy(logits, target).backward()
+    assert all(p.grad is None for p in model.encoder_k.parameters())
+    assert all(p.grad is not None for p in model.encoder_q.parameters())
+    with torch.no_grad():
+        keys = F.normalize(model.encoder_k(images), dim=1)
+    torch.testing.assert_close(model.queue[:, :4].T, keys)
+    assert torch.equal(model.queue[:, 4:], before[:, 4:])
+
+
+def test_moco__first_logit_is_the_positive_pair():
+    q, k, queue = torch.eye(3)[:2], torch.eye(3)[:2], torch.eye(3)[:, 2:].repeat(1, 4)
+    logits = contrastive_logits(q, k, queue, temperature=0.5)
+    assert logits.tolist() == [[2.0, 0.0, 0.0, 0.0, 0.0]] * 2  # cos 1 / T 0.5; all negatives are orthogonal
+    with pytest.raises(ValueError, match="3 dimensions, the queue 4"):
+        contrastive_logits(q, k, torch.zeros(4, 2), temperature=0.5)
+
+
+@pytest.mark.parametrize(("batch", "queue_size"), [(4, 12), (5, 12), (12, 12), (13, 12), (30, 12), (1, 1)])
+def test_enqueue__any_batch_size_keeps_the_newest_in_order(batch, queue_size):
+    queue, pointer = torch.zeros(2, queue_size), torch.zeros(1, dtype=torch.int64)
+    everything = [0.0] * queue_size
+    position, number = 0, 0
+    for _ in range(5):
+        keys = torch.arange(number, number + batch, dtype=torch.float32)[:, None].repeat(1, 2)
+        enqueue(queue, pointer, keys)
+        for value in range(number, number + batch):  # one key at a time into a ring
+            everything[position] = float(value)
+            position = (position + 1) % queue_size
+        number += batch
+        assert queue[0].tolist() == everything
+        assert int(pointer) == position
+
+
+def test_moco__state_dict_has_the_published_names():
+    model = MoCo(lambda outputs: build_encoder("resnet18", num_outputs=outputs), queue_size=8, mlp=True)
+    names = set(model.state_dict())
+    assert {"queue", "queue_ptr", "encoder_q.conv1.weight", "encoder_k.layer4.1.bn2.running_var", "encoder_q.fc.0.weight", "encoder_q.fc.2.bias"} <= names
+    assert model.queue.shape == (128, 8) and model.queue_ptr.shape == (1,)
+    torch.testing.assert_close(model.queue.norm(dim=0), torch.ones(8))
+    for q, k in zip(model.encoder_q.state_dict().values(), model.encoder_k.state_dict().values(), strict=True):
+        assert torch.equal(q, k)  # both start equal, heads too
+
+
+@pytest.mark.parametrize(("arch", "millions"), [("resnet18", 11.18), ("resnet50", 23.51)])
+def test_encoders__parameters_of_table_1(arch, millions):
+    from moco_transfer.pretrain.encoders import count_trunk_parameters
+
+    with torch.device("meta"):
+        encoder = build_encoder(arch, num_outputs=128)
+    assert count_trunk_parameters(encoder) / 1e6 == pytest.approx(millions, abs=0.005)  # Table 1 says 24 M for R50
+
+
+def test_split_batch_norm__equals_batch_norm_of_each_group():
+    torch.manual_seed(0)
+    split, images = SplitBatchNorm2d(3, group_size=4), torch.randn(8, 3, 5, 5)
+    nn.init.uniform_(split.weight)
+    out = split(images)
+    plain = [nn.BatchNorm2d(3) for _ in range(2)]
+    for bn, part, got in zip(plain, images.split(4), out.split(4), strict=True):
+        bn.load_state_dict(dict(split.state_dict(), running_mean=torch.zeros(3), running_var=torch.ones(3)))
+        torch.testing.assert_close(bn(part), got)
+    torch.testing.assert_close(split.running_mean, (plain[0].running_mean + plain[1].running_mean) / 2)
+    torch.testing.assert_close(split.running_var, (plain[0].running_var + plain[1].running_var) / 2)
+    split.eval()
+    torch.testing.assert_close(split(images), F.batch_norm(images, split.running_mean, split.running_var, split.weight, split.bias))
+
+
+@pytest.mark.parametrize(("batch", "group", "groups"), [(256, 32, 8), (64, 32, 2), (32, 32, 1), (40, 32, 1), (50, 32, 2), (256, 0, 1), (1, 32, 1)])
+def test_num_groups(batch, group, groups):
+    assert num_groups(batch, group) == groups
+
+
+def test_shuffle__changes_which_images_share_statistics_and_nothing_else():
+    class WithGroups(TinyEncoder):
+        def __init__(self, num_outputs):
+            super().__init__(num_outputs)
+            self.norm = SplitBatchNorm2d(3, group_size=4)
+
+        def forward(self, x):
+            return super().forward(self.norm(x))
+
+    def keys_of(encoder, shuffle: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = MoCo(encoder, dim=5, queue_size=16, shuffle=shuffle)
+        images = torch.randn(8, 3, 2, 2, generator=torch.Generator().manual_seed(1))
+        model(images, images)
+        return model.queue[:, :8].T.clone()
+
+    # Without BN a key does not depend on its neighbours, so shuffling must not show, order included.
+    torch.testing.assert_close(keys_of(TinyEncoder, True), keys_of(TinyEncoder, False))
+    # With groups the neighbours count.
+    assert not torch.allclose(keys_of(WithGroups, True), keys_of(WithGroups, False), atol=1e-3)

@@ -1,0 +1,162 @@
+"""Grouping, averaging and differences of hand-made runs against arithmetic shown here.
+
+Seen red under: std with n; config hash, engine, norm or test set left out of the key of a table; random before supervised
+as the baseline; a baseline without an averaged run; the first of two conflicting runs averaged; NaN averaged; an absent
+headline metric not named; a paired test over other than the common seeds, or over two; the difference with its sign
+turned; `exceeds_spread` with the smaller std; digits in names not compared as numbers.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from moco_transfer.report import build_tables, read_runs
+
+FULL = {"AP50": 1.0, "AP75": 1.0}
+
+
+def _tables(folder):
+    records, problems = read_runs([folder])
+    assert problems == []
+    return build_tables(records)
+
+
+def test_build_tables__means_stds_and_differences(three_rows):
+    (table,) = _tables(three_rows)
+    assert [row.init for row in table.rows] == ["random", "supervised", "moco"]
+    random, supervised, moco = table.rows
+    # random: deviations -1, 0, 1; 2 / 2 = 1.  supervised: see test_seed_statistics.  moco: -1.2, -0.2, 1.4: 3.44 / 2 = 1.72
+    for row, mean, std in ((random, 34.0, 1.0), (supervised, 53.7, math.sqrt(0.67)), (moco, 56.2, math.sqrt(1.72))):
+        summary = row.summary("bbox", "AP")
+        assert (summary.n, summary.mean, summary.std) == (3, pytest.approx(mean, abs=1e-9), pytest.approx(std, abs=1e-9))
+    difference = table.difference(moco, "bbox", "AP")
+    assert difference.value == pytest.approx(56.2 - 53.7, abs=1e-9)
+    assert difference.exceeds_spread  # 2.5 > max(0.82, 1.31)
+    assert difference.test.t == pytest.approx(5 * math.sqrt(3), rel=1e-9)
+    assert table.difference(random, "bbox", "AP50").value == pytest.approx(54.0 - 73.7, abs=1e-9)
+    assert table.difference(supervised, "bbox", "AP") is None
+    assert table.problems == ()
+
+
+def test_build_tables__orders_rows(make_run, tmp_path):
+    for init in ("moco_1000ep", "moco_200ep", "supervised", "end_to_end", "random"):
+        make_run(init, init)
+    (table,) = _tables(tmp_path)
+    assert [row.init for row in table.rows] == ["random", "supervised", "end_to_end", "moco_200ep", "moco_1000ep"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"config_hash": "ffff"},
+        {"engine": "detectron2"},
+        {"norm": "SyncBN"},
+        {"task": "coco_R_18_FPN"},
+        {"dataset": {"train": [], "test": ["voc_2012_val"]}},
+    ],
+)
+def test_build_tables__never_averages_across_settings(make_run, tmp_path, changes):
+    make_run("a", "moco", 0, bbox={"AP": 10.0, **FULL})
+    make_run("b", "moco", 1, bbox={"AP": 20.0, **FULL}, **changes)
+    tables = _tables(tmp_path)
+    assert len(tables) == 2
+    assert sorted(table.rows[0].summary("bbox", "AP").mean for table in tables) == [10.0, 20.0]
+    assert all(table.rows[0].summary("bbox", "AP").n == 1 for table in tables)
+
+
+def test_difference__spread_of_either_row_counts(make_run, tmp_path):
+    for seed, (supervised, moco) in enumerate([(50.0, 50.0), (51.0, 60.0)]):  # means 50.5 and 55; stds 0.71 and 7.07; gap 4.5
+        make_run(f"s{seed}", "supervised", seed, bbox={"AP": supervised, **FULL})
+        make_run(f"m{seed}", "moco", seed, bbox={"AP": moco, **FULL})
+    (table,) = _tables(tmp_path)
+    difference = table.difference(table.rows[1], "bbox", "AP")
+    assert difference.value == 4.5
+    assert not difference.exceeds_spread
+    assert difference.test is None  # two common seeds only
+
+
+def test_difference__one_run_is_never_clear(make_run, tmp_path):
+    make_run("s", "supervised", bbox={"AP": 1.0, **FULL})
+    make_run("m", "moco", bbox={"AP": 99.0, **FULL})
+    (table,) = _tables(tmp_path)
+    assert not table.difference(table.rows[1], "bbox", "AP").exceeds_spread
+
+
+def test_difference__to_random_without_a_supervised_row(make_run, tmp_path):
+    make_run("r", "random", bbox={"AP": 10.0, **FULL})
+    make_run("a", "end_to_end", bbox={"AP": 15.0, **FULL})
+    make_run("m", "moco", bbox={"AP": 30.0, **FULL})
+    (table,) = _tables(tmp_path)
+    assert table.baseline.init == "random"
+    assert [d and d.value for d in (table.difference(row, "bbox", "AP") for row in table.rows)] == [None, 5.0, 20.0]
+
+
+def test_difference__to_random_when_the_supervised_runs_conflict(make_run, tmp_path):
+    make_run("r", "random", bbox={"AP": 10.0, **FULL})
+    make_run("m", "moco", bbox={"AP": 30.0, **FULL})
+    make_run("s", "supervised", bbox={"AP": 20.0, **FULL})
+    make_run("s_again", "supervised", bbox={"AP": 25.0, **FULL})
+    (table,) = _tables(tmp_path)
+    assert table.baseline.init == "random"
+    assert table.difference(table.rows[2], "bbox", "AP").value == 20.0
+    assert table.difference(table.rows[1], "bbox", "AP") is None
+
+
+def test_difference__pairs_common_seeds_only(make_run, tmp_path):
+    for seed, value in {1: 20.0, 2: 30.0, 3: 40.0, 9: 10.0}.items():
+        make_run(f"s{seed}", "supervised", seed, bbox={"AP": value, **FULL})
+    for seed, value in {0: 500.0, 1: 21.0, 2: 32.0, 3: 43.0}.items():
+        make_run(f"m{seed}", "moco", seed, bbox={"AP": value, **FULL})
+    (table,) = _tables(tmp_path)
+    test = table.difference(table.rows[1], "bbox", "AP").test
+    # differences 1, 2, 3: mean 2, std 1, t = 2 / (1 / sqrt 3)
+    assert test.n == 3
+    assert test.t == pytest.approx(2 * math.sqrt(3), rel=1e-12)
+    messages = [str(problem) for problem in table.problems]
+    assert messages == [
+        "row supervised: no run with seed 0, which another row has.",
+        "row moco: no run with seed 9, which another row has.",
+    ]
+
+
+def test_build_tables__two_claims_to_a_cell_are_named_and_neither_counts(make_run, tmp_path):
+    make_run("first", "moco", 0, bbox={"AP": 10.0, **FULL})
+    make_run("second", "moco", 0, bbox={"AP": 90.0, **FULL})
+    make_run("other", "moco", 1, bbox={"AP": 30.0, **FULL})
+    (table,) = _tables(tmp_path)
+    (row,) = table.rows
+    assert (row.summary("bbox", "AP").n, row.summary("bbox", "AP").mean) == (1, 30.0)
+    assert [run.folder for run in row.conflicts] == [str(tmp_path / "first"), str(tmp_path / "second")]
+    (problem,) = table.problems
+    for part in ("2 runs claim seed 0", f"{tmp_path / 'first'} (bbox AP 10.0)", f"{tmp_path / 'second'} (bbox AP 90.0)"):
+        assert part in problem.message
+
+
+def test_build_tables__nan_is_named_and_left_out_of_its_metric_only(make_run, tmp_path):
+    make_run("a", "moco", 0, bbox={"AP": float("nan"), "AP50": 10.0, "AP75": 1.0})
+    make_run("b", "moco", 1, bbox={"AP": 40.0, "AP50": 20.0, "AP75": 1.0})
+    (table,) = _tables(tmp_path)
+    (row,) = table.rows
+    assert (row.summary("bbox", "AP").n, row.summary("bbox", "AP").mean) == (1, 40.0)
+    assert row.summary("bbox", "AP50").mean == 15.0
+    (problem,) = table.problems
+    assert str(problem) == f"row moco: no finite bbox AP in {tmp_path / 'a'}; left out of the mean."
+
+
+def test_build_tables__names_a_headline_metric_that_is_not_there(make_run, tmp_path):
+    make_run("a", "moco", 0, metrics={"bbox": {"AP": 1.0, "AP50": 1.0, "AP75": 1.0}})
+    make_run("b", "moco", 1, metrics={"bbox": {"AP": 1.0, "AP75": 1.0, **{f"AP-{i}": None for i in range(9)}}})
+    (table,) = _tables(tmp_path)
+    (problem,) = table.problems
+    names = ", ".join(["bbox AP50", *(f"bbox AP-{i}" for i in range(5))])
+    assert problem.message == f"no finite {names} and 4 more in {tmp_path / 'b'}; left out of the mean."
+
+
+def test_build_tables__names_mixed_weights_and_iterations(make_run, tmp_path):
+    make_run("a", "moco", 0, weights={"path": "a.pkl", "sha256": "aaaaaaaaaaaa"})
+    make_run("b", "moco", 1, weights={"path": "b.pkl", "sha256": "bbbbbbbbbbbb"}, iterations=50)
+    messages = " ".join(str(problem) for problem in _tables(tmp_path)[0].problems)
+    assert "2 different weight files (sha256 aaaaaaaa, bbbbbbbb)" in messages
+    assert "50, 100 iterations" in messages

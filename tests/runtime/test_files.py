@@ -1,0 +1,55 @@
+"""Files are whole or not there.
+
+Seen red by: writing to the target directly instead of the temporary file; leaving the temporary file behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+
+import pytest
+
+from moco_transfer.runtime.errors import InputError, MissingFileError
+from moco_transfer.runtime.files import atomic_path, atomic_write_text, sha256_of
+
+
+def test_atomic_path__failure_leaves_the_old_file_and_no_litter(tmp_path):
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+    with pytest.raises(RuntimeError), atomic_path(target) as tmp:
+        tmp.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_atomic_path__kill_in_the_middle_leaves_the_old_file(tmp_path):
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+    program = (
+        "import os, signal\nfrom moco_transfer.runtime.files import atomic_path\n"
+        f"with atomic_path({str(target)!r}) as tmp:\n    tmp.write_text('half')\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], cwd=os.getcwd()).returncode == -9
+    assert target.read_text() == "old"
+
+
+def test_atomic_write__new_file_has_the_permissions_open_would_give(tmp_path):
+    atomic_write_text(tmp_path / "a", "x")
+    (tmp_path / "b").write_text("x")
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+def test_atomic_write__folder_as_target__error(tmp_path):
+    with pytest.raises(InputError, match="is a folder, expected the name of a file"):
+        atomic_write_text(tmp_path, "x")
+
+
+def test_sha256__equals_hashlib(tmp_path):
+    (tmp_path / "a").write_bytes(b"moco" * 1000000)
+    assert sha256_of(tmp_path / "a") == hashlib.sha256(b"moco" * 1000000).hexdigest()
+    with pytest.raises(MissingFileError, match="does not exist"):
+        sha256_of(tmp_path / "b")
