@@ -73,8 +73,8 @@ class DatasetReport:
 
     def text(self, max_problems: int = 20) -> str:
         """Return the report for people; at most ``max_problems`` of the problems in full."""
-        counts = (_counted(self.num_images, "picture"), _counted(self.num_boxes, "box"), _counted(len(self.boxes_of_class), "class"))
-        lines = [f"{self.name}: {', '.join(counts)}, scored by {self.metric}"]
+        counted = ((self.num_images, "picture"), (self.num_boxes, "box"), (len(self.boxes_of_class), "class"))
+        lines = [f"{self.name}: {', '.join(_counted(*pair) for pair in counted)}, scored by {self.metric}"]
         lines += [f"  {_LEFT_OUT_WORDS[key]}: {count}" for key, count in self.left_out.items() if count]
         if self.boxes_of_class:
             lines.append("  boxes by class: " + ", ".join(f"{name} {count}" for name, count in self.boxes_of_class.items()))
@@ -144,7 +144,8 @@ def _remark(report: DatasetReport, dataset: DetectionDataset, contents) -> None:
         report.remarks.append(f"{len(absent)} of {len(report.boxes_of_class)} classes have no box: {', '.join(absent)}.")
     difficult = sum(a.get("difficult", 0) for record in contents.records for a in record["annotations"])
     if difficult:
-        report.remarks.append(f"{difficult} of the boxes {'is' if difficult == 1 else 'are'} difficult: trained on, ignored in the evaluation.")
+        is_or_are = "is" if difficult == 1 else "are"
+        report.remarks.append(f"{difficult} of the boxes {is_or_are} difficult: trained on, ignored in the evaluation.")
     if dataset.kind == "coco" and contents.category_ids != tuple(range(1, len(contents.category_ids) + 1)):
         report.remarks.append(
             f"category ids {contents.category_ids[0]} to {contents.category_ids[-1]} are mapped to class indices 0 to "

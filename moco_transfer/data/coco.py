@@ -68,13 +68,7 @@ def read_coco(
         InputError: If the file is not json, not COCO's format, or contradicts itself.
     """
     json_file = Path(json_file)
-    content = load_json(json_file)
-    for key in ("images", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list) or not content[key]:
-            raise InputError(
-                f"{json_file} is not in COCO's format: expected an object with a non-empty list {key!r}; export it as "
-                "COCO instances."
-            )
+    content = _load_coco(json_file)
     category_ids, class_names, keypoint_names = _read_categories(content["categories"], json_file)
     records = _read_images(content["images"], json_file, Path(image_root), on_problem)
     reader = _AnnotationReader(
@@ -99,6 +93,17 @@ def read_coco(
     check_image_files(ordered, str(json_file), on_problem)
     left_out = {"images_without_boxes": sum(not is_trainable(record) for record in ordered), **reader.left_out}
     return CocoContents(ordered, class_names, category_ids, keypoint_names, left_out, "annotations" in content)
+
+
+def _load_coco(json_file: Path) -> dict:
+    content = load_json(json_file)
+    for key in ("images", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list) or not content[key]:
+            raise InputError(
+                f"{json_file} is not in COCO's format: expected an object with a non-empty list {key!r}; export it as "
+                "COCO instances."
+            )
+    return content
 
 
 def load_json(json_file: Path):
@@ -218,9 +223,7 @@ class _AnnotationReader:
 
 def _xyxy(box, record: dict, where: str) -> list[float]:
     """Turn [x, y, w, h] into [x0, y0, x1, y1]; float32, to place the far corner where Detectron2 places it."""
-    numbers = (
-        isinstance(box, (list, tuple)) and len(box) == 4 and all(isinstance(v, (int, float)) and abs(v) < _FAR for v in box)
-    )
+    numbers = isinstance(box, (list, tuple)) and len(box) == 4 and all(isinstance(v, (int, float)) and abs(v) < _FAR for v in box)
     if not numbers:
         raise InputError(
             f"{where}: bbox is {box!r}, expected four finite numbers [x, y, width, height] in pixels; correct the file."

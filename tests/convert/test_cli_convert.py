@@ -5,6 +5,7 @@ Seen red under: a refusal that ends with status 0; --inspect that writes.
 
 import pytest
 
+from moco_transfer.cli.convert import _next_step
 from moco_transfer.cli.main import main
 
 
@@ -45,3 +46,20 @@ def test_inspect__says_what_a_file_is(saved, tmp_path, official_small, capsys):
     printed = capsys.readouterr().out
     assert "layout        MoCo v1/v2 (moco), under 'state_dict.module.encoder_q.'" in printed and "stamp         none" in printed
     assert {path.name for path in tmp_path.iterdir()} == {"moco.pkl", "source.pth"}
+
+
+@pytest.mark.parametrize(
+    ("to", "arch", "words"),
+    [
+        ("detectron2", "resnet18", "train --config-file pascal_voc_R_18_"),
+        ("detectron2", "wide_resnet50_2", "train --config-file YOUR_CONFIG.yaml MODEL.WEIGHTS x"),
+        (
+            "torchvision",
+            "resnet50",
+            "model = torchvision.models.resnet50(); model.fc = torch.nn.Identity(); model.load_state_dict(",
+        ),
+        ("timm", "resnet50", "timm.create_model('resnet50', num_classes=0, checkpoint_path='x')"),
+    ],
+)
+def test_next_step__names_a_config_that_exists(to, arch, words):
+    assert words in _next_step(to, "x", arch)

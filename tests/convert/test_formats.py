@@ -226,6 +226,38 @@ def test_read_source__each_project(saved, small, small_key, project, name, has_k
             read_source(content, encoder="k")
 
 
+def rewritten(content, change):
+    """Return a checkpoint whose every state dict went through ``change``."""
+    content = {key: rewritten(value, change) if isinstance(value, dict) else value for key, value in content.items()}
+    return change(content) if sum(isinstance(value, torch.Tensor) for value in content.values()) > 1 else content
+
+
+def in_ddp(state):
+    return {f"module.{name}": tensor for name, tensor in state.items()}
+
+
+def without_counters(state):
+    return {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+
+
+def in_bf16(state):
+    is_float = {name: isinstance(value, torch.Tensor) and value.is_floating_point() for name, value in state.items()}
+    return {name: value.bfloat16() if is_float[name] else value for name, value in state.items()}
+
+
+@pytest.mark.parametrize("variant", [in_ddp, without_counters, in_bf16])
+@pytest.mark.parametrize(("project", "name", "has_k"), PROJECTS, ids=IDS)
+def test_read_source__each_project_in_variants(saved, small, small_key, project, name, has_k, variant):
+    content = read_checkpoint(saved(rewritten(project(small, small_key), variant)))
+    wanted = {"q": small, "k": small_key}
+    if variant is not in_ddp:
+        wanted = {encoder: variant(state) for encoder, state in wanted.items()}
+    for encoder in "qk" if has_k else "q":
+        source = read_source(content, encoder=encoder)
+        assert source.format == name
+        assert_same(source, wanted[encoder])
+
+
 def find(content, *endings):
     """Return the innermost dict that has a key with one of the endings, and that key."""
     for key, value in content.items():

@@ -28,7 +28,10 @@ def test_check_dataset__counts_a_good_voc_set(make_voc):
     report = check_dataset("mine")
     assert report.is_usable
     assert (report.num_images, report.num_boxes, report.boxes_of_class) == (2, 2, {"dog": 2, "cat": 0})
-    assert report.remarks == ["1 of 2 classes have no box: cat.", "1 of the boxes is difficult: trained on, ignored in the evaluation."]
+    assert report.remarks == [
+        "1 of 2 classes have no box: cat.",
+        "1 of the boxes is difficult: trained on, ignored in the evaluation.",
+    ]
     text = report.text()
     assert text.startswith("mine: 2 pictures, 2 boxes, 2 classes, scored by VOC AP by the area under the curve\n")
     assert "  pictures without a box (left out of training, kept in a test set): 1\n" in text
@@ -74,9 +77,8 @@ def test_check_dataset__coco_counts_and_remarks(make_coco):
     report = check_dataset("mine")
     assert (report.num_boxes, report.boxes_of_class) == (2, {"cat": 0, "dog": 2})
     assert "category ids 3 to 7 are mapped to class indices 0 to 1, in their order." in report.remarks
-    assert (
-        "  crowd regions (not trained on, ignored in the evaluation): 1\n  boxes without area (not trained on): 1\n" in report.text()
-    )
+    assert "  crowd regions (not trained on, ignored in the evaluation): 1\n" in report.text()
+    assert "  boxes without area (not trained on): 1\n" in report.text()
 
 
 def test_check_dataset__a_picture_turned_by_exif(make_coco):

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from detectron2_numbers import box_masks
 
 from moco_transfer.data.builtin_datasets import DatasetSource
 from moco_transfer.data.catalog import DetectionDataset
@@ -91,6 +92,20 @@ def as_output():
             "scores": torch.tensor([score for _, score, _ in detections], dtype=torch.float32),
             "classes": torch.tensor([c for c, _, _ in detections], dtype=torch.int64),
         }
+
+    return make
+
+
+@pytest.fixture
+def as_outputs(as_output):
+    """Return a function that makes outputs by image id from drawn detections, with masks that fill the boxes if asked."""
+
+    def make(detections, masks=False):
+        outputs = {image_id: as_output(found) for image_id, found in detections.items()}
+        if masks:
+            for output in outputs.values():
+                output["masks"] = box_masks(output["boxes"])
+        return outputs
 
     return make
 

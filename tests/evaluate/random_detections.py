@@ -58,3 +58,16 @@ def _spread_scores(detections: dict, rng) -> None:
     scores = iter((rng.permutation(1000)[:total] / 1000).tolist())
     for image_id, found in detections.items():
         detections[image_id] = [(c, next(scores), box) for c, _, box in found]
+
+
+def integer_images(drawn):
+    """Number the images from 10, as COCO does."""
+    return {int(image_id) + 10: value for image_id, value in drawn.items()}
+
+
+def enlarged(drawn):
+    """Six times as large: boxes of 24 to 114 px, so that small, medium and large ones occur."""
+    return {
+        i: [(a, [6 * v for v in b], c) if isinstance(b, list) else (a, b, [6 * v for v in c]) for a, b, c in o]
+        for i, o in drawn.items()
+    }

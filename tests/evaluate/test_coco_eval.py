@@ -12,37 +12,21 @@ import json
 import logging
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from detectron2_numbers import box_masks, coco_numbers
 from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from random_detections import draw_set
+from random_detections import draw_set, enlarged, integer_images
 
-from moco_transfer.data.catalog import get_dataset
 from moco_transfer.evaluate import coco_eval
-from moco_transfer.evaluate.coco_eval import CocoEvaluator, choose_backend, evaluate_results
+from moco_transfer.evaluate.coco_eval import CocoEvaluator
 from moco_transfer.evaluate.metric_names import BBOX_METRICS, RECALL_METRICS
-from moco_transfer.evaluate.predictions import load_predictions
-from moco_transfer.evaluate.voc_eval import VocEvaluator
 from moco_transfer.runtime.errors import InputError
 
 CLASS_NAMES, CATEGORY_IDS = ("a", "b", "c"), (2, 5, 90)
 TWELVE = (*BBOX_METRICS, *RECALL_METRICS)
-
-
-def _integer_images(drawn):
-    return {int(image_id) + 10: value for image_id, value in drawn.items()}
-
-
-def _outputs(as_output, detections, masks=False):
-    outputs = {image_id: as_output(found) for image_id, found in detections.items()}
-    if masks:
-        for output in outputs.values():
-            output["masks"] = box_masks(output["boxes"])
-    return outputs
 
 
 def _pycocotools(json_file, results, task, image_ids=None):
@@ -56,10 +40,10 @@ def _pycocotools(json_file, results, task, image_ids=None):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_coco_evaluator__twelve_numbers_equal_pycocotools(coco_dataset, as_output, run, seed):
-    truth, detections = (_integer_images(drawn) for drawn in draw_set(seed))
+def test_coco_evaluator__twelve_numbers_equal_pycocotools(coco_dataset, as_outputs, run, seed):
+    truth, detections = (integer_images(drawn) for drawn in draw_set(seed))
     dataset = coco_dataset(truth, CLASS_NAMES, CATEGORY_IDS)
-    ours = run(CocoEvaluator(dataset, ("bbox", "segm"), backend="pycocotools"), _outputs(as_output, detections, masks=True))
+    ours = run(CocoEvaluator(dataset, ("bbox", "segm"), backend="pycocotools"), as_outputs(detections, masks=True))
     boxes, masks = [], []
     for image_id, found in detections.items():
         for c, score, (x0, y0, x1, y1) in found:
@@ -73,17 +57,9 @@ def test_coco_evaluator__twelve_numbers_equal_pycocotools(coco_dataset, as_outpu
         assert 1 < expected["AP"] < 99
 
 
-def _enlarged(drawn):
-    """Six times as large: boxes of 24 to 114 px, so that small, medium and large ones occur."""
-    return {
-        i: [(a, [6 * v for v in b], c) if isinstance(b, list) else (a, b, [6 * v for v in c]) for a, b, c in o]
-        for i, o in drawn.items()
-    }
-
-
 @pytest.mark.parametrize("seed", range(3))
-def test_coco_evaluator__objects_of_all_sizes_equal_pycocotools(coco_dataset, as_output, run, seed):
-    truth, detections = (_enlarged(_integer_images(drawn)) for drawn in draw_set(seed, num_images=30))
+def test_coco_evaluator__objects_of_all_sizes_equal_pycocotools(coco_dataset, as_outputs, run, seed):
+    truth, detections = (enlarged(integer_images(drawn)) for drawn in draw_set(seed, num_images=30))
     dataset = coco_dataset(truth, CLASS_NAMES, CATEGORY_IDS)
     results = [
         {"image_id": image_id, "category_id": CATEGORY_IDS[c], "score": score, "bbox": [x0, y0, x1 - x0, y1 - y0]}
@@ -93,98 +69,16 @@ def test_coco_evaluator__objects_of_all_sizes_equal_pycocotools(coco_dataset, as
     expected = _pycocotools(dataset.json_file, results, "bbox")
     assert set(expected) == set(TWELVE)
     assert 1 < expected["APm"] < 99
-    ours = run(CocoEvaluator(dataset, backend="pycocotools"), _outputs(as_output, detections))["bbox"]
+    ours = run(CocoEvaluator(dataset, backend="pycocotools"), as_outputs(detections))["bbox"]
     assert {name: ours[name] for name in TWELVE} == pytest.approx(expected, abs=1e-4)
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_evaluate_results__faster_coco_eval_gives_pycocotools_numbers(coco_dataset, voc_dataset, as_output, run, seed):
-    pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is not installed")
-    truth, detections = draw_set(seed, num_images=30)
-    large = [_enlarged(_integer_images(drawn)) for drawn in (truth, detections)]
-    cases = (
-        (coco_dataset(large[0], CLASS_NAMES, CATEGORY_IDS), _outputs(as_output, large[1]), ("bbox",)),
-        (
-            coco_dataset(_integer_images(truth), CLASS_NAMES, CATEGORY_IDS),
-            _outputs(as_output, _integer_images(detections), True),
-            ("bbox", "segm"),
-        ),
-        (voc_dataset(truth, CLASS_NAMES), _outputs(as_output, detections), ("bbox",)),
-    )
-    for dataset, outputs, tasks in cases:
-        if dataset.json_file:  # both coco data sets are written to the same file
-            dataset = coco_dataset(large[0] if len(tasks) == 1 else _integer_images(truth), CLASS_NAMES, CATEGORY_IDS)
-        slow = run(CocoEvaluator(dataset, tasks, backend="pycocotools"), outputs)
-        fast = run(CocoEvaluator(dataset, tasks, backend="faster-coco-eval"), outputs)
-        for task in tasks:
-            assert fast[task] == pytest.approx(slow[task], abs=1e-9)
-    empty = run(CocoEvaluator(dataset, backend="faster-coco-eval"), {})
-    assert empty["bbox"]["AP"] == 0
-
-
-def test_coco_evaluator__key_points_equal_pycocotools(coco_dataset, as_output, run):
-    rng = np.random.RandomState(0)
-    truth = {i: [(0, [10 * j, 20, 10 * j + 40, 90], False) for j in range(3)] for i in (1, 2)}
-    dataset = coco_dataset(truth, ("person",), (1,))
-    content, outputs, results = json.loads(Path(dataset.json_file).read_text()), {}, []
-    for annotation in content["annotations"]:
-        points = np.concatenate((rng.randint(0, 100, (17, 2)), rng.randint(0, 3, (17, 1))), axis=1)
-        annotation.update(keypoints=points.reshape(-1).tolist(), num_keypoints=int((points[:, 2] > 0).sum()))
-    Path(dataset.json_file).write_text(json.dumps(content))
-    for record in dataset.records:
-        mine = [a for a in content["annotations"] if a["image_id"] == record["image_id"]]
-        points = np.array([a["keypoints"] for a in mine], float).reshape(-1, 17, 3)
-        points[:, :, :2] += rng.normal(0, 4, points[:, :, :2].shape)
-        for annotation, a in zip(record["annotations"], mine, strict=True):
-            annotation["keypoints"] = a["keypoints"]
-        scores = [0.9, 0.5, 0.7]
-        outputs[record["image_id"]] = as_output([(0, score, a["bbox"]) for score, a in zip(scores, mine, strict=True)])
-        outputs[record["image_id"]]["keypoints"] = torch.tensor(points, dtype=torch.float32) + torch.tensor([0.5, 0.5, 0])
-        for score, found in zip(scores, points, strict=True):
-            results.append(
-                {"image_id": record["image_id"], "category_id": 1, "score": score, "keypoints": found.reshape(-1).tolist()}
-            )
-    with contextlib.redirect_stdout(io.StringIO()):
-        api = COCO(dataset.json_file)
-        scored = COCOeval(api, api.loadRes(results), "keypoints")
-        scored.evaluate()
-        scored.accumulate()
-        scored.summarize()
-    ours = run(CocoEvaluator(dataset, ("keypoints",), backend="pycocotools"), outputs)["keypoints"]
-    assert ours["AP"] == pytest.approx(100 * scored.stats[0], abs=1e-6)
-    assert ours["AP50"] == pytest.approx(100 * scored.stats[1], abs=1e-6)
-    assert 1 < ours["AP"] < 99
-
-
-@pytest.mark.parametrize("name", ["coco_2017_val", "voc_2007_test"])
-def test_evaluators__ground_truth_as_predictions_is_100(shared_data, monkeypatch, name):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(shared_data))
-    dataset = get_dataset(name)
-    evaluators = [CocoEvaluator(dataset), *([VocEvaluator(dataset)] if name == "voc_2007_test" else [])]
-    there = set()
-    for record in dataset.records:
-        objects = [a for a in record["annotations"] if not a["iscrowd"]]
-        there |= {a["category_id"] for a in objects if not a.get("difficult", 0)}
-        output = {
-            "boxes": torch.tensor([a["bbox"] for a in objects]).reshape(-1, 4),
-            "scores": torch.linspace(0.9, 0.5, len(objects)),
-            "classes": torch.tensor([a["category_id"] for a in objects], dtype=torch.int64),
-        }
-        for evaluator in evaluators:
-            evaluator.process([record], [output])
-    metrics = [evaluator.evaluate()["bbox"] for evaluator in evaluators]
-    assert metrics[0]["AP"] == pytest.approx(100)
-    for found in metrics[1:]:
-        for index, class_name in enumerate(dataset.class_names):
-            assert found[f"AP-{class_name}"] == pytest.approx(100 if index in there else 0)
 
 
 @pytest.mark.detectron2
 @pytest.mark.parametrize("seed", range(2))
-def test_coco_evaluator__equals_detectron2(coco_dataset, as_output, run, seed):
-    truth, detections = (_integer_images(drawn) for drawn in draw_set(seed + 50))
+def test_coco_evaluator__equals_detectron2(coco_dataset, as_outputs, run, seed):
+    truth, detections = (integer_images(drawn) for drawn in draw_set(seed + 50))
     dataset = coco_dataset(truth, CLASS_NAMES, CATEGORY_IDS)
-    ours = run(CocoEvaluator(dataset, ("bbox", "segm"), backend="pycocotools"), _outputs(as_output, detections, masks=True))
+    ours = run(CocoEvaluator(dataset, ("bbox", "segm"), backend="pycocotools"), as_outputs(detections, masks=True))
     theirs = coco_numbers(f"coco_{dataset.json_file}", Path(dataset.json_file), detections, ("bbox", "segm"))
     for task in ("bbox", "segm"):
         assert {"AP-a", "AP-c", "AP75"} <= set(theirs[task])
@@ -193,7 +87,7 @@ def test_coco_evaluator__equals_detectron2(coco_dataset, as_output, run, seed):
 
 
 @pytest.mark.detectron2
-def test_coco_evaluator__on_voc_data_equals_detectron2s_conversion(voc_dataset, as_output, run, tmp_path):
+def test_coco_evaluator__on_voc_data_equals_detectron2s_conversion(voc_dataset, as_outputs, run, tmp_path):
     from detectron2.data import DatasetCatalog, MetadataCatalog
     from detectron2.evaluation import COCOEvaluator
     from detectron2.structures import Boxes, BoxMode, Instances
@@ -206,11 +100,11 @@ def test_coco_evaluator__on_voc_data_equals_detectron2s_conversion(voc_dataset, 
     MetadataCatalog.get(name).set(thing_classes=list(CLASS_NAMES))
     evaluator = COCOEvaluator(name, tasks=("bbox",), use_fast_impl=False, output_dir=str(tmp_path / name.replace("/", "_")))
     evaluator.reset()
-    for image_id, output in _outputs(as_output, detections).items():
+    for image_id, output in as_outputs(detections).items():
         found = Instances((100, 100), pred_boxes=Boxes(output["boxes"]), scores=output["scores"], pred_classes=output["classes"])
         evaluator.process([{"image_id": image_id}], [{"instances": found}])
     theirs = evaluator.evaluate()["bbox"]
-    ours = run(CocoEvaluator(dataset, backend="pycocotools"), _outputs(as_output, detections))["bbox"]
+    ours = run(CocoEvaluator(dataset, backend="pycocotools"), as_outputs(detections))["bbox"]
     assert {name: ours[name] for name in theirs if theirs[name] == theirs[name]} == pytest.approx(
         {name: value for name, value in theirs.items() if value == value}, abs=1e-9
     )
@@ -278,12 +172,12 @@ def test_coco_evaluator__repeated_class_names_stay_apart(coco_dataset, as_output
     assert metrics["AP-dog (id 2)"] == 0
 
 
-def test_coco_evaluator__gathers_over_processes(coco_dataset, as_output, monkeypatch):
-    truth, detections = (_integer_images(drawn) for drawn in draw_set(7))
+def test_coco_evaluator__gathers_over_processes(coco_dataset, as_outputs, monkeypatch):
+    truth, detections = (integer_images(drawn) for drawn in draw_set(7))
     dataset = coco_dataset(truth, CLASS_NAMES, CATEGORY_IDS)
     parts = [CocoEvaluator(dataset, backend="pycocotools") for _ in range(2)]
     whole = CocoEvaluator(dataset, backend="pycocotools")
-    for number, (image_id, output) in enumerate(_outputs(as_output, detections).items()):
+    for number, (image_id, output) in enumerate(as_outputs(detections).items()):
         for evaluator in (parts[number % 2], whole):
             evaluator.process([{"image_id": image_id}], [output])
     expected = whole.evaluate()
@@ -309,40 +203,3 @@ def test_coco_evaluator__refuses_what_does_not_fit(coco_dataset, voc_dataset, as
         CocoEvaluator(dataset).process([{"image_id": 1}], [as_output([(1, 0.5, [0, 0, 1, 1])])])
     with pytest.raises(InputError, match="1 of 1 objects have no segmentation"):
         CocoEvaluator(voc_dataset({"1": [(0, [0, 0, 10, 10], False)]}, ("dog",)), ("segm",))
-
-
-def test_evaluate_results__from_the_written_file(coco_dataset, as_output, run, tmp_path):
-    truth, detections = (_integer_images(drawn) for drawn in draw_set(4))
-    dataset = coco_dataset(truth, CLASS_NAMES, CATEGORY_IDS)
-    evaluator = CocoEvaluator(dataset, ("bbox", "segm"), output_file=tmp_path / "results.json", backend="pycocotools")
-    metrics = run(evaluator, _outputs(as_output, detections, masks=True))
-    results = load_predictions(tmp_path / "results.json")
-    assert evaluate_results(results, dataset, ("bbox", "segm")) == metrics
-    results[0]["image_id"] = 4000
-    with pytest.raises(InputError, match="1 image ids of the predictions are not in data set 'made', the first is 4000"):
-        evaluate_results(results, dataset)
-    results[0] = {**results[1], "category_id": 3}
-    with pytest.raises(InputError, match="1 category ids of the predictions are not in data set 'made', the first is 3"):
-        evaluate_results(results, dataset)
-
-
-def test_load_predictions__refuses_other_files(tmp_path):
-    for text, said in (
-        ("{", "is not json"),
-        ('{"a": 1}', "not in COCO's result format"),
-        ('[{"image_id": 1}]', "not in COCO's result format"),
-    ):
-        (tmp_path / "p.json").write_text(text)
-        with pytest.raises(InputError, match=said):
-            load_predictions(tmp_path / "p.json")
-
-
-def test_choose_backend__auto_takes_what_is_installed(monkeypatch):
-    monkeypatch.setattr(coco_eval.importlib.util, "find_spec", lambda name: None)
-    assert choose_backend("auto") == "pycocotools"
-    with pytest.raises(InputError, match="faster-coco-eval is not installed"):
-        choose_backend("faster-coco-eval")
-    monkeypatch.setattr(coco_eval.importlib.util, "find_spec", lambda name: object())
-    assert choose_backend("auto") == "faster-coco-eval"
-    with pytest.raises(InputError, match="expected auto, pycocotools or faster-coco-eval"):
-        choose_backend("fast")

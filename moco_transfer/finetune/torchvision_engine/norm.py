@@ -108,22 +108,24 @@ def _world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-class SyncBatchNorm2d(nn.SyncBatchNorm):
+class SyncBatchNorm2d(nn.BatchNorm2d):
     """BN over the images of all ranks, weighted by their number of positions.
 
-    On CUDA this is ``torch.nn.SyncBatchNorm``; on CPU processes the same statistics travel over gloo; in one process it is plain BN.
-    Collective in training when the world has more than one rank.
+    On CUDA this computes what ``torch.nn.SyncBatchNorm`` computes, with its code; on CPU processes the same statistics travel over
+    gloo; in one process it is plain BN. Collective in training when the world has more than one rank.
+
+    Not a subclass of ``torch.nn.SyncBatchNorm``: DistributedDataParallel refuses to wrap one on the CPU, whatever it does there.
     """
+
+    process_group = None  # all ranks; read by torch's forward, as is the check below
+    _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x (N, C, H, W), normalised."""
-        if x.is_cuda or not self.training or _world_size() == 1:
-            if x.is_cuda or not self.training:
-                return super().forward(x)
-            self.num_batches_tracked.add_(1)
-            return F.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, True, self.momentum, self.eps
-            )
+        if not self.training or _world_size() == 1:
+            return super().forward(x)
+        if x.is_cuda:
+            return nn.SyncBatchNorm.forward(self, x)
         y, mean, var, count = _CrossRankNorm.apply(x, self.weight, self.bias, self.eps)
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
