@@ -27,9 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="register NAME=coco:JSON:IMAGES or NAME=voc:ROOT:SPLIT:CLASSES (comma list or file)",
     )
     parser.add_argument("--fast", action="store_true", help="read the annotations only, do not open the pictures")
-    parser.add_argument(
-        "--max-problems", type=int, default=20, metavar="N", help="problems to print for each data set (default 20)"
-    )
+    parser.add_argument("--max-problems", type=int, default=20, metavar="N", help="problems to print for each data set (default 20)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -26,15 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``convert``."""
     parser.add_argument("src", nargs="?", metavar="SRC", help="checkpoint to read")
     parser.add_argument("dst", nargs="?", metavar="DST", help="file to write")
-    parser.add_argument(
-        "--to", default="detectron2", metavar="TARGET", help="detectron2 (.pkl, default), torchvision (.pth), timm (.safetensors)"
-    )
-    parser.add_argument(
-        "--encoder", default="q", choices=("q", "k"), help="q: the trained encoder (default); k: its momentum copy"
-    )
-    parser.add_argument(
-        "--from", dest="source_format", metavar="FORMAT", help="the layout of SRC, when its keys can be read in two ways"
-    )
+    parser.add_argument("--to", default="detectron2", metavar="TARGET", help="detectron2 (.pkl, default), torchvision (.pth), timm (.safetensors)")
+    parser.add_argument("--encoder", default="q", choices=("q", "k"), help="q: the trained encoder (default); k: its momentum copy")
+    parser.add_argument("--from", dest="source_format", metavar="FORMAT", help="the layout of SRC, when its keys can be read in two ways")
     parser.add_argument("--arch", metavar="NAME", help="the network, e.g. resnet50, instead of the one that its shapes tell")
     parser.add_argument(
         "--verify",
@@ -88,8 +82,6 @@ def _config(arch: str) -> str:
     from ..config import available
 
     depth = arch.removeprefix("wide_").removeprefix("resnet").removeprefix("resnext").split("_")[0]
-    names = [
-        name for name in sorted(available()) if name.startswith("pascal_voc_") and f"_R_{depth}_" in name and "_msra" not in name
-    ]
+    names = [name for name in sorted(available()) if name.startswith("pascal_voc_") and f"_R_{depth}_" in name and "_msra" not in name]
     is_plain = arch == f"resnet{depth}"  # the configs are for plain ResNets
     return names[0] if names and is_plain else "YOUR_CONFIG.yaml"

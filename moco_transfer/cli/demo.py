@@ -79,7 +79,11 @@ def _steps(out: Path, seeds: int) -> list[_Step]:
     steps = []
     for i, mechanism in enumerate(("moco", "supervised")):
         epochs = load_pretrain_config(f"demo_{mechanism}").SOLVER.EPOCHS
-        title = "pre-train a ResNet-18 with MoCo on the pool, without labels" if mechanism == "moco" else "pre-train the same ResNet-18 with the pool's labels"
+        title = (
+            "pre-train a ResNet-18 with MoCo on the pool, without labels"
+            if mechanism == "moco"
+            else "pre-train the same ResNet-18 with the pool's labels"
+        )
         words = ["--config-file", f"demo_{mechanism}", "DATA.ROOT", str(out / "pool"), "OUTPUT_DIR", str(out / mechanism)]
         steps.append(_Step(f"{i + 2}/7", title, "pretrain", words, out / mechanism / f"checkpoint_{epochs:04d}.pth", resumable=True))
     for mechanism in ("moco", "supervised"):

@@ -46,12 +46,15 @@ def _torch() -> tuple[bool, str]:
 def _operators() -> tuple[bool, str]:
     try:
         import torch
-        from torchvision.ops import nms
+        import torchvision  # noqa: F401 - registers the operators
 
-        nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([1.0]), 0.5)
+        torch.ops.torchvision.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([1.0]), 0.5)
     except Exception as error:
         # torchvision's C++ operators load only with the torch they were built for; how that fails varies by version.
-        return False, f"torchvision's operators do not load ({str(error).splitlines()[0]}). Install a pair that belongs together, e.g. torch 2.11.0 and torchvision 0.26.0."
+        return (
+            False,
+            f"torchvision's operators do not load ({str(error).splitlines()[0]}). Install a pair that belongs together, such as 2.11.0 and 0.26.0.",
+        )
     return True, "torchvision's detection operators (the embedded engine runs)"
 
 

@@ -35,9 +35,7 @@ _FORMAT_HELP = "markdown or latex: mean, std and differences; csv: every trial i
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `report` to its parser."""
-    parser.add_argument(
-        "runs", nargs="+", metavar="RUNS", help="run folders (with a results.json), or folders that hold run folders at any depth"
-    )
+    parser.add_argument("runs", nargs="+", metavar="RUNS", help="run folders (with a results.json), or folders that hold run folders at any depth")
     parser.add_argument("--format", choices=("markdown", "latex", "csv"), default="markdown", help=_FORMAT_HELP)
     parser.add_argument("--output", metavar="FILE", help="write the table to FILE instead of the terminal")
     parser.add_argument("--plots", metavar="FOLDER", help="also draw learning curves and AP by class and size: PNG and SVG")

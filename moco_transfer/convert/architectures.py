@@ -30,6 +30,9 @@ ARCHITECTURES = (
 )
 """torchvision's names. No two of them have the same tensors."""
 
+BASIC_BLOCKS = ("resnet18", "resnet34")
+"""The networks without bottlenecks: no 1x1 convolution in their main path."""
+
 BATCH_NORM_EPS = 1e-5
 """What every network here adds to a variance before the square root: torch's default and Detectron2's."""
 

@@ -119,13 +119,7 @@ def convert_checkpoint(
     arch = arch or recognise(source.state)
     check_source(source, arch, src)
     stamp = make_stamp(content, source, arch=arch, sha256=sha256_of(src))
-    if any("(fused" in name for name in source.names.values()):
-        logger.warning("%s: its batch norms are fused into scale and shift; keep them frozen (MODEL.RESNETS.NORM FrozenBN)", src)
-    if to != "detectron2" and stamp["stride_in_1x1"]:
-        raise InputError(
-            f"{src} has its strides in the 1x1 convolutions (STRIDE_IN_1X1 True), which no {to} ResNet has: its features there "
-            "would differ; only --to detectron2 can hold it."
-        )
+    _check_network(source, stamp, src, to)
     verify = src.stat().st_size <= VERIFY_UP_TO if verify is None else verify
     try:
         with atomic_path(dst) as tmp:
@@ -151,6 +145,23 @@ def convert_checkpoint(
     )
     logger.info("Converted %s to %s (%s): %d tensors", src, dst, to, len(report.mapped))
     return report
+
+
+def _check_network(source: Source, stamp: Mapping[str, Any], src: Path, to: str) -> None:
+    """Refuse what the target's network would compute otherwise; warn of what the file does not say."""
+    if any("(fused" in name for name in source.names.values()):
+        logger.warning("%s: its batch norms are fused into scale and shift; keep them frozen (MODEL.RESNETS.NORM FrozenBN)", src)
+    if to == "detectron2":
+        return
+    if stamp["stride_in_1x1"] is None:
+        logger.warning(
+            "%s does not say where its strides are; a %s ResNet has them in the 3x3 convolutions (STRIDE_IN_1X1 False)", src, to
+        )
+    elif stamp["stride_in_1x1"]:
+        raise InputError(
+            f"{src} has its strides in the 1x1 convolutions (STRIDE_IN_1X1 True), which no {to} ResNet has: its features there "
+            "would differ; only --to detectron2 can hold it."
+        )
 
 
 def check_source(source: Source, arch: str, path: object) -> None:
@@ -204,5 +215,5 @@ def _verify(source: Source, written: Path, stamp: Mapping[str, Any], dst: Path) 
 def _features(source: Source, stamp: Mapping[str, Any], picture: Tensor) -> dict[str, Tensor]:
     if source.layout.naming == "detectron2":  # by the names in the file, so that no map is taken on trust
         weights = {source.own_names[name]: tensor for name, tensor in source.state.items()}
-        return detectron2_features(weights, picture, stride_in_1x1=stamp["stride_in_1x1"])
+        return detectron2_features(weights, picture, stride_in_1x1=bool(stamp["stride_in_1x1"]))
     return torchvision_features(source.state, picture, arch=stamp["arch"])

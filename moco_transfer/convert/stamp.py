@@ -15,14 +15,20 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import yaml
+
 from moco_transfer.runtime.errors import InputError
 
+from .architectures import BASIC_BLOCKS
 from .formats import Source
 from .layouts import IMAGENET_PIXELS, MSRA_PIXELS
 from .read import Content
 
 KEY = "moco_transfer"
 SCHEMA = 1
+
+FINE_TUNED = "moco_transfer.finetune/"
+"""How the ``format`` entry of our own detectors begins."""
 
 # Who wrote a Detectron2 file that carries no stamp, told by its ``__author__``: these train with torchvision's statistics.
 _TORCHVISION_AUTHORS = ("MOCO", "torchvision", "moco_transfer")
@@ -48,7 +54,7 @@ def read_stamp(content: Content) -> dict[str, Any] | None:
         raise InputError(f"{content.path}: its stamp has schema {got!r}, this version reads {SCHEMA}; convert it anew.")
     if stamp.get("format") is not None:  # None: the source did not say
         _check_pixels(content, {"format": stamp["format"], "mean": stamp.get("pixel_mean"), "std": stamp.get("pixel_std")})
-    if not isinstance(stamp.get("stride_in_1x1"), bool):
+    if stamp.get("stride_in_1x1") not in (True, False, None):
         raise InputError(f"{content.path}: its stamp has stride_in_1x1 {stamp.get('stride_in_1x1')!r}, expected True or False.")
     return dict(stamp)
 
@@ -74,8 +80,7 @@ def make_stamp(content: Content, source: Source, *, arch: str, sha256: str) -> d
         "arch": arch,
         "encoder": source.encoder,
         "epoch": None,
-        **_pixels(content, source),
-        "stride_in_1x1": source.layout.naming == "caffe2",
+        **_pixels(content, source, arch),
     }
     before = read_stamp(content)
     if before is not None:  # what the weights were trained with does not change by renaming them
@@ -89,22 +94,39 @@ def make_stamp(content: Content, source: Source, *, arch: str, sha256: str) -> d
     return stamp
 
 
-def _pixels(content: Content, source: Source) -> dict[str, Any]:
+def _pixels(content: Content, source: Source, arch: str) -> dict[str, Any]:
     pixels: Mapping[str, Any] | None = IMAGENET_PIXELS
+    stride: bool | None = False
     if source.format == KEY and "pixels" in content.top:
         pixels = content.top["pixels"]
         _check_pixels(content, pixels)
     elif source.layout.naming == "caffe2":
-        pixels = MSRA_PIXELS
+        pixels, stride = MSRA_PIXELS, True
     elif source.layout.naming == "detectron2" and content.top.get("__author__") not in _TORCHVISION_AUTHORS:
-        pixels = None
-    if pixels is None:
-        return {"format": None, "pixel_mean": None, "pixel_std": None}
+        pixels, stride = _trained_with(content)
     return {
-        "format": pixels["format"],
-        "pixel_mean": [float(value) for value in pixels["mean"]],
-        "pixel_std": [float(value) for value in pixels["std"]],
+        "format": pixels["format"] if pixels else None,
+        "pixel_mean": [float(value) for value in pixels["mean"]] if pixels else None,
+        "pixel_std": [float(value) for value in pixels["std"]] if pixels else None,
+        # A basic block has no 1x1 convolution that could have a stride.
+        "stride_in_1x1": False if arch in BASIC_BLOCKS else stride,
     }
+
+
+def _trained_with(content: Content) -> tuple[Mapping[str, Any] | None, bool | None]:
+    """Return what a detector was fine-tuned with, pixels and STRIDE_IN_1X1, from the config in our checkpoints; else None."""
+    if not str(content.top.get("format", "")).startswith(FINE_TUNED):
+        return None, None
+    try:
+        config = yaml.safe_load(content.top["config"])
+        model = config["MODEL"]
+        pixels = {"format": config["INPUT"]["FORMAT"], "mean": model["PIXEL_MEAN"], "std": model["PIXEL_STD"]}
+        _check_pixels(content, pixels)
+        return pixels, bool(model["RESNETS"]["STRIDE_IN_1X1"])
+    except (yaml.YAMLError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{content.path}: its 'config' does not state INPUT.FORMAT and MODEL.PIXEL_MEAN ({error!r:.100})."
+        ) from error
 
 
 def _check_pixels(content: Content, pixels: Any) -> None:

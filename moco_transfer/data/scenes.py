@@ -79,10 +79,10 @@ def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     else:
         coarse = rng.random((int(rng.integers(4, 12)),) * 2).astype(np.float32)
         mix = np.clip(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), 0, 1)
-    level = rng.uniform(70, 185)
-    first, second = _tinted(rng, level), _tinted(rng, level + rng.uniform(-50, 50))
+    level = rng.uniform(110, 150)
+    first, second = _tinted(rng, level), _tinted(rng, level + rng.uniform(-40, 40))
     picture = first + (second - first) * mix[..., None]
-    return np.clip(picture + rng.normal(0, rng.uniform(2, 10), (height, width, 1)), 0, 255).astype(np.uint8)
+    return np.clip(picture + rng.normal(0, 5, (height, width, 1)), 0, 255).astype(np.uint8)
 
 
 def _outline(shape: str, radius: float) -> np.ndarray:
@@ -137,14 +137,17 @@ def _paste(picture: np.ndarray, name: str, rng: np.random.Generator, x: int, y: 
 
 def _two_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     # Far enough apart in brightness that the texture is seen; which is which, and the hues, are random.
-    level = rng.uniform(10, 110)
-    dark, light = _tinted(rng, level), _tinted(rng, level + rng.uniform(90, 135))
+    dark, light = _tinted(rng, rng.uniform(30, 60)), _tinted(rng, rng.uniform(195, 225))
     return (dark, light) if rng.random() < 0.5 else (light, dark)
 
 
 def _tinted(rng: np.random.Generator, level: float) -> np.ndarray:
-    """Return a nearly grey colour: a picture whose hue were its own could be told from all others without looking at shapes."""
-    return np.clip(level + rng.uniform(-10, 10, 3), 0, 255)
+    """Return a nearly grey colour.
+
+    Colours, brightness and grain are kept alike in all pictures: what tells one picture from another without a look at the
+    object is a shortcut for instance discrimination, and on a few thousand small pictures MoCo takes it.
+    """
+    return np.clip(level + rng.uniform(-4, 4, 3), 0, 255)
 
 
 def write_pool(folder: Path, *, count: int, size: int, seed: int) -> int:

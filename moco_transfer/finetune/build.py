@@ -81,7 +81,9 @@ def finetune(
         raise InputError("--eval-only needs a detector: give MODEL.WEIGHTS a checkpoint_*.pth, or --resume to take the one in OUTPUT_DIR.")
     weights = _initial_weights(cfg, model, allow_partial)
     if eval_only and state is None and weights["coverage"]["expected"] != len(_named_shapes(model)):
-        raise InputError(f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS} is a backbone without a detector. --eval-only needs a checkpoint that tools/train_net.py wrote.")
+        raise InputError(
+            f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS} is a backbone without a detector. --eval-only needs a checkpoint that tools/train_net.py wrote."
+        )
     output_dir = open_run_folder(cfg.OUTPUT_DIR, resume=resume or eval_only, config_text=cfg.dump())
     if on_start is not None:
         on_start(output_dir)
@@ -144,7 +146,7 @@ def _datasets(cfg: CfgNode, eval_only: bool) -> tuple[list[DetectionDataset], li
 
 def _fit_class_count(cfg: CfgNode, datasets: list[DetectionDataset], from_data: bool) -> CfgNode:
     count = len(datasets[0].class_names)
-    if from_data and cfg.MODEL.ROI_HEADS.NUM_CLASSES != count:
+    if from_data and count != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
         cfg = cfg.clone()
         cfg.defrost()
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = count
@@ -207,9 +209,14 @@ def _build_run(cfg: CfgNode, model: torch.nn.Module, device: torch.device, task:
 
 def _restore(run: trainer.FineTuning, state: dict[str, Any], path: str) -> None:
     if state.get("format") != trainer.CHECKPOINT_FORMAT:
-        raise InputError(f"{path} is not a checkpoint of tools/train_net.py (format {state.get('format')!r}, expected {trainer.CHECKPOINT_FORMAT!r}).")
+        raise InputError(
+            f"{path} is not a checkpoint of tools/train_net.py (format {state.get('format')!r}, expected {trainer.CHECKPOINT_FORMAT!r})."
+        )
     if state["config_hash"] != run.header["config_hash"]:
-        raise InputError(f"{path} was made with another config (hash {state['config_hash']}, now {run.header['config_hash']}). Resume with the config.yaml beside it.")
+        raise InputError(
+            f"{path} was made with another config (hash {state['config_hash']}, now {run.header['config_hash']}). "
+            f"Resume with the config.yaml beside it."
+        )
     run.model.load_state_dict(state["model"])
     run.optimizer.load_state_dict(state["optimizer"])
     run.scaler.load_state_dict(state["scaler"])

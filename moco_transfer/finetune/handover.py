@@ -105,7 +105,8 @@ def _load_detector(model: nn.Module, weights: BackboneWeights, path: str) -> dic
     if not found.is_complete:
         misshapen = [f"{name} {got} instead of {want}" for name, (got, want) in found.misshapen.items()]
         raise InputError(
-            f"{path} is a detector of another config: it covers {len(found.matched)} of {found.num_expected} tensors. Missing: {_some(found.missing)}. "
+            f"{path} is a detector of another config: it covers {len(found.matched)} of {found.num_expected} tensors. "
+            f"Missing: {_some(found.missing)}. "
             f"Unused: {_some(found.unused)}. Misshapen: {_some(misshapen)}. Use the config that it was trained with (config.yaml beside it)."
         )
     _copy(model, {name: weights.state_dict[name] for name in found.matched})

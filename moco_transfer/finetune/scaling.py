@@ -50,7 +50,7 @@ def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:
             old, world_size, before.IMS_PER_BATCH, solver.IMS_PER_BATCH, before.BASE_LR, solver.BASE_LR, before.MAX_ITER, solver.MAX_ITER,
             tuple(before.STEPS), solver.STEPS, before.WARMUP_ITERS, solver.WARMUP_ITERS,
         )  # fmt: skip
-    if cfg.SOLVER.IMS_PER_BATCH % world_size or cfg.SOLVER.IMS_PER_BATCH < world_size:
+    if cfg.SOLVER.IMS_PER_BATCH % world_size or world_size > cfg.SOLVER.IMS_PER_BATCH:
         batch = cfg.SOLVER.IMS_PER_BATCH
         raise InputError(
             f"SOLVER.IMS_PER_BATCH {batch} does not divide among {world_size} processes. "

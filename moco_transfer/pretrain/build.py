@@ -64,7 +64,9 @@ def pretrain(cfg: CfgNode, *, resume: bool = False, on_start=None) -> Pretrainin
     if state is not None:
         restore(run, state, str(last))
     loader = _loader(cfg, folder, _batches(cfg, folder, start_iteration=run.iteration), device)
-    metrics = MetricsFile(output_dir / "metrics.json", start_iteration=run.iteration, tensorboard=cfg.TRAIN.TENSORBOARD) if is_main_process() else None
+    metrics = (
+        MetricsFile(output_dir / "metrics.json", start_iteration=run.iteration, tensorboard=cfg.TRAIN.TENSORBOARD) if is_main_process() else None
+    )
     try:
         complete = train(
             run,
@@ -202,10 +204,17 @@ def restore(run: Pretraining, state: dict[str, Any], path: str) -> None:
     """
     if state.get("format") != CHECKPOINT_FORMAT:
         raise InputError(f"{path} is not a checkpoint of tools/pretrain.py (format {state.get('format')!r}, expected {CHECKPOINT_FORMAT!r}).")
-    same = {"mechanism": "MECHANISM", "arch": "MODEL.ARCH", "num_images": "number of pictures in DATA.ROOT", "pixels": "DATA.PIXEL_MEAN and PIXEL_STD"}
+    same = {
+        "mechanism": "MECHANISM",
+        "arch": "MODEL.ARCH",
+        "num_images": "number of pictures in DATA.ROOT",
+        "pixels": "DATA.PIXEL_MEAN and PIXEL_STD",
+    }
     for key, name in same.items():
         if state[key] != run.header[key]:
-            raise InputError(f"{path} was made with {name} {state[key]}, the run to resume has {run.header[key]}. Resume with the config it was started with.")
+            raise InputError(
+                f"{path} was made with {name} {state[key]}, the run to resume has {run.header[key]}. Resume with the config it was started with."
+            )
     if state["iterations_per_epoch"] != run.iterations_per_epoch:
         raise InputError(
             f"{path} was made with {state['iterations_per_epoch']} iterations per epoch, this run has {run.iterations_per_epoch}: "
@@ -229,7 +238,9 @@ def restore(run: Pretraining, state: dict[str, Any], path: str) -> None:
     if state["world_size"] != get_world_size():
         logger.warning(
             "The run was saved with %d processes and goes on with %d: pictures, order and learning rate stay the same, the groups of "
-            "images that share BN statistics differ from here on.", state["world_size"], get_world_size(),
+            "images that share BN statistics differ from here on.",
+            state["world_size"],
+            get_world_size(),
         )
 
 
@@ -239,10 +250,21 @@ def _say_what_runs(cfg: CfgNode, folder: ImageFolder, run: Pretraining) -> None:
     per_rank = cfg.DATA.BATCH_SIZE_TOTAL // get_world_size()
     logger.info(
         "batch %d = %d per process x %d on %s, %s; %d epochs of %d iterations",
-        cfg.DATA.BATCH_SIZE_TOTAL, per_rank, get_world_size(), run.device, cfg.TRAIN.PRECISION, run.epochs, run.iterations_per_epoch,
+        cfg.DATA.BATCH_SIZE_TOTAL,
+        per_rank,
+        get_world_size(),
+        run.device,
+        cfg.TRAIN.PRECISION,
+        run.epochs,
+        run.iterations_per_epoch,
     )
-    logger.info("lr %g = SOLVER.BASE_LR %g x %d / %d", run.optimizer.param_groups[0]["lr"],
-                cfg.SOLVER.BASE_LR, cfg.DATA.BATCH_SIZE_TOTAL, cfg.SOLVER.REFERENCE_BATCH_SIZE)
+    logger.info(
+        "lr %g = SOLVER.BASE_LR %g x %d / %d",
+        run.optimizer.param_groups[0]["lr"],
+        cfg.SOLVER.BASE_LR,
+        cfg.DATA.BATCH_SIZE_TOTAL,
+        cfg.SOLVER.REFERENCE_BATCH_SIZE,
+    )
     if cfg.MECHANISM == "supervised":
         return
     groups = num_groups(per_rank, cfg.MOCO.BN_GROUP_SIZE)
@@ -251,12 +273,17 @@ def _say_what_runs(cfg: CfgNode, folder: ImageFolder, run: Pretraining) -> None:
     else:
         logger.warning(
             "All %d images share their BN statistics, so keys can be told by them and the pretext task leaks (Sec. 3.3 of the paper). "
-            "Set MOCO.BN_GROUP_SIZE to at most %d.", per_rank, max(1, per_rank // 2),
+            "Set MOCO.BN_GROUP_SIZE to at most %d.",
+            per_rank,
+            max(1, per_rank // 2),
         )
-    if cfg.MOCO.QUEUE_SIZE > len(folder):
+    if len(folder) < cfg.MOCO.QUEUE_SIZE:
         logger.warning(
             "MOCO.QUEUE_SIZE %d is larger than the number of pictures, %d: a queue then holds other views of the query's own picture as "
-            "negatives. At most a quarter of the pictures, %d, is advisable.", cfg.MOCO.QUEUE_SIZE, len(folder), max(1, len(folder) // 4),
+            "negatives. At most a quarter of the pictures, %d, is advisable.",
+            cfg.MOCO.QUEUE_SIZE,
+            len(folder),
+            max(1, len(folder) // 4),
         )
 
 

@@ -65,7 +65,8 @@ class CheckpointFolder:
         path = self.folder / pointer.read_text(encoding="utf-8").strip()
         if not path.is_file():
             raise MissingFileError(
-                f"{pointer} names {path.name}, which is not in {self.folder}. Put the file back, or write the name of another checkpoint into {pointer}."
+                f"{pointer} names {path.name}, which is not in {self.folder}. "
+                f"Put the file back, or write the name of another checkpoint into {pointer}."
             )
         return path
 

@@ -59,7 +59,9 @@ class MetricsFile:
         rows = read_metrics(self.path)
         kept = [row for row in rows if row["iteration"] <= start_iteration] if start_iteration > 0 else []
         if len(kept) < len(rows):
-            logger.info("%s: %d lines after iteration %d belong to work that is done again; dropped.", self.path.name, len(rows) - len(kept), start_iteration)
+            logger.info(
+                "%s: %d lines after iteration %d belong to work that is done again; dropped.", self.path.name, len(rows) - len(kept), start_iteration
+            )
         atomic_write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def _tensorboard(self, start_iteration: int) -> Any:

@@ -9,7 +9,6 @@ import json
 import shutil
 from pathlib import Path
 
-import pytest
 import torch
 
 from moco_transfer.cli.main import main
@@ -74,7 +73,12 @@ def test_convert__damaged_or_foreign_checkpoint(capsys, tmp_path):
     incomplete = torch.load(source, weights_only=True)
     del incomplete["state_dict"]["module.encoder_q.layer3.0.bn2.running_var"]
     torch.save(incomplete, tmp_path / "incomplete.pth")
-    for name, part in (("cut.pth", "cut.pth"), ("foreign.pth", "foreign.pth"), ("incomplete.pth", "module.encoder_q.layer3.0.bn2.running_var"), ("none.pth", "does not exist")):
+    for name, part in (
+        ("cut.pth", "cut.pth"),
+        ("foreign.pth", "foreign.pth"),
+        ("incomplete.pth", "module.encoder_q.layer3.0.bn2.running_var"),
+        ("none.pth", "does not exist"),
+    ):
         assert part in refused(capsys, "convert", tmp_path / name, target)
     assert target.read_bytes() == b"precious"
 
@@ -140,7 +144,9 @@ def test_train__coco_categories_that_the_config_does_not_cover(capsys, tmp_path,
     }
     (tmp_path / "a.json").write_text(json.dumps(content))
     flag = f"own_coco=coco:{tmp_path / 'a.json'}:{scenes / 'JPEGImages'}"
-    settings = words(TINY_DETECTION, DATASETS__TRAIN="own_coco", DATASETS__TEST="own_coco", OUTPUT_DIR=tmp_path / "det", MODEL__ROI_HEADS__NUM_CLASSES=8)
+    settings = words(
+        TINY_DETECTION, DATASETS__TRAIN="own_coco", DATASETS__TEST="own_coco", OUTPUT_DIR=tmp_path / "det", MODEL__ROI_HEADS__NUM_CLASSES=8
+    )
     message = refused(capsys, "train", "--config-file", "demo_R_18_FPN", "--dataset", flag, *settings)
     assert "MODEL.ROI_HEADS.NUM_CLASSES is 8, but data set 'own_coco' has 2 categories" in message
     content["annotations"][0]["category_id"] = 6  # a category that the file itself does not list

@@ -24,6 +24,7 @@ from moco_transfer.convert.formats import read_source
 from moco_transfer.convert.key_maps import caffe2_name, detectron2_name, sequential_name
 from moco_transfer.convert.read import read_checkpoint
 from moco_transfer.convert.safetensors_file import write_safetensors
+from moco_transfer.convert.stamp import make_stamp
 from moco_transfer.runtime.errors import InputError
 
 
@@ -40,6 +41,10 @@ def queue(prefix="", name="queue"):
     return {f"{prefix}{name}": torch.ones(2, 8), f"{prefix}{name}_ptr": torch.zeros(1, dtype=torch.long)}
 
 
+CONFIG = """
+INPUT: {FORMAT: BGR}
+MODEL: {PIXEL_MEAN: [1.0, 2.0, 3.0], PIXEL_STD: [1.0, 1.0, 1.0], RESNETS: {STRIDE_IN_1X1: true}}
+"""
 LIGHTNING = {"pytorch-lightning_version": "2.1.0", "global_step": 100, "loops": {}, "lr_schedulers": [], "callbacks": {}}
 
 
@@ -367,7 +372,7 @@ def test_convert__caffe2_with_statistics(tmp_path, r18):
     arrays = load_backbone(tmp_path / "c.pkl").arrays
     wanted = {detectron2_name(name): r18[name] for name in backbone_shapes("resnet18")}
     assert arrays.keys() == wanted.keys() and all(np.array_equal(arrays[name], tensor.numpy()) for name, tensor in wanted.items())
-    assert (report.stamp["format"], report.stamp["pixel_std"], report.stamp["stride_in_1x1"]) == ("BGR", [1.0, 1.0, 1.0], True)
+    assert (report.stamp["format"], report.stamp["pixel_std"], report.stamp["stride_in_1x1"]) == ("BGR", [1.0, 1.0, 1.0], False)
     assert report.stamp["pixel_mean"] == [103.53, 116.28, 123.675]
 
 
@@ -380,8 +385,9 @@ def test_convert__caffe2_with_fused_norms(tmp_path, r18):
     assert np.allclose((x - mean) / np.sqrt(var + 1e-5) * scale + shift, scale * x + shift, rtol=1e-6)
 
 
-def test_convert__caffe2_strides_have_no_place_in_torchvision(tmp_path, r18):
-    source = caffe2_file(tmp_path / "R-18.pkl", r18, fused=False)
+def test_convert__caffe2_strides_have_no_place_in_torchvision(tmp_path):
+    state = {name: torch.zeros(()).expand(shape) for name, shape in backbone_shapes("resnet50").items()}
+    source = caffe2_file(tmp_path / "R-50.pkl", state, fused=False)
     for to in ("torchvision", "timm"):
         with pytest.raises(InputError, match="STRIDE_IN_1X1 True"):
             convert_checkpoint(source, tmp_path / "t", to=to)
@@ -412,3 +418,28 @@ def test_convert__backbone_of_a_detector_to_torchvision(saved, tmp_path, r18):
     assert all(torch.equal(back[name], r18[name]) for name in back) and len(back) == 120
     # Nothing in the file says what its pixels were.
     assert (report.stamp["format"], report.stamp["pixel_mean"], report.stamp["pixel_std"]) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("extra", "stride", "pixels"),
+    [
+        ({}, None, None),
+        ({"__author__": "MOCO"}, False, "RGB"),
+        ({"__author__": "Detectron2 Model Zoo"}, None, None),
+        ({"format": "moco_transfer.finetune/1", "config": CONFIG}, True, "BGR"),
+    ],
+)
+def test_make_stamp__of_a_detectron2_file_says_what_the_file_says(saved, extra, stride, pixels):
+    """Where a bottleneck's strides and colours are not on record, the stamp does not make them up."""
+    state = {detectron2_name(name): torch.zeros(()).expand(shape) for name, shape in backbone_shapes("resnet50").items()}
+    content = read_checkpoint(saved({"model": state, **extra}))
+    stamp = make_stamp(content, read_source(content), arch="resnet50", sha256="")
+    assert (stamp["stride_in_1x1"], stamp["format"]) == (stride, pixels)
+    assert stamp["pixel_mean"] == {None: None, "RGB": [123.675, 116.28, 103.53], "BGR": [1.0, 2.0, 3.0]}[pixels]
+
+
+def test_make_stamp__refuses_a_detector_whose_config_is_broken(saved, small):
+    state = under("backbone.bottom_up.", small, detectron2_name)
+    content = read_checkpoint(saved({"model": state, "format": "moco_transfer.finetune/1", "config": "MODEL: [1"}))
+    with pytest.raises(InputError, match="its 'config' does not state INPUT.FORMAT"):
+        make_stamp(content, read_source(content), arch="resnet18", sha256="")

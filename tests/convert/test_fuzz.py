@@ -1,6 +1,6 @@
 """Damaged files in a process of its own, so that a crash shows as its exit status.
 
-Seen red under: a parser error left out of safe_pickle's list; the checksum of zip records not checked.
+Seen red under: LookupError left out of what safe_pickle takes for damage; the destination written before the checks.
 """
 
 import subprocess

@@ -139,7 +139,14 @@ def test_enqueue__any_batch_size_keeps_the_newest_in_order(batch, queue_size):
 def test_moco__state_dict_has_the_published_names():
     model = MoCo(lambda outputs: build_encoder("resnet18", num_outputs=outputs), queue_size=8, mlp=True)
     names = set(model.state_dict())
-    assert {"queue", "queue_ptr", "encoder_q.conv1.weight", "encoder_k.layer4.1.bn2.running_var", "encoder_q.fc.0.weight", "encoder_q.fc.2.bias"} <= names
+    assert {
+        "queue",
+        "queue_ptr",
+        "encoder_q.conv1.weight",
+        "encoder_k.layer4.1.bn2.running_var",
+        "encoder_q.fc.0.weight",
+        "encoder_q.fc.2.bias",
+    } <= names
     assert model.queue.shape == (128, 8) and model.queue_ptr.shape == (1,)
     torch.testing.assert_close(model.queue.norm(dim=0), torch.ones(8))
     for q, k in zip(model.encoder_q.state_dict().values(), model.encoder_k.state_dict().values(), strict=True):

@@ -1,12 +1,13 @@
 """Second stage for boxes: the network on pooled regions, class scores, box deltas, their losses and the detections.
 
 Shapes in this module:
-    M: regions of all images    Ri: regions of image i    K: foreground classes; id K is the background    D: detections of one image
+    M: regions of all images    Ri: regions of image i    K: foreground classes; id K is the background    D: detections of one
+        image
 Conventions:
     Boxes are XYXY in px of the resized image, float32. Losses, decoding and NMS are float32, also under autocast.
 Source:
-    Girshick 2015, arXiv:1504.08083; Ren et al. 2015, arXiv:1506.01497. Behaviour checked against facebookresearch/detectron2@02b5c4e
-    detectron2/modeling/roi_heads/box_head.py and fast_rcnn.py.
+    Girshick 2015, arXiv:1504.08083; Ren et al. 2015, arXiv:1506.01497. Behaviour checked against
+    facebookresearch/detectron2@02b5c4e detectron2/modeling/roi_heads/box_head.py and fast_rcnn.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""From a config with Detectron2's keys to a model, an optimizer and a learning rate. Nothing else in this package reads a config."""
+"""From a config with Detectron2's keys to a model, an optimizer and a learning rate.
+
+Nothing else in this package reads a config.
+"""
 
 from __future__ import annotations
 

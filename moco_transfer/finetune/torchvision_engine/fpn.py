@@ -65,8 +65,8 @@ class FPN(nn.Module):
 class DilatedC5(nn.Module):
     """A ResNet whose res5 is dilated, and a 3x3 convolution with norm that reduces its channels.
 
-    The paper words it as "an extra 3x3 convolution (with BN) that reduces dimension to 512"; no ReLU is mentioned, so none is here.
-    State-dict keys: ``bottom_up.*`` and ``reduce.*``.
+    The paper words it as "an extra 3x3 convolution (with BN) that reduces dimension to 512"; no ReLU is mentioned, so none is
+    here. State-dict keys: ``bottom_up.*`` and ``reduce.*``.
 
     Attributes:
         channels: ``{"dc5": out_channels}``.

@@ -5,8 +5,8 @@ Shapes in this module:
     H, W: height and width of the original picture in px
 Source:
     He et al. 2017, arXiv:1703.06870, Sec. 3. Behaviour checked against facebookresearch/detectron2@02b5c4e
-    detectron2/modeling/roi_heads/mask_head.py, structures/masks.py and layers/mask_ops.py. Difference: pasting interpolates rows and
-    columns by two matrix products, as bilinear interpolation is separable.
+    detectron2/modeling/roi_heads/mask_head.py, structures/masks.py and layers/mask_ops.py. Difference: pasting interpolates
+    rows and columns by two matrix products, as bilinear interpolation is separable.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ Shapes in this module:
 Distributed:
     Forward and backward of a synchronised layer in training are collective: every rank calls them equally often.
 Source:
-    Behaviour checked against facebookresearch/detectron2@02b5c4e detectron2/layers/batch_norm.py. Difference: 'SyncBN' also runs on
-    CPU processes (gloo), and in one process it is plain BN.
+    Behaviour checked against facebookresearch/detectron2@02b5c4e detectron2/layers/batch_norm.py. Difference: 'SyncBN' also
+    runs on CPU processes (gloo), and in one process it is plain BN.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ def _world_size() -> int:
 class SyncBatchNorm2d(nn.BatchNorm2d):
     """BN over the images of all ranks, weighted by their number of positions.
 
-    On CUDA this computes what ``torch.nn.SyncBatchNorm`` computes, with its code; on CPU processes the same statistics travel over
-    gloo; in one process it is plain BN. Collective in training when the world has more than one rank.
+    On CUDA this computes what ``torch.nn.SyncBatchNorm`` computes, with its code; on CPU processes the same statistics travel
+    over gloo; in one process it is plain BN. Collective in training when the world has more than one rank.
 
     Not a subclass of ``torch.nn.SyncBatchNorm``: DistributedDataParallel refuses to wrap one on the CPU, whatever it does there.
     """
@@ -199,8 +199,8 @@ class _AllReduceSum(torch.autograd.Function):
 class NaiveSyncBatchNorm2d(nn.BatchNorm2d):
     """BN with mean and second moment averaged over the ranks, each rank with equal weight.
 
-    This is what MoCo's published detection configs train with ('naiveSyncBN'): it equals BN over all images only when every rank has the
-    same N, H and W, and its running variance is the biased one. In one process it is plain BN.
+    This is what MoCo's published detection configs train with ('naiveSyncBN'): it equals BN over all images only when every
+    rank has the same N, H and W, and its running variance is the biased one. In one process it is plain BN.
     Collective in training when the world has more than one rank.
     """
 
@@ -228,7 +228,8 @@ def describe_norm(model: nn.Module) -> str:
         model: Any module; its device and the running process group decide how a synchronised layer works.
 
     Returns:
-        For example ``"BN (SyncBN in one process) x 61"`` or ``"SyncBN over 8 ranks (nccl) x 53 + FrozenBN x 10"``; ``"none"`` without norms.
+        For example ``"BN (SyncBN in one process) x 61"`` or ``"SyncBN over 8 ranks (nccl) x 53 + FrozenBN x 10"``; ``"none"``
+        without norms.
     """
     world_size = _world_size()
     counts: Counter[str] = Counter()

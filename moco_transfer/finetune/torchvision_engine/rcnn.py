@@ -1,12 +1,13 @@
 """Faster and Mask R-CNN: features, proposals, then a head on every proposal.
 
 Shapes in this module:
-    N: images    D: detections of one image    h, w: size of an image as given to the model    H, W: size of the original picture, px
+    N: images    D: detections of one image    h, w: size of an image as given to the model    H, W: size of the original
+        picture, px
 Conventions:
     Pixels are 0-255 in the order that the statistics were given in; boxes are XYXY, absolute px, float32.
 Source:
-    Ren et al. 2015, arXiv:1506.01497; He et al. 2017, arXiv:1703.06870. Behaviour checked against facebookresearch/detectron2@02b5c4e
-    detectron2/modeling/meta_arch/rcnn.py and postprocessing.py.
+    Ren et al. 2015, arXiv:1506.01497; He et al. 2017, arXiv:1703.06870. Behaviour checked against
+    facebookresearch/detectron2@02b5c4e detectron2/modeling/meta_arch/rcnn.py and postprocessing.py.
 """
 
 from __future__ import annotations
@@ -59,14 +60,14 @@ class GeneralizedRCNN(nn.Module):
         """Return losses in training, detections in inference.
 
         Args:
-            batch: One record per image: "image" float32 or uint8 (3, h, w) 0-255; in training "gt_boxes" (G, 4) in px of that image,
-                "gt_classes" (G,) int64 and, for a model with masks, "gt_masks" (G lists of polygons); in inference "height" and "width"
-                of the original picture (default: the image's own size).
+            batch: One record per image: "image" float32 or uint8 (3, h, w) 0-255; in training "gt_boxes" (G, 4) in px of that
+                image, "gt_classes" (G,) int64 and, for a model with masks, "gt_masks" (G lists of polygons); in inference
+                "height" and "width" of the original picture (default: the image's own size).
 
         Returns:
-            In training {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"[, "loss_mask"]}, scalar float32 tensors to be added
-            up. In inference, for each image {"boxes": (D, 4) in px of the original picture, "scores": (D,) descending, "classes": (D,)
-            int64[, "masks": (D, H, W) bool]}.
+            In training {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"[, "loss_mask"]}, scalar float32 tensors to
+            be added up. In inference, for each image {"boxes": (D, 4) in px of the original picture, "scores": (D,) descending,
+            "classes": (D,) int64[, "masks": (D, H, W) bool]}.
 
         Raises:
             FloatingPointError: If predictions are not finite in training.
@@ -98,7 +99,7 @@ class GeneralizedRCNN(nn.Module):
 
 
 def _memory_format(filters: Tensor) -> torch.memory_format:
-    """Return the layout of convolution filters; images follow it, so that ``model.to(memory_format=...)`` is all a caller has to do."""
+    """Return the layout of filters; images follow it, so that ``model.to(memory_format=...)`` is all a caller does."""
     is_channels_last = filters.is_contiguous(memory_format=torch.channels_last) and not filters.is_contiguous()
     return torch.channels_last if is_channels_last else torch.contiguous_format
 

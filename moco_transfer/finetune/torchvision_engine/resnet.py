@@ -29,7 +29,8 @@ class ResNetShape:
     Attributes:
         depth: A key of ``BLOCKS_PER_STAGE``; 18 and 34 have basic blocks, the others bottlenecks.
         norm: Name of the normalisation after each convolution (see ``norm.get_norm``).
-        stride_in_1x1: Whether a bottleneck halves the size in its first 1x1 (MSRA's weights) or in its 3x3 convolution (torchvision's).
+        stride_in_1x1: Whether a bottleneck halves the size in its first 1x1 (MSRA's weights) or in its 3x3 convolution
+            (torchvision's).
         num_groups: Groups of a bottleneck's 3x3 convolution; 1 is ResNet, more is ResNeXt.
         width_per_group: Channels of each group in res2; doubled from stage to stage.
         stem_channels: Channels of the stem.

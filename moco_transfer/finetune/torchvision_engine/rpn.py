@@ -7,7 +7,8 @@ Conventions:
     Boxes are XYXY in px of the resized image, float32. Losses, decoding and NMS are float32, also under autocast.
 Source:
     Ren et al. 2015, arXiv:1506.01497, Sec. 3.1. Behaviour checked against facebookresearch/detectron2@02b5c4e
-    detectron2/modeling/proposal_generator/rpn.py and proposal_utils.py. Difference: only the boxes that can become proposals are decoded.
+    detectron2/modeling/proposal_generator/rpn.py and proposal_utils.py. Difference: only the boxes that can become proposals
+    are decoded.
 """
 
 from __future__ import annotations

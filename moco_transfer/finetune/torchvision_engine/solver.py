@@ -2,7 +2,8 @@
 
 Source:
     Behaviour checked against facebookresearch/detectron2@02b5c4e detectron2/solver/build.py and lr_scheduler.py and
-    facebookresearch/fvcore@3378afe fvcore/common/param_scheduler.py. Goyal et al. 2017, arXiv:1706.02677, Sec. 2.2 for the warm-up.
+    facebookresearch/fvcore@3378afe fvcore/common/param_scheduler.py. Goyal et al. 2017, arXiv:1706.02677, Sec. 2.2 for the
+    warm-up.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ CLIP_TYPES = ("value", "norm")
 
 _NORM_LAYERS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
 
-# Detectron2 compares progress, a share of the run, with this slack, so an event comes early when 1e-6 of the run is an iteration or more.
+# Detectron2 compares progress, a share of the run, with this slack, so an event comes early when 1e-6 of the run is an
+# iteration or more.
 _PROGRESS_SLACK = 1e-6
 
 

@@ -1,7 +1,8 @@
 """The detectors, weights and pictures that both engines are compared on. Imports no Detectron2.
 
-Weights are drawn by name from a seeded generator, so no weights are stored; BN statistics, scales and shifts are not trivial. Sampling
-sizes are so large that nothing is drawn by chance. Few proposals and small pictures keep the C4 detectors fast on one core.
+Weights are drawn by name from a seeded generator, so no weights are stored; BN statistics, scales and shifts are not trivial.
+Sampling sizes are so large that nothing is drawn by chance. Few proposals and small pictures keep the C4 detectors fast on one
+core.
 """
 
 from __future__ import annotations

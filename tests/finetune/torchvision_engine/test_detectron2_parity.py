@@ -1,8 +1,8 @@
 """The engine computes what Detectron2 computes: against committed numbers, and live where Detectron2 is installed.
 
-Seen red under: top-down path of the FPN without the addition; stride_in_1x1 swapped; proposals' offset of half a cell; ``aligned`` of
-RoIAlign flipped; delta weights of the second stage set to 1; box loss divided by the foreground regions only; the extra norm left out
-of C4; NMS over all classes together; masks cut at > 0.4; the RPN's low-quality matches left out.
+Seen red under: top-down path of the FPN without the addition; stride_in_1x1 swapped; proposals' offset of half a cell;
+``aligned`` of RoIAlign flipped; delta weights of the second stage set to 1; box loss divided by the foreground regions only;
+the extra norm left out of C4; NMS over all classes together; masks cut at > 0.4; the RPN's low-quality matches left out.
 """
 
 from __future__ import annotations

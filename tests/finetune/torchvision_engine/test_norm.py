@@ -1,13 +1,14 @@
 """Normalisation by name, frozen, and over two processes.
 
-Seen red under: local statistics instead of all ranks'; the backward without its all-reduce; biased running variance in SyncBN, unbiased
-in naiveSyncBN; frozen layers that keep their BN.
+Seen red under: local statistics instead of all ranks'; the backward without its all-reduce; biased running variance in SyncBN,
+unbiased in naiveSyncBN; frozen layers that keep their BN.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 
 import pytest
 import torch
@@ -74,7 +75,7 @@ def test_freeze__stops_gradients_and_turns_bn_into_frozen_bn():
 
 
 def test_describe__names_what_is_really_used():
-    model = nn.Sequential(get_norm("SyncBN", 4), get_norm("naiveSyncBN", 4), get_norm("FrozenBN", 4), get_norm("BN", 4), get_norm("GN", 32))
+    model = nn.Sequential(*(get_norm(name, 32) for name in ("SyncBN", "naiveSyncBN", "FrozenBN", "BN", "GN")))
     assert (
         describe_norm(model)
         == "BN (SyncBN in one process) x 1 + BN (naiveSyncBN in one process) x 1 + FrozenBN x 1 + BN x 1 + GN x 1"
@@ -88,20 +89,17 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def in_two_processes(work, *args) -> list:
-    """Run work(rank, *args) on two gloo ranks; return what each put out."""
-    queue = mp.get_context("spawn").SimpleQueue()
-    processes = mp.start_processes(_rank, (free_port(), work, args, queue), nprocs=2, join=False)
-    results = dict(queue.get() for _ in range(2))
-    processes.join()
-    return [results[0], results[1]]
+def in_two_processes(folder: Path, work, *args) -> list:
+    """Run work(rank, *args) on two gloo ranks; return what each returned. A rank's exception fails the test."""
+    mp.spawn(_rank, (free_port(), folder, work, args), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 
-def _rank(rank: int, port: int, work, args, queue) -> None:
+def _rank(rank: int, port: int, folder: Path, work, args) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2)
-    queue.put((rank, work(rank, *args)))
+    torch.save(work(rank, *args), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -119,13 +117,13 @@ def _sync_step(rank: int, name: str) -> dict:
     y = norm(x)
     (y * torch.arange(y.numel()).view_as(y).sin()).sum().backward()
     parameters = {"weight": norm.weight.grad, "bias": norm.bias.grad, "mean": norm.running_mean, "var": norm.running_var}
-    return {"y": y.detach().numpy(), "grad": x.grad.numpy(), "text": describe_norm(norm)} | {
-        k: v.numpy() for k, v in parameters.items()
+    return {"y": y.detach(), "grad": x.grad, "text": describe_norm(norm)} | {
+        k: v for k, v in parameters.items()
     }
 
 
-def test_sync_bn__two_ranks_equal_one_process_with_all_positions():
-    ranks = in_two_processes(_sync_step, "SyncBN")
+def test_sync_bn__two_ranks_equal_one_process_with_all_positions(tmp_path):
+    ranks = in_two_processes(tmp_path, _sync_step, "SyncBN")
     # One process: the positions of both ranks in one long row.
     norm = nn.BatchNorm2d(3).double()
     norm.weight.data.copy_(torch.tensor([0.5, 1.0, 2.0]))
@@ -139,21 +137,21 @@ def test_sync_bn__two_ranks_equal_one_process_with_all_positions():
     sum((y * torch.arange(y.numel()).view(y.shape).sin()).sum() for y in back).backward()
     grads = row.grad.split([r.shape[3] for r in rows], dim=3)
     for rank, x, y, grad in zip(ranks, _inputs(), back, grads, strict=True):
-        torch.testing.assert_close(torch.tensor(rank["y"]).double(), y.detach(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(rank["y"].double(), y.detach(), rtol=1e-5, atol=1e-6)
         wanted = grad.reshape(3, x.shape[0], *x.shape[2:]).transpose(0, 1)
-        torch.testing.assert_close(torch.tensor(rank["grad"]).double(), wanted, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(torch.tensor(rank["mean"]).double(), norm.running_mean, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(torch.tensor(rank["var"]).double(), norm.running_var, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(rank["grad"].double(), wanted, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(rank["mean"].double(), norm.running_mean, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(rank["var"].double(), norm.running_var, rtol=1e-5, atol=1e-6)
         assert rank["text"] == "SyncBN over 2 ranks (gloo) x 1"
     # Weight and bias hold this rank's share, for DistributedDataParallel to add up.
-    torch.testing.assert_close(torch.tensor(ranks[0]["bias"] + ranks[1]["bias"]).double(), norm.bias.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close((ranks[0]["bias"] + ranks[1]["bias"]).double(), norm.bias.grad, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(
-        torch.tensor(ranks[0]["weight"] + ranks[1]["weight"]).double(), norm.weight.grad, rtol=1e-4, atol=1e-5
+        (ranks[0]["weight"] + ranks[1]["weight"]).double(), norm.weight.grad, rtol=1e-4, atol=1e-5
     )
 
 
-def test_naive_sync_bn__two_ranks_by_hand():
-    ranks = in_two_processes(_sync_step, "naiveSyncBN")
+def test_naive_sync_bn__two_ranks_by_hand(tmp_path):
+    ranks = in_two_processes(tmp_path, _sync_step, "naiveSyncBN")
     inputs = [x.double() for x in _inputs()]
     # Each rank counts the same, whatever its size; the variance is E[x^2] - E[x]^2, also in the running average.
     mean = sum(x.mean(dim=(0, 2, 3)) for x in inputs) / 2
@@ -161,9 +159,9 @@ def test_naive_sync_bn__two_ranks_by_hand():
     weight = torch.tensor([0.5, 1.0, 2.0]).double()
     for rank, x in zip(ranks, inputs, strict=True):
         expected = (x - mean.view(1, 3, 1, 1)) / (var + 1e-5).sqrt().view(1, 3, 1, 1) * weight.view(1, 3, 1, 1)
-        torch.testing.assert_close(torch.tensor(rank["y"]).double(), expected, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(torch.tensor(rank["mean"]).double(), 0.1 * mean, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(torch.tensor(rank["var"]).double(), 0.9 + 0.1 * var, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(rank["y"].double(), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(rank["mean"].double(), 0.1 * mean, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(rank["var"].double(), 0.9 + 0.1 * var, rtol=1e-5, atol=1e-5)
         assert rank["text"] == "naiveSyncBN over 2 ranks (gloo) x 1"
 
 
@@ -175,15 +173,15 @@ def _reference_naive_step(rank: int) -> dict:
         x = _inputs()[rank].requires_grad_()
         y = norm(x)
         (y * torch.arange(y.numel()).view_as(y).sin()).sum().backward()
-        outputs.append([y.detach().numpy(), x.grad.numpy(), norm.weight.grad.numpy(), norm.running_var.numpy()])
+        outputs.append([y.detach(), x.grad, norm.weight.grad, norm.running_var])
     return outputs
 
 
 @pytest.mark.detectron2
-def test_naive_sync_bn__equals_detectron2_live():
-    for theirs, ours in in_two_processes(_reference_naive_step):
+def test_naive_sync_bn__equals_detectron2_live(tmp_path):
+    for theirs, ours in in_two_processes(tmp_path, _reference_naive_step):
         for their, our in zip(theirs, ours, strict=True):
-            torch.testing.assert_close(torch.tensor(our), torch.tensor(their), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(our, their, rtol=1e-4, atol=1e-5)
 
 
 def _train_steps(rank: int, world_size: int, num_steps: int) -> dict:
@@ -218,16 +216,15 @@ def _train_steps(rank: int, world_size: int, num_steps: int) -> dict:
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= world_size
         optimizer.step()
-    return {name: value.numpy() for name, value in model.state_dict().items()}
+    return model.state_dict()
 
 
-def test_two_ranks_with_sync_bn__train_like_one_process_with_both_pictures():
+def test_two_ranks_with_sync_bn__train_like_one_process_with_both_pictures(tmp_path):
     one = _train_steps(0, 1, 3)
-    first, second = in_two_processes(_train_steps, 2, 3)
+    first, second = in_two_processes(tmp_path, _train_steps, 2, 3)
     for name, value in one.items():
-        wanted = torch.tensor(value)
-        for rank in (first, second):
-            torch.testing.assert_close(torch.tensor(rank[name]), wanted, rtol=1e-6, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+                for rank in (first, second):
+            torch.testing.assert_close(rank[name], value, rtol=1e-6, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_sync_bn__is_torchs_class_so_that_cuda_uses_its_kernels():

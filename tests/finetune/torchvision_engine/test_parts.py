@@ -1,7 +1,8 @@
 """The pieces of the detector, one by one, against arithmetic by hand and independent implementations.
 
-Seen red under: clip to (height, width) swapped; IoU without the guard for empty boxes; matcher closed above instead of below; background
-drawn before objects; level of a box without the floor; anchors of width and height swapped; masks pasted without the half pixel.
+Seen red under: clip to (height, width) swapped; IoU without the guard for empty boxes; matcher closed above instead of below;
+background drawn before objects; level of a box without the floor; anchors of width and height swapped; masks pasted without the
+half pixel.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def test_boxes__clip_size_iou_by_hand():
     torch.testing.assert_close(clip_boxes(boxes, (10, 20)), torch.tensor([[0.0, 0.0, 20.0, 10.0], [0.0, 0.0, 5.0, 0.0]]))
     assert is_larger_than(boxes, 0).tolist() == [True, False]
     assert is_larger_than(boxes, 35).tolist() == [False, False]
-    iou = pairwise_iou(torch.tensor([[0.0, 0.0, 4.0, 4.0], [1.0, 1.0, 1.0, 1.0]]), torch.tensor([[2.0, 0.0, 6.0, 4.0], [1.0, 1.0, 1.0, 1.0]]))
+    point = [1.0, 1.0, 1.0, 1.0]
+    iou = pairwise_iou(torch.tensor([[0.0, 0.0, 4.0, 4.0], point]), torch.tensor([[2.0, 0.0, 6.0, 4.0], point]))
     torch.testing.assert_close(iou, torch.tensor([[8 / 24, 0.0], [0.0, 0.0]]))
     a, b = torch.rand(20, 4).cumsum(1), torch.rand(30, 4).cumsum(1)
     torch.testing.assert_close(pairwise_iou(a, b), torchvision.ops.box_iou(a, b))

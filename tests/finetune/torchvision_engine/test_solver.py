@@ -1,7 +1,7 @@
 """SGD, groups, clipping and the learning rate against Detectron2's, live and as committed numbers.
 
-Seen red under: warm-up from 0 instead of the factor; a step one iteration late; no decay on every bias instead of on norms; clipping by
-the norm of all gradients together; the cosine started after the warm-up.
+Seen red under: warm-up from 0 instead of the factor; a step one iteration late; no decay on every bias instead of on norms;
+clipping by the norm of all gradients together; the cosine started after the warm-up.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def test_groups__equal_detectron2s(case, bias):
     model = build_model(cfg)
     ours, theirs = by_name(model, build_optimizer(cfg, model)), by_name(model, detectron2_optimizer(cfg, model))
     assert ours == theirs
-    assert len(set(ours.values())) > 1
+    assert len(set(ours.values())) > 1 or case == "r50_c4_msra"  # without biases and trained norms there is one group
 
 
 def test_groups__norms_without_decay_shared_parameters_once():
