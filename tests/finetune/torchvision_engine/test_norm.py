@@ -117,13 +117,21 @@ def _sync_step(rank: int, name: str) -> dict:
     y = norm(x)
     (y * torch.arange(y.numel()).view_as(y).sin()).sum().backward()
     parameters = {"weight": norm.weight.grad, "bias": norm.bias.grad, "mean": norm.running_mean, "var": norm.running_var}
-    return {"y": y.detach(), "grad": x.grad, "text": describe_norm(norm)} | {
-        k: v for k, v in parameters.items()
-    }
+    return {"y": y.detach(), "grad": x.grad, "text": describe_norm(norm)} | parameters
 
 
-def test_sync_bn__two_ranks_equal_one_process_with_all_positions(tmp_path):
-    ranks = in_two_processes(tmp_path, _sync_step, "SyncBN")
+def _sync_steps(rank: int) -> dict[str, dict]:
+    return {name: _sync_step(rank, name) for name in ("SyncBN", "naiveSyncBN")}
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory) -> list[dict[str, dict]]:
+    """What each of two ranks got, by norm: starting processes is what takes the time."""
+    return in_two_processes(tmp_path_factory.mktemp("ranks"), _sync_steps)
+
+
+def test_sync_bn__two_ranks_equal_one_process_with_all_positions(two_ranks):
+    ranks = [rank["SyncBN"] for rank in two_ranks]
     # One process: the positions of both ranks in one long row.
     norm = nn.BatchNorm2d(3).double()
     norm.weight.data.copy_(torch.tensor([0.5, 1.0, 2.0]))
@@ -150,8 +158,8 @@ def test_sync_bn__two_ranks_equal_one_process_with_all_positions(tmp_path):
     )
 
 
-def test_naive_sync_bn__two_ranks_by_hand(tmp_path):
-    ranks = in_two_processes(tmp_path, _sync_step, "naiveSyncBN")
+def test_naive_sync_bn__two_ranks_by_hand(two_ranks):
+    ranks = [rank["naiveSyncBN"] for rank in two_ranks]
     inputs = [x.double() for x in _inputs()]
     # Each rank counts the same, whatever its size; the variance is E[x^2] - E[x]^2, also in the running average.
     mean = sum(x.mean(dim=(0, 2, 3)) for x in inputs) / 2
@@ -223,7 +231,7 @@ def test_two_ranks_with_sync_bn__train_like_one_process_with_both_pictures(tmp_p
     one = _train_steps(0, 1, 3)
     first, second = in_two_processes(tmp_path, _train_steps, 2, 3)
     for name, value in one.items():
-                for rank in (first, second):
+        for rank in (first, second):
             torch.testing.assert_close(rank[name], value, rtol=1e-6, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 

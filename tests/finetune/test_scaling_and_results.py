@@ -1,0 +1,56 @@
+"""Scaling to the number of processes, and what makes two runs comparable.
+
+Seen red by: scaling lr by the inverse; leaving SEED in the hash.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from moco_transfer.config import load_detection_config
+from moco_transfer.finetune.results import config_hash
+from moco_transfer.finetune.scaling import scale_to_world_size
+from moco_transfer.runtime.errors import InputError
+
+VOC_24K = ["SOLVER.IMS_PER_BATCH", "16", "SOLVER.BASE_LR", "0.02", "SOLVER.MAX_ITER", "24000", "SOLVER.STEPS", "18000,22000"]
+VOC_24K += ["SOLVER.WARMUP_ITERS", "100", "SOLVER.REFERENCE_WORLD_SIZE", "8", "TEST.EVAL_PERIOD", "5000"]
+
+
+def numbers(cfg):
+    s = cfg.SOLVER
+    return s.IMS_PER_BATCH, s.BASE_LR, s.MAX_ITER, tuple(s.STEPS), s.WARMUP_ITERS, cfg.TEST.EVAL_PERIOD
+
+
+def test_scale__8_gpus_to_1():
+    cfg = scale_to_world_size(load_detection_config("Base-RCNN-FPN-BN", VOC_24K), 1)
+    assert numbers(cfg) == (2, pytest.approx(0.0025), 192000, (144000, 176000), 800, 40000)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+@pytest.mark.detectron2
+def test_scale__equals_detectron2(world_size):
+    from detectron2.config import get_cfg
+    from detectron2.engine import DefaultTrainer
+
+    from moco_transfer.config import path
+
+    theirs = get_cfg()
+    theirs.merge_from_file(path("Base-RCNN-FPN-BN"))
+    theirs.merge_from_list([w if not w.startswith("18000") else "(18000,22000)" for w in VOC_24K])
+    theirs = DefaultTrainer.auto_scale_workers(theirs, world_size)
+    assert numbers(scale_to_world_size(load_detection_config("Base-RCNN-FPN-BN", VOC_24K), world_size)) == numbers(theirs)
+
+
+def test_scale__reference_0_takes_the_schedule_and_refuses_a_batch_that_does_not_divide():
+    cfg = load_detection_config("demo_R_18_FPN")
+    assert numbers(scale_to_world_size(cfg, 2)) == numbers(cfg)
+    with pytest.raises(InputError, match="SOLVER.IMS_PER_BATCH 4 does not divide among 3 processes"):
+        scale_to_world_size(cfg, 3)
+
+
+def test_config_hash__free_keys_do_not_count_and_others_do():
+    base = config_hash(load_detection_config("demo_R_18_FPN"))
+    free = ["MODEL.WEIGHTS", "x.pkl", "SEED", "5", "OUTPUT_DIR", "elsewhere", "DATALOADER.NUM_WORKERS", "7", "MODEL.DEVICE", "cpu"]
+    assert config_hash(load_detection_config("demo_R_18_FPN", free)) == base
+    for key, value in (("SOLVER.BASE_LR", "0.5"), ("MODEL.RESNETS.NORM", "FrozenBN"), ("DATASETS.TEST", "voc_2007_test"), ("INPUT.FORMAT", "BGR")):
+        assert config_hash(load_detection_config("demo_R_18_FPN", [key, value])) != base
