@@ -104,6 +104,10 @@ def freeze(module: nn.Module) -> nn.Module:
     return module
 
 
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
@@ -146,8 +150,8 @@ class _CrossRankNorm(torch.autograd.Function):
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return y like x, and the global mean (C,), biased variance (C,) and count () as float32."""
         channels = x.shape[1]
-        var, mean = torch.var_mean(x.float(), dim=(0, 2, 3), correction=0)
-        positions = x.new_full((1,), x.numel() / channels, dtype=torch.float32)
+        var, mean = torch.var_mean(_at_least_float32(x), dim=(0, 2, 3), correction=0)
+        positions = mean.new_full((1,), x.numel() / channels)
         own = torch.cat([mean, var, positions])
         ranks = [torch.empty_like(own) for _ in range(_world_size())]
         dist.all_gather(ranks, own)
@@ -167,8 +171,8 @@ class _CrossRankNorm(torch.autograd.Function):
         """Return the gradients of x (over all ranks), and of weight and bias (this rank's share)."""
         x, weight, mean, inv_std, count = ctx.saved_tensors
         view = (1, -1, 1, 1)
-        x_hat = (x.float() - mean.view(view)) * inv_std.view(view)
-        grad = grad_y.float()
+        x_hat = (_at_least_float32(x) - mean.view(view)) * inv_std.view(view)
+        grad = _at_least_float32(grad_y)
         grad_bias = grad.sum(dim=(0, 2, 3))
         grad_weight = (grad * x_hat).sum(dim=(0, 2, 3))
         sums = torch.cat([grad_bias, grad_weight])
@@ -209,7 +213,7 @@ class NaiveSyncBatchNorm2d(nn.BatchNorm2d):
         world_size = _world_size()
         if world_size == 1 or not self.training:
             return super().forward(x)
-        wide = x.float()
+        wide = _at_least_float32(x)
         moments = torch.cat([wide.mean(dim=(0, 2, 3)), wide.square().mean(dim=(0, 2, 3))])
         mean, second = (_AllReduceSum.apply(moments) / world_size).chunk(2)
         var = second - mean.square()

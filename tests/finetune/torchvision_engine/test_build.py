@@ -1,6 +1,6 @@
 """Configs: what is honoured, and what is refused in which words.
 
-Seen red under: an unknown MODEL key passed over; FUSE_TYPE 'avg' built as 'sum'; a DC5 trunk on an undilated res5 accepted.
+Seen red under: an unknown MODEL key passed over; FUSE_TYPE 'avg' let through; a DC5 trunk on an undilated res5 accepted.
 """
 
 from __future__ import annotations

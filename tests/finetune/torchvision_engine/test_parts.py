@@ -1,8 +1,8 @@
 """The pieces of the detector, one by one, against arithmetic by hand and independent implementations.
 
-Seen red under: clip to (height, width) swapped; IoU without the guard for empty boxes; matcher closed above instead of below;
-background drawn before objects; level of a box without the floor; anchors of width and height swapped; masks pasted without the
-half pixel.
+Seen red under: clip to (height, width) swapped; IoU without the guard for empty boxes; matcher closed above instead of below; low-quality
+matches left out; level of a box rounded; pooled boxes not put back in order; anchors of width and height swapped; stride in the other
+convolution of a bottleneck; masks pasted without the half pixel; NMS over all classes together.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from moco_transfer.finetune.torchvision_engine.box_coding import (
     pairwise_iou,
     smooth_l1_sum,
 )
-from moco_transfer.finetune.torchvision_engine.box_head import Detections
+from moco_transfer.finetune.torchvision_engine.box_head import BoxPredictor, Detections
 from moco_transfer.finetune.torchvision_engine.build import build_model
 from moco_transfer.finetune.torchvision_engine.image_list import pad_images
 from moco_transfer.finetune.torchvision_engine.mask_head import paste_masks, rasterize
@@ -198,6 +198,16 @@ def test_output__scaled_clipped_and_without_empty_boxes():
     output = to_original_size(found, (50, 100), (100, 300))
     assert output["boxes"].tolist() == [[30.0, 20.0, 60.0, 60.0]]
     assert output["classes"].tolist() == [1] and output["scores"].tolist() == pytest.approx([0.9])
+
+
+def test_detections__suppressed_within_a_class_only_and_the_best_kept():
+    predictor = BoxPredictor(4, 2, score_threshold=0.05, nms_threshold=0.5, max_detections=3)
+    proposals = torch.tensor([[0.0, 0.0, 10.0, 10.0], [1.0, 0.0, 11.0, 10.0], [50.0, 50.0, 60.0, 60.0]])
+    scores = torch.tensor([[0.5, 0.3, 0.2], [0.4, 0.36, 0.24], [0.04, 0.06, 0.9]])
+    (found,) = predictor.detect(scores.log(), torch.zeros(3, 8), [proposals], [(100, 100)])
+    # The first two boxes overlap by 9 / 11: each class keeps the better one of them, class 0 the first, class 1 the second.
+    assert found.classes.tolist() == [0, 1, 1] and found.scores.tolist() == pytest.approx([0.5, 0.36, 0.06])
+    torch.testing.assert_close(found.boxes, proposals)
 
 
 def small_model(case: str = "r18_fpn_mask", **overrides):

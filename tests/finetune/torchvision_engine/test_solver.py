@@ -1,7 +1,7 @@
 """SGD, groups, clipping and the learning rate against Detectron2's, live and as committed numbers.
 
-Seen red under: warm-up from 0 instead of the factor; a step one iteration late; no decay on every bias instead of on norms;
-clipping by the norm of all gradients together; the cosine started after the warm-up.
+Seen red under: warm-up from 0 instead of the factor; a step one iteration late; the cosine always started after the warm-up; no decay on
+biases instead of on norms; clipping not each parameter for itself.
 """
 
 from __future__ import annotations
