@@ -23,9 +23,9 @@ setup(
     package_dir={"moco_transfer": "moco_transfer", CONFIGS: "configs"},
     package_data={f"{CONFIGS}.pretrain": ["*.yaml"], f"{CONFIGS}.detection": ["*.yaml"], "moco_transfer.report": ["*.json", "*.yaml", "*.html"]},
     install_requires=[
-        # A range: CUDA users keep the build they have. Detectron2 is on no package index and is never required.
-        "torch>=2.4",
-        "torchvision>=0.19",
+        # A range: CUDA users keep the build they have. From 2.6 on, weights_only loading is safe. Detectron2 is on no package index and is never required.
+        "torch>=2.6",
+        "torchvision>=0.21",
         "fvcore>=0.1.5.post20221221",
         "iopath>=0.1.9",
         "pycocotools>=2.0.7",

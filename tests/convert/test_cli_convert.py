@@ -1,6 +1,6 @@
 """``moco-transfer convert`` as it is typed.
 
-Seen red under: a refusal that ends with status 0; --inspect that writes.
+Seen red under: --inspect that writes a file beside the one inspected.
 """
 
 import pytest

@@ -1,6 +1,6 @@
 """Conversion of an official MoCo checkpoint, against what moco's own converter wrote for the same numbers.
 
-Seen red under: encoder_k taken for q; BN weight and bias swapped in the map; counters left out; arrays written as float64.
+Seen red under: encoder_k taken for q; arrays written as float64; the projection head no longer known as a head.
 """
 
 import hashlib

@@ -1,7 +1,6 @@
 """Normalisation by name, frozen, and over two processes.
 
-Seen red under: local statistics instead of all ranks'; the backward without its all-reduce; a biased running variance in SyncBN; frozen
-layers that keep their BN.
+Seen red under: SyncBN's backward without its all-reduce; frozen layers that keep their BN.
 """
 
 from __future__ import annotations
