@@ -66,6 +66,7 @@ def finetune(
     Raises:
         InputError: If config, data or weights cannot be used; nothing has been written then.
     """
+    _refuse_unimplemented(cfg)
     device = _device(cfg)
     cfg = scale_to_world_size(cfg, get_world_size())
     train_sets, test_sets = _datasets(cfg, eval_only)
@@ -125,6 +126,19 @@ def init_name(weights: dict[str, Any]) -> str:
         return "random"
     mechanism = (weights["stamp"] or {}).get("mechanism")
     return mechanism or Path(weights["path"]).stem
+
+
+def _refuse_unimplemented(cfg: CfgNode) -> None:
+    """Refuse what the embedded engine's run, as opposed to its model, does not implement; an option is never ignored."""
+    only = {
+        "INPUT.CROP.ENABLED": (cfg.INPUT.CROP.ENABLED, False),
+        "INPUT.MASK_FORMAT": (cfg.INPUT.MASK_FORMAT, "polygon"),
+        "TEST.AUG.ENABLED": (cfg.TEST.AUG.ENABLED, False),
+        "DATALOADER.SAMPLER_TRAIN": (cfg.DATALOADER.SAMPLER_TRAIN, "TrainingSampler"),
+    }
+    for key, (value, implemented) in only.items():
+        if value != implemented:
+            raise InputError(f"The 'torchvision' engine does not implement {key} {value!r} (only {implemented!r}). Use --engine detectron2.")
 
 
 def _device(cfg: CfgNode) -> torch.device:

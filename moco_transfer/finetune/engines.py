@@ -24,8 +24,8 @@ def choose_engine(name: str) -> str:
     if name == "detectron2":
         installed = importlib.util.find_spec("detectron2") is not None
         raise InputError(
-            f"Engine 'detectron2' is not part of this version yet (Detectron2 is {'' if installed else 'not '}installed). Use --engine torchvision: "
-            f"it runs the same configs, and its checkpoints have Detectron2's keys."
+            f"Engine 'detectron2' is not part of this version yet (Detectron2 is {'' if installed else 'not '}installed). Use --engine torchvision, "
+            f"or give the same config and weights to Detectron2's own train_net.py."
         )
     if name not in ENGINES:
         raise InputError(f"Unknown engine {name!r}.{did_you_mean(name, ENGINES)} Expected one of: auto, {', '.join(ENGINES)}.")

@@ -48,6 +48,16 @@ def test_scale__reference_0_takes_the_schedule_and_refuses_a_batch_that_does_not
         scale_to_world_size(cfg, 3)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("INPUT.CROP.ENABLED", "True"), ("TEST.AUG.ENABLED", "True"), ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler")]
+)
+def test_finetune__what_the_run_does_not_implement_is_refused_by_name(key, value):
+    from moco_transfer.finetune.build import finetune
+
+    with pytest.raises(InputError, match=f"does not implement {key} '?{value}"):
+        finetune(load_detection_config("demo_R_18_FPN", [key, value]), task="x")
+
+
 def test_config_hash__free_keys_do_not_count_and_others_do():
     base = config_hash(load_detection_config("demo_R_18_FPN"))
     free = ["MODEL.WEIGHTS", "x.pkl", "SEED", "5", "OUTPUT_DIR", "elsewhere", "DATALOADER.NUM_WORKERS", "7", "MODEL.DEVICE", "cpu"]
