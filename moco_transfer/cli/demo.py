@@ -9,7 +9,10 @@ A second call with the same --output goes on where the first stopped.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,10 +42,13 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.output)
     started = time.time()
     _draw_pictures(out)
-    for step in _steps(out, args.seeds):
+    for step in _preparation(out):
         status = step.run()
         if status:
             return status
+    status = _run_side_by_side(_fine_tuning(out, args.seeds))
+    if status:
+        return status
     _finish(out, args.seeds, time.time() - started)
     return 0
 
@@ -54,42 +60,85 @@ class _Step:
         self.number, self.title, self.verb, self.words, self.result = number, title, verb, list(words), result
         self.resumable = resumable
 
-    def run(self) -> int:
-        """Run the command and return its exit status."""
-        from .main import run_verb
-
+    def announce(self) -> bool:
+        """Say what the step does and by which command; return whether it is still to be done."""
         _say(f"[{self.number}] {self.title}")
         print(f"    by hand: moco-transfer {self.verb} {shlex.join(self.words)}", flush=True)
         if self.result.exists():
             print(f"    {self.result} is there already; going on.", flush=True)
-            return 0
-        started = time.time()
+        return not self.result.exists()
+
+    def arguments(self) -> list[str]:
+        """Return the words after the verb; a step that was interrupted goes on."""
         words = [*self.words]
         if self.resumable:  # options stand before the KEY VALUE pairs
             words[2:2] = ["--resume"]
-        status = run_verb(self.verb, words, program=f"moco-transfer {self.verb}")
+        return words
+
+    def run(self) -> int:
+        """Run the command in this process and return its exit status."""
+        from .main import run_verb
+
+        if not self.announce():
+            return 0
+        started = time.time()
+        status = run_verb(self.verb, self.arguments(), program=f"moco-transfer {self.verb}")
         if status == 0:
             print(f"    wrote {self.result} in {time.time() - started:.0f} s", flush=True)
         return status
 
 
-def _steps(out: Path, seeds: int) -> list[_Step]:
+def _run_side_by_side(steps: Sequence[_Step]) -> int:
+    """Run fine-tuning steps in processes of their own, two at a time where there are two cores, one core each.
+
+    A small detector uses a second core badly; a second detector uses it well.
+    """
+    waiting = [step for step in steps if step.announce()]
+    lanes = min(2, os.cpu_count() or 1)
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // lanes))}
+    running: list[tuple[_Step, subprocess.Popen, float]] = []
+    if waiting:
+        print(f"\n    running them, {lanes} at a time; each writes its log.txt while it runs", flush=True)
+    try:
+        while waiting or running:
+            while waiting and len(running) < lanes:
+                step = waiting.pop(0)
+                command = [sys.executable, "-m", "moco_transfer.cli.main", step.verb, *step.arguments()]
+                process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+                running.append((step, process, time.time()))
+            time.sleep(0.2)
+            for entry in [entry for entry in running if entry[1].poll() is not None]:
+                running.remove(entry)
+                step, process, started = entry
+                if process.returncode:
+                    return process.returncode
+                print(f"    wrote {step.result} in {time.time() - started:.0f} s ({step.title})", flush=True)
+    finally:
+        for _, process, _ in running:  # an error or Ctrl-C ends the others too; they go on with the next call
+            process.terminate()
+            process.wait()
+    return 0
+
+
+def _preparation(out: Path) -> list[_Step]:
     from ..config import load_pretrain_config
 
-    steps = []
-    for i, mechanism in enumerate(("moco", "supervised")):
+    titles = {
+        "moco": "pre-train a ResNet-18 with MoCo on the pool, without labels",
+        "supervised": "pre-train the same ResNet-18 with the pool's labels",
+    }
+    steps, conversions = [], []
+    for i, (mechanism, title) in enumerate(titles.items()):
         epochs = load_pretrain_config(f"demo_{mechanism}").SOLVER.EPOCHS
-        title = (
-            "pre-train a ResNet-18 with MoCo on the pool, without labels"
-            if mechanism == "moco"
-            else "pre-train the same ResNet-18 with the pool's labels"
-        )
+        last, target = out / mechanism / f"checkpoint_{epochs:04d}.pth", out / mechanism / "backbone.pkl"
         words = ["--config-file", f"demo_{mechanism}", "DATA.ROOT", str(out / "pool"), "OUTPUT_DIR", str(out / mechanism)]
-        steps.append(_Step(f"{i + 2}/7", title, "pretrain", words, out / mechanism / f"checkpoint_{epochs:04d}.pth", resumable=True))
-    for mechanism in ("moco", "supervised"):
-        last = steps[0 if mechanism == "moco" else 1].result
-        target = out / mechanism / "backbone.pkl"
-        steps.append(_Step("4/7", f"convert the {mechanism} checkpoint to a detector's backbone", "convert", [str(last), str(target)], target))
+        steps.append(_Step(f"{i + 2}/7", title, "pretrain", words, last, resumable=True))
+        conversions.append(_Step("4/7", f"convert the {mechanism} checkpoint to a detector's backbone", "convert", [str(last), str(target)], target))
+    return steps + conversions
+
+
+def _fine_tuning(out: Path, seeds: int) -> list[_Step]:
+    steps = []
     for seed in range(seeds):
         for init in ("random", "supervised", "moco"):
             folder = out / "runs" / f"{init}_seed{seed}"
