@@ -24,16 +24,16 @@ def draw_detection_sheet(
     columns: Mapping[str, Sequence[dict]],
     *,
     image_ids: Sequence[int | str],
-    min_score: float = 0.3,
 ) -> Path:
-    """Write a PNG whose first column is the ground truth.
+    """Write a PNG whose first column is the ground truth; of the predictions it shows as many, the surest, as there are objects.
+
+    A score threshold would show a detector with low scores as one that finds nothing.
 
     Args:
         path: The file to write.
         dataset: The test set.
         columns: Title -> predictions in COCO's result format, e.g. from ``evaluate.predictions.load_predictions``.
         image_ids: The pictures to show, one row each.
-        min_score: Detections below this score are left out; the title says so.
 
     Returns:
         ``path``.
@@ -47,11 +47,11 @@ def draw_detection_sheet(
         truth = [(a["bbox"], a["category_id"], None) for a in records[image_id]["annotations"]]
         cells = [_draw(picture, truth, names)]
         for predictions in columns.values():
-            found = [p for p in predictions if p["image_id"] == image_id and p["score"] >= min_score]
+            found = sorted((p for p in predictions if p["image_id"] == image_id), key=lambda p: -p["score"])[: len(truth)]
             boxes = [([x, y, x + w, y + h], contiguous[p["category_id"]], p["score"]) for p in found for x, y, w, h in [p["bbox"]]]
             cells.append(_draw(picture, boxes, names))
         rows.append(cells)
-    sheet = _assemble(rows, ["ground truth", *(f"{title} (score >= {min_score:g})" for title in columns)])
+    sheet = _assemble(rows, ["ground truth", *(f"{title} (the surest)" for title in columns)])
     atomic_write_bytes(path, cv2.imencode(".png", sheet)[1].tobytes())
     return Path(path)
 
