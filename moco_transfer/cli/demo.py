@@ -30,7 +30,7 @@ SHEET_PICTURES = 4
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``demo``."""
     parser.add_argument("--output", default="demo_output", metavar="DIR", help="folder for everything (default: demo_output)")
-    parser.add_argument("--seeds", type=int, default=2, metavar="N", help="fine-tuning runs per initialisation (default: 2)")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="fine-tuning runs per initialisation (default: 3)")
 
 
 def run(args: argparse.Namespace) -> int:
