@@ -231,5 +231,19 @@ def test_two_ranks_with_sync_bn__train_like_one_process_with_both_pictures(tmp_p
             torch.testing.assert_close(rank[name], value, rtol=1e-6, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_sync_bn__is_torchs_class_so_that_cuda_uses_its_kernels():
-    assert issubclass(SyncBatchNorm2d, nn.SyncBatchNorm)
+def test_sync_bn__cuda_takes_torchs_code_and_the_cpu_may_be_wrapped(monkeypatch):
+    """On CUDA with several ranks torch's own forward runs; the class itself is none that DistributedDataParallel refuses on the CPU."""
+    from moco_transfer.finetune.torchvision_engine import norm as module
+
+    assert not issubclass(SyncBatchNorm2d, nn.SyncBatchNorm)
+    layer, asked = SyncBatchNorm2d(2), []
+    monkeypatch.setattr(nn.SyncBatchNorm, "forward", lambda self, x: asked.append(self) or x)
+    monkeypatch.setattr(module, "_world_size", lambda: 2)
+
+    class OnCuda:
+        is_cuda = True
+
+    layer.forward(OnCuda())
+    assert asked == [layer]
+    # what torch's forward reads of its own class
+    assert layer.process_group is None and layer._check_non_zero_input_channels is not None
