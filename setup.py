@@ -21,9 +21,14 @@ setup(
     # configs/ stands at the top of the tree, and inside the package in a wheel (moco_transfer.config.path finds both).
     packages=[*find_packages(include=["moco_transfer", "moco_transfer.*"]), CONFIGS, f"{CONFIGS}.pretrain", f"{CONFIGS}.detection"],
     package_dir={"moco_transfer": "moco_transfer", CONFIGS: "configs"},
-    package_data={f"{CONFIGS}.pretrain": ["*.yaml"], f"{CONFIGS}.detection": ["*.yaml"], "moco_transfer.report": ["*.json", "*.yaml", "*.html"]},
+    package_data={
+        f"{CONFIGS}.pretrain": ["*.yaml"],
+        f"{CONFIGS}.detection": ["*.yaml"],
+        "moco_transfer.report": ["*.yaml"],
+    },
     install_requires=[
-        # A range: CUDA users keep the build they have. From 2.6 on, weights_only loading is safe. Detectron2 is on no package index and is never required.
+        # A range: CUDA users keep the build they have. From 2.6 on, weights_only loading is safe.
+        # Detectron2 is on no package index and is never required.
         "torch>=2.6",
         "torchvision>=0.21",
         "fvcore>=0.1.5.post20221221",

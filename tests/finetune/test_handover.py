@@ -97,7 +97,8 @@ def test_check_pixels__contradiction__error(stamp, message):
 
 
 def test_check_pixels__agreement_and_ignorance():
-    check_pixels({"format": "RGB", "pixel_mean": PIXELS["mean"], "pixel_std": [58.4, 57.12, 57.375], "stride_in_1x1": False, "arch": "resnet50"}, PIXELS, "x")
+    stamp = {"format": "RGB", "pixel_mean": PIXELS["mean"], "pixel_std": [58.4, 57.12, 57.375], "stride_in_1x1": False, "arch": "resnet50"}
+    check_pixels(stamp, PIXELS, "x")
     check_pixels({}, PIXELS, "x")
     check_pixels({"stride_in_1x1": True, "arch": "resnet18"}, PIXELS, "x")  # basic blocks have no 1x1 convolution to stride in
     assert np.isclose(0.485 * 255, PIXELS["mean"][0])
