@@ -1,6 +1,6 @@
 """Killed with SIGKILL and resumed, a run ends with the same bits as one that was not; two processes end equal.
 
-Seen red by: not restoring the optimiser; not restoring queue_ptr; drawing crops from the global generator; leaving the
+Should go red under (not yet tried): not restoring the optimiser; not restoring queue_ptr; drawing crops from the global generator; leaving the
 BN statistics of two processes as they are.
 """
 

@@ -1,6 +1,6 @@
 """Configs: strict, frozen, and every refusal names file, key and the nearest legal key.
 
-Seen red by: merging without the check of known keys; not checking the base file; returning an unfrozen config.
+Should go red under (not yet tried): merging without the check of known keys; not checking the base file; returning an unfrozen config.
 """
 
 from __future__ import annotations

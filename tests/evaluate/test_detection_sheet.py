@@ -1,6 +1,6 @@
 """The sheet of detections: known pixels where boxes must be drawn.
 
-Seen red by: drawing the least sure boxes; taking category ids for contiguous ones.
+Should go red under (not yet tried): drawing the least sure boxes; taking category ids for contiguous ones.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The hand-over of weights: every tensor of the trunk lands in the detector, or the run is refused.
 
-Seen red by: leaving res5 out of the trunk; comparing means without the standard deviations; writing to a copy of the parameters.
+Should go red under (not tried yet):
+    leaving res5 out of the trunk; comparing means without the standard deviations; writing to a copy of the parameters.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Scaling to the number of processes, and what makes two runs comparable.
 
-Seen red by: scaling lr by the inverse; leaving SEED in the hash.
+Should go red under (not yet tried): scaling lr by the inverse; leaving SEED in the hash.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """MoCo against a float64 reference written straight from Algorithm 1, with loops and no shared code.
 
-Seen red by: swapping m and 1 - m in the momentum update; dropping the temperature; enqueueing the queries; calling the
+Should go red under (not yet tried): swapping m and 1 - m in the momentum update; dropping the temperature; enqueueing the queries; calling the
 query encoder for the keys; not wrapping the queue around; unshuffling with the permutation instead of its inverse.
 """
 

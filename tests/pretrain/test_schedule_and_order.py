@@ -1,6 +1,6 @@
 """Learning rate and order of pictures.
 
-Seen red by: cosine over epochs - 1; milestones with > for >=; ranks that take overlapping slices.
+Should go red under (not yet tried): cosine over epochs - 1; milestones with > for >=; ranks that take overlapping slices.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """ShuffleBN over two gloo processes.
 
-Seen red by: argsort without stable; sending the rows of one's own places instead of the places' rows; gathering without undoing
+Should go red under (not tried yet):
+    argsort without stable; sending the rows of one's own places instead of the places' rows; gathering without undoing
 the permutation; enqueueing a process's own keys alone.
 """
 

@@ -1,6 +1,6 @@
 """Files are whole or not there.
 
-Seen red by: writing to the target directly instead of the temporary file; leaving the temporary file behind.
+Should go red under (not yet tried): writing to the target directly instead of the temporary file; leaving the temporary file behind.
 """
 
 from __future__ import annotations
