@@ -99,7 +99,10 @@ def test_moco__equals_algorithm_1_over_20_steps(mlp):
 
 
 def test_moco__key_encoder_is_the_one_called_and_gets_no_gradient():
-    model = tiny_moco()
+    model = tiny_moco(momentum=1.0)
+    with torch.no_grad():  # both encoders start equal: only different weights show which one is called
+        for p in model.encoder_k.parameters():
+            p.add_(torch.randn_like(p))
     images = torch.randn(4, 3, 2, 2, dtype=torch.float64)
     before = model.queue.clone()
     logits, target = model(images, images)
