@@ -11,7 +11,7 @@ from fvcore.common.config import CfgNode
 
 from ..runtime.errors import InputError
 
-ARCHS = ("resnet18", "resnet50")
+ARCHS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x8d", "resnet50_w2x", "resnet50_w4x")
 MECHANISMS = ("moco", "supervised")
 AUGMENTATIONS = ("v1", "v2", "supervised")
 SCHEDULES = ("step", "cosine")
@@ -46,7 +46,8 @@ PRETRAIN_DEFAULTS: dict[str, Any] = {
         "MAX_UNREADABLE": 0.01,
     },
     "MODEL": {
-        # "resnet18" or "resnet50" (torchvision's; stride in the 3x3 convolution).
+        # "resnet18", "resnet34", "resnet50", "resnet101" (torchvision's; stride in the 3x3 convolution), "resnext50_32x8d", and ResNet-50
+        # with all widths doubled or quadrupled, "resnet50_w2x" and "resnet50_w4x" (Table 1 of the paper).
         "ARCH": "resnet50",
     },
     "MOCO": {

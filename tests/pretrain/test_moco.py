@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from moco_transfer.pretrain.encoders import build_encoder
+from moco_transfer.pretrain.encoders import build_encoder, count_trunk_parameters
 from moco_transfer.pretrain.moco import MoCo, contrastive_logits
 from moco_transfer.pretrain.queue import enqueue
 from moco_transfer.pretrain.split_batch_norm import SplitBatchNorm2d, num_groups
@@ -156,13 +156,34 @@ def test_moco__state_dict_has_the_published_names():
         assert torch.equal(q, k)  # both start equal, heads too
 
 
-@pytest.mark.parametrize(("arch", "millions"), [("resnet18", 11.18), ("resnet50", 23.51)])
+# Table 1 of the paper has R50 24 M, RX50 46 M, R50w2x 94 M, R50w4x 375 M; R18, R34 and R101 are torchvision's published counts less fc.
+@pytest.mark.parametrize(
+    ("arch", "millions"),
+    [
+        ("resnet50", 24),
+        ("resnext50_32x8d", 46),
+        ("resnet50_w2x", 94),
+        ("resnet50_w4x", 375),
+        ("resnet18", 11.689512 - 0.513),
+        ("resnet34", 21.797672 - 0.513),
+        ("resnet101", 44.549160 - 2.049),
+    ],
+)
 def test_encoders__parameters_of_table_1(arch, millions):
-    from moco_transfer.pretrain.encoders import count_trunk_parameters
-
     with torch.device("meta"):
         encoder = build_encoder(arch, num_outputs=128)
-    assert count_trunk_parameters(encoder) / 1e6 == pytest.approx(millions, abs=0.005)  # Table 1 says 24 M for R50
+    got = count_trunk_parameters(encoder) / 1e6
+    assert (round(got) if isinstance(millions, int) else got) == pytest.approx(millions, abs=1e-9)
+    assert encoder.conv1.out_channels == {"resnet50_w2x": 128, "resnet50_w4x": 256}.get(arch, 64)
+
+
+def test_encoders__wide_resnet_is_initialised_as_torchvision_does_and_runs():
+    torch.manual_seed(0)
+    encoder = build_encoder("resnet50_w2x", num_outputs=128).eval()
+    assert encoder(torch.zeros(1, 3, 32, 32)).shape == (1, 128)
+    # kaiming_normal_ with fan_out: std = sqrt(2 / (kernel area x outputs))
+    for name, expected in (("conv1", (2 / (49 * 128)) ** 0.5), ("layer1.0.conv1", (2 / 128) ** 0.5), ("layer3.2.conv2", (2 / (9 * 512)) ** 0.5)):
+        assert encoder.get_submodule(name).weight.std().item() == pytest.approx(expected, rel=0.03)
 
 
 def test_split_batch_norm__equals_batch_norm_of_each_group():
