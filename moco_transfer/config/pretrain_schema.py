@@ -12,8 +12,9 @@ from fvcore.common.config import CfgNode
 from ..runtime.errors import InputError
 
 ARCHS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x8d", "resnet50_w2x", "resnet50_w4x")
+ARCHS += ("resnet18_cifar", "resnet34_cifar", "resnet50_cifar")
 MECHANISMS = ("moco", "supervised")
-AUGMENTATIONS = ("v1", "v2", "supervised")
+AUGMENTATIONS = ("v1", "v2", "cifar", "supervised")
 SCHEDULES = ("step", "cosine")
 PRECISIONS = ("fp32", "bf16", "fp16")
 
@@ -31,9 +32,12 @@ PRETRAIN_DEFAULTS: dict[str, Any] = {
         "LAYOUT": "auto",
         # Side of the square crop, px. Paper: 224.
         "IMAGE_SIZE": 224,
+        # Shorter side to which evaluation (kNN, linear) resizes a picture before it cuts out the central IMAGE_SIZE, px;
+        # 0: IMAGE_SIZE x 256 / 224, the linear protocol's.
+        "TEST_RESIZE": 0,
         # Share of the picture's area a crop covers, (low, high]. Paper's code: (0.2, 1.0).
         "CROP_SCALE": (0.2, 1.0),
-        # "v1" (grey, jitter, flip), "v2" (jitter, grey, blur, flip), "supervised" (crop and flip alone).
+        # "v1" (grey, jitter, flip), "v2" (jitter, grey, blur, flip), "cifar" (v2 without blur), "supervised" (crop and flip alone).
         "AUGMENTATION": "v1",
         # Mean and standard deviation of the pixels, RGB, 0-255. They travel with the weights. Paper: ImageNet's.
         "PIXEL_MEAN": (123.675, 116.28, 103.53),
@@ -47,7 +51,8 @@ PRETRAIN_DEFAULTS: dict[str, Any] = {
     },
     "MODEL": {
         # "resnet18", "resnet34", "resnet50", "resnet101" (torchvision's; stride in the 3x3 convolution), "resnext50_32x8d", and ResNet-50
-        # with all widths doubled or quadrupled, "resnet50_w2x" and "resnet50_w4x" (Table 1 of the paper).
+        # with all widths doubled or quadrupled, "resnet50_w2x" and "resnet50_w4x" (Table 1 of the paper). With "_cifar" (18, 34, 50) for pictures of about 32 px: a 3x3 stem of stride 1
+        # and no max-pool, as in the official CIFAR-10 demo.
         "ARCH": "resnet50",
     },
     "MOCO": {
@@ -79,9 +84,27 @@ PRETRAIN_DEFAULTS: dict[str, Any] = {
         # "step" (lr times GAMMA at each epoch in STEPS; v1) or "cosine" (half a period, per epoch; v2).
         "SCHEDULE": "step",
         "STEPS": (120, 160),
+        # Number of the first epoch in the schedule's formula. 0 in main_moco.py; 1 in the official CIFAR-10 demo, whose last epoch so
+        # has the learning rate 0.
+        "FIRST_EPOCH": 0,
         "GAMMA": 0.1,
         # Epochs of linear warm-up from 0, per iteration; 0 in the papers.
         "WARMUP_EPOCHS": 0.0,
+    },
+    # During the run, the features are tested on labelled pictures by a weighted kNN classifier (labels are not trained on).
+    "KNN": {
+        # Folder of class folders with the pictures asked about; empty: no monitor.
+        "TEST": "",
+        # Folder of class folders that makes the bank, seen without augmentation; empty: DATA.ROOT.
+        "TRAIN": "",
+        # Epochs from one measurement to the next; the last epoch is always measured.
+        "PERIOD_EPOCHS": 1,
+        # Neighbours k, and temperature T > 0 of their votes exp(cosine / T). Official CIFAR-10 demo: 200, 0.1.
+        "K": 200,
+        "TEMPERATURE": 0.1,
+        # "head" (what the encoder puts out, as in the demo), "trunk" (pooled features before the head), or "auto": head, but trunk for
+        # "supervised", whose head is made for the labels.
+        "FEATURES": "auto",
     },
     "TRAIN": {
         # "auto" (CUDA when there is one), "cpu", "cuda" or "mps".
@@ -119,6 +142,7 @@ def check_pretrain_values(cfg: CfgNode, where: str) -> None:
         "DATA.LAYOUT": ("auto", "folders", "flat"),
         "MODEL.ARCH": ARCHS,
         "SOLVER.SCHEDULE": SCHEDULES,
+        "KNN.FEATURES": ("auto", "head", "trunk"),
         "TRAIN.PRECISION": PRECISIONS,
     }
     for key, legal in one_of.items():
@@ -128,6 +152,7 @@ def check_pretrain_values(cfg: CfgNode, where: str) -> None:
     at_least = {"DATA.IMAGE_SIZE": 8, "DATA.BATCH_SIZE_TOTAL": 1, "DATA.NUM_WORKERS": 0, "MOCO.DIM": 1, "MOCO.QUEUE_SIZE": 1}
     at_least |= {"MOCO.BN_GROUP_SIZE": 0, "SOLVER.REFERENCE_BATCH_SIZE": 1, "SOLVER.EPOCHS": 1, "TRAIN.LOG_PERIOD": 1}
     at_least |= {"TRAIN.CHECKPOINT_PERIOD_EPOCHS": 1, "TRAIN.CHECKPOINT_PERIOD_ITERS": 0, "TRAIN.KEEP_CHECKPOINTS": 0, "SEED": 0}
+    at_least |= {"DATA.TEST_RESIZE": 0, "KNN.PERIOD_EPOCHS": 1, "KNN.K": 1, "SOLVER.FIRST_EPOCH": 0}
     for key, low in at_least.items():
         if _get(cfg, key) < low:
             raise InputError(f"{where}: {key} must be at least {low}, got {_get(cfg, key)}.")
@@ -139,6 +164,9 @@ def _check_ranges(cfg: CfgNode, where: str) -> None:
     checks = {
         "MOCO.TEMPERATURE must be > 0": cfg.MOCO.TEMPERATURE > 0,
         "MOCO.MOMENTUM must be in [0, 1]": 0 <= cfg.MOCO.MOMENTUM <= 1,
+        "KNN.TEMPERATURE must be > 0": cfg.KNN.TEMPERATURE > 0,
+        "KNN.TRAIN must be given together with KNN.TEST": not cfg.KNN.TRAIN or bool(cfg.KNN.TEST),
+        "DATA.TEST_RESIZE must be 0 or at least DATA.IMAGE_SIZE": cfg.DATA.TEST_RESIZE == 0 or cfg.DATA.TEST_RESIZE >= cfg.DATA.IMAGE_SIZE,
         "SOLVER.BASE_LR must be > 0": cfg.SOLVER.BASE_LR > 0,
         "SOLVER.WARMUP_EPOCHS must be >= 0": cfg.SOLVER.WARMUP_EPOCHS >= 0,
         "DATA.MAX_UNREADABLE must be in [0, 1]": 0 <= cfg.DATA.MAX_UNREADABLE <= 1,

@@ -6,6 +6,8 @@ can be compared picture by picture. Distributions are torchvision's, whose trans
 Recipes:
     v1: crop, grey p 0.2, jitter (0.4, 0.4, 0.4, hue 0.4) always, flip. arXiv:1911.05722 Sec. 3.3; facebookresearch/moco@7397dfe main_moco.py.
     v2: crop, jitter (0.4, 0.4, 0.4, hue 0.1) p 0.8, grey p 0.2, blur sigma U(0.1, 2) p 0.5, flip. arXiv:2003.04297; same file, ``--aug-plus``.
+    cifar: v2 without the blur. The official CIFAR-10 demo (facebookresearch/moco branch colab-notebook @f736491); its flip comes before the
+        jitter, which makes no difference to the pixels.
     supervised: crop, flip.
 """
 
@@ -41,6 +43,7 @@ class Recipe:
 RECIPES = {
     "v1": Recipe(jitter=(0.4, 0.4, 0.4, 0.4), jitter_p=1.0, grey_p=0.2, blur_p=0.0, grey_first=True),
     "v2": Recipe(jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, grey_p=0.2, blur_p=0.5, grey_first=False),
+    "cifar": Recipe(jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, grey_p=0.2, blur_p=0.0, grey_first=False),
     "supervised": Recipe(jitter=(0.0, 0.0, 0.0, 0.0), jitter_p=0.0, grey_p=0.0, blur_p=0.0, grey_first=False),
 }
 
@@ -146,3 +149,17 @@ def apply_reference(image: Image.Image, parameters: ViewParameters, *, size: int
     if parameters.flip:
         view = F.hflip(view)
     return np.asarray(view)
+
+
+def centre_view(image: Image.Image, *, size: int, resize: int) -> np.ndarray:
+    """Return the view that evaluation sees: the shorter side resized, then the centre cut out.
+
+    Args:
+        image: RGB picture.
+        size: Side of the result, px.
+        resize: Shorter side before the cut, px (256 for 224 in the linear protocol; ``size`` for pictures that have it already).
+
+    Returns:
+        uint8 (size, size, 3), RGB.
+    """
+    return np.asarray(F.center_crop(F.resize(image, [resize], F.InterpolationMode.BILINEAR), [size, size]))

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from ..data.images import ImageFolder, find_images
+from ..data.labelled import EvaluationView, LabelledBatches, find_labelled
 from ..data.samplers import EpochBatches
 from ..data.two_views import Views, collate_views
 from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
@@ -22,6 +23,7 @@ from ..runtime.metrics import MetricsFile
 from ..runtime.run_folder import open_run_folder
 from ..runtime.seed import seed_everything
 from .encoders import build_encoder
+from .knn import KnnMonitor
 from .moco import MoCo
 from .schedule import effective_lr, lr_factor
 from .split_batch_norm import SplitBatchNorm2d, num_groups
@@ -52,6 +54,7 @@ def pretrain(cfg: CfgNode, *, resume: bool = False, on_start=None) -> Pretrainin
     batches = _batches(cfg, folder, start_iteration=0)  # refuses sizes that do not fit, before anything is written
     if cfg.MECHANISM == "supervised" and len(folder.class_names) < 2:
         raise InputError(f"MECHANISM supervised needs at least two class folders below DATA.ROOT {cfg.DATA.ROOT}, found {len(folder.class_names)}.")
+    monitor = _monitor(cfg)
     checkpoints = CheckpointFolder(cfg.OUTPUT_DIR, keep=cfg.TRAIN.KEEP_CHECKPOINTS)
     last = checkpoints.last() if resume else None
     state = load_checkpoint(last) if last else None
@@ -60,6 +63,7 @@ def pretrain(cfg: CfgNode, *, resume: bool = False, on_start=None) -> Pretrainin
         on_start(output_dir)
 
     run = _build_run(cfg, folder, batches.iterations_per_epoch, device)
+    run.monitor = monitor
     _say_what_runs(cfg, folder, run)
     if state is not None:
         restore(run, state, str(last))
@@ -157,6 +161,7 @@ def _build_run(cfg: CfgNode, folder: ImageFolder, iterations_per_epoch: int, dev
         steps=tuple(solver.STEPS),
         gamma=solver.GAMMA,
         warmup_epochs=solver.WARMUP_EPOCHS,
+        first_epoch=solver.FIRST_EPOCH,
     )
     trained = [p for p in model.parameters() if p.requires_grad]
     return Pretraining(
@@ -177,6 +182,23 @@ def _build_run(cfg: CfgNode, folder: ImageFolder, iterations_per_epoch: int, dev
         num_images=len(folder),
         max_unreadable=cfg.DATA.MAX_UNREADABLE,
     )
+
+
+def _evaluation_view(cfg: CfgNode) -> EvaluationView:
+    data = cfg.DATA
+    resize = data.TEST_RESIZE or round(data.IMAGE_SIZE * 256 / 224)
+    return EvaluationView(data.IMAGE_SIZE, resize, tuple(data.PIXEL_MEAN), tuple(data.PIXEL_STD))
+
+
+def _monitor(cfg: CfgNode) -> KnnMonitor | None:
+    if not cfg.KNN.TEST:
+        return None
+    folders = find_labelled(cfg.KNN.TRAIN or cfg.DATA.ROOT, cfg.KNN.TEST)
+    train, test = (LabelledBatches(folder, _evaluation_view(cfg), num_workers=cfg.DATA.NUM_WORKERS) for folder in folders)
+    features = cfg.KNN.FEATURES
+    if features == "auto":
+        features = "trunk" if cfg.MECHANISM == "supervised" else "head"
+    return KnnMonitor(train, test, period_epochs=cfg.KNN.PERIOD_EPOCHS, k=cfg.KNN.K, temperature=cfg.KNN.TEMPERATURE, features=features)
 
 
 def _header(cfg: CfgNode, folder: ImageFolder) -> dict[str, Any]:

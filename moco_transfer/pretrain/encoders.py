@@ -41,6 +41,19 @@ class WideResNet50(ResNet):
                 nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
 
 
+def _for_small_pictures(factory: Callable[..., ResNet], **kwargs) -> ResNet:
+    """Return a ResNet for pictures of about 32 px: a 3x3 stem of stride 1 without bias, and no max-pool.
+
+    Source:
+        The official CIFAR-10 demo (facebookresearch/moco branch colab-notebook @f736491), whose stem has ``nn.Conv2d``'s own initialisation
+        and not the ResNet's. State-dict keys stay torchvision's; the demo numbers its layers.
+    """
+    encoder = factory(**kwargs)
+    encoder.conv1 = nn.Conv2d(3, encoder.conv1.out_channels, kernel_size=3, stride=1, padding=1, bias=False)
+    encoder.maxpool = nn.Identity()
+    return encoder
+
+
 def _resnext50_32x8d(**kwargs) -> ResNet:
     return ResNet(Bottleneck, [3, 4, 6, 3], groups=32, width_per_group=8, **kwargs)
 
@@ -53,6 +66,9 @@ ENCODERS: dict[str, Callable[..., nn.Module]] = {
     "resnext50_32x8d": _resnext50_32x8d,
     "resnet50_w2x": functools.partial(WideResNet50, 2),
     "resnet50_w4x": functools.partial(WideResNet50, 4),
+    "resnet18_cifar": functools.partial(_for_small_pictures, torchvision.models.resnet18),
+    "resnet34_cifar": functools.partial(_for_small_pictures, torchvision.models.resnet34),
+    "resnet50_cifar": functools.partial(_for_small_pictures, torchvision.models.resnet50),
 }
 
 

@@ -21,6 +21,7 @@ def lr_factor(
     steps: Sequence[int] = (),
     gamma: float = 0.1,
     warmup_epochs: float = 0.0,
+    first_epoch: int = 0,
 ) -> float:
     """Return what the effective learning rate is multiplied by in one iteration.
 
@@ -32,10 +33,11 @@ def lr_factor(
         iterations_per_epoch: Iterations in an epoch.
         steps: Epochs at which ``step`` multiplies by gamma.
         gamma: Factor of ``step``.
+        first_epoch: Number of the first epoch in the formula of ``schedule``; 1 in the official CIFAR-10 demo (lr of its last epoch: 0).
         warmup_epochs: Length of the linear warm-up, which moves every iteration and starts at 1 / (its iterations).
 
     Returns:
-        A factor in (0, 1].
+        A factor in [0, 1].
 
     Reference:
         facebookresearch/moco@7397dfe main_moco.py adjust_learning_rate.
@@ -43,6 +45,7 @@ def lr_factor(
     warmup_iterations = warmup_epochs * iterations_per_epoch
     iteration = epoch * iterations_per_epoch + step
     warmup = min(1.0, (iteration + 1) / warmup_iterations) if warmup_iterations > 0 else 1.0
+    epoch += first_epoch
     if schedule == "cosine":
         return warmup * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
     return warmup * gamma ** sum(epoch >= milestone for milestone in steps)

@@ -54,6 +54,7 @@ class Pretraining:
         max_unreadable: Share beyond which the run stops.
         iteration: Iterations finished.
         unreadable: Paths that could not be decoded so far.
+        monitor: Called after each finished epoch; returns what to write into metrics.json, nothing when nothing is due.
     """
 
     model: nn.Module
@@ -74,6 +75,7 @@ class Pretraining:
     max_unreadable: float
     iteration: int = 0
     unreadable: set[str] = field(default_factory=set)
+    monitor: Callable[[Pretraining], dict[str, float]] | None = None
 
     @property
     def max_iterations(self) -> int:
@@ -157,6 +159,8 @@ def train(
                 bar.close()
                 logger.warning("Told to stop (SIGTERM): saved after iteration %d. Continue with --resume.", run.iteration)
                 return False
+            if run.iteration % run.iterations_per_epoch == 0:
+                _monitor(run, metrics, meter)
     bar.close()
     return True
 
@@ -180,6 +184,15 @@ def _forward(run: Pretraining, batch: dict[str, Any]) -> tuple[Tensor, dict[str,
         temperature = run.model.temperature
         cosines = {"cos_positive": logits[:, 0].mean() * temperature, "cos_negative": logits[:, 1:].mean() * temperature}
     return loss, {"contrast_acc1": correct} | cosines
+
+
+def _monitor(run: Pretraining, metrics: MetricsFile | None, meter: _Meter) -> None:
+    """Let the monitor look at the finished epoch; its time does not count as training time. Collective."""
+    since = time.perf_counter()
+    row = run.monitor(run) if run.monitor is not None else {}
+    if row and metrics is not None:
+        metrics.write(run.iteration, {"epoch": run.iteration // run.iterations_per_epoch - 1} | row)
+    meter.since += time.perf_counter() - since
 
 
 def _is_due(run: Pretraining, period_epochs: int, period_iters: int) -> bool:

@@ -1,0 +1,100 @@
+"""Features of labelled pictures by a frozen encoder: what the kNN classifier and the linear protocol start from.
+
+Shapes in this module:
+    N: pictures of a folder    C: dimension of the features
+Distributed:
+    ``extract_features`` is collective: each process encodes every W-th picture, and all end with the whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..data.labelled import UNREADABLE_LABEL, LabelledBatches
+from ..data.two_views import normalize
+from ..runtime.distributed import all_gather_rows, get_world_size
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Where and how a network computes.
+
+    Attributes:
+        device: Where it is.
+        amp_dtype: Autocast type, None for fp32.
+        channels_last: Memory format of the images.
+    """
+
+    device: torch.device
+    amp_dtype: torch.dtype | None = None
+    channels_last: bool = True
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """The features of a folder's readable pictures, in the folder's order.
+
+    Attributes:
+        features: (N, C), float32, on the device they were computed on.
+        labels: (N,), int64.
+        class_names: Names of the classes.
+        num_unreadable: Pictures left out because they could not be decoded.
+    """
+
+    features: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+    num_unreadable: int
+
+
+def trunk_of(encoder: nn.Module) -> nn.Sequential:
+    """Return a ResNet without its head: (N, 3, H, W) to globally average-pooled features (N, C). Shares the weights."""
+    return nn.Sequential(*(part for name, part in encoder.named_children() if name != "fc"), nn.Flatten(1))
+
+
+@torch.no_grad()
+def extract_features(network: nn.Module, batches: LabelledBatches, precision: Precision, *, description: str) -> FeatureSet:
+    """Run a network in evaluation mode over a folder. Collective.
+
+    Args:
+        network: The encoder, or :func:`trunk_of` it; its mode is put back afterwards.
+        batches: The pictures.
+        precision: Where and how to compute.
+        description: For the progress bar.
+
+    Returns:
+        The features of all processes' pictures, the same on every process.
+    """
+    was_training = network.training
+    network.eval()
+    mean, std = batches.view.mean, batches.view.std
+    features, labels, indices = [], [], []
+    for views, label, index in batches(description):
+        images = normalize(views.to(precision.device, non_blocking=True), mean, std)
+        if precision.channels_last:
+            images = images.to(memory_format=torch.channels_last)
+        with torch.autocast(precision.device.type, dtype=precision.amp_dtype, enabled=precision.amp_dtype is not None):
+            features.append(network(images).float())
+        labels.append(label)
+        indices.append(index)
+    network.train(was_training)
+    device = precision.device
+    rows, label, index = torch.cat(features), torch.cat(labels).to(device), torch.cat(indices).to(device)
+    rows, label = _in_order(rows, label, index, total=len(batches.folder))
+    readable = label != UNREADABLE_LABEL
+    return FeatureSet(rows[readable], label[readable], batches.folder.class_names, int((~readable).sum()))
+
+
+def _in_order(rows: Tensor, labels: Tensor, indices: Tensor, *, total: int) -> tuple[Tensor, Tensor]:
+    """Put the processes' shares together. Collective; the shares differ by one row at most, which is padded for the gather."""
+    share = -(-total // get_world_size())
+    missing = share - len(rows)
+    if missing:
+        rows = torch.cat([rows, rows.new_zeros(missing, rows.shape[1])])
+        labels = torch.cat([labels, labels.new_zeros(missing)])
+        indices = torch.cat([indices, indices.new_full((missing,), total)])
+    order = torch.argsort(all_gather_rows(indices))[:total]  # padding has the largest index
+    return all_gather_rows(rows)[order], all_gather_rows(labels)[order]
