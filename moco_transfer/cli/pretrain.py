@@ -1,4 +1,4 @@
-"""Pre-train a ResNet with MoCo v1 or v2, or supervised on class folders, on one CPU or GPU, or under torchrun.
+"""Pre-train a ResNet with MoCo, its rivals (memory bank, end to end), or supervised, on one CPU or GPU, or under torchrun.
 
 Reads a folder of pictures (DATA.ROOT; class folders or flat) and writes into OUTPUT_DIR: config.yaml, env.txt, log.txt,
 metrics.json, checkpoint_*.pth and last_checkpoint. The learning rate is SOLVER.BASE_LR x DATA.BATCH_SIZE_TOTAL / 256.
@@ -16,6 +16,8 @@ EPILOG = """examples:
     python tools/pretrain.py --config-file configs/pretrain/moco_v2_R_50_200ep.yaml DATA.ROOT pictures OUTPUT_DIR out/moco_v2
   Go on after an interruption, with the same words and:
     ... --resume
+  Start a new run from weights that are there (ours, official MoCo, torchvision):
+    python tools/pretrain.py --config-file moco_v2_R_50_200ep --init-from moco_v2_800ep_pretrain.pth.tar DATA.ROOT pictures OUTPUT_DIR out/more
   Any key of the config can follow as KEY VALUE; moco_transfer/config/pretrain_schema.py explains each.
 """
 
@@ -24,6 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``pretrain``."""
     parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML file, or the name of one that comes with the package")
     parser.add_argument("--resume", action="store_true", help="continue the run in OUTPUT_DIR from its last checkpoint")
+    parser.add_argument(
+        "--init-from", metavar="FILE", help="start the encoders from a checkpoint's weights, everything else fresh (to go on with a run: --resume)"
+    )
     parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to change, e.g. SOLVER.EPOCHS 100")
 
 
@@ -32,15 +37,16 @@ def run(args: argparse.Namespace) -> int:
     # torch takes seconds to import; --help need not wait for it.
     from ..config import load_pretrain_config
     from ..pretrain.build import pretrain
+    from ..runtime.checkpoint import CheckpointFolder
     from ..runtime.distributed import is_main_process, start_processes, stop_processes
     from ..runtime.log import set_up_logging
 
     cfg = load_pretrain_config(args.config_file, args.overrides)
     start_processes(cfg.TRAIN.DEVICE)
     try:
-        run = pretrain(cfg, resume=args.resume, on_start=set_up_logging)
+        run = pretrain(cfg, resume=args.resume, init_from=args.init_from, on_start=set_up_logging)
         if is_main_process() and run is not None:
-            name = f"{cfg.OUTPUT_DIR}/checkpoint_{cfg.SOLVER.EPOCHS:04d}.pth"
+            name = CheckpointFolder(cfg.OUTPUT_DIR).last()
             print(f"Done: {name}. Next: moco-transfer convert {name} {cfg.OUTPUT_DIR}/backbone.pkl")
     finally:
         stop_processes()

@@ -13,13 +13,15 @@ from ..runtime.errors import InputError
 
 ARCHS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x8d", "resnet50_w2x", "resnet50_w4x")
 ARCHS += ("resnet18_cifar", "resnet34_cifar", "resnet50_cifar")
-MECHANISMS = ("moco", "supervised")
+MECHANISMS = ("moco", "memory_bank", "end_to_end", "supervised")
 AUGMENTATIONS = ("v1", "v2", "cifar", "supervised")
-SCHEDULES = ("step", "cosine")
+SCHEDULES = ("step", "cosine", "exponential")
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 PRETRAIN_DEFAULTS: dict[str, Any] = {
-    # What is trained: "moco" (arXiv 1911.05722, 2003.04297) or "supervised" (cross-entropy on class folders, same trunk).
+    # What is trained: "moco" (arXiv 1911.05722, 2003.04297); its two rivals in Fig. 2 and Table 3, "memory_bank" (keys are stored features of
+    # all pictures) and "end_to_end" (gradients through keys, negatives from the mini-batch); or "supervised" (cross-entropy on
+    # class folders, same trunk).
     "MECHANISM": "moco",
     # Folder for config.yaml, env.txt, log.txt, metrics.json, checkpoint_*.pth.
     "OUTPUT_DIR": "output/pretrain",
@@ -51,19 +53,23 @@ PRETRAIN_DEFAULTS: dict[str, Any] = {
     },
     "MODEL": {
         # "resnet18", "resnet34", "resnet50", "resnet101" (torchvision's; stride in the 3x3 convolution), "resnext50_32x8d", and ResNet-50
-        # with all widths doubled or quadrupled, "resnet50_w2x" and "resnet50_w4x" (Table 1 of the paper). With "_cifar" (18, 34, 50) for pictures of about 32 px: a 3x3 stem of stride 1
-        # and no max-pool, as in the official CIFAR-10 demo.
+        # with all widths doubled or quadrupled, "resnet50_w2x" and "resnet50_w4x" (Table 1 of the paper). With "_cifar" (18, 34, 50)
+        # for pictures of about 32 px: a 3x3 stem of stride 1 and no max-pool, as in the official CIFAR-10 demo.
         "ARCH": "resnet50",
     },
     "MOCO": {
         # Dimension C of the features. Paper: 128.
         "DIM": 128,
-        # Negatives K in the queue. Paper: 65536.
+        # Negatives K: in MoCo's queue, or drawn from the memory bank. end_to_end has BATCH_SIZE_TOTAL - 1. Paper: 65536.
         "QUEUE_SIZE": 65536,
         # Share m of the old key encoder kept in each step, [0, 1). Paper: 0.999.
         "MOMENTUM": 0.999,
         # Softmax temperature T > 0. v1: 0.07, v2: 0.2.
         "TEMPERATURE": 0.07,
+        # Share of a picture's old feature kept in the memory bank when it is seen, [0, 1). arXiv 1805.01978: 0.5.
+        "BANK_MOMENTUM": 0.5,
+        # Both views as queries and as keys; the two losses are summed (the official CIFAR-10 demo). Costs twice the time per iteration.
+        "SYMMETRIC": False,
         # Two-layer projection head (v2) instead of one linear layer (v1).
         "MLP": False,
         # Images that share BN statistics on one device, so that BN cannot tell queries from keys (Sec. 3.3). A batch on
@@ -81,15 +87,25 @@ PRETRAIN_DEFAULTS: dict[str, Any] = {
         "WEIGHT_DECAY": 0.0001,
         # Length of the run in passes over the data. Paper: 200.
         "EPOCHS": 200,
-        # "step" (lr times GAMMA at each epoch in STEPS; v1) or "cosine" (half a period, per epoch; v2).
+        # Length in iterations instead, when > 0; EPOCHS is then not used. IG-1B: 1250000.
+        "MAX_ITER": 0,
+        # "step" (lr times GAMMA at each of STEPS; v1), "cosine" (half a period; v2) or "exponential" (lr times GAMMA every DECAY_PERIOD; IG-1B).
         "SCHEDULE": "step",
+        # What STEPS and DECAY_PERIOD count, and how often the cosine moves: "epoch" (as the official code) or "iteration".
+        "SCHEDULE_BY": "epoch",
         "STEPS": (120, 160),
         # Number of the first epoch in the schedule's formula. 0 in main_moco.py; 1 in the official CIFAR-10 demo, whose last epoch so
         # has the learning rate 0.
         "FIRST_EPOCH": 0,
         "GAMMA": 0.1,
-        # Epochs of linear warm-up from 0, per iteration; 0 in the papers.
+        # Epochs or iterations between two steps of "exponential". IG-1B: 62500 iterations.
+        "DECAY_PERIOD": 62500,
+        # Linear warm-up from 0, per iteration, in epochs or in iterations (the two add up); 0 in the papers.
         "WARMUP_EPOCHS": 0.0,
+        "WARMUP_ITERS": 0,
+        # Micro-batches per step, each with its own backward, for batches that do not fit in memory. The step and the queue's order
+        # are those of one batch; BN statistics are those of the micro-batches.
+        "ACCUMULATE": 1,
     },
     # During the run, the features are tested on labelled pictures by a weighted kNN classifier (labels are not trained on).
     "KNN": {
@@ -143,6 +159,7 @@ def check_pretrain_values(cfg: CfgNode, where: str) -> None:
         "MODEL.ARCH": ARCHS,
         "SOLVER.SCHEDULE": SCHEDULES,
         "KNN.FEATURES": ("auto", "head", "trunk"),
+        "SOLVER.SCHEDULE_BY": ("epoch", "iteration"),
         "TRAIN.PRECISION": PRECISIONS,
     }
     for key, legal in one_of.items():
@@ -151,6 +168,7 @@ def check_pretrain_values(cfg: CfgNode, where: str) -> None:
             raise InputError(f"{where}: {key} must be one of {', '.join(map(repr, legal))}, got {value!r}.")
     at_least = {"DATA.IMAGE_SIZE": 8, "DATA.BATCH_SIZE_TOTAL": 1, "DATA.NUM_WORKERS": 0, "MOCO.DIM": 1, "MOCO.QUEUE_SIZE": 1}
     at_least |= {"MOCO.BN_GROUP_SIZE": 0, "SOLVER.REFERENCE_BATCH_SIZE": 1, "SOLVER.EPOCHS": 1, "TRAIN.LOG_PERIOD": 1}
+    at_least |= {"SOLVER.MAX_ITER": 0, "SOLVER.DECAY_PERIOD": 1, "SOLVER.WARMUP_ITERS": 0, "SOLVER.ACCUMULATE": 1}
     at_least |= {"TRAIN.CHECKPOINT_PERIOD_EPOCHS": 1, "TRAIN.CHECKPOINT_PERIOD_ITERS": 0, "TRAIN.KEEP_CHECKPOINTS": 0, "SEED": 0}
     at_least |= {"DATA.TEST_RESIZE": 0, "KNN.PERIOD_EPOCHS": 1, "KNN.K": 1, "SOLVER.FIRST_EPOCH": 0}
     for key, low in at_least.items():
@@ -167,6 +185,7 @@ def _check_ranges(cfg: CfgNode, where: str) -> None:
         "KNN.TEMPERATURE must be > 0": cfg.KNN.TEMPERATURE > 0,
         "KNN.TRAIN must be given together with KNN.TEST": not cfg.KNN.TRAIN or bool(cfg.KNN.TEST),
         "DATA.TEST_RESIZE must be 0 or at least DATA.IMAGE_SIZE": cfg.DATA.TEST_RESIZE == 0 or cfg.DATA.TEST_RESIZE >= cfg.DATA.IMAGE_SIZE,
+        "MOCO.BANK_MOMENTUM must be in [0, 1]": 0 <= cfg.MOCO.BANK_MOMENTUM <= 1,
         "SOLVER.BASE_LR must be > 0": cfg.SOLVER.BASE_LR > 0,
         "SOLVER.WARMUP_EPOCHS must be >= 0": cfg.SOLVER.WARMUP_EPOCHS >= 0,
         "DATA.MAX_UNREADABLE must be in [0, 1]": 0 <= cfg.DATA.MAX_UNREADABLE <= 1,
@@ -175,6 +194,13 @@ def _check_ranges(cfg: CfgNode, where: str) -> None:
         "DATA.PIXEL_MEAN must have three numbers": len(cfg.DATA.PIXEL_MEAN) == 3,
         "SOLVER.STEPS must grow": list(cfg.SOLVER.STEPS) == sorted(set(cfg.SOLVER.STEPS)),
     }
+    if cfg.MECHANISM == "end_to_end" and cfg.SOLVER.ACCUMULATE > 1:
+        raise InputError(
+            f"{where}: SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE} would change what MECHANISM end_to_end learns: its negatives are the mini-batch. "
+            f"Use ACCUMULATE 1 and a batch that fits."
+        )
+    if cfg.MOCO.SYMMETRIC and cfg.MECHANISM != "moco":
+        raise InputError(f"{where}: MOCO.SYMMETRIC True needs MECHANISM moco, got {cfg.MECHANISM!r}.")
     for rule, holds in checks.items():
         if not holds:
             key = rule.split(" ")[0]

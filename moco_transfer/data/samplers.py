@@ -22,10 +22,15 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         num_images: Pictures in the folder.
         batch_size_total: Images per iteration over all processes.
         epochs: Length of the run.
+        max_iterations: Length of the run in iterations instead of epochs.
         seed: The run's seed.
         rank: This process.
         world_size: Number of processes.
         start_iteration: Iterations already finished.
+
+    Attributes:
+        iterations_per_epoch: Whole batches in the data.
+        max_iterations: Iterations of the whole run, the finished ones included.
 
     Raises:
         InputError: If a batch does not divide among the processes, or the folder holds less than one batch.
@@ -41,6 +46,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         rank: int = 0,
         world_size: int = 1,
         start_iteration: int = 0,
+        max_iterations: int | None = None,
     ) -> None:
         if batch_size_total % world_size:
             raise InputError(
@@ -56,15 +62,10 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         self.batch_size_total = batch_size_total
         self.batch_size_per_rank = batch_size_total // world_size
         self.iterations_per_epoch = num_images // batch_size_total
-        self.epochs = epochs
+        self.max_iterations = epochs * self.iterations_per_epoch if max_iterations is None else max_iterations
         self.seed = seed
         self.rank = rank
         self.start_iteration = start_iteration
-
-    @property
-    def max_iterations(self) -> int:
-        """Iterations of the whole run, the finished ones included."""
-        return self.epochs * self.iterations_per_epoch
 
     def __len__(self) -> int:
         return max(0, self.max_iterations - self.start_iteration)
@@ -74,7 +75,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         while iteration < self.max_iterations:
             epoch, step = divmod(iteration, self.iterations_per_epoch)
             order = generator_at(self.seed, "order", epoch).permutation(self.num_images)
-            for step_in_epoch in range(step, self.iterations_per_epoch):
+            for step_in_epoch in range(step, min(self.iterations_per_epoch, step + self.max_iterations - iteration)):
                 start = step_in_epoch * self.batch_size_total + self.rank * self.batch_size_per_rank
                 yield [(epoch, int(i)) for i in order[start : start + self.batch_size_per_rank]]
                 iteration += 1

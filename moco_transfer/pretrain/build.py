@@ -23,9 +23,13 @@ from ..runtime.metrics import MetricsFile
 from ..runtime.run_folder import open_run_folder
 from ..runtime.seed import seed_everything
 from .encoders import build_encoder
+from .end_to_end import EndToEnd
+from .init_from import start_from
 from .knn import KnnMonitor
+from .measures import Watch
+from .memory_bank import MemoryBank
 from .moco import MoCo
-from .schedule import effective_lr, lr_factor
+from .schedule import LearningRate, cosine_factor, effective_lr, exponential_factor, step_factor
 from .split_batch_norm import SplitBatchNorm2d, num_groups
 from .supervised import Supervised
 from .trainer import CHECKPOINT_FORMAT, Pretraining, save, train
@@ -35,12 +39,13 @@ logger = logging.getLogger(__name__)
 _AMP_DTYPE = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def pretrain(cfg: CfgNode, *, resume: bool = False, on_start=None) -> Pretraining | None:
+def pretrain(cfg: CfgNode, *, resume: bool = False, init_from: str | None = None, on_start=None) -> Pretraining | None:
     """Run pre-training as the config says.
 
     Args:
         cfg: From ``load_pretrain_config``.
         resume: Continue the run in OUTPUT_DIR from its last checkpoint; starts afresh where there is none.
+        init_from: Checkpoint whose weights the encoders start from; everything else starts fresh. Not used when a run is resumed.
         on_start: Called with OUTPUT_DIR once the folder may be written to (the command line starts its log file there).
 
     Returns:
@@ -62,7 +67,7 @@ def pretrain(cfg: CfgNode, *, resume: bool = False, on_start=None) -> Pretrainin
     if on_start is not None:
         on_start(output_dir)
 
-    run = _build_run(cfg, folder, batches.iterations_per_epoch, device)
+    run = _build_run(cfg, folder, batches, device, init_from=init_from if state is None else None)
     run.monitor = monitor
     _say_what_runs(cfg, folder, run)
     if state is not None:
@@ -87,24 +92,29 @@ def pretrain(cfg: CfgNode, *, resume: bool = False, on_start=None) -> Pretrainin
     return run if complete else None
 
 
-def build_model(cfg: CfgNode, *, num_classes: int = 0) -> nn.Module:
+def build_model(cfg: CfgNode, *, num_classes: int = 0, num_images: int = 0) -> nn.Module:
     """Build the mechanism that the config names, on the CPU.
 
     Args:
         cfg: A pre-training config.
         num_classes: Class folders, for ``supervised``.
+        num_images: Pictures in the data, for ``memory_bank``.
     """
+    moco = cfg.MOCO
+    plain = functools.partial(_encoder, cfg.MODEL.ARCH, nn.BatchNorm2d)
+    grouped = functools.partial(_encoder, cfg.MODEL.ARCH, functools.partial(SplitBatchNorm2d, group_size=moco.BN_GROUP_SIZE))
+    head = {"dim": moco.DIM, "temperature": moco.TEMPERATURE, "mlp": moco.MLP}
     if cfg.MECHANISM == "supervised":
-        return Supervised(lambda outputs: build_encoder(cfg.MODEL.ARCH, num_outputs=outputs), num_classes=num_classes)
-    norm_layer = functools.partial(SplitBatchNorm2d, group_size=cfg.MOCO.BN_GROUP_SIZE)
-    return MoCo(
-        lambda outputs: build_encoder(cfg.MODEL.ARCH, num_outputs=outputs, norm_layer=norm_layer),
-        dim=cfg.MOCO.DIM,
-        queue_size=cfg.MOCO.QUEUE_SIZE,
-        momentum=cfg.MOCO.MOMENTUM,
-        temperature=cfg.MOCO.TEMPERATURE,
-        mlp=cfg.MOCO.MLP,
-    )
+        return Supervised(plain, num_classes=num_classes)
+    if cfg.MECHANISM == "memory_bank":  # keys come from other iterations: no statistics to share (Sec. 4.1: ShuffleBN is not needed)
+        return MemoryBank(plain, num_images=num_images, num_negatives=moco.QUEUE_SIZE, momentum=moco.BANK_MOMENTUM, **head)
+    if cfg.MECHANISM == "end_to_end":
+        return EndToEnd(grouped, **head)
+    return MoCo(grouped, queue_size=moco.QUEUE_SIZE, momentum=moco.MOMENTUM, symmetric=moco.SYMMETRIC, **head)
+
+
+def _encoder(arch: str, norm_layer, outputs: int) -> nn.Module:
+    return build_encoder(arch, num_outputs=outputs, norm_layer=norm_layer)
 
 
 def _batches(cfg: CfgNode, folder: ImageFolder, *, start_iteration: int) -> EpochBatches:
@@ -112,6 +122,7 @@ def _batches(cfg: CfgNode, folder: ImageFolder, *, start_iteration: int) -> Epoc
         len(folder),
         batch_size_total=cfg.DATA.BATCH_SIZE_TOTAL,
         epochs=cfg.SOLVER.EPOCHS,
+        max_iterations=cfg.SOLVER.MAX_ITER or None,
         seed=cfg.SEED,
         rank=get_rank(),
         world_size=get_world_size(),
@@ -126,7 +137,7 @@ def _loader(cfg: CfgNode, folder: ImageFolder, batches: EpochBatches, device: to
         size=cfg.DATA.IMAGE_SIZE,
         crop_scale=tuple(cfg.DATA.CROP_SCALE),
         seed=cfg.SEED,
-        num_views=1 if cfg.MECHANISM == "supervised" else 2,
+        num_views=1 if cfg.MECHANISM in ("supervised", "memory_bank") else 2,
     )
     # One pass of the loader is the whole run, so workers never restart at an epoch's end.
     return DataLoader(
@@ -139,9 +150,14 @@ def _loader(cfg: CfgNode, folder: ImageFolder, batches: EpochBatches, device: to
     )
 
 
-def _build_run(cfg: CfgNode, folder: ImageFolder, iterations_per_epoch: int, device: torch.device) -> Pretraining:
+def _build_run(
+    cfg: CfgNode, folder: ImageFolder, batches: EpochBatches, device: torch.device, *, init_from: str | None
+) -> Pretraining:
     seed_everything(cfg.SEED, "weights")
-    model = build_model(cfg, num_classes=len(folder.class_names)).to(device)
+    model = build_model(cfg, num_classes=len(folder.class_names), num_images=len(folder))
+    if init_from is not None:
+        start_from(model, init_from)
+    model = model.to(device)
     channels_last = cfg.TRAIN.CHANNELS_LAST
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
@@ -153,16 +169,6 @@ def _build_run(cfg: CfgNode, folder: ImageFolder, iterations_per_epoch: int, dev
         wrapped = DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
     solver = cfg.SOLVER
     lr = effective_lr(solver.BASE_LR, batch_size_total=cfg.DATA.BATCH_SIZE_TOTAL, reference_batch_size=solver.REFERENCE_BATCH_SIZE)
-    factor = functools.partial(
-        lr_factor,
-        schedule=solver.SCHEDULE,
-        epochs=solver.EPOCHS,
-        iterations_per_epoch=iterations_per_epoch,
-        steps=tuple(solver.STEPS),
-        gamma=solver.GAMMA,
-        warmup_epochs=solver.WARMUP_EPOCHS,
-        first_epoch=solver.FIRST_EPOCH,
-    )
     trained = [p for p in model.parameters() if p.requires_grad]
     return Pretraining(
         model=model,
@@ -172,16 +178,45 @@ def _build_run(cfg: CfgNode, folder: ImageFolder, iterations_per_epoch: int, dev
         device=device,
         amp_dtype=_AMP_DTYPE[cfg.TRAIN.PRECISION],
         channels_last=channels_last,
-        lr_at=lambda epoch, step: lr * factor(epoch, step),
-        iterations_per_epoch=iterations_per_epoch,
-        epochs=solver.EPOCHS,
+        lr_at=_learning_rate(cfg, lr, batches),
+        iterations_per_epoch=batches.iterations_per_epoch,
+        max_iterations=batches.max_iterations,
+        accumulate=solver.ACCUMULATE,
+        batch_size_total=cfg.DATA.BATCH_SIZE_TOTAL,
         pixel_mean=tuple(cfg.DATA.PIXEL_MEAN),
         pixel_std=tuple(cfg.DATA.PIXEL_STD),
         seed=cfg.SEED,
         header=_header(cfg, folder),
         num_images=len(folder),
         max_unreadable=cfg.DATA.MAX_UNREADABLE,
+        watch=_watch(cfg, model, batches),
     )
+
+
+def _learning_rate(cfg: CfgNode, lr: float, batches: EpochBatches) -> LearningRate:
+    solver = cfg.SOLVER
+    factors = {
+        "step": step_factor(steps=tuple(solver.STEPS), gamma=solver.GAMMA),
+        "cosine": cosine_factor,
+        "exponential": exponential_factor(gamma=solver.GAMMA, period=solver.DECAY_PERIOD),
+    }
+    return LearningRate(
+        lr,
+        factor=factors[solver.SCHEDULE],
+        max_iterations=batches.max_iterations,
+        iterations_per_epoch=batches.iterations_per_epoch,
+        first_epoch=solver.FIRST_EPOCH,
+        by_iteration=solver.SCHEDULE_BY == "iteration",
+        warmup_iterations=solver.WARMUP_ITERS + solver.WARMUP_EPOCHS * batches.iterations_per_epoch,
+    )
+
+
+def _watch(cfg: CfgNode, model: nn.Module, batches: EpochBatches) -> Watch | None:
+    if cfg.MECHANISM == "supervised":
+        return None
+    negatives = cfg.DATA.BATCH_SIZE_TOTAL - 1 if cfg.MECHANISM == "end_to_end" else model.num_negatives
+    filling = negatives // cfg.DATA.BATCH_SIZE_TOTAL if cfg.MECHANISM == "moco" else 0
+    return Watch(negatives=negatives, patience_iterations=max(batches.iterations_per_epoch, filling))
 
 
 def _evaluation_view(cfg: CfgNode) -> EvaluationView:
@@ -287,18 +322,26 @@ def _say_what_runs(cfg: CfgNode, folder: ImageFolder, run: Pretraining) -> None:
         cfg.DATA.BATCH_SIZE_TOTAL,
         cfg.SOLVER.REFERENCE_BATCH_SIZE,
     )
-    if cfg.MECHANISM == "supervised":
+    if cfg.MECHANISM in ("supervised", "memory_bank"):
         return
-    groups = num_groups(per_rank, cfg.MOCO.BN_GROUP_SIZE)
+    per_pass = -(-per_rank // cfg.SOLVER.ACCUMULATE)
+    groups = num_groups(per_pass, cfg.MOCO.BN_GROUP_SIZE)
     if groups * get_world_size() > 1:
-        logger.info("BN statistics over %d groups of about %d images, keys shuffled among them", groups * get_world_size(), per_rank // groups)
+        logger.info("BN statistics over %d groups of about %d images, keys shuffled among them", groups * get_world_size(), per_pass // groups)
     else:
         logger.warning(
             "All %d images share their BN statistics, so keys can be told by them and the pretext task leaks (Sec. 3.3 of the paper). "
             "Set MOCO.BN_GROUP_SIZE to at most %d.",
-            per_rank,
-            max(1, per_rank // 2),
+            per_pass,
+            max(1, per_pass // 2),
         )
+    if cfg.MECHANISM == "moco":
+        _say_of_the_queue(cfg, folder)
+
+
+def _say_of_the_queue(cfg: CfgNode, folder: ImageFolder) -> None:
+    filling = -(-cfg.MOCO.QUEUE_SIZE // (cfg.DATA.BATCH_SIZE_TOTAL * (1 + cfg.MOCO.SYMMETRIC)))
+    logger.info("the queue starts with random columns: for the first %d iterations, until keys fill it, the loss may rise", filling)
     if len(folder) < cfg.MOCO.QUEUE_SIZE:
         logger.warning(
             "MOCO.QUEUE_SIZE %d is larger than the number of pictures, %d: a queue then holds other views of the query's own picture as "

@@ -12,24 +12,26 @@ def new_queue(dim: int, queue_size: int) -> Tensor:
     return F.normalize(torch.randn(dim, queue_size), dim=0)
 
 
+def next_columns(queue: Tensor, queue_ptr: Tensor, num_keys: int) -> Tensor:
+    """Return the columns that the next ``num_keys`` keys go to, oldest key first: int64 (min(num_keys, K),), distinct.
+
+    Any number is legal: what does not fit before the end goes to the start, and of more keys than the queue has columns the
+    last K stay. Computed on the queue's device, so that the host need not wait for it.
+    """
+    queue_size = queue.shape[1]
+    kept = min(num_keys, queue_size)
+    return (torch.arange(num_keys - kept, num_keys, device=queue.device) + queue_ptr) % queue_size
+
+
 @torch.no_grad()
 def enqueue(queue: Tensor, queue_ptr: Tensor, keys: Tensor) -> None:
-    """Overwrite the oldest columns by the newest keys, in place, wrapping around at the end.
-
-    Any batch size is legal: what does not fit before the end goes to the start, and of a batch larger than the queue the
-    last ``queue_size`` keys stay.
+    """Overwrite the oldest columns by the newest keys, in place, wrapping around at the end (see :func:`next_columns`).
 
     Args:
         queue: (C, K), changed in place.
         queue_ptr: int64 (1,), the column that is overwritten next; changed in place.
         keys: (B, C), oldest first, unit norm. The same on every process, or the queues would differ.
     """
-    queue_size = queue.shape[1]
-    start = int(queue_ptr)
-    end = (start + len(keys)) % queue_size
-    first = start
-    if len(keys) > queue_size:  # only the newest keys survive; the place of the oldest of them follows from the end
-        keys, first = keys[-queue_size:], end
-    columns = (torch.arange(len(keys), device=queue.device) + first) % queue_size
-    queue.index_copy_(1, columns, keys.T.to(queue.dtype))
-    queue_ptr.fill_(end)
+    columns = next_columns(queue, queue_ptr, len(keys))
+    queue.index_copy_(1, columns, keys[len(keys) - len(columns) :].T.to(queue.dtype))
+    queue_ptr.copy_((queue_ptr + len(keys)) % queue.shape[1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 def effective_lr(base_lr: float, *, batch_size_total: int, reference_batch_size: int) -> float:
@@ -11,41 +11,60 @@ def effective_lr(base_lr: float, *, batch_size_total: int, reference_batch_size:
     return base_lr * batch_size_total / reference_batch_size
 
 
-def lr_factor(
-    epoch: int,
-    step: int,
-    *,
-    schedule: str,
-    epochs: int,
-    iterations_per_epoch: int,
-    steps: Sequence[int] = (),
-    gamma: float = 0.1,
-    warmup_epochs: float = 0.0,
-    first_epoch: int = 0,
-) -> float:
-    """Return what the effective learning rate is multiplied by in one iteration.
+def step_factor(*, steps: Sequence[int], gamma: float) -> Callable[[float, float], float]:
+    """Return a schedule that multiplies by ``gamma`` at each place in ``steps`` (MoCo v1: 0.1 at epochs 120 and 160)."""
+    return lambda place, length: gamma ** sum(place >= milestone for milestone in steps)
+
+
+def cosine_factor(place: float, length: float) -> float:
+    """Return half a period of a cosine, from 1 to 0 (MoCo v2; main_moco.py ``--cos``)."""
+    return 0.5 * (1 + math.cos(math.pi * place / length))
+
+
+def exponential_factor(*, gamma: float, period: float) -> Callable[[float, float], float]:
+    """Return a schedule that multiplies by ``gamma`` every ``period`` (IG-1B: 0.9 every 62,500 iterations, Sec. 4)."""
+    return lambda place, length: gamma ** math.floor(place / period)
+
+
+class LearningRate:
+    """The effective learning rate of each iteration.
 
     Args:
-        epoch: Epoch, 0-based.
-        step: Iteration within the epoch, 0-based.
-        schedule: ``step`` or ``cosine``. Both change at the start of an epoch, as in the official code (lr of epoch e: cos(pi * e / epochs)).
-        epochs: Length of the run.
+        lr: Effective learning rate, before any factor.
+        factor: (place, length) -> factor: :func:`cosine_factor`, or what :func:`step_factor` or :func:`exponential_factor` return. Place
+            and length are in epochs or in iterations, see ``by_iteration``.
+        max_iterations: Length of the run.
         iterations_per_epoch: Iterations in an epoch.
-        steps: Epochs at which ``step`` multiplies by gamma.
-        gamma: Factor of ``step``.
-        first_epoch: Number of the first epoch in the formula of ``schedule``; 1 in the official CIFAR-10 demo (lr of its last epoch: 0).
-        warmup_epochs: Length of the linear warm-up, which moves every iteration and starts at 1 / (its iterations).
-
-    Returns:
-        A factor in [0, 1].
-
-    Reference:
-        facebookresearch/moco@7397dfe main_moco.py adjust_learning_rate.
+        first_epoch: Number of the first epoch in the formula; 1 in the official CIFAR-10 demo, whose last epoch so has the lr 0.
+        by_iteration: The place is the iteration. Else it is the epoch, 0-based, and constant within it, as in the official
+            code (facebookresearch/moco@7397dfe main_moco.py adjust_learning_rate).
+        warmup_iterations: Length of the linear warm-up, which moves every iteration, starts at 1 / warmup_iterations, and
+            multiplies the schedule.
     """
-    warmup_iterations = warmup_epochs * iterations_per_epoch
-    iteration = epoch * iterations_per_epoch + step
-    warmup = min(1.0, (iteration + 1) / warmup_iterations) if warmup_iterations > 0 else 1.0
-    epoch += first_epoch
-    if schedule == "cosine":
-        return warmup * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
-    return warmup * gamma ** sum(epoch >= milestone for milestone in steps)
+
+    def __init__(
+        self,
+        lr: float,
+        *,
+        factor: Callable[[float, float], float],
+        max_iterations: int,
+        iterations_per_epoch: int,
+        first_epoch: int = 0,
+        by_iteration: bool = False,
+        warmup_iterations: float = 0.0,
+    ) -> None:
+        self.lr = lr
+        self.factor = factor
+        self.max_iterations = max_iterations
+        self.iterations_per_epoch = iterations_per_epoch
+        self.first_epoch = first_epoch
+        self.by_iteration = by_iteration
+        self.warmup_iterations = warmup_iterations
+
+    def __call__(self, iteration: int) -> float:
+        """Return the learning rate of an iteration, 0-based."""
+        warmup = min(1.0, (iteration + 1) / self.warmup_iterations) if self.warmup_iterations > 0 else 1.0
+        if self.by_iteration:
+            return self.lr * warmup * self.factor(iteration, self.max_iterations)
+        epochs = math.ceil(self.max_iterations / self.iterations_per_epoch)
+        return self.lr * warmup * self.factor(iteration // self.iterations_per_epoch + self.first_epoch, epochs)

@@ -7,6 +7,7 @@ Distributed:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -21,11 +22,16 @@ from tqdm import tqdm
 
 from ..data.two_views import normalize
 from ..runtime.checkpoint import CheckpointFolder
-from ..runtime.distributed import average_tensors, get_world_size, is_main_process, mean_over_processes
+from ..runtime.distributed import all_gather_rows, average_tensors, get_world_size, is_main_process
 from ..runtime.errors import InputError
 from ..runtime.metrics import MetricsFile
 from ..runtime.run_folder import StopRequest
 from ..runtime.seed import seed_everything
+from .info_nce import info_nce
+from .measures import Watch
+from .memory_bank import MemoryBank
+from .meter import Meter
+from .supervised import Supervised
 
 logger = logging.getLogger(__name__)
 
@@ -37,16 +43,18 @@ class Pretraining:
     """Everything a run consists of; ``build.py`` makes it from a config.
 
     Attributes:
-        model: MoCo or Supervised, on ``device``.
+        model: MoCo, MemoryBank, EndToEnd or Supervised, on ``device``.
         wrapped: The same in DistributedDataParallel, or the model itself in one process.
         optimizer: SGD; its lr is set in each iteration.
         scaler: Loss scaling for fp16, disabled otherwise.
         device: Where the model is.
         amp_dtype: Autocast type, None for fp32.
         channels_last: Memory format of the images.
-        lr_at: (epoch, step) -> effective learning rate.
+        lr_at: Iteration, 0-based -> effective learning rate.
         iterations_per_epoch: Iterations in an epoch.
-        epochs: Length of the run.
+        max_iterations: Length of the run.
+        accumulate: Micro-batches per step.
+        batch_size_total: Images per step over all processes.
         pixel_mean, pixel_std: RGB, 0-255.
         seed: The run's seed.
         header: What every checkpoint says about itself: format, mechanism, arch, pixels, config.
@@ -54,6 +62,7 @@ class Pretraining:
         max_unreadable: Share beyond which the run stops.
         iteration: Iterations finished.
         unreadable: Paths that could not be decoded so far.
+        watch: Says in words when features collapse or the loss stays at chance; None for ``supervised``.
         monitor: Called after each finished epoch; returns what to write into metrics.json, nothing when nothing is due.
     """
 
@@ -64,9 +73,11 @@ class Pretraining:
     device: torch.device
     amp_dtype: torch.dtype | None
     channels_last: bool
-    lr_at: Callable[[int, int], float]
+    lr_at: Callable[[int], float]
     iterations_per_epoch: int
-    epochs: int
+    max_iterations: int
+    accumulate: int
+    batch_size_total: int
     pixel_mean: tuple[float, ...]
     pixel_std: tuple[float, ...]
     seed: int
@@ -75,12 +86,18 @@ class Pretraining:
     max_unreadable: float
     iteration: int = 0
     unreadable: set[str] = field(default_factory=set)
+    watch: Watch | None = None
     monitor: Callable[[Pretraining], dict[str, float]] | None = None
 
     @property
-    def max_iterations(self) -> int:
-        """Iterations of the whole run."""
-        return self.epochs * self.iterations_per_epoch
+    def epochs(self) -> int:
+        """Epochs begun by the end of the run."""
+        return math.ceil(self.max_iterations / self.iterations_per_epoch)
+
+    @property
+    def negatives(self) -> int:
+        """Negatives K of the pretext task; 0 for ``supervised``."""
+        return getattr(self.model, "num_negatives", 0)
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds; all of it loads with ``weights_only=True``."""
@@ -125,7 +142,7 @@ def train(
         InputError: If more pictures are unreadable than allowed.
     """
     run.wrapped.train()
-    meter = _Meter(run, log_period)
+    meter = Meter(run)
     batch_iterator = iter(batches)
     bar = tqdm(total=run.max_iterations, initial=run.iteration, desc="pre-training", unit="it", disable=None if is_main_process() else True)
     with StopRequest() as stop:
@@ -134,19 +151,17 @@ def train(
             batch = next(batch_iterator)
             meter.waited_sec += time.perf_counter() - waited_since
             _count_unreadable(run, batch)
-            epoch, step = divmod(run.iteration, run.iterations_per_epoch)
             seed_everything(run.seed, "iteration", run.iteration)
             for group in run.optimizer.param_groups:
-                group["lr"] = run.lr_at(epoch, step)
+                group["lr"] = run.lr_at(run.iteration)
 
-            loss, measured = _forward(run, batch)
             run.optimizer.zero_grad(set_to_none=True)
-            run.scaler.scale(loss).backward()
+            measured = _forward_backward(run, batch)
             run.scaler.step(run.optimizer)
             run.scaler.update()
 
             run.iteration += 1
-            meter.add(loss.detach(), measured, len(batch["label"]))
+            meter.add(measured, len(batch["label"]))
             if run.iteration % log_period == 0 or run.iteration == run.max_iterations:
                 meter.report(metrics, checkpoints, bar)
             bar.update()
@@ -165,28 +180,43 @@ def train(
     return True
 
 
-def _forward(run: Pretraining, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the loss and what is worth logging, all on the device so that the host need not wait."""
+def _forward_backward(run: Pretraining, batch: dict[str, Any]) -> dict[str, Tensor]:
+    """Leave the step's gradients, and return what is worth logging, all on the device so that the host need not wait."""
     views = batch["views"].to(run.device, non_blocking=True)
-    images = [normalize(view, run.pixel_mean, run.pixel_std) for view in views]
-    if run.channels_last:
-        images = [image.to(memory_format=torch.channels_last) for image in images]
+    targets = batch["index" if isinstance(run.model, MemoryBank) else "label"].to(run.device, non_blocking=True)
+    parts = [slice(int(part[0]), int(part[-1]) + 1) for part in torch.arange(len(targets)).chunk(run.accumulate)]
+    sums: dict[str, Tensor] = {}
+    for number, part in enumerate(parts):
+        images = [normalize(view[part], run.pixel_mean, run.pixel_std) for view in views]
+        if run.channels_last:
+            images = [image.to(memory_format=torch.channels_last) for image in images]
+        # DistributedDataParallel averages gradients over processes once, in the last backward of the step.
+        waits = number < len(parts) - 1 and get_world_size() > 1
+        with run.wrapped.no_sync() if waits else contextlib.nullcontext():
+            loss, measured = _loss(run, images, targets[part], number, len(parts))
+            share = (part.stop - part.start) / len(targets)
+            run.scaler.scale(loss * share).backward()
+        for name, value in ({"loss": loss.detach()} | measured).items():
+            sums[name] = sums.get(name, 0) + value * share
+    return sums
+
+
+def _loss(run: Pretraining, images: list[Tensor], targets: Tensor, number: int, total: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the loss of one micro-batch and its measures."""
+    micro_batch = (number, total) if total > 1 else ()
     with torch.autocast(run.device.type, dtype=run.amp_dtype, enabled=run.amp_dtype is not None):
-        if len(images) == 1:
-            logits, target = run.wrapped(images[0]), batch["label"].to(run.device)
+        if isinstance(run.model, Supervised):
+            logits = run.wrapped(images[0])
+        elif isinstance(run.model, MemoryBank):
+            logits, _ = run.wrapped(images[0], targets, *micro_batch)
         else:
-            logits, target = run.wrapped(*images)
-    loss = F.cross_entropy(logits, target)
-    with torch.no_grad():
-        correct = (logits.argmax(1) == target).float().mean() * 100
-        if len(images) == 1:
-            return loss, {"acc1": correct}
-        temperature = run.model.temperature
-        cosines = {"cos_positive": logits[:, 0].mean() * temperature, "cos_negative": logits[:, 1:].mean() * temperature}
-    return loss, {"contrast_acc1": correct} | cosines
+            logits, _ = run.wrapped(*images, *micro_batch)
+    if isinstance(run.model, Supervised):
+        return F.cross_entropy(logits, targets), {"acc1": (logits.detach().argmax(1) == targets).float().mean() * 100}
+    return info_nce(logits) * run.model.loss_scale, run.model.measured
 
 
-def _monitor(run: Pretraining, metrics: MetricsFile | None, meter: _Meter) -> None:
+def _monitor(run: Pretraining, metrics: MetricsFile | None, meter: Meter) -> None:
     """Let the monitor look at the finished epoch; its time does not count as training time. Collective."""
     since = time.perf_counter()
     row = run.monitor(run) if run.monitor is not None else {}
@@ -197,13 +227,22 @@ def _monitor(run: Pretraining, metrics: MetricsFile | None, meter: _Meter) -> No
 
 def _is_due(run: Pretraining, period_epochs: int, period_iters: int) -> bool:
     epoch, step = divmod(run.iteration, run.iterations_per_epoch)
-    if step == 0 and (epoch % period_epochs == 0 or epoch == run.epochs):
+    if run.iteration == run.max_iterations or (step == 0 and epoch % period_epochs == 0):
         return True
     return period_iters > 0 and run.iteration % period_iters == 0
 
 
 def save(run: Pretraining, checkpoints: CheckpointFolder) -> None:
-    """Average the BN statistics over the processes and write a checkpoint on rank 0. Collective."""
+    """Average the BN statistics over the processes and write a checkpoint on rank 0. Collective.
+
+    Raises:
+        RuntimeError: If the processes' queues or banks have come apart.
+    """
+    for name in ("queue", "bank"):
+        if hasattr(run.model, name):
+            fingerprints = all_gather_rows(getattr(run.model, name).double().sum().reshape(1))
+            if not torch.equal(fingerprints, fingerprints[:1].expand_as(fingerprints)):
+                raise RuntimeError(f"The {name} differs between processes at iteration {run.iteration}, sums {fingerprints.tolist()}: a bug.")
     average_tensors(b for name, b in run.model.named_buffers() if name.endswith(("running_mean", "running_var")))
     if is_main_process():
         epoch, step = divmod(run.iteration, run.iterations_per_epoch)
@@ -220,72 +259,3 @@ def _count_unreadable(run: Pretraining, batch: dict[str, Any]) -> None:
             f"{len(run.unreadable)} of {run.num_images} pictures cannot be read, more than DATA.MAX_UNREADABLE {run.max_unreadable:g} allows; "
             f"the first is {min(run.unreadable)}. Repair or remove them, or raise DATA.MAX_UNREADABLE."
         )
-
-
-class _Meter:
-    """Sums of one log period."""
-
-    def __init__(self, run: Pretraining, period: int) -> None:
-        self.run = run
-        self.period = period
-        self.smoothed_sec: float | None = None
-        self._reset()
-
-    def _reset(self) -> None:
-        self.waited_sec = 0.0
-        self.images = 0
-        self.count = 0
-        self.sums: dict[str, Tensor] = {}
-        self.since = time.perf_counter()
-
-    def add(self, loss: Tensor, measured: dict[str, Tensor], images: int) -> None:
-        for name, value in ({"loss": loss} | measured).items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.images += images
-        self.count += 1
-
-    def means(self, checkpoints: CheckpointFolder) -> dict[str, float]:
-        """Return the means since the last report, over all processes. Collective.
-
-        Raises:
-            FloatingPointError: If the loss is not finite.
-        """
-        means = mean_over_processes({name: float(total) / self.count for name, total in self.sums.items()}, self.run.device)
-        if not math.isfinite(means["loss"]):
-            raise FloatingPointError(
-                f"The loss is {means['loss']} at iteration {self.run.iteration} ({means}). Last checkpoint: {checkpoints.last() or 'none yet'}. "
-                f"Lower SOLVER.BASE_LR, or use TRAIN.PRECISION bf16 or fp32."
-            )
-        return means
-
-    def report(self, metrics: MetricsFile | None, checkpoints: CheckpointFolder, bar: tqdm) -> None:
-        """Log the means of the period and start a new one. Collective."""
-        run = self.run
-        means = self.means(checkpoints)
-        elapsed = time.perf_counter() - self.since
-        epoch = (run.iteration - 1) // run.iterations_per_epoch
-        row = {"epoch": epoch, **means, "lr": run.optimizer.param_groups[0]["lr"]}
-        if hasattr(run.model, "queue"):
-            row["chance"] = math.log(run.model.queue_size + 1)
-        row |= {
-            "images_per_sec": self.images * get_world_size() / elapsed,
-            "data_wait_share": min(1.0, self.waited_sec / elapsed),
-            "time": elapsed / self.count,
-        }
-        if metrics is not None:
-            metrics.write(run.iteration, row)
-            self._log(row, epoch, bar)
-        self._reset()
-
-    def _log(self, row: dict[str, float], epoch: int, bar: tqdm) -> None:
-        run = self.run
-        step = (run.iteration - 1) % run.iterations_per_epoch + 1
-        chance = f" (chance ln(K+1) {row['chance']:.3f})" if "chance" in row else ""
-        name = "contrast_acc1" if "contrast_acc1" in row else "acc1"
-        left = time.strftime("%H:%M:%S", time.gmtime((run.max_iterations - run.iteration) * row["time"]))
-        memory = f" mem {torch.cuda.max_memory_allocated() / 2**20:.0f}MB" if run.device.type == "cuda" else ""
-        logger.info(
-            f"epoch {epoch + 1}/{run.epochs} iter {step}/{run.iterations_per_epoch} loss {row['loss']:.3f}{chance} {name} {row[name]:.1f} "
-            f"lr {row['lr']:.5f} {row['images_per_sec']:.0f} images/s data {100 * row['data_wait_share']:.0f}%{memory} eta {left}"
-        )
-        bar.set_postfix_str(f"loss {row['loss']:.3f}{chance}, {name} {row[name]:.1f}, {row['images_per_sec']:.0f} images/s")

@@ -50,7 +50,7 @@ def test_load__unknown_key_on_the_command_line(tmp_path):
         ("SOLVER.BASE_LR", "1", "SOLVER.BASE_LR must be a decimal number such as 0.03, got '1'. Write 1.0."),
         ("SOLVER.EPOCHS", "many", "SOLVER.EPOCHS must be a whole number such as 200, got 'many'."),
         ("MOCO.MLP", "yes please", "MOCO.MLP must be a truth value"),
-        ("MECHANISM", "simclr", "MECHANISM must be one of 'moco', 'supervised'"),
+        ("MECHANISM", "simclr", "MECHANISM must be one of 'moco', 'memory_bank', 'end_to_end', 'supervised'"),
         ("MOCO.TEMPERATURE", "0.0", "MOCO.TEMPERATURE must be > 0, got 0.0"),
         ("DATA.CROP_SCALE", "(0.5, 0.2)", "DATA.CROP_SCALE must be 0 < low <= high <= 1"),
     ],

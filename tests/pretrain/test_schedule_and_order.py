@@ -10,7 +10,7 @@ import math
 import pytest
 
 from moco_transfer.data.samplers import EpochBatches
-from moco_transfer.pretrain.schedule import effective_lr, lr_factor
+from moco_transfer.pretrain.schedule import LearningRate, cosine_factor, effective_lr, exponential_factor, step_factor
 from moco_transfer.runtime.errors import InputError
 
 
@@ -18,26 +18,49 @@ def test_effective_lr__linear_rule():
     assert effective_lr(0.03, batch_size_total=128, reference_batch_size=256) == pytest.approx(0.015)  # the authors' 4-GPU recipe
 
 
+def rate(factor, **kwargs) -> LearningRate:
+    settings = {"max_iterations": 2000, "iterations_per_epoch": 10} | kwargs
+    return LearningRate(1.0, factor=factor, **settings)
+
+
 @pytest.mark.parametrize(
     ("epoch", "factor"),
     # facebookresearch/moco@7397dfe main_moco.py: lr *= 0.1 if epoch >= milestone, milestones 120 and 160
     [(0, 1.0), (119, 1.0), (120, 0.1), (159, 0.1), (160, 0.01), (199, 0.01)],
 )
-def test_lr_factor__step(epoch, factor):
-    got = lr_factor(epoch, 3, schedule="step", epochs=200, iterations_per_epoch=10, steps=(120, 160))
-    assert got == pytest.approx(factor)
+def test_learning_rate__step_by_epoch(epoch, factor):
+    lr = rate(step_factor(steps=(120, 160), gamma=0.1))
+    assert lr(10 * epoch) == pytest.approx(factor) and lr(10 * epoch + 9) == pytest.approx(factor)
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 100, 199])
-def test_lr_factor__cosine(epoch):
+def test_learning_rate__cosine_by_epoch(epoch):
     expected = 0.5 * (1.0 + math.cos(math.pi * epoch / 200))  # main_moco.py --cos; constant within an epoch
     for step in (0, 9):
-        assert lr_factor(epoch, step, schedule="cosine", epochs=200, iterations_per_epoch=10) == pytest.approx(expected)
+        assert rate(cosine_factor)(10 * epoch + step) == pytest.approx(expected)
 
 
-def test_lr_factor__warmup_ends_at_one():
-    values = [lr_factor(0, step, schedule="step", epochs=2, iterations_per_epoch=10, warmup_epochs=0.5) for step in range(6)]
-    assert values == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+def test_learning_rate__first_epoch_as_the_cifar10_demo_logs_it():
+    lr = LearningRate(0.06, factor=cosine_factor, max_iterations=200 * 97, iterations_per_epoch=97, first_epoch=1)
+    assert round(lr(0), 6) == 0.059996 and lr(199 * 97) == pytest.approx(0, abs=1e-12)
+
+
+def test_learning_rate__by_iteration():
+    stepped = rate(step_factor(steps=(15,), gamma=0.1), by_iteration=True)
+    assert [stepped(i) for i in (0, 14, 15, 1999)] == pytest.approx([1, 1, 0.1, 0.1])
+    cosine = rate(cosine_factor, by_iteration=True)
+    assert [cosine(i) for i in (0, 1000, 1500)] == pytest.approx([1, 0.5, 0.5 * (1 - math.sqrt(0.5))])
+
+
+def test_learning_rate__exponential_is_the_ig_1b_recipe():
+    """Sec. 4: lr 0.12, x 0.9 every 62.5 k iterations, 1.25 M iterations, so 0.12 x 0.9^19 at the end."""
+    lr = LearningRate(0.12, factor=exponential_factor(gamma=0.9, period=62500), max_iterations=1250000, iterations_per_epoch=10**6, by_iteration=True)
+    assert [lr(i) for i in (0, 62499, 62500, 125000, 1249999)] == pytest.approx([0.12, 0.12, 0.108, 0.0972, 0.12 * 0.9**19])
+
+
+def test_learning_rate__warmup_ends_at_one():
+    lr = rate(step_factor(steps=(), gamma=0.1), warmup_iterations=5)
+    assert [lr(i) for i in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
 
 
 def batches(**kwargs):
@@ -53,6 +76,13 @@ def test_epoch_batches__each_picture_at_most_once_per_epoch_and_the_last_part_le
         assert {e for e, _ in seen} == {epoch}
         assert len({i for _, i in seen}) == 8
     assert everything[0] != [(0, i) for i in range(4)]
+
+
+def test_epoch_batches__length_in_iterations():
+    everything = list(batches(epochs=5))
+    for length in (1, 2, 3, 7):
+        assert list(batches(max_iterations=length)) == everything[:length]
+    assert list(batches(max_iterations=3, start_iteration=2)) == everything[2:3]
 
 
 def test_epoch_batches__resume_continues_in_the_middle_of_an_epoch():

@@ -1,0 +1,132 @@
+"""The memory bank: contrast a query against stored features of all pictures (paper Fig. 2b, Fig. 3, Table 3).
+
+Shapes in this module:
+    N: images on this process    C: feature dimension    K: negatives    S: pictures in the data    W: world size
+Distributed:
+    ``MemoryBank.forward`` is collective in training: every process calls it, with equal N.
+Source:
+    He et al. 2019, arXiv:1911.05722, Sec. 3.2 and 4.1 (InfoNCE, K negatives sampled per mini-batch); Wu et al. 2018,
+    arXiv:1805.01978, for the momentum on the representation. The authors never released code for this comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..runtime.distributed import all_gather_rows, get_world_size
+from .encoders import add_mlp_head
+from .info_nce import Negatives, contrastive_logits
+from .measures import describe_contrast
+from .moco import unit
+from .queue import new_queue
+
+
+class MemoryBank(nn.Module):
+    """InfoNCE whose keys are a bank's features of past epochs: one encoder, no key pass, no gradient to keys.
+
+    A picture's positive is the bank's feature of the same picture, which then moves towards the query. Negatives are drawn
+    with replacement from the other pictures of the bank, one draw for the whole mini-batch; with fewer than K others, all of them.
+
+    Args:
+        encoder_factory: Called with the number of outputs, returns an encoder whose last layer is ``fc``.
+        num_images: S, pictures in the data.
+        dim: C.
+        num_negatives: K.
+        momentum: Share of the old feature kept when a picture is seen (Wu et al.: 0.5).
+        temperature: Softmax temperature T > 0.
+        mlp: Two-layer head.
+
+    Attributes:
+        bank: Buffer (S, C), unit rows, persistent: a resumed run goes on with its keys.
+        loss_scale, measured: As in :class:`MoCo`.
+
+    Raises:
+        ValueError: If momentum is outside [0, 1], there are fewer than two pictures, or a size is not positive.
+    """
+
+    loss_scale = 1.0
+
+    def __init__(
+        self,
+        encoder_factory: Callable[[int], nn.Module],
+        *,
+        num_images: int,
+        dim: int = 128,
+        num_negatives: int = 65536,
+        momentum: float = 0.5,
+        temperature: float = 0.07,
+        mlp: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum must be in [0, 1], got {momentum}.")
+        if num_images < 2 or dim < 1 or num_negatives < 1 or temperature <= 0:
+            raise ValueError(
+                f"num_images must be at least 2 and dim, num_negatives and temperature positive, "
+                f"got {num_images}, {dim}, {num_negatives}, {temperature}."
+            )
+        self.momentum = momentum
+        self.temperature = temperature
+        self._wanted_negatives = num_negatives
+        self.measured: dict[str, Tensor] = {}
+        self.encoder_q = encoder_factory(dim)
+        if mlp:
+            add_mlp_head(self.encoder_q)
+        self.register_buffer("bank", new_queue(dim, num_images).T.contiguous())
+        self._waiting: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def num_negatives(self) -> int:
+        """Negatives K; fewer than asked for where the bank holds fewer pictures."""
+        return min(self._wanted_negatives, len(self.bank) - 1)
+
+    def forward(self, im_q: Tensor, index: Tensor, micro_batch: int = 0, num_micro_batches: int = 1) -> tuple[Tensor, Tensor]:
+        """Return logits and targets of the pretext task; in training also moves the bank's features of these pictures.
+
+        Args:
+            im_q: Images (N, 3, H, W), normalised RGB.
+            index: int64 (N,), each picture's number in the data, [0, S).
+            micro_batch: Number of this part of the step, 0-based; the bank moves after the last part.
+            num_micro_batches: Parts of the step.
+
+        Returns:
+            Logits (N, 1 + K'), float32 under autocast too, and targets (N,) of zeros. K' is K, or the number of other pictures.
+        """
+        q = unit(self.encoder_q(im_q))  # (N, C)
+        everyone = all_gather_rows(index) if self.training else index
+        k, negatives = self.bank[index], self.bank[self._draw(everyone)].T  # (N, C), (C, K)
+        with torch.autocast(q.device.type, enabled=False):
+            logits = contrastive_logits(q, k, Negatives(negatives), temperature=self.temperature)
+        self.measured = describe_contrast(q, logits, temperature=self.temperature)
+        if self.training:
+            self._waiting.append((everyone, all_gather_rows(q.detach())))
+            if micro_batch == num_micro_batches - 1:
+                self._move_bank()
+        return logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+
+    @torch.no_grad()
+    def _draw(self, own: Tensor) -> Tensor:
+        """Return K numbers of pictures that are not among ``own``, the same on every process. Collective."""
+        is_other = torch.ones(len(self.bank), dtype=torch.bool, device=own.device)
+        is_other[own] = False
+        others = is_other.nonzero().squeeze(1)
+        if len(others) <= self._wanted_negatives:
+            if not len(others):
+                raise ValueError(f"All {len(self.bank)} pictures of the bank are in one batch: no negatives are left. Use a smaller batch.")
+            return others
+        # Drawn on the CPU, whose generator is seeded per iteration.
+        draw = torch.randint(len(others), (self._wanted_negatives,)).to(own.device)
+        if get_world_size() > 1:
+            dist.broadcast(draw, src=0)
+        return others[draw]
+
+    @torch.no_grad()
+    def _move_bank(self) -> None:
+        index, q = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
+        moved = self.momentum * self.bank[index] + (1 - self.momentum) * q
+        self.bank[index] = unit(moved).to(self.bank.dtype)
+        self._waiting = []

@@ -1,0 +1,100 @@
+"""Measurements of a pre-training run: means over a log period, for metrics.json, the log, the bar, and the watch."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import math
+import time
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..runtime.checkpoint import CheckpointFolder
+from ..runtime.distributed import get_world_size, mean_over_processes
+from ..runtime.metrics import MetricsFile
+
+if TYPE_CHECKING:  # trainer imports this module
+    from .trainer import Pretraining
+
+logger = logging.getLogger(__name__)
+
+
+class Meter:
+    """Sums of one log period.
+
+    Args:
+        run: Whose model, iteration and optimiser are read.
+    """
+
+    def __init__(self, run: Pretraining) -> None:
+        self.run = run
+        self._reset()
+
+    def _reset(self) -> None:
+        self.waited_sec = 0.0
+        self.images = 0
+        self.count = 0
+        self.sums: dict[str, Tensor] = {}
+        self.since = time.perf_counter()
+
+    def add(self, measured: dict[str, Tensor], images: int) -> None:
+        """Add one iteration's measures (scalars on the device) and its number of images on this process."""
+        for name, value in measured.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.images += images
+        self.count += 1
+
+    def means(self, checkpoints: CheckpointFolder) -> dict[str, float]:
+        """Return the means since the last report, over all processes. Collective.
+
+        Raises:
+            FloatingPointError: If the loss is not finite.
+        """
+        means = mean_over_processes({name: float(total) / self.count for name, total in self.sums.items()}, self.run.device)
+        if not math.isfinite(means["loss"]):
+            raise FloatingPointError(
+                f"The loss is {means['loss']} at iteration {self.run.iteration} ({means}). Last checkpoint: {checkpoints.last() or 'none yet'}. "
+                f"Lower SOLVER.BASE_LR, or use TRAIN.PRECISION bf16 or fp32."
+            )
+        return means
+
+    def report(self, metrics: MetricsFile | None, checkpoints: CheckpointFolder, bar: tqdm) -> None:
+        """Log the means of the period and start a new one. Collective."""
+        run = self.run
+        means = self.means(checkpoints)
+        elapsed = time.perf_counter() - self.since
+        epoch = (run.iteration - 1) // run.iterations_per_epoch
+        row = {"epoch": epoch, **means, "lr": run.optimizer.param_groups[0]["lr"]}
+        if run.negatives:
+            row["chance"] = run.model.loss_scale * math.log(run.negatives + 1)
+        if hasattr(run.model, "queue"):
+            enqueued = run.iteration * run.batch_size_total * run.model.loss_scale
+            row["queue_filled"] = min(1.0, enqueued / run.negatives)
+        row |= {
+            "images_per_sec": self.images * get_world_size() / elapsed,
+            "data_wait_share": min(1.0, self.waited_sec / elapsed),
+            "time": elapsed / self.count,
+        }
+        if metrics is not None:
+            metrics.write(run.iteration, row)
+            self._log(row, epoch, bar)
+            if run.watch is not None:
+                run.watch.look(run.iteration, row)
+        self._reset()
+
+    def _log(self, row: dict[str, float], epoch: int, bar: tqdm) -> None:
+        run = self.run
+        step = (run.iteration - 1) % run.iterations_per_epoch + 1
+        chance = f" (chance ln(K+1) {row['chance']:.3f})" if "chance" in row else ""
+        filling = f" queue {100 * row['queue_filled']:.0f}% filled" if row.get("queue_filled", 1.0) < 1 else ""
+        name = "contrast_acc1" if "contrast_acc1" in row else "acc1"
+        left = datetime.timedelta(seconds=round((run.max_iterations - run.iteration) * row["time"]))
+        memory = f" mem {torch.cuda.max_memory_allocated() / 2**20:.0f}MB" if run.device.type == "cuda" else ""
+        logger.info(
+            f"epoch {epoch + 1}/{run.epochs} iter {step}/{run.iterations_per_epoch} loss {row['loss']:.3f}{chance} {name} {row[name]:.1f}{filling} "
+            f"lr {row['lr']:.5f} {row['images_per_sec']:.0f} images/s data {100 * row['data_wait_share']:.0f}%{memory} eta {left}"
+        )
+        bar.set_postfix_str(f"loss {row['loss']:.3f}{chance}, {name} {row[name]:.1f}, {row['images_per_sec']:.0f} images/s")
