@@ -1,0 +1,111 @@
+"""MoCo with BN, in one process with SplitBN and in two with ShuffleBN, against Algorithm 1 written in loops and float64.
+
+MUTATIONS
+"""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+import moco_transfer.pretrain.moco as moco_module
+from moco_transfer.pretrain.info_nce import info_nce
+from moco_transfer.pretrain.moco import MoCo
+from moco_transfer.pretrain.split_batch_norm import SplitBatchNorm2d
+
+from .algorithm_1 import IMAGES, LR, NUM_STEPS, Reference, assert_equal, build, images_of, permutation_of
+from .two_processes import run_in_two_processes
+
+CASES = [(False, False), (True, False), (False, True), (True, True)]
+
+
+def train(model, forward, images, reduce=lambda tensor: tensor) -> list[float]:
+    """Run NUM_STEPS of plain gradient descent; ``images`` gives this process's part of a step."""
+    losses = []
+    for step in range(NUM_STEPS):
+        logits, target = forward(*images(step))
+        assert not target.any()
+        loss = info_nce(logits) * model.loss_scale
+        model.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            for p in model.encoder_q.parameters():
+                p -= LR * p.grad
+        losses.append(float(reduce(loss.detach())))
+    return losses
+
+
+def numbered_permutations():
+    """Replace the random draw by the reference's permutations, in order."""
+    draws = iter(range(10**6))
+    return lambda batch_size, device: permutation_of(next(draws))
+
+
+@pytest.mark.parametrize(("mlp", "symmetric"), CASES)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_moco__one_process_with_split_bn(mlp, symmetric, accumulate, monkeypatch):
+    norm = functools.partial(SplitBatchNorm2d, group_size=4)
+    model = build(MoCo, norm, mlp=mlp, symmetric=symmetric)
+    reference = Reference(model, num_groups=2)
+    if accumulate == 2:  # one group per micro-batch; only without shuffling over both are they the groups of one batch
+        model.shuffle = False
+        reference.keys_of = lambda images: reference.encode(reference.k, list(images))
+    monkeypatch.setattr(moco_module, "draw_permutation", numbered_permutations())
+    if accumulate == 1:
+        losses = train(model, model, images_of)
+    else:
+        losses = train_accumulated(model)
+    assert_equal(model.state_dict(), losses, reference, reference.run(symmetric=symmetric))
+
+
+def train_accumulated(model) -> list[float]:
+    losses = []
+    for step in range(NUM_STEPS):
+        im_1, im_2 = images_of(step)
+        model.zero_grad()
+        total = 0.0
+        for number, (a, b) in enumerate(zip(im_1.chunk(2), im_2.chunk(2), strict=True)):
+            logits, _ = model(a, b, number, 2)
+            loss = info_nce(logits) * model.loss_scale / 2
+            loss.backward()
+            total += loss.item()
+        with torch.no_grad():
+            for p in model.encoder_q.parameters():
+                p -= LR * p.grad
+        losses.append(total)
+    return losses
+
+
+def in_process(rank: int) -> list[dict]:
+    return [in_process_case(rank, *case) for case in CASES]
+
+
+def in_process_case(rank: int, mlp: bool, symmetric: bool) -> dict:
+    moco_module.draw_permutation = numbered_permutations()
+    model = build(MoCo, nn.BatchNorm2d, mlp=mlp, symmetric=symmetric)
+    wrapped = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+    own = slice(rank * IMAGES // 2, (rank + 1) * IMAGES // 2)
+
+    def mean(loss):
+        torch.distributed.all_reduce(loss)
+        return loss / 2
+
+    losses = train(model, wrapped, lambda step: images_of(step)[:, own], mean)
+    return {"losses": losses, "state": model.state_dict()}
+
+
+@pytest.fixture(scope="module")
+def found_in_two_processes(tmp_path_factory):
+    return run_in_two_processes(in_process, tmp_path_factory.mktemp("two"))
+
+
+@pytest.mark.parametrize("case", range(len(CASES)))
+def test_moco__two_processes_with_shuffle_bn(case, found_in_two_processes):
+    mlp, symmetric = CASES[case]
+    reference = Reference(build(MoCo, nn.BatchNorm2d, mlp=mlp, symmetric=symmetric), num_groups=2)
+    expected = reference.run(symmetric=symmetric)
+    for part in found_in_two_processes:
+        assert_equal(part[case]["state"], part[case]["losses"], reference, expected)
