@@ -14,6 +14,8 @@ from ..runtime.errors import InputError, did_you_mean
 # do not pay for torch.
 VERBS = {
     "pretrain": ("pretrain", "images -> checkpoint: MoCo v1, v2, or the supervised baseline"),
+    "knn": ("knn", "checkpoint, labelled folders -> kNN top-1 of the features"),
+    "linear": ("linear", "checkpoint, labelled folders -> the linear protocol's top-1 and top-5"),
     "convert": ("convert", "checkpoint -> backbone.pkl for the detector, every tensor accounted for"),
     "train": ("train", "backbone.pkl -> fine-tuned detector and results.json"),
     "report": ("report", "results.json files -> the transfer table"),

@@ -41,6 +41,11 @@ class EvaluationView:
     std: tuple[float, ...]
 
 
+def protocol_resize(size: int) -> int:
+    """Return the shorter side, px, from which a view of ``size`` px is cut in the linear protocol: 256 for 224."""
+    return round(size * 256 / 224)
+
+
 def find_labelled(train: str, test: str) -> tuple[ImageFolder, ImageFolder]:
     """List two folders of class folders that have the same classes.
 

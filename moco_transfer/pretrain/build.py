@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from ..data.images import ImageFolder, find_images
-from ..data.labelled import EvaluationView, LabelledBatches, find_labelled
+from ..data.labelled import EvaluationView, LabelledBatches, find_labelled, protocol_resize
 from ..data.samplers import EpochBatches
 from ..data.two_views import Views, collate_views
 from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
@@ -221,8 +221,7 @@ def _watch(cfg: CfgNode, model: nn.Module, batches: EpochBatches) -> Watch | Non
 
 def _evaluation_view(cfg: CfgNode) -> EvaluationView:
     data = cfg.DATA
-    resize = data.TEST_RESIZE or round(data.IMAGE_SIZE * 256 / 224)
-    return EvaluationView(data.IMAGE_SIZE, resize, tuple(data.PIXEL_MEAN), tuple(data.PIXEL_STD))
+    return EvaluationView(data.IMAGE_SIZE, data.TEST_RESIZE or protocol_resize(data.IMAGE_SIZE), tuple(data.PIXEL_MEAN), tuple(data.PIXEL_STD))
 
 
 def _monitor(cfg: CfgNode) -> KnnMonitor | None:

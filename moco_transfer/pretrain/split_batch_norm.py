@@ -23,6 +23,12 @@ def num_groups(batch_size: int, group_size: int) -> int:
     return max(1, round(batch_size / group_size)) if group_size > 0 else 1
 
 
+def _sizes(batch_size: int, groups: int) -> list[int]:
+    # Given to split, whose gradient is one concatenation; tensor_split's would be, for each group, a tensor of the whole batch.
+    small, larger = divmod(batch_size, groups)
+    return [small + (i < larger) for i in range(groups)]
+
+
 class SplitBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d whose training statistics are those of groups of ``group_size`` images.
 
@@ -47,7 +53,7 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         variances = [self.running_var.clone() for _ in range(groups)]
         parts = [
             F.batch_norm(part, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
-            for part, mean, var in zip(torch.tensor_split(x, groups), means, variances, strict=True)
+            for part, mean, var in zip(x.split(_sizes(len(x), groups)), means, variances, strict=True)
         ]
         with torch.no_grad():
             self.running_mean.copy_(torch.stack(means).mean(0))

@@ -1,0 +1,263 @@
+"""The linear protocol: one fully connected layer on frozen, globally average-pooled features.
+
+Shapes in this module:
+    B: pictures of an iteration over all processes    C: dimension of the features
+Distributed:
+    ``train_classifier`` is collective. An iteration's pictures do not depend on the number of processes.
+Source:
+    arXiv:1911.05722 Sec. 4.1; facebookresearch/moco@7397dfe main_lincls.py: lr 30, weight decay 0, momentum 0.9, batch 256, 100 epochs, lr
+    times 0.1 at 60 and 80, weights N(0, 0.01), bias 0, the network in evaluation mode, the last partial batch used.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from tqdm import tqdm
+
+from ..runtime.checkpoint import CheckpointFolder
+from ..runtime.distributed import get_rank, get_world_size, is_main_process
+from ..runtime.errors import InputError
+from ..runtime.metrics import MetricsFile
+from ..runtime.run_folder import StopRequest
+from ..runtime.seed import generator_at, seed_everything
+from .features import FeatureSet
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_FORMAT = "moco_transfer.linear/1"
+
+
+@dataclass(frozen=True)
+class LinearProtocol:
+    """Settings; the defaults are the paper's.
+
+    Attributes:
+        lr: Learning rate, not scaled by the batch.
+        sgd_momentum: Of SGD.
+        weight_decay: Of SGD.
+        batch_size_total: Pictures per iteration over all processes.
+        epochs: Passes over the training pictures.
+        seed: Of the weights, the order and the crops.
+    """
+
+    lr: float = 30.0
+    sgd_momentum: float = 0.9
+    weight_decay: float = 0.0
+    batch_size_total: int = 256
+    epochs: int = 100
+    seed: int = 0
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Epochs at which lr falls to a tenth: 60 % and 80 % of the run, 60 and 80 of 100."""
+        return round(0.6 * self.epochs), round(0.8 * self.epochs)
+
+    def lr_in(self, epoch: int) -> float:
+        """Return the learning rate of an epoch, 0-based."""
+        return self.lr * 0.1 ** sum(epoch >= step for step in self.steps)
+
+
+class ShuffledBatches(Sampler[list[tuple[int, int]]]):
+    """This process's part of every batch of the epochs from ``start_epoch`` on, as lists of (epoch, index).
+
+    Unlike ``data.samplers.EpochBatches`` it keeps the last, partial batch of an epoch, as main_lincls.py does, so a process's part may be
+    smaller than another's by one picture, or empty.
+
+    Args:
+        num_images: Pictures in the training folder.
+        protocol: Batch size, epochs and seed.
+        start_epoch: Epochs already finished.
+    """
+
+    def __init__(self, num_images: int, protocol: LinearProtocol, *, start_epoch: int = 0) -> None:
+        self.num_images = num_images
+        self.protocol = protocol
+        self.start_epoch = start_epoch
+
+    @property
+    def iterations_per_epoch(self) -> int:
+        """Iterations in an epoch, the partial one included."""
+        return -(-self.num_images // self.protocol.batch_size_total)
+
+    def batch_size(self, iteration_in_epoch: int) -> int:
+        """Return the number of pictures of an iteration over all processes."""
+        return min(self.protocol.batch_size_total, self.num_images - iteration_in_epoch * self.protocol.batch_size_total)
+
+    def __len__(self) -> int:
+        return (self.protocol.epochs - self.start_epoch) * self.iterations_per_epoch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        size = self.protocol.batch_size_total
+        for epoch in range(self.start_epoch, self.protocol.epochs):
+            order = generator_at(self.protocol.seed, "linear order", epoch).permutation(self.num_images)
+            for start in range(0, self.num_images, size):
+                yield [(epoch, int(i)) for i in order[start : start + size][get_rank() :: get_world_size()]]
+
+
+@dataclass
+class LinearRun:
+    """A classifier in training.
+
+    Attributes:
+        classifier: The fully connected layer, float32.
+        optimizer: SGD over it.
+        protocol: Settings.
+        epoch: Epochs finished.
+        origin: What the features are and come from; a checkpoint is resumed only with the same.
+    """
+
+    classifier: nn.Linear
+    optimizer: torch.optim.SGD
+    protocol: LinearProtocol
+    origin: dict[str, Any]
+    epoch: int = 0
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds."""
+        return {
+            "format": CHECKPOINT_FORMAT,
+            "state_dict": {f"fc.{name}": tensor for name, tensor in self.classifier.state_dict().items()},
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "origin": self.origin,
+        }
+
+
+def new_run(dim: int, num_classes: int, protocol: LinearProtocol, *, device: torch.device, origin: dict[str, Any]) -> LinearRun:
+    """Return a run at its start: weights from N(0, 0.01), bias 0, the same on every process.
+
+    Args:
+        dim: C, dimension of the features.
+        num_classes: Outputs.
+        protocol: Settings.
+        device: Where to train.
+        origin: See :class:`LinearRun`.
+    """
+    seed_everything(protocol.seed, "linear weights")
+    classifier = nn.Linear(dim, num_classes)
+    nn.init.normal_(classifier.weight, std=0.01)
+    nn.init.zeros_(classifier.bias)
+    classifier.to(device)
+    optimizer = torch.optim.SGD(
+        classifier.parameters(), lr=protocol.lr, momentum=protocol.sgd_momentum, weight_decay=protocol.weight_decay
+    )
+    return LinearRun(classifier, optimizer, protocol, origin)
+
+
+def restore(run: LinearRun, state: dict[str, Any], path: str) -> None:
+    """Put a checkpoint's state into a run.
+
+    Raises:
+        InputError: If the checkpoint is of another kind, or of other features or settings.
+    """
+    if state.get("format") != CHECKPOINT_FORMAT:
+        raise InputError(f"{path} is not a checkpoint of moco-transfer linear (format {state.get('format')!r}, expected {CHECKPOINT_FORMAT!r}).")
+    for key, mine in run.origin.items():
+        if state["origin"].get(key) != mine:
+            raise InputError(f"{path} was made with {key} {state['origin'].get(key)!r}, the run to resume has {mine!r}. Resume with the same.")
+    run.classifier.load_state_dict({name.removeprefix("fc."): tensor for name, tensor in state["state_dict"].items()})
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.epoch = state["epoch"]
+    logger.info("resumed from %s: %d of %d epochs", path, run.epoch, run.protocol.epochs)
+
+
+def train_classifier(
+    run: LinearRun,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    test: FeatureSet,
+    *,
+    order: ShuffledBatches,
+    checkpoints: CheckpointFolder,
+    metrics: MetricsFile | None,
+) -> dict[str, float] | None:
+    """Train to the end, from wherever ``run.epoch`` stands, testing after each epoch. Collective.
+
+    Args:
+        run: Classifier and optimiser; changed in place.
+        batches: This process's (features (b, C), labels (b,)) for each batch of ``order``, on the classifier's device.
+        test: Features of the pictures to be classified.
+        order: The order that ``batches`` follow.
+        checkpoints: Where rank 0 saves after each epoch.
+        metrics: Where rank 0 writes its measurements, None on the other processes.
+
+    Returns:
+        The last epoch's ``loss``, ``acc1``, ``top1`` and ``top5``, percent; None when it was told to stop (SIGTERM) and has saved.
+
+    Raises:
+        FloatingPointError: If the loss is not finite.
+    """
+    protocol, source = run.protocol, iter(batches)
+    total = protocol.epochs * order.iterations_per_epoch
+    done = run.epoch * order.iterations_per_epoch
+    bar = tqdm(total=total, initial=done, desc="linear", unit="it", disable=None if is_main_process() else True)
+    row = accuracy_on(run.classifier, test) if run.epoch == protocol.epochs else {}
+    with StopRequest() as stop:
+        while run.epoch < protocol.epochs:
+            lr = protocol.lr_in(run.epoch)
+            for group in run.optimizer.param_groups:
+                group["lr"] = lr
+            sums = torch.zeros(2, device=test.features.device)  # of the loss and of correct answers
+            for step in range(order.iterations_per_epoch):
+                sums += _step(run, *next(source), batch_size=order.batch_size(step))
+                bar.update()
+            run.epoch += 1
+            loss, correct = (_summed(sums) / order.num_images).tolist()
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"The loss is {loss} after epoch {run.epoch} at lr {lr:g}. Lower --lr.")
+            row = {"loss": loss, "acc1": 100 * correct} | accuracy_on(run.classifier, test)
+            _report(run, row, lr, bar, metrics, iteration=run.epoch * order.iterations_per_epoch)
+            if is_main_process():
+                checkpoints.save(run.state(), f"{run.epoch:04d}")
+            if stop.agreed(test.features.device) and run.epoch < protocol.epochs:
+                bar.close()
+                logger.warning("Told to stop (SIGTERM): saved after epoch %d. Continue with --resume.", run.epoch)
+                return None
+    bar.close()
+    return row
+
+
+def _step(run: LinearRun, features: Tensor, labels: Tensor, *, batch_size: int) -> Tensor:
+    """Do one SGD step on the mean loss over all processes' pictures; return this process's sums of loss and correct answers."""
+    logits = run.classifier(features)
+    loss = F.cross_entropy(logits, labels, reduction="sum")
+    run.optimizer.zero_grad(set_to_none=True)
+    (loss / batch_size).backward()
+    if get_world_size() > 1:
+        for parameter in run.classifier.parameters():
+            dist.all_reduce(parameter.grad)  # a sum of parts that were divided by the whole batch: its mean, whatever the parts' sizes
+    run.optimizer.step()
+    return torch.stack([loss.detach(), (logits.argmax(1) == labels).sum().to(loss.dtype)])
+
+
+def _summed(sums: Tensor) -> Tensor:
+    if get_world_size() > 1:
+        dist.all_reduce(sums)
+    return sums
+
+
+@torch.no_grad()
+def accuracy_on(classifier: Callable[[Tensor], Tensor], test: FeatureSet) -> dict[str, float]:
+    """Return ``top1`` and ``top5``, percent, of a classifier on features that every process has."""
+    best = classifier(test.features).topk(min(5, len(test.class_names)), dim=1).indices
+    hits = best == test.labels[:, None]
+    return {"top1": 100 * hits[:, 0].sum().item() / len(hits), "top5": 100 * hits.any(1).sum().item() / len(hits)}
+
+
+def _report(run: LinearRun, row: dict[str, float], lr: float, bar: tqdm, metrics: MetricsFile | None, *, iteration: int) -> None:
+    if metrics is not None:
+        metrics.write(iteration, {"epoch": run.epoch - 1, "lr": lr} | row)
+    logger.info(
+        f"epoch {run.epoch}/{run.protocol.epochs} loss {row['loss']:.3f} acc1 {row['acc1']:.2f} lr {lr:g} "
+        f"test top-1 {row['top1']:.2f} top-5 {row['top5']:.2f}"
+    )
+    bar.set_postfix_str(f"loss {row['loss']:.3f}, top-1 {row['top1']:.2f}")
