@@ -35,11 +35,12 @@ _FINGERPRINT = {
 }
 # The keys of outer dicts; VISSL's lies five deep.
 _CONTAINER = re.compile(
-    r"(?:(?:classy_state_dict\.base_model\.model\.trunk|classy_state_dict\.loss|checkpoint|state_dict|model_state_dict|"
-    r"model_state|model|net|blobs)\.)+"
+    r"(?:(?:classy_state_dict|base_model|loss|checkpoint|state_dict|model_state_dict|model_state|model|net|blobs)\.)+"
 )
 _AVERAGE = re.compile(r"(?:state_dict_ema|model_ema|ema_state_dict|ema_model|ema)\.")
 _SUFFIXED = re.compile(r"^(\w+)_state_dict\.")
+# Not the norm behind them, which Res5ROIHeadsExtraNorm adds to the head.
+_HEAD_BLOCK = re.compile(r"res5\.\d+\.")
 _WRAPPER = re.compile(r"(^|(?<=\.))(?:module|_orig_mod)\.")
 
 
@@ -122,7 +123,9 @@ def _normal(prefix: str) -> tuple[str, bool]:
     """Return a prefix without its wrappers, and whether it lies in a moving average's dict."""
     bare = _CONTAINER.sub("", prefix, count=1) if _CONTAINER.match(prefix) else prefix
     average = _AVERAGE.match(bare)
-    bare = bare[average.end() :] if average else _SUFFIXED.sub(r"\1.", bare)
+    bare = _WRAPPER.sub("", bare[average.end() :]) if average else _SUFFIXED.sub(r"\1.", bare)
+    if average and _CONTAINER.match(bare):
+        bare = _CONTAINER.sub("", bare, count=1)
     return _WRAPPER.sub("", bare), average is not None
 
 
@@ -277,7 +280,7 @@ def _prefix_of(full_name: str, reading: Reading) -> str | None:
     """Return the encoder's prefix that a name has; Detectron2's C4 detectors keep res5 in the head."""
     if reading.layout.naming == "detectron2" and reading.prefix.endswith("backbone."):
         head = reading.prefix[: -len("backbone.")] + "roi_heads."
-        if full_name.startswith(f"{head}res5."):
+        if _HEAD_BLOCK.match(full_name.removeprefix(head)) and full_name.startswith(head):
             return head
     return reading.prefix if full_name.startswith(reading.prefix) else None
 
