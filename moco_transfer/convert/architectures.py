@@ -40,6 +40,9 @@ ARCHITECTURES = (
 SMALL_STEM = (3, 3)
 """Kernel of the first convolution in the networks for CIFAR's pictures (stride 1, no max pooling); all others have 7x7."""
 
+WIDENED = {"resnet50_w2x": 2, "resnet50_w4x": 4}
+"""The networks of which every layer has a multiple of ResNet-50's channels -> the multiple."""
+
 BASIC_BLOCKS = ("resnet18", "resnet34")
 """The networks without bottlenecks: no 1x1 convolution in their main path."""
 
@@ -68,8 +71,7 @@ def _widened(factor: int) -> ResNet:
 
 _NOT_IN_TORCHVISION: dict[str, Callable[[], ResNet]] = {
     "resnext50_32x8d": lambda: ResNet(Bottleneck, list(DEPTH_50), groups=32, width_per_group=8),
-    "resnet50_w2x": lambda: _widened(2),
-    "resnet50_w4x": lambda: _widened(4),
+    **{arch: functools.partial(_widened, factor) for arch, factor in WIDENED.items()},
 }
 
 

@@ -228,13 +228,14 @@ def _no_reading(content: Content, source_format: str | None) -> str:
 
 def _take(content: Content, reading: Reading) -> Source:
     others = tuple(prefix for _, prefix in find_prefixes(content.tensors) if prefix not in ("", reading.prefix))
+    inside = tuple(prefix for prefix in others if prefix.startswith(reading.prefix))
     state: dict[str, Tensor] = {}
     names: dict[str, str] = {}
     own_names: dict[str, str] = {}
     unknown: list[str] = []
     dropped: dict[str, str] = {}
     for full_name, tensor in content.tensors.items():
-        prefix = _prefix_of(full_name, reading)
+        prefix = None if full_name.startswith(inside) else _prefix_of(full_name, reading)
         if prefix is None:
             dropped[full_name] = _why(full_name, BESIDE) or _outside(full_name, reading.prefix, others)
             continue

@@ -58,7 +58,7 @@ _ONLINE = ("online_encoder.net.", "online_encoder.", "online_network.", "online_
 _TARGET = ("target_encoder.net.", "target_encoder.", "target_network.", "target_network.encoder.", "target_backbone.")
 _LIGHTLY = r"(^|\.)(projection_head|prediction_head|projection_head_momentum)\.|(^|\.)(backbone_momentum|(key|teacher)_backbone)\."
 _LIGHTLY_STUDENT = r"(^|\.)(query|student)_backbone\."
-_SOLO = r"(^|\.)momentum_(backbone|encoder|projector)\.|(^|\.)(projector|classifier)\.(\d+\.)?(weight|bias)$"
+_SOLO = r"(^|\.)momentum_(backbone|encoder|projector|classifier)\.|(^|\.)classifier\.(weight|bias)$"
 _MM = r"(^|\.)(encoder_q|online_net)\.0\.|(^|\.)neck\.|^author=OpenSelfSup"
 
 LAYOUTS = (
@@ -107,7 +107,7 @@ LAYOUTS = (
     Layout(
         *("simsiam", "SimSiam", "torchvision", ("encoder.",)),
         marker=r"(^|\.)predictor\.",
-        unless=r"momentum_|base_encoder",
+        unless=r"(^|\.)momentum_(encoder|backbone)\.|(^|\.)base_encoder\.",
         mechanism="simsiam",
         epoch="epoch",
     ),

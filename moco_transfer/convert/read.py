@@ -85,7 +85,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Content:
         raise InputError(f"{path} is no checkpoint: it starts with {head[:8]!r}, not like a .pth, .pkl or .safetensors file.")
     if not isinstance(top, Mapping):
         raise InputError(f"{path} holds a {type(top).__name__}, expected a dict of tensors (a state dict).")
-    tensors = _flatten(top, path)
+    tensors = named_tensors(top, path)
     if not tensors:
         raise InputError(f"{path} holds no tensor. Its keys: {_some(top)}. Pass a checkpoint that holds a state dict.")
     return Content(path=path, container=container, tensors=tensors, top=top, metadata=metadata)
@@ -142,7 +142,16 @@ def _torch_load(path: Path, *, mmap: bool) -> Any:
         raise InputError(f"{path} is truncated or damaged ({_short(error)}); copy or download it anew.") from error
 
 
-def _flatten(top: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
+def named_tensors(top: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
+    """Return every tensor in dicts and lists within each other, under the dotted path of its keys and positions.
+
+    Args:
+        top: What a file holds.
+        path: The file, for messages.
+
+    Raises:
+        InputError: If a name is longer than MAX_NAME, or a tensor is no plain one on the CPU.
+    """
     tensors: dict[str, Tensor] = {}
     seen: set[int] = set()
 
