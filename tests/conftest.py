@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             lacks["gpu"] = "no CUDA device"
     for item in items:
         for marker, reason in lacks.items():
-            if marker in item.keywords:
+            if item.get_closest_marker(marker):  # not item.keywords, which hold the ids of parameters too
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 

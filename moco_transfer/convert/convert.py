@@ -16,14 +16,14 @@ from torch import Tensor
 from moco_transfer.runtime.errors import InputError
 from moco_transfer.runtime.files import atomic_path, sha256_of
 
-from .architectures import ARCHITECTURES, backbone_shapes, recognise
+from .architectures import ARCHITECTURES, WIDENED, backbone_shapes, has_small_stem, recognise
 from .coverage import coverage
 from .formats import Source, read_source
 from .key_maps import BATCH_COUNTER, WRITE_NAME
 from .read import read_checkpoint
 from .stamp import make_stamp
 from .verify import Verification, compare, detectron2_features, generated_picture, torchvision_features
-from .write import TARGETS, write
+from .write import SUFFIXES, TARGETS, write
 from .zoo import local_file
 
 logger = logging.getLogger(__name__)
@@ -148,7 +148,9 @@ def convert_checkpoint(
 
 
 def _check_network(source: Source, stamp: Mapping[str, Any], src: Path, to: str) -> None:
-    """Refuse what the target's network would compute otherwise; warn of what the file does not say."""
+    """Refuse what the target's network would compute otherwise or lacks; warn of what the file does not say."""
+    if to == "timm" and stamp["arch"] in WIDENED:
+        raise InputError(f"timm has no {stamp['arch']}, whose stem is wider than 64 channels; --to torchvision writes the same tensors.")
     if any("(fused" in name for name in source.names.values()):
         logger.warning("%s: its batch norms are fused into scale and shift; keep them frozen (MODEL.RESNETS.NORM FrozenBN)", src)
     if to == "detectron2":
@@ -170,6 +172,12 @@ def check_source(source: Source, arch: str, path: object) -> None:
     Raises:
         InputError: If one is missing, unused, misshapen, no floating-point number or not finite; the message names them.
     """
+    if has_small_stem(source.state):
+        raise InputError(
+            f"{path} is a {arch} for small pictures, as for CIFAR: {source.names['conv1.weight']} is "
+            f"{tuple(source.state['conv1.weight'].shape)}, a 3x3 convolution of stride 1, but the stem of a detector is 7x7 with stride "
+            f"2 (as in torchvision and timm), so it cannot become a backbone; pre-train {arch} itself, with the 7x7 stem."
+        )
     name_there = WRITE_NAME[source.layout.naming]
     have: dict[str, Any] = {source.names[name]: tensor for name, tensor in source.state.items()}
     have.update({name: () for name in source.unknown})
@@ -200,6 +208,12 @@ def _check_arguments(src: Path, dst: Path, to: str, arch: str | None) -> None:
         raise InputError(f"Unknown target {to!r}; known: {', '.join(TARGETS)}.")
     if arch is not None and arch not in ARCHITECTURES:
         raise InputError(f"Unknown architecture {arch!r}; known: {', '.join(ARCHITECTURES)}.")
+    others = {suffix: target for target, suffixes in SUFFIXES.items() for suffix in suffixes if target != to}
+    if dst.suffix in others and dst.suffix not in SUFFIXES[to]:  # Detectron2 and timm choose their reader by it
+        raise InputError(
+            f"{dst} has the ending of a {others[dst.suffix]} file, expected {' or '.join(SUFFIXES[to])} for --to {to}; rename it, or "
+            f"pass --to {others[dst.suffix]}."
+        )
     if dst.exists() and src.exists() and dst.samefile(src):
         raise InputError(f"{dst} is the source itself; name another file to write.")
 

@@ -35,11 +35,12 @@ _FINGERPRINT = {
 }
 # The keys of outer dicts; VISSL's lies five deep.
 _CONTAINER = re.compile(
-    r"(?:(?:classy_state_dict\.base_model\.model\.trunk|classy_state_dict\.loss|checkpoint|state_dict|model_state_dict|"
-    r"model_state|model|net|blobs)\.)+"
+    r"(?:(?:classy_state_dict|base_model|loss|checkpoint|state_dict|model_state_dict|model_state|model|net|blobs)\.)+"
 )
 _AVERAGE = re.compile(r"(?:state_dict_ema|model_ema|ema_state_dict|ema_model|ema)\.")
 _SUFFIXED = re.compile(r"^(\w+)_state_dict\.")
+# Not the norm behind them, which Res5ROIHeadsExtraNorm adds to the head.
+_HEAD_BLOCK = re.compile(r"res5\.\d+\.")
 _WRAPPER = re.compile(r"(^|(?<=\.))(?:module|_orig_mod)\.")
 
 
@@ -122,7 +123,9 @@ def _normal(prefix: str) -> tuple[str, bool]:
     """Return a prefix without its wrappers, and whether it lies in a moving average's dict."""
     bare = _CONTAINER.sub("", prefix, count=1) if _CONTAINER.match(prefix) else prefix
     average = _AVERAGE.match(bare)
-    bare = bare[average.end() :] if average else _SUFFIXED.sub(r"\1.", bare)
+    bare = _WRAPPER.sub("", bare[average.end() :]) if average else _SUFFIXED.sub(r"\1.", bare)
+    if average and _CONTAINER.match(bare):
+        bare = _CONTAINER.sub("", bare, count=1)
     return _WRAPPER.sub("", bare), average is not None
 
 
@@ -225,13 +228,14 @@ def _no_reading(content: Content, source_format: str | None) -> str:
 
 def _take(content: Content, reading: Reading) -> Source:
     others = tuple(prefix for _, prefix in find_prefixes(content.tensors) if prefix not in ("", reading.prefix))
+    inside = tuple(prefix for prefix in others if prefix.startswith(reading.prefix))
     state: dict[str, Tensor] = {}
     names: dict[str, str] = {}
     own_names: dict[str, str] = {}
     unknown: list[str] = []
     dropped: dict[str, str] = {}
     for full_name, tensor in content.tensors.items():
-        prefix = _prefix_of(full_name, reading)
+        prefix = None if full_name.startswith(inside) else _prefix_of(full_name, reading)
         if prefix is None:
             dropped[full_name] = _why(full_name, BESIDE) or _outside(full_name, reading.prefix, others)
             continue
@@ -277,7 +281,7 @@ def _prefix_of(full_name: str, reading: Reading) -> str | None:
     """Return the encoder's prefix that a name has; Detectron2's C4 detectors keep res5 in the head."""
     if reading.layout.naming == "detectron2" and reading.prefix.endswith("backbone."):
         head = reading.prefix[: -len("backbone.")] + "roi_heads."
-        if full_name.startswith(f"{head}res5."):
+        if _HEAD_BLOCK.match(full_name.removeprefix(head)) and full_name.startswith(head):
             return head
     return reading.prefix if full_name.startswith(reading.prefix) else None
 

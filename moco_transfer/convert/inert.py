@@ -20,6 +20,7 @@ INERT = (
     "pathlib.PurePosixPath",
     "pathlib._local.PosixPath",
     "pathlib._local.Path",
+    "builtins.getattr",  # mmengine's HistoryBuffer names its methods by it; the stand-in looks nothing up
     "datetime.datetime",
     "datetime.timedelta",
     "numpy.dtype",

@@ -7,7 +7,7 @@ import os
 from moco_transfer.runtime.errors import InputError
 from moco_transfer.runtime.files import sha256_of
 
-from .architectures import backbone_shapes, recognise
+from .architectures import backbone_shapes, has_small_stem, recognise
 from .coverage import coverage
 from .formats import read_source
 from .key_maps import WRITE_NAME
@@ -46,6 +46,8 @@ def describe(path: str | os.PathLike[str], *, encoder: str = "q", source_format:
     have.update({name: () for name in source.unknown})
     lines.append(f"layout        {source.title} ({source.format}), under {source.prefix!r}")
     lines.append(f"coverage      {coverage(have, expected).sentence(content.path.name, arch, advice='')}".rstrip())
+    if has_small_stem(source.state):
+        lines.append("              its 3x3 stem is for small pictures (CIFAR): it cannot become a detector's backbone")
     stamp = read_stamp(content)
     if stamp is None:
         lines.append("stamp         none: this program did not write the file")

@@ -34,7 +34,7 @@ class Layout:
             is the full name of a tensor, ``key=value`` of a short text in the outer dict, or ``container=torch``.
         unless: A regular expression that no line may match; "" for none.
         mechanism: What it was trained with, None where the layout does not tell.
-        has_epoch: Whether the outer dict's ``epoch`` counts the epochs finished.
+        epoch: Where the file counts the epochs finished, a dotted path such as ``meta.epoch``; "" where it does not.
     """
 
     format: str
@@ -45,7 +45,7 @@ class Layout:
     marker: str = ""
     unless: str = ""
     mechanism: str | None = None
-    has_epoch: bool = False
+    epoch: str = ""
 
     def fits(self, lines: Iterable[str]) -> bool:
         """Tell whether a file with these lines can be of this layout."""
@@ -56,74 +56,80 @@ class Layout:
 
 _ONLINE = ("online_encoder.net.", "online_encoder.", "online_network.", "online_network.encoder.", "online_backbone.")
 _TARGET = ("target_encoder.net.", "target_encoder.", "target_network.", "target_network.encoder.", "target_backbone.")
-_LIGHTLY = r"(^|\.)(projection_head|prediction_head|projection_head_momentum)\.|(^|\.)backbone_momentum\."
-_SOLO = r"(^|\.)momentum_(backbone|encoder|projector)\.|(^|\.)(projector|classifier)\.(\d+\.)?(weight|bias)$"
+_LIGHTLY = r"(^|\.)(projection_head|prediction_head|projection_head_momentum)\.|(^|\.)(backbone_momentum|(key|teacher)_backbone)\."
+_LIGHTLY_STUDENT = r"(^|\.)(query|student)_backbone\."
+_SOLO = r"(^|\.)momentum_(backbone|encoder|projector|classifier)\.|(^|\.)classifier\.(weight|bias)$"
 _MM = r"(^|\.)(encoder_q|online_net)\.0\.|(^|\.)neck\.|^author=OpenSelfSup"
 
 LAYOUTS = (
     # Each of these has names that no other project has, or a marker.
     Layout(
-        "moco_v3",
-        "MoCo v3",
-        "torchvision",
-        ("base_encoder.",),
-        ("momentum_encoder.",),
-        r"(^|\.)base_encoder\.",
-        "",
-        "moco_v3",
-        True,
+        *("moco_v3", "MoCo v3", "torchvision", ("base_encoder.",), ("momentum_encoder.",)),
+        marker=r"(^|\.)base_encoder\.",
+        mechanism="moco_v3",
+        epoch="epoch",
     ),
     Layout(
-        "densecl", "DenseCL", "torchvision", ("encoder_q.0.", "backbone."), ("encoder_k.0.",), r"(^|\.)queue2$", "", "densecl"
+        *("densecl", "DenseCL", "torchvision", ("encoder_q.0.", "backbone.", ""), ("encoder_k.0.",)),
+        marker=r"(^|\.)queue2$|^author=DenseCL$",
+        mechanism="densecl",
+        epoch="meta.epoch",
     ),
     # OpenSelfSup keeps one and the same module as encoder_q[0] and as backbone.
     Layout(
-        "openselfsup",
-        "OpenSelfSup or mmselfsup",
-        "torchvision",
+        *("openselfsup", "OpenSelfSup or mmselfsup", "torchvision"),
         ("encoder_q.0.", "online_net.0.", "backbone.", ""),
         ("encoder_k.0.", "target_net.0."),
-        _MM,
+        marker=_MM,
+        epoch="meta.epoch",
     ),
-    # lightly's ImageNet benchmark calls the trained encoder query_backbone and the momentum encoder backbone.
-    Layout("lightly", "lightly", "torchvision", ("query_backbone.",), ("backbone.",), r"(^|\.)query_backbone\."),
-    Layout("lightly", "lightly", "sequential", ("query_backbone.",), ("backbone.",), r"(^|\.)query_backbone\."),
-    Layout("lightly", "lightly", "torchvision", ("backbone.",), ("backbone_momentum.",), _LIGHTLY, r"(^|\.)query_backbone\."),
-    Layout(
-        "lightly",
-        "lightly",
-        "sequential",
-        ("backbone.", "student_backbone."),
-        ("backbone_momentum.", "teacher_backbone."),
-        "",
-        r"(^|\.)query_backbone\.",
+    # Where lightly has one of these, its backbone is the one that follows (benchmarks until February 2024, DINO's until now).
+    *(
+        Layout(
+            *("lightly", "lightly", naming, ("query_backbone.", "student_backbone."), ("backbone.", "teacher_backbone.")),
+            marker=_LIGHTLY_STUDENT,
+        )
+        for naming in ("torchvision", "sequential")
+    ),
+    *(
+        Layout(
+            *("lightly", "lightly", naming, ("backbone.",), ("backbone_momentum.", "key_backbone.", "teacher_backbone.")),
+            marker=marker,
+            unless=_LIGHTLY_STUDENT,
+        )
+        for naming, marker in (("torchvision", _LIGHTLY), ("sequential", ""))
     ),
     Layout(
-        "solo_learn",
-        "solo-learn",
-        "torchvision",
-        ("backbone.", "backbone.encoder.", "encoder."),
+        *("solo_learn", "solo-learn", "torchvision", ("backbone.", "backbone.encoder.", "encoder.")),
         ("momentum_backbone.", "momentum_encoder."),
-        _SOLO,
+        marker=_SOLO,
     ),
     Layout(
-        "simsiam", "SimSiam", "torchvision", ("encoder.",), (), r"(^|\.)predictor\.", r"momentum_|base_encoder", "simsiam", True
+        *("simsiam", "SimSiam", "torchvision", ("encoder.",)),
+        marker=r"(^|\.)predictor\.",
+        unless=r"(^|\.)momentum_(encoder|backbone)\.|(^|\.)base_encoder\.",
+        mechanism="simsiam",
+        epoch="epoch",
     ),
-    Layout("swav", "SwAV", "torchvision", ("",), (), r"(^|\.)prototypes", "", "swav"),
-    Layout("dino", "DINO", "torchvision", ("student.backbone.",), ("teacher.backbone.",), r"^teacher\.", "", "dino"),
-    Layout("byol", "BYOL", "torchvision", _ONLINE, _TARGET, r"(^|\.)online_", "", "byol"),
-    Layout("byol", "BYOL", "sequential", _ONLINE, _TARGET, r"(^|\.)online_", "", "byol"),
+    Layout("swav", "SwAV", "torchvision", ("",), marker=r"(^|\.)prototypes", mechanism="swav", epoch="epoch"),
     Layout(
-        "vissl",
-        "VISSL",
-        "torchvision",
-        ("_feature_blocks.", "trunk._feature_blocks."),
+        *("dino", "DINO", "torchvision", ("student.backbone.",), ("teacher.backbone.",)),
+        marker=r"^teacher\.",
+        mechanism="dino",
+        epoch="epoch",
+    ),
+    *(
+        Layout("byol", "BYOL", naming, _ONLINE, _TARGET, marker=r"(^|\.)online_", mechanism="byol")
+        for naming in ("torchvision", "sequential")
+    ),
+    Layout(
+        *("vissl", "VISSL", "torchvision", ("_feature_blocks.", "trunk._feature_blocks.")),
         ("moco_encoder.trunk._feature_blocks.",),
-        r"(^|\.)_feature_blocks\.",
+        marker=r"(^|\.)_feature_blocks\.",
     ),
-    Layout("timm", "timm", "torchvision", ("",), (), r"^container=safetensors$|^state_dict_ema\."),
+    Layout("timm", "timm", "torchvision", ("",), marker=r"^container=safetensors$|^state_dict_ema\."),
     # These are what is left when nothing above fits.
-    Layout("moco", "MoCo v1/v2", "torchvision", ("encoder_q.",), ("encoder_k.",), "", "", "moco", True),
+    Layout("moco", "MoCo v1/v2", "torchvision", ("encoder_q.",), ("encoder_k.",), mechanism="moco", epoch="epoch"),
     Layout("torchvision", "torchvision", "torchvision", ("",)),
     Layout("detectron2", "Detectron2", "detectron2", ("", "backbone.bottom_up.", "backbone.")),
     Layout("caffe2", "Caffe2 (MSRA, Detectron 1)", "caffe2", ("",)),

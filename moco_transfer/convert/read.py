@@ -36,7 +36,7 @@ MAX_NAME = 1000
 """Characters of a tensor's full name; VISSL's have about 90."""
 
 MAX_DEPTH = 8
-"""Dicts within dicts that are searched for tensors; VISSL's trunk lies 5 deep."""
+"""Dicts and lists within each other that are searched for tensors; VISSL's trunk lies 5 deep."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class Content:
     Attributes:
         path: The file.
         container: "torch", "pickle" or "safetensors".
-        tensors: Every tensor under the dotted path of its keys (``state_dict.module.encoder_q.conv1.weight``), on the CPU.
+        tensors: Every tensor under the dotted path of its keys and positions in lists
+            (``state_dict.module.encoder_q.conv1.weight``), on the CPU.
         top: The outermost dict, for the numbers and strings beside the tensors (``epoch``, ``arch``, the stamp).
         metadata: The text that a safetensors file carries.
     """
@@ -84,7 +85,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Content:
         raise InputError(f"{path} is no checkpoint: it starts with {head[:8]!r}, not like a .pth, .pkl or .safetensors file.")
     if not isinstance(top, Mapping):
         raise InputError(f"{path} holds a {type(top).__name__}, expected a dict of tensors (a state dict).")
-    tensors = _flatten(top, path)
+    tensors = named_tensors(top, path)
     if not tensors:
         raise InputError(f"{path} holds no tensor. Its keys: {_some(top)}. Pass a checkpoint that holds a state dict.")
     return Content(path=path, container=container, tensors=tensors, top=top, metadata=metadata)
@@ -141,15 +142,24 @@ def _torch_load(path: Path, *, mmap: bool) -> Any:
         raise InputError(f"{path} is truncated or damaged ({_short(error)}); copy or download it anew.") from error
 
 
-def _flatten(top: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
+def named_tensors(top: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
+    """Return every tensor in dicts and lists within each other, under the dotted path of its keys and positions.
+
+    Args:
+        top: What a file holds.
+        path: The file, for messages.
+
+    Raises:
+        InputError: If a name is longer than MAX_NAME, or a tensor is no plain one on the CPU.
+    """
     tensors: dict[str, Tensor] = {}
     seen: set[int] = set()
 
-    def walk(node: Mapping[Any, Any], prefix: str, depth: int) -> None:
+    def walk(node: Mapping[Any, Any] | list | tuple, prefix: str, depth: int) -> None:
         if id(node) in seen or depth > MAX_DEPTH:
             return
         seen.add(id(node))
-        for key, value in node.items():
+        for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
             name = f"{prefix}{printable(key)}"
             if len(name) > MAX_NAME:
                 raise InputError(f"{path}: a name of {len(name)} characters ({name[:80]}…), expected at most {MAX_NAME}.")
@@ -157,7 +167,7 @@ def _flatten(top: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
                 value = torch.from_numpy(value)
             if isinstance(value, Tensor):
                 tensors[name] = _plain(value, name, path)
-            elif isinstance(value, Mapping):
+            elif isinstance(value, (Mapping, list, tuple)):
                 walk(value, f"{name}.", depth + 1)
 
     walk(top, "", 1)

@@ -88,10 +88,18 @@ def make_stamp(content: Content, source: Source, *, arch: str, sha256: str) -> d
         stamp.update({key: before[key] for key in kept if key in before})
     if source.format == KEY and isinstance(content.top.get("mechanism"), str):
         stamp["mechanism"] = content.top["mechanism"]
-    epoch = content.top.get("epoch")
-    if source.layout.has_epoch and isinstance(epoch, int) and not isinstance(epoch, bool):
+    epoch = _at(content.top, source.layout.epoch)
+    if isinstance(epoch, int) and not isinstance(epoch, bool):
         stamp["epoch"] = epoch
     return stamp
+
+
+def _at(top: Mapping[str, Any], path: str) -> Any:
+    """Return what lies at a dotted path of dicts, None where there is nothing."""
+    node: Any = top
+    for key in path.split("."):
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return node
 
 
 def _pixels(content: Content, source: Source, arch: str) -> dict[str, Any]:

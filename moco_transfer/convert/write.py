@@ -25,6 +25,9 @@ from .stamp import KEY
 
 TARGETS = ("detectron2", "torchvision", "timm")
 
+SUFFIXES = {"detectron2": (".pkl",), "torchvision": (".pth", ".pt"), "timm": (".safetensors",)}
+"""Target -> endings of its files, by which Detectron2's and timm's readers choose how to read them."""
+
 AUTHOR = "moco_transfer"
 
 # Protocol 4 is what every Python since 3.4 reads; protocol 5 would name a function that numpy < 1.16 lacks.

@@ -73,7 +73,7 @@ def published(name: str) -> Published | None:
     if name in ZOO:
         return ZOO[name]
     if _TORCHVISION_NAME.fullmatch(name):
-        known = {str(weights): weights.url for arch in ARCHITECTURES for weights in torchvision.models.get_model_weights(arch)}
+        known = _torchvision_weights()
         if name not in known:
             raise InputError(f"Unknown weights {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.")
         return _at(known[name])
@@ -97,6 +97,16 @@ def local_file(name: str | os.PathLike[str]) -> Path:
     path = _fetch(str(name), source)
     _check(str(name), source, path)
     return path
+
+
+def _torchvision_weights() -> dict[str, str]:
+    """Return the names of torchvision's weights of the networks that can be converted, ``DEFAULT`` included -> address."""
+    known = {}
+    for arch in ARCHITECTURES:
+        if arch in torchvision.models.list_models(module=torchvision.models):
+            for name, weights in torchvision.models.get_model_weights(arch).__members__.items():
+                known[f"{type(weights).__name__}.{name}"] = weights.url
+    return known
 
 
 def _at(url: str) -> Published:

@@ -26,11 +26,15 @@ def numbered_tensor(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> to
     return torch.from_numpy(values.reshape(shape))
 
 
+def resnet_shapes(arch: str) -> dict[str, torch.Tensor]:
+    """Return torchvision's name -> tensor without storage of a whole ResNet, ``fc`` included."""
+    with torch.device("meta"):
+        return torchvision.models.get_model(arch, weights=None).state_dict()
+
+
 def resnet_state(arch: str, *, salt: str = "") -> dict[str, torch.Tensor]:
     """Return torchvision's name -> tensor of a whole ResNet, ``fc`` included, with numbers that depend on ``salt``."""
-    with torch.device("meta"):
-        model = torchvision.models.get_model(arch, weights=None)
-    return {name: numbered_tensor(name + salt, tuple(t.shape), t.dtype) for name, t in model.state_dict().items()}
+    return {name: numbered_tensor(name + salt, tuple(t.shape), t.dtype) for name, t in resnet_shapes(arch).items()}
 
 
 @pytest.fixture(scope="session")

@@ -70,8 +70,8 @@ def test_refuses__an_extra_tensor_of_unknown_name(saved, refuses, official_small
 
 
 def test_refuses__a_tensor_of_another_shape(saved, refuses, official_small):
-    source = saved(changed(official_small, **{"conv1.weight": torch.zeros(64, 3, 3, 3)}))
-    refuses(source, "Misshapen (1): ", f"{ENCODER}conv1.weight is (64, 3, 3, 3), expected (64, 3, 7, 7)")
+    source = saved(changed(official_small, **{"conv1.weight": torch.zeros(64, 3, 5, 5)}))
+    refuses(source, "Misshapen (1): ", f"{ENCODER}conv1.weight is (64, 3, 5, 5), expected (64, 3, 7, 7)")
 
 
 def test_refuses__several_gaps_at_once(saved, refuses, official_small):

@@ -5,9 +5,8 @@ Seen red under: the stride in the wrong convolution; eps left out; max pooling w
 
 import pytest
 import torch
-from torchvision.models import get_model
 
-from moco_transfer.convert.architectures import ARCHITECTURES
+from moco_transfer.convert.architectures import ARCHITECTURES, build_resnet
 from moco_transfer.convert.key_maps import detectron2_name
 from moco_transfer.convert.verify import compare, detectron2_features, generated_picture, torchvision_features
 from moco_transfer.runtime.errors import InputError
@@ -16,7 +15,7 @@ from moco_transfer.runtime.errors import InputError
 def seeded(arch):
     """Return a ResNet whose features neither die out nor explode, with batch statistics unlike the initial ones."""
     torch.manual_seed(0)
-    model = get_model(arch, weights=None).eval()
+    model = build_resnet(arch)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.uniform_(-0.1, 0.1)
@@ -30,9 +29,10 @@ def renamed(state):
     return {detectron2_name(name): tensor for name, tensor in state.items() if detectron2_name(name)}
 
 
-@pytest.mark.parametrize(
-    "arch", [a for a in ARCHITECTURES if a not in ("resnet152", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet101_2")]
-)
+LARGE = ("resnet152", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet101_2", "resnet50_w2x", "resnet50_w4x")
+
+
+@pytest.mark.parametrize("arch", [pytest.param(arch, marks=[pytest.mark.slow] * (arch in LARGE)) for arch in ARCHITECTURES])
 def test_features__detectron2_and_torchvision_agree(arch):
     model = seeded(arch)
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("fc.")}
