@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="continue the run in OUTPUT_DIR from its last checkpoint")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, train nothing")
     parser.add_argument("--allow-partial", action="store_true", help="start although MODEL.WEIGHTS does not cover the whole backbone; recorded")
+    parser.add_argument("--force", action="store_true", help="start although config and weights do not go together; recorded, marked in the table")
     parser.add_argument("--init", metavar="NAME", help="row of the table this run belongs to (default: from the weights' stamp)")
     parser.add_argument(
         "--dataset",
@@ -66,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
             resume=args.resume,
             eval_only=args.eval_only,
             allow_partial=args.allow_partial,
+            force=args.force,
             init=args.init,
             class_count_from_data=bool(own) and any(name in own for name in used) and "MODEL.ROI_HEADS.NUM_CLASSES" not in args.overrides,
             on_start=set_up_logging,

@@ -49,6 +49,31 @@ def load_detection_config(path: str | os.PathLike[str], overrides: Sequence[str]
     return _load(path, overrides, DETECTION_DEFAULTS, "detection")
 
 
+def reference_batch_and_lr(path: str | os.PathLike[str]) -> tuple[int, float]:
+    """Return the SOLVER.IMS_PER_BATCH and SOLVER.BASE_LR that a detection config was written with.
+
+    That is the pair of the nearest file in its ``_BASE_`` chain that comes with the package or sets both keys: a file of the user's
+    that changes one of them alone was not written with a pair of its own.
+
+    Args:
+        path: As for :func:`load_detection_config`.
+
+    Raises:
+        As :func:`load_pretrain_config`.
+    """
+    cfg = CfgNode(DETECTION_DEFAULTS)
+    known = dict(_leaves(DETECTION_DEFAULTS))
+    shipped = {file.resolve() for file in paths.available().values()}
+    pair = (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR)
+    for file, content in _chain(_find(path, "detection")):
+        leaves = dict(_leaves(content))
+        for key, value in leaves.items():
+            _merge(cfg, known, str(file), key, value)
+        if file.resolve() in shipped or {"SOLVER.IMS_PER_BATCH", "SOLVER.BASE_LR"} <= set(leaves):
+            pair = (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR)
+    return pair
+
+
 def _load(path: str | os.PathLike[str], overrides: Sequence[str], defaults: dict[str, Any], kind: str) -> CfgNode:
     cfg = CfgNode(defaults)  # CfgNode copies nested dictionaries, so the defaults stay as they are
     known = dict(_leaves(defaults))
