@@ -91,7 +91,7 @@ def finetune(
     said = [] if eval_only else [schedule_sentence(written, cfg, get_world_size())]
     said.append(f"{len(class_names)} classes{', from the data' if class_count_from_data else ''}: {_some(class_names)}")
     surprises = [] if eval_only else remarks(cfg, world_size=get_world_size())
-    _announce(said, [*(f"--force overrules {finding.name}: {finding.sentence}" for finding in overruled), *surprises])
+    _announce([*said, *(f"note: {sentence}" for sentence in surprises)], [f"--force overrules {f.name}: {f.sentence}" for f in overruled])
 
     run = _build_run(cfg, model, device, {"task": task, "class_names": list(class_names)})
     if state is not None:
@@ -176,10 +176,10 @@ def _settle(
     return settle(findings, initial, force=force)
 
 
-def _announce(said: list[str], surprises: list[str]) -> None:
+def _announce(said: list[str], warnings: list[str]) -> None:
     for sentence in said:
         logger.info("%s", sentence)
-    for sentence in surprises:
+    for sentence in warnings:
         logger.warning("%s", sentence)
 
 

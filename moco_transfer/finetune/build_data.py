@@ -46,6 +46,27 @@ def find_datasets(cfg: CfgNode, *, eval_only: bool = False) -> tuple[list[Detect
     return train_sets, test_sets
 
 
+def takes_class_count_from_data(cfg: CfgNode, own: Sequence[str], *, is_set_by_user: bool) -> bool:
+    """Return whether the number of classes is the data's: with data sets of one's own, unless the user wrote a number.
+
+    Args:
+        cfg: A merged config.
+        own: Names that ``--dataset`` registered.
+        is_set_by_user: Whether MODEL.ROI_HEADS.NUM_CLASSES stands on the command line or in a file of the user's.
+
+    Raises:
+        InputError: If a registered name is not used: a run would go on with other data than those meant.
+    """
+    used = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    for name in own:
+        if name not in used:
+            raise InputError(
+                f"--dataset {name} is named neither in DATASETS.TRAIN {list(cfg.DATASETS.TRAIN)} nor in DATASETS.TEST {list(cfg.DATASETS.TEST)}. "
+                f"Add DATASETS.TRAIN {name} or DATASETS.TEST {name}, or leave the flag out."
+            )
+    return bool(own) and not is_set_by_user
+
+
 def check_masks(dataset: DetectionDataset) -> None:
     """Refuse a data set that a mask head can neither be trained nor evaluated on.
 

@@ -147,6 +147,36 @@ def load_weights(model: nn.Module, weights: InitialWeights, *, arch: str, allow_
     return {"path": weights.path, "kind": weights.kind, "sha256": weights.content.sha256, "stamp": weights.stamp, "coverage": covered}
 
 
+def read_detector(path: str) -> tuple[dict[str, torch.Tensor], Mapping[str, Any]]:
+    """Return a fine-tuned detector's tensors by its own keys, and what its file says beside them; no code in it is run.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        InputError: If it is no checkpoint, or holds no detector.
+    """
+    content = read_checkpoint(local_file(path))
+    prefix = "model." if any(name.startswith("model.") for name in content.tensors) else ""
+    state = {name[len(prefix) :]: tensor for name, tensor in content.tensors.items() if name.startswith(prefix)}
+    if not any(name.startswith("roi_heads.box_predictor.") for name in state):
+        raise InputError(
+            f"{path} holds no detector: no tensor is called roi_heads.box_predictor.…, the first is {next(iter(content.tensors), 'none')}. "
+            f"Give the OUTPUT_DIR of moco-transfer train, or a checkpoint in it."
+        )
+    return state, content.top
+
+
+def load_detector_state(model: nn.Module, state: Mapping[str, torch.Tensor], path: str) -> None:
+    """Load a detector's tensors into a model, all of them.
+
+    Raises:
+        InputError: If they are not the model's.
+    """
+    found = coverage(state, model.state_dict())
+    if not found.is_complete:
+        raise InputError(_other_detector(found, path))
+    _copy(model, {name: state[name] for name in found.matched})
+
+
 def coverage_gap(model: nn.Module, weights: InitialWeights, arch: str) -> str | None:
     """Return the sentence that :func:`load_weights` would refuse these weights with, None when they fit; nothing is changed."""
     if weights.content is None:
@@ -197,12 +227,12 @@ def _other_detector(found: Coverage, path: str) -> str:
     )
 
 
-def _copy(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
+def _copy(model: nn.Module, arrays: Mapping[str, np.ndarray | torch.Tensor]) -> None:
     state = model.state_dict()
     with torch.no_grad():
         for key, array in arrays.items():
             # A copy: arrays read from a pickle may be read-only or of another byte order.
-            state[key].copy_(torch.from_numpy(np.array(array, dtype=np.float32)))
+            state[key].copy_(array if isinstance(array, torch.Tensor) else torch.from_numpy(np.array(array, dtype=np.float32)))
 
 
 def _some(names: Sequence[str]) -> str:

@@ -108,10 +108,9 @@ def remarks(cfg: CfgNode, *, world_size: int) -> list[str]:
     """
     said = []
     solver, resnets = cfg.SOLVER, cfg.MODEL.RESNETS
-    if world_size == 1 and resnets.NORM in ("SyncBN", "naiveSyncBN"):
-        said.append(f"MODEL.RESNETS.NORM {resnets.NORM} in one process is plain BN, over the {solver.IMS_PER_BATCH} pictures of its batch.")
     if resnets.NORM not in (*_FROZEN, "GN") and solver.IMS_PER_BATCH < _FEW_PICTURES:
-        said.append(f"BN over {solver.IMS_PER_BATCH} pictures is noisy: results vary more between seeds than published ones (16 pictures).")
+        alone = f"MODEL.RESNETS.NORM {resnets.NORM} in one process is plain BN; " if world_size == 1 and resnets.NORM != "BN" else ""
+        said.append(f"{alone}BN over {solver.IMS_PER_BATCH} pictures is noisy (published runs: 16): seeds differ more.")
     if not cfg.TEST.PRECISE_BN.ENABLED and resnets.NORM not in (*_FROZEN, "GN"):
         said.append("TEST.PRECISE_BN.ENABLED is False: the evaluation takes BN's running averages, which lag behind the weights.")
     beyond = [step for step in solver.STEPS if step >= solver.MAX_ITER]
