@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from ..runtime.errors import InputError
 
     registered = [parse_dataset_flag(flag) for flag in args.dataset]
-    cfg = _config(args) if args.config_file else None
+    cfg, from_data = _config(args, registered) if args.config_file else (None, False)
     names = list(dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])) if cfg is not None else args.names or registered
     if not names:
         where = f"{args.config_file} names none in DATASETS" if cfg is not None else "give NAMEs, such as voc_2007_test"
@@ -69,23 +69,22 @@ def run(args: argparse.Namespace) -> int:
         return 2
     check_same_classes([get_dataset(name) for name in names])
     if cfg is not None:
-        _check_config(cfg, registered, args)
+        _check_config(cfg, from_data, args.config_file)
     return 0
 
 
-def _config(args: argparse.Namespace):
-    from ..config import load_detection_config
+def _config(args: argparse.Namespace, registered: list[str]):
+    from ..config import is_set_by_user, load_detection_config
+    from ..finetune.build_data import takes_class_count_from_data
 
-    return load_detection_config(args.config_file, args.names)
-
-
-def _check_config(cfg, registered: list[str], args: argparse.Namespace) -> None:
-    from ..config import is_set_by_user
-    from ..finetune.build_data import find_datasets, fit_class_count, takes_class_count_from_data
-
+    cfg = load_detection_config(args.config_file, args.names)
     said = is_set_by_user(args.config_file, args.names, "MODEL.ROI_HEADS.NUM_CLASSES")
-    from_data = takes_class_count_from_data(cfg, registered, is_set_by_user=said)
+    return cfg, takes_class_count_from_data(cfg, registered, is_set_by_user=said)
+
+
+def _check_config(cfg, from_data: bool, config_file: str) -> None:
+    from ..finetune.build_data import find_datasets, fit_class_count
+
     train_sets, test_sets = find_datasets(cfg)
-    fitted = fit_class_count(cfg, [*train_sets, *test_sets], from_data=from_data)
-    count = fitted.MODEL.ROI_HEADS.NUM_CLASSES
-    print(f"{args.config_file}: fits, with {count} classes{' from the data' if from_data else ''}{' and masks' if cfg.MODEL.MASK_ON else ''}")
+    count = fit_class_count(cfg, [*train_sets, *test_sets], from_data=from_data).MODEL.ROI_HEADS.NUM_CLASSES
+    print(f"{config_file}: fits, with {count} classes{' from the data' if from_data else ''}{' and masks' if cfg.MODEL.MASK_ON else ''}")

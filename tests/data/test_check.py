@@ -173,7 +173,8 @@ def test_check_data__holds_the_data_to_a_config(make_coco, make_voc, capsys):
     assert "MODEL.ROI_HEADS.NUM_CLASSES is 3, but data set 'mine' has 2 categories (cat, dog)" in capsys.readouterr().err
     assert main.main(["check-data", "--config-file", "own_R_18_FPN_small", *coco, *names, "MODEL.MASK_ON", "True"]) == 2
     assert "1 of the 1 objects of data set 'mine' have no 'segmentation'" in capsys.readouterr().err
-    voc, names = ["--dataset", f"mine_voc=voc:{make_voc({'a': (40, 30, [('dog', (2, 2, 9, 9), 0)])})}:train:dog"], ["DATASETS.TRAIN", "mine_voc", "DATASETS.TEST", "mine_voc"]
+    root = make_voc({"a": (40, 30, [("dog", (2, 2, 9, 9), 0)])})
+    voc, names = ["--dataset", f"mine_voc=voc:{root}:train:dog"], ["DATASETS.TRAIN", "mine_voc", "DATASETS.TEST", "mine_voc"]
     assert main.main(["check-data", "--config-file", "own_R_18_FPN_small", *voc, *names, "MODEL.MASK_ON", "True"]) == 2
     assert "is in VOC's layout, which has boxes alone" in capsys.readouterr().err
     assert main.main(["check-data", "--config-file", "pascal_voc_R_18_FPN_small", *voc]) == 2
