@@ -1,6 +1,8 @@
-"""Look detection data sets over before a run: missing files, unknown classes, boxes out of the picture, sizes, ids, counts.
+"""Look detection data sets over before a run: missing, damaged and repeated pictures, unknown classes, boxes out of the picture or
+without area, sizes, ids, counts.
 
-Prints a report for each NAME and ends with status 2 when one of them has a problem that would stop a run. Nothing is written.
+Prints a report for each NAME and ends with status 2 when one of them has a problem that would stop a run, or when they do not fit
+together or the config. Nothing is written.
 """
 
 from __future__ import annotations
@@ -13,19 +15,29 @@ EPILOG = """examples:
   One's own data, in COCO's or VOC's format:
     moco-transfer check-data mine --dataset mine=coco:annotations.json:images
     moco-transfer check-data cells --dataset cells=voc:BCCD:train:RBC,WBC,Platelets
+  All that a run will use, held to its config (number of classes, masks):
+    moco-transfer check-data --config-file coco_R_50_FPN_1x
+    moco-transfer check-data --config-file own_R_18_FPN_small --dataset cells_train=voc:BCCD:train:RBC,WBC,Platelets \\
+        --dataset cells_test=voc:BCCD:test:RBC,WBC,Platelets DATASETS.TRAIN cells_train DATASETS.TEST cells_test
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``check-data``."""
-    parser.add_argument("names", nargs="*", metavar="NAME", help="data sets; by default those that --dataset registers")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="data sets; by default those that --dataset registers. With --config-file: KEY VALUE pairs that change the config",
+    )
     parser.add_argument(
         "--dataset",
         action="append",
         default=[],
         metavar="NAME=...",
-        help="register NAME=coco:JSON:IMAGES or NAME=voc:ROOT:SPLIT:CLASSES (comma list or file)",
+        help="register NAME=coco:JSON:IMAGES or NAME=voc:ROOT:SPLIT:CLASSES[:first_pixel=0,year=2007] (CLASSES: comma list or file)",
     )
+    parser.add_argument("--config-file", metavar="FILE", help="check the data sets of this config, and whether they fit it")
     parser.add_argument("--fast", action="store_true", help="read the annotations only, do not open the pictures")
     parser.add_argument("--max-problems", type=int, default=20, metavar="N", help="problems to print for each data set (default 20)")
 
@@ -37,19 +49,42 @@ def run(args: argparse.Namespace) -> int:
         0 if all data sets are usable, else 2.
 
     Raises:
-        InputError: If no data set is named, or a name or flag is not understood.
+        InputError: If no data set is named, a name or flag is not understood, or usable sets do not fit together or the config.
     """
     from ..data.catalog import check_same_classes, get_dataset, parse_dataset_flag
-    from ..data.check import check_dataset
+    from ..data.check import check_dataset, shared_pictures
     from ..runtime.errors import InputError
 
     registered = [parse_dataset_flag(flag) for flag in args.dataset]
-    names = args.names or registered
+    cfg, from_data = _config(args, registered) if args.config_file else (None, False)
+    names = list(dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])) if cfg is not None else args.names or registered
     if not names:
-        raise InputError("No data set is named: give NAMEs, such as voc_2007_test, or --dataset NAME=coco:JSON:IMAGES.")
+        where = f"{args.config_file} names none in DATASETS" if cfg is not None else "give NAMEs, such as voc_2007_test"
+        raise InputError(f"No data set is named: {where}, or --dataset NAME=coco:JSON:IMAGES.")
     reports = [check_dataset(name, open_pictures=not args.fast) for name in names]
     print("\n".join(report.text(args.max_problems) for report in reports))
+    for sentence in shared_pictures(reports):
+        print(f"remark: {sentence}")
     if not all(report.is_usable for report in reports):
         return 2
     check_same_classes([get_dataset(name) for name in names])
+    if cfg is not None:
+        _check_config(cfg, from_data, args.config_file)
     return 0
+
+
+def _config(args: argparse.Namespace, registered: list[str]):
+    from ..config import is_set_by_user, load_detection_config
+    from ..finetune.build_data import takes_class_count_from_data
+
+    cfg = load_detection_config(args.config_file, args.names)
+    said = is_set_by_user(args.config_file, args.names, "MODEL.ROI_HEADS.NUM_CLASSES")
+    return cfg, takes_class_count_from_data(cfg, registered, is_set_by_user=said)
+
+
+def _check_config(cfg, from_data: bool, config_file: str) -> None:
+    from ..finetune.build_data import find_datasets, fit_class_count
+
+    train_sets, test_sets = find_datasets(cfg)
+    count = fit_class_count(cfg, [*train_sets, *test_sets], from_data=from_data).MODEL.ROI_HEADS.NUM_CLASSES
+    print(f"{config_file}: fits, with {count} classes{' from the data' if from_data else ''}{' and masks' if cfg.MODEL.MASK_ON else ''}")

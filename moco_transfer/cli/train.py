@@ -1,8 +1,9 @@
 """Fine-tune a detector from a converted backbone, evaluate it, and write results.json.
 
 Configs have Detectron2's keys. Pictures come from Detectron2's data set names below $DETECTRON2_DATASETS (voc_2007_trainval,
-coco_2017_train, ...) or from your own folders with --dataset. Weights must cover the whole backbone and agree with the config's pixel
-statistics, or the run does not start. MODEL.WEIGHTS "" is random initialisation.
+coco_2017_train, ...) or from your own folders with --dataset; the number of classes and the metric are then the data's. Weights must cover
+the whole backbone, and the config must suit them (BN, frozen layers, colour order, pixel statistics, batch and learning rate), or the run
+does not start; all that is wrong is said at once. MODEL.WEIGHTS "" is random initialisation.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="continue the run in OUTPUT_DIR from its last checkpoint")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, train nothing")
     parser.add_argument("--allow-partial", action="store_true", help="start although MODEL.WEIGHTS does not cover the whole backbone; recorded")
+    parser.add_argument("--force", action="store_true", help="start although config and weights do not go together; recorded, marked in the table")
     parser.add_argument("--init", metavar="NAME", help="row of the table this run belongs to (default: from the weights' stamp)")
     parser.add_argument(
         "--dataset",
@@ -45,9 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fine-tune; returns the exit status."""
-    from ..config import load_detection_config
+    from ..config import is_set_by_user, load_detection_config
     from ..data.catalog import parse_dataset_flag
     from ..finetune.build import finetune
+    from ..finetune.build_data import takes_class_count_from_data
     from ..finetune.engines import choose_engine
     from ..runtime.distributed import is_main_process, start_processes, stop_processes
     from ..runtime.log import set_up_logging
@@ -55,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
     choose_engine(args.engine)
     cfg = load_detection_config(args.config_file, args.overrides)
     own = [parse_dataset_flag(flag) for flag in args.dataset]
-    used = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    said = is_set_by_user(args.config_file, args.overrides, "MODEL.ROI_HEADS.NUM_CLASSES")
+    from_data = takes_class_count_from_data(cfg, own, is_set_by_user=said)
     start_processes("cpu" if cfg.MODEL.DEVICE == "cpu" else "auto")
     set_up_logging()
     try:
@@ -66,8 +70,9 @@ def run(args: argparse.Namespace) -> int:
             resume=args.resume,
             eval_only=args.eval_only,
             allow_partial=args.allow_partial,
+            force=args.force,
             init=args.init,
-            class_count_from_data=bool(own) and any(name in own for name in used) and "MODEL.ROI_HEADS.NUM_CLASSES" not in args.overrides,
+            class_count_from_data=from_data,
             on_start=set_up_logging,
         )
         if is_main_process() and record is not None:

@@ -49,6 +49,71 @@ def load_detection_config(path: str | os.PathLike[str], overrides: Sequence[str]
     return _load(path, overrides, DETECTION_DEFAULTS, "detection")
 
 
+def read_detection_config(text: str, where: str) -> CfgNode:
+    """Read a whole detection config, such as a checkpoint holds, from its YAML.
+
+    Args:
+        text: What ``CfgNode.dump`` wrote; it names no ``_BASE_``.
+        where: What the text comes from, for messages.
+
+    Returns:
+        The config, frozen.
+
+    Raises:
+        InputError: If it is not YAML, or a key or a value is not legal.
+    """
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{where}: its config is not YAML ({getattr(error, 'problem', None) or error}).") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{where}: its config is a {type(content).__name__}, expected KEY: VALUE lines.")
+    cfg = CfgNode(DETECTION_DEFAULTS)
+    known = dict(_leaves(DETECTION_DEFAULTS))
+    for key, value in _leaves(content):
+        _merge(cfg, known, where, key, value)
+    cfg.freeze()
+    return cfg
+
+
+def is_set_by_user(path: str | os.PathLike[str], overrides: Sequence[str], key: str) -> bool:
+    """Whether a key of a detection config was written by the user: on the command line, or in a file that does not come with the package.
+
+    Args:
+        path: As for :func:`load_detection_config`.
+        overrides: As for :func:`load_detection_config`.
+        key: Full path, e.g. ``MODEL.ROI_HEADS.NUM_CLASSES``.
+    """
+    shipped = {file.resolve() for file in paths.available().values()}
+    in_file = any(key in dict(_leaves(content)) for file, content in _chain(_find(path, "detection")) if file.resolve() not in shipped)
+    return in_file or key in overrides[::2]
+
+
+def reference_batch_and_lr(path: str | os.PathLike[str]) -> tuple[int, float]:
+    """Return the SOLVER.IMS_PER_BATCH and SOLVER.BASE_LR that a detection config was written with.
+
+    That is the pair of the nearest file in its ``_BASE_`` chain that comes with the package or sets both keys: a file of the user's
+    that changes one of them alone was not written with a pair of its own.
+
+    Args:
+        path: As for :func:`load_detection_config`.
+
+    Raises:
+        As :func:`load_pretrain_config`.
+    """
+    cfg = CfgNode(DETECTION_DEFAULTS)
+    known = dict(_leaves(DETECTION_DEFAULTS))
+    shipped = {file.resolve() for file in paths.available().values()}
+    pair = (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR)
+    for file, content in _chain(_find(path, "detection")):
+        leaves = dict(_leaves(content))
+        for key, value in leaves.items():
+            _merge(cfg, known, str(file), key, value)
+        if file.resolve() in shipped or {"SOLVER.IMS_PER_BATCH", "SOLVER.BASE_LR"} <= set(leaves):
+            pair = (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR)
+    return pair
+
+
 def _load(path: str | os.PathLike[str], overrides: Sequence[str], defaults: dict[str, Any], kind: str) -> CfgNode:
     cfg = CfgNode(defaults)  # CfgNode copies nested dictionaries, so the defaults stay as they are
     known = dict(_leaves(defaults))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-from PIL import Image, UnidentifiedImageError
 
 from ..runtime.errors import InputError
 from .catalog import DetectionDataset, get_dataset
+from .check_pictures import equal_pictures, look_at_pictures
 
 #: Pictures of the splits as published, by name; a copy with other counts is not wrong, but its numbers compare with nobody's.
 _PUBLISHED_COUNTS = {
@@ -29,9 +29,6 @@ _PUBLISHED_COUNTS = {
     "voc_2012_val": 5823,
     "voc_2012_trainval": 11540,
 }
-
-_EXIF_ORIENTATION = 274
-_LYING = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
 _LEFT_OUT_WORDS = {
     "images_without_boxes": "pictures without a box (left out of training, kept in a test set)",
@@ -55,6 +52,8 @@ class DatasetReport:
         boxes_of_class: The same by class name, in the order of the class indices.
         left_out: Counts of what training leaves out.
         metric: The metric that the data set is scored by.
+        num_masks: Objects that have a mask.
+        digests: Digest of each picture's bytes by file name; empty when no picture was opened.
     """
 
     name: str
@@ -65,6 +64,8 @@ class DatasetReport:
     boxes_of_class: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
     metric: str = ""
+    num_masks: int = 0
+    digests: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def is_usable(self) -> bool:
@@ -74,7 +75,8 @@ class DatasetReport:
     def text(self, max_problems: int = 20) -> str:
         """Return the report for people; at most ``max_problems`` of the problems in full."""
         counted = ((self.num_images, "picture"), (self.num_boxes, "box"), (len(self.boxes_of_class), "class"))
-        lines = [f"{self.name}: {', '.join(_counted(*pair) for pair in counted)}, scored by {self.metric}"]
+        masks = f", {_counted(self.num_masks, 'mask')}" if self.num_masks else ""
+        lines = [f"{self.name}: {', '.join(_counted(*pair) for pair in counted)}{masks}, scored by {self.metric}"]
         lines += [f"  {_LEFT_OUT_WORDS[key]}: {count}" for key, count in self.left_out.items() if count]
         if self.boxes_of_class:
             lines.append("  boxes by class: " + ", ".join(f"{name} {count}" for name, count in self.boxes_of_class.items()))
@@ -92,11 +94,11 @@ def _counted(count: int, noun: str) -> str:
 
 
 def check_dataset(name: str, *, open_pictures: bool = True) -> DatasetReport:
-    """Read a data set's annotations and the headers of its pictures, and collect all that is wrong.
+    """Read a data set's annotations and its pictures, and collect all that is wrong.
 
     Args:
         name: A name of the catalogue.
-        open_pictures: Whether each picture is opened, to compare its size with the annotation's.
+        open_pictures: Whether each picture is decoded, to find damaged ones, other sizes than the annotations' and equal pictures.
 
     Returns:
         The report; it lists problems instead of raising them.
@@ -119,14 +121,32 @@ def check_dataset(name: str, *, open_pictures: bool = True) -> DatasetReport:
     _count(report, contents.records, class_names)
     _remark(report, dataset, contents)
     if open_pictures:
-        report.problems += [problem for record in contents.records if (problem := _picture_problem(record))]
+        problems_of_pictures, report.digests = look_at_pictures(contents.records, description=name)
+        report.problems += problems_of_pictures
+        _remark_equal_pictures(report)
     return report
+
+
+def shared_pictures(reports: Sequence[DatasetReport]) -> list[str]:
+    """Return one sentence for each pair of data sets that have pictures in common, byte for byte; those of unopened pictures have none."""
+    sentences = []
+    for i, one in enumerate(reports):
+        for other in reports[i + 1 :]:
+            theirs = set(other.digests.values())
+            shared = [path for path, digest in one.digests.items() if digest in theirs]
+            if shared:
+                sentences.append(
+                    f"{one.name} and {other.name} have {_counted(len(shared), 'picture')} in common, the first is {shared[0]}: trained on the "
+                    "one and tested on the other, AP is too good."
+                )
+    return sentences
 
 
 def _count(report: DatasetReport, records: list[dict], class_names: tuple[str, ...]) -> None:
     boxes = Counter(a["category_id"] for record in records for a in record["annotations"] if not a["iscrowd"])
     repeated = {name for name, n in Counter(class_names).items() if n > 1}
     report.num_images, report.num_boxes = len(records), sum(boxes.values())
+    report.num_masks = sum(bool(a.get("segmentation")) for record in records for a in record["annotations"] if not a["iscrowd"])
     report.boxes_of_class = {f"{name} (index {i})" if name in repeated else name: boxes[i] for i, name in enumerate(class_names)}
 
 
@@ -137,6 +157,7 @@ def _remark(report: DatasetReport, dataset: DetectionDataset, contents) -> None:
             f"the published split has {published} pictures, this copy {report.num_images}: results do not compare with "
             "published ones."
         )
+    _remark_duplicates(report, contents.records)
     absent = [name for name, count in report.boxes_of_class.items() if count == 0]
     if report.num_boxes == 0:
         report.remarks.append("there is no box at all: neither training nor AP is possible.")
@@ -153,27 +174,24 @@ def _remark(report: DatasetReport, dataset: DetectionDataset, contents) -> None:
         )
 
 
-def _picture_problem(record: dict) -> str | None:
-    """Return what is wrong with a record's picture, None if nothing is or it is missing, which was said already."""
-    path = record["file_name"]
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            lying = _orientation(image) in _LYING
-    except FileNotFoundError:
-        return None
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        return f"The picture {path} cannot be read ({error}); replace it, or take it off the data set."
-    if lying:
-        width, height = height, width
-    if (width, height) == (record["width"], record["height"]):
-        return None
-    turned = " It is turned by its EXIF tag, which the annotation ignores." if lying else ""
-    return f"The picture {path} is {width} x {height} px, but its annotation says {record['width']} x {record['height']}.{turned}"
+def _remark_duplicates(report: DatasetReport, records: list[dict]) -> None:
+    """Count boxes that stand twice in one picture, and pictures that are listed twice."""
+    boxes = Counter((number, a["category_id"], *a["bbox"]) for number, r in enumerate(records) for a in r["annotations"] if not a["iscrowd"])
+    repeated = [key for key, count in boxes.items() if count > 1]
+    if repeated:
+        number, where = sum(boxes[key] - 1 for key in repeated), records[repeated[0][0]]["file_name"]
+        report.remarks.append(f"boxes that repeat another of the same class in the same picture: {number} (in {where}, for one).")
+    listed = Counter(record["file_name"] for record in records)
+    twice = [path for path, count in listed.items() if count > 1]
+    if twice:
+        report.remarks.append(
+            f"pictures that are listed more than once: {len(twice)} ({twice[0]}, for one); each listing has boxes of its own."
+        )
 
 
-def _orientation(image: Image.Image) -> int | None:
-    try:
-        return image.getexif().get(_EXIF_ORIENTATION)
-    except Exception:  # damaged EXIF raises nearly anything in Pillow, and is ignored when training too
-        return None
+def _remark_equal_pictures(report: DatasetReport) -> None:
+    groups = equal_pictures(report.digests)
+    if groups:
+        number = sum(len(group) - 1 for group in groups)
+        copy, original = groups[0][1], groups[0][0]
+        report.remarks.append(f"copies of other pictures, byte for byte: {number} ({copy} of {original}, for one).")

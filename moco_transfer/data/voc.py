@@ -89,7 +89,10 @@ def read_voc(
             picture = root / "JPEGImages" / pictures.get(image_id, f"{image_id}.jpg")
             records.append({"file_name": str(picture), "image_id": image_id, **record})
     check_image_files(records, str(image_list), on_problem)
-    return VocContents(records, {"images_without_boxes": sum(not is_trainable(record) for record in records)})
+    without_area = sum(not (a["bbox"][2] > a["bbox"][0] and a["bbox"][3] > a["bbox"][1]) for record in records for a in record["annotations"])
+    return VocContents(
+        records, {"images_without_boxes": sum(not is_trainable(record) for record in records), "boxes_without_area": without_area}
+    )
 
 
 def _folder(path: Path) -> Path:

@@ -18,3 +18,21 @@ def build_model(cfg: Any, engine: str = "torchvision") -> Any:
     from .engines import build_model as build
 
     return build(cfg, engine)
+
+
+def load_detector(path: Any, **options: Any) -> Any:
+    """Load a fine-tuned detector that takes pictures: ``load_detector("out/voc/moco")("picture.jpg")``.
+
+    Args:
+        path: OUTPUT_DIR of a run, or a checkpoint.
+        options: ``score_threshold``, ``device``, ``class_names``, ``config_file``; see ``build_detector.load_detector``.
+
+    Returns:
+        A ``predict.Detector``.
+
+    Raises:
+        InputError: If it is no detector that this engine can load.
+    """
+    from .build_detector import load_detector as load
+
+    return load(path, **options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +12,20 @@ import torch
 from fvcore.common.config import CfgNode
 from torch.nn.parallel import DistributedDataParallel
 
-from ..data.catalog import DetectionDataset, check_class_count, check_same_classes, get_dataset
+from ..config import reference_batch_and_lr
+from ..data.catalog import DetectionDataset
 from ..data.detection_loader import test_loader, train_loader
-from ..data.detection_records import leave_out_empty
-from ..data.detection_transforms import TestMapper, TrainMapper
-from ..evaluate.coco_eval import CocoEvaluator
-from ..evaluate.voc_eval import VocEvaluator
 from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
 from ..runtime.distributed import broadcast_module_state, broadcast_object, get_rank, get_world_size, is_main_process, start_processes
 from ..runtime.errors import InputError
 from ..runtime.metrics import MetricsFile
 from ..runtime.run_folder import open_run_folder
 from ..runtime.seed import derive_seed, seed_everything
-from .handover import load_weights
+from .build_data import find_datasets, fit_class_count, inference_mapper, make_evaluator, training_data
+from .handover import DETECTOR, SUPERVISED, InitialWeights, coverage_gap, load_weights, read_weights
+from .lint import Finding, lint, remarks, settle
 from .results import config_hash, write_results
-from .scaling import scale_to_world_size
+from .scaling import scale_to_world_size, schedule_sentence
 from .torchvision_engine import trainer
 from .torchvision_engine.build import build_learning_rate, build_model, build_optimizer
 from .torchvision_engine.norm import describe_norm
@@ -43,6 +42,7 @@ def finetune(
     resume: bool = False,
     eval_only: bool = False,
     allow_partial: bool = False,
+    force: bool = False,
     init: str | None = None,
     class_count_from_data: bool = False,
     on_start: Callable[[Path], None] | None = None,
@@ -52,10 +52,11 @@ def finetune(
     Args:
         cfg: From ``load_detection_config``.
         task: Name of the task in tables, usually the config file's stem.
-        config_file: Recorded in results.json.
+        config_file: Recorded in results.json; its batch and learning rate are what the run's are held to.
         resume: Continue the run in OUTPUT_DIR from its last checkpoint; starts afresh where there is none.
         eval_only: Evaluate MODEL.WEIGHTS (a detector's checkpoint; with ``resume`` the run's last one) and train nothing.
         allow_partial: Start although the trunk is only partly covered by MODEL.WEIGHTS.
+        force: Go on in spite of what the linter finds; results.json and the table say so.
         init: Name of the table's row; by default from the weights' stamp, or ``random`` without weights.
         class_count_from_data: Set MODEL.ROI_HEADS.NUM_CLASSES from the data instead of refusing another number.
         on_start: Called with OUTPUT_DIR once it may be written to.
@@ -68,30 +69,31 @@ def finetune(
     """
     _refuse_unimplemented(cfg)
     device = _device(cfg)
-    cfg = scale_to_world_size(cfg, get_world_size())
-    train_sets, test_sets = _datasets(cfg, eval_only)
-    cfg = _fit_class_count(cfg, [*train_sets, *test_sets], class_count_from_data)
-    cfg = _fix_seed(cfg)
+    written, cfg = cfg, scale_to_world_size(cfg, get_world_size())
+    train_sets, test_sets = find_datasets(cfg, eval_only=eval_only)
+    cfg = _fix_seed(fit_class_count(cfg, [*train_sets, *test_sets], from_data=class_count_from_data))
     checkpoints = CheckpointFolder(cfg.OUTPUT_DIR, keep=1)
     last = checkpoints.last() if resume else None
     state = load_checkpoint(last) if last else None
 
     seed_everything(cfg.SEED, "weights")
     model = build_model(cfg)
-    if eval_only and not cfg.MODEL.WEIGHTS and state is None:
-        raise InputError("--eval-only needs a detector: give MODEL.WEIGHTS a checkpoint_*.pth, or --resume to take the one in OUTPUT_DIR.")
-    weights = _initial_weights(cfg, model, allow_partial)
-    if eval_only and state is None and weights["coverage"]["expected"] != len(_named_shapes(model)):
-        raise InputError(
-            f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS} is a backbone without a detector. --eval-only needs a checkpoint that tools/train_net.py wrote."
-        )
+    initial = read_weights(cfg.MODEL.WEIGHTS, init=init)
+    if eval_only and state is None:
+        _refuse_no_detector(initial)
+    overruled = _settle(written, model, initial, config_file=config_file, force=force, allow_partial=allow_partial, eval_only=eval_only)
+    weights = load_weights(model, initial, arch=_arch(cfg), allow_partial=allow_partial)
+    del initial  # the tensors are in the model now
     output_dir = open_run_folder(cfg.OUTPUT_DIR, resume=resume or eval_only, config_text=cfg.dump())
     if on_start is not None:
         on_start(output_dir)
-    if class_count_from_data:
-        logger.info("%d classes, from the data: %s", cfg.MODEL.ROI_HEADS.NUM_CLASSES, ", ".join([*train_sets, *test_sets][0].class_names[:20]))
+    class_names = [*train_sets, *test_sets][0].class_names
+    said = [] if eval_only else [schedule_sentence(written, cfg, get_world_size())]
+    said.append(f"{len(class_names)} classes{', from the data' if class_count_from_data else ''}: {_some(class_names)}")
+    surprises = [] if eval_only else remarks(cfg, world_size=get_world_size())
+    _announce([*said, *(f"note: {sentence}" for sentence in surprises)], [f"--force overrules {f.name}: {f.sentence}" for f in overruled])
 
-    run = _build_run(cfg, model, device, task)
+    run = _build_run(cfg, model, device, {"task": task, "class_names": list(class_names)})
     if state is not None:
         _restore(run, state, str(last))
     started = time.time()
@@ -111,8 +113,9 @@ def finetune(
         "wall_sec": round(time.time() - started, 1),
         "world_size": get_world_size(),
         "device": device.type,
-        "flags": {"allow_partial": allow_partial, "forced": [], "eval_only": eval_only},
-        "dataset": {"train": [d.name for d in train_sets], "test": [d.name for d in test_sets]},
+        "flags": {"allow_partial": allow_partial, "forced": [finding.name for finding in overruled], "eval_only": eval_only},
+        "dataset": {"train": [d.name for d in train_sets], "test": [d.name for d in test_sets], "classes": list(class_names)},
+        "remarks": surprises,
         "last_losses": run.last_losses,
     }
     if is_main_process():
@@ -121,11 +124,11 @@ def finetune(
 
 
 def init_name(weights: dict[str, Any]) -> str:
-    """Return a row's name from what results.json says of the weights: the stamp's mechanism, else the file's name."""
+    """Return a row's name from what results.json says of the weights: the stamp's mechanism, the kind, else the file's name."""
     if not weights["path"]:
         return "random"
     mechanism = (weights["stamp"] or {}).get("mechanism")
-    return mechanism or Path(weights["path"]).stem
+    return mechanism or (SUPERVISED if weights.get("kind") == SUPERVISED else Path(weights["path"]).stem)
 
 
 def _refuse_unimplemented(cfg: CfgNode) -> None:
@@ -148,26 +151,40 @@ def _device(cfg: CfgNode) -> torch.device:
     return start_processes("cpu" if cfg.MODEL.DEVICE == "cpu" else "auto")
 
 
-def _datasets(cfg: CfgNode, eval_only: bool) -> tuple[list[DetectionDataset], list[DetectionDataset]]:
-    for key in ("TRAIN", "TEST"):
-        if not cfg.DATASETS[key] and not (key == "TRAIN" and eval_only):
-            raise InputError(f"DATASETS.{key} names no data set. Give e.g. DATASETS.{key} voc_2007_trainval, or your own with --dataset.")
-    train_sets = [] if eval_only else [get_dataset(name) for name in cfg.DATASETS.TRAIN]
-    test_sets = [get_dataset(name) for name in cfg.DATASETS.TEST]
-    check_same_classes([*train_sets, *test_sets])
-    return train_sets, test_sets
+def _refuse_no_detector(initial: InitialWeights) -> None:
+    if initial.content is None:
+        raise InputError("--eval-only needs a detector: give MODEL.WEIGHTS a checkpoint_*.pth, or --resume to take the one in OUTPUT_DIR.")
+    if initial.kind != DETECTOR:
+        raise InputError(
+            f"MODEL.WEIGHTS {initial.path} is a backbone without a detector. --eval-only needs a checkpoint that tools/train_net.py wrote."
+        )
 
 
-def _fit_class_count(cfg: CfgNode, datasets: list[DetectionDataset], from_data: bool) -> CfgNode:
-    count = len(datasets[0].class_names)
-    if from_data and count != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES = count
-        cfg.freeze()
-    for dataset in datasets:
-        check_class_count(dataset, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
-    return cfg
+def _arch(cfg: CfgNode) -> str:
+    return f"resnet{cfg.MODEL.RESNETS.DEPTH}"
+
+
+def _settle(
+    written: CfgNode, model: torch.nn.Module, initial: InitialWeights, *, config_file: str, force: bool, allow_partial: bool, eval_only: bool
+) -> list[Finding]:
+    """Refuse the run for all that its config and weights have against each other, at once, or return what was overruled."""
+    reference = reference_batch_and_lr(config_file) if config_file else None
+    findings = lint(written, initial, world_size=get_world_size(), reference=reference, eval_only=eval_only)
+    gap = None if allow_partial else coverage_gap(model, initial, _arch(written))
+    if gap is not None:
+        findings.append(Finding("coverage", gap, "--allow-partial"))
+    return settle(findings, initial, force=force)
+
+
+def _announce(said: list[str], warnings: list[str]) -> None:
+    for sentence in said:
+        logger.info("%s", sentence)
+    for sentence in warnings:
+        logger.warning("%s", sentence)
+
+
+def _some(names: Sequence[str], limit: int = 20) -> str:
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
 
 
 def _fix_seed(cfg: CfgNode) -> CfgNode:
@@ -182,21 +199,7 @@ def _fix_seed(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
-def _initial_weights(cfg: CfgNode, model: torch.nn.Module, allow_partial: bool) -> dict[str, Any]:
-    pixels = {
-        "format": cfg.INPUT.FORMAT,
-        "mean": list(cfg.MODEL.PIXEL_MEAN),
-        "std": list(cfg.MODEL.PIXEL_STD),
-        "stride_in_1x1": cfg.MODEL.RESNETS.STRIDE_IN_1X1,
-    }
-    return load_weights(model, cfg.MODEL.WEIGHTS, arch=f"resnet{cfg.MODEL.RESNETS.DEPTH}", pixels=pixels, allow_partial=allow_partial)
-
-
-def _named_shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(t.shape) for name, t in model.state_dict().items() if not name.endswith("num_batches_tracked")}
-
-
-def _build_run(cfg: CfgNode, model: torch.nn.Module, device: torch.device, task: str) -> trainer.FineTuning:
+def _build_run(cfg: CfgNode, model: torch.nn.Module, device: torch.device, says: dict[str, Any]) -> trainer.FineTuning:
     model = model.to(device)
     broadcast_module_state([*model.parameters(), *model.buffers()])
     wrapped: torch.nn.Module = model
@@ -217,7 +220,7 @@ def _build_run(cfg: CfgNode, model: torch.nn.Module, device: torch.device, task:
         clip={"clip_type": clip.CLIP_TYPE, "clip_value": clip.CLIP_VALUE, "norm_type": clip.NORM_TYPE} if clip.ENABLED else None,
         max_iter=cfg.SOLVER.MAX_ITER,
         seed=cfg.SEED,
-        header={"format": trainer.CHECKPOINT_FORMAT, "task": task, "config_hash": config_hash(cfg), "config": cfg.dump()},
+        header={"format": trainer.CHECKPOINT_FORMAT, **says, "config_hash": config_hash(cfg), "config": cfg.dump()},
     )
 
 
@@ -246,7 +249,7 @@ def _train(
     checkpoints: CheckpointFolder,
     output_dir: Path,
 ) -> bool:
-    records, mapper = _training_data(cfg, train_sets)
+    records, mapper = training_data(cfg, train_sets)
 
     def batches(seed: int, start_iteration: int):
         return train_loader(
@@ -288,32 +291,9 @@ def _train(
             metrics.close()
 
 
-def _training_data(cfg: CfgNode, train_sets: list[DetectionDataset]) -> tuple[list[dict], TrainMapper]:
-    records = [record for dataset in train_sets for record in dataset.records]
-    total = len(records)
-    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        records, left_out = leave_out_empty(records)
-        if left_out:
-            logger.info("%d of %d training pictures have no box and are left out", left_out, total)
-    objects = sum(len(record["annotations"]) for record in records)
-    logger.info("training on %d pictures with %d objects from %s", len(records), objects, ", ".join(d.name for d in train_sets))
-    mapper = TrainMapper(
-        tuple(cfg.INPUT.MIN_SIZE_TRAIN),
-        cfg.INPUT.MAX_SIZE_TRAIN,
-        cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING,
-        cfg.INPUT.RANDOM_FLIP,
-        cfg.INPUT.FORMAT,
-        with_masks=cfg.MODEL.MASK_ON,
-        mask_format=cfg.INPUT.MASK_FORMAT,
-        with_keypoints=cfg.MODEL.KEYPOINT_ON,
-        keypoint_mirror=train_sets[0].keypoint_mirror if cfg.MODEL.KEYPOINT_ON else (),
-    )
-    return records, mapper
-
-
 def _evaluate(cfg: CfgNode, run: trainer.FineTuning, test_sets: list[DetectionDataset], output_dir: Path) -> dict[str, dict[str, float]]:
     """Evaluate on every test set; with several, metrics are nested once more, below the set's name, as Detectron2 does."""
-    mapper = TestMapper(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.INPUT.FORMAT)
+    mapper = inference_mapper(cfg)
     results = {}
     for dataset in test_sets:
         loader = test_loader(
@@ -327,7 +307,7 @@ def _evaluate(cfg: CfgNode, run: trainer.FineTuning, test_sets: list[DetectionDa
         results[dataset.name] = trainer.evaluate(
             run.model,
             loader,
-            evaluator=_evaluator(cfg, dataset, output_dir),
+            evaluator=make_evaluator(cfg, dataset, output_dir),
             amp_dtype=run.amp_dtype,
             device=run.device,
             description=f"evaluating {dataset.name}",
@@ -336,12 +316,3 @@ def _evaluate(cfg: CfgNode, run: trainer.FineTuning, test_sets: list[DetectionDa
         for task, metrics in results[dataset.name].items():
             logger.info("%s %s: %s", dataset.name, task, ", ".join(f"{k} {v:.2f}" for k, v in metrics.items() if not k.startswith("AP-")))
     return results[test_sets[0].name] if len(test_sets) == 1 else results
-
-
-def _evaluator(cfg: CfgNode, dataset: DetectionDataset, output_dir: Path) -> VocEvaluator | CocoEvaluator:
-    """Choose by what the data set says of itself, never by its name."""
-    predictions = output_dir / f"predictions_{dataset.name}.json"
-    if dataset.evaluator == "voc":
-        return VocEvaluator(dataset, predictions)
-    tasks = ("bbox", *(("segm",) if cfg.MODEL.MASK_ON else ()), *(("keypoints",) if cfg.MODEL.KEYPOINT_ON else ()))
-    return CocoEvaluator(dataset, tasks, output_file=predictions)

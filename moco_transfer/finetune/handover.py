@@ -1,6 +1,6 @@
 """The hand-over of weights to a detector: everything that is expected is there and fits, or the run does not start.
 
-Weights that match nothing still give an AP, as does a swapped colour order; both are refused here.
+Weights that match nothing still give an AP; they are refused here. Whether the config suits them is for ``lint.py`` to say.
 
 Names:
     A backbone file names its tensors ``stem.…``, ``res2.…`` to ``res5.…``. In a detector they live below ``backbone.bottom_up.``
@@ -10,23 +10,103 @@ Names:
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from torch import nn
 
-from ..convert import BackboneWeights, coverage, load_backbone
+from ..convert import BackboneWeights, Coverage, coverage, load_backbone
+from ..convert.read import read_checkpoint
+from ..convert.zoo import local_file
 from ..runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
+
+RANDOM, SELF_SUPERVISED, SUPERVISED, DETECTOR, UNKNOWN = "random", "self-supervised", "supervised", "detector", "unknown"
 
 _TRUNK = ("stem.", "res2.", "res3.", "res4.", "res5.")
 _PLACES = ("backbone.bottom_up.", "backbone.", "roi_heads.")
 _ADDED_BY_THE_DETECTOR = ("res5.norm.",)  # the extra BN of Res5ROIHeadsExtraNorm is new in every row of a table
 _BATCH_COUNTER = "num_batches_tracked"
-_PIXEL_TOLERANCE = 1e-2  # on the 0-255 scale: files round 0.485 * 255 differently
+
+# Layouts (``source_format`` of a stamp) that were trained one way only.
+_SUPERVISED_FORMATS = ("caffe2",)
+_SELF_SUPERVISED_FORMATS = ("openselfsup", "lightly", "solo_learn", "vissl")
+# torchvision publishes resnet50-0676ba61.pth and the like; other files may have its layout without being its own.
+_TORCHVISION_FILE = re.compile(r"(wide_)?resne(x)?t[\w]*-[0-9a-f]{8}\.pth")
+_MOCO_AUTHOR = "MOCO"  # what the official converter writes as __author__, without any stamp
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """What MODEL.WEIGHTS holds, read and not yet loaded.
+
+    Attributes:
+        path: As the config names it; "" for random initialisation.
+        kind: ``random``, ``self-supervised``, ``supervised``, ``detector`` (a fine-tuned one) or ``unknown``.
+        content: The tensors, None for random initialisation.
+        stamp: What the file says of its origin, None where it says nothing.
+        pixels: ``format``, ``pixel_mean``, ``pixel_std``, ``stride_in_1x1``, ``arch`` that the weights were trained with;
+            what is not known is None or absent.
+    """
+
+    path: str
+    kind: str
+    content: BackboneWeights | None
+    stamp: Mapping[str, Any] | None
+    pixels: Mapping[str, Any]
+
+
+def read_weights(path: str, *, init: str | None = None) -> InitialWeights:
+    """Read what MODEL.WEIGHTS names; no code in it is run.
+
+    Args:
+        path: A converted backbone, a name of published weights, a fine-tuned detector's checkpoint, or ``""`` for none.
+        init: What the user calls this initialisation; believed (``supervised``) where the file does not say what it is.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        InputError: If it is no checkpoint, or in another layout than Detectron2's.
+    """
+    if not path:
+        return InitialWeights("", RANDOM, None, None, {})
+    content = load_backbone(path)
+    pixels = content.stamp or {}
+    if content.kind == DETECTOR:
+        return InitialWeights(path, DETECTOR, content, content.stamp, pixels or _trained_with(path))
+    if content.stamp is None:
+        logger.warning("%s carries no stamp: its colour order and pixel statistics cannot be checked against the config.", path)
+    return InitialWeights(path, _kind(path, content.stamp, init), content, content.stamp, pixels)
+
+
+def _kind(path: str, stamp: Mapping[str, Any] | None, init: str | None) -> str:
+    said = dict(stamp or {})
+    if said.get("mechanism"):
+        return SUPERVISED if said["mechanism"] == SUPERVISED else SELF_SUPERVISED
+    if said.get("source_format") in _SUPERVISED_FORMATS or _TORCHVISION_FILE.fullmatch(str(said.get("source", ""))):
+        return SUPERVISED
+    if said.get("source_format") in _SELF_SUPERVISED_FORMATS:
+        return SELF_SUPERVISED
+    if stamp is None and read_checkpoint(local_file(path)).top.get("__author__") == _MOCO_AUTHOR:
+        return SELF_SUPERVISED
+    return SUPERVISED if (init or "").startswith(SUPERVISED) else UNKNOWN
+
+
+def _trained_with(path: str) -> dict[str, Any]:
+    """Return the pixels that one of our detectors was trained with, from the config in its checkpoint; ``{}`` for another's."""
+    text = read_checkpoint(local_file(path)).top.get("config")
+    config = yaml.safe_load(text) if isinstance(text, str) else None
+    try:
+        model = config["MODEL"]
+        pixels = {"format": config["INPUT"]["FORMAT"], "pixel_mean": list(model["PIXEL_MEAN"]), "pixel_std": list(model["PIXEL_STD"])}
+        return pixels | {"stride_in_1x1": model["RESNETS"]["STRIDE_IN_1X1"], "arch": f"resnet{model['RESNETS']['DEPTH']}"}
+    except (LookupError, TypeError):
+        return {}
 
 
 def trunk_places(model: nn.Module) -> dict[str, str]:
@@ -42,42 +122,71 @@ def trunk_places(model: nn.Module) -> dict[str, str]:
     return places
 
 
-def load_weights(
-    model: nn.Module,
-    path: str,
-    *,
-    arch: str,
-    pixels: Mapping[str, Any],
-    allow_partial: bool = False,
-) -> dict[str, Any]:
+def load_weights(model: nn.Module, weights: InitialWeights, *, arch: str, allow_partial: bool = False) -> dict[str, Any]:
     """Load initial weights into a detector and return what results.json says of them.
 
     Args:
-        model: The detector, changed in place.
-        path: A converted backbone, or a fine-tuned detector's checkpoint; ``""`` leaves the random initialisation.
+        model: The detector, changed in place; a random initialisation leaves it as it is.
+        weights: From :func:`read_weights`.
         arch: Name of the trunk for messages, e.g. ``resnet50``.
-        pixels: The config's ``format``, ``mean``, ``std``, ``stride_in_1x1``; checked against the file's stamp.
         allow_partial: Start although some tensors of the trunk are not covered.
 
     Returns:
-        ``{"path", "sha256", "stamp", "coverage"}``; coverage holds ``expected``, ``matched`` and the names ``missing``, ``unused``, ``misshapen``.
+        ``{"path", "kind", "sha256", "stamp", "coverage"}``; coverage holds ``expected``, ``matched`` and the names ``missing``,
+        ``unused``, ``misshapen``, or is None for a random initialisation.
+
+    Raises:
+        InputError: If not every tensor is covered.
+    """
+    if weights.content is None:
+        return {"path": "", "kind": RANDOM, "sha256": None, "stamp": None, "coverage": None}
+    if weights.kind == DETECTOR:
+        covered = _load_detector(model, weights.content, weights.path)
+    else:
+        covered = _load_trunk(model, weights.content, weights.path, arch, allow_partial)
+    return {"path": weights.path, "kind": weights.kind, "sha256": weights.content.sha256, "stamp": weights.stamp, "coverage": covered}
+
+
+def read_detector(path: str) -> tuple[dict[str, torch.Tensor], Mapping[str, Any]]:
+    """Return a fine-tuned detector's tensors by its own keys, and what its file says beside them; no code in it is run.
 
     Raises:
         MissingFileError: If there is no such file.
-        InputError: If it is no checkpoint, the stamp contradicts the config, or not every tensor is covered.
+        InputError: If it is no checkpoint, or holds no detector.
     """
-    if not path:
-        return {"path": "", "sha256": None, "stamp": None, "coverage": None}
-    weights = load_backbone(path)
-    if weights.stamp is not None:
-        check_pixels(weights.stamp, pixels, path)
-    else:
-        logger.warning("%s carries no stamp: its colour order and pixel statistics cannot be checked against the config.", path)
-    if weights.kind == "detector":
-        covered = _load_detector(model, weights, path)
-    else:
-        covered = _load_trunk(model, weights, path, arch, allow_partial)
-    return {"path": path, "sha256": weights.sha256, "stamp": weights.stamp, "coverage": covered}
+    content = read_checkpoint(local_file(path))
+    prefix = "model." if any(name.startswith("model.") for name in content.tensors) else ""
+    state = {name[len(prefix) :]: tensor for name, tensor in content.tensors.items() if name.startswith(prefix)}
+    if not any(name.startswith("roi_heads.box_predictor.") for name in state):
+        raise InputError(
+            f"{path} holds no detector: no tensor is called roi_heads.box_predictor.…, the first is {next(iter(content.tensors), 'none')}. "
+            f"Give the OUTPUT_DIR of moco-transfer train, or a checkpoint in it."
+        )
+    return state, content.top
+
+
+def load_detector_state(model: nn.Module, state: Mapping[str, torch.Tensor], path: str) -> None:
+    """Load a detector's tensors into a model, all of them.
+
+    Raises:
+        InputError: If they are not the model's.
+    """
+    found = coverage(state, model.state_dict())
+    if not found.is_complete:
+        raise InputError(_other_detector(found, path))
+    _copy(model, {name: state[name] for name in found.matched})
+
+
+def coverage_gap(model: nn.Module, weights: InitialWeights, arch: str) -> str | None:
+    """Return the sentence that :func:`load_weights` would refuse these weights with, None when they fit; nothing is changed."""
+    if weights.content is None:
+        return None
+    if weights.kind == DETECTOR:
+        found = coverage(weights.content.state_dict, model.state_dict())
+        return None if found.is_complete else _other_detector(found, weights.path)
+    state = model.state_dict()
+    found = coverage(weights.content.arrays, {name: state[key] for name, key in trunk_places(model).items()})
+    return None if found.is_complete else found.sentence(weights.path, arch)
 
 
 def _load_trunk(model: nn.Module, weights: BackboneWeights, path: str, arch: str, allow_partial: bool) -> dict[str, Any]:
@@ -103,56 +212,28 @@ def _load_trunk(model: nn.Module, weights: BackboneWeights, path: str, arch: str
 def _load_detector(model: nn.Module, weights: BackboneWeights, path: str) -> dict[str, Any]:
     found = coverage(weights.state_dict, model.state_dict())
     if not found.is_complete:
-        misshapen = [f"{name} {got} instead of {want}" for name, (got, want) in found.misshapen.items()]
-        raise InputError(
-            f"{path} is a detector of another config: it covers {len(found.matched)} of {found.num_expected} tensors. "
-            f"Missing: {_some(found.missing)}. "
-            f"Unused: {_some(found.unused)}. Misshapen: {_some(misshapen)}. Use the config that it was trained with (config.yaml beside it)."
-        )
+        raise InputError(_other_detector(found, path))
     _copy(model, {name: weights.state_dict[name] for name in found.matched})
     logger.info("%s: all %d tensors of the detector loaded", path, found.num_expected)
     return {"expected": found.num_expected, "matched": len(found.matched), "missing": [], "unused": [], "misshapen": []}
 
 
-def _copy(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
+def _other_detector(found: Coverage, path: str) -> str:
+    misshapen = [f"{name} {got} instead of {want}" for name, (got, want) in found.misshapen.items()]
+    return (
+        f"{path} is a detector of another config: it covers {len(found.matched)} of {found.num_expected} tensors. "
+        f"Missing: {_some(found.missing)}. "
+        f"Unused: {_some(found.unused)}. Misshapen: {_some(misshapen)}. Use the config that it was trained with (config.yaml beside it)."
+    )
+
+
+def _copy(model: nn.Module, arrays: Mapping[str, np.ndarray | torch.Tensor]) -> None:
     state = model.state_dict()
     with torch.no_grad():
         for key, array in arrays.items():
             # A copy: arrays read from a pickle may be read-only or of another byte order.
-            state[key].copy_(torch.from_numpy(np.array(array, dtype=np.float32)))
+            state[key].copy_(array if isinstance(array, torch.Tensor) else torch.from_numpy(np.array(array, dtype=np.float32)))
 
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(list(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "none"
-
-
-def check_pixels(stamp: Mapping[str, Any], pixels: Mapping[str, Any], path: str) -> None:
-    """Refuse weights whose colour order, pixel statistics or stride are not the config's.
-
-    Args:
-        stamp: The file's stamp; an entry that is None or absent is not known and not checked.
-        pixels: ``format``, ``mean``, ``std``, ``stride_in_1x1`` of the config.
-        path: The file, for messages.
-
-    Raises:
-        InputError: Naming both values and the config keys.
-    """
-    if stamp.get("format") and stamp["format"] != pixels["format"]:
-        raise InputError(
-            f"{path} was trained on {stamp['format']} pictures, but the config says INPUT.FORMAT {pixels['format']!r}. "
-            f"Set INPUT.FORMAT {stamp['format']} with its pixel statistics, or use the *_msra.yaml twin for BGR weights."
-        )
-    for name, key in (("mean", "MODEL.PIXEL_MEAN"), ("std", "MODEL.PIXEL_STD")):
-        theirs, ours = stamp.get(f"pixel_{name}"), list(pixels[name])
-        if theirs and (len(theirs) != len(ours) or max(abs(a - b) for a, b in zip(theirs, ours, strict=True)) > _PIXEL_TOLERANCE):
-            raise InputError(
-                f"{path} was trained with pixel {name} {[round(v, 3) for v in theirs]}, but the config says {key} {[round(v, 3) for v in ours]}. "
-                f'Set {key} "{[round(v, 3) for v in theirs]}".'
-            )
-    stride = stamp.get("stride_in_1x1")
-    bottleneck = stamp.get("arch") not in ("resnet18", "resnet34")  # basic blocks have no 1x1 convolution to stride in
-    if stride is not None and bottleneck and bool(stride) != bool(pixels["stride_in_1x1"]):
-        raise InputError(
-            f"{path} has its stride in the {'1x1' if stride else '3x3'} convolutions, but the config says MODEL.RESNETS.STRIDE_IN_1X1 "
-            f"{pixels['stride_in_1x1']}. Set it to {stride}."
-        )

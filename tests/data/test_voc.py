@@ -36,7 +36,7 @@ def test_read_voc__keeps_pictures_without_boxes_and_counts_them(make_voc):
     root = make_voc({"b": (40, 30, []), "a": (40, 30, [("dog", (2, 2, 9, 9), 0)])})
     contents = read_voc(root, "train", CLASSES)
     assert [record["image_id"] for record in contents.records] == ["b", "a"]
-    assert contents.left_out == {"images_without_boxes": 1}
+    assert contents.left_out == {"images_without_boxes": 1, "boxes_without_area": 0}
 
 
 def test_read_voc__finds_pictures_of_other_suffixes(make_voc):
