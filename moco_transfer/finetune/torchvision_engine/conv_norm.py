@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moco_transfer.finetune.torchvision_engine.norm import get_norm
+from moco_transfer.finetune.torchvision_engine.norm import fixed_affine, get_norm
 
 
 class ConvNorm(nn.Conv2d):
@@ -50,10 +50,27 @@ class ConvNorm(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, out_channels, H', W') for x (N, in_channels, H, W)."""
-        y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        folded = None if self.norm is None else fixed_affine(self.norm)
+        if folded is None:
+            return self.finish(self._convolve(x, self.weight, self.bias))
+        # A norm whose statistics are fixed is part of the filters: one pass over the features less.
+        scale, shift = folded
+        bias = shift if self.bias is None else shift + self.bias * scale
+        y = self._convolve(x, self.weight * scale.view(-1, 1, 1, 1), bias)
+        return F.relu_(y) if self.relu else y
+
+    def convolve_densely(self, x: Tensor) -> Tensor:
+        """Return (N, out_channels, H, W): the convolution alone, at every position whatever the stride."""
+        return F.conv2d(x, self.weight, self.bias, 1, self.padding, self.dilation, self.groups)
+
+    def finish(self, y: Tensor) -> Tensor:
+        """Return the normalisation and ReLU of y, the result of this convolution; changes y."""
         if self.norm is not None:
             y = self.norm(y)
         return F.relu_(y) if self.relu else y
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 def init_msra(layer: nn.Module) -> None:

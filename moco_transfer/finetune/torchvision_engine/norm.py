@@ -83,6 +83,24 @@ class FrozenBatchNorm2d(nn.Module):
         return f"{self.num_features}, eps={self.eps}"
 
 
+def fixed_affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """Return a norm as scale (C,) and shift (C,), where its statistics are fixed and a convolution may take it in.
+
+    Args:
+        norm: Any layer of ``get_norm``.
+
+    Returns:
+        None where the layer has to see the features: in training, for GN, and for BN in evaluation mode under autograd, whose
+        weight and bias may want gradients.
+    """
+    is_frozen = isinstance(norm, FrozenBatchNorm2d)
+    is_evaluated = isinstance(norm, nn.BatchNorm2d) and not norm.training and not torch.is_grad_enabled()
+    if not is_frozen and not is_evaluated:
+        return None
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return scale, norm.bias - norm.running_mean * scale
+
+
 def freeze(module: nn.Module) -> nn.Module:
     """Stop the training of a module for good: no gradients, and every BN inside becomes a FrozenBatchNorm2d.
 

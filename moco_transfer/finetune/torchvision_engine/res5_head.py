@@ -19,7 +19,7 @@ from moco_transfer.finetune.torchvision_engine.box_head import BoxPredictor, Det
 from moco_transfer.finetune.torchvision_engine.image_list import GroundTruth
 from moco_transfer.finetune.torchvision_engine.mask_head import MaskHead
 from moco_transfer.finetune.torchvision_engine.norm import get_norm
-from moco_transfer.finetune.torchvision_engine.resnet import ResNetShape, make_stage
+from moco_transfer.finetune.torchvision_engine.resnet import Bottleneck, ResNetShape, make_stage
 from moco_transfer.finetune.torchvision_engine.roi_heads import foreground
 from moco_transfer.finetune.torchvision_engine.roi_pooling import RoIPooler
 from moco_transfer.finetune.torchvision_engine.roi_sampling import RegionSampler
@@ -88,4 +88,11 @@ class Res5RoIHeads(nn.Module):
 
     def _transform(self, features: Mapping[str, Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """Return (M, C, P / 2, P / 2)."""
-        return self.res5(self.pooler([features[self.in_feature]], boxes))
+        feature = features[self.in_feature]
+        first, *others = self.res5
+        if feature.is_cuda or not isinstance(first, Bottleneck):  # torchvision's operator cannot pool every second cell alone
+            return self.res5(self.pooler([feature], boxes))
+        hidden = first.forward_pooled(feature, lambda x, step: self.pooler([x], boxes, step=step))
+        for layer in others:
+            hidden = layer(hidden)
+        return hidden

@@ -9,7 +9,7 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -103,6 +103,22 @@ class Bottleneck(nn.Module):
         """Return (N, out_channels, H / stride, W / stride)."""
         y = self.conv3(self.conv2(self.conv1(x)))
         y += x if self.shortcut is None else self.shortcut(x)
+        return F.relu_(y)
+
+    def forward_pooled(self, x: Tensor, pool: Callable[[Tensor, int], Tensor]) -> Tensor:
+        """Return ``self(pool(x, 1))``, with the 1x1 convolutions done before the pooling.
+
+        Pooling is linear along height and width, a 1x1 convolution along the channels, so the two may change places: on the map
+        the convolutions see each position once, after it they see it in every region that holds it. Norms and ReLU stay behind.
+
+        Args:
+            x: (N, C, H, W), a map that regions are pooled from.
+            pool: From a map and the step between the cells that are kept to regions (M, C, P / step, P / step).
+        """
+        convs = [conv for conv in (self.conv1, self.shortcut) if conv is not None]
+        pooled = [pool(conv.convolve_densely(x), conv.stride[0]) for conv in convs]
+        y = self.conv3(self.conv2(self.conv1.finish(pooled[0])))
+        y += pool(x, 1) if self.shortcut is None else self.shortcut.finish(pooled[1])
         return F.relu_(y)
 
 

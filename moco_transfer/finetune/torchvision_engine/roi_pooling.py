@@ -16,9 +16,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
 from moco_transfer.finetune.torchvision_engine.box_coding import area
+from moco_transfer.finetune.torchvision_engine.roi_align import CellGrid, roi_align
 
 # A box of 224 px, the size of ImageNet's crops, is read from level 4 (stride 16), where ImageNet's networks read it.
 _CANONICAL_SIZE = 224
@@ -51,12 +51,13 @@ class RoIPooler(nn.Module):
         self.aligned = aligned
         self.min_level, self.max_level = (int(math.log2(stride)) for stride in (strides[0], strides[-1]))
 
-    def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+    def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor], *, step: int = 1) -> Tensor:
         """Return (M, C, P, P) in the order of the boxes, image after image.
 
         Args:
             features: One (N, C, Hl, Wl) for each stride.
             boxes: One (Ri, 4) for each image.
+            step: Keep every ``step``-th cell along both sides only: what a convolution of that stride and kernel size 1 reads.
         """
         owner = torch.repeat_interleave(
             torch.arange(len(boxes), device=boxes[0].device),
@@ -64,24 +65,15 @@ class RoIPooler(nn.Module):
         )
         every_box = torch.cat(list(boxes))
         rois = torch.cat([owner[:, None].to(every_box), every_box], dim=1)
+        grids = [CellGrid(self.resolution, 1.0 / stride, self.sampling_ratio, self.aligned, step) for stride in self.strides]
         if len(features) == 1:
-            return self._align(features[0], rois, self.strides[0])
+            return roi_align(features[0], rois, grids[0])
         levels = assign_levels(every_box, min_level=self.min_level, max_level=self.max_level)
         order = torch.argsort(levels, stable=True)
         counts = torch.bincount(levels, minlength=len(features)).tolist()
         pooled = [
-            self._align(feature, rois[index], stride)
-            for feature, index, stride in zip(features, order.split(counts), self.strides, strict=True)
+            roi_align(feature, rois[index], grid)
+            for feature, index, grid in zip(features, order.split(counts), grids, strict=True)
         ]
         # order[i] is the box that lies at place i; its inverse says at which place box j lies.
         return torch.cat(pooled).index_select(0, torch.argsort(order))
-
-    def _align(self, feature: Tensor, rois: Tensor, stride: int) -> Tensor:
-        return roi_align(
-            feature,
-            rois.to(feature.dtype),
-            (self.resolution, self.resolution),
-            spatial_scale=1.0 / stride,
-            sampling_ratio=self.sampling_ratio,
-            aligned=self.aligned,
-        )
