@@ -128,7 +128,8 @@ def _members(file: Path, split: str) -> Iterator[tuple[str, bytes]]:
 
 
 def _from_batches(root: str, batches: dict[str, bytes], end: str) -> PixelImages:
-    parts = [_parse_binary(content, f"{root}: {name}{end}") if end else _parse_pickle(content, f"{root}: {name}") for name, content in batches.items()]
+    parse = _parse_binary if end else _parse_pickle
+    parts = [parse(content, f"{root}: {name}{end}") for name, content in batches.items()]
     pixels = np.concatenate([pixels for pixels, _ in parts]).reshape(-1, 3, 32, 32)
     labels = np.concatenate([labels for _, labels in parts]).astype(np.int64)
     if labels.min() < 0 or labels.max() >= len(CIFAR10_CLASSES):

@@ -15,6 +15,24 @@ from ..runtime.errors import InputError
 from ..runtime.seed import generator_at
 
 
+def check_batch_size(batch_size_total: int, *, num_images: int, world_size: int) -> None:
+    """Refuse a batch that does not divide among the processes or is larger than the data.
+
+    Raises:
+        InputError: In either case.
+    """
+    if batch_size_total % world_size:
+        raise InputError(
+            f"DATA.BATCH_SIZE_TOTAL {batch_size_total} does not divide among {world_size} processes. "
+            f"Use {batch_size_total // world_size * world_size or world_size} or {(batch_size_total // world_size + 1) * world_size}."
+        )
+    if num_images < batch_size_total:
+        raise InputError(
+            f"The data folder holds {num_images} pictures, less than one batch of {batch_size_total}. "
+            f"Set DATA.BATCH_SIZE_TOTAL to at most {num_images}, or add pictures."
+        )
+
+
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """All batches of a run from ``start_iteration`` on, as lists of (epoch, index).
 
@@ -42,16 +60,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         world_size: int = 1,
         start_iteration: int = 0,
     ) -> None:
-        if batch_size_total % world_size:
-            raise InputError(
-                f"DATA.BATCH_SIZE_TOTAL {batch_size_total} does not divide among {world_size} processes. "
-                f"Use {batch_size_total // world_size * world_size or world_size} or {(batch_size_total // world_size + 1) * world_size}."
-            )
-        if num_images < batch_size_total:
-            raise InputError(
-                f"The data folder holds {num_images} pictures, less than one batch of {batch_size_total}. "
-                f"Set DATA.BATCH_SIZE_TOTAL to at most {num_images}, or add pictures."
-            )
+        check_batch_size(batch_size_total, num_images=num_images, world_size=world_size)
         self.num_images = num_images
         self.batch_size_total = batch_size_total
         self.batch_size_per_rank = batch_size_total // world_size
@@ -60,6 +69,11 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         self.seed = seed
         self.rank = rank
         self.start_iteration = start_iteration
+
+    @property
+    def order(self) -> dict[str, int]:
+        """What the order depends on beside the seed and the batch: nothing."""
+        return {}
 
     @property
     def max_iterations(self) -> int:

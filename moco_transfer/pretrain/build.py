@@ -10,14 +10,13 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
-from ..data.images import ImageFolder, find_images
 from ..data.labelled import EvaluationView, LabelledBatches, find_labelled
-from ..data.samplers import EpochBatches
-from ..data.two_views import Views, collate_views
+from ..data.loading import Batches, Loader, describe_batches, plan_batches, warn_of_another_order
+from ..data.sources import Pictures, open_source
+from ..data.two_views import ViewMaker
 from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
-from ..runtime.distributed import broadcast_module_state, get_rank, get_world_size, is_main_process, start_processes
+from ..runtime.distributed import broadcast_module_state, get_world_size, is_main_process, start_processes
 from ..runtime.errors import InputError
 from ..runtime.metrics import MetricsFile
 from ..runtime.run_folder import open_run_folder
@@ -50,10 +49,10 @@ def pretrain(cfg: CfgNode, *, resume: bool = False, on_start=None) -> Pretrainin
         InputError: If the data, the config or the checkpoint cannot be used.
     """
     device = start_processes(cfg.TRAIN.DEVICE)
-    folder = find_images(cfg.DATA.ROOT, layout=cfg.DATA.LAYOUT)
+    folder = open_source(cfg.DATA.ROOT, layout=cfg.DATA.LAYOUT, list_file=cfg.DATA.LIST_FILE, num_images=cfg.DATA.NUM_IMAGES)
     batches = _batches(cfg, folder, start_iteration=0)  # refuses sizes that do not fit, before anything is written
     if cfg.MECHANISM == "supervised" and len(folder.class_names) < 2:
-        raise InputError(f"MECHANISM supervised needs at least two class folders below DATA.ROOT {cfg.DATA.ROOT}, found {len(folder.class_names)}.")
+        raise InputError(f"MECHANISM supervised needs pictures of at least two classes, found {len(folder.class_names)}: {folder.describe()}.")
     monitor = _monitor(cfg)
     checkpoints = CheckpointFolder(cfg.OUTPUT_DIR, keep=cfg.TRAIN.KEEP_CHECKPOINTS)
     last = checkpoints.last() if resume else None
@@ -64,9 +63,12 @@ def pretrain(cfg: CfgNode, *, resume: bool = False, on_start=None) -> Pretrainin
 
     run = _build_run(cfg, folder, batches.iterations_per_epoch, device)
     run.monitor = monitor
+    run.header["order"] = batches.order
+    describe_batches(folder, batches)
     _say_what_runs(cfg, folder, run)
     if state is not None:
         restore(run, state, str(last))
+        warn_of_another_order(state.get("order", {}), batches.order)
     loader = _loader(cfg, folder, _batches(cfg, folder, start_iteration=run.iteration), device)
     metrics = (
         MetricsFile(output_dir / "metrics.json", start_iteration=run.iteration, tensorboard=cfg.TRAIN.TENSORBOARD) if is_main_process() else None
@@ -107,39 +109,25 @@ def build_model(cfg: CfgNode, *, num_classes: int = 0) -> nn.Module:
     )
 
 
-def _batches(cfg: CfgNode, folder: ImageFolder, *, start_iteration: int) -> EpochBatches:
-    return EpochBatches(
-        len(folder),
+def _batches(cfg: CfgNode, folder: Pictures, *, start_iteration: int) -> Batches:
+    return plan_batches(
+        folder,
         batch_size_total=cfg.DATA.BATCH_SIZE_TOTAL,
         epochs=cfg.SOLVER.EPOCHS,
         seed=cfg.SEED,
-        rank=get_rank(),
-        world_size=get_world_size(),
+        num_workers=cfg.DATA.NUM_WORKERS,
+        shuffle_buffer=cfg.DATA.SHUFFLE_BUFFER,
         start_iteration=start_iteration,
     )
 
 
-def _loader(cfg: CfgNode, folder: ImageFolder, batches: EpochBatches, device: torch.device) -> DataLoader:
-    views = Views(
-        folder,
-        recipe=cfg.DATA.AUGMENTATION,
-        size=cfg.DATA.IMAGE_SIZE,
-        crop_scale=tuple(cfg.DATA.CROP_SCALE),
-        seed=cfg.SEED,
-        num_views=1 if cfg.MECHANISM == "supervised" else 2,
-    )
-    # One pass of the loader is the whole run, so workers never restart at an epoch's end.
-    return DataLoader(
-        views,
-        batch_sampler=batches,
-        num_workers=cfg.DATA.NUM_WORKERS,
-        collate_fn=collate_views,
-        pin_memory=device.type == "cuda",
-        prefetch_factor=4 if cfg.DATA.NUM_WORKERS else None,
-    )
+def _loader(cfg: CfgNode, folder: Pictures, batches: Batches, device: torch.device) -> Loader:
+    num_views = 1 if cfg.MECHANISM == "supervised" else 2
+    make_views = ViewMaker(cfg.DATA.AUGMENTATION, cfg.DATA.IMAGE_SIZE, tuple(cfg.DATA.CROP_SCALE), num_views)
+    return Loader(folder, batches, make_views, num_workers=cfg.DATA.NUM_WORKERS, pin_memory=device.type == "cuda")
 
 
-def _build_run(cfg: CfgNode, folder: ImageFolder, iterations_per_epoch: int, device: torch.device) -> Pretraining:
+def _build_run(cfg: CfgNode, folder: Pictures, iterations_per_epoch: int, device: torch.device) -> Pretraining:
     seed_everything(cfg.SEED, "weights")
     model = build_model(cfg, num_classes=len(folder.class_names)).to(device)
     channels_last = cfg.TRAIN.CHANNELS_LAST
@@ -201,7 +189,7 @@ def _monitor(cfg: CfgNode) -> KnnMonitor | None:
     return KnnMonitor(train, test, period_epochs=cfg.KNN.PERIOD_EPOCHS, k=cfg.KNN.K, temperature=cfg.KNN.TEMPERATURE, features=features)
 
 
-def _header(cfg: CfgNode, folder: ImageFolder) -> dict[str, Any]:
+def _header(cfg: CfgNode, folder: Pictures) -> dict[str, Any]:
     return {
         "format": CHECKPOINT_FORMAT,
         "mechanism": cfg.MECHANISM,
@@ -259,16 +247,15 @@ def restore(run: Pretraining, state: dict[str, Any], path: str) -> None:
     logger.info("resumed from %s: iteration %d of %d", path, run.iteration, run.max_iterations)
     if state["world_size"] != get_world_size():
         logger.warning(
-            "The run was saved with %d processes and goes on with %d: pictures, order and learning rate stay the same, the groups of "
+            "The run was saved with %d processes and goes on with %d: %slearning rate and schedule stay the same, the groups of "
             "images that share BN statistics differ from here on.",
             state["world_size"],
             get_world_size(),
+            "" if run.header.get("order") else "pictures, order, ",
         )
 
 
-def _say_what_runs(cfg: CfgNode, folder: ImageFolder, run: Pretraining) -> None:
-    classes = f" in {len(folder.class_names)} class folders" if folder.class_names else ""
-    logger.info("%d pictures%s below %s; the first is %s", len(folder), classes, folder.root, folder.names[0])
+def _say_what_runs(cfg: CfgNode, folder: Pictures, run: Pretraining) -> None:
     per_rank = cfg.DATA.BATCH_SIZE_TOTAL // get_world_size()
     logger.info(
         "batch %d = %d per process x %d on %s, %s; %d epochs of %d iterations",
