@@ -149,8 +149,7 @@ class ShardBatches:
             epoch: The epoch.
             again: How often the stream has read all of them in this epoch already.
         """
-        order = generator_at(self.seed, "shards", epoch).permutation(len(self.shards.urls))
-        own = order[self.rank * self.num_streams + stream :: self.world_size * self.num_streams]
+        own = self._order(epoch)[self.rank * self.num_streams + stream :: self.world_size * self.num_streams]
         return generator_at(self.seed, "again", epoch, self.rank, stream, again).permutation(own) if again else own
 
     def describe(self) -> str:
@@ -166,10 +165,9 @@ class ShardBatches:
         """Return the share of the pictures of the first epoch that are left out while others are seen twice, 0-1; NaN if not counted."""
         if not self.shards.is_counted:
             return float("nan")
-        missing = 0
-        for rank in range(self.world_size):
-            for stream in range(self.num_streams):
-                order = generator_at(self.seed, "shards", 0).permutation(len(self.shards.urls))
-                own = order[rank * self.num_streams + stream :: self.world_size * self.num_streams]
-                missing += max(0, self.pictures_of(stream, 0, self.iterations_per_epoch) - int(self.shards.counts[own].sum()))
-        return missing / len(self.shards)
+        order, streams = self._order(0), self.world_size * self.num_streams
+        needed = self.iterations_per_epoch * self.batch_size_total / streams
+        return sum(max(0.0, needed - self.shards.counts[order[i::streams]].sum()) for i in range(streams)) / len(self.shards)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return generator_at(self.seed, "shards", epoch).permutation(len(self.shards.urls))
