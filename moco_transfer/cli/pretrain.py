@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
     cfg = load_pretrain_config(args.config_file, args.overrides)
     start_processes(cfg.TRAIN.DEVICE)
+    set_up_logging()  # to the terminal until there is a run folder: looking for the pictures may have something to say
     try:
         run = pretrain(cfg, resume=args.resume, init_from=args.init_from, on_start=set_up_logging)
         if is_main_process() and run is not None:

@@ -13,6 +13,7 @@ from ..runtime.errors import InputError
 
 ARCHS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x8d", "resnet50_w2x", "resnet50_w4x")
 ARCHS += ("resnet18_cifar", "resnet34_cifar", "resnet50_cifar")
+LAYOUTS = ("auto", "folders", "flat", "list", "cifar10", "shards")  # as data/sources.py has them, which config may not import
 MECHANISMS = ("moco", "memory_bank", "end_to_end", "supervised")
 AUGMENTATIONS = ("v1", "v2", "cifar", "supervised")
 SCHEDULES = ("step", "cosine", "exponential")
@@ -28,10 +29,23 @@ PRETRAIN_DEFAULTS: dict[str, Any] = {
     # Seed >= 0 of everything drawn: weights, queue, order, crops.
     "SEED": 0,
     "DATA": {
-        # Folder of pictures, with or without class folders below it; searched recursively.
+        # What to train on, one of:
+        #   a folder of pictures, with or without class folders below it, searched recursively; of a data set's root, train/ (train2017/,
+        #     JPEGImages/) is taken;
+        #   a list file: one path per line, relative to the file, with or without a label behind it;
+        #   CIFAR-10: train/<class>/*.jpg, that as .tar.gz, cifar-10-batches-bin/ or cifar-10-batches-py/;
+        #   tar shards, read as a stream (extra "shards"): a folder of them, /data/train-{000..146}.tar, https://…, pipe:COMMAND, or an
+        #     index file (.json) as webdataset's widsindex makes it;
+        #   a data set's name below DETECTRON2_DATASETS: coco_2017_train, voc_2007_trainval, …
         "ROOT": "",
-        # "auto": class folders when every picture lies in one, else flat. "folders" and "flat" insist.
+        # "auto" goes by what ROOT is. "folders", "flat", "list", "cifar10" and "shards" insist; "folders" takes every top folder as a class.
         "LAYOUT": "auto",
+        # List file whose paths are relative to ROOT instead of to itself; empty for none.
+        "LIST_FILE": "",
+        # Number of pictures in shards that cannot be counted because they are not local; 0 elsewhere.
+        "NUM_IMAGES": 0,
+        # Encoded pictures that each data worker holds and shuffles among themselves, for shards alone; 1 keeps a shard's order.
+        "SHUFFLE_BUFFER": 1000,
         # Side of the square crop, px. Paper: 224.
         "IMAGE_SIZE": 224,
         # Shorter side to which evaluation (kNN, linear) resizes a picture before it cuts out the central IMAGE_SIZE, px;
@@ -155,7 +169,7 @@ def check_pretrain_values(cfg: CfgNode, where: str) -> None:
     one_of = {
         "MECHANISM": MECHANISMS,
         "DATA.AUGMENTATION": AUGMENTATIONS,
-        "DATA.LAYOUT": ("auto", "folders", "flat"),
+        "DATA.LAYOUT": LAYOUTS,
         "MODEL.ARCH": ARCHS,
         "SOLVER.SCHEDULE": SCHEDULES,
         "KNN.FEATURES": ("auto", "head", "trunk"),
@@ -170,6 +184,7 @@ def check_pretrain_values(cfg: CfgNode, where: str) -> None:
     at_least |= {"MOCO.BN_GROUP_SIZE": 0, "SOLVER.REFERENCE_BATCH_SIZE": 1, "SOLVER.EPOCHS": 1, "TRAIN.LOG_PERIOD": 1}
     at_least |= {"SOLVER.MAX_ITER": 0, "SOLVER.DECAY_PERIOD": 1, "SOLVER.WARMUP_ITERS": 0, "SOLVER.ACCUMULATE": 1}
     at_least |= {"TRAIN.CHECKPOINT_PERIOD_EPOCHS": 1, "TRAIN.CHECKPOINT_PERIOD_ITERS": 0, "TRAIN.KEEP_CHECKPOINTS": 0, "SEED": 0}
+    at_least |= {"DATA.NUM_IMAGES": 0, "DATA.SHUFFLE_BUFFER": 1}
     at_least |= {"DATA.TEST_RESIZE": 0, "KNN.PERIOD_EPOCHS": 1, "KNN.K": 1, "SOLVER.FIRST_EPOCH": 0}
     for key, low in at_least.items():
         if _get(cfg, key) < low:

@@ -1,16 +1,20 @@
-"""Where unlabelled pictures come from: a tree of class folders or one flat folder.
+"""Pictures that lie in files: a tree of class folders, one flat folder, or any list of paths.
 
 Only names are held in memory, and in one bytes object: a list of a million Python strings would be copied, page by page,
-into every data worker as reference counts touch it.
+into every data worker as reference counts touch it. Every source of pictures (see ``sources.py``) has what
+:class:`ImageFolder` has: ``len``, ``labels``, ``class_names``, ``name(index)``, ``read(index)`` and ``describe()``.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -48,19 +52,21 @@ class PathList(Sequence[str]):
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """The pictures below one folder.
+    """Pictures in files: those below one folder, or those that a list names.
 
     Attributes:
         root: The folder.
-        names: Paths relative to it, sorted, so that index i is the same picture on every machine.
-        labels: int64 (number of pictures,), the class folder's number in ``class_names``; empty for a flat folder.
-        class_names: Names of the class folders, sorted; empty for a flat folder.
+        names: Paths relative to it, sorted (a list's: in its order), so that index i is the same picture on every machine.
+        labels: int64 (number of pictures,), the class folder's number in ``class_names``; empty where there are no classes.
+        class_names: Names of the class folders, sorted; empty where there are no classes.
+        listed_in: The file that lists the pictures, None where the folder itself was searched.
     """
 
     root: Path
     names: PathList
     labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     class_names: tuple[str, ...] = ()
+    listed_in: Path | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -69,12 +75,26 @@ class ImageFolder:
         """Return the path of picture ``index``."""
         return os.path.join(self.root, self.names[index])
 
+    def name(self, index: int) -> str:
+        """Return the path of picture ``index`` as a log can hold it: bytes that are no UTF-8 are escaped."""
+        return printable(self.path(index))
+
+    def read(self, index: int) -> Image.Image:
+        """Decode picture ``index`` to RGB; raises one of :data:`UNREADABLE` if that fails."""
+        return read_rgb(self.path(index))
+
+    def describe(self) -> str:
+        """Return in words how many pictures there are and where."""
+        classes = f" in {len(self.class_names)} classes" if self.class_names else ""
+        where = f"listed in {self.listed_in}" if self.listed_in else f"below {self.root}"
+        return f"{len(self)} pictures{classes} {where}; the first is {self.name(0)}"
+
 
 def find_images(root: str | os.PathLike[str], *, layout: str = "auto") -> ImageFolder:
     """List the pictures below a folder.
 
     Args:
-        root: The folder, searched recursively; links are followed.
+        root: The folder, searched recursively; links are followed, names that start with a dot are left out.
         layout: ``folders`` (each picture lies in a class folder of the root), ``flat`` (no classes, wherever they lie), or
             ``auto``: ``folders`` when no picture lies directly in the root and there are at least two class folders.
 
@@ -83,7 +103,8 @@ def find_images(root: str | os.PathLike[str], *, layout: str = "auto") -> ImageF
 
     Raises:
         MissingFileError: If the folder does not exist.
-        InputError: If it is a file, holds no picture, or ``folders`` was asked for and pictures lie outside class folders.
+        InputError: If it is a file, holds no picture, a folder in it cannot be listed, or ``folders`` was asked for and pictures lie
+            outside class folders.
     """
     if not os.fspath(root):
         raise InputError("DATA.ROOT is not set. Give the folder with the pictures, e.g. DATA.ROOT /data/imagenet/train.")
@@ -100,7 +121,7 @@ def find_images(root: str | os.PathLike[str], *, layout: str = "auto") -> ImageF
     loose = [name for name, top in zip(names, tops, strict=True) if not top]
     if layout == "folders" and loose:
         raise InputError(
-            f"{root}: {len(loose)} pictures lie outside class folders, the first is {loose[0]}. "
+            f"{root}: {len(loose)} pictures lie outside class folders, the first is {printable(loose[0])}. "
             f"Move them into class folders, or set DATA.LAYOUT flat."
         )
     if layout == "flat" or (layout == "auto" and (loose or len(classes) < 2)):
@@ -109,24 +130,76 @@ def find_images(root: str | os.PathLike[str], *, layout: str = "auto") -> ImageF
     return ImageFolder(root, PathList(names), np.array([number[top] for top in tops], np.int64), classes)
 
 
+def printable(name: str) -> str:
+    """Return a file name that any log and terminal can hold: bytes that are no UTF-8 are escaped."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def is_picture(name: str) -> bool:
+    """Return whether a file's extension is one of :data:`EXTENSIONS`, in upper or lower case."""
+    return name.lower().endswith(EXTENSIONS)
+
+
 def _walk(root: Path) -> Iterator[str]:
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        subfolders.sort()
-        relative = os.path.relpath(folder, root)
-        for name in files:
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
-                yield name if relative == "." else os.path.join(relative, name)
+    # Each entry has the folders that it lies in: a link to one of them would lead round for ever and list every picture anew.
+    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    while waiting:
+        relative, above = waiting.pop()
+        folder = os.path.join(root, relative)
+        try:
+            status = os.stat(folder)
+            entries = list(os.scandir(folder))
+        except OSError as error:
+            raise InputError(f"Cannot list {printable(folder)} ({error.strerror}). Make it readable or move it out of {root}.") from error
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            logger.warning("%s links back to a folder that it lies in and is left out", printable(folder))
+            continue
+        for entry in entries:
+            name = os.path.join(relative, entry.name)
+            if entry.name.startswith("."):  # .ipynb_checkpoints holds copies, and macOS leaves ._name.jpg beside name.jpg
+                continue
+            if entry.is_dir():
+                waiting.append((name, above | {identity}))
+            elif is_picture(entry.name):
+                yield name
 
 
-def read_rgb(path: str | os.PathLike[str]) -> Image.Image:
-    """Decode a picture to RGB, as torchvision's default loader does.
+def read_rgb(file: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
+    """Decode a picture to RGB, as torchvision's default loader and the official code do.
+
+    Two things differ from a bare ``convert("RGB")``: grey values of 16 bits keep their 8 upper bits (PIL would cut them off at 255
+    and make the picture white), and pixels that have no known range (32 bits, float) are refused. As there, transparency is dropped
+    and EXIF's orientation is not applied.
+
+    Args:
+        file: Path, or a binary file.
 
     Raises:
-        OSError, SyntaxError, ValueError: If it cannot be decoded (PIL's own exceptions); see :data:`UNREADABLE`.
+        OSError, SyntaxError, ValueError, DecompressionBombError: If it cannot be decoded; they are :data:`UNREADABLE`.
     """
-    with open(path, "rb") as file, Image.open(file) as image:
-        return image.convert("RGB")
+    if isinstance(file, (str, os.PathLike)):
+        with open(file, "rb") as opened:
+            return read_rgb(opened)
+    try:
+        with Image.open(file) as image:
+            return _to_rgb(image)
+    except _LEAKS as error:
+        raise ValueError(f"damaged picture ({type(error).__name__}: {error})") from error
 
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):  # older versions of PIL say I
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode!r} have no known range, expected 8 or 16 bits")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # the same colours, without a warning for each picture
+    return image.convert("RGB")
+
+
+# What the code under PIL lets through when a header is damaged: seen, or to be expected, on randomly changed files.
+_LEAKS = (TypeError, LookupError, EOFError, ArithmeticError, struct.error, zlib.error)
 
 # What PIL raises for files that are truncated, are no picture, or claim absurd sizes.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)

@@ -15,6 +15,24 @@ from ..runtime.errors import InputError
 from ..runtime.seed import generator_at
 
 
+def check_batch_size(batch_size_total: int, *, num_images: int, world_size: int) -> None:
+    """Refuse a batch that does not divide among the processes or is larger than the data.
+
+    Raises:
+        InputError: In either case.
+    """
+    if batch_size_total % world_size:
+        raise InputError(
+            f"DATA.BATCH_SIZE_TOTAL {batch_size_total} does not divide among {world_size} processes. "
+            f"Use {batch_size_total // world_size * world_size or world_size} or {(batch_size_total // world_size + 1) * world_size}."
+        )
+    if num_images < batch_size_total:
+        raise InputError(
+            f"The data folder holds {num_images} pictures, less than one batch of {batch_size_total}. "
+            f"Set DATA.BATCH_SIZE_TOTAL to at most {num_images}, or add pictures."
+        )
+
+
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """All batches of a run from ``start_iteration`` on, as lists of (epoch, index).
 
@@ -22,7 +40,6 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         num_images: Pictures in the folder.
         batch_size_total: Images per iteration over all processes.
         epochs: Length of the run.
-        max_iterations: Length of the run in iterations instead of epochs.
         seed: The run's seed.
         rank: This process.
         world_size: Number of processes.
@@ -46,26 +63,21 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         rank: int = 0,
         world_size: int = 1,
         start_iteration: int = 0,
-        max_iterations: int | None = None,
     ) -> None:
-        if batch_size_total % world_size:
-            raise InputError(
-                f"DATA.BATCH_SIZE_TOTAL {batch_size_total} does not divide among {world_size} processes. "
-                f"Use {batch_size_total // world_size * world_size or world_size} or {(batch_size_total // world_size + 1) * world_size}."
-            )
-        if num_images < batch_size_total:
-            raise InputError(
-                f"The data folder holds {num_images} pictures, less than one batch of {batch_size_total}. "
-                f"Set DATA.BATCH_SIZE_TOTAL to at most {num_images}, or add pictures."
-            )
+        check_batch_size(batch_size_total, num_images=num_images, world_size=world_size)
         self.num_images = num_images
         self.batch_size_total = batch_size_total
         self.batch_size_per_rank = batch_size_total // world_size
         self.iterations_per_epoch = num_images // batch_size_total
-        self.max_iterations = epochs * self.iterations_per_epoch if max_iterations is None else max_iterations
+        self.max_iterations = epochs * self.iterations_per_epoch
         self.seed = seed
         self.rank = rank
         self.start_iteration = start_iteration
+
+    @property
+    def order(self) -> dict[str, int]:
+        """What the order depends on beside the seed and the batch: nothing."""
+        return {}
 
     def __len__(self) -> int:
         return max(0, self.max_iterations - self.start_iteration)
@@ -75,7 +87,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         while iteration < self.max_iterations:
             epoch, step = divmod(iteration, self.iterations_per_epoch)
             order = generator_at(self.seed, "order", epoch).permutation(self.num_images)
-            for step_in_epoch in range(step, min(self.iterations_per_epoch, step + self.max_iterations - iteration)):
+            for step_in_epoch in range(step, self.iterations_per_epoch):
                 start = step_in_epoch * self.batch_size_total + self.rank * self.batch_size_per_rank
                 yield [(epoch, int(i)) for i in order[start : start + self.batch_size_per_rank]]
                 iteration += 1

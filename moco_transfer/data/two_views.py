@@ -6,32 +6,65 @@ border. Every draw is a function of (seed, epoch, index), so neither the number 
 
 from __future__ import annotations
 
-from typing import Any
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..runtime.seed import generator_at
 from .augmentation import RECIPES, apply_reference, draw_parameters
-from .images import UNREADABLE, ImageFolder, read_rgb
+from .images import UNREADABLE, read_rgb
 
-_ATTEMPTS = 20  # replacements tried for one place in a batch before giving up; only a broken folder needs more
+if TYPE_CHECKING:
+    from .sources import IndexedPictures
+
+ATTEMPTS = 20  # replacements tried for one place in a batch before giving up; only a broken folder needs more
+
+
+@dataclass(frozen=True)
+class ViewMaker:
+    """From a picture to its views.
+
+    Attributes:
+        recipe: A key of ``augmentation.RECIPES``.
+        size: Side of a view, px.
+        crop_scale: Share of the picture's area a crop covers, (low, high].
+        num_views: 2, independent draws, for contrast; 1 for the supervised baseline.
+    """
+
+    recipe: str
+    size: int
+    crop_scale: tuple[float, float]
+    num_views: int = 2
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
+        """Return the views, uint8 (num_views, 3, size, size), RGB; all that is random is drawn from ``rng``."""
+        return torch.from_numpy(np.stack([self._view(image, rng) for _ in range(self.num_views)]))
+
+    def _view(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        width, height = image.size
+        recipe = RECIPES[self.recipe]
+        parameters = draw_parameters(rng, height=height, width=width, recipe=recipe, crop_scale=self.crop_scale)
+        return apply_reference(image, parameters, size=self.size, grey_first=recipe.grey_first).transpose(2, 0, 1)
 
 
 class Views(Dataset):
-    """The views of the pictures in a folder.
+    """The views of pictures that can be read in any order.
 
     An item is asked for as ``(epoch, index)`` and is a dictionary:
         views: uint8 (V, 3, size, size), RGB; V = 2, independent draws, for contrast, 1 for the supervised baseline.
-        label: int, -1 where the folder has no classes.
-        index: int, the picture's number in the folder.
-        unreadable: list of paths that could not be decoded and were replaced by another picture of the folder.
+        label: int, -1 where the source has no classes.
+        index: int, the picture's number in the source.
+        unreadable: list of paths that could not be decoded and were replaced by another picture of the source.
 
     Args:
-        folder: The pictures.
-        recipe: ``v1``, ``v2`` or ``supervised``.
+        source: The pictures (see ``sources.py``).
+        recipe: A key of ``augmentation.RECIPES``.
         size: Side of a view, px.
         crop_scale: Share of the picture's area a crop covers, (low, high].
         seed: The run's seed.
@@ -40,7 +73,7 @@ class Views(Dataset):
 
     def __init__(
         self,
-        folder: ImageFolder,
+        source: IndexedPictures,
         *,
         recipe: str,
         size: int,
@@ -48,38 +81,33 @@ class Views(Dataset):
         seed: int,
         num_views: int = 2,
     ) -> None:
-        self.folder = folder
-        self.recipe = RECIPES[recipe]
-        self.size = size
-        self.crop_scale = crop_scale
+        self.source = source
+        self.make_views = ViewMaker(recipe, size, crop_scale, num_views)
         self.seed = seed
-        self.num_views = num_views
 
     def __len__(self) -> int:
-        return len(self.folder)
+        return len(self.source)
 
     def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
         epoch, index = place
         rng = generator_at(self.seed, "views", epoch, index)
         unreadable: list[str] = []
-        for _ in range(_ATTEMPTS):
-            path = self.folder.path(index)
+        for _ in range(ATTEMPTS):
             try:
-                image = read_rgb(path)
+                image = self.source.read(index)
             except UNREADABLE:
-                unreadable.append(path)
+                unreadable.append(self.source.name(index))
                 # The batch keeps its size, which the queue's order and other processes rely on.
-                index = int(rng.integers(len(self.folder)))
+                index = int(rng.integers(len(self.source)))
                 continue
-            views = torch.from_numpy(np.stack([self._view(image, rng) for _ in range(self.num_views)]))
-            label = int(self.folder.labels[index]) if len(self.folder.labels) else -1
-            return {"views": views, "label": label, "index": index, "unreadable": unreadable}
+            label = int(self.source.labels[index]) if len(self.source.labels) else -1
+            return {"views": self.make_views(image, rng), "label": label, "index": index, "unreadable": unreadable}
         return {"views": None, "label": -1, "index": -1, "unreadable": unreadable}
 
-    def _view(self, image, rng: np.random.Generator) -> np.ndarray:
-        width, height = image.size
-        parameters = draw_parameters(rng, height=height, width=width, recipe=self.recipe, crop_scale=self.crop_scale)
-        return apply_reference(image, parameters, size=self.size, grey_first=self.recipe.grey_first).transpose(2, 0, 1)
+
+def decode(data: bytes) -> Image.Image:
+    """Decode an encoded picture to RGB; raises one of ``images.UNREADABLE`` if that fails."""
+    return read_rgb(io.BytesIO(data))
 
 
 def collate_views(items: list[dict[str, Any]]) -> dict[str, Any]:

@@ -10,14 +10,14 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
-from ..data.images import ImageFolder, find_images
 from ..data.labelled import EvaluationView, LabelledBatches, find_labelled, protocol_resize
-from ..data.samplers import EpochBatches
-from ..data.two_views import Views, collate_views
+from ..data.loading import Batches, Loader, describe_batches, plan_batches, warn_of_another_order
+from ..data.shard_index import ShardSet
+from ..data.sources import Pictures, open_source
+from ..data.two_views import ViewMaker
 from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
-from ..runtime.distributed import broadcast_module_state, get_rank, get_world_size, is_main_process, start_processes
+from ..runtime.distributed import broadcast_module_state, get_world_size, is_main_process, start_processes
 from ..runtime.errors import InputError
 from ..runtime.metrics import MetricsFile
 from ..runtime.run_folder import open_run_folder
@@ -55,10 +55,15 @@ def pretrain(cfg: CfgNode, *, resume: bool = False, init_from: str | None = None
         InputError: If the data, the config or the checkpoint cannot be used.
     """
     device = start_processes(cfg.TRAIN.DEVICE)
-    folder = find_images(cfg.DATA.ROOT, layout=cfg.DATA.LAYOUT)
+    folder = open_source(cfg.DATA.ROOT, layout=cfg.DATA.LAYOUT, list_file=cfg.DATA.LIST_FILE, num_images=cfg.DATA.NUM_IMAGES)
     batches = _batches(cfg, folder, start_iteration=0)  # refuses sizes that do not fit, before anything is written
     if cfg.MECHANISM == "supervised" and len(folder.class_names) < 2:
-        raise InputError(f"MECHANISM supervised needs at least two class folders below DATA.ROOT {cfg.DATA.ROOT}, found {len(folder.class_names)}.")
+        raise InputError(f"MECHANISM supervised needs pictures of at least two classes, found {len(folder.class_names)}: {folder.describe()}.")
+    if cfg.MECHANISM == "memory_bank" and isinstance(folder, ShardSet):
+        raise InputError(
+            f"MECHANISM memory_bank keeps a feature of each picture by its number, which a stream of shards ({cfg.DATA.ROOT}) does not have. "
+            f"Unpack the shards into a folder, or use MECHANISM moco."
+        )
     monitor = _monitor(cfg)
     checkpoints = CheckpointFolder(cfg.OUTPUT_DIR, keep=cfg.TRAIN.KEEP_CHECKPOINTS)
     last = checkpoints.last() if resume else None
@@ -69,9 +74,12 @@ def pretrain(cfg: CfgNode, *, resume: bool = False, init_from: str | None = None
 
     run = _build_run(cfg, folder, batches, device, init_from=init_from if state is None else None)
     run.monitor = monitor
+    run.header["order"] = batches.order
+    describe_batches(folder, batches)
     _say_what_runs(cfg, folder, run)
     if state is not None:
         restore(run, state, str(last))
+        warn_of_another_order(state.get("order", {}), batches.order)
     loader = _loader(cfg, folder, _batches(cfg, folder, start_iteration=run.iteration), device)
     metrics = (
         MetricsFile(output_dir / "metrics.json", start_iteration=run.iteration, tensorboard=cfg.TRAIN.TENSORBOARD) if is_main_process() else None
@@ -117,42 +125,28 @@ def _encoder(arch: str, norm_layer, outputs: int) -> nn.Module:
     return build_encoder(arch, num_outputs=outputs, norm_layer=norm_layer)
 
 
-def _batches(cfg: CfgNode, folder: ImageFolder, *, start_iteration: int) -> EpochBatches:
-    return EpochBatches(
-        len(folder),
+def _batches(cfg: CfgNode, folder: Pictures, *, start_iteration: int) -> Batches:
+    # A run measured in iterations ends within its last epoch.
+    iterations_per_epoch = max(1, len(folder) // cfg.DATA.BATCH_SIZE_TOTAL)
+    epochs = -(-cfg.SOLVER.MAX_ITER // iterations_per_epoch) or cfg.SOLVER.EPOCHS
+    return plan_batches(
+        folder,
         batch_size_total=cfg.DATA.BATCH_SIZE_TOTAL,
-        epochs=cfg.SOLVER.EPOCHS,
-        max_iterations=cfg.SOLVER.MAX_ITER or None,
+        epochs=epochs,
         seed=cfg.SEED,
-        rank=get_rank(),
-        world_size=get_world_size(),
+        num_workers=cfg.DATA.NUM_WORKERS,
+        shuffle_buffer=cfg.DATA.SHUFFLE_BUFFER,
         start_iteration=start_iteration,
     )
 
 
-def _loader(cfg: CfgNode, folder: ImageFolder, batches: EpochBatches, device: torch.device) -> DataLoader:
-    views = Views(
-        folder,
-        recipe=cfg.DATA.AUGMENTATION,
-        size=cfg.DATA.IMAGE_SIZE,
-        crop_scale=tuple(cfg.DATA.CROP_SCALE),
-        seed=cfg.SEED,
-        num_views=1 if cfg.MECHANISM in ("supervised", "memory_bank") else 2,
-    )
-    # One pass of the loader is the whole run, so workers never restart at an epoch's end.
-    return DataLoader(
-        views,
-        batch_sampler=batches,
-        num_workers=cfg.DATA.NUM_WORKERS,
-        collate_fn=collate_views,
-        pin_memory=device.type == "cuda",
-        prefetch_factor=4 if cfg.DATA.NUM_WORKERS else None,
-    )
+def _loader(cfg: CfgNode, folder: Pictures, batches: Batches, device: torch.device) -> Loader:
+    num_views = 1 if cfg.MECHANISM in ("supervised", "memory_bank") else 2
+    make_views = ViewMaker(cfg.DATA.AUGMENTATION, cfg.DATA.IMAGE_SIZE, tuple(cfg.DATA.CROP_SCALE), num_views)
+    return Loader(folder, batches, make_views, num_workers=cfg.DATA.NUM_WORKERS, pin_memory=device.type == "cuda")
 
 
-def _build_run(
-    cfg: CfgNode, folder: ImageFolder, batches: EpochBatches, device: torch.device, *, init_from: str | None
-) -> Pretraining:
+def _build_run(cfg: CfgNode, folder: Pictures, batches: Batches, device: torch.device, *, init_from: str | None) -> Pretraining:
     seed_everything(cfg.SEED, "weights")
     model = build_model(cfg, num_classes=len(folder.class_names), num_images=len(folder))
     if init_from is not None:
@@ -180,7 +174,7 @@ def _build_run(
         channels_last=channels_last,
         lr_at=_learning_rate(cfg, lr, batches),
         iterations_per_epoch=batches.iterations_per_epoch,
-        max_iterations=batches.max_iterations,
+        max_iterations=_max_iterations(cfg, batches),
         accumulate=solver.ACCUMULATE,
         batch_size_total=cfg.DATA.BATCH_SIZE_TOTAL,
         pixel_mean=tuple(cfg.DATA.PIXEL_MEAN),
@@ -193,7 +187,11 @@ def _build_run(
     )
 
 
-def _learning_rate(cfg: CfgNode, lr: float, batches: EpochBatches) -> LearningRate:
+def _max_iterations(cfg: CfgNode, batches: Batches) -> int:
+    return cfg.SOLVER.MAX_ITER or batches.max_iterations
+
+
+def _learning_rate(cfg: CfgNode, lr: float, batches: Batches) -> LearningRate:
     solver = cfg.SOLVER
     factors = {
         "step": step_factor(steps=tuple(solver.STEPS), gamma=solver.GAMMA),
@@ -203,7 +201,7 @@ def _learning_rate(cfg: CfgNode, lr: float, batches: EpochBatches) -> LearningRa
     return LearningRate(
         lr,
         factor=factors[solver.SCHEDULE],
-        max_iterations=batches.max_iterations,
+        max_iterations=_max_iterations(cfg, batches),
         iterations_per_epoch=batches.iterations_per_epoch,
         first_epoch=solver.FIRST_EPOCH,
         by_iteration=solver.SCHEDULE_BY == "iteration",
@@ -211,7 +209,7 @@ def _learning_rate(cfg: CfgNode, lr: float, batches: EpochBatches) -> LearningRa
     )
 
 
-def _watch(cfg: CfgNode, model: nn.Module, batches: EpochBatches) -> Watch | None:
+def _watch(cfg: CfgNode, model: nn.Module, batches: Batches) -> Watch | None:
     if cfg.MECHANISM == "supervised":
         return None
     negatives = cfg.DATA.BATCH_SIZE_TOTAL - 1 if cfg.MECHANISM == "end_to_end" else model.num_negatives
@@ -235,7 +233,7 @@ def _monitor(cfg: CfgNode) -> KnnMonitor | None:
     return KnnMonitor(train, test, period_epochs=cfg.KNN.PERIOD_EPOCHS, k=cfg.KNN.K, temperature=cfg.KNN.TEMPERATURE, features=features)
 
 
-def _header(cfg: CfgNode, folder: ImageFolder) -> dict[str, Any]:
+def _header(cfg: CfgNode, folder: Pictures) -> dict[str, Any]:
     return {
         "format": CHECKPOINT_FORMAT,
         "mechanism": cfg.MECHANISM,
@@ -293,16 +291,15 @@ def restore(run: Pretraining, state: dict[str, Any], path: str) -> None:
     logger.info("resumed from %s: iteration %d of %d", path, run.iteration, run.max_iterations)
     if state["world_size"] != get_world_size():
         logger.warning(
-            "The run was saved with %d processes and goes on with %d: pictures, order and learning rate stay the same, the groups of "
+            "The run was saved with %d processes and goes on with %d: %slearning rate and schedule stay the same, the groups of "
             "images that share BN statistics differ from here on.",
             state["world_size"],
             get_world_size(),
+            "" if run.header.get("order") else "pictures, order, ",
         )
 
 
-def _say_what_runs(cfg: CfgNode, folder: ImageFolder, run: Pretraining) -> None:
-    classes = f" in {len(folder.class_names)} class folders" if folder.class_names else ""
-    logger.info("%d pictures%s below %s; the first is %s", len(folder), classes, folder.root, folder.names[0])
+def _say_what_runs(cfg: CfgNode, folder: Pictures, run: Pretraining) -> None:
     per_rank = cfg.DATA.BATCH_SIZE_TOTAL // get_world_size()
     logger.info(
         "batch %d = %d per process x %d on %s, %s; %d epochs of %d iterations",
@@ -338,7 +335,7 @@ def _say_what_runs(cfg: CfgNode, folder: ImageFolder, run: Pretraining) -> None:
         _say_of_the_queue(cfg, folder)
 
 
-def _say_of_the_queue(cfg: CfgNode, folder: ImageFolder) -> None:
+def _say_of_the_queue(cfg: CfgNode, folder: Pictures) -> None:
     filling = -(-cfg.MOCO.QUEUE_SIZE // (cfg.DATA.BATCH_SIZE_TOTAL * (1 + cfg.MOCO.SYMMETRIC)))
     logger.info("the queue starts with random columns: for the first %d iterations, until keys fill it, the loss may rise", filling)
     if len(folder) < cfg.MOCO.QUEUE_SIZE:

@@ -78,13 +78,6 @@ def test_epoch_batches__each_picture_at_most_once_per_epoch_and_the_last_part_le
     assert everything[0] != [(0, i) for i in range(4)]
 
 
-def test_epoch_batches__length_in_iterations():
-    everything = list(batches(epochs=5))
-    for length in (1, 2, 3, 7):
-        assert list(batches(max_iterations=length)) == everything[:length]
-    assert list(batches(max_iterations=3, start_iteration=2)) == everything[2:3]
-
-
 def test_epoch_batches__resume_continues_in_the_middle_of_an_epoch():
     assert list(batches(start_iteration=1)) == list(batches())[1:]
     assert list(batches(start_iteration=3)) == list(batches())[3:]

@@ -1,0 +1,121 @@
+"""From pictures to the batches of a run: the order, the workers, and the loader over both."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+from torch.utils.data import DataLoader
+
+from ..runtime.distributed import get_rank, get_world_size
+from ..runtime.errors import InputError
+from .samplers import EpochBatches
+from .shard_index import ShardSet
+from .shard_order import ShardBatches
+from .shard_views import ShardViews
+from .sources import Pictures
+from .two_views import ViewMaker, Views, collate_views
+
+logger = logging.getLogger(__name__)
+
+Batches: TypeAlias = EpochBatches | ShardBatches
+"""The order of a run: ``iterations_per_epoch``, ``max_iterations``, and what each process reads in each iteration."""
+
+_UNEVEN = 0.01  # share of an epoch's pictures seen twice beyond which it is worth a warning
+
+
+def plan_batches(
+    source: Pictures, *, batch_size_total: int, epochs: int, seed: int, num_workers: int, shuffle_buffer: int, start_iteration: int
+) -> Batches:
+    """Lay down which pictures this process reads in each iteration.
+
+    Args:
+        source: The pictures.
+        batch_size_total: Images per iteration over all processes.
+        epochs: Length of the run.
+        seed: The run's seed.
+        num_workers: Data workers per process; the order depends on it for shards alone.
+        shuffle_buffer: Pictures of a stream that are shuffled among themselves, for shards alone.
+        start_iteration: Iterations already finished.
+
+    Raises:
+        InputError: If a batch does not divide among the processes, there are fewer pictures than one batch, or fewer shards than workers.
+    """
+    place = {"rank": get_rank(), "world_size": get_world_size(), "start_iteration": start_iteration}
+    if isinstance(source, ShardSet):
+        return ShardBatches(source, batch_size_total, epochs, seed, num_workers, shuffle_buffer, **place)
+    return EpochBatches(len(source), batch_size_total=batch_size_total, epochs=epochs, seed=seed, **place)
+
+
+class Loader:
+    """The batches of a run from its plan's ``start_iteration`` on, each as ``two_views.collate_views`` returns it.
+
+    One pass is the whole run, so workers never restart at an epoch's end.
+
+    Args:
+        source: The pictures.
+        batches: Their order, from :func:`plan_batches`.
+        make_views: From a picture to its views.
+        num_workers: Data workers; 0 loads in this process.
+        pin_memory: Put batches where a GPU can fetch them itself.
+    """
+
+    def __init__(self, source: Pictures, batches: Batches, make_views: ViewMaker, *, num_workers: int, pin_memory: bool) -> None:
+        settings: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory, "prefetch_factor": 4 if num_workers else None}
+        if isinstance(batches, ShardBatches):
+            self._loader = DataLoader(ShardViews(batches, make_views), batch_size=None, collate_fn=_as_it_is, **settings)
+        else:
+            views = Views(
+                source,
+                recipe=make_views.recipe,
+                size=make_views.size,
+                crop_scale=make_views.crop_scale,
+                seed=batches.seed,
+                num_views=make_views.num_views,
+            )
+            self._loader = DataLoader(views, batch_sampler=batches, collate_fn=collate_views, **settings)
+        self._length = len(batches)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self._loader:
+            if "error" in batch:
+                raise InputError(batch["error"])
+            yield batch
+
+
+def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
+    return batch
+
+
+def warn_of_another_order(saved: dict[str, int], now: dict[str, int]) -> None:
+    """Log what differs between the order a run was saved with and the one it goes on with (``batches.order``)."""
+    differing = [f"{name} {saved.get(name)} -> {now.get(name)}" for name in sorted(saved.keys() | now.keys()) if saved.get(name) != now.get(name)]
+    if differing:
+        logger.warning(
+            "The order of pictures in shards differs from here on (%s): in the epoch that is resumed some pictures may come again and others not "
+            "at all, and the run does not equal one that was not interrupted.",
+            ", ".join(differing),
+        )
+
+
+def describe_batches(source: Pictures, batches: Batches) -> None:
+    """Log what is read and, for shards, how it is dealt out."""
+    logger.info("%s", source.describe())
+    if not isinstance(batches, ShardBatches):
+        return
+    logger.info("%s", batches.describe())
+    uneven = batches.uneven()
+    if math.isnan(uneven):
+        logger.info("the shards are not counted one by one: to resume in the middle of an epoch, a worker reads again what it had read of it")
+    elif uneven > _UNEVEN:
+        logger.warning(
+            "The shards do not divide evenly among the streams: %.0f%% of an epoch's pictures are seen twice in it, and as many not at all. "
+            "Choose DATA.NUM_WORKERS so that processes x workers divides the number of shards, %d.",
+            100 * uneven,
+            len(batches.shards.urls),
+        )

@@ -1,0 +1,99 @@
+"""The views of pictures in tar shards: what ``two_views.Views`` is for pictures that can be read in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain, islice
+from typing import Any
+
+from torch.utils.data import IterableDataset, get_worker_info
+
+from ..runtime.errors import InputError
+from ..runtime.seed import generator_at
+from .images import UNREADABLE
+from .shard_order import Block, ShardBatches
+from .shard_reader import ShardPicture, read_stream
+from .two_views import ATTEMPTS, ViewMaker, collate_views, decode
+
+
+class ShardViews(IterableDataset):
+    """This worker's batches of a run, each as :func:`~moco_transfer.data.two_views.collate_views` returns it.
+
+    Views are a function of (seed, epoch, index), the picture's number in the whole set, and of how often the epoch has come round to the
+    picture. One that cannot be decoded is replaced by the next of its block that can be, so that a batch keeps its size; what follows
+    stays as it would have been. A worker holds ``shuffle_buffer`` encoded pictures.
+
+    A problem with a shard arrives as a batch {"error": sentence}: an exception would reach the main process with a traceback in it.
+
+    Args:
+        batches: The order of the run.
+        make_views: From picture and generator to views.
+    """
+
+    def __init__(self, batches: ShardBatches, make_views: ViewMaker) -> None:
+        self.batches = batches
+        self.make_views = make_views
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = get_worker_info()
+        first = self.batches.start_iteration + (worker.id if worker else 0)
+        stream = first % self.batches.num_streams
+        try:
+            items = self._items(stream, first)
+            for _ in self.batches.iterations_of(stream, first, self.batches.max_iterations):
+                yield collate_views([next(items) for _ in range(self.batches.batch_size_per_rank)])
+        except InputError as error:
+            yield {"error": str(error)}
+
+    def _items(self, stream: int, start: int) -> Iterator[dict[str, Any]]:
+        waiting = _blocks(self.batches, stream, start)
+        block, used = next(waiting, (None, 0))
+        while block is not None:
+            block.fill(1.0)
+            following, following_used = next(waiting, (None, 0))
+            order = self.batches.order_in(block.block, stream)
+            for turn, place in enumerate(order):
+                if following is not None:  # read on while there is time, so that the next block need not be waited for
+                    following.fill((turn + 1) / len(order))
+                if turn >= used:
+                    candidates = chain((block.pictures[i] for i in order[turn:]), following.pictures if following else ())
+                    yield self._item(block.block.epoch, candidates)
+                block.pictures[place] = None
+            block, used = following, following_used
+
+    def _item(self, epoch: int, candidates: Iterator[ShardPicture]) -> dict[str, Any]:
+        """Return the views of the first candidate, or of the first after it that can be decoded."""
+        rng = None
+        unreadable: list[str] = []
+        for picture in islice(candidates, ATTEMPTS):
+            index = self.batches.shards.index(picture.shard, picture.position)
+            if rng is None:
+                rng = generator_at(self.batches.seed, "views", epoch, index, *([picture.again] if picture.again else []))
+            try:
+                image = decode(picture.data)
+            except UNREADABLE:
+                unreadable.append(picture.name)
+                continue
+            return {"views": self.make_views(image, rng), "label": picture.label, "index": index, "unreadable": unreadable}
+        return {"views": None, "label": -1, "index": -1, "unreadable": unreadable}
+
+
+class _FilledBlock:
+    """A block and as many of its pictures as have been read."""
+
+    def __init__(self, block: Block, reader: Iterator[ShardPicture]) -> None:
+        self.block = block
+        self.pictures: list[ShardPicture | None] = []
+        self._reader = reader
+
+    def fill(self, share: float) -> None:
+        while len(self.pictures) < share * self.block.size:
+            self.pictures.append(next(self._reader))
+
+
+def _blocks(batches: ShardBatches, stream: int, start: int) -> Iterator[tuple[_FilledBlock, int]]:
+    epoch, reader = -1, iter(())
+    for block, used in batches.blocks(stream, start):
+        if block.epoch != epoch:
+            epoch, reader = block.epoch, read_stream(batches, stream, block.epoch, skip=block.start)
+        yield _FilledBlock(block, reader), used
