@@ -43,6 +43,7 @@ class MemoryBank(nn.Module):
     Attributes:
         bank: Buffer (S, C), unit rows, persistent: a resumed run goes on with its keys.
         loss_scale, measured: As in :class:`MoCo`.
+        num_negatives: K of the last step: as asked for, or the pictures outside the batch where those are fewer.
 
     Raises:
         ValueError: If momentum is outside [0, 1], there are fewer than two pictures, or a size is not positive.
@@ -72,17 +73,13 @@ class MemoryBank(nn.Module):
         self.momentum = momentum
         self.temperature = temperature
         self._wanted_negatives = num_negatives
+        self.num_negatives = min(num_negatives, num_images - 1)
         self.measured: dict[str, Tensor] = {}
         self.encoder_q = encoder_factory(dim)
         if mlp:
             add_mlp_head(self.encoder_q)
         self.register_buffer("bank", new_queue(dim, num_images).T.contiguous())
         self._waiting: list[tuple[Tensor, Tensor]] = []
-
-    @property
-    def num_negatives(self) -> int:
-        """Negatives K; fewer than asked for where the bank holds fewer pictures."""
-        return min(self._wanted_negatives, len(self.bank) - 1)
 
     def forward(self, im_q: Tensor, index: Tensor, micro_batch: int = 0, num_micro_batches: int = 1) -> tuple[Tensor, Tensor]:
         """Return logits and targets of the pretext task; in training also moves the bank's features of these pictures.
@@ -101,6 +98,7 @@ class MemoryBank(nn.Module):
         k, negatives = self.bank[index], self.bank[self._draw(everyone)].T  # (N, C), (C, K)
         with torch.autocast(q.device.type, enabled=False):
             logits = contrastive_logits(q, k, Negatives(negatives), temperature=self.temperature)
+        self.num_negatives = logits.shape[1] - 1
         self.measured = describe_contrast(q, logits, temperature=self.temperature)
         if self.training:
             self._waiting.append((everyone, all_gather_rows(q.detach())))

@@ -132,7 +132,7 @@ def test_memory_bank__positive_is_the_pictures_own_row_which_then_moves():
 def test_memory_bank__fewer_pictures_than_negatives():
     model = MemoryBank(TinyEncoder, num_images=10, dim=5, num_negatives=100).double()
     logits, _ = model(views_of(0)[0], torch.arange(8))
-    assert logits.shape == (8, 1 + 2) and model.num_negatives == 9  # the two pictures outside the batch
+    assert model.num_negatives == 2 and logits.shape == (8, 1 + 2)  # the two pictures outside the batch
     with pytest.raises(ValueError, match="no negatives are left"):
         MemoryBank(TinyEncoder, num_images=8, dim=5).double()(views_of(0)[0], torch.arange(8))
 

@@ -1,0 +1,148 @@
+"""Whole runs of ``pretrain`` on 24 generated pictures: every mechanism and precision, sizes that do not divide, and going on.
+
+MUTATIONS
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from moco_transfer.config import load_pretrain_config
+from moco_transfer.data.scenes import write_pool
+from moco_transfer.pretrain.build import pretrain
+from moco_transfer.runtime.checkpoint import load_checkpoint
+from moco_transfer.runtime.errors import InputError
+
+PICTURES = 24
+TINY = {
+    "DATA.IMAGE_SIZE": 24,
+    "DATA.BATCH_SIZE_TOTAL": 8,
+    "DATA.NUM_WORKERS": 0,
+    "MOCO.QUEUE_SIZE": 20,  # no multiple of 8
+    "MOCO.BN_GROUP_SIZE": 4,
+    "SOLVER.EPOCHS": 1,
+    "SOLVER.STEPS": "()",
+    "SOLVER.SCHEDULE": "step",
+    "TRAIN.LOG_PERIOD": 1,
+    "TRAIN.PRECISION": "fp32",
+    "TRAIN.TENSORBOARD": False,
+}
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pool")
+    write_pool(folder, count=PICTURES, size=32, seed=0)
+    return folder
+
+
+def config(pool: Path, out: Path, **changes):
+    settings = TINY | {key.replace("__", "."): value for key, value in changes.items()}
+    words = [str(word) for pair in (settings | {"DATA.ROOT": pool, "OUTPUT_DIR": out}).items() for word in pair]
+    return load_pretrain_config("demo_moco", words)
+
+
+def rows_of(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("changes", "negatives"),
+    [
+        ({}, 20),
+        ({"MOCO__SYMMETRIC": True}, 20),
+        ({"SOLVER__ACCUMULATE": 2}, 20),
+        ({"TRAIN__PRECISION": "bf16"}, 20),
+        ({"TRAIN__PRECISION": "fp16"}, 20),
+        ({"MECHANISM": "memory_bank"}, 16),  # the pictures that are not in the batch
+        ({"MECHANISM": "end_to_end"}, 7),
+        ({"MECHANISM": "supervised", "DATA__AUGMENTATION": "supervised"}, 0),
+    ],
+)
+def test_run__each_mechanism_and_what_it_logs(changes, negatives, pool, tmp_path):
+    pretrain(config(pool, tmp_path / "run", **changes))
+    rows = rows_of(tmp_path / "run")
+    assert [row["iteration"] for row in rows] == [1, 2, 3]
+    for row in rows:
+        assert math.isfinite(row["loss"]) and row["images_per_sec"] > 0 and 0 <= row["data_wait_share"] <= 1
+        assert row["lr"] == pytest.approx(0.06 * 8 / 256)
+        if negatives:
+            directions = 2 if changes.get("MOCO__SYMMETRIC") else 1
+            assert row["chance"] == pytest.approx(directions * math.log(negatives + 1))
+            assert -1 <= row["cos_negative"] <= 1 and -1 <= row["cos_positive"] <= 1 and 0 < row["feature_spread"] <= 1
+            assert 0 <= row["contrast_acc1"] <= 100
+    if "MECHANISM" not in changes:
+        filled = [min(1.0, (1 + bool(changes.get("MOCO__SYMMETRIC"))) * 8 * i / 20) for i in (1, 2, 3)]
+        assert [row["queue_filled"] for row in rows] == pytest.approx(filled)
+    state = load_checkpoint(tmp_path / "run" / "checkpoint_0001.pth")
+    assert any(name.startswith("encoder_q.layer4") for name in state["state_dict"])
+
+
+def test_run__queue_smaller_than_the_batch_and_a_partial_last_batch(pool, tmp_path):
+    run = pretrain(config(pool, tmp_path / "run", DATA__BATCH_SIZE_TOTAL=7, MOCO__QUEUE_SIZE=5))
+    assert run.iteration == 3  # 24 // 7; three pictures are left out
+    assert int(run.model.queue_ptr) == 21 % 5
+    torch.testing.assert_close(run.model.queue.norm(dim=0), torch.ones(5))
+
+
+def test_run__sizes_that_are_worth_a_word(pool, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        pretrain(config(pool, tmp_path / "a", MOCO__QUEUE_SIZE=64, MOCO__BN_GROUP_SIZE=0))
+    assert "MOCO.QUEUE_SIZE 64 is larger than the number of pictures, 24" in caplog.text and "At most a quarter of the pictures, 6" in caplog.text
+    assert "All 8 images share their BN statistics" in caplog.text and "Set MOCO.BN_GROUP_SIZE to at most 4" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        pretrain(config(pool, tmp_path / "b"))
+    assert "BN statistics over 2 groups of about 4 images" in caplog.text and "share their BN" not in caplog.text
+    assert "for the first 3 iterations, until keys fill it, the loss may rise" in caplog.text
+    assert "lr 0.001875 = SOLVER.BASE_LR 0.06 x 8 / 256" in caplog.text
+
+
+def test_run__fewer_pictures_than_a_batch(pool, tmp_path):
+    with pytest.raises(InputError, match="24 pictures, less than one batch of 32"):
+        pretrain(config(pool, tmp_path / "run", DATA__BATCH_SIZE_TOTAL=32))
+    assert not (tmp_path / "run").exists()
+
+
+def test_run__length_in_iterations(pool, tmp_path):
+    run = pretrain(config(pool, tmp_path / "run", SOLVER__MAX_ITER=5, SOLVER__SCHEDULE="exponential", SOLVER__SCHEDULE_BY="iteration",
+                          SOLVER__GAMMA=0.5, SOLVER__DECAY_PERIOD=2))  # fmt: skip
+    assert run.iteration == 5
+    assert [row["lr"] for row in rows_of(tmp_path / "run")] == pytest.approx([0.001875 * f for f in (1, 1, 0.5, 0.5, 0.25)])
+    assert (tmp_path / "run" / "last_checkpoint").read_text().strip() == "checkpoint_0001_iter00000005.pth"
+
+
+@pytest.mark.parametrize("changes", [{}, {"MECHANISM": "memory_bank"}, {"MECHANISM": "end_to_end"}, {"TRAIN__PRECISION": "fp16", "MOCO__SYMMETRIC": True}])
+def test_resume__from_any_iteration_is_bit_equal(changes, pool, tmp_path):
+    settings = {"SOLVER__EPOCHS": 2, "TRAIN__CHECKPOINT_PERIOD_ITERS": 1, "TRAIN__KEEP_CHECKPOINTS": 0} | changes
+    pretrain(config(pool, tmp_path / "whole", **settings))
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    for later in ("checkpoint_0001_iter00000005.pth", "checkpoint_0002.pth"):
+        (tmp_path / "cut" / later).unlink()
+    (tmp_path / "cut" / "last_checkpoint").write_text("checkpoint_0001_iter00000004.pth\n")
+    pretrain(config(pool, tmp_path / "cut", **settings), resume=True)
+    a, b = (load_checkpoint(tmp_path / name / "checkpoint_0002.pth") for name in ("whole", "cut"))
+    for name, value in a["state_dict"].items():
+        assert torch.equal(value, b["state_dict"][name]), name
+    for mine, theirs in zip(a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True):
+        assert torch.equal(mine["momentum_buffer"], theirs["momentum_buffer"])
+    assert a["scaler"] == b["scaler"]
+    assert [row["loss"] for row in rows_of(tmp_path / "whole")] == [row["loss"] for row in rows_of(tmp_path / "cut")]
+
+
+def test_init_from__starts_a_new_run_from_the_weights_alone(pool, tmp_path, caplog):
+    pretrain(config(pool, tmp_path / "first", MECHANISM="memory_bank"))
+    with caplog.at_level(logging.INFO):
+        run = pretrain(config(pool, tmp_path / "second"), init_from=str(tmp_path / "first" / "checkpoint_0001.pth"))
+    assert "head too; queue, optimiser and schedule are fresh" in caplog.text
+    assert run.iteration == 3 and rows_of(tmp_path / "second")[0]["iteration"] == 1
+    source = load_checkpoint(tmp_path / "first" / "checkpoint_0001.pth")["state_dict"]["encoder_q.conv1.weight"]
+    trained = run.model.encoder_q.conv1.weight.detach()
+    assert 0 < (trained - source).abs().max() < 0.05  # three small steps away from where the first run ended
