@@ -22,6 +22,7 @@ from ..runtime.errors import InputError
 from ..runtime.metrics import MetricsFile
 from ..runtime.run_folder import open_run_folder
 from ..runtime.seed import seed_everything
+from .announce import announce_groups, announce_queue, announce_run
 from .encoders import build_encoder
 from .end_to_end import EndToEnd
 from .init_from import start_from
@@ -29,8 +30,9 @@ from .knn import KnnMonitor
 from .measures import Watch
 from .memory_bank import MemoryBank
 from .moco import MoCo
+from .resume import restore
 from .schedule import LearningRate, cosine_factor, effective_lr, exponential_factor, step_factor
-from .split_batch_norm import SplitBatchNorm2d, num_groups
+from .split_batch_norm import SplitBatchNorm2d
 from .supervised import Supervised
 from .trainer import CHECKPOINT_FORMAT, Pretraining, save, train
 
@@ -76,7 +78,7 @@ def pretrain(cfg: CfgNode, *, resume: bool = False, init_from: str | None = None
     run.monitor = monitor
     run.header["order"] = batches.order
     describe_batches(folder, batches)
-    _say_what_runs(cfg, folder, run)
+    _announce(cfg, folder, run)
     if state is not None:
         restore(run, state, str(last))
         warn_of_another_order(state.get("order", {}), batches.order)
@@ -98,6 +100,14 @@ def pretrain(cfg: CfgNode, *, resume: bool = False, init_from: str | None = None
         if metrics is not None:
             metrics.close()
     return run if complete else None
+
+
+def _announce(cfg: CfgNode, folder: Pictures, run: Pretraining) -> None:
+    announce_run(run, base_lr=cfg.SOLVER.BASE_LR, reference_batch_size=cfg.SOLVER.REFERENCE_BATCH_SIZE, precision=cfg.TRAIN.PRECISION)
+    if cfg.MECHANISM in ("moco", "end_to_end"):
+        announce_groups(run, group_size=cfg.MOCO.BN_GROUP_SIZE)
+    if cfg.MECHANISM == "moco":
+        announce_queue(run, num_images=len(folder))
 
 
 def build_model(cfg: CfgNode, *, num_classes: int = 0, num_images: int = 0) -> nn.Module:
@@ -243,109 +253,6 @@ def _header(cfg: CfgNode, folder: Pictures) -> dict[str, Any]:
         "config": cfg.dump(),
         "num_images": len(folder),
     }
-
-
-def restore(run: Pretraining, state: dict[str, Any], path: str) -> None:
-    """Put a checkpoint's state into a run that was built from the same config.
-
-    Args:
-        run: Changed in place.
-        state: From ``load_checkpoint``.
-        path: The checkpoint's path, for messages.
-
-    Raises:
-        InputError: If the checkpoint is not one of this mechanism, architecture, data and sizes.
-    """
-    if state.get("format") != CHECKPOINT_FORMAT:
-        raise InputError(f"{path} is not a checkpoint of tools/pretrain.py (format {state.get('format')!r}, expected {CHECKPOINT_FORMAT!r}).")
-    same = {
-        "mechanism": "MECHANISM",
-        "arch": "MODEL.ARCH",
-        "num_images": "number of pictures in DATA.ROOT",
-        "pixels": "DATA.PIXEL_MEAN and PIXEL_STD",
-    }
-    for key, name in same.items():
-        if state[key] != run.header[key]:
-            raise InputError(
-                f"{path} was made with {name} {state[key]}, the run to resume has {run.header[key]}. Resume with the config it was started with."
-            )
-    if state["iterations_per_epoch"] != run.iterations_per_epoch:
-        raise InputError(
-            f"{path} was made with {state['iterations_per_epoch']} iterations per epoch, this run has {run.iterations_per_epoch}: "
-            f"DATA.BATCH_SIZE_TOTAL must stay as it was. Resume with the config it was started with."
-        )
-    expected = {name: tuple(t.shape) for name, t in run.model.state_dict().items()}
-    got = {name: tuple(t.shape) for name, t in state["state_dict"].items()}
-    differing = sorted(name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name))
-    if differing:
-        name = differing[0]
-        raise InputError(
-            f"{path} does not fit this config: {len(differing)} tensors differ, the first is {name} "
-            f"({got.get(name, 'absent')} in the file, {expected.get(name, 'absent')} here). Resume with the config it was started with."
-        )
-    run.model.load_state_dict(state["state_dict"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.scaler.load_state_dict(state["scaler"])
-    run.iteration = state["iteration"]
-    run.unreadable = set(state["unreadable"])
-    logger.info("resumed from %s: iteration %d of %d", path, run.iteration, run.max_iterations)
-    if state["world_size"] != get_world_size():
-        logger.warning(
-            "The run was saved with %d processes and goes on with %d: %slearning rate and schedule stay the same, the groups of "
-            "images that share BN statistics differ from here on.",
-            state["world_size"],
-            get_world_size(),
-            "" if run.header.get("order") else "pictures, order, ",
-        )
-
-
-def _say_what_runs(cfg: CfgNode, folder: Pictures, run: Pretraining) -> None:
-    per_rank = cfg.DATA.BATCH_SIZE_TOTAL // get_world_size()
-    logger.info(
-        "batch %d = %d per process x %d on %s, %s; %d epochs of %d iterations",
-        cfg.DATA.BATCH_SIZE_TOTAL,
-        per_rank,
-        get_world_size(),
-        run.device,
-        cfg.TRAIN.PRECISION,
-        run.epochs,
-        run.iterations_per_epoch,
-    )
-    logger.info(
-        "lr %g = SOLVER.BASE_LR %g x %d / %d",
-        run.optimizer.param_groups[0]["lr"],
-        cfg.SOLVER.BASE_LR,
-        cfg.DATA.BATCH_SIZE_TOTAL,
-        cfg.SOLVER.REFERENCE_BATCH_SIZE,
-    )
-    if cfg.MECHANISM in ("supervised", "memory_bank"):
-        return
-    per_pass = -(-per_rank // cfg.SOLVER.ACCUMULATE)
-    groups = num_groups(per_pass, cfg.MOCO.BN_GROUP_SIZE)
-    if groups * get_world_size() > 1:
-        logger.info("BN statistics over %d groups of about %d images, keys shuffled among them", groups * get_world_size(), per_pass // groups)
-    else:
-        logger.warning(
-            "All %d images share their BN statistics, so keys can be told by them and the pretext task leaks (Sec. 3.3 of the paper). "
-            "Set MOCO.BN_GROUP_SIZE to at most %d.",
-            per_pass,
-            max(1, per_pass // 2),
-        )
-    if cfg.MECHANISM == "moco":
-        _say_of_the_queue(cfg, folder)
-
-
-def _say_of_the_queue(cfg: CfgNode, folder: Pictures) -> None:
-    filling = -(-cfg.MOCO.QUEUE_SIZE // (cfg.DATA.BATCH_SIZE_TOTAL * (1 + cfg.MOCO.SYMMETRIC)))
-    logger.info("the queue starts with random columns: for the first %d iterations, until keys fill it, the loss may rise", filling)
-    if len(folder) < cfg.MOCO.QUEUE_SIZE:
-        logger.warning(
-            "MOCO.QUEUE_SIZE %d is larger than the number of pictures, %d: a queue then holds other views of the query's own picture as "
-            "negatives. At most a quarter of the pictures, %d, is advisable.",
-            cfg.MOCO.QUEUE_SIZE,
-            len(folder),
-            max(1, len(folder) // 4),
-        )
 
 
 __all__ = ["build_model", "pretrain", "restore", "save"]

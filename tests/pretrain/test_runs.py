@@ -112,14 +112,17 @@ def test_run__fewer_pictures_than_a_batch(pool, tmp_path):
 
 
 def test_run__length_in_iterations(pool, tmp_path):
-    run = pretrain(config(pool, tmp_path / "run", SOLVER__MAX_ITER=5, SOLVER__SCHEDULE="exponential", SOLVER__SCHEDULE_BY="iteration",
-                          SOLVER__GAMMA=0.5, SOLVER__DECAY_PERIOD=2))  # fmt: skip
+    halved = {"SOLVER__SCHEDULE": "exponential", "SOLVER__SCHEDULE_BY": "iteration", "SOLVER__GAMMA": 0.5, "SOLVER__DECAY_PERIOD": 2}
+    run = pretrain(config(pool, tmp_path / "run", SOLVER__MAX_ITER=5, **halved))
     assert run.iteration == 5
     assert [row["lr"] for row in rows_of(tmp_path / "run")] == pytest.approx([0.001875 * f for f in (1, 1, 0.5, 0.5, 0.25)])
     assert (tmp_path / "run" / "last_checkpoint").read_text().strip() == "checkpoint_0001_iter00000005.pth"
 
 
-@pytest.mark.parametrize("changes", [{}, {"MECHANISM": "memory_bank"}, {"MECHANISM": "end_to_end"}, {"TRAIN__PRECISION": "fp16", "MOCO__SYMMETRIC": True}])
+FP16_SYMMETRIC = {"TRAIN__PRECISION": "fp16", "MOCO__SYMMETRIC": True}
+
+
+@pytest.mark.parametrize("changes", [{}, {"MECHANISM": "memory_bank"}, {"MECHANISM": "end_to_end"}, FP16_SYMMETRIC])
 def test_resume__from_any_iteration_is_bit_equal(changes, pool, tmp_path):
     settings = {"SOLVER__EPOCHS": 2, "TRAIN__CHECKPOINT_PERIOD_ITERS": 1, "TRAIN__KEEP_CHECKPOINTS": 0} | changes
     pretrain(config(pool, tmp_path / "whole", **settings))
