@@ -209,14 +209,14 @@ def _check_arguments(src: Path, dst: Path, to: str, arch: str | None) -> None:
         raise InputError(f"Unknown target {to!r}; known: {', '.join(TARGETS)}.")
     if arch is not None and arch not in ARCHITECTURES:
         raise InputError(f"Unknown architecture {arch!r}; known: {', '.join(ARCHITECTURES)}.")
+    if dst.exists() and src.exists() and dst.samefile(src):
+        raise InputError(f"{dst} is the source itself; name another file to write.")
     others = {suffix: target for target, suffixes in SUFFIXES.items() for suffix in suffixes if target != to}
     if dst.suffix in others and dst.suffix not in SUFFIXES[to]:  # Detectron2 and timm choose their reader by it
         raise InputError(
             f"{dst} has the ending of a {others[dst.suffix]} file, expected {' or '.join(SUFFIXES[to])} for --to {to}; rename it, or "
             f"pass --to {others[dst.suffix]}."
         )
-    if dst.exists() and src.exists() and dst.samefile(src):
-        raise InputError(f"{dst} is the source itself; name another file to write.")
 
 
 def _verify(source: Source, written: Path, stamp: Mapping[str, Any], dst: Path, verify: bool | str | os.PathLike[str]) -> Verification:

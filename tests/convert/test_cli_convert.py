@@ -73,7 +73,7 @@ def test_next_step__names_a_config_that_exists(to, arch, words):
 
 
 @pytest.mark.parametrize("to", ["torchvision", "timm"])
-@pytest.mark.parametrize("arch", ["resnet18", "resnext50_32x8d", "resnet50_w2x"])
+@pytest.mark.parametrize("arch", ["resnet18", "resnext50_32x8d", pytest.param("resnet50_w2x", marks=pytest.mark.slow)])
 def test_next_step__loads_the_file_that_was_written(tmp_path, arch, to):
     """The command printed is run as it is, and the network has every tensor."""
     import torch
