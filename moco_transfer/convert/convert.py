@@ -22,7 +22,7 @@ from .formats import Source, read_source
 from .key_maps import BATCH_COUNTER, WRITE_NAME
 from .read import read_checkpoint
 from .stamp import make_stamp
-from .verify import Verification, compare, detectron2_features, generated_picture, torchvision_features
+from .verify import Verification, compare, detectron2_features, generated_picture, real_picture, torchvision_features
 from .write import SUFFIXES, TARGETS, write
 from .zoo import local_file
 
@@ -90,7 +90,7 @@ def convert_checkpoint(
     to: str = "detectron2",
     encoder: str = "q",
     source_format: str | None = None,
-    verify: bool | None = None,
+    verify: bool | str | os.PathLike[str] | None = None,
     arch: str | None = None,
 ) -> ConversionReport:
     """Convert a pre-trained backbone, or refuse and write nothing.
@@ -101,7 +101,8 @@ def convert_checkpoint(
         to: "detectron2" (.pkl), "torchvision" (.pth) or "timm" (.safetensors).
         encoder: "q" for the encoder that was trained, "k" for its momentum copy.
         source_format: The source's layout where its keys can be read in two ways; None to recognise it.
-        verify: Whether to compare the features of both files; None for "if the source has at most 1 GB".
+        verify: Whether to compare the features of both files, on a generated picture; a path compares them on the picture there;
+            None for "if the source has at most 1 GB".
         arch: torchvision's name of the network; None to recognise it by its shapes.
 
     Returns:
@@ -124,7 +125,7 @@ def convert_checkpoint(
     try:
         with atomic_path(dst) as tmp:
             names = write(tmp, source.state, stamp, to=to)
-            verification = _verify(source, tmp, stamp, dst) if verify else None
+            verification = _verify(source, tmp, stamp, dst, verify) if verify else None
             sha256 = sha256_of(tmp)
     except OSError as error:  # a full disk, for one
         raise InputError(f"Cannot write {dst}: {error.strerror or error}; nothing was changed.") from error
@@ -208,22 +209,23 @@ def _check_arguments(src: Path, dst: Path, to: str, arch: str | None) -> None:
         raise InputError(f"Unknown target {to!r}; known: {', '.join(TARGETS)}.")
     if arch is not None and arch not in ARCHITECTURES:
         raise InputError(f"Unknown architecture {arch!r}; known: {', '.join(ARCHITECTURES)}.")
+    if dst.exists() and src.exists() and dst.samefile(src):
+        raise InputError(f"{dst} is the source itself; name another file to write.")
     others = {suffix: target for target, suffixes in SUFFIXES.items() for suffix in suffixes if target != to}
     if dst.suffix in others and dst.suffix not in SUFFIXES[to]:  # Detectron2 and timm choose their reader by it
         raise InputError(
             f"{dst} has the ending of a {others[dst.suffix]} file, expected {' or '.join(SUFFIXES[to])} for --to {to}; rename it, or "
             f"pass --to {others[dst.suffix]}."
         )
-    if dst.exists() and src.exists() and dst.samefile(src):
-        raise InputError(f"{dst} is the source itself; name another file to write.")
 
 
-def _verify(source: Source, written: Path, stamp: Mapping[str, Any], dst: Path) -> Verification:
+def _verify(source: Source, written: Path, stamp: Mapping[str, Any], dst: Path, verify: bool | str | os.PathLike[str]) -> Verification:
     """Compare the source in its own network with the file written, read back, in its own network."""
-    picture = generated_picture()
+    picture = generated_picture() if verify is True else real_picture(verify, stamp)
+    shown = {} if verify is True else {"picture": os.fspath(verify)}
     before = _features(source, stamp, picture)
     content = read_checkpoint(written)
-    return compare(before, _features(read_source(content), stamp, picture), path=dst)
+    return compare(before, _features(read_source(content), stamp, picture), path=dst, **shown)
 
 
 def _features(source: Source, stamp: Mapping[str, Any], picture: Tensor) -> dict[str, Tensor]:

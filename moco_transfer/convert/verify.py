@@ -10,16 +10,21 @@ Shapes in this module:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from moco_transfer.runtime.errors import InputError
 
 from .architectures import BATCH_NORM_EPS, build_resnet
+from .layouts import IMAGENET_PIXELS
 
 TOLERANCE = 1e-5
 """Largest difference allowed between two features, as a share of the largest feature of the stage (of 1 when that is less)."""
@@ -29,14 +34,20 @@ STAGES = ("res2", "res3", "res4", "res5")
 
 @dataclass(frozen=True)
 class Verification:
-    """The largest difference of each stage's features, as a share of its largest feature (of 1 when that is less)."""
+    """The largest difference of each stage's features, as a share of its largest feature (of 1 when that is less).
+
+    Attributes:
+        differences: res2 to res5 -> difference.
+        picture: What the features are of.
+    """
 
     differences: dict[str, float]
+    picture: str = "a generated picture"
 
     def __str__(self) -> str:
         """Return one line, for the log."""
         shown = ", ".join(f"{stage} {difference:.1e}" for stage, difference in self.differences.items())
-        return f"verified: features of a generated picture agree to {TOLERANCE:.0e} ({shown})"
+        return f"verified: features of {self.picture} agree to {TOLERANCE:.0e} ({shown})"
 
 
 def generated_picture(*, size: int = 64, seed: int = 0) -> Tensor:
@@ -45,6 +56,30 @@ def generated_picture(*, size: int = 64, seed: int = 0) -> Tensor:
     picture = torch.stack([ramp.expand(size, size), ramp[:, None].expand(size, size), ramp.flip(0).expand(size, size)])
     noise = torch.rand(3, size, size, generator=torch.Generator().manual_seed(seed))
     return (picture + noise).unsqueeze(0)
+
+
+def real_picture(path: str | os.PathLike[str], pixels: Mapping[str, Any], *, size: int = 224) -> Tensor:
+    """Return a picture file (1, 3, size, size), float32, squeezed to a square and normalised as the weights expect.
+
+    Args:
+        path: A picture of any of Pillow's formats.
+        pixels: A stamp: ``format``, ``pixel_mean``, ``pixel_std`` (0-255 scale); where those are None, ImageNet's in RGB are taken.
+        size: Side of the square, in pixels.
+
+    Raises:
+        InputError: If it cannot be read as a picture.
+    """
+    try:
+        with Image.open(path) as image:
+            values = np.array(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR), np.float32)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"Cannot read {path} as a picture ({error}); name another, or leave it out for a generated one.") from error
+    expected = {"format": "RGB", "mean": IMAGENET_PIXELS["mean"], "std": IMAGENET_PIXELS["std"]}
+    if pixels["format"] is not None:
+        expected = {"format": pixels["format"], "mean": pixels["pixel_mean"], "std": pixels["pixel_std"]}
+    values = values[..., ::-1] if expected["format"] == "BGR" else values
+    values = (values - np.array(expected["mean"], np.float32)) / np.array(expected["std"], np.float32)
+    return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))[None]
 
 
 @torch.no_grad()
@@ -111,13 +146,16 @@ def detectron2_features(weights: Mapping[str, Tensor], picture: Tensor, *, strid
 _NORM = ("running_mean", "running_var", "weight", "bias")
 
 
-def compare(before: Mapping[str, Tensor], after: Mapping[str, Tensor], *, path: object) -> Verification:
+def compare(
+    before: Mapping[str, Tensor], after: Mapping[str, Tensor], *, path: object, picture: str = Verification.picture
+) -> Verification:
     """Compare the features of the file read with those of the file written.
 
     Args:
         before: Stage -> features (N, C, H, W).
         after: The same stages of the other file.
         path: The file to write, for the message.
+        picture: What the features are of, for the report.
 
     Raises:
         InputError: If a feature differs by more than the tolerance or is not finite.
@@ -135,4 +173,4 @@ def compare(before: Mapping[str, Tensor], after: Mapping[str, Tensor], *, path: 
             f"Not written: {path} would not compute the features of its source (difference, expected at most {TOLERANCE:.0e}: "
             f"{shown})."
         )
-    return Verification(differences)
+    return Verification(differences, picture)

@@ -5,7 +5,7 @@ Names:
     torchvision's own, such as ``ResNet50_Weights.IMAGENET1K_V2``; ``detectron2://…`` as in Detectron2's configs; any http(s)
     address.
 Environment:
-    MOCO_TRANSFER_MIRROR: an address or a folder that has the files under the same paths as their own host
+    MOCO_TRANSFER_MIRROR: an address or a folder (a path, or file://…) that has the files under the same paths as their own host
     (``…/moco/moco_checkpoints/moco_v2_200ep/moco_v2_200ep_pretrain.pth.tar``); asked instead of that host.
     FVCORE_CACHE: where downloads are kept (default ``~/.torch/iopath_cache``), shared with Detectron2.
 """
@@ -16,6 +16,7 @@ import hashlib
 import logging
 import os
 import re
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
@@ -30,6 +31,9 @@ from .architectures import ARCHITECTURES
 logger = logging.getLogger(__name__)
 
 MIRROR = "MOCO_TRANSFER_MIRROR"
+
+TIMEOUT_SEC = 30.0
+"""How long a host may be silent."""
 
 _HOST = "https://dl.fbaipublicfiles.com"
 
@@ -118,14 +122,18 @@ def _at(url: str) -> Published:
 
 
 def _fetch(name: str, source: Published) -> Path:
-    mirror = os.environ.get(MIRROR, "").rstrip("/")
+    mirror = os.environ.get(MIRROR, "").rstrip("/").removeprefix("file://")
     url = mirror + urlparse(source.url).path if mirror else source.url
     if mirror and "://" not in mirror:
         if not os.path.isfile(url):
             raise InputError(f"The mirror {mirror} ({MIRROR}) has no {url}, needed for {name}; copy it there from {source.url}.")
         return Path(url)
+    if not url.startswith(("http://", "https://")):
+        raise InputError(f"{MIRROR} is {mirror!r}, expected a folder, or an address that begins with http:// or https://.")
     manager = PathManager()
     manager.register_handler(HTTPURLHandler())
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT_SEC)  # iopath sets none, and would wait for a firewall for ever
     try:
         return Path(manager.get_local_path(url))
     except (OSError, ValueError) as error:  # URLError, HTTPError and a broken connection are OSErrors
@@ -133,6 +141,8 @@ def _fetch(name: str, source: Published) -> Path:
             f"Cannot download {name} from {url} ({error}); without a network, fetch {source.url} elsewhere and pass the file, "
             f"or name a folder or address that has it in {MIRROR}."
         ) from error
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _check(name: str, source: Published, path: Path) -> None:
@@ -140,9 +150,12 @@ def _check(name: str, source: Published, path: Path) -> None:
     if not source.digest:
         logger.warning("%s: no hash of it was published, so it is taken as it is (%s %s)", name, source.algorithm, digest)
     elif not digest.startswith(source.digest):
+        is_download = "://" in os.environ.get(MIRROR, "http://").removeprefix("file://")
+        if is_download:  # so that the next call does not find it in the cache
+            path.unlink(missing_ok=True)
         raise InputError(
             f"{path} is not the published {name}: its {source.algorithm} begins with {digest[: len(source.digest)]}, expected "
-            f"{source.digest}; delete it, so that it is downloaded anew."
+            f"{source.digest}; {'it was deleted: call again, and it is downloaded anew' if is_download else 'copy it there anew'}."
         )
 
 

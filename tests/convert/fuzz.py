@@ -40,7 +40,7 @@ MAX_MEMORY_KB = 1_000_000
 
 def seeds(folder: Path) -> list[bytes]:
     """Return small files of each container: a ResNet-18 with one number per tensor, and a handful of arrays."""
-    made = runpy.run_path(str(Path(__file__).with_name("conftest.py")))
+    made = runpy.run_path(str(Path(__file__).with_name("networks.py")))
     state = made["one_number_each"](made["resnet_state"]("resnet18"))
     few = {name: torch.ones(tensor.shape[:1]) for name, tensor in list(state.items())[:12]}
     arrays = {name: tensor.numpy() for name, tensor in few.items()}

@@ -36,7 +36,7 @@ def main() -> None:
     """Write the fixture."""
     checkout = Path(sys.argv[1])
     commit = subprocess.run(["git", "-C", str(checkout), "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    made = runpy.run_path(str(Path(__file__).with_name("conftest.py")))
+    made = runpy.run_path(str(Path(__file__).with_name("networks.py")))
     content = made["official_content"](made["resnet_state"]("resnet18"), made["resnet_state"]("resnet18", salt="k"))
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "official.pth.tar"

@@ -4,9 +4,13 @@ Seen red under: --inspect that writes a file beside the one inspected.
 """
 
 import pytest
+from networks import one_number_each
 
-from moco_transfer.cli.convert import _next_step
+from moco_transfer.cli.convert import FORMATS, _next_step
 from moco_transfer.cli.main import main
+from moco_transfer.convert.formats import known_formats
+from moco_transfer.convert.zoo import ZOO
+from moco_transfer.runtime.errors import InputError
 
 
 def test_convert__prints_the_coverage_and_the_next_command(saved, tmp_path, official, capsys):
@@ -58,8 +62,61 @@ def test_inspect__says_what_a_file_is(saved, tmp_path, official_small, capsys):
             "resnet50",
             "model = torchvision.models.resnet50(); model.fc = torch.nn.Identity(); model.load_state_dict(",
         ),
+        ("torchvision", "resnext50_32x8d", "model = torchvision.models.resnet50(groups=32, width_per_group=8); model.fc"),
+        ("torchvision", "resnet50_w2x", "build_resnet('resnet50_w2x'); model.fc"),
         ("timm", "resnet50", "timm.create_model('resnet50', num_classes=0, checkpoint_path='x')"),
+        ("timm", "resnext50_32x8d", "timm.create_model('resnext50_32x4d', base_width=8, num_classes=0, checkpoint_path='x')"),
     ],
 )
 def test_next_step__names_a_config_that_exists(to, arch, words):
     assert words in _next_step(to, "x", arch)
+
+
+@pytest.mark.parametrize("to", ["torchvision", "timm"])
+@pytest.mark.parametrize("arch", ["resnet18", "resnext50_32x8d", pytest.param("resnet50_w2x", marks=pytest.mark.slow)])
+def test_next_step__loads_the_file_that_was_written(tmp_path, arch, to):
+    """The command printed is run as it is, and the network has every tensor."""
+    import torch
+    import torchvision  # noqa: F401 - the command names them
+
+    import moco_transfer.convert.architectures
+    from moco_transfer.convert import convert_checkpoint
+
+    if to == "timm":
+        timm = pytest.importorskip("timm", reason="timm is not installed")
+    shapes = moco_transfer.convert.architectures.build_resnet(arch, device="meta").state_dict()
+    state = one_number_each({name: tensor for name, tensor in shapes.items() if not name.startswith("fc.")})
+    torch.save(state, tmp_path / "source.pth")
+    output = tmp_path / ("out.pth" if to == "torchvision" else "out.safetensors")
+    if (to, arch) == ("timm", "resnet50_w2x"):
+        with pytest.raises(InputError, match="timm has no resnet50_w2x, whose stem is wider"):
+            convert_checkpoint(tmp_path / "source.pth", output, to=to, verify=False)
+        return
+    convert_checkpoint(tmp_path / "source.pth", output, to=to, verify=False)
+    names = {"torch": torch, "torchvision": torchvision, "moco_transfer": moco_transfer, "timm": None if to != "timm" else timm}
+    exec(_next_step(to, output, arch).removeprefix("Next: "), names)
+    loaded = names["model"].state_dict()
+    assert loaded.keys() == state.keys() and all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+
+
+def test_convert__compares_on_a_real_picture(saved, tmp_path, official, capsys):
+    from PIL import Image
+
+    Image.effect_noise((40, 30), 50).convert("RGB").save(tmp_path / "noise.png")
+    words = ["convert", str(saved(official)), str(tmp_path / "m.pkl"), "--picture"]
+    assert main([*words, str(tmp_path / "noise.png")]) == 0
+    assert f"verified: features of {tmp_path / 'noise.png'} agree to 1e-05 (res2 " in capsys.readouterr().out
+    (tmp_path / "m.pkl").write_bytes(b"earlier")
+    (tmp_path / "text.png").write_bytes(b"no picture")
+    assert main([*words, str(tmp_path / "text.png")]) == 2
+    assert "as a picture" in capsys.readouterr().err and (tmp_path / "m.pkl").read_bytes() == b"earlier"
+    assert main([*words, str(tmp_path / "noise.png"), "--no-verify"]) == 2
+
+
+def test_help__names_every_layout(capsys):
+    with pytest.raises(SystemExit):
+        main(["convert", "--help"])
+    printed = capsys.readouterr().out
+    assert all(f"{name}" in printed for name in known_formats())
+    assert set(FORMATS.replace(" (and mmselfsup)", "").split(", ")) == set(known_formats())
+    assert all(name in printed for name in ZOO)

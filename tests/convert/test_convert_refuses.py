@@ -3,13 +3,14 @@
 Seen red under: coverage gaps only logged; the destination opened before the checks; a NaN let through.
 """
 
+import io
+import os
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
 
+from moco_transfer.cli.main import main
 from moco_transfer.convert import convert_checkpoint
 from moco_transfer.runtime.errors import InputError, MissingFileError
 
@@ -183,21 +184,94 @@ def test_refuses__a_destination_that_cannot_be_written(saved, tmp_path, official
             convert_checkpoint(source, dst)
 
 
-@pytest.mark.parametrize("to", ["detectron2", "torchvision", "timm"])
-def test_refuses__when_nothing_more_can_be_written(saved, official_small, to, tmp_path):
+@pytest.mark.parametrize(("to", "name"), [("detectron2", "old.pkl"), ("torchvision", "old.pth"), ("timm", "old.safetensors")])
+def test_refuses__when_nothing_more_can_be_written(saved, official_small, to, name, tmp_path, capsys):
     """A limit of 5 MB on the size of files ends every writer as a full disk would: in the middle of the data."""
+    resource = pytest.importorskip("resource", reason="limits on the size of files are POSIX's")
     (tmp_path / "out").mkdir()
-    target = tmp_path / "out" / "old.pkl"
+    target = tmp_path / "out" / name
     target.write_bytes(OLD)
-    program = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, 5_000_000)); "
-        "from moco_transfer.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    )
-    words = [sys.executable, "-c", program, "convert", str(saved(official_small)), str(target), "--to", to]
-    done = subprocess.run(words, capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.count("\n") == 1 and f"Cannot write {target}: File too large; nothing was changed." in done.stderr
+    source = saved(official_small)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, before[1]))
+    try:
+        status = main(["convert", str(source), str(target), "--to", to])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    error = capsys.readouterr().err
+    assert status == 2 and error.count("\n") == 1 and f"Cannot write {target}: File too large; nothing was changed." in error
+    assert target.read_bytes() == OLD and [path.name for path in target.parent.iterdir()] == [name]
+
+
+class Malicious:
+    """A pickle of it runs a command that leaves a file behind, when the plain pickle module loads it."""
+
+    def __init__(self, tmp_path):
+        self.tmp_path = tmp_path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.tmp_path / 'ran'}",)
+
+
+def saved_bytes(content):
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+BAD_FILES = {
+    "malicious.pkl": lambda tmp_path: pickle.dumps({"model": {"x": Malicious(tmp_path)}}),
+    "malicious.pth": lambda tmp_path: saved_bytes(Malicious(tmp_path)),
+    "truncated.pth": lambda _: saved_bytes({"state_dict": {"x": torch.ones(9999)}})[:20_000],
+    "truncated.pkl": lambda _: pickle.dumps({"model": {"x": torch.ones(9999).numpy()}})[:20_000],
+    "truncated.safetensors": lambda _: b"\x10\0\0\0\0\0\0\0{",
+    "empty.pth": lambda _: b"",
+    "text.pth": lambda _: b"to whom it may concern\n" * 99,
+    "no_tensor.pth": lambda _: saved_bytes({"state_dict": {}, "epoch": 3}),
+    "no_tensor.pkl": lambda _: pickle.dumps({"model": {}}),
+    "folder": None,
+    "nowhere.pth": None,
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_command__bad_files_give_one_sentence_and_status_2(tmp_path, name, capsys):
+    """As typed: nothing on stdout, one line on stderr that names the file, status 2, an earlier destination as it was."""
+    source, target = tmp_path / name, tmp_path / "out" / "old.pkl"
+    target.parent.mkdir()
+    target.write_bytes(OLD)
+    if BAD_FILES[name] is not None:
+        source.write_bytes(BAD_FILES[name](tmp_path))
+    elif name == "folder":
+        source.mkdir()
+    assert main(["convert", str(source), str(target)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1 and str(source) in printed.err
+    assert printed.err.startswith("moco-transfer convert: ") and "Traceback" not in printed.err
     assert target.read_bytes() == OLD and [path.name for path in target.parent.iterdir()] == ["old.pkl"]
+    assert not (tmp_path / "ran").exists()
+    assert main(["convert", "--inspect", str(source)]) == 2
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_refuses__a_folder_without_permission(saved, tmp_path, official_small):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(InputError, match="Cannot write .*Permission denied. Choose a folder that can be written to"):
+        convert_checkpoint(saved(official_small), tmp_path / "locked" / "b.pkl")
+
+
+@pytest.mark.parametrize(
+    ("name", "to", "words"),
+    [
+        ("b.pth", "detectron2", "has the ending of a torchvision file, expected .pkl for --to detectron2; rename it, or pass --to torchvision"),
+        ("b.pkl", "timm", "has the ending of a detectron2 file, expected .safetensors for --to timm"),
+        ("b.safetensors", "torchvision", "has the ending of a timm file, expected .pth or .pt for --to torchvision"),
+    ],
+)
+def test_refuses__an_ending_that_another_reader_would_take(saved, tmp_path, official_small, name, to, words):
+    with pytest.raises(InputError, match=words):
+        convert_checkpoint(saved(official_small), tmp_path / name, to=to)
+    assert not (tmp_path / name).exists()
 
 
 def test_refuses__our_checkpoints_of_a_later_version(saved, refuses, official_small):

@@ -16,7 +16,7 @@ from pathlib import Path
 import key_lists
 import pytest
 import torch
-from conftest import one_number_each, resnet_shapes
+from networks import one_number_each, resnet_shapes
 
 from moco_transfer.convert.architectures import recognise
 from moco_transfer.convert.convert import check_source

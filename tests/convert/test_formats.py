@@ -6,7 +6,7 @@ Seen red under: MODS
 import numpy as np
 import pytest
 import torch
-from conftest import one_number_each, resnet_shapes
+from networks import one_number_each, resnet_shapes
 
 from moco_transfer.convert import convert_checkpoint, load_backbone
 from moco_transfer.convert.architectures import ARCHITECTURES, backbone_shapes, build_resnet, recognise

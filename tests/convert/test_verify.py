@@ -5,24 +5,12 @@ Seen red under: the stride in the wrong convolution; eps left out; max pooling w
 
 import pytest
 import torch
+from networks import seeded
 
-from moco_transfer.convert.architectures import ARCHITECTURES, build_resnet
+from moco_transfer.convert.architectures import ARCHITECTURES
 from moco_transfer.convert.key_maps import detectron2_name
 from moco_transfer.convert.verify import compare, detectron2_features, generated_picture, torchvision_features
 from moco_transfer.runtime.errors import InputError
-
-
-def seeded(arch):
-    """Return a ResNet whose features neither die out nor explode, with batch statistics unlike the initial ones."""
-    torch.manual_seed(0)
-    model = build_resnet(arch)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.1, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-            torch.nn.init.uniform_(module.weight, 0.4, 0.8)
-            torch.nn.init.uniform_(module.bias, -0.1, 0.1)
-    return model
 
 
 def renamed(state):

@@ -6,6 +6,8 @@ Seen red under: the hash not checked; the mirror's path without the host's folde
 import functools
 import hashlib
 import http.server
+import pickle
+import socket
 import threading
 from urllib.parse import urlparse
 
@@ -13,7 +15,10 @@ import numpy as np
 import pytest
 import torch
 
+from moco_transfer.cli.main import main
 from moco_transfer.convert import convert_checkpoint, load_backbone, zoo
+from moco_transfer.convert.architectures import backbone_shapes
+from moco_transfer.convert.key_maps import caffe2_name, detectron2_name
 from moco_transfer.runtime.errors import InputError
 
 
@@ -100,8 +105,66 @@ def test_load_backbone__a_name_is_converted_on_the_way(server, tmp_path, small):
 
 def test_local_file__a_wrong_hash_is_refused(mirror, monkeypatch):
     monkeypatch.setitem(zoo.ZOO, "moco_v2_200ep", zoo.Published(zoo.ZOO["moco_v2_200ep"].url, "md5", "00000000"))
-    with pytest.raises(InputError, match=r"is not the published moco_v2_200ep: its md5 begins with \w{8}, expected 00000000"):
+    with pytest.raises(InputError, match=r"is not the published moco_v2_200ep: its md5 begins with \w{8}, expected 00000000; copy"):
         zoo.local_file("moco_v2_200ep")
+    assert list(mirror.rglob("moco_v2_200ep_pretrain.pth.tar"))  # the user's own copy stays
+
+
+def test_local_file__a_download_with_a_wrong_hash_is_not_kept(server, mirror, monkeypatch):
+    right = zoo.ZOO["moco_v2_200ep"]
+    monkeypatch.setitem(zoo.ZOO, "moco_v2_200ep", zoo.Published(right.url, "md5", "00000000"))
+    for _ in range(2):
+        with pytest.raises(InputError, match="expected 00000000; it was deleted: call again, and it is downloaded anew"):
+            zoo.local_file("moco_v2_200ep")
+    monkeypatch.setitem(zoo.ZOO, "moco_v2_200ep", right)
+    assert zoo.local_file("moco_v2_200ep").is_file()
+    assert len(server) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "arch"), [("ResNet18_Weights.IMAGENET1K_V1", "resnet18"), ("ResNet18_Weights.DEFAULT", "resnet18")]
+)
+def test_convert__a_name_of_torchvisions_weights(mirror, tmp_path, monkeypatch, r18, name, arch):
+    """The file's name ends with the hash that torchvision published; a file of that name with other bytes is refused."""
+    published = zoo.published(name)
+    assert (published.algorithm, published.digest) == ("sha256", "f37072fd") and published.url.endswith("resnet18-f37072fd.pth")
+    path = mirror / urlparse(published.url).path.lstrip("/")
+    path.parent.mkdir(parents=True)
+    torch.save(r18, path)
+    with pytest.raises(InputError, match=f"is not the published {name}: its sha256 begins with"):
+        convert_checkpoint(name, tmp_path / "t.pkl")
+    monkeypatch.setattr(zoo, "_digest", lambda _path, _algorithm: "f37072fd")
+    report = convert_checkpoint(name, tmp_path / "t.pkl")
+    assert (report.source_format, report.arch, report.stamp["source"]) == ("torchvision", arch, "resnet18-f37072fd.pth")
+    assert report.verification is not None
+
+
+def test_convert__msra_by_name_is_caffe2(mirror, tmp_path, small):
+    """MSRA's R-50.pkl has Caffe2's names, BGR and strides in the 1x1 convolutions; fine-tuning takes it as MODEL.WEIGHTS."""
+    blobs = {caffe2_name(name): torch.zeros(()).expand(shape).numpy() for name, shape in backbone_shapes("resnet50").items()}
+    path = mirror / "detectron2/ImageNetPretrained/MSRA/R-50.pkl"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(pickle.dumps(blobs, protocol=2))
+    weights = load_backbone("MSRA/R-50")
+    assert (weights.arch, weights.stamp["format"], weights.stamp["stride_in_1x1"]) == ("resnet50", "BGR", True)
+    assert weights.arrays.keys() == {detectron2_name(name) for name in backbone_shapes("resnet50")}
+
+
+def test_convert__a_name_from_an_address_of_a_folder(mirror, tmp_path, monkeypatch):
+    monkeypatch.setenv(zoo.MIRROR, f"file://{mirror}/")
+    assert convert_checkpoint("moco_v2_200ep", tmp_path / "m.pkl", verify=False).arch == "resnet18"
+    monkeypatch.setenv(zoo.MIRROR, "s3://bucket")
+    with pytest.raises(InputError, match="MOCO_TRANSFER_MIRROR is 's3://bucket', expected a folder, or an address"):
+        zoo.local_file("moco_v2_200ep")
+
+
+def test_command__without_a_network_is_one_sentence_and_status_2(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    monkeypatch.setenv(zoo.MIRROR, "http://127.0.0.1:1")
+    assert main(["convert", "moco_v2_800ep", str(tmp_path / "m.pkl")]) == 2
+    lines = capsys.readouterr().err.split("\n")  # before the last one, iopath's progress bar
+    assert lines[-2].startswith("moco-transfer convert: Cannot download moco_v2_800ep from") and "MOCO_TRANSFER_MIRROR" in lines[-2]
+    assert not (tmp_path / "m.pkl").exists()
 
 
 def test_local_file__without_a_network(tmp_path, monkeypatch):
@@ -112,6 +175,16 @@ def test_local_file__without_a_network(tmp_path, monkeypatch):
     monkeypatch.setenv(zoo.MIRROR, str(tmp_path))
     with pytest.raises(InputError, match="The mirror .* has no .*moco_v1_200ep_pretrain.pth.tar"):
         zoo.local_file("moco_v1_200ep")
+
+
+def test_local_file__a_host_that_is_silent_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    monkeypatch.setattr(zoo, "TIMEOUT_SEC", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection, and never answers
+        monkeypatch.setenv(zoo.MIRROR, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(InputError, match="Cannot download moco_v1_200ep .*timed out"):
+            zoo.local_file("moco_v1_200ep")
+    assert socket.getdefaulttimeout() is None
 
 
 def test_local_file__says_when_nothing_was_published_to_check(mirror, caplog):
