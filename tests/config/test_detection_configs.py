@@ -53,12 +53,12 @@ def test_config__protocol_of_the_paper(name):
     cfg = load_detection_config(name)
     solver, model = cfg.SOLVER, cfg.MODEL
     iterations, steps, warmup, train, sizes, masks, classes = PROTOCOLS[name]
-    assert (solver.MAX_ITER, solver.STEPS, solver.WARMUP_ITERS) == (iterations, steps, warmup)
+    assert (iterations, steps, warmup) == (solver.MAX_ITER, solver.STEPS, solver.WARMUP_ITERS)
     assert (solver.IMS_PER_BATCH, solver.BASE_LR, solver.REFERENCE_WORLD_SIZE, solver.MOMENTUM) == (16, 0.02, 8, 0.9)
     assert (solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM, solver.GAMMA, solver.WARMUP_FACTOR) == (1e-4, 0.0, 0.1, 0.001)
-    assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (train, ("voc_2007_test",) if classes == 20 else ("coco_2017_val",))
-    assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TRAIN) == (sizes, 800, 1333)
-    assert (model.MASK_ON, model.ROI_HEADS.NUM_CLASSES, model.RESNETS.DEPTH) == (masks, classes, 50)
+    assert (train, ("voc_2007_test",) if classes == 20 else ("coco_2017_val",)) == (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
+    assert (sizes, 800, 1333) == (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TRAIN)
+    assert (masks, classes, 50) == (model.MASK_ON, model.ROI_HEADS.NUM_CLASSES, model.RESNETS.DEPTH)
     assert (model.BACKBONE.FREEZE_AT, model.RESNETS.NORM, model.RESNETS.STRIDE_IN_1X1) == (0, "SyncBN", False)
     assert (cfg.INPUT.FORMAT, cfg.INPUT.RANDOM_FLIP) == ("RGB", "horizontal")
     assert list(model.PIXEL_MEAN) == [123.675, 116.28, 103.53] and list(model.PIXEL_STD) == [58.395, 57.12, 57.375]
