@@ -36,7 +36,7 @@ def draw_detections(picture: np.ndarray, detections: Mapping[str, np.ndarray], c
         _tint(canvas, detections["masks"][i], class_colour(int(detections["classes"][i])), line)
     for i in order:
         x0, y0, x1, y1 = (round(float(v)) for v in detections["boxes"][i])
-        cv2.rectangle(canvas, (x0, y0), (x1 - 1, y1 - 1), class_colour(int(detections["classes"][i])), line, cv2.LINE_AA)
+        cv2.rectangle(canvas, (x0, y0), (x1 - 1, y1 - 1), class_colour(int(detections["classes"][i])), line)
     taken: list[tuple[int, int, int, int]] = []
     for i in order[::-1]:  # the surest choose their place first
         index = int(detections["classes"][i])

@@ -1,6 +1,6 @@
 """Scaling to the number of processes, and what makes two runs comparable.
 
-Should go red under (not yet tried): scaling lr by the inverse; leaving SEED in the hash.
+Seen red under: MUTATIONS_TODO
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import pytest
 
 from moco_transfer.config import load_detection_config
 from moco_transfer.finetune.results import config_hash
-from moco_transfer.finetune.scaling import scale_to_world_size
+from moco_transfer.finetune.scaling import scale_to_world_size, schedule_sentence
 from moco_transfer.runtime.errors import InputError
 
 VOC_24K = ["SOLVER.IMS_PER_BATCH", "16", "SOLVER.BASE_LR", "0.02", "SOLVER.MAX_ITER", "24000", "SOLVER.STEPS", "18000,22000"]
@@ -46,6 +46,38 @@ def test_scale__reference_0_takes_the_schedule_and_refuses_a_batch_that_does_not
     assert numbers(scale_to_world_size(cfg, 2)) == numbers(cfg)
     with pytest.raises(InputError, match="SOLVER.IMS_PER_BATCH 4 does not divide among 3 processes"):
         scale_to_world_size(cfg, 3)
+
+
+def test_scale__a_batch_that_is_no_multiple_of_the_reference_is_refused():
+    # Someone who thinks of one GPU writes batch 2; scaled from 8 to 1 that would be a quarter of a picture.
+    cfg = load_detection_config("Base-RCNN-FPN-BN", ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.BASE_LR", "0.0025"])
+    with pytest.raises(InputError, match=r"IMS_PER_BATCH 2 is the batch of SOLVER.REFERENCE_WORLD_SIZE 8 processes together.*REFERENCE_WORLD_SIZE 0"):
+        scale_to_world_size(cfg, 1)
+    with pytest.raises(InputError, match="REFERENCE_WORLD_SIZE is -1"):
+        scale_to_world_size(load_detection_config("Base-RCNN-FPN-BN", ["SOLVER.REFERENCE_WORLD_SIZE", "-1"]), 1)
+
+
+def test_scale__the_users_config_stays_as_it_was_written():
+    cfg = load_detection_config("Base-RCNN-FPN-BN", VOC_24K)
+    scaled = scale_to_world_size(cfg, 2)
+    assert numbers(cfg)[:2] == (16, 0.02) and numbers(scaled)[:2] == (4, 0.005)
+    assert scaled.SOLVER.REFERENCE_WORLD_SIZE == 2 and scaled.is_frozen()
+    assert numbers(scale_to_world_size(scaled, 8)) == numbers(cfg)  # and back
+
+
+def test_schedule_sentence__both_numbers_of_everything_that_moved():
+    cfg = load_detection_config("Base-RCNN-FPN-BN", VOC_24K)
+    assert schedule_sentence(cfg, scale_to_world_size(cfg, 1), 1) == (
+        "schedule scaled from 8 processes to 1 process with 2 pictures each: batch 16 -> 2, lr 0.02 -> 0.0025, iterations 24000 -> 192000, "
+        "steps (18000, 22000) -> (144000, 176000), warm-up 100 -> 800, checkpoint every 5000 -> 40000, evaluation every 5000 -> 40000"
+    )
+    assert schedule_sentence(cfg, scale_to_world_size(cfg, 8), 8) == (
+        "schedule for 8 processes with 2 pictures each, as written for so many: batch 16, lr 0.02, iterations 24000, "
+        "steps (18000, 22000), warm-up 100, checkpoint every 5000, evaluation every 5000"
+    )
+    demo = load_detection_config("demo_R_18_FPN")
+    said = schedule_sentence(demo, scale_to_world_size(demo, 2), 2)
+    assert said.startswith("schedule for 2 processes with 2 pictures each, as written, for any number of processes: batch 4, lr 0.01, ")
 
 
 @pytest.mark.parametrize(

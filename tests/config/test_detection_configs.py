@@ -1,0 +1,162 @@
+"""The shipped detection configs: what the papers and the official repository say, held as numbers typed from them.
+
+Sources: facts of arXiv:1911.05722 (Sec. 4.2, App. A.1, Tables 2, 4, 5, A.1), facebookresearch/moco@7397dfe detection/configs, Detectron2's
+1x and 2x schedules.
+
+Seen red under: MUTATIONS_TODO
+"""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+
+from moco_transfer.config import available, load_detection_config
+from moco_transfer.report import published_settings
+
+CONFIGS = {name.split("/")[1]: file for name, file in available().items() if name.startswith("detection/")}
+LEAVES = sorted(name for name in CONFIGS if not name.startswith("Base-"))
+TWINS = sorted(name for name in CONFIGS if name.endswith("_msra"))
+
+VOC_SIZES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+COCO_SIZES = (640, 672, 704, 736, 768, 800)
+VOC_0712 = ("voc_2007_trainval", "voc_2012_trainval")
+# name: (iterations, steps, warm-up, training sets, shorter edges, masks, classes)
+PROTOCOLS = {
+    "pascal_voc_R_50_C4_24k": (24000, (18000, 22000), 100, VOC_0712, VOC_SIZES, False, 20),
+    "pascal_voc_R_50_DC5_24k": (24000, (18000, 22000), 100, VOC_0712, VOC_SIZES, False, 20),
+    "pascal_voc07_R_50_C4_9k": (9000, (6750, 8250), 100, ("voc_2007_trainval",), VOC_SIZES, False, 20),
+    "coco_R_50_C4_1x": (90000, (60000, 80000), 1000, ("coco_2017_train",), COCO_SIZES, True, 80),
+    "coco_R_50_C4_2x": (180000, (120000, 160000), 1000, ("coco_2017_train",), COCO_SIZES, True, 80),
+    "coco_R_50_FPN_1x": (90000, (60000, 80000), 1000, ("coco_2017_train",), COCO_SIZES, True, 80),
+    "coco_R_50_FPN_2x": (180000, (120000, 160000), 1000, ("coco_2017_train",), COCO_SIZES, True, 80),
+    "coco_R_50_FPN_6x": (540000, (480000, 520000), 1000, ("coco_2017_train",), COCO_SIZES, True, 80),
+}
+
+
+def leaves(node, prefix=""):
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", tuple(value) if isinstance(value, list) else value
+
+
+def header(name):
+    lines = CONFIGS[name].read_text(encoding="utf-8").splitlines()
+    return [line.removeprefix("#").strip() for line in lines if line.startswith("#")]
+
+
+@pytest.mark.parametrize("name", sorted(PROTOCOLS))
+def test_config__protocol_of_the_paper(name):
+    cfg = load_detection_config(name)
+    solver, model = cfg.SOLVER, cfg.MODEL
+    iterations, steps, warmup, train, sizes, masks, classes = PROTOCOLS[name]
+    assert (iterations, steps, warmup) == (solver.MAX_ITER, solver.STEPS, solver.WARMUP_ITERS)
+    assert (solver.IMS_PER_BATCH, solver.BASE_LR, solver.REFERENCE_WORLD_SIZE, solver.MOMENTUM) == (16, 0.02, 8, 0.9)
+    assert (solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM, solver.GAMMA, solver.WARMUP_FACTOR) == (1e-4, 0.0, 0.1, 0.001)
+    assert (train, ("voc_2007_test",) if classes == 20 else ("coco_2017_val",)) == (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
+    assert (sizes, 800, 1333) == (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TRAIN)
+    assert (masks, classes, 50) == (model.MASK_ON, model.ROI_HEADS.NUM_CLASSES, model.RESNETS.DEPTH)
+    assert (model.BACKBONE.FREEZE_AT, model.RESNETS.NORM, model.RESNETS.STRIDE_IN_1X1) == (0, "SyncBN", False)
+    assert (cfg.INPUT.FORMAT, cfg.INPUT.RANDOM_FLIP) == ("RGB", "horizontal")
+    assert list(model.PIXEL_MEAN) == [123.675, 116.28, 103.53] and list(model.PIXEL_STD) == [58.395, 57.12, 57.375]
+    assert cfg.TEST.PRECISE_BN.ENABLED and cfg.TEST.PRECISE_BN.NUM_ITER == 200
+    assert (model.ROI_HEADS.BATCH_SIZE_PER_IMAGE, model.RPN.BATCH_SIZE_PER_IMAGE) == (512, 256)
+    # "The architecture of heads are not different from standard baselines" (moco issue 34)
+    assert (model.ROI_BOX_HEAD.NORM, model.ROI_MASK_HEAD.NORM, model.ROI_BOX_HEAD.NUM_CONV) == ("", "", 0)
+    assert model.WEIGHTS == ""
+    if "_C4_" in name:
+        assert (model.ROI_HEADS.NAME, model.BACKBONE.NAME) == ("Res5ROIHeadsExtraNorm", "build_resnet_backbone")
+        assert (model.RPN.PRE_NMS_TOPK_TEST, model.RPN.POST_NMS_TOPK_TEST) == (6000, 1000)
+    elif "_DC5_" in name:
+        assert (model.BACKBONE.NAME, model.RESNETS.RES5_DILATION, model.ROI_HEADS.NAME) == ("build_resnet_dc5_backbone", 2, "StandardROIHeads")
+        assert (model.ROI_BOX_HEAD.NUM_FC, model.ROI_BOX_HEAD.POOLER_RESOLUTION) == (2, 7)
+    else:
+        assert (model.BACKBONE.NAME, model.FPN.NORM, model.ROI_BOX_HEAD.NUM_FC) == ("build_resnet_fpn_backbone", "SyncBN", 2)
+
+
+def test_config__every_protocol_has_its_msra_twin():
+    assert [f"{name}_msra" for name in sorted(PROTOCOLS)] == TWINS
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_msra_twin__differs_in_pixels_stride_and_weights_alone(name):
+    twin, base = (dict(leaves(load_detection_config(n))) for n in (name, name.removesuffix("_msra")))
+    assert {key: value for key, value in twin.items() if value != base[key]} == {
+        "MODEL.WEIGHTS": "detectron2://ImageNetPretrained/MSRA/R-50.pkl",
+        "MODEL.PIXEL_MEAN": (103.53, 116.28, 123.675),
+        "MODEL.PIXEL_STD": (1.0, 1.0, 1.0),
+        "MODEL.RESNETS.STRIDE_IN_1X1": True,
+        "INPUT.FORMAT": "BGR",
+    }
+    assert len(CONFIGS[name].read_text(encoding="utf-8").splitlines()) <= 10
+
+
+@pytest.mark.parametrize("name", [n for n in LEAVES if "_R_18_" in n])
+def test_r18_config__basic_blocks_and_a_laptops_length(name):
+    cfg = load_detection_config(name)
+    assert (cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS, cfg.SOLVER.REFERENCE_WORLD_SIZE) == (18, 64, 0)
+    assert cfg.SOLVER.MAX_ITER <= 500 and cfg.SOLVER.IMS_PER_BATCH == 4 and cfg.INPUT.MIN_SIZE_TEST <= 320
+    assert all(step < cfg.SOLVER.MAX_ITER for step in cfg.SOLVER.STEPS)
+
+
+def test_r18_configs__voc_and_coco_c4_and_fpn():
+    assert {f"{data}_R_18_{arch}_320px" for data in ("pascal_voc", "coco") for arch in ("C4", "FPN")} <= set(LEAVES)
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_header__its_command_runs_this_config(name):
+    from moco_transfer.cli import train
+
+    text = header(name)
+    start = next(i for i, line in enumerate(text) if line.startswith("Command:"))
+    command = text[start].removeprefix("Command:").replace("make demo, or", "").strip()
+    for line in text[start + 1 :]:
+        if command and not command.endswith("\\"):
+            break
+        command = f"{command.removesuffix(chr(92))} {line}".strip()
+    words = shlex.split(command)
+    words = words[words.index("train" if "train" in words else "tools/train_net.py") + 1 :]
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    args = parser.parse_args(words)
+    assert args.config_file == name
+    load_detection_config(args.config_file, args.overrides)
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_header__published_numbers_are_those_of_the_reference(name):
+    settings = [setting for setting in published_settings() if name in setting.tasks]
+    text = " ".join(header(name))
+    if not settings:
+        assert "no published number" in text or name.startswith(("demo_", "own_"))
+        return
+    (setting,) = settings
+    columns = [c for c in (["bbox/AP50", "bbox/AP", "bbox/AP75"] if "voc" in name else ["bbox/AP", "segm/AP"])]
+    inits = ["supervised"] if name.endswith("_msra") else ["moco", "supervised"]
+    for init in inits:
+        assert " / ".join(f"{setting.row_for(init).values[c]}" for c in columns) in text, (name, init)
+    if setting.iterations:
+        assert setting.iterations == load_detection_config(name).SOLVER.MAX_ITER
+    assert setting.test_set == tuple(load_detection_config(name).DATASETS.TEST)
+
+
+def test_published__names_configs_that_exist():
+    tasks = [task for setting in published_settings() for task in setting.tasks]
+    assert set(tasks) <= set(LEAVES)
+    assert set(PROTOCOLS) | set(TWINS) <= set(tasks)
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize("name", sorted(PROTOCOLS))
+def test_config__an_untouched_detectron2_reads_the_same(name):
+    from detectron2.config import get_cfg
+
+    for twin in (name, f"{name}_msra"):
+        theirs = get_cfg()
+        theirs.merge_from_file(str(CONFIGS[twin]))
+        assert dict(leaves(theirs)) == dict(leaves(load_detection_config(twin)))
