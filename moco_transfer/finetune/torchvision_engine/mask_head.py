@@ -55,17 +55,28 @@ class MaskHead(nn.Module):
         init_msra(self.deconv)
         init_normal(self.predictor, std=0.001)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits (M, K, S, S), or (M, 1, S, S) if class agnostic, float32, for regions (M, C, S / 2, S / 2)."""
+    def forward(self, x: Tensor, classes: Tensor) -> Tensor:
+        """Return each region's logits for its own class, (F, S, S) float32.
+
+        Args:
+            x: (F, C, S / 2, S / 2).
+            classes: (F,) int64; a class-agnostic head does not look at it.
+        """
         for name in self.convs:
             x = getattr(self, name)(x)
-        return self.predictor(F.relu_(self.deconv(x))).float()
+        x = F.relu_(self.deconv(x))
+        if self.predictor.out_channels == 1:
+            return self.predictor(x)[:, 0].float()
+        # Of the K maps that the 1x1 convolution would make only the own class's is ever read.
+        own = self.predictor.weight.flatten(1)[classes]
+        logits = torch.einsum("fchw,fc->fhw", x, own.to(x.dtype))
+        return logits.float() + self.predictor.bias[classes].view(-1, 1, 1)
 
     def loss(self, logits: Tensor, regions: Sequence[SampledRegions], truth: Sequence[GroundTruth]) -> Tensor:
         """Return the mean binary cross-entropy of the masks of the true classes.
 
         Args:
-            logits: (F, K or 1, S, S) for the foreground regions of all images.
+            logits: (F, S, S) for the foreground regions of all images.
             regions: Those regions, one entry per image.
             truth: One per image, with polygons.
         """
@@ -78,19 +89,13 @@ class MaskHead(nn.Module):
             for index, box in zip(regions_i.truth_index.tolist(), regions_i.boxes.cpu().numpy(), strict=True)
         ]
         target = torch.from_numpy(np.stack(targets)).to(logits)
-        own = _of_class(logits, torch.cat([r.classes for r in regions]))
-        return F.binary_cross_entropy_with_logits(own, target)
+        return F.binary_cross_entropy_with_logits(logits, target)
 
-    def predict(self, logits: Tensor, detections: Sequence[Detections]) -> list[Detections]:
-        """Return the detections with mask probabilities (D, S, S), for logits of all their boxes."""
-        masks = _of_class(logits, torch.cat([d.classes for d in detections])).sigmoid()
+    def predict(self, x: Tensor, detections: Sequence[Detections]) -> list[Detections]:
+        """Return the detections with mask probabilities (D, S, S), for the pooled features x (F, C, S / 2, S / 2) of all."""
+        masks = self(x, torch.cat([d.classes for d in detections])).sigmoid()
         counts = [len(d.boxes) for d in detections]
         return [d.with_masks(m) for d, m in zip(detections, masks.split(counts), strict=True)]
-
-
-def _of_class(logits: Tensor, classes: Tensor) -> Tensor:
-    column = classes if logits.shape[1] > 1 else torch.zeros_like(classes)
-    return logits[torch.arange(logits.shape[0], device=logits.device), column]
 
 
 def rasterize(polygons: Sequence, box: np.ndarray, *, size: int) -> np.ndarray:

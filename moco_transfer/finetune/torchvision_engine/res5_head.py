@@ -72,7 +72,8 @@ class Res5RoIHeads(nn.Module):
         losses = self.box_predictor.losses(*self.box_predictor(hidden.mean(dim=(2, 3))), regions)
         if self.mask_head is not None:
             objects, chosen = zip(*(foreground(r, self.sampler.num_classes) for r in regions), strict=True)
-            losses["loss_mask"] = self.mask_head.loss(self.mask_head(hidden[torch.cat(chosen)]), objects, truth)
+            mask_logits = self.mask_head(hidden[torch.cat(chosen)], torch.cat([r.classes for r in objects]))
+            losses["loss_mask"] = self.mask_head.loss(mask_logits, objects, truth)
         return losses
 
     def detect(
@@ -82,8 +83,8 @@ class Res5RoIHeads(nn.Module):
         hidden = self._transform(features, proposals)
         detections = self.box_predictor.detect(*self.box_predictor(hidden.mean(dim=(2, 3))), proposals, image_sizes)
         if self.mask_head is not None:
-            mask_logits = self.mask_head(self._transform(features, [d.boxes for d in detections]))
-            detections = self.mask_head.predict(mask_logits, detections)
+            pooled = self._transform(features, [d.boxes for d in detections])
+            detections = self.mask_head.predict(pooled, detections)
         return detections
 
     def _transform(self, features: Mapping[str, Tensor], boxes: Sequence[Tensor]) -> Tensor:

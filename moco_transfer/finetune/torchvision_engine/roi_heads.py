@@ -64,7 +64,8 @@ class StandardRoIHeads(nn.Module):
         losses = self.box_predictor.losses(logits, deltas, regions)
         if self.mask_head is not None:
             objects = [foreground(r, self.sampler.num_classes)[0] for r in regions]
-            mask_logits = self.mask_head(self.mask_pooler(levels, [r.boxes for r in objects]))
+            pooled = self.mask_pooler(levels, [r.boxes for r in objects])
+            mask_logits = self.mask_head(pooled, torch.cat([r.classes for r in objects]))
             losses["loss_mask"] = self.mask_head.loss(mask_logits, objects, truth)
         return losses
 
@@ -76,8 +77,7 @@ class StandardRoIHeads(nn.Module):
         logits, deltas = self._classify(levels, proposals)
         detections = self.box_predictor.detect(logits, deltas, proposals, image_sizes)
         if self.mask_head is not None:
-            mask_logits = self.mask_head(self.mask_pooler(levels, [d.boxes for d in detections]))
-            detections = self.mask_head.predict(mask_logits, detections)
+            detections = self.mask_head.predict(self.mask_pooler(levels, [d.boxes for d in detections]), detections)
         return detections
 
     def _classify(self, levels: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

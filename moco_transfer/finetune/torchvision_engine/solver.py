@@ -73,7 +73,11 @@ def make_sgd(
     groups: Iterable[dict[str, Any]], *, lr: float, momentum: float = 0.9, nesterov: bool = False
 ) -> torch.optim.SGD:
     """Return SGD on the groups of ``parameter_groups`` at the learning rate ``lr``."""
-    optimizer = torch.optim.SGD(list(groups), lr=lr, momentum=momentum, nesterov=nesterov, foreach=True)
+    groups = list(groups)
+    on_cpu = all(p.device.type == "cpu" for group in groups for p in group["params"])
+    # Fused, a step makes no copies of all gradients; foreach is for devices, where it saves launches.
+    how = {"fused": True} if on_cpu else {"foreach": True}
+    optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, **how)
     set_lr(optimizer, lr)
     return optimizer
 

@@ -118,6 +118,7 @@ CASES: dict[str, dict] = {
 # two engines that sum in another order could not be told from two that differ.
 _LAST_NORM = ("conv2.norm.weight", "conv3.norm.weight")
 _GAINS = {"objectness_logits": 4.0, "anchor_deltas": 0.5, "cls_score": 2.0, "bbox_pred": 0.5, "predictor": 2.0}
+_GAINS |= {f"fpn_{part}{level}": 0.5 for part in ("lateral", "output") for level in (2, 3, 4, 5)}
 
 
 def make_config(case: str, **overrides: object) -> CfgNode:

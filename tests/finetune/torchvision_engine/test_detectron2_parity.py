@@ -69,18 +69,24 @@ def train_step(model: torch.nn.Module, records: list[dict]) -> dict[str, dict[st
     }
 
 
-def check_outputs(ours: list[dict], theirs: list[dict]) -> None:
+# Largest difference of a score, and of the pixels of a mask, that rounding alone makes: Detectron2's own float32 lies up to 4e-5 in
+# a score from its float64 on these networks of random weights.
+EXACT, FLOAT32 = (1e-5, 0), (1e-4, 2)
+
+
+def check_outputs(ours: list[dict], theirs: list[dict], *, rounding: tuple[float, int] = EXACT) -> None:
+    score_error, pixels = rounding
     for our, their in zip(ours, theirs, strict=True):
         assert our.keys() == their.keys()
         torch.testing.assert_close(our["proposals"], their["proposals"], rtol=0, atol=0.01)
         torch.testing.assert_close(our["logits"].double(), their["logits"].double(), rtol=0, atol=1e-4)
         torch.testing.assert_close(our["boxes"], their["boxes"], rtol=0, atol=0.01)
-        torch.testing.assert_close(our["scores"].double(), their["scores"].double(), rtol=0, atol=1e-5)
+        torch.testing.assert_close(our["scores"].double(), their["scores"].double(), rtol=0, atol=score_error)
         assert our["classes"].tolist() == their["classes"].tolist()
         if "masks" in our:
             overlap = (our["masks"] & their["masks"]).flatten(1).sum(1)
             union = (our["masks"] | their["masks"]).flatten(1).sum(1)
-            assert (overlap >= 0.999 * union).all()
+            assert (overlap >= 0.999 * union - pixels).all()
 
 
 def check_step(ours: dict, theirs: dict) -> None:
@@ -151,22 +157,25 @@ def real_records(coco_folder: Path, count: int, *, short_side: int) -> list[dict
 @pytest.mark.slow
 @pytest.mark.parametrize("case", BENCHMARK)
 def test_live__twenty_real_pictures(case, shared_data):
+    """In float64, so that what differs is what the engines compute and not how they round; then float32's rounding on top."""
     import make_detectron2_fixtures as reference
 
-    model, weights = build_drawn(case, torch.float32)
-    detectron2 = reference.build_reference(make_config(case), weights)
-    records = real_records(shared_data / "coco", 20, short_side=112)
-    found = 0
-    for start in range(0, len(records), 4):
-        theirs = reference.infer(detectron2, records[start : start + 4])
-        check_outputs(infer(model, records[start : start + 4]), theirs)
-        found += sum(len(their["boxes"]) for their in theirs)
-    assert found > 20
-    for start in range(0, len(records), 4):
-        detectron2.load_state_dict(weights)
-        model.load_state_dict(weights)
-        batch = records[start : start + 4]
-        check_step(train_step(model, batch), reference.train_step(detectron2, batch))
+    model, weights = build_drawn(case, torch.float64)
+    detectron2 = reference.build_reference(make_config(case), weights).double()
+    records = real_records(shared_data / "coco", 20, short_side=80)
+    batches = [records[start : start + 4] for start in range(0, len(records), 4)]
+    with reference.nms_in_float32():
+        exact = [reference.infer(detectron2, batch) for batch in batches]
+        assert sum(len(their["boxes"]) for outputs in exact for their in outputs) > 20
+        for batch, theirs in zip(batches, exact, strict=True):
+            check_outputs(infer(model, batch), theirs)
+        for batch in batches:
+            detectron2.load_state_dict(weights)
+            model.load_state_dict(weights)
+            check_step(train_step(model, batch), reference.train_step(detectron2, batch))
+    model = build_drawn(case, torch.float32)[0]
+    for batch, theirs in zip(batches, exact, strict=True):
+        check_outputs(infer(model, batch), theirs, rounding=FLOAT32)
 
 
 @pytest.mark.detectron2
