@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from tqdm import tqdm
 from ..runtime.distributed import get_rank, get_world_size, is_main_process
 from ..runtime.errors import InputError
 from .augmentation import centre_view
-from .images import UNREADABLE, ImageFolder, find_images, read_rgb
+from .images import UNREADABLE
+from .shard_index import ShardSet
+from .sources import IndexedPictures, open_source
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +49,11 @@ def protocol_resize(size: int) -> int:
     return round(size * 256 / 224)
 
 
-def find_labelled(train: str, test: str) -> tuple[ImageFolder, ImageFolder]:
+def find_labelled(train: str, test: str) -> tuple[IndexedPictures, IndexedPictures]:
     """List two folders of class folders that have the same classes.
 
     Args:
-        train: Folder whose pictures a classifier learns from.
+        train: Folder whose pictures a classifier learns from, or any other labelled source but shards (see ``sources.py``).
         test: Folder whose pictures it is asked about; its class folders are numbered as those of ``train``.
 
     Raises:
@@ -59,7 +62,9 @@ def find_labelled(train: str, test: str) -> tuple[ImageFolder, ImageFolder]:
     """
     folders = []
     for root in (train, test):
-        folder = find_images(root, layout="auto")
+        folder = open_source(root)
+        if isinstance(folder, ShardSet):
+            raise InputError(f"{root} is made of tar shards, which are read in no fixed order. Unpack them into class folders (KNN.TRAIN).")
         if len(folder.class_names) < 2:
             raise InputError(f"{root}: expected at least two class folders with pictures, found {len(folder.class_names)}.")
         folders.append(folder)
@@ -71,7 +76,7 @@ def find_labelled(train: str, test: str) -> tuple[ImageFolder, ImageFolder]:
             f"(there: {', '.join(known.class_names[:5])}, …). Give two folders with the same classes."
         )
     number = np.array([known.class_names.index(name) for name in asked.class_names], np.int64)
-    return known, ImageFolder(asked.root, asked.names, number[asked.labels], known.class_names)
+    return known, dataclasses.replace(asked, labels=number[asked.labels], class_names=known.class_names)
 
 
 class CentreViews(Dataset):
@@ -84,7 +89,7 @@ class CentreViews(Dataset):
         view: Size of the view.
     """
 
-    def __init__(self, folder: ImageFolder, view: EvaluationView) -> None:
+    def __init__(self, folder: IndexedPictures, view: EvaluationView) -> None:
         self.folder = folder
         self.view = view
 
@@ -92,11 +97,10 @@ class CentreViews(Dataset):
         return len(self.folder)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
-        path = self.folder.path(index)
         try:
-            pixels = centre_view(read_rgb(path), size=self.view.size, resize=self.view.resize)
+            pixels = centre_view(self.folder.read(index), size=self.view.size, resize=self.view.resize)
         except UNREADABLE as error:
-            logger.warning("skipped unreadable picture %s (%s)", path, error)
+            logger.warning("skipped unreadable picture %s (%s)", self.folder.name(index), error)
             return torch.zeros(3, self.view.size, self.view.size, dtype=torch.uint8), UNREADABLE_LABEL, index
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), int(self.folder.labels[index]), index
 
@@ -116,7 +120,7 @@ class LabelledBatches:
         InputError: If there are fewer pictures than processes.
     """
 
-    def __init__(self, folder: ImageFolder, view: EvaluationView, *, batch_size: int = 512, num_workers: int = 0) -> None:
+    def __init__(self, folder: IndexedPictures, view: EvaluationView, *, batch_size: int = 512, num_workers: int = 0) -> None:
         if len(folder) < get_world_size():
             raise InputError(f"{folder.root} holds {len(folder)} pictures, fewer than the {get_world_size()} processes. Start fewer processes.")
         self.folder = folder
