@@ -127,7 +127,7 @@ PRETRAIN_DEFAULTS: dict[str, Any] = {
         "TEST": "",
         # Folder of class folders that makes the bank, seen without augmentation; empty: DATA.ROOT.
         "TRAIN": "",
-        # Epochs from one measurement to the next; the last epoch is always measured.
+        # Epochs from one measurement to the next; the end of the run is always measured.
         "PERIOD_EPOCHS": 1,
         # Neighbours k, and temperature T > 0 of their votes exp(cosine / T). Official CIFAR-10 demo: 200, 0.1.
         "K": 200,
