@@ -173,7 +173,7 @@ def test_trained_encoder__official_names_and_both_encoders():
             assert torch.equal(found.network(images), encoder.eval()(images))
         assert found.view == EvaluationView(224, 256, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
     assert not found.network.training and not any(p.requires_grad for p in found.network.parameters())
-    del state["module.encoder_q.layer4.1.bn2.running_var"]
+    del checkpoint["state_dict"]["module.encoder_q.layer4.1.bn2.running_var"]
     with pytest.raises(InputError, match=r"1 of 122 tensors differ, the first is module.encoder_q.layer4.1.bn2.running_var"):
         trained_encoder(checkpoint, "official.pth.tar")
     assert trained_encoder({"state_dict": {"conv1.weight": torch.zeros(1)}}, "other.pth") is None
