@@ -47,7 +47,7 @@ def test_cli_knn__refuses_what_it_cannot_use(pool, tmp_path):
     (tmp_path / "one" / "only").mkdir(parents=True)
     (tmp_path / "one" / "only" / "0.png").write_bytes(next(pool.glob("*/*")).read_bytes())
     refused = moco_transfer("knn", tmp_path / "absent.pth", "--train", pool, "--test", tmp_path / "one")
-    assert refused.returncode == 2 and "expected at least two class folders" in refused.stderr
+    assert refused.returncode == 2 and "expected pictures of at least two classes" in refused.stderr
     refused = moco_transfer("knn", tmp_path / "absent.pth", "--train", pool, "--test", pool)
     assert refused.returncode == 2 and "does not exist" in refused.stderr
     refused = moco_transfer("knn", tmp_path / "absent.pth", "--train", pool, "--test", pool, "--temperature", 0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tarfile
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ from torch import nn
 from torchvision import transforms
 
 from moco_transfer.data.augmentation import centre_view
-from moco_transfer.data.images import find_images, read_rgb
+from moco_transfer.data.cifar10 import CIFAR10_CLASSES
+from moco_transfer.data.images import find_images
 from moco_transfer.data.labelled import EvaluationView, LabelledBatches, find_labelled, protocol_resize
 from moco_transfer.pretrain.encoder_file import backbone_encoder, trained_encoder
 from moco_transfer.pretrain.encoders import build_encoder
@@ -68,7 +70,7 @@ def expected_features(folder, network):
     chain = transforms.Compose([transforms.Resize(VIEW.resize), transforms.CenterCrop(VIEW.size), transforms.PILToTensor()])
     rows = []
     for i in range(len(folder)):
-        pixels = chain(read_rgb(folder.path(i))).float()
+        pixels = chain(folder.read(i)).float()
         image = torch.stack([(pixels[c] - MEAN[c]) / STD[c] for c in range(3)])
         with torch.no_grad():
             rows.append(network(image[None])[0])
@@ -91,7 +93,7 @@ def test_labelled_batches__decode_a_small_set_only_once(pictures, monkeypatch):
     folder, _ = find_labelled(pictures, pictures)
     batches = LabelledBatches(folder, VIEW, batch_size=4)
     first = list(batches("first"))
-    monkeypatch.setattr("moco_transfer.data.labelled.read_rgb", None)  # a second decoding would fail
+    monkeypatch.setattr("moco_transfer.data.images.ImageFolder.read", None)  # a second decoding would fail
     for a, b in zip(first, batches("second"), strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
@@ -114,12 +116,26 @@ def test_find_labelled__numbers_by_name_and_errors(pictures, tmp_path):
     _, test = find_labelled(pictures, tmp_path / "test")
     assert test.labels.tolist() == [1, 2] and test.class_names == ("a", "b", "c")  # as the training folder numbers them
     (tmp_path / "test" / "c").rename(tmp_path / "test" / "z")
-    with pytest.raises(InputError, match="1 class folders that .* lacks, the first is 'z'"):
+    with pytest.raises(InputError, match="1 classes that .* lacks, the first is 'z'"):
         find_labelled(pictures, tmp_path / "test")
-    with pytest.raises(InputError, match="at least two class folders with pictures, found 0"):
+    with pytest.raises(InputError, match="at least two classes, found 0"):
         find_labelled(pictures / "a", pictures)
     with pytest.raises(MissingFileError):
         find_labelled(pictures, tmp_path / "nowhere")
+
+
+def test_find_labelled__takes_cifar10_as_one_archive_by_its_splits(tmp_path):
+    for i, name in enumerate(CIFAR10_CLASSES):
+        for split in ("train", "test"):
+            folder = tmp_path / "c" / split / name
+            folder.mkdir(parents=True)
+            Image.new("RGB", (32, 32), (20 * i, 255 * (split == "test"), 0)).save(folder / "0.png")
+    with tarfile.open(tmp_path / "cifar10.tar", "w") as archive:
+        archive.add(tmp_path / "c", arcname=".")
+    for root in (tmp_path / "c", tmp_path / "cifar10.tar"):
+        train, test = find_labelled(root, root)
+        assert train.labels.tolist() == test.labels.tolist() == list(range(10))
+        assert [np.asarray(part.read(3))[0, 0].tolist() for part in (train, test)] == [[60, 0, 0], [60, 255, 0]]
 
 
 def test_centre_view__equals_torchvisions_chain_also_where_nothing_is_resized():
