@@ -16,8 +16,8 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that say what is evaluated on what."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint of pretrain, an official MoCo file, or what convert reads")
-    parser.add_argument("--train", required=True, metavar="DIR", help="class folders with the pictures to learn from")
-    parser.add_argument("--test", required=True, metavar="DIR", help="class folders of the same names with the pictures asked about")
+    parser.add_argument("--train", required=True, metavar="DIR", help="pictures to learn from: class folders, a list file with labels, or CIFAR-10")
+    parser.add_argument("--test", required=True, metavar="DIR", help="pictures asked about, of the same classes (CIFAR-10: its test pictures)")
     parser.add_argument("--encoder", default="q", choices=("q", "k"), help="q: the trained encoder (default); k: its momentum copy")
     parser.add_argument("--image-size", type=_positive, metavar="PX", help="side of a picture (default: that of pre-training; 224 if unknown)")
     parser.add_argument("--resize", type=_positive, metavar="PX", help="shorter side before the centre crop (default: side x 256/224, or the run's)")

@@ -123,11 +123,11 @@ PRETRAIN_DEFAULTS: dict[str, Any] = {
     },
     # During the run, the features are tested on labelled pictures by a weighted kNN classifier (labels are not trained on).
     "KNN": {
-        # Folder of class folders with the pictures asked about; empty: no monitor.
+        # The pictures asked about: class folders, a list file with labels, or CIFAR-10 (its test pictures are taken); empty: no monitor.
         "TEST": "",
-        # Folder of class folders that makes the bank, seen without augmentation; empty: DATA.ROOT.
+        # The same for the bank, seen without augmentation (of CIFAR-10 the training pictures); empty: DATA.ROOT.
         "TRAIN": "",
-        # Epochs from one measurement to the next; the last epoch is always measured.
+        # Epochs from one measurement to the next; the end of the run is always measured.
         "PERIOD_EPOCHS": 1,
         # Neighbours k, and temperature T > 0 of their votes exp(cosine / T). Official CIFAR-10 demo: 200, 0.1.
         "K": 200,

@@ -235,8 +235,10 @@ def _evaluation_view(cfg: CfgNode) -> EvaluationView:
 def _monitor(cfg: CfgNode) -> KnnMonitor | None:
     if not cfg.KNN.TEST:
         return None
-    folders = find_labelled(cfg.KNN.TRAIN or cfg.DATA.ROOT, cfg.KNN.TEST)
-    train, test = (LabelledBatches(folder, _evaluation_view(cfg), num_workers=cfg.DATA.NUM_WORKERS) for folder in folders)
+    if cfg.DATA.LIST_FILE and not cfg.KNN.TRAIN:
+        raise InputError("KNN.TRAIN must be given where DATA.LIST_FILE is: class folders, a list file with labels, or CIFAR-10.")
+    sets = find_labelled(cfg.KNN.TRAIN or cfg.DATA.ROOT, cfg.KNN.TEST)
+    train, test = (LabelledBatches(pictures, _evaluation_view(cfg), num_workers=cfg.DATA.NUM_WORKERS) for pictures in sets)
     features = cfg.KNN.FEATURES
     if features == "auto":
         features = "trunk" if cfg.MECHANISM == "supervised" else "head"

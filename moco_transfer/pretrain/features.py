@@ -1,7 +1,7 @@
 """Features of labelled pictures by a frozen encoder: what the kNN classifier and the linear protocol start from.
 
 Shapes in this module:
-    N: pictures of a folder    C: dimension of the features
+    N: pictures of a set    C: dimension of the features
 Distributed:
     ``extract_features`` is collective: each process encodes every W-th picture, and all end with the whole.
 """
@@ -35,7 +35,7 @@ class Precision:
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """The features of a folder's readable pictures, in the folder's order.
+    """The features of a set's readable pictures, in the set's order.
 
     Attributes:
         features: (N, C), float32, on the device they were computed on.
@@ -57,7 +57,7 @@ def trunk_of(encoder: nn.Module) -> nn.Sequential:
 
 @torch.no_grad()
 def extract_features(network: nn.Module, batches: LabelledBatches, precision: Precision, *, description: str) -> FeatureSet:
-    """Run a network in evaluation mode over a folder. Collective.
+    """Run a network in evaluation mode over labelled pictures. Collective.
 
     Args:
         network: The encoder, or :func:`trunk_of` it; its mode is put back afterwards.
@@ -83,9 +83,9 @@ def extract_features(network: nn.Module, batches: LabelledBatches, precision: Pr
     network.train(was_training)
     device = precision.device
     rows, label, index = torch.cat(features), torch.cat(labels).to(device), torch.cat(indices).to(device)
-    rows, label = _in_order(rows, label, index, total=len(batches.folder))
+    rows, label = _in_order(rows, label, index, total=len(batches.pictures))
     readable = label != UNREADABLE_LABEL
-    return FeatureSet(rows[readable], label[readable], batches.folder.class_names, int((~readable).sum()))
+    return FeatureSet(rows[readable], label[readable], batches.pictures.class_names, int((~readable).sum()))
 
 
 def _in_order(rows: Tensor, labels: Tensor, indices: Tensor, *, total: int) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ Source:
 from __future__ import annotations
 
 import logging
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -82,7 +83,7 @@ class KnnMonitor:
     Args:
         train: The bank's pictures.
         test: The pictures asked about.
-        period_epochs: Epochs from one measurement to the next; the last epoch is always measured.
+        period_epochs: Epochs from one measurement to the next; the end of the run is always measured.
         k, temperature: See :func:`knn_scores`.
         features: ``head`` (what the encoder puts out, as in the official demo) or ``trunk`` (the pooled features before the head).
     """
@@ -99,8 +100,8 @@ class KnnMonitor:
 
     def __call__(self, run: Pretraining) -> dict[str, float]:
         """Return ``knn_top1`` in percent and ``knn_sec``, or nothing when no measurement is due. Collective."""
-        epoch = run.iteration // run.iterations_per_epoch
-        if epoch % self.period_epochs and epoch != run.epochs:
+        epoch = math.ceil(run.iteration / run.iterations_per_epoch)
+        if epoch % self.period_epochs and run.iteration != run.max_iterations:
             return {}
         since = time.perf_counter()
         encoder = run.model.encoder_q

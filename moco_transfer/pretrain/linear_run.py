@@ -1,4 +1,4 @@
-"""From a trained encoder and two labelled folders to the linear protocol's results.json."""
+"""From a trained encoder and two sets of labelled pictures to the linear protocol's results.json."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..data.images import ImageFolder
-from ..data.labelled import LabelledBatches
+from ..data.labelled import LabelledBatches, LabelledPictures
 from ..data.two_views import Views, collate_views, normalize
 from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
 from ..runtime.distributed import get_world_size, is_main_process
@@ -47,8 +46,8 @@ class LinearTask:
     """
 
     encoder: TrainedEncoder
-    train: ImageFolder
-    test: ImageFolder
+    train: LabelledPictures
+    test: LabelledPictures
     origin: dict[str, Any]
     cache_features: bool = False
     num_workers: int = 0
@@ -64,19 +63,19 @@ def evaluate_linear(
         protocol: Settings of the training.
         output: Folder, open for writing, for checkpoints, metrics.json and results.json.
         precision: Where and how the trunk computes; the classifier is float32.
-        resume: Continue from the folder's last checkpoint, where there is one.
+        resume: Continue from ``output``'s last checkpoint, where there is one.
 
     Returns:
         What results.json holds, or None when the run was told to stop and has saved.
 
     Raises:
-        InputError: If the checkpoint to resume from is of other features or settings, or a picture folder is mostly unreadable.
+        InputError: If the checkpoint to resume from is of other features or settings, or pictures cannot be read.
     """
     since = time.perf_counter()
     trunk = trunk_of(task.encoder.network).to(precision.device).eval()
     test = extract_features(trunk, _batches(task, task.test), precision, description="test features")
     if not len(test.labels):
-        raise InputError(f"No picture below {task.test.root} can be read.")
+        raise InputError(f"None of the {len(task.test)} test pictures can be read; the first is {task.test.name(0)}.")
     cached = extract_features(trunk, _batches(task, task.train), precision, description="training features") if task.cache_features else None
     origin = task.origin | {"cache_features": task.cache_features, "protocol": dataclasses.asdict(protocol)}
     run = new_run(test.features.shape[1], len(test.class_names), protocol, device=precision.device, origin=origin)
@@ -102,8 +101,8 @@ def evaluate_linear(
     return record
 
 
-def _batches(task: LinearTask, folder: ImageFolder) -> LabelledBatches:
-    return LabelledBatches(folder, task.encoder.view, num_workers=task.num_workers)
+def _batches(task: LinearTask, pictures: LabelledPictures) -> LabelledBatches:
+    return LabelledBatches(pictures, task.encoder.view, num_workers=task.num_workers)
 
 
 def _from_cache(cached: FeatureSet, order: ShuffledBatches) -> Iterator[tuple[Tensor, Tensor]]:
@@ -129,7 +128,7 @@ def _from_pictures(
         for path in batch["unreadable"]:
             logger.warning("replaced unreadable picture %s by another", path)
         if batch["given_up"]:
-            raise InputError(f"The pictures below {task.train.root} cannot be read: 20 tries in a row failed, the last on {batch['unreadable'][-1]}.")
+            raise InputError(f"20 training pictures in a row cannot be read, the last is {batch['unreadable'][-1]}. Repair or remove them.")
         labels = batch["label"].to(precision.device)
         if not len(labels):  # fewer pictures left than processes
             yield torch.zeros(0, dim, device=precision.device), labels

@@ -63,7 +63,7 @@ class Pretraining:
         iteration: Iterations finished.
         unreadable: Paths that could not be decoded so far.
         watch: Says in words when features collapse or the loss stays at chance; None for ``supervised``.
-        monitor: Called after each finished epoch; returns what to write into metrics.json, nothing when nothing is due.
+        monitor: Called after each finished epoch and at the end of the run; returns what to write into metrics.json, nothing when nothing is due.
     """
 
     model: nn.Module
@@ -174,7 +174,7 @@ def train(
                 bar.close()
                 logger.warning("Told to stop (SIGTERM): saved after iteration %d. Continue with --resume.", run.iteration)
                 return False
-            if run.iteration % run.iterations_per_epoch == 0:
+            if run.iteration % run.iterations_per_epoch == 0 or run.iteration == run.max_iterations:
                 _monitor(run, metrics, meter)
     bar.close()
     return True
@@ -221,7 +221,7 @@ def _monitor(run: Pretraining, metrics: MetricsFile | None, meter: Meter) -> Non
     since = time.perf_counter()
     row = run.monitor(run) if run.monitor is not None else {}
     if row and metrics is not None:
-        metrics.write(run.iteration, {"epoch": run.iteration // run.iterations_per_epoch - 1} | row)
+        metrics.write(run.iteration, {"epoch": (run.iteration - 1) // run.iterations_per_epoch} | row)
     meter.since += time.perf_counter() - since
 
 
