@@ -117,6 +117,8 @@ def main() -> int:
         target.write_bytes(b"earlier")
         sys.addaudithook(watch)
         for number in range(count):
+            if number % 1000 == 999:
+                print(f"{number + 1} of {count} files: {dict(results)}", file=sys.stderr, flush=True)
             data = files[number % len(files)]
             inside = data.startswith(b"PK") and dice.random() < 0.7
             source.write_bytes(mutate_inside(data, dice) if inside else mutate(data, dice))

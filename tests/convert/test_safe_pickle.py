@@ -131,7 +131,7 @@ def test_read_pickle__shared_containers_are_walked_once(tmp_path):
 
 
 def test_read_pickle__mutated_files(tmp_path):
-    """A thousand damaged files: each is read or refused, none raises anything else. tools/fuzz_convert.py runs more."""
+    """A thousand damaged files: each is read or refused, none raises anything else. fuzz.py runs more."""
     content = {"model": {name: array for name, array in ARRAYS.items()}, "__author__": "me", "matching_heuristics": True}
     path = tmp_path / "fuzz.pkl"
     for seed in range(1000):
