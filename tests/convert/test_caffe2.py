@@ -2,7 +2,7 @@
 
 The names are held against Detectron2's own reader in test_convert_detectron2.py.
 
-Seen red under: MODS
+Seen red under: fused norms left without statistics.
 """
 
 import pickle

@@ -1,6 +1,6 @@
 """The converted file in Detectron2 itself: it loads without a question, and the backbone computes torchvision's features.
 
-Seen red under: MODS
+Seen red under: a projection head (stem.fc.weight) left in the file; a tensor left out of it; two norms swapped in it.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ The key lists are in ``key_lists/``; key_lists.py says how they were made. A tes
 tensor of the backbone, so that it is small.
 
 Seen red under: q and k swapped in lightly's older benchmarks; an EMA taken for q; the wrapper ``module.`` kept; the norm of
-Res5ROIHeadsExtraNorm taken for a block of res5; ``key_backbone`` not known; VISSL's ``loss`` not known as a container.
+Res5ROIHeadsExtraNorm taken for a block of res5; ``key_backbone`` not known; VISSL's ``loss`` not known as a container; getattr, which
+mmengine's HistoryBuffer names, not among the stand-ins.
 """
 
 from __future__ import annotations
@@ -123,6 +124,11 @@ def test_read_source__each_project(saved, project, name):
     else:
         with pytest.raises(InputError, match="has no encoder 'k'.*pass --encoder q"):
             read_source(content, encoder="k")
+
+
+def test_read_source__heads_in_a_list_are_dropped_and_counted(project):
+    checkpoint, _ = project("vissl_moco")
+    assert "classy_state_dict.base_model.model.heads.0.clf.0.weight" in read_source(content_of(checkpoint)).dropped
 
 
 def dicts_of(content, is_wanted):

@@ -1,6 +1,7 @@
 """Readings that must be asked for, the types and the backbones of detectors; test_each_project.py has the projects themselves.
 
-Seen red under: MODS
+Seen red under: a difference between two readings ignored; the 3x3 stem let through; True taken for an epoch; bf16 made fp16; strides and
+colours of a detector made up.
 """
 
 import numpy as np

@@ -3,10 +3,13 @@
 Seen red under: "layer1" mapped to res1; bn2 mapped to conv1.norm; "downsample.1" mapped to shortcut; branch2b and 2c swapped.
 """
 
+import math
+
 import pytest
 
 from moco_transfer.convert.architectures import ARCHITECTURES, backbone_shapes, recognise
 from moco_transfer.convert.key_maps import READ_NAME, WRITE_NAME, detectron2_name
+from moco_transfer.pretrain.encoders import ENCODERS, build_encoder
 
 
 @pytest.mark.parametrize(
@@ -71,6 +74,25 @@ def test_backbone_shapes__tensor_counts(arch, tensors):
     shapes = backbone_shapes(arch)
     assert len(shapes) == tensors
     assert shapes["conv1.weight"] == (64, 3, 7, 7)
+
+
+# Table 1 of the MoCo paper, #params in millions; the paper's wide networks have a wider stem, torchvision's has not.
+@pytest.mark.parametrize(("arch", "millions", "stem"), [("resnet50", 24, 64), ("resnext50_32x8d", 46, 64), ("resnet50_w2x", 94, 128),
+                                                        ("resnet50_w4x", 375, 256), ("wide_resnet50_2", 67, 64)])  # fmt: skip
+def test_backbone_shapes__have_the_papers_numbers_of_parameters(arch, millions, stem):
+    shapes = backbone_shapes(arch)
+    assert round(sum(math.prod(shape) for name, shape in shapes.items() if "running" not in name) / 1e6) == millions
+    assert shapes["conv1.weight"] == (stem, 3, 7, 7)
+
+
+@pytest.mark.parametrize("arch", [arch for arch in ENCODERS if not arch.endswith("_cifar")])
+def test_backbone_shapes__are_those_of_the_encoder_that_pre_training_builds(arch):
+    import torch
+
+    with torch.device("meta"):
+        state = build_encoder(arch, num_outputs=4).state_dict()
+    trunk = {name: tuple(t.shape) for name, t in state.items() if not name.startswith("fc.") and not name.endswith("num_batches_tracked")}
+    assert backbone_shapes(arch) == trunk
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
