@@ -186,11 +186,17 @@ def predict_pictures(detector: Detector, pictures: Sequence[Picture], output_dir
         "detector": detector.source,
         "score_threshold": detector.score_threshold,
         "classes": list(detector.class_names),
-        "images": images,
         "skipped": [{"file": file, "reason": reason} for file, reason in summary.skipped],
+        "images": images,
     }
-    atomic_write_text(Path(output_dir) / DETECTIONS_FILE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    atomic_write_text(Path(output_dir) / DETECTIONS_FILE, _one_line_an_image(record))
     return summary
+
+
+def _one_line_an_image(record: Mapping[str, Any]) -> str:
+    head = json.dumps({key: value for key, value in record.items() if key != "images"}, indent=1, ensure_ascii=False)
+    lines = ",\n".join(f"  {json.dumps(entry, ensure_ascii=False)}" for entry in record["images"])
+    return f'{head.removesuffix("}").rstrip()},\n "images": [\n{lines}\n ]\n}}\n'
 
 
 def _entry(picture: Picture, pixels: np.ndarray, detections: Mapping[str, np.ndarray], class_names: Sequence[str]) -> dict[str, Any]:

@@ -173,6 +173,12 @@ def test_check_data__holds_the_data_to_a_config(make_coco, make_voc, capsys):
     assert "MODEL.ROI_HEADS.NUM_CLASSES is 3, but data set 'mine' has 2 categories (cat, dog)" in capsys.readouterr().err
     assert main.main(["check-data", "--config-file", "own_R_18_FPN_small", *coco, *names, "MODEL.MASK_ON", "True"]) == 2
     assert "1 of the 1 objects of data set 'mine' have no 'segmentation'" in capsys.readouterr().err
+    masks = [*coco, *names, "MODEL.MASK_ON", "True"]
+    for segmentation, status in (([[1, 2, 11, 2, 11, 22]], 0), ({"size": [30, 40], "counts": [0, 600, 600]}, 2)):
+        json_file.write_text(json_file.read_text().replace('"bbox"', f'"segmentation": {json.dumps(segmentation)}, "bbox"'))
+        catalog._LOADED.clear()
+        assert main.main(["check-data", "--config-file", "own_R_18_FPN_small", *masks]) == status
+    assert "1 of the 1 masks of data set 'mine' are run-length encoded" in capsys.readouterr().err
     root = make_voc({"a": (40, 30, [("dog", (2, 2, 9, 9), 0)])})
     voc, names = ["--dataset", f"mine_voc=voc:{root}:train:dog"], ["DATASETS.TRAIN", "mine_voc", "DATASETS.TEST", "mine_voc"]
     assert main.main(["check-data", "--config-file", "own_R_18_FPN_small", *voc, *names, "MODEL.MASK_ON", "True"]) == 2

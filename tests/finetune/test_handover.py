@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 
 from moco_transfer.config import load_detection_config
 from moco_transfer.convert import convert_checkpoint
+from moco_transfer.convert.key_maps import caffe2_name
 from moco_transfer.finetune import build_model
+from moco_transfer.finetune.build import init_name
 from moco_transfer.finetune.handover import coverage_gap, load_weights, read_detector, read_weights, trunk_places
+from moco_transfer.finetune.lint import lint
 from moco_transfer.runtime.errors import InputError
 
 
@@ -156,3 +160,29 @@ def test_read_weights__a_detector_of_another_config_is_refused(tmp_path):
 def test_read_detector__a_backbone_is_none(backbone_file):
     with pytest.raises(InputError, match=r"r18.pkl holds no detector: no tensor is called roi_heads.box_predictor"):
         read_detector(str(backbone_file))
+
+
+def test_read_weights__msras_own_file_suits_the_msra_twin(tmp_path, monkeypatch):
+    # detectron2://ImageNetPretrained/MSRA/R-50.pkl as it is published, Caffe2's names and fused norms, in a mirror; values drawn here.
+    blobs = {}
+    generator = np.random.default_rng(0)
+    for name, tensor in torchvision.models.resnet50().state_dict().items():
+        if not name.startswith("fc.") and "running" not in name and "num_batches" not in name:
+            blob = caffe2_name(name).replace("_gamma", "_s").replace("_beta", "_b")
+            shape = tuple(tensor.shape)
+            blobs[blob] = generator.standard_normal(shape, dtype=np.float32) if blob == "conv1_w" else np.ones(shape, np.float32)
+    file = tmp_path / "detectron2" / "ImageNetPretrained" / "MSRA" / "R-50.pkl"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(pickle.dumps(blobs, protocol=2))
+    monkeypatch.setenv("MOCO_TRANSFER_MIRROR", str(tmp_path))
+    cfg = load_detection_config("pascal_voc_R_50_C4_24k_msra")
+    weights = read_weights(cfg.MODEL.WEIGHTS)
+    assert weights.kind == "supervised" and weights.pixels["format"] == "BGR" and weights.pixels["stride_in_1x1"] is True
+    assert lint(cfg, weights, world_size=8, reference=(16, 0.02)) == []
+    assert {f.name for f in lint(load_detection_config("pascal_voc_R_50_C4_24k"), weights, world_size=8, reference=(16, 0.02))} == {
+        "colour-order", "pixel-mean", "pixel-std", "stride",
+    }  # fmt: skip
+    model = build_model(cfg)
+    said = load_weights(model, weights, arch="resnet50")
+    assert (said["coverage"]["matched"], said["kind"], init_name(said)) == (265, "supervised", "supervised")
+    assert torch.equal(model.backbone.stem.conv1.weight, torch.from_numpy(blobs["conv1_w"]))
