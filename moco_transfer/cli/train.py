@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-partial", action="store_true", help="start although MODEL.WEIGHTS does not cover the whole backbone; recorded")
     parser.add_argument("--force", action="store_true", help="start although config and weights do not go together; recorded, marked in the table")
     parser.add_argument("--init", metavar="NAME", help="row of the table this run belongs to (default: from the weights' stamp)")
+    parser.add_argument("--coco-style", action="store_true", help="evaluate a VOC test set by COCO's twelve numbers too (bbox_coco)")
     parser.add_argument(
         "--dataset",
         action="append",
@@ -73,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
             force=args.force,
             init=args.init,
             class_count_from_data=from_data,
+            coco_style=args.coco_style,
             on_start=set_up_logging,
         )
         if is_main_process() and record is not None:

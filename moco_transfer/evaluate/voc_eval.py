@@ -17,6 +17,7 @@ from torch import Tensor
 from ..data.catalog import DetectionDataset
 from ..runtime.distributed import gather_object, is_main_process
 from ..runtime.errors import InputError
+from .coco_eval import evaluate_results
 from .metric_names import class_metric
 from .predictions import check_class_range, save_predictions, to_arrays, to_coco_results
 from .voc_ap import IOU_THRESHOLDS, VocDetections, VocGroundTruth, voc_eval
@@ -30,13 +31,15 @@ class VocEvaluator:
     Args:
         dataset: The test set. Its ``year`` decides the metric: 2007 is the 11-point AP, anything else the area.
         output_file: Where to write the predictions in COCO's result format, or None.
+        coco_style: Whether to score the same detections by COCO's rules too (100 a picture, 101 points, exclusive edges, difficult
+            boxes as ordinary ones, unrounded), as a second kind of metrics.
 
     Raises:
         InputError: If the data set has no box to be found.
     """
 
-    def __init__(self, dataset: DetectionDataset, output_file: str | os.PathLike[str] | None = None) -> None:
-        self._dataset, self._output_file = dataset, output_file
+    def __init__(self, dataset: DetectionDataset, output_file: str | os.PathLike[str] | None = None, *, coco_style: bool = False) -> None:
+        self._dataset, self._output_file, self._coco_style = dataset, output_file, coco_style
         self._use_11_points = dataset.year == 2007
         self._truth = ground_truth(dataset.records)
         self._image_index = {record["image_id"]: index for index, record in enumerate(dataset.records)}
@@ -75,23 +78,24 @@ class VocEvaluator:
             check_class_range(arrays[2], len(self._dataset.class_names))
             self._images.append(image_id)
             self._outputs.append(arrays)
-            if self._output_file is not None:
+            if self._output_file is not None or self._coco_style:
                 self._results.extend(to_coco_results(image_id, output, self._dataset.category_ids))
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Return the metrics. Collective: every process has to call it.
 
         Returns:
-            On rank 0 ``{"bbox": {"AP", "AP50", "AP75", "AP-<class>", ...}}``, 0-100, ``AP`` over IoU 0.50 to 0.95;
-            elsewhere ``{}``.
+            On rank 0 ``{"bbox": {"AP", "AP50", "AP75", "AP-<class>", ...}}``, 0-100, ``AP`` over IoU 0.50 to 0.95,
+            and with ``coco_style`` "bbox_coco" with COCO's numbers; elsewhere ``{}``.
         """
         shares = gather_object((self._images, self._outputs, self._results))
         if not is_main_process():
             return {}
         images = [image for share in shares for image in share[0]]
         outputs = [output for share in shares for output in share[1]]
+        results = [result for share in shares for result in share[2]]
         if self._output_file is not None:
-            save_predictions(self._output_file, [result for share in shares for result in share[2]])
+            save_predictions(self._output_file, results)
         detections = self._detections(images, outputs)
         self._say_what_is_odd(len(set(images)), detections)
         names = self._dataset.class_names
@@ -99,7 +103,9 @@ class VocEvaluator:
         at = dict(zip(IOU_THRESHOLDS, aps.mean(axis=1), strict=True))
         metrics = {"AP": float(np.mean(list(at.values()))), "AP50": float(at[0.5]), "AP75": float(at[0.75])}
         metrics.update({class_metric(name): float(ap) for name, ap in zip(names, aps.mean(axis=0), strict=True)})
-        return {"bbox": metrics}
+        if not self._coco_style:
+            return {"bbox": metrics}
+        return {"bbox": metrics, "bbox_coco": evaluate_results(results, self._dataset, backend="auto")["bbox"]}
 
     def _detections(self, images: list, outputs: list[tuple]) -> VocDetections:
         """Join the outputs of all pictures; move boxes to VOC's pixels from 1 and round as Detectron2's text does."""

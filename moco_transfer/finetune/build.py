@@ -45,6 +45,7 @@ def finetune(
     force: bool = False,
     init: str | None = None,
     class_count_from_data: bool = False,
+    coco_style: bool = False,
     on_start: Callable[[Path], None] | None = None,
 ) -> dict[str, Any] | None:
     """Fine-tune a detector on the embedded engine and evaluate it, or only evaluate.
@@ -59,6 +60,7 @@ def finetune(
         force: Go on in spite of what the linter finds; results.json and the table say so.
         init: Name of the table's row; by default from the weights' stamp, or ``random`` without weights.
         class_count_from_data: Set MODEL.ROI_HEADS.NUM_CLASSES from the data instead of refusing another number.
+        coco_style: Evaluate a test set of VOC's kind by COCO's twelve numbers too, after the last iteration.
         on_start: Called with OUTPUT_DIR once it may be written to.
 
     Returns:
@@ -107,7 +109,7 @@ def finetune(
         "init": init or init_name(weights),
         "seed": cfg.SEED,
         "weights": weights,
-        "metrics": _evaluate(cfg, run, test_sets, output_dir),
+        "metrics": _evaluate(cfg, run, test_sets, output_dir, coco_style=coco_style),
         "norm": describe_norm(model),
         "iterations": run.iteration,
         "wall_sec": round(time.time() - started, 1),
@@ -291,7 +293,9 @@ def _train(
             metrics.close()
 
 
-def _evaluate(cfg: CfgNode, run: trainer.FineTuning, test_sets: list[DetectionDataset], output_dir: Path) -> dict[str, dict[str, float]]:
+def _evaluate(
+    cfg: CfgNode, run: trainer.FineTuning, test_sets: list[DetectionDataset], output_dir: Path, *, coco_style: bool = False
+) -> dict[str, dict[str, float]]:
     """Evaluate on every test set; with several, metrics are nested once more, below the set's name, as Detectron2 does."""
     mapper = inference_mapper(cfg)
     results = {}
@@ -307,7 +311,7 @@ def _evaluate(cfg: CfgNode, run: trainer.FineTuning, test_sets: list[DetectionDa
         results[dataset.name] = trainer.evaluate(
             run.model,
             loader,
-            evaluator=make_evaluator(cfg, dataset, output_dir),
+            evaluator=make_evaluator(cfg, dataset, output_dir, coco_style=coco_style),
             amp_dtype=run.amp_dtype,
             device=run.device,
             description=f"evaluating {dataset.name}",

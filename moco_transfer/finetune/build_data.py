@@ -157,10 +157,10 @@ def inference_mapper(cfg: CfgNode) -> TestMapper:
 
 
 
-def make_evaluator(cfg: CfgNode, dataset: DetectionDataset, output_dir: Path) -> VocEvaluator | CocoEvaluator:
-    """Return the evaluator, chosen by what the data set says of itself and never by its name."""
+def make_evaluator(cfg: CfgNode, dataset: DetectionDataset, output_dir: Path, *, coco_style: bool = False) -> VocEvaluator | CocoEvaluator:
+    """Return the evaluator, chosen by what the data set says of itself and never by its name; see ``VocEvaluator`` for ``coco_style``."""
     predictions = output_dir / f"predictions_{dataset.name}.json"
     if dataset.evaluator == "voc":
-        return VocEvaluator(dataset, predictions)
+        return VocEvaluator(dataset, predictions, coco_style=coco_style)
     tasks = ("bbox", *(("segm",) if cfg.MODEL.MASK_ON else ()), *(("keypoints",) if cfg.MODEL.KEYPOINT_ON else ()))
     return CocoEvaluator(dataset, tasks, output_file=predictions)

@@ -17,6 +17,7 @@ from detectron2_numbers import voc_numbers
 from random_detections import draw_set
 
 from moco_transfer.evaluate import voc_eval
+from moco_transfer.evaluate.coco_eval import CocoEvaluator
 from moco_transfer.evaluate.predictions import load_predictions
 from moco_transfer.evaluate.voc_eval import VocEvaluator, round_as_text
 from moco_transfer.runtime.errors import InputError
@@ -146,6 +147,16 @@ def test_voc_evaluator__writes_its_predictions(voc_dataset, as_output, run, tmp_
     assert load_predictions(tmp_path / "predictions.json") == [
         {"image_id": "1", "category_id": 0, "bbox": [1, 2, 10, 20], "score": 0.5}
     ]
+
+
+def test_voc_evaluator__coco_style_beside_its_own_metric(voc_dataset, as_output, run):
+    truth, detections = draw_set(4)
+    outputs = {image_id: as_output(found) for image_id, found in detections.items()}
+    dataset = voc_dataset(truth, CLASS_NAMES)
+    both = run(VocEvaluator(dataset, coco_style=True), outputs)
+    assert both["bbox"] == run(VocEvaluator(dataset), outputs)["bbox"]
+    assert both["bbox_coco"] == pytest.approx(run(CocoEvaluator(dataset), outputs)["bbox"], abs=1e-9)
+    assert both["bbox_coco"]["AP"] != pytest.approx(both["bbox"]["AP"], abs=0.1) and "AR100" in both["bbox_coco"]
 
 
 @pytest.mark.parametrize("digits", [1, 3])

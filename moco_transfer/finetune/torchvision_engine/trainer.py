@@ -103,7 +103,8 @@ def train(
         True when the run is complete, False when it was told to stop (SIGTERM) and has saved.
 
     Raises:
-        FloatingPointError: If the loss is not finite; names the iteration and the last checkpoint.
+        FloatingPointError: If loss or predictions are not finite; names the iteration and the last checkpoint. A loss is looked at
+            when it is logged, so that a GPU need not wait for it in every iteration.
     """
     run.wrapped.train()
     bar = tqdm(total=run.max_iter, initial=run.iteration, desc="fine-tuning", unit="it", disable=None if is_main_process() else True)
@@ -117,8 +118,11 @@ def train(
             # Sampling of anchors and RoIs draws from torch's generator; a resumed run must find it here.
             seed_everything(run.seed, "iteration", run.iteration, "rank", torch.distributed.get_rank() if run.wrapped is not run.model else 0)
             set_lr(run.optimizer, run.lr_at(run.iteration))
-            losses = step(run, batch)
             run.iteration += 1
+            try:
+                losses = step(run, batch)
+            except FloatingPointError as problem:  # predictions, not yet the loss
+                raise _diverged(run.iteration, str(problem), checkpoints) from problem
             meter.add(losses)
             if run.iteration % LOG_PERIOD == 0 or run.iteration == run.max_iter:
                 meter.report(metrics, checkpoints, bar)
@@ -216,6 +220,7 @@ class _Meter:
     def _reset(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.count = 0
+        self.first_bad = torch.tensor(-1)
         self.waited_sec = 0.0
         self.since = time.perf_counter()
 
@@ -223,6 +228,9 @@ class _Meter:
         for name, value in losses.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.count += 1
+        # Noted on the device, without waiting for it.
+        is_bad = ~sum(losses.values()).isfinite() & (self.first_bad.to(self.run.device) < 0)
+        self.first_bad = torch.where(is_bad, self.run.iteration, self.first_bad.to(self.run.device))
 
     def means(self, checkpoints: CheckpointFolder) -> dict[str, float]:
         """Return each loss's mean since the last report, over all processes. Collective.
@@ -232,10 +240,8 @@ class _Meter:
         """
         means = mean_over_processes({name: float(total) / self.count for name, total in self.sums.items()}, self.run.device)
         if not math.isfinite(sum(means.values())):
-            raise FloatingPointError(
-                f"The loss is not finite at iteration {self.run.iteration}: {means}. Last checkpoint: {checkpoints.last() or 'none yet'}. "
-                f"Lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS, or check that the weights' statistics are the config's."
-            )
+            bad = int(self.first_bad)
+            raise _diverged(bad if bad >= 0 else self.run.iteration, f"The loss is not finite: {means}.", checkpoints)
         return means
 
     def report(self, metrics: MetricsFile | None, checkpoints: CheckpointFolder, bar: tqdm) -> None:
@@ -256,3 +262,10 @@ class _Meter:
         )
         bar.set_postfix_str(f"total_loss {total:.3f}")
         self._reset()
+
+
+def _diverged(iteration: int, what: str, checkpoints: CheckpointFolder) -> FloatingPointError:
+    return FloatingPointError(
+        f"Iteration {iteration}: {what} Last checkpoint: {checkpoints.last() or 'none yet'}. Lower SOLVER.BASE_LR, lengthen "
+        "SOLVER.WARMUP_ITERS, or check that the weights' statistics are the config's."
+    )

@@ -24,6 +24,7 @@ from moco_transfer.finetune.torchvision_engine.norm import (
     freeze,
     get_norm,
 )
+from moco_transfer.finetune.torchvision_engine.precise_bn import recompute_bn_statistics
 from moco_transfer.runtime.errors import InputError
 
 
@@ -192,10 +193,11 @@ def test_naive_sync_bn__equals_detectron2_live(tmp_path):
 
 
 def _train_steps(rank: int, world_size: int, num_steps: int) -> dict:
-    """SGD on a small detector; the two pictures in one batch, or one on each rank with averaged gradients."""
+    """The run's own step on a small detector: four pictures in one batch, or two on each rank in DistributedDataParallel."""
     from detector_cases import draw_pictures, draw_weights, make_config
 
-    from moco_transfer.finetune.torchvision_engine.build import build_model
+    from moco_transfer.finetune.torchvision_engine import trainer
+    from moco_transfer.finetune.torchvision_engine.build import build_model, build_optimizer
 
     cfg = make_config(
         "r18_fpn",
@@ -203,32 +205,71 @@ def _train_steps(rank: int, world_size: int, num_steps: int) -> dict:
         MODEL__FPN__NORM="SyncBN",
         MODEL__ROI_BOX_HEAD__FC_DIM=32,
         MODEL__FPN__OUT_CHANNELS=32,
+        SOLVER__BASE_LR=0.002,
     )
     model = build_model(cfg).double()
     model.load_state_dict(draw_weights(model))
-    records = draw_pictures(2)
+    records = draw_pictures(4)
     for record in records:  # one size: else one batch is padded further than two
         record["image"] = record["image"][:, :64, :64]
         record["gt_boxes"] = torch.tensor([[4.0, 6.0, 40.0, 50.0], [20.0, 10.0, 60.0, 34.0], [30.0, 30.0, 62.0, 62.0]])
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.002, momentum=0.9)
+    run = trainer.FineTuning(
+        model=model,
+        wrapped=model if world_size == 1 else nn.parallel.DistributedDataParallel(model, broadcast_buffers=False),
+        optimizer=build_optimizer(cfg, model),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        lr_at=lambda iteration: cfg.SOLVER.BASE_LR,
+        device=torch.device("cpu"),
+        amp_dtype=None,
+        clip=None,
+        max_iter=num_steps,
+        seed=0,
+        header={},
+    )
     for _ in range(num_steps):
-        losses = model(records if world_size == 1 else [records[rank]])
-        optimizer.zero_grad()
-        sum(losses.values()).backward()
-        for parameter in model.parameters():
-            if world_size > 1:
-                dist.all_reduce(parameter.grad)
-                parameter.grad /= world_size
-        optimizer.step()
+        trainer.step(run, records if world_size == 1 else records[2 * rank : 2 * rank + 2])
     return model.state_dict()
 
 
-def test_two_ranks_with_sync_bn__train_like_one_process_with_both_pictures(tmp_path):
+def test_two_ranks_with_sync_bn__train_like_one_process_with_all_pictures(tmp_path):
     one = _train_steps(0, 1, 3)
     first, second = in_two_processes(tmp_path, _train_steps, 2, 3)
     for name, value in one.items():
         for rank in (first, second):
             torch.testing.assert_close(rank[name], value, rtol=1e-6, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+class _Normalised(nn.Module):
+    """A model of one BN layer that takes batches as a detector does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, batch: list[dict]) -> torch.Tensor:
+        return self.norm(torch.stack([record["image"] for record in batch]))
+
+
+def _precise_batches(rank: int) -> list[list[dict]]:
+    generator = torch.Generator().manual_seed(rank)
+    return [[{"image": torch.randn(3, 4, 5, generator=generator) * (1 + rank) + rank}] for _ in range(3)]
+
+
+def _precise(rank: int) -> dict:
+    model = _Normalised()
+    assert recompute_bn_statistics(model, _precise_batches(rank), num_iterations=2)
+    return model.state_dict()
+
+
+def test_precise_bn__every_rank_ends_with_the_mean_over_ranks(tmp_path):
+    first, second = in_two_processes(tmp_path, _precise)
+    # By hand: each batch's statistics, averaged over the two batches that are used, then over the ranks.
+    images = [[batch[0]["image"].double().flatten(1) for batch in _precise_batches(rank)[:2]] for rank in (0, 1)]
+    mean = torch.stack([image.mean(dim=1) for rank in images for image in rank]).mean(dim=0)
+    for rank in (first, second):
+        torch.testing.assert_close(rank["norm.running_mean"].double(), mean, rtol=1e-5, atol=1e-6)
+    assert torch.equal(first["norm.running_var"], second["norm.running_var"])
+    assert 1.5 < first["norm.running_var"].mean() < 4  # between the ranks' own 1 and 4
 
 
 def test_sync_bn__cuda_takes_torchs_code_and_the_cpu_may_be_wrapped(monkeypatch):

@@ -27,7 +27,7 @@ from moco_transfer.finetune.torchvision_engine.box_coding import (
 from moco_transfer.finetune.torchvision_engine.box_head import BoxPredictor, Detections
 from moco_transfer.finetune.torchvision_engine.build import build_model
 from moco_transfer.finetune.torchvision_engine.image_list import pad_images
-from moco_transfer.finetune.torchvision_engine.mask_head import paste_masks, rasterize
+from moco_transfer.finetune.torchvision_engine.mask_head import MaskHead, paste_masks, rasterize
 from moco_transfer.finetune.torchvision_engine.matching import match, sample
 from moco_transfer.finetune.torchvision_engine.rcnn import to_original_size
 from moco_transfer.finetune.torchvision_engine.resnet import ResNet, ResNetShape
@@ -175,6 +175,19 @@ def test_rasterize__square_by_hand():
     mask = rasterize([[10, 10, 14, 10, 14, 18, 10, 18]], torch.tensor([10.0, 10.0, 18.0, 18.0]).numpy(), size=4)
     assert mask.tolist() == [[1, 1, 0, 0]] * 4
     assert rasterize([], torch.tensor([0.0, 0.0, 1.0, 1.0]).numpy(), size=4).sum() == 0
+
+
+@pytest.mark.parametrize("class_agnostic", [True, False])
+def test_mask_head__gives_the_own_classs_map_of_all(class_agnostic):
+    torch.manual_seed(0)
+    head = MaskHead(6, 4, num_convs=1, channels=8, class_agnostic=class_agnostic).double()
+    x, classes = torch.randn(5, 6, 3, 3, dtype=torch.float64), torch.tensor([3, 0, 0, 2, 1])
+    with torch.no_grad():
+        head.predictor.bias.normal_()
+        every_class = head.predictor(F.relu(head.deconv(head.mask_fcn1(x))))
+        expected = every_class[torch.arange(5), torch.zeros_like(classes) if class_agnostic else classes]
+        torch.testing.assert_close(head(x, classes).double(), expected, rtol=1e-5, atol=1e-6)
+        assert head(x[:0], classes[:0]).shape == (0, 6, 6)
 
 
 def test_paste__equals_grid_sample_over_the_whole_picture():

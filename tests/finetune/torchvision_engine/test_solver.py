@@ -111,3 +111,29 @@ def test_clip__each_parameter_for_itself():
     torch.testing.assert_close(b.grad, torch.tensor([0.3, 0.35]))
     with pytest.raises(InputError, match="CLIP_TYPE is 'max'"):
         clip_gradients([a], clip_type="max", clip_value=1.0)
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize("clip", [{"CLIP_TYPE": "value", "CLIP_VALUE": 0.3}, {"CLIP_TYPE": "norm", "CLIP_VALUE": 0.5, "NORM_TYPE": 1.0}])
+def test_steps__equal_detectron2s_optimizer_with_clipping(clip):
+    """Three steps with groups, momentum, decay and clipping: the weights stay Detectron2's."""
+    from detectron2.solver import build_optimizer as detectron2_optimizer
+
+    settings = {"BASE_LR": 0.1, "WEIGHT_DECAY": 0.01, "WEIGHT_DECAY_NORM": 0.0, "BIAS_LR_FACTOR": 2.0, "WEIGHT_DECAY_BIAS": 0.0}
+    clipping = {f"SOLVER__CLIP_GRADIENTS__{key}": value for key, value in clip.items()} | {"SOLVER__CLIP_GRADIENTS__ENABLED": True}
+    cfg = make_config("r18_fpn", **{f"SOLVER__{key}": value for key, value in settings.items()}, **clipping)
+    results = []
+    for build in (build_optimizer, detectron2_optimizer):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1))
+        optimizer = build(cfg, model)
+        for seed in range(3):
+            torch.manual_seed(seed)
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            if build is build_optimizer:  # ours clips in the loop, Detectron2 in the optimizer
+                clip_gradients(model.parameters(), clip_type=clip["CLIP_TYPE"], clip_value=clip["CLIP_VALUE"], norm_type=clip.get("NORM_TYPE", 2.0))
+            optimizer.step()
+        results.append(model.state_dict())
+    for name, value in results[0].items():
+        torch.testing.assert_close(value, results[1][name], rtol=1e-6, atol=1e-7)
