@@ -147,8 +147,9 @@ def test_open_shards__refuses(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="hold no picture"):
         open_source(str(tmp_path / "none"))
     whole = (tmp_path / "s" / "train-000.tar").read_bytes()
-    for kept in (len(whole) // 4 // 512 * 512, 700, 1536):  # inside a member, inside a header, behind a member
-        (tmp_path / "cut.tar").write_bytes(whole[:kept])
+    damaged = whole[:1024] + b"\xaa" * 512 + whole[1536:]  # the second header; tar takes it for the end, without a word
+    for content in (whole[:700], whole[:1200], whole[:1536], whole[:1024], damaged):  # in a member, in and behind a header, behind a member
+        (tmp_path / "cut.tar").write_bytes(content)
         with pytest.raises(InputError, match="cut.tar"):
             open_source(str(tmp_path / "cut.tar"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
