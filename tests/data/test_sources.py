@@ -1,4 +1,8 @@
-"""What DATA.ROOT may name, each told by what is there."""
+"""What DATA.ROOT may name, each told by what is there.
+
+Went red under: a list's label split off at the first blank; paths always relative to the list; line numbers from 0; any class of a pickle
+looked up; an archive left in its own order; labels taken from behind the pixels; COCO's root searched whole.
+"""
 
 from __future__ import annotations
 
