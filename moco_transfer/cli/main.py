@@ -13,7 +13,7 @@ from ..runtime.errors import InputError, did_you_mean
 # Verb -> (module beside this one, what it does). Modules are imported only when their verb is used: `report` and `--help`
 # do not pay for torch.
 VERBS = {
-    "pretrain": ("pretrain", "images -> checkpoint: MoCo v1, v2, or the supervised baseline"),
+    "pretrain": ("pretrain", "images -> checkpoint: MoCo v1, v2, its rivals, or the supervised baseline"),
     "knn": ("knn", "checkpoint, labelled folders -> kNN top-1 of the features"),
     "linear": ("linear", "checkpoint, labelled folders -> the linear protocol's top-1 and top-5"),
     "convert": ("convert", "checkpoint -> backbone.pkl for the detector, every tensor accounted for"),
