@@ -2,7 +2,7 @@
 
 The names are held against Detectron2's own reader in test_convert_detectron2.py.
 
-Seen red under: fused norms left without statistics.
+Seen red under: fused norms left without statistics; the bias of a convolution dropped whatever its values.
 """
 
 import pickle

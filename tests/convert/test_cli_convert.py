@@ -1,6 +1,6 @@
 """``moco-transfer convert`` as it is typed.
 
-Seen red under: --inspect that writes a file beside the one inspected.
+Seen red under: --inspect that writes a file beside the one inspected; --picture ignored; the coverage counted wrongly.
 """
 
 import pytest
