@@ -1,6 +1,6 @@
 """The linter and data of one's own, as a user meets them: status 2 with everything at once, --force recorded down to the table.
 
-Seen red under: MUTATIONS_TODO
+Seen red under: forced not recorded.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Sources: facts of arXiv:1911.05722 (Sec. 4.2, App. A.1, Tables 2, 4, 5, A.1), facebookresearch/moco@7397dfe detection/configs, Detectron2's
 1x and 2x schedules.
 
-Seen red under: MUTATIONS_TODO
+Seen red under: twin keeps RGB; 9k with the 24k steps; a wrong AP in a header; command of another config.
 """
 
 from __future__ import annotations

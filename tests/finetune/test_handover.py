@@ -1,6 +1,6 @@
 """The hand-over of weights: every tensor of the trunk lands in the detector, or the run is refused; what kind of weights they are.
 
-Seen red under: MUTATIONS_TODO
+Seen red under: --init beats the file; torchvision layout is supervised; res5 not part of the trunk; writes to a copy.
 """
 
 from __future__ import annotations

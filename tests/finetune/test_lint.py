@@ -3,7 +3,9 @@
 Independent source of the rules: arXiv:1911.05722 Sec. 4.2 and moco issues 23 and 34 (self-supervised weights), Detectron2's own default
 config (supervised weights: FrozenBN, FREEZE_AT 2, an FPN without norm), arXiv:1706.02677 (linear rule).
 
-Seen red under: MUTATIONS_TODO
+Seen red under: supervised weights linted too; unknown let through; FREEZE_AT > 2; empty FPN norm passes; std not
+compared; lr by the inverse; factor 2 allowed; room without own lr; force overrules coverage; basic blocks' stride
+checked; half a pair counts.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Scaling to the number of processes, and what makes two runs comparable.
 
-Seen red under: MUTATIONS_TODO
+Seen red under: lr by the inverse; steps left; reference not divided; seed in the hash.
 """
 
 from __future__ import annotations
