@@ -3,8 +3,8 @@
 
 Each engine and precision runs in a process of its own, so that its memory is its own; the processes take turns, one step each, on
 the same weights, pictures and random draws, so that a busy machine slows all of them alike. Beside seconds of the clock stand those
-of the process on all its cores, which other work on the machine disturbs less (with ``OMP_NUM_THREADS=1`` least). Prints a line for each measurement and
-a table; the last line is JSON. Detectron2 is measured in float32, and under autocast to bfloat16 too where it runs so.
+of the process on all its cores, which other work disturbs less, least of all with ``OMP_NUM_THREADS=1``. Prints a line for each
+measurement and a table; the last line is JSON. Detectron2 is measured in float32, and under autocast to bfloat16 too.
 """
 
 from __future__ import annotations
