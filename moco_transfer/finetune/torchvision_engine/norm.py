@@ -90,11 +90,10 @@ def fixed_affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
         norm: Any layer of ``get_norm``.
 
     Returns:
-        None where the layer has to see the features: in training, for GN, and for BN in evaluation mode under autograd, whose
-        weight and bias may want gradients.
+        None where the layer has to see the features: BN in training, and GN. Gradients flow to BN's weight and bias.
     """
     is_frozen = isinstance(norm, FrozenBatchNorm2d)
-    is_evaluated = isinstance(norm, nn.BatchNorm2d) and not norm.training and not torch.is_grad_enabled()
+    is_evaluated = isinstance(norm, nn.BatchNorm2d) and not norm.training
     if not is_frozen and not is_evaluated:
         return None
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)

@@ -132,7 +132,7 @@ def real_records(coco_folder: Path, count: int, *, short_side: int) -> list[dict
         annotations = coco.imgToAnns[image["id"]]
         annotations = [a for a in annotations if not a["iscrowd"] and min(a["bbox"][2:]) > 4]
         picture = cv2.imread(str(coco_folder / "val2017" / image["file_name"]))
-        if picture is None or not annotations:
+        if picture is None or not 1 <= len(annotations) <= 5:  # each object is one more region for float64's slow convolutions
             continue
         scale = short_side / min(picture.shape[:2])
         picture = cv2.resize(picture[:, :, ::-1], None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
@@ -162,7 +162,7 @@ def test_live__twenty_real_pictures(case, shared_data):
 
     model, weights = build_drawn(case, torch.float64)
     detectron2 = reference.build_reference(make_config(case), weights).double()
-    records = real_records(shared_data / "coco", 20, short_side=80)
+    records = real_records(shared_data / "coco", 20, short_side=64)
     batches = [records[start : start + 4] for start in range(0, len(records), 4)]
     with reference.nms_in_float32():
         exact = [reference.infer(detectron2, batch) for batch in batches]
