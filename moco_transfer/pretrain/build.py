@@ -254,6 +254,7 @@ def _header(cfg: CfgNode, folder: Pictures) -> dict[str, Any]:
         "classes": list(folder.class_names) if cfg.MECHANISM == "supervised" else [],
         "config": cfg.dump(),
         "num_images": len(folder),
+        "batch_size_total": cfg.DATA.BATCH_SIZE_TOTAL,
     }
 
 

@@ -29,10 +29,11 @@ def restore(run: Pretraining, state: dict[str, Any], path: str) -> None:
         "mechanism": "MECHANISM",
         "arch": "MODEL.ARCH",
         "num_images": "number of pictures in DATA.ROOT",
+        "batch_size_total": "DATA.BATCH_SIZE_TOTAL",
         "pixels": "DATA.PIXEL_MEAN and PIXEL_STD",
     }
     for key, name in same.items():
-        if state[key] != run.header[key]:
+        if key in state and state[key] != run.header[key]:
             raise InputError(
                 f"{path} was made with {name} {state[key]}, the run to resume has {run.header[key]}. Resume with the config it was started with."
             )

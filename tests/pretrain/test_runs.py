@@ -140,6 +140,12 @@ def test_resume__from_any_iteration_is_bit_equal(changes, pool, tmp_path):
     assert [row["loss"] for row in rows_of(tmp_path / "whole")] == [row["loss"] for row in rows_of(tmp_path / "cut")]
 
 
+def test_resume__another_batch_is_refused_even_where_the_iterations_per_epoch_agree(pool, tmp_path):
+    pretrain(config(pool, tmp_path / "run"))
+    with pytest.raises(InputError, match="was made with DATA.BATCH_SIZE_TOTAL 8, the run to resume has 7"):  # 24 // 8 == 24 // 7
+        pretrain(config(pool, tmp_path / "run", DATA__BATCH_SIZE_TOTAL=7, SOLVER__EPOCHS=2), resume=True)
+
+
 def test_init_from__starts_a_new_run_from_the_weights_alone(pool, tmp_path, caplog):
     pretrain(config(pool, tmp_path / "first", MECHANISM="memory_bank"))
     with caplog.at_level(logging.INFO):
