@@ -1,6 +1,7 @@
 """Normalisation by name, frozen, and over two processes.
 
-Seen red under: SyncBN's backward without its all-reduce; frozen layers that keep their BN.
+Seen red under: SyncBN's backward without its all-reduce; frozen layers that keep their BN; PreciseBN
+without the average over ranks.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Seen red under: clip to (height, width) swapped; IoU without the guard for empty boxes; matcher closed above instead of below; low-quality
 matches left out; level of a box rounded; pooled boxes not put back in order; anchors of width and height swapped; stride in the other
-convolution of a bottleneck; masks pasted without the half pixel; NMS over all classes together.
+convolution of a bottleneck; masks pasted without the half pixel; NMS over all classes together; the mask
+of another class, its weight or its bias.
 """
 
 from __future__ import annotations

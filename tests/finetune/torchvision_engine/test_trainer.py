@@ -1,4 +1,8 @@
-"""The loop on a toy model: what stops it, in which words, and which checkpoint it leaves."""
+"""The loop on a toy model: what stops it, in which words, and which checkpoint it leaves.
+
+Seen red under: the iteration of the log line named instead of the first bad one; saving without a look at the loss; a FloatingPointError
+of the model passed through as it is.
+"""
 
 from __future__ import annotations
 
