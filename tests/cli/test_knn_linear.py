@@ -1,6 +1,7 @@
 """The kNN monitor in a run, and knn and linear as a user calls them.
 
-MUTATIONS
+Should go red under (not tried): a monitor that leaves BN in evaluation mode; one that draws from the run's generator; the trunk's features for
+the head's.
 """
 
 from __future__ import annotations

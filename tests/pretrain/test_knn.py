@@ -3,7 +3,8 @@
 The official function's answers (``OFFICIAL_*``) were computed outside this repository, by ``knn_predict`` of the demo's notebook
 (facebookresearch/moco branch colab-notebook @f736491) on the features that ``demo_features`` draws.
 
-MUTATIONS
+Seen red under: votes exp(s * T); without taking off the nearest cosine (overflow at a small T); every vote 1; the bank not normalised; neighbours
+counted from the wrong row in the second part of the queries.
 """
 
 from __future__ import annotations
