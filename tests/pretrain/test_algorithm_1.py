@@ -1,6 +1,7 @@
 """MoCo with BN, in one process with SplitBN and in two with ShuffleBN, against Algorithm 1 written in loops and float64.
 
-MUTATIONS
+Went red under: m and 1 - m swapped; keys left shuffled; the two key batches of the symmetric loss in the other order; BN over one group; the key
+encoder never moving; the key encoder moving in every micro-batch.
 """
 
 from __future__ import annotations

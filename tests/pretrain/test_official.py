@@ -1,6 +1,7 @@
 """Ours against facebookresearch/moco@7397dfe run on the CPU: losses over 20 steps, in one process and in two with ShuffleBN.
 
-The numbers are in fixtures/official_moco.json, written by make_official_fixture.py. Went red under: MUTATIONS
+The numbers are in fixtures/official_moco.json, written by make_official_fixture.py. Went red under: the temperature dropped;
+queries enqueued; shuffling left out; queue_ptr named otherwise.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Whole runs of ``pretrain`` on 24 generated pictures: every mechanism and precision, sizes that do not divide, and going on.
 
-MUTATIONS
+Went red under: optimiser not restored; views drawn from the global generator; the bank not restored; chance of K for ln(K + 1); the queue's filling
+counted in iterations; MAX_ITER not heeded.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Learning rate and order of pictures.
 
-Should go red under (not yet tried): cosine over epochs - 1; milestones with > for >=; ranks that take overlapping slices.
+Went red under: milestones with > for >=; cosine over length - 1; decay one period early.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """ShuffleBN over two gloo processes.
 
-Should go red under (not tried yet):
-    argsort without stable; sending the rows of one's own places instead of the places' rows; gathering without undoing
-the permutation; enqueueing a process's own keys alone.
+Went red under: arrivals sorted in the other order; a process's own keys enqueued alone.
 """
 
 from __future__ import annotations
