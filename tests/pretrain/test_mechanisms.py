@@ -1,7 +1,7 @@
 """Memory bank and end to end, alone and in two processes; gradient accumulation; the memory of InfoNCE.
 
-Went red under: no gradient to gathered keys; the positive taken without the rank's offset; the bank's rows not scaled to unit norm; negatives drawn from
-the batch too; keys of micro-batches enqueued one by one; overwritten columns forgotten; sum for mean in InfoNCE's gradient.
+Went red under: no gradient to gathered keys; the positive taken without the rank's offset; the bank's rows not scaled to unit norm; negatives
+drawn from the batch too; keys of micro-batches enqueued one by one; overwritten columns forgotten; sum for mean in InfoNCE's gradient.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """MoCo against a float64 reference written straight from Algorithm 1, with loops and no shared code.
 
-Went red under: m and 1 - m swapped; the temperature dropped; the query encoder called for the keys; the queue not wrapping around; unshuffling with the
-permutation instead of its inverse.
+Went red under: m and 1 - m swapped; the temperature dropped; the query encoder called for the keys; the queue not wrapping around; unshuffling with
+the permutation instead of its inverse.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What a run says of itself, and ``--init-from``.
 
-Went red under: a trouble said at every period; no patience; spread without the root; the key encoder not set by --init-from; left-over tensors accepted.
+Went red under: a trouble said at every period; no patience; spread without the root; the key encoder not set by --init-from;
+left-over tensors accepted.
 """
 
 from __future__ import annotations
