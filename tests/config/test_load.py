@@ -1,6 +1,6 @@
 """Configs: strict, frozen, and every refusal names file, key and the nearest legal key.
 
-Should go red under (not yet tried): merging without the check of known keys; not checking the base file; returning an unfrozen config.
+Went red under: merging without the check of known keys; not checking the base file; returning an unfrozen config.
 """
 
 from __future__ import annotations
@@ -125,3 +125,9 @@ def test_detection_configs__load_in_detectron2_to_the_same_values(name):
     theirs = get_cfg()
     theirs.merge_from_file(str(available()[name]))
     assert theirs.dump() == load_detection_config(available()[name]).dump()
+
+
+@pytest.mark.parametrize(("load", "name"), [(load_pretrain_config, "demo_moco"), (load_detection_config, "demo_R_18_FPN")])
+def test_load__is_frozen(load, name):
+    with pytest.raises(AttributeError, match="immutable"):
+        load(name).SEED = 1
