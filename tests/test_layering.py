@@ -1,6 +1,6 @@
 """Who may import whom inside the package: design section 3, enforced by walking every import.
 
-Should go red under (not yet tried): importing moco_transfer.pretrain in finetune/build.py; importing torch at the top of report/aggregate.py;
+Went red under: importing moco_transfer.pretrain in finetune/build.py; importing torch at the top of report/aggregate.py;
 importing torchvision.ops in convert.
 """
 

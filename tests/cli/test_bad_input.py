@@ -1,6 +1,6 @@
 """Every kind of bad input: one sentence on stderr, exit status 2, and nothing that was there is overwritten.
 
-Should go red under (not yet tried): letting the exception through in cli/main.py; opening the run folder before the data are looked at.
+Went red under: letting the exception through in cli/main.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Checkpoints: found again, safe to read, and clear when they are not.
 
-Should go red under (not yet tried): deleting the newest file instead of the oldest; weights_only=False.
+Went red under: deleting the newest file instead of the oldest; weights_only=False.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Files are whole or not there.
 
-Should go red under (not yet tried): writing to the target directly instead of the temporary file; leaving the temporary file behind.
+Went red under: writing to the target directly instead of the temporary file; leaving the temporary file behind.
 """
 
 from __future__ import annotations

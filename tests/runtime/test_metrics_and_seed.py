@@ -1,6 +1,6 @@
 """metrics.json and seeds.
 
-Should go red under (not yet tried): not truncating on resume; using hash() (which differs between processes) for strings in derive_seed.
+Went red under: not truncating on resume; using hash() (which differs between processes) for strings in derive_seed.
 """
 
 from __future__ import annotations
