@@ -20,6 +20,7 @@ from typing import Any
 RESULTS_FILE = "results.json"
 METRICS_FILE = "metrics.json"
 SCHEMA = 1
+_OF_FEATURES = ("moco_transfer.knn/", "moco_transfer.linear/")  # results of tests of features: no rows of a transfer table
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def read_run(file: str | os.PathLike[str]) -> list[RunRecord] | Problem:
 
     Returns:
         One record per test set (a run that was tested on several nests its metrics below their names, as Detectron2
-        does), or a :class:`Problem` when the file is damaged or of another schema.
+        does), none for what ``knn`` and ``linear`` measured, or a :class:`Problem` when the file is damaged or of another schema.
     """
     file = Path(file)
     try:
@@ -138,6 +139,8 @@ def read_run(file: str | os.PathLike[str]) -> list[RunRecord] | Problem:
         return Problem(str(file), f"cannot be read ({error.strerror or error}); the run is left out.")
     except (ValueError, RecursionError) as error:
         return Problem(str(file), f"is no valid JSON ({error}); the run is left out. Is it cut short? Repeat its evaluation.")
+    if isinstance(data, dict) and str(data.get("schema")).startswith(_OF_FEATURES):
+        return []
     fault = _fault_in(data)
     if fault:
         return Problem(str(file), f"{fault}; the run is left out.")

@@ -1,6 +1,6 @@
 """Views: torchvision's operators on torchvision's distributions, as functions of (seed, epoch, index).
 
-Should go red under (not yet tried): jitter before grey in v1; drawing both views' parameters once; height and width swapped in the crop.
+Went red under: jitter before grey in v1; drawing both views' parameters once; height and width swapped in the crop.
 """
 
 from __future__ import annotations

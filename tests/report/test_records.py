@@ -25,6 +25,15 @@ def test_read_runs__finds_runs_at_any_depth_in_order(make_run, tmp_path):
     assert problems == []
 
 
+def test_read_runs__tests_of_features_are_no_rows(make_run, tmp_path):
+    make_run("run")
+    for kind in ("knn", "linear"):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "results.json").write_text(json.dumps({"schema": f"moco_transfer.{kind}/1", "top1": 35.0}))
+    records, problems = read_runs([tmp_path])
+    assert len(records) == 1 and problems == []
+
+
 def test_read_runs__reads_a_run_once(make_run, tmp_path):
     folder = make_run("a")
     (tmp_path / "link").symlink_to(folder)
