@@ -1,6 +1,6 @@
 """Killed with SIGKILL and resumed, a run ends with the same bits as one that was not; two processes end equal.
 
-Should go red under (not yet tried): not restoring the optimiser; not restoring queue_ptr; drawing crops from the global generator; leaving the
+Went red under: not restoring the optimiser; drawing crops from the global generator; leaving the
 BN statistics of two processes as they are.
 """
 
