@@ -56,6 +56,16 @@ def trunk_of(encoder: nn.Module) -> nn.Sequential:
 
 
 @torch.no_grad()
+def encode(network: nn.Module, views: Tensor, *, mean: tuple[float, ...], std: tuple[float, ...], precision: Precision) -> Tensor:
+    """Return the features (N, C), float32 and without gradient, of uint8 pictures (N, 3, H, W), RGB 0-255."""
+    images = normalize(views.to(precision.device, non_blocking=True), mean, std)
+    if precision.channels_last:
+        images = images.to(memory_format=torch.channels_last)
+    with torch.autocast(precision.device.type, dtype=precision.amp_dtype, enabled=precision.amp_dtype is not None):
+        return network(images).float()
+
+
+@torch.no_grad()
 def extract_features(network: nn.Module, batches: LabelledBatches, precision: Precision, *, description: str) -> FeatureSet:
     """Run a network in evaluation mode over labelled pictures. Collective.
 
@@ -73,11 +83,7 @@ def extract_features(network: nn.Module, batches: LabelledBatches, precision: Pr
     mean, std = batches.view.mean, batches.view.std
     features, labels, indices = [], [], []
     for views, label, index in batches(description):
-        images = normalize(views.to(precision.device, non_blocking=True), mean, std)
-        if precision.channels_last:
-            images = images.to(memory_format=torch.channels_last)
-        with torch.autocast(precision.device.type, dtype=precision.amp_dtype, enabled=precision.amp_dtype is not None):
-            features.append(network(images).float())
+        features.append(encode(network, views, mean=mean, std=std, precision=precision))
         labels.append(label)
         indices.append(index)
     network.train(was_training)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..data.labelled import LabelledBatches, LabelledPictures
-from ..data.two_views import Views, collate_views, normalize
+from ..data.two_views import Views, collate_views
 from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
 from ..runtime.distributed import get_world_size, is_main_process
 from ..runtime.environment import git_commit, package_versions
@@ -23,7 +23,7 @@ from ..runtime.errors import InputError
 from ..runtime.files import atomic_write_text
 from ..runtime.metrics import MetricsFile
 from .encoder_file import TrainedEncoder
-from .features import FeatureSet, Precision, extract_features, trunk_of
+from .features import FeatureSet, Precision, encode, extract_features, trunk_of
 from .linear import LinearProtocol, LinearRun, ShuffledBatches, new_run, restore, train_classifier
 
 logger = logging.getLogger(__name__)
@@ -133,12 +133,7 @@ def _from_pictures(
         if not len(labels):  # fewer pictures left than processes
             yield torch.zeros(0, dim, device=precision.device), labels
             continue
-        images = normalize(batch["views"][0].to(precision.device, non_blocking=True), view.mean, view.std)
-        if precision.channels_last:
-            images = images.to(memory_format=torch.channels_last)
-        with torch.no_grad(), torch.autocast(precision.device.type, dtype=precision.amp_dtype, enabled=precision.amp_dtype is not None):
-            features = trunk(images)
-        yield features.float(), labels
+        yield encode(trunk, batch["views"][0], mean=view.mean, std=view.std, precision=precision), labels
 
 
 def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:

@@ -93,6 +93,8 @@ class MemoryBank(nn.Module):
         Returns:
             Logits (N, 1 + K'), float32 under autocast too, and targets (N,) of zeros. K' is K, or the number of other pictures.
         """
+        if micro_batch == 0:
+            self._waiting = []  # of a step that did not come to its end
         q = unit(self.encoder_q(im_q))  # (N, C)
         everyone = all_gather_rows(index) if self.training else index
         k, negatives = self.bank[index], self.bank[self._draw(everyone)].T  # (N, C), (C, K)

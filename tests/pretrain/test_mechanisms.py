@@ -18,21 +18,10 @@ from moco_transfer.pretrain.info_nce import Negatives, contrastive_logits, info_
 from moco_transfer.pretrain.memory_bank import MemoryBank
 from moco_transfer.pretrain.moco import MoCo
 
+from .tiny_encoder import TinyEncoder
 from .two_processes import run_in_two_processes
 
 BATCH, STEPS, LR, PICTURES = 8, 5, 0.3, 20
-
-
-class TinyEncoder(nn.Module):
-    """No BN: two processes with half the batch compute what one computes."""
-
-    def __init__(self, num_outputs: int) -> None:
-        super().__init__()
-        self.body = nn.Linear(12, 6)
-        self.fc = nn.Linear(6, num_outputs)
-
-    def forward(self, x):
-        return self.fc(torch.tanh(self.body(x.flatten(1))))
 
 
 def views_of(step: int) -> torch.Tensor:

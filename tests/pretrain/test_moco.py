@@ -18,17 +18,7 @@ from moco_transfer.pretrain.moco import MoCo, contrastive_logits
 from moco_transfer.pretrain.queue import enqueue
 from moco_transfer.pretrain.split_batch_norm import SplitBatchNorm2d, num_groups
 
-
-class TinyEncoder(nn.Module):
-    """A linear encoder with the ResNet's ``fc`` at its end; no BN, so that references are easy to write."""
-
-    def __init__(self, num_outputs: int) -> None:
-        super().__init__()
-        self.body = nn.Linear(12, 6)
-        self.fc = nn.Linear(6, num_outputs)
-
-    def forward(self, x):
-        return self.fc(torch.tanh(self.body(x.flatten(1))))
+from .tiny_encoder import TinyEncoder
 
 
 def tiny_moco(**kwargs) -> MoCo:
