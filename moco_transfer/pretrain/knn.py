@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.labelled import LabelledBatches
-from ..runtime.distributed import average_tensors
+from ..runtime.distributed import average_bn_statistics
 from .features import FeatureSet, Precision, extract_features, trunk_of
 
 if TYPE_CHECKING:
@@ -105,8 +105,7 @@ class KnnMonitor:
             return {}
         since = time.perf_counter()
         encoder = run.model.encoder_q
-        # Each process has BN statistics of its own during an epoch; training does not read them.
-        average_tensors(b for name, b in encoder.named_buffers() if name.endswith(("running_mean", "running_var")))
+        average_bn_statistics(encoder)
         network: nn.Module = encoder if self.features == "head" else trunk_of(encoder)
         precision = Precision(run.device, run.amp_dtype, run.channels_last)
         train = extract_features(network, self.train, precision, description="kNN bank")

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ..data.two_views import normalize
 from ..runtime.checkpoint import CheckpointFolder
-from ..runtime.distributed import all_gather_rows, average_tensors, get_world_size, is_main_process
+from ..runtime.distributed import all_gather_rows, average_bn_statistics, get_world_size, is_main_process
 from ..runtime.errors import InputError
 from ..runtime.metrics import MetricsFile
 from ..runtime.run_folder import StopRequest
@@ -243,7 +243,7 @@ def save(run: Pretraining, checkpoints: CheckpointFolder) -> None:
             fingerprints = all_gather_rows(getattr(run.model, name).double().sum().reshape(1))
             if not torch.equal(fingerprints, fingerprints[:1].expand_as(fingerprints)):
                 raise RuntimeError(f"The {name} differs between processes at iteration {run.iteration}, sums {fingerprints.tolist()}: a bug.")
-    average_tensors(b for name, b in run.model.named_buffers() if name.endswith(("running_mean", "running_var")))
+    average_bn_statistics(run.model)
     if is_main_process():
         epoch, step = divmod(run.iteration, run.iterations_per_epoch)
         path = checkpoints.save(run.state(), f"{epoch:04d}" + (f"_iter{run.iteration:08d}" if step else ""))

@@ -160,6 +160,14 @@ def average_tensors(tensors: Iterable[Tensor]) -> None:
         offset += tensor.numel()
 
 
+def average_bn_statistics(module: torch.nn.Module) -> None:
+    """Replace each running mean and variance by its mean over all processes, in place. Collective.
+
+    Each process has its own during an epoch, because training does not read them; whoever saves or evaluates must.
+    """
+    average_tensors(b for name, b in module.named_buffers() if name.endswith(("running_mean", "running_var")))
+
+
 def mean_over_processes(values: dict[str, float], device: torch.device) -> dict[str, float]:
     """Return each value's mean over all processes; the keys must agree. Collective."""
     if get_world_size() == 1:

@@ -14,7 +14,7 @@ import torch
 from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 from torch import nn
 
-from moco_transfer.runtime.distributed import average_tensors
+from moco_transfer.runtime.distributed import average_bn_statistics
 
 
 def recompute_bn_statistics(model: nn.Module, batches: Iterable[list[dict]], *, num_iterations: int) -> bool:
@@ -36,8 +36,3 @@ def recompute_bn_statistics(model: nn.Module, batches: Iterable[list[dict]], *, 
         update_bn_stats(model, itertools.islice(batches, num_iterations), num_iterations)
     average_bn_statistics(model)
     return True
-
-
-def average_bn_statistics(model: nn.Module) -> None:
-    """Give all processes the mean of their running means and variances. Collective; no-op in one process."""
-    average_tensors(b for name, b in model.named_buffers() if name.endswith(("running_mean", "running_var")))

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from moco_transfer.finetune.torchvision_engine.precise_bn import average_bn_statistics
 from moco_transfer.finetune.torchvision_engine.solver import clip_gradients, set_lr
 from moco_transfer.runtime.checkpoint import CheckpointFolder
-from moco_transfer.runtime.distributed import is_main_process, mean_over_processes
+from moco_transfer.runtime.distributed import average_bn_statistics, is_main_process, mean_over_processes
 from moco_transfer.runtime.metrics import MetricsFile
 from moco_transfer.runtime.run_folder import StopRequest
 from moco_transfer.runtime.seed import seed_everything
