@@ -24,7 +24,7 @@ setup(
     package_data={
         f"{CONFIGS}.pretrain": ["*.yaml"],
         f"{CONFIGS}.detection": ["*.yaml"],
-        "moco_transfer.report": ["*.yaml"],
+        "moco_transfer.report": ["*.yaml", "templates/*"],
     },
     install_requires=[
         # A range: CUDA users keep the build they have. From 2.6 on, weights_only loading is safe.
@@ -46,6 +46,8 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8", "ruff>=0.6", "webdataset>=0.2.86"],
+        # Drives an installed Chromium (Debian: chromium, chromium-driver); its tests skip where there is none.
+        "browser": ["selenium>=4.20"],
         "shards": ["webdataset>=0.2.86"],
         "slurm": ["submitit>=1.5"],
         "fast-eval": ["faster-coco-eval>=1.6"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -70,7 +71,9 @@ def run_verb(verb: str, argv: Sequence[str] | None = None, *, program: str | Non
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
+    argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
+    args.command = shlex.join(["moco-transfer", verb, *argv])  # what a run records, whichever script started it
     try:
         return module.run(args)
     except InputError as error:

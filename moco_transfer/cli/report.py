@@ -26,17 +26,23 @@ EPILOG = """examples:
   learning curves with the spread over seeds, AP by class and by size, beside the table:
     moco-transfer report out --plots out/plots
 
+  one page with tables, plots, pictures and every run's config, for a browser; it needs no network:
+    moco-transfer report out --format html --output report.html
+
   the table written between <!-- results:begin --> and <!-- results:end --> of a README:
     moco-transfer report out --into README.md
 """
 
-_FORMAT_HELP = "markdown or latex: mean, std and differences; csv: every trial in full precision (default: %(default)s)"
+_FORMAT_HELP = (
+    "markdown or latex: mean, std and differences; csv: every trial in full precision; html: one page with tables, plots, "
+    "pictures and configs (default: %(default)s)"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `report` to its parser."""
     parser.add_argument("runs", nargs="+", metavar="RUNS", help="run folders (with a results.json), or folders that hold run folders at any depth")
-    parser.add_argument("--format", choices=("markdown", "latex", "csv"), default="markdown", help=_FORMAT_HELP)
+    parser.add_argument("--format", choices=("markdown", "latex", "csv", "html"), default="markdown", help=_FORMAT_HELP)
     parser.add_argument("--output", metavar="FILE", help="write the table to FILE instead of the terminal")
     parser.add_argument("--plots", metavar="FOLDER", help="also draw learning curves and AP by class and size: PNG and SVG")
     markers = "<!-- results:begin --> and <!-- results:end -->"
@@ -65,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     if not records:
         raise InputError(_nothing_found(args.runs, problems))
     tables = build_tables(records)
-    text = _render(args.format, tables, problems)
+    text = _page(args.runs, records, tables, problems) if args.format == "html" else _render(args.format, tables, problems)
     if args.into:
         _write_into(Path(args.into), text)
     if args.output:
@@ -86,6 +92,14 @@ def _render(table_format: str, tables: list, problems: list) -> str:
     for problem in [*problems, *(problem for table in tables for problem in table.problems)]:
         logger.warning("%s", problem)
     return render_csv(tables)
+
+
+def _page(paths: list[str], records: list, tables: list, problems: list) -> str:
+    from moco_transfer.report.page import render_page
+    from moco_transfer.report.pretraining import find_pretraining
+
+    pretraining, faults = find_pretraining(paths, records)
+    return render_page(tables, [*problems, *faults], pretraining=pretraining, folders=[path for path in paths if Path(path).is_dir()])
 
 
 def _nothing_found(paths: list[str], problems: list) -> str:

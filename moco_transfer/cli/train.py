@@ -75,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
             init=args.init,
             class_count_from_data=from_data,
             coco_style=args.coco_style,
+            command=getattr(args, "command", None),
             on_start=set_up_logging,
         )
         if is_main_process() and record is not None:

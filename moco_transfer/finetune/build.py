@@ -46,6 +46,7 @@ def finetune(
     init: str | None = None,
     class_count_from_data: bool = False,
     coco_style: bool = False,
+    command: str | None = None,
     on_start: Callable[[Path], None] | None = None,
 ) -> dict[str, Any] | None:
     """Fine-tune a detector on the embedded engine and evaluate it, or only evaluate.
@@ -61,6 +62,7 @@ def finetune(
         init: Name of the table's row; by default from the weights' stamp, or ``random`` without weights.
         class_count_from_data: Set MODEL.ROI_HEADS.NUM_CLASSES from the data instead of refusing another number.
         coco_style: Evaluate a test set of VOC's kind by COCO's twelve numbers too, after the last iteration.
+        command: The command line, recorded in results.json.
         on_start: Called with OUTPUT_DIR once it may be written to.
 
     Returns:
@@ -104,6 +106,7 @@ def finetune(
     record = {
         "task": task,
         "config": config_file,
+        "command": command,
         "config_hash": config_hash(cfg),
         "engine": "torchvision",
         "init": init or init_name(weights),

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from moco_transfer.evaluate.metric_names import BBOX_METRICS, RECALL_METRICS
 
 from .aggregate import Row, Setting, Table
+from .published_text import published_sentences
 from .records import RunRecord
 
 DAGGER = "†"
@@ -93,6 +94,23 @@ def metric_sentence(table: Table) -> str:
     found = {metric for run in table.runs for group in run.metrics.values() for metric in group}
     is_coco = bool(found & {*BBOX_METRICS[3:], *RECALL_METRICS}) or table.kinds != ["bbox"]
     return _COCO_AP if is_coco else _VOC_AP
+
+
+def legend_sentences(table: Table, *, emphasis: str) -> list[str]:
+    """Return what a reader has to know below a table: what its columns are, published sources, versions, daggers.
+
+    Args:
+        table: The table.
+        emphasis: How a clear difference looks, e.g. ``"bold"``.
+    """
+    lines = [f"{metric_sentence(table)} Mean ± sample std (n - 1) over n seeds; n = 1 has no ±."]
+    if table.baseline and len(table.rows) > 1:
+        lines.append(f"Δ: difference of the means to the {table.baseline.init} row; {emphasis} where it exceeds the std of both rows.")
+        tests = [d.test for row in table.rows for kind in table.kinds if (d := table.difference(row, kind, "AP"))]
+        if any(tests):
+            lines.append(f"p: two-sided paired t test against the {table.baseline.init} row over the seeds that both rows have.")
+    lines += [*published_sentences(table), version_sentence(table), *dagger_sentences(table)]
+    return [line for line in lines if line]
 
 
 def version_sentence(table: Table) -> str:

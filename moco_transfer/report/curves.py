@@ -110,22 +110,38 @@ def mean_curve(series: Sequence[Points]) -> Curve:
     )
 
 
-def _read_points(run: RunRecord, key: str) -> tuple[Points, Problem | None]:
-    file = Path(run.folder) / METRICS_FILE
+def read_series(file: Path, keys: Sequence[str]) -> tuple[dict[str, Points], Problem | None]:
+    """Read some columns of a metrics.json.
+
+    Args:
+        file: One JSON object per line, key ``iteration``.
+        keys: Names of the columns.
+
+    Returns:
+        The finite values of each column that has some, by rising iteration (a line that a resumed run wrote again replaces the
+        old one), and a problem when the file cannot be read or holds damaged lines.
+    """
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not text"
-        return [], Problem(str(file), f"cannot be read ({reason}); the run has no curve.")
-    points, damaged = {}, 0
-    nested = f"{'+'.join(run.test_set)}/{key}"  # how a run that was tested on several sets logs them
+        return {}, Problem(str(file), f"cannot be read ({reason}); the run has no curve.")
+    found: dict[str, dict[float, float]] = {}
+    damaged = 0
     for line in lines:
         try:
             entry = json.loads(line)
-            value = entry.get(key, entry.get(nested))
-            if value is not None and math.isfinite(value):
-                points[float(entry["iteration"])] = float(value)  # a line that a resumed run wrote again replaces the old
+            for key in keys:
+                value = entry.get(key)
+                if value is not None and math.isfinite(value):
+                    found.setdefault(key, {})[float(entry["iteration"])] = float(value)
         except (ValueError, KeyError, TypeError, AttributeError):
             damaged += bool(line.strip())
     problem = Problem(str(file), f"{damaged} damaged lines are left out of the curve.") if damaged else None
-    return sorted(points.items()), problem
+    return {key: sorted(points.items()) for key, points in found.items()}, problem
+
+
+def _read_points(run: RunRecord, key: str) -> tuple[Points, Problem | None]:
+    nested = f"{'+'.join(run.test_set)}/{key}"  # how a run that was tested on several sets logs them
+    found, problem = read_series(Path(run.folder) / METRICS_FILE, (key, nested))
+    return found.get(key) or found.get(nested) or [], problem

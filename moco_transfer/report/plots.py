@@ -1,7 +1,8 @@
 """Pictures of a table: learning curves of AP and loss, AP by class and by object size, each with the spread over seeds.
 
-Figures are drawn without pyplot, so nothing global changes and no display is needed. Rows differ in line style, marker
-and brightness as well as in colour: the pictures can be read in grey.
+Each picture is made of panels, which the page shows one by one and a file shows side by side. Figures are drawn without
+pyplot, so nothing global changes and no display is needed. Rows differ in line style, marker and brightness as well as in
+colour: the pictures can be read in grey.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import io
 import re
 import textwrap
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -33,71 +35,110 @@ STYLES = (
     ("#56a8e0", (0, (3, 1, 1, 1)), "P"),
     ("#5c2e00", (0, (1, 1)), "X"),
 )
+#: Of grid lines and of the stripes behind classes.
+GRID, STRIPE = "#e0e0e0", "#f4f4f4"
 
-_LINE = {"markersize": 4.5, "linewidth": 1.7}
+#: Size of markers and width of lines, pt.
+LINE = {"markersize": 4.5, "linewidth": 1.7}
+_PANEL_INCHES = 4.2
+_SIZES = {"APs": "small", "APm": "medium", "APl": "large"}
 
 
-def learning_curves(table: Table) -> tuple[Figure, list[Problem]]:
-    """Draw AP and training loss over iterations: mean over seeds, and a band of one std where n >= 2.
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes.
 
-    Args:
-        table: Its averaged runs' folders are read again, for metrics.json.
-
-    Returns:
-        A figure with one panel per kind of result and one for the loss, and a problem for each run without a curve.
+    Attributes:
+        name: Tells it from the other panels of its table; fit for a file name.
+        caption: What it shows, as a clause without a full stop.
+        inches: Width and height when it is drawn alone.
+        draw: Draws into the axes and returns what was wrong with the files it read.
     """
-    kinds = table.kinds
-    figure = Figure(figsize=(4.2 * (len(kinds) + 1), 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(kinds) + 1)
-    problems: list[Problem] = []
-    for axis, kind in zip(axes, kinds, strict=False):
-        problems += _draw(axis, table, lambda row, kind=kind: metric_curve(row, kind, "AP"))
-        axis.set_ylabel(f"AP of {kind_name(kind)} (0-100)")
-        axis.set_ylim(0, max(1.0, 1.08 * axis.dataLim.y1))
-    problems += _draw(axes[-1], table, loss_curve)
-    axes[-1].set_ylabel("training loss")
-    for axis in axes:
-        axis.set_xlabel("iteration")
-        axis.set_xlim(left=0)
-        axis.grid(color="#e0e0e0", linewidth=0.6)
-        axis.spines[["top", "right"]].set_visible(False)
-    _decorate(figure, table, axes[0])
-    return figure, list(dict.fromkeys(problems))
+
+    name: str
+    caption: str
+    inches: tuple[float, float]
+    draw: Callable[[Axes], list[Problem]]
 
 
-def breakdown(table: Table, kind: str = "bbox") -> Figure | None:
-    """Draw AP by object size and by class: one line per size or class, one marker per row, a bar of one std where n >= 2.
+def curve_panels(table: Table) -> list[Panel]:
+    """Return AP over iterations, one panel per kind of result, and the training loss.
+
+    The folders of the table's averaged runs are read again, for metrics.json, when a panel is drawn.
+    """
+    spread = "mean over seeds, band of one std where n >= 2"
+    size = (_PANEL_INCHES, 3.2)
+    panels = []
+    for kind in table.kinds:
+
+        def draw_metric(axis: Axes, kind: str = kind) -> list[Problem]:
+            problems = _draw_curves(axis, table, lambda row: metric_curve(row, kind, "AP"), title_if_single="evaluated once, at the end")
+            axis.set_ylabel(f"AP of {kind_name(kind)} (0-100)")
+            axis.set_ylim(0, max(1.0, 1.08 * axis.dataLim.y1))
+            return problems
+
+        panels.append(Panel(f"{kind}_curve", f"AP of {kind_name(kind)} over iterations: {spread}", size, draw_metric))
+
+    def draw_loss(axis: Axes) -> list[Problem]:
+        problems = _draw_curves(axis, table, loss_curve)
+        axis.set_ylabel("training loss")
+        return problems
+
+    return [*panels, Panel("loss_curve", f"training loss over iterations: {spread}", size, draw_loss)]
+
+
+def breakdown_panels(table: Table, kind: str = "bbox") -> list[Panel]:
+    """Return AP by object size and AP by class: one line per size or class, one marker per row, a bar of one std where n >= 2.
 
     Args:
         table: Where the values come from.
         kind: ``"bbox"``, ``"segm"``, ...
 
     Returns:
-        A figure, or None when the runs have neither. Classes are ordered by the mean of the baseline row (of the first
-        row without one); sizes are COCO's: small below 32^2 px, large from 96^2 px.
+        The panels that the runs have values for. Classes are ordered by the mean of the baseline row (of the first row
+        without one); sizes are COCO's: small below 32^2 px, large from 96^2 px.
     """
-    sizes = {"APs": "small", "APm": "medium", "APl": "large"}
     found = {metric for row in table.rows for row_kind, metric in row.values if row_kind == kind}
     base = table.baseline or table.rows[0]
     classes = sorted(filter(is_class_metric, found), key=lambda metric: (_or_zero(base.summary(kind, metric).mean), metric))
-    groups = [[metric for metric in reversed(sizes) if metric in found], classes]
-    groups = [group for group in groups if group]
-    if not groups:
+    groups = {"size": [metric for metric in reversed(_SIZES) if metric in found], "class": classes}
+    panels = []
+    for what, metrics in groups.items():
+
+        def draw(axis: Axes, metrics: Sequence[str] = metrics) -> list[Problem]:
+            _draw_markers(axis, table, kind, metrics)
+            axis.set_yticks(range(len(metrics)), [_SIZES.get(metric) or metric.removeprefix(class_metric("")) for metric in metrics])
+            axis.set_xlabel(f"AP of {kind_name(kind)} (0-100)")
+            axis.set_xlim(0, max(1.0, 1.05 * axis.dataLim.x1))
+            return []
+
+        caption = f"AP of {kind_name(kind)} by {'object size' if what == 'size' else 'class'}: mean over seeds, bar of one std where n >= 2"
+        height = max(2.2, 1.0 + 0.26 * len(metrics))
+        panels += [Panel(f"{kind}_by_{what}", caption, (_PANEL_INCHES, height), draw)] if metrics else []
+    return panels
+
+
+def learning_curves(table: Table) -> tuple[Figure, list[Problem]]:
+    """Draw :func:`curve_panels` side by side, and return the figure and a problem for each run without a curve."""
+    return _side_by_side(table, curve_panels(table), height=3.6)
+
+
+def breakdown(table: Table, kind: str = "bbox") -> Figure | None:
+    """Draw :func:`breakdown_panels` side by side, or return None when the runs have neither sizes nor classes."""
+    panels = breakdown_panels(table, kind)
+    if not panels:
         return None
-    height = max(2.6, 1.4 + 0.26 * max(map(len, groups)))
-    figure = Figure(figsize=(4.2 * len(groups) + 0.6, height), layout="constrained")
+    return _side_by_side(table, panels, height=max(2.6, 0.4 + max(panel.inches[1] for panel in panels)), width=0.6)[0]
+
+
+def draw_panel(panel: Panel) -> tuple[Figure, list[Problem]]:
+    """Draw one panel alone, without legend and title: the page has its own."""
+    figure = Figure(figsize=panel.inches, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(groups), squeeze=False)[0]
-    for axis, group in zip(axes, groups, strict=True):
-        _draw_markers(axis, table, kind, group)
-        axis.set_yticks(range(len(group)), [sizes.get(metric) or metric.removeprefix(class_metric("")) for metric in group])
-        axis.set_xlabel(f"AP of {kind_name(kind)} (0-100)")
-        axis.set_xlim(0, max(1.0, 1.05 * axis.dataLim.x1))
-        axis.grid(color="#e0e0e0", linewidth=0.6, axis="x")
-        axis.spines[["top", "right"]].set_visible(False)
-    _decorate(figure, table, axes[0])
-    return figure
+    axis = figure.subplots()
+    problems = panel.draw(axis)
+    _tidy(axis, panel)
+    return figure, problems
 
 
 def figure_bytes(figure: Figure, file_format: str) -> bytes:
@@ -130,7 +171,30 @@ def row_styles(table: Table) -> dict[str, tuple]:
     return styles | dict(zip(FIRST_ROWS, STYLES, strict=False))
 
 
-def _draw(axis: Axes, table: Table, read: Callable[[Row], tuple[Curve, list[Problem]]]) -> list[Problem]:
+def _side_by_side(table: Table, panels: Sequence[Panel], *, height: float, width: float = 0.0) -> tuple[Figure, list[Problem]]:
+    figure = Figure(figsize=(_PANEL_INCHES * len(panels) + width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    problems: list[Problem] = []
+    for axis, panel in zip(axes, panels, strict=True):
+        problems += panel.draw(axis)
+        _tidy(axis, panel)
+    _decorate(figure, table, axes[0])
+    return figure, list(dict.fromkeys(problems))
+
+
+def _tidy(axis: Axes, panel: Panel) -> None:
+    is_curve = panel.name.endswith("_curve")
+    if is_curve:
+        axis.set_xlabel("iteration")
+        axis.set_xlim(left=0)
+    axis.grid(color=GRID, linewidth=0.6, axis="both" if is_curve else "x")
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_curves(
+    axis: Axes, table: Table, read: Callable[[Row], tuple[Curve, list[Problem]]], *, title_if_single: str = ""
+) -> list[Problem]:
     problems, styles, longest = [], row_styles(table), 0
     for row in table.rows:
         curve, found = read(row)
@@ -140,14 +204,14 @@ def _draw(axis: Axes, table: Table, read: Callable[[Row], tuple[Curve, list[Prob
             continue
         longest = max(longest, len(curve.iterations))
         every = max(1, len(curve.iterations) // 8)  # markers tell lines apart in grey; one on each of 60 points would be a blot
-        axis.plot(curve.iterations, curve.mean, color=color, linestyle=line_style, marker=marker, markevery=every, **_LINE)
+        axis.plot(curve.iterations, curve.mean, color=color, linestyle=line_style, marker=marker, markevery=every, **LINE)
         low = [mean - std for mean, std in zip(curve.mean, curve.std, strict=True)]
         high = [mean + std for mean, std in zip(curve.mean, curve.std, strict=True)]
         axis.fill_between(curve.iterations, low, high, color=color, alpha=0.2, linewidth=0)
         if len(curve.iterations) == 1:  # a band over one point has no width
             axis.errorbar(curve.iterations, curve.mean, yerr=curve.std, color=color, capsize=3, linewidth=1.2)
-    if longest == 1:
-        axis.set_title("evaluated once, at the end", fontsize=9, color="#555555")
+    if longest == 1 and title_if_single:
+        axis.set_title(title_if_single, fontsize=9, color="#555555")
     return problems
 
 
@@ -156,7 +220,7 @@ def _draw_markers(axis: Axes, table: Table, kind: str, metrics: Sequence[str]) -
     step = min(0.2, 0.7 / max(1, len(table.rows) - 1))
     top = step * (len(table.rows) - 1) / 2
     for index in range(0, len(metrics), 2):
-        axis.axhspan(index - 0.5, index + 0.5, color="#f4f4f4", linewidth=0, zorder=0)
+        axis.axhspan(index - 0.5, index + 0.5, color=STRIPE, linewidth=0, zorder=0)
     axis.set_ylim(-0.5, len(metrics) - 0.5)
     for place, row in enumerate(table.rows):
         color, _, marker = styles[row.init]
@@ -176,7 +240,7 @@ def _or_zero(value: float) -> float:
 
 def _decorate(figure: Figure, table: Table, axis: Axes) -> None:
     handles = [
-        axis.plot([], [], color=color, linestyle=line_style, marker=marker, **_LINE)[0]
+        axis.plot([], [], color=color, linestyle=line_style, marker=marker, **LINE)[0]
         for color, line_style, marker in (row_styles(table)[row.init] for row in table.rows)
     ]
     labels = [f"{row.init} (n={len(row.runs)})" for row in table.rows]

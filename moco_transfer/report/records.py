@@ -63,6 +63,7 @@ class RunRecord:
         git: Commit of the code, or None.
         weights: What the run recorded about the weights it started from: path, sha256, stamp, coverage.
         flags: ``allow_partial`` (bool) and ``forced`` (list of overruled checks).
+        command: The command line that made the run, or None where it was not recorded.
     """
 
     folder: str
@@ -83,6 +84,7 @@ class RunRecord:
     git: str | None
     weights: dict[str, Any]
     flags: dict[str, Any]
+    command: str | None = None
 
     def value(self, kind: str, metric: str) -> float | None:
         """Return a metric on 0-100, NaN when the run could not compute it, or None when the run does not have it."""
@@ -174,6 +176,7 @@ def _record(file: Path, data: dict[str, Any], test_set: tuple[str, ...], metrics
         git=data.get("git"),
         weights=data.get("weights") or {},
         flags=data.get("flags") or {},
+        command=data.get("command") or None,
     )
 
 
@@ -213,7 +216,7 @@ _REQUIRED = {
     "task": str, "config_hash": str, "engine": str, "init": str, "seed": int, "norm": str,
     "metrics": dict, "iterations": int, "dataset": dict,
 }  # fmt: skip
-_OPTIONAL = {"wall_sec": (int, float), "world_size": int, "versions": dict, "git": str, "weights": dict, "flags": dict}
+_OPTIONAL = {"wall_sec": (int, float), "world_size": int, "versions": dict, "git": str, "weights": dict, "flags": dict, "command": str}
 
 
 def _fault_in(data: Any) -> str | None:

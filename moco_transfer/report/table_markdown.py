@@ -6,17 +6,15 @@ from collections.abc import Sequence
 
 from .aggregate import HEADLINE_METRICS, Difference, Row, Table
 from .caveats import (
-    dagger_sentences,
     kind_name,
-    metric_sentence,
+    legend_sentences,
     pretrain_text,
     row_mark,
     separation_sentences,
     setting_sentence,
-    version_sentence,
 )
 from .number_text import NOTHING, difference_text, p_text, summary_text
-from .published_text import published_cells, published_sentences
+from .published_text import published_cells
 from .records import Problem
 
 BEGIN_MARKER = "<!-- results:begin -->"
@@ -103,15 +101,8 @@ def _emphasised(difference: Difference | None) -> str:
 
 
 def _legend(table: Table) -> str:
-    lines = [f"{metric_sentence(table)} Mean ± sample std (n - 1) over n seeds; n = 1 has no ±."]
-    if table.baseline and len(table.rows) > 1:
-        lines.append(f"Δ: difference of the means to the {table.baseline.init} row; bold where it exceeds the std of both rows.")
-        tests = [d.test for row in table.rows for kind in table.kinds if (d := table.difference(row, kind, "AP"))]
-        if any(tests):
-            lines.append(f"p: two-sided paired t test against the {table.baseline.init} row over the seeds that both rows have.")
-    lines += [*published_sentences(table), version_sentence(table), *dagger_sentences(table)]
     warnings = [f"**Warning:** {problem}" for problem in table.problems]
-    return _bullets([*lines, *warnings])
+    return _bullets([*legend_sentences(table, emphasis="bold"), *warnings])
 
 
 def _bullets(lines: Sequence[str]) -> str:
