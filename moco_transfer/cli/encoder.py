@@ -15,9 +15,19 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that say what is evaluated on what."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint of pretrain, an official MoCo file, or what convert reads")
+    add_checkpoint(parser)
     parser.add_argument("--train", required=True, metavar="DIR", help="pictures to learn from: class folders, a list file with labels, or CIFAR-10")
     parser.add_argument("--test", required=True, metavar="DIR", help="pictures asked about, of the same classes (CIFAR-10: its test pictures)")
+    add_how(parser)
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Add the file."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint of pretrain, an official MoCo file, or what convert reads")
+
+
+def add_how(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how features are computed."""
     parser.add_argument("--encoder", default="q", choices=("q", "k"), help="q: the trained encoder (default); k: its momentum copy")
     parser.add_argument("--image-size", type=_positive, metavar="PX", help="side of a picture (default: that of pre-training; 224 if unknown)")
     parser.add_argument("--resize", type=_positive, metavar="PX", help="shorter side before the centre crop (default: side x 256/224, or the run's)")

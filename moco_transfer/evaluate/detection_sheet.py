@@ -1,21 +1,22 @@
-"""A picture of detections beside the ground truth: one row a test picture, one column an initialisation."""
+"""A picture of detections beside the ground truth: one row a test picture, one column an initialisation; as PNG and as SVG."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import cv2
-import numpy as np
-
 from ..data.catalog import DetectionDataset
-from ..runtime.files import atomic_write_bytes
+from ..data.detection_transforms import read_and_check
+from ..data.picture_grid import LINES, Cell, Mark, PictureGrid, save_grid
+from ..runtime.errors import InputError
 
-_CELL = 320  # longer side of a picture in the sheet, px
-_GAP = 8
-_TITLE = 28
-# Colour-blind safe (Okabe and Ito), BGR; classes beyond the eighth start over.
-_COLOURS = ((0, 159, 230), (233, 180, 86), (115, 158, 0), (66, 228, 240), (178, 114, 0), (0, 94, 213), (167, 121, 204), (120, 120, 120))
+#: Pictures that the sheet shows of a test set when nobody says which.
+NUM_PICTURES = 4
+
+
+def first_pictures(dataset: DetectionDataset, count: int = NUM_PICTURES) -> list[int | str]:
+    """Return the ids of the first pictures of a set that have an object: the first, not the best ones."""
+    return [record["image_id"] for record in dataset.records if record["annotations"]][:count]
 
 
 def draw_detection_sheet(
@@ -25,63 +26,63 @@ def draw_detection_sheet(
     *,
     image_ids: Sequence[int | str],
 ) -> Path:
-    """Write a PNG whose first column is the ground truth; of the predictions it shows as many, the surest, as there are objects.
+    """Write a PNG whose first column is the ground truth, and an SVG of the same beside it.
 
-    A score threshold would show a detector with low scores as one that finds nothing.
+    Of the predictions it shows as many, the surest, as there are objects: a score threshold would show a detector with low
+    scores as one that finds nothing. Up to eight classes are told apart by their lines, with a key below; where there are
+    more, each box bears its class.
 
     Args:
-        path: The file to write.
+        path: The PNG to write.
         dataset: The test set.
         columns: Title -> predictions in COCO's result format, e.g. from ``evaluate.predictions.load_predictions``.
         image_ids: The pictures to show, one row each.
 
     Returns:
         ``path``.
+
+    Raises:
+        InputError: If a picture is not in the set or cannot be read, or a prediction has a category that the set lacks.
     """
-    names = dataset.class_names
     contiguous = {category: index for index, category in enumerate(dataset.category_ids)}
     records = {record["image_id"]: record for record in dataset.records}
+    unknown = [image_id for image_id in image_ids if image_id not in records]
+    if unknown or not image_ids:
+        raise InputError(f"Data set {dataset.name!r} has no picture {unknown[0] if unknown else 'with objects'!r} to show; it has {len(records)}.")
+    found = {title: _by_picture(predictions, set(image_ids), contiguous, title) for title, predictions in columns.items()}
     rows = []
     for image_id in image_ids:
-        picture = cv2.imread(records[image_id]["file_name"])
-        truth = [(a["bbox"], a["category_id"], None) for a in records[image_id]["annotations"]]
-        cells = [_draw(picture, truth, names)]
-        for predictions in columns.values():
-            found = sorted((p for p in predictions if p["image_id"] == image_id), key=lambda p: -p["score"])[: len(truth)]
-            boxes = [([x, y, x + w, y + h], contiguous[p["category_id"]], p["score"]) for p in found for x, y, w, h in [p["bbox"]]]
-            cells.append(_draw(picture, boxes, names))
-        rows.append(cells)
-    sheet = _assemble(rows, ["ground truth", *(f"{title} (the surest)" for title in columns)])
-    atomic_write_bytes(path, cv2.imencode(".png", sheet)[1].tobytes())
+        truth = [(tuple(a["bbox"]), a["category_id"], None) for a in records[image_id]["annotations"]]
+        rows.append([truth, *(found[title].get(image_id, [])[: len(truth)] for title in columns)])
+    shown = sorted({index for row in rows for boxes in row for _, index, _ in boxes})
+    by_line = len(shown) <= len(LINES)
+    names = [name.replace("_", " ") for name in dataset.class_names]
+
+    def mark(box: tuple, index: int, score: float | None) -> Mark:
+        texts = [] if by_line else [names[index]]
+        return Mark(box, shown.index(index), " ".join([*texts, *([f"{score:.2f}"] if score is not None else [])]))
+
+    cells = []
+    for image_id, row in zip(image_ids, rows, strict=True):
+        picture = read_and_check(records[image_id], "RGB")
+        # The surest last, on top of the others.
+        cells.append(tuple(Cell(picture, tuple(mark(*box) for box in reversed(boxes))) for boxes in row))
+    titles = ("ground truth", *(f"{title} (the surest)" for title in columns))
+    key = tuple((line, names[index]) for line, index in enumerate(shown)) if by_line else ()
+    save_grid(PictureGrid(titles, tuple(cells), key), path)
     return Path(path)
 
 
-def _draw(picture: np.ndarray, boxes: Sequence[tuple[Sequence[float], int, float | None]], names: Sequence[str]) -> np.ndarray:
-    """Return the picture, enlarged to the cell, with boxes XYXY and their class names and scores."""
-    scale = _CELL / max(picture.shape[:2])
-    cell = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
-    for box, class_index, score in sorted(boxes, key=lambda b: b[2] or 0):  # the surest last, on top
-        colour = _COLOURS[class_index % len(_COLOURS)]
-        x0, y0, x1, y1 = (round(float(v) * scale) for v in box)
-        cv2.rectangle(cell, (x0, y0), (x1, y1), colour, 2)
-        text = names[class_index].replace("_", " ") + (f" {score:.2f}" if score is not None else "")
-        (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)
-        top = max(y0, height + 4)
-        cv2.rectangle(cell, (x0, top - height - 4), (x0 + width + 2, top), colour, -1)
-        cv2.putText(cell, text, (x0 + 1, top - 3), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
-    return cell
+def _by_picture(predictions: Sequence[dict], wanted: set, contiguous: Mapping[int, int], title: str) -> dict[int | str, list[tuple]]:
+    """Return, for each wanted picture, (box XYXY, contiguous class, score), the surest first."""
+    found: dict[int | str, list[tuple]] = {}
+    for prediction in predictions:
+        if prediction["image_id"] not in wanted:
+            continue
+        if prediction["category_id"] not in contiguous:
+            raise InputError(f"{title}: a prediction has category {prediction['category_id']}, which the data set lacks; are they of another set?")
+        x, y, width, height = prediction["bbox"]
+        box = (x, y, x + width, y + height)
+        found.setdefault(prediction["image_id"], []).append((box, contiguous[prediction["category_id"]], prediction["score"]))
+    return {image_id: sorted(boxes, key=lambda box: -box[2]) for image_id, boxes in found.items()}
 
-
-def _assemble(rows: list[list[np.ndarray]], titles: list[str]) -> np.ndarray:
-    heights = [max(cell.shape[0] for cell in row) for row in rows]
-    width = (_CELL + _GAP) * len(titles) + _GAP
-    sheet = np.full((_TITLE + sum(heights) + _GAP * (len(rows) + 1), width, 3), 255, np.uint8)
-    for column, title in enumerate(titles):
-        cv2.putText(sheet, title, (_GAP + column * (_CELL + _GAP), 20), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (0, 0, 0), 1, cv2.LINE_AA)
-    top = _TITLE
-    for row, height in zip(rows, heights, strict=True):
-        for column, cell in enumerate(row):
-            left = _GAP + column * (_CELL + _GAP)
-            sheet[top : top + cell.shape[0], left : left + cell.shape[1]] = cell
-        top += height + _GAP
-    return sheet

@@ -7,11 +7,12 @@ Run folders are read (``records``), grouped and averaged (``aggregate``, ``seed_
 from .aggregate import Difference, Row, Setting, Table, build_tables
 from .published import PublishedRow, PublishedSetting, find_settings, published_settings, setting_for_task
 from .published_text import render_published
+from .readme import insert_between_markers, marked_paths
 from .records import Problem, RunRecord, read_run, read_runs
 from .seed_statistics import PairedTest, Summary, paired_t_test, summarize
 from .table_csv import render_csv
 from .table_latex import render_latex
-from .table_markdown import insert_between_markers, render_markdown
+from .table_markdown import render_markdown
 
 __all__ = [
     "Difference",
@@ -27,6 +28,7 @@ __all__ = [
     "build_tables",
     "find_settings",
     "insert_between_markers",
+    "marked_paths",
     "paired_t_test",
     "published_settings",
     "read_run",

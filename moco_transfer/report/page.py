@@ -18,7 +18,7 @@ from .page_tables import Grid, transfer_grid, trials_grid
 from .plots import STYLES, Panel, breakdown_panels, curve_panels, draw_panel, figure_bytes, figure_name, row_styles
 from .pretraining import CONFIG_FILE, PretrainingRun, pretraining_panels
 from .records import Problem
-from .run_details import ENVIRONMENT_FILE, RunDetails, anchors_of, table_details
+from .run_details import ENVIRONMENT_FILE, RunDetails, anchors_of, table_details, text_of
 from .table_csv import render_csv
 from .table_latex import render_latex
 
@@ -150,8 +150,8 @@ def _section(table: Table, number: int, folders: Sequence[str | Path]) -> Sectio
 def _pretraining(run: PretrainingRun, number: int) -> PretrainingSection:
     anchor, folder = f"pretraining-{number}", Path(run.folder)
     neighbours = embed_picture(folder / NEIGHBOURS_NAME, "Nearest neighbours of some pictures by the pre-trained features")
-    texts = [file.read_text(encoding="utf-8", errors="replace") if file.is_file() else "" for file in (folder / CONFIG_FILE, folder / ENVIRONMENT_FILE)]
-    return PretrainingSection(anchor, run, _plots(pretraining_panels(run), anchor), neighbours, *texts)
+    config, environment = (text_of(folder, name) for name in (CONFIG_FILE, ENVIRONMENT_FILE))
+    return PretrainingSection(anchor, run, _plots(pretraining_panels(run), anchor), neighbours, config, environment)
 
 
 def _plots(panels: Sequence[Panel], anchor: str) -> tuple[Plot, ...]:

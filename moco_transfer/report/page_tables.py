@@ -66,7 +66,8 @@ def trials_grid(table: Table, anchors: dict[int, str]) -> Grid:
     """
     kinds = table.kinds
     names = [(kind, metric) for kind in kinds for metric in HEADLINE_METRICS]
-    header = ["init", "seed", *(metric if len(kinds) == 1 else f"{metric} {kind_name(kind)}" for kind, metric in names), "iterations", "hours", "status"]
+    columns = [metric if len(kinds) == 1 else f"{metric} {kind_name(kind)}" for kind, metric in names]
+    header = ["init", "seed", *columns, "iterations", "hours", "status"]
     styles = row_styles(table)
     rows = []
     for row in table.rows:

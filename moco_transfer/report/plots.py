@@ -120,7 +120,9 @@ def breakdown_panels(table: Table, kind: str = "bbox") -> list[Panel]:
 
 def learning_curves(table: Table) -> tuple[Figure, list[Problem]]:
     """Draw :func:`curve_panels` side by side, and return the figure and a problem for each run without a curve."""
-    return _side_by_side(table, curve_panels(table), height=3.6)
+    figure, problems = side_by_side(curve_panels(table), height=3.6)
+    _decorate(figure, table)
+    return figure, problems
 
 
 def breakdown(table: Table, kind: str = "bbox") -> Figure | None:
@@ -128,7 +130,9 @@ def breakdown(table: Table, kind: str = "bbox") -> Figure | None:
     panels = breakdown_panels(table, kind)
     if not panels:
         return None
-    return _side_by_side(table, panels, height=max(2.6, 0.4 + max(panel.inches[1] for panel in panels)), width=0.6)[0]
+    figure, _ = side_by_side(panels, height=max(2.6, 0.4 + max(panel.inches[1] for panel in panels)), width=0.6)
+    _decorate(figure, table)
+    return figure
 
 
 def draw_panel(panel: Panel) -> tuple[Figure, list[Problem]]:
@@ -171,7 +175,8 @@ def row_styles(table: Table) -> dict[str, tuple]:
     return styles | dict(zip(FIRST_ROWS, STYLES, strict=False))
 
 
-def _side_by_side(table: Table, panels: Sequence[Panel], *, height: float, width: float = 0.0) -> tuple[Figure, list[Problem]]:
+def side_by_side(panels: Sequence[Panel], *, height: float, width: float = 0.0) -> tuple[Figure, list[Problem]]:
+    """Draw panels in one row, ``height`` inches high and ``width`` wider than they need, and return the problems met."""
     figure = Figure(figsize=(_PANEL_INCHES * len(panels) + width, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -179,7 +184,6 @@ def _side_by_side(table: Table, panels: Sequence[Panel], *, height: float, width
     for axis, panel in zip(axes, panels, strict=True):
         problems += panel.draw(axis)
         _tidy(axis, panel)
-    _decorate(figure, table, axes[0])
     return figure, list(dict.fromkeys(problems))
 
 
@@ -238,9 +242,9 @@ def _or_zero(value: float) -> float:
     return value if value == value else 0.0  # NaN, where the baseline lacks the class, has no place in an order
 
 
-def _decorate(figure: Figure, table: Table, axis: Axes) -> None:
+def _decorate(figure: Figure, table: Table) -> None:
     handles = [
-        axis.plot([], [], color=color, linestyle=line_style, marker=marker, **LINE)[0]
+        figure.axes[0].plot([], [], color=color, linestyle=line_style, marker=marker, **LINE)[0]
         for color, line_style, marker in (row_styles(table)[row.init] for row in table.rows)
     ]
     labels = [f"{row.init} (n={len(row.runs)})" for row in table.rows]

@@ -6,6 +6,7 @@ loss, the kNN accuracy and the cosines of the run that made its weights.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -15,14 +16,17 @@ from pathlib import Path
 
 import yaml
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from .curves import Points, bin_means, read_series
-from .plots import LINE, STYLES, Panel
+from .plots import LINE, STYLES, Panel, side_by_side
 from .records import METRICS_FILE, RESULTS_FILE, Problem, RunRecord
 
 CONFIG_FILE = "config.yaml"
+#: What is drawn of a pre-training run.
+COLUMNS = ("loss", "chance", "knn_top1", "cos_positive", "cos_negative", "contrast_acc1", "acc1", "feature_spread")
 _SIZE = (4.2, 3.2)
-_COLUMNS = ("loss", "chance", "knn_top1", "cos_positive", "cos_negative", "contrast_acc1", "acc1", "feature_spread")
+_LINES_TO_TELL = 20  # of metrics.json: enough to tell what kind of run it is
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,13 @@ def pretraining_panels(run: PretrainingRun) -> list[Panel]:
     return panels
 
 
+def pretraining_curves(run: PretrainingRun) -> Figure:
+    """Draw :func:`pretraining_panels` side by side."""
+    figure, _ = side_by_side(pretraining_panels(run), height=3.4)
+    figure.suptitle(", ".join(filter(None, (run.mechanism, run.arch, run.folder))), fontsize=10)
+    return figure
+
+
 def _folders_with_metrics(paths: Iterable[str | os.PathLike[str]]) -> Iterable[Path]:
     for path in paths:
         for root, folders, files in os.walk(path):
@@ -102,7 +113,7 @@ def _read(folder: Path, inits: tuple[str, ...]) -> tuple[PretrainingRun | None, 
     file = folder / METRICS_FILE
     if not file.is_file() or not _is_pretraining(file):
         return None, None
-    series, problem = read_series(file, _COLUMNS)
+    series, problem = read_series(file, COLUMNS)
     if "loss" not in series:
         return None, problem
     config = _config(folder)
@@ -120,12 +131,12 @@ def _read(folder: Path, inits: tuple[str, ...]) -> tuple[PretrainingRun | None, 
 
 
 def _is_pretraining(file: Path) -> bool:
-    # A detector logs total_loss; pre-training logs loss and one of these accuracies with every line but the kNN monitor's.
+    # A detector logs total_loss; pre-training logs loss with one of these accuracies, between lines of the kNN monitor.
     try:
         with open(file, encoding="utf-8") as lines:
-            first = json.loads(next(lines))
-        return "loss" in first and not first.keys().isdisjoint(("contrast_acc1", "acc1"))
-    except (OSError, ValueError, StopIteration, AttributeError):
+            rows = [json.loads(line) for line in itertools.islice(lines, _LINES_TO_TELL)]
+        return any("loss" in row and not row.keys().isdisjoint(("contrast_acc1", "acc1")) for row in rows)
+    except (OSError, ValueError, AttributeError):
         return False
 
 

@@ -203,11 +203,11 @@ def _walk(root: Path, seen: set[Path]) -> Iterator[Path | Problem]:
 
 
 def _last_detection_iteration(file: Path) -> int | None:
-    # Pre-training folders have a metrics.json as well and rightly no results.json: only a detector logs loss_rpn_cls.
+    # Pre-training folders have a metrics.json as well and rightly no results.json: only a detector logs loss_rpn_cls, though
+    # perhaps not in the first line, which may be an evaluation's.
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in (lines[0], lines[-1])]
-        return int(rows[1]["iteration"]) if "loss_rpn_cls" in rows[0] else None
+        text = file.read_text(encoding="utf-8")
+        return int(json.loads(text.splitlines()[-1])["iteration"]) if '"loss_rpn_cls"' in text else None
     except (OSError, ValueError, LookupError, TypeError):
         return None
 

@@ -47,14 +47,14 @@ def table_details(table: Table, *, prefix: str) -> tuple[str, list[RunDetails]]:
         The config as YAML ("" when no run has kept it), and one entry per run. Configs of a table agree but for weights, seed
         and folder, so that the whole is shown once and each run by what differs.
     """
-    texts = [_text(run, CONFIG_FILE) for run in table.runs]
+    texts = [text_of(run.folder, CONFIG_FILE) for run in table.runs]
     shown = next(filter(None, texts), "")
     base = flatten(shown)
     details = []
     for number, (run, text) in enumerate(zip(table.runs, texts, strict=True), start=1):
         title = f"{run.init}, seed {run.seed}: {run.folder}"
         differs = _differences(base, flatten(text)) if text and text != shown else ()
-        details.append(RunDetails(f"{prefix}run-{number}", title, tuple(_facts(run, bool(text))), differs, _text(run, ENVIRONMENT_FILE)))
+        details.append(RunDetails(f"{prefix}run-{number}", title, tuple(_facts(run, bool(text))), differs, text_of(run.folder, ENVIRONMENT_FILE)))
     return shown, details
 
 
@@ -104,9 +104,10 @@ def _facts(run: RunRecord, has_config: bool) -> list[tuple[str, str]]:
     return [(name, value) for name, value in facts if value]
 
 
-def _text(run: RunRecord, name: str) -> str:
+def text_of(folder: str | Path, name: str) -> str:
+    """Return a text file of a run folder, or "" where there is none."""
     try:
-        return (Path(run.folder) / name).read_text(encoding="utf-8")
+        return (Path(folder) / name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return ""
 

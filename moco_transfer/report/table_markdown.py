@@ -1,4 +1,4 @@
-"""The transfer tables as Markdown, and their place between markers in a README."""
+"""The transfer tables as Markdown."""
 
 from __future__ import annotations
 
@@ -16,9 +16,6 @@ from .caveats import (
 from .number_text import NOTHING, difference_text, p_text, summary_text
 from .published_text import published_cells
 from .records import Problem
-
-BEGIN_MARKER = "<!-- results:begin -->"
-END_MARKER = "<!-- results:end -->"
 
 
 def render_markdown(tables: Sequence[Table], problems: Sequence[Problem] = ()) -> str:
@@ -42,30 +39,6 @@ def render_markdown(tables: Sequence[Table], problems: Sequence[Problem] = ()) -
     if problems:
         blocks.append(_bullets([f"**Warning:** {problem}" for problem in problems]))
     return "\n\n".join(filter(None, blocks)) + "\n"
-
-
-def insert_between_markers(text: str, content: str) -> str:
-    """Replace what stands between the two markers of a Markdown file.
-
-    Args:
-        text: The whole file, with one ``<!-- results:begin -->`` line and one ``<!-- results:end -->`` line after it.
-        content: Markdown to stand between them; the markers stay.
-
-    Returns:
-        The new text of the file; inserting the same content twice changes nothing.
-
-    Raises:
-        ValueError: If a marker is missing, occurs more than once, or the two are in the wrong order.
-    """
-    for marker in (BEGIN_MARKER, END_MARKER):
-        count = text.count(marker)
-        if count != 1:
-            raise ValueError(f"expected the line {marker} once, found it {count} times")
-    head, rest = text.split(BEGIN_MARKER)
-    if END_MARKER not in rest:
-        raise ValueError(f"expected {BEGIN_MARKER} before {END_MARKER}, found them the other way round")
-    tail = rest.split(END_MARKER)[1]
-    return f"{head}{BEGIN_MARKER}\n\n{content.strip()}\n\n{END_MARKER}{tail}"
 
 
 def _grid(table: Table, kind: str) -> str:

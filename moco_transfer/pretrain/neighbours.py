@@ -1,0 +1,125 @@
+"""Nearest neighbours of a few pictures by an encoder's features, as a picture: what the features take for alike.
+
+Shapes in this module:
+    N: pictures searched    C: dimension of the features    Q: queries    k: neighbours
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..data.labelled import LabelledPictures
+from ..data.picture_grid import Cell, PictureGrid, save_grid
+from ..data.sources import IndexedPictures
+from ..runtime.errors import InputError
+
+_CELL = 144  # side of a picture, px
+_SAME = 0  # line of the frame around a neighbour of the query's class
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Some pictures of a source: what is searched.
+
+    Attributes:
+        source: All pictures.
+        indices: int64 (N,), places in the source, rising.
+    """
+
+    source: IndexedPictures
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def name(self, index: int) -> str:
+        """Return the path of picture ``index`` of the pool."""
+        return self.source.name(int(self.indices[index]))
+
+    def read(self, index: int):
+        """Decode picture ``index`` of the pool to RGB (PIL)."""
+        return self.source.read(int(self.indices[index]))
+
+    def class_name(self, index: int) -> str:
+        """Return the class of picture ``index``, "" where the source has none."""
+        labels = self.source.labels
+        return self.source.class_names[labels[self.indices[index]]] if len(labels) else ""
+
+    def numbered(self) -> LabelledPictures:
+        """Return the pool with each picture's number as its label, which names the pictures whose features come back."""
+        return LabelledPictures(self, np.arange(len(self), dtype=np.int64), ())
+
+
+def draw_pool(source: IndexedPictures, size: int, *, seed: int = 0) -> Pool:
+    """Take at most ``size`` pictures of a source by chance, with a seed of its own."""
+    total = len(source)
+    if total <= size:
+        return Pool(source, np.arange(total))
+    return Pool(source, np.sort(np.random.default_rng(seed).choice(total, size, replace=False)))
+
+
+def spread_queries(count: int, total: int) -> list[int]:
+    """Return ``count`` of ``total`` places, spread evenly: nobody has chosen them; folders of classes come by turns."""
+    return sorted({round(float(place)) for place in (np.arange(count) + 0.5) / count * total - 0.5})
+
+
+def nearest_neighbours(features: Tensor, queries: Sequence[int], *, k: int) -> tuple[Tensor, Tensor]:
+    """Return the pictures most like each query, without the query itself.
+
+    Args:
+        features: (N, C), float; need not have unit norm.
+        queries: Q rows of it.
+        k: Neighbours, at most N - 1.
+
+    Returns:
+        Cosines (Q, k), falling, and rows of ``features`` int64 (Q, k).
+
+    Raises:
+        InputError: If there are no k other pictures.
+    """
+    if not 1 <= k < len(features):
+        raise InputError(f"{k} neighbours were asked for, and {len(features)} pictures can be read; ask for 1 to {len(features) - 1}.")
+    unit = F.normalize(features, dim=1)
+    rows = torch.as_tensor(list(queries), device=unit.device)
+    similarity = unit[rows] @ unit.T
+    similarity[torch.arange(len(rows), device=unit.device), rows] = -torch.inf
+    return tuple(similarity.topk(k, dim=1))
+
+
+def draw_neighbours(path: str | os.PathLike[str], pool: Pool, queries: Sequence[int], cosines: Tensor, neighbours: Tensor) -> tuple[Path, Path]:
+    """Write one row per query, the query first, as PNG and SVG; return both paths.
+
+    Args:
+        path: The PNG; the SVG lies beside it.
+        pool: The pictures.
+        queries: Q places in the pool.
+        cosines: (Q, k).
+        neighbours: (Q, k) places in the pool. Where there are classes, a neighbour of the query's class has a frame.
+    """
+    labelled = bool(pool.class_name(0))
+    rows = []
+    for query, row_cosines, row in zip(queries, cosines.tolist(), neighbours.tolist(), strict=True):
+        cells = [Cell(_pixels(pool, query), caption=pool.class_name(query) or os.path.basename(pool.name(query)))]
+        for cosine, index in zip(row_cosines, row, strict=True):
+            frame = _SAME if labelled and pool.class_name(index) == pool.class_name(query) else None
+            cells.append(Cell(_pixels(pool, index), caption=f"{cosine:.2f}  {pool.class_name(index)}".strip(), frame=frame))
+        rows.append(tuple(cells))
+    titles = ("query", *(f"{place}" for place in range(1, neighbours.shape[1] + 1)))
+    key = ((_SAME, "of the query's class"),) if labelled else ()
+    return save_grid(PictureGrid(titles, tuple(rows), key, cell=_CELL), path)
+
+
+def _pixels(pool: Pool, index: int) -> np.ndarray:
+    # The middle square, as the network sees it but for its resolution.
+    image = pool.read(index)
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return np.asarray(image.crop((left, top, left + side, top + side)))
