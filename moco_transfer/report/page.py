@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -21,8 +20,6 @@ from .records import Problem
 from .run_details import ENVIRONMENT_FILE, RunDetails, anchors_of, table_details, text_of
 from .table_csv import render_csv
 from .table_latex import render_latex
-
-logger = logging.getLogger(__name__)
 
 #: What `sheet` and `neighbours` write; the first ending that is there is embedded.
 SHEET_NAME, NEIGHBOURS_NAME = "detections", "neighbours"
@@ -100,6 +97,7 @@ def render_page(
         HTML, all in one text: style, script, plots and pictures are inside it. The same runs give the same text.
     """
     sections = [_section(table, number, folders) for number, table in enumerate(tables, start=1)]
+    pretrained = [_pretraining(run, number) for number, run in enumerate(pretraining, start=1)]
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_template),
         autoescape=lambda name: name is None or name.endswith(".html"),
@@ -112,7 +110,7 @@ def render_page(
     return environment.get_template("page.html").render(
         title=title,
         sections=sections,
-        pretraining=[_pretraining(run, number) for number, run in enumerate(pretraining, start=1)],
+        pretraining=pretrained,
         separation=separation_sentences(tables),
         problems=problems,
         latex=render_latex(tables, problems),
@@ -130,6 +128,7 @@ def _section(table: Table, number: int, folders: Sequence[str | Path]) -> Sectio
     anchor = f"table-{number}"
     config, runs = table_details(table, prefix=f"{anchor}-")
     panels = curve_panels(table) + [panel for kind in table.kinds for panel in breakdown_panels(table, kind)]
+    plots, unread = _plots(panels, anchor)
     sentence = setting_sentence(table)
     return Section(
         anchor=anchor,
@@ -137,9 +136,9 @@ def _section(table: Table, number: int, folders: Sequence[str | Path]) -> Sectio
         sentence=sentence[0].upper() + sentence[1:],
         grids=tuple(transfer_grid(table, kind) for kind in table.kinds),
         legend=tuple(legend_sentences(table, emphasis="green or red, with ▲ or ▼,")),
-        problems=table.problems,
+        problems=(*table.problems, *unread),
         rows=tuple((f"{row.init} (n = {len(row.runs)})", swatch(row_styles(table)[row.init])) for row in table.rows),
-        plots=_plots(panels, anchor),
+        plots=plots,
         sheet=_sheet(table, folders),
         trials=trials_grid(table, anchors_of(table.runs, runs)),
         config=config,
@@ -151,19 +150,21 @@ def _pretraining(run: PretrainingRun, number: int) -> PretrainingSection:
     anchor, folder = f"pretraining-{number}", Path(run.folder)
     neighbours = embed_picture(folder / NEIGHBOURS_NAME, "Nearest neighbours of some pictures by the pre-trained features")
     config, environment = (text_of(folder, name) for name in (CONFIG_FILE, ENVIRONMENT_FILE))
-    return PretrainingSection(anchor, run, _plots(pretraining_panels(run), anchor), neighbours, config, environment)
+    return PretrainingSection(anchor, run, _plots(pretraining_panels(run), anchor)[0], neighbours, config, environment)
 
 
-def _plots(panels: Sequence[Panel], anchor: str) -> tuple[Plot, ...]:
-    plots = []
+def _plots(panels: Sequence[Panel], anchor: str) -> tuple[tuple[Plot, ...], list[Problem]]:
+    """Return the plots, without those of nothing, and each problem with a file once."""
+    plots, problems = [], {}
     for panel in panels:
-        figure, problems = draw_panel(panel)
-        for problem in problems:
-            logger.warning("%s", problem)
+        figure, found = draw_panel(panel)
+        problems |= dict.fromkeys(found)
+        if not figure.axes[0].has_data():
+            continue
         caption = panel.caption[0].upper() + panel.caption[1:]
         svg = inline_svg(figure_bytes(figure, "svg"), prefix=f"{anchor}-{panel.name}-", label=caption)
         plots.append(Plot(caption, svg, panel.inches[1] > _TALL_INCHES))
-    return tuple(plots)
+    return tuple(plots), list(problems)
 
 
 def _sheet(table: Table, folders: Sequence[str | Path]) -> Picture | None:

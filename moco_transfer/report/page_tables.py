@@ -87,12 +87,13 @@ def _transfer_cells(table: Table, row: Row, kind: str) -> dict[str, Cell]:
     n = len(row.runs)
     return {
         "init": Cell(row.init + row_mark(row), row.init, "name", row_style=row_styles(table)[row.init]),
-        "pre-train": Cell(pretrain_text(row) or NOTHING, pretrain_text(row) or None, "text"),
         **{metric: _mean_cell(row, kind, metric) for metric in HEADLINE_METRICS},
         **{f"Δ {metric}": _difference_cell(difference) for metric, difference in differences.items()},
         "p (AP)": Cell(p_text(test), test.p if test and test.p == test.p else None),
         **_published(table, row, kind),
         "n": Cell(str(n), n),
+        # Last: on a narrow screen the numbers stand beside the name.
+        "pre-train": Cell(pretrain_text(row) or NOTHING, pretrain_text(row) or None, "text"),
     }
 
 
@@ -114,7 +115,7 @@ def _difference_cell(difference: Difference | None) -> Cell:
 def _published(table: Table, row: Row, kind: str) -> dict[str, Cell]:
     values, distances = published_cells(table, row, kind, metrics=HEADLINE_METRICS)
     names = " / ".join(HEADLINE_METRICS)
-    return {f"published {names}": Cell(values, _first(values)), "distance in std": Cell(distances, _first(distances))}
+    return {f"published: {names}": Cell(values, _first(values)), "distance: published std": Cell(distances, _first(distances))}
 
 
 def _value_cell(run: RunRecord, kind: str, metric: str) -> Cell:

@@ -113,7 +113,7 @@ def breakdown_panels(table: Table, kind: str = "bbox") -> list[Panel]:
             return []
 
         caption = f"AP of {kind_name(kind)} by {'object size' if what == 'size' else 'class'}: mean over seeds, bar of one std where n >= 2"
-        height = max(2.2, 1.0 + 0.26 * len(metrics))
+        height = max(2.2, 1.0 + (0.26 if len(metrics) <= 10 else 0.2) * len(metrics))
         panels += [Panel(f"{kind}_by_{what}", caption, (_PANEL_INCHES, height), draw)] if metrics else []
     return panels
 

@@ -37,12 +37,11 @@ def published_cells(table: Table, row: Row, kind: str, *, metrics: Sequence[str]
     return " / ".join(values), " / ".join(distances) if setting.std else ""
 
 
-def published_sentences(table: Table, *, with_distance: bool = True) -> list[str]:
+def published_sentences(table: Table) -> list[str]:
     """Return what the published column shows: protocol, source of each row, and where the protocol differs.
 
     Args:
         table: A table; one without published numbers gives [].
-        with_distance: Also explain the column of distances.
     """
     matches = [(row, found) for row in table.rows for kind in table.kinds if (found := _find(table, row, kind))]
     if not matches:
@@ -55,7 +54,7 @@ def published_sentences(table: Table, *, with_distance: bool = True) -> list[str
     rows = "; ".join(f"{', '.join(labels)} ({source})" for source, labels in by_source.items())
     trials = f", mean of {setting.trials} trials" if setting.trials else ""
     sentences = [f"Published, {setting.title}{trials}: {rows}."]
-    if setting.std and with_distance:
+    if setting.std:
         std = ", ".join(f"{column.split('/')[1]} {value}" for column, value in setting.std.items())
         sentences.append(f"Distance: (our mean - published mean) / published std; std {std} from {setting.std_source}.")
     if setting.note:

@@ -55,7 +55,7 @@ def escape_latex(text: str) -> str:
 
 
 def _environment(table: Table, number: int) -> str:
-    lines = [r"\begin{table}", r"\centering\footnotesize\setlength{\tabcolsep}{3pt}"]
+    lines = [r"\begin{table}", r"\centering\footnotesize\setlength{\tabcolsep}{2pt}"]
     for kind in table.kinds:
         lines += [*_tabular(table, kind), r"\par\medskip"]
     lines += [
@@ -98,18 +98,29 @@ def _cells(table: Table, row: Row, kind: str) -> list[str]:
     for metric in HEADLINE_METRICS:
         mean_std = summary_text(row.summary(kind, metric), row_n=len(row.runs), plus_minus="±")
         metrics.append(escape_latex(mean_std).replace(r"$\pm$", r"\,$\pm$\,") + _gap(table, row, kind, metric))
-    published, _ = published_cells(table, row, kind, metrics=HEADLINE_METRICS)
-    return [name, *metrics, escape_latex(published.replace(" / ", "/")), str(len(row.runs))]
+    return [name, *metrics, _published(table, row, kind), str(len(row.runs))]
+
+
+def _published(table: Table, row: Row, kind: str) -> str:
+    """Return the published values and, below them, our distance in published std: side by side they would not fit a page."""
+    values, distance = (text.replace(" / ", "/") for text in published_cells(table, row, kind, metrics=HEADLINE_METRICS))
+    if distance in ("", NOTHING):
+        return escape_latex(values)
+    return rf"\begin{{tabular}}{{@{{}}c@{{}}}}{escape_latex(values)}\\\scriptsize {_signs(f'({escape_latex(distance)})')}\end{{tabular}}"
 
 
 def _gap(table: Table, row: Row, kind: str, metric: str) -> str:
     difference = table.difference(row, kind, metric)
     if difference is None:
         return ""
-    text = f"({difference_text(difference)})".replace("-", "$-$").replace("+", "$+$")
+    text = _signs(f"({difference_text(difference)})")
     if not difference.exceeds_spread:
         return f" {text}"
     return rf" \textcolor{{{'green!50!black' if difference.value > 0 else 'red!70!black'}}}{{{text}}}"
+
+
+def _signs(text: str) -> str:
+    return text.replace("-", "$-$").replace("+", "$+$")
 
 
 def _caption(table: Table) -> str:
@@ -121,7 +132,9 @@ def _notes(table: Table) -> str:
     sentences = [metric_sentence(table)]
     if table.baseline and len(table.rows) > 1:
         sentences.append("A difference is coloured where it exceeds the std of both rows.")
-    sentences += published_sentences(table, with_distance=False)
+    sentences += published_sentences(table)
+    if any(sentence.startswith("Distance") for sentence in sentences):
+        sentences.append("It stands in brackets below the published values.")
     return " ".join(filter(None, [*sentences, *dagger_sentences(table), version_sentence(table)]))
 
 
