@@ -134,10 +134,17 @@ def _is_pretraining(file: Path) -> bool:
     # A detector logs total_loss; pre-training logs loss with one of these accuracies, between lines of the kNN monitor.
     try:
         with open(file, encoding="utf-8") as lines:
-            rows = [json.loads(line) for line in itertools.islice(lines, _LINES_TO_TELL)]
-        return any("loss" in row and not row.keys().isdisjoint(("contrast_acc1", "acc1")) for row in rows)
-    except (OSError, ValueError, AttributeError):
+            return any(map(_is_of_pretraining, itertools.islice(lines, _LINES_TO_TELL)))
+    except (OSError, UnicodeDecodeError):
         return False
+
+
+def _is_of_pretraining(line: str) -> bool:
+    try:
+        row = json.loads(line)
+        return "loss" in row and not row.keys().isdisjoint(("contrast_acc1", "acc1"))
+    except (ValueError, TypeError, AttributeError):
+        return False  # damaged, or no table
 
 
 def _config(folder: Path) -> dict:

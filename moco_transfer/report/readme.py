@@ -42,7 +42,7 @@ def insert_between_markers(text: str, content: str, paths: tuple[str, ...] = ())
     if sections.count(paths) != 1:
         raise ValueError(f"expected the line {begin} once, found it {sections.count(paths)} times")
     if text.count(END_MARKER) != len(sections):
-        how_often = "once" if len(sections) == 1 else f"{len(sections)} times, once for each section,"
+        how_often = "once" if len(sections) == 1 else f"{len(sections)} times, once for each section"
         raise ValueError(f"expected the line {END_MARKER} {how_often}, found it {text.count(END_MARKER)} times")
     head, rest = text.split(begin)
     inside, end, tail = rest.partition(END_MARKER)

@@ -130,6 +130,14 @@ def test_render_page__tells_what_cannot_be_used(three_rows, make_run):
     assert "has schema 99, expected 1" in text
 
 
+def test_render_page__names_a_run_without_curves_once(make_run, tmp_path):
+    make_run("a", "moco", 0)
+    text = "".join(_Page(_render(tmp_path)).texts)
+    assert text.count(f"{tmp_path / 'a/metrics.json'}: cannot be read (No such file or directory); the run has no curve.") == 1
+    assert "Training loss over iterations" not in text  # a panel of nothing
+    assert "AP of boxes over iterations" in text  # results.json gives its end
+
+
 def test_render_page__config_once_and_what_differs(make_run, tmp_path):
     for seed in range(2):
         folder = make_run(f"m{seed}", "moco", seed, command=f"moco-transfer train SEED {seed}")
