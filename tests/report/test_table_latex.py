@@ -1,7 +1,7 @@
 r"""The LaTeX tables: their text, and that pdflatex takes them.
 
 Seen red under: `_` not escaped; two hyphens left to become a dash; colour without looking at the spread; the warnings of a
-table printed in the paper instead of as comments.
+table printed in the paper instead of as comments; the distance beside the published values, which does not fit the page.
 """
 
 from __future__ import annotations
@@ -46,6 +46,15 @@ def test_render_latex__published_column_and_masks(make_run, tmp_path):
     assert r"init & AP$^\mathrm{mk}$ & AP$^\mathrm{mk}_{50}$ & AP$^\mathrm{mk}_{75}$ & published & $n$ \\" in lines
 
 
+def test_render_latex__distance_in_published_std_below_the_published_values(make_run, tmp_path):
+    bbox = {"AP": 56.1, "AP50": 81.3, "AP75": 62.6}  # published 55.9, 81.5, 62.6 with std 0.2, 0.2, 0.4
+    make_run("m", "moco", bbox=bbox, task="pascal_voc_R_50_C4_24k", dataset={"train": [], "test": ["voc_2007_test"]})
+    text = _latex(tmp_path)
+    cell = r"\begin{tabular}{@{}c@{}}55.9/81.5/62.6\\\scriptsize ($+$1.0/$-$1.0/0.0)\end{tabular}"
+    assert rf"moco & 56.1 & 81.3 & 62.6 & {cell} & 1 \\" in text.splitlines()
+    assert "It stands in brackets below the published values." in text
+
+
 def test_render_latex__warnings_are_comments(make_run, tmp_path):
     make_run("a", "moco", 0)
     make_run("b", "moco", 0)
@@ -75,6 +84,11 @@ def test_render_latex__compiles_and_fits_the_page(three_rows, make_run):
             metrics = {"bbox": bbox, "segm": {metric: value - 4 for metric, value in bbox.items()}}
             dataset = {"train": ["coco_2017_train"], "test": ["coco_2017_val"]}
             make_run(f"{init}{seed}", init, seed, metrics=metrics, task="coco_R_50_FPN_1x", dataset=dataset)
+    for init, base in {"random": 33.8, "supervised": 53.5, "moco_v2_200ep": 57.0}.items():
+        for seed in range(3):
+            bbox = {"AP": base + seed / 10, "AP50": base + 25, "AP75": base + 7 + seed / 5}
+            dataset = {"train": ["voc_2007_trainval"], "test": ["voc_2007_test"]}
+            make_run(f"voc_{init}{seed}", init, seed, bbox=bbox, task="pascal_voc_R_50_C4_24k", dataset=dataset)
     (three_rows / "table.tex").write_text(_latex(three_rows), encoding="utf-8")
     (three_rows / "paper.tex").write_text(
         r"\documentclass{article}\usepackage{booktabs}\usepackage{xcolor}\begin{document}\input{table.tex}\end{document}"
