@@ -66,7 +66,7 @@ def find_pretraining(paths: Iterable[str | os.PathLike[str]], records: Sequence[
     for run in records:
         if run.weights.get("path"):
             started.setdefault(Path(str(run.weights["path"])).parent, {})[run.init] = None
-    folders = {folder.resolve(): folder for folder in [*_folders_with_metrics(paths), *started]}
+    folders = {folder.resolve(): folder for folder in [*started, *_folders_with_metrics(paths)]}
     inits = {folder.resolve(): tuple(names) for folder, names in started.items()}
     found, problems = [], []
     for resolved, folder in sorted(folders.items(), key=lambda item: str(item[1])):

@@ -207,9 +207,14 @@ def _last_detection_iteration(file: Path) -> int | None:
     # perhaps not in the first line, which may be an evaluation's.
     try:
         text = file.read_text(encoding="utf-8")
-        return int(json.loads(text.splitlines()[-1])["iteration"]) if '"loss_rpn_cls"' in text else None
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, UnicodeDecodeError):
         return None
+    for line in reversed(text.splitlines()) if '"loss_rpn_cls"' in text else ():
+        try:
+            return int(json.loads(line)["iteration"])
+        except (ValueError, LookupError, TypeError):
+            continue  # a kill may have cut the last line off
+    return None
 
 
 _REQUIRED = {

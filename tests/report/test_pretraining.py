@@ -1,6 +1,6 @@
 """Pre-training runs: which folders are some, what is drawn of them.
 
-Seen red under: detectors and tests of features taken for pre-training; a folder found twice when its weights lie in it; a
+Seen red under: detectors and tests of features taken for pre-training; a folder found twice when weights lie in it by another path; a
 first line of the kNN monitor not expected; the chance line left out.
 """
 
@@ -43,10 +43,11 @@ def test_find_pretraining__tells_it_from_everything_else(make_pretraining, make_
     linear = make_pretraining("linear", {"iteration": 5, "loss": 1.0, "acc1": 1.0})
     (linear / "results.json").write_text('{"schema": "moco_transfer.linear/1"}')
     make_pretraining(".hidden", *_moco(5))
+    make_pretraining("something_else", {"iteration": 5, "loss": 1.0})
     make_pretraining("empty")
     (tmp_path / "binary").mkdir()
     (tmp_path / "binary/metrics.json").write_bytes(b"\xff\x00")
-    make_run("run", "moco", 0, weights={"path": str(made / "backbone.pkl")})
+    make_run("run", "moco", 0, weights={"path": str(made / "../moco/backbone.pkl")})
     runs, problems = find_pretraining([tmp_path], read_runs([tmp_path / "run"])[0])
     assert problems == []
     assert [(run.folder, run.mechanism, run.arch, run.epochs, run.iterations, run.inits) for run in runs] == [

@@ -120,6 +120,9 @@ def test_read_runs__names_unfinished_runs_but_no_pretraining(make_run, tmp_path)
     assert len(records) == 1
     assert [problem.path for problem in problems] == [str(tmp_path / "unfinished")]
     assert "last logged iteration 39" in problems[0].message
+    # An evaluation before the first line of losses, and a last line that a kill cut off.
+    (tmp_path / "unfinished/metrics.json").write_text('{"iteration": 5, "bbox/AP": 1.0}\n{"iteration": 20, "loss_rpn_cls": 0.5}\n{"iterat')
+    assert ["last logged iteration 20" in problem.message for problem in read_runs([tmp_path])[1]] == [True]
 
 
 def test_read_runs__names_paths_without_runs(make_run, tmp_path):
