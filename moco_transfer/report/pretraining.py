@@ -67,13 +67,20 @@ def find_pretraining(paths: Iterable[str | os.PathLike[str]], records: Sequence[
         if run.weights.get("path"):
             started.setdefault(Path(str(run.weights["path"])).parent, {})[run.init] = None
     folders = {folder.resolve(): folder for folder in [*started, *_folders_with_metrics(paths)]}
-    inits = {folder.resolve(): tuple(names) for folder, names in started.items()}
-    found, problems = [], []
-    for resolved, folder in sorted(folders.items(), key=lambda item: str(item[1])):
+    inits: dict[Path, tuple[str, ...]] = {folder.resolve(): tuple(names) for folder, names in started.items()}
+    found: dict[tuple, PretrainingRun] = {}
+    problems = []
+    # Those that only the weights lead to stand last: a record beside the run that it was made from is shown once.
+    for resolved, folder in sorted(folders.items(), key=lambda item: (item[1] in started, str(item[1]))):
         run, problem = _read(folder, inits.get(resolved, ()))
-        found += [run] if run else []
-        problems += [problem] if run and problem else []
-    return found, problems
+        if run and (key := _identity(run)) not in found:
+            found[key] = run
+            problems += [problem] if problem else []
+    return sorted(found.values(), key=lambda run: run.folder), problems
+
+
+def _identity(run: PretrainingRun) -> tuple:
+    return run.mechanism, run.arch, run.iterations, round(run.series["loss"][-1][1], 4)
 
 
 def pretraining_panels(run: PretrainingRun) -> list[Panel]:

@@ -1,6 +1,7 @@
 """The pictures that a report embeds, as a user makes them: sheet, neighbours, and the page with both.
 
-Seen red under: the run of another seed taken; a run's recorded data set not looked up; pictures where the page does not look.
+Seen red under: the run of another seed taken; a run's recorded data set not looked up; pictures where the page does not look;
+places among the readable pictures taken for places in the folder.
 """
 
 from __future__ import annotations
@@ -56,6 +57,17 @@ def test_neighbours__lie_beside_the_checkpoint_and_in_the_page(trained, pool, ca
     assert page.count("data:image/svg+xml;base64,") == 2
     assert f"Run folder {trained / 'moco'}" in page
     assert "--init other --dataset sheet_test=voc:" in page
+
+
+def test_neighbours__leaves_out_what_cannot_be_read(trained, pool, tmp_path, capsys):
+    for i, file in enumerate(sorted(pool.rglob("*.jpg"))[:3]):
+        (tmp_path / f"picture_{i}.jpg").write_bytes(file.read_bytes())
+    (tmp_path / "a_broken.jpg").write_bytes(b"no picture")
+    words = ["--data", str(tmp_path), "--k", "2", "--workers", "0", "--device", "cpu", "--output", str(tmp_path / "drawn")]
+    assert main(["neighbours", str(trained / "moco/checkpoint_0001.pth"), *words]) == 0
+    assert "3 queries, the 2 nearest of 3 pictures" in capsys.readouterr().out
+    text = (tmp_path / "drawn/neighbours.svg").read_text(encoding="utf-8")
+    assert all(f">picture_{i}.jpg<" in text for i in range(3)) and "broken" not in text
 
 
 @pytest.mark.parametrize(

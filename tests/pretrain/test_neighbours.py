@@ -1,7 +1,6 @@
 """Nearest neighbours against a loop; the pool and the queries against hand arithmetic.
 
-Seen red under: the query its own neighbour; dot products for cosines; queries from the front; a pool that differs between calls;
-numbers of readable pictures taken for places in the pool.
+Seen red under: the query its own neighbour; dot products for cosines; queries from the front; a pool that differs between calls.
 """
 
 from __future__ import annotations

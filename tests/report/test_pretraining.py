@@ -67,6 +67,16 @@ def test_find_pretraining__follows_the_weights(make_pretraining, make_run, tmp_p
     assert problems == []
 
 
+def test_find_pretraining__a_record_beside_its_run_is_one(make_pretraining, make_run, tmp_path):
+    make_pretraining("out/moco", *_moco(5), {"iteration": 10, **MOCO, "loss": 4.123456})
+    make_pretraining("out/other", *_moco(5), {"iteration": 10, **MOCO, "loss": 4.2})
+    make_pretraining("docs/pretrain/moco", {"iteration": 10, **MOCO, "loss": 4.12346})
+    for name in ("moco", "other"):
+        make_run(f"docs/{name}_seed0", name, 0, weights={"path": str(tmp_path / f"out/{name}/backbone.pkl")})
+    runs, _ = find_pretraining([tmp_path / "docs"], read_runs([tmp_path / "docs"])[0])
+    assert [run.folder for run in runs] == [str(tmp_path / "docs/pretrain/moco"), str(tmp_path / "out/other")]
+
+
 def test_find_pretraining__names_damaged_lines(make_pretraining, tmp_path):
     folder = make_pretraining("moco", *_moco(5), config="[not: a table")
     with open(folder / "metrics.json", "a") as file:
