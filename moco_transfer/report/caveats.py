@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from moco_transfer.evaluate.metric_names import BBOX_METRICS, RECALL_METRICS
 
 from .aggregate import Row, Setting, Table
+from .number_text import NOTHING, p_text, signed_text
 from .published_text import published_sentences
 from .records import RunRecord
 
@@ -94,6 +95,29 @@ def metric_sentence(table: Table) -> str:
     found = {metric for run in table.runs for group in run.metrics.values() for metric in group}
     is_coco = bool(found & {*BBOX_METRICS[3:], *RECALL_METRICS}) or table.kinds != ["bbox"]
     return _COCO_AP if is_coco else _VOC_AP
+
+
+def finding_sentences(table: Table) -> list[str]:
+    """Return, for each row but the baseline, how far its AP lies from the baseline's and whether the spread over seeds allows to say so."""
+    sentences = []
+    for row in table.rows:
+        for kind in table.kinds:
+            difference = table.difference(row, kind, "AP")
+            if difference is None:
+                continue
+            ours, theirs = row.summary(kind, "AP"), table.baseline.summary(kind, "AP")
+            gap = signed_text(difference.value)
+            where = "level with" if gap == "0.0" else f"{gap.lstrip('+-')} {'above' if difference.value > 0 else 'below'}"
+            what = "AP" if len(table.kinds) == 1 else f"AP of {kind_name(kind)}"
+            if difference.exceeds_spread:
+                verdict = "more than the std of both rows"
+            elif min(ours.n, theirs.n) < 2:
+                verdict = "a single run shows no spread, so nothing follows"
+            else:
+                verdict = "within the std over seeds, so no difference is shown"
+            test = f", paired t test p {p_text(difference.test)}" if difference.test and p_text(difference.test) != NOTHING else ""
+            sentences.append(f"{row.init}: {what} {where} {table.baseline.init}, {verdict}{test}.")
+    return sentences
 
 
 def legend_sentences(table: Table, *, emphasis: str) -> list[str]:

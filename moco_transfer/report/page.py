@@ -11,7 +11,7 @@ from pathlib import Path
 import jinja2
 
 from .aggregate import Table
-from .caveats import legend_sentences, separation_sentences, setting_sentence
+from .caveats import finding_sentences, legend_sentences, separation_sentences, setting_sentence
 from .page_svg import inline_svg, swatch
 from .page_tables import Grid, transfer_grid, trials_grid
 from .plots import STYLES, Panel, breakdown_panels, curve_panels, draw_panel, figure_bytes, figure_name, row_styles
@@ -53,6 +53,7 @@ class Section:
     anchor: str
     title: str
     sentence: str
+    findings: tuple[str, ...]
     grids: tuple[Grid, ...]
     legend: tuple[str, ...]
     problems: tuple[Problem, ...]
@@ -134,6 +135,7 @@ def _section(table: Table, number: int, folders: Sequence[str | Path]) -> Sectio
         anchor=anchor,
         title=table.setting.task,
         sentence=sentence[0].upper() + sentence[1:],
+        findings=tuple(finding_sentences(table)),
         grids=tuple(transfer_grid(table, kind) for kind in table.kinds),
         legend=tuple(legend_sentences(table, emphasis="green or red, with ▲ or ▼,")),
         problems=(*table.problems, *unread),

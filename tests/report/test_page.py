@@ -1,7 +1,7 @@
 """The page as a file: what it says, that it is whole in itself, and that nothing in a run folder can become markup.
 
 Seen red under: autoescape off; a difference coloured without looking at the spread; an id of one figure used in another; a
-link to a run without its details; the picture of another table embedded; config of the second run shown as the first's.
+link to a run without its details; the picture of another table embedded; a verdict on a single run; config of the second run shown as the first's.
 """
 
 from __future__ import annotations
@@ -87,6 +87,20 @@ def test_render_page__no_colour_at_one_run(make_run, tmp_path):
     page = _Page(_render(tmp_path))
     assert page.tables[0][2] == ["moco", "60.0", "49.0", "50.0", "+10.0", "-1.0", "0.0", "1"]
     assert not {"better", "worse"} & set(page.classes.values())
+
+
+def test_render_page__says_what_the_numbers_allow(three_rows, make_run):
+    make_run("one", "single", 0, bbox={"AP": 53.7, "AP50": 1.0, "AP75": 1.0})
+    for seed, value in enumerate((53.5, 55.5)):  # mean 54.5, std 1.41
+        make_run(f"close{seed}", "close", seed, bbox={"AP": value, "AP50": 1.0, "AP75": 1.0})
+    texts = [text.strip() for text in _Page(_render(three_rows)).texts]
+    for sentence in (
+        "random: AP 19.7 below supervised, more than the std of both rows, paired t test p <0.001 (n=3).",
+        "close: AP 0.8 above supervised, within the std over seeds, so no difference is shown.",
+        "moco: AP 2.5 above supervised, more than the std of both rows, paired t test p 0.013 (n=3).",
+        "single: AP level with supervised, a single run shows no spread, so nothing follows.",
+    ):
+        assert sentence in texts
 
 
 def test_render_page__needs_nothing_from_outside(three_rows):

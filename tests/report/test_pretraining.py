@@ -1,6 +1,6 @@
 """Pre-training runs: which folders are some, what is drawn of them.
 
-Seen red under: detectors and tests of features taken for pre-training; a folder found twice when weights lie in it by another path; a
+Seen red under: detectors and tests of features taken for pre-training; a record shown beside its run; a
 first line of the kNN monitor not expected; the chance line left out.
 """
 
