@@ -20,7 +20,8 @@ ALLOWED = {
     "pretrain": {"runtime", "config", "data"},
     "finetune": {"runtime", "config", "data", "convert", "evaluate"},
     "report": {"evaluate", "runtime"},  # metric names and errors alone
-    "cli": {"runtime", "config", "data", "convert", "evaluate", "pretrain", "finetune", "report"},
+    "benchmark": {"runtime", "config", "data", "finetune", "report"},
+    "cli": {"benchmark", "runtime", "config", "data", "convert", "evaluate", "pretrain", "finetune", "report"},
 }
 
 

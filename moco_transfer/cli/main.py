@@ -18,6 +18,7 @@ VERBS = {
     "linear": ("linear", "checkpoint, labelled folders -> the linear protocol's top-1 and top-5"),
     "convert": ("convert", "checkpoint -> backbone.pkl for the detector, every tensor accounted for"),
     "train": ("train", "backbone.pkl -> fine-tuned detector and results.json"),
+    "benchmark": ("benchmark", "a matrix of runs, task x initialisation x seed, resumable -> the table"),
     "predict": ("predict", "a trained detector's boxes and masks, drawn on pictures of one's own"),
     "report": ("report", "results.json files -> the transfer table"),
     "check-data": ("check_data", "looks a detection data set over before a run"),

@@ -35,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-partial", action="store_true", help="start although MODEL.WEIGHTS does not cover the whole backbone; recorded")
     parser.add_argument("--force", action="store_true", help="start although config and weights do not go together; recorded, marked in the table")
     parser.add_argument("--init", metavar="NAME", help="row of the table this run belongs to (default: from the weights' stamp)")
+    parser.add_argument("--task", metavar="NAME", help="name of the task in tables (default: the config file's)")
+    parser.add_argument("--label-subset", metavar="FILE", help="train on the pictures that FILE lists (from `benchmark --label-fraction`); recorded")
     parser.add_argument("--coco-style", action="store_true", help="evaluate a VOC test set by COCO's twelve numbers too (bbox_coco)")
     parser.add_argument(
         "--dataset",
@@ -66,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         record = finetune(
             cfg,
-            task=Path(args.config_file).stem,
+            task=args.task or Path(args.config_file).stem,
             config_file=args.config_file,
             resume=args.resume,
             eval_only=args.eval_only,
@@ -75,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
             init=args.init,
             class_count_from_data=from_data,
             coco_style=args.coco_style,
+            label_subset=args.label_subset,
             on_start=set_up_logging,
         )
         if is_main_process() and record is not None:

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..config import reference_batch_and_lr
 from ..data.catalog import DetectionDataset
 from ..data.detection_loader import test_loader, train_loader
+from ..data.label_subset import read_label_subset, subset_suffix, take_label_subset, title_of
 from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
 from ..runtime.distributed import broadcast_module_state, broadcast_object, get_rank, get_world_size, is_main_process, start_processes
 from ..runtime.errors import InputError
@@ -46,6 +47,7 @@ def finetune(
     init: str | None = None,
     class_count_from_data: bool = False,
     coco_style: bool = False,
+    label_subset: str | None = None,
     on_start: Callable[[Path], None] | None = None,
 ) -> dict[str, Any] | None:
     """Fine-tune a detector on the embedded engine and evaluate it, or only evaluate.
@@ -61,6 +63,7 @@ def finetune(
         init: Name of the table's row; by default from the weights' stamp, or ``random`` without weights.
         class_count_from_data: Set MODEL.ROI_HEADS.NUM_CLASSES from the data instead of refusing another number.
         coco_style: Evaluate a test set of VOC's kind by COCO's twelve numbers too, after the last iteration.
+        label_subset: File that lists the training pictures to use; see ``data.label_subset``. The task's name then ends with their share.
         on_start: Called with OUTPUT_DIR once it may be written to.
 
     Returns:
@@ -73,6 +76,10 @@ def finetune(
     device = _device(cfg)
     written, cfg = cfg, scale_to_world_size(cfg, get_world_size())
     train_sets, test_sets = find_datasets(cfg, eval_only=eval_only)
+    subset = read_label_subset(label_subset) if label_subset else None
+    if subset is not None:
+        task += subset_suffix(subset.fraction)
+        train_sets = take_label_subset(train_sets, subset, label_subset) if train_sets else []
     cfg = _fix_seed(fit_class_count(cfg, [*train_sets, *test_sets], from_data=class_count_from_data))
     checkpoints = CheckpointFolder(cfg.OUTPUT_DIR, keep=1)
     last = checkpoints.last() if resume else None
@@ -95,7 +102,7 @@ def finetune(
     surprises = [] if eval_only else remarks(cfg, world_size=get_world_size())
     _announce([*said, *(f"note: {sentence}" for sentence in surprises)], [f"--force overrules {f.name}: {f.sentence}" for f in overruled])
 
-    run = _build_run(cfg, model, device, {"task": task, "class_names": list(class_names)})
+    run = build_run(cfg, model, device, {"task": task, "class_names": list(class_names)})
     if state is not None:
         _restore(run, state, str(last))
     started = time.time()
@@ -116,7 +123,8 @@ def finetune(
         "world_size": get_world_size(),
         "device": device.type,
         "flags": {"allow_partial": allow_partial, "forced": [finding.name for finding in overruled], "eval_only": eval_only},
-        "dataset": {"train": [d.name for d in train_sets], "test": [d.name for d in test_sets], "classes": list(class_names)},
+        "dataset": {"train": [title_of(d.name, subset) for d in train_sets], "test": [d.name for d in test_sets], "classes": list(class_names)}
+        | ({} if subset is None else {"label_subset": subset.describe()}),
         "remarks": surprises,
         "last_losses": run.last_losses,
     }
@@ -201,7 +209,8 @@ def _fix_seed(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
-def _build_run(cfg: CfgNode, model: torch.nn.Module, device: torch.device, says: dict[str, Any]) -> trainer.FineTuning:
+def build_run(cfg: CfgNode, model: torch.nn.Module, device: torch.device, says: dict[str, Any]) -> trainer.FineTuning:
+    """Return a run at its start: the model on its device, equal on all processes, with optimiser and schedule from the config."""
     model = model.to(device)
     broadcast_module_state([*model.parameters(), *model.buffers()])
     wrapped: torch.nn.Module = model
