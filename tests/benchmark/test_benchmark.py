@@ -16,7 +16,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+import torchvision
 from cli.conftest import environment, moco_transfer
+
+from moco_transfer.convert import convert_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -132,14 +136,25 @@ def test_benchmark__refuses_to_mix_runs_of_other_weights_or_configs(whole, matri
 def test_benchmark__checks_everything_before_the_first_run(matrix_words, tmp_path):
     words = [*matrix_words]
     words[words.index("--tasks") + 1 : words.index("--tasks") + 2] = ["demo_R_18_FPN", "pascal_voc_R_50_C4_24k", "no_such_config"]
-    words[words.index("--init") :  words.index("--init")] = ["--init", "gone=nowhere.pkl"]
+    words[words.index("--init") : words.index("--init")] = ["--init", "gone=nowhere.pkl"]
     done = moco_transfer("benchmark", "--output", tmp_path / "runs", *words)
     assert done.returncode == 2 and not (tmp_path / "runs").exists()
     said = done.stderr
     assert "Nothing was started" in said
     assert "init gone: " in said and "nowhere.pkl" in said
     assert "task no_such_config: " in said
-    assert "task pascal_voc_R_50_C4_24k from supervised: " in said  # an R18 for an R50
+    assert "task pascal_voc_R_50_C4_24k: " in said and "SOLVER.REFERENCE_WORLD_SIZE" in said  # a batch that it does not scale from
+
+
+def test_benchmark__holds_weights_against_each_task(matrix_words, tmp_path):
+    torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "resnet34-00000000.pth")
+    convert_checkpoint(tmp_path / "resnet34-00000000.pth", tmp_path / "deeper.pkl")
+    words = [*matrix_words]
+    words[words.index("--seeds") - 1] = f"deeper={tmp_path / 'deeper.pkl'}"
+    done = moco_transfer("benchmark", "--output", tmp_path / "runs", *words, "SOLVER.BASE_LR", "1")
+    assert done.returncode == 2 and not (tmp_path / "runs").exists()
+    assert "task demo_R_18_FPN from deeper: " in done.stderr and "deeper.pkl" in done.stderr
+    assert "task demo_R_18_FPN from random, deeper: SOLVER.IMS_PER_BATCH 2" in done.stderr
 
 
 def test_benchmark__dry_run_prints_commands_that_are_the_runs(matrix_words, tmp_path):
