@@ -45,7 +45,7 @@ setup(
         "safetensors>=0.4",
     ],
     extras_require={
-        "test": ["pytest>=8", "ruff>=0.6", "webdataset>=0.2.86"],
+        "test": ["pytest>=8", "ruff>=0.6", "submitit>=1.5", "webdataset>=0.2.86"],
         "shards": ["webdataset>=0.2.86"],
         "slurm": ["submitit>=1.5"],
         "fast-eval": ["faster-coco-eval>=1.6"],

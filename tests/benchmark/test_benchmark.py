@@ -151,7 +151,7 @@ def test_benchmark__holds_weights_against_each_task(matrix_words, tmp_path):
     convert_checkpoint(tmp_path / "resnet34-00000000.pth", tmp_path / "deeper.pkl")
     words = [*matrix_words]
     words[words.index("--seeds") - 1] = f"deeper={tmp_path / 'deeper.pkl'}"
-    done = moco_transfer("benchmark", "--output", tmp_path / "runs", *words, "SOLVER.BASE_LR", "1")
+    done = moco_transfer("benchmark", "--output", tmp_path / "runs", *words, "SOLVER.BASE_LR", "1.0")
     assert done.returncode == 2 and not (tmp_path / "runs").exists()
     assert "task demo_R_18_FPN from deeper: " in done.stderr and "deeper.pkl" in done.stderr
     assert "task demo_R_18_FPN from random, deeper: SOLVER.IMS_PER_BATCH 2" in done.stderr
