@@ -6,6 +6,7 @@ with those of a complete run; the check of the data left out.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -20,7 +21,9 @@ import torch
 import torchvision
 from cli.conftest import environment, moco_transfer
 
+from moco_transfer.benchmark.launch import output_lock
 from moco_transfer.convert import convert_checkpoint
+from moco_transfer.runtime.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -85,26 +88,45 @@ def test_benchmark__killed_and_started_again_gives_the_same_table(whole, matrix_
     assert was_finished or "interrupted" in done.stdout
 
 
-def test_benchmark__child_ends_with_a_parent_that_is_killed(tmp_path):
+def test_benchmark__child_of_a_killed_parent_saves_ends_and_holds_the_lock_until_then(tmp_path):
+    # The child takes two seconds to "save" when it is told to end.
+    (tmp_path / "child.py").write_text(
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(2), sys.exit(143)))\n"
+        "print('ready', flush=True)\ntime.sleep(600)\n"
+    )
     program = (
         "import sys, time; from pathlib import Path; from moco_transfer.benchmark.launch import LocalLauncher, output_lock\n"
-        "with output_lock(Path(sys.argv[1])) as lock:\n"
-        "    job = LocalLauncher(lanes=1, lock=lock).start([sys.executable, '-c', 'import time; time.sleep(600)'], Path(sys.argv[1]) / 'a', 0)\n"
+        "output = Path(sys.argv[1])\n"
+        "with output_lock(output, wait_sec=0.1) as lock:\n"
+        "    job = LocalLauncher(lanes=1, lock=lock).start([sys.executable, str(output / 'child.py')], output / 'run', 0)\n"
         "    print(job._process.pid, flush=True); time.sleep(600)"
     )
-    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], env=environment(), stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
     child = int(process.stdout.readline())
-    locked = subprocess.run(
-        [sys.executable, "-c", program.replace("Path(sys.argv[1]))", "Path(sys.argv[1]), wait_sec=0.1)"), str(tmp_path)],
-        env=environment(), capture_output=True, text=True,
-    )  # fmt: skip
-    assert "is in use by another benchmark" in locked.stderr
+    until = time.monotonic() + 60
+    while "ready" not in (tmp_path / "run" / "console.txt").read_text():
+        assert time.monotonic() < until
+        time.sleep(0.02)
     process.kill()
     process.wait()
-    until = time.monotonic() + 20
-    while Path(f"/proc/{child}").exists() and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not Path(f"/proc/{child}").exists()
+    descriptor = os.open(tmp_path / ".lock", os.O_RDWR)
+    try:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        until = time.monotonic() + 30
+        while Path(f"/proc/{child}").exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not Path(f"/proc/{child}").exists()
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(descriptor)
+
+
+def test_output_lock__is_held_by_one(tmp_path):
+    with output_lock(tmp_path), pytest.raises(InputError, match="is in use by another benchmark"), output_lock(tmp_path, wait_sec=0):
+        pass
 
 
 def test_benchmark__goes_on_past_a_failed_run_and_names_it(whole, tmp_path):
