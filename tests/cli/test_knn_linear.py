@@ -1,7 +1,7 @@
 """The kNN monitor in a run, and knn and linear as a user calls them.
 
-Seen red under: a monitor that leaves BN in evaluation mode; one that draws from the run's generator; the trunk's features for the head's;
-``linear --resume`` without the optimiser's state.
+Seen red under: a monitor that leaves BN in evaluation mode; the trunk's features for the head's; ``linear --resume`` without the optimiser's
+state. A monitor that draws from the run's generator changes nothing: each iteration seeds it anew.
 """
 
 from __future__ import annotations
