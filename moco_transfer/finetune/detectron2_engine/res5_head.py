@@ -11,8 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 from detectron2.layers import ShapeSpec, get_norm
-from detectron2.modeling import ROI_HEADS_REGISTRY, Res5ROIHeads
-from detectron2.modeling.backbone import BasicBlock, ResNet
+from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling.backbone.resnet import BasicBlock, ResNet
+from detectron2.modeling.roi_heads import Res5ROIHeads
 from torch import nn
 
 # Basic blocks in res5, by depth; deeper networks have bottlenecks.

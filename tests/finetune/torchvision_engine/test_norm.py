@@ -273,12 +273,12 @@ def test_precise_bn__every_rank_ends_with_the_mean_over_ranks(tmp_path):
 
 def test_sync_bn__cuda_takes_torchs_code_and_the_cpu_may_be_wrapped(monkeypatch):
     """On CUDA with several ranks torch's own forward runs; the class itself is none that DistributedDataParallel refuses on the CPU."""
-    from moco_transfer.finetune.torchvision_engine import norm as module
+    from moco_transfer.finetune import sync_norm as module
 
     assert not issubclass(SyncBatchNorm2d, nn.SyncBatchNorm)
     layer, asked = SyncBatchNorm2d(2), []
     monkeypatch.setattr(nn.SyncBatchNorm, "forward", lambda self, x: asked.append(self) or x)
-    monkeypatch.setattr(module, "_world_size", lambda: 2)
+    monkeypatch.setattr(module, "num_ranks", lambda: 2)
 
     class OnCuda:
         is_cuda = True
