@@ -10,6 +10,7 @@ and, for data sets registered with ``moco_transfer.data.register_dataset``, :fun
 evaluator for a data set, chosen by what its metadata say and not by its name.
 """
 
+from ... import config  # noqa: F401 - so that the second line finds it
 from .datasets import add_datasets, build_evaluator
 from .dc5 import DilatedC5, build_resnet_dc5_backbone
 from .res5_head import Res5ROIHeadsExtraNorm

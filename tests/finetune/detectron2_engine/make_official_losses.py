@@ -8,8 +8,8 @@ needs Detectron2, and DATA/VOC2007. Its trainer runs as it is, with its config f
 
 from __future__ import annotations
 
+import hashlib
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -38,7 +38,7 @@ def official_losses(detection: Path, folder: Path, backbone: Path) -> dict[str, 
             for name in LOSSES:
                 found[name].append(self.trainer.storage.history(name).latest())
 
-    words = [*OVERRIDES, "MODEL.WEIGHTS", str(backbone), "OUTPUT_DIR", str(folder / "official"), "DATASETS.TEST", "()"]
+    words = [*OVERRIDES.split(), "MODEL.WEIGHTS", str(backbone), "OUTPUT_DIR", str(folder / "official"), "DATASETS.TEST", "()"]
     cfg = train_net.setup(default_argument_parser().parse_args(["--config-file", str(detection / CONFIG), *words]))
     trainer = train_net.Trainer(cfg)
     trainer.resume_or_load(resume=False)
@@ -54,10 +54,11 @@ def main() -> None:
 
     checkout = Path(sys.argv[1])
     target = Path(sys.argv[2]) if len(sys.argv) > 2 else HERE / "fixtures" / "official_losses.json"
-    commit = subprocess.run(["git", "-C", str(checkout), "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    files = [checkout / "detection" / name for name in ("train_net.py", CONFIG)]
+    digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     with tempfile.TemporaryDirectory() as folder:
         losses = official_losses(checkout / "detection", Path(folder), write_backbone(Path(folder)))
-    source = {"moco": commit, "detectron2": detectron2.__version__, "torch": torch.__version__, "command": "make_official_losses.py"}
+    source = {"sha256": digests, "detectron2": detectron2.__version__, "torch": torch.__version__, "command": "make_official_losses.py"}
     target.write_text(json.dumps({"source": source, **losses}, indent=1) + "\n")
 
 

@@ -15,7 +15,7 @@ OVERRIDES = """
     INPUT.MIN_SIZE_TRAIN (64,80,96) INPUT.MIN_SIZE_TEST 64 MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 16
     SOLVER.IMS_PER_BATCH 2 SOLVER.BASE_LR 0.0025 SOLVER.REFERENCE_WORLD_SIZE 0 SOLVER.MAX_ITER 20 SOLVER.STEPS (15,) SOLVER.WARMUP_ITERS 5
     TEST.PRECISE_BN.NUM_ITER 2 MODEL.RPN.POST_NMS_TOPK_TEST 8
-""".split()
+"""
 
 
 def write_backbone(folder: Path) -> Path:
@@ -41,7 +41,7 @@ def our_losses(folder: Path, backbone: Path) -> dict[str, list[float]]:
     from moco_transfer.finetune import trainer
     from moco_transfer.finetune.build import finetune
 
-    words = [*OVERRIDES, "MODEL.WEIGHTS", str(backbone), "OUTPUT_DIR", str(folder / "ours"), "DATASETS.TEST", "('voc_2007_test',)"]
+    words = [*OVERRIDES.split(), "MODEL.WEIGHTS", str(backbone), "OUTPUT_DIR", str(folder / "ours"), "DATASETS.TEST", "('voc_2007_test',)"]
     trainer.LOG_PERIOD = 1
     finetune(load_detection_config("pascal_voc_R_50_C4_24k", words), task="official", engine="detectron2")
     rows = [json.loads(line) for line in (folder / "ours" / "metrics.json").read_text().splitlines()]
