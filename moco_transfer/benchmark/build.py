@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterator
@@ -12,14 +13,15 @@ import torch
 
 from ..config import is_set_by_user, load_detection_config, reference_batch_and_lr
 from ..data.catalog import DetectionDataset, parse_dataset_flag
-from ..data.detection_loader import test_loader, train_loader
 from ..data.label_subset import draw_label_subset, read_label_subset, take_label_subset, write_label_subset
-from ..finetune.build_data import find_datasets, fit_class_count, inference_mapper, takes_class_count_from_data, training_data
-from ..finetune.engines import build_model, choose_engine
+from ..finetune.build import build_run
+from ..finetune.build_data import find_datasets, fit_class_count, takes_class_count_from_data
+from ..finetune.engines import build_model, choose_engine, engine_class
 from ..finetune.handover import InitialWeights, coverage_gap, read_weights
 from ..finetune.lint import lint
 from ..finetune.results import config_hash
 from ..finetune.scaling import scale_to_world_size
+from ..finetune.trainer import step
 from ..runtime.errors import InputError
 from .matrix import Cell, Initialisation, Matrix, Task
 from .state import COMPLETE, difference_from_record, state_of
@@ -101,6 +103,7 @@ def _prepare_task(matrix: Matrix, task: Task, world_size: int) -> tuple[object, 
     said = is_set_by_user(task.config, overrides, "MODEL.ROI_HEADS.NUM_CLASSES")
     used = {*written.DATASETS.TRAIN, *written.DATASETS.TEST}
     from_data = takes_class_count_from_data(written, [name for name in own if name in used], is_set_by_user=said)
+    engine_class(matrix.engine).check(written)
     cfg = scale_to_world_size(written, world_size)
     train_sets, test_sets = find_datasets(cfg)
     cfg = fit_class_count(cfg, [*train_sets, *test_sets], from_data=from_data)
@@ -108,7 +111,7 @@ def _prepare_task(matrix: Matrix, task: Task, world_size: int) -> tuple[object, 
 
 
 def _hand_over_faults(task: Task, written, weights: dict[str, InitialWeights], world_size: int, engine: str) -> Iterator[str]:
-    with torch.device("meta"):
+    with torch.device("meta") if engine == "torchvision" else contextlib.nullcontext():  # Detectron2 moves its models to a real device
         model = build_model(written, engine)
     whose: dict[str, list[str]] = {}  # most faults are the same for every row
     for name, initial in weights.items():
@@ -144,41 +147,37 @@ def _foreign_runs(matrix: Matrix, prepared: dict[str, PreparedTask], weights: di
                 yield fault
 
 
-def measure_speed(prepared: PreparedTask, *, world_size: int, num_iterations: int = 3) -> tuple[float, float]:
-    """Time a few iterations and test pictures of a task on this machine, on the embedded engine, from random weights.
+def measure_speed(prepared: PreparedTask, engine: str, *, world_size: int, num_iterations: int = 3) -> tuple[float, float]:
+    """Time a few iterations and test pictures of a task on this machine, from random weights.
 
     Args:
         prepared: The task.
+        engine: That will run it.
         world_size: Number of processes that share the batch; one process's share is timed.
         num_iterations: Iterations and pictures that are timed, after one each that is not.
 
     Returns:
         Seconds an iteration, and seconds a test picture.
     """
-    from ..finetune.build import build_run
-    from ..finetune.torchvision_engine.trainer import step
-
-    cfg = prepared.cfg
+    cfg = prepared.cfg.clone()
+    cfg.defrost()
+    cfg.SOLVER.IMS_PER_BATCH //= world_size
+    cfg.SEED = max(0, cfg.SEED)
+    cfg.freeze()
     device = torch.device("cuda" if cfg.MODEL.DEVICE == "cuda" and torch.cuda.is_available() else "cpu")
-    run = build_run(cfg, build_model(cfg, "torchvision"), device, {})
+    made = engine_class(engine)(cfg, device)
+    run = build_run(cfg, made, made.build_model(), {})
+
+    def train(batch: list[dict]) -> None:
+        run.begin_iteration(0)
+        step(run, batch)
+
     run.model.train()
-    records, mapper = training_data(cfg, prepared.train_sets)
-    batches = train_loader(
-        records,
-        mapper,
-        batch_size_per_rank=cfg.SOLVER.IMS_PER_BATCH // world_size,
-        seed=0,
-        rank=0,
-        world_size=1,
-        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-        start_iteration=0,
-        num_workers=0,
-    )
-    train_sec = _seconds_each(batches, lambda batch: step(run, batch), num_iterations, device)
+    with made.training():
+        train_sec = _seconds_each(made.training_batches(prepared.train_sets, 0), train, num_iterations, device)
     run.model.eval()
-    pictures = test_loader(prepared.test_sets[0].records, inference_mapper(cfg), batch_size=1, rank=0, world_size=1, num_workers=0)
     with torch.inference_mode():
-        return train_sec, _seconds_each(pictures, run.model, num_iterations, device)
+        return train_sec, _seconds_each(made.test_batches(prepared.test_sets[0]), made.detector(run.model), num_iterations, device)
 
 
 def _seconds_each(items, function, count: int, device: torch.device) -> float:

@@ -30,7 +30,7 @@ def overview(matrix: Matrix, prepared: dict[str, PreparedTask], *, num_processes
             mine = [cell for cell in cells if cell.task == task and cell.fraction == fraction]
             states = [state_of(cell) for cell in mine]
             left = [state for state in states if state.name != COMPLETE]
-            each, per_iteration = _seconds_of_a_run(task, prepared[task.name], states, num_processes, timing and bool(left))
+            each, per_iteration = _seconds_of_a_run(matrix, task, prepared[task.name], states, num_processes, timing and bool(left))
             hours = None if each is None else sum(each * (1 - s.iteration / prepared[task.name].num_iterations) for s in left) / 3600 / lanes
             hours_known, hours_sum = hours_known and hours is not None, hours_sum + (hours or 0)
             counts = [sum(s.name == name for s in states) for name in (COMPLETE, INTERRUPTED)]
@@ -70,7 +70,9 @@ def _sum(is_known: bool, hours: float, timing: bool) -> list[str]:
     return [f"  about {hours:.2f} hours to go" if hours >= 0.1 else f"  about {60 * hours:.0f} minutes to go"]
 
 
-def _seconds_of_a_run(task: Task, prepared: PreparedTask, states: list, num_processes: int, timing: bool) -> tuple[float | None, float | None]:
+def _seconds_of_a_run(
+    matrix: Matrix, task: Task, prepared: PreparedTask, states: list, num_processes: int, timing: bool
+) -> tuple[float | None, float | None]:
     """Return the seconds of a whole run and of one iteration of it, evaluation included; None where they are not known."""
     durations = [state.wall_sec for state in states if state.name == COMPLETE and state.wall_sec]
     if durations:
@@ -79,5 +81,5 @@ def _seconds_of_a_run(task: Task, prepared: PreparedTask, states: list, num_proc
     if not timing:
         return None, None
     logger.info("timing a few iterations of %s", task.name)
-    per_iteration, per_picture = measure_speed(prepared, world_size=num_processes)
+    per_iteration, per_picture = measure_speed(prepared, matrix.engine, world_size=num_processes)
     return per_iteration * prepared.num_iterations + per_picture * prepared.num_test_images / num_processes, per_iteration
