@@ -20,6 +20,7 @@ VERBS = {
     "neighbours": ("neighbours", "checkpoint, pictures -> a picture of nearest neighbours by its features"),
     "convert": ("convert", "checkpoint -> backbone.pkl for the detector, every tensor accounted for"),
     "train": ("train", "backbone.pkl -> fine-tuned detector and results.json"),
+    "benchmark": ("benchmark", "a matrix of runs, task x initialisation x seed, resumable -> the table"),
     "predict": ("predict", "a trained detector's boxes and masks, drawn on pictures of one's own"),
     "report": ("report", "results.json files -> the transfer table, plots, the page"),
     "sheet": ("sheet", "fine-tuned runs -> a picture of their detections beside the ground truth"),

@@ -9,6 +9,8 @@ does not start; all that is wrong is said at once. MODEL.WEIGHTS "" is random in
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from pathlib import Path
 
 EPILOG = """examples:
@@ -21,6 +23,9 @@ EPILOG = """examples:
         MODEL.WEIGHTS backbone.pkl OUTPUT_DIR out/cells
   Your own pictures in COCO's format:
     ... --dataset parts_train=coco:parts/train.json:parts/images ...
+  The same on Detectron2, started by torchrun or by Detectron2's own launcher:
+    torchrun --nproc_per_node 8 tools/train_net.py --engine detectron2 --config-file ...
+    python tools/train_net.py --engine detectron2 --num-gpus 8 --config-file ...
   Go on after an interruption / evaluate a finished run:
     ... --resume          ... --eval-only MODEL.WEIGHTS out/cells/checkpoint_0000250.pth OUTPUT_DIR out/cells_eval
 """
@@ -29,12 +34,19 @@ EPILOG = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``train``."""
     parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML file, or the name of one that comes with the package")
-    parser.add_argument("--engine", default="auto", metavar="auto|torchvision|detectron2", help="which engine runs (default: auto)")
+    parser.add_argument(
+        "--engine",
+        default="auto",
+        metavar="auto|detectron2|torchvision",
+        help="which engine runs (default: auto, Detectron2 where it is installed, else the embedded one on torchvision's operators)",
+    )
     parser.add_argument("--resume", action="store_true", help="continue the run in OUTPUT_DIR from its last checkpoint")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, train nothing")
     parser.add_argument("--allow-partial", action="store_true", help="start although MODEL.WEIGHTS does not cover the whole backbone; recorded")
     parser.add_argument("--force", action="store_true", help="start although config and weights do not go together; recorded, marked in the table")
     parser.add_argument("--init", metavar="NAME", help="row of the table this run belongs to (default: from the weights' stamp)")
+    parser.add_argument("--task", metavar="NAME", help="name of the task in tables (default: the config file's)")
+    parser.add_argument("--label-subset", metavar="FILE", help="train on the pictures that FILE lists (from `benchmark --label-fraction`); recorded")
     parser.add_argument("--coco-style", action="store_true", help="evaluate a VOC test set by COCO's twelve numbers too (bbox_coco)")
     parser.add_argument(
         "--dataset",
@@ -43,20 +55,62 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=...",
         help="data set of your own: NAME=coco:JSON:IMAGES or NAME=voc:ROOT:SPLIT:CLASSES; may be repeated",
     )
+    launcher = parser.add_argument_group("Detectron2's own launcher (with the engine detectron2; torchrun in front works for both)")
+    launcher.add_argument("--num-gpus", type=int, default=1, metavar="N", help="processes to start on this machine, on CPUs where it has no GPU")
+    launcher.add_argument("--num-machines", type=int, default=1, metavar="N", help="machines in all")
+    launcher.add_argument("--machine-rank", type=int, default=0, metavar="N", help="which of them this is, from 0")
+    launcher.add_argument("--dist-url", default="auto", metavar="URL", help="where the processes meet, e.g. tcp://HOST:29500 (default: here)")
     parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to change, e.g. SOLVER.MAX_ITER 9000")
 
 
 def run(args: argparse.Namespace) -> int:
     """Fine-tune; returns the exit status."""
+    from ..finetune.engines import choose_engine
+    from ..runtime.errors import InputError
+
+    args.engine = choose_engine(args.engine)
+    if args.num_gpus == args.num_machines == 1:
+        return _train(args)
+    if args.engine != "detectron2":
+        raise InputError(
+            f"--num-gpus and --num-machines start Detectron2's launcher, this run's engine is {args.engine!r}. "
+            f"Put torchrun --nproc_per_node {args.num_gpus} in front instead."
+        )
+    if "WORLD_SIZE" in os.environ:
+        raise InputError("--num-gpus and --num-machines start processes, but torchrun has done so already. Leave the one or the other out.")
+    from ..finetune.detectron2_engine.processes import launch
+
+    return launch(
+        _train_or_say_why_not,
+        args,
+        num_processes=args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+    )
+
+
+def _train_or_say_why_not(args: argparse.Namespace) -> int:
+    """Train in a process that the launcher started: its errors do not reach the command line's own handler."""
+    from ..runtime.distributed import is_main_process
+    from ..runtime.errors import InputError
+
+    try:
+        return _train(args)
+    except InputError as error:
+        if is_main_process():
+            print(f"train: {error}", file=sys.stderr)
+        return 2
+
+
+def _train(args: argparse.Namespace) -> int:
     from ..config import is_set_by_user, load_detection_config
     from ..data.catalog import parse_dataset_flag
     from ..finetune.build import finetune
     from ..finetune.build_data import takes_class_count_from_data
-    from ..finetune.engines import choose_engine
     from ..runtime.distributed import is_main_process, start_processes, stop_processes
     from ..runtime.log import set_up_logging
 
-    choose_engine(args.engine)
     cfg = load_detection_config(args.config_file, args.overrides)
     own = [parse_dataset_flag(flag) for flag in args.dataset]
     said = is_set_by_user(args.config_file, args.overrides, "MODEL.ROI_HEADS.NUM_CLASSES")
@@ -66,7 +120,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         record = finetune(
             cfg,
-            task=Path(args.config_file).stem,
+            task=args.task or Path(args.config_file).stem,
+            engine=args.engine,
             config_file=args.config_file,
             resume=args.resume,
             eval_only=args.eval_only,
@@ -76,6 +131,7 @@ def run(args: argparse.Namespace) -> int:
             class_count_from_data=from_data,
             coco_style=args.coco_style,
             command=getattr(args, "command", None),
+            label_subset=args.label_subset,
             on_start=set_up_logging,
         )
         if is_main_process() and record is not None:

@@ -2,39 +2,71 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import logging
 from typing import Any
 
 from ..runtime.errors import InputError, did_you_mean
+from .engine import Engine
 
-ENGINES = ("torchvision",)
+logger = logging.getLogger(__name__)
+
+# Word of --engine -> module beside this one and the class in it; a module is imported only when its engine is asked for.
+ENGINES = {
+    "detectron2": ("detectron2_engine.build_run", "Detectron2Engine"),
+    "torchvision": ("torchvision_engine.build_run", "TorchvisionEngine"),
+}
+
+DETECTRON2_TRIED = "0.6 at commit 02b5c4e2, with torch 2.11.0"
+DETECTRON2_GUIDE = "https://detectron2.readthedocs.io/en/latest/tutorials/install.html"
 
 
 def choose_engine(name: str) -> str:
     """Return the engine for a ``--engine`` word.
 
     Args:
-        name: ``auto`` or one of :data:`ENGINES`.
+        name: ``auto``, which is Detectron2 where it is installed and the embedded engine elsewhere, or a key of :data:`ENGINES`.
 
     Raises:
-        InputError: If the word is unknown, or the engine is not part of this version.
+        InputError: If the word is unknown, or the engine that it names cannot be used here.
     """
     if name == "auto":
-        return "torchvision"
-    if name == "detectron2":
-        installed = importlib.util.find_spec("detectron2") is not None
-        raise InputError(
-            f"Engine 'detectron2' is not part of this version yet (Detectron2 is {'' if installed else 'not '}installed). Use --engine torchvision, "
-            f"or give the same config and weights to Detectron2's own train_net.py."
-        )
+        return "detectron2" if detectron2_problem() is None else "torchvision"
     if name not in ENGINES:
         raise InputError(f"Unknown engine {name!r}.{did_you_mean(name, ENGINES)} Expected one of: auto, {', '.join(ENGINES)}.")
+    problem = detectron2_problem() if name == "detectron2" else None
+    if problem is not None:
+        raise InputError(
+            f"Engine 'detectron2' is not installed: {problem}. Install it as {DETECTRON2_GUIDE} says (tested: {DETECTRON2_TRIED}), "
+            f"or use --engine torchvision, which takes the same config and weights."
+        )
     return name
+
+
+def detectron2_problem() -> str | None:
+    """Return why Detectron2 cannot be used here, None where it can."""
+    try:
+        importlib.import_module(f".{ENGINES['detectron2'][0]}", __package__)
+    except ImportError as error:
+        # Not there, or built for another torch: then its C++ part does not load, which names a symbol and no module.
+        return str(error).splitlines()[0]
+    return None
+
+
+def engine_class(name: str) -> type[Engine]:
+    """Return what makes an engine of a run.
+
+    Raises:
+        InputError: As :func:`choose_engine`.
+    """
+    module, cls = ENGINES[choose_engine(name)]
+    return getattr(importlib.import_module(f".{module}", __package__), cls)
 
 
 def build_model(cfg: Any, engine: str) -> Any:
     """Build the detector on an engine; see ``moco_transfer.finetune.build_model``."""
-    choose_engine(engine)
-    from .torchvision_engine.build import build_model as build
-
+    if choose_engine(engine) == "detectron2":
+        from .detectron2_engine.build import build_model as build
+    else:
+        from .torchvision_engine.build import build_model as build
     return build(cfg)

@@ -11,6 +11,7 @@ from fvcore.common.config import CfgNode
 
 from ..runtime.environment import git_commit, package_versions
 from ..runtime.files import atomic_write_text
+from .handover import SUPERVISED
 
 SCHEMA = 1
 
@@ -57,3 +58,11 @@ def write_results(output_dir: str | Path, record: dict[str, Any]) -> Path:
     path = Path(output_dir) / "results.json"
     atomic_write_text(path, json.dumps(record, indent=2) + "\n")
     return path
+
+
+def init_name(weights: dict[str, Any]) -> str:
+    """Return a row's name from what results.json says of the weights: the stamp's mechanism, the kind, else the file's name."""
+    if not weights["path"]:
+        return "random"
+    mechanism = (weights["stamp"] or {}).get("mechanism")
+    return mechanism or (SUPERVISED if weights.get("kind") == SUPERVISED else Path(weights["path"]).stem)

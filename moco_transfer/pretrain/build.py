@@ -66,7 +66,7 @@ def pretrain(cfg: CfgNode, *, resume: bool = False, init_from: str | None = None
             f"MECHANISM memory_bank keeps a feature of each picture by its number, which a stream of shards ({cfg.DATA.ROOT}) does not have. "
             f"Unpack the shards into a folder, or use MECHANISM moco."
         )
-    monitor = _monitor(cfg)
+    monitor = _monitor(cfg, folder)
     checkpoints = CheckpointFolder(cfg.OUTPUT_DIR, keep=cfg.TRAIN.KEEP_CHECKPOINTS)
     last = checkpoints.last() if resume else None
     state = load_checkpoint(last) if last else None
@@ -232,11 +232,12 @@ def _evaluation_view(cfg: CfgNode) -> EvaluationView:
     return EvaluationView(data.IMAGE_SIZE, data.TEST_RESIZE or protocol_resize(data.IMAGE_SIZE), tuple(data.PIXEL_MEAN), tuple(data.PIXEL_STD))
 
 
-def _monitor(cfg: CfgNode) -> KnnMonitor | None:
+def _monitor(cfg: CfgNode, folder: Pictures | ShardSet) -> KnnMonitor | None:
     if not cfg.KNN.TEST:
         return None
-    if cfg.DATA.LIST_FILE and not cfg.KNN.TRAIN:
-        raise InputError("KNN.TRAIN must be given where DATA.LIST_FILE is: class folders, a list file with labels, or CIFAR-10.")
+    if (cfg.DATA.LIST_FILE or isinstance(folder, ShardSet)) and not cfg.KNN.TRAIN:
+        source = "DATA.LIST_FILE is" if cfg.DATA.LIST_FILE else "DATA.ROOT names shards"
+        raise InputError(f"KNN.TRAIN must be given where {source}: class folders, a list file with labels, or CIFAR-10.")
     sets = find_labelled(cfg.KNN.TRAIN or cfg.DATA.ROOT, cfg.KNN.TEST)
     train, test = (LabelledBatches(pictures, _evaluation_view(cfg), num_workers=cfg.DATA.NUM_WORKERS) for pictures in sets)
     features = cfg.KNN.FEATURES

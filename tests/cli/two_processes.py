@@ -20,7 +20,9 @@ def digest(state: dict[str, torch.Tensor]) -> str:
 
 
 def main(kind: str, config: str, overrides: list[str]) -> None:
-    """Run ``kind`` ("pretrain" or "train") with a config and compare the processes."""
+    """Run ``kind`` ("pretrain", "train", or "train=ENGINE") with a config and compare the processes."""
+    kind, _, engine = kind.partition("=")
+    engine = engine or "torchvision"
     torch.set_num_threads(1)
     if kind == "pretrain":
         from moco_transfer.pretrain.build import pretrain
@@ -32,10 +34,10 @@ def main(kind: str, config: str, overrides: list[str]) -> None:
 
         parse_dataset_flag(overrides.pop(0))
         built = []
-        original = build.build_model
-        build.build_model = lambda cfg: built.append(original(cfg)) or built[-1]
-        build.finetune(load_detection_config(config, overrides), task="test")
-        state = built[0].state_dict()
+        original = build._build_run
+        build._build_run = lambda *args: built.append(original(*args)) or built[-1]
+        build.finetune(load_detection_config(config, overrides), task="test", engine=engine)
+        state = built[0].model.state_dict()
     digests = [None, None]
     dist.all_gather_object(digests, digest(state))
     if digests[0] != digests[1]:

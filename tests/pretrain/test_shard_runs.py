@@ -109,6 +109,7 @@ def test_bad_shards__one_sentence_and_no_run_folder(shards, tmp_path, capsys):
     assert "32 pictures, less than one batch of 40" in refused(DATA__BATCH_SIZE_TOTAL=40)
     assert "MECHANISM supervised needs pictures of at least two classes, found 0" in refused(MECHANISM="supervised")
     assert "Set DATA.NUM_IMAGES" in refused(DATA__ROOT="https://example.org/{0..3}.tar")
+    assert "KNN.TRAIN must be given where DATA.ROOT names shards" in refused(KNN__TEST=shards)
     assert not (tmp_path / "run").exists()
     message = refused(DATA__NUM_WORKERS=2, DATA__MAX_UNREADABLE=0.01)
     assert "2 of 32 pictures cannot be read" in message or "1 of 32 pictures cannot be read" in message

@@ -11,14 +11,24 @@ Source:
 
 from __future__ import annotations
 
-from collections import Counter
-
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moco_transfer.finetune.sync_norm import SyncBatchNorm2d, at_least_float32, describe_norm, num_ranks
 from moco_transfer.runtime.errors import InputError
+
+__all__ = [
+    "NORM_NAMES",
+    "FrozenBatchNorm2d",
+    "NaiveSyncBatchNorm2d",
+    "SyncBatchNorm2d",
+    "describe_norm",
+    "fixed_affine",
+    "freeze",
+    "get_norm",
+]
 
 NORM_NAMES = ("", "BN", "SyncBN", "naiveSyncBN", "FrozenBN", "GN")
 _GN_GROUPS = 32
@@ -121,84 +131,6 @@ def freeze(module: nn.Module) -> nn.Module:
     return module
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-class SyncBatchNorm2d(nn.BatchNorm2d):
-    """BN over the images of all ranks, weighted by their number of positions.
-
-    On CUDA this computes what ``torch.nn.SyncBatchNorm`` computes, with its code; on CPU processes the same statistics travel
-    over gloo; in one process it is plain BN. Collective in training when the world has more than one rank.
-
-    Not a subclass of ``torch.nn.SyncBatchNorm``: DistributedDataParallel refuses to wrap one on the CPU, whatever it does there.
-    """
-
-    process_group = None  # all ranks; read by torch's forward, as is the check below
-    _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x (N, C, H, W), normalised."""
-        if not self.training or _world_size() == 1:
-            return super().forward(x)
-        if x.is_cuda:
-            return nn.SyncBatchNorm.forward(self, x)
-        y, mean, var, count = _CrossRankNorm.apply(x, self.weight, self.bias, self.eps)
-        with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean, self.momentum)
-            # Normalisation uses the biased variance, the running average the unbiased one: torch's convention for BN.
-            self.running_var.lerp_(var * (count / (count - 1).clamp(min=1)), self.momentum)
-        return y
-
-
-class _CrossRankNorm(torch.autograd.Function):
-    """Normalise with the statistics of all ranks; one collective forward, one backward.
-
-    With x_hat = (x - mean) / std over all S positions of all ranks, d loss / d x is
-    weight / std * (dy - avg(dy) - x_hat * avg(dy * x_hat)), and both averages run over all ranks.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return y like x, and the global mean (C,), biased variance (C,) and count () as float32."""
-        channels = x.shape[1]
-        var, mean = torch.var_mean(_at_least_float32(x), dim=(0, 2, 3), correction=0)
-        positions = mean.new_full((1,), x.numel() / channels)
-        own = torch.cat([mean, var, positions])
-        ranks = [torch.empty_like(own) for _ in range(_world_size())]
-        dist.all_gather(ranks, own)
-        means, variances, counts = torch.stack(ranks).split([channels, channels, 1], dim=1)
-        count = counts.sum()
-        share = counts / count
-        mean = (means * share).sum(dim=0)
-        # Spread inside the ranks plus spread between their means: exact, and free of the cancellation of E[x^2] - E[x]^2.
-        var = ((variances + (means - mean).square()) * share).sum(dim=0)
-        y = F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
-        ctx.save_for_backward(x, weight, mean, torch.rsqrt(var + eps), count)
-        ctx.mark_non_differentiable(mean, var, count)
-        return y, mean, var, count
-
-    @staticmethod
-    def backward(ctx, grad_y: Tensor, *_unused: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        """Return the gradients of x (over all ranks), and of weight and bias (this rank's share)."""
-        x, weight, mean, inv_std, count = ctx.saved_tensors
-        view = (1, -1, 1, 1)
-        x_hat = (_at_least_float32(x) - mean.view(view)) * inv_std.view(view)
-        grad = _at_least_float32(grad_y)
-        grad_bias = grad.sum(dim=(0, 2, 3))
-        grad_weight = (grad * x_hat).sum(dim=(0, 2, 3))
-        sums = torch.cat([grad_bias, grad_weight])
-        dist.all_reduce(sums)
-        avg, avg_x_hat = (sums / count).split(weight.numel())
-        grad_x = (grad - avg.view(view) - x_hat * avg_x_hat.view(view)) * (weight * inv_std).view(view)
-        return grad_x.to(x.dtype), grad_weight, grad_bias, None
-
-
 class _AllReduceSum(torch.autograd.Function):
     """Sum over ranks whose gradient is the sum over ranks."""
 
@@ -227,10 +159,10 @@ class NaiveSyncBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x (N, C, H, W), normalised."""
-        world_size = _world_size()
+        world_size = num_ranks()
         if world_size == 1 or not self.training:
             return super().forward(x)
-        wide = _at_least_float32(x)
+        wide = at_least_float32(x)
         moments = torch.cat([wide.mean(dim=(0, 2, 3)), wide.square().mean(dim=(0, 2, 3))])
         mean, second = (_AllReduceSum.apply(moments) / world_size).chunk(2)
         var = second - mean.square()
@@ -240,31 +172,3 @@ class NaiveSyncBatchNorm2d(nn.BatchNorm2d):
         scale = self.weight * torch.rsqrt(var + self.eps)
         shift = self.bias - mean * scale
         return (wide * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)).to(x.dtype)
-
-
-def describe_norm(model: nn.Module) -> str:
-    """Say in words which normalisation a model really uses here, for results.json.
-
-    Args:
-        model: Any module; its device and the running process group decide how a synchronised layer works.
-
-    Returns:
-        For example ``"BN (SyncBN in one process) x 61"`` or ``"SyncBN over 8 ranks (nccl) x 53 + FrozenBN x 10"``; ``"none"``
-        without norms.
-    """
-    world_size = _world_size()
-    counts: Counter[str] = Counter()
-    for module in model.modules():
-        if isinstance(module, (SyncBatchNorm2d, NaiveSyncBatchNorm2d, nn.SyncBatchNorm)):
-            name = "naiveSyncBN" if isinstance(module, NaiveSyncBatchNorm2d) else "SyncBN"
-            if world_size == 1:
-                counts[f"BN ({name} in one process)"] += 1
-            else:
-                counts[f"{name} over {world_size} ranks ({dist.get_backend()})"] += 1
-        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-            counts["BN" if world_size == 1 else f"BN per rank (not synchronised, {world_size} ranks)"] += 1
-        elif isinstance(module, FrozenBatchNorm2d):
-            counts["FrozenBN"] += 1
-        elif isinstance(module, nn.GroupNorm):
-            counts["GN"] += 1
-    return " + ".join(f"{name} x {n}" for name, n in counts.items()) or "none"

@@ -16,6 +16,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
+from moco_transfer.finetune.precise_bn import recompute_bn_statistics
 from moco_transfer.finetune.torchvision_engine.conv_norm import ConvNorm
 from moco_transfer.finetune.torchvision_engine.norm import (
     FrozenBatchNorm2d,
@@ -25,7 +26,6 @@ from moco_transfer.finetune.torchvision_engine.norm import (
     freeze,
     get_norm,
 )
-from moco_transfer.finetune.torchvision_engine.precise_bn import recompute_bn_statistics
 from moco_transfer.runtime.errors import InputError
 
 
@@ -197,7 +197,7 @@ def _train_steps(rank: int, world_size: int, num_steps: int) -> dict:
     """The run's own step on a small detector: four pictures in one batch, or two on each rank in DistributedDataParallel."""
     from detector_cases import draw_pictures, draw_weights, make_config
 
-    from moco_transfer.finetune.torchvision_engine import trainer
+    from moco_transfer.finetune import trainer
     from moco_transfer.finetune.torchvision_engine.build import build_model, build_optimizer
 
     cfg = make_config(
@@ -219,13 +219,11 @@ def _train_steps(rank: int, world_size: int, num_steps: int) -> dict:
         wrapped=model if world_size == 1 else nn.parallel.DistributedDataParallel(model, broadcast_buffers=False),
         optimizer=build_optimizer(cfg, model),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
-        lr_at=lambda iteration: cfg.SOLVER.BASE_LR,
         device=torch.device("cpu"),
         amp_dtype=None,
-        clip=None,
         max_iter=num_steps,
-        seed=0,
         header={},
+        begin_iteration=lambda iteration: None,
     )
     for _ in range(num_steps):
         trainer.step(run, records if world_size == 1 else records[2 * rank : 2 * rank + 2])
@@ -275,12 +273,12 @@ def test_precise_bn__every_rank_ends_with_the_mean_over_ranks(tmp_path):
 
 def test_sync_bn__cuda_takes_torchs_code_and_the_cpu_may_be_wrapped(monkeypatch):
     """On CUDA with several ranks torch's own forward runs; the class itself is none that DistributedDataParallel refuses on the CPU."""
-    from moco_transfer.finetune.torchvision_engine import norm as module
+    from moco_transfer.finetune import sync_norm as module
 
     assert not issubclass(SyncBatchNorm2d, nn.SyncBatchNorm)
     layer, asked = SyncBatchNorm2d(2), []
     monkeypatch.setattr(nn.SyncBatchNorm, "forward", lambda self, x: asked.append(self) or x)
-    monkeypatch.setattr(module, "_world_size", lambda: 2)
+    monkeypatch.setattr(module, "num_ranks", lambda: 2)
 
     class OnCuda:
         is_cuda = True

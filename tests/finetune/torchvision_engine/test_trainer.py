@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from moco_transfer.finetune.torchvision_engine import trainer
+from moco_transfer.finetune import trainer
 from moco_transfer.runtime.checkpoint import CheckpointFolder
 
 
@@ -34,13 +34,11 @@ def train(tmp_path, values: list, *, checkpoint_period: int = 100) -> None:
         wrapped=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.0),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
-        lr_at=lambda iteration: 0.0,
         device=torch.device("cpu"),
         amp_dtype=None,
-        clip=None,
         max_iter=len(values),
-        seed=0,
         header={},
+        begin_iteration=lambda iteration: None,
     )
     trainer.train(
         run,

@@ -14,7 +14,7 @@ import torch
 from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 from torch import nn
 
-from moco_transfer.runtime.distributed import average_bn_statistics
+from ..runtime.distributed import average_bn_statistics
 
 
 def recompute_bn_statistics(model: nn.Module, batches: Iterable[list[dict]], *, num_iterations: int) -> bool:

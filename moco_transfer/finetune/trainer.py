@@ -1,4 +1,4 @@
-"""The fine-tuning loop and the evaluation pass, two visible functions.
+"""The fine-tuning loop and the evaluation pass, two visible functions that both engines run through.
 
 Distributed:
     Both are collective.
@@ -10,19 +10,17 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from moco_transfer.finetune.torchvision_engine.solver import clip_gradients, set_lr
-from moco_transfer.runtime.checkpoint import CheckpointFolder
-from moco_transfer.runtime.distributed import average_bn_statistics, is_main_process, mean_over_processes
-from moco_transfer.runtime.metrics import MetricsFile
-from moco_transfer.runtime.run_folder import StopRequest
-from moco_transfer.runtime.seed import seed_everything
+from ..runtime.checkpoint import CheckpointFolder
+from ..runtime.distributed import average_bn_statistics, is_main_process, mean_over_processes
+from ..runtime.metrics import MetricsFile
+from ..runtime.run_folder import StopRequest
 
 logger = logging.getLogger(__name__)
 
@@ -32,20 +30,21 @@ CHECKPOINT_FORMAT = "moco_transfer.finetune/1"
 
 @dataclass
 class FineTuning:
-    """Everything a run consists of; ``build.py`` of the step makes it from a config.
+    """Everything a run consists of; the engine makes its parts from a config.
 
     Attributes:
         model: The detector on ``device``.
         wrapped: The same in DistributedDataParallel, or the model itself in one process.
-        optimizer: Its learning rate is set in each iteration.
+        optimizer: Its learning rate is set by ``begin_iteration``.
         scaler: Loss scaling for fp16 on CUDA, disabled otherwise.
-        lr_at: Iteration -> learning rate.
         device: Where the model is.
         amp_dtype: Autocast type, None for fp32.
-        clip: Keyword arguments of ``clip_gradients``, None for no clipping.
         max_iter: Length of the run.
-        seed: The run's seed.
         header: What every checkpoint says about itself.
+        begin_iteration: Called with the iterations finished before each one, after its pictures are there: sets the learning rate, and
+            the random generators where the engine wants them set.
+        clip: Limits the gradients in place, None for no clipping.
+        engine_state: Returns what a checkpoint of this engine holds beside the rest. Collective.
         iteration: Iterations finished.
         last_losses: Means of the last log period.
     """
@@ -54,24 +53,25 @@ class FineTuning:
     wrapped: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    lr_at: Callable[[int], float]
     device: torch.device
     amp_dtype: torch.dtype | None
-    clip: dict[str, Any] | None
     max_iter: int
-    seed: int
     header: dict[str, Any]
+    begin_iteration: Callable[[int], None]
+    clip: Callable[[], None] | None = None
+    engine_state: Callable[[], dict[str, Any]] = field(default=dict)
     iteration: int = 0
     last_losses: dict[str, float] | None = None
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds; ``model`` has Detectron2's keys, so its own loader takes the file."""
+        """Return what a checkpoint holds; ``model`` has Detectron2's keys, so its own loader takes the file. Collective."""
         return self.header | {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "iteration": self.iteration,
             "last_losses": self.last_losses,
+            **self.engine_state(),
         }
 
 
@@ -114,9 +114,7 @@ def train(
             waited_since = time.perf_counter()
             batch = next(batch_iterator)
             meter.waited_sec += time.perf_counter() - waited_since
-            # Sampling of anchors and RoIs draws from torch's generator; a resumed run must find it here.
-            seed_everything(run.seed, "iteration", run.iteration, "rank", torch.distributed.get_rank() if run.wrapped is not run.model else 0)
-            set_lr(run.optimizer, run.lr_at(run.iteration))
+            run.begin_iteration(run.iteration)
             run.iteration += 1
             try:
                 losses = step(run, batch)
@@ -156,7 +154,7 @@ def step(run: FineTuning, batch: list[dict]) -> dict[str, Tensor]:
     run.scaler.scale(sum(losses.values())).backward()
     if run.clip is not None:
         run.scaler.unscale_(run.optimizer)
-        clip_gradients((p for group in run.optimizer.param_groups for p in group["params"]), **run.clip)
+        run.clip()
     run.scaler.step(run.optimizer)
     run.scaler.update()
     return {name: loss.detach() for name, loss in losses.items()}
@@ -165,8 +163,9 @@ def step(run: FineTuning, batch: list[dict]) -> dict[str, Tensor]:
 def save(run: FineTuning, checkpoints: CheckpointFolder) -> None:
     """Average the BN statistics over the processes and write a checkpoint on rank 0. Collective."""
     average_bn_statistics(run.model)
+    state = run.state()
     if is_main_process():
-        path = checkpoints.save(run.state(), f"{run.iteration:07d}")
+        path = checkpoints.save(state, f"{run.iteration:07d}")
         logger.info("saved %s", path)
 
 
@@ -175,6 +174,7 @@ def evaluate(
     model: nn.Module,
     batches: Iterable[list[dict]],
     *,
+    detect: Callable[[list[dict]], list[dict[str, Tensor]]],
     evaluator: Any,
     amp_dtype: torch.dtype | None,
     device: torch.device,
@@ -185,7 +185,8 @@ def evaluate(
 
     Args:
         model: The detector; left in evaluation mode.
-        batches: From ``data.detection_loader.test_loader``.
+        batches: This process's share of the test set.
+        detect: The model's detections in the evaluators' terms: ``boxes``, ``scores``, ``classes``[, ``masks``, ``keypoints``].
         evaluator: ``process(batch, outputs)`` and ``evaluate()``.
         amp_dtype: Autocast type, None for fp32.
         device: Where the model is.
@@ -199,7 +200,7 @@ def evaluate(
     evaluator.reset()
     for batch in tqdm(batches, desc=description, total=total, unit="batch", disable=None if is_main_process() else True):
         with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
-            outputs = model(batch)
+            outputs = detect(batch)
         evaluator.process(batch, outputs)
     return evaluator.evaluate()
 

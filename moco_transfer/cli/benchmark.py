@@ -1,0 +1,196 @@
+"""Fine-tune a matrix of runs, task x initialisation x seed, and make its table.
+
+Shows the matrix first, with the hours it will take; reads all configs, data and weights before the first run; runs what is missing, goes
+on with what was interrupted, leaves what is complete, goes on past a run that fails and names it at the end. The same command, or
+`benchmark --output FOLDER` alone, goes on after an interruption. Each run has a folder of its own: OUTPUT/TASK/INIT/seedN.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from pathlib import Path
+
+_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")  # of a config: SEED, SOLVER.MAX_ITER
+
+EPILOG = """examples:
+  the paper's comparison on VOC and COCO, five seeds each, one run per GPU at a time:
+    moco-transfer benchmark --tasks pascal_voc_R_50_C4_24k coco_R_50_FPN_1x \\
+        --init random --init supervised=R50.pkl --init moco=moco.pkl --seeds 5 --output runs
+
+  each run on all eight GPUs, or through Slurm:
+    ... --launcher torchrun --nproc-per-node 8
+    ... --launcher slurm --slurm partition=gpu gpus_per_node=8 timeout_min=1440
+
+  what it would do, and every command, without doing it:
+    ... --dry-run
+
+  fewer labels: 1 % and 10 % of the labelled pictures, drawn once, kept in OUTPUT/subsets, the same for every row and seed:
+    ... --label-fraction 0.01 0.1 1
+
+  data of one's own, from a file that lists it all (tasks, inits, seeds, label_fractions, engine, datasets, overrides):
+    moco-transfer benchmark --matrix cells.yaml --output runs
+        tasks:
+          - {name: cells, config: own_R_18_FPN_small, overrides: {DATASETS.TRAIN: cells_train, DATASETS.TEST: cells_test},
+             datasets: ["cells_train=voc:BCCD:train:RBC,WBC,Platelets", "cells_test=voc:BCCD:test:RBC,WBC,Platelets"]}
+        inits: {random: "", supervised: supervised.pkl, moco: moco.pkl}
+        seeds: 3
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``benchmark``."""
+    what = parser.add_argument_group("what is run")
+    what.add_argument("--output", required=True, metavar="FOLDER", help="folder of all runs, of matrix.yaml and of the table")
+    what.add_argument("--matrix", metavar="FILE", help="YAML file with the whole matrix, instead of the options of this group")
+    what.add_argument("--tasks", nargs="+", default=[], metavar="CONFIG", help="detection configs: files, or names of the package's")
+    what.add_argument("--init", action="append", default=[], metavar="NAME=FILE", help="a row: random, or NAME=FILE; may be repeated")
+    what.add_argument("--seeds", type=int, metavar="N", help="runs per row, with seeds 0 to N-1 (default: 1)")
+    what.add_argument("--label-fraction", nargs="+", default=[], metavar="F", help="shares of the labelled pictures (default: 1)")
+    what.add_argument("--engine", metavar="auto|torchvision|detectron2", help="which engine runs (default: auto)")
+    what.add_argument("--dataset", action="append", default=[], metavar="NAME=...", help="data set of your own, as of `train`; may be repeated")
+    what.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to change in every run")
+    how = parser.add_argument_group("how it is run")
+    launchers = ("local", "torchrun", "slurm")
+    how.add_argument("--launcher", choices=launchers, default="local", help="one process a run, torchrun, or Slurm (default: local)")
+    how.add_argument("--jobs", type=int, metavar="N", help="local: runs side by side (default: one per GPU, or one)")
+    how.add_argument("--nproc-per-node", type=int, metavar="N", help="torchrun: processes of a run (default: one per GPU)")
+    how.add_argument("--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="slurm: partition, account, gpus_per_node, timeout_min, mem_gb, ...")
+    how.add_argument("--no-timing", action="store_true", help="do not time a few iterations first to estimate the hours")
+    how.add_argument("--dry-run", action="store_true", help="show the matrix and every command; run nothing")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the matrix; returns 0, or 1 when a run failed, 143 on SIGTERM."""
+    from ..benchmark.build import cells_of, prepare, save_matrix
+    from ..benchmark.launch import output_lock, train_command
+    from ..benchmark.overview import overview
+    from ..benchmark.run import Stopped, run_cells
+    from ..benchmark.state import COMPLETE, state_of
+
+    _return_overrides(args)
+    matrix = _matrix(args)
+    num_processes, jobs, num_gpus = _processes(args)
+    prepared = prepare(matrix, world_size=num_processes)
+    lanes = 1 if args.launcher == "torchrun" else jobs
+    print(overview(matrix, prepared, num_processes=num_processes, lanes=lanes, launcher=args.launcher, timing=not args.no_timing), flush=True)
+
+    def command(cell) -> list[str]:
+        return train_command(matrix.arguments(cell), num_processes=num_processes)
+
+    todo = [(cell, iterations) for cell, iterations in cells_of(matrix, prepared) if state_of(cell).name != COMPLETE]
+    if args.dry_run:
+        print("\n".join(shlex.join(command(cell)) for cell, _ in todo))
+        return 0
+    with output_lock(matrix.output) as lock:
+        todo = [(cell, iterations) for cell, iterations in todo if state_of(cell).name != COMPLETE]
+        save_matrix(matrix)
+        launcher = _launcher(args, matrix.output, lanes, num_gpus, lock)
+        try:
+            failures = run_cells(todo, launcher, command, on_finished=_say_finished) if todo else []
+        except (Stopped, KeyboardInterrupt) as stop:
+            print(f"Stopped; every run has saved. Go on with: moco-transfer benchmark --output {matrix.output}", flush=True)
+            return 143 if isinstance(stop, Stopped) else 130
+    return _finish(matrix, failures)
+
+
+def _return_overrides(args: argparse.Namespace) -> None:
+    """Give KEY VALUE words back that an option of several words took with it: ``--label-fraction 0.1 SOLVER.MAX_ITER 9000``."""
+    for name in ("tasks", "label_fraction", "slurm"):
+        values = getattr(args, name)
+        start = next((i for i, word in enumerate(values) if _KEY.fullmatch(word)), len(values))
+        args.overrides = [*values[start:], *args.overrides]
+        setattr(args, name, values[:start])
+
+
+def _fraction(word: str) -> float:
+    from ..runtime.errors import InputError
+
+    try:
+        return float(word)
+    except ValueError as error:
+        raise InputError(f"--label-fraction {word!r}: expected numbers in (0, 1], such as 0.01 0.1.") from error
+
+
+def _matrix(args: argparse.Namespace):
+    from ..benchmark.matrix import build_matrix, parse_init, parse_task, read_matrix
+    from ..runtime.errors import InputError
+
+    saved = Path(args.output) / "matrix.yaml"
+    options = ("tasks", "init", "seeds", "label_fraction", "engine", "dataset", "overrides")
+    named = [f"--{name.replace('_', '-')}" for name in options if getattr(args, name)]
+    if args.matrix and named:
+        raise InputError(f"--matrix {args.matrix} holds the whole matrix; leave out {', '.join(named)}, or write it into that file.")
+    if args.matrix:
+        return read_matrix(args.matrix, args.output)
+    if not named and saved.exists():
+        return read_matrix(saved, args.output)
+    return build_matrix(
+        args.output,
+        tasks=[parse_task(task) for task in args.tasks],
+        inits=[parse_init(text) for text in args.init],
+        seeds=1 if args.seeds is None else args.seeds,
+        label_fractions=[_fraction(word) for word in args.label_fraction],
+        engine=args.engine or "auto",
+        datasets=args.dataset,
+        overrides=args.overrides,
+    )
+
+
+def _processes(args: argparse.Namespace) -> tuple[int, int, int]:
+    """Return the processes of a run, the runs side by side, and the GPUs that they take turns on."""
+    import torch
+
+    from ..runtime.errors import InputError
+
+    for name in ("jobs", "nproc_per_node"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {getattr(args, name)}, expected at least 1.")
+    gpus = torch.cuda.device_count()
+    if args.launcher == "torchrun":
+        return args.nproc_per_node or max(1, gpus), 1, 0
+    if args.launcher == "slurm":
+        return int(_slurm(args).get("gpus_per_node", 1)), 1, 0
+    return 1, args.jobs or max(1, gpus), gpus if (args.jobs or gpus) > 1 else 0
+
+
+def _slurm(args: argparse.Namespace) -> dict[str, str]:
+    from ..runtime.errors import InputError
+
+    for word in args.slurm:
+        if "=" not in word:
+            raise InputError(f"--slurm {word!r}: expected KEY=VALUE, such as partition=gpu.")
+    return dict(word.split("=", 1) for word in args.slurm)
+
+
+def _launcher(args: argparse.Namespace, output: Path, lanes: int, num_gpus: int, lock: int):
+    from ..benchmark.launch import LocalLauncher, SlurmLauncher
+
+    if args.launcher == "slurm":
+        return SlurmLauncher(output / "slurm", _slurm(args))
+    return LocalLauncher(lanes=lanes, num_gpus=num_gpus, lock=lock)
+
+
+def _say_finished(cell) -> None:
+    from tqdm import tqdm
+
+    from ..report import read_run
+
+    record = read_run(cell.folder / "results.json")[0]
+    numbers = ", ".join(f"{kind} AP {group['AP']:.1f}" for kind, group in record.metrics.items() if "AP" in group)
+    tqdm.write(f"{cell.folder}: {numbers} in {(record.wall_sec or 0) / 60:.1f} min")
+
+
+def _finish(matrix, failures: list) -> int:
+    from .main import run_verb
+
+    table = matrix.output / "table.md"
+    if any(matrix.output.rglob("results.json")):
+        run_verb("report", [str(matrix.output), "--output", str(table)], program="moco-transfer report")
+        print(f"\n{table.read_text(encoding='utf-8')}\nwrote {table}; more: moco-transfer report {matrix.output} --help")
+    for failure in failures:
+        print(f"FAILED {failure}")
+    if failures:
+        print(f"{len(failures)} run(s) failed; mend the cause and go on with: moco-transfer benchmark --output {matrix.output}")
+    return 1 if failures else 0

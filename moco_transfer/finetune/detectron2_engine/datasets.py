@@ -1,0 +1,99 @@
+"""Our data sets in Detectron2's catalogues, and its evaluators for them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDetectionEvaluator
+from detectron2.structures import BoxMode
+
+from moco_transfer.data.catalog import DetectionDataset, dataset_names, get_dataset
+from moco_transfer.runtime.errors import InputError
+
+_EVALUATOR_TYPES = {"voc": "pascal_voc", "coco": "coco"}  # Detectron2's words
+
+
+def add_datasets(names: Iterable[str] | None = None) -> None:
+    """Make data sets of ``moco_transfer.data``'s catalogue known to Detectron2, with all the metadata that it wants.
+
+    Args:
+        names: By default all. A name that Detectron2 knows already, its own built-in ones among them, stays as it is there.
+
+    Raises:
+        UnknownKeyError: If our catalogue lacks a name.
+        InputError: If Detectron2 knows a name and reads it from another place.
+    """
+    for name in dataset_names() if names is None else names:
+        dataset = get_dataset(name)
+        if name in DatasetCatalog:
+            _check_same_place(dataset)
+        else:
+            # Both are asked for by name when they are needed, not now: the files may not be here at all.
+            DatasetCatalog.register(name, lambda name=name: _records(get_dataset(name)))
+            _describe(dataset)
+
+
+def build_evaluator(cfg: object, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
+    """Return Detectron2's own evaluator for a data set, by the ``evaluator_type`` of its metadata and never by its name.
+
+    Args:
+        cfg: OUTPUT_DIR is used.
+        dataset_name: A name in Detectron2's catalogue.
+        output_folder: Where COCO's evaluator writes; OUTPUT_DIR/inference by default.
+
+    Raises:
+        InputError: If the metadata name no evaluator that is known here.
+    """
+    kind = getattr(MetadataCatalog.get(dataset_name), "evaluator_type", None)
+    if kind == "coco":
+        return COCOEvaluator(dataset_name, output_dir=output_folder or os.path.join(cfg.OUTPUT_DIR, "inference"))
+    if kind == "pascal_voc":
+        return PascalVOCDetectionEvaluator(dataset_name)
+    raise InputError(f"Data set {dataset_name!r} has evaluator_type {kind!r} in its metadata, expected 'coco' or 'pascal_voc'.")
+
+
+def _records(dataset: DetectionDataset) -> list[dict]:
+    """Return Detectron2's "dataset dicts": ours, and what kind of box theirs are."""
+    return [
+        record | {"annotations": [annotation | {"bbox_mode": BoxMode.XYXY_ABS} for annotation in record["annotations"]]} for record in dataset.records
+    ]
+
+
+def _describe(dataset: DetectionDataset) -> None:
+    source, metadata = dataset.source, MetadataCatalog.get(dataset.name)
+    metadata.set(evaluator_type=_EVALUATOR_TYPES[dataset.evaluator])
+    if dataset.kind == "voc":
+        metadata.set(thing_classes=list(source.class_names), dirname=source.root, split=source.split, year=source.year)
+        return
+    metadata.set(json_file=source.json_file, image_root=source.image_root)
+    if os.path.exists(source.json_file):
+        describe_classes(dataset)
+
+
+def describe_classes(dataset: DetectionDataset) -> None:
+    """Set the metadata that stand in a COCO file itself; it is read."""
+    metadata = MetadataCatalog.get(dataset.name)
+    if dataset.kind == "voc" or "thing_classes" in metadata.as_dict():
+        return
+    metadata.set(
+        thing_classes=list(dataset.class_names),
+        thing_dataset_id_to_contiguous_id={category: index for index, category in enumerate(dataset.category_ids)},
+    )
+    if dataset.keypoint_names:
+        names = dataset.keypoint_names
+        pairs = [(names[i], names[j]) for i, j in enumerate(dataset.keypoint_mirror) if i < j]
+        metadata.set(keypoint_names=list(names), keypoint_flip_map=pairs)
+
+
+def _check_same_place(dataset: DetectionDataset) -> None:
+    """Refuse a name that would mean one data set here and another in Detectron2, which fixed its folders when it was imported."""
+    metadata = MetadataCatalog.get(dataset.name).as_dict()
+    theirs = metadata.get("dirname") if dataset.kind == "voc" else metadata.get("json_file")
+    ours = dataset.source.root if dataset.kind == "voc" else dataset.source.json_file
+    if theirs is not None and os.path.realpath(theirs) != os.path.realpath(ours):
+        raise InputError(
+            f"Data set {dataset.name!r} is {theirs} in Detectron2's catalogue and {ours} in this one's. "
+            f"Set DETECTRON2_DATASETS before Detectron2 is imported, or choose another name."
+        )

@@ -1,0 +1,148 @@
+"""Normalisation over all ranks, for both engines, and which normalisation a run really used.
+
+Shapes in this module:
+    N: images on this rank    C: channels    H, W: height and width    S: N * H * W, the number of positions of a channel
+Distributed:
+    Forward and backward of a synchronised layer in training are collective: every rank calls them equally often.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# By their names, so that this module needs neither engine; Detectron2's and the embedded one's.
+_NAIVE = ("NaiveSyncBatchNorm", "NaiveSyncBatchNorm2d")
+_FROZEN = ("FrozenBatchNorm2d",)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return x, half types as float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def num_ranks() -> int:
+    """Return the number of ranks that a synchronised layer works over, 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """BN over the images of all ranks, weighted by their number of positions.
+
+    On CUDA this computes what ``torch.nn.SyncBatchNorm`` computes, with its code; on CPU processes the same statistics travel
+    over gloo; in one process it is plain BN. Collective in training when the world has more than one rank.
+
+    Not a subclass of ``torch.nn.SyncBatchNorm``: DistributedDataParallel refuses to wrap one on the CPU, whatever it does there.
+    """
+
+    process_group = None  # all ranks; read by torch's forward, as is the check below
+    _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x (N, C, H, W), normalised."""
+        if not self.training or num_ranks() == 1:
+            return super().forward(x)
+        if x.is_cuda:
+            return nn.SyncBatchNorm.forward(self, x)
+        y, mean, var, count = _CrossRankNorm.apply(x, self.weight, self.bias, self.eps)
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            # Normalisation uses the biased variance, the running average the unbiased one: torch's convention for BN.
+            self.running_var.lerp_(var * (count / (count - 1).clamp(min=1)), self.momentum)
+        return y
+
+
+class _CrossRankNorm(torch.autograd.Function):
+    """Normalise with the statistics of all ranks; one collective forward, one backward.
+
+    With x_hat = (x - mean) / std over all S positions of all ranks, d loss / d x is
+    weight / std * (dy - avg(dy) - x_hat * avg(dy * x_hat)), and both averages run over all ranks.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return y like x, and the global mean (C,), biased variance (C,) and count () as float32."""
+        channels = x.shape[1]
+        var, mean = torch.var_mean(at_least_float32(x), dim=(0, 2, 3), correction=0)
+        positions = mean.new_full((1,), x.numel() / channels)
+        own = torch.cat([mean, var, positions])
+        ranks = [torch.empty_like(own) for _ in range(num_ranks())]
+        dist.all_gather(ranks, own)
+        means, variances, counts = torch.stack(ranks).split([channels, channels, 1], dim=1)
+        count = counts.sum()
+        share = counts / count
+        mean = (means * share).sum(dim=0)
+        # Spread inside the ranks plus spread between their means: exact, and free of the cancellation of E[x^2] - E[x]^2.
+        var = ((variances + (means - mean).square()) * share).sum(dim=0)
+        y = F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
+        ctx.save_for_backward(x, weight, mean, torch.rsqrt(var + eps), count)
+        ctx.mark_non_differentiable(mean, var, count)
+        return y, mean, var, count
+
+    @staticmethod
+    def backward(ctx, grad_y: Tensor, *_unused: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """Return the gradients of x (over all ranks), and of weight and bias (this rank's share)."""
+        x, weight, mean, inv_std, count = ctx.saved_tensors
+        view = (1, -1, 1, 1)
+        x_hat = (at_least_float32(x) - mean.view(view)) * inv_std.view(view)
+        grad = at_least_float32(grad_y)
+        grad_bias = grad.sum(dim=(0, 2, 3))
+        grad_weight = (grad * x_hat).sum(dim=(0, 2, 3))
+        sums = torch.cat([grad_bias, grad_weight])
+        dist.all_reduce(sums)
+        avg, avg_x_hat = (sums / count).split(weight.numel())
+        grad_x = (grad - avg.view(view) - x_hat * avg_x_hat.view(view)) * (weight * inv_std).view(view)
+        return grad_x.to(x.dtype), grad_weight, grad_bias, None
+
+
+def describe_norm(model: nn.Module) -> str:
+    """Say in words which normalisation a model really uses here, for results.json.
+
+    Args:
+        model: Any module; its device and the running process group decide how a synchronised layer works.
+
+    Returns:
+        For example ``"BN (SyncBN in one process) x 61"`` or ``"SyncBN over 8 ranks (nccl) x 53 + FrozenBN x 10"``; ``"none"``
+        without norms.
+    """
+    world_size = num_ranks()
+    counts: Counter[str] = Counter()
+    for module in model.modules():
+        kind = type(module).__name__
+        if isinstance(module, (SyncBatchNorm2d, nn.SyncBatchNorm)) or kind in _NAIVE:
+            name = "naiveSyncBN" if kind in _NAIVE else "SyncBN"
+            if world_size == 1:
+                counts[f"BN ({name} in one process)"] += 1
+            else:
+                counts[f"{name} over {world_size} ranks ({dist.get_backend()})"] += 1
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            counts["BN" if world_size == 1 else f"BN per rank (not synchronised, {world_size} ranks)"] += 1
+        elif kind in _FROZEN:
+            counts["FrozenBN"] += 1
+        elif isinstance(module, nn.GroupNorm):
+            counts["GN"] += 1
+    return " + ".join(f"{name} x {n}" for name, n in counts.items()) or "none"
+
+
+def sync_on_cpu(model: nn.Module) -> nn.Module:
+    """Replace every ``torch.nn.SyncBatchNorm``, which works on CUDA alone, by one that also works over CPU processes.
+
+    Args:
+        model: Changed in place; state-dict keys, values and the parameters themselves stay.
+
+    Returns:
+        The model, or the replacement where the model itself is such a layer.
+    """
+    if isinstance(model, nn.SyncBatchNorm):
+        layer = SyncBatchNorm2d(model.num_features, model.eps, model.momentum, model.affine, model.track_running_stats)
+        for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            setattr(layer, name, getattr(model, name))
+        return layer.train(model.training)
+    for name, child in model.named_children():
+        setattr(model, name, sync_on_cpu(child))
+    return model

@@ -1,0 +1,104 @@
+"""The matrix: which runs it has, in which order, under which words; and what is no matrix.
+
+Seen red under: seeds as the innermost loop; the subset's words left out; a name given twice accepted; ``random=FILE`` accepted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from moco_transfer.benchmark.matrix import Initialisation, Task, build_matrix, parse_init, parse_task, read_matrix
+from moco_transfer.runtime.errors import InputError, MissingFileError
+
+YAML = """
+tasks:
+  - coco_R_50_FPN_1x
+  - {name: cells, config: own_R_18_FPN_small, datasets: ["a=voc:ROOT:train:x,y"], overrides: {DATASETS.TRAIN: a, SOLVER.MAX_ITER: 90}}
+inits: {random: "", moco: moco.pkl}
+seeds: [3, 5]
+label_fractions: [0.1, 1]
+overrides: [DATALOADER.NUM_WORKERS, 0]
+"""
+
+
+@pytest.fixture
+def matrix(tmp_path):
+    (tmp_path / "m.yaml").write_text(YAML)
+    return read_matrix(tmp_path / "m.yaml", "out")
+
+
+def test_matrix__runs_every_row_before_the_next_seed(matrix):
+    folders = [str(cell.folder) for cell in matrix.cells()]
+    assert folders[:8] == [
+        "out/coco_R_50_FPN_1x_10pct/random/seed3",
+        "out/coco_R_50_FPN_1x_10pct/moco/seed3",
+        "out/coco_R_50_FPN_1x/random/seed3",
+        "out/coco_R_50_FPN_1x/moco/seed3",
+        "out/cells_10pct/random/seed3",
+        "out/cells_10pct/moco/seed3",
+        "out/cells/random/seed3",
+        "out/cells/moco/seed3",
+    ]
+    assert len(folders) == len(set(folders)) == 16 and all(folder.endswith("seed5") for folder in folders[8:])
+
+
+def test_matrix__words_of_a_run(matrix):
+    assert matrix.arguments(matrix.cells()[5]) == [
+        "--config-file", "own_R_18_FPN_small", "--engine", "auto", "--task", "cells", "--init", "moco", "--resume",
+        "--label-subset", "out/subsets/cells_10pct.json", "--dataset", "a=voc:ROOT:train:x,y",
+        "DATALOADER.NUM_WORKERS", "0", "DATASETS.TRAIN", "a", "SOLVER.MAX_ITER", "90",
+        "MODEL.WEIGHTS", "moco.pkl", "SEED", "3", "OUTPUT_DIR", "out/cells_10pct/moco/seed3",
+    ]  # fmt: skip
+    assert "--label-subset" not in matrix.arguments(matrix.cells()[7])
+
+
+def test_matrix__dump_reads_as_the_same(matrix, tmp_path):
+    (tmp_path / "again.yaml").write_text(matrix.dump())
+    assert read_matrix(tmp_path / "again.yaml", "out") == matrix
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("tasks: [a]\ninit: {random: ''}", "unknown key 'init'. Did you mean 'inits'?"),
+        ("tasks: [a]", "The matrix has no init"),
+        ("inits: {random: ''}", "The matrix has no task"),
+        ("tasks: [a]\ninits: {random: x.pkl}", "random takes no file"),
+        ("tasks: [a]\ninits: {moco: ''}", "a file is missing"),
+        ("tasks: [{name: b}]\ninits: {random: ''}", "is no task"),
+        ("tasks: [{config: b, overides: []}]\ninits: {random: ''}", "unknown key 'overides'. Did you mean 'overrides'?"),
+        ("tasks: [a, x/a.yaml]\ninits: {random: ''}", "task 'a' is given twice"),
+        ("tasks: [a]\ninits: {random: ''}\nseeds: 0", "seeds is 0"),
+        ("tasks: [a]\ninits: {random: ''}\nseeds: [1, 1]", "expected different numbers"),
+        ("tasks: [a]\ninits: {random: ''}\nseeds: true", "seeds is True"),
+        ("tasks: [a]\ninits: {random: ''}\nlabel_fractions: [0]", "label fraction 0 is not in"),
+        ("tasks: [a]\ninits: {random: ''}\nlabel_fractions: [ten]", "label_fractions holds 'ten'"),
+        ("tasks: [a]\ninits: {random: ''}\noverrides: [SEED]", "expected pairs"),
+        ("- a", "holds list"),
+        ("tasks: [", "cannot be read as YAML"),
+    ],
+)
+def test_read_matrix__error(tmp_path, text, said):
+    (tmp_path / "m.yaml").write_text(text)
+    with pytest.raises(InputError, match=".*") as error:
+        read_matrix(tmp_path / "m.yaml", "out")
+    assert said in str(error.value)
+
+
+def test_read_matrix__missing_file():
+    with pytest.raises(MissingFileError, match="nowhere.yaml does not exist"):
+        read_matrix("nowhere.yaml", "out")
+
+
+def test_build_matrix__names_that_name_no_folder():
+    with pytest.raises(InputError, match="init name 'a/b' cannot name a folder"):
+        build_matrix("out", tasks=[Task("a", "a")], inits=[Initialisation("a/b", "x")])
+
+
+def test_parse():
+    assert parse_init("moco=out/a=b.pkl") == Initialisation("moco", "out/a=b.pkl")
+    assert parse_task("configs/detection/coco_R_50_C4_1x.yaml") == Task("coco_R_50_C4_1x", "configs/detection/coco_R_50_C4_1x.yaml")
+    assert build_matrix("o", tasks=[Task("a", "a")], inits=[Initialisation("random")], seeds=2).seeds == (0, 1)
+    assert build_matrix(Path("o"), tasks=[Task("a", "a")], inits=[Initialisation("random")]).label_fractions == (1.0,)

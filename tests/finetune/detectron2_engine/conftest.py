@@ -1,0 +1,20 @@
+"""Lets the tests of this folder import the modules beside them, however pytest was started."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from moco_transfer.data.scenes import write_voc_scenes
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory) -> Path:
+    """Eight training and three test scenes in VOC's layout, wide and high ones."""
+    folder = tmp_path_factory.mktemp("scenes")
+    write_voc_scenes(folder, splits={"train": 8, "test": 3}, size=64, seed=0)
+    return folder

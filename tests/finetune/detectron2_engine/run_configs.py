@@ -1,0 +1,78 @@
+"""Train configs for three iterations each on Detectron2, in one process; the tests look at what each left behind.
+
+    DETECTRON2_DATASETS=DATA python run_configs.py OUTPUT_FOLDER CONFIG...
+
+A config that fails leaves ``error.txt`` instead of results.json.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from pathlib import Path
+
+from moco_transfer.config import load_detection_config
+from moco_transfer.data import register_dataset
+from moco_transfer.data.catalog import datasets_root, get_dataset
+from moco_transfer.data.voc import VOC_CLASSES
+from moco_transfer.finetune.build import finetune
+
+FEW = 3  # test pictures
+CELLS = ("RBC", "WBC", "Platelets")
+SMALL = """
+    MODEL.DEVICE cpu SEED 0 DATALOADER.NUM_WORKERS 0 INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64 INPUT.MAX_SIZE_TRAIN 96
+    INPUT.MAX_SIZE_TEST 96 MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 8 MODEL.RPN.POST_NMS_TOPK_TEST 8 SOLVER.IMS_PER_BATCH 2
+    SOLVER.REFERENCE_WORLD_SIZE 0 SOLVER.BASE_LR 0.0025 SOLVER.MAX_ITER 3 SOLVER.STEPS (2,) SOLVER.WARMUP_ITERS 1 TEST.PRECISE_BN.NUM_ITER 1
+"""
+
+
+def write_few(folder: Path) -> None:
+    """Register test sets of a few pictures: few_voc, few_coco and few_cells; and BCCD for training, as cells_train."""
+    root = datasets_root()
+    for name, source, split, classes in (("few_voc", "VOC2007", "test", VOC_CLASSES), ("few_cells", "BCCD", "test", CELLS)):
+        place = folder / name
+        (place / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
+        for part in ("JPEGImages", "Annotations"):
+            if not (place / part).exists():
+                (place / part).symlink_to(root / source / part)
+        ids = (root / source / "ImageSets" / "Main" / f"{split}.txt").read_text().split()
+        (place / "ImageSets" / "Main" / "few.txt").write_text("\n".join(ids[:FEW]) + "\n")
+        register_dataset(name, "voc", root=str(place), split="few", class_names=classes, year=2007)
+    register_dataset("cells_train", "voc", root=str(root / "BCCD"), split="train", class_names=CELLS)
+    val = get_dataset("coco_2017_val")
+    content = json.loads(Path(val.json_file).read_text())
+    content["images"] = content["images"][:FEW]
+    kept = {image["id"] for image in content["images"]}
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+    (folder / "few_coco.json").write_text(json.dumps(content))
+    register_dataset("few_coco", "coco", json_file=str(folder / "few_coco.json"), image_root=val.image_root)
+
+
+def train(name: str, folder: Path) -> None:
+    """Train one config on the data that it names, and evaluate it on a few pictures of the same kind."""
+    own = not load_detection_config(name).DATASETS.TRAIN or name.startswith("demo")
+    kind = "cells" if own else "coco" if name.startswith("coco") else "voc"
+    words = [*SMALL.split(), "MODEL.WEIGHTS", "", "OUTPUT_DIR", str(folder), "DATASETS.TEST", f"('few_{kind}',)"]
+    if own:
+        words += ["DATASETS.TRAIN", "('cells_train',)"]
+    finetune(load_detection_config(name, words), task=name, engine="detectron2", class_count_from_data=own)
+
+
+def main() -> None:
+    """Train all that are named."""
+    output = Path(sys.argv[1])
+    output.mkdir(parents=True, exist_ok=True)
+    write_few(output)
+    for name in sys.argv[2:]:
+        try:
+            train(name, output / name)
+        except Exception:
+            (output / name).mkdir(exist_ok=True)
+            (output / name / "error.txt").write_text(traceback.format_exc())
+        for checkpoint in (output / name).glob("*.pth"):
+            checkpoint.unlink()
+
+
+if __name__ == "__main__":
+    main()
