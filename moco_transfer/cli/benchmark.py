@@ -2,7 +2,8 @@
 
 Shows the matrix first, with the hours it will take; reads all configs, data and weights before the first run; runs what is missing, goes
 on with what was interrupted, leaves what is complete, goes on past a run that fails and names it at the end. The same command, or
-`benchmark --output FOLDER` alone, goes on after an interruption. Each run has a folder of its own: OUTPUT/TASK/INIT/seedN.
+`benchmark --output FOLDER` alone, goes on after an interruption. Each run has a folder of its own: OUTPUT/TASK/INIT/seedN. At the end: table.md, a sheet of detections per
+table, and report.html, in OUTPUT.
 """
 
 from __future__ import annotations
@@ -185,10 +186,13 @@ def _say_finished(cell) -> None:
 def _finish(matrix, failures: list) -> int:
     from .main import run_verb
 
-    table = matrix.output / "table.md"
     if any(matrix.output.rglob("results.json")):
-        run_verb("report", [str(matrix.output), "--output", str(table)], program="moco-transfer report")
-        print(f"\n{table.read_text(encoding='utf-8')}\nwrote {table}; more: moco-transfer report {matrix.output} --help")
+        output, table, page = str(matrix.output), matrix.output / "table.md", matrix.output / "report.html"
+        run_verb("report", [output, "--output", str(table)], program="moco-transfer report")
+        # A sheet that cannot be drawn says why, and the page does without it.
+        run_verb("sheet", [output], program="moco-transfer sheet")
+        run_verb("report", [output, "--format", "html", "--output", str(page)], program="moco-transfer report")
+        print(f"\n{table.read_text(encoding='utf-8')}\nwrote {table} and {page}; other forms: moco-transfer report --help")
     for failure in failures:
         print(f"FAILED {failure}")
     if failures:
