@@ -1,9 +1,9 @@
 """Fine-tune a matrix of runs, task x initialisation x seed, and make its table.
 
-Shows the matrix first, with the hours it will take; reads all configs, data and weights before the first run; runs what is missing, goes
-on with what was interrupted, leaves what is complete, goes on past a run that fails and names it at the end. The same command, or
-`benchmark --output FOLDER` alone, goes on after an interruption. Each run has a folder of its own: OUTPUT/TASK/INIT/seedN. At the end: table.md, a sheet of detections per
-table, and report.html, in OUTPUT.
+Shows the matrix first, with the hours it will take; reads all configs, data and weights before the first run; runs what is missing, goes on
+with what was interrupted, leaves what is complete, goes on past a run that fails and names it at the end. The same command, or
+`benchmark --output FOLDER` alone, goes on after an interruption. Each run has a folder of its own: OUTPUT/TASK/INIT/seedN. At the end OUTPUT holds table.md, report.html and,
+for each table, a sheet of detections.
 """
 
 from __future__ import annotations
