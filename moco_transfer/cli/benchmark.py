@@ -2,8 +2,8 @@
 
 Shows the matrix first, with the hours it will take; reads all configs, data and weights before the first run; runs what is missing, goes on
 with what was interrupted, leaves what is complete, goes on past a run that fails and names it at the end. The same command, or
-`benchmark --output FOLDER` alone, goes on after an interruption. Each run has a folder of its own: OUTPUT/TASK/INIT/seedN. At the end OUTPUT holds table.md, report.html and,
-for each table, a sheet of detections.
+`benchmark --output FOLDER` alone, goes on after an interruption. Each run has a folder of its own: OUTPUT/TASK/INIT/seedN. At the end
+OUTPUT holds table.md, report.html and, for each table, a sheet of detections.
 """
 
 from __future__ import annotations
