@@ -62,9 +62,21 @@ class Detectron2Engine(Engine):
         super().__init__(cfg, device)
         join_local_group()
         self.theirs = to_detectron2(cfg, device.type)
-        names = dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
-        add_datasets(names)
+        self._check_schedule()
+        add_datasets(dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]))
         self._storage: EventStorage | None = None
+
+    def _check_schedule(self) -> None:
+        """Refuse a schedule that Detectron2 would stumble over later, when the run's folder has been made."""
+        solver = self.theirs.SOLVER
+        anything = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=solver.BASE_LR)
+        try:
+            build_lr_scheduler(self.theirs, anything)
+        except (ValueError, AssertionError) as error:
+            raise InputError(
+                f"Detectron2 does not take SOLVER.{solver.LR_SCHEDULER_NAME} with MAX_ITER {solver.MAX_ITER}, STEPS {tuple(solver.STEPS)} and "
+                f"WARMUP_ITERS {solver.WARMUP_ITERS}: {error}."
+            ) from error
 
     def build_model(self) -> nn.Module:
         """See ``Engine.build_model``."""
