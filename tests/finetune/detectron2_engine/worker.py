@@ -22,6 +22,16 @@ def digests(model: torch.nn.Module) -> dict[str, str]:
     return {kind: digest.hexdigest() for kind, digest in found.items()}
 
 
+def check_equal(model: torch.nn.Module, when: str) -> dict[str, str]:
+    """Fail unless this model has the same bits in every process. Collective."""
+    own = digests(model)
+    ranks = [None] * dist.get_world_size()
+    dist.all_gather_object(ranks, own)
+    if any(rank != own for rank in ranks):
+        raise SystemExit(f"{when} the processes differ: {ranks}")
+    return own
+
+
 def main() -> None:
     """Take ``--dataset`` flags up to ``--`` and KEY VALUE words after it."""
     torch.set_num_threads(1)
@@ -31,14 +41,18 @@ def main() -> None:
     made = []
     original = build._build_run
     build._build_run = lambda *args: made.append(original(*args)) or made[-1]
+    recompute = build.recompute_bn_statistics
+
+    def recompute_and_check(model, batches, **more):
+        done = recompute(model, batches, **more)
+        check_equal(model, "after PreciseBN")  # at once: saving would make the statistics equal too
+        return done
+
+    build.recompute_bn_statistics = recompute_and_check
     build.finetune(load_detection_config("demo_R_18_FPN", sys.argv[cut + 1 :]), task="test", engine="detectron2")
-    own = digests(made[0].model)
-    ranks = [None] * dist.get_world_size()
-    dist.all_gather_object(ranks, own)
-    if any(rank != own for rank in ranks):
-        raise SystemExit(f"the processes differ: {ranks}")
+    own = check_equal(made[0].model, "at the end")
     if dist.get_rank() == 0:
-        print("EQUAL", len(ranks), own)
+        print("EQUAL", dist.get_world_size(), own)
     dist.destroy_process_group()
 
 
