@@ -6,6 +6,7 @@ import hashlib
 import sys
 
 import torch
+from detectron2.utils import comm
 from torch import distributed as dist
 
 from moco_transfer.config import load_detection_config
@@ -50,6 +51,8 @@ def main() -> None:
 
     build.recompute_bn_statistics = recompute_and_check
     build.finetune(load_detection_config("demo_R_18_FPN", sys.argv[cut + 1 :]), task="test", engine="detectron2")
+    if (comm.get_local_rank(), comm.get_local_size()) != (dist.get_rank(), dist.get_world_size()):
+        raise SystemExit("Detectron2 does not know which processes share this host")
     own = check_equal(made[0].model, "at the end")
     if dist.get_rank() == 0:
         print("EQUAL", dist.get_world_size(), own)
