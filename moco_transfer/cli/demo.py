@@ -143,7 +143,9 @@ def _fine_tuning(out: Path, seeds: int) -> list[_Step]:
         for init in ("random", "supervised", "moco"):
             folder = out / "runs" / f"{init}_seed{seed}"
             weights = "" if init == "random" else str(out / init / "backbone.pkl")
-            words = ["--config-file", "demo_R_18_FPN", *_dataset_words(out), "MODEL.WEIGHTS", weights, "SEED", str(seed), "OUTPUT_DIR", str(folder)]
+            # One engine on every machine, so that the demo's table is the README's also where Detectron2 is installed.
+            words = ["--engine", "torchvision", "--config-file", "demo_R_18_FPN", *_dataset_words(out)]
+            words += ["MODEL.WEIGHTS", weights, "SEED", str(seed), "OUTPUT_DIR", str(folder)]
             title = f"fine-tune the detector from {init} weights, seed {seed}"
             steps.append(_Step("5/7", title, "train", words, folder / "results.json", resumable=True))
     return steps

@@ -10,10 +10,6 @@ EPILOG = """example:
   moco-transfer doctor
 """
 
-DETECTRON2_TRIED = "02b5c4e (main, 2026), with torch 2.11.0 and torchvision 0.26.0 on the CPU"
-DETECTRON2_GUIDE = "https://detectron2.readthedocs.io/en/latest/tutorials/install.html"
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``doctor``: none."""
 
@@ -22,14 +18,26 @@ def run(args: argparse.Namespace) -> int:
     """Print the report; 0 when pre-training, conversion, fine-tuning and evaluation can run here."""
     from ..runtime.environment import package_versions
 
-    for name, version in package_versions().items():
+    for name, version in (package_versions() | {"CUDA": _cuda()}).items():
         print(f"{name:24} {version}")
     checks = [_torch(), _operators(), _module("pycocotools.mask", "COCO AP", "pip install pycocotools"), _opencv()]
+    detectron2_works, detectron2_line = _detectron2()
     for works, line in checks:
         print(("ok    " if works else "FAILS ") + line)
-    for line in (_detectron2(), _data(), _threads()):
+    print(("ok    " if detectron2_works else "note  ") + detectron2_line)
+    for line in (_data(), _threads()):
         print("note  " + line)
     return 0 if all(works for works, _ in checks) else 1
+
+
+def _cuda() -> str:
+    try:
+        import torch
+    except ImportError:
+        return "unknown: torch does not import"
+    if torch.version.cuda is None:
+        return "none: this torch was built without it"
+    return f"{torch.version.cuda} in torch" + ("" if torch.cuda.is_available() else ", no device")
 
 
 def _torch() -> tuple[bool, str]:
@@ -74,12 +82,24 @@ def _opencv() -> tuple[bool, str]:
     return True, f"OpenCV {cv2.__version__}"
 
 
-def _detectron2() -> str:
-    try:
+def _detectron2() -> tuple[bool, str]:
+    from ..finetune.engines import DETECTRON2_GUIDE, DETECTRON2_TRIED, detectron2_is_installed, detectron2_problem
+
+    problem = detectron2_problem()
+    if problem is None:
         detectron2 = importlib.import_module("detectron2")
-    except ImportError:
-        return f"Detectron2 is not installed; nothing here needs it. Tried with {DETECTRON2_TRIED}; its install guide: {DETECTRON2_GUIDE}"
-    return f"Detectron2 {detectron2.__version__} is installed; converted files and configs load in it (tried: {DETECTRON2_TRIED})"
+        return True, f"Detectron2 {detectron2.__version__} (train --engine detectron2 runs, and auto takes it; tested: {DETECTRON2_TRIED})"
+    if detectron2_is_installed():
+        return (
+            False,
+            f"Detectron2 is installed but does not load: {problem}. Build it again for this torch as {DETECTRON2_GUIDE} says (tested: "
+            f"{DETECTRON2_TRIED}); train takes the embedded engine meanwhile.",
+        )
+    return (
+        False,
+        f"Detectron2 is not installed; nothing here needs it, train takes the embedded engine. For --engine detectron2 install it as "
+        f"{DETECTRON2_GUIDE} says (tested: {DETECTRON2_TRIED}).",
+    )
 
 
 def _data() -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from pathlib import Path
 
 EPILOG = """examples:
@@ -95,11 +96,14 @@ def _train_or_say_why_not(args: argparse.Namespace) -> int:
     from ..runtime.distributed import is_main_process
     from ..runtime.errors import InputError
 
+    speaks = is_main_process()
     try:
         return _train(args)
     except InputError as error:
-        if is_main_process():
-            print(f"train: {error}", file=sys.stderr)
+        if not speaks:
+            # The first process to end takes the others with it: the main one, if it has the same to say, speaks for all.
+            time.sleep(5)
+        print(f"train: {error}", file=sys.stderr, flush=True)
         return 2
 
 

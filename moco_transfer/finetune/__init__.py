@@ -6,14 +6,15 @@ from typing import Any
 
 
 def build_model(cfg: Any, engine: str = "torchvision") -> Any:
-    """Build the detector that a config describes, with random weights; see ``torchvision_engine.rcnn`` for input and output.
+    """Build the detector that a config describes, with random weights; state-dict keys and shapes are the same on both engines.
 
     Args:
         cfg: From ``moco_transfer.config.load_detection_config``.
-        engine: ``torchvision``, the embedded one.
+        engine: ``torchvision``, the embedded one (see ``torchvision_engine.rcnn`` for input and output), or ``detectron2``: Detectron2's own
+            model on the CPU, with its input and output (``instances``).
 
     Raises:
-        InputError: If the engine is unknown, or does not implement what the config asks for.
+        InputError: If the engine is unknown or not installed, or does not implement what the config asks for.
     """
     from .engines import build_model as build
 

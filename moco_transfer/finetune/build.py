@@ -104,6 +104,7 @@ def finetune(
     class_names = [*train_sets, *test_sets][0].class_names
     surprises = [] if eval_only else remarks(cfg, world_size=get_world_size())
     schedule = None if eval_only else schedule_sentence(written, cfg, get_world_size())
+    logger.info("engine: %s", made.name)
     announce(schedule, class_names, from_data=class_count_from_data, surprises=surprises, overruled=overruled)
 
     run = build_run(cfg, made, model, {"engine": made.name, "task": task, "class_names": list(class_names)})

@@ -33,7 +33,7 @@ def find_datasets(cfg: CfgNode, *, eval_only: bool = False) -> tuple[list[Detect
     check_same_classes([*train_sets, *test_sets])
     if cfg.MODEL.MASK_ON:
         for dataset in dict.fromkeys([*train_sets, *test_sets]):
-            check_masks(dataset, is_trained_on=dataset in train_sets)
+            check_masks(dataset, needs_polygons=dataset in train_sets and cfg.INPUT.MASK_FORMAT == "polygon")
     if train_sets and not any(is_trainable(record) for dataset in train_sets for record in dataset.records):
         raise InputError(f"No picture of DATASETS.TRAIN {', '.join(d.name for d in train_sets)} has a box. Look at it with moco-transfer check-data.")
     for dataset in test_sets:
@@ -67,12 +67,13 @@ def takes_class_count_from_data(cfg: CfgNode, own: Sequence[str], *, is_set_by_u
     return bool(own) and not is_set_by_user
 
 
-def check_masks(dataset: DetectionDataset, *, is_trained_on: bool) -> None:
+def check_masks(dataset: DetectionDataset, *, needs_polygons: bool) -> None:
     """Refuse a data set that a mask head can neither be trained nor evaluated on.
 
     Args:
         dataset: The data set; its annotations are read.
-        is_trained_on: Whether its masks must also be polygons, which is what the embedded engine trains on.
+        needs_polygons: Whether its masks must be polygons: it is trained on with INPUT.MASK_FORMAT polygon, all that the embedded
+            engine knows.
 
     Raises:
         InputError: If it is in VOC's layout, or an object (crowd regions not counted) has no mask that can be used.
@@ -92,10 +93,10 @@ def check_masks(dataset: DetectionDataset, *, is_trained_on: bool) -> None:
             f"the first is in {without[0]['file_name']}. Set MODEL.MASK_ON False to train on the boxes alone, or add the masks."
         )
     encoded = [record for record, annotation in objects if isinstance(annotation["segmentation"], dict)]
-    if is_trained_on and encoded:
+    if needs_polygons and encoded:
         raise InputError(
             f"{len(encoded)} of the {len(objects)} masks of data set {dataset.name!r} are run-length encoded, the first in "
-            f"{encoded[0]['file_name']}; the 'torchvision' engine trains on polygons. Export polygons, or use --engine detectron2 with "
+            f"{encoded[0]['file_name']}; INPUT.MASK_FORMAT 'polygon' trains on polygons. Export polygons, or use --engine detectron2 with "
             f"INPUT.MASK_FORMAT bitmask."
         )
 
@@ -154,7 +155,6 @@ def training_data(cfg: CfgNode, train_sets: Sequence[DetectionDataset]) -> tuple
 def inference_mapper(cfg: CfgNode) -> TestMapper:
     """Return what makes inference items of test pictures."""
     return TestMapper(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.INPUT.FORMAT)
-
 
 
 def make_evaluator(cfg: CfgNode, dataset: DetectionDataset, output_dir: Path, *, coco_style: bool = False) -> VocEvaluator | CocoEvaluator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 from typing import Any
 
@@ -25,31 +26,40 @@ def choose_engine(name: str) -> str:
     """Return the engine for a ``--engine`` word.
 
     Args:
-        name: ``auto``, which is Detectron2 where it is installed and the embedded engine elsewhere, or a key of :data:`ENGINES`.
+        name: ``auto``, which is Detectron2 where it is installed and loads, and the embedded engine elsewhere, or a key of :data:`ENGINES`.
 
     Raises:
         InputError: If the word is unknown, or the engine that it names cannot be used here.
     """
     if name == "auto":
-        return "detectron2" if detectron2_problem() is None else "torchvision"
+        problem = detectron2_problem()
+        if problem is not None and detectron2_is_installed():
+            logger.warning("Detectron2 is installed but does not load (%s); the embedded engine is taken.", problem)
+        return "detectron2" if problem is None else "torchvision"
     if name not in ENGINES:
         raise InputError(f"Unknown engine {name!r}.{did_you_mean(name, ENGINES)} Expected one of: auto, {', '.join(ENGINES)}.")
     problem = detectron2_problem() if name == "detectron2" else None
     if problem is not None:
+        state = "is installed but does not load" if detectron2_is_installed() else "is not installed"
         raise InputError(
-            f"Engine 'detectron2' is not installed: {problem}. Install it as {DETECTRON2_GUIDE} says (tested: {DETECTRON2_TRIED}), "
+            f"Engine 'detectron2' {state}: {problem}. Install it as {DETECTRON2_GUIDE} says (tested: {DETECTRON2_TRIED}), "
             f"or use --engine torchvision, which takes the same config and weights."
         )
     return name
+
+
+def detectron2_is_installed() -> bool:
+    """Return whether there is a package of that name, whatever state it is in."""
+    return importlib.util.find_spec("detectron2") is not None
 
 
 def detectron2_problem() -> str | None:
     """Return why Detectron2 cannot be used here, None where it can."""
     try:
         importlib.import_module(f".{ENGINES['detectron2'][0]}", __package__)
-    except ImportError as error:
-        # Not there, or built for another torch: then its C++ part does not load, which names a symbol and no module.
-        return str(error).splitlines()[0]
+    except Exception as error:
+        # Not there, or built for another torch, NumPy or Pillow: how that fails varies by version.
+        return (str(error) or type(error).__name__).splitlines()[0]
     return None
 
 

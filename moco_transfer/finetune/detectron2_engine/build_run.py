@@ -7,13 +7,14 @@ and number of processes an uninterrupted run has the losses that its DefaultTrai
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from detectron2.data import build_detection_test_loader, build_detection_train_loader, get_detection_dataset_dicts
+from detectron2.data import DatasetFromList, build_detection_test_loader, build_detection_train_loader, get_detection_dataset_dicts
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.modeling import build_model as detectron2_model
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from moco_transfer.data.catalog import DetectionDataset
 from moco_transfer.data.label_subset import PartOfDataset
 from moco_transfer.finetune.detectron2_engine.build import to_detectron2
-from moco_transfer.finetune.detectron2_engine.datasets import add_datasets, describe_classes
+from moco_transfer.finetune.detectron2_engine.datasets import add_datasets
 from moco_transfer.finetune.detectron2_engine.processes import join_local_group
 from moco_transfer.finetune.detectron2_engine.random_state import kept_random_state, random_state, set_random_state
 from moco_transfer.finetune.detectron2_engine.resumed_sampler import ResumedSampler
@@ -64,9 +65,21 @@ class Detectron2Engine(Engine):
         super().__init__(cfg, device)
         join_local_group()
         self.theirs = to_detectron2(cfg, device.type)
-        names = dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
-        add_datasets(names)
+        self._check_schedule()
+        add_datasets(dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]))
         self._storage: EventStorage | None = None
+
+    def _check_schedule(self) -> None:
+        """Refuse a schedule that Detectron2 would stumble over later, when the run's folder has been made."""
+        solver = self.theirs.SOLVER
+        anything = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=solver.BASE_LR)
+        try:
+            build_lr_scheduler(self.theirs, anything)
+        except (ValueError, AssertionError) as error:
+            raise InputError(
+                f"Detectron2 does not take SOLVER.{solver.LR_SCHEDULER_NAME} with MAX_ITER {solver.MAX_ITER}, STEPS {tuple(solver.STEPS)} and "
+                f"WARMUP_ITERS {solver.WARMUP_ITERS}: {error}."
+            ) from error
 
     def build_model(self) -> nn.Module:
         """See ``Engine.build_model``."""
@@ -129,8 +142,23 @@ class Detectron2Engine(Engine):
         return self._train_loader(train_sets, 0, 0)
 
     def _train_loader(self, train_sets: Sequence[DetectionDataset], num_workers: int, start_iteration: int) -> Batches:
-        for dataset in train_sets:
-            describe_classes(dataset)
+        cfg, (pictures, sampler, is_wide) = self.theirs, self._training_data(tuple(train_sets))
+        more: dict[str, Any] = {}
+        if start_iteration:
+            sampler = ResumedSampler(
+                sampler,
+                is_wide if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
+                batch_size=cfg.SOLVER.IMS_PER_BATCH // get_world_size(),
+                num_workers=num_workers,
+                batches_used=start_iteration,
+            )
+            # A generator of the loader's own: drawing the workers' seeds must not move the one that has just been put in place.
+            more["seed"] = derive_seed(cfg.SEED, "resumed", start_iteration, get_rank()) % 2**31
+        return build_detection_train_loader(cfg, dataset=pictures, sampler=sampler, num_workers=num_workers, **more)
+
+    @functools.cache  # noqa: B019 - an engine lives as long as its run
+    def _training_data(self, train_sets: tuple[DetectionDataset, ...]) -> tuple[torch.utils.data.Dataset, torch.utils.data.Sampler, list[bool]]:
+        """Detectron2's training pictures packed as it packs them, their endless order, and which of them are wider than high."""
         cfg = self.theirs
         model, loader = cfg.MODEL, cfg.DATALOADER
         records = get_detection_dataset_dicts(
@@ -142,30 +170,17 @@ class Detectron2Engine(Engine):
         if any(isinstance(dataset, PartOfDataset) for dataset in train_sets):  # its catalogue holds whole sets
             used = {os.path.realpath(record["file_name"]) for dataset in train_sets for record in dataset.records}
             records = [record for record in records if os.path.realpath(record["file_name"]) in used]
-        sampler = self._sampler(records)
-        more: dict[str, Any] = {}
-        if start_iteration:
-            sampler = ResumedSampler(
-                sampler,
-                [record["width"] > record["height"] for record in records] if loader.ASPECT_RATIO_GROUPING else None,
-                batch_size=cfg.SOLVER.IMS_PER_BATCH // get_world_size(),
-                num_workers=num_workers,
-                batches_used=start_iteration,
-            )
-            # A generator of the loader's own: drawing the workers' seeds must not move the one that has just been put in place.
-            more["seed"] = derive_seed(cfg.SEED, "resumed", start_iteration, get_rank()) % 2**31
-        return build_detection_train_loader(cfg, dataset=records, sampler=sampler, num_workers=num_workers, **more)
-
-    def _sampler(self, records: list[dict]) -> torch.utils.data.Sampler:
-        loader, seed = self.theirs.DATALOADER, self.theirs.SEED
+        objects = sum(len(record["annotations"]) for record in records)
+        logger.info("training on %d pictures with %d objects from %s", len(records), objects, ", ".join(cfg.DATASETS.TRAIN))
         if loader.SAMPLER_TRAIN == "TrainingSampler":
-            return TrainingSampler(len(records), seed=seed)
-        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(records, loader.REPEAT_THRESHOLD, sqrt=loader.REPEAT_SQRT)
-        return RepeatFactorTrainingSampler(factors, seed=seed)
+            sampler: torch.utils.data.Sampler = TrainingSampler(len(records), seed=cfg.SEED)
+        else:
+            shares = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(records, loader.REPEAT_THRESHOLD, sqrt=loader.REPEAT_SQRT)
+            sampler = RepeatFactorTrainingSampler(shares, seed=cfg.SEED)
+        return DatasetFromList(records, copy=False), sampler, [record["width"] > record["height"] for record in records]
 
     def test_batches(self, dataset: DetectionDataset) -> Batches:
         """See ``Engine.test_batches``."""
-        describe_classes(dataset)
         return build_detection_test_loader(self.theirs, dataset.name)
 
     def detector(self, model: nn.Module) -> Callable[[list[dict]], list[dict[str, Tensor]]]:

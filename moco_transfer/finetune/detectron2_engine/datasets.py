@@ -68,14 +68,7 @@ def _describe(dataset: DetectionDataset) -> None:
         metadata.set(thing_classes=list(source.class_names), dirname=source.root, split=source.split, year=source.year)
         return
     metadata.set(json_file=source.json_file, image_root=source.image_root)
-    if os.path.exists(source.json_file):
-        describe_classes(dataset)
-
-
-def describe_classes(dataset: DetectionDataset) -> None:
-    """Set the metadata that stand in a COCO file itself; it is read."""
-    metadata = MetadataCatalog.get(dataset.name)
-    if dataset.kind == "voc" or "thing_classes" in metadata.as_dict():
+    if not os.path.exists(source.json_file):
         return
     metadata.set(
         thing_classes=list(dataset.class_names),

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
@@ -53,6 +54,8 @@ def launch(work: Callable[[Any], int], args: Any, *, num_processes: int, num_mac
         )
     if num_machines > 1 and dist_url == "auto":
         raise InputError(f"--num-machines {num_machines} needs --dist-url, the same on all, e.g. tcp://HOST-OF-RANK-0:29500.")
+    if torch.cuda.is_available() and num_processes > torch.cuda.device_count():
+        raise InputError(f"--num-gpus {num_processes}, but this machine has {torch.cuda.device_count()}.")
     try:
         detectron2_launch(_in_process, num_processes, num_machines, machine_rank, dist_url, args=(work, args))
     except ProcessExitedException as error:

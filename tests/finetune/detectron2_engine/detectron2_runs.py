@@ -17,26 +17,40 @@ def run_python(*arguments: object, timeout: float = 900, **environment: str) -> 
     return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, env=variables)
 
 
-def train(scenes: Path, output_dir: Path, *options: object, engine: str = "detectron2", launcher: tuple[object, ...] = (), **settings: object):
-    """Run tools/train_net.py on generated scenes; keyword arguments are config keys with __ for the dot, over a tiny default."""
-    tiny = {
-        "DATASETS.TRAIN": "scenes_train",
-        "DATASETS.TEST": "scenes_test",
-        "DATALOADER.NUM_WORKERS": 0,
-        "SOLVER.IMS_PER_BATCH": 2,
-        "SOLVER.BASE_LR": 0.005,
-        "SOLVER.MAX_ITER": 6,
-        "SOLVER.STEPS": "4",
-        "SOLVER.WARMUP_ITERS": 2,
-        "TEST.PRECISE_BN.NUM_ITER": 2,
-        "INPUT.MIN_SIZE_TRAIN": 64,
-        "INPUT.MIN_SIZE_TEST": 64,
-        "MODEL.FPN.OUT_CHANNELS": 16,
-        "MODEL.ROI_BOX_HEAD.FC_DIM": 16,
-        "OUTPUT_DIR": output_dir,
-        "SEED": 0,
-    } | {key.replace("__", "."): value for key, value in settings.items()}
-    data = [word for split in ("train", "test") for word in ("--dataset", f"scenes_{split}=voc:{scenes}:{split}:{scenes / 'classes.txt'}")]
-    words = [word for pair in tiny.items() for word in pair]
+TINY = {
+    "DATASETS.TRAIN": "scenes_train",
+    "DATASETS.TEST": "scenes_test",
+    "DATALOADER.NUM_WORKERS": 0,
+    "SOLVER.IMS_PER_BATCH": 2,
+    "SOLVER.BASE_LR": 0.005,
+    "SOLVER.MAX_ITER": 6,
+    "SOLVER.STEPS": "4",
+    "SOLVER.WARMUP_ITERS": 2,
+    "TEST.PRECISE_BN.NUM_ITER": 2,
+    "INPUT.MIN_SIZE_TRAIN": 64,
+    "INPUT.MIN_SIZE_TEST": 64,
+    "MODEL.FPN.OUT_CHANNELS": 16,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 16,
+    "SEED": 0,
+}
+
+
+def settings(**more: object) -> list[str]:
+    """Return KEY VALUE words; keyword arguments are config keys with __ for the dot, over a tiny run's."""
+    merged = TINY | {key.replace("__", "."): value for key, value in more.items()}
+    return [str(word) for pair in merged.items() for word in pair]
+
+
+def dataset_flags(scenes: Path) -> list[str]:
+    """Return what registers the generated scenes, without the ``--dataset`` in front."""
+    return [f"scenes_{split}=voc:{scenes}:{split}:{scenes / 'classes.txt'}" for split in ("train", "test")]
+
+
+def train(
+    scenes: Path, output_dir: Path, *options: object, engine: str = "detectron2", launcher: tuple[object, ...] = (), **more: object
+) -> subprocess.CompletedProcess[str]:
+    """Run tools/train_net.py on generated scenes, ``launcher`` in front of it; see :func:`settings`."""
+    data = [word for flag in dataset_flags(scenes) for word in ("--dataset", flag)]
     tool = REPOSITORY / "tools" / "train_net.py"
+    words = settings(OUTPUT_DIR=output_dir, **more)
     return run_python(*launcher, tool, "--engine", engine, "--config-file", "demo_R_18_FPN", *data, *options, *words)

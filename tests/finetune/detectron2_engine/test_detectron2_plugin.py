@@ -132,3 +132,17 @@ def test_evaluator__refuses_metadata_without_a_type():
     MetadataCatalog.get("coco_without_a_type")
     with pytest.raises(InputError, match="evaluator_type None in its metadata"):
         build_evaluator(load_detection_config("demo_R_18_FPN"), "coco_without_a_type")
+
+
+def test_sync_on_cpu__keeps_keys_parameters_and_mode():
+    from moco_transfer.finetune.sync_norm import SyncBatchNorm2d, sync_on_cpu
+
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Sequential(torch.nn.SyncBatchNorm(4, eps=1e-3, momentum=0.2))).eval()
+    model[1][0].running_var.fill_(3.0)
+    before, parameters = {key: value.clone() for key, value in model.state_dict().items()}, list(model.parameters())
+    expected = model(torch.ones(2, 3, 5, 5))
+    assert sync_on_cpu(model) is model and isinstance(model[1][0], SyncBatchNorm2d)
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
+    assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
+    assert (model[1][0].eps, model[1][0].momentum, model[1][0].training) == (1e-3, 0.2, False)
+    torch.testing.assert_close(model(torch.ones(2, 3, 5, 5)), expected)

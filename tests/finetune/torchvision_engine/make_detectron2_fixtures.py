@@ -2,7 +2,8 @@
 
     python tests/finetune/torchvision_engine/make_detectron2_fixtures.py [CASE ...]
 
-Needs Detectron2 (facebookresearch/detectron2@02b5c4e was used). The live tests import its functions.
+Needs Detectron2 (facebookresearch/detectron2@02b5c4e was used). The live tests import its functions. The committed numbers are older than
+our Detectron2 engine: they were made with heads and a trunk written for this script.
 
 The fixtures are computed in float64: a network of random weights enlarges rounding about a thousandfold, and float32 on another
 processor, or summed in another order, would differ by more than the tests allow. Boxes are float32 in either case.
@@ -18,77 +19,16 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
-from detectron2.layers import Conv2d, get_norm
-from detectron2.modeling import (
-    BACKBONE_REGISTRY,
-    ROI_HEADS_REGISTRY,
-    Backbone,
-    ResNet,
-    build_model,
-    build_resnet_backbone,
-)
-from detectron2.modeling.backbone.resnet import BasicBlock
+from detectron2.modeling import build_model
 from detectron2.modeling.proposal_generator import proposal_utils
-from detectron2.modeling.roi_heads import Res5ROIHeads, fast_rcnn
+from detectron2.modeling.roi_heads import fast_rcnn
 from detectron2.solver import build_lr_scheduler
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
-from fvcore.nn.weight_init import c2_msra_fill
+
+import moco_transfer.finetune.detectron2_engine  # noqa: F401 - registers the heads and the trunk that Detectron2 lacks
 
 FIXTURES = Path(__file__).parent / "fixtures"
-
-
-class Res5ROIHeadsExtraNorm(Res5ROIHeads):
-    """MoCo's C4 head; basic blocks for R18 and R34."""
-
-    def __init__(self, cfg, input_shape):
-        """Build as Detectron2 does, then add the norm."""
-        super().__init__(cfg, input_shape)
-        self.res5.add_module("norm", get_norm(cfg.MODEL.RESNETS.NORM, self.res5[-1].out_channels))
-
-    @classmethod
-    def _build_res5_block(cls, cfg):
-        if cfg.MODEL.RESNETS.DEPTH >= 50:
-            return super()._build_res5_block(cfg)
-        count = {18: 2, 34: 3}[cfg.MODEL.RESNETS.DEPTH]
-        blocks = ResNet.make_stage(
-            BasicBlock,
-            count,
-            stride_per_block=[2] + [1] * (count - 1),
-            in_channels=256,
-            out_channels=512,
-            norm=cfg.MODEL.RESNETS.NORM,
-        )
-        return torch.nn.Sequential(*blocks), 512
-
-
-class DilatedC5(Backbone):
-    """Dilated res5 and a 3x3 convolution with norm to 512 channels."""
-
-    def __init__(self, bottom_up, norm):
-        """Build on a dilated ResNet."""
-        super().__init__()
-        self.bottom_up = bottom_up
-        self.reduce = Conv2d(2048, 512, kernel_size=3, padding=1, bias=norm == "", norm=get_norm(norm, 512))
-        c2_msra_fill(self.reduce)
-        self._out_features = ["dc5"]
-        self._out_feature_channels = {"dc5": 512}
-        self._out_feature_strides = {"dc5": 16}
-
-    def forward(self, x):
-        """Return the one feature."""
-        return {"dc5": self.reduce(self.bottom_up(x)["res5"])}
-
-
-def build_resnet_dc5_backbone(cfg, input_shape):
-    """Return the DC5 trunk for a config."""
-    return DilatedC5(build_resnet_backbone(cfg, input_shape), cfg.MODEL.RESNETS.NORM)
-
-
-if "Res5ROIHeadsExtraNorm" not in ROI_HEADS_REGISTRY:
-    ROI_HEADS_REGISTRY.register(Res5ROIHeadsExtraNorm)
-if "build_resnet_dc5_backbone" not in BACKBONE_REGISTRY:
-    BACKBONE_REGISTRY.register(build_resnet_dc5_backbone)
 
 
 def as_detectron2(records: list[dict]) -> list[dict]:
