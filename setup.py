@@ -15,7 +15,7 @@ CONFIGS = "moco_transfer.configs"
 VIEW_KERNELS = Extension(
     "moco_transfer.data.view_kernels",
     sources=["moco_transfer/data/view_kernels.c"],
-    extra_compile_args=["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffinite-math-only", "-fno-signed-zeros"],
+    extra_compile_args=["-O3", "-fno-wrapv", "-fno-math-errno", "-fno-trapping-math", "-ffinite-math-only", "-fno-signed-zeros"],
     libraries=["m"],
     optional=True,
 )

@@ -9,37 +9,88 @@ because they change pixels (by up to 24 and 69 levels) for 3 % of the time.
 from __future__ import annotations
 
 import io
+import os
+import struct
+import zlib
+from typing import IO
 
 import numpy as np
 from PIL import Image
-
-from .images import read_rgb
 
 try:
     import simplejpeg
 except ImportError:  # a platform without its wheel
     simplejpeg = None
 
+BUFFER_BYTES = 64 << 20  # for 21 million pixels; what is not used of it takes no memory
+
 _DECODED_HERE = ("YCbCr", "Gray", "RGB")
+_HEADERS = 1 << 16  # of the file, in which Adobe's marker stands, if anywhere
 
 
-def decode_pixels(data: bytes) -> np.ndarray:
+def decode_pixels(data: bytes, buffer: np.ndarray | None = None) -> np.ndarray:
     """Decode an encoded picture.
 
     Args:
         data: The file's bytes.
+        buffer: uint8 (n,), which the result may then lie in, so that its memory need not be found anew for each picture.
 
     Returns:
-        uint8 (H, W, 3), RGB; the pixels of :func:`images.read_rgb`.
+        uint8 (H, W, 3), RGB; the pixels of :func:`read_rgb`.
 
     Raises:
-        OSError, SyntaxError, ValueError, DecompressionBombError: As ``images.read_rgb``; they are ``images.UNREADABLE``.
+        OSError, SyntaxError, ValueError, DecompressionBombError: As :func:`read_rgb`; they are :data:`UNREADABLE`.
     """
     if simplejpeg is not None and data[:2] == b"\xff\xd8":
         try:
-            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-            if colours in _DECODED_HERE and height * width <= (Image.MAX_IMAGE_PIXELS or float("inf")):
-                return simplejpeg.decode_jpeg(data, "RGB")
+            if (buffer is None or data.find(b"Adobe", 0, _HEADERS) >= 0) and not _is_usual(data):
+                return np.asarray(read_rgb(io.BytesIO(data)))
+            return simplejpeg.decode_jpeg(data, "RGB", buffer=buffer)  # ValueError too where the buffer is too small
         except ValueError:
             pass  # PIL says what is wrong with it, or reads it
     return np.asarray(read_rgb(io.BytesIO(data)))
+
+
+def _is_usual(data: bytes) -> bool:
+    height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    return colours in _DECODED_HERE and height * width <= (Image.MAX_IMAGE_PIXELS or float("inf"))
+
+
+def read_rgb(file: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
+    """Decode a picture to RGB, as torchvision's default loader and the official code do.
+
+    Two things differ from a bare ``convert("RGB")``: grey values of 16 bits keep their 8 upper bits (PIL would cut them off at 255
+    and make the picture white), and pixels that have no known range (32 bits, float) are refused. As there, transparency is dropped
+    and EXIF's orientation is not applied.
+
+    Args:
+        file: Path, or a binary file.
+
+    Raises:
+        OSError, SyntaxError, ValueError, DecompressionBombError: If it cannot be decoded; they are :data:`UNREADABLE`.
+    """
+    if isinstance(file, (str, os.PathLike)):
+        with open(file, "rb") as opened:
+            return read_rgb(opened)
+    try:
+        with Image.open(file) as image:
+            return _to_rgb(image)
+    except _LEAKS as error:
+        raise ValueError(f"damaged picture ({type(error).__name__}: {error})") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):  # older versions of PIL say I
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode!r} have no known range, expected 8 or 16 bits")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # the same colours, without a warning for each picture
+    return image.convert("RGB")
+
+
+# What the code under PIL lets through when a header is damaged: seen, or to be expected, on randomly changed files.
+_LEAKS = (TypeError, LookupError, EOFError, ArithmeticError, struct.error, zlib.error)
+
+# What PIL raises for files that are truncated, are no picture, or claim absurd sizes.
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)

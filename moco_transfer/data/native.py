@@ -75,7 +75,8 @@ def finish_views(views: Tensor, steps: Tensor, kernels: Tensor, *, scale: Tensor
         views: uint8 (B, S, S, 3), without gaps, CPU.
         steps: float32 (B, 5, 2), operation (see ``view_colours.CODES``) and factor, in their order.
         kernels: float32 (B, R + 1), half of each view's blur kernel, all zeros for none.
-        scale, bias: float32 (3,); a value v comes out as v * scale + bias.
+        scale: float32 (3,); a value v comes out as v * scale + bias.
+        bias: float32 (3,).
         out: float32 (B, 3, S, S), contiguous or channels-last; written.
     """
     batch, size = views.shape[:2]

@@ -10,7 +10,8 @@ Faithfulness, in levels (1/255), held by tests/data/test_view_colours.py:
     0.02  from torchvision's operators on float tensors (it weighs red by 0.2989, PIL and this file by 0.299: 255 x 0.0001);
     3     mean per view from the published PIL chain: its operators round to whole levels five times, and its hue holds hue and
           saturation in 8 bits, so that single dark or pale pixels are off by tens of levels there.
-    The blur is PIL's GaussianBlur, which is three box blurs: 1 level from it (it rounds after each), 3 from a sampled Gaussian.
+    The blur is PIL's GaussianBlur, three box blurs along each side: 3 levels from it (it rounds after each of the six, half a level), up
+    to 30 in the outermost R px of pure noise (it continues the edge anew before each box), 3 from a Gaussian on smooth pictures.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ def finish_views(views: Tensor, colours: Tensor, *, mean: tuple[float, ...], std
         views: uint8 (B, 3, S, S), 0-255, RGB, on any device.
         colours: float32 (B, ROW), from :func:`colour_row`, on the CPU, where it says which views need which operation without the
             device being waited for.
-        mean, std: Per channel, 0-255.
+        mean: Per channel, 0-255.
+        std: Per channel, 0-255.
 
     Returns:
         float32 (B, 3, S, S), channels-last, (value - mean) / std.

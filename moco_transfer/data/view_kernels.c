@@ -162,18 +162,20 @@ static const float TO_GREY[3] = {0.299f, 0.587f, 0.114f};
 INLINE float clip(float v, float high) { return v < 0 ? 0 : v > high ? high : v; }
 INLINE float grey_of(float r, float g, float b) { return TO_GREY[0] * r + TO_GREY[1] * g + TO_GREY[2] * b; }
 
-/* One channel after a shift of the hue: V - clip(2C - |n C + t - 2C|, 0, C), where the distance counts round the circle of 6 C. */
-INLINE float hue_channel(float value, float chroma, float t)
+/* One channel after a shift of the hue: V - clip(2C - |n C + t - 2C|, 0, C), where the distance counts round the circle of 6 C.
+ * It is at most 9 C where the shift is at most C: one turn brings it home; else two. */
+INLINE float hue_channel(float value, float chroma, float t, int turns)
 {
-    float d = fabsf(t - 2 * chroma), e = fabsf(d - 6 * chroma);
-    d = d < e ? d : e;
-    e = fabsf(d - 6 * chroma);
-    d = d < e ? d : e;
+    float d = fabsf(t - 2 * chroma);
+    for (int turn = 0; turn < turns; turn++) {
+        float e = fabsf(d - 6 * chroma);
+        d = d < e ? d : e;
+    }
     return value - clip(2 * chroma - d, chroma);
 }
 
 /* Hue, saturation, value as six straight pieces, everything times the chroma C: no division, no table. `shift` in sixths of the circle. */
-INLINE void shift_hue(float *restrict r, float *restrict g, float *restrict b, int n, float shift)
+INLINE void shift_hue(float *restrict r, float *restrict g, float *restrict b, int n, float shift, int turns)
 {
     for (int i = 0; i < n; i++) {
         float red = r[i], green = g[i], blue = b[i];
@@ -183,9 +185,9 @@ INLINE void shift_hue(float *restrict r, float *restrict g, float *restrict b, i
         float chroma = high - low;
         float t = green == high ? 2 * chroma + blue - red : 4 * chroma + red - green;
         t = (red == high ? green - blue : t) + shift * chroma;
-        r[i] = hue_channel(high, chroma, t + 5 * chroma);
-        g[i] = hue_channel(high, chroma, t + 3 * chroma);
-        b[i] = hue_channel(high, chroma, t + chroma);
+        r[i] = hue_channel(high, chroma, t + 5 * chroma, turns);
+        g[i] = hue_channel(high, chroma, t + 3 * chroma, turns);
+        b[i] = hue_channel(high, chroma, t + chroma, turns);
     }
 }
 
@@ -200,7 +202,10 @@ INLINE void apply_step(float *restrict r, float *restrict g, float *restrict b, 
             r[i] = clip(factor * r[i] + offset, 255), g[i] = clip(factor * g[i] + offset, 255), b[i] = clip(factor * b[i] + offset, 255);
         }
     } else if (code == HUE) {
-        shift_hue(r, g, b, n, 6 * factor);
+        if (fabsf(6 * factor) <= 1)
+            shift_hue(r, g, b, n, 6 * factor, 1);
+        else
+            shift_hue(r, g, b, n, 6 * factor, 2);
     } else if (code == GREY) {
         for (int i = 0; i < n; i++) r[i] = g[i] = b[i] = grey_of(r[i], g[i], b[i]);
     }
@@ -211,21 +216,24 @@ INLINE void load_row(float *restrict r, float *restrict g, float *restrict b, co
     for (int i = 0; i < n; i++) r[i] = line[3 * i], g[i] = line[3 * i + 1], b[i] = line[3 * i + 2];
 }
 
+INLINE void store_interleaved(float *restrict out, const float *restrict r, const float *restrict g, const float *restrict b, int n, const float *by, const float *plus)
+{
+#pragma GCC ivdep
+    for (int i = 0; i < n; i++) out[3 * i] = r[i] * by[0] + plus[0], out[3 * i + 1] = g[i] * by[1] + plus[1], out[3 * i + 2] = b[i] * by[2] + plus[2];
+}
+
 INLINE void store_row(float *restrict out, int64_t channel, int64_t column, float *const *rows, int n, const float *scale, const float *bias)
 {
-    if (column == 1) {
-        for (int c = 0; c < 3; c++) {
-            const float *restrict row = rows[c];
-            const float by = scale[c], plus = bias[c];
-            float *restrict line = out + c * channel;
+    const float by[3] = {scale[0], scale[1], scale[2]}, plus[3] = {bias[0], bias[1], bias[2]};
+    if (column == 3) {
+        store_interleaved(out, rows[0], rows[1], rows[2], n, by, plus);
+        return;
+    }
+    for (int c = 0; c < 3; c++) {
+        const float *restrict row = rows[c];
+        float *restrict line = out + c * channel;
 #pragma GCC ivdep
-            for (int i = 0; i < n; i++) line[i] = row[i] * by + plus;
-        }
-    } else {
-        const float *restrict r = rows[0], *restrict g = rows[1], *restrict b = rows[2];
-        const float by[3] = {scale[0], scale[1], scale[2]}, plus[3] = {bias[0], bias[1], bias[2]};
-#pragma GCC ivdep
-        for (int i = 0; i < n; i++) out[3 * i] = r[i] * by[0] + plus[0], out[3 * i + 1] = g[i] * by[1] + plus[1], out[3 * i + 2] = b[i] * by[2] + plus[2];
+        for (int i = 0; i < n; i++) line[i] = row[i] * by[c] + plus[c];
     }
 }
 
@@ -264,29 +272,55 @@ INLINE void weigh_pairs(float *restrict out, const float *restrict centre, const
 
 enum { MOST_REACH = 30 };
 
-/* Blur planes (3, S, S) and write them normalised; edges are continued by their own value. `line` has S + 2 reach places. */
-INLINE void blur_and_store(float *planes, float *line, float *const *rows, int size, const float *half, int reach, float *out, int64_t channel, int64_t column,
-                           const float *scale, const float *bias)
+typedef struct {
+    const uint8_t *view;
+    int size, until;    /* side, number of steps */
+    const float *steps; /* (until, 2) */
+    float mean;         /* for contrast */
+    float *out;
+    int64_t channel, column;
+    const float *scale, *bias;
+} View;
+
+INLINE void colour_view_row(const View *v, float *const *rows, int y)
 {
+    colour_row(rows, v->view + 3 * (int64_t)y * v->size, v->size, v->steps, v->until, v->mean);
+}
+
+INLINE void store_view_row(const View *v, float *const *rows, int y)
+{
+    store_row(v->out + (int64_t)y * v->size * v->column, v->channel, v->column, rows, v->size, v->scale, v->bias);
+}
+
+/* Each row is coloured, blurred along itself and kept until all rows that reach it are there; so everything stays in the nearest cache.
+ * Edges are continued by their own value. memory: 3 rows, 3 lines of size + 2 thirds, a ring of (2 reach + 1) x 3 rows. */
+INLINE void finish_blurred(const View *v, float *memory, const float *half, int reach)
+{
+    const int size = v->size, thirds = (reach + 2) / 3 * 3, kept = 2 * reach + 1;
     const float *pairs[2 * MOST_REACH + 2];
-    const int thirds = (reach + 2) / 3 * 3;
-    for (int64_t y = 0; y < 3 * (int64_t)size; y++) {
-        float *row = planes + y * size, *inner = line + thirds;
-        for (int i = 0; i < thirds; i++) line[i] = row[0], inner[size + i] = row[size - 1];
-        memcpy(inner, row, sizeof(float) * size);
-        for (int k = 1; k <= thirds; k++) pairs[2 * k] = inner - k, pairs[2 * k + 1] = inner + k;
-        weigh_pairs(row, inner, pairs, half, thirds, size);
-    }
-    for (int y = 0; y < size; y++) {
-        for (int c = 0; c < 3; c++) {
-            const float *plane = planes + (int64_t)c * size * size;
-            for (int k = 1; k <= thirds; k++) {
-                int above = y - k < 0 ? 0 : y - k, below = y + k >= size ? size - 1 : y + k;
-                pairs[2 * k] = plane + (int64_t)above * size, pairs[2 * k + 1] = plane + (int64_t)below * size;
+    float *rows[3], *lines[3], *ring = memory + 3 * size + 3 * (int64_t)(size + 2 * thirds);
+    for (int c = 0; c < 3; c++) rows[c] = memory + (int64_t)c * size, lines[c] = memory + 3 * size + (int64_t)c * (size + 2 * thirds) + thirds;
+    for (int y = 0; y < size + reach; y++) {
+        if (y < size) {
+            colour_view_row(v, lines, y);
+            for (int c = 0; c < 3; c++) {
+                float *line = lines[c];
+                for (int i = 1; i <= thirds; i++) line[-i] = line[0], line[size - 1 + i] = line[size - 1];
+                for (int k = 1; k <= thirds; k++) pairs[2 * k] = line - k, pairs[2 * k + 1] = line + k;
+                weigh_pairs(ring + ((int64_t)(y % kept) * 3 + c) * size, line, pairs, half, thirds, size);
             }
-            weigh_pairs(rows[c], plane + (int64_t)y * size, pairs, half, thirds, size);
         }
-        store_row(out + (int64_t)y * size * column, channel, column, rows, size, scale, bias);
+        const int middle = y - reach;
+        if (middle < 0) continue;
+        for (int c = 0; c < 3; c++) {
+            for (int k = 1; k <= thirds; k++) {
+                int distance = k < reach ? k : reach; /* behind reach the weights are zero */
+                int above = middle - distance < 0 ? 0 : middle - distance, below = middle + distance >= size ? size - 1 : middle + distance;
+                pairs[2 * k] = ring + ((int64_t)(above % kept) * 3 + c) * size, pairs[2 * k + 1] = ring + ((int64_t)(below % kept) * 3 + c) * size;
+            }
+            weigh_pairs(rows[c], ring + ((int64_t)(middle % kept) * 3 + c) * size, pairs, half, thirds, size);
+        }
+        store_view_row(v, rows, middle);
     }
 }
 
@@ -299,33 +333,32 @@ CLONES int mt_finish_view(const uint8_t *view, int size, const float *steps, con
 {
     int reach = most < MOST_REACH ? most : MOST_REACH, contrast = STEPS;
     while (reach > 0 && half[reach] == 0) reach--;
-    int blurred = reach > 0;
+    if (reach > size - 1) reach = size - 1;
     float kernel[MOST_REACH + 3] = {0};
     memcpy(kernel, half, sizeof(float) * (reach + 1));
-    int64_t area = (int64_t)size * size;
-    float *memory = scratch(sizeof(float) * (4 * (int64_t)size + 2 * MOST_REACH + (blurred ? 3 * area : 0)));
+    float *memory = scratch(sizeof(float) * ((int64_t)size * (6 + 3 * (2 * reach + 1)) + 6 * (MOST_REACH + 3)));
     if (!memory) return -1;
-    float *rows[3] = {memory, memory + size, memory + 2 * size}, *line = memory + 3 * size, *planes = line + size + 2 * MOST_REACH;
-    float mean = 0;
+    float *rows[3] = {memory, memory + size, memory + 2 * size};
+    View v = {view, size, STEPS, steps, 0, out, channel, column, scale, bias};
     for (int s = 0; s < STEPS; s++)
         if ((int)steps[2 * s] == CONTRAST) contrast = s;
     if (contrast < STEPS) {
         double total = 0;
+        v.until = contrast;
         for (int y = 0; y < size; y++) {
-            colour_row(rows, view + 3 * (int64_t)y * size, size, steps, contrast, 0);
+            colour_view_row(&v, rows, y);
             total += TO_GREY[0] * sum_of(rows[0], size) + TO_GREY[1] * sum_of(rows[1], size) + TO_GREY[2] * sum_of(rows[2], size);
         }
-        mean = (float)(total / area);
+        v.mean = (float)(total / ((double)size * size));
+        v.until = STEPS;
+    }
+    if (reach > 0) {
+        finish_blurred(&v, memory, kernel, reach);
+        return 0;
     }
     for (int y = 0; y < size; y++) {
-        if (blurred)
-            for (int c = 0; c < 3; c++) rows[c] = planes + c * area + (int64_t)y * size;
-        colour_row(rows, view + 3 * (int64_t)y * size, size, steps, STEPS, mean);
-        if (!blurred) store_row(out + (int64_t)y * size * column, channel, column, rows, size, scale, bias);
-    }
-    if (blurred) {
-        for (int c = 0; c < 3; c++) rows[c] = memory + c * size;
-        blur_and_store(planes, line, rows, size, kernel, reach, out, channel, column, scale, bias);
+        colour_view_row(&v, rows, y);
+        store_view_row(&v, rows, y);
     }
     return 0;
 }

@@ -15,7 +15,7 @@ from ..data.labelled import EvaluationView, LabelledBatches, find_labelled, prot
 from ..data.loading import Batches, Loader, describe_batches, plan_batches, warn_of_another_order
 from ..data.shard_index import ShardSet
 from ..data.sources import Pictures, open_source
-from ..data.two_views import ViewMaker
+from ..data.view_batch import ViewMaker
 from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
 from ..runtime.distributed import broadcast_module_state, get_world_size, is_main_process, start_processes
 from ..runtime.errors import InputError
@@ -58,6 +58,7 @@ def pretrain(cfg: CfgNode, *, resume: bool = False, init_from: str | None = None
     """
     device = start_processes(cfg.TRAIN.DEVICE)
     folder = open_source(cfg.DATA.ROOT, layout=cfg.DATA.LAYOUT, list_file=cfg.DATA.LIST_FILE, num_images=cfg.DATA.NUM_IMAGES)
+    cfg = _with_packed_pixels(cfg, folder)
     batches = _batches(cfg, folder, start_iteration=0)  # refuses sizes that do not fit, before anything is written
     if cfg.MECHANISM == "supervised" and len(folder.class_names) < 2:
         raise InputError(f"MECHANISM supervised needs pictures of at least two classes, found {len(folder.class_names)}: {folder.describe()}.")
@@ -100,6 +101,15 @@ def pretrain(cfg: CfgNode, *, resume: bool = False, init_from: str | None = None
         if metrics is not None:
             metrics.close()
     return run if complete else None
+
+
+def _with_packed_pixels(cfg: CfgNode, folder: Pictures) -> CfgNode:
+    """Return a config that says what packing did to the pixels, so that config.yaml and the checkpoints say it too."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATA.PACKED_PIXELS = getattr(folder, "pixel_change", "")
+    cfg.freeze()
+    return cfg
 
 
 def _announce(cfg: CfgNode, folder: Pictures, run: Pretraining) -> None:
@@ -152,7 +162,7 @@ def _batches(cfg: CfgNode, folder: Pictures, *, start_iteration: int) -> Batches
 
 def _loader(cfg: CfgNode, folder: Pictures, batches: Batches, device: torch.device) -> Loader:
     num_views = 1 if cfg.MECHANISM in ("supervised", "memory_bank") else 2
-    make_views = ViewMaker(cfg.DATA.AUGMENTATION, cfg.DATA.IMAGE_SIZE, tuple(cfg.DATA.CROP_SCALE), num_views)
+    make_views = ViewMaker(cfg.DATA.AUGMENTATION, cfg.DATA.IMAGE_SIZE, tuple(cfg.DATA.CROP_SCALE), num_views, cfg.DATA.PIPELINE)
     return Loader(folder, batches, make_views, num_workers=cfg.DATA.NUM_WORKERS, pin_memory=device.type == "cuda")
 
 

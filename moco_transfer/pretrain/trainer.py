@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..data.two_views import normalize
+from ..data.view_batch import finish
 from ..runtime.checkpoint import CheckpointFolder
 from ..runtime.distributed import all_gather_rows, average_bn_statistics, get_world_size, is_main_process
 from ..runtime.errors import InputError
@@ -127,7 +127,7 @@ def train(
 
     Args:
         run: Model, optimiser and schedule; its ``iteration`` moves.
-        batches: From ``data.two_views.collate_views``, one per remaining iteration.
+        batches: As ``data.view_batch.ViewBatch.finished`` returns them, one per remaining iteration.
         checkpoints: Where rank 0 saves.
         metrics: Where rank 0 writes its measurements, None on the other processes.
         log_period: Iterations per log line.
@@ -183,11 +183,12 @@ def train(
 def _forward_backward(run: Pretraining, batch: dict[str, Any]) -> dict[str, Tensor]:
     """Leave the step's gradients, and return what is worth logging, all on the device so that the host need not wait."""
     views = batch["views"].to(run.device, non_blocking=True)
+    pairs = list(zip(views, batch.get("colours", [None] * len(views)), strict=True))
     targets = batch["index" if isinstance(run.model, MemoryBank) else "label"].to(run.device, non_blocking=True)
     parts = [slice(int(part[0]), int(part[-1]) + 1) for part in torch.arange(len(targets)).chunk(run.accumulate)]
     sums: dict[str, Tensor] = {}
     for number, part in enumerate(parts):
-        images = [normalize(view[part], run.pixel_mean, run.pixel_std) for view in views]
+        images = [finish(view[part], None if colour is None else colour[part], run.pixel_mean, run.pixel_std) for view, colour in pairs]
         if run.channels_last:
             images = [image.to(memory_format=torch.channels_last) for image in images]
         # DistributedDataParallel averages gradients over processes once, in the last backward of the step.

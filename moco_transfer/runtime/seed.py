@@ -34,7 +34,7 @@ def derive_seed(seed: int, *position: int | str) -> int:
         raise InputError(f"SEED is {seed}: expected an integer >= 0.")
     words = [seed, *[zlib.crc32(part.encode()) if isinstance(part, str) else int(part) for part in position]]
     # The same numbers either way; an array of words is taken as it is, a list is taken apart number by number, at twice the time.
-    entropy = np.array(words, np.uint32) if 0 <= min(words) and max(words) < 2**32 else words
+    entropy = np.array(words, np.uint32) if min(words) >= 0 and max(words) < 2**32 else words
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 

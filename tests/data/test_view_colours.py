@@ -103,9 +103,10 @@ def test_blur__pils_and_nearly_a_gaussian(back_end, sigma):
     pixels = picture()
     ours = finish([pixels], [colour_row(parameters(blur_sigma=sigma), grey_first=False)])[0].permute(1, 2, 0).numpy()
     theirs = np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(sigma))).astype(float)
-    inside = slice(7, -7)  # PIL continues the edges after each of its three passes, we before the first
-    assert np.abs(ours - theirs)[inside, inside].max() <= 1.01
-    assert np.abs(ours - theirs).max() < 12 and np.abs(ours - theirs).mean() < 0.6
+    inside = slice(7, -7)
+    assert np.abs(ours - theirs)[inside, inside].max() < 3  # six passes that round, half a level each
+    # PIL continues the edges after each of its three passes, we before the first: noise at the edge shows it.
+    assert np.abs(ours - theirs).max() < 30 and np.abs(ours - theirs).mean() < 0.75
     gaussian = F.gaussian_blur(torch.from_numpy(pixels).permute(2, 0, 1).float(), 15, sigma).permute(1, 2, 0).numpy()
     smooth = slice(16, -7)  # below the noise
     assert np.abs(ours - gaussian)[smooth, inside].max() < 3
