@@ -21,6 +21,8 @@ VERBS = {
     "predict": ("predict", "a trained detector's boxes and masks, drawn on pictures of one's own"),
     "report": ("report", "results.json files -> the transfer table"),
     "check-data": ("check_data", "looks a detection data set over before a run"),
+    "pack": ("pack", "pictures -> a few large files for faster reading, as they are, smaller, or as bare pixels"),
+    "bench-data": ("bench_data", "what each stage of reading a folder costs, and how many data workers a GPU needs"),
     "reference": ("reference", "the published numbers, by name"),
     "doctor": ("doctor", "what works on this machine, and the next step for what does not"),
     "demo": ("demo", "the whole road on generated pictures, in minutes, on a CPU"),

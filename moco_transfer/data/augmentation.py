@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -58,8 +59,7 @@ RECIPES = {
 }
 
 
-@dataclass(frozen=True)
-class ViewParameters:
+class ViewParameters(NamedTuple):
     """One view's random numbers.
 
     Attributes:
@@ -100,7 +100,7 @@ def draw_parameters(
         jitter = tuple(factors[i] for i in rng.permutation(4))
     grey = recipe.grey_p > 0 and random() < recipe.grey_p
     blur_sigma = 0.1 + (2.0 - 0.1) * random() if recipe.blur_p > 0 and random() < recipe.blur_p else 0.0
-    return ViewParameters(crop=crop, flip=random() < 0.5, grey=grey, jitter=jitter, blur_sigma=blur_sigma)
+    return ViewParameters(crop, random() < 0.5, grey, jitter, blur_sigma)
 
 
 def _draw_crop(rng: np.random.Generator, height: int, width: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:

@@ -24,8 +24,7 @@ except ImportError:  # a platform without its wheel
 
 BUFFER_BYTES = 64 << 20  # for 21 million pixels; what is not used of it takes no memory
 
-_DECODED_HERE = ("YCbCr", "Gray", "RGB")
-_HEADERS = 1 << 16  # of the file, in which Adobe's marker stands, if anywhere
+_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG's markers with the size; the three left out mean other things
 
 
 def decode_pixels(data: bytes, buffer: np.ndarray | None = None) -> np.ndarray:
@@ -41,19 +40,26 @@ def decode_pixels(data: bytes, buffer: np.ndarray | None = None) -> np.ndarray:
     Raises:
         OSError, SyntaxError, ValueError, DecompressionBombError: As :func:`read_rgb`; they are :data:`UNREADABLE`.
     """
-    if simplejpeg is not None and data[:2] == b"\xff\xd8":
+    if simplejpeg is not None and _is_usual_jpeg(data):
         try:
-            if (buffer is None or data.find(b"Adobe", 0, _HEADERS) >= 0) and not _is_usual(data):
-                return np.asarray(read_rgb(io.BytesIO(data)))
-            return simplejpeg.decode_jpeg(data, "RGB", buffer=buffer)  # ValueError too where the buffer is too small
-        except ValueError:
-            pass  # PIL says what is wrong with it, or reads it
+            return simplejpeg.decode_jpeg(data, "RGB", buffer=buffer)
+        except ValueError:  # PIL says what is wrong with it, or reads it; or the buffer is too small
+            pass
     return np.asarray(read_rgb(io.BytesIO(data)))
 
 
-def _is_usual(data: bytes) -> bool:
-    height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-    return colours in _DECODED_HERE and height * width <= (Image.MAX_IMAGE_PIXELS or float("inf"))
+def _is_usual_jpeg(data: bytes) -> bool:
+    """Return whether this is a JPEG in grey or three colours, of 8 bits, and not larger than PIL takes. Only headers are looked at."""
+    place, end = 2, len(data) - 10
+    if data[:2] != b"\xff\xd8":
+        return False
+    while place < end and data[place] == 0xFF:
+        marker = data[place + 1]
+        if marker in _START_OF_FRAME:
+            pixels = (data[place + 5] << 8 | data[place + 6]) * (data[place + 7] << 8 | data[place + 8])
+            return data[place + 4] == 8 and data[place + 9] in (1, 3) and pixels <= (Image.MAX_IMAGE_PIXELS or float("inf"))
+        place += 2 + (data[place + 2] << 8 | data[place + 3]) if marker != 0xFF else 1  # bytes 0xff may fill the gap between segments
+    return False
 
 
 def read_rgb(file: str | os.PathLike[str] | IO[bytes]) -> Image.Image:

@@ -85,7 +85,7 @@ class ImageFolder:
         return read_rgb(self.path(index))
 
     def decode(self, index: int, buffer: np.ndarray | None = None) -> np.ndarray:
-        """Decode picture ``index`` to uint8 (H, W, 3), RGB, perhaps inside ``buffer``, by the fastest decoder; pixels and errors are those of :meth:`read`."""
+        """Decode picture ``index`` to uint8 (H, W, 3), RGB, perhaps inside ``buffer``; pixels and errors are those of :meth:`read`."""
         return decode_pixels(self.encoded(index), buffer)
 
     def encoded(self, index: int) -> bytes:

@@ -54,7 +54,7 @@ def crop_resize(picture: np.ndarray, crop: tuple[int, int, int, int], *, flip: b
         ValueError: If the crop is not inside the picture, or an array is not as described.
     """
     top, left, height, width = crop
-    if min(top, left) < 0 or min(height, width) < 1 or top + height > picture.shape[0] or left + width > picture.shape[1]:
+    if top < 0 or left < 0 or height < 1 or width < 1 or top + height > picture.shape[0] or left + width > picture.shape[1]:
         raise ValueError(f"crop {crop} is not inside a picture of {picture.shape[:2]}.")
     _check(picture, out)
     stride = picture.strides[0]

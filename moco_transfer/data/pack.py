@@ -105,20 +105,27 @@ def pack(
     dst = Path(dst)
     origin = _origin(source, form, shorter_side, pictures_per_shard)
     _check_same_origin(dst, origin)
-    starts = range(0, len(source), pictures_per_shard)
-    entries = [_finished(dst, number, origin) for number in range(len(starts))]
-    missing = [i for start, entry in zip(starts, entries, strict=True) if entry is None for i in range(start, min(start + pictures_per_shard, len(source)))]
+    parts = [range(start, min(start + pictures_per_shard, len(source))) for start in range(0, len(source), pictures_per_shard)]
+    entries = [_finished(dst, number, origin) for number in range(len(parts))]
+    missing = [index for part, entry in zip(parts, entries, strict=True) if entry is None for index in part]
     loader = DataLoader(Payloads(source, form, shorter_side), batch_size=None, sampler=missing, num_workers=num_workers, collate_fn=_as_it_is)
     payloads = iter(loader)
-    for number, start in enumerate(starts):
+    for number, part in enumerate(parts):
         if entries[number] is None:
-            places = range(start, min(start + pictures_per_shard, len(source)))
-            entries[number] = _write_shard(dst, number, source, places, payloads, on_picture) | {"origin": origin}
+            entries[number] = _write_shard(dst, number, source, part, payloads, on_picture) | {"origin": origin}
             atomic_write_text(dst / f"{_shard_name(number)}.json", json.dumps(entries[number]))
     left_out = [sentence for entry in entries for sentence in entry["left_out"]]
-    about = {"format": FORMAT, "form": form, "pixel_change": describe_change(form, shorter_side), "origin": origin, "source": source.describe()}
-    shards = [{key: value for key, value in entry.items() if key not in ("origin", "left_out")} for entry in entries]
-    about |= {"pictures": sum(entry["pictures"] for entry in entries), "class_names": list(source.class_names), "shards": shards, "left_out": left_out}
+    about = {
+        "format": FORMAT,
+        "form": form,
+        "pixel_change": describe_change(form, shorter_side),
+        "source": source.describe(),
+        "origin": origin,
+        "pictures": sum(entry["pictures"] for entry in entries),
+        "class_names": list(source.class_names),
+        "shards": [{key: value for key, value in entry.items() if key not in ("origin", "left_out")} for entry in entries],
+        "left_out": left_out,
+    }
     atomic_write_text(dst / INDEX, json.dumps(about, indent=1))
     return left_out
 

@@ -47,8 +47,9 @@ def resized_crop(pixels: np.ndarray, parameters: ViewParameters, out: np.ndarray
         native.crop_resize(pixels, parameters.crop, flip=parameters.flip, out=out)
         return
     top, left, height, width = parameters.crop
-    crop = torch.from_numpy(pixels[top : top + height, left : left + width]).permute(2, 0, 1).unsqueeze(0)
-    view = F.interpolate(crop, size=out.shape[:2], mode="bilinear", antialias=True, align_corners=False)[0].permute(1, 2, 0).numpy()
+    crop = pixels[top : top + height, left : left + width]
+    planes = torch.from_numpy(crop if crop.flags.writeable else crop.copy()).permute(2, 0, 1).unsqueeze(0)
+    view = F.interpolate(planes, size=out.shape[:2], mode="bilinear", antialias=True, align_corners=False)[0].permute(1, 2, 0).numpy()
     out[:] = view[:, ::-1] if parameters.flip else view
 
 
