@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data.labelled import LabelledBatches, find_labelled
-from ..data.loading import Batches, warn_of_another_order
+from ..data.loading import Batches, describe_batches, warn_of_another_order
 from ..data.shard_index import ShardSet
 from ..data.sources import Pictures
 from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
@@ -75,10 +75,10 @@ def pretrain(cfg: CfgNode, *, resume: bool = False, init_from: str | None = None
     if on_start is not None:
         on_start(output_dir)
 
-    run = _build_run(cfg, folder, batches, device, init_from=init_from if state is None else None)
+    run = build_run(cfg, folder, batches, device, init_from=init_from if state is None else None)
     run.monitor = monitor
     run.header["order"] = batches.order
-    describeplan_run(folder, batches)
+    describe_batches(folder, batches)
     _announce(cfg, folder, run)
     if state is not None:
         restore(run, state, str(last))
@@ -136,7 +136,16 @@ def _encoder(arch: str, norm_layer, outputs: int) -> nn.Module:
     return build_encoder(arch, num_outputs=outputs, norm_layer=norm_layer)
 
 
-def _build_run(cfg: CfgNode, folder: Pictures, batches: Batches, device: torch.device, *, init_from: str | None) -> Pretraining:
+def build_run(cfg: CfgNode, folder: Pictures, batches: Batches, device: torch.device, *, init_from: str | None = None) -> Pretraining:
+    """Build model, optimiser and schedule, at iteration 0.
+
+    Args:
+        cfg: A pre-training config.
+        folder: The pictures; their number and class names are asked for, none is read.
+        batches: Their order.
+        device: Where to train.
+        init_from: Checkpoint whose weights the encoders start from.
+    """
     seed_everything(cfg.SEED, "weights")
     model = build_model(cfg, num_classes=len(folder.class_names), num_images=len(folder))
     if init_from is not None:
@@ -157,7 +166,10 @@ def _build_run(cfg: CfgNode, folder: Pictures, batches: Batches, device: torch.d
     return Pretraining(
         model=model,
         wrapped=wrapped,
-        optimizer=torch.optim.SGD(trained, lr=lr, momentum=solver.MOMENTUM, weight_decay=solver.WEIGHT_DECAY),
+        # One pass over the parameters on a CPU; on a GPU one kernel for many tensors (foreach, the default there).
+        optimizer=torch.optim.SGD(
+            trained, lr=lr, momentum=solver.MOMENTUM, weight_decay=solver.WEIGHT_DECAY, fused=True if device.type == "cpu" else None
+        ),
         scaler=torch.amp.GradScaler(device.type, enabled=cfg.TRAIN.PRECISION == "fp16"),
         device=device,
         amp_dtype=_AMP_DTYPE[cfg.TRAIN.PRECISION],
@@ -233,4 +245,4 @@ def _header(cfg: CfgNode, folder: Pictures) -> dict[str, Any]:
     }
 
 
-__all__ = ["build_model", "pretrain", "restore", "save"]
+__all__ = ["build_model", "build_run", "pretrain", "restore", "save"]

@@ -7,7 +7,7 @@ from fvcore.common.config import CfgNode
 
 from ..data.bench import describe_measurement, measure_stages, measure_workers
 from ..data.labelled import EvaluationView, protocol_resize
-from ..data.loading import Batches, Loader
+from ..data.loading import Batches, Loader, plan_batches
 from ..data.shard_index import ShardSet
 from ..data.sources import Pictures, open_source
 from ..data.view_batch import ViewMaker
@@ -34,7 +34,7 @@ def plan_run(cfg: CfgNode, folder: Pictures, *, start_iteration: int) -> Batches
     # A run measured in iterations ends within its last epoch.
     iterations_per_epoch = max(1, len(folder) // cfg.DATA.BATCH_SIZE_TOTAL)
     epochs = -(-cfg.SOLVER.MAX_ITER // iterations_per_epoch) or cfg.SOLVER.EPOCHS
-    return planplan(
+    return plan_batches(
         folder,
         batch_size_total=cfg.DATA.BATCH_SIZE_TOTAL,
         epochs=epochs,

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..data.prefetch import to_device
 from ..data.view_batch import finish
 from ..runtime.checkpoint import CheckpointFolder
 from ..runtime.distributed import all_gather_rows, average_bn_statistics, get_world_size, is_main_process
@@ -143,7 +144,7 @@ def train(
     """
     run.wrapped.train()
     meter = Meter(run)
-    batch_iterator = iter(batches)
+    batch_iterator = iter(to_device(batches, run.device))
     bar = tqdm(total=run.max_iterations, initial=run.iteration, desc="pre-training", unit="it", disable=None if is_main_process() else True)
     with StopRequest() as stop:
         while run.iteration < run.max_iterations:
@@ -155,11 +156,7 @@ def train(
             for group in run.optimizer.param_groups:
                 group["lr"] = run.lr_at(run.iteration)
 
-            run.optimizer.zero_grad(set_to_none=True)
-            measured = _forward_backward(run, batch)
-            run.scaler.step(run.optimizer)
-            run.scaler.update()
-
+            measured = step(run, batch)
             run.iteration += 1
             meter.add(measured, len(batch["label"]))
             if run.iteration % log_period == 0 or run.iteration == run.max_iterations:
@@ -178,6 +175,15 @@ def train(
                 _monitor(run, metrics, meter)
     bar.close()
     return True
+
+
+def step(run: Pretraining, batch: dict[str, Any]) -> dict[str, Tensor]:
+    """Take one optimiser step on a batch; returns what is worth logging. Collective."""
+    run.optimizer.zero_grad(set_to_none=True)
+    measured = _forward_backward(run, batch)
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    return measured
 
 
 def _forward_backward(run: Pretraining, batch: dict[str, Any]) -> dict[str, Tensor]:
