@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Time of the two-view input pipeline on one core, beside the published chain: python tools/bench_pipeline.py --data FOLDER.
 
-Reference: the official code's chain for MoCo v2, written out below from facebookresearch/moco's description: PIL decodes once, two
-independent torchvision transforms, normalised float tensors. Ours, with the same recipe:
+Reference: the official code's chain for MoCo v2, written the plain way: PIL decodes once, two
+independent torchvision transforms (tools/bench_published.py), normalised float tensors. Ours, with the same recipe:
     cpu     files to two normalised float tensors on the CPU
     worker  files to two uint8 crops in the batch: what a data worker does, and what feeds a GPU
     cache   the same from a raw cache (shorter side 256, `moco-transfer pack --as raw`), which is written to a temporary folder first
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import statistics
 import sys
 import tempfile
@@ -25,10 +24,11 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from PIL import Image, ImageFilter
-from torchvision import transforms
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench_published import MEAN, STD, published_chain  # noqa: E402
 
 from moco_transfer.data import native  # noqa: E402
 from moco_transfer.data.images import ImageFolder, find_images  # noqa: E402
@@ -37,32 +37,7 @@ from moco_transfer.data.pack_reader import open_pack  # noqa: E402
 from moco_transfer.data.two_views import Views  # noqa: E402
 from moco_transfer.data.view_batch import finish  # noqa: E402
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH = 32
-
-
-class Blur:
-    """Gaussian blur of SimCLR, radius in px drawn from U(0.1, 2), by PIL."""
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        """Return the blurred picture."""
-        return image.filter(ImageFilter.GaussianBlur(radius=random.uniform(0.1, 2.0)))
-
-
-def published_chain(size: int):
-    """Return the published v2 transforms."""
-    jitter = transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)
-    return transforms.Compose(
-        [
-            transforms.RandomResizedCrop(size, scale=(0.2, 1.0)),
-            transforms.RandomApply([jitter], p=0.8),
-            transforms.RandomGrayscale(p=0.2),
-            transforms.RandomApply([Blur()], p=0.5),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize(MEAN, STD),
-        ]
-    )
 
 
 def run_reference(folder: ImageFolder, places: list[int], chain) -> None:

@@ -1,14 +1,45 @@
-"""The step of MoCo as Algorithm 1 of the paper reads, in the plain way: what tools/bench_*.py measure against.
+"""MoCo v2 written the plain way: what the other tools/bench_*.py measure against.
 
-float32, NCHW, a Python loop for the momentum update, all logits concatenated, a copy of the queue, SGD as torch gives it.
+The step is the paper's Algorithm 1: float32, NCHW, a Python loop for the momentum update, all logits concatenated, a copy of the queue, SGD
+as torch gives it. The chain is torchvision's transforms on PIL pictures with the paper's parameters, twice for two crops.
 """
 
 from __future__ import annotations
 
+import random
+
 import torch
 import torch.nn.functional as F
 import torchvision
+from PIL import Image, ImageFilter
 from torch import Tensor, nn
+from torchvision import transforms
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Blur:
+    """Gaussian blur of SimCLR, radius in px drawn from U(0.1, 2), by PIL."""
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Return the blurred picture."""
+        return image.filter(ImageFilter.GaussianBlur(radius=random.uniform(0.1, 2.0)))
+
+
+def published_chain(size: int):
+    """Return the published v2 transforms."""
+    jitter = transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)
+    return transforms.Compose(
+        [
+            transforms.RandomResizedCrop(size, scale=(0.2, 1.0)),
+            transforms.RandomApply([jitter], p=0.8),
+            transforms.RandomGrayscale(p=0.2),
+            transforms.RandomApply([Blur()], p=0.5),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
 
 
 class PublishedMoCo(nn.Module):
