@@ -155,6 +155,9 @@ def build_run(cfg: CfgNode, folder: Pictures, batches: Batches, device: torch.de
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
     broadcast_module_state([*model.parameters(), *model.buffers()])
+    if cfg.TRAIN.COMPILE:
+        for part in model.children():
+            part.compile()  # in place: state-dict keys stay as they are
     wrapped: nn.Module = model
     if get_world_size() > 1:
         # Buffers are kept equal by construction (queue) or averaged when saved (BN): no broadcast of 32 MB in each step.
@@ -185,6 +188,8 @@ def build_run(cfg: CfgNode, folder: Pictures, batches: Batches, device: torch.de
         header=_header(cfg, folder),
         num_images=len(folder),
         max_unreadable=cfg.DATA.MAX_UNREADABLE,
+        num_workers=cfg.DATA.NUM_WORKERS,
+        pipeline=cfg.DATA.PIPELINE,
         watch=_watch(cfg, model, batches),
     )
 

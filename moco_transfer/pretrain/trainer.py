@@ -63,6 +63,8 @@ class Pretraining:
         max_unreadable: Share beyond which the run stops.
         iteration: Iterations finished.
         unreadable: Paths that could not be decoded so far.
+        num_workers: Data workers of this process, for advice.
+        pipeline: DATA.PIPELINE, for advice.
         watch: Says in words when features collapse or the loss stays at chance; None for ``supervised``.
         monitor: Called after each finished epoch and at the end of the run; returns what to write into metrics.json, nothing when nothing is due.
     """
@@ -87,6 +89,8 @@ class Pretraining:
     max_unreadable: float
     iteration: int = 0
     unreadable: set[str] = field(default_factory=set)
+    num_workers: int = 0
+    pipeline: str = "fast"
     watch: Watch | None = None
     monitor: Callable[[Pretraining], dict[str, float]] | None = None
 
