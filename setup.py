@@ -3,12 +3,22 @@
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 HERE = Path(__file__).resolve().parent
 VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "moco_transfer" / "__init__.py").read_text(encoding="utf-8")).group(1)
 
 CONFIGS = "moco_transfer.configs"
+
+# Plain C without Python's headers, loaded through ctypes (moco_transfer/data/native.py). Optional: where there is no compiler the
+# installation goes on, and torch's operators do the same more slowly.
+VIEW_KERNELS = Extension(
+    "moco_transfer.data.view_kernels",
+    sources=["moco_transfer/data/view_kernels.c"],
+    extra_compile_args=["-O3", "-fno-wrapv", "-fno-math-errno", "-fno-trapping-math", "-ffinite-math-only", "-fno-signed-zeros"],
+    libraries=["m"],
+    optional=True,
+)
 
 setup(
     name="moco-transfer",
@@ -26,6 +36,7 @@ setup(
         f"{CONFIGS}.detection": ["*.yaml"],
         "moco_transfer.report": ["*.yaml", "templates/*"],
     },
+    ext_modules=[VIEW_KERNELS],
     install_requires=[
         # A range: CUDA users keep the build they have. From 2.6 on, weights_only loading is safe.
         # Detectron2 is on no package index and is never required.
@@ -35,6 +46,7 @@ setup(
         "iopath>=0.1.9",
         "pycocotools>=2.0.7",
         "opencv-python-headless>=4.8",
+        "simplejpeg>=1.7",
         "numpy>=1.26",
         "Pillow>=10",
         "tqdm>=4.66",

@@ -25,6 +25,8 @@ VERBS = {
     "report": ("report", "results.json files -> the transfer table, plots, the page"),
     "sheet": ("sheet", "fine-tuned runs -> a picture of their detections beside the ground truth"),
     "check-data": ("check_data", "looks a detection data set over before a run"),
+    "pack": ("pack", "pictures -> a few large files for faster reading, as they are, smaller, or as bare pixels"),
+    "bench-data": ("bench_data", "what each stage of reading a folder costs, and how many data workers a GPU needs"),
     "reference": ("reference", "the published numbers, by name"),
     "doctor": ("doctor", "what works on this machine, and the next step for what does not"),
     "demo": ("demo", "the whole road on generated pictures, in minutes, on a CPU"),

@@ -13,8 +13,9 @@ from ..runtime.errors import InputError
 
 ARCHS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x8d", "resnet50_w2x", "resnet50_w4x")
 ARCHS += ("resnet18_cifar", "resnet34_cifar", "resnet50_cifar")
-LAYOUTS = ("auto", "folders", "flat", "list", "cifar10", "shards")  # as data/sources.py has them, which config may not import
+LAYOUTS = ("auto", "folders", "flat", "list", "cifar10", "shards", "pack")  # as data/sources.py has them, which config may not import
 MECHANISMS = ("moco", "memory_bank", "end_to_end", "supervised")
+PIPELINES = ("fast", "reference")  # as data/view_batch.py has them
 AUGMENTATIONS = ("v1", "v2", "cifar", "supervised")
 SCHEDULES = ("step", "cosine", "exponential")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -36,9 +37,10 @@ PRETRAIN_DEFAULTS: dict[str, Any] = {
         #   CIFAR-10: train/<class>/*.jpg, that as .tar.gz, cifar-10-batches-bin/ or cifar-10-batches-py/;
         #   tar shards, read as a stream (extra "shards"): a folder of them, /data/train-{000..146}.tar, https://…, pipe:COMMAND, or an
         #     index file (.json) as webdataset's widsindex makes it;
+        #   a folder that `moco-transfer pack` wrote;
         #   a data set's name below DETECTRON2_DATASETS: coco_2017_train, voc_2007_trainval, …
         "ROOT": "",
-        # "auto" goes by what ROOT is. "folders", "flat", "list", "cifar10" and "shards" insist; "folders" takes every top folder as a class.
+        # "auto" goes by what ROOT is. "folders", "flat", "list", "cifar10", "shards" and "pack" insist; "folders" takes every top folder as a class.
         "LAYOUT": "auto",
         # List file whose paths are relative to ROOT instead of to itself; empty for none.
         "LIST_FILE": "",
@@ -55,6 +57,12 @@ PRETRAIN_DEFAULTS: dict[str, Any] = {
         "CROP_SCALE": (0.2, 1.0),
         # "v1" (grey, jitter, flip), "v2" (jitter, grey, blur, flip), "cifar" (v2 without blur), "supervised" (crop and flip alone).
         "AUGMENTATION": "v1",
+        # How views are made: "fast" (decoded once, crops in uint8 in the data worker, colours as batched operators on the training device) or
+        # "reference" (the plain torchvision and PIL chain of the official code). Same random numbers; a view differs by rounding, see
+        # docs/performance.md.
+        "PIPELINE": "fast",
+        # What packing did to the pixels, in words. Not to be set: a run fills it in from DATA.ROOT, so that its config tells.
+        "PACKED_PIXELS": "",
         # Mean and standard deviation of the pixels, RGB, 0-255. They travel with the weights. Paper: ImageNet's.
         "PIXEL_MEAN": (123.675, 116.28, 103.53),
         "PIXEL_STD": (58.395, 57.12, 57.375),
@@ -143,6 +151,8 @@ PRETRAIN_DEFAULTS: dict[str, Any] = {
         "PRECISION": "fp32",
         # Store activations channels-last, which is faster on CPUs and on GPUs with reduced precision.
         "CHANNELS_LAST": True,
+        # torch.compile the encoders. Off: minutes at the start, a C++ compiler on CPUs, 0 to 15 % for ResNets in what others measured.
+        "COMPILE": False,
         # A log line and a line in metrics.json every so many iterations.
         "LOG_PERIOD": 50,
         # A checkpoint every so many epochs and at the end; every so many iterations too when that is > 0.
@@ -169,6 +179,7 @@ def check_pretrain_values(cfg: CfgNode, where: str) -> None:
     one_of = {
         "MECHANISM": MECHANISMS,
         "DATA.AUGMENTATION": AUGMENTATIONS,
+        "DATA.PIPELINE": PIPELINES,
         "DATA.LAYOUT": LAYOUTS,
         "MODEL.ARCH": ARCHS,
         "SOLVER.SCHEDULE": SCHEDULES,

@@ -13,14 +13,18 @@ Recipes:
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFilter
 from torchvision.transforms import functional as F
 
+JITTER = ("brightness", "contrast", "saturation", "hue")
 _RATIO = (3 / 4, 4 / 3)  # aspect ratios of torchvision's RandomResizedCrop
+_LOG_RATIO = (math.log(_RATIO[0]), math.log(_RATIO[1]))
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,13 @@ class Recipe:
     blur_p: float
     grey_first: bool
 
+    @functools.cached_property
+    def jitter_ranges(self) -> tuple[tuple[str, float, float], ...]:
+        """Operation, lowest and highest factor, in the order in which they are drawn."""
+        brightness, contrast, saturation, hue = self.jitter
+        ranges = [(max(0.0, 1 - strength), 1 + strength) for strength in (brightness, contrast, saturation)] + [(-hue, hue)]
+        return tuple((name, *ends) for name, ends in zip(JITTER, ranges, strict=True))
+
 
 RECIPES = {
     "v1": Recipe(jitter=(0.4, 0.4, 0.4, 0.4), jitter_p=1.0, grey_p=0.2, blur_p=0.0, grey_first=True),
@@ -48,8 +59,7 @@ RECIPES = {
 }
 
 
-@dataclass(frozen=True)
-class ViewParameters:
+class ViewParameters(NamedTuple):
     """One view's random numbers.
 
     Attributes:
@@ -82,28 +92,23 @@ def draw_parameters(
     Returns:
         The parameters, distributed as torchvision's RandomResizedCrop, RandomGrayscale, ColorJitter and RandomHorizontalFlip.
     """
+    random = rng.random  # low + (high - low) * random() is what rng.uniform(low, high) returns, in a tenth of the time
     crop = _draw_crop(rng, height, width, crop_scale)
     jitter: tuple[tuple[str, float], ...] = ()
-    if recipe.jitter_p > 0 and rng.random() < recipe.jitter_p:
-        brightness, contrast, saturation, hue = recipe.jitter
-        factors = [
-            ("brightness", rng.uniform(max(0.0, 1 - brightness), 1 + brightness)),
-            ("contrast", rng.uniform(max(0.0, 1 - contrast), 1 + contrast)),
-            ("saturation", rng.uniform(max(0.0, 1 - saturation), 1 + saturation)),
-            ("hue", rng.uniform(-hue, hue)),
-        ]
+    if recipe.jitter_p > 0 and random() < recipe.jitter_p:
+        factors = [(name, low + (high - low) * random()) for name, low, high in recipe.jitter_ranges]
         jitter = tuple(factors[i] for i in rng.permutation(4))
-    grey = bool(recipe.grey_p > 0 and rng.random() < recipe.grey_p)
-    blur_sigma = float(rng.uniform(0.1, 2.0)) if recipe.blur_p > 0 and rng.random() < recipe.blur_p else 0.0
-    return ViewParameters(crop=crop, flip=bool(rng.random() < 0.5), grey=grey, jitter=jitter, blur_sigma=blur_sigma)
+    grey = recipe.grey_p > 0 and random() < recipe.grey_p
+    blur_sigma = 0.1 + (2.0 - 0.1) * random() if recipe.blur_p > 0 and random() < recipe.blur_p else 0.0
+    return ViewParameters(crop, random() < 0.5, grey, jitter, blur_sigma)
 
 
 def _draw_crop(rng: np.random.Generator, height: int, width: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:
     # Ten tries, then the largest centred crop with a legal aspect ratio: RandomResizedCrop.get_params of torchvision 0.26.
-    log_low, log_high = math.log(_RATIO[0]), math.log(_RATIO[1])
+    random, (low, high) = rng.random, scale
     for _ in range(10):
-        area = height * width * rng.uniform(*scale)
-        ratio = math.exp(rng.uniform(log_low, log_high))
+        area = height * width * (low + (high - low) * random())
+        ratio = math.exp(_LOG_RATIO[0] + (_LOG_RATIO[1] - _LOG_RATIO[0]) * random())
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             return int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w
@@ -116,7 +121,7 @@ def _draw_crop(rng: np.random.Generator, height: int, width: int, scale: tuple[f
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-_JITTER = {
+_ADJUST = {
     "brightness": F.adjust_brightness,
     "contrast": F.adjust_contrast,
     "saturation": F.adjust_saturation,
@@ -141,7 +146,7 @@ def apply_reference(image: Image.Image, parameters: ViewParameters, *, size: int
     if parameters.grey and grey_first:
         view = F.rgb_to_grayscale(view, num_output_channels=3)
     for name, factor in parameters.jitter:
-        view = _JITTER[name](view, factor)
+        view = _ADJUST[name](view, factor)
     if parameters.grey and not grey_first:
         view = F.rgb_to_grayscale(view, num_output_channels=3)
     if parameters.blur_sigma > 0:

@@ -2,26 +2,27 @@
 
 Only names are held in memory, and in one bytes object: a list of a million Python strings would be copied, page by page,
 into every data worker as reference counts touch it. Every source of pictures (see ``sources.py``) has what
-:class:`ImageFolder` has: ``len``, ``labels``, ``class_names``, ``name(index)``, ``read(index)`` and ``describe()``.
+:class:`ImageFolder` has: ``len``, ``labels``, ``class_names``, ``name(index)``, ``read(index)``, ``decode(index)`` and
+``describe()``.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from PIL import Image
 
 from ..runtime.errors import InputError, MissingFileError
+from .decode import UNREADABLE, decode_pixels, read_rgb
 
 logger = logging.getLogger(__name__)
+
+__all__ = ["EXTENSIONS", "UNREADABLE", "ImageFolder", "PathList", "find_images", "is_picture", "printable", "read_rgb"]
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
@@ -82,6 +83,15 @@ class ImageFolder:
     def read(self, index: int) -> Image.Image:
         """Decode picture ``index`` to RGB; raises one of :data:`UNREADABLE` if that fails."""
         return read_rgb(self.path(index))
+
+    def decode(self, index: int, buffer: np.ndarray | None = None) -> np.ndarray:
+        """Decode picture ``index`` to uint8 (H, W, 3), RGB, perhaps inside ``buffer``; pixels and errors are those of :meth:`read`."""
+        return decode_pixels(self.encoded(index), buffer)
+
+    def encoded(self, index: int) -> bytes:
+        """Return the file's bytes."""
+        with open(self.path(index), "rb", buffering=0) as file:
+            return file.read()
 
     def describe(self) -> str:
         """Return in words how many pictures there are and where."""
@@ -163,43 +173,3 @@ def _walk(root: Path) -> Iterator[str]:
                 waiting.append((name, above | {identity}))
             elif is_picture(entry.name):
                 yield name
-
-
-def read_rgb(file: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
-    """Decode a picture to RGB, as torchvision's default loader and the official code do.
-
-    Two things differ from a bare ``convert("RGB")``: grey values of 16 bits keep their 8 upper bits (PIL would cut them off at 255
-    and make the picture white), and pixels that have no known range (32 bits, float) are refused. As there, transparency is dropped
-    and EXIF's orientation is not applied.
-
-    Args:
-        file: Path, or a binary file.
-
-    Raises:
-        OSError, SyntaxError, ValueError, DecompressionBombError: If it cannot be decoded; they are :data:`UNREADABLE`.
-    """
-    if isinstance(file, (str, os.PathLike)):
-        with open(file, "rb") as opened:
-            return read_rgb(opened)
-    try:
-        with Image.open(file) as image:
-            return _to_rgb(image)
-    except _LEAKS as error:
-        raise ValueError(f"damaged picture ({type(error).__name__}: {error})") from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):  # older versions of PIL say I
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {image.mode!r} have no known range, expected 8 or 16 bits")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # the same colours, without a warning for each picture
-    return image.convert("RGB")
-
-
-# What the code under PIL lets through when a header is damaged: seen, or to be expected, on randomly changed files.
-_LEAKS = (TypeError, LookupError, EOFError, ArithmeticError, struct.error, zlib.error)
-
-# What PIL raises for files that are truncated, are no picture, or claim absurd sizes.
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)

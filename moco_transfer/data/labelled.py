@@ -76,6 +76,10 @@ class LabelledPictures:
         """Decode picture ``index`` to RGB."""
         return self.source.read(index)
 
+    def decode(self, index: int, buffer: np.ndarray | None = None) -> np.ndarray:
+        """Decode picture ``index`` to uint8 (H, W, 3), RGB, perhaps inside ``buffer``, by the fastest decoder."""
+        return self.source.decode(index, buffer)
+
 
 def find_labelled(train: str | os.PathLike[str], test: str | os.PathLike[str]) -> tuple[LabelledPictures, LabelledPictures]:
     """Find two sets of labelled pictures that have the same classes.

@@ -16,7 +16,8 @@ from .shard_index import ShardSet
 from .shard_order import ShardBatches
 from .shard_views import ShardViews
 from .sources import Pictures
-from .two_views import ViewMaker, Views, collate_views
+from .two_views import Views
+from .view_batch import ViewMaker
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ def plan_batches(
 
 
 class Loader:
-    """The batches of a run from its plan's ``start_iteration`` on, each as ``two_views.collate_views`` returns it.
+    """The batches of a run from its plan's ``start_iteration`` on, each as ``ViewBatch.finished`` returns it.
 
     One pass is the whole run, so workers never restart at an epoch's end.
 
@@ -74,8 +75,9 @@ class Loader:
                 crop_scale=make_views.crop_scale,
                 seed=batches.seed,
                 num_views=make_views.num_views,
+                pipeline=make_views.pipeline,
             )
-            self._loader = DataLoader(views, batch_sampler=batches, collate_fn=collate_views, **settings)
+            self._loader = DataLoader(views, batch_sampler=batches, collate_fn=_as_it_is, **settings)
         self._length = len(batches)
 
     def __len__(self) -> int:

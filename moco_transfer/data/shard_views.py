@@ -10,14 +10,15 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ..runtime.errors import InputError
 from ..runtime.seed import generator_at
-from .images import UNREADABLE
+from .decode import UNREADABLE
 from .shard_order import Block, ShardBatches
 from .shard_reader import ShardPicture, read_stream
-from .two_views import ATTEMPTS, ViewMaker, collate_views, decode
+from .two_views import ATTEMPTS
+from .view_batch import ViewBatch, ViewMaker
 
 
 class ShardViews(IterableDataset):
-    """This worker's batches of a run, each as :func:`~moco_transfer.data.two_views.collate_views` returns it.
+    """This worker's batches of a run, each as :meth:`~moco_transfer.data.view_batch.ViewBatch.finished` returns it.
 
     Views are a function of (seed, epoch, index), the picture's number in the whole set, and of how often the epoch has come round to the
     picture. One that cannot be decoded is replaced by the next of its block that can be, so that a batch keeps its size; what follows
@@ -27,7 +28,7 @@ class ShardViews(IterableDataset):
 
     Args:
         batches: The order of the run.
-        make_views: From picture and generator to views.
+        make_views: From pictures to views.
     """
 
     def __init__(self, batches: ShardBatches, make_views: ViewMaker) -> None:
@@ -39,13 +40,17 @@ class ShardViews(IterableDataset):
         first = self.batches.start_iteration + (worker.id if worker else 0)
         stream = first % self.batches.num_streams
         try:
-            items = self._items(stream, first)
+            candidates = self._candidates(stream, first)
             for _ in self.batches.iterations_of(stream, first, self.batches.max_iterations):
-                yield collate_views([next(items) for _ in range(self.batches.batch_size_per_rank)])
+                batch = ViewBatch(self.make_views, self.batches.batch_size_per_rank)
+                for place in range(batch.count):
+                    self._fill(batch, place, *next(candidates))
+                yield batch.finished()
         except InputError as error:
             yield {"error": str(error)}
 
-    def _items(self, stream: int, start: int) -> Iterator[dict[str, Any]]:
+    def _candidates(self, stream: int, start: int) -> Iterator[tuple[int, Iterator[ShardPicture]]]:
+        """Yield, for each place of the run from ``start`` on, the epoch and the picture to take, with what replaces it behind it."""
         waiting = _blocks(self.batches, stream, start)
         block, used = next(waiting, (None, 0))
         while block is not None:
@@ -57,25 +62,25 @@ class ShardViews(IterableDataset):
                     following.fill((turn + 1) / len(order))
                 if turn >= used:
                     candidates = chain((block.pictures[i] for i in order[turn:]), following.pictures if following else ())
-                    yield self._item(block.block.epoch, candidates)
+                    yield block.block.epoch, candidates
                 block.pictures[place] = None
             block, used = following, following_used
 
-    def _item(self, epoch: int, candidates: Iterator[ShardPicture]) -> dict[str, Any]:
-        """Return the views of the first candidate, or of the first after it that can be decoded."""
+    def _fill(self, batch: ViewBatch, place: int, epoch: int, candidates: Iterator[ShardPicture]) -> None:
+        """Write the views of the first candidate, or of the first after it that can be decoded."""
         rng = None
-        unreadable: list[str] = []
-        for picture in islice(candidates, ATTEMPTS):
-            index = self.batches.shards.index(picture.shard, picture.position)
+        for candidate in islice(candidates, ATTEMPTS):
+            index = self.batches.shards.index(candidate.shard, candidate.position)
             if rng is None:
-                rng = generator_at(self.batches.seed, "views", epoch, index, *([picture.again] if picture.again else []))
+                rng = generator_at(self.batches.seed, "views", epoch, index, *([candidate.again] if candidate.again else []))
             try:
-                image = decode(picture.data)
+                picture = self.make_views.decode(candidate.data, batch.buffer)
             except UNREADABLE:
-                unreadable.append(picture.name)
+                batch.unreadable.append(candidate.name)
                 continue
-            return {"views": self.make_views(image, rng), "label": picture.label, "index": index, "unreadable": unreadable}
-        return {"views": None, "label": -1, "index": -1, "unreadable": unreadable}
+            batch.fill(place, picture, rng, label=candidate.label, index=index)
+            return
+        batch.given_up += 1
 
 
 class _FilledBlock:

@@ -1,8 +1,8 @@
-"""From what DATA.ROOT names to the pictures: folders, a list file, COCO's and VOC's folders, CIFAR-10, tar shards.
+"""From what DATA.ROOT names to the pictures: folders, a list file, COCO's and VOC's folders, CIFAR-10, packs, tar shards.
 
 What a source has:
     len(source), source.labels (int64 (n,) or empty), source.class_names, source.describe(); and, shards excepted, which are read as
-    a stream, source.name(index) and source.read(index) -> PIL RGB.
+    a stream, source.name(index) and source.read(index) -> PIL RGB, source.decode(index, buffer) -> uint8 (H, W, 3).
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from .builtin_datasets import builtin_sources
 from .cifar10 import looks_like_cifar10, read_cifar10
 from .images import ImageFolder, PathList, find_images, is_picture
 from .list_file import read_list_file
+from .pack_reader import Pack, is_pack, open_pack
 from .packed import PackedImages, PixelImages
 from .shard_index import TAR_EXTENSIONS, ShardSet, is_url, open_shards
 
 logger = logging.getLogger(__name__)
 
-LAYOUTS = ("auto", "folders", "flat", "list", "cifar10", "shards")
+LAYOUTS = ("auto", "folders", "flat", "list", "cifar10", "shards", "pack")
 
-IndexedPictures: TypeAlias = ImageFolder | PackedImages | PixelImages
+IndexedPictures: TypeAlias = ImageFolder | PackedImages | PixelImages | Pack
 """Pictures that can be read in any order."""
 Pictures: TypeAlias = IndexedPictures | ShardSet
 """Every kind of source."""
@@ -68,6 +69,8 @@ def _open_indexed(root: str, layout: str) -> IndexedPictures:
         return read_list_file(root)
     if layout == "cifar10":
         return read_cifar10(root)
+    if layout == "pack":
+        return open_pack(root)
     if layout == "splits":
         folder = _training_split(Path(root))
         logger.info("%s holds the splits of a data set; the pictures are taken from %s alone", root, folder)
@@ -98,6 +101,8 @@ def _recognize(root: str) -> str:
         return "name" if root in builtin_sources() else "auto"
     if looks_like_cifar10(path):
         return "cifar10"
+    if is_pack(path):
+        return "pack"
     if _training_split(path) is not None:
         return "splits"
     return "shards" if _holds_shards(path) else "auto"

@@ -11,11 +11,10 @@ from fvcore.common.config import CfgNode
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..data.labelled import EvaluationView, LabelledBatches, find_labelled, protocol_resize
-from ..data.loading import Batches, Loader, describe_batches, plan_batches, warn_of_another_order
+from ..data.labelled import LabelledBatches, find_labelled
+from ..data.loading import Batches, describe_batches, warn_of_another_order
 from ..data.shard_index import ShardSet
-from ..data.sources import Pictures, open_source
-from ..data.two_views import ViewMaker
+from ..data.sources import Pictures
 from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
 from ..runtime.distributed import broadcast_module_state, get_world_size, is_main_process, start_processes
 from ..runtime.errors import InputError
@@ -23,6 +22,7 @@ from ..runtime.metrics import MetricsFile
 from ..runtime.run_folder import open_run_folder
 from ..runtime.seed import seed_everything
 from .announce import announce_groups, announce_queue, announce_run
+from .build_data import build_loader, evaluation_view, open_pictures, plan_run, with_packed_pixels
 from .encoders import build_encoder
 from .end_to_end import EndToEnd
 from .init_from import start_from
@@ -57,8 +57,9 @@ def pretrain(cfg: CfgNode, *, resume: bool = False, init_from: str | None = None
         InputError: If the data, the config or the checkpoint cannot be used.
     """
     device = start_processes(cfg.TRAIN.DEVICE)
-    folder = open_source(cfg.DATA.ROOT, layout=cfg.DATA.LAYOUT, list_file=cfg.DATA.LIST_FILE, num_images=cfg.DATA.NUM_IMAGES)
-    batches = _batches(cfg, folder, start_iteration=0)  # refuses sizes that do not fit, before anything is written
+    folder = open_pictures(cfg)
+    cfg = with_packed_pixels(cfg, folder)
+    batches = plan_run(cfg, folder, start_iteration=0)  # refuses sizes that do not fit, before anything is written
     if cfg.MECHANISM == "supervised" and len(folder.class_names) < 2:
         raise InputError(f"MECHANISM supervised needs pictures of at least two classes, found {len(folder.class_names)}: {folder.describe()}.")
     if cfg.MECHANISM == "memory_bank" and isinstance(folder, ShardSet):
@@ -74,7 +75,7 @@ def pretrain(cfg: CfgNode, *, resume: bool = False, init_from: str | None = None
     if on_start is not None:
         on_start(output_dir)
 
-    run = _build_run(cfg, folder, batches, device, init_from=init_from if state is None else None)
+    run = build_run(cfg, folder, batches, device, init_from=init_from if state is None else None)
     run.monitor = monitor
     run.header["order"] = batches.order
     describe_batches(folder, batches)
@@ -82,7 +83,7 @@ def pretrain(cfg: CfgNode, *, resume: bool = False, init_from: str | None = None
     if state is not None:
         restore(run, state, str(last))
         warn_of_another_order(state.get("order", {}), batches.order)
-    loader = _loader(cfg, folder, _batches(cfg, folder, start_iteration=run.iteration), device)
+    loader = build_loader(cfg, folder, plan_run(cfg, folder, start_iteration=run.iteration), device)
     metrics = (
         MetricsFile(output_dir / "metrics.json", start_iteration=run.iteration, tensorboard=cfg.TRAIN.TENSORBOARD) if is_main_process() else None
     )
@@ -135,28 +136,16 @@ def _encoder(arch: str, norm_layer, outputs: int) -> nn.Module:
     return build_encoder(arch, num_outputs=outputs, norm_layer=norm_layer)
 
 
-def _batches(cfg: CfgNode, folder: Pictures, *, start_iteration: int) -> Batches:
-    # A run measured in iterations ends within its last epoch.
-    iterations_per_epoch = max(1, len(folder) // cfg.DATA.BATCH_SIZE_TOTAL)
-    epochs = -(-cfg.SOLVER.MAX_ITER // iterations_per_epoch) or cfg.SOLVER.EPOCHS
-    return plan_batches(
-        folder,
-        batch_size_total=cfg.DATA.BATCH_SIZE_TOTAL,
-        epochs=epochs,
-        seed=cfg.SEED,
-        num_workers=cfg.DATA.NUM_WORKERS,
-        shuffle_buffer=cfg.DATA.SHUFFLE_BUFFER,
-        start_iteration=start_iteration,
-    )
+def build_run(cfg: CfgNode, folder: Pictures, batches: Batches, device: torch.device, *, init_from: str | None = None) -> Pretraining:
+    """Build model, optimiser and schedule, at iteration 0.
 
-
-def _loader(cfg: CfgNode, folder: Pictures, batches: Batches, device: torch.device) -> Loader:
-    num_views = 1 if cfg.MECHANISM in ("supervised", "memory_bank") else 2
-    make_views = ViewMaker(cfg.DATA.AUGMENTATION, cfg.DATA.IMAGE_SIZE, tuple(cfg.DATA.CROP_SCALE), num_views)
-    return Loader(folder, batches, make_views, num_workers=cfg.DATA.NUM_WORKERS, pin_memory=device.type == "cuda")
-
-
-def _build_run(cfg: CfgNode, folder: Pictures, batches: Batches, device: torch.device, *, init_from: str | None) -> Pretraining:
+    Args:
+        cfg: A pre-training config.
+        folder: The pictures; their number and class names are asked for, none is read.
+        batches: Their order.
+        device: Where to train.
+        init_from: Checkpoint whose weights the encoders start from.
+    """
     seed_everything(cfg.SEED, "weights")
     model = build_model(cfg, num_classes=len(folder.class_names), num_images=len(folder))
     if init_from is not None:
@@ -166,6 +155,9 @@ def _build_run(cfg: CfgNode, folder: Pictures, batches: Batches, device: torch.d
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
     broadcast_module_state([*model.parameters(), *model.buffers()])
+    if cfg.TRAIN.COMPILE:
+        for part in model.children():
+            part.compile()  # in place: state-dict keys stay as they are
     wrapped: nn.Module = model
     if get_world_size() > 1:
         # Buffers are kept equal by construction (queue) or averaged when saved (BN): no broadcast of 32 MB in each step.
@@ -177,7 +169,10 @@ def _build_run(cfg: CfgNode, folder: Pictures, batches: Batches, device: torch.d
     return Pretraining(
         model=model,
         wrapped=wrapped,
-        optimizer=torch.optim.SGD(trained, lr=lr, momentum=solver.MOMENTUM, weight_decay=solver.WEIGHT_DECAY),
+        # One pass over the parameters on a CPU; on a GPU one kernel for many tensors (foreach, the default there).
+        optimizer=torch.optim.SGD(
+            trained, lr=lr, momentum=solver.MOMENTUM, weight_decay=solver.WEIGHT_DECAY, fused=True if device.type == "cpu" else None
+        ),
         scaler=torch.amp.GradScaler(device.type, enabled=cfg.TRAIN.PRECISION == "fp16"),
         device=device,
         amp_dtype=_AMP_DTYPE[cfg.TRAIN.PRECISION],
@@ -193,6 +188,8 @@ def _build_run(cfg: CfgNode, folder: Pictures, batches: Batches, device: torch.d
         header=_header(cfg, folder),
         num_images=len(folder),
         max_unreadable=cfg.DATA.MAX_UNREADABLE,
+        num_workers=cfg.DATA.NUM_WORKERS,
+        pipeline=cfg.DATA.PIPELINE,
         watch=_watch(cfg, model, batches),
     )
 
@@ -227,11 +224,6 @@ def _watch(cfg: CfgNode, model: nn.Module, batches: Batches) -> Watch | None:
     return Watch(negatives=negatives, patience_iterations=max(batches.iterations_per_epoch, filling))
 
 
-def _evaluation_view(cfg: CfgNode) -> EvaluationView:
-    data = cfg.DATA
-    return EvaluationView(data.IMAGE_SIZE, data.TEST_RESIZE or protocol_resize(data.IMAGE_SIZE), tuple(data.PIXEL_MEAN), tuple(data.PIXEL_STD))
-
-
 def _monitor(cfg: CfgNode, folder: Pictures | ShardSet) -> KnnMonitor | None:
     if not cfg.KNN.TEST:
         return None
@@ -239,7 +231,7 @@ def _monitor(cfg: CfgNode, folder: Pictures | ShardSet) -> KnnMonitor | None:
         source = "DATA.LIST_FILE is" if cfg.DATA.LIST_FILE else "DATA.ROOT names shards"
         raise InputError(f"KNN.TRAIN must be given where {source}: class folders, a list file with labels, or CIFAR-10.")
     sets = find_labelled(cfg.KNN.TRAIN or cfg.DATA.ROOT, cfg.KNN.TEST)
-    train, test = (LabelledBatches(pictures, _evaluation_view(cfg), num_workers=cfg.DATA.NUM_WORKERS) for pictures in sets)
+    train, test = (LabelledBatches(pictures, evaluation_view(cfg), num_workers=cfg.DATA.NUM_WORKERS) for pictures in sets)
     features = cfg.KNN.FEATURES
     if features == "auto":
         features = "trunk" if cfg.MECHANISM == "supervised" else "head"
@@ -259,4 +251,4 @@ def _header(cfg: CfgNode, folder: Pictures) -> dict[str, Any]:
     }
 
 
-__all__ = ["build_model", "pretrain", "restore", "save"]
+__all__ = ["build_model", "build_run", "pretrain", "restore", "save"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import logging
 import math
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,30 @@ if TYPE_CHECKING:  # trainer imports this module
 logger = logging.getLogger(__name__)
 
 
+STARVED = 0.2  # share of the time spent waiting for pictures
+IN_A_ROW = 3  # log periods; one alone may be the workers' start or an epoch's checkpoint
+
+_STARVED_TEXT = (
+    "{share:.0f}% of the time goes into waiting for pictures. Try, in this order: a higher DATA.NUM_WORKERS (now {workers}, {cores} cores)"
+    "{pipeline}, pictures packed with moco-transfer pack --as raw; moco-transfer bench-data says how many workers are needed."
+)
+
+
+def advice_when_starved(waited: list[float], *, num_workers: int, pipeline: str) -> str | None:
+    """Return a sentence when the last log periods each waited for pictures longer than :data:`STARVED`.
+
+    Args:
+        waited: Shares of the log periods so far, [0, 1], the newest last.
+        num_workers: Data workers of this process.
+        pipeline: DATA.PIPELINE.
+    """
+    last = waited[-IN_A_ROW:]
+    if len(last) < IN_A_ROW or min(last) <= STARVED:
+        return None
+    faster = ", DATA.PIPELINE fast" if pipeline != "fast" else ""
+    return _STARVED_TEXT.format(share=100 * sum(last) / len(last), workers=num_workers, cores=os.cpu_count(), pipeline=faster)
+
+
 class Meter:
     """Sums of one log period.
 
@@ -31,6 +56,7 @@ class Meter:
 
     def __init__(self, run: Pretraining) -> None:
         self.run = run
+        self._waited: list[float] = []
         self._reset()
 
     def _reset(self) -> None:
@@ -83,7 +109,17 @@ class Meter:
             self._log(row, epoch, bar)
             if run.watch is not None:
                 run.watch.look(run.iteration, row)
+            self._advise(row["data_wait_share"])
         self._reset()
+
+    def _advise(self, waited: float) -> None:
+        """Say once, when it stays so, what to do about waiting for pictures."""
+        said = len(self._waited) > IN_A_ROW  # nothing is noted any more after the sentence
+        self._waited = self._waited if said else [*self._waited[-IN_A_ROW + 1 :], waited]
+        sentence = None if said else advice_when_starved(self._waited, num_workers=self.run.num_workers, pipeline=self.run.pipeline)
+        if sentence is not None:
+            logger.warning("%s", sentence)
+            self._waited = [waited] * (IN_A_ROW + 1)
 
     def _log(self, row: dict[str, float], epoch: int, bar: tqdm) -> None:
         run = self.run

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..data.two_views import normalize
+from ..data.prefetch import to_device
+from ..data.view_batch import finish
 from ..runtime.checkpoint import CheckpointFolder
 from ..runtime.distributed import all_gather_rows, average_bn_statistics, get_world_size, is_main_process
 from ..runtime.errors import InputError
@@ -62,6 +63,8 @@ class Pretraining:
         max_unreadable: Share beyond which the run stops.
         iteration: Iterations finished.
         unreadable: Paths that could not be decoded so far.
+        num_workers: Data workers of this process, for advice.
+        pipeline: DATA.PIPELINE, for advice.
         watch: Says in words when features collapse or the loss stays at chance; None for ``supervised``.
         monitor: Called after each finished epoch and at the end of the run; returns what to write into metrics.json, nothing when nothing is due.
     """
@@ -86,6 +89,8 @@ class Pretraining:
     max_unreadable: float
     iteration: int = 0
     unreadable: set[str] = field(default_factory=set)
+    num_workers: int = 0
+    pipeline: str = "fast"
     watch: Watch | None = None
     monitor: Callable[[Pretraining], dict[str, float]] | None = None
 
@@ -127,7 +132,7 @@ def train(
 
     Args:
         run: Model, optimiser and schedule; its ``iteration`` moves.
-        batches: From ``data.two_views.collate_views``, one per remaining iteration.
+        batches: As ``data.view_batch.ViewBatch.finished`` returns them, one per remaining iteration.
         checkpoints: Where rank 0 saves.
         metrics: Where rank 0 writes its measurements, None on the other processes.
         log_period: Iterations per log line.
@@ -143,7 +148,7 @@ def train(
     """
     run.wrapped.train()
     meter = Meter(run)
-    batch_iterator = iter(batches)
+    batch_iterator = iter(to_device(batches, run.device))
     bar = tqdm(total=run.max_iterations, initial=run.iteration, desc="pre-training", unit="it", disable=None if is_main_process() else True)
     with StopRequest() as stop:
         while run.iteration < run.max_iterations:
@@ -155,11 +160,7 @@ def train(
             for group in run.optimizer.param_groups:
                 group["lr"] = run.lr_at(run.iteration)
 
-            run.optimizer.zero_grad(set_to_none=True)
-            measured = _forward_backward(run, batch)
-            run.scaler.step(run.optimizer)
-            run.scaler.update()
-
+            measured = step(run, batch)
             run.iteration += 1
             meter.add(measured, len(batch["label"]))
             if run.iteration % log_period == 0 or run.iteration == run.max_iterations:
@@ -180,14 +181,24 @@ def train(
     return True
 
 
+def step(run: Pretraining, batch: dict[str, Any]) -> dict[str, Tensor]:
+    """Take one optimiser step on a batch; returns what is worth logging. Collective."""
+    run.optimizer.zero_grad(set_to_none=True)
+    measured = _forward_backward(run, batch)
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    return measured
+
+
 def _forward_backward(run: Pretraining, batch: dict[str, Any]) -> dict[str, Tensor]:
     """Leave the step's gradients, and return what is worth logging, all on the device so that the host need not wait."""
     views = batch["views"].to(run.device, non_blocking=True)
+    pairs = list(zip(views, batch.get("colours", [None] * len(views)), strict=True))
     targets = batch["index" if isinstance(run.model, MemoryBank) else "label"].to(run.device, non_blocking=True)
     parts = [slice(int(part[0]), int(part[-1]) + 1) for part in torch.arange(len(targets)).chunk(run.accumulate)]
     sums: dict[str, Tensor] = {}
     for number, part in enumerate(parts):
-        images = [normalize(view[part], run.pixel_mean, run.pixel_std) for view in views]
+        images = [finish(view[part], None if colour is None else colour[part], run.pixel_mean, run.pixel_std) for view, colour in pairs]
         if run.channels_last:
             images = [image.to(memory_format=torch.channels_last) for image in images]
         # DistributedDataParallel averages gradients over processes once, in the last backward of the step.

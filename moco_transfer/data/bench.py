@@ -1,0 +1,137 @@
+"""What reading pictures costs: each stage alone, and what the workers feed together."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..runtime.errors import InputError
+from ..runtime.seed import generator_at
+from .decode import BUFFER_BYTES, UNREADABLE, decode_pixels
+from .loading import Loader, plan_batches
+from .sources import IndexedPictures
+from .view_batch import ViewBatch, ViewMaker, finish
+
+_SPARE = 1.2  # workers are not equally fast, and the training process needs a core
+
+
+@dataclass(frozen=True)
+class StageCosts:
+    """Milliseconds per picture on one core; 0.0 where a stage does not exist.
+
+    Attributes:
+        read: Bytes from the file.
+        decode: Bytes to pixels.
+        views: Crops of both views, and in the reference pipeline everything else.
+        finish: Colours and normalisation on the device.
+        pictures: How many were measured.
+    """
+
+    read: float
+    decode: float
+    views: float
+    finish: float
+    pictures: int
+
+    @property
+    def worker(self) -> float:
+        """What a data worker spends on a picture, ms."""
+        return self.read + self.decode + self.views
+
+
+def measure_stages(source: IndexedPictures, make_views: ViewMaker, *, device: torch.device, seconds: float) -> StageCosts:
+    """Measure pictures from all over the source, one after the other.
+
+    Args:
+        source: The pictures.
+        make_views: The views.
+        device: Where views are finished.
+        seconds: How long to measure.
+
+    Raises:
+        InputError: If no picture could be read in this time.
+    """
+    spent, count, rng = np.zeros(4), 0, generator_at(0, "bench-data")
+    buffer = np.empty(BUFFER_BYTES, np.uint8)
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until or not count:
+        if time.perf_counter() > until + 10 * seconds:
+            raise InputError(f"No picture could be read in {11 * seconds:.0f} s: {source.describe()}.")
+        index = int(rng.integers(len(source)))
+        marks = [time.perf_counter()]
+        try:
+            data = source.encoded(index) if hasattr(source, "encoded") else b""
+            marks.append(time.perf_counter())
+            if not make_views.is_fast:
+                picture = make_views.decode(data) if data else source.read(index)
+            else:
+                picture = decode_pixels(data, buffer) if data else source.decode(index, buffer)
+        except UNREADABLE:
+            continue
+        marks.append(time.perf_counter())
+        batch = ViewBatch(make_views, 1)
+        batch.fill(0, picture, rng, label=0, index=index)
+        marks.append(time.perf_counter())
+        made = batch.finished()
+        for view, colours in zip(made["views"], made.get("colours", [None] * len(made["views"])), strict=True):
+            finish(view.to(device), colours, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        marks.append(time.perf_counter())
+        if count or len(source) == 1 or time.perf_counter() > until:
+            spent += np.diff(marks)
+        count += 1
+    return StageCosts(*(1000 * spent / max(1, count - 1)).tolist(), pictures=count)
+
+
+def measure_workers(source: IndexedPictures, make_views: ViewMaker, *, batch_size: int, num_workers: int, seconds: float) -> float:
+    """Return the images/s that the data workers feed into a process that does nothing but take batches."""
+    batch_size = min(batch_size, len(source))
+    settings = {"epochs": 10**6, "seed": 0, "num_workers": num_workers, "shuffle_buffer": 1, "start_iteration": 0}
+    batches = plan_batches(source, batch_size_total=batch_size, **settings)
+    loader = iter(Loader(source, batches, make_views, num_workers=num_workers, pin_memory=False))
+    for _ in range(max(1, num_workers)):  # the workers start
+        next(loader)
+    since, taken = time.perf_counter(), 0
+    while time.perf_counter() - since < seconds:
+        next(loader)
+        taken += batch_size
+    # What had been prepared before the clock started is at most a queue of 4 batches for each worker.
+    return taken / (time.perf_counter() - since)
+
+
+def describe_measurement(costs: StageCosts, fed: float, *, num_workers: int, wanted: float) -> list[str]:
+    """Return the measurement and what follows from it, a line each.
+
+    Args:
+        costs: The stages.
+        fed: Images/s of all workers together.
+        num_workers: How many there were.
+        wanted: Images/s that the training step takes; 0 for unknown.
+    """
+    stages = {"read": costs.read, "decode": costs.decode, "views": costs.views, "finish on the device": costs.finish}
+    lines = [f"{name:22} {value:7.3f} ms per picture" for name, value in stages.items() if value > 0]
+    cores = os.cpu_count() or 1
+    one = 1000 / costs.worker
+    lines.append(f"one worker by itself feeds {one:.0f} images/s ({costs.pictures} pictures measured)")
+    lines.append(f"DATA.NUM_WORKERS {num_workers} feed {fed:.0f} images/s together, on {cores} cores")
+    if not wanted:
+        lines.append("give --gpu-images-per-sec for the number of workers that a GPU needs")
+        return lines
+    each = min(one, fed / max(1, num_workers)) if num_workers <= cores else one
+    needed = math.ceil(_SPARE * wanted / each)
+    if fed >= _SPARE * wanted:
+        lines.append(f"enough for {wanted:.0f} images/s; {needed} would do")
+    elif needed <= cores:
+        lines.append(f"too little for {wanted:.0f} images/s: set DATA.NUM_WORKERS {needed}")
+    else:
+        most, advice = each * cores / _SPARE, "use DATA.PIPELINE fast, or a smaller DATA.IMAGE_SIZE"
+        if costs.decode > costs.views:
+            advice = "pack the pictures (moco-transfer pack --as raw)"
+        lines.append(f"too little for {wanted:.0f} images/s: {needed} workers are needed, and {cores} cores feed {most:.0f}; {advice}")
+    return lines

@@ -1,0 +1,110 @@
+"""The compiled loops of the fast pipeline (view_kernels.c), where they were built; :func:`available` says.
+
+Installing with a C compiler at hand builds them beside this file. Without, torch's operators do the same more slowly, so that nothing
+depends on a compiler but the time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+OFF = "MOCO_TRANSFER_NO_NATIVE"  # environment variable; set to anything to have torch's operators
+
+_POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    if os.environ.get(OFF):
+        return None
+    for path in sorted(Path(__file__).parent.glob("view_kernels*.so")):
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError:  # built for another machine
+            continue
+        library.mt_crop_resize.argtypes = [_POINTER, _LONG, _INT, _INT, _INT, _INT, _INT, _INT, _POINTER]
+        library.mt_finish_view.argtypes = [_POINTER, _INT, _POINTER, _POINTER, _INT, _POINTER, _POINTER, _POINTER, _LONG, _LONG]
+        return library
+    return None
+
+
+def available() -> bool:
+    """Return whether the compiled loops are there and wanted."""
+    return _library() is not None
+
+
+def crop_resize(picture: np.ndarray, crop: tuple[int, int, int, int], *, flip: bool, out: np.ndarray) -> None:
+    """Cut, resize with Pillow's antialiased bilinear filter, and mirror.
+
+    Args:
+        picture: uint8 (H, W, 3), RGB, each row without gaps.
+        crop: (top, left, height, width) inside it, px.
+        flip: Mirror left and right.
+        out: uint8 (S, S, 3) without gaps; written.
+
+    Raises:
+        ValueError: If the crop is not inside the picture, or an array is not as described.
+    """
+    top, left, height, width = crop
+    if top < 0 or left < 0 or height < 1 or width < 1 or top + height > picture.shape[0] or left + width > picture.shape[1]:
+        raise ValueError(f"crop {crop} is not inside a picture of {picture.shape[:2]}.")
+    _check(picture, out)
+    stride = picture.strides[0]
+    if _library().mt_crop_resize(picture.ctypes.data, stride, top, left, height, width, len(out), flip, out.ctypes.data):
+        raise MemoryError("no memory for a resized view")
+
+
+def _check(picture: np.ndarray, out: np.ndarray) -> None:
+    right = picture.dtype == out.dtype == np.uint8 and picture.strides[1:] == (3, 1) and picture.shape[2] == 3
+    if not right or out.shape != (len(out), len(out), 3) or not out.flags.c_contiguous:
+        raise ValueError(f"expected uint8 (H, W, 3) and (S, S, 3) without gaps, got {picture.dtype} {picture.shape} and {out.dtype} {out.shape}.")
+
+
+def finish_views(views: Tensor, steps: Tensor, kernels: Tensor, *, scale: Tensor, bias: Tensor, out: Tensor) -> None:
+    """Apply colours and blur and normalise; views are dealt out to ``torch.get_num_threads()`` threads.
+
+    Args:
+        views: uint8 (B, S, S, 3), without gaps, CPU.
+        steps: float32 (B, 5, 2), operation (see ``view_colours.CODES``) and factor, in their order.
+        kernels: float32 (B, R + 1), half of each view's blur kernel, all zeros for none.
+        scale: float32 (3,); a value v comes out as v * scale + bias.
+        bias: float32 (3,).
+        out: float32 (B, 3, S, S), contiguous or channels-last; written.
+    """
+    batch, size = views.shape[:2]
+    for tensor in (views, steps, kernels, scale, bias):
+        if not tensor.is_contiguous() or tensor.device.type != "cpu":
+            raise ValueError(f"expected contiguous tensors on the CPU, got {tensor.shape} with strides {tensor.stride()} on {tensor.device}.")
+    channel, column = out.stride(1), out.stride(3)
+    if out.shape != (batch, 3, size, size) or out.stride(2) != size * column or (channel, column) not in ((size * size, 1), (1, 3)):
+        raise ValueError(f"out {tuple(out.shape)} with strides {out.stride()} does not fit views {tuple(views.shape)}.")
+    pointers = [t.data_ptr() for t in (views, steps, kernels, scale, bias, out)]
+    jumps = [t.stride(0) * t.element_size() for t in (views, steps, kernels, out)]
+    reach, finish = kernels.shape[1] - 1, _library().mt_finish_view
+
+    def work(places: range) -> int:
+        view, step, kernel, by, plus, target = pointers
+        failed = 0
+        for i in places:
+            addresses = (view + i * jumps[0], size, step + i * jumps[1], kernel + i * jumps[2], reach, by, plus, target + i * jumps[3])
+            failed |= finish(*addresses, channel, column)
+        return failed
+
+    threads = min(torch.get_num_threads(), batch)
+    parts = [range(batch * t // threads, batch * (t + 1) // threads) for t in range(threads)]
+    if any(map(work, parts) if threads == 1 else _threads(os.getpid(), threads).map(work, parts)):
+        raise MemoryError("no memory for the colours of a view")
+
+
+@functools.cache
+def _threads(process: int, count: int) -> ThreadPoolExecutor:
+    # By process: a forked one has none of its parent's threads.
+    return ThreadPoolExecutor(count, thread_name_prefix="views")

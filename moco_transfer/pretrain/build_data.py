@@ -1,0 +1,87 @@
+"""The pictures of a pre-training run from its config: the source, the order, the views, the loader; and what they cost."""
+
+from __future__ import annotations
+
+import torch
+from fvcore.common.config import CfgNode
+
+from ..data.bench import describe_measurement, measure_stages, measure_workers
+from ..data.labelled import EvaluationView, protocol_resize
+from ..data.loading import Batches, Loader, plan_batches
+from ..data.shard_index import ShardSet
+from ..data.sources import Pictures, open_source
+from ..data.view_batch import ViewMaker
+from ..runtime.distributed import start_processes
+from ..runtime.errors import InputError
+
+
+def open_pictures(cfg: CfgNode) -> Pictures:
+    """Find the pictures that the config names; see ``open_source``."""
+    return open_source(cfg.DATA.ROOT, layout=cfg.DATA.LAYOUT, list_file=cfg.DATA.LIST_FILE, num_images=cfg.DATA.NUM_IMAGES)
+
+
+def with_packed_pixels(cfg: CfgNode, folder: Pictures) -> CfgNode:
+    """Return a config that says what packing did to the pixels, so that config.yaml and the checkpoints say it too."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATA.PACKED_PIXELS = getattr(folder, "pixel_change", "")
+    cfg.freeze()
+    return cfg
+
+
+def plan_run(cfg: CfgNode, folder: Pictures, *, start_iteration: int) -> Batches:
+    """Lay down which pictures this process reads in each iteration; see ``plan_batches``."""
+    # A run measured in iterations ends within its last epoch.
+    iterations_per_epoch = max(1, len(folder) // cfg.DATA.BATCH_SIZE_TOTAL)
+    epochs = -(-cfg.SOLVER.MAX_ITER // iterations_per_epoch) or cfg.SOLVER.EPOCHS
+    return plan_batches(
+        folder,
+        batch_size_total=cfg.DATA.BATCH_SIZE_TOTAL,
+        epochs=epochs,
+        seed=cfg.SEED,
+        num_workers=cfg.DATA.NUM_WORKERS,
+        shuffle_buffer=cfg.DATA.SHUFFLE_BUFFER,
+        start_iteration=start_iteration,
+    )
+
+
+def build_loader(cfg: CfgNode, folder: Pictures, batches: Batches, device: torch.device) -> Loader:
+    """Return the batches of the run, from where its plan starts."""
+    return Loader(folder, batches, view_maker(cfg), num_workers=cfg.DATA.NUM_WORKERS, pin_memory=device.type == "cuda")
+
+
+def view_maker(cfg: CfgNode) -> ViewMaker:
+    """Return what makes the views of a picture."""
+    num_views = 1 if cfg.MECHANISM in ("supervised", "memory_bank") else 2
+    return ViewMaker(cfg.DATA.AUGMENTATION, cfg.DATA.IMAGE_SIZE, tuple(cfg.DATA.CROP_SCALE), num_views, cfg.DATA.PIPELINE)
+
+
+def evaluation_view(cfg: CfgNode) -> EvaluationView:
+    """Return how kNN and the linear protocol see pictures."""
+    data = cfg.DATA
+    return EvaluationView(data.IMAGE_SIZE, data.TEST_RESIZE or protocol_resize(data.IMAGE_SIZE), tuple(data.PIXEL_MEAN), tuple(data.PIXEL_STD))
+
+
+def bench_data(cfg: CfgNode, *, seconds: float, gpu_images_per_sec: float) -> list[str]:
+    """Measure what reading DATA.ROOT costs and how many data workers are needed; half of the time stage by stage, half with the workers.
+
+    Args:
+        cfg: A pre-training config.
+        seconds: How long to measure.
+        gpu_images_per_sec: What the training step takes without waiting; 0 for unknown.
+
+    Returns:
+        The lines to print.
+
+    Raises:
+        InputError: If the data cannot be used, or are tar shards.
+    """
+    device = start_processes(cfg.TRAIN.DEVICE)
+    folder = open_pictures(cfg)
+    if isinstance(folder, ShardSet):
+        raise InputError(f"bench-data measures pictures that can be read in any order; {cfg.DATA.ROOT} is a stream of tar shards. Unpack one shard.")
+    make_views = view_maker(cfg)
+    costs = measure_stages(folder, make_views, device=device, seconds=seconds / 2)
+    workers = cfg.DATA.NUM_WORKERS
+    fed = measure_workers(folder, make_views, batch_size=cfg.DATA.BATCH_SIZE_TOTAL, num_workers=workers, seconds=seconds / 2)
+    return [folder.describe(), *describe_measurement(costs, fed, num_workers=workers, wanted=gpu_images_per_sec)]

@@ -1,0 +1,106 @@
+#!/usr/bin/env python
+"""Time of the two-view input pipeline on one core, beside the published chain: python tools/bench_pipeline.py --data FOLDER.
+
+Reference: the official code's chain for MoCo v2, written the plain way: PIL decodes once, two
+independent torchvision transforms (tools/bench_published.py), normalised float tensors. Ours, with the same recipe:
+    cpu     files to two normalised float tensors on the CPU
+    worker  files to two uint8 crops in the batch: what a data worker does, and what feeds a GPU
+    cache   the same from a raw cache (shorter side 256, `moco-transfer pack --as raw`), which is written to a temporary folder first
+Ours and the reference alternate; each is the median over --repeats passes over --pictures pictures. The last line is JSON: ms per
+picture, and how many times faster than the reference each is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench_published import MEAN, STD, published_chain  # noqa: E402
+
+from moco_transfer.data import native  # noqa: E402
+from moco_transfer.data.images import ImageFolder, find_images  # noqa: E402
+from moco_transfer.data.pack import pack  # noqa: E402
+from moco_transfer.data.pack_reader import open_pack  # noqa: E402
+from moco_transfer.data.two_views import Views  # noqa: E402
+from moco_transfer.data.view_batch import finish  # noqa: E402
+
+BATCH = 32
+
+
+def run_reference(folder: ImageFolder, places: list[int], chain) -> None:
+    """Make all pictures' views, batch by batch."""
+    for start in range(0, len(places), BATCH):
+        pairs = []
+        for index in places[start : start + BATCH]:
+            with open(folder.path(index), "rb") as file:
+                image = Image.open(file).convert("RGB")
+            pairs.append((chain(image), chain(image)))
+        torch.stack([q for q, _ in pairs]), torch.stack([k for _, k in pairs])
+
+
+def run_ours(views: Views, places: list[int], epoch: int, *, to_float: bool) -> None:
+    """Make all pictures' views, batch by batch; to uint8, or to normalised floats."""
+    mean, std = tuple(255 * v for v in MEAN), tuple(255 * v for v in STD)
+    for start in range(0, len(places), BATCH):
+        batch = views.__getitems__([(epoch, index) for index in places[start : start + BATCH]])
+        if to_float:
+            for view, colours in zip(batch["views"], batch["colours"], strict=True):
+                finish(view, colours, mean, std)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, metavar="FOLDER")
+    parser.add_argument("--pictures", type=int, default=200)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--size", type=int, default=224, help="side of a view, px")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    folder = find_images(args.data)
+    places = [i % len(folder) for i in range(args.pictures)]
+    chain = published_chain(args.size)
+    settings = {"recipe": "v2", "size": args.size, "crop_scale": (0.2, 1.0), "seed": 0, "pipeline": "fast"}
+    with tempfile.TemporaryDirectory() as temporary:
+        pack(folder, temporary, form="raw")
+        from_files, from_cache = Views(folder, **settings), Views(open_pack(temporary), **settings)
+        ways = {
+            "reference": lambda _: run_reference(folder, places, chain),
+            "cpu": lambda epoch: run_ours(from_files, places, epoch, to_float=True),
+            "worker": lambda epoch: run_ours(from_files, places, epoch, to_float=False),
+            "cache": lambda epoch: run_ours(from_cache, places, epoch, to_float=False),
+        }
+        taken: dict[str, list[float]] = {name: [] for name in ways}
+        for way in ways.values():
+            way(0)
+        for repeat in range(args.repeats):
+            for name, way in ways.items():
+                since = time.perf_counter()
+                way(repeat)
+                taken[name].append(1000 * (time.perf_counter() - since) / len(places))
+    median = {name: statistics.median(values) for name, values in taken.items()}
+    print(f"{len(set(places))} pictures of {folder.root}, {args.size} px, one core, medians of {args.repeats}, compiled loops: {native.available()}")
+    print("               ms/picture   pictures/s   lowest  highest   times the reference")
+    for name, value in median.items():
+        low, high = min(taken[name]), max(taken[name])
+        print(f"{name:12} {value:12.3f} {1000 / value:12.0f} {low:8.3f} {high:8.3f} {median['reference'] / value:12.2f}")
+    row = {f"ms_{name}": round(value, 4) for name, value in median.items()}
+    row |= {f"ratio_{name}": round(median["reference"] / median[name], 3) for name in ("cpu", "worker", "cache")}
+    print(json.dumps(row | {"native": native.available(), "pictures": len(places), "repeats": args.repeats}))
+
+
+if __name__ == "__main__":
+    main()
