@@ -192,7 +192,8 @@ def build_run(cfg: CfgNode, folder: Pictures, batches: Batches, device: torch.de
 
 
 def _sgd(cfg: CfgNode, trained: list[nn.Parameter], device: torch.device, lr: float) -> torch.optim.SGD:
-    # fused: one pass over the parameters on a CPU, but with loss scaling (fp16) its CPU version takes steps that the scaler wants left out.
+    # fused: one pass over the parameters on a CPU. Not under loss scaling (fp16): when the scaler leaves the first step out, torch 2.11's
+    # fused SGD takes the momentum, which nothing has written yet, for a momentum.
     # On a GPU torch's default is foreach, one kernel for many tensors.
     fused = True if device.type == "cpu" and cfg.TRAIN.PRECISION != "fp16" else None
     return torch.optim.SGD(trained, lr=lr, momentum=cfg.SOLVER.MOMENTUM, weight_decay=cfg.SOLVER.WEIGHT_DECAY, fused=fused)
