@@ -169,10 +169,7 @@ def build_run(cfg: CfgNode, folder: Pictures, batches: Batches, device: torch.de
     return Pretraining(
         model=model,
         wrapped=wrapped,
-        # One pass over the parameters on a CPU; on a GPU one kernel for many tensors (foreach, the default there).
-        optimizer=torch.optim.SGD(
-            trained, lr=lr, momentum=solver.MOMENTUM, weight_decay=solver.WEIGHT_DECAY, fused=True if device.type == "cpu" else None
-        ),
+        optimizer=_sgd(cfg, trained, device, lr),
         scaler=torch.amp.GradScaler(device.type, enabled=cfg.TRAIN.PRECISION == "fp16"),
         device=device,
         amp_dtype=_AMP_DTYPE[cfg.TRAIN.PRECISION],
@@ -192,6 +189,14 @@ def build_run(cfg: CfgNode, folder: Pictures, batches: Batches, device: torch.de
         pipeline=cfg.DATA.PIPELINE,
         watch=_watch(cfg, model, batches),
     )
+
+
+def _sgd(cfg: CfgNode, trained: list[nn.Parameter], device: torch.device, lr: float) -> torch.optim.SGD:
+    # fused: one pass over the parameters on a CPU. Not under loss scaling (fp16): when the scaler leaves the first step out, torch 2.11's
+    # fused SGD takes the momentum, which nothing has written yet, for a momentum.
+    # On a GPU torch's default is foreach, one kernel for many tensors.
+    fused = True if device.type == "cpu" and cfg.TRAIN.PRECISION != "fp16" else None
+    return torch.optim.SGD(trained, lr=lr, momentum=cfg.SOLVER.MOMENTUM, weight_decay=cfg.SOLVER.WEIGHT_DECAY, fused=fused)
 
 
 def _max_iterations(cfg: CfgNode, batches: Batches) -> int:
