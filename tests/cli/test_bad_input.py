@@ -87,7 +87,8 @@ def train_words(scenes, tmp_path, *, xml_root=None, **more) -> list[str]:
     root = xml_root or scenes
     flags = [w for split in ("train", "test") for w in ("--dataset", f"{root.name}_{split}=voc:{root}:{split}:{scenes / 'classes.txt'}")]
     names = {"DATASETS__TRAIN": f"{root.name}_train", "DATASETS__TEST": f"{root.name}_test"}
-    return ["train", "--config-file", "demo_R_18_FPN", *flags, *words(TINY_DETECTION, OUTPUT_DIR=tmp_path / "det", **(names | more))]
+    settings = words(TINY_DETECTION, OUTPUT_DIR=tmp_path / "det", **(names | more))
+    return ["train", "--config-file", "demo_R_18_FPN", "--engine", "torchvision", *flags, *settings]
 
 
 def test_train__weights(capsys, tmp_path, scenes):

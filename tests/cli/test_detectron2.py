@@ -1,6 +1,6 @@
 """What the command line says of Detectron2: where it is not installed, where it does not load, and where it runs. Needs no Detectron2.
 
-Seen red under: auto taking an installed Detectron2 that does not load; the guide's address left out; a traceback for a broken one.
+Seen red under: auto taking an installed Detectron2 that does not load.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from .conftest import TINY_DETECTION, words
 def train_words(scenes, folder, *options, **more) -> list[str]:
     flags = [w for split in ("train", "test") for w in ("--dataset", f"lint_{split}=voc:{scenes}:{split}:{scenes / 'classes.txt'}")]
     settings = words(TINY_DETECTION, DATASETS__TRAIN="lint_train", DATASETS__TEST="lint_test", OUTPUT_DIR=folder, **more)
-    return ["train", "--config-file", "demo_R_18_FPN", *options, *flags, *settings]
+    return ["train", "--config-file", "demo_R_18_FPN", "--engine", "torchvision", *options, *flags, *settings]
 
 
 FROZEN = {"MODEL__RESNETS__NORM": "FrozenBN", "MODEL__BACKBONE__FREEZE_AT": 2, "SOLVER__BASE_LR": 0.5}

@@ -66,7 +66,7 @@ def detection_words(scenes: Path, folder: Path, **more: object) -> list[str]:
     flags = []
     for split in ("train", "test"):
         flags += ["--dataset", f"demo_{split}=voc:{scenes}:{split}:{scenes / 'classes.txt'}"]
-    return ["train", "--config-file", "demo_R_18_FPN", *flags, *words(TINY_DETECTION, OUTPUT_DIR=folder, **more)]
+    return ["train", "--config-file", "demo_R_18_FPN", "--engine", "torchvision", *flags, *words(TINY_DETECTION, OUTPUT_DIR=folder, **more)]
 
 
 def test_train__sigkill_and_resume_is_bit_equal(scenes, tmp_path):

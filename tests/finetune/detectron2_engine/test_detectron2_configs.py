@@ -1,6 +1,4 @@
 """Every shipped detection config trains on Detectron2; that each loads in its untouched config is tested in tests/config/test_load.py.
-
-Seen red under: a key in a base file that Detectron2 lacks; res5 of bottlenecks for R18-C4; no norm behind res5.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the embedded engine refuses with "use --engine detectron2" runs there: crops, run-length masks, test-time augmentation, key points.
 
-Seen red under: the augmented detector left out; run-length masks refused for this engine too; key points not passed on to the evaluator.
+Seen red under: the augmented detector left out; polygons asked for with INPUT.MASK_FORMAT bitmask; key points not passed on to the evaluator.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The numbers in the fixture are the official trainer's (``make_official_losses.py`` made them). Digits depend on the processor and on torch,
 so the recorded ones are held to a tolerance, and to the digit only in the live comparison, which runs both one after the other.
 
-Seen red under: a seed for each iteration as the embedded engine sets it; the learning rate one iteration late; our norm left out of res5.
+Seen red under: a seed for each iteration as the embedded engine sets it; the learning rate one iteration late.
 """
 
 from __future__ import annotations
