@@ -68,12 +68,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a folder that does not exist yet")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     args = parser.parse_args()
     args.output.mkdir(parents=True)
     (args.output / "config.yaml").write_text(SETTINGS, encoding="utf-8")
     train = link_first(args.data / "train", args.output / "train", 1000)
     found: dict[str, list[tuple[float, float]]] = {"reference": [], "fast": []}
-    for seed in range(args.seeds):
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
         for pipeline, rows in found.items():
             rows.append(measure(pipeline, seed, args, train, args.data / "test"))
     row = {}

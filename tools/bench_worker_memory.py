@@ -52,12 +52,12 @@ def names(count: int) -> Iterator[str]:
         yield f"n{i // 1300:08d}/../n{i // 1300:08d}/../{i % 10}.png"
 
 
-def measure(folder: Path, count: int, *, num_workers: int, batches: int, context: str) -> dict[int, float]:
+def measure(folder: Path, count: int, *, num_workers: int, batches: int, context: str, pipeline: str) -> dict[int, float]:
     """Return the most that each worker had of its own while it loaded its share of the batches, MB, by process id."""
     for i in range((count + 1299) // 1300):
         (folder / f"n{i:08d}").mkdir(exist_ok=True)
     source = ImageFolder(folder, PathList(list(names(count))), np.arange(count, dtype=np.int64) % 1000, tuple(map(str, range(1000))))
-    views = Views(source, recipe="supervised", size=8, crop_scale=(0.2, 1.0), seed=0, num_views=1)
+    views = Views(source, recipe="supervised", size=8, crop_scale=(0.2, 1.0), seed=0, num_views=1, pipeline=pipeline)
     order = EpochBatches(count, batch_size_total=min(count, 256), epochs=1000, seed=0)
     loader = DataLoader(Measured(views), batch_sampler=order, num_workers=num_workers, collate_fn=list, multiprocessing_context=context)
     last: dict[int, float] = {}
@@ -74,13 +74,14 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--batches", type=int, default=80, help="of 256 pictures")
     parser.add_argument("--context", default="fork", choices=["fork", "forkserver", "spawn"], help="how workers are started")
+    parser.add_argument("--pipeline", default="fast", choices=["fast", "reference"])
     args = parser.parse_args()
     worst = {}
     with tempfile.TemporaryDirectory() as folder:
         for i in range(10):
             Image.new("RGB", (8, 8), (i, i, i)).save(Path(folder) / f"{i}.png")
         for count in (1000, args.pictures):
-            found = measure(Path(folder), count, num_workers=args.workers, batches=args.batches, context=args.context)
+            found = measure(Path(folder), count, num_workers=args.workers, batches=args.batches, context=args.context, pipeline=args.pipeline)
             worst[count] = max(found.values())
             print(f"{count} pictures, {args.context}: {', '.join(f'{v:.1f}' for v in found.values())} MB of its own in each worker", flush=True)
     more = worst[args.pictures] - worst[1000]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import signal
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
@@ -65,6 +67,7 @@ class Loader:
 
     def __init__(self, source: Pictures, batches: Batches, make_views: ViewMaker, *, num_workers: int, pin_memory: bool) -> None:
         settings: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory, "prefetch_factor": 4 if num_workers else None}
+        settings["worker_init_fn"] = _end_quietly_when_told if num_workers else None
         if isinstance(batches, ShardBatches):
             self._loader = DataLoader(ShardViews(batches, make_views), batch_size=None, collate_fn=_as_it_is, **settings)
         else:
@@ -88,6 +91,12 @@ class Loader:
             if "error" in batch:
                 raise InputError(batch["error"])
             yield batch
+
+
+def _end_quietly_when_told(worker: int) -> None:
+    # Schedulers send SIGTERM to all processes of a job. The training process then saves; torch would interrupt that with an exception for
+    # each worker that died of the signal, but not for one that ended by itself.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 
 def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def finish_views(views: Tensor, colours: Tensor, *, mean: tuple[float, ...], std
         steps = colours[:, :-1].contiguous()
         native.finish_views(views.permute(0, 2, 3, 1).contiguous(), steps, kernels, scale=scale, bias=bias, out=out)
         return out
-    x = views.to(torch.float32, memory_format=torch.channels_last)
+    x = views.to(torch.float32, memory_format=torch.contiguous_format)  # channel by channel, as these operators read it
     for step in range(STEPS):
         _apply_step(x, colours[:, 2 * step], colours[:, 2 * step + 1])
     blurred = kernels[:, 0].nonzero().flatten()
@@ -98,7 +98,7 @@ def finish_views(views: Tensor, colours: Tensor, *, mean: tuple[float, ...], std
         where = blurred.to(views.device, non_blocking=True)
         x[where] = _blur(x[where], kernels[blurred].to(views.device, non_blocking=True))
     scale, bias = (t.to(views.device, non_blocking=True).view(3, 1, 1) for t in (scale, bias))
-    return x.mul_(scale).add_(bias)
+    return x.mul_(scale).add_(bias).contiguous(memory_format=torch.channels_last)
 
 
 def _apply_step(x: Tensor, codes: Tensor, factors: Tensor) -> None:

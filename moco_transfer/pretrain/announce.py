@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from ..data import native
 from ..runtime.distributed import get_world_size
 from .split_batch_norm import num_groups
 from .trainer import Pretraining
@@ -57,4 +58,14 @@ def announce_queue(run: Pretraining, *, num_images: int) -> None:
             run.negatives,
             num_images,
             max(1, num_images // 4),
+        )
+
+
+def announce_pipeline(run: Pretraining) -> None:
+    """Warn when a CPU has to do without the compiled loops of the fast pipeline."""
+    if run.pipeline == "fast" and run.device.type == "cpu" and not native.available():
+        logger.warning(
+            "The compiled loops of DATA.PIPELINE fast are missing (no C compiler when moco-transfer was installed, or %s is set): views take about "
+            "four times as long on this CPU. Install a compiler and then moco-transfer again.",
+            native.OFF,
         )

@@ -21,7 +21,7 @@ from ..runtime.errors import InputError
 from ..runtime.metrics import MetricsFile
 from ..runtime.run_folder import open_run_folder
 from ..runtime.seed import seed_everything
-from .announce import announce_groups, announce_queue, announce_run
+from .announce import announce_groups, announce_pipeline, announce_queue, announce_run
 from .build_data import build_loader, evaluation_view, open_pictures, plan_run, with_packed_pixels
 from .encoders import build_encoder
 from .end_to_end import EndToEnd
@@ -105,6 +105,7 @@ def pretrain(cfg: CfgNode, *, resume: bool = False, init_from: str | None = None
 
 def _announce(cfg: CfgNode, folder: Pictures, run: Pretraining) -> None:
     announce_run(run, base_lr=cfg.SOLVER.BASE_LR, reference_batch_size=cfg.SOLVER.REFERENCE_BATCH_SIZE, precision=cfg.TRAIN.PRECISION)
+    announce_pipeline(run)
     if cfg.MECHANISM in ("moco", "end_to_end"):
         announce_groups(run, group_size=cfg.MOCO.BN_GROUP_SIZE)
     if cfg.MECHANISM == "moco":

@@ -1,12 +1,16 @@
 """The fast pipeline beside the reference: same random numbers, same pictures within the tolerances of view_batch.py and view_colours.py.
 
 Went red under: crop's top and left swapped; the flip left out; a filter without antialiasing; views of a batch in each other's places;
-grey JPEG decoded to one channel; EXIF's orientation applied; the colours of the first view given to both.
+CMYK left to simplejpeg; EXIF's orientation applied; the colours of the first view given to both; a
+worker left to die of SIGTERM.
 """
 
 from __future__ import annotations
 
 import io
+import multiprocessing
+import subprocess
+import time
 import zlib
 
 import numpy as np
@@ -21,6 +25,7 @@ from moco_transfer.data import native
 from moco_transfer.data.augmentation import RECIPES, ViewParameters, draw_parameters
 from moco_transfer.data.decode import BUFFER_BYTES, UNREADABLE, decode_pixels, read_rgb
 from moco_transfer.data.images import find_images
+from moco_transfer.data.loading import Loader, plan_batches
 from moco_transfer.data.samplers import EpochBatches
 from moco_transfer.data.two_views import Views, collate_views
 from moco_transfer.data.view_batch import ViewMaker, finish, resized_crop
@@ -103,6 +108,22 @@ def test_fast__a_function_of_seed_epoch_and_index_with_any_workers(pictures):
                 assert torch.equal(item["views"], batch["views"][:, n]) and torch.equal(item["colours"], batch["colours"][:, n])
                 assert item["index"] == int(batch["index"][n]) == place[1]
     assert torch.equal(collate_views([views[(0, i)] for i in range(3)])["views"], views.__getitems__([(0, i) for i in range(3)])["views"])
+
+
+def test_loader__a_worker_told_to_stop_does_not_interrupt_the_training_process(pictures):
+    """SIGTERM to a whole job: what the main process does meanwhile (it saves) must not end in an exception for the worker that died."""
+    source = find_images(pictures)
+    settings = {"batch_size_total": 2, "epochs": 50, "seed": 0, "num_workers": 2, "shuffle_buffer": 1, "start_iteration": 0}
+    batches = iter(Loader(source, plan_batches(source, **settings), ViewMaker("v2", 16, (0.2, 1.0), 2, "fast"), num_workers=2, pin_memory=False))
+    next(batches)
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    # From another process: torch's workers end quietly when their parent tells them to, but not when a scheduler does.
+    subprocess.run(["kill", "-TERM", *[str(worker.pid) for worker in workers]], check=True)
+    until = time.perf_counter() + 20
+    while any(worker.is_alive() for worker in workers) and time.perf_counter() < until:
+        time.sleep(0.05)  # here torch's handler would raise
+    assert [worker.exitcode for worker in workers] == [0, 0]
 
 
 def test_fast__unreadable_pictures_are_replaced_as_in_the_reference(pictures, tmp_path):

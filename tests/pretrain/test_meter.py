@@ -1,6 +1,7 @@
 """The share of time spent waiting for pictures is said in words, once, and only when it stays high.
 
-Went red under: a single period taken for a state; the sentence repeated; the share compared the other way round.
+Went red under: a single period taken for a state; the sentence repeated; the share compared the other way round; the missing
+loops said for a GPU too.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import logging
 from types import SimpleNamespace
 
+from moco_transfer.data import native
+from moco_transfer.pretrain.announce import announce_pipeline
 from moco_transfer.pretrain.meter import Meter, advice_when_starved
 
 
@@ -29,3 +32,12 @@ def test_meter__says_it_once(caplog):
             if share == 0.5 and not caplog.records:
                 assert len(meter._waited) < 4
     assert len(caplog.records) == 1 and "50% of the time" in caplog.text
+
+
+def test_announce_pipeline__says_when_the_compiled_loops_are_missing(caplog, monkeypatch):
+    cases = (("fast", "cpu", False, 1), ("fast", "cpu", True, 0), ("reference", "cpu", False, 0), ("fast", "cuda", False, 0))
+    for pipeline, device, built, expected in cases:
+        caplog.clear()
+        monkeypatch.setattr(native, "available", lambda built=built: built)
+        announce_pipeline(SimpleNamespace(pipeline=pipeline, device=SimpleNamespace(type=device)))
+        assert len(caplog.records) == expected, (pipeline, device, built)
