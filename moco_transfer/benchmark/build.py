@@ -23,7 +23,8 @@ from ..finetune.results import config_hash
 from ..finetune.scaling import scale_to_world_size
 from ..finetune.trainer import step
 from ..runtime.errors import InputError
-from .matrix import Cell, Initialisation, Matrix, Task
+from ..runtime.files import atomic_write_text
+from .matrix import Cell, Initialisation, Matrix, Task, read_matrix
 from .state import COMPLETE, difference_from_record, state_of
 
 logger = logging.getLogger(__name__)
@@ -205,9 +206,6 @@ def save_matrix(matrix: Matrix) -> Path:
     Raises:
         InputError: If the matrix there gives another meaning to a name: a table must not mix the two.
     """
-    from ..runtime.files import atomic_write_text
-    from .matrix import read_matrix
-
     file = matrix.output / "matrix.yaml"
     if file.exists():
         old = read_matrix(file, matrix.output)

@@ -139,8 +139,6 @@ class SlurmLauncher:
             import submitit
         except ImportError as error:
             raise InputError("--launcher slurm needs submitit. Install it with: pip install 'moco-transfer[slurm]'") from error
-        if int(parameters.get("nodes", 1)) != 1:
-            raise InputError(f"--slurm nodes={parameters['nodes']}: a run uses one node; give it more GPUs with gpus_per_node.")
         self.lanes = 10**6  # Slurm knows better
         self._index = folder / "jobs.json"
         try:

@@ -59,14 +59,14 @@ def difference_from_record(cell: Cell, *, config_hash: str, engine: str, weights
         engine: That would run it now.
         weights_sha256: Of its weights' file now; None for random weights.
     """
-    record = json.loads((cell.folder / "results.json").read_text(encoding="utf-8"))
+    record = read_run(cell.folder / "results.json")[0]
     pairs = {
-        "task": (record["task"], cell.task_name),
-        "init": (record["init"], cell.init.name),
-        "seed": (record["seed"], cell.seed),
-        "engine": (record["engine"], engine),
-        "config hash": (record["config_hash"], config_hash),
-        "sha256 of the weights": ((record.get("weights") or {}).get("sha256"), weights_sha256),
+        "task": (record.task, cell.task_name),
+        "init": (record.init, cell.init.name),
+        "seed": (record.seed, cell.seed),
+        "engine": (record.engine, engine),
+        "config hash": (record.config_hash, config_hash),
+        "sha256 of the weights": (record.weights.get("sha256"), weights_sha256),
     }
     different = [f"{name} {then!r}, now {now!r}" for name, (then, now) in pairs.items() if then != now]
     if not different:

@@ -152,8 +152,17 @@ def _processes(args: argparse.Namespace) -> tuple[int, int, int]:
     if args.launcher == "torchrun":
         return args.nproc_per_node or max(1, gpus), 1, 0
     if args.launcher == "slurm":
-        return int(_slurm(args).get("gpus_per_node", 1)), 1, 0
+        return _whole_number(_slurm(args), "gpus_per_node"), 1, 0
     return 1, args.jobs or max(1, gpus), gpus if (args.jobs or gpus) > 1 else 0
+
+
+def _whole_number(parameters: dict[str, str], key: str) -> int:
+    from ..runtime.errors import InputError
+
+    text = parameters.get(key, "1")
+    if not text.isdecimal() or text == "0":
+        raise InputError(f"--slurm {key}={text}: expected a whole number of at least 1.")
+    return int(text)
 
 
 def _slurm(args: argparse.Namespace) -> dict[str, str]:
@@ -167,9 +176,13 @@ def _slurm(args: argparse.Namespace) -> dict[str, str]:
 
 def _launcher(args: argparse.Namespace, output: Path, lanes: int, num_gpus: int, lock: int):
     from ..benchmark.launch import LocalLauncher, SlurmLauncher
+    from ..runtime.errors import InputError
 
     if args.launcher == "slurm":
-        return SlurmLauncher(output / "slurm", _slurm(args))
+        parameters = _slurm(args)
+        if _whole_number(parameters, "nodes") != 1:
+            raise InputError(f"--slurm nodes={parameters['nodes']}: a run uses one node; give it more GPUs with gpus_per_node.")
+        return SlurmLauncher(output / "slurm", parameters)
     return LocalLauncher(lanes=lanes, num_gpus=num_gpus, lock=lock)
 
 

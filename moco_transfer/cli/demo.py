@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +22,6 @@ EPILOG = """example:
 POOL_PICTURES, POOL_SIZE = 4000, 72
 SCENES, SCENE_SIZE = {"train": 100, "test": 200}, 160
 PICTURE_SEED = 0
-SHEET_PICTURES = 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,11 +43,13 @@ def run(args: argparse.Namespace) -> int:
         status = step.run()
         if status:
             return status
-    status = _run_side_by_side(_fine_tuning(out, args.seeds))
-    if status:
-        return status
-    _finish(out, args.seeds, time.time() - started)
-    return 0
+    status = _fine_tune(out, args.seeds)
+    if status == 0:
+        print(
+            f"The demo took {(time.time() - started) / 60:.1f} minutes. It shows that the road works and which way the numbers point on generated\n"
+            f"pictures with {args.seeds} seeds; it says nothing about real ones. For those, see 'Your own pictures' in README.md."
+        )
+    return status
 
 
 class _Step:
@@ -88,38 +87,6 @@ class _Step:
         return status
 
 
-def _run_side_by_side(steps: Sequence[_Step]) -> int:
-    """Run fine-tuning steps in processes of their own, two at a time where there are two cores, one core each.
-
-    A small detector uses a second core badly; a second detector uses it well.
-    """
-    waiting = [step for step in steps if step.announce()]
-    lanes = min(2, os.cpu_count() or 1)
-    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // lanes))}
-    running: list[tuple[_Step, subprocess.Popen, float]] = []
-    if waiting:
-        print(f"\n    running them, {lanes} at a time; each writes its log.txt while it runs", flush=True)
-    try:
-        while waiting or running:
-            while waiting and len(running) < lanes:
-                step = waiting.pop(0)
-                command = [sys.executable, "-m", "moco_transfer.cli.main", step.verb, *step.arguments()]
-                process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-                running.append((step, process, time.time()))
-            time.sleep(0.2)
-            for entry in [entry for entry in running if entry[1].poll() is not None]:
-                running.remove(entry)
-                step, process, started = entry
-                if process.returncode:
-                    return process.returncode
-                print(f"    wrote {step.result} in {time.time() - started:.0f} s ({step.title})", flush=True)
-    finally:
-        for _, process, _ in running:  # an error or Ctrl-C ends the others too; they go on with the next call
-            process.terminate()
-            process.wait()
-    return 0
-
-
 def _preparation(out: Path) -> list[_Step]:
     from ..config import load_pretrain_config
 
@@ -132,23 +99,22 @@ def _preparation(out: Path) -> list[_Step]:
         epochs = load_pretrain_config(f"demo_{mechanism}").SOLVER.EPOCHS
         last, target = out / mechanism / f"checkpoint_{epochs:04d}.pth", out / mechanism / "backbone.pkl"
         words = ["--config-file", f"demo_{mechanism}", "DATA.ROOT", str(out / "pool"), "OUTPUT_DIR", str(out / mechanism)]
-        steps.append(_Step(f"{i + 2}/7", title, "pretrain", words, last, resumable=True))
-        conversions.append(_Step("4/7", f"convert the {mechanism} checkpoint to a detector's backbone", "convert", [str(last), str(target)], target))
+        steps.append(_Step(f"{i + 2}/5", title, "pretrain", words, last, resumable=True))
+        conversions.append(_Step("4/5", f"convert the {mechanism} checkpoint to a detector's backbone", "convert", [str(last), str(target)], target))
     return steps + conversions
 
 
-def _fine_tuning(out: Path, seeds: int) -> list[_Step]:
-    steps = []
-    for seed in range(seeds):
-        for init in ("random", "supervised", "moco"):
-            folder = out / "runs" / f"{init}_seed{seed}"
-            weights = "" if init == "random" else str(out / init / "backbone.pkl")
-            # One engine on every machine, so that the demo's table is the README's also where Detectron2 is installed.
-            words = ["--engine", "torchvision", "--config-file", "demo_R_18_FPN", *_dataset_words(out)]
-            words += ["MODEL.WEIGHTS", weights, "SEED", str(seed), "OUTPUT_DIR", str(folder)]
-            title = f"fine-tune the detector from {init} weights, seed {seed}"
-            steps.append(_Step("5/7", title, "train", words, folder / "results.json", resumable=True))
-    return steps
+def _fine_tune(out: Path, seeds: int) -> int:
+    """Fine-tune from all initialisations and print the table; a small detector uses a second core badly, a second detector uses it well."""
+    from .main import run_verb
+
+    # One engine on every machine, so that the demo's table is the README's also where Detectron2 is installed.
+    words = ["--output", str(out / "runs"), "--engine", "torchvision", "--tasks", "demo_R_18_FPN", "--seeds", str(seeds), "--init", "random"]
+    words += [word for init in ("supervised", "moco") for word in ("--init", f"{init}={out / init / 'backbone.pkl'}")]
+    words += [*_dataset_words(out), "--jobs", str(min(2, os.cpu_count() or 1)), "--no-timing"]
+    _say(f"[5/5] fine-tune the same detector from random, supervised and MoCo weights, {seeds} seeds each, and make the table")
+    print(f"    by hand: moco-transfer benchmark {shlex.join(words)}\n", flush=True)
+    return run_verb("benchmark", words, program="moco-transfer benchmark")
 
 
 def _dataset_words(out: Path) -> list[str]:
@@ -159,7 +125,7 @@ def _dataset_words(out: Path) -> list[str]:
 def _draw_pictures(out: Path) -> None:
     from ..data.scenes import CLASSES, write_pool, write_voc_scenes
 
-    _say(f"[1/7] draw {POOL_PICTURES} pictures of one object (the pool) and {sum(SCENES.values())} scenes of 1 to 6 objects")
+    _say(f"[1/5] draw {POOL_PICTURES} pictures of one object (the pool) and {sum(SCENES.values())} scenes of 1 to 6 objects")
     print(f"    {len(CLASSES)} classes, told apart by shape and texture, not by colour: {', '.join(CLASSES)}")
     finished = out / "scenes" / "classes.txt"  # the last file that is written
     if finished.exists():
@@ -170,34 +136,6 @@ def _draw_pictures(out: Path) -> None:
     objects = write_voc_scenes(out / "scenes", splits=SCENES, size=SCENE_SIZE, seed=PICTURE_SEED)
     counts = ", ".join(f"{SCENES[split]} {split} scenes with {count} objects" for split, count in objects.items())
     print(f"    wrote {out / 'pool'} and {out / 'scenes'} ({counts}) in {time.time() - started:.0f} s", flush=True)
-
-
-def _finish(out: Path, seeds: int, seconds: float) -> None:
-    from ..data.catalog import get_dataset, parse_dataset_flag
-    from ..evaluate.detection_sheet import draw_detection_sheet
-    from ..evaluate.predictions import load_predictions
-    from .main import run_verb
-
-    _say("[6/7] detections beside the ground truth")
-    for flag in _dataset_words(out)[1::2]:
-        parse_dataset_flag(flag)
-    dataset = get_dataset("demo_test")
-    columns = {init: load_predictions(out / "runs" / f"{init}_seed0" / "predictions_demo_test.json") for init in ("random", "supervised", "moco")}
-    # The first pictures of the set, not the best ones.
-    ids = [record["image_id"] for record in dataset.records[:SHEET_PICTURES]]
-    sheet = draw_detection_sheet(out / "detections.png", dataset, columns, image_ids=ids)
-    print(f"    wrote {sheet} (the first {SHEET_PICTURES} test scenes, seed 0)")
-
-    _say("[7/7] the transfer table")
-    table = out / "table.md"
-    words = [str(out / "runs"), "--output", str(table)]
-    print(f"    by hand: moco-transfer report {shlex.join(words[:1])}\n")
-    run_verb("report", words, program="moco-transfer report")
-    print(table.read_text(encoding="utf-8"))
-    print(
-        f"wrote {table}. The demo took {seconds / 60:.1f} minutes. It shows that the road works and which way the numbers point on generated\n"
-        f"pictures with {seeds} seeds; it says nothing about real ones. For those, see 'Your own pictures' in README.md."
-    )
 
 
 def _say(text: str) -> None:

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
             raise InputError("No runs are named: give run folders, or --readme FILE alone, whose sections name their records.")
         _fill_named_sections(Path(args.readme))
         return 0
-    records, problems = _read(args.runs)
+    records, problems = read_named_runs(args.runs)
     tables = build_tables(records)
     # Only the page, the plots and the records show pre-training runs.
     is_whole = args.format == "html" or args.plots or args.keep
@@ -99,7 +99,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _read(paths: Sequence[str]) -> tuple[list, list]:
+def read_named_runs(paths: Sequence[str]) -> tuple[list, list]:
+    """Read the runs that the command line names.
+
+    Raises:
+        InputError: If no readable run is found.
+        MissingFileError: If a named path does not exist.
+    """
     from moco_transfer.report import read_runs
     from moco_transfer.runtime.errors import InputError, MissingFileError
 
@@ -196,7 +202,7 @@ def _fill_named_sections(readme: Path) -> None:
         raise InputError(f"{readme} has no section that names its records; write <!-- results:begin FOLDER --> and <!-- results:end -->.")
     contents = {}
     for paths in named:
-        records, problems = _read([str(readme.parent / path) for path in paths])
+        records, problems = read_named_runs([str(readme.parent / path) for path in paths])
         # Paths in warnings are the README's own, wherever the command runs.
         contents[paths] = render_markdown(build_tables(records), problems).replace(f"{readme.parent}/", "")
     _insert(readme, contents)

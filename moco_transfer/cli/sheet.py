@@ -53,19 +53,15 @@ def run(args: argparse.Namespace) -> int:
         MissingFileError: If a named path does not exist.
     """
     from ..data.catalog import parse_dataset_flag
-    from ..report import build_tables, read_runs
+    from ..report import build_tables
     from ..report.page import SHEET_NAME
     from ..report.plots import figure_name
-    from ..runtime.errors import InputError, MissingFileError
+    from ..runtime.errors import InputError
+    from .report import read_named_runs
 
     if args.pictures < 1:
         raise InputError(f"--pictures must be at least 1, got {args.pictures}.")
-    for path in args.runs:
-        if not Path(path).exists():
-            raise MissingFileError(f"{path} does not exist; expected a run folder or a folder that holds run folders.")
-    records, problems = read_runs(args.runs)
-    if not records:
-        raise InputError(f"No readable run in {', '.join(args.runs)}. {' '.join(map(str, problems[:3]))}".strip())
+    records, _ = read_named_runs(args.runs)
     for flag in args.dataset:
         parse_dataset_flag(flag)
     for table in build_tables(records):

@@ -69,7 +69,7 @@ class Loader:
         settings: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory, "prefetch_factor": 4 if num_workers else None}
         settings["worker_init_fn"] = _end_quietly_when_told if num_workers else None
         if isinstance(batches, ShardBatches):
-            self._loader = DataLoader(ShardViews(batches, make_views), batch_size=None, collate_fn=_as_it_is, **settings)
+            self._loader = DataLoader(ShardViews(batches, make_views), batch_size=None, collate_fn=as_it_is, **settings)
         else:
             views = Views(
                 source,
@@ -80,7 +80,7 @@ class Loader:
                 num_views=make_views.num_views,
                 pipeline=make_views.pipeline,
             )
-            self._loader = DataLoader(views, batch_sampler=batches, collate_fn=_as_it_is, **settings)
+            self._loader = DataLoader(views, batch_sampler=batches, collate_fn=as_it_is, **settings)
         self._length = len(batches)
 
     def __len__(self) -> int:
@@ -99,8 +99,9 @@ def _end_quietly_when_told(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 
-def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
-    return batch
+def as_it_is(item: Any) -> Any:
+    """Return what a data worker has made, for a loader whose items are whole already."""
+    return item
 
 
 def warn_of_another_order(saved: dict[str, int], now: dict[str, int]) -> None:

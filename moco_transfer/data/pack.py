@@ -23,6 +23,7 @@ from ..runtime.errors import InputError
 from ..runtime.files import atomic_path, atomic_write_text, sha256_of
 from .decode import UNREADABLE
 from .images import ImageFolder
+from .loading import as_it_is
 from .pack_reader import FORMAT, FORMS, INDEX, is_pack, read_index
 from .packed import PackedImages
 
@@ -108,7 +109,7 @@ def pack(
     parts = [range(start, min(start + pictures_per_shard, len(source))) for start in range(0, len(source), pictures_per_shard)]
     entries = [_finished(dst, number, origin) for number in range(len(parts))]
     missing = [index for part, entry in zip(parts, entries, strict=True) if entry is None for index in part]
-    loader = DataLoader(Payloads(source, form, shorter_side), batch_size=None, sampler=missing, num_workers=num_workers, collate_fn=_as_it_is)
+    loader = DataLoader(Payloads(source, form, shorter_side), batch_size=None, sampler=missing, num_workers=num_workers, collate_fn=as_it_is)
     payloads = iter(loader)
     for number, part in enumerate(parts):
         if entries[number] is None:
@@ -128,10 +129,6 @@ def pack(
     }
     atomic_write_text(dst / INDEX, json.dumps(about, indent=1))
     return left_out
-
-
-def _as_it_is(item: Any) -> Any:
-    return item
 
 
 def _origin(source: ImageFolder | PackedImages, form: str, shorter_side: int, pictures_per_shard: int) -> str:

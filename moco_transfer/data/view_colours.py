@@ -39,7 +39,7 @@ def colour_row(parameters: ViewParameters, *, grey_first: bool) -> list[float]:
     Returns:
         :data:`ROW` numbers: operation (see :data:`CODES`) and factor of each step in its order, then the blur's sigma, px, 0.0 for none.
     """
-    grey = [5.0, 1.0] if parameters.grey else []
+    grey = [CODES["grey"], 1.0] if parameters.grey else []
     jitter = [number for name, factor in parameters.jitter for number in (CODES[name], factor)]
     steps = grey + jitter if grey_first else jitter + grey
     return steps + [0.0] * (2 * STEPS - len(steps)) + [parameters.blur_sigma]

@@ -32,8 +32,6 @@ from .sync_norm import describe_norm
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["finetune", "init_name"]
-
 
 def finetune(
     cfg: CfgNode,

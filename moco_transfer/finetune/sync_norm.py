@@ -15,6 +15,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..runtime.distributed import get_world_size
+
 # By their names, so that this module needs neither engine; Detectron2's and the embedded one's.
 _NAIVE = ("NaiveSyncBatchNorm", "NaiveSyncBatchNorm2d")
 _FROZEN = ("FrozenBatchNorm2d",)
@@ -23,11 +25,6 @@ _FROZEN = ("FrozenBatchNorm2d",)
 def at_least_float32(x: Tensor) -> Tensor:
     """Return x, half types as float32."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def num_ranks() -> int:
-    """Return the number of ranks that a synchronised layer works over, 1 without a process group."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
@@ -44,7 +41,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x (N, C, H, W), normalised."""
-        if not self.training or num_ranks() == 1:
+        if not self.training or get_world_size() == 1:
             return super().forward(x)
         if x.is_cuda:
             return nn.SyncBatchNorm.forward(self, x)
@@ -71,7 +68,7 @@ class _CrossRankNorm(torch.autograd.Function):
         var, mean = torch.var_mean(at_least_float32(x), dim=(0, 2, 3), correction=0)
         positions = mean.new_full((1,), x.numel() / channels)
         own = torch.cat([mean, var, positions])
-        ranks = [torch.empty_like(own) for _ in range(num_ranks())]
+        ranks = [torch.empty_like(own) for _ in range(get_world_size())]
         dist.all_gather(ranks, own)
         means, variances, counts = torch.stack(ranks).split([channels, channels, 1], dim=1)
         count = counts.sum()
@@ -110,7 +107,7 @@ def describe_norm(model: nn.Module) -> str:
         For example ``"BN (SyncBN in one process) x 61"`` or ``"SyncBN over 8 ranks (nccl) x 53 + FrozenBN x 10"``; ``"none"``
         without norms.
     """
-    world_size = num_ranks()
+    world_size = get_world_size()
     counts: Counter[str] = Counter()
     for module in model.modules():
         kind = type(module).__name__

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from moco_transfer.data import native
+
 
 def _picture(path, width, height):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,3 +59,13 @@ def make_coco(tmp_path):
         return path, tmp_path / "images"
 
     return make
+
+
+@pytest.fixture(params=["native", "torch"])
+def back_end(request, monkeypatch) -> str:
+    """Run a test with the compiled loops, and again with torch's operators."""
+    if request.param == "native" and not native.available():
+        pytest.skip("the compiled loops were not built")
+    if request.param == "torch":
+        monkeypatch.setattr(native, "available", lambda: False)
+    return request.param

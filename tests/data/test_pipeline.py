@@ -32,15 +32,6 @@ from moco_transfer.data.view_batch import ViewMaker, finish, resized_crop
 from moco_transfer.runtime.seed import derive_seed
 
 
-@pytest.fixture(params=["native", "torch"])
-def back_end(request, monkeypatch):
-    if request.param == "native" and not native.available():
-        pytest.skip("the compiled loops were not built")
-    if request.param == "torch":
-        monkeypatch.setattr(native, "available", lambda: False)
-    return request.param
-
-
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     root = tmp_path_factory.mktemp("pictures")

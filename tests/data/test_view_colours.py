@@ -20,15 +20,6 @@ _ADJUST = {"brightness": F.adjust_brightness, "contrast": F.adjust_contrast, "sa
 NO_CHANGE = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 
-@pytest.fixture(params=["native", "torch"])
-def back_end(request, monkeypatch):
-    if request.param == "native" and not native.available():
-        pytest.skip("the compiled loops were not built")
-    if request.param == "torch":
-        monkeypatch.setattr(native, "available", lambda: False)
-    return request.param
-
-
 def parameters(jitter=(), grey=False, blur_sigma=0.0):
     return ViewParameters(crop=(0, 0, 1, 1), flip=False, grey=grey, jitter=tuple(jitter), blur_sigma=blur_sigma)
 

@@ -16,9 +16,9 @@ from moco_transfer.config import load_detection_config
 from moco_transfer.convert import convert_checkpoint
 from moco_transfer.convert.key_maps import caffe2_name
 from moco_transfer.finetune import build_model
-from moco_transfer.finetune.build import init_name
 from moco_transfer.finetune.handover import coverage_gap, load_weights, read_detector, read_weights, trunk_places
 from moco_transfer.finetune.lint import lint
+from moco_transfer.finetune.results import init_name
 from moco_transfer.runtime.errors import InputError
 
 

@@ -16,7 +16,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moco_transfer.finetune.sync_norm import SyncBatchNorm2d, at_least_float32, describe_norm, num_ranks
+from moco_transfer.finetune.sync_norm import SyncBatchNorm2d, at_least_float32, describe_norm
+from moco_transfer.runtime.distributed import get_world_size
 from moco_transfer.runtime.errors import InputError
 
 __all__ = [
@@ -159,7 +160,7 @@ class NaiveSyncBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x (N, C, H, W), normalised."""
-        world_size = num_ranks()
+        world_size = get_world_size()
         if world_size == 1 or not self.training:
             return super().forward(x)
         wide = at_least_float32(x)

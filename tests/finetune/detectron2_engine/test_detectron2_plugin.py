@@ -56,6 +56,23 @@ def test_state_dict__keys_and_shapes_equal_the_embedded_engines(name):
     assert {key: tuple(value.shape) for key, value in theirs.items()} == {key: tuple(value.shape) for key, value in ours.items()}
 
 
+def test_engine__trains_on_the_label_subset_alone(tmp_path):
+    from moco_transfer.data.catalog import get_dataset
+    from moco_transfer.data.label_subset import draw_label_subset, take_label_subset
+    from moco_transfer.data.scenes import CLASSES, write_voc_scenes
+    from moco_transfer.finetune.detectron2_engine.build_run import Detectron2Engine
+
+    write_voc_scenes(tmp_path, splits={"train": 8}, size=48, seed=0)
+    register_dataset("subset_of_scenes", "voc", root=str(tmp_path), split="train", class_names=CLASSES)
+    whole = [get_dataset("subset_of_scenes")]
+    part = take_label_subset(whole, draw_label_subset(whole, 0.25), "subset.json")
+    names = ["DATASETS.TRAIN", "('subset_of_scenes',)", "DATASETS.TEST", "('subset_of_scenes',)"]
+    engine = Detectron2Engine(load_detection_config("demo_R_18_FPN", names), torch.device("cpu"))
+    pictures, _, _ = engine._training_data(tuple(part))
+    assert [str(picture["image_id"]) for picture in pictures] == sorted(part[0].image_ids) and len(pictures) == 2
+    assert len(engine._training_data(tuple(whole))[0]) == 8
+
+
 def test_pth__moves_between_the_engines_with_the_same_features():
     cfg = load_detection_config("pascal_voc_R_50_DC5_24k", ["MODEL.RPN.POST_NMS_TOPK_TRAIN", "50", "MODEL.DEVICE", "cpu"])
     theirs, ours = build_model(cfg, engine="detectron2"), build_model(cfg, engine="torchvision")

@@ -278,7 +278,7 @@ def test_sync_bn__cuda_takes_torchs_code_and_the_cpu_may_be_wrapped(monkeypatch)
     assert not issubclass(SyncBatchNorm2d, nn.SyncBatchNorm)
     layer, asked = SyncBatchNorm2d(2), []
     monkeypatch.setattr(nn.SyncBatchNorm, "forward", lambda self, x: asked.append(self) or x)
-    monkeypatch.setattr(module, "num_ranks", lambda: 2)
+    monkeypatch.setattr(module, "get_world_size", lambda: 2)
 
     class OnCuda:
         is_cuda = True
