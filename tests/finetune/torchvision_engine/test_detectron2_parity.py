@@ -102,8 +102,9 @@ def float32_limits(float32: list[dict], float64: list[dict]) -> Limits:
         pairs = [(a[name].double(), b[name].double()) for a, b in zip(float32, float64, strict=True)]
         return max((a - b).abs().max().item() for a, b in pairs if a.numel())
 
-    flipped = [int((a["masks"] ^ b["masks"]).flatten(1).sum(1).max()) for a, b in zip(float32, float64, strict=True) if "masks" in a and len(a["masks"])]
-    return Limits(max(EXACT.score, 2 * largest("scores")), max(EXACT.box_px, 2 * largest("boxes")), 2 * max(flipped, default=0))
+    masks = [(a["masks"], b["masks"]) for a, b in zip(float32, float64, strict=True) if len(a.get("masks", ()))]
+    flipped = max((int((a ^ b).flatten(1).sum(1).max()) for a, b in masks), default=0)
+    return Limits(max(EXACT.score, 2 * largest("scores")), max(EXACT.box_px, 2 * largest("boxes")), 2 * flipped)
 
 
 def check_step(ours: dict, theirs: dict) -> None:
