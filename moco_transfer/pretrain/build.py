@@ -100,6 +100,8 @@ def pretrain(cfg: CfgNode, *, resume: bool = False, init_from: str | None = None
     finally:
         if metrics is not None:
             metrics.close()
+        # DistributedDataParallel would keep the process group alive beyond its end, and gloo's destructor, run by Python's, may hang.
+        run.wrapped = run.model
     return run if complete else None
 
 

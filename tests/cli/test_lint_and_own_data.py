@@ -44,7 +44,7 @@ def test_train__force_is_recorded_and_marks_the_table(forced_run, capsys):
     record = json.loads((forced_run / "results.json").read_text())
     assert record["flags"]["forced"] == ["frozen-norm", "frozen-layers"]
     assert (record["weights"]["kind"], record["init"]) == ("random", "random")
-    assert record["command"].startswith("moco-transfer train --config-file demo_R_18_FPN --force --dataset lint_train=voc:")
+    assert record["command"].startswith("moco-transfer train --config-file demo_R_18_FPN --engine torchvision --force --dataset lint_train=voc:")
     log = (forced_run / "log.txt").read_text()
     assert "WARNING: --force overrules frozen-norm: MODEL.RESNETS.NORM is FrozenBN" in log
     assert "schedule for 1 process with 2 pictures each, as written, for any number of processes: batch 2, lr 0.005, iterations 1," in log

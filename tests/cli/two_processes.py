@@ -34,8 +34,8 @@ def main(kind: str, config: str, overrides: list[str]) -> None:
 
         parse_dataset_flag(overrides.pop(0))
         built = []
-        original = build._build_run
-        build._build_run = lambda *args: built.append(original(*args)) or built[-1]
+        original = build.build_run
+        build.build_run = lambda *args: built.append(original(*args)) or built[-1]
         build.finetune(load_detection_config(config, overrides), task="test", engine=engine)
         state = built[0].model.state_dict()
     digests = [None, None]

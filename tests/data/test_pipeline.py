@@ -106,7 +106,8 @@ def test_loader__a_worker_told_to_stop_does_not_interrupt_the_training_process(p
     source = find_images(pictures)
     settings = {"batch_size_total": 2, "epochs": 50, "seed": 0, "num_workers": 2, "shuffle_buffer": 1, "start_iteration": 0}
     batches = iter(Loader(source, plan_batches(source, **settings), ViewMaker("v2", 16, (0.2, 1.0), 2, "fast"), num_workers=2, pin_memory=False))
-    next(batches)
+    for _ in range(2):  # each worker has started once it has given a batch
+        next(batches)
     workers = multiprocessing.active_children()
     assert len(workers) == 2
     # From another process: torch's workers end quietly when their parent tells them to, but not when a scheduler does.

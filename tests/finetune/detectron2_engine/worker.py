@@ -40,8 +40,8 @@ def main() -> None:
     for flag in sys.argv[1:cut]:
         parse_dataset_flag(flag)
     made = []
-    original = build._build_run
-    build._build_run = lambda *args: made.append(original(*args)) or made[-1]
+    original = build.build_run
+    build.build_run = lambda *args: made.append(original(*args)) or made[-1]
     recompute = build.recompute_bn_statistics
 
     def recompute_and_check(model, batches, **more):
