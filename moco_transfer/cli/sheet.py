@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from ..data.catalog import parse_dataset_flag
     from ..report import build_tables
-    from ..report.page import SHEET_NAME
+    from ..report.page import SHEET_NAME, sheet_folder
     from ..report.plots import figure_name
     from ..runtime.errors import InputError
     from .report import read_named_runs
@@ -67,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     for table in build_tables(records):
         dataset = _test_set(table)
         chosen = _one_run_per_row(table, args.seed)
-        folder = Path(args.output or os.path.commonpath([Path(run.folder).parent for run in table.runs]))
+        folder = Path(args.output) if args.output else sheet_folder(table)
         _draw(folder / f"{SHEET_NAME}_{figure_name(table)}.png", dataset, chosen, args)
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -169,8 +170,13 @@ def _plots(panels: Sequence[Panel], anchor: str) -> tuple[tuple[Plot, ...], list
     return tuple(plots), list(problems)
 
 
+def sheet_folder(table: Table) -> Path:
+    """Return where a table's sheet of detections is written and looked for: the folder in which all its runs lie, however deep."""
+    return Path(os.path.commonpath([Path(run.folder).parent for run in table.runs]))
+
+
 def _sheet(table: Table, folders: Sequence[str | Path]) -> Picture | None:
-    places = [*map(Path, folders), *(Path(run.folder).parent for run in table.runs)]
+    places = [*map(Path, folders), sheet_folder(table), *(Path(run.folder).parent for run in table.runs)]
     caption = "Detections of each initialisation beside the ground truth: of each picture as many, the surest, as it has objects"
     for place in dict.fromkeys(places):
         picture = embed_picture(place / f"{SHEET_NAME}_{figure_name(table)}", caption)

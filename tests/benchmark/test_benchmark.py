@@ -51,7 +51,9 @@ def copy(output: Path, target: Path) -> Path:
 
 def test_benchmark__makes_every_run_and_the_table(whole):
     assert set(metrics(whole)) == {"demo_R_18_FPN/random/seed0", "demo_R_18_FPN/supervised/seed0"}
-    assert "<svg" in (whole / "report.html").read_text() and list(whole.rglob("*.png")), "no page, or no sheet of detections"
+    page = (whole / "report.html").read_text()
+    assert "Training loss over iterations" in page and "Detections of each initialisation beside the ground truth" in page
+    assert 'src="data:image/svg+xml;base64,' in page, "the sheet that was drawn is not in the page"
     table = (whole / "table.md").read_text()
     assert "| random |" in table and "| supervised |" in table
     records = [json.loads(file.read_text()) for file in sorted(whole.rglob("results.json"))]
