@@ -222,8 +222,6 @@ def _evaluate(
                 engine.test_batches(dataset),
                 detect=engine.detector(run.model),
                 evaluator=make_evaluator(cfg, dataset, output_dir, coco_style=coco_style),
-                amp_dtype=run.amp_dtype,
-                device=run.device,
                 description=f"evaluating {dataset.name}",
                 total=-(-len(dataset.records) // get_world_size()),
             )

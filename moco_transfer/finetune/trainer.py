@@ -176,20 +176,16 @@ def evaluate(
     *,
     detect: Callable[[list[dict]], list[dict[str, Tensor]]],
     evaluator: Any,
-    amp_dtype: torch.dtype | None,
-    device: torch.device,
     description: str,
     total: int | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Run the detector over this process's share of a test set. Collective.
+    """Run the detector over this process's share of a test set, in float32 as Detectron2 does, also after training under autocast. Collective.
 
     Args:
         model: The detector; left in evaluation mode.
         batches: This process's share of the test set.
         detect: The model's detections in the evaluators' terms: ``boxes``, ``scores``, ``classes``[, ``masks``, ``keypoints``].
         evaluator: ``process(batch, outputs)`` and ``evaluate()``.
-        amp_dtype: Autocast type, None for fp32.
-        device: Where the model is.
         description: Shown beside the progress bar.
         total: Number of batches, for the bar.
 
@@ -199,9 +195,7 @@ def evaluate(
     model.eval()
     evaluator.reset()
     for batch in tqdm(batches, desc=description, total=total, unit="batch", disable=None if is_main_process() else True):
-        with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
-            outputs = detect(batch)
-        evaluator.process(batch, outputs)
+        evaluator.process(batch, detect(batch))
     return evaluator.evaluate()
 
 
