@@ -3,8 +3,10 @@
 
 Each engine and precision runs in a process of its own, so that its memory is its own; the processes take turns, one step each, on
 the same weights, pictures and random draws, so that a busy machine slows all of them alike. Beside seconds of the clock stand those
-of the process on all its cores, which other work disturbs less, least of all with ``OMP_NUM_THREADS=1``. Prints a line for each
-measurement and a table; the last line is JSON. Detectron2 is measured in float32, and under autocast to bfloat16 too.
+of the process on all its cores, which other work disturbs less, least of all with ``OMP_NUM_THREADS=1``. Detectron2 is measured in
+float32, and under autocast to bfloat16 too. Peak memory is the process's on a CPU, and that of its tensors with ``BENCH_DEVICE=cuda``.
+Prints a line for each measurement and a table with how many times Detectron2's speed and what part of its peak memory ours is; the last
+line is JSON with the same.
 """
 
 from __future__ import annotations
@@ -162,9 +164,24 @@ def memory_mb(field: str) -> float:
     return int(next(line for line in status if line.startswith(field)).split()[1]) / 1e3
 
 
-def forget_peak() -> None:
-    """Let VmHWM start anew."""
-    Path("/proc/self/clear_refs").write_text("5")
+def forget_peak(device: str) -> None:
+    """Let the peak of ``peak_mb`` start anew."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()  # nor does the last step's work count as this one's time
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_mb(device: str) -> float:
+    """Return the most memory held at once since ``forget_peak``: tensors on a GPU, else the whole process."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 1e6
+    return memory_mb("VmHWM")
 
 
 def step(engine: Ours | Detectron2, task: str, records: list[dict], dtype) -> dict:
@@ -173,7 +190,7 @@ def step(engine: Ours | Detectron2, task: str, records: list[dict], dtype) -> di
 
     device = next(engine.model.parameters()).device.type
     torch.manual_seed(1)
-    forget_peak()
+    forget_peak(device)
     start, own = time.perf_counter(), time.process_time()
     with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
         if task == "train":
@@ -190,7 +207,7 @@ def step(engine: Ours | Detectron2, task: str, records: list[dict], dtype) -> di
     if device == "cuda":
         torch.cuda.synchronize()
     out = {"losses": {name: loss.item() for name, loss in losses.items()}} if task == "train" else {"detections": found}
-    return {"sec": time.perf_counter() - start, "cpu_sec": time.process_time() - own, "peak_mb": memory_mb("VmHWM"), **out}
+    return {"sec": time.perf_counter() - start, "cpu_sec": time.process_time() - own, "peak_mb": peak_mb(device), **out}
 
 
 def work(model: str, engine: str, folder: Path) -> None:
@@ -235,18 +252,24 @@ def measure(model: str, args: argparse.Namespace, folder: Path) -> dict[str, dic
 
 
 def summarise(model: str, replies: dict[str, dict[str, list[dict]]]) -> list[dict]:
-    """Print a line for each engine and task, and return them: median seconds, and how many times Detectron2's float32 speed."""
+    """Print a line for each engine and task, and return them.
+
+    A line has the median seconds and the peak memory; ours also how many times Detectron2's speed it has (more is better) and what part of
+    Detectron2's peak memory it takes (1 is equal, less is better), beside Detectron2 in float32 and under autocast.
+    """
     rows = []
     for task in dict.fromkeys(task for tasks in replies.values() for task in tasks):
         seconds = {engine: [r["sec"] for r in tasks[task]] for engine, tasks in replies.items() if task in tasks}
+        peaks = {engine: max(r["peak_mb"] for r in replies[engine][task]) for engine in seconds}
         for engine, values in seconds.items():
             row = {"model": model, "task": task, "engine": engine, "sec": round(statistics.median(values), 3)}
-            row["sec_min"], row["peak_mb"] = round(min(values), 3), round(max(r["peak_mb"] for r in replies[engine][task]))
+            row["sec_min"], row["peak_mb"] = round(min(values), 3), round(peaks[engine])
             row["cpu_sec"] = round(statistics.median(r["cpu_sec"] for r in replies[engine][task]), 3)
             for other in ("detectron2", "detectron2-bf16"):
                 if other in seconds and not engine.startswith("detectron2"):
                     ratios = [theirs / own for theirs, own in zip(seconds[other], values, strict=True)]
                     row[f"times_{other}"] = round(statistics.median(ratios), 2)
+                    row[f"memory_of_{other}"] = round(peaks[engine] / peaks[other], 3)
             print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
             rows.append(row)
     return rows

@@ -44,7 +44,7 @@ def test_evaluate_results__faster_coco_eval_gives_pycocotools_numbers(coco_datas
         slow = run(CocoEvaluator(dataset, tasks, backend="pycocotools"), outputs)
         fast = run(CocoEvaluator(dataset, tasks, backend="faster-coco-eval"), outputs)
         for task in tasks:
-            assert fast[task] == pytest.approx(slow[task], abs=1e-9)
+            assert fast[task] == pytest.approx(slow[task], rel=0, abs=1e-12)
     empty = run(CocoEvaluator(dataset, backend="faster-coco-eval"), {})
     assert empty["bbox"]["AP"] == 0
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -46,8 +47,11 @@ _DC5 = {
     "MODEL.ROI_MASK_HEAD.NUM_CONV": 4,
 }
 _R18 = {"MODEL.RESNETS.DEPTH": 18, "MODEL.RESNETS.RES2_OUT_CHANNELS": 64}
+_R34 = {"MODEL.RESNETS.DEPTH": 34, "MODEL.RESNETS.RES2_OUT_CHANNELS": 64}
 _R50 = {"MODEL.RESNETS.DEPTH": 50}
+_R101 = {"MODEL.RESNETS.DEPTH": 101}
 _MASK = {"MODEL.MASK_ON": True}
+_NARROW_HEADS = {"MODEL.FPN.OUT_CHANNELS": 64, "MODEL.ROI_BOX_HEAD.FC_DIM": 128, "MODEL.ROI_MASK_HEAD.CONV_DIM": 64}
 _EVERYWHERE = {
     "MODEL.DEVICE": "cpu",
     "MODEL.BACKBONE.FREEZE_AT": 0,
@@ -66,7 +70,7 @@ _EVERYWHERE = {
     "TEST.DETECTIONS_PER_IMAGE": 8,
 }
 
-# name -> settings. The last four vary what the ten detectors of the benchmark have in common.
+# name -> settings. Those after the ten detectors of the benchmark vary what these have in common.
 CASES: dict[str, dict] = {
     "r18_c4": _R18 | _C4,
     "r18_c4_mask": _R18 | _C4 | _MASK,
@@ -111,7 +115,39 @@ CASES: dict[str, dict] = {
         "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": 8,
     },
     "rx50_fpn": _R50 | _FPN | {"MODEL.RESNETS.NUM_GROUPS": 32, "MODEL.RESNETS.WIDTH_PER_GROUP": 4},
+    "r34_fpn": _R34 | _FPN | _NARROW_HEADS,
+    "r101_c4": _R101 | _C4,
+    # Boxes are pooled from p2, p3, p4 and p5 alike, which takes a picture of 640 px and so a narrow trunk.
+    "r50_fpn_mask_levels": _R50
+    | _FPN
+    | _MASK
+    | {
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": 16,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
+        "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
+        "MODEL.FPN.OUT_CHANNELS": 32,
+        "MODEL.ROI_BOX_HEAD.FC_DIM": 64,
+        "MODEL.ROI_MASK_HEAD.CONV_DIM": 32,
+        "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 10,  # on each level, so that the small anchors do not crowd out the large ones
+        "MODEL.RPN.PRE_NMS_TOPK_TEST": 10,
+        "MODEL.RPN.POST_NMS_TOPK_TRAIN": 60,
+        "MODEL.RPN.POST_NMS_TOPK_TEST": 60,
+        "TEST.DETECTIONS_PER_IMAGE": 32,
+    },
 }
+BENCHMARK = tuple(CASES)[:10]
+
+# The detectors with committed numbers on real pictures, and overrides that leave the trunks as they are and let twenty pictures pass in seconds.
+REAL_CASES = ("r18_fpn_mask", "r18_c4", "r50_c4")
+REAL_PICTURES = {
+    "MODEL__FPN__OUT_CHANNELS": 64,
+    "MODEL__ROI_BOX_HEAD__FC_DIM": 128,
+    "MODEL__ROI_MASK_HEAD__CONV_DIM": 64,
+    "MODEL__RPN__POST_NMS_TOPK_TRAIN": 2,
+    "MODEL__RPN__POST_NMS_TOPK_TEST": 3,
+    "TEST__DETECTIONS_PER_IMAGE": 5,
+}
+NUM_REAL_PICTURES, REAL_BATCH = 20, 4
 
 
 # Residual branches are drawn weak and outputs spread: a network of random weights otherwise enlarges rounding a thousandfold, and
@@ -177,6 +213,13 @@ def _draw(name: str, like: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.asarray(values, dtype=np.float32))
 
 
+def pictures_of(case: str, *, live: bool = False) -> list[dict]:
+    """Return records of the two generated pictures of a case; those of the live tests are others than the fixtures'."""
+    if case == "r50_fpn_mask_levels":
+        return draw_large_pictures(seed=5 if live else 7)  # of the first seeds those with detections on every level
+    return draw_pictures(seed=int(live))
+
+
 def draw_pictures(count: int = 2, seed: int = 0) -> list[dict]:
     """Return records of generated pictures with rectangles on a smooth ground; sizes differ and are not multiples of 32."""
     rng = np.random.Generator(np.random.PCG64(seed))
@@ -203,3 +246,73 @@ def draw_pictures(count: int = 2, seed: int = 0) -> list[dict]:
             }
         )
     return records
+
+
+def draw_large_pictures(count: int = 2, seed: int = 7) -> list[dict]:
+    """Return records of generated pictures of about 640 px with an object for each level of an FPN, output at a quarter of it."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    records = []
+    for _ in range(count):
+        height, width = rng.integers(620, 660, 2).tolist()
+        picture = np.kron(rng.uniform(0, 255, (3, -(-height // 16), -(-width // 16))), np.ones((16, 16)))[:, :height, :width]
+        sides = np.array([70, 160, 300, 540])[:, None] + rng.uniform(-10, 10, (4, 2))
+        corners = rng.uniform(0, np.array([width, height]) - sides)
+        boxes = np.concatenate([corners, corners + sides], axis=1)
+        for x0, y0, x1, y1 in boxes[::-1].astype(int):
+            picture[:, y0:y1, x0:x1] += rng.uniform(-120, 120, (3, 1, 1))
+        records.append(
+            {
+                "image": torch.from_numpy(np.round(picture.clip(0, 255)).astype(np.float32)),
+                "gt_boxes": torch.from_numpy(boxes).float(),
+                "gt_classes": torch.from_numpy(rng.integers(0, NUM_CLASSES, 4)),
+                "gt_masks": [[[x0, y0, x1, (y0 + y1) / 2, x0, y1]] for x0, y0, x1, y1 in boxes.tolist()],
+                "height": height // 4,
+                "width": width // 4,
+            }
+        )
+    return records
+
+
+def real_records(coco_folder: Path, count: int, *, short_side: int) -> list[dict]:
+    """Return small pictures of COCO val with their boxes and polygons, classes folded into NUM_CLASSES; fewer where the folder has fewer."""
+    import cv2
+    from pycocotools.coco import COCO
+
+    coco = COCO(coco_folder / "annotations" / "instances_val2017.json")
+    records = []
+    for image in sorted(coco.imgs.values(), key=lambda image: image["id"]):
+        annotations = coco.imgToAnns[image["id"]]
+        annotations = [a for a in annotations if not a["iscrowd"] and min(a["bbox"][2:]) > 4]
+        picture = cv2.imread(str(coco_folder / "val2017" / image["file_name"]))
+        if picture is None or not 1 <= len(annotations) <= 5:  # each object is one more region for float64's slow convolutions
+            continue
+        scale = short_side / min(picture.shape[:2])
+        picture = cv2.resize(picture[:, :, ::-1], None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        boxes = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32)
+        boxes[:, 2:] += boxes[:, :2]
+        records.append(
+            {
+                "image": torch.from_numpy(picture.copy()).permute(2, 0, 1).float(),
+                "height": image["height"],
+                "width": image["width"],
+                "gt_boxes": boxes * scale,
+                "gt_classes": torch.tensor([a["category_id"] % NUM_CLASSES for a in annotations]),
+                "gt_masks": [[(np.array(p) * scale).tolist() for p in a["segmentation"]] for a in annotations],
+            }
+        )
+        if len(records) == count:
+            break
+    return records
+
+
+def real_batches(coco_folder: Path, *, masks: bool) -> list[list[dict]]:
+    """Return the real pictures of the fixtures in batches; with masks, outputs are as small as the pictures, a quarter larger."""
+    records = real_records(coco_folder, NUM_REAL_PICTURES, short_side=64)
+    for record in records if masks else ():
+        record["height"], record["width"] = (5 * side // 4 for side in record["image"].shape[1:])
+    return [records[start : start + REAL_BATCH] for start in range(0, len(records), REAL_BATCH)]
+
+
+def picture_checksums(records: list[dict]) -> list[int]:
+    """Return a checksum of each picture's pixels, which tells whether JPEG is decoded here as where a fixture was made."""
+    return [zlib.crc32(record["image"].to(torch.uint8).contiguous().numpy().tobytes()) for record in records]

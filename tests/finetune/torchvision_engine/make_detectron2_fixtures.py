@@ -1,9 +1,10 @@
 """What Detectron2 computes on the cases of ``detector_cases``; run as a script it writes the numbers that the tests compare with.
 
     python tests/finetune/torchvision_engine/make_detectron2_fixtures.py [CASE ...]
+    python tests/finetune/torchvision_engine/make_detectron2_fixtures.py --real ../shared/data/coco [CASE ...]
 
-Needs Detectron2 (facebookresearch/detectron2@02b5c4e was used). The live tests import its functions. The committed numbers are older than
-our Detectron2 engine: they were made with heads and a trunk written for this script.
+Needs Detectron2 (facebookresearch/detectron2@02b5c4e was used). The live tests import its functions. The numbers of the first fourteen cases
+were made twice: with heads and a trunk written for this script, before our Detectron2 engine existed, and with that engine's; they were equal.
 
 The fixtures are computed in float64: a network of random weights enlarges rounding about a thousandfold, and float32 on another
 processor, or summed in another order, would differ by more than the tests allow. Boxes are float32 in either case.
@@ -11,11 +12,12 @@ processor, or summed in another order, would differ by more than the tests allow
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
-import sys
 from pathlib import Path
 
+import detector_cases as cases
 import numpy as np
 import torch
 import torchvision
@@ -25,6 +27,7 @@ from detectron2.modeling.roi_heads import fast_rcnn
 from detectron2.solver import build_lr_scheduler
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
+from fixture_format import pack, summarise
 
 import moco_transfer.finetune.detectron2_engine  # noqa: F401 - registers the heads and the trunk that Detectron2 lacks
 
@@ -76,25 +79,13 @@ def infer(model: torch.nn.Module, records: list[dict]) -> list[dict]:
 
 
 def train_step(model: torch.nn.Module, records: list[dict]) -> dict:
-    """Return losses, the norm of every gradient and the norm of every buffer after one forward and backward pass."""
+    """Return losses, gradients' norms and BN statistics after one forward and backward pass."""
     model.train()
     model.zero_grad()
     with EventStorage():
         losses = model(as_detectron2(records))
     sum(losses.values()).backward()
     return summarise(model, losses)
-
-
-def summarise(model: torch.nn.Module, losses: dict[str, torch.Tensor]) -> dict:
-    """Return plain numbers of a training step of either engine."""
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return {
-        "losses": {name: float(loss.detach()) for name, loss in losses.items()},
-        "gradient_norms": {name: float(grad.double().norm()) for name, grad in gradients.items()},
-        "buffer_norms": {
-            name: float(value.double().norm()) for name, value in model.state_dict().items() if "running_" in name
-        },
-    }
 
 
 @contextlib.contextmanager
@@ -127,33 +118,51 @@ def learning_rates(cfg) -> list[float]:
     return rates
 
 
-def main() -> None:
-    """Write the fixtures of the named cases, of all by default."""
-    from detector_cases import CASES, SCHEDULES, draw_pictures, draw_weights, make_config, make_solver_config
+def generated(case: str) -> dict[str, np.ndarray]:
+    """Return the fixture of a case on generated pictures."""
+    model = build_model(cases.make_config(case)).double()
+    weights = cases.draw_weights(model)
+    shapes = {"state_dict": np.array(json.dumps({name: list(tensor.shape) for name, tensor in weights.items()}))}
+    return shapes | run(model, weights, [cases.pictures_of(case)])
 
-    FIXTURES.mkdir(exist_ok=True)
-    rates = {name: learning_rates(make_solver_config(name)) for name in SCHEDULES}
-    (FIXTURES / "learning_rates.json").write_text(json.dumps(rates))
-    for case in sys.argv[1:] or CASES:
-        model = build_model(make_config(case)).double()
-        weights = draw_weights(model)
-        records = draw_pictures()
-        arrays = {"state_dict": _text({name: list(tensor.shape) for name, tensor in weights.items()})}
-        model.load_state_dict(weights)
-        with nms_in_float32():
-            for index, output in enumerate(infer(model, records)):
-                if "masks" in output:
-                    arrays[f"{index}.masks_shape"] = np.array(output["masks"].shape)
-                    output["masks"] = torch.from_numpy(np.packbits(output["masks"].numpy()))
-                arrays |= {f"{index}.{name}": value.numpy() for name, value in output.items()}
+
+def on_real_pictures(case: str, coco_folder: Path) -> dict[str, np.ndarray]:
+    """Return the fixture of a case on pictures of COCO val."""
+    batches = cases.real_batches(coco_folder, masks=case.endswith("mask"))
+    records = [record for batch in batches for record in batch]
+    if len(records) < cases.NUM_REAL_PICTURES:
+        raise SystemExit(f"{coco_folder} has only {len(records)} usable pictures, {cases.NUM_REAL_PICTURES} are needed")
+    model = build_model(cases.make_config(case, **cases.REAL_PICTURES)).double()
+    checksums = {"checksums": np.array(cases.picture_checksums(records), np.uint32)}
+    return checksums | run(model, cases.draw_weights(model), batches)
+
+
+def run(model: torch.nn.Module, weights: dict[str, torch.Tensor], batches: list[list[dict]]) -> dict[str, np.ndarray]:
+    """Return the arrays of inference on all batches and of a training step on each, every one from the given weights."""
+    model.load_state_dict(weights)
+    with nms_in_float32():
+        outputs = [output for batch in batches for output in infer(model, batch)]
+        steps = []
+        for batch in batches:
             model.load_state_dict(weights)
-            arrays |= {name: _text(numbers) for name, numbers in train_step(model, records).items()}
-        np.savez_compressed(FIXTURES / f"{case}.npz", **arrays)
-        print(case, arrays["losses"], [len(arrays[f"{i}.boxes"]) for i in range(len(records))], flush=True)
+            steps.append(train_step(model, batch))
+    return pack(outputs, steps)
 
 
-def _text(numbers: dict) -> np.ndarray:
-    return np.array(json.dumps(numbers))
+def main() -> None:
+    """Write the fixtures that the arguments name."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", help="default: all of either kind")
+    parser.add_argument("--real", type=Path, metavar="COCO", help="make those on real pictures, from this folder in COCO's layout")
+    args = parser.parse_args()
+    if not args.real:
+        rates = {name: learning_rates(cases.make_solver_config(name)) for name in cases.SCHEDULES}
+        (FIXTURES / "learning_rates.json").write_text(json.dumps(rates))
+    for case in args.cases or (cases.REAL_CASES if args.real else cases.CASES):
+        arrays = on_real_pictures(case, args.real) if args.real else generated(case)
+        file = FIXTURES / f"{'real_' if args.real else ''}{case}.npz"
+        np.savez_compressed(file, **arrays)
+        print(file.name, file.stat().st_size, arrays["losses"].tolist(), arrays["counts"].tolist(), flush=True)
 
 
 if __name__ == "__main__":
