@@ -44,7 +44,9 @@ PRETRAIN_DEFAULTS: dict[str, Any] = {
         "LAYOUT": "auto",
         # List file whose paths are relative to ROOT instead of to itself; empty for none.
         "LIST_FILE": "",
-        # Number of pictures in shards that cannot be counted because they are not local; 0 elsewhere.
+        # Number of pictures in tar shards, taken on trust: they are not counted then, which of shards by URL is the only way and of a hundred
+        # thousand local ones saves hours. It sets the length of an epoch; labels are not looked for, and to resume within an epoch each
+        # worker reads again what it had read of it (see docs/pictures.md). 0: count local shards; 0 for everything but shards.
         "NUM_IMAGES": 0,
         # Encoded pictures that each data worker holds and shuffles among themselves, for shards alone; 1 keeps a shard's order.
         "SHUFFLE_BUFFER": 1000,

@@ -66,7 +66,10 @@ def pretrain(cfg: CfgNode, *, resume: bool = False, init_from: str | None = None
     batches = plan_run(cfg, folder, start_iteration=0)  # refuses sizes that do not fit, before anything is written
     check_micro_batches(batches.batch_size_per_rank, cfg.SOLVER.ACCUMULATE)
     if cfg.MECHANISM == "supervised" and len(folder.class_names) < 2:
-        raise InputError(f"MECHANISM supervised needs pictures of at least two classes, found {len(folder.class_names)}: {folder.describe()}.")
+        uncounted = " Set DATA.NUM_IMAGES to 0, so that labels are looked for." if cfg.DATA.NUM_IMAGES else ""
+        raise InputError(
+            f"MECHANISM supervised needs pictures of at least two classes, found {len(folder.class_names)}: {folder.describe()}.{uncounted}"
+        )
     if cfg.MECHANISM == "memory_bank" and isinstance(folder, ShardSet):
         raise InputError(
             f"MECHANISM memory_bank keeps a feature of each picture by its number, which a stream of shards ({cfg.DATA.ROOT}) does not have. "
