@@ -4,8 +4,8 @@ The literals are the papers' and the official code's, written down by hand: arXi
 arXiv:2003.04297 (v2), main_moco.py at facebookresearch/moco@7397dfe (order and strength of the augmentations), and the official CIFAR-10 demo
 (branch colab-notebook @f736491). The supervised recipe is the usual one of 90 epochs; no paper gives it.
 
-Seen red under: v2's temperature in v1; another crop in v1; jitter before grey in v1; FIRST_EPOCH 0 in the demo's; a decay period of 62,000; the
-end-to-end batch without its lr; SHUFFLE switched off by default.
+Seen red under: v2's temperature in v1; jitter before grey in v1; FIRST_EPOCH 0 in the demo's; a decay period of 62,000;
+SHUFFLE switched off by default; the watch's patience without an end.
 """
 
 from __future__ import annotations

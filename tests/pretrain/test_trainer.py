@@ -3,10 +3,8 @@
 Whole runs of ``trainer.train``: optimiser with momentum and weight decay, schedule, checkpoint, metrics.json. Without BN mathematics asks for
 equality; what is left is rounding. End to end takes no micro-batches: they would change its negatives.
 
-Seen red under: a micro-batch's loss not weighted; gradients averaged over processes in every micro-batch and summed; only the last part's
-gradient kept; keys of micro-batches enqueued one by one; the bank's negatives drawn anew for each part, or from the part's own pictures
-alone; the first of two equal numbers kept; the loss of one process logged for all; lr not set; logits of a supervised run in the
-autocast type.
+Seen red under: a micro-batch's loss not weighted; gradients averaged over processes in the first micro-batch instead of the last; a micro-batch
+taken for a step of its own; the bank's negatives drawn for the part's own pictures alone; lr not set.
 """
 
 from __future__ import annotations
@@ -64,10 +62,13 @@ def build(kind: str) -> nn.Module:
 
 
 def batch_of(step: int) -> dict:
-    """The whole batch of a step; its pictures 1 and 6 are the same one, as when an unreadable picture is replaced."""
+    """The whole batch of a step; its pictures 2 and 5 are the same one, as when an unreadable picture is replaced.
+
+    Of two processes with two micro-batches each the first sees picture 2 in its second, the other picture 5 in its first.
+    """
     generator = torch.Generator().manual_seed(100 + step)
     index = torch.randperm(PICTURES, generator=generator)[:BATCH]
-    index[6] = index[1]
+    index[5] = index[2]
     return {
         "views": torch.randint(0, 256, (2, BATCH, 3, 2, 2), generator=generator, dtype=torch.uint8),
         "label": torch.randint(0, CLASSES, (BATCH,), generator=generator),
