@@ -2,8 +2,7 @@
 
 tools/bench_contrast_memory.py measures the same at N = 256 and K = 65,536, by the kernel's peak.
 
-Seen red under: the quotient by the temperature as a new tensor kept beside the logits and their softmax; a softmax that is not made in
-place; a copy of the queue per step.
+Seen red under: a softmax, or its product with the gradient, that is not made in place; a copy of the queue per step.
 """
 
 from __future__ import annotations

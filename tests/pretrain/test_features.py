@@ -2,7 +2,7 @@
 
 Seen red under: BN left in training mode; the pictures' order reversed; unreadable pictures kept; max-pool kept in the CIFAR encoder; test
 classes numbered on their own; both sides resized to the shorter one's length; padding of a short share taken for a picture; no all-reduce of the
-classifier's gradient; encoder q taken for k; no word when nothing can be read.
+classifier's gradient; encoder q taken for k.
 """
 
 from __future__ import annotations

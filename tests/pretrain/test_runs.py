@@ -1,8 +1,8 @@
 """Whole runs of ``pretrain`` on 24 generated pictures: every mechanism and precision, sizes that do not divide, and going on.
 
 Went red under: optimiser not restored; views drawn from the global generator; the bank not restored; chance of K for ln(K + 1); the queue's filling
-counted in iterations; MAX_ITER not heeded; the watch not asked, or its patience without an end; SHUFFLE not handed on; chance of two directions
-called that of one; nothing written for TensorBoard.
+counted in iterations; MAX_ITER not heeded; the watch not asked; SHUFFLE not handed on; chance of two directions
+called that of one.
 """
 
 from __future__ import annotations
