@@ -25,6 +25,8 @@ EPILOG = f"""examples:
   Back to torchvision, or on to timm:
     moco-transfer convert backbone.pkl resnet50.pth --to torchvision
     moco-transfer convert backbone.pkl resnet50.safetensors --to timm
+  A run of ours for the official tools (main_lincls.py, convert-pretrain-to-detectron2.py): both encoders, heads, queue:
+    moco-transfer convert out/moco_v2/checkpoint_0200.pth official.pth.tar --to moco
   The backbone of a fine-tuned detector:
     moco-transfer convert out/voc/moco/checkpoint_0024000.pth backbone.pth --to torchvision
   What a file is, what it was trained on, and what it covers:
@@ -44,7 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``convert``."""
     parser.add_argument("src", nargs="?", metavar="SRC", help="checkpoint to read, or a name of published weights")
     parser.add_argument("dst", nargs="?", metavar="DST", help="file to write; its folder is made when it is missing")
-    parser.add_argument("--to", default="detectron2", metavar="TARGET", help="detectron2 (.pkl, default), torchvision (.pth), timm (.safetensors)")
+    parser.add_argument(
+        "--to",
+        default="detectron2",
+        metavar="TARGET",
+        help="detectron2 (.pkl, default), torchvision (.pth), timm (.safetensors), moco (.pth.tar, for the tools of facebookresearch/moco)",
+    )
     parser.add_argument("--encoder", default="q", choices=("q", "k"), help="q: the trained encoder (default); k: its momentum copy")
     parser.add_argument("--from", dest="source_format", metavar="FORMAT", help="the layout of SRC, when its keys can be read in two ways")
     parser.add_argument("--arch", metavar="NAME", help="the network, e.g. resnet50, instead of the one that its shapes tell")
@@ -92,6 +99,11 @@ def run(args: argparse.Namespace) -> int:
 def _next_step(to: str, output: object, arch: str) -> str:
     if to == "detectron2":
         return f"Next: moco-transfer train --config-file {_config(arch)} MODEL.WEIGHTS {output} OUTPUT_DIR out/{arch}"
+    if to == "moco":
+        return (
+            f"Next, in a checkout of facebookresearch/moco: python main_lincls.py -a {arch} --pretrained {output} … or "
+            f"python detection/convert-pretrain-to-detectron2.py {output} backbone.pkl"
+        )
     if to == "torchvision":
         load = f"model.load_state_dict(torch.load({str(output)!r}, weights_only=True))"
         return f"Next: model = {_TORCHVISION.get(arch, f'torchvision.models.{arch}()')}; model.fc = torch.nn.Identity(); {load}"

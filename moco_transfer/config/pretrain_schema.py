@@ -44,7 +44,9 @@ PRETRAIN_DEFAULTS: dict[str, Any] = {
         "LAYOUT": "auto",
         # List file whose paths are relative to ROOT instead of to itself; empty for none.
         "LIST_FILE": "",
-        # Number of pictures in shards that cannot be counted because they are not local; 0 elsewhere.
+        # Number of pictures in tar shards, taken on trust: they are not counted then, which of shards by URL is the only way and of a hundred
+        # thousand local ones saves hours. It sets the length of an epoch; labels are not looked for, and to resume within an epoch each
+        # worker reads again what it had read of it (see docs/pictures.md). 0: count local shards; 0 for everything but shards.
         "NUM_IMAGES": 0,
         # Encoded pictures that each data worker holds and shuffles among themselves, for shards alone; 1 keeps a shard's order.
         "SHUFFLE_BUFFER": 1000,
@@ -84,11 +86,12 @@ PRETRAIN_DEFAULTS: dict[str, Any] = {
         "DIM": 128,
         # Negatives K: in MoCo's queue, or drawn from the memory bank. end_to_end has BATCH_SIZE_TOTAL - 1. Paper: 65536.
         "QUEUE_SIZE": 65536,
-        # Share m of the old key encoder kept in each step, [0, 1). Paper: 0.999.
+        # Share m of the old key encoder kept in each step, [0, 1]; 1 never moves it, 0 copies the query encoder, both for ablations.
+        # Paper: 0.999.
         "MOMENTUM": 0.999,
         # Softmax temperature T > 0. v1: 0.07, v2: 0.2.
         "TEMPERATURE": 0.07,
-        # Share of a picture's old feature kept in the memory bank when it is seen, [0, 1). arXiv 1805.01978: 0.5.
+        # Share of a picture's old feature kept in the memory bank when it is seen, [0, 1]; 1 never moves it. arXiv 1805.01978: 0.5.
         "BANK_MOMENTUM": 0.5,
         # Both views as queries and as keys; the two losses are summed (the official CIFAR-10 demo). Costs twice the time per iteration.
         "SYMMETRIC": False,
@@ -98,6 +101,9 @@ PRETRAIN_DEFAULTS: dict[str, Any] = {
         # one device is split into groups of this size, and the keys' batch is shuffled first. 0: no groups (leaks on one
         # device; warned). Paper: 32 (8 GPUs x 32).
         "BN_GROUP_SIZE": 32,
+        # Permute the keys' batch over all processes (and groups) before it is encoded: ShuffleBN. False lets a query share BN statistics with
+        # its key, the leak of Fig. A.1; for ablations alone, warned. Not used by memory_bank and supervised.
+        "SHUFFLE": True,
     },
     "SOLVER": {
         # Learning rate for REFERENCE_BATCH_SIZE images; the effective one is BASE_LR * BATCH_SIZE_TOTAL / REFERENCE_BATCH_SIZE.
@@ -125,8 +131,9 @@ PRETRAIN_DEFAULTS: dict[str, Any] = {
         # Linear warm-up from 0, per iteration, in epochs or in iterations (the two add up); 0 in the papers.
         "WARMUP_EPOCHS": 0.0,
         "WARMUP_ITERS": 0,
-        # Micro-batches per step, each with its own backward, for batches that do not fit in memory. The step and the queue's order
-        # are those of one batch; BN statistics are those of the micro-batches.
+        # Micro-batches per step, each with its own backward, for batches that do not fit in memory; must divide the images of each process.
+        # The step, the queue's order and the memory bank's draw are those of one batch; BN statistics are those of the micro-batches, and
+        # keys are shuffled within each.
         "ACCUMULATE": 1,
     },
     # During the run, the features are tested on labelled pictures by a weighted kNN classifier (labels are not trained on).

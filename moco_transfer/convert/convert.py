@@ -20,7 +20,8 @@ from .architectures import ARCHITECTURES, WIDENED, backbone_shapes, has_small_st
 from .coverage import coverage
 from .formats import Source, read_source
 from .key_maps import BATCH_COUNTER, WRITE_NAME
-from .read import read_checkpoint
+from .official import MODULE, companions, has_key_encoder, warn_of_what_the_official_code_assumes
+from .read import Content, read_checkpoint
 from .stamp import make_stamp
 from .verify import Verification, compare, detectron2_features, generated_picture, real_picture, torchvision_features
 from .write import SUFFIXES, TARGETS, write
@@ -46,7 +47,9 @@ class ConversionReport:
         expected: torchvision's names of the tensors that the backbone needs (265 for ResNet-50).
         mapped: Name in the source -> name in the file written; BN's counters included when the source has them.
         dropped: Name in the source -> why it was not taken.
-        to: "detectron2", "torchvision" or "timm".
+        carried: Name in the source -> name in the file written, of what the official layout holds beside the trained backbone: head, key
+            encoder, queue. Empty for the other targets.
+        to: "detectron2", "torchvision", "timm" or "moco".
         output: The file written.
         sha256: Of the file written, 64 hexadecimal digits.
         verification: How far the features agree; None when that was not asked for.
@@ -61,6 +64,7 @@ class ConversionReport:
     expected: tuple[str, ...]
     mapped: dict[str, str]
     dropped: dict[str, str]
+    carried: dict[str, str]
     to: str
     output: Path
     sha256: str
@@ -75,12 +79,21 @@ class ConversionReport:
             ("expected", f"{len(self.expected)} backbone tensors"),
             ("mapped", f"{len(self.mapped) - counters}" + (f" and {counters} batch counters of BN" if counters else "")),
             ("missing", "0"),
+            *([("carried", _carried(self.carried))] if self.to == "moco" else []),
             ("dropped", str(len(self.dropped))),
         ]
         lines = [f"{title:<13} {text}" for title, text in rows]
         lines += [f"{'':<13} {count} x {why}" for why, count in Counter(self.dropped.values()).most_common()]
         verdict = str(self.verification) if self.verification else "not verified (asked not to, or larger than 1 GB)"
         return "\n".join([*lines, f"{'features':<13} {verdict}"])
+
+
+def _carried(carried: Mapping[str, str]) -> str:
+    """Return in words what goes along with the trained backbone into the official layout."""
+    kinds = Counter(name.removeprefix(MODULE).split(".")[0] for name in carried.values())
+    titles = {"encoder_q": "head", "encoder_k": "key encoder", "queue": "queue", "queue_ptr": "queue's pointer"}
+    found = [f"{titles[kind]} ({kinds[kind]})" for kind in titles if kinds[kind]]
+    return f"{len(carried)}: {', '.join(found)}" if found else "0: the source has no head, key encoder or queue of MoCo's"
 
 
 def convert_checkpoint(
@@ -98,7 +111,8 @@ def convert_checkpoint(
     Args:
         src: The checkpoint to read, or a name of :mod:`moco_transfer.convert.zoo`; no code in it is run.
         dst: The file to write. It appears whole or not at all, and an existing one stays as it is when the conversion fails.
-        to: "detectron2" (.pkl), "torchvision" (.pth) or "timm" (.safetensors).
+        to: "detectron2" (.pkl), "torchvision" (.pth), "timm" (.safetensors) or "moco" (.pth.tar, the layout of facebookresearch/moco, with
+            both encoders, their heads and the queue as far as the source has them).
         encoder: "q" for the encoder that was trained, "k" for its momentum copy.
         source_format: The source's layout where its keys can be read in two ways; None to recognise it.
         verify: Whether to compare the features of both files, on a generated picture; a path compares them on the picture there;
@@ -114,18 +128,23 @@ def convert_checkpoint(
         MissingFileError: If there is no file ``src``.
     """
     src, dst = local_file(src), Path(dst)
-    _check_arguments(src, dst, to, arch)
+    _check_arguments(src, dst, to, arch, encoder)
     content = read_checkpoint(src)
     source = read_source(content, encoder=encoder, source_format=source_format)
     arch = arch or recognise(source.state)
     check_source(source, arch, src)
+    carried = companions(content, source) if to == "moco" else {}
+    key = read_source(content, encoder="k", source_format=source_format) if has_key_encoder(carried) else None
+    if key is not None:
+        check_source(key, arch, src)
+    beside = {there: content.tensors[here] for here, there in carried.items()}
     stamp = make_stamp(content, source, arch=arch, sha256=sha256_of(src))
     _check_network(source, stamp, src, to)
     verify = src.stat().st_size <= VERIFY_UP_TO if verify is None else verify
     try:
         with atomic_path(dst) as tmp:
-            names = write(tmp, source.state, stamp, to=to)
-            verification = _verify(source, tmp, stamp, dst, verify) if verify else None
+            names = write(tmp, source.state, stamp, to=to, beside=beside)
+            verification = _verify(source, key, beside, tmp, stamp, dst, verify) if verify else None
             sha256 = sha256_of(tmp)
     except OSError as error:  # a full disk, for one
         raise InputError(f"Cannot write {dst}: {error.strerror or error}; nothing was changed.") from error
@@ -138,7 +157,8 @@ def convert_checkpoint(
         stamp=stamp,
         expected=tuple(backbone_shapes(arch)),
         mapped={source.names[name]: names[name] for name in source.state},
-        dropped=source.dropped,
+        dropped={name: why for name, why in source.dropped.items() if name not in carried},
+        carried=carried,
         to=to,
         output=dst,
         sha256=sha256,
@@ -156,6 +176,8 @@ def _check_network(source: Source, stamp: Mapping[str, Any], src: Path, to: str)
         logger.warning("%s: its batch norms are fused into scale and shift; keep them frozen (MODEL.RESNETS.NORM FrozenBN)", src)
     if to == "detectron2":
         return
+    if to == "moco":
+        warn_of_what_the_official_code_assumes(stamp, src)
     if stamp["stride_in_1x1"] is None:
         logger.warning(
             "%s does not say where its strides are; a %s ResNet has them in the 3x3 convolutions (STRIDE_IN_1X1 False)", src, to
@@ -204,14 +226,21 @@ def _some(names: list[str]) -> str:
     return f"{len(names)} tensors ({shown}{', …' if len(names) > 5 else ''})"
 
 
-def _check_arguments(src: Path, dst: Path, to: str, arch: str | None) -> None:
+def _check_arguments(src: Path, dst: Path, to: str, arch: str | None, encoder: str) -> None:
     if to not in TARGETS:
         raise InputError(f"Unknown target {to!r}; known: {', '.join(TARGETS)}.")
+    if to == "moco" and encoder == "k":
+        raise InputError(
+            "--to moco writes the trained encoder as encoder_q and its momentum copy as encoder_k: leave --encoder out. For a file whose "
+            "encoder_q is the momentum copy, write that --to torchvision first and convert the result --to moco."
+        )
     if arch is not None and arch not in ARCHITECTURES:
         raise InputError(f"Unknown architecture {arch!r}; known: {', '.join(ARCHITECTURES)}.")
     if dst.exists() and src.exists() and dst.samefile(src):
         raise InputError(f"{dst} is the source itself; name another file to write.")
-    others = {suffix: target for target, suffixes in SUFFIXES.items() for suffix in suffixes if target != to}
+    others: dict[str, str] = {}
+    for target, suffixes in SUFFIXES.items():
+        others |= {suffix: target for suffix in suffixes if target != to and suffix not in others}
     if dst.suffix in others and dst.suffix not in SUFFIXES[to]:  # Detectron2 and timm choose their reader by it
         raise InputError(
             f"{dst} has the ending of a {others[dst.suffix]} file, expected {' or '.join(SUFFIXES[to])} for --to {to}; rename it, or "
@@ -219,13 +248,34 @@ def _check_arguments(src: Path, dst: Path, to: str, arch: str | None) -> None:
         )
 
 
-def _verify(source: Source, written: Path, stamp: Mapping[str, Any], dst: Path, verify: bool | str | os.PathLike[str]) -> Verification:
-    """Compare the source in its own network with the file written, read back, in its own network."""
+def _verify(
+    source: Source,
+    key: Source | None,
+    beside: Mapping[str, Tensor],
+    written: Path,
+    stamp: Mapping[str, Any],
+    dst: Path,
+    verify: bool | str | os.PathLike[str],
+) -> Verification:
+    """Compare the source in its own network with the file written, read back, in its own network; what is carried along bit by bit."""
     picture = generated_picture() if verify is True else real_picture(verify, stamp)
     shown = {} if verify is True else {"picture": os.fspath(verify)}
-    before = _features(source, stamp, picture)
     content = read_checkpoint(written)
-    return compare(before, _features(read_source(content), stamp, picture), path=dst, **shown)
+    found = None
+    for encoder, before in (("q", source), ("k", key)):
+        if before is not None:
+            after = read_source(content, encoder=encoder)
+            here = compare(_features(before, stamp, picture), _features(after, stamp, picture), path=dst, **shown)
+            found = here if found is None else found.worst(here)
+    _compare_bits(beside, content, dst)
+    return found
+
+
+def _compare_bits(beside: Mapping[str, Tensor], content: Content, dst: Path) -> None:
+    for name, tensor in beside.items():
+        there = content.tensors.get(f"state_dict.{name}")
+        if there is None or not torch.equal(tensor.to(there.dtype), there):
+            raise InputError(f"Not written: {name} of {dst} would differ from its source.")
 
 
 def _features(source: Source, stamp: Mapping[str, Any], picture: Tensor) -> dict[str, Tensor]:

@@ -44,6 +44,10 @@ class Verification:
     differences: dict[str, float]
     picture: str = "a generated picture"
 
+    def worst(self, other: Verification) -> Verification:
+        """Return the larger differences of the two, stage by stage."""
+        return Verification({stage: max(value, other.differences[stage]) for stage, value in self.differences.items()}, self.picture)
+
     def __str__(self) -> str:
         """Return one line, for the log."""
         shown = ", ".join(f"{stage} {difference:.1e}" for stage, difference in self.differences.items())

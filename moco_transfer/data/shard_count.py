@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..runtime.distributed import broadcast_object, is_main_process
+from ..runtime.distributed import broadcast_object, gather_object, get_rank, get_world_size, is_main_process
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_write_text
 from .images import EXTENSIONS, is_picture
@@ -45,33 +45,46 @@ class ShardCount:
 
 
 def count_shards(files: list[Path]) -> list[ShardCount]:
-    """Count the pictures in local shards, on one process for all. Collective.
+    """Count the pictures in local shards, each process its part of those whose number is not kept. Collective.
 
     Raises:
         InputError: If a shard is damaged; names it.
     """
-    # An error on the first process ends it, and torchrun then ends the others, which wait here.
-    return broadcast_object(_count_all(files) if is_main_process() else None)
-
-
-def _count_all(files: list[Path]) -> list[ShardCount]:
-    known = {folder: _read_index(folder / INDEX_FILE) for folder in {file.parent for file in files}}
-    fresh = [file for file in files if not _is_current(known[file.parent].get(file.name), file)]
-    if fresh:
+    # An error on one process ends it, and torchrun then ends the others, which wait here. Every process counts, because one that counted
+    # alone would let the others wait for longer than a process group does.
+    known = _kept_entries(files) if is_main_process() else None
+    fresh: list[Path] = broadcast_object([file for file in files if not _is_current(known[file.parent].get(file.name), file)] if known else None)
+    if fresh and is_main_process():
         logger.info("counting the pictures in %d shards", len(fresh))
-    for file in tqdm(fresh, desc="counting pictures", unit="shard", disable=None, leave=False):
-        found, status = count_pictures(file), file.stat()
-        known[file.parent][file.name] = {
-            "url": file.name,
-            "nsamples": found.num_images,
-            "filesize": status.st_size,
-            "mtime_ns": status.st_mtime_ns,
-            "num_classes": found.num_classes,
-        }
+    parts = gather_object({file: _entry_of(file) for file in _own_part(fresh)})
+    if known is None:
+        return broadcast_object(None)
+    for file, entry in (item for part in parts for item in part.items()):
+        known[file.parent][file.name] = entry
     for folder in {file.parent for file in fresh}:
         _write_index(folder / INDEX_FILE, known[folder])
     entries = [known[file.parent][file.name] for file in files]
-    return [ShardCount(entry["nsamples"], entry["num_classes"]) for entry in entries]
+    return broadcast_object([ShardCount(entry["nsamples"], entry["num_classes"]) for entry in entries])
+
+
+def _own_part(files: list[Path]) -> Iterable[Path]:
+    own = files[get_rank() :: get_world_size()]
+    return tqdm(own, desc="counting pictures", unit="shard", disable=None if is_main_process() else True, leave=False)
+
+
+def _kept_entries(files: list[Path]) -> dict[Path, dict[str, dict]]:
+    return {folder: _read_index(folder / INDEX_FILE) for folder in {file.parent for file in files}}
+
+
+def _entry_of(file: Path) -> dict[str, str | int]:
+    found, status = count_pictures(file), file.stat()
+    return {
+        "url": file.name,
+        "nsamples": found.num_images,
+        "filesize": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+        "num_classes": found.num_classes,
+    }
 
 
 def _read_index(file: Path) -> dict[str, dict]:

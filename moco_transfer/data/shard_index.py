@@ -2,8 +2,9 @@
 
 A shard is a tar file of samples as webdataset reads them: files that follow one another and share their name up to the first dot
 are one sample, such as 000017.jpg and 000017.cls. A sample's picture is its first file whose extension is a picture's; its label is
-the number in ``.cls``. The number of pictures is never guessed: it is counted from the headers of local shards, read from an index
-file, or given. An index file is a JSON in webdataset's format (``widsindex create``): {"shardlist": [{"url": …, "nsamples": …}, …]}.
+the number in ``.cls``. The number of pictures is never guessed: it is given, read from an index file, or counted from the headers of
+local shards, which takes hours of a hundred thousand of them. An index file is a JSON in webdataset's format (``widsindex create``):
+{"shardlist": [{"url": …, "nsamples": …}, …]}.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ def open_shards(root: str, *, num_images: int = 0) -> ShardSet:
     Args:
         root: Folder of tar files, a tar file, a pattern such as ``/data/train-{000..146}.tar`` or ``https://host/train-{000..146}.tar``,
             ``pipe:COMMAND``, or an index file (.json).
-        num_images: Number of pictures, for shards that are neither local nor counted in an index file; 0 otherwise.
+        num_images: Number of pictures in all shards, taken on trust: nothing is counted then, and labels are not looked for; 0 to count
+            local shards. An index file counts by itself.
 
     Raises:
         MissingFileError: If a local shard does not exist.
@@ -94,7 +96,7 @@ def open_shards(root: str, *, num_images: int = 0) -> ShardSet:
     if root.lower().endswith(".json"):
         shards = _from_index_file(Path(root))
     else:
-        shards = _from_names(root, _list_shards(root))
+        shards = _from_names(root, _list_shards(root), count=num_images == 0)
     if not shards.is_counted:
         if num_images < 1:
             raise InputError(
@@ -105,7 +107,7 @@ def open_shards(root: str, *, num_images: int = 0) -> ShardSet:
     if shards.num_images == 0:
         raise InputError(f"{root}: the {len(shards.urls)} shards hold no picture that webdataset can tell. Name them such as 000017.jpg.")
     if num_images not in (0, shards.num_images):
-        raise InputError(f"DATA.NUM_IMAGES is {num_images}, but the shards of {root} hold {shards.num_images} pictures. Set it to 0.")
+        raise InputError(f"DATA.NUM_IMAGES is {num_images}, but the index {root} counts {shards.num_images} pictures. Set it to 0.")
     return shards
 
 
@@ -127,13 +129,14 @@ def _list_shards(root: str) -> list[str]:
     return names
 
 
-def _from_names(root: str, names: list[str]) -> ShardSet:
+def _from_names(root: str, names: list[str], *, count: bool) -> ShardSet:
     _check_unique(root, names)
     urls = tuple(name if is_url(name) else _local(name) for name in names)
     _check_schemes(urls)
-    if any(map(is_url, urls)):
+    local = tuple(url for url in urls if not is_url(url))
+    _check_present(root, local)
+    if not count or len(local) < len(urls):
         return ShardSet(root, urls, np.zeros(0, np.int64), 0)
-    _check_present(root, urls)
     counted = count_shards([Path(url) for url in urls])
     counts = np.array([shard.num_images for shard in counted], np.int64)
     labelled = all(shard.num_classes for shard in counted if shard.num_images)

@@ -107,6 +107,8 @@ class ShardBatches:
             "data workers per process": self.num_streams,
             "DATA.SHUFFLE_BUFFER": self.shuffle_buffer,
             "shards": len(self.shards.urls),
+            # Without counts a picture has another number, and so other views.
+            **({} if self.shards.is_counted else {"DATA.NUM_IMAGES": len(self.shards)}),
         }
 
     @property

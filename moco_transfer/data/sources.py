@@ -80,7 +80,7 @@ def _open_indexed(root: str, layout: str) -> IndexedPictures:
 
 def _without_number(source: IndexedPictures, num_images: int) -> IndexedPictures:
     if num_images not in (0, len(source)):
-        raise InputError(f"DATA.NUM_IMAGES is {num_images}, but there are {len(source)} pictures. It is for shards by URL; set it to 0.")
+        raise InputError(f"DATA.NUM_IMAGES is {num_images}, but there are {len(source)} pictures. It is for tar shards; set it to 0.")
     return source
 
 

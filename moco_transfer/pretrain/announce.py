@@ -32,10 +32,17 @@ def announce_run(run: Pretraining, *, base_lr: float, reference_batch_size: int,
     logger.info("lr %g = SOLVER.BASE_LR %g x %d / %d", lr, base_lr, run.batch_size_total, reference_batch_size)
 
 
-def announce_groups(run: Pretraining, *, group_size: int) -> None:
-    """Log how many groups of images have BN statistics of their own, or warn that there is one."""
+def announce_groups(run: Pretraining, *, group_size: int, shuffle: bool) -> None:
+    """Log how many groups of images have BN statistics of their own, or warn that queries share them with their keys."""
     per_pass = -(-run.batch_size_total // get_world_size() // run.accumulate)
     groups = num_groups(per_pass, group_size)
+    if not shuffle:
+        logger.warning(
+            "MOCO.SHUFFLE is False: a key is encoded among the same images as its query, in each of %d groups that share BN statistics, so keys "
+            "can be told by them and the pretext task leaks (Sec. 3.3 and Fig. A.1 of the paper). For an ablation; else set MOCO.SHUFFLE True.",
+            groups * get_world_size(),
+        )
+        return
     if groups * get_world_size() > 1:
         logger.info("BN statistics over %d groups of about %d images, keys shuffled among them", groups * get_world_size(), per_pass // groups)
         return
@@ -58,6 +65,27 @@ def announce_queue(run: Pretraining, *, num_images: int) -> None:
             run.negatives,
             num_images,
             max(1, num_images // 4),
+        )
+
+
+def announce_bank(run: Pretraining, *, num_images: int, negatives: int) -> None:
+    """Warn when the data hold fewer pictures outside a batch than the config asks for as negatives.
+
+    Args:
+        run: The run.
+        num_images: Pictures in the data.
+        negatives: K as configured.
+    """
+    others = num_images - run.batch_size_total
+    if others < negatives:
+        logger.warning(
+            "MOCO.QUEUE_SIZE %d is larger than the number of pictures outside a batch, %d of %d: the features of all of those are the negatives "
+            "instead of a draw of %d, so that K is %d. Set MOCO.QUEUE_SIZE to at most that, or use more pictures.",
+            negatives,
+            others,
+            num_images,
+            negatives,
+            others,
         )
 
 

@@ -21,7 +21,7 @@ from ..runtime.errors import InputError
 from ..runtime.metrics import MetricsFile
 from ..runtime.run_folder import open_run_folder
 from ..runtime.seed import seed_everything
-from .announce import announce_groups, announce_pipeline, announce_queue, announce_run
+from .announce import announce_bank, announce_groups, announce_pipeline, announce_queue, announce_run
 from .build_data import build_loader, evaluation_view, open_pictures, plan_run, with_packed_pixels
 from .encoders import build_encoder
 from .end_to_end import EndToEnd
@@ -34,9 +34,13 @@ from .resume import restore
 from .schedule import LearningRate, cosine_factor, effective_lr, exponential_factor, step_factor
 from .split_batch_norm import SplitBatchNorm2d
 from .supervised import Supervised
-from .trainer import CHECKPOINT_FORMAT, Pretraining, save, train
+from .trainer import CHECKPOINT_FORMAT, Pretraining, check_micro_batches, save, train
 
 logger = logging.getLogger(__name__)
+
+PATIENCE = 5000
+"""Iterations after which a run is judged even in the midst of its first epoch: about ImageNet's epoch at a batch of 256. Of a billion pictures
+an epoch has 918 thousand, which would be most of the run."""
 
 _AMP_DTYPE = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -60,8 +64,12 @@ def pretrain(cfg: CfgNode, *, resume: bool = False, init_from: str | None = None
     folder = open_pictures(cfg)
     cfg = with_packed_pixels(cfg, folder)
     batches = plan_run(cfg, folder, start_iteration=0)  # refuses sizes that do not fit, before anything is written
+    check_micro_batches(batches.batch_size_per_rank, cfg.SOLVER.ACCUMULATE)
     if cfg.MECHANISM == "supervised" and len(folder.class_names) < 2:
-        raise InputError(f"MECHANISM supervised needs pictures of at least two classes, found {len(folder.class_names)}: {folder.describe()}.")
+        uncounted = " Set DATA.NUM_IMAGES to 0, so that labels are looked for." if cfg.DATA.NUM_IMAGES else ""
+        raise InputError(
+            f"MECHANISM supervised needs pictures of at least two classes, found {len(folder.class_names)}: {folder.describe()}.{uncounted}"
+        )
     if cfg.MECHANISM == "memory_bank" and isinstance(folder, ShardSet):
         raise InputError(
             f"MECHANISM memory_bank keeps a feature of each picture by its number, which a stream of shards ({cfg.DATA.ROOT}) does not have. "
@@ -109,9 +117,11 @@ def _announce(cfg: CfgNode, folder: Pictures, run: Pretraining) -> None:
     announce_run(run, base_lr=cfg.SOLVER.BASE_LR, reference_batch_size=cfg.SOLVER.REFERENCE_BATCH_SIZE, precision=cfg.TRAIN.PRECISION)
     announce_pipeline(run)
     if cfg.MECHANISM in ("moco", "end_to_end"):
-        announce_groups(run, group_size=cfg.MOCO.BN_GROUP_SIZE)
+        announce_groups(run, group_size=cfg.MOCO.BN_GROUP_SIZE, shuffle=cfg.MOCO.SHUFFLE)
     if cfg.MECHANISM == "moco":
         announce_queue(run, num_images=len(folder))
+    if cfg.MECHANISM == "memory_bank":
+        announce_bank(run, num_images=len(folder), negatives=cfg.MOCO.QUEUE_SIZE)
 
 
 def build_model(cfg: CfgNode, *, num_classes: int = 0, num_images: int = 0) -> nn.Module:
@@ -131,8 +141,8 @@ def build_model(cfg: CfgNode, *, num_classes: int = 0, num_images: int = 0) -> n
     if cfg.MECHANISM == "memory_bank":  # keys come from other iterations: no statistics to share (Sec. 4.1: ShuffleBN is not needed)
         return MemoryBank(plain, num_images=num_images, num_negatives=moco.QUEUE_SIZE, momentum=moco.BANK_MOMENTUM, **head)
     if cfg.MECHANISM == "end_to_end":
-        return EndToEnd(grouped, **head)
-    return MoCo(grouped, queue_size=moco.QUEUE_SIZE, momentum=moco.MOMENTUM, symmetric=moco.SYMMETRIC, **head)
+        return EndToEnd(grouped, shuffle=moco.SHUFFLE, **head)
+    return MoCo(grouped, queue_size=moco.QUEUE_SIZE, momentum=moco.MOMENTUM, symmetric=moco.SYMMETRIC, shuffle=moco.SHUFFLE, **head)
 
 
 def _encoder(arch: str, norm_layer, outputs: int) -> nn.Module:
@@ -229,7 +239,8 @@ def _watch(cfg: CfgNode, model: nn.Module, batches: Batches) -> Watch | None:
         return None
     negatives = cfg.DATA.BATCH_SIZE_TOTAL - 1 if cfg.MECHANISM == "end_to_end" else model.num_negatives
     filling = negatives // cfg.DATA.BATCH_SIZE_TOTAL if cfg.MECHANISM == "moco" else 0
-    return Watch(negatives=negatives, patience_iterations=max(batches.iterations_per_epoch, filling))
+    patience = max(min(batches.iterations_per_epoch, PATIENCE), filling)
+    return Watch(negatives=negatives, patience_iterations=patience, loss_scale=model.loss_scale)
 
 
 def _monitor(cfg: CfgNode, folder: Pictures | ShardSet) -> KnnMonitor | None:

@@ -125,8 +125,10 @@ def _filled(arch: str, tensors: Mapping[str, Tensor], path: str, prefix: str, *,
 
 
 def _view(checkpoint: Mapping[str, Any]) -> EvaluationView:
-    if "config" not in checkpoint:  # the official code's
-        return EvaluationView(224, 256, _IMAGENET_MEAN, _IMAGENET_STD)
+    if "config" not in checkpoint:  # the official code's, or ours written in its layout, with a stamp that says the pixels
+        stamp = checkpoint.get("moco_transfer", {})
+        mean, std = (stamp.get(name) or default for name, default in (("pixel_mean", _IMAGENET_MEAN), ("pixel_std", _IMAGENET_STD)))
+        return EvaluationView(224, 256, tuple(mean), tuple(std))
     data = yaml.safe_load(checkpoint["config"])["DATA"]
     size = data["IMAGE_SIZE"]
     return EvaluationView(size, data.get("TEST_RESIZE") or protocol_resize(size), tuple(data["PIXEL_MEAN"]), tuple(data["PIXEL_STD"]))

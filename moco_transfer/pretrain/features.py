@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..data.labelled import UNREADABLE_LABEL, LabelledBatches
 from ..data.two_views import normalize
 from ..runtime.distributed import all_gather_rows, get_world_size
+from ..runtime.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,9 @@ def extract_features(network: nn.Module, batches: LabelledBatches, precision: Pr
 
     Returns:
         The features of all processes' pictures, the same on every process.
+
+    Raises:
+        InputError: If none of the pictures can be read.
     """
     was_training = network.training
     network.eval()
@@ -91,6 +95,11 @@ def extract_features(network: nn.Module, batches: LabelledBatches, precision: Pr
     rows, label, index = torch.cat(features), torch.cat(labels).to(device), torch.cat(indices).to(device)
     rows, label = _in_order(rows, label, index, total=len(batches.pictures))
     readable = label != UNREADABLE_LABEL
+    if not readable.any():
+        raise InputError(
+            f"{description}: none of the {len(batches.pictures)} pictures can be read, the first is {batches.pictures.name(0)}. Repair them or name "
+            f"others."
+        )
     return FeatureSet(rows[readable], label[readable], batches.pictures.class_names, int((~readable).sum()))
 
 

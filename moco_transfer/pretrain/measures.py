@@ -38,7 +38,7 @@ _COLLAPSED = (
     "negatives {cos_negative:.3f}. What usually cures it: a lower SOLVER.BASE_LR, a higher MOCO.MOMENTUM (0.99 to 0.999), BN in the encoder."
 )
 _AT_CHANCE = (
-    "The loss {loss:.3f} stays at chance, ln(K+1) = {chance:.3f}, {when}: nothing is learned. What usually cures it: a higher MOCO.MOMENTUM "
+    "The loss {loss:.3f} stays at chance, {formula} = {chance:.3f}, {when}: nothing is learned. What usually cures it: a higher MOCO.MOMENTUM "
     "(at 0 it does not converge; 0.999, or 0.99 for short runs), a SOLVER.BASE_LR nearer to 0.03 per 256 images, a smaller MOCO.QUEUE_SIZE, "
     "weaker crops (DATA.CROP_SCALE)."
 )
@@ -48,21 +48,28 @@ _LEAKING = (
 )
 
 
+def chance_formula(loss_scale: float) -> str:
+    """Return in words what a loss at chance is: that of uniform logits, for each direction that is summed."""
+    return "ln(K+1)" if loss_scale == 1 else f"{loss_scale:g} ln(K+1)"
+
+
 class Watch:
     """Says in words when a run's features collapse, its loss stays at chance, or its task leaks. Each is said once.
 
     Args:
         negatives: K.
-        patience_iterations: Iterations before anything is judged: one epoch, and the queue filled.
+        patience_iterations: Iterations before anything is judged: one epoch or some thousand iterations, and the queue filled.
+        loss_scale: Directions whose losses are summed, 2 for the symmetric loss.
     """
 
     SPREAD_COLLAPSED = 0.05
-    NEAR_CHANCE = 0.99  # share of ln(K + 1)
+    NEAR_CHANCE = 0.99  # share of the chance level
     LEAK_ACC1, LEAK_NEGATIVES = 99.5, 1024  # with few negatives a true 100 % is possible
     IN_A_ROW = 3
 
-    def __init__(self, *, negatives: int, patience_iterations: int) -> None:
+    def __init__(self, *, negatives: int, patience_iterations: int, loss_scale: float = 1.0) -> None:
         self.negatives = negatives
+        self.loss_scale = loss_scale
         self.patience_iterations = patience_iterations
         self._in_a_row: dict[str, int] = {}
 
@@ -88,7 +95,7 @@ class Watch:
         for text, found in findings.items():
             self._in_a_row[text] = self._in_a_row.get(text, 0) + 1 if found else 0
             if self._in_a_row[text] == self.IN_A_ROW:
-                sentence = text.format(**row, negatives=self.negatives, when=f"after {iteration} iterations")
+                sentence = text.format(**row, negatives=self.negatives, formula=chance_formula(self.loss_scale), when=f"after {iteration} iterations")
                 logger.warning("%s", sentence)
                 said.append(sentence)
         return said

@@ -30,6 +30,11 @@ class MemoryBank(nn.Module):
 
     A picture's positive is the bank's feature of the same picture, which then moves towards the query. Negatives are drawn
     with replacement from the other pictures of the bank, one draw for the whole mini-batch; with fewer than K others, all of them.
+    A picture that is in the batch twice (one took the place of one that cannot be read) moves once, towards the later of its queries.
+
+    Without BN, W processes with N images each compute what one process with W * N images computes: draw, bank and the mean of the
+    gradients; and so do micro-batches, when each is told the pictures of the whole step. With BN they do not, because statistics are
+    those of each process's images or of each micro-batch, and in reduced precision sums are rounded in another order.
 
     Args:
         encoder_factory: Called with the number of outputs, returns an encoder whose last layer is ``fc``.
@@ -79,31 +84,39 @@ class MemoryBank(nn.Module):
         if mlp:
             add_mlp_head(self.encoder_q)
         self.register_buffer("bank", new_queue(dim, num_images).T.contiguous())
-        self._waiting: list[tuple[Tensor, Tensor]] = []
+        self._waiting: list[tuple[Tensor, Tensor]] = []  # numbers (W, n) and queries (W, n, C) of the micro-batches so far
+        self._drawn: Tensor | None = None  # the step's negatives
 
-    def forward(self, im_q: Tensor, index: Tensor, micro_batch: int = 0, num_micro_batches: int = 1) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, im_q: Tensor, index: Tensor, micro_batch: int = 0, num_micro_batches: int = 1, step_index: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return logits and targets of the pretext task; in training also moves the bank's features of these pictures.
+
+        A step may come in micro-batches: negatives are drawn before the first, the bank moves after the last.
 
         Args:
             im_q: Images (N, 3, H, W), normalised RGB.
             index: int64 (N,), each picture's number in the data, [0, S).
-            micro_batch: Number of this part of the step, 0-based; the bank moves after the last part.
+            micro_batch: Number of this part of the step, 0-based.
             num_micro_batches: Parts of the step.
+            step_index: ``index`` of all parts of the step, none of which is to be a negative; None for ``index`` itself. Read with
+                the first part.
 
         Returns:
             Logits (N, 1 + K'), float32 under autocast too, and targets (N,) of zeros. K' is K, or the number of other pictures.
         """
+        q = unit(self.encoder_q(im_q))  # (N, C)
         if micro_batch == 0:
             self._waiting = []  # of a step that did not come to its end
-        q = unit(self.encoder_q(im_q))  # (N, C)
-        everyone = all_gather_rows(index) if self.training else index
-        k, negatives = self.bank[index], self.bank[self._draw(everyone)].T  # (N, C), (C, K)
+            excluded = index if step_index is None else step_index
+            self._drawn = self._draw(all_gather_rows(excluded) if self.training else excluded)
+        k, negatives = self.bank[index], self.bank[self._drawn].T  # (N, C), (C, K)
         with torch.autocast(q.device.type, enabled=False):
             logits = contrastive_logits(q, k, Negatives(negatives), temperature=self.temperature)
         self.num_negatives = logits.shape[1] - 1
         self.measured = describe_contrast(q, logits, temperature=self.temperature)
         if self.training:
-            self._waiting.append((everyone, all_gather_rows(q.detach())))
+            self._waiting.append(tuple(all_gather_rows(rows).unflatten(0, (get_world_size(), -1)) for rows in (index, q.detach())))
             if micro_batch == num_micro_batches - 1:
                 self._move_bank()
         return logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
@@ -126,7 +139,11 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def _move_bank(self) -> None:
-        index, q = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
-        moved = self.momentum * self.bank[index] + (1 - self.momentum) * q
-        self.bank[index] = unit(moved).to(self.bank.dtype)
+        # (W, all micro-batches' n, ...) -> rank after rank, as one batch would be.
+        index, q = (torch.cat(parts, dim=1).flatten(0, 1) for parts in zip(*self._waiting, strict=True))
+        moved = unit(self.momentum * self.bank[index] + (1 - self.momentum) * q).to(self.bank.dtype)
+        # Of a number that is there twice every place writes what the last would: a GPU keeps no order among them.
+        places = torch.arange(len(index), device=index.device)
+        last = torch.where(index[:, None] == index, places, -1).amax(dim=1)
+        self.bank[index] = moved[last]
         self._waiting = []

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ..runtime.checkpoint import CheckpointFolder
 from ..runtime.distributed import get_world_size, mean_over_processes
 from ..runtime.metrics import MetricsFile
+from .measures import chance_formula
 
 if TYPE_CHECKING:  # trainer imports this module
     from .trainer import Pretraining
@@ -124,7 +125,7 @@ class Meter:
     def _log(self, row: dict[str, float], epoch: int, bar: tqdm) -> None:
         run = self.run
         step = (run.iteration - 1) % run.iterations_per_epoch + 1
-        chance = f" (chance ln(K+1) {row['chance']:.3f})" if "chance" in row else ""
+        chance = f" (chance {chance_formula(run.model.loss_scale)} {row['chance']:.3f})" if "chance" in row else ""
         filling = f" queue {100 * row['queue_filled']:.0f}% filled" if row.get("queue_filled", 1.0) < 1 else ""
         name = "contrast_acc1" if "contrast_acc1" in row else "acc1"
         left = datetime.timedelta(seconds=round((run.max_iterations - run.iteration) * row["time"]))

@@ -181,6 +181,24 @@ def train(
     return True
 
 
+def check_micro_batches(images: int, accumulate: int) -> None:
+    """Refuse a process's images that do not divide into micro-batches of one size: BN would see groups of another size, down to one image.
+
+    Args:
+        images: Images per step on one process.
+        accumulate: Micro-batches per step.
+
+    Raises:
+        InputError: If there is a remainder.
+    """
+    if images % accumulate:
+        fitting = ", ".join(str(count) for count in range(1, images + 1) if images % count == 0)
+        raise InputError(
+            f"SOLVER.ACCUMULATE {accumulate} does not divide the {images} images of a step on one process into micro-batches of one size. "
+            f"Use one of {fitting}, or another DATA.BATCH_SIZE_TOTAL."
+        )
+
+
 def step(run: Pretraining, batch: dict[str, Any]) -> dict[str, Tensor]:
     """Take one optimiser step on a batch; returns what is worth logging. Collective."""
     run.optimizer.zero_grad(set_to_none=True)
@@ -204,7 +222,7 @@ def _forward_backward(run: Pretraining, batch: dict[str, Any]) -> dict[str, Tens
         # DistributedDataParallel averages gradients over processes once, in the last backward of the step.
         waits = number < len(parts) - 1 and get_world_size() > 1
         with run.wrapped.no_sync() if waits else contextlib.nullcontext():
-            loss, measured = _loss(run, images, targets[part], number, len(parts))
+            loss, measured = _loss(run, images, targets[part], number, len(parts), targets)
             share = (part.stop - part.start) / len(targets)
             run.scaler.scale(loss * share).backward()
         for name, value in ({"loss": loss.detach()} | measured).items():
@@ -212,14 +230,16 @@ def _forward_backward(run: Pretraining, batch: dict[str, Any]) -> dict[str, Tens
     return sums
 
 
-def _loss(run: Pretraining, images: list[Tensor], targets: Tensor, number: int, total: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the loss of one micro-batch and its measures."""
+def _loss(
+    run: Pretraining, images: list[Tensor], targets: Tensor, number: int, total: int, step_targets: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the loss of one micro-batch and its measures; ``step_targets`` are the targets of all of the step."""
     micro_batch = (number, total) if total > 1 else ()
     with torch.autocast(run.device.type, dtype=run.amp_dtype, enabled=run.amp_dtype is not None):
         if isinstance(run.model, Supervised):
             logits = run.wrapped(images[0])
         elif isinstance(run.model, MemoryBank):
-            logits, _ = run.wrapped(images[0], targets, *micro_batch)
+            logits, _ = run.wrapped(images[0], targets, *micro_batch, step_index=step_targets)
         else:
             logits, _ = run.wrapped(*images, *micro_batch)
     if isinstance(run.model, Supervised):

@@ -5,7 +5,8 @@ The pictures have one colour each, so a batch says which pictures it is made of.
 Went red under: keys up to the last dot; no look for the end of the archive; the index kept for a changed shard; the same shards for all processes,
 or for all workers; the same order in each epoch; a resumed worker that takes the stream of its own number, gives used pictures again, or skips
 nothing; blocks not shuffled, or all alike; views without the epoch; an unreadable picture replaced from the wrong place; a transfer opened again
-from the start, or its failure not asked for; an error left to the worker; numbers of pictures not compared. In pretrain/test_shard_runs.py:
+from the start, or its failure not asked for; an error left to the worker; numbers of pictures not compared; shards
+counted in spite of DATA.NUM_IMAGES, or not looked for. In pretrain/test_shard_runs.py:
 the place in the run ignored on resuming.
 """
 
@@ -127,6 +128,28 @@ def test_open_shards__classes(tmp_path):
     assert labelled[0]["label"].tolist() == [n % 3 for n in numbers(labelled)]
 
 
+def test_open_shards__num_images_is_trusted_and_nothing_counted(tmp_path, monkeypatch):
+    """What IG-1B's hundred thousand shards need; what differs is what docs/pictures.md says."""
+    from moco_transfer.data import shard_count
+
+    write_shards(tmp_path, [6] * 4, labels=True)
+    counted = read(plan(open_source(str(tmp_path)), num_workers=2, epochs=2))
+    (tmp_path / INDEX_FILE).unlink()
+    monkeypatch.setattr(shard_count, "count_pictures", lambda file: pytest.fail(f"{file} was counted"))
+    trusted = open_source(str(tmp_path / "train-{000..003}.tar"), num_images=24)
+    assert len(trusted) == 24 and not trusted.is_counted and trusted.class_names == () and not (tmp_path / INDEX_FILE).exists()
+    batches = plan(trusted, num_workers=2, epochs=2)
+    whole = read(batches)
+    assert numbers(whole) == numbers(counted)  # the same pictures in the same order
+    assert_same(read(plan(trusted, num_workers=2, epochs=2, start_iteration=8)), whole[8:])  # in the middle of the second epoch
+    assert batches.order["DATA.NUM_IMAGES"] == 24
+    more = read(plan(open_source(str(tmp_path), num_images=32), epochs=1))
+    assert len(more) == 8 and set(numbers(more)) == set(range(24))  # some come twice
+    assert len(set(numbers(read(plan(open_source(str(tmp_path), num_images=8), epochs=1))))) == 8  # the rest is left out
+    with pytest.raises(MissingFileError, match=r"train-004.tar does not exist \(1 of 5 do not\)"):
+        open_source(str(tmp_path / "train-{000..004}.tar"), num_images=24)
+
+
 def test_open_shards__index_file(tmp_path):
     write_shards(tmp_path / "s", [3, 5])
     content = {"shardlist": [{"url": "s/train-001.tar", "nsamples": 5}, {"url": "s/train-000.tar", "nsamples": 3}]}
@@ -147,8 +170,9 @@ def test_open_shards__refuses(tmp_path, monkeypatch):
     write_shards(tmp_path / "s", [3])
     with pytest.raises(MissingFileError, match=r"train-001.tar does not exist \(1 of 2 do not\)"):
         open_source(str(tmp_path / "s" / "train-{000..001}.tar"))
-    with pytest.raises(InputError, match="DATA.NUM_IMAGES is 4, but the shards of .* hold 3 pictures"):
-        open_source(str(tmp_path / "s"), num_images=4)
+    (tmp_path / "i.json").write_text(json.dumps({"shardlist": [{"url": "s/train-000.tar", "nsamples": 3}]}))
+    with pytest.raises(InputError, match="DATA.NUM_IMAGES is 4, but the index .*i.json counts 3 pictures"):
+        open_source(str(tmp_path / "i.json"), num_images=4)
     with pytest.raises(InputError, match="Set DATA.NUM_IMAGES to the number in all 3 shards"):
         open_source("https://example.org/train-{000..002}.tar")
     with pytest.raises(InputError, match="does not read this kind of URL.*pipe:aws s3 cp"):

@@ -254,3 +254,14 @@ def test_two_processes__find_what_one_finds(pictures, tmp_path):
             assert two[cache] == pytest.approx(one[cache], rel=1e-4)
     weights = [torch.load(tmp_path / n / "cachedTrue" / "checkpoint_0003.pth", weights_only=True)["state_dict"] for n in ("one", "two")]
     torch.testing.assert_close(weights[0], weights[1], atol=1e-5, rtol=1e-5)
+
+
+def test_extract_features__no_readable_picture__one_sentence(tmp_path):
+    for name in ("a/0.jpg", "b/1.jpg"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"no picture")
+    pictures, _ = find_labelled(tmp_path, tmp_path)
+    network = nn.Sequential(nn.Flatten(1), nn.Linear(192, 3))
+    with pytest.raises(InputError, match=r"kNN test: none of the 2 pictures can be read, the first is .*0.jpg"):
+        extract_features(network, LabelledBatches(pictures, VIEW), CPU, description="kNN test")
+    assert network.training

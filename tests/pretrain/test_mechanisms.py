@@ -1,7 +1,8 @@
 """Memory bank and end to end, alone and in two processes; gradient accumulation; the memory of InfoNCE.
 
 Went red under: no gradient to gathered keys; the positive taken without the rank's offset; the bank's rows not scaled to unit norm; negatives
-drawn from the batch too; keys of micro-batches enqueued one by one; overwritten columns forgotten; sum for mean in InfoNCE's gradient.
+drawn from the batch too; keys of micro-batches enqueued one by one; overwritten columns forgotten; sum for mean in InfoNCE's gradient; the
+first of two equal numbers kept.
 """
 
 from __future__ import annotations
@@ -117,6 +118,18 @@ def test_memory_bank__positive_is_the_pictures_own_row_which_then_moves():
         moved = 0.5 * before[i] + 0.5 * q[row]
         expected[i] = moved / moved.norm()
     torch.testing.assert_close(model.bank, expected)
+
+
+def test_memory_bank__a_picture_that_is_there_twice_moves_once_towards_the_later_query():
+    model = build("memory_bank")
+    before, images = model.bank.clone(), views_of(0)[0]
+    index = torch.tensor([4, 9, 2, 9, 7, 4, 9, 1])
+    model(images, index)
+    with torch.no_grad():
+        q = F.normalize(model.encoder_q(images), dim=1)
+    for number, last in ((4, 5), (9, 6), (2, 2), (7, 4), (1, 7)):
+        moved = 0.5 * before[number] + 0.5 * q[last]
+        torch.testing.assert_close(model.bank[number], moved / moved.norm())
 
 
 def test_memory_bank__fewer_pictures_than_negatives():

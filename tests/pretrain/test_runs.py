@@ -1,7 +1,8 @@
 """Whole runs of ``pretrain`` on 24 generated pictures: every mechanism and precision, sizes that do not divide, and going on.
 
 Went red under: optimiser not restored; views drawn from the global generator; the bank not restored; chance of K for ln(K + 1); the queue's filling
-counted in iterations; MAX_ITER not heeded.
+counted in iterations; MAX_ITER not heeded; the watch not asked; SHUFFLE not handed on; chance of two directions
+called that of one.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import torch
 
 from moco_transfer.config import load_pretrain_config
 from moco_transfer.data.scenes import write_pool
+from moco_transfer.pretrain import build, end_to_end, moco
 from moco_transfer.pretrain.build import pretrain
+from moco_transfer.pretrain.measures import Watch
 from moco_transfer.runtime.checkpoint import load_checkpoint
 from moco_transfer.runtime.errors import InputError
 
@@ -104,6 +107,84 @@ def test_run__sizes_that_are_worth_a_word(pool, tmp_path, caplog):
     assert "BN statistics over 2 groups of about 4 images" in caplog.text and "share their BN" not in caplog.text
     assert "for the first 3 iterations, until keys fill it, the loss may rise" in caplog.text
     assert "lr 0.001875 = SOLVER.BASE_LR 0.06 x 8 / 256" in caplog.text
+
+
+def test_run__a_bank_that_takes_all_other_pictures_says_so(pool, tmp_path, caplog):
+    pretrain(config(pool, tmp_path / "a", MECHANISM="memory_bank"))
+    assert "MOCO.QUEUE_SIZE 20 is larger than the number of pictures outside a batch, 16 of 24" in caplog.text and "K is 16" in caplog.text
+    caplog.clear()
+    pretrain(config(pool, tmp_path / "b", MECHANISM="memory_bank", MOCO__QUEUE_SIZE=16))
+    assert "MOCO.QUEUE_SIZE" not in caplog.text
+
+
+class Flat(torch.nn.Module):
+    """An encoder whose features are the same for every picture, whatever it learns."""
+
+    def __init__(self, arch: str, *, num_outputs: int, norm_layer=None) -> None:
+        super().__init__()
+        self.fc = torch.nn.Linear(1, num_outputs)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.fc(torch.ones(len(images), 1))
+
+
+@pytest.mark.parametrize(("patience", "first_said"), [(5000, 5), (1, 4)])
+def test_run__is_watched(patience, first_said, pool, tmp_path, caplog, monkeypatch):
+    """The queue is full after 2 iterations and an epoch has 3; the watch speaks after three periods in a row from then on."""
+    monkeypatch.setattr(build, "build_encoder", Flat)
+    monkeypatch.setattr(build, "PATIENCE", patience)
+    said = []
+    look = Watch.look
+    monkeypatch.setattr(Watch, "look", lambda self, iteration, row: said.extend((iteration, s) for s in look(self, iteration, row)))
+    pretrain(config(pool, tmp_path / "run", SOLVER__EPOCHS=3))
+    ((iteration, sentence),) = said
+    assert iteration == first_said and sentence.startswith("The features collapse: their spread over a batch is 0.000") and sentence in caplog.text
+
+
+def test_run__without_shuffle_says_what_leaks_and_does_not_permute(pool, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(moco, "draw_permutation", lambda *args: pytest.fail("a permutation was drawn"))
+    run = pretrain(config(pool, tmp_path / "run", MOCO__SHUFFLE=False))
+    assert run.model.shuffle is False
+    assert "MOCO.SHUFFLE is False: a key is encoded among the same images as its query, in each of 2 groups" in caplog.text
+    with monkeypatch.context() as patch:
+        patch.setattr(end_to_end, "draw_permutation", lambda *args: pytest.fail("a permutation was drawn"))
+        assert pretrain(config(pool, tmp_path / "e", MECHANISM="end_to_end", MOCO__SHUFFLE=False)).model.shuffle is False
+
+
+def test_run__micro_batches_that_do_not_divide_are_refused(pool, tmp_path):
+    with pytest.raises(InputError, match="SOLVER.ACCUMULATE 3 does not divide the 8 images of a step on one process .* Use one of 1, 2, 4, 8"):
+        pretrain(config(pool, tmp_path / "run", SOLVER__ACCUMULATE=3))
+    assert not (tmp_path / "run").exists()
+
+
+def test_run__chance_of_the_symmetric_loss_is_named_as_what_it_is(pool, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(build, "build_encoder", Flat)
+    with caplog.at_level(logging.INFO):
+        pretrain(config(pool, tmp_path / "a", MOCO__SYMMETRIC=True))
+        pretrain(config(pool, tmp_path / "b"))
+    lines = [record.getMessage() for record in caplog.records if "(chance " in record.getMessage()]
+    assert len(lines) == 6
+    assert all(f"(chance 2 ln(K+1) {2 * math.log(21):.3f})" in line for line in lines[:3])
+    assert all(f"(chance ln(K+1) {math.log(21):.3f})" in line for line in lines[3:])
+
+
+def test_run__tensorboard_has_what_metrics_json_has(pool, tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setattr(build, "build_encoder", Flat)
+    pretrain(config(pool, tmp_path / "run", TRAIN__TENSORBOARD=True))
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    rows = rows_of(tmp_path / "run")
+    assert set(events.Tags()["scalars"]) == set().union(*rows) - {"iteration"} and {"loss", "chance", "images_per_sec"} <= set().union(*rows)
+    for name in events.Tags()["scalars"]:
+        written = [(row["iteration"], row[name]) for row in rows if name in row]
+        read = [(event.step, event.value) for event in events.Scalars(name)]
+        assert [step for step, _ in read] == [step for step, _ in written]
+        assert [value for _, value in read] == pytest.approx([value for _, value in written], rel=1e-6)
+    assert len(rows) == 3
+    pretrain(config(pool, tmp_path / "none", TRAIN__TENSORBOARD=False))
+    assert not (tmp_path / "none" / "tensorboard").exists()
 
 
 def test_run__fewer_pictures_than_a_batch(pool, tmp_path):

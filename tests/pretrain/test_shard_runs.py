@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from torch import nn
 from moco_transfer.cli.main import main
 from moco_transfer.config import load_pretrain_config
 from moco_transfer.data.scenes import write_pool
+from moco_transfer.data.shard_count import INDEX_FILE
 from moco_transfer.pretrain import build
 from moco_transfer.pretrain.build import pretrain
 
@@ -109,6 +111,8 @@ def test_bad_shards__one_sentence_and_no_run_folder(shards, tmp_path, capsys):
     assert "32 pictures, less than one batch of 40" in refused(DATA__BATCH_SIZE_TOTAL=40)
     assert "MECHANISM supervised needs pictures of at least two classes, found 0" in refused(MECHANISM="supervised")
     assert "Set DATA.NUM_IMAGES" in refused(DATA__ROOT="https://example.org/{0..3}.tar")
+    sentence = refused(MECHANISM="supervised", DATA__NUM_IMAGES=32)
+    assert "Set DATA.NUM_IMAGES to 0, so that labels are looked for" in sentence
     assert "KNN.TRAIN must be given where DATA.ROOT names shards" in refused(KNN__TEST=shards)
     assert not (tmp_path / "run").exists()
     message = refused(DATA__NUM_WORKERS=2, DATA__MAX_UNREADABLE=0.01)
@@ -120,10 +124,13 @@ def test_two_processes__end_equal_and_read_different_pictures(shards, tmp_path):
     repository = Path(__file__).resolve().parents[2]
     overrides = words(DATA__ROOT=shards, DATA__NUM_WORKERS=2, DATA__MAX_UNREADABLE=0.2, OUTPUT_DIR=tmp_path / "run")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    (shards / INDEX_FILE).unlink(missing_ok=True)
     environment = os.environ | {"PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
     script = repository / "tests" / "pretrain" / "shard_processes.py"
     done = subprocess.run([*command, str(script), *overrides], capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
+    counted = json.loads((shards / INDEX_FILE).read_text())["shardlist"]  # two by either process
+    assert [(entry["url"], entry["nsamples"]) for entry in counted] == [(f"{s}.tar", 8) for s in range(4)]
     # 32 pictures, 2 of them unreadable; each of the four streams has one shard of eight and gives two batches of four
     lines = [line for line in done.stdout.splitlines() if line.startswith("EPOCH")]
     assert lines == [f"EPOCH {epoch} 16 16 common 0 distinct 30" for epoch in (0, 1)]
