@@ -11,10 +11,18 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[2]
 
 
-def run_python(*arguments: object, timeout: float = 900, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run Python in a process of its own, with one thread and this source tree importable; Detectron2 fixes its data folder at import."""
-    variables = os.environ | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{HERE}", "OMP_NUM_THREADS": "1"} | environment
-    return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, env=variables)
+def environment(**more: str) -> dict[str, str]:
+    """Return the environment of a user's shell, with one thread and this source tree importable.
+
+    What was importable stays so: Detectron2 may have come with PYTHONPATH and not with an installation.
+    """
+    path = os.pathsep.join([str(REPOSITORY), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | more
+
+
+def run_python(*arguments: object, timeout: float = 900, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in a process of its own with :func:`environment`; Detectron2 fixes its data folder at import."""
+    return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, env=environment(**more))
 
 
 TINY = {

@@ -15,7 +15,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 import pickle
 import re
 import signal
@@ -27,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2_runs import HERE, REPOSITORY, dataset_flags, run_python, settings, train
+from detectron2_runs import HERE, REPOSITORY, dataset_flags, environment, run_python, settings, train
 
 pytestmark = pytest.mark.detectron2
 
@@ -193,8 +192,7 @@ def test_resume__killed_and_resumed_ends_with_the_same_bits(scenes, tmp_path):
     command = [sys.executable, str(REPOSITORY / "tools" / "train_net.py"), "--engine", "detectron2", "--config-file", "demo_R_18_FPN", *data]
     more["TEST__EVAL_PERIOD"] = 3
     command += settings(OUTPUT_DIR=tmp_path / "cut", **more)
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    interrupt_after(tmp_path / "cut", 1, command, environment)
+    interrupt_after(tmp_path / "cut", 1, command, environment())
     resumed = train(scenes, tmp_path / "cut", "--resume", **more)
     assert resumed.returncode == 0, resumed.stderr
     assert "resumed from" in (tmp_path / "cut" / "log.txt").read_text()
