@@ -54,11 +54,21 @@ def dataset_flags(scenes: Path) -> list[str]:
     return [f"scenes_{split}=voc:{scenes}:{split}:{scenes / 'classes.txt'}" for split in ("train", "test")]
 
 
+def train_words(scenes: Path, output_dir: Path, *options: object, engine: str = "detectron2", **more: object) -> list[str]:
+    """Return the words of tools/train_net.py, itself among them, on generated scenes; see :func:`settings`."""
+    data = [word for flag in dataset_flags(scenes) for word in ("--dataset", flag)]
+    tool = REPOSITORY / "tools" / "train_net.py"
+    words = [tool, "--engine", engine, "--config-file", "demo_R_18_FPN", *data, *options, *settings(OUTPUT_DIR=output_dir, **more)]
+    return [str(word) for word in words]
+
+
+def train_command(scenes: Path, output_dir: Path, *options: object, **more: object) -> list[str]:
+    """Return the command of a run that a test starts, and stops, itself."""
+    return [sys.executable, *train_words(scenes, output_dir, *options, **more)]
+
+
 def train(
     scenes: Path, output_dir: Path, *options: object, engine: str = "detectron2", launcher: tuple[object, ...] = (), **more: object
 ) -> subprocess.CompletedProcess[str]:
     """Run tools/train_net.py on generated scenes, ``launcher`` in front of it; see :func:`settings`."""
-    data = [word for flag in dataset_flags(scenes) for word in ("--dataset", flag)]
-    tool = REPOSITORY / "tools" / "train_net.py"
-    words = settings(OUTPUT_DIR=output_dir, **more)
-    return run_python(*launcher, tool, "--engine", engine, "--config-file", "demo_R_18_FPN", *data, *options, *words)
+    return run_python(*launcher, *train_words(scenes, output_dir, *options, engine=engine, **more))
