@@ -71,8 +71,8 @@ Trainer(cfg).train()
 def test_two_lines__with_data_sets_of_ones_own_in_detectron2s_trainer(scenes, tmp_path):
     result = run_python("-c", OWN_TRAIN_NET, tmp_path / "run", *dataset_flags(scenes))
     assert result.returncode == 0, result.stderr
-    last = json.loads((tmp_path / "run" / "metrics.json").read_text().splitlines()[-1])
-    assert last["iteration"] == 1 and all(key in last for key in ("loss_cls", "loss_rpn_loc", "bbox/AP", "bbox/AP50", "bbox/AP75"))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.json").read_text().splitlines()]
+    assert {"loss_cls", "loss_rpn_loc", "bbox/AP", "bbox/AP50", "bbox/AP75"} <= set().union(*rows)
 
 
 ARCHITECTURES = {
