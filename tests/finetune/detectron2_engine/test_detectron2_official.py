@@ -4,8 +4,7 @@ The numbers in the fixture are the official trainer's (``make_official_losses.py
 torch, kernels and processor vendor ours must be equal to the last digit, as they must be in the live comparison, which needs a checkout of
 facebookresearch/moco in MOCO_OFFICIAL_REPOSITORY and runs both one after the other.
 
-Seen red under: a seed for each iteration as the embedded engine sets it; the learning rate one iteration late; one loss of the fixture changed in its
-last digit.
+Seen red under: a seed for each iteration as the embedded engine sets it; the learning rate one iteration late.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What importing the engine gives a train_net.py of somebody's own: two lines, data sets, evaluators by their metadata.
 
 Seen red under: the head left out of __init__; bottlenecks in res5 of R18 and R34; no norm behind res5; a DC5 of 256 channels; the evaluator
-chosen by "coco" in the name; boxes without their mode; SyncBN's momentum and eps not taken over; build_evaluator looking at no XML, at text fields
-alone, and at nothing of first_pixel; sigmas not passed on; the evaluator or the data sets left out of the trainer of one's own.
+chosen by "coco" in the name; boxes without their mode; SyncBN's momentum and eps not taken over; build_evaluator looking neither at the XML
+nor at first_pixel; sigmas not passed on.
 """
 
 from __future__ import annotations

@@ -7,9 +7,8 @@ read ahead, so the bits are equal where nothing waits: without aspect ratio grou
 Seen red under: the random state not restored; the optimizer's state not restored; the sampler begun anew on --resume; the order of two
 workers taken for that of one; waiting pictures dropped; evaluations that move the random numbers; PreciseBN without the mean over ranks;
 torch's SyncBN left in place on CPU processes; Detectron2 not told of the process group; coverage not looked at; boxes shifted by one pixel; the
-other engine's checkpoint taken; the schedule not checked; the launcher's processes not catching input errors; SIGTERM not passed on by the
-launcher; rank 0's random state, or its pictures, for all ranks of a resumed run; the linter left out; a launcher of the second machine that takes
-itself for the first; --machine-rank alone ignored; GPUs left in sight of CPU processes; key point sigmas not looked at.
+other engine's checkpoint taken; the schedule not checked; the launcher's processes not catching input errors, or each saying the same;
+--machine-rank and --dist-url alone ignored; GPUs left in sight of CPU processes; key point sigmas not looked at.
 """
 
 from __future__ import annotations
