@@ -2,7 +2,8 @@
 
 Each package is taken away as if it had never been installed: it does not import, and has no version.
 
-Seen red under: engines.py importing torch at its top (a traceback without torch); torchvision's and OpenCV's check always saying ok.
+Seen red under: engines.py importing torch at its top (a traceback without torch); torchvision's, OpenCV's and pycocotools'
+check always saying ok.
 """
 
 from __future__ import annotations
