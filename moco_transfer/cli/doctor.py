@@ -10,30 +10,56 @@ EPILOG = """example:
   moco-transfer doctor
 """
 
+TESTED_PAIR = "torch 2.11.0 and torchvision 0.26.0"
+_WIDTH = 24
+_ABSENT = "not installed"
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``doctor``: none."""
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; 0 when pre-training, conversion, fine-tuning and evaluation can run here."""
-    from ..runtime.environment import package_versions
-
-    for name, version in (package_versions() | {"CUDA": _cuda()}).items():
-        print(f"{name:24} {version}")
-    checks = [_torch(), _operators(), _module("pycocotools.mask", "COCO AP", "pip install pycocotools"), _opencv()]
-    detectron2_works, detectron2_line = _detectron2()
+    for name, version in _versions().items():
+        print(f"{name:{_WIDTH}} {version}")
+    checks = [_torch(), _operators(), _pycocotools(), _opencv()]
     for works, line in checks:
         print(("ok    " if works else "FAILS ") + line)
-    print(("ok    " if detectron2_works else "note  ") + detectron2_line)
+    for works, line in (_detectron2(), _native()):  # nothing needs them
+        print(("ok    " if works else "note  ") + line)
     for line in (_data(), _threads()):
         print("note  " + line)
     return 0 if all(works for works, _ in checks) else 1
 
 
+def _versions() -> dict[str, str]:
+    """Return the versions of what a run stands on, also of what is absent, and then of the rest."""
+    from ..runtime.environment import package_versions
+
+    found = package_versions()
+    opencv = [f"{version} ({name})" for name, version in found.items() if name.startswith("opencv-python")]
+    first = {
+        "python": found.pop("python"),
+        "torch": found.pop("torch", _ABSENT),
+        "CUDA": _cuda(),
+        "torchvision": found.pop("torchvision", _ABSENT),
+        "detectron2": found.pop("detectron2", _ABSENT),
+        "pycocotools": found.pop("pycocotools", _ABSENT),
+        "OpenCV": ", ".join(opencv) or _ABSENT,
+    }
+    return first | {name: version for name, version in found.items() if not name.startswith("opencv-python")}
+
+
+def _reason(error: Exception) -> str:
+    """Return an exception's first line; libraries that do not belong together fail at import in many ways and at length."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 def _cuda() -> str:
     try:
         import torch
-    except ImportError:
+    except Exception:
         return "unknown: torch does not import"
     if torch.version.cuda is None:
         return "none: this torch was built without it"
@@ -43,8 +69,8 @@ def _cuda() -> str:
 def _torch() -> tuple[bool, str]:
     try:
         import torch
-    except ImportError as error:
-        return False, f"torch does not import ({error}). Install it as pytorch.org says for this machine."
+    except Exception as error:
+        return False, f"torch does not import ({_reason(error)}); nothing trains, converts or evaluates without. Install it as pytorch.org says."
     if torch.cuda.is_available():
         names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
         return True, f"torch {torch.__version__}, CUDA {torch.version.cuda}: {names}"
@@ -54,32 +80,34 @@ def _torch() -> tuple[bool, str]:
 def _operators() -> tuple[bool, str]:
     try:
         import torch
+    except Exception:
+        return False, "torchvision's detection operators need torch. Mend torch first."
+    try:
         import torchvision  # noqa: F401 - registers the operators
 
         torch.ops.torchvision.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([1.0]), 0.5)
     except Exception as error:
         # torchvision's C++ operators load only with the torch they were built for; how that fails varies by version.
-        return (
-            False,
-            f"torchvision's operators do not load ({str(error).splitlines()[0]}). Install a pair that belongs together, such as 2.11.0 and 0.26.0.",
-        )
+        return False, f"torchvision's operators do not load ({_reason(error)}). Install a pair that belongs together, such as {TESTED_PAIR}."
     return True, "torchvision's detection operators (the embedded engine runs)"
 
 
-def _module(name: str, purpose: str, mend: str) -> tuple[bool, str]:
+def _pycocotools() -> tuple[bool, str]:
     try:
-        importlib.import_module(name)
-    except ImportError as error:
-        return False, f"{purpose}: {error}. {mend}"
-    return True, purpose
+        importlib.import_module("pycocotools.mask")
+    except Exception as error:
+        return False, f"COCO AP and masks: pycocotools does not import ({_reason(error)}). pip install pycocotools"
+    return True, "COCO AP and masks (pycocotools)"
 
 
 def _opencv() -> tuple[bool, str]:
     try:
         import cv2
-    except ImportError as error:
-        return False, f"OpenCV does not import ({error}). pip install opencv-python-headless"
-    return True, f"OpenCV {cv2.__version__}"
+
+        version = cv2.__version__
+    except Exception as error:
+        return False, f"what predict and demo draw: OpenCV does not import ({_reason(error)}). pip install opencv-python-headless"
+    return True, f"what predict and demo draw (OpenCV {version})"
 
 
 def _detectron2() -> tuple[bool, str]:
@@ -92,13 +120,29 @@ def _detectron2() -> tuple[bool, str]:
     if detectron2_is_installed():
         return (
             False,
-            f"Detectron2 is installed but does not load: {problem}. Build it again for this torch as {DETECTRON2_GUIDE} says (tested: "
-            f"{DETECTRON2_TRIED}); train takes the embedded engine meanwhile.",
+            f"Detectron2 is installed but does not load: {problem}. Install the module it names, if it names one; else build Detectron2 again for "
+            f"this torch as {DETECTRON2_GUIDE} says (tested: {DETECTRON2_TRIED}). train takes the embedded engine meanwhile.",
         )
     return (
         False,
         f"Detectron2 is not installed; nothing here needs it, train takes the embedded engine. For --engine detectron2 install it as "
         f"{DETECTRON2_GUIDE} says (tested: {DETECTRON2_TRIED}).",
+    )
+
+
+def _native() -> tuple[bool, str]:
+    try:
+        from ..data.native import OFF, available
+    except Exception as error:
+        return False, f"the compiled loops of pre-training's pictures cannot be looked at ({_reason(error)}). Mend what fails above first."
+    if available():
+        return True, "the compiled loops of pre-training's pictures"
+    if os.environ.get(OFF):
+        return False, f"the compiled loops of pre-training's pictures are switched off; unset {OFF}."
+    return (
+        False,
+        "the compiled loops of pre-training's pictures are not there; torch's operators do the same more slowly. Install a C compiler, then "
+        "moco-transfer again.",
     )
 
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-import time
 from pathlib import Path
 
 EPILOG = """examples:
@@ -71,6 +69,11 @@ def run(args: argparse.Namespace) -> int:
 
     args.engine = choose_engine(args.engine)
     if args.num_gpus == args.num_machines == 1:
+        if args.machine_rank != 0 or args.dist_url != "auto":
+            raise InputError(
+                f"--machine-rank {args.machine_rank} and --dist-url {args.dist_url} describe a run over several machines, but --num-machines and "
+                f"--num-gpus are 1. Add --num-machines N (and --num-gpus, the processes of each), or leave the two out."
+            )
         return _train(args)
     if args.engine != "detectron2":
         raise InputError(
@@ -79,32 +82,18 @@ def run(args: argparse.Namespace) -> int:
         )
     if "WORLD_SIZE" in os.environ:
         raise InputError("--num-gpus and --num-machines start processes, but torchrun has done so already. Leave the one or the other out.")
+    from ..config import load_detection_config
     from ..finetune.detectron2_engine.processes import launch
 
     return launch(
-        _train_or_say_why_not,
+        _train,
         args,
         num_processes=args.num_gpus,
         num_machines=args.num_machines,
         machine_rank=args.machine_rank,
         dist_url=args.dist_url,
+        use_gpus=load_detection_config(args.config_file, args.overrides).MODEL.DEVICE != "cpu",
     )
-
-
-def _train_or_say_why_not(args: argparse.Namespace) -> int:
-    """Train in a process that the launcher started: its errors do not reach the command line's own handler."""
-    from ..runtime.distributed import is_main_process
-    from ..runtime.errors import InputError
-
-    speaks = is_main_process()
-    try:
-        return _train(args)
-    except InputError as error:
-        if not speaks:
-            # The first process to end takes the others with it: the main one, if it has the same to say, speaks for all.
-            time.sleep(5)
-        print(f"train: {error}", file=sys.stderr, flush=True)
-        return 2
 
 
 def _train(args: argparse.Namespace) -> int:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..runtime.errors import InputError, did_you_mean
-from .engine import Engine
+
+if TYPE_CHECKING:  # imports torch, and `moco-transfer doctor` asks this module where torch is broken
+    from .engine import Engine
 
 logger = logging.getLogger(__name__)
 

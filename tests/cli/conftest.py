@@ -47,9 +47,13 @@ def words(settings: dict[str, str], **more: object) -> list[str]:
     return [word for pair in merged.items() for word in pair]
 
 
-def environment() -> dict[str, str]:
-    """Return the environment of a user's shell, with this source tree importable and one thread a process."""
-    return os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+def environment(first: str | None = None) -> dict[str, str]:
+    """Return the environment of a user's shell, with this source tree importable and one thread a process.
+
+    What was importable stays so (Detectron2 may have come with PYTHONPATH and not with an installation), behind the folder ``first``.
+    """
+    path = os.pathsep.join(filter(None, [first, str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
 def moco_transfer(*arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:

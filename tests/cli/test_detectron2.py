@@ -13,7 +13,7 @@ import pytest
 from moco_transfer.cli.main import main
 from moco_transfer.finetune.engines import DETECTRON2_GUIDE
 
-from .conftest import REPOSITORY, environment
+from .conftest import environment
 
 ABSENT = "import sys; sys.modules['detectron2'] = None; from moco_transfer.cli.main import main; sys.exit(main(sys.argv[1:]))"
 CHOOSE = "import sys; from moco_transfer.finetune.engines import choose_engine; print(choose_engine(sys.argv[1]))"
@@ -21,8 +21,8 @@ TESTED = "0.6 at commit 02b5c4e2, with torch 2.11.0"
 
 
 def run(program: str, *arguments: str, extra_path: str | None = None) -> subprocess.CompletedProcess[str]:
-    variables = environment() | ({"PYTHONPATH": f"{extra_path}:{REPOSITORY}"} if extra_path else {})
-    return subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=300, env=variables)
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment(extra_path))
 
 
 @pytest.fixture
@@ -68,12 +68,9 @@ def test_engine__unknown_word(capsys):
     assert "Unknown engine 'detecton2'. Did you mean 'detectron2'?" in capsys.readouterr().err
 
 
-def test_doctor__versions_and_the_next_step():
+def test_doctor__without_detectron2_names_the_next_step():
     result = run(ABSENT, "doctor")
     assert result.returncode == 0, result.stderr
-    names = [line.split()[0] for line in result.stdout.splitlines()]
-    for name in ("python", "torch", "torchvision", "pycocotools", "CUDA"):
-        assert name in names
     (line,) = [line for line in result.stdout.splitlines() if "Detectron2 is not installed" in line]
     assert line.startswith("note ") and DETECTRON2_GUIDE in line and TESTED in line
 
@@ -82,7 +79,9 @@ def test_doctor__a_detectron2_that_does_not_load(broken):
     program = "import sys; from moco_transfer.cli.main import main; sys.exit(main(sys.argv[1:]))"
     result = run(program, "doctor", extra_path=broken)
     assert result.returncode == 0, result.stderr
-    assert "Detectron2 is installed but does not load: _C.so: undefined symbol: _ZN3c10. Build it again for this torch" in result.stdout
+    (line,) = [line for line in result.stdout.splitlines() if "Detectron2 is installed but does not load" in line]
+    assert line.startswith("note ") and "does not load: _C.so: undefined symbol: _ZN3c10. Install the module it names" in line
+    assert "build Detectron2 again for this torch" in line and DETECTRON2_GUIDE in line
 
 
 @pytest.mark.detectron2

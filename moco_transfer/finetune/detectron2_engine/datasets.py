@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable
+from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDetectionEvaluator
@@ -13,6 +15,9 @@ from moco_transfer.data.catalog import DetectionDataset, dataset_names, get_data
 from moco_transfer.runtime.errors import InputError
 
 _EVALUATOR_TYPES = {"voc": "pascal_voc", "coco": "coco"}  # Detectron2's words
+
+# What Detectron2's evaluator of VOC reads of each object, without asking whether it is there, beside the name: text, or int().
+_TEXT_FIELDS, _INTEGER_FIELDS = ("pose",), ("truncated", "difficult", "bndbox/xmin", "bndbox/ymin", "bndbox/xmax", "bndbox/ymax")
 
 
 def add_datasets(names: Iterable[str] | None = None) -> None:
@@ -38,20 +43,47 @@ def add_datasets(names: Iterable[str] | None = None) -> None:
 def build_evaluator(cfg: object, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
     """Return Detectron2's own evaluator for a data set, by the ``evaluator_type`` of its metadata and never by its name.
 
+    Detectron2's evaluator of VOC stumbles at the end of a training over XML files that lack what it does not use, and reads every file as counted
+    from pixel 1; so the files are looked through here.
+
     Args:
-        cfg: OUTPUT_DIR is used.
+        cfg: OUTPUT_DIR and TEST.KEYPOINT_OKS_SIGMAS are used.
         dataset_name: A name in Detectron2's catalogue.
         output_folder: Where COCO's evaluator writes; OUTPUT_DIR/inference by default.
 
     Raises:
-        InputError: If the metadata name no evaluator that is known here.
+        InputError: If the metadata name no evaluator that is known here, or Detectron2's would fail on this data set or score it wrongly.
     """
     kind = getattr(MetadataCatalog.get(dataset_name), "evaluator_type", None)
     if kind == "coco":
-        return COCOEvaluator(dataset_name, output_dir=output_folder or os.path.join(cfg.OUTPUT_DIR, "inference"))
+        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+        return COCOEvaluator(dataset_name, output_dir=folder, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS)
     if kind == "pascal_voc":
+        _check_voc_evaluable(dataset_name)
         return PascalVOCDetectionEvaluator(dataset_name)
     raise InputError(f"Data set {dataset_name!r} has evaluator_type {kind!r} in its metadata, expected 'coco' or 'pascal_voc'.")
+
+
+def _check_voc_evaluable(dataset_name: str) -> None:
+    metadata = MetadataCatalog.get(dataset_name)
+    own = "`moco-transfer train`, whose own evaluator takes it"
+    if metadata.get("first_pixel", 1) != 1:
+        raise InputError(
+            f"Data set {dataset_name!r} counts pixels from {metadata.first_pixel}, but Detectron2's evaluator of VOC reads every XML as counted "
+            f"from 1: each box would be off by a pixel. Write the XML from 1, or evaluate with {own}."
+        )
+    root = Path(metadata.dirname)
+    image_list = root / "ImageSets" / "Main" / f"{metadata.split}.txt"
+    for image_id in image_list.read_text(encoding="utf-8").split() if image_list.exists() else ():
+        file = root / "Annotations" / f"{image_id}.xml"
+        for number, node in enumerate(ElementTree.parse(file).getroot().findall("object") if file.exists() else (), start=1):
+            for field in (*_TEXT_FIELDS, *_INTEGER_FIELDS):
+                text = node.findtext(field)
+                if text is None or (field in _INTEGER_FIELDS and not text.strip().lstrip("-").isdecimal()):
+                    raise InputError(
+                        f"{file}, object {number}: {field.split('/')[-1]} is {'missing' if text is None else repr(text)}, and Detectron2's "
+                        f"evaluator of VOC fails without {'it' if text is None else 'a whole number'}. Write it, or evaluate with {own}."
+                    )
 
 
 def _records(dataset: DetectionDataset) -> list[dict]:
@@ -66,6 +98,7 @@ def _describe(dataset: DetectionDataset) -> None:
     metadata.set(evaluator_type=_EVALUATOR_TYPES[dataset.evaluator])
     if dataset.kind == "voc":
         metadata.set(thing_classes=list(source.class_names), dirname=source.root, split=source.split, year=source.year)
+        metadata.set(first_pixel=source.first_pixel)  # not Detectron2's word: build_evaluator asks for it
         return
     metadata.set(json_file=source.json_file, image_root=source.image_root)
     if not os.path.exists(source.json_file):

@@ -12,6 +12,9 @@ from typing import Any
 
 from detectron2.layers import ShapeSpec, get_norm
 from detectron2.modeling import ROI_HEADS_REGISTRY
+
+# Public by the module's __all__; the package above re-exports the other blocks and not this one. ResNet.make_default_stages would choose
+# it as well, but builds, and draws random numbers for, all four stages.
 from detectron2.modeling.backbone.resnet import BasicBlock, ResNet
 from detectron2.modeling.roi_heads import Res5ROIHeads
 from torch import nn

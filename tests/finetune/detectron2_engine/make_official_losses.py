@@ -17,7 +17,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[2])]
 
-from official_case import LOSSES, OVERRIDES, write_backbone  # noqa: E402
+from official_case import LOSSES, OVERRIDES, made_with, pin_kernels, write_backbone  # noqa: E402
 
 CONFIG = "configs/pascal_voc_R_50_C4_24k_moco.yaml"
 
@@ -49,8 +49,8 @@ def official_losses(detection: Path, folder: Path, backbone: Path) -> dict[str, 
 
 def main() -> None:
     """Write the fixture."""
+    pin_kernels()
     import detectron2
-    import torch
 
     checkout = Path(sys.argv[1])
     target = Path(sys.argv[2]) if len(sys.argv) > 2 else HERE / "fixtures" / "official_losses.json"
@@ -58,7 +58,7 @@ def main() -> None:
     digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     with tempfile.TemporaryDirectory() as folder:
         losses = official_losses(checkout / "detection", Path(folder), write_backbone(Path(folder)))
-    source = {"sha256": digests, "detectron2": detectron2.__version__, "torch": torch.__version__, "command": "make_official_losses.py"}
+    source = {"sha256": digests, "detectron2": detectron2.__version__, **made_with(), "command": "make_official_losses.py"}
     target.write_text(json.dumps({"source": source, **losses}, indent=1) + "\n")
 
 

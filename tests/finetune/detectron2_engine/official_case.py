@@ -1,9 +1,16 @@
-"""Twenty iterations of MoCo's published VOC C4 detector at a size for a CPU; the official train_net.py and ours run the same case."""
+"""Twenty iterations of MoCo's published VOC C4 detector at a size for a CPU; the official train_net.py and ours run the same case.
+
+Digits depend on what adds the numbers up: on torch, and on the processor, for whose instructions its libraries have several kernels. So a
+recorded run says what it was made with (:func:`made_with`), and :func:`pin_kernels` keeps to instructions that every x86 processor of the
+last ten years has.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import platform
 from pathlib import Path
 
 NUM_ITERATIONS = 20
@@ -16,6 +23,23 @@ OVERRIDES = """
     SOLVER.IMS_PER_BATCH 2 SOLVER.BASE_LR 0.0025 SOLVER.REFERENCE_WORLD_SIZE 0 SOLVER.MAX_ITER 20 SOLVER.STEPS (15,) SOLVER.WARMUP_ITERS 5
     TEST.PRECISE_BN.NUM_ITER 2 MODEL.RPN.POST_NMS_TOPK_TEST 8
 """
+
+_KERNELS = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE", "OMP_NUM_THREADS": "1"}
+
+
+def pin_kernels() -> None:
+    """Choose the same kernels on every processor that has them, in one thread; to be called before torch is imported."""
+    os.environ.update(_KERNELS)
+
+
+def made_with() -> dict[str, str]:
+    """Return what the digits of a run in this process depend on."""
+    import torch
+
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    vendor = next((line.split(":")[1].strip() for line in lines if line.startswith("vendor_id")), platform.machine())
+    return {"torch": torch.__version__, "cpu_capability": torch.backends.cpu.get_cpu_capability(), "cpu_vendor": vendor}
 
 
 def write_backbone(folder: Path) -> Path:

@@ -1,16 +1,18 @@
 """What importing the engine gives a train_net.py of somebody's own: two lines, data sets, evaluators by their metadata.
 
 Seen red under: the head left out of __init__; bottlenecks in res5 of R18 and R34; no norm behind res5; a DC5 of 256 channels; the evaluator
-chosen by "coco" in the name; boxes without their mode; SyncBN's momentum and eps not taken over.
+chosen by "coco" in the name; boxes without their mode; SyncBN's momentum and eps not taken over; build_evaluator looking neither at the XML
+nor at first_pixel; sigmas not passed on.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
-from detectron2_runs import run_python
+from detectron2_runs import dataset_flags, run_python
 
 from moco_transfer.config import load_detection_config
 from moco_transfer.data import register_dataset
@@ -37,6 +39,40 @@ def test_two_lines__a_train_net_of_ones_own_builds_the_published_detector():
     assert result.returncode == 0, result.stderr
     names = [f"roi_heads.res5.norm.{leaf}" for leaf in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")]
     assert result.stdout.splitlines()[-1] == f"Res5ROIHeadsExtraNorm {names}"
+
+
+# The two lines, add_datasets and build_evaluator in Detectron2's own trainer.
+OWN_TRAIN_NET = """
+import sys
+from detectron2.config import get_cfg
+from detectron2.data import MetadataCatalog
+from detectron2.engine import DefaultTrainer
+import moco_transfer.finetune.detectron2_engine as plugin
+from moco_transfer.data.catalog import parse_dataset_flag
+
+class Trainer(DefaultTrainer):
+    build_evaluator = staticmethod(plugin.build_evaluator)
+
+cfg = get_cfg()
+cfg.merge_from_file(plugin.config.path("pascal_voc_R_18_C4_320px"))
+for flag in sys.argv[2:]:
+    parse_dataset_flag(flag)
+plugin.add_datasets()
+cfg.merge_from_list('''MODEL.DEVICE cpu DATASETS.TRAIN ('scenes_train',) DATASETS.TEST ('scenes_test',)
+    DATALOADER.NUM_WORKERS 0 INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64 SOLVER.IMS_PER_BATCH 2 SOLVER.REFERENCE_WORLD_SIZE 0 SOLVER.MAX_ITER 2
+    SOLVER.STEPS (1,) SOLVER.WARMUP_ITERS 1 SOLVER.BASE_LR 0.001 SOLVER.AMP.ENABLED False TEST.PRECISE_BN.NUM_ITER 1 MODEL.RPN.POST_NMS_TOPK_TEST 8
+    MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 8'''.split())
+cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(MetadataCatalog.get("scenes_train").thing_classes)
+cfg.OUTPUT_DIR = sys.argv[1]
+Trainer(cfg).train()
+"""
+
+
+def test_two_lines__with_data_sets_of_ones_own_in_detectron2s_trainer(scenes, tmp_path):
+    result = run_python("-c", OWN_TRAIN_NET, tmp_path / "run", *dataset_flags(scenes))
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.json").read_text().splitlines()]
+    assert {"loss_cls", "loss_rpn_loc", "bbox/AP", "bbox/AP50", "bbox/AP75"} <= set().union(*rows)
 
 
 ARCHITECTURES = {
@@ -150,6 +186,54 @@ def test_evaluator__refuses_metadata_without_a_type():
     MetadataCatalog.get("coco_without_a_type")
     with pytest.raises(InputError, match="evaluator_type None in its metadata"):
         build_evaluator(load_detection_config("demo_R_18_FPN"), "coco_without_a_type")
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes", "sentence"),
+    [
+        ("<pose>Unspecified</pose>", "", r"object 1: pose is missing, and Detectron2's evaluator of VOC fails without it\. Write it, or"),
+        ("<truncated>0</truncated>", "", "object 1: truncated is missing"),
+        ("</xmin>", ".5</xmin>", r"object 1: xmin is '\d+\.5', and Detectron2's evaluator of VOC fails without a whole number"),
+    ],
+)
+def test_evaluator__refuses_xml_that_detectron2s_would_fail_on(scenes, tmp_path, was, becomes, sentence):
+    from moco_transfer.finetune.detectron2_engine import add_datasets, build_evaluator
+
+    name = "xml_" + tmp_path.name
+    shutil.copytree(scenes, tmp_path / "scenes")
+    names = tuple((scenes / "classes.txt").read_text().split())
+    register_dataset(name, "voc", root=str(tmp_path / "scenes"), split="test", class_names=names)
+    add_datasets([name])
+    cfg = load_detection_config("demo_R_18_FPN")
+    build_evaluator(cfg, name)
+    image_id = (tmp_path / "scenes" / "ImageSets" / "Main" / "test.txt").read_text().split()[-1]
+    file = tmp_path / "scenes" / "Annotations" / f"{image_id}.xml"
+    assert was in file.read_text()
+    file.write_text(file.read_text().replace(was, becomes, 1))
+    with pytest.raises(InputError, match=sentence):
+        build_evaluator(cfg, name)
+
+
+def test_evaluator__refuses_pixels_counted_from_0(scenes):
+    from moco_transfer.finetune.detectron2_engine import add_datasets, build_evaluator
+
+    names = tuple((scenes / "classes.txt").read_text().split())
+    register_dataset("from_zero", "voc", root=str(scenes), split="test", class_names=names, first_pixel=0)
+    add_datasets(["from_zero"])
+    with pytest.raises(InputError, match="counts pixels from 0, but Detectron2's evaluator of VOC reads every XML as counted from 1"):
+        build_evaluator(load_detection_config("demo_R_18_FPN"), "from_zero")
+
+
+def test_evaluator__passes_on_the_sigmas_of_key_points(monkeypatch):
+    from detectron2.data import MetadataCatalog
+
+    from moco_transfer.finetune.detectron2_engine import datasets
+
+    MetadataCatalog.get("with_sigmas").set(evaluator_type="coco")
+    taken = {}
+    monkeypatch.setattr(datasets, "COCOEvaluator", lambda name, **options: taken.update(options))
+    datasets.build_evaluator(load_detection_config("demo_R_18_FPN", ["TEST.KEYPOINT_OKS_SIGMAS", "[0.1, 0.2]"]), "with_sigmas")
+    assert list(taken["kpt_oks_sigmas"]) == [0.1, 0.2]
 
 
 def test_sync_on_cpu__keeps_keys_parameters_and_mode():

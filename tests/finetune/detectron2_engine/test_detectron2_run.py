@@ -7,7 +7,8 @@ read ahead, so the bits are equal where nothing waits: without aspect ratio grou
 Seen red under: the random state not restored; the optimizer's state not restored; the sampler begun anew on --resume; the order of two
 workers taken for that of one; waiting pictures dropped; evaluations that move the random numbers; PreciseBN without the mean over ranks;
 torch's SyncBN left in place on CPU processes; Detectron2 not told of the process group; coverage not looked at; boxes shifted by one pixel; the
-other engine's checkpoint taken; the schedule not checked; the launcher's processes not catching input errors.
+other engine's checkpoint taken; the schedule not checked; the launcher's processes not catching input errors, or each saying the same;
+--machine-rank and --dist-url alone ignored; GPUs left in sight of CPU processes; key point sigmas not looked at.
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ import os
 import pickle
 import re
 import signal
+import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from detectron2_runs import HERE, REPOSITORY, dataset_flags, run_python, settings, train
+from detectron2_runs import HERE, dataset_flags, environment, run_python, settings, train, train_command
+
+from moco_transfer.cli.main import main
 
 pytestmark = pytest.mark.detectron2
 
@@ -170,18 +173,59 @@ def test_coverage__a_whole_backbone_fills_every_tensor(scenes, tmp_path):
     torch.testing.assert_close(written, loaded, rtol=0, atol=1e-3)
 
 
-def interrupt_after(folder: Path, iteration: int, command: list[str], environment: dict[str, str]) -> None:
-    """SIGKILL a run once it has a checkpoint of that iteration or a later one."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-    deadline = time.time() + 300
-    while time.time() < deadline:
-        assert process.poll() is None, "the run ended before it could be killed"
-        pointer = folder / "last_checkpoint"
-        if pointer.exists() and int(pointer.read_text().strip()[len("checkpoint_") : -len(".pth")]) >= iteration:
-            break
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+def test_linter__stamp_and_config_are_held_to_each_other_before_the_first_iteration(scenes, tmp_path):
+    from torchvision.models import resnet18
+
+    from moco_transfer.convert import convert_checkpoint
+
+    torch.manual_seed(0)
+    backbone = tmp_path / "bgr.pkl"
+    torch.save(resnet18().state_dict(), tmp_path / "r18.pth")
+    convert_checkpoint(tmp_path / "r18.pth", backbone)
+    content = pickle.loads(backbone.read_bytes())
+    content["moco_transfer"] |= {"format": "BGR", "pixel_mean": [103.53, 116.28, 123.675], "pixel_std": [1.0, 1.0, 1.0]}
+    backbone.write_bytes(pickle.dumps(content))
+    result = train(scenes, tmp_path / "run", "--init", "moco", MODEL__WEIGHTS=backbone, MODEL__RESNETS__NORM="FrozenBN")
+    assert result.returncode == 2, result.stderr
+    assert "bgr.pkl was trained on BGR pictures, but the config says INPUT.FORMAT 'RGB'." in result.stderr
+    assert "MODEL.RESNETS.NORM is FrozenBN, which keeps BN as it was pre-trained, but" in result.stderr
+    names = re.findall(r"^  \d\. ([a-z-]+):", result.stderr, re.MULTILINE)
+    assert names == ["colour-order", "pixel-mean", "pixel-std", "frozen-norm"]
+    assert not (tmp_path / "run").exists()
+
+
+def iterations_saved(folder: Path) -> int:
+    """The iteration of the newest checkpoint, 0 without one."""
+    pointer = folder / "last_checkpoint"
+    return int(pointer.read_text().strip()[len("checkpoint_") : -len(".pth")]) if pointer.exists() else 0
+
+
+def interrupt(folder: Path, signum: signal.Signals, *options: object, scenes: Path, **more: object) -> subprocess.CompletedProcess[str]:
+    """Start a run, send it a signal once it has a checkpoint, and wait for its end."""
+    with subprocess.Popen(train_command(scenes, folder, *options, **more), stderr=subprocess.PIPE, text=True, env=environment()) as process:
+        deadline = time.time() + 300
+        while time.time() < deadline and not iterations_saved(folder):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+        process.send_signal(signum)
+        _, said = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, None, said)
+
+
+def assert_same_bits(whole: Path, resumed: Path) -> None:
+    """Compare model, optimizer and metrics at the end of two runs."""
+    a, b = checkpoint(whole), checkpoint(resumed)
+    for name, tensor in a["model"].items():
+        assert torch.equal(tensor, b["model"][name]) or name.endswith("num_batches_tracked"), name
+    for mine, theirs in zip(a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True):
+        assert torch.equal(mine["momentum_buffer"], theirs["momentum_buffer"])
+    assert read(whole)["metrics"] == read(resumed)["metrics"]
+
+
+def resumed_at(folder: Path) -> tuple[int, int]:
+    """From which iteration of how many a run went on, by its log."""
+    (found,) = re.findall(r"resumed from \S+: iteration (\d+) of (\d+)", (folder / "log.txt").read_text())
+    return int(found[0]), int(found[1])
 
 
 def test_resume__killed_and_resumed_ends_with_the_same_bits(scenes, tmp_path):
@@ -189,21 +233,31 @@ def test_resume__killed_and_resumed_ends_with_the_same_bits(scenes, tmp_path):
     more = {"SOLVER__CHECKPOINT_PERIOD": 1, "SOLVER__MAX_ITER": 8}
     whole = train(scenes, tmp_path / "whole", **more)
     assert whole.returncode == 0, whole.stderr
-    data = [word for flag in dataset_flags(scenes) for word in ("--dataset", flag)]
-    command = [sys.executable, str(REPOSITORY / "tools" / "train_net.py"), "--engine", "detectron2", "--config-file", "demo_R_18_FPN", *data]
     more["TEST__EVAL_PERIOD"] = 3
-    command += settings(OUTPUT_DIR=tmp_path / "cut", **more)
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    interrupt_after(tmp_path / "cut", 1, command, environment)
+    assert interrupt(tmp_path / "cut", signal.SIGKILL, scenes=scenes, **more).returncode == -signal.SIGKILL
+    assert not (tmp_path / "cut" / "results.json").exists()
     resumed = train(scenes, tmp_path / "cut", "--resume", **more)
     assert resumed.returncode == 0, resumed.stderr
-    assert "resumed from" in (tmp_path / "cut" / "log.txt").read_text()
-    a, b = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "cut")
-    for name, tensor in a["model"].items():
-        assert torch.equal(tensor, b["model"][name]) or name.endswith("num_batches_tracked"), name
-    for mine, theirs in zip(a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True):
-        assert torch.equal(mine["momentum_buffer"], theirs["momentum_buffer"])
-    assert read(tmp_path / "whole")["metrics"] == read(tmp_path / "cut")["metrics"]
+    iteration, last = resumed_at(tmp_path / "cut")
+    assert 0 < iteration < last == 8
+    assert_same_bits(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_resume__two_processes_told_to_stop_save_and_end_with_the_same_bits(scenes, tmp_path):
+    """SIGTERM reaches Detectron2's launcher alone, as a scheduler sends it; each process has random numbers and pictures of its own."""
+    more = {"SOLVER__CHECKPOINT_PERIOD": 1, "SOLVER__MAX_ITER": 10, "SOLVER__IMS_PER_BATCH": 4, "SOLVER__BASE_LR": 0.01, "MODEL__DEVICE": "cpu"}
+    whole = train(scenes, tmp_path / "whole", "--num-gpus", 2, **more)
+    assert whole.returncode == 0, whole.stderr
+    stopped = interrupt(tmp_path / "cut", signal.SIGTERM, "--num-gpus", 2, scenes=scenes, **more)
+    assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
+    (saved,) = re.findall(r"Told to stop \(SIGTERM\): saved after iteration (\d+)", (tmp_path / "cut" / "log.txt").read_text())
+    assert int(saved) == iterations_saved(tmp_path / "cut") < 10 and "Traceback" not in stopped.stderr
+    states = checkpoint(tmp_path / "cut")["random_states"]
+    assert len(states) == 2 and states[0]["python"] != states[1]["python"]
+    resumed = train(scenes, tmp_path / "cut", "--resume", "--num-gpus", 2, **more)
+    assert resumed.returncode == 0, resumed.stderr
+    assert resumed_at(tmp_path / "cut") == (int(saved), 10)
+    assert_same_bits(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_resume__refuses_the_other_engines_checkpoint(finished, scenes, tmp_path):
@@ -261,15 +315,25 @@ def test_two_processes__torchrun_ends_with_equal_weights_and_statistics(scenes, 
     assert all(math.isfinite(value) for value in record["last_losses"].values())
 
 
-def test_two_processes__detectron2s_own_launcher_and_the_tool_under_torchrun_agree(scenes, tmp_path):
+def test_two_processes__launcher_torchrun_and_two_machines_agree(scenes, tmp_path):
     more = {"SOLVER__MAX_ITER": 3, "SOLVER__IMS_PER_BATCH": 4, "SOLVER__BASE_LR": 0.01, "MODEL__DEVICE": "cpu"}
     launched = train(scenes, tmp_path / "launched", "--num-gpus", 2, **more)
     assert launched.returncode == 0, launched.stderr
     under_torchrun = train(scenes, tmp_path / "torchrun", launcher=TORCHRUN, **more)
     assert under_torchrun.returncode == 0, under_torchrun.stderr
-    a, b = read(tmp_path / "launched"), read(tmp_path / "torchrun")
-    assert a["world_size"] == b["world_size"] == 2
-    assert a["last_losses"] == b["last_losses"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    # Two machines that are one: a launcher each, which meet at the address.
+    commands = [
+        train_command(scenes, tmp_path / "machines", "--num-machines", 2, "--machine-rank", rank, "--dist-url", url, **more) for rank in (0, 1)
+    ]
+    machines = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment()) for command in commands]
+    said = [machine.communicate(timeout=600)[1] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    records = [read(tmp_path / name) for name in ("launched", "torchrun", "machines")]
+    assert [record["world_size"] for record in records] == [2, 2, 2]
+    assert records[0]["last_losses"] == records[1]["last_losses"] == records[2]["last_losses"]
 
 
 def test_launcher__one_sentence_from_its_processes(scenes, tmp_path):
@@ -278,8 +342,43 @@ def test_launcher__one_sentence_from_its_processes(scenes, tmp_path):
     assert result.stderr.count("absent.pkl") == 1 and "Traceback" not in result.stderr
     result = train(scenes, tmp_path / "run", "--num-gpus", 2, engine="torchvision")
     assert result.returncode == 2 and "Put torchrun --nproc_per_node 2 in front instead." in result.stderr
-    result = train(scenes, tmp_path / "run", "--num-machines", 2)
-    assert result.returncode == 2 and "needs --dist-url" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--num-machines 2", "--num-machines 2 needs --dist-url, the same on all"),
+        ("--num-machines 2 --machine-rank 2 --dist-url tcp://127.0.0.1:1", "--machine-rank 2 (0 to 1) do not go together"),
+        ("--num-machines 2 --dist-url 127.0.0.1:1", "--dist-url '127.0.0.1:1' is not understood: expected e.g. tcp://"),
+        ("--machine-rank 1", "--machine-rank 1 and --dist-url auto describe a run over several machines, but --num-machines and --num-gpus are 1."),
+        ("--dist-url tcp://127.0.0.1:1", "--machine-rank 0 and --dist-url tcp://127.0.0.1:1 describe a run over several machines"),
+    ],
+)
+def test_launcher__refuses_numbers_that_do_not_go_together(capsys, words, sentence):
+    assert main(["train", "--engine", "detectron2", "--config-file", "demo_R_18_FPN", *words.split()]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(("device", "visible"), [("cpu", ""), ("cuda", "0")])
+def test_launcher__hides_gpus_from_processes_that_compute_on_the_cpu(monkeypatch, device, visible):
+    """Detectron2's launcher takes NCCL wherever it sees a GPU, however the config says to compute."""
+    from moco_transfer.finetune.detectron2_engine import processes
+
+    seen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2 if device == "cuda" else 1)  # enough of them, where they are used
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr(processes, "detectron2_launch", lambda *args, **kwargs: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
+    command = ["train", "--engine", "detectron2", "--config-file", "demo_R_18_FPN", "--num-gpus", "2", "MODEL.DEVICE", device]
+    assert main(command) == 0
+    assert seen == [visible] and os.environ["CUDA_VISIBLE_DEVICES"] == "0"
+
+
+def test_check__key_point_sigmas_are_refused_not_ignored(capsys):
+    words = ["--engine", "detectron2", "--config-file", "demo_R_18_FPN", "TEST.KEYPOINT_OKS_SIGMAS", "[0.1, 0.2]"]
+    assert main(["train", *words]) == 2
+    assert "moco-transfer does not implement TEST.KEYPOINT_OKS_SIGMAS [0.1, 0.2] (only [])" in capsys.readouterr().err
 
 
 def test_schedule__that_detectron2_refuses_is_one_sentence_and_no_folder(scenes, tmp_path):
