@@ -20,6 +20,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from moco_transfer.evaluate.metric_names import class_metric, is_class_metric
 
@@ -220,6 +221,7 @@ def _tidy(axis: Axes, panel: Panel) -> None:
     if is_curve:
         axis.set_xlabel("iteration")
         axis.set_xlim(left=0)
+        axis.xaxis.set_major_locator(MaxNLocator(5))  # numbers of six digits must not run into one another
     axis.grid(color=GRID, linewidth=0.6, axis="both" if is_curve else "x")
     axis.spines[["top", "right"]].set_visible(False)
 
