@@ -57,8 +57,8 @@ setup(
         "safetensors>=0.4",
     ],
     extras_require={
-        "test": ["pytest>=8", "ruff>=0.6", "submitit>=1.5", "webdataset>=0.2.86"],
-        # Drives an installed Chromium (Debian: chromium, chromium-driver); its tests skip where there is none.
+        # selenium drives an installed Chromium (Debian: chromium, chromium-driver); its tests skip where there is none.
+        "test": ["pytest>=8", "ruff>=0.6", "selenium>=4.20", "submitit>=1.5", "webdataset>=0.2.86"],
         "browser": ["selenium>=4.20"],
         "shards": ["webdataset>=0.2.86"],
         "slurm": ["submitit>=1.5"],

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from ..config import is_set_by_user, load_detection_config, reference_batch_and_lr
 from ..data.catalog import DetectionDataset, parse_dataset_flag
-from ..data.label_subset import draw_label_subset, read_label_subset, take_label_subset, write_label_subset
+from ..data.label_subset import LabelSubset, draw_label_subset, read_label_subset, take_label_subset, write_label_subset
 from ..finetune.build import build_run
 from ..finetune.build_data import find_datasets, fit_class_count, takes_class_count_from_data
 from ..finetune.engines import build_model, choose_engine, engine_class
@@ -25,7 +28,7 @@ from ..finetune.trainer import step
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_write_text
 from .matrix import Cell, Initialisation, Matrix, Task, read_matrix
-from .state import COMPLETE, difference_from_record, state_of
+from .state import COMPLETE, INTERRUPTED, difference_from_checkpoint, difference_from_record, state_of
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +43,7 @@ class PreparedTask:
         train_sets: Training sets, with all labels.
         test_sets: Test sets.
         num_test_images: Of all test sets together.
+        subsets: Label fraction below 1 to the pictures that it uses: those of its file, or those that it will be given.
     """
 
     cfg: object
@@ -47,6 +51,7 @@ class PreparedTask:
     train_sets: list[DetectionDataset]
     test_sets: list[DetectionDataset]
     num_test_images: int
+    subsets: dict[float, LabelSubset] = field(default_factory=dict)
 
     @property
     def num_iterations(self) -> int:
@@ -55,7 +60,7 @@ class PreparedTask:
 
 
 def prepare(matrix: Matrix, *, world_size: int) -> dict[str, PreparedTask]:
-    """Read and check everything that the runs of a matrix need; write the label subsets that are not there yet.
+    """Read and check everything that the runs of a matrix need, and write nothing.
 
     Args:
         matrix: The matrix.
@@ -73,10 +78,11 @@ def prepare(matrix: Matrix, *, world_size: int) -> dict[str, PreparedTask]:
     prepared = {}
     for task in matrix.tasks:
         try:
-            written, prepared[task.name] = _prepare_task(matrix, task, world_size)
+            written, prepared[task.name] = prepare_task(matrix, task, world_size)
         except InputError as error:
             faults.append(f"task {task.name}: {error}")
             continue
+        faults += _picture_faults([*prepared[task.name].train_sets, *prepared[task.name].test_sets])
         faults += _hand_over_faults(task, written, weights, world_size, engine)
     if not faults:
         faults += _prepare_subsets(matrix, prepared)
@@ -97,7 +103,12 @@ def _read_weights(inits: tuple[Initialisation, ...], faults: list[str]) -> dict[
     return found
 
 
-def _prepare_task(matrix: Matrix, task: Task, world_size: int) -> tuple[object, PreparedTask]:
+def prepare_task(matrix: Matrix, task: Task, world_size: int) -> tuple[object, PreparedTask]:
+    """Return a task's config as it is written, and the task read; its annotations are, and its pictures are listed.
+
+    Raises:
+        InputError: If config or data cannot be used.
+    """
     overrides = [*matrix.overrides, *task.overrides]
     written = load_detection_config(task.config, overrides)
     own = [parse_dataset_flag(flag) for flag in (*matrix.datasets, *task.datasets)]
@@ -124,38 +135,85 @@ def _hand_over_faults(task: Task, written, weights: dict[str, InitialWeights], w
         yield f"task {task.name} from {', '.join(names)}: {sentence}"
 
 
+def _picture_faults(datasets: Iterable[DetectionDataset]) -> Iterator[str]:
+    """Name pictures that a run would stumble over after hours: a broken link or an empty file is listed in its folder all the same."""
+    for dataset in datasets:
+        files = [record["file_name"] for record in dataset.records]
+        with ThreadPoolExecutor(16) as pool:  # a network file system takes its time for each
+            bad = [file for file, size in zip(files, pool.map(_size_of, files, chunksize=256), strict=True) if not size]
+        if bad:
+            yield f"data set {dataset.name}: {len(bad)} of its {len(files)} pictures are empty or cannot be read; the first is {bad[0]}."
+
+
+def _size_of(file: str) -> int:
+    try:
+        return os.path.getsize(file) if os.access(file, os.R_OK) else 0
+    except OSError:
+        return 0
+
+
 def _prepare_subsets(matrix: Matrix, prepared: dict[str, PreparedTask]) -> Iterator[str]:
     for task in matrix.tasks:
+        read = prepared[task.name]
         for fraction in matrix.label_fractions:
             file = matrix.subset_file(task, fraction)
             if file is None:
                 continue
             try:
-                if not file.exists():
-                    write_label_subset(file, draw_label_subset(prepared[task.name].train_sets, fraction))
-                take_label_subset(prepared[task.name].train_sets, read_label_subset(file), file)
+                read.subsets[fraction] = read_label_subset(file) if file.exists() else _as_written(draw_label_subset(read.train_sets, fraction))
+                take_label_subset(read.train_sets, read.subsets[fraction], file)
             except InputError as error:
                 yield str(error)
 
 
+def _as_written(subset: LabelSubset) -> LabelSubset:
+    """Return a subset as it reads from a file: with its digest."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_label_subset(Path(folder) / "subset.json", subset)
+        return read_label_subset(Path(folder) / "subset.json")
+
+
+def save_subsets(matrix: Matrix, prepared: dict[str, PreparedTask]) -> None:
+    """Write the label subsets that are not there yet; one that is there stays as it is for good."""
+    for task in matrix.tasks:
+        for fraction, subset in prepared[task.name].subsets.items():
+            file = matrix.subset_file(task, fraction)
+            if file is not None and not file.exists():
+                write_label_subset(file, subset)
+
+
 def _foreign_runs(matrix: Matrix, prepared: dict[str, PreparedTask], weights: dict[str, InitialWeights], engine: str) -> Iterator[str]:
+    differences = {COMPLETE: difference_from_record, INTERRUPTED: difference_from_checkpoint}
     for cell in matrix.cells():
-        if state_of(cell).name == COMPLETE:
-            content = weights[cell.init.name].content
-            sha256 = content.sha256 if content is not None else None
-            fault = difference_from_record(cell, config_hash=prepared[cell.task.name].config_hash, engine=engine, weights_sha256=sha256)
-            if fault:
-                yield fault
+        compare = differences.get(state_of(cell).name)
+        if compare is None:
+            continue
+        content, read = weights[cell.init.name].content, prepared[cell.task.name]
+        subset = read.subsets.get(cell.fraction)
+        fault = compare(
+            cell,
+            config_hash=read.config_hash,
+            engine=engine,
+            weights_sha256=content.sha256 if content is not None else None,
+            label_subset_sha256=subset.sha256 if subset is not None else None,
+        )
+        if fault:
+            yield fault
 
 
-def measure_speed(prepared: PreparedTask, engine: str, *, world_size: int, num_iterations: int = 3) -> tuple[float, float]:
+def measure_speed(
+    prepared: PreparedTask, engine: str, *, world_size: int, num_iterations: int = 3, on_ready: Callable[[], None] = lambda: None
+) -> tuple[float, float]:
     """Time a few iterations and test pictures of a task on this machine, from random weights.
+
+    What it takes of the GPU's memory stays taken: :mod:`moco_transfer.benchmark.timing` calls it in a process of its own.
 
     Args:
         prepared: The task.
         engine: That will run it.
         world_size: Number of processes that share the batch; one process's share is timed.
         num_iterations: Iterations and pictures that are timed, after one each that is not.
+        on_ready: Called when all is built, before the first iteration.
 
     Returns:
         Seconds an iteration, and seconds a test picture.
@@ -173,6 +231,7 @@ def measure_speed(prepared: PreparedTask, engine: str, *, world_size: int, num_i
         run.begin_iteration(0)
         step(run, batch)
 
+    on_ready()
     run.model.train()
     with made.training():
         train_sec = _seconds_each(made.training_batches(prepared.train_sets, 0), train, num_iterations, device)
@@ -208,13 +267,14 @@ def save_matrix(matrix: Matrix) -> Path:
     """
     file = matrix.output / "matrix.yaml"
     if file.exists():
-        old = read_matrix(file, matrix.output)
+        # Paths are compared as absolute ones; the options may have them as they are typed.
+        matrix, old = matrix.with_absolute_paths(), read_matrix(file, matrix.output).with_absolute_paths()
         before = {**{f"init {i.name}": i for i in old.inits}, **{f"task {t.name}": t for t in old.tasks}}
         now = {**{f"init {i.name}": i for i in matrix.inits}, **{f"task {t.name}": t for t in matrix.tasks}}
         for name in before.keys() & now.keys():
             if before[name] != now[name]:
                 raise InputError(f"{file} has another {name}: {before[name]}, now {now[name]}. Choose another --output or another name.")
-    atomic_write_text(file, matrix.dump())
+    atomic_write_text(file, matrix.with_absolute_paths().dump())
     return file
 
 

@@ -1,7 +1,8 @@
 """Where the runs of a matrix are started: side by side on this machine, by torchrun over its GPUs, or through Slurm.
 
 A launcher has ``lanes``, how many runs it takes at a time, and ``start(command, folder, lane)``, which returns a job. A job has ``poll()``, the
-exit status or None while it runs, and ``stop()``, which asks it to save and end and waits for it.
+exit status or None while it runs, ``ask_to_stop()``, which tells it to save and end, and ``wait_until_stopped(until)``, which is False where
+that took too long. ``goes_on_alone`` says that jobs outlive the benchmark, so that neither does anything.
 """
 
 from __future__ import annotations
@@ -16,15 +17,81 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_write_text
 
 CONSOLE = "console.txt"  # what a run printed, in its folder
+SAVES_WITHIN_SEC = 120
+LAUNCHERS = ("local", "torchrun", "slurm")
+_SETTINGS = "launcher.json"
 _PR_SET_PDEATHSIG = 1
-_SAVES_WITHIN_SEC = 120
 _SHARED_BY_SUBMITIT = ("timeout_min", "nodes", "gpus_per_node", "cpus_per_task", "mem_gb", "name", "stderr_to_stdout")
+
+
+@dataclass(frozen=True)
+class LaunchSettings:
+    """How the runs of a matrix are started, as the user asked for it; kept beside the matrix, so that going on is going on so.
+
+    Attributes:
+        launcher: ``local``, ``torchrun`` or ``slurm``.
+        jobs: local: runs side by side; None means one per GPU.
+        nproc_per_node: torchrun: processes of a run.
+        slurm: slurm: KEY=VALUE words.
+    """
+
+    launcher: str = "local"
+    jobs: int | None = None
+    nproc_per_node: int | None = None
+    slurm: tuple[str, ...] = ()
+
+    def save(self, output: Path) -> None:
+        """Write launcher.json into the output folder."""
+        atomic_write_text(output / _SETTINGS, json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, output: Path) -> LaunchSettings | None:
+        """Return what :meth:`save` wrote, or None where nothing was.
+
+        Raises:
+            InputError: If the file holds something else.
+        """
+        file = output / _SETTINGS
+        try:
+            data = json.loads(file.read_text(encoding="utf-8"))
+            settings = cls(**(data | {"slurm": tuple(data["slurm"])}))
+            if settings.launcher not in LAUNCHERS or not all(isinstance(n, int | None) for n in (settings.jobs, settings.nproc_per_node)):
+                raise ValueError(f"{data!r} is no way to run")
+            return settings
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, LookupError) as error:
+            raise InputError(f"{file} is damaged ({error}). Say again how to run (--launcher ...); it is then written anew.") from error
+
+
+def visible_gpus(count: int) -> list[str]:
+    """Return the names, as CUDA_VISIBLE_DEVICES has them, of the first ``count`` GPUs that this process may use."""
+    mask = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [name.strip() for name in mask.split(",")] if mask else [str(index) for index in range(count)]
+    return names[:count]
+
+
+def run_environment(*, lanes: int, lane: int, num_gpus: int) -> dict[str, str]:
+    """Return the environment of a run that shares the machine: its part of the cores, and its GPU.
+
+    Args:
+        lanes: Runs side by side.
+        lane: Which of them this is.
+        num_gpus: GPUs that the runs take turns on; 0 leaves CUDA_VISIBLE_DEVICES alone.
+    """
+    environment = dict(os.environ)
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // lanes)))
+    gpus = visible_gpus(num_gpus)
+    if gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = gpus[lane % len(gpus)]
+    return environment
 
 
 def train_command(arguments: Sequence[str], *, num_processes: int = 1) -> list[str]:
@@ -49,6 +116,8 @@ class LocalLauncher:
         lock: A file descriptor that every run holds open, so that the lock on it lasts as long as the last of them.
     """
 
+    goes_on_alone = False
+
     def __init__(self, *, lanes: int, num_gpus: int = 0, lock: int | None = None) -> None:
         self.lanes = lanes
         self.num_gpus = num_gpus
@@ -56,10 +125,7 @@ class LocalLauncher:
 
     def start(self, command: Sequence[str], folder: Path, lane: int) -> LocalJob:
         """Start a run; what it prints is added to ``console.txt`` in its folder."""
-        environment = dict(os.environ)
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.lanes)))
-        if self.num_gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = str(lane % self.num_gpus)
+        environment = run_environment(lanes=self.lanes, lane=lane, num_gpus=self.num_gpus)
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / CONSOLE, "ab") as console:
             process = subprocess.Popen(
@@ -84,13 +150,18 @@ class LocalJob:
         """Return the exit status, None while it runs."""
         return self._process.poll()
 
-    def stop(self) -> None:
-        """Tell it to save and end, and wait until it has."""
+    def ask_to_stop(self) -> None:
+        """Tell it to save and end."""
         self._process.terminate()
+
+    def wait_until_stopped(self, until: float) -> bool:
+        """Wait until it has ended, kill it at ``until`` (of ``time.monotonic``), and return whether it ended by itself."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_SAVES_WITHIN_SEC)
+            self._process.wait(max(0.0, until - time.monotonic()))
+            return True
         self._process.kill()
         self._process.wait()
+        return False
 
 
 def _end_with_parent() -> None:
@@ -134,6 +205,8 @@ class SlurmLauncher:
         InputError: If submitit is not installed, Slurm is not there, or a parameter is not known.
     """
 
+    goes_on_alone = True
+
     def __init__(self, folder: Path, parameters: dict[str, str], *, cluster: str = "slurm") -> None:
         try:
             import submitit
@@ -175,12 +248,16 @@ class SlurmJob:
             return None
         return 1 if self._job.exception() is not None else int(self._job.result())
 
-    def stop(self) -> None:
+    def ask_to_stop(self) -> None:
         """Leave it in the queue."""
+
+    def wait_until_stopped(self, until: float) -> bool:
+        """Do not wait for it."""
+        return True
 
 
 @contextlib.contextmanager
-def output_lock(output: Path, *, wait_sec: float = _SAVES_WITHIN_SEC) -> Iterator[int]:
+def output_lock(output: Path, *, wait_sec: float = SAVES_WITHIN_SEC) -> Iterator[int]:
     """Hold the output folder for one benchmark, and for the runs that it started; yield the lock's file descriptor.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from ..runtime.errors import InputError, MissingFileError, UnknownKeyError, did_
 
 RANDOM = "random"
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")  # it names a folder
-_KEYS = ("tasks", "inits", "seeds", "label_fractions", "engine", "datasets", "overrides")
+_KEYS = ("tasks", "inits", "seeds", "label_fractions", "engine", "datasets", "overrides", "baseline")
+_PATHS_IN_FLAG = {"coco": (0, 1), "voc": (0, 2)}  # places of paths behind NAME=KIND: in a --dataset flag
 _TASK_KEYS = ("name", "config", "datasets", "overrides")
 
 
@@ -70,7 +71,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Matrix:
-    """Every run of a benchmark; ``cells`` lists them, one comparison of all initialisations after the other."""
+    """Every run of a benchmark; ``cells`` lists them, one comparison of all initialisations after the other.
+
+    ``baseline`` names the row that differences refer to; "" means supervised, else random.
+    """
 
     tasks: tuple[Task, ...]
     inits: tuple[Initialisation, ...]
@@ -80,6 +84,7 @@ class Matrix:
     engine: str = "auto"
     datasets: tuple[str, ...] = ()
     overrides: tuple[str, ...] = field(default=())
+    baseline: str = ""
 
     def cells(self) -> list[Cell]:
         """Return the runs in the order in which they are run: seed by seed, so that a first whole comparison is there early."""
@@ -106,6 +111,15 @@ class Matrix:
         words += [*self.overrides, *cell.task.overrides]
         return [*words, "MODEL.WEIGHTS", cell.init.weights, "SEED", str(cell.seed), "OUTPUT_DIR", str(cell.folder)]
 
+    def with_absolute_paths(self) -> Matrix:
+        """Return the same matrix with paths that hold in any folder: it is saved to be gone on with from anywhere."""
+        tasks = (
+            replace(task, config=_absolute(task.config, only_files=True), datasets=tuple(map(_absolute_flag, task.datasets)))
+            for task in self.tasks
+        )
+        inits = (replace(init, weights=_absolute(init.weights)) for init in self.inits)
+        return replace(self, tasks=tuple(tasks), inits=tuple(inits), datasets=tuple(map(_absolute_flag, self.datasets)))
+
     def dump(self) -> str:
         """Return the matrix as YAML that :func:`read_matrix` reads again."""
         data = {
@@ -116,6 +130,7 @@ class Matrix:
             "engine": self.engine,
             "datasets": list(self.datasets),
             "overrides": list(self.overrides),
+            "baseline": self.baseline,
         }
         return yaml.safe_dump(data, sort_keys=False)
 
@@ -130,6 +145,7 @@ def build_matrix(
     engine: str = "auto",
     datasets: Sequence[str] = (),
     overrides: Sequence[str] = (),
+    baseline: str = "",
 ) -> Matrix:
     """Check the parts of a matrix and put them together.
 
@@ -142,6 +158,7 @@ def build_matrix(
         engine: As of ``train --engine``.
         datasets: ``--dataset`` flags for every task.
         overrides: KEY VALUE words for every task.
+        baseline: Name of the row that differences refer to; "" means supervised, else random.
 
     Raises:
         InputError: If a part is empty, named twice, or out of range.
@@ -160,7 +177,23 @@ def build_matrix(
         _check_names(kind, names)
     if len(overrides) % 2:
         raise InputError(f"KEY VALUE words must come in pairs, got {len(overrides)}: {' '.join(overrides)}")
-    return Matrix(tuple(tasks), tuple(inits), tuple(seeds), Path(output), fractions, engine, tuple(datasets), tuple(overrides))
+    if baseline and baseline not in [init.name for init in inits]:
+        raise InputError(f"The baseline {baseline!r} is no row of the matrix. Rows are {', '.join(init.name for init in inits)}.")
+    return Matrix(tuple(tasks), tuple(inits), tuple(seeds), Path(output), fractions, engine, tuple(datasets), tuple(overrides), baseline)
+
+
+def _absolute(path: str, *, only_files: bool = False) -> str:
+    # A config may be a name of the package's, which no folder changes.
+    return str(Path(path).absolute()) if path and (not only_files or Path(path).is_file()) else path
+
+
+def _absolute_flag(flag: str) -> str:
+    name, equals, rest = flag.partition("=")
+    kind, *fields = rest.split(":")
+    for place in _PATHS_IN_FLAG.get(kind, ()):
+        if place < len(fields):  # of VOC the third may be the class names themselves
+            fields[place] = _absolute(fields[place], only_files=place == 2)
+    return f"{name}{equals}{':'.join([kind, *fields])}"
 
 
 def _check_names(kind: str, names: Sequence[str]) -> None:
@@ -203,7 +236,7 @@ def parse_task(item: str | Mapping[str, Any], where: str = "--tasks") -> Task:
 
 def read_matrix(file: str | Path, output: str | Path) -> Matrix:
     """Read a matrix from YAML: ``tasks`` (names or mappings), ``inits`` (name: file), ``seeds``, and optionally ``label_fractions``,
-    ``engine``, ``datasets`` and ``overrides``.
+    ``engine``, ``datasets``, ``overrides`` and ``baseline``.
 
     Raises:
         MissingFileError: If there is no such file.
@@ -231,6 +264,7 @@ def read_matrix(file: str | Path, output: str | Path) -> Matrix:
         engine=str(data.get("engine", "auto")),
         datasets=_words(data, "datasets", str(file)),
         overrides=_overrides(data, str(file)),
+        baseline=str(data.get("baseline") or ""),
     )
 
 

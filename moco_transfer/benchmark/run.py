@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from .launch import CONSOLE
+from .launch import CONSOLE, SAVES_WITHIN_SEC
 from .matrix import Cell
 from .state import COMPLETE, last_iteration, state_of
 
 _POLL_SEC = 0.5
-_TOLD_TO_STOP = 143  # 128 + SIGTERM: the run has saved, somebody else ended it
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,17 @@ class Failure:
 
 
 class Stopped(Exception):
-    """SIGTERM came; every run was told to save."""
+    """SIGTERM or Ctrl-C came, and the runs were told to save and end, where they do not go on alone.
+
+    Attributes:
+        signum: Of the signal.
+        num_running: Runs that were going on, or waited in a queue.
+        num_killed: Those of them that did not end in time.
+    """
+
+    def __init__(self, signum: int, *, num_running: int, num_killed: int) -> None:
+        super().__init__(signum)
+        self.signum, self.num_running, self.num_killed = signum, num_running, num_killed
 
 
 def run_cells(
@@ -62,17 +71,17 @@ def run_cells(
         The runs that failed; the others ran all the same.
 
     Raises:
-        Stopped: On SIGTERM, after the runs have saved; KeyboardInterrupt likewise.
+        Stopped: On SIGTERM or Ctrl-C, after the runs have saved. Further signals change nothing until then.
     """
     waiting, failures = list(cells), []
     running: dict[int, tuple[Cell, Any]] = {}
     total = sum(iterations for _, iterations in cells)
     ended = 0
-    with _sigterm_raises(), tqdm(total=total, unit="it", desc=f"0/{len(cells)} runs", disable=None) as bar:
+    with _StopSignals() as stop, tqdm(total=total, unit="it", desc=f"0/{len(cells)} runs", disable=None) as bar:
         bar.update(sum(state_of(cell).iteration for cell, _ in cells))
         try:
-            while waiting or running:
-                while waiting and len(running) < launcher.lanes:
+            while (waiting or running) and not stop.signum:
+                while waiting and len(running) < launcher.lanes and not stop.signum:
                     cell, _ = waiting.pop(0)
                     lane = next(lane for lane in range(len(running) + 1) if lane not in running)
                     running[lane] = (cell, launcher.start(command(cell), cell.folder, lane))
@@ -86,27 +95,47 @@ def run_cells(
                     bar.set_description(f"{ended}/{len(cells)} runs")
                     if status == 0 and state_of(cell).name == COMPLETE:
                         on_finished(cell)
-                    else:
+                    elif not stop.signum:  # a signal to all processes of the terminal or the job reaches runs as well
                         failures.append(Failure(cell, status, _last_words(cell.folder / CONSOLE)))
                         tqdm.write(f"FAILED {failures[-1]}")
                 bar.n = sum(min(iterations, last_iteration(cell.folder)) for cell, iterations in cells)
                 bar.refresh()
         finally:
-            for _, job in running.values():
-                job.stop()
+            jobs = [job for _, job in running.values()]
+            num_killed = _stop(jobs)
+        if stop.signum:
+            raise Stopped(stop.signum, num_running=len(jobs), num_killed=num_killed)
     return failures
 
 
-@contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    def stop(signum: int, frame: object) -> None:
-        raise Stopped
+def _stop(jobs: Sequence[Any]) -> int:
+    """Tell all jobs to save and end, wait for them together, and return how many did not end in time."""
+    for job in jobs:
+        job.ask_to_stop()
+    until = time.monotonic() + SAVES_WITHIN_SEC
+    return sum(not job.wait_until_stopped(until) for job in jobs)
 
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+
+class _StopSignals:
+    """Notes SIGTERM and Ctrl-C instead of raising: an exception between the start of a run and its entry in the list would lose it."""
+
+    def __init__(self) -> None:
+        self.signum = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _StopSignals:
+        self._before = {signum: signal.signal(signum, self._note) for signum in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def _note(self, signum: int, frame: object) -> None:
+        again = bool(self.signum)
+        self.signum = self.signum or signum
+        text = "still waiting for runs to save and end" if again else "stopping: runs save and end"
+        os.write(2, f"\n{text} (up to {SAVES_WITHIN_SEC} s) ...\n".encode())
 
 
 def _last_words(console: Path) -> str:

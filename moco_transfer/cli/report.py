@@ -1,7 +1,7 @@
 """Make the transfer table from run folders: mean and std over seeds, and the difference to the supervised row.
 
-A run folder holds the results.json that `train` wrote. Runs are grouped by task, test set, config hash, engine and norm
-(one table each) and by initialisation (one row each): runs that differ in any of these are never averaged. A file that
+A run folder holds the results.json that `train` wrote. Runs are grouped by task, test set, config hash, engine, norm and label
+subset (one table each) and by initialisation (one row each): runs that differ in any of these are never averaged. A file that
 cannot be used, two runs that claim the same seed of the same row, a seed that one row lacks and a metric that is not a
 number are named below the table; the rest of the table is made all the same.
 
@@ -37,6 +37,9 @@ EPILOG = """examples:
   learning curves with the spread over seeds, AP by class and by size, pre-training curves, beside the table:
     moco-transfer report out --plots out/plots
 
+  differences to a row of another name:
+    moco-transfer report out --baseline sup_bn
+
   slim records of the runs for a repository, and the sections of a README between <!-- results:begin docs/results/voc --> and
   <!-- results:end --> made from the records that each names (RUNS fill a section that names nothing):
     moco-transfer report out/voc --keep docs/results/voc
@@ -53,6 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `report` to its parser."""
     parser.add_argument("runs", nargs="*", metavar="RUNS", help="run folders (with a results.json), or folders that hold run folders at any depth")
     parser.add_argument("--format", choices=("markdown", "latex", "csv", "html"), default="markdown", help=_FORMAT_HELP)
+    help_baseline = "row that differences refer to (default: supervised, else random)"
+    parser.add_argument("--baseline", default="", metavar="NAME", help=help_baseline)
     parser.add_argument("--output", metavar="FILE", help="write the table to FILE instead of the terminal")
     parser.add_argument("--plots", metavar="FOLDER", help="also draw curves and AP by class and size: PNG and SVG")
     parser.add_argument("--keep", metavar="FOLDER", help="also write slim records into FOLDER: no weights, no absolute paths")
@@ -67,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         0; problems with single runs are named in the table, not in the status.
 
     Raises:
-        InputError: If no readable run is found, or a file cannot be written or has no markers.
+        InputError: If no readable run is found, no row is called as the baseline, or a file cannot be written or has no markers.
         MissingFileError: If a named path does not exist.
     """
     from moco_transfer.report import build_tables
@@ -78,10 +83,13 @@ def run(args: argparse.Namespace) -> int:
     if not args.runs:
         if not args.readme or args.output or args.plots or args.keep:
             raise InputError("No runs are named: give run folders, or --readme FILE alone, whose sections name their records.")
-        _fill_named_sections(Path(args.readme))
+        _fill_named_sections(Path(args.readme), args.baseline)
         return 0
     records, problems = read_named_runs(args.runs)
-    tables = build_tables(records)
+    names = sorted({run.init for run in records})
+    if args.baseline and args.baseline not in names:
+        raise InputError(f"--baseline {args.baseline}: no run is of that row. Rows are {', '.join(names)}.")
+    tables = build_tables(records, baseline=args.baseline)
     # Only the page, the plots and the records show pre-training runs.
     is_whole = args.format == "html" or args.plots or args.keep
     pretraining, faults = _find_pretraining(args.runs, records) if is_whole else ([], [])
@@ -193,7 +201,7 @@ def _fill_section(readme: Path, runs: Sequence[str], text: str) -> None:
     _insert(readme, {paths: text})
 
 
-def _fill_named_sections(readme: Path) -> None:
+def _fill_named_sections(readme: Path, baseline: str) -> None:
     from moco_transfer.report import build_tables, marked_paths, render_markdown
     from moco_transfer.runtime.errors import InputError
 
@@ -204,7 +212,7 @@ def _fill_named_sections(readme: Path) -> None:
     for paths in named:
         records, problems = read_named_runs([str(readme.parent / path) for path in paths])
         # Paths in warnings are the README's own, wherever the command runs.
-        contents[paths] = render_markdown(build_tables(records), problems).replace(f"{readme.parent}/", "")
+        contents[paths] = render_markdown(build_tables(records, baseline=baseline), problems).replace(f"{readme.parent}/", "")
     _insert(readme, contents)
 
 

@@ -48,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
         0; runs without predictions are named and left out.
 
     Raises:
-        InputError: If no run can be read, a data set is not found, or no run of a table has predictions.
+        InputError: If no run can be read; or, after the sheets of the other tables are drawn, one sentence for each table whose
+            data set is not found or whose runs have no predictions.
         MissingFileError: If a named path does not exist.
     """
     from ..data.catalog import parse_dataset_flag
@@ -63,11 +64,15 @@ def run(args: argparse.Namespace) -> int:
     records, _ = read_named_runs(args.runs)
     for flag in args.dataset:
         parse_dataset_flag(flag)
+    faults = []
     for table in build_tables(records):
-        dataset = _test_set(table)
-        chosen = _one_run_per_row(table, args.seed)
         folder = Path(args.output) if args.output else sheet_folder(table)
-        _draw(folder / f"{SHEET_NAME}_{figure_name(table)}.png", dataset, chosen, args)
+        try:
+            _draw(folder / f"{SHEET_NAME}_{figure_name(table)}.png", _test_set(table), _one_run_per_row(table, args.seed), args)
+        except InputError as error:
+            faults.append(f"no sheet of {table.setting.task}: {error}")
+    if faults:
+        raise InputError("\n".join(faults))
     return 0
 
 
@@ -78,12 +83,19 @@ def _test_set(table: Table) -> DetectionDataset:
     name = table.setting.test_set[0]
     if name not in dataset_names():
         for run in table.runs:
-            words = shlex.split(run.command or "")
+            words = _words(run.command or "")
             flags = [word for before, word in zip(words, words[1:], strict=False) if before == "--dataset" and word.startswith(f"{name}=")]
             if flags:
                 parse_dataset_flag(flags[0])
                 break
     return get_dataset(name)
+
+
+def _words(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError:  # a quotation mark without its fellow: damaged, or no shell's words
+        return command.split()
 
 
 def _one_run_per_row(table: Table, seed: int | None) -> dict[str, RunRecord]:

@@ -4,7 +4,7 @@ Run folders are read (``records``), grouped and averaged (``aggregate``, ``seed_
 (``table_*``). Functions return text; writing files and ending with a message is the command line's part.
 """
 
-from .aggregate import Difference, Row, Setting, Table, build_tables
+from .aggregate import BASELINES, Difference, Row, Setting, Table, build_tables
 from .published import PublishedRow, PublishedSetting, find_settings, published_settings, setting_for_task
 from .published_text import render_published
 from .readme import insert_between_markers, marked_paths
@@ -15,6 +15,7 @@ from .table_latex import render_latex
 from .table_markdown import render_markdown
 
 __all__ = [
+    "BASELINES",
     "Difference",
     "PairedTest",
     "Problem",

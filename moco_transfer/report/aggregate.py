@@ -1,8 +1,8 @@
 """Aggregate runs into tables: one table per setting, one row per initialisation, mean and std over seeds.
 
-What is never averaged: runs that differ in task, test set, config hash, engine or norm (they form tables of their own),
-and two runs that claim the same cell, i.e. the same table, initialisation and seed: which of them is right cannot be
-known from the files, so both are named and neither enters the mean.
+What is never averaged: runs that differ in task, test set, config hash, engine, norm or the pictures whose labels they were
+trained on (they form tables of their own), and two runs that claim the same cell, i.e. the same table, initialisation and
+seed: which of them is right cannot be known from the files, so both are named and neither enters the mean.
 
 Conventions:
     std is the sample standard deviation (n - 1); with n = 1 there is none (None), never 0.
@@ -42,6 +42,7 @@ class Setting:
     config_hash: str
     engine: str
     norm: str
+    label_subset: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,17 +94,19 @@ class Table:
         setting: What the runs share.
         rows: random, supervised, then the others by name.
         problems: What is missing from this table and why.
+        baseline_name: The row that the reader wants differences to, or "" for the first of :data:`BASELINES`.
     """
 
     setting: Setting
     rows: tuple[Row, ...]
     problems: tuple[Problem, ...]
+    baseline_name: str = ""
 
     @property
     def baseline(self) -> Row | None:
-        """The row that differences refer to: supervised, else random, else none; it has at least one averaged run."""
+        """The row that differences refer to: that which was named, else supervised, else random, else none; it has an averaged run."""
         rows = {row.init: row for row in self.rows if row.runs}
-        return next((rows[name] for name in BASELINES if name in rows), None)
+        return next((rows[name] for name in (self.baseline_name, *BASELINES) if name in rows), None)
 
     @property
     def runs(self) -> list[RunRecord]:
@@ -133,14 +136,15 @@ class Table:
 
 def setting_of(run: RunRecord) -> Setting:
     """Return the key of the table that ``run`` belongs to."""
-    return Setting(run.task, run.test_set, run.config_hash, run.engine, run.norm)
+    return Setting(run.task, run.test_set, run.config_hash, run.engine, run.norm, run.label_subset)
 
 
-def build_tables(records: Iterable[RunRecord]) -> list[Table]:
-    """Group runs into tables, one per setting, ordered by task, test set, config hash, engine and norm.
+def build_tables(records: Iterable[RunRecord], *, baseline: str = "") -> list[Table]:
+    """Group runs into tables, one per setting, ordered by task, test set, config hash, engine, norm and label subset.
 
     Args:
         records: Runs in any order.
+        baseline: The row that differences refer to; "" means supervised, else random. A table without it says so.
 
     Returns:
         Tables; every run is in exactly one row of one of them, as an averaged run or as a conflict.
@@ -148,10 +152,10 @@ def build_tables(records: Iterable[RunRecord]) -> list[Table]:
     groups: dict[Setting, list[RunRecord]] = {}
     for run in records:
         groups.setdefault(setting_of(run), []).append(run)
-    return [_build_table(setting, groups[setting]) for setting in sorted(groups)]
+    return [_build_table(setting, groups[setting], baseline) for setting in sorted(groups)]
 
 
-def _build_table(setting: Setting, records: Sequence[RunRecord]) -> Table:
+def _build_table(setting: Setting, records: Sequence[RunRecord], baseline: str) -> Table:
     by_init: dict[str, list[RunRecord]] = {}
     for run in records:
         by_init.setdefault(run.init, []).append(run)
@@ -161,7 +165,8 @@ def _build_table(setting: Setting, records: Sequence[RunRecord]) -> Table:
     problems += [problem for row in rows for problem in _undefined_problems(row, kinds)]
     problems += _missing_seeds(rows)
     problems += [problem for row in rows for problem in _mixed(row)]
-    return Table(setting, rows, tuple(problems))
+    problems += [*_different_training_sets(setting, rows), *_no_baseline(setting, rows, baseline)]
+    return Table(setting, rows, tuple(problems), baseline)
 
 
 def _build_row(init: str, records: Sequence[RunRecord]) -> Row:
@@ -242,3 +247,21 @@ def _mixed(row: Row) -> list[Problem]:
         short = ", ".join(sha[:8] for sha in files)
         problems.append(Problem(f"row {row.init}", f"averages runs from {len(files)} different weight files (sha256 {short})."))
     return problems
+
+
+def _different_training_sets(setting: Setting, rows: Sequence[Row]) -> list[Problem]:
+    """Name the sets when runs of one table were trained on others: the config hash knows only what a set is called there."""
+    folders: dict[str, list[str]] = {}
+    for run in (run for row in rows for run in row.runs if run.train_set):  # a run that was only evaluated has none
+        folders.setdefault(" + ".join(run.train_set), []).append(run.folder)
+    if len(folders) < 2:
+        return []
+    shown = "; ".join(f"{names} in {', '.join(where[:NAMES_SHOWN])}{', ...' if where[NAMES_SHOWN:] else ''}" for names, where in folders.items())
+    return [Problem(setting.task, f"holds runs that were trained on different sets, so that rows differ in more than their weights: {shown}.")]
+
+
+def _no_baseline(setting: Setting, rows: Sequence[Row], name: str) -> list[Problem]:
+    if not name or any(row.init == name and row.runs for row in rows):
+        return []
+    names = ", ".join(row.init for row in rows)
+    return [Problem(setting.task, f"has no averaged run of the baseline {name!r} that was asked for; its rows are {names}.")]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from moco_transfer.evaluate.metric_names import BBOX_METRICS, RECALL_METRICS
 
-from .aggregate import Row, Setting, Table
+from .aggregate import BASELINES, Row, Setting, Table
 from .number_text import NOTHING, p_text, signed_text
 from .published_text import published_sentences
 from .records import RunRecord
@@ -66,14 +66,21 @@ def separation_sentences(tables: Sequence[Table]) -> list[str]:
     sentences = []
     for (task, _), settings in groups.items():
         parts = []
-        for label, key in (("config hash", "config_hash"), ("engine", "engine"), ("norm", "norm")):
+        keys = {"config_hash": "config hash", "engine": "engine", "norm": "norm", "label_subset": "the pictures whose labels they use"}
+        for key, label in keys.items():
             found = sorted({getattr(setting, key) for setting in settings})
             if len(found) > 1:
-                parts.append(f"{label} ({', '.join(value[:8] if key == 'config_hash' else value for value in found)})")
+                parts.append(f"{label} ({', '.join(_short(key, value) for value in found)})")
         if parts:
             why = f"because its runs differ in {' and '.join(parts)}"
             sentences.append(f"{task}: {len(settings)} tables, {why}; such runs are never averaged.")
     return sentences
+
+
+def _short(key: str, value: str) -> str:
+    if key == "label_subset":
+        return value[:8] or "all"
+    return value[:8] if key == "config_hash" else value
 
 
 def setting_sentence(table: Table) -> str:
@@ -86,6 +93,7 @@ def setting_sentence(table: Table) -> str:
     processes = f"{world_size} process" + ("" if world_size == "1" else "es")
     tested = f"tested on {' + '.join(setting.test_set)}"
     how = f"engine {setting.engine}, norm {setting.norm}, {iterations} iterations, {processes}, config {setting.config_hash[:8]}"
+    how += f", label subset {setting.label_subset[:8]}" if setting.label_subset else ""
     return f"{trained}{tested}; {how}."
 
 
@@ -133,8 +141,17 @@ def legend_sentences(table: Table, *, emphasis: str) -> list[str]:
         tests = [d.test for row in table.rows for kind in table.kinds if (d := table.difference(row, kind, "AP"))]
         if any(tests):
             lines.append(f"p: two-sided paired t test against the {table.baseline.init} row over the seeds that both rows have.")
-    lines += [*published_sentences(table), version_sentence(table), *dagger_sentences(table)]
+    lines += [baseline_sentence(table), *published_sentences(table), version_sentence(table), *dagger_sentences(table)]
     return [line for line in lines if line]
+
+
+def baseline_sentence(table: Table) -> str:
+    """Return which row is the baseline, or that none is, where a reader would expect the supervised row; else ""."""
+    if len(table.rows) < 2 or (table.baseline and table.baseline.init in (BASELINES[0], table.baseline_name)):
+        return ""
+    if table.baseline is None:
+        return f"No differences: no row with runs is called {' or '.join(BASELINES)}; --baseline NAME takes another."
+    return f"The baseline is the {table.baseline.init} row: no row with runs is called {BASELINES[0]}; --baseline NAME takes another."
 
 
 def version_sentence(table: Table) -> str:

@@ -20,6 +20,8 @@ from .seed_statistics import summarize
 
 #: Loss curves have at most this many points.
 MAX_BINS = 60
+#: A larger value is damage: no float32 loss has it, and its square would not fit a float.
+_LARGEST = 1e39
 
 Points = list[tuple[float, float]]
 
@@ -133,12 +135,19 @@ def read_series(file: Path, keys: Sequence[str]) -> tuple[dict[str, Points], Pro
             entry = json.loads(line)
             for key in keys:
                 value = entry.get(key)
-                if value is not None and math.isfinite(value):
-                    found.setdefault(key, {})[float(entry["iteration"])] = float(value)
-        except (ValueError, KeyError, TypeError, AttributeError):
+                if value is not None and -_LARGEST < value < _LARGEST:
+                    found.setdefault(key, {})[_iteration(entry)] = float(value)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             damaged += bool(line.strip())
     problem = Problem(str(file), f"{damaged} damaged lines are left out of the curve.") if damaged else None
     return {key: sorted(points.items()) for key, points in found.items()}, problem
+
+
+def _iteration(entry: dict) -> float:
+    iteration = entry["iteration"]
+    if not 0 <= iteration < _LARGEST:  # nor NaN
+        raise ValueError("no iteration")
+    return float(iteration)
 
 
 def _read_points(run: RunRecord, key: str) -> tuple[Points, Problem | None]:

@@ -16,9 +16,9 @@ from .caveats import finding_sentences, legend_sentences, separation_sentences, 
 from .page_svg import inline_svg, swatch
 from .page_tables import Grid, transfer_grid, trials_grid
 from .plots import STYLES, Panel, breakdown_panels, curve_panels, draw_panel, figure_bytes, figure_name, row_styles
-from .pretraining import CONFIG_FILE, PretrainingRun, pretraining_panels
-from .records import Problem
-from .run_details import ENVIRONMENT_FILE, RunDetails, anchors_of, table_details, text_of
+from .pretraining import PretrainingRun, pretraining_panels
+from .records import CONFIG_FILE, Problem, text_of
+from .run_details import ENVIRONMENT_FILE, RunDetails, anchors_of, table_details
 from .table_csv import render_csv
 from .table_latex import render_latex
 

@@ -27,6 +27,13 @@ _MARKERS = {
     "o": "M4 0.8a3.2 3.2 0 1 0 .01 0Z",
     "D": "M4 0 8 4 4 8 0 4Z",
     "P": "M3 0H5V3H8V5H5V8H3V5H0V3H3Z",
+    "<": "M0.6 4 7 0.6V7.4Z",
+    ">": "M7.4 4 1 0.6V7.4Z",
+    "*": "M4 0 5 3H8L5.6 4.8 6.5 7.8 4 6 1.5 7.8 2.4 4.8 0 3H3Z",
+    "p": "M4 0.4 7.6 3.1 6.2 7.4H1.8L0.4 3.1Z",
+    "d": "M4 0 6.4 4 4 8 1.6 4Z",
+    "h": "M4 0.4 7.2 2.2V5.8L4 7.6 0.8 5.8V2.2Z",
+    (4, 1, 0): "M4 0 4.8 3.2 8 4 4.8 4.8 4 8 3.2 4.8 0 4 3.2 3.2Z",
     "X": "M1.4 0 4 2.6 6.6 0 8 1.4 5.4 4 8 6.6 6.6 8 4 5.4 1.4 8 0 6.6 2.6 4 0 1.4Z",
 }
 
@@ -58,7 +65,7 @@ def inline_svg(svg: bytes, *, prefix: str, label: str) -> str:
 def swatch(style: tuple) -> str:
     """Return a short line with its marker, as the figures draw a row: the legend's ``<svg>``."""
     color, line_style, marker = style
-    index = next(place for place, known in enumerate(STYLES) if known == style)
+    index = next(place for place, known in enumerate(STYLES) if known[0] == color)
     dash = _DASHES[line_style] if isinstance(line_style, str) else " ".join(f"{1.7 * length:g}" for length in line_style[1])
     return (
         f'<svg class="swatch" viewBox="0 0 34 10" aria-hidden="true"><path d="M0 5H34" stroke="var(--row-{index})" stroke-width="1.7" '

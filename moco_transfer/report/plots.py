@@ -3,10 +3,13 @@
 Each picture is made of panels, which the page shows one by one and a file shows side by side. Figures are drawn without
 pyplot, so nothing global changes and no display is needed. Rows differ in line style, marker and brightness as well as in
 colour: the pictures can be read in grey.
+
+Names come from files and may hold anything: every one that is drawn goes through :func:`plain_text`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import textwrap
@@ -17,6 +20,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from moco_transfer.evaluate.metric_names import class_metric, is_class_metric
 
@@ -34,6 +38,13 @@ STYLES = (
     ("#7b1fa2", (0, (5, 1)), "v"),
     ("#56a8e0", (0, (3, 1, 1, 1)), "P"),
     ("#5c2e00", (0, (1, 1)), "X"),
+    ("#d1495b", (0, (7, 2, 2, 2)), "<"),
+    ("#00798c", (0, (2, 2)), ">"),
+    ("#e0a800", (0, (9, 2)), "*"),
+    ("#6d597a", (0, (5, 1, 1, 1, 1, 1)), "p"),
+    ("#1b4332", (0, (3, 3)), "d"),
+    ("#f28ab2", (0, (7, 1, 3, 1)), "h"),
+    ("#34618e", (0, (1, 3)), (4, 1, 0)),
 )
 #: Of grid lines and of the stripes behind classes.
 GRID, STRIPE = "#e0e0e0", "#f4f4f4"
@@ -41,6 +52,7 @@ GRID, STRIPE = "#e0e0e0", "#f4f4f4"
 #: Size of markers and width of lines, pt.
 LINE = {"markersize": 4.5, "linewidth": 1.7}
 _PANEL_INCHES = 4.2
+_LONGEST_NAME = 180  # bytes; file systems take 255, endings and prefixes included
 _SIZES = {"APs": "small", "APm": "medium", "APl": "large"}
 
 
@@ -107,13 +119,15 @@ def breakdown_panels(table: Table, kind: str = "bbox") -> list[Panel]:
 
         def draw(axis: Axes, metrics: Sequence[str] = metrics) -> list[Problem]:
             _draw_markers(axis, table, kind, metrics)
-            axis.set_yticks(range(len(metrics)), [_SIZES.get(metric) or metric.removeprefix(class_metric("")) for metric in metrics])
+            names = [_SIZES.get(metric) or plain_text(metric.removeprefix(class_metric(""))) for metric in metrics]
+            axis.set_yticks(range(len(metrics)), names)
             axis.set_xlabel(f"AP of {kind_name(kind)} (0-100)")
             axis.set_xlim(0, max(1.0, 1.05 * axis.dataLim.x1))
             return []
 
         caption = f"AP of {kind_name(kind)} by {'object size' if what == 'size' else 'class'}: mean over seeds, bar of one std where n >= 2"
-        height = max(2.2, 1.0 + (0.26 if len(metrics) <= 10 else 0.2) * len(metrics))
+        each = max(0.26 if len(metrics) <= 10 else 0.2, 0.06 * len(table.rows))  # inches; markers of many rows lie one below the other
+        height = max(2.2, 1.0 + each * len(metrics))
         panels += [Panel(f"{kind}_by_{what}", caption, (_PANEL_INCHES, height), draw)] if metrics else []
     return panels
 
@@ -163,15 +177,30 @@ def figure_name(table: Table) -> str:
     """Return a file name without ending that tells the tables of one report apart."""
     setting = table.setting
     parts = [setting.task, *setting.test_set, setting.config_hash[:8], setting.engine, setting.norm]
-    name = "_".join(filter(None, parts))
-    return re.sub(r"[^\w.-]+", "-", name)
+    parts += [f"labels-{setting.label_subset[:8]}"] if setting.label_subset else []
+    name = re.sub(r"[^\w.-]+", "-", "_".join(filter(None, parts)))
+    if len(name.encode("utf-8")) <= _LONGEST_NAME:
+        return name
+    return f"{name.encode('utf-8')[:_LONGEST_NAME].decode('utf-8', 'ignore')}_{hashlib.sha256(name.encode('utf-8')).hexdigest()[:8]}"
+
+
+def plain_text(text: str) -> str:
+    r"""Return a name as matplotlib draws it letter by letter: two ``$`` would start a formula, and a wrong formula ends the drawing."""
+    return text.replace("$", r"\$")
 
 
 def row_styles(table: Table) -> dict[str, tuple]:
-    """Return colour, line style and marker per row; random and supervised look the same in every table."""
+    """Return colour, line style and marker per row; random and supervised look the same in every table.
+
+    No two rows share line style and marker, which is all that grey leaves.
+    """
     others = STYLES[len(FIRST_ROWS) :]
     names = [row.init for row in table.rows if row.init not in FIRST_ROWS]
-    styles = {name: others[index % len(others)] for index, name in enumerate(names)}
+    styles = {}
+    for index, name in enumerate(names):
+        # From the second turn on, each line has the marker of another.
+        turn, place = divmod(index, len(others))
+        styles[name] = (*others[place][:2], others[(place + turn) % len(others)][2])
     return styles | dict(zip(FIRST_ROWS, STYLES, strict=False))
 
 
@@ -192,6 +221,7 @@ def _tidy(axis: Axes, panel: Panel) -> None:
     if is_curve:
         axis.set_xlabel("iteration")
         axis.set_xlim(left=0)
+        axis.xaxis.set_major_locator(MaxNLocator(5))  # numbers of six digits must not run into one another
     axis.grid(color=GRID, linewidth=0.6, axis="both" if is_curve else "x")
     axis.spines[["top", "right"]].set_visible(False)
 
@@ -247,11 +277,13 @@ def _decorate(figure: Figure, table: Table) -> None:
         figure.axes[0].plot([], [], color=color, linestyle=line_style, marker=marker, **LINE)[0]
         for color, line_style, marker in (row_styles(table)[row.init] for row in table.rows)
     ]
-    labels = [f"{row.init} (n={len(row.runs)})" for row in table.rows]
+    labels = [plain_text(f"{row.init} (n={len(row.runs)})") for row in table.rows]
     inches = 0.7 + 0.1 * max(map(len, labels))  # what an entry takes at the default size of letters
     columns = max(1, min(len(labels), int(figure.get_figwidth() / inches)))
+    lines_of_legend = -(-len(labels) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.23 * max(0, lines_of_legend - 2))  # not at the cost of the axes
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
     setting = table.setting
     lines = [f"{setting.task} on {' + '.join(setting.test_set)}", f"{setting.engine}, {setting.norm}; mean ± std over n seeds"]
     width = int(12 * figure.get_figwidth())  # about 12 letters of this size fit into an inch
-    figure.suptitle("\n".join(textwrap.fill(line, width) for line in lines), fontsize=10)
+    figure.suptitle(plain_text("\n".join(textwrap.fill(line, width) for line in lines)), fontsize=10)

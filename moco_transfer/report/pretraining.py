@@ -19,10 +19,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .curves import Points, bin_means, read_series
-from .plots import LINE, STYLES, Panel, side_by_side
-from .records import METRICS_FILE, RESULTS_FILE, Problem, RunRecord
+from .plots import LINE, STYLES, Panel, plain_text, side_by_side
+from .records import CONFIG_FILE, METRICS_FILE, RESULTS_FILE, Problem, RunRecord
 
-CONFIG_FILE = "config.yaml"
 #: What is drawn of a pre-training run.
 COLUMNS = ("loss", "chance", "knn_top1", "cos_positive", "cos_negative", "contrast_acc1", "acc1", "feature_spread")
 _SIZE = (4.2, 3.2)
@@ -104,7 +103,7 @@ def pretraining_panels(run: PretrainingRun) -> list[Panel]:
 def pretraining_curves(run: PretrainingRun) -> Figure:
     """Draw :func:`pretraining_panels` side by side."""
     figure, _ = side_by_side(pretraining_panels(run), height=3.4)
-    figure.suptitle(", ".join(filter(None, (run.mechanism, run.arch, run.folder))), fontsize=10)
+    figure.suptitle(plain_text(", ".join(filter(None, (run.mechanism, run.arch, run.folder)))), fontsize=10)
     return figure
 
 
@@ -124,7 +123,7 @@ def _read(folder: Path, inits: tuple[str, ...]) -> tuple[PretrainingRun | None, 
     if "loss" not in series:
         return None, problem
     config = _config(folder)
-    solver, model = config.get("SOLVER") or {}, config.get("MODEL") or {}
+    solver, model = (config.get(key) if isinstance(config.get(key), dict) else {} for key in ("SOLVER", "MODEL"))
     run = PretrainingRun(
         folder=str(folder),
         mechanism=str(config.get("MECHANISM") or ""),
@@ -158,7 +157,7 @@ def _config(folder: Path) -> dict:
     try:
         text = (folder / CONFIG_FILE).read_text(encoding="utf-8")
         config = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     return config if isinstance(config, dict) else {}
 

@@ -43,6 +43,7 @@ class PublishedSetting:
         tasks: Detection configs (file name without .yaml) that follow this protocol.
         test_set: Data sets that a run of such a task must have been tested on to be comparable.
         iterations: Fine-tuning iterations, or None where no source states them.
+        batch: Pictures an iteration.
         trials: Number of trials behind each mean, or None where no source states it.
         std: Column to published std over trials; empty where none is published.
         std_source: Where the std is stated.
@@ -55,6 +56,7 @@ class PublishedSetting:
     tasks: tuple[str, ...]
     test_set: tuple[str, ...]
     iterations: int | None
+    batch: int
     trials: int | None
     std: dict[str, float]
     std_source: str
@@ -121,6 +123,7 @@ def _setting(item: dict) -> PublishedSetting:
         tasks=tuple(item["tasks"]),
         test_set=tuple(item.get("test") or ()),
         iterations=item.get("iterations"),
+        batch=item.get("batch", _load()["batch"]),
         trials=item.get("trials"),
         std=dict(zip(columns, std["values"], strict=True)) if std else {},
         std_source=_full_source(std["source"]) if std else "",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from .aggregate import Row, Table
 from .number_text import NOTHING, signed_text
 from .published import PublishedRow, PublishedSetting, setting_for_task
+from .records import CONFIG_FILE, text_of
+
+_BATCH = re.compile(r"^ +IMS_PER_BATCH: *(\d{1,9}) *$", re.MULTILINE)
 
 
 def published_cells(table: Table, row: Row, kind: str, *, metrics: Sequence[str]) -> tuple[str, str]:
@@ -59,11 +63,35 @@ def published_sentences(table: Table) -> list[str]:
         sentences.append(f"Distance: (our mean - published mean) / published std; std {std} from {setting.std_source}.")
     if setting.note:
         sentences.append(setting.note)
-    differing = sorted({run.iterations for run in table.runs} - {setting.iterations})
-    if setting.iterations and differing:
-        ours = ", ".join(map(str, differing))
-        sentences.append(f"Warning: runs here trained for {ours} iterations, the published ones for {setting.iterations}.")
+    return [*sentences, *_schedule_sentences(table, setting)]
+
+
+def _schedule_sentences(table: Table, setting: PublishedSetting) -> list[str]:
+    """Say where runs had another length than the published ones; as many pictures in smaller batches are the same schedule."""
+    others = [run for run in table.runs if run.iterations != setting.iterations]
+    if not setting.iterations or not others:
+        return []
+    batches = {id(run): _batch_size(run.folder) for run in others}
+    scaled, differing = {}, {}
+    for run in others:
+        batch = batches[id(run)]
+        # Scaled schedules round their iterations to whole ones.
+        is_same = batch is not None and abs(run.iterations * batch - setting.iterations * setting.batch) <= batch
+        text = f"{run.iterations} iterations" + ("" if batch is None else f" of {batch} pictures")
+        (scaled if is_same else differing)[text] = None
+    published = f"{setting.iterations} of {setting.batch} pictures"
+    sentences = []
+    if scaled:
+        sentences.append(f"Runs here trained for {', '.join(scaled)}: as many pictures as the published ones with {published}.")
+    if differing:
+        sentences.append(f"Warning: runs here trained for {', '.join(differing)}, the published ones for {published}.")
     return sentences
+
+
+def _batch_size(folder: str) -> int | None:
+    """Return SOLVER.IMS_PER_BATCH of a run's config.yaml, or None: reading a whole config of each run would be slow."""
+    found = _BATCH.search(text_of(folder, CONFIG_FILE))
+    return int(found[1]) if found else None
 
 
 def _find(table: Table, row: Row, kind: str) -> tuple[PublishedSetting, PublishedRow] | None:

@@ -11,6 +11,7 @@ Conventions:
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Any
 
 RESULTS_FILE = "results.json"
 METRICS_FILE = "metrics.json"
+CONFIG_FILE = "config.yaml"
 SCHEMA = 1
 _OF_FEATURES = ("moco_transfer.knn/", "moco_transfer.linear/")  # results of tests of features: no rows of a transfer table
 
@@ -64,6 +66,7 @@ class RunRecord:
         weights: What the run recorded about the weights it started from: path, sha256, stamp, coverage.
         flags: ``allow_partial`` (bool) and ``forced`` (list of overruled checks).
         command: The command line that made the run, or None where it was not recorded.
+        label_subset: sha256 of the list of pictures whose labels it was trained on; "" for all labels.
     """
 
     folder: str
@@ -85,6 +88,7 @@ class RunRecord:
     weights: dict[str, Any]
     flags: dict[str, Any]
     command: str | None = None
+    label_subset: str = ""
 
     def value(self, kind: str, metric: str) -> float | None:
         """Return a metric on 0-100, NaN when the run could not compute it, or None when the run does not have it."""
@@ -136,17 +140,27 @@ def read_run(file: str | os.PathLike[str]) -> list[RunRecord] | Problem:
     """
     file = Path(file)
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        data = json.loads(text)
     except OSError as error:
         return Problem(str(file), f"cannot be read ({error.strerror or error}); the run is left out.")
     except (ValueError, RecursionError) as error:
         return Problem(str(file), f"is no valid JSON ({error}); the run is left out. Is it cut short? Repeat its evaluation.")
     if isinstance(data, dict) and str(data.get("schema")).startswith(_OF_FEATURES):
         return []
-    fault = _fault_in(data)
+    # Half a surrogate pair is legal JSON, but no text that a table could be written with.
+    fault = "holds half a character (a lone surrogate)" if "\\ud" in text.lower() and not _is_text(data) else _fault_in(data)
     if fault:
         return Problem(str(file), f"{fault}; the run is left out.")
     return [_record(file, data, test_set, metrics) for test_set, metrics in _by_test_set(data).items()]
+
+
+def text_of(folder: str | Path, name: str) -> str:
+    """Return a text file of a run folder, or "" where there is none."""
+    try:
+        return (Path(folder) / name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def _by_test_set(data: dict[str, Any]) -> dict[tuple[str, ...], dict[str, Any]]:
@@ -175,6 +189,7 @@ def _record(file: Path, data: dict[str, Any], test_set: tuple[str, ...], metrics
         versions={str(key): str(value) for key, value in (data.get("versions") or {}).items()},
         git=data.get("git"),
         weights=data.get("weights") or {},
+        label_subset=(data["dataset"].get("label_subset") or {}).get("sha256") or "",
         flags=data.get("flags") or {},
         command=data.get("command") or None,
     )
@@ -217,11 +232,21 @@ def _last_detection_iteration(file: Path) -> int | None:
     return None
 
 
+_NUMBER = (int, float)
 _REQUIRED = {
     "task": str, "config_hash": str, "engine": str, "init": str, "seed": int, "norm": str,
     "metrics": dict, "iterations": int, "dataset": dict,
 }  # fmt: skip
-_OPTIONAL = {"wall_sec": (int, float), "world_size": int, "versions": dict, "git": str, "weights": dict, "flags": dict, "command": str}
+_OPTIONAL = {"wall_sec": _NUMBER, "world_size": int, "versions": dict, "git": str, "weights": dict, "flags": dict, "command": str}
+# Below an optional table: what the tables and the page read of it.
+_NESTED = {
+    "weights.path": str, "weights.sha256": str, "weights.stamp": dict, "weights.coverage": dict,
+    "flags.forced": (list, str), "dataset.label_subset": dict, "dataset.label_subset.sha256": str,
+}  # fmt: skip
+#: No metric, duration or count of a run is larger; a damaged one may not even fit a float.
+_LARGEST = 1e15
+_SHOWN = 60  # letters of a wrong value
+_NO_METRICS = "key 'metrics' is empty: the run was never evaluated"
 
 
 def _fault_in(data: Any) -> str | None:
@@ -229,42 +254,69 @@ def _fault_in(data: Any) -> str | None:
     if not isinstance(data, dict) or "schema" not in data:
         return f"has no key 'schema'; expected the {RESULTS_FILE} of a fine-tuning run"
     if data["schema"] != SCHEMA:
-        return f"has schema {data['schema']!r}, expected {SCHEMA}"
+        return f"has schema {_shown(data['schema'])}, expected {SCHEMA}"
     for key, kind in _REQUIRED.items():
         if key not in data:
             return f"has no key '{key}'"
         if not _is(data[key], kind):
-            return f"key '{key}' is {data[key]!r}, expected {_kind_name(kind)}"
-    for key, kind in _OPTIONAL.items():
-        if data.get(key) is not None and not _is(data[key], kind):
-            return f"key '{key}' is {data[key]!r}, expected {_kind_name(kind)}"
+            return f"key '{key}' is {_shown(data[key])}, expected {_kind_name(kind)}"
+    for key, kind in (_OPTIONAL | _NESTED).items():
+        value = _below(data, key)
+        if value is not None and not _is(value, kind):
+            return f"key '{key}' is {_shown(value)}, expected {_kind_name(kind)}"
     for key in ("test", "train"):
         names = data["dataset"].get(key, None if key == "test" else [])
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            return f"key 'dataset.{key}' is {names!r}, expected a list of names"
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or (key == "test" and not names):
+            return f"key 'dataset.{key}' is {_shown(names)}, expected a list of names"
+    if not data["metrics"]:
+        return _NO_METRICS
     parts = _by_test_set(data)
     return next(filter(None, map(_fault_in_metrics, parts.values())), None)
 
 
+def _below(data: dict[str, Any], path: str) -> Any:
+    value: Any = data
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
 def _fault_in_metrics(metrics: Any) -> str | None:
     if not isinstance(metrics, dict) or not any(metrics.values()):
-        return "key 'metrics' is empty: the run was never evaluated"
+        return _NO_METRICS
     for kind, group in metrics.items():
         if not isinstance(group, dict):
-            return f"key 'metrics.{kind}' is {group!r}, expected a table of metric names and numbers"
+            return f"key 'metrics.{kind}' is {_shown(group)}, expected a table of metric names and numbers"
         for name, value in group.items():
-            if value is not None and not _is(value, (int, float)):
-                return f"key 'metrics.{kind}.{name}' is {value!r}, expected a number"
+            # NaN and infinity are named below the table, and only their metric is left out.
+            if value is not None and not _is(value, _NUMBER) and not (isinstance(value, float) and not math.isfinite(value)):
+                return f"key 'metrics.{kind}.{name}' is {_shown(value)}, expected a number"
     return None
 
 
 def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
     # bool is an int in Python, and `"seed": true` is no seed.
-    return isinstance(value, kind) and not isinstance(value, bool)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        return False
+    return not isinstance(value, _NUMBER) or -_LARGEST < value < _LARGEST
+
+
+def _is_text(data: Any) -> bool:
+    try:
+        json.dumps(data, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
 def _kind_name(kind: type | tuple[type, ...]) -> str:
-    return {str: "a string", int: "an integer", dict: "a table"}.get(kind, "a number") if isinstance(kind, type) else "a number"
+    names = {str: "a string", int: "an integer", dict: "a table", (list, str): "a list"}
+    return names.get(kind, "a number")
 
 
 def _number(value: float | None) -> float:

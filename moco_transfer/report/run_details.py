@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import yaml
 
 from .aggregate import Table
 from .caveats import run_caveats
-from .pretraining import CONFIG_FILE
-from .records import RunRecord
+from .records import CONFIG_FILE, RunRecord, text_of
 
 ENVIRONMENT_FILE = "env.txt"
 _MISSING = object()
@@ -62,7 +60,7 @@ def flatten(text: str) -> dict[str, str]:
     """Return a YAML config as dotted key to value, both as text; {} when it is no table of keys."""
     try:
         config = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that no calendar has
         return {}
     found: dict[str, str] = {}
 
@@ -73,7 +71,10 @@ def flatten(text: str) -> dict[str, str]:
         elif path:
             found[path] = repr(node)
 
-    visit(config, "")
+    try:
+        visit(config, "")
+    except RecursionError:  # an anchor inside itself
+        return {}
     return found
 
 
@@ -102,14 +103,6 @@ def _facts(run: RunRecord, has_config: bool) -> list[tuple[str, str]]:
         ("marks", "; ".join(run_caveats(run))),
     ]
     return [(name, value) for name, value in facts if value]
-
-
-def text_of(folder: str | Path, name: str) -> str:
-    """Return a text file of a run folder, or "" where there is none."""
-    try:
-        return (Path(folder) / name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return ""
 
 
 def anchors_of(runs: Sequence[RunRecord], details: Sequence[RunDetails]) -> dict[int, str]:

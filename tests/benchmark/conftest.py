@@ -12,6 +12,7 @@ import torchvision
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for cli.conftest
 
 from cli.conftest import TINY_DETECTION, scenes, words  # noqa: E402, F401
+from report.conftest import results  # noqa: E402, F401
 
 from moco_transfer.convert import convert_checkpoint  # noqa: E402
 

@@ -1,12 +1,14 @@
 """A matrix as a user runs it: whole, killed, damaged, with a run that fails, and checked before it starts.
 
 Seen red under: complete runs started again; the children left alive by SIGKILL; the first failure ending the matrix; weights not compared
-with those of a complete run; the check of the data left out.
+with those of a complete run; the check of the data left out; the optimiser's state not restored; a complete run started again by --resume;
+files of label subsets written by --dry-run, or drawn anew; a picture's size not looked at; failures listed after a report that fails.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -19,9 +21,14 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from cli.conftest import environment, moco_transfer
+from cli.conftest import TINY_DETECTION, environment, moco_transfer
+from cli.conftest import words as tiny
 
+from moco_transfer.benchmark.build import prepare
 from moco_transfer.benchmark.launch import output_lock
+from moco_transfer.benchmark.matrix import Initialisation, Task, build_matrix
+from moco_transfer.benchmark.run import Failure
+from moco_transfer.cli import benchmark
 from moco_transfer.convert import convert_checkpoint
 from moco_transfer.runtime.errors import InputError
 
@@ -67,28 +74,87 @@ def test_benchmark__output_alone_goes_on_and_repeats_nothing(whole):
     assert "2 runs" in done.stdout and "| supervised |" in done.stdout
 
 
-def test_benchmark__killed_and_started_again_gives_the_same_table(whole, matrix_words, tmp_path):
-    output = tmp_path / "runs"
-    command = [sys.executable, "-m", "moco_transfer.cli.main", "benchmark", "--output", str(output), *matrix_words]
-    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    second = output / "demo_R_18_FPN" / "supervised" / "seed0"
+def start(output, *words) -> subprocess.Popen:
+    command = [sys.executable, "-m", "moco_transfer.cli.main", "benchmark", "--output", str(output), *words]
+    return subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def wait_for_checkpoint(process, folder):
     until = time.monotonic() + 240
-    while not (second / "last_checkpoint").exists() and not (second / "results.json").exists():
+    while not (folder / "last_checkpoint").exists():
         assert process.poll() is None and time.monotonic() < until
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    was_finished = (second / "results.json").exists()
-    before = stamps(output)
-    assert len(before) >= 1
+        time.sleep(0.01)
+
+
+def files_of(folder) -> dict[str, tuple[int, int]]:
+    return {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in folder.iterdir()}
+
+
+def counts(stdout) -> list[str]:
+    """Return the numbers of complete, interrupted and missing runs that the overview shows."""
+    return next(line for line in stdout.splitlines() if line.startswith("  demo_R_18_FPN ")).split()[3:6]
+
+
+def last_state(folder) -> dict:
+    return torch.load(folder / (folder / "last_checkpoint").read_text().strip(), weights_only=True)
+
+
+def assert_same(one, other, where=""):
+    """Assert that two checkpoints hold the same tensors and numbers, to the last bit."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_same(one[key], other[key], f"{where}.{key}")
+    else:
+        assert one == other, where
+
+
+def test_benchmark__stopped_killed_and_gone_on_with_is_the_uninterrupted_matrix(whole, matrix_words, tmp_path):
+    for attempt in range(3):
+        output = tmp_path / f"runs{attempt}"
+        first, second = (output / "demo_R_18_FPN" / name / "seed0" for name in ("random", "supervised"))
+        process = start(output, *matrix_words)
+        wait_for_checkpoint(process, first)
+        process.terminate()
+        said, _ = process.communicate(timeout=200)
+        assert process.returncode == 143 and f"Stopped; every run has saved. Go on with: moco-transfer benchmark --output {output}" in said
+        assert not second.exists(), "a run was started after SIGTERM"
+        was_stopped = not (first / "results.json").exists()
+
+        process = start(output)
+        wait_for_checkpoint(process, second)
+        os.kill(process.pid, signal.SIGKILL)
+        said, _ = process.communicate()  # its run holds the pipe until it has ended
+        assert counts(said) == (["0", "1", "1"] if was_stopped else ["1", "0", "1"])
+        with output_lock(output):
+            was_killed = not (second / "results.json").exists()
+        if was_stopped and was_killed:
+            break
+    else:
+        pytest.fail("three times the runs had ended before they could be interrupted")
+    before = files_of(first)
+    assert "results.json" in before and "resumed from" in (first / "log.txt").read_text()
+
     done = moco_transfer("benchmark", "--output", output)
     assert done.returncode == 0, done.stdout + done.stderr
-    after = stamps(output)
-    assert {name: after[name] for name in before} == before, "a complete run was run again"
+    assert counts(done.stdout) == ["1", "1", "0"]
+    assert files_of(first) == before, "a complete run was run again"
+    assert "resumed from" in (second / "log.txt").read_text()
+    for folder in (first, second):
+        uninterrupted = whole / folder.relative_to(output)
+        states = [last_state(path) for path in (uninterrupted, folder)]
+        assert states[0]["iteration"] == 6
+        for key in ("model", "optimizer", "iteration"):
+            assert_same(states[0][key], states[1][key], f"{folder.parent.name}.{key}")
+        # Means of the last log period, of which a resumed run has seen only its own part: alike, not equal.
+        losses = [json.loads((path / "results.json").read_text())["last_losses"] for path in (uninterrupted, folder)]
+        assert losses[0].keys() == losses[1].keys()
+        assert losses[1]["total_loss"] == pytest.approx(losses[0]["total_loss"], rel=0.2)
     assert metrics(output) == metrics(whole)
-    rows = [[line for line in (folder / "table.md").read_text().splitlines() if line.startswith("|")] for folder in (whole, output)]
+    rows = [[line for line in (path / "table.md").read_text().splitlines() if line.startswith("|")] for path in (whole, output)]
     assert rows[0] == rows[1]
-    assert was_finished or "interrupted" in done.stdout
 
 
 def test_benchmark__child_of_a_killed_parent_saves_ends_and_holds_the_lock_until_then(tmp_path):
@@ -180,6 +246,86 @@ def test_benchmark__holds_weights_against_each_task(matrix_words, tmp_path):
     assert done.returncode == 2 and not (tmp_path / "runs").exists()
     assert "task demo_R_18_FPN from deeper: " in done.stderr and "deeper.pkl" in done.stderr
     assert "task demo_R_18_FPN from random, deeper: SOLVER.IMS_PER_BATCH 2" in done.stderr
+
+
+def test_benchmark__label_fraction(matrix_words, tmp_path):
+    output, words = tmp_path / "runs", [*matrix_words, "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "1"]
+    words[words.index("--no-timing") : words.index("--no-timing")] = ["--label-fraction", "0.5"]
+    done = moco_transfer("benchmark", "--output", output, "--dry-run", *words)
+    file = output / "subsets" / "demo_R_18_FPN_50pct.json"
+    assert done.returncode == 0 and f"--label-subset {file}" in done.stdout and not output.exists()
+    done = moco_transfer("benchmark", "--output", output, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    subset = json.loads(file.read_text())
+    assert len(subset["images"]["scenes_train"]) == 3  # of six
+    records = [json.loads(path.read_text()) for path in sorted(output.rglob("results.json"))]
+    assert [(r["init"], r["task"]) for r in records] == [(name, "demo_R_18_FPN_50pct") for name in ("random", "supervised")]
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert [r["dataset"]["label_subset"] for r in records] == [{"fraction": 0.5, "seed": 0, "pictures": 3, "sha256": sha256}] * 2
+    assert "50 % of its labelled pictures: 3" in (output / "table.md").read_text()
+    for name in ("random", "supervised"):
+        assert "training on 3 pictures" in (output / f"demo_R_18_FPN_50pct/{name}/seed0/log.txt").read_text()
+
+    # Going on leaves the file as it is; a subset of other pictures is other runs.
+    before = (file.stat().st_mtime_ns, file.stat().st_ino)
+    assert moco_transfer("benchmark", "--output", output, "--dry-run").returncode == 0
+    assert (file.stat().st_mtime_ns, file.stat().st_ino) == before
+    subset["seed"] = 1
+    file.write_text(json.dumps(subset))
+    done = moco_transfer("benchmark", "--output", output)
+    assert done.returncode == 2 and done.stderr.count(f"holds another run (sha256 of the label subset '{sha256}', now") == 2
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda file: file.unlink(), "1 of the 3 pictures that .* names do not exist"),
+        (lambda file: file.write_bytes(b""), "data set holes_test.: 1 of its 3 pictures are empty or cannot be read; the first is .*{name}"),
+        (lambda file: (file.unlink(), file.symlink_to("nowhere")), "data set holes_test.: 1 of its 3 pictures are empty or cannot be read"),
+    ],
+    ids=["missing", "empty", "broken link"],
+)
+def test_prepare__looks_at_every_picture(scenes, tmp_path, damage, said, request):
+    root = Path(shutil.copytree(scenes, tmp_path / "scenes"))
+    last = (root / "ImageSets" / "Main" / "test.txt").read_text().split()[-1]
+    picture = next((root / "JPEGImages").glob(f"{last}.*"))
+    damage(picture)
+    number = request.node.callspec.indices["damage"]
+    data = [f"holes_{split}{number}=voc:{root}:{split}:{root / 'classes.txt'}" for split in ("train", "test")]
+    names = ["DATASETS.TRAIN", f"holes_train{number}", "DATASETS.TEST", f"holes_test{number}"]
+    task = Task("demo_R_18_FPN", "demo_R_18_FPN", tuple(data), (*names, *tiny({k: v for k, v in TINY_DETECTION.items() if k != "SEED"})))
+    matrix = build_matrix(tmp_path / "runs", tasks=[task], inits=[Initialisation("random")], engine="torchvision")
+    with pytest.raises(InputError, match=said.format(name=picture.name)):
+        prepare(matrix, world_size=1)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_finish__names_the_failures_when_no_table_can_be_made(tmp_path, capsys):
+    matrix = build_matrix(tmp_path, tasks=[Task("t", "c")], inits=[Initialisation("random")])
+    (cell,) = matrix.cells()
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "results.json").write_text("{")
+    (tmp_path / "table.md").write_text("a table of yesterday")
+    assert benchmark._finish(matrix, [Failure(cell, 1, "it broke")]) == 1
+    said = capsys.readouterr()
+    assert f"FAILED {cell.folder}: exit status 1: it broke" in said.out and "1 run(s) failed" in said.out
+    assert "yesterday" not in said.out and "wrote" not in said.out and "No readable run" in said.err
+    assert (tmp_path / "table.md").read_text() == "a table of yesterday" and "are left as they are" in said.out
+    # Nor is it a success when no run failed just now.
+    assert benchmark._finish(matrix, []) == 1
+
+
+def test_finish__takes_the_baseline_where_it_has_a_run(tmp_path, capsys, results):
+    rows = [Initialisation("random"), Initialisation("sup", "s.pkl")]
+    matrix = build_matrix(tmp_path, tasks=[Task("pascal_voc_R_18_FPN", "c")], inits=rows, baseline="sup")
+    for cell in matrix.cells():
+        cell.folder.mkdir(parents=True)
+        (cell.folder / "results.json").write_text(json.dumps(results(cell.init.name, bbox={"AP": 10.0 + len(cell.init.name)})))
+    benchmark._finish(matrix, [])
+    assert "| random | 16.0 | – | – | +3.0 |" in (tmp_path / "table.md").read_text()
+    assert "difference of the means to the sup row" in (tmp_path / "report.html").read_text()
+    shutil.rmtree(matrix.cells()[1].folder)
+    assert benchmark._finish(matrix, []) == 0 and "| random | 16.0 |" in (tmp_path / "table.md").read_text()
 
 
 def test_benchmark__dry_run_prints_commands_that_are_the_runs(matrix_words, tmp_path):

@@ -3,7 +3,8 @@
 Seen red under: std with n; config hash, engine, norm or test set left out of the key of a table; random before supervised
 as the baseline; a baseline without an averaged run; the first of two conflicting runs averaged; NaN averaged; an absent
 headline metric not named; a paired test over other than the common seeds, or over two; the difference with its sign
-turned; `exceeds_spread` with the smaller std; digits in names not compared as numbers.
+turned; `exceeds_spread` with the smaller std; digits in names not compared as numbers;
+the label subset left out of the key; training sets not compared; a named baseline not looked at.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import math
 
 import pytest
 
-from moco_transfer.report import build_tables, read_runs
+from moco_transfer.report import build_tables, read_runs, render_markdown
+from moco_transfer.report.plots import figure_name
 
 FULL = {"AP50": 1.0, "AP75": 1.0}
 
@@ -160,3 +162,49 @@ def test_build_tables__names_mixed_weights_and_iterations(make_run, tmp_path):
     messages = " ".join(str(problem) for problem in _tables(tmp_path)[0].problems)
     assert "2 different weight files (sha256 aaaaaaaa, bbbbbbbb)" in messages
     assert "50, 100 iterations" in messages
+
+
+def _subset(sha, *, fraction=10):
+    names = [f"voc_2007_trainval ({fraction} % of its labelled pictures: 500)"]
+    return {"train": names, "test": ["voc_2007_test"], "label_subset": {"fraction": fraction / 100, "sha256": sha}}
+
+
+def test_build_tables__other_labelled_pictures_are_another_table(make_run, tmp_path):
+    make_run("a", "moco", 0, bbox={"AP": 10.0, **FULL}, dataset=_subset("aa" * 32))
+    make_run("b", "moco", 1, bbox={"AP": 20.0, **FULL}, dataset=_subset("bb" * 32))
+    make_run("c", "moco", 2, bbox={"AP": 30.0, **FULL})
+    tables = _tables(tmp_path)
+    assert [table.rows[0].summary("bbox", "AP").mean for table in tables] == [30.0, 10.0, 20.0]
+    text = render_markdown(tables)
+    assert "3 tables, because its runs differ in the pictures whose labels they use (all, aaaaaaaa, bbbbbbbb); such runs are never averaged." in text
+    assert "config 01234567, label subset aaaaaaaa." in text
+    assert len({figure_name(table) for table in tables}) == 3
+
+
+def test_build_tables__names_runs_trained_on_other_sets(make_run, tmp_path):
+    make_run("a", "supervised", 0)
+    make_run("b", "moco", 0, dataset={"train": ["voc_2012_trainval"], "test": ["voc_2007_test"]})
+    make_run("evaluated", "moco", 1, dataset={"train": [], "test": ["voc_2007_test"]})
+    (problem,) = [p for p in _tables(tmp_path)[0].problems if "different sets" in p.message]
+    assert f"voc_2007_trainval in {tmp_path / 'a'}; voc_2012_trainval in {tmp_path / 'b'}." in problem.message
+
+
+def test_build_tables__baseline_of_another_name(make_run, tmp_path):
+    for init, value in {"random": 10.0, "sup": 20.0, "moco": 50.0}.items():
+        make_run(init, init, bbox={"AP": value, **FULL})
+    records, _ = read_runs([tmp_path])
+    (table,) = build_tables(records)
+    said = "The baseline is the random row: no row with runs is called supervised; --baseline NAME takes another."
+    assert table.baseline.init == "random" and said in render_markdown([table])
+    (table,) = build_tables(records, baseline="sup")
+    values = {row.init: d and d.value for row in table.rows for d in [table.difference(row, "bbox", "AP")]}
+    assert values == {"random": -10.0, "moco": 30.0, "sup": None}
+    text = render_markdown([table])
+    assert "difference of the means to the sup row" in text and "The baseline is" not in text
+    (table,) = build_tables(records, baseline="absent")
+    assert table.baseline.init == "random"
+    assert [str(p) for p in table.problems] == [
+        "pascal_voc_R_18_FPN: has no averaged run of the baseline 'absent' that was asked for; its rows are random, moco, sup."
+    ]
+    (table,) = build_tables(run for run in records if run.init != "random")
+    assert "No differences: no row with runs is called supervised or random; --baseline NAME takes another." in render_markdown([table])

@@ -1,7 +1,7 @@
 """`moco-transfer report` as a user meets it: where the table goes, and what is refused.
 
 Seen red under: --into writing before the markers were checked; an empty table instead of an error; a missing path not
-refused; torch imported by the command.
+refused; torch imported by the command; --baseline not handed on.
 """
 
 from __future__ import annotations
@@ -80,3 +80,11 @@ def test_report__tabulates_500_runs_in_two_seconds_without_torch(tmp_path, resul
     assert done.stdout.count("\n| moco_v2 | ") == 5
     assert done.stdout.count(" 25 | torchvision |") == 20
     assert seconds < 2.0
+
+
+def test_report__baseline(three_rows, capsys):
+    assert _run(three_rows, "--baseline", "moco") == 0
+    text = capsys.readouterr().out
+    assert "| supervised | 53.7 ± 0.8 | 73.7 ± 0.8 | 58.7 ± 0.8 | **-2.5** |" in text and "to the moco row" in text
+    with pytest.raises(InputError, match="--baseline sup: no run is of that row. Rows are moco, random, supervised."):
+        _run(three_rows, "--baseline", "sup")

@@ -3,7 +3,8 @@
 Seen red under: the last evaluation counted twice; no evaluation left but the last; std left out; points at the edge of a bin
 instead of its middle; damaged lines not counted; logs of several test sets not read; two rows with one brightness or one
 line style; random ids or a date in the SVG; classes ordered by the first row instead of the baseline;
-a panel lower than its curves.
+a panel lower than its curves;
+styles that begin anew after seven rows; a legend of many rows inside the height of a small one.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from matplotlib.colors import to_rgb
 from moco_transfer.cli import report
 from moco_transfer.report import build_tables, read_runs
 from moco_transfer.report.curves import bin_means, loss_curve, mean_curve, metric_curve
+from moco_transfer.report.page_svg import swatch
 from moco_transfer.report.plots import breakdown, figure_bytes, figure_name, learning_curves, row_styles
 
 
@@ -112,6 +114,28 @@ def test_learning_curves__one_panel_per_kind_and_rows_told_apart_in_grey(three_r
     brightness = sorted(sum(w * part for w, part in zip(weights, to_rgb(color), strict=True)) for color, _, _ in styles)
     assert min(high - low for low, high in itertools.pairwise(brightness)) > 0.1
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["random (n=3)", "supervised (n=3)", "moco (n=3)"]
+
+
+def test_row_styles__many_rows_differ_in_line_or_marker(make_run, tmp_path):
+    for number in range(30):
+        make_run(f"m{number}", f"moco_{number}")
+    for init in ("random", "supervised"):
+        make_run(init, init)
+    make_run("other/r", "random", task="another")
+    records, _ = read_runs([tmp_path])
+    first, table = build_tables(records)
+    styles = row_styles(table)
+    assert len(styles) == 32 and len({style[1:] for style in styles.values()}) == 32
+    # Up to twelve rows beside random and supervised, all three differ.
+    rows = [styles[row.init] for row in table.rows[:14]]
+    assert [len(set(column)) for column in zip(*rows, strict=True)] == [14, 14, 14]
+    assert row_styles(first)["random"] == styles["random"]
+    assert all("<svg" in swatch(style) for style in styles.values())
+    heights = []
+    for figure in (learning_curves(first)[0], learning_curves(table)[0]):
+        figure_bytes(figure, "png")
+        heights.append(figure.axes[0].get_window_extent().height)
+    assert heights[1] > 0.8 * heights[0], "the legend has taken the axes' place"
 
 
 def test_breakdown__classes_by_the_baselines_ap_and_sizes(two_seeds, make_run):

@@ -1,7 +1,8 @@
 """The published numbers: spot checks typed from the papers, and that every row has what it needs.
 
 Seen red under: the columns AP50 and AP swapped; an independent row before the paper's; a distance with its sign turned; the
-test set not looked at; a gap to another source's supervised row; no warning of another schedule.
+test set not looked at; a gap to another source's supervised row; no warning of another schedule; iterations
+compared without their batches.
 """
 
 from __future__ import annotations
@@ -96,7 +97,22 @@ def test_render_markdown__published_column(make_run, tmp_path):
     assert "iterations, the published ones" not in text
 
 
-def test_render_markdown__says_when_the_published_schedule_differs(make_run, tmp_path):
-    make_run("m", "moco", task="pascal_voc_R_50_C4_24k")
+@pytest.mark.parametrize(
+    ("iterations", "batch", "said"),
+    [
+        (100, None, "Warning: runs here trained for 100 iterations, the published ones for 24000 of 16 pictures."),
+        (24000, 2, None),  # the iterations are the published ones; what a row shares is its own setting's affair
+        (24000, None, None),
+        (192000, 2, "Runs here trained for 192000 iterations of 2 pictures: as many pictures as the published ones with 24000 of 16 pictures."),
+        (54857, 7, "Runs here trained for 54857 iterations of 7 pictures: as many pictures as the published ones"),  # 383999 of 384000
+        (192000, 16, "Warning: runs here trained for 192000 iterations of 16 pictures, the published ones for 24000 of 16 pictures."),
+    ],
+)
+def test_render_markdown__says_when_the_published_schedule_differs(make_run, tmp_path, iterations, batch, said):
+    folder = make_run("m", "moco", task="pascal_voc_R_50_C4_24k", iterations=iterations)
+    if batch:
+        (folder / "config.yaml").write_text(f"SOLVER:\n  BASE_LR: 0.1\n  IMS_PER_BATCH: {batch}\n")
     text = render_markdown(build_tables(read_runs([tmp_path])[0]))
-    assert "Warning: runs here trained for 100 iterations, the published ones for 24000." in text
+    sentences = [line[2:] for line in text.splitlines() if "rained for" in line]
+    assert sentences == ([] if said is None else sentences[:1])
+    assert said is None or sentences[0].startswith(said)
