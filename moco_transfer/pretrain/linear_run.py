@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..data.labelled import LabelledBatches, LabelledPictures
+from ..data.loading import end_quietly_when_told
 from ..data.two_views import Views, collate_views
 from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
 from ..runtime.distributed import get_world_size, is_main_process
@@ -120,6 +121,7 @@ def _from_pictures(
         views,
         batch_sampler=order,
         num_workers=task.num_workers,
+        worker_init_fn=end_quietly_when_told if task.num_workers else None,
         collate_fn=_collate,
         pin_memory=precision.device.type == "cuda",
         generator=torch.Generator(),
