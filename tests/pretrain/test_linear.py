@@ -127,7 +127,7 @@ class StopAfter:
         return self.left < 0
 
 
-@pytest.mark.parametrize(("iterations", "saved"), [(21, "0007"), (22, "0007_iter00000022"), (2, "0000_iter00000002"), (0, "0000")])
+@pytest.mark.parametrize(("iterations", "saved"), [(21, "0007"), (28, "0009_iter00000028"), (2, "0000_iter00000002"), (0, "0000")])
 def test_train_classifier__resumed_run_equals_an_uninterrupted_one(iterations, saved, tmp_path, monkeypatch):
     protocol = LinearProtocol(lr=3.0, epochs=10, batch_size_total=8)
     whole, row = train(protocol, tmp_path / "whole")
@@ -185,3 +185,9 @@ def test_evaluate_linear__leaves_the_encoder_as_it_is_and_learns(cache_features,
     assert [row["iteration"] for row in rows] == [3, 6, 9, 12]
     assert [row["lr"] for row in rows] == pytest.approx([1.0, 1.0, 0.1, 0.01])
     assert record["feature_dim"] == 512 and record["num_train"] == 12 and record["train_loss"] == rows[-1]["loss"]
+    if cache_features:  # a resume that is refused leaves what the run was
+        config = (tmp_path / "out" / "config.yaml").read_text()
+        with pytest.raises(InputError, match="was made with protocol"):
+            other = LinearProtocol(lr=2.0, epochs=4, batch_size_total=5)
+            evaluate_linear(task, other, output=tmp_path / "out", precision=Precision(CPU), resume=True)
+        assert (tmp_path / "out" / "config.yaml").read_text() == config and "lr: 1.0" in config

@@ -135,7 +135,7 @@ def assert_rows_agree(mine: list[dict], theirs: list[dict]) -> None:
 
 
 def test_two_processes__stopped_when_one_waits_in_vain_and_resumed_bit_for_bit(story):
-    """Red under: ``stop.agreed`` after the step; each process's own sums for their mean, or the reverse, in ``Meter.go_on``."""
+    """Red under: ``stop.agreed`` after the step; process 0's sums on both in ``Meter.go_on``."""
     folder, (first, second) = story
     assert first["stopped"] and second["stopped"]
     assert "Told to stop (SIGTERM): saved after iteration 6" in (folder / "cut" / "log.txt").read_text()

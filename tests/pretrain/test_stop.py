@@ -120,7 +120,7 @@ def test_sigterm_to_two_processes_while_they_wait_for_pictures__saved(pool, tmp_
 
 
 def test_told_while_it_waits_in_one_process__the_log_period_goes_on(pool, whole, tmp_path, monkeypatch):
-    """Red under: ``meter.go_on`` left out; the count restored without the sums; ``knn_top1`` not looked for in metrics.json."""
+    """Red under: ``meter.go_on`` left out; the sums left out of ``go_on``; ``knn_top1`` not looked for in metrics.json."""
     with monkeypatch.context() as patch:
         training_pictures_end(patch, epoch=2)
         assert pretrain(config(pool, tmp_path / "run", KNN__TEST=pool)) is None
