@@ -135,7 +135,7 @@ def assert_rows_agree(mine: list[dict], theirs: list[dict]) -> None:
 
 
 def test_two_processes__stopped_when_one_waits_in_vain_and_resumed_bit_for_bit(story):
-    """Red under: ``stop.agreed`` after the step; process 0's sums on both in ``Meter.go_on``."""
+    """Red under: process 0's sums on both in ``Meter.go_on``."""
     folder, (first, second) = story
     assert first["stopped"] and second["stopped"]
     assert "Told to stop (SIGTERM): saved after iteration 6" in (folder / "cut" / "log.txt").read_text()
@@ -165,7 +165,7 @@ def test_resume__with_two_processes_after_one(story):
 
 
 def test_unreadable_pictures__of_all_processes_count(story):
-    """Red under: ``share_unreadable`` left out at the log line and the checkpoint; rank 0 not logging what others found."""
+    """Red under: each process counting its own alone; rank 0 not logging what others found."""
     folder, (first, second) = story
     assert len(last_state(folder / "damaged")["unreadable"]) == 2
     log = (folder / "damaged" / "log.txt").read_text()

@@ -110,7 +110,7 @@ def test_sigterm_to_the_whole_job_while_it_waits_for_pictures__saved_and_resumed
 
 
 def test_sigterm_to_two_processes_while_they_wait_for_pictures__saved(pool, tmp_path):
-    """Red under: ``agreed`` asked only after the step, where a process without a batch never comes."""
+    """Neither has a batch to take a step with, and torchrun sends the signal once more."""
     overrides = words(pool, tmp_path / "run", DATA__NUM_WORKERS=1)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     script = [*torchrun, str(REPOSITORY / "tests" / "pretrain" / "starved_run.py"), "training", str(tmp_path / "mark")]
