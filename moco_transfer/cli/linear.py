@@ -35,10 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train the layer; returns the exit status."""
-    import dataclasses
-
-    import yaml
-
     from ..data.labelled import find_labelled
     from ..pretrain.linear import LinearProtocol
     from ..pretrain.linear_run import LinearTask, evaluate_linear
@@ -58,8 +54,7 @@ def run(args: argparse.Namespace) -> int:
     origin = encoder_options.origin_of(args, found)
     device = start_processes(args.device)
     try:
-        settings = yaml.safe_dump(origin | {"cache_features": args.cache_features, "protocol": dataclasses.asdict(protocol)})
-        output = open_run_folder(args.output, resume=args.resume, config_text=settings)
+        output = open_run_folder(args.output, resume=args.resume, config_text=None)
         set_up_logging(output)
         task = LinearTask(found, train, test, origin, cache_features=args.cache_features, num_workers=args.workers)
         record = evaluate_linear(task, protocol, output=output, precision=encoder_options.precision_of(args, device), resume=args.resume)

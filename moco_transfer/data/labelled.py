@@ -19,6 +19,7 @@ from ..runtime.errors import InputError, MissingFileError
 from .augmentation import centre_view
 from .cifar10 import looks_like_cifar10, read_cifar10
 from .images import UNREADABLE
+from .loading import end_quietly_when_told
 from .shard_index import ShardSet
 from .sources import IndexedPictures, open_source
 
@@ -164,22 +165,29 @@ class LabelledBatches:
         self.batch_size = batch_size
         self.num_workers = num_workers
         self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._reading: Iterator[tuple[Tensor, Tensor, Tensor]] = iter(())
 
     def __call__(self, description: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield (views uint8 (B, 3, size, size), labels int64 (B,), indices int64 (B,)), with a progress bar."""
         own = range(get_rank(), len(self.pictures), get_world_size())
-        source = self._kept or DataLoader(
+        self._reading = iter(self._kept or self._loader(own))  # held here for the reason that loading.Loader gives
+        keep = not self._kept and len(own) * 3 * self.view.size**2 <= _KEEP_BYTES
+        kept = []
+        shown = {"desc": description, "unit": "batch", "leave": False, "total": -(-len(own) // self.batch_size)}
+        for batch in tqdm(self._reading, **shown, disable=None if is_main_process() else True):
+            if keep:
+                kept.append(tuple(part.clone() for part in batch))  # a copy: workers' tensors hold a file descriptor each
+            yield tuple(batch)
+        self._reading = iter(())
+        if keep:
+            self._kept = kept
+
+    def _loader(self, own: range) -> DataLoader:
+        return DataLoader(
             CentreViews(self.pictures, self.view),
             batch_size=self.batch_size,
             sampler=own,
             num_workers=self.num_workers,
+            worker_init_fn=end_quietly_when_told if self.num_workers else None,
             generator=torch.Generator(),  # the workers' seeds must not move the run's own random numbers
         )
-        keep = not self._kept and len(own) * 3 * self.view.size**2 <= _KEEP_BYTES
-        kept = []
-        for batch in tqdm(source, desc=description, unit="batch", leave=False, disable=None if is_main_process() else True):
-            if keep:
-                kept.append(tuple(part.clone() for part in batch))  # a copy: workers' tensors hold a file descriptor each
-            yield tuple(batch)
-        if keep:
-            self._kept = kept

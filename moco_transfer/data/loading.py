@@ -67,7 +67,7 @@ class Loader:
 
     def __init__(self, source: Pictures, batches: Batches, make_views: ViewMaker, *, num_workers: int, pin_memory: bool) -> None:
         settings: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory, "prefetch_factor": 4 if num_workers else None}
-        settings["worker_init_fn"] = _end_quietly_when_told if num_workers else None
+        settings["worker_init_fn"] = end_quietly_when_told if num_workers else None
         if isinstance(batches, ShardBatches):
             self._loader = DataLoader(ShardViews(batches, make_views), batch_size=None, collate_fn=as_it_is, **settings)
         else:
@@ -82,20 +82,29 @@ class Loader:
             )
             self._loader = DataLoader(views, batch_sampler=batches, collate_fn=as_it_is, **settings)
         self._length = len(batches)
+        self._iterator: Iterator[dict[str, Any]] = iter(())
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for batch in self._loader:
+        # Held here, not in this generator's frame: where a pass is interrupted, torch waits seconds for busy workers as soon as nobody
+        # holds their iterator, and a run that is told to stop has to save first.
+        self._iterator = iter(self._loader)
+        for batch in self._iterator:
             if "error" in batch:
                 raise InputError(batch["error"])
             yield batch
+        self._iterator = iter(())
 
 
-def _end_quietly_when_told(worker: int) -> None:
-    # Schedulers send SIGTERM to all processes of a job. The training process then saves; torch would interrupt that with an exception for
-    # each worker that died of the signal, but not for one that ended by itself.
+def end_quietly_when_told(worker: int) -> None:
+    """Let SIGTERM end a data worker without a word; for ``worker_init_fn`` of every loader whose process saves when it is told to stop.
+
+    Schedulers send SIGTERM to all processes of a job. The training process then saves, and no longer waits for pictures
+    (``StopRequest.next_of``); torch would interrupt that with an exception for each worker that died of the signal, but not for one that
+    ended by itself. A worker that went on instead would outlive a training process that cannot wait for it.
+    """
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 

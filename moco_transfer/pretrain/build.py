@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,11 +16,11 @@ from ..data.labelled import LabelledBatches, find_labelled
 from ..data.loading import Batches, describe_batches, warn_of_another_order
 from ..data.shard_index import ShardSet
 from ..data.sources import Pictures
-from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
-from ..runtime.distributed import broadcast_module_state, get_world_size, is_main_process, start_processes
+from ..runtime.checkpoint import CheckpointFolder
+from ..runtime.distributed import broadcast_module_state, broadcast_object, get_world_size, is_main_process, start_processes
 from ..runtime.errors import InputError
-from ..runtime.metrics import MetricsFile
-from ..runtime.run_folder import open_run_folder
+from ..runtime.metrics import MetricsFile, read_metrics
+from ..runtime.run_folder import open_run_folder, record_settings
 from ..runtime.seed import seed_everything
 from .announce import announce_bank, announce_groups, announce_pipeline, announce_queue, announce_run
 from .build_data import build_loader, evaluation_view, open_pictures, plan_run, with_packed_pixels
@@ -30,7 +31,7 @@ from .knn import KnnMonitor
 from .measures import Watch
 from .memory_bank import MemoryBank
 from .moco import MoCo
-from .resume import restore
+from .resume import read_last, restore
 from .schedule import LearningRate, cosine_factor, effective_lr, exponential_factor, step_factor
 from .split_batch_norm import SplitBatchNorm2d
 from .supervised import Supervised
@@ -77,9 +78,8 @@ def pretrain(cfg: CfgNode, *, resume: bool = False, init_from: str | None = None
         )
     monitor = _monitor(cfg, folder)
     checkpoints = CheckpointFolder(cfg.OUTPUT_DIR, keep=cfg.TRAIN.KEEP_CHECKPOINTS)
-    last = checkpoints.last() if resume else None
-    state = load_checkpoint(last) if last else None
-    output_dir = open_run_folder(cfg.OUTPUT_DIR, resume=resume, config_text=cfg.dump())
+    last, state = (read_last(checkpoints) if resume else None) or (None, None)
+    output_dir = open_run_folder(cfg.OUTPUT_DIR, resume=resume, config_text=None)
     if on_start is not None:
         on_start(output_dir)
 
@@ -91,6 +91,8 @@ def pretrain(cfg: CfgNode, *, resume: bool = False, init_from: str | None = None
     if state is not None:
         restore(run, state, str(last))
         warn_of_another_order(state.get("order", {}), batches.order)
+        run.monitored = _monitored_before(output_dir / "metrics.json", run)
+    record_settings(output_dir, cfg.dump())  # not before it is sure that the checkpoint is one of these settings
     loader = build_loader(cfg, folder, plan_run(cfg, folder, start_iteration=run.iteration), device)
     metrics = (
         MetricsFile(output_dir / "metrics.json", start_iteration=run.iteration, tensorboard=cfg.TRAIN.TENSORBOARD) if is_main_process() else None
@@ -111,6 +113,16 @@ def pretrain(cfg: CfgNode, *, resume: bool = False, init_from: str | None = None
         # DistributedDataParallel would keep the process group alive beyond its end, and gloo's destructor, run by Python's, may hang.
         run.wrapped = run.model
     return run if complete else None
+
+
+def _monitored_before(metrics: Path, run: Pretraining) -> int:
+    """Return ``run.iteration`` if its measurement was written before the run was interrupted, otherwise -1. Collective.
+
+    metrics.json is asked, not the checkpoint: that is saved before the monitor looks, which may take minutes.
+    """
+    rows = read_metrics(metrics) if is_main_process() and metrics.exists() else []
+    written = any(row["iteration"] == run.iteration and "knn_top1" in row for row in rows)
+    return run.iteration if broadcast_object(written) or not run.iteration else -1
 
 
 def _announce(cfg: CfgNode, folder: Pictures, run: Pretraining) -> None:

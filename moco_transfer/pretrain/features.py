@@ -17,6 +17,7 @@ from ..data.labelled import UNREADABLE_LABEL, LabelledBatches
 from ..data.two_views import normalize
 from ..runtime.distributed import all_gather_rows, get_world_size
 from ..runtime.errors import InputError
+from ..runtime.run_folder import Stopped, StopRequest
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,9 @@ def encode(network: nn.Module, views: Tensor, *, mean: tuple[float, ...], std: t
 
 
 @torch.no_grad()
-def extract_features(network: nn.Module, batches: LabelledBatches, precision: Precision, *, description: str) -> FeatureSet:
+def extract_features(
+    network: nn.Module, batches: LabelledBatches, precision: Precision, *, description: str, stop: StopRequest | None = None
+) -> FeatureSet:
     """Run a network in evaluation mode over labelled pictures. Collective.
 
     Args:
@@ -75,22 +78,26 @@ def extract_features(network: nn.Module, batches: LabelledBatches, precision: Pr
         batches: The pictures.
         precision: Where and how to compute.
         description: For the progress bar.
+        stop: Ends it before the last picture.
 
     Returns:
         The features of all processes' pictures, the same on every process.
 
     Raises:
         InputError: If none of the pictures can be read.
+        Stopped: If any process was told to stop.
     """
     was_training = network.training
     network.eval()
     mean, std = batches.view.mean, batches.view.std
     features, labels, indices = [], [], []
-    for views, label, index in batches(description):
+    for views, label, index in batches(description) if stop is None else stop.until_told(batches(description)):
         features.append(encode(network, views, mean=mean, std=std, precision=precision))
         labels.append(label)
         indices.append(index)
     network.train(was_training)
+    if stop is not None and stop.agreed(precision.device):
+        raise Stopped
     device = precision.device
     rows, label, index = torch.cat(features), torch.cat(labels).to(device), torch.cat(indices).to(device)
     rows, label = _in_order(rows, label, index, total=len(batches.pictures))

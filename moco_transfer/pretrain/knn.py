@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..data.labelled import LabelledBatches
 from ..runtime.distributed import average_bn_statistics
+from ..runtime.run_folder import StopRequest
 from .features import FeatureSet, Precision, extract_features, trunk_of
 
 if TYPE_CHECKING:
@@ -98,8 +99,16 @@ class KnnMonitor:
         self.temperature = temperature
         self.features = features
 
-    def __call__(self, run: Pretraining) -> dict[str, float]:
-        """Return ``knn_top1`` in percent and ``knn_sec``, or nothing when no measurement is due. Collective."""
+    def __call__(self, run: Pretraining, stop: StopRequest) -> dict[str, float]:
+        """Return ``knn_top1`` in percent and ``knn_sec``, or nothing when no measurement is due. Collective.
+
+        Args:
+            run: Whose encoder is measured, after its last finished iteration.
+            stop: Ends the measurement.
+
+        Raises:
+            Stopped: If any process was told to stop.
+        """
         epoch = math.ceil(run.iteration / run.iterations_per_epoch)
         if epoch % self.period_epochs and run.iteration != run.max_iterations:
             return {}
@@ -108,8 +117,8 @@ class KnnMonitor:
         average_bn_statistics(encoder)
         network: nn.Module = encoder if self.features == "head" else trunk_of(encoder)
         precision = Precision(run.device, run.amp_dtype, run.channels_last)
-        train = extract_features(network, self.train, precision, description="kNN bank")
-        test = extract_features(network, self.test, precision, description="kNN test")
+        train = extract_features(network, self.train, precision, description="kNN bank", stop=stop)
+        test = extract_features(network, self.test, precision, description="kNN test", stop=stop)
         top1 = knn_accuracy(train, test, k=self.k, temperature=self.temperature)["top1"]
         elapsed = time.perf_counter() - since
         logger.info(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from torch.utils.data import Sampler
 from tqdm import tqdm
 
 from ..runtime.checkpoint import CheckpointFolder
-from ..runtime.distributed import get_rank, get_world_size, is_main_process
+from ..runtime.distributed import gather_object, get_rank, get_world_size, is_main_process
 from ..runtime.errors import InputError
 from ..runtime.metrics import MetricsFile
 from ..runtime.run_folder import StopRequest
@@ -68,7 +68,7 @@ class LinearProtocol:
 
 
 class ShuffledBatches(Sampler[list[tuple[int, int]]]):
-    """This process's part of every batch of the epochs from ``start_epoch`` on, as lists of (epoch, index).
+    """This process's part of every batch from iteration ``start_step`` of epoch ``start_epoch`` on, as lists of (epoch, index).
 
     Unlike ``data.samplers.EpochBatches`` it keeps the last, partial batch of an epoch, as main_lincls.py does, so a process's part may be
     smaller than another's by one picture, or empty.
@@ -77,12 +77,14 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
         num_images: Pictures in the training folder.
         protocol: Batch size, epochs and seed.
         start_epoch: Epochs already finished.
+        start_step: Iterations already finished of the next one.
     """
 
-    def __init__(self, num_images: int, protocol: LinearProtocol, *, start_epoch: int = 0) -> None:
+    def __init__(self, num_images: int, protocol: LinearProtocol, *, start_epoch: int = 0, start_step: int = 0) -> None:
         self.num_images = num_images
         self.protocol = protocol
         self.start_epoch = start_epoch
+        self.start_step = start_step
 
     @property
     def iterations_per_epoch(self) -> int:
@@ -94,13 +96,14 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
         return min(self.protocol.batch_size_total, self.num_images - iteration_in_epoch * self.protocol.batch_size_total)
 
     def __len__(self) -> int:
-        return (self.protocol.epochs - self.start_epoch) * self.iterations_per_epoch
+        return (self.protocol.epochs - self.start_epoch) * self.iterations_per_epoch - self.start_step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         size = self.protocol.batch_size_total
         for epoch in range(self.start_epoch, self.protocol.epochs):
             order = generator_at(self.protocol.seed, "linear order", epoch).permutation(self.num_images)
-            for start in range(0, self.num_images, size):
+            done = self.start_step if epoch == self.start_epoch else 0
+            for start in range(done * size, self.num_images, size):
                 yield [(epoch, int(i)) for i in order[start : start + size][get_rank() :: get_world_size()]]
 
 
@@ -112,8 +115,10 @@ class LinearRun:
         classifier: The fully connected layer, float32.
         optimizer: SGD over it.
         protocol: Settings.
-        epoch: Epochs finished.
         origin: What the features are and come from; a checkpoint is resumed only with the same.
+        epoch: Epochs finished.
+        step: Iterations finished of the next one.
+        sums: Of the loss and of correct answers in these, over this process's pictures.
     """
 
     classifier: nn.Linear
@@ -121,14 +126,19 @@ class LinearRun:
     protocol: LinearProtocol
     origin: dict[str, Any]
     epoch: int = 0
+    step: int = 0
+    sums: Tensor = field(default_factory=lambda: torch.zeros(2))
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds."""
+        """Return what a checkpoint holds, on process 0. Collective."""
+        sums = gather_object(self.sums.cpu())
         return {
             "format": CHECKPOINT_FORMAT,
             "state_dict": {f"fc.{name}": tensor for name, tensor in self.classifier.state_dict().items()},
             "optimizer": self.optimizer.state_dict(),
             "epoch": self.epoch,
+            "step": self.step,
+            "sums": sums,
             "origin": self.origin,
         }
 
@@ -151,7 +161,7 @@ def new_run(dim: int, num_classes: int, protocol: LinearProtocol, *, device: tor
     optimizer = torch.optim.SGD(
         classifier.parameters(), lr=protocol.lr, momentum=protocol.sgd_momentum, weight_decay=protocol.weight_decay
     )
-    return LinearRun(classifier, optimizer, protocol, origin)
+    return LinearRun(classifier, optimizer, protocol, origin, sums=torch.zeros(2, device=device))
 
 
 def restore(run: LinearRun, state: dict[str, Any], path: str) -> None:
@@ -167,7 +177,12 @@ def restore(run: LinearRun, state: dict[str, Any], path: str) -> None:
             raise InputError(f"{path} was made with {key} {state['origin'].get(key)!r}, the run to resume has {mine!r}. Resume with the same.")
     run.classifier.load_state_dict({name.removeprefix("fc."): tensor for name, tensor in state["state_dict"].items()})
     run.optimizer.load_state_dict(state["optimizer"])
-    run.epoch = state["epoch"]
+    run.epoch, run.step = state["epoch"], state.get("step", 0)
+    sums = state.get("sums", [])
+    if len(sums) == get_world_size():
+        run.sums = sums[get_rank()].to(run.sums.device)
+    elif sums and is_main_process():  # of another number of processes
+        run.sums = sum(sums).to(run.sums.device)
     logger.info("resumed from %s: %d of %d epochs", path, run.epoch, run.protocol.epochs)
 
 
@@ -180,7 +195,7 @@ def train_classifier(
     checkpoints: CheckpointFolder,
     metrics: MetricsFile | None,
 ) -> dict[str, float] | None:
-    """Train to the end, from wherever ``run.epoch`` stands, testing after each epoch. Collective.
+    """Train to the end, from wherever ``run`` stands, testing after each epoch. Collective.
 
     Args:
         run: Classifier and optimiser; changed in place.
@@ -198,7 +213,7 @@ def train_classifier(
     """
     protocol, source = run.protocol, iter(batches)
     total = protocol.epochs * order.iterations_per_epoch
-    done = run.epoch * order.iterations_per_epoch
+    done = run.epoch * order.iterations_per_epoch + run.step
     bar = tqdm(total=total, initial=done, desc="linear", unit="it", disable=None if is_main_process() else True)
     row = accuracy_on(run.classifier, test) if run.epoch == protocol.epochs else {}
     with StopRequest() as stop:
@@ -206,24 +221,38 @@ def train_classifier(
             lr = protocol.lr_in(run.epoch)
             for group in run.optimizer.param_groups:
                 group["lr"] = lr
-            sums = torch.zeros(2, device=test.features.device)  # of the loss and of correct answers
-            for step in range(order.iterations_per_epoch):
-                sums += _step(run, *next(source), batch_size=order.batch_size(step))
+            while run.step < order.iterations_per_epoch:
+                batch = stop.next_of(source)
+                if stop.agreed(test.features.device):
+                    bar.close()
+                    _save_unfinished(run, checkpoints, order)
+                    return None
+                run.sums += _step(run, *batch, batch_size=order.batch_size(run.step))
+                run.step += 1
                 bar.update()
-            run.epoch += 1
-            loss, correct = (_summed(sums) / order.num_images).tolist()
+            run.epoch, run.step = run.epoch + 1, 0
+            loss, correct = (_summed(run.sums) / order.num_images).tolist()
+            run.sums = torch.zeros_like(run.sums)
             if not math.isfinite(loss):
                 raise FloatingPointError(f"The loss is {loss} after epoch {run.epoch} at lr {lr:g}. Lower --lr.")
             row = {"loss": loss, "acc1": 100 * correct} | accuracy_on(run.classifier, test)
             _report(run, row, lr, bar, metrics, iteration=run.epoch * order.iterations_per_epoch)
-            if is_main_process():
-                checkpoints.save(run.state(), f"{run.epoch:04d}")
-            if stop.agreed(test.features.device) and run.epoch < protocol.epochs:
-                bar.close()
-                logger.warning("Told to stop (SIGTERM): saved after epoch %d. Continue with --resume.", run.epoch)
-                return None
+            _save(run, checkpoints, f"{run.epoch:04d}")
     bar.close()
     return row
+
+
+def _save_unfinished(run: LinearRun, checkpoints: CheckpointFolder, order: ShuffledBatches) -> None:
+    """Save in the middle of an epoch; at its beginning the checkpoint of the last one's end is there. Collective."""
+    if run.step or not run.epoch:
+        _save(run, checkpoints, f"{run.epoch:04d}" + (f"_iter{run.epoch * order.iterations_per_epoch + run.step:08d}" if run.step else ""))
+    logger.warning("Told to stop (SIGTERM): saved after iteration %d of epoch %d. Continue with --resume.", run.step, run.epoch + 1)
+
+
+def _save(run: LinearRun, checkpoints: CheckpointFolder, name: str) -> None:
+    state = run.state()
+    if is_main_process():
+        checkpoints.save(state, name)
 
 
 def _step(run: LinearRun, features: Tensor, labels: Tensor, *, batch_size: int) -> Tensor:

@@ -6,15 +6,17 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..data.labelled import LabelledBatches, LabelledPictures
+from ..data.loading import end_quietly_when_told
 from ..data.two_views import Views, collate_views
 from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
 from ..runtime.distributed import get_world_size, is_main_process
@@ -22,6 +24,7 @@ from ..runtime.environment import git_commit, package_versions
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_write_text
 from ..runtime.metrics import MetricsFile
+from ..runtime.run_folder import record_settings
 from .encoder_file import TrainedEncoder
 from .features import FeatureSet, Precision, encode, extract_features, trunk_of
 from .linear import LinearProtocol, LinearRun, ShuffledBatches, new_run, restore, train_classifier
@@ -61,7 +64,7 @@ def evaluate_linear(
     Args:
         task: Encoder and pictures.
         protocol: Settings of the training.
-        output: Folder, open for writing, for checkpoints, metrics.json and results.json.
+        output: Folder, open for writing, for config.yaml, env.txt, checkpoints, metrics.json and results.json.
         precision: Where and how the trunk computes; the classifier is float32.
         resume: Continue from ``output``'s last checkpoint, where there is one.
 
@@ -83,10 +86,15 @@ def evaluate_linear(
     last = checkpoints.last() if resume else None
     if last is not None:
         restore(run, load_checkpoint(last), str(last))
+    record_settings(output, yaml.safe_dump(origin))  # not before it is sure that the checkpoint is one of these settings
     num_train = len(cached.labels) if cached is not None else len(task.train)
-    order = ShuffledBatches(num_train, protocol, start_epoch=run.epoch)
-    batches = _from_cache(cached, order) if cached is not None else _from_pictures(task, trunk, order, precision, dim=test.features.shape[1])
-    start = run.epoch * order.iterations_per_epoch
+    order = ShuffledBatches(num_train, protocol, start_epoch=run.epoch, start_step=run.step)
+    if cached is not None:
+        batches = _from_cache(cached, order)
+    else:
+        read = _read_pictures(task, order, precision)  # held here, not in the generator, for the reason that data.loading.Loader gives
+        batches = _from_pictures(task, trunk, read, precision, dim=test.features.shape[1])
+    start = run.epoch * order.iterations_per_epoch + run.step
     metrics = MetricsFile(output / "metrics.json", start_iteration=start) if is_main_process() else None
     try:
         row = train_classifier(run, batches, test, order=order, checkpoints=checkpoints, metrics=metrics)
@@ -111,20 +119,26 @@ def _from_cache(cached: FeatureSet, order: ShuffledBatches) -> Iterator[tuple[Te
         yield cached.features[index], cached.labels[index]
 
 
-def _from_pictures(
-    task: LinearTask, trunk: nn.Module, order: ShuffledBatches, precision: Precision, *, dim: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _read_pictures(task: LinearTask, order: ShuffledBatches, precision: Precision) -> Iterator[dict[str, Any]]:
     view = task.encoder.view
     views = Views(task.train, recipe="supervised", size=view.size, crop_scale=_CROP_SCALE, seed=order.protocol.seed, num_views=1)
-    loader: Iterable[dict[str, Any]] = DataLoader(
+    loader = DataLoader(
         views,
         batch_sampler=order,
         num_workers=task.num_workers,
+        worker_init_fn=end_quietly_when_told if task.num_workers else None,
         collate_fn=_collate,
         pin_memory=precision.device.type == "cuda",
         generator=torch.Generator(),
     )
-    for batch in loader:
+    return iter(loader)
+
+
+def _from_pictures(
+    task: LinearTask, trunk: nn.Module, read: Iterator[dict[str, Any]], precision: Precision, *, dim: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    view = task.encoder.view
+    for batch in read:
         for path in batch["unreadable"]:
             logger.warning("replaced unreadable picture %s by another", path)
         if batch["given_up"]:

@@ -7,14 +7,14 @@ import logging
 import math
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from ..runtime.checkpoint import CheckpointFolder
-from ..runtime.distributed import get_world_size, mean_over_processes
+from ..runtime.distributed import gather_object, get_rank, get_world_size, mean_over_processes
 from ..runtime.metrics import MetricsFile
 from .measures import chance_formula
 
@@ -53,6 +53,11 @@ class Meter:
 
     Args:
         run: Whose model, iteration and optimiser are read.
+
+    Attributes:
+        sums: Of each measure over ``count`` iterations of the period, on this process, on the device.
+        steps, images: Iterations and images since ``since``, which of a resumed period are only those after the resume.
+        waited_sec: Time spent waiting for pictures since ``since``.
     """
 
     def __init__(self, run: Pretraining) -> None:
@@ -63,6 +68,7 @@ class Meter:
     def _reset(self) -> None:
         self.waited_sec = 0.0
         self.images = 0
+        self.steps = 0
         self.count = 0
         self.sums: dict[str, Tensor] = {}
         self.since = time.perf_counter()
@@ -72,7 +78,25 @@ class Meter:
         for name, value in measured.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.images += images
+        self.steps += 1
         self.count += 1
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds of the period that has begun, on process 0. Collective."""
+        sums = gather_object({name: value.cpu() for name, value in self.sums.items()})
+        return {"count": self.count, "sums": sums} if self.count else {}
+
+    def go_on(self, period: dict[str, Any]) -> None:
+        """Go on with the period that a checkpoint was saved in, as :meth:`state` returned it; empty when a new one begins."""
+        if not period:
+            return
+        sums = period["sums"]
+        if len(sums) == get_world_size():  # to the last bit; after a change of the number of processes, as far as mathematics goes
+            self.sums = dict(sums[get_rank()])
+        else:
+            self.sums = {name: sum(part[name] for part in sums) / len(sums) for name in sums[0]}
+        self.sums = {name: value.to(self.run.device) for name, value in self.sums.items()}
+        self.count = period["count"]
 
     def means(self, checkpoints: CheckpointFolder) -> dict[str, float]:
         """Return the means since the last report, over all processes. Collective.
@@ -103,7 +127,7 @@ class Meter:
         row |= {
             "images_per_sec": self.images * get_world_size() / elapsed,
             "data_wait_share": min(1.0, self.waited_sec / elapsed),
-            "time": elapsed / self.count,
+            "time": elapsed / self.steps,
         }
         if metrics is not None:
             metrics.write(run.iteration, row)

@@ -24,15 +24,15 @@ from ..data.prefetch import to_device
 from ..data.view_batch import finish
 from ..runtime.checkpoint import CheckpointFolder
 from ..runtime.distributed import all_gather_rows, average_bn_statistics, get_world_size, is_main_process
-from ..runtime.errors import InputError
 from ..runtime.metrics import MetricsFile
-from ..runtime.run_folder import StopRequest
+from ..runtime.run_folder import Stopped, StopRequest
 from ..runtime.seed import seed_everything
 from .info_nce import info_nce
 from .measures import Watch
 from .memory_bank import MemoryBank
 from .meter import Meter
 from .supervised import Supervised
+from .unreadable import note_unreadable, share_unreadable
 
 logger = logging.getLogger(__name__)
 
@@ -62,11 +62,15 @@ class Pretraining:
         num_images: Pictures in the folder; the share of unreadable ones is taken of it.
         max_unreadable: Share beyond which the run stops.
         iteration: Iterations finished.
-        unreadable: Paths that could not be decoded so far.
+        unreadable: Paths that could not be decoded so far, by any process as far as this one has heard; see ``unreadable.py``.
+        unreadable_unshared: Those of them that only this process knows of.
+        period: The log period that the checkpoint was saved in, as ``Meter.state`` returns it; of a resumed run alone.
+        monitored: Iteration after which the monitor last looked, or found nothing due.
         num_workers: Data workers of this process, for advice.
         pipeline: DATA.PIPELINE, for advice.
         watch: Says in words when features collapse or the loss stays at chance; None for ``supervised``.
-        monitor: Called after each finished epoch and at the end of the run; returns what to write into metrics.json, nothing when nothing is due.
+        monitor: Called after each finished epoch and at the end of the run, with the run and what may end the call (``Stopped``); returns what
+            to write into metrics.json, nothing when nothing is due.
     """
 
     model: nn.Module
@@ -89,10 +93,13 @@ class Pretraining:
     max_unreadable: float
     iteration: int = 0
     unreadable: set[str] = field(default_factory=set)
+    unreadable_unshared: list[str] = field(default_factory=list)
+    period: dict[str, Any] = field(default_factory=dict)
+    monitored: int = 0
     num_workers: int = 0
     pipeline: str = "fast"
     watch: Watch | None = None
-    monitor: Callable[[Pretraining], dict[str, float]] | None = None
+    monitor: Callable[[Pretraining, StopRequest], dict[str, float]] | None = None
 
     @property
     def epochs(self) -> int:
@@ -144,18 +151,26 @@ def train(
 
     Raises:
         FloatingPointError: If the loss is not finite; names the iteration and the last checkpoint.
-        InputError: If more pictures are unreadable than allowed.
+        InputError: If more pictures are unreadable than allowed. Several processes compare what they found at each log line and checkpoint.
     """
     run.wrapped.train()
     meter = Meter(run)
+    meter.go_on(run.period)
     batch_iterator = iter(to_device(batches, run.device))
     bar = tqdm(total=run.max_iterations, initial=run.iteration, desc="pre-training", unit="it", disable=None if is_main_process() else True)
+    saved = -1  # iteration of the newest checkpoint of this process
     with StopRequest() as stop:
-        while run.iteration < run.max_iterations:
+        while _monitored(run, metrics, meter, stop):
+            if run.iteration >= run.max_iterations:
+                bar.close()
+                return True
             waited_since = time.perf_counter()
-            batch = next(batch_iterator)
+            batch = stop.next_of(batch_iterator)
             meter.waited_sec += time.perf_counter() - waited_since
-            _count_unreadable(run, batch)
+            # Asked before the step, not after it: a process that waits for pictures in vain has none to take the step with.
+            if stop.agreed(run.device):
+                break
+            note_unreadable(run, batch)
             seed_everything(run.seed, "iteration", run.iteration)
             for group in run.optimizer.param_groups:
                 group["lr"] = run.lr_at(run.iteration)
@@ -164,21 +179,17 @@ def train(
             run.iteration += 1
             meter.add(measured, len(batch["label"]))
             if run.iteration % log_period == 0 or run.iteration == run.max_iterations:
+                share_unreadable(run)
                 meter.report(metrics, checkpoints, bar)
             bar.update()
-            stopping = stop.agreed(run.device)
-            if stopping or _is_due(run, checkpoint_period_epochs, checkpoint_period_iters):
-                if meter.count:
-                    meter.means(checkpoints)  # raises rather than save a model whose loss is not finite
-                save(run, checkpoints)
-            if stopping and run.iteration < run.max_iterations:
-                bar.close()
-                logger.warning("Told to stop (SIGTERM): saved after iteration %d. Continue with --resume.", run.iteration)
-                return False
-            if run.iteration % run.iterations_per_epoch == 0 or run.iteration == run.max_iterations:
-                _monitor(run, metrics, meter)
+            if _is_due(run, checkpoint_period_epochs, checkpoint_period_iters):
+                save(run, checkpoints, meter)
+                saved = run.iteration
+        if saved != run.iteration:
+            save(run, checkpoints, meter)
     bar.close()
-    return True
+    logger.warning("Told to stop (SIGTERM): saved after iteration %d. Continue with --resume.", run.iteration)
+    return False
 
 
 def check_micro_batches(images: int, accumulate: int) -> None:
@@ -247,13 +258,25 @@ def _loss(
     return info_nce(logits) * run.model.loss_scale, run.model.measured
 
 
-def _monitor(run: Pretraining, metrics: MetricsFile | None, meter: Meter) -> None:
-    """Let the monitor look at the finished epoch; its time does not count as training time. Collective."""
+def _monitored(run: Pretraining, metrics: MetricsFile | None, meter: Meter, stop: StopRequest) -> bool:
+    """Let the monitor look at a finished epoch, unless it has; its time does not count as training time. Collective.
+
+    Returns:
+        False if the run was told to stop before the monitor had done.
+    """
+    ended = run.iteration % run.iterations_per_epoch == 0 or run.iteration == run.max_iterations
+    if run.monitor is None or not ended or run.monitored == run.iteration:
+        return True
     since = time.perf_counter()
-    row = run.monitor(run) if run.monitor is not None else {}
+    try:
+        row = run.monitor(run, stop)
+    except Stopped:
+        return False
+    run.monitored = run.iteration
     if row and metrics is not None:
         metrics.write(run.iteration, {"epoch": (run.iteration - 1) // run.iterations_per_epoch} | row)
     meter.since += time.perf_counter() - since
+    return True
 
 
 def _is_due(run: Pretraining, period_epochs: int, period_iters: int) -> bool:
@@ -263,30 +286,31 @@ def _is_due(run: Pretraining, period_epochs: int, period_iters: int) -> bool:
     return period_iters > 0 and run.iteration % period_iters == 0
 
 
-def save(run: Pretraining, checkpoints: CheckpointFolder) -> None:
+def save(run: Pretraining, checkpoints: CheckpointFolder, meter: Meter) -> None:
     """Average the BN statistics over the processes and write a checkpoint on rank 0. Collective.
 
+    Args:
+        run: What is saved.
+        checkpoints: Where to.
+        meter: Of the log period that has begun.
+
     Raises:
+        FloatingPointError: If the loss is not finite: such a model is not worth saving.
+        InputError: If more pictures are unreadable than allowed.
         RuntimeError: If the processes' queues or banks have come apart.
     """
+    if meter.count:
+        meter.means(checkpoints)
+    share_unreadable(run)
     for name in ("queue", "bank"):
-        if hasattr(run.model, name):
+        if hasattr(run.model, name) and get_world_size() > 1:
             fingerprints = all_gather_rows(getattr(run.model, name).double().sum().reshape(1))
             if not torch.equal(fingerprints, fingerprints[:1].expand_as(fingerprints)):
                 raise RuntimeError(f"The {name} differs between processes at iteration {run.iteration}, sums {fingerprints.tolist()}: a bug.")
     average_bn_statistics(run.model)
+    period = meter.state()
     if is_main_process():
         epoch, step = divmod(run.iteration, run.iterations_per_epoch)
-        path = checkpoints.save(run.state(), f"{epoch:04d}" + (f"_iter{run.iteration:08d}" if step else ""))
+        state = run.state() | {"period": period}
+        path = checkpoints.save(state, f"{epoch:04d}" + (f"_iter{run.iteration:08d}" if step else ""))
         logger.info("saved %s (%d of %d epochs)", path, epoch, run.epochs)
-
-
-def _count_unreadable(run: Pretraining, batch: dict[str, Any]) -> None:
-    for path in set(batch["unreadable"]) - run.unreadable:
-        logger.warning("skipped unreadable picture %s (%d so far)", path, len(run.unreadable) + 1)
-        run.unreadable.add(path)
-    if batch["given_up"] or len(run.unreadable) > run.max_unreadable * run.num_images:
-        raise InputError(
-            f"{len(run.unreadable)} of {run.num_images} pictures cannot be read, more than DATA.MAX_UNREADABLE {run.max_unreadable:g} allows; "
-            f"the first is {min(run.unreadable)}. Repair or remove them, or raise DATA.MAX_UNREADABLE."
-        )

@@ -114,6 +114,15 @@ def gather_object(obj: Any) -> list[Any]:
     return gathered or []
 
 
+def all_gather_object(obj: Any) -> list[Any]:
+    """Return every process's object, in order of rank, on every process. Collective; see :func:`gather_object`."""
+    if get_world_size() == 1:
+        return [obj]
+    gathered: list[Any] = [None] * get_world_size()
+    dist.all_gather_object(gathered, obj)
+    return gathered
+
+
 def broadcast_object(obj: Any) -> Any:
     """Return rank 0's object on every process. Collective."""
     if get_world_size() == 1:

@@ -1,7 +1,7 @@
 """The linear protocol: its SGD against a plain torch loop, its settings against the paper's, resuming, and that the encoder stays as it is.
 
 Seen red under: the second step at 90 %; the loss divided by the full batch in a partial one; momentum not restored; weights from N(0, 0.02); the
-same order in each epoch; the trunk in training mode.
+same order in each epoch; the trunk in training mode; a run stopped within an epoch that begins it again, or forgets its sums.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def train(protocol: LinearProtocol, folder, *, resume: bool = False):
     checkpoints = CheckpointFolder(folder)
     if resume:
         restore(run, load_checkpoint(checkpoints.last()), "checkpoint")
-    order = ShuffledBatches(22, protocol, start_epoch=run.epoch)
+    order = ShuffledBatches(22, protocol, start_epoch=run.epoch, start_step=run.step)
     batches = ((train_set.features[[i for _, i in places]], train_set.labels[[i for _, i in places]]) for places in order)
     return run, train_classifier(run, batches, test_set, order=order, checkpoints=checkpoints, metrics=None)
 
@@ -99,14 +99,16 @@ def test_shuffled_batches__every_picture_once_in_an_epoch_the_partial_batch_too(
     for epoch in (0, 1):
         assert sorted(i for b in batches[3 * epoch : 3 * epoch + 3] for _, i in b) == list(range(22))
     assert [i for _, i in batches[0]] != [i for _, i in batches[3]]
-    assert list(ShuffledBatches(22, order.protocol, start_epoch=1)) == batches[3:]
+    for epoch, step in ((1, 0), (0, 2), (1, 1)):
+        rest = ShuffledBatches(22, order.protocol, start_epoch=epoch, start_step=step)
+        assert list(rest) == batches[3 * epoch + step :] and len(rest) == 6 - 3 * epoch - step
 
 
 class StopAfter:
-    """Stands for StopRequest: SIGTERM comes in the given epoch."""
+    """Stands for StopRequest: SIGTERM comes after so many iterations."""
 
-    def __init__(self, epochs: int) -> None:
-        self.left = epochs
+    def __init__(self, iterations: int) -> None:
+        self.left = iterations
 
     def __call__(self) -> StopAfter:
         return self
@@ -117,17 +119,21 @@ class StopAfter:
     def __exit__(self, *exc: object) -> None:
         pass
 
+    def next_of(self, batches):
+        return next(batches) if self.left else None
+
     def agreed(self, device: torch.device) -> bool:
         self.left -= 1
-        return self.left == 0
+        return self.left < 0
 
 
-def test_train_classifier__resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("iterations", "saved"), [(21, "0007"), (28, "0009_iter00000028"), (2, "0000_iter00000002"), (0, "0000")])
+def test_train_classifier__resumed_run_equals_an_uninterrupted_one(iterations, saved, tmp_path, monkeypatch):
     protocol = LinearProtocol(lr=3.0, epochs=10, batch_size_total=8)
     whole, row = train(protocol, tmp_path / "whole")
-    monkeypatch.setattr(linear, "StopRequest", StopAfter(7))
+    monkeypatch.setattr(linear, "StopRequest", StopAfter(iterations))
     _, stopped = train(protocol, tmp_path / "cut")
-    assert stopped is None and (tmp_path / "cut" / "last_checkpoint").read_text() == "checkpoint_0007.pth\n"
+    assert stopped is None and (tmp_path / "cut" / "last_checkpoint").read_text() == f"checkpoint_{saved}.pth\n"
     monkeypatch.undo()
     resumed, row_resumed = train(protocol, tmp_path / "cut", resume=True)
     assert row == row_resumed
@@ -179,3 +185,9 @@ def test_evaluate_linear__leaves_the_encoder_as_it_is_and_learns(cache_features,
     assert [row["iteration"] for row in rows] == [3, 6, 9, 12]
     assert [row["lr"] for row in rows] == pytest.approx([1.0, 1.0, 0.1, 0.01])
     assert record["feature_dim"] == 512 and record["num_train"] == 12 and record["train_loss"] == rows[-1]["loss"]
+    if cache_features:  # a resume that is refused leaves what the run was
+        config = (tmp_path / "out" / "config.yaml").read_text()
+        with pytest.raises(InputError, match="was made with protocol"):
+            other = LinearProtocol(lr=2.0, epochs=4, batch_size_total=5)
+            evaluate_linear(task, other, output=tmp_path / "out", precision=Precision(CPU), resume=True)
+        assert (tmp_path / "out" / "config.yaml").read_text() == config and "lr: 1.0" in config

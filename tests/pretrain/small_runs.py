@@ -1,0 +1,126 @@
+"""Runs of a second each, with a network of a few hundred weights, that can be made to wait for pictures in vain."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from moco_transfer.config import load_pretrain_config
+from moco_transfer.data import labelled, two_views
+from moco_transfer.runtime.checkpoint import load_checkpoint
+from moco_transfer.runtime.distributed import get_rank
+
+# 24 pictures: three iterations an epoch, nine in all, and a log period that ends with no epoch before the last.
+SETTINGS = {
+    "DATA.IMAGE_SIZE": 16,
+    "DATA.BATCH_SIZE_TOTAL": 8,
+    "DATA.NUM_WORKERS": 0,
+    "MOCO.QUEUE_SIZE": 20,
+    "MOCO.BN_GROUP_SIZE": 4,
+    "SOLVER.EPOCHS": 3,
+    "SOLVER.STEPS": "()",
+    "SOLVER.SCHEDULE": "cosine",
+    "TRAIN.LOG_PERIOD": 4,
+    "TRAIN.CHECKPOINT_PERIOD_EPOCHS": 100,
+    "TRAIN.KEEP_CHECKPOINTS": 0,
+    "TRAIN.PRECISION": "fp32",
+    "TRAIN.TENSORBOARD": False,
+    "KNN.K": 5,
+}
+NOT_OF_THE_MATHEMATICS = ("images_per_sec", "data_wait_share", "time", "knn_sec")
+HOURS = 3600.0
+
+
+class SmallEncoder(nn.Module):
+    """In place of a ResNet, whose checkpoints take seconds to write."""
+
+    def __init__(self, arch: str, *, num_outputs: int, norm_layer=nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, stride=2, bias=False)
+        self.bn1 = norm_layer(8)
+        self.fc = nn.Linear(8, num_outputs)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.bn1(self.conv1(images)).relu().mean((2, 3)))
+
+
+class EncoderWithoutBN(SmallEncoder):
+    """One whose result does not depend on how pictures are dealt out to processes."""
+
+    def __init__(self, arch: str, *, num_outputs: int, norm_layer=None) -> None:
+        super().__init__(arch, num_outputs=num_outputs, norm_layer=lambda channels: nn.Identity())
+
+
+def words(pool: Path, out: Path, **changes: object) -> list[str]:
+    settings = SETTINGS | {"DATA.ROOT": pool, "OUTPUT_DIR": out} | {key.replace("__", "."): value for key, value in changes.items()}
+    return [str(word) for pair in settings.items() for word in pair]
+
+
+def config(pool: Path, out: Path, **changes: object):
+    return load_pretrain_config("demo_moco", words(pool, out, **changes))
+
+
+def rows_of(out: Path) -> list[dict]:
+    """Return what metrics.json holds, without what depends on the machine's mood."""
+    rows = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in NOT_OF_THE_MATHEMATICS} for row in rows]
+
+
+def last_state(out: Path) -> dict:
+    return load_checkpoint(out / (out / "last_checkpoint").read_text().strip())
+
+
+def assert_same_state(a: dict, b: dict) -> None:
+    assert a["iteration"] == b["iteration"] and a["state_dict"].keys() == b["state_dict"].keys()
+    for name, tensor in a["state_dict"].items():
+        assert torch.equal(tensor, b["state_dict"][name]), name
+    for mine, theirs in zip(a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True):
+        assert torch.equal(mine["momentum_buffer"], theirs["momentum_buffer"])
+
+
+def training_pictures_end(monkeypatch, *, epoch: int, rank: int = 0, told: bool = True, mark: Path | None = None) -> None:
+    """From an epoch on, one process's pictures for training do not come for hours.
+
+    Args:
+        monkeypatch: Pytest's.
+        epoch: 0-based.
+        rank: The process; -1 for all.
+        told: The process gets SIGTERM just then.
+        mark: A file to be made then.
+    """
+    read = two_views.Views.__getitems__
+
+    def waiting(self, places):
+        if places[0][0] >= epoch and rank in (-1, get_rank()):
+            _wait(told, mark)
+        return read(self, places)
+
+    monkeypatch.setattr(two_views.Views, "__getitems__", waiting)
+
+
+def labelled_pictures_end(monkeypatch, *, told: bool = True, mark: Path | None = None, before: int = 0) -> None:
+    """After ``before`` pictures, those of the kNN monitor do not come for hours; arguments as of :func:`training_pictures_end`."""
+    read, seen = labelled.CentreViews.__getitem__, []
+
+    def waiting(self, index):
+        seen.append(index)
+        if len(seen) > before:
+            _wait(told, mark)
+        return read(self, index)
+
+    monkeypatch.setattr(labelled.CentreViews, "__getitem__", waiting)
+    monkeypatch.setattr(labelled, "_KEEP_BYTES", 0)
+
+
+def _wait(told: bool, mark: Path | None) -> None:
+    if mark is not None:
+        mark.touch()
+    if told:
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(HOURS)
