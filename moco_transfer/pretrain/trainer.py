@@ -195,7 +195,8 @@ def _forward_backward(run: Pretraining, batch: dict[str, Any]) -> dict[str, Tens
     views = batch["views"].to(run.device, non_blocking=True)
     pairs = list(zip(views, batch.get("colours", [None] * len(views)), strict=True))
     targets = batch["index" if isinstance(run.model, MemoryBank) else "label"].to(run.device, non_blocking=True)
-    parts = [slice(int(part[0]), int(part[-1]) + 1) for part in torch.arange(len(targets)).chunk(run.accumulate)]
+    size = -(-len(targets) // run.accumulate)
+    parts = [slice(start, min(start + size, len(targets))) for start in range(0, len(targets), size)]
     sums: dict[str, Tensor] = {}
     for number, part in enumerate(parts):
         images = [finish(view[part], None if colour is None else colour[part], run.pixel_mean, run.pixel_std) for view, colour in pairs]

@@ -7,6 +7,7 @@ LOCAL_RANK, WORLD_SIZE and the address.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Iterable
@@ -100,6 +101,21 @@ def barrier() -> None:
     """Wait for all processes. Collective."""
     if get_world_size() > 1:
         dist.barrier()
+
+
+@functools.cache
+def _gloo_group(processes: Any) -> Any:
+    return dist.new_group(backend="gloo")
+
+
+def cpu_group() -> Any:
+    """Return a group of all processes for tensors on the CPU: None, the processes' own, unless that is NCCL's. Collective when first called.
+
+    For what the host must know in each iteration: read back from a GPU, it would have to wait for all that the GPU has to do.
+    """
+    if get_world_size() == 1 or dist.get_backend() == "gloo":
+        return None
+    return _gloo_group(dist.group.WORLD)  # by group: another one is there after a restart in the same process
 
 
 def gather_object(obj: Any) -> list[Any]:
