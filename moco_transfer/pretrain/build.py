@@ -22,7 +22,7 @@ from ..runtime.metrics import MetricsFile
 from ..runtime.run_folder import open_run_folder
 from ..runtime.seed import seed_everything
 from .announce import announce_groups, announce_pipeline, announce_queue, announce_run
-from .build_data import build_loader, evaluation_view, open_pictures, plan_run, with_packed_pixels
+from .build_data import build_loader, decoding_device, evaluation_view, open_pictures, plan_run, with_packed_pixels
 from .encoders import build_encoder
 from .end_to_end import EndToEnd
 from .init_from import start_from
@@ -67,6 +67,7 @@ def pretrain(cfg: CfgNode, *, resume: bool = False, init_from: str | None = None
             f"MECHANISM memory_bank keeps a feature of each picture by its number, which a stream of shards ({cfg.DATA.ROOT}) does not have. "
             f"Unpack the shards into a folder, or use MECHANISM moco."
         )
+    decoding_device(cfg, folder, device)
     monitor = _monitor(cfg, folder)
     checkpoints = CheckpointFolder(cfg.OUTPUT_DIR, keep=cfg.TRAIN.KEEP_CHECKPOINTS)
     last = checkpoints.last() if resume else None

@@ -6,6 +6,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 from ..data.bench import describe_measurement, measure_stages, measure_workers
+from ..data.device_decode import PIXELS as DEVICE_PIXELS
 from ..data.labelled import EvaluationView, protocol_resize
 from ..data.loading import Batches, Loader, plan_batches
 from ..data.shard_index import ShardSet
@@ -21,10 +22,11 @@ def open_pictures(cfg: CfgNode) -> Pictures:
 
 
 def with_packed_pixels(cfg: CfgNode, folder: Pictures) -> CfgNode:
-    """Return a config that says what packing did to the pixels, so that config.yaml and the checkpoints say it too."""
+    """Return a config that says what packing and decoding did to the pixels, so that config.yaml and the checkpoints say it too."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.DATA.PACKED_PIXELS = getattr(folder, "pixel_change", "")
+    cfg.DATA.DECODED_PIXELS = DEVICE_PIXELS if cfg.DATA.DECODE == "device" else ""
     cfg.freeze()
     return cfg
 
@@ -46,8 +48,29 @@ def plan_run(cfg: CfgNode, folder: Pictures, *, start_iteration: int) -> Batches
 
 
 def build_loader(cfg: CfgNode, folder: Pictures, batches: Batches, device: torch.device) -> Loader:
-    """Return the batches of the run, from where its plan starts."""
-    return Loader(folder, batches, view_maker(cfg), num_workers=cfg.DATA.NUM_WORKERS, pin_memory=device.type == "cuda")
+    """Return the batches of the run, from where its plan starts.
+
+    Raises:
+        InputError: If the config has the device decode and it is no CUDA device, or the pictures are tar shards.
+    """
+    settings = {"num_workers": cfg.DATA.NUM_WORKERS, "pin_memory": device.type == "cuda"}
+    return Loader(folder, batches, view_maker(cfg), **settings, decode_on=decoding_device(cfg, folder, device))
+
+
+def decoding_device(cfg: CfgNode, folder: Pictures, device: torch.device) -> torch.device | None:
+    """Return the device that decodes JPEGs in place of the data workers, or None.
+
+    Raises:
+        InputError: If the config asks for it and the device is no CUDA device, or the pictures are tar shards, where none can be read again in
+            place of a damaged one.
+    """
+    if cfg.DATA.DECODE == "worker":
+        return None
+    if isinstance(folder, ShardSet):
+        raise InputError(f"DATA.DECODE device needs pictures that can be read in any order, {cfg.DATA.ROOT} is tar shards. Use DATA.DECODE worker.")
+    if device.type != "cuda":
+        raise InputError(f"DATA.DECODE device decodes JPEGs on a CUDA GPU, this run is on {device.type}. Use DATA.DECODE worker.")
+    return device
 
 
 def view_maker(cfg: CfgNode) -> ViewMaker:
