@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..data.labelled import LabelledBatches, find_labelled
 from ..data.loading import Batches, describe_batches, warn_of_another_order
+from ..data.packed import PixelImages
 from ..data.shard_index import ShardSet
 from ..data.sources import Pictures
 from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
@@ -88,6 +89,8 @@ def pretrain(cfg: CfgNode, *, resume: bool = False, init_from: str | None = None
     metrics = (
         MetricsFile(output_dir / "metrics.json", start_iteration=run.iteration, tensorboard=cfg.TRAIN.TENSORBOARD) if is_main_process() else None
     )
+    # All batches have one size: the fastest convolutions are looked for once, as in the official script. Detectors' pictures differ.
+    torch.backends.cudnn.benchmark = device.type == "cuda"
     try:
         complete = train(
             run,
@@ -99,6 +102,7 @@ def pretrain(cfg: CfgNode, *, resume: bool = False, init_from: str | None = None
             checkpoint_period_iters=cfg.TRAIN.CHECKPOINT_PERIOD_ITERS,
         )
     finally:
+        torch.backends.cudnn.benchmark = False
         if metrics is not None:
             metrics.close()
         # DistributedDataParallel would keep the process group alive beyond its end, and gloo's destructor, run by Python's, may hang.
@@ -191,6 +195,7 @@ def build_run(cfg: CfgNode, folder: Pictures, batches: Batches, device: torch.de
         max_unreadable=cfg.DATA.MAX_UNREADABLE,
         num_workers=cfg.DATA.NUM_WORKERS,
         pipeline=cfg.DATA.PIPELINE,
+        decoded=getattr(folder, "form", "") == "raw" or isinstance(folder, PixelImages),
         watch=_watch(cfg, model, batches),
     )
 

@@ -65,6 +65,7 @@ class Pretraining:
         unreadable: Paths that could not be decoded so far.
         num_workers: Data workers of this process, for advice.
         pipeline: DATA.PIPELINE, for advice.
+        decoded: Whether the pictures come as bare pixels, for advice.
         watch: Says in words when features collapse or the loss stays at chance; None for ``supervised``.
         monitor: Called after each finished epoch and at the end of the run; returns what to write into metrics.json, nothing when nothing is due.
     """
@@ -91,6 +92,7 @@ class Pretraining:
     unreadable: set[str] = field(default_factory=set)
     num_workers: int = 0
     pipeline: str = "fast"
+    decoded: bool = False
     watch: Watch | None = None
     monitor: Callable[[Pretraining], dict[str, float]] | None = None
 

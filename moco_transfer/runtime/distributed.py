@@ -195,6 +195,15 @@ def mean_over_processes(values: dict[str, float], device: torch.device) -> dict[
     return dict(zip(names, (packed / get_world_size()).tolist(), strict=True))
 
 
+def max_over_processes(value: float) -> float:
+    """Return the largest of all processes' values. Collective; no GPU is waited for."""
+    if get_world_size() == 1:
+        return value
+    packed = torch.tensor([value], dtype=torch.float64)
+    dist.all_reduce(packed, op=dist.ReduceOp.MAX, group=cpu_group())
+    return float(packed)
+
+
 def broadcast_module_state(tensors: Iterable[Tensor]) -> None:
     """Overwrite each tensor with rank 0's, in place. Collective."""
     if get_world_size() == 1:
