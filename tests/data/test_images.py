@@ -1,7 +1,8 @@
 """Pictures of every mode and files of every name.
 
 Went red under: 16-bit values left to PIL; TypeError and others of PIL's own code let through; names that start with a dot listed; no check for
-links that lead round; extensions in upper case left out; palettes converted directly.
+links that lead round; extensions in upper case left out; palettes converted directly; names pickled whole for
+each worker that is started afresh.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """ShuffleBN over two gloo processes.
 
-Went red under: arrivals sorted in the other order; a process's own keys enqueued alone.
+Went red under: arrivals sorted in the other order; a process's own keys enqueued alone; each process's own permutation.
 """
 
 from __future__ import annotations
