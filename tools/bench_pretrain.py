@@ -1,26 +1,35 @@
 #!/usr/bin/env python
 """Pre-training end to end, pictures included, beside the published chain and step: python tools/bench_pretrain.py --data FOLDER.
 
-ResNet-18, 96 px, batch 64, K = 256 (configs/pretrain/moco_v2_R_18_96px.yaml), bf16, one data worker, on two cores. The published way is
-tools/bench_published.py: torchvision's transforms on PIL pictures in one data worker, the paper's algorithm in float32. They alternate; a
-turn is an epoch with fresh workers, and the medians are over --repeats turns. The last line is JSON: seconds a turn and the ratio.
-On a CUDA GPU: --arch resnet50 --size 224 --batch 256 --queue-size 65536 --device cuda --workers 16; --what ours leaves the published way out.
+ResNet-18, 96 px, batch 64, K = 256 (configs/pretrain/moco_v2_R_18_96px.yaml), bf16, on two cores; ours loads in the training process
+(--our-workers 0, the faster choice on a CPU). The published way is tools/bench_published.py: torchvision's transforms on PIL pictures, the
+paper's algorithm in float32; it is tried with each number of workers in --workers, and the fastest stands for it.
+
+The ways take turns. A turn takes --iterations iterations after two that are not counted, for which workers start and fill their queues; at its end
+the workers are gone, so that nothing of one way runs during another's turn. Numbers are medians over --repeats turns. A quiet machine takes
+four minutes. The last line is JSON: `ratio`, and for each way seconds of a turn, images/s, and seconds of CPU time, workers included (with
+other programs on the cores, the CPU time says more than the clock; but OpenMP's threads wait for one another by spinning).
+On a CUDA GPU: --arch resnet50 --size 224 --batch 256 --queue-size 65536 --device cuda --workers 16 --our-workers 16 --iterations 50;
+--what ours leaves the published way out; DATA.DECODE device at the end decodes on the GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import multiprocessing
+import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -32,6 +41,17 @@ from moco_transfer.data.prefetch import to_device  # noqa: E402
 from moco_transfer.pretrain.build import build_run  # noqa: E402
 from moco_transfer.pretrain.build_data import build_loader, open_pictures, plan_run  # noqa: E402
 from moco_transfer.pretrain.trainer import step  # noqa: E402
+
+_UNCOUNTED = 2  # iterations at the start of a turn
+_TRIAL = 6  # iterations of a turn in which the published way's numbers of workers are compared, three turns each
+
+
+class Turn(NamedTuple):
+    """What a turn took, seconds: by the clock, of it waiting for pictures, and of CPU time in this process and its data workers."""
+
+    taken: float
+    waited: float
+    cpu: float
 
 
 class TwoCrops(Dataset):
@@ -48,47 +68,104 @@ class TwoCrops(Dataset):
         return self.chain(image), self.chain(image)
 
 
-def published_turns(args: argparse.Namespace) -> Iterator[tuple[float, float]]:
-    """Yield, for each turn, its seconds and the seconds that it waited for pictures."""
-    step_of = PublishedStep(args.arch, queue_size=args.queue_size, device=args.device)
-    cuda = args.device != "cpu"
-    views = TwoCrops(find_images(args.data), args.size)
-    loader = DataLoader(views, args.batch, shuffle=True, num_workers=args.workers, drop_last=True, pin_memory=cuda)
-    while True:
-        since, waited = time.perf_counter(), 0.0
-        batches = islice(loader, args.iterations or len(loader))
-        while True:
-            asked = time.perf_counter()
-            images = next(batches, None)
-            waited += time.perf_counter() - asked
-            if images is None:
-                break
-            step_of(*(image.to(args.device, non_blocking=True) for image in images))
-        yield time.perf_counter() - since, waited
+def cpu_seconds(workers: list[Any]) -> float:
+    """Return the CPU time that this process and these data workers have used, s; the workers' where /proc tells it."""
+    total = time.process_time()
+    for worker in workers:
+        try:
+            fields = Path(f"/proc/{worker.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        except OSError:
+            continue
+        total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
 
 
-def our_turns(args: argparse.Namespace) -> Iterator[tuple[float, float]]:
-    """Yield the same of ours."""
-    words = ["DATA.ROOT", args.data, "MODEL.ARCH", args.arch, "DATA.IMAGE_SIZE", args.size, "DATA.BATCH_SIZE_TOTAL", args.batch]
-    words += ["MOCO.QUEUE_SIZE", args.queue_size, "DATA.NUM_WORKERS", args.our_workers, "TRAIN.DEVICE", args.device, *args.overrides]
-    cfg = load_pretrain_config("moco_v2_R_18_96px", list(map(str, words)))
-    folder, device = open_pictures(cfg), torch.device(args.device)
-    batches = plan_run(cfg, folder, start_iteration=0)
-    run = build_run(cfg, folder, batches, device)
-    run.wrapped.train()
-    loader = iter(to_device(build_loader(cfg, folder, batches, device), device))
-    while True:
-        for _ in range(4 * args.our_workers + 1 if args.our_workers else 0):  # what was prepared while the published way had its turn
-            next(loader)
-        since, waited = time.perf_counter(), 0.0
-        for _ in range(args.iterations or batches.iterations_per_epoch):
-            asked = time.perf_counter()
-            batch = next(loader)
-            waited += time.perf_counter() - asked
-            step(run, batch)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        yield time.perf_counter() - since, waited
+def take_turn(batches: Iterator[Any], take_step: Callable[[Any], Any], workers: list[Any], *, iterations: int, device: torch.device) -> Turn:
+    """Take a turn's iterations and return what they took."""
+    for _ in range(_UNCOUNTED):
+        take_step(next(batches))
+    since, cpu, waited = time.perf_counter(), cpu_seconds(workers), 0.0
+    for _ in range(iterations):
+        asked = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - asked
+        take_step(batch)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return Turn(time.perf_counter() - since, waited, cpu_seconds(workers) - cpu)
+
+
+class Published:
+    """The published way, one model and one loader for each number of workers.
+
+    Args:
+        args: The command line's.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.device = args, torch.device(args.device)
+        self.step_of = PublishedStep(args.arch, queue_size=args.queue_size, device=args.device)
+        self.views = TwoCrops(find_images(args.data), args.size)
+
+    def turn(self, num_workers: int, iterations: int) -> Turn:
+        """Take a turn with so many data workers, which start before it and end with it."""
+        cuda, batch = self.device.type == "cuda", self.args.batch
+        order = RandomSampler(self.views, num_samples=batch * (iterations + _UNCOUNTED))  # no picture is prepared that no turn asks for
+        loader = DataLoader(self.views, batch, sampler=order, num_workers=num_workers, drop_last=True, pin_memory=cuda)
+        iterator = iter(loader)
+        try:
+            return take_turn(iterator, self._take, getattr(iterator, "_workers", []), iterations=iterations, device=self.device)
+        finally:
+            if num_workers:
+                iterator._shutdown_workers()
+
+    def _take(self, images: list[Tensor]) -> None:
+        self.step_of(*(image.to(self.device, non_blocking=True) for image in images))
+
+
+class Ours:
+    """What `moco-transfer pretrain` does, but for checkpoints and log lines.
+
+    Args:
+        args: The command line's.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        words = ["DATA.ROOT", args.data, "MODEL.ARCH", args.arch, "DATA.IMAGE_SIZE", args.size, "DATA.BATCH_SIZE_TOTAL", args.batch]
+        words += ["MOCO.QUEUE_SIZE", args.queue_size, "DATA.NUM_WORKERS", args.our_workers, "TRAIN.DEVICE", args.device, *args.overrides]
+        self.cfg = load_pretrain_config("moco_v2_R_18_96px", list(map(str, words)))
+        self.folder, self.device = open_pictures(self.cfg), torch.device(args.device)
+        self.run = build_run(self.cfg, self.folder, plan_run(self.cfg, self.folder, start_iteration=0), self.device)
+        self.run.wrapped.train()
+        self.taken = 0
+
+    def turn(self, num_workers: int, iterations: int) -> Turn:
+        """Take a turn with a loader of its own, from where the last one ended."""
+        loader = build_loader(self.cfg, self.folder, plan_run(self.cfg, self.folder, start_iteration=self.taken), self.device)
+        self.taken += iterations + _UNCOUNTED
+        before = set(_children())
+        batches = to_device(loader, self.device)
+        try:
+            first = next(batches)  # the workers start
+            workers = [child for child in _children() if child not in before]
+            settings = {"iterations": iterations, "device": self.device}
+            return take_turn(itertools.chain([first], batches), lambda batch: step(self.run, batch), workers, **settings)
+        finally:
+            batches.close()
+
+
+def _children() -> list[Any]:
+    return multiprocessing.active_children()
+
+
+def choose_workers(published: Published, counts: list[int]) -> int:
+    """Return the number of workers with which the published way is fastest, and print what each took."""
+    if len(counts) == 1:
+        return counts[0]
+    taken = {count: statistics.median(published.turn(count, _TRIAL).taken for _ in range(3)) for count in counts}
+    for count, seconds in taken.items():
+        print(f"  published, {count} workers: {_TRIAL * published.args.batch / seconds:.1f} images/s", flush=True)
+    return min(taken, key=taken.__getitem__)
 
 
 def main() -> None:
@@ -99,35 +176,43 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--queue-size", type=int, default=256)
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1], help="data workers of the published way; the fastest of these is taken")
     parser.add_argument("--our-workers", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--iterations", type=int, default=0, help="of a turn; 0 for an epoch")
+    parser.add_argument("--iterations", type=int, default=15, help="of a turn")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--what", default="both", choices=["both", "ours", "published"])
-    parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to change in ours")
+    parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to change in ours; last on the line")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    iterations = args.iterations or len(find_images(args.data)) // args.batch
-    ways = {"published": published_turns, "ours": our_turns}
-    turns = {name: way(args) for name, way in ways.items() if args.what in ("both", name)}
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in turns}
-    for repeat in range(args.repeats + 1):  # the first warms up
-        for name, turn in turns.items():
-            measured = next(turn)
-            if repeat:
-                taken[name].append(measured)
-    median = {name: statistics.median(seconds for seconds, _ in values) for name, values in taken.items()}
-    print(f"{args.arch} {args.size} px batch {args.batch} K {args.queue_size}, {args.device}, {args.threads} threads, {args.workers} data workers")
-    for name, value in median.items():
-        low, high = min(taken[name])[0], max(taken[name])[0]
-        waits = statistics.median(waited / seconds for seconds, waited in taken[name])
-        speed = iterations * args.batch / value
-        print(f"  {name:10} {value:7.2f} s a turn ({low:.2f} to {high:.2f})  {speed:8.1f} images/s  waiting for pictures {100 * waits:.0f} %")
-    row = {f"sec_{name}": round(value, 3) for name, value in median.items()}
-    row |= {f"images_per_sec_{name}": round(iterations * args.batch / value, 1) for name, value in median.items()}
-    print(json.dumps(row | ({"ratio": round(median["published"] / median["ours"], 3)} if len(median) == 2 else {})))
+    torch.backends.cudnn.benchmark = True  # as the official script has it, and our trainer
+    print(f"{args.arch} {args.size} px batch {args.batch} K {args.queue_size}, {args.device}, {args.threads} threads", flush=True)
+    ways: dict[str, tuple[Published | Ours, int]] = {}
+    if args.what != "ours":
+        published = Published(args)
+        ways["published"] = published, choose_workers(published, args.workers)
+    if args.what != "published":
+        ways["ours"] = Ours(args), args.our_workers
+    taken: dict[str, list[Turn]] = {name: [] for name in ways}
+    for _ in range(args.repeats):
+        for name, (way, workers) in ways.items():
+            taken[name].append(way.turn(workers, args.iterations))
+    row: dict[str, Any] = {}
+    for name, turns in taken.items():
+        seconds, cpu = statistics.median(turn.taken for turn in turns), statistics.median(turn.cpu for turn in turns)
+        waits, workers = statistics.median(turn.waited / turn.taken for turn in turns), ways[name][1]
+        low, high, speed = min(turns).taken, max(turns).taken, args.iterations * args.batch / seconds
+        print(
+            f"  {name:10} {workers:2} workers {seconds:7.2f} s a turn ({low:.2f} to {high:.2f}), CPU {cpu:.2f} s  {speed:8.1f} images/s  "
+            f"waiting for pictures {100 * waits:.0f} %"
+        )
+        row |= {f"sec_{name}": round(seconds, 3), f"images_per_sec_{name}": round(speed, 1), f"cpu_sec_{name}": round(cpu, 3)}
+        row |= {f"workers_{name}": workers, f"waiting_{name}": round(waits, 3)}
+    row |= {"iterations": args.iterations, "repeats": args.repeats}
+    if len(taken) == 2:
+        row |= {"ratio": round(row["sec_published"] / row["sec_ours"], 3), "ratio_cpu_sec": round(row["cpu_sec_published"] / row["cpu_sec_ours"], 3)}
+    print(json.dumps(row))
 
 
 if __name__ == "__main__":

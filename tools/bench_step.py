@@ -5,9 +5,11 @@ The published step is tools/bench_published.py: the paper's algorithm in the pla
 runs (the config moco_v2_R_50_200ep, its encoders, queue, optimiser and trainer), in fp32 and in bf16:
     r50     ResNet-50, 224 px, batch 32, K = 65,536
     small   ResNet-18, 96 px, batch 64, K = 65,536
-    losses  50 steps of the small one on the same views in fp32 and bf16: their losses side by side
-Random images. Ours and the published alternate; each number is the median over --repeats. The last line is JSON: seconds, and how many times
-faster than the published step each is. On a CUDA GPU: --device cuda --batch 256.
+    losses  50 steps of the small one on the same views in fp32 and bf16: their losses side by side, and as a control those of fp32 from weights
+            that differ by what bf16 rounds off, 2^-9 of each: what bf16 explains
+--compile measures ours once more with TRAIN.COMPILE (minutes of compiling, which are not counted). Random images, on a GPU there already: for the
+published step normalised, for ours as bytes. Ours and the published alternate; each number is the median over --repeats. The last line is JSON:
+seconds, and how many times faster than the published step each is. On a CUDA GPU: --device cuda --batch 256.
 """
 
 from __future__ import annotations
@@ -44,14 +46,26 @@ class NoPictures:
 CASES = {"r50": ("resnet50", 224, 32), "small": ("resnet18", 96, 64)}
 
 
-def our_step(arch: str, size: int, batch: int, precision: str, device: str, extra: list[str]):
-    """Return a function that takes a step on a batch as a data worker makes it."""
+def our_step(arch: str, size: int, batch: int, precision: str, device: str, extra: list[str], *, perturbed: float = 0.0):
+    """Return a function that takes a step on a batch as a data worker makes it; ``perturbed`` is the weights' relative change before the first."""
     words = ["MODEL.ARCH", arch, "DATA.IMAGE_SIZE", str(size), "DATA.BATCH_SIZE_TOTAL", str(batch)]
     words += ["TRAIN.PRECISION", precision, "TRAIN.DEVICE", device]
     cfg = load_pretrain_config("moco_v2_R_50_200ep", words + extra)
     run = build_run(cfg, NoPictures(), plan_run(cfg, NoPictures(), start_iteration=0), torch.device(device))
     run.wrapped.train()
+    if perturbed:
+        perturb(run.model, perturbed)
     return lambda data: step(run, data)["loss"].item()
+
+
+@torch.no_grad()
+def perturb(model: torch.nn.Module, share: float) -> None:
+    """Make each weight of both encoders larger or smaller by this share of it, the same in both."""
+    generator = torch.Generator().manual_seed(0)
+    for weight in model.encoder_q.parameters():
+        signs = torch.randint(0, 2, weight.shape, generator=generator) * 2 - 1
+        weight.mul_(1 + share * signs.to(weight.device))
+    model.encoder_k.load_state_dict(model.encoder_q.state_dict())
 
 
 def batch_of(size: int, batch: int, seed: int) -> dict:
@@ -64,21 +78,28 @@ def batch_of(size: int, batch: int, seed: int) -> dict:
     return {"views": torch.stack([views, views.flip(3)]), "label": label, "index": label}
 
 
-def measure(arch: str, size: int, batch: int, *, precisions: list[str], repeats: int, device: str, extra: list[str]) -> dict[str, list[float]]:
+def measure(
+    arch: str, size: int, batch: int, *, precisions: list[str], repeats: int, device: str, extra: list[str], compiled: bool
+) -> dict[str, list[float]]:
     """Return the seconds of each repeat, by way; the ways take turns."""
     published = PublishedStep(arch, queue_size=65536, device=device)
     images = [torch.randn(batch, 3, size, size, device=device) for _ in range(2)]
-    data = batch_of(size, batch, 0)
+    data = {name: value.to(device) for name, value in batch_of(size, batch, 0).items()}  # as the published step's: copying is not the step
     ways = {"published": lambda: published(*images)}
     for precision in precisions:
         ways[precision] = functools.partial(our_step(arch, size, batch, precision, device, extra), data)
+    if compiled:
+        way = our_step(arch, size, batch, precisions[-1], device, [*extra, "TRAIN.COMPILE", "True"])
+        ways[f"{precisions[-1]}, compiled"] = functools.partial(way, data)
+    for way in ways.values():  # warms up, and compiles
+        way()
+        way()
     taken: dict[str, list[float]] = {name: [] for name in ways}
-    for repeat in range(repeats + 1):  # the first warms up
+    for _ in range(repeats):
         for name, way in ways.items():
             since = time.perf_counter()
             way()
-            if repeat:
-                taken[name].append(time.perf_counter() - since)
+            taken[name].append(time.perf_counter() - since)
     return taken
 
 
@@ -93,17 +114,21 @@ def report(title: str, batch: int, taken: dict[str, list[float]]) -> dict[str, f
 
 
 def compare_losses(steps: int, device: str) -> dict[str, float]:
-    """Take the same steps in fp32 and bf16; return how far the losses are apart at most and on the average, and the last of each."""
+    """Take the same steps in fp32, in bf16, and in fp32 from weights changed by as much as bf16 rounds; return how far losses are from fp32's."""
     arch, size, batch = CASES["small"]
     curves = {}
-    for precision in ("fp32", "bf16"):
-        take = our_step(arch, size, batch, precision, device, ["MOCO.QUEUE_SIZE", "1024"])
-        curves[precision] = [take(batch_of(size, batch, i)) for i in range(steps)]
-    apart = [abs(a - b) for a, b in zip(*curves.values(), strict=True)]
-    print(f"losses over {steps} steps, {arch} {size} px batch {batch}, K = 1,024: at most {max(apart):.4f} apart, mean {sum(apart) / steps:.4f}")
+    for name, precision, perturbed in (("fp32", "fp32", 0.0), ("bf16", "bf16", 0.0), ("perturbed", "fp32", 2.0**-9)):
+        take = our_step(arch, size, batch, precision, device, ["MOCO.QUEUE_SIZE", "1024"], perturbed=perturbed)
+        curves[name] = [take(batch_of(size, batch, i)) for i in range(steps)]
+    print(f"losses over {steps} steps, {arch} {size} px batch {batch}, K = 1,024; perturbed: fp32 from weights changed by 2^-9 of each")
+    row = {}
+    for name, key in (("bf16", "losses"), ("perturbed", "losses_perturbed")):
+        apart = [abs(a - b) for a, b in zip(curves["fp32"], curves[name], strict=True)]
+        print(f"  {name:10} at most {max(apart):.4f} from fp32, mean {sum(apart) / steps:.4f}")
+        row |= {f"{key}_max_apart": round(max(apart), 4), f"{key}_mean_apart": round(sum(apart) / steps, 4)}
     for i in [*range(0, steps, max(1, steps // 10)), steps - 1]:
-        print(f"  step {i + 1:3}  fp32 {curves['fp32'][i]:.4f}  bf16 {curves['bf16'][i]:.4f}")
-    return {"losses_max_apart": round(max(apart), 4), "losses_mean_apart": round(sum(apart) / steps, 4)}
+        print(f"  step {i + 1:3}  " + "  ".join(f"{name} {curve[i]:.4f}" for name, curve in curves.items()))
+    return row
 
 
 def main() -> None:
@@ -115,19 +140,23 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=0, help="another batch for r50")
+    parser.add_argument("--compile", action="store_true", help="also measure TRAIN.COMPILE, in bf16")
     parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to change in ours")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    torch.backends.cudnn.benchmark = True  # as the official script has it, and our trainer
     row: dict[str, float] = {}
     for case, (arch, size, usual) in CASES.items():
         if args.only not in (None, case):
             continue
         batch = args.batch or usual if case == "r50" else usual
         precisions = ["fp32", "bf16"] if case == "r50" else ["bf16"]
-        taken = measure(arch, size, batch, precisions=precisions, repeats=args.repeats, device=args.device, extra=args.overrides)
+        settings = {"repeats": args.repeats, "device": args.device, "extra": args.overrides, "compiled": args.compile}
+        taken = measure(arch, size, batch, precisions=precisions, **settings)
         ratios = report(f"{arch} {size} px batch {batch} K 65,536, {args.device}, {args.threads} threads, medians of {args.repeats}", batch, taken)
-        row |= {f"ratio_{p}": r for p, r in ratios.items()} if case == "r50" else {"ratio_small": ratios["bf16"]}
-        row |= {f"sec_{case}_{name}": round(statistics.median(values), 4) for name, values in taken.items()}
+        row |= {f"ratio_{p}": ratios[p] for p in precisions} if case == "r50" else {"ratio_small": ratios["bf16"]}
+        row |= {f"ratio_{case}_compiled": ratios["bf16, compiled"]} if args.compile else {}
+        row |= {f"sec_{case}_{name.replace(', ', '_')}": round(statistics.median(values), 4) for name, values in taken.items()}
     if args.only in (None, "losses"):
         row |= compare_losses(args.steps, args.device)
     print(json.dumps(row))

@@ -1,92 +1,109 @@
-"""Memory of a data worker by the number of pictures: python tools/bench_worker_memory.py [--pictures 1300000].
+"""Memory of data workers over 20 epochs, by the number of pictures: python tools/bench_worker_memory.py [--pictures 1300000].
 
-A worker that loads from a list of many names must not copy it, page by page, as it reads. This makes a source with so many generated
-names (each of one of a few real files), lets workers load from all over it, and prints what each worker has of its own
-(Private_Dirty in /proc/PID/smaps_rollup; Linux alone) beside a source with a thousand names. Ends with status 1 if the difference is
-5 MB or more.
+A worker that loads from a list of many names must not copy it, page by page, as it reads; and must not grow. This makes a source of so many
+generated names (each of one of 64 generated JPEGs of 96 px) and one of a thousand, lets the project's loader make batches of both for 20 epochs
+(an epoch of either is --epoch pictures, drawn from all names), and prints at each epoch's end what the workers have of their own, MB: USS, pages
+that no other process shares, and PSS, in which a shared page counts for its share (/proc/PID/smaps_rollup; Linux alone). The last line is JSON.
+Ends with status 1 if a worker has 20 MB or more of its own for the more names, or grows by 5 MB or more from the fifth epoch to the last.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import io
+import json
+import multiprocessing
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
+import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from moco_transfer.data.images import ImageFolder, PathList  # noqa: E402
-from moco_transfer.data.samplers import EpochBatches  # noqa: E402
-from moco_transfer.data.two_views import Views  # noqa: E402
+from moco_transfer.data.loading import Loader, plan_batches  # noqa: E402
+from moco_transfer.data.view_batch import ViewMaker  # noqa: E402
 
-_LIMIT_MB = 5  # a plain list of names takes 17 more after 40 batches, and grows
-
-
-class Measured(Dataset):
-    """Views, and what the worker that made one has of its own, MB."""
-
-    def __init__(self, views: Views) -> None:
-        self.views = views
-
-    def __getitem__(self, place: tuple[int, int]) -> tuple[int, float]:
-        """Load a picture; returns (process id, MB)."""
-        self.views[place]
-        return os.getpid(), private_mb() if place[1] % 100 == 0 else 0.0  # asking takes the kernel milliseconds
+_MORE_MB, _GROWTH_MB = 20, 5
+_FILES = 64
 
 
-def private_mb() -> float:
-    """Return the memory of this process that it shares with no other, MB."""
-    with open("/proc/self/smaps_rollup") as file:
-        return sum(int(line.split()[1]) for line in file if line.startswith("Private_Dirty")) / 1024
+def memory_of(pid: int) -> tuple[float, float]:
+    """Return a process's USS and PSS, MB."""
+    rows = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()[1:]
+    size = {row.split()[0].rstrip(":"): int(row.split()[1]) / 1024 for row in rows}
+    return size["Private_Clean"] + size["Private_Dirty"], size["Pss"]
 
 
 def names(count: int) -> Iterator[str]:
-    """Yield names as long as ImageNet's, of ten files that are there."""
+    """Yield names as long as ImageNet's, of the files that are there."""
     for i in range(count):
-        yield f"n{i // 1300:08d}/../n{i // 1300:08d}/../{i % 10}.png"
+        yield f"n{i // 1300:08d}/../n{i // 1300:08d}/../{i % _FILES:02d}.jpg"
 
 
-def measure(folder: Path, count: int, *, num_workers: int, batches: int, context: str, pipeline: str) -> dict[int, float]:
-    """Return the most that each worker had of its own while it loaded its share of the batches, MB, by process id."""
+def write_files(folder: Path) -> None:
+    """Write generated JPEGs of 96 px, as large as smooth pictures are."""
+    rng = np.random.default_rng(0)
+    for i in range(_FILES):
+        buffer = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).resize((96, 96), Image.BICUBIC).save(buffer, "JPEG", quality=90)
+        (folder / f"{i:02d}.jpg").write_bytes(buffer.getvalue())
+
+
+def measure(folder: Path, count: int, args: argparse.Namespace) -> list[list[tuple[float, float]]]:
+    """Return each worker's USS and PSS at the end of each epoch, MB."""
     for i in range((count + 1299) // 1300):
         (folder / f"n{i:08d}").mkdir(exist_ok=True)
     source = ImageFolder(folder, PathList(list(names(count))), np.arange(count, dtype=np.int64) % 1000, tuple(map(str, range(1000))))
-    views = Views(source, recipe="supervised", size=8, crop_scale=(0.2, 1.0), seed=0, num_views=1, pipeline=pipeline)
-    order = EpochBatches(count, batch_size_total=min(count, 256), epochs=1000, seed=0)
-    loader = DataLoader(Measured(views), batch_sampler=order, num_workers=num_workers, collate_fn=list, multiprocessing_context=context)
-    last: dict[int, float] = {}
-    for _, batch in zip(range(batches), loader, strict=False):
-        for pid, memory in batch:
-            last[pid] = max(memory, last.get(pid, 0.0))
-    return last
+    batch, per_epoch = 64, args.epoch // 64
+    settings = {"batch_size_total": batch, "epochs": 10**6, "seed": 0, "num_workers": args.workers, "shuffle_buffer": 1, "start_iteration": 0}
+    make_views = ViewMaker("v2", 64, (0.2, 1.0), 2, args.pipeline)
+    loader = Loader(source, plan_batches(source, **settings), make_views, num_workers=args.workers, pin_memory=False)
+    batches = iter(loader)
+    found = []
+    for epoch in range(args.epochs):
+        for _ in range(per_epoch):
+            next(batches)
+        found.append([memory_of(worker.pid) for worker in multiprocessing.active_children()])
+        uss, pss = (", ".join(f"{worker[i]:6.1f}" for worker in found[-1]) for i in range(2))
+        print(f"{count:9} names, epoch {epoch + 1:2}: USS {uss}   PSS {pss}", flush=True)
+    batches.close()
+    return found
 
 
 def main() -> int:
-    """Measure, print, and compare with the limit."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    """Measure, print, and compare with the limits."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=1_300_000)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--batches", type=int, default=80, help="of 256 pictures")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epoch", type=int, default=2048, help="pictures in an epoch, a multiple of 64")
     parser.add_argument("--context", default="fork", choices=["fork", "forkserver", "spawn"], help="how workers are started")
     parser.add_argument("--pipeline", default="fast", choices=["fast", "reference"])
     args = parser.parse_args()
-    worst = {}
+    torch.multiprocessing.set_start_method(args.context)
+    torch.set_num_threads(1)
+    row: dict[str, object] = {"context": args.context, "epochs": args.epochs, "pictures": args.pictures}
+    last, growth = {}, 0.0
     with tempfile.TemporaryDirectory() as folder:
-        for i in range(10):
-            Image.new("RGB", (8, 8), (i, i, i)).save(Path(folder) / f"{i}.png")
+        write_files(Path(folder))
         for count in (1000, args.pictures):
-            found = measure(Path(folder), count, num_workers=args.workers, batches=args.batches, context=args.context, pipeline=args.pipeline)
-            worst[count] = max(found.values())
-            print(f"{count} pictures, {args.context}: {', '.join(f'{v:.1f}' for v in found.values())} MB of its own in each worker", flush=True)
-    more = worst[args.pictures] - worst[1000]
-    print(f"{more:.1f} MB more for {args.pictures} pictures (limit {_LIMIT_MB})")
-    return int(more >= _LIMIT_MB)
+            uss = [max(own for own, _ in workers) for workers in measure(Path(folder), count, args)]
+            tail = max(1, args.epochs // 5)
+            last[count] = mean(uss[-tail:])
+            grown = last[count] - mean(uss[min(4, args.epochs - 1) : 4 + tail] or uss[-1:])
+            growth = max(growth, grown)
+            row |= {f"uss_mb_{count}": [round(value, 1) for value in uss], f"growth_mb_{count}": round(grown, 1)}
+    more = last[args.pictures] - last[1000]
+    print(f"{more:.1f} MB more for {args.pictures} pictures (limit {_MORE_MB})")
+    print(f"{growth:.1f} MB more at the end than in the fifth epoch (limit {_GROWTH_MB})")
+    print(json.dumps(row | {"more_mb": round(more, 1), "growth_mb": round(growth, 1)}))
+    return int(more >= _MORE_MB or growth >= _GROWTH_MB)
 
 
 if __name__ == "__main__":

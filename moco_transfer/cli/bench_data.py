@@ -1,7 +1,8 @@
 """Measure for half a minute what reading a folder costs: each stage on one core, what data workers feed together, how many are needed.
 
 Nothing is written. The stages are those of a data worker (read, decode, crop) and of the training device (colours, blur, normalisation).
-With --gpu-images-per-sec, what the GPU at hand takes (a run logs it as images/s when it does not wait), the answer is a number of workers.
+Then the config's training step is timed on the device at hand, without pictures to wait for, and the answer is a number of workers; for a GPU
+elsewhere, give what it takes with --gpu-images-per-sec (a run logs it as images/s when it does not wait).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import argparse
 EPILOG = """examples:
   A folder with the settings of MoCo v2:
     moco-transfer bench-data --config-file moco_v2_R_50_200ep DATA.ROOT /data/imagenet/train
-  How many workers feed a GPU that takes 1,500 images/s:
+  How many workers feed a GPU elsewhere that takes 1,500 images/s:
     moco-transfer bench-data --config-file moco_v2_R_50_200ep --gpu-images-per-sec 1500 DATA.ROOT /data/imagenet/train
   Is a raw cache worth it?
     moco-transfer pack /data/imagenet/train /fast/raw --as raw && moco-transfer bench-data --config-file moco_v2_R_50_200ep DATA.ROOT /fast/raw
@@ -22,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``bench-data``."""
     parser.add_argument("--config-file", required=True, metavar="FILE", help="a pre-training config; its DATA section is measured")
     parser.add_argument("--seconds", type=float, default=30.0, metavar="S", help="how long to measure (default 30)")
-    parser.add_argument("--gpu-images-per-sec", type=float, default=0.0, metavar="N", help="images/s that the training step takes without waiting")
+    elsewhere = "images/s of the training step on another machine; measured on this one if not given"
+    parser.add_argument("--gpu-images-per-sec", type=float, default=0.0, metavar="N", help=elsewhere)
     parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to change, e.g. DATA.NUM_WORKERS 16")
 
 
@@ -33,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         InputError: If the config or the pictures cannot be used.
     """
     from ..config import load_pretrain_config
-    from ..pretrain.build_data import bench_data
+    from ..pretrain.build_bench import bench_data
     from ..runtime.errors import InputError
 
     if args.seconds <= 0 or args.gpu_images_per_sec < 0:

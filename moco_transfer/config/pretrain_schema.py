@@ -16,6 +16,7 @@ ARCHS += ("resnet18_cifar", "resnet34_cifar", "resnet50_cifar")
 LAYOUTS = ("auto", "folders", "flat", "list", "cifar10", "shards", "pack")  # as data/sources.py has them, which config may not import
 MECHANISMS = ("moco", "memory_bank", "end_to_end", "supervised")
 PIPELINES = ("fast", "reference")  # as data/view_batch.py has them
+DECODERS = ("worker", "device")
 AUGMENTATIONS = ("v1", "v2", "cifar", "supervised")
 SCHEDULES = ("step", "cosine", "exponential")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -63,6 +64,12 @@ PRETRAIN_DEFAULTS: dict[str, Any] = {
         # "reference" (the plain torchvision and PIL chain of the official code). Same random numbers; a view differs by rounding, see
         # docs/performance.md.
         "PIPELINE": "fast",
+        # Who decodes: "worker" (the data workers, with PIL's pixels) or "device" (usual JPEGs in batches by nvJPEG on the CUDA device that trains,
+        # the rest by the workers, which then mostly read; for PIPELINE fast). Same random numbers. nvJPEG's pixels differ from PIL's by a
+        # few levels of 255, by more along sharp coloured edges.
+        "DECODE": "worker",
+        # What decoding did to the pixels, in words; empty for nothing. Not to be set: a run fills it in from DECODE, so that its config tells.
+        "DECODED_PIXELS": "",
         # What packing did to the pixels, in words. Not to be set: a run fills it in from DATA.ROOT, so that its config tells.
         "PACKED_PIXELS": "",
         # Mean and standard deviation of the pixels, RGB, 0-255. They travel with the weights. Paper: ImageNet's.
@@ -187,6 +194,7 @@ def check_pretrain_values(cfg: CfgNode, where: str) -> None:
         "MECHANISM": MECHANISMS,
         "DATA.AUGMENTATION": AUGMENTATIONS,
         "DATA.PIPELINE": PIPELINES,
+        "DATA.DECODE": DECODERS,
         "DATA.LAYOUT": LAYOUTS,
         "MODEL.ARCH": ARCHS,
         "SOLVER.SCHEDULE": SCHEDULES,
@@ -232,6 +240,8 @@ def _check_ranges(cfg: CfgNode, where: str) -> None:
             f"{where}: SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE} would change what MECHANISM end_to_end learns: its negatives are the mini-batch. "
             f"Use ACCUMULATE 1 and a batch that fits."
         )
+    if cfg.DATA.DECODE == "device" and cfg.DATA.PIPELINE != "fast":
+        raise InputError(f"{where}: DATA.DECODE device needs DATA.PIPELINE fast, got {cfg.DATA.PIPELINE!r}.")
     if cfg.MOCO.SYMMETRIC and cfg.MECHANISM != "moco":
         raise InputError(f"{where}: MOCO.SYMMETRIC True needs MECHANISM moco, got {cfg.MECHANISM!r}.")
     for rule, holds in checks.items():

@@ -44,19 +44,21 @@ class StageCosts:
         return self.read + self.decode + self.views
 
 
-def measure_stages(source: IndexedPictures, make_views: ViewMaker, *, device: torch.device, seconds: float) -> StageCosts:
-    """Measure pictures from all over the source, one after the other.
+def measure_stages(source: IndexedPictures, make_views: ViewMaker, *, device: torch.device, seconds: float, batch_size: int) -> StageCosts:
+    """Measure pictures from all over the source, one after the other, and the finishing of batches of them.
 
     Args:
         source: The pictures.
         make_views: The views.
         device: Where views are finished.
         seconds: How long to measure.
+        batch_size: Views that are finished together.
 
     Raises:
         InputError: If no picture could be read in this time.
     """
-    spent, count, rng = np.zeros(4), 0, generator_at(0, "bench-data")
+    spent, count, rng = np.zeros(3), 0, generator_at(0, "bench-data")
+    batch, finishing = ViewBatch(make_views, batch_size), []
     buffer = np.empty(BUFFER_BYTES, np.uint8)
     until = time.perf_counter() + seconds
     while time.perf_counter() < until or not count:
@@ -74,27 +76,47 @@ def measure_stages(source: IndexedPictures, make_views: ViewMaker, *, device: to
         except UNREADABLE:
             continue
         marks.append(time.perf_counter())
-        batch = ViewBatch(make_views, 1)
-        batch.fill(0, picture, rng, label=0, index=index)
+        place = count % batch_size
+        batch.fill(place, picture, rng, label=0, index=index)
         marks.append(time.perf_counter())
-        made = batch.finished()
-        for view, colours in zip(made["views"], made.get("colours", [None] * len(made["views"])), strict=True):
-            finish(view.to(device), colours, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        marks.append(time.perf_counter())
+        if place == batch_size - 1:
+            finishing.append(_finish(batch, device))
         if count or len(source) == 1 or time.perf_counter() > until:
             spent += np.diff(marks)
         count += 1
-    return StageCosts(*(1000 * spent / max(1, count - 1)).tolist(), pictures=count)
+    if len(finishing) < 2:  # the first one does not count: libraries set themselves up
+        finishing += [_finish(batch, device), _finish(batch, device)]
+    return StageCosts(*(1000 * spent / max(1, count - 1)).tolist(), 1000 * float(np.median(finishing[1:])) / batch_size, pictures=count)
 
 
-def measure_workers(source: IndexedPictures, make_views: ViewMaker, *, batch_size: int, num_workers: int, seconds: float) -> float:
-    """Return the images/s that the data workers feed into a process that does nothing but take batches."""
+def _finish(batch: ViewBatch, device: torch.device) -> float:
+    """Finish a batch's views on the device; return the seconds that it took, without the copy to the device."""
+    made = batch.finished()
+    views = made["views"].to(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    since = time.perf_counter()
+    for view, colours in zip(views, made.get("colours", [None] * len(views)), strict=True):
+        finish(view, colours, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - since
+
+
+def measure_workers(
+    source: IndexedPictures,
+    make_views: ViewMaker,
+    *,
+    batch_size: int,
+    num_workers: int,
+    seconds: float,
+    decode_on: torch.device | None = None,
+) -> float:
+    """Return the images/s that the data workers feed into a process that does nothing but take batches, and decode them if that is its part."""
     batch_size = min(batch_size, len(source))
     settings = {"epochs": 10**6, "seed": 0, "num_workers": num_workers, "shuffle_buffer": 1, "start_iteration": 0}
     batches = plan_batches(source, batch_size_total=batch_size, **settings)
-    loader = iter(Loader(source, batches, make_views, num_workers=num_workers, pin_memory=False))
+    loader = iter(Loader(source, batches, make_views, num_workers=num_workers, pin_memory=False, decode_on=decode_on))
     for _ in range(max(1, num_workers)):  # the workers start
         next(loader)
     since, taken = time.perf_counter(), 0
@@ -112,17 +134,9 @@ def describe_measurement(costs: StageCosts, fed: float, *, num_workers: int, wan
         costs: The stages.
         fed: Images/s of all workers together.
         num_workers: How many there were.
-        wanted: Images/s that the training step takes; 0 for unknown.
+        wanted: Images/s that the training step takes.
     """
-    stages = {"read": costs.read, "decode": costs.decode, "views": costs.views, "finish on the device": costs.finish}
-    lines = [f"{name:22} {value:7.3f} ms per picture" for name, value in stages.items() if value > 0]
-    cores = os.cpu_count() or 1
-    one = 1000 / costs.worker
-    lines.append(f"one worker by itself feeds {one:.0f} images/s ({costs.pictures} pictures measured)")
-    lines.append(f"DATA.NUM_WORKERS {num_workers} feed {fed:.0f} images/s together, on {cores} cores")
-    if not wanted:
-        lines.append("give --gpu-images-per-sec for the number of workers that a GPU needs")
-        return lines
+    lines, cores, one = _describe_stages(costs, fed, num_workers), os.cpu_count() or 1, 1000 / costs.worker
     each = min(one, fed / max(1, num_workers)) if num_workers <= cores else one
     needed = math.ceil(_SPARE * wanted / each)
     if fed >= _SPARE * wanted:
@@ -135,3 +149,25 @@ def describe_measurement(costs: StageCosts, fed: float, *, num_workers: int, wan
             advice = "pack the pictures (moco-transfer pack --as raw)"
         lines.append(f"too little for {wanted:.0f} images/s: {needed} workers are needed, and {cores} cores feed {most:.0f}; {advice}")
     return lines
+
+
+def describe_cpu(costs: StageCosts, fed: float, *, num_workers: int, step: float, said: str) -> list[str]:
+    """Return the measurement and what follows from it where the same cores train and prepare pictures.
+
+    Args:
+        costs: The stages.
+        fed: Images/s of all workers together.
+        num_workers: How many there were.
+        step: Images/s of the training step alone.
+        said: The line about the step.
+    """
+    together = 1 / (1 / step + costs.worker / 1000)
+    lines = [*_describe_stages(costs, fed, num_workers), said]
+    return [*lines, f"the same cores do both: about {together:.1f} images/s with DATA.NUM_WORKERS 0, which is the faster choice on a CPU"]
+
+
+def _describe_stages(costs: StageCosts, fed: float, num_workers: int) -> list[str]:
+    stages = {"read": costs.read, "decode": costs.decode, "views": costs.views, "finish on the device": costs.finish}
+    lines = [f"{name:22} {value:7.3f} ms per picture" for name, value in stages.items() if value > 0]
+    lines.append(f"one worker by itself feeds {1000 / costs.worker:.0f} images/s ({costs.pictures} pictures measured)")
+    return [*lines, f"DATA.NUM_WORKERS {num_workers} feed {fed:.0f} images/s together, on {os.cpu_count() or 1} cores"]

@@ -9,10 +9,12 @@ into every data worker as reference counts touch it. Every source of pictures (s
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -30,6 +32,9 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 class PathList(Sequence[str]):
     """An immutable list of file names in two arrays.
 
+    Data workers that are forked share its memory as it is. For those that are started afresh (spawn, forkserver) it moves to shared memory
+    when it is first sent to one, so that they do not each get a copy.
+
     Args:
         names: The names, in order.
     """
@@ -37,7 +42,22 @@ class PathList(Sequence[str]):
     def __init__(self, names: Sequence[str]) -> None:
         encoded = [os.fsencode(name) for name in names]
         self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-        self._bytes = b"".join(encoded)
+        self._bytes = np.frombuffer(b"".join(encoded), np.uint8)
+        self._shared: tuple[Any, ...] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        if multiprocessing.context.get_spawning_popen() is None:  # to a file, or copied
+            return {"arrays": (self._ends, self._bytes)}
+        import torch  # not needed otherwise
+
+        if self._shared is None:
+            self._shared = tuple(torch.tensor(array).share_memory_() for array in (self._ends, self._bytes))
+            self._ends, self._bytes = (tensor.numpy() for tensor in self._shared)
+        return {"arrays": self._shared}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._ends, self._bytes = (np.asarray(array) for array in state["arrays"])
+        self._shared = None
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -48,7 +68,7 @@ class PathList(Sequence[str]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         index %= len(self)
-        return os.fsdecode(self._bytes[self._ends[index] : self._ends[index + 1]])
+        return os.fsdecode(self._bytes[self._ends[index] : self._ends[index + 1]].tobytes())
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,12 @@ import signal
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
+import torch
 from torch.utils.data import DataLoader
 
 from ..runtime.distributed import get_rank, get_world_size
 from ..runtime.errors import InputError
+from .device_decode import DeviceDecoder, EncodedViews
 from .samplers import EpochBatches
 from .shard_index import ShardSet
 from .shard_order import ShardBatches
@@ -63,23 +65,38 @@ class Loader:
         make_views: From a picture to its views.
         num_workers: Data workers; 0 loads in this process.
         pin_memory: Put batches where a GPU can fetch them itself.
+        decode_on: Device that decodes JPEGs in place of the workers, and gets the views (``device_decode.py``); None: the workers decode, as
+            they always do for shards.
     """
 
-    def __init__(self, source: Pictures, batches: Batches, make_views: ViewMaker, *, num_workers: int, pin_memory: bool) -> None:
+    def __init__(
+        self,
+        source: Pictures,
+        batches: Batches,
+        make_views: ViewMaker,
+        *,
+        num_workers: int,
+        pin_memory: bool,
+        decode_on: torch.device | None = None,
+    ) -> None:
         settings: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory, "prefetch_factor": 4 if num_workers else None}
         settings["worker_init_fn"] = end_quietly_when_told if num_workers else None
+        self._decoder: DeviceDecoder | None = None
         if isinstance(batches, ShardBatches):
             self._loader = DataLoader(ShardViews(batches, make_views), batch_size=None, collate_fn=as_it_is, **settings)
         else:
-            views = Views(
-                source,
-                recipe=make_views.recipe,
-                size=make_views.size,
-                crop_scale=make_views.crop_scale,
-                seed=batches.seed,
-                num_views=make_views.num_views,
-                pipeline=make_views.pipeline,
-            )
+            settings_of_views = {
+                "recipe": make_views.recipe,
+                "size": make_views.size,
+                "crop_scale": make_views.crop_scale,
+                "seed": batches.seed,
+                "num_views": make_views.num_views,
+                "pipeline": make_views.pipeline,
+            }
+            views = Views(source, **settings_of_views)
+            if decode_on is not None:
+                self._decoder = DeviceDecoder(views, decode_on)
+                views = EncodedViews(source, **settings_of_views)
             self._loader = DataLoader(views, batch_sampler=batches, collate_fn=as_it_is, **settings)
         self._length = len(batches)
         self._iterator: Iterator[dict[str, Any]] = iter(())
@@ -94,7 +111,7 @@ class Loader:
         for batch in self._iterator:
             if "error" in batch:
                 raise InputError(batch["error"])
-            yield batch
+            yield batch if self._decoder is None else self._decoder(batch)
         self._iterator = iter(())
 
 

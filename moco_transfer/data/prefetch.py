@@ -14,8 +14,8 @@ _STAYS = ("colours",)  # says on the CPU which views need which operation; see v
 def to_device(batches: Iterable[dict[str, Any]], device: torch.device) -> Iterator[dict[str, Any]]:
     """Yield the batches with their tensors on the device.
 
-    On a GPU the next batch is copied on a stream of its own while the current step runs; batches must lie in pinned memory for that.
-    Elsewhere they are passed on.
+    On a GPU the next batch is fetched (where the device decodes, that is done then) and copied on a stream of its own while the current step
+    runs; batches must lie in pinned memory for that. Elsewhere they are passed on.
 
     Args:
         batches: As ``view_batch.ViewBatch.finished`` returns them.
@@ -26,8 +26,12 @@ def to_device(batches: Iterable[dict[str, Any]], device: torch.device) -> Iterat
         return
     stream = torch.cuda.Stream(device)
     waiting: dict[str, Any] | None = None
-    for batch in batches:
+    coming = iter(batches)
+    while True:
         with torch.cuda.stream(stream):
+            batch = next(coming, None)
+            if batch is None:
+                break
             ahead = {name: _moved(name, value, device) for name, value in batch.items()}
         if waiting is not None:
             yield _ready(waiting, stream, device)

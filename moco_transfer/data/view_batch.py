@@ -11,6 +11,7 @@ Pipelines:
 
 from __future__ import annotations
 
+import functools
 import io
 from dataclasses import dataclass, field
 from typing import Any
@@ -187,7 +188,9 @@ def normalize(views: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) ->
         mean: Per channel, 0-255.
         std: Per channel, 0-255.
     """
-    shape = (3, 1, 1)
-    mean_t = torch.tensor(mean, dtype=torch.float32, device=views.device).view(shape)
-    std_t = torch.tensor(std, dtype=torch.float32, device=views.device).view(shape)
-    return (views.to(torch.float32) - mean_t) / std_t
+    return (views.to(torch.float32) - _per_channel(tuple(mean), views.device)) / _per_channel(tuple(std), views.device)
+
+
+@functools.lru_cache(maxsize=32)  # made once: a tensor made on a GPU in each step would make the host wait for it
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1)

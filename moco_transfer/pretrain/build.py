@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..data.labelled import LabelledBatches, find_labelled
 from ..data.loading import Batches, describe_batches, warn_of_another_order
+from ..data.packed import PixelImages
 from ..data.shard_index import ShardSet
 from ..data.sources import Pictures
 from ..runtime.checkpoint import CheckpointFolder
@@ -23,7 +24,7 @@ from ..runtime.metrics import MetricsFile, read_metrics
 from ..runtime.run_folder import open_run_folder, record_settings
 from ..runtime.seed import seed_everything
 from .announce import announce_bank, announce_groups, announce_pipeline, announce_queue, announce_run
-from .build_data import build_loader, evaluation_view, open_pictures, plan_run, with_packed_pixels
+from .build_data import build_loader, decoding_device, evaluation_view, open_pictures, plan_run, with_packed_pixels
 from .encoders import build_encoder
 from .end_to_end import EndToEnd
 from .init_from import start_from
@@ -76,6 +77,7 @@ def pretrain(cfg: CfgNode, *, resume: bool = False, init_from: str | None = None
             f"MECHANISM memory_bank keeps a feature of each picture by its number, which a stream of shards ({cfg.DATA.ROOT}) does not have. "
             f"Unpack the shards into a folder, or use MECHANISM moco."
         )
+    decoding_device(cfg, folder, device)
     monitor = _monitor(cfg, folder)
     checkpoints = CheckpointFolder(cfg.OUTPUT_DIR, keep=cfg.TRAIN.KEEP_CHECKPOINTS)
     last, state = (read_last(checkpoints) if resume else None) or (None, None)
@@ -97,6 +99,8 @@ def pretrain(cfg: CfgNode, *, resume: bool = False, init_from: str | None = None
     metrics = (
         MetricsFile(output_dir / "metrics.json", start_iteration=run.iteration, tensorboard=cfg.TRAIN.TENSORBOARD) if is_main_process() else None
     )
+    # All batches have one size: the fastest convolutions are looked for once, as in the official script. Detectors' pictures differ.
+    torch.backends.cudnn.benchmark = device.type == "cuda"
     try:
         complete = train(
             run,
@@ -108,6 +112,7 @@ def pretrain(cfg: CfgNode, *, resume: bool = False, init_from: str | None = None
             checkpoint_period_iters=cfg.TRAIN.CHECKPOINT_PERIOD_ITERS,
         )
     finally:
+        torch.backends.cudnn.benchmark = False
         if metrics is not None:
             metrics.close()
         # DistributedDataParallel would keep the process group alive beyond its end, and gloo's destructor, run by Python's, may hang.
@@ -212,6 +217,7 @@ def build_run(cfg: CfgNode, folder: Pictures, batches: Batches, device: torch.de
         max_unreadable=cfg.DATA.MAX_UNREADABLE,
         num_workers=cfg.DATA.NUM_WORKERS,
         pipeline=cfg.DATA.PIPELINE,
+        decoded=getattr(folder, "form", "") == "raw" or isinstance(folder, PixelImages),
         watch=_watch(cfg, model, batches),
     )
 

@@ -1,17 +1,16 @@
-"""The pictures of a pre-training run from its config: the source, the order, the views, the loader; and what they cost."""
+"""The pictures of a pre-training run from its config: the source, the order, the views, the loader."""
 
 from __future__ import annotations
 
 import torch
 from fvcore.common.config import CfgNode
 
-from ..data.bench import describe_measurement, measure_stages, measure_workers
+from ..data.device_decode import PIXELS as DEVICE_PIXELS
 from ..data.labelled import EvaluationView, protocol_resize
 from ..data.loading import Batches, Loader, plan_batches
 from ..data.shard_index import ShardSet
 from ..data.sources import Pictures, open_source
 from ..data.view_batch import ViewMaker
-from ..runtime.distributed import start_processes
 from ..runtime.errors import InputError
 
 
@@ -21,10 +20,11 @@ def open_pictures(cfg: CfgNode) -> Pictures:
 
 
 def with_packed_pixels(cfg: CfgNode, folder: Pictures) -> CfgNode:
-    """Return a config that says what packing did to the pixels, so that config.yaml and the checkpoints say it too."""
+    """Return a config that says what packing and decoding did to the pixels, so that config.yaml and the checkpoints say it too."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.DATA.PACKED_PIXELS = getattr(folder, "pixel_change", "")
+    cfg.DATA.DECODED_PIXELS = DEVICE_PIXELS if cfg.DATA.DECODE == "device" else ""
     cfg.freeze()
     return cfg
 
@@ -46,8 +46,29 @@ def plan_run(cfg: CfgNode, folder: Pictures, *, start_iteration: int) -> Batches
 
 
 def build_loader(cfg: CfgNode, folder: Pictures, batches: Batches, device: torch.device) -> Loader:
-    """Return the batches of the run, from where its plan starts."""
-    return Loader(folder, batches, view_maker(cfg), num_workers=cfg.DATA.NUM_WORKERS, pin_memory=device.type == "cuda")
+    """Return the batches of the run, from where its plan starts.
+
+    Raises:
+        InputError: If the config has the device decode and it is no CUDA device, or the pictures are tar shards.
+    """
+    settings = {"num_workers": cfg.DATA.NUM_WORKERS, "pin_memory": device.type == "cuda"}
+    return Loader(folder, batches, view_maker(cfg), **settings, decode_on=decoding_device(cfg, folder, device))
+
+
+def decoding_device(cfg: CfgNode, folder: Pictures, device: torch.device) -> torch.device | None:
+    """Return the device that decodes JPEGs in place of the data workers, or None.
+
+    Raises:
+        InputError: If the config asks for it and the device is no CUDA device, or the pictures are tar shards, where none can be read again in
+            place of a damaged one.
+    """
+    if cfg.DATA.DECODE == "worker":
+        return None
+    if isinstance(folder, ShardSet):
+        raise InputError(f"DATA.DECODE device needs pictures that can be read in any order, {cfg.DATA.ROOT} is tar shards. Use DATA.DECODE worker.")
+    if device.type != "cuda":
+        raise InputError(f"DATA.DECODE device decodes JPEGs on a CUDA GPU, this run is on {device.type}. Use DATA.DECODE worker.")
+    return device
 
 
 def view_maker(cfg: CfgNode) -> ViewMaker:
@@ -60,28 +81,3 @@ def evaluation_view(cfg: CfgNode) -> EvaluationView:
     """Return how kNN and the linear protocol see pictures."""
     data = cfg.DATA
     return EvaluationView(data.IMAGE_SIZE, data.TEST_RESIZE or protocol_resize(data.IMAGE_SIZE), tuple(data.PIXEL_MEAN), tuple(data.PIXEL_STD))
-
-
-def bench_data(cfg: CfgNode, *, seconds: float, gpu_images_per_sec: float) -> list[str]:
-    """Measure what reading DATA.ROOT costs and how many data workers are needed; half of the time stage by stage, half with the workers.
-
-    Args:
-        cfg: A pre-training config.
-        seconds: How long to measure.
-        gpu_images_per_sec: What the training step takes without waiting; 0 for unknown.
-
-    Returns:
-        The lines to print.
-
-    Raises:
-        InputError: If the data cannot be used, or are tar shards.
-    """
-    device = start_processes(cfg.TRAIN.DEVICE)
-    folder = open_pictures(cfg)
-    if isinstance(folder, ShardSet):
-        raise InputError(f"bench-data measures pictures that can be read in any order; {cfg.DATA.ROOT} is a stream of tar shards. Unpack one shard.")
-    make_views = view_maker(cfg)
-    costs = measure_stages(folder, make_views, device=device, seconds=seconds / 2)
-    workers = cfg.DATA.NUM_WORKERS
-    fed = measure_workers(folder, make_views, batch_size=cfg.DATA.BATCH_SIZE_TOTAL, num_workers=workers, seconds=seconds / 2)
-    return [folder.describe(), *describe_measurement(costs, fed, num_workers=workers, wanted=gpu_images_per_sec)]

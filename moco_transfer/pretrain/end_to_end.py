@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 
 from ..runtime.distributed import get_rank, get_world_size
+from ..runtime.transfer import sent
 from .encoders import add_mlp_head
 from .measures import describe_contrast
 from .moco import unit
@@ -90,10 +91,10 @@ class EndToEnd(nn.Module):
             return unit(self.encoder_q(im_k))
         if not self.shuffle:
             return _gather_with_gradient(unit(self.encoder_q(im_k)))
-        permutation = draw_permutation(len(im_k), im_k.device)
+        permutation = draw_permutation(len(im_k))
         shuffled = _gather_with_gradient(unit(self.encoder_q(shuffle_rows(im_k, permutation))))
         # Place p holds image permutation[p]; the inverse tells where image i went.
-        return shuffled[torch.argsort(permutation)]
+        return shuffled[sent(torch.argsort(permutation), shuffled.device)]
 
 
 def _gather_with_gradient(rows: Tensor) -> Tensor:

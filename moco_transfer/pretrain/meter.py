@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..runtime.checkpoint import CheckpointFolder
-from ..runtime.distributed import gather_object, get_rank, get_world_size, mean_over_processes
+from ..runtime.distributed import gather_object, get_rank, get_world_size, max_over_processes, mean_over_processes
 from ..runtime.metrics import MetricsFile
 from .measures import chance_formula
 
@@ -27,25 +27,31 @@ logger = logging.getLogger(__name__)
 STARVED = 0.2  # share of the time spent waiting for pictures
 IN_A_ROW = 3  # log periods; one alone may be the workers' start or an epoch's checkpoint
 
-_STARVED_TEXT = (
-    "{share:.0f}% of the time goes into waiting for pictures. Try, in this order: a higher DATA.NUM_WORKERS (now {workers}, {cores} cores)"
-    "{pipeline}, pictures packed with moco-transfer pack --as raw; moco-transfer bench-data says how many workers are needed."
-)
 
-
-def advice_when_starved(waited: list[float], *, num_workers: int, pipeline: str) -> str | None:
+def advice_when_starved(waited: list[float], *, num_workers: int, pipeline: str, on_cpu: bool = False, decoded: bool = False) -> str | None:
     """Return a sentence when the last log periods each waited for pictures longer than :data:`STARVED`.
 
     Args:
-        waited: Shares of the log periods so far, [0, 1], the newest last.
+        waited: Shares of the log periods so far, [0, 1], the newest last; of several processes the one's that waits longest.
         num_workers: Data workers of this process.
         pipeline: DATA.PIPELINE.
+        on_cpu: Whether the cores that prepare pictures train too: data workers then only take turns with the step.
+        decoded: Whether the pictures are bare pixels already, in a raw pack or in memory.
     """
     last = waited[-IN_A_ROW:]
     if len(last) < IN_A_ROW or min(last) <= STARVED:
         return None
-    faster = ", DATA.PIPELINE fast" if pipeline != "fast" else ""
-    return _STARVED_TEXT.format(share=100 * sum(last) / len(last), workers=num_workers, cores=os.cpu_count(), pipeline=faster)
+    advice = ["DATA.PIPELINE fast"] if pipeline != "fast" else []
+    if not on_cpu:
+        advice.insert(0, f"a higher DATA.NUM_WORKERS (now {num_workers}, {os.cpu_count()} cores)")
+    elif num_workers:
+        advice.insert(0, f"DATA.NUM_WORKERS 0 (now {num_workers}: on a CPU they take the cores from the step)")
+    if not decoded:
+        advice.append("pictures packed with moco-transfer pack --as raw")
+    share = f"{100 * sum(last) / len(last):.0f}% of the time goes into waiting for pictures"
+    if not advice:
+        return f"{share}; on these cores nothing but a smaller DATA.IMAGE_SIZE or a weaker DATA.AUGMENTATION makes them faster."
+    return f"{share}. Try, in this order: {', '.join(advice)}; moco-transfer bench-data says what each stage costs and what the workers feed."
 
 
 class Meter:
@@ -126,7 +132,8 @@ class Meter:
             row["queue_filled"] = min(1.0, enqueued / run.negatives)
         row |= {
             "images_per_sec": self.images * get_world_size() / elapsed,
-            "data_wait_share": min(1.0, self.waited_sec / elapsed),
+            # The slowest to get its pictures: the others wait for it in the step, which does not count as waiting for theirs.
+            "data_wait_share": max_over_processes(min(1.0, self.waited_sec / elapsed)),
             "time": elapsed / self.steps,
         }
         if metrics is not None:
@@ -141,7 +148,9 @@ class Meter:
         """Say once, when it stays so, what to do about waiting for pictures."""
         said = len(self._waited) > IN_A_ROW  # nothing is noted any more after the sentence
         self._waited = self._waited if said else [*self._waited[-IN_A_ROW + 1 :], waited]
-        sentence = None if said else advice_when_starved(self._waited, num_workers=self.run.num_workers, pipeline=self.run.pipeline)
+        run = self.run
+        settings = {"num_workers": run.num_workers, "pipeline": run.pipeline, "on_cpu": run.device.type == "cpu", "decoded": run.decoded}
+        sentence = None if said else advice_when_starved(self._waited, **settings)
         if sentence is not None:
             logger.warning("%s", sentence)
             self._waited = [waited] * (IN_A_ROW + 1)

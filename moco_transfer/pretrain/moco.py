@@ -151,7 +151,7 @@ class MoCo(nn.Module):
             permutation = torch.arange(len(im_k) * get_world_size(), device=im_k.device)
             keys = gather_unshuffled(unit(self.encoder_k(im_k)), permutation)
         else:
-            permutation = draw_permutation(len(im_k), im_k.device)
+            permutation = draw_permutation(len(im_k))
             keys = gather_unshuffled(unit(self.encoder_k(shuffle_rows(im_k, permutation))), permutation)
         return keys.view(get_world_size(), len(im_k), -1)
 

@@ -24,6 +24,7 @@ from ..data.prefetch import to_device
 from ..data.view_batch import finish
 from ..runtime.checkpoint import CheckpointFolder
 from ..runtime.distributed import all_gather_rows, average_bn_statistics, get_world_size, is_main_process
+from ..runtime.errors import InputError
 from ..runtime.metrics import MetricsFile
 from ..runtime.run_folder import Stopped, StopRequest
 from ..runtime.seed import seed_everything
@@ -68,6 +69,7 @@ class Pretraining:
         monitored: Iteration after which the monitor last looked, or found nothing due.
         num_workers: Data workers of this process, for advice.
         pipeline: DATA.PIPELINE, for advice.
+        decoded: Whether the pictures come as bare pixels, for advice.
         watch: Says in words when features collapse or the loss stays at chance; None for ``supervised``.
         monitor: Called after each finished epoch and at the end of the run, with the run and what may end the call (``Stopped``); returns what
             to write into metrics.json, nothing when nothing is due.
@@ -98,6 +100,7 @@ class Pretraining:
     monitored: int = 0
     num_workers: int = 0
     pipeline: str = "fast"
+    decoded: bool = False
     watch: Watch | None = None
     monitor: Callable[[Pretraining, StopRequest], dict[str, float]] | None = None
 
@@ -224,7 +227,8 @@ def _forward_backward(run: Pretraining, batch: dict[str, Any]) -> dict[str, Tens
     views = batch["views"].to(run.device, non_blocking=True)
     pairs = list(zip(views, batch.get("colours", [None] * len(views)), strict=True))
     targets = batch["index" if isinstance(run.model, MemoryBank) else "label"].to(run.device, non_blocking=True)
-    parts = [slice(int(part[0]), int(part[-1]) + 1) for part in torch.arange(len(targets)).chunk(run.accumulate)]
+    size = -(-len(targets) // run.accumulate)
+    parts = [slice(start, min(start + size, len(targets))) for start in range(0, len(targets), size)]
     sums: dict[str, Tensor] = {}
     for number, part in enumerate(parts):
         images = [finish(view[part], None if colour is None else colour[part], run.pixel_mean, run.pixel_std) for view, colour in pairs]

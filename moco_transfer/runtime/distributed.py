@@ -7,6 +7,7 @@ LOCAL_RANK, WORLD_SIZE and the address.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Iterable
@@ -102,6 +103,21 @@ def barrier() -> None:
         dist.barrier()
 
 
+@functools.cache
+def _gloo_group(processes: Any) -> Any:
+    return dist.new_group(backend="gloo")
+
+
+def cpu_group() -> Any:
+    """Return a group of all processes for tensors on the CPU: None, the processes' own, unless that is NCCL's. Collective when first called.
+
+    For what the host must know in each iteration: read back from a GPU, it would have to wait for all that the GPU has to do.
+    """
+    if get_world_size() == 1 or dist.get_backend() == "gloo":
+        return None
+    return _gloo_group(dist.group.WORLD)  # by group: another one is there after a restart in the same process
+
+
 def gather_object(obj: Any) -> list[Any]:
     """Return every process's object, in order of rank, on rank 0 and an empty list elsewhere. Collective.
 
@@ -186,6 +202,15 @@ def mean_over_processes(values: dict[str, float], device: torch.device) -> dict[
     packed = torch.tensor([values[name] for name in names], dtype=torch.float32, device=device)
     dist.all_reduce(packed)
     return dict(zip(names, (packed / get_world_size()).tolist(), strict=True))
+
+
+def max_over_processes(value: float) -> float:
+    """Return the largest of all processes' values. Collective; no GPU is waited for."""
+    if get_world_size() == 1:
+        return value
+    packed = torch.tensor([value], dtype=torch.float64)
+    dist.all_reduce(packed, op=dist.ReduceOp.MAX, group=cpu_group())
+    return float(packed)
 
 
 def broadcast_module_state(tensors: Iterable[Tensor]) -> None:

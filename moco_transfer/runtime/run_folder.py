@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 
 from .checkpoint import LAST
-from .distributed import barrier, broadcast_object, get_world_size, is_main_process
+from .distributed import barrier, broadcast_object, cpu_group, get_world_size, is_main_process
 from .environment import environment_report
 from .errors import InputError
 from .files import atomic_write_text
@@ -149,10 +149,14 @@ class StopRequest:
                 return
             yield item
 
-    def agreed(self, device: torch.device) -> bool:
-        """Return whether any process was told to stop. Collective: all must leave at the same iteration."""
+    def agreed(self, device: torch.device | None = None) -> bool:
+        """Return whether any process was told to stop. Collective: all must leave at the same iteration.
+
+        Args:
+            device: Where the processes compute. Not needed: they agree over the CPU, so that no host waits for its GPU.
+        """
         if get_world_size() == 1:
             return self._seen
-        flag = torch.tensor([float(self._seen)], device=device)
-        torch.distributed.all_reduce(flag)
+        flag = torch.tensor([float(self._seen)])
+        torch.distributed.all_reduce(flag, group=cpu_group())
         return bool(flag.item() > 0)

@@ -1,14 +1,19 @@
 """Pictures of every mode and files of every name.
 
 Went red under: 16-bit values left to PIL; TypeError and others of PIL's own code let through; names that start with a dot listed; no check for
-links that lead round; extensions in upper case left out; palettes converted directly.
+links that lead round; extensions in upper case left out; palettes converted directly; names pickled whole for
+each worker that is started afresh.
 """
 
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
+import pickle
 import struct
+from multiprocessing.popen_spawn_posix import _DupFd
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
@@ -175,3 +180,24 @@ def test_path_list__is_the_list_it_was_made_of():
     assert list(paths) == names and paths[-1] == names[-1] and paths[1:3] == names[1:3] and len(paths) == 4
     with pytest.raises(IndexError):
         paths[4]
+
+
+class Spawning:
+    """Stands for a process that is being started: what multiprocessing asks of it while it pickles what it sends there."""
+
+    DupFd = _DupFd
+
+    def duplicate_for_child(self, fd):
+        return os.dup(fd)
+
+
+def test_path_list__is_shared_with_workers_that_are_started_afresh(monkeypatch):
+    paths = PathList([f"n{i // 10:08d}/a rather long name {i}.jpg" for i in range(2000)])
+    assert len(ForkingPickler.dumps(paths)) > 60_000  # to a file: all of it
+    assert list(pickle.loads(ForkingPickler.dumps(paths))) == list(paths)
+    monkeypatch.setattr(multiprocessing.context._tls, "spawning_popen", Spawning(), raising=False)
+    sent = [bytes(ForkingPickler.dumps(paths)) for _ in range(2)]
+    assert max(map(len, sent)) < 2000  # where the memory is, not what is in it
+    for data in sent:
+        assert list(pickle.loads(data)) == list(paths) and len(paths) == 2000
+    assert list(PathList([])) == []

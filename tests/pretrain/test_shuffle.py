@@ -1,6 +1,6 @@
 """ShuffleBN over two gloo processes.
 
-Went red under: arrivals sorted in the other order; a process's own keys enqueued alone.
+Went red under: arrivals sorted in the other order; a process's own keys enqueued alone; each process's own permutation.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def in_process(rank: int, port: int, folder: str) -> None:
     found = {"permutations": [], "shuffled": [], "restored": []}
     rows = torch.arange(N, dtype=torch.float64)[:, None].repeat(1, 3) + 100 * rank
     for _ in range(4):
-        permutation = draw_permutation(N, torch.device("cpu"))
+        permutation = draw_permutation(N)
         shuffled = shuffle_rows(rows, permutation)
         found["permutations"].append(permutation)
         found["shuffled"].append(shuffled)
