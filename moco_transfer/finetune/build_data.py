@@ -174,7 +174,16 @@ def training_data(cfg: CfgNode, train_sets: Sequence[DetectionDataset]) -> tuple
     names = ", ".join(d.name for d in train_sets)
     objects = sum(len(record["annotations"]) for record in records)
     logger.info("training on %d pictures with %d objects from %s", len(records), objects, names)
-    mapper = TrainMapper(
+    return records, training_mapper(cfg, keypoint_mirror=train_sets[0].keypoint_mirror if cfg.MODEL.KEYPOINT_ON else ())
+
+
+def training_mapper(cfg: CfgNode, *, keypoint_mirror: tuple[int, ...] = ()) -> TrainMapper:
+    """Return what makes training items of records.
+
+    Raises:
+        InputError: If INPUT has an illegal value.
+    """
+    return TrainMapper(
         tuple(cfg.INPUT.MIN_SIZE_TRAIN),
         cfg.INPUT.MAX_SIZE_TRAIN,
         cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING,
@@ -183,13 +192,16 @@ def training_data(cfg: CfgNode, train_sets: Sequence[DetectionDataset]) -> tuple
         with_masks=cfg.MODEL.MASK_ON,
         mask_format=cfg.INPUT.MASK_FORMAT,
         with_keypoints=cfg.MODEL.KEYPOINT_ON,
-        keypoint_mirror=train_sets[0].keypoint_mirror if cfg.MODEL.KEYPOINT_ON else (),
+        keypoint_mirror=keypoint_mirror,
     )
-    return records, mapper
 
 
 def inference_mapper(cfg: CfgNode) -> TestMapper:
-    """Return what makes inference items of test pictures."""
+    """Return what makes inference items of test pictures.
+
+    Raises:
+        InputError: If INPUT has an illegal size.
+    """
     return TestMapper(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.INPUT.FORMAT)
 
 
