@@ -23,6 +23,7 @@ from moco_transfer.data.label_subset import LabelSubset, write_label_subset
 from moco_transfer.data.scenes import write_voc_scenes
 from moco_transfer.finetune import build
 from moco_transfer.finetune.build import finetune
+from moco_transfer.finetune.build_start import evaluation_folder
 from moco_transfer.finetune.torchvision_engine.build_run import TorchvisionEngine
 from moco_transfer.runtime.errors import InputError
 from moco_transfer.runtime.files import sha256_of
@@ -208,6 +209,18 @@ def test_eval_only__in_a_folder_of_its_own_replaces_no_other_evaluation(finished
     run(tmp_path / "eval", *words, eval_only=True)
     after = files(tmp_path / "eval")
     assert {name: after[name] for name in before} == before and "eval_mine_test/results.json" in after
+
+
+@pytest.mark.parametrize("name", ["last_checkpoint", "metrics.json", "results.json", "predictions_other.json", "config.yaml"])
+def test_evaluation_folder__anything_of_a_run_keeps_the_folder_for_it(tmp_path, name):
+    assert evaluation_folder(tmp_path, ["a", "b/c"], "SEED: 1") == tmp_path
+    (tmp_path / name).write_text("of another")
+    assert evaluation_folder(tmp_path, ["a", "b/c"], "SEED: 1") == tmp_path / "eval_a+b_c"
+    (tmp_path / "eval_a+b_c").mkdir()
+    (tmp_path / "eval_a+b_c" / "config.yaml").write_text("SEED: 1")  # the same evaluation, which did not come to its end
+    assert evaluation_folder(tmp_path, ["a", "b/c"], "SEED: 1") == tmp_path / "eval_a+b_c"
+    (tmp_path / "eval_a+b_c" / "results.json").write_text("{}")
+    assert evaluation_folder(tmp_path, ["a", "b/c"], "SEED: 1") == tmp_path / "eval_a+b_c_2"
 
 
 def test_eval_only__command_line_names_the_folder(finished, capsys):
