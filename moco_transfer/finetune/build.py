@@ -122,7 +122,9 @@ def finetune(
         on_start(output_dir)
     if output_dir != Path(cfg.OUTPUT_DIR):
         logger.info("OUTPUT_DIR %s holds a run already, which stays as it is: this evaluation is written to %s", cfg.OUTPUT_DIR, output_dir)
-    surprises = notes if eval_only else [*remarks(cfg, world_size=get_world_size()), *notes]
+    for note in notes:
+        logger.warning("%s", note)
+    surprises = [] if eval_only else remarks(cfg, world_size=get_world_size())
     schedule = None if eval_only else schedule_sentence(written, cfg, get_world_size())
     logger.info("engine: %s", made.name)
     announce(schedule, class_names, from_data=class_count_from_data, surprises=surprises, overruled=overruled)
@@ -151,7 +153,7 @@ def finetune(
         "flags": {"allow_partial": allow_partial, "forced": [finding.name for finding in overruled], "eval_only": eval_only},
         "dataset": {"train": [title_of(d.name, subset) for d in train_sets], "test": [d.name for d in test_sets], "classes": list(class_names)}
         | ({} if subset is None else {"label_subset": subset.describe()}),
-        "remarks": surprises,
+        "remarks": [*surprises, *notes],
         "last_losses": run.last_losses,
     }
     if is_main_process():

@@ -8,6 +8,7 @@ first made at the end; no predictions without ground truth; evaluation under aut
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 from pathlib import Path
 
@@ -55,6 +56,7 @@ def weights(tmp_path_factory) -> list[Path]:
 @pytest.fixture(autouse=True)
 def mine(monkeypatch, scenes):
     """Return a function that registers mine_train and mine_test anew, in another folder."""
+    monkeypatch.setattr(logging.getLogger("moco_transfer"), "propagate", True)  # a command line that ran before has switched it off
 
     def register(root: Path) -> None:
         monkeypatch.setattr(catalog, "_OWN", {})
@@ -145,25 +147,27 @@ def test_resume__a_seed_that_was_drawn_stays(tmp_path):
     assert run(tmp_path / "run", "SEED", "-1", resume=True)["seed"] == state["seed"]
 
 
-def test_resume__another_number_of_processes_is_said_and_recorded(tmp_path):
+def test_resume__another_number_of_processes_is_said_and_recorded(tmp_path, caplog):
     file = tmp_path / "run" / "checkpoint_0000001.pth"
     state = interrupt(tmp_path / "run")
     torch.save(state | {"world_size": 2}, file)
     record = run(tmp_path / "run", resume=True)
     (note,) = [sentence for sentence in record["remarks"] if "world size" in sentence]
     assert note.startswith("resumed after iteration 1 on a world size of 1, before it 2:")
+    assert note in [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     # ... also after another resumption, on one process as the one before
     assert torch.load(tmp_path / "run" / "checkpoint_0000002.pth", weights_only=True)["resume_notes"] == [note]
     assert note in run(tmp_path / "run", resume=True)["remarks"]
 
 
-def test_resume__a_checkpoint_of_an_earlier_version_goes_on_and_is_recorded_as_such(tmp_path):
+def test_resume__a_checkpoint_of_an_earlier_version_goes_on_and_is_recorded_as_such(tmp_path, caplog):
     file = tmp_path / "run" / "checkpoint_0000001.pth"
     state = interrupt(tmp_path / "run")
     new = ("weights", "weights_sha256", "label_subset_sha256", "datasets", "world_size", "seed", "init", "resume_notes")
     torch.save({key: value for key, value in state.items() if key not in new}, file)
     record = run(tmp_path / "run", resume=True)
-    assert record["iterations"] == 2 and any("does not say which weights, pictures, seed" in note for note in record["remarks"])
+    (note,) = [sentence for sentence in record["remarks"] if "does not say which weights, pictures, seed" in sentence]
+    assert record["iterations"] == 2 and note in [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
 
 
 def test_resume__another_config_is_refused_and_config_yaml_stays(tmp_path):
