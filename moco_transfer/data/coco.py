@@ -281,7 +281,7 @@ def _are_finite(numbers: list) -> bool:
     """Return whether these are numbers, none of them infinite or NaN: a sum tells in one pass, and a file of COCO's size has millions."""
     try:
         return math.isfinite(sum(numbers))
-    except (TypeError, OverflowError):  # text or lists among them, or a whole number beyond float's range
+    except (TypeError, OverflowError):  # no list, text or lists in it, or a whole number beyond float's range
         return False
 
 
@@ -376,7 +376,7 @@ def _keypoints(keypoints, where: str) -> list[float] | None:
     """Shift pixel indices by half a pixel, to the continuous coordinates of the boxes."""
     if not keypoints:
         return None
-    if not isinstance(keypoints, list) or not _are_finite(keypoints):
+    if not _are_finite(keypoints):
         raise InputError(f"{where}: keypoints is {_short(keypoints)}, expected finite numbers [x, y, visibility, ...]; correct the file.")
     if len(keypoints) % 3 != 0:
         raise InputError(

@@ -102,7 +102,7 @@ def test_read_coco__compresses_rle(make_coco):
         ({"segmentation": [[1, 2, 3, 4, 5, [6]]]}, "does not hold finite numbers alone"),
         ({"segmentation": [[1, 2, 3, 4, 5, None]]}, "does not hold finite numbers alone"),
         ({"segmentation": [[1, 2, 3, 4, 5, float("nan")]]}, "does not hold finite numbers alone"),
-        ({"segmentation": [[1, 2, 3, 4, 5, float("inf")]]}, "does not hold finite numbers alone"),
+        ({"segmentation": [[1, 2, 3, 4, 5, float("-inf")]]}, "does not hold finite numbers alone"),
         ({"segmentation": [[41, 2, 50, 2, 50, 9], [41, 2, 50, 2, 50, 9]]}, "no polygon of its segmentation reaches into the 40 x 30 picture"),
         ({"segmentation": [[1, -2, 9, -2, 9, -9]]}, "no polygon of its segmentation reaches into"),
         ({"segmentation": {"counts": [0, 1200]}}, "expected COCO's RLE"),
