@@ -32,6 +32,7 @@ VERBS = {
     "demo": ("demo", "the whole road on generated pictures, in minutes, on a CPU"),
 }
 
+DIVERGED = 1
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
 
 
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after the program's name; those of the process by default.
 
     Returns:
-        Exit status: 0 done, 2 input that cannot be used, 130 interrupted.
+        Exit status: 0 done, 1 a training that diverged, 2 input that cannot be used, 130 interrupted.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
@@ -84,6 +85,9 @@ def run_verb(verb: str, argv: Sequence[str] | None = None, *, program: str | Non
     except InputError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
+    except FloatingPointError as error:  # a loss that is not finite; raised by the trainings alone, with the iteration and the mend
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return DIVERGED
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted.", file=sys.stderr)
         return INTERRUPTED

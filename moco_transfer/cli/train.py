@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="which engine runs (default: auto, Detectron2 where it is installed, else the embedded one on torchvision's operators)",
     )
     parser.add_argument("--resume", action="store_true", help="continue the run in OUTPUT_DIR from its last checkpoint")
-    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, train nothing")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, or with --resume the run's last checkpoint; train nothing")
     parser.add_argument("--allow-partial", action="store_true", help="start although MODEL.WEIGHTS does not cover the whole backbone; recorded")
     parser.add_argument("--force", action="store_true", help="start although config and weights do not go together; recorded, marked in the table")
     parser.add_argument("--init", metavar="NAME", help="row of the table this run belongs to (default: from the weights' stamp)")
@@ -110,6 +110,13 @@ def _train(args: argparse.Namespace) -> int:
     from_data = takes_class_count_from_data(cfg, own, is_set_by_user=said)
     start_processes("cpu" if cfg.MODEL.DEVICE == "cpu" else "auto")
     set_up_logging()
+    folder = Path(cfg.OUTPUT_DIR)
+
+    def started(opened: Path) -> None:
+        nonlocal folder  # an evaluation may have one of its own
+        folder = opened
+        set_up_logging(opened)
+
     try:
         record = finetune(
             cfg,
@@ -125,10 +132,10 @@ def _train(args: argparse.Namespace) -> int:
             coco_style=args.coco_style,
             command=getattr(args, "command", None),
             label_subset=args.label_subset,
-            on_start=set_up_logging,
+            on_start=started,
         )
         if is_main_process() and record is not None:
-            print(f"Done: {cfg.OUTPUT_DIR}/results.json ({record['init']}). Next: moco-transfer report {Path(cfg.OUTPUT_DIR).parent}")
+            print(f"Done: {folder}/results.json ({record['init']}). Next: moco-transfer report {Path(cfg.OUTPUT_DIR).parent}")
     finally:
         stop_processes()
     return 0 if record is not None else 143  # 128 + SIGTERM

@@ -9,6 +9,7 @@ Source:
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 from collections import Counter
@@ -78,7 +79,11 @@ def read_coco(
         on_problem=on_problem,
     )
     seen: set = set()
-    for annotation in content.get("annotations") or []:
+    for number, annotation in enumerate(content.get("annotations") or [], start=1):
+        problem = _entry_problem(annotation)
+        if problem:
+            on_problem(InputError(f"{json_file}: number {number} of 'annotations' {problem}; correct the file."))
+            continue
         if unique_annotation_ids and annotation.get("id") is not None and annotation["id"] in seen:
             on_problem(
                 InputError(f"{json_file}: annotation id {annotation['id']} occurs more than once; number the annotations anew.")
@@ -103,7 +108,17 @@ def _load_coco(json_file: Path) -> dict:
                 f"{json_file} is not in COCO's format: expected an object with a non-empty list {key!r}; export it as "
                 "COCO instances."
             )
+    if not isinstance(content.get("annotations"), (list, type(None))):
+        raise InputError(
+            f"{json_file} is not in COCO's format: 'annotations' is {_short(content['annotations'])}, expected a list of objects; export it as "
+            "COCO instances."
+        )
     return content
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def load_json(json_file: Path):
@@ -127,6 +142,8 @@ def _read_categories(categories: list, json_file: Path) -> tuple[tuple[int, ...]
     for category in categories:
         if not isinstance(category, dict) or not isinstance(category.get("id"), int) or not isinstance(category.get("name"), str):
             raise InputError(f"{json_file}: category {category!r} needs an integer 'id' and a 'name'; correct the file.")
+        if not isinstance(category.get("keypoints") or [], list):
+            raise InputError(f"{json_file}: 'keypoints' of category {category['name']!r} must be a list of names; correct the file.")
     repeated = [i for i, n in Counter(category["id"] for category in categories).items() if n > 1]
     if repeated:
         raise InputError(
@@ -166,6 +183,14 @@ def _image_problem(image, records: dict) -> str | None:
     return None
 
 
+def _entry_problem(annotation) -> str | None:
+    if not isinstance(annotation, dict):
+        return f"is {_short(annotation)}, expected an object"
+    if not isinstance(annotation.get("id"), (int, float, str, type(None))):
+        return f"has the id {_short(annotation['id'])}, expected a number"
+    return None
+
+
 @dataclass
 class _AnnotationReader:
     """Adds annotations to the records they belong to and counts what is odd about them."""
@@ -181,15 +206,18 @@ class _AnnotationReader:
         try:
             record = self._record_of(raw, where)
             bbox = _xyxy(raw.get("bbox"), record, where)
-            segmentation = _segmentation(raw.get("segmentation"), where)
+            segmentation = _segmentation(raw.get("segmentation"), record, where)
             keypoints = _keypoints(raw.get("keypoints"), where)
+            iscrowd = _iscrowd(raw.get("iscrowd", 0), where)
+            if "area" in raw and not _are_finite([raw["area"]]):
+                raise InputError(f"{where}: area is {_short(raw['area'])}, expected a number of square pixels; correct the file, or leave it out.")
         except InputError as problem:
             self.on_problem(problem)
             return
         if segmentation is not None and len(segmentation) == 0:
             self.left_out["invalid_polygons"] += 1  # Detectron2 leaves the whole instance out
             return
-        annotation = {"bbox": bbox, "category_id": self.index_of[raw["category_id"]], "iscrowd": int(raw.get("iscrowd", 0))}
+        annotation = {"bbox": bbox, "category_id": self.index_of[raw["category_id"]], "iscrowd": iscrowd}
         if "area" in raw:
             annotation["area"] = raw["area"]
         if segmentation is not None:
@@ -202,11 +230,11 @@ class _AnnotationReader:
         record["annotations"].append(annotation)
 
     def _record_of(self, raw: dict, where: str) -> dict:
-        if raw.get("image_id") not in self.records:
+        if not _is_in(raw.get("image_id"), self.records):
             raise InputError(
                 f"{where}: image_id {raw.get('image_id')!r} is not in 'images'; add the picture or remove the annotation."
             )
-        if raw.get("category_id") not in self.index_of:
+        if not _is_in(raw.get("category_id"), self.index_of):
             ids = sorted(self.index_of)
             some = f"{', '.join(map(str, ids[:10]))}{', ...' if len(ids) > 10 else ''}"
             raise InputError(
@@ -245,32 +273,111 @@ def _reaches_out(bbox: list[float], record: dict) -> bool:
     return min(bbox[:2]) <= -1 or bbox[2] >= record["width"] + 1 or bbox[3] >= record["height"] + 1
 
 
-def _segmentation(segmentation, where: str):
+def _is_in(key: object, known: dict) -> bool:
+    return isinstance(key, (int, float, str)) and key in known
+
+
+def _are_finite(numbers: list) -> bool:
+    """Return whether these are numbers, none of them infinite or NaN: a sum tells in one pass, and a file of COCO's size has millions."""
+    try:
+        return math.isfinite(sum(numbers))
+    except (TypeError, OverflowError):  # no list, text or lists in it, or a whole number beyond float's range
+        return False
+
+
+def _iscrowd(value: object, where: str) -> int:
+    if not isinstance(value, (int, float)) or value not in (0, 1):
+        raise InputError(f"{where}: iscrowd is {_short(value)}, expected 0 or 1; correct the file.")
+    return int(value)
+
+
+def _segmentation(segmentation, record: dict, where: str):
     """Return polygons of at least 3 points, a compressed RLE, None if there is none, [] if no polygon is valid."""
     if not segmentation:
         return None
     if isinstance(segmentation, dict):
-        if isinstance(segmentation.get("counts"), list):
-            from pycocotools import mask as mask_api
-
-            return mask_api.frPyObjects(segmentation, *segmentation["size"])
-        if not isinstance(segmentation.get("counts"), (str, bytes)) or "size" not in segmentation:
-            raise InputError(
-                f"{where}: segmentation is an object without 'counts' and 'size', expected COCO's RLE; correct the file."
-            )
-        return segmentation
+        return _rle(segmentation, record, where)
     if not isinstance(segmentation, list) or not all(isinstance(polygon, list) for polygon in segmentation):
         raise InputError(
             f"{where}: segmentation is {str(segmentation)[:60]}, expected a list of polygons [x, y, x, y, ...] or an RLE; "
             "correct the file."
         )
-    return [polygon for polygon in segmentation if len(polygon) % 2 == 0 and len(polygon) >= 6]
+    polygons = [polygon for polygon in segmentation if len(polygon) % 2 == 0 and len(polygon) >= 6]
+    for polygon in polygons:
+        if not _are_finite(polygon):
+            raise InputError(f"{where}: the polygon {_short(polygon)} does not hold finite numbers alone, [x, y, x, y, ...]; correct the file.")
+    width, height = record["width"], record["height"]
+    if polygons and not any(_reaches_in(polygon, width, height) for polygon in polygons):
+        raise InputError(
+            f"{where}: no polygon of its segmentation reaches into the {width} x {height} picture {record['file_name']}, the first is "
+            f"{_short(polygons[0])}; expected pixels from the top left corner; correct the file."
+        )
+    return polygons
+
+
+def _reaches_in(polygon: list, width: int, height: int) -> bool:
+    x, y = polygon[0::2], polygon[1::2]
+    return (0 <= x[0] < width and 0 <= y[0] < height) or (min(x) < width and max(x) >= 0 and min(y) < height and max(y) >= 0)
+
+
+def _rle(rle: dict, record: dict, where: str) -> dict:
+    """Return the compressed form; refuse what is none of this picture's masks, which pycocotools would decode into memory that is not its own."""
+    counts, size, shape = rle.get("counts"), rle.get("size"), [record["height"], record["width"]]
+    if not isinstance(counts, (str, bytes, list)) or "size" not in rle:
+        raise InputError(f"{where}: segmentation is an object without 'counts' and 'size', expected COCO's RLE; correct the file.")
+    if not isinstance(size, (list, tuple)) or list(size) != shape:
+        raise InputError(f"{where}: its RLE has the size {_short(size)}, expected the picture's [height, width] {shape}; correct the file.")
+    try:
+        lengths = counts if isinstance(counts, list) else _run_lengths(counts)
+        if not all(isinstance(length, int) and length >= 0 for length in lengths):
+            raise ValueError("a run is no whole number of pixels")
+        if sum(lengths) != shape[0] * shape[1]:
+            raise ValueError(f"its runs add up to {sum(lengths)} px")
+    except ValueError as error:
+        raise InputError(
+            f"{where}: the 'counts' {_short(counts)} are not the RLE of a mask of {shape[0] * shape[1]} px ({error}); correct the file."
+        ) from error
+    if not isinstance(counts, list):
+        return rle
+    from pycocotools import mask as mask_api
+
+    return mask_api.frPyObjects(rle, *shape)
+
+
+def _run_lengths(counts: str | bytes) -> list[int]:
+    """Return the lengths that COCO's compressed RLE stands for.
+
+    Each is written in groups of 5 bits, the lowest first, a character from "0" on for each: 32 says that another group follows, 16 in the
+    last group that the number is negative. From the fourth on it is the difference from the length two before.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    lengths: list[int] = []
+    value = shift = 0
+    for code in counts.encode() if isinstance(counts, str) else counts:
+        code -= 48
+        if not 0 <= code < 64:
+            raise ValueError("a character of it is none of the 64 that there are")
+        value |= (code & 31) << shift
+        shift += 5
+        if code & 32:
+            continue
+        if code & 16:
+            value -= 1 << shift
+        lengths.append(value + lengths[-2] if len(lengths) > 2 else value)
+        value = shift = 0
+    if shift:
+        raise ValueError("it is cut off")
+    return lengths
 
 
 def _keypoints(keypoints, where: str) -> list[float] | None:
     """Shift pixel indices by half a pixel, to the continuous coordinates of the boxes."""
     if not keypoints:
         return None
+    if not _are_finite(keypoints):
+        raise InputError(f"{where}: keypoints is {_short(keypoints)}, expected finite numbers [x, y, visibility, ...]; correct the file.")
     if len(keypoints) % 3 != 0:
         raise InputError(
             f"{where}: keypoints has {len(keypoints)} numbers, expected three (x, y, visibility) for each point; correct "

@@ -15,7 +15,12 @@ from PIL import Image
 
 
 def resized_shape(height: int, width: int, *, shorter_edge: int, max_size: int) -> tuple[int, int]:
-    """Return (height, width) in px after scaling the shorter edge, less if the longer one would exceed ``max_size``."""
+    """Return (height, width) in px after scaling the shorter edge, less if the longer one would exceed ``max_size``.
+
+    A ``shorter_edge`` of 0 leaves the picture at its size, as in Detectron2.
+    """
+    if shorter_edge == 0:
+        return height, width
     scale = shorter_edge * 1.0 / min(height, width)
     new_height, new_width = (shorter_edge * 1.0, scale * width) if height < width else (scale * height, shorter_edge * 1.0)
     if max(new_height, new_width) > max_size:

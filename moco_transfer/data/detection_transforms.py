@@ -133,6 +133,8 @@ class TrainMapper:
             raise InputError(
                 f"INPUT.MIN_SIZE_TRAIN is {min_sizes!r}; expected lengths in px, for MIN_SIZE_TRAIN_SAMPLING 'range' exactly two."
             )
+        if max_size <= 0:
+            raise InputError(f"INPUT.MAX_SIZE_TRAIN is {max_size}; expected the upper limit of the longer edge in px.")
         self.max_size, self.sample_style, self.flip, self.image_format = max_size, sample_style, flip, image_format
         self.with_masks, self.mask_format = with_masks, mask_format
         self.with_keypoints, self.keypoint_mirror = with_keypoints, keypoint_mirror
@@ -238,14 +240,22 @@ class TestMapper:
     """Turns a record into an inference item: resized, neither mirrored nor annotated.
 
     Args:
-        min_size: Length of the shorter edge, px.
+        min_size: Length of the shorter edge, px; 0 leaves the picture at its size, whatever ``max_size`` is.
         max_size: Upper limit of the longer edge, px.
         image_format: ``RGB`` or ``BGR``.
+
+    Raises:
+        InputError: If a size is negative.
     """
 
     __test__ = False  # the name starts with Test, which pytest would collect
 
     def __init__(self, min_size: int, max_size: int, image_format: str = "RGB") -> None:
+        if min_size < 0 or (min_size and max_size <= 0):
+            raise InputError(
+                f"INPUT.MIN_SIZE_TEST is {min_size} and MAX_SIZE_TEST {max_size}; expected lengths in px, for MIN_SIZE_TEST also 0, which does "
+                f"not resize."
+            )
         self.min_size, self.max_size, self.image_format = min_size, max_size, image_format
 
     def __call__(self, record: dict) -> dict:

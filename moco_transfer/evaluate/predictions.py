@@ -7,6 +7,7 @@ Fields: ``image_id``, ``category_id`` (the data set's own), ``bbox`` [x, y, widt
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from pathlib import Path
@@ -14,8 +15,48 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from ..data.catalog import DetectionDataset
+from ..runtime.distributed import gather_object, is_main_process
 from ..runtime.errors import InputError, MissingFileError
 from ..runtime.files import atomic_write_text
+
+logger = logging.getLogger(__name__)
+
+
+class PredictionWriter:
+    """Writes the predictions on a test set whose annotations are not here, and computes nothing; an evaluator like the others.
+
+    Args:
+        dataset: The test set.
+        output_file: Where the predictions go, in COCO's result format.
+    """
+
+    def __init__(self, dataset: DetectionDataset, output_file: str | os.PathLike[str]) -> None:
+        self._dataset, self._output_file = dataset, output_file
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all detections."""
+        self._results: list[dict] = []
+
+    def process(self, batch: list[dict], outputs: list[dict[str, Tensor]]) -> None:
+        """Take the detections of some pictures; see ``CocoEvaluator.process``."""
+        for item, output in zip(batch, outputs, strict=True):
+            self._results.extend(to_coco_results(item["image_id"], output, self._dataset.category_ids))
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        """Write the file and return no metrics. Collective: every process has to call it."""
+        shares = gather_object(self._results)
+        if is_main_process():
+            results = [result for share in shares for result in share]
+            save_predictions(self._output_file, results)
+            logger.warning(
+                "Data set %r has no ground truth: %d predictions are written to %s, and no AP is computed.",
+                self._dataset.name,
+                len(results),
+                self._output_file,
+            )
+        return {}
 
 
 def to_coco_results(image_id: int | str, output: dict[str, Tensor], category_ids: tuple[int, ...]) -> list[dict]:

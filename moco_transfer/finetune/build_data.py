@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +15,12 @@ from ..data.catalog import DetectionDataset, check_class_count, check_same_class
 from ..data.detection_records import is_trainable, leave_out_empty
 from ..data.detection_transforms import TestMapper, TrainMapper
 from ..evaluate.coco_eval import CocoEvaluator
+from ..evaluate.predictions import PredictionWriter
 from ..evaluate.voc_eval import VocEvaluator
 from ..runtime.errors import InputError
+from ..runtime.files import sha256_of
+
+Evaluator = VocEvaluator | CocoEvaluator | PredictionWriter
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +45,41 @@ def find_datasets(cfg: CfgNode, *, eval_only: bool = False) -> tuple[list[Detect
         raise InputError(f"No picture of DATASETS.TRAIN {', '.join(d.name for d in train_sets)} has a box. Look at it with moco-transfer check-data.")
     for dataset in test_sets:
         # With eval_only the predictions are the purpose: they are written, and handed in where the annotations are.
-        if not dataset.has_ground_truth and not eval_only:
+        if not eval_only and not has_objects(dataset):
             raise InputError(
-                f"DATASETS.TEST: {dataset.name!r} has no annotations, so the run could not be evaluated at its end. "
-                f"Name a set with ground truth; --eval-only writes the predictions on this one."
+                f"DATASETS.TEST: {dataset.name!r} has no ground truth: {_nothing_to_find(dataset)}, so the run could not be evaluated at its "
+                f"end. Name a set with annotated objects; --eval-only writes the predictions on this one."
             )
     return train_sets, test_sets
+
+
+def has_objects(dataset: DetectionDataset) -> bool:
+    """Return whether AP can be computed on a data set: whether it holds an object that is neither a crowd region nor VOC's difficult."""
+    if dataset.evaluator == "voc":
+        return any(not a.get("difficult", 0) for record in dataset.records for a in record["annotations"])
+    return dataset.has_ground_truth and any(is_trainable(record) for record in dataset.records)
+
+
+def _nothing_to_find(dataset: DetectionDataset) -> str:
+    if not dataset.has_ground_truth:
+        return "its file has no annotations"
+    kind = "difficult boxes" if dataset.evaluator == "voc" else "crowd regions"
+    return f"its {len(dataset.records)} pictures hold no object, {kind} not counted"
+
+
+def identify(datasets: Sequence[DetectionDataset]) -> dict[str, str]:
+    """Return, by name, the SHA-256 of what each data set's annotations say: the same wherever its folder lies."""
+    return {dataset.name: _digest(dataset) for dataset in datasets}
+
+
+def _digest(dataset: DetectionDataset) -> str:
+    if dataset.json_file is not None:
+        return sha256_of(dataset.json_file)
+    pictures = [
+        [record["image_id"], os.path.relpath(record["file_name"], dataset.image_root), record["height"], record["width"], record["annotations"]]
+        for record in dataset.records
+    ]
+    return hashlib.sha256(json.dumps([dataset.class_names, dataset.year, pictures], sort_keys=True).encode()).hexdigest()
 
 
 def takes_class_count_from_data(cfg: CfgNode, own: Sequence[str], *, is_set_by_user: bool) -> bool:
@@ -138,7 +174,16 @@ def training_data(cfg: CfgNode, train_sets: Sequence[DetectionDataset]) -> tuple
     names = ", ".join(d.name for d in train_sets)
     objects = sum(len(record["annotations"]) for record in records)
     logger.info("training on %d pictures with %d objects from %s", len(records), objects, names)
-    mapper = TrainMapper(
+    return records, training_mapper(cfg, keypoint_mirror=train_sets[0].keypoint_mirror if cfg.MODEL.KEYPOINT_ON else ())
+
+
+def training_mapper(cfg: CfgNode, *, keypoint_mirror: tuple[int, ...] = ()) -> TrainMapper:
+    """Return what makes training items of records.
+
+    Raises:
+        InputError: If INPUT has an illegal value.
+    """
+    return TrainMapper(
         tuple(cfg.INPUT.MIN_SIZE_TRAIN),
         cfg.INPUT.MAX_SIZE_TRAIN,
         cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING,
@@ -147,19 +192,27 @@ def training_data(cfg: CfgNode, train_sets: Sequence[DetectionDataset]) -> tuple
         with_masks=cfg.MODEL.MASK_ON,
         mask_format=cfg.INPUT.MASK_FORMAT,
         with_keypoints=cfg.MODEL.KEYPOINT_ON,
-        keypoint_mirror=train_sets[0].keypoint_mirror if cfg.MODEL.KEYPOINT_ON else (),
+        keypoint_mirror=keypoint_mirror,
     )
-    return records, mapper
 
 
 def inference_mapper(cfg: CfgNode) -> TestMapper:
-    """Return what makes inference items of test pictures."""
+    """Return what makes inference items of test pictures.
+
+    Raises:
+        InputError: If INPUT has an illegal size.
+    """
     return TestMapper(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.INPUT.FORMAT)
 
 
-def make_evaluator(cfg: CfgNode, dataset: DetectionDataset, output_dir: Path, *, coco_style: bool = False) -> VocEvaluator | CocoEvaluator:
-    """Return the evaluator, chosen by what the data set says of itself and never by its name; see ``VocEvaluator`` for ``coco_style``."""
+def make_evaluator(cfg: CfgNode, dataset: DetectionDataset, output_dir: Path, *, coco_style: bool = False) -> Evaluator:
+    """Return the evaluator, chosen by what the data set says of itself and never by its name; see ``VocEvaluator`` for ``coco_style``.
+
+    On a data set without ground truth it writes the predictions and computes nothing.
+    """
     predictions = output_dir / f"predictions_{dataset.name}.json"
+    if not has_objects(dataset):
+        return PredictionWriter(dataset, predictions)
     if dataset.evaluator == "voc":
         return VocEvaluator(dataset, predictions, coco_style=coco_style)
     tasks = ("bbox", *(("segm",) if cfg.MODEL.MASK_ON else ()), *(("keypoints",) if cfg.MODEL.KEYPOINT_ON else ()))

@@ -19,6 +19,7 @@ from ..runtime.errors import InputError, MissingFileError
 from .handover import load_detector_state, read_detector
 from .predict import Detector
 from .torchvision_engine.build import build_model
+from .torchvision_engine.implemented_keys import WAY_OUT
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,14 @@ def load_detector(
     cfg.defrost()
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(score_threshold)
     cfg.freeze()
-    model = build_model(cfg)
+    try:
+        model = build_model(cfg)
+    except InputError as error:  # predict has one engine, so the way out of a training is none here
+        reason = str(error).removesuffix(WAY_OUT).rstrip()
+        raise InputError(
+            f"{checkpoint} cannot be used for pictures here: {reason} Only Detectron2 runs such a detector, e.g. its demo.py with the config.yaml "
+            f"and the checkpoint; train --eval-only --engine detectron2 writes its predictions on a data set."
+        ) from error
     load_detector_state(model, state, str(checkpoint))
     chosen = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
     if chosen.type == "cuda" and not torch.cuda.is_available():

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import re
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
 
 from ..config import reference_batch_and_lr
-from ..runtime.distributed import broadcast_object, get_world_size, start_processes
+from ..runtime.checkpoint import LAST
+from ..runtime.distributed import broadcast_object, get_world_size, is_main_process, start_processes
 from ..runtime.errors import InputError
 from .handover import DETECTOR, InitialWeights, coverage_gap
 from .lint import Finding, lint, settle
+from .results import config_hash
+from .trainer import CHECKPOINT_FORMAT
 
 logger = logging.getLogger(__name__)
 
@@ -31,13 +37,18 @@ def choose_device(cfg: CfgNode) -> torch.device:
     return start_processes("cpu" if cfg.MODEL.DEVICE == "cpu" else "auto")
 
 
-def fix_seed(cfg: CfgNode) -> CfgNode:
-    """Replace a negative seed, which asks for a different one in each run, by the one that is used, so that it is recorded."""
+def fix_seed(cfg: CfgNode, *, begun_with: int | None = None) -> CfgNode:
+    """Replace a negative seed, which asks for a different one in each run, by the one that is used, so that it is recorded.
+
+    Args:
+        cfg: A merged config.
+        begun_with: Seed of the run that goes on; None for a new one.
+    """
     if cfg.SEED >= 0:
         return cfg
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.SEED = broadcast_object(time.time_ns() % 2**31)
+    cfg.SEED = broadcast_object(time.time_ns() % 2**31) if begun_with is None else begun_with
     cfg.freeze()
     logger.info("SEED %d (the config asks for a different one in each run)", cfg.SEED)
     return cfg
@@ -84,13 +95,58 @@ def announce(schedule: str | None, class_names: Sequence[str], *, from_data: boo
         logger.warning("--force overrules %s: %s", finding.name, finding.sentence)
 
 
-def check_resumed(state: dict[str, Any], path: str, header: dict[str, Any]) -> None:
-    """Refuse to go on from a checkpoint of another kind, config or engine.
+def run_header(
+    cfg: CfgNode,
+    *,
+    engine: str,
+    task: str,
+    class_names: Sequence[str],
+    init: str,
+    weights: dict[str, Any],
+    label_subset_sha256: str | None,
+    datasets: dict[str, dict[str, str]],
+) -> dict[str, Any]:
+    """Return what every checkpoint of a run says of itself: plain numbers and strings, all that decides what the run is.
+
+    Args:
+        cfg: The config of the run.
+        engine: Its name.
+        task: Of the table.
+        class_names: In the order of the class indices.
+        init: Row of the table.
+        weights: What results.json says of MODEL.WEIGHTS.
+        label_subset_sha256: Of the file of ``--label-subset``, None for all pictures.
+        datasets: Digests of the annotations by name, below ``train`` and ``test``.
+    """
+    return {
+        "format": CHECKPOINT_FORMAT,
+        "engine": engine,
+        "task": task,
+        "class_names": list(class_names),
+        "init": init,
+        "weights": weights,
+        "weights_sha256": weights["sha256"],
+        "label_subset_sha256": label_subset_sha256,
+        "datasets": datasets,
+        "world_size": get_world_size(),
+        "seed": cfg.SEED,
+        "resume_notes": [],
+        "config_hash": config_hash(cfg),
+        "config": cfg.dump(),
+    }
+
+
+def check_resumed(state: dict[str, Any], path: str, header: dict[str, Any], *, eval_only: bool = False) -> list[str]:
+    """Refuse to go on from a checkpoint of another kind, config or engine, or of a run from other weights, pictures or seed.
 
     Args:
         state: The checkpoint.
         path: Its path.
         header: What the run's own checkpoints will say of themselves.
+        eval_only: The checkpoint is evaluated; what it would be trained on does not matter.
+
+    Returns:
+        What differs and does not forbid to go on, a sentence each, those of earlier resumptions first.
 
     Raises:
         InputError: Naming what differs.
@@ -104,3 +160,62 @@ def check_resumed(state: dict[str, Any], path: str, header: dict[str, Any]) -> N
         raise InputError(
             f"{path} was made with another config (hash {state['config_hash']}, now {header['config_hash']}). Resume with the config.yaml beside it."
         )
+    notes = list(state.get("resume_notes", []))
+    if eval_only:
+        return notes
+    if "weights_sha256" not in state:
+        notes.append(
+            f"resumed from {path}, which does not say which weights, pictures, seed and number of processes the run began with (an earlier "
+            f"version wrote it): those of the resumption are recorded."
+        )
+        return notes
+    _refuse_other_start(state, path, header)
+    if state["world_size"] != header["world_size"]:
+        notes.append(
+            f"resumed after iteration {state['iteration']} on a world size of {header['world_size']}, before it {state['world_size']}: the "
+            f"iterations see other pictures and random numbers than those of a run on one number of processes."
+        )
+    return notes
+
+
+def _refuse_other_start(state: dict[str, Any], path: str, header: dict[str, Any]) -> None:
+    """Refuse to continue a run with other weights, labels, data or seed than it began with: it would be recorded as what it is not."""
+    anew = "or choose another OUTPUT_DIR to train anew"
+    if state["weights_sha256"] != header["weights_sha256"]:
+        then, now = (f"{h['weights']['path']!r} with sha256 {h['weights_sha256']}" if h["weights_sha256"] else "none" for h in (state, header))
+        raise InputError(f"{path} is of a run that began with other weights ({then}), MODEL.WEIGHTS is now {now}. Give it those, {anew}.")
+    if state["label_subset_sha256"] != header["label_subset_sha256"]:
+        then, now = (f"the subset with sha256 {h['label_subset_sha256']}" if h["label_subset_sha256"] else "all pictures" for h in (state, header))
+        raise InputError(f"{path} is of a run on other labels ({then}), --label-subset now says {now}. Give it the same, {anew}.")
+    for role, digests in header["datasets"].items():
+        changed = [name for name, digest in digests.items() if state["datasets"][role].get(name) != digest]
+        if changed:
+            raise InputError(
+                f"{path} is of a run on other data: the annotations of {changed[0]!r} in DATASETS.{role.upper()} have changed since it began. "
+                f"Put them back, {anew}."
+            )
+    if state["seed"] != header["seed"]:
+        raise InputError(f"{path} is of a run with SEED {state['seed']}, now it is {header['seed']}. Resume with SEED {state['seed']}, {anew}.")
+
+
+def evaluation_folder(output_dir: str | Path, test_names: Sequence[str], config_text: str) -> Path:
+    """Return where an evaluation may write without replacing anything that was saved. Collective.
+
+    Args:
+        output_dir: The folder that was asked for; it is taken where it holds no run and no other evaluation.
+        test_names: Data sets that are evaluated on; a folder in ``output_dir`` is named after them.
+        config_text: What will be written as config.yaml.
+    """
+    output_dir = Path(output_dir)
+    inside = "eval_" + re.sub(r"[^\w.+-]", "_", "+".join(test_names))
+    names = itertools.chain([inside], (f"{inside}_{number}" for number in itertools.count(2)))
+    candidates = itertools.chain([output_dir], (output_dir / name for name in names))
+    # Decided on one process: another may come when the first has begun to write.
+    return broadcast_object(next(f for f in candidates if _is_free(f, config_text)) if is_main_process() else None)
+
+
+def _is_free(folder: Path, config_text: str) -> bool:
+    if any((folder / name).exists() for name in (LAST, "metrics.json", "results.json")) or any(folder.glob("predictions_*.json")):
+        return False
+    config = folder / "config.yaml"
+    return not config.exists() or config.read_text(encoding="utf-8") == config_text

@@ -40,6 +40,8 @@ _SELF_SUPERVISED_FORMATS = ("openselfsup", "lightly", "solo_learn", "vissl")
 # torchvision publishes resnet50-0676ba61.pth and the like; other files may have its layout without being its own.
 _TORCHVISION_FILE = re.compile(r"(wide_)?resne(x)?t[\w]*-[0-9a-f]{8}\.pth")
 _MOCO_AUTHOR = "MOCO"  # what the official converter writes as __author__, without any stamp
+# The official code has one way of normalising pictures (ImageNet's statistics, here on 0-255) and one trunk, torchvision's.
+_MOCO_PIXELS = {"format": "RGB", "pixel_mean": [123.675, 116.28, 103.53], "pixel_std": [58.395, 57.12, 57.375], "stride_in_1x1": False}
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,12 @@ def read_weights(path: str, *, init: str | None = None) -> InitialWeights:
     pixels = content.stamp or {}
     if content.kind == DETECTOR:
         return InitialWeights(path, DETECTOR, content, content.stamp, pixels or _trained_with(path))
-    if content.stamp is None:
+    kind = _kind(path, content.stamp, init)
+    if content.stamp is None and kind == SELF_SUPERVISED:
+        pixels = _MOCO_PIXELS | {"arch": content.arch}
+    elif content.stamp is None:
         logger.warning("%s carries no stamp: its colour order and pixel statistics cannot be checked against the config.", path)
-    return InitialWeights(path, _kind(path, content.stamp, init), content, content.stamp, pixels)
+    return InitialWeights(path, kind, content, content.stamp, pixels)
 
 
 def _kind(path: str, stamp: Mapping[str, Any] | None, init: str | None) -> str:

@@ -44,7 +44,7 @@ class Detector:
         model: In evaluation mode, on ``device``.
         class_names: Name of each class index.
         image_format: ``RGB`` or ``BGR``, what the model takes.
-        min_size: Length that the shorter edge is resized to, px.
+        min_size: Length that the shorter edge is resized to, px; 0 for none.
         max_size: Upper limit of the longer edge after that, px.
         score_threshold: Detections score more than this.
         device: Where the model is.

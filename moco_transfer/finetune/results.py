@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,14 @@ def config_hash(cfg: CfgNode) -> str:
         for part in path:
             node = node[part]
         node[leaf] = None
-    return hashlib.sha256(json.dumps(_plain(cfg), sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(plain(cfg), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+def plain(value: Any) -> Any:
+    """Return a value with its mappings and sequences as dicts and lists, as json and a checkpoint hold them."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def write_results(output_dir: str | Path, record: dict[str, Any]) -> Path:

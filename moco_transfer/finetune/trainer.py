@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..runtime.checkpoint import CheckpointFolder
-from ..runtime.distributed import average_bn_statistics, is_main_process, mean_over_processes
+from ..runtime.distributed import average_bn_statistics, broadcast_object, gather_object, is_main_process, mean_over_processes
 from ..runtime.metrics import MetricsFile
 from ..runtime.run_folder import StopRequest
 
@@ -118,8 +118,8 @@ def train(
             run.iteration += 1
             try:
                 losses = step(run, batch)
-            except FloatingPointError as problem:  # predictions, not yet the loss
-                raise _diverged(run.iteration, str(problem), checkpoints) from problem
+            except FloatingPointError as problem:  # predictions, which are looked at at once, unlike the loss
+                raise meter.diverged(str(problem), checkpoints) from problem
             meter.add(losses)
             if run.iteration % LOG_PERIOD == 0 or run.iteration == run.max_iter:
                 meter.report(metrics, checkpoints, bar)
@@ -127,11 +127,12 @@ def train(
             stopping = stop.agreed(run.device)
             is_last = run.iteration == run.max_iter
             evaluating = evaluate_at(run.iteration) and not is_last
+            saving = is_last or stopping or run.iteration % checkpoint_period == 0
+            if meter.count and (evaluating or saving):
+                meter.means(checkpoints)  # raises rather than evaluate or save a model whose loss is not finite
             if is_last or evaluating:
                 before_evaluation()
-            if is_last or stopping or run.iteration % checkpoint_period == 0:
-                if meter.count:
-                    meter.means(checkpoints)  # raises rather than save a model whose loss is not finite
+            if saving:
                 save(run, checkpoints)
             if evaluating:
                 results = evaluation()
@@ -233,10 +234,25 @@ class _Meter:
             FloatingPointError: If one is not finite.
         """
         means = mean_over_processes({name: float(total) / self.count for name, total in self.sums.items()}, self.run.device)
-        if not math.isfinite(sum(means.values())):
-            bad = int(self.first_bad)
-            raise _diverged(bad if bad >= 0 else self.run.iteration, f"The loss is not finite: {means}.", checkpoints)
+        if not math.isfinite(sum(means.values())):  # on all processes alike: the means are
+            bad = [iteration for iteration in broadcast_object(gather_object(int(self.first_bad))) if iteration >= 0]
+            raise _diverged(min(bad, default=self.run.iteration), f"The loss is not finite: {means}.", checkpoints)
         return means
+
+    def diverged(self, what: str, checkpoints: CheckpointFolder) -> FloatingPointError:
+        """Return the error for predictions that are not finite in the step that was begun, which names the iteration that was the first to go wrong.
+
+        The loss is only looked at when it is logged, so a step on weights that an earlier one has spoilt may be the first to complain. Not
+        collective: another process may have nothing to complain of.
+        """
+        bad, iteration = int(self.first_bad), self.run.iteration
+        if bad >= 0:
+            means = {name: float(total) / self.count for name, total in self.sums.items()}
+            return _diverged(bad, f"The loss is not finite: {means}.", checkpoints)
+        if iteration > 1 and not all(bool(parameter.isfinite().all()) for parameter in self.run.model.parameters()):
+            # This process's own loss was finite: another one's gradients have come in with the update before.
+            return _diverged(iteration - 1, "The update has left weights that are not finite.", checkpoints)
+        return _diverged(iteration, what, checkpoints)
 
     def report(self, metrics: MetricsFile | None, checkpoints: CheckpointFolder, bar: tqdm) -> None:
         """Log the means of the period and start a new one. Collective."""

@@ -100,7 +100,8 @@ def read_runs(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[RunRecord],
 
     Args:
         paths: Run folders, folders that hold run folders at any depth, or results.json files. Links to folders are
-            followed; a run that is reached by two ways is read once. Folders whose name starts with a dot are skipped.
+            followed; a run that is reached by two ways is read once. Folders whose name starts with a dot are skipped, and in a run's folder
+            the repeated evaluations on its own test set (``eval_*``).
 
     Returns:
         The readable runs in the order of their paths, and one problem for each results.json that cannot be used, each
@@ -125,7 +126,17 @@ def read_runs(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[RunRecord],
                 problems.append(found)
             else:
                 records += found
-    return records, problems
+    return _without_repeated_evaluations(records), problems
+
+
+def _without_repeated_evaluations(records: list[RunRecord]) -> list[RunRecord]:
+    """Leave out what ``train --eval-only`` measured again below a run on the set that the run itself was tested on."""
+    of_runs = {(run.folder, run.test_set) for run in records}
+    return [
+        run
+        for run in records
+        if not (Path(run.folder).name.startswith("eval_") and (str(Path(run.folder).parent), run.test_set) in of_runs)
+    ]
 
 
 def read_run(file: str | os.PathLike[str]) -> list[RunRecord] | Problem:

@@ -83,6 +83,29 @@ def test_check_dataset__coco_counts_and_remarks(make_coco):
     assert "  boxes without area (not trained on): 1\n" in report.text()
 
 
+def test_check_dataset__coco_names_every_fault_of_a_file_that_was_written_by_hand(make_coco):
+    good = {"image_id": 5, "category_id": 7, "bbox": [1, 2, 10, 20], "area": 200, "segmentation": [[1, 2, 11, 2, 11, 22]]}
+    faults = {
+        "is 'text', expected an object": None,
+        "has the id [1], expected a number": {"id": [1]},
+        "category_id [7] is not in 'categories'": {"category_id": [7]},
+        "iscrowd is 'no', expected 0 or 1": {"iscrowd": "no"},
+        "keypoints is ['a', 'b', 'c'], expected finite numbers": {"keypoints": ["a", "b", "c"]},
+        "the polygon ['1', 2, 11, 2, 11, 22] does not hold finite numbers": {"segmentation": [["1", 2, 11, 2, 11, 22]]},
+        "no polygon of its segmentation reaches into the 40 x 30 picture": {"segmentation": [[101, 2, 111, 2, 111, 22]]},
+        "its RLE has the size [3, 4]": {"segmentation": {"size": [3, 4], "counts": [0, 12]}},
+        "expected COCO's RLE": {"segmentation": {"counts": [0, 12]}},
+        "'counts' 'PPYo1' are not the RLE of a mask of 1200 px": {"segmentation": {"size": [30, 40], "counts": "PPYo1"}},
+    }
+    annotations = [{**good, "id": number, **change} if change else "text" for number, change in enumerate(faults.values(), start=10)]
+    json_file, images = make_coco([{"id": 5, "file_name": "b.jpg", "width": 40, "height": 30}], [{**good, "id": 1}, *annotations])
+    register_dataset("mine", "coco", json_file=json_file, image_root=images)
+    report = check_dataset("mine")
+    assert not report.is_usable and report.num_boxes == report.num_masks == 1
+    assert len(report.problems) == len(faults)
+    assert all(words in problem for words, problem in zip(faults, report.problems, strict=True)), report.problems
+
+
 def test_check_dataset__a_picture_turned_by_exif(make_coco):
     json_file, images = make_coco([{"id": 5, "file_name": "b.jpg", "width": 40, "height": 30}], [])
     image = Image.open(images / "b.jpg")

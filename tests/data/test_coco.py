@@ -2,6 +2,8 @@
 
 Mutations that were seen to turn this red: keep boxes XYWH; add the corner in float64; index classes by file order
 instead of by id; drop crowd regions; forget the half pixel of key points; keep polygons of two points.
+Seen red under: a look at types, finiteness, ids, iscrowd, area, reach, size, runs of a mask left out; 'any' for 'all' polygons outside; the
+sign, the difference or the end of a compressed run ignored.
 """
 
 from __future__ import annotations
@@ -86,12 +88,73 @@ def test_read_coco__compresses_rle(make_coco):
         ({"segmentation": "x"}, "expected a list of polygons"),
         ({"segmentation": {"size": [1, 2]}}, "expected COCO's RLE"),
         ({"keypoints": [1, 2]}, "expected three"),
+        ({"keypoints": [1, 2, "2"]}, r"keypoints is \[1, 2, '2'\], expected finite numbers"),
+        ({"keypoints": [1, float("nan"), 2]}, "expected finite numbers"),
+        ({"keypoints": 7}, "expected finite numbers"),
+        ({"image_id": [5]}, r"image_id \[5\] is not in 'images'"),
+        ({"category_id": {"id": 7}}, r"category_id \{'id': 7\} is not in 'categories'"),
+        ({"iscrowd": "no"}, "iscrowd is 'no', expected 0 or 1"),
+        ({"iscrowd": None}, "iscrowd is None, expected 0 or 1"),
+        ({"iscrowd": 2}, "iscrowd is 2, expected 0 or 1"),
+        ({"area": "large"}, "area is 'large', expected a number of square pixels"),
+        ({"area": float("nan")}, "area is nan, expected a number"),
+        ({"segmentation": [["1", "2", "3", "4", "5", "6"]]}, r"the polygon \['1', .* does not hold finite numbers alone"),
+        ({"segmentation": [[1, 2, 3, 4, 5, [6]]]}, "does not hold finite numbers alone"),
+        ({"segmentation": [[1, 2, 3, 4, 5, None]]}, "does not hold finite numbers alone"),
+        ({"segmentation": [[1, 2, 3, 4, 5, float("nan")]]}, "does not hold finite numbers alone"),
+        ({"segmentation": [[1, 2, 3, 4, 5, float("-inf")]]}, "does not hold finite numbers alone"),
+        ({"segmentation": [[41, 2, 50, 2, 50, 9], [41, 2, 50, 2, 50, 9]]}, "no polygon of its segmentation reaches into the 40 x 30 picture"),
+        ({"segmentation": [[1, -2, 9, -2, 9, -9]]}, "no polygon of its segmentation reaches into"),
+        ({"segmentation": {"counts": [0, 1200]}}, "expected COCO's RLE"),
+        ({"segmentation": {"size": [40, 30], "counts": [0, 1200]}}, r"its RLE has the size \[40, 30\], expected .*\[30, 40\]"),
+        ({"segmentation": {"size": 1200, "counts": [0, 1200]}}, "its RLE has the size 1200"),
+        ({"segmentation": {"size": [30, 40], "counts": [0, 1199]}}, "are not the RLE of a mask of 1200 px .its runs add up to 1199 px"),
+        ({"segmentation": {"size": [30, 40], "counts": [-1, 1201]}}, "a run is no whole number of pixels"),
+        ({"segmentation": {"size": [30, 40], "counts": [0, "1200"]}}, "a run is no whole number of pixels"),
+        ({"segmentation": {"size": [30, 40], "counts": "garbage"}}, "the 'counts' 'garbage' are not the RLE of a mask of 1200 px"),
+        ({"segmentation": {"size": [30, 40], "counts": "0P"}}, "it is cut off"),
+        ({"segmentation": {"size": [30, 40], "counts": "0 \u00e9"}}, "none of the 64 that there are"),
     ],
 )
 def test_read_coco__refuses_a_wrong_annotation(make_coco, change, said):
     with pytest.raises(InputError, match=said) as error:
         read_coco(*make_coco(IMAGES, [_annotation(**change)]))
-    assert "annotations.json, annotation 1" in str(error.value)
+    assert "annotations.json, annotation 1" in str(error.value) and str(error.value).endswith((".", ".)"))
+    # Named among the others, and nothing of the annotation is kept.
+    problems = []
+    contents = read_coco(*make_coco(IMAGES, [_annotation(**change), _annotation(id=2)]), on_problem=problems.append)
+    assert [str(problem) for problem in problems] == [str(error.value)]
+    assert len(contents.records[1]["annotations"]) == 1
+
+
+def test_read_coco__a_polygon_that_reaches_out_is_kept_with_one_that_lies_inside(make_coco):
+    polygons = [[41, 2, 50, 2, 50, 9], [-5, -5, 100, -5, 100, 100]]
+    contents = read_coco(*make_coco(IMAGES, [_annotation(segmentation=polygons)]))
+    assert contents.records[1]["annotations"][0]["segmentation"] == polygons
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [("x", "number 2 of 'annotations' is 'x', expected an object"), ({"id": [1]}, r"number 2 .* has the id \[1\], expected a number")],
+)
+def test_read_coco__refuses_an_entry_that_is_no_annotation(make_coco, entry, said):
+    with pytest.raises(InputError, match=said):
+        read_coco(*make_coco(IMAGES, [_annotation(), entry]))
+
+
+def test_read_coco__takes_every_rle_that_pycocotools_writes(make_coco):
+    from pycocotools import mask as mask_api
+
+    rng = np.random.default_rng(0)
+    for share in (0.0, 0.01, 0.5, 1.0):
+        rle = mask_api.encode(np.asfortranarray((rng.random((30, 40)) < share).astype(np.uint8)))
+        rle["counts"] = rle["counts"].decode()
+        kept = read_coco(*make_coco(IMAGES, [_annotation(segmentation=rle)])).records[1]["annotations"][0]["segmentation"]
+        assert kept == rle
+        # One character less or another one: other runs, or none.
+        for broken in (rle["counts"][:-1], "5" + rle["counts"][1:]):
+            with pytest.raises(InputError, match="are not the RLE of a mask of 1200 px"):
+                read_coco(*make_coco(IMAGES, [_annotation(segmentation={**rle, "counts": broken})]))
 
 
 def test_read_coco__refuses_repeated_ids(make_coco):
@@ -111,6 +174,8 @@ def test_read_coco__refuses_repeated_ids(make_coco):
         ("{not json", "is not json .*may be cut off"),
         ("[]", "not in COCO's format"),
         ('{"images": [], "categories": []}', "non-empty list 'images'"),
+        ('{"images": [{}], "categories": [{}], "annotations": {"1": {}}}', "'annotations' is {'1': {}}, expected a list of objects"),
+        ('{"images": [{}], "categories": [{"id": 1, "name": "a", "keypoints": 3}]}', "'keypoints' of category 'a' must be a list"),
     ],
 )
 def test_read_coco__refuses_other_files(tmp_path, text, said):

@@ -1,10 +1,12 @@
 """The hand-over of weights: every tensor of the trunk lands in the detector, or the run is refused; what kind of weights they are.
 
-Seen red under: --init beats the file; torchvision layout is supervised; res5 not part of the trunk; writes to a copy.
+Seen red under: --init beats the file; torchvision layout is supervised; res5 not part of the trunk; writes to a copy;
+the official converter's file without pixels, or with a stride for basic blocks.
 """
 
 from __future__ import annotations
 
+import logging
 import pickle
 
 import numpy as np
@@ -14,7 +16,7 @@ import torchvision
 
 from moco_transfer.config import load_detection_config
 from moco_transfer.convert import convert_checkpoint
-from moco_transfer.convert.key_maps import caffe2_name
+from moco_transfer.convert.key_maps import caffe2_name, detectron2_name
 from moco_transfer.finetune import build_model
 from moco_transfer.finetune.handover import coverage_gap, load_weights, read_detector, read_weights, trunk_places
 from moco_transfer.finetune.lint import lint
@@ -115,13 +117,28 @@ def test_read_weights__kind(backbone_file, tmp_path, stamp, init, kind):
     assert read_weights(write_stamped(tmp_path / "b.pkl", backbone_file, stamp), init=init).kind == kind
 
 
-def test_read_weights__the_official_converters_file_is_mocos(backbone_file, tmp_path):
+def test_read_weights__the_official_converters_file_is_mocos(backbone_file, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("moco_transfer"), "propagate", True)  # a command line that ran before has switched it off
     content = pickle.loads(backbone_file.read_bytes())
     del content["moco_transfer"]
     content["__author__"] = "MOCO"
     (tmp_path / "official.pkl").write_bytes(pickle.dumps(content))
     weights = read_weights(str(tmp_path / "official.pkl"))
     assert (weights.kind, weights.stamp) == ("self-supervised", None)
+    assert "carries no stamp" not in caplog.text  # nothing is unknown about it
+    small = load_detection_config("demo_R_18_FPN", ["MODEL.RESNETS.STRIDE_IN_1X1", "True"])  # there is no 1x1 in a basic block
+    assert [f.name for f in lint(small, weights, world_size=1, reference=None)] == []
+
+
+def test_read_weights__the_official_converters_file_does_not_suit_an_msra_config(tmp_path):
+    model = {detectron2_name(name): tensor.numpy() for name, tensor in torchvision.models.resnet50().state_dict().items() if name[:3] != "fc."}
+    (tmp_path / "official.pkl").write_bytes(pickle.dumps({"model": model, "__author__": "MOCO", "matching_heuristics": True}))
+    weights = read_weights(str(tmp_path / "official.pkl"))
+    ours, theirs = (load_detection_config(f"pascal_voc_R_50_C4_24k{twin}", ["MODEL.RESNETS.NORM", "SyncBN"]) for twin in ("", "_msra"))
+    assert lint(ours, weights, world_size=8, reference=None) == []
+    findings = {f.name: f.sentence for f in lint(theirs, weights, world_size=8, reference=None)}
+    assert {"colour-order", "pixel-mean", "pixel-std", "stride"} <= set(findings)
+    assert "was trained on RGB pictures, but the config says INPUT.FORMAT 'BGR'" in findings["colour-order"]
 
 
 def test_read_weights__none_is_random():

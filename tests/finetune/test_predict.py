@@ -1,11 +1,12 @@
 """predict: what a detector says of a picture, what is drawn and written, and where a detector is found.
 
 Seen red under: no masks; right edge inclusive; labels may overlap; labels leave the picture; names collide; channels
-not swapped; threshold of the config; names of the run not read.
+not swapped; threshold of the config; names of the run not read; the way out of a training named; a shorter edge of 0 scaled to nothing.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -90,6 +91,31 @@ def test_load_detector__says_what_the_model_says_in_an_evaluation(run, tmp_path)
     assert found["scores"][0] > found["scores"][1] > limit
     assert len(load_detector(folder, score_threshold=limit)(picture)["scores"]) == 2  # more than, not as much as
     assert detector.class_names == tuple(NAMES)
+
+
+def test_load_detector__of_a_part_that_detectron2_alone_has_does_not_name_a_flag_that_predict_lacks(tmp_path, capsys):
+    cfg, _ = save_run(tmp_path / "run")
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.ROI_HEADS.NAME = "CascadeROIHeads"
+    file = tmp_path / "run" / "checkpoint_0000007.pth"
+    torch.save(torch.load(file, weights_only=True) | {"config": cfg.dump()}, file)
+    picture = write_picture(tmp_path / "a.png")
+    assert main(["predict", str(tmp_path / "run"), str(picture), "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "does not implement MODEL.ROI_HEADS.NAME 'CascadeROIHeads'" in error and error.count("\n") == 1
+    assert "Use --engine" not in error and "Only Detectron2 runs such a detector" in error and not (tmp_path / "out").exists()
+
+
+def test_load_detector__min_size_test_0_takes_the_picture_as_it_is(tmp_path):
+    folder = tmp_path / "run"
+    cfg, model = save_run(folder)
+    detector = dataclasses.replace(load_detector(folder, score_threshold=0.01), min_size=0)
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    with torch.no_grad():
+        image = torch.from_numpy(np.ascontiguousarray(pixels[:, :, ::-1].transpose(2, 0, 1))).float()
+        expected = detector.model([{"image": image, "height": 70, "width": 90}])[0]
+    np.testing.assert_array_equal(detector(pixels)["boxes"], expected["boxes"].numpy())
 
 
 def test_load_detector__a_checkpoint_and_detectron2s_run_folder(run, tmp_path):

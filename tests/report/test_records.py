@@ -133,3 +133,15 @@ def test_read_runs__names_paths_without_runs(make_run, tmp_path):
         f"{tmp_path / 'empty'}: no results.json in it or below it.",
         f"{tmp_path / 'nowhere'}: does not exist.",
     ]
+
+
+def test_read_runs__an_evaluation_repeated_below_its_run_claims_no_seed(make_run, tmp_path):
+    """Seen red under: the records taken as they are."""
+    run = make_run("a/moco0", "moco", 0)
+    results = json.loads((run / "results.json").read_text())
+    for name, test_set in (("eval_again", results["dataset"]["test"]), ("eval_other", ["another_set"])):
+        (run / name).mkdir()
+        changed = results | {"dataset": results["dataset"] | {"test": test_set}}
+        (run / name / "results.json").write_text(json.dumps(changed))
+    records, problems = read_runs([tmp_path / "a"])
+    assert [Path(record.folder).name for record in records] == ["moco0", "eval_other"] and not problems

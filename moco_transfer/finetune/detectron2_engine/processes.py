@@ -18,6 +18,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from moco_transfer.runtime.errors import InputError
 
+DIVERGED = 1  # exit status of a training whose loss is not finite, as the command line's
 TOLD_TO_STOP = 128 + signal.SIGTERM  # exit status, as a shell reports it
 
 _joined = False
@@ -48,7 +49,7 @@ def launch(
     """Start processes with Detectron2's launcher and wait for them; a SIGTERM is passed on to them, so that a run saves before it ends.
 
     Args:
-        work: A function of a module, called with ``args`` in each process; returns the exit status. Its InputError is said once.
+        work: A function of a module, called with ``args`` in each process; returns the exit status. What it raises is said once.
         args: Can be pickled.
         num_processes: Processes on this machine (``--num-gpus``); without GPUs they compute on the CPU.
         num_machines: Machines in all.
@@ -137,12 +138,12 @@ def _in_process(work: Callable[[Any], int], args: Any, stopped: Any, said: Any) 
         os.environ["LOCAL_RANK"], os.environ["LOCAL_WORLD_SIZE"] = str(comm.get_local_rank()), str(comm.get_local_size())
     try:
         status = work(args)
-    except InputError as error:  # does not reach the command line's own handler, which is in the launcher's process
+    except (InputError, FloatingPointError) as error:  # does not reach the command line's own handler, which is in the launcher's process
         with said.get_lock():
             is_first, said.value = not said.value, True
         if is_first:
             print(f"train: {error}", file=sys.stderr, flush=True)
-        status = 2
+        status = 2 if isinstance(error, InputError) else DIVERGED
     if status == TOLD_TO_STOP:
         stopped.value = True
     elif status:

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 
 from moco_transfer.data.catalog import DetectionDataset
 from moco_transfer.data.detection_loader import test_loader, train_loader
-from moco_transfer.finetune.build_data import inference_mapper, training_data
+from moco_transfer.finetune.build_data import inference_mapper, training_data, training_mapper
 from moco_transfer.finetune.engine import Batches, Engine
 from moco_transfer.finetune.torchvision_engine.build import build_learning_rate, build_model, build_optimizer
+from moco_transfer.finetune.torchvision_engine.implemented_keys import refusal
 from moco_transfer.finetune.torchvision_engine.solver import clip_gradients, set_lr
 from moco_transfer.runtime.distributed import get_rank, get_world_size
-from moco_transfer.runtime.errors import InputError
 from moco_transfer.runtime.seed import derive_seed, seed_everything
+
+FLOAT32_PRECISIONS = ("", "highest", "high", "medium")  # of torch.set_float32_matmul_precision; "" leaves it as it is
 
 
 class TorchvisionEngine(Engine):
@@ -28,19 +30,33 @@ class TorchvisionEngine(Engine):
 
     @staticmethod
     def check(cfg: CfgNode) -> None:
-        """See ``Engine.check``."""
-        only = {
-            "INPUT.CROP.ENABLED": (cfg.INPUT.CROP.ENABLED, False),
-            "INPUT.MASK_FORMAT": (cfg.INPUT.MASK_FORMAT, "polygon"),
-            "TEST.AUG.ENABLED": (cfg.TEST.AUG.ENABLED, False),
-            "DATALOADER.SAMPLER_TRAIN": (cfg.DATALOADER.SAMPLER_TRAIN, "TrainingSampler"),
+        """See ``Engine.check``; keys of the model are looked at when it is built."""
+        only: dict[str, tuple[Any, tuple[Any, ...]]] = {
+            "DATASETS.PROPOSAL_FILES_TRAIN": (tuple(cfg.DATASETS.PROPOSAL_FILES_TRAIN), ((),)),
+            "DATASETS.PROPOSAL_FILES_TEST": (tuple(cfg.DATASETS.PROPOSAL_FILES_TEST), ((),)),
+            "INPUT.CROP.ENABLED": (cfg.INPUT.CROP.ENABLED, (False,)),
+            "INPUT.FORMAT": (cfg.INPUT.FORMAT, ("RGB", "BGR")),
+            "INPUT.MASK_FORMAT": (cfg.INPUT.MASK_FORMAT, ("polygon",)),
+            "INPUT.MIN_SIZE_TRAIN_SAMPLING": (cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING, ("choice", "range")),
+            "INPUT.RANDOM_FLIP": (cfg.INPUT.RANDOM_FLIP, ("horizontal", "vertical", "none")),
+            "TEST.AUG.ENABLED": (cfg.TEST.AUG.ENABLED, (False,)),
+            "TEST.EXPECTED_RESULTS": (list(cfg.TEST.EXPECTED_RESULTS), ([],)),
+            "DATALOADER.SAMPLER_TRAIN": (cfg.DATALOADER.SAMPLER_TRAIN, ("TrainingSampler",)),
+            "FLOAT32_PRECISION": (cfg.FLOAT32_PRECISION, FLOAT32_PRECISIONS),
+            "VIS_PERIOD": (cfg.VIS_PERIOD, (0,)),
         }
         for key, (value, implemented) in only.items():
-            if value != implemented:
-                raise InputError(f"The 'torchvision' engine does not implement {key} {value!r} (only {implemented!r}). Use --engine detectron2.")
+            if value not in implemented:
+                raise refusal(key, value, implemented)
+        training_mapper(cfg)  # the sizes: refused now, not by the first batch
+        inference_mapper(cfg)
 
     def build_model(self) -> nn.Module:
         """See ``Engine.build_model``."""
+        torch.backends.cudnn.benchmark = self.cfg.CUDNN_BENCHMARK
+        if self.cfg.FLOAT32_PRECISION:
+            torch.set_float32_matmul_precision(self.cfg.FLOAT32_PRECISION)
+            torch.backends.cudnn.allow_tf32 = self.cfg.FLOAT32_PRECISION != "highest"
         seed_everything(self.cfg.SEED, "weights")
         return build_model(self.cfg)
 

@@ -17,6 +17,8 @@ RESNET, FPN, DC5 = "build_resnet_backbone", "build_resnet_fpn_backbone", "build_
 STANDARD_HEADS, RES5_HEADS, RES5_HEADS_EXTRA_NORM = "StandardROIHeads", "Res5ROIHeads", "Res5ROIHeadsExtraNorm"
 POOLERS = {"ROIAlignV2": True, "ROIAlign": False}  # whether the pixel centres lie at .5
 
+WAY_OUT = "Use --engine detectron2."
+
 LIMITED: dict[str, tuple[Any, ...]] = {
     "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN",),
     "MODEL.MASK_ON": (True, False),
@@ -103,4 +105,4 @@ def check_key(key: str, value: Any, default: Any) -> None:
 def refusal(key: str, value: Any, allowed: tuple[Any, ...]) -> InputError:
     """Return the error for a value that only Detectron2 implements."""
     only = ", ".join(repr(a) for a in allowed)
-    return InputError(f"The 'torchvision' engine does not implement {key} {value!r} (only {only}). Use --engine detectron2.")
+    return InputError(f"The 'torchvision' engine does not implement {key} {value!r} (only {only}). {WAY_OUT}")

@@ -1,7 +1,8 @@
 """The loop on a toy model: what stops it, in which words, and which checkpoint it leaves.
 
 Seen red under: the iteration of the log line named instead of the first bad one; saving without a look at the loss; a FloatingPointError
-of the model passed through as it is.
+of the model passed through as it is; the iteration of the complaint named instead of the one that spoilt the weights (with and without a bad
+loss of this process's own); another process's first bad iteration not asked for; PreciseBN before the look at the loss.
 """
 
 from __future__ import annotations
@@ -15,54 +16,90 @@ from moco_transfer.runtime.checkpoint import CheckpointFolder
 
 
 class Toy(nn.Module):
-    """Its loss is the number in the batch, times a weight of 1."""
+    """Its loss is the number in the batch, times a weight that begins at 1; like a detector it complains of weights that are not finite."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(()))
 
     def forward(self, batch: list[dict]) -> dict[str, torch.Tensor]:
-        if batch[0]["value"] == "diverge":
+        if batch[0]["value"] == "diverge" or not self.weight.isfinite():
             raise FloatingPointError("The RPN predicts boxes that are not finite.")
         return {"loss_cls": self.weight * batch[0]["value"], "loss_rpn_loc": self.weight * 0 + 1}
 
 
-def train(tmp_path, values: list, *, checkpoint_period: int = 100) -> None:
-    model = Toy()
-    run = trainer.FineTuning(
+def toy_run(model: nn.Module, *, max_iter: int, lr: float = 0.0) -> trainer.FineTuning:
+    return trainer.FineTuning(
         model=model,
         wrapped=model,
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.0),
+        optimizer=torch.optim.SGD(model.parameters(), lr=lr),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
         device=torch.device("cpu"),
         amp_dtype=None,
-        max_iter=len(values),
+        max_iter=max_iter,
         header={},
         begin_iteration=lambda iteration: None,
     )
+
+
+def train(tmp_path, values: list, *, checkpoint_period: int = 100, lr: float = 0.0, evaluate_at: int = 0, before_evaluation=lambda: None) -> None:
+    run = toy_run(Toy(), max_iter=len(values), lr=lr)
     trainer.train(
         run,
         [[{"value": value}] for value in values],
         checkpoints=CheckpointFolder(tmp_path, keep=1),
         metrics=None,
         checkpoint_period=checkpoint_period,
-        evaluate_at=lambda iteration: False,
+        evaluate_at=lambda iteration: iteration == evaluate_at,
         evaluation=dict,
-        before_evaluation=lambda: None,
+        before_evaluation=before_evaluation,
     )
 
 
+@pytest.mark.parametrize("lr", [0.0, 0.001])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_loss_that_is_not_finite__stops_with_iteration_and_last_checkpoint(tmp_path, bad):
+def test_loss_that_is_not_finite__stops_with_iteration_and_last_checkpoint(tmp_path, bad, lr):
     values = [1.0] * 6 + [bad] + [1.0] * 40
     with pytest.raises(FloatingPointError, match=r"^Iteration 7: The loss is not finite: .*'loss_cls': (nan|inf).*checkpoint_0000005\.pth\. Lower"):
-        train(tmp_path, values, checkpoint_period=5)
+        train(tmp_path, values, checkpoint_period=5, lr=lr)
     assert [path.name for path in tmp_path.glob("*.pth")] == ["checkpoint_0000005.pth"]
 
 
 def test_predictions_that_are_not_finite__the_same_sentence(tmp_path):
     with pytest.raises(FloatingPointError, match=r"^Iteration 3: The RPN predicts .* Last checkpoint: none yet\. Lower SOLVER\.BASE_LR"):
         train(tmp_path, [1.0, 1.0, "diverge", 1.0])
+
+
+def test_weights_that_another_process_has_spoilt__the_update_that_did_it(tmp_path):
+    """Its own losses are finite, and the gradients that come in with the update of iteration 3 are not."""
+
+    def spoilt(values):
+        for number, value in enumerate(values, start=1):
+            yield [{"value": value}]
+            if number == 3:  # called for the fourth, when the third is done
+                with torch.no_grad():
+                    model.weight.fill_(float("nan"))
+
+    model = Toy()
+    run = toy_run(model, max_iter=9)
+    nothing = {"metrics": None, "checkpoint_period": 100, "evaluate_at": lambda i: False, "evaluation": dict, "before_evaluation": lambda: None}
+    with pytest.raises(FloatingPointError, match=r"^Iteration 3: The update has left weights that are not finite\. Last checkpoint: none yet"):
+        trainer.train(run, spoilt([1.0] * 9), checkpoints=CheckpointFolder(tmp_path), **nothing)
+
+
+def test_loss_that_is_not_finite_on_another_process__its_iteration(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "mean_over_processes", lambda values, device: dict.fromkeys(values, float("nan")))
+    monkeypatch.setattr(trainer, "gather_object", lambda mine: [mine, 12])
+    with pytest.raises(FloatingPointError, match=r"^Iteration 12: The loss is not finite"):
+        train(tmp_path, [1.0] * 45)
+
+
+def test_loss_that_is_not_finite__is_seen_before_an_evaluation(tmp_path):
+    def precise_bn():
+        raise FloatingPointError("The RPN predicts boxes that are not finite.")
+
+    with pytest.raises(FloatingPointError, match=r"^Iteration 7: The loss is not finite"):
+        train(tmp_path, [1.0] * 6 + [float("nan")] * 9, evaluate_at=7, before_evaluation=precise_bn)
 
 
 def test_finite_losses__run_to_the_end(tmp_path):
