@@ -108,16 +108,26 @@ def finish_views(views: Tensor, steps: Tensor, kernels: Tensor, *, scale: Tensor
 
     Args:
         views: uint8 (B, S, S, 3), without gaps, CPU.
-        steps: float32 (B, 5, 2), operation (see ``view_colours.CODES``) and factor, in their order.
+        steps: float32 (B, 10), operation (see ``view_colours.CODES``) and factor of five steps, in their order.
         kernels: float32 (B, R + 1), half of each view's blur kernel, all zeros for none.
         scale: float32 (3,); a value v comes out as v * scale + bias.
         bias: float32 (3,).
         out: float32 (B, 3, S, S), contiguous or channels-last; written.
+
+    Raises:
+        ValueError: If a tensor is not as described. The loops take addresses alone and would read past the end of a smaller one.
     """
     batch, size = views.shape[:2]
-    for tensor in (views, steps, kernels, scale, bias):
+    expected = {"views": (batch, size, size, 3), "steps": (batch, 10), "kernels": (batch, None), "scale": (3,), "bias": (3,)}
+    for name, tensor in zip(expected, (views, steps, kernels, scale, bias), strict=True):
+        dtype = torch.uint8 if name == "views" else torch.float32
+        fits = tensor.dim() == len(expected[name]) and all(want in (None, got) for want, got in zip(expected[name], tensor.shape, strict=True))
+        if tensor.dtype != dtype or not fits or (name == "kernels" and tensor.shape[1] < 1):
+            raise ValueError(f"{name}: expected {dtype} {expected[name]}, got {tensor.dtype} {tuple(tensor.shape)}.")
         if not tensor.is_contiguous() or tensor.device.type != "cpu":
             raise ValueError(f"expected contiguous tensors on the CPU, got {tensor.shape} with strides {tensor.stride()} on {tensor.device}.")
+    if out.dtype != torch.float32 or out.device.type != "cpu":
+        raise ValueError(f"out: expected torch.float32 on the CPU, got {out.dtype} on {out.device}.")
     channel, column = out.stride(1), out.stride(3)
     if out.shape != (batch, 3, size, size) or out.stride(2) != size * column or (channel, column) not in ((size * size, 1), (1, 3)):
         raise ValueError(f"out {tuple(out.shape)} with strides {out.stride()} does not fit views {tuple(views.shape)}.")
