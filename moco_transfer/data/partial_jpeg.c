@@ -326,7 +326,8 @@ int mt_decode_region(const uint8_t *data, int64_t bytes, int height, int width, 
         jpeg_destroy_decompress(&info);
         return NOT_BY_ME;
     }
-    jpeg_create_decompress(&info);
+    info.client_data = NULL;
+    jpeg_create_decompress(&info); /* which leaves err and client_data as they are */
     jpeg_mem_src(&info, (unsigned char *)data, (unsigned long)bytes);
     if (jpeg_read_header(&info, TRUE) != JPEG_HEADER_OK || (int64_t)info.image_height != height || (int64_t)info.image_width != width || !is_plain(&info))
         give_up((j_common_ptr)&info);
@@ -339,7 +340,7 @@ int mt_decode_region(const uint8_t *data, int64_t bytes, int height, int width, 
     if (offset > 0 || across < info.output_width) jpeg_crop_scanline(&info, &offset, &across); /* moves offset to the left, to a block's edge */
     if (offset > (JDIMENSION)from || (int64_t)offset + info.output_width > width || (int64_t)offset + info.output_width < to) give_up((j_common_ptr)&info);
 #ifdef OWN_HUFFMAN
-    if (info.restart_interval == 0) read_codes_ourselves(&info, offset);
+    if (info.restart_interval == 0) read_codes_ourselves(&info, offset); /* which has then seen that the scan ends well */
 #endif
     if (above > 0 && jpeg_skip_scanlines(&info, above) != above) give_up((j_common_ptr)&info);
     while (info.output_scanline < (JDIMENSION)(top + rows)) {
@@ -349,8 +350,7 @@ int mt_decode_region(const uint8_t *data, int64_t bytes, int height, int width, 
         for (JDIMENSION i = 0; i < count; i++) lines[i] = out + 3 * ((int64_t)(info.output_scanline + i) * width + offset);
         if (jpeg_read_scanlines(&info, lines, count) == 0) give_up((j_common_ptr)&info);
     }
-    /* Whoever read the codes himself has seen the end, and left libjpeg's place at the scan's beginning. */
-    if (!ends_well(info.src->next_input_byte, info.src->bytes_in_buffer, info.unread_marker)) give_up((j_common_ptr)&info);
+    if (info.client_data == NULL && !ends_well(info.src->next_input_byte, info.src->bytes_in_buffer, info.unread_marker)) give_up((j_common_ptr)&info);
     jpeg_destroy_decompress(&info);
     return DONE;
 }

@@ -118,8 +118,9 @@ def test_decode_pixels__damaged_files_are_read_as_before_or_not_at_all(kind):
 
 
 @needs_it
-def test_decode_pixels__a_file_without_its_end_is_unreadable_also_where_only_its_first_rows_are_needed():
-    data = encoded(picture(np.random.default_rng(6), 200, 200, 30))
+@pytest.mark.parametrize("settings", [{}, {"restart_marker_rows": 2}], ids=["plain", "restarts"])
+def test_decode_pixels__a_file_without_its_end_is_unreadable_also_where_only_its_first_rows_are_needed(settings):
+    data = encoded(picture(np.random.default_rng(6), 200, 200, 30), **settings)
     assert decoded(data + b"\0" * 100, (0, 0, 20, 20))[1] and data.endswith(b"\xff\xd9")
     for end in (data[:-2], data[:-1], data[: len(data) // 2], data[:-2] + b"\xff", data[:-2] + b"\xff\xc4\x00\x01\xff\xd9"):
         with pytest.raises(UNREADABLE):
