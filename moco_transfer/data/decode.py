@@ -6,7 +6,7 @@ the reference chain. Measured on 200 ImageNet pictures: no pixel differs; DCT sc
 because they change pixels (by up to 24 and 69 levels) for 3 % of the time.
 
 Of a JPEG whose crops are known before its pixels are, only the part that they need is decoded where ``partial_jpeg.c`` was built: the
-same pixels there, in about seven eighths of the time.
+same pixels there, in about three quarters of the time.
 """
 
 from __future__ import annotations

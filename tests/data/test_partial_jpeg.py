@@ -1,7 +1,7 @@
 """A part of a JPEG: PIL's pixels inside it, or "not by me"; the same views, random numbers and unreadable files with it and without.
 
 Went red under: no margin beside the cut; the rest of the file not searched for its end; warnings passed over; the generator not set back
-after a picture that cannot be read; a value's sign turned round; codes longer than the table's refused; columns of one MCU too few read.
+after a picture that cannot be read; a value's sign turned round; codes longer than the table's refused; too few columns read.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Went red under: crop's top and left swapped; the flip left out; a filter without antialiasing; views of a batch in each other's places;
 CMYK left to simplejpeg; EXIF's orientation applied; the colours of the first view given to both; a
-worker left to die of SIGTERM; v1's hue 0.1; the fallback crop not centred, and its sides exchanged.
+worker left to die of SIGTERM; v1's hue 0.1; the fallback crop not centred.
 """
 
 from __future__ import annotations

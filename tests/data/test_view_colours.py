@@ -1,7 +1,8 @@
 """Colours, blur and normalisation: torchvision's operators on float tensors, and PIL's blur, by both back ends.
 
 Tolerances are in levels (1/255) and explained in view_colours.py. Went red under: hue shifted the other way; contrast's mean taken before
-the steps in front of it; grey before the jitter in v2; a blur kernel of one box too few; sigma halved; scale and mean swapped.
+the steps in front of it; grey before the jitter in v2; a blur kernel of one box too few; sigma halved; scale and mean swapped;
+types and shapes not looked at.
 """
 
 from __future__ import annotations
