@@ -20,6 +20,15 @@ VIEW_KERNELS = Extension(
     optional=True,
 )
 
+# The same way, where libjpeg-turbo's headers are: decodes no more of a JPEG than the crops need. Without, all of it is decoded.
+PARTIAL_JPEG = Extension(
+    "moco_transfer.data.partial_jpeg",
+    sources=["moco_transfer/data/partial_jpeg.c"],
+    extra_compile_args=["-O3"],
+    libraries=["jpeg"],
+    optional=True,
+)
+
 setup(
     name="moco-transfer",
     version=VERSION,
@@ -36,7 +45,7 @@ setup(
         f"{CONFIGS}.detection": ["*.yaml"],
         "moco_transfer.report": ["*.yaml", "templates/*"],
     },
-    ext_modules=[VIEW_KERNELS],
+    ext_modules=[VIEW_KERNELS, PARTIAL_JPEG],
     install_requires=[
         # A range: CUDA users keep the build they have. From 2.6 on, weights_only loading is safe.
         # Detectron2 is on no package index and is never required.

@@ -12,7 +12,7 @@ import torch
 
 from ..runtime.errors import InputError
 from ..runtime.seed import generator_at
-from .decode import BUFFER_BYTES, UNREADABLE, decode_pixels
+from .decode import BUFFER_BYTES, UNREADABLE
 from .loading import Loader, plan_batches
 from .sources import IndexedPictures
 from .view_batch import ViewBatch, ViewMaker, finish
@@ -69,15 +69,12 @@ def measure_stages(source: IndexedPictures, make_views: ViewMaker, *, device: to
         try:
             data = source.encoded(index) if hasattr(source, "encoded") else b""
             marks.append(time.perf_counter())
-            if not make_views.is_fast:
-                picture = make_views.decode(data) if data else source.read(index)
-            else:
-                picture = decode_pixels(data, buffer) if data else source.decode(index, buffer)
+            drawn = make_views.decode(data, rng, buffer) if data else make_views.read(source, index, rng, buffer)
         except UNREADABLE:
             continue
         marks.append(time.perf_counter())
         place = count % batch_size
-        batch.fill(place, picture, rng, label=0, index=index)
+        batch.fill(place, drawn, label=0, index=index)
         marks.append(time.perf_counter())
         if place == batch_size - 1:
             finishing.append(_finish(batch, device))

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from ..runtime.errors import InputError, MissingFileError
-from .decode import UNREADABLE, decode_pixels, read_rgb
+from .decode import UNREADABLE, Region, decode_pixels, read_rgb
 
 logger = logging.getLogger(__name__)
 
@@ -104,9 +104,9 @@ class ImageFolder:
         """Decode picture ``index`` to RGB; raises one of :data:`UNREADABLE` if that fails."""
         return read_rgb(self.path(index))
 
-    def decode(self, index: int, buffer: np.ndarray | None = None) -> np.ndarray:
-        """Decode picture ``index`` to uint8 (H, W, 3), RGB, perhaps inside ``buffer``; pixels and errors are those of :meth:`read`."""
-        return decode_pixels(self.encoded(index), buffer)
+    def decode(self, index: int, buffer: np.ndarray | None = None, region: Region | None = None) -> np.ndarray:
+        """Decode picture ``index`` as ``decode.decode_pixels``; pixels and errors are those of :meth:`read`."""
+        return decode_pixels(self.encoded(index), buffer, region)
 
     def encoded(self, index: int) -> bytes:
         """Return the file's bytes."""

@@ -18,6 +18,7 @@ from ..runtime.distributed import get_rank, get_world_size, is_main_process
 from ..runtime.errors import InputError, MissingFileError
 from .augmentation import centre_view
 from .cifar10 import looks_like_cifar10, read_cifar10
+from .decode import Region
 from .images import UNREADABLE
 from .loading import end_quietly_when_told
 from .shard_index import ShardSet
@@ -77,9 +78,9 @@ class LabelledPictures:
         """Decode picture ``index`` to RGB."""
         return self.source.read(index)
 
-    def decode(self, index: int, buffer: np.ndarray | None = None) -> np.ndarray:
-        """Decode picture ``index`` to uint8 (H, W, 3), RGB, perhaps inside ``buffer``, by the fastest decoder."""
-        return self.source.decode(index, buffer)
+    def decode(self, index: int, buffer: np.ndarray | None = None, region: Region | None = None) -> np.ndarray:
+        """Decode picture ``index`` as ``decode.decode_pixels``."""
+        return self.source.decode(index, buffer, region)
 
 
 def find_labelled(train: str | os.PathLike[str], test: str | os.PathLike[str]) -> tuple[LabelledPictures, LabelledPictures]:

@@ -1,7 +1,8 @@
-"""The compiled loops of the fast pipeline (view_kernels.c), where they were built; :func:`available` says.
+"""The compiled loops of the fast pipeline (view_kernels.c) and the decoder of parts of a JPEG (partial_jpeg.c), each where it was built;
+:func:`available` and :func:`decodes_parts` say.
 
-Installing with a C compiler at hand builds them beside this file. Without, torch's operators do the same more slowly, so that nothing
-depends on a compiler but the time.
+Installing with a C compiler at hand builds the loops beside this file, and with libjpeg-turbo's headers the decoder. Without, torch's
+operators and the decoders of whole pictures do the same more slowly, so that nothing depends on a compiler but the time.
 """
 
 from __future__ import annotations
@@ -16,29 +17,63 @@ import numpy as np
 import torch
 from torch import Tensor
 
-OFF = "MOCO_TRANSFER_NO_NATIVE"  # environment variable; set to anything to have torch's operators
+OFF = "MOCO_TRANSFER_NO_NATIVE"  # environment variable; set to anything to have none of what was compiled
 
 _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 
 
-@functools.cache
-def _library() -> ctypes.CDLL | None:
+def _load(name: str) -> ctypes.CDLL | None:
     if os.environ.get(OFF):
         return None
-    for path in sorted(Path(__file__).parent.glob("view_kernels*.so")):
+    for path in sorted(Path(__file__).parent.glob(f"{name}*.so")):
         try:
-            library = ctypes.CDLL(str(path))
-        except OSError:  # built for another machine
+            return ctypes.CDLL(str(path))
+        except OSError:  # built for another machine, or a library that it needs is missing
             continue
+    return None
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    library = _load("view_kernels")
+    if library is not None:
         library.mt_crop_resize.argtypes = [_POINTER, _LONG, _INT, _INT, _INT, _INT, _INT, _INT, _POINTER]
         library.mt_finish_view.argtypes = [_POINTER, _INT, _POINTER, _POINTER, _INT, _POINTER, _POINTER, _POINTER, _LONG, _LONG]
-        return library
-    return None
+    return library
+
+
+@functools.cache
+def _decoder() -> ctypes.CDLL | None:
+    library = _load("partial_jpeg")
+    if library is not None:
+        library.mt_decode_region.argtypes = [ctypes.c_char_p, _LONG, _INT, _INT, _INT, _INT, _INT, _INT, _POINTER]
+    return library
 
 
 def available() -> bool:
     """Return whether the compiled loops are there and wanted."""
     return _library() is not None
+
+
+def decodes_parts() -> bool:
+    """Return whether the decoder of parts of a JPEG is there and wanted."""
+    return _decoder() is not None
+
+
+def decode_region(data: bytes, region: tuple[int, int, int, int], *, out: np.ndarray) -> bool:
+    """Decode a part of a JPEG, where that is certain to give the pixels of a decoder of whole pictures.
+
+    Args:
+        data: The file's bytes.
+        region: (top, left, height, width) inside the picture, px.
+        out: uint8 (H, W, 3) without gaps, the size that the header says; the part is written to its place, around it anything.
+
+    Returns:
+        Whether it was. False says nothing about the file: the part may be outside, the JPEG of an unusual kind, or damaged.
+    """
+    if out.dtype != np.uint8 or out.ndim != 3 or out.shape[2] != 3 or not out.flags.c_contiguous or not out.flags.writeable:
+        raise ValueError(f"expected writable uint8 (H, W, 3) without gaps, got {out.dtype} {out.shape}.")
+    return not _decoder().mt_decode_region(data, len(data), *out.shape[:2], *region, out.ctypes.data)
 
 
 def crop_resize(picture: np.ndarray, crop: tuple[int, int, int, int], *, flip: bool, out: np.ndarray) -> None:
@@ -73,16 +108,26 @@ def finish_views(views: Tensor, steps: Tensor, kernels: Tensor, *, scale: Tensor
 
     Args:
         views: uint8 (B, S, S, 3), without gaps, CPU.
-        steps: float32 (B, 5, 2), operation (see ``view_colours.CODES``) and factor, in their order.
+        steps: float32 (B, 10), operation (see ``view_colours.CODES``) and factor of five steps, in their order.
         kernels: float32 (B, R + 1), half of each view's blur kernel, all zeros for none.
         scale: float32 (3,); a value v comes out as v * scale + bias.
         bias: float32 (3,).
         out: float32 (B, 3, S, S), contiguous or channels-last; written.
+
+    Raises:
+        ValueError: If a tensor is not as described. The loops take addresses alone and would read past the end of a smaller one.
     """
     batch, size = views.shape[:2]
-    for tensor in (views, steps, kernels, scale, bias):
+    expected = {"views": (batch, size, size, 3), "steps": (batch, 10), "kernels": (batch, None), "scale": (3,), "bias": (3,)}
+    for name, tensor in zip(expected, (views, steps, kernels, scale, bias), strict=True):
+        dtype = torch.uint8 if name == "views" else torch.float32
+        fits = tensor.dim() == len(expected[name]) and all(want in (None, got) for want, got in zip(expected[name], tensor.shape, strict=True))
+        if tensor.dtype != dtype or not fits or (name == "kernels" and tensor.shape[1] < 1):
+            raise ValueError(f"{name}: expected {dtype} {expected[name]}, got {tensor.dtype} {tuple(tensor.shape)}.")
         if not tensor.is_contiguous() or tensor.device.type != "cpu":
             raise ValueError(f"expected contiguous tensors on the CPU, got {tensor.shape} with strides {tensor.stride()} on {tensor.device}.")
+    if out.dtype != torch.float32 or out.device.type != "cpu":
+        raise ValueError(f"out: expected torch.float32 on the CPU, got {out.dtype} on {out.device}.")
     channel, column = out.stride(1), out.stride(3)
     if out.shape != (batch, 3, size, size) or out.stride(2) != size * column or (channel, column) not in ((size * size, 1), (1, 3)):
         raise ValueError(f"out {tuple(out.shape)} with strides {out.stride()} does not fit views {tuple(views.shape)}.")

@@ -1,7 +1,7 @@
 """Writing a pack (see ``pack_reader.py``): pictures as they are, made smaller, or as bare pixels.
 
 A shard holds a fixed number of pictures of the source's order, and its index is written after it, both whole or not at all: a second
-run skips what is there.
+run skips what is there, unless the files that went into it have changed since.
 """
 
 from __future__ import annotations
@@ -107,13 +107,15 @@ def pack(
     origin = _origin(source, form, shorter_side, pictures_per_shard)
     _check_same_origin(dst, origin)
     parts = [range(start, min(start + pictures_per_shard, len(source))) for start in range(0, len(source), pictures_per_shard)]
-    entries = [_finished(dst, number, origin) for number in range(len(parts))]
+    contents = [_contents(source, part) for part in parts]
+    entries = [_finished(dst, number, content) for number, content in enumerate(contents)]
     missing = [index for part, entry in zip(parts, entries, strict=True) if entry is None for index in part]
     loader = DataLoader(Payloads(source, form, shorter_side), batch_size=None, sampler=missing, num_workers=num_workers, collate_fn=as_it_is)
     payloads = iter(loader)
     for number, part in enumerate(parts):
         if entries[number] is None:
-            entries[number] = _write_shard(dst, number, source, part, payloads, on_picture) | {"origin": origin}
+            entries[number] = _write_shard(dst, number, source, part, payloads, on_picture)
+            entries[number] |= {"origin": origin, "contents": contents[number]}
             atomic_write_text(dst / f"{_shard_name(number)}.json", json.dumps(entries[number]))
     left_out = [sentence for entry in entries for sentence in entry["left_out"]]
     about = {
@@ -124,7 +126,7 @@ def pack(
         "origin": origin,
         "pictures": sum(entry["pictures"] for entry in entries),
         "class_names": list(source.class_names),
-        "shards": [{key: value for key, value in entry.items() if key not in ("origin", "left_out")} for entry in entries],
+        "shards": [{key: value for key, value in entry.items() if key not in ("origin", "contents", "left_out")} for entry in entries],
         "left_out": left_out,
     }
     atomic_write_text(dst / INDEX, json.dumps(about, indent=1))
@@ -139,8 +141,24 @@ def _origin(source: ImageFolder | PackedImages, form: str, shorter_side: int, pi
     return digest.hexdigest()
 
 
+def _contents(source: ImageFolder | PackedImages, places: range) -> str:
+    """Return a hash that changes with what goes into a shard: of the files' sizes and times, or of the bytes of pictures held in memory."""
+    digest = hashlib.sha256()
+    for index in places:
+        if isinstance(source, ImageFolder):
+            try:
+                about = os.stat(source.path(index))
+                digest.update(f"{about.st_size} {about.st_mtime_ns}\n".encode())
+            except OSError:  # reading it will say what is wrong
+                digest.update(b"missing\n")
+        else:
+            digest.update(hashlib.sha256(source.encoded(index)).digest())
+    return digest.hexdigest()
+
+
 def _check_same_origin(dst: Path, origin: str) -> None:
-    others = [json.loads(path.read_text(encoding="utf-8")).get("origin") for path in sorted(dst.glob("shard-*.json"))]
+    notes = [_read_note(path) for path in sorted(dst.glob("shard-*.json"))]
+    others = [note["origin"] for note in notes if note is not None]
     others += [read_index(dst).get("origin")] if is_pack(dst) else []
     if any(other != origin for other in others):
         raise InputError(f"{dst} holds a pack of other pictures or of another form. Choose another folder, or remove it first.")
@@ -150,12 +168,28 @@ def _shard_name(number: int) -> str:
     return f"shard-{number:05d}"
 
 
-def _finished(dst: Path, number: int, origin: str) -> dict[str, Any] | None:
-    """Return what an earlier run noted of a shard that is whole."""
+def _read_note(path: Path) -> dict[str, Any] | None:
+    """Return what an earlier run noted of a shard; None if that cannot be read, and the shard has to be written anew."""
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    keys = ("name", "pictures", "bytes", "sha256", "index_sha256", "left_out", "origin")
+    return note if isinstance(note, dict) and all(key in note for key in keys) else None
+
+
+def _finished(dst: Path, number: int, contents: str) -> dict[str, Any] | None:
+    """Return what an earlier run noted of a shard that is whole and made of the files as they are now."""
     path = dst / f"{_shard_name(number)}.json"
     if not path.is_file():
         return None
-    entry = json.loads(path.read_text(encoding="utf-8"))
+    entry = _read_note(path)
+    if entry is None:
+        logger.warning("%s is damaged, and its shard is written anew", path)
+        return None
+    if entry.get("contents") != contents:
+        logger.warning("The pictures of %s have changed since, or it is of an older version; it is written anew", path.with_suffix(".bin"))
+        return None
     for suffix, key in ((".bin", "sha256"), (".npz", "index_sha256")):
         file = dst / (_shard_name(number) + suffix)
         if not file.is_file() or sha256_of(file) != entry[key]:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from ..runtime.errors import InputError, MissingFileError
 from ..runtime.files import sha256_of
-from .decode import decode_pixels
+from .decode import Region, decode_pixels
 from .images import printable
 
 FORMAT = "moco_transfer.pack/1"
@@ -95,14 +95,14 @@ class Pack:
         """Return picture ``index``; raises one of ``decode.UNREADABLE`` if that fails."""
         return Image.fromarray(self.decode(index))
 
-    def decode(self, index: int, buffer: np.ndarray | None = None) -> np.ndarray:
-        """Return picture ``index`` as uint8 (H, W, 3), RGB; of a raw pack not a copy, and not to be written to."""
+    def decode(self, index: int, buffer: np.ndarray | None = None, region: Region | None = None) -> np.ndarray:
+        """Return picture ``index`` as ``decode.decode_pixels``; of a raw pack the whole, not a copy, and not to be written to."""
         number, place = self._place(index)
         shard = self.shards[number]
         if self._maps[number] is None:
             self._maps[number] = np.memmap(self.files[number], np.uint8, mode="r").view(np.ndarray)
         data = self._maps[number][shard.ends[place] : shard.ends[place + 1]]
-        return data.reshape(*shard.sizes[place], 3) if self.form == "raw" else decode_pixels(data.tobytes(), buffer)
+        return data.reshape(*shard.sizes[place], 3) if self.form == "raw" else decode_pixels(data.tobytes(), buffer, region)
 
     def describe(self) -> str:
         """Return in words how many pictures there are, where, and what happened to their pixels."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from .decode import decode_pixels, read_rgb
+from .decode import Region, decode_pixels, read_rgb
 from .images import PathList, printable
 
 
@@ -43,9 +43,9 @@ class PackedImages:
         """Decode picture ``index`` to RGB; raises one of ``images.UNREADABLE`` if that fails."""
         return read_rgb(io.BytesIO(self.encoded(index)))
 
-    def decode(self, index: int, buffer: np.ndarray | None = None) -> np.ndarray:
-        """Decode picture ``index`` to uint8 (H, W, 3), RGB, perhaps inside ``buffer``, by the fastest decoder."""
-        return decode_pixels(self.encoded(index), buffer)
+    def decode(self, index: int, buffer: np.ndarray | None = None, region: Region | None = None) -> np.ndarray:
+        """Decode picture ``index`` as ``decode.decode_pixels``."""
+        return decode_pixels(self.encoded(index), buffer, region)
 
     def encoded(self, index: int) -> bytes:
         """Return the file's bytes."""
@@ -83,7 +83,7 @@ class PixelImages:
         """Return picture ``index``."""
         return Image.fromarray(self.decode(index))
 
-    def decode(self, index: int, buffer: np.ndarray | None = None) -> np.ndarray:
+    def decode(self, index: int, buffer: np.ndarray | None = None, region: Region | None = None) -> np.ndarray:
         """Return picture ``index`` as uint8 (H, W, 3), RGB."""
         return np.ascontiguousarray(self.pixels[index].transpose(1, 2, 0))
 

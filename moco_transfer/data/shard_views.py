@@ -74,11 +74,11 @@ class ShardViews(IterableDataset):
             if rng is None:
                 rng = generator_at(self.batches.seed, "views", epoch, index, *([candidate.again] if candidate.again else []))
             try:
-                picture = self.make_views.decode(candidate.data, batch.buffer)
+                drawn = self.make_views.decode(candidate.data, rng, batch.buffer)
             except UNREADABLE:
                 batch.unreadable.append(candidate.name)
                 continue
-            batch.fill(place, picture, rng, label=candidate.label, index=index)
+            batch.fill(place, drawn, label=candidate.label, index=index)
             return
         batch.given_up += 1
 

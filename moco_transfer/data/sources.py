@@ -2,7 +2,8 @@
 
 What a source has:
     len(source), source.labels (int64 (n,) or empty), source.class_names, source.describe(); and, shards excepted, which are read as
-    a stream, source.name(index) and source.read(index) -> PIL RGB, source.decode(index, buffer) -> uint8 (H, W, 3).
+    a stream, source.name(index) and source.read(index) -> PIL RGB, source.decode(index, buffer, region) -> uint8 (H, W, 3), as
+    ``decode.decode_pixels``.
 """
 
 from __future__ import annotations

@@ -80,14 +80,14 @@ class Views(Dataset):
         rng = generator_at(self.seed, "views", epoch, index)
         for _ in range(ATTEMPTS):
             try:
-                picture = self.make_views.read(self.source, index, batch.buffer)
+                drawn = self.make_views.read(self.source, index, rng, batch.buffer)
             except UNREADABLE:
                 batch.unreadable.append(self.source.name(index))
                 # The batch keeps its size, which the queue's order and other processes rely on.
                 index = int(rng.integers(len(self.source)))
                 continue
             label = int(self.source.labels[index]) if len(self.source.labels) else -1
-            batch.fill(place, picture, rng, label=label, index=index)
+            batch.fill(place, drawn, label=label, index=index)
             return
         batch.given_up += 1
 

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import functools
 import io
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from torch.utils.data import get_worker_info
 
 from . import native
 from .augmentation import RECIPES, ViewParameters, apply_reference, draw_parameters
-from .decode import BUFFER_BYTES, decode_pixels, read_rgb
+from .decode import BUFFER_BYTES, UNREADABLE, Region, decode_pixels, read_rgb
 from .view_colours import ROW, colour_row, finish_views
 
 PIPELINES = ("fast", "reference")
@@ -52,6 +53,18 @@ def resized_crop(pixels: np.ndarray, parameters: ViewParameters, out: np.ndarray
     planes = torch.from_numpy(crop if crop.flags.writeable else crop.copy()).permute(2, 0, 1).unsqueeze(0)
     view = F.interpolate(planes, size=out.shape[:2], mode="bilinear", antialias=True, align_corners=False)[0].permute(1, 2, 0).numpy()
     out[:] = view[:, ::-1] if parameters.flip else view
+
+
+class DrawnPicture(NamedTuple):
+    """A picture and what its views will be.
+
+    Attributes:
+        picture: RGB; uint8 (H, W, 3) in the fast pipeline, where perhaps the part alone that the crops need is decoded.
+        parameters: One for each view, drawn for the picture's size.
+    """
+
+    picture: Image.Image | np.ndarray
+    parameters: list[ViewParameters]
 
 
 @dataclass(frozen=True)
@@ -81,32 +94,69 @@ class ViewMaker:
         """Whether colours are left to the training device."""
         return self.pipeline == "fast"
 
-    def read(self, source: Any, index: int, buffer: np.ndarray | None = None) -> Image.Image | np.ndarray:
-        """Return a picture of a source as :meth:`fill` takes it, perhaps inside ``buffer``; raises one of ``decode.UNREADABLE``."""
-        return source.decode(index, buffer) if self.is_fast else source.read(index)
-
-    def decode(self, data: bytes, buffer: np.ndarray | None = None) -> Image.Image | np.ndarray:
-        """Return an encoded picture as :meth:`fill` takes it, perhaps inside ``buffer``; raises one of ``decode.UNREADABLE``."""
-        return decode_pixels(data, buffer) if self.is_fast else read_rgb(io.BytesIO(data))
-
-    def fill(self, picture: Image.Image | np.ndarray, rng: np.random.Generator, views: np.ndarray, colours: np.ndarray) -> None:
-        """Write a picture's views; all that is random is drawn from ``rng``.
+    def read(self, source: Any, index: int, rng: np.random.Generator, buffer: np.ndarray | None = None) -> DrawnPicture:
+        """Read a picture of a source and draw its views.
 
         Args:
-            picture: From :meth:`read` or :meth:`decode`.
-            rng: Source of randomness.
+            source: The pictures (see ``sources.py``).
+            index: Which.
+            rng: All that is random is drawn from it; where the picture cannot be read, nothing.
+            buffer: Where a decoded picture may lie.
+
+        Raises:
+            OSError, SyntaxError, ValueError, DecompressionBombError: If it cannot be read; they are ``decode.UNREADABLE``.
+        """
+        return self._with_views(rng, lambda region: source.decode(index, buffer, region) if self.is_fast else source.read(index))
+
+    def decode(self, data: bytes, rng: np.random.Generator, buffer: np.ndarray | None = None) -> DrawnPicture:
+        """Decode a picture and draw its views, as :meth:`read`."""
+        return self._with_views(rng, lambda region: decode_pixels(data, buffer, region) if self.is_fast else read_rgb(io.BytesIO(data)))
+
+    def _with_views(self, rng: np.random.Generator, decode: Callable[[Region], Image.Image | np.ndarray]) -> DrawnPicture:
+        # Views are functions of the picture's size, which a header can tell before the pixels are there. Should these say otherwise, or
+        # not come at all, then the generator goes back to where it was: whether parts are decoded must not be seen in any number.
+        before, drawn = rng.bit_generator.state, {}
+
+        def region(height: int, width: int) -> tuple[int, int, int, int]:
+            drawn[height, width] = self._draw(rng, height, width)
+            return _around([parameters.crop for parameters in drawn[height, width]])
+
+        try:
+            picture = decode(region)
+        except UNREADABLE:
+            rng.bit_generator.state = before
+            raise
+        size = picture.shape[:2] if self.is_fast else picture.size[::-1]
+        if size not in drawn:
+            rng.bit_generator.state = before
+            drawn[size] = self._draw(rng, *size)
+        return DrawnPicture(picture, drawn[size])
+
+    def _draw(self, rng: np.random.Generator, height: int, width: int) -> list[ViewParameters]:
+        settings = {"height": height, "width": width, "recipe": RECIPES[self.recipe], "crop_scale": self.crop_scale}
+        return [draw_parameters(rng, **settings) for _ in range(self.num_views)]
+
+    def fill(self, drawn: DrawnPicture, views: np.ndarray, colours: np.ndarray) -> None:
+        """Write a picture's views.
+
+        Args:
+            drawn: From :meth:`read` or :meth:`decode`.
             views: uint8 (V, S, S, 3), written.
             colours: float32 (V, ROW), written where the pipeline leaves colours to the device.
         """
-        recipe = RECIPES[self.recipe]
-        height, width = picture.shape[:2] if self.is_fast else picture.size[::-1]
-        for v in range(self.num_views):
-            parameters = draw_parameters(rng, height=height, width=width, recipe=recipe, crop_scale=self.crop_scale)
+        grey_first = RECIPES[self.recipe].grey_first
+        for v, parameters in enumerate(drawn.parameters):
             if self.is_fast:
-                resized_crop(picture, parameters, views[v])
-                colours[v] = colour_row(parameters, grey_first=recipe.grey_first)
+                resized_crop(drawn.picture, parameters, views[v])
+                colours[v] = colour_row(parameters, grey_first=grey_first)
             else:
-                views[v] = apply_reference(picture, parameters, size=self.size, grey_first=recipe.grey_first)
+                views[v] = apply_reference(drawn.picture, parameters, size=self.size, grey_first=grey_first)
+
+
+def _around(crops: list[tuple[int, int, int, int]]) -> tuple[int, int, int, int]:
+    """Return the smallest (top, left, height, width) that holds all."""
+    top, left = min(crop[0] for crop in crops), min(crop[1] for crop in crops)
+    return top, left, max(crop[0] + crop[2] for crop in crops) - top, max(crop[1] + crop[3] for crop in crops) - left
 
 
 @dataclass
@@ -138,10 +188,10 @@ class ViewBatch:
         self._labels = np.full(self.count, -1, np.int64)
         self._indices = np.full(self.count, -1, np.int64)
 
-    def fill(self, place: int, picture: Image.Image | np.ndarray, rng: np.random.Generator, *, label: int, index: int) -> None:
+    def fill(self, place: int, drawn: DrawnPicture, *, label: int, index: int) -> None:
         """Write a picture's views, label and number to a place of the batch."""
         views, colours = self._arrays
-        self.make_views.fill(picture, rng, views[:, place], colours[:, place])
+        self.make_views.fill(drawn, views[:, place], colours[:, place])
         self._labels[place], self._indices[place] = label, index
 
     def finished(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 /* The two loops of the fast pipeline that no library has in one pass: crop + antialiased resize + flip in uint8, and the colours of a view.
  *
  * Plain C for GCC and Clang, called through ctypes (native.py); nothing of Python is used. Where it was not built, native.py says so and
- * torch's operators do the same (device_colour.py and torch's interpolate); tests hold the two to each other and to torchvision.
+ * torch's operators do the same (view_colours.py and torch's interpolate); tests hold the two to each other and to torchvision.
  *
  * Shapes: S side of a view. Pictures and views are uint8 (rows, columns, 3), RGB, interleaved.
  */
@@ -10,8 +10,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__gnu_linux__)
+/* One copy for each kind of processor, chosen when the library is loaded. Compilers before GCC 12 do not know the levels by name and would
+ * refuse the file. Clang gets one copy, for the smallest set. */
+#if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__) && defined(__gnu_linux__)
 #define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#elif defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 6 && !defined(__clang__) && defined(__gnu_linux__)
+#define CLONES __attribute__((target_clones("avx2", "default")))
 #else
 #define CLONES
 #endif

@@ -1,11 +1,13 @@
 """Packs: the same pictures, labels and names as the folder; whole or nothing; damage is found.
 
 Went red under: a shard's first picture counted one too far; labels not carried over; the longer side made 256; a finished shard written
-anew; a shard of another folder taken for finished; pictures that cannot be decoded packed.
+anew; a shard of another folder taken for finished; pictures that cannot be decoded packed; a changed file's old bytes kept (neither its size
+nor its time looked at); a damaged note read without a guard.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 
@@ -17,9 +19,10 @@ from torch.utils.data import DataLoader
 
 from moco_transfer.cli.main import main
 from moco_transfer.data import pack as pack_module
-from moco_transfer.data.images import find_images
+from moco_transfer.data.images import PathList, find_images
 from moco_transfer.data.pack import pack
 from moco_transfer.data.pack_reader import Pack, check_pack, open_pack
+from moco_transfer.data.packed import PackedImages
 from moco_transfer.data.samplers import EpochBatches
 from moco_transfer.data.sources import open_source
 from moco_transfer.data.two_views import Views, collate_views
@@ -109,6 +112,54 @@ def test_pack__damage_is_found_and_only_what_is_damaged_is_written_anew(folder, 
     (dst / "pack.json").write_text("{")
     with pytest.raises(InputError, match="damaged"):
         open_pack(dst)
+
+
+def test_pack__what_was_changed_or_repaired_since_is_packed_anew_and_nothing_else(folder, tmp_path, caplog):
+    """The files' sizes and times count, not their names alone; in one shard, while the others stay as they are."""
+    (folder / "class1" / "bad.jpg").write_bytes(b"no picture")
+    dst = tmp_path / "p"
+    assert len(pack(find_images(folder), dst, pictures_per_shard=3)) == 1
+    before = {path.name: path.stat().st_mtime_ns for path in dst.glob("*.bin")}
+    pack(find_images(folder), dst, pictures_per_shard=3)
+    assert {path.name: path.stat().st_mtime_ns for path in dst.glob("*.bin")} == before and not caplog.records
+    Image.new("RGB", (40, 30), (9, 9, 9)).save(folder / "class1" / "bad.jpg")
+    assert pack(find_images(folder), dst, pictures_per_shard=3) == [] and "have changed since" in caplog.text
+    after = {path.name: path.stat().st_mtime_ns for path in dst.glob("*.bin")}
+    assert [name for name in sorted(after) if after[name] != before[name]] == ["shard-00002.bin"]
+    assert check_pack(dst) == 8 and open_pack(dst).decode(7)[0, 0].tolist() == [9, 9, 9]
+    changed = folder / "class0" / "0.png"  # the same number of bytes, another picture
+    data = changed.read_bytes()
+    Image.fromarray(255 - np.asarray(Image.open(changed))).save(folder / "other.png")
+    other = (folder / "other.png").read_bytes()
+    (folder / "other.png").unlink()
+    size = max(len(data), len(other))
+    changed.write_bytes(data.ljust(size, b"\0"))
+    pack(find_images(folder), dst, pictures_per_shard=3)
+    changed.write_bytes(other.ljust(size, b"\0"))
+    pack(find_images(folder), dst, pictures_per_shard=3)
+    assert np.array_equal(open_pack(dst).decode(0), np.asarray(find_images(folder).read(0)))
+
+
+@pytest.mark.parametrize("note", ["{", "[]", '{"origin": 1}', ""])
+def test_pack__a_damaged_note_costs_its_shard_alone(folder, tmp_path, caplog, note):
+    source, dst = find_images(folder), tmp_path / "p"
+    pack(source, dst, pictures_per_shard=3)
+    before = (dst / "shard-00000.bin").stat().st_mtime_ns
+    (dst / "shard-00001.json").write_text(note)
+    assert pack(source, dst, pictures_per_shard=3) == []
+    assert "shard-00001.json is damaged" in caplog.text and (dst / "shard-00000.bin").stat().st_mtime_ns == before
+    assert check_pack(dst) == 7
+
+
+def test_pack__held_pictures_count_by_their_bytes(tmp_path):
+    def held(colour):
+        buffer = io.BytesIO()
+        Image.new("RGB", (8, 8), (colour, 0, 0)).save(buffer, "PNG")
+        return PackedImages("held", PathList(["a.png"]), buffer.getvalue(), np.array([0, len(buffer.getvalue())]), np.zeros(0, np.int64))
+
+    for colour in (10, 20):
+        pack(held(colour), tmp_path / "p")
+        assert open_pack(tmp_path / "p").decode(0)[0, 0, 0] == colour
 
 
 def test_pack__refuses_a_folder_with_another_pack_and_leaves_out_what_cannot_be_decoded(folder, tmp_path):

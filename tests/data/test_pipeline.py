@@ -2,7 +2,7 @@
 
 Went red under: crop's top and left swapped; the flip left out; a filter without antialiasing; views of a batch in each other's places;
 CMYK left to simplejpeg; EXIF's orientation applied; the colours of the first view given to both; a
-worker left to die of SIGTERM.
+worker left to die of SIGTERM; v1's hue 0.1; the fallback crop not centred.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
+from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as F
 
 from moco_transfer.data import decode as decode_module
@@ -198,6 +199,33 @@ def test_draw_parameters__the_numbers_of_rng_uniform():
         assert p.grey == (theirs.random() < 0.2)
         assert p.blur_sigma == (theirs.uniform(0.1, 2.0) if theirs.random() < 0.5 else 0.0)
         assert p.flip == (theirs.random() < 0.5)
+
+
+@pytest.mark.parametrize(
+    "name, jitter, jitter_p, grey_p, blur_p, grey_first",
+    [
+        ("v1", (0.4, 0.4, 0.4, 0.4), 1.0, 0.2, 0.0, True),
+        ("v2", (0.4, 0.4, 0.4, 0.1), 0.8, 0.2, 0.5, False),
+        ("cifar", (0.4, 0.4, 0.4, 0.1), 0.8, 0.2, 0.0, False),
+        ("supervised", (0.0, 0.0, 0.0, 0.0), 0.0, 0.0, 0.0, False),
+    ],
+)
+def test_recipes__the_published_constants(name, jitter, jitter_p, grey_p, blur_p, grey_first):
+    """Written out: every other test takes them from the table, and would follow a wrong one."""
+    recipe = RECIPES[name]
+    assert set(RECIPES) == {"v1", "v2", "cifar", "supervised"}
+    assert (recipe.jitter, recipe.jitter_p, recipe.grey_p, recipe.blur_p, recipe.grey_first) == (jitter, jitter_p, grey_p, blur_p, grey_first)
+
+
+def test_draw_parameters__pictures_that_no_random_crop_fits():
+    """Ten tries fail in very long pictures: then torchvision's centred crop, whose share and ratio are at their limits."""
+    for height, width in ((1, 1000), (1000, 1), (1, 1), (3, 200), (2, 3)):
+        rng = np.random.default_rng(0)
+        ours = {draw_parameters(rng, height=height, width=width, recipe=RECIPES["supervised"], crop_scale=(0.2, 1.0)).crop for _ in range(60)}
+        torch.manual_seed(0)
+        image = torch.zeros(3, height, width)
+        theirs = {tuple(RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3])) for _ in range(200)}
+        assert ours <= theirs and (len(ours) == 1) == (len(theirs) == 1), (height, width, ours, theirs)
 
 
 def test_derive_seed__numbers_as_before():
