@@ -160,7 +160,7 @@ def test_train__coco_categories_that_the_config_does_not_cover(capsys, tmp_path,
 def test_resume__checkpoint_of_another_run(capsys, tmp_path, pool):
     assert main(pretrain_words(pool, tmp_path, SOLVER__EPOCHS=1)) == 0
     resume = pretrain_words(pool, tmp_path, SOLVER__EPOCHS=1, MOCO__DIM=64)
-    assert "does not fit this config" in refused(capsys, *resume[:3], "--resume", *resume[3:])
+    assert "was made with MOCO.DIM 128, the run to resume has 64" in refused(capsys, *resume[:3], "--resume", *resume[3:])
     checkpoint = tmp_path / "run" / "checkpoint_0001.pth"
     checkpoint.write_bytes(checkpoint.read_bytes()[:20000])
     resume = pretrain_words(pool, tmp_path, SOLVER__EPOCHS=1)
