@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from moco_transfer.cli.main import main
 from moco_transfer.config import load_pretrain_config
@@ -20,6 +19,8 @@ from moco_transfer.data.scenes import write_pool
 from moco_transfer.data.shard_count import INDEX_FILE
 from moco_transfer.pretrain import build
 from moco_transfer.pretrain.build import pretrain
+
+from .small_runs import SmallEncoder
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("webdataset") is None, reason="webdataset is not installed (extra 'shards')")
 
@@ -59,19 +60,6 @@ def shards(tmp_path_factory) -> Path:
             for i in range(8 * s, 8 * s + 8):
                 archive.add(files[i], f"{i:03d}.jpg")
     return folder / "shards"
-
-
-class SmallEncoder(nn.Module):
-    """In place of a ResNet, whose checkpoints take seconds to write."""
-
-    def __init__(self, arch: str, *, num_outputs: int, norm_layer=nn.BatchNorm2d) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 8, 3, stride=2, bias=False)
-        self.bn1 = norm_layer(8)
-        self.fc = nn.Linear(8, num_outputs)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.fc(self.bn1(self.conv1(images)).relu().mean((2, 3)))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
