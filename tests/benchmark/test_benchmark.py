@@ -1,8 +1,9 @@
 """A matrix as a user runs it: whole, killed, damaged, with a run that fails, and checked before it starts.
 
 Seen red under: complete runs started again; the children left alive by SIGKILL; the first failure ending the matrix; weights not compared
-with those of a complete run; the check of the data left out; the optimiser's state not restored; a complete run started again by --resume;
-files of label subsets written by --dry-run, or drawn anew; a picture's size not looked at; failures listed after a report that fails.
+with those of a complete run; the check of the data left out; a picture's size not looked at. Written against, and
+not tried: the optimiser's state not restored; a complete run started again by --resume; files of label subsets written by --dry-run, or drawn
+anew; failures listed after a report that fails.
 """
 
 from __future__ import annotations

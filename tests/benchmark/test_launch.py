@@ -1,7 +1,7 @@
 """How runs are started and stopped: what they see of the machine, what is kept of the launcher, what a signal does.
 
-Seen red under: the lane's number taken for a GPU's; OMP_NUM_THREADS of the user overwritten; the launcher's words not saved; jobs stopped
-one after the other; the handlers taken away before the runs have ended; Slurm's jobs said to have saved.
+Seen red under: the lane's number taken for a GPU's; jobs stopped one after the other. Written against, and not tried: OMP_NUM_THREADS of the
+user overwritten; the launcher's words not saved; the handlers taken away before the runs have ended; Slurm's jobs said to have saved.
 """
 
 from __future__ import annotations

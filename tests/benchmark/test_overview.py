@@ -1,8 +1,8 @@
 """The estimate: from timed seconds or complete runs to hours, by arithmetic shown here; and one real timing.
 
-Seen red under: the evaluation left out; hours divided by the lanes instead of laid out on them; the iterations of an interrupted run counted
-again; a resumed run's duration taken for the whole; a task timed once for each label fraction; Slurm's runs timed here; every process of
-the timing given all cores.
+Seen red under: the evaluation left out; hours divided by the lanes instead of laid out on them; a resumed run's duration taken for the whole.
+Written against, and not tried: the iterations of an interrupted run counted again; a task timed once for each label fraction; Slurm's runs
+timed here; every process of the timing given all cores.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """A step of MoCo never makes the host wait for the device.
 
-Went red under: the loss read in the step; the constants of normalize made anew. The test on a GPU was written without one at hand.
+Went red under: the loss read in the step. Written against, and not tried alone: the constants of normalize made anew. The
+test on a GPU was written without one at hand.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Seen red under: std with n; config hash, engine, norm or test set left out of th
 as the baseline; a baseline without an averaged run; the first of two conflicting runs averaged; NaN averaged; an absent
 headline metric not named; a paired test over other than the common seeds, or over two; the difference with its sign
 turned; `exceeds_spread` with the smaller std; digits in names not compared as numbers;
-the label subset left out of the key; training sets not compared; a named baseline not looked at.
+the label subset left out of the key. Written against, and not tried: training sets not compared; a named baseline not looked at.
 """
 
 from __future__ import annotations

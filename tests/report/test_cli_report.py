@@ -1,7 +1,7 @@
 """`moco-transfer report` as a user meets it: where the table goes, and what is refused.
 
 Seen red under: --into writing before the markers were checked; an empty table instead of an error; a missing path not
-refused; torch imported by the command; --baseline not handed on.
+refused; torch imported by the command. Written against, and not tried: --baseline not handed on.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Damage of every kind in one run folder: the run is named or left alone, and all four forms of the report are made of the rest.
 
-Seen red under: no check below `weights` (a stamp that is a string); a metric of 400 digits accepted; `$` drawn as a formula; an iteration of
-400 digits in metrics.json; a lone surrogate written to a file; a date that no calendar has in config.yaml; an empty list of test sets
-accepted; a name of 300 letters made a file name.
+Seen red under: no check below `weights` (a stamp that is a string); `$` drawn as a formula. Written against, and not tried: a metric of 400
+digits accepted; an iteration of 400 digits in metrics.json; a lone surrogate written to a file; a date that no calendar has in config.yaml;
+an empty list of test sets accepted; a name of 300 letters made a file name.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Seen red under: the last evaluation counted twice; no evaluation left but the last; std left out; points at the edge of a bin
 instead of its middle; damaged lines not counted; logs of several test sets not read; two rows with one brightness or one
 line style; random ids or a date in the SVG; classes ordered by the first row instead of the baseline;
-a panel lower than its curves;
-styles that begin anew after seven rows; a legend of many rows inside the height of a small one.
+a panel lower than its curves.
+Written against, and not tried: styles that begin anew after seven rows; a legend of many rows inside the height of a small one.
 """
 
 from __future__ import annotations

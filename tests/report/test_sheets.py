@@ -1,6 +1,7 @@
 """`moco-transfer sheet` over several tables: one that cannot be drawn does not cost the others theirs.
 
-Seen red under: the first table's error ending the loop; its error swallowed; an unbalanced quotation mark in a recorded command.
+Seen red under: the first table's error ending the loop. Written against, and not tried: its error swallowed; an unbalanced quotation mark in
+a recorded command.
 """
 
 from __future__ import annotations
