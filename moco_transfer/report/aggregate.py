@@ -51,7 +51,8 @@ class Difference:
 
     Attributes:
         value: Difference of the means, in points.
-        exceeds_spread: True when both rows have n >= 2 and the gap is larger than either row's std.
+        exceeds_spread: True when both rows have n >= 2 and the gap is larger than either row's std, and no 0.0 as it is shown: where
+            every AP is about zero, a hundredth of a point would be marked.
         test: Paired t test over the seeds that both rows have, or None below three common seeds.
     """
 
@@ -131,7 +132,7 @@ class Table:
         test = paired_t_test([a[seed] for seed in common], [b[seed] for seed in common]) if len(common) >= 3 else None
         gap = ours.mean - theirs.mean
         exceeds = ours.std is not None and theirs.std is not None and abs(gap) > max(ours.std, theirs.std)
-        return Difference(gap, exceeds, test)
+        return Difference(gap, exceeds and round(gap, 1) != 0, test)
 
 
 def setting_of(run: RunRecord) -> Setting:

@@ -208,3 +208,14 @@ def test_build_tables__baseline_of_another_name(make_run, tmp_path):
     ]
     (table,) = build_tables(run for run in records if run.init != "random")
     assert "No differences: no row with runs is called supervised or random; --baseline NAME takes another." in render_markdown([table])
+
+
+def test_difference__that_is_shown_as_zero_is_not_marked(make_run, tmp_path):
+    """Seen red under: the gap alone looked at."""
+    for seed in range(2):
+        make_run(f"s{seed}", "supervised", seed, bbox={"AP": 0.01, "AP50": 1.0, "AP75": 0.0})
+        make_run(f"m{seed}", "moco", seed, bbox={"AP": 0.04, "AP50": 1.2, "AP75": 0.0})
+    table = build_tables(read_runs([tmp_path])[0])[0]
+    moco = next(row for row in table.rows if row.init == "moco")
+    assert not table.difference(moco, "bbox", "AP").exceeds_spread
+    assert table.difference(moco, "bbox", "AP50").exceeds_spread
