@@ -6,7 +6,7 @@ import argparse
 import importlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from .. import __version__
 from ..runtime.errors import InputError, did_you_mean
@@ -67,7 +67,7 @@ def run_verb(verb: str, argv: Sequence[str] | None = None, *, program: str | Non
         program: Name shown in usage lines.
 
     Returns:
-        Exit status as of :func:`main`.
+        Exit status as of :func:`main`. Does not return in a process that torchrun started: it ends there, with that status.
     """
     module = importlib.import_module(f".{VERBS[verb][0]}", __package__)
     parser = argparse.ArgumentParser(
@@ -80,16 +80,24 @@ def run_verb(verb: str, argv: Sequence[str] | None = None, *, program: str | Non
     argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
     args.command = shlex.join(["moco-transfer", verb, *argv])  # what a run records, whichever script started it
+    status = _status_of(module.run, args, parser.prog)
+    distributed = sys.modules.get("moco_transfer.runtime.distributed")  # not imported for this: it imports torch
+    if distributed is not None and distributed.joined_group():
+        distributed.exit_process(status)
+    return status
+
+
+def _status_of(run: Callable[[argparse.Namespace], int], args: argparse.Namespace, program: str) -> int:
     try:
-        return module.run(args)
+        return run(args)
     except InputError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         return 2
     except FloatingPointError as error:  # a loss that is not finite; raised by the trainings alone, with the iteration and the mend
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         return DIVERGED
     except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted.", file=sys.stderr)
+        print(f"{program}: interrupted.", file=sys.stderr)
         return INTERRUPTED
 
 

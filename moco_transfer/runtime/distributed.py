@@ -7,11 +7,13 @@ LOCAL_RANK, WORLD_SIZE and the address.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import logging
 import os
+import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -22,6 +24,8 @@ from .errors import InputError
 logger = logging.getLogger(__name__)
 
 _TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+_joined_group = False
 
 
 def start_processes(device: str = "auto") -> torch.device:
@@ -48,6 +52,8 @@ def start_processes(device: str = "auto") -> torch.device:
     chosen = _choose_device(device)
     if len(present) == len(_TORCHRUN_VARIABLES) and not dist.is_initialized():
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        global _joined_group
+        _joined_group = True
     return chosen
 
 
@@ -55,6 +61,24 @@ def stop_processes() -> None:
     """Leave the process group; a no-op in one process."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def joined_group() -> bool:
+    """Return whether :func:`start_processes` joined a process group, also after it was left: such a process ends by :func:`exit_process`."""
+    return _joined_group
+
+
+def exit_process(status: int) -> NoReturn:
+    """End a process that belonged to a process group: what ``sys.exit`` does, less the interpreter's teardown.
+
+    gloo's threads outlive ``destroy_process_group`` (DistributedDataParallel holds the group), and one that drops its last tensor while the
+    interpreter is torn down aborts: "terminate called without an active exception", status -6, and torchrun calls a complete run a failed one
+    (pytorch/pytorch#179291). Functions registered with atexit are called and the streams flushed first.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _choose_device(device: str) -> torch.device:

@@ -9,6 +9,7 @@ import torch
 from torch import distributed as dist
 
 from moco_transfer.config import load_detection_config, load_pretrain_config
+from moco_transfer.runtime.distributed import exit_process, stop_processes
 
 
 def digest(state: dict[str, torch.Tensor]) -> str:
@@ -44,7 +45,8 @@ def main(kind: str, config: str, overrides: list[str]) -> None:
         raise SystemExit(f"the processes differ: {digests}")
     if dist.get_rank() == 0:
         print("EQUAL", digests[0])
-    dist.destroy_process_group()
+    stop_processes()
+    exit_process(0)
 
 
 if __name__ == "__main__":

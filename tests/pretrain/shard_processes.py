@@ -10,6 +10,7 @@ from torch import distributed as dist
 from moco_transfer.config import load_pretrain_config
 from moco_transfer.data.loading import Loader
 from moco_transfer.pretrain.build import pretrain
+from moco_transfer.runtime.distributed import exit_process, stop_processes
 
 
 def main(overrides: list[str]) -> None:
@@ -35,7 +36,8 @@ def main(overrides: list[str]) -> None:
         if dist.get_rank() == 0:
             common, distinct = set(parts[0]) & set(parts[1]), set(parts[0] + parts[1])
             print("EPOCH", epoch, len(parts[0]), len(parts[1]), "common", len(common), "distinct", len(distinct))
-    dist.destroy_process_group()
+    stop_processes()
+    exit_process(0)
 
 
 if __name__ == "__main__":

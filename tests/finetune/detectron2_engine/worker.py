@@ -12,6 +12,7 @@ from torch import distributed as dist
 from moco_transfer.config import load_detection_config
 from moco_transfer.data.catalog import parse_dataset_flag
 from moco_transfer.finetune import build
+from moco_transfer.runtime.distributed import exit_process, stop_processes
 
 
 def digests(model: torch.nn.Module) -> dict[str, str]:
@@ -56,7 +57,8 @@ def main() -> None:
     own = check_equal(made[0].model, "at the end")
     if dist.get_rank() == 0:
         print("EQUAL", dist.get_world_size(), own)
-    dist.destroy_process_group()
+    stop_processes()
+    exit_process(0)
 
 
 if __name__ == "__main__":
