@@ -20,7 +20,7 @@ LEAVES = sorted(name.split("/")[1] for name in available() if name.startswith("d
 def trained(tmp_path_factory, shared_data):
     """Folder with a run of each config, all made by one process: importing Detectron2 takes longer than three iterations."""
     folder = tmp_path_factory.mktemp("configs")
-    result = run_python(HERE / "run_configs.py", folder, *LEAVES, DETECTRON2_DATASETS=str(shared_data))
+    result = run_python(HERE / "run_configs.py", folder, *LEAVES, timeout=2400, DETECTRON2_DATASETS=str(shared_data))
     assert result.returncode == 0, result.stderr
     return folder
 
