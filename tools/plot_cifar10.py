@@ -1,14 +1,17 @@
 #!/usr/bin/env python
-"""Draw a CIFAR-10 run's loss and kNN accuracy beside the official demo's published log, and print both.
+"""Draw loss and kNN accuracy of CIFAR-10 runs beside the official demo's published log, and print both.
 
-Usage: python tools/plot_cifar10.py out/cifar10_asym_200ep docs/cifar10_asym.png
+Usage: python tools/plot_cifar10.py out/cifar10_seed0 out/cifar10_seed1 docs/cifar10_asym.png
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from pathlib import Path
+
+import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a source tree without installation
 
@@ -32,19 +35,25 @@ def run_by_epoch(folder: Path) -> dict[int, dict[str, float]]:
     return found
 
 
-def draw(run: dict[int, dict[str, float]], path: Path) -> None:
-    """Write the two curves as a picture, over the run's epochs and the published ones just beyond."""
+def seed_of(folder: Path) -> int:
+    """Return the seed of a run."""
+    return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["SEED"]
+
+
+def draw(runs: dict[int, dict[int, dict[str, float]]], path: Path) -> None:
+    """Write the curves of runs by seed as a picture, over their epochs and the published ones just beyond."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    shown = [epoch for epoch in PUBLISHED if epoch <= max(5, max(run))]
+    shown = [epoch for epoch in PUBLISHED if epoch <= max(5, *(max(run) for run in runs.values()))]
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), constrained_layout=True)
     for axis, place, name, title in ((axes[0], 0, "loss", "loss, mean of the epoch"), (axes[1], 1, "knn_top1", "kNN top-1, %")):
         axis.plot(shown, [PUBLISHED[epoch][place] for epoch in shown], "o-", color="0.6", label="published log (V100)")
-        epochs = [epoch for epoch in sorted(run) if name in run[epoch]]
-        axis.plot(epochs, [run[epoch][name] for epoch in epochs], "s-", color="C0", label="moco-transfer")
+        for (seed, run), marker in zip(runs.items(), itertools.cycle("s^Dvx*")):
+            epochs = [epoch for epoch in sorted(run) if name in run[epoch]]
+            axis.plot(epochs, [run[epoch][name] for epoch in epochs], f"{marker}-", label=f"moco-transfer, SEED {seed}")
         axis.set(title=title, xlabel="epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
@@ -55,15 +64,16 @@ def draw(run: dict[int, dict[str, float]], path: Path) -> None:
 def main() -> int:
     """Print the table and draw; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="OUTPUT_DIR of a cifar10_asym_200ep run")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="run", help="OUTPUT_DIR of a cifar10_asym_200ep run; several of different SEED")
     parser.add_argument("picture", type=Path, help="PNG or SVG to write")
     args = parser.parse_args()
-    run = run_by_epoch(args.run)
-    print("| epoch | loss | published | kNN | published |\n| --- | --- | --- | --- | --- |")
-    for epoch, row in sorted(run.items()):
-        loss, knn = PUBLISHED.get(epoch, (float("nan"),) * 2)
-        print(f"| {epoch} | {row.get('loss', float('nan')):.3f} | {loss:.3f} | {row.get('knn_top1', float('nan')):.2f} | {knn:.2f} |")
-    draw(run, args.picture)
+    runs = {seed_of(folder): run_by_epoch(folder) for folder in args.runs}
+    print("| seed | epoch | loss | published | kNN | published |\n| --- | --- | --- | --- | --- | --- |")
+    for seed, run in runs.items():
+        for epoch, row in sorted(run.items()):
+            loss, knn = PUBLISHED.get(epoch, (float("nan"),) * 2)
+            print(f"| {seed} | {epoch} | {row.get('loss', float('nan')):.3f} | {loss:.3f} | {row.get('knn_top1', float('nan')):.2f} | {knn:.2f} |")
+    draw(runs, args.picture)
     return 0
 
 
