@@ -57,7 +57,7 @@ def draw(runs: dict[int, dict[int, dict[str, float]]], path: Path) -> None:
         axis.set(title=title, xlabel="epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
-    axes[0].legend()
+    axes[1].legend(loc="lower right")  # where neither kNN accuracy runs
     figure.savefig(path, dpi=110)
 
 
