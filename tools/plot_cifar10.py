@@ -35,11 +35,6 @@ def run_by_epoch(folder: Path) -> dict[int, dict[str, float]]:
     return found
 
 
-def seed_of(folder: Path) -> int:
-    """Return the seed of a run."""
-    return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["SEED"]
-
-
 def draw(runs: dict[int, dict[int, dict[str, float]]], path: Path) -> None:
     """Write the curves of runs by seed as a picture, over their epochs and the published ones just beyond."""
     import matplotlib
@@ -67,7 +62,7 @@ def main() -> int:
     parser.add_argument("runs", type=Path, nargs="+", metavar="run", help="OUTPUT_DIR of a cifar10_asym_200ep run; several of different SEED")
     parser.add_argument("picture", type=Path, help="PNG or SVG to write")
     args = parser.parse_args()
-    runs = {seed_of(folder): run_by_epoch(folder) for folder in args.runs}
+    runs = {yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["SEED"]: run_by_epoch(run) for run in args.runs}
     print("| seed | epoch | loss | published | kNN | published |\n| --- | --- | --- | --- | --- | --- |")
     for seed, run in runs.items():
         for epoch, row in sorted(run.items()):
