@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_runs import SmallEncoder, labelled_pictures_end, training_pictures_end
 
 from moco_transfer.cli.main import run_verb
 from moco_transfer.pretrain import build
-from tests.pretrain.small_runs import SmallEncoder, labelled_pictures_end, training_pictures_end
 
 
 def main(kind: str, mark: str, overrides: list[str]) -> int:
