@@ -109,7 +109,7 @@ def check_outputs(ours: list[dict], theirs: list[dict], limits: Limits = EXACT) 
 
 # Our sums run in another order (channels last, norms folded into filters). Measured at worst on the twenty pictures with R18-C4: boxes 0.015 px
 # and scores 1.3e-5 from float64, where Detectron2's own float32 lies 0.003 px and 5e-6 from it; with R50-DC5 62 of a mask's 10,693 pixels flip,
-# where Detectron2's own float32 flips 20 (drawn weights leave many pixels near .5). With equal kernels the trunks round alike.
+# where Detectron2's own float32 flips 20. With equal kernels the trunks round alike.
 FLOAT32_FACTOR = 8
 
 
