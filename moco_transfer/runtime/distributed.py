@@ -71,10 +71,10 @@ def joined_group() -> bool:
 def exit_process(status: int) -> NoReturn:
     """End a process that belonged to a process group: what ``sys.exit`` does, less the interpreter's teardown.
 
-    gloo's threads were seen to outlive ``destroy_process_group`` after training with DistributedDataParallel, and one that drops its last tensor
-    while the interpreter is torn down aborts: "terminate called without an active exception", status -6, and torchrun calls a complete run a failed one
-    (pytorch/pytorch#179291). Functions registered with atexit are called and the streams flushed first; threads are not waited
-    for.
+    gloo's threads were seen to outlive ``destroy_process_group`` after training with DistributedDataParallel, and one that drops its last
+    tensor while the interpreter is torn down aborts: "terminate called without an active exception", status -6, and torchrun calls a complete
+    run a failed one (pytorch/pytorch#179291). Functions registered with atexit are called and the streams flushed first; threads are not
+    waited for.
     """
     atexit._run_exitfuncs()
     sys.stdout.flush()
