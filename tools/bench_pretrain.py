@@ -5,8 +5,9 @@ ResNet-18, 96 px, batch 64, K = 256 (configs/pretrain/moco_v2_R_18_96px.yaml), b
 (--our-workers 0, the faster choice on a CPU). The published way is tools/bench_published.py: torchvision's transforms on PIL pictures, the
 paper's algorithm in float32; it is tried with each number of workers in --workers, and the fastest stands for it.
 
-The ways take turns. A turn takes --iterations iterations after two that are not counted, for which workers start and fill their queues; at its end
-the workers are gone, so that nothing of one way runs during another's turn. Numbers are medians over --repeats turns. A quiet machine takes
+The ways take turns, each in a process of its own, because ours changes how its process keeps freed memory (runtime/memory.py). A turn takes
+--iterations iterations after two that are not counted, for which workers start and fill their queues; at its end the workers are gone, so that
+nothing of one way runs during another's turn. Numbers are medians over --repeats turns. A quiet machine takes
 four minutes. The last line is JSON: `ratio`, and for each way seconds of a turn, images/s, and seconds of CPU time, workers included (with
 other programs on the cores, the CPU time says more than the clock; but OpenMP's threads wait for one another by spinning).
 On a CUDA GPU: --arch resnet50 --size 224 --batch 256 --queue-size 65536 --device cuda --workers 16 --our-workers 16 --iterations 50;
@@ -33,7 +34,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench_published import PublishedStep, published_chain  # noqa: E402
+from bench_published import Elsewhere, PublishedStep, published_chain  # noqa: E402
 
 from moco_transfer.config import load_pretrain_config  # noqa: E402
 from moco_transfer.data.images import ImageFolder, find_images, read_rgb  # noqa: E402
@@ -41,6 +42,7 @@ from moco_transfer.data.prefetch import to_device  # noqa: E402
 from moco_transfer.pretrain.build import build_run  # noqa: E402
 from moco_transfer.pretrain.build_data import build_loader, open_pictures, plan_run  # noqa: E402
 from moco_transfer.pretrain.trainer import step  # noqa: E402
+from moco_transfer.runtime.memory import keep_freed_memory  # noqa: E402
 
 _UNCOUNTED = 2  # iterations at the start of a turn
 _TRIAL = 6  # iterations of a turn in which the published way's numbers of workers are compared, three turns each
@@ -133,6 +135,8 @@ class Ours:
     def __init__(self, args: argparse.Namespace) -> None:
         words = ["DATA.ROOT", args.data, "MODEL.ARCH", args.arch, "DATA.IMAGE_SIZE", args.size, "DATA.BATCH_SIZE_TOTAL", args.batch]
         words += ["MOCO.QUEUE_SIZE", args.queue_size, "DATA.NUM_WORKERS", args.our_workers, "TRAIN.DEVICE", args.device, *args.overrides]
+        if args.device == "cpu":
+            keep_freed_memory()  # as pretrain.build.pretrain does
         self.cfg = load_pretrain_config("moco_v2_R_18_96px", list(map(str, words)))
         self.folder, self.device = open_pictures(self.cfg), torch.device(args.device)
         self.run = build_run(self.cfg, self.folder, plan_run(self.cfg, self.folder, start_iteration=0), self.device)
@@ -158,11 +162,16 @@ def _children() -> list[Any]:
     return multiprocessing.active_children()
 
 
-def choose_workers(published: Published, counts: list[int]) -> int:
+def turns_of(way: type, args: argparse.Namespace) -> Callable[[int, int], Turn]:
+    """Return the function that takes a turn of this way."""
+    return way(args).turn
+
+
+def choose_workers(published: Elsewhere, counts: list[int]) -> int:
     """Return the number of workers with which the published way is fastest, and print what each took."""
     if len(counts) == 1:
         return counts[0]
-    taken = {count: statistics.median(published.turn(count, _TRIAL).taken for _ in range(3)) for count in counts}
+    taken = {count: statistics.median(published(count, _TRIAL).taken for _ in range(3)) for count in counts}
     for count, seconds in taken.items():
         print(f"  published, {count} workers: {_TRIAL * published.args.batch / seconds:.1f} images/s", flush=True)
     return min(taken, key=taken.__getitem__)
@@ -185,19 +194,17 @@ def main() -> None:
     parser.add_argument("--what", default="both", choices=["both", "ours", "published"])
     parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to change in ours; last on the line")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.backends.cudnn.benchmark = True  # as the official script has it, and our trainer
     print(f"{args.arch} {args.size} px batch {args.batch} K {args.queue_size}, {args.device}, {args.threads} threads", flush=True)
-    ways: dict[str, tuple[Published | Ours, int]] = {}
+    ways: dict[str, tuple[Elsewhere, int]] = {}
     if args.what != "ours":
-        published = Published(args)
+        published = Elsewhere(turns_of, Published, args, threads=args.threads)
         ways["published"] = published, choose_workers(published, args.workers)
     if args.what != "published":
-        ways["ours"] = Ours(args), args.our_workers
+        ways["ours"] = Elsewhere(turns_of, Ours, args, threads=args.threads), args.our_workers
     taken: dict[str, list[Turn]] = {name: [] for name in ways}
     for _ in range(args.repeats):
         for name, (way, workers) in ways.items():
-            taken[name].append(way.turn(workers, args.iterations))
+            taken[name].append(way(workers, args.iterations))
     row: dict[str, Any] = {}
     for name, turns in taken.items():
         seconds, cpu = statistics.median(turn.taken for turn in turns), statistics.median(turn.cpu for turn in turns)

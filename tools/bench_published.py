@@ -1,12 +1,17 @@
 """MoCo v2 written the plain way: what the other tools/bench_*.py measure against.
 
 The step is the paper's Algorithm 1: float32, NCHW, a Python loop for the momentum update, all logits concatenated, a copy of the queue, SGD
-as torch gives it. The chain is torchvision's transforms on PIL pictures with the paper's parameters, twice for two crops.
+as torch gives it. The chain is torchvision's transforms on PIL pictures with the paper's parameters, twice for two crops. What is compared runs
+in a process of its own (Elsewhere): ours changes how its process keeps freed memory (runtime/memory.py), and nobody else is to profit.
 """
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import random
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -108,3 +113,32 @@ class PublishedStep:
         loss.backward()
         self.optimizer.step()
         return loss.item()
+
+
+class Elsewhere:
+    """A function in a process of its own, which sleeps but for its calls.
+
+    Args:
+        make: Called there with the other arguments; returns the function. A module's own, as it is found again by its name.
+        threads: torch's, there.
+    """
+
+    def __init__(self, make: Callable[..., Callable], *args: Any, threads: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        context.Process(target=_serve, args=(make, args, threads, theirs), daemon=False).start()
+        theirs.close()  # else the end of the process could not be seen
+
+    def __call__(self, *args: Any) -> Any:
+        """Return what the function does; EOFError when its process has ended, after its own message."""
+        self.connection.send(args)
+        return self.connection.recv()
+
+
+def _serve(make: Callable[..., Callable], args: tuple, threads: int, connection: Any) -> None:
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = True  # as the official script has it, and our trainer
+    function = make(*args)
+    with contextlib.suppress(EOFError):  # nobody asks any more
+        while True:
+            connection.send(function(*connection.recv()))

@@ -8,8 +8,8 @@ runs (the config moco_v2_R_50_200ep, its encoders, queue, optimiser and trainer)
     losses  50 steps of the small one on the same views in fp32 and bf16: their losses side by side, and as a control those of fp32 from weights
             that differ by what bf16 rounds off, 2^-9 of each: what bf16 explains
 --compile measures ours once more with TRAIN.COMPILE (minutes of compiling, which are not counted). Random images, on a GPU there already: for the
-published step normalised, for ours as bytes. Ours and the published alternate; each number is the median over --repeats. The last line is JSON:
-seconds, and how many times faster than the published step each is. On a CUDA GPU: --device cuda --batch 256.
+published step normalised, for ours as bytes. Ours and the published alternate, in processes of their own; each number is the median over
+--repeats. The last line is JSON: seconds, and how many times faster than the published step each is. On a CUDA GPU: --device cuda --batch 256.
 """
 
 from __future__ import annotations
@@ -20,18 +20,21 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench_published import PublishedStep  # noqa: E402
+from bench_published import Elsewhere, PublishedStep  # noqa: E402
 
 from moco_transfer.config import load_pretrain_config  # noqa: E402
 from moco_transfer.pretrain.build import build_run  # noqa: E402
 from moco_transfer.pretrain.build_data import plan_run  # noqa: E402
 from moco_transfer.pretrain.trainer import step  # noqa: E402
+from moco_transfer.runtime.memory import keep_freed_memory  # noqa: E402
 
 
 class NoPictures:
@@ -78,28 +81,45 @@ def batch_of(size: int, batch: int, seed: int) -> dict:
     return {"views": torch.stack([views, views.flip(3)]), "label": label, "index": label}
 
 
-def measure(
-    arch: str, size: int, batch: int, *, precisions: list[str], repeats: int, device: str, extra: list[str], compiled: bool
-) -> dict[str, list[float]]:
-    """Return the seconds of each repeat, by way; the ways take turns."""
+def published_way(arch: str, size: int, batch: int, device: str) -> Callable[[], float]:
+    """Return a function that takes the published step and returns its seconds."""
     published = PublishedStep(arch, queue_size=65536, device=device)
     images = [torch.randn(batch, 3, size, size, device=device) for _ in range(2)]
+    return functools.partial(seconds_of, published, *images)
+
+
+def our_way(arch: str, size: int, batch: int, device: str, precision: str, extra: list[str]) -> Callable[[], float]:
+    """Return a function that takes our step and returns its seconds."""
+    if device == "cpu":
+        keep_freed_memory()  # as pretrain.build.pretrain does
     data = {name: value.to(device) for name, value in batch_of(size, batch, 0).items()}  # as the published step's: copying is not the step
-    ways = {"published": lambda: published(*images)}
-    for precision in precisions:
-        ways[precision] = functools.partial(our_step(arch, size, batch, precision, device, extra), data)
+    return functools.partial(seconds_of, our_step(arch, size, batch, precision, device, extra), data)
+
+
+def seconds_of(function: Callable, *args: Any) -> float:
+    """Return how long a call takes; its result is a number of Python's, so that a GPU has done."""
+    since = time.perf_counter()
+    function(*args)
+    return time.perf_counter() - since
+
+
+def measure(
+    arch: str, size: int, batch: int, *, precisions: list[str], repeats: int, device: str, threads: int, extra: list[str], compiled: bool
+) -> dict[str, list[float]]:
+    """Return the seconds of each repeat, by way; the ways take turns."""
+    case = arch, size, batch, device
+    ways = {"published": Elsewhere(published_way, *case, threads=threads)}
+    ways |= {precision: Elsewhere(our_way, *case, precision, extra, threads=threads) for precision in precisions}
     if compiled:
-        way = our_step(arch, size, batch, precisions[-1], device, [*extra, "TRAIN.COMPILE", "True"])
-        ways[f"{precisions[-1]}, compiled"] = functools.partial(way, data)
+        last = precisions[-1]
+        ways[f"{last}, compiled"] = Elsewhere(our_way, *case, last, [*extra, "TRAIN.COMPILE", "True"], threads=threads)
     for way in ways.values():  # warms up, and compiles
         way()
         way()
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, way in ways.items():
-            since = time.perf_counter()
-            way()
-            taken[name].append(time.perf_counter() - since)
+            taken[name].append(way())
     return taken
 
 
@@ -151,7 +171,7 @@ def main() -> None:
             continue
         batch = args.batch or usual if case == "r50" else usual
         precisions = ["fp32", "bf16"] if case == "r50" else ["bf16"]
-        settings = {"repeats": args.repeats, "device": args.device, "extra": args.overrides, "compiled": args.compile}
+        settings = {"repeats": args.repeats, "device": args.device, "threads": args.threads, "extra": args.overrides, "compiled": args.compile}
         taken = measure(arch, size, batch, precisions=precisions, **settings)
         ratios = report(f"{arch} {size} px batch {batch} K 65,536, {args.device}, {args.threads} threads, medians of {args.repeats}", batch, taken)
         row |= {f"ratio_{p}": ratios[p] for p in precisions} if case == "r50" else {"ratio_small": ratios["bf16"]}

@@ -10,12 +10,13 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .threads import in_threads
 
 OFF = "MOCO_TRANSFER_NO_NATIVE"  # environment variable; set to anything to have none of what was compiled
 
@@ -143,13 +144,5 @@ def finish_views(views: Tensor, steps: Tensor, kernels: Tensor, *, scale: Tensor
             failed |= finish(*addresses, channel, column)
         return failed
 
-    threads = min(torch.get_num_threads(), batch)
-    parts = [range(batch * t // threads, batch * (t + 1) // threads) for t in range(threads)]
-    if any(map(work, parts) if threads == 1 else _threads(os.getpid(), threads).map(work, parts)):
+    if any(in_threads(work, batch)):
         raise MemoryError("no memory for the colours of a view")
-
-
-@functools.cache
-def _threads(process: int, count: int) -> ThreadPoolExecutor:
-    # By process: a forked one has none of its parent's threads.
-    return ThreadPoolExecutor(count, thread_name_prefix="views")

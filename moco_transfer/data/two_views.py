@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from ..runtime.seed import generator_at
-from .decode import UNREADABLE
+from .decode import BUFFER_BYTES, UNREADABLE
+from .threads import in_threads
 from .view_batch import ViewBatch, ViewMaker, normalize
 
 if TYPE_CHECKING:
@@ -72,24 +74,32 @@ class Views(Dataset):
 
     def __getitems__(self, places: list[tuple[int, int]]) -> dict[str, Any]:
         batch = ViewBatch(self.make_views, len(places))
-        for place, (epoch, index) in enumerate(places):
-            self._fill(batch, place, epoch, index)
+
+        def fill(part: range) -> tuple[list[str], int]:
+            buffer, unreadable = np.empty(BUFFER_BYTES, np.uint8) if self.make_views.is_fast else None, []
+            given_up = sum(not self._fill(batch, place, *places[place], buffer, unreadable) for place in part)
+            return unreadable, given_up
+
+        for unreadable, given_up in in_threads(fill, len(places)):
+            batch.unreadable += unreadable
+            batch.given_up += given_up
         return batch.finished()
 
-    def _fill(self, batch: ViewBatch, place: int, epoch: int, index: int) -> None:
+    def _fill(self, batch: ViewBatch, place: int, epoch: int, index: int, buffer: np.ndarray | None, unreadable: list[str]) -> bool:
+        """Fill a place of the batch; False when no readable picture was found for it. Several threads at a time, each with a buffer of its own."""
         rng = generator_at(self.seed, "views", epoch, index)
         for _ in range(ATTEMPTS):
             try:
-                drawn = self.make_views.read(self.source, index, rng, batch.buffer)
+                drawn = self.make_views.read(self.source, index, rng, buffer)
             except UNREADABLE:
-                batch.unreadable.append(self.source.name(index))
+                unreadable.append(self.source.name(index))
                 # The batch keeps its size, which the queue's order and other processes rely on.
                 index = int(rng.integers(len(self.source)))
                 continue
             label = int(self.source.labels[index]) if len(self.source.labels) else -1
             batch.fill(place, drawn, label=label, index=index)
-            return
-        batch.given_up += 1
+            return True
+        return False
 
 
 def collate_views(items: list[dict[str, Any]] | dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from ..data.sources import Pictures
 from ..runtime.checkpoint import CheckpointFolder
 from ..runtime.distributed import broadcast_module_state, broadcast_object, get_world_size, is_main_process, start_processes
 from ..runtime.errors import InputError
+from ..runtime.memory import keep_freed_memory
 from ..runtime.metrics import MetricsFile, read_metrics
 from ..runtime.run_folder import open_run_folder, record_settings
 from ..runtime.seed import seed_everything
@@ -63,6 +64,8 @@ def pretrain(cfg: CfgNode, *, resume: bool = False, init_from: str | None = None
         InputError: If the data, the config or the checkpoint cannot be used.
     """
     device = start_processes(cfg.TRAIN.DEVICE)
+    if device.type == "cpu":
+        keep_freed_memory()
     folder = open_pictures(cfg)
     cfg = with_packed_pixels(cfg, folder)
     batches = plan_run(cfg, folder, start_iteration=0)  # refuses sizes that do not fit, before anything is written

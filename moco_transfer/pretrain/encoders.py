@@ -83,7 +83,11 @@ def build_encoder(arch: str, *, num_outputs: int, norm_layer: Callable[[int], nn
     Returns:
         A module that maps (N, 3, H, W) normalised RGB to (N, num_outputs), randomly initialised as torchvision does.
     """
-    return ENCODERS[arch](num_classes=num_outputs, norm_layer=norm_layer)
+    encoder = ENCODERS[arch](num_classes=num_outputs, norm_layer=norm_layer)
+    if isinstance(encoder.maxpool, nn.MaxPool2d):
+        # The stem's ReLU behind its max-pooling, on a quarter of the values: the same output and gradients, bit for bit.
+        encoder.relu, encoder.maxpool = nn.Identity(), nn.Sequential(encoder.maxpool, nn.ReLU(inplace=True))
+    return encoder
 
 
 def add_mlp_head(encoder: nn.Module) -> None:

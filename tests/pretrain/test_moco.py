@@ -1,7 +1,7 @@
 """MoCo against a float64 reference written straight from Algorithm 1, with loops and no shared code.
 
 Went red under: m and 1 - m swapped; the temperature dropped; the query encoder called for the keys; the queue not wrapping around; unshuffling with
-the permutation instead of its inverse.
+the permutation instead of its inverse; the stem's ReLU left out.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import nn
 
 from moco_transfer.pretrain.encoders import build_encoder, count_trunk_parameters
@@ -174,6 +175,23 @@ def test_encoders__wide_resnet_is_initialised_as_torchvision_does_and_runs():
     # kaiming_normal_ with fan_out: std = sqrt(2 / (kernel area x outputs))
     for name, expected in (("conv1", (2 / (49 * 128)) ** 0.5), ("layer1.0.conv1", (2 / 128) ** 0.5), ("layer3.2.conv2", (2 / (9 * 512)) ** 0.5)):
         assert encoder.get_submodule(name).weight.std().item() == pytest.approx(expected, rel=0.03)
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_encoders__compute_what_torchvision_does_bit_for_bit(arch):
+    torch.manual_seed(0)
+    ours, theirs = build_encoder(arch, num_outputs=4), getattr(torchvision.models, arch)(num_classes=4)
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randint(-2, 3, (4, 3, 64, 64), generator=torch.Generator().manual_seed(1)).float()
+    images[0] = 1.0  # equal values in every window of one picture: the gradient goes to the first
+    outs = [model(images) for model in (ours, theirs)]
+    assert torch.equal(*outs)
+    for out in outs:
+        out.square().sum().backward()
+    for (name, mine), exact in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(mine.grad, exact.grad), name
+    stem = F.relu(ours.bn1(ours.conv1(images)))  # and the ReLU is there, with plain arithmetic beside it
+    torch.testing.assert_close(ours.maxpool(ours.relu(ours.bn1(ours.conv1(images)))), F.max_pool2d(stem, 3, 2, 1), rtol=0, atol=0)
 
 
 def test_split_batch_norm__equals_batch_norm_of_each_group():

@@ -1,6 +1,7 @@
 """Views: torchvision's operators on torchvision's distributions, as functions of (seed, epoch, index).
 
-Went red under: jitter before grey in v1; drawing both views' parameters once; height and width swapped in the crop.
+Went red under: jitter before grey in v1; drawing both views' parameters once; height and width swapped in the crop; a thread's pictures in
+another thread's places; one decoding buffer for all threads.
 """
 
 from __future__ import annotations
@@ -64,6 +65,25 @@ def test_views__unreadable_picture_is_replaced_and_reported(pictures, tmp_path):
     batch = collate_views([views_of(tmp_path)[(0, i)] for i in range(3)])
     assert batch["views"].shape == (2, 3, 3, 16, 16)
     assert set(batch["unreadable"]) == {str(tmp_path / "1.png")} and batch["given_up"] == 0
+
+
+@pytest.mark.parametrize("pipeline", ["fast", "reference"])
+def test_views__same_batch_for_any_number_of_threads(pictures, tmp_path, pipeline):
+    for i in range(6):
+        (tmp_path / f"{i}.png").write_bytes((pictures / f"class{i % 2}" / f"{i}.png").read_bytes() if i % 3 else f"not a picture {i}".encode())
+    places, threads, batches = [(0, i) for i in (1, 0, 2, 3, 4, 0, 5)], torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3, 16):
+            torch.set_num_threads(count)
+            batches.append(views_of(tmp_path, pipeline=pipeline).__getitems__(places))
+    finally:
+        torch.set_num_threads(threads)
+    first = batches[0]
+    assert first["unreadable"][0] == str(tmp_path / "0.png") and str(tmp_path / "3.png") in first["unreadable"]
+    for other in batches[1:]:
+        assert other["unreadable"] == first["unreadable"]
+        for name in ("views", "label", "index", *(["colours"] if pipeline == "fast" else [])):
+            assert torch.equal(other[name], first[name])
 
 
 def test_apply_reference__equals_the_published_chain_on_the_same_numbers():
