@@ -187,6 +187,14 @@ def test_run__tensorboard_has_what_metrics_json_has(pool, tmp_path, monkeypatch)
     assert not (tmp_path / "none" / "tensorboard").exists()
 
 
+def test_run__on_a_cpu_keeps_freed_memory(tmp_path, monkeypatch):
+    called = []
+    monkeypatch.setattr(build, "keep_freed_memory", lambda: called.append(True))
+    with pytest.raises(InputError):  # before anything that takes time
+        pretrain(load_pretrain_config("moco_v2_R_18_96px", ["DATA.ROOT", str(tmp_path / "nowhere"), "TRAIN.DEVICE", "cpu"]))
+    assert called
+
+
 def test_run__fewer_pictures_than_a_batch(pool, tmp_path):
     with pytest.raises(InputError, match="24 pictures, less than one batch of 32"):
         pretrain(config(pool, tmp_path / "run", DATA__BATCH_SIZE_TOTAL=32))
