@@ -17,6 +17,7 @@ On a CUDA GPU: --arch resnet50 --size 224 --batch 256 --queue-size 65536 --devic
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import multiprocessing
@@ -167,13 +168,13 @@ def turns_of(way: type, args: argparse.Namespace) -> Callable[[int, int], Turn]:
     return way(args).turn
 
 
-def choose_workers(published: Elsewhere, counts: list[int]) -> int:
+def choose_workers(published: Elsewhere, counts: list[int], batch: int) -> int:
     """Return the number of workers with which the published way is fastest, and print what each took."""
     if len(counts) == 1:
         return counts[0]
     taken = {count: statistics.median(published(count, _TRIAL).taken for _ in range(3)) for count in counts}
     for count, seconds in taken.items():
-        print(f"  published, {count} workers: {_TRIAL * published.args.batch / seconds:.1f} images/s", flush=True)
+        print(f"  published, {count} workers: {_TRIAL * batch / seconds:.1f} images/s", flush=True)
     return min(taken, key=taken.__getitem__)
 
 
@@ -196,15 +197,16 @@ def main() -> None:
     args = parser.parse_args()
     print(f"{args.arch} {args.size} px batch {args.batch} K {args.queue_size}, {args.device}, {args.threads} threads", flush=True)
     ways: dict[str, tuple[Elsewhere, int]] = {}
-    if args.what != "ours":
-        published = Elsewhere(turns_of, Published, args, threads=args.threads)
-        ways["published"] = published, choose_workers(published, args.workers)
-    if args.what != "published":
-        ways["ours"] = Elsewhere(turns_of, Ours, args, threads=args.threads), args.our_workers
-    taken: dict[str, list[Turn]] = {name: [] for name in ways}
-    for _ in range(args.repeats):
-        for name, (way, workers) in ways.items():
-            taken[name].append(way(workers, args.iterations))
+    taken: dict[str, list[Turn]] = {}
+    with contextlib.ExitStack() as ends:
+        if args.what != "ours":
+            published = ends.enter_context(Elsewhere(turns_of, Published, args, threads=args.threads))
+            ways["published"] = published, choose_workers(published, args.workers, args.batch)
+        if args.what != "published":
+            ways["ours"] = ends.enter_context(Elsewhere(turns_of, Ours, args, threads=args.threads)), args.our_workers
+        for _ in range(args.repeats):
+            for name, (way, workers) in ways.items():
+                taken.setdefault(name, []).append(way(workers, args.iterations))
     row: dict[str, Any] = {}
     for name, turns in taken.items():
         seconds, cpu = statistics.median(turn.taken for turn in turns), statistics.median(turn.cpu for turn in turns)

@@ -116,7 +116,7 @@ class PublishedStep:
 
 
 class Elsewhere:
-    """A function in a process of its own, which sleeps but for its calls.
+    """A function in a process of its own, which sleeps but for its calls. A context, at whose end the process ends.
 
     Args:
         make: Called there with the other arguments; returns the function. A module's own, as it is found again by its name.
@@ -126,11 +126,19 @@ class Elsewhere:
     def __init__(self, make: Callable[..., Callable], *args: Any, threads: int) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        context.Process(target=_serve, args=(make, args, threads, theirs), daemon=False).start()
+        self.process = context.Process(target=_serve, args=(make, args, threads, theirs), daemon=False)  # a daemon could have no data workers
+        self.process.start()
         theirs.close()  # else the end of the process could not be seen
 
+    def __enter__(self) -> Elsewhere:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.connection.close()
+        self.process.join()
+
     def __call__(self, *args: Any) -> Any:
-        """Return what the function does; EOFError when its process has ended, after its own message."""
+        """Return what the function does; EOFError or ConnectionResetError when its process has ended, after its own message."""
         self.connection.send(args)
         return self.connection.recv()
 

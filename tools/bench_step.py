@@ -15,6 +15,7 @@ published step normalised, for ours as bytes. Ours and the published alternate, 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import statistics
@@ -108,18 +109,18 @@ def measure(
 ) -> dict[str, list[float]]:
     """Return the seconds of each repeat, by way; the ways take turns."""
     case = arch, size, batch, device
-    ways = {"published": Elsewhere(published_way, *case, threads=threads)}
-    ways |= {precision: Elsewhere(our_way, *case, precision, extra, threads=threads) for precision in precisions}
+    makers: dict[str, tuple] = {"published": (published_way,)} | {precision: (our_way, precision, extra) for precision in precisions}
     if compiled:
-        last = precisions[-1]
-        ways[f"{last}, compiled"] = Elsewhere(our_way, *case, last, [*extra, "TRAIN.COMPILE", "True"], threads=threads)
-    for way in ways.values():  # warms up, and compiles
-        way()
-        way()
-    taken: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats):
-        for name, way in ways.items():
-            taken[name].append(way())
+        makers[f"{precisions[-1]}, compiled"] = our_way, precisions[-1], [*extra, "TRAIN.COMPILE", "True"]
+    taken: dict[str, list[float]] = {name: [] for name in makers}
+    with contextlib.ExitStack() as ends:
+        ways = {name: ends.enter_context(Elsewhere(make, *case, *rest, threads=threads)) for name, (make, *rest) in makers.items()}
+        for way in ways.values():  # warms up, and compiles
+            way()
+            way()
+        for _ in range(repeats):
+            for name, way in ways.items():
+                taken[name].append(way())
     return taken
 
 

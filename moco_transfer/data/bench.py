@@ -12,7 +12,7 @@ import torch
 
 from ..runtime.errors import InputError
 from ..runtime.seed import generator_at
-from .decode import BUFFER_BYTES, UNREADABLE
+from .decode import UNREADABLE
 from .loading import Loader, plan_batches
 from .sources import IndexedPictures
 from .view_batch import ViewBatch, ViewMaker, finish
@@ -59,7 +59,7 @@ def measure_stages(source: IndexedPictures, make_views: ViewMaker, *, device: to
     """
     spent, count, rng = np.zeros(3), 0, generator_at(0, "bench-data")
     batch, finishing = ViewBatch(make_views, batch_size), []
-    buffer = np.empty(BUFFER_BYTES, np.uint8)
+    buffer = make_views.new_buffer()
     until = time.perf_counter() + seconds
     while time.perf_counter() < until or not count:
         if time.perf_counter() > until + 10 * seconds:

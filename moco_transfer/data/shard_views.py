@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Any
 
+import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..runtime.errors import InputError
@@ -40,11 +41,11 @@ class ShardViews(IterableDataset):
         first = self.batches.start_iteration + (worker.id if worker else 0)
         stream = first % self.batches.num_streams
         try:
-            candidates = self._candidates(stream, first)
+            candidates, buffer = self._candidates(stream, first), self.make_views.new_buffer()
             for _ in self.batches.iterations_of(stream, first, self.batches.max_iterations):
                 batch = ViewBatch(self.make_views, self.batches.batch_size_per_rank)
                 for place in range(batch.count):
-                    self._fill(batch, place, *next(candidates))
+                    self._fill(batch, place, *next(candidates), buffer)
                 yield batch.finished()
         except InputError as error:
             yield {"error": str(error)}
@@ -66,7 +67,7 @@ class ShardViews(IterableDataset):
                 block.pictures[place] = None
             block, used = following, following_used
 
-    def _fill(self, batch: ViewBatch, place: int, epoch: int, candidates: Iterator[ShardPicture]) -> None:
+    def _fill(self, batch: ViewBatch, place: int, epoch: int, candidates: Iterator[ShardPicture], buffer: np.ndarray | None) -> None:
         """Write the views of the first candidate, or of the first after it that can be decoded."""
         rng = None
         for candidate in islice(candidates, ATTEMPTS):
@@ -74,7 +75,7 @@ class ShardViews(IterableDataset):
             if rng is None:
                 rng = generator_at(self.batches.seed, "views", epoch, index, *([candidate.again] if candidate.again else []))
             try:
-                drawn = self.make_views.decode(candidate.data, rng, batch.buffer)
+                drawn = self.make_views.decode(candidate.data, rng, buffer)
             except UNREADABLE:
                 batch.unreadable.append(candidate.name)
                 continue

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from ..runtime.seed import generator_at
-from .decode import BUFFER_BYTES, UNREADABLE
+from .decode import UNREADABLE
 from .threads import in_threads
 from .view_batch import ViewBatch, ViewMaker, normalize
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from .sources import IndexedPictures
 
 __all__ = ["ATTEMPTS", "ViewMaker", "Views", "collate_views", "normalize"]
@@ -76,7 +77,7 @@ class Views(Dataset):
         batch = ViewBatch(self.make_views, len(places))
 
         def fill(part: range) -> tuple[list[str], int]:
-            buffer, unreadable = np.empty(BUFFER_BYTES, np.uint8) if self.make_views.is_fast else None, []
+            buffer, unreadable = self.make_views.new_buffer(), []
             given_up = sum(not self._fill(batch, place, *places[place], buffer, unreadable) for place in part)
             return unreadable, given_up
 

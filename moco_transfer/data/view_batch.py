@@ -94,6 +94,10 @@ class ViewMaker:
         """Whether colours are left to the training device."""
         return self.pipeline == "fast"
 
+    def new_buffer(self) -> np.ndarray | None:
+        """Return memory for the decoder, one picture at a time; None where the pipeline has no use for it."""
+        return np.empty(BUFFER_BYTES, np.uint8) if self.is_fast else None
+
     def read(self, source: Any, index: int, rng: np.random.Generator, buffer: np.ndarray | None = None) -> DrawnPicture:
         """Read a picture of a source and draw its views.
 
@@ -168,7 +172,6 @@ class ViewBatch:
         count: Places, N.
 
     Attributes:
-        buffer: For the decoder, one picture at a time.
         unreadable: Paths of pictures that could not be decoded and were replaced.
         given_up: Places for which no readable picture was found.
     """
@@ -183,7 +186,6 @@ class ViewBatch:
         shape = (make.num_views, self.count, make.size, make.size, 3)
         self._views = _shared_bytes(shape) if get_worker_info() is not None else torch.empty(shape, dtype=torch.uint8)
         self._colours = torch.zeros(make.num_views, self.count, ROW)
-        self.buffer = np.empty(BUFFER_BYTES, np.uint8) if make.is_fast else None
         self._arrays = self._views.numpy(), self._colours.numpy()
         self._labels = np.full(self.count, -1, np.int64)
         self._indices = np.full(self.count, -1, np.int64)

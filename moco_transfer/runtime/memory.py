@@ -11,7 +11,7 @@ def keep_freed_memory() -> bool:
     """Have this process keep the memory of freed tensors for the next ones, in place of giving it back to the system.
 
     A training step on a CPU frees and asks for the same hundreds of MB each time. By default glibc maps large blocks anew and trims the heap,
-    and each page that comes back costs a page fault and a wiping: 10,000 to 40,000 of them in a step of ResNet-18. The process stays at its peak.
+    and each page that comes back costs a page fault and a wiping: 9,000 to 34,000 of them in a step of ResNet-18. The process stays at its peak.
 
     Returns:
         Whether it could be set: with glibc alone.

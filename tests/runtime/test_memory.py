@@ -38,5 +38,4 @@ def test_keep_freed_memory__no_page_faults_for_memory_that_was_freed():
     def faults(how: str) -> int:
         return int(subprocess.run([sys.executable, "-c", PROGRAM, how], check=True, capture_output=True, text=True, timeout=120).stdout)
 
-    assert faults("kept") < 1000
-    assert faults("given back") > 10_000  # of 196,608 pages of 4 KiB; huge pages would be fewer
+    assert faults("kept") * 4 < faults("given back")  # 0 and about 200,000 pages of 4 KiB; where all pages are huge, 0 and some 400
