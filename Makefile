@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := demo
 
 # The C sources too: a changed one is built anew before it is tested.
-$(STAMP): setup.py constraints.txt $(wildcard moco_transfer/data/*.c)
+$(STAMP): setup.py constraints.txt $(wildcard moco_transfer/data/views/*.c)
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "moco-transfer needs Python 3.10 or newer, this is " + sys.version.split()[0] + ". Run: make PYTHON=python3.11 ...")'
 	@echo "Setting up $(VENV) (once; PyTorch is a large download) ..."
 	@$(PYTHON) -m venv $(VENV)

@@ -10,11 +10,11 @@ VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "moco_transfer" / "__init_
 
 CONFIGS = "moco_transfer.configs"
 
-# Plain C without Python's headers, loaded through ctypes (moco_transfer/data/native.py). Optional: where there is no compiler the
+# Plain C without Python's headers, loaded through ctypes (moco_transfer/data/views/native.py). Optional: where there is no compiler the
 # installation goes on, and torch's operators do the same more slowly.
 VIEW_KERNELS = Extension(
-    "moco_transfer.data.view_kernels",
-    sources=["moco_transfer/data/view_kernels.c"],
+    "moco_transfer.data.views.view_kernels",
+    sources=["moco_transfer/data/views/view_kernels.c"],
     extra_compile_args=["-O3", "-fno-wrapv", "-fno-math-errno", "-fno-trapping-math", "-ffinite-math-only", "-fno-signed-zeros"],
     libraries=["m"],
     optional=True,
@@ -22,8 +22,8 @@ VIEW_KERNELS = Extension(
 
 # The same way, where libjpeg-turbo's headers are: decodes no more of a JPEG than the crops need. Without, all of it is decoded.
 PARTIAL_JPEG = Extension(
-    "moco_transfer.data.partial_jpeg",
-    sources=["moco_transfer/data/partial_jpeg.c"],
+    "moco_transfer.data.views.partial_jpeg",
+    sources=["moco_transfer/data/views/partial_jpeg.c"],
     extra_compile_args=["-O3"],
     libraries=["jpeg"],
     optional=True,
@@ -43,7 +43,8 @@ setup(
     package_data={
         f"{CONFIGS}.pretrain": ["*.yaml"],
         f"{CONFIGS}.detection": ["*.yaml"],
-        "moco_transfer.report": ["*.yaml", "templates/*"],
+        "moco_transfer.report": ["*.yaml"],
+        "moco_transfer.report.html": ["templates/*"],
     },
     ext_modules=[VIEW_KERNELS, PARTIAL_JPEG],
     install_requires=[

@@ -95,7 +95,7 @@ def bench_voc(folder: Path, num_images: int) -> dict:
     from detectron2.structures import Boxes, Instances
 
     from moco_transfer.data import register_dataset
-    from moco_transfer.data.catalog import get_dataset
+    from moco_transfer.data.annotations.catalog import get_dataset
     from moco_transfer.evaluate.voc_eval import VocEvaluator
 
     class_names = [f"class{number}" for number in range(20)]
@@ -125,7 +125,7 @@ def bench_voc(folder: Path, num_images: int) -> dict:
 def bench_coco(folder: Path, num_images: int) -> dict:
     """Time COCO's twelve numbers for boxes, 80 classes, with faster-coco-eval and with pycocotools."""
     from moco_transfer.data import register_dataset
-    from moco_transfer.data.catalog import get_dataset
+    from moco_transfer.data.annotations.catalog import get_dataset
     from moco_transfer.evaluate.coco_eval import CocoEvaluator
 
     truth, outputs = draw_set(num_images, 80, 7, 50)

@@ -30,12 +30,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench_published import MEAN, STD, published_chain  # noqa: E402
 
-from moco_transfer.data import native  # noqa: E402
-from moco_transfer.data.images import ImageFolder, find_images  # noqa: E402
-from moco_transfer.data.pack import pack  # noqa: E402
-from moco_transfer.data.pack_reader import open_pack  # noqa: E402
-from moco_transfer.data.two_views import Views  # noqa: E402
-from moco_transfer.data.view_batch import finish  # noqa: E402
+from moco_transfer.data.views import native  # noqa: E402
+from moco_transfer.data.images.folder import ImageFolder, find_images  # noqa: E402
+from moco_transfer.data.images.pack import pack  # noqa: E402
+from moco_transfer.data.images.pack_reader import open_pack  # noqa: E402
+from moco_transfer.data.views.two_views import Views  # noqa: E402
+from moco_transfer.data.views.view_batch import finish  # noqa: E402
 
 BATCH = 32
 

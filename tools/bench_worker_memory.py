@@ -25,9 +25,9 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from moco_transfer.data.images import ImageFolder, PathList  # noqa: E402
-from moco_transfer.data.loading import Loader, plan_batches  # noqa: E402
-from moco_transfer.data.view_batch import ViewMaker  # noqa: E402
+from moco_transfer.data.images.folder import ImageFolder, PathList  # noqa: E402
+from moco_transfer.data.views.loading import Loader, plan_batches  # noqa: E402
+from moco_transfer.data.views.view_batch import ViewMaker  # noqa: E402
 
 _MORE_MB, _GROWTH_MB = 20, 5
 _FILES = 64

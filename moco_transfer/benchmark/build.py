@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from ..config import is_set_by_user, load_detection_config, reference_batch_and_lr
-from ..data.catalog import DetectionDataset, parse_dataset_flag
-from ..data.label_subset import LabelSubset, draw_label_subset, read_label_subset, take_label_subset, write_label_subset
+from ..data.annotations.catalog import DetectionDataset, parse_dataset_flag
+from ..data.annotations.label_subset import (LabelSubset, draw_label_subset, read_label_subset, take_label_subset, write_label_subset)
 from ..finetune.build import build_run
 from ..finetune.build_data import find_datasets, fit_class_count, takes_class_count_from_data
 from ..finetune.engines import build_model, choose_engine, engine_class
@@ -27,8 +27,8 @@ from ..finetune.scaling import scale_to_world_size
 from ..finetune.trainer import step
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_write_text
-from .matrix import Cell, Initialisation, Matrix, Task, read_matrix
-from .state import COMPLETE, INTERRUPTED, difference_from_checkpoint, difference_from_record, state_of
+from .matrix import (Cell, Initialisation, Matrix, Task, read_matrix)
+from .state import (COMPLETE, INTERRUPTED, difference_from_checkpoint, difference_from_record, state_of)
 
 logger = logging.getLogger(__name__)
 

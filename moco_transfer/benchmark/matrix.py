@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from ..data.label_subset import subset_suffix
-from ..runtime.errors import InputError, MissingFileError, UnknownKeyError, did_you_mean
+from ..data.annotations.label_subset import subset_suffix
+from ..runtime.errors import (InputError, MissingFileError, UnknownKeyError, did_you_mean)
 
 RANDOM = "random"
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")  # it names a folder

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ..report import BASELINES
 from .build import PreparedTask
 from .matrix import Cell, Matrix, Task
-from .state import COMPLETE, INTERRUPTED, CellState, state_of
+from .state import (COMPLETE, INTERRUPTED, CellState, state_of)
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from .launch import run_environment
-from .matrix import Initialisation, Matrix, Task, build_matrix
+from .matrix import (Initialisation, Matrix, Task, build_matrix)
 
 logger = logging.getLogger(__name__)
 

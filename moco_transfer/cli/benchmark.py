@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the matrix; returns 0, 1 when a run failed or no table could be made, 143 on SIGTERM, 130 on Ctrl-C."""
-    from ..benchmark.build import cells_of, prepare, save_matrix, save_subsets
+    from ..benchmark.build import (cells_of, prepare, save_matrix, save_subsets)
     from ..benchmark.launch import output_lock, train_command
     from ..benchmark.overview import overview
     from ..benchmark.run import Stopped, run_cells
@@ -140,7 +140,7 @@ def _fraction(word: str) -> float:
 
 def _matrix(args: argparse.Namespace) -> tuple:
     """Return the matrix, and whether it is the one that an earlier call has saved."""
-    from ..benchmark.matrix import build_matrix, parse_init, parse_task, read_matrix
+    from ..benchmark.matrix import (build_matrix, parse_init, parse_task, read_matrix)
     from ..runtime.errors import InputError
 
     saved = Path(args.output) / "matrix.yaml"

@@ -51,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: If no data set is named, a name or flag is not understood, or usable sets do not fit together or the config.
     """
-    from ..data.catalog import check_same_classes, get_dataset, parse_dataset_flag
-    from ..data.check import check_dataset, shared_pictures
+    from ..data.annotations.catalog import check_same_classes, get_dataset, parse_dataset_flag
+    from ..data.annotations.check import check_dataset, shared_pictures
     from ..runtime.errors import InputError
 
     registered = [parse_dataset_flag(flag) for flag in args.dataset]

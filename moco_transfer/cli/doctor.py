@@ -111,7 +111,7 @@ def _opencv() -> tuple[bool, str]:
 
 
 def _detectron2() -> tuple[bool, str]:
-    from ..finetune.engines import DETECTRON2_GUIDE, DETECTRON2_TRIED, detectron2_is_installed, detectron2_problem
+    from ..finetune.engines import (DETECTRON2_GUIDE, DETECTRON2_TRIED, detectron2_is_installed, detectron2_problem)
 
     problem = detectron2_problem()
     if problem is None:
@@ -132,7 +132,7 @@ def _detectron2() -> tuple[bool, str]:
 
 def _native() -> tuple[bool, str]:
     try:
-        from ..data.native import OFF, available
+        from ..data.views.native import OFF, available
     except Exception as error:
         return False, f"the compiled loops of pre-training's pictures cannot be looked at ({_reason(error)}). Mend what fails above first."
     if available():
@@ -147,7 +147,7 @@ def _native() -> tuple[bool, str]:
 
 
 def _data() -> str:
-    from ..data.catalog import DATASETS_VARIABLE, datasets_root
+    from ..data.annotations.catalog import DATASETS_VARIABLE, datasets_root
 
     root = datasets_root()
     found = [name for name in ("coco", "VOC2007", "VOC2012") if (root / name).is_dir()]

@@ -50,7 +50,7 @@ def open_encoder(args: argparse.Namespace) -> TrainedEncoder:
         InputError: If the file cannot be read, is of no known layout, or its encoder is not whole.
     """
     from ..convert.read import read_checkpoint
-    from ..data.labelled import protocol_resize
+    from ..data.images.labelled import protocol_resize
     from ..pretrain.encoder_file import trained_encoder
 
     content = read_checkpoint(args.checkpoint)
@@ -62,7 +62,7 @@ def open_encoder(args: argparse.Namespace) -> TrainedEncoder:
 
 def _converted(content: Any, args: argparse.Namespace) -> TrainedEncoder:
     """Take a backbone, without a head, out of a file of another layout."""
-    from ..convert.architectures import recognise
+    from ..models.architectures import recognise
     from ..convert.convert import check_source
     from ..convert.formats import read_source
     from ..convert.stamp import make_stamp

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train the layer; returns the exit status."""
-    from ..data.labelled import find_labelled
+    from ..data.images.labelled import find_labelled
     from ..pretrain.linear import LinearProtocol
     from ..pretrain.linear_run import LinearTask, evaluate_linear
     from ..runtime.distributed import is_main_process, start_processes, stop_processes

@@ -43,11 +43,11 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: If the checkpoint or the pictures cannot be used, or a number does not fit.
     """
-    from ..data.labelled import LabelledBatches
-    from ..data.shard_index import ShardSet
-    from ..data.sources import open_source
+    from ..data.images.labelled import LabelledBatches
+    from ..data.images.shard_index import ShardSet
+    from ..data.images.sources import open_source
     from ..pretrain.features import extract_features, trunk_of
-    from ..pretrain.neighbours import draw_neighbours, draw_pool, nearest_neighbours, spread_queries
+    from ..pretrain.neighbours import (draw_neighbours, draw_pool, nearest_neighbours, spread_queries)
     from ..runtime.distributed import is_main_process, start_processes, stop_processes
     from ..runtime.errors import InputError
     from ..runtime.log import set_up_logging

@@ -39,9 +39,9 @@ def run(args: argparse.Namespace) -> int:
     """
     from tqdm import tqdm
 
-    from ..data.pack import pack
-    from ..data.pack_reader import check_pack, open_pack
-    from ..data.sources import open_source
+    from ..data.images.pack import pack
+    from ..data.images.pack_reader import check_pack, open_pack
+    from ..data.images.sources import open_source
     from ..runtime.errors import InputError
 
     if args.check:

@@ -136,7 +136,7 @@ def _render(args: argparse.Namespace, tables: list, problems: list, pretraining:
     from moco_transfer.report import render_csv, render_latex, render_markdown
 
     if args.format == "html":
-        from moco_transfer.report.page import render_page
+        from moco_transfer.report.html.page import render_page
 
         return render_page(tables, problems, pretraining=pretraining, folders=[path for path in args.runs if Path(path).is_dir()])
     if args.format != "csv":
@@ -159,7 +159,7 @@ def _write(file: Path, text: str) -> None:
 
 
 def _write_plots(folder: Path, tables: list, pretraining: list) -> None:
-    from moco_transfer.report.plots import breakdown, figure_name, learning_curves
+    from moco_transfer.report.html.plots import breakdown, figure_name, learning_curves
     from moco_transfer.report.pretraining import pretraining_curves
 
     for table in tables:
@@ -174,7 +174,7 @@ def _write_plots(folder: Path, tables: list, pretraining: list) -> None:
 
 
 def _write_figure(stem: Path, figure: Figure | None) -> None:
-    from moco_transfer.report.plots import figure_bytes
+    from moco_transfer.report.html.plots import figure_bytes
     from moco_transfer.runtime.files import atomic_write_bytes
 
     for ending in ("png", "svg") if figure is not None else ():

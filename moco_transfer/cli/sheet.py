@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..data.catalog import DetectionDataset
+    from ..data.annotations.catalog import DetectionDataset
     from ..report import RunRecord, Table
 
 logger = logging.getLogger(__name__)
@@ -52,10 +52,10 @@ def run(args: argparse.Namespace) -> int:
             data set is not found or whose runs have no predictions.
         MissingFileError: If a named path does not exist.
     """
-    from ..data.catalog import parse_dataset_flag
+    from ..data.annotations.catalog import parse_dataset_flag
     from ..report import build_tables
-    from ..report.page import SHEET_NAME, sheet_folder
-    from ..report.plots import figure_name
+    from ..report.html.page import SHEET_NAME, sheet_folder
+    from ..report.html.plots import figure_name
     from ..runtime.errors import InputError
     from .report import read_named_runs
 
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _test_set(table: Table) -> DetectionDataset:
     """Return the table's test set: one that is registered, or one that a run's recorded command describes."""
-    from ..data.catalog import dataset_names, get_dataset, parse_dataset_flag
+    from ..data.annotations.catalog import dataset_names, get_dataset, parse_dataset_flag
 
     name = table.setting.test_set[0]
     if name not in dataset_names():

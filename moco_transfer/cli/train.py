@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace) -> int:
     from ..config import is_set_by_user, load_detection_config
-    from ..data.catalog import parse_dataset_flag
+    from ..data.annotations.catalog import parse_dataset_flag
     from ..finetune.build import finetune
     from ..finetune.build_data import takes_class_count_from_data
     from ..runtime.distributed import is_main_process, start_processes, stop_processes

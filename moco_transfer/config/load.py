@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from fvcore.common.config import CfgNode
 
-from ..runtime.errors import InputError, MissingFileError, UnknownKeyError, did_you_mean
+from ..runtime.errors import (InputError, MissingFileError, UnknownKeyError, did_you_mean)
 from . import paths
 from .detection_schema import DETECTION_DEFAULTS
 from .pretrain_schema import PRETRAIN_DEFAULTS, check_pretrain_values

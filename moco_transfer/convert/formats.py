@@ -15,7 +15,7 @@ from moco_transfer.runtime.errors import InputError, did_you_mean
 
 from .caffe2 import fill_fused_norms, why_bias_is_dropped
 from .key_maps import READ_NAME
-from .layouts import BESIDE, HEADS, LAYOUTS, Layout
+from .layouts import (BESIDE, HEADS, LAYOUTS, Layout)
 from .read import Content
 
 OURS = "moco_transfer.pretrain/"

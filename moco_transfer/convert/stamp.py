@@ -19,7 +19,7 @@ import yaml
 
 from moco_transfer.runtime.errors import InputError
 
-from .architectures import BASIC_BLOCKS
+from ..models.architectures import BASIC_BLOCKS
 from .formats import Source
 from .layouts import IMAGENET_PIXELS, MSRA_PIXELS
 from .read import Content

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from moco_transfer.runtime.errors import InputError
 
-from .architectures import BATCH_NORM_EPS, build_resnet
+from ..models.architectures import BATCH_NORM_EPS, build_resnet
 from .layouts import IMAGENET_PIXELS
 
 TOLERANCE = 1e-5

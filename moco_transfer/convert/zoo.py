@@ -26,7 +26,7 @@ from iopath.common.file_io import HTTPURLHandler, PathManager
 
 from moco_transfer.runtime.errors import InputError, did_you_mean
 
-from .architectures import ARCHITECTURES
+from ..models.architectures import ARCHITECTURES
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ __all__ = ["register_dataset"]
 def __getattr__(name: str):
     # Lazy, so that importing the package (a pre-training run does) loads neither torch nor the detection readers.
     if name == "register_dataset":
-        from .catalog import register_dataset
+        from .annotations.catalog import register_dataset
 
         return register_dataset
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

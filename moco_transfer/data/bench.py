@@ -12,10 +12,10 @@ import torch
 
 from ..runtime.errors import InputError
 from ..runtime.seed import generator_at
-from .decode import UNREADABLE
-from .loading import Loader, plan_batches
-from .sources import IndexedPictures
-from .view_batch import ViewBatch, ViewMaker, finish
+from .images.decode import UNREADABLE
+from .views.loading import Loader, plan_batches
+from .images.sources import IndexedPictures
+from .views.view_batch import ViewBatch, ViewMaker, finish
 
 _SPARE = 1.2  # workers are not equally fast, and the training process needs a core
 

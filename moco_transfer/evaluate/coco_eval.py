@@ -19,11 +19,11 @@ from collections import Counter
 import numpy as np
 from torch import Tensor
 
-from ..data.catalog import DetectionDataset
+from ..data.annotations.catalog import DetectionDataset
 from ..runtime.distributed import gather_object, is_main_process
 from ..runtime.errors import InputError
 from .coco_truth import coco_truth, number_images
-from .metric_names import BBOX_METRICS, KEYPOINT_METRICS, RECALL_METRICS, TASKS, class_metric
+from .metric_names import (BBOX_METRICS, KEYPOINT_METRICS, RECALL_METRICS, TASKS, class_metric)
 from .predictions import save_predictions, to_coco_results
 
 logger = logging.getLogger(__name__)

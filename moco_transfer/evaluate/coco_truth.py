@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from ..data.catalog import DetectionDataset
-from ..data.coco import load_json
+from ..data.annotations.catalog import DetectionDataset
+from ..data.annotations.coco import load_json
 from ..runtime.errors import InputError
 
 logger = logging.getLogger(__name__)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..data.catalog import DetectionDataset
-from ..data.detection_transforms import read_and_check
-from ..data.picture_grid import LINES, Cell, Mark, PictureGrid, save_grid
+from ..data.annotations.catalog import DetectionDataset
+from ..data.batches.transforms import read_and_check
+from ..data.image_grid import (LINES, Cell, Mark, PictureGrid, save_grid)
 from ..runtime.errors import InputError
 
 #: Pictures that the sheet shows of a test set when nobody says which.

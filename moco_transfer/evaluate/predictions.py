@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from ..data.catalog import DetectionDataset
+from ..data.annotations.catalog import DetectionDataset
 from ..runtime.distributed import gather_object, is_main_process
 from ..runtime.errors import InputError, MissingFileError
 from ..runtime.files import atomic_write_text

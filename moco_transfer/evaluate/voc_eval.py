@@ -14,13 +14,13 @@ import os
 import numpy as np
 from torch import Tensor
 
-from ..data.catalog import DetectionDataset
+from ..data.annotations.catalog import DetectionDataset
 from ..runtime.distributed import gather_object, is_main_process
 from ..runtime.errors import InputError
 from .coco_eval import evaluate_results
 from .metric_names import class_metric
-from .predictions import check_class_range, save_predictions, to_arrays, to_coco_results
-from .voc_ap import IOU_THRESHOLDS, VocDetections, VocGroundTruth, voc_eval
+from .predictions import (check_class_range, save_predictions, to_arrays, to_coco_results)
+from .voc_ap import (IOU_THRESHOLDS, VocDetections, VocGroundTruth, voc_eval)
 
 logger = logging.getLogger(__name__)
 

@@ -12,21 +12,21 @@ import torch
 from fvcore.common.config import CfgNode
 from torch.nn.parallel import DistributedDataParallel
 
-from ..data.catalog import DetectionDataset
-from ..data.label_subset import read_label_subset, subset_suffix, take_label_subset, title_of
+from ..data.annotations.catalog import DetectionDataset
+from ..data.annotations.label_subset import (read_label_subset, subset_suffix, take_label_subset, title_of)
 from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
 from ..runtime.distributed import broadcast_module_state, get_world_size, is_main_process
 from ..runtime.metrics import MetricsFile
 from ..runtime.run_folder import open_run_folder
 from . import trainer
-from .build_data import find_datasets, fit_class_count, identify, make_evaluator
-from .build_start import announce, check_resumed, choose_device, evaluation_folder, fix_seed, refuse_no_detector, run_header, settle_config
+from .build_data import (find_datasets, fit_class_count, identify, make_evaluator)
+from .build_start import (announce, check_resumed, choose_device, evaluation_folder, fix_seed, refuse_no_detector, run_header, settle_config)
 from .engine import Engine
 from .engines import engine_class
 from .handover import load_weights, read_weights
 from .lint import remarks
 from .precise_bn import recompute_bn_statistics
-from .results import config_hash, init_name, plain, write_results
+from .results import (config_hash, init_name, plain, write_results)
 from .scaling import scale_to_world_size, schedule_sentence
 from .sync_norm import describe_norm
 

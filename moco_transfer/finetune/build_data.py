@@ -11,9 +11,9 @@ from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
-from ..data.catalog import DetectionDataset, check_class_count, check_same_classes, get_dataset
-from ..data.detection_records import is_trainable, leave_out_empty
-from ..data.detection_transforms import TestMapper, TrainMapper
+from ..data.annotations.catalog import (DetectionDataset, check_class_count, check_same_classes, get_dataset)
+from ..data.annotations.records import is_trainable, leave_out_empty
+from ..data.batches.transforms import TestMapper, TrainMapper
 from ..evaluate.coco_eval import CocoEvaluator
 from ..evaluate.predictions import PredictionWriter
 from ..evaluate.voc_eval import VocEvaluator

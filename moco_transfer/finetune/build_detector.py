@@ -13,7 +13,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 from ..config import load_detection_config, read_detection_config
-from ..data.catalog import get_dataset
+from ..data.annotations.catalog import get_dataset
 from ..runtime.checkpoint import CheckpointFolder
 from ..runtime.errors import InputError, MissingFileError
 from .handover import load_detector_state, read_detector

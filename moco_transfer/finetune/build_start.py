@@ -15,7 +15,7 @@ from fvcore.common.config import CfgNode
 
 from ..config import reference_batch_and_lr
 from ..runtime.checkpoint import LAST
-from ..runtime.distributed import broadcast_object, get_world_size, is_main_process, start_processes
+from ..runtime.distributed import (broadcast_object, get_world_size, is_main_process, start_processes)
 from ..runtime.errors import InputError
 from .handover import DETECTOR, InitialWeights, coverage_gap
 from .lint import Finding, lint, settle

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.catalog import DetectionDataset
+from ..data.annotations.catalog import DetectionDataset
 
 Batches = Iterable[list[dict]]
 

@@ -20,7 +20,7 @@ import torch
 import yaml
 from torch import nn
 
-from ..convert import BackboneWeights, Coverage, coverage, load_backbone
+from ..convert import (BackboneWeights, Coverage, coverage, load_backbone)
 from ..convert.read import read_checkpoint
 from ..convert.zoo import local_file
 from ..runtime.errors import InputError

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from fvcore.common.config import CfgNode
 
 from ..runtime.errors import InputError
-from .handover import RANDOM, SELF_SUPERVISED, UNKNOWN, InitialWeights
+from .handover import (RANDOM, SELF_SUPERVISED, UNKNOWN, InitialWeights)
 
 _PIXEL_TOLERANCE = 1e-2  # on the 0-255 scale: files round 0.485 * 255 differently
 _IMAGENET_MEAN_RGB = (123.675, 116.28, 103.53)

@@ -20,9 +20,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..data.detection_geometry import ResizeAndFlip, resized_shape
-from ..data.detection_transforms import read_picture, to_tensor
-from ..data.images import EXTENSIONS
+from ..data.batches.geometry import ResizeAndFlip, resized_shape
+from ..data.batches.transforms import read_picture, to_tensor
+from ..data.images.folder import EXTENSIONS
 from ..evaluate.predictions import to_coco_results
 from ..runtime.errors import InputError, MissingFileError
 from ..runtime.files import atomic_write_bytes, atomic_write_text

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..runtime.checkpoint import CheckpointFolder
-from ..runtime.distributed import average_bn_statistics, broadcast_object, gather_object, is_main_process, mean_over_processes
+from ..runtime.distributed import (average_bn_statistics, broadcast_object, gather_object, is_main_process, mean_over_processes)
 from ..runtime.metrics import MetricsFile
 from ..runtime.run_folder import StopRequest
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from ..data import native
+from ..data.views import native
 from ..runtime.distributed import get_world_size
 from .split_batch_norm import num_groups
 from .trainer import Pretraining

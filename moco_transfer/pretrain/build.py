@@ -12,21 +12,21 @@ from fvcore.common.config import CfgNode
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..data.labelled import LabelledBatches, find_labelled
-from ..data.loading import Batches, describe_batches, warn_of_another_order
-from ..data.packed import PixelImages
-from ..data.shard_index import ShardSet
-from ..data.sources import Pictures
+from ..data.images.labelled import LabelledBatches, find_labelled
+from ..data.views.loading import Batches, describe_batches, warn_of_another_order
+from ..data.images.packed import PixelImages
+from ..data.images.shard_index import ShardSet
+from ..data.images.sources import Pictures
 from ..runtime.checkpoint import CheckpointFolder
-from ..runtime.distributed import broadcast_module_state, broadcast_object, get_world_size, is_main_process, start_processes
+from ..runtime.distributed import (broadcast_module_state, broadcast_object, get_world_size, is_main_process, start_processes)
 from ..runtime.errors import InputError
 from ..runtime.memory import keep_freed_memory
 from ..runtime.metrics import MetricsFile, read_metrics
 from ..runtime.run_folder import open_run_folder, record_settings
 from ..runtime.seed import seed_everything
-from .announce import announce_bank, announce_groups, announce_pipeline, announce_queue, announce_run
-from .build_data import build_loader, decoding_device, evaluation_view, open_pictures, plan_run, with_packed_pixels
-from .encoders import build_encoder
+from .announce import (announce_bank, announce_groups, announce_pipeline, announce_queue, announce_run)
+from .build_data import (build_loader, decoding_device, evaluation_view, open_pictures, plan_run, with_packed_pixels)
+from ..models.encoders import build_encoder
 from .end_to_end import EndToEnd
 from .init_from import start_from
 from .knn import KnnMonitor
@@ -34,10 +34,10 @@ from .measures import Watch
 from .memory_bank import MemoryBank
 from .moco import MoCo
 from .resume import read_last, restore
-from .schedule import LearningRate, cosine_factor, effective_lr, exponential_factor, step_factor
+from .schedule import (LearningRate, cosine_factor, effective_lr, exponential_factor, step_factor)
 from .split_batch_norm import SplitBatchNorm2d
 from .supervised import Supervised
-from .trainer import CHECKPOINT_FORMAT, Pretraining, check_micro_batches, save, train
+from .trainer import (CHECKPOINT_FORMAT, Pretraining, check_micro_batches, save, train)
 
 logger = logging.getLogger(__name__)
 

@@ -7,13 +7,13 @@ import time
 import torch
 from fvcore.common.config import CfgNode
 
-from ..data.bench import describe_cpu, describe_measurement, measure_stages, measure_workers
-from ..data.shard_index import ShardSet
-from ..data.view_batch import ViewBatch, ViewMaker
+from ..data.bench import (describe_cpu, describe_measurement, measure_stages, measure_workers)
+from ..data.images.shard_index import ShardSet
+from ..data.views.view_batch import ViewBatch, ViewMaker
 from ..runtime.distributed import start_processes
 from ..runtime.errors import InputError
 from .build import build_run
-from .build_data import decoding_device, open_pictures, plan_run, view_maker
+from .build_data import (decoding_device, open_pictures, plan_run, view_maker)
 from .trainer import Pretraining, step
 
 _BATCH_ON_CPU = 32  # images; a step on more takes as long an image, and a minute in all

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from fvcore.common.config import CfgNode
 
-from ..data.device_decode import PIXELS as DEVICE_PIXELS
-from ..data.labelled import EvaluationView, protocol_resize
-from ..data.loading import Batches, Loader, plan_batches
-from ..data.shard_index import ShardSet
-from ..data.sources import Pictures, open_source
-from ..data.view_batch import ViewMaker
+from ..data.views.device_decode import PIXELS as DEVICE_PIXELS
+from ..data.images.labelled import EvaluationView, protocol_resize
+from ..data.views.loading import Batches, Loader, plan_batches
+from ..data.images.shard_index import ShardSet
+from ..data.images.sources import Pictures, open_source
+from ..data.views.view_batch import ViewMaker
 from ..runtime.errors import InputError
 
 

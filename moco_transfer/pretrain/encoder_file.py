@@ -14,9 +14,9 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from ..data.labelled import EvaluationView, protocol_resize
+from ..data.images.labelled import EvaluationView, protocol_resize
 from ..runtime.errors import InputError, did_you_mean
-from .encoders import ENCODERS, add_mlp_head, build_encoder
+from ..models.encoders import ENCODERS, add_mlp_head, build_encoder
 
 _IMAGENET_MEAN, _IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 

@@ -19,7 +19,7 @@ from torch.distributed.nn.functional import all_gather
 
 from ..runtime.distributed import get_rank, get_world_size
 from ..runtime.transfer import sent
-from .encoders import add_mlp_head
+from ..models.encoders import add_mlp_head
 from .measures import describe_contrast
 from .moco import unit
 from .shuffle import draw_permutation, shuffle_rows

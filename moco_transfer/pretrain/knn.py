@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.labelled import LabelledBatches
+from ..data.images.labelled import LabelledBatches
 from ..runtime.distributed import average_bn_statistics
 from ..runtime.run_folder import StopRequest
-from .features import FeatureSet, Precision, extract_features, trunk_of
+from .features import (FeatureSet, Precision, extract_features, trunk_of)
 
 if TYPE_CHECKING:
     from .trainer import Pretraining

@@ -25,7 +25,7 @@ from torch.utils.data import Sampler
 from tqdm import tqdm
 
 from ..runtime.checkpoint import CheckpointFolder
-from ..runtime.distributed import gather_object, get_rank, get_world_size, is_main_process
+from ..runtime.distributed import (gather_object, get_rank, get_world_size, is_main_process)
 from ..runtime.errors import InputError
 from ..runtime.metrics import MetricsFile
 from ..runtime.run_folder import StopRequest

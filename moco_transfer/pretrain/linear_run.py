@@ -15,9 +15,9 @@ import yaml
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..data.labelled import LabelledBatches, LabelledPictures
-from ..data.loading import end_quietly_when_told
-from ..data.two_views import Views, collate_views
+from ..data.images.labelled import LabelledBatches, LabelledPictures
+from ..data.views.loading import end_quietly_when_told
+from ..data.views.two_views import Views, collate_views
 from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
 from ..runtime.distributed import get_world_size, is_main_process
 from ..runtime.environment import git_commit, package_versions
@@ -26,8 +26,8 @@ from ..runtime.files import atomic_write_text
 from ..runtime.metrics import MetricsFile
 from ..runtime.run_folder import record_settings
 from .encoder_file import TrainedEncoder
-from .features import FeatureSet, Precision, encode, extract_features, trunk_of
-from .linear import LinearProtocol, LinearRun, ShuffledBatches, new_run, restore, train_classifier
+from .features import (FeatureSet, Precision, encode, extract_features, trunk_of)
+from .linear import (LinearProtocol, LinearRun, ShuffledBatches, new_run, restore, train_classifier)
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..runtime.distributed import all_gather_rows, get_world_size
-from .encoders import add_mlp_head
+from ..models.encoders import add_mlp_head
 from .info_nce import Negatives, contrastive_logits
 from .measures import describe_contrast
 from .moco import unit

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..runtime.checkpoint import CheckpointFolder
-from ..runtime.distributed import gather_object, get_rank, get_world_size, max_over_processes, mean_over_processes
+from ..runtime.distributed import (gather_object, get_rank, get_world_size, max_over_processes, mean_over_processes)
 from ..runtime.metrics import MetricsFile
 from .measures import chance_formula
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..runtime.distributed import get_rank, get_world_size
-from .encoders import add_mlp_head
+from ..models.encoders import add_mlp_head
 from .info_nce import Negatives, contrastive_logits
 from .measures import describe_contrast
 from .queue import enqueue, new_queue, next_columns

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.labelled import LabelledPictures
-from ..data.picture_grid import Cell, PictureGrid, save_grid
-from ..data.sources import IndexedPictures
+from ..data.images.labelled import LabelledPictures
+from ..data.image_grid import Cell, PictureGrid, save_grid
+from ..data.images.sources import IndexedPictures
 from ..runtime.errors import InputError
 
 _CELL = 144  # side of a picture, px

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
-from ..runtime.distributed import all_gather_object, broadcast_object, get_world_size, is_main_process
+from ..runtime.distributed import (all_gather_object, broadcast_object, get_world_size, is_main_process)
 from ..runtime.errors import InputError
 from .trainer import CHECKPOINT_FORMAT, Pretraining
 

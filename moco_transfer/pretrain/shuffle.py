@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..runtime.distributed import all_gather_rows, cpu_group, get_rank, get_world_size
+from ..runtime.distributed import (all_gather_rows, cpu_group, get_rank, get_world_size)
 from ..runtime.transfer import sent
 
 

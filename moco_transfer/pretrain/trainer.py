@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..data.prefetch import to_device
-from ..data.view_batch import finish
+from ..data.views.prefetch import to_device
+from ..data.views.view_batch import finish
 from ..runtime.checkpoint import CheckpointFolder
-from ..runtime.distributed import all_gather_rows, average_bn_statistics, get_world_size, is_main_process
+from ..runtime.distributed import (all_gather_rows, average_bn_statistics, get_world_size, is_main_process)
 from ..runtime.errors import InputError
 from ..runtime.metrics import MetricsFile
 from ..runtime.run_folder import Stopped, StopRequest

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from moco_transfer.evaluate.metric_names import BBOX_METRICS
 
 from .records import Problem, RunRecord
-from .seed_statistics import PairedTest, Summary, paired_t_test, summarize
+from .seed_statistics import (PairedTest, Summary, paired_t_test, summarize)
 
 #: The metrics that every table shows: AP, AP50, AP75. Detectron2 names them alike for boxes, masks and keypoints.
 HEADLINE_METRICS = BBOX_METRICS[:3]

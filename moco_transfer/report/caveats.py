@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from moco_transfer.evaluate.metric_names import BBOX_METRICS, RECALL_METRICS
 
-from .aggregate import BASELINES, Row, Setting, Table
+from .aggregate import (BASELINES, Row, Setting, Table)
 from .number_text import NOTHING, p_text, signed_text
 from .published_text import published_sentences
 from .records import RunRecord

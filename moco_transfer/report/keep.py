@@ -16,7 +16,7 @@ from typing import Any
 from moco_transfer.runtime.files import atomic_write_text
 
 from .pretraining import COLUMNS, PretrainingRun
-from .records import CONFIG_FILE, METRICS_FILE, RESULTS_FILE, RunRecord, text_of
+from .records import (CONFIG_FILE, METRICS_FILE, RESULTS_FILE, RunRecord, text_of)
 
 # A path from the root on: two names at least, not the inside of a URL or of a relative path.
 _ABSOLUTE = re.compile(r"(?<![\w./~-])(?:/[^\s/:,;'\"=\[\](){}]+)+/([^\s/:,;'\"=\[\](){}]*)")

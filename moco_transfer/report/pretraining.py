@@ -19,8 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .curves import Points, bin_means, read_series
-from .plots import LINE, STYLES, Panel, plain_text, side_by_side
-from .records import CONFIG_FILE, METRICS_FILE, RESULTS_FILE, Problem, RunRecord
+from .html.plots import (LINE, STYLES, Panel, plain_text, side_by_side)
+from .records import (CONFIG_FILE, METRICS_FILE, RESULTS_FILE, Problem, RunRecord)
 
 #: What is drawn of a pre-training run.
 COLUMNS = ("loss", "chance", "knn_top1", "cos_positive", "cos_negative", "contrast_acc1", "acc1", "feature_spread")

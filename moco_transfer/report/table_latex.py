@@ -9,15 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .aggregate import HEADLINE_METRICS, Row, Table
-from .caveats import (
-    DAGGER,
-    dagger_sentences,
-    metric_sentence,
-    row_mark,
-    separation_sentences,
-    setting_sentence,
-    version_sentence,
-)
+from .caveats import (DAGGER, dagger_sentences, metric_sentence, row_mark, separation_sentences, setting_sentence, version_sentence)
 from .number_text import NOTHING, difference_text, summary_text
 from .published_text import published_cells, published_sentences
 from .records import Problem

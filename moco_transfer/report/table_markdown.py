@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .aggregate import HEADLINE_METRICS, Difference, Row, Table
-from .caveats import (
-    kind_name,
-    legend_sentences,
-    pretrain_text,
-    row_mark,
-    separation_sentences,
-    setting_sentence,
-)
-from .number_text import NOTHING, difference_text, p_text, summary_text
+from .aggregate import (HEADLINE_METRICS, Difference, Row, Table)
+from .caveats import (kind_name, legend_sentences, pretrain_text, row_mark, separation_sentences, setting_sentence)
+from .number_text import (NOTHING, difference_text, p_text, summary_text)
 from .published_text import published_cells
 from .records import Problem
 

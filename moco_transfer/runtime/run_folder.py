@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 
 from .checkpoint import LAST
-from .distributed import barrier, broadcast_object, cpu_group, get_world_size, is_main_process
+from .distributed import (barrier, broadcast_object, cpu_group, get_world_size, is_main_process)
 from .environment import environment_report
 from .errors import InputError
 from .files import atomic_write_text

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from moco_transfer.cli.main import main
-from moco_transfer.pretrain.encoders import build_encoder
+from moco_transfer.models.encoders import build_encoder
 from moco_transfer.pretrain.moco import MoCo
 
 from .conftest import TINY_DETECTION, TINY_PRETRAIN, words

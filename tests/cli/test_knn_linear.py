@@ -24,7 +24,7 @@ from moco_transfer.cli.main import run_verb
 from moco_transfer.pretrain.features import trunk_of
 from moco_transfer.runtime.errors import InputError
 
-from .conftest import TINY_PRETRAIN, environment, moco_transfer, words
+from .conftest import (TINY_PRETRAIN, environment, moco_transfer, words)
 
 
 def pretrained(folder, pool, **more: object):

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from .conftest import REPOSITORY, TINY_DETECTION, TINY_PRETRAIN, environment, moco_transfer, words
+from .conftest import (REPOSITORY, TINY_DETECTION, TINY_PRETRAIN, environment, moco_transfer, words)
 
 
 def start(*arguments: object) -> subprocess.Popen:

@@ -30,7 +30,7 @@ def main(kind: str, config: str, overrides: list[str]) -> None:
 
         state = pretrain(load_pretrain_config(config, overrides)).model.state_dict()
     else:
-        from moco_transfer.data.catalog import parse_dataset_flag
+        from moco_transfer.data.annotations.catalog import parse_dataset_flag
         from moco_transfer.finetune import build
 
         parse_dataset_flag(overrides.pop(0))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torchvision
 
-from moco_transfer.convert.architectures import build_resnet
+from moco_transfer.models.architectures import build_resnet
 
 
 def numbered_tensor(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

@@ -13,7 +13,7 @@ import torch
 from networks import seeded
 
 from moco_transfer.convert import convert_checkpoint
-from moco_transfer.convert.architectures import WIDENED, backbone_shapes
+from moco_transfer.models.architectures import WIDENED, backbone_shapes
 from moco_transfer.convert.key_maps import caffe2_name, detectron2_name
 from moco_transfer.convert.verify import STAGES, generated_picture, torchvision_features
 

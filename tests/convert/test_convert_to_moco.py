@@ -22,7 +22,7 @@ from moco_transfer.convert.formats import read_source
 from moco_transfer.convert.official import companions, warn_of_what_the_official_code_assumes
 from moco_transfer.convert.read import read_checkpoint
 from moco_transfer.pretrain.encoder_file import trained_encoder
-from moco_transfer.pretrain.encoders import build_encoder
+from moco_transfer.models.encoders import build_encoder
 from moco_transfer.pretrain.moco import MoCo
 from moco_transfer.runtime.checkpoint import load_checkpoint
 from moco_transfer.runtime.errors import InputError

@@ -10,7 +10,7 @@ import torch
 from networks import one_number_each, resnet_shapes
 
 from moco_transfer.convert import convert_checkpoint, load_backbone
-from moco_transfer.convert.architectures import ARCHITECTURES, backbone_shapes, build_resnet, recognise
+from moco_transfer.models.architectures import (ARCHITECTURES, backbone_shapes, build_resnet, recognise)
 from moco_transfer.convert.convert import check_source
 from moco_transfer.convert.formats import read_source
 from moco_transfer.convert.inspect_file import describe

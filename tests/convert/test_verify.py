@@ -7,7 +7,7 @@ import pytest
 import torch
 from networks import seeded
 
-from moco_transfer.convert.architectures import ARCHITECTURES
+from moco_transfer.models.architectures import ARCHITECTURES
 from moco_transfer.convert.key_maps import detectron2_name
 from moco_transfer.convert.verify import compare, detectron2_features, generated_picture, torchvision_features
 from moco_transfer.runtime.errors import InputError

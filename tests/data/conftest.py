@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moco_transfer.data import native
+from moco_transfer.data.views import native
 
 
 def _picture(path, width, height):

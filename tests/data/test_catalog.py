@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import pytest
 
-from moco_transfer.data import catalog, register_dataset
-from moco_transfer.data.catalog import check_class_count, check_same_classes, get_dataset, parse_dataset_flag
+from moco_transfer.data.annotations import catalog
+from moco_transfer.data import register_dataset
+from moco_transfer.data.annotations.catalog import (check_class_count, check_same_classes, get_dataset, parse_dataset_flag)
 from moco_transfer.runtime.errors import InputError, MissingFileError, UnknownKeyError
 
 

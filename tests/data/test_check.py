@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from moco_transfer.cli import check_data, main
-from moco_transfer.data import catalog, register_dataset
-from moco_transfer.data.check import check_dataset
+from moco_transfer.data.annotations import catalog
+from moco_transfer.data import register_dataset
+from moco_transfer.data.annotations.check import check_dataset
 
 
 @pytest.fixture(autouse=True)

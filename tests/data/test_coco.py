@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moco_transfer.data.coco import read_coco
+from moco_transfer.data.annotations.coco import read_coco
 from moco_transfer.runtime.errors import InputError, MissingFileError
 
 IMAGES = [{"id": 5, "file_name": "b.jpg", "width": 40, "height": 30}, {"id": 2, "file_name": "a.jpg", "width": 20, "height": 30}]

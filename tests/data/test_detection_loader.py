@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from moco_transfer.data.detection_loader import PackedRecords, shard_of, test_loader, train_loader, training_batches
-from moco_transfer.data.detection_records import leave_out_empty, leave_out_few_keypoints
+from moco_transfer.data.batches.loader import (PackedRecords, shard_of, test_loader, train_loader, training_batches)
+from moco_transfer.data.annotations.records import leave_out_empty, leave_out_few_keypoints
 from moco_transfer.runtime.errors import InputError
 
 RECORDS = [{"width": 10 + i % 3, "height": 11, "image_id": i} for i in range(23)]

@@ -15,12 +15,12 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from moco_transfer.config import load_pretrain_config
-from moco_transfer.data.device_decode import DeviceDecoder, EncodedViews, read_header
-from moco_transfer.data.images import find_images
-from moco_transfer.data.loading import Loader, as_it_is, plan_batches
-from moco_transfer.data.samplers import EpochBatches
-from moco_transfer.data.two_views import Views
-from moco_transfer.data.view_batch import ViewMaker
+from moco_transfer.data.views.device_decode import DeviceDecoder, EncodedViews, read_header
+from moco_transfer.data.images.folder import find_images
+from moco_transfer.data.views.loading import Loader, as_it_is, plan_batches
+from moco_transfer.data.batches.samplers import EpochBatches
+from moco_transfer.data.views.two_views import Views
+from moco_transfer.data.views.view_batch import ViewMaker
 from moco_transfer.pretrain.build_data import decoding_device, open_pictures, with_packed_pixels
 from moco_transfer.runtime.errors import InputError
 

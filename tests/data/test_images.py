@@ -21,8 +21,8 @@ import torch
 from PIL import Image
 from torchvision.datasets.folder import default_loader
 
-from moco_transfer.data.images import UNREADABLE, PathList, find_images, read_rgb
-from moco_transfer.data.two_views import Views, collate_views
+from moco_transfer.data.images.folder import (UNREADABLE, PathList, find_images, read_rgb)
+from moco_transfer.data.views.two_views import Views, collate_views
 from moco_transfer.runtime.errors import InputError
 
 

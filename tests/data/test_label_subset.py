@@ -9,8 +9,8 @@ import json
 
 import pytest
 
-from moco_transfer.data.catalog import get_dataset, register_dataset
-from moco_transfer.data.label_subset import draw_label_subset, read_label_subset, take_label_subset, title_of, write_label_subset
+from moco_transfer.data.annotations.catalog import get_dataset, register_dataset
+from moco_transfer.data.annotations.label_subset import (draw_label_subset, read_label_subset, take_label_subset, title_of, write_label_subset)
 from moco_transfer.data.scenes import CLASSES, write_voc_scenes
 from moco_transfer.runtime.errors import InputError, MissingFileError
 

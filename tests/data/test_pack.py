@@ -18,14 +18,14 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from moco_transfer.cli.main import main
-from moco_transfer.data import pack as pack_module
-from moco_transfer.data.images import PathList, find_images
-from moco_transfer.data.pack import pack
-from moco_transfer.data.pack_reader import Pack, check_pack, open_pack
-from moco_transfer.data.packed import PackedImages
-from moco_transfer.data.samplers import EpochBatches
-from moco_transfer.data.sources import open_source
-from moco_transfer.data.two_views import Views, collate_views
+from moco_transfer.data.images import pack as pack_module
+from moco_transfer.data.images.folder import PathList, find_images
+from moco_transfer.data.images.pack import pack
+from moco_transfer.data.images.pack_reader import Pack, check_pack, open_pack
+from moco_transfer.data.images.packed import PackedImages
+from moco_transfer.data.batches.samplers import EpochBatches
+from moco_transfer.data.images.sources import open_source
+from moco_transfer.data.views.two_views import Views, collate_views
 from moco_transfer.runtime.errors import InputError, MissingFileError
 
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from moco_transfer.data import native
-from moco_transfer.data.decode import UNREADABLE, decode_pixels, read_rgb
-from moco_transfer.data.images import find_images
-from moco_transfer.data.two_views import Views
-from moco_transfer.data.view_batch import ViewMaker
+from moco_transfer.data.views import native
+from moco_transfer.data.images.decode import UNREADABLE, decode_pixels, read_rgb
+from moco_transfer.data.images.folder import find_images
+from moco_transfer.data.views.two_views import Views
+from moco_transfer.data.views.view_batch import ViewMaker
 from moco_transfer.runtime.seed import generator_at
 
 needs_it = pytest.mark.skipif(not native.decodes_parts(), reason="the decoder of parts was not built: libjpeg-turbo's headers are missing")

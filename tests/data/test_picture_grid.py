@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moco_transfer.data.picture_grid import CELL, GAP, LINES, Cell, Mark, PictureGrid, save_grid
+from moco_transfer.data.image_grid import (CELL, GAP, LINES, Cell, Mark, PictureGrid, save_grid)
 
 GREY = np.full((40, 80, 3), 100, np.uint8)  # twice as wide as high: drawn 160 x 320
 TALL = np.full((80, 40, 3), 50, np.uint8)

@@ -21,15 +21,15 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as F
 
-from moco_transfer.data import decode as decode_module
-from moco_transfer.data import native
-from moco_transfer.data.augmentation import RECIPES, ViewParameters, draw_parameters
-from moco_transfer.data.decode import BUFFER_BYTES, UNREADABLE, decode_pixels, read_rgb
-from moco_transfer.data.images import find_images
-from moco_transfer.data.loading import Loader, plan_batches
-from moco_transfer.data.samplers import EpochBatches
-from moco_transfer.data.two_views import Views, collate_views
-from moco_transfer.data.view_batch import ViewMaker, finish, resized_crop
+from moco_transfer.data.images import decode as decode_module
+from moco_transfer.data.views import native
+from moco_transfer.data.views.augmentation import RECIPES, ViewParameters, draw_parameters
+from moco_transfer.data.images.decode import (BUFFER_BYTES, UNREADABLE, decode_pixels, read_rgb)
+from moco_transfer.data.images.folder import find_images
+from moco_transfer.data.views.loading import Loader, plan_batches
+from moco_transfer.data.batches.samplers import EpochBatches
+from moco_transfer.data.views.two_views import Views, collate_views
+from moco_transfer.data.views.view_batch import ViewMaker, finish, resized_crop
 from moco_transfer.runtime.seed import derive_seed
 
 

@@ -29,13 +29,13 @@ import torch
 from PIL import Image
 from shard_tools import number_of, png, write_shards, write_tar
 
-from moco_transfer.data import shard_reader
-from moco_transfer.data.images import find_images
-from moco_transfer.data.loading import Loader, warn_of_another_order
-from moco_transfer.data.shard_count import INDEX_FILE, count_pictures
-from moco_transfer.data.shard_order import ShardBatches
-from moco_transfer.data.sources import open_source
-from moco_transfer.data.two_views import ViewMaker, Views
+from moco_transfer.data.images import shard_reader
+from moco_transfer.data.images.folder import find_images
+from moco_transfer.data.views.loading import Loader, warn_of_another_order
+from moco_transfer.data.images.shard_count import INDEX_FILE, count_pictures
+from moco_transfer.data.images.shard_order import ShardBatches
+from moco_transfer.data.images.sources import open_source
+from moco_transfer.data.views.two_views import ViewMaker, Views
 from moco_transfer.runtime.errors import InputError, MissingFileError
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("webdataset") is None, reason="webdataset is not installed (extra 'shards')")
@@ -111,7 +111,7 @@ def test_open_shards__numbers_are_kept_and_counted_again_when_a_shard_changes(tm
     index = json.loads((tmp_path / INDEX_FILE).read_text())
     assert [(entry["url"], entry["nsamples"]) for entry in index["shardlist"]] == [("train-000.tar", 3), ("train-001.tar", 5)]
     counted = []
-    from moco_transfer.data import shard_count
+    from moco_transfer.data.images import shard_count
 
     monkeypatch.setattr(shard_count, "count_pictures", lambda file: counted.append(file.name) or count_pictures(file))
     assert len(open_source(str(tmp_path))) == 8 and counted == []
@@ -130,7 +130,7 @@ def test_open_shards__classes(tmp_path):
 
 def test_open_shards__num_images_is_trusted_and_nothing_counted(tmp_path, monkeypatch):
     """What IG-1B's hundred thousand shards need; what differs is what docs/pictures.md says."""
-    from moco_transfer.data import shard_count
+    from moco_transfer.data.images import shard_count
 
     write_shards(tmp_path, [6] * 4, labels=True)
     counted = read(plan(open_source(str(tmp_path)), num_workers=2, epochs=2))
@@ -255,7 +255,7 @@ def test_workers__read_different_shards(tmp_path):
 
 def test_uneven_shards__read_again_and_said(tmp_path, caplog):
     """10 and 2 pictures for two workers: 3 iterations of 4; the small shard's worker comes round to it again."""
-    from moco_transfer.data.loading import describe_batches
+    from moco_transfer.data.views.loading import describe_batches
 
     source = open_source(str(write_shards(tmp_path, [10, 2])))
     batches = plan(source, num_workers=2, epochs=1)

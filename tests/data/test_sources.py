@@ -17,11 +17,11 @@ import pytest
 from PIL import Image
 
 from moco_transfer.config.pretrain_schema import LAYOUTS as SCHEMA_LAYOUTS
-from moco_transfer.data.cifar10 import CIFAR10_CLASSES, read_cifar10
-from moco_transfer.data.images import ImageFolder
-from moco_transfer.data.list_file import read_list_file
-from moco_transfer.data.packed import PackedImages, PixelImages
-from moco_transfer.data.sources import LAYOUTS, open_source
+from moco_transfer.data.images.cifar10 import CIFAR10_CLASSES, read_cifar10
+from moco_transfer.data.images.folder import ImageFolder
+from moco_transfer.data.images.list_file import read_list_file
+from moco_transfer.data.images.packed import PackedImages, PixelImages
+from moco_transfer.data.images.sources import LAYOUTS, open_source
 from moco_transfer.runtime.errors import InputError, MissingFileError
 
 

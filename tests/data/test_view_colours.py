@@ -13,9 +13,9 @@ import torch
 from PIL import Image, ImageFilter
 from torchvision.transforms import functional as F
 
-from moco_transfer.data import native, view_colours
-from moco_transfer.data.augmentation import RECIPES, ViewParameters, apply_reference, draw_parameters
-from moco_transfer.data.view_colours import blur_kernels, colour_row, finish_views
+from moco_transfer.data.views import native, view_colours
+from moco_transfer.data.views.augmentation import (RECIPES, ViewParameters, apply_reference, draw_parameters)
+from moco_transfer.data.views.view_colours import blur_kernels, colour_row, finish_views
 
 _ADJUST = {"brightness": F.adjust_brightness, "contrast": F.adjust_contrast, "saturation": F.adjust_saturation, "hue": F.adjust_hue}
 NO_CHANGE = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}

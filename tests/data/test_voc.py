@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from moco_transfer.data.voc import VOC_CLASSES, read_voc
+from moco_transfer.data.annotations.voc import VOC_CLASSES, read_voc
 from moco_transfer.runtime.errors import InputError, MissingFileError
 
 CLASSES = ("dog", "cat")

@@ -8,10 +8,10 @@ import pytest
 import torch
 from detectron2_numbers import box_masks
 
-from moco_transfer.data.builtin_datasets import DatasetSource
-from moco_transfer.data.catalog import DetectionDataset
-from moco_transfer.data.coco import CocoContents
-from moco_transfer.data.voc import VocContents
+from moco_transfer.data.annotations.builtin_datasets import DatasetSource
+from moco_transfer.data.annotations.catalog import DetectionDataset
+from moco_transfer.data.annotations.coco import CocoContents
+from moco_transfer.data.annotations.voc import VocContents
 
 SIZE = 100  # px, both sides of every picture
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moco_transfer.data.catalog import get_dataset, register_dataset
-from moco_transfer.data.picture_grid import CELL, GAP, LINES
+from moco_transfer.data.annotations.catalog import get_dataset, register_dataset
+from moco_transfer.data.image_grid import CELL, GAP, LINES
 from moco_transfer.evaluate.detection_sheet import draw_detection_sheet, first_pictures
 from moco_transfer.runtime.errors import InputError
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from random_detections import draw_set, integer_images
 
-from moco_transfer.data.catalog import get_dataset
+from moco_transfer.data.annotations.catalog import get_dataset
 from moco_transfer.evaluate.coco_eval import CocoEvaluator, evaluate_results
 from moco_transfer.evaluate.predictions import load_predictions
 from moco_transfer.evaluate.voc_eval import VocEvaluator

@@ -17,7 +17,7 @@ from pycocotools import mask as mask_api
 
 from moco_transfer.cli.main import main
 from moco_transfer.config import load_detection_config
-from moco_transfer.data.detection_transforms import TestMapper
+from moco_transfer.data.batches.transforms import TestMapper
 from moco_transfer.finetune import build_model, load_detector
 from moco_transfer.finetune.draw import class_colour, draw_detections
 from moco_transfer.finetune.predict import find_pictures

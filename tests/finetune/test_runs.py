@@ -19,8 +19,9 @@ import torchvision
 from moco_transfer.cli.main import main
 from moco_transfer.config import load_detection_config
 from moco_transfer.convert import convert_checkpoint
-from moco_transfer.data import catalog, register_dataset
-from moco_transfer.data.label_subset import LabelSubset, write_label_subset
+from moco_transfer.data.annotations import catalog
+from moco_transfer.data import register_dataset
+from moco_transfer.data.annotations.label_subset import LabelSubset, write_label_subset
 from moco_transfer.data.scenes import write_voc_scenes
 from moco_transfer.finetune import build
 from moco_transfer.finetune.build import finetune

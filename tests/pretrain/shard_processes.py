@@ -8,7 +8,7 @@ import torch
 from torch import distributed as dist
 
 from moco_transfer.config import load_pretrain_config
-from moco_transfer.data.loading import Loader
+from moco_transfer.data.views.loading import Loader
 from moco_transfer.pretrain.build import pretrain
 from moco_transfer.runtime.distributed import exit_process, stop_processes
 

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from moco_transfer.config import load_pretrain_config
-from moco_transfer.data import labelled, two_views
+from moco_transfer.data.images import labelled
+from moco_transfer.data.views import two_views
 from moco_transfer.runtime.checkpoint import load_checkpoint
 from moco_transfer.runtime.distributed import get_rank
 

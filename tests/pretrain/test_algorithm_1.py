@@ -17,7 +17,7 @@ from moco_transfer.pretrain.info_nce import info_nce
 from moco_transfer.pretrain.moco import MoCo
 from moco_transfer.pretrain.split_batch_norm import SplitBatchNorm2d
 
-from .algorithm_1 import IMAGES, LR, NUM_STEPS, Reference, assert_equal, build, images_of, permutation_of
+from .algorithm_1 import (IMAGES, LR, NUM_STEPS, Reference, assert_equal, build, images_of, permutation_of)
 from .two_processes import run_in_two_processes
 
 CASES = [(False, False), (True, False), (False, True), (True, True)]

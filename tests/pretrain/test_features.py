@@ -21,12 +21,12 @@ from PIL import Image
 from torch import nn
 from torchvision import transforms
 
-from moco_transfer.data.augmentation import centre_view
-from moco_transfer.data.cifar10 import CIFAR10_CLASSES
-from moco_transfer.data.images import find_images
-from moco_transfer.data.labelled import EvaluationView, LabelledBatches, find_labelled, protocol_resize
+from moco_transfer.data.views.augmentation import centre_view
+from moco_transfer.data.images.cifar10 import CIFAR10_CLASSES
+from moco_transfer.data.images.folder import find_images
+from moco_transfer.data.images.labelled import (EvaluationView, LabelledBatches, find_labelled, protocol_resize)
 from moco_transfer.pretrain.encoder_file import backbone_encoder, trained_encoder
-from moco_transfer.pretrain.encoders import build_encoder
+from moco_transfer.models.encoders import build_encoder
 from moco_transfer.pretrain.features import Precision, extract_features, trunk_of
 from moco_transfer.pretrain.linear import LinearProtocol
 from moco_transfer.pretrain.linear_run import LinearTask, evaluate_linear
@@ -95,7 +95,7 @@ def test_labelled_batches__decode_a_small_set_only_once(pictures, monkeypatch):
     folder, _ = find_labelled(pictures, pictures)
     batches = LabelledBatches(folder, VIEW, batch_size=4)
     first = list(batches("first"))
-    monkeypatch.setattr("moco_transfer.data.images.ImageFolder.read", None)  # a second decoding would fail
+    monkeypatch.setattr("moco_transfer.data.images.folder.ImageFolder.read", None)  # a second decoding would fail
     for a, b in zip(first, batches("second"), strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from moco_transfer.data.labelled import EvaluationView, find_labelled
+from moco_transfer.data.images.labelled import EvaluationView, find_labelled
 from moco_transfer.pretrain import linear
 from moco_transfer.pretrain.encoder_file import TrainedEncoder
-from moco_transfer.pretrain.encoders import build_encoder
+from moco_transfer.models.encoders import build_encoder
 from moco_transfer.pretrain.features import FeatureSet, Precision
 from moco_transfer.pretrain.linear import LinearProtocol, ShuffledBatches, accuracy_on, new_run, restore, train_classifier
 from moco_transfer.pretrain.linear_run import LinearTask, evaluate_linear

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from moco_transfer.data import native
+from moco_transfer.data.views import native
 from moco_transfer.pretrain.announce import announce_pipeline
 from moco_transfer.pretrain.meter import Meter, advice_when_starved
 from moco_transfer.runtime.distributed import max_over_processes

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from moco_transfer.pretrain.encoders import build_encoder, count_trunk_parameters
+from moco_transfer.models.encoders import build_encoder, count_trunk_parameters
 from moco_transfer.pretrain.moco import MoCo, contrastive_logits
 from moco_transfer.pretrain.queue import enqueue
 from moco_transfer.pretrain.split_batch_norm import SplitBatchNorm2d, num_groups

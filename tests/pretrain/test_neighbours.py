@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from moco_transfer.data.images import find_images
+from moco_transfer.data.images.folder import find_images
 from moco_transfer.data.scenes import write_pool
 from moco_transfer.pretrain.neighbours import draw_neighbours, draw_pool, nearest_neighbours, spread_queries
 from moco_transfer.runtime.errors import InputError

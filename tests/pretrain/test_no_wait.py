@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from moco_transfer.config import load_pretrain_config
-from moco_transfer.data.view_batch import _per_channel, normalize
+from moco_transfer.data.views.view_batch import _per_channel, normalize
 from moco_transfer.pretrain.build import build_run
 from moco_transfer.pretrain.build_data import plan_run
 from moco_transfer.pretrain.trainer import step

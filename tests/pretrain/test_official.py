@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from moco_transfer.pretrain.encoders import build_encoder
+from moco_transfer.models.encoders import build_encoder
 from moco_transfer.pretrain.info_nce import info_nce
 from moco_transfer.pretrain.moco import MoCo
 
-from .official_case import QUEUE_SIZE, VARIANTS, SmallNet, fill, run_steps
+from .official_case import (QUEUE_SIZE, VARIANTS, SmallNet, fill, run_steps)
 from .two_processes import run_in_two_processes
 
 OFFICIAL = json.loads((Path(__file__).parent / "fixtures" / "official_moco.json").read_text())

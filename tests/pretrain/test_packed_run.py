@@ -8,8 +8,8 @@ from __future__ import annotations
 import yaml
 
 from moco_transfer.config import load_pretrain_config
-from moco_transfer.data.images import find_images
-from moco_transfer.data.pack import pack
+from moco_transfer.data.images.folder import find_images
+from moco_transfer.data.images.pack import pack
 from moco_transfer.data.scenes import write_pool
 from moco_transfer.pretrain.build import pretrain
 from moco_transfer.runtime.checkpoint import load_checkpoint

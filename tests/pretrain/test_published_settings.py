@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 from moco_transfer.config import available, load_pretrain_config
-from moco_transfer.data.augmentation import RECIPES
+from moco_transfer.data.views.augmentation import RECIPES
 from moco_transfer.pretrain.build import PATIENCE, _learning_rate, _watch
 from moco_transfer.pretrain.schedule import effective_lr
 

@@ -24,7 +24,7 @@ from moco_transfer.runtime.checkpoint import load_checkpoint
 from moco_transfer.runtime.errors import InputError, MissingFileError
 from moco_transfer.runtime.log import set_up_logging
 
-from .small_runs import EncoderWithoutBN, assert_same_state, config, last_state, rows_of, training_pictures_end
+from .small_runs import (EncoderWithoutBN, assert_same_state, config, last_state, rows_of, training_pictures_end)
 from .two_processes import run_in_two_processes
 
 

@@ -9,7 +9,7 @@ import math
 
 import pytest
 
-from moco_transfer.data.samplers import EpochBatches
+from moco_transfer.data.batches.samplers import EpochBatches
 from moco_transfer.pretrain.schedule import LearningRate, cosine_factor, effective_lr, exponential_factor, step_factor
 from moco_transfer.runtime.errors import InputError
 

@@ -16,7 +16,7 @@ import torch
 from moco_transfer.cli.main import main
 from moco_transfer.config import load_pretrain_config
 from moco_transfer.data.scenes import write_pool
-from moco_transfer.data.shard_count import INDEX_FILE
+from moco_transfer.data.images.shard_count import INDEX_FILE
 from moco_transfer.pretrain import build
 from moco_transfer.pretrain.build import pretrain
 

@@ -20,16 +20,7 @@ from moco_transfer.data.scenes import write_pool
 from moco_transfer.pretrain import build, knn, trainer
 from moco_transfer.pretrain.build import pretrain
 
-from .small_runs import (
-    SmallEncoder,
-    assert_same_state,
-    config,
-    labelled_pictures_end,
-    last_state,
-    rows_of,
-    training_pictures_end,
-    words,
-)
+from .small_runs import (SmallEncoder, assert_same_state, config, labelled_pictures_end, last_state, rows_of, training_pictures_end, words)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from moco_transfer.data.augmentation import RECIPES, ViewParameters, apply_reference, draw_parameters
-from moco_transfer.data.images import find_images
-from moco_transfer.data.two_views import Views, collate_views, normalize
+from moco_transfer.data.views.augmentation import (RECIPES, ViewParameters, apply_reference, draw_parameters)
+from moco_transfer.data.images.folder import find_images
+from moco_transfer.data.views.two_views import Views, collate_views, normalize
 from moco_transfer.runtime.errors import InputError, MissingFileError
 
 

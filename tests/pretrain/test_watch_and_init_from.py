@@ -11,7 +11,7 @@ import math
 import pytest
 import torch
 
-from moco_transfer.pretrain.encoders import build_encoder
+from moco_transfer.models.encoders import build_encoder
 from moco_transfer.pretrain.init_from import start_from
 from moco_transfer.pretrain.measures import Watch, describe_contrast
 from moco_transfer.pretrain.moco import MoCo

@@ -14,7 +14,7 @@ import math
 import pytest
 
 from moco_transfer.report import build_tables, read_runs, render_markdown
-from moco_transfer.report.plots import figure_name
+from moco_transfer.report.html.plots import figure_name
 
 FULL = {"AP50": 1.0, "AP75": 1.0}
 

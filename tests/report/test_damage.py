@@ -14,8 +14,8 @@ import json
 import pytest
 
 from moco_transfer.report import build_tables, read_runs, render_csv, render_latex, render_markdown
-from moco_transfer.report.page import render_page
-from moco_transfer.report.plots import breakdown, figure_bytes, figure_name, learning_curves
+from moco_transfer.report.html.page import render_page
+from moco_transfer.report.html.plots import (breakdown, figure_bytes, figure_name, learning_curves)
 from moco_transfer.report.pretraining import find_pretraining
 
 NUMBERS = (7, -1, 0, 1e308, 10**400, float("nan"), float("inf"))

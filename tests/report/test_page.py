@@ -13,9 +13,9 @@ from html.parser import HTMLParser
 import pytest
 
 from moco_transfer.report import build_tables, read_runs
-from moco_transfer.report.page import embed_picture, render_page
-from moco_transfer.report.page_svg import inline_svg, swatch
-from moco_transfer.report.plots import STYLES, figure_name
+from moco_transfer.report.html.page import embed_picture, render_page
+from moco_transfer.report.html.page_svg import inline_svg, swatch
+from moco_transfer.report.html.plots import STYLES, figure_name
 from moco_transfer.report.pretraining import find_pretraining
 
 _VOID = {"meta", "link", "img", "path", "use", "br"}

@@ -13,7 +13,7 @@ import shutil
 import pytest
 
 from moco_transfer.report import build_tables, read_runs
-from moco_transfer.report.page import render_page
+from moco_transfer.report.html.page import render_page
 from moco_transfer.report.pretraining import find_pretraining
 
 pytestmark = pytest.mark.slow

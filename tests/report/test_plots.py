@@ -22,8 +22,8 @@ from matplotlib.colors import to_rgb
 from moco_transfer.cli import report
 from moco_transfer.report import build_tables, read_runs
 from moco_transfer.report.curves import bin_means, loss_curve, mean_curve, metric_curve
-from moco_transfer.report.page_svg import swatch
-from moco_transfer.report.plots import breakdown, figure_bytes, figure_name, learning_curves, row_styles
+from moco_transfer.report.html.page_svg import swatch
+from moco_transfer.report.html.plots import (breakdown, figure_bytes, figure_name, learning_curves, row_styles)
 
 
 def _log(folder, *rows):

@@ -11,7 +11,7 @@ import json
 import pytest
 
 from moco_transfer.report import read_runs
-from moco_transfer.report.plots import figure_bytes
+from moco_transfer.report.html.plots import figure_bytes
 from moco_transfer.report.pretraining import find_pretraining, pretraining_curves, pretraining_panels
 
 MOCO = {"loss": 5.0, "chance": 5.5, "contrast_acc1": 20.0, "cos_positive": 0.8, "cos_negative": 0.1, "feature_spread": 0.9, "lr": 0.1}

@@ -24,8 +24,8 @@ from detectron2.utils.events import EventStorage
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
-from moco_transfer.data.catalog import DetectionDataset
-from moco_transfer.data.label_subset import PartOfDataset
+from moco_transfer.data.annotations.catalog import DetectionDataset
+from moco_transfer.data.annotations.label_subset import PartOfDataset
 from moco_transfer.finetune.detectron2_engine.build import to_detectron2
 from moco_transfer.finetune.detectron2_engine.datasets import add_datasets
 from moco_transfer.finetune.detectron2_engine.processes import join_local_group

@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDetectionEvaluator
 from detectron2.structures import BoxMode
 
-from moco_transfer.data.catalog import DetectionDataset, dataset_names, get_dataset
+from moco_transfer.data.annotations.catalog import DetectionDataset, dataset_names, get_dataset
 from moco_transfer.runtime.errors import InputError
 
 _EVALUATOR_TYPES = {"voc": "pascal_voc", "coco": "coco"}  # Detectron2's words

@@ -10,8 +10,8 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
-from moco_transfer.data.catalog import DetectionDataset
-from moco_transfer.data.detection_loader import test_loader, train_loader
+from moco_transfer.data.annotations.catalog import DetectionDataset
+from moco_transfer.data.batches.loader import test_loader, train_loader
 from moco_transfer.finetune.build_data import inference_mapper, training_data, training_mapper
 from moco_transfer.finetune.engine import Batches, Engine
 from moco_transfer.finetune.torchvision_engine.build import build_learning_rate, build_model, build_optimizer

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from moco_transfer.config import load_detection_config
 from moco_transfer.data import register_dataset
-from moco_transfer.data.catalog import datasets_root, get_dataset
-from moco_transfer.data.voc import VOC_CLASSES
+from moco_transfer.data.annotations.catalog import datasets_root, get_dataset
+from moco_transfer.data.annotations.voc import VOC_CLASSES
 from moco_transfer.finetune.build import finetune
 
 FEW = 3  # test pictures

@@ -93,8 +93,8 @@ def test_state_dict__keys_and_shapes_equal_the_embedded_engines(name):
 
 
 def test_engine__trains_on_the_label_subset_alone(tmp_path):
-    from moco_transfer.data.catalog import get_dataset
-    from moco_transfer.data.label_subset import draw_label_subset, take_label_subset
+    from moco_transfer.data.annotations.catalog import get_dataset
+    from moco_transfer.data.annotations.label_subset import draw_label_subset, take_label_subset
     from moco_transfer.data.scenes import CLASSES, write_voc_scenes
     from moco_transfer.finetune.detectron2_engine.build_run import Detectron2Engine
 
@@ -132,7 +132,7 @@ def test_datasets__ours_are_in_detectron2s_catalogues(scenes):
     from detectron2.evaluation import PascalVOCDetectionEvaluator
     from detectron2.structures import BoxMode
 
-    from moco_transfer.data.catalog import get_dataset
+    from moco_transfer.data.annotations.catalog import get_dataset
     from moco_transfer.finetune.detectron2_engine import add_datasets, build_evaluator
 
     names = tuple((scenes / "classes.txt").read_text().split())

@@ -10,7 +10,7 @@ from detectron2.utils import comm
 from torch import distributed as dist
 
 from moco_transfer.config import load_detection_config
-from moco_transfer.data.catalog import parse_dataset_flag
+from moco_transfer.data.annotations.catalog import parse_dataset_flag
 from moco_transfer.finetune import build
 from moco_transfer.runtime.distributed import exit_process, stop_processes
 

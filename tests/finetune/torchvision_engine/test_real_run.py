@@ -55,7 +55,7 @@ def test_detectron2s_checkpoint__evaluates_here_to_the_same_ap(trained, shared_d
     from detectron2.utils.events import EventStorage
     from make_detectron2_fixtures import as_detectron2
 
-    from moco_transfer.data.catalog import get_dataset
+    from moco_transfer.data.annotations.catalog import get_dataset
     from moco_transfer.finetune.build_data import training_data
 
     folder, checkpoint = trained

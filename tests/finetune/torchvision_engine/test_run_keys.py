@@ -16,7 +16,7 @@ from PIL import Image
 
 from moco_transfer.config import available, load_detection_config
 from moco_transfer.config.detection_schema import DETECTION_DEFAULTS
-from moco_transfer.data.detection_transforms import TestMapper
+from moco_transfer.data.batches.transforms import TestMapper
 from moco_transfer.finetune.build import finetune
 from moco_transfer.finetune.torchvision_engine.build_run import TorchvisionEngine
 from moco_transfer.runtime.errors import InputError

@@ -1,0 +1,1 @@
+"""Annotated data sets: COCO and VOC readers, the catalogue, checks, label subsets."""

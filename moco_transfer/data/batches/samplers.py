@@ -1,0 +1,93 @@
+"""The order of a pre-training run, as a function of the seed and the place in it.
+
+Epoch e visits the pictures in a permutation drawn from (seed, e); iteration i takes the i-th slice of BATCH_SIZE_TOTAL of it, and a
+process takes its part of the slice. So the pictures of an iteration do not depend on how many processes there are, a run
+resumes in the middle of an epoch, and the last, partial batch of an epoch is left out (as in the official code).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch.utils.data import Sampler
+
+from ...runtime.errors import InputError
+from ...runtime.seed import generator_at
+
+
+def check_batch_size(batch_size_total: int, *, num_images: int, world_size: int) -> None:
+    """Refuse a batch that does not divide among the processes or is larger than the data.
+
+    Raises:
+        InputError: In either case.
+    """
+    if batch_size_total % world_size:
+        raise InputError(
+            f"DATA.BATCH_SIZE_TOTAL {batch_size_total} does not divide among {world_size} processes. "
+            f"Use {batch_size_total // world_size * world_size or world_size} or {(batch_size_total // world_size + 1) * world_size}."
+        )
+    if num_images < batch_size_total:
+        raise InputError(
+            f"The data folder holds {num_images} pictures, less than one batch of {batch_size_total}. "
+            f"Set DATA.BATCH_SIZE_TOTAL to at most {num_images}, or add pictures."
+        )
+
+
+class EpochBatches(Sampler[list[tuple[int, int]]]):
+    """All batches of a run from ``start_iteration`` on, as lists of (epoch, index).
+
+    Args:
+        num_images: Pictures in the folder.
+        batch_size_total: Images per iteration over all processes.
+        epochs: Length of the run.
+        seed: The run's seed.
+        rank: This process.
+        world_size: Number of processes.
+        start_iteration: Iterations already finished.
+
+    Attributes:
+        iterations_per_epoch: Whole batches in the data.
+        max_iterations: Iterations of the whole run, the finished ones included.
+
+    Raises:
+        InputError: If a batch does not divide among the processes, or the folder holds less than one batch.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        *,
+        batch_size_total: int,
+        epochs: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        start_iteration: int = 0,
+    ) -> None:
+        check_batch_size(batch_size_total, num_images=num_images, world_size=world_size)
+        self.num_images = num_images
+        self.batch_size_total = batch_size_total
+        self.batch_size_per_rank = batch_size_total // world_size
+        self.iterations_per_epoch = num_images // batch_size_total
+        self.max_iterations = epochs * self.iterations_per_epoch
+        self.seed = seed
+        self.rank = rank
+        self.start_iteration = start_iteration
+
+    @property
+    def order(self) -> dict[str, int]:
+        """What the order depends on beside the seed and the batch: nothing."""
+        return {}
+
+    def __len__(self) -> int:
+        return max(0, self.max_iterations - self.start_iteration)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        iteration = self.start_iteration
+        while iteration < self.max_iterations:
+            epoch, step = divmod(iteration, self.iterations_per_epoch)
+            order = generator_at(self.seed, "order", epoch).permutation(self.num_images)
+            for step_in_epoch in range(step, self.iterations_per_epoch):
+                start = step_in_epoch * self.batch_size_total + self.rank * self.batch_size_per_rank
+                yield [(epoch, int(i)) for i in order[start : start + self.batch_size_per_rank]]
+                iteration += 1

@@ -1,0 +1,194 @@
+"""Labelled pictures as evaluation sees them: one centred view each, in the order of their names, without augmentation."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ...runtime.distributed import get_rank, get_world_size, is_main_process
+from ...runtime.errors import InputError, MissingFileError
+from ..views.augmentation import centre_view
+from .cifar10 import looks_like_cifar10, read_cifar10
+from .decode import Region
+from .folder import UNREADABLE
+from ..views.loading import end_quietly_when_told
+from .shard_index import ShardSet
+from .sources import IndexedPictures, open_source
+
+logger = logging.getLogger(__name__)
+
+_KEEP_BYTES = 2**29  # decoded views up to this size stay in memory: CIFAR-10 is 0.18 GB, ImageNet's training set 190 GB
+
+UNREADABLE_LABEL = -1
+"""Label of a picture that could not be decoded; its view is black and must not be used."""
+
+
+@dataclass(frozen=True)
+class EvaluationView:
+    """How a picture becomes the network's input in evaluation.
+
+    Attributes:
+        size: Side, px.
+        resize: Shorter side before the centre crop, px.
+        mean, std: Of the pixels, RGB, 0-255.
+    """
+
+    size: int
+    resize: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def protocol_resize(size: int) -> int:
+    """Return the shorter side, px, from which a view of ``size`` px is cut in the linear protocol: 256 for 224."""
+    return round(size * 256 / 224)
+
+
+@dataclass(frozen=True)
+class LabelledPictures:
+    """A source of pictures (see ``sources.py``) with its classes numbered as another one's are.
+
+    Attributes:
+        source: Where the pictures are.
+        labels: int64 (number of pictures,), numbers in ``class_names``.
+        class_names: The classes.
+    """
+
+    source: IndexedPictures
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def name(self, index: int) -> str:
+        """Return the path of picture ``index``."""
+        return self.source.name(index)
+
+    def read(self, index: int) -> Image.Image:
+        """Decode picture ``index`` to RGB."""
+        return self.source.read(index)
+
+    def decode(self, index: int, buffer: np.ndarray | None = None, region: Region | None = None) -> np.ndarray:
+        """Decode picture ``index`` as ``decode.decode_pixels``."""
+        return self.source.decode(index, buffer, region)
+
+
+def find_labelled(train: str | os.PathLike[str], test: str | os.PathLike[str]) -> tuple[LabelledPictures, LabelledPictures]:
+    """Find two sets of labelled pictures that have the same classes.
+
+    Args:
+        train: Class folders, a list file with labels, or CIFAR-10 (of which the training pictures are taken): what a classifier learns from.
+        test: The same (of CIFAR-10 the test pictures): what it is asked about. Its classes are numbered as those of ``train``.
+
+    Raises:
+        MissingFileError: If one does not exist.
+        InputError: If one has no classes, or ``test`` has a class that ``train`` lacks.
+    """
+    known, asked = _open_labelled(train, "train"), _open_labelled(test, "test")
+    unknown = sorted(set(asked.class_names) - set(known.class_names))
+    if unknown:
+        raise InputError(
+            f"{test} has {len(unknown)} classes that {train} lacks, the first is {unknown[0]!r} "
+            f"(there: {', '.join(known.class_names[:5])}, …). Give pictures of the same classes."
+        )
+    number = np.array([known.class_names.index(name) for name in asked.class_names], np.int64)
+    return known, LabelledPictures(asked.source, number[asked.labels], known.class_names)
+
+
+def _open_labelled(root: str | os.PathLike[str], split: str) -> LabelledPictures:
+    root = os.fspath(root)
+    if not os.path.exists(root):
+        raise MissingFileError(f"{root} does not exist. Give a folder of class folders, a list file with labels, or CIFAR-10.")
+    source = read_cifar10(root, split=split) if looks_like_cifar10(root) else open_source(root)
+    if isinstance(source, ShardSet):
+        raise InputError(f"{root} holds tar shards, which are read as a stream. Unpack the labelled pictures into class folders.")
+    if len(source.class_names) < 2:
+        raise InputError(f"{root}: expected pictures of at least two classes, found {len(source.class_names)}: {source.describe()}.")
+    return LabelledPictures(source, source.labels, source.class_names)
+
+
+class CentreViews(Dataset):
+    """The centred views of labelled pictures; item i is (uint8 (3, size, size) RGB, label, i).
+
+    A picture that cannot be decoded is logged with its path and has the label :data:`UNREADABLE_LABEL`.
+
+    Args:
+        pictures: The pictures.
+        view: Size of the view.
+    """
+
+    def __init__(self, pictures: LabelledPictures, view: EvaluationView) -> None:
+        self.pictures = pictures
+        self.view = view
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+        try:
+            pixels = centre_view(self.pictures.read(index), size=self.view.size, resize=self.view.resize)
+        except UNREADABLE as error:
+            logger.warning("skipped unreadable picture %s (%s)", self.pictures.name(index), error)
+            return torch.zeros(3, self.view.size, self.view.size, dtype=torch.uint8), UNREADABLE_LABEL, index
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), int(self.pictures.labels[index]), index
+
+
+class LabelledBatches:
+    """This process's share of labelled pictures in batches, as often as asked; small sets are decoded only once.
+
+    Every ``world_size``-th picture belongs to this process.
+
+    Args:
+        pictures: The pictures.
+        view: Size of the view.
+        batch_size: Pictures per batch.
+        num_workers: Data workers.
+
+    Raises:
+        InputError: If there are fewer pictures than processes.
+    """
+
+    def __init__(self, pictures: LabelledPictures, view: EvaluationView, *, batch_size: int = 512, num_workers: int = 0) -> None:
+        if len(pictures) < get_world_size():
+            raise InputError(f"{len(pictures)} pictures are fewer than the {get_world_size()} processes. Start fewer processes.")
+        self.pictures = pictures
+        self.view = view
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._reading: Iterator[tuple[Tensor, Tensor, Tensor]] = iter(())
+
+    def __call__(self, description: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield (views uint8 (B, 3, size, size), labels int64 (B,), indices int64 (B,)), with a progress bar."""
+        own = range(get_rank(), len(self.pictures), get_world_size())
+        self._reading = iter(self._kept or self._loader(own))  # held here for the reason that loading.Loader gives
+        keep = not self._kept and len(own) * 3 * self.view.size**2 <= _KEEP_BYTES
+        kept = []
+        shown = {"desc": description, "unit": "batch", "leave": False, "total": -(-len(own) // self.batch_size)}
+        for batch in tqdm(self._reading, **shown, disable=None if is_main_process() else True):
+            if keep:
+                kept.append(tuple(part.clone() for part in batch))  # a copy: workers' tensors hold a file descriptor each
+            yield tuple(batch)
+        self._reading = iter(())
+        if keep:
+            self._kept = kept
+
+    def _loader(self, own: range) -> DataLoader:
+        return DataLoader(
+            CentreViews(self.pictures, self.view),
+            batch_size=self.batch_size,
+            sampler=own,
+            num_workers=self.num_workers,
+            worker_init_fn=end_quietly_when_told if self.num_workers else None,
+            generator=torch.Generator(),  # the workers' seeds must not move the run's own random numbers
+        )

@@ -1,0 +1,105 @@
+"""The views of pictures in tar shards: what ``two_views.Views`` is for pictures that can be read in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain, islice
+from typing import Any
+
+import numpy as np
+from torch.utils.data import IterableDataset, get_worker_info
+
+from ...runtime.errors import InputError
+from ...runtime.seed import generator_at
+from ..images.decode import UNREADABLE
+from ..images.shard_order import Block, ShardBatches
+from ..images.shard_reader import ShardPicture, read_stream
+from .two_views import ATTEMPTS
+from .view_batch import ViewBatch, ViewMaker
+
+
+class ShardViews(IterableDataset):
+    """This worker's batches of a run, each as :meth:`~moco_transfer.data.view_batch.ViewBatch.finished` returns it.
+
+    Views are a function of (seed, epoch, index), the picture's number in the whole set, and of how often the epoch has come round to the
+    picture. One that cannot be decoded is replaced by the next of its block that can be, so that a batch keeps its size; what follows
+    stays as it would have been. A worker holds ``shuffle_buffer`` encoded pictures.
+
+    A problem with a shard arrives as a batch {"error": sentence}: an exception would reach the main process with a traceback in it.
+
+    Args:
+        batches: The order of the run.
+        make_views: From pictures to views.
+    """
+
+    def __init__(self, batches: ShardBatches, make_views: ViewMaker) -> None:
+        self.batches = batches
+        self.make_views = make_views
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = get_worker_info()
+        first = self.batches.start_iteration + (worker.id if worker else 0)
+        stream = first % self.batches.num_streams
+        try:
+            candidates, buffer = self._candidates(stream, first), self.make_views.new_buffer()
+            for _ in self.batches.iterations_of(stream, first, self.batches.max_iterations):
+                batch = ViewBatch(self.make_views, self.batches.batch_size_per_rank)
+                for place in range(batch.count):
+                    self._fill(batch, place, *next(candidates), buffer)
+                yield batch.finished()
+        except InputError as error:
+            yield {"error": str(error)}
+
+    def _candidates(self, stream: int, start: int) -> Iterator[tuple[int, Iterator[ShardPicture]]]:
+        """Yield, for each place of the run from ``start`` on, the epoch and the picture to take, with what replaces it behind it."""
+        waiting = _blocks(self.batches, stream, start)
+        block, used = next(waiting, (None, 0))
+        while block is not None:
+            block.fill(1.0)
+            following, following_used = next(waiting, (None, 0))
+            order = self.batches.order_in(block.block, stream)
+            for turn, place in enumerate(order):
+                if following is not None:  # read on while there is time, so that the next block need not be waited for
+                    following.fill((turn + 1) / len(order))
+                if turn >= used:
+                    candidates = chain((block.pictures[i] for i in order[turn:]), following.pictures if following else ())
+                    yield block.block.epoch, candidates
+                block.pictures[place] = None
+            block, used = following, following_used
+
+    def _fill(self, batch: ViewBatch, place: int, epoch: int, candidates: Iterator[ShardPicture], buffer: np.ndarray | None) -> None:
+        """Write the views of the first candidate, or of the first after it that can be decoded."""
+        rng = None
+        for candidate in islice(candidates, ATTEMPTS):
+            index = self.batches.shards.index(candidate.shard, candidate.position)
+            if rng is None:
+                rng = generator_at(self.batches.seed, "views", epoch, index, *([candidate.again] if candidate.again else []))
+            try:
+                drawn = self.make_views.decode(candidate.data, rng, buffer)
+            except UNREADABLE:
+                batch.unreadable.append(candidate.name)
+                continue
+            batch.fill(place, drawn, label=candidate.label, index=index)
+            return
+        batch.given_up += 1
+
+
+class _FilledBlock:
+    """A block and as many of its pictures as have been read."""
+
+    def __init__(self, block: Block, reader: Iterator[ShardPicture]) -> None:
+        self.block = block
+        self.pictures: list[ShardPicture | None] = []
+        self._reader = reader
+
+    def fill(self, share: float) -> None:
+        while len(self.pictures) < share * self.block.size:
+            self.pictures.append(next(self._reader))
+
+
+def _blocks(batches: ShardBatches, stream: int, start: int) -> Iterator[tuple[_FilledBlock, int]]:
+    epoch, reader = -1, iter(())
+    for block, used in batches.blocks(stream, start):
+        if block.epoch != epoch:
+            epoch, reader = block.epoch, read_stream(batches, stream, block.epoch, skip=block.start)
+        yield _FilledBlock(block, reader), used

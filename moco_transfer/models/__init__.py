@@ -1,0 +1,1 @@
+"""Every ResNet of the project: builders, tensor names and shapes, pixel statistics."""
