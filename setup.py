@@ -1,4 +1,6 @@
-"""Packaging of moco-transfer; tool settings are in pyproject.toml, tested versions in constraints.txt."""
+"""Packaging of moco-transfer; tool settings are in pyproject.toml, tested versions in
+constraints.txt.
+"""
 
 import re
 from pathlib import Path
@@ -6,21 +8,32 @@ from pathlib import Path
 from setuptools import Extension, find_packages, setup
 
 HERE = Path(__file__).resolve().parent
-VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "moco_transfer" / "__init__.py").read_text(encoding="utf-8")).group(1)
+VERSION = re.search(
+    r'__version__ = "(.+?)"', (HERE / "moco_transfer" / "__init__.py").read_text(encoding="utf-8")
+).group(1)
 
 CONFIGS = "moco_transfer.configs"
 
-# Plain C without Python's headers, loaded through ctypes (moco_transfer/data/views/native.py). Optional: where there is no compiler the
-# installation goes on, and torch's operators do the same more slowly.
+# Plain C without Python's headers, loaded through ctypes (moco_transfer/data/views/native.py).
+# Optional: where there is no compiler the installation goes on, and torch's operators do the same
+# more slowly.
 VIEW_KERNELS = Extension(
     "moco_transfer.data.views.view_kernels",
     sources=["moco_transfer/data/views/view_kernels.c"],
-    extra_compile_args=["-O3", "-fno-wrapv", "-fno-math-errno", "-fno-trapping-math", "-ffinite-math-only", "-fno-signed-zeros"],
+    extra_compile_args=[
+        "-O3",
+        "-fno-wrapv",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-ffinite-math-only",
+        "-fno-signed-zeros",
+    ],
     libraries=["m"],
     optional=True,
 )
 
-# The same way, where libjpeg-turbo's headers are: decodes no more of a JPEG than the crops need. Without, all of it is decoded.
+# The same way, where libjpeg-turbo's headers are: decodes no more of a JPEG than the crops need.
+# Without, all of it is decoded.
 PARTIAL_JPEG = Extension(
     "moco_transfer.data.views.partial_jpeg",
     sources=["moco_transfer/data/views/partial_jpeg.c"],
@@ -32,13 +45,22 @@ PARTIAL_JPEG = Extension(
 setup(
     name="moco-transfer",
     version=VERSION,
-    description="MoCo pre-training and its transfer to detection and segmentation, compared with supervised and random initialisation",
+    description=(
+        "MoCo pre-training and its transfer to detection and segmentation, compared with supervised"
+        " and random initialisation"
+    ),
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    # configs/ stands at the top of the tree, and inside the package in a wheel (moco_transfer.config.path finds both).
-    packages=[*find_packages(include=["moco_transfer", "moco_transfer.*"]), CONFIGS, f"{CONFIGS}.pretrain", f"{CONFIGS}.detection"],
+    # configs/ stands at the top of the tree, and inside the package in a wheel
+    # (moco_transfer.config.path finds both).
+    packages=[
+        *find_packages(include=["moco_transfer", "moco_transfer.*"]),
+        CONFIGS,
+        f"{CONFIGS}.pretrain",
+        f"{CONFIGS}.detection",
+    ],
     package_dir={"moco_transfer": "moco_transfer", CONFIGS: "configs"},
     package_data={
         f"{CONFIGS}.pretrain": ["*.yaml"],
@@ -67,7 +89,8 @@ setup(
         "safetensors>=0.4",
     ],
     extras_require={
-        # selenium drives an installed Chromium (Debian: chromium, chromium-driver); its tests skip where there is none.
+        # selenium drives an installed Chromium (Debian: chromium, chromium-driver); its tests skip
+        # where there is none.
         "test": ["pytest>=8", "ruff>=0.6", "selenium>=4.20", "submitit>=1.5", "webdataset>=0.2.86"],
         "browser": ["selenium>=4.20"],
         "shards": ["webdataset>=0.2.86"],
@@ -76,5 +99,8 @@ setup(
         "lvis": ["lvis>=0.5.3"],
     },
     entry_points={"console_scripts": ["moco-transfer = moco_transfer.cli.main:main"]},
-    classifiers=["License :: OSI Approved :: Apache Software License", "Programming Language :: Python :: 3"],
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3",
+    ],
 )

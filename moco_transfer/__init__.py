@@ -2,7 +2,8 @@
 
 The four steps talk only through files, so each one runs, and is tested, alone:
 
-    pretrain --checkpoint.pth--> convert --backbone.pkl--> fine-tune --results.json--> report --table, plots-->
+    pretrain --checkpoint.pth--> convert --backbone.pkl--> fine-tune --results.json--> report
+    --table, plots-->
 """
 
 __version__ = "0.1.0"

@@ -23,7 +23,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             lacks["gpu"] = "no CUDA device"
     for item in items:
         for marker, reason in lacks.items():
-            if item.get_closest_marker(marker):  # not item.keywords, which hold the ids of parameters too
+            if item.get_closest_marker(
+                marker
+            ):  # not item.keywords, which hold the ids of parameters too
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
@@ -35,8 +37,13 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Folder with real pictures (coco/, VOC2007/, VOC2012/, BCCD/, imagenet-sample/): beside the source tree, or MOCO_TRANSFER_TEST_DATA."""
+    """Folder with real pictures (coco/, VOC2007/, VOC2012/, BCCD/, imagenet-sample/): beside the
+    source tree, or MOCO_TRANSFER_TEST_DATA.
+    """
     folder = Path(os.environ.get("MOCO_TRANSFER_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
     if not (folder / "coco").is_dir():
-        pytest.skip("no real pictures at ../shared/data (set MOCO_TRANSFER_TEST_DATA to a folder that has them)")
+        pytest.skip(
+            "no real pictures at ../shared/data (set MOCO_TRANSFER_TEST_DATA to a folder that has"
+            " them)"
+        )
     return folder.resolve()

@@ -1,6 +1,7 @@
 """Who may import whom inside the package: design section 3, enforced by walking every import.
 
-Went red under: importing moco_transfer.pretrain in finetune/build.py; importing torch at the top of report/aggregate.py;
+Went red under: importing moco_transfer.pretrain in finetune/build.py; importing torch at the top of
+    report/aggregate.py;
 importing torchvision.ops in convert.
 """
 
@@ -13,7 +14,9 @@ import pytest
 
 ALLOWED = {
     "runtime": set(),
-    "config": {"runtime"},  # for the errors alone; see test_layering__config_takes_only_errors_from_runtime
+    "config": {
+        "runtime"
+    },  # for the errors alone; see test_layering__config_takes_only_errors_from_runtime
     "data": {"runtime"},
     "convert": {"runtime"},
     "evaluate": {"data", "runtime"},
@@ -21,7 +24,17 @@ ALLOWED = {
     "finetune": {"runtime", "config", "data", "convert", "evaluate"},
     "report": {"evaluate", "runtime"},  # metric names and errors alone
     "benchmark": {"runtime", "config", "data", "finetune", "report"},
-    "cli": {"benchmark", "runtime", "config", "data", "convert", "evaluate", "pretrain", "finetune", "report"},
+    "cli": {
+        "benchmark",
+        "runtime",
+        "config",
+        "data",
+        "convert",
+        "evaluate",
+        "pretrain",
+        "finetune",
+        "report",
+    },
 }
 
 
@@ -57,7 +70,12 @@ def test_layering__packages_import_only_what_the_design_allows(all_imports):
         mine = file.parts[0]
         for name in imports:
             parts = name.split(".")
-            if parts[0] == "moco_transfer" and len(parts) > 1 and parts[1] in ALLOWED and parts[1] not in ALLOWED[mine] | {mine}:
+            if (
+                parts[0] == "moco_transfer"
+                and len(parts) > 1
+                and parts[1] in ALLOWED
+                and parts[1] not in ALLOWED[mine] | {mine}
+            ):
                 wrong.append(f"{file} imports {name}")
     assert not wrong, wrong
 
@@ -69,10 +87,18 @@ def test_layering__every_package_has_a_rule(repository):
 
 @pytest.mark.parametrize("package", ["config", "report"])
 def test_layering__config_and_report_take_only_light_modules_from_runtime(all_imports, package):
-    light = ("moco_transfer.runtime.errors", "moco_transfer.runtime.files", "moco_transfer.evaluate.metric_names")
+    light = (
+        "moco_transfer.runtime.errors",
+        "moco_transfer.runtime.files",
+        "moco_transfer.evaluate.metric_names",
+    )
     for file, imports in all_imports.items():
         if file.parts[0] == package:
-            theirs = [n for n in imports if n.startswith(("moco_transfer.runtime", "moco_transfer.evaluate"))]
+            theirs = [
+                n
+                for n in imports
+                if n.startswith(("moco_transfer.runtime", "moco_transfer.evaluate"))
+            ]
             assert all(n.startswith(light) for n in theirs), f"{file}: {theirs}"
             assert not [n for n in imports if n.split(".")[0] in ("torch", "torchvision")], file
 
@@ -80,7 +106,11 @@ def test_layering__config_and_report_take_only_light_modules_from_runtime(all_im
 def test_layering__detection_operators_stay_in_their_engine(all_imports):
     for file, imports in all_imports.items():
         if file.parts[:2] != ("finetune", "torchvision_engine"):
-            assert not [n for n in imports if n.startswith(("torchvision.ops", "torchvision.models.detection"))], file
+            assert not [
+                n
+                for n in imports
+                if n.startswith(("torchvision.ops", "torchvision.models.detection"))
+            ], file
         if file.parts[:2] != ("finetune", "detectron2_engine"):
             assert not [n for n in imports if n.split(".")[0] == "detectron2"], file
 
@@ -94,8 +124,16 @@ def test_layering__engines_do_not_see_each_other(all_imports):
 
 
 def test_layering__only_build_files_read_a_config(all_imports):
-    # A CfgNode enters a step in build.py; results.py hashes it whole and scaling.py returns it, without unpacking it into parts.
-    builds = {"build.py", "build_bench.py", "build_data.py", "build_detector.py", "build_run.py", "build_start.py"}
+    # A CfgNode enters a step in build.py; results.py hashes it whole and scaling.py returns it,
+    # without unpacking it into parts.
+    builds = {
+        "build.py",
+        "build_bench.py",
+        "build_data.py",
+        "build_detector.py",
+        "build_run.py",
+        "build_start.py",
+    }
     allowed = builds | {"results.py", "scaling.py", "lint.py"}
     for file, imports in all_imports.items():
         if file.parts[0] not in ("config", "cli") and file.name not in allowed:

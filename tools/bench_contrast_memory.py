@@ -1,11 +1,13 @@
 #!/usr/bin/env python
-"""Peak memory of MoCo's step beyond its encoder, in copies of the (N, 1 + K) logits, beside the published way of writing it.
+"""Peak memory of MoCo's step beyond its encoder, in copies of the (N, 1 + K) logits, beside the
+published way of writing it.
 
     python tools/bench_contrast_memory.py [--batch 256] [--queue-size 65536]
 
-The encoder is one linear layer, so what is measured is the contrast: logits, softmax, gradients, and copies of the queue. On Linux
-the peak is the kernel's own (VmHWM, reset before each measurement); tensors of this size are mapped and unmapped one by one. The last
-line is JSON.
+The encoder is one linear layer, so what is measured is the contrast: logits, softmax, gradients,
+    and copies of the queue. On Linux
+the peak is the kernel's own (VmHWM, reset before each measurement); tensors of this size are mapped
+and unmapped one by one. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -75,14 +77,19 @@ def peak_of(step, model: MoCo, x: torch.Tensor) -> float:
 
 def main() -> None:
     """Measure both, print a table and a JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batch", type=int, default=256, metavar="N")
     parser.add_argument("--queue-size", type=int, default=65536, metavar="K")
     args = parser.parse_args()
     model = MoCo(LinearEncoder, queue_size=args.queue_size)
     x = torch.randn(args.batch, 16)
     logits_mb = args.batch * (1 + args.queue_size) * 4 / MB
-    print(f"one copy of the logits ({args.batch}, 1 + {args.queue_size}) in float32: {logits_mb:.1f} MB")
+    print(
+        f"one copy of the logits ({args.batch}, 1 + {args.queue_size}) in float32:"
+        f" {logits_mb:.1f} MB"
+    )
     row = {"logits_mb": round(logits_mb, 1)}
     for name, step in (("ours", our_step), ("plain", plain_step)):
         peak = peak_of(step, model, x)

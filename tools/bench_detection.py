@@ -1,12 +1,15 @@
 #!/usr/bin/env python
-"""Training step and inference of the embedded engine beside Detectron2's: ``python tools/bench_detection.py``; needs Detectron2.
+"""Training step and inference of the embedded engine beside Detectron2's: ``python
+tools/bench_detection.py``; needs Detectron2.
 
-Each engine and precision runs in a process of its own, so that its memory is its own; the processes take turns, one step each, on
-the same weights, pictures and random draws, so that a busy machine slows all of them alike. Beside seconds of the clock stand those
-of the process on all its cores, which other work disturbs less, least of all with ``OMP_NUM_THREADS=1``. Detectron2 is measured in
-float32, and under autocast to bfloat16 too. Peak memory is the process's on a CPU, and that of its tensors with ``BENCH_DEVICE=cuda``.
-Prints a line for each measurement and a table with how many times Detectron2's speed and what part of its peak memory ours is; the last
-line is JSON with the same.
+Each engine and precision runs in a process of its own, so that its memory is its own; the processes
+take turns, one step each, on the same weights, pictures and random draws, so that a busy machine
+slows all of them alike. Beside seconds of the clock stand those of the process on all its cores,
+which other work disturbs less, least of all with ``OMP_NUM_THREADS=1``. Detectron2 is measured in
+float32, and under autocast to bfloat16 too. Peak memory is the process's on a CPU, and that of its
+tensors with ``BENCH_DEVICE=cuda``. Prints a line for each measurement and a table with how many
+times Detectron2's speed and what part of its peak memory ours is; the last line is JSON with the
+same.
 """
 
 from __future__ import annotations
@@ -21,11 +24,14 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a source tree without installation
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent.parent)
+)  # runs from a source tree without installation
 
 MODELS = {"r50_c4": "pascal_voc_R_50_C4_24k", "mask_r50_fpn": "coco_R_50_FPN_1x"}
 ENGINES = ("detectron2", "ours", "detectron2-bf16", "ours-bf16")
-# One process: synchronised BN is BN, and Detectron2's SyncBN does not run on a CPU. The lr leaves the weights as they are.
+# One process: synchronised BN is BN, and Detectron2's SyncBN does not run on a CPU. The lr leaves
+# the weights as they are.
 OVERRIDES = ["MODEL.RESNETS.NORM", "BN", "MODEL.FPN.NORM", "BN", "SOLVER.BASE_LR", "1e-9"]
 
 
@@ -38,7 +44,9 @@ def load_config(model: str):
 
 
 def draw_weights(model: str) -> dict:
-    """Return the weights that all engines take: initial ones, with BN statistics and scores spread so that objects are found."""
+    """Return the weights that all engines take: initial ones, with BN statistics and scores spread
+    so that objects are found.
+    """
     import torch
 
     from moco_transfer.finetune.torchvision_engine.build import build_model
@@ -66,7 +74,9 @@ def draw_pictures(count: int, height: int, width: int, num_classes: int) -> list
     records = []
     for _ in range(count):
         coarse = rng.integers(0, 256, (3, height // 16 + 1, width // 16 + 1), dtype=np.uint8)
-        picture = np.kron(coarse, np.ones((16, 16), np.uint8))[:, :height, :width].astype(np.float32)
+        picture = np.kron(coarse, np.ones((16, 16), np.uint8))[:, :height, :width].astype(
+            np.float32
+        )
         sizes = rng.uniform(24, [width / 2, height / 2], (8, 2))
         corners = rng.uniform(0, [width, height] - sizes)
         boxes = np.concatenate([corners, corners + sizes], axis=1)
@@ -79,7 +89,9 @@ def draw_pictures(count: int, height: int, width: int, num_classes: int) -> list
                 "width": width,
                 "gt_boxes": torch.from_numpy(boxes).float(),
                 "gt_classes": torch.from_numpy(rng.integers(0, num_classes, 8)),
-                "gt_masks": [[np.array([x0, y0, x1, y0, x1, y1, x0, y1])] for x0, y0, x1, y1 in boxes],
+                "gt_masks": [
+                    [np.array([x0, y0, x1, y0, x1, y1, x0, y1])] for x0, y0, x1, y1 in boxes
+                ],
             }
         )
     return records
@@ -123,7 +135,9 @@ class Detectron2:
 
             def __init__(self, cfg, input_shape):
                 super().__init__(cfg, input_shape)
-                self.res5.add_module("norm", get_norm(cfg.MODEL.RESNETS.NORM, self.res5[-1].out_channels))
+                self.res5.add_module(
+                    "norm", get_norm(cfg.MODEL.RESNETS.NORM, self.res5[-1].out_channels)
+                )
 
         if Res5ROIHeadsExtraNorm.__name__ not in ROI_HEADS_REGISTRY:
             ROI_HEADS_REGISTRY.register(Res5ROIHeadsExtraNorm)
@@ -145,7 +159,10 @@ class Detectron2:
     def detect(self, records: list[dict]) -> int:
         """Return the number of detections."""
         keys = ("image", "height", "width")
-        return sum(len(output["instances"]) for output in self.model([{key: r[key] for key in keys} for r in records]))
+        return sum(
+            len(output["instances"])
+            for output in self.model([{key: r[key] for key in keys} for r in records])
+        )
 
     @staticmethod
     def _with_instances(record: dict) -> dict:
@@ -155,7 +172,12 @@ class Detectron2:
         instances.gt_boxes = Boxes(record["gt_boxes"].clone())
         instances.gt_classes = record["gt_classes"].clone()
         instances.gt_masks = PolygonMasks(record["gt_masks"])
-        return {"image": record["image"], "height": record["height"], "width": record["width"], "instances": instances}
+        return {
+            "image": record["image"],
+            "height": record["height"],
+            "width": record["width"],
+            "instances": instances,
+        }
 
 
 def memory_mb(field: str) -> float:
@@ -176,7 +198,9 @@ def forget_peak(device: str) -> None:
 
 
 def peak_mb(device: str) -> float:
-    """Return the most memory held at once since ``forget_peak``: tensors on a GPU, else the whole process."""
+    """Return the most memory held at once since ``forget_peak``: tensors on a GPU, else the whole
+    process.
+    """
     if device == "cuda":
         import torch
 
@@ -185,7 +209,9 @@ def peak_mb(device: str) -> float:
 
 
 def step(engine: Ours | Detectron2, task: str, records: list[dict], dtype) -> dict:
-    """Do one training step on all records, or inference on the first; return seconds and what came out."""
+    """Do one training step on all records, or inference on the first; return seconds and what came
+    out.
+    """
     import torch
 
     device = next(engine.model.parameters()).device.type
@@ -206,8 +232,17 @@ def step(engine: Ours | Detectron2, task: str, records: list[dict], dtype) -> di
         engine.optimizer.step()
     if device == "cuda":
         torch.cuda.synchronize()
-    out = {"losses": {name: loss.item() for name, loss in losses.items()}} if task == "train" else {"detections": found}
-    return {"sec": time.perf_counter() - start, "cpu_sec": time.process_time() - own, "peak_mb": peak_mb(device), **out}
+    out = (
+        {"losses": {name: loss.item() for name, loss in losses.items()}}
+        if task == "train"
+        else {"detections": found}
+    )
+    return {
+        "sec": time.perf_counter() - start,
+        "cpu_sec": time.process_time() - own,
+        "peak_mb": peak_mb(device),
+        **out,
+    }
 
 
 def work(model: str, engine: str, folder: Path) -> None:
@@ -230,10 +265,15 @@ def work(model: str, engine: str, folder: Path) -> None:
 
 
 def measure(model: str, args: argparse.Namespace, folder: Path) -> dict[str, dict[str, list[dict]]]:
-    """Return for each engine and task the replies to its steps; the first, which warms up, is left out."""
+    """Return for each engine and task the replies to its steps; the first, which warms up, is left
+    out.
+    """
     command = [sys.executable, __file__, "--worker", str(folder), "--models", model, "--engines"]
     workers = {
-        engine: subprocess.Popen([*command, engine], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for engine in args.engines
+        engine: subprocess.Popen(
+            [*command, engine], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for engine in args.engines
     }
     replies: dict[str, dict[str, list[dict]]] = {engine: {} for engine in args.engines}
     for task in args.tasks:
@@ -242,7 +282,11 @@ def measure(model: str, args: argparse.Namespace, folder: Path) -> dict[str, dic
                 worker.stdin.write(f"{task}\n")
                 worker.stdin.flush()
                 reply = json.loads(worker.stdout.readline())
-                print(f"{model} {task} {engine} #{number} load {os.getloadavg()[0]:.1f}: {json.dumps(reply)}", flush=True)
+                print(
+                    f"{model} {task} {engine} #{number} load {os.getloadavg()[0]:.1f}:"
+                    f" {json.dumps(reply)}",
+                    flush=True,
+                )
                 if number and "error" not in reply:
                     replies[engine].setdefault(task, []).append(reply)
     for worker in workers.values():
@@ -254,20 +298,34 @@ def measure(model: str, args: argparse.Namespace, folder: Path) -> dict[str, dic
 def summarise(model: str, replies: dict[str, dict[str, list[dict]]]) -> list[dict]:
     """Print a line for each engine and task, and return them.
 
-    A line has the median seconds and the peak memory; ours also how many times Detectron2's speed it has (more is better) and what part of
-    Detectron2's peak memory it takes (1 is equal, less is better), beside Detectron2 in float32 and under autocast.
+    A line has the median seconds and the peak memory; ours also how many times Detectron2's speed
+    it has (more is better) and what part of Detectron2's peak memory it takes (1 is equal, less is
+    better), beside Detectron2 in float32 and under autocast.
     """
     rows = []
     for task in dict.fromkeys(task for tasks in replies.values() for task in tasks):
-        seconds = {engine: [r["sec"] for r in tasks[task]] for engine, tasks in replies.items() if task in tasks}
+        seconds = {
+            engine: [r["sec"] for r in tasks[task]]
+            for engine, tasks in replies.items()
+            if task in tasks
+        }
         peaks = {engine: max(r["peak_mb"] for r in replies[engine][task]) for engine in seconds}
         for engine, values in seconds.items():
-            row = {"model": model, "task": task, "engine": engine, "sec": round(statistics.median(values), 3)}
+            row = {
+                "model": model,
+                "task": task,
+                "engine": engine,
+                "sec": round(statistics.median(values), 3),
+            }
             row["sec_min"], row["peak_mb"] = round(min(values), 3), round(peaks[engine])
-            row["cpu_sec"] = round(statistics.median(r["cpu_sec"] for r in replies[engine][task]), 3)
+            row["cpu_sec"] = round(
+                statistics.median(r["cpu_sec"] for r in replies[engine][task]), 3
+            )
             for other in ("detectron2", "detectron2-bf16"):
                 if other in seconds and not engine.startswith("detectron2"):
-                    ratios = [theirs / own for theirs, own in zip(seconds[other], values, strict=True)]
+                    ratios = [
+                        theirs / own for theirs, own in zip(seconds[other], values, strict=True)
+                    ]
                     row[f"times_{other}"] = round(statistics.median(ratios), 2)
                     row[f"memory_of_{other}"] = round(peaks[engine] / peaks[other], 3)
             print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
@@ -277,13 +335,29 @@ def summarise(model: str, replies: dict[str, dict[str, list[dict]]]) -> list[dic
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
-    parser.add_argument("--tasks", nargs="+", choices=("train", "infer"), default=["train", "infer"])
-    parser.add_argument("--repeats", type=int, default=3, help="steps of each engine and task that count (default: 3)")
-    parser.add_argument("--batch", type=int, default=2, help="pictures in a training step (default: 2); inference takes one")
-    parser.add_argument("--size", type=int, nargs=2, default=[480, 640], metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument(
+        "--tasks", nargs="+", choices=("train", "infer"), default=["train", "infer"]
+    )
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=3,
+        help="steps of each engine and task that count (default: 3)",
+    )
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=2,
+        help="pictures in a training step (default: 2); inference takes one",
+    )
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=[480, 640], metavar=("HEIGHT", "WIDTH")
+    )
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -294,10 +368,17 @@ def main() -> None:
     for model in args.models:
         with tempfile.TemporaryDirectory() as folder:
             torch.save(draw_weights(model), Path(folder) / "weights.pth")
-            records = draw_pictures(args.batch, *args.size, load_config(model).MODEL.ROI_HEADS.NUM_CLASSES)
+            records = draw_pictures(
+                args.batch, *args.size, load_config(model).MODEL.ROI_HEADS.NUM_CLASSES
+            )
             torch.save(records, Path(folder) / "pictures.pth")
             rows += summarise(model, measure(model, args, Path(folder)))
-    machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "load_before": load, "load_after": os.getloadavg()[0]}
+    machine = {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "load_before": load,
+        "load_after": os.getloadavg()[0],
+    }
     print(json.dumps({"rows": rows, "size": args.size, "batch": args.batch, **machine}))
 
 

@@ -1,10 +1,12 @@
 #!/usr/bin/env python
-"""Time of evaluating a test set: VOC beside Detectron2's evaluator, COCO beside pycocotools: ``python tools/bench_evaluate.py``.
+"""Time of evaluating a test set: VOC beside Detectron2's evaluator, COCO beside pycocotools:
+``python tools/bench_evaluate.py``.
 
-Draws a test set of the size of VOC 2007's (4,952 pictures, 20 classes) and one of COCO's (5,000 pictures, 80 classes) with detections
-that are shifted objects, duplicates and false ones. Each evaluator reads the same files and takes the same detections; the time is
-all from reading the annotations to the numbers, which must agree. Prints seconds of wall clock and of this process; the last line
-is JSON. Without Detectron2 or faster-coco-eval that half is left out, and said so.
+Draws a test set of the size of VOC 2007's (4,952 pictures, 20 classes) and one of COCO's (5,000
+pictures, 80 classes) with detections that are shifted objects, duplicates and false ones. Each
+evaluator reads the same files and takes the same detections; the time is all from reading the
+annotations to the numbers, which must agree. Prints seconds of wall clock and of this process; the
+last line is JSON. Without Detectron2 or faster-coco-eval that half is left out, and said so.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a source tree without installation
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent.parent)
+)  # runs from a source tree without installation
 
 import numpy as np
 import torch
@@ -29,22 +33,38 @@ import torch
 SIDE = 500  # px, both sides of every picture
 
 
-def draw_set(num_images: int, num_classes: int, objects_per_image: int, detections_per_image: int) -> tuple[list, list]:
-    """Return for each picture its objects (classes (G,), boxes (G, 4) whole px, 0-based corners) and a model's output."""
+def draw_set(
+    num_images: int, num_classes: int, objects_per_image: int, detections_per_image: int
+) -> tuple[list, list]:
+    """Return for each picture its objects (classes (G,), boxes (G, 4) whole px, 0-based corners)
+    and a model's output.
+    """
     rng = np.random.default_rng(0)
     truth, outputs = [], []
     for _ in range(num_images):
         count = int(rng.integers(1, 2 * objects_per_image))
         corners, sizes = rng.integers(0, SIDE - 210, (count, 2)), rng.integers(12, 200, (count, 2))
-        boxes, classes = np.concatenate([corners, corners + sizes], axis=1), rng.integers(0, num_classes, count)
+        boxes, classes = (
+            np.concatenate([corners, corners + sizes], axis=1),
+            rng.integers(0, num_classes, count),
+        )
         source = rng.integers(0, count, detections_per_image)
-        found = boxes[source] + rng.normal(0, rng.choice([1, 6, 40], (detections_per_image, 1)), (detections_per_image, 4))
-        found = np.concatenate([np.minimum(found[:, :2], found[:, 2:] - 1), found[:, 2:]], axis=1).clip(0, SIDE)
+        found = boxes[source] + rng.normal(
+            0, rng.choice([1, 6, 40], (detections_per_image, 1)), (detections_per_image, 4)
+        )
+        found = np.concatenate(
+            [np.minimum(found[:, :2], found[:, 2:] - 1), found[:, 2:]], axis=1
+        ).clip(0, SIDE)
         wrong = rng.random(detections_per_image) < 0.2
         guesses = np.where(wrong, rng.integers(0, num_classes), classes[source])
         output = {"boxes": found, "scores": rng.random(detections_per_image), "classes": guesses}
         truth.append((classes, boxes))
-        outputs.append({name: torch.from_numpy(np.asarray(v, np.int64 if name == "classes" else np.float32)) for name, v in output.items()})
+        outputs.append(
+            {
+                name: torch.from_numpy(np.asarray(v, np.int64 if name == "classes" else np.float32))
+                for name, v in output.items()
+            }
+        )
     return truth, outputs
 
 
@@ -56,14 +76,23 @@ def timed(work: Callable[[], dict]) -> tuple[dict, float, float]:
     return result, time.perf_counter() - wall, time.process_time() - own
 
 
-def compare(name: str, ours: Callable[[], dict], theirs: Callable[[], dict], tolerance: float) -> dict:
+def compare(
+    name: str, ours: Callable[[], dict], theirs: Callable[[], dict], tolerance: float
+) -> dict:
     """Run both, print a line, and fail where the numbers differ."""
     our, our_wall, our_cpu = timed(ours)
     their, their_wall, their_cpu = timed(theirs)
     worst = max(abs(our[key] - their[key]) for key in ("AP", "AP50", "AP75"))
-    row = {"name": name, "ours_sec": our_wall, "theirs_sec": their_wall, "times": their_wall / our_wall}
+    row = {
+        "name": name,
+        "ours_sec": our_wall,
+        "theirs_sec": their_wall,
+        "times": their_wall / our_wall,
+    }
     row |= {"ours_cpu_sec": our_cpu, "theirs_cpu_sec": their_cpu, "times_cpu": their_cpu / our_cpu}
-    row = {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()} | {"largest_difference": worst, "AP": our["AP"]}
+    row = {
+        key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()
+    } | {"largest_difference": worst, "AP": our["AP"]}
     print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
     if worst > tolerance:
         raise SystemExit(f"{name}: the numbers differ by {worst}: {our} against {their}")
@@ -83,7 +112,9 @@ def write_voc(folder: Path, truth: list, class_names: list[str]) -> list[str]:
             for number, (c, (x0, y0, x1, y1)) in enumerate(zip(classes, boxes, strict=True))
         )
         size = f"<size><width>{SIDE}</width><height>{SIDE}</height><depth>3</depth></size>"
-        (folder / f"Annotations/{image_id}.xml").write_text(f"<annotation><filename>{image_id}.jpg</filename>{size}{objects}</annotation>")
+        (folder / f"Annotations/{image_id}.xml").write_text(
+            f"<annotation><filename>{image_id}.jpg</filename>{size}{objects}</annotation>"
+        )
         (folder / f"JPEGImages/{image_id}.jpg").touch()
     return ids
 
@@ -101,11 +132,19 @@ def bench_voc(folder: Path, num_images: int) -> dict:
     class_names = [f"class{number}" for number in range(20)]
     truth, outputs = draw_set(num_images, 20, 3, 25)
     ids = write_voc(folder, truth, class_names)
-    register_dataset("bench_voc", "voc", root=str(folder), split="test", class_names=class_names, year=2007)
-    MetadataCatalog.get("bench_voc").set(dirname=str(folder), split="test", year=2007, thing_classes=class_names)
+    register_dataset(
+        "bench_voc", "voc", root=str(folder), split="test", class_names=class_names, year=2007
+    )
+    MetadataCatalog.get("bench_voc").set(
+        dirname=str(folder), split="test", year=2007, thing_classes=class_names
+    )
     instances = []
     for output in outputs:
-        fields = {"pred_boxes": Boxes(output["boxes"]), "scores": output["scores"], "pred_classes": output["classes"]}
+        fields = {
+            "pred_boxes": Boxes(output["boxes"]),
+            "scores": output["scores"],
+            "pred_classes": output["classes"],
+        }
         instances.append({"instances": Instances((SIDE, SIDE), **fields)})
 
     def run(evaluator, found: list) -> dict:
@@ -131,14 +170,20 @@ def bench_coco(folder: Path, num_images: int) -> dict:
     truth, outputs = draw_set(num_images, 80, 7, 50)
     images, annotations = [], []
     for number, (classes, boxes) in enumerate(truth, start=1):
-        images.append({"id": number, "file_name": f"{number:012d}.jpg", "height": SIDE, "width": SIDE})
+        images.append(
+            {"id": number, "file_name": f"{number:012d}.jpg", "height": SIDE, "width": SIDE}
+        )
         (folder / images[-1]["file_name"]).touch()
         for c, (x0, y0, x1, y1) in zip(classes.tolist(), boxes.tolist(), strict=True):
             box = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0}
-            annotations.append({"id": len(annotations) + 1, "image_id": number, "category_id": c + 1, **box})
+            annotations.append(
+                {"id": len(annotations) + 1, "image_id": number, "category_id": c + 1, **box}
+            )
     categories = [{"id": number, "name": f"class{number}"} for number in range(1, 81)]
     json_file = folder / "truth.json"
-    json_file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    json_file.write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": categories})
+    )
     register_dataset("bench_coco", "coco", json_file=str(json_file), image_root=str(folder))
     dataset = get_dataset("bench_coco")
 
@@ -150,18 +195,36 @@ def bench_coco(folder: Path, num_images: int) -> dict:
 
     fast, slow = filled("faster-coco-eval"), filled("pycocotools")
     return compare(
-        f"COCO, {num_images} pictures, 80 classes, beside pycocotools", lambda: fast.evaluate()["bbox"], lambda: slow.evaluate()["bbox"], 1e-9
+        f"COCO, {num_images} pictures, 80 classes, beside pycocotools",
+        lambda: fast.evaluate()["bbox"],
+        lambda: slow.evaluate()["bbox"],
+        1e-9,
     )
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--voc-images", type=int, default=4952, help="pictures of the VOC set (default: 4952), 0 for none")
-    parser.add_argument("--coco-images", type=int, default=5000, help="pictures of the COCO set (default: 5000), 0 for none")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--voc-images",
+        type=int,
+        default=4952,
+        help="pictures of the VOC set (default: 4952), 0 for none",
+    )
+    parser.add_argument(
+        "--coco-images",
+        type=int,
+        default=5000,
+        help="pictures of the COCO set (default: 5000), 0 for none",
+    )
     args = parser.parse_args()
     rows = []
-    halves = (("detectron2", bench_voc, args.voc_images), ("faster_coco_eval", bench_coco, args.coco_images))
+    halves = (
+        ("detectron2", bench_voc, args.voc_images),
+        ("faster_coco_eval", bench_coco, args.coco_images),
+    )
     for needs, bench, num_images in halves:
         if not num_images:
             continue

@@ -1,13 +1,15 @@
 #!/usr/bin/env python
-"""Time of the two-view input pipeline on one core, beside the published chain: python tools/bench_pipeline.py --data FOLDER.
+"""Time of the two-view input pipeline on one core, beside the published chain: python
+tools/bench_pipeline.py --data FOLDER.
 
 Reference: the official code's chain for MoCo v2, written the plain way: PIL decodes once, two
-independent torchvision transforms (tools/bench_published.py), normalised float tensors. Ours, with the same recipe:
-    cpu     files to two normalised float tensors on the CPU
+independent torchvision transforms (tools/bench_published.py), normalised float tensors. Ours, with
+    the same recipe: cpu     files to two normalised float tensors on the CPU
     worker  files to two uint8 crops in the batch: what a data worker does, and what feeds a GPU
-    cache   the same from a raw cache (shorter side 256, `moco-transfer pack --as raw`), which is written to a temporary folder first
-Ours and the reference alternate; each is the median over --repeats passes over --pictures pictures. The last line is JSON: ms per
-picture, and how many times faster than the reference each is.
+    cache   the same from a raw cache (shorter side 256, `moco-transfer pack --as raw`), which is
+    written to a temporary folder first
+Ours and the reference alternate; each is the median over --repeats passes over --pictures pictures.
+The last line is JSON: ms per picture, and how many times faster than the reference each is.
 """
 
 from __future__ import annotations
@@ -30,10 +32,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench_published import MEAN, STD, published_chain  # noqa: E402
 
-from moco_transfer.data.views import native  # noqa: E402
 from moco_transfer.data.images.folder import ImageFolder, find_images  # noqa: E402
 from moco_transfer.data.images.pack import pack  # noqa: E402
 from moco_transfer.data.images.pack_reader import open_pack  # noqa: E402
+from moco_transfer.data.views import native  # noqa: E402
 from moco_transfer.data.views.two_views import Views  # noqa: E402
 from moco_transfer.data.views.view_batch import finish  # noqa: E402
 
@@ -63,7 +65,9 @@ def run_ours(views: Views, places: list[int], epoch: int, *, to_float: bool) -> 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True, metavar="FOLDER")
     parser.add_argument("--pictures", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=7)
@@ -73,7 +77,13 @@ def main() -> None:
     folder = find_images(args.data)
     places = [i % len(folder) for i in range(args.pictures)]
     chain = published_chain(args.size)
-    settings = {"recipe": "v2", "size": args.size, "crop_scale": (0.2, 1.0), "seed": 0, "pipeline": "fast"}
+    settings = {
+        "recipe": "v2",
+        "size": args.size,
+        "crop_scale": (0.2, 1.0),
+        "seed": 0,
+        "pipeline": "fast",
+    }
     with tempfile.TemporaryDirectory() as temporary:
         pack(folder, temporary, form="raw")
         from_files, from_cache = Views(folder, **settings), Views(open_pack(temporary), **settings)
@@ -92,14 +102,27 @@ def main() -> None:
                 way(repeat)
                 taken[name].append(1000 * (time.perf_counter() - since) / len(places))
     median = {name: statistics.median(values) for name, values in taken.items()}
-    print(f"{len(set(places))} pictures of {folder.root}, {args.size} px, one core, medians of {args.repeats}, compiled loops: {native.available()}")
+    print(
+        f"{len(set(places))} pictures of {folder.root}, {args.size} px, one core, medians of"
+        f" {args.repeats}, compiled loops: {native.available()}"
+    )
     print("               ms/picture   pictures/s   lowest  highest   times the reference")
     for name, value in median.items():
         low, high = min(taken[name]), max(taken[name])
-        print(f"{name:12} {value:12.3f} {1000 / value:12.0f} {low:8.3f} {high:8.3f} {median['reference'] / value:12.2f}")
+        print(
+            f"{name:12} {value:12.3f} {1000 / value:12.0f} {low:8.3f} {high:8.3f}"
+            f" {median['reference'] / value:12.2f}"
+        )
     row = {f"ms_{name}": round(value, 4) for name, value in median.items()}
-    row |= {f"ratio_{name}": round(median["reference"] / median[name], 3) for name in ("cpu", "worker", "cache")}
-    print(json.dumps(row | {"native": native.available(), "pictures": len(places), "repeats": args.repeats}))
+    row |= {
+        f"ratio_{name}": round(median["reference"] / median[name], 3)
+        for name in ("cpu", "worker", "cache")
+    }
+    print(
+        json.dumps(
+            row | {"native": native.available(), "pictures": len(places), "repeats": args.repeats}
+        )
+    )
 
 
 if __name__ == "__main__":

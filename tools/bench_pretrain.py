@@ -1,16 +1,21 @@
 #!/usr/bin/env python
-"""Pre-training end to end, pictures included, beside the published chain and step: python tools/bench_pretrain.py --data FOLDER.
+"""Pre-training end to end, pictures included, beside the published chain and step: python
+tools/bench_pretrain.py --data FOLDER.
 
-ResNet-18, 96 px, batch 64, K = 256 (configs/pretrain/moco_v2_R_18_96px.yaml), bf16, on two cores; ours loads in the training process
-(--our-workers 0, the faster choice on a CPU). The published way is tools/bench_published.py: torchvision's transforms on PIL pictures, the
-paper's algorithm in float32; it is tried with each number of workers in --workers, and the fastest stands for it.
+ResNet-18, 96 px, batch 64, K = 256 (configs/pretrain/moco_v2_R_18_96px.yaml), bf16, on two cores;
+ours loads in the training process (--our-workers 0, the faster choice on a CPU). The published way
+is tools/bench_published.py: torchvision's transforms on PIL pictures, the paper's algorithm in
+float32; it is tried with each number of workers in --workers, and the fastest stands for it.
 
-The ways take turns, each in a process of its own, because ours changes how its process keeps freed memory (runtime/memory.py). A turn takes
---iterations iterations after two that are not counted, for which workers start and fill their queues; at its end the workers are gone, so that
-nothing of one way runs during another's turn. Numbers are medians over --repeats turns. A quiet machine takes
-four minutes. The last line is JSON: `ratio`, and for each way seconds of a turn, images/s, and seconds of CPU time, workers included (with
-other programs on the cores, the CPU time says more than the clock; but OpenMP's threads wait for one another by spinning).
-On a CUDA GPU: --arch resnet50 --size 224 --batch 256 --queue-size 65536 --device cuda --workers 16 --our-workers 16 --iterations 50;
+The ways take turns, each in a process of its own, because ours changes how its process keeps freed
+memory (runtime/memory.py). A turn takes --iterations iterations after two that are not counted, for
+which workers start and fill their queues; at its end the workers are gone, so that nothing of one
+way runs during another's turn. Numbers are medians over --repeats turns. A quiet machine takes four
+minutes. The last line is JSON: `ratio`, and for each way seconds of a turn, images/s, and seconds
+    of CPU time, workers included (with other programs on the cores, the CPU time says more than the
+    clock; but OpenMP's threads wait for one another by spinning).
+On a CUDA GPU: --arch resnet50 --size 224 --batch 256 --queue-size 65536 --device cuda --workers 16
+    --our-workers 16 --iterations 50;
 --what ours leaves the published way out; DATA.DECODE device at the end decodes on the GPU.
 """
 
@@ -46,11 +51,15 @@ from moco_transfer.pretrain.trainer import step  # noqa: E402
 from moco_transfer.runtime.memory import keep_freed_memory  # noqa: E402
 
 _UNCOUNTED = 2  # iterations at the start of a turn
-_TRIAL = 6  # iterations of a turn in which the published way's numbers of workers are compared, three turns each
+# iterations of a turn in which the published way's numbers of workers are compared, three turns
+# each
+_TRIAL = 6
 
 
 class Turn(NamedTuple):
-    """What a turn took, seconds: by the clock, of it waiting for pictures, and of CPU time in this process and its data workers."""
+    """What a turn took, seconds: by the clock, of it waiting for pictures, and of CPU time in this
+    process and its data workers.
+    """
 
     taken: float
     waited: float
@@ -72,18 +81,32 @@ class TwoCrops(Dataset):
 
 
 def cpu_seconds(workers: list[Any]) -> float:
-    """Return the CPU time that this process and these data workers have used, s; the workers' where /proc tells it."""
+    """Return the CPU time that this process and these data workers have used, s; the workers' where
+    /proc tells it.
+    """
     total = time.process_time()
     for worker in workers:
         try:
-            fields = Path(f"/proc/{worker.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+            fields = (
+                Path(f"/proc/{worker.pid}/stat")
+                .read_text(encoding="utf-8")
+                .rpartition(")")[2]
+                .split()
+            )
         except OSError:
             continue
         total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return total
 
 
-def take_turn(batches: Iterator[Any], take_step: Callable[[Any], Any], workers: list[Any], *, iterations: int, device: torch.device) -> Turn:
+def take_turn(
+    batches: Iterator[Any],
+    take_step: Callable[[Any], Any],
+    workers: list[Any],
+    *,
+    iterations: int,
+    device: torch.device,
+) -> Turn:
     """Take a turn's iterations and return what they took."""
     for _ in range(_UNCOUNTED):
         take_step(next(batches))
@@ -113,11 +136,26 @@ class Published:
     def turn(self, num_workers: int, iterations: int) -> Turn:
         """Take a turn with so many data workers, which start before it and end with it."""
         cuda, batch = self.device.type == "cuda", self.args.batch
-        order = RandomSampler(self.views, num_samples=batch * (iterations + _UNCOUNTED))  # no picture is prepared that no turn asks for
-        loader = DataLoader(self.views, batch, sampler=order, num_workers=num_workers, drop_last=True, pin_memory=cuda)
+        order = RandomSampler(
+            self.views, num_samples=batch * (iterations + _UNCOUNTED)
+        )  # no picture is prepared that no turn asks for
+        loader = DataLoader(
+            self.views,
+            batch,
+            sampler=order,
+            num_workers=num_workers,
+            drop_last=True,
+            pin_memory=cuda,
+        )
         iterator = iter(loader)
         try:
-            return take_turn(iterator, self._take, getattr(iterator, "_workers", []), iterations=iterations, device=self.device)
+            return take_turn(
+                iterator,
+                self._take,
+                getattr(iterator, "_workers", []),
+                iterations=iterations,
+                device=self.device,
+            )
         finally:
             if num_workers:
                 iterator._shutdown_workers()
@@ -134,19 +172,43 @@ class Ours:
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
-        words = ["DATA.ROOT", args.data, "MODEL.ARCH", args.arch, "DATA.IMAGE_SIZE", args.size, "DATA.BATCH_SIZE_TOTAL", args.batch]
-        words += ["MOCO.QUEUE_SIZE", args.queue_size, "DATA.NUM_WORKERS", args.our_workers, "TRAIN.DEVICE", args.device, *args.overrides]
+        words = [
+            "DATA.ROOT",
+            args.data,
+            "MODEL.ARCH",
+            args.arch,
+            "DATA.IMAGE_SIZE",
+            args.size,
+            "DATA.BATCH_SIZE_TOTAL",
+            args.batch,
+        ]
+        words += [
+            "MOCO.QUEUE_SIZE",
+            args.queue_size,
+            "DATA.NUM_WORKERS",
+            args.our_workers,
+            "TRAIN.DEVICE",
+            args.device,
+            *args.overrides,
+        ]
         if args.device == "cpu":
             keep_freed_memory()  # as pretrain.build.pretrain does
         self.cfg = load_pretrain_config("moco_v2_R_18_96px", list(map(str, words)))
         self.folder, self.device = open_pictures(self.cfg), torch.device(args.device)
-        self.run = build_run(self.cfg, self.folder, plan_run(self.cfg, self.folder, start_iteration=0), self.device)
+        self.run = build_run(
+            self.cfg, self.folder, plan_run(self.cfg, self.folder, start_iteration=0), self.device
+        )
         self.run.wrapped.train()
         self.taken = 0
 
     def turn(self, num_workers: int, iterations: int) -> Turn:
         """Take a turn with a loader of its own, from where the last one ended."""
-        loader = build_loader(self.cfg, self.folder, plan_run(self.cfg, self.folder, start_iteration=self.taken), self.device)
+        loader = build_loader(
+            self.cfg,
+            self.folder,
+            plan_run(self.cfg, self.folder, start_iteration=self.taken),
+            self.device,
+        )
         self.taken += iterations + _UNCOUNTED
         before = set(_children())
         batches = to_device(loader, self.device)
@@ -154,7 +216,12 @@ class Ours:
             first = next(batches)  # the workers start
             workers = [child for child in _children() if child not in before]
             settings = {"iterations": iterations, "device": self.device}
-            return take_turn(itertools.chain([first], batches), lambda batch: step(self.run, batch), workers, **settings)
+            return take_turn(
+                itertools.chain([first], batches),
+                lambda batch: step(self.run, batch),
+                workers,
+                **settings,
+            )
         finally:
             batches.close()
 
@@ -169,10 +236,15 @@ def turns_of(way: type, args: argparse.Namespace) -> Callable[[int, int], Turn]:
 
 
 def choose_workers(published: Elsewhere, counts: list[int], batch: int) -> int:
-    """Return the number of workers with which the published way is fastest, and print what each took."""
+    """Return the number of workers with which the published way is fastest, and print what each
+    took.
+    """
     if len(counts) == 1:
         return counts[0]
-    taken = {count: statistics.median(published(count, _TRIAL).taken for _ in range(3)) for count in counts}
+    taken = {
+        count: statistics.median(published(count, _TRIAL).taken for _ in range(3))
+        for count in counts
+    }
     for count, seconds in taken.items():
         print(f"  published, {count} workers: {_TRIAL * batch / seconds:.1f} images/s", flush=True)
     return min(taken, key=taken.__getitem__)
@@ -180,47 +252,86 @@ def choose_workers(published: Elsewhere, counts: list[int], batch: int) -> int:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True, metavar="FOLDER")
     parser.add_argument("--arch", default="resnet18")
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--queue-size", type=int, default=256)
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1], help="data workers of the published way; the fastest of these is taken")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        nargs="+",
+        default=[0, 1],
+        help="data workers of the published way; the fastest of these is taken",
+    )
     parser.add_argument("--our-workers", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--iterations", type=int, default=15, help="of a turn")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--what", default="both", choices=["both", "ours", "published"])
-    parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to change in ours; last on the line")
+    parser.add_argument(
+        "overrides",
+        nargs=argparse.REMAINDER,
+        metavar="KEY VALUE",
+        help="config keys to change in ours; last on the line",
+    )
     args = parser.parse_args()
-    print(f"{args.arch} {args.size} px batch {args.batch} K {args.queue_size}, {args.device}, {args.threads} threads", flush=True)
+    print(
+        f"{args.arch} {args.size} px batch {args.batch} K {args.queue_size}, {args.device},"
+        f" {args.threads} threads",
+        flush=True,
+    )
     ways: dict[str, tuple[Elsewhere, int]] = {}
     taken: dict[str, list[Turn]] = {}
     with contextlib.ExitStack() as ends:
         if args.what != "ours":
-            published = ends.enter_context(Elsewhere(turns_of, Published, args, threads=args.threads))
+            published = ends.enter_context(
+                Elsewhere(turns_of, Published, args, threads=args.threads)
+            )
             ways["published"] = published, choose_workers(published, args.workers, args.batch)
         if args.what != "published":
-            ways["ours"] = ends.enter_context(Elsewhere(turns_of, Ours, args, threads=args.threads)), args.our_workers
+            ways["ours"] = (
+                ends.enter_context(Elsewhere(turns_of, Ours, args, threads=args.threads)),
+                args.our_workers,
+            )
         for _ in range(args.repeats):
             for name, (way, workers) in ways.items():
                 taken.setdefault(name, []).append(way(workers, args.iterations))
     row: dict[str, Any] = {}
     for name, turns in taken.items():
-        seconds, cpu = statistics.median(turn.taken for turn in turns), statistics.median(turn.cpu for turn in turns)
-        waits, workers = statistics.median(turn.waited / turn.taken for turn in turns), ways[name][1]
-        low, high, speed = min(turns).taken, max(turns).taken, args.iterations * args.batch / seconds
-        print(
-            f"  {name:10} {workers:2} workers {seconds:7.2f} s a turn ({low:.2f} to {high:.2f}), CPU {cpu:.2f} s  {speed:8.1f} images/s  "
-            f"waiting for pictures {100 * waits:.0f} %"
+        seconds, cpu = (
+            statistics.median(turn.taken for turn in turns),
+            statistics.median(turn.cpu for turn in turns),
         )
-        row |= {f"sec_{name}": round(seconds, 3), f"images_per_sec_{name}": round(speed, 1), f"cpu_sec_{name}": round(cpu, 3)}
+        waits, workers = (
+            statistics.median(turn.waited / turn.taken for turn in turns),
+            ways[name][1],
+        )
+        low, high, speed = (
+            min(turns).taken,
+            max(turns).taken,
+            args.iterations * args.batch / seconds,
+        )
+        print(
+            f"  {name:10} {workers:2} workers {seconds:7.2f} s a turn ({low:.2f} to {high:.2f}),"
+            f" CPU {cpu:.2f} s  {speed:8.1f} images/s  waiting for pictures {100 * waits:.0f} %"
+        )
+        row |= {
+            f"sec_{name}": round(seconds, 3),
+            f"images_per_sec_{name}": round(speed, 1),
+            f"cpu_sec_{name}": round(cpu, 3),
+        }
         row |= {f"workers_{name}": workers, f"waiting_{name}": round(waits, 3)}
     row |= {"iterations": args.iterations, "repeats": args.repeats}
     if len(taken) == 2:
-        row |= {"ratio": round(row["sec_published"] / row["sec_ours"], 3), "ratio_cpu_sec": round(row["cpu_sec_published"] / row["cpu_sec_ours"], 3)}
+        row |= {
+            "ratio": round(row["sec_published"] / row["sec_ours"], 3),
+            "ratio_cpu_sec": round(row["cpu_sec_published"] / row["cpu_sec_ours"], 3),
+        }
     print(json.dumps(row))
 
 

@@ -1,8 +1,10 @@
 """MoCo v2 written the plain way: what the other tools/bench_*.py measure against.
 
-The step is the paper's Algorithm 1: float32, NCHW, a Python loop for the momentum update, all logits concatenated, a copy of the queue, SGD
-as torch gives it. The chain is torchvision's transforms on PIL pictures with the paper's parameters, twice for two crops. What is compared runs
-in a process of its own (Elsewhere): ours changes how its process keeps freed memory (runtime/memory.py), and nobody else is to profit.
+The step is the paper's Algorithm 1: float32, NCHW, a Python loop for the momentum update, all
+logits concatenated, a copy of the queue, SGD as torch gives it. The chain is torchvision's
+transforms on PIL pictures with the paper's parameters, twice for two crops. What is compared runs
+in a process of its own (Elsewhere): ours changes how its process keeps freed memory
+    (runtime/memory.py), and nobody else is to profit.
 """
 
 from __future__ import annotations
@@ -55,7 +57,15 @@ class PublishedMoCo(nn.Module):
         queue_size: K.
     """
 
-    def __init__(self, arch: str, *, queue_size: int, dim: int = 128, momentum: float = 0.999, temperature: float = 0.2) -> None:
+    def __init__(
+        self,
+        arch: str,
+        *,
+        queue_size: int,
+        dim: int = 128,
+        momentum: float = 0.999,
+        temperature: float = 0.2,
+    ) -> None:
         super().__init__()
         self.momentum, self.temperature = momentum, temperature
         self.encoder_q, self.encoder_k = (self._encoder(arch, dim) for _ in range(2))
@@ -76,7 +86,9 @@ class PublishedMoCo(nn.Module):
         """Return the loss of one step; moves the key encoder and the queue."""
         q = F.normalize(self.encoder_q(im_q), dim=1)  # NxC
         with torch.no_grad():
-            for param_q, param_k in zip(self.encoder_q.parameters(), self.encoder_k.parameters(), strict=True):
+            for param_q, param_k in zip(
+                self.encoder_q.parameters(), self.encoder_k.parameters(), strict=True
+            ):
                 param_k.data = param_k.data * self.momentum + param_q.data * (1.0 - self.momentum)
             k = F.normalize(self.encoder_k(im_k), dim=1)
         l_pos = torch.einsum("nc,nc->n", [q, k]).unsqueeze(-1)  # Nx1
@@ -92,7 +104,8 @@ class PublishedMoCo(nn.Module):
 
 
 class PublishedStep:
-    """One iteration: forward, backward, SGD (lr 0.03, momentum 0.9, weight decay 1e-4), and the two numbers that are logged.
+    """One iteration: forward, backward, SGD (lr 0.03, momentum 0.9, weight decay 1e-4), and the two
+    numbers that are logged.
 
     Args:
         arch: A torchvision ResNet.
@@ -101,7 +114,9 @@ class PublishedStep:
         device: Where it runs.
     """
 
-    def __init__(self, arch: str, *, queue_size: int, lr: float = 0.03, device: str = "cpu") -> None:
+    def __init__(
+        self, arch: str, *, queue_size: int, lr: float = 0.03, device: str = "cpu"
+    ) -> None:
         self.model = PublishedMoCo(arch, queue_size=queue_size).to(device).train()
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.SGD(trained, lr=lr, momentum=0.9, weight_decay=1e-4)
@@ -116,17 +131,21 @@ class PublishedStep:
 
 
 class Elsewhere:
-    """A function in a process of its own, which sleeps but for its calls. A context, at whose end the process ends.
+    """A function in a process of its own, which sleeps but for its calls. A context, at whose end
+    the process ends.
 
     Args:
-        make: Called there with the other arguments; returns the function. A module's own, as it is found again by its name.
+        make: Called there with the other arguments; returns the function. A module's own, as it is
+            found again by its name.
         threads: torch's, there.
     """
 
     def __init__(self, make: Callable[..., Callable], *args: Any, threads: int) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(make, args, threads, theirs), daemon=False)  # a daemon could have no data workers
+        self.process = context.Process(
+            target=_serve, args=(make, args, threads, theirs), daemon=False
+        )  # a daemon could have no data workers
         self.process.start()
         theirs.close()  # else the end of the process could not be seen
 
@@ -138,7 +157,9 @@ class Elsewhere:
         self.process.join()
 
     def __call__(self, *args: Any) -> Any:
-        """Return what the function does; EOFError or ConnectionResetError when its process has ended, after its own message."""
+        """Return what the function does; EOFError or ConnectionResetError when its process has
+        ended, after its own message.
+        """
         self.connection.send(args)
         return self.connection.recv()
 

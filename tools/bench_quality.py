@@ -1,10 +1,12 @@
 #!/usr/bin/env python
-"""Do features learned with DATA.PIPELINE fast do as well as with reference? python tools/bench_quality.py --data CIFAR10 --output DIR.
+"""Do features learned with DATA.PIPELINE fast do as well as with reference? python
+tools/bench_quality.py --data CIFAR10 --output DIR.
 
-CIFAR10 is a folder with train/<class>/*.jpg and test/<class>/*.jpg. Of each class the first 1,000 training pictures (10,000 in all) are
-pre-trained on, ResNet-18 at 32 px, batch 128, K = 2,048, v2's augmentation (blur included, so that every operator takes part), for --epochs,
-with --seeds seeds and both pipelines; then kNN (k = 200) of the whole test set among them and the linear protocol on cached features. The last
-line is JSON.
+CIFAR10 is a folder with train/<class>/*.jpg and test/<class>/*.jpg. Of each class the first 1,000
+training pictures (10,000 in all) are pre-trained on, ResNet-18 at 32 px, batch 128, K = 2,048, v2's
+augmentation (blur included, so that every operator takes part), for --epochs, with --seeds seeds
+and both pipelines; then kNN (k = 200) of the whole test set among them and the linear protocol on
+cached features. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -50,22 +52,56 @@ def top1_of(metrics: Path) -> float:
     return [row["knn_top1"] for row in rows if "knn_top1" in row][-1]
 
 
-def measure(pipeline: str, seed: int, args: argparse.Namespace, train: Path, test: Path) -> tuple[float, float]:
+def measure(
+    pipeline: str, seed: int, args: argparse.Namespace, train: Path, test: Path
+) -> tuple[float, float]:
     """Pre-train, then return kNN and linear top-1, per cent."""
     run, config = args.output / f"{pipeline}_{seed}", args.output / "config.yaml"
-    words = ["DATA.ROOT", train, "KNN.TEST", test, "DATA.PIPELINE", pipeline, "SEED", seed, "SOLVER.EPOCHS", args.epochs, "OUTPUT_DIR", run]
+    words = [
+        "DATA.ROOT",
+        train,
+        "KNN.TEST",
+        test,
+        "DATA.PIPELINE",
+        pipeline,
+        "SEED",
+        seed,
+        "SOLVER.EPOCHS",
+        args.epochs,
+        "OUTPUT_DIR",
+        run,
+    ]
     pretrain = ["pretrain", "--config-file", str(config), *map(str, words)]
-    linear = ["--train", str(train), "--test", str(test), "--output", str(run / "linear"), "--cache-features", "--epochs", "30"]
-    if moco_transfer(pretrain) or moco_transfer(["linear", str(run / f"checkpoint_{args.epochs:04d}.pth"), *linear]):
+    linear = [
+        "--train",
+        str(train),
+        "--test",
+        str(test),
+        "--output",
+        str(run / "linear"),
+        "--cache-features",
+        "--epochs",
+        "30",
+    ]
+    if moco_transfer(pretrain) or moco_transfer(
+        ["linear", str(run / f"checkpoint_{args.epochs:04d}.pth"), *linear]
+    ):
         sys.exit(f"{pipeline}, seed {seed}: a step failed")
-    return top1_of(run / "metrics.json"), json.loads((run / "linear" / "results.json").read_text(encoding="utf-8"))["top1"]
+    return (
+        top1_of(run / "metrics.json"),
+        json.loads((run / "linear" / "results.json").read_text(encoding="utf-8"))["top1"],
+    )
 
 
 def main() -> None:
     """Run all and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True, metavar="CIFAR10")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a folder that does not exist yet")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="a folder that does not exist yet"
+    )
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
@@ -82,7 +118,10 @@ def main() -> None:
         for pipeline, rows in found.items():
             values = [r[i] for r in rows]
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            print(f"{name:7} {pipeline:10} {statistics.mean(values):6.2f} % +- {spread:.2f}  ({', '.join(f'{v:.2f}' for v in values)})")
+            print(
+                f"{name:7} {pipeline:10} {statistics.mean(values):6.2f} % +- {spread:.2f} "
+                f" ({', '.join(f'{v:.2f}' for v in values)})"
+            )
             row |= {f"{name}_{pipeline}": [round(v, 2) for v in values]}
     print(json.dumps(row | {"epochs": args.epochs}))
 

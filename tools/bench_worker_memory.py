@@ -1,10 +1,14 @@
-"""Memory of data workers over 20 epochs, by the number of pictures: python tools/bench_worker_memory.py [--pictures 1300000].
+"""Memory of data workers over 20 epochs, by the number of pictures: python
+tools/bench_worker_memory.py [--pictures 1300000].
 
-A worker that loads from a list of many names must not copy it, page by page, as it reads; and must not grow. This makes a source of so many
-generated names (each of one of 64 generated JPEGs of 96 px) and one of a thousand, lets the project's loader make batches of both for 20 epochs
-(an epoch of either is --epoch pictures, drawn from all names), and prints at each epoch's end what the workers have of their own, MB: USS, pages
-that no other process shares, and PSS, in which a shared page counts for its share (/proc/PID/smaps_rollup; Linux alone). The last line is JSON.
-Ends with status 1 if a worker has 20 MB or more of its own for the more names, or grows by 5 MB or more from the fifth epoch to the last.
+A worker that loads from a list of many names must not copy it, page by page, as it reads; and must
+not grow. This makes a source of so many generated names (each of one of 64 generated JPEGs of 96
+px) and one of a thousand, lets the project's loader make batches of both for 20 epochs (an epoch of
+either is --epoch pictures, drawn from all names), and prints at each epoch's end what the workers
+have of their own, MB: USS, pages that no other process shares, and PSS, in which a shared page
+    counts for its share (/proc/PID/smaps_rollup; Linux alone). The last line is JSON. Ends with
+    status 1 if a worker has 20 MB or more of its own for the more names, or grows by 5 MB or more
+    from the fifth epoch to the last.
 """
 
 from __future__ import annotations
@@ -51,7 +55,9 @@ def write_files(folder: Path) -> None:
     rng = np.random.default_rng(0)
     for i in range(_FILES):
         buffer = io.BytesIO()
-        Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).resize((96, 96), Image.BICUBIC).save(buffer, "JPEG", quality=90)
+        Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).resize(
+            (96, 96), Image.BICUBIC
+        ).save(buffer, "JPEG", quality=90)
         (folder / f"{i:02d}.jpg").write_bytes(buffer.getvalue())
 
 
@@ -59,11 +65,29 @@ def measure(folder: Path, count: int, args: argparse.Namespace) -> list[list[tup
     """Return each worker's USS and PSS at the end of each epoch, MB."""
     for i in range((count + 1299) // 1300):
         (folder / f"n{i:08d}").mkdir(exist_ok=True)
-    source = ImageFolder(folder, PathList(list(names(count))), np.arange(count, dtype=np.int64) % 1000, tuple(map(str, range(1000))))
+    source = ImageFolder(
+        folder,
+        PathList(list(names(count))),
+        np.arange(count, dtype=np.int64) % 1000,
+        tuple(map(str, range(1000))),
+    )
     batch, per_epoch = 64, args.epoch // 64
-    settings = {"batch_size_total": batch, "epochs": 10**6, "seed": 0, "num_workers": args.workers, "shuffle_buffer": 1, "start_iteration": 0}
+    settings = {
+        "batch_size_total": batch,
+        "epochs": 10**6,
+        "seed": 0,
+        "num_workers": args.workers,
+        "shuffle_buffer": 1,
+        "start_iteration": 0,
+    }
     make_views = ViewMaker("v2", 64, (0.2, 1.0), 2, args.pipeline)
-    loader = Loader(source, plan_batches(source, **settings), make_views, num_workers=args.workers, pin_memory=False)
+    loader = Loader(
+        source,
+        plan_batches(source, **settings),
+        make_views,
+        num_workers=args.workers,
+        pin_memory=False,
+    )
     batches = iter(loader)
     found = []
     for epoch in range(args.epochs):
@@ -78,17 +102,30 @@ def measure(folder: Path, count: int, args: argparse.Namespace) -> list[list[tup
 
 def main() -> int:
     """Measure, print, and compare with the limits."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pictures", type=int, default=1_300_000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--epoch", type=int, default=2048, help="pictures in an epoch, a multiple of 64")
-    parser.add_argument("--context", default="fork", choices=["fork", "forkserver", "spawn"], help="how workers are started")
+    parser.add_argument(
+        "--epoch", type=int, default=2048, help="pictures in an epoch, a multiple of 64"
+    )
+    parser.add_argument(
+        "--context",
+        default="fork",
+        choices=["fork", "forkserver", "spawn"],
+        help="how workers are started",
+    )
     parser.add_argument("--pipeline", default="fast", choices=["fast", "reference"])
     args = parser.parse_args()
     torch.multiprocessing.set_start_method(args.context)
     torch.set_num_threads(1)
-    row: dict[str, object] = {"context": args.context, "epochs": args.epochs, "pictures": args.pictures}
+    row: dict[str, object] = {
+        "context": args.context,
+        "epochs": args.epochs,
+        "pictures": args.pictures,
+    }
     last, growth = {}, 0.0
     with tempfile.TemporaryDirectory() as folder:
         write_files(Path(folder))
@@ -98,7 +135,10 @@ def main() -> int:
             last[count] = mean(uss[-tail:])
             grown = last[count] - mean(uss[min(4, args.epochs - 1) : 4 + tail] or uss[-1:])
             growth = max(growth, grown)
-            row |= {f"uss_mb_{count}": [round(value, 1) for value in uss], f"growth_mb_{count}": round(grown, 1)}
+            row |= {
+                f"uss_mb_{count}": [round(value, 1) for value in uss],
+                f"growth_mb_{count}": round(grown, 1),
+            }
     more = last[args.pictures] - last[1000]
     print(f"{more:.1f} MB more for {args.pictures} pictures (limit {_MORE_MB})")
     print(f"{growth:.1f} MB more at the end than in the fifth epoch (limit {_GROWTH_MB})")

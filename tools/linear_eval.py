@@ -4,7 +4,9 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a source tree without installation
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent.parent)
+)  # runs from a source tree without installation
 
 from moco_transfer.cli.main import run_verb  # noqa: E402
 

@@ -1,8 +1,11 @@
 #!/usr/bin/env python
-"""Take pictures of a page of `moco-transfer report --format html` in headless Chromium: narrow and wide, light and dark.
+"""Take pictures of a page of `moco-transfer report --format html` in headless Chromium: narrow and
+wide, light and dark.
 
-Usage: python tools/screenshot_page.py report.html docs/bccd_page        writes docs/bccd_page_{375,1440}_{light,dark}.png
-Needs Chromium and chromedriver (Debian: chromium, chromium-driver) and selenium (pip install -e '.[browser]').
+Usage: python tools/screenshot_page.py report.html docs/bccd_page        writes
+    docs/bccd_page_{375,1440}_{light,dark}.png
+Needs Chromium and chromedriver (Debian: chromium, chromium-driver) and selenium (pip install -e
+'.[browser]').
 """
 
 from __future__ import annotations
@@ -18,9 +21,15 @@ SCHEMES = ("light", "dark")
 
 def open_browser():
     """Return a headless Chromium; ends the program with one sentence where there is none."""
-    browser, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+    browser, driver = (
+        shutil.which("chromium") or shutil.which("google-chrome"),
+        shutil.which("chromedriver"),
+    )
     if browser is None or driver is None:
-        sys.exit("Chromium or chromedriver is not installed (Debian: apt-get install chromium chromium-driver).")
+        sys.exit(
+            "Chromium or chromedriver is not installed (Debian: apt-get install chromium"
+            " chromium-driver)."
+        )
     try:
         from selenium import webdriver
         from selenium.webdriver.chrome.service import Service
@@ -38,10 +47,15 @@ def take(browser, page: Path, stem: str, *, max_height: int, width: int, scheme:
     file = Path(f"{stem}_{width}_{scheme}.png")
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia",
+        {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
+    )
     browser.get(page.resolve().as_uri())
     height = browser.execute_script("return document.documentElement.scrollHeight")
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size | {"height": min(height, max_height)})
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", size | {"height": min(height, max_height)}
+    )
     file.parent.mkdir(parents=True, exist_ok=True)
     browser.save_screenshot(str(file))
     return file
@@ -49,18 +63,38 @@ def take(browser, page: Path, stem: str, *, max_height: int, width: int, scheme:
 
 def main() -> int:
     """Take four pictures; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("page", type=Path, help="the HTML file")
     parser.add_argument("stem", help="start of the pictures' names")
-    parser.add_argument("--max-height", type=int, default=4000, metavar="PX", help="cut a longer page off there (default 4000)")
+    parser.add_argument(
+        "--max-height",
+        type=int,
+        default=4000,
+        metavar="PX",
+        help="cut a longer page off there (default 4000)",
+    )
     args = parser.parse_args()
     if not args.page.is_file():
-        sys.exit(f"{args.page} does not exist; make it with `moco-transfer report RUNS --format html --output {args.page}`.")
+        sys.exit(
+            f"{args.page} does not exist; make it with `moco-transfer report RUNS --format html"
+            f" --output {args.page}`."
+        )
     browser = open_browser()
     try:
         for width in WIDTHS:
             for scheme in SCHEMES:
-                print(take(browser, args.page, args.stem, max_height=args.max_height, width=width, scheme=scheme))
+                print(
+                    take(
+                        browser,
+                        args.page,
+                        args.stem,
+                        max_height=args.max_height,
+                        width=width,
+                        scheme=scheme,
+                    )
+                )
     finally:
         browser.quit()
     return 0

@@ -1,1 +1,3 @@
-"""The benchmark: a matrix of fine-tuning runs, task x initialisation x seed, one run folder each, that can be interrupted at any time."""
+"""The benchmark: a matrix of fine-tuning runs, task x initialisation x seed, one run folder each,
+that can be interrupted at any time.
+"""

@@ -1,4 +1,6 @@
-"""Before the first run: every config, data set and weight file of a matrix is read and held against each other, and all faults are said at once."""
+"""Before the first run: every config, data set and weight file of a matrix is read and held against
+each other, and all faults are said at once.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,13 @@ import torch
 
 from ..config import is_set_by_user, load_detection_config, reference_batch_and_lr
 from ..data.annotations.catalog import DetectionDataset, parse_dataset_flag
-from ..data.annotations.label_subset import (LabelSubset, draw_label_subset, read_label_subset, take_label_subset, write_label_subset)
+from ..data.annotations.label_subset import (
+    LabelSubset,
+    draw_label_subset,
+    read_label_subset,
+    take_label_subset,
+    write_label_subset,
+)
 from ..finetune.build import build_run
 from ..finetune.build_data import find_datasets, fit_class_count, takes_class_count_from_data
 from ..finetune.engines import build_model, choose_engine, engine_class
@@ -27,8 +35,14 @@ from ..finetune.scaling import scale_to_world_size
 from ..finetune.trainer import step
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_write_text
-from .matrix import (Cell, Initialisation, Matrix, Task, read_matrix)
-from .state import (COMPLETE, INTERRUPTED, difference_from_checkpoint, difference_from_record, state_of)
+from .matrix import Cell, Initialisation, Matrix, Task, read_matrix
+from .state import (
+    COMPLETE,
+    INTERRUPTED,
+    difference_from_checkpoint,
+    difference_from_record,
+    state_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +57,8 @@ class PreparedTask:
         train_sets: Training sets, with all labels.
         test_sets: Test sets.
         num_test_images: Of all test sets together.
-        subsets: Label fraction below 1 to the pictures that it uses: those of its file, or those that it will be given.
+        subsets: Label fraction below 1 to the pictures that it uses: those of its file, or those
+            that it will be given.
     """
 
     cfg: object
@@ -89,11 +104,20 @@ def prepare(matrix: Matrix, *, world_size: int) -> dict[str, PreparedTask]:
         faults += _foreign_runs(matrix, prepared, weights, engine)
     if faults:
         faults = list(dict.fromkeys(faults))
-        raise InputError("\n".join([f"Nothing was started; {len(faults)} thing(s) to mend first:", *(f"  - {fault}" for fault in faults)]))
+        raise InputError(
+            "\n".join(
+                [
+                    f"Nothing was started; {len(faults)} thing(s) to mend first:",
+                    *(f"  - {fault}" for fault in faults),
+                ]
+            )
+        )
     return prepared
 
 
-def _read_weights(inits: tuple[Initialisation, ...], faults: list[str]) -> dict[str, InitialWeights]:
+def _read_weights(
+    inits: tuple[Initialisation, ...], faults: list[str]
+) -> dict[str, InitialWeights]:
     found = {}
     for init in inits:
         try:
@@ -104,7 +128,8 @@ def _read_weights(inits: tuple[Initialisation, ...], faults: list[str]) -> dict[
 
 
 def prepare_task(matrix: Matrix, task: Task, world_size: int) -> tuple[object, PreparedTask]:
-    """Return a task's config as it is written, and the task read; its annotations are, and its pictures are listed.
+    """Return a task's config as it is written, and the task read; its annotations are, and its
+    pictures are listed.
 
     Raises:
         InputError: If config or data cannot be used.
@@ -114,20 +139,36 @@ def prepare_task(matrix: Matrix, task: Task, world_size: int) -> tuple[object, P
     own = [parse_dataset_flag(flag) for flag in (*matrix.datasets, *task.datasets)]
     said = is_set_by_user(task.config, overrides, "MODEL.ROI_HEADS.NUM_CLASSES")
     used = {*written.DATASETS.TRAIN, *written.DATASETS.TEST}
-    from_data = takes_class_count_from_data(written, [name for name in own if name in used], is_set_by_user=said)
+    from_data = takes_class_count_from_data(
+        written, [name for name in own if name in used], is_set_by_user=said
+    )
     engine_class(matrix.engine).check(written)
     cfg = scale_to_world_size(written, world_size)
     train_sets, test_sets = find_datasets(cfg)
     cfg = fit_class_count(cfg, [*train_sets, *test_sets], from_data=from_data)
-    return written, PreparedTask(cfg, config_hash(cfg), train_sets, test_sets, sum(len(d.records) for d in test_sets))
+    return written, PreparedTask(
+        cfg, config_hash(cfg), train_sets, test_sets, sum(len(d.records) for d in test_sets)
+    )
 
 
-def _hand_over_faults(task: Task, written, weights: dict[str, InitialWeights], world_size: int, engine: str) -> Iterator[str]:
-    with torch.device("meta") if engine == "torchvision" else contextlib.nullcontext():  # Detectron2 moves its models to a real device
+def _hand_over_faults(
+    task: Task, written, weights: dict[str, InitialWeights], world_size: int, engine: str
+) -> Iterator[str]:
+    with (
+        torch.device("meta") if engine == "torchvision" else contextlib.nullcontext()
+    ):  # Detectron2 moves its models to a real device
         model = build_model(written, engine)
     whose: dict[str, list[str]] = {}  # most faults are the same for every row
     for name, initial in weights.items():
-        findings = [f.sentence for f in lint(written, initial, world_size=world_size, reference=reference_batch_and_lr(task.config))]
+        findings = [
+            f.sentence
+            for f in lint(
+                written,
+                initial,
+                world_size=world_size,
+                reference=reference_batch_and_lr(task.config),
+            )
+        ]
         gap = coverage_gap(model, initial, f"resnet{written.MODEL.RESNETS.DEPTH}")
         for sentence in [*findings, *([gap] if gap else [])]:
             whose.setdefault(sentence, []).append(name)
@@ -136,13 +177,22 @@ def _hand_over_faults(task: Task, written, weights: dict[str, InitialWeights], w
 
 
 def _picture_faults(datasets: Iterable[DetectionDataset]) -> Iterator[str]:
-    """Name pictures that a run would stumble over after hours: a broken link or an empty file is listed in its folder all the same."""
+    """Name pictures that a run would stumble over after hours: a broken link or an empty file is
+    listed in its folder all the same.
+    """
     for dataset in datasets:
         files = [record["file_name"] for record in dataset.records]
         with ThreadPoolExecutor(16) as pool:  # a network file system takes its time for each
-            bad = [file for file, size in zip(files, pool.map(_size_of, files, chunksize=256), strict=True) if not size]
+            bad = [
+                file
+                for file, size in zip(files, pool.map(_size_of, files, chunksize=256), strict=True)
+                if not size
+            ]
         if bad:
-            yield f"data set {dataset.name}: {len(bad)} of its {len(files)} pictures are empty or cannot be read; the first is {bad[0]}."
+            yield (
+                f"data set {dataset.name}: {len(bad)} of its {len(files)} pictures are empty or"
+                f" cannot be read; the first is {bad[0]}."
+            )
 
 
 def _size_of(file: str) -> int:
@@ -160,7 +210,11 @@ def _prepare_subsets(matrix: Matrix, prepared: dict[str, PreparedTask]) -> Itera
             if file is None:
                 continue
             try:
-                read.subsets[fraction] = read_label_subset(file) if file.exists() else _as_written(draw_label_subset(read.train_sets, fraction))
+                read.subsets[fraction] = (
+                    read_label_subset(file)
+                    if file.exists()
+                    else _as_written(draw_label_subset(read.train_sets, fraction))
+                )
                 take_label_subset(read.train_sets, read.subsets[fraction], file)
             except InputError as error:
                 yield str(error)
@@ -182,7 +236,12 @@ def save_subsets(matrix: Matrix, prepared: dict[str, PreparedTask]) -> None:
                 write_label_subset(file, subset)
 
 
-def _foreign_runs(matrix: Matrix, prepared: dict[str, PreparedTask], weights: dict[str, InitialWeights], engine: str) -> Iterator[str]:
+def _foreign_runs(
+    matrix: Matrix,
+    prepared: dict[str, PreparedTask],
+    weights: dict[str, InitialWeights],
+    engine: str,
+) -> Iterator[str]:
     differences = {COMPLETE: difference_from_record, INTERRUPTED: difference_from_checkpoint}
     for cell in matrix.cells():
         compare = differences.get(state_of(cell).name)
@@ -202,11 +261,17 @@ def _foreign_runs(matrix: Matrix, prepared: dict[str, PreparedTask], weights: di
 
 
 def measure_speed(
-    prepared: PreparedTask, engine: str, *, world_size: int, num_iterations: int = 3, on_ready: Callable[[], None] = lambda: None
+    prepared: PreparedTask,
+    engine: str,
+    *,
+    world_size: int,
+    num_iterations: int = 3,
+    on_ready: Callable[[], None] = lambda: None,
 ) -> tuple[float, float]:
     """Time a few iterations and test pictures of a task on this machine, from random weights.
 
-    What it takes of the GPU's memory stays taken: :mod:`moco_transfer.benchmark.timing` calls it in a process of its own.
+    What it takes of the GPU's memory stays taken: :mod:`moco_transfer.benchmark.timing` calls it in
+    a process of its own.
 
     Args:
         prepared: The task.
@@ -223,7 +288,9 @@ def measure_speed(
     cfg.SOLVER.IMS_PER_BATCH //= world_size
     cfg.SEED = max(0, cfg.SEED)
     cfg.freeze()
-    device = torch.device("cuda" if cfg.MODEL.DEVICE == "cuda" and torch.cuda.is_available() else "cpu")
+    device = torch.device(
+        "cuda" if cfg.MODEL.DEVICE == "cuda" and torch.cuda.is_available() else "cpu"
+    )
     made = engine_class(engine)(cfg, device)
     run = build_run(cfg, made, made.build_model(), {})
 
@@ -234,10 +301,17 @@ def measure_speed(
     on_ready()
     run.model.train()
     with made.training():
-        train_sec = _seconds_each(made.training_batches(prepared.train_sets, 0), train, num_iterations, device)
+        train_sec = _seconds_each(
+            made.training_batches(prepared.train_sets, 0), train, num_iterations, device
+        )
     run.model.eval()
     with torch.inference_mode():
-        return train_sec, _seconds_each(made.test_batches(prepared.test_sets[0]), made.detector(run.model), num_iterations, device)
+        return train_sec, _seconds_each(
+            made.test_batches(prepared.test_sets[0]),
+            made.detector(run.model),
+            num_iterations,
+            device,
+        )
 
 
 def _seconds_each(items, function, count: int, device: torch.device) -> float:
@@ -260,20 +334,34 @@ def _wait_for(device: torch.device) -> None:
 
 
 def save_matrix(matrix: Matrix) -> Path:
-    """Write matrix.yaml into the output folder, so that ``benchmark --output FOLDER`` alone goes on, and return its path.
+    """Write matrix.yaml into the output folder, so that ``benchmark --output FOLDER`` alone goes
+    on, and return its path.
 
     Raises:
-        InputError: If the matrix there gives another meaning to a name: a table must not mix the two.
+        InputError: If the matrix there gives another meaning to a name: a table must not mix the
+            two.
     """
     file = matrix.output / "matrix.yaml"
     if file.exists():
         # Paths are compared as absolute ones; the options may have them as they are typed.
-        matrix, old = matrix.with_absolute_paths(), read_matrix(file, matrix.output).with_absolute_paths()
-        before = {**{f"init {i.name}": i for i in old.inits}, **{f"task {t.name}": t for t in old.tasks}}
-        now = {**{f"init {i.name}": i for i in matrix.inits}, **{f"task {t.name}": t for t in matrix.tasks}}
+        matrix, old = (
+            matrix.with_absolute_paths(),
+            read_matrix(file, matrix.output).with_absolute_paths(),
+        )
+        before = {
+            **{f"init {i.name}": i for i in old.inits},
+            **{f"task {t.name}": t for t in old.tasks},
+        }
+        now = {
+            **{f"init {i.name}": i for i in matrix.inits},
+            **{f"task {t.name}": t for t in matrix.tasks},
+        }
         for name in before.keys() & now.keys():
             if before[name] != now[name]:
-                raise InputError(f"{file} has another {name}: {before[name]}, now {now[name]}. Choose another --output or another name.")
+                raise InputError(
+                    f"{file} has another {name}: {before[name]}, now {now[name]}. Choose another"
+                    " --output or another name."
+                )
     atomic_write_text(file, matrix.with_absolute_paths().dump())
     return file
 

@@ -1,8 +1,10 @@
-"""Where the runs of a matrix are started: side by side on this machine, by torchrun over its GPUs, or through Slurm.
+"""Where the runs of a matrix are started: side by side on this machine, by torchrun over its GPUs,
+or through Slurm.
 
-A launcher has ``lanes``, how many runs it takes at a time, and ``start(command, folder, lane)``, which returns a job. A job has ``poll()``, the
-exit status or None while it runs, ``ask_to_stop()``, which tells it to save and end, and ``wait_until_stopped(until)``, which is False where
-that took too long. ``goes_on_alone`` says that jobs outlive the benchmark, so that neither does anything.
+A launcher has ``lanes``, how many runs it takes at a time, and ``start(command, folder, lane)``,
+which returns a job. A job has ``poll()``, the exit status or None while it runs, ``ask_to_stop()``,
+which tells it to save and end, and ``wait_until_stopped(until)``, which is False where that took
+too long. ``goes_on_alone`` says that jobs outlive the benchmark, so that neither does anything.
 """
 
 from __future__ import annotations
@@ -28,12 +30,21 @@ SAVES_WITHIN_SEC = 120
 LAUNCHERS = ("local", "torchrun", "slurm")
 _SETTINGS = "launcher.json"
 _PR_SET_PDEATHSIG = 1
-_SHARED_BY_SUBMITIT = ("timeout_min", "nodes", "gpus_per_node", "cpus_per_task", "mem_gb", "name", "stderr_to_stdout")
+_SHARED_BY_SUBMITIT = (
+    "timeout_min",
+    "nodes",
+    "gpus_per_node",
+    "cpus_per_task",
+    "mem_gb",
+    "name",
+    "stderr_to_stdout",
+)
 
 
 @dataclass(frozen=True)
 class LaunchSettings:
-    """How the runs of a matrix are started, as the user asked for it; kept beside the matrix, so that going on is going on so.
+    """How the runs of a matrix are started, as the user asked for it; kept beside the matrix, so
+    that going on is going on so.
 
     Attributes:
         launcher: ``local``, ``torchrun`` or ``slurm``.
@@ -62,19 +73,30 @@ class LaunchSettings:
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
             settings = cls(**(data | {"slurm": tuple(data["slurm"])}))
-            if settings.launcher not in LAUNCHERS or not all(isinstance(n, int | None) for n in (settings.jobs, settings.nproc_per_node)):
+            if settings.launcher not in LAUNCHERS or not all(
+                isinstance(n, int | None) for n in (settings.jobs, settings.nproc_per_node)
+            ):
                 raise ValueError(f"{data!r} is no way to run")
             return settings
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, LookupError) as error:
-            raise InputError(f"{file} is damaged ({error}). Say again how to run (--launcher ...); it is then written anew.") from error
+            raise InputError(
+                f"{file} is damaged ({error}). Say again how to run (--launcher ...); it is then"
+                " written anew."
+            ) from error
 
 
 def visible_gpus(count: int) -> list[str]:
-    """Return the names, as CUDA_VISIBLE_DEVICES has them, of the first ``count`` GPUs that this process may use."""
+    """Return the names, as CUDA_VISIBLE_DEVICES has them, of the first ``count`` GPUs that this
+    process may use.
+    """
     mask = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = [name.strip() for name in mask.split(",")] if mask else [str(index) for index in range(count)]
+    names = (
+        [name.strip() for name in mask.split(",")]
+        if mask
+        else [str(index) for index in range(count)]
+    )
     return names[:count]
 
 
@@ -104,7 +126,16 @@ def train_command(arguments: Sequence[str], *, num_processes: int = 1) -> list[s
     module = ["moco_transfer.cli.main", "train", *arguments]
     if num_processes == 1:
         return [sys.executable, "-m", *module]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes), "-m", *module]
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        str(num_processes),
+        "-m",
+        *module,
+    ]
 
 
 class LocalLauncher:
@@ -112,8 +143,10 @@ class LocalLauncher:
 
     Args:
         lanes: Runs at a time, each with an equal share of the cores.
-        num_gpus: GPUs that the runs take turns on, each seeing one; 0 leaves CUDA_VISIBLE_DEVICES alone.
-        lock: A file descriptor that every run holds open, so that the lock on it lasts as long as the last of them.
+        num_gpus: GPUs that the runs take turns on, each seeing one; 0 leaves CUDA_VISIBLE_DEVICES
+            alone.
+        lock: A file descriptor that every run holds open, so that the lock on it lasts as long as
+            the last of them.
     """
 
     goes_on_alone = False
@@ -155,7 +188,9 @@ class LocalJob:
         self._process.terminate()
 
     def wait_until_stopped(self, until: float) -> bool:
-        """Wait until it has ended, kill it at ``until`` (of ``time.monotonic``), and return whether it ended by itself."""
+        """Wait until it has ended, kill it at ``until`` (of ``time.monotonic``), and return whether
+        it ended by itself.
+        """
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(max(0.0, until - time.monotonic()))
             return True
@@ -165,13 +200,17 @@ class LocalJob:
 
 
 def _end_with_parent() -> None:
-    """Ask the kernel to send SIGTERM when the benchmark dies, also of SIGKILL: a run that nobody watches would meet its successor."""
+    """Ask the kernel to send SIGTERM when the benchmark dies, also of SIGKILL: a run that nobody
+    watches would meet its successor.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class TrainJob:
-    """What a Slurm job does: runs the command, and asks to be queued again when it is preempted or out of time."""
+    """What a Slurm job does: runs the command, and asks to be queued again when it is preempted or
+    out of time.
+    """
 
     def __init__(self, command: Sequence[str], folder: str) -> None:
         self.command = list(command)
@@ -197,8 +236,10 @@ class SlurmLauncher:
     """Runs as Slurm jobs through submitit, which stay in the queue when the benchmark ends.
 
     Args:
-        folder: For submitit's own files, and for ``jobs.json``, which a second call finds its jobs by.
-        parameters: submitit's names (timeout_min, gpus_per_node, ...); all others are Slurm's own (partition, account, ...).
+        folder: For submitit's own files, and for ``jobs.json``, which a second call finds its jobs
+            by.
+        parameters: submitit's names (timeout_min, gpus_per_node, ...); all others are Slurm's own
+            (partition, account, ...).
         cluster: submitit's executor; ``slurm``, or ``local`` for a trial without Slurm.
 
     Raises:
@@ -211,14 +252,25 @@ class SlurmLauncher:
         try:
             import submitit
         except ImportError as error:
-            raise InputError("--launcher slurm needs submitit. Install it with: pip install 'moco-transfer[slurm]'") from error
+            raise InputError(
+                "--launcher slurm needs submitit. Install it with: pip install"
+                " 'moco-transfer[slurm]'"
+            ) from error
         self.lanes = 10**6  # Slurm knows better
         self._index = folder / "jobs.json"
         try:
             self._executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
-            self._executor.update_parameters(**{_parameter_name(k): int(v) if v.isdecimal() else v for k, v in parameters.items()})
+            self._executor.update_parameters(
+                **{
+                    _parameter_name(k): int(v) if v.isdecimal() else v
+                    for k, v in parameters.items()
+                }
+            )
         except (RuntimeError, NameError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"--launcher slurm: {error}. Is sbatch on this machine, and are the --slurm parameters Slurm's?") from error
+            raise InputError(
+                f"--launcher slurm: {error}. Is sbatch on this machine, and are the --slurm"
+                " parameters Slurm's?"
+            ) from error
 
     def start(self, command: Sequence[str], folder: Path, lane: int) -> SlurmJob:
         """Queue a run, or take up the job that an earlier call queued for it."""
@@ -228,7 +280,9 @@ class SlurmLauncher:
             if not job.done(force_check=True):
                 return SlurmJob(job)
         job = self._executor.submit(TrainJob(command, str(folder)))
-        atomic_write_text(self._index, json.dumps(known | {str(folder): job.job_id}, indent=1) + "\n")
+        atomic_write_text(
+            self._index, json.dumps(known | {str(folder): job.job_id}, indent=1) + "\n"
+        )
         return SlurmJob(job)
 
 
@@ -258,10 +312,12 @@ class SlurmJob:
 
 @contextlib.contextmanager
 def output_lock(output: Path, *, wait_sec: float = SAVES_WITHIN_SEC) -> Iterator[int]:
-    """Hold the output folder for one benchmark, and for the runs that it started; yield the lock's file descriptor.
+    """Hold the output folder for one benchmark, and for the runs that it started; yield the lock's
+    file descriptor.
 
     Raises:
-        InputError: If another benchmark, or a run of one that was killed, still holds it after ``wait_sec`` seconds.
+        InputError: If another benchmark, or a run of one that was killed, still holds it after
+            ``wait_sec`` seconds.
     """
     output.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(output / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -273,9 +329,16 @@ def output_lock(output: Path, *, wait_sec: float = SAVES_WITHIN_SEC) -> Iterator
                 break
             except BlockingIOError:
                 if time.monotonic() > until:
-                    raise InputError(f"{output} is in use by another benchmark or a run of one. Wait for it, or choose another --output.") from None
+                    raise InputError(
+                        f"{output} is in use by another benchmark or a run of one. Wait for it, or"
+                        " choose another --output."
+                    ) from None
                 if not said:
-                    print(f"{output} is in use; waiting up to {wait_sec:.0f} s for runs of an earlier benchmark to save and end.", flush=True)
+                    print(
+                        f"{output} is in use; waiting up to {wait_sec:.0f} s for runs of an earlier"
+                        " benchmark to save and end.",
+                        flush=True,
+                    )
                     said = True
                 time.sleep(0.2)
         yield descriptor

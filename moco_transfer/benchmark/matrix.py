@@ -1,4 +1,6 @@
-"""What a benchmark consists of: tasks, initialisations, seeds and fractions of the labels, and the runs that follow from them."""
+"""What a benchmark consists of: tasks, initialisations, seeds and fractions of the labels, and the
+runs that follow from them.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,24 @@ from typing import Any
 import yaml
 
 from ..data.annotations.label_subset import subset_suffix
-from ..runtime.errors import (InputError, MissingFileError, UnknownKeyError, did_you_mean)
+from ..runtime.errors import InputError, MissingFileError, UnknownKeyError, did_you_mean
 
 RANDOM = "random"
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")  # it names a folder
-_KEYS = ("tasks", "inits", "seeds", "label_fractions", "engine", "datasets", "overrides", "baseline")
-_PATHS_IN_FLAG = {"coco": (0, 1), "voc": (0, 2)}  # places of paths behind NAME=KIND: in a --dataset flag
+_KEYS = (
+    "tasks",
+    "inits",
+    "seeds",
+    "label_fractions",
+    "engine",
+    "datasets",
+    "overrides",
+    "baseline",
+)
+_PATHS_IN_FLAG = {
+    "coco": (0, 1),
+    "voc": (0, 2),
+}  # places of paths behind NAME=KIND: in a --dataset flag
 _TASK_KEYS = ("name", "config", "datasets", "overrides")
 
 
@@ -71,7 +85,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Matrix:
-    """Every run of a benchmark; ``cells`` lists them, one comparison of all initialisations after the other.
+    """Every run of a benchmark; ``cells`` lists them, one comparison of all initialisations after
+    the other.
 
     ``baseline`` names the row that differences refer to; "" means supervised, else random.
     """
@@ -87,9 +102,17 @@ class Matrix:
     baseline: str = ""
 
     def cells(self) -> list[Cell]:
-        """Return the runs in the order in which they are run: seed by seed, so that a first whole comparison is there early."""
+        """Return the runs in the order in which they are run: seed by seed, so that a first whole
+        comparison is there early.
+        """
         return [
-            Cell(task, init, seed, fraction, self.output / (task.name + subset_suffix(fraction)) / init.name / f"seed{seed}")
+            Cell(
+                task,
+                init,
+                seed,
+                fraction,
+                self.output / (task.name + subset_suffix(fraction)) / init.name / f"seed{seed}",
+            )
             for seed in self.seeds
             for task in self.tasks
             for fraction in self.label_fractions
@@ -98,32 +121,67 @@ class Matrix:
 
     def subset_file(self, task: Task, fraction: float) -> Path | None:
         """Return where the pictures of a label fraction are kept, or None for all labels."""
-        return None if fraction == 1 else self.output / "subsets" / f"{task.name}{subset_suffix(fraction)}.json"
+        return (
+            None
+            if fraction == 1
+            else self.output / "subsets" / f"{task.name}{subset_suffix(fraction)}.json"
+        )
 
     def arguments(self, cell: Cell, *, resume: bool = True) -> list[str]:
         """Return the words after ``moco-transfer train`` for a run."""
-        words = ["--config-file", cell.task.config, "--engine", self.engine, "--task", cell.task.name, "--init", cell.init.name]
+        words = [
+            "--config-file",
+            cell.task.config,
+            "--engine",
+            self.engine,
+            "--task",
+            cell.task.name,
+            "--init",
+            cell.init.name,
+        ]
         words += ["--resume"] if resume else []
         subset = self.subset_file(cell.task, cell.fraction)
         words += ["--label-subset", str(subset)] if subset else []
         for flag in (*self.datasets, *cell.task.datasets):
             words += ["--dataset", flag]
         words += [*self.overrides, *cell.task.overrides]
-        return [*words, "MODEL.WEIGHTS", cell.init.weights, "SEED", str(cell.seed), "OUTPUT_DIR", str(cell.folder)]
+        return [
+            *words,
+            "MODEL.WEIGHTS",
+            cell.init.weights,
+            "SEED",
+            str(cell.seed),
+            "OUTPUT_DIR",
+            str(cell.folder),
+        ]
 
     def with_absolute_paths(self) -> Matrix:
-        """Return the same matrix with paths that hold in any folder: it is saved to be gone on with from anywhere."""
+        """Return the same matrix with paths that hold in any folder: it is saved to be gone on with
+        from anywhere.
+        """
         tasks = (
-            replace(task, config=_absolute(task.config, only_files=True), datasets=tuple(map(_absolute_flag, task.datasets)))
+            replace(
+                task,
+                config=_absolute(task.config, only_files=True),
+                datasets=tuple(map(_absolute_flag, task.datasets)),
+            )
             for task in self.tasks
         )
         inits = (replace(init, weights=_absolute(init.weights)) for init in self.inits)
-        return replace(self, tasks=tuple(tasks), inits=tuple(inits), datasets=tuple(map(_absolute_flag, self.datasets)))
+        return replace(
+            self,
+            tasks=tuple(tasks),
+            inits=tuple(inits),
+            datasets=tuple(map(_absolute_flag, self.datasets)),
+        )
 
     def dump(self) -> str:
         """Return the matrix as YAML that :func:`read_matrix` reads again."""
         data = {
-            "tasks": [{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(task).items() if v} for task in self.tasks],
+            "tasks": [
+                {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(task).items() if v}
+                for task in self.tasks
+            ],
             "inits": {init.name: init.weights for init in self.inits},
             "seeds": list(self.seeds),
             "label_fractions": list(self.label_fractions),
@@ -165,21 +223,45 @@ def build_matrix(
     """
     if isinstance(seeds, int):
         if seeds < 1:
-            raise InputError(f"seeds is {seeds}, expected how many runs each row has (at least 1), or a list of seeds.")
+            raise InputError(
+                f"seeds is {seeds}, expected how many runs each row has (at least 1), or a list of"
+                " seeds."
+            )
         seeds = range(seeds)
     fractions = tuple(dict.fromkeys(label_fractions)) or (1.0,)
     for fraction in fractions:
         if not 0 < fraction <= 1:
-            raise InputError(f"label fraction {fraction:g} is not in (0, 1]; 0.1 uses a tenth of the labelled pictures.")
+            raise InputError(
+                f"label fraction {fraction:g} is not in (0, 1]; 0.1 uses a tenth of the labelled"
+                " pictures."
+            )
     if any(seed < 0 for seed in seeds) or len(set(seeds)) != len(seeds) or not seeds:
         raise InputError(f"seeds are {list(seeds)}, expected different numbers from 0 on.")
-    for kind, names in (("task", [task.name for task in tasks]), ("init", [init.name for init in inits])):
+    for kind, names in (
+        ("task", [task.name for task in tasks]),
+        ("init", [init.name for init in inits]),
+    ):
         _check_names(kind, names)
     if len(overrides) % 2:
-        raise InputError(f"KEY VALUE words must come in pairs, got {len(overrides)}: {' '.join(overrides)}")
+        raise InputError(
+            f"KEY VALUE words must come in pairs, got {len(overrides)}: {' '.join(overrides)}"
+        )
     if baseline and baseline not in [init.name for init in inits]:
-        raise InputError(f"The baseline {baseline!r} is no row of the matrix. Rows are {', '.join(init.name for init in inits)}.")
-    return Matrix(tuple(tasks), tuple(inits), tuple(seeds), Path(output), fractions, engine, tuple(datasets), tuple(overrides), baseline)
+        raise InputError(
+            f"The baseline {baseline!r} is no row of the matrix. Rows are"
+            f" {', '.join(init.name for init in inits)}."
+        )
+    return Matrix(
+        tuple(tasks),
+        tuple(inits),
+        tuple(seeds),
+        Path(output),
+        fractions,
+        engine,
+        tuple(datasets),
+        tuple(overrides),
+        baseline,
+    )
 
 
 def _absolute(path: str, *, only_files: bool = False) -> str:
@@ -198,12 +280,20 @@ def _absolute_flag(flag: str) -> str:
 
 def _check_names(kind: str, names: Sequence[str]) -> None:
     if not names:
-        raise InputError(f"The matrix has no {kind}. Give --{'tasks pascal_voc_R_50_C4_24k' if kind == 'task' else 'init moco=backbone.pkl'}.")
+        raise InputError(
+            f"The matrix has no {kind}. Give"
+            f" --{'tasks pascal_voc_R_50_C4_24k' if kind == 'task' else 'init moco=backbone.pkl'}."
+        )
     for name in names:
         if not _NAME.fullmatch(name):
-            raise InputError(f"{kind} name {name!r} cannot name a folder; use letters, digits, '_', '-', '.' and '+'.")
+            raise InputError(
+                f"{kind} name {name!r} cannot name a folder; use letters, digits, '_', '-', '.' and"
+                " '+'."
+            )
         if names.count(name) > 1:
-            raise InputError(f"{kind} {name!r} is given twice; each row and each task needs a name of its own.")
+            raise InputError(
+                f"{kind} {name!r} is given twice; each row and each task needs a name of its own."
+            )
 
 
 def parse_init(text: str) -> Initialisation:
@@ -215,12 +305,16 @@ def parse_init(text: str) -> Initialisation:
     name, equals, weights = text.partition("=")
     if bool(weights) == (name == RANDOM):
         what = "random takes no file" if weights else "a file is missing"
-        raise InputError(f"--init {text!r}: {what}. Expected --init random, or --init NAME=FILE such as --init moco=out/moco/backbone.pkl.")
+        raise InputError(
+            f"--init {text!r}: {what}. Expected --init random, or --init NAME=FILE such as --init"
+            " moco=out/moco/backbone.pkl."
+        )
     return Initialisation(name, weights)
 
 
 def parse_task(item: str | Mapping[str, Any], where: str = "--tasks") -> Task:
-    """Return the task of a config's name or file, or of a YAML mapping with ``config`` and optionally ``name``, ``datasets``, ``overrides``.
+    """Return the task of a config's name or file, or of a YAML mapping with ``config`` and
+    optionally ``name``, ``datasets``, ``overrides``.
 
     Raises:
         InputError: If the mapping has no config, an unknown key, or a value of another type.
@@ -228,15 +322,18 @@ def parse_task(item: str | Mapping[str, Any], where: str = "--tasks") -> Task:
     if isinstance(item, str):
         return Task(Path(item).stem, item)
     if not isinstance(item, Mapping) or not isinstance(item.get("config"), str):
-        raise InputError(f"{where}: {item!r} is no task; expected the name of a config, or a mapping with the key 'config'.")
+        raise InputError(
+            f"{where}: {item!r} is no task; expected the name of a config, or a mapping with the"
+            " key 'config'."
+        )
     _refuse_unknown(item, _TASK_KEYS, where)
     name = item.get("name", Path(item["config"]).stem)
     return Task(str(name), item["config"], _words(item, "datasets", where), _overrides(item, where))
 
 
 def read_matrix(file: str | Path, output: str | Path) -> Matrix:
-    """Read a matrix from YAML: ``tasks`` (names or mappings), ``inits`` (name: file), ``seeds``, and optionally ``label_fractions``,
-    ``engine``, ``datasets``, ``overrides`` and ``baseline``.
+    """Read a matrix from YAML: ``tasks`` (names or mappings), ``inits`` (name: file), ``seeds``,
+    and optionally ``label_fractions``, ``engine``, ``datasets``, ``overrides`` and ``baseline``.
 
     Raises:
         MissingFileError: If there is no such file.
@@ -246,19 +343,32 @@ def read_matrix(file: str | Path, output: str | Path) -> Matrix:
     try:
         data = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise MissingFileError(f"{file} does not exist; expected a YAML file with tasks, inits and seeds.") from error
+        raise MissingFileError(
+            f"{file} does not exist; expected a YAML file with tasks, inits and seeds."
+        ) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{file} cannot be read as YAML: {' '.join(str(error).split())}") from error
+        raise InputError(
+            f"{file} cannot be read as YAML: {' '.join(str(error).split())}"
+        ) from error
     if not isinstance(data, Mapping):
-        raise InputError(f"{file} holds {type(data).__name__}, expected a mapping with the keys {', '.join(_KEYS)}.")
+        raise InputError(
+            f"{file} holds {type(data).__name__}, expected a mapping with the keys"
+            f" {', '.join(_KEYS)}."
+        )
     _refuse_unknown(data, _KEYS, str(file))
     inits = data.get("inits") or {}
     if not isinstance(inits, Mapping):
-        raise InputError(f"{file}: inits is {inits!r}, expected a mapping such as {{random: '', moco: moco.pkl}}.")
+        raise InputError(
+            f"{file}: inits is {inits!r}, expected a mapping such as {{random: '', moco:"
+            " moco.pkl}."
+        )
     return build_matrix(
         output,
         tasks=[parse_task(item, f"{file}: tasks") for item in _list(data, "tasks", file)],
-        inits=[parse_init(f"{name}={weights}" if weights else str(name)) for name, weights in inits.items()],
+        inits=[
+            parse_init(f"{name}={weights}" if weights else str(name))
+            for name, weights in inits.items()
+        ],
         seeds=_seeds(data.get("seeds", 1), file),
         label_fractions=[_fraction(value, file) for value in _list(data, "label_fractions", file)],
         engine=str(data.get("engine", "auto")),
@@ -271,7 +381,10 @@ def read_matrix(file: str | Path, output: str | Path) -> Matrix:
 def _refuse_unknown(data: Mapping[str, Any], known: Sequence[str], where: str) -> None:
     for key in data:
         if key not in known:
-            raise UnknownKeyError(f"{where}: unknown key {key!r}.{did_you_mean(str(key), known)} Expected: {', '.join(known)}.")
+            raise UnknownKeyError(
+                f"{where}: unknown key {key!r}.{did_you_mean(str(key), known)} Expected:"
+                f" {', '.join(known)}."
+            )
 
 
 def _list(data: Mapping[str, Any], key: str, file: Path) -> list:
@@ -295,14 +408,20 @@ def _overrides(data: Mapping[str, Any], where: str) -> tuple[str, ...]:
         return tuple(str(word) for pair in value.items() for word in pair)
     words = _words(data, "overrides", where)
     if len(words) % 2:
-        raise InputError(f"{where}: overrides are {len(words)} words, expected pairs of KEY and VALUE.")
+        raise InputError(
+            f"{where}: overrides are {len(words)} words, expected pairs of KEY and VALUE."
+        )
     return words
 
 
 def _seeds(value: Any, file: Path) -> int | list[int]:
-    good = isinstance(value, int) or (isinstance(value, list) and all(isinstance(seed, int) for seed in value))
+    good = isinstance(value, int) or (
+        isinstance(value, list) and all(isinstance(seed, int) for seed in value)
+    )
     if not good or isinstance(value, bool):
-        raise InputError(f"{file}: seeds is {value!r}, expected how many, or a list of whole numbers.")
+        raise InputError(
+            f"{file}: seeds is {value!r}, expected how many, or a list of whole numbers."
+        )
     return value
 
 

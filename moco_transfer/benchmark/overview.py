@@ -1,4 +1,6 @@
-"""The matrix as text, before anything runs: how many runs, how far they are, how long the rest will take."""
+"""The matrix as text, before anything runs: how many runs, how far they are, how long the rest will
+take.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from dataclasses import dataclass
 from ..report import BASELINES
 from .build import PreparedTask
 from .matrix import Cell, Matrix, Task
-from .state import (COMPLETE, INTERRUPTED, CellState, state_of)
+from .state import COMPLETE, INTERRUPTED, CellState, state_of
 
 logger = logging.getLogger(__name__)
 
@@ -50,21 +52,44 @@ def overview(
         num_processes: Processes of a run.
         lanes: Runs side by side.
         launcher: Name of the launcher, for the text.
-        time_task: Times a task: seconds an iteration and seconds a test picture of one process, or None where it cannot. It is asked
-            for tasks without a complete run that has recorded its duration. None: nothing is timed.
+        time_task: Times a task: seconds an iteration and seconds a test picture of one process, or
+            None where it cannot. It is asked for tasks without a complete run that has recorded its
+                duration. None: nothing is timed.
     """
     cells = matrix.cells()
-    rows = [("task", "iterations", "test pictures", "complete", "interrupted", "to run", "s/iteration", "run hours")]
+    rows = [
+        (
+            "task",
+            "iterations",
+            "test pictures",
+            "complete",
+            "interrupted",
+            "to run",
+            "s/iteration",
+            "run hours",
+        )
+    ]
     to_go: dict[Cell, float | None] = {}
-    once = functools.cache(time_task) if time_task else None  # a task takes the same on a part of the labels
+    once = (
+        functools.cache(time_task) if time_task else None
+    )  # a task takes the same on a part of the labels
     for task in matrix.tasks:
         for fraction in matrix.label_fractions:
             mine = [cell for cell in cells if cell.task == task and cell.fraction == fraction]
             states = [state_of(cell) for cell in mine]
-            left = [(cell, state) for cell, state in zip(mine, states, strict=True) if state.name != COMPLETE]
+            left = [
+                (cell, state)
+                for cell, state in zip(mine, states, strict=True)
+                if state.name != COMPLETE
+            ]
             num_iterations = prepared[task.name].num_iterations
-            each = _duration(task, prepared[task.name], states, num_processes, once if left else None)
-            seconds = {cell: None if each is None else each.left(state, num_iterations) for cell, state in left}
+            each = _duration(
+                task, prepared[task.name], states, num_processes, once if left else None
+            )
+            seconds = {
+                cell: None if each is None else each.left(state, num_iterations)
+                for cell, state in left
+            }
             to_go |= seconds
             counts = [sum(s.name == name for s in states) for name in (COMPLETE, INTERRUPTED)]
             rows.append(
@@ -82,36 +107,76 @@ def overview(
     # In the order in which they are started; None where a task could not be timed.
     durations = [to_go[cell] for cell in cells if cell in to_go]
     headline = _headline(matrix, cells, launcher, num_processes, lanes)
-    return "\n".join([headline, *_align(rows), *_sum(durations, lanes, launcher, num_processes), *_baseline(matrix)])
+    return "\n".join(
+        [
+            headline,
+            *_align(rows),
+            *_sum(durations, lanes, launcher, num_processes),
+            *_baseline(matrix),
+        ]
+    )
 
 
 def _align(rows: list[tuple[str, ...]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  " + "  ".join([row[0].ljust(widths[0]), *(word.rjust(w) for word, w in zip(row[1:], widths[1:], strict=True))]) for row in rows]
+    return [
+        "  "
+        + "  ".join(
+            [
+                row[0].ljust(widths[0]),
+                *(word.rjust(w) for word, w in zip(row[1:], widths[1:], strict=True)),
+            ]
+        )
+        for row in rows
+    ]
 
 
-def _headline(matrix: Matrix, cells: list[Cell], launcher: str, num_processes: int, lanes: int) -> str:
-    parts = [f"{len(matrix.tasks)} task(s)", f"{len(matrix.inits)} initialisation(s): {', '.join(i.name for i in matrix.inits)}"]
+def _headline(
+    matrix: Matrix, cells: list[Cell], launcher: str, num_processes: int, lanes: int
+) -> str:
+    parts = [
+        f"{len(matrix.tasks)} task(s)",
+        f"{len(matrix.inits)} initialisation(s): {', '.join(i.name for i in matrix.inits)}",
+    ]
     if len(matrix.label_fractions) > 1 or matrix.label_fractions[0] != 1:
         parts.append(f"label fractions {', '.join(f'{f:g}' for f in matrix.label_fractions)}")
     parts.append(f"{len(matrix.seeds)} seed(s)")
-    how = f"{launcher}, {num_processes} process(es) a run" + (f", {lanes} runs side by side" if lanes > 1 else "")
+    how = f"{launcher}, {num_processes} process(es) a run" + (
+        f", {lanes} runs side by side" if lanes > 1 else ""
+    )
     return f"{len(cells)} runs = {' x '.join(parts)} -> {matrix.output} ({how})"
 
 
-def _sum(durations: Sequence[float | None], lanes: int, launcher: str, num_processes: int) -> list[str]:
+def _sum(
+    durations: Sequence[float | None], lanes: int, launcher: str, num_processes: int
+) -> list[str]:
     if launcher == "slurm":
-        return ["  Hours are those of complete runs; nothing is timed here: the jobs run on other machines, as many at a time as Slurm lets."]
+        return [
+            "  Hours are those of complete runs; nothing is timed here: the jobs run on other"
+            " machines, as many at a time as Slurm lets."
+        ]
     if not durations or None in durations:
         return []
     hours = seconds_until_done(durations, lanes) / 3600
     how = f", {lanes} runs side by side" if lanes > 1 else ""
-    how += f"; without what the {num_processes} processes of a run tell each other" if num_processes > 1 else ""
-    return [f"  about {hours:.2f} hours to go{how}" if hours >= 0.1 else f"  about {60 * hours:.0f} minutes to go{how}"]
+    how += (
+        f"; without what the {num_processes} processes of a run tell each other"
+        if num_processes > 1
+        else ""
+    )
+    return [
+        (
+            f"  about {hours:.2f} hours to go{how}"
+            if hours >= 0.1
+            else f"  about {60 * hours:.0f} minutes to go{how}"
+        )
+    ]
 
 
 def seconds_until_done(durations: Sequence[float], lanes: int) -> float:
-    """Return when the last of some runs ends: each starts, in their order, on the lane that is free first."""
+    """Return when the last of some runs ends: each starts, in their order, on the lane that is free
+    first.
+    """
     free = [0.0] * lanes
     for duration in durations:
         heapq.heapreplace(free, free[0] + duration)
@@ -124,8 +189,15 @@ def _baseline(matrix: Matrix) -> list[str]:
     if len(names) == 1 or found == BASELINES[0]:
         return []
     if found is None:
-        return [f"  no row is called {' or '.join(BASELINES)}: the table will have no differences; --baseline NAME takes another row"]
-    hint = "" if matrix.baseline else f" (no row is called {BASELINES[0]}; --baseline NAME takes another)"
+        return [
+            f"  no row is called {' or '.join(BASELINES)}: the table will have no differences;"
+            " --baseline NAME takes another row"
+        ]
+    hint = (
+        ""
+        if matrix.baseline
+        else f" (no row is called {BASELINES[0]}; --baseline NAME takes another)"
+    )
     return [f"  differences refer to the row {found}{hint}"]
 
 
@@ -136,7 +208,9 @@ def _duration(
     num_processes: int,
     time_task: Callable[[Task], tuple[float, float] | None] | None,
 ) -> Duration | None:
-    """Return what a whole run takes: the mean of the complete ones, else timed; None where it is not known."""
+    """Return what a whole run takes: the mean of the complete ones, else timed; None where it is
+    not known.
+    """
     durations = [state.wall_sec for state in states if state.name == COMPLETE and state.wall_sec]
     if durations:
         return Duration(sum(durations) / len(durations))
@@ -147,4 +221,7 @@ def _duration(
     if timed is None:
         return None
     per_iteration, per_picture = timed
-    return Duration(per_iteration * prepared.num_iterations, per_picture * prepared.num_test_images / num_processes)
+    return Duration(
+        per_iteration * prepared.num_iterations,
+        per_picture * prepared.num_test_images / num_processes,
+    )

@@ -35,11 +35,15 @@ class Failure:
 
     def __str__(self) -> str:
         """Return the failure as one line, with the place of the whole story."""
-        return f"{self.cell.folder}: exit status {self.status}: {self.last_words} (all of it: {self.cell.folder / CONSOLE})"
+        return (
+            f"{self.cell.folder}: exit status {self.status}: {self.last_words} (all of it:"
+            f" {self.cell.folder / CONSOLE})"
+        )
 
 
 class Stopped(Exception):
-    """SIGTERM or Ctrl-C came, and the runs were told to save and end, where they do not go on alone.
+    """SIGTERM or Ctrl-C came, and the runs were told to save and end, where they do not go on
+    alone.
 
     Attributes:
         signum: Of the signal.
@@ -71,13 +75,17 @@ def run_cells(
         The runs that failed; the others ran all the same.
 
     Raises:
-        Stopped: On SIGTERM or Ctrl-C, after the runs have saved. Further signals change nothing until then.
+        Stopped: On SIGTERM or Ctrl-C, after the runs have saved. Further signals change nothing
+            until then.
     """
     waiting, failures = list(cells), []
     running: dict[int, tuple[Cell, Any]] = {}
     total = sum(iterations for _, iterations in cells)
     ended = 0
-    with _StopSignals() as stop, tqdm(total=total, unit="it", desc=f"0/{len(cells)} runs", disable=None) as bar:
+    with (
+        _StopSignals() as stop,
+        tqdm(total=total, unit="it", desc=f"0/{len(cells)} runs", disable=None) as bar,
+    ):
         bar.update(sum(state_of(cell).iteration for cell, _ in cells))
         try:
             while (waiting or running) and not stop.signum:
@@ -95,10 +103,14 @@ def run_cells(
                     bar.set_description(f"{ended}/{len(cells)} runs")
                     if status == 0 and state_of(cell).name == COMPLETE:
                         on_finished(cell)
-                    elif not stop.signum:  # a signal to all processes of the terminal or the job reaches runs as well
+                    elif (
+                        not stop.signum
+                    ):  # a signal to all processes of the terminal or the job reaches runs as well
                         failures.append(Failure(cell, status, _last_words(cell.folder / CONSOLE)))
                         tqdm.write(f"FAILED {failures[-1]}")
-                bar.n = sum(min(iterations, last_iteration(cell.folder)) for cell, iterations in cells)
+                bar.n = sum(
+                    min(iterations, last_iteration(cell.folder)) for cell, iterations in cells
+                )
                 bar.refresh()
         finally:
             jobs = [job for _, job in running.values()]
@@ -109,7 +121,9 @@ def run_cells(
 
 
 def _stop(jobs: Sequence[Any]) -> int:
-    """Tell all jobs to save and end, wait for them together, and return how many did not end in time."""
+    """Tell all jobs to save and end, wait for them together, and return how many did not end in
+    time.
+    """
     for job in jobs:
         job.ask_to_stop()
     until = time.monotonic() + SAVES_WITHIN_SEC
@@ -117,14 +131,18 @@ def _stop(jobs: Sequence[Any]) -> int:
 
 
 class _StopSignals:
-    """Notes SIGTERM and Ctrl-C instead of raising: an exception between the start of a run and its entry in the list would lose it."""
+    """Notes SIGTERM and Ctrl-C instead of raising: an exception between the start of a run and its
+    entry in the list would lose it.
+    """
 
     def __init__(self) -> None:
         self.signum = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _StopSignals:
-        self._before = {signum: signal.signal(signum, self._note) for signum in (signal.SIGTERM, signal.SIGINT)}
+        self._before = {
+            signum: signal.signal(signum, self._note) for signum in (signal.SIGTERM, signal.SIGINT)
+        }
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -1,4 +1,6 @@
-"""How far each run of a matrix is, read from its folder alone: nothing about a run is kept anywhere else."""
+"""How far each run of a matrix is, read from its folder alone: nothing about a run is kept anywhere
+else.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,8 @@ class CellState:
     Attributes:
         name: ``complete``, ``interrupted`` (it goes on) or ``missing``.
         iteration: Iterations finished, as far as they are logged.
-        wall_sec: Duration of a run in seconds; None where it is not complete, or went on after an interruption and recorded only
-            its last part.
+        wall_sec: Duration of a run in seconds; None where it is not complete, or went on after an
+            interruption and recorded only its last part.
     """
 
     name: str
@@ -36,11 +38,15 @@ class CellState:
 
 
 def state_of(cell: Cell) -> CellState:
-    """Return where a run stands; a results.json that cannot be read counts as none, so that its run is evaluated again."""
+    """Return where a run stands; a results.json that cannot be read counts as none, so that its run
+    is evaluated again.
+    """
     results = cell.folder / "results.json"
     found = read_run(results) if results.exists() else None
     if found and not isinstance(found, Problem):
-        return CellState(COMPLETE, found[0].iterations, None if _was_resumed(cell.folder) else found[0].wall_sec)
+        return CellState(
+            COMPLETE, found[0].iterations, None if _was_resumed(cell.folder) else found[0].wall_sec
+        )
     if (cell.folder / LAST).exists() or results.exists():
         return CellState(INTERRUPTED, last_iteration(cell.folder))
     return CellState(MISSING)
@@ -65,7 +71,12 @@ def _was_resumed(folder: Path) -> bool:
 
 
 def difference_from_record(
-    cell: Cell, *, config_hash: str, engine: str, weights_sha256: str | None, label_subset_sha256: str | None
+    cell: Cell,
+    *,
+    config_hash: str,
+    engine: str,
+    weights_sha256: str | None,
+    label_subset_sha256: str | None,
 ) -> str | None:
     """Return in what a complete run is not the matrix's run, as a sentence, or None.
 
@@ -90,11 +101,18 @@ def difference_from_record(
 
 
 def difference_from_checkpoint(
-    cell: Cell, *, config_hash: str, engine: str, weights_sha256: str | None, label_subset_sha256: str | None
+    cell: Cell,
+    *,
+    config_hash: str,
+    engine: str,
+    weights_sha256: str | None,
+    label_subset_sha256: str | None,
 ) -> str | None:
-    """Return in what an interrupted run is not the matrix's run, as far as its checkpoint says, or None.
+    """Return in what an interrupted run is not the matrix's run, as far as its checkpoint says, or
+    None.
 
-    A checkpoint that cannot be read says nothing here: its run fails by itself and is named, and the others run.
+    A checkpoint that cannot be read says nothing here: its run fails by itself and is named, and
+        the others run.
 
     Args:
         cell: An interrupted run.
@@ -112,23 +130,44 @@ def difference_from_checkpoint(
         "init": cell.init.name,
         "seed": cell.seed,
     }
-    names = {"config_hash": "config hash", "weights_sha256": "sha256 of the weights", "label_subset_sha256": "sha256 of the label subset"}
+    names = {
+        "config_hash": "config hash",
+        "weights_sha256": "sha256 of the weights",
+        "label_subset_sha256": "sha256 of the label subset",
+    }
     # Checkpoints of earlier versions say less.
-    return _difference(cell, {names.get(key, key): (header[key], value) for key, value in now.items() if key in header})
+    return _difference(
+        cell,
+        {names.get(key, key): (header[key], value) for key, value in now.items() if key in header},
+    )
 
 
 def _checkpoint_header(folder: Path) -> dict:
     try:
         file = folder / (folder / LAST).read_text(encoding="utf-8").strip()
-        # Mapped, not read: a detector's checkpoint is hundreds of megabytes, what it says of itself is a few lines.
+        # Mapped, not read: a detector's checkpoint is hundreds of megabytes, what it says of itself
+        # is a few lines.
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
+    except (
+        OSError,
+        EOFError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+    ):
         return {}
     return state if isinstance(state, dict) else {}
 
 
 def _difference(cell: Cell, pairs: dict[str, tuple[object, object]]) -> str | None:
-    different = [f"{name} {then!r}, now {now!r}" for name, (then, now) in pairs.items() if then != now]
+    different = [
+        f"{name} {then!r}, now {now!r}" for name, (then, now) in pairs.items() if then != now
+    ]
     if not different:
         return None
-    return f"{cell.folder} holds another run ({'; '.join(different)}). Choose another --output, or move that folder away to run it again."
+    return (
+        f"{cell.folder} holds another run ({'; '.join(different)}). Choose another --output, or"
+        " move that folder away to run it again."
+    )

@@ -1,7 +1,8 @@
 """How long a run will take: a few iterations timed as the runs will run, in processes of their own.
 
-As many processes as will work at the same time are started, each with a run's share of the cores (and its GPU), so that they get in each
-other's way as the runs will. They hold no GPU memory afterwards, as the benchmark itself would.
+As many processes as will work at the same time are started, each with a run's share of the cores
+(and its GPU), so that they get in each other's way as the runs will. They hold no GPU memory
+afterwards, as the benchmark itself would.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from .launch import run_environment
-from .matrix import (Initialisation, Matrix, Task, build_matrix)
+from .matrix import Initialisation, Matrix, Task, build_matrix
 
 logger = logging.getLogger(__name__)
 
@@ -23,20 +24,24 @@ _READY, _GO = "ready", "go"
 _ANSWER = "seconds "
 
 
-def time_task(matrix: Matrix, task: Task, *, num_processes: int, lanes: int, runs: int, num_gpus: int) -> tuple[float, float] | None:
+def time_task(
+    matrix: Matrix, task: Task, *, num_processes: int, lanes: int, runs: int, num_gpus: int
+) -> tuple[float, float] | None:
     """Time a task of a matrix.
 
     Args:
         matrix: The matrix.
         task: One of its tasks.
-        num_processes: Processes of a run; the batch is shared among them. What they tell each other is not timed.
+        num_processes: Processes of a run; the batch is shared among them. What they tell each other
+            is not timed.
         lanes: Runs among which the cores are shared.
         runs: How many of them there will be side by side.
         num_gpus: GPUs of this machine, one for each process in turn; 0 without.
 
     Returns:
-        Seconds an iteration and seconds a test picture of one process, each the mean over all processes; None when it cannot be
-        timed, which is logged: the runs will say why in their own words.
+        Seconds an iteration and seconds a test picture of one process, each the mean over all
+        processes; None when it cannot be timed, which is logged: the runs will say why in their own
+        words.
     """
     words = {
         "task": asdict(task),
@@ -46,14 +51,24 @@ def time_task(matrix: Matrix, task: Task, *, num_processes: int, lanes: int, run
         "world_size": num_processes,
     }
     command = [sys.executable, "-m", "moco_transfer.benchmark.timing"]
-    return time_processes(command, json.dumps(words), copies=min(lanes, runs) * num_processes, lanes=lanes, num_gpus=num_gpus)
+    return time_processes(
+        command,
+        json.dumps(words),
+        copies=min(lanes, runs) * num_processes,
+        lanes=lanes,
+        num_gpus=num_gpus,
+    )
 
 
-def time_processes(command: Sequence[str], words: str, *, copies: int, lanes: int, num_gpus: int) -> tuple[float, float] | None:
-    """Start ``copies`` processes, let them begin together when all are ready, and return the mean of the pairs that they answer.
+def time_processes(
+    command: Sequence[str], words: str, *, copies: int, lanes: int, num_gpus: int
+) -> tuple[float, float] | None:
+    """Start ``copies`` processes, let them begin together when all are ready, and return the mean
+    of the pairs that they answer.
 
     Args:
-        command: Of a process. It reads one line, writes ``ready``, reads a line, and writes ``seconds`` and two numbers.
+        command: Of a process. It reads one line, writes ``ready``, reads a line, and writes
+            ``seconds`` and two numbers.
         words: The first line.
         copies: How many.
         lanes: Runs among which the cores are shared.
@@ -76,7 +91,10 @@ def time_processes(command: Sequence[str], words: str, *, copies: int, lanes: in
         except (BrokenPipeError, EOFError):
             errors.seek(0)
             said = errors.read().strip().splitlines()
-            logger.warning("the hours cannot be estimated: %s", said[-1] if said else "a process that timed iterations ended early")
+            logger.warning(
+                "the hours cannot be estimated: %s",
+                said[-1] if said else "a process that timed iterations ended early",
+            )
             return None
         finally:
             for process in processes:
@@ -107,16 +125,30 @@ def _answer() -> None:
     from .build import measure_speed, prepare_task
 
     words = json.loads(sys.stdin.readline())
-    task = Task(**{key: tuple(value) if isinstance(value, list) else value for key, value in words["task"].items()})
+    task = Task(
+        **{
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in words["task"].items()
+        }
+    )
     rows = [Initialisation("random")]
-    matrix = build_matrix(".", tasks=[task], inits=rows, engine=words["engine"], datasets=words["datasets"], overrides=words["overrides"])
+    matrix = build_matrix(
+        ".",
+        tasks=[task],
+        inits=rows,
+        engine=words["engine"],
+        datasets=words["datasets"],
+        overrides=words["overrides"],
+    )
     _, prepared = prepare_task(matrix, task, words["world_size"])
 
     def wait_for_the_others() -> None:
         print(_READY, flush=True)
         sys.stdin.readline()
 
-    seconds = measure_speed(prepared, matrix.engine, world_size=words["world_size"], on_ready=wait_for_the_others)
+    seconds = measure_speed(
+        prepared, matrix.engine, world_size=words["world_size"], on_ready=wait_for_the_others
+    )
     print(_ANSWER, *seconds, sep=" ", flush=True)
 
 

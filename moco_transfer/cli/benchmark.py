@@ -1,9 +1,11 @@
 """Fine-tune a matrix of runs, task x initialisation x seed, and make its table.
 
-Shows the matrix first, with the hours it will take; reads all configs, data and weights before the first run; runs what is missing, goes on
-with what was interrupted, leaves what is complete, goes on past a run that fails and names it at the end. The same command, or
-`benchmark --output FOLDER` alone, goes on after an interruption, with the launcher that it had. Each run has a folder of its own:
-OUTPUT/TASK/INIT/seedN. At the end OUTPUT holds table.md, report.html and, for each table, a sheet of detections.
+Shows the matrix first, with the hours it will take; reads all configs, data and weights before the
+first run; runs what is missing, goes on with what was interrupted, leaves what is complete, goes on
+past a run that fails and names it at the end. The same command, or `benchmark --output FOLDER`
+alone, goes on after an interruption, with the launcher that it had. Each run has a folder of its
+    own: OUTPUT/TASK/INIT/seedN. At the end OUTPUT holds table.md, report.html and, for each table,
+        a sheet of detections.
 """
 
 from __future__ import annotations
@@ -44,29 +46,104 @@ EPILOG = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``benchmark``."""
     what = parser.add_argument_group("what is run")
-    what.add_argument("--output", required=True, metavar="FOLDER", help="folder of all runs, of matrix.yaml and of the table")
-    what.add_argument("--matrix", metavar="FILE", help="YAML file with the whole matrix, instead of the options of this group")
-    what.add_argument("--tasks", nargs="+", default=[], metavar="CONFIG", help="detection configs: files, or names of the package's")
-    what.add_argument("--init", action="append", default=[], metavar="NAME=FILE", help="a row: random, or NAME=FILE; may be repeated")
-    what.add_argument("--seeds", type=int, metavar="N", help="runs per row, with seeds 0 to N-1 (default: 1)")
-    what.add_argument("--label-fraction", nargs="+", default=[], metavar="F", help="shares of the labelled pictures (default: 1)")
-    what.add_argument("--engine", metavar="auto|torchvision|detectron2", help="which engine runs (default: auto)")
-    what.add_argument("--dataset", action="append", default=[], metavar="NAME=...", help="data set of your own, as of `train`; may be repeated")
-    what.add_argument("--baseline", default="", metavar="NAME", help="row that differences refer to (default: supervised, else random)")
-    what.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to change in every run")
+    what.add_argument(
+        "--output",
+        required=True,
+        metavar="FOLDER",
+        help="folder of all runs, of matrix.yaml and of the table",
+    )
+    what.add_argument(
+        "--matrix",
+        metavar="FILE",
+        help="YAML file with the whole matrix, instead of the options of this group",
+    )
+    what.add_argument(
+        "--tasks",
+        nargs="+",
+        default=[],
+        metavar="CONFIG",
+        help="detection configs: files, or names of the package's",
+    )
+    what.add_argument(
+        "--init",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="a row: random, or NAME=FILE; may be repeated",
+    )
+    what.add_argument(
+        "--seeds", type=int, metavar="N", help="runs per row, with seeds 0 to N-1 (default: 1)"
+    )
+    what.add_argument(
+        "--label-fraction",
+        nargs="+",
+        default=[],
+        metavar="F",
+        help="shares of the labelled pictures (default: 1)",
+    )
+    what.add_argument(
+        "--engine", metavar="auto|torchvision|detectron2", help="which engine runs (default: auto)"
+    )
+    what.add_argument(
+        "--dataset",
+        action="append",
+        default=[],
+        metavar="NAME=...",
+        help="data set of your own, as of `train`; may be repeated",
+    )
+    what.add_argument(
+        "--baseline",
+        default="",
+        metavar="NAME",
+        help="row that differences refer to (default: supervised, else random)",
+    )
+    what.add_argument(
+        "overrides",
+        nargs=argparse.REMAINDER,
+        metavar="KEY VALUE",
+        help="config keys to change in every run",
+    )
     how = parser.add_argument_group("how it is run")
     launchers = ("local", "torchrun", "slurm")
-    how.add_argument("--launcher", choices=launchers, help="one process a run, torchrun, or Slurm (default: local)")
-    how.add_argument("--jobs", type=int, metavar="N", help="local: runs side by side (default: one per GPU, or one)")
-    how.add_argument("--nproc-per-node", type=int, metavar="N", help="torchrun: processes of a run (default: one per GPU)")
-    how.add_argument("--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="slurm: partition, account, gpus_per_node, timeout_min, mem_gb, ...")
-    how.add_argument("--no-timing", action="store_true", help="do not time a few iterations first to estimate the hours")
-    how.add_argument("--dry-run", action="store_true", help="show the matrix and every command; run nothing")
+    how.add_argument(
+        "--launcher",
+        choices=launchers,
+        help="one process a run, torchrun, or Slurm (default: local)",
+    )
+    how.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="local: runs side by side (default: one per GPU, or one)",
+    )
+    how.add_argument(
+        "--nproc-per-node",
+        type=int,
+        metavar="N",
+        help="torchrun: processes of a run (default: one per GPU)",
+    )
+    how.add_argument(
+        "--slurm",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="slurm: partition, account, gpus_per_node, timeout_min, mem_gb, ...",
+    )
+    how.add_argument(
+        "--no-timing",
+        action="store_true",
+        help="do not time a few iterations first to estimate the hours",
+    )
+    how.add_argument(
+        "--dry-run", action="store_true", help="show the matrix and every command; run nothing"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the matrix; returns 0, 1 when a run failed or no table could be made, 143 on SIGTERM, 130 on Ctrl-C."""
-    from ..benchmark.build import (cells_of, prepare, save_matrix, save_subsets)
+    """Run the matrix; returns 0, 1 when a run failed or no table could be made, 143 on SIGTERM, 130
+    on Ctrl-C.
+    """
+    from ..benchmark.build import cells_of, prepare, save_matrix, save_subsets
     from ..benchmark.launch import output_lock, train_command
     from ..benchmark.overview import overview
     from ..benchmark.run import Stopped, run_cells
@@ -82,9 +159,13 @@ def run(args: argparse.Namespace) -> int:
     todo = [(cell, iterations) for cell, iterations in cells if state_of(cell).name != COMPLETE]
 
     def timed(task):
-        return time_task(matrix, task, num_processes=num_processes, lanes=lanes, runs=len(todo), num_gpus=_gpus())
+        return time_task(
+            matrix, task, num_processes=num_processes, lanes=lanes, runs=len(todo), num_gpus=_gpus()
+        )
 
-    is_timed = not args.no_timing and settings.launcher != "slurm"  # where the jobs run is another machine
+    is_timed = (
+        not args.no_timing and settings.launcher != "slurm"
+    )  # where the jobs run is another machine
     how = {"num_processes": num_processes, "lanes": lanes, "launcher": settings.launcher}
     print(overview(matrix, prepared, **how, time_task=timed if is_timed else None), flush=True)
 
@@ -112,16 +193,22 @@ def _stopped(stop, launcher, output: Path) -> str:
     again = f"moco-transfer benchmark --output {output}"
     if launcher.goes_on_alone:
         return (
-            f"Stopped watching. {stop.num_running} job(s) stay in Slurm's queue or run on there; end them with scancel, by the numbers in "
-            f"{output / 'slurm' / 'jobs.json'}. Watch them again, and start what is missing, with: {again}"
+            f"Stopped watching. {stop.num_running} job(s) stay in Slurm's queue or run on there;"
+            f" end them with scancel, by the numbers in {output / 'slurm' / 'jobs.json'}. Watch"
+            f" them again, and start what is missing, with: {again}"
         )
     if stop.num_killed:
-        return f"Stopped; {stop.num_killed} run(s) did not end in time and were killed: they go on from their last checkpoint. Go on with: {again}"
+        return (
+            f"Stopped; {stop.num_killed} run(s) did not end in time and were killed: they go on"
+            f" from their last checkpoint. Go on with: {again}"
+        )
     return f"Stopped; every run has saved. Go on with: {again}"
 
 
 def _return_overrides(args: argparse.Namespace) -> None:
-    """Give KEY VALUE words back that an option of several words took with it: ``--label-fraction 0.1 SOLVER.MAX_ITER 9000``."""
+    """Give KEY VALUE words back that an option of several words took with it: ``--label-fraction
+    0.1 SOLVER.MAX_ITER 9000``.
+    """
     for name in ("tasks", "label_fraction", "slurm"):
         values = getattr(args, name)
         start = next((i for i, word in enumerate(values) if _KEY.fullmatch(word)), len(values))
@@ -135,19 +222,24 @@ def _fraction(word: str) -> float:
     try:
         return float(word)
     except ValueError as error:
-        raise InputError(f"--label-fraction {word!r}: expected numbers in (0, 1], such as 0.01 0.1.") from error
+        raise InputError(
+            f"--label-fraction {word!r}: expected numbers in (0, 1], such as 0.01 0.1."
+        ) from error
 
 
 def _matrix(args: argparse.Namespace) -> tuple:
     """Return the matrix, and whether it is the one that an earlier call has saved."""
-    from ..benchmark.matrix import (build_matrix, parse_init, parse_task, read_matrix)
+    from ..benchmark.matrix import build_matrix, parse_init, parse_task, read_matrix
     from ..runtime.errors import InputError
 
     saved = Path(args.output) / "matrix.yaml"
     options = ("tasks", "init", "seeds", "label_fraction", "engine", "dataset", "overrides")
     named = [f"--{name.replace('_', '-')}" for name in options if getattr(args, name)]
     if args.matrix and named:
-        raise InputError(f"--matrix {args.matrix} holds the whole matrix; leave out {', '.join(named)}, or write it into that file.")
+        raise InputError(
+            f"--matrix {args.matrix} holds the whole matrix; leave out {', '.join(named)}, or write"
+            " it into that file."
+        )
     if args.matrix:
         return _with_baseline(read_matrix(args.matrix, args.output), args.baseline), False
     if not named and saved.exists():
@@ -173,23 +265,32 @@ def _with_baseline(matrix, name: str):
 
     rows = [init.name for init in matrix.inits]
     if name and name not in rows:
-        raise InputError(f"--baseline {name}: the matrix has no such row. Rows are {', '.join(rows)}.")
+        raise InputError(
+            f"--baseline {name}: the matrix has no such row. Rows are {', '.join(rows)}."
+        )
     return replace(matrix, baseline=name) if name else matrix
 
 
 def _settings(args: argparse.Namespace, saved_in: Path | None):
-    """Return how to run: as the options say, or, where they say nothing and the matrix is a saved one, as it was begun."""
+    """Return how to run: as the options say, or, where they say nothing and the matrix is a saved
+    one, as it was begun.
+    """
     from ..benchmark.launch import LaunchSettings
     from ..runtime.errors import InputError
 
     for name in ("jobs", "nproc_per_node"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {getattr(args, name)}, expected at least 1.")
-    if saved_in is not None and not (args.launcher or args.jobs or args.nproc_per_node or args.slurm):
+            raise InputError(
+                f"--{name.replace('_', '-')} is {getattr(args, name)}, expected at least 1."
+            )
+    if saved_in is not None and not (
+        args.launcher or args.jobs or args.nproc_per_node or args.slurm
+    ):
         settings = LaunchSettings.read(saved_in)
         if settings is not None:
             return settings
-    # The processes of a run are part of what it computes: they are noted as a number, not as "one per GPU".
+    # The processes of a run are part of what it computes: they are noted as a number, not as "one
+    # per GPU".
     nproc = args.nproc_per_node or (max(1, _gpus()) if args.launcher == "torchrun" else None)
     return LaunchSettings(args.launcher or "local", args.jobs, nproc, tuple(args.slurm))
 
@@ -235,7 +336,10 @@ def _launcher(settings, output: Path, lanes: int, num_gpus: int, lock: int):
     if settings.launcher == "slurm":
         parameters = _slurm(settings.slurm)
         if _whole_number(parameters, "nodes") != 1:
-            raise InputError(f"--slurm nodes={parameters['nodes']}: a run uses one node; give it more GPUs with gpus_per_node.")
+            raise InputError(
+                f"--slurm nodes={parameters['nodes']}: a run uses one node; give it more GPUs with"
+                " gpus_per_node."
+            )
         return SlurmLauncher(output / "slurm", parameters)
     return LocalLauncher(lanes=lanes, num_gpus=num_gpus, lock=lock)
 
@@ -246,7 +350,9 @@ def _say_finished(cell) -> None:
     from ..report import read_run
 
     record = read_run(cell.folder / "results.json")[0]
-    numbers = ", ".join(f"{kind} AP {group['AP']:.1f}" for kind, group in record.metrics.items() if "AP" in group)
+    numbers = ", ".join(
+        f"{kind} AP {group['AP']:.1f}" for kind, group in record.metrics.items() if "AP" in group
+    )
     tqdm.write(f"{cell.folder}: {numbers} in {(record.wall_sec or 0) / 60:.1f} min")
 
 
@@ -257,20 +363,42 @@ def _finish(matrix, failures: list) -> int:
     again = f"moco-transfer benchmark --output {matrix.output}"
     for failure in failures:
         print(f"FAILED {failure}", flush=True)
-    output, table, page = str(matrix.output), matrix.output / "table.md", matrix.output / "report.html"
-    has_baseline = any(cell.init.name == matrix.baseline and state_of(cell).name == COMPLETE for cell in matrix.cells())
+    output, table, page = (
+        str(matrix.output),
+        matrix.output / "table.md",
+        matrix.output / "report.html",
+    )
+    has_baseline = any(
+        cell.init.name == matrix.baseline and state_of(cell).name == COMPLETE
+        for cell in matrix.cells()
+    )
     words = [output, *(("--baseline", matrix.baseline) if has_baseline else ())]
     status = 0
     if any(matrix.output.rglob("results.json")):
-        status = run_verb("report", [*words, "--output", str(table)], program="moco-transfer report")
+        status = run_verb(
+            "report", [*words, "--output", str(table)], program="moco-transfer report"
+        )
         if status == 0:
             # A sheet that cannot be drawn says why, and the page does without it.
             run_verb("sheet", [output], program="moco-transfer sheet")
-            status = run_verb("report", [*words, "--format", "html", "--output", str(page)], program="moco-transfer report")
+            status = run_verb(
+                "report",
+                [*words, "--format", "html", "--output", str(page)],
+                program="moco-transfer report",
+            )
             written = f"{table} and {page}" if status == 0 else str(table)
-            print(f"\n{table.read_text(encoding='utf-8')}\nwrote {written}; other forms: moco-transfer report --help")
+            print(
+                f"\n{table.read_text(encoding='utf-8')}\nwrote {written}; other forms:"
+                " moco-transfer report --help"
+            )
         if status:
-            print(f"The report could not be made whole (see above); files of an earlier one in {output} are left as they are.")
+            print(
+                "The report could not be made whole (see above); files of an earlier one in"
+                f" {output} are left as they are."
+            )
     if failures:
-        print(f"{len(failures)} run(s) failed, named above as FAILED; mend the cause and go on with: {again}")
+        print(
+            f"{len(failures)} run(s) failed, named above as FAILED; mend the cause and go on with:"
+            f" {again}"
+        )
     return 1 if failures or status else 0

@@ -1,8 +1,8 @@
-"""Look detection data sets over before a run: missing, damaged and repeated pictures, unknown classes, boxes out of the picture or
-without area, sizes, ids, counts.
+"""Look detection data sets over before a run: missing, damaged and repeated pictures, unknown
+classes, boxes out of the picture or without area, sizes, ids, counts.
 
-Prints a report for each NAME and ends with status 2 when one of them has a problem that would stop a run, or when they do not fit
-together or the config. Nothing is written.
+Prints a report for each NAME and ends with status 2 when one of them has a problem that would stop
+a run, or when they do not fit together or the config. Nothing is written.
 """
 
 from __future__ import annotations
@@ -28,18 +28,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "names",
         nargs="*",
         metavar="NAME",
-        help="data sets; by default those that --dataset registers. With --config-file: KEY VALUE pairs that change the config",
+        help=(
+            "data sets; by default those that --dataset registers. With --config-file: KEY VALUE"
+            " pairs that change the config"
+        ),
     )
     parser.add_argument(
         "--dataset",
         action="append",
         default=[],
         metavar="NAME=...",
-        help="register NAME=coco:JSON:IMAGES or NAME=voc:ROOT:SPLIT:CLASSES[:first_pixel=0,year=2007] (CLASSES: comma list or file)",
+        help=(
+            "register NAME=coco:JSON:IMAGES or"
+            " NAME=voc:ROOT:SPLIT:CLASSES[:first_pixel=0,year=2007] (CLASSES: comma list or file)"
+        ),
     )
-    parser.add_argument("--config-file", metavar="FILE", help="check the data sets of this config, and whether they fit it")
-    parser.add_argument("--fast", action="store_true", help="read the annotations only, do not open the pictures")
-    parser.add_argument("--max-problems", type=int, default=20, metavar="N", help="problems to print for each data set (default 20)")
+    parser.add_argument(
+        "--config-file",
+        metavar="FILE",
+        help="check the data sets of this config, and whether they fit it",
+    )
+    parser.add_argument(
+        "--fast", action="store_true", help="read the annotations only, do not open the pictures"
+    )
+    parser.add_argument(
+        "--max-problems",
+        type=int,
+        default=20,
+        metavar="N",
+        help="problems to print for each data set (default 20)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
         0 if all data sets are usable, else 2.
 
     Raises:
-        InputError: If no data set is named, a name or flag is not understood, or usable sets do not fit together or the config.
+        InputError: If no data set is named, a name or flag is not understood, or usable sets do not
+            fit together or the config.
     """
     from ..data.annotations.catalog import check_same_classes, get_dataset, parse_dataset_flag
     from ..data.annotations.check import check_dataset, shared_pictures
@@ -57,9 +76,17 @@ def run(args: argparse.Namespace) -> int:
 
     registered = [parse_dataset_flag(flag) for flag in args.dataset]
     cfg, from_data = _config(args, registered) if args.config_file else (None, False)
-    names = list(dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])) if cfg is not None else args.names or registered
+    names = (
+        list(dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]))
+        if cfg is not None
+        else args.names or registered
+    )
     if not names:
-        where = f"{args.config_file} names none in DATASETS" if cfg is not None else "give NAMEs, such as voc_2007_test"
+        where = (
+            f"{args.config_file} names none in DATASETS"
+            if cfg is not None
+            else "give NAMEs, such as voc_2007_test"
+        )
         raise InputError(f"No data set is named: {where}, or --dataset NAME=coco:JSON:IMAGES.")
     reports = [check_dataset(name, open_pictures=not args.fast) for name in names]
     print("\n".join(report.text(args.max_problems) for report in reports))
@@ -86,5 +113,10 @@ def _check_config(cfg, from_data: bool, config_file: str) -> None:
     from ..finetune.build_data import find_datasets, fit_class_count
 
     train_sets, test_sets = find_datasets(cfg)
-    count = fit_class_count(cfg, [*train_sets, *test_sets], from_data=from_data).MODEL.ROI_HEADS.NUM_CLASSES
-    print(f"{config_file}: fits, with {count} classes{' from the data' if from_data else ''}{' and masks' if cfg.MODEL.MASK_ON else ''}")
+    count = fit_class_count(
+        cfg, [*train_sets, *test_sets], from_data=from_data
+    ).MODEL.ROI_HEADS.NUM_CLASSES
+    print(
+        f"{config_file}: fits, with {count}"
+        f" classes{' from the data' if from_data else ''}{' and masks' if cfg.MODEL.MASK_ON else ''}"
+    )

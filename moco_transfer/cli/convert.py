@@ -1,8 +1,10 @@
-"""Convert a pre-trained checkpoint into a backbone file for the detector, with every tensor accounted for.
+"""Convert a pre-trained checkpoint into a backbone file for the detector, with every tensor
+accounted for.
 
-Reads SRC, recognises whose checkpoint it is by its keys, and writes DST only when no tensor of the backbone is missing,
-left over or misshapen and both files compute the same features of a picture. Otherwise it says what is wrong, ends with
-status 2 and leaves DST as it was. No code inside SRC is ever run.
+Reads SRC, recognises whose checkpoint it is by its keys, and writes DST only when no tensor of the
+backbone is missing, left over or misshapen and both files compute the same features of a picture.
+Otherwise it says what is wrong, ends with status 2 and leaves DST as it was. No code inside SRC is
+ever run.
 """
 
 from __future__ import annotations
@@ -10,8 +12,8 @@ from __future__ import annotations
 import argparse
 
 FORMATS = (
-    "moco, moco_v3, torchvision, timm, lightly, solo_learn, vissl, openselfsup (and mmselfsup), densecl, swav, byol, simsiam, dino, "
-    "detectron2, caffe2, backbone, encoder"
+    "moco, moco_v3, torchvision, timm, lightly, solo_learn, vissl, openselfsup (and mmselfsup),"
+    " densecl, swav, byol, simsiam, dino, detectron2, caffe2, backbone, encoder"
 )
 
 EPILOG = f"""examples:
@@ -44,24 +46,52 @@ layouts (--from): {FORMATS};
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``convert``."""
-    parser.add_argument("src", nargs="?", metavar="SRC", help="checkpoint to read, or a name of published weights")
-    parser.add_argument("dst", nargs="?", metavar="DST", help="file to write; its folder is made when it is missing")
+    parser.add_argument(
+        "src", nargs="?", metavar="SRC", help="checkpoint to read, or a name of published weights"
+    )
+    parser.add_argument(
+        "dst", nargs="?", metavar="DST", help="file to write; its folder is made when it is missing"
+    )
     parser.add_argument(
         "--to",
         default="detectron2",
         metavar="TARGET",
-        help="detectron2 (.pkl, default), torchvision (.pth), timm (.safetensors), moco (.pth.tar, for the tools of facebookresearch/moco)",
+        help=(
+            "detectron2 (.pkl, default), torchvision (.pth), timm (.safetensors), moco (.pth.tar,"
+            " for the tools of facebookresearch/moco)"
+        ),
     )
-    parser.add_argument("--encoder", default="q", choices=("q", "k"), help="q: the trained encoder (default); k: its momentum copy")
-    parser.add_argument("--from", dest="source_format", metavar="FORMAT", help="the layout of SRC, when its keys can be read in two ways")
-    parser.add_argument("--arch", metavar="NAME", help="the network, e.g. resnet50, instead of the one that its shapes tell")
+    parser.add_argument(
+        "--encoder",
+        default="q",
+        choices=("q", "k"),
+        help="q: the trained encoder (default); k: its momentum copy",
+    )
+    parser.add_argument(
+        "--from",
+        dest="source_format",
+        metavar="FORMAT",
+        help="the layout of SRC, when its keys can be read in two ways",
+    )
+    parser.add_argument(
+        "--arch",
+        metavar="NAME",
+        help="the network, e.g. resnet50, instead of the one that its shapes tell",
+    )
     parser.add_argument(
         "--verify",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="compare the features res2 to res5 of both files, and write nothing when they differ (default: yes up to 1 GB)",
+        help=(
+            "compare the features res2 to res5 of both files, and write nothing when they differ"
+            " (default: yes up to 1 GB)"
+        ),
     )
-    parser.add_argument("--picture", metavar="FILE", help="the picture to compare the features of, instead of a generated one")
+    parser.add_argument(
+        "--picture",
+        metavar="FILE",
+        help="the picture to compare the features of, instead of a generated one",
+    )
     parser.add_argument("--inspect", metavar="FILE", help="say what FILE is and write nothing")
 
 
@@ -78,9 +108,15 @@ def run(args: argparse.Namespace) -> int:
         print(describe(args.inspect, encoder=args.encoder, source_format=args.source_format))
         return 0
     if args.picture is not None and args.verify is False:
-        raise InputError("--picture names what to compare the features of, and --no-verify compares nothing: leave one of them out.")
+        raise InputError(
+            "--picture names what to compare the features of, and --no-verify compares nothing:"
+            " leave one of them out."
+        )
     if args.src is None or args.dst is None:
-        raise InputError("Expected SRC and DST: the checkpoint to read and the file to write (or --inspect FILE).")
+        raise InputError(
+            "Expected SRC and DST: the checkpoint to read and the file to write (or --inspect"
+            " FILE)."
+        )
     report = convert_checkpoint(
         args.src,
         args.dst,
@@ -98,17 +134,27 @@ def run(args: argparse.Namespace) -> int:
 
 def _next_step(to: str, output: object, arch: str) -> str:
     if to == "detectron2":
-        return f"Next: moco-transfer train --config-file {_config(arch)} MODEL.WEIGHTS {output} OUTPUT_DIR out/{arch}"
+        return (
+            f"Next: moco-transfer train --config-file {_config(arch)} MODEL.WEIGHTS {output}"
+            f" OUTPUT_DIR out/{arch}"
+        )
     if to == "moco":
         return (
-            f"Next, in a checkout of facebookresearch/moco: python main_lincls.py -a {arch} --pretrained {output} … or "
-            f"python detection/convert-pretrain-to-detectron2.py {output} backbone.pkl"
+            f"Next, in a checkout of facebookresearch/moco: python main_lincls.py -a {arch}"
+            f" --pretrained {output} … or python detection/convert-pretrain-to-detectron2.py"
+            f" {output} backbone.pkl"
         )
     if to == "torchvision":
         load = f"model.load_state_dict(torch.load({str(output)!r}, weights_only=True))"
-        return f"Next: model = {_TORCHVISION.get(arch, f'torchvision.models.{arch}()')}; model.fc = torch.nn.Identity(); {load}"
+        return (
+            f"Next: model = {_TORCHVISION.get(arch, f'torchvision.models.{arch}()')}; model.fc ="
+            f" torch.nn.Identity(); {load}"
+        )
     name, width = ("resnext50_32x4d", "base_width=8, ") if arch == "resnext50_32x8d" else (arch, "")
-    return f"Next: model = timm.create_model({name!r}, {width}num_classes=0, checkpoint_path={str(output)!r})"
+    return (
+        f"Next: model = timm.create_model({name!r}, {width}num_classes=0,"
+        f" checkpoint_path={str(output)!r})"
+    )
 
 
 # How to make the networks that torchvision has no function for.
@@ -120,10 +166,16 @@ _TORCHVISION = {
 
 
 def _config(arch: str) -> str:
-    """Return the name of a VOC config for the depth of ``arch`` that comes with the package, or what to look for."""
+    """Return the name of a VOC config for the depth of ``arch`` that comes with the package, or
+    what to look for.
+    """
     from ..config import available
 
     depth = arch.removeprefix("wide_").removeprefix("resnet").removeprefix("resnext").split("_")[0]
-    names = [name for name in sorted(available()) if name.startswith("pascal_voc_") and f"_R_{depth}_" in name and "_msra" not in name]
+    names = [
+        name
+        for name in sorted(available())
+        if name.startswith("pascal_voc_") and f"_R_{depth}_" in name and "_msra" not in name
+    ]
     is_plain = arch == f"resnet{depth}"  # the configs are for plain ResNets
     return names[0] if names and is_plain else "YOUR_CONFIG.yaml"

@@ -1,9 +1,10 @@
 """The whole road on generated pictures, on a CPU, in minutes: pre-train, convert, fine-tune, table.
 
-Draws a pool of object pictures and a detection set of scenes, pre-trains a ResNet-18 with MoCo (without labels) and another one
-supervised (with the pool's labels), converts both, fine-tunes the same detector from random, supervised and MoCo weights with
-several seeds, and prints the transfer table. Each step says what it does, what it wrote, and the command that does it by hand.
-A second call with the same --output goes on where the first stopped.
+Draws a pool of object pictures and a detection set of scenes, pre-trains a ResNet-18 with MoCo
+(without labels) and another one supervised (with the pool's labels), converts both, fine-tunes the
+same detector from random, supervised and MoCo weights with several seeds, and prints the transfer
+table. Each step says what it does, what it wrote, and the command that does it by hand. A second
+call with the same --output goes on where the first stopped.
 """
 
 from __future__ import annotations
@@ -26,8 +27,19 @@ PICTURE_SEED = 0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``demo``."""
-    parser.add_argument("--output", default="demo_output", metavar="DIR", help="folder for everything (default: demo_output)")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="fine-tuning runs per initialisation (default: 3)")
+    parser.add_argument(
+        "--output",
+        default="demo_output",
+        metavar="DIR",
+        help="folder for everything (default: demo_output)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=3,
+        metavar="N",
+        help="fine-tuning runs per initialisation (default: 3)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,8 +58,10 @@ def run(args: argparse.Namespace) -> int:
     status = _fine_tune(out, args.seeds)
     if status == 0:
         print(
-            f"The demo took {(time.time() - started) / 60:.1f} minutes. It shows that the road works and which way the numbers point on generated\n"
-            f"pictures with {args.seeds} seeds; it says nothing about real ones. For those, see 'Your own pictures' in README.md."
+            f"The demo took {(time.time() - started) / 60:.1f} minutes. It shows that the road"
+            f" works and which way the numbers point on generated\npictures with {args.seeds}"
+            " seeds; it says nothing about real ones. For those, see 'Your own pictures' in"
+            " README.md."
         )
     return status
 
@@ -55,8 +69,23 @@ def run(args: argparse.Namespace) -> int:
 class _Step:
     """One command of the road, skipped where its result is there already."""
 
-    def __init__(self, number: str, title: str, verb: str, words: Sequence[str], result: Path, *, resumable: bool = False) -> None:
-        self.number, self.title, self.verb, self.words, self.result = number, title, verb, list(words), result
+    def __init__(
+        self,
+        number: str,
+        title: str,
+        verb: str,
+        words: Sequence[str],
+        result: Path,
+        *,
+        resumable: bool = False,
+    ) -> None:
+        self.number, self.title, self.verb, self.words, self.result = (
+            number,
+            title,
+            verb,
+            list(words),
+            result,
+        )
         self.resumable = resumable
 
     def announce(self) -> bool:
@@ -97,36 +126,85 @@ def _preparation(out: Path) -> list[_Step]:
     steps, conversions = [], []
     for i, (mechanism, title) in enumerate(titles.items()):
         epochs = load_pretrain_config(f"demo_{mechanism}").SOLVER.EPOCHS
-        last, target = out / mechanism / f"checkpoint_{epochs:04d}.pth", out / mechanism / "backbone.pkl"
-        words = ["--config-file", f"demo_{mechanism}", "DATA.ROOT", str(out / "pool"), "OUTPUT_DIR", str(out / mechanism)]
+        last, target = (
+            out / mechanism / f"checkpoint_{epochs:04d}.pth",
+            out / mechanism / "backbone.pkl",
+        )
+        words = [
+            "--config-file",
+            f"demo_{mechanism}",
+            "DATA.ROOT",
+            str(out / "pool"),
+            "OUTPUT_DIR",
+            str(out / mechanism),
+        ]
         steps.append(_Step(f"{i + 2}/5", title, "pretrain", words, last, resumable=True))
-        conversions.append(_Step("4/5", f"convert the {mechanism} checkpoint to a detector's backbone", "convert", [str(last), str(target)], target))
+        conversions.append(
+            _Step(
+                "4/5",
+                f"convert the {mechanism} checkpoint to a detector's backbone",
+                "convert",
+                [str(last), str(target)],
+                target,
+            )
+        )
     return steps + conversions
 
 
 def _fine_tune(out: Path, seeds: int) -> int:
-    """Fine-tune from all initialisations and print the table; a small detector uses a second core badly, a second detector uses it well."""
+    """Fine-tune from all initialisations and print the table; a small detector uses a second core
+    badly, a second detector uses it well.
+    """
     from .main import run_verb
 
-    # One engine on every machine, so that the demo's table is the README's also where Detectron2 is installed.
-    words = ["--output", str(out / "runs"), "--engine", "torchvision", "--tasks", "demo_R_18_FPN", "--seeds", str(seeds), "--init", "random"]
-    words += [word for init in ("supervised", "moco") for word in ("--init", f"{init}={out / init / 'backbone.pkl'}")]
+    # One engine on every machine, so that the demo's table is the README's also where Detectron2 is
+    # installed.
+    words = [
+        "--output",
+        str(out / "runs"),
+        "--engine",
+        "torchvision",
+        "--tasks",
+        "demo_R_18_FPN",
+        "--seeds",
+        str(seeds),
+        "--init",
+        "random",
+    ]
+    words += [
+        word
+        for init in ("supervised", "moco")
+        for word in ("--init", f"{init}={out / init / 'backbone.pkl'}")
+    ]
     words += [*_dataset_words(out), "--jobs", str(min(2, os.cpu_count() or 1)), "--no-timing"]
-    _say(f"[5/5] fine-tune the same detector from random, supervised and MoCo weights, {seeds} seeds each, and make the table")
+    _say(
+        f"[5/5] fine-tune the same detector from random, supervised and MoCo weights, {seeds} seeds"
+        " each, and make the table"
+    )
     print(f"    by hand: moco-transfer benchmark {shlex.join(words)}\n", flush=True)
     return run_verb("benchmark", words, program="moco-transfer benchmark")
 
 
 def _dataset_words(out: Path) -> list[str]:
     scenes = out / "scenes"
-    return [word for split in SCENES for word in ("--dataset", f"demo_{split}=voc:{scenes}:{split}:{scenes / 'classes.txt'}")]
+    return [
+        word
+        for split in SCENES
+        for word in ("--dataset", f"demo_{split}=voc:{scenes}:{split}:{scenes / 'classes.txt'}")
+    ]
 
 
 def _draw_pictures(out: Path) -> None:
     from ..data.scenes import CLASSES, write_pool, write_voc_scenes
 
-    _say(f"[1/5] draw {POOL_PICTURES} pictures of one object (the pool) and {sum(SCENES.values())} scenes of 1 to 6 objects")
-    print(f"    {len(CLASSES)} classes, told apart by shape and texture, not by colour: {', '.join(CLASSES)}")
+    _say(
+        f"[1/5] draw {POOL_PICTURES} pictures of one object (the pool) and {sum(SCENES.values())}"
+        " scenes of 1 to 6 objects"
+    )
+    print(
+        f"    {len(CLASSES)} classes, told apart by shape and texture, not by colour:"
+        f" {', '.join(CLASSES)}"
+    )
     finished = out / "scenes" / "classes.txt"  # the last file that is written
     if finished.exists():
         print(f"    {out / 'pool'} and {out / 'scenes'} are there already; going on.")
@@ -134,8 +212,14 @@ def _draw_pictures(out: Path) -> None:
     started = time.time()
     write_pool(out / "pool", count=POOL_PICTURES, size=POOL_SIZE, seed=PICTURE_SEED)
     objects = write_voc_scenes(out / "scenes", splits=SCENES, size=SCENE_SIZE, seed=PICTURE_SEED)
-    counts = ", ".join(f"{SCENES[split]} {split} scenes with {count} objects" for split, count in objects.items())
-    print(f"    wrote {out / 'pool'} and {out / 'scenes'} ({counts}) in {time.time() - started:.0f} s", flush=True)
+    counts = ", ".join(
+        f"{SCENES[split]} {split} scenes with {count} objects" for split, count in objects.items()
+    )
+    print(
+        f"    wrote {out / 'pool'} and {out / 'scenes'} ({counts}) in"
+        f" {time.time() - started:.0f} s",
+        flush=True,
+    )
 
 
 def _say(text: str) -> None:

@@ -1,4 +1,6 @@
-"""What ``knn`` and ``linear`` share: options, and an encoder out of a file of any layout that ``convert`` reads."""
+"""What ``knn`` and ``linear`` share: options, and an encoder out of a file of any layout that
+``convert`` reads.
+"""
 
 from __future__ import annotations
 
@@ -16,24 +18,65 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that say what is evaluated on what."""
     add_checkpoint(parser)
-    parser.add_argument("--train", required=True, metavar="DIR", help="pictures to learn from: class folders, a list file with labels, or CIFAR-10")
-    parser.add_argument("--test", required=True, metavar="DIR", help="pictures asked about, of the same classes (CIFAR-10: its test pictures)")
+    parser.add_argument(
+        "--train",
+        required=True,
+        metavar="DIR",
+        help="pictures to learn from: class folders, a list file with labels, or CIFAR-10",
+    )
+    parser.add_argument(
+        "--test",
+        required=True,
+        metavar="DIR",
+        help="pictures asked about, of the same classes (CIFAR-10: its test pictures)",
+    )
     add_how(parser)
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """Add the file."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint of pretrain, an official MoCo file, or what convert reads")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="a checkpoint of pretrain, an official MoCo file, or what convert reads",
+    )
 
 
 def add_how(parser: argparse.ArgumentParser) -> None:
     """Add the options that say how features are computed."""
-    parser.add_argument("--encoder", default="q", choices=("q", "k"), help="q: the trained encoder (default); k: its momentum copy")
-    parser.add_argument("--image-size", type=_positive, metavar="PX", help="side of a picture (default: that of pre-training; 224 if unknown)")
-    parser.add_argument("--resize", type=_positive, metavar="PX", help="shorter side before the centre crop (default: side x 256/224, or the run's)")
-    parser.add_argument("--workers", type=int, default=4, metavar="N", help="data workers per process (default 4)")
-    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda|mps", help="where to compute (default: CUDA when there is one)")
-    parser.add_argument("--precision", default="fp32", choices=PRECISIONS, help="of the encoder (default fp32; bf16 is faster where it is built in)")
+    parser.add_argument(
+        "--encoder",
+        default="q",
+        choices=("q", "k"),
+        help="q: the trained encoder (default); k: its momentum copy",
+    )
+    parser.add_argument(
+        "--image-size",
+        type=_positive,
+        metavar="PX",
+        help="side of a picture (default: that of pre-training; 224 if unknown)",
+    )
+    parser.add_argument(
+        "--resize",
+        type=_positive,
+        metavar="PX",
+        help="shorter side before the centre crop (default: side x 256/224, or the run's)",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=4, metavar="N", help="data workers per process (default 4)"
+    )
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="auto|cpu|cuda|mps",
+        help="where to compute (default: CUDA when there is one)",
+    )
+    parser.add_argument(
+        "--precision",
+        default="fp32",
+        choices=PRECISIONS,
+        help="of the encoder (default fp32; bf16 is faster where it is built in)",
+    )
 
 
 def _positive(text: str) -> int:
@@ -54,18 +97,22 @@ def open_encoder(args: argparse.Namespace) -> TrainedEncoder:
     from ..pretrain.encoder_file import trained_encoder
 
     content = read_checkpoint(args.checkpoint)
-    found = trained_encoder(content.top, args.checkpoint, encoder=args.encoder) or _converted(content, args)
+    found = trained_encoder(content.top, args.checkpoint, encoder=args.encoder) or _converted(
+        content, args
+    )
     size = args.image_size or found.view.size
     resize = args.resize or (protocol_resize(size) if args.image_size else found.view.resize)
-    return dataclasses.replace(found, view=dataclasses.replace(found.view, size=size, resize=max(resize, size)))
+    return dataclasses.replace(
+        found, view=dataclasses.replace(found.view, size=size, resize=max(resize, size))
+    )
 
 
 def _converted(content: Any, args: argparse.Namespace) -> TrainedEncoder:
     """Take a backbone, without a head, out of a file of another layout."""
-    from ..models.architectures import recognise
     from ..convert.convert import check_source
     from ..convert.formats import read_source
     from ..convert.stamp import make_stamp
+    from .architectures import recognise
     from ..pretrain.encoder_file import backbone_encoder
     from ..runtime.errors import InputError
     from ..runtime.files import sha256_of
@@ -76,8 +123,9 @@ def _converted(content: Any, args: argparse.Namespace) -> TrainedEncoder:
     stamp = make_stamp(content, source, arch=arch, sha256=sha256_of(args.checkpoint))
     if stamp["format"] != "RGB" or stamp["stride_in_1x1"] is not False:
         raise InputError(
-            f"{args.checkpoint} ({source.title}) expects {stamp['format'] or 'unknown'} pixels and has STRIDE_IN_1X1 {stamp['stride_in_1x1']}; "
-            f"features can be computed with RGB and False alone. Take the checkpoint that it was made from."
+            f"{args.checkpoint} ({source.title}) expects {stamp['format'] or 'unknown'} pixels and"
+            f" has STRIDE_IN_1X1 {stamp['stride_in_1x1']}; features can be computed with RGB and"
+            " False alone. Take the checkpoint that it was made from."
         )
     mean, std = tuple(stamp["pixel_mean"]), tuple(stamp["pixel_std"])
     found = backbone_encoder(source.state, args.checkpoint, arch=arch, mean=mean, std=std)
@@ -90,7 +138,9 @@ def precision_of(args: argparse.Namespace, device: Any) -> Precision:
 
     from ..pretrain.features import Precision
 
-    return Precision(device, {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[args.precision])
+    return Precision(
+        device, {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[args.precision]
+    )
 
 
 def origin_of(args: argparse.Namespace, found: TrainedEncoder) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Test an encoder's features with a weighted kNN classifier: no training, one number.
 
-Every picture of --test is classified by its k nearest neighbours (cosine) among the pictures of --train, a neighbour's vote weighing
-exp(cosine / T). Pictures are seen without augmentation. Settings are those of the official CIFAR-10 demo; the same measurement during
-pre-training is the config's KNN section.
+Every picture of --test is classified by its k nearest neighbours (cosine) among the pictures of
+--train, a neighbour's vote weighing exp(cosine / T). Pictures are seen without augmentation.
+Settings are those of the official CIFAR-10 demo; the same measurement during pre-training is the
+config's KNN section.
 """
 
 from __future__ import annotations
@@ -23,12 +24,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``knn``."""
     encoder_options.add_arguments(parser)
     parser.add_argument("--k", type=int, default=200, metavar="N", help="neighbours (default 200)")
-    parser.add_argument("--temperature", type=float, default=0.1, metavar="T", help="of the votes (default 0.1)")
+    parser.add_argument(
+        "--temperature", type=float, default=0.1, metavar="T", help="of the votes (default 0.1)"
+    )
     parser.add_argument(
         "--features",
         choices=("head", "trunk"),
-        help="head: what the encoder puts out, as the official demo takes it; trunk: the pooled features before it "
-        "(default: head where the file has one made for contrast, else trunk)",
+        help=(
+            "head: what the encoder puts out, as the official demo takes it; trunk: the pooled"
+            " features before it (default: head where the file has one made for contrast, else"
+            " trunk)"
+        ),
     )
     parser.add_argument("--output", metavar="DIR", help="also write results.json there")
 
@@ -47,32 +53,56 @@ def run(args: argparse.Namespace) -> int:
     from ..runtime.log import set_up_logging
 
     if args.k < 1 or args.temperature <= 0:
-        raise InputError(f"--k and --temperature must be positive, got {args.k} and {args.temperature}.")
+        raise InputError(
+            f"--k and --temperature must be positive, got {args.k} and {args.temperature}."
+        )
     folders = find_labelled(args.train, args.test)
     found = encoder_options.open_encoder(args)
-    features = args.features or ("head" if found.has_head and found.mechanism != "supervised" else "trunk")
+    features = args.features or (
+        "head" if found.has_head and found.mechanism != "supervised" else "trunk"
+    )
     if features == "head" and not found.has_head:
-        raise InputError(f"{args.checkpoint} holds a backbone without a head. Use --features trunk.")
+        raise InputError(
+            f"{args.checkpoint} holds a backbone without a head. Use --features trunk."
+        )
     device = start_processes(args.device)
     set_up_logging()
     try:
         network = (found.network if features == "head" else trunk_of(found.network)).to(device)
         precision = encoder_options.precision_of(args, device)
         train, test = (
-            extract_features(network, LabelledBatches(folder, found.view, num_workers=args.workers), precision, description=name)
+            extract_features(
+                network,
+                LabelledBatches(folder, found.view, num_workers=args.workers),
+                precision,
+                description=name,
+            )
             for folder, name in zip(folders, ("bank", "test"), strict=True)
         )
         result = knn_accuracy(train, test, k=args.k, temperature=args.temperature)
         if is_main_process():
             print(
-                f"kNN top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} % (k {args.k}, T {args.temperature:g}, {features} features of "
-                f"{train.features.shape[1]} dimensions, {len(train.labels)} in the bank, {len(test.labels)} asked)"
+                f"kNN top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} % (k {args.k}, T"
+                f" {args.temperature:g}, {features} features of {train.features.shape[1]}"
+                f" dimensions, {len(train.labels)} in the bank, {len(test.labels)} asked)"
             )
             if args.output:
                 settings = {"k": args.k, "temperature": args.temperature, "features": features}
-                counts = {"num_train": len(train.labels), "num_test": len(test.labels), "num_test_unreadable": test.num_unreadable}
-                record = {"schema": "moco_transfer.knn/1", **encoder_options.origin_of(args, found), **settings, **result, **counts}
-                atomic_write_text(Path(args.output) / "results.json", json.dumps(record, indent=2) + "\n")
+                counts = {
+                    "num_train": len(train.labels),
+                    "num_test": len(test.labels),
+                    "num_test_unreadable": test.num_unreadable,
+                }
+                record = {
+                    "schema": "moco_transfer.knn/1",
+                    **encoder_options.origin_of(args, found),
+                    **settings,
+                    **result,
+                    **counts,
+                }
+                atomic_write_text(
+                    Path(args.output) / "results.json", json.dumps(record, indent=2) + "\n"
+                )
     finally:
         stop_processes()
     return 0

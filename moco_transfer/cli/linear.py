@@ -1,8 +1,11 @@
-"""Test an encoder's features with the linear protocol: a fully connected layer on the frozen, pooled features.
+"""Test an encoder's features with the linear protocol: a fully connected layer on the frozen,
+pooled features.
 
-As in the paper: the encoder frozen and in evaluation mode, weights of the layer from N(0, 0.01), lr 30, weight decay 0, momentum 0.9, batch
-256, 100 epochs, lr times 0.1 at 60 and 80 % of them; training crops of 8 to 100 % of the picture and flips, testing on the centre crop.
-Writes config, metrics.json, checkpoint_*.pth and, at the end, results.json with top1 and top5 (of the last epoch) into --output.
+As in the paper: the encoder frozen and in evaluation mode, weights of the layer from N(0, 0.01), lr
+    30, weight decay 0, momentum 0.9, batch
+256, 100 epochs, lr times 0.1 at 60 and 80 % of them; training crops of 8 to 100 % of the picture
+and flips, testing on the centre crop. Writes config, metrics.json, checkpoint_*.pth and, at the
+end, results.json with top1 and top5 (of the last epoch) into --output.
 """
 
 from __future__ import annotations
@@ -24,13 +27,38 @@ EPILOG = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``linear``."""
     encoder_options.add_arguments(parser)
-    parser.add_argument("--output", default="output/linear", metavar="DIR", help="folder for checkpoints and results.json (default output/linear)")
-    parser.add_argument("--cache-features", action="store_true", help="compute the training features once, without augmentation")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --output from its last checkpoint")
-    parser.add_argument("--epochs", type=int, default=100, metavar="N", help="passes over --train (default 100)")
-    parser.add_argument("--lr", type=float, default=30.0, help="learning rate, not scaled by the batch (default 30)")
-    parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="pictures per iteration over all processes (default 256)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights, order and crops (default 0)")
+    parser.add_argument(
+        "--output",
+        default="output/linear",
+        metavar="DIR",
+        help="folder for checkpoints and results.json (default output/linear)",
+    )
+    parser.add_argument(
+        "--cache-features",
+        action="store_true",
+        help="compute the training features once, without augmentation",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the run in --output from its last checkpoint",
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=100, metavar="N", help="passes over --train (default 100)"
+    )
+    parser.add_argument(
+        "--lr", type=float, default=30.0, help="learning rate, not scaled by the batch (default 30)"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=256,
+        metavar="N",
+        help="pictures per iteration over all processes (default 256)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of weights, order and crops (default 0)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,21 +73,34 @@ def run(args: argparse.Namespace) -> int:
 
     if min(args.epochs, args.batch_size) < 1 or args.lr <= 0 or args.seed < 0:
         raise InputError(
-            f"--epochs, --batch-size and --lr must be positive and --seed not negative, "
+            "--epochs, --batch-size and --lr must be positive and --seed not negative, "
             f"got {args.epochs}, {args.batch_size}, {args.lr:g} and {args.seed}."
         )
     train, test = find_labelled(args.train, args.test)
     found = encoder_options.open_encoder(args)
-    protocol = LinearProtocol(lr=args.lr, batch_size_total=args.batch_size, epochs=args.epochs, seed=args.seed)
+    protocol = LinearProtocol(
+        lr=args.lr, batch_size_total=args.batch_size, epochs=args.epochs, seed=args.seed
+    )
     origin = encoder_options.origin_of(args, found)
     device = start_processes(args.device)
     try:
         output = open_run_folder(args.output, resume=args.resume, config_text=None)
         set_up_logging(output)
-        task = LinearTask(found, train, test, origin, cache_features=args.cache_features, num_workers=args.workers)
-        record = evaluate_linear(task, protocol, output=output, precision=encoder_options.precision_of(args, device), resume=args.resume)
+        task = LinearTask(
+            found, train, test, origin, cache_features=args.cache_features, num_workers=args.workers
+        )
+        record = evaluate_linear(
+            task,
+            protocol,
+            output=output,
+            precision=encoder_options.precision_of(args, device),
+            resume=args.resume,
+        )
         if is_main_process() and record is not None:
-            print(f"Done: {output}/results.json: linear top-1 {record['top1']:.2f} %, top-5 {record['top5']:.2f} % after {args.epochs} epochs.")
+            print(
+                f"Done: {output}/results.json: linear top-1 {record['top1']:.2f} %, top-5"
+                f" {record['top5']:.2f} % after {args.epochs} epochs."
+            )
     finally:
         stop_processes()
     return 0 if record is not None else 143  # 128 + SIGTERM

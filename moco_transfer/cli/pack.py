@@ -1,8 +1,10 @@
-"""Pack a folder of pictures into a few large files that data workers map into memory, for faster reading.
+"""Pack a folder of pictures into a few large files that data workers map into memory, for faster
+reading.
 
-As they are (--as original), made smaller and encoded anew (--as jpeg), or as bare pixels (--as raw), which need no decoding at all but
-about 1.5 times the space of a full-size ImageNet. What happened to the pixels stands in DST/pack.json and in the config of every run
-that trains on DST. An interrupted packing goes on where it was.
+As they are (--as original), made smaller and encoded anew (--as jpeg), or as bare pixels (--as
+raw), which need no decoding at all but about 1.5 times the space of a full-size ImageNet. What
+happened to the pixels stands in DST/pack.json and in the config of every run that trains on DST. An
+interrupted packing goes on where it was.
 """
 
 from __future__ import annotations
@@ -22,13 +24,46 @@ EPILOG = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``pack``."""
-    parser.add_argument("src", nargs="?", metavar="SRC", help="folder, list file or data set's name, as DATA.ROOT takes it")
+    parser.add_argument(
+        "src",
+        nargs="?",
+        metavar="SRC",
+        help="folder, list file or data set's name, as DATA.ROOT takes it",
+    )
     parser.add_argument("dst", nargs="?", metavar="DST", help="folder to write")
-    parser.add_argument("--as", dest="form", default="original", choices=["original", "jpeg", "raw"], help="what is kept (default original)")
-    parser.add_argument("--size", type=int, default=256, metavar="PX", help="shorter side of --as jpeg and raw (default 256)")
-    parser.add_argument("--pictures-per-shard", type=int, default=4096, metavar="N", help="pictures in a file (default 4096)")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that decode (default 0: this one)")
-    parser.add_argument("--check", metavar="DST", help="compare every byte of a pack with what was written, and do nothing else")
+    parser.add_argument(
+        "--as",
+        dest="form",
+        default="original",
+        choices=["original", "jpeg", "raw"],
+        help="what is kept (default original)",
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        default=256,
+        metavar="PX",
+        help="shorter side of --as jpeg and raw (default 256)",
+    )
+    parser.add_argument(
+        "--pictures-per-shard",
+        type=int,
+        default=4096,
+        metavar="N",
+        help="pictures in a file (default 4096)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="processes that decode (default 0: this one)",
+    )
+    parser.add_argument(
+        "--check",
+        metavar="DST",
+        help="compare every byte of a pack with what was written, and do nothing else",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,9 +85,16 @@ def run(args: argparse.Namespace) -> int:
     if not args.src or not args.dst:
         raise InputError("Give SRC, the pictures, and DST, the folder to write; or --check DST.")
     if args.size < 8 or args.pictures_per_shard < 1 or args.workers < 0:
-        raise InputError("--size must be at least 8, --pictures-per-shard at least 1, --workers at least 0.")
+        raise InputError(
+            "--size must be at least 8, --pictures-per-shard at least 1, --workers at least 0."
+        )
     source = open_source(args.src)
-    settings = {"form": args.form, "shorter_side": args.size, "pictures_per_shard": args.pictures_per_shard, "num_workers": args.workers}
+    settings = {
+        "form": args.form,
+        "shorter_side": args.size,
+        "pictures_per_shard": args.pictures_per_shard,
+        "num_workers": args.workers,
+    }
     with tqdm(total=len(source), desc="packing", unit="pictures", disable=None) as bar:
         left_out = pack(source, args.dst, on_picture=bar.update, **settings)
     for sentence in left_out:

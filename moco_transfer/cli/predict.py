@@ -1,7 +1,8 @@
 """Draw a trained detector's boxes, masks and labels on pictures of one's own.
 
-Writes each picture, drawn on, into the folder of --output, and detections.json with every detection's class, score and box (XYXY, px; masks
-as COCO's RLE). The names of the classes are those that the run recorded. Pictures that cannot be read are named and skipped.
+Writes each picture, drawn on, into the folder of --output, and detections.json with every
+detection's class, score and box (XYXY, px; masks as COCO's RLE). The names of the classes are those
+that the run recorded. Pictures that cannot be read are named and skipped.
 """
 
 from __future__ import annotations
@@ -22,13 +23,43 @@ EPILOG = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``predict``."""
-    parser.add_argument("detector", metavar="RUN_FOLDER_OR_CHECKPOINT", help="OUTPUT_DIR of `moco-transfer train`, or a checkpoint in it")
-    parser.add_argument("pictures", nargs="+", metavar="PICTURES", help="files, and folders that are searched at any depth")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the drawings and detections.json")
-    parser.add_argument("--threshold", type=float, default=0.5, metavar="SCORE", help="show what scores more than this, 0-1 (default 0.5)")
-    parser.add_argument("--classes", metavar="A,B,...", help="names of the classes in their order, where the run did not record them")
-    parser.add_argument("--config-file", metavar="FILE", help="config of a checkpoint that does not hold it, e.g. one of Detectron2's")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (default: a GPU when there is one)")
+    parser.add_argument(
+        "detector",
+        metavar="RUN_FOLDER_OR_CHECKPOINT",
+        help="OUTPUT_DIR of `moco-transfer train`, or a checkpoint in it",
+    )
+    parser.add_argument(
+        "pictures",
+        nargs="+",
+        metavar="PICTURES",
+        help="files, and folders that are searched at any depth",
+    )
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", help="folder for the drawings and detections.json"
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=0.5,
+        metavar="SCORE",
+        help="show what scores more than this, 0-1 (default 0.5)",
+    )
+    parser.add_argument(
+        "--classes",
+        metavar="A,B,...",
+        help="names of the classes in their order, where the run did not record them",
+    )
+    parser.add_argument(
+        "--config-file",
+        metavar="FILE",
+        help="config of a checkpoint that does not hold it, e.g. one of Detectron2's",
+    )
+    parser.add_argument(
+        "--device",
+        default="auto",
+        choices=("auto", "cpu", "cuda"),
+        help="where to compute (default: a GPU when there is one)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -54,9 +85,18 @@ def run(args: argparse.Namespace) -> int:
         config_file=args.config_file,
     )
     summary = predict_pictures(detector, pictures, args.output)
-    found = ", ".join(f"{name} {count}" for name, count in summary.num_detections.items() if count) or "none"
-    print(f"{summary.num_pictures} pictures drawn in {args.output}; detections above {args.threshold:g}: {found}.")
+    found = (
+        ", ".join(f"{name} {count}" for name, count in summary.num_detections.items() if count)
+        or "none"
+    )
+    print(
+        f"{summary.num_pictures} pictures drawn in {args.output}; detections above"
+        f" {args.threshold:g}: {found}."
+    )
     print(f"Every detection: {Path(args.output) / DETECTIONS_FILE}")
     if summary.skipped:
-        print(f"Skipped, because they cannot be read: {len(summary.skipped)} ({', '.join(file for file, _ in summary.skipped)})")
+        print(
+            f"Skipped, because they cannot be read: {len(summary.skipped)}"
+            f" ({', '.join(file for file, _ in summary.skipped)})"
+        )
     return 0

@@ -1,7 +1,9 @@
-"""Pre-train a ResNet with MoCo, its rivals (memory bank, end to end), or supervised, on one CPU or GPU, or under torchrun.
+"""Pre-train a ResNet with MoCo, its rivals (memory bank, end to end), or supervised, on one CPU or
+GPU, or under torchrun.
 
-Reads a folder of pictures (DATA.ROOT; class folders or flat) and writes into OUTPUT_DIR: config.yaml, env.txt, log.txt,
-metrics.json, checkpoint_*.pth and last_checkpoint. The learning rate is SOLVER.BASE_LR x DATA.BATCH_SIZE_TOTAL / 256.
+Reads a folder of pictures (DATA.ROOT; class folders or flat) and writes into OUTPUT_DIR:
+config.yaml, env.txt, log.txt, metrics.json, checkpoint_*.pth and last_checkpoint. The learning rate
+is SOLVER.BASE_LR x DATA.BATCH_SIZE_TOTAL / 256.
 """
 
 from __future__ import annotations
@@ -24,12 +26,31 @@ EPILOG = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``pretrain``."""
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML file, or the name of one that comes with the package")
-    parser.add_argument("--resume", action="store_true", help="continue the run in OUTPUT_DIR from its last checkpoint")
     parser.add_argument(
-        "--init-from", metavar="FILE", help="start the encoders from a checkpoint's weights, everything else fresh (to go on with a run: --resume)"
+        "--config-file",
+        required=True,
+        metavar="FILE",
+        help="YAML file, or the name of one that comes with the package",
     )
-    parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to change, e.g. SOLVER.EPOCHS 100")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the run in OUTPUT_DIR from its last checkpoint",
+    )
+    parser.add_argument(
+        "--init-from",
+        metavar="FILE",
+        help=(
+            "start the encoders from a checkpoint's weights, everything else fresh (to go on with a"
+            " run: --resume)"
+        ),
+    )
+    parser.add_argument(
+        "overrides",
+        nargs=argparse.REMAINDER,
+        metavar="KEY VALUE",
+        help="config keys to change, e.g. SOLVER.EPOCHS 100",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,7 +64,9 @@ def run(args: argparse.Namespace) -> int:
 
     cfg = load_pretrain_config(args.config_file, args.overrides)
     start_processes(cfg.TRAIN.DEVICE)
-    set_up_logging()  # to the terminal until there is a run folder: looking for the pictures may have something to say
+    # to the terminal until there is a run folder: looking for the pictures may have something to
+    # say
+    set_up_logging()
     try:
         run = pretrain(cfg, resume=args.resume, init_from=args.init_from, on_start=set_up_logging)
         if is_main_process() and run is not None:

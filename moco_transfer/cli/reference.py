@@ -1,7 +1,9 @@
-"""Print published transfer numbers by name: the rows of the MoCo papers and of independent repetitions, with sources.
+"""Print published transfer numbers by name: the rows of the MoCo papers and of independent
+repetitions, with sources.
 
-A name is `<data> <detector>`, such as `voc07+12 R50-C4`; a part of it prints every setting that matches. In brackets
-stands the gap to the supervised row of the same source, as the papers print it. Without a name, all names are listed.
+A name is `<data> <detector>`, such as `voc07+12 R50-C4`; a part of it prints every setting that
+matches. In brackets stands the gap to the supervised row of the same source, as the papers print
+it. Without a name, all names are listed.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ EPILOG = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `reference` to its parser."""
-    parser.add_argument("name", nargs="*", metavar="NAME", help="a setting, or words of its name in any case")
+    parser.add_argument(
+        "name", nargs="*", metavar="NAME", help="a setting, or words of its name in any case"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
     if not found:
         name, names = " ".join(args.name), [setting.name for setting in published_settings()]
         hint = did_you_mean(name, names)
-        raise UnknownKeyError(f"No published setting is called {name!r}.{hint} There are: {', '.join(names)}.")
+        raise UnknownKeyError(
+            f"No published setting is called {name!r}.{hint} There are: {', '.join(names)}."
+        )
     sys.stdout.write("\n".join(render_published(setting) for setting in found))
     return 0

@@ -1,9 +1,11 @@
 """Fine-tune a detector from a converted backbone, evaluate it, and write results.json.
 
-Configs have Detectron2's keys. Pictures come from Detectron2's data set names below $DETECTRON2_DATASETS (voc_2007_trainval,
-coco_2017_train, ...) or from your own folders with --dataset; the number of classes and the metric are then the data's. Weights must cover
-the whole backbone, and the config must suit them (BN, frozen layers, colour order, pixel statistics, batch and learning rate), or the run
-does not start; all that is wrong is said at once. MODEL.WEIGHTS "" is random initialisation.
+Configs have Detectron2's keys. Pictures come from Detectron2's data set names below
+$DETECTRON2_DATASETS (voc_2007_trainval, coco_2017_train, ...) or from your own folders with
+--dataset; the number of classes and the metric are then the data's. Weights must cover the whole
+backbone, and the config must suit them (BN, frozen layers, colour order, pixel statistics, batch
+and learning rate), or the run does not start; all that is wrong is said at once. MODEL.WEIGHTS ""
+is random initialisation.
 """
 
 from __future__ import annotations
@@ -32,34 +34,97 @@ EPILOG = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``train``."""
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML file, or the name of one that comes with the package")
+    parser.add_argument(
+        "--config-file",
+        required=True,
+        metavar="FILE",
+        help="YAML file, or the name of one that comes with the package",
+    )
     parser.add_argument(
         "--engine",
         default="auto",
         metavar="auto|detectron2|torchvision",
-        help="which engine runs (default: auto, Detectron2 where it is installed, else the embedded one on torchvision's operators)",
+        help=(
+            "which engine runs (default: auto, Detectron2 where it is installed, else the embedded"
+            " one on torchvision's operators)"
+        ),
     )
-    parser.add_argument("--resume", action="store_true", help="continue the run in OUTPUT_DIR from its last checkpoint")
-    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, or with --resume the run's last checkpoint; train nothing")
-    parser.add_argument("--allow-partial", action="store_true", help="start although MODEL.WEIGHTS does not cover the whole backbone; recorded")
-    parser.add_argument("--force", action="store_true", help="start although config and weights do not go together; recorded, marked in the table")
-    parser.add_argument("--init", metavar="NAME", help="row of the table this run belongs to (default: from the weights' stamp)")
-    parser.add_argument("--task", metavar="NAME", help="name of the task in tables (default: the config file's)")
-    parser.add_argument("--label-subset", metavar="FILE", help="train on the pictures that FILE lists (from `benchmark --label-fraction`); recorded")
-    parser.add_argument("--coco-style", action="store_true", help="evaluate a VOC test set by COCO's twelve numbers too (bbox_coco)")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the run in OUTPUT_DIR from its last checkpoint",
+    )
+    parser.add_argument(
+        "--eval-only",
+        action="store_true",
+        help="evaluate MODEL.WEIGHTS, or with --resume the run's last checkpoint; train nothing",
+    )
+    parser.add_argument(
+        "--allow-partial",
+        action="store_true",
+        help="start although MODEL.WEIGHTS does not cover the whole backbone; recorded",
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="start although config and weights do not go together; recorded, marked in the table",
+    )
+    parser.add_argument(
+        "--init",
+        metavar="NAME",
+        help="row of the table this run belongs to (default: from the weights' stamp)",
+    )
+    parser.add_argument(
+        "--task", metavar="NAME", help="name of the task in tables (default: the config file's)"
+    )
+    parser.add_argument(
+        "--label-subset",
+        metavar="FILE",
+        help="train on the pictures that FILE lists (from `benchmark --label-fraction`); recorded",
+    )
+    parser.add_argument(
+        "--coco-style",
+        action="store_true",
+        help="evaluate a VOC test set by COCO's twelve numbers too (bbox_coco)",
+    )
     parser.add_argument(
         "--dataset",
         action="append",
         default=[],
         metavar="NAME=...",
-        help="data set of your own: NAME=coco:JSON:IMAGES or NAME=voc:ROOT:SPLIT:CLASSES; may be repeated",
+        help=(
+            "data set of your own: NAME=coco:JSON:IMAGES or NAME=voc:ROOT:SPLIT:CLASSES; may be"
+            " repeated"
+        ),
     )
-    launcher = parser.add_argument_group("Detectron2's own launcher (with the engine detectron2; torchrun in front works for both)")
-    launcher.add_argument("--num-gpus", type=int, default=1, metavar="N", help="processes to start on this machine, on CPUs where it has no GPU")
-    launcher.add_argument("--num-machines", type=int, default=1, metavar="N", help="machines in all")
-    launcher.add_argument("--machine-rank", type=int, default=0, metavar="N", help="which of them this is, from 0")
-    launcher.add_argument("--dist-url", default="auto", metavar="URL", help="where the processes meet, e.g. tcp://HOST:29500 (default: here)")
-    parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to change, e.g. SOLVER.MAX_ITER 9000")
+    launcher = parser.add_argument_group(
+        "Detectron2's own launcher (with the engine detectron2; torchrun in front works for both)"
+    )
+    launcher.add_argument(
+        "--num-gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes to start on this machine, on CPUs where it has no GPU",
+    )
+    launcher.add_argument(
+        "--num-machines", type=int, default=1, metavar="N", help="machines in all"
+    )
+    launcher.add_argument(
+        "--machine-rank", type=int, default=0, metavar="N", help="which of them this is, from 0"
+    )
+    launcher.add_argument(
+        "--dist-url",
+        default="auto",
+        metavar="URL",
+        help="where the processes meet, e.g. tcp://HOST:29500 (default: here)",
+    )
+    parser.add_argument(
+        "overrides",
+        nargs=argparse.REMAINDER,
+        metavar="KEY VALUE",
+        help="config keys to change, e.g. SOLVER.MAX_ITER 9000",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -71,17 +136,21 @@ def run(args: argparse.Namespace) -> int:
     if args.num_gpus == args.num_machines == 1:
         if args.machine_rank != 0 or args.dist_url != "auto":
             raise InputError(
-                f"--machine-rank {args.machine_rank} and --dist-url {args.dist_url} describe a run over several machines, but --num-machines and "
-                f"--num-gpus are 1. Add --num-machines N (and --num-gpus, the processes of each), or leave the two out."
+                f"--machine-rank {args.machine_rank} and --dist-url {args.dist_url} describe a run"
+                " over several machines, but --num-machines and --num-gpus are 1. Add"
+                " --num-machines N (and --num-gpus, the processes of each), or leave the two out."
             )
         return _train(args)
     if args.engine != "detectron2":
         raise InputError(
-            f"--num-gpus and --num-machines start Detectron2's launcher, this run's engine is {args.engine!r}. "
-            f"Put torchrun --nproc_per_node {args.num_gpus} in front instead."
+            "--num-gpus and --num-machines start Detectron2's launcher, this run's engine is"
+            f" {args.engine!r}. Put torchrun --nproc_per_node {args.num_gpus} in front instead."
         )
     if "WORLD_SIZE" in os.environ:
-        raise InputError("--num-gpus and --num-machines start processes, but torchrun has done so already. Leave the one or the other out.")
+        raise InputError(
+            "--num-gpus and --num-machines start processes, but torchrun has done so already. Leave"
+            " the one or the other out."
+        )
     from ..config import load_detection_config
     from ..finetune.detectron2_engine.processes import launch
 
@@ -135,7 +204,10 @@ def _train(args: argparse.Namespace) -> int:
             on_start=started,
         )
         if is_main_process() and record is not None:
-            print(f"Done: {folder}/results.json ({record['init']}). Next: moco-transfer report {Path(cfg.OUTPUT_DIR).parent}")
+            print(
+                f"Done: {folder}/results.json ({record['init']}). Next: moco-transfer report"
+                f" {Path(cfg.OUTPUT_DIR).parent}"
+            )
     finally:
         stop_processes()
     return 0 if record is not None else 143  # 128 + SIGTERM

@@ -1,9 +1,11 @@
-"""The detection config: Detectron2's key paths, default values and types, so that one YAML serves both engines.
+"""The detection config: Detectron2's key paths, default values and types, so that one YAML serves
+both engines.
 
-A file that loads here loads in an untouched ``detectron2.config.get_cfg()`` and the other way round; with Detectron2
-installed a test compares every key, value and type with its config (checked against detectron2@02b5c4e, config version 2).
-What each key does is said in Detectron2's config reference; the comments here cover what this project relies on. The
-embedded engine refuses, by name, values it does not implement.
+A file that loads here loads in an untouched ``detectron2.config.get_cfg()`` and the other way
+round; with Detectron2 installed a test compares every key, value and type with its config (checked
+against detectron2@02b5c4e, config version 2). What each key does is said in Detectron2's config
+reference; the comments here cover what this project relies on. The embedded engine refuses, by
+name, values it does not implement.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ DETECTION_DEFAULTS: dict[str, Any] = {
         "LOAD_PROPOSALS": False,
         "MASK_ON": False,
         "KEYPOINT_ON": False,
-        # "cuda" or "cpu"; the embedded engine falls back to the CPU, and says so, where there is no GPU.
+        # "cuda" or "cpu"; the embedded engine falls back to the CPU, and says so, where there is no
+        # GPU.
         "DEVICE": "cuda",
         "META_ARCHITECTURE": "GeneralizedRCNN",
         # Initial weights: a converted .pkl, a detector's .pth, or "" for random initialisation.
@@ -38,10 +41,7 @@ DETECTION_DEFAULTS: dict[str, Any] = {
             "NORM": "",
             "FUSE_TYPE": "sum",
         },
-        "PROPOSAL_GENERATOR": {
-            "NAME": "RPN",
-            "MIN_SIZE": 0,
-        },
+        "PROPOSAL_GENERATOR": {"NAME": "RPN", "MIN_SIZE": 0},
         "ANCHOR_GENERATOR": {
             "NAME": "DefaultAnchorGenerator",
             # Anchor sides in px of the network's input, one list per feature map.
@@ -109,7 +109,11 @@ DETECTION_DEFAULTS: dict[str, Any] = {
             "FED_LOSS_NUM_CLASSES": 50,
         },
         "ROI_BOX_CASCADE_HEAD": {
-            "BBOX_REG_WEIGHTS": ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0)),
+            "BBOX_REG_WEIGHTS": (
+                (10.0, 10.0, 5.0, 5.0),
+                (20.0, 20.0, 10.0, 10.0),
+                (30.0, 30.0, 15.0, 15.0),
+            ),
             "IOUS": (0.5, 0.6, 0.7),
         },
         "ROI_MASK_HEAD": {
@@ -193,11 +197,7 @@ DETECTION_DEFAULTS: dict[str, Any] = {
         "MIN_SIZE_TEST": 800,
         "MAX_SIZE_TEST": 1333,
         "RANDOM_FLIP": "horizontal",
-        "CROP": {
-            "ENABLED": False,
-            "TYPE": "relative_range",
-            "SIZE": [0.9, 0.9],
-        },
+        "CROP": {"ENABLED": False, "TYPE": "relative_range", "SIZE": [0.9, 0.9]},
         # Colour order that the weights were trained with.
         "FORMAT": "BGR",
         "MASK_FORMAT": "polygon",
@@ -249,9 +249,7 @@ DETECTION_DEFAULTS: dict[str, Any] = {
             "CLIP_VALUE": 1.0,
             "NORM_TYPE": 2.0,
         },
-        "AMP": {
-            "ENABLED": False,
-        },
+        "AMP": {"ENABLED": False},
     },
     "TEST": {
         # [task, metric, value, tolerance] rows that an evaluation must meet.
@@ -266,10 +264,7 @@ DETECTION_DEFAULTS: dict[str, Any] = {
             "FLIP": True,
         },
         # Recompute BN statistics on training pictures before each evaluation.
-        "PRECISE_BN": {
-            "ENABLED": False,
-            "NUM_ITER": 200,
-        },
+        "PRECISE_BN": {"ENABLED": False, "NUM_ITER": 200},
     },
     "OUTPUT_DIR": "./output",
     # Negative: a different one in each run.
@@ -277,7 +272,5 @@ DETECTION_DEFAULTS: dict[str, Any] = {
     "CUDNN_BENCHMARK": False,
     "FLOAT32_PRECISION": "",
     "VIS_PERIOD": 0,
-    "GLOBAL": {
-        "HACK": 1.0,
-    },
+    "GLOBAL": {"HACK": 1.0},
 }

@@ -1,7 +1,9 @@
-"""Reading a config: each file of the ``_BASE_`` chain, then the KEY VALUE overrides, each key checked where it stands.
+"""Reading a config: each file of the ``_BASE_`` chain, then the KEY VALUE overrides, each key
+checked where it stands.
 
-fvcore's CfgNode does the merging and the type check; what this module adds is that every refusal names the file, the
-key and the nearest legal key, and that the whole chain is checked, not only the file that was named.
+fvcore's CfgNode does the merging and the type check; what this module adds is that every refusal
+names the file, the key and the nearest legal key, and that the whole chain is checked, not only the
+file that was named.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Any
 import yaml
 from fvcore.common.config import CfgNode
 
-from ..runtime.errors import (InputError, MissingFileError, UnknownKeyError, did_you_mean)
+from ..runtime.errors import InputError, MissingFileError, UnknownKeyError, did_you_mean
 from . import paths
 from .detection_schema import DETECTION_DEFAULTS
 from .pretrain_schema import PRETRAIN_DEFAULTS, check_pretrain_values
@@ -65,9 +67,13 @@ def read_detection_config(text: str, where: str) -> CfgNode:
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InputError(f"{where}: its config is not YAML ({getattr(error, 'problem', None) or error}).") from error
+        raise InputError(
+            f"{where}: its config is not YAML ({getattr(error, 'problem', None) or error})."
+        ) from error
     if not isinstance(content, dict):
-        raise InputError(f"{where}: its config is a {type(content).__name__}, expected KEY: VALUE lines.")
+        raise InputError(
+            f"{where}: its config is a {type(content).__name__}, expected KEY: VALUE lines."
+        )
     cfg = CfgNode(DETECTION_DEFAULTS)
     known = dict(_leaves(DETECTION_DEFAULTS))
     for key, value in _leaves(content):
@@ -77,7 +83,8 @@ def read_detection_config(text: str, where: str) -> CfgNode:
 
 
 def is_set_by_user(path: str | os.PathLike[str], overrides: Sequence[str], key: str) -> bool:
-    """Whether a key of a detection config was written by the user: on the command line, or in a file that does not come with the package.
+    """Whether a key of a detection config was written by the user: on the command line, or in a
+    file that does not come with the package.
 
     Args:
         path: As for :func:`load_detection_config`.
@@ -85,15 +92,20 @@ def is_set_by_user(path: str | os.PathLike[str], overrides: Sequence[str], key: 
         key: Full path, e.g. ``MODEL.ROI_HEADS.NUM_CLASSES``.
     """
     shipped = {file.resolve() for file in paths.available().values()}
-    in_file = any(key in dict(_leaves(content)) for file, content in _chain(_find(path, "detection")) if file.resolve() not in shipped)
+    in_file = any(
+        key in dict(_leaves(content))
+        for file, content in _chain(_find(path, "detection"))
+        if file.resolve() not in shipped
+    )
     return in_file or key in overrides[::2]
 
 
 def reference_batch_and_lr(path: str | os.PathLike[str]) -> tuple[int, float]:
     """Return the SOLVER.IMS_PER_BATCH and SOLVER.BASE_LR that a detection config was written with.
 
-    That is the pair of the nearest file in its ``_BASE_`` chain that comes with the package or sets both keys: a file of the user's
-    that changes one of them alone was not written with a pair of its own.
+    That is the pair of the nearest file in its ``_BASE_`` chain that comes with the package or sets
+    both keys: a file of the user's that changes one of them alone was not written with a pair of
+        its own.
 
     Args:
         path: As for :func:`load_detection_config`.
@@ -114,14 +126,19 @@ def reference_batch_and_lr(path: str | os.PathLike[str]) -> tuple[int, float]:
     return pair
 
 
-def _load(path: str | os.PathLike[str], overrides: Sequence[str], defaults: dict[str, Any], kind: str) -> CfgNode:
+def _load(
+    path: str | os.PathLike[str], overrides: Sequence[str], defaults: dict[str, Any], kind: str
+) -> CfgNode:
     cfg = CfgNode(defaults)  # CfgNode copies nested dictionaries, so the defaults stay as they are
     known = dict(_leaves(defaults))
     for file, content in _chain(_find(path, kind)):
         for key, value in _leaves(content):
             _merge(cfg, known, str(file), key, value)
     if len(overrides) % 2:
-        raise InputError(f"Overrides come in pairs KEY VALUE, got {len(overrides)} words; the last is {overrides[-1]!r}.")
+        raise InputError(
+            f"Overrides come in pairs KEY VALUE, got {len(overrides)} words; the last is"
+            f" {overrides[-1]!r}."
+        )
     for key, value in zip(overrides[::2], overrides[1::2], strict=True):
         _merge(cfg, known, "command line", key, _as_list(known.get(key), value))
     cfg.freeze()
@@ -141,7 +158,10 @@ def _find(path: str | os.PathLike[str], kind: str) -> Path:
         if found is not None:
             return found
     names = [k.split("/")[1] for k in configs if k.startswith(kind + "/")]
-    raise MissingFileError(f"Config {file} does not exist.{did_you_mean(stem, names)} Give a YAML file or one of: {', '.join(names)}.")
+    raise MissingFileError(
+        f"Config {file} does not exist.{did_you_mean(stem, names)} Give a YAML file or one of:"
+        f" {', '.join(names)}."
+    )
 
 
 def _chain(file: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, dict[str, Any]]]:
@@ -151,14 +171,21 @@ def _chain(file: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, dict[str
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise MissingFileError(f"Config {file} does not exist (named as _BASE_ by {seen[-1] if seen else 'the command line'}).") from error
+        raise MissingFileError(
+            f"Config {file} does not exist (named as _BASE_ by"
+            f" {seen[-1] if seen else 'the command line'})."
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"{file}{where}: not YAML ({getattr(error, 'problem', None) or error}).") from error
+        raise InputError(
+            f"{file}{where}: not YAML ({getattr(error, 'problem', None) or error})."
+        ) from error
     content = {} if content is None else content
     if not isinstance(content, dict):
-        raise InputError(f"{file}: expected KEY: VALUE lines at the top, got a {type(content).__name__}.")
+        raise InputError(
+            f"{file}: expected KEY: VALUE lines at the top, got a {type(content).__name__}."
+        )
     base = content.pop(_BASE, None)
     if base is None:
         return [(file, content)]
@@ -179,18 +206,25 @@ def _merge(cfg: CfgNode, known: dict[str, Any], where: str, key: str, value: Any
     if key not in known:
         section = [k for k in known if k.startswith(key + ".")]
         if section:
-            raise UnknownKeyError(f"{where}: {key!r} is a section, not a key; it holds {', '.join(section[:6])}.")
+            raise UnknownKeyError(
+                f"{where}: {key!r} is a section, not a key; it holds {', '.join(section[:6])}."
+            )
         raise UnknownKeyError(f"{where}: unknown key {key!r}.{did_you_mean(key, known)}")
     try:
         cfg.merge_from_list([key, value])
     except ValueError as error:
         default = known[key]
         hint = f" Write {value}.0." if isinstance(default, float) and _is_int(value) else ""
-        raise InputError(f"{where}: {key} must be a {_type_name(default)} such as {default!r}, got {value!r}.{hint}") from error
+        raise InputError(
+            f"{where}: {key} must be a {_type_name(default)} such as {default!r}, got"
+            f" {value!r}.{hint}"
+        ) from error
 
 
 def _as_list(default: Any, value: str) -> Any:
-    """Let ``DATASETS.TRAIN a,b`` and ``SOLVER.STEPS 200`` stand for lists, which are awkward to quote in a shell."""
+    """Let ``DATASETS.TRAIN a,b`` and ``SOLVER.STEPS 200`` stand for lists, which are awkward to
+    quote in a shell.
+    """
     if not isinstance(default, (tuple, list)) or value.startswith(("(", "[")):
         return value
     parts = [part.strip() for part in value.split(",") if part.strip()]
@@ -202,5 +236,12 @@ def _is_int(value: Any) -> bool:
 
 
 def _type_name(default: Any) -> str:
-    names = {str: "string", int: "whole number", float: "decimal number", bool: "truth value (True or False)", tuple: "list", list: "list"}
+    names = {
+        str: "string",
+        int: "whole number",
+        float: "decimal number",
+        bool: "truth value (True or False)",
+        tuple: "list",
+        list: "list",
+    }
     return names.get(type(default), type(default).__name__)

@@ -1,10 +1,13 @@
-"""Where the configs that come with the package are: in the source tree, or inside the installed wheel."""
+"""Where the configs that come with the package are: in the source tree, or inside the installed
+wheel.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-# config may import nothing of ours but the sentences of runtime's errors (see tests/test_layering.py).
+# config may import nothing of ours but the sentences of runtime's errors (see
+# tests/test_layering.py).
 from ..runtime.errors import MissingFileError, did_you_mean
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -16,7 +19,9 @@ def _root() -> Path:
 
 
 def available() -> dict[str, Path]:
-    """Return the configs that come with the package, by name (the file's stem; ``pretrain/demo`` where two share one)."""
+    """Return the configs that come with the package, by name (the file's stem; ``pretrain/demo``
+    where two share one).
+    """
     found: dict[str, Path] = {}
     for kind in ("pretrain", "detection"):
         for file in sorted((_root() / kind).glob("*.yaml")):
@@ -29,10 +34,12 @@ def path(name: str) -> str:
     """Return the path of a config that comes with the package.
 
     Args:
-        name: The file's stem, e.g. ``pascal_voc_R_50_C4_24k``; with its folder (``pretrain/demo``) where both kinds have it.
+        name: The file's stem, e.g. ``pascal_voc_R_50_C4_24k``; with its folder (``pretrain/demo``)
+            where both kinds have it.
 
     Returns:
-        An absolute path, also for an installed wheel; Detectron2's ``cfg.merge_from_file`` takes it as it is.
+        An absolute path, also for an installed wheel; Detectron2's ``cfg.merge_from_file`` takes it
+        as it is.
 
     Raises:
         MissingFileError: If there is no config of that name.
@@ -41,6 +48,7 @@ def path(name: str) -> str:
     name = name.removesuffix(".yaml")
     if name not in configs:
         raise MissingFileError(
-            f"No config is called {name!r}.{did_you_mean(name, configs)} There are: {', '.join(k for k in sorted(configs) if '/' not in k)}."
+            f"No config is called {name!r}.{did_you_mean(name, configs)} There are:"
+            f" {', '.join(k for k in sorted(configs) if '/' not in k)}."
         )
     return str(configs[name])

@@ -1,12 +1,21 @@
-"""Checkpoints of many projects in; Detectron2, torchvision or timm files out, with every tensor accounted for.
+"""Checkpoints of many projects in; Detectron2, torchvision or timm files out, with every tensor
+accounted for.
 
-The tree of a conversion: :mod:`read` (containers, no code run) -> :mod:`formats` (whose checkpoint, under torchvision's
-names) -> :mod:`coverage` (nothing missing, left over, misshapen) -> :mod:`stamp` -> :mod:`write` -> :mod:`verify` (same
-features). :mod:`zoo` fetches published weights by name.
+The tree of a conversion: :mod:`read` (containers, no code run) -> :mod:`formats` (whose checkpoint,
+    under torchvision's
+names) -> :mod:`coverage` (nothing missing, left over, misshapen) -> :mod:`stamp` -> :mod:`write` ->
+:mod:`verify` (same features). :mod:`zoo` fetches published weights by name.
 """
 
 from .backbone import BackboneWeights, load_backbone
 from .convert import ConversionReport, convert_checkpoint
 from .coverage import Coverage, coverage
 
-__all__ = ["BackboneWeights", "ConversionReport", "Coverage", "convert_checkpoint", "coverage", "load_backbone"]
+__all__ = [
+    "BackboneWeights",
+    "ConversionReport",
+    "Coverage",
+    "convert_checkpoint",
+    "coverage",
+    "load_backbone",
+]

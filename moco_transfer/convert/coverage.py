@@ -1,4 +1,6 @@
-"""Which of a backbone's tensors a file provides: none may be missing, left over or of another shape."""
+"""Which of a backbone's tensors a file provides: none may be missing, left over or of another
+shape.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,8 @@ NAMES_SHOWN = 10
 """Names listed per kind in a sentence; the rest are counted."""
 
 ADVICE = (
-    "Refusing to start from a partly random backbone; re-run tools/convert.py or pass --allow-partial to record it in "
-    "results.json."
+    "Refusing to start from a partly random backbone; re-run tools/convert.py or pass"
+    " --allow-partial to record it in results.json."
 )
 
 
@@ -51,7 +53,9 @@ class Coverage:
             arch: The architecture that the names and shapes were expected from.
             advice: What follows from a gap; appended only when there is one.
         """
-        wrong = [f"{name} is {got}, expected {want}" for name, (got, want) in self.misshapen.items()]
+        wrong = [
+            f"{name} is {got}, expected {want}" for name, (got, want) in self.misshapen.items()
+        ]
         parts = [
             f"{path} covers {len(self.matched)} of {self.num_expected} backbone tensors of {arch}.",
             _counted("Missing", self.missing),
@@ -69,17 +73,24 @@ def coverage(have: Mapping[str, Any], expected: Mapping[str, Any]) -> Coverage:
 
     Args:
         have: Name -> array, tensor or shape.
-        expected: Name -> array, tensor or shape. On both sides BN's ``num_batches_tracked`` counts for nothing.
+        expected: Name -> array, tensor or shape. On both sides BN's ``num_batches_tracked`` counts
+            for nothing.
 
     Returns:
         Every name of either side in exactly one of the four lists, in its own side's order.
     """
     got = {name: _shape(value) for name, value in have.items() if not name.endswith(BATCH_COUNTER)}
-    want = {name: _shape(value) for name, value in expected.items() if not name.endswith(BATCH_COUNTER)}
+    want = {
+        name: _shape(value) for name, value in expected.items() if not name.endswith(BATCH_COUNTER)
+    }
     return Coverage(
         missing=tuple(name for name in want if name not in got),
         unused=tuple(name for name in got if name not in want),
-        misshapen={name: (got[name], want[name]) for name in want if name in got and got[name] != want[name]},
+        misshapen={
+            name: (got[name], want[name])
+            for name in want
+            if name in got and got[name] != want[name]
+        },
         matched=tuple(name for name in want if got.get(name) == want[name]),
     )
 
@@ -92,4 +103,6 @@ def _counted(title: str, names: tuple[str, ...] | list[str]) -> str:
     if not names:
         return f"{title} (0)."
     rest = len(names) - NAMES_SHOWN
-    return f"{title} ({len(names)}): {', '.join(names[:NAMES_SHOWN])}" + (f", … and {rest} more." if rest > 0 else ".")
+    return f"{title} ({len(names)}): {', '.join(names[:NAMES_SHOWN])}" + (
+        f", … and {rest} more." if rest > 0 else "."
+    )

@@ -1,4 +1,6 @@
-"""Recognise whose checkpoint a file is by its keys, and take the encoder asked for out of it under torchvision's names."""
+"""Recognise whose checkpoint a file is by its keys, and take the encoder asked for out of it under
+torchvision's names.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from moco_transfer.runtime.errors import InputError, did_you_mean
 
 from .caffe2 import fill_fused_norms, why_bias_is_dropped
 from .key_maps import READ_NAME
-from .layouts import (BESIDE, HEADS, LAYOUTS, Layout)
+from .layouts import BESIDE, HEADS, LAYOUTS, Layout
 from .read import Content
 
 OURS = "moco_transfer.pretrain/"
@@ -28,7 +30,9 @@ MIN_TENSORS = 8
 
 _PLACE = r"(?P<prefix>(?:.+\.)?)"
 _FINGERPRINT = {
-    "torchvision": re.compile(_PLACE + r"layer[1-4]\.\d+\.(?:conv[123]|bn[123]|downsample\.[01])\.\w+"),
+    "torchvision": re.compile(
+        _PLACE + r"layer[1-4]\.\d+\.(?:conv[123]|bn[123]|downsample\.[01])\.\w+"
+    ),
     "detectron2": re.compile(_PLACE + r"res[2-5]\.\d+\.(?:conv[123]|shortcut)(?:\.norm)?\.\w+"),
     "sequential": re.compile(_PLACE + r"[4-7]\.\d+\.(?:conv[123]|bn[123]|downsample\.[01])\.\w+"),
     "caffe2": re.compile(_PLACE + r"res[2-5]_\d+_branch(?:1|2[abc])\w*"),
@@ -85,17 +89,20 @@ class Source:
         return "moco-transfer" if self.format == "moco_transfer" else self.layout.title
 
 
-def read_source(content: Content, *, encoder: str = "q", source_format: str | None = None) -> Source:
+def read_source(
+    content: Content, *, encoder: str = "q", source_format: str | None = None
+) -> Source:
     """Take an encoder out of a checkpoint.
 
     Args:
         content: The file.
         encoder: "q" for the encoder that was trained, "k" for the one that follows it.
-        source_format: A layout's name, or the full prefix of the encoder's names in the file, for a file that can be read in
-            several ways or in none; None to recognise it.
+        source_format: A layout's name, or the full prefix of the encoder's names in the file, for a
+            file that can be read in several ways or in none; None to recognise it.
 
     Raises:
-        InputError: If the file fits no layout, fits two that give different tensors, or lacks the encoder asked for.
+        InputError: If the file fits no layout, fits two that give different tensors, or lacks the
+            encoder asked for.
     """
     if encoder not in ("q", "k"):
         raise InputError(f"encoder must be 'q' (trained) or 'k' (momentum), got {encoder!r}.")
@@ -109,7 +116,9 @@ def known_formats() -> tuple[str, ...]:
 
 
 def find_prefixes(names: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return (naming, full prefix) of every ResNet among the names of a file, in the order of the file."""
+    """Return (naming, full prefix) of every ResNet among the names of a file, in the order of the
+    file.
+    """
     counts: Counter[tuple[str, str]] = Counter()
     for name in names:
         for naming, pattern in _FINGERPRINT.items():
@@ -135,18 +144,25 @@ def _readings(content: Content, source_format: str | None) -> list[Reading]:
     for naming, prefix in places:
         if source_format and prefix == source_format:  # --from may name the place itself
             title = f"a ResNet under {prefix!r}"
-            return [Reading(Layout("prefix", title, naming, (_normal(prefix)[0],)), prefix, role) for role in ("q", "k")]
+            return [
+                Reading(Layout("prefix", title, naming, (_normal(prefix)[0],)), prefix, role)
+                for role in ("q", "k")
+            ]
     if source_format is not None and source_format not in known_formats():
         hint = did_you_mean(source_format, known_formats())
         raise InputError(
-            f"Unknown source format {source_format!r}.{hint} Known: {', '.join(known_formats())}, or the prefix of a "
-            "ResNet in the file."
+            f"Unknown source format {source_format!r}.{hint} Known: {', '.join(known_formats())},"
+            " or the prefix of a ResNet in the file."
         )
     lines = _lines(content)
     found = []
     for layout in LAYOUTS:
         if source_format == layout.format or (source_format is None and layout.fits(lines)):
-            here = [reading for naming, prefix in places if (reading := _reading(layout, naming, prefix))]
+            here = [
+                reading
+                for naming, prefix in places
+                if (reading := _reading(layout, naming, prefix))
+            ]
             found += sorted(here, key=_preference)
     marked = [reading for reading in found if reading.layout.marker]
     return marked if marked and source_format is None else found
@@ -162,33 +178,44 @@ def _reading(layout: Layout, naming: str, prefix: str) -> Reading | None:
 
 
 def _lines(content: Content) -> list[str]:
-    texts = [f"{key}={value}" for key, value in content.top.items() if isinstance(value, str) and len(value) < 100]
+    texts = [
+        f"{key}={value}"
+        for key, value in content.top.items()
+        if isinstance(value, str) and len(value) < 100
+    ]
     return [*content.tensors, *texts, f"container={content.container}"]
 
 
-def _choose(readings: list[Reading], content: Content, encoder: str, source_format: str | None) -> Reading:
+def _choose(
+    readings: list[Reading], content: Content, encoder: str, source_format: str | None
+) -> Reading:
     if not readings:
         raise InputError(_no_reading(content, source_format))
     fits = [reading for reading in readings if reading.role == encoder]
     if not fits:
         has = readings[0]
         raise InputError(
-            f"{content.path} ({has.layout.title}) has no encoder {encoder!r}, only {has.role!r} under {has.prefix!r}; "
-            f"pass --encoder {has.role}."
+            f"{content.path} ({has.layout.title}) has no encoder {encoder!r}, only {has.role!r}"
+            f" under {has.prefix!r}; pass --encoder {has.role}."
         )
     best, *others = fits  # in order of preference
     for other in others:
         if other.prefix != best.prefix and not _same_tensors(content, best, other):
             raise InputError(
-                f"{content.path} can be read in two ways: as {best.layout.format} (under {best.prefix!r}) and as "
-                f"{other.layout.format} (under {other.prefix!r}), and their tensors differ; pass --from {_from(best, other)} or "
-                f"--from {_from(other, best)}."
+                f"{content.path} can be read in two ways: as {best.layout.format} (under"
+                f" {best.prefix!r}) and as {other.layout.format} (under {other.prefix!r}), and"
+                f" their tensors differ; pass --from {_from(best, other)} or --from"
+                f" {_from(other, best)}."
             )
     return best
 
 
 def _from(reading: Reading, other: Reading) -> str:
-    return reading.layout.format if reading.layout.format != other.layout.format else repr(reading.prefix)
+    return (
+        reading.layout.format
+        if reading.layout.format != other.layout.format
+        else repr(reading.prefix)
+    )
 
 
 def _preference(reading: Reading) -> int:
@@ -199,12 +226,20 @@ def _preference(reading: Reading) -> int:
 
 def _same_tensors(content: Content, one: Reading, other: Reading) -> bool:
     left, right = (
-        {name[len(reading.prefix) :]: tensor for name, tensor in content.tensors.items() if name.startswith(reading.prefix)}
+        {
+            name[len(reading.prefix) :]: tensor
+            for name, tensor in content.tensors.items()
+            if name.startswith(reading.prefix)
+        }
         for reading in (one, other)
     )
     read = READ_NAME[one.layout.naming]
-    left, right = ({name: tensor for name, tensor in side.items() if read(name)} for side in (left, right))
-    return left.keys() == right.keys() and all(torch.equal(tensor, right[name]) for name, tensor in left.items())
+    left, right = (
+        {name: tensor for name, tensor in side.items() if read(name)} for side in (left, right)
+    )
+    return left.keys() == right.keys() and all(
+        torch.equal(tensor, right[name]) for name, tensor in left.items()
+    )
 
 
 def _no_reading(content: Content, source_format: str | None) -> str:
@@ -214,20 +249,33 @@ def _no_reading(content: Content, source_format: str | None) -> str:
     first = ", ".join(name[:80] for name in names[:3]) + (", …" if len(names) > 3 else "")
     if source_format is not None:
         layouts = [layout for layout in LAYOUTS if layout.format == source_format]
-        prefixes = " or ".join(dict.fromkeys(repr(prefix) for layout in layouts for prefix in layout.query + layout.key))
-        return f"{path} is not in the layout {source_format!r}: no ResNet under {prefixes}. First keys: {first}"
+        prefixes = " or ".join(
+            dict.fromkeys(
+                repr(prefix) for layout in layouts for prefix in layout.query + layout.key
+            )
+        )
+        return (
+            f"{path} is not in the layout {source_format!r}: no ResNet under {prefixes}. First"
+            f" keys: {first}"
+        )
     if not places:
-        return f"{path} holds no ResNet: none of its {len(names)} tensors has a ResNet's name. First keys: {first}"
+        return (
+            f"{path} holds no ResNet: none of its {len(names)} tensors has a ResNet's name. First"
+            f" keys: {first}"
+        )
     where = ", ".join(repr(prefix) for _, prefix in places)
     known = sorted({repr(prefix) for layout in LAYOUTS for prefix in layout.query + layout.key})
     return (
-        f"{path} is in no known layout: it has a ResNet under {where}, expected one of {', '.join(known)}, also behind "
-        f"'module.' or 'state_dict.'. First keys: {first}. If it is a ResNet of torchvision's, pass --from {places[0][1]!r}."
+        f"{path} is in no known layout: it has a ResNet under {where}, expected one of"
+        f" {', '.join(known)}, also behind 'module.' or 'state_dict.'. First keys: {first}. If it"
+        f" is a ResNet of torchvision's, pass --from {places[0][1]!r}."
     )
 
 
 def _take(content: Content, reading: Reading) -> Source:
-    others = tuple(prefix for _, prefix in find_prefixes(content.tensors) if prefix not in ("", reading.prefix))
+    others = tuple(
+        prefix for _, prefix in find_prefixes(content.tensors) if prefix not in ("", reading.prefix)
+    )
     inside = tuple(prefix for prefix in others if prefix.startswith(reading.prefix))
     state: dict[str, Tensor] = {}
     names: dict[str, str] = {}
@@ -237,7 +285,9 @@ def _take(content: Content, reading: Reading) -> Source:
     for full_name, tensor in content.tensors.items():
         prefix = None if full_name.startswith(inside) else _prefix_of(full_name, reading)
         if prefix is None:
-            dropped[full_name] = _why(full_name, BESIDE) or _outside(full_name, reading.prefix, others)
+            dropped[full_name] = _why(full_name, BESIDE) or _outside(
+                full_name, reading.prefix, others
+            )
             continue
         own = full_name[len(prefix) :]
         name = READ_NAME[reading.layout.naming](own)
@@ -253,7 +303,8 @@ def _take(content: Content, reading: Reading) -> Source:
     own_format = str(content.top.get("format", ""))
     if own_format.startswith(OURS) and own_format != f"{OURS}{OUR_VERSION}":
         raise InputError(
-            f"{content.path} has format {own_format[:80]!r}, this version reads {OURS}{OUR_VERSION}; update moco-transfer."
+            f"{content.path} has format {own_format[:80]!r}, this version reads"
+            f" {OURS}{OUR_VERSION}; update moco-transfer."
         )
     return Source(
         layout=reading.layout,

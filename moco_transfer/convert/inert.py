@@ -1,9 +1,11 @@
-"""Bookkeeping objects of other projects' checkpoints, replaced by empty stand-ins so that the tensors beside them can be read.
+"""Bookkeeping objects of other projects' checkpoints, replaced by empty stand-ins so that the
+tensors beside them can be read.
 
-Lightning, mmengine, timm and others keep arguments, paths and histories next to the state dict. torch's weights-only reader
-refuses a file with any such class. Each name below resolves to a class of this module that takes whatever it is given
-and keeps nothing; the class named is never imported. A name that is not here is refused, so that a file that asks for a
-program is refused in words and not read as if nothing were wrong with it.
+Lightning, mmengine, timm and others keep arguments, paths and histories next to the state dict.
+torch's weights-only reader refuses a file with any such class. Each name below resolves to a class
+of this module that takes whatever it is given and keeps nothing; the class named is never imported.
+A name that is not here is refused, so that a file that asks for a program is refused in words and
+not read as if nothing were wrong with it.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ INERT = (
     "pathlib.PurePosixPath",
     "pathlib._local.PosixPath",
     "pathlib._local.Path",
-    "builtins.getattr",  # mmengine's HistoryBuffer names its methods by it; the stand-in looks nothing up
+    # mmengine's HistoryBuffer names its methods by it; the stand-in looks nothing up
+    "builtins.getattr",
     "datetime.datetime",
     "datetime.timedelta",
     "numpy.dtype",
@@ -61,7 +64,9 @@ INERT_DICTS = ("collections.defaultdict",)
 @functools.cache
 def inert_globals() -> list[tuple[Callable[..., Any], str]]:
     """Return (stand-in, full name) pairs for ``torch.serialization.safe_globals``."""
-    return [(_stand_in(name), name) for name in INERT] + [(_empty_dict, name) for name in INERT_DICTS]
+    return [(_stand_in(name), name) for name in INERT] + [
+        (_empty_dict, name) for name in INERT_DICTS
+    ]
 
 
 def _stand_in(full_name: str) -> type:
@@ -72,7 +77,14 @@ def _stand_in(full_name: str) -> type:
         return None
 
     return type(
-        "Inert", (), {"__new__": new, "__init__": ignore, "__setstate__": ignore, "__doc__": f"Stands in for {full_name}."}
+        "Inert",
+        (),
+        {
+            "__new__": new,
+            "__init__": ignore,
+            "__setstate__": ignore,
+            "__doc__": f"Stands in for {full_name}.",
+        },
     )
 
 

@@ -1,4 +1,6 @@
-"""Say what a file is: its container, its layout, its stamp, and which of a backbone's tensors it has."""
+"""Say what a file is: its container, its layout, its stamp, and which of a backbone's tensors it
+has.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import os
 from moco_transfer.runtime.errors import InputError
 from moco_transfer.runtime.files import sha256_of
 
-from ..models.architectures import backbone_shapes, has_small_stem, recognise
+from .architectures import backbone_shapes, has_small_stem, recognise
 from .coverage import coverage
 from .formats import read_source
 from .key_maps import WRITE_NAME
@@ -16,7 +18,9 @@ from .stamp import read_stamp
 from .zoo import local_file
 
 
-def describe(path: str | os.PathLike[str], *, encoder: str = "q", source_format: str | None = None) -> str:
+def describe(
+    path: str | os.PathLike[str], *, encoder: str = "q", source_format: str | None = None
+) -> str:
     """Return what a checkpoint is, in lines of text; nothing is written and no code in it is run.
 
     Args:
@@ -26,12 +30,16 @@ def describe(path: str | os.PathLike[str], *, encoder: str = "q", source_format:
 
     Raises:
         MissingFileError: If there is no such file.
-        InputError: If it cannot be read or holds no tensor. A file in no known layout is described as such.
+        InputError: If it cannot be read or holds no tensor. A file in no known layout is described
+            as such.
     """
     path = local_file(path)
     content = read_checkpoint(path)
     lines = [
-        f"file          {content.path} ({content.path.stat().st_size / 1e6:.1f} MB, {content.container})",
+        (
+            f"file          {content.path} ({content.path.stat().st_size / 1e6:.1f} MB,"
+            f" {content.container})"
+        ),
         f"sha256        {sha256_of(path)}",
         f"tensors       {len(content.tensors)}",
     ]
@@ -41,16 +49,26 @@ def describe(path: str | os.PathLike[str], *, encoder: str = "q", source_format:
         return "\n".join([*lines, f"layout        {error}"])
     arch = recognise(source.state)
     name_there = WRITE_NAME[source.layout.naming]
-    expected = {f"{source.prefix}{name_there(name)}": shape for name, shape in backbone_shapes(arch).items()}
+    expected = {
+        f"{source.prefix}{name_there(name)}": shape for name, shape in backbone_shapes(arch).items()
+    }
     have = {f"{source.prefix}{name_there(name)}": tensor for name, tensor in source.state.items()}
     have.update({name: () for name in source.unknown})
     lines.append(f"layout        {source.title} ({source.format}), under {source.prefix!r}")
-    lines.append(f"coverage      {coverage(have, expected).sentence(content.path.name, arch, advice='')}".rstrip())
+    lines.append(
+        f"coverage      {coverage(have, expected).sentence(content.path.name, arch, advice='')}".rstrip()
+    )
     if has_small_stem(source.state):
-        lines.append("              its 3x3 stem is for small pictures (CIFAR): it cannot become a detector's backbone")
+        lines.append(
+            "              its 3x3 stem is for small pictures (CIFAR): it cannot become a"
+            " detector's backbone"
+        )
     stamp = read_stamp(content)
     if stamp is None:
         lines.append("stamp         none: this program did not write the file")
     else:
-        lines += [f"{'stamp' if i == 0 else '':<13} {key}: {value}" for i, (key, value) in enumerate(stamp.items())]
+        lines += [
+            f"{'stamp' if i == 0 else '':<13} {key}: {value}"
+            for i, (key, value) in enumerate(stamp.items())
+        ]
     return "\n".join(lines)

@@ -1,11 +1,14 @@
-"""How each project names the tensors of a ResNet: literal tables between those names and torchvision's.
+"""How each project names the tensors of a ResNet: literal tables between those names and
+torchvision's.
 
 Conventions:
-    torchvision's names (``conv1.weight``, ``layer1.0.bn2.bias``, ``layer2.0.downsample.0.weight``) are the common tongue in
-    this package: every source is read into them and every target is written from them. All maps are one to one, so a name
+    torchvision's names (``conv1.weight``, ``layer1.0.bn2.bias``, ``layer2.0.downsample.0.weight``)
+    are the common tongue in this package: every source is read into them and every target is
+        written from them. All maps are one to one, so a name
     that went there and back is the same name.
 Source:
-    Detectron2: modeling/backbone/resnet.py; Caffe2: checkpoint/c2_model_loading.py, both facebookresearch/detectron2@02b5c4e2.
+    Detectron2: modeling/backbone/resnet.py; Caffe2: checkpoint/c2_model_loading.py, both
+        facebookresearch/detectron2@02b5c4e2.
     Sequential: ``nn.Sequential(*list(resnet.children())[:-1])`` as in lightly's examples.
 """
 
@@ -14,7 +17,10 @@ from __future__ import annotations
 import re
 
 BATCH_COUNTER = "num_batches_tracked"
-"""BN's step counter: not a weight. It may be absent or present, and is never counted in a coverage."""
+"""BN's step counter: not a weight.
+
+It may be absent or present, and is never counted in a coverage.
+"""
 
 STAGES = {"layer1": "res2", "layer2": "res3", "layer3": "res4", "layer4": "res5"}
 
@@ -30,7 +36,8 @@ DETECTRON2_BLOCK = {
     "downsample.1": "shortcut.norm",
 }
 
-# Positions among the children of torchvision's ResNet: conv1, bn1, relu, maxpool, layer1 ... layer4, avgpool.
+# Positions among the children of torchvision's ResNet: conv1, bn1, relu, maxpool, layer1 ...
+# layer4, avgpool.
 SEQUENTIAL = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 
 CAFFE2_STEM = {"conv1": "conv1", "res_conv1_bn": "bn1"}
@@ -44,8 +51,8 @@ CAFFE2_BLOCK = {
     "branch1": "downsample.0",
     "branch1_bn": "downsample.1",
 }
-# Detectron2's R-50.pkl has gamma, beta and the running statistics. "s" and "b" are all that Detectron 1's batch norm has,
-# fused into one scale and shift; see caffe2.fill_fused_norms.
+# Detectron2's R-50.pkl has gamma, beta and the running statistics. "s" and "b" are all that
+# Detectron 1's batch norm has, fused into one scale and shift; see caffe2.fill_fused_norms.
 CAFFE2_TENSOR = {
     "w": "weight",
     "gamma": "weight",
@@ -59,7 +66,9 @@ CAFFE2_TENSOR = {
 }
 
 _TENSOR = r"(?P<tensor>weight|bias|running_mean|running_var|num_batches_tracked)"
-_TORCHVISION = re.compile(rf"(?:(?P<stage>layer[1-4])\.(?P<block>\d+)\.)?(?P<part>conv[123]|bn[123]|downsample\.[01])\.{_TENSOR}")
+_TORCHVISION = re.compile(
+    rf"(?:(?P<stage>layer[1-4])\.(?P<block>\d+)\.)?(?P<part>conv[123]|bn[123]|downsample\.[01])\.{_TENSOR}"
+)
 _DETECTRON2 = re.compile(
     rf"(?:(?P<stage>res[2-5])\.(?P<block>\d+)\.)?(?P<part>stem\.conv1|conv[123]|shortcut)(?P<norm>\.norm)?\.{_TENSOR}"
 )
@@ -71,9 +80,11 @@ _CAFFE2 = re.compile(
 
 
 def detectron2_name(name: str) -> str | None:
-    """Return Detectron2's name of a torchvision tensor, without ``backbone.bottom_up.``; None for what is not backbone.
+    """Return Detectron2's name of a torchvision tensor, without ``backbone.bottom_up.``; None for
+    what is not backbone.
 
-    ``layer1.0.bn2.bias`` -> ``res2.0.conv2.norm.bias``; ``conv1.weight`` -> ``stem.conv1.weight``; ``fc.weight`` -> None.
+    ``layer1.0.bn2.bias`` -> ``res2.0.conv2.norm.bias``; ``conv1.weight`` -> ``stem.conv1.weight``;
+    ``fc.weight`` -> None.
     """
     match = _TORCHVISION.fullmatch(name)
     if match is None:
@@ -90,7 +101,9 @@ def from_torchvision(name: str) -> str | None:
 
 
 def from_detectron2(name: str) -> str | None:
-    """Return torchvision's name of a Detectron2 tensor, None for what is not backbone: the inverse of detectron2_name."""
+    """Return torchvision's name of a Detectron2 tensor, None for what is not backbone: the inverse
+    of detectron2_name.
+    """
     match = _DETECTRON2.fullmatch(name)
     if match is None:
         return None
@@ -107,19 +120,25 @@ def from_detectron2(name: str) -> str | None:
 
 
 def from_sequential(name: str) -> str | None:
-    """Return torchvision's name of a tensor in a Sequential of a ResNet's children: ``4.0.conv1.weight`` -> ``layer1.0.…``."""
+    """Return torchvision's name of a tensor in a Sequential of a ResNet's children:
+    ``4.0.conv1.weight`` -> ``layer1.0.…``.
+    """
     match = _SEQUENTIAL.fullmatch(name)
     return from_torchvision(f"{SEQUENTIAL[match['child']]}.{match['rest']}") if match else None
 
 
 def from_caffe2(name: str) -> str | None:
-    """Return torchvision's name of a Caffe2 blob: ``res2_0_branch2a_bn_gamma`` -> ``layer1.0.bn1.weight``; None for others."""
+    """Return torchvision's name of a Caffe2 blob: ``res2_0_branch2a_bn_gamma`` ->
+    ``layer1.0.bn1.weight``; None for others.
+    """
     match = _CAFFE2.fullmatch(name)
     if match is None:
         return None
     stage, block, part, tensor = match.group("stage", "block", "part", "tensor")
     ours = (CAFFE2_STEM if stage is None else CAFFE2_BLOCK).get(part)
-    if ours is None or (tensor == "w") == part.endswith("_bn"):  # a convolution's bias has no place in a ResNet with BN
+    if ours is None or (tensor == "w") == part.endswith(
+        "_bn"
+    ):  # a convolution's bias has no place in a ResNet with BN
         return None
     place = "" if stage is None else f"layer{int(stage) - 1}.{block}."
     return f"{place}{ours}.{CAFFE2_TENSOR[tensor]}"
@@ -131,11 +150,15 @@ READ_NAME = {
     "sequential": from_sequential,
     "caffe2": from_caffe2,
 }
-"""Naming -> the function that turns one of its names into torchvision's, or None when it is not a backbone tensor."""
+"""Naming -> the function that turns one of its names into torchvision's, or None when it is not a
+backbone tensor.
+"""
 
 
 def sequential_name(name: str) -> str:
-    """Return the name of torchvision's tensor in a Sequential of the ResNet's children: the inverse of from_sequential."""
+    """Return the name of torchvision's tensor in a Sequential of the ResNet's children: the inverse
+    of from_sequential.
+    """
     head, rest = name.split(".", 1)
     children = {ours: child for child, ours in SEQUENTIAL.items()}
     return f"{children[head]}.{rest}"
@@ -145,7 +168,9 @@ def caffe2_name(name: str) -> str:
     """Return the Caffe2 blob of torchvision's tensor: the inverse of from_caffe2."""
     match = _TORCHVISION.fullmatch(name)
     stage, block, part, tensor = match.group("stage", "block", "part", "tensor")
-    parts = {ours: theirs for theirs, ours in (CAFFE2_STEM if stage is None else CAFFE2_BLOCK).items()}
+    parts = {
+        ours: theirs for theirs, ours in (CAFFE2_STEM if stage is None else CAFFE2_BLOCK).items()
+    }
     kinds = {"weight": "gamma" if parts[part].endswith("_bn") else "w", "bias": "beta"}
     place = "" if stage is None else f"res{int(stage[-1]) + 1}_{block}_"
     return f"{place}{parts[part]}_{kinds.get(tensor, tensor)}"

@@ -1,10 +1,11 @@
-"""The checkpoint layouts of the projects that pre-train ResNets: where each keeps its encoder and what it keeps beside it.
+"""The checkpoint layouts of the projects that pre-train ResNets: where each keeps its encoder and
+what it keeps beside it.
 
 Conventions:
-    A prefix is what stands before ``layer1.0.conv1.weight`` once the wrappers are taken off: the outer dict's key
-    (``state_dict.``, ``model.``) and ``module.`` (DistributedDataParallel) or ``_orig_mod.`` (torch.compile) anywhere.
-    "q" is the encoder that is trained (query, online, student), "k" the one that follows it (key, momentum, target, a
-    moving average of the weights).
+    A prefix is what stands before ``layer1.0.conv1.weight`` once the wrappers are taken off: the
+    outer dict's key (``state_dict.``, ``model.``) and ``module.`` (DistributedDataParallel) or
+    ``_orig_mod.`` (torch.compile) anywhere. "q" is the encoder that is trained (query, online,
+    student), "k" the one that follows it (key, momentum, target, a moving average of the weights).
 """
 
 from __future__ import annotations
@@ -13,11 +14,20 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-IMAGENET_PIXELS = {"format": "RGB", "mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
-"""torchvision's ImageNet statistics on the 0-255 scale; every layout below but Detectron2's and Caffe2's trains with them."""
+IMAGENET_PIXELS = {
+    "format": "RGB",
+    "mean": [123.675, 116.28, 103.53],
+    "std": [58.395, 57.12, 57.375],
+}
+"""torchvision's ImageNet statistics on the 0-255 scale; every layout below but Detectron2's and
+Caffe2's trains with them.
+"""
 
 MSRA_PIXELS = {"format": "BGR", "mean": [103.53, 116.28, 123.675], "std": [1.0, 1.0, 1.0]}
-"""Detectron2's defaults, for the Caffe2 models of MSRA and FAIR: BGR, the standard deviation folded into the first layer."""
+"""Detectron2's defaults, for the Caffe2 models of MSRA and FAIR:
+
+BGR, the standard deviation folded into the first layer.
+"""
 
 
 @dataclass(frozen=True)
@@ -30,11 +40,13 @@ class Layout:
         naming: A key of :data:`moco_transfer.convert.key_maps.READ_NAME`.
         query: Prefixes of the encoder "q", the preferred one first.
         key: Prefixes of the encoder "k".
-        marker: A regular expression that some line of the file must match for the layout to be recognised; "" for none. A line
-            is the full name of a tensor, ``key=value`` of a short text in the outer dict, or ``container=torch``.
+        marker: A regular expression that some line of the file must match for the layout to be
+            recognised; "" for none. A line is the full name of a tensor, ``key=value`` of a short
+            text in the outer dict, or ``container=torch``.
         unless: A regular expression that no line may match; "" for none.
         mechanism: What it was trained with, None where the layout does not tell.
-        epoch: Where the file counts the epochs finished, a dotted path such as ``meta.epoch``; "" where it does not.
+        epoch: Where the file counts the epochs finished, a dotted path such as ``meta.epoch``; ""
+            where it does not.
     """
 
     format: str
@@ -51,11 +63,25 @@ class Layout:
         """Tell whether a file with these lines can be of this layout."""
         lines = list(lines)
         is_marked = not self.marker or any(re.search(self.marker, line) for line in lines)
-        return is_marked and not (self.unless and any(re.search(self.unless, line) for line in lines))
+        return is_marked and not (
+            self.unless and any(re.search(self.unless, line) for line in lines)
+        )
 
 
-_ONLINE = ("online_encoder.net.", "online_encoder.", "online_network.", "online_network.encoder.", "online_backbone.")
-_TARGET = ("target_encoder.net.", "target_encoder.", "target_network.", "target_network.encoder.", "target_backbone.")
+_ONLINE = (
+    "online_encoder.net.",
+    "online_encoder.",
+    "online_network.",
+    "online_network.encoder.",
+    "online_backbone.",
+)
+_TARGET = (
+    "target_encoder.net.",
+    "target_encoder.",
+    "target_network.",
+    "target_network.encoder.",
+    "target_backbone.",
+)
 _LIGHTLY = r"(^|\.)(projection_head|prediction_head|projection_head_momentum)\.|(^|\.)(backbone_momentum|(key|teacher)_backbone)\."
 _LIGHTLY_STUDENT = r"(^|\.)(query|student)_backbone\."
 _SOLO = r"(^|\.)momentum_(backbone|encoder|projector|classifier)\.|(^|\.)classifier\.(weight|bias)$"
@@ -70,7 +96,13 @@ LAYOUTS = (
         epoch="epoch",
     ),
     Layout(
-        *("densecl", "DenseCL", "torchvision", ("encoder_q.0.", "backbone.", ""), ("encoder_k.0.",)),
+        *(
+            "densecl",
+            "DenseCL",
+            "torchvision",
+            ("encoder_q.0.", "backbone.", ""),
+            ("encoder_k.0.",),
+        ),
         marker=r"(^|\.)queue2$|^author=DenseCL$",
         mechanism="densecl",
         epoch="meta.epoch",
@@ -83,24 +115,42 @@ LAYOUTS = (
         marker=_MM,
         epoch="meta.epoch",
     ),
-    # Where lightly has one of these, its backbone is the one that follows (benchmarks until February 2024, DINO's until now).
+    # Where lightly has one of these, its backbone is the one that follows (benchmarks until
+    # February 2024, DINO's until now).
     *(
         Layout(
-            *("lightly", "lightly", naming, ("query_backbone.", "student_backbone."), ("backbone.", "teacher_backbone.")),
+            *(
+                "lightly",
+                "lightly",
+                naming,
+                ("query_backbone.", "student_backbone."),
+                ("backbone.", "teacher_backbone."),
+            ),
             marker=_LIGHTLY_STUDENT,
         )
         for naming in ("torchvision", "sequential")
     ),
     *(
         Layout(
-            *("lightly", "lightly", naming, ("backbone.",), ("backbone_momentum.", "key_backbone.", "teacher_backbone.")),
+            *(
+                "lightly",
+                "lightly",
+                naming,
+                ("backbone.",),
+                ("backbone_momentum.", "key_backbone.", "teacher_backbone."),
+            ),
             marker=marker,
             unless=_LIGHTLY_STUDENT,
         )
         for naming, marker in (("torchvision", _LIGHTLY), ("sequential", ""))
     ),
     Layout(
-        *("solo_learn", "solo-learn", "torchvision", ("backbone.", "backbone.encoder.", "encoder.")),
+        *(
+            "solo_learn",
+            "solo-learn",
+            "torchvision",
+            ("backbone.", "backbone.encoder.", "encoder."),
+        ),
         ("momentum_backbone.", "momentum_encoder."),
         marker=_SOLO,
     ),
@@ -111,7 +161,15 @@ LAYOUTS = (
         mechanism="simsiam",
         epoch="epoch",
     ),
-    Layout("swav", "SwAV", "torchvision", ("",), marker=r"(^|\.)prototypes", mechanism="swav", epoch="epoch"),
+    Layout(
+        "swav",
+        "SwAV",
+        "torchvision",
+        ("",),
+        marker=r"(^|\.)prototypes",
+        mechanism="swav",
+        epoch="epoch",
+    ),
     Layout(
         *("dino", "DINO", "torchvision", ("student.backbone.",), ("teacher.backbone.",)),
         marker=r"^teacher\.",
@@ -127,22 +185,39 @@ LAYOUTS = (
         ("moco_encoder.trunk._feature_blocks.",),
         marker=r"(^|\.)_feature_blocks\.",
     ),
-    Layout("timm", "timm", "torchvision", ("",), marker=r"^container=safetensors$|^state_dict_ema\."),
+    Layout(
+        "timm", "timm", "torchvision", ("",), marker=r"^container=safetensors$|^state_dict_ema\."
+    ),
     # These are what is left when nothing above fits.
-    Layout("moco", "MoCo v1/v2", "torchvision", ("encoder_q.",), ("encoder_k.",), mechanism="moco", epoch="epoch"),
+    Layout(
+        "moco",
+        "MoCo v1/v2",
+        "torchvision",
+        ("encoder_q.",),
+        ("encoder_k.",),
+        mechanism="moco",
+        epoch="epoch",
+    ),
     Layout("torchvision", "torchvision", "torchvision", ("",)),
     Layout("detectron2", "Detectron2", "detectron2", ("", "backbone.bottom_up.", "backbone.")),
     Layout("caffe2", "Caffe2 (MSRA, Detectron 1)", "caffe2", ("",)),
     Layout("backbone", "a ResNet under 'backbone.'", "torchvision", ("backbone.",)),
     Layout("encoder", "a ResNet under 'encoder.'", "torchvision", ("encoder.",)),
 )
-"""In order of preference: where two fit the same tensors, the first names them. Those with a marker go before those without."""
+"""In order of preference: where two fit the same tensors, the first names them.
+
+Those with a marker go before those without.
+"""
 
 _HEAD = "head, not part of a backbone"
 
 HEADS = {
-    r"(fc\d*|head|heads|classifier|last_linear|linear|stem\.fc|pred)[._].*": f"classifier or projection {_HEAD}",
-    r"(projector|projection_head|prediction_head|predictor|prototypes|neck|mlp)\d*\..*": f"projection {_HEAD}",
+    r"(fc\d*|head|heads|classifier|last_linear|linear|stem\.fc|pred)[._].*": (
+        f"classifier or projection {_HEAD}"
+    ),
+    r"(projector|projection_head|prediction_head|predictor|prototypes|neck|mlp)\d*\..*": (
+        f"projection {_HEAD}"
+    ),
     r".*_momentum": "momentum of Caffe2's optimizer",
 }
 """What may lie under an encoder's own prefix without being backbone -> why it is dropped."""
@@ -153,7 +228,12 @@ BESIDE = {
     r"(.*\.)?(roi_heads|proposal_generator|sem_seg_head)\..*": "detector head",
     r"(.*\.)?backbone\.(fpn_|top_block).*": "feature pyramid, not part of a backbone",
     r"(.*\.)?pixel_(mean|std)": "pixel statistics of a detector",
-    r"(.*\.)?\w*(projector|projection_head|prediction_head|predictor|prototypes)\d*\..*": "head beside the encoder",
+    r"(.*\.)?\w*(projector|projection_head|prediction_head|predictor|prototypes)\d*\..*": (
+        "head beside the encoder"
+    ),
     r"(.*\.)?\w*(neck|mlp|classifier|head|heads)\d*\..*": "head beside the encoder",
 }
-"""What may lie outside of the encoder's prefix -> why it is dropped. Anything else is dropped as "outside of" the prefix."""
+"""What may lie outside of the encoder's prefix -> why it is dropped.
+
+Anything else is dropped as "outside of" the prefix.
+"""

@@ -1,10 +1,13 @@
-"""The official checkpoint layout, which facebookresearch/moco's own tools read: both encoders behind ``module.``, with head and queue.
+"""The official checkpoint layout, which facebookresearch/moco's own tools read: both encoders
+behind ``module.``, with head and queue.
 
-Its main_lincls.py and detection/convert-pretrain-to-detectron2.py take what begins with ``module.encoder_q.`` and pass over everything else
-without a word: of names without ``module.`` the one fails and the other writes an empty file.
+Its main_lincls.py and detection/convert-pretrain-to-detectron2.py take what begins with
+``module.encoder_q.`` and pass over everything else without a word: of names without ``module.`` the
+one fails and the other writes an empty file.
 
 Source:
-    Behaviour of facebookresearch/moco@7397dfe, main_moco.py (save_checkpoint) and the two tools named above.
+    Behaviour of facebookresearch/moco@7397dfe, main_moco.py (save_checkpoint) and the two tools
+    named above.
 """
 
 from __future__ import annotations
@@ -35,10 +38,12 @@ def official_name(name: str) -> str:
 
 
 def companions(content: Content, source: Source) -> dict[str, str]:
-    """Return what the official layout holds beside the trained backbone: full name in the source -> name in the file to write.
+    """Return what the official layout holds beside the trained backbone: full name in the source ->
+    name in the file to write.
 
-    These are the encoder's head, the whole key encoder, the queue and its pointer, as far as the source has them under the official
-    names, with or without ``module.``. Of another project's layout nothing is taken: its heads have other names and another meaning.
+    These are the encoder's head, the whole key encoder, the queue and its pointer, as far as the
+    source has them under the official names, with or without ``module.``. Of another project's
+    layout nothing is taken: its heads have other names and another meaning.
     """
     if source.layout.format != "moco" or not source.prefix.endswith(QUERY):
         return {}
@@ -48,7 +53,11 @@ def companions(content: Content, source: Source) -> dict[str, str]:
     for name in content.tensors:
         own = name.removeprefix(root)
         is_head = own.startswith(f"{QUERY}fc.")
-        if name.startswith(root) and name not in taken and (is_head or own.startswith(KEY_ENCODER) or own in _QUEUE):
+        if (
+            name.startswith(root)
+            and name not in taken
+            and (is_head or own.startswith(KEY_ENCODER) or own in _QUEUE)
+        ):
             found[name] = f"{MODULE}{own}"
     return found
 
@@ -59,12 +68,18 @@ def has_key_encoder(beside: Mapping[str, str]) -> bool:
 
 
 def official_checkpoint(
-    state: Mapping[str, Tensor], names: Mapping[str, str], beside: Mapping[str, Tensor], *, arch: str, epoch: int | None
+    state: Mapping[str, Tensor],
+    names: Mapping[str, str],
+    beside: Mapping[str, Tensor],
+    *,
+    arch: str,
+    epoch: int | None,
 ) -> dict[str, Any]:
     """Return what main_moco.py saves, without its optimizer.
 
-    BN's counters, which files of old lack, are added as 0: main_lincls.py looks each of them up when it checks its result. bfloat16
-    becomes float32, exactly, because numpy, which the official converter writes with, has no such type.
+    BN's counters, which files of old lack, are added as 0: main_lincls.py looks each of them up
+    when it checks its result. bfloat16 becomes float32, exactly, because numpy, which the official
+    converter writes with, has no such type.
 
     Args:
         state: torchvision's name -> tensor of the trained backbone.
@@ -91,11 +106,17 @@ def warn_of_what_the_official_code_assumes(stamp: Mapping[str, Any], path: objec
     import torchvision
 
     if stamp["arch"] not in torchvision.models.list_models(module=torchvision.models):
-        logger.warning("%s: torchvision has no %s, so main_lincls.py cannot build one; the official converter takes it.", path, stamp["arch"])
+        logger.warning(
+            "%s: torchvision has no %s, so main_lincls.py cannot build one; the official converter"
+            " takes it.",
+            path,
+            stamp["arch"],
+        )
     seen = {"format": stamp["format"], "mean": stamp["pixel_mean"], "std": stamp["pixel_std"]}
     if stamp["format"] is not None and seen != IMAGENET_PIXELS:
         logger.warning(
-            "%s was trained on %s pixels of mean %s and std %s, but the official tools feed RGB with ImageNet's; change them there.",
+            "%s was trained on %s pixels of mean %s and std %s, but the official tools feed RGB"
+            " with ImageNet's; change them there.",
             path,
             stamp["format"],
             stamp["pixel_mean"],

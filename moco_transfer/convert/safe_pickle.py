@@ -1,11 +1,15 @@
-"""Read a pickle of numpy arrays, numbers, strings and containers without running anything that it asks for.
+"""Read a pickle of numpy arrays, numbers, strings and containers without running anything that it
+asks for.
 
-A pickle is a program: its opcodes may name any function of any module and call it. Here the only names that resolve are the
-handful that numpy and Python write for arrays, and each resolves to a stand-in of this module, never to the function named.
-Opcodes that make objects in other ways (NEWOBJ, INST, OBJ, EXT, persistent ids) are unknown, and BUILD fills a stand-in or fails.
+A pickle is a program: its opcodes may name any function of any module and call it. Here the only
+    names that resolve are the
+handful that numpy and Python write for arrays, and each resolves to a stand-in of this module,
+never to the function named. Opcodes that make objects in other ways (NEWOBJ, INST, OBJ, EXT,
+persistent ids) are unknown, and BUILD fills a stand-in or fails.
 
-Why the pure-Python unpickler: the C one reserves memory for whatever memo index or length a damaged file names, many GB for
-a flipped bit. This one keeps a dict and reads through :class:`_BoundedFile`.
+Why the pure-Python unpickler: the C one reserves memory for whatever memo index or length a damaged
+file names, many GB for a flipped bit. This one keeps a dict and reads through
+:class:`_BoundedFile`.
 """
 
 from __future__ import annotations
@@ -26,7 +30,8 @@ MAX_DEPTH = 32
 
 _DTYPE = re.compile(r"[<>|=]?(f[248]|[iu][1248]|b1)")
 
-# What reading a damaged or hostile pickle raises, from the opcodes themselves and from the stand-ins.
+# What reading a damaged or hostile pickle raises, from the opcodes themselves and from the
+# stand-ins.
 _PARSER_ERRORS = (
     pickle.UnpicklingError,
     EOFError,
@@ -79,7 +84,10 @@ def _array(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
     if any(type(side) is not int or side < 0 for side in shape) or order not in ("C", "F"):
         raise pickle.UnpicklingError(f"array shape {shape!r}")
     raw = data.encode("latin1") if isinstance(data, str) else data  # Python 2 wrote bytes as str
-    if not isinstance(raw, (bytes, bytearray)) or len(raw) != math.prod(shape) * dtype.dtype.itemsize:
+    if (
+        not isinstance(raw, (bytes, bytearray))
+        or len(raw) != math.prod(shape) * dtype.dtype.itemsize
+    ):
         raise pickle.UnpicklingError(f"an array of shape {shape} whose data have another length")
     array = np.frombuffer(bytearray(raw), dtype=dtype.dtype).reshape(shape, order=order)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
@@ -93,7 +101,9 @@ def _make_array(_subtype: Any, _shape: Any, _code: Any) -> _Array:
     return _Array()
 
 
-def _make_array_from_buffer(data: Any, dtype: Any, shape: Any, order: Any, _axes: Any = None) -> np.ndarray:
+def _make_array_from_buffer(
+    data: Any, dtype: Any, shape: Any, order: Any, _axes: Any = None
+) -> np.ndarray:
     return _array(data, dtype, shape, order)
 
 
@@ -137,7 +147,9 @@ _FORBIDDEN_OPCODES = (
 
 
 class _BoundedFile:
-    """A file whose reads never ask for more than is left, so that a damaged length cannot reserve memory."""
+    """A file whose reads never ask for more than is left, so that a damaged length cannot reserve
+    memory.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -158,7 +170,11 @@ class _BoundedFile:
 
 
 class _ArrayUnpickler(pickle._Unpickler):
-    dispatch = {op: load for op, load in pickle._Unpickler.dispatch.items() if bytes([op]) not in _FORBIDDEN_OPCODES}
+    dispatch = {
+        op: load
+        for op, load in pickle._Unpickler.dispatch.items()
+        if bytes([op]) not in _FORBIDDEN_OPCODES
+    }
 
     def find_class(self, module: Any, name: Any) -> Any:
         full_name = f"{module}.{name}".replace("numpy._core.", "numpy.core.", 1)
@@ -184,33 +200,40 @@ class _ArrayUnpickler(pickle._Unpickler):
 
 
 def read_pickle(path: str | os.PathLike[str]) -> Any:
-    """Return what a pickle holds, made of dict, list, tuple, str, bytes, numbers, None and numpy arrays.
+    """Return what a pickle holds, made of dict, list, tuple, str, bytes, numbers, None and numpy
+    arrays.
 
-    Reads every protocol, files of Python 2 included (Detectron2's and Caffe2's model zoos), with text decoded as latin1.
+    Reads every protocol, files of Python 2 included (Detectron2's and Caffe2's model zoos), with
+    text decoded as latin1.
 
     Args:
         path: A pickle file.
 
     Raises:
-        InputError: If the file is truncated or damaged, or asks for anything but arrays of plain numbers; nothing was run.
+        InputError: If the file is truncated or damaged, or asks for anything but arrays of plain
+            numbers; nothing was run.
     """
     try:
         with open(path, "rb") as file:
             return _resolve(_ArrayUnpickler(_BoundedFile(file), encoding="latin1").load(), {}, 0)
     except ForbiddenGlobalError as error:
         raise InputError(
-            f"{path} is a pickle that asks for {str(error)[:100]!r}; only numpy arrays, numbers, strings and containers "
-            "are read, and nothing in it was run. Save it as a .pth with torch.save or as a .pkl of numpy arrays."
+            f"{path} is a pickle that asks for {str(error)[:100]!r}; only numpy arrays, numbers,"
+            " strings and containers are read, and nothing in it was run. Save it as a .pth with"
+            " torch.save or as a .pkl of numpy arrays."
         ) from None
     except _PARSER_ERRORS as error:
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise InputError(
-            f"{path} is not a whole pickle of numpy arrays ({reason}): truncated or damaged; get it anew."
+            f"{path} is not a whole pickle of numpy arrays ({reason}): truncated or damaged; get it"
+            " anew."
         ) from error
 
 
 def _resolve(value: Any, done: dict[int, Any], depth: int) -> Any:
-    """Put arrays in the place of their stand-ins; ``done`` (by id) keeps shared containers from being walked twice."""
+    """Put arrays in the place of their stand-ins; ``done`` (by id) keeps shared containers from
+    being walked twice.
+    """
     if isinstance(value, _Array):
         if value.value is None:
             raise pickle.UnpicklingError("an array without data")

@@ -1,11 +1,12 @@
 """The stamp: where weights come from and which pixels they expect, kept inside the converted file.
 
 Conventions:
-    Pixel statistics are on the 0-255 scale, in the channel order that ``format`` names. An entry is None where the source does
-    not say; nobody guesses then.
+    Pixel statistics are on the 0-255 scale, in the channel order that ``format`` names. An entry is
+    None where the source does not say; nobody guesses then.
 Where it lies:
-    Detectron2 ``.pkl``: key ``moco_transfer`` beside ``model`` (Detectron2 passes unknown keys through). torchvision ``.pth``:
-    the state dict's own ``_metadata``, which load_state_dict leaves alone. timm ``.safetensors``: the metadata, as JSON.
+    Detectron2 ``.pkl``: key ``moco_transfer`` beside ``model`` (Detectron2 passes unknown keys
+    through). torchvision ``.pth``: the state dict's own ``_metadata``, which load_state_dict leaves
+    alone. timm ``.safetensors``: the metadata, as JSON.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import yaml
 
 from moco_transfer.runtime.errors import InputError
 
-from ..models.architectures import BASIC_BLOCKS
+from .architectures import BASIC_BLOCKS
 from .formats import Source
 from .layouts import IMAGENET_PIXELS, MSRA_PIXELS
 from .read import Content
@@ -30,7 +31,8 @@ SCHEMA = 1
 FINE_TUNED = "moco_transfer.finetune/"
 """How the ``format`` entry of our own detectors begins."""
 
-# Who wrote a Detectron2 file that carries no stamp, told by its ``__author__``: these train with torchvision's statistics.
+# Who wrote a Detectron2 file that carries no stamp, told by its ``__author__``: these train with
+# torchvision's statistics.
 _TORCHVISION_AUTHORS = ("MOCO", "torchvision", "moco_transfer")
 
 
@@ -46,16 +48,31 @@ def read_stamp(content: Content) -> dict[str, Any] | None:
         try:
             stamp = json.loads(content.metadata[KEY])
         except ValueError as error:
-            raise InputError(f"{content.path}: its {KEY!r} stamp is not JSON ({error}); convert it anew.") from error
+            raise InputError(
+                f"{content.path}: its {KEY!r} stamp is not JSON ({error}); convert it anew."
+            ) from error
     if stamp is None:
         return None
     if not isinstance(stamp, Mapping) or stamp.get("schema") != SCHEMA:
         got = stamp.get("schema") if isinstance(stamp, Mapping) else type(stamp).__name__
-        raise InputError(f"{content.path}: its stamp has schema {got!r}, this version reads {SCHEMA}; convert it anew.")
+        raise InputError(
+            f"{content.path}: its stamp has schema {got!r}, this version reads {SCHEMA}; convert it"
+            " anew."
+        )
     if stamp.get("format") is not None:  # None: the source did not say
-        _check_pixels(content, {"format": stamp["format"], "mean": stamp.get("pixel_mean"), "std": stamp.get("pixel_std")})
+        _check_pixels(
+            content,
+            {
+                "format": stamp["format"],
+                "mean": stamp.get("pixel_mean"),
+                "std": stamp.get("pixel_std"),
+            },
+        )
     if stamp.get("stride_in_1x1") not in (True, False, None):
-        raise InputError(f"{content.path}: its stamp has stride_in_1x1 {stamp.get('stride_in_1x1')!r}, expected True or False.")
+        raise InputError(
+            f"{content.path}: its stamp has stride_in_1x1 {stamp.get('stride_in_1x1')!r}, expected"
+            " True or False."
+        )
     return dict(stamp)
 
 
@@ -84,7 +101,15 @@ def make_stamp(content: Content, source: Source, *, arch: str, sha256: str) -> d
     }
     before = read_stamp(content)
     if before is not None:  # what the weights were trained with does not change by renaming them
-        kept = ("mechanism", "encoder", "epoch", "format", "pixel_mean", "pixel_std", "stride_in_1x1")
+        kept = (
+            "mechanism",
+            "encoder",
+            "epoch",
+            "format",
+            "pixel_mean",
+            "pixel_std",
+            "stride_in_1x1",
+        )
         stamp.update({key: before[key] for key in kept if key in before})
     if source.format == KEY and isinstance(content.top.get("mechanism"), str):
         stamp["mechanism"] = content.top["mechanism"]
@@ -110,7 +135,10 @@ def _pixels(content: Content, source: Source, arch: str) -> dict[str, Any]:
         _check_pixels(content, pixels)
     elif source.layout.naming == "caffe2":
         pixels, stride = MSRA_PIXELS, True
-    elif source.layout.naming == "detectron2" and content.top.get("__author__") not in _TORCHVISION_AUTHORS:
+    elif (
+        source.layout.naming == "detectron2"
+        and content.top.get("__author__") not in _TORCHVISION_AUTHORS
+    ):
         pixels, stride = _trained_with(content)
     return {
         "format": pixels["format"] if pixels else None,
@@ -122,29 +150,43 @@ def _pixels(content: Content, source: Source, arch: str) -> dict[str, Any]:
 
 
 def _trained_with(content: Content) -> tuple[Mapping[str, Any] | None, bool | None]:
-    """Return what a detector was fine-tuned with, pixels and STRIDE_IN_1X1, from the config in our checkpoints; else None."""
+    """Return what a detector was fine-tuned with, pixels and STRIDE_IN_1X1, from the config in our
+    checkpoints; else None.
+    """
     if not str(content.top.get("format", "")).startswith(FINE_TUNED):
         return None, None
     try:
         config = yaml.safe_load(content.top["config"])
         model = config["MODEL"]
-        pixels = {"format": config["INPUT"]["FORMAT"], "mean": model["PIXEL_MEAN"], "std": model["PIXEL_STD"]}
+        pixels = {
+            "format": config["INPUT"]["FORMAT"],
+            "mean": model["PIXEL_MEAN"],
+            "std": model["PIXEL_STD"],
+        }
         _check_pixels(content, pixels)
         return pixels, bool(model["RESNETS"]["STRIDE_IN_1X1"])
     except (yaml.YAMLError, LookupError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{content.path}: its 'config' does not state INPUT.FORMAT and MODEL.PIXEL_MEAN ({error!r:.100})."
+            f"{content.path}: its 'config' does not state INPUT.FORMAT and MODEL.PIXEL_MEAN"
+            f" ({error!r:.100})."
         ) from error
 
 
 def _check_pixels(content: Content, pixels: Any) -> None:
     def is_triple(values: Any) -> bool:
         numbers = isinstance(values, (list, tuple)) and len(values) == 3
-        return numbers and all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
+        return numbers and all(
+            isinstance(value, (int, float)) and math.isfinite(value) for value in values
+        )
 
     well_formed = isinstance(pixels, Mapping) and pixels.get("format") in ("RGB", "BGR")
-    if not well_formed or not is_triple(pixels.get("mean")) or not is_triple(pixels.get("std")) or min(pixels["std"]) <= 0:
+    if (
+        not well_formed
+        or not is_triple(pixels.get("mean"))
+        or not is_triple(pixels.get("std"))
+        or min(pixels["std"]) <= 0
+    ):
         raise InputError(
-            f"{content.path}: its pixels are {str(pixels)[:100]!r}, expected format RGB or BGR, and mean and std of 3 "
-            "numbers on the 0-255 scale."
+            f"{content.path}: its pixels are {str(pixels)[:100]!r}, expected format RGB or BGR, and"
+            " mean and std of 3 numbers on the 0-255 scale."
         )

@@ -1,13 +1,17 @@
-"""Published weights by name: fetched once into iopath's cache and checked against the hash that was published with them.
+"""Published weights by name: fetched once into iopath's cache and checked against the hash that was
+published with them.
 
 Names:
-    ``moco_v1_200ep``, ``moco_v2_200ep``, ``moco_v2_800ep``; ``torchvision/R-50`` and ``MSRA/R-50`` (the supervised baselines);
-    torchvision's own, such as ``ResNet50_Weights.IMAGENET1K_V2``; ``detectron2://…`` as in Detectron2's configs; any http(s)
-    address.
+    ``moco_v1_200ep``, ``moco_v2_200ep``, ``moco_v2_800ep``; ``torchvision/R-50`` and ``MSRA/R-50``
+    (the supervised baselines); torchvision's own, such as ``ResNet50_Weights.IMAGENET1K_V2``;
+    ``detectron2://…`` as in Detectron2's configs; any http(s) address.
 Environment:
-    MOCO_TRANSFER_MIRROR: an address or a folder (a path, or file://…) that has the files under the same paths as their own host
-    (``…/moco/moco_checkpoints/moco_v2_200ep/moco_v2_200ep_pretrain.pth.tar``); asked instead of that host.
-    FVCORE_CACHE: where downloads are kept (default ``~/.torch/iopath_cache``), shared with Detectron2.
+    MOCO_TRANSFER_MIRROR: an address or a folder (a path, or file://…) that has the files under the
+        same paths as their own host
+    (``…/moco/moco_checkpoints/moco_v2_200ep/moco_v2_200ep_pretrain.pth.tar``); asked instead of
+    that host.
+    FVCORE_CACHE: where downloads are kept (default ``~/.torch/iopath_cache``), shared with
+        Detectron2.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from iopath.common.file_io import HTTPURLHandler, PathManager
 
 from moco_transfer.runtime.errors import InputError, did_you_mean
 
-from ..models.architectures import ARCHITECTURES
+from .architectures import ARCHITECTURES
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +49,8 @@ class Published:
     Attributes:
         url: Its address.
         algorithm: "md5" or "sha256".
-        digest: The published hexadecimal digest or its beginning; "" where none was published, and nothing can be checked then.
+        digest: The published hexadecimal digest or its beginning; "" where none was published, and
+            nothing can be checked then.
     """
 
     url: str
@@ -54,17 +59,35 @@ class Published:
 
 
 ZOO = {
-    "moco_v1_200ep": Published(f"{_HOST}/moco/moco_checkpoints/moco_v1_200ep/moco_v1_200ep_pretrain.pth.tar", "md5", "b251726a"),
-    "moco_v2_200ep": Published(f"{_HOST}/moco/moco_checkpoints/moco_v2_200ep/moco_v2_200ep_pretrain.pth.tar", "md5", "59fd9945"),
-    "moco_v2_800ep": Published(f"{_HOST}/moco/moco_checkpoints/moco_v2_800ep/moco_v2_800ep_pretrain.pth.tar", "md5", "a04e12f8"),
-    "torchvision/R-50": Published("https://download.pytorch.org/models/resnet50-0676ba61.pth", "sha256", "0676ba61"),
+    "moco_v1_200ep": Published(
+        f"{_HOST}/moco/moco_checkpoints/moco_v1_200ep/moco_v1_200ep_pretrain.pth.tar",
+        "md5",
+        "b251726a",
+    ),
+    "moco_v2_200ep": Published(
+        f"{_HOST}/moco/moco_checkpoints/moco_v2_200ep/moco_v2_200ep_pretrain.pth.tar",
+        "md5",
+        "59fd9945",
+    ),
+    "moco_v2_800ep": Published(
+        f"{_HOST}/moco/moco_checkpoints/moco_v2_800ep/moco_v2_800ep_pretrain.pth.tar",
+        "md5",
+        "a04e12f8",
+    ),
+    "torchvision/R-50": Published(
+        "https://download.pytorch.org/models/resnet50-0676ba61.pth", "sha256", "0676ba61"
+    ),
     # No hash of this file has been published.
     "MSRA/R-50": Published(f"{_HOST}/detectron2/ImageNetPretrained/MSRA/R-50.pkl"),
 }
 
 _DETECTRON2 = "detectron2://"
-# Who puts a digest into a file's name: torch.hub the SHA-256 behind a dash, Detectron2's zoo the MD5 behind an underscore.
-_DIGEST_IN_NAME = ((re.compile(r"-([0-9a-f]{8,64})\.(?:pth|pt)$"), "sha256"), (re.compile(r"_([0-9a-f]{6,32})\.pkl$"), "md5"))
+# Who puts a digest into a file's name: torch.hub the SHA-256 behind a dash, Detectron2's zoo the
+# MD5 behind an underscore.
+_DIGEST_IN_NAME = (
+    (re.compile(r"-([0-9a-f]{8,64})\.(?:pth|pt)$"), "sha256"),
+    (re.compile(r"_([0-9a-f]{6,32})\.pkl$"), "md5"),
+)
 _TORCHVISION_NAME = re.compile(r"\w+_Weights\.\w+")
 
 
@@ -79,7 +102,9 @@ def published(name: str) -> Published | None:
     if _TORCHVISION_NAME.fullmatch(name):
         known = _torchvision_weights()
         if name not in known:
-            raise InputError(f"Unknown weights {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.")
+            raise InputError(
+                f"Unknown weights {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}."
+            )
         return _at(known[name])
     if name.startswith(_DETECTRON2):
         return _at(f"{_HOST}/detectron2/{name[len(_DETECTRON2) :]}")
@@ -87,7 +112,8 @@ def published(name: str) -> Published | None:
 
 
 def local_file(name: str | os.PathLike[str]) -> Path:
-    """Return a path on this machine: ``name`` itself when it is a path, else the checked download that it stands for.
+    """Return a path on this machine: ``name`` itself when it is a path, else the checked download
+    that it stands for.
 
     Args:
         name: A path, or one of the names above.
@@ -104,7 +130,9 @@ def local_file(name: str | os.PathLike[str]) -> Path:
 
 
 def _torchvision_weights() -> dict[str, str]:
-    """Return the names of torchvision's weights of the networks that can be converted, ``DEFAULT`` included -> address."""
+    """Return the names of torchvision's weights of the networks that can be converted, ``DEFAULT``
+    included -> address.
+    """
     known = {}
     for arch in ARCHITECTURES:
         if arch in torchvision.models.list_models(module=torchvision.models):
@@ -126,20 +154,31 @@ def _fetch(name: str, source: Published) -> Path:
     url = mirror + urlparse(source.url).path if mirror else source.url
     if mirror and "://" not in mirror:
         if not os.path.isfile(url):
-            raise InputError(f"The mirror {mirror} ({MIRROR}) has no {url}, needed for {name}; copy it there from {source.url}.")
+            raise InputError(
+                f"The mirror {mirror} ({MIRROR}) has no {url}, needed for {name}; copy it there"
+                f" from {source.url}."
+            )
         return Path(url)
     if not url.startswith(("http://", "https://")):
-        raise InputError(f"{MIRROR} is {mirror!r}, expected a folder, or an address that begins with http:// or https://.")
+        raise InputError(
+            f"{MIRROR} is {mirror!r}, expected a folder, or an address that begins with http:// or"
+            " https://."
+        )
     manager = PathManager()
     manager.register_handler(HTTPURLHandler())
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT_SEC)  # iopath sets none, and would wait for a firewall for ever
+    socket.setdefaulttimeout(
+        TIMEOUT_SEC
+    )  # iopath sets none, and would wait for a firewall for ever
     try:
         return Path(manager.get_local_path(url))
-    except (OSError, ValueError) as error:  # URLError, HTTPError and a broken connection are OSErrors
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # URLError, HTTPError and a broken connection are OSErrors
         raise InputError(
-            f"Cannot download {name} from {url} ({error}); without a network, fetch {source.url} elsewhere and pass the file, "
-            f"or name a folder or address that has it in {MIRROR}."
+            f"Cannot download {name} from {url} ({error}); without a network, fetch {source.url}"
+            f" elsewhere and pass the file, or name a folder or address that has it in {MIRROR}."
         ) from error
     finally:
         socket.setdefaulttimeout(before)
@@ -148,14 +187,21 @@ def _fetch(name: str, source: Published) -> Path:
 def _check(name: str, source: Published, path: Path) -> None:
     digest = _digest(path, source.algorithm)
     if not source.digest:
-        logger.warning("%s: no hash of it was published, so it is taken as it is (%s %s)", name, source.algorithm, digest)
+        logger.warning(
+            "%s: no hash of it was published, so it is taken as it is (%s %s)",
+            name,
+            source.algorithm,
+            digest,
+        )
     elif not digest.startswith(source.digest):
         is_download = "://" in os.environ.get(MIRROR, "http://").removeprefix("file://")
         if is_download:  # so that the next call does not find it in the cache
             path.unlink(missing_ok=True)
         raise InputError(
-            f"{path} is not the published {name}: its {source.algorithm} begins with {digest[: len(source.digest)]}, expected "
-            f"{source.digest}; {'it was deleted: call again, and it is downloaded anew' if is_download else 'copy it there anew'}."
+            f"{path} is not the published {name}: its {source.algorithm} begins with"
+            f" {digest[: len(source.digest)]}, expected "
+            f"{source.digest};"
+            f" {'it was deleted: call again, and it is downloaded anew' if is_download else 'copy it there anew'}."
         )
 
 

@@ -1,4 +1,6 @@
-"""Image sources, the two-view pipeline, samplers, VOC and COCO readers, the catalogue of detection data sets."""
+"""Image sources, the two-view pipeline, samplers, VOC and COCO readers, the catalogue of detection
+data sets.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,8 @@ __all__ = ["register_dataset"]
 
 
 def __getattr__(name: str):
-    # Lazy, so that importing the package (a pre-training run does) loads neither torch nor the detection readers.
+    # Lazy, so that importing the package (a pre-training run does) loads neither torch nor the
+    # detection readers.
     if name == "register_dataset":
         from .annotations.catalog import register_dataset
 

@@ -13,8 +13,8 @@ import torch
 from ..runtime.errors import InputError
 from ..runtime.seed import generator_at
 from .images.decode import UNREADABLE
-from .views.loading import Loader, plan_batches
 from .images.sources import IndexedPictures
+from .views.loading import Loader, plan_batches
 from .views.view_batch import ViewBatch, ViewMaker, finish
 
 _SPARE = 1.2  # workers are not equally fast, and the training process needs a core
@@ -44,8 +44,16 @@ class StageCosts:
         return self.read + self.decode + self.views
 
 
-def measure_stages(source: IndexedPictures, make_views: ViewMaker, *, device: torch.device, seconds: float, batch_size: int) -> StageCosts:
-    """Measure pictures from all over the source, one after the other, and the finishing of batches of them.
+def measure_stages(
+    source: IndexedPictures,
+    make_views: ViewMaker,
+    *,
+    device: torch.device,
+    seconds: float,
+    batch_size: int,
+) -> StageCosts:
+    """Measure pictures from all over the source, one after the other, and the finishing of batches
+    of them.
 
     Args:
         source: The pictures.
@@ -63,13 +71,19 @@ def measure_stages(source: IndexedPictures, make_views: ViewMaker, *, device: to
     until = time.perf_counter() + seconds
     while time.perf_counter() < until or not count:
         if time.perf_counter() > until + 10 * seconds:
-            raise InputError(f"No picture could be read in {11 * seconds:.0f} s: {source.describe()}.")
+            raise InputError(
+                f"No picture could be read in {11 * seconds:.0f} s: {source.describe()}."
+            )
         index = int(rng.integers(len(source)))
         marks = [time.perf_counter()]
         try:
             data = source.encoded(index) if hasattr(source, "encoded") else b""
             marks.append(time.perf_counter())
-            drawn = make_views.decode(data, rng, buffer) if data else make_views.read(source, index, rng, buffer)
+            drawn = (
+                make_views.decode(data, rng, buffer)
+                if data
+                else make_views.read(source, index, rng, buffer)
+            )
         except UNREADABLE:
             continue
         marks.append(time.perf_counter())
@@ -83,11 +97,17 @@ def measure_stages(source: IndexedPictures, make_views: ViewMaker, *, device: to
         count += 1
     if len(finishing) < 2:  # the first one does not count: libraries set themselves up
         finishing += [_finish(batch, device), _finish(batch, device)]
-    return StageCosts(*(1000 * spent / max(1, count - 1)).tolist(), 1000 * float(np.median(finishing[1:])) / batch_size, pictures=count)
+    return StageCosts(
+        *(1000 * spent / max(1, count - 1)).tolist(),
+        1000 * float(np.median(finishing[1:])) / batch_size,
+        pictures=count,
+    )
 
 
 def _finish(batch: ViewBatch, device: torch.device) -> float:
-    """Finish a batch's views on the device; return the seconds that it took, without the copy to the device."""
+    """Finish a batch's views on the device; return the seconds that it took, without the copy to
+    the device.
+    """
     made = batch.finished()
     views = made["views"].to(device)
     if device.type == "cuda":
@@ -109,22 +129,42 @@ def measure_workers(
     seconds: float,
     decode_on: torch.device | None = None,
 ) -> float:
-    """Return the images/s that the data workers feed into a process that does nothing but take batches, and decode them if that is its part."""
+    """Return the images/s that the data workers feed into a process that does nothing but take
+    batches, and decode them if that is its part.
+    """
     batch_size = min(batch_size, len(source))
-    settings = {"epochs": 10**6, "seed": 0, "num_workers": num_workers, "shuffle_buffer": 1, "start_iteration": 0}
+    settings = {
+        "epochs": 10**6,
+        "seed": 0,
+        "num_workers": num_workers,
+        "shuffle_buffer": 1,
+        "start_iteration": 0,
+    }
     batches = plan_batches(source, batch_size_total=batch_size, **settings)
-    loader = iter(Loader(source, batches, make_views, num_workers=num_workers, pin_memory=False, decode_on=decode_on))
+    loader = iter(
+        Loader(
+            source,
+            batches,
+            make_views,
+            num_workers=num_workers,
+            pin_memory=False,
+            decode_on=decode_on,
+        )
+    )
     for _ in range(max(1, num_workers)):  # the workers start
         next(loader)
     since, taken = time.perf_counter(), 0
     while time.perf_counter() - since < seconds:
         next(loader)
         taken += batch_size
-    # What had been prepared before the clock started is at most a queue of 4 batches for each worker.
+    # What had been prepared before the clock started is at most a queue of 4 batches for each
+    # worker.
     return taken / (time.perf_counter() - since)
 
 
-def describe_measurement(costs: StageCosts, fed: float, *, num_workers: int, wanted: float) -> list[str]:
+def describe_measurement(
+    costs: StageCosts, fed: float, *, num_workers: int, wanted: float
+) -> list[str]:
     """Return the measurement and what follows from it, a line each.
 
     Args:
@@ -133,7 +173,11 @@ def describe_measurement(costs: StageCosts, fed: float, *, num_workers: int, wan
         num_workers: How many there were.
         wanted: Images/s that the training step takes.
     """
-    lines, cores, one = _describe_stages(costs, fed, num_workers), os.cpu_count() or 1, 1000 / costs.worker
+    lines, cores, one = (
+        _describe_stages(costs, fed, num_workers),
+        os.cpu_count() or 1,
+        1000 / costs.worker,
+    )
     each = min(one, fed / max(1, num_workers)) if num_workers <= cores else one
     needed = math.ceil(_SPARE * wanted / each)
     if fed >= _SPARE * wanted:
@@ -144,12 +188,18 @@ def describe_measurement(costs: StageCosts, fed: float, *, num_workers: int, wan
         most, advice = each * cores / _SPARE, "use DATA.PIPELINE fast, or a smaller DATA.IMAGE_SIZE"
         if costs.decode > costs.views:
             advice = "pack the pictures (moco-transfer pack --as raw)"
-        lines.append(f"too little for {wanted:.0f} images/s: {needed} workers are needed, and {cores} cores feed {most:.0f}; {advice}")
+        lines.append(
+            f"too little for {wanted:.0f} images/s: {needed} workers are needed, and {cores} cores"
+            f" feed {most:.0f}; {advice}"
+        )
     return lines
 
 
-def describe_cpu(costs: StageCosts, fed: float, *, num_workers: int, step: float, said: str) -> list[str]:
-    """Return the measurement and what follows from it where the same cores train and prepare pictures.
+def describe_cpu(
+    costs: StageCosts, fed: float, *, num_workers: int, step: float, said: str
+) -> list[str]:
+    """Return the measurement and what follows from it where the same cores train and prepare
+    pictures.
 
     Args:
         costs: The stages.
@@ -160,11 +210,33 @@ def describe_cpu(costs: StageCosts, fed: float, *, num_workers: int, step: float
     """
     together = 1 / (1 / step + costs.worker / 1000)
     lines = [*_describe_stages(costs, fed, num_workers), said]
-    return [*lines, f"the same cores do both: about {together:.1f} images/s with DATA.NUM_WORKERS 0, which is the faster choice on a CPU"]
+    return [
+        *lines,
+        (
+            f"the same cores do both: about {together:.1f} images/s with DATA.NUM_WORKERS 0, which"
+            " is the faster choice on a CPU"
+        ),
+    ]
 
 
 def _describe_stages(costs: StageCosts, fed: float, num_workers: int) -> list[str]:
-    stages = {"read": costs.read, "decode": costs.decode, "views": costs.views, "finish on the device": costs.finish}
-    lines = [f"{name:22} {value:7.3f} ms per picture" for name, value in stages.items() if value > 0]
-    lines.append(f"one worker by itself feeds {1000 / costs.worker:.0f} images/s ({costs.pictures} pictures measured)")
-    return [*lines, f"DATA.NUM_WORKERS {num_workers} feed {fed:.0f} images/s together, on {os.cpu_count() or 1} cores"]
+    stages = {
+        "read": costs.read,
+        "decode": costs.decode,
+        "views": costs.views,
+        "finish on the device": costs.finish,
+    }
+    lines = [
+        f"{name:22} {value:7.3f} ms per picture" for name, value in stages.items() if value > 0
+    ]
+    lines.append(
+        f"one worker by itself feeds {1000 / costs.worker:.0f} images/s ({costs.pictures} pictures"
+        " measured)"
+    )
+    return [
+        *lines,
+        (
+            f"DATA.NUM_WORKERS {num_workers} feed {fed:.0f} images/s together, on"
+            f" {os.cpu_count() or 1} cores"
+        ),
+    ]

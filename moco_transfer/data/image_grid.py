@@ -1,10 +1,12 @@
 """Pictures in rows and columns with boxes, frames and captions: the same drawing as PNG and as SVG.
 
-A grid is laid out once, as a list of shapes, which two small functions draw. Lines differ in dashes as well as in colour, so
-that both can be read in grey. In the SVG, pictures are JPEG data inside the file and text stays text.
+A grid is laid out once, as a list of shapes, which two small functions draw. Lines differ in dashes
+as well as in colour, so that both can be read in grey. In the SVG, pictures are JPEG data inside
+the file and text stays text.
 
 Conventions:
-    Pictures are uint8 (H, W, 3), RGB. Boxes are XYXY in px of their picture. All lengths of the layout are px.
+    Pictures are uint8 (H, W, 3), RGB. Boxes are XYXY in px of their picture. All lengths of the
+    layout are px.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..runtime.files import atomic_write_bytes, atomic_write_text
 
-#: (colour, dashes in px) of lines; colours by Okabe and Ito, told apart by the colour-blind; more than eight start over.
+#: (colour, dashes in px) of lines; colours by Okabe and Ito, told apart by the colour-blind; more
+# than eight start over.
 LINES = (
     ("#e69f00", ()),
     ("#56b4e9", (7, 4)),
@@ -43,7 +46,10 @@ _JPEG_QUALITY = 85
 
 @dataclass(frozen=True)
 class Mark:
-    """A box on a picture: XYXY px, number of its line in :data:`LINES` (counted round), and a few letters, "" for none."""
+    """A box on a picture:
+
+    XYXY px, number of its line in :data:`LINES` (counted round), and a few letters, "" for none.
+    """
 
     box: tuple[float, float, float, float]
     line: int
@@ -52,7 +58,9 @@ class Mark:
 
 @dataclass(frozen=True)
 class Cell:
-    """One picture: uint8 (H, W, 3) RGB, its boxes, a caption below it ("" for none), the line that frames it (None for none)."""
+    """One picture: uint8 (H, W, 3) RGB, its boxes, a caption below it ("" for none), the line that
+    frames it (None for none).
+    """
 
     picture: np.ndarray
     marks: tuple[Mark, ...] = ()
@@ -117,10 +125,14 @@ def save_grid(grid: PictureGrid, path: str | os.PathLike[str]) -> tuple[Path, Pa
 
 
 def _lay_out(grid: PictureGrid) -> tuple[list[_Shape], tuple[int, int]]:
-    """Return all shapes in the order in which they are drawn, and the width and height of the whole."""
+    """Return all shapes in the order in which they are drawn, and the width and height of the
+    whole.
+    """
     cell_size = grid.cell
     columns = max(len(grid.titles), *(len(row) for row in grid.rows))
-    shapes: list[_Shape] = [_Text(GAP + i * (cell_size + GAP), 20, title, 15) for i, title in enumerate(grid.titles)]
+    shapes: list[_Shape] = [
+        _Text(GAP + i * (cell_size + GAP), 20, title, 15) for i, title in enumerate(grid.titles)
+    ]
     top = _TITLE if grid.titles else GAP
     for row in grid.rows:
         pictures = [_scaled(cell.picture, cell_size) for cell in row]
@@ -132,7 +144,10 @@ def _lay_out(grid: PictureGrid) -> tuple[list[_Shape], tuple[int, int]]:
     if grid.key:
         left = GAP
         for line, meaning in grid.key:
-            shapes += [_Box(left, top + 2, left + 26, top + 16, line), _Text(left + 34, top + 14, meaning, 13)]
+            shapes += [
+                _Box(left, top + 2, left + 26, top + 16, line),
+                _Text(left + 34, top + 14, meaning, 13),
+            ]
             left += 34 + round(_font(13).getlength(meaning)) + 24
         top += _KEY
     return shapes, (columns * (cell_size + GAP) + GAP, top + GAP)
@@ -145,7 +160,15 @@ def _cell_shapes(cell: Cell, pixels: np.ndarray, left: int, top: int) -> list[_S
         x0, y0, x1, y1 = (round(float(v) * scale) for v in mark.box)
         shapes.append(_Box(left + x0, top + y0, left + x1, top + y1, mark.line))
         if mark.text:
-            shapes.append(_Text(left + x0, top + max(y0 - 2, 11), mark.text, 10, fill=LINES[mark.line % len(LINES)][0]))
+            shapes.append(
+                _Text(
+                    left + x0,
+                    top + max(y0 - 2, 11),
+                    mark.text,
+                    10,
+                    fill=LINES[mark.line % len(LINES)][0],
+                )
+            )
     height, width = pixels.shape[:2]
     if cell.frame is not None:
         shapes.append(_Box(left + 1, top + 1, left + width - 2, top + height - 2, cell.frame))
@@ -172,7 +195,9 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     # matplotlib comes with the letters, so that a picture looks the same on every machine.
     import matplotlib
 
-    return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
+    return ImageFont.truetype(
+        os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size
+    )
 
 
 def _draw_png(shapes: Sequence[_Shape], size: tuple[int, int]) -> Image.Image:
@@ -190,11 +215,19 @@ def _draw_png(shapes: Sequence[_Shape], size: tuple[int, int]) -> Image.Image:
             if shape.fill:
                 box = draw.textbbox((shape.x + 2, shape.y), shape.text, font=font, anchor="ls")
                 draw.rectangle((box[0] - 2, box[1] - 1, box[2] + 2, box[3] + 1), fill=shape.fill)
-            draw.text((shape.x + (2 if shape.fill else 0), shape.y), shape.text, font=font, fill="black", anchor="ls")
+            draw.text(
+                (shape.x + (2 if shape.fill else 0), shape.y),
+                shape.text,
+                font=font,
+                fill="black",
+                anchor="ls",
+            )
     return sheet
 
 
-def _draw_box(draw: ImageDraw.ImageDraw, box: _Box, colour: str, dashes: Sequence[int], width: int) -> None:
+def _draw_box(
+    draw: ImageDraw.ImageDraw, box: _Box, colour: str, dashes: Sequence[int], width: int
+) -> None:
     corners = [(box.x0, box.y0), (box.x1, box.y0), (box.x1, box.y1), (box.x0, box.y1)]
     for (x0, y0), (x1, y1) in zip(corners, [*corners[1:], corners[0]], strict=True):
         length = abs(x1 - x0) + abs(y1 - y0)
@@ -225,8 +258,10 @@ def _dash_ends(length: float, dashes: Sequence[int]) -> list[tuple[float, float]
 def _draw_svg(shapes: Sequence[_Shape], size: tuple[int, int]) -> str:
     width, height = size
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        'font-family="DejaVu Sans, Verdana, sans-serif">',
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"'
+            f' width="{width}" height="{height}" font-family="DejaVu Sans, Verdana, sans-serif">'
+        ),
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
     ]
     for shape in shapes:
@@ -235,17 +270,31 @@ def _draw_svg(shapes: Sequence[_Shape], size: tuple[int, int]) -> str:
             Image.fromarray(shape.pixels).save(buffer, format="JPEG", quality=_JPEG_QUALITY)
             data = base64.b64encode(buffer.getvalue()).decode("ascii")
             rows, columns = shape.pixels.shape[:2]
-            parts.append(f'<image x="{shape.x}" y="{shape.y}" width="{columns}" height="{rows}" href="data:image/jpeg;base64,{data}"/>')
+            parts.append(
+                f'<image x="{shape.x}" y="{shape.y}" width="{columns}" height="{rows}"'
+                f' href="data:image/jpeg;base64,{data}"/>'
+            )
         elif isinstance(shape, _Box):
             colour, dashes = LINES[shape.line % len(LINES)]
-            where = f'x="{shape.x0:g}" y="{shape.y0:g}" width="{shape.x1 - shape.x0:g}" height="{shape.y1 - shape.y0:g}" fill="none"'
-            parts.append(f'<rect {where} stroke="#ffffff" stroke-width="{_LINE_WIDTH + 2 * _HALO}"/>')
+            where = (
+                f'x="{shape.x0:g}" y="{shape.y0:g}" width="{shape.x1 - shape.x0:g}"'
+                f' height="{shape.y1 - shape.y0:g}" fill="none"'
+            )
+            parts.append(
+                f'<rect {where} stroke="#ffffff" stroke-width="{_LINE_WIDTH + 2 * _HALO}"/>'
+            )
             dash = f' stroke-dasharray="{" ".join(map(str, dashes))}"' if dashes else ""
             parts.append(f'<rect {where} stroke="{colour}" stroke-width="{_LINE_WIDTH}"{dash}/>')
         else:
             shift = 2 if shape.fill else 0
             if shape.fill:
                 length, height = round(_font(shape.size).getlength(shape.text)) + 4, shape.size + 2
-                parts.append(f'<rect x="{shape.x:g}" y="{shape.y - shape.size + 1:g}" width="{length}" height="{height}" fill="{shape.fill}"/>')
-            parts.append(f'<text x="{shape.x + shift:g}" y="{shape.y:g}" font-size="{shape.size}">{escape(shape.text)}</text>')
+                parts.append(
+                    f'<rect x="{shape.x:g}" y="{shape.y - shape.size + 1:g}" width="{length}"'
+                    f' height="{height}" fill="{shape.fill}"/>'
+                )
+            parts.append(
+                f'<text x="{shape.x + shift:g}" y="{shape.y:g}"'
+                f' font-size="{shape.size}">{escape(shape.text)}</text>'
+            )
     return "\n".join([*parts, "</svg>"]) + "\n"

@@ -1,8 +1,10 @@
-"""Generated pictures for the demo: objects told apart by shape and texture, never by colour, on textured grounds.
+"""Generated pictures for the demo: objects told apart by shape and texture, never by colour, on
+textured grounds.
 
-Everything is a function of the seed, so the same call draws the same pictures on every machine (JPEG files may differ by the
-encoder). A pool of object pictures stands for ImageNet: one object each, in class folders that only the supervised baseline
-looks at. Scenes of several objects, in PASCAL VOC's layout, stand for the detection data.
+Everything is a function of the seed, so the same call draws the same pictures on every machine
+(JPEG files may differ by the encoder). A pool of object pictures stands for ImageNet: one object
+each, in class folders that only the supervised baseline looks at. Scenes of several objects, in
+PASCAL VOC's layout, stand for the detection data.
 """
 
 from __future__ import annotations
@@ -45,8 +47,12 @@ def draw_object_picture(name: str, rng: np.random.Generator, *, size: int) -> np
     return picture
 
 
-def draw_scene(rng: np.random.Generator, *, size: int, max_objects: int = 6) -> tuple[np.ndarray, list[SceneBox]]:
-    """Return a uint8 (size, size, 3) BGR picture of 1 to ``max_objects`` objects that hardly overlap, and their boxes."""
+def draw_scene(
+    rng: np.random.Generator, *, size: int, max_objects: int = 6
+) -> tuple[np.ndarray, list[SceneBox]]:
+    """Return a uint8 (size, size, 3) BGR picture of 1 to ``max_objects`` objects that hardly
+    overlap, and their boxes.
+    """
     picture = _ground(rng, size, size)
     boxes: list[SceneBox] = []
     for _ in range(int(rng.integers(1, max_objects + 1))):
@@ -67,7 +73,9 @@ def _overlap(x: int, y: int, side: int, box: SceneBox) -> float:
 
 
 def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A smooth two-colour ground with a random grain, so that texture alone does not give an object away."""
+    """A smooth two-colour ground with a random grain, so that texture alone does not give an object
+    away.
+    """
     ys, xs = np.mgrid[0:height, 0:width].astype(np.float32)
     angle = rng.uniform(0, np.pi)
     along = xs * np.cos(angle) + ys * np.sin(angle)
@@ -81,7 +89,9 @@ def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
         mix = np.clip(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), 0, 1)
     first, second = rng.uniform(30, 225, (2, 3))
     picture = first + (second - first) * 0.6 * mix[..., None]
-    return np.clip(picture + rng.normal(0, rng.uniform(2, 10), (height, width, 1)), 0, 255).astype(np.uint8)
+    return np.clip(picture + rng.normal(0, rng.uniform(2, 10), (height, width, 1)), 0, 255).astype(
+        np.uint8
+    )
 
 
 def _outline(shape: str, radius: float) -> np.ndarray:
@@ -105,11 +115,18 @@ def _dotted(xs: np.ndarray, ys: np.ndarray, period: float) -> np.ndarray:
     return ((xs / period) % 1.0 - 0.5) ** 2 + ((ys / period) % 1.0 - 0.5) ** 2 < 0.1
 
 
-_PATTERNS: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {"striped": _striped, "dotted": _dotted}
+_PATTERNS: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
+    "striped": _striped,
+    "dotted": _dotted,
+}
 
 
-def _paste(picture: np.ndarray, name: str, rng: np.random.Generator, x: int, y: int, side: int) -> SceneBox:
-    """Draw an object into the square (x, y, side), in place, and return the box of what became visible."""
+def _paste(
+    picture: np.ndarray, name: str, rng: np.random.Generator, x: int, y: int, side: int
+) -> SceneBox:
+    """Draw an object into the square (x, y, side), in place, and return the box of what became
+    visible.
+    """
     texture, shape = name.split("_")
     big = side * _SUPERSAMPLE
     turn = rng.uniform(0, 2 * np.pi)
@@ -126,16 +143,22 @@ def _paste(picture: np.ndarray, name: str, rng: np.random.Generator, x: int, y: 
     pattern = _PATTERNS[texture](us, vs, big * rng.uniform(0.16, 0.24))
     dark, light = _two_colours(rng)
     painted = np.where(pattern[..., None], light, dark).astype(np.float32)
-    alpha = cv2.resize(mask, (side, side), interpolation=cv2.INTER_AREA).astype(np.float32)[..., None] / 255
+    alpha = (
+        cv2.resize(mask, (side, side), interpolation=cv2.INTER_AREA).astype(np.float32)[..., None]
+        / 255
+    )
     painted = cv2.resize(painted, (side, side), interpolation=cv2.INTER_AREA)
     area = picture[y : y + side, x : x + side]
     area[:] = np.clip(alpha * painted + (1 - alpha) * area, 0, 255).astype(np.uint8)
     rows, columns = np.flatnonzero(alpha.max((1, 2)) > 0.5), np.flatnonzero(alpha.max((0, 2)) > 0.5)
-    return SceneBox(name, x + int(columns[0]), y + int(rows[0]), x + int(columns[-1]) + 1, y + int(rows[-1]) + 1)
+    return SceneBox(
+        name, x + int(columns[0]), y + int(rows[0]), x + int(columns[-1]) + 1, y + int(rows[-1]) + 1
+    )
 
 
 def _two_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    # Far enough apart in brightness that the texture is seen; which is which, and the hues, are random.
+    # Far enough apart in brightness that the texture is seen; which is which, and the hues, are
+    # random.
     dark = rng.uniform(0, 110, 3)
     light = dark + rng.uniform(90, 145, 3)
     return (dark, light) if rng.random() < 0.5 else (light, dark)
@@ -149,12 +172,16 @@ def write_pool(folder: Path, *, count: int, size: int, seed: int) -> int:
     """
     for i in range(count):
         name = CLASSES[i % len(CLASSES)]
-        _write_jpeg(folder / name / f"{i:05d}.jpg", draw_object_picture(name, generator_at(seed, "pool", i), size=size))
+        _write_jpeg(
+            folder / name / f"{i:05d}.jpg",
+            draw_object_picture(name, generator_at(seed, "pool", i), size=size),
+        )
     return count
 
 
 def write_voc_scenes(root: Path, *, splits: dict[str, int], size: int, seed: int) -> dict[str, int]:
-    """Write scenes in VOC's layout: JPEGImages, Annotations (1-based boxes), ImageSets/Main, and classes.txt.
+    """Write scenes in VOC's layout: JPEGImages, Annotations (1-based boxes), ImageSets/Main, and
+    classes.txt.
 
     Args:
         root: Folder of the data set.
@@ -173,7 +200,9 @@ def write_voc_scenes(root: Path, *, splits: dict[str, int], size: int, seed: int
             picture, boxes = draw_scene(generator_at(seed, "scene", split, i), size=size)
             objects[split] += len(boxes)
             _write_jpeg(root / "JPEGImages" / f"{image_id}.jpg", picture)
-            atomic_write_text(root / "Annotations" / f"{image_id}.xml", _voc_xml(image_id, size, boxes))
+            atomic_write_text(
+                root / "Annotations" / f"{image_id}.xml", _voc_xml(image_id, size, boxes)
+            )
         atomic_write_text(root / "ImageSets" / "Main" / f"{split}.txt", "\n".join(ids) + "\n")
     atomic_write_text(root / "classes.txt", "\n".join(CLASSES) + "\n")
     return objects
@@ -184,7 +213,9 @@ def _write_jpeg(path: Path, picture: np.ndarray) -> None:
     if not ok:
         raise RuntimeError(f"OpenCV could not encode {path}.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encoded.tobytes())  # thousands of pictures that can be drawn again need no fsync each
+    path.write_bytes(
+        encoded.tobytes()
+    )  # thousands of pictures that can be drawn again need no fsync each
 
 
 def _voc_xml(image_id: str, size: int, boxes: list[SceneBox]) -> str:
@@ -199,7 +230,12 @@ def _voc_xml(image_id: str, size: int, boxes: list[SceneBox]) -> str:
         ElementTree.SubElement(element, "difficult").text = "0"
         bounds = ElementTree.SubElement(element, "bndbox")
         # VOC counts pixels from 1 and includes the last one: [x0, x1) becomes x0 + 1 ... x1.
-        for tag, value in (("xmin", box.x0 + 1), ("ymin", box.y0 + 1), ("xmax", box.x1), ("ymax", box.y1)):
+        for tag, value in (
+            ("xmin", box.x0 + 1),
+            ("ymin", box.y0 + 1),
+            ("xmax", box.x1),
+            ("ymax", box.y1),
+        ):
             ElementTree.SubElement(bounds, tag).text = str(value)
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode") + "\n"

@@ -1,1 +1,4 @@
-"""Average precision: VOC's as Detectron2 computes it, COCO's as pycocotools computes it; predictions on disk."""
+"""Average precision:
+
+VOC's as Detectron2 computes it, COCO's as pycocotools computes it; predictions on disk.
+"""

@@ -1,4 +1,6 @@
-"""A picture of detections beside the ground truth: one row a test picture, one column an initialisation; as PNG and as SVG."""
+"""A picture of detections beside the ground truth: one row a test picture, one column an
+initialisation; as PNG and as SVG.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from pathlib import Path
 
 from ..data.annotations.catalog import DetectionDataset
 from ..data.batches.transforms import read_and_check
-from ..data.image_grid import (LINES, Cell, Mark, PictureGrid, save_grid)
+from ..data.image_grid import LINES, Cell, Mark, PictureGrid, save_grid
 from ..runtime.errors import InputError
 
 #: Pictures that the sheet shows of a test set when nobody says which.
@@ -15,7 +17,9 @@ NUM_PICTURES = 4
 
 
 def first_pictures(dataset: DetectionDataset, count: int = NUM_PICTURES) -> list[int | str]:
-    """Return the ids of the first pictures of a set that have an object: the first, not the best ones."""
+    """Return the ids of the first pictures of a set that have an object: the first, not the best
+    ones.
+    """
     return [record["image_id"] for record in dataset.records if record["annotations"]][:count]
 
 
@@ -28,31 +32,42 @@ def draw_detection_sheet(
 ) -> Path:
     """Write a PNG whose first column is the ground truth, and an SVG of the same beside it.
 
-    Of the predictions it shows as many, the surest, as there are objects: a score threshold would show a detector with low
-    scores as one that finds nothing. Up to eight classes are told apart by their lines, with a key below; where there are
-    more, each box bears its class.
+    Of the predictions it shows as many, the surest, as there are objects: a score threshold would
+        show a detector with low
+    scores as one that finds nothing. Up to eight classes are told apart by their lines, with a key
+    below; where there are more, each box bears its class.
 
     Args:
         path: The PNG to write.
         dataset: The test set.
-        columns: Title -> predictions in COCO's result format, e.g. from ``evaluate.predictions.load_predictions``.
+        columns: Title -> predictions in COCO's result format, e.g. from
+            ``evaluate.predictions.load_predictions``.
         image_ids: The pictures to show, one row each.
 
     Returns:
         ``path``.
 
     Raises:
-        InputError: If a picture is not in the set or cannot be read, or a prediction has a category that the set lacks.
+        InputError: If a picture is not in the set or cannot be read, or a prediction has a category
+            that the set lacks.
     """
     contiguous = {category: index for index, category in enumerate(dataset.category_ids)}
     records = {record["image_id"]: record for record in dataset.records}
     unknown = [image_id for image_id in image_ids if image_id not in records]
     if unknown or not image_ids:
-        raise InputError(f"Data set {dataset.name!r} has no picture {unknown[0] if unknown else 'with objects'!r} to show; it has {len(records)}.")
-    found = {title: _by_picture(predictions, set(image_ids), contiguous, title) for title, predictions in columns.items()}
+        raise InputError(
+            f"Data set {dataset.name!r} has no picture"
+            f" {unknown[0] if unknown else 'with objects'!r} to show; it has {len(records)}."
+        )
+    found = {
+        title: _by_picture(predictions, set(image_ids), contiguous, title)
+        for title, predictions in columns.items()
+    }
     rows = []
     for image_id in image_ids:
-        truth = [(tuple(a["bbox"]), a["category_id"], None) for a in records[image_id]["annotations"]]
+        truth = [
+            (tuple(a["bbox"]), a["category_id"], None) for a in records[image_id]["annotations"]
+        ]
         rows.append([truth, *(found[title].get(image_id, [])[: len(truth)] for title in columns)])
     shown = sorted({index for row in rows for boxes in row for _, index, _ in boxes})
     by_line = len(shown) <= len(LINES)
@@ -60,29 +75,41 @@ def draw_detection_sheet(
 
     def mark(box: tuple, index: int, score: float | None) -> Mark:
         texts = [] if by_line else [names[index]]
-        return Mark(box, shown.index(index), " ".join([*texts, *([f"{score:.2f}"] if score is not None else [])]))
+        return Mark(
+            box,
+            shown.index(index),
+            " ".join([*texts, *([f"{score:.2f}"] if score is not None else [])]),
+        )
 
     cells = []
     for image_id, row in zip(image_ids, rows, strict=True):
         picture = read_and_check(records[image_id], "RGB")
         # The surest last, on top of the others.
-        cells.append(tuple(Cell(picture, tuple(mark(*box) for box in reversed(boxes))) for boxes in row))
+        cells.append(
+            tuple(Cell(picture, tuple(mark(*box) for box in reversed(boxes))) for boxes in row)
+        )
     titles = ("ground truth", *(f"{title} (the surest)" for title in columns))
     key = tuple((line, names[index]) for line, index in enumerate(shown)) if by_line else ()
     save_grid(PictureGrid(titles, tuple(cells), key), path)
     return Path(path)
 
 
-def _by_picture(predictions: Sequence[dict], wanted: set, contiguous: Mapping[int, int], title: str) -> dict[int | str, list[tuple]]:
+def _by_picture(
+    predictions: Sequence[dict], wanted: set, contiguous: Mapping[int, int], title: str
+) -> dict[int | str, list[tuple]]:
     """Return, for each wanted picture, (box XYXY, contiguous class, score), the surest first."""
     found: dict[int | str, list[tuple]] = {}
     for prediction in predictions:
         if prediction["image_id"] not in wanted:
             continue
         if prediction["category_id"] not in contiguous:
-            raise InputError(f"{title}: a prediction has category {prediction['category_id']}, which the data set lacks; are they of another set?")
+            raise InputError(
+                f"{title}: a prediction has category {prediction['category_id']}, which the data"
+                " set lacks; are they of another set?"
+            )
         x, y, width, height = prediction["bbox"]
         box = (x, y, x + width, y + height)
-        found.setdefault(prediction["image_id"], []).append((box, contiguous[prediction["category_id"]], prediction["score"]))
+        found.setdefault(prediction["image_id"], []).append(
+            (box, contiguous[prediction["category_id"]], prediction["score"])
+        )
     return {image_id: sorted(boxes, key=lambda box: -box[2]) for image_id, boxes in found.items()}
-

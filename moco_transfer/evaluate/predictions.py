@@ -1,7 +1,10 @@
-"""Predictions in COCO's result format: a json list with one object a detection; written whole or not at all.
+"""Predictions in COCO's result format: a json list with one object a detection; written whole or
+not at all.
 
-Fields: ``image_id``, ``category_id`` (the data set's own), ``bbox`` [x, y, width, height] in px of the original picture,
-``score``, and ``segmentation`` (compressed RLE) where there are masks, ``keypoints`` where there are some.
+Fields: ``image_id``, ``category_id`` (the data set's own), ``bbox`` [x, y, width, height] in px of
+    the original picture,
+``score``, and ``segmentation`` (compressed RLE) where there are masks, ``keypoints`` where there
+are some.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ logger = logging.getLogger(__name__)
 
 
 class PredictionWriter:
-    """Writes the predictions on a test set whose annotations are not here, and computes nothing; an evaluator like the others.
+    """Writes the predictions on a test set whose annotations are not here, and computes nothing; an
+    evaluator like the others.
 
     Args:
         dataset: The test set.
@@ -42,7 +46,9 @@ class PredictionWriter:
     def process(self, batch: list[dict], outputs: list[dict[str, Tensor]]) -> None:
         """Take the detections of some pictures; see ``CocoEvaluator.process``."""
         for item, output in zip(batch, outputs, strict=True):
-            self._results.extend(to_coco_results(item["image_id"], output, self._dataset.category_ids))
+            self._results.extend(
+                to_coco_results(item["image_id"], output, self._dataset.category_ids)
+            )
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Write the file and return no metrics. Collective: every process has to call it."""
@@ -51,7 +57,8 @@ class PredictionWriter:
             results = [result for share in shares for result in share]
             save_predictions(self._output_file, results)
             logger.warning(
-                "Data set %r has no ground truth: %d predictions are written to %s, and no AP is computed.",
+                "Data set %r has no ground truth: %d predictions are written to %s, and no AP is"
+                " computed.",
                 self._dataset.name,
                 len(results),
                 self._output_file,
@@ -59,13 +66,15 @@ class PredictionWriter:
         return {}
 
 
-def to_coco_results(image_id: int | str, output: dict[str, Tensor], category_ids: tuple[int, ...]) -> list[dict]:
+def to_coco_results(
+    image_id: int | str, output: dict[str, Tensor], category_ids: tuple[int, ...]
+) -> list[dict]:
     """Turn a model's output for one picture into COCO results.
 
     Args:
         image_id: The picture.
-        output: ``boxes`` (N, 4) XYXY px, ``scores`` (N,), ``classes`` (N,) contiguous[, ``masks`` (N, H, W) bool,
-            ``keypoints`` (N, K, 3)], on any device.
+        output: ``boxes`` (N, 4) XYXY px, ``scores`` (N,), ``classes`` (N,) contiguous[, ``masks``
+            (N, H, W) bool, ``keypoints`` (N, K, 3)], on any device.
         category_ids: The data set's category id of each contiguous class.
 
     Returns:
@@ -86,8 +95,12 @@ def to_coco_results(image_id: int | str, output: dict[str, Tensor], category_ids
             result["segmentation"] = rle
     if "keypoints" in output:
         keypoints = output["keypoints"].detach().float().cpu().numpy().copy()
-        keypoints[:, :, :2] -= 0.5  # annotations hold pixel indices, the model continuous coordinates
-        for result, points in zip(results, keypoints.reshape(len(keypoints), -1).tolist(), strict=True):
+        keypoints[:, :, :2] -= (
+            0.5  # annotations hold pixel indices, the model continuous coordinates
+        )
+        for result, points in zip(
+            results, keypoints.reshape(len(keypoints), -1).tolist(), strict=True
+        ):
             result["keypoints"] = points
     return results
 
@@ -109,8 +122,8 @@ def check_class_range(classes: np.ndarray, num_classes: int) -> None:
     if len(classes) and (classes.min() < 0 or classes.max() >= num_classes):
         wrong = classes.max() if classes.max() >= num_classes else classes.min()
         raise InputError(
-            f"The model predicts class {wrong}, but the data set has {num_classes} classes (0 to {num_classes - 1}); "
-            "evaluate on the data set that the model was trained for."
+            f"The model predicts class {wrong}, but the data set has {num_classes} classes (0 to"
+            f" {num_classes - 1}); evaluate on the data set that the model was trained for."
         )
 
 
@@ -119,7 +132,9 @@ def _encode_masks(masks: Tensor) -> list[dict]:
 
     if len(masks) == 0:
         return []
-    rles = mask_api.encode(np.asfortranarray(masks.detach().cpu().numpy().astype(np.uint8).transpose(1, 2, 0)))
+    rles = mask_api.encode(
+        np.asfortranarray(masks.detach().cpu().numpy().astype(np.uint8).transpose(1, 2, 0))
+    )
     return [{"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")} for rle in rles]
 
 
@@ -142,17 +157,25 @@ def load_predictions(path: str | os.PathLike[str]) -> list[dict]:
     try:
         results = json.loads(Path(path).read_bytes())
     except FileNotFoundError as error:
-        raise MissingFileError(f"{path} does not exist; expected predictions in COCO's result format.") from error
+        raise MissingFileError(
+            f"{path} does not exist; expected predictions in COCO's result format."
+        ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not json ({error}); it may be cut off, so evaluate again.") from error
-    needed = {"image_id", "category_id", "score"}
-    if not isinstance(results, list) or not all(isinstance(r, dict) and needed <= set(r) for r in results):
         raise InputError(
-            f"{path} is not in COCO's result format: expected a list of objects with image_id, category_id, bbox and score."
+            f"{path} is not json ({error}); it may be cut off, so evaluate again."
+        ) from error
+    needed = {"image_id", "category_id", "score"}
+    if not isinstance(results, list) or not all(
+        isinstance(r, dict) and needed <= set(r) for r in results
+    ):
+        raise InputError(
+            f"{path} is not in COCO's result format: expected a list of objects with image_id,"
+            " category_id, bbox and score."
         )
     for result in results:
         if not math.isfinite(result["score"]):
             raise InputError(
-                f"{path}: image {result['image_id']} has a detection with score {result['score']}, expected a finite number."
+                f"{path}: image {result['image_id']} has a detection with score {result['score']},"
+                " expected a finite number."
             )
     return results

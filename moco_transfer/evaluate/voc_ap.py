@@ -1,17 +1,19 @@
-"""VOC's average precision as Detectron2 defines it, for all classes and IoU thresholds, on plain arrays.
+"""VOC's average precision as Detectron2 defines it, for all classes and IoU thresholds, on plain
+arrays.
 
 Shapes in this module:
     D: detections    G: ground-truth boxes    C: classes    T: IoU thresholds
 Conventions:
     Boxes are VOC's: pixels counted from 1, both edges inclusive, so a box is xmax - xmin + 1 wide.
-    Detections of a class are taken by falling score. One counts as correct when its best box of that class in its picture
-    overlaps by strictly more than the threshold and was not taken before; a second one on the same box is wrong; one whose
-    best box is difficult counts as nothing.
+    Detections of a class are taken by falling score. One counts as correct when its best box of
+    that class in its picture overlaps by strictly more than the threshold and was not taken before;
+    a second one on the same box is wrong; one whose best box is difficult counts as nothing.
 Source:
-    Re-expresses voc_eval and voc_ap of detectron2/evaluation/pascal_voc_evaluation.py (after py-faster-rcnn's). There each
-    detection is matched in a Python loop for each threshold; but which box is best does not depend on the threshold, so here
-    it is found once for all. Ties in the score are ordered by the same numpy call, to give the same result.
-    Known difference: a class without ground truth gets 0, where Detectron2's area metric gives NaN if it has detections.
+    Re-expresses voc_eval and voc_ap of detectron2/evaluation/pascal_voc_evaluation.py (after
+    py-faster-rcnn's). There each detection is matched in a Python loop for each threshold; but
+    which box is best does not depend on the threshold, so here it is found once for all. Ties in
+    the score are ordered by the same numpy call, to give the same result. Known difference: a class
+        without ground truth gets 0, where Detectron2's area metric gives NaN if it has detections.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ IOU_THRESHOLDS = tuple(percent / 100.0 for percent in range(50, 100, 5))
 
 @dataclass(frozen=True)
 class VocGroundTruth:
-    """Boxes of a test set: ``boxes`` (G, 4) float64, ``classes``, ``images`` (G,) int, ``difficult`` (G,) bool."""
+    """Boxes of a test set: ``boxes`` (G, 4) float64, ``classes``, ``images`` (G,) int,
+    ``difficult`` (G,) bool.
+    """
 
     boxes: np.ndarray
     classes: np.ndarray
@@ -36,7 +40,9 @@ class VocGroundTruth:
 
 @dataclass(frozen=True)
 class VocDetections:
-    """Detections in the order they were made: ``boxes`` (D, 4), ``scores`` (D,) float64, ``classes``, ``images`` (D,) int."""
+    """Detections in the order they were made: ``boxes`` (D, 4), ``scores`` (D,) float64,
+    ``classes``, ``images`` (D,) int.
+    """
 
     boxes: np.ndarray
     scores: np.ndarray
@@ -50,15 +56,22 @@ def voc_ap(recall: np.ndarray, precision: np.ndarray, use_11_points: bool) -> fl
     Args:
         recall: Recall (D,) after each detection, not falling, 0-1.
         precision: Precision (D,) after each detection, 0-1.
-        use_11_points: True for VOC 2007's mean over recall 0, 0.1, ..., 1; False for the area under the curve.
+        use_11_points: True for VOC 2007's mean over recall 0, 0.1, ..., 1; False for the area under
+            the curve.
 
     Returns:
         AP, 0-1; 0 if there is no detection.
     """
     if use_11_points:
-        # Best precision at this recall or a higher one; a last 0 for recalls that are never reached.
+        # Best precision at this recall or a higher one; a last 0 for recalls that are never
+        # reached.
         best_from = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
-        return float(sum(best_from[np.searchsorted(recall, t, side="left")] / 11.0 for t in np.arange(0.0, 1.1, 0.1)))
+        return float(
+            sum(
+                best_from[np.searchsorted(recall, t, side="left")] / 11.0
+                for t in np.arange(0.0, 1.1, 0.1)
+            )
+        )
     recall = np.concatenate(([0.0], recall, [1.0]))
     envelope = np.maximum.accumulate(np.concatenate(([0.0], precision, [0.0]))[::-1])[::-1]
     steps = np.flatnonzero(recall[1:] != recall[:-1])
@@ -96,7 +109,12 @@ def voc_eval(
             continue
         # Not a stable sort: with tied scores the order, and so the AP, is then Detectron2's.
         mine = mine[np.argsort(-detections.scores[mine])]
-        overlap, best = best_overlaps(detections.boxes[mine], detections.images[mine], truth.boxes[theirs], truth.images[theirs])
+        overlap, best = best_overlaps(
+            detections.boxes[mine],
+            detections.images[mine],
+            truth.boxes[theirs],
+            truth.images[theirs],
+        )
         for row, threshold in enumerate(thresholds):
             recall, precision = recall_precision(overlap, best, difficult, threshold=threshold)
             aps[row, index] = voc_ap(recall, precision, use_11_points)
@@ -121,7 +139,8 @@ def best_overlaps(
         truth_images: Their pictures (G,).
 
     Returns:
-        IoU (D,), -inf where the picture has no such box; index (D,) of the box, the first of equal ones, -1 where none.
+        IoU (D,), -inf where the picture has no such box; index (D,) of the box, the first of equal
+        ones, -1 where none.
     """
     by_image = np.argsort(truth_images, kind="stable")
     first = np.searchsorted(truth_images[by_image], images, side="left")
@@ -132,7 +151,8 @@ def best_overlaps(
         return overlap, best
     counts, first = counts[some], first[some]
     starts = np.cumsum(counts) - counts
-    # All pairs (detection, box of the same picture), the boxes of a detection next to each other in file order.
+    # All pairs (detection, box of the same picture), the boxes of a detection next to each other in
+    # file order.
     truth_index = by_image[np.repeat(first - starts, counts) + np.arange(counts.sum())]
     ious = _iou(boxes[np.repeat(some, counts)], truth_boxes[truth_index])
     overlap[some] = np.maximum.reduceat(ious, starts)
@@ -143,7 +163,9 @@ def best_overlaps(
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """IoU of boxes pair by pair, (P,); the order of the sums is Detectron2's, so that equal boxes compare equal."""
+    """IoU of boxes pair by pair, (P,); the order of the sums is Detectron2's, so that equal boxes
+    compare equal.
+    """
     width = np.maximum(np.minimum(b[:, 2], a[:, 2]) - np.maximum(b[:, 0], a[:, 0]) + 1.0, 0.0)
     height = np.maximum(np.minimum(b[:, 3], a[:, 3]) - np.maximum(b[:, 1], a[:, 1]) + 1.0, 0.0)
     intersection = width * height
@@ -166,7 +188,8 @@ def recall_precision(
     found = overlap > threshold
     counted = found.copy()
     counted[found] = ~difficult[best[found]]
-    # The first detection on a box takes it: of repeated indices the last assignment stays, so assign backwards.
+    # The first detection on a box takes it: of repeated indices the last assignment stays, so
+    # assign backwards.
     claims = np.flatnonzero(counted)[::-1]
     taken_by = np.full(len(difficult), -1)
     taken_by[best[claims]] = claims
@@ -176,5 +199,7 @@ def recall_precision(
     false_positives = np.cumsum(~found | (counted & ~correct), dtype=np.float64)
     recall = true_positives / float((~difficult).sum())
     # The first detections may all be on difficult boxes: neither right nor wrong.
-    precision = true_positives / np.maximum(true_positives + false_positives, np.finfo(np.float64).eps)
+    precision = true_positives / np.maximum(
+        true_positives + false_positives, np.finfo(np.float64).eps
+    )
     return recall, precision

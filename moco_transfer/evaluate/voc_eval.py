@@ -1,9 +1,12 @@
-"""The evaluator of data sets in VOC's layout: collect detections, gather them over processes, report AP on 0-100.
+"""The evaluator of data sets in VOC's layout: collect detections, gather them over processes,
+report AP on 0-100.
 
 Source:
-    detectron2/evaluation/pascal_voc_evaluation.py PascalVOCDetectionEvaluator, whose numbers it gives: detections pass through
-    text there, which rounds scores to 3 digits and coordinates to 1, and so they are rounded here.
-    Added: AP of each class; sentences for a test set without ground truth, a picture that is not in it, and no predictions.
+    detectron2/evaluation/pascal_voc_evaluation.py PascalVOCDetectionEvaluator, whose numbers it
+    gives: detections pass through text there, which rounds scores to 3 digits and coordinates to 1,
+        and so they are rounded here.
+    Added: AP of each class; sentences for a test set without ground truth, a picture that is not in
+        it, and no predictions.
 """
 
 from __future__ import annotations
@@ -19,35 +22,46 @@ from ..runtime.distributed import gather_object, is_main_process
 from ..runtime.errors import InputError
 from .coco_eval import evaluate_results
 from .metric_names import class_metric
-from .predictions import (check_class_range, save_predictions, to_arrays, to_coco_results)
-from .voc_ap import (IOU_THRESHOLDS, VocDetections, VocGroundTruth, voc_eval)
+from .predictions import check_class_range, save_predictions, to_arrays, to_coco_results
+from .voc_ap import IOU_THRESHOLDS, VocDetections, VocGroundTruth, voc_eval
 
 logger = logging.getLogger(__name__)
 
 
 class VocEvaluator:
-    """Computes VOC's AP over a test set; on several processes each passes in its share of the pictures.
+    """Computes VOC's AP over a test set; on several processes each passes in its share of the
+    pictures.
 
     Args:
-        dataset: The test set. Its ``year`` decides the metric: 2007 is the 11-point AP, anything else the area.
+        dataset: The test set. Its ``year`` decides the metric: 2007 is the 11-point AP, anything
+            else the area.
         output_file: Where to write the predictions in COCO's result format, or None.
-        coco_style: Whether to score the same detections by COCO's rules too (100 a picture, 101 points, exclusive edges, difficult
-            boxes as ordinary ones, unrounded), as a second kind of metrics.
+        coco_style: Whether to score the same detections by COCO's rules too (100 a picture, 101
+            points, exclusive edges, difficult boxes as ordinary ones, unrounded), as a second kind
+            of metrics.
 
     Raises:
         InputError: If the data set has no box to be found.
     """
 
-    def __init__(self, dataset: DetectionDataset, output_file: str | os.PathLike[str] | None = None, *, coco_style: bool = False) -> None:
+    def __init__(
+        self,
+        dataset: DetectionDataset,
+        output_file: str | os.PathLike[str] | None = None,
+        *,
+        coco_style: bool = False,
+    ) -> None:
         self._dataset, self._output_file, self._coco_style = dataset, output_file, coco_style
         self._use_11_points = dataset.year == 2007
         self._truth = ground_truth(dataset.records)
-        self._image_index = {record["image_id"]: index for index, record in enumerate(dataset.records)}
+        self._image_index = {
+            record["image_id"]: index for index, record in enumerate(dataset.records)
+        }
         if len(self._truth.boxes) == 0 or self._truth.difficult.all():
             raise InputError(
-                f"Data set {dataset.name!r} has no ground truth: its {len(dataset.records)} pictures hold no box that is "
-                "not difficult, "
-                "so no AP can be computed; test on a split with annotations."
+                f"Data set {dataset.name!r} has no ground truth: its {len(dataset.records)}"
+                " pictures hold no box that is not difficult, so no AP can be computed; test on a"
+                " split with annotations."
             )
         self.reset()
 
@@ -62,7 +76,8 @@ class VocEvaluator:
 
         Args:
             batch: What went into the model; ``image_id`` is used.
-            outputs: What came out: ``boxes`` (N, 4) XYXY px of the original picture, ``scores`` (N,), ``classes`` (N,).
+            outputs: What came out: ``boxes`` (N, 4) XYXY px of the original picture, ``scores``
+                (N,), ``classes`` (N,).
 
         Raises:
             InputError: If a class index or a picture is not one of the data set's.
@@ -71,8 +86,9 @@ class VocEvaluator:
             image_id = item["image_id"]
             if image_id not in self._image_index:
                 raise InputError(
-                    f"There are detections for image {image_id!r}, which is not in data set {self._dataset.name!r}; "
-                    "evaluate with the data set that the predictions were made on."
+                    f"There are detections for image {image_id!r}, which is not in data set"
+                    f" {self._dataset.name!r}; evaluate with the data set that the predictions were"
+                    " made on."
                 )
             arrays = to_arrays(output)
             check_class_range(arrays[2], len(self._dataset.class_names))
@@ -85,8 +101,9 @@ class VocEvaluator:
         """Return the metrics. Collective: every process has to call it.
 
         Returns:
-            On rank 0 ``{"bbox": {"AP", "AP50", "AP75", "AP-<class>", ...}}``, 0-100, ``AP`` over IoU 0.50 to 0.95,
-            and with ``coco_style`` "bbox_coco" with COCO's numbers; elsewhere ``{}``.
+            On rank 0 ``{"bbox": {"AP", "AP50", "AP75", "AP-<class>", ...}}``, 0-100, ``AP`` over
+            IoU 0.50 to 0.95, and with ``coco_style`` "bbox_coco" with COCO's numbers; elsewhere
+            ``{}``.
         """
         shares = gather_object((self._images, self._outputs, self._results))
         if not is_main_process():
@@ -99,46 +116,86 @@ class VocEvaluator:
         detections = self._detections(images, outputs)
         self._say_what_is_odd(len(set(images)), detections)
         names = self._dataset.class_names
-        aps = 100 * voc_eval(detections, self._truth, num_classes=len(names), use_11_points=self._use_11_points)
+        aps = 100 * voc_eval(
+            detections, self._truth, num_classes=len(names), use_11_points=self._use_11_points
+        )
         at = dict(zip(IOU_THRESHOLDS, aps.mean(axis=1), strict=True))
-        metrics = {"AP": float(np.mean(list(at.values()))), "AP50": float(at[0.5]), "AP75": float(at[0.75])}
-        metrics.update({class_metric(name): float(ap) for name, ap in zip(names, aps.mean(axis=0), strict=True)})
+        metrics = {
+            "AP": float(np.mean(list(at.values()))),
+            "AP50": float(at[0.5]),
+            "AP75": float(at[0.75]),
+        }
+        metrics.update(
+            {
+                class_metric(name): float(ap)
+                for name, ap in zip(names, aps.mean(axis=0), strict=True)
+            }
+        )
         if not self._coco_style:
             return {"bbox": metrics}
-        return {"bbox": metrics, "bbox_coco": evaluate_results(results, self._dataset, backend="auto")["bbox"]}
+        return {
+            "bbox": metrics,
+            "bbox_coco": evaluate_results(results, self._dataset, backend="auto")["bbox"],
+        }
 
     def _detections(self, images: list, outputs: list[tuple]) -> VocDetections:
-        """Join the outputs of all pictures; move boxes to VOC's pixels from 1 and round as Detectron2's text does."""
-        boxes = np.concatenate([output[0] for output in outputs]) if outputs else np.zeros((0, 4), np.float32)
-        scores = np.concatenate([output[1] for output in outputs]) if outputs else np.zeros(0, np.float32)
-        classes = np.concatenate([output[2] for output in outputs]) if outputs else np.zeros(0, np.int64)
+        """Join the outputs of all pictures; move boxes to VOC's pixels from 1 and round as
+        Detectron2's text does.
+        """
+        boxes = (
+            np.concatenate([output[0] for output in outputs])
+            if outputs
+            else np.zeros((0, 4), np.float32)
+        )
+        scores = (
+            np.concatenate([output[1] for output in outputs])
+            if outputs
+            else np.zeros(0, np.float32)
+        )
+        classes = (
+            np.concatenate([output[2] for output in outputs]) if outputs else np.zeros(0, np.int64)
+        )
         boxes[:, :2] += np.float32(1)
         counts = [len(output[1]) for output in outputs]
-        index = np.repeat([self._image_index[image] for image in images], counts) if outputs else np.zeros(0, np.int64)
+        index = (
+            np.repeat([self._image_index[image] for image in images], counts)
+            if outputs
+            else np.zeros(0, np.int64)
+        )
         return VocDetections(round_as_text(boxes, 1), round_as_text(scores, 3), classes, index)
 
     def _say_what_is_odd(self, num_images: int, detections: VocDetections) -> None:
         name, num_records = self._dataset.name, len(self._dataset.records)
         points = "VOC 2007's 11 points" if self._use_11_points else "the area under the curve"
         logger.info(
-            "Evaluating %d detections on %d pictures of %s: VOC AP by %s.", len(detections.scores), num_images, name, points
+            "Evaluating %d detections on %d pictures of %s: VOC AP by %s.",
+            len(detections.scores),
+            num_images,
+            name,
+            points,
         )
         if num_images < num_records:
             logger.warning(
-                "Only %d of the %d pictures of %s were evaluated; objects in the others count as missed.",
+                "Only %d of the %d pictures of %s were evaluated; objects in the others count as"
+                " missed.",
                 num_images,
                 num_records,
                 name,
             )
         if len(detections.scores) == 0:
             logger.warning(
-                "The model predicted nothing on %s, so every AP is 0; train longer or lower the score threshold.", name
+                "The model predicted nothing on %s, so every AP is 0; train longer or lower the"
+                " score threshold.",
+                name,
             )
         there = set(self._truth.classes[~self._truth.difficult].tolist())
-        absent = [class_name for i, class_name in enumerate(self._dataset.class_names) if i not in there]
+        absent = [
+            class_name for i, class_name in enumerate(self._dataset.class_names) if i not in there
+        ]
         if absent:
             logger.warning(
-                "%s has no ground truth for %d of its %d classes (%s); each counts as AP 0 in the mean, as Detectron2 counts it.",
+                "%s has no ground truth for %d of its %d classes (%s); each counts as AP 0 in the"
+                " mean, as Detectron2 counts it.",
                 name,
                 len(absent),
                 len(self._dataset.class_names),
@@ -147,7 +204,9 @@ class VocEvaluator:
 
 
 def ground_truth(records: list[dict]) -> VocGroundTruth:
-    """Return the boxes of records as VOC's: pixels from 1, inclusive; images are numbered in the order of the records."""
+    """Return the boxes of records as VOC's: pixels from 1, inclusive; images are numbered in the
+    order of the records.
+    """
     boxes, classes, images, difficult = [], [], [], []
     for index, record in enumerate(records):
         for annotation in record["annotations"]:
@@ -167,9 +226,9 @@ def ground_truth(records: list[dict]) -> VocGroundTruth:
 def round_as_text(values: np.ndarray, digits: int) -> np.ndarray:
     """Return the float64 that ``float(f"{value:.<digits>f}")`` gives for each value.
 
-    A float32 has 24 bits and 10^digits at most 10, so their product is exact in float64's 53: rounding it, ties to even,
-    is rounding the value itself, and dividing a whole number gives the nearest double to the decimal text. Wider values have
-    to go through the text.
+    A float32 has 24 bits and 10^digits at most 10, so their product is exact in float64's 53:
+    rounding it, ties to even, is rounding the value itself, and dividing a whole number gives the
+    nearest double to the decimal text. Wider values have to go through the text.
 
     Args:
         values: Any shape; float32 for speed.
@@ -178,4 +237,6 @@ def round_as_text(values: np.ndarray, digits: int) -> np.ndarray:
     if values.dtype == np.float32:
         scale = 10.0**digits
         return np.rint(values.astype(np.float64) * scale) / scale
-    return np.array([float(f"{value:.{digits}f}") for value in values.ravel().tolist()]).reshape(values.shape)
+    return np.array([float(f"{value:.{digits}f}") for value in values.ravel().tolist()]).reshape(
+        values.shape
+    )

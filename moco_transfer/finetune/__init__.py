@@ -6,15 +6,18 @@ from typing import Any
 
 
 def build_model(cfg: Any, engine: str = "torchvision") -> Any:
-    """Build the detector that a config describes, with random weights; state-dict keys and shapes are the same on both engines.
+    """Build the detector that a config describes, with random weights; state-dict keys and shapes
+    are the same on both engines.
 
     Args:
         cfg: From ``moco_transfer.config.load_detection_config``.
-        engine: ``torchvision``, the embedded one (see ``torchvision_engine.rcnn`` for input and output), or ``detectron2``: Detectron2's own
-            model on the CPU, with its input and output (``instances``).
+        engine: ``torchvision``, the embedded one (see ``torchvision_engine.rcnn`` for input and
+            output), or ``detectron2``: Detectron2's own model on the CPU, with its input and output
+            (``instances``).
 
     Raises:
-        InputError: If the engine is unknown or not installed, or does not implement what the config asks for.
+        InputError: If the engine is unknown or not installed, or does not implement what the config
+            asks for.
     """
     from .engines import build_model as build
 
@@ -22,11 +25,13 @@ def build_model(cfg: Any, engine: str = "torchvision") -> Any:
 
 
 def load_detector(path: Any, **options: Any) -> Any:
-    """Load a fine-tuned detector that takes pictures: ``load_detector("out/voc/moco")("picture.jpg")``.
+    """Load a fine-tuned detector that takes pictures:
+    ``load_detector("out/voc/moco")("picture.jpg")``.
 
     Args:
         path: OUTPUT_DIR of a run, or a checkpoint.
-        options: ``score_threshold``, ``device``, ``class_names``, ``config_file``; see ``build_detector.load_detector``.
+        options: ``score_threshold``, ``device``, ``class_names``, ``config_file``; see
+            ``build_detector.load_detector``.
 
     Returns:
         A ``predict.Detector``.

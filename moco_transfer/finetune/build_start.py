@@ -15,7 +15,7 @@ from fvcore.common.config import CfgNode
 
 from ..config import reference_batch_and_lr
 from ..runtime.checkpoint import LAST
-from ..runtime.distributed import (broadcast_object, get_world_size, is_main_process, start_processes)
+from ..runtime.distributed import broadcast_object, get_world_size, is_main_process, start_processes
 from ..runtime.errors import InputError
 from .handover import DETECTOR, InitialWeights, coverage_gap
 from .lint import Finding, lint, settle
@@ -38,7 +38,8 @@ def choose_device(cfg: CfgNode) -> torch.device:
 
 
 def fix_seed(cfg: CfgNode, *, begun_with: int | None = None) -> CfgNode:
-    """Replace a negative seed, which asks for a different one in each run, by the one that is used, so that it is recorded.
+    """Replace a negative seed, which asks for a different one in each run, by the one that is used,
+    so that it is recorded.
 
     Args:
         cfg: A merged config.
@@ -61,30 +62,56 @@ def refuse_no_detector(initial: InitialWeights) -> None:
         InputError: If the weights are none, or a backbone's.
     """
     if initial.content is None:
-        raise InputError("--eval-only needs a detector: give MODEL.WEIGHTS a checkpoint_*.pth, or --resume to take the one in OUTPUT_DIR.")
+        raise InputError(
+            "--eval-only needs a detector: give MODEL.WEIGHTS a checkpoint_*.pth, or --resume to"
+            " take the one in OUTPUT_DIR."
+        )
     if initial.kind != DETECTOR:
         raise InputError(
-            f"MODEL.WEIGHTS {initial.path} is a backbone without a detector. --eval-only needs a checkpoint that tools/train_net.py wrote."
+            f"MODEL.WEIGHTS {initial.path} is a backbone without a detector. --eval-only needs a"
+            " checkpoint that tools/train_net.py wrote."
         )
 
 
 def settle_config(
-    written: CfgNode, model: torch.nn.Module, initial: InitialWeights, *, config_file: str, force: bool, allow_partial: bool, eval_only: bool
+    written: CfgNode,
+    model: torch.nn.Module,
+    initial: InitialWeights,
+    *,
+    config_file: str,
+    force: bool,
+    allow_partial: bool,
+    eval_only: bool,
 ) -> list[Finding]:
-    """Refuse the run for all that its config and weights have against each other, at once, or return what was overruled.
+    """Refuse the run for all that its config and weights have against each other, at once, or
+    return what was overruled.
 
     Raises:
-        InputError: With every finding of the linter, and the gap in the coverage, that was not overruled.
+        InputError: With every finding of the linter, and the gap in the coverage, that was not
+            overruled.
     """
     reference = reference_batch_and_lr(config_file) if config_file else None
-    findings = lint(written, initial, world_size=get_world_size(), reference=reference, eval_only=eval_only)
-    gap = None if allow_partial else coverage_gap(model, initial, f"resnet{written.MODEL.RESNETS.DEPTH}")
+    findings = lint(
+        written, initial, world_size=get_world_size(), reference=reference, eval_only=eval_only
+    )
+    gap = (
+        None
+        if allow_partial
+        else coverage_gap(model, initial, f"resnet{written.MODEL.RESNETS.DEPTH}")
+    )
     if gap is not None:
         findings.append(Finding("coverage", gap, "--allow-partial"))
     return settle(findings, initial, force=force)
 
 
-def announce(schedule: str | None, class_names: Sequence[str], *, from_data: bool, surprises: Sequence[str], overruled: Sequence[Finding]) -> None:
+def announce(
+    schedule: str | None,
+    class_names: Sequence[str],
+    *,
+    from_data: bool,
+    surprises: Sequence[str],
+    overruled: Sequence[Finding],
+) -> None:
     """Log what the run is, what may surprise, and what was overruled."""
     some = ", ".join(class_names[:20]) + (", ..." if len(class_names) > 20 else "")
     said = [] if schedule is None else [schedule]
@@ -106,7 +133,8 @@ def run_header(
     label_subset_sha256: str | None,
     datasets: dict[str, dict[str, str]],
 ) -> dict[str, Any]:
-    """Return what every checkpoint of a run says of itself: plain numbers and strings, all that decides what the run is.
+    """Return what every checkpoint of a run says of itself: plain numbers and strings, all that
+    decides what the run is.
 
     Args:
         cfg: The config of the run.
@@ -136,8 +164,11 @@ def run_header(
     }
 
 
-def check_resumed(state: dict[str, Any], path: str, header: dict[str, Any], *, eval_only: bool = False) -> list[str]:
-    """Refuse to go on from a checkpoint of another kind, config or engine, or of a run from other weights, pictures or seed.
+def check_resumed(
+    state: dict[str, Any], path: str, header: dict[str, Any], *, eval_only: bool = False
+) -> list[str]:
+    """Refuse to go on from a checkpoint of another kind, config or engine, or of a run from other
+    weights, pictures or seed.
 
     Args:
         state: The checkpoint.
@@ -146,63 +177,101 @@ def check_resumed(state: dict[str, Any], path: str, header: dict[str, Any], *, e
         eval_only: The checkpoint is evaluated; what it would be trained on does not matter.
 
     Returns:
-        What differs and does not forbid to go on, a sentence each, those of earlier resumptions first.
+        What differs and does not forbid to go on, a sentence each, those of earlier resumptions
+        first.
 
     Raises:
         InputError: Naming what differs.
     """
     if state.get("format") != header["format"]:
-        raise InputError(f"{path} is not a checkpoint of tools/train_net.py (format {state.get('format')!r}, expected {header['format']!r}).")
+        raise InputError(
+            f"{path} is not a checkpoint of tools/train_net.py (format {state.get('format')!r},"
+            f" expected {header['format']!r})."
+        )
     engine = state.get("engine", "torchvision")  # checkpoints of 0.1 do not name it: there was one
     if engine != header["engine"]:
-        raise InputError(f"{path} was made by the engine {engine!r}, this run's is {header['engine']!r}. Resume with --engine {engine}.")
+        raise InputError(
+            f"{path} was made by the engine {engine!r}, this run's is {header['engine']!r}. Resume"
+            f" with --engine {engine}."
+        )
     if state["config_hash"] != header["config_hash"]:
         raise InputError(
-            f"{path} was made with another config (hash {state['config_hash']}, now {header['config_hash']}). Resume with the config.yaml beside it."
+            f"{path} was made with another config (hash {state['config_hash']}, now"
+            f" {header['config_hash']}). Resume with the config.yaml beside it."
         )
     notes = list(state.get("resume_notes", []))
     if eval_only:
         return notes
     if "weights_sha256" not in state:
         notes.append(
-            f"resumed from {path}, which does not say which weights, pictures, seed and number of processes the run began with (an earlier "
-            f"version wrote it): those of the resumption are recorded."
+            f"resumed from {path}, which does not say which weights, pictures, seed and number of"
+            " processes the run began with (an earlier version wrote it): those of the resumption"
+            " are recorded."
         )
         return notes
     _refuse_other_start(state, path, header)
     if state["world_size"] != header["world_size"]:
         notes.append(
-            f"resumed after iteration {state['iteration']} on a world size of {header['world_size']}, before it {state['world_size']}: the "
-            f"iterations see other pictures and random numbers than those of a run on one number of processes."
+            f"resumed after iteration {state['iteration']} on a world size of"
+            f" {header['world_size']}, before it {state['world_size']}: the iterations see other"
+            " pictures and random numbers than those of a run on one number of processes."
         )
     return notes
 
 
 def _refuse_other_start(state: dict[str, Any], path: str, header: dict[str, Any]) -> None:
-    """Refuse to continue a run with other weights, labels, data or seed than it began with: it would be recorded as what it is not."""
+    """Refuse to continue a run with other weights, labels, data or seed than it began with: it
+    would be recorded as what it is not.
+    """
     anew = "or choose another OUTPUT_DIR to train anew"
     if state["weights_sha256"] != header["weights_sha256"]:
-        then, now = (f"{h['weights']['path']!r} with sha256 {h['weights_sha256']}" if h["weights_sha256"] else "none" for h in (state, header))
-        raise InputError(f"{path} is of a run that began with other weights ({then}), MODEL.WEIGHTS is now {now}. Give it those, {anew}.")
+        then, now = (
+            (
+                f"{h['weights']['path']!r} with sha256 {h['weights_sha256']}"
+                if h["weights_sha256"]
+                else "none"
+            )
+            for h in (state, header)
+        )
+        raise InputError(
+            f"{path} is of a run that began with other weights ({then}), MODEL.WEIGHTS is now"
+            f" {now}. Give it those, {anew}."
+        )
     if state["label_subset_sha256"] != header["label_subset_sha256"]:
-        then, now = (f"the subset with sha256 {h['label_subset_sha256']}" if h["label_subset_sha256"] else "all pictures" for h in (state, header))
-        raise InputError(f"{path} is of a run on other labels ({then}), --label-subset now says {now}. Give it the same, {anew}.")
+        then, now = (
+            (
+                f"the subset with sha256 {h['label_subset_sha256']}"
+                if h["label_subset_sha256"]
+                else "all pictures"
+            )
+            for h in (state, header)
+        )
+        raise InputError(
+            f"{path} is of a run on other labels ({then}), --label-subset now says {now}. Give it"
+            f" the same, {anew}."
+        )
     for role, digests in header["datasets"].items():
-        changed = [name for name, digest in digests.items() if state["datasets"][role].get(name) != digest]
+        changed = [
+            name for name, digest in digests.items() if state["datasets"][role].get(name) != digest
+        ]
         if changed:
             raise InputError(
-                f"{path} is of a run on other data: the annotations of {changed[0]!r} in DATASETS.{role.upper()} have changed since it began. "
-                f"Put them back, {anew}."
+                f"{path} is of a run on other data: the annotations of {changed[0]!r} in"
+                f" DATASETS.{role.upper()} have changed since it began. Put them back, {anew}."
             )
     if state["seed"] != header["seed"]:
-        raise InputError(f"{path} is of a run with SEED {state['seed']}, now it is {header['seed']}. Resume with SEED {state['seed']}, {anew}.")
+        raise InputError(
+            f"{path} is of a run with SEED {state['seed']}, now it is {header['seed']}. Resume with"
+            f" SEED {state['seed']}, {anew}."
+        )
 
 
 def evaluation_folder(output_dir: str | Path, test_names: Sequence[str], config_text: str) -> Path:
     """Return where an evaluation may write without replacing anything that was saved. Collective.
 
     Args:
-        output_dir: The folder that was asked for; it is taken where it holds no run and no other evaluation.
+        output_dir: The folder that was asked for; it is taken where it holds no run and no other
+            evaluation.
         test_names: Data sets that are evaluated on; a folder in ``output_dir`` is named after them.
         config_text: What will be written as config.yaml.
     """
@@ -211,11 +280,15 @@ def evaluation_folder(output_dir: str | Path, test_names: Sequence[str], config_
     names = itertools.chain([inside], (f"{inside}_{number}" for number in itertools.count(2)))
     candidates = itertools.chain([output_dir], (output_dir / name for name in names))
     # Decided on one process: another may come when the first has begun to write.
-    return broadcast_object(next(f for f in candidates if _is_free(f, config_text)) if is_main_process() else None)
+    return broadcast_object(
+        next(f for f in candidates if _is_free(f, config_text)) if is_main_process() else None
+    )
 
 
 def _is_free(folder: Path, config_text: str) -> bool:
-    if any((folder / name).exists() for name in (LAST, "metrics.json", "results.json")) or any(folder.glob("predictions_*.json")):
+    if any((folder / name).exists() for name in (LAST, "metrics.json", "results.json")) or any(
+        folder.glob("predictions_*.json")
+    ):
         return False
     config = folder / "config.yaml"
     return not config.exists() or config.read_text(encoding="utf-8") == config_text

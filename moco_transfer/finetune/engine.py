@@ -1,7 +1,8 @@
 """What an engine has to give a fine-tuning run; ``build.py`` does all the rest, for both alike.
 
-Whatever decides which numbers come out and is not the detector itself (data sets, scaling, seeds, hand-over of weights, linter, loop,
-evaluators, files) is shared, so that two engines differ in the detector and its input alone.
+Whatever decides which numbers come out and is not the detector itself (data sets, scaling, seeds,
+hand-over of weights, linter, loop, evaluators, files) is shared, so that two engines differ in the
+detector and its input alone.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Engine(abc.ABC):
     @staticmethod
     @abc.abstractmethod
     def check(cfg: Any) -> None:
-        """Refuse what this engine's run, as opposed to its model, does not implement; an option is never ignored.
+        """Refuse what this engine's run, as opposed to its model, does not implement; an option is
+        never ignored.
 
         Raises:
             InputError: Naming key and value.
@@ -43,7 +45,9 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def build_model(self) -> nn.Module:
-        """Return the detector with freshly drawn weights, a function of the seed; its keys are Detectron2's."""
+        """Return the detector with freshly drawn weights, a function of the seed; its keys are
+        Detectron2's.
+        """
 
     @abc.abstractmethod
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
@@ -62,18 +66,25 @@ class Engine(abc.ABC):
         return contextlib.nullcontext()
 
     def aside(self) -> contextlib.AbstractContextManager:
-        """Return what PreciseBN and evaluations run in, so that they leave the training's random numbers where they are."""
+        """Return what PreciseBN and evaluations run in, so that they leave the training's random
+        numbers where they are.
+        """
         return contextlib.nullcontext()
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds for this engine alone, under keys of its own. Collective."""
+        """Return what a checkpoint holds for this engine alone, under keys of its own.
+
+        Collective.
+        """
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:  # noqa: B027 - nothing to take up where state() gives nothing
         """Take up what :meth:`state` gave."""
 
     @abc.abstractmethod
-    def training_batches(self, train_sets: Sequence[DetectionDataset], start_iteration: int) -> Batches:
+    def training_batches(
+        self, train_sets: Sequence[DetectionDataset], start_iteration: int
+    ) -> Batches:
         """Return this process's batches from an iteration on, without end."""
 
     @abc.abstractmethod
@@ -88,6 +99,6 @@ class Engine(abc.ABC):
     def detector(self, model: nn.Module) -> Callable[[list[dict]], list[dict[str, Tensor]]]:
         """Return what gives the detections of a batch.
 
-        They are ``boxes`` (N, 4) XYXY px of the original picture, ``scores`` (N,), ``classes`` (N,)[, ``masks`` (N, H, W) bool,
-        ``keypoints`` (N, K, 3)] for each picture.
+        They are ``boxes`` (N, 4) XYXY px of the original picture, ``scores`` (N,), ``classes``
+        (N,)[, ``masks`` (N, H, W) bool, ``keypoints`` (N, K, 3)] for each picture.
         """

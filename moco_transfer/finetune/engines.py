@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from ..runtime.errors import InputError, did_you_mean
 
-if TYPE_CHECKING:  # imports torch, and `moco-transfer doctor` asks this module where torch is broken
+if (
+    TYPE_CHECKING
+):  # imports torch, and `moco-transfer doctor` asks this module where torch is broken
     from .engine import Engine
 
 logger = logging.getLogger(__name__)
 
-# Word of --engine -> module beside this one and the class in it; a module is imported only when its engine is asked for.
+# Word of --engine -> module beside this one and the class in it; a module is imported only when its
+# engine is asked for.
 ENGINES = {
     "detectron2": ("detectron2_engine.build_run", "Detectron2Engine"),
     "torchvision": ("torchvision_engine.build_run", "TorchvisionEngine"),
@@ -28,7 +31,8 @@ def choose_engine(name: str) -> str:
     """Return the engine for a ``--engine`` word.
 
     Args:
-        name: ``auto``, which is Detectron2 where it is installed and loads, and the embedded engine elsewhere, or a key of :data:`ENGINES`.
+        name: ``auto``, which is Detectron2 where it is installed and loads, and the embedded engine
+            elsewhere, or a key of :data:`ENGINES`.
 
     Raises:
         InputError: If the word is unknown, or the engine that it names cannot be used here.
@@ -36,16 +40,25 @@ def choose_engine(name: str) -> str:
     if name == "auto":
         problem = detectron2_problem()
         if problem is not None and detectron2_is_installed():
-            logger.warning("Detectron2 is installed but does not load (%s); the embedded engine is taken.", problem)
+            logger.warning(
+                "Detectron2 is installed but does not load (%s); the embedded engine is taken.",
+                problem,
+            )
         return "detectron2" if problem is None else "torchvision"
     if name not in ENGINES:
-        raise InputError(f"Unknown engine {name!r}.{did_you_mean(name, ENGINES)} Expected one of: auto, {', '.join(ENGINES)}.")
+        raise InputError(
+            f"Unknown engine {name!r}.{did_you_mean(name, ENGINES)} Expected one of: auto,"
+            f" {', '.join(ENGINES)}."
+        )
     problem = detectron2_problem() if name == "detectron2" else None
     if problem is not None:
-        state = "is installed but does not load" if detectron2_is_installed() else "is not installed"
+        state = (
+            "is installed but does not load" if detectron2_is_installed() else "is not installed"
+        )
         raise InputError(
-            f"Engine 'detectron2' {state}: {problem}. Install it as {DETECTRON2_GUIDE} says (tested: {DETECTRON2_TRIED}), "
-            f"or use --engine torchvision, which takes the same config and weights."
+            f"Engine 'detectron2' {state}: {problem}. Install it as {DETECTRON2_GUIDE} says"
+            f" (tested: {DETECTRON2_TRIED}), or use --engine torchvision, which takes the same"
+            " config and weights."
         )
     return name
 

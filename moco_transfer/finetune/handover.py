@@ -1,10 +1,13 @@
-"""The hand-over of weights to a detector: everything that is expected is there and fits, or the run does not start.
+"""The hand-over of weights to a detector: everything that is expected is there and fits, or the run
+does not start.
 
-Weights that match nothing still give an AP; they are refused here. Whether the config suits them is for ``lint.py`` to say.
+Weights that match nothing still give an AP; they are refused here. Whether the config suits them is
+for ``lint.py`` to say.
 
 Names:
-    A backbone file names its tensors ``stem.…``, ``res2.…`` to ``res5.…``. In a detector they live below ``backbone.bottom_up.``
-    (FPN), ``backbone.`` (C4) or ``roi_heads.`` (C4's res5, which is part of its head).
+    A backbone file names its tensors ``stem.…``, ``res2.…`` to ``res5.…``. In a detector they live
+    below ``backbone.bottom_up.`` (FPN), ``backbone.`` (C4) or ``roi_heads.`` (C4's res5, which is
+    part of its head).
 """
 
 from __future__ import annotations
@@ -20,28 +23,43 @@ import torch
 import yaml
 from torch import nn
 
-from ..convert import (BackboneWeights, Coverage, coverage, load_backbone)
+from ..convert import BackboneWeights, Coverage, coverage, load_backbone
 from ..convert.read import read_checkpoint
 from ..convert.zoo import local_file
 from ..runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-RANDOM, SELF_SUPERVISED, SUPERVISED, DETECTOR, UNKNOWN = "random", "self-supervised", "supervised", "detector", "unknown"
+RANDOM, SELF_SUPERVISED, SUPERVISED, DETECTOR, UNKNOWN = (
+    "random",
+    "self-supervised",
+    "supervised",
+    "detector",
+    "unknown",
+)
 
 _TRUNK = ("stem.", "res2.", "res3.", "res4.", "res5.")
 _PLACES = ("backbone.bottom_up.", "backbone.", "roi_heads.")
-_ADDED_BY_THE_DETECTOR = ("res5.norm.",)  # the extra BN of Res5ROIHeadsExtraNorm is new in every row of a table
+_ADDED_BY_THE_DETECTOR = (
+    "res5.norm.",
+)  # the extra BN of Res5ROIHeadsExtraNorm is new in every row of a table
 _BATCH_COUNTER = "num_batches_tracked"
 
 # Layouts (``source_format`` of a stamp) that were trained one way only.
 _SUPERVISED_FORMATS = ("caffe2",)
 _SELF_SUPERVISED_FORMATS = ("openselfsup", "lightly", "solo_learn", "vissl")
-# torchvision publishes resnet50-0676ba61.pth and the like; other files may have its layout without being its own.
+# torchvision publishes resnet50-0676ba61.pth and the like; other files may have its layout without
+# being its own.
 _TORCHVISION_FILE = re.compile(r"(wide_)?resne(x)?t[\w]*-[0-9a-f]{8}\.pth")
 _MOCO_AUTHOR = "MOCO"  # what the official converter writes as __author__, without any stamp
-# The official code has one way of normalising pictures (ImageNet's statistics, here on 0-255) and one trunk, torchvision's.
-_MOCO_PIXELS = {"format": "RGB", "pixel_mean": [123.675, 116.28, 103.53], "pixel_std": [58.395, 57.12, 57.375], "stride_in_1x1": False}
+# The official code has one way of normalising pictures (ImageNet's statistics, here on 0-255) and
+# one trunk, torchvision's.
+_MOCO_PIXELS = {
+    "format": "RGB",
+    "pixel_mean": [123.675, 116.28, 103.53],
+    "pixel_std": [58.395, 57.12, 57.375],
+    "stride_in_1x1": False,
+}
 
 
 @dataclass(frozen=True)
@@ -50,11 +68,12 @@ class InitialWeights:
 
     Attributes:
         path: As the config names it; "" for random initialisation.
-        kind: ``random``, ``self-supervised``, ``supervised``, ``detector`` (a fine-tuned one) or ``unknown``.
+        kind: ``random``, ``self-supervised``, ``supervised``, ``detector`` (a fine-tuned one) or
+            ``unknown``.
         content: The tensors, None for random initialisation.
         stamp: What the file says of its origin, None where it says nothing.
-        pixels: ``format``, ``pixel_mean``, ``pixel_std``, ``stride_in_1x1``, ``arch`` that the weights were trained with;
-            what is not known is None or absent.
+        pixels: ``format``, ``pixel_mean``, ``pixel_std``, ``stride_in_1x1``, ``arch`` that the
+            weights were trained with; what is not known is None or absent.
     """
 
     path: str
@@ -68,8 +87,10 @@ def read_weights(path: str, *, init: str | None = None) -> InitialWeights:
     """Read what MODEL.WEIGHTS names; no code in it is run.
 
     Args:
-        path: A converted backbone, a name of published weights, a fine-tuned detector's checkpoint, or ``""`` for none.
-        init: What the user calls this initialisation; believed (``supervised``) where the file does not say what it is.
+        path: A converted backbone, a name of published weights, a fine-tuned detector's checkpoint,
+            or ``""`` for none.
+        init: What the user calls this initialisation; believed (``supervised``) where the file does
+            not say what it is.
 
     Raises:
         MissingFileError: If there is no such file.
@@ -85,7 +106,11 @@ def read_weights(path: str, *, init: str | None = None) -> InitialWeights:
     if content.stamp is None and kind == SELF_SUPERVISED:
         pixels = _MOCO_PIXELS | {"arch": content.arch}
     elif content.stamp is None:
-        logger.warning("%s carries no stamp: its colour order and pixel statistics cannot be checked against the config.", path)
+        logger.warning(
+            "%s carries no stamp: its colour order and pixel statistics cannot be checked against"
+            " the config.",
+            path,
+        )
     return InitialWeights(path, kind, content, content.stamp, pixels)
 
 
@@ -93,7 +118,9 @@ def _kind(path: str, stamp: Mapping[str, Any] | None, init: str | None) -> str:
     said = dict(stamp or {})
     if said.get("mechanism"):
         return SUPERVISED if said["mechanism"] == SUPERVISED else SELF_SUPERVISED
-    if said.get("source_format") in _SUPERVISED_FORMATS or _TORCHVISION_FILE.fullmatch(str(said.get("source", ""))):
+    if said.get("source_format") in _SUPERVISED_FORMATS or _TORCHVISION_FILE.fullmatch(
+        str(said.get("source", ""))
+    ):
         return SUPERVISED
     if said.get("source_format") in _SELF_SUPERVISED_FORMATS:
         return SELF_SUPERVISED
@@ -103,31 +130,48 @@ def _kind(path: str, stamp: Mapping[str, Any] | None, init: str | None) -> str:
 
 
 def _trained_with(path: str) -> dict[str, Any]:
-    """Return the pixels that one of our detectors was trained with, from the config in its checkpoint; ``{}`` for another's."""
+    """Return the pixels that one of our detectors was trained with, from the config in its
+    checkpoint; ``{}`` for another's.
+    """
     text = read_checkpoint(local_file(path)).top.get("config")
     config = yaml.safe_load(text) if isinstance(text, str) else None
     try:
         model = config["MODEL"]
-        pixels = {"format": config["INPUT"]["FORMAT"], "pixel_mean": list(model["PIXEL_MEAN"]), "pixel_std": list(model["PIXEL_STD"])}
-        return pixels | {"stride_in_1x1": model["RESNETS"]["STRIDE_IN_1X1"], "arch": f"resnet{model['RESNETS']['DEPTH']}"}
+        pixels = {
+            "format": config["INPUT"]["FORMAT"],
+            "pixel_mean": list(model["PIXEL_MEAN"]),
+            "pixel_std": list(model["PIXEL_STD"]),
+        }
+        return pixels | {
+            "stride_in_1x1": model["RESNETS"]["STRIDE_IN_1X1"],
+            "arch": f"resnet{model['RESNETS']['DEPTH']}",
+        }
     except (LookupError, TypeError):
         return {}
 
 
 def trunk_places(model: nn.Module) -> dict[str, str]:
-    """Return, for each tensor of the pre-trained trunk, its key in the detector: ``res2.0.conv1.weight`` -> ``backbone.….weight``."""
+    """Return, for each tensor of the pre-trained trunk, its key in the detector:
+    ``res2.0.conv1.weight`` -> ``backbone.….weight``.
+    """
     places = {}
     for key in model.state_dict():
         for place in _PLACES:
             name = key.removeprefix(place)
-            if name != key and name.startswith(_TRUNK) and not name.startswith(_ADDED_BY_THE_DETECTOR):
+            if (
+                name != key
+                and name.startswith(_TRUNK)
+                and not name.startswith(_ADDED_BY_THE_DETECTOR)
+            ):
                 if not name.endswith(_BATCH_COUNTER):
                     places[name] = key
                 break
     return places
 
 
-def load_weights(model: nn.Module, weights: InitialWeights, *, arch: str, allow_partial: bool = False) -> dict[str, Any]:
+def load_weights(
+    model: nn.Module, weights: InitialWeights, *, arch: str, allow_partial: bool = False
+) -> dict[str, Any]:
     """Load initial weights into a detector and return what results.json says of them.
 
     Args:
@@ -137,8 +181,9 @@ def load_weights(model: nn.Module, weights: InitialWeights, *, arch: str, allow_
         allow_partial: Start although some tensors of the trunk are not covered.
 
     Returns:
-        ``{"path", "kind", "sha256", "stamp", "coverage"}``; coverage holds ``expected``, ``matched`` and the names ``missing``,
-        ``unused``, ``misshapen``, or is None for a random initialisation.
+        ``{"path", "kind", "sha256", "stamp", "coverage"}``; coverage holds ``expected``,
+        ``matched`` and the names ``missing``, ``unused``, ``misshapen``, or is None for a random
+        initialisation.
 
     Raises:
         InputError: If not every tensor is covered.
@@ -149,11 +194,18 @@ def load_weights(model: nn.Module, weights: InitialWeights, *, arch: str, allow_
         covered = _load_detector(model, weights.content, weights.path)
     else:
         covered = _load_trunk(model, weights.content, weights.path, arch, allow_partial)
-    return {"path": weights.path, "kind": weights.kind, "sha256": weights.content.sha256, "stamp": weights.stamp, "coverage": covered}
+    return {
+        "path": weights.path,
+        "kind": weights.kind,
+        "sha256": weights.content.sha256,
+        "stamp": weights.stamp,
+        "coverage": covered,
+    }
 
 
 def read_detector(path: str) -> tuple[dict[str, torch.Tensor], Mapping[str, Any]]:
-    """Return a fine-tuned detector's tensors by its own keys, and what its file says beside them; no code in it is run.
+    """Return a fine-tuned detector's tensors by its own keys, and what its file says beside them;
+    no code in it is run.
 
     Raises:
         MissingFileError: If there is no such file.
@@ -161,11 +213,16 @@ def read_detector(path: str) -> tuple[dict[str, torch.Tensor], Mapping[str, Any]
     """
     content = read_checkpoint(local_file(path))
     prefix = "model." if any(name.startswith("model.") for name in content.tensors) else ""
-    state = {name[len(prefix) :]: tensor for name, tensor in content.tensors.items() if name.startswith(prefix)}
+    state = {
+        name[len(prefix) :]: tensor
+        for name, tensor in content.tensors.items()
+        if name.startswith(prefix)
+    }
     if not any(name.startswith("roi_heads.box_predictor.") for name in state):
         raise InputError(
-            f"{path} holds no detector: no tensor is called roi_heads.box_predictor.…, the first is {next(iter(content.tensors), 'none')}. "
-            f"Give the OUTPUT_DIR of moco-transfer train, or a checkpoint in it."
+            f"{path} holds no detector: no tensor is called roi_heads.box_predictor.…, the first is"
+            f" {next(iter(content.tensors), 'none')}. Give the OUTPUT_DIR of moco-transfer train,"
+            " or a checkpoint in it."
         )
     return state, content.top
 
@@ -183,18 +240,24 @@ def load_detector_state(model: nn.Module, state: Mapping[str, torch.Tensor], pat
 
 
 def coverage_gap(model: nn.Module, weights: InitialWeights, arch: str) -> str | None:
-    """Return the sentence that :func:`load_weights` would refuse these weights with, None when they fit; nothing is changed."""
+    """Return the sentence that :func:`load_weights` would refuse these weights with, None when they
+    fit; nothing is changed.
+    """
     if weights.content is None:
         return None
     if weights.kind == DETECTOR:
         found = coverage(weights.content.state_dict, model.state_dict())
         return None if found.is_complete else _other_detector(found, weights.path)
     state = model.state_dict()
-    found = coverage(weights.content.arrays, {name: state[key] for name, key in trunk_places(model).items()})
+    found = coverage(
+        weights.content.arrays, {name: state[key] for name, key in trunk_places(model).items()}
+    )
     return None if found.is_complete else found.sentence(weights.path, arch)
 
 
-def _load_trunk(model: nn.Module, weights: BackboneWeights, path: str, arch: str, allow_partial: bool) -> dict[str, Any]:
+def _load_trunk(
+    model: nn.Module, weights: BackboneWeights, path: str, arch: str, allow_partial: bool
+) -> dict[str, Any]:
     places = trunk_places(model)
     state = model.state_dict()
     found = coverage(weights.arrays, {name: state[key] for name, key in places.items()})
@@ -202,9 +265,17 @@ def _load_trunk(model: nn.Module, weights: BackboneWeights, path: str, arch: str
         raise InputError(found.sentence(path, arch))
     _copy(model, {places[name]: weights.arrays[name] for name in found.matched})
     if not found.is_complete:
-        logger.warning("%s --allow-partial: going on.", found.sentence(path, arch, advice="This backbone is partly random;"))
+        logger.warning(
+            "%s --allow-partial: going on.",
+            found.sentence(path, arch, advice="This backbone is partly random;"),
+        )
     else:
-        logger.info("%s: all %d tensors of the %s trunk loaded; the detector's own layers start random", path, found.num_expected, arch)
+        logger.info(
+            "%s: all %d tensors of the %s trunk loaded; the detector's own layers start random",
+            path,
+            found.num_expected,
+            arch,
+        )
     return {
         "expected": found.num_expected,
         "matched": len(found.matched),
@@ -220,15 +291,22 @@ def _load_detector(model: nn.Module, weights: BackboneWeights, path: str) -> dic
         raise InputError(_other_detector(found, path))
     _copy(model, {name: weights.state_dict[name] for name in found.matched})
     logger.info("%s: all %d tensors of the detector loaded", path, found.num_expected)
-    return {"expected": found.num_expected, "matched": len(found.matched), "missing": [], "unused": [], "misshapen": []}
+    return {
+        "expected": found.num_expected,
+        "matched": len(found.matched),
+        "missing": [],
+        "unused": [],
+        "misshapen": [],
+    }
 
 
 def _other_detector(found: Coverage, path: str) -> str:
     misshapen = [f"{name} {got} instead of {want}" for name, (got, want) in found.misshapen.items()]
     return (
-        f"{path} is a detector of another config: it covers {len(found.matched)} of {found.num_expected} tensors. "
-        f"Missing: {_some(found.missing)}. "
-        f"Unused: {_some(found.unused)}. Misshapen: {_some(misshapen)}. Use the config that it was trained with (config.yaml beside it)."
+        f"{path} is a detector of another config: it covers {len(found.matched)} of"
+        f" {found.num_expected} tensors. Missing: {_some(found.missing)}. Unused:"
+        f" {_some(found.unused)}. Misshapen: {_some(misshapen)}. Use the config that it was trained"
+        " with (config.yaml beside it)."
     )
 
 
@@ -237,8 +315,16 @@ def _copy(model: nn.Module, arrays: Mapping[str, np.ndarray | torch.Tensor]) -> 
     with torch.no_grad():
         for key, array in arrays.items():
             # A copy: arrays read from a pickle may be read-only or of another byte order.
-            state[key].copy_(array if isinstance(array, torch.Tensor) else torch.from_numpy(np.array(array, dtype=np.float32)))
+            state[key].copy_(
+                array
+                if isinstance(array, torch.Tensor)
+                else torch.from_numpy(np.array(array, dtype=np.float32))
+            )
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(list(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "none"
+    return (
+        ", ".join(list(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        if names
+        else "none"
+    )

@@ -1,7 +1,8 @@
 """PreciseBN: before an evaluation the BN statistics are computed anew over many training batches.
 
 Source:
-    fvcore.nn.precise_bn does the computing. What is added is that all processes end with the same statistics: each sees its own
+    fvcore.nn.precise_bn does the computing. What is added is that all processes end with the same
+        statistics: each sees its own
     pictures, and detectron2's hook leaves the difference standing (detectron2 issue 5398).
 """
 
@@ -17,8 +18,11 @@ from torch import nn
 from ..runtime.distributed import average_bn_statistics
 
 
-def recompute_bn_statistics(model: nn.Module, batches: Iterable[list[dict]], *, num_iterations: int) -> bool:
-    """Replace running means and variances by their averages over ``num_iterations`` training batches. Collective.
+def recompute_bn_statistics(
+    model: nn.Module, batches: Iterable[list[dict]], *, num_iterations: int
+) -> bool:
+    """Replace running means and variances by their averages over ``num_iterations`` training
+    batches. Collective.
 
     Args:
         model: The detector, without DistributedDataParallel around it; left in training mode.

@@ -1,7 +1,9 @@
-"""A trained detector on pictures of one's own: which pictures, what it finds in them, and the files that show it.
+"""A trained detector on pictures of one's own: which pictures, what it finds in them, and the files
+that show it.
 
 Conventions:
-    Boxes are XYXY, px of the picture as it is looked at, that is turned upright as its EXIF orientation says.
+    Boxes are XYXY, px of the picture as it is looked at, that is turned upright as its EXIF
+    orientation says.
 """
 
 from __future__ import annotations
@@ -67,19 +69,28 @@ class Detector:
             picture: A file, or pixels RGB uint8 (H, W, 3).
 
         Returns:
-            ``boxes`` float32 (N, 4) XYXY in px of the picture, ``scores`` float32 (N,) 0-1 descending, ``classes`` int64 (N,)
-            indices into ``class_names``, and with a mask head ``masks`` bool (N, H, W).
+            ``boxes`` float32 (N, 4) XYXY in px of the picture, ``scores`` float32 (N,) 0-1
+            descending, ``classes`` int64 (N,) indices into ``class_names``, and with a mask head
+            ``masks`` bool (N, H, W).
 
         Raises:
             MissingFileError: If the file does not exist.
             InputError: If it cannot be decoded, or the array is not RGB uint8.
         """
-        pixels = picture if isinstance(picture, np.ndarray) else read_picture(os.fspath(picture), "RGB")
+        pixels = (
+            picture if isinstance(picture, np.ndarray) else read_picture(os.fspath(picture), "RGB")
+        )
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
-            raise InputError(f"A picture must be RGB uint8 (H, W, 3), got {pixels.dtype} {pixels.shape}.")
+            raise InputError(
+                f"A picture must be RGB uint8 (H, W, 3), got {pixels.dtype} {pixels.shape}."
+            )
         ordered = pixels if self.image_format == "RGB" else pixels[:, :, ::-1]
-        new_shape = resized_shape(*pixels.shape[:2], shorter_edge=self.min_size, max_size=self.max_size)
-        image = to_tensor(ResizeAndFlip(pixels.shape[:2], new_shape).apply_picture(np.ascontiguousarray(ordered)))
+        new_shape = resized_shape(
+            *pixels.shape[:2], shorter_edge=self.min_size, max_size=self.max_size
+        )
+        image = to_tensor(
+            ResizeAndFlip(pixels.shape[:2], new_shape).apply_picture(np.ascontiguousarray(ordered))
+        )
         item = {"image": image.to(self.device), "height": pixels.shape[0], "width": pixels.shape[1]}
         with torch.inference_mode():
             output = self.model([item])[0]
@@ -96,7 +107,9 @@ class Picture:
 
 @dataclass
 class Summary:
-    """What :func:`predict_pictures` did: pictures drawn, detections by class name, and (file, reason) of the pictures skipped."""
+    """What :func:`predict_pictures` did: pictures drawn, detections by class name, and (file,
+    reason) of the pictures skipped.
+    """
 
     num_pictures: int = 0
     num_detections: dict[str, int] = field(default_factory=dict)
@@ -104,9 +117,11 @@ class Summary:
 
 
 def find_pictures(paths: Sequence[str], output_dir: str) -> list[Picture]:
-    """Return the pictures that files and folders stand for, each once, with a name of its own below the output folder.
+    """Return the pictures that files and folders stand for, each once, with a name of its own below
+    the output folder.
 
-    A folder is searched at any depth, its own structure is kept below the output folder, and what lies in the output folder is left out.
+    A folder is searched at any depth, its own structure is kept below the output folder, and what
+    lies in the output folder is left out.
 
     Args:
         paths: Files of any kind, and folders of pictures.
@@ -120,7 +135,13 @@ def find_pictures(paths: Sequence[str], output_dir: str) -> list[Picture]:
     found: list[tuple[Path, Path]] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = [f for f in sorted(path.rglob("*")) if f.suffix.lower() in EXTENSIONS and f.is_file() and output not in f.resolve().parents]
+            inside = [
+                f
+                for f in sorted(path.rglob("*"))
+                if f.suffix.lower() in EXTENSIONS
+                and f.is_file()
+                and output not in f.resolve().parents
+            ]
             if not inside:
                 raise InputError(f"The folder {path} holds no picture ({', '.join(EXTENSIONS)}).")
             found += [(file, file.relative_to(path)) for file in inside]
@@ -138,14 +159,24 @@ def find_pictures(paths: Sequence[str], output_dir: str) -> list[Picture]:
         pictures.append(Picture(str(file), drawn))
     for picture in pictures:
         if (output / picture.drawn).resolve() in sources:
-            raise InputError(f"--output {output_dir} would overwrite the picture {output / picture.drawn}. Choose another folder.")
+            raise InputError(
+                f"--output {output_dir} would overwrite the picture {output / picture.drawn}."
+                " Choose another folder."
+            )
     return pictures
 
 
 def _free_name(relative: Path, names: set[str]) -> str:
-    stem = str(relative) if relative.suffix.lower() not in _KEPT_SUFFIXES else str(relative.with_suffix(""))
+    stem = (
+        str(relative)
+        if relative.suffix.lower() not in _KEPT_SUFFIXES
+        else str(relative.with_suffix(""))
+    )
     suffix = relative.suffix if relative.suffix.lower() in _KEPT_SUFFIXES else ".png"
-    candidates = (f"{stem}{'' if number == 1 else f'-{number}'}{suffix}" for number in range(1, len(names) + 2))
+    candidates = (
+        f"{stem}{'' if number == 1 else f'-{number}'}{suffix}"
+        for number in range(1, len(names) + 2)
+    )
     return next(name for name in candidates if name not in names)
 
 
@@ -174,13 +205,18 @@ def predict_pictures(detector: Detector, pictures: Sequence[Picture], output_dir
             continue
         detections = detector(pixels)
         target = Path(output_dir) / picture.drawn
-        atomic_write_bytes(target, _encode(draw_detections(pixels, detections, detector.class_names), target.suffix))
+        atomic_write_bytes(
+            target,
+            _encode(draw_detections(pixels, detections, detector.class_names), target.suffix),
+        )
         images.append(_entry(picture, pixels, detections, detector.class_names))
         summary.num_pictures += 1
         for found in images[-1]["detections"]:
             summary.num_detections[found["class"]] += 1
     if not images:
-        raise InputError(f"None of the {len(pictures)} pictures can be read; the first: {summary.skipped[0][1]}")
+        raise InputError(
+            f"None of the {len(pictures)} pictures can be read; the first: {summary.skipped[0][1]}"
+        )
     record = {
         "schema": SCHEMA,
         "detector": detector.source,
@@ -194,12 +230,21 @@ def predict_pictures(detector: Detector, pictures: Sequence[Picture], output_dir
 
 
 def _one_line_an_image(record: Mapping[str, Any]) -> str:
-    head = json.dumps({key: value for key, value in record.items() if key != "images"}, indent=1, ensure_ascii=False)
+    head = json.dumps(
+        {key: value for key, value in record.items() if key != "images"},
+        indent=1,
+        ensure_ascii=False,
+    )
     lines = ",\n".join(f"  {json.dumps(entry, ensure_ascii=False)}" for entry in record["images"])
     return f'{head.removesuffix("}").rstrip()},\n "images": [\n{lines}\n ]\n}}\n'
 
 
-def _entry(picture: Picture, pixels: np.ndarray, detections: Mapping[str, np.ndarray], class_names: Sequence[str]) -> dict[str, Any]:
+def _entry(
+    picture: Picture,
+    pixels: np.ndarray,
+    detections: Mapping[str, np.ndarray],
+    class_names: Sequence[str],
+) -> dict[str, Any]:
     """Return what detections.json says of a picture; masks are COCO's compressed RLE."""
     tensors = {name: torch.from_numpy(values) for name, values in detections.items()}
     coco = to_coco_results(picture.path, tensors, tuple(range(len(class_names))))
@@ -214,9 +259,17 @@ def _entry(picture: Picture, pixels: np.ndarray, detections: Mapping[str, np.nda
         for result, box in zip(coco, detections["boxes"].tolist(), strict=True)
     ]
     height, width = pixels.shape[:2]
-    return {"file": picture.path, "drawn": picture.drawn, "width": width, "height": height, "detections": found}
+    return {
+        "file": picture.path,
+        "drawn": picture.drawn,
+        "width": width,
+        "height": height,
+        "detections": found,
+    }
 
 
 def _encode(picture: np.ndarray, suffix: str) -> bytes:
-    options = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY] if suffix.lower() in (".jpg", ".jpeg") else []
+    options = (
+        [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY] if suffix.lower() in (".jpg", ".jpeg") else []
+    )
     return cv2.imencode(suffix.lower(), picture[:, :, ::-1], options)[1].tobytes()

@@ -34,7 +34,8 @@ def config_hash(cfg: CfgNode) -> str:
     """Return 12 hexadecimal digits that are equal for runs whose results may be averaged.
 
     Args:
-        cfg: A merged detection config. Weights, seed, device, output folder and what changes no number are left out.
+        cfg: A merged detection config. Weights, seed, device, output folder and what changes no
+            number are left out.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -48,7 +49,9 @@ def config_hash(cfg: CfgNode) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return a value with its mappings and sequences as dicts and lists, as json and a checkpoint hold them."""
+    """Return a value with its mappings and sequences as dicts and lists, as json and a checkpoint
+    hold them.
+    """
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
@@ -63,8 +66,12 @@ def write_results(output_dir: str | Path, record: dict[str, Any]) -> Path:
 
 
 def init_name(weights: dict[str, Any]) -> str:
-    """Return a row's name from what results.json says of the weights: the stamp's mechanism, the kind, else the file's name."""
+    """Return a row's name from what results.json says of the weights: the stamp's mechanism, the
+    kind, else the file's name.
+    """
     if not weights["path"]:
         return "random"
     mechanism = (weights["stamp"] or {}).get("mechanism")
-    return mechanism or (SUPERVISED if weights.get("kind") == SUPERVISED else Path(weights["path"]).stem)
+    return mechanism or (
+        SUPERVISED if weights.get("kind") == SUPERVISED else Path(weights["path"]).stem
+    )

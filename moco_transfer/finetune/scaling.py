@@ -1,4 +1,6 @@
-"""Schedules know the number of GPUs: batch, learning rate, steps and length move together, as Detectron2 scales them."""
+"""Schedules know the number of GPUs: batch, learning rate, steps and length move together, as
+Detectron2 scales them.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,11 @@ from ..runtime.errors import InputError
 
 
 def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:
-    """Return the config for this number of processes: as many pictures per process as the schedule was written with.
+    """Return the config for this number of processes: as many pictures per process as the schedule
+    was written with.
 
-    With SOLVER.REFERENCE_WORLD_SIZE 0 the schedule is taken as it is, and IMS_PER_BATCH is divided among the processes.
+    With SOLVER.REFERENCE_WORLD_SIZE 0 the schedule is taken as it is, and IMS_PER_BATCH is divided
+    among the processes.
 
     Args:
         cfg: A merged detection config; left as it is.
@@ -20,19 +24,25 @@ def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:
         A frozen config whose REFERENCE_WORLD_SIZE is ``world_size`` where it was set.
 
     Raises:
-        InputError: If the batch does not divide among the processes, those of the reference or those of this run.
+        InputError: If the batch does not divide among the processes, those of the reference or
+            those of this run.
 
     Source:
         Same numbers as detectron2@02b5c4e engine/defaults.py DefaultTrainer.auto_scale_workers.
     """
     old = cfg.SOLVER.REFERENCE_WORLD_SIZE
     if old < 0:
-        raise InputError(f"SOLVER.REFERENCE_WORLD_SIZE is {old}, expected a number of processes, or 0 to take the schedule as it is.")
+        raise InputError(
+            f"SOLVER.REFERENCE_WORLD_SIZE is {old}, expected a number of processes, or 0 to take"
+            " the schedule as it is."
+        )
     if old and cfg.SOLVER.IMS_PER_BATCH % old:
         raise InputError(
-            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is the batch of SOLVER.REFERENCE_WORLD_SIZE {old} processes together and does not "
-            f"divide among them; this run has {world_size} and scales batch, learning rate and length by itself. "
-            f"Leave the batch as the config has it, or set SOLVER.REFERENCE_WORLD_SIZE 0 to take your numbers as they are."
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is the batch of"
+            f" SOLVER.REFERENCE_WORLD_SIZE {old} processes together and does not divide among them;"
+            f" this run has {world_size} and scales batch, learning rate and length by itself."
+            " Leave the batch as the config has it, or set SOLVER.REFERENCE_WORLD_SIZE 0 to take"
+            " your numbers as they are."
         )
     if old and old != world_size:
         before = cfg.SOLVER
@@ -52,8 +62,9 @@ def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:
     if cfg.SOLVER.IMS_PER_BATCH % world_size or world_size > cfg.SOLVER.IMS_PER_BATCH:
         batch = cfg.SOLVER.IMS_PER_BATCH
         raise InputError(
-            f"SOLVER.IMS_PER_BATCH {batch} does not divide among {world_size} processes. "
-            f"Use a multiple of {world_size}, or set SOLVER.REFERENCE_WORLD_SIZE to the number of GPUs the schedule was written for."
+            f"SOLVER.IMS_PER_BATCH {batch} does not divide among {world_size} processes. Use a"
+            f" multiple of {world_size}, or set SOLVER.REFERENCE_WORLD_SIZE to the number of GPUs"
+            " the schedule was written for."
         )
     return cfg
 
@@ -76,9 +87,16 @@ def schedule_sentence(written: CfgNode, scaled: CfgNode, world_size: int) -> str
         "checkpoint every": (old.CHECKPOINT_PERIOD, new.CHECKPOINT_PERIOD),
         "evaluation every": (written.TEST.EVAL_PERIOD, scaled.TEST.EVAL_PERIOD),
     }
-    parts = [f"{name} {before} -> {after}" if before != after else f"{name} {after}" for name, (before, after) in numbers.items() if after]
+    parts = [
+        f"{name} {before} -> {after}" if before != after else f"{name} {after}"
+        for name, (before, after) in numbers.items()
+        if after
+    ]
     reference = old.REFERENCE_WORLD_SIZE
-    processes = f"{world_size} process{'' if world_size == 1 else 'es'} with {new.IMS_PER_BATCH // world_size} pictures each"
+    processes = (
+        f"{world_size} process{'' if world_size == 1 else 'es'} with"
+        f" {new.IMS_PER_BATCH // world_size} pictures each"
+    )
     if reference and reference != world_size:
         return f"schedule scaled from {reference} processes to {processes}: {', '.join(parts)}"
     why = "as written for so many" if reference else "as written, for any number of processes"

@@ -1,9 +1,11 @@
 """Normalisation over all ranks, for both engines, and which normalisation a run really used.
 
 Shapes in this module:
-    N: images on this rank    C: channels    H, W: height and width    S: N * H * W, the number of positions of a channel
+    N: images on this rank    C: channels    H, W: height and width    S: N * H * W, the number of
+        positions of a channel
 Distributed:
-    Forward and backward of a synchronised layer in training are collective: every rank calls them equally often.
+    Forward and backward of a synchronised layer in training are collective: every rank calls them
+        equally often.
 """
 
 from __future__ import annotations
@@ -30,10 +32,12 @@ def at_least_float32(x: Tensor) -> Tensor:
 class SyncBatchNorm2d(nn.BatchNorm2d):
     """BN over the images of all ranks, weighted by their number of positions.
 
-    On CUDA this computes what ``torch.nn.SyncBatchNorm`` computes, with its code; on CPU processes the same statistics travel
-    over gloo; in one process it is plain BN. Collective in training when the world has more than one rank.
+    On CUDA this computes what ``torch.nn.SyncBatchNorm`` computes, with its code; on CPU processes
+    the same statistics travel over gloo; in one process it is plain BN. Collective in training when
+    the world has more than one rank.
 
-    Not a subclass of ``torch.nn.SyncBatchNorm``: DistributedDataParallel refuses to wrap one on the CPU, whatever it does there.
+    Not a subclass of ``torch.nn.SyncBatchNorm``: DistributedDataParallel refuses to wrap one on the
+    CPU, whatever it does there.
     """
 
     process_group = None  # all ranks; read by torch's forward, as is the check below
@@ -49,7 +53,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)
-            # Normalisation uses the biased variance, the running average the unbiased one: torch's convention for BN.
+            # Normalisation uses the biased variance, the running average the unbiased one: torch's
+            # convention for BN.
             self.running_var.lerp_(var * (count / (count - 1).clamp(min=1)), self.momentum)
         return y
 
@@ -62,7 +67,9 @@ class _CrossRankNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(
+        ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return y like x, and the global mean (C,), biased variance (C,) and count () as float32."""
         channels = x.shape[1]
         var, mean = torch.var_mean(at_least_float32(x), dim=(0, 2, 3), correction=0)
@@ -74,7 +81,8 @@ class _CrossRankNorm(torch.autograd.Function):
         count = counts.sum()
         share = counts / count
         mean = (means * share).sum(dim=0)
-        # Spread inside the ranks plus spread between their means: exact, and free of the cancellation of E[x^2] - E[x]^2.
+        # Spread inside the ranks plus spread between their means: exact, and free of the
+        # cancellation of E[x^2] - E[x]^2.
         var = ((variances + (means - mean).square()) * share).sum(dim=0)
         y = F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
         ctx.save_for_backward(x, weight, mean, torch.rsqrt(var + eps), count)
@@ -93,7 +101,9 @@ class _CrossRankNorm(torch.autograd.Function):
         sums = torch.cat([grad_bias, grad_weight])
         dist.all_reduce(sums)
         avg, avg_x_hat = (sums / count).split(weight.numel())
-        grad_x = (grad - avg.view(view) - x_hat * avg_x_hat.view(view)) * (weight * inv_std).view(view)
+        grad_x = (grad - avg.view(view) - x_hat * avg_x_hat.view(view)) * (weight * inv_std).view(
+            view
+        )
         return grad_x.to(x.dtype), grad_weight, grad_bias, None
 
 
@@ -101,11 +111,12 @@ def describe_norm(model: nn.Module) -> str:
     """Say in words which normalisation a model really uses here, for results.json.
 
     Args:
-        model: Any module; its device and the running process group decide how a synchronised layer works.
+        model: Any module; its device and the running process group decide how a synchronised layer
+            works.
 
     Returns:
-        For example ``"BN (SyncBN in one process) x 61"`` or ``"SyncBN over 8 ranks (nccl) x 53 + FrozenBN x 10"``; ``"none"``
-        without norms.
+        For example ``"BN (SyncBN in one process) x 61"`` or ``"SyncBN over 8 ranks (nccl) x 53 +
+        FrozenBN x 10"``; ``"none"`` without norms.
     """
     world_size = get_world_size()
     counts: Counter[str] = Counter()
@@ -118,7 +129,9 @@ def describe_norm(model: nn.Module) -> str:
             else:
                 counts[f"{name} over {world_size} ranks ({dist.get_backend()})"] += 1
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-            counts["BN" if world_size == 1 else f"BN per rank (not synchronised, {world_size} ranks)"] += 1
+            counts[
+                "BN" if world_size == 1 else f"BN per rank (not synchronised, {world_size} ranks)"
+            ] += 1
         elif kind in _FROZEN:
             counts["FrozenBN"] += 1
         elif isinstance(module, nn.GroupNorm):
@@ -127,7 +140,8 @@ def describe_norm(model: nn.Module) -> str:
 
 
 def sync_on_cpu(model: nn.Module) -> nn.Module:
-    """Replace every ``torch.nn.SyncBatchNorm``, which works on CUDA alone, by one that also works over CPU processes.
+    """Replace every ``torch.nn.SyncBatchNorm``, which works on CUDA alone, by one that also works
+    over CPU processes.
 
     Args:
         model: Changed in place; state-dict keys, values and the parameters themselves stay.
@@ -136,7 +150,9 @@ def sync_on_cpu(model: nn.Module) -> nn.Module:
         The model, or the replacement where the model itself is such a layer.
     """
     if isinstance(model, nn.SyncBatchNorm):
-        layer = SyncBatchNorm2d(model.num_features, model.eps, model.momentum, model.affine, model.track_running_stats)
+        layer = SyncBatchNorm2d(
+            model.num_features, model.eps, model.momentum, model.affine, model.track_running_stats
+        )
         for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
             setattr(layer, name, getattr(model, name))
         return layer.train(model.training)

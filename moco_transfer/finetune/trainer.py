@@ -1,4 +1,5 @@
-"""The fine-tuning loop and the evaluation pass, two visible functions that both engines run through.
+"""The fine-tuning loop and the evaluation pass, two visible functions that both engines run
+through.
 
 Distributed:
     Both are collective.
@@ -18,7 +19,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..runtime.checkpoint import CheckpointFolder
-from ..runtime.distributed import (average_bn_statistics, broadcast_object, gather_object, is_main_process, mean_over_processes)
+from ..runtime.distributed import (
+    average_bn_statistics,
+    broadcast_object,
+    gather_object,
+    is_main_process,
+    mean_over_processes,
+)
 from ..runtime.metrics import MetricsFile
 from ..runtime.run_folder import StopRequest
 
@@ -41,8 +48,9 @@ class FineTuning:
         amp_dtype: Autocast type, None for fp32.
         max_iter: Length of the run.
         header: What every checkpoint says about itself.
-        begin_iteration: Called with the iterations finished before each one, after its pictures are there: sets the learning rate, and
-            the random generators where the engine wants them set.
+        begin_iteration: Called with the iterations finished before each one, after its pictures are
+            there: sets the learning rate, and the random generators where the engine wants them
+                set.
         clip: Limits the gradients in place, None for no clipping.
         engine_state: Returns what a checkpoint of this engine holds beside the rest. Collective.
         iteration: Iterations finished.
@@ -64,7 +72,9 @@ class FineTuning:
     last_losses: dict[str, float] | None = None
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds; ``model`` has Detectron2's keys, so its own loader takes the file. Collective."""
+        """Return what a checkpoint holds; ``model`` has Detectron2's keys, so its own loader takes
+        the file. Collective.
+        """
         return self.header | {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -94,19 +104,28 @@ def train(
         checkpoints: Where rank 0 saves.
         metrics: Where rank 0 writes, None on other processes.
         checkpoint_period: Iterations per checkpoint; the last iteration always has one.
-        evaluate_at: Whether to evaluate after so many finished iterations; the end of the run is the caller's.
+        evaluate_at: Whether to evaluate after so many finished iterations; the end of the run is
+            the caller's.
         evaluation: Returns metrics by task on rank 0.
-        before_evaluation: PreciseBN; also called after the last iteration, before the last checkpoint is written.
+        before_evaluation: PreciseBN; also called after the last iteration, before the last
+            checkpoint is written.
 
     Returns:
         True when the run is complete, False when it was told to stop (SIGTERM) and has saved.
 
     Raises:
-        FloatingPointError: If loss or predictions are not finite; names the iteration and the last checkpoint. A loss is looked at
-            when it is logged, so that a GPU need not wait for it in every iteration.
+        FloatingPointError: If loss or predictions are not finite; names the iteration and the last
+            checkpoint. A loss is looked at when it is logged, so that a GPU need not wait for it in
+            every iteration.
     """
     run.wrapped.train()
-    bar = tqdm(total=run.max_iter, initial=run.iteration, desc="fine-tuning", unit="it", disable=None if is_main_process() else True)
+    bar = tqdm(
+        total=run.max_iter,
+        initial=run.iteration,
+        desc="fine-tuning",
+        unit="it",
+        disable=None if is_main_process() else True,
+    )
     meter = _Meter(run)
     batch_iterator = iter(batches)
     with StopRequest() as stop:
@@ -118,7 +137,9 @@ def train(
             run.iteration += 1
             try:
                 losses = step(run, batch)
-            except FloatingPointError as problem:  # predictions, which are looked at at once, unlike the loss
+            except (
+                FloatingPointError
+            ) as problem:  # predictions, which are looked at at once, unlike the loss
                 raise meter.diverged(str(problem), checkpoints) from problem
             meter.add(losses)
             if run.iteration % LOG_PERIOD == 0 or run.iteration == run.max_iter:
@@ -129,7 +150,9 @@ def train(
             evaluating = evaluate_at(run.iteration) and not is_last
             saving = is_last or stopping or run.iteration % checkpoint_period == 0
             if meter.count and (evaluating or saving):
-                meter.means(checkpoints)  # raises rather than evaluate or save a model whose loss is not finite
+                meter.means(
+                    checkpoints
+                )  # raises rather than evaluate or save a model whose loss is not finite
             if is_last or evaluating:
                 before_evaluation()
             if saving:
@@ -141,14 +164,20 @@ def train(
                     metrics.write(run.iteration, flatten(results))
             if stopping and not is_last:
                 bar.close()
-                logger.warning("Told to stop (SIGTERM): saved after iteration %d. Continue with --resume.", run.iteration)
+                logger.warning(
+                    "Told to stop (SIGTERM): saved after iteration %d. Continue with --resume.",
+                    run.iteration,
+                )
                 return False
     bar.close()
     return True
 
 
 def step(run: FineTuning, batch: list[dict]) -> dict[str, Tensor]:
-    """Do one iteration: forward, backward, clip, update. Returns the losses, detached, on the device."""
+    """Do one iteration: forward, backward, clip, update.
+
+    Returns the losses, detached, on the device.
+    """
     with torch.autocast(run.device.type, dtype=run.amp_dtype, enabled=run.amp_dtype is not None):
         losses = run.wrapped(batch)
     run.optimizer.zero_grad(set_to_none=True)
@@ -180,12 +209,14 @@ def evaluate(
     description: str,
     total: int | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Run the detector over this process's share of a test set, in float32 as Detectron2 does, also after training under autocast. Collective.
+    """Run the detector over this process's share of a test set, in float32 as Detectron2 does, also
+    after training under autocast. Collective.
 
     Args:
         model: The detector; left in evaluation mode.
         batches: This process's share of the test set.
-        detect: The model's detections in the evaluators' terms: ``boxes``, ``scores``, ``classes``[, ``masks``, ``keypoints``].
+        detect: The model's detections in the evaluators' terms: ``boxes``, ``scores``,
+            ``classes``[, ``masks``, ``keypoints``].
         evaluator: ``process(batch, outputs)`` and ``evaluate()``.
         description: Shown beside the progress bar.
         total: Number of batches, for the bar.
@@ -195,14 +226,24 @@ def evaluate(
     """
     model.eval()
     evaluator.reset()
-    for batch in tqdm(batches, desc=description, total=total, unit="batch", disable=None if is_main_process() else True):
+    for batch in tqdm(
+        batches,
+        desc=description,
+        total=total,
+        unit="batch",
+        disable=None if is_main_process() else True,
+    ):
         evaluator.process(batch, detect(batch))
     return evaluator.evaluate()
 
 
 def flatten(results: dict[str, dict[str, float]]) -> dict[str, float]:
     """Return ``{"bbox": {"AP": 1.0}}`` as ``{"bbox/AP": 1.0}``, Detectron2's names in metrics.json."""
-    return {f"{task}/{name}": value for task, metrics in results.items() for name, value in metrics.items()}
+    return {
+        f"{task}/{name}": value
+        for task, metrics in results.items()
+        for name, value in metrics.items()
+    }
 
 
 class _Meter:
@@ -233,25 +274,42 @@ class _Meter:
         Raises:
             FloatingPointError: If one is not finite.
         """
-        means = mean_over_processes({name: float(total) / self.count for name, total in self.sums.items()}, self.run.device)
+        means = mean_over_processes(
+            {name: float(total) / self.count for name, total in self.sums.items()}, self.run.device
+        )
         if not math.isfinite(sum(means.values())):  # on all processes alike: the means are
-            bad = [iteration for iteration in broadcast_object(gather_object(int(self.first_bad))) if iteration >= 0]
-            raise _diverged(min(bad, default=self.run.iteration), f"The loss is not finite: {means}.", checkpoints)
+            bad = [
+                iteration
+                for iteration in broadcast_object(gather_object(int(self.first_bad)))
+                if iteration >= 0
+            ]
+            raise _diverged(
+                min(bad, default=self.run.iteration),
+                f"The loss is not finite: {means}.",
+                checkpoints,
+            )
         return means
 
     def diverged(self, what: str, checkpoints: CheckpointFolder) -> FloatingPointError:
-        """Return the error for predictions that are not finite in the step that was begun, which names the iteration that was the first to go wrong.
+        """Return the error for predictions that are not finite in the step that was begun, which
+        names the iteration that was the first to go wrong.
 
-        The loss is only looked at when it is logged, so a step on weights that an earlier one has spoilt may be the first to complain. Not
+        The loss is only looked at when it is logged, so a step on weights that an earlier one has
+        spoilt may be the first to complain. Not
         collective: another process may have nothing to complain of.
         """
         bad, iteration = int(self.first_bad), self.run.iteration
         if bad >= 0:
             means = {name: float(total) / self.count for name, total in self.sums.items()}
             return _diverged(bad, f"The loss is not finite: {means}.", checkpoints)
-        if iteration > 1 and not all(bool(parameter.isfinite().all()) for parameter in self.run.model.parameters()):
-            # This process's own loss was finite: another one's gradients have come in with the update before.
-            return _diverged(iteration - 1, "The update has left weights that are not finite.", checkpoints)
+        if iteration > 1 and not all(
+            bool(parameter.isfinite().all()) for parameter in self.run.model.parameters()
+        ):
+            # This process's own loss was finite: another one's gradients have come in with the
+            # update before.
+            return _diverged(
+                iteration - 1, "The update has left weights that are not finite.", checkpoints
+            )
         return _diverged(iteration, what, checkpoints)
 
     def report(self, metrics: MetricsFile | None, checkpoints: CheckpointFolder, bar: tqdm) -> None:
@@ -260,15 +318,20 @@ class _Meter:
         means = run.last_losses = self.means(checkpoints)
         elapsed = time.perf_counter() - self.since
         total = sum(means.values())
-        row = {"total_loss": total, **means, "lr": run.optimizer.param_groups[0]["lr"], "time": elapsed / self.count}
+        row = {
+            "total_loss": total,
+            **means,
+            "lr": run.optimizer.param_groups[0]["lr"],
+            "time": elapsed / self.count,
+        }
         row["data_time"] = self.waited_sec / self.count
         if metrics is not None:
             metrics.write(run.iteration, row)
         left = time.strftime("%H:%M:%S", time.gmtime((run.max_iter - run.iteration) * row["time"]))
         parts = " ".join(f"{name} {value:.3f}" for name, value in means.items())
         logger.info(
-            f"iter {run.iteration}/{run.max_iter} total_loss {total:.3f} {parts} lr {row['lr']:.5f} time {row['time']:.3f}s "
-            f"data {row['data_time']:.3f}s eta {left}"
+            f"iter {run.iteration}/{run.max_iter} total_loss {total:.3f} {parts} lr {row['lr']:.5f}"
+            f" time {row['time']:.3f}s data {row['data_time']:.3f}s eta {left}"
         )
         bar.set_postfix_str(f"total_loss {total:.3f}")
         self._reset()
@@ -276,6 +339,7 @@ class _Meter:
 
 def _diverged(iteration: int, what: str, checkpoints: CheckpointFolder) -> FloatingPointError:
     return FloatingPointError(
-        f"Iteration {iteration}: {what} Last checkpoint: {checkpoints.last() or 'none yet'}. Lower SOLVER.BASE_LR, lengthen "
-        "SOLVER.WARMUP_ITERS, or check that the weights' statistics are the config's."
+        f"Iteration {iteration}: {what} Last checkpoint: {checkpoints.last() or 'none yet'}. Lower"
+        " SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS, or check that the weights' statistics are"
+        " the config's."
     )

@@ -1,4 +1,5 @@
-"""Encoders: torchvision's ResNets, so that every state-dict key is that of the published checkpoints.
+"""Encoders: torchvision's ResNets, so that every state-dict key is that of the published
+checkpoints.
 
 Stride is in the 3x3 convolution, as in torchvision; Detectron2 calls that STRIDE_IN_1X1 False.
 """
@@ -14,7 +15,8 @@ from torchvision.models.resnet import Bottleneck, ResNet
 
 
 class WideResNet50(ResNet):
-    """ResNet-50 with every width multiplied, stem and outputs too: R50w2x and w4x of the paper's Table 1.
+    """ResNet-50 with every width multiplied, stem and outputs too: R50w2x and w4x of the paper's
+    Table 1.
 
     Not torchvision's ``wide_resnet50_2``, whose inner widths alone are doubled.
 
@@ -27,11 +29,23 @@ class WideResNet50(ResNet):
         Widths: Kolesnikov et al. 2019, arXiv:1901.09005, as cited by arXiv:1911.05722 Table 1.
     """
 
-    def __init__(self, width: int, *, num_classes: int, norm_layer: Callable[[int], nn.Module]) -> None:
-        # A block gives planes x expansion channels, and has inner width planes x width_per_group / 64: both grow by `width`.
-        block = type(f"Bottleneck{width}x", (Bottleneck,), {"expansion": Bottleneck.expansion * width})
-        super().__init__(block, [3, 4, 6, 3], num_classes=num_classes, width_per_group=64 * width, norm_layer=norm_layer)
-        # torchvision's stem has 64 channels whatever the block: it and the first stage, which reads it, are built again.
+    def __init__(
+        self, width: int, *, num_classes: int, norm_layer: Callable[[int], nn.Module]
+    ) -> None:
+        # A block gives planes x expansion channels, and has inner width planes x width_per_group /
+        # 64: both grow by `width`.
+        block = type(
+            f"Bottleneck{width}x", (Bottleneck,), {"expansion": Bottleneck.expansion * width}
+        )
+        super().__init__(
+            block,
+            [3, 4, 6, 3],
+            num_classes=num_classes,
+            width_per_group=64 * width,
+            norm_layer=norm_layer,
+        )
+        # torchvision's stem has 64 channels whatever the block: it and the first stage, which reads
+        # it, are built again.
         self.inplanes = 64 * width
         self.conv1 = nn.Conv2d(3, self.inplanes, kernel_size=7, stride=2, padding=3, bias=False)
         self.bn1 = norm_layer(self.inplanes)
@@ -42,14 +56,18 @@ class WideResNet50(ResNet):
 
 
 def _for_small_pictures(factory: Callable[..., ResNet], **kwargs) -> ResNet:
-    """Return a ResNet for pictures of about 32 px: a 3x3 stem of stride 1 without bias, and no max-pool.
+    """Return a ResNet for pictures of about 32 px: a 3x3 stem of stride 1 without bias, and no
+    max-pool.
 
     Source:
-        The official CIFAR-10 demo (facebookresearch/moco branch colab-notebook @f736491), whose stem has ``nn.Conv2d``'s own initialisation
-        and not the ResNet's. State-dict keys stay torchvision's; the demo numbers its layers.
+        The official CIFAR-10 demo (facebookresearch/moco branch colab-notebook @f736491), whose
+        stem has ``nn.Conv2d``'s own initialisation and not the ResNet's. State-dict keys stay
+        torchvision's; the demo numbers its layers.
     """
     encoder = factory(**kwargs)
-    encoder.conv1 = nn.Conv2d(3, encoder.conv1.out_channels, kernel_size=3, stride=1, padding=1, bias=False)
+    encoder.conv1 = nn.Conv2d(
+        3, encoder.conv1.out_channels, kernel_size=3, stride=1, padding=1, bias=False
+    )
     encoder.maxpool = nn.Identity()
     return encoder
 
@@ -72,7 +90,9 @@ ENCODERS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build_encoder(arch: str, *, num_outputs: int, norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d) -> nn.Module:
+def build_encoder(
+    arch: str, *, num_outputs: int, norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d
+) -> nn.Module:
     """Build a ResNet whose last layer ``fc`` has ``num_outputs`` outputs.
 
     Args:
@@ -81,19 +101,26 @@ def build_encoder(arch: str, *, num_outputs: int, norm_layer: Callable[[int], nn
         norm_layer: Called with the number of channels.
 
     Returns:
-        A module that maps (N, 3, H, W) normalised RGB to (N, num_outputs), randomly initialised as torchvision does.
+        A module that maps (N, 3, H, W) normalised RGB to (N, num_outputs), randomly initialised as
+        torchvision does.
     """
     encoder = ENCODERS[arch](num_classes=num_outputs, norm_layer=norm_layer)
     if isinstance(encoder.maxpool, nn.MaxPool2d):
-        # The stem's ReLU behind its max-pooling, on a quarter of the values: the same output and gradients, bit for bit.
-        encoder.relu, encoder.maxpool = nn.Identity(), nn.Sequential(encoder.maxpool, nn.ReLU(inplace=True))
+        # The stem's ReLU behind its max-pooling, on a quarter of the values: the same output and
+        # gradients, bit for bit.
+        encoder.relu, encoder.maxpool = (
+            nn.Identity(),
+            nn.Sequential(encoder.maxpool, nn.ReLU(inplace=True)),
+        )
     return encoder
 
 
 def add_mlp_head(encoder: nn.Module) -> None:
-    """Put a hidden layer before ``fc``, in place: fc.0 (D -> D), ReLU, fc.2 (D -> C). MoCo v2, arXiv:2003.04297 Sec. 3.
+    """Put a hidden layer before ``fc``, in place: fc.0 (D -> D), ReLU, fc.2 (D -> C). MoCo v2,
+    arXiv:2003.04297 Sec. 3.
 
-    The last layer is kept, as in facebookresearch/moco@7397dfe moco/builder.py, so its initialisation is the linear head's.
+    The last layer is kept, as in facebookresearch/moco@7397dfe moco/builder.py, so its
+    initialisation is the linear head's.
     """
     width = encoder.fc.in_features
     encoder.fc = nn.Sequential(nn.Linear(width, width), nn.ReLU(), encoder.fc)

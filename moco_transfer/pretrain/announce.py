@@ -12,7 +12,9 @@ from .trainer import Pretraining
 logger = logging.getLogger(__name__)
 
 
-def announce_run(run: Pretraining, *, base_lr: float, reference_batch_size: int, precision: str) -> None:
+def announce_run(
+    run: Pretraining, *, base_lr: float, reference_batch_size: int, precision: str
+) -> None:
     """Log batch, length and learning rate, as configured and as they come out.
 
     Args:
@@ -29,26 +31,40 @@ def announce_run(run: Pretraining, *, base_lr: float, reference_batch_size: int,
     split = f"{per_rank} per process x {get_world_size()} on {run.device}{parts}"
     logger.info("batch %d = %s, %s; %s", run.batch_size_total, split, precision, length)
     lr = run.optimizer.param_groups[0]["lr"]
-    logger.info("lr %g = SOLVER.BASE_LR %g x %d / %d", lr, base_lr, run.batch_size_total, reference_batch_size)
+    logger.info(
+        "lr %g = SOLVER.BASE_LR %g x %d / %d",
+        lr,
+        base_lr,
+        run.batch_size_total,
+        reference_batch_size,
+    )
 
 
 def announce_groups(run: Pretraining, *, group_size: int, shuffle: bool) -> None:
-    """Log how many groups of images have BN statistics of their own, or warn that queries share them with their keys."""
+    """Log how many groups of images have BN statistics of their own, or warn that queries share
+    them with their keys.
+    """
     per_pass = -(-run.batch_size_total // get_world_size() // run.accumulate)
     groups = num_groups(per_pass, group_size)
     if not shuffle:
         logger.warning(
-            "MOCO.SHUFFLE is False: a key is encoded among the same images as its query, in each of %d groups that share BN statistics, so keys "
-            "can be told by them and the pretext task leaks (Sec. 3.3 and Fig. A.1 of the paper). For an ablation; else set MOCO.SHUFFLE True.",
+            "MOCO.SHUFFLE is False: a key is encoded among the same images as its query, in each of"
+            " %d groups that share BN statistics, so keys can be told by them and the pretext task"
+            " leaks (Sec. 3.3 and Fig. A.1 of the paper). For an ablation; else set MOCO.SHUFFLE"
+            " True.",
             groups * get_world_size(),
         )
         return
     if groups * get_world_size() > 1:
-        logger.info("BN statistics over %d groups of about %d images, keys shuffled among them", groups * get_world_size(), per_pass // groups)
+        logger.info(
+            "BN statistics over %d groups of about %d images, keys shuffled among them",
+            groups * get_world_size(),
+            per_pass // groups,
+        )
         return
     logger.warning(
-        "All %d images share their BN statistics, so keys can be told by them and the pretext task leaks (Sec. 3.3 of the paper). "
-        "Set MOCO.BN_GROUP_SIZE to at most %d.",
+        "All %d images share their BN statistics, so keys can be told by them and the pretext task"
+        " leaks (Sec. 3.3 of the paper). Set MOCO.BN_GROUP_SIZE to at most %d.",
         per_pass,
         max(1, per_pass // 2),
     )
@@ -57,11 +73,16 @@ def announce_groups(run: Pretraining, *, group_size: int, shuffle: bool) -> None
 def announce_queue(run: Pretraining, *, num_images: int) -> None:
     """Log how long the queue takes to fill, and warn when it is larger than the data."""
     filling = -(-run.negatives // int(run.batch_size_total * run.model.loss_scale))
-    logger.info("the queue starts with random columns: for the first %d iterations, until keys fill it, the loss may rise", filling)
+    logger.info(
+        "the queue starts with random columns: for the first %d iterations, until keys fill it, the"
+        " loss may rise",
+        filling,
+    )
     if num_images < run.negatives:
         logger.warning(
-            "MOCO.QUEUE_SIZE %d is larger than the number of pictures, %d: a queue then holds other views of the query's own picture as "
-            "negatives. At most a quarter of the pictures, %d, is advisable.",
+            "MOCO.QUEUE_SIZE %d is larger than the number of pictures, %d: a queue then holds other"
+            " views of the query's own picture as negatives. At most a quarter of the pictures, %d,"
+            " is advisable.",
             run.negatives,
             num_images,
             max(1, num_images // 4),
@@ -79,8 +100,9 @@ def announce_bank(run: Pretraining, *, num_images: int, negatives: int) -> None:
     others = num_images - run.batch_size_total
     if others < negatives:
         logger.warning(
-            "MOCO.QUEUE_SIZE %d is larger than the number of pictures outside a batch, %d of %d: the features of all of those are the negatives "
-            "instead of a draw of %d, so that K is %d. Set MOCO.QUEUE_SIZE to at most that, or use more pictures.",
+            "MOCO.QUEUE_SIZE %d is larger than the number of pictures outside a batch, %d of %d:"
+            " the features of all of those are the negatives instead of a draw of %d, so that K is"
+            " %d. Set MOCO.QUEUE_SIZE to at most that, or use more pictures.",
             negatives,
             others,
             num_images,
@@ -93,7 +115,8 @@ def announce_pipeline(run: Pretraining) -> None:
     """Warn when a CPU has to do without the compiled loops of the fast pipeline."""
     if run.pipeline == "fast" and run.device.type == "cpu" and not native.available():
         logger.warning(
-            "The compiled loops of DATA.PIPELINE fast are missing (no C compiler when moco-transfer was installed, or %s is set): views take about "
-            "four times as long on this CPU. Install a compiler and then moco-transfer again.",
+            "The compiled loops of DATA.PIPELINE fast are missing (no C compiler when moco-transfer"
+            " was installed, or %s is set): views take about four times as long on this CPU."
+            " Install a compiler and then moco-transfer again.",
             native.OFF,
         )

@@ -7,25 +7,27 @@ import time
 import torch
 from fvcore.common.config import CfgNode
 
-from ..data.bench import (describe_cpu, describe_measurement, measure_stages, measure_workers)
+from ..data.bench import describe_cpu, describe_measurement, measure_stages, measure_workers
 from ..data.images.shard_index import ShardSet
 from ..data.views.view_batch import ViewBatch, ViewMaker
 from ..runtime.distributed import start_processes
 from ..runtime.errors import InputError
 from .build import build_run
-from .build_data import (decoding_device, open_pictures, plan_run, view_maker)
+from .build_data import decoding_device, open_pictures, plan_run, view_maker
 from .trainer import Pretraining, step
 
 _BATCH_ON_CPU = 32  # images; a step on more takes as long an image, and a minute in all
 
 
 def bench_data(cfg: CfgNode, *, seconds: float, gpu_images_per_sec: float) -> list[str]:
-    """Measure what reading DATA.ROOT costs and how many data workers the step needs; a third of the time for the stages, the workers, the step.
+    """Measure what reading DATA.ROOT costs and how many data workers the step needs; a third of the
+    time for the stages, the workers, the step.
 
     Args:
         cfg: A pre-training config.
         seconds: How long to measure.
-        gpu_images_per_sec: What the training step takes without waiting, on another machine; 0 to measure it here.
+        gpu_images_per_sec: What the training step takes without waiting, on another machine; 0 to
+            measure it here.
 
     Returns:
         The lines to print.
@@ -36,24 +38,52 @@ def bench_data(cfg: CfgNode, *, seconds: float, gpu_images_per_sec: float) -> li
     device = start_processes(cfg.TRAIN.DEVICE)
     folder = open_pictures(cfg)
     if isinstance(folder, ShardSet):
-        raise InputError(f"bench-data measures pictures that can be read in any order; {cfg.DATA.ROOT} is a stream of tar shards. Unpack one shard.")
+        raise InputError(
+            f"bench-data measures pictures that can be read in any order; {cfg.DATA.ROOT} is a"
+            " stream of tar shards. Unpack one shard."
+        )
     make_views, batch, workers = view_maker(cfg), cfg.DATA.BATCH_SIZE_TOTAL, cfg.DATA.NUM_WORKERS
     decode_on = decoding_device(cfg, folder, device)
-    costs = measure_stages(folder, make_views, device=device, seconds=seconds / 3, batch_size=min(batch, len(folder)))
-    fed = measure_workers(folder, make_views, batch_size=batch, num_workers=workers, seconds=seconds / 3, decode_on=decode_on)
+    costs = measure_stages(
+        folder, make_views, device=device, seconds=seconds / 3, batch_size=min(batch, len(folder))
+    )
+    fed = measure_workers(
+        folder,
+        make_views,
+        batch_size=batch,
+        num_workers=workers,
+        seconds=seconds / 3,
+        decode_on=decode_on,
+    )
     if gpu_images_per_sec:
-        return [folder.describe(), *describe_measurement(costs, fed, num_workers=workers, wanted=gpu_images_per_sec)]
+        return [
+            folder.describe(),
+            *describe_measurement(costs, fed, num_workers=workers, wanted=gpu_images_per_sec),
+        ]
     taken = min(batch, _BATCH_ON_CPU) if device.type == "cpu" else batch
     run = build_run(cfg, folder, plan_run(cfg, folder, start_iteration=0), device)
     images_per_sec = step_images_per_sec(run, make_views, batch_size=taken, seconds=seconds / 3)
-    said = f"the training step takes {images_per_sec:.1f} images/s on {_name(device)} (batches of {taken}, no pictures to wait for)"
+    said = (
+        f"the training step takes {images_per_sec:.1f} images/s on {_name(device)} (batches of"
+        f" {taken}, no pictures to wait for)"
+    )
     if device.type == "cpu":
-        return [folder.describe(), *describe_cpu(costs, fed, num_workers=workers, step=images_per_sec, said=said)]
-    return [folder.describe(), said, *describe_measurement(costs, fed, num_workers=workers, wanted=images_per_sec)]
+        return [
+            folder.describe(),
+            *describe_cpu(costs, fed, num_workers=workers, step=images_per_sec, said=said),
+        ]
+    return [
+        folder.describe(),
+        said,
+        *describe_measurement(costs, fed, num_workers=workers, wanted=images_per_sec),
+    ]
 
 
-def step_images_per_sec(run: Pretraining, make_views: ViewMaker, *, batch_size: int, seconds: float) -> float:
-    """Return the images/s of the training step on one batch of noise, which lies on the device already.
+def step_images_per_sec(
+    run: Pretraining, make_views: ViewMaker, *, batch_size: int, seconds: float
+) -> float:
+    """Return the images/s of the training step on one batch of noise, which lies on the device
+    already.
 
     Args:
         run: From ``build_run``; it is trained on noise.
@@ -63,7 +93,10 @@ def step_images_per_sec(run: Pretraining, make_views: ViewMaker, *, batch_size: 
     """
     batch = ViewBatch(make_views, batch_size).finished()
     batch["views"] = torch.randint(0, 256, batch["views"].shape, dtype=torch.uint8)
-    batch |= {"label": torch.zeros(batch_size, dtype=torch.int64), "index": torch.arange(batch_size)}
+    batch |= {
+        "label": torch.zeros(batch_size, dtype=torch.int64),
+        "index": torch.arange(batch_size),
+    }
     batch |= {name: batch[name].to(run.device) for name in ("views", "label", "index")}
     run.wrapped.train()
     float(step(run, batch)["loss"])
@@ -75,4 +108,8 @@ def step_images_per_sec(run: Pretraining, make_views: ViewMaker, *, batch_size: 
 
 
 def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads of this CPU"
+    return (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{torch.get_num_threads()} threads of this CPU"
+    )

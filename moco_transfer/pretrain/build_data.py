@@ -5,22 +5,29 @@ from __future__ import annotations
 import torch
 from fvcore.common.config import CfgNode
 
-from ..data.views.device_decode import PIXELS as DEVICE_PIXELS
 from ..data.images.labelled import EvaluationView, protocol_resize
-from ..data.views.loading import Batches, Loader, plan_batches
 from ..data.images.shard_index import ShardSet
 from ..data.images.sources import Pictures, open_source
+from ..data.views.device_decode import PIXELS as DEVICE_PIXELS
+from ..data.views.loading import Batches, Loader, plan_batches
 from ..data.views.view_batch import ViewMaker
 from ..runtime.errors import InputError
 
 
 def open_pictures(cfg: CfgNode) -> Pictures:
     """Find the pictures that the config names; see ``open_source``."""
-    return open_source(cfg.DATA.ROOT, layout=cfg.DATA.LAYOUT, list_file=cfg.DATA.LIST_FILE, num_images=cfg.DATA.NUM_IMAGES)
+    return open_source(
+        cfg.DATA.ROOT,
+        layout=cfg.DATA.LAYOUT,
+        list_file=cfg.DATA.LIST_FILE,
+        num_images=cfg.DATA.NUM_IMAGES,
+    )
 
 
 def with_packed_pixels(cfg: CfgNode, folder: Pictures) -> CfgNode:
-    """Return a config that says what packing and decoding did to the pixels, so that config.yaml and the checkpoints say it too."""
+    """Return a config that says what packing and decoding did to the pixels, so that config.yaml
+    and the checkpoints say it too.
+    """
     cfg = cfg.clone()
     cfg.defrost()
     cfg.DATA.PACKED_PIXELS = getattr(folder, "pixel_change", "")
@@ -49,35 +56,55 @@ def build_loader(cfg: CfgNode, folder: Pictures, batches: Batches, device: torch
     """Return the batches of the run, from where its plan starts.
 
     Raises:
-        InputError: If the config has the device decode and it is no CUDA device, or the pictures are tar shards.
+        InputError: If the config has the device decode and it is no CUDA device, or the pictures
+            are tar shards.
     """
     settings = {"num_workers": cfg.DATA.NUM_WORKERS, "pin_memory": device.type == "cuda"}
-    return Loader(folder, batches, view_maker(cfg), **settings, decode_on=decoding_device(cfg, folder, device))
+    return Loader(
+        folder, batches, view_maker(cfg), **settings, decode_on=decoding_device(cfg, folder, device)
+    )
 
 
 def decoding_device(cfg: CfgNode, folder: Pictures, device: torch.device) -> torch.device | None:
     """Return the device that decodes JPEGs in place of the data workers, or None.
 
     Raises:
-        InputError: If the config asks for it and the device is no CUDA device, or the pictures are tar shards, where none can be read again in
-            place of a damaged one.
+        InputError: If the config asks for it and the device is no CUDA device, or the pictures are
+            tar shards, where none can be read again in place of a damaged one.
     """
     if cfg.DATA.DECODE == "worker":
         return None
     if isinstance(folder, ShardSet):
-        raise InputError(f"DATA.DECODE device needs pictures that can be read in any order, {cfg.DATA.ROOT} is tar shards. Use DATA.DECODE worker.")
+        raise InputError(
+            f"DATA.DECODE device needs pictures that can be read in any order, {cfg.DATA.ROOT} is"
+            " tar shards. Use DATA.DECODE worker."
+        )
     if device.type != "cuda":
-        raise InputError(f"DATA.DECODE device decodes JPEGs on a CUDA GPU, this run is on {device.type}. Use DATA.DECODE worker.")
+        raise InputError(
+            f"DATA.DECODE device decodes JPEGs on a CUDA GPU, this run is on {device.type}. Use"
+            " DATA.DECODE worker."
+        )
     return device
 
 
 def view_maker(cfg: CfgNode) -> ViewMaker:
     """Return what makes the views of a picture."""
     num_views = 1 if cfg.MECHANISM in ("supervised", "memory_bank") else 2
-    return ViewMaker(cfg.DATA.AUGMENTATION, cfg.DATA.IMAGE_SIZE, tuple(cfg.DATA.CROP_SCALE), num_views, cfg.DATA.PIPELINE)
+    return ViewMaker(
+        cfg.DATA.AUGMENTATION,
+        cfg.DATA.IMAGE_SIZE,
+        tuple(cfg.DATA.CROP_SCALE),
+        num_views,
+        cfg.DATA.PIPELINE,
+    )
 
 
 def evaluation_view(cfg: CfgNode) -> EvaluationView:
     """Return how kNN and the linear protocol see pictures."""
     data = cfg.DATA
-    return EvaluationView(data.IMAGE_SIZE, data.TEST_RESIZE or protocol_resize(data.IMAGE_SIZE), tuple(data.PIXEL_MEAN), tuple(data.PIXEL_STD))
+    return EvaluationView(
+        data.IMAGE_SIZE,
+        data.TEST_RESIZE or protocol_resize(data.IMAGE_SIZE),
+        tuple(data.PIXEL_MEAN),
+        tuple(data.PIXEL_STD),
+    )

@@ -1,12 +1,14 @@
-"""End to end: gradients through queries and keys, the other keys of the mini-batch as negatives (paper Fig. 2a, Fig. 3, Table 3).
+"""End to end: gradients through queries and keys, the other keys of the mini-batch as negatives
+(paper Fig. 2a, Fig. 3, Table 3).
 
 Shapes in this module:
     N: images on this process    C: feature dimension    W: world size
 Distributed:
     ``EndToEnd.forward`` is collective in training: every process calls it, with equal N.
 Source:
-    He et al. 2019, arXiv:1911.05722, Sec. 3.2 and 4.1: the same pretext task and InfoNCE, ShuffleBN as in MoCo. The authors
-    never released code for it. Queries and keys share one encoder here ("f_q and f_k can be identical").
+    He et al. 2019, arXiv:1911.05722, Sec. 3.2 and 4.1: the same pretext task and InfoNCE, ShuffleBN
+    as in MoCo. The authors never released code for it. Queries and keys share one encoder here
+    ("f_q and f_k can be identical").
 """
 
 from __future__ import annotations
@@ -17,22 +19,25 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 
+from ..models.encoders import add_mlp_head
 from ..runtime.distributed import get_rank, get_world_size
 from ..runtime.transfer import sent
-from ..models.encoders import add_mlp_head
 from .measures import describe_contrast
 from .moco import unit
 from .shuffle import draw_permutation, shuffle_rows
 
 
 class EndToEnd(nn.Module):
-    """InfoNCE over the mini-batch of all processes: K = W * N - 1 negatives, all keys fresh, all with gradient.
+    """InfoNCE over the mini-batch of all processes: K = W * N - 1 negatives, all keys fresh, all
+    with gradient.
 
-    Without BN, W processes with N images each compute what one process with W * N images computes, gradients included
-    (averaged over processes, as DistributedDataParallel does). Micro-batches would not: they change the negatives.
+    Without BN, W processes with N images each compute what one process with W * N images computes,
+    gradients included (averaged over processes, as DistributedDataParallel does). Micro-batches
+    would not: they change the negatives.
 
     Args:
-        encoder_factory: Called with the number of outputs, returns an encoder whose last layer is ``fc``.
+        encoder_factory: Called with the number of outputs, returns an encoder whose last layer is
+            ``fc``.
         dim: C.
         temperature: Softmax temperature T > 0.
         mlp: Two-layer head.
@@ -66,7 +71,8 @@ class EndToEnd(nn.Module):
             add_mlp_head(self.encoder_q)
 
     def forward(self, im_q: Tensor, im_k: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (N, W * N), class 0 the positive, and targets (N,) of zeros; float32 under autocast too.
+        """Return logits (N, W * N), class 0 the positive, and targets (N,) of zeros; float32 under
+        autocast too.
 
         Args:
             im_q: Query images (N, 3, H, W), normalised RGB.
@@ -86,7 +92,9 @@ class EndToEnd(nn.Module):
         return logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
 
     def _keys(self, im_k: Tensor) -> Tensor:
-        """Return the keys of all processes in their original order, with gradient to the process that encoded each."""
+        """Return the keys of all processes in their original order, with gradient to the process
+        that encoded each.
+        """
         if not self.training:
             return unit(self.encoder_q(im_k))
         if not self.shuffle:
@@ -98,5 +106,7 @@ class EndToEnd(nn.Module):
 
 
 def _gather_with_gradient(rows: Tensor) -> Tensor:
-    """Return the rows of all processes (W * N, C); the gradient of each goes back, summed, to its own process. Collective."""
+    """Return the rows of all processes (W * N, C); the gradient of each goes back, summed, to its
+    own process. Collective.
+    """
     return torch.cat(all_gather(rows)) if get_world_size() > 1 else rows

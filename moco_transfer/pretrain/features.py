@@ -1,9 +1,11 @@
-"""Features of labelled pictures by a frozen encoder: what the kNN classifier and the linear protocol start from.
+"""Features of labelled pictures by a frozen encoder: what the kNN classifier and the linear
+protocol start from.
 
 Shapes in this module:
     N: pictures of a set    C: dimension of the features
 Distributed:
-    ``extract_features`` is collective: each process encodes every W-th picture, and all end with the whole.
+    ``extract_features`` is collective: each process encodes every W-th picture, and all end with
+    the whole.
 """
 
 from __future__ import annotations
@@ -53,23 +55,44 @@ class FeatureSet:
 
 
 def trunk_of(encoder: nn.Module) -> nn.Sequential:
-    """Return a ResNet without its head: (N, 3, H, W) to globally average-pooled features (N, C). Shares the weights."""
-    return nn.Sequential(*(part for name, part in encoder.named_children() if name != "fc"), nn.Flatten(1))
+    """Return a ResNet without its head: (N, 3, H, W) to globally average-pooled features (N, C).
+
+    Shares the weights.
+    """
+    return nn.Sequential(
+        *(part for name, part in encoder.named_children() if name != "fc"), nn.Flatten(1)
+    )
 
 
 @torch.no_grad()
-def encode(network: nn.Module, views: Tensor, *, mean: tuple[float, ...], std: tuple[float, ...], precision: Precision) -> Tensor:
-    """Return the features (N, C), float32 and without gradient, of uint8 pictures (N, 3, H, W), RGB 0-255."""
+def encode(
+    network: nn.Module,
+    views: Tensor,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    precision: Precision,
+) -> Tensor:
+    """Return the features (N, C), float32 and without gradient, of uint8 pictures (N, 3, H, W), RGB
+    0-255.
+    """
     images = normalize(views.to(precision.device, non_blocking=True), mean, std)
     if precision.channels_last:
         images = images.to(memory_format=torch.channels_last)
-    with torch.autocast(precision.device.type, dtype=precision.amp_dtype, enabled=precision.amp_dtype is not None):
+    with torch.autocast(
+        precision.device.type, dtype=precision.amp_dtype, enabled=precision.amp_dtype is not None
+    ):
         return network(images).float()
 
 
 @torch.no_grad()
 def extract_features(
-    network: nn.Module, batches: LabelledBatches, precision: Precision, *, description: str, stop: StopRequest | None = None
+    network: nn.Module,
+    batches: LabelledBatches,
+    precision: Precision,
+    *,
+    description: str,
+    stop: StopRequest | None = None,
 ) -> FeatureSet:
     """Run a network in evaluation mode over labelled pictures. Collective.
 
@@ -91,7 +114,9 @@ def extract_features(
     network.eval()
     mean, std = batches.view.mean, batches.view.std
     features, labels, indices = [], [], []
-    for views, label, index in batches(description) if stop is None else stop.until_told(batches(description)):
+    for views, label, index in (
+        batches(description) if stop is None else stop.until_told(batches(description))
+    ):
         features.append(encode(network, views, mean=mean, std=std, precision=precision))
         labels.append(label)
         indices.append(index)
@@ -99,19 +124,30 @@ def extract_features(
     if stop is not None and stop.agreed(precision.device):
         raise Stopped
     device = precision.device
-    rows, label, index = torch.cat(features), torch.cat(labels).to(device), torch.cat(indices).to(device)
+    rows, label, index = (
+        torch.cat(features),
+        torch.cat(labels).to(device),
+        torch.cat(indices).to(device),
+    )
     rows, label = _in_order(rows, label, index, total=len(batches.pictures))
     readable = label != UNREADABLE_LABEL
     if not readable.any():
         raise InputError(
-            f"{description}: none of the {len(batches.pictures)} pictures can be read, the first is {batches.pictures.name(0)}. Repair them or name "
-            f"others."
+            f"{description}: none of the {len(batches.pictures)} pictures can be read, the first is"
+            f" {batches.pictures.name(0)}. Repair them or name others."
         )
-    return FeatureSet(rows[readable], label[readable], batches.pictures.class_names, int((~readable).sum()))
+    return FeatureSet(
+        rows[readable], label[readable], batches.pictures.class_names, int((~readable).sum())
+    )
 
 
-def _in_order(rows: Tensor, labels: Tensor, indices: Tensor, *, total: int) -> tuple[Tensor, Tensor]:
-    """Put the processes' shares together. Collective; the shares differ by one row at most, which is padded for the gather."""
+def _in_order(
+    rows: Tensor, labels: Tensor, indices: Tensor, *, total: int
+) -> tuple[Tensor, Tensor]:
+    """Put the processes' shares together.
+
+    Collective; the shares differ by one row at most, which is padded for the gather.
+    """
     share = -(-total // get_world_size())
     missing = share - len(rows)
     if missing:

@@ -1,8 +1,9 @@
-"""InfoNCE over one positive and K negatives, holding no more than two copies of the (N, 1 + K) logits.
+"""InfoNCE over one positive and K negatives, holding no more than two copies of the (N, 1 + K)
+logits.
 
-At N = 256 and K = 65,536 one copy is 67 MB. Written plainly, the negatives, their concatenation with the positive, the
-log-softmax and two gradients are alive together; here the logits are written once, in place, and backward makes the one
-gradient.
+At N = 256 and K = 65,536 one copy is 67 MB. Written plainly, the negatives, their concatenation
+with the positive, the log-softmax and two gradients are alive together; here the logits are written
+once, in place, and backward makes the one gradient.
 
 Shapes in this module:
     N: images on this process    C: feature dimension    K: negatives
@@ -18,10 +19,11 @@ from torch.autograd import Function
 
 
 class Negatives:
-    """The negatives of one step, for a backward pass that runs after some of their columns were overwritten.
+    """The negatives of one step, for a backward pass that runs after some of their columns were
+    overwritten.
 
-    The queue receives the step's keys before backward needs the old ones. Keeping the few columns that are overwritten
-    stands in for a copy of the whole queue.
+    The queue receives the step's keys before backward needs the old ones. Keeping the few columns
+    that are overwritten stands in for a copy of the whole queue.
 
     Args:
         queue: (C, K), unit-norm columns, no gradient; not copied.
@@ -51,10 +53,14 @@ class Negatives:
             (N, C).
 
         Raises:
-            RuntimeError: If the queue was changed otherwise since; run backward before the next forward.
+            RuntimeError: If the queue was changed otherwise since; run backward before the next
+                forward.
         """
         if self.queue._version != self._version:
-            raise RuntimeError("The queue changed between a forward pass and its backward pass: call backward() before the next forward().")
+            raise RuntimeError(
+                "The queue changed between a forward pass and its backward pass: call backward()"
+                " before the next forward()."
+            )
         product = gradient @ self.queue.T
         if self._columns is not None:
             product += gradient[:, self._columns] @ (self._kept - self.queue[:, self._columns]).T
@@ -78,14 +84,16 @@ class _Logits(Function):
         return to_q.div_(ctx.temperature), None, None, None
 
 
-def contrastive_logits(q: Tensor, k: Tensor, queue: Tensor | Negatives, *, temperature: float) -> Tensor:
+def contrastive_logits(
+    q: Tensor, k: Tensor, queue: Tensor | Negatives, *, temperature: float
+) -> Tensor:
     """Return (1 + K)-way logits in which class 0 is the positive key.
 
     Args:
         q: Query features (N, C), rows of unit L2 norm; carries the gradient.
         k: Key features (N, C) of the same images, unit norm, no gradient.
-        queue: Negative keys (C, K), unit-norm columns, no gradient. They must not change before backward, unless they come
-            as :class:`Negatives`.
+        queue: Negative keys (C, K), unit-norm columns, no gradient. They must not change before
+            backward, unless they come as :class:`Negatives`.
         temperature: Softmax temperature T > 0, unitless (0.07 in v1, 0.2 in v2).
 
     Returns:
@@ -99,7 +107,9 @@ def contrastive_logits(q: Tensor, k: Tensor, queue: Tensor | Negatives, *, tempe
     """
     negatives = queue if isinstance(queue, Negatives) else Negatives(queue)
     if q.shape[1] != negatives.queue.shape[0]:
-        raise ValueError(f"Query features have {q.shape[1]} dimensions, the queue {negatives.queue.shape[0]}.")
+        raise ValueError(
+            f"Query features have {q.shape[1]} dimensions, the queue {negatives.queue.shape[0]}."
+        )
     if temperature <= 0:
         raise ValueError(f"temperature must be > 0, got {temperature}.")
     return _Logits.apply(q, k, negatives, temperature)
@@ -121,7 +131,8 @@ class _FirstClassCrossEntropy(Function):
 
 
 def info_nce(logits: Tensor) -> Tensor:
-    """Return the mean cross-entropy of class 0: ``F.cross_entropy(logits, zeros)`` with less memory.
+    """Return the mean cross-entropy of class 0: ``F.cross_entropy(logits, zeros)`` with less
+    memory.
 
     Args:
         logits: (N, 1 + K), float32 or float64, similarities already divided by the temperature.

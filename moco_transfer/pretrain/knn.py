@@ -3,8 +3,9 @@
 Shapes in this module:
     N: pictures asked about    M: pictures of the bank    C: dimension of the features
 Source:
-    Wu et al. 2018 (InstDisc), arXiv:1805.01978, Sec. 3.4: a neighbour with cosine s votes for its class with weight exp(s / T).
-    Settings (k = 200, T = 0.1) and behaviour of the official CIFAR-10 demo (facebookresearch/moco branch colab-notebook @f736491).
+    Wu et al. 2018 (InstDisc), arXiv:1805.01978, Sec. 3.4: a neighbour with cosine s votes for its
+    class with weight exp(s / T). Settings (k = 200, T = 0.1) and behaviour of the official CIFAR-10
+    demo (facebookresearch/moco branch colab-notebook @f736491).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from ..data.images.labelled import LabelledBatches
 from ..runtime.distributed import average_bn_statistics
 from ..runtime.run_folder import StopRequest
-from .features import (FeatureSet, Precision, extract_features, trunk_of)
+from .features import FeatureSet, Precision, extract_features, trunk_of
 
 if TYPE_CHECKING:
     from .trainer import Pretraining
@@ -30,7 +31,15 @@ logger = logging.getLogger(__name__)
 _SIMILARITIES = 2**26  # entries of the similarity matrix held at once, 256 MB
 
 
-def knn_scores(features: Tensor, bank: Tensor, bank_labels: Tensor, *, num_classes: int, k: int = 200, temperature: float = 0.1) -> Tensor:
+def knn_scores(
+    features: Tensor,
+    bank: Tensor,
+    bank_labels: Tensor,
+    *,
+    num_classes: int,
+    k: int = 200,
+    temperature: float = 0.1,
+) -> Tensor:
     """Return each class's votes among the k nearest neighbours of each feature.
 
     Args:
@@ -42,8 +51,9 @@ def knn_scores(features: Tensor, bank: Tensor, bank_labels: Tensor, *, num_class
         temperature: T > 0; the smaller, the more the nearest neighbours count.
 
     Returns:
-        (N, num_classes): the sum of exp((s - s_max) / T) over the neighbours of a class, s the cosine and s_max the nearest one's. The
-        common factor exp(s_max / T) is left out, so that a small T does not overflow; it changes no order.
+        (N, num_classes): the sum of exp((s - s_max) / T) over the neighbours of a class, s the
+        cosine and s_max the nearest one's. The common factor exp(s_max / T) is left out, so that a
+        small T does not overflow; it changes no order.
 
     Raises:
         ValueError: If k or temperature is not positive.
@@ -53,14 +63,19 @@ def knn_scores(features: Tensor, bank: Tensor, bank_labels: Tensor, *, num_class
     scores = features.new_zeros(len(features), num_classes)
     rows = max(1, _SIMILARITIES // len(bank))
     for start in range(0, len(features), rows):
-        similarity, nearest = (features[start : start + rows] @ bank.T).topk(min(k, len(bank)), dim=1)  # (rows, k), falling
+        similarity, nearest = (features[start : start + rows] @ bank.T).topk(
+            min(k, len(bank)), dim=1
+        )  # (rows, k), falling
         votes = ((similarity - similarity[:, :1]) / temperature).exp()
         scores[start : start + rows].scatter_add_(1, bank_labels[nearest], votes)
     return scores
 
 
-def knn_accuracy(train: FeatureSet, test: FeatureSet, *, k: int, temperature: float) -> dict[str, float]:
-    """Return the share of test pictures, in percent, whose class is the first (``top1``) or among the first five (``top5``).
+def knn_accuracy(
+    train: FeatureSet, test: FeatureSet, *, k: int, temperature: float
+) -> dict[str, float]:
+    """Return the share of test pictures, in percent, whose class is the first (``top1``) or among
+    the first five (``top5``).
 
     Args:
         train: The bank; its features need not have unit norm.
@@ -70,12 +85,20 @@ def knn_accuracy(train: FeatureSet, test: FeatureSet, *, k: int, temperature: fl
     """
     num_classes = len(train.class_names)
     scores = knn_scores(
-        F.normalize(test.features, dim=1), F.normalize(train.features, dim=1), train.labels, num_classes=num_classes, k=k, temperature=temperature
+        F.normalize(test.features, dim=1),
+        F.normalize(train.features, dim=1),
+        train.labels,
+        num_classes=num_classes,
+        k=k,
+        temperature=temperature,
     )
     ranked = scores.argsort(dim=1, descending=True)
     hits = ranked == test.labels[:, None]
     asked = len(test.labels)
-    return {"top1": 100 * hits[:, 0].sum().item() / asked, "top5": 100 * hits[:, :5].any(1).sum().item() / asked}
+    return {
+        "top1": 100 * hits[:, 0].sum().item() / asked,
+        "top5": 100 * hits[:, :5].any(1).sum().item() / asked,
+    }
 
 
 class KnnMonitor:
@@ -84,13 +107,22 @@ class KnnMonitor:
     Args:
         train: The bank's pictures.
         test: The pictures asked about.
-        period_epochs: Epochs from one measurement to the next; the end of the run is always measured.
+        period_epochs: Epochs from one measurement to the next; the end of the run is always
+            measured.
         k, temperature: See :func:`knn_scores`.
-        features: ``head`` (what the encoder puts out, as in the official demo) or ``trunk`` (the pooled features before the head).
+        features: ``head`` (what the encoder puts out, as in the official demo) or ``trunk`` (the
+            pooled features before the head).
     """
 
     def __init__(
-        self, train: LabelledBatches, test: LabelledBatches, *, period_epochs: int, k: int, temperature: float, features: str
+        self,
+        train: LabelledBatches,
+        test: LabelledBatches,
+        *,
+        period_epochs: int,
+        k: int,
+        temperature: float,
+        features: str,
     ) -> None:
         self.train = train
         self.test = test
@@ -100,7 +132,8 @@ class KnnMonitor:
         self.features = features
 
     def __call__(self, run: Pretraining, stop: StopRequest) -> dict[str, float]:
-        """Return ``knn_top1`` in percent and ``knn_sec``, or nothing when no measurement is due. Collective.
+        """Return ``knn_top1`` in percent and ``knn_sec``, or nothing when no measurement is due.
+        Collective.
 
         Args:
             run: Whose encoder is measured, after its last finished iteration.

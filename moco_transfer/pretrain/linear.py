@@ -3,10 +3,12 @@
 Shapes in this module:
     B: pictures of an iteration over all processes    C: dimension of the features
 Distributed:
-    ``train_classifier`` is collective. An iteration's pictures do not depend on the number of processes.
+    ``train_classifier`` is collective. An iteration's pictures do not depend on the number of
+    processes.
 Source:
-    arXiv:1911.05722 Sec. 4.1; facebookresearch/moco@7397dfe main_lincls.py: lr 30, weight decay 0, momentum 0.9, batch 256, 100 epochs, lr
-    times 0.1 at 60 and 80, weights N(0, 0.01), bias 0, the network in evaluation mode, the last partial batch used.
+    arXiv:1911.05722 Sec. 4.1; facebookresearch/moco@7397dfe main_lincls.py: lr 30, weight decay 0,
+    momentum 0.9, batch 256, 100 epochs, lr times 0.1 at 60 and 80, weights N(0, 0.01), bias 0, the
+    network in evaluation mode, the last partial batch used.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from torch.utils.data import Sampler
 from tqdm import tqdm
 
 from ..runtime.checkpoint import CheckpointFolder
-from ..runtime.distributed import (gather_object, get_rank, get_world_size, is_main_process)
+from ..runtime.distributed import gather_object, get_rank, get_world_size, is_main_process
 from ..runtime.errors import InputError
 from ..runtime.metrics import MetricsFile
 from ..runtime.run_folder import StopRequest
@@ -68,10 +70,11 @@ class LinearProtocol:
 
 
 class ShuffledBatches(Sampler[list[tuple[int, int]]]):
-    """This process's part of every batch from iteration ``start_step`` of epoch ``start_epoch`` on, as lists of (epoch, index).
+    """This process's part of every batch from iteration ``start_step`` of epoch ``start_epoch`` on,
+    as lists of (epoch, index).
 
-    Unlike ``data.samplers.EpochBatches`` it keeps the last, partial batch of an epoch, as main_lincls.py does, so a process's part may be
-    smaller than another's by one picture, or empty.
+    Unlike ``data.samplers.EpochBatches`` it keeps the last, partial batch of an epoch, as
+    main_lincls.py does, so a process's part may be smaller than another's by one picture, or empty.
 
     Args:
         num_images: Pictures in the training folder.
@@ -80,7 +83,14 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
         start_step: Iterations already finished of the next one.
     """
 
-    def __init__(self, num_images: int, protocol: LinearProtocol, *, start_epoch: int = 0, start_step: int = 0) -> None:
+    def __init__(
+        self,
+        num_images: int,
+        protocol: LinearProtocol,
+        *,
+        start_epoch: int = 0,
+        start_step: int = 0,
+    ) -> None:
         self.num_images = num_images
         self.protocol = protocol
         self.start_epoch = start_epoch
@@ -93,18 +103,28 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
 
     def batch_size(self, iteration_in_epoch: int) -> int:
         """Return the number of pictures of an iteration over all processes."""
-        return min(self.protocol.batch_size_total, self.num_images - iteration_in_epoch * self.protocol.batch_size_total)
+        return min(
+            self.protocol.batch_size_total,
+            self.num_images - iteration_in_epoch * self.protocol.batch_size_total,
+        )
 
     def __len__(self) -> int:
-        return (self.protocol.epochs - self.start_epoch) * self.iterations_per_epoch - self.start_step
+        return (
+            self.protocol.epochs - self.start_epoch
+        ) * self.iterations_per_epoch - self.start_step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         size = self.protocol.batch_size_total
         for epoch in range(self.start_epoch, self.protocol.epochs):
-            order = generator_at(self.protocol.seed, "linear order", epoch).permutation(self.num_images)
+            order = generator_at(self.protocol.seed, "linear order", epoch).permutation(
+                self.num_images
+            )
             done = self.start_step if epoch == self.start_epoch else 0
             for start in range(done * size, self.num_images, size):
-                yield [(epoch, int(i)) for i in order[start : start + size][get_rank() :: get_world_size()]]
+                yield [
+                    (epoch, int(i))
+                    for i in order[start : start + size][get_rank() :: get_world_size()]
+                ]
 
 
 @dataclass
@@ -134,7 +154,9 @@ class LinearRun:
         sums = gather_object(self.sums.cpu())
         return {
             "format": CHECKPOINT_FORMAT,
-            "state_dict": {f"fc.{name}": tensor for name, tensor in self.classifier.state_dict().items()},
+            "state_dict": {
+                f"fc.{name}": tensor for name, tensor in self.classifier.state_dict().items()
+            },
             "optimizer": self.optimizer.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
@@ -143,7 +165,14 @@ class LinearRun:
         }
 
 
-def new_run(dim: int, num_classes: int, protocol: LinearProtocol, *, device: torch.device, origin: dict[str, Any]) -> LinearRun:
+def new_run(
+    dim: int,
+    num_classes: int,
+    protocol: LinearProtocol,
+    *,
+    device: torch.device,
+    origin: dict[str, Any],
+) -> LinearRun:
     """Return a run at its start: weights from N(0, 0.01), bias 0, the same on every process.
 
     Args:
@@ -159,7 +188,10 @@ def new_run(dim: int, num_classes: int, protocol: LinearProtocol, *, device: tor
     nn.init.zeros_(classifier.bias)
     classifier.to(device)
     optimizer = torch.optim.SGD(
-        classifier.parameters(), lr=protocol.lr, momentum=protocol.sgd_momentum, weight_decay=protocol.weight_decay
+        classifier.parameters(),
+        lr=protocol.lr,
+        momentum=protocol.sgd_momentum,
+        weight_decay=protocol.weight_decay,
     )
     return LinearRun(classifier, optimizer, protocol, origin, sums=torch.zeros(2, device=device))
 
@@ -171,11 +203,19 @@ def restore(run: LinearRun, state: dict[str, Any], path: str) -> None:
         InputError: If the checkpoint is of another kind, or of other features or settings.
     """
     if state.get("format") != CHECKPOINT_FORMAT:
-        raise InputError(f"{path} is not a checkpoint of moco-transfer linear (format {state.get('format')!r}, expected {CHECKPOINT_FORMAT!r}).")
+        raise InputError(
+            f"{path} is not a checkpoint of moco-transfer linear (format {state.get('format')!r},"
+            f" expected {CHECKPOINT_FORMAT!r})."
+        )
     for key, mine in run.origin.items():
         if state["origin"].get(key) != mine:
-            raise InputError(f"{path} was made with {key} {state['origin'].get(key)!r}, the run to resume has {mine!r}. Resume with the same.")
-    run.classifier.load_state_dict({name.removeprefix("fc."): tensor for name, tensor in state["state_dict"].items()})
+            raise InputError(
+                f"{path} was made with {key} {state['origin'].get(key)!r}, the run to resume has"
+                f" {mine!r}. Resume with the same."
+            )
+    run.classifier.load_state_dict(
+        {name.removeprefix("fc."): tensor for name, tensor in state["state_dict"].items()}
+    )
     run.optimizer.load_state_dict(state["optimizer"])
     run.epoch, run.step = state["epoch"], state.get("step", 0)
     sums = state.get("sums", [])
@@ -199,14 +239,16 @@ def train_classifier(
 
     Args:
         run: Classifier and optimiser; changed in place.
-        batches: This process's (features (b, C), labels (b,)) for each batch of ``order``, on the classifier's device.
+        batches: This process's (features (b, C), labels (b,)) for each batch of ``order``, on the
+            classifier's device.
         test: Features of the pictures to be classified.
         order: The order that ``batches`` follow.
         checkpoints: Where rank 0 saves after each epoch.
         metrics: Where rank 0 writes its measurements, None on the other processes.
 
     Returns:
-        The last epoch's ``loss``, ``acc1``, ``top1`` and ``top5``, percent; None when it was told to stop (SIGTERM) and has saved.
+        The last epoch's ``loss``, ``acc1``, ``top1`` and ``top5``, percent; None when it was told
+        to stop (SIGTERM) and has saved.
 
     Raises:
         FloatingPointError: If the loss is not finite.
@@ -214,7 +256,13 @@ def train_classifier(
     protocol, source = run.protocol, iter(batches)
     total = protocol.epochs * order.iterations_per_epoch
     done = run.epoch * order.iterations_per_epoch + run.step
-    bar = tqdm(total=total, initial=done, desc="linear", unit="it", disable=None if is_main_process() else True)
+    bar = tqdm(
+        total=total,
+        initial=done,
+        desc="linear",
+        unit="it",
+        disable=None if is_main_process() else True,
+    )
     row = accuracy_on(run.classifier, test) if run.epoch == protocol.epochs else {}
     with StopRequest() as stop:
         while run.epoch < protocol.epochs:
@@ -234,7 +282,9 @@ def train_classifier(
             loss, correct = (_summed(run.sums) / order.num_images).tolist()
             run.sums = torch.zeros_like(run.sums)
             if not math.isfinite(loss):
-                raise FloatingPointError(f"The loss is {loss} after epoch {run.epoch} at lr {lr:g}. Lower --lr.")
+                raise FloatingPointError(
+                    f"The loss is {loss} after epoch {run.epoch} at lr {lr:g}. Lower --lr."
+                )
             row = {"loss": loss, "acc1": 100 * correct} | accuracy_on(run.classifier, test)
             _report(run, row, lr, bar, metrics, iteration=run.epoch * order.iterations_per_epoch)
             _save(run, checkpoints, f"{run.epoch:04d}")
@@ -243,10 +293,21 @@ def train_classifier(
 
 
 def _save_unfinished(run: LinearRun, checkpoints: CheckpointFolder, order: ShuffledBatches) -> None:
-    """Save in the middle of an epoch; at its beginning the checkpoint of the last one's end is there. Collective."""
+    """Save in the middle of an epoch; at its beginning the checkpoint of the last one's end is
+    there. Collective.
+    """
     if run.step or not run.epoch:
-        _save(run, checkpoints, f"{run.epoch:04d}" + (f"_iter{run.epoch * order.iterations_per_epoch + run.step:08d}" if run.step else ""))
-    logger.warning("Told to stop (SIGTERM): saved after iteration %d of epoch %d. Continue with --resume.", run.step, run.epoch + 1)
+        _save(
+            run,
+            checkpoints,
+            f"{run.epoch:04d}"
+            + (f"_iter{run.epoch * order.iterations_per_epoch + run.step:08d}" if run.step else ""),
+        )
+    logger.warning(
+        "Told to stop (SIGTERM): saved after iteration %d of epoch %d. Continue with --resume.",
+        run.step,
+        run.epoch + 1,
+    )
 
 
 def _save(run: LinearRun, checkpoints: CheckpointFolder, name: str) -> None:
@@ -256,14 +317,18 @@ def _save(run: LinearRun, checkpoints: CheckpointFolder, name: str) -> None:
 
 
 def _step(run: LinearRun, features: Tensor, labels: Tensor, *, batch_size: int) -> Tensor:
-    """Do one SGD step on the mean loss over all processes' pictures; return this process's sums of loss and correct answers."""
+    """Do one SGD step on the mean loss over all processes' pictures; return this process's sums of
+    loss and correct answers.
+    """
     logits = run.classifier(features)
     loss = F.cross_entropy(logits, labels, reduction="sum")
     run.optimizer.zero_grad(set_to_none=True)
     (loss / batch_size).backward()
     if get_world_size() > 1:
         for parameter in run.classifier.parameters():
-            dist.all_reduce(parameter.grad)  # a sum of parts that were divided by the whole batch: its mean, whatever the parts' sizes
+            dist.all_reduce(
+                parameter.grad
+            )  # a sum of parts that were divided by the whole batch: its mean, whatever the parts' sizes
     run.optimizer.step()
     return torch.stack([loss.detach(), (logits.argmax(1) == labels).sum().to(loss.dtype)])
 
@@ -279,14 +344,25 @@ def accuracy_on(classifier: Callable[[Tensor], Tensor], test: FeatureSet) -> dic
     """Return ``top1`` and ``top5``, percent, of a classifier on features that every process has."""
     best = classifier(test.features).topk(min(5, len(test.class_names)), dim=1).indices
     hits = best == test.labels[:, None]
-    return {"top1": 100 * hits[:, 0].sum().item() / len(hits), "top5": 100 * hits.any(1).sum().item() / len(hits)}
+    return {
+        "top1": 100 * hits[:, 0].sum().item() / len(hits),
+        "top5": 100 * hits.any(1).sum().item() / len(hits),
+    }
 
 
-def _report(run: LinearRun, row: dict[str, float], lr: float, bar: tqdm, metrics: MetricsFile | None, *, iteration: int) -> None:
+def _report(
+    run: LinearRun,
+    row: dict[str, float],
+    lr: float,
+    bar: tqdm,
+    metrics: MetricsFile | None,
+    *,
+    iteration: int,
+) -> None:
     if metrics is not None:
         metrics.write(iteration, {"epoch": run.epoch - 1, "lr": lr} | row)
     logger.info(
-        f"epoch {run.epoch}/{run.protocol.epochs} loss {row['loss']:.3f} acc1 {row['acc1']:.2f} lr {lr:g} "
-        f"test top-1 {row['top1']:.2f} top-5 {row['top5']:.2f}"
+        f"epoch {run.epoch}/{run.protocol.epochs} loss {row['loss']:.3f} acc1 {row['acc1']:.2f} lr"
+        f" {lr:g} test top-1 {row['top1']:.2f} top-5 {row['top5']:.2f}"
     )
     bar.set_postfix_str(f"loss {row['loss']:.3f}, top-1 {row['top1']:.2f}")

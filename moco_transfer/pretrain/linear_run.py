@@ -26,14 +26,17 @@ from ..runtime.files import atomic_write_text
 from ..runtime.metrics import MetricsFile
 from ..runtime.run_folder import record_settings
 from .encoder_file import TrainedEncoder
-from .features import (FeatureSet, Precision, encode, extract_features, trunk_of)
-from .linear import (LinearProtocol, LinearRun, ShuffledBatches, new_run, restore, train_classifier)
+from .features import FeatureSet, Precision, encode, extract_features, trunk_of
+from .linear import LinearProtocol, LinearRun, ShuffledBatches, new_run, restore, train_classifier
 
 logger = logging.getLogger(__name__)
 
 SCHEMA = "moco_transfer.linear/1"
 
-_CROP_SCALE = (0.08, 1.0)  # torchvision's default, which main_lincls.py uses; pre-training's is (0.2, 1)
+_CROP_SCALE = (
+    0.08,
+    1.0,
+)  # torchvision's default, which main_lincls.py uses; pre-training's is (0.2, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +47,8 @@ class LinearTask:
         encoder: The frozen encoder.
         train, test: Pictures, labels numbered alike.
         origin: Where the encoder comes from, for results.json and to refuse a resume with another.
-        cache_features: Compute the training features once, without augmentation, instead of on new crops in each epoch.
+        cache_features: Compute the training features once, without augmentation, instead of on new
+            crops in each epoch.
         num_workers: Data workers.
     """
 
@@ -57,14 +61,20 @@ class LinearTask:
 
 
 def evaluate_linear(
-    task: LinearTask, protocol: LinearProtocol, *, output: Path, precision: Precision, resume: bool = False
+    task: LinearTask,
+    protocol: LinearProtocol,
+    *,
+    output: Path,
+    precision: Precision,
+    resume: bool = False,
 ) -> dict[str, Any] | None:
     """Train the classifier as the protocol says and write ``results.json``. Collective.
 
     Args:
         task: Encoder and pictures.
         protocol: Settings of the training.
-        output: Folder, open for writing, for config.yaml, env.txt, checkpoints, metrics.json and results.json.
+        output: Folder, open for writing, for config.yaml, env.txt, checkpoints, metrics.json and
+            results.json.
         precision: Where and how the trunk computes; the classifier is float32.
         resume: Continue from ``output``'s last checkpoint, where there is one.
 
@@ -72,38 +82,70 @@ def evaluate_linear(
         What results.json holds, or None when the run was told to stop and has saved.
 
     Raises:
-        InputError: If the checkpoint to resume from is of other features or settings, or pictures cannot be read.
+        InputError: If the checkpoint to resume from is of other features or settings, or pictures
+            cannot be read.
     """
     since = time.perf_counter()
     trunk = trunk_of(task.encoder.network).to(precision.device).eval()
-    test = extract_features(trunk, _batches(task, task.test), precision, description="test features")
+    test = extract_features(
+        trunk, _batches(task, task.test), precision, description="test features"
+    )
     if not len(test.labels):
-        raise InputError(f"None of the {len(task.test)} test pictures can be read; the first is {task.test.name(0)}.")
-    cached = extract_features(trunk, _batches(task, task.train), precision, description="training features") if task.cache_features else None
-    origin = task.origin | {"cache_features": task.cache_features, "protocol": dataclasses.asdict(protocol)}
-    run = new_run(test.features.shape[1], len(test.class_names), protocol, device=precision.device, origin=origin)
+        raise InputError(
+            f"None of the {len(task.test)} test pictures can be read; the first is"
+            f" {task.test.name(0)}."
+        )
+    cached = (
+        extract_features(
+            trunk, _batches(task, task.train), precision, description="training features"
+        )
+        if task.cache_features
+        else None
+    )
+    origin = task.origin | {
+        "cache_features": task.cache_features,
+        "protocol": dataclasses.asdict(protocol),
+    }
+    run = new_run(
+        test.features.shape[1],
+        len(test.class_names),
+        protocol,
+        device=precision.device,
+        origin=origin,
+    )
     checkpoints = CheckpointFolder(output, keep=2)
     last = checkpoints.last() if resume else None
     if last is not None:
         restore(run, load_checkpoint(last), str(last))
-    record_settings(output, yaml.safe_dump(origin))  # not before it is sure that the checkpoint is one of these settings
+    record_settings(
+        output, yaml.safe_dump(origin)
+    )  # not before it is sure that the checkpoint is one of these settings
     num_train = len(cached.labels) if cached is not None else len(task.train)
     order = ShuffledBatches(num_train, protocol, start_epoch=run.epoch, start_step=run.step)
     if cached is not None:
         batches = _from_cache(cached, order)
     else:
-        read = _read_pictures(task, order, precision)  # held here, not in the generator, for the reason that data.loading.Loader gives
+        read = _read_pictures(
+            task, order, precision
+        )  # held here, not in the generator, for the reason that data.loading.Loader gives
         batches = _from_pictures(task, trunk, read, precision, dim=test.features.shape[1])
     start = run.epoch * order.iterations_per_epoch + run.step
-    metrics = MetricsFile(output / "metrics.json", start_iteration=start) if is_main_process() else None
+    metrics = (
+        MetricsFile(output / "metrics.json", start_iteration=start) if is_main_process() else None
+    )
     try:
-        row = train_classifier(run, batches, test, order=order, checkpoints=checkpoints, metrics=metrics)
+        row = train_classifier(
+            run, batches, test, order=order, checkpoints=checkpoints, metrics=metrics
+        )
     finally:
         if metrics is not None:
             metrics.close()
     if row is None:
         return None
-    record = _record(task, run, row, test) | {"num_train": num_train, "wall_sec": time.perf_counter() - since}
+    record = _record(task, run, row, test) | {
+        "num_train": num_train,
+        "wall_sec": time.perf_counter() - since,
+    }
     if is_main_process():
         atomic_write_text(output / "results.json", json.dumps(record, indent=2) + "\n")
     return record
@@ -119,9 +161,18 @@ def _from_cache(cached: FeatureSet, order: ShuffledBatches) -> Iterator[tuple[Te
         yield cached.features[index], cached.labels[index]
 
 
-def _read_pictures(task: LinearTask, order: ShuffledBatches, precision: Precision) -> Iterator[dict[str, Any]]:
+def _read_pictures(
+    task: LinearTask, order: ShuffledBatches, precision: Precision
+) -> Iterator[dict[str, Any]]:
     view = task.encoder.view
-    views = Views(task.train, recipe="supervised", size=view.size, crop_scale=_CROP_SCALE, seed=order.protocol.seed, num_views=1)
+    views = Views(
+        task.train,
+        recipe="supervised",
+        size=view.size,
+        crop_scale=_CROP_SCALE,
+        seed=order.protocol.seed,
+        num_views=1,
+    )
     loader = DataLoader(
         views,
         batch_sampler=order,
@@ -135,19 +186,30 @@ def _read_pictures(task: LinearTask, order: ShuffledBatches, precision: Precisio
 
 
 def _from_pictures(
-    task: LinearTask, trunk: nn.Module, read: Iterator[dict[str, Any]], precision: Precision, *, dim: int
+    task: LinearTask,
+    trunk: nn.Module,
+    read: Iterator[dict[str, Any]],
+    precision: Precision,
+    *,
+    dim: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     view = task.encoder.view
     for batch in read:
         for path in batch["unreadable"]:
             logger.warning("replaced unreadable picture %s by another", path)
         if batch["given_up"]:
-            raise InputError(f"20 training pictures in a row cannot be read, the last is {batch['unreadable'][-1]}. Repair or remove them.")
+            raise InputError(
+                "20 training pictures in a row cannot be read, the last is"
+                f" {batch['unreadable'][-1]}. Repair or remove them."
+            )
         labels = batch["label"].to(precision.device)
         if not len(labels):  # fewer pictures left than processes
             yield torch.zeros(0, dim, device=precision.device), labels
             continue
-        yield encode(trunk, batch["views"][0], mean=view.mean, std=view.std, precision=precision), labels
+        yield (
+            encode(trunk, batch["views"][0], mean=view.mean, std=view.std, precision=precision),
+            labels,
+        )
 
 
 def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -156,7 +218,9 @@ def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     return collate_views(items)
 
 
-def _record(task: LinearTask, run: LinearRun, row: dict[str, float], test: FeatureSet) -> dict[str, Any]:
+def _record(
+    task: LinearTask, run: LinearRun, row: dict[str, float], test: FeatureSet
+) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         **task.origin,

@@ -1,4 +1,6 @@
-"""Measurements of a pre-training run: means over a log period, for metrics.json, the log, the bar, and the watch."""
+"""Measurements of a pre-training run: means over a log period, for metrics.json, the log, the bar,
+and the watch.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..runtime.checkpoint import CheckpointFolder
-from ..runtime.distributed import (gather_object, get_rank, get_world_size, max_over_processes, mean_over_processes)
+from ..runtime.distributed import (
+    gather_object,
+    get_rank,
+    get_world_size,
+    max_over_processes,
+    mean_over_processes,
+)
 from ..runtime.metrics import MetricsFile
 from .measures import chance_formula
 
@@ -28,14 +36,24 @@ STARVED = 0.2  # share of the time spent waiting for pictures
 IN_A_ROW = 3  # log periods; one alone may be the workers' start or an epoch's checkpoint
 
 
-def advice_when_starved(waited: list[float], *, num_workers: int, pipeline: str, on_cpu: bool = False, decoded: bool = False) -> str | None:
-    """Return a sentence when the last log periods each waited for pictures longer than :data:`STARVED`.
+def advice_when_starved(
+    waited: list[float],
+    *,
+    num_workers: int,
+    pipeline: str,
+    on_cpu: bool = False,
+    decoded: bool = False,
+) -> str | None:
+    """Return a sentence when the last log periods each waited for pictures longer than
+    :data:`STARVED`.
 
     Args:
-        waited: Shares of the log periods so far, [0, 1], the newest last; of several processes the one's that waits longest.
+        waited: Shares of the log periods so far, [0, 1], the newest last; of several processes the
+            one's that waits longest.
         num_workers: Data workers of this process.
         pipeline: DATA.PIPELINE.
-        on_cpu: Whether the cores that prepare pictures train too: data workers then only take turns with the step.
+        on_cpu: Whether the cores that prepare pictures train too: data workers then only take turns
+            with the step.
         decoded: Whether the pictures are bare pixels already, in a raw pack or in memory.
     """
     last = waited[-IN_A_ROW:]
@@ -45,13 +63,21 @@ def advice_when_starved(waited: list[float], *, num_workers: int, pipeline: str,
     if not on_cpu:
         advice.insert(0, f"a higher DATA.NUM_WORKERS (now {num_workers}, {os.cpu_count()} cores)")
     elif num_workers:
-        advice.insert(0, f"DATA.NUM_WORKERS 0 (now {num_workers}: on a CPU they take the cores from the step)")
+        advice.insert(
+            0, f"DATA.NUM_WORKERS 0 (now {num_workers}: on a CPU they take the cores from the step)"
+        )
     if not decoded:
         advice.append("pictures packed with moco-transfer pack --as raw")
     share = f"{100 * sum(last) / len(last):.0f}% of the time goes into waiting for pictures"
     if not advice:
-        return f"{share}; on these cores nothing but a smaller DATA.IMAGE_SIZE or a weaker DATA.AUGMENTATION makes them faster."
-    return f"{share}. Try, in this order: {', '.join(advice)}; moco-transfer bench-data says what each stage costs and what the workers feed."
+        return (
+            f"{share}; on these cores nothing but a smaller DATA.IMAGE_SIZE or a weaker"
+            " DATA.AUGMENTATION makes them faster."
+        )
+    return (
+        f"{share}. Try, in this order: {', '.join(advice)}; moco-transfer bench-data says what each"
+        " stage costs and what the workers feed."
+    )
 
 
 class Meter:
@@ -61,8 +87,10 @@ class Meter:
         run: Whose model, iteration and optimiser are read.
 
     Attributes:
-        sums: Of each measure over ``count`` iterations of the period, on this process, on the device.
-        steps, images: Iterations and images since ``since``, which of a resumed period are only those after the resume.
+        sums: Of each measure over ``count`` iterations of the period, on this process, on the
+            device.
+        steps, images: Iterations and images since ``since``, which of a resumed period are only
+            those after the resume.
         waited_sec: Time spent waiting for pictures since ``since``.
     """
 
@@ -80,7 +108,9 @@ class Meter:
         self.since = time.perf_counter()
 
     def add(self, measured: dict[str, Tensor], images: int) -> None:
-        """Add one iteration's measures (scalars on the device) and its number of images on this process."""
+        """Add one iteration's measures (scalars on the device) and its number of images on this
+        process.
+        """
         for name, value in measured.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.images += images
@@ -93,11 +123,15 @@ class Meter:
         return {"count": self.count, "sums": sums} if self.count else {}
 
     def go_on(self, period: dict[str, Any]) -> None:
-        """Go on with the period that a checkpoint was saved in, as :meth:`state` returned it; empty when a new one begins."""
+        """Go on with the period that a checkpoint was saved in, as :meth:`state` returned it; empty
+        when a new one begins.
+        """
         if not period:
             return
         sums = period["sums"]
-        if len(sums) == get_world_size():  # to the last bit; after a change of the number of processes, as far as mathematics goes
+        if (
+            len(sums) == get_world_size()
+        ):  # to the last bit; after a change of the number of processes, as far as mathematics goes
             self.sums = dict(sums[get_rank()])
         else:
             self.sums = {name: sum(part[name] for part in sums) / len(sums) for name in sums[0]}
@@ -110,11 +144,14 @@ class Meter:
         Raises:
             FloatingPointError: If the loss is not finite.
         """
-        means = mean_over_processes({name: float(total) / self.count for name, total in self.sums.items()}, self.run.device)
+        means = mean_over_processes(
+            {name: float(total) / self.count for name, total in self.sums.items()}, self.run.device
+        )
         if not math.isfinite(means["loss"]):
             raise FloatingPointError(
-                f"The loss is {means['loss']} at iteration {self.run.iteration} ({means}). Last checkpoint: {checkpoints.last() or 'none yet'}. "
-                f"Lower SOLVER.BASE_LR, or use TRAIN.PRECISION bf16 or fp32."
+                f"The loss is {means['loss']} at iteration {self.run.iteration} ({means}). Last"
+                f" checkpoint: {checkpoints.last() or 'none yet'}. Lower SOLVER.BASE_LR, or use"
+                " TRAIN.PRECISION bf16 or fp32."
             )
         return means
 
@@ -132,7 +169,8 @@ class Meter:
             row["queue_filled"] = min(1.0, enqueued / run.negatives)
         row |= {
             "images_per_sec": self.images * get_world_size() / elapsed,
-            # The slowest to get its pictures: the others wait for it in the step, which does not count as waiting for theirs.
+            # The slowest to get its pictures: the others wait for it in the step, which does not
+            # count as waiting for theirs.
             "data_wait_share": max_over_processes(min(1.0, self.waited_sec / elapsed)),
             "time": elapsed / self.steps,
         }
@@ -149,7 +187,12 @@ class Meter:
         said = len(self._waited) > IN_A_ROW  # nothing is noted any more after the sentence
         self._waited = self._waited if said else [*self._waited[-IN_A_ROW + 1 :], waited]
         run = self.run
-        settings = {"num_workers": run.num_workers, "pipeline": run.pipeline, "on_cpu": run.device.type == "cpu", "decoded": run.decoded}
+        settings = {
+            "num_workers": run.num_workers,
+            "pipeline": run.pipeline,
+            "on_cpu": run.device.type == "cpu",
+            "decoded": run.decoded,
+        }
         sentence = None if said else advice_when_starved(self._waited, **settings)
         if sentence is not None:
             logger.warning("%s", sentence)
@@ -158,13 +201,30 @@ class Meter:
     def _log(self, row: dict[str, float], epoch: int, bar: tqdm) -> None:
         run = self.run
         step = (run.iteration - 1) % run.iterations_per_epoch + 1
-        chance = f" (chance {chance_formula(run.model.loss_scale)} {row['chance']:.3f})" if "chance" in row else ""
-        filling = f" queue {100 * row['queue_filled']:.0f}% filled" if row.get("queue_filled", 1.0) < 1 else ""
+        chance = (
+            f" (chance {chance_formula(run.model.loss_scale)} {row['chance']:.3f})"
+            if "chance" in row
+            else ""
+        )
+        filling = (
+            f" queue {100 * row['queue_filled']:.0f}% filled"
+            if row.get("queue_filled", 1.0) < 1
+            else ""
+        )
         name = "contrast_acc1" if "contrast_acc1" in row else "acc1"
         left = datetime.timedelta(seconds=round((run.max_iterations - run.iteration) * row["time"]))
-        memory = f" mem {torch.cuda.max_memory_allocated() / 2**20:.0f}MB" if run.device.type == "cuda" else ""
-        logger.info(
-            f"epoch {epoch + 1}/{run.epochs} iter {step}/{run.iterations_per_epoch} loss {row['loss']:.3f}{chance} {name} {row[name]:.1f}{filling} "
-            f"lr {row['lr']:.5f} {row['images_per_sec']:.0f} images/s data {100 * row['data_wait_share']:.0f}%{memory} eta {left}"
+        memory = (
+            f" mem {torch.cuda.max_memory_allocated() / 2**20:.0f}MB"
+            if run.device.type == "cuda"
+            else ""
         )
-        bar.set_postfix_str(f"loss {row['loss']:.3f}{chance}, {name} {row[name]:.1f}, {row['images_per_sec']:.0f} images/s")
+        logger.info(
+            f"epoch {epoch + 1}/{run.epochs} iter {step}/{run.iterations_per_epoch} loss"
+            f" {row['loss']:.3f}{chance} {name} {row[name]:.1f}{filling} lr {row['lr']:.5f}"
+            f" {row['images_per_sec']:.0f} images/s data"
+            f" {100 * row['data_wait_share']:.0f}%{memory} eta {left}"
+        )
+        bar.set_postfix_str(
+            f"loss {row['loss']:.3f}{chance}, {name} {row[name]:.1f}, {row['images_per_sec']:.0f}"
+            " images/s"
+        )

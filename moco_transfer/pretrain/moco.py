@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..runtime.distributed import get_rank, get_world_size
 from ..models.encoders import add_mlp_head
+from ..runtime.distributed import get_rank, get_world_size
 from .info_nce import Negatives, contrastive_logits
 from .measures import describe_contrast
 from .queue import enqueue, new_queue, next_columns
@@ -27,39 +27,48 @@ from .shuffle import draw_permutation, gather_unshuffled, shuffle_rows
 
 def unit(features: Tensor) -> Tensor:
     """Return the rows scaled to unit L2 norm, in float32 where autocast gave less."""
-    return F.normalize(features.float() if features.dtype in (torch.float16, torch.bfloat16) else features, dim=1)
+    return F.normalize(
+        features.float() if features.dtype in (torch.float16, torch.bfloat16) else features, dim=1
+    )
 
 
 class MoCo(nn.Module):
     """Momentum Contrast with a queue (v1), and with the MLP head of v2.
 
-    The attributes ``encoder_q``, ``encoder_k``, ``queue`` (C, K) and ``queue_ptr`` (1,) are the published checkpoints' state-dict
-    keys and stay as they are.
+    The attributes ``encoder_q``, ``encoder_k``, ``queue`` (C, K) and ``queue_ptr`` (1,) are the
+    published checkpoints' state-dict keys and stay as they are.
 
-    Differences from the official builder: runs in one process and on any device; any batch size (the queue wraps around);
-    shuffling by all-to-all; on one device shuffling goes with SplitBN groups inside the encoders (see ``split_batch_norm``).
+    Differences from the official builder: runs in one process and on any device; any batch size
+        (the queue wraps around);
+    shuffling by all-to-all; on one device shuffling goes with SplitBN groups inside the encoders
+    (see ``split_batch_norm``).
 
-    Without BN, W processes with N images each compute what one process with W * N images computes: queue, keys and the
-    mean of the gradients. With BN they do not, because statistics are those of each process's images (or of groups of
-    them), and in reduced precision sums are rounded in another order.
+    Without BN, W processes with N images each compute what one process with W * N images computes:
+        queue, keys and the
+    mean of the gradients. With BN they do not, because statistics are those of each process's
+    images (or of groups of them), and in reduced precision sums are rounded in another order.
 
     Args:
-        encoder_factory: Called with the number of outputs, returns an encoder whose last layer is ``fc``. Called twice.
+        encoder_factory: Called with the number of outputs, returns an encoder whose last layer is
+            ``fc``. Called twice.
         dim: Feature dimension (paper: C, 128).
         queue_size: Number of negatives (K, 65536).
         momentum: Share of the old key encoder kept in each step (m, 0.999).
         temperature: Softmax temperature (T, 0.07 in v1, 0.2 in v2).
         mlp: Two-layer head, v2.
-        symmetric: Each view is query once and key once; both directions' losses are summed, both views' keys enqueued
-            (the official CIFAR-10 demo, facebookresearch/moco branch colab-notebook @f736491).
+        symmetric: Each view is query once and key once; both directions' losses are summed, both
+            views' keys enqueued (the official CIFAR-10 demo, facebookresearch/moco branch
+            colab-notebook @f736491).
         shuffle: Permute the keys' batch over all processes before the key encoder (ShuffleBN).
 
     Attributes:
-        loss_scale: What the mean cross-entropy of the logits is multiplied by to get the loss: the number of directions.
+        loss_scale: What the mean cross-entropy of the logits is multiplied by to get the loss: the
+            number of directions.
         measured: Detached scalars that describe the last step (see ``measures``).
 
     Raises:
-        ValueError: If momentum is outside [0, 1], or dim, queue_size or temperature is not positive.
+        ValueError: If momentum is outside [0, 1], or dim, queue_size or temperature is not
+            positive.
     """
 
     def __init__(
@@ -78,7 +87,10 @@ class MoCo(nn.Module):
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum must be in [0, 1], got {momentum}.")
         if dim < 1 or queue_size < 1 or temperature <= 0:
-            raise ValueError(f"dim, queue_size and temperature must be positive, got {dim}, {queue_size}, {temperature}.")
+            raise ValueError(
+                f"dim, queue_size and temperature must be positive, got {dim}, {queue_size},"
+                f" {temperature}."
+            )
         self.momentum = momentum
         self.temperature = temperature
         self.symmetric = symmetric
@@ -101,11 +113,15 @@ class MoCo(nn.Module):
         """Number of negatives K."""
         return self.queue.shape[1]
 
-    def forward(self, im_q: Tensor, im_k: Tensor, micro_batch: int = 0, num_micro_batches: int = 1) -> tuple[Tensor, Tensor]:
-        """Return logits and targets of the pretext task; in training also moves the key encoder and fills the queue.
+    def forward(
+        self, im_q: Tensor, im_k: Tensor, micro_batch: int = 0, num_micro_batches: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """Return logits and targets of the pretext task; in training also moves the key encoder and
+        fills the queue.
 
-        A step may come in micro-batches, each with its own backward (gradient accumulation): the key encoder moves before
-        the first, and the keys of all are enqueued after the last, in the order they would have in one batch.
+        A step may come in micro-batches, each with its own backward (gradient accumulation): the
+        key encoder moves before the first, and the keys of all are enqueued after the last, in the
+        order they would have in one batch.
 
         Args:
             im_q: Query images (N, 3, H, W), normalised RGB.
@@ -114,8 +130,9 @@ class MoCo(nn.Module):
             num_micro_batches: Parts of the step.
 
         Returns:
-            Logits (N, 1 + K), float32 under autocast too, and targets (N,) of zeros, int64. Cross-entropy of the two is Eq. (1).
-            With ``symmetric`` both have 2 N rows: im_q as queries first, im_k as queries second.
+            Logits (N, 1 + K), float32 under autocast too, and targets (N,) of zeros, int64.
+            Cross-entropy of the two is Eq. (1). With ``symmetric`` both have 2 N rows: im_q as
+            queries first, im_k as queries second.
         """
         if self.training and micro_batch == 0:
             self._update_key_encoder()
@@ -125,26 +142,40 @@ class MoCo(nn.Module):
         directions = [self._contrast(queries, keys, negatives) for queries, keys in pairs]
         # Keys of im_q stand before those of im_k, whichever direction used them first.
         keys = torch.cat([keys for _, keys, _ in reversed(directions)], dim=1)
-        logits = torch.cat([logits for logits, _, _ in directions]) if self.symmetric else directions[0][0]
-        self.measured = {name: sum(m[name] for _, _, m in directions) / len(directions) for name in directions[0][2]}
+        logits = (
+            torch.cat([logits for logits, _, _ in directions])
+            if self.symmetric
+            else directions[0][0]
+        )
+        self.measured = {
+            name: sum(m[name] for _, _, m in directions) / len(directions)
+            for name in directions[0][2]
+        }
         if self.training:
             self._waiting.append(keys)
             if micro_batch == num_micro_batches - 1:
                 self._enqueue_waiting(negatives)
         return logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
 
-    def _contrast(self, im_q: Tensor, im_k: Tensor, negatives: Negatives) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def _contrast(
+        self, im_q: Tensor, im_k: Tensor, negatives: Negatives
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return logits (N, 1 + K), the keys of all processes (W, N, C), and the measures of both."""
-        # The precision of the encoders is the caller's (autocast); similarities and the softmax are always float32.
+        # The precision of the encoders is the caller's (autocast); similarities and the softmax are
+        # always float32.
         q = unit(self.encoder_q(im_q))  # queries: (N, C)
         keys = self._keys(im_k)  # (W, N, C)
         with torch.autocast(q.device.type, enabled=False):
-            logits = contrastive_logits(q, keys[get_rank() if self.training else 0], negatives, temperature=self.temperature)
+            logits = contrastive_logits(
+                q, keys[get_rank() if self.training else 0], negatives, temperature=self.temperature
+            )
         return logits, keys, describe_contrast(q, logits, temperature=self.temperature)
 
     @torch.no_grad()
     def _keys(self, im_k: Tensor) -> Tensor:
-        """Return the keys (W, N, C) of all processes in training, (1, N, C) of this process in evaluation."""
+        """Return the keys (W, N, C) of all processes in training, (1, N, C) of this process in
+        evaluation.
+        """
         if not self.training:
             return unit(self.encoder_k(im_k)).unsqueeze(0)
         if not self.shuffle:
@@ -152,16 +183,26 @@ class MoCo(nn.Module):
             keys = gather_unshuffled(unit(self.encoder_k(im_k)), permutation)
         else:
             permutation = draw_permutation(len(im_k))
-            keys = gather_unshuffled(unit(self.encoder_k(shuffle_rows(im_k, permutation))), permutation)
+            keys = gather_unshuffled(
+                unit(self.encoder_k(shuffle_rows(im_k, permutation))), permutation
+            )
         return keys.view(get_world_size(), len(im_k), -1)
 
     @torch.no_grad()
     def _enqueue_waiting(self, negatives: Negatives) -> None:
-        # (W, all micro-batches' n, C) -> rank after rank, as one batch would be. Two directions stand one after the other.
+        # (W, all micro-batches' n, C) -> rank after rank, as one batch would be. Two directions
+        # stand one after the other.
         directions = 2 if self.symmetric else 1
-        parts = [part for d in range(directions) for part in (keys.chunk(directions, dim=1)[d] for keys in self._waiting)]
+        parts = [
+            part
+            for d in range(directions)
+            for part in (keys.chunk(directions, dim=1)[d] for keys in self._waiting)
+        ]
         per_direction = len(self._waiting)
-        ordered = [torch.cat(parts[d * per_direction : (d + 1) * per_direction], dim=1).flatten(0, 1) for d in range(directions)]
+        ordered = [
+            torch.cat(parts[d * per_direction : (d + 1) * per_direction], dim=1).flatten(0, 1)
+            for d in range(directions)
+        ]
         keys = torch.cat(ordered)
         negatives.keep(next_columns(self.queue, self.queue_ptr, len(keys)))
         enqueue(self.queue, self.queue_ptr, keys)
@@ -170,8 +211,12 @@ class MoCo(nn.Module):
 
     @torch.no_grad()
     def _update_key_encoder(self) -> None:
-        """Set each key parameter to m * key + (1 - m) * query; BN statistics are the key encoder's own. Eq. (2).
+        """Set each key parameter to m * key + (1 - m) * query; BN statistics are the key encoder's
+        own. Eq. (2).
 
-        Done at the start of a step, which is the same sequence of updates as Algorithm 1's at its end.
+        Done at the start of a step, which is the same sequence of updates as Algorithm 1's at its
+        end.
         """
-        torch._foreach_lerp_(list(self.encoder_k.parameters()), list(self.encoder_q.parameters()), 1 - self.momentum)
+        torch._foreach_lerp_(
+            list(self.encoder_k.parameters()), list(self.encoder_q.parameters()), 1 - self.momentum
+        )

@@ -1,4 +1,5 @@
-"""Nearest neighbours of a few pictures by an encoder's features, as a picture: what the features take for alike.
+"""Nearest neighbours of a few pictures by an encoder's features, as a picture: what the features
+take for alike.
 
 Shapes in this module:
     N: pictures searched    C: dimension of the features    Q: queries    k: neighbours
@@ -16,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.images.labelled import LabelledPictures
 from ..data.image_grid import Cell, PictureGrid, save_grid
+from ..data.images.labelled import LabelledPictures
 from ..data.images.sources import IndexedPictures
 from ..runtime.errors import InputError
 
@@ -54,7 +55,9 @@ class Pool:
         return self.source.class_names[labels[self.indices[index]]] if len(labels) else ""
 
     def numbered(self) -> LabelledPictures:
-        """Return the pool with each picture's number as its label, which names the pictures whose features come back."""
+        """Return the pool with each picture's number as its label, which names the pictures whose
+        features come back.
+        """
         return LabelledPictures(self, np.arange(len(self), dtype=np.int64), ())
 
 
@@ -67,11 +70,15 @@ def draw_pool(source: IndexedPictures, size: int, *, seed: int = 0) -> Pool:
 
 
 def spread_queries(count: int, total: int) -> list[int]:
-    """Return ``count`` of ``total`` places, spread evenly: nobody has chosen them; folders of classes come by turns."""
+    """Return ``count`` of ``total`` places, spread evenly: nobody has chosen them; folders of
+    classes come by turns.
+    """
     return sorted({round(float(place)) for place in (np.arange(count) + 0.5) / count * total - 0.5})
 
 
-def nearest_neighbours(features: Tensor, queries: Sequence[int], *, k: int) -> tuple[Tensor, Tensor]:
+def nearest_neighbours(
+    features: Tensor, queries: Sequence[int], *, k: int
+) -> tuple[Tensor, Tensor]:
     """Return the pictures most like each query, without the query itself.
 
     Args:
@@ -86,7 +93,10 @@ def nearest_neighbours(features: Tensor, queries: Sequence[int], *, k: int) -> t
         InputError: If there are no k other pictures.
     """
     if not 1 <= k < len(features):
-        raise InputError(f"{k} neighbours were asked for, and {len(features)} pictures can be read; ask for 1 to {len(features) - 1}.")
+        raise InputError(
+            f"{k} neighbours were asked for, and {len(features)} pictures can be read; ask for 1 to"
+            f" {len(features) - 1}."
+        )
     unit = F.normalize(features, dim=1)
     rows = torch.as_tensor(list(queries), device=unit.device)
     similarity = unit[rows] @ unit.T
@@ -94,7 +104,13 @@ def nearest_neighbours(features: Tensor, queries: Sequence[int], *, k: int) -> t
     return tuple(similarity.topk(k, dim=1))
 
 
-def draw_neighbours(path: str | os.PathLike[str], pool: Pool, queries: Sequence[int], cosines: Tensor, neighbours: Tensor) -> tuple[Path, Path]:
+def draw_neighbours(
+    path: str | os.PathLike[str],
+    pool: Pool,
+    queries: Sequence[int],
+    cosines: Tensor,
+    neighbours: Tensor,
+) -> tuple[Path, Path]:
     """Write one row per query, the query first, as PNG and SVG; return both paths.
 
     Args:
@@ -102,15 +118,27 @@ def draw_neighbours(path: str | os.PathLike[str], pool: Pool, queries: Sequence[
         pool: The pictures.
         queries: Q places in the pool.
         cosines: (Q, k).
-        neighbours: (Q, k) places in the pool. Where there are classes, a neighbour of the query's class has a frame.
+        neighbours: (Q, k) places in the pool. Where there are classes, a neighbour of the query's
+            class has a frame.
     """
     labelled = bool(pool.class_name(0))
     rows = []
     for query, row_cosines, row in zip(queries, cosines.tolist(), neighbours.tolist(), strict=True):
-        cells = [Cell(_pixels(pool, query), caption=pool.class_name(query) or os.path.basename(pool.name(query)))]
+        cells = [
+            Cell(
+                _pixels(pool, query),
+                caption=pool.class_name(query) or os.path.basename(pool.name(query)),
+            )
+        ]
         for cosine, index in zip(row_cosines, row, strict=True):
             frame = _SAME if labelled and pool.class_name(index) == pool.class_name(query) else None
-            cells.append(Cell(_pixels(pool, index), caption=f"{cosine:.2f}  {pool.class_name(index)}".strip(), frame=frame))
+            cells.append(
+                Cell(
+                    _pixels(pool, index),
+                    caption=f"{cosine:.2f}  {pool.class_name(index)}".strip(),
+                    frame=frame,
+                )
+            )
         rows.append(tuple(cells))
     titles = ("query", *(f"{place}" for place in range(1, neighbours.shape[1] + 1)))
     key = ((_SAME, "of the query's class"),) if labelled else ()

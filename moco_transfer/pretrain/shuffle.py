@@ -1,15 +1,17 @@
-"""ShuffleBN: the keys' batch is permuted over all processes before the key encoder sees it, and put back after.
+"""ShuffleBN: the keys' batch is permuted over all processes before the key encoder sees it, and put
+back after.
 
 Shapes in this module:
     N: images on this process    W: world size    C: feature dimension
 Distributed:
     All three functions are collective: every process calls them, with equal N.
-    The permutation is drawn, agreed on and cut into messages on the CPU, over a group of its own where the processes' is NCCL's: read back from
-    a GPU, it would make the host wait in each iteration for all that the GPU has to do.
+    The permutation is drawn, agreed on and cut into messages on the CPU, over a group of its own
+    where the processes' is NCCL's: read back from a GPU, it would make the host wait in each
+    iteration for all that the GPU has to do.
 Source:
-    arXiv:1911.05722 Sec. 3.3. Difference from facebookresearch/moco@7397dfe: pictures go only where they are needed
-    (all-to-all), instead of all of them to every process (all-gather), and one gather of features serves both the
-    unshuffling and the queue.
+    arXiv:1911.05722 Sec. 3.3. Difference from facebookresearch/moco@7397dfe: pictures go only where
+    they are needed (all-to-all), instead of all of them to every process (all-gather), and one
+    gather of features serves both the unshuffling and the queue.
 """
 
 from __future__ import annotations
@@ -18,20 +20,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..runtime.distributed import (all_gather_rows, cpu_group, get_rank, get_world_size)
+from ..runtime.distributed import all_gather_rows, cpu_group, get_rank, get_world_size
 from ..runtime.transfer import sent
 
 
 def draw_permutation(batch_size: int) -> Tensor:
-    """Return a random permutation of the W * N images of all processes, the same on every process. Collective.
+    """Return a random permutation of the W * N images of all processes, the same on every process.
+    Collective.
 
     Args:
         batch_size: N.
 
     Returns:
-        int64 (W * N,), on the CPU: entry p is the image that goes to place p; place p belongs to process p // N.
+        int64 (W * N,), on the CPU: entry p is the image that goes to place p; place p belongs to
+        process p // N.
     """
-    permutation = torch.randperm(batch_size * get_world_size())  # from the generator that the trainer seeds for each iteration
+    permutation = torch.randperm(
+        batch_size * get_world_size()
+    )  # from the generator that the trainer seeds for each iteration
     if get_world_size() > 1:
         dist.broadcast(permutation, src=0, group=cpu_group())
     return permutation
@@ -56,8 +62,11 @@ def shuffle_rows(rows: Tensor, permutation: Tensor) -> Tensor:
     send = rows[sent(torch.cat(outgoing), rows.device)].contiguous()
     received = torch.empty_like(rows, memory_format=torch.contiguous_format)
     from_rank = torch.bincount(owner[rank], minlength=world_size).tolist()
-    dist.all_to_all_single(received, send, output_split_sizes=from_rank, input_split_sizes=[len(o) for o in outgoing])
-    # What arrives is sorted by sender, and by place within a sender; a stable sort of the senders tells the places.
+    dist.all_to_all_single(
+        received, send, output_split_sizes=from_rank, input_split_sizes=[len(o) for o in outgoing]
+    )
+    # What arrives is sorted by sender, and by place within a sender; a stable sort of the senders
+    # tells the places.
     shuffled = torch.empty_like(received)
     shuffled[sent(torch.argsort(owner[rank], stable=True), rows.device)] = received
     return shuffled

@@ -1,4 +1,6 @@
-"""The supervised baseline: cross-entropy on class folders, with the encoder, data and loop of contrastive pre-training."""
+"""The supervised baseline: cross-entropy on class folders, with the encoder, data and loop of
+contrastive pre-training.
+"""
 
 from __future__ import annotations
 

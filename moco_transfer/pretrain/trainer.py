@@ -1,8 +1,9 @@
 """The pre-training loop, in one visible function, and what it saves.
 
 Distributed:
-    ``train`` is collective. BN running statistics differ between processes during an epoch, because nothing in training
-    reads them; they are averaged before each checkpoint, so that every process ends with the same state.
+    ``train`` is collective. BN running statistics differ between processes during an epoch, because
+    nothing in training reads them; they are averaged before each checkpoint, so that every process
+    ends with the same state.
 """
 
 from __future__ import annotations
@@ -23,7 +24,12 @@ from tqdm import tqdm
 from ..data.views.prefetch import to_device
 from ..data.views.view_batch import finish
 from ..runtime.checkpoint import CheckpointFolder
-from ..runtime.distributed import (all_gather_rows, average_bn_statistics, get_world_size, is_main_process)
+from ..runtime.distributed import (
+    all_gather_rows,
+    average_bn_statistics,
+    get_world_size,
+    is_main_process,
+)
 from ..runtime.errors import InputError
 from ..runtime.metrics import MetricsFile
 from ..runtime.run_folder import Stopped, StopRequest
@@ -63,16 +69,20 @@ class Pretraining:
         num_images: Pictures in the folder; the share of unreadable ones is taken of it.
         max_unreadable: Share beyond which the run stops.
         iteration: Iterations finished.
-        unreadable: Paths that could not be decoded so far, by any process as far as this one has heard; see ``unreadable.py``.
+        unreadable: Paths that could not be decoded so far, by any process as far as this one has
+            heard; see ``unreadable.py``.
         unreadable_unshared: Those of them that only this process knows of.
-        period: The log period that the checkpoint was saved in, as ``Meter.state`` returns it; of a resumed run alone.
+        period: The log period that the checkpoint was saved in, as ``Meter.state`` returns it; of a
+            resumed run alone.
         monitored: Iteration after which the monitor last looked, or found nothing due.
         num_workers: Data workers of this process, for advice.
         pipeline: DATA.PIPELINE, for advice.
         decoded: Whether the pictures come as bare pixels, for advice.
-        watch: Says in words when features collapse or the loss stays at chance; None for ``supervised``.
-        monitor: Called after each finished epoch and at the end of the run, with the run and what may end the call (``Stopped``); returns what
-            to write into metrics.json, nothing when nothing is due.
+        watch: Says in words when features collapse or the loss stays at chance; None for
+            ``supervised``.
+        monitor: Called after each finished epoch and at the end of the run, with the run and what
+            may end the call (``Stopped``); returns what to write into metrics.json, nothing when
+            nothing is due.
     """
 
     model: nn.Module
@@ -142,7 +152,8 @@ def train(
 
     Args:
         run: Model, optimiser and schedule; its ``iteration`` moves.
-        batches: As ``data.view_batch.ViewBatch.finished`` returns them, one per remaining iteration.
+        batches: As ``data.view_batch.ViewBatch.finished`` returns them, one per remaining
+            iteration.
         checkpoints: Where rank 0 saves.
         metrics: Where rank 0 writes its measurements, None on the other processes.
         log_period: Iterations per log line.
@@ -154,13 +165,20 @@ def train(
 
     Raises:
         FloatingPointError: If the loss is not finite; names the iteration and the last checkpoint.
-        InputError: If more pictures are unreadable than allowed. Several processes compare what they found at each log line and checkpoint.
+        InputError: If more pictures are unreadable than allowed. Several processes compare what
+            they found at each log line and checkpoint.
     """
     run.wrapped.train()
     meter = Meter(run)
     meter.go_on(run.period)
     batch_iterator = iter(to_device(batches, run.device))
-    bar = tqdm(total=run.max_iterations, initial=run.iteration, desc="pre-training", unit="it", disable=None if is_main_process() else True)
+    bar = tqdm(
+        total=run.max_iterations,
+        initial=run.iteration,
+        desc="pre-training",
+        unit="it",
+        disable=None if is_main_process() else True,
+    )
     saved = -1  # iteration of the newest checkpoint of this process
     with StopRequest() as stop:
         while _monitored(run, metrics, meter, stop):
@@ -170,7 +188,8 @@ def train(
             waited_since = time.perf_counter()
             batch = stop.next_of(batch_iterator)
             meter.waited_sec += time.perf_counter() - waited_since
-            # Asked before the step, not after it: a process that waits for pictures in vain has none to take the step with.
+            # Asked before the step, not after it: a process that waits for pictures in vain has
+            # none to take the step with.
             if stop.agreed(run.device):
                 break
             note_unreadable(run, batch)
@@ -191,12 +210,15 @@ def train(
         if saved != run.iteration:
             save(run, checkpoints, meter)
     bar.close()
-    logger.warning("Told to stop (SIGTERM): saved after iteration %d. Continue with --resume.", run.iteration)
+    logger.warning(
+        "Told to stop (SIGTERM): saved after iteration %d. Continue with --resume.", run.iteration
+    )
     return False
 
 
 def check_micro_batches(images: int, accumulate: int) -> None:
-    """Refuse a process's images that do not divide into micro-batches of one size: BN would see groups of another size, down to one image.
+    """Refuse a process's images that do not divide into micro-batches of one size: BN would see
+    groups of another size, down to one image.
 
     Args:
         images: Images per step on one process.
@@ -208,8 +230,9 @@ def check_micro_batches(images: int, accumulate: int) -> None:
     if images % accumulate:
         fitting = ", ".join(str(count) for count in range(1, images + 1) if images % count == 0)
         raise InputError(
-            f"SOLVER.ACCUMULATE {accumulate} does not divide the {images} images of a step on one process into micro-batches of one size. "
-            f"Use one of {fitting}, or another DATA.BATCH_SIZE_TOTAL."
+            f"SOLVER.ACCUMULATE {accumulate} does not divide the {images} images of a step on one"
+            f" process into micro-batches of one size. Use one of {fitting}, or another"
+            " DATA.BATCH_SIZE_TOTAL."
         )
 
 
@@ -223,18 +246,30 @@ def step(run: Pretraining, batch: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _forward_backward(run: Pretraining, batch: dict[str, Any]) -> dict[str, Tensor]:
-    """Leave the step's gradients, and return what is worth logging, all on the device so that the host need not wait."""
+    """Leave the step's gradients, and return what is worth logging, all on the device so that the
+    host need not wait.
+    """
     views = batch["views"].to(run.device, non_blocking=True)
     pairs = list(zip(views, batch.get("colours", [None] * len(views)), strict=True))
-    targets = batch["index" if isinstance(run.model, MemoryBank) else "label"].to(run.device, non_blocking=True)
+    targets = batch["index" if isinstance(run.model, MemoryBank) else "label"].to(
+        run.device, non_blocking=True
+    )
     size = -(-len(targets) // run.accumulate)
-    parts = [slice(start, min(start + size, len(targets))) for start in range(0, len(targets), size)]
+    parts = [
+        slice(start, min(start + size, len(targets))) for start in range(0, len(targets), size)
+    ]
     sums: dict[str, Tensor] = {}
     for number, part in enumerate(parts):
-        images = [finish(view[part], None if colour is None else colour[part], run.pixel_mean, run.pixel_std) for view, colour in pairs]
+        images = [
+            finish(
+                view[part], None if colour is None else colour[part], run.pixel_mean, run.pixel_std
+            )
+            for view, colour in pairs
+        ]
         if run.channels_last:
             images = [image.to(memory_format=torch.channels_last) for image in images]
-        # DistributedDataParallel averages gradients over processes once, in the last backward of the step.
+        # DistributedDataParallel averages gradients over processes once, in the last backward of
+        # the step.
         waits = number < len(parts) - 1 and get_world_size() > 1
         with run.wrapped.no_sync() if waits else contextlib.nullcontext():
             loss, measured = _loss(run, images, targets[part], number, len(parts), targets)
@@ -246,9 +281,16 @@ def _forward_backward(run: Pretraining, batch: dict[str, Any]) -> dict[str, Tens
 
 
 def _loss(
-    run: Pretraining, images: list[Tensor], targets: Tensor, number: int, total: int, step_targets: Tensor
+    run: Pretraining,
+    images: list[Tensor],
+    targets: Tensor,
+    number: int,
+    total: int,
+    step_targets: Tensor,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the loss of one micro-batch and its measures; ``step_targets`` are the targets of all of the step."""
+    """Return the loss of one micro-batch and its measures; ``step_targets`` are the targets of all
+    of the step.
+    """
     micro_batch = (number, total) if total > 1 else ()
     with torch.autocast(run.device.type, dtype=run.amp_dtype, enabled=run.amp_dtype is not None):
         if isinstance(run.model, Supervised):
@@ -258,12 +300,17 @@ def _loss(
         else:
             logits, _ = run.wrapped(*images, *micro_batch)
     if isinstance(run.model, Supervised):
-        return F.cross_entropy(logits, targets), {"acc1": (logits.detach().argmax(1) == targets).float().mean() * 100}
+        return F.cross_entropy(logits, targets), {
+            "acc1": (logits.detach().argmax(1) == targets).float().mean() * 100
+        }
     return info_nce(logits) * run.model.loss_scale, run.model.measured
 
 
-def _monitored(run: Pretraining, metrics: MetricsFile | None, meter: Meter, stop: StopRequest) -> bool:
-    """Let the monitor look at a finished epoch, unless it has; its time does not count as training time. Collective.
+def _monitored(
+    run: Pretraining, metrics: MetricsFile | None, meter: Meter, stop: StopRequest
+) -> bool:
+    """Let the monitor look at a finished epoch, unless it has; its time does not count as training
+    time. Collective.
 
     Returns:
         False if the run was told to stop before the monitor had done.
@@ -278,7 +325,9 @@ def _monitored(run: Pretraining, metrics: MetricsFile | None, meter: Meter, stop
         return False
     run.monitored = run.iteration
     if row and metrics is not None:
-        metrics.write(run.iteration, {"epoch": (run.iteration - 1) // run.iterations_per_epoch} | row)
+        metrics.write(
+            run.iteration, {"epoch": (run.iteration - 1) // run.iterations_per_epoch} | row
+        )
     meter.since += time.perf_counter() - since
     return True
 
@@ -310,11 +359,16 @@ def save(run: Pretraining, checkpoints: CheckpointFolder, meter: Meter) -> None:
         if hasattr(run.model, name) and get_world_size() > 1:
             fingerprints = all_gather_rows(getattr(run.model, name).double().sum().reshape(1))
             if not torch.equal(fingerprints, fingerprints[:1].expand_as(fingerprints)):
-                raise RuntimeError(f"The {name} differs between processes at iteration {run.iteration}, sums {fingerprints.tolist()}: a bug.")
+                raise RuntimeError(
+                    f"The {name} differs between processes at iteration {run.iteration}, sums"
+                    f" {fingerprints.tolist()}: a bug."
+                )
     average_bn_statistics(run.model)
     period = meter.state()
     if is_main_process():
         epoch, step = divmod(run.iteration, run.iterations_per_epoch)
         state = run.state() | {"period": period}
-        path = checkpoints.save(state, f"{epoch:04d}" + (f"_iter{run.iteration:08d}" if step else ""))
+        path = checkpoints.save(
+            state, f"{epoch:04d}" + (f"_iter{run.iteration:08d}" if step else "")
+        )
         logger.info("saved %s (%d of %d epochs)", path, epoch, run.epochs)

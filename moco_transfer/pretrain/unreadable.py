@@ -26,7 +26,8 @@ def note_unreadable(run: Pretraining, batch: dict[str, Any]) -> None:
         batch: As ``data.view_batch.ViewBatch.finished`` returns it.
 
     Raises:
-        InputError: If no readable picture was found for a place in the batch, or, in one process, more are unreadable than allowed.
+        InputError: If no readable picture was found for a place in the batch, or, in one process,
+            more are unreadable than allowed.
     """
     for path in dict.fromkeys(batch["unreadable"]):
         if path not in run.unreadable:
@@ -39,7 +40,8 @@ def note_unreadable(run: Pretraining, batch: dict[str, Any]) -> None:
 
 
 def share_unreadable(run: Pretraining) -> None:
-    """Let every process know what all have found, and process 0 log what the others found. Collective.
+    """Let every process know what all have found, and process 0 log what the others found.
+    Collective.
 
     Raises:
         InputError: If more pictures are unreadable than allowed; on all processes alike.
@@ -56,8 +58,9 @@ def share_unreadable(run: Pretraining) -> None:
 def too_many(run: Pretraining) -> InputError:
     """Return the refusal to go on with so many unreadable pictures."""
     return InputError(
-        f"{len(run.unreadable)} of {run.num_images} pictures cannot be read, more than DATA.MAX_UNREADABLE {run.max_unreadable:g} allows; "
-        f"the first is {min(run.unreadable)}. Repair or remove them, or raise DATA.MAX_UNREADABLE."
+        f"{len(run.unreadable)} of {run.num_images} pictures cannot be read, more than"
+        f" DATA.MAX_UNREADABLE {run.max_unreadable:g} allows; the first is {min(run.unreadable)}."
+        " Repair or remove them, or raise DATA.MAX_UNREADABLE."
     )
 
 

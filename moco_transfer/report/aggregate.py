@@ -1,13 +1,18 @@
-"""Aggregate runs into tables: one table per setting, one row per initialisation, mean and std over seeds.
+"""Aggregate runs into tables: one table per setting, one row per initialisation, mean and std over
+seeds.
 
-What is never averaged: runs that differ in task, test set, config hash, engine, norm or the pictures whose labels they were
-trained on (they form tables of their own), and two runs that claim the same cell, i.e. the same table, initialisation and
-seed: which of them is right cannot be known from the files, so both are named and neither enters the mean.
+What is never averaged: runs that differ in task, test set, config hash, engine, norm or the
+    pictures whose labels they were
+trained on (they form tables of their own), and two runs that claim the same cell, i.e. the same
+table, initialisation and
+seed: which of them is right cannot be known from the files, so both are named and neither enters
+    the mean.
 
 Conventions:
     std is the sample standard deviation (n - 1); with n = 1 there is none (None), never 0.
     A difference is (mean of the row) - (mean of the baseline row), from unrounded means.
-    A NaN is left out of the mean of its metric and named; it does not remove the run from other metrics.
+    A NaN is left out of the mean of its metric and named; it does not remove the run from other
+    metrics.
 """
 
 from __future__ import annotations
@@ -21,9 +26,10 @@ from dataclasses import dataclass, field
 from moco_transfer.evaluate.metric_names import BBOX_METRICS
 
 from .records import Problem, RunRecord
-from .seed_statistics import (PairedTest, Summary, paired_t_test, summarize)
+from .seed_statistics import PairedTest, Summary, paired_t_test, summarize
 
-#: The metrics that every table shows: AP, AP50, AP75. Detectron2 names them alike for boxes, masks and keypoints.
+#: The metrics that every table shows: AP, AP50, AP75. Detectron2 names them alike for boxes, masks
+# and keypoints.
 HEADLINE_METRICS = BBOX_METRICS[:3]
 #: The rows that stand first, in this order; all others follow by name.
 FIRST_ROWS = ("random", "supervised")
@@ -51,8 +57,9 @@ class Difference:
 
     Attributes:
         value: Difference of the means, in points.
-        exceeds_spread: True when both rows have n >= 2 and the gap is larger than either row's std, and no 0.0 as it is shown: where
-            every AP is about zero, a hundredth of a point would be marked.
+        exceeds_spread: True when both rows have n >= 2 and the gap is larger than either row's std,
+            and no 0.0 as it is shown: where every AP is about zero, a hundredth of a point would be
+                marked.
         test: Paired t test over the seeds that both rows have, or None below three common seeds.
     """
 
@@ -95,7 +102,8 @@ class Table:
         setting: What the runs share.
         rows: random, supervised, then the others by name.
         problems: What is missing from this table and why.
-        baseline_name: The row that the reader wants differences to, or "" for the first of :data:`BASELINES`.
+        baseline_name: The row that the reader wants differences to, or "" for the first of
+            :data:`BASELINES`.
     """
 
     setting: Setting
@@ -105,7 +113,9 @@ class Table:
 
     @property
     def baseline(self) -> Row | None:
-        """The row that differences refer to: that which was named, else supervised, else random, else none; it has an averaged run."""
+        """The row that differences refer to: that which was named, else supervised, else random,
+        else none; it has an averaged run.
+        """
         rows = {row.init: row for row in self.rows if row.runs}
         return next((rows[name] for name in (self.baseline_name, *BASELINES) if name in rows), None)
 
@@ -116,11 +126,15 @@ class Table:
 
     @property
     def kinds(self) -> list[str]:
-        """The kinds of result that some run has (bbox, segm, ...), in the order in which the runs list them."""
+        """The kinds of result that some run has (bbox, segm, ...), in the order in which the runs
+        list them.
+        """
         return list(dict.fromkeys(kind for run in self.runs for kind in run.metrics))
 
     def difference(self, row: Row, kind: str, metric: str) -> Difference | None:
-        """Return ``row`` minus the baseline, or None for the baseline itself and where either has no value."""
+        """Return ``row`` minus the baseline, or None for the baseline itself and where either has
+        no value.
+        """
         base = self.baseline
         if base is None or row.init == base.init:
             return None
@@ -129,9 +143,15 @@ class Table:
             return None
         a, b = row.values[kind, metric], base.values[kind, metric]
         common = sorted(set(a) & set(b))
-        test = paired_t_test([a[seed] for seed in common], [b[seed] for seed in common]) if len(common) >= 3 else None
+        test = (
+            paired_t_test([a[seed] for seed in common], [b[seed] for seed in common])
+            if len(common) >= 3
+            else None
+        )
         gap = ours.mean - theirs.mean
-        exceeds = ours.std is not None and theirs.std is not None and abs(gap) > max(ours.std, theirs.std)
+        exceeds = (
+            ours.std is not None and theirs.std is not None and abs(gap) > max(ours.std, theirs.std)
+        )
         return Difference(gap, exceeds and round(gap, 1) != 0, test)
 
 
@@ -141,11 +161,13 @@ def setting_of(run: RunRecord) -> Setting:
 
 
 def build_tables(records: Iterable[RunRecord], *, baseline: str = "") -> list[Table]:
-    """Group runs into tables, one per setting, ordered by task, test set, config hash, engine, norm and label subset.
+    """Group runs into tables, one per setting, ordered by task, test set, config hash, engine, norm
+    and label subset.
 
     Args:
         records: Runs in any order.
-        baseline: The row that differences refer to; "" means supervised, else random. A table without it says so.
+        baseline: The row that differences refer to; "" means supervised, else random. A table
+            without it says so.
 
     Returns:
         Tables; every run is in exactly one row of one of them, as an averaged run or as a conflict.
@@ -175,7 +197,9 @@ def _build_row(init: str, records: Sequence[RunRecord]) -> Row:
     for run in records:
         by_seed.setdefault(run.seed, []).append(run)
     runs = tuple(by_seed[seed][0] for seed in sorted(by_seed) if len(by_seed[seed]) == 1)
-    conflicts = tuple(run for seed in sorted(by_seed) if len(by_seed[seed]) > 1 for run in by_seed[seed])
+    conflicts = tuple(
+        run for seed in sorted(by_seed) if len(by_seed[seed]) > 1 for run in by_seed[seed]
+    )
     values: dict[tuple[str, str], dict[int, float]] = {}
     for run in runs:
         for kind, group in run.metrics.items():
@@ -188,7 +212,10 @@ def _build_row(init: str, records: Sequence[RunRecord]) -> Row:
 def _row_order(init: str) -> tuple:
     place = FIRST_ROWS.index(init) if init in FIRST_ROWS else len(FIRST_ROWS)
     # Digits compare as numbers, so that moco_200ep stands before moco_1000ep.
-    return place, [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", init)]
+    return place, [
+        (part.isdigit(), int(part) if part.isdigit() else 0, part)
+        for part in re.split(r"(\d+)", init)
+    ]
 
 
 def _conflict_problems(row: Row) -> list[Problem]:
@@ -196,33 +223,55 @@ def _conflict_problems(row: Row) -> list[Problem]:
     for seed, claims in itertools.groupby(row.conflicts, key=lambda run: run.seed):
         claims = list(claims)
         shown = "; ".join(f"{run.folder} ({_headline(run)})" for run in claims)
-        message = f"{len(claims)} runs claim seed {seed}, none of them is averaged: {shown}. Remove or move all but one."
+        message = (
+            f"{len(claims)} runs claim seed {seed}, none of them is averaged: {shown}. Remove or"
+            " move all but one."
+        )
         problems.append(Problem(f"row {row.init}", message))
     return problems
 
 
 def _headline(run: RunRecord) -> str:
-    return ", ".join(f"{kind} AP {group['AP']:.1f}" for kind, group in run.metrics.items() if "AP" in group) or "no AP"
+    return (
+        ", ".join(
+            f"{kind} AP {group['AP']:.1f}" for kind, group in run.metrics.items() if "AP" in group
+        )
+        or "no AP"
+    )
 
 
 def _undefined_problems(row: Row, kinds: Sequence[str]) -> list[Problem]:
-    """Name each metric that a run could not compute (NaN), or a headline metric that it lacks and the table has."""
+    """Name each metric that a run could not compute (NaN), or a headline metric that it lacks and
+    the table has.
+    """
     by_runs: dict[tuple[str, ...], list[str]] = {}
     headline = {(kind, metric): None for kind in kinds for metric in HEADLINE_METRICS}
-    names = headline | dict.fromkeys((kind, metric) for run in row.runs for kind in run.metrics for metric in run.metrics[kind])
+    names = headline | dict.fromkeys(
+        (kind, metric) for run in row.runs for kind in run.metrics for metric in run.metrics[kind]
+    )
     for kind, metric in names:
         # A run that lacks APs or a class is no fault: the test set has no such object.
         absent = math.nan if (kind, metric) in headline else 0.0
         values = [(run.folder, run.value(kind, metric)) for run in row.runs]
-        bad = [folder for folder, value in values if not math.isfinite(absent if value is None else value)]
+        bad = [
+            folder
+            for folder, value in values
+            if not math.isfinite(absent if value is None else value)
+        ]
         if bad:
             by_runs.setdefault(tuple(bad), []).append(f"{kind} {metric}")
-    # One sentence per set of runs, and not every name: classes without a test object can be NaN by the dozen.
+    # One sentence per set of runs, and not every name: classes without a test object can be NaN by
+    # the dozen.
     problems = []
     for folders, metrics in by_runs.items():
         more = f" and {len(metrics) - NAMES_SHOWN} more" if len(metrics) > NAMES_SHOWN else ""
         shown = ", ".join(metrics[:NAMES_SHOWN]) + more
-        problems.append(Problem(f"row {row.init}", f"no finite {shown} in {', '.join(folders)}; left out of the mean."))
+        problems.append(
+            Problem(
+                f"row {row.init}",
+                f"no finite {shown} in {', '.join(folders)}; left out of the mean.",
+            )
+        )
     return problems
 
 
@@ -234,7 +283,9 @@ def _missing_seeds(rows: Sequence[Row]) -> list[Problem]:
         missing = sorted(everything - claimed[row.init])
         if missing:
             seeds = ", ".join(map(str, missing))
-            problems.append(Problem(f"row {row.init}", f"no run with seed {seeds}, which another row has."))
+            problems.append(
+                Problem(f"row {row.init}", f"no run with seed {seeds}, which another row has.")
+            )
     return problems
 
 
@@ -242,27 +293,55 @@ def _mixed(row: Row) -> list[Problem]:
     problems = []
     iterations = sorted({run.iterations for run in row.runs})
     if len(iterations) > 1:
-        problems.append(Problem(f"row {row.init}", f"averages runs of {', '.join(map(str, iterations))} iterations."))
+        problems.append(
+            Problem(
+                f"row {row.init}", f"averages runs of {', '.join(map(str, iterations))} iterations."
+            )
+        )
     files = sorted({str(run.weights["sha256"]) for run in row.runs if run.weights.get("sha256")})
     if len(files) > 1:
         short = ", ".join(sha[:8] for sha in files)
-        problems.append(Problem(f"row {row.init}", f"averages runs from {len(files)} different weight files (sha256 {short})."))
+        problems.append(
+            Problem(
+                f"row {row.init}",
+                f"averages runs from {len(files)} different weight files (sha256 {short}).",
+            )
+        )
     return problems
 
 
 def _different_training_sets(setting: Setting, rows: Sequence[Row]) -> list[Problem]:
-    """Name the sets when runs of one table were trained on others: the config hash knows only what a set is called there."""
+    """Name the sets when runs of one table were trained on others: the config hash knows only what
+    a set is called there.
+    """
     folders: dict[str, list[str]] = {}
-    for run in (run for row in rows for run in row.runs if run.train_set):  # a run that was only evaluated has none
+    for run in (
+        run for row in rows for run in row.runs if run.train_set
+    ):  # a run that was only evaluated has none
         folders.setdefault(" + ".join(run.train_set), []).append(run.folder)
     if len(folders) < 2:
         return []
-    shown = "; ".join(f"{names} in {', '.join(where[:NAMES_SHOWN])}{', ...' if where[NAMES_SHOWN:] else ''}" for names, where in folders.items())
-    return [Problem(setting.task, f"holds runs that were trained on different sets, so that rows differ in more than their weights: {shown}.")]
+    shown = "; ".join(
+        f"{names} in {', '.join(where[:NAMES_SHOWN])}{', ...' if where[NAMES_SHOWN:] else ''}"
+        for names, where in folders.items()
+    )
+    return [
+        Problem(
+            setting.task,
+            "holds runs that were trained on different sets, so that rows differ in more than"
+            f" their weights: {shown}.",
+        )
+    ]
 
 
 def _no_baseline(setting: Setting, rows: Sequence[Row], name: str) -> list[Problem]:
     if not name or any(row.init == name and row.runs for row in rows):
         return []
     names = ", ".join(row.init for row in rows)
-    return [Problem(setting.task, f"has no averaged run of the baseline {name!r} that was asked for; its rows are {names}.")]
+    return [
+        Problem(
+            setting.task,
+            f"has no averaged run of the baseline {name!r} that was asked for; its rows are"
+            f" {names}.",
+        )
+    ]

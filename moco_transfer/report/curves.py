@@ -1,9 +1,10 @@
 """Curves over iterations: read metrics.json of a table's runs and take mean and std over seeds.
 
 Conventions:
-    A point is (iteration, value); iterations as the run logged them, AP on 0-100, the loss as the run logged it.
-    A seed's noisy training loss is averaged in bins of equal width before the spread over seeds is taken: the band shows
-    how far seeds differ, not how far one batch differs from the next.
+    A point is (iteration, value); iterations as the run logged them, AP on 0-100, the loss as the
+    run logged it. A seed's noisy training loss is averaged in bins of equal width before the spread
+    over seeds is taken: the band shows how far seeds differ, not how far one batch differs from the
+        next.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class Curve:
     Attributes:
         iterations: Where the curve has a value, rising.
         mean: Mean over the seeds that have a value there.
-        std: Sample standard deviation (n - 1) there; 0.0 where only one seed has a value, so that a band closes.
+        std: Sample standard deviation (n - 1) there; 0.0 where only one seed has a value, so that a
+            band closes.
         n: Number of seeds that have a value there.
     """
 
@@ -44,7 +46,8 @@ class Curve:
 
 
 def metric_curve(row: Row, kind: str, metric: str) -> tuple[Curve, list[Problem]]:
-    """Return the mean of an evaluation metric over iterations, which ends at the value of results.json.
+    """Return the mean of an evaluation metric over iterations, which ends at the value of
+    results.json.
 
     Args:
         row: The row whose averaged runs are read.
@@ -59,7 +62,8 @@ def metric_curve(row: Row, kind: str, metric: str) -> tuple[Curve, list[Problem]
         points, problem = _read_points(run, f"{kind}/{metric}")
         problems += [problem] if problem else []
         final = run.value(kind, metric)
-        # The last evaluation may have been logged under the last iteration, counted from 0 or from 1.
+        # The last evaluation may have been logged under the last iteration, counted from 0 or from
+        # 1.
         points = [point for point in points if point[0] < run.iterations - 1]
         if final is not None and math.isfinite(final):
             points.append((run.iterations, final))
@@ -72,7 +76,9 @@ def loss_curve(row: Row, key: str = "total_loss") -> tuple[Curve, list[Problem]]
     read = [_read_points(run, key) for run in row.runs]
     series = [points for points, _ in read]
     end = max((points[-1][0] for points in series if points), default=0)
-    return mean_curve([bin_means(points, end=end) for points in series]), [problem for _, problem in read if problem]
+    return mean_curve([bin_means(points, end=end) for points in series]), [
+        problem for _, problem in read if problem
+    ]
 
 
 def bin_means(points: Points, *, end: float, num_bins: int = MAX_BINS) -> Points:
@@ -84,8 +90,8 @@ def bin_means(points: Points, *, end: float, num_bins: int = MAX_BINS) -> Points
         num_bins: Number of bins.
 
     Returns:
-        (middle of the bin, mean value) for each bin that holds a point; the points themselves when there are no more
-        than ``num_bins``.
+        (middle of the bin, mean value) for each bin that holds a point; the points themselves when
+        there are no more than ``num_bins``.
     """
     if len(points) <= num_bins or end <= 0:
         return list(points)
@@ -93,7 +99,10 @@ def bin_means(points: Points, *, end: float, num_bins: int = MAX_BINS) -> Points
     bins: dict[int, list[float]] = {}
     for iteration, value in points:
         bins.setdefault(min(int(iteration / width), num_bins - 1), []).append(value)
-    return [((index + 0.5) * width, math.fsum(values) / len(values)) for index, values in sorted(bins.items())]
+    return [
+        ((index + 0.5) * width, math.fsum(values) / len(values))
+        for index, values in sorted(bins.items())
+    ]
 
 
 def mean_curve(series: Sequence[Points]) -> Curve:
@@ -120,8 +129,9 @@ def read_series(file: Path, keys: Sequence[str]) -> tuple[dict[str, Points], Pro
         keys: Names of the columns.
 
     Returns:
-        The finite values of each column that has some, by rising iteration (a line that a resumed run wrote again replaces the
-        old one), and a problem when the file cannot be read or holds damaged lines.
+        The finite values of each column that has some, by rising iteration (a line that a resumed
+        run wrote again replaces the old one), and a problem when the file cannot be read or holds
+        damaged lines.
     """
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
@@ -139,7 +149,11 @@ def read_series(file: Path, keys: Sequence[str]) -> tuple[dict[str, Points], Pro
                     found.setdefault(key, {})[_iteration(entry)] = float(value)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             damaged += bool(line.strip())
-    problem = Problem(str(file), f"{damaged} damaged lines are left out of the curve.") if damaged else None
+    problem = (
+        Problem(str(file), f"{damaged} damaged lines are left out of the curve.")
+        if damaged
+        else None
+    )
     return {key: sorted(points.items()) for key, points in found.items()}, problem
 
 
@@ -151,6 +165,8 @@ def _iteration(entry: dict) -> float:
 
 
 def _read_points(run: RunRecord, key: str) -> tuple[Points, Problem | None]:
-    nested = f"{'+'.join(run.test_set)}/{key}"  # how a run that was tested on several sets logs them
+    nested = (  # how a run that was tested on several sets logs them
+        f"{'+'.join(run.test_set)}/{key}"
+    )
     found, problem = read_series(Path(run.folder) / METRICS_FILE, (key, nested))
     return found.get(key) or found.get(nested) or [], problem

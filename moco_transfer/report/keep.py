@@ -1,7 +1,9 @@
-"""Slim copies of run folders, small enough for a repository: what the tables, the curves and the page are made from.
+"""Slim copies of run folders, small enough for a repository: what the tables, the curves and the
+page are made from.
 
-A copy holds results.json, config.yaml and the columns of metrics.json that are drawn, but no weights, predictions or logs.
-Absolute paths are cut down to their last name: records are kept to be published, and where a machine had its disks is nobody's
+A copy holds results.json, config.yaml and the columns of metrics.json that are drawn, but no
+weights, predictions or logs. Absolute paths are cut down to their last name: records are kept to be
+    published, and where a machine had its disks is nobody's
 business. Relative paths and numbers stay as they are.
 """
 
@@ -16,17 +18,20 @@ from typing import Any
 from moco_transfer.runtime.files import atomic_write_text
 
 from .pretraining import COLUMNS, PretrainingRun
-from .records import (CONFIG_FILE, METRICS_FILE, RESULTS_FILE, RunRecord, text_of)
+from .records import CONFIG_FILE, METRICS_FILE, RESULTS_FILE, RunRecord, text_of
 
 # A path from the root on: two names at least, not the inside of a URL or of a relative path.
 _ABSOLUTE = re.compile(r"(?<![\w./~-])(?:/[^\s/:,;'\"=\[\](){}]+)+/([^\s/:,;'\"=\[\](){}]*)")
 
 
-def keep_records(records: Sequence[RunRecord], pretraining: Sequence[PretrainingRun], folder: str | Path) -> list[Path]:
+def keep_records(
+    records: Sequence[RunRecord], pretraining: Sequence[PretrainingRun], folder: str | Path
+) -> list[Path]:
     """Copy what a report needs of some runs.
 
     Args:
-        records: Fine-tuning runs; each becomes ``folder/TASK/INIT_seedN``, with a number behind it where two claim that name.
+        records: Fine-tuning runs; each becomes ``folder/TASK/INIT_seedN``, with a number behind it
+            where two claim that name.
         pretraining: Pre-training runs; each becomes ``folder/pretrain/NAME``.
         folder: A new folder, or one whose records are written anew.
 
@@ -39,9 +44,15 @@ def keep_records(records: Sequence[RunRecord], pretraining: Sequence[Pretraining
         target = _free(Path(folder) / _name(run.task) / f"{_name(run.init)}_seed{run.seed}", taken)
         data = json.loads((Path(source) / RESULTS_FILE).read_text(encoding="utf-8"))
         atomic_write_text(target / RESULTS_FILE, json.dumps(_published(data), indent=1) + "\n")
-        _keep_texts(Path(source), target, lambda name: name in ("iteration", "total_loss") or name.endswith("/AP"))
+        _keep_texts(
+            Path(source),
+            target,
+            lambda name: name in ("iteration", "total_loss") or name.endswith("/AP"),
+        )
     for item in pretraining:
-        target = _free(Path(folder) / "pretrain" / _name("_".join(item.inits) or Path(item.folder).name), taken)
+        target = _free(
+            Path(folder) / "pretrain" / _name("_".join(item.inits) or Path(item.folder).name), taken
+        )
         _keep_texts(Path(item.folder), target, lambda name: name in ("iteration", *COLUMNS))
     return sorted(taken)
 
@@ -67,7 +78,11 @@ def _keep_texts(source: Path, target: Path, wanted: Callable[[str], bool]) -> No
     for line in text_of(source, METRICS_FILE).splitlines():
         try:
             row = json.loads(line)
-            kept = {name: round(value, 5) if isinstance(value, float) else value for name, value in row.items() if wanted(name)}
+            kept = {
+                name: round(value, 5) if isinstance(value, float) else value
+                for name, value in row.items()
+                if wanted(name)
+            }
         except (ValueError, AttributeError):
             continue  # a line that a kill cut off
         if len(kept) > 1:

@@ -1,4 +1,6 @@
-"""How numbers read in every table: one decimal as in the papers, an explicit sign on differences, n never hidden."""
+"""How numbers read in every table: one decimal as in the papers, an explicit sign on differences, n
+never hidden.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ NOTHING = "–"
 
 
 def summary_text(summary: Summary, *, row_n: int, plus_minus: str = " ± ") -> str:
-    """Return ``57.0 ± 0.2``; without the spread when n = 1; with its own n where that is not the row's.
+    """Return ``57.0 ± 0.2``; without the spread when n = 1; with its own n where that is not the
+    row's.
 
     Args:
         summary: What to show, in points (0-100).
@@ -21,7 +24,11 @@ def summary_text(summary: Summary, *, row_n: int, plus_minus: str = " ± ") -> s
     """
     if not summary.n:
         return NOTHING
-    text = f"{summary.mean:.1f}" if summary.std is None else f"{summary.mean:.1f}{plus_minus}{summary.std:.1f}"
+    text = (
+        f"{summary.mean:.1f}"
+        if summary.std is None
+        else f"{summary.mean:.1f}{plus_minus}{summary.std:.1f}"
+    )
     return text if summary.n == row_n else f"{text} (n={summary.n})"
 
 
@@ -37,7 +44,9 @@ def difference_text(difference: Difference | None) -> str:
 
 
 def p_text(test: PairedTest | None) -> str:
-    """Return the p value with two significant figures of the paired test, or a dash below three common seeds."""
+    """Return the p value with two significant figures of the paired test, or a dash below three
+    common seeds.
+    """
     if test is None or math.isnan(test.p):
         return NOTHING
     text = "<0.001" if test.p < 0.001 else f"{test.p:.3f}" if test.p < 0.1 else f"{test.p:.2f}"

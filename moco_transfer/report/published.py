@@ -1,7 +1,9 @@
-"""Published numbers: the paper's rows by name, and the published row that stands beside one of ours.
+"""Published numbers: the paper's rows by name, and the published row that stands beside one of
+ours.
 
-The numbers are in published.yaml, each with its source. This module only looks them up; nothing is computed from them
-but gaps (row minus supervised row, as the papers print them) and distances in published std.
+The numbers are in published.yaml, each with its source. This module only looks them up; nothing is
+computed from them but gaps (row minus supervised row, as the papers print them) and distances in
+published std.
 """
 
 from __future__ import annotations
@@ -69,13 +71,19 @@ class PublishedSetting:
         return list(self.rows[0].values)
 
     def row_for(self, init: str) -> PublishedRow | None:
-        """Return the row that stands beside our row ``init``; the authors' own before independent ones."""
+        """Return the row that stands beside our row ``init``; the authors' own before independent
+        ones.
+        """
         init = _load()["aliases"].get(init, init)
-        rows = sorted((row for row in self.rows if row.init == init), key=lambda row: row.is_independent)
+        rows = sorted(
+            (row for row in self.rows if row.init == init), key=lambda row: row.is_independent
+        )
         return rows[0] if rows else None
 
     def distance_in_std(self, init: str, column: str, value: float) -> float | None:
-        """Return (``value`` - published mean) / published std, or None where either is not published."""
+        """Return (``value`` - published mean) / published std, or None where either is not
+        published.
+        """
         row = self.row_for(init)
         if row is None or column not in row.values or not self.std.get(column):
             return None
@@ -89,7 +97,9 @@ def published_settings() -> tuple[PublishedSetting, ...]:
 
 
 def setting_for_task(task: str, test_set: Sequence[str]) -> PublishedSetting | None:
-    """Return the published setting whose protocol the detection config ``task``, tested on ``test_set``, follows, or None."""
+    """Return the published setting whose protocol the detection config ``task``, tested on
+    ``test_set``, follows, or None.
+    """
     matches = (s for s in published_settings() if task in s.tasks and s.test_set == tuple(test_set))
     return next(matches, None)
 
@@ -98,14 +108,22 @@ def find_settings(words: Sequence[str]) -> list[PublishedSetting]:
     """Return the settings that a user means.
 
     Args:
-        words: Parts of a name in any case, e.g. ``["voc07+12", "R50-C4"]`` or ``["coco", "fpn"]``; none means all.
+        words: Parts of a name in any case, e.g. ``["voc07+12", "R50-C4"]`` or ``["coco", "fpn"]``;
+            none means all.
 
     Returns:
-        The one setting of that name, else every setting whose name holds each word; [] when there is none.
+        The one setting of that name, else every setting whose name holds each word; [] when there
+        is none.
     """
     wanted = " ".join(words).casefold().split()
-    exact = [setting for setting in published_settings() if setting.name.casefold().split() == wanted]
-    return exact or [setting for setting in published_settings() if all(word in setting.name.casefold() for word in wanted)]
+    exact = [
+        setting for setting in published_settings() if setting.name.casefold().split() == wanted
+    ]
+    return exact or [
+        setting
+        for setting in published_settings()
+        if all(word in setting.name.casefold() for word in wanted)
+    ]
 
 
 @functools.cache
@@ -134,7 +152,9 @@ def _setting(item: dict) -> PublishedSetting:
 
 def _row(row: dict, columns: Sequence[str]) -> PublishedRow:
     values = dict(zip(columns, map(float, row["values"]), strict=True))
-    return PublishedRow(row["init"], row["label"], values, _full_source(row["source"]), bool(row.get("independent")))
+    return PublishedRow(
+        row["init"], row["label"], values, _full_source(row["source"]), bool(row.get("independent"))
+    )
 
 
 def _full_source(source: str) -> str:

@@ -1,11 +1,13 @@
 """Run records: find and read the results.json of finished fine-tuning runs.
 
-A file that cannot be used never stops the others: it becomes a :class:`Problem`, which the tables name below
-themselves. Nothing here (or anywhere in ``report``) imports torch, so that a table of hundreds of runs is quick.
+A file that cannot be used never stops the others: it becomes a :class:`Problem`, which the tables
+    name below
+themselves. Nothing here (or anywhere in ``report``) imports torch, so that a table of hundreds of
+runs is quick.
 
 Conventions:
-    Metrics are on 0-100, nested as Detectron2 nests them: ``{"bbox": {"AP": 57.0, "AP50": 82.4, ...}, "segm": {...}}``.
-    A metric that is ``null`` in the file reads as NaN.
+    Metrics are on 0-100, nested as Detectron2 nests them: ``{"bbox": {"AP": 57.0, "AP50": 82.4,
+    ...}, "segm": {...}}``. A metric that is ``null`` in the file reads as NaN.
 """
 
 from __future__ import annotations
@@ -22,7 +24,10 @@ RESULTS_FILE = "results.json"
 METRICS_FILE = "metrics.json"
 CONFIG_FILE = "config.yaml"
 SCHEMA = 1
-_OF_FEATURES = ("moco_transfer.knn/", "moco_transfer.linear/")  # results of tests of features: no rows of a transfer table
+_OF_FEATURES = (
+    "moco_transfer.knn/",
+    "moco_transfer.linear/",
+)  # results of tests of features: no rows of a transfer table
 
 
 @dataclass(frozen=True)
@@ -50,23 +55,27 @@ class RunRecord:
         folder: The run folder, as the user would type it.
         task: Name of the detection config, without ``.yaml``.
         config: Path of the config as the run recorded it ("" where it did not).
-        config_hash: Hash of the merged config without what may differ within a row (weights, seed, output folder).
+        config_hash: Hash of the merged config without what may differ within a row (weights, seed,
+            output folder).
         engine: ``"torchvision"`` or ``"detectron2"``.
         init: Name of the initialisation: ``"random"``, ``"supervised"``, ``"moco"``, ...
         seed: Seed of the run.
         norm: The normalisation that was really used, e.g. ``"BN"`` or ``"SyncBN"``.
         test_set: Names of the data sets that the metrics are of.
         train_set: Names of the data sets it was trained on.
-        metrics: Kind (``"bbox"``, ``"segm"``, ...) to metric name to value on 0-100; NaN where it is undefined.
+        metrics: Kind (``"bbox"``, ``"segm"``, ...) to metric name to value on 0-100; NaN where it
+            is undefined.
         iterations: Iterations finished.
         wall_sec: Duration in seconds, or None.
         world_size: Number of processes.
         versions: Package name to version.
         git: Commit of the code, or None.
-        weights: What the run recorded about the weights it started from: path, sha256, stamp, coverage.
+        weights: What the run recorded about the weights it started from: path, sha256, stamp,
+            coverage.
         flags: ``allow_partial`` (bool) and ``forced`` (list of overruled checks).
         command: The command line that made the run, or None where it was not recorded.
-        label_subset: sha256 of the list of pictures whose labels it was trained on; "" for all labels.
+        label_subset: sha256 of the list of pictures whose labels it was trained on; "" for all
+            labels.
     """
 
     folder: str
@@ -91,7 +100,9 @@ class RunRecord:
     label_subset: str = ""
 
     def value(self, kind: str, metric: str) -> float | None:
-        """Return a metric on 0-100, NaN when the run could not compute it, or None when the run does not have it."""
+        """Return a metric on 0-100, NaN when the run could not compute it, or None when the run
+        does not have it.
+        """
         return self.metrics.get(kind, {}).get(metric)
 
 
@@ -99,13 +110,15 @@ def read_runs(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[RunRecord],
     """Read every run below ``paths``.
 
     Args:
-        paths: Run folders, folders that hold run folders at any depth, or results.json files. Links to folders are
-            followed; a run that is reached by two ways is read once. Folders whose name starts with a dot are skipped, and in a run's folder
-            the repeated evaluations on its own test set (``eval_*``).
+        paths: Run folders, folders that hold run folders at any depth, or results.json files. Links
+            to folders are followed; a run that is reached by two ways is read once. Folders whose
+            name starts with a dot are skipped, and in a run's folder the repeated evaluations on
+            its own test set (``eval_*``).
 
     Returns:
-        The readable runs in the order of their paths, and one problem for each results.json that cannot be used, each
-        named path that does not exist or holds no run, and each fine-tuning run that has no results.json yet.
+        The readable runs in the order of their paths, and one problem for each results.json that
+        cannot be used, each named path that does not exist or holds no run, and each fine-tuning
+        run that has no results.json yet.
     """
     records, problems, seen, seen_files = [], [], set(), set()
     for path in map(Path, paths):
@@ -130,12 +143,17 @@ def read_runs(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[RunRecord],
 
 
 def _without_repeated_evaluations(records: list[RunRecord]) -> list[RunRecord]:
-    """Leave out what ``train --eval-only`` measured again below a run on the set that the run itself was tested on."""
+    """Leave out what ``train --eval-only`` measured again below a run on the set that the run
+    itself was tested on.
+    """
     of_runs = {(run.folder, run.test_set) for run in records}
     return [
         run
         for run in records
-        if not (Path(run.folder).name.startswith("eval_") and (str(Path(run.folder).parent), run.test_set) in of_runs)
+        if not (
+            Path(run.folder).name.startswith("eval_")
+            and (str(Path(run.folder).parent), run.test_set) in of_runs
+        )
     ]
 
 
@@ -146,24 +164,37 @@ def read_run(file: str | os.PathLike[str]) -> list[RunRecord] | Problem:
         file: The file; it is not changed.
 
     Returns:
-        One record per test set (a run that was tested on several nests its metrics below their names, as Detectron2
-        does), none for what ``knn`` and ``linear`` measured, or a :class:`Problem` when the file is damaged or of another schema.
+        One record per test set (a run that was tested on several nests its metrics below their
+        names, as Detectron2 does), none for what ``knn`` and ``linear`` measured, or a
+        :class:`Problem` when the file is damaged or of another schema.
     """
     file = Path(file)
     try:
         text = file.read_text(encoding="utf-8")
         data = json.loads(text)
     except OSError as error:
-        return Problem(str(file), f"cannot be read ({error.strerror or error}); the run is left out.")
+        return Problem(
+            str(file), f"cannot be read ({error.strerror or error}); the run is left out."
+        )
     except (ValueError, RecursionError) as error:
-        return Problem(str(file), f"is no valid JSON ({error}); the run is left out. Is it cut short? Repeat its evaluation.")
+        return Problem(
+            str(file),
+            f"is no valid JSON ({error}); the run is left out. Is it cut short? Repeat its"
+            " evaluation.",
+        )
     if isinstance(data, dict) and str(data.get("schema")).startswith(_OF_FEATURES):
         return []
     # Half a surrogate pair is legal JSON, but no text that a table could be written with.
-    fault = "holds half a character (a lone surrogate)" if "\\ud" in text.lower() and not _is_text(data) else _fault_in(data)
+    fault = (
+        "holds half a character (a lone surrogate)"
+        if "\\ud" in text.lower() and not _is_text(data)
+        else _fault_in(data)
+    )
     if fault:
         return Problem(str(file), f"{fault}; the run is left out.")
-    return [_record(file, data, test_set, metrics) for test_set, metrics in _by_test_set(data).items()]
+    return [
+        _record(file, data, test_set, metrics) for test_set, metrics in _by_test_set(data).items()
+    ]
 
 
 def text_of(folder: str | Path, name: str) -> str:
@@ -181,7 +212,9 @@ def _by_test_set(data: dict[str, Any]) -> dict[tuple[str, ...], dict[str, Any]]:
     return {tuple(names): metrics}
 
 
-def _record(file: Path, data: dict[str, Any], test_set: tuple[str, ...], metrics: dict[str, Any]) -> RunRecord:
+def _record(
+    file: Path, data: dict[str, Any], test_set: tuple[str, ...], metrics: dict[str, Any]
+) -> RunRecord:
     return RunRecord(
         folder=str(file.parent),
         task=data["task"],
@@ -193,7 +226,10 @@ def _record(file: Path, data: dict[str, Any], test_set: tuple[str, ...], metrics
         norm=data["norm"],
         test_set=test_set,
         train_set=tuple(data["dataset"].get("train") or ()),
-        metrics={kind: {name: _number(value) for name, value in group.items()} for kind, group in metrics.items()},
+        metrics={
+            kind: {name: _number(value) for name, value in group.items()}
+            for kind, group in metrics.items()
+        },
         iterations=data["iterations"],
         wall_sec=data.get("wall_sec"),
         world_size=data.get("world_size") or 1,
@@ -207,7 +243,8 @@ def _record(file: Path, data: dict[str, Any], test_set: tuple[str, ...], metrics
 
 
 def _walk(root: Path, seen: set[Path]) -> Iterator[Path | Problem]:
-    # Depth first in the order of names, so that the same tree always gives the same table. `seen` holds resolved
+    # Depth first in the order of names, so that the same tree always gives the same table. `seen`
+    # holds resolved
     # folders: it ends cycles of links and keeps `report runs runs/a` from reading runs/a twice.
     if not root.is_dir() or (resolved := root.resolve()) in seen:
         return
@@ -215,13 +252,22 @@ def _walk(root: Path, seen: set[Path]) -> Iterator[Path | Problem]:
     try:
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)
     except OSError as error:
-        yield Problem(str(root), f"cannot be read ({error.strerror or error}); nothing below it is in the table.")
+        yield Problem(
+            str(root),
+            f"cannot be read ({error.strerror or error}); nothing below it is in the table.",
+        )
         return
     names = {entry.name for entry in entries}
     if RESULTS_FILE in names:
         yield root / RESULTS_FILE
-    elif METRICS_FILE in names and (iteration := _last_detection_iteration(root / METRICS_FILE)) is not None:
-        message = f"has no {RESULTS_FILE}: not finished (last logged iteration {iteration}). Continue it with --resume."
+    elif (
+        METRICS_FILE in names
+        and (iteration := _last_detection_iteration(root / METRICS_FILE)) is not None
+    ):
+        message = (
+            f"has no {RESULTS_FILE}: not finished (last logged iteration {iteration}). Continue it"
+            " with --resume."
+        )
         yield Problem(str(root), message)
     for entry in entries:
         if not entry.name.startswith(".") and entry.is_dir():
@@ -229,8 +275,8 @@ def _walk(root: Path, seen: set[Path]) -> Iterator[Path | Problem]:
 
 
 def _last_detection_iteration(file: Path) -> int | None:
-    # Pre-training folders have a metrics.json as well and rightly no results.json: only a detector logs loss_rpn_cls, though
-    # perhaps not in the first line, which may be an evaluation's.
+    # Pre-training folders have a metrics.json as well and rightly no results.json: only a detector
+    # logs loss_rpn_cls, though perhaps not in the first line, which may be an evaluation's.
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -248,7 +294,15 @@ _REQUIRED = {
     "task": str, "config_hash": str, "engine": str, "init": str, "seed": int, "norm": str,
     "metrics": dict, "iterations": int, "dataset": dict,
 }  # fmt: skip
-_OPTIONAL = {"wall_sec": _NUMBER, "world_size": int, "versions": dict, "git": str, "weights": dict, "flags": dict, "command": str}
+_OPTIONAL = {
+    "wall_sec": _NUMBER,
+    "world_size": int,
+    "versions": dict,
+    "git": str,
+    "weights": dict,
+    "flags": dict,
+    "command": str,
+}
 # Below an optional table: what the tables and the page read of it.
 _NESTED = {
     "weights.path": str, "weights.sha256": str, "weights.stamp": dict, "weights.coverage": dict,
@@ -277,7 +331,11 @@ def _fault_in(data: Any) -> str | None:
             return f"key '{key}' is {_shown(value)}, expected {_kind_name(kind)}"
     for key in ("test", "train"):
         names = data["dataset"].get(key, None if key == "test" else [])
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or (key == "test" and not names):
+        if (
+            not isinstance(names, list)
+            or not all(isinstance(name, str) for name in names)
+            or (key == "test" and not names)
+        ):
             return f"key 'dataset.{key}' is {_shown(names)}, expected a list of names"
     if not data["metrics"]:
         return _NO_METRICS
@@ -297,10 +355,17 @@ def _fault_in_metrics(metrics: Any) -> str | None:
         return _NO_METRICS
     for kind, group in metrics.items():
         if not isinstance(group, dict):
-            return f"key 'metrics.{kind}' is {_shown(group)}, expected a table of metric names and numbers"
+            return (
+                f"key 'metrics.{kind}' is {_shown(group)}, expected a table of metric names and"
+                " numbers"
+            )
         for name, value in group.items():
             # NaN and infinity are named below the table, and only their metric is left out.
-            if value is not None and not _is(value, _NUMBER) and not (isinstance(value, float) and not math.isfinite(value)):
+            if (
+                value is not None
+                and not _is(value, _NUMBER)
+                and not (isinstance(value, float) and not math.isfinite(value))
+            ):
                 return f"key 'metrics.{kind}.{name}' is {_shown(value)}, expected a number"
     return None
 

@@ -1,7 +1,7 @@
 """Mean, sample standard deviation and the paired t test, in plain Python.
 
-scipy would be a dependency of many megabytes for one function, so Student's distribution is computed here from the
-regularised incomplete beta function; the tests hold it to scipy's numbers.
+scipy would be a dependency of many megabytes for one function, so Student's distribution is
+computed here from the regularised incomplete beta function; the tests hold it to scipy's numbers.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def paired_t_test(a: Sequence[float], b: Sequence[float]) -> PairedTest:
         b: Values of the other row for the same seeds in the same order.
 
     Returns:
-        t = mean(d) / (std(d) / sqrt(n)) with d = a - b, and p = P(abs(T) >= abs(t)) for Student's T with n - 1 degrees
-        of freedom.
+        t = mean(d) / (std(d) / sqrt(n)) with d = a - b, and p = P(abs(T) >= abs(t)) for Student's T
+        with n - 1 degrees of freedom.
 
     Raises:
         ValueError: If the lengths differ or there are fewer than two pairs.
@@ -71,13 +71,20 @@ def paired_t_test(a: Sequence[float], b: Sequence[float]) -> PairedTest:
         p = I_x(df / 2, 1 / 2) with x = df / (df + t^2): Abramowitz & Stegun 26.7.1 with 26.5.27.
     """
     if len(a) != len(b) or len(a) < 2:
-        raise ValueError(f"A paired test needs two rows of equal length >= 2, got {len(a)} and {len(b)} values.")
+        raise ValueError(
+            f"A paired test needs two rows of equal length >= 2, got {len(a)} and {len(b)} values."
+        )
     differences = [x - y for x, y in zip(a, b, strict=True)]
     summary = summarize(differences)
-    # Differences that are equal up to the rounding of the subtraction have no spread to test against.
+    # Differences that are equal up to the rounding of the subtraction have no spread to test
+    # against.
     if summary.std <= 1e-12 * max(map(abs, (*a, *b))):
         is_zero = abs(summary.mean) <= 1e-12 * max(map(abs, (*a, *b)))
-        return PairedTest(summary.n, math.nan if is_zero else math.copysign(math.inf, summary.mean), math.nan if is_zero else 0.0)
+        return PairedTest(
+            summary.n,
+            math.nan if is_zero else math.copysign(math.inf, summary.mean),
+            math.nan if is_zero else 0.0,
+        )
     t = summary.mean / (summary.std / math.sqrt(summary.n))
     df = summary.n - 1
     return PairedTest(summary.n, t, regularized_beta(df / (df + t * t), df / 2, 0.5))
@@ -87,14 +94,17 @@ def regularized_beta(x: float, a: float, b: float) -> float:
     """Return the regularised incomplete beta function I_x(a, b) for 0 <= x <= 1 and a, b > 0.
 
     Reference:
-        The continued fraction of Abramowitz & Stegun 26.5.8, evaluated by Lentz's method as modified by Thompson and
-        Barnett (1986); it converges fast for x < (a + 1) / (a + b + 2), and I_x(a, b) = 1 - I_{1-x}(b, a) covers the rest.
+        The continued fraction of Abramowitz & Stegun 26.5.8, evaluated by Lentz's method as
+        modified by Thompson and Barnett (1986); it converges fast for x < (a + 1) / (a + b + 2),
+        and I_x(a, b) = 1 - I_{1-x}(b, a) covers the rest.
     """
     if x <= 0.0 or x >= 1.0:
         return 0.0 if x <= 0.0 else 1.0
     if x > (a + 1) / (a + b + 2):
         return 1.0 - regularized_beta(1.0 - x, b, a)
-    log_front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+    log_front = (
+        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+    )
     return math.exp(log_front) * _beta_fraction(x, a, b) / a
 
 
@@ -114,4 +124,6 @@ def _beta_fraction(x: float, a: float, b: float) -> float:
             value *= c * d
         if abs(c * d - 1.0) < 1e-15:
             return value
-    raise ArithmeticError(f"The continued fraction of I_x(a, b) did not converge for x={x}, a={a}, b={b}.")
+    raise ArithmeticError(
+        f"The continued fraction of I_x(a, b) did not converge for x={x}, a={a}, b={b}."
+    )

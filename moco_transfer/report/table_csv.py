@@ -26,9 +26,10 @@ def render_csv(tables: Sequence[Table]) -> str:
         tables: From :func:`moco_transfer.report.build_tables`.
 
     Returns:
-        A header and one line per run, in the order of the tables. ``status`` is ``averaged`` or ``conflict`` (two runs
-        claim the seed; neither is averaged). A metric that a run does not have is an empty cell, one that it could not
-        compute is ``nan``. Numbers read back as the same floats.
+        A header and one line per run, in the order of the tables. ``status`` is ``averaged`` or
+        ``conflict`` (two runs claim the seed; neither is averaged). A metric that a run does not
+        have is an empty cell, one that it could not compute is ``nan``. Numbers read back as the
+        same floats.
     """
     metrics = _metric_columns(tables)
     buffer = io.StringIO()
@@ -39,7 +40,12 @@ def render_csv(tables: Sequence[Table]) -> str:
             for status, runs in (("averaged", row.runs), ("conflict", row.conflicts)):
                 for run in runs:
                     values = [run.value(kind, metric) for kind, metric in metrics]
-                    writer.writerow([*_trial(run, status), *("" if value is None else repr(value) for value in values)])
+                    writer.writerow(
+                        [
+                            *_trial(run, status),
+                            *("" if value is None else repr(value) for value in values),
+                        ]
+                    )
     return buffer.getvalue()
 
 
@@ -53,13 +59,18 @@ def _trial(run: RunRecord, status: str) -> list[object]:
 
 def _metric_columns(tables: Sequence[Table]) -> list[tuple[str, str]]:
     runs = [run for table in tables for run in table.runs]
-    found = dict.fromkeys((kind, metric) for run in runs for kind, group in run.metrics.items() for metric in group)
+    found = dict.fromkeys(
+        (kind, metric) for run in runs for kind, group in run.metrics.items() for metric in group
+    )
 
     def place(column: tuple[str, str]) -> tuple:
         kind, metric = column
         kind_place = TASKS.index(kind) if kind in TASKS else len(TASKS)
-        headline = HEADLINE_METRICS.index(metric) if metric in HEADLINE_METRICS else len(HEADLINE_METRICS)
+        headline = (
+            HEADLINE_METRICS.index(metric) if metric in HEADLINE_METRICS else len(HEADLINE_METRICS)
+        )
         return kind_place, kind, headline
 
-    # sorted() is stable: behind AP, AP50, AP75 the metrics keep the order in which the runs list them.
+    # sorted() is stable: behind AP, AP50, AP75 the metrics keep the order in which the runs list
+    # them.
     return sorted(found, key=place)

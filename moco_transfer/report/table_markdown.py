@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .aggregate import (HEADLINE_METRICS, Difference, Row, Table)
-from .caveats import (kind_name, legend_sentences, pretrain_text, row_mark, separation_sentences, setting_sentence)
-from .number_text import (NOTHING, difference_text, p_text, summary_text)
+from .aggregate import HEADLINE_METRICS, Difference, Row, Table
+from .caveats import (
+    kind_name,
+    legend_sentences,
+    pretrain_text,
+    row_mark,
+    separation_sentences,
+    setting_sentence,
+)
+from .number_text import NOTHING, difference_text, p_text, summary_text
 from .published_text import published_cells
 from .records import Problem
 
@@ -36,11 +43,16 @@ def render_markdown(tables: Sequence[Table], problems: Sequence[Problem] = ()) -
 
 def _grid(table: Table, kind: str) -> str:
     rows = [_cells(table, row, kind) for row in table.rows]
-    # A column that says nothing in any row is left out; what a table always shows stays, dash or not.
+    # A column that says nothing in any row is left out; what a table always shows stays, dash or
+    # not.
     always = {"init", "n", "engine", *HEADLINE_METRICS}
     if table.baseline and len(table.rows) > 1:
         always |= {f"Δ {metric}" for metric in HEADLINE_METRICS}
-    header = [name for name in rows[0] if name in always or any(cells[name] not in ("", NOTHING) for cells in rows)]
+    header = [
+        name
+        for name in rows[0]
+        if name in always or any(cells[name] not in ("", NOTHING) for cells in rows)
+    ]
     lines = [_line(header), _line(["---"] * len(header))]
     return "\n".join(lines + [_line([cells[name] for name in header]) for cells in rows])
 
@@ -51,7 +63,10 @@ def _cells(table: Table, row: Row, kind: str) -> dict[str, str]:
     return {
         "init": row.init + row_mark(row),
         "pre-train": pretrain_text(row),
-        **{metric: summary_text(row.summary(kind, metric), row_n=len(row.runs)) for metric in HEADLINE_METRICS},
+        **{
+            metric: summary_text(row.summary(kind, metric), row_n=len(row.runs))
+            for metric in HEADLINE_METRICS
+        },
         **{f"Δ {metric}": _emphasised(difference) for metric, difference in differences.items()},
         "p (AP)": p_text(differences["AP"].test if differences["AP"] else None),
         f"published {' / '.join(HEADLINE_METRICS)}": published,
@@ -80,5 +95,6 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    # A line break would end the cell or the bullet; names come from files, so they may hold anything.
+    # A line break would end the cell or the bullet; names come from files, so they may hold
+    # anything.
     return " ".join(text.split())

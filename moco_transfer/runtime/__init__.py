@@ -1,1 +1,3 @@
-"""What every step needs and that knows no images: processes, files, logs, metrics, seeds, the environment."""
+"""What every step needs and that knows no images: processes, files, logs, metrics, seeds, the
+environment.
+"""

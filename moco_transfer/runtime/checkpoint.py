@@ -1,8 +1,9 @@
 """Checkpoints of a run: written whole or not at all, found again by ``last_checkpoint``.
 
-A checkpoint is a ``torch.save`` of plain containers, numbers, strings and tensors, so that it loads with
-``weights_only=True`` and runs no code. ``checkpoint_0200.pth`` holds the state after 200 finished epochs (pre-training)
-or iterations (fine-tuning); the text file ``last_checkpoint`` holds the name of the newest one.
+A checkpoint is a ``torch.save`` of plain containers, numbers, strings and tensors, so that it loads
+with ``weights_only=True`` and runs no code. ``checkpoint_0200.pth`` holds the state after 200
+finished epochs (pre-training) or iterations (fine-tuning); the text file ``last_checkpoint`` holds
+the name of the newest one.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ class CheckpointFolder:
 
     Args:
         folder: The run's OUTPUT_DIR.
-        keep: How many of the newest checkpoints stay; older ones are deleted after a newer one is safely on the disk.
-            0 keeps all.
+        keep: How many of the newest checkpoints stay; older ones are deleted after a newer one is
+            safely on the disk. 0 keeps all.
     """
 
     def __init__(self, folder: str | Path, *, keep: int = 0) -> None:
@@ -41,7 +42,8 @@ class CheckpointFolder:
 
         Args:
             state: What to save: containers, numbers, strings and tensors only.
-            name: Epochs or iterations finished, with leading zeros so that names sort by age, e.g. ``0200``.
+            name: Epochs or iterations finished, with leading zeros so that names sort by age, e.g.
+                ``0200``.
 
         Returns:
             The path of the file.
@@ -89,24 +91,36 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Raises:
         MissingFileError: If there is no such file.
-        InputError: If it is truncated, not a checkpoint, or holds objects other than tensors and plain containers.
+        InputError: If it is truncated, not a checkpoint, or holds objects other than tensors and
+            plain containers.
     """
     path = Path(path)
     if not path.exists():
-        raise MissingFileError(f"Checkpoint {path} does not exist. Give the path of a .pth file, e.g. OUTPUT_DIR/checkpoint_0200.pth.")
+        raise MissingFileError(
+            f"Checkpoint {path} does not exist. Give the path of a .pth file, e.g."
+            " OUTPUT_DIR/checkpoint_0200.pth."
+        )
     if path.is_dir():
-        raise InputError(f"{path} is a folder, expected a checkpoint file such as {path}/checkpoint_0200.pth.")
+        raise InputError(
+            f"{path} is a folder, expected a checkpoint file such as {path}/checkpoint_0200.pth."
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{path} is not a checkpoint that can be read safely (weights only): {reason}") from error
+        raise InputError(
+            f"{path} is not a checkpoint that can be read safely (weights only): {reason}"
+        ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         size = path.stat().st_size
         raise InputError(
-            f"{path} is truncated or not a PyTorch checkpoint ({size} bytes: {str(error).splitlines()[0] if str(error) else type(error).__name__}). "
-            f"Copy it again, or use an earlier checkpoint."
+            f"{path} is truncated or not a PyTorch checkpoint ({size} bytes:"
+            f" {str(error).splitlines()[0] if str(error) else type(error).__name__}). Copy it"
+            " again, or use an earlier checkpoint."
         ) from error
     if not isinstance(state, dict):
-        raise InputError(f"{path} holds a {type(state).__name__}, expected a dictionary as tools/pretrain.py and tools/train_net.py write it.")
+        raise InputError(
+            f"{path} holds a {type(state).__name__}, expected a dictionary as tools/pretrain.py and"
+            " tools/train_net.py write it."
+        )
     return state

@@ -1,8 +1,9 @@
 """Processes: start-up under torchrun and the few collectives that the steps need.
 
-Everything here also works in one process without a process group, where it does nothing: world size 1 is a first-class
-set-up, and ``torch.distributed`` is never initialised there. ``torchrun`` is the only launcher; it sets RANK,
-LOCAL_RANK, WORLD_SIZE and the address.
+Everything here also works in one process without a process group, where it does nothing: world size
+    1 is a first-class
+set-up, and ``torch.distributed`` is never initialised there. ``torchrun`` is the only launcher; it
+sets RANK, LOCAL_RANK, WORLD_SIZE and the address.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ def start_processes(device: str = "auto") -> torch.device:
     if "WORLD_SIZE" in present and len(present) < len(_TORCHRUN_VARIABLES):
         missing = sorted(set(_TORCHRUN_VARIABLES) - set(present))
         raise InputError(
-            f"The environment sets {', '.join(sorted(present))} but not {', '.join(missing)}: start several processes with "
-            f"torchrun, or unset WORLD_SIZE to run in one process."
+            f"The environment sets {', '.join(sorted(present))} but not {', '.join(missing)}: start"
+            " several processes with torchrun, or unset WORLD_SIZE to run in one process."
         )
     chosen = _choose_device(device)
     if len(present) == len(_TORCHRUN_VARIABLES) and not dist.is_initialized():
@@ -64,17 +65,22 @@ def stop_processes() -> None:
 
 
 def joined_group() -> bool:
-    """Return whether :func:`start_processes` joined a process group, also after it was left: such a process ends by :func:`exit_process`."""
+    """Return whether :func:`start_processes` joined a process group, also after it was left: such a
+    process ends by :func:`exit_process`.
+    """
     return _joined_group
 
 
 def exit_process(status: int) -> NoReturn:
-    """End a process that belonged to a process group: what ``sys.exit`` does, less the interpreter's teardown.
+    """End a process that belonged to a process group: what ``sys.exit`` does, less the
+    interpreter's teardown.
 
-    gloo's threads were seen to outlive ``destroy_process_group`` after training with DistributedDataParallel, and one that drops its last
-    tensor while the interpreter is torn down aborts: "terminate called without an active exception", status -6, and torchrun calls a complete
-    run a failed one (pytorch/pytorch#179291). Functions registered with atexit are called and the streams flushed first; threads are not
-    waited for.
+    gloo's threads were seen to outlive ``destroy_process_group`` after training with
+    DistributedDataParallel, and one that drops its last tensor while the interpreter is torn down
+        aborts: "terminate called without an active exception", status -6, and torchrun calls a
+            complete
+    run a failed one (pytorch/pytorch#179291). Functions registered with atexit are called and the
+    streams flushed first; threads are not waited for.
     """
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -86,9 +92,14 @@ def _choose_device(device: str) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("TRAIN.DEVICE is 'cuda' but this PyTorch sees no CUDA device. Use 'cpu' or 'auto', or look at `moco-transfer doctor`.")
+        raise InputError(
+            "TRAIN.DEVICE is 'cuda' but this PyTorch sees no CUDA device. Use 'cpu' or 'auto', or"
+            " look at `moco-transfer doctor`."
+        )
     if device == "mps" and not torch.backends.mps.is_available():
-        raise InputError("TRAIN.DEVICE is 'mps' but this PyTorch has no Metal device. Use 'cpu' or 'auto'.")
+        raise InputError(
+            "TRAIN.DEVICE is 'mps' but this PyTorch has no Metal device. Use 'cpu' or 'auto'."
+        )
     if device not in ("cpu", "cuda", "mps"):
         raise InputError(f"Unknown device {device!r}: expected 'auto', 'cpu', 'cuda' or 'mps'.")
     if device != "cuda":
@@ -96,8 +107,8 @@ def _choose_device(device: str) -> torch.device:
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if local_rank >= torch.cuda.device_count():
         raise InputError(
-            f"Process {local_rank} of this host has no GPU of its own: {torch.cuda.device_count()} visible. "
-            f"Start torchrun with --nproc_per_node {torch.cuda.device_count()}."
+            f"Process {local_rank} of this host has no GPU of its own: {torch.cuda.device_count()}"
+            f" visible. Start torchrun with --nproc_per_node {torch.cuda.device_count()}."
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
@@ -134,19 +145,25 @@ def _gloo_group(processes: Any) -> Any:
 
 
 def cpu_group() -> Any:
-    """Return a group of all processes for tensors on the CPU: None, the processes' own, unless that is NCCL's. Collective when first called.
+    """Return a group of all processes for tensors on the CPU: None, the processes' own, unless that
+    is NCCL's. Collective when first called.
 
-    For what the host must know in each iteration: read back from a GPU, it would have to wait for all that the GPU has to do.
+    For what the host must know in each iteration: read back from a GPU, it would have to wait for
+        all that the GPU has to do.
     """
     if get_world_size() == 1 or dist.get_backend() == "gloo":
         return None
-    return _gloo_group(dist.group.WORLD)  # by group: another one is there after a restart in the same process
+    return _gloo_group(
+        dist.group.WORLD
+    )  # by group: another one is there after a restart in the same process
 
 
 def gather_object(obj: Any) -> list[Any]:
-    """Return every process's object, in order of rank, on rank 0 and an empty list elsewhere. Collective.
+    """Return every process's object, in order of rank, on rank 0 and an empty list elsewhere.
+    Collective.
 
-    Objects travel pickled and over the CPU; meant for predictions and reports, not for tensors in a step.
+    Objects travel pickled and over the CPU; meant for predictions and reports, not for tensors in a
+    step.
     """
     if get_world_size() == 1:
         return [obj]
@@ -156,7 +173,10 @@ def gather_object(obj: Any) -> list[Any]:
 
 
 def all_gather_object(obj: Any) -> list[Any]:
-    """Return every process's object, in order of rank, on every process. Collective; see :func:`gather_object`."""
+    """Return every process's object, in order of rank, on every process.
+
+    Collective; see :func:`gather_object`.
+    """
     if get_world_size() == 1:
         return [obj]
     gathered: list[Any] = [None] * get_world_size()
@@ -174,7 +194,8 @@ def broadcast_object(obj: Any) -> Any:
 
 
 def all_gather_rows(rows: Tensor) -> Tensor:
-    """Return the rows of all processes below one another, in order of rank. Collective, without gradient.
+    """Return the rows of all processes below one another, in order of rank. Collective, without
+    gradient.
 
     Args:
         rows: (N, ...) of any dtype; N must be the same on every process.
@@ -193,7 +214,8 @@ def all_gather_rows(rows: Tensor) -> Tensor:
 def average_tensors(tensors: Iterable[Tensor]) -> None:
     """Replace each floating-point tensor by its mean over all processes, in place. Collective.
 
-    Integer tensors (such as ``num_batches_tracked``) are equal everywhere by construction and are left alone.
+    Integer tensors (such as ``num_batches_tracked``) are equal everywhere by construction and are
+    left alone.
     """
     if get_world_size() == 1:
         return
@@ -213,9 +235,12 @@ def average_tensors(tensors: Iterable[Tensor]) -> None:
 def average_bn_statistics(module: torch.nn.Module) -> None:
     """Replace each running mean and variance by its mean over all processes, in place. Collective.
 
-    Each process has its own during an epoch, because training does not read them; whoever saves or evaluates must.
+    Each process has its own during an epoch, because training does not read them; whoever saves or
+    evaluates must.
     """
-    average_tensors(b for name, b in module.named_buffers() if name.endswith(("running_mean", "running_var")))
+    average_tensors(
+        b for name, b in module.named_buffers() if name.endswith(("running_mean", "running_var"))
+    )
 
 
 def mean_over_processes(values: dict[str, float], device: torch.device) -> dict[str, float]:

@@ -9,11 +9,24 @@ import subprocess
 from pathlib import Path
 
 # Distribution names, in the order in which `moco-transfer doctor` and env.txt show them.
-PACKAGES = ("torch", "torchvision", "detectron2", "fvcore", "iopath", "pycocotools", "opencv-python-headless", "opencv-python", "numpy", "Pillow")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "detectron2",
+    "fvcore",
+    "iopath",
+    "pycocotools",
+    "opencv-python-headless",
+    "opencv-python",
+    "numpy",
+    "Pillow",
+)
 
 
 def package_versions() -> dict[str, str]:
-    """Return the installed versions of Python, this package and what it builds on; absent packages are left out."""
+    """Return the installed versions of Python, this package and what it builds on; absent packages
+    are left out.
+    """
     found = {"python": platform.python_version()}
     for name in ("moco-transfer", *PACKAGES):
         try:
@@ -24,7 +37,8 @@ def package_versions() -> dict[str, str]:
 
 
 def git_commit(folder: str | Path | None = None) -> str | None:
-    """Return the commit of the source tree this package runs from, with ``+`` when it has changes, or None outside one.
+    """Return the commit of the source tree this package runs from, with ``+`` when it has changes,
+    or None outside one.
 
     Args:
         folder: A folder inside the tree; this package's own by default.
@@ -32,20 +46,30 @@ def git_commit(folder: str | Path | None = None) -> str | None:
     folder = Path(folder or Path(__file__).resolve().parent)
     try:
         commit = _git(folder, "rev-parse", "--short=10", "HEAD")
-        return commit + ("+" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
+        return commit + (
+            "+" if _git(folder, "status", "--porcelain", "--untracked-files=no") else ""
+        )
     except (OSError, subprocess.SubprocessError):
         return None
 
 
 def _git(folder: Path, *words: str) -> str:
-    return subprocess.run(["git", "-C", str(folder), *words], check=True, capture_output=True, text=True, timeout=10).stdout.strip()
+    return subprocess.run(
+        ["git", "-C", str(folder), *words], check=True, capture_output=True, text=True, timeout=10
+    ).stdout.strip()
 
 
 def environment_report() -> str:
-    """Return what belongs into env.txt: machine, versions, device, threads and the variables that change a run."""
+    """Return what belongs into env.txt: machine, versions, device, threads and the variables that
+    change a run.
+    """
     import torch  # `report` and `--help` read this module's neighbours without paying for torch
 
-    lines = [f"platform: {platform.platform()}", f"cpu cores: {os.cpu_count()}", f"torch threads: {torch.get_num_threads()}"]
+    lines = [
+        f"platform: {platform.platform()}",
+        f"cpu cores: {os.cpu_count()}",
+        f"torch threads: {torch.get_num_threads()}",
+    ]
     lines += [f"{name}: {version}" for name, version in package_versions().items()]
     lines.append(f"cuda: {torch.version.cuda} (available: {torch.cuda.is_available()})")
     lines += [f"gpu {i}: {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]

@@ -1,7 +1,7 @@
 """Errors that a user or a file can cause, as opposed to errors in this program.
 
-The command line prints an ``InputError`` as its one sentence and ends with status 2. Every other exception keeps its
-traceback, because it means that the program, not its input, is wrong.
+The command line prints an ``InputError`` as its one sentence and ends with status 2. Every other
+exception keeps its traceback, because it means that the program, not its input, is wrong.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ class MissingFileError(InputError, FileNotFoundError):
 
 
 class UnknownKeyError(InputError, KeyError):
-    """A name (config key, data set, class) that does not exist; the message offers the nearest legal ones."""
+    """A name (config key, data set, class) that does not exist; the message offers the nearest
+    legal ones.
+    """
 
     # KeyError prints the repr of its argument, which would put the sentence in quotes.
     __str__ = ValueError.__str__
@@ -36,7 +38,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         known: All legal names.
 
     Returns:
-        A sentence that starts with a blank, so that it can follow a full stop; empty when nothing is near.
+        A sentence that starts with a blank, so that it can follow a full stop; empty when nothing
+        is near.
     """
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)

@@ -14,29 +14,37 @@ from .errors import InputError, MissingFileError
 
 @contextlib.contextmanager
 def atomic_path(dst: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside ``dst`` that replaces ``dst`` only when the block ends without an exception.
+    """Yield a temporary path beside ``dst`` that replaces ``dst`` only when the block ends without
+    an exception.
 
-    A reader sees the old file or the new one, never a half, also after SIGKILL or a power cut: the data are flushed to
+    A reader sees the old file or the new one, never a half, also after SIGKILL or a power cut: the
+        data are flushed to
     the disk before the rename, and the folder after it.
 
     Args:
         dst: The file to write. Its folder is made when it is missing.
 
     Yields:
-        Path of an empty temporary file in the same folder (so that the rename stays inside one file system).
+        Path of an empty temporary file in the same folder (so that the rename stays inside one file
+        system).
 
     Raises:
         InputError: If the folder cannot be written to or ``dst`` is a folder.
     """
     dst = Path(dst)
     if dst.is_dir():
-        raise InputError(f"{dst} is a folder, expected the name of a file to write; name a file inside it.")
+        raise InputError(
+            f"{dst} is a folder, expected the name of a file to write; name a file inside it."
+        )
     mode = 0o666 & ~_umask()
     try:
         dst.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{dst.name}.", suffix=".tmp", dir=dst.parent)
     except OSError as error:
-        raise InputError(f"Cannot write {dst}: {error.strerror or error}. Choose a folder that can be written to.") from error
+        raise InputError(
+            f"Cannot write {dst}: {error.strerror or error}. Choose a folder that can be"
+            " written to."
+        ) from error
     os.close(handle)
     tmp = Path(name)
     try:
@@ -70,7 +78,11 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
     """
     try:
         with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+            return (
+                hashlib.file_digest(file, "sha256").hexdigest()
+                if hasattr(hashlib, "file_digest")
+                else _digest(file)
+            )
     except FileNotFoundError as error:
         raise MissingFileError(f"{path} does not exist.") from error
 
@@ -84,7 +96,8 @@ def _digest(file) -> str:
 
 
 def _umask() -> int:
-    # mkstemp makes files private; the final file gets what the user's umask says, as open() would give it.
+    # mkstemp makes files private; the final file gets what the user's umask says, as open() would
+    # give it.
     current = os.umask(0)
     os.umask(current)
     return current

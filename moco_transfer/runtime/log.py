@@ -35,11 +35,12 @@ class _TerminalHandler(logging.StreamHandler):
 
 
 def set_up_logging(output_dir: str | Path | None = None, *, quiet: bool = False) -> None:
-    """Send the package's log lines to the terminal (rank 0) and to ``OUTPUT_DIR/log.txt`` (``log.txt.rank1``, …).
+    """Send the package's log lines to the terminal (rank 0) and to ``OUTPUT_DIR/log.txt``
+    (``log.txt.rank1``, …).
 
     Args:
-        output_dir: The run's folder, made when missing; None for no file. A file that exists is appended to, so that a
-            resumed run keeps its history.
+        output_dir: The run's folder, made when missing; None for no file. A file that exists is
+            appended to, so that a resumed run keeps its history.
         quiet: Only warnings go to the terminal.
     """
     root = logging.getLogger("moco_transfer")

@@ -21,12 +21,14 @@ class MetricsFile:
 
     Args:
         path: The file, usually ``OUTPUT_DIR/metrics.json``.
-        start_iteration: Iterations finished when the run starts. Lines with a larger number are removed, because the run
-            is about to compute them again.
+        start_iteration: Iterations finished when the run starts. Lines with a larger number are
+            removed, because the run is about to compute them again.
         tensorboard: Also write TensorBoard event files beside it.
     """
 
-    def __init__(self, path: str | Path, *, start_iteration: int = 0, tensorboard: bool = False) -> None:
+    def __init__(
+        self, path: str | Path, *, start_iteration: int = 0, tensorboard: bool = False
+    ) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
@@ -57,10 +59,17 @@ class MetricsFile:
 
     def _truncate(self, start_iteration: int) -> None:
         rows = read_metrics(self.path)
-        kept = [row for row in rows if row["iteration"] <= start_iteration] if start_iteration > 0 else []
+        kept = (
+            [row for row in rows if row["iteration"] <= start_iteration]
+            if start_iteration > 0
+            else []
+        )
         if len(kept) < len(rows):
             logger.info(
-                "%s: %d lines after iteration %d belong to work that is done again; dropped.", self.path.name, len(rows) - len(kept), start_iteration
+                "%s: %d lines after iteration %d belong to work that is done again; dropped.",
+                self.path.name,
+                len(rows) - len(kept),
+                start_iteration,
             )
         atomic_write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
@@ -72,7 +81,8 @@ class MetricsFile:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Return the rows of a metrics.json in order; a last line that was cut off by a kill is left out.
+    """Return the rows of a metrics.json in order; a last line that was cut off by a kill is left
+    out.
 
     Args:
         path: The file.

@@ -31,7 +31,11 @@ def backbone(tmp_path_factory) -> Path:
 def matrix_words(scenes, backbone) -> list[str]:  # noqa: F811
     """The options of a benchmark of two rows, without --output."""
     names = ["DATASETS.TRAIN", "scenes_train", "DATASETS.TEST", "scenes_test"]
-    data = [w for s in ("train", "test") for w in ("--dataset", f"scenes_{s}=voc:{scenes}:{s}:{scenes / 'classes.txt'}")]
+    data = [
+        w
+        for s in ("train", "test")
+        for w in ("--dataset", f"scenes_{s}=voc:{scenes}:{s}:{scenes / 'classes.txt'}")
+    ]
     settings = {key: value for key, value in TINY_DETECTION.items() if key != "SEED"}
     rows = ["--init", "random", "--init", f"supervised={backbone}", "--seeds", "1"]
     return ["--tasks", "demo_R_18_FPN", *rows, *data, "--no-timing", *names, *words(settings)]

@@ -1,8 +1,11 @@
-"""A matrix as a user runs it: whole, killed, damaged, with a run that fails, and checked before it starts.
+"""A matrix as a user runs it: whole, killed, damaged, with a run that fails, and checked before it
+starts.
 
-Seen red under: complete runs started again; the children left alive by SIGKILL; the first failure ending the matrix; weights not compared
-with those of a complete run; the check of the data left out; a picture's size not looked at. Written against, and
-not tried: the optimiser's state not restored; a complete run started again by --resume; files of label subsets written by --dry-run, or drawn
+Seen red under: complete runs started again; the children left alive by SIGKILL; the first failure
+    ending the matrix; weights not compared
+with those of a complete run; the check of the data left out; a picture's size not looked at.
+Written against, and not tried: the optimiser's state not restored; a complete run started again by
+    --resume; files of label subsets written by --dry-run, or drawn
 anew; failures listed after a report that fails.
 """
 
@@ -45,11 +48,17 @@ def whole(tmp_path_factory, matrix_words) -> Path:
 
 def metrics(output: Path) -> dict[str, dict]:
     files = sorted(output.rglob("results.json"))
-    return {str(file.parent.relative_to(output)): json.loads(file.read_text())["metrics"] for file in files}
+    return {
+        str(file.parent.relative_to(output)): json.loads(file.read_text())["metrics"]
+        for file in files
+    }
 
 
 def stamps(output: Path) -> dict[str, int]:
-    return {str(file.relative_to(output)): file.stat().st_mtime_ns for file in output.rglob("results.json")}
+    return {
+        str(file.relative_to(output)): file.stat().st_mtime_ns
+        for file in output.rglob("results.json")
+    }
 
 
 def copy(output: Path, target: Path) -> Path:
@@ -60,12 +69,18 @@ def copy(output: Path, target: Path) -> Path:
 def test_benchmark__makes_every_run_and_the_table(whole):
     assert set(metrics(whole)) == {"demo_R_18_FPN/random/seed0", "demo_R_18_FPN/supervised/seed0"}
     page = (whole / "report.html").read_text()
-    assert "Training loss over iterations" in page and "Detections of each initialisation beside the ground truth" in page
+    assert (
+        "Training loss over iterations" in page
+        and "Detections of each initialisation beside the ground truth" in page
+    )
     assert 'src="data:image/svg+xml;base64,' in page, "the sheet that was drawn is not in the page"
     table = (whole / "table.md").read_text()
     assert "| random |" in table and "| supervised |" in table
     records = [json.loads(file.read_text()) for file in sorted(whole.rglob("results.json"))]
-    assert [(r["init"], r["seed"], r["task"]) for r in records] == [("random", 0, "demo_R_18_FPN"), ("supervised", 0, "demo_R_18_FPN")]
+    assert [(r["init"], r["seed"], r["task"]) for r in records] == [
+        ("random", 0, "demo_R_18_FPN"),
+        ("supervised", 0, "demo_R_18_FPN"),
+    ]
 
 
 def test_benchmark__output_alone_goes_on_and_repeats_nothing(whole):
@@ -76,8 +91,18 @@ def test_benchmark__output_alone_goes_on_and_repeats_nothing(whole):
 
 
 def start(output, *words) -> subprocess.Popen:
-    command = [sys.executable, "-m", "moco_transfer.cli.main", "benchmark", "--output", str(output), *words]
-    return subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "moco_transfer.cli.main",
+        "benchmark",
+        "--output",
+        str(output),
+        *words,
+    ]
+    return subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
 
 
 def wait_for_checkpoint(process, folder):
@@ -93,7 +118,9 @@ def files_of(folder) -> dict[str, tuple[int, int]]:
 
 def counts(stdout) -> list[str]:
     """Return the numbers of complete, interrupted and missing runs that the overview shows."""
-    return next(line for line in stdout.splitlines() if line.startswith("  demo_R_18_FPN ")).split()[3:6]
+    return next(
+        line for line in stdout.splitlines() if line.startswith("  demo_R_18_FPN ")
+    ).split()[3:6]
 
 
 def last_state(folder) -> dict:
@@ -112,15 +139,23 @@ def assert_same(one, other, where=""):
         assert one == other, where
 
 
-def test_benchmark__stopped_killed_and_gone_on_with_is_the_uninterrupted_matrix(whole, matrix_words, tmp_path):
+def test_benchmark__stopped_killed_and_gone_on_with_is_the_uninterrupted_matrix(
+    whole, matrix_words, tmp_path
+):
     for attempt in range(3):
         output = tmp_path / f"runs{attempt}"
-        first, second = (output / "demo_R_18_FPN" / name / "seed0" for name in ("random", "supervised"))
+        first, second = (
+            output / "demo_R_18_FPN" / name / "seed0" for name in ("random", "supervised")
+        )
         process = start(output, *matrix_words)
         wait_for_checkpoint(process, first)
         process.terminate()
         said, _ = process.communicate(timeout=200)
-        assert process.returncode == 143 and f"Stopped; every run has saved. Go on with: moco-transfer benchmark --output {output}" in said
+        assert (
+            process.returncode == 143
+            and f"Stopped; every run has saved. Go on with: moco-transfer benchmark --output {output}"
+            in said
+        )
         assert not second.exists(), "a run was started after SIGTERM"
         was_stopped = not (first / "results.json").exists()
 
@@ -149,12 +184,19 @@ def test_benchmark__stopped_killed_and_gone_on_with_is_the_uninterrupted_matrix(
         assert states[0]["iteration"] == 6
         for key in ("model", "optimizer", "iteration"):
             assert_same(states[0][key], states[1][key], f"{folder.parent.name}.{key}")
-        # Means of the last log period, of which a resumed run has seen only its own part: alike, not equal.
-        losses = [json.loads((path / "results.json").read_text())["last_losses"] for path in (uninterrupted, folder)]
+        # Means of the last log period, of which a resumed run has seen only its own part: alike,
+        # not equal.
+        losses = [
+            json.loads((path / "results.json").read_text())["last_losses"]
+            for path in (uninterrupted, folder)
+        ]
         assert losses[0].keys() == losses[1].keys()
         assert sum(losses[1].values()) == pytest.approx(sum(losses[0].values()), rel=0.2)
     assert metrics(output) == metrics(whole)
-    rows = [[line for line in (path / "table.md").read_text().splitlines() if line.startswith("|")] for path in (whole, output)]
+    rows = [
+        [line for line in (path / "table.md").read_text().splitlines() if line.startswith("|")]
+        for path in (whole, output)
+    ]
     assert rows[0] == rows[1]
 
 
@@ -166,11 +208,11 @@ def test_benchmark__child_of_a_killed_parent_saves_ends_and_holds_the_lock_until
         "print('ready', flush=True)\ntime.sleep(600)\n"
     )
     program = (
-        "import sys, time; from pathlib import Path; from moco_transfer.benchmark.launch import LocalLauncher, output_lock\n"
-        "output = Path(sys.argv[1])\n"
-        "with output_lock(output, wait_sec=0.1) as lock:\n"
-        "    job = LocalLauncher(lanes=1, lock=lock).start([sys.executable, str(output / 'child.py')], output / 'run', 0)\n"
-        "    print(job._process.pid, flush=True); time.sleep(600)"
+        "import sys, time; from pathlib import Path; from moco_transfer.benchmark.launch import"
+        " LocalLauncher, output_lock\noutput = Path(sys.argv[1])\nwith output_lock(output,"
+        " wait_sec=0.1) as lock:\n    job = LocalLauncher(lanes=1,"
+        " lock=lock).start([sys.executable, str(output / 'child.py')], output / 'run', 0)\n   "
+        " print(job._process.pid, flush=True); time.sleep(600)"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]
     process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
@@ -195,7 +237,11 @@ def test_benchmark__child_of_a_killed_parent_saves_ends_and_holds_the_lock_until
 
 
 def test_output_lock__is_held_by_one(tmp_path):
-    with output_lock(tmp_path), pytest.raises(InputError, match="is in use by another benchmark"), output_lock(tmp_path, wait_sec=0):
+    with (
+        output_lock(tmp_path),
+        pytest.raises(InputError, match="is in use by another benchmark"),
+        output_lock(tmp_path, wait_sec=0),
+    ):
         pass
 
 
@@ -209,8 +255,15 @@ def test_benchmark__goes_on_past_a_failed_run_and_names_it(whole, tmp_path):
     done = moco_transfer("benchmark", "--output", output)
     assert done.returncode == 1
     failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")][-1]
-    assert str(broken) in failed and "checkpoint_0000006.pth" in failed and str(broken / "console.txt") in failed
-    assert metrics(output)["demo_R_18_FPN/supervised/seed0"] == metrics(whole)["demo_R_18_FPN/supervised/seed0"]
+    assert (
+        str(broken) in failed
+        and "checkpoint_0000006.pth" in failed
+        and str(broken / "console.txt") in failed
+    )
+    assert (
+        metrics(output)["demo_R_18_FPN/supervised/seed0"]
+        == metrics(whole)["demo_R_18_FPN/supervised/seed0"]
+    )
     assert "| supervised |" in (output / "table.md").read_text()
 
 
@@ -222,12 +275,19 @@ def test_benchmark__refuses_to_mix_runs_of_other_weights_or_configs(whole, matri
     file.write_text(json.dumps(record))
     done = moco_transfer("benchmark", "--output", output, *matrix_words, "SOLVER.MAX_ITER", "8")
     assert done.returncode == 2
-    assert done.stderr.count("holds another run (config hash") == 2 and f"sha256 of the weights '{'0' * 64}', now" in done.stderr
+    assert (
+        done.stderr.count("holds another run (config hash") == 2
+        and f"sha256 of the weights '{'0' * 64}', now" in done.stderr
+    )
 
 
 def test_benchmark__checks_everything_before_the_first_run(matrix_words, tmp_path):
     words = [*matrix_words]
-    words[words.index("--tasks") + 1 : words.index("--tasks") + 2] = ["demo_R_18_FPN", "pascal_voc_R_50_C4_24k", "no_such_config"]
+    words[words.index("--tasks") + 1 : words.index("--tasks") + 2] = [
+        "demo_R_18_FPN",
+        "pascal_voc_R_50_C4_24k",
+        "no_such_config",
+    ]
     words[words.index("--init") : words.index("--init")] = ["--init", "gone=nowhere.pkl"]
     done = moco_transfer("benchmark", "--output", tmp_path / "runs", *words)
     assert done.returncode == 2 and not (tmp_path / "runs").exists()
@@ -235,7 +295,9 @@ def test_benchmark__checks_everything_before_the_first_run(matrix_words, tmp_pat
     assert "Nothing was started" in said
     assert "init gone: " in said and "nowhere.pkl" in said
     assert "task no_such_config: " in said
-    assert "task pascal_voc_R_50_C4_24k: " in said and "SOLVER.REFERENCE_WORLD_SIZE" in said  # a batch that it does not scale from
+    assert (
+        "task pascal_voc_R_50_C4_24k: " in said and "SOLVER.REFERENCE_WORLD_SIZE" in said
+    )  # a batch that it does not scale from
 
 
 def test_benchmark__holds_weights_against_each_task(matrix_words, tmp_path):
@@ -243,7 +305,9 @@ def test_benchmark__holds_weights_against_each_task(matrix_words, tmp_path):
     convert_checkpoint(tmp_path / "resnet34-00000000.pth", tmp_path / "deeper.pkl")
     words = [*matrix_words]
     words[words.index("--seeds") - 1] = f"deeper={tmp_path / 'deeper.pkl'}"
-    done = moco_transfer("benchmark", "--output", tmp_path / "runs", *words, "SOLVER.BASE_LR", "1.0")
+    done = moco_transfer(
+        "benchmark", "--output", tmp_path / "runs", *words, "SOLVER.BASE_LR", "1.0"
+    )
     assert done.returncode == 2 and not (tmp_path / "runs").exists()
     assert "task demo_R_18_FPN from deeper: " in done.stderr and "deeper.pkl" in done.stderr
     assert "task demo_R_18_FPN from random, deeper: SOLVER.IMS_PER_BATCH 2" in done.stderr
@@ -260,12 +324,19 @@ def test_benchmark__label_fraction(matrix_words, tmp_path):
     subset = json.loads(file.read_text())
     assert len(subset["images"]["scenes_train"]) == 3  # of six
     records = [json.loads(path.read_text()) for path in sorted(output.rglob("results.json"))]
-    assert [(r["init"], r["task"]) for r in records] == [(name, "demo_R_18_FPN_50pct") for name in ("random", "supervised")]
+    assert [(r["init"], r["task"]) for r in records] == [
+        (name, "demo_R_18_FPN_50pct") for name in ("random", "supervised")
+    ]
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-    assert [r["dataset"]["label_subset"] for r in records] == [{"fraction": 0.5, "seed": 0, "pictures": 3, "sha256": sha256}] * 2
+    assert [r["dataset"]["label_subset"] for r in records] == [
+        {"fraction": 0.5, "seed": 0, "pictures": 3, "sha256": sha256}
+    ] * 2
     assert "50 % of its labelled pictures: 3" in (output / "table.md").read_text()
     for name in ("random", "supervised"):
-        assert "training on 3 pictures" in (output / f"demo_R_18_FPN_50pct/{name}/seed0/log.txt").read_text()
+        assert (
+            "training on 3 pictures"
+            in (output / f"demo_R_18_FPN_50pct/{name}/seed0/log.txt").read_text()
+        )
 
     # Going on leaves the file as it is; a subset of other pictures is other runs.
     before = (file.stat().st_mtime_ns, file.stat().st_ino)
@@ -274,15 +345,27 @@ def test_benchmark__label_fraction(matrix_words, tmp_path):
     subset["seed"] = 1
     file.write_text(json.dumps(subset))
     done = moco_transfer("benchmark", "--output", output)
-    assert done.returncode == 2 and done.stderr.count(f"holds another run (sha256 of the label subset '{sha256}', now") == 2
+    assert (
+        done.returncode == 2
+        and done.stderr.count(f"holds another run (sha256 of the label subset '{sha256}', now") == 2
+    )
 
 
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
         (lambda file: file.unlink(), "1 of the 3 pictures that .* names do not exist"),
-        (lambda file: file.write_bytes(b""), "data set holes_test.: 1 of its 3 pictures are empty or cannot be read; the first is .*{name}"),
-        (lambda file: (file.unlink(), file.symlink_to("nowhere")), "data set holes_test.: 1 of its 3 pictures are empty or cannot be read"),
+        (
+            lambda file: file.write_bytes(b""),
+            (
+                "data set holes_test.: 1 of its 3 pictures are empty or cannot be read; the first"
+                " is .*{name}"
+            ),
+        ),
+        (
+            lambda file: (file.unlink(), file.symlink_to("nowhere")),
+            "data set holes_test.: 1 of its 3 pictures are empty or cannot be read",
+        ),
     ],
     ids=["missing", "empty", "broken link"],
 )
@@ -292,10 +375,20 @@ def test_prepare__looks_at_every_picture(scenes, tmp_path, damage, said, request
     picture = next((root / "JPEGImages").glob(f"{last}.*"))
     damage(picture)
     number = request.node.callspec.indices["damage"]
-    data = [f"holes_{split}{number}=voc:{root}:{split}:{root / 'classes.txt'}" for split in ("train", "test")]
+    data = [
+        f"holes_{split}{number}=voc:{root}:{split}:{root / 'classes.txt'}"
+        for split in ("train", "test")
+    ]
     names = ["DATASETS.TRAIN", f"holes_train{number}", "DATASETS.TEST", f"holes_test{number}"]
-    task = Task("demo_R_18_FPN", "demo_R_18_FPN", tuple(data), (*names, *tiny({k: v for k, v in TINY_DETECTION.items() if k != "SEED"})))
-    matrix = build_matrix(tmp_path / "runs", tasks=[task], inits=[Initialisation("random")], engine="torchvision")
+    task = Task(
+        "demo_R_18_FPN",
+        "demo_R_18_FPN",
+        tuple(data),
+        (*names, *tiny({k: v for k, v in TINY_DETECTION.items() if k != "SEED"})),
+    )
+    matrix = build_matrix(
+        tmp_path / "runs", tasks=[task], inits=[Initialisation("random")], engine="torchvision"
+    )
     with pytest.raises(InputError, match=said.format(name=picture.name)):
         prepare(matrix, world_size=1)
     assert not (tmp_path / "runs").exists()
@@ -309,35 +402,68 @@ def test_finish__names_the_failures_when_no_table_can_be_made(tmp_path, capsys):
     (tmp_path / "table.md").write_text("a table of yesterday")
     assert benchmark._finish(matrix, [Failure(cell, 1, "it broke")]) == 1
     said = capsys.readouterr()
-    assert f"FAILED {cell.folder}: exit status 1: it broke" in said.out and "1 run(s) failed" in said.out
+    assert (
+        f"FAILED {cell.folder}: exit status 1: it broke" in said.out
+        and "1 run(s) failed" in said.out
+    )
     assert "yesterday" not in said.out and "wrote" not in said.out and "No readable run" in said.err
-    assert (tmp_path / "table.md").read_text() == "a table of yesterday" and "are left as they are" in said.out
+    assert (
+        tmp_path / "table.md"
+    ).read_text() == "a table of yesterday" and "are left as they are" in said.out
     # Nor is it a success when no run failed just now.
     assert benchmark._finish(matrix, []) == 1
 
 
 def test_finish__takes_the_baseline_where_it_has_a_run(tmp_path, capsys, results):
     rows = [Initialisation("random"), Initialisation("sup", "s.pkl")]
-    matrix = build_matrix(tmp_path, tasks=[Task("pascal_voc_R_18_FPN", "c")], inits=rows, baseline="sup")
+    matrix = build_matrix(
+        tmp_path, tasks=[Task("pascal_voc_R_18_FPN", "c")], inits=rows, baseline="sup"
+    )
     for cell in matrix.cells():
         cell.folder.mkdir(parents=True)
-        (cell.folder / "results.json").write_text(json.dumps(results(cell.init.name, bbox={"AP": 10.0 + len(cell.init.name)})))
+        (cell.folder / "results.json").write_text(
+            json.dumps(results(cell.init.name, bbox={"AP": 10.0 + len(cell.init.name)}))
+        )
     benchmark._finish(matrix, [])
     assert "| random | 16.0 | – | – | +3.0 |" in (tmp_path / "table.md").read_text()
     assert "difference of the means to the sup row" in (tmp_path / "report.html").read_text()
     shutil.rmtree(matrix.cells()[1].folder)
-    assert benchmark._finish(matrix, []) == 0 and "| random | 16.0 |" in (tmp_path / "table.md").read_text()
+    assert (
+        benchmark._finish(matrix, []) == 0
+        and "| random | 16.0 |" in (tmp_path / "table.md").read_text()
+    )
 
 
 def test_benchmark__dry_run_prints_commands_that_are_the_runs(matrix_words, tmp_path):
-    done = moco_transfer("benchmark", "--output", tmp_path / "runs", "--dry-run", "--launcher", "torchrun", "--nproc-per-node", "2", *matrix_words)
+    done = moco_transfer(
+        "benchmark",
+        "--output",
+        tmp_path / "runs",
+        "--dry-run",
+        "--launcher",
+        "torchrun",
+        "--nproc-per-node",
+        "2",
+        *matrix_words,
+    )
     assert done.returncode == 0 and not (tmp_path / "runs").exists()
     commands = [line for line in done.stdout.splitlines() if "moco_transfer.cli.main train" in line]
-    assert len(commands) == 2 and all("torch.distributed.run --standalone --nproc_per_node 2" in line for line in commands)
+    assert len(commands) == 2 and all(
+        "torch.distributed.run --standalone --nproc_per_node 2" in line for line in commands
+    )
 
 
 def test_benchmark__slurm_without_slurm(matrix_words, tmp_path):
-    done = moco_transfer("benchmark", "--output", tmp_path / "runs", "--launcher", "slurm", "--slurm", "partition=gpu", *matrix_words)
+    done = moco_transfer(
+        "benchmark",
+        "--output",
+        tmp_path / "runs",
+        "--launcher",
+        "slurm",
+        "--slurm",
+        "partition=gpu",
+        *matrix_words,
+    )
     assert done.returncode == 2 and "--launcher slurm" in done.stderr
 
 

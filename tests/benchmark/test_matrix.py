@@ -1,6 +1,7 @@
 """The matrix: which runs it has, in which order, under which words; and what is no matrix.
 
-Seen red under: seeds as the innermost loop; the subset's words left out; a name given twice accepted; ``random=FILE`` accepted.
+Seen red under: seeds as the innermost loop; the subset's words left out; a name given twice
+    accepted; ``random=FILE`` accepted.
 """
 
 from __future__ import annotations
@@ -9,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from moco_transfer.benchmark.matrix import Initialisation, Task, build_matrix, parse_init, parse_task, read_matrix
+from moco_transfer.benchmark.matrix import (
+    Initialisation,
+    Task,
+    build_matrix,
+    parse_init,
+    parse_task,
+    read_matrix,
+)
 from moco_transfer.runtime.errors import InputError, MissingFileError
 
 YAML = """
@@ -41,7 +49,9 @@ def test_matrix__runs_every_row_before_the_next_seed(matrix):
         "out/cells/random/seed3",
         "out/cells/moco/seed3",
     ]
-    assert len(folders) == len(set(folders)) == 16 and all(folder.endswith("seed5") for folder in folders[8:])
+    assert len(folders) == len(set(folders)) == 16 and all(
+        folder.endswith("seed5") for folder in folders[8:]
+    )
 
 
 def test_matrix__words_of_a_run(matrix):
@@ -68,7 +78,10 @@ def test_matrix__dump_reads_as_the_same(matrix, tmp_path):
         ("tasks: [a]\ninits: {random: x.pkl}", "random takes no file"),
         ("tasks: [a]\ninits: {moco: ''}", "a file is missing"),
         ("tasks: [{name: b}]\ninits: {random: ''}", "is no task"),
-        ("tasks: [{config: b, overides: []}]\ninits: {random: ''}", "unknown key 'overides'. Did you mean 'overrides'?"),
+        (
+            "tasks: [{config: b, overides: []}]\ninits: {random: ''}",
+            "unknown key 'overides'. Did you mean 'overrides'?",
+        ),
         ("tasks: [a, x/a.yaml]\ninits: {random: ''}", "task 'a' is given twice"),
         ("tasks: [a]\ninits: {random: ''}\nseeds: 0", "seeds is 0"),
         ("tasks: [a]\ninits: {random: ''}\nseeds: [1, 1]", "expected different numbers"),
@@ -99,6 +112,12 @@ def test_build_matrix__names_that_name_no_folder():
 
 def test_parse():
     assert parse_init("moco=out/a=b.pkl") == Initialisation("moco", "out/a=b.pkl")
-    assert parse_task("configs/detection/coco_R_50_C4_1x.yaml") == Task("coco_R_50_C4_1x", "configs/detection/coco_R_50_C4_1x.yaml")
-    assert build_matrix("o", tasks=[Task("a", "a")], inits=[Initialisation("random")], seeds=2).seeds == (0, 1)
-    assert build_matrix(Path("o"), tasks=[Task("a", "a")], inits=[Initialisation("random")]).label_fractions == (1.0,)
+    assert parse_task("configs/detection/coco_R_50_C4_1x.yaml") == Task(
+        "coco_R_50_C4_1x", "configs/detection/coco_R_50_C4_1x.yaml"
+    )
+    assert build_matrix(
+        "o", tasks=[Task("a", "a")], inits=[Initialisation("random")], seeds=2
+    ).seeds == (0, 1)
+    assert build_matrix(
+        Path("o"), tasks=[Task("a", "a")], inits=[Initialisation("random")]
+    ).label_fractions == (1.0,)

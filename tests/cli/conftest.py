@@ -48,9 +48,11 @@ def words(settings: dict[str, str], **more: object) -> list[str]:
 
 
 def environment(first: str | None = None) -> dict[str, str]:
-    """Return the environment of a user's shell, with this source tree importable and one thread a process.
+    """Return the environment of a user's shell, with this source tree importable and one thread a
+    process.
 
-    What was importable stays so (Detectron2 may have come with PYTHONPATH and not with an installation), behind the folder ``first``.
+    What was importable stays so (Detectron2 may have come with PYTHONPATH and not with an
+    installation), behind the folder ``first``.
     """
     path = os.pathsep.join(filter(None, [first, str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
@@ -59,7 +61,9 @@ def environment(first: str | None = None) -> dict[str, str]:
 def moco_transfer(*arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """Run ``moco-transfer …`` in a process of its own."""
     command = [sys.executable, "-m", "moco_transfer.cli.main", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment())
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, env=environment()
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,5 @@
-"""Every kind of bad input: one sentence on stderr, exit status 2, and nothing that was there is overwritten.
+"""Every kind of bad input: one sentence on stderr, exit status 2, and nothing that was there is
+overwritten.
 
 Went red under: letting the exception through in cli/main.py.
 """
@@ -28,20 +29,31 @@ def refused(capsys, *arguments: object) -> str:
 
 
 def pretrain_words(pool, tmp_path, **more) -> list[str]:
-    return ["pretrain", "--config-file", "demo_moco", *words(TINY_PRETRAIN, **{"DATA__ROOT": pool, "OUTPUT_DIR": tmp_path / "run"} | more)]
+    return [
+        "pretrain",
+        "--config-file",
+        "demo_moco",
+        *words(TINY_PRETRAIN, **{"DATA__ROOT": pool, "OUTPUT_DIR": tmp_path / "run"} | more),
+    ]
 
 
 def test_pretrain__data_folder(capsys, tmp_path, pool):
     (tmp_path / "empty").mkdir()
     assert "does not exist" in refused(capsys, *pretrain_words(tmp_path / "nowhere", tmp_path))
     assert "holds no picture" in refused(capsys, *pretrain_words(tmp_path / "empty", tmp_path))
-    assert "less than one batch of 64" in refused(capsys, *pretrain_words(pool, tmp_path, DATA__BATCH_SIZE_TOTAL=64))
+    assert "less than one batch of 64" in refused(
+        capsys, *pretrain_words(pool, tmp_path, DATA__BATCH_SIZE_TOTAL=64)
+    )
     assert not (tmp_path / "run").exists()
 
 
 def test_pretrain__config(capsys, tmp_path, pool):
-    assert "Did you mean 'MOCO.TEMPERATURE'?" in refused(capsys, *pretrain_words(pool, tmp_path), "MOCO.TEMPRATURE", "0.1")
-    assert "must be a whole number" in refused(capsys, *pretrain_words(pool, tmp_path), "SOLVER.EPOCHS", "ten")
+    assert "Did you mean 'MOCO.TEMPERATURE'?" in refused(
+        capsys, *pretrain_words(pool, tmp_path), "MOCO.TEMPRATURE", "0.1"
+    )
+    assert "must be a whole number" in refused(
+        capsys, *pretrain_words(pool, tmp_path), "SOLVER.EPOCHS", "ten"
+    )
 
 
 def test_pretrain__unreadable_pictures(capsys, tmp_path, pool):
@@ -52,7 +64,9 @@ def test_pretrain__unreadable_pictures(capsys, tmp_path, pool):
         path.write_bytes(path.read_bytes()[:100])
     message = refused(capsys, *pretrain_words(folder, tmp_path, DATA__MAX_UNREADABLE="0.05"))
     assert "of 24 pictures cannot be read, more than DATA.MAX_UNREADABLE 0.05 allows" in message
-    done = pretrain_words(folder, tmp_path, OUTPUT_DIR=tmp_path / "allowed", DATA__MAX_UNREADABLE="0.5")
+    done = pretrain_words(
+        folder, tmp_path, OUTPUT_DIR=tmp_path / "allowed", DATA__MAX_UNREADABLE="0.5"
+    )
     assert main(done) == 0
     log = (tmp_path / "allowed" / "log.txt").read_text()
     assert log.count("skipped unreadable picture") == 4 and str(some[0]) in log
@@ -60,7 +74,14 @@ def test_pretrain__unreadable_pictures(capsys, tmp_path, pool):
 
 def moco_checkpoint(path: Path, arch: str = "resnet18") -> Path:
     model = MoCo(lambda outputs: build_encoder(arch, num_outputs=outputs), queue_size=8)
-    torch.save({"epoch": 1, "arch": arch, "state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, path)
+    torch.save(
+        {
+            "epoch": 1,
+            "arch": arch,
+            "state_dict": {f"module.{k}": v for k, v in model.state_dict().items()},
+        },
+        path,
+    )
     return path
 
 
@@ -85,7 +106,11 @@ def test_convert__damaged_or_foreign_checkpoint(capsys, tmp_path):
 
 def train_words(scenes, tmp_path, *, xml_root=None, **more) -> list[str]:
     root = xml_root or scenes
-    flags = [w for split in ("train", "test") for w in ("--dataset", f"{root.name}_{split}=voc:{root}:{split}:{scenes / 'classes.txt'}")]
+    flags = [
+        w
+        for split in ("train", "test")
+        for w in ("--dataset", f"{root.name}_{split}=voc:{root}:{split}:{scenes / 'classes.txt'}")
+    ]
     names = {"DATASETS__TRAIN": f"{root.name}_train", "DATASETS__TEST": f"{root.name}_test"}
     settings = words(TINY_DETECTION, OUTPUT_DIR=tmp_path / "det", **(names | more))
     return ["train", "--config-file", "demo_R_18_FPN", "--engine", "torchvision", *flags, *settings]
@@ -133,35 +158,67 @@ def test_train__picture_without_boxes_is_left_out_and_counted(tmp_path, scenes):
     xml = sorted((root / "Annotations").glob("train_*.xml"))[0]
     text = xml.read_text()
     xml.write_text(text[: text.index("<object>")] + "</annotation>")
-    assert main(train_words(scenes, tmp_path, xml_root=root, SOLVER__MAX_ITER=1, SOLVER__STEPS="1")) == 0
-    assert "1 of 6 training pictures have no box and are left out" in (tmp_path / "det" / "log.txt").read_text()
+    assert (
+        main(train_words(scenes, tmp_path, xml_root=root, SOLVER__MAX_ITER=1, SOLVER__STEPS="1"))
+        == 0
+    )
+    assert (
+        "1 of 6 training pictures have no box and are left out"
+        in (tmp_path / "det" / "log.txt").read_text()
+    )
 
 
 def test_train__coco_categories_that_the_config_does_not_cover(capsys, tmp_path, scenes):
     content = {
         "images": [{"id": 1, "file_name": "train_0000.jpg", "height": 64, "width": 64}],
-        "annotations": [{"id": 1, "image_id": 1, "category_id": 7, "bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 0}],
+        "annotations": [
+            {
+                "id": 1,
+                "image_id": 1,
+                "category_id": 7,
+                "bbox": [1, 1, 9, 9],
+                "area": 81,
+                "iscrowd": 0,
+            }
+        ],
         "categories": [{"id": i, "name": f"c{i}"} for i in (5, 7)],
     }
     (tmp_path / "a.json").write_text(json.dumps(content))
     flag = f"own_coco=coco:{tmp_path / 'a.json'}:{scenes / 'JPEGImages'}"
     settings = words(
-        TINY_DETECTION, DATASETS__TRAIN="own_coco", DATASETS__TEST="own_coco", OUTPUT_DIR=tmp_path / "det", MODEL__ROI_HEADS__NUM_CLASSES=8
+        TINY_DETECTION,
+        DATASETS__TRAIN="own_coco",
+        DATASETS__TEST="own_coco",
+        OUTPUT_DIR=tmp_path / "det",
+        MODEL__ROI_HEADS__NUM_CLASSES=8,
     )
-    message = refused(capsys, "train", "--config-file", "demo_R_18_FPN", "--dataset", flag, *settings)
+    message = refused(
+        capsys, "train", "--config-file", "demo_R_18_FPN", "--dataset", flag, *settings
+    )
     assert "MODEL.ROI_HEADS.NUM_CLASSES is 8, but data set 'own_coco' has 2 categories" in message
     content["annotations"][0]["category_id"] = 6  # a category that the file itself does not list
     (tmp_path / "b.json").write_text(json.dumps(content))
     flag = f"own_coco_b=coco:{tmp_path / 'b.json'}:{scenes / 'JPEGImages'}"
-    settings = words(TINY_DETECTION, DATASETS__TRAIN="own_coco_b", DATASETS__TEST="own_coco_b", OUTPUT_DIR=tmp_path / "det")
-    assert "6" in refused(capsys, "train", "--config-file", "demo_R_18_FPN", "--dataset", flag, *settings)
+    settings = words(
+        TINY_DETECTION,
+        DATASETS__TRAIN="own_coco_b",
+        DATASETS__TEST="own_coco_b",
+        OUTPUT_DIR=tmp_path / "det",
+    )
+    assert "6" in refused(
+        capsys, "train", "--config-file", "demo_R_18_FPN", "--dataset", flag, *settings
+    )
 
 
 def test_resume__checkpoint_of_another_run(capsys, tmp_path, pool):
     assert main(pretrain_words(pool, tmp_path, SOLVER__EPOCHS=1)) == 0
     resume = pretrain_words(pool, tmp_path, SOLVER__EPOCHS=1, MOCO__DIM=64)
-    assert "was made with MOCO.DIM 128, the run to resume has 64" in refused(capsys, *resume[:3], "--resume", *resume[3:])
+    assert "was made with MOCO.DIM 128, the run to resume has 64" in refused(
+        capsys, *resume[:3], "--resume", *resume[3:]
+    )
     checkpoint = tmp_path / "run" / "checkpoint_0001.pth"
     checkpoint.write_bytes(checkpoint.read_bytes()[:20000])
     resume = pretrain_words(pool, tmp_path, SOLVER__EPOCHS=1)
-    assert "truncated or not a PyTorch checkpoint" in refused(capsys, *resume[:3], "--resume", *resume[3:])
+    assert "truncated or not a PyTorch checkpoint" in refused(
+        capsys, *resume[:3], "--resume", *resume[3:]
+    )

@@ -1,4 +1,5 @@
-"""What the command line says of Detectron2: where it is not installed, where it does not load, and where it runs. Needs no Detectron2.
+"""What the command line says of Detectron2: where it is not installed, where it does not load, and
+where it runs. Needs no Detectron2.
 
 Seen red under: auto taking an installed Detectron2 that does not load.
 """
@@ -15,47 +16,78 @@ from moco_transfer.finetune.engines import DETECTRON2_GUIDE
 
 from .conftest import environment
 
-ABSENT = "import sys; sys.modules['detectron2'] = None; from moco_transfer.cli.main import main; sys.exit(main(sys.argv[1:]))"
-CHOOSE = "import sys; from moco_transfer.finetune.engines import choose_engine; print(choose_engine(sys.argv[1]))"
+ABSENT = (
+    "import sys; sys.modules['detectron2'] = None; from moco_transfer.cli.main import main;"
+    " sys.exit(main(sys.argv[1:]))"
+)
+CHOOSE = (
+    "import sys; from moco_transfer.finetune.engines import choose_engine;"
+    " print(choose_engine(sys.argv[1]))"
+)
 TESTED = "0.6 at commit 02b5c4e2, with torch 2.11.0"
 
 
-def run(program: str, *arguments: str, extra_path: str | None = None) -> subprocess.CompletedProcess[str]:
+def run(
+    program: str, *arguments: str, extra_path: str | None = None
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", program, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment(extra_path))
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=environment(extra_path)
+    )
 
 
 @pytest.fixture
 def broken(tmp_path):
     """Folder with a Detectron2 that was built for another torch."""
     (tmp_path / "detectron2").mkdir()
-    (tmp_path / "detectron2" / "__init__.py").write_text("raise ImportError('_C.so: undefined symbol: _ZN3c10')\n")
+    (tmp_path / "detectron2" / "__init__.py").write_text(
+        "raise ImportError('_C.so: undefined symbol: _ZN3c10')\n"
+    )
     return str(tmp_path)
 
 
 def test_engine_detectron2__not_installed_is_one_sentence():
     result = run(ABSENT, "train", "--engine", "detectron2", "--config-file", "own_R_18_FPN_small")
     assert result.returncode == 2
-    assert result.stderr.count("\n") == 1 and result.stderr.startswith("moco-transfer train: Engine 'detectron2' is not installed: ")
+    assert result.stderr.count("\n") == 1 and result.stderr.startswith(
+        "moco-transfer train: Engine 'detectron2' is not installed: "
+    )
     for part in (DETECTRON2_GUIDE, f"(tested: {TESTED})", "or use --engine torchvision"):
         assert part in result.stderr
 
 
 def test_engine_auto__is_the_embedded_one_without_detectron2():
-    result = run("import sys; sys.modules['detectron2'] = None;" + CHOOSE.removeprefix("import sys;"), "auto")
+    result = run(
+        "import sys; sys.modules['detectron2'] = None;" + CHOOSE.removeprefix("import sys;"), "auto"
+    )
     assert (result.stdout, result.stderr) == ("torchvision\n", "")
 
 
 def test_engine_auto__says_so_when_detectron2_does_not_load(broken):
     result = run(CHOOSE, "auto", extra_path=broken)
     assert result.stdout == "torchvision\n"
-    assert "Detectron2 is installed but does not load (_C.so: undefined symbol: _ZN3c10); the embedded engine is taken." in result.stderr
+    assert (
+        "Detectron2 is installed but does not load (_C.so: undefined symbol: _ZN3c10); the embedded"
+        " engine is taken." in result.stderr
+    )
 
 
 def test_engine_detectron2__that_does_not_load_is_refused(broken):
     program = "import sys; from moco_transfer.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    result = run(program, "train", "--engine", "detectron2", "--config-file", "own_R_18_FPN_small", extra_path=broken)
-    assert result.returncode == 2 and "Engine 'detectron2' is installed but does not load: _C.so: undefined symbol" in result.stderr
+    result = run(
+        program,
+        "train",
+        "--engine",
+        "detectron2",
+        "--config-file",
+        "own_R_18_FPN_small",
+        extra_path=broken,
+    )
+    assert (
+        result.returncode == 2
+        and "Engine 'detectron2' is installed but does not load: _C.so: undefined symbol"
+        in result.stderr
+    )
 
 
 @pytest.mark.detectron2
@@ -79,8 +111,15 @@ def test_doctor__a_detectron2_that_does_not_load(broken):
     program = "import sys; from moco_transfer.cli.main import main; sys.exit(main(sys.argv[1:]))"
     result = run(program, "doctor", extra_path=broken)
     assert result.returncode == 0, result.stderr
-    (line,) = [line for line in result.stdout.splitlines() if "Detectron2 is installed but does not load" in line]
-    assert line.startswith("note ") and "does not load: _C.so: undefined symbol: _ZN3c10. Install the module it names" in line
+    (line,) = [
+        line
+        for line in result.stdout.splitlines()
+        if "Detectron2 is installed but does not load" in line
+    ]
+    assert (
+        line.startswith("note ")
+        and "does not load: _C.so: undefined symbol: _ZN3c10. Install the module it names" in line
+    )
     assert "build Detectron2 again for this torch" in line and DETECTRON2_GUIDE in line
 
 

@@ -1,8 +1,10 @@
 """What `moco-transfer doctor` says where something is missing; of Detectron2 in test_detectron2.py.
 
-Each package is taken away as if it had never been installed: it does not import, and has no version.
+Each package is taken away as if it had never been installed: it does not import, and has no
+    version.
 
-Seen red under: engines.py importing torch at its top (a traceback without torch); torchvision's, OpenCV's and pycocotools'
+Seen red under: engines.py importing torch at its top (a traceback without torch); torchvision's,
+    OpenCV's and pycocotools'
 check always saying ok.
 """
 
@@ -33,7 +35,9 @@ NAMES = ("python", "torch", "CUDA", "torchvision", "detectron2", "pycocotools", 
 
 def doctor(module: str, distribution: str, **more: str) -> tuple[int, list[str]]:
     command = [sys.executable, "-c", WITHOUT, module, distribution, "doctor"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment() | more)
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=environment() | more
+    )
     assert "Traceback" not in result.stderr, result.stderr
     return result.returncode, result.stdout.splitlines()
 
@@ -42,12 +46,19 @@ def doctor(module: str, distribution: str, **more: str) -> tuple[int, list[str]]
     ("module", "distribution", "name", "next_step"),
     [
         ("torch", "torch", "torch", "Install it as pytorch.org says."),
-        ("torchvision", "torchvision", "torchvision", "Install a pair that belongs together, such as torch 2.11.0 and torchvision 0.26.0."),
+        (
+            "torchvision",
+            "torchvision",
+            "torchvision",
+            "Install a pair that belongs together, such as torch 2.11.0 and torchvision 0.26.0.",
+        ),
         ("cv2", "opencv-python", "OpenCV", "pip install opencv-python-headless"),
         ("pycocotools", "pycocotools", "pycocotools", "pip install pycocotools"),
     ],
 )
-def test_doctor__without_a_package_all_versions_and_its_next_step(module, distribution, name, next_step):
+def test_doctor__without_a_package_all_versions_and_its_next_step(
+    module, distribution, name, next_step
+):
     status, lines = doctor(module, distribution)
     assert status == 1
     versions = dict(line.split(maxsplit=1) for line in lines[: len(NAMES)])
@@ -57,7 +68,10 @@ def test_doctor__without_a_package_all_versions_and_its_next_step(module, distri
     (line,) = [line for line in fails if name in line and next_step in line]
     if module == "torch":
         assert versions["CUDA"] == "unknown: torch does not import"
-        assert fails == [line, "FAILS torchvision's detection operators need torch. Mend torch first."]
+        assert fails == [
+            line,
+            "FAILS torchvision's detection operators need torch. Mend torch first.",
+        ]
     else:
         assert fails == [line]
 

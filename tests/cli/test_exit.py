@@ -1,6 +1,8 @@
-"""A process of several ends with its verb's status, in order, and without the interpreter's teardown, in which gloo's threads abort.
+"""A process of several ends with its verb's status, in order, and without the interpreter's
+teardown, in which gloo's threads abort.
 
-Went red under: ``run_verb`` returning the status also in a process that joined a group; ``os._exit`` without the functions of atexit.
+Went red under: ``run_verb`` returning the status also in a process that joined a group;
+    ``os._exit`` without the functions of atexit.
 """
 
 from __future__ import annotations
@@ -42,6 +44,14 @@ def test_exit__of_a_process_in_a_group_leaves_the_interpreter_as_it_is(grouped, 
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
-        env |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120, env=env)
+        env |= {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120, env=env
+    )
     assert (done.returncode, done.stdout) == (3, said), done.stderr

@@ -1,6 +1,7 @@
 """The kNN monitor in a run, and knn and linear as a user calls them.
 
-Seen red under: a monitor that leaves BN in evaluation mode; the trunk's features for the head's; ``linear --resume`` without the optimiser's
+Seen red under: a monitor that leaves BN in evaluation mode; the trunk's features for the head's;
+    ``linear --resume`` without the optimiser's
 state. A monitor that draws from the run's generator changes nothing: each iteration seeds it anew.
 """
 
@@ -24,63 +25,163 @@ from moco_transfer.cli.main import run_verb
 from moco_transfer.pretrain.features import trunk_of
 from moco_transfer.runtime.errors import InputError
 
-from .conftest import (TINY_PRETRAIN, environment, moco_transfer, words)
+from .conftest import TINY_PRETRAIN, environment, moco_transfer, words
 
 
 def pretrained(folder, pool, **more: object):
     settings = TINY_PRETRAIN | {"SOLVER.EPOCHS": "3", "TRAIN.KEEP_CHECKPOINTS": "0"}
-    done = moco_transfer("pretrain", "--config-file", "demo_moco", *words(settings, DATA__ROOT=pool, OUTPUT_DIR=folder, **more))
+    done = moco_transfer(
+        "pretrain",
+        "--config-file",
+        "demo_moco",
+        *words(settings, DATA__ROOT=pool, OUTPUT_DIR=folder, **more),
+    )
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
     return rows, torch.load(folder / "checkpoint_0003.pth", weights_only=True)["state_dict"]
 
 
-def test_monitor__measures_every_nth_epoch_and_the_end_equals_the_tool_and_does_not_change_the_run(pool, tmp_path):
-    rows, state = pretrained(tmp_path / "with", pool, KNN__TEST=pool, KNN__PERIOD_EPOCHS=2, KNN__K=20, KNN__TEMPERATURE=10.0)
-    measured = {row["iteration"]: (row["epoch"], row["knn_top1"]) for row in rows if "knn_top1" in row}
-    assert [(i, epoch) for i, (epoch, _) in measured.items()] == [(6, 1), (9, 2)]  # epochs 2 and 3 of three iterations each
+def test_monitor__measures_every_nth_epoch_and_the_end_equals_the_tool_and_does_not_change_the_run(
+    pool, tmp_path
+):
+    rows, state = pretrained(
+        tmp_path / "with",
+        pool,
+        KNN__TEST=pool,
+        KNN__PERIOD_EPOCHS=2,
+        KNN__K=20,
+        KNN__TEMPERATURE=10.0,
+    )
+    measured = {
+        row["iteration"]: (row["epoch"], row["knn_top1"]) for row in rows if "knn_top1" in row
+    }
+    assert [(i, epoch) for i, (epoch, _) in measured.items()] == [
+        (6, 1),
+        (9, 2),
+    ]  # epochs 2 and 3 of three iterations each
     assert "epoch 2/3 kNN top-1" in (tmp_path / "with" / "log.txt").read_text()
     _, alone = pretrained(tmp_path / "without", pool)
-    assert state.keys() == alone.keys() and all(torch.equal(state[name], alone[name]) for name in state)
+    assert state.keys() == alone.keys() and all(
+        torch.equal(state[name], alone[name]) for name in state
+    )
     checkpoint = tmp_path / "with" / "checkpoint_0003.pth"
-    command = ["knn", checkpoint, "--train", pool, "--test", pool, "--k", 20, "--temperature", 10, "--workers", 0]
+    command = [
+        "knn",
+        checkpoint,
+        "--train",
+        pool,
+        "--test",
+        pool,
+        "--k",
+        20,
+        "--temperature",
+        10,
+        "--workers",
+        0,
+    ]
     tool = moco_transfer(*command, "--output", tmp_path / "knn")
     assert tool.returncode == 0, tool.stderr
     found = json.loads((tmp_path / "knn" / "results.json").read_text())
-    assert found["features"] == "head" and found["num_train"] == found["num_test"] == 24 and found["image_size"] == 32
+    assert (
+        found["features"] == "head"
+        and found["num_train"] == found["num_test"] == 24
+        and found["image_size"] == 32
+    )
     assert found["top1"] == measured[9][1]
     assert f"kNN top-1 {found['top1']:.2f} %" in tool.stdout
     # Other features give another answer here, so the check above can fail.
-    assert moco_transfer(*command, "--features", "trunk", "--output", tmp_path / "trunk").returncode == 0
+    assert (
+        moco_transfer(*command, "--features", "trunk", "--output", tmp_path / "trunk").returncode
+        == 0
+    )
     assert json.loads((tmp_path / "trunk" / "results.json").read_text())["top1"] != found["top1"]
 
 
 @pytest.mark.parametrize("mechanism", ["memory_bank", "end_to_end", "supervised"])
 def test_monitor__serves_every_mechanism_and_equals_the_tool(mechanism, pool, tmp_path, capsys):
-    settings = words(TINY_PRETRAIN, MECHANISM=mechanism, DATA__ROOT=pool, OUTPUT_DIR=tmp_path / "run", KNN__TEST=pool, KNN__K=5)
+    settings = words(
+        TINY_PRETRAIN,
+        MECHANISM=mechanism,
+        DATA__ROOT=pool,
+        OUTPUT_DIR=tmp_path / "run",
+        KNN__TEST=pool,
+        KNN__K=5,
+    )
     assert run_verb("pretrain", ["--config-file", "demo_moco", *settings]) == 0
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.json").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.json").read_text().splitlines()
+    ]
     measured = [row["knn_top1"] for row in rows if "knn_top1" in row]
-    command = ["knn", tmp_path / "run" / "checkpoint_0002.pth", "--train", pool, "--test", pool, "--k", 5, "--workers", 0]
+    command = [
+        "knn",
+        tmp_path / "run" / "checkpoint_0002.pth",
+        "--train",
+        pool,
+        "--test",
+        pool,
+        "--k",
+        5,
+        "--workers",
+        0,
+    ]
     capsys.readouterr()
     assert len(measured) == 2 and run_verb("knn", [str(word) for word in command[1:]]) == 0
     assert f"kNN top-1 {measured[-1]:.2f} %" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(importlib.util.find_spec("webdataset") is None, reason="webdataset is not installed (extra 'shards')")
+@pytest.mark.skipif(
+    importlib.util.find_spec("webdataset") is None,
+    reason="webdataset is not installed (extra 'shards')",
+)
 def test_monitor__on_two_processes_that_read_shards(pool, tmp_path):
     pictures = sorted(pool.glob("*/*"))
     for number in range(2):
         with tarfile.open(tmp_path / f"{number}.tar", "w") as archive:
             for i, picture in enumerate(pictures[number::2]):
                 archive.add(picture, f"{number}{i:03d}{picture.suffix}")
-    settings = words(TINY_PRETRAIN, DATA__ROOT=tmp_path / "{0..1}.tar", OUTPUT_DIR=tmp_path / "run", KNN__TRAIN=pool, KNN__TEST=pool, KNN__K=5)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "moco_transfer.cli.main", "pretrain"]
-    done = subprocess.run([*command, "--config-file", "demo_moco", *settings], capture_output=True, text=True, timeout=300, env=environment())
+    settings = words(
+        TINY_PRETRAIN,
+        DATA__ROOT=tmp_path / "{0..1}.tar",
+        OUTPUT_DIR=tmp_path / "run",
+        KNN__TRAIN=pool,
+        KNN__TEST=pool,
+        KNN__K=5,
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "moco_transfer.cli.main",
+        "pretrain",
+    ]
+    done = subprocess.run(
+        [*command, "--config-file", "demo_moco", *settings],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment(),
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.json").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.json").read_text().splitlines()
+    ]
     measured = [row["knn_top1"] for row in rows if "knn_top1" in row]
-    tool = moco_transfer("knn", tmp_path / "run" / "checkpoint_0002.pth", "--train", pool, "--test", pool, "--k", 5, "--workers", 0)
+    tool = moco_transfer(
+        "knn",
+        tmp_path / "run" / "checkpoint_0002.pth",
+        "--train",
+        pool,
+        "--test",
+        pool,
+        "--k",
+        5,
+        "--workers",
+        0,
+    )
     assert len(measured) == 2 and f"kNN top-1 {measured[-1]:.2f} %" in tool.stdout
 
 
@@ -93,10 +194,14 @@ def test_cli_knn__refuses_what_it_cannot_use(pool, tmp_path, capsys):
     (tmp_path / "one" / "only").mkdir(parents=True)
     (tmp_path / "one" / "only" / "0.png").write_bytes(next(pool.glob("*/*")).read_bytes())
     asked = ("knn", tmp_path / "absent.pth", "--train", pool, "--test")
-    assert "expected pictures of at least two classes, found 0" in refusal(capsys, *asked, tmp_path / "one")
+    assert "expected pictures of at least two classes, found 0" in refusal(
+        capsys, *asked, tmp_path / "one"
+    )
     assert f"{tmp_path / 'nowhere'} does not exist" in refusal(capsys, *asked, tmp_path / "nowhere")
     assert f"{tmp_path / 'absent.pth'} does not exist" in refusal(capsys, *asked, pool)
-    assert "--k and --temperature must be positive, got 200 and 0.0" in refusal(capsys, *asked, pool, "--temperature", 0)
+    assert "--k and --temperature must be positive, got 200 and 0.0" in refusal(
+        capsys, *asked, pool, "--temperature", 0
+    )
 
 
 @pytest.fixture(scope="module")
@@ -115,41 +220,111 @@ def official(tmp_path_factory):
 def test_open_encoder__the_same_trunk_by_our_reader_and_by_converts(official, pool, capsys):
     def opened(name, **more):
         options = {"encoder": "q", "image_size": None, "resize": None} | more
-        return encoder_options.open_encoder(argparse.Namespace(checkpoint=str(official / name), **options))
+        return encoder_options.open_encoder(
+            argparse.Namespace(checkpoint=str(official / name), **options)
+        )
 
     whole, backbone = opened("official.pth.tar"), opened("backbone.pth", image_size=64)
-    assert whole.has_head and not backbone.has_head and whole.arch == backbone.arch == "resnet18" and whole.epoch == 200
-    assert (whole.view.size, whole.view.resize, backbone.view.size, backbone.view.resize) == (224, 256, 64, 73)
+    assert (
+        whole.has_head
+        and not backbone.has_head
+        and whole.arch == backbone.arch == "resnet18"
+        and whole.epoch == 200
+    )
+    assert (whole.view.size, whole.view.resize, backbone.view.size, backbone.view.resize) == (
+        224,
+        256,
+        64,
+        73,
+    )
     assert backbone.view.mean == (123.675, 116.28, 103.53)
     images = torch.randn(2, 3, 64, 64)
     assert torch.equal(trunk_of(whole.network)(images), trunk_of(backbone.network)(images))
     with pytest.raises(InputError, match="has no key encoder"):
         opened("official.pth.tar", encoder="k")
-    asked = ("knn", official / "backbone.pth", "--train", pool, "--test", pool, "--features", "head")
+    asked = (
+        "knn",
+        official / "backbone.pth",
+        "--train",
+        pool,
+        "--test",
+        pool,
+        "--features",
+        "head",
+    )
     assert "holds a backbone without a head. Use --features trunk." in refusal(capsys, *asked)
 
 
 def test_cli_linear__trains_and_refuses_to_overwrite(official, pool, tmp_path, capsys):
-    command = ["linear", official / "official.pth.tar", "--train", pool, "--test", pool, "--image-size", 32, "--workers", 0]
-    command += ["--cache-features", "--batch-size", 8, "--lr", 0.1, "--epochs", 30, "--output", tmp_path / "out"]
+    command = [
+        "linear",
+        official / "official.pth.tar",
+        "--train",
+        pool,
+        "--test",
+        pool,
+        "--image-size",
+        32,
+        "--workers",
+        0,
+    ]
+    command += [
+        "--cache-features",
+        "--batch-size",
+        8,
+        "--lr",
+        0.1,
+        "--epochs",
+        30,
+        "--output",
+        tmp_path / "out",
+    ]
     done = moco_transfer(*command)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert record["schema"] == "moco_transfer.linear/1" and record["epoch"] == 200 and record["cache_features"]
+    assert (
+        record["schema"] == "moco_transfer.linear/1"
+        and record["epoch"] == 200
+        and record["cache_features"]
+    )
     assert (record["image_size"], record["resize"], record["num_classes"]) == (32, 37, 8)
     assert record["top1"] > 30  # of pictures seen in training, in 8 classes: chance is 12.5
     assert f"linear top-1 {record['top1']:.2f} %" in done.stdout
     assert "already holds a run" in refusal(capsys, *command)
-    assert "--epochs, --batch-size and --lr must be positive" in refusal(capsys, *command, "--lr", -1)
+    assert "--epochs, --batch-size and --lr must be positive" in refusal(
+        capsys, *command, "--lr", -1
+    )
 
 
-def test_cli_linear__told_to_stop_and_resumed_ends_as_an_uninterrupted_run(official, pool, tmp_path):
-    asked = ["linear", official / "official.pth.tar", "--train", pool, "--test", pool, "--image-size", 32, "--workers", 0]
+def test_cli_linear__told_to_stop_and_resumed_ends_as_an_uninterrupted_run(
+    official, pool, tmp_path
+):
+    asked = [
+        "linear",
+        official / "official.pth.tar",
+        "--train",
+        pool,
+        "--test",
+        pool,
+        "--image-size",
+        32,
+        "--workers",
+        0,
+    ]
     asked += ["--batch-size", 8, "--epochs", 12]
     done = moco_transfer(*asked, "--output", tmp_path / "whole")
     assert done.returncode == 0, done.stderr
-    command = [sys.executable, "-m", "moco_transfer.cli.main", *map(str, asked), "--output", str(tmp_path / "cut")]
-    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [
+        sys.executable,
+        "-m",
+        "moco_transfer.cli.main",
+        *map(str, asked),
+        "--output",
+        str(tmp_path / "cut"),
+    ]
+    process = subprocess.Popen(
+        command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     until = time.time() + 120
     while not (tmp_path / "cut" / "last_checkpoint").exists():
         assert process.poll() is None and time.time() < until
@@ -157,7 +332,15 @@ def test_cli_linear__told_to_stop_and_resumed_ends_as_an_uninterrupted_run(offic
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 143 and not (tmp_path / "cut" / "results.json").exists()
     assert moco_transfer(*asked, "--resume", "--output", tmp_path / "cut").returncode == 0
-    whole, cut = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "cut"))
+    whole, cut = (
+        json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "cut")
+    )
     assert (whole["top1"], whole["top5"]) == (cut["top1"], cut["top5"])
-    states = [torch.load(sorted((tmp_path / name).glob("checkpoint_*.pth"))[-1], weights_only=True) for name in ("whole", "cut")]
-    assert all(torch.equal(tensor, states[1]["state_dict"][name]) for name, tensor in states[0]["state_dict"].items())
+    states = [
+        torch.load(sorted((tmp_path / name).glob("checkpoint_*.pth"))[-1], weights_only=True)
+        for name in ("whole", "cut")
+    ]
+    assert all(
+        torch.equal(tensor, states[1]["state_dict"][name])
+        for name, tensor in states[0]["state_dict"].items()
+    )

@@ -1,4 +1,5 @@
-"""Killed with SIGKILL and resumed, a run ends with the same bits as one that was not; two processes end equal.
+"""Killed with SIGKILL and resumed, a run ends with the same bits as one that was not; two processes
+end equal.
 
 Went red under: not restoring the optimiser; drawing crops from the global generator; leaving the
 BN statistics of two processes as they are.
@@ -16,12 +17,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from .conftest import (REPOSITORY, TINY_DETECTION, TINY_PRETRAIN, environment, moco_transfer, words)
+from .conftest import REPOSITORY, TINY_DETECTION, TINY_PRETRAIN, environment, moco_transfer, words
 
 
 def start(*arguments: object) -> subprocess.Popen:
     command = [sys.executable, "-m", "moco_transfer.cli.main", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
+    )
 
 
 def kill_after_first_checkpoint(process: subprocess.Popen, folder: Path) -> None:
@@ -43,7 +46,9 @@ def assert_same_bits(a: dict, b: dict) -> None:
 
 def test_pretrain__sigkill_and_resume_is_bit_equal(pool, tmp_path):
     common = ["pretrain", "--config-file", "demo_moco"]
-    whole = moco_transfer(*common, *words(TINY_PRETRAIN, DATA__ROOT=pool, OUTPUT_DIR=tmp_path / "whole"))
+    whole = moco_transfer(
+        *common, *words(TINY_PRETRAIN, DATA__ROOT=pool, OUTPUT_DIR=tmp_path / "whole")
+    )
     assert whole.returncode == 0, whole.stderr
     cut = words(TINY_PRETRAIN, DATA__ROOT=pool, OUTPUT_DIR=tmp_path / "cut")
     kill_after_first_checkpoint(start(*common, *cut), tmp_path / "cut")
@@ -52,13 +57,20 @@ def test_pretrain__sigkill_and_resume_is_bit_equal(pool, tmp_path):
     resumed = moco_transfer(*common, "--resume", *cut)
     assert resumed.returncode == 0, resumed.stderr
     assert "resumed from" in (tmp_path / "cut" / "log.txt").read_text()
-    a, b = (torch.load(tmp_path / n / "checkpoint_0002.pth", weights_only=True) for n in ("whole", "cut"))
+    a, b = (
+        torch.load(tmp_path / n / "checkpoint_0002.pth", weights_only=True)
+        for n in ("whole", "cut")
+    )
     assert_same_bits(a["state_dict"], b["state_dict"])
     assert a["iteration"] == b["iteration"] == 6
-    for mine, theirs in zip(a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True):
+    for mine, theirs in zip(
+        a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True
+    ):
         assert torch.equal(mine["momentum_buffer"], theirs["momentum_buffer"])
     # and the log of measurements has each iteration once
-    iterations = [line.split(",")[0] for line in (tmp_path / "cut" / "metrics.json").read_text().splitlines()]
+    iterations = [
+        line.split(",")[0] for line in (tmp_path / "cut" / "metrics.json").read_text().splitlines()
+    ]
     assert iterations == [f'{{"iteration": {i}' for i in range(1, 7)]
 
 
@@ -66,7 +78,15 @@ def detection_words(scenes: Path, folder: Path, **more: object) -> list[str]:
     flags = []
     for split in ("train", "test"):
         flags += ["--dataset", f"demo_{split}=voc:{scenes}:{split}:{scenes / 'classes.txt'}"]
-    return ["train", "--config-file", "demo_R_18_FPN", "--engine", "torchvision", *flags, *words(TINY_DETECTION, OUTPUT_DIR=folder, **more)]
+    return [
+        "train",
+        "--config-file",
+        "demo_R_18_FPN",
+        "--engine",
+        "torchvision",
+        *flags,
+        *words(TINY_DETECTION, OUTPUT_DIR=folder, **more),
+    ]
 
 
 def test_train__sigkill_and_resume_is_bit_equal(scenes, tmp_path):
@@ -76,16 +96,31 @@ def test_train__sigkill_and_resume_is_bit_equal(scenes, tmp_path):
     kill_after_first_checkpoint(start(*cut), tmp_path / "cut")
     resumed = moco_transfer(*cut[:3], "--resume", *cut[3:])
     assert resumed.returncode == 0, resumed.stderr
-    a, b = (torch.load(tmp_path / n / "checkpoint_0000006.pth", weights_only=True) for n in ("whole", "cut"))
+    a, b = (
+        torch.load(tmp_path / n / "checkpoint_0000006.pth", weights_only=True)
+        for n in ("whole", "cut")
+    )
     assert_same_bits(a["model"], b["model"])
     assert (tmp_path / "cut" / "results.json").exists()
 
 
 def test_pretrain__sigterm_saves_first(pool, tmp_path):
-    settings = TINY_PRETRAIN | {"SOLVER.EPOCHS": "200", "TRAIN.CHECKPOINT_PERIOD_ITERS": "0", "TRAIN.CHECKPOINT_PERIOD_EPOCHS": "100"}
-    process = start("pretrain", "--config-file", "demo_moco", *words(settings, DATA__ROOT=pool, OUTPUT_DIR=tmp_path / "run"))
+    settings = TINY_PRETRAIN | {
+        "SOLVER.EPOCHS": "200",
+        "TRAIN.CHECKPOINT_PERIOD_ITERS": "0",
+        "TRAIN.CHECKPOINT_PERIOD_EPOCHS": "100",
+    }
+    process = start(
+        "pretrain",
+        "--config-file",
+        "demo_moco",
+        *words(settings, DATA__ROOT=pool, OUTPUT_DIR=tmp_path / "run"),
+    )
     deadline = time.time() + 120
-    while not (tmp_path / "run" / "metrics.json").exists() or not (tmp_path / "run" / "metrics.json").read_text():
+    while (
+        not (tmp_path / "run" / "metrics.json").exists()
+        or not (tmp_path / "run" / "metrics.json").read_text()
+    ):
         assert time.time() < deadline and process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
@@ -94,18 +129,35 @@ def test_pretrain__sigterm_saves_first(pool, tmp_path):
 
 
 def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=300, env=environment())
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
+    return subprocess.run(
+        [*command, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment(),
+    )
 
 
 @pytest.mark.parametrize("kind", ["pretrain", "train"])
 def test_two_processes__end_with_equal_weights(kind, pool, scenes, tmp_path):
     script = REPOSITORY / "tests" / "cli" / "two_processes.py"
     if kind == "pretrain":
-        done = torchrun(script, kind, "demo_moco", *words(TINY_PRETRAIN, DATA__ROOT=pool, OUTPUT_DIR=tmp_path))
+        done = torchrun(
+            script, kind, "demo_moco", *words(TINY_PRETRAIN, DATA__ROOT=pool, OUTPUT_DIR=tmp_path)
+        )
     else:
         flag = f"own=voc:{scenes}:train:{scenes / 'classes.txt'}"
-        settings = words(TINY_DETECTION, OUTPUT_DIR=tmp_path, DATASETS__TRAIN="own", DATASETS__TEST="own")
+        settings = words(
+            TINY_DETECTION, OUTPUT_DIR=tmp_path, DATASETS__TRAIN="own", DATASETS__TEST="own"
+        )
         done = torchrun(script, kind, "demo_R_18_FPN", flag, *settings)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "EQUAL" in done.stdout

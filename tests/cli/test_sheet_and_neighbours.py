@@ -1,6 +1,8 @@
-"""The pictures that a report embeds, as a user makes them: sheet, neighbours, and the page with both.
+"""The pictures that a report embeds, as a user makes them: sheet, neighbours, and the page with
+both.
 
-Seen red under: the run of another seed taken; a run's recorded data set not looked up; pictures where the page does not look;
+Seen red under: the run of another seed taken; a run's recorded data set not looked up; pictures
+    where the page does not look;
 places among the readable pictures taken for places in the folder.
 """
 
@@ -17,10 +19,22 @@ from .conftest import TINY_PRETRAIN, words
 
 @pytest.fixture(scope="module")
 def trained(scenes, pool, tmp_path_factory):
-    """A folder with a pre-training run, and what detectors of two seeds of one row and one of another would leave behind."""
+    """A folder with a pre-training run, and what detectors of two seeds of one row and one of
+    another would leave behind.
+    """
     folder = tmp_path_factory.mktemp("trained")
     settings = TINY_PRETRAIN | {"SOLVER.EPOCHS": "1", "TRAIN.CHECKPOINT_PERIOD_ITERS": "0"}
-    assert main(["pretrain", "--config-file", "demo_moco", *words(settings, DATA__ROOT=pool, OUTPUT_DIR=folder / "moco")]) == 0
+    assert (
+        main(
+            [
+                "pretrain",
+                "--config-file",
+                "demo_moco",
+                *words(settings, DATA__ROOT=pool, OUTPUT_DIR=folder / "moco"),
+            ]
+        )
+        == 0
+    )
     for init, seed in (("random", 0), ("random", 1), ("other", 1)):
         run = folder / f"runs/{init}_{seed}"
         run.mkdir(parents=True)
@@ -31,7 +45,15 @@ def trained(scenes, pool, tmp_path_factory):
             "command": f"moco-transfer train --init {init} --dataset {flag} OUTPUT_DIR {run}",
         }  # fmt: skip
         (run / "results.json").write_text(json.dumps(record))
-        found = [{"image_id": f"test_000{i}", "category_id": i, "bbox": [9.0, 9.0, 20.0, 20.0], "score": 0.5} for i in range(3)]
+        found = [
+            {
+                "image_id": f"test_000{i}",
+                "category_id": i,
+                "bbox": [9.0, 9.0, 20.0, 20.0],
+                "score": 0.5,
+            }
+            for i in range(3)
+        ]
         (run / "predictions_sheet_test.json").write_text(json.dumps(found))
     return folder
 
@@ -46,7 +68,25 @@ def test_sheet__takes_the_lowest_common_seed_and_the_recorded_data_set(trained, 
 
 def test_neighbours__lie_beside_the_checkpoint_and_in_the_page(trained, pool, capsys):
     checkpoint = trained / "moco/checkpoint_0001.pth"
-    assert main(["neighbours", str(checkpoint), "--data", str(pool), "--queries", "3", "--k", "2", "--workers", "0", "--device", "cpu"]) == 0
+    assert (
+        main(
+            [
+                "neighbours",
+                str(checkpoint),
+                "--data",
+                str(pool),
+                "--queries",
+                "3",
+                "--k",
+                "2",
+                "--workers",
+                "0",
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     said = capsys.readouterr().out
     assert "3 queries, the 2 nearest of 24 pictures by trunk features." in said
     assert "of 6 neighbours are of their query's class." in said
@@ -63,7 +103,18 @@ def test_neighbours__leaves_out_what_cannot_be_read(trained, pool, tmp_path, cap
     for i, file in enumerate(sorted(pool.rglob("*.jpg"))[:3]):
         (tmp_path / f"picture_{i}.jpg").write_bytes(file.read_bytes())
     (tmp_path / "a_broken.jpg").write_bytes(b"no picture")
-    words = ["--data", str(tmp_path), "--k", "2", "--workers", "0", "--device", "cpu", "--output", str(tmp_path / "drawn")]
+    words = [
+        "--data",
+        str(tmp_path),
+        "--k",
+        "2",
+        "--workers",
+        "0",
+        "--device",
+        "cpu",
+        "--output",
+        str(tmp_path / "drawn"),
+    ]
     assert main(["neighbours", str(trained / "moco/checkpoint_0001.pth"), *words]) == 0
     assert "3 queries, the 2 nearest of 3 pictures" in capsys.readouterr().out
     text = (tmp_path / "drawn/neighbours.svg").read_text(encoding="utf-8")
@@ -73,12 +124,30 @@ def test_neighbours__leaves_out_what_cannot_be_read(trained, pool, tmp_path, cap
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["sheet", "{runs}", "--seed", "7"], "no run with seed 7 is in the table; it has seeds [0, 1]."),
+        (
+            ["sheet", "{runs}", "--seed", "7"],
+            "no run with seed 7 is in the table; it has seeds [0, 1].",
+        ),
         (["sheet", "{runs}", "--images", "nothing"], "has no picture 'nothing' to show; it has 3."),
         (["sheet", "{runs}", "--pictures", "0"], "--pictures must be at least 1, got 0."),
         (["sheet", "{runs}/gone"], "gone does not exist; expected a run folder"),
-        (["neighbours", "{moco}/checkpoint_0001.pth", "--data", "{pool}", "--k", "24", "--workers", "0"], "24 neighbours were asked for"),
-        (["neighbours", "{moco}/checkpoint_0001.pth", "--data", "{pool}", "--k", "0"], "--k must be at least 1, got 0."),
+        (
+            [
+                "neighbours",
+                "{moco}/checkpoint_0001.pth",
+                "--data",
+                "{pool}",
+                "--k",
+                "24",
+                "--workers",
+                "0",
+            ],
+            "24 neighbours were asked for",
+        ),
+        (
+            ["neighbours", "{moco}/checkpoint_0001.pth", "--data", "{pool}", "--k", "0"],
+            "--k must be at least 1, got 0.",
+        ),
         (["neighbours", "{moco}/none.pth", "--data", "{pool}"], "none.pth does not exist"),
     ],
 )
@@ -94,6 +163,8 @@ def test_sheet__names_a_run_without_predictions(trained, capsys, tmp_path):
     runs.mkdir()
     for name in ("random_1", "other_1"):
         (runs / name).mkdir()
-        (runs / name / "results.json").write_text((trained / "runs" / name / "results.json").read_text())
+        (runs / name / "results.json").write_text(
+            (trained / "runs" / name / "results.json").read_text()
+        )
     assert main(["sheet", str(runs)]) == 2
     assert "No run has predictions_sheet_test.json" in capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""Run by tests under torchrun: does a whole run and fails unless both processes end with equal weights and buffers."""
+"""Run by tests under torchrun: does a whole run and fails unless both processes end with equal
+weights and buffers.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ def digest(state: dict[str, torch.Tensor]) -> str:
 
 
 def main(kind: str, config: str, overrides: list[str]) -> None:
-    """Run ``kind`` ("pretrain", "train", or "train=ENGINE") with a config and compare the processes."""
+    """Run ``kind`` ("pretrain", "train", or "train=ENGINE") with a config and compare the
+    processes.
+    """
     kind, _, engine = kind.partition("=")
     engine = engine or "torchvision"
     torch.set_num_threads(1)

@@ -1,9 +1,12 @@
-"""The shipped detection configs: what the papers and the official repository say, held as numbers typed from them.
+"""The shipped detection configs: what the papers and the official repository say, held as numbers
+typed from them.
 
-Sources: facts of arXiv:1911.05722 (Sec. 4.2, App. A.1, Tables 2, 4, 5, A.1), facebookresearch/moco@7397dfe detection/configs, Detectron2's
+Sources: facts of arXiv:1911.05722 (Sec. 4.2, App. A.1, Tables 2, 4, 5, A.1),
+    facebookresearch/moco@7397dfe detection/configs, Detectron2's
 1x and 2x schedules.
 
-Seen red under: twin keeps RGB; 9k with the 24k steps; a wrong AP, std or table in a header; command of another config; a header without
+Seen red under: twin keeps RGB; 9k with the 24k steps; a wrong AP, std or table in a header; command
+    of another config; a header without
 its milestones' source; a short run's milestone moved and not its sentence.
 """
 
@@ -17,7 +20,9 @@ import pytest
 from moco_transfer.config import available, load_detection_config
 from moco_transfer.report import published_settings
 
-CONFIGS = {name.split("/")[1]: file for name, file in available().items() if name.startswith("detection/")}
+CONFIGS = {
+    name.split("/")[1]: file for name, file in available().items() if name.startswith("detection/")
+}
 LEAVES = sorted(name for name in CONFIGS if not name.startswith("Base-"))
 TWINS = sorted(name for name in CONFIGS if name.endswith("_msra"))
 
@@ -28,22 +33,57 @@ VOC_0712 = ("voc_2007_trainval", "voc_2012_trainval")
 PROTOCOLS = {
     "pascal_voc_R_50_C4_24k": (24000, (18000, 22000), 100, VOC_0712, VOC_SIZES, False, 20),
     "pascal_voc_R_50_DC5_24k": (24000, (18000, 22000), 100, VOC_0712, VOC_SIZES, False, 20),
-    "pascal_voc07_R_50_C4_9k": (9000, (6750, 8250), 100, ("voc_2007_trainval",), VOC_SIZES, False, 20),
+    "pascal_voc07_R_50_C4_9k": (
+        9000,
+        (6750, 8250),
+        100,
+        ("voc_2007_trainval",),
+        VOC_SIZES,
+        False,
+        20,
+    ),
     "coco_R_50_C4_1x": (90000, (60000, 80000), 1000, ("coco_2017_train",), COCO_SIZES, True, 80),
     "coco_R_50_C4_2x": (180000, (120000, 160000), 1000, ("coco_2017_train",), COCO_SIZES, True, 80),
     "coco_R_50_FPN_1x": (90000, (60000, 80000), 1000, ("coco_2017_train",), COCO_SIZES, True, 80),
-    "coco_R_50_FPN_2x": (180000, (120000, 160000), 1000, ("coco_2017_train",), COCO_SIZES, True, 80),
-    "coco_R_50_FPN_6x": (540000, (480000, 520000), 1000, ("coco_2017_train",), COCO_SIZES, True, 80),
+    "coco_R_50_FPN_2x": (
+        180000,
+        (120000, 160000),
+        1000,
+        ("coco_2017_train",),
+        COCO_SIZES,
+        True,
+        80,
+    ),
+    "coco_R_50_FPN_6x": (
+        540000,
+        (480000, 520000),
+        1000,
+        ("coco_2017_train",),
+        COCO_SIZES,
+        True,
+        80,
+    ),
 }
 
 # What the header says of where its milestones come from.
 MILESTONES = {
-    "pascal_voc_R_50_C4_24k": "of the released facebookresearch/moco@7397dfe detection/configs/pascal_voc_R_50_C4_24k.yaml",
-    "pascal_voc_R_50_DC5_24k": "not published; the paper gives 24k iterations for (a) and (b) alike. Chosen are those of its released C4 config",
-    "pascal_voc07_R_50_C4_9k": "no source states them. Chosen are the fractions of the 24k schedule, 3/4 and 11/12 of the run",
-    "coco_R_50_C4_1x": 'those of Detectron2\'s 1x, which the paper\'s "1x schedule" names',
-    "coco_R_50_C4_2x": "of the released facebookresearch/moco@7397dfe detection/configs/coco_R_50_C4_2x.yaml",
-    "coco_R_50_FPN_1x": 'those of Detectron2\'s 1x, which the paper\'s "1x schedule" names',
+    "pascal_voc_R_50_C4_24k": (
+        "of the released facebookresearch/moco@7397dfe"
+        " detection/configs/pascal_voc_R_50_C4_24k.yaml"
+    ),
+    "pascal_voc_R_50_DC5_24k": (
+        "not published; the paper gives 24k iterations for (a) and (b) alike. Chosen are those of"
+        " its released C4 config"
+    ),
+    "pascal_voc07_R_50_C4_9k": (
+        "no source states them. Chosen are the fractions of the 24k schedule, 3/4 and 11/12 of"
+        " the run"
+    ),
+    "coco_R_50_C4_1x": "those of Detectron2's 1x, which the paper's \"1x schedule\" names",
+    "coco_R_50_C4_2x": (
+        "of the released facebookresearch/moco@7397dfe detection/configs/coco_R_50_C4_2x.yaml"
+    ),
+    "coco_R_50_FPN_1x": "those of Detectron2's 1x, which the paper's \"1x schedule\" names",
     "coco_R_50_FPN_2x": "twice the 1x, as in the released C4 2x config",
     "coco_R_50_FPN_6x": "not published. Chosen is the rule of He et al. 2019 (arXiv:1811.08883)",
 }
@@ -68,27 +108,67 @@ def test_config__protocol_of_the_paper(name):
     solver, model = cfg.SOLVER, cfg.MODEL
     iterations, steps, warmup, train, sizes, masks, classes = PROTOCOLS[name]
     assert (iterations, steps, warmup) == (solver.MAX_ITER, solver.STEPS, solver.WARMUP_ITERS)
-    assert (solver.IMS_PER_BATCH, solver.BASE_LR, solver.REFERENCE_WORLD_SIZE, solver.MOMENTUM) == (16, 0.02, 8, 0.9)
-    assert (solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM, solver.GAMMA, solver.WARMUP_FACTOR) == (1e-4, 0.0, 0.1, 0.001)
-    assert (train, ("voc_2007_test",) if classes == 20 else ("coco_2017_val",)) == (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
-    assert (sizes, 800, 1333) == (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TRAIN)
+    assert (solver.IMS_PER_BATCH, solver.BASE_LR, solver.REFERENCE_WORLD_SIZE, solver.MOMENTUM) == (
+        16,
+        0.02,
+        8,
+        0.9,
+    )
+    assert (solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM, solver.GAMMA, solver.WARMUP_FACTOR) == (
+        1e-4,
+        0.0,
+        0.1,
+        0.001,
+    )
+    assert (train, ("voc_2007_test",) if classes == 20 else ("coco_2017_val",)) == (
+        cfg.DATASETS.TRAIN,
+        cfg.DATASETS.TEST,
+    )
+    assert (sizes, 800, 1333) == (
+        cfg.INPUT.MIN_SIZE_TRAIN,
+        cfg.INPUT.MIN_SIZE_TEST,
+        cfg.INPUT.MAX_SIZE_TRAIN,
+    )
     assert (masks, classes, 50) == (model.MASK_ON, model.ROI_HEADS.NUM_CLASSES, model.RESNETS.DEPTH)
-    assert (model.BACKBONE.FREEZE_AT, model.RESNETS.NORM, model.RESNETS.STRIDE_IN_1X1) == (0, "SyncBN", False)
+    assert (model.BACKBONE.FREEZE_AT, model.RESNETS.NORM, model.RESNETS.STRIDE_IN_1X1) == (
+        0,
+        "SyncBN",
+        False,
+    )
     assert (cfg.INPUT.FORMAT, cfg.INPUT.RANDOM_FLIP) == ("RGB", "horizontal")
-    assert list(model.PIXEL_MEAN) == [123.675, 116.28, 103.53] and list(model.PIXEL_STD) == [58.395, 57.12, 57.375]
+    assert list(model.PIXEL_MEAN) == [123.675, 116.28, 103.53] and list(model.PIXEL_STD) == [
+        58.395,
+        57.12,
+        57.375,
+    ]
     assert cfg.TEST.PRECISE_BN.ENABLED and cfg.TEST.PRECISE_BN.NUM_ITER == 200
     assert (model.ROI_HEADS.BATCH_SIZE_PER_IMAGE, model.RPN.BATCH_SIZE_PER_IMAGE) == (512, 256)
     # "The architecture of heads are not different from standard baselines" (moco issue 34)
-    assert (model.ROI_BOX_HEAD.NORM, model.ROI_MASK_HEAD.NORM, model.ROI_BOX_HEAD.NUM_CONV) == ("", "", 0)
+    assert (model.ROI_BOX_HEAD.NORM, model.ROI_MASK_HEAD.NORM, model.ROI_BOX_HEAD.NUM_CONV) == (
+        "",
+        "",
+        0,
+    )
     assert model.WEIGHTS == ""
     if "_C4_" in name:
-        assert (model.ROI_HEADS.NAME, model.BACKBONE.NAME) == ("Res5ROIHeadsExtraNorm", "build_resnet_backbone")
+        assert (model.ROI_HEADS.NAME, model.BACKBONE.NAME) == (
+            "Res5ROIHeadsExtraNorm",
+            "build_resnet_backbone",
+        )
         assert (model.RPN.PRE_NMS_TOPK_TEST, model.RPN.POST_NMS_TOPK_TEST) == (6000, 1000)
     elif "_DC5_" in name:
-        assert (model.BACKBONE.NAME, model.RESNETS.RES5_DILATION, model.ROI_HEADS.NAME) == ("build_resnet_dc5_backbone", 2, "StandardROIHeads")
+        assert (model.BACKBONE.NAME, model.RESNETS.RES5_DILATION, model.ROI_HEADS.NAME) == (
+            "build_resnet_dc5_backbone",
+            2,
+            "StandardROIHeads",
+        )
         assert (model.ROI_BOX_HEAD.NUM_FC, model.ROI_BOX_HEAD.POOLER_RESOLUTION) == (2, 7)
     else:
-        assert (model.BACKBONE.NAME, model.FPN.NORM, model.ROI_BOX_HEAD.NUM_FC) == ("build_resnet_fpn_backbone", "SyncBN", 2)
+        assert (model.BACKBONE.NAME, model.FPN.NORM, model.ROI_BOX_HEAD.NUM_FC) == (
+            "build_resnet_fpn_backbone",
+            "SyncBN",
+            2,
+        )
 
 
 def test_config__every_protocol_has_its_msra_twin():
@@ -97,7 +177,9 @@ def test_config__every_protocol_has_its_msra_twin():
 
 @pytest.mark.parametrize("name", TWINS)
 def test_msra_twin__differs_in_pixels_stride_and_weights_alone(name):
-    twin, base = (dict(leaves(load_detection_config(n))) for n in (name, name.removesuffix("_msra")))
+    twin, base = (
+        dict(leaves(load_detection_config(n))) for n in (name, name.removesuffix("_msra"))
+    )
     assert {key: value for key, value in twin.items() if value != base[key]} == {
         "MODEL.WEIGHTS": "detectron2://ImageNetPretrained/MSRA/R-50.pkl",
         "MODEL.PIXEL_MEAN": (103.53, 116.28, 123.675),
@@ -111,13 +193,23 @@ def test_msra_twin__differs_in_pixels_stride_and_weights_alone(name):
 @pytest.mark.parametrize("name", [n for n in LEAVES if "_R_18_" in n])
 def test_r18_config__basic_blocks_and_a_laptops_length(name):
     cfg = load_detection_config(name)
-    assert (cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS, cfg.SOLVER.REFERENCE_WORLD_SIZE) == (18, 64, 0)
-    assert cfg.SOLVER.MAX_ITER <= 500 and cfg.SOLVER.IMS_PER_BATCH == 4 and cfg.INPUT.MIN_SIZE_TEST <= 320
+    assert (
+        cfg.MODEL.RESNETS.DEPTH,
+        cfg.MODEL.RESNETS.RES2_OUT_CHANNELS,
+        cfg.SOLVER.REFERENCE_WORLD_SIZE,
+    ) == (18, 64, 0)
+    assert (
+        cfg.SOLVER.MAX_ITER <= 500
+        and cfg.SOLVER.IMS_PER_BATCH == 4
+        and cfg.INPUT.MIN_SIZE_TEST <= 320
+    )
     assert all(step < cfg.SOLVER.MAX_ITER for step in cfg.SOLVER.STEPS)
 
 
 def test_r18_configs__voc_and_coco_c4_and_fpn():
-    assert {f"{data}_R_18_{arch}_320px" for data in ("pascal_voc", "coco") for arch in ("C4", "FPN")} <= set(LEAVES)
+    assert {
+        f"{data}_R_18_{arch}_320px" for data in ("pascal_voc", "coco") for arch in ("C4", "FPN")
+    } <= set(LEAVES)
 
 
 @pytest.mark.parametrize("name", LEAVES)
@@ -150,17 +242,31 @@ def test_header__published_numbers_are_those_of_the_reference(name):
         assert "no published number exists for it" in text
         return
     (setting,) = settings
-    columns = [c for c in (["bbox/AP50", "bbox/AP", "bbox/AP75"] if "voc" in name else ["bbox/AP", "segm/AP"])]
+    columns = [
+        c
+        for c in (
+            ["bbox/AP50", "bbox/AP", "bbox/AP75"] if "voc" in name else ["bbox/AP", "segm/AP"]
+        )
+    ]
     inits = ["supervised"] if name.endswith("_msra") else ["moco", "supervised"]
     for init in inits:
-        assert " / ".join(f"{setting.row_for(init).values[c]}" for c in columns) in text, (name, init)
+        assert " / ".join(f"{setting.row_for(init).values[c]}" for c in columns) in text, (
+            name,
+            init,
+        )
     if setting.iterations:
         assert setting.iterations == load_detection_config(name).SOLVER.MAX_ITER
     assert setting.test_set == tuple(load_detection_config(name).DATASETS.TEST)
     table = re.search(r"Table ([A\d.]+)(\w?)", setting.row_for("supervised").source)
-    assert f"Table {table[1]}{f'({table[2]})' if table[2] else ''}" in text and "arXiv:1911.05722" in text
+    assert (
+        f"Table {table[1]}{f'({table[2]})' if table[2] else ''}" in text
+        and "arXiv:1911.05722" in text
+    )
     if setting.std:
-        assert f"std {' / '.join(map(str, setting.std.values()))}" in text and "facebookresearch/moco, detection/README.md" in text
+        assert (
+            f"std {' / '.join(map(str, setting.std.values()))}" in text
+            and "facebookresearch/moco, detection/README.md" in text
+        )
         assert ("not for this split" in setting.std_source) == ("not for this split" in text)
     else:
         assert "No std is published" in text
@@ -174,7 +280,9 @@ def test_header__says_where_the_milestones_come_from(name):
         assert f"Milestones: {MILESTONES[name] if name == base else f'those of {base}'}" in text
         return
     solver = load_detection_config(name).SOLVER
-    drop, end = re.search(r"Milestones: chosen, one at (\d)/(\d) of the run, so that", text).groups()
+    drop, end = re.search(
+        r"Milestones: chosen, one at (\d)/(\d) of the run, so that", text
+    ).groups()
     assert [step * int(end) for step in solver.STEPS] == [solver.MAX_ITER * int(drop)]
 
 

@@ -1,6 +1,7 @@
 """Configs: strict, frozen, and every refusal names file, key and the nearest legal key.
 
-Went red under: merging without the check of known keys; not checking the base file; returning an unfrozen config.
+Went red under: merging without the check of known keys; not checking the base file; returning an
+    unfrozen config.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ def test_load__base_chain_then_file_then_overrides(tmp_path):
     cfg = load_pretrain_config(file, ["MOCO.DIM", "64"])
     assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.EPOCHS, cfg.MOCO.DIM) == (0.5, 8, 64)
     assert cfg.is_frozen()
-    assert load_pretrain_config(write(tmp_path, "empty.yaml", "")).SOLVER.EPOCHS == 200  # defaults were not changed
+    assert (
+        load_pretrain_config(write(tmp_path, "empty.yaml", "")).SOLVER.EPOCHS == 200
+    )  # defaults were not changed
 
 
 def test_load__unknown_key__file_key_and_nearest(tmp_path):
@@ -34,11 +37,17 @@ def test_load__unknown_key__file_key_and_nearest(tmp_path):
     with pytest.raises(UnknownKeyError) as caught:
         load_pretrain_config(file)
     message = str(caught.value)
-    assert message == f"{tmp_path / 'base.yaml'}: unknown key 'MOCO.TEMPRATURE'. Did you mean 'MOCO.TEMPERATURE'?"
+    assert (
+        message == f"{tmp_path / 'base.yaml'}: unknown key 'MOCO.TEMPRATURE'. Did you mean"
+        " 'MOCO.TEMPERATURE'?"
+    )
 
 
 def test_load__unknown_key_on_the_command_line(tmp_path):
-    with pytest.raises(UnknownKeyError, match="command line: unknown key 'SOLVER.MAX_ITERS'. Did you mean 'SOLVER.MAX_ITER'"):
+    with pytest.raises(
+        UnknownKeyError,
+        match="command line: unknown key 'SOLVER.MAX_ITERS'. Did you mean 'SOLVER.MAX_ITER'",
+    ):
         load_detection_config(write(tmp_path, "a.yaml", ""), ["SOLVER.MAX_ITERS", "3"])
     with pytest.raises(UnknownKeyError, match="'SOLVER' is a section"):
         load_detection_config(write(tmp_path, "a.yaml", ""), ["SOLVER", "3"])
@@ -47,10 +56,18 @@ def test_load__unknown_key_on_the_command_line(tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("SOLVER.BASE_LR", "1", "SOLVER.BASE_LR must be a decimal number such as 0.03, got '1'. Write 1.0."),
+        (
+            "SOLVER.BASE_LR",
+            "1",
+            "SOLVER.BASE_LR must be a decimal number such as 0.03, got '1'. Write 1.0.",
+        ),
         ("SOLVER.EPOCHS", "many", "SOLVER.EPOCHS must be a whole number such as 200, got 'many'."),
         ("MOCO.MLP", "yes please", "MOCO.MLP must be a truth value"),
-        ("MECHANISM", "simclr", "MECHANISM must be one of 'moco', 'memory_bank', 'end_to_end', 'supervised'"),
+        (
+            "MECHANISM",
+            "simclr",
+            "MECHANISM must be one of 'moco', 'memory_bank', 'end_to_end', 'supervised'",
+        ),
         ("MOCO.TEMPERATURE", "0.0", "MOCO.TEMPERATURE must be > 0, got 0.0"),
         ("DATA.CROP_SCALE", "(0.5, 0.2)", "DATA.CROP_SCALE must be 0 < low <= high <= 1"),
     ],
@@ -64,7 +81,9 @@ def test_load__wrong_value__one_sentence(tmp_path, key, value, message):
 
 def test_load__lists_may_be_written_without_brackets(tmp_path):
     file = write(tmp_path, "a.yaml", "")
-    cfg = load_detection_config(file, ["DATASETS.TRAIN", "a,b", "DATASETS.TEST", "c", "SOLVER.STEPS", "200"])
+    cfg = load_detection_config(
+        file, ["DATASETS.TRAIN", "a,b", "DATASETS.TEST", "c", "SOLVER.STEPS", "200"]
+    )
     assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST, cfg.SOLVER.STEPS) == (("a", "b"), ("c",), (200,))
 
 
@@ -97,7 +116,10 @@ def test_shipped_configs__load(name):
 
 
 def test_config__needs_no_torch():
-    program = "import sys; import moco_transfer.config as c; c.load_detection_config('demo_R_18_FPN'); assert 'torch' not in sys.modules"
+    program = (
+        "import sys; import moco_transfer.config as c; c.load_detection_config('demo_R_18_FPN');"
+        " assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
@@ -127,7 +149,10 @@ def test_detection_configs__load_in_detectron2_to_the_same_values(name):
     assert theirs.dump() == load_detection_config(available()[name]).dump()
 
 
-@pytest.mark.parametrize(("load", "name"), [(load_pretrain_config, "demo_moco"), (load_detection_config, "demo_R_18_FPN")])
+@pytest.mark.parametrize(
+    ("load", "name"),
+    [(load_pretrain_config, "demo_moco"), (load_detection_config, "demo_R_18_FPN")],
+)
 def test_load__is_frozen(load, name):
     with pytest.raises(AttributeError, match="immutable"):
         load(name).SEED = 1

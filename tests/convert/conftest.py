@@ -53,7 +53,9 @@ def converted(tmp_path_factory, official) -> Path:
 
     folder = tmp_path_factory.mktemp("converted")
     torch.save(official, folder / "moco.pth.tar")
-    convert_checkpoint(folder / "moco.pth.tar", folder / "moco.pkl", verify=False)  # so that a wrong file reaches the tests
+    convert_checkpoint(
+        folder / "moco.pth.tar", folder / "moco.pkl", verify=False
+    )  # so that a wrong file reaches the tests
     return folder / "moco.pkl"
 
 

@@ -1,7 +1,9 @@
-"""Feed damaged checkpoints to the converter: ``python tests/convert/fuzz.py COUNT [SEED]``; test_fuzz.py runs it.
+"""Feed damaged checkpoints to the converter: ``python tests/convert/fuzz.py COUNT [SEED]``;
+test_fuzz.py runs it.
 
-Every file must be converted or refused with an InputError. Anything else, a crash of the process, more than 1 GB of memory or
-an attempt to run a program, to open a connection or to write outside of the folder ends with another status than 0.
+Every file must be converted or refused with an InputError. Anything else, a crash of the process,
+more than 1 GB of memory or an attempt to run a program, to open a connection or to write outside of
+the folder ends with another status than 0.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ MAX_MEMORY_KB = 1_000_000
 
 
 def seeds(folder: Path) -> list[bytes]:
-    """Return small files of each container: a ResNet-18 with one number per tensor, and a handful of arrays."""
+    """Return small files of each container: a ResNet-18 with one number per tensor, and a handful
+    of arrays.
+    """
     made = runpy.run_path(str(Path(__file__).with_name("networks.py")))
     state = made["one_number_each"](made["resnet_state"]("resnet18"))
     few = {name: torch.ones(tensor.shape[:1]) for name, tensor in list(state.items())[:12]}
@@ -53,7 +57,10 @@ def seeds(folder: Path) -> list[bytes]:
             buffer = io.BytesIO()
             torch.save(content, buffer, _use_new_zipfile_serialization=not legacy)
             files.append(buffer.getvalue())
-    files += [pickle.dumps({"model": arrays, "__author__": "me"}, protocol=protocol) for protocol in (0, 2, 4, 5)]
+    files += [
+        pickle.dumps({"model": arrays, "__author__": "me"}, protocol=protocol)
+        for protocol in (0, 2, 4, 5)
+    ]
     write_safetensors(folder / "seed", few, {"format": "pt"})
     return [*files, (folder / "seed").read_bytes()]
 
@@ -70,7 +77,9 @@ def mutate(data: bytes, dice: random.Random) -> bytes:
         elif kind == 1:
             out[place] = dice.choice((0, 1, 0x7F, 0x80, 0xFF, dice.randrange(256)))
         elif kind == 2:
-            out[place : place + 4] = dice.choice((b"\xff\xff\xff\x7f", b"\xff\xff\xff\xff", b"\0\0\0\0"))
+            out[place : place + 4] = dice.choice(
+                (b"\xff\xff\xff\x7f", b"\xff\xff\xff\xff", b"\0\0\0\0")
+            )
         elif kind == 3:
             del out[place : place + dice.randrange(1, 9)]
         elif kind == 4:
@@ -86,15 +95,24 @@ def mutate_inside(data: bytes, dice: random.Random) -> bytes:
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(buffer, "w") as new:
         for info in old.infolist():
             content = old.read(info)
-            new.writestr(info.filename, mutate(content, dice) if info.filename.endswith("data.pkl") else content)
+            new.writestr(
+                info.filename,
+                mutate(content, dice) if info.filename.endswith("data.pkl") else content,
+            )
     return buffer.getvalue()
 
 
 def largest_memory_kb() -> int:
     """Return the largest resident memory of this process so far."""
     status = Path("/proc/self/status")
-    if status.exists():  # Linux: ru_maxrss would count the memory of the process that started this one
-        return int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1])
+    if (
+        status.exists()
+    ):  # Linux: ru_maxrss would count the memory of the process that started this one
+        return int(
+            next(
+                line for line in status.read_text().splitlines() if line.startswith("VmHWM")
+            ).split()[1]
+        )
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
@@ -118,11 +136,17 @@ def main() -> int:
         sys.addaudithook(watch)
         for number in range(count):
             if number % 1000 == 999:
-                print(f"{number + 1} of {count} files: {dict(results)}", file=sys.stderr, flush=True)
+                print(
+                    f"{number + 1} of {count} files: {dict(results)}", file=sys.stderr, flush=True
+                )
             data = files[number % len(files)]
             inside = data.startswith(b"PK") and dice.random() < 0.7
             source.write_bytes(mutate_inside(data, dice) if inside else mutate(data, dice))
-            for call in (describe, load_backbone, lambda path: convert_checkpoint(path, target, verify=False)):
+            for call in (
+                describe,
+                load_backbone,
+                lambda path: convert_checkpoint(path, target, verify=False),
+            ):
                 before = target.stat()
                 try:
                     call(source)
@@ -130,9 +154,13 @@ def main() -> int:
                 except InputError as error:
                     results["refused"] += 1
                     after = target.stat()
-                    if "\n" in str(error) or (after.st_ino, after.st_mtime_ns) != (before.st_ino, before.st_mtime_ns):
+                    if "\n" in str(error) or (after.st_ino, after.st_mtime_ns) != (
+                        before.st_ino,
+                        before.st_mtime_ns,
+                    ):
                         raise AssertionError(
-                            f"file {number}: the destination was touched, or more than a line: {error}"
+                            f"file {number}: the destination was touched, or more than a line:"
+                            f" {error}"
                         ) from error
     memory = largest_memory_kb()
     print(f"{count} files, seed {seed}: {dict(results)}, largest memory {memory / 1e6:.2f} GB")

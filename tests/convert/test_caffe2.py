@@ -1,8 +1,10 @@
-"""Files of Caffe2: MSRA's R-50.pkl as Detectron2 publishes it, with statistics, and Detectron 1's detectors, with fused norms.
+"""Files of Caffe2: MSRA's R-50.pkl as Detectron2 publishes it, with statistics, and Detectron 1's
+detectors, with fused norms.
 
 The names are held against Detectron2's own reader in test_convert_detectron2.py.
 
-Seen red under: fused norms left without statistics; the bias of a convolution dropped whatever its values.
+Seen red under: fused norms left without statistics; the bias of a convolution dropped whatever its
+    values.
 """
 
 import pickle
@@ -12,30 +14,52 @@ import pytest
 import torch
 
 from moco_transfer.convert import convert_checkpoint, load_backbone
-from moco_transfer.models.architectures import backbone_shapes
 from moco_transfer.convert.key_maps import caffe2_name, detectron2_name
+from moco_transfer.convert.architectures import backbone_shapes
 from moco_transfer.runtime.errors import InputError
 
 
 def caffe2_file(path, state, *, fused, extra=()):
     blobs = {}
     for name, tensor in state.items():
-        if name.startswith("fc.") or name.endswith("num_batches_tracked") or (fused and "running" in name):
+        if (
+            name.startswith("fc.")
+            or name.endswith("num_batches_tracked")
+            or (fused and "running" in name)
+        ):
             continue
         blob = caffe2_name(name)
-        blobs[blob.replace("_gamma", "_s").replace("_beta", "_b") if fused else blob] = tensor.numpy()
-    blobs |= {"conv1_b": np.ones(64, np.float32), "fc1000_w": np.ones((3, 2), np.float32), "fc1000_b": np.ones(3, np.float32)}
+        blobs[blob.replace("_gamma", "_s").replace("_beta", "_b") if fused else blob] = (
+            tensor.numpy()
+        )
+    blobs |= {
+        "conv1_b": np.ones(64, np.float32),
+        "fc1000_w": np.ones((3, 2), np.float32),
+        "fc1000_b": np.ones(3, np.float32),
+    }
     path.write_bytes(pickle.dumps(blobs | dict(extra), protocol=2))
     return path
 
 
 def test_convert__caffe2_with_statistics(tmp_path, r18):
-    report = convert_checkpoint(caffe2_file(tmp_path / "R-18.pkl", r18, fused=False), tmp_path / "c.pkl")
-    assert report.source_format == "caffe2" and sorted(report.dropped) == ["conv1_b", "fc1000_b", "fc1000_w"]
+    report = convert_checkpoint(
+        caffe2_file(tmp_path / "R-18.pkl", r18, fused=False), tmp_path / "c.pkl"
+    )
+    assert report.source_format == "caffe2" and sorted(report.dropped) == [
+        "conv1_b",
+        "fc1000_b",
+        "fc1000_w",
+    ]
     arrays = load_backbone(tmp_path / "c.pkl").arrays
     wanted = {detectron2_name(name): r18[name] for name in backbone_shapes("resnet18")}
-    assert arrays.keys() == wanted.keys() and all(np.array_equal(arrays[name], tensor.numpy()) for name, tensor in wanted.items())
-    assert (report.stamp["format"], report.stamp["pixel_std"], report.stamp["stride_in_1x1"]) == ("BGR", [1.0, 1.0, 1.0], False)
+    assert arrays.keys() == wanted.keys() and all(
+        np.array_equal(arrays[name], tensor.numpy()) for name, tensor in wanted.items()
+    )
+    assert (report.stamp["format"], report.stamp["pixel_std"], report.stamp["stride_in_1x1"]) == (
+        "BGR",
+        [1.0, 1.0, 1.0],
+        False,
+    )
     assert report.stamp["pixel_mean"] == [103.53, 116.28, 123.675]
 
 
@@ -45,11 +69,15 @@ def test_convert__caffe2_with_fused_norms(tmp_path, r18):
     scale, shift = (r18[f"layer1.0.bn1.{part}"].numpy() for part in ("weight", "bias"))
     mean, var = (arrays[f"res2.0.conv1.norm.{part}"] for part in ("running_mean", "running_var"))
     x = np.float32(3.0)  # a norm with these statistics is scale * x + shift
-    assert np.allclose((x - mean) / np.sqrt(var + 1e-5) * scale + shift, scale * x + shift, rtol=1e-6)
+    assert np.allclose(
+        (x - mean) / np.sqrt(var + 1e-5) * scale + shift, scale * x + shift, rtol=1e-6
+    )
 
 
 def test_convert__caffe2_strides_have_no_place_in_torchvision(tmp_path):
-    state = {name: torch.zeros(()).expand(shape) for name, shape in backbone_shapes("resnet50").items()}
+    state = {
+        name: torch.zeros(()).expand(shape) for name, shape in backbone_shapes("resnet50").items()
+    }
     source = caffe2_file(tmp_path / "R-50.pkl", state, fused=False)
     for to in ("torchvision", "timm"):
         with pytest.raises(InputError, match="STRIDE_IN_1X1 True"):
@@ -57,18 +85,34 @@ def test_convert__caffe2_strides_have_no_place_in_torchvision(tmp_path):
 
 
 def test_convert__caffe2_bias_of_a_convolution_is_refused_unless_zero(tmp_path, r18):
-    zero = caffe2_file(tmp_path / "zero.pkl", r18, fused=False, extra={"res2_0_branch2a_b": np.zeros(64, np.float32)})
+    zero = caffe2_file(
+        tmp_path / "zero.pkl",
+        r18,
+        fused=False,
+        extra={"res2_0_branch2a_b": np.zeros(64, np.float32)},
+    )
     assert "all zeros" in convert_checkpoint(zero, tmp_path / "c.pkl").dropped["res2_0_branch2a_b"]
-    one = caffe2_file(tmp_path / "one.pkl", r18, fused=False, extra={"res2_0_branch2a_b": np.ones(64, np.float32)})
+    one = caffe2_file(
+        tmp_path / "one.pkl", r18, fused=False, extra={"res2_0_branch2a_b": np.ones(64, np.float32)}
+    )
     with pytest.raises(InputError, match=r"Unused \(1\): res2_0_branch2a_b"):
         convert_checkpoint(one, tmp_path / "c.pkl")
 
 
 DEFECTS = {
     "missing": (lambda blobs: blobs.pop("res3_1_branch2a_w"), "Missing (1): res3_1_branch2a_w"),
-    "misshapen": (lambda blobs: blobs.update(res3_1_branch2a_w=np.zeros(5, np.float32)), "Misshapen (1): res3_1_branch2a_w is (5,)"),
-    "extra": (lambda blobs: blobs.update(res3_1_branch2d_w=np.zeros(5, np.float32)), "Unused (1): res3_1_branch2d_w"),
-    "wrong_prefix": (lambda blobs: [blobs.update({f"gpu_0/{name}": blobs.pop(name)}) for name in list(blobs)], "First keys: gpu_0/"),
+    "misshapen": (
+        lambda blobs: blobs.update(res3_1_branch2a_w=np.zeros(5, np.float32)),
+        "Misshapen (1): res3_1_branch2a_w is (5,)",
+    ),
+    "extra": (
+        lambda blobs: blobs.update(res3_1_branch2d_w=np.zeros(5, np.float32)),
+        "Unused (1): res3_1_branch2d_w",
+    ),
+    "wrong_prefix": (
+        lambda blobs: [blobs.update({f"gpu_0/{name}": blobs.pop(name)}) for name in list(blobs)],
+        "First keys: gpu_0/",
+    ),
 }
 
 
@@ -89,15 +133,23 @@ def test_convert__caffe2_defects_are_refused(tmp_path, small, defect, outer):
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
 def test_convert__caffe2_in_other_types(tmp_path, r18, dtype):
-    path = caffe2_file(tmp_path / "R-18.pkl", {name: tensor.double() for name, tensor in r18.items()}, fused=False)
+    path = caffe2_file(
+        tmp_path / "R-18.pkl", {name: tensor.double() for name, tensor in r18.items()}, fused=False
+    )
     blobs = {name: array.astype(dtype) for name, array in pickle.loads(path.read_bytes()).items()}
     path.write_bytes(pickle.dumps(blobs, protocol=2))
     convert_checkpoint(path, tmp_path / "c.pkl")
-    assert np.array_equal(load_backbone(tmp_path / "c.pkl").arrays["res3.1.conv1.weight"], blobs["res3_1_branch2a_w"])
+    assert np.array_equal(
+        load_backbone(tmp_path / "c.pkl").arrays["res3.1.conv1.weight"], blobs["res3_1_branch2a_w"]
+    )
     assert load_backbone(tmp_path / "c.pkl").arrays["res3.1.conv1.weight"].dtype == dtype
 
 
 def test_convert__caffe2_momentum_of_the_optimizer_is_dropped(tmp_path, small):
     extra = {"res2_0_branch2a_w_momentum": np.zeros(3, np.float32)}  # Detectron 1's checkpoints
-    report = convert_checkpoint(caffe2_file(tmp_path / "d.pkl", small, fused=False, extra=extra), tmp_path / "c.pkl", verify=False)
+    report = convert_checkpoint(
+        caffe2_file(tmp_path / "d.pkl", small, fused=False, extra=extra),
+        tmp_path / "c.pkl",
+        verify=False,
+    )
     assert report.dropped["res2_0_branch2a_w_momentum"] == "momentum of Caffe2's optimizer"

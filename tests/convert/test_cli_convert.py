@@ -1,6 +1,7 @@
 """``moco-transfer convert`` as it is typed.
 
-Seen red under: --inspect that writes a file beside the one inspected; --picture ignored; the coverage counted wrongly.
+Seen red under: --inspect that writes a file beside the one inspected; --picture ignored; the
+    coverage counted wrongly.
 """
 
 import pytest
@@ -19,7 +20,10 @@ def test_convert__prints_the_coverage_and_the_next_command(saved, tmp_path, offi
     printed = capsys.readouterr().out
     assert "expected      100 backbone tensors" in printed and "verified" in printed
     assert f"wrote         {output} (detectron2, sha256 " in printed
-    assert "Next: moco-transfer train --config-file " in printed and f" MODEL.WEIGHTS {output}" in printed
+    assert (
+        "Next: moco-transfer train --config-file " in printed
+        and f" MODEL.WEIGHTS {output}" in printed
+    )
 
 
 def test_convert__a_refusal_is_one_sentence_and_status_2(saved, tmp_path, official_small, capsys):
@@ -27,11 +31,17 @@ def test_convert__a_refusal_is_one_sentence_and_status_2(saved, tmp_path, offici
     del state["module.encoder_q.bn1.weight"]
     assert main(["convert", str(saved({"state_dict": state})), str(tmp_path / "moco.pkl")]) == 2
     printed = capsys.readouterr()
-    assert printed.out == "" and printed.err.count("\n") == 1 and "module.encoder_q.bn1.weight" in printed.err
+    assert (
+        printed.out == ""
+        and printed.err.count("\n") == 1
+        and "module.encoder_q.bn1.weight" in printed.err
+    )
     assert not (tmp_path / "moco.pkl").exists()
 
 
-@pytest.mark.parametrize("words", [[], ["only.pth"], ["a", "--inspect", "b"], ["--inspect", "nowhere.pth"]])
+@pytest.mark.parametrize(
+    "words", [[], ["only.pth"], ["a", "--inspect", "b"], ["--inspect", "nowhere.pth"]]
+)
 def test_convert__wrong_words_end_with_status_2(words, capsys):
     assert main(["convert", *words]) == 2
     assert capsys.readouterr().err.startswith("moco-transfer convert: ")
@@ -44,11 +54,17 @@ def test_inspect__says_what_a_file_is(saved, tmp_path, official_small, capsys):
     assert main(["convert", "--inspect", str(output)]) == 0
     printed = capsys.readouterr().out
     assert "layout        Detectron2 (detectron2), under 'model.'" in printed
-    assert "moco.pkl covers 100 of 100 backbone tensors of resnet18. Missing (0). Unused (0)." in printed
+    assert (
+        "moco.pkl covers 100 of 100 backbone tensors of resnet18. Missing (0). Unused (0)."
+        in printed
+    )
     assert "source_format: moco" in printed and "pixel_mean: [123.675, 116.28, 103.53]" in printed
     assert main(["convert", "--inspect", str(source)]) == 0
     printed = capsys.readouterr().out
-    assert "layout        MoCo v1/v2 (moco), under 'state_dict.module.encoder_q.'" in printed and "stamp         none" in printed
+    assert (
+        "layout        MoCo v1/v2 (moco), under 'state_dict.module.encoder_q.'" in printed
+        and "stamp         none" in printed
+    )
     assert {path.name for path in tmp_path.iterdir()} == {"moco.pkl", "source.pth"}
 
 
@@ -60,12 +76,26 @@ def test_inspect__says_what_a_file_is(saved, tmp_path, official_small, capsys):
         (
             "torchvision",
             "resnet50",
-            "model = torchvision.models.resnet50(); model.fc = torch.nn.Identity(); model.load_state_dict(",
+            (
+                "model = torchvision.models.resnet50(); model.fc = torch.nn.Identity();"
+                " model.load_state_dict("
+            ),
         ),
-        ("torchvision", "resnext50_32x8d", "model = torchvision.models.resnet50(groups=32, width_per_group=8); model.fc"),
+        (
+            "torchvision",
+            "resnext50_32x8d",
+            "model = torchvision.models.resnet50(groups=32, width_per_group=8); model.fc",
+        ),
         ("torchvision", "resnet50_w2x", "build_resnet('resnet50_w2x'); model.fc"),
         ("timm", "resnet50", "timm.create_model('resnet50', num_classes=0, checkpoint_path='x')"),
-        ("timm", "resnext50_32x8d", "timm.create_model('resnext50_32x4d', base_width=8, num_classes=0, checkpoint_path='x')"),
+        (
+            "timm",
+            "resnext50_32x8d",
+            (
+                "timm.create_model('resnext50_32x4d', base_width=8, num_classes=0,"
+                " checkpoint_path='x')"
+            ),
+        ),
     ],
 )
 def test_next_step__names_a_config_that_exists(to, arch, words):
@@ -73,19 +103,23 @@ def test_next_step__names_a_config_that_exists(to, arch, words):
 
 
 @pytest.mark.parametrize("to", ["torchvision", "timm"])
-@pytest.mark.parametrize("arch", ["resnet18", "resnext50_32x8d", pytest.param("resnet50_w2x", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "arch", ["resnet18", "resnext50_32x8d", pytest.param("resnet50_w2x", marks=pytest.mark.slow)]
+)
 def test_next_step__loads_the_file_that_was_written(tmp_path, arch, to):
     """The command printed is run as it is, and the network has every tensor."""
+    import moco_transfer.convert.architectures
     import torch
     import torchvision  # noqa: F401 - the command names them
 
-    import moco_transfer.convert.architectures
     from moco_transfer.convert import convert_checkpoint
 
     if to == "timm":
         timm = pytest.importorskip("timm", reason="timm is not installed")
     shapes = moco_transfer.convert.architectures.build_resnet(arch, device="meta").state_dict()
-    state = one_number_each({name: tensor for name, tensor in shapes.items() if not name.startswith("fc.")})
+    state = one_number_each(
+        {name: tensor for name, tensor in shapes.items() if not name.startswith("fc.")}
+    )
     torch.save(state, tmp_path / "source.pth")
     output = tmp_path / ("out.pth" if to == "torchvision" else "out.safetensors")
     if (to, arch) == ("timm", "resnet50_w2x"):
@@ -93,10 +127,17 @@ def test_next_step__loads_the_file_that_was_written(tmp_path, arch, to):
             convert_checkpoint(tmp_path / "source.pth", output, to=to, verify=False)
         return
     convert_checkpoint(tmp_path / "source.pth", output, to=to, verify=False)
-    names = {"torch": torch, "torchvision": torchvision, "moco_transfer": moco_transfer, "timm": None if to != "timm" else timm}
+    names = {
+        "torch": torch,
+        "torchvision": torchvision,
+        "moco_transfer": moco_transfer,
+        "timm": None if to != "timm" else timm,
+    }
     exec(_next_step(to, output, arch).removeprefix("Next: "), names)
     loaded = names["model"].state_dict()
-    assert loaded.keys() == state.keys() and all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+    assert loaded.keys() == state.keys() and all(
+        torch.equal(loaded[name], tensor) for name, tensor in state.items()
+    )
 
 
 def test_convert__compares_on_a_real_picture(saved, tmp_path, official, capsys):
@@ -105,11 +146,17 @@ def test_convert__compares_on_a_real_picture(saved, tmp_path, official, capsys):
     Image.effect_noise((40, 30), 50).convert("RGB").save(tmp_path / "noise.png")
     words = ["convert", str(saved(official)), str(tmp_path / "m.pkl"), "--picture"]
     assert main([*words, str(tmp_path / "noise.png")]) == 0
-    assert f"verified: features of {tmp_path / 'noise.png'} agree to 1e-05 (res2 " in capsys.readouterr().out
+    assert (
+        f"verified: features of {tmp_path / 'noise.png'} agree to 1e-05 (res2 "
+        in capsys.readouterr().out
+    )
     (tmp_path / "m.pkl").write_bytes(b"earlier")
     (tmp_path / "text.png").write_bytes(b"no picture")
     assert main([*words, str(tmp_path / "text.png")]) == 2
-    assert "as a picture" in capsys.readouterr().err and (tmp_path / "m.pkl").read_bytes() == b"earlier"
+    assert (
+        "as a picture" in capsys.readouterr().err
+        and (tmp_path / "m.pkl").read_bytes() == b"earlier"
+    )
     assert main([*words, str(tmp_path / "noise.png"), "--no-verify"]) == 2
 
 

@@ -1,6 +1,8 @@
-"""Conversion of an official MoCo checkpoint, against what moco's own converter wrote for the same numbers.
+"""Conversion of an official MoCo checkpoint, against what moco's own converter wrote for the same
+numbers.
 
-Seen red under: encoder_k taken for q; arrays written as float64; the projection head no longer known as a head.
+Seen red under: encoder_k taken for q; arrays written as float64; the projection head no longer
+    known as a head.
 """
 
 import hashlib
@@ -20,7 +22,10 @@ FIXTURE = Path(__file__).with_name("official_resnet18.json")
 
 
 def digest(arrays):
-    return {name: [str(a.dtype), list(a.shape), hashlib.sha256(a.tobytes()).hexdigest()] for name, a in arrays.items()}
+    return {
+        name: [str(a.dtype), list(a.shape), hashlib.sha256(a.tobytes()).hexdigest()]
+        for name, a in arrays.items()
+    }
 
 
 def without_heads(rows):
@@ -28,8 +33,15 @@ def without_heads(rows):
 
 
 @pytest.mark.parametrize("wrapper", ["module.", ""])
-def test_convert__equals_the_official_converter_in_name_and_bits(saved, tmp_path, official, wrapper):
-    content = {**official, "state_dict": {name.replace("module.", wrapper, 1): t for name, t in official["state_dict"].items()}}
+def test_convert__equals_the_official_converter_in_name_and_bits(
+    saved, tmp_path, official, wrapper
+):
+    content = {
+        **official,
+        "state_dict": {
+            name.replace("module.", wrapper, 1): t for name, t in official["state_dict"].items()
+        },
+    }
     report = convert_checkpoint(saved(content, "moco.pth.tar"), tmp_path / "moco.pkl")
     written = pickle.loads((tmp_path / "moco.pkl").read_bytes())
     theirs = json.loads(FIXTURE.read_text())["model"]
@@ -39,14 +51,19 @@ def test_convert__equals_the_official_converter_in_name_and_bits(saved, tmp_path
     assert report.source_format == "moco" and report.arch == "resnet18" and report.encoder == "q"
 
 
-@pytest.mark.skipif("MOCO_CHECKOUT" not in os.environ, reason="MOCO_CHECKOUT names no checkout of facebookresearch/moco")
+@pytest.mark.skipif(
+    "MOCO_CHECKOUT" not in os.environ,
+    reason="MOCO_CHECKOUT names no checkout of facebookresearch/moco",
+)
 def test_convert__equals_the_official_converter_run_now(saved, tmp_path, official):
     tool = runpy.run_path(str(Path(__file__).with_name("make_official_fixture.py")))
     source = saved(official, "moco.pth.tar")
     theirs = digest(tool["official_arrays"](Path(os.environ["MOCO_CHECKOUT"]), source, tmp_path))
     assert theirs == json.loads(FIXTURE.read_text())["model"]
     convert_checkpoint(source, tmp_path / "moco.pkl")
-    assert digest(pickle.loads((tmp_path / "moco.pkl").read_bytes())["model"]) == without_heads(theirs)
+    assert digest(pickle.loads((tmp_path / "moco.pkl").read_bytes())["model"]) == without_heads(
+        theirs
+    )
 
 
 def test_convert__stamp_and_report(saved, tmp_path, official):
@@ -70,18 +87,30 @@ def test_convert__stamp_and_report(saved, tmp_path, official):
     assert pickle.loads((tmp_path / "moco.pkl").read_bytes())["moco_transfer"] == expected
     assert report.sha256 == hashlib.sha256((tmp_path / "moco.pkl").read_bytes()).hexdigest()
     assert len(report.expected) == 100 and len(report.mapped) == 120
-    assert report.mapped["state_dict.module.encoder_q.layer1.0.bn1.weight"] == "res2.0.conv1.norm.weight"
-    # 120 tensors and 4 of the head of the other encoder, 4 of this one's head, queue and pointer, one momentum buffer
+    assert (
+        report.mapped["state_dict.module.encoder_q.layer1.0.bn1.weight"]
+        == "res2.0.conv1.norm.weight"
+    )
+    # 120 tensors and 4 of the head of the other encoder, 4 of this one's head, queue and pointer,
+    # one momentum buffer
     assert len(report.dropped) == 124 + 4 + 2 + 1
     assert report.dropped["state_dict.module.queue"] == "queue of negatives"
     assert "head" in report.dropped["state_dict.module.encoder_q.fc.2.weight"]
     table = report.table()
-    assert "expected      100 backbone tensors" in table and "4 x classifier or projection head" in table and "verified" in table
+    assert (
+        "expected      100 backbone tensors" in table
+        and "4 x classifier or projection head" in table
+        and "verified" in table
+    )
 
 
 @pytest.mark.parametrize("encoder", ["q", "k"])
-def test_convert__takes_the_encoder_asked_for(saved, tmp_path, official_small, small, small_key, encoder):
-    report = convert_checkpoint(saved(official_small), tmp_path / "moco.pkl", encoder=encoder, verify=False)
+def test_convert__takes_the_encoder_asked_for(
+    saved, tmp_path, official_small, small, small_key, encoder
+):
+    report = convert_checkpoint(
+        saved(official_small), tmp_path / "moco.pkl", encoder=encoder, verify=False
+    )
     arrays = load_backbone(tmp_path / "moco.pkl").arrays
     wanted = {"q": small, "k": small_key}[encoder]
     assert np.array_equal(arrays["res4.1.conv2.weight"], wanted["layer3.1.conv2.weight"].numpy())
@@ -103,17 +132,38 @@ def test_convert__our_checkpoint_carries_its_own_pixels(saved, tmp_path, small):
     report = convert_checkpoint(saved(content), tmp_path / "ours.pkl", verify=False)
     stamp = load_backbone(tmp_path / "ours.pkl").stamp
     assert stamp == report.stamp
-    assert (stamp["source_format"], stamp["mechanism"], stamp["epoch"]) == ("moco_transfer", "memory_bank", 7)
-    assert (stamp["format"], stamp["pixel_mean"], stamp["pixel_std"]) == ("RGB", [120.0, 110.0, 100.0], [50.0, 51.0, 52.0])
+    assert (stamp["source_format"], stamp["mechanism"], stamp["epoch"]) == (
+        "moco_transfer",
+        "memory_bank",
+        7,
+    )
+    assert (stamp["format"], stamp["pixel_mean"], stamp["pixel_std"]) == (
+        "RGB",
+        [120.0, 110.0, 100.0],
+        [50.0, 51.0, 52.0],
+    )
 
 
-@pytest.mark.parametrize(("to", "name"), [("torchvision", "back.pth"), ("timm", "back.safetensors")])
+@pytest.mark.parametrize(
+    ("to", "name"), [("torchvision", "back.pth"), ("timm", "back.safetensors")]
+)
 def test_convert__there_and_back_is_exact(tmp_path, converted, r18, to, name):
     convert_checkpoint(converted, tmp_path / name, to=to)
     report = convert_checkpoint(tmp_path / name, tmp_path / "again.pkl")
-    first, again = (pickle.loads(file.read_bytes())["model"] for file in (converted, tmp_path / "again.pkl"))
+    first, again = (
+        pickle.loads(file.read_bytes())["model"] for file in (converted, tmp_path / "again.pkl")
+    )
     assert digest(first) == digest(again)
-    kept = ("mechanism", "encoder", "epoch", "format", "pixel_mean", "pixel_std", "stride_in_1x1", "arch")
+    kept = (
+        "mechanism",
+        "encoder",
+        "epoch",
+        "format",
+        "pixel_mean",
+        "pixel_std",
+        "stride_in_1x1",
+        "arch",
+    )
     stamp = load_backbone(converted).stamp
     assert {key: report.stamp[key] for key in kept} == {key: stamp[key] for key in kept}
     if to == "torchvision":

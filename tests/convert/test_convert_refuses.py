@@ -1,6 +1,8 @@
-"""What must not be converted: each gives one sentence that names what is wrong, and an existing destination stays.
+"""What must not be converted: each gives one sentence that names what is wrong, and an existing
+destination stays.
 
-Seen red under: coverage gaps only logged; the destination opened before the checks; a NaN let through.
+Seen red under: coverage gaps only logged; the destination opened before the checks; a NaN let
+    through.
 """
 
 import io
@@ -20,7 +22,9 @@ OLD = b"an earlier file"
 
 @pytest.fixture
 def refuses(tmp_path):
-    """Return a function that expects a refusal and checks that the destination and its folder are as they were."""
+    """Return a function that expects a refusal and checks that the destination and its folder are
+    as they were.
+    """
     folder = tmp_path / "out"
     folder.mkdir()
     (folder / "old.pkl").write_bytes(OLD)
@@ -39,7 +43,9 @@ def refuses(tmp_path):
 
 
 def changed(official_small, **changes):
-    """Return the official checkpoint with tensors of encoder_q replaced, added, or (None) taken out."""
+    """Return the official checkpoint with tensors of encoder_q replaced, added, or (None) taken
+    out.
+    """
     state = dict(official_small["state_dict"])
     for name, tensor in changes.items():
         if tensor is None:
@@ -72,11 +78,17 @@ def test_refuses__an_extra_tensor_of_unknown_name(saved, refuses, official_small
 
 def test_refuses__a_tensor_of_another_shape(saved, refuses, official_small):
     source = saved(changed(official_small, **{"conv1.weight": torch.zeros(64, 3, 5, 5)}))
-    refuses(source, "Misshapen (1): ", f"{ENCODER}conv1.weight is (64, 3, 5, 5), expected (64, 3, 7, 7)")
+    refuses(
+        source, "Misshapen (1): ", f"{ENCODER}conv1.weight is (64, 3, 5, 5), expected (64, 3, 7, 7)"
+    )
 
 
 def test_refuses__several_gaps_at_once(saved, refuses, official_small):
-    gaps = {"bn1.bias": None, "layer4.1.conv2.weight": torch.zeros(2, 2, 3, 3), "layer9.weight": torch.zeros(1)}
+    gaps = {
+        "bn1.bias": None,
+        "layer4.1.conv2.weight": torch.zeros(2, 2, 3, 3),
+        "layer9.weight": torch.zeros(1),
+    }
     refuses(
         saved(changed(official_small, **gaps)),
         "Missing (1)",
@@ -102,7 +114,11 @@ def test_refuses__values_that_are_not_finite(saved, refuses, official_small, val
 
 def test_refuses__integers_for_weights(saved, refuses, official_small):
     weight = torch.zeros(64, 64, 3, 3, dtype=torch.int8)
-    refuses(saved(changed(official_small, **{"layer1.0.conv1.weight": weight})), "torch.int8", "expected floating-point")
+    refuses(
+        saved(changed(official_small, **{"layer1.0.conv1.weight": weight})),
+        "torch.int8",
+        "expected floating-point",
+    )
 
 
 def test_refuses__another_architecture_than_asked_for(saved, refuses, official_small):
@@ -111,18 +127,28 @@ def test_refuses__another_architecture_than_asked_for(saved, refuses, official_s
 
 def test_refuses__a_prefix_that_no_layout_has(saved, refuses, official_small):
     state = {
-        name.replace("encoder_q", "encoder_z"): t for name, t in official_small["state_dict"].items() if "encoder_k" not in name
+        name.replace("encoder_q", "encoder_z"): t
+        for name, t in official_small["state_dict"].items()
+        if "encoder_k" not in name
     }
-    refuses(saved({"state_dict": state}), "state_dict.module.encoder_z.", "'encoder_q.'", "First keys: ")
+    refuses(
+        saved({"state_dict": state}), "state_dict.module.encoder_z.", "'encoder_q.'", "First keys: "
+    )
 
 
 def test_refuses__an_encoder_that_is_not_there(saved, refuses, official_small):
-    state = {name: tensor for name, tensor in official_small["state_dict"].items() if "encoder_q" in name}
+    state = {
+        name: tensor for name, tensor in official_small["state_dict"].items() if "encoder_q" in name
+    }
     refuses(saved({"state_dict": state}), "no encoder 'k'", "--encoder q", encoder="k")
 
 
 def test_refuses__another_network(saved, refuses):
-    refuses(saved({"features.0.weight": torch.zeros(64, 3, 3, 3)}), "holds no ResNet", "features.0.weight")
+    refuses(
+        saved({"features.0.weight": torch.zeros(64, 3, 3, 3)}),
+        "holds no ResNet",
+        "features.0.weight",
+    )
 
 
 def test_refuses__no_tensor(saved, refuses):
@@ -147,9 +173,16 @@ def test_refuses__a_flipped_byte(saved, refuses, official_small):
     refuses(source, "fails its checksum")
 
 
-@pytest.mark.parametrize(("content", "words"), [(b"", "is empty"), (b"hello, this is a text\n" * 9, "is no checkpoint"),
-                                                (b"\x89PNG\r\n\x1a\n" + bytes(99), "is no checkpoint"),
-                                                (b"PK\x03\x04" + bytes(99), "truncated or damaged")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (b"hello, this is a text\n" * 9, "is no checkpoint"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(99), "is no checkpoint"),
+        # fmt: skip
+        (b"PK\x03\x04" + bytes(99), "truncated or damaged"),
+    ],
+)
 def test_refuses__files_that_are_no_checkpoint(tmp_path, refuses, content, words):
     source = tmp_path / "file.pth"
     source.write_bytes(content)
@@ -163,7 +196,12 @@ def test_refuses__a_folder_and_a_file_that_does_not_exist(tmp_path, refuses):
 
 def test_refuses__unknown_names(saved, refuses, official_small):
     source = saved(official_small)
-    for option, value in (("to", "caffe"), ("encoder", "both"), ("arch", "resnet19"), ("source_format", "mocco")):
+    for option, value in (
+        ("to", "caffe"),
+        ("encoder", "both"),
+        ("arch", "resnet19"),
+        ("source_format", "mocco"),
+    ):
         with pytest.raises(InputError, match=value):
             convert_checkpoint(source, source.with_name("new.pkl"), **{option: value})
 
@@ -184,9 +222,16 @@ def test_refuses__a_destination_that_cannot_be_written(saved, tmp_path, official
             convert_checkpoint(source, dst)
 
 
-@pytest.mark.parametrize(("to", "name"), [("detectron2", "old.pkl"), ("torchvision", "old.pth"), ("timm", "old.safetensors")])
-def test_refuses__when_nothing_more_can_be_written(saved, official_small, to, name, tmp_path, capsys):
-    """A limit of 5 MB on the size of files ends every writer as a full disk would: in the middle of the data."""
+@pytest.mark.parametrize(
+    ("to", "name"),
+    [("detectron2", "old.pkl"), ("torchvision", "old.pth"), ("timm", "old.safetensors")],
+)
+def test_refuses__when_nothing_more_can_be_written(
+    saved, official_small, to, name, tmp_path, capsys
+):
+    """A limit of 5 MB on the size of files ends every writer as a full disk would: in the middle of
+    the data.
+    """
     resource = pytest.importorskip("resource", reason="limits on the size of files are POSIX's")
     (tmp_path / "out").mkdir()
     target = tmp_path / "out" / name
@@ -199,12 +244,18 @@ def test_refuses__when_nothing_more_can_be_written(saved, official_small, to, na
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     error = capsys.readouterr().err
-    assert status == 2 and error.count("\n") == 1 and f"Cannot write {target}: File too large; nothing was changed." in error
+    assert (
+        status == 2
+        and error.count("\n") == 1
+        and f"Cannot write {target}: File too large; nothing was changed." in error
+    )
     assert target.read_bytes() == OLD and [path.name for path in target.parent.iterdir()] == [name]
 
 
 class Malicious:
-    """A pickle of it runs a command that leaves a file behind, when the plain pickle module loads it."""
+    """A pickle of it runs a command that leaves a file behind, when the plain pickle module loads
+    it.
+    """
 
     def __init__(self, tmp_path):
         self.tmp_path = tmp_path
@@ -236,7 +287,9 @@ BAD_FILES = {
 
 @pytest.mark.parametrize("name", BAD_FILES)
 def test_command__bad_files_give_one_sentence_and_status_2(tmp_path, name, capsys):
-    """As typed: nothing on stdout, one line on stderr that names the file, status 2, an earlier destination as it was."""
+    """As typed: nothing on stdout, one line on stderr that names the file, status 2, an earlier
+    destination as it was.
+    """
     source, target = tmp_path / name, tmp_path / "out" / "old.pkl"
     target.parent.mkdir()
     target.write_bytes(OLD)
@@ -248,7 +301,9 @@ def test_command__bad_files_give_one_sentence_and_status_2(tmp_path, name, capsy
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1 and str(source) in printed.err
     assert printed.err.startswith("moco-transfer convert: ") and "Traceback" not in printed.err
-    assert target.read_bytes() == OLD and [path.name for path in target.parent.iterdir()] == ["old.pkl"]
+    assert target.read_bytes() == OLD and [path.name for path in target.parent.iterdir()] == [
+        "old.pkl"
+    ]
     assert not (tmp_path / "ran").exists()
     assert main(["convert", "--inspect", str(source)]) == 2
 
@@ -256,19 +311,38 @@ def test_command__bad_files_give_one_sentence_and_status_2(tmp_path, name, capsy
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
 def test_refuses__a_folder_without_permission(saved, tmp_path, official_small):
     (tmp_path / "locked").mkdir(mode=0o500)
-    with pytest.raises(InputError, match="Cannot write .*Permission denied. Choose a folder that can be written to"):
+    with pytest.raises(
+        InputError, match="Cannot write .*Permission denied. Choose a folder that can be written to"
+    ):
         convert_checkpoint(saved(official_small), tmp_path / "locked" / "b.pkl")
 
 
 @pytest.mark.parametrize(
     ("name", "to", "words"),
     [
-        ("b.pth", "detectron2", "has the ending of a torchvision file, expected .pkl for --to detectron2; rename it, or pass --to torchvision"),
-        ("b.pkl", "timm", "has the ending of a detectron2 file, expected .safetensors for --to timm"),
-        ("b.safetensors", "torchvision", "has the ending of a timm file, expected .pth or .pt for --to torchvision"),
+        (
+            "b.pth",
+            "detectron2",
+            (
+                "has the ending of a torchvision file, expected .pkl for --to detectron2; rename"
+                " it, or pass --to torchvision"
+            ),
+        ),
+        (
+            "b.pkl",
+            "timm",
+            "has the ending of a detectron2 file, expected .safetensors for --to timm",
+        ),
+        (
+            "b.safetensors",
+            "torchvision",
+            "has the ending of a timm file, expected .pth or .pt for --to torchvision",
+        ),
     ],
 )
-def test_refuses__an_ending_that_another_reader_would_take(saved, tmp_path, official_small, name, to, words):
+def test_refuses__an_ending_that_another_reader_would_take(
+    saved, tmp_path, official_small, name, to, words
+):
     with pytest.raises(InputError, match=words):
         convert_checkpoint(saved(official_small), tmp_path / name, to=to)
     assert not (tmp_path / name).exists()
@@ -282,22 +356,49 @@ def test_refuses__our_checkpoints_of_a_later_version(saved, refuses, official_sm
     )
 
 
-@pytest.mark.parametrize("pixels", [None, {"format": "RGB"}, {"format": "HSV", "mean": [0.0] * 3, "std": [1.0] * 3},
-                                    {"format": "RGB", "mean": [0.0] * 3, "std": [1.0, 0.0, 1.0]}])  # fmt: skip
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        None,
+        {"format": "RGB"},
+        {"format": "HSV", "mean": [0.0] * 3, "std": [1.0] * 3},
+        # fmt: skip
+        {"format": "RGB", "mean": [0.0] * 3, "std": [1.0, 0.0, 1.0]},
+    ],
+)
 def test_refuses__pixels_that_make_no_sense(saved, refuses, official_small, pixels):
-    refuses(saved({**official_small, "format": "moco_transfer.pretrain/1", "pixels": pixels}), "its pixels are", "RGB or BGR")
+    refuses(
+        saved({**official_small, "format": "moco_transfer.pretrain/1", "pixels": pixels}),
+        "its pixels are",
+        "RGB or BGR",
+    )
 
 
-@pytest.mark.parametrize(("change", "words"), [({"schema": 9}, "schema 9"), ({"format": "HSV"}, "its pixels are"),
-                                               ({"stride_in_1x1": "no"}, "stride_in_1x1 'no'")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"schema": 9}, "schema 9"),
+        ({"format": "HSV"}, "its pixels are"),
+        # fmt: skip
+        ({"stride_in_1x1": "no"}, "stride_in_1x1 'no'"),
+    ],
+)
 def test_refuses__a_stamp_that_makes_no_sense(saved, refuses, small, change, words):
-    stamp = {"schema": 1, "format": "RGB", "pixel_mean": [1.0] * 3, "pixel_std": [1.0] * 3, "stride_in_1x1": False}
+    stamp = {
+        "schema": 1,
+        "format": "RGB",
+        "pixel_mean": [1.0] * 3,
+        "pixel_std": [1.0] * 3,
+        "stride_in_1x1": False,
+    }
     state = {name: tensor for name, tensor in small.items()}
     refuses(saved({"model": state, "moco_transfer": {**stamp, **change}}), words)
 
 
 def test_refuses__names_on_several_lines_are_shown_on_one(saved, refuses, official_small):
-    refuses(saved(changed(official_small, **{"bad\nname\x1b[2J": torch.zeros(1)})), r"bad\nname\x1b[2J")
+    refuses(
+        saved(changed(official_small, **{"bad\nname\x1b[2J": torch.zeros(1)})), r"bad\nname\x1b[2J"
+    )
     refuses(saved({"state_dict": {}, "two\nlines": 3}), r"two\nlines")
     refuses(saved({"x" * 2000: torch.zeros(1)}), "a name of 2000 characters")
 

@@ -1,11 +1,13 @@
-"""Each project's checkpoint, with the keys that its own code saved, gives the same arrays; a gap in any is named and refused.
+"""Each project's checkpoint, with the keys that its own code saved, gives the same arrays; a gap in
+any is named and refused.
 
-The key lists are in ``key_lists/``; key_lists.py says how they were made. A test's file has the real keys, and one number in each
-tensor of the backbone, so that it is small.
+The key lists are in ``key_lists/``; key_lists.py says how they were made. A test's file has the
+real keys, and one number in each tensor of the backbone, so that it is small.
 
-Seen red under: q and k swapped in lightly's older benchmarks; an EMA taken for q; the wrapper ``module.`` kept; the norm of
-Res5ROIHeadsExtraNorm taken for a block of res5; ``key_backbone`` not known; VISSL's ``loss`` not known as a container; getattr, which
-mmengine's HistoryBuffer names, not among the stand-ins.
+Seen red under: q and k swapped in lightly's older benchmarks; an EMA taken for q; the wrapper
+    ``module.`` kept; the norm of
+Res5ROIHeadsExtraNorm taken for a block of res5; ``key_backbone`` not known; VISSL's ``loss`` not
+known as a container; getattr, which mmengine's HistoryBuffer names, not among the stand-ins.
 """
 
 from __future__ import annotations
@@ -19,10 +21,10 @@ import pytest
 import torch
 from networks import one_number_each, resnet_shapes
 
-from moco_transfer.models.architectures import recognise
 from moco_transfer.convert.convert import check_source
 from moco_transfer.convert.formats import read_source
 from moco_transfer.convert.read import Content, named_tensors, read_checkpoint
+from moco_transfer.convert.architectures import recognise
 from moco_transfer.runtime.errors import InputError
 
 FORMATS = {
@@ -48,7 +50,9 @@ FORMATS = {
     "torchvision": "torchvision",
     "vissl": "vissl",
 }
-"""How the name of a list begins -> the format that its files are recognised as; the longest beginning counts."""
+"""How the name of a list begins -> the format that its files are recognised as; the longest
+beginning counts.
+"""
 
 LISTS = key_lists.names()
 
@@ -77,17 +81,28 @@ def project(networks):
     """Return a function: name of a list -> (its checkpoint, role -> backbone that it holds)."""
 
     def make(name):
-        folded = [line.split(" = ")[1].split(" ") for line in key_lists.lines(name) if line.split(" = ")[0].endswith("*")]
+        folded = [
+            line.split(" = ")[1].split(" ")
+            for line in key_lists.lines(name)
+            if line.split(" = ")[0].endswith("*")
+        ]
         roles = networks[folded[0][2]]
-        backbone = {role: {key: t for key, t in roles[role].items() if not key.startswith("fc.")} for role, *_ in folded}
+        backbone = {
+            role: {key: t for key, t in roles[role].items() if not key.startswith("fc.")}
+            for role, *_ in folded
+        }
         return key_lists.build(name, roles), backbone
 
     return make
 
 
 def content_of(checkpoint):
-    """Return what reading the file of a checkpoint gives, without the file: each list is read from one in the first test."""
-    return Content(Path("file.pth"), "torch", named_tensors(checkpoint, Path("file.pth")), checkpoint)
+    """Return what reading the file of a checkpoint gives, without the file: each list is read from
+    one in the first test.
+    """
+    return Content(
+        Path("file.pth"), "torch", named_tensors(checkpoint, Path("file.pth")), checkpoint
+    )
 
 
 def is_one_number(tensor):
@@ -95,17 +110,25 @@ def is_one_number(tensor):
 
 
 def one(tensor):
-    """Return the number that an expanded tensor consists of; comparing it takes no time, and millions of copies of it do."""
+    """Return the number that an expanded tensor consists of; comparing it takes no time, and
+    millions of copies of it do.
+    """
     return tensor[(0,) * tensor.dim()]
 
 
 def assert_holds(source, wanted):
-    """Check that a source has the tensors wanted, name by name, type by type, shape by shape and bit by bit."""
+    """Check that a source has the tensors wanted, name by name, type by type, shape by shape and
+    bit by bit.
+    """
     assert source.state.keys() == wanted.keys()
     for name, tensor in wanted.items():
         got = source.state[name]
         assert (got.dtype, got.shape) == (tensor.dtype, tensor.shape), name
-        assert torch.equal(one(got), one(tensor)) if is_one_number(got) and is_one_number(tensor) else torch.equal(got, tensor), name
+        assert (
+            torch.equal(one(got), one(tensor))
+            if is_one_number(got) and is_one_number(tensor)
+            else torch.equal(got, tensor)
+        ), name
 
 
 @pytest.mark.parametrize("name", LISTS)
@@ -128,7 +151,10 @@ def test_read_source__each_project(saved, project, name):
 
 def test_read_source__heads_in_a_list_are_dropped_and_counted(project):
     checkpoint, _ = project("vissl_moco")
-    assert "classy_state_dict.base_model.model.heads.0.clf.0.weight" in read_source(content_of(checkpoint)).dropped
+    assert (
+        "classy_state_dict.base_model.model.heads.0.clf.0.weight"
+        in read_source(content_of(checkpoint)).dropped
+    )
 
 
 def dicts_of(content, is_wanted):
@@ -138,7 +164,11 @@ def dicts_of(content, is_wanted):
         if isinstance(value, (dict, list)):
             found += dicts_of(value, is_wanted)
     if isinstance(content, dict):
-        found += [(content, key) for key, value in content.items() if isinstance(value, torch.Tensor) and is_wanted(key)]
+        found += [
+            (content, key)
+            for key, value in content.items()
+            if isinstance(value, torch.Tensor) and is_wanted(key)
+        ]
     return found
 
 
@@ -154,7 +184,11 @@ def rewritten(content, change):
     if not isinstance(content, dict):
         return content
     content = {key: rewritten(value, change) for key, value in content.items()}
-    return change(content) if sum(isinstance(value, torch.Tensor) for value in content.values()) > 1 else content
+    return (
+        change(content)
+        if sum(isinstance(value, torch.Tensor) for value in content.values()) > 1
+        else content
+    )
 
 
 def in_ddp(state):
@@ -162,12 +196,22 @@ def in_ddp(state):
 
 
 def without_counters(state):
-    return {name: tensor for name, tensor in state.items() if not str(name).endswith("num_batches_tracked")}
+    return {
+        name: tensor
+        for name, tensor in state.items()
+        if not str(name).endswith("num_batches_tracked")
+    }
 
 
 def cast(state, dtype):
-    is_float = {name: isinstance(value, torch.Tensor) and value.is_floating_point() for name, value in state.items()}
-    return {name: one(value).to(dtype).expand(value.shape) if is_float[name] else value for name, value in state.items()}
+    is_float = {
+        name: isinstance(value, torch.Tensor) and value.is_floating_point()
+        for name, value in state.items()
+    }
+    return {
+        name: one(value).to(dtype).expand(value.shape) if is_float[name] else value
+        for name, value in state.items()
+    }
 
 
 def in_fp16(state):
@@ -190,21 +234,34 @@ def test_read_source__each_project_in_variants(project, name, variant):
         assert_holds(source, backbone if variant is in_ddp else variant(backbone))
 
 
-@pytest.mark.parametrize("name", [name for name in LISTS if "module." in "".join(key_lists.lines(name))])
+@pytest.mark.parametrize(
+    "name", [name for name in LISTS if "module." in "".join(key_lists.lines(name))]
+)
 def test_read_source__each_project_that_saves_its_ddp_wrapper_also_without_it(project, name):
     checkpoint, backbones = project(name)
-    unwrapped = rewritten(checkpoint, lambda state: {str(key).replace("module.", "", 1): tensor for key, tensor in state.items()})
+    unwrapped = rewritten(
+        checkpoint,
+        lambda state: {str(key).replace("module.", "", 1): tensor for key, tensor in state.items()},
+    )
     source = read_source(content_of(unwrapped))
     assert source.format == format_of(name)
     assert_holds(source, backbones["q"])
 
 
-@pytest.mark.parametrize("name", [name for name in LISTS if name not in ("timm_training", "torchvision_reference", "vissl_ema")])
+@pytest.mark.parametrize(
+    "name",
+    [name for name in LISTS if name not in ("timm_training", "torchvision_reference", "vissl_ema")],
+)
 def test_read_source__each_project_with_a_moving_average_beside_it(project, networks, name):
-    """An EMA copy of the weights is never taken for the encoder that was trained, and is dropped with its reason."""
+    """An EMA copy of the weights is never taken for the encoder that was trained, and is dropped
+    with its reason.
+    """
     checkpoint, backbones = project(name)
     state, key = dicts_of(checkpoint, is_victim)[0]
-    average = {key: tensor + 1 if isinstance(tensor, torch.Tensor) else tensor for key, tensor in state.items()}
+    average = {
+        key: tensor + 1 if isinstance(tensor, torch.Tensor) else tensor
+        for key, tensor in state.items()
+    }
     checkpoint = copy.copy(checkpoint) | {"model_ema": average}
     content = content_of(checkpoint)
     source = read_source(content)
@@ -216,15 +273,25 @@ def test_read_source__each_project_with_a_moving_average_beside_it(project, netw
 DEFECTS = {
     "missing": (lambda state, name: state.pop(name), "Missing (1): "),
     "misshapen": (lambda state, name: state.update({name: torch.zeros(5)}), "Misshapen (1): "),
-    "extra": (lambda state, name: state.update({name.replace("conv1", "conv7"): torch.zeros(5)}), "Unused (1): "),
-    "wrong_prefix": (lambda state, _name: [state.update({f"strange.{key}": state.pop(key)}) for key in list(state)], "First keys: "),
+    "extra": (
+        lambda state, name: state.update({name.replace("conv1", "conv7"): torch.zeros(5)}),
+        "Unused (1): ",
+    ),
+    "wrong_prefix": (
+        lambda state, _name: [
+            state.update({f"strange.{key}": state.pop(key)}) for key in list(state)
+        ],
+        "First keys: ",
+    ),
 }
 
 
 @pytest.mark.parametrize("defect", DEFECTS)
 @pytest.mark.parametrize("name", LISTS)
 def test_check_source__refuses_each_projects_defects(project, name, defect):
-    """The defect is in every encoder of the file: some keep one and the same under two names, and both could be read."""
+    """The defect is in every encoder of the file: some keep one and the same under two names, and
+    both could be read.
+    """
     checkpoint, _ = project(name)
     change, words = DEFECTS[defect]
     for state, key in dicts_of(checkpoint, is_victim):
@@ -235,7 +302,9 @@ def test_check_source__refuses_each_projects_defects(project, name, defect):
         check_source(source, recognise(source.state), "file.pth")
     assert words in str(caught.value) and "\n" not in str(caught.value), caught.value
     if defect != "wrong_prefix":
-        assert key.replace("conv1", "conv7" if defect == "extra" else "conv1")[-10:] in str(caught.value)
+        assert key.replace("conv1", "conv7" if defect == "extra" else "conv1")[-10:] in str(
+            caught.value
+        )
 
 
 @pytest.mark.parametrize("name", ["openselfsup_moco", "densecl", "byol_pytorch"])

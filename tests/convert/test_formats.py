@@ -1,6 +1,8 @@
-"""Readings that must be asked for, the types and the backbones of detectors; test_each_project.py has the projects themselves.
+"""Readings that must be asked for, the types and the backbones of detectors; test_each_project.py
+has the projects themselves.
 
-Seen red under: a difference between two readings ignored; the 3x3 stem let through; True taken for an epoch; bf16 made fp16; strides and
+Seen red under: a difference between two readings ignored; the 3x3 stem let through; True taken for
+    an epoch; bf16 made fp16; strides and
 colours of a detector made up.
 """
 
@@ -10,7 +12,6 @@ import torch
 from networks import one_number_each, resnet_shapes
 
 from moco_transfer.convert import convert_checkpoint, load_backbone
-from moco_transfer.models.architectures import (ARCHITECTURES, backbone_shapes, build_resnet, recognise)
 from moco_transfer.convert.convert import check_source
 from moco_transfer.convert.formats import read_source
 from moco_transfer.convert.inspect_file import describe
@@ -18,12 +19,20 @@ from moco_transfer.convert.key_maps import detectron2_name
 from moco_transfer.convert.read import read_checkpoint
 from moco_transfer.convert.safetensors_file import write_safetensors
 from moco_transfer.convert.stamp import make_stamp
+from moco_transfer.convert.architectures import (
+    ARCHITECTURES,
+    backbone_shapes,
+    build_resnet,
+    recognise,
+)
 from moco_transfer.runtime.errors import InputError
 
 
 def under(prefix, state, name=str):
     """Return the backbone of a torchvision state dict under a prefix, renamed."""
-    return {f"{prefix}{name(key)}": tensor for key, tensor in state.items() if not key.startswith("fc.")}
+    return {
+        f"{prefix}{name(key)}": tensor for key, tensor in state.items() if not key.startswith("fc.")
+    }
 
 
 CONFIG = """
@@ -33,32 +42,47 @@ MODEL: {PIXEL_MEAN: [1.0, 2.0, 3.0], PIXEL_STD: [1.0, 1.0, 1.0], RESNETS: {STRID
 
 
 def assert_same(source, state):
-    """Check that a source has the tensors of a torchvision state dict, name by name and bit by bit, less the classifier."""
+    """Check that a source has the tensors of a torchvision state dict, name by name and bit by bit,
+    less the classifier.
+    """
     wanted = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
     assert source.state.keys() == wanted.keys()
     assert all(
-        torch.equal(source.state[name], tensor) and source.state[name].dtype == tensor.dtype for name, tensor in wanted.items()
+        torch.equal(source.state[name], tensor) and source.state[name].dtype == tensor.dtype
+        for name, tensor in wanted.items()
     )
     check_source(source, recognise(source.state), "file")
 
 
 def test_read_source__from_decides_between_two_readings(saved, small, small_key):
-    content = read_checkpoint(saved({"state_dict": under("backbone.", small) | under("encoder.", small_key)}))
+    content = read_checkpoint(
+        saved({"state_dict": under("backbone.", small) | under("encoder.", small_key)})
+    )
     with pytest.raises(
-        InputError, match="can be read in two ways: as backbone .* and as encoder .* --from backbone or --from encoder"
+        InputError,
+        match=(
+            "can be read in two ways: as backbone .* and as encoder .* --from backbone or --from"
+            " encoder"
+        ),
     ):
         read_source(content)
     assert_same(read_source(content, source_format="backbone"), small)
     assert_same(read_source(content, source_format="encoder"), small_key)
     assert_same(read_source(content, source_format="state_dict.encoder."), small_key)
-    with pytest.raises(InputError, match="is not in the layout 'moco': no ResNet under 'encoder_q.' or 'encoder_k.'"):
+    with pytest.raises(
+        InputError,
+        match="is not in the layout 'moco': no ResNet under 'encoder_q.' or 'encoder_k.'",
+    ):
         read_source(content, source_format="moco")
 
 
 def test_read_source__from_may_name_an_unknown_place(saved, small):
     content = read_checkpoint(saved({"weights": under("tower.visual.", small)}))
     with pytest.raises(
-        InputError, match=r"under 'weights.tower.visual.', expected one of .* pass --from 'weights.tower.visual.'"
+        InputError,
+        match=(
+            r"under 'weights.tower.visual.', expected one of .* pass --from 'weights.tower.visual.'"
+        ),
     ):
         read_source(content)
     assert_same(read_source(content, source_format="weights.tower.visual."), small)
@@ -67,16 +91,32 @@ def test_read_source__from_may_name_an_unknown_place(saved, small):
 @pytest.mark.parametrize("arch", [arch for arch in ARCHITECTURES if arch != "resnet50_w4x"])
 @pytest.mark.parametrize("mechanism", ["moco", "memory_bank", "end_to_end", "supervised"])
 def test_read_source__our_checkpoints_of_any_mechanism_and_encoder(saved, arch, mechanism):
-    """Ours call the encoder that was trained encoder_q whatever the mechanism; those without a second encoder have no encoder_k."""
-    state = {name: torch.zeros((), dtype=t.dtype).expand(t.shape) for name, t in build_resnet(arch, device="meta").state_dict().items()}
-    content = {"format": "moco_transfer.pretrain/1", "mechanism": mechanism, "arch": arch, "epoch": 3, "iteration": 30}
+    """Ours call the encoder that was trained encoder_q whatever the mechanism; those without a
+    second encoder have no encoder_k.
+    """
+    state = {
+        name: torch.zeros((), dtype=t.dtype).expand(t.shape)
+        for name, t in build_resnet(arch, device="meta").state_dict().items()
+    }
+    content = {
+        "format": "moco_transfer.pretrain/1",
+        "mechanism": mechanism,
+        "arch": arch,
+        "epoch": 3,
+        "iteration": 30,
+    }
     content["pixels"] = {"format": "RGB", "mean": [120.0, 110.0, 100.0], "std": [50.0, 51.0, 52.0]}
     content["state_dict"] = {f"encoder_q.{name}": tensor for name, tensor in state.items()}
     content = read_checkpoint(saved(content))
     source = read_source(content)
     assert (source.format, recognise(source.state)) == ("moco_transfer", arch)
     stamp = make_stamp(content, source, arch=arch, sha256="")
-    assert (stamp["mechanism"], stamp["arch"], stamp["epoch"], stamp["pixel_mean"][0]) == (mechanism, arch, 3, 120.0)
+    assert (stamp["mechanism"], stamp["arch"], stamp["epoch"], stamp["pixel_mean"][0]) == (
+        mechanism,
+        arch,
+        3,
+        120.0,
+    )
 
 
 def test_read_source__timm_safetensors(tmp_path, small):
@@ -90,9 +130,18 @@ def test_read_source__timm_safetensors(tmp_path, small):
     ("change", "words"),
     [
         (lambda state: state.pop("layer2.1.conv1.weight"), "Missing (1): layer2.1.conv1.weight"),
-        (lambda state: state.update({"layer2.1.conv7.weight": torch.zeros(5)}), "Unused (1): layer2.1.conv7.weight"),
-        (lambda state: state.update({"layer2.1.conv1.weight": torch.zeros(5)}), "Misshapen (1): layer2.1.conv1.weight is (5,)"),
-        (lambda state: [state.update({f"strange.{key}": state.pop(key)}) for key in list(state)], "First keys: strange."),
+        (
+            lambda state: state.update({"layer2.1.conv7.weight": torch.zeros(5)}),
+            "Unused (1): layer2.1.conv7.weight",
+        ),
+        (
+            lambda state: state.update({"layer2.1.conv1.weight": torch.zeros(5)}),
+            "Misshapen (1): layer2.1.conv1.weight is (5,)",
+        ),
+        (
+            lambda state: [state.update({f"strange.{key}": state.pop(key)}) for key in list(state)],
+            "First keys: strange.",
+        ),
     ],
 )
 def test_convert__refuses_defects_of_timm_safetensors(tmp_path, small, change, words):
@@ -110,12 +159,21 @@ def test_convert__refuses_the_stem_for_small_pictures(saved, tmp_path, arch, to)
     """CIFAR's variant is complete but for its 3x3 stem; a detector's is 7x7."""
     state = one_number_each(resnet_shapes(arch))
     state["conv1.weight"] = torch.ones(64, 3, 3, 3)
-    content = {"format": "moco_transfer.pretrain/1", "arch": f"{arch}_cifar", "state_dict": under("encoder_q.", state)}
+    content = {
+        "format": "moco_transfer.pretrain/1",
+        "arch": f"{arch}_cifar",
+        "state_dict": under("encoder_q.", state),
+    }
     source = saved(content)
     with pytest.raises(InputError) as caught:
         convert_checkpoint(source, tmp_path / "out", to=to)
-    words = f"{source} is a {arch} for small pictures, as for CIFAR: state_dict.encoder_q.conv1.weight is (64, 3, 3, 3)"
-    assert str(caught.value).startswith(words) and "the stem of a detector is 7x7" in str(caught.value)
+    words = (
+        f"{source} is a {arch} for small pictures, as for CIFAR: state_dict.encoder_q.conv1.weight"
+        " is (64, 3, 3, 3)"
+    )
+    assert str(caught.value).startswith(words) and "the stem of a detector is 7x7" in str(
+        caught.value
+    )
     assert not (tmp_path / "out").exists()
     assert "its 3x3 stem is for small pictures" in describe(source)
 
@@ -139,27 +197,48 @@ def test_make_stamp__epoch_where_the_project_counts_finished_ones(saved, small, 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_convert__keeps_the_type_of_other_floats(saved, tmp_path, r18, dtype):
-    """fp16 and fp64 stay; bf16, which numpy lacks, becomes fp32 in a .pkl and stays in the other files. All are exact."""
-    state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in r18.items()}
+    """fp16 and fp64 stay; bf16, which numpy lacks, becomes fp32 in a .pkl and stays in the other
+    files. All are exact.
+    """
+    state = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in r18.items()
+    }
     source = saved(state)
     report = convert_checkpoint(source, tmp_path / "h.pkl")
     array = load_backbone(tmp_path / "h.pkl").arrays["res2.0.conv1.weight"]
-    assert array.dtype == (np.float32 if dtype == torch.bfloat16 else state["layer1.0.conv1.weight"].numpy().dtype)
+    assert array.dtype == (
+        np.float32 if dtype == torch.bfloat16 else state["layer1.0.conv1.weight"].numpy().dtype
+    )
     assert np.array_equal(array, state["layer1.0.conv1.weight"].double().numpy())
     assert report.verification is not None
     for to, name in (("torchvision", "h.pth"), ("timm", "h.safetensors")):
         convert_checkpoint(source, tmp_path / name, to=to)
         again = convert_checkpoint(tmp_path / name, tmp_path / "h2.pth", to="torchvision")
         back = torch.load(again.output, weights_only=True)
-        assert all(torch.equal(back[key], state[key]) and back[key].dtype == state[key].dtype for key in back)
+        assert all(
+            torch.equal(back[key], state[key]) and back[key].dtype == state[key].dtype
+            for key in back
+        )
 
 
 def test_convert__backbone_of_a_detector_to_torchvision(saved, tmp_path, r18):
-    """Round trip through Detectron2: what a fine-tuned detector's backbone holds comes back bit for bit."""
+    """Round trip through Detectron2: what a fine-tuned detector's backbone holds comes back bit for
+    bit.
+    """
     model = under("backbone.bottom_up.", r18, detectron2_name)
-    model |= {"backbone.fpn_lateral2.weight": torch.ones(2), "proposal_generator.rpn_head.conv.weight": torch.ones(2)}
-    model |= {"roi_heads.box_head.fc1.weight": torch.ones(2), "pixel_mean": torch.ones(3), "anything.else": torch.ones(1)}
-    report = convert_checkpoint(saved({"model": model, "iteration": 5}), tmp_path / "t.pth", to="torchvision")
+    model |= {
+        "backbone.fpn_lateral2.weight": torch.ones(2),
+        "proposal_generator.rpn_head.conv.weight": torch.ones(2),
+    }
+    model |= {
+        "roi_heads.box_head.fc1.weight": torch.ones(2),
+        "pixel_mean": torch.ones(3),
+        "anything.else": torch.ones(1),
+    }
+    report = convert_checkpoint(
+        saved({"model": model, "iteration": 5}), tmp_path / "t.pth", to="torchvision"
+    )
     assert report.source_format == "detectron2"
     assert set(report.dropped.values()) == {
         "feature pyramid, not part of a backbone",
@@ -170,7 +249,11 @@ def test_convert__backbone_of_a_detector_to_torchvision(saved, tmp_path, r18):
     back = torch.load(tmp_path / "t.pth", weights_only=True)
     assert all(torch.equal(back[name], r18[name]) for name in back) and len(back) == 120
     # Nothing in the file says what its pixels were.
-    assert (report.stamp["format"], report.stamp["pixel_mean"], report.stamp["pixel_std"]) == (None, None, None)
+    assert (report.stamp["format"], report.stamp["pixel_mean"], report.stamp["pixel_std"]) == (
+        None,
+        None,
+        None,
+    )
 
 
 @pytest.mark.parametrize(
@@ -184,15 +267,23 @@ def test_convert__backbone_of_a_detector_to_torchvision(saved, tmp_path, r18):
 )
 def test_make_stamp__of_a_detectron2_file_says_what_the_file_says(saved, extra, stride, pixels):
     """Where a bottleneck's strides and colours are not on record, the stamp does not make them up."""
-    state = {detectron2_name(name): torch.zeros(()).expand(shape) for name, shape in backbone_shapes("resnet50").items()}
+    state = {
+        detectron2_name(name): torch.zeros(()).expand(shape)
+        for name, shape in backbone_shapes("resnet50").items()
+    }
     content = read_checkpoint(saved({"model": state, **extra}))
     stamp = make_stamp(content, read_source(content), arch="resnet50", sha256="")
     assert (stamp["stride_in_1x1"], stamp["format"]) == (stride, pixels)
-    assert stamp["pixel_mean"] == {None: None, "RGB": [123.675, 116.28, 103.53], "BGR": [1.0, 2.0, 3.0]}[pixels]
+    assert (
+        stamp["pixel_mean"]
+        == {None: None, "RGB": [123.675, 116.28, 103.53], "BGR": [1.0, 2.0, 3.0]}[pixels]
+    )
 
 
 def test_make_stamp__refuses_a_detector_whose_config_is_broken(saved, small):
     state = under("backbone.bottom_up.", small, detectron2_name)
-    content = read_checkpoint(saved({"model": state, "format": "moco_transfer.finetune/1", "config": "MODEL: [1"}))
+    content = read_checkpoint(
+        saved({"model": state, "format": "moco_transfer.finetune/1", "config": "MODEL: [1"})
+    )
     with pytest.raises(InputError, match="its 'config' does not state INPUT.FORMAT"):
         make_stamp(content, read_source(content), arch="resnet18", sha256="")

@@ -1,6 +1,7 @@
 """Damaged files in a process of its own, so that a crash shows as its exit status.
 
-Seen red under: LookupError left out of what safe_pickle takes for damage; the destination written before the checks.
+Seen red under: LookupError left out of what safe_pickle takes for damage; the destination written
+    before the checks.
 """
 
 import subprocess

@@ -1,6 +1,7 @@
 """The unpickler builds arrays of every kind that the field has written, and runs nothing.
 
-Seen red under: find_class falling back to the real one; BUILD of the parent class; encoding ASCII; Fortran order ignored.
+Seen red under: find_class falling back to the real one; BUILD of the parent class; encoding ASCII;
+    Fortran order ignored.
 """
 
 import contextlib
@@ -42,7 +43,11 @@ class Runs:
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_read_pickle__every_protocol(tmp_path, protocol):
     path = tmp_path / "arrays.pkl"
-    content = {"model": OrderedDict(ARRAYS), "__author__": "me", "n": [1, 2.5, None, True, (b"x", np.float32(3))]}
+    content = {
+        "model": OrderedDict(ARRAYS),
+        "__author__": "me",
+        "n": [1, 2.5, None, True, (b"x", np.float32(3))],
+    }
     path.write_bytes(pickle.dumps(content, protocol=protocol))
     read = read_pickle(path)
     assert read["n"] == [1, 2.5, None, True, (b"x", 3.0)] and read["__author__"] == "me"
@@ -52,25 +57,33 @@ def test_read_pickle__every_protocol(tmp_path, protocol):
 
 
 def test_read_pickle__python_2_strings(tmp_path):
-    # As Python 2 wrote {"a": numpy.float32 array [1, 2]}: str for bytes, numpy.core's names, no protocol 3 opcodes.
+    # As Python 2 wrote {"a": numpy.float32 array [1, 2]}: str for bytes, numpy.core's names, no
+    # protocol 3 opcodes.
     raw = np.array([1, 2], np.float32).tobytes()
     array = (
         b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR(K\x01(K\x02tcnumpy\ndtype\n(U\x02f4K\x00K\x01tR"
-        b"(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tbI00\nU" + bytes([len(raw)]) + raw + b"tb"
+        b"(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tbI00\nU"
+        + bytes([len(raw)])
+        + raw
+        + b"tb"
     )
     path = tmp_path / "two.pkl"
     path.write_bytes(b"\x80\x02}U\x01a" + array + b"s.")
     assert np.array_equal(read_pickle(path)["a"], [1, 2])
-    assert np.array_equal(pickle.loads(path.read_bytes(), encoding="latin1")["a"], [1, 2])  # and so does Detectron2's reader
+    assert np.array_equal(
+        pickle.loads(path.read_bytes(), encoding="latin1")["a"], [1, 2]
+    )  # and so does Detectron2's reader
 
 
 @pytest.mark.parametrize("writer", ["pickle", "torch", "torch_legacy"])
 @pytest.mark.parametrize("call", [os.system, eval, __import__, getattr, np.load, torch.load])
 def test_read_checkpoint__runs_nothing(tmp_path, writer, call):
     mark = tmp_path / "ran"
-    args = {os.system: (f"touch {mark}",), eval: (f"open({str(mark)!r}, 'w')",), getattr: (dict, "fromkeys")}.get(
-        call, (str(mark),)
-    )
+    args = {
+        os.system: (f"touch {mark}",),
+        eval: (f"open({str(mark)!r}, 'w')",),
+        getattr: (dict, "fromkeys"),
+    }.get(call, (str(mark),))
     content = {"model": {"x": Runs(call, *args)}}
     path = tmp_path / "evil.pkl"
     if writer == "pickle":
@@ -117,7 +130,9 @@ def test_read_pickle__a_memo_index_reserves_no_memory(tmp_path):
     import resource
 
     path = tmp_path / "memo.pkl"
-    path.write_bytes(b"\x80\x02}r\xff\xff\xff\x7f.")  # LONG_BINPUT 2**31 - 1: the C unpickler would reserve 32 GB
+    path.write_bytes(
+        b"\x80\x02}r\xff\xff\xff\x7f."
+    )  # LONG_BINPUT 2**31 - 1: the C unpickler would reserve 32 GB
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert read_pickle(path) == {}
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KB
@@ -131,8 +146,14 @@ def test_read_pickle__shared_containers_are_walked_once(tmp_path):
 
 
 def test_read_pickle__mutated_files(tmp_path):
-    """A thousand damaged files: each is read or refused, none raises anything else. fuzz.py runs more."""
-    content = {"model": {name: array for name, array in ARRAYS.items()}, "__author__": "me", "matching_heuristics": True}
+    """A thousand damaged files: each is read or refused, none raises anything else. fuzz.py runs
+    more.
+    """
+    content = {
+        "model": {name: array for name, array in ARRAYS.items()},
+        "__author__": "me",
+        "matching_heuristics": True,
+    }
     path = tmp_path / "fuzz.pkl"
     for seed in range(1000):
         data = bytearray(pickle.dumps(content, protocol=2 + seed % 4))

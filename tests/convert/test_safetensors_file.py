@@ -1,6 +1,8 @@
-"""The safetensors reader and writer, against bytes laid out by hand and, where it is installed, the safetensors package.
+"""The safetensors reader and writer, against bytes laid out by hand and, where it is installed, the
+safetensors package.
 
-Seen red under: offsets counted from the file's start; metadata lost; a hole between tensors accepted.
+Seen red under: offsets counted from the file's start; metadata lost; a hole between tensors
+    accepted.
 """
 
 import json
@@ -28,18 +30,29 @@ def test_read__bytes_by_hand(tmp_path):
         file_of({"__metadata__": {"k": "v"}, **header}, b"\x01\x00\x00\x80\x3f\x00\x00\x00\xc0")
     )
     tensors, metadata = read_safetensors(tmp_path / "a.safetensors")
-    assert tensors["x"].tolist() == [[1.0], [-2.0]] and tensors["flag"].item() is True and metadata == {"k": "v"}
+    assert (
+        tensors["x"].tolist() == [[1.0], [-2.0]]
+        and tensors["flag"].item() is True
+        and metadata == {"k": "v"}
+    )
 
 
 def test_write__there_and_back_in_every_type(tmp_path):
-    tensors = {name: (torch.arange(12).reshape(3, 4) % 2).to(dtype) for name, dtype in DTYPES.items()}
+    tensors = {
+        name: (torch.arange(12).reshape(3, 4) % 2).to(dtype) for name, dtype in DTYPES.items()
+    }
     tensors["transposed"] = torch.arange(6.0).reshape(2, 3).t()
     tensors["scalar"], tensors["none"] = torch.tensor(5), torch.zeros(0, 3)
     write_safetensors(tmp_path / "a", tensors, {"format": "pt"})
     read, metadata = read_safetensors(tmp_path / "a")
     assert metadata == {"format": "pt"} and list(read) == list(tensors)
-    assert all(torch.equal(read[name], tensor) and read[name].dtype == tensor.dtype for name, tensor in tensors.items())
-    package = pytest.importorskip("safetensors.torch", reason="the safetensors package is not installed")
+    assert all(
+        torch.equal(read[name], tensor) and read[name].dtype == tensor.dtype
+        for name, tensor in tensors.items()
+    )
+    package = pytest.importorskip(
+        "safetensors.torch", reason="the safetensors package is not installed"
+    )
     theirs = package.load_file(tmp_path / "a")
     assert all(torch.equal(theirs[name], tensor) for name, tensor in tensors.items())
 
@@ -47,9 +60,15 @@ def test_write__there_and_back_in_every_type(tmp_path):
 @pytest.mark.parametrize(
     "data",
     [
-        file_of({"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, bytes(7)),  # truncated
-        file_of({"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, bytes(9)),  # a byte too many
-        file_of({"x": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}, bytes(8)),  # shape against bytes
+        file_of(
+            {"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, bytes(7)
+        ),  # truncated
+        file_of(
+            {"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, bytes(9)
+        ),  # a byte too many
+        file_of(
+            {"x": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}, bytes(8)
+        ),  # shape against bytes
         file_of({"x": {"dtype": "F32", "shape": [-2], "data_offsets": [0, -8]}}),
         file_of({"x": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, bytes(8)),  # a hole
         file_of({"x": {"dtype": "F31", "shape": [2], "data_offsets": [0, 8]}}, bytes(8)),

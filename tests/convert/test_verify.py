@@ -1,29 +1,49 @@
 """The two networks of the verification agree with each other, and a swapped tensor shows.
 
-Seen red under: the stride in the wrong convolution; eps left out; max pooling without padding; the tolerance ignored.
+Seen red under: the stride in the wrong convolution; eps left out; max pooling without padding; the
+    tolerance ignored.
 """
 
 import pytest
 import torch
 from networks import seeded
 
-from moco_transfer.models.architectures import ARCHITECTURES
 from moco_transfer.convert.key_maps import detectron2_name
-from moco_transfer.convert.verify import compare, detectron2_features, generated_picture, torchvision_features
+from moco_transfer.convert.verify import (
+    compare,
+    detectron2_features,
+    generated_picture,
+    torchvision_features,
+)
+from moco_transfer.convert.architectures import ARCHITECTURES
 from moco_transfer.runtime.errors import InputError
 
 
 def renamed(state):
-    return {detectron2_name(name): tensor for name, tensor in state.items() if detectron2_name(name)}
+    return {
+        detectron2_name(name): tensor for name, tensor in state.items() if detectron2_name(name)
+    }
 
 
-LARGE = ("resnet152", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet101_2", "resnet50_w2x", "resnet50_w4x")
+LARGE = (
+    "resnet152",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+    "wide_resnet101_2",
+    "resnet50_w2x",
+    "resnet50_w4x",
+)
 
 
-@pytest.mark.parametrize("arch", [pytest.param(arch, marks=[pytest.mark.slow] * (arch in LARGE)) for arch in ARCHITECTURES])
+@pytest.mark.parametrize(
+    "arch",
+    [pytest.param(arch, marks=[pytest.mark.slow] * (arch in LARGE)) for arch in ARCHITECTURES],
+)
 def test_features__detectron2_and_torchvision_agree(arch):
     model = seeded(arch)
-    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("fc.")}
+    state = {
+        name: tensor for name, tensor in model.state_dict().items() if not name.startswith("fc.")
+    }
     picture = generated_picture()
     with torch.no_grad():  # torchvision's own forward, by hooks, as a third opinion
         seen = []
@@ -42,7 +62,10 @@ def test_features__strides_in_the_1x1_convolutions_are_another_network():
     state = renamed(seeded("resnet50").state_dict())
     there = detectron2_features(state, generated_picture(), stride_in_1x1=True)
     here = detectron2_features(state, generated_picture())
-    assert torch.equal(there["res2"], here["res2"]) and (there["res3"] - here["res3"]).abs().max() > 1e-2
+    assert (
+        torch.equal(there["res2"], here["res2"])
+        and (there["res3"] - here["res3"]).abs().max() > 1e-2
+    )
     with pytest.raises(InputError, match=r"x.pkl would not compute .* res3"):
         compare(here, there, path="x.pkl")
 
@@ -67,4 +90,9 @@ def test_compare__values_that_are_not_finite_fail():
     good = {stage: torch.ones(1, 1, 1, 1) for stage in ("res2", "res3", "res4", "res5")}
     with pytest.raises(InputError, match="res4"):
         compare(good, {**good, "res4": torch.full((1, 1, 1, 1), float("nan"))}, path="x.pkl")
-    assert compare(good, {**good, "res4": torch.full((1, 1, 1, 1), 1 + 5e-6)}, path="x.pkl").differences["res4"] < 1e-5
+    assert (
+        compare(
+            good, {**good, "res4": torch.full((1, 1, 1, 1), 1 + 5e-6)}, path="x.pkl"
+        ).differences["res4"]
+        < 1e-5
+    )

@@ -1,6 +1,7 @@
 """Published weights by name, from a mirror in a folder and from one behind http, without a network.
 
-Seen red under: the hash not checked; the mirror's path without the host's folders; a failed download passed on as URLError.
+Seen red under: the hash not checked; the mirror's path without the host's folders; a failed
+    download passed on as URLError.
 """
 
 import functools
@@ -17,14 +18,16 @@ import torch
 
 from moco_transfer.cli.main import main
 from moco_transfer.convert import convert_checkpoint, load_backbone, zoo
-from moco_transfer.models.architectures import backbone_shapes
 from moco_transfer.convert.key_maps import caffe2_name, detectron2_name
+from moco_transfer.convert.architectures import backbone_shapes
 from moco_transfer.runtime.errors import InputError
 
 
 @pytest.fixture
 def mirror(tmp_path, monkeypatch, official_small):
-    """A folder with moco_v2_200ep whose hash is what the zoo expects, as MOCO_TRANSFER_MIRROR; iopath's cache is empty."""
+    """A folder with moco_v2_200ep whose hash is what the zoo expects, as MOCO_TRANSFER_MIRROR;
+    iopath's cache is empty.
+    """
     published = zoo.ZOO["moco_v2_200ep"]
     path = tmp_path / "mirror" / urlparse(published.url).path.lstrip("/")
     path.parent.mkdir(parents=True)
@@ -45,7 +48,9 @@ def server(mirror, monkeypatch):
         def log_message(self, *_args):
             asked.append(self.path)
 
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(mirror)))
+    httpd = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Handler, directory=str(mirror))
+    )
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
     monkeypatch.setenv(zoo.MIRROR, f"http://127.0.0.1:{httpd.server_port}")
     yield asked
@@ -68,10 +73,15 @@ def test_zoo__the_published_hashes():
     [
         (
             "ResNet50_Weights.IMAGENET1K_V2",
-            zoo.Published("https://download.pytorch.org/models/resnet50-11ad3fa6.pth", "sha256", "11ad3fa6"),
+            zoo.Published(
+                "https://download.pytorch.org/models/resnet50-11ad3fa6.pth", "sha256", "11ad3fa6"
+            ),
         ),
         ("detectron2://ImageNetPretrained/MSRA/R-50.pkl", zoo.ZOO["MSRA/R-50"]),
-        ("http://host/a/model_final_b275ba.pkl", zoo.Published("http://host/a/model_final_b275ba.pkl", "md5", "b275ba")),
+        (
+            "http://host/a/model_final_b275ba.pkl",
+            zoo.Published("http://host/a/model_final_b275ba.pkl", "md5", "b275ba"),
+        ),
         ("moco_v2.pkl", None),
         ("out/moco/checkpoint_0200.pth", None),
     ],
@@ -87,25 +97,36 @@ def test_published__a_misspelt_name_of_torchvision():
 
 def test_convert__a_name_from_a_folder(mirror, tmp_path):
     report = convert_checkpoint("moco_v2_200ep", tmp_path / "m.pkl", verify=False)
-    assert (report.source_format, report.stamp["source"]) == ("moco", "moco_v2_200ep_pretrain.pth.tar")
+    assert (report.source_format, report.stamp["source"]) == (
+        "moco",
+        "moco_v2_200ep_pretrain.pth.tar",
+    )
 
 
 def test_load_backbone__a_name_is_converted_on_the_way(server, tmp_path, small):
     weights = load_backbone("moco_v2_200ep")
-    assert (weights.kind, weights.arch, weights.stamp["source_format"], weights.stamp["encoder"]) == (
-        "backbone",
-        "resnet18",
-        "moco",
-        "q",
-    )
+    assert (
+        weights.kind,
+        weights.arch,
+        weights.stamp["source_format"],
+        weights.stamp["encoder"],
+    ) == ("backbone", "resnet18", "moco", "q")
     assert np.array_equal(weights.arrays["stem.conv1.weight"], small["conv1.weight"].numpy())
     assert load_backbone("moco_v2_200ep").sha256 == weights.sha256
     assert len(server) == 1  # the second time it came from the cache
 
 
 def test_local_file__a_wrong_hash_is_refused(mirror, monkeypatch):
-    monkeypatch.setitem(zoo.ZOO, "moco_v2_200ep", zoo.Published(zoo.ZOO["moco_v2_200ep"].url, "md5", "00000000"))
-    with pytest.raises(InputError, match=r"is not the published moco_v2_200ep: its md5 begins with \w{8}, expected 00000000; copy"):
+    monkeypatch.setitem(
+        zoo.ZOO, "moco_v2_200ep", zoo.Published(zoo.ZOO["moco_v2_200ep"].url, "md5", "00000000")
+    )
+    with pytest.raises(
+        InputError,
+        match=(
+            r"is not the published moco_v2_200ep: its md5 begins with \w{8}, expected 00000000;"
+            r" copy"
+        ),
+    ):
         zoo.local_file("moco_v2_200ep")
     assert list(mirror.rglob("moco_v2_200ep_pretrain.pth.tar"))  # the user's own copy stays
 
@@ -114,7 +135,10 @@ def test_local_file__a_download_with_a_wrong_hash_is_not_kept(server, mirror, mo
     right = zoo.ZOO["moco_v2_200ep"]
     monkeypatch.setitem(zoo.ZOO, "moco_v2_200ep", zoo.Published(right.url, "md5", "00000000"))
     for _ in range(2):
-        with pytest.raises(InputError, match="expected 00000000; it was deleted: call again, and it is downloaded anew"):
+        with pytest.raises(
+            InputError,
+            match="expected 00000000; it was deleted: call again, and it is downloaded anew",
+        ):
             zoo.local_file("moco_v2_200ep")
     monkeypatch.setitem(zoo.ZOO, "moco_v2_200ep", right)
     assert zoo.local_file("moco_v2_200ep").is_file()
@@ -122,12 +146,18 @@ def test_local_file__a_download_with_a_wrong_hash_is_not_kept(server, mirror, mo
 
 
 @pytest.mark.parametrize(
-    ("name", "arch"), [("ResNet18_Weights.IMAGENET1K_V1", "resnet18"), ("ResNet18_Weights.DEFAULT", "resnet18")]
+    ("name", "arch"),
+    [("ResNet18_Weights.IMAGENET1K_V1", "resnet18"), ("ResNet18_Weights.DEFAULT", "resnet18")],
 )
 def test_convert__a_name_of_torchvisions_weights(mirror, tmp_path, monkeypatch, r18, name, arch):
-    """The file's name ends with the hash that torchvision published; a file of that name with other bytes is refused."""
+    """The file's name ends with the hash that torchvision published; a file of that name with other
+    bytes is refused.
+    """
     published = zoo.published(name)
-    assert (published.algorithm, published.digest) == ("sha256", "f37072fd") and published.url.endswith("resnet18-f37072fd.pth")
+    assert (published.algorithm, published.digest) == (
+        "sha256",
+        "f37072fd",
+    ) and published.url.endswith("resnet18-f37072fd.pth")
     path = mirror / urlparse(published.url).path.lstrip("/")
     path.parent.mkdir(parents=True)
     torch.save(r18, path)
@@ -135,18 +165,31 @@ def test_convert__a_name_of_torchvisions_weights(mirror, tmp_path, monkeypatch, 
         convert_checkpoint(name, tmp_path / "t.pkl")
     monkeypatch.setattr(zoo, "_digest", lambda _path, _algorithm: "f37072fd")
     report = convert_checkpoint(name, tmp_path / "t.pkl")
-    assert (report.source_format, report.arch, report.stamp["source"]) == ("torchvision", arch, "resnet18-f37072fd.pth")
+    assert (report.source_format, report.arch, report.stamp["source"]) == (
+        "torchvision",
+        arch,
+        "resnet18-f37072fd.pth",
+    )
     assert report.verification is not None
 
 
 def test_convert__msra_by_name_is_caffe2(mirror, tmp_path, small):
-    """MSRA's R-50.pkl has Caffe2's names, BGR and strides in the 1x1 convolutions; fine-tuning takes it as MODEL.WEIGHTS."""
-    blobs = {caffe2_name(name): torch.zeros(()).expand(shape).numpy() for name, shape in backbone_shapes("resnet50").items()}
+    """MSRA's R-50.pkl has Caffe2's names, BGR and strides in the 1x1 convolutions; fine-tuning
+    takes it as MODEL.WEIGHTS.
+    """
+    blobs = {
+        caffe2_name(name): torch.zeros(()).expand(shape).numpy()
+        for name, shape in backbone_shapes("resnet50").items()
+    }
     path = mirror / "detectron2/ImageNetPretrained/MSRA/R-50.pkl"
     path.parent.mkdir(parents=True)
     path.write_bytes(pickle.dumps(blobs, protocol=2))
     weights = load_backbone("MSRA/R-50")
-    assert (weights.arch, weights.stamp["format"], weights.stamp["stride_in_1x1"]) == ("resnet50", "BGR", True)
+    assert (weights.arch, weights.stamp["format"], weights.stamp["stride_in_1x1"]) == (
+        "resnet50",
+        "BGR",
+        True,
+    )
     assert weights.arrays.keys() == {detectron2_name(name) for name in backbone_shapes("resnet50")}
 
 
@@ -154,7 +197,9 @@ def test_convert__a_name_from_an_address_of_a_folder(mirror, tmp_path, monkeypat
     monkeypatch.setenv(zoo.MIRROR, f"file://{mirror}/")
     assert convert_checkpoint("moco_v2_200ep", tmp_path / "m.pkl", verify=False).arch == "resnet18"
     monkeypatch.setenv(zoo.MIRROR, "s3://bucket")
-    with pytest.raises(InputError, match="MOCO_TRANSFER_MIRROR is 's3://bucket', expected a folder, or an address"):
+    with pytest.raises(
+        InputError, match="MOCO_TRANSFER_MIRROR is 's3://bucket', expected a folder, or an address"
+    ):
         zoo.local_file("moco_v2_200ep")
 
 
@@ -163,14 +208,20 @@ def test_command__without_a_network_is_one_sentence_and_status_2(tmp_path, monke
     monkeypatch.setenv(zoo.MIRROR, "http://127.0.0.1:1")
     assert main(["convert", "moco_v2_800ep", str(tmp_path / "m.pkl")]) == 2
     lines = capsys.readouterr().err.split("\n")  # before the last one, iopath's progress bar
-    assert lines[-2].startswith("moco-transfer convert: Cannot download moco_v2_800ep from") and "MOCO_TRANSFER_MIRROR" in lines[-2]
+    assert (
+        lines[-2].startswith("moco-transfer convert: Cannot download moco_v2_800ep from")
+        and "MOCO_TRANSFER_MIRROR" in lines[-2]
+    )
     assert not (tmp_path / "m.pkl").exists()
 
 
 def test_local_file__without_a_network(tmp_path, monkeypatch):
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
     monkeypatch.setenv(zoo.MIRROR, "http://127.0.0.1:1")
-    with pytest.raises(InputError, match=r"Cannot download moco_v1_200ep from http://127.0.0.1:1/moco/.* pass the file"):
+    with pytest.raises(
+        InputError,
+        match=r"Cannot download moco_v1_200ep from http://127.0.0.1:1/moco/.* pass the file",
+    ):
         zoo.local_file("moco_v1_200ep")
     monkeypatch.setenv(zoo.MIRROR, str(tmp_path))
     with pytest.raises(InputError, match="The mirror .* has no .*moco_v1_200ep_pretrain.pth.tar"):
@@ -180,7 +231,9 @@ def test_local_file__without_a_network(tmp_path, monkeypatch):
 def test_local_file__a_host_that_is_silent_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
     monkeypatch.setattr(zoo, "TIMEOUT_SEC", 0.2)
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection, and never answers
+    with socket.create_server(
+        ("127.0.0.1", 0)
+    ) as silent:  # takes the connection, and never answers
         monkeypatch.setenv(zoo.MIRROR, f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(InputError, match="Cannot download moco_v1_200ep .*timed out"):
             zoo.local_file("moco_v1_200ep")

@@ -18,9 +18,14 @@ def _picture(path, width, height):
 
 
 def _xml(width, height, objects):
-    lines = [f"<annotation><size><width>{width}</width><height>{height}</height><depth>3</depth></size>"]
+    lines = [
+        f"<annotation><size><width>{width}</width><height>{height}</height><depth>3</depth></size>"
+    ]
     for name, box, difficult in objects:
-        corners = "".join(f"<{tag}>{value}</{tag}>" for tag, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
+        corners = "".join(
+            f"<{tag}>{value}</{tag}>"
+            for tag, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+        )
         lines.append(
             f"<object><name>{name}</name><pose>Unspecified</pose><truncated>0</truncated><difficult>{difficult}</difficult>"
             f"<bndbox>{corners}</bndbox></object>"
@@ -30,7 +35,9 @@ def _xml(width, height, objects):
 
 @pytest.fixture
 def make_voc(tmp_path):
-    """Return a function that writes a VOC tree: {image id: (width, height, [(class, (xmin, ymin, xmax, ymax), difficult)])}."""
+    """Return a function that writes a VOC tree: {image id: (width, height, [(class, (xmin, ymin,
+    xmax, ymax), difficult)])}.
+    """
 
     def make(images, split="train", root=None):
         root = root or tmp_path / "VOC"
@@ -39,7 +46,9 @@ def make_voc(tmp_path):
             (root / "Annotations").mkdir(exist_ok=True)
             (root / "Annotations" / f"{image_id}.xml").write_text(_xml(width, height, objects))
         (root / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
-        (root / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{image_id}\n" for image_id in images))
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text(
+            "".join(f"{image_id}\n" for image_id in images)
+        )
         return root
 
     return make
@@ -47,15 +56,25 @@ def make_voc(tmp_path):
 
 @pytest.fixture
 def make_coco(tmp_path):
-    """Return a function that writes pictures and a json file with the given lists; categories default to ids 3 and 7."""
+    """Return a function that writes pictures and a json file with the given lists; categories
+    default to ids 3 and 7.
+    """
 
     def make(images, annotations, categories=None, **fields):
         for image in images:
             if "file_name" in image:
-                _picture(tmp_path / "images" / image["file_name"], image.get("width", 8), image.get("height", 8))
+                _picture(
+                    tmp_path / "images" / image["file_name"],
+                    image.get("width", 8),
+                    image.get("height", 8),
+                )
         categories = categories or [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}]
         path = tmp_path / "annotations.json"
-        path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories, **fields}))
+        path.write_text(
+            json.dumps(
+                {"images": images, "annotations": annotations, "categories": categories, **fields}
+            )
+        )
         return path, tmp_path / "images"
 
     return make

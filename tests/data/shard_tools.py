@@ -39,8 +39,12 @@ def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
     return path
 
 
-def write_shards(folder: Path, counts: list[int], *, labels: bool = False, broken: tuple[int, ...] = ()) -> Path:
-    """Write shards with so many pictures each, numbered through; the pictures in ``broken`` cannot be decoded."""
+def write_shards(
+    folder: Path, counts: list[int], *, labels: bool = False, broken: tuple[int, ...] = ()
+) -> Path:
+    """Write shards with so many pictures each, numbered through; the pictures in ``broken`` cannot
+    be decoded.
+    """
     number = 0
     for shard, count in enumerate(counts):
         members = []

@@ -1,6 +1,8 @@
-"""The catalogue: Detectron2's names, the user's own data sets, and what is said when they are not there.
+"""The catalogue: Detectron2's names, the user's own data sets, and what is said when they are not
+there.
 
-Mutations that were seen to turn this red: score voc_2007_* with the area metric; look for 2007 in the name; default
+Mutations that were seen to turn this red: score voc_2007_* with the area metric; look for 2007 in
+    the name; default
 own data to 2007; swap no key points.
 """
 
@@ -8,9 +10,14 @@ from __future__ import annotations
 
 import pytest
 
-from moco_transfer.data.annotations import catalog
 from moco_transfer.data import register_dataset
-from moco_transfer.data.annotations.catalog import (check_class_count, check_same_classes, get_dataset, parse_dataset_flag)
+from moco_transfer.data.annotations import catalog
+from moco_transfer.data.annotations.catalog import (
+    check_class_count,
+    check_same_classes,
+    get_dataset,
+    parse_dataset_flag,
+)
 from moco_transfer.runtime.errors import InputError, MissingFileError, UnknownKeyError
 
 
@@ -19,7 +26,9 @@ def _own_names(monkeypatch):
     monkeypatch.setattr(catalog, "_OWN", {})
 
 
-def test_get_dataset__reads_builtin_names_below_the_datasets_folder(make_voc, tmp_path, monkeypatch):
+def test_get_dataset__reads_builtin_names_below_the_datasets_folder(
+    make_voc, tmp_path, monkeypatch
+):
     make_voc({"a": (40, 30, [("dog", (2, 2, 9, 9), 0)])}, split="test", root=tmp_path / "VOC2007")
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     dataset = get_dataset("voc_2007_test")
@@ -30,11 +39,19 @@ def test_get_dataset__reads_builtin_names_below_the_datasets_folder(make_voc, tm
 
 
 @pytest.mark.parametrize(
-    ("value", "said"), [("/nowhere", "DETECTRON2_DATASETS is set to '/nowhere'"), (None, "is not set, so 'datasets' is used")]
+    ("value", "said"),
+    [
+        ("/nowhere", "DETECTRON2_DATASETS is set to '/nowhere'"),
+        (None, "is not set, so 'datasets' is used"),
+    ],
 )
 def test_get_dataset__says_where_a_builtin_name_is_expected(monkeypatch, tmp_path, value, said):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DETECTRON2_DATASETS", value) if value else monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
+    (
+        monkeypatch.setenv("DETECTRON2_DATASETS", value)
+        if value
+        else monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
+    )
     for name, place, folder in (
         ("voc_2012_trainval", "VOC2012", "VOC2012"),
         ("coco_2017_val", "coco/annotations/instances_val2017.json", "coco"),
@@ -47,7 +64,9 @@ def test_get_dataset__says_where_a_builtin_name_is_expected(monkeypatch, tmp_pat
 
 
 def test_get_dataset__offers_the_nearest_name():
-    with pytest.raises(UnknownKeyError, match=r"no data set 'voc_2007_tset'\. Did you mean 'voc_2007_test'\?"):
+    with pytest.raises(
+        UnknownKeyError, match=r"no data set 'voc_2007_tset'\. Did you mean 'voc_2007_test'\?"
+    ):
         get_dataset("voc_2007_tset")
 
 
@@ -57,9 +76,15 @@ def test_parse_dataset_flag__voc_with_classes_in_the_flag_or_in_a_file(make_voc,
     for name, classes in (("mine_2007", "dog,cat"), ("mine", str(tmp_path / "classes.txt"))):
         assert parse_dataset_flag(f"{name}=voc:{root}:train:{classes}") == name
         dataset = get_dataset(name)
-        assert (dataset.class_names, dataset.year, dataset.category_ids) == (("dog", "cat"), 2012, (0, 1))
+        assert (dataset.class_names, dataset.year, dataset.category_ids) == (
+            ("dog", "cat"),
+            2012,
+            (0, 1),
+        )
         assert dataset.records[0]["annotations"][0]["category_id"] == 1
-    assert parse_dataset_flag(f"eleven=voc:{root}:train:dog,cat:year=2007,first_pixel=0") == "eleven"
+    assert (
+        parse_dataset_flag(f"eleven=voc:{root}:train:dog,cat:year=2007,first_pixel=0") == "eleven"
+    )
     assert get_dataset("eleven").year == 2007
     assert get_dataset("eleven").records[0]["annotations"][0]["bbox"] == [2, 2, 9, 9]
 
@@ -67,13 +92,26 @@ def test_parse_dataset_flag__voc_with_classes_in_the_flag_or_in_a_file(make_voc,
 def test_parse_dataset_flag__coco(make_coco):
     json_file, images = make_coco([{"id": 1, "file_name": "a.jpg", "width": 9, "height": 8}], [])
     dataset = get_dataset(parse_dataset_flag(f"mine=coco:{json_file}:{images}"))
-    assert (dataset.kind, dataset.year, dataset.class_names, dataset.category_ids) == ("coco", None, ("cat", "dog"), (3, 7))
+    assert (dataset.kind, dataset.year, dataset.class_names, dataset.category_ids) == (
+        "coco",
+        None,
+        ("cat", "dog"),
+        (3, 7),
+    )
     assert (dataset.json_file, dataset.image_root) == (str(json_file), str(images))
 
 
 @pytest.mark.parametrize(
     "flag",
-    ["mine", "mine=coco:a.json", "=coco:a:b", "mine=yolo:a:b", "mine=voc:root:train", "mine=coco:a:", "mine=voc:a:b:c:d:e"],
+    [
+        "mine",
+        "mine=coco:a.json",
+        "=coco:a:b",
+        "mine=yolo:a:b",
+        "mine=voc:root:train",
+        "mine=coco:a:",
+        "mine=voc:a:b:c:d:e",
+    ],
 )
 def test_parse_dataset_flag__refuses_other_forms(flag):
     with pytest.raises(InputError, match="is not understood; expected NAME=coco:JSON:IMAGES"):
@@ -96,7 +134,9 @@ def test_register_dataset__refuses_what_it_does_not_know(tmp_path):
         register_dataset("mine", "yolo")
     with pytest.raises(InputError, match="field 'json_file' is missing"):
         register_dataset("mine", "coco", image_root="x")
-    with pytest.raises(InputError, match="unknown field 'images'; kind 'coco' takes image_root, json_file"):
+    with pytest.raises(
+        InputError, match="unknown field 'images'; kind 'coco' takes image_root, json_file"
+    ):
         register_dataset("mine", "coco", json_file="a", image_root="b", images="c")
     register_dataset("mine", "coco", json_file=tmp_path / "a.json", image_root=tmp_path)
     register_dataset("mine", "coco", json_file=str(tmp_path / "a.json"), image_root=str(tmp_path))
@@ -111,7 +151,10 @@ def test_check_class_count__names_the_value_that_mends_it(make_coco):
     check_class_count(get_dataset("two"), 2)
     with pytest.raises(
         InputError,
-        match=r"NUM_CLASSES is 80, but data set 'two' has 2 categories \(cat, dog\); set MODEL.ROI_HEADS.NUM_CLASSES 2\.",
+        match=(
+            r"NUM_CLASSES is 80, but data set 'two' has 2 categories \(cat, dog\); set"
+            r" MODEL.ROI_HEADS.NUM_CLASSES 2\."
+        ),
     ):
         check_class_count(get_dataset("two"), 80)
 
@@ -148,7 +191,11 @@ def test_catalog__has_detectron2_names_places_and_metadata(monkeypatch):
         assert name in DatasetCatalog.list()
         ours, theirs = get_dataset(name), MetadataCatalog.get(name)
         if ours.kind == "voc":
-            assert (ours.year, ours.source.split, ours.evaluator) == (theirs.year, theirs.split, "voc")
+            assert (ours.year, ours.source.split, ours.evaluator) == (
+                theirs.year,
+                theirs.split,
+                "voc",
+            )
             assert list(ours.class_names) == theirs.thing_classes
             assert theirs.dirname.endswith(ours.source.root.removeprefix("datasets/"))
         else:

@@ -1,8 +1,10 @@
 """The check before a run: all problems at once, counts, and the exit status.
 
-Mutations that were seen to turn this red: stop at the first problem; count crowd regions as boxes; compare sizes without EXIF;
+Mutations that were seen to turn this red: stop at the first problem; count crowd regions as boxes;
+    compare sizes without EXIF;
 end with status 0 whatever was found.
-Seen red under: header only; crowd/class ignored in repeats; shared pictures not named; masks not asked for; user's
+Seen red under: header only; crowd/class ignored in repeats; shared pictures not named; masks not
+    asked for; user's
 NUM_CLASSES overruled; area of voc boxes not counted.
 """
 
@@ -15,8 +17,8 @@ import pytest
 from PIL import Image
 
 from moco_transfer.cli import check_data, main
-from moco_transfer.data.annotations import catalog
 from moco_transfer.data import register_dataset
+from moco_transfer.data.annotations import catalog
 from moco_transfer.data.annotations.check import check_dataset
 
 
@@ -26,17 +28,25 @@ def _own_names(monkeypatch):
 
 
 def test_check_dataset__counts_a_good_voc_set(make_voc):
-    root = make_voc({"a": (40, 30, [("dog", (2, 2, 9, 9), 0), ("dog", (2, 3, 9, 9), 1)]), "b": (41, 30, [])})
+    root = make_voc(
+        {"a": (40, 30, [("dog", (2, 2, 9, 9), 0), ("dog", (2, 3, 9, 9), 1)]), "b": (41, 30, [])}
+    )
     register_dataset("mine", "voc", root=root, split="train", class_names=("dog", "cat"))
     report = check_dataset("mine")
     assert report.is_usable
-    assert (report.num_images, report.num_boxes, report.boxes_of_class) == (2, 2, {"dog": 2, "cat": 0})
+    assert (report.num_images, report.num_boxes, report.boxes_of_class) == (
+        2,
+        2,
+        {"dog": 2, "cat": 0},
+    )
     assert report.remarks == [
         "1 of 2 classes have no box: cat.",
         "1 of the boxes is difficult: trained on, ignored in the evaluation.",
     ]
     text = report.text()
-    assert text.startswith("mine: 2 pictures, 2 boxes, 2 classes, scored by VOC AP by the area under the curve\n")
+    assert text.startswith(
+        "mine: 2 pictures, 2 boxes, 2 classes, scored by VOC AP by the area under the curve\n"
+    )
     assert "  pictures without a box (left out of training, kept in a test set): 1\n" in text
     assert text.endswith("  usable")
 
@@ -74,37 +84,63 @@ def test_check_dataset__coco_counts_and_remarks(make_coco):
     annotation = {"id": 1, "image_id": 5, "category_id": 7, "bbox": [1, 2, 10, 20], "area": 200}
     json_file, images = make_coco(
         [{"id": 5, "file_name": "b.jpg", "width": 40, "height": 30}],
-        [annotation, {**annotation, "id": 2, "iscrowd": 1}, {**annotation, "id": 3, "bbox": [1, 1, 0, 2]}],
+        [
+            annotation,
+            {**annotation, "id": 2, "iscrowd": 1},
+            {**annotation, "id": 3, "bbox": [1, 1, 0, 2]},
+        ],
     )
     register_dataset("mine", "coco", json_file=json_file, image_root=images)
     report = check_dataset("mine")
     assert (report.num_boxes, report.boxes_of_class) == (2, {"cat": 0, "dog": 2})
-    assert "category ids 3 to 7 are mapped to class indices 0 to 1, in their order." in report.remarks
+    assert (
+        "category ids 3 to 7 are mapped to class indices 0 to 1, in their order." in report.remarks
+    )
     assert "  crowd regions (not trained on, ignored in the evaluation): 1\n" in report.text()
     assert "  boxes without area (not trained on): 1\n" in report.text()
 
 
 def test_check_dataset__coco_names_every_fault_of_a_file_that_was_written_by_hand(make_coco):
-    good = {"image_id": 5, "category_id": 7, "bbox": [1, 2, 10, 20], "area": 200, "segmentation": [[1, 2, 11, 2, 11, 22]]}
+    good = {
+        "image_id": 5,
+        "category_id": 7,
+        "bbox": [1, 2, 10, 20],
+        "area": 200,
+        "segmentation": [[1, 2, 11, 2, 11, 22]],
+    }
     faults = {
         "is 'text', expected an object": None,
         "has the id [1], expected a number": {"id": [1]},
         "category_id [7] is not in 'categories'": {"category_id": [7]},
         "iscrowd is 'no', expected 0 or 1": {"iscrowd": "no"},
         "keypoints is ['a', 'b', 'c'], expected finite numbers": {"keypoints": ["a", "b", "c"]},
-        "the polygon ['1', 2, 11, 2, 11, 22] does not hold finite numbers": {"segmentation": [["1", 2, 11, 2, 11, 22]]},
-        "no polygon of its segmentation reaches into the 40 x 30 picture": {"segmentation": [[101, 2, 111, 2, 111, 22]]},
+        "the polygon ['1', 2, 11, 2, 11, 22] does not hold finite numbers": {
+            "segmentation": [["1", 2, 11, 2, 11, 22]]
+        },
+        "no polygon of its segmentation reaches into the 40 x 30 picture": {
+            "segmentation": [[101, 2, 111, 2, 111, 22]]
+        },
         "its RLE has the size [3, 4]": {"segmentation": {"size": [3, 4], "counts": [0, 12]}},
         "expected COCO's RLE": {"segmentation": {"counts": [0, 12]}},
-        "'counts' 'PPYo1' are not the RLE of a mask of 1200 px": {"segmentation": {"size": [30, 40], "counts": "PPYo1"}},
+        "'counts' 'PPYo1' are not the RLE of a mask of 1200 px": {
+            "segmentation": {"size": [30, 40], "counts": "PPYo1"}
+        },
     }
-    annotations = [{**good, "id": number, **change} if change else "text" for number, change in enumerate(faults.values(), start=10)]
-    json_file, images = make_coco([{"id": 5, "file_name": "b.jpg", "width": 40, "height": 30}], [{**good, "id": 1}, *annotations])
+    annotations = [
+        {**good, "id": number, **change} if change else "text"
+        for number, change in enumerate(faults.values(), start=10)
+    ]
+    json_file, images = make_coco(
+        [{"id": 5, "file_name": "b.jpg", "width": 40, "height": 30}],
+        [{**good, "id": 1}, *annotations],
+    )
     register_dataset("mine", "coco", json_file=json_file, image_root=images)
     report = check_dataset("mine")
     assert not report.is_usable and report.num_boxes == report.num_masks == 1
     assert len(report.problems) == len(faults)
-    assert all(words in problem for words, problem in zip(faults, report.problems, strict=True)), report.problems
+    assert all(words in problem for words, problem in zip(faults, report.problems, strict=True)), (
+        report.problems
+    )
 
 
 def test_check_dataset__a_picture_turned_by_exif(make_coco):
@@ -116,7 +152,8 @@ def test_check_dataset__a_picture_turned_by_exif(make_coco):
     register_dataset("mine", "coco", json_file=json_file, image_root=images)
     (problem,) = check_dataset("mine").problems
     assert problem.endswith(
-        "is 30 x 40 px, but its annotation says 40 x 30. It is turned by its EXIF tag, which the annotation ignores."
+        "is 30 x 40 px, but its annotation says 40 x 30. It is turned by its EXIF tag, which the"
+        " annotation ignores."
     )
 
 
@@ -134,7 +171,10 @@ def test_check_data__command_line(make_voc, make_coco, capsys):
     assert "mine: 1 picture, 1 box, 1 class," in capsys.readouterr().out
     json_file, images = make_coco([{"id": 5, "file_name": "b.jpg", "width": 40, "height": 30}], [])
     assert main.main(["check-data", *flag, "--dataset", f"other=coco:{json_file}:{images}"]) == 2
-    assert "have different classes: index 0 is 'dog' in the one and 'cat' in the other" in capsys.readouterr().err
+    assert (
+        "have different classes: index 0 is 'dog' in the one and 'cat' in the other"
+        in capsys.readouterr().err
+    )
     (root / "JPEGImages" / "a.jpg").unlink()
     assert main.main(["check-data", "mine", "--fast"]) == 2
     assert "PROBLEM: 1 of the 1 pictures" in capsys.readouterr().out
@@ -156,8 +196,17 @@ def test_check_dataset__a_picture_whose_header_is_whole_and_whose_pixels_are_cut
 
 def test_check_dataset__repetitions_are_counted(make_coco, tmp_path):
     dog = {"image_id": 1, "category_id": 7, "bbox": [1, 2, 10, 20], "area": 200}
-    images = [{"id": i, "file_name": name, "width": 40, "height": 30} for i, name in ((1, "a.jpg"), (2, "a.jpg"), (3, "b.jpg"), (4, "c.jpg"))]
-    annotations = [{**dog, "id": 1}, {**dog, "id": 2}, {**dog, "id": 3}, {**dog, "id": 4, "category_id": 3}, {**dog, "id": 5, "image_id": 3}]
+    images = [
+        {"id": i, "file_name": name, "width": 40, "height": 30}
+        for i, name in ((1, "a.jpg"), (2, "a.jpg"), (3, "b.jpg"), (4, "c.jpg"))
+    ]
+    annotations = [
+        {**dog, "id": 1},
+        {**dog, "id": 2},
+        {**dog, "id": 3},
+        {**dog, "id": 4, "category_id": 3},
+        {**dog, "id": 5, "image_id": 3},
+    ]
     json_file, folder = make_coco(images, annotations)
     (folder / "b.jpg").write_bytes((folder / "a.jpg").read_bytes())
     Image.fromarray(np.zeros((30, 40, 3), np.uint8)).save(folder / "c.jpg")
@@ -165,9 +214,18 @@ def test_check_dataset__repetitions_are_counted(make_coco, tmp_path):
     report = check_dataset("mine")
     assert report.is_usable
     said = "\n".join(report.remarks)
-    assert f"boxes that repeat another of the same class in the same picture: 2 (in {folder / 'a.jpg'}, for one)." in said
-    assert f"pictures that are listed more than once: 1 ({folder / 'a.jpg'}, for one); each listing has boxes of its own." in said
-    assert f"copies of other pictures, byte for byte: 1 ({folder / 'b.jpg'} of {folder / 'a.jpg'}, for one)." in said
+    assert (
+        "boxes that repeat another of the same class in the same picture: 2 (in"
+        f" {folder / 'a.jpg'}, for one)." in said
+    )
+    assert (
+        f"pictures that are listed more than once: 1 ({folder / 'a.jpg'}, for one); each listing"
+        " has boxes of its own." in said
+    )
+    assert (
+        f"copies of other pictures, byte for byte: 1 ({folder / 'b.jpg'} of {folder / 'a.jpg'}, for"
+        " one)." in said
+    )
 
 
 def test_check_dataset__voc_counted_from_0_may_have_boxes_without_area(make_voc):
@@ -177,14 +235,26 @@ def test_check_dataset__voc_counted_from_0_may_have_boxes_without_area(make_voc)
 
 
 def test_check_data__pictures_that_two_sets_share_are_named(make_voc, capsys):
-    root = make_voc({"a": (40, 30, [("dog", (2, 2, 9, 9), 0)]), "b": (41, 30, [("dog", (2, 2, 9, 9), 0)])})
-    make_voc({"c": (50, 30, [("dog", (2, 2, 9, 9), 0)]), "d": (51, 30, [("dog", (2, 2, 9, 9), 0)])}, split="test")
+    root = make_voc(
+        {"a": (40, 30, [("dog", (2, 2, 9, 9), 0)]), "b": (41, 30, [("dog", (2, 2, 9, 9), 0)])}
+    )
+    make_voc(
+        {"c": (50, 30, [("dog", (2, 2, 9, 9), 0)]), "d": (51, 30, [("dog", (2, 2, 9, 9), 0)])},
+        split="test",
+    )
     (root / "JPEGImages" / "d.jpg").write_bytes((root / "JPEGImages" / "b.jpg").read_bytes())
     xml = root / "Annotations" / "d.xml"
     xml.write_text(xml.read_text().replace("<width>51", "<width>41"))
-    flags = [word for split in ("train", "test") for word in ("--dataset", f"my_{split}=voc:{root}:{split}:dog")]
+    flags = [
+        word
+        for split in ("train", "test")
+        for word in ("--dataset", f"my_{split}=voc:{root}:{split}:dog")
+    ]
     assert main.main(["check-data", *flags]) == 0
-    assert f"remark: my_train and my_test have 1 picture in common, the first is {root / 'JPEGImages' / 'b.jpg'}:" in capsys.readouterr().out
+    assert (
+        "remark: my_train and my_test have 1 picture in common, the first is"
+        f" {root / 'JPEGImages' / 'b.jpg'}:" in capsys.readouterr().out
+    )
 
 
 def test_check_data__holds_the_data_to_a_config(make_coco, make_voc, capsys):
@@ -195,19 +265,71 @@ def test_check_data__holds_the_data_to_a_config(make_coco, make_voc, capsys):
     coco = ["--dataset", f"mine=coco:{json_file}:{images}"]
     assert main.main(["check-data", "--config-file", "own_R_18_FPN_small", *coco, *names]) == 0
     assert "own_R_18_FPN_small: fits, with 2 classes from the data" in capsys.readouterr().out
-    assert main.main(["check-data", "--config-file", "own_R_18_FPN_small", *coco, *names, "MODEL.ROI_HEADS.NUM_CLASSES", "3"]) == 2
-    assert "MODEL.ROI_HEADS.NUM_CLASSES is 3, but data set 'mine' has 2 categories (cat, dog)" in capsys.readouterr().err
-    assert main.main(["check-data", "--config-file", "own_R_18_FPN_small", *coco, *names, "MODEL.MASK_ON", "True"]) == 2
+    assert (
+        main.main(
+            [
+                "check-data",
+                "--config-file",
+                "own_R_18_FPN_small",
+                *coco,
+                *names,
+                "MODEL.ROI_HEADS.NUM_CLASSES",
+                "3",
+            ]
+        )
+        == 2
+    )
+    assert (
+        "MODEL.ROI_HEADS.NUM_CLASSES is 3, but data set 'mine' has 2 categories (cat, dog)"
+        in capsys.readouterr().err
+    )
+    assert (
+        main.main(
+            [
+                "check-data",
+                "--config-file",
+                "own_R_18_FPN_small",
+                *coco,
+                *names,
+                "MODEL.MASK_ON",
+                "True",
+            ]
+        )
+        == 2
+    )
     assert "1 of the 1 objects of data set 'mine' have no 'segmentation'" in capsys.readouterr().err
     masks = [*coco, *names, "MODEL.MASK_ON", "True"]
-    for segmentation, status in (([[1, 2, 11, 2, 11, 22]], 0), ({"size": [30, 40], "counts": [0, 600, 600]}, 2)):
-        json_file.write_text(json_file.read_text().replace('"bbox"', f'"segmentation": {json.dumps(segmentation)}, "bbox"'))
+    for segmentation, status in (
+        ([[1, 2, 11, 2, 11, 22]], 0),
+        ({"size": [30, 40], "counts": [0, 600, 600]}, 2),
+    ):
+        json_file.write_text(
+            json_file.read_text().replace(
+                '"bbox"', f'"segmentation": {json.dumps(segmentation)}, "bbox"'
+            )
+        )
         catalog._LOADED.clear()
         assert main.main(["check-data", "--config-file", "own_R_18_FPN_small", *masks]) == status
     assert "1 of the 1 masks of data set 'mine' are run-length encoded" in capsys.readouterr().err
     root = make_voc({"a": (40, 30, [("dog", (2, 2, 9, 9), 0)])})
-    voc, names = ["--dataset", f"mine_voc=voc:{root}:train:dog"], ["DATASETS.TRAIN", "mine_voc", "DATASETS.TEST", "mine_voc"]
-    assert main.main(["check-data", "--config-file", "own_R_18_FPN_small", *voc, *names, "MODEL.MASK_ON", "True"]) == 2
+    voc, names = (
+        ["--dataset", f"mine_voc=voc:{root}:train:dog"],
+        ["DATASETS.TRAIN", "mine_voc", "DATASETS.TEST", "mine_voc"],
+    )
+    assert (
+        main.main(
+            [
+                "check-data",
+                "--config-file",
+                "own_R_18_FPN_small",
+                *voc,
+                *names,
+                "MODEL.MASK_ON",
+                "True",
+            ]
+        )
+        == 2
+    )
     assert "is in VOC's layout, which has boxes alone" in capsys.readouterr().err
     assert main.main(["check-data", "--config-file", "pascal_voc_R_18_FPN_small", *voc]) == 2
     assert "--dataset mine_voc is named neither in DATASETS.TRAIN" in capsys.readouterr().err

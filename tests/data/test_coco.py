@@ -1,8 +1,10 @@
 """COCO reader against Detectron2's and against json written by hand.
 
-Mutations that were seen to turn this red: keep boxes XYWH; add the corner in float64; index classes by file order
-instead of by id; drop crowd regions; forget the half pixel of key points; keep polygons of two points.
-Seen red under: a look at types, finiteness, ids, iscrowd, area, reach, size, runs of a mask left out; 'any' for 'all' polygons outside; the
+Mutations that were seen to turn this red: keep boxes XYWH; add the corner in float64; index classes
+    by file order
+instead of by id; drop crowd regions; forget the half pixel of key points; keep polygons of two
+points. Seen red under: a look at types, finiteness, ids, iscrowd, area, reach, size, runs of a mask
+    left out; 'any' for 'all' polygons outside; the
 sign, the difference or the end of a compressed run ignored.
 """
 
@@ -14,20 +16,35 @@ import pytest
 from moco_transfer.data.annotations.coco import read_coco
 from moco_transfer.runtime.errors import InputError, MissingFileError
 
-IMAGES = [{"id": 5, "file_name": "b.jpg", "width": 40, "height": 30}, {"id": 2, "file_name": "a.jpg", "width": 20, "height": 30}]
+IMAGES = [
+    {"id": 5, "file_name": "b.jpg", "width": 40, "height": 30},
+    {"id": 2, "file_name": "a.jpg", "width": 20, "height": 30},
+]
 
 
 def _annotation(**fields):
-    return {"id": 1, "image_id": 5, "category_id": 7, "bbox": [1.5, 2, 10, 20], "area": 200, "iscrowd": 0, **fields}
+    return {
+        "id": 1,
+        "image_id": 5,
+        "category_id": 7,
+        "bbox": [1.5, 2, 10, 20],
+        "area": 200,
+        "iscrowd": 0,
+        **fields,
+    }
 
 
 def test_read_coco__sorts_images_and_classes_by_id_and_turns_boxes_into_corners(make_coco):
-    contents = read_coco(*make_coco(IMAGES, [_annotation(), _annotation(id=2, image_id=2, category_id=3, iscrowd=1)]))
+    contents = read_coco(
+        *make_coco(IMAGES, [_annotation(), _annotation(id=2, image_id=2, category_id=3, iscrowd=1)])
+    )
     assert [record["image_id"] for record in contents.records] == [2, 5]
     assert contents.class_names == ("cat", "dog")
     assert contents.category_ids == (3, 7)
     # Added in float32, as Detectron2 adds: 0.1 + 0.3 is 0.4000000059604645 there, not 0.4.
-    thin = read_coco(*make_coco(IMAGES, [_annotation(bbox=[0.1, 2, 0.3, 20])])).records[1]["annotations"][0]
+    thin = read_coco(*make_coco(IMAGES, [_annotation(bbox=[0.1, 2, 0.3, 20])])).records[1][
+        "annotations"
+    ][0]
     assert thin["bbox"][2] == 0.4000000059604645
     crowd, dog = (record["annotations"][0] for record in contents.records)
     assert dog == {"bbox": [1.5, 2.0, 11.5, 22.0], "category_id": 1, "iscrowd": 0, "area": 200}
@@ -65,7 +82,12 @@ def test_read_coco__shifts_key_points_by_half_a_pixel(make_coco):
 
 def test_read_coco__compresses_rle(make_coco):
     # 20 x 30 px, column by column: 30 zeros (column 0), 60 ones (columns 1 and 2), zeros.
-    contents = read_coco(*make_coco(IMAGES, [_annotation(image_id=2, segmentation={"size": [30, 20], "counts": [30, 60, 510]})]))
+    contents = read_coco(
+        *make_coco(
+            IMAGES,
+            [_annotation(image_id=2, segmentation={"size": [30, 20], "counts": [30, 60, 510]})],
+        )
+    )
     from pycocotools import mask as mask_api
 
     mask = mask_api.decode(contents.records[0]["annotations"][0]["segmentation"])
@@ -98,31 +120,59 @@ def test_read_coco__compresses_rle(make_coco):
         ({"iscrowd": 2}, "iscrowd is 2, expected 0 or 1"),
         ({"area": "large"}, "area is 'large', expected a number of square pixels"),
         ({"area": float("nan")}, "area is nan, expected a number"),
-        ({"segmentation": [["1", "2", "3", "4", "5", "6"]]}, r"the polygon \['1', .* does not hold finite numbers alone"),
+        (
+            {"segmentation": [["1", "2", "3", "4", "5", "6"]]},
+            r"the polygon \['1', .* does not hold finite numbers alone",
+        ),
         ({"segmentation": [[1, 2, 3, 4, 5, [6]]]}, "does not hold finite numbers alone"),
         ({"segmentation": [[1, 2, 3, 4, 5, None]]}, "does not hold finite numbers alone"),
         ({"segmentation": [[1, 2, 3, 4, 5, float("nan")]]}, "does not hold finite numbers alone"),
         ({"segmentation": [[1, 2, 3, 4, 5, float("-inf")]]}, "does not hold finite numbers alone"),
-        ({"segmentation": [[41, 2, 50, 2, 50, 9], [41, 2, 50, 2, 50, 9]]}, "no polygon of its segmentation reaches into the 40 x 30 picture"),
+        (
+            {"segmentation": [[41, 2, 50, 2, 50, 9], [41, 2, 50, 2, 50, 9]]},
+            "no polygon of its segmentation reaches into the 40 x 30 picture",
+        ),
         ({"segmentation": [[1, -2, 9, -2, 9, -9]]}, "no polygon of its segmentation reaches into"),
         ({"segmentation": {"counts": [0, 1200]}}, "expected COCO's RLE"),
-        ({"segmentation": {"size": [40, 30], "counts": [0, 1200]}}, r"its RLE has the size \[40, 30\], expected .*\[30, 40\]"),
+        (
+            {"segmentation": {"size": [40, 30], "counts": [0, 1200]}},
+            r"its RLE has the size \[40, 30\], expected .*\[30, 40\]",
+        ),
         ({"segmentation": {"size": 1200, "counts": [0, 1200]}}, "its RLE has the size 1200"),
-        ({"segmentation": {"size": [30, 40], "counts": [0, 1199]}}, "are not the RLE of a mask of 1200 px .its runs add up to 1199 px"),
-        ({"segmentation": {"size": [30, 40], "counts": [-1, 1201]}}, "a run is no whole number of pixels"),
-        ({"segmentation": {"size": [30, 40], "counts": [0, "1200"]}}, "a run is no whole number of pixels"),
-        ({"segmentation": {"size": [30, 40], "counts": "garbage"}}, "the 'counts' 'garbage' are not the RLE of a mask of 1200 px"),
+        (
+            {"segmentation": {"size": [30, 40], "counts": [0, 1199]}},
+            "are not the RLE of a mask of 1200 px .its runs add up to 1199 px",
+        ),
+        (
+            {"segmentation": {"size": [30, 40], "counts": [-1, 1201]}},
+            "a run is no whole number of pixels",
+        ),
+        (
+            {"segmentation": {"size": [30, 40], "counts": [0, "1200"]}},
+            "a run is no whole number of pixels",
+        ),
+        (
+            {"segmentation": {"size": [30, 40], "counts": "garbage"}},
+            "the 'counts' 'garbage' are not the RLE of a mask of 1200 px",
+        ),
         ({"segmentation": {"size": [30, 40], "counts": "0P"}}, "it is cut off"),
-        ({"segmentation": {"size": [30, 40], "counts": "0 \u00e9"}}, "none of the 64 that there are"),
+        (
+            {"segmentation": {"size": [30, 40], "counts": "0 \u00e9"}},
+            "none of the 64 that there are",
+        ),
     ],
 )
 def test_read_coco__refuses_a_wrong_annotation(make_coco, change, said):
     with pytest.raises(InputError, match=said) as error:
         read_coco(*make_coco(IMAGES, [_annotation(**change)]))
-    assert "annotations.json, annotation 1" in str(error.value) and str(error.value).endswith((".", ".)"))
+    assert "annotations.json, annotation 1" in str(error.value) and str(error.value).endswith(
+        (".", ".)")
+    )
     # Named among the others, and nothing of the annotation is kept.
     problems = []
-    contents = read_coco(*make_coco(IMAGES, [_annotation(**change), _annotation(id=2)]), on_problem=problems.append)
+    contents = read_coco(
+        *make_coco(IMAGES, [_annotation(**change), _annotation(id=2)]), on_problem=problems.append
+    )
     assert [str(problem) for problem in problems] == [str(error.value)]
     assert len(contents.records[1]["annotations"]) == 1
 
@@ -135,7 +185,10 @@ def test_read_coco__a_polygon_that_reaches_out_is_kept_with_one_that_lies_inside
 
 @pytest.mark.parametrize(
     ("entry", "said"),
-    [("x", "number 2 of 'annotations' is 'x', expected an object"), ({"id": [1]}, r"number 2 .* has the id \[1\], expected a number")],
+    [
+        ("x", "number 2 of 'annotations' is 'x', expected an object"),
+        ({"id": [1]}, r"number 2 .* has the id \[1\], expected a number"),
+    ],
 )
 def test_read_coco__refuses_an_entry_that_is_no_annotation(make_coco, entry, said):
     with pytest.raises(InputError, match=said):
@@ -149,7 +202,9 @@ def test_read_coco__takes_every_rle_that_pycocotools_writes(make_coco):
     for share in (0.0, 0.01, 0.5, 1.0):
         rle = mask_api.encode(np.asfortranarray((rng.random((30, 40)) < share).astype(np.uint8)))
         rle["counts"] = rle["counts"].decode()
-        kept = read_coco(*make_coco(IMAGES, [_annotation(segmentation=rle)])).records[1]["annotations"][0]["segmentation"]
+        kept = read_coco(*make_coco(IMAGES, [_annotation(segmentation=rle)])).records[1][
+            "annotations"
+        ][0]["segmentation"]
         assert kept == rle
         # One character less or another one: other runs, or none.
         for broken in (rle["counts"][:-1], "5" + rle["counts"][1:]):
@@ -163,8 +218,12 @@ def test_read_coco__refuses_repeated_ids(make_coco):
     with pytest.raises(InputError, match="image id 5 occurs more than once"):
         read_coco(*make_coco([IMAGES[0], IMAGES[0]], []))
     with pytest.raises(InputError, match="category id 3 occurs more than once"):
-        read_coco(*make_coco(IMAGES, [], categories=[{"id": 3, "name": "a"}, {"id": 3, "name": "b"}]))
-    contents = read_coco(*make_coco(IMAGES, [_annotation(), _annotation()]), unique_annotation_ids=False)
+        read_coco(
+            *make_coco(IMAGES, [], categories=[{"id": 3, "name": "a"}, {"id": 3, "name": "b"}])
+        )
+    contents = read_coco(
+        *make_coco(IMAGES, [_annotation(), _annotation()]), unique_annotation_ids=False
+    )
     assert len(contents.records[1]["annotations"]) == 2
 
 
@@ -174,8 +233,14 @@ def test_read_coco__refuses_repeated_ids(make_coco):
         ("{not json", "is not json .*may be cut off"),
         ("[]", "not in COCO's format"),
         ('{"images": [], "categories": []}', "non-empty list 'images'"),
-        ('{"images": [{}], "categories": [{}], "annotations": {"1": {}}}', "'annotations' is {'1': {}}, expected a list of objects"),
-        ('{"images": [{}], "categories": [{"id": 1, "name": "a", "keypoints": 3}]}', "'keypoints' of category 'a' must be a list"),
+        (
+            '{"images": [{}], "categories": [{}], "annotations": {"1": {}}}',
+            "'annotations' is {'1': {}}, expected a list of objects",
+        ),
+        (
+            '{"images": [{}], "categories": [{"id": 1, "name": "a", "keypoints": 3}]}',
+            "'keypoints' of category 'a' must be a list",
+        ),
     ],
 )
 def test_read_coco__refuses_other_files(tmp_path, text, said):
@@ -197,13 +262,22 @@ def test_read_coco__counts_missing_pictures_and_names_the_first(make_coco):
 
 @pytest.mark.detectron2
 @pytest.mark.parametrize(
-    "name", ["instances_train2017", "instances_val2017", "person_keypoints_train2017", "person_keypoints_val2017"]
+    "name",
+    [
+        "instances_train2017",
+        "instances_val2017",
+        "person_keypoints_train2017",
+        "person_keypoints_val2017",
+    ],
 )
 def test_read_coco__equals_detectron2(shared_data, name):
     from detectron2.data.datasets.coco import load_coco_json
     from detectron2.structures import BoxMode
 
-    json_file, images = shared_data / "coco/annotations" / f"{name}.json", shared_data / "coco" / name.rsplit("_", 1)[1]
+    json_file, images = (
+        shared_data / "coco/annotations" / f"{name}.json",
+        shared_data / "coco" / name.rsplit("_", 1)[1],
+    )
     theirs = load_coco_json(str(json_file), str(images), dataset_name=f"test_coco_{name}")
     ours = read_coco(json_file, images)
     assert len(ours.records) == len(theirs) >= 128

@@ -1,6 +1,8 @@
-"""The order of training pictures: against Detectron2's sampler, and the same after a restart, for any number of workers.
+"""The order of training pictures: against Detectron2's sampler, and the same after a restart, for
+any number of workers.
 
-Mutations that were seen to turn this red: seed the augmentation by index instead of by draw; start the draw numbers
+Mutations that were seen to turn this red: seed the augmentation by index instead of by draw; start
+    the draw numbers
 anew on each rank; ignore start_iteration; group by w >= h; give the last rank the remainder twice.
 """
 
@@ -13,15 +15,25 @@ import numpy as np
 import pytest
 import torch
 
-from moco_transfer.data.batches.loader import (PackedRecords, shard_of, test_loader, train_loader, training_batches)
 from moco_transfer.data.annotations.records import leave_out_empty, leave_out_few_keypoints
+from moco_transfer.data.batches.loader import (
+    PackedRecords,
+    shard_of,
+    test_loader,
+    train_loader,
+    training_batches,
+)
 from moco_transfer.runtime.errors import InputError
 
 RECORDS = [{"width": 10 + i % 3, "height": 11, "image_id": i} for i in range(23)]
 
 
 def _take(n, **kwargs):
-    return list(itertools.islice(training_batches(RECORDS, **{"batch_size_per_rank": 4, "seed": 7, **kwargs}), n))
+    return list(
+        itertools.islice(
+            training_batches(RECORDS, **{"batch_size_per_rank": 4, "seed": 7, **kwargs}), n
+        )
+    )
 
 
 def _number(record, rng):
@@ -41,12 +53,17 @@ def test_training_batches__every_picture_once_a_round():
 def test_training_batches__ranks_share_one_stream():
     whole = [draw for batch in _take(12, aspect_ratio_grouping=False) for draw in batch]
     for rank in range(3):
-        mine = [draw for batch in _take(4, aspect_ratio_grouping=False, rank=rank, world_size=3) for draw in batch]
+        mine = [
+            draw
+            for batch in _take(4, aspect_ratio_grouping=False, rank=rank, world_size=3)
+            for draw in batch
+        ]
         assert mine == whole[rank::3]
 
 
 def test_training_batches__groups_wide_pictures_apart():
-    # Widths are 10, 11, 12 and the height is 11: only 12 is wider than high; 11 x 11 counts with the high ones.
+    # Widths are 10, 11, 12 and the height is 11: only 12 is wider than high; 11 x 11 counts with
+    # the high ones.
     batches = _take(40)
     kinds = [{RECORDS[index]["width"] > 11 for index, _ in batch} for batch in batches]
     assert all(len(kind) == 1 for kind in kinds)
@@ -58,24 +75,39 @@ def test_training_batches__groups_wide_pictures_apart():
 
 @pytest.mark.parametrize("grouping", [True, False])
 def test_training_batches__start_iteration_goes_on_where_it_was(grouping):
-    assert _take(30, aspect_ratio_grouping=grouping)[17:] == _take(13, aspect_ratio_grouping=grouping, start_iteration=17)
+    assert _take(30, aspect_ratio_grouping=grouping)[17:] == _take(
+        13, aspect_ratio_grouping=grouping, start_iteration=17
+    )
 
 
 def test_training_batches__refuses_illegal_arguments():
     with pytest.raises(InputError, match="no picture to train on"):
         training_batches([], batch_size_per_rank=1, seed=0)
-    for wrong in ({"batch_size_per_rank": 0}, {"seed": -1}, {"rank": 2, "world_size": 2}, {"start_iteration": -1}):
+    for wrong in (
+        {"batch_size_per_rank": 0},
+        {"seed": -1},
+        {"rank": 2, "world_size": 2},
+        {"start_iteration": -1},
+    ):
         with pytest.raises(InputError, match="Illegal loader settings"):
             _take(1, **wrong)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_train_loader__augmentation_belongs_to_the_draw(num_workers):
-    loader = train_loader(RECORDS, _number, batch_size_per_rank=4, seed=7, num_workers=num_workers, start_iteration=3)
+    loader = train_loader(
+        RECORDS, _number, batch_size_per_rank=4, seed=7, num_workers=num_workers, start_iteration=3
+    )
     state = torch.get_rng_state()
-    got = [[(item["image_id"], item["draw"]) for item in batch] for batch in itertools.islice(loader, 5)]
+    got = [
+        [(item["image_id"], item["draw"]) for item in batch]
+        for batch in itertools.islice(loader, 5)
+    ]
     expected = [
-        [(index, float(np.random.default_rng(np.random.SeedSequence([7, number])).random())) for index, number in batch]
+        [
+            (index, float(np.random.default_rng(np.random.SeedSequence([7, number])).random()))
+            for index, number in batch
+        ]
         for batch in _take(8)[3:]
     ]
     assert got == expected
@@ -87,7 +119,13 @@ def test_train_loader__augmentation_belongs_to_the_draw(num_workers):
 def test_loaders__a_problem_stays_one_sentence(num_workers):
     records = [{"width": 1, "height": 1, "image_id": 99}]
     with pytest.raises(InputError, match=r"^picture 99 is broken\.$"):
-        next(iter(train_loader(records, _number, batch_size_per_rank=1, seed=0, num_workers=num_workers)))
+        next(
+            iter(
+                train_loader(
+                    records, _number, batch_size_per_rank=1, seed=0, num_workers=num_workers
+                )
+            )
+        )
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 5, 30])
@@ -98,7 +136,11 @@ def test_test_loader__each_picture_on_one_rank_once(world_size):
     ids = []
     for rank in range(world_size):
         loader = test_loader(
-            RECORDS, lambda record: {"image_id": record["image_id"]}, batch_size=4, rank=rank, world_size=world_size
+            RECORDS,
+            lambda record: {"image_id": record["image_id"]},
+            batch_size=4,
+            rank=rank,
+            world_size=world_size,
         )
         ids += [item["image_id"] for batch in loader for item in batch]
     assert ids == list(range(23))
@@ -142,5 +184,7 @@ def test_training_batches__equal_detectron2_stream_and_grouping(monkeypatch, wor
         stream = (RECORDS[index] for index in TrainingSampler(len(RECORDS), seed=7))
         theirs = itertools.islice(AspectRatioGroupedDataset(stream, 4), 30)
         ours = _take(30, rank=rank, world_size=world_size)
-        assert [[index for index, _ in batch] for batch in ours] == [[record["image_id"] for record in batch] for batch in theirs]
+        assert [[index for index, _ in batch] for batch in ours] == [
+            [record["image_id"] for record in batch] for batch in theirs
+        ]
         assert list(InferenceSampler(23)) == list(shard_of(23, rank=rank, world_size=world_size))

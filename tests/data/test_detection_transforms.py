@@ -1,8 +1,10 @@
-"""Pictures and annotations after resizing and mirroring: against Detectron2's mapper on real pictures, and worked by hand.
+"""Pictures and annotations after resizing and mirroring: against Detectron2's mapper on real
+pictures, and worked by hand.
 
-Mutations that were seen to turn this red: mirror to W - 1 - x; mirror before resizing with the old width; round the
-new size down; resize with nearest neighbours; keep crowd regions; ignore EXIF; RGB for BGR; do not swap left and
-right key points; keep boxes without area; draw the flip before the size.
+Mutations that were seen to turn this red: mirror to W - 1 - x; mirror before resizing with the old
+    width; round the
+new size down; resize with nearest neighbours; keep crowd regions; ignore EXIF; RGB for BGR; do not
+swap left and right key points; keep boxes without area; draw the flip before the size.
 """
 
 from __future__ import annotations
@@ -13,16 +15,27 @@ import torch
 from PIL import Image
 
 from moco_transfer.data.annotations.coco import read_coco
-from moco_transfer.data.batches.geometry import ResizeAndFlip, draw_shorter_edge, resized_shape
-from moco_transfer.data.batches.transforms import (TestMapper, TrainMapper, read_and_check, read_picture)
 from moco_transfer.data.annotations.voc import VOC_CLASSES, read_voc
+from moco_transfer.data.batches.geometry import ResizeAndFlip, draw_shorter_edge, resized_shape
+from moco_transfer.data.batches.transforms import (
+    TestMapper,
+    TrainMapper,
+    read_and_check,
+    read_picture,
+)
 from moco_transfer.runtime.errors import InputError, MissingFileError
 
 MIRROR = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
 
 
 def _record(path, width=20, height=10, annotations=()):
-    return {"file_name": str(path), "image_id": 1, "width": width, "height": height, "annotations": list(annotations)}
+    return {
+        "file_name": str(path),
+        "image_id": 1,
+        "width": width,
+        "height": height,
+        "annotations": list(annotations),
+    }
 
 
 @pytest.fixture
@@ -62,13 +75,19 @@ def test_train_mapper__moves_boxes_polygons_and_key_points_by_known_numbers(pict
     }
     crowd = {"bbox": [0.0, 0.0, 20.0, 10.0], "category_id": 0, "iscrowd": 1}
     empty = {**person, "bbox": [3.0, 3.0, 3.0, 8.0]}
-    mapper = TrainMapper((20,), 100, with_masks=True, with_keypoints=True, keypoint_mirror=(0, 2, 1))
+    mapper = TrainMapper(
+        (20,), 100, with_masks=True, with_keypoints=True, keypoint_mirror=(0, 2, 1)
+    )
     record = _record(path, annotations=[person, crowd, empty])
-    item = mapper.apply(record, read_and_check(record, "RGB"), ResizeAndFlip((10, 20), (20, 40), "horizontal"))
+    item = mapper.apply(
+        record, read_and_check(record, "RGB"), ResizeAndFlip((10, 20), (20, 40), "horizontal")
+    )
     # Twice as large, 40 wide: x -> 40 - 2 x, y -> 2 y.
     assert item["gt_boxes"].tolist() == [[28.0, 2.0, 36.0, 18.0]]
     assert item["gt_classes"].tolist() == [4]
-    assert [[polygon.tolist() for polygon in polygons] for polygons in item["gt_masks"]] == [[[36.0, 2.0, 28.0, 2.0, 28.0, 18.0]]]
+    assert [[polygon.tolist() for polygon in polygons] for polygons in item["gt_masks"]] == [
+        [[36.0, 2.0, 28.0, 2.0, 28.0, 18.0]]
+    ]
     # The third point lies outside, becomes unlabelled, and changes places with the second.
     assert item["gt_keypoints"].tolist() == [[[32.0, 10.0, 2.0], [0.0, 0.0, 0.0], [36.0, 2.0, 1.0]]]
     assert (item["height"], item["width"], item["image"].shape) == (10, 20, (3, 20, 40))
@@ -78,9 +97,13 @@ def test_train_mapper__vertical_flip_and_clipping(picture):
     path, pixels = picture
     record = _record(path, annotations=[{"bbox": [-1.0, 1.0, 25.0, 4.0], "category_id": 0}])
     mapper = TrainMapper((10,), 100, flip="vertical")
-    item = mapper.apply(record, read_and_check(record, "RGB"), ResizeAndFlip((10, 20), (10, 20), "vertical"))
+    item = mapper.apply(
+        record, read_and_check(record, "RGB"), ResizeAndFlip((10, 20), (10, 20), "vertical")
+    )
     assert item["gt_boxes"].tolist() == [[0.0, 6.0, 20.0, 9.0]]
-    assert torch.equal(item["image"], torch.from_numpy(pixels[::-1].transpose(2, 0, 1).copy()).float())
+    assert torch.equal(
+        item["image"], torch.from_numpy(pixels[::-1].transpose(2, 0, 1).copy()).float()
+    )
 
 
 def test_train_mapper__is_a_function_of_the_generator(picture):
@@ -109,7 +132,9 @@ def test_train_mapper__is_a_function_of_the_generator(picture):
 def test_test_mapper__resizes_with_pillows_bilinear_filter(picture):
     path, pixels = picture
     item = TestMapper(15, 100, "BGR")(_record(path))
-    expected = np.asarray(Image.fromarray(pixels).resize((30, 15), Image.Resampling.BILINEAR))[:, :, ::-1]
+    expected = np.asarray(Image.fromarray(pixels).resize((30, 15), Image.Resampling.BILINEAR))[
+        :, :, ::-1
+    ]
     assert np.array_equal(item["image"].numpy(), expected.transpose(2, 0, 1).astype(np.float32))
     assert set(item) == {"image", "height", "width", "image_id", "file_name"}
 
@@ -123,12 +148,22 @@ def test_train_mapper__bitmask_from_polygon_and_rle(picture):
     rle = mask_api.encode(np.asfortranarray(bitmap))
     annotations = [
         {"bbox": [4.0, 2.0, 10.0, 6.0], "category_id": 0, "segmentation": rle},
-        {"bbox": [4.0, 2.0, 10.0, 6.0], "category_id": 1, "segmentation": [[4, 2, 10, 2, 10, 6, 4, 6]]},
-        {"bbox": [4.0, 2.0, 10.0, 6.0], "category_id": 2, "segmentation": mask_api.encode(np.asfortranarray(bitmap * 0))},
+        {
+            "bbox": [4.0, 2.0, 10.0, 6.0],
+            "category_id": 1,
+            "segmentation": [[4, 2, 10, 2, 10, 6, 4, 6]],
+        },
+        {
+            "bbox": [4.0, 2.0, 10.0, 6.0],
+            "category_id": 2,
+            "segmentation": mask_api.encode(np.asfortranarray(bitmap * 0)),
+        },
     ]
     record = _record(path, annotations=annotations)
     mapper = TrainMapper((20,), 100, with_masks=True, mask_format="bitmask")
-    item = mapper.apply(record, read_and_check(record, "RGB"), ResizeAndFlip((10, 20), (20, 40), "horizontal"))
+    item = mapper.apply(
+        record, read_and_check(record, "RGB"), ResizeAndFlip((10, 20), (20, 40), "horizontal")
+    )
     expected = torch.zeros(20, 40, dtype=torch.bool)
     expected[4:12, 20:32] = True  # columns 8..19 mirrored: 40 - 20 .. 40 - 8
     assert item["gt_classes"].tolist() == [0, 1], "an empty mask is left out"
@@ -189,8 +224,12 @@ def _detectron2_item(record, shorter_edge, max_size, flip, image_format, **kwarg
 
     augmentations = [T.ResizeShortestEdge([shorter_edge], max_size, "choice")]
     if flip != "none":
-        augmentations.append(T.RandomFlip(1.0, horizontal=flip == "horizontal", vertical=flip == "vertical"))
-    annotations = [{**annotation, "bbox_mode": BoxMode.XYXY_ABS} for annotation in record["annotations"]]
+        augmentations.append(
+            T.RandomFlip(1.0, horizontal=flip == "horizontal", vertical=flip == "vertical")
+        )
+    annotations = [
+        {**annotation, "bbox_mode": BoxMode.XYXY_ABS} for annotation in record["annotations"]
+    ]
     mapper = DatasetMapper(True, augmentations=augmentations, image_format=image_format, **kwargs)
     return mapper({**record, "annotations": annotations})
 
@@ -198,14 +237,20 @@ def _detectron2_item(record, shorter_edge, max_size, flip, image_format, **kwarg
 @pytest.mark.detectron2
 @pytest.mark.parametrize(
     ("flip", "image_format", "size"),
-    [("none", "BGR", (800, 1333)), ("horizontal", "RGB", (321, 500)), ("vertical", "RGB", (99, 120))],
+    [
+        ("none", "BGR", (800, 1333)),
+        ("horizontal", "RGB", (321, 500)),
+        ("vertical", "RGB", (99, 120)),
+    ],
 )
 def test_train_mapper__equals_detectron2_on_voc(shared_data, flip, image_format, size):
     records = read_voc(shared_data / "VOC2007", "test", VOC_CLASSES).records[:12]
     mapper = TrainMapper((size[0],), size[1], flip=flip, image_format=image_format)
     for record in records:
         theirs = _detectron2_item(record, *size, flip, image_format)
-        shape = resized_shape(record["height"], record["width"], shorter_edge=size[0], max_size=size[1])
+        shape = resized_shape(
+            record["height"], record["width"], shorter_edge=size[0], max_size=size[1]
+        )
         pixels = read_and_check(record, image_format)
         ours = mapper.apply(record, pixels, ResizeAndFlip(pixels.shape[:2], shape, flip))
         assert torch.equal(ours["image"], theirs["image"].float())
@@ -216,11 +261,19 @@ def test_train_mapper__equals_detectron2_on_voc(shared_data, flip, image_format,
 @pytest.mark.detectron2
 @pytest.mark.parametrize("flip", ["none", "horizontal"])
 def test_train_mapper__masks_and_key_points_equal_detectron2_on_coco(shared_data, flip):
-    contents = read_coco(shared_data / "coco/annotations/person_keypoints_val2017.json", shared_data / "coco/val2017")
+    contents = read_coco(
+        shared_data / "coco/annotations/person_keypoints_val2017.json", shared_data / "coco/val2017"
+    )
     records = [record for record in contents.records if record["annotations"]][:12]
     for mask_format in ("polygon", "bitmask"):
         mapper = TrainMapper(
-            (240,), 400, flip=flip, with_masks=True, mask_format=mask_format, with_keypoints=True, keypoint_mirror=MIRROR
+            (240,),
+            400,
+            flip=flip,
+            with_masks=True,
+            mask_format=mask_format,
+            with_keypoints=True,
+            keypoint_mirror=MIRROR,
         )
         for record in records:
             theirs = _detectron2_item(
@@ -253,8 +306,12 @@ def test_test_mapper__equals_detectron2(shared_data):
     from detectron2.data import DatasetMapper
     from detectron2.data import transforms as T
 
-    records = read_coco(shared_data / "coco/annotations/instances_val2017.json", shared_data / "coco/val2017").records[:12]
-    theirs = DatasetMapper(False, augmentations=[T.ResizeShortestEdge([480], 640, "choice")], image_format="BGR")
+    records = read_coco(
+        shared_data / "coco/annotations/instances_val2017.json", shared_data / "coco/val2017"
+    ).records[:12]
+    theirs = DatasetMapper(
+        False, augmentations=[T.ResizeShortestEdge([480], 640, "choice")], image_format="BGR"
+    )
     ours = TestMapper(480, 640, "BGR")
     for record in records:
         mine, other = ours(record), theirs(record)

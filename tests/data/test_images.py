@@ -1,8 +1,9 @@
 """Pictures of every mode and files of every name.
 
-Went red under: 16-bit values left to PIL; TypeError and others of PIL's own code let through; names that start with a dot listed; no check for
-links that lead round; extensions in upper case left out; palettes converted directly; names pickled whole for
-each worker that is started afresh.
+Went red under: 16-bit values left to PIL; TypeError and others of PIL's own code let through; names
+    that start with a dot listed; no check for
+links that lead round; extensions in upper case left out; palettes converted directly; names pickled
+whole for each worker that is started afresh.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 from PIL import Image
 from torchvision.datasets.folder import default_loader
 
-from moco_transfer.data.images.folder import (UNREADABLE, PathList, find_images, read_rgb)
+from moco_transfer.data.images.folder import UNREADABLE, PathList, find_images, read_rgb
 from moco_transfer.data.views.two_views import Views, collate_views
 from moco_transfer.runtime.errors import InputError
 
@@ -30,7 +31,15 @@ def gradient(height: int = 12, width: int = 20) -> np.ndarray:
     return (np.arange(height * width * 3).reshape(height, width, 3) * 5 % 256).astype(np.uint8)
 
 
-_MODES = [("RGB", "png"), ("L", "png"), ("1", "png"), ("CMYK", "jpg"), ("P", "gif"), ("LA", "png"), ("RGBA", "webp")]
+_MODES = [
+    ("RGB", "png"),
+    ("L", "png"),
+    ("1", "png"),
+    ("CMYK", "jpg"),
+    ("P", "gif"),
+    ("LA", "png"),
+    ("RGBA", "webp"),
+]
 
 
 @pytest.mark.parametrize(("mode", "extension"), _MODES)
@@ -38,7 +47,9 @@ def test_read_rgb__equals_torchvisions_loader(tmp_path, mode, extension):
     path = tmp_path / f"picture.{extension}"
     Image.fromarray(gradient()).convert(mode).save(path)
     got = read_rgb(path)
-    assert got.mode == "RGB" and np.array_equal(np.asarray(got), np.asarray(default_loader(str(path))))
+    assert got.mode == "RGB" and np.array_equal(
+        np.asarray(got), np.asarray(default_loader(str(path)))
+    )
 
 
 @pytest.mark.parametrize("extension", ["png", "tif", "pgm"])
@@ -83,10 +94,20 @@ def test_read_rgb__float_pixels_have_no_range(tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_read_rgb__whatever_damage_is_one_of_unreadable():
-    """Random bytes changed in files of eight formats; nothing but UNREADABLE may come out (TypeError did, from a TIFF)."""
+    """Random bytes changed in files of eight formats; nothing but UNREADABLE may come out
+    (TypeError did, from a TIFF).
+    """
     rng = np.random.default_rng(0)
     picture, files = Image.fromarray(gradient(16, 16)), []
-    for form, options in [("JPEG", {}), ("PNG", {}), ("BMP", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("WEBP", {}), ("PPM", {})]:
+    for form, options in [
+        ("JPEG", {}),
+        ("PNG", {}),
+        ("BMP", {}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("WEBP", {}),
+        ("PPM", {}),
+    ]:
         buffer = io.BytesIO()
         picture.save(buffer, form, **options)
         files.append(buffer.getvalue())
@@ -103,9 +124,19 @@ def test_read_rgb__whatever_damage_is_one_of_unreadable():
     assert min(outcomes.values()) > 100, outcomes
 
 
-@pytest.mark.parametrize("error", [TypeError("'float' object cannot be interpreted as an integer"), KeyError(5), EOFError(), struct.error("unpack")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        TypeError("'float' object cannot be interpreted as an integer"),
+        KeyError(5),
+        EOFError(),
+        struct.error("unpack"),
+    ],
+)
 def test_read_rgb__what_pil_lets_through_counts_as_damage(tmp_path, monkeypatch, error):
-    """The TypeError came from a TIFF with changed bytes, once in 40,000; too seldom for the test above."""
+    """The TypeError came from a TIFF with changed bytes, once in 40,000; too seldom for the test
+    above.
+    """
     (tmp_path / "x.tif").write_bytes(b"")
 
     def leak(_):
@@ -122,7 +153,13 @@ def save(path, shade: int = 7) -> None:
 
 
 def test_find_images__names_of_every_kind(tmp_path):
-    names = ["b/deep/er/x.JPG", "b/Bild mit Ümläut und 漢字.png", "a/new\nline.jpeg", "a/x.Tiff", "c/x.webp"]
+    names = [
+        "b/deep/er/x.JPG",
+        "b/Bild mit Ümläut und 漢字.png",
+        "a/new\nline.jpeg",
+        "a/x.Tiff",
+        "c/x.webp",
+    ]
     for name in names:
         save(tmp_path / name)
     odd = os.fsencode(tmp_path / "c") + b"/latin1-\xfc.png"  # a name that is no UTF-8
@@ -132,7 +169,11 @@ def test_find_images__names_of_every_kind(tmp_path):
         (tmp_path / other).parent.mkdir(exist_ok=True)
         (tmp_path / other).write_bytes(b"no")
     folder = find_images(tmp_path)
-    assert sorted(folder.names) == sorted([*names, os.fsdecode(b"c/latin1-\xfc.png")]) == list(folder.names)
+    assert (
+        sorted(folder.names)
+        == sorted([*names, os.fsdecode(b"c/latin1-\xfc.png")])
+        == list(folder.names)
+    )
     assert folder.class_names == ("a", "b", "c") and folder.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert [read_rgb(folder.path(i)).size for i in range(6)] == [(8, 8)] * 6
     assert folder.name(4).endswith("latin1-\\xfc.png") and folder.name(4).encode("utf-8")
@@ -169,7 +210,10 @@ def test_views__zero_bytes_and_broken_links_are_replaced_and_named(tmp_path):
     (tmp_path / "7.jpg").symlink_to(tmp_path / "nowhere.jpg")
     views = Views(find_images(tmp_path), recipe="supervised", size=8, crop_scale=(0.2, 1.0), seed=0)
     batch = collate_views([views[(0, i)] for i in range(8)])
-    assert set(batch["unreadable"]) == {str(tmp_path / "6.jpg"), str(tmp_path / "7.jpg")} and batch["given_up"] == 0
+    assert (
+        set(batch["unreadable"]) == {str(tmp_path / "6.jpg"), str(tmp_path / "7.jpg")}
+        and batch["given_up"] == 0
+    )
     assert torch.equal(batch["views"][:, :, 0], torch.full((2, 8, 8, 8), 200, dtype=torch.uint8))
     assert batch["index"].tolist()[:6] == list(range(6)) and max(batch["index"].tolist()) < 6
 
@@ -177,13 +221,20 @@ def test_views__zero_bytes_and_broken_links_are_replaced_and_named(tmp_path):
 def test_path_list__is_the_list_it_was_made_of():
     names = ["a", "", "ü/漢", os.fsdecode(b"\xff")]
     paths = PathList(names)
-    assert list(paths) == names and paths[-1] == names[-1] and paths[1:3] == names[1:3] and len(paths) == 4
+    assert (
+        list(paths) == names
+        and paths[-1] == names[-1]
+        and paths[1:3] == names[1:3]
+        and len(paths) == 4
+    )
     with pytest.raises(IndexError):
         paths[4]
 
 
 class Spawning:
-    """Stands for a process that is being started: what multiprocessing asks of it while it pickles what it sends there."""
+    """Stands for a process that is being started: what multiprocessing asks of it while it pickles
+    what it sends there.
+    """
 
     DupFd = _DupFd
 

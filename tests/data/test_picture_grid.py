@@ -1,6 +1,7 @@
 """Pictures in rows with boxes: known pixels, and an SVG that says the same.
 
-Seen red under: boxes not scaled with their picture; dashes ignored; PNG and SVG of different sizes; text not escaped; a row
+Seen red under: boxes not scaled with their picture; dashes ignored; PNG and SVG of different sizes;
+    text not escaped; a row
 lower than its highest picture.
 """
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moco_transfer.data.image_grid import (CELL, GAP, LINES, Cell, Mark, PictureGrid, save_grid)
+from moco_transfer.data.image_grid import CELL, GAP, LINES, Cell, Mark, PictureGrid, save_grid
 
 GREY = np.full((40, 80, 3), 100, np.uint8)  # twice as wide as high: drawn 160 x 320
 TALL = np.full((80, 40, 3), 50, np.uint8)
@@ -49,7 +50,11 @@ def test_save_grid__boxes_where_they_belong(drawn):
     colours = {tuple(pixel) for pixel in edge.tolist()}
     assert colours == {_rgb(LINES[1][0]), (255, 255, 255)}
     assert pixels.shape[1] == 2 * (CELL + GAP) + GAP
-    assert tuple(pixels[TOP + CELL - 8, GAP + CELL + GAP + 80]) == (50, 50, 50)  # the tall picture sets the height of its row
+    assert tuple(pixels[TOP + CELL - 8, GAP + CELL + GAP + 80]) == (
+        50,
+        50,
+        50,
+    )  # the tall picture sets the height of its row
     assert tuple(pixels[TOP + 200, GAP + 5]) == (255, 255, 255)
 
 
@@ -58,10 +63,21 @@ def test_save_grid__svg_says_the_same(drawn):
     name = "{http://www.w3.org/2000/svg}"
     assert (int(root.get("width")), int(root.get("height"))) == (pixels.shape[1], pixels.shape[0])
     texts = [text.text for text in root.iter(f"{name}text")]
-    assert texts[:2] == ["one", "two"] and "a <b> & c" in texts and texts[-2:] == ["solid", "dashed"]
-    boxes = [rect for rect in root.iter(f"{name}rect") if rect.get("stroke") in (LINES[0][0], LINES[1][0])]
+    assert (
+        texts[:2] == ["one", "two"] and "a <b> & c" in texts and texts[-2:] == ["solid", "dashed"]
+    )
+    boxes = [
+        rect
+        for rect in root.iter(f"{name}rect")
+        if rect.get("stroke") in (LINES[0][0], LINES[1][0])
+    ]
     first, second, *_ = boxes
-    assert [float(first.get(key)) for key in ("x", "y", "width", "height")] == [GAP + 40, TOP + 40, 80, 40]
+    assert [float(first.get(key)) for key in ("x", "y", "width", "height")] == [
+        GAP + 40,
+        TOP + 40,
+        80,
+        40,
+    ]
     assert (first.get("stroke-dasharray"), second.get("stroke-dasharray")) == (None, "7 4")
     images = [image.get("href").split(",") for image in root.iter(f"{name}image")]
     assert [head for head, _ in images] == ["data:image/jpeg;base64"] * 2

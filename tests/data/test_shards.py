@@ -2,12 +2,14 @@
 
 The pictures have one colour each, so a batch says which pictures it is made of.
 
-Went red under: keys up to the last dot; no look for the end of the archive; the index kept for a changed shard; the same shards for all processes,
-or for all workers; the same order in each epoch; a resumed worker that takes the stream of its own number, gives used pictures again, or skips
-nothing; blocks not shuffled, or all alike; views without the epoch; an unreadable picture replaced from the wrong place; a transfer opened again
-from the start, or its failure not asked for; an error left to the worker; numbers of pictures not compared; shards
-counted in spite of DATA.NUM_IMAGES, or not looked for. In pretrain/test_shard_runs.py:
-the place in the run ignored on resuming.
+Went red under: keys up to the last dot; no look for the end of the archive; the index kept for a
+    changed shard; the same shards for all processes,
+or for all workers; the same order in each epoch; a resumed worker that takes the stream of its own
+number, gives used pictures again, or skips nothing; blocks not shuffled, or all alike; views
+without the epoch; an unreadable picture replaced from the wrong place; a transfer opened again from
+the start, or its failure not asked for; an error left to the worker; numbers of pictures not
+compared; shards counted in spite of DATA.NUM_IMAGES, or not looked for. In
+pretrain/test_shard_runs.py: the place in the run ignored on resuming.
 """
 
 from __future__ import annotations
@@ -31,26 +33,37 @@ from shard_tools import number_of, png, write_shards, write_tar
 
 from moco_transfer.data.images import shard_reader
 from moco_transfer.data.images.folder import find_images
-from moco_transfer.data.views.loading import Loader, warn_of_another_order
 from moco_transfer.data.images.shard_count import INDEX_FILE, count_pictures
 from moco_transfer.data.images.shard_order import ShardBatches
 from moco_transfer.data.images.sources import open_source
+from moco_transfer.data.views.loading import Loader, warn_of_another_order
 from moco_transfer.data.views.two_views import ViewMaker, Views
 from moco_transfer.runtime.errors import InputError, MissingFileError
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("webdataset") is None, reason="webdataset is not installed (extra 'shards')")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("webdataset") is None,
+    reason="webdataset is not installed (extra 'shards')",
+)
 
 MAKE_VIEWS = ViewMaker("supervised", 8, (0.2, 1.0), 1)
 
 
 def plan(source, **more) -> ShardBatches:
-    settings = {"batch_size_total": 4, "epochs": 3, "seed": 0, "num_workers": 0, "shuffle_buffer": 5} | more
+    settings = {
+        "batch_size_total": 4,
+        "epochs": 3,
+        "seed": 0,
+        "num_workers": 0,
+        "shuffle_buffer": 5,
+    } | more
     return ShardBatches(source, **settings)
 
 
 def read(batches: ShardBatches, make_views=MAKE_VIEWS) -> list[dict]:
     """Load what is left of a run."""
-    loader = Loader(batches.shards, batches, make_views, num_workers=batches.num_workers, pin_memory=False)
+    loader = Loader(
+        batches.shards, batches, make_views, num_workers=batches.num_workers, pin_memory=False
+    )
     loaded = list(loader)
     assert len(loaded) == len(loader)
     return loaded
@@ -63,7 +76,11 @@ def numbers(batches: list[dict]) -> list[int]:
 def assert_same(a: list[dict], b: list[dict]) -> None:
     assert len(a) == len(b) > 0
     for x, y in zip(a, b, strict=True):
-        assert torch.equal(x["views"], y["views"]) and torch.equal(x["index"], y["index"]) and x["unreadable"] == y["unreadable"]
+        assert (
+            torch.equal(x["views"], y["views"])
+            and torch.equal(x["index"], y["index"])
+            and x["unreadable"] == y["unreadable"]
+        )
 
 
 # --- what the shards hold ---
@@ -83,7 +100,15 @@ def test_open_shards__counts_what_webdataset_reads(tmp_path):
     path = write_tar(tmp_path / "odd.tar", members)
     streamed = list(shard_reader.read_shard(str(path)))
     names = [name.removeprefix(f"{path}: ") for name, _, _ in streamed]
-    assert names == ["000.jpg", "001.PNG", "003.webp", "./006.jpeg", "sub.dir/007.png", "sub.dir/008.jpg", "漢字-009.jpg"]
+    assert names == [
+        "000.jpg",
+        "001.PNG",
+        "003.webp",
+        "./006.jpeg",
+        "sub.dir/007.png",
+        "sub.dir/008.jpg",
+        "漢字-009.jpg",
+    ]
     assert [label for _, _, label in streamed] == [1, 0, -1, -1, -1, -1, -1]
     assert count_pictures(path).num_images == len(streamed)
 
@@ -98,22 +123,36 @@ def test_open_shards__folder_pattern_file_and_gzip_are_the_same(tmp_path):
     by_folder = open_source(str(tmp_path / "s"))
     by_pattern = open_source(str(tmp_path / "s" / "train-{000..002}.tar"))
     by_file_url = open_source(f"file:{tmp_path / 's'}/train-{{000..002}}.tar")
-    assert by_folder.urls == by_pattern.urls == by_file_url.urls and by_folder.counts.tolist() == [3, 5, 2] == by_pattern.counts.tolist()
+    assert (
+        by_folder.urls == by_pattern.urls == by_file_url.urls
+        and by_folder.counts.tolist() == [3, 5, 2] == by_pattern.counts.tolist()
+    )
     assert len(by_folder) == 10 and by_folder.index(2, 1) == 9
-    zipped = open_source(str(write_tar(tmp_path / "z.tar.gz", [("0.png", png(7)), ("1.png", png(8))])))
+    zipped = open_source(
+        str(write_tar(tmp_path / "z.tar.gz", [("0.png", png(7)), ("1.png", png(8))]))
+    )
     assert zipped.counts.tolist() == [2]
     assert sorted(numbers(read(plan(zipped, batch_size_total=2, epochs=1)))) == [7, 8]
 
 
-def test_open_shards__numbers_are_kept_and_counted_again_when_a_shard_changes(tmp_path, monkeypatch):
+def test_open_shards__numbers_are_kept_and_counted_again_when_a_shard_changes(
+    tmp_path, monkeypatch
+):
     write_shards(tmp_path, [3, 5])
     assert len(open_source(str(tmp_path))) == 8
     index = json.loads((tmp_path / INDEX_FILE).read_text())
-    assert [(entry["url"], entry["nsamples"]) for entry in index["shardlist"]] == [("train-000.tar", 3), ("train-001.tar", 5)]
+    assert [(entry["url"], entry["nsamples"]) for entry in index["shardlist"]] == [
+        ("train-000.tar", 3),
+        ("train-001.tar", 5),
+    ]
     counted = []
     from moco_transfer.data.images import shard_count
 
-    monkeypatch.setattr(shard_count, "count_pictures", lambda file: counted.append(file.name) or count_pictures(file))
+    monkeypatch.setattr(
+        shard_count,
+        "count_pictures",
+        lambda file: counted.append(file.name) or count_pictures(file),
+    )
     assert len(open_source(str(tmp_path))) == 8 and counted == []
     write_shards(tmp_path, [3, 6])
     assert len(open_source(str(tmp_path))) == 9 and "train-001.tar" in counted
@@ -122,7 +161,11 @@ def test_open_shards__numbers_are_kept_and_counted_again_when_a_shard_changes(tm
 
 
 def test_open_shards__classes(tmp_path):
-    assert open_source(str(write_shards(tmp_path / "a", [3, 2], labels=True))).class_names == ("0", "1", "2")
+    assert open_source(str(write_shards(tmp_path / "a", [3, 2], labels=True))).class_names == (
+        "0",
+        "1",
+        "2",
+    )
     assert open_source(str(write_shards(tmp_path / "b", [3, 2]))).class_names == ()
     labelled = read(plan(open_source(str(tmp_path / "a")), epochs=1))
     assert labelled[0]["label"].tolist() == [n % 3 for n in numbers(labelled)]
@@ -135,24 +178,40 @@ def test_open_shards__num_images_is_trusted_and_nothing_counted(tmp_path, monkey
     write_shards(tmp_path, [6] * 4, labels=True)
     counted = read(plan(open_source(str(tmp_path)), num_workers=2, epochs=2))
     (tmp_path / INDEX_FILE).unlink()
-    monkeypatch.setattr(shard_count, "count_pictures", lambda file: pytest.fail(f"{file} was counted"))
+    monkeypatch.setattr(
+        shard_count, "count_pictures", lambda file: pytest.fail(f"{file} was counted")
+    )
     trusted = open_source(str(tmp_path / "train-{000..003}.tar"), num_images=24)
-    assert len(trusted) == 24 and not trusted.is_counted and trusted.class_names == () and not (tmp_path / INDEX_FILE).exists()
+    assert (
+        len(trusted) == 24
+        and not trusted.is_counted
+        and trusted.class_names == ()
+        and not (tmp_path / INDEX_FILE).exists()
+    )
     batches = plan(trusted, num_workers=2, epochs=2)
     whole = read(batches)
     assert numbers(whole) == numbers(counted)  # the same pictures in the same order
-    assert_same(read(plan(trusted, num_workers=2, epochs=2, start_iteration=8)), whole[8:])  # in the middle of the second epoch
+    assert_same(
+        read(plan(trusted, num_workers=2, epochs=2, start_iteration=8)), whole[8:]
+    )  # in the middle of the second epoch
     assert batches.order["DATA.NUM_IMAGES"] == 24
     more = read(plan(open_source(str(tmp_path), num_images=32), epochs=1))
     assert len(more) == 8 and set(numbers(more)) == set(range(24))  # some come twice
-    assert len(set(numbers(read(plan(open_source(str(tmp_path), num_images=8), epochs=1))))) == 8  # the rest is left out
+    assert (
+        len(set(numbers(read(plan(open_source(str(tmp_path), num_images=8), epochs=1))))) == 8
+    )  # the rest is left out
     with pytest.raises(MissingFileError, match=r"train-004.tar does not exist \(1 of 5 do not\)"):
         open_source(str(tmp_path / "train-{000..004}.tar"), num_images=24)
 
 
 def test_open_shards__index_file(tmp_path):
     write_shards(tmp_path / "s", [3, 5])
-    content = {"shardlist": [{"url": "s/train-001.tar", "nsamples": 5}, {"url": "s/train-000.tar", "nsamples": 3}]}
+    content = {
+        "shardlist": [
+            {"url": "s/train-001.tar", "nsamples": 5},
+            {"url": "s/train-000.tar", "nsamples": 3},
+        ]
+    }
     (tmp_path / "index.json").write_text(json.dumps(content))
     source = open_source(str(tmp_path / "index.json"))
     assert source.counts.tolist() == [5, 3] and len(source) == 8
@@ -170,8 +229,12 @@ def test_open_shards__refuses(tmp_path, monkeypatch):
     write_shards(tmp_path / "s", [3])
     with pytest.raises(MissingFileError, match=r"train-001.tar does not exist \(1 of 2 do not\)"):
         open_source(str(tmp_path / "s" / "train-{000..001}.tar"))
-    (tmp_path / "i.json").write_text(json.dumps({"shardlist": [{"url": "s/train-000.tar", "nsamples": 3}]}))
-    with pytest.raises(InputError, match="DATA.NUM_IMAGES is 4, but the index .*i.json counts 3 pictures"):
+    (tmp_path / "i.json").write_text(
+        json.dumps({"shardlist": [{"url": "s/train-000.tar", "nsamples": 3}]})
+    )
+    with pytest.raises(
+        InputError, match="DATA.NUM_IMAGES is 4, but the index .*i.json counts 3 pictures"
+    ):
         open_source(str(tmp_path / "i.json"), num_images=4)
     with pytest.raises(InputError, match="Set DATA.NUM_IMAGES to the number in all 3 shards"):
         open_source("https://example.org/train-{000..002}.tar")
@@ -181,8 +244,16 @@ def test_open_shards__refuses(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="hold no picture"):
         open_source(str(tmp_path / "none"))
     whole = (tmp_path / "s" / "train-000.tar").read_bytes()
-    damaged = whole[:1024] + b"\xaa" * 512 + whole[1536:]  # the second header; tar takes it for the end, without a word
-    for content in (whole[:700], whole[:1200], whole[:1536], whole[:1024], damaged):  # in a member, in and behind a header, behind a member
+    damaged = (
+        whole[:1024] + b"\xaa" * 512 + whole[1536:]
+    )  # the second header; tar takes it for the end, without a word
+    for content in (
+        whole[:700],
+        whole[:1200],
+        whole[:1536],
+        whole[:1024],
+        damaged,
+    ):  # in a member, in and behind a header, behind a member
         (tmp_path / "cut.tar").write_bytes(content)
         with pytest.raises(InputError, match="cut.tar"):
             open_source(str(tmp_path / "cut.tar"))
@@ -193,7 +264,13 @@ def test_open_shards__refuses(tmp_path, monkeypatch):
 
 def test_shard_batches__sizes_that_do_not_fit__error(tmp_path):
     source = open_source(str(write_shards(tmp_path, [3, 5, 3])))
-    with pytest.raises(InputError, match=r"has 3 shards, fewer than the 4 data workers \(2 processes x 2\).*DATA.NUM_WORKERS to at most 1"):
+    with pytest.raises(
+        InputError,
+        match=(
+            r"has 3 shards, fewer than the 4 data workers \(2 processes x 2\).*DATA.NUM_WORKERS to"
+            r" at most 1"
+        ),
+    ):
         plan(source, num_workers=2, world_size=2)
     with pytest.raises(InputError, match="Start at most 3 processes"):
         plan(source, num_workers=2, world_size=4)
@@ -238,12 +315,26 @@ def test_epoch__blocks_are_shuffled_within_themselves(tmp_path):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_processes__read_different_shards(tmp_path, num_workers):
     source = open_source(str(write_shards(tmp_path, [6] * 8)))
-    parts = [read(plan(source, batch_size_total=8, num_workers=num_workers, world_size=2, rank=rank, epochs=2)) for rank in (0, 1)]
+    parts = [
+        read(
+            plan(
+                source,
+                batch_size_total=8,
+                num_workers=num_workers,
+                world_size=2,
+                rank=rank,
+                epochs=2,
+            )
+        )
+        for rank in (0, 1)
+    ]
     for epoch in (0, 1):
         seen = [numbers(part[6 * epoch : 6 * epoch + 6]) for part in parts]
         assert [len(s) for s in seen] == [24, 24] and sorted(seen[0] + seen[1]) == list(range(48))
         assert not {n // 6 for n in seen[0]} & {n // 6 for n in seen[1]}  # no shard is read by both
-    assert {n // 6 for n in numbers(parts[0][:6])} != {n // 6 for n in numbers(parts[0][6:])}  # dealt out anew
+    assert {n // 6 for n in numbers(parts[0][:6])} != {
+        n // 6 for n in numbers(parts[0][6:])
+    }  # dealt out anew
 
 
 def test_workers__read_different_shards(tmp_path):
@@ -254,7 +345,9 @@ def test_workers__read_different_shards(tmp_path):
 
 
 def test_uneven_shards__read_again_and_said(tmp_path, caplog):
-    """10 and 2 pictures for two workers: 3 iterations of 4; the small shard's worker comes round to it again."""
+    """10 and 2 pictures for two workers: 3 iterations of 4; the small shard's worker comes round to
+    it again.
+    """
     from moco_transfer.data.views.loading import describe_batches
 
     source = open_source(str(write_shards(tmp_path, [10, 2])))
@@ -269,14 +362,21 @@ def test_uneven_shards__read_again_and_said(tmp_path, caplog):
 
 
 def test_views__are_those_of_the_same_picture_in_a_folder(tmp_path):
-    """Function of (seed, epoch, index): a folder of the same pictures in the shards' order gives the same pixels."""
+    """Function of (seed, epoch, index): a folder of the same pictures in the shards' order gives
+    the same pixels.
+    """
     rng = np.random.default_rng(0)
     (tmp_path / "f").mkdir()
     for i in range(16):
-        Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(tmp_path / "f" / f"{i:03d}.png")
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(
+            tmp_path / "f" / f"{i:03d}.png"
+        )
     files = sorted((tmp_path / "f").iterdir())
     for s in (0, 1):
-        write_tar(tmp_path / "s" / f"{s}.tar", [(file.name, file.read_bytes()) for file in files[8 * s : 8 * s + 8]])
+        write_tar(
+            tmp_path / "s" / f"{s}.tar",
+            [(file.name, file.read_bytes()) for file in files[8 * s : 8 * s + 8]],
+        )
     make = ViewMaker("v2", 16, (0.2, 1.0), 2)
     batches = plan(open_source(str(tmp_path / "s")), epochs=2, num_workers=2)
     views = Views(find_images(tmp_path / "f"), recipe="v2", size=16, crop_scale=(0.2, 1.0), seed=0)
@@ -287,7 +387,9 @@ def test_views__are_those_of_the_same_picture_in_a_folder(tmp_path):
 
 @pytest.mark.parametrize("num_workers", [0, 2, 3])
 def test_resume__in_the_middle_of_an_epoch_equals_the_whole_run(tmp_path, num_workers):
-    """At every iteration of three epochs, with unreadable pictures, blocks that do not divide, and shards read twice."""
+    """At every iteration of three epochs, with unreadable pictures, blocks that do not divide, and
+    shards read twice.
+    """
     source = open_source(str(write_shards(tmp_path, [7, 3, 9, 4, 6], broken=(2, 8, 11, 20))))
     make = ViewMaker("v2", 8, (0.2, 1.0), 2)
     settings = {"num_workers": num_workers, "shuffle_buffer": 3}
@@ -301,7 +403,9 @@ def test_resume__does_not_open_shards_that_are_used_up(tmp_path, monkeypatch):
     source = open_source(str(write_shards(tmp_path, [10] * 6)))
     opened = []
     read_shard = shard_reader.read_shard
-    monkeypatch.setattr(shard_reader, "read_shard", lambda url: opened.append(url) or read_shard(url))
+    monkeypatch.setattr(
+        shard_reader, "read_shard", lambda url: opened.append(url) or read_shard(url)
+    )
     read(plan(source, epochs=1, start_iteration=12))  # 48 of 60 pictures are used
     assert len(opened) == 2
 
@@ -311,7 +415,9 @@ def test_resume__with_other_workers_is_said(tmp_path, caplog):
     warn_of_another_order(plan(source, num_workers=2).order, plan(source, num_workers=1).order)
     assert "data workers per process 2 -> 1" in caplog.text
     caplog.clear()
-    warn_of_another_order(plan(source, num_workers=0).order, plan(source, num_workers=1).order)  # one stream either way
+    warn_of_another_order(
+        plan(source, num_workers=0).order, plan(source, num_workers=1).order
+    )  # one stream either way
     assert not caplog.text
 
 
@@ -320,9 +426,17 @@ def test_resume__with_other_workers_is_said(tmp_path, caplog):
 
 def test_unreadable__replaced_and_named_and_nothing_else_moves(tmp_path):
     whole = read(plan(open_source(str(write_shards(tmp_path / "a", [10, 10]))), shuffle_buffer=8))
-    damaged = read(plan(open_source(str(write_shards(tmp_path / "b", [10, 10], broken=(3, 12)))), shuffle_buffer=8))
+    damaged = read(
+        plan(
+            open_source(str(write_shards(tmp_path / "b", [10, 10], broken=(3, 12)))),
+            shuffle_buffer=8,
+        )
+    )
     named = {name for batch in damaged for name in batch["unreadable"]}
-    assert named == {f"{tmp_path}/b/train-000.tar: 000003.png", f"{tmp_path}/b/train-001.tar: 000012.png"}
+    assert named == {
+        f"{tmp_path}/b/train-000.tar: 000003.png",
+        f"{tmp_path}/b/train-001.tar: 000012.png",
+    }
     before, after = numbers(whole), numbers(damaged)
     assert not {3, 12} & set(after) and len(before) == len(after)
     assert all(a == b for a, b in zip(before, after, strict=True) if a not in (3, 12))
@@ -337,12 +451,16 @@ def test_unreadable__shard_without_one_good_picture_gives_up(tmp_path):
 def test_shard_that_changed_under_the_run__one_sentence(tmp_path, num_workers):
     source = open_source(str(write_shards(tmp_path, [6, 6])))
     write_shards(tmp_path, [6, 5])
-    with pytest.raises(InputError, match=r"Shard .*train-001.tar holds 5 pictures, the index says 6") as caught:
+    with pytest.raises(
+        InputError, match=r"Shard .*train-001.tar holds 5 pictures, the index says 6"
+    ) as caught:
         read(plan(source, num_workers=num_workers))
     assert "\n" not in str(caught.value)
     write_shards(tmp_path, [6, 7])
     with pytest.raises(InputError, match="holds more pictures, the index says 6"):
-        read(plan(source, num_workers=num_workers, epochs=9))  # seen once the shard is not the last of an epoch
+        read(
+            plan(source, num_workers=num_workers, epochs=9)
+        )  # seen once the shard is not the last of an epoch
     path = tmp_path / "train-001.tar"
     path.write_bytes(path.read_bytes()[:900])
     with pytest.raises(InputError, match="Shard .*train-001.tar cannot be read after 0 pictures"):
@@ -380,7 +498,9 @@ class _Server(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture
 def served(tmp_path):
     """Yield (URL of a folder, handler class); the folder is tmp_path."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Server, directory=str(tmp_path)))
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(_Server, directory=str(tmp_path))
+    )
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -394,16 +514,28 @@ def test_url__same_pictures_as_local_and_resumes(tmp_path, served):
     assert not remote.is_counted and len(remote) == 24
     settings = {"num_workers": 2, "epochs": 2}
     whole = read(plan(remote, **settings))
-    assert numbers(whole) == numbers(read(plan(local, **settings)))  # one colour each: the crops do not matter
+    assert numbers(whole) == numbers(
+        read(plan(local, **settings))
+    )  # one colour each: the crops do not matter
     assert_same(read(plan(remote, start_iteration=5, **settings)), whole[5:])
-    (tmp_path / "i.json").write_text(json.dumps({"shardlist": [{"url": f"{served}/train-{i:03d}.tar", "nsamples": 6} for i in range(4)]}))
-    assert_same(read(plan(open_source(str(tmp_path / "i.json")), **settings)), read(plan(local, **settings)))
+    (tmp_path / "i.json").write_text(
+        json.dumps(
+            {"shardlist": [{"url": f"{served}/train-{i:03d}.tar", "nsamples": 6} for i in range(4)]}
+        )
+    )
+    assert_same(
+        read(plan(open_source(str(tmp_path / "i.json")), **settings)), read(plan(local, **settings))
+    )
 
 
 def test_url__transfer_that_breaks_off_goes_on(tmp_path, served, caplog, monkeypatch):
     monkeypatch.setattr(shard_reader.time, "sleep", lambda _: None)
     for s in (0, 1):  # long enough that the transfer cannot end before the first pictures are read
-        members = [(f"{n}.{ext}", content) for n in range(40 * s, 40 * s + 40) for ext, content in (("png", png(n)), ("txt", bytes(20_000)))]
+        members = [
+            (f"{n}.{ext}", content)
+            for n in range(40 * s, 40 * s + 40)
+            for ext, content in (("png", png(n)), ("txt", bytes(20_000)))
+        ]
         write_tar(tmp_path / f"train-00{s}.tar", members)
     remote = open_source(f"{served}/train-{{000..001}}.tar", num_images=80)
     _Server.broken_once.add("/train-001.tar")
@@ -414,7 +546,9 @@ def test_url__transfer_that_breaks_off_goes_on(tmp_path, served, caplog, monkeyp
 def test_url__that_does_not_exist__one_sentence(tmp_path, served, monkeypatch):
     monkeypatch.setattr(shard_reader.time, "sleep", lambda _: None)
     remote = open_source(f"{served}/none-{{0..1}}.tar", num_images=8)
-    with pytest.raises(InputError, match="Shard http.*none-[01].tar cannot be read after 0 pictures"):
+    with pytest.raises(
+        InputError, match="Shard http.*none-[01].tar cannot be read after 0 pictures"
+    ):
         read(plan(remote))
 
 
@@ -423,14 +557,20 @@ def test_pipe__program_that_writes_a_shard(tmp_path, monkeypatch):
     write_shards(tmp_path, [6, 6])
     source = open_source(f"pipe:cat {tmp_path}/train-{{000..001}}.tar", num_images=12)
     assert sorted(numbers(read(plan(source, epochs=1)))) == list(range(12))
-    failing = open_source(f"pipe:head -c 6144 {tmp_path}/train-{{000..001}}.tar; exit 3", num_images=12)
+    failing = open_source(
+        f"pipe:head -c 6144 {tmp_path}/train-{{000..001}}.tar; exit 3", num_images=12
+    )
     with pytest.raises(InputError, match="exit 3"):
         read(plan(failing))
 
 
 def test_url__transfer_that_fails_behind_a_clean_end__error(tmp_path, monkeypatch):
-    """Tar sees nothing wrong when a shard stops between two members; the program that fetched it says so when it is closed."""
-    content = write_tar(tmp_path / "x.tar", [("0.png", png(0)), ("1.png", png(1))]).read_bytes()[:1024]
+    """Tar sees nothing wrong when a shard stops between two members; the program that fetched it
+    says so when it is closed.
+    """
+    content = write_tar(tmp_path / "x.tar", [("0.png", png(0)), ("1.png", png(1))]).read_bytes()[
+        :1024
+    ]
 
     class Failing(io.BytesIO):
         def close(self):

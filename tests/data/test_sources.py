@@ -1,7 +1,9 @@
 """What DATA.ROOT may name, each told by what is there.
 
-Went red under: a list's label split off at the first blank; paths always relative to the list; line numbers from 0; any class of a pickle
-looked up; an archive left in its own order; labels taken from behind the pixels; COCO's root searched whole.
+Went red under: a list's label split off at the first blank; paths always relative to the list; line
+    numbers from 0; any class of a pickle
+looked up; an archive left in its own order; labels taken from behind the pixels; COCO's root
+searched whole.
 """
 
 from __future__ import annotations
@@ -38,13 +40,24 @@ def test_list_file__paths_labels_comments_and_blanks(tmp_path):
     names = ["a/1.jpg", "b/two words.JPEG", "b/ümlaut 3.png"]
     for name in names:
         save(tmp_path / name)
-    (tmp_path / "train.txt").write_text("\ufeff# all of them\r\n\r\na/1.jpg 2\r\n  b/two words.JPEG   0\nb/ümlaut 3.png\t2\n", encoding="utf-8")
+    (tmp_path / "train.txt").write_text(
+        "\ufeff# all of them\r\n\r\na/1.jpg 2\r\n  b/two words.JPEG   0\nb/ümlaut 3.png\t2\n",
+        encoding="utf-8",
+    )
     source = read_list_file(tmp_path / "train.txt")
-    assert list(source.names) == names and source.labels.tolist() == [2, 0, 2] and source.class_names == ("0", "1", "2")
+    assert (
+        list(source.names) == names
+        and source.labels.tolist() == [2, 0, 2]
+        and source.class_names == ("0", "1", "2")
+    )
     assert source.read(1).size == (8, 8)
     (tmp_path / "plain.txt").write_text("b/two words.JPEG\n" + str(tmp_path / "a" / "1.jpg") + "\n")
     plain = read_list_file(tmp_path / "plain.txt")
-    assert plain.class_names == () and len(plain.labels) == 0 and plain.path(1) == str(tmp_path / "a" / "1.jpg")
+    assert (
+        plain.class_names == ()
+        and len(plain.labels) == 0
+        and plain.path(1) == str(tmp_path / "a" / "1.jpg")
+    )
     (tmp_path / "named.txt").write_text("a/1.jpg dog\nb/two words.JPEG cat\n")
     assert read_list_file(tmp_path / "named.txt").labels.tolist() == [1, 0]
     assert "2 pictures in 2 classes listed in" in read_list_file(tmp_path / "named.txt").describe()
@@ -54,7 +67,9 @@ def test_list_file__relative_to_data_root(tmp_path):
     save(tmp_path / "pictures" / "1.jpg")
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists" / "train.txt").write_text("1.jpg\n")
-    source = open_source(str(tmp_path / "pictures"), list_file=str(tmp_path / "lists" / "train.txt"))
+    source = open_source(
+        str(tmp_path / "pictures"), list_file=str(tmp_path / "lists" / "train.txt")
+    )
     assert source.path(0) == str(tmp_path / "pictures" / "1.jpg")
     with pytest.raises(MissingFileError, match="line 1"):
         open_source(str(tmp_path / "lists" / "train.txt"))
@@ -63,11 +78,17 @@ def test_list_file__relative_to_data_root(tmp_path):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("a.jpg\n\nmissing.jpg\nalso.jpg\n", r"list.txt, line 3: there is no picture .*missing.jpg \(2 of 3 lines name none\)"),
+        (
+            "a.jpg\n\nmissing.jpg\nalso.jpg\n",
+            r"list.txt, line 3: there is no picture .*missing.jpg \(2 of 3 lines name none\)",
+        ),
         ("a.jpg 1\nb.jpg\n", r"list.txt, line 2: b.jpg has no label, unlike line 1"),
         ("a.jpg\n# x\nb.jpg 1\n", r"list.txt, line 3: b.jpg has the label '1', unlike line 1"),
         ("a.jpg 1 extra\n", r"list.txt, line 1: there is no picture"),
-        ("a.jpg 0\nb.jpg 306000000\n", r"list.txt, line 2: label 306000000 is not the number of a class"),
+        (
+            "a.jpg 0\nb.jpg 306000000\n",
+            r"list.txt, line 2: label 306000000 is not the number of a class",
+        ),
         ("# nothing\n\n", "lists no picture"),
         ("a.jpg\n\0\0\1\n", "line 2: not text"),
         (".\n", "line 1: there is no picture"),
@@ -89,9 +110,18 @@ def test_list_file__picture_named_twice_counts_twice_and_is_said(tmp_path, caplo
 
 
 def test_open_source__root_of_a_data_set_gives_its_training_pictures_alone(tmp_path):
-    for name in ("coco/train2017/1.jpg", "coco/train2017/2.jpg", "coco/val2017/3.jpg", "coco/annotations/x.png"):
+    for name in (
+        "coco/train2017/1.jpg",
+        "coco/train2017/2.jpg",
+        "coco/val2017/3.jpg",
+        "coco/annotations/x.png",
+    ):
         save(tmp_path / name)
-    for name in ("VOC2007/JPEGImages/1.jpg", "VOC2007/SegmentationClass/1.png", "VOC2007/Annotations/x.png"):
+    for name in (
+        "VOC2007/JPEGImages/1.jpg",
+        "VOC2007/SegmentationClass/1.png",
+        "VOC2007/Annotations/x.png",
+    ):
         save(tmp_path / name)
     for name in ("imagenet/train/a/1.jpg", "imagenet/train/b/1.jpg", "imagenet/val/a/2.jpg"):
         save(tmp_path / name)
@@ -138,18 +168,48 @@ def cifar_pixels():
 
 
 def python2_pickle(pixels: np.ndarray, labels: np.ndarray) -> bytes:
-    """Write a batch with the opcodes that Python 2's cPickle wrote (protocol 2, str as SHORT_BINSTRING/BINSTRING)."""
+    """Write a batch with the opcodes that Python 2's cPickle wrote (protocol 2, str as
+    SHORT_BINSTRING/BINSTRING).
+    """
 
     def text(value: bytes) -> bytes:
-        return b"U" + bytes([len(value)]) + value if len(value) < 256 else b"T" + struct.pack("<i", len(value)) + value
+        return (
+            b"U" + bytes([len(value)]) + value
+            if len(value) < 256
+            else b"T" + struct.pack("<i", len(value)) + value
+        )
 
     def integer(value: int) -> bytes:
         return b"K" + bytes([value]) if value < 256 else b"M" + struct.pack("<H", value)
 
-    dtype = b"cnumpy\ndtype\n" + text(b"u1") + integer(0) + integer(1) + b"\x87R(" + integer(3) + text(b"|") + b"NNN"
+    dtype = (
+        b"cnumpy\ndtype\n"
+        + text(b"u1")
+        + integer(0)
+        + integer(1)
+        + b"\x87R("
+        + integer(3)
+        + text(b"|")
+        + b"NNN"
+    )
     dtype += b"J\xff\xff\xff\xffJ\xff\xff\xff\xff" + integer(0) + b"tb"
-    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n" + integer(0) + b"\x85" + text(b"b") + b"\x87R("
-    array += integer(1) + integer(len(pixels)) + integer(3072) + b"\x86" + dtype + b"\x89" + text(pixels.tobytes()) + b"tb"
+    array = (
+        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
+        + integer(0)
+        + b"\x85"
+        + text(b"b")
+        + b"\x87R("
+    )
+    array += (
+        integer(1)
+        + integer(len(pixels))
+        + integer(3072)
+        + b"\x86"
+        + dtype
+        + b"\x89"
+        + text(pixels.tobytes())
+        + b"tb"
+    )
     numbers = b"](" + b"".join(integer(int(label)) for label in labels) + b"e"
     return b"\x80\x02}(" + text(b"labels") + numbers + text(b"data") + array + b"u."
 
@@ -157,7 +217,10 @@ def python2_pickle(pixels: np.ndarray, labels: np.ndarray) -> bytes:
 def test_python2_pickle__is_what_pickle_reads(cifar_pixels):
     pixels, labels = cifar_pixels
     batch = pickle.loads(python2_pickle(pixels, labels), encoding="bytes")
-    assert np.array_equal(batch[b"data"], pixels.reshape(50, 3072)) and batch[b"labels"] == labels.tolist()
+    assert (
+        np.array_equal(batch[b"data"], pixels.reshape(50, 3072))
+        and batch[b"labels"] == labels.tolist()
+    )
 
 
 def write_forms(root, pixels, labels):
@@ -184,26 +247,43 @@ def test_cifar10__both_official_versions_in_folders_and_archives(tmp_path, cifar
     for form in ("py", "bin"):
         with tarfile.open(tmp_path / f"{form}.tar.gz", "w:gz") as archive:
             archive.add(tmp_path / form / f"cifar-10-batches-{form}", f"cifar-10-batches-{form}")
-        for root in (tmp_path / form, tmp_path / form / f"cifar-10-batches-{form}", tmp_path / f"{form}.tar.gz"):
+        for root in (
+            tmp_path / form,
+            tmp_path / form / f"cifar-10-batches-{form}",
+            tmp_path / f"{form}.tar.gz",
+        ):
             source = open_source(str(root))
             assert isinstance(source, PixelImages) and source.class_names == CIFAR10_CLASSES
             assert source.labels.tolist() == labels.tolist()
-            assert np.array_equal(source.pixels, pixels) and np.array_equal(as_array(source, 37), pixels[37])
+            assert np.array_equal(source.pixels, pixels) and np.array_equal(
+                as_array(source, 37), pixels[37]
+            )
 
 
 def test_cifar10__archive_of_pictures_equals_the_unpacked_folder(tmp_path, cifar_pixels):
     pixels, labels = cifar_pixels
     for i in range(50):
-        path = tmp_path / "c" / ("train" if i < 40 else "test") / CIFAR10_CLASSES[i % 10] / f"{i:04d}.png"
+        path = (
+            tmp_path
+            / "c"
+            / ("train" if i < 40 else "test")
+            / CIFAR10_CLASSES[i % 10]
+            / f"{i:04d}.png"
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels[i].transpose(1, 2, 0)).save(path)
-    files = sorted((tmp_path / "c").rglob("*.png"), key=lambda p: p.name)  # not in the order of the folders
+    files = sorted(
+        (tmp_path / "c").rglob("*.png"), key=lambda p: p.name
+    )  # not in the order of the folders
     with tarfile.open(tmp_path / "cifar.tar.gz", "w:gz") as archive:
         for file in files:
             archive.add(file, f"./{file.relative_to(tmp_path / 'c')}")
     folder, packed = open_source(str(tmp_path / "c")), open_source(str(tmp_path / "cifar.tar.gz"))
     assert isinstance(folder, ImageFolder) and isinstance(packed, PackedImages)
-    assert len(folder) == len(packed) == 40 and folder.class_names == packed.class_names == CIFAR10_CLASSES
+    assert (
+        len(folder) == len(packed) == 40
+        and folder.class_names == packed.class_names == CIFAR10_CLASSES
+    )
     assert folder.labels.tolist() == packed.labels.tolist()
     for i in range(40):
         assert np.array_equal(as_array(folder, i), as_array(packed, i))
@@ -222,7 +302,10 @@ def test_cifar10__pickle_runs_nothing(tmp_path, cifar_pixels):
     write_forms(tmp_path, *cifar_pixels)
     batch = tmp_path / "py/cifar-10-batches-py/data_batch_3"
     batch.write_bytes(pickle.dumps({b"data": _Bomb(tmp_path / "bomb"), b"labels": [1]}, protocol=2))
-    with pytest.raises(InputError, match="data_batch_3 is not a batch of CIFAR-10's python version.*which no batch needs"):
+    with pytest.raises(
+        InputError,
+        match="data_batch_3 is not a batch of CIFAR-10's python version.*which no batch needs",
+    ):
         open_source(str(tmp_path / "py"))
     assert not (tmp_path / "bomb").exists()
     batch.write_bytes(b"\x80\x02}.")
@@ -238,7 +321,9 @@ def test_cifar10__damaged_binary_and_archive(tmp_path, cifar_pixels):
     batch = tmp_path / "bin/cifar-10-batches-bin/data_batch_2.bin"
     whole = batch.read_bytes()
     batch.write_bytes(whole[:-1])
-    with pytest.raises(InputError, match="data_batch_2.bin has 30729 bytes, expected a multiple of 3073"):
+    with pytest.raises(
+        InputError, match="data_batch_2.bin has 30729 bytes, expected a multiple of 3073"
+    ):
         open_source(str(tmp_path / "bin"))
     batch.write_bytes(b"\x0b" + whole[1:])
     with pytest.raises(InputError, match="a label is outside 0 to 9"):

@@ -1,8 +1,10 @@
-"""Colours, blur and normalisation: torchvision's operators on float tensors, and PIL's blur, by both back ends.
+"""Colours, blur and normalisation: torchvision's operators on float tensors, and PIL's blur, by
+both back ends.
 
-Tolerances are in levels (1/255) and explained in view_colours.py. Went red under: hue shifted the other way; contrast's mean taken before
-the steps in front of it; grey before the jitter in v2; a blur kernel of one box too few; sigma halved; scale and mean swapped;
-types and shapes not looked at.
+Tolerances are in levels (1/255) and explained in view_colours.py. Went red under: hue shifted the
+other way; contrast's mean taken before the steps in front of it; grey before the jitter in v2; a
+blur kernel of one box too few; sigma halved; scale and mean swapped; types and shapes not looked
+at.
 """
 
 from __future__ import annotations
@@ -14,21 +16,39 @@ from PIL import Image, ImageFilter
 from torchvision.transforms import functional as F
 
 from moco_transfer.data.views import native, view_colours
-from moco_transfer.data.views.augmentation import (RECIPES, ViewParameters, apply_reference, draw_parameters)
+from moco_transfer.data.views.augmentation import (
+    RECIPES,
+    ViewParameters,
+    apply_reference,
+    draw_parameters,
+)
 from moco_transfer.data.views.view_colours import blur_kernels, colour_row, finish_views
 
-_ADJUST = {"brightness": F.adjust_brightness, "contrast": F.adjust_contrast, "saturation": F.adjust_saturation, "hue": F.adjust_hue}
+_ADJUST = {
+    "brightness": F.adjust_brightness,
+    "contrast": F.adjust_contrast,
+    "saturation": F.adjust_saturation,
+    "hue": F.adjust_hue,
+}
 NO_CHANGE = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 
 def parameters(jitter=(), grey=False, blur_sigma=0.0):
-    return ViewParameters(crop=(0, 0, 1, 1), flip=False, grey=grey, jitter=tuple(jitter), blur_sigma=blur_sigma)
+    return ViewParameters(
+        crop=(0, 0, 1, 1), flip=False, grey=grey, jitter=tuple(jitter), blur_sigma=blur_sigma
+    )
 
 
 def picture(size=37, seed=0):
-    """Return a picture (size, size, 3) with every kind of colour: smooth, saturated, grey, black and white."""
+    """Return a picture (size, size, 3) with every kind of colour: smooth, saturated, grey, black
+    and white.
+    """
     rng = np.random.default_rng(seed)
-    pixels = np.asarray(Image.fromarray(rng.integers(0, 256, (7, 7, 3), dtype=np.uint8)).resize((size, size), Image.BICUBIC)).copy()
+    pixels = np.asarray(
+        Image.fromarray(rng.integers(0, 256, (7, 7, 3), dtype=np.uint8)).resize(
+            (size, size), Image.BICUBIC
+        )
+    ).copy()
     pixels[:9] = rng.integers(0, 256, (9, size, 3))
     pixels[9, :5] = [[0, 0, 0], [255, 255, 255], [90, 90, 90], [255, 0, 0], [0, 255, 255]]
     return pixels
@@ -67,9 +87,14 @@ def test_brightness_contrast_saturation__torchvisions(back_end, name, factor):
 
 @pytest.mark.parametrize("recipe", ["v1", "v2", "cifar"])
 def test_finish_views__whole_recipes_are_torchvisions_in_the_recipes_order(back_end, recipe):
-    """Each view of a batch has its own operations; torchvision's are applied one view after the other."""
+    """Each view of a batch has its own operations; torchvision's are applied one view after the
+    other.
+    """
     rng, recipe = np.random.default_rng(7), RECIPES[recipe]
-    drawn = [draw_parameters(rng, height=50, width=60, recipe=recipe, crop_scale=(0.2, 1.0)) for _ in range(40)]
+    drawn = [
+        draw_parameters(rng, height=50, width=60, recipe=recipe, crop_scale=(0.2, 1.0))
+        for _ in range(40)
+    ]
     drawn = [ViewParameters(p.crop, p.flip, p.grey, p.jitter, 0.0) for p in drawn]
     pixels = [picture(seed=i) for i in range(len(drawn))]
     ours = finish(pixels, [colour_row(p, grey_first=recipe.grey_first) for p in drawn])
@@ -81,25 +106,46 @@ def test_finish_views__whole_recipes_are_torchvisions_in_the_recipes_order(back_
 @pytest.mark.parametrize("recipe", ["v1", "v2"])
 def test_finish_views__close_to_the_published_pil_chain(back_end, recipe):
     rng, recipe = np.random.default_rng(3), RECIPES[recipe]
-    drawn = [draw_parameters(rng, height=64, width=64, recipe=recipe, crop_scale=(0.2, 1.0)) for _ in range(60)]
+    drawn = [
+        draw_parameters(rng, height=64, width=64, recipe=recipe, crop_scale=(0.2, 1.0))
+        for _ in range(60)
+    ]
     drawn = [ViewParameters((0, 0, 64, 64), False, p.grey, p.jitter, p.blur_sigma) for p in drawn]
-    smooth = [np.asarray(Image.fromarray(picture(12, seed=i)).resize((64, 64), Image.BICUBIC)) for i in range(len(drawn))]
+    smooth = [
+        np.asarray(Image.fromarray(picture(12, seed=i)).resize((64, 64), Image.BICUBIC))
+        for i in range(len(drawn))
+    ]
     ours = finish(smooth, [colour_row(p, grey_first=recipe.grey_first) for p in drawn])
     for view, image, p in zip(ours, smooth, drawn, strict=True):
-        theirs = apply_reference(Image.fromarray(image), p, size=64, grey_first=recipe.grey_first).transpose(2, 0, 1)
+        theirs = apply_reference(
+            Image.fromarray(image), p, size=64, grey_first=recipe.grey_first
+        ).transpose(2, 0, 1)
         assert np.abs(view.numpy() - theirs).mean() < 3, p
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 1.41, 1.42, 2.0])
 def test_blur__pils_and_nearly_a_gaussian(back_end, sigma):
     pixels = picture()
-    ours = finish([pixels], [colour_row(parameters(blur_sigma=sigma), grey_first=False)])[0].permute(1, 2, 0).numpy()
-    theirs = np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(sigma))).astype(float)
+    ours = (
+        finish([pixels], [colour_row(parameters(blur_sigma=sigma), grey_first=False)])[0]
+        .permute(1, 2, 0)
+        .numpy()
+    )
+    theirs = np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(sigma))).astype(
+        float
+    )
     inside = slice(7, -7)
-    assert np.abs(ours - theirs)[inside, inside].max() < 3  # six passes that round, half a level each
-    # PIL continues the edges after each of its three passes, we before the first: noise at the edge shows it.
+    assert (
+        np.abs(ours - theirs)[inside, inside].max() < 3
+    )  # six passes that round, half a level each
+    # PIL continues the edges after each of its three passes, we before the first: noise at the edge
+    # shows it.
     assert np.abs(ours - theirs).max() < 30 and np.abs(ours - theirs).mean() < 0.75
-    gaussian = F.gaussian_blur(torch.from_numpy(pixels).permute(2, 0, 1).float(), 15, sigma).permute(1, 2, 0).numpy()
+    gaussian = (
+        F.gaussian_blur(torch.from_numpy(pixels).permute(2, 0, 1).float(), 15, sigma)
+        .permute(1, 2, 0)
+        .numpy()
+    )
     smooth = slice(16, -7)  # below the noise
     assert np.abs(ours - gaussian)[smooth, inside].max() < 3
 
@@ -126,8 +172,14 @@ def test_back_ends__agree_and_threads_change_nothing():
     if not native.available():
         pytest.skip("the compiled loops were not built")
     rng = np.random.default_rng(5)
-    drawn = [draw_parameters(rng, height=64, width=64, recipe=RECIPES["v2"], crop_scale=(0.2, 1.0)) for _ in range(24)]
-    pixels, rows = [picture(65, seed=i) for i in range(24)], [colour_row(p, grey_first=False) for p in drawn]
+    drawn = [
+        draw_parameters(rng, height=64, width=64, recipe=RECIPES["v2"], crop_scale=(0.2, 1.0))
+        for _ in range(24)
+    ]
+    pixels, rows = (
+        [picture(65, seed=i) for i in range(24)],
+        [colour_row(p, grey_first=False) for p in drawn],
+    )
     one = finish(pixels, rows)
     threads = torch.get_num_threads()
     try:
@@ -139,7 +191,9 @@ def test_back_ends__agree_and_threads_change_nothing():
     with monkey.context() as m:
         m.setattr(native, "available", lambda: False)
         assert (finish(pixels, rows) - one).abs().max() < 2e-3
-    assert {row[i] for row in rows for i in range(0, 10, 2)} <= set(map(float, view_colours.CODES.values()))
+    assert {row[i] for row in rows for i in range(0, 10, 2)} <= set(
+        map(float, view_colours.CODES.values())
+    )
 
 
 @pytest.mark.skipif(not native.available(), reason="the compiled loops were not built")
@@ -161,7 +215,11 @@ def test_back_ends__agree_and_threads_change_nothing():
     ],
 )
 def test_native_finish_views__refuses_what_it_would_read_past(name, wrong):
-    right = {"views": torch.zeros(2, 8, 8, 3, dtype=torch.uint8), "steps": torch.zeros(2, 10), "kernels": torch.zeros(2, 4)}
+    right = {
+        "views": torch.zeros(2, 8, 8, 3, dtype=torch.uint8),
+        "steps": torch.zeros(2, 10),
+        "kernels": torch.zeros(2, 4),
+    }
     right |= {"scale": torch.ones(3), "bias": torch.zeros(3), "out": torch.zeros(2, 3, 8, 8)}
     native.finish_views(**right)
     with pytest.raises(ValueError, match="expected|does not fit"):

@@ -1,6 +1,7 @@
 """VOC reader against Detectron2's and against XML written by hand.
 
-Mutations that were seen to turn this red: take 1 from xmax too; take 1 from nothing; leave difficult out; accept ymax
+Mutations that were seen to turn this red: take 1 from xmax too; take 1 from nothing; leave
+    difficult out; accept ymax
 = height + 1; skip pictures without boxes; order classes alphabetically.
 """
 
@@ -17,7 +18,8 @@ CLASSES = ("dog", "cat")
 def test_read_voc__takes_one_from_the_top_left_corner_only(make_voc):
     root = make_voc({"a": (40, 30, [("cat", (1, 1, 40, 30), 0), ("dog", (5, 6, 5, 20), 1)])})
     (record,) = read_voc(root, "train", CLASSES).records
-    # 1..40 of 40 inclusive pixels is the whole picture, [0, 40]; a box of one pixel's width, 5..5, is [4, 5].
+    # 1..40 of 40 inclusive pixels is the whole picture, [0, 40]; a box of one pixel's width, 5..5,
+    # is [4, 5].
     assert record["annotations"] == [
         {"bbox": [0.0, 0.0, 40.0, 30.0], "category_id": 1, "iscrowd": 0, "difficult": 0},
         {"bbox": [4.0, 5.0, 5.0, 20.0], "category_id": 0, "iscrowd": 0, "difficult": 1},
@@ -68,13 +70,19 @@ def test_read_voc__refuses_a_box_that_is_not_in_the_picture(make_voc, box, said)
 def test_read_voc__refuses_an_unknown_class_and_lists_the_legal_ones(make_voc):
     root = make_voc({"a": (40, 30, [("hourse", (2, 2, 9, 9), 0)])})
     with pytest.raises(
-        InputError, match=r"a\.xml, object 1: class 'hourse' is not one of the 20 classes .*aeroplane.* Did you mean 'horse'\?"
+        InputError,
+        match=(
+            r"a\.xml, object 1: class 'hourse' is not one of the 20 classes .*aeroplane.* Did you"
+            r" mean 'horse'\?"
+        ),
     ):
         read_voc(root, "train", VOC_CLASSES)
 
 
 def test_read_voc__collects_all_problems_when_asked(make_voc):
-    root = make_voc({"a": (40, 30, [("hourse", (2, 2, 9, 9), 0), ("dog", (2, 2, 99, 9), 0)]), "b": (40, 30, [])})
+    root = make_voc(
+        {"a": (40, 30, [("hourse", (2, 2, 9, 9), 0), ("dog", (2, 2, 99, 9), 0)]), "b": (40, 30, [])}
+    )
     (root / "JPEGImages" / "b.jpg").unlink()
     problems = []
     read_voc(root, "train", CLASSES, on_problem=problems.append)
@@ -124,7 +132,10 @@ def _drop_picture(root):
         (_cut_xml, "a.xml is not readable XML"),
         (_drop_size, "a.xml: size/width is '', expected the picture's width in pixels"),
         (_wrong_difficult, "difficult is 'maybe', expected 0 or 1"),
-        (_drop_picture, "1 of the 1 pictures that .*train.txt names do not exist; the first is .*a.jpg"),
+        (
+            _drop_picture,
+            "1 of the 1 pictures that .*train.txt names do not exist; the first is .*a.jpg",
+        ),
     ],
 )
 def test_read_voc__says_what_is_wrong_with_the_files(make_voc, damage, said):
@@ -136,14 +147,22 @@ def test_read_voc__says_what_is_wrong_with_the_files(make_voc, damage, said):
 
 def test_read_voc__names_the_splits_that_are_there(make_voc):
     root = make_voc({"a": (40, 30, [])}, split="trainval")
-    with pytest.raises(MissingFileError, match=r"train\.txt does not exist.*Splits that are there: trainval"):
+    with pytest.raises(
+        MissingFileError, match=r"train\.txt does not exist.*Splits that are there: trainval"
+    ):
         read_voc(root, "train", CLASSES)
 
 
 @pytest.mark.detectron2
 @pytest.mark.parametrize(
     ("folder", "split"),
-    [("VOC2007", "trainval"), ("VOC2007", "test"), ("VOC2012", "trainval"), ("BCCD", "train"), ("BCCD", "test")],
+    [
+        ("VOC2007", "trainval"),
+        ("VOC2007", "test"),
+        ("VOC2012", "trainval"),
+        ("BCCD", "train"),
+        ("BCCD", "test"),
+    ],
 )
 def test_read_voc__equals_detectron2(shared_data, folder, split):
     from detectron2.data.datasets.pascal_voc import CLASS_NAMES, load_voc_instances

@@ -25,7 +25,13 @@ def _records(truth):
             "height": SIZE,
             "width": SIZE,
             "annotations": [
-                {"bbox": list(map(float, box)), "category_id": c, "iscrowd": 0, "difficult": int(odd)} for c, box, odd in objects
+                {
+                    "bbox": list(map(float, box)),
+                    "category_id": c,
+                    "iscrowd": 0,
+                    "difficult": int(odd),
+                }
+                for c, box, odd in objects
             ],
         }
         for image_id, objects in truth.items()
@@ -37,7 +43,9 @@ def voc_dataset():
     """Return a function (truth, class names, year) -> data set."""
 
     def make(truth, class_names, year=2012):
-        source = DatasetSource(kind="voc", root="nowhere", split="test", class_names=tuple(class_names), year=year)
+        source = DatasetSource(
+            kind="voc", root="nowhere", split="test", class_names=tuple(class_names), year=year
+        )
         dataset = DetectionDataset("made", "voc", "voc", year, None, "nowhere", source)
         dataset.__dict__["_contents"] = VocContents(_records(truth))  # instead of reading files
         return dataset
@@ -70,13 +78,22 @@ def coco_dataset(tmp_path):
                         **fields,
                     }
                 )
-        images = [{"id": r["image_id"], "file_name": r["file_name"], "height": SIZE, "width": SIZE} for r in records]
-        categories = [{"id": i, "name": name} for i, name in zip(category_ids, class_names, strict=True)]
+        images = [
+            {"id": r["image_id"], "file_name": r["file_name"], "height": SIZE, "width": SIZE}
+            for r in records
+        ]
+        categories = [
+            {"id": i, "name": name} for i, name in zip(category_ids, class_names, strict=True)
+        ]
         path = tmp_path / "truth.json"
-        path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+        path.write_text(
+            json.dumps({"images": images, "annotations": annotations, "categories": categories})
+        )
         source = DatasetSource(kind="coco", json_file=str(path), image_root="nowhere")
         dataset = DetectionDataset("made", "coco", "coco", None, str(path), "nowhere", source)
-        dataset.__dict__["_contents"] = CocoContents(records, tuple(class_names), tuple(category_ids))
+        dataset.__dict__["_contents"] = CocoContents(
+            records, tuple(class_names), tuple(category_ids)
+        )
         return dataset
 
     return make
@@ -88,7 +105,9 @@ def as_output():
 
     def make(detections):
         return {
-            "boxes": torch.tensor([box for _, _, box in detections], dtype=torch.float32).reshape(-1, 4),
+            "boxes": (
+                torch.tensor([box for _, _, box in detections], dtype=torch.float32).reshape(-1, 4)
+            ),
             "scores": torch.tensor([score for _, score, _ in detections], dtype=torch.float32),
             "classes": torch.tensor([c for c, _, _ in detections], dtype=torch.int64),
         }
@@ -98,7 +117,9 @@ def as_output():
 
 @pytest.fixture
 def as_outputs(as_output):
-    """Return a function that makes outputs by image id from drawn detections, with masks that fill the boxes if asked."""
+    """Return a function that makes outputs by image id from drawn detections, with masks that fill
+    the boxes if asked.
+    """
 
     def make(detections, masks=False):
         outputs = {image_id: as_output(found) for image_id, found in detections.items()}

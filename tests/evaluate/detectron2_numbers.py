@@ -15,7 +15,9 @@ def _instances(found: list, masks: bool):
     from detectron2.structures import Boxes, Instances
 
     instances = Instances((100, 100))
-    instances.pred_boxes = Boxes(torch.tensor([box for _, _, box in found], dtype=torch.float32).reshape(-1, 4))
+    instances.pred_boxes = Boxes(
+        torch.tensor([box for _, _, box in found], dtype=torch.float32).reshape(-1, 4)
+    )
     instances.scores = torch.tensor([score for _, score, _ in found], dtype=torch.float32)
     instances.pred_classes = torch.tensor([c for c, _, _ in found], dtype=torch.int64)
     if masks:
@@ -30,14 +32,20 @@ def box_masks(boxes: torch.Tensor) -> torch.Tensor:
     return (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
 
 
-def voc_numbers(folder: Path, truth: dict, detections: dict, class_names: tuple[str, ...], year: int) -> dict:
-    """Return Detectron2's VOC numbers; writes the truth as XML into the (new) folder, as Detectron2 wants it."""
+def voc_numbers(
+    folder: Path, truth: dict, detections: dict, class_names: tuple[str, ...], year: int
+) -> dict:
+    """Return Detectron2's VOC numbers; writes the truth as XML into the (new) folder, as Detectron2
+    wants it.
+    """
     from detectron2.data import MetadataCatalog
     from detectron2.evaluation import PascalVOCDetectionEvaluator
 
     (folder / "Annotations").mkdir(parents=True)
     (folder / "ImageSets" / "Main").mkdir(parents=True)
-    (folder / "ImageSets" / "Main" / "test.txt").write_text("".join(f"{image_id}\n" for image_id in truth))
+    (folder / "ImageSets" / "Main" / "test.txt").write_text(
+        "".join(f"{image_id}\n" for image_id in truth)
+    )
     for image_id, objects in truth.items():
         nodes = "".join(
             f"<object><name>{class_names[c]}</name><pose>x</pose><truncated>0</truncated><difficult>{int(difficult)}</difficult><bndbox>"
@@ -46,7 +54,9 @@ def voc_numbers(folder: Path, truth: dict, detections: dict, class_names: tuple[
         )
         (folder / "Annotations" / f"{image_id}.xml").write_text(f"<annotation>{nodes}</annotation>")
     name = f"voc_{folder}"
-    MetadataCatalog.get(name).set(dirname=str(folder), split="test", year=year, thing_classes=list(class_names))
+    MetadataCatalog.get(name).set(
+        dirname=str(folder), split="test", year=year, thing_classes=list(class_names)
+    )
     evaluator = PascalVOCDetectionEvaluator(name)
     evaluator.reset()
     for image_id, found in detections.items():
@@ -68,9 +78,12 @@ def coco_numbers(name: str, json_file: Path, detections: dict, tasks: tuple[str,
     evaluator = COCOEvaluator(name, tasks=tasks, use_fast_impl=False)
     evaluator.reset()
     for image_id, found in detections.items():
-        evaluator.process([{"image_id": image_id}], [{"instances": _instances(found, masks="segm" in tasks)}])
+        evaluator.process(
+            [{"image_id": image_id}], [{"instances": _instances(found, masks="segm" in tasks)}]
+        )
     with contextlib.redirect_stdout(io.StringIO()):
         results = evaluator.evaluate()
     return {
-        task: {key: float(value) for key, value in numbers.items() if not np.isnan(value)} for task, numbers in results.items()
+        task: {key: float(value) for key, value in numbers.items() if not np.isnan(value)}
+        for task, numbers in results.items()
     }

@@ -1,9 +1,10 @@
-"""Write fixtures/detectron2_voc.json: Detectron2's VOC AP on drawn sets, for machines without Detectron2.
+"""Write fixtures/detectron2_voc.json: Detectron2's VOC AP on drawn sets, for machines without
+Detectron2.
 
     python tests/evaluate/make_fixtures.py
 
-Made with Detectron2 0.6 (facebookresearch/detectron2@02b5c4e2), numpy 2, torch 2.11. The sets are drawn anew from their seeds in
-the test and hold no tied scores, whose order depends on the machine.
+Made with Detectron2 0.6 (facebookresearch/detectron2@02b5c4e2), numpy 2, torch 2.11. The sets are
+drawn anew from their seeds in the test and hold no tied scores, whose order depends on the machine.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ def main() -> None:
         for seed in range(12):
             truth, detections = draw_set(seed, ties=False)
             for year in (2007, 2012):
-                scores = voc_numbers(Path(folder) / f"{seed}_{year}", truth, detections, CLASS_NAMES, year)
+                scores = voc_numbers(
+                    Path(folder) / f"{seed}_{year}", truth, detections, CLASS_NAMES, year
+                )
                 numbers.append({"seed": seed, "year": year, **scores})
     FIXTURE.parent.mkdir(exist_ok=True)
     FIXTURE.write_text("[\n" + ",\n".join(json.dumps(row) for row in numbers) + "\n]\n")

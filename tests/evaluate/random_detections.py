@@ -1,4 +1,6 @@
-"""Random test sets and detections with everything that makes evaluators differ; the tests and make_fixtures.py draw from it."""
+"""Random test sets and detections with everything that makes evaluators differ; the tests and
+make_fixtures.py draw from it.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +14,23 @@ def draw_set(seed: int, *, num_images: int = 12, num_classes: int = 3, ties: boo
         seed: Decides everything.
         num_images: Pictures, 100 x 100 px.
         num_classes: Classes.
-        ties: Whether scores repeat. Their order is then up to the machine's sort, so numbers that are kept in a file need False.
+        ties: Whether scores repeat. Their order is then up to the machine's sort, so numbers that
+            are kept in a file need False.
 
     Returns:
         truth {image id: [(class, [x0, y0, x1, y1] whole px, difficult)]} and
         detections {image id: [(class, score, [x0, y0, x1, y1])]}.
     """
-    rng = np.random.RandomState(seed)  # its stream is frozen, so numbers that are kept in a file stay right
+    rng = np.random.RandomState(
+        seed
+    )  # its stream is frozen, so numbers that are kept in a file stay right
     truth, detections = {}, {}
     for number in range(num_images):
         image_id = f"{number:06d}"
-        objects = [(int(rng.randint(num_classes)), _box(rng), bool(rng.rand() < 0.2)) for _ in range(rng.randint(0, 5))]
+        objects = [
+            (int(rng.randint(num_classes)), _box(rng), bool(rng.rand() < 0.2))
+            for _ in range(rng.randint(0, 5))
+        ]
         if number == 0:  # each class is there once at least, so that AP is defined
             objects += [(c, _box(rng), False) for c in range(num_classes)]
         truth[image_id] = objects
@@ -32,8 +40,13 @@ def draw_set(seed: int, *, num_images: int = 12, num_classes: int = 3, ties: boo
                 shift = rng.normal(0, rng.choice([0, 1, 4]), 4)
                 other = int(rng.randint(num_classes)) if rng.rand() < 0.1 else c
                 found.append((other, box + shift))
-        found += [(int(rng.randint(num_classes)), np.array(_box(rng), float)) for _ in range(rng.randint(0, 4))]
-        detections[image_id] = [(c, _score(rng, ties), np.asarray(box, np.float32).tolist()) for c, box in found]
+        found += [
+            (int(rng.randint(num_classes)), np.array(_box(rng), float))
+            for _ in range(rng.randint(0, 4))
+        ]
+        detections[image_id] = [
+            (c, _score(rng, ties), np.asarray(box, np.float32).tolist()) for c, box in found
+        ]
     if not ties:
         _spread_scores(detections, rng)
     return truth, detections
@@ -47,7 +60,9 @@ def _box(rng) -> list[int]:
 
 def _score(rng, ties: bool) -> float:
     return (
-        float(rng.choice([0.1, 0.25, 0.5, 0.5004, 0.5006, 0.9])) if ties and rng.rand() < 0.5 else float(np.float32(rng.rand()))
+        float(rng.choice([0.1, 0.25, 0.5, 0.5004, 0.5006, 0.9]))
+        if ties and rng.rand() < 0.5
+        else float(np.float32(rng.rand()))
     )
 
 
@@ -68,6 +83,9 @@ def integer_images(drawn):
 def enlarged(drawn):
     """Six times as large: boxes of 24 to 114 px, so that small, medium and large ones occur."""
     return {
-        i: [(a, [6 * v for v in b], c) if isinstance(b, list) else (a, b, [6 * v for v in c]) for a, b, c in o]
+        i: [
+            (a, [6 * v for v in b], c) if isinstance(b, list) else (a, b, [6 * v for v in c])
+            for a, b, c in o
+        ]
         for i, o in drawn.items()
     }

@@ -1,6 +1,7 @@
 """faster-coco-eval against pycocotools, and key points against pycocotools called directly.
 
-Mutations that were seen to turn this red: leave image ids as text; give key points without taking the half pixel off.
+Mutations that were seen to turn this red: leave image ids as text; give key points without taking
+    the half pixel off.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ CLASS_NAMES, CATEGORY_IDS = ("a", "b", "c"), (2, 5, 90)
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_evaluate_results__faster_coco_eval_gives_pycocotools_numbers(coco_dataset, voc_dataset, as_outputs, run, seed):
+def test_evaluate_results__faster_coco_eval_gives_pycocotools_numbers(
+    coco_dataset, voc_dataset, as_outputs, run, seed
+):
     pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is not installed")
     truth, detections = draw_set(seed, num_images=30)
     large = [enlarged(integer_images(drawn)) for drawn in (truth, detections)]
@@ -40,7 +43,9 @@ def test_evaluate_results__faster_coco_eval_gives_pycocotools_numbers(coco_datas
     )
     for dataset, outputs, tasks in cases:
         if dataset.json_file:  # both coco data sets are written to the same file
-            dataset = coco_dataset(large[0] if len(tasks) == 1 else integer_images(truth), CLASS_NAMES, CATEGORY_IDS)
+            dataset = coco_dataset(
+                large[0] if len(tasks) == 1 else integer_images(truth), CLASS_NAMES, CATEGORY_IDS
+            )
         slow = run(CocoEvaluator(dataset, tasks, backend="pycocotools"), outputs)
         fast = run(CocoEvaluator(dataset, tasks, backend="faster-coco-eval"), outputs)
         for task in tasks:
@@ -56,7 +61,9 @@ def test_coco_evaluator__key_points_equal_pycocotools(coco_dataset, as_output, r
     content, outputs, results = json.loads(Path(dataset.json_file).read_text()), {}, []
     for annotation in content["annotations"]:
         points = np.concatenate((rng.randint(0, 100, (17, 2)), rng.randint(0, 3, (17, 1))), axis=1)
-        annotation.update(keypoints=points.reshape(-1).tolist(), num_keypoints=int((points[:, 2] > 0).sum()))
+        annotation.update(
+            keypoints=points.reshape(-1).tolist(), num_keypoints=int((points[:, 2] > 0).sum())
+        )
     Path(dataset.json_file).write_text(json.dumps(content))
     for record in dataset.records:
         mine = [a for a in content["annotations"] if a["image_id"] == record["image_id"]]
@@ -65,11 +72,20 @@ def test_coco_evaluator__key_points_equal_pycocotools(coco_dataset, as_output, r
         for annotation, a in zip(record["annotations"], mine, strict=True):
             annotation["keypoints"] = a["keypoints"]
         scores = [0.9, 0.5, 0.7]
-        outputs[record["image_id"]] = as_output([(0, score, a["bbox"]) for score, a in zip(scores, mine, strict=True)])
-        outputs[record["image_id"]]["keypoints"] = torch.tensor(points, dtype=torch.float32) + torch.tensor([0.5, 0.5, 0])
+        outputs[record["image_id"]] = as_output(
+            [(0, score, a["bbox"]) for score, a in zip(scores, mine, strict=True)]
+        )
+        outputs[record["image_id"]]["keypoints"] = torch.tensor(
+            points, dtype=torch.float32
+        ) + torch.tensor([0.5, 0.5, 0])
         for score, found in zip(scores, points, strict=True):
             results.append(
-                {"image_id": record["image_id"], "category_id": 1, "score": score, "keypoints": found.reshape(-1).tolist()}
+                {
+                    "image_id": record["image_id"],
+                    "category_id": 1,
+                    "score": score,
+                    "keypoints": found.reshape(-1).tolist(),
+                }
             )
     with contextlib.redirect_stdout(io.StringIO()):
         api = COCO(dataset.json_file)

@@ -1,8 +1,10 @@
-"""The COCO evaluator against pycocotools called directly, Detectron2's evaluator, and cases by hand.
+"""The COCO evaluator against pycocotools called directly, Detectron2's evaluator, and cases by
+hand.
 
-Mutations that were seen to turn this red: pass XYXY for XYWH; contiguous class ids for the data set's; keep the box
-when masks are evaluated; leave the annotation with id 0 as it is; class AP from the first class; add up in 0-1; the numbers
-rounded to three digits.
+Mutations that were seen to turn this red: pass XYXY for XYWH; contiguous class ids for the data
+    set's; keep the box
+when masks are evaluated; leave the annotation with id 0 as it is; class AP from the first class;
+add up in 0-1; the numbers rounded to three digits.
 """
 
 from __future__ import annotations
@@ -38,21 +40,33 @@ def _pycocotools(json_file, results, task, image_ids=None):
         scored.evaluate()
         scored.accumulate()
         scored.summarize()
-    return {name: 100 * value for name, value in zip(TWELVE, scored.stats, strict=True) if value >= 0}
+    return {
+        name: 100 * value for name, value in zip(TWELVE, scored.stats, strict=True) if value >= 0
+    }
 
 
 def _result(image_id, c, score, box):
-    """A detection as COCO's json has it, of what a detector gives: float32, so that nothing is left to a tolerance."""
+    """A detection as COCO's json has it, of what a detector gives: float32, so that nothing is left
+    to a tolerance.
+    """
     x0, y0, x1, y1 = np.asarray(box, np.float32)
     box = [float(x0), float(y0), float(x1 - x0), float(y1 - y0)]
-    return {"image_id": image_id, "category_id": CATEGORY_IDS[c], "score": float(np.float32(score)), "bbox": box}
+    return {
+        "image_id": image_id,
+        "category_id": CATEGORY_IDS[c],
+        "score": float(np.float32(score)),
+        "bbox": box,
+    }
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_coco_evaluator__twelve_numbers_equal_pycocotools(coco_dataset, as_outputs, run, seed):
     truth, detections = (integer_images(drawn) for drawn in draw_set(seed))
     dataset = coco_dataset(truth, CLASS_NAMES, CATEGORY_IDS)
-    ours = run(CocoEvaluator(dataset, ("bbox", "segm"), backend="pycocotools"), as_outputs(detections, masks=True))
+    ours = run(
+        CocoEvaluator(dataset, ("bbox", "segm"), backend="pycocotools"),
+        as_outputs(detections, masks=True),
+    )
     boxes, masks = [], []
     for image_id, found in detections.items():
         for c, score, box in found:
@@ -67,10 +81,14 @@ def test_coco_evaluator__twelve_numbers_equal_pycocotools(coco_dataset, as_outpu
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_coco_evaluator__objects_of_all_sizes_equal_pycocotools(coco_dataset, as_outputs, run, seed):
+def test_coco_evaluator__objects_of_all_sizes_equal_pycocotools(
+    coco_dataset, as_outputs, run, seed
+):
     truth, detections = (enlarged(integer_images(drawn)) for drawn in draw_set(seed, num_images=30))
     dataset = coco_dataset(truth, CLASS_NAMES, CATEGORY_IDS)
-    results = [_result(image_id, *found) for image_id, drawn in detections.items() for found in drawn]
+    results = [
+        _result(image_id, *found) for image_id, drawn in detections.items() for found in drawn
+    ]
     expected = _pycocotools(dataset.json_file, results, "bbox")
     assert set(expected) == set(TWELVE)
     assert 1 < expected["APm"] < 99
@@ -83,8 +101,13 @@ def test_coco_evaluator__objects_of_all_sizes_equal_pycocotools(coco_dataset, as
 def test_coco_evaluator__equals_detectron2(coco_dataset, as_outputs, run, seed):
     truth, detections = (integer_images(drawn) for drawn in draw_set(seed + 50))
     dataset = coco_dataset(truth, CLASS_NAMES, CATEGORY_IDS)
-    ours = run(CocoEvaluator(dataset, ("bbox", "segm"), backend="pycocotools"), as_outputs(detections, masks=True))
-    theirs = coco_numbers(f"coco_{dataset.json_file}", Path(dataset.json_file), detections, ("bbox", "segm"))
+    ours = run(
+        CocoEvaluator(dataset, ("bbox", "segm"), backend="pycocotools"),
+        as_outputs(detections, masks=True),
+    )
+    theirs = coco_numbers(
+        f"coco_{dataset.json_file}", Path(dataset.json_file), detections, ("bbox", "segm")
+    )
     for task in ("bbox", "segm"):
         assert {"AP-a", "AP-c", "AP75"} <= set(theirs[task])
         for name, value in theirs[task].items():
@@ -92,7 +115,9 @@ def test_coco_evaluator__equals_detectron2(coco_dataset, as_outputs, run, seed):
 
 
 @pytest.mark.detectron2
-def test_coco_evaluator__on_voc_data_equals_detectron2s_conversion(voc_dataset, as_outputs, run, tmp_path):
+def test_coco_evaluator__on_voc_data_equals_detectron2s_conversion(
+    voc_dataset, as_outputs, run, tmp_path
+):
     from detectron2.data import DatasetCatalog, MetadataCatalog
     from detectron2.evaluation import COCOEvaluator
     from detectron2.structures import Boxes, BoxMode, Instances
@@ -100,13 +125,26 @@ def test_coco_evaluator__on_voc_data_equals_detectron2s_conversion(voc_dataset, 
     truth, detections = draw_set(9)
     dataset = voc_dataset(truth, CLASS_NAMES)
     name = f"voc_as_coco_{tmp_path}"
-    records = [{**r, "annotations": [{**a, "bbox_mode": BoxMode.XYXY_ABS} for a in r["annotations"]]} for r in dataset.records]
+    records = [
+        {**r, "annotations": [{**a, "bbox_mode": BoxMode.XYXY_ABS} for a in r["annotations"]]}
+        for r in dataset.records
+    ]
     DatasetCatalog.register(name, lambda: records)
     MetadataCatalog.get(name).set(thing_classes=list(CLASS_NAMES))
-    evaluator = COCOEvaluator(name, tasks=("bbox",), use_fast_impl=False, output_dir=str(tmp_path / name.replace("/", "_")))
+    evaluator = COCOEvaluator(
+        name,
+        tasks=("bbox",),
+        use_fast_impl=False,
+        output_dir=str(tmp_path / name.replace("/", "_")),
+    )
     evaluator.reset()
     for image_id, output in as_outputs(detections).items():
-        found = Instances((100, 100), pred_boxes=Boxes(output["boxes"]), scores=output["scores"], pred_classes=output["classes"])
+        found = Instances(
+            (100, 100),
+            pred_boxes=Boxes(output["boxes"]),
+            scores=output["scores"],
+            pred_classes=output["classes"],
+        )
         evaluator.process([{"image_id": image_id}], [{"instances": found}])
     theirs = evaluator.evaluate()["bbox"]
     ours = run(CocoEvaluator(dataset, backend="pycocotools"), as_outputs(detections))["bbox"]
@@ -116,7 +154,11 @@ def test_coco_evaluator__on_voc_data_equals_detectron2s_conversion(voc_dataset, 
 
 
 def test_coco_evaluator__by_hand(coco_dataset, as_output, run):
-    truth = {1: [(0, [0, 0, 10, 10], False), (0, [20, 20, 40, 40], False)], 2: [(1, [5, 5, 25, 25], False)], 3: []}
+    truth = {
+        1: [(0, [0, 0, 10, 10], False), (0, [20, 20, 40, 40], False)],
+        2: [(1, [5, 5, 25, 25], False)],
+        3: [],
+    }
     dataset = coco_dataset(truth, ("dog", "cat"), (1, 2))
     outputs = {
         1: as_output([(0, 0.9, [0, 0, 10, 10])]),
@@ -137,7 +179,10 @@ def test_coco_evaluator__by_hand(coco_dataset, as_output, run):
 def test_coco_evaluator__an_annotation_with_id_0_can_be_found(coco_dataset, as_output, run, caplog):
     dataset = coco_dataset({1: [(0, [0, 0, 10, 10], False)]}, ("dog",), (1,), id=0)
     with caplog.at_level(logging.WARNING):
-        metrics = run(CocoEvaluator(dataset, backend="pycocotools"), {1: as_output([(0, 0.9, [0, 0, 10, 10])])})["bbox"]
+        metrics = run(
+            CocoEvaluator(dataset, backend="pycocotools"),
+            {1: as_output([(0, 0.9, [0, 0, 10, 10])])},
+        )["bbox"]
     assert metrics["AP"] == pytest.approx(100)
     assert "has id 0 or none" in caplog.text
 
@@ -148,7 +193,9 @@ def test_coco_evaluator__fills_in_area_and_iscrowd(coco_dataset, as_output, run)
     for key in ("area", "iscrowd"):
         del content["annotations"][0][key]
     Path(dataset.json_file).write_text(json.dumps(content))
-    metrics = run(CocoEvaluator(dataset, backend="pycocotools"), {1: as_output([(0, 0.9, [0, 0, 10, 10])])})["bbox"]
+    metrics = run(
+        CocoEvaluator(dataset, backend="pycocotools"), {1: as_output([(0, 0.9, [0, 0, 10, 10])])}
+    )["bbox"]
     assert metrics["AP"] == metrics["APs"] == pytest.approx(100)
 
 
@@ -159,20 +206,31 @@ def test_coco_evaluator__no_predictions_are_0_and_a_sentence(coco_dataset, as_ou
     assert metrics["AP"] == metrics["AP50"] == metrics["AR100"] == metrics["AP-dog"] == 0
     assert "The model predicted nothing on made, so every AP is 0" in caplog.text
     assert "AP-cat" not in metrics
-    assert "no ground truth for 1 of its 2 classes, which are left out of the mean: cat" in caplog.text
+    assert (
+        "no ground truth for 1 of its 2 classes, which are left out of the mean: cat" in caplog.text
+    )
 
 
-def test_coco_evaluator__pycocotools_writes_to_the_log_alone(coco_dataset, as_output, run, caplog, capsys):
+def test_coco_evaluator__pycocotools_writes_to_the_log_alone(
+    coco_dataset, as_output, run, caplog, capsys
+):
     dataset = coco_dataset({1: [(0, [0, 0, 10, 10], False)]}, ("dog",), (1,))
     with caplog.at_level(logging.INFO):
-        run(CocoEvaluator(dataset, backend="pycocotools"), {1: as_output([(0, 0.9, [0, 0, 10, 10])])})
+        run(
+            CocoEvaluator(dataset, backend="pycocotools"),
+            {1: as_output([(0, 0.9, [0, 0, 10, 10])])},
+        )
     assert capsys.readouterr().out == ""
     assert "Average Precision  (AP) @[ IoU=0.50:0.95" in caplog.text
 
 
 def test_coco_evaluator__repeated_class_names_stay_apart(coco_dataset, as_output, run):
-    dataset = coco_dataset({1: [(0, [0, 0, 10, 10], False), (1, [50, 50, 60, 60], False)]}, ("dog", "dog"), (1, 2))
-    metrics = run(CocoEvaluator(dataset, backend="pycocotools"), {1: as_output([(0, 0.9, [0, 0, 10, 10])])})["bbox"]
+    dataset = coco_dataset(
+        {1: [(0, [0, 0, 10, 10], False), (1, [50, 50, 60, 60], False)]}, ("dog", "dog"), (1, 2)
+    )
+    metrics = run(
+        CocoEvaluator(dataset, backend="pycocotools"), {1: as_output([(0, 0.9, [0, 0, 10, 10])])}
+    )["bbox"]
     assert metrics["AP-dog (id 1)"] == pytest.approx(100)
     assert metrics["AP-dog (id 2)"] == 0
 

@@ -1,6 +1,7 @@
 """The sheet of detections: known pixels where boxes must be drawn, and what is refused.
 
-Seen red under: drawing the least sure boxes; taking category ids for contiguous ones; the surest below the others; no key.
+Seen red under: drawing the least sure boxes; taking category ids for contiguous ones; the surest
+    below the others; no key.
 """
 
 from __future__ import annotations
@@ -22,18 +23,29 @@ NAMES = [f"class {i}" for i in range(12)]
 
 @pytest.fixture
 def dataset(tmp_path, request):
-    """A COCO set of three grey pictures, 80 x 80: two objects of classes 0 and 5, none, one of class 1; category ids from 100 on."""
+    """A COCO set of three grey pictures, 80 x 80: two objects of classes 0 and 5, none, one of
+    class 1; category ids from 100 on.
+    """
     name = f"sheet_{abs(hash(request.node.name))}"
     images = [{"id": i, "file_name": f"{i}.png", "width": 80, "height": 80} for i in (7, 8, 9)]
     for image in images:
         Image.new("RGB", (80, 80), (100, 100, 100)).save(tmp_path / image["file_name"])
     objects = [(7, 0, [10, 10, 20, 30]), (7, 5, [50, 50, 20, 20]), (9, 1, [5, 5, 10, 10])]
     annotations = [
-        {"id": i + 1, "image_id": image, "category_id": 100 + index, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+        {
+            "id": i + 1,
+            "image_id": image,
+            "category_id": 100 + index,
+            "bbox": box,
+            "area": box[2] * box[3],
+            "iscrowd": 0,
+        }
         for i, (image, index, box) in enumerate(objects)
     ]
     categories = [{"id": 100 + i, "name": name} for i, name in enumerate(NAMES)]
-    (tmp_path / "set.json").write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    (tmp_path / "set.json").write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": categories})
+    )
     register_dataset(name, "coco", json_file=tmp_path / "set.json", image_root=tmp_path)
     return get_dataset(name)
 
@@ -48,15 +60,25 @@ def _colour(number):
 
 
 def test_detection_sheet__draws_as_many_as_there_are_objects_the_surest(dataset, tmp_path):
-    predictions = [_found(7, 5, [50.0, 10.0, 20.0, 20.0], 0.3), _found(7, 0, [10.0, 10.0, 20.0, 30.0], 0.9), _found(9, 1, [0, 0, 9, 9], 1.0)]
-    predictions += [_found(7, 5, [10.0, 60.0, 10.0, 10.0], 0.2)]  # a third: not drawn, there are two objects
+    predictions = [
+        _found(7, 5, [50.0, 10.0, 20.0, 20.0], 0.3),
+        _found(7, 0, [10.0, 10.0, 20.0, 30.0], 0.9),
+        _found(9, 1, [0, 0, 9, 9], 1.0),
+    ]
+    predictions += [
+        _found(7, 5, [10.0, 60.0, 10.0, 10.0], 0.2)
+    ]  # a third: not drawn, there are two objects
     sheet = draw_detection_sheet(tmp_path / "s.png", dataset, {"a": predictions}, image_ids=[7])
     pixels, scale, left, top = np.asarray(Image.open(sheet)), CELL // 80, GAP + CELL + GAP, 28
-    assert tuple(pixels[top + 25 * scale, GAP + 10 * scale]) == _colour(0)  # the ground truth of class 0
+    assert tuple(pixels[top + 25 * scale, GAP + 10 * scale]) == _colour(
+        0
+    )  # the ground truth of class 0
     assert tuple(pixels[top + 25 * scale, left + 10 * scale]) == _colour(0)
     below = pixels[top + 10 * scale : top + 30 * scale, left + 50 * scale].tolist()
     assert list(_colour(1)) in below  # class 5, the second that the sheet shows, dashed
-    assert {tuple(pixel) for pixel in pixels[top + 65 * scale, left : left + CELL].tolist()} == {(100, 100, 100)}
+    assert {tuple(pixel) for pixel in pixels[top + 65 * scale, left : left + CELL].tolist()} == {
+        (100, 100, 100)
+    }
     root = ElementTree.fromstring((tmp_path / "s.svg").read_text(encoding="utf-8"))
     texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
     assert texts == ["ground truth", "a (the surest)", "0.30", "0.90", "class 0", "class 5"]
@@ -64,7 +86,10 @@ def test_detection_sheet__draws_as_many_as_there_are_objects_the_surest(dataset,
 
 def test_detection_sheet__names_every_box_where_there_are_many_classes(dataset, tmp_path):
     boxes = [_found(7, i, [i, i, 20, 20], 0.5) for i in (2, 3)]
-    columns = {f"r{i}": [_found(7, 2 * i, [5, 5, 9, 9], 0.5), _found(7, 2 * i + 1, [50, 5, 9, 9], 0.4)] for i in range(2, 6)} | {"b": boxes}
+    columns = {
+        f"r{i}": [_found(7, 2 * i, [5, 5, 9, 9], 0.5), _found(7, 2 * i + 1, [50, 5, 9, 9], 0.4)]
+        for i in range(2, 6)
+    } | {"b": boxes}
     draw_detection_sheet(tmp_path / "s.png", dataset, columns, image_ids=[7])
     root = ElementTree.fromstring((tmp_path / "s.svg").read_text(encoding="utf-8"))
     texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
@@ -80,8 +105,16 @@ def test_first_pictures__have_objects(dataset):
 def test_detection_sheet__refuses(dataset, tmp_path):
     with pytest.raises(InputError, match="has no picture 5 to show; it has 3"):
         draw_detection_sheet(tmp_path / "s.png", dataset, {}, image_ids=[7, 5])
-    with pytest.raises(InputError, match="a: a prediction has category 3, which the data set lacks; are they of another set"):
-        draw_detection_sheet(tmp_path / "s.png", dataset, {"a": [{**_found(7, 0, [0, 0, 1, 1], 1.0), "category_id": 3}]}, image_ids=[7])
+    with pytest.raises(
+        InputError,
+        match="a: a prediction has category 3, which the data set lacks; are they of another set",
+    ):
+        draw_detection_sheet(
+            tmp_path / "s.png",
+            dataset,
+            {"a": [{**_found(7, 0, [0, 0, 1, 1], 1.0), "category_id": 3}]},
+            image_ids=[7],
+        )
     (tmp_path / "7.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"7.png cannot be decoded"):
         draw_detection_sheet(tmp_path / "s.png", dataset, {}, image_ids=[7])

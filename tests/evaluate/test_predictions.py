@@ -1,4 +1,5 @@
-"""Predictions on disk, and both evaluators on the ground truth of real pictures given as predictions.
+"""Predictions on disk, and both evaluators on the ground truth of real pictures given as
+predictions.
 
 Mutations that were seen to turn this red: write contiguous class ids; do not shift boxes to
 VOC's pixels in the evaluator.
@@ -22,15 +23,23 @@ CLASS_NAMES, CATEGORY_IDS = ("a", "b", "c"), (2, 5, 90)
 def test_evaluate_results__from_the_written_file(coco_dataset, as_outputs, run, tmp_path):
     truth, detections = (integer_images(drawn) for drawn in draw_set(4))
     dataset = coco_dataset(truth, CLASS_NAMES, CATEGORY_IDS)
-    evaluator = CocoEvaluator(dataset, ("bbox", "segm"), output_file=tmp_path / "results.json", backend="pycocotools")
+    evaluator = CocoEvaluator(
+        dataset, ("bbox", "segm"), output_file=tmp_path / "results.json", backend="pycocotools"
+    )
     metrics = run(evaluator, as_outputs(detections, masks=True))
     results = load_predictions(tmp_path / "results.json")
     assert evaluate_results(results, dataset, ("bbox", "segm")) == metrics
     results[0]["image_id"] = 4000
-    with pytest.raises(InputError, match="1 image ids of the predictions are not in data set 'made', the first is 4000"):
+    with pytest.raises(
+        InputError,
+        match="1 image ids of the predictions are not in data set 'made', the first is 4000",
+    ):
         evaluate_results(results, dataset)
     results[0] = {**results[1], "category_id": 3}
-    with pytest.raises(InputError, match="1 category ids of the predictions are not in data set 'made', the first is 3"):
+    with pytest.raises(
+        InputError,
+        match="1 category ids of the predictions are not in data set 'made', the first is 3",
+    ):
         evaluate_results(results, dataset)
 
 
@@ -49,7 +58,10 @@ def test_load_predictions__refuses_other_files(tmp_path):
 def test_evaluators__ground_truth_as_predictions_is_100(shared_data, monkeypatch, name):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(shared_data))
     dataset = get_dataset(name)
-    evaluators = [CocoEvaluator(dataset), *([VocEvaluator(dataset)] if name == "voc_2007_test" else [])]
+    evaluators = [
+        CocoEvaluator(dataset),
+        *([VocEvaluator(dataset)] if name == "voc_2007_test" else []),
+    ]
     there = set()
     for record in dataset.records:
         objects = [a for a in record["annotations"] if not a["iscrowd"]]

@@ -1,7 +1,9 @@
-"""The VOC evaluator against Detectron2's: live, and against its numbers in fixtures/detectron2_voc.json (see make_fixtures.py).
+"""The VOC evaluator against Detectron2's: live, and against its numbers in
+fixtures/detectron2_voc.json (see make_fixtures.py).
 
 Mutations that were seen to turn this red: do not round scores; round boxes to 0 digits; add 1 to
-xmax; use the area for 2007; take AP50 from IoU 0.55; mean over thresholds of AP50 alone; add 1 in float64.
+xmax; use the area for 2007; take AP50 from IoU 0.55; mean over thresholds of AP50 alone; add 1 in
+float64.
 """
 
 from __future__ import annotations
@@ -28,10 +30,14 @@ FIXTURE = Path(__file__).parent / "fixtures" / "detectron2_voc.json"
 
 def _ours(voc_dataset, as_output, run, truth, detections, year, class_names=CLASS_NAMES):
     evaluator = VocEvaluator(voc_dataset(truth, class_names, year))
-    return run(evaluator, {image_id: as_output(found) for image_id, found in detections.items()})["bbox"]
+    return run(evaluator, {image_id: as_output(found) for image_id, found in detections.items()})[
+        "bbox"
+    ]
 
 
-@pytest.mark.parametrize("row", json.loads(FIXTURE.read_text()), ids=lambda row: f"{row['seed']}-{row['year']}")
+@pytest.mark.parametrize(
+    "row", json.loads(FIXTURE.read_text()), ids=lambda row: f"{row['seed']}-{row['year']}"
+)
 def test_voc_evaluator__equals_detectron2s_stored_numbers(voc_dataset, as_output, run, row):
     truth, detections = draw_set(row["seed"], ties=False)
     ours = _ours(voc_dataset, as_output, run, truth, detections, row["year"])
@@ -49,7 +55,9 @@ def _compare_live(tmp_path, voc_dataset, as_output, run, seeds, **drawn):
         ours = _ours(voc_dataset, as_output, run, truth, detections, year, names)
         for key in ("AP", "AP50", "AP75"):
             assert ours[key] == pytest.approx(theirs[key], abs=1e-9), (seed, key)
-        assert np.mean([value for key, value in ours.items() if key.startswith("AP-")]) == pytest.approx(theirs["AP"], abs=1e-9)
+        assert np.mean(
+            [value for key, value in ours.items() if key.startswith("AP-")]
+        ) == pytest.approx(theirs["AP"], abs=1e-9)
 
 
 @pytest.mark.detectron2
@@ -61,11 +69,15 @@ def test_voc_evaluator__equals_detectron2(tmp_path, voc_dataset, as_output, run)
 @pytest.mark.slow
 def test_voc_evaluator__equals_detectron2_on_1000_sets(tmp_path, voc_dataset, as_output, run):
     _compare_live(tmp_path, voc_dataset, as_output, run, range(2000, 2950))
-    _compare_live(tmp_path, voc_dataset, as_output, run, range(3000, 3050), num_images=40, num_classes=8)
+    _compare_live(
+        tmp_path, voc_dataset, as_output, run, range(3000, 3050), num_images=40, num_classes=8
+    )
 
 
 @pytest.mark.detectron2
-def test_voc_evaluator__a_class_without_ground_truth_counts_as_0_like_detectron2(tmp_path, voc_dataset, as_output, run, caplog):
+def test_voc_evaluator__a_class_without_ground_truth_counts_as_0_like_detectron2(
+    tmp_path, voc_dataset, as_output, run, caplog
+):
     truth, detections = draw_set(5)
     names = (*CLASS_NAMES, "never")
     detections["000000"] = [*detections["000000"], (3, 0.9, [1.0, 2.0, 30.0, 40.0])]
@@ -79,15 +91,21 @@ def test_voc_evaluator__a_class_without_ground_truth_counts_as_0_like_detectron2
 
 
 def test_voc_evaluator__scores_in_0_based_boxes_by_hand(voc_dataset, as_output, run):
-    # One of two dogs found exactly, with 0-based corners; one cat found, with a wrong one before it.
-    truth = {"1": [(0, [0, 0, 10, 10], False), (0, [20, 20, 40, 40], False)], "2": [(1, [5, 5, 25, 25], False)]}
+    # One of two dogs found exactly, with 0-based corners; one cat found, with a wrong one before
+    # it.
+    truth = {
+        "1": [(0, [0, 0, 10, 10], False), (0, [20, 20, 40, 40], False)],
+        "2": [(1, [5, 5, 25, 25], False)],
+    }
     outputs = {
         "1": as_output([(0, 0.9, [0, 0, 10, 10])]),
         "2": as_output([(1, 0.8, [60, 60, 90, 90]), (1, 0.7, [5, 5, 25, 25])]),
     }
     metrics = run(VocEvaluator(voc_dataset(truth, ("dog", "cat"), 2012)), outputs)
     # dog: area .5 at every IoU; cat: precision 1/2 at recall 1, area .5.
-    assert metrics == {"bbox": {"AP": 50.0, "AP50": 50.0, "AP75": 50.0, "AP-dog": 50.0, "AP-cat": 50.0}}
+    assert metrics == {
+        "bbox": {"AP": 50.0, "AP50": 50.0, "AP75": 50.0, "AP-dog": 50.0, "AP-cat": 50.0}
+    }
     metrics = run(VocEvaluator(voc_dataset(truth, ("dog", "cat"), 2007)), outputs)
     # 11 points: dog 6/11 (recall 0 ... .5), cat 11 * .5 / 11.
     assert metrics["bbox"]["AP-dog"] == pytest.approx(100 * 6 / 11)
@@ -95,9 +113,14 @@ def test_voc_evaluator__scores_in_0_based_boxes_by_hand(voc_dataset, as_output, 
 
 
 def test_voc_evaluator__adds_1_in_float32_before_rounding(voc_dataset):
-    # 0.25000003 + 1 is 1.25 in float32, which rounds to even, 1.2; in float64 it would be a little more, 1.3.
+    # 0.25000003 + 1 is 1.25 in float32, which rounds to even, 1.2; in float64 it would be a little
+    # more, 1.3.
     evaluator = VocEvaluator(voc_dataset({"1": [(0, [0, 0, 10, 10], False)]}, ("dog",)))
-    arrays = (np.array([[0.25000003, 3, 4, 0.25000003]], np.float32), np.array([0.0625], np.float32), np.array([0]))
+    arrays = (
+        np.array([[0.25000003, 3, 4, 0.25000003]], np.float32),
+        np.array([0.0625], np.float32),
+        np.array([0]),
+    )
     detections = evaluator._detections(["1"], [arrays])
     assert detections.boxes.tolist() == [[1.2, 4.0, 4.0, 0.3]]
     assert detections.scores.tolist() == [0.062]
@@ -109,7 +132,9 @@ def test_voc_evaluator__gathers_over_processes(voc_dataset, as_output, monkeypat
     evaluators = [VocEvaluator(dataset) for _ in range(3)]
     images = list(truth)
     for rank, share in enumerate((images[:5], images[5:9], images[9:])):
-        evaluators[1 if rank == 0 else rank].process([{"image_id": i} for i in share], [as_output(detections[i]) for i in share])
+        evaluators[1 if rank == 0 else rank].process(
+            [{"image_id": i} for i in share], [as_output(detections[i]) for i in share]
+        )
     everything = [(e._images, e._outputs, e._results) for e in evaluators]
     whole = VocEvaluator(dataset)
     whole.process([{"image_id": i} for i in images], [as_output(detections[i]) for i in images])
@@ -121,10 +146,17 @@ def test_voc_evaluator__gathers_over_processes(voc_dataset, as_output, monkeypat
     assert evaluators[1].evaluate() == {}
 
 
-def test_voc_evaluator__no_predictions_are_a_number_and_a_sentence(voc_dataset, as_output, run, caplog):
+def test_voc_evaluator__no_predictions_are_a_number_and_a_sentence(
+    voc_dataset, as_output, run, caplog
+):
     dataset = voc_dataset({"1": [(0, [0, 0, 10, 10], False)]}, ("dog",))
     with caplog.at_level(logging.WARNING):
-        assert run(VocEvaluator(dataset), {"1": as_output([])})["bbox"] == {"AP": 0, "AP50": 0, "AP75": 0, "AP-dog": 0}
+        assert run(VocEvaluator(dataset), {"1": as_output([])})["bbox"] == {
+            "AP": 0,
+            "AP50": 0,
+            "AP75": 0,
+            "AP-dog": 0,
+        }
     assert "The model predicted nothing on made, so every AP is 0" in caplog.text
     caplog.clear()
     assert VocEvaluator(dataset).evaluate()["bbox"]["AP"] == 0
@@ -132,18 +164,28 @@ def test_voc_evaluator__no_predictions_are_a_number_and_a_sentence(voc_dataset, 
 
 
 def test_voc_evaluator__refuses_what_does_not_fit(voc_dataset, as_output):
-    with pytest.raises(InputError, match="'made' has no ground truth: its 1 pictures hold no box that is not difficult"):
+    with pytest.raises(
+        InputError,
+        match="'made' has no ground truth: its 1 pictures hold no box that is not difficult",
+    ):
         VocEvaluator(voc_dataset({"1": [(0, [0, 0, 10, 10], True)]}, ("dog",)))
     evaluator = VocEvaluator(voc_dataset({"1": [(0, [0, 0, 10, 10], False)]}, ("dog",)))
-    with pytest.raises(InputError, match="detections for image '2', which is not in data set 'made'"):
+    with pytest.raises(
+        InputError, match="detections for image '2', which is not in data set 'made'"
+    ):
         evaluator.process([{"image_id": "2"}], [as_output([])])
-    with pytest.raises(InputError, match=r"predicts class 1, but the data set has 1 classes \(0 to 0\)"):
+    with pytest.raises(
+        InputError, match=r"predicts class 1, but the data set has 1 classes \(0 to 0\)"
+    ):
         evaluator.process([{"image_id": "1"}], [as_output([(1, 0.5, [0, 0, 1, 1])])])
 
 
 def test_voc_evaluator__writes_its_predictions(voc_dataset, as_output, run, tmp_path):
     dataset = voc_dataset({"1": [(0, [0, 0, 10, 10], False)]}, ("dog",))
-    run(VocEvaluator(dataset, tmp_path / "predictions.json"), {"1": as_output([(0, 0.5, [1, 2, 11, 22])])})
+    run(
+        VocEvaluator(dataset, tmp_path / "predictions.json"),
+        {"1": as_output([(0, 0.5, [1, 2, 11, 22])])},
+    )
     assert load_predictions(tmp_path / "predictions.json") == [
         {"image_id": "1", "category_id": 0, "bbox": [1, 2, 10, 20], "score": 0.5}
     ]
@@ -155,16 +197,27 @@ def test_voc_evaluator__coco_style_beside_its_own_metric(voc_dataset, as_output,
     dataset = voc_dataset(truth, CLASS_NAMES)
     both = run(VocEvaluator(dataset, coco_style=True), outputs)
     assert both["bbox"] == run(VocEvaluator(dataset), outputs)["bbox"]
-    assert both["bbox_coco"] == pytest.approx(run(CocoEvaluator(dataset), outputs)["bbox"], abs=1e-9)
-    assert both["bbox_coco"]["AP"] != pytest.approx(both["bbox"]["AP"], abs=0.1) and "AR100" in both["bbox_coco"]
+    assert both["bbox_coco"] == pytest.approx(
+        run(CocoEvaluator(dataset), outputs)["bbox"], abs=1e-9
+    )
+    assert (
+        both["bbox_coco"]["AP"] != pytest.approx(both["bbox"]["AP"], abs=0.1)
+        and "AR100" in both["bbox_coco"]
+    )
 
 
 @pytest.mark.parametrize("digits", [1, 3])
 def test_round_as_text__equals_the_text_for_ties_and_random_numbers(digits):
     rng = np.random.default_rng(0)
-    ties = (np.arange(-4000, 4000) + 0.5) / 2**digits / 10  # among them numbers half way between two decimals
-    values = np.concatenate([rng.random(20000) * 500, ties, [0.25, 0.0625, 0.1875, 1e7 + 0.25]]).astype(np.float32)
-    assert round_as_text(values, digits).tolist() == [float(f"{value:.{digits}f}") for value in values]
+    ties = (
+        (np.arange(-4000, 4000) + 0.5) / 2**digits / 10
+    )  # among them numbers half way between two decimals
+    values = np.concatenate(
+        [rng.random(20000) * 500, ties, [0.25, 0.0625, 0.1875, 1e7 + 0.25]]
+    ).astype(np.float32)
+    assert round_as_text(values, digits).tolist() == [
+        float(f"{value:.{digits}f}") for value in values
+    ]
     wide = values[:500].astype(np.float64) + 1e-9
     assert round_as_text(wide, digits).tolist() == [float(f"{value:.{digits}f}") for value in wide]
 
@@ -173,7 +226,10 @@ def test_voc_evaluator__takes_half_precision_and_double(voc_dataset, as_output, 
     truth, detections = draw_set(3)
     outputs = {image_id: as_output(found) for image_id, found in detections.items()}
     whole = run(VocEvaluator(voc_dataset(truth, CLASS_NAMES)), outputs)
-    double = {i: {**o, "boxes": o["boxes"].double(), "scores": o["scores"].double()} for i, o in outputs.items()}
+    double = {
+        i: {**o, "boxes": o["boxes"].double(), "scores": o["scores"].double()}
+        for i, o in outputs.items()
+    }
     assert run(VocEvaluator(voc_dataset(truth, CLASS_NAMES)), double) == whole
     half = {i: {**o, "scores": o["scores"].to(torch.bfloat16)} for i, o in outputs.items()}
     assert np.isfinite(run(VocEvaluator(voc_dataset(truth, CLASS_NAMES)), half)["bbox"]["AP"])

@@ -1,6 +1,7 @@
 """Every shipped detection config builds a detector whose trunk takes every tensor of its weights.
 
-The numbers are counted from the architectures: 53 convolutions of a ResNet-50 and 20 of a ResNet-18 (shortcuts included), 5 tensors each
+The numbers are counted from the architectures: 53 convolutions of a ResNet-50 and 20 of a ResNet-18
+    (shortcuts included), 5 tensors each
 with BN. Built on torch's meta device, which allocates nothing.
 
 Seen red under: R18-C4 without its widths; DC5 frozen at 2.
@@ -15,7 +16,11 @@ from moco_transfer.config import available, load_detection_config
 from moco_transfer.finetune import build_model
 from moco_transfer.finetune.handover import trunk_places
 
-LEAVES = sorted(name.split("/")[1] for name in available() if name.startswith("detection/") and "Base-" not in name)
+LEAVES = sorted(
+    name.split("/")[1]
+    for name in available()
+    if name.startswith("detection/") and "Base-" not in name
+)
 
 
 def build(name):
@@ -29,7 +34,9 @@ def test_config__builds_and_has_a_place_for_every_tensor_of_the_trunk(name):
     cfg, model = build(name)
     places = trunk_places(model)
     assert len(places) == 5 * {18: 20, 50: 53}[cfg.MODEL.RESNETS.DEPTH]
-    assert model.roi_heads.box_predictor.cls_score.out_features == cfg.MODEL.ROI_HEADS.NUM_CLASSES + 1
+    assert (
+        model.roi_heads.box_predictor.cls_score.out_features == cfg.MODEL.ROI_HEADS.NUM_CLASSES + 1
+    )
     assert any("mask_head" in key for key in model.state_dict()) == cfg.MODEL.MASK_ON
     assert all(parameter.requires_grad for parameter in model.parameters())
     in_the_head = {key.split(".")[0] for name, key in places.items() if name.startswith("res5.")}
@@ -43,7 +50,11 @@ def test_config__builds_and_has_a_place_for_every_tensor_of_the_trunk(name):
         ("pascal_voc_R_18_C4_320px", "roi_heads.res5.1.conv2.weight", (512, 512, 3, 3)),
         ("coco_R_18_FPN_320px", "backbone.bottom_up.res5.1.conv2.weight", (512, 512, 3, 3)),
         ("pascal_voc_R_50_C4_24k", "roi_heads.res5.norm.weight", (2048,)),  # MoCo's extra norm
-        ("pascal_voc_R_50_DC5_24k", "backbone.reduce.weight", (512, 2048, 3, 3)),  # App. A.1: reduced to 512 channels
+        (
+            "pascal_voc_R_50_DC5_24k",
+            "backbone.reduce.weight",
+            (512, 2048, 3, 3),
+        ),  # App. A.1: reduced to 512 channels
         ("pascal_voc_R_50_DC5_24k", "roi_heads.box_head.fc1.weight", (1024, 512 * 7 * 7)),
         ("coco_R_50_FPN_1x", "backbone.fpn_output2.norm.weight", (256,)),
     ],

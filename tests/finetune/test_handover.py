@@ -1,6 +1,8 @@
-"""The hand-over of weights: every tensor of the trunk lands in the detector, or the run is refused; what kind of weights they are.
+"""The hand-over of weights: every tensor of the trunk lands in the detector, or the run is refused;
+what kind of weights they are.
 
-Seen red under: --init beats the file; torchvision layout is supervised; res5 not part of the trunk; writes to a copy;
+Seen red under: --init beats the file; torchvision layout is supervised; res5 not part of the trunk;
+    writes to a copy;
 the official converter's file without pixels, or with a stride for basic blocks.
 """
 
@@ -18,7 +20,13 @@ from moco_transfer.config import load_detection_config
 from moco_transfer.convert import convert_checkpoint
 from moco_transfer.convert.key_maps import caffe2_name, detectron2_name
 from moco_transfer.finetune import build_model
-from moco_transfer.finetune.handover import coverage_gap, load_weights, read_detector, read_weights, trunk_places
+from moco_transfer.finetune.handover import (
+    coverage_gap,
+    load_weights,
+    read_detector,
+    read_weights,
+    trunk_places,
+)
 from moco_transfer.finetune.lint import lint
 from moco_transfer.finetune.results import init_name
 from moco_transfer.runtime.errors import InputError
@@ -50,12 +58,23 @@ def detector():
 def test_load_weights__features_of_the_detectors_trunk_equal_torchvisions(resnet18, backbone_file):
     model = detector().eval()
     said = load_weights(model, read_weights(str(backbone_file)), arch="resnet18")
-    assert said["coverage"] == {"expected": 100, "matched": 100, "missing": [], "unused": [], "misshapen": []}  # 20 convolutions + 20 x 4 BN
+    assert said["coverage"] == {
+        "expected": 100,
+        "matched": 100,
+        "missing": [],
+        "unused": [],
+        "misshapen": [],
+    }  # 20 convolutions + 20 x 4 BN
     images = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
         got = model.backbone.bottom_up(images)
         x = resnet18.maxpool(resnet18.relu(resnet18.bn1(resnet18.conv1(images))))
-        for name, stage in (("res2", resnet18.layer1), ("res3", resnet18.layer2), ("res4", resnet18.layer3), ("res5", resnet18.layer4)):
+        for name, stage in (
+            ("res2", resnet18.layer1),
+            ("res3", resnet18.layer2),
+            ("res4", resnet18.layer3),
+            ("res5", resnet18.layer4),
+        ):
             x = stage(x)
             torch.testing.assert_close(got[name], x, rtol=1e-4, atol=1e-4)
 
@@ -70,10 +89,17 @@ def test_load_weights__heads_stay_random(backbone_file):
 
 def test_load_weights__half_a_backbone_is_refused_unless_allowed(backbone_file, tmp_path):
     content = pickle.loads(backbone_file.read_bytes())
-    content["model"] = {k: v for k, v in content["model"].items() if not k.startswith(("res4", "res5"))}
+    content["model"] = {
+        k: v for k, v in content["model"].items() if not k.startswith(("res4", "res5"))
+    }
     (tmp_path / "half.pkl").write_bytes(pickle.dumps(content))
     half = read_weights(str(tmp_path / "half.pkl"))
-    with pytest.raises(InputError, match=r"covers 50 of 100 backbone tensors of resnet18. Missing \(50\): res4.0.shortcut.weight") as caught:
+    with pytest.raises(
+        InputError,
+        match=(
+            r"covers 50 of 100 backbone tensors of resnet18. Missing \(50\): res4.0.shortcut.weight"
+        ),
+    ) as caught:
         load_weights(detector(), half, arch="resnet18")
     assert coverage_gap(detector(), half, "resnet18") == str(caught.value)
     said = load_weights(detector(), half, arch="resnet18", allow_partial=True)
@@ -101,24 +127,47 @@ def write_stamped(path, backbone_file, stamp):
     ("stamp", "init", "kind"),
     [
         ({"mechanism": "moco"}, None, "self-supervised"),
-        ({"mechanism": "moco"}, "supervised", "self-supervised"),  # what the file says of itself counts for more
+        (
+            {"mechanism": "moco"},
+            "supervised",
+            "self-supervised",
+        ),  # what the file says of itself counts for more
         ({"mechanism": "dino"}, None, "self-supervised"),
         ({"mechanism": "supervised"}, None, "supervised"),
         ({"mechanism": None, "source_format": "caffe2", "source": "R-50.pkl"}, None, "supervised"),
-        ({"mechanism": None, "source_format": "torchvision", "source": "resnet50-0676ba61.pth"}, None, "supervised"),
-        ({"mechanism": None, "source_format": "vissl", "source": "x.torch"}, None, "self-supervised"),
+        (
+            {"mechanism": None, "source_format": "torchvision", "source": "resnet50-0676ba61.pth"},
+            None,
+            "supervised",
+        ),
+        (
+            {"mechanism": None, "source_format": "vissl", "source": "x.torch"},
+            None,
+            "self-supervised",
+        ),
         # torchvision's layout is anybody's
         ({"mechanism": None, "source_format": "torchvision", "source": "r50.pth"}, None, "unknown"),
-        ({"mechanism": None, "source_format": "torchvision", "source": "r50.pth"}, "supervised_v2", "supervised"),
+        (
+            {"mechanism": None, "source_format": "torchvision", "source": "r50.pth"},
+            "supervised_v2",
+            "supervised",
+        ),
         (None, None, "unknown"),
     ],
 )
 def test_read_weights__kind(backbone_file, tmp_path, stamp, init, kind):
-    assert read_weights(write_stamped(tmp_path / "b.pkl", backbone_file, stamp), init=init).kind == kind
+    assert (
+        read_weights(write_stamped(tmp_path / "b.pkl", backbone_file, stamp), init=init).kind
+        == kind
+    )
 
 
-def test_read_weights__the_official_converters_file_is_mocos(backbone_file, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("moco_transfer"), "propagate", True)  # a command line that ran before has switched it off
+def test_read_weights__the_official_converters_file_is_mocos(
+    backbone_file, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(
+        logging.getLogger("moco_transfer"), "propagate", True
+    )  # a command line that ran before has switched it off
     content = pickle.loads(backbone_file.read_bytes())
     del content["moco_transfer"]
     content["__author__"] = "MOCO"
@@ -126,80 +175,138 @@ def test_read_weights__the_official_converters_file_is_mocos(backbone_file, tmp_
     weights = read_weights(str(tmp_path / "official.pkl"))
     assert (weights.kind, weights.stamp) == ("self-supervised", None)
     assert "carries no stamp" not in caplog.text  # nothing is unknown about it
-    small = load_detection_config("demo_R_18_FPN", ["MODEL.RESNETS.STRIDE_IN_1X1", "True"])  # there is no 1x1 in a basic block
+    small = load_detection_config(
+        "demo_R_18_FPN", ["MODEL.RESNETS.STRIDE_IN_1X1", "True"]
+    )  # there is no 1x1 in a basic block
     assert [f.name for f in lint(small, weights, world_size=1, reference=None)] == []
 
 
 def test_read_weights__the_official_converters_file_does_not_suit_an_msra_config(tmp_path):
-    model = {detectron2_name(name): tensor.numpy() for name, tensor in torchvision.models.resnet50().state_dict().items() if name[:3] != "fc."}
-    (tmp_path / "official.pkl").write_bytes(pickle.dumps({"model": model, "__author__": "MOCO", "matching_heuristics": True}))
+    model = {
+        detectron2_name(name): tensor.numpy()
+        for name, tensor in torchvision.models.resnet50().state_dict().items()
+        if name[:3] != "fc."
+    }
+    (tmp_path / "official.pkl").write_bytes(
+        pickle.dumps({"model": model, "__author__": "MOCO", "matching_heuristics": True})
+    )
     weights = read_weights(str(tmp_path / "official.pkl"))
-    ours, theirs = (load_detection_config(f"pascal_voc_R_50_C4_24k{twin}", ["MODEL.RESNETS.NORM", "SyncBN"]) for twin in ("", "_msra"))
+    ours, theirs = (
+        load_detection_config(f"pascal_voc_R_50_C4_24k{twin}", ["MODEL.RESNETS.NORM", "SyncBN"])
+        for twin in ("", "_msra")
+    )
     assert lint(ours, weights, world_size=8, reference=None) == []
     findings = {f.name: f.sentence for f in lint(theirs, weights, world_size=8, reference=None)}
     assert {"colour-order", "pixel-mean", "pixel-std", "stride"} <= set(findings)
-    assert "was trained on RGB pictures, but the config says INPUT.FORMAT 'BGR'" in findings["colour-order"]
+    assert (
+        "was trained on RGB pictures, but the config says INPUT.FORMAT 'BGR'"
+        in findings["colour-order"]
+    )
 
 
 def test_read_weights__none_is_random():
     weights = read_weights("")
     assert weights.kind == "random" and coverage_gap(detector(), weights, "resnet18") is None
-    assert load_weights(detector(), weights, arch="resnet18") == {"path": "", "kind": "random", "sha256": None, "stamp": None, "coverage": None}
+    assert load_weights(detector(), weights, arch="resnet18") == {
+        "path": "",
+        "kind": "random",
+        "sha256": None,
+        "stamp": None,
+        "coverage": None,
+    }
 
 
 def save_detector(path, config="demo_R_18_FPN", overrides=()):
     cfg = load_detection_config(config, list(overrides))
     model = build_model(cfg)
-    torch.save({"format": "moco_transfer.finetune/1", "config": cfg.dump(), "model": model.state_dict(), "iteration": 3}, path)
+    torch.save(
+        {
+            "format": "moco_transfer.finetune/1",
+            "config": cfg.dump(),
+            "model": model.state_dict(),
+            "iteration": 3,
+        },
+        path,
+    )
     return model
 
 
 def test_read_weights__a_detector_says_what_it_was_trained_with(tmp_path):
-    model = save_detector(tmp_path / "checkpoint_0000003.pth", overrides=["INPUT.FORMAT", "BGR", "MODEL.PIXEL_STD", "1.0,1.0,1.0"])
+    model = save_detector(
+        tmp_path / "checkpoint_0000003.pth",
+        overrides=["INPUT.FORMAT", "BGR", "MODEL.PIXEL_STD", "1.0,1.0,1.0"],
+    )
     weights = read_weights(str(tmp_path / "checkpoint_0000003.pth"))
     assert weights.kind == "detector"
-    assert weights.pixels["format"] == "BGR" and list(weights.pixels["pixel_std"]) == [1.0, 1.0, 1.0]
+    assert weights.pixels["format"] == "BGR" and list(weights.pixels["pixel_std"]) == [
+        1.0,
+        1.0,
+        1.0,
+    ]
     other = detector()
     said = load_weights(other, weights, arch="resnet18")
-    assert said["kind"] == "detector" and said["coverage"]["matched"] == said["coverage"]["expected"]
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+    assert (
+        said["kind"] == "detector" and said["coverage"]["matched"] == said["coverage"]["expected"]
+    )
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True)
+    )
 
 
 def test_read_weights__a_detector_of_another_config_is_refused(tmp_path):
     save_detector(tmp_path / "a.pth", overrides=["MODEL.ROI_HEADS.NUM_CLASSES", "3"])
     weights = read_weights(str(tmp_path / "a.pth"))
     gap = coverage_gap(detector(), weights, "resnet18")
-    assert "a.pth is a detector of another config" in gap and "roi_heads.box_predictor.cls_score.weight (4, 256) instead of (9, 256)" in gap
+    assert (
+        "a.pth is a detector of another config" in gap
+        and "roi_heads.box_predictor.cls_score.weight (4, 256) instead of (9, 256)" in gap
+    )
     with pytest.raises(InputError, match="is a detector of another config"):
         load_weights(detector(), weights, arch="resnet18")
 
 
 def test_read_detector__a_backbone_is_none(backbone_file):
-    with pytest.raises(InputError, match=r"r18.pkl holds no detector: no tensor is called roi_heads.box_predictor"):
+    with pytest.raises(
+        InputError, match=r"r18.pkl holds no detector: no tensor is called roi_heads.box_predictor"
+    ):
         read_detector(str(backbone_file))
 
 
 def test_read_weights__msras_own_file_suits_the_msra_twin(tmp_path, monkeypatch):
-    # detectron2://ImageNetPretrained/MSRA/R-50.pkl as it is published, Caffe2's names and fused norms, in a mirror; values drawn here.
+    # detectron2://ImageNetPretrained/MSRA/R-50.pkl as it is published, Caffe2's names and fused
+    # norms, in a mirror; values drawn here.
     blobs = {}
     generator = np.random.default_rng(0)
     for name, tensor in torchvision.models.resnet50().state_dict().items():
         if not name.startswith("fc.") and "running" not in name and "num_batches" not in name:
             blob = caffe2_name(name).replace("_gamma", "_s").replace("_beta", "_b")
             shape = tuple(tensor.shape)
-            blobs[blob] = generator.standard_normal(shape, dtype=np.float32) if blob == "conv1_w" else np.ones(shape, np.float32)
+            blobs[blob] = (
+                generator.standard_normal(shape, dtype=np.float32)
+                if blob == "conv1_w"
+                else np.ones(shape, np.float32)
+            )
     file = tmp_path / "detectron2" / "ImageNetPretrained" / "MSRA" / "R-50.pkl"
     file.parent.mkdir(parents=True)
     file.write_bytes(pickle.dumps(blobs, protocol=2))
     monkeypatch.setenv("MOCO_TRANSFER_MIRROR", str(tmp_path))
     cfg = load_detection_config("pascal_voc_R_50_C4_24k_msra")
     weights = read_weights(cfg.MODEL.WEIGHTS)
-    assert weights.kind == "supervised" and weights.pixels["format"] == "BGR" and weights.pixels["stride_in_1x1"] is True
+    assert (
+        weights.kind == "supervised"
+        and weights.pixels["format"] == "BGR"
+        and weights.pixels["stride_in_1x1"] is True
+    )
     assert lint(cfg, weights, world_size=8, reference=(16, 0.02)) == []
     assert {f.name for f in lint(load_detection_config("pascal_voc_R_50_C4_24k"), weights, world_size=8, reference=(16, 0.02))} == {
         "colour-order", "pixel-mean", "pixel-std", "stride",
     }  # fmt: skip
     model = build_model(cfg)
     said = load_weights(model, weights, arch="resnet50")
-    assert (said["coverage"]["matched"], said["kind"], init_name(said)) == (265, "supervised", "supervised")
+    assert (said["coverage"]["matched"], said["kind"], init_name(said)) == (
+        265,
+        "supervised",
+        "supervised",
+    )
     assert torch.equal(model.backbone.stem.conv1.weight, torch.from_numpy(blobs["conv1_w"]))

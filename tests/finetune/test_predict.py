@@ -1,7 +1,10 @@
-"""predict: what a detector says of a picture, what is drawn and written, and where a detector is found.
+"""predict: what a detector says of a picture, what is drawn and written, and where a detector is
+found.
 
-Seen red under: no masks; right edge inclusive; labels may overlap; labels leave the picture; names collide; channels
-not swapped; threshold of the config; names of the run not read; the way out of a training named; a shorter edge of 0 scaled to nothing.
+Seen red under: no masks; right edge inclusive; labels may overlap; labels leave the picture; names
+    collide; channels
+not swapped; threshold of the config; names of the run not read; the way out of a training named; a
+shorter edge of 0 scaled to nothing.
 """
 
 from __future__ import annotations
@@ -36,9 +39,13 @@ TINY = {
 
 
 def save_run(folder, *, header=True, masks=False, name="checkpoint_0000007.pth"):
-    """Write a run folder with a detector of random weights whose scores and boxes depend on the picture; return config and model."""
+    """Write a run folder with a detector of random weights whose scores and boxes depend on the
+    picture; return config and model.
+    """
     overrides = {**TINY, "MODEL.MASK_ON": str(masks), "MODEL.ROI_MASK_HEAD.CONV_DIM": "8"}
-    cfg = load_detection_config("demo_R_18_FPN", [word for pair in overrides.items() for word in pair])
+    cfg = load_detection_config(
+        "demo_R_18_FPN", [word for pair in overrides.items() for word in pair]
+    )
     torch.manual_seed(3)
     model = build_model(cfg).eval()
     with torch.no_grad():
@@ -77,7 +84,9 @@ def mask_run(tmp_path_factory):
 def test_load_detector__says_what_the_model_says_in_an_evaluation(run, tmp_path):
     folder, cfg, model = run
     picture = write_picture(tmp_path / "a.png")
-    item = TestMapper(64, cfg.INPUT.MAX_SIZE_TEST, "BGR")({"file_name": str(picture), "height": 70, "width": 90, "image_id": 1})
+    item = TestMapper(64, cfg.INPUT.MAX_SIZE_TEST, "BGR")(
+        {"file_name": str(picture), "height": 70, "width": 90, "image_id": 1}
+    )
     with torch.no_grad():
         expected = model([item])[0]
     assert len(expected["scores"]) > 2
@@ -89,11 +98,15 @@ def test_load_detector__says_what_the_model_says_in_an_evaluation(run, tmp_path)
         np.testing.assert_array_equal(values, found[key])
     limit = float(found["scores"][2])
     assert found["scores"][0] > found["scores"][1] > limit
-    assert len(load_detector(folder, score_threshold=limit)(picture)["scores"]) == 2  # more than, not as much as
+    assert (
+        len(load_detector(folder, score_threshold=limit)(picture)["scores"]) == 2
+    )  # more than, not as much as
     assert detector.class_names == tuple(NAMES)
 
 
-def test_load_detector__of_a_part_that_detectron2_alone_has_does_not_name_a_flag_that_predict_lacks(tmp_path, capsys):
+def test_load_detector__of_a_part_that_detectron2_alone_has_does_not_name_a_flag_that_predict_lacks(
+    tmp_path, capsys
+):
     cfg, _ = save_run(tmp_path / "run")
     cfg = cfg.clone()
     cfg.defrost()
@@ -101,10 +114,20 @@ def test_load_detector__of_a_part_that_detectron2_alone_has_does_not_name_a_flag
     file = tmp_path / "run" / "checkpoint_0000007.pth"
     torch.save(torch.load(file, weights_only=True) | {"config": cfg.dump()}, file)
     picture = write_picture(tmp_path / "a.png")
-    assert main(["predict", str(tmp_path / "run"), str(picture), "--output", str(tmp_path / "out")]) == 2
+    assert (
+        main(["predict", str(tmp_path / "run"), str(picture), "--output", str(tmp_path / "out")])
+        == 2
+    )
     error = capsys.readouterr().err
-    assert "does not implement MODEL.ROI_HEADS.NAME 'CascadeROIHeads'" in error and error.count("\n") == 1
-    assert "Use --engine" not in error and "Only Detectron2 runs such a detector" in error and not (tmp_path / "out").exists()
+    assert (
+        "does not implement MODEL.ROI_HEADS.NAME 'CascadeROIHeads'" in error
+        and error.count("\n") == 1
+    )
+    assert (
+        "Use --engine" not in error
+        and "Only Detectron2 runs such a detector" in error
+        and not (tmp_path / "out").exists()
+    )
 
 
 def test_load_detector__min_size_test_0_takes_the_picture_as_it_is(tmp_path):
@@ -113,40 +136,61 @@ def test_load_detector__min_size_test_0_takes_the_picture_as_it_is(tmp_path):
     detector = dataclasses.replace(load_detector(folder, score_threshold=0.01), min_size=0)
     pixels = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
     with torch.no_grad():
-        image = torch.from_numpy(np.ascontiguousarray(pixels[:, :, ::-1].transpose(2, 0, 1))).float()
+        image = torch.from_numpy(
+            np.ascontiguousarray(pixels[:, :, ::-1].transpose(2, 0, 1))
+        ).float()
         expected = detector.model([{"image": image, "height": 70, "width": 90}])[0]
     np.testing.assert_array_equal(detector(pixels)["boxes"], expected["boxes"].numpy())
 
 
 def test_load_detector__a_checkpoint_and_detectron2s_run_folder(run, tmp_path):
     folder, _, model = run
-    assert load_detector(folder / "checkpoint_0000007.pth").source == str(folder / "checkpoint_0000007.pth")
+    assert load_detector(folder / "checkpoint_0000007.pth").source == str(
+        folder / "checkpoint_0000007.pth"
+    )
     save_run(tmp_path / "d2", header=False, name="model_final.pth")
     detector = load_detector(tmp_path / "d2")
     assert detector.class_names == ("class 0", "class 1", "class 2")
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), detector.model.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(
+            model.state_dict().values(), detector.model.state_dict().values(), strict=True
+        )
+    )
     (tmp_path / "d2" / "results.json").write_text(json.dumps({"dataset": {"classes": NAMES}}))
     assert load_detector(tmp_path / "d2").class_names == tuple(NAMES)
-    assert load_detector(tmp_path / "d2", class_names=["a", "b", "c"]).class_names == ("a", "b", "c")
+    assert load_detector(tmp_path / "d2", class_names=["a", "b", "c"]).class_names == (
+        "a",
+        "b",
+        "c",
+    )
 
 
 def test_load_detector__what_is_none(run, tmp_path):
     folder = run[0]
     with pytest.raises(MissingFileError, match="nowhere does not exist; expected the OUTPUT_DIR"):
         load_detector(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="has no last_checkpoint; expected the OUTPUT_DIR of moco-transfer train"):
+    with pytest.raises(
+        InputError, match="has no last_checkpoint; expected the OUTPUT_DIR of moco-transfer train"
+    ):
         load_detector(tmp_path)
-    torch.save({"state_dict": {"module.encoder_q.conv1.weight": torch.zeros(1)}}, tmp_path / "moco.pth")
+    torch.save(
+        {"state_dict": {"module.encoder_q.conv1.weight": torch.zeros(1)}}, tmp_path / "moco.pth"
+    )
     with pytest.raises(InputError, match="moco.pth holds no detector"):
         load_detector(tmp_path / "moco.pth")
-    torch.save({"model": torch.load(folder / "checkpoint_0000007.pth")["model"]}, tmp_path / "bare.pth")
+    torch.save(
+        {"model": torch.load(folder / "checkpoint_0000007.pth")["model"]}, tmp_path / "bare.pth"
+    )
     with pytest.raises(InputError, match="bare.pth does not hold its config.*--config-file FILE"):
         load_detector(tmp_path / "bare.pth")
     with pytest.raises(InputError, match="bare.pth is a detector of another config"):
         load_detector(tmp_path / "bare.pth", config_file="demo_R_18_FPN")
     with pytest.raises(InputError, match="has 3 classes, but 2 names are given"):
         load_detector(folder, class_names=["a", "b"])
-    with pytest.raises(InputError, match="score threshold must be at least 0 and less than 1, got 50"):
+    with pytest.raises(
+        InputError, match="score threshold must be at least 0 and less than 1, got 50"
+    ):
         load_detector(folder, score_threshold=50)
     with pytest.raises(InputError, match=r"must be RGB uint8 \(H, W, 3\), got float32 \(3, 4, 4\)"):
         load_detector(folder)(np.zeros((3, 4, 4), np.float32))
@@ -161,10 +205,24 @@ def test_predict__command_line(run, tmp_path, capsys):
     (pictures / "cut.jpg").write_bytes((pictures / "a.jpg").read_bytes()[:300])
     (pictures / "notes.txt").write_text("no picture")
     output = pictures / "drawn"
-    words = ["predict", str(folder), str(pictures), "--output", str(output), "--threshold", "0.05", "--device", "cpu"]
+    words = [
+        "predict",
+        str(folder),
+        str(pictures),
+        "--output",
+        str(output),
+        "--threshold",
+        "0.05",
+        "--device",
+        "cpu",
+    ]
     assert main(words) == 0
     said = capsys.readouterr().out
-    assert "3 pictures drawn" in said and "Skipped, because they cannot be read: 1" in said and "cut.jpg" in said
+    assert (
+        "3 pictures drawn" in said
+        and "Skipped, because they cannot be read: 1" in said
+        and "cut.jpg" in said
+    )
     record = json.loads((output / "detections.json").read_text())
     assert record["classes"] == NAMES and record["score_threshold"] == 0.05
     assert [entry["drawn"] for entry in record["images"]] == ["a.jpg", "b.bmp.png", "deep/a.jpg"]
@@ -172,13 +230,19 @@ def test_predict__command_line(run, tmp_path, capsys):
     detector = load_detector(folder, score_threshold=0.05, device="cpu")
     for entry in record["images"]:
         found = detector(entry["file"])
-        assert (entry["width"], entry["height"]) == (90, 70) and len(entry["detections"]) == len(found["scores"]) > 0
-        for said, box, score, index in zip(entry["detections"], found["boxes"], found["scores"], found["classes"], strict=True):
+        assert (entry["width"], entry["height"]) == (90, 70) and len(entry["detections"]) == len(
+            found["scores"]
+        ) > 0
+        for said, box, score, index in zip(
+            entry["detections"], found["boxes"], found["scores"], found["classes"], strict=True
+        ):
             np.testing.assert_allclose(said["box"], box, atol=0.006)
             assert abs(said["score"] - score) < 1e-5 and said["class"] == NAMES[index]
         drawn = np.asarray(Image.open(output / entry["drawn"]).convert("RGB"))
         assert drawn.shape == (70, 90, 3)
-    assert main(words) == 0  # its own drawings, which lie below the folder, are not taken for pictures
+    assert (
+        main(words) == 0
+    )  # its own drawings, which lie below the folder, are not taken for pictures
     assert len(json.loads((output / "detections.json").read_text())["images"]) == 3
 
 
@@ -197,13 +261,20 @@ def test_predict__bad_input_is_one_sentence(run, tmp_path, capsys):
     assert "would overwrite the picture" in refused(picture, "--output", tmp_path)
     assert "holds no picture" in refused(tmp_path / "empty", "--output", tmp_path / "out")
     assert "b.jpg does not exist" in refused(tmp_path / "b.jpg", "--output", tmp_path / "out")
-    assert "None of the 1 pictures can be read" in refused(tmp_path / "cut.jpg", "--output", tmp_path / "out")
+    assert "None of the 1 pictures can be read" in refused(
+        tmp_path / "cut.jpg", "--output", tmp_path / "out"
+    )
     assert not (tmp_path / "out" / "detections.json").exists()
 
 
 def test_find_pictures__every_drawing_has_a_name_of_its_own(tmp_path):
-    files = [write_picture(tmp_path / name) for name in ("one/a.jpg", "two/a.jpg", "two/a.png", "two/a.bmp")]
-    found = find_pictures([str(files[0]), str(tmp_path / "two"), str(files[0])], str(tmp_path / "out"))
+    files = [
+        write_picture(tmp_path / name)
+        for name in ("one/a.jpg", "two/a.jpg", "two/a.png", "two/a.bmp")
+    ]
+    found = find_pictures(
+        [str(files[0]), str(tmp_path / "two"), str(files[0])], str(tmp_path / "out")
+    )
     assert [p.drawn for p in found] == ["a.jpg", "a.bmp.png", "a-2.jpg", "a.png"]
     assert [p.path for p in found] == [str(f) for f in (files[0], files[3], files[1], files[2])]
 
@@ -211,11 +282,26 @@ def test_find_pictures__every_drawing_has_a_name_of_its_own(tmp_path):
 def test_predict__masks_are_written_as_coco_rle(mask_run, tmp_path):
     folder = mask_run[0]
     picture = write_picture(tmp_path / "a.png")
-    assert main(["predict", str(folder), str(picture), "--output", str(tmp_path / "out"), "--threshold", "0.05"]) == 0
+    assert (
+        main(
+            [
+                "predict",
+                str(folder),
+                str(picture),
+                "--output",
+                str(tmp_path / "out"),
+                "--threshold",
+                "0.05",
+            ]
+        )
+        == 0
+    )
     (entry,) = json.loads((tmp_path / "out" / "detections.json").read_text())["images"]
     found = load_detector(folder, score_threshold=0.05)(picture)
     assert found["masks"].shape == (len(found["scores"]), 70, 90) and found["masks"].any()
-    decoded = np.stack([mask_api.decode(said["segmentation"]).astype(bool) for said in entry["detections"]])
+    decoded = np.stack(
+        [mask_api.decode(said["segmentation"]).astype(bool) for said in entry["detections"]]
+    )
     np.testing.assert_array_equal(decoded, found["masks"])
 
 
@@ -223,30 +309,69 @@ def test_draw__box_mask_and_label():
     picture = np.full((300, 400, 3), 40, np.uint8)
     mask = np.zeros((1, 300, 400), bool)
     mask[0, 120:180, 120:200] = True
-    found = {"boxes": np.array([[100.0, 100, 220, 200]]), "scores": np.array([0.876]), "classes": np.array([1]), "masks": mask}
+    found = {
+        "boxes": np.array([[100.0, 100, 220, 200]]),
+        "scores": np.array([0.876]),
+        "classes": np.array([1]),
+        "masks": mask,
+    }
     drawn = draw_detections(picture, found, ["a", "b"])
     assert (picture == 40).all()  # the original is left alone
     colour = np.array(class_colour(1))
-    for y, x in ((150, 100), (150, 219), (100, 210), (199, 160)):  # the four edges; right and lower ones are exclusive
+    for y, x in (
+        (150, 100),
+        (150, 219),
+        (100, 210),
+        (199, 160),
+    ):  # the four edges; right and lower ones are exclusive
         assert np.abs(drawn[y, x] - colour).max() <= 2, (y, x)
-    np.testing.assert_array_equal(drawn[150, 160], np.round(0.6 * 40 + 0.4 * colour))  # inside the mask
-    assert (drawn[150, 110] == 40).all() and (drawn[250, 350] == 40).all()  # inside the box and outside of all
+    np.testing.assert_array_equal(
+        drawn[150, 160], np.round(0.6 * 40 + 0.4 * colour)
+    )  # inside the mask
+    assert (drawn[150, 110] == 40).all() and (
+        drawn[250, 350] == 40
+    ).all()  # inside the box and outside of all
     label = drawn[60:100, 100:220]
-    assert (np.abs(label.astype(int) - colour).max(-1) <= 2).sum() > 200  # above the box, filled with its colour
+    assert (
+        np.abs(label.astype(int) - colour).max(-1) <= 2
+    ).sum() > 200  # above the box, filled with its colour
     assert (drawn[:60] == 40).all()
 
 
 def test_draw__labels_stay_inside_and_apart():
     picture = np.zeros((100, 100, 3), np.uint8)
     boxes = np.array([[60.0, 0, 100, 40], [60.0, 0, 100, 40]])
-    drawn = draw_detections(picture, {"boxes": boxes, "scores": np.array([0.9, 0.8]), "classes": np.array([0, 4])}, ["a", "", "", "", "ü_b"])
-    filled = [int((np.abs(drawn.astype(int) - class_colour(index)).max(-1) <= 2).sum()) for index in (0, 4)]
+    drawn = draw_detections(
+        picture,
+        {"boxes": boxes, "scores": np.array([0.9, 0.8]), "classes": np.array([0, 4])},
+        ["a", "", "", "", "ü_b"],
+    )
+    filled = [
+        int((np.abs(drawn.astype(int) - class_colour(index)).max(-1) <= 2).sum())
+        for index in (0, 4)
+    ]
     assert min(filled) > 150  # neither label hides the other's
-    edge = draw_detections(picture, {"boxes": np.array([[92.0, 0, 100, 40]]), "scores": np.array([0.9]), "classes": np.array([0])}, ["a"])
-    assert int((np.abs(edge.astype(int) - class_colour(0)).max(-1) <= 2).sum()) > 200  # the edge of the picture does not cut it off
+    edge = draw_detections(
+        picture,
+        {
+            "boxes": np.array([[92.0, 0, 100, 40]]),
+            "scores": np.array([0.9]),
+            "classes": np.array([0]),
+        },
+        ["a"],
+    )
+    assert (
+        int((np.abs(edge.astype(int) - class_colour(0)).max(-1) <= 2).sum()) > 200
+    )  # the edge of the picture does not cut it off
 
 
 def test_class_colour__classes_differ():
     colours = [class_colour(index) for index in range(80)]
     assert len(set(colours)) == 80
-    assert min(sum(abs(a - b) for a, b in zip(one, other, strict=True)) for one, other in zip(colours, colours[1:], strict=False)) > 60
+    assert (
+        min(
+            sum(abs(a - b) for a, b in zip(one, other, strict=True))
+            for one, other in zip(colours, colours[1:], strict=False)
+        )
+        > 60
+    )

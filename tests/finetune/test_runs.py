@@ -1,8 +1,11 @@
-"""What a run records, refuses and leaves alone: interrupted, resumed and evaluated runs, on the embedded engine, seconds each.
+"""What a run records, refuses and leaves alone: interrupted, resumed and evaluated runs, on the
+embedded engine, seconds each.
 
-Seen red under: weights, label subset, annotations, seed, world size left out of the comparison; the weights of the resumption recorded;
-config.yaml written before the checkpoint is looked at; an evaluation written into the run's folder, or over another evaluation; evaluators
-first made at the end; no predictions without ground truth; evaluation under autocast; a traceback for a loss that is not finite.
+Seen red under: weights, label subset, annotations, seed, world size left out of the comparison; the
+    weights of the resumption recorded;
+config.yaml written before the checkpoint is looked at; an evaluation written into the run's folder,
+or over another evaluation; evaluators first made at the end; no predictions without ground truth;
+evaluation under autocast; a traceback for a loss that is not finite.
 """
 
 from __future__ import annotations
@@ -19,8 +22,8 @@ import torchvision
 from moco_transfer.cli.main import main
 from moco_transfer.config import load_detection_config
 from moco_transfer.convert import convert_checkpoint
-from moco_transfer.data.annotations import catalog
 from moco_transfer.data import register_dataset
+from moco_transfer.data.annotations import catalog
 from moco_transfer.data.annotations.label_subset import LabelSubset, write_label_subset
 from moco_transfer.data.scenes import write_voc_scenes
 from moco_transfer.finetune import build
@@ -57,20 +60,26 @@ def weights(tmp_path_factory) -> list[Path]:
 @pytest.fixture(autouse=True)
 def mine(monkeypatch, scenes):
     """Return a function that registers mine_train and mine_test anew, in another folder."""
-    monkeypatch.setattr(logging.getLogger("moco_transfer"), "propagate", True)  # a command line that ran before has switched it off
+    monkeypatch.setattr(
+        logging.getLogger("moco_transfer"), "propagate", True
+    )  # a command line that ran before has switched it off
 
     def register(root: Path) -> None:
         monkeypatch.setattr(catalog, "_OWN", {})
         for split in ("train", "test"):
             classes = (root / "classes.txt").read_text().split()
-            register_dataset(f"mine_{split}", "voc", root=str(root), split=split, class_names=classes)
+            register_dataset(
+                f"mine_{split}", "voc", root=str(root), split=split, class_names=classes
+            )
 
     register(scenes)
     return register
 
 
 def run(folder: Path, *words: object, **options):
-    cfg = load_detection_config("demo_R_18_FPN", [*TINY.split(), "OUTPUT_DIR", str(folder), *map(str, words)])
+    cfg = load_detection_config(
+        "demo_R_18_FPN", [*TINY.split(), "OUTPUT_DIR", str(folder), *map(str, words)]
+    )
     return finetune(cfg, task="tiny", **options)
 
 
@@ -97,10 +106,21 @@ def refused(folder: Path, *words: object, match: str, **options) -> None:
 
 def test_checkpoint__says_what_the_run_began_with(tmp_path, weights, scenes, mine):
     state = interrupt(tmp_path / "run", "MODEL.WEIGHTS", weights[0])
-    assert state["weights_sha256"] == sha256_of(weights[0]) and state["weights"]["path"] == str(weights[0])
-    assert (state["label_subset_sha256"], state["world_size"], state["seed"], state["init"]) == (None, 1, 0, "0")
+    assert state["weights_sha256"] == sha256_of(weights[0]) and state["weights"]["path"] == str(
+        weights[0]
+    )
+    assert (state["label_subset_sha256"], state["world_size"], state["seed"], state["init"]) == (
+        None,
+        1,
+        0,
+        "0",
+    )
     digests = state["datasets"]
-    assert set(digests) == {"train", "test"} and set(digests["train"]) == {"mine_train"} and len(digests["test"]["mine_test"]) == 64
+    assert (
+        set(digests) == {"train", "test"}
+        and set(digests["train"]) == {"mine_train"}
+        and len(digests["test"]["mine_test"]) == 64
+    )
     assert digests["train"]["mine_train"] != digests["test"]["mine_test"]
     # The same pictures elsewhere are the same data.
     write_voc_scenes(tmp_path / "moved", splits={"train": 4, "test": 2}, size=64, seed=0)
@@ -114,10 +134,23 @@ def test_resume__other_weights_are_refused(tmp_path, weights):
     file = tmp_path / "moco.pkl"
     file.write_bytes(weights[0].read_bytes())
     interrupt(tmp_path / "run", "MODEL.WEIGHTS", file)
-    refused(tmp_path / "run", match=r"of a run that began with other weights \('.*moco\.pkl' with sha256 .*\), MODEL\.WEIGHTS is now none\.")
+    refused(
+        tmp_path / "run",
+        match=(
+            r"of a run that began with other weights \('.*moco\.pkl' with sha256 .*\),"
+            r" MODEL\.WEIGHTS is now none\."
+        ),
+    )
     file.write_bytes(weights[1].read_bytes())
-    refused(tmp_path / "run", "MODEL.WEIGHTS", file, match=r"MODEL\.WEIGHTS is now '.*moco\.pkl' with sha256 .* or choose another OUTPUT_DIR")
-    assert run(tmp_path / "run", "MODEL.WEIGHTS", weights[0], resume=True)["weights"]["path"] == str(file)  # the name of its start
+    refused(
+        tmp_path / "run",
+        "MODEL.WEIGHTS",
+        file,
+        match=r"MODEL\.WEIGHTS is now '.*moco\.pkl' with sha256 .* or choose another OUTPUT_DIR",
+    )
+    assert run(tmp_path / "run", "MODEL.WEIGHTS", weights[0], resume=True)["weights"][
+        "path"
+    ] == str(file)  # the name of its start
 
 
 def test_resume__other_labels_data_and_seed_are_refused(tmp_path, scenes, mine):
@@ -125,11 +158,26 @@ def test_resume__other_labels_data_and_seed_are_refused(tmp_path, scenes, mine):
     subset = str(tmp_path / "half.json")
     write_label_subset(subset, LabelSubset(0.5, 0, {"mine_train": names[:2]}))
     interrupt(tmp_path / "run", label_subset=subset)
-    refused(tmp_path / "run", match=r"on other labels \(the subset with sha256 .*\), --label-subset now says all pictures\.")
+    refused(
+        tmp_path / "run",
+        match=(
+            r"on other labels \(the subset with sha256 .*\), --label-subset now says all pictures\."
+        ),
+    )
     write_label_subset(subset, LabelSubset(0.5, 0, {"mine_train": names[2:]}))
-    refused(tmp_path / "run", match=r"--label-subset now says the subset with sha256", label_subset=subset)
+    refused(
+        tmp_path / "run",
+        match=r"--label-subset now says the subset with sha256",
+        label_subset=subset,
+    )
     write_label_subset(subset, LabelSubset(0.5, 0, {"mine_train": names[:2]}))
-    refused(tmp_path / "run", "SEED", "1", match=r"is of a run with SEED 0, now it is 1\. Resume with SEED 0", label_subset=subset)
+    refused(
+        tmp_path / "run",
+        "SEED",
+        "1",
+        match=r"is of a run with SEED 0, now it is 1\. Resume with SEED 0",
+        label_subset=subset,
+    )
     for split in ("train", "test"):
         write_voc_scenes(tmp_path / split, splits={"train": 4, "test": 2}, size=64, seed=0)
         first = (tmp_path / split / "ImageSets" / "Main" / f"{split}.txt").read_text().split()[0]
@@ -138,7 +186,11 @@ def test_resume__other_labels_data_and_seed_are_refused(tmp_path, scenes, mine):
         xmax = text[text.index("<xmax>") : text.index("</xmax>") + 7]
         xml.write_text(text.replace(xmax, f"<xmax>{int(xmax[6:-7]) - 1}</xmax>", 1))
         mine(tmp_path / split)
-        refused(tmp_path / "run", match=rf"the annotations of 'mine_{split}' in DATASETS\.{split.upper()} have changed", label_subset=subset)
+        refused(
+            tmp_path / "run",
+            match=rf"the annotations of 'mine_{split}' in DATASETS\.{split.upper()} have changed",
+            label_subset=subset,
+        )
     mine(scenes)
     assert run(tmp_path / "run", resume=True, label_subset=subset)["iterations"] == 2
 
@@ -155,20 +207,41 @@ def test_resume__another_number_of_processes_is_said_and_recorded(tmp_path, capl
     record = run(tmp_path / "run", resume=True)
     (note,) = [sentence for sentence in record["remarks"] if "world size" in sentence]
     assert note.startswith("resumed after iteration 1 on a world size of 1, before it 2:")
-    assert note in [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert note in [
+        record.getMessage() for record in caplog.records if record.levelname == "WARNING"
+    ]
     # ... also after another resumption, on one process as the one before
-    assert torch.load(tmp_path / "run" / "checkpoint_0000002.pth", weights_only=True)["resume_notes"] == [note]
+    assert torch.load(tmp_path / "run" / "checkpoint_0000002.pth", weights_only=True)[
+        "resume_notes"
+    ] == [note]
     assert note in run(tmp_path / "run", resume=True)["remarks"]
 
 
-def test_resume__a_checkpoint_of_an_earlier_version_goes_on_and_is_recorded_as_such(tmp_path, caplog):
+def test_resume__a_checkpoint_of_an_earlier_version_goes_on_and_is_recorded_as_such(
+    tmp_path, caplog
+):
     file = tmp_path / "run" / "checkpoint_0000001.pth"
     state = interrupt(tmp_path / "run")
-    new = ("weights", "weights_sha256", "label_subset_sha256", "datasets", "world_size", "seed", "init", "resume_notes")
+    new = (
+        "weights",
+        "weights_sha256",
+        "label_subset_sha256",
+        "datasets",
+        "world_size",
+        "seed",
+        "init",
+        "resume_notes",
+    )
     torch.save({key: value for key, value in state.items() if key not in new}, file)
     record = run(tmp_path / "run", resume=True)
-    (note,) = [sentence for sentence in record["remarks"] if "does not say which weights, pictures, seed" in sentence]
-    assert record["iterations"] == 2 and note in [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    (note,) = [
+        sentence
+        for sentence in record["remarks"]
+        if "does not say which weights, pictures, seed" in sentence
+    ]
+    assert record["iterations"] == 2 and note in [
+        r.getMessage() for r in caplog.records if r.levelname == "WARNING"
+    ]
 
 
 def test_resume__another_config_is_refused_and_config_yaml_stays(tmp_path):
@@ -183,7 +256,9 @@ def finished(tmp_path_factory, scenes) -> Path:
         patch.setattr(catalog, "_OWN", {})
         classes = (scenes / "classes.txt").read_text().split()
         for split in ("train", "test"):
-            register_dataset(f"mine_{split}", "voc", root=str(scenes), split=split, class_names=classes)
+            register_dataset(
+                f"mine_{split}", "voc", root=str(scenes), split=split, class_names=classes
+            )
         run(folder)
     return folder
 
@@ -199,9 +274,12 @@ def test_eval_only__in_the_folder_of_a_run_leaves_the_run_alone(finished):
     after = files(finished)
     assert {name: after[name] for name in before} == before
     added = {"config.yaml", "env.txt", "results.json", "predictions_mine_test.json"}
-    assert set(after) - set(before) == {f"{folder}/{name}" for folder in ("eval_mine_test", "eval_mine_test_2") for name in added}
+    assert set(after) - set(before) == {
+        f"{folder}/{name}" for folder in ("eval_mine_test", "eval_mine_test_2") for name in added
+    }
     trained = json.loads(before["results.json"])
-    # The run's last checkpoint, by --resume: what it began with is on record, not what MODEL.WEIGHTS says now.
+    # The run's last checkpoint, by --resume: what it began with is on record, not what
+    # MODEL.WEIGHTS says now.
     assert again["weights"] == trained["weights"] and again["init"] == trained["init"] == "random"
     assert again["metrics"] == record["metrics"] == trained["metrics"]
 
@@ -209,52 +287,94 @@ def test_eval_only__in_the_folder_of_a_run_leaves_the_run_alone(finished):
 def test_eval_only__in_a_folder_of_its_own_replaces_no_other_evaluation(finished, tmp_path):
     words = ("MODEL.WEIGHTS", finished / "checkpoint_0000002.pth")
     run(tmp_path / "eval", *words, eval_only=True)
-    assert {f.name for f in (tmp_path / "eval").iterdir()} == {"config.yaml", "env.txt", "results.json", "predictions_mine_test.json"}
+    assert {f.name for f in (tmp_path / "eval").iterdir()} == {
+        "config.yaml",
+        "env.txt",
+        "results.json",
+        "predictions_mine_test.json",
+    }
     before = files(tmp_path / "eval")
     run(tmp_path / "eval", *words, eval_only=True)
     after = files(tmp_path / "eval")
-    assert {name: after[name] for name in before} == before and "eval_mine_test/results.json" in after
+    assert {
+        name: after[name] for name in before
+    } == before and "eval_mine_test/results.json" in after
 
 
-@pytest.mark.parametrize("name", ["last_checkpoint", "metrics.json", "results.json", "predictions_other.json", "config.yaml"])
+@pytest.mark.parametrize(
+    "name",
+    ["last_checkpoint", "metrics.json", "results.json", "predictions_other.json", "config.yaml"],
+)
 def test_evaluation_folder__anything_of_a_run_keeps_the_folder_for_it(tmp_path, name):
     assert evaluation_folder(tmp_path, ["a", "b/c"], "SEED: 1") == tmp_path
     (tmp_path / name).write_text("of another")
     assert evaluation_folder(tmp_path, ["a", "b/c"], "SEED: 1") == tmp_path / "eval_a+b_c"
     (tmp_path / "eval_a+b_c").mkdir()
-    (tmp_path / "eval_a+b_c" / "config.yaml").write_text("SEED: 1")  # the same evaluation, which did not come to its end
+    (tmp_path / "eval_a+b_c" / "config.yaml").write_text(
+        "SEED: 1"
+    )  # the same evaluation, which did not come to its end
     assert evaluation_folder(tmp_path, ["a", "b/c"], "SEED: 1") == tmp_path / "eval_a+b_c"
     (tmp_path / "eval_a+b_c" / "results.json").write_text("{}")
     assert evaluation_folder(tmp_path, ["a", "b/c"], "SEED: 1") == tmp_path / "eval_a+b_c_2"
 
 
 def test_eval_only__command_line_names_the_folder(finished, capsys):
-    arguments = ["--config-file", "demo_R_18_FPN", "--eval-only", "--engine", "torchvision", *TINY.split(), "OUTPUT_DIR", str(finished)]
-    assert main(["train", *arguments, "MODEL.WEIGHTS", str(finished / "checkpoint_0000002.pth")]) == 0
+    arguments = [
+        "--config-file",
+        "demo_R_18_FPN",
+        "--eval-only",
+        "--engine",
+        "torchvision",
+        *TINY.split(),
+        "OUTPUT_DIR",
+        str(finished),
+    ]
+    assert (
+        main(["train", *arguments, "MODEL.WEIGHTS", str(finished / "checkpoint_0000002.pth")]) == 0
+    )
     out = capsys.readouterr().out
     folder = max(finished.glob("eval_*"), key=lambda path: path.stat().st_mtime_ns)
-    assert f"Done: {folder}/results.json" in out and "holds a run already, which stays as it is" in (folder / "log.txt").read_text()
+    assert (
+        f"Done: {folder}/results.json" in out
+        and "holds a run already, which stays as it is" in (folder / "log.txt").read_text()
+    )
 
 
 def without_ground_truth(folder: Path, scenes: Path, monkeypatch, kind: str) -> None:
     classes = (scenes / "classes.txt").read_text().split()
-    monkeypatch.setattr(catalog, "_OWN", {name: source for name, source in catalog._OWN.items() if name != "mine_test"})
+    monkeypatch.setattr(
+        catalog,
+        "_OWN",
+        {name: source for name, source in catalog._OWN.items() if name != "mine_test"},
+    )
     if kind == "all difficult":
         write_voc_scenes(folder, splits={"test": 2}, size=64, seed=0)
         for xml in (folder / "Annotations").glob("*.xml"):
-            xml.write_text(xml.read_text().replace("<difficult>0</difficult>", "<difficult>1</difficult>"))
+            xml.write_text(
+                xml.read_text().replace("<difficult>0</difficult>", "<difficult>1</difficult>")
+            )
         register_dataset("mine_test", "voc", root=str(folder), split="test", class_names=classes)
         return
     images = [
         {"id": number, "file_name": f"{name}.{suffix}", "width": 64, "height": 64}
-        for number, name in enumerate((scenes / "ImageSets" / "Main" / "test.txt").read_text().split(), start=1)
+        for number, name in enumerate(
+            (scenes / "ImageSets" / "Main" / "test.txt").read_text().split(), start=1
+        )
         for suffix in [next((scenes / "JPEGImages").glob(f"{name}.*")).suffix[1:]]
     ]
-    content = {"images": images, "categories": [{"id": i, "name": name} for i, name in enumerate(classes, start=1)]}
+    content = {
+        "images": images,
+        "categories": [{"id": i, "name": name} for i, name in enumerate(classes, start=1)],
+    }
     content |= {} if kind == "no annotations" else {"annotations": []}
     folder.mkdir()
     (folder / "test.json").write_text(json.dumps(content))
-    register_dataset("mine_test", "coco", json_file=str(folder / "test.json"), image_root=str(scenes / "JPEGImages"))
+    register_dataset(
+        "mine_test",
+        "coco",
+        json_file=str(folder / "test.json"),
+        image_root=str(scenes / "JPEGImages"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -265,15 +385,31 @@ def without_ground_truth(folder: Path, scenes: Path, monkeypatch, kind: str) -> 
         ("all difficult", "its 2 pictures hold no object, difficult boxes not counted"),
     ],
 )
-def test_no_ground_truth__is_said_before_the_training_and_eval_only_writes_predictions(kind, said, finished, tmp_path, scenes, monkeypatch):
+def test_no_ground_truth__is_said_before_the_training_and_eval_only_writes_predictions(
+    kind, said, finished, tmp_path, scenes, monkeypatch
+):
     without_ground_truth(tmp_path / "data", scenes, monkeypatch, kind)
-    with pytest.raises(InputError, match=rf"'mine_test' has no ground truth: {said}, .* --eval-only writes the predictions on this one\."):
+    with pytest.raises(
+        InputError,
+        match=(
+            rf"'mine_test' has no ground truth: {said}, .* --eval-only writes the predictions on"
+            r" this one\."
+        ),
+    ):
         run(tmp_path / "run")
     assert not (tmp_path / "run").exists()
     threshold = ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0")
-    record = run(tmp_path / "eval", "MODEL.WEIGHTS", finished / "checkpoint_0000002.pth", *threshold, eval_only=True)
+    record = run(
+        tmp_path / "eval",
+        "MODEL.WEIGHTS",
+        finished / "checkpoint_0000002.pth",
+        *threshold,
+        eval_only=True,
+    )
     assert record["metrics"] == {}
-    assert {"image_id", "category_id", "bbox", "score"} == set(json.loads((tmp_path / "eval" / "predictions_mine_test.json").read_text())[0])
+    assert {"image_id", "category_id", "bbox", "score"} == set(
+        json.loads((tmp_path / "eval" / "predictions_mine_test.json").read_text())[0]
+    )
 
 
 def test_evaluator_that_refuses__does_so_before_anything_is_written(tmp_path, monkeypatch):
@@ -291,7 +427,9 @@ def test_evaluation__is_in_float32_also_when_training_is_under_autocast(tmp_path
     build_model = TorchvisionEngine.build_model
 
     def note(module, inputs, output) -> None:
-        seen["training" if module.training else "evaluation"].append((torch.is_autocast_enabled("cpu"), output.dtype))
+        seen["training" if module.training else "evaluation"].append(
+            (torch.is_autocast_enabled("cpu"), output.dtype)
+        )
 
     def watched(self):
         model = build_model(self)
@@ -301,12 +439,37 @@ def test_evaluation__is_in_float32_also_when_training_is_under_autocast(tmp_path
     monkeypatch.setattr(TorchvisionEngine, "build_model", watched)
     run(tmp_path / "run", "SOLVER.AMP.ENABLED", "True", "TEST.EVAL_PERIOD", "1")
     assert set(seen["training"]) == {(True, torch.bfloat16)}
-    assert set(seen["evaluation"]) == {(False, torch.float32)} and len(seen["evaluation"]) == 2 * 2  # two pictures, twice
+    assert (
+        set(seen["evaluation"]) == {(False, torch.float32)} and len(seen["evaluation"]) == 2 * 2
+    )  # two pictures, twice
 
 
 def test_diverged_run__one_sentence_and_status_1(tmp_path, capsys):
-    arguments = ["--config-file", "demo_R_18_FPN", "--engine", "torchvision", "--force", *TINY.split(), "OUTPUT_DIR", str(tmp_path / "run")]
-    assert main(["train", *arguments, "SOLVER.BASE_LR", "1e38", "SOLVER.WARMUP_ITERS", "0", "SOLVER.MAX_ITER", "5"]) == 1
+    arguments = [
+        "--config-file",
+        "demo_R_18_FPN",
+        "--engine",
+        "torchvision",
+        "--force",
+        *TINY.split(),
+        "OUTPUT_DIR",
+        str(tmp_path / "run"),
+    ]
+    assert (
+        main(
+            [
+                "train",
+                *arguments,
+                "SOLVER.BASE_LR",
+                "1e38",
+                "SOLVER.WARMUP_ITERS",
+                "0",
+                "SOLVER.MAX_ITER",
+                "5",
+            ]
+        )
+        == 1
+    )
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("moco-transfer train: Iteration ") and "Lower SOLVER.BASE_LR" in error
     assert "Traceback" not in error

@@ -1,6 +1,8 @@
-"""Algorithm 1 of the paper in plain Python and float64: loops over images, keys and groups, no code shared with the package.
+"""Algorithm 1 of the paper in plain Python and float64: loops over images, keys and groups, no code
+shared with the package.
 
-Also the case that it is compared on: an encoder small enough to write down, with batch statistics, and its images.
+Also the case that it is compared on: an encoder small enough to write down, with batch statistics,
+    and its images.
 """
 
 from __future__ import annotations
@@ -30,7 +32,10 @@ class BatchNormEncoder(nn.Module):
 def images_of(step: int) -> torch.Tensor:
     """Return both views (2, IMAGES, 3, 2, 2) of one step."""
     generator = torch.Generator().manual_seed(1000 + step)
-    return torch.randn(2, IMAGES, *SHAPE, generator=generator, dtype=torch.float64) + torch.arange(IMAGES).view(-1, 1, 1, 1) / 4
+    return (
+        torch.randn(2, IMAGES, *SHAPE, generator=generator, dtype=torch.float64)
+        + torch.arange(IMAGES).view(-1, 1, 1, 1) / 4
+    )
 
 
 def permutation_of(draw: int) -> torch.Tensor:
@@ -47,7 +52,10 @@ class Reference:
     """
 
     def __init__(self, model, *, num_groups: int) -> None:
-        self.q = {name: p.detach().clone().requires_grad_() for name, p in model.encoder_q.named_parameters()}
+        self.q = {
+            name: p.detach().clone().requires_grad_()
+            for name, p in model.encoder_q.named_parameters()
+        }
         self.k = {name: p.detach().clone() for name, p in model.encoder_k.named_parameters()}
         self.queue = [model.queue[:, j].clone() for j in range(model.queue.shape[1])]
         self.oldest = 0
@@ -66,14 +74,24 @@ class Reference:
                 pixels = torch.stack([x[c] for x in group])
                 mean = pixels.sum() / pixels.numel()
                 variance = ((pixels - mean) ** 2).sum() / pixels.numel()
-                channels.append([(x[c] - mean) / (variance + 1e-5) ** 0.5 * weights["norm.weight"][c] + weights["norm.bias"][c] for x in group])
+                channels.append(
+                    [
+                        (x[c] - mean) / (variance + 1e-5) ** 0.5 * weights["norm.weight"][c]
+                        + weights["norm.bias"][c]
+                        for x in group
+                    ]
+                )
             for i in range(len(group)):
                 x = torch.stack([channels[c][i] for c in range(3)]).flatten()
                 hidden = torch.tanh(weights["body.weight"] @ x + weights["body.bias"])
                 if "fc.weight" in weights:
                     out = weights["fc.weight"] @ hidden + weights["fc.bias"]
                 else:  # the MLP head of v2
-                    out = weights["fc.2.weight"] @ torch.relu(weights["fc.0.weight"] @ hidden + weights["fc.0.bias"]) + weights["fc.2.bias"]
+                    out = (
+                        weights["fc.2.weight"]
+                        @ torch.relu(weights["fc.0.weight"] @ hidden + weights["fc.0.bias"])
+                        + weights["fc.2.bias"]
+                    )
                 features.append(out / out.pow(2).sum().sqrt())
         return features
 
@@ -95,7 +113,8 @@ class Reference:
         return sum(losses) / len(losses), keys
 
     def step(self, im_1, im_2, *, symmetric: bool):
-        # The official order: the key encoder moves first, towards the query encoder of the step before.
+        # The official order: the key encoder moves first, towards the query encoder of the step
+        # before.
         for name in self.k:
             self.k[name] = self.m * self.k[name] + (1 - self.m) * self.q[name].detach()
         loss, keys = self.direction(im_1, im_2)
@@ -128,11 +147,23 @@ def build(moco_class, norm_layer, *, mlp: bool, symmetric: bool):
     ).double()
 
 
-def assert_equal(model_state: dict[str, torch.Tensor], losses: list[float], reference: Reference, expected: list[float]) -> None:
+def assert_equal(
+    model_state: dict[str, torch.Tensor],
+    losses: list[float],
+    reference: Reference,
+    expected: list[float],
+) -> None:
     """Losses, both encoders and the queue agree to rounding in float64."""
-    assert all(math.isclose(a, b, rel_tol=1e-9) for a, b in zip(losses, expected, strict=True)), (losses, expected)
+    assert all(math.isclose(a, b, rel_tol=1e-9) for a, b in zip(losses, expected, strict=True)), (
+        losses,
+        expected,
+    )
     for prefix, weights in (("encoder_q.", reference.q), ("encoder_k.", reference.k)):
         for name, value in weights.items():
-            torch.testing.assert_close(model_state[prefix + name], value.detach(), atol=1e-9, rtol=1e-8)
-    torch.testing.assert_close(model_state["queue"], torch.stack(reference.queue, 1), atol=1e-9, rtol=1e-8)
+            torch.testing.assert_close(
+                model_state[prefix + name], value.detach(), atol=1e-9, rtol=1e-8
+            )
+    torch.testing.assert_close(
+        model_state["queue"], torch.stack(reference.queue, 1), atol=1e-9, rtol=1e-8
+    )
     assert int(model_state["queue_ptr"]) == reference.oldest

@@ -1,9 +1,11 @@
-"""Write fixtures/official_moco.json: the official MoCo's losses over 20 steps on the CPU, and its state-dict layout.
+"""Write fixtures/official_moco.json: the official MoCo's losses over 20 steps on the CPU, and its
+state-dict layout.
 
     python tests/pretrain/make_official_fixture.py PATH_OF_facebookresearch/moco_AT_7397dfe
 
-The official model asks for CUDA and DistributedDataParallel; here ``.cuda()`` stays on the CPU and the processes speak gloo. It also loads
-our state dict there, and saves one of its own that is loaded here, both strictly.
+The official model asks for CUDA and DistributedDataParallel; here ``.cuda()`` stays on the CPU and
+the processes speak gloo. It also loads our state dict there, and saves one of its own that is
+loaded here, both strictly.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ def official_model(path: str, variant: str, encoder=SmallNet) -> torch.nn.Module
 
     torch.Tensor.cuda = lambda tensor, *args, **kwargs: tensor
     settings = VARIANTS[variant]
-    model = moco.builder.MoCo(encoder, K=QUEUE_SIZE, m=0.999, T=settings["temperature"], mlp=settings["mlp"]).double()
+    model = moco.builder.MoCo(
+        encoder, K=QUEUE_SIZE, m=0.999, T=settings["temperature"], mlp=settings["mlp"]
+    ).double()
     fill(model)
     return model
 
@@ -44,12 +48,22 @@ def losses_of(rank: int, path: str, world_size: int) -> dict[str, list[float]]:
         torch.distributed.get_rank = lambda *a, **k: 0
         for name in ("all_gather", "broadcast"):
             original = getattr(torch.distributed, name)
-            setattr(torch.distributed, name, lambda *a, original=original, **k: _alone(original, rank, group, *a, **k))
+            setattr(
+                torch.distributed,
+                name,
+                lambda *a, original=original, **k: _alone(original, rank, group, *a, **k),
+            )
     found = {}
     for variant in VARIANTS:
         model = official_model(path, variant)
         forward = model if world_size == 1 else torch.nn.parallel.DistributedDataParallel(model)
-        found[variant] = run_steps(model, forward, F.cross_entropy, rank=0 if world_size == 1 else rank, world_size=world_size)
+        found[variant] = run_steps(
+            model,
+            forward,
+            F.cross_entropy,
+            rank=0 if world_size == 1 else rank,
+            world_size=world_size,
+        )
     return found
 
 
@@ -62,17 +76,31 @@ def _alone(original, rank, group, *args, **kwargs):
 
 def main() -> None:
     path = sys.argv[1]
-    out: dict = {"torch": torch.__version__, "torchvision": torchvision.__version__, "source": "facebookresearch/moco@7397dfe moco/builder.py"}
+    out: dict = {
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "source": "facebookresearch/moco@7397dfe moco/builder.py",
+    }
     for world_size in (1, 2):
         with tempfile.TemporaryDirectory() as folder:
-            out[f"losses_{world_size}"] = run_in_two_processes(losses_of, Path(folder), path, world_size)[:world_size]
+            out[f"losses_{world_size}"] = run_in_two_processes(
+                losses_of, Path(folder), path, world_size
+            )[:world_size]
     resnet = torchvision.models.resnet18
     model = official_model(path, "v2", resnet)
-    out["layout"] = {name: [list(value.shape), str(value.dtype)] for name, value in model.float().state_dict().items()}
+    out["layout"] = {
+        name: [list(value.shape), str(value.dtype)]
+        for name, value in model.float().state_dict().items()
+    }
 
     from moco_transfer.pretrain.moco import MoCo
 
-    ours = MoCo(lambda outputs: resnet(num_classes=outputs), queue_size=QUEUE_SIZE, temperature=0.2, mlp=True)
+    ours = MoCo(
+        lambda outputs: resnet(num_classes=outputs),
+        queue_size=QUEUE_SIZE,
+        temperature=0.2,
+        mlp=True,
+    )
     model.load_state_dict(ours.state_dict(), strict=True)
     ours.load_state_dict(official_model(path, "v2", resnet).state_dict(), strict=True)
     print("loads there and here, strictly")

@@ -1,4 +1,5 @@
-"""The case on which the official MoCo and ours are compared: the same weights, the same batches, float64, 20 steps of SGD.
+"""The case on which the official MoCo and ours are compared: the same weights, the same batches,
+float64, 20 steps of SGD.
 
 float64, so that twenty steps do not turn another machine's rounding into a difference.
 """
@@ -18,14 +19,18 @@ VARIANTS = {"v1": {"mlp": False, "temperature": 0.07}, "v2": {"mlp": True, "temp
 class SmallNet(nn.Module):
     """Two convolutions with BN and ``fc``: official MoCo takes any encoder that has one.
 
-    Small, and with 256 values and more per BN statistic: with the 4 of a ResNet's last stage on a tiny picture, rounding alone grows to 1e-2
+    Small, and with 256 values and more per BN statistic: with the 4 of a ResNet's last stage on a
+        tiny picture, rounding alone grows to 1e-2
     within twenty steps.
     """
 
     def __init__(self, num_classes: int = 128) -> None:
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
-        self.conv2, self.bn2 = nn.Conv2d(8, 16, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.conv2, self.bn2 = (
+            nn.Conv2d(8, 16, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(16),
+        )
         self.fc = nn.Linear(16, num_classes)
 
     def forward(self, x):
@@ -35,7 +40,9 @@ class SmallNet(nn.Module):
 
 @torch.no_grad()
 def fill(model: nn.Module) -> None:
-    """Overwrite all parameters and the queue by numbers that depend on names alone; both encoders start equal."""
+    """Overwrite all parameters and the queue by numbers that depend on names alone; both encoders
+    start equal.
+    """
     for name, value in [*model.named_parameters(), ("queue", model.queue)]:
         rng = np.random.default_rng(zlib.crc32(name.replace("encoder_k", "encoder_q").encode()))
         if value.dim() == 1:  # BN weights near 1, biases near 0
@@ -47,7 +54,9 @@ def fill(model: nn.Module) -> None:
 
 
 def batch_of(step: int) -> torch.Tensor:
-    """Return both views (2, BATCH, 3, SIDE, SIDE) of one step, float64: a picture's own pattern plus noise."""
+    """Return both views (2, BATCH, 3, SIDE, SIDE) of one step, float64: a picture's own pattern
+    plus noise.
+    """
     rng = np.random.default_rng(step)
     pictures = rng.normal(size=(1, BATCH, 3, 4, 4)).repeat(SIDE // 4, 3).repeat(SIDE // 4, 4)
     return torch.from_numpy(pictures + 0.3 * rng.normal(size=(2, BATCH, 3, SIDE, SIDE)))
@@ -63,7 +72,9 @@ def run_steps(model: nn.Module, forward, loss_of, *, rank: int, world_size: int)
         rank: This process.
         world_size: Number of processes; each has its part of the batch.
     """
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.03, momentum=0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(
+        [p for p in model.parameters() if p.requires_grad], 0.03, momentum=0.9, weight_decay=1e-4
+    )
     part = slice(rank * BATCH // world_size, (rank + 1) * BATCH // world_size)
     losses = []
     for step in range(STEPS):

@@ -1,4 +1,6 @@
-"""Run by a test under torchrun: a whole run on shards that fails unless the processes end equal and read different pictures."""
+"""Run by a test under torchrun: a whole run on shards that fails unless the processes end equal and
+read different pictures.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +30,28 @@ def main(overrides: list[str]) -> None:
     run = pretrain(load_pretrain_config("demo_moco", overrides))
     per_epoch = run.iterations_per_epoch
     gathered: list = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, (seen, {name: tensor.sum().item() for name, tensor in run.model.state_dict().items()}))
+    dist.all_gather_object(
+        gathered,
+        (seen, {name: tensor.sum().item() for name, tensor in run.model.state_dict().items()}),
+    )
     if gathered[0][1] != gathered[1][1]:
         raise SystemExit("the processes end with different weights")
     for epoch in range(run.epochs):
-        parts = [sum(indices[epoch * per_epoch : (epoch + 1) * per_epoch], []) for indices, _ in gathered]
+        parts = [
+            sum(indices[epoch * per_epoch : (epoch + 1) * per_epoch], []) for indices, _ in gathered
+        ]
         if dist.get_rank() == 0:
             common, distinct = set(parts[0]) & set(parts[1]), set(parts[0] + parts[1])
-            print("EPOCH", epoch, len(parts[0]), len(parts[1]), "common", len(common), "distinct", len(distinct))
+            print(
+                "EPOCH",
+                epoch,
+                len(parts[0]),
+                len(parts[1]),
+                "common",
+                len(common),
+                "distinct",
+                len(distinct),
+            )
     stop_processes()
     exit_process(0)
 

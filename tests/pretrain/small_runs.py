@@ -1,4 +1,6 @@
-"""Runs of a second each, with a network of a few hundred weights, that can be made to wait for pictures in vain."""
+"""Runs of a second each, with a network of a few hundred weights, that can be made to wait for
+pictures in vain.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from moco_transfer.data.views import two_views
 from moco_transfer.runtime.checkpoint import load_checkpoint
 from moco_transfer.runtime.distributed import get_rank
 
-# 24 pictures: three iterations an epoch, nine in all, and a log period that ends with no epoch before the last.
+# 24 pictures: three iterations an epoch, nine in all, and a log period that ends with no epoch
+# before the last.
 SETTINGS = {
     "DATA.IMAGE_SIZE": 16,
     "DATA.BATCH_SIZE_TOTAL": 8,
@@ -59,7 +62,11 @@ class EncoderWithoutBN(SmallEncoder):
 
 
 def words(pool: Path, out: Path, **changes: object) -> list[str]:
-    settings = SETTINGS | {"DATA.ROOT": pool, "OUTPUT_DIR": out} | {key.replace("__", "."): value for key, value in changes.items()}
+    settings = (
+        SETTINGS
+        | {"DATA.ROOT": pool, "OUTPUT_DIR": out}
+        | {key.replace("__", "."): value for key, value in changes.items()}
+    )
     return [str(word) for pair in settings.items() for word in pair]
 
 
@@ -70,7 +77,10 @@ def config(pool: Path, out: Path, **changes: object):
 def rows_of(out: Path) -> list[dict]:
     """Return what metrics.json holds, without what depends on the machine's mood."""
     rows = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name not in NOT_OF_THE_MATHEMATICS} for row in rows]
+    return [
+        {name: value for name, value in row.items() if name not in NOT_OF_THE_MATHEMATICS}
+        for row in rows
+    ]
 
 
 def last_state(out: Path) -> dict:
@@ -81,11 +91,15 @@ def assert_same_state(a: dict, b: dict) -> None:
     assert a["iteration"] == b["iteration"] and a["state_dict"].keys() == b["state_dict"].keys()
     for name, tensor in a["state_dict"].items():
         assert torch.equal(tensor, b["state_dict"][name]), name
-    for mine, theirs in zip(a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True):
+    for mine, theirs in zip(
+        a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True
+    ):
         assert torch.equal(mine["momentum_buffer"], theirs["momentum_buffer"])
 
 
-def training_pictures_end(monkeypatch, *, epoch: int, rank: int = 0, told: bool = True, mark: Path | None = None) -> None:
+def training_pictures_end(
+    monkeypatch, *, epoch: int, rank: int = 0, told: bool = True, mark: Path | None = None
+) -> None:
     """From an epoch on, one process's pictures for training do not come for hours.
 
     Args:
@@ -105,8 +119,12 @@ def training_pictures_end(monkeypatch, *, epoch: int, rank: int = 0, told: bool 
     monkeypatch.setattr(two_views.Views, "__getitems__", waiting)
 
 
-def labelled_pictures_end(monkeypatch, *, told: bool = True, mark: Path | None = None, before: int = 0) -> None:
-    """After ``before`` pictures, those of the kNN monitor do not come for hours; arguments as of :func:`training_pictures_end`."""
+def labelled_pictures_end(
+    monkeypatch, *, told: bool = True, mark: Path | None = None, before: int = 0
+) -> None:
+    """After ``before`` pictures, those of the kNN monitor do not come for hours; arguments as of
+    :func:`training_pictures_end`.
+    """
     read, seen = labelled.CentreViews.__getitem__, []
 
     def waiting(self, index):

@@ -1,4 +1,6 @@
-"""Run by tests: ``pretrain`` whose pictures, for training or for the kNN monitor, do not come for hours from the second epoch on."""
+"""Run by tests: ``pretrain`` whose pictures, for training or for the kNN monitor, do not come for
+hours from the second epoch on.
+"""
 
 from __future__ import annotations
 

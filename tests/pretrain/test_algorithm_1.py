@@ -1,6 +1,8 @@
-"""MoCo with BN, in one process with SplitBN and in two with ShuffleBN, against Algorithm 1 written in loops and float64.
+"""MoCo with BN, in one process with SplitBN and in two with ShuffleBN, against Algorithm 1 written
+in loops and float64.
 
-Went red under: m and 1 - m swapped; keys left shuffled; the two key batches of the symmetric loss in the other order; BN over one group; the key
+Went red under: m and 1 - m swapped; keys left shuffled; the two key batches of the symmetric loss
+    in the other order; BN over one group; the key
 encoder never moving; the key encoder moving in every micro-batch.
 """
 
@@ -17,7 +19,16 @@ from moco_transfer.pretrain.info_nce import info_nce
 from moco_transfer.pretrain.moco import MoCo
 from moco_transfer.pretrain.split_batch_norm import SplitBatchNorm2d
 
-from .algorithm_1 import (IMAGES, LR, NUM_STEPS, Reference, assert_equal, build, images_of, permutation_of)
+from .algorithm_1 import (
+    IMAGES,
+    LR,
+    NUM_STEPS,
+    Reference,
+    assert_equal,
+    build,
+    images_of,
+    permutation_of,
+)
 from .two_processes import run_in_two_processes
 
 CASES = [(False, False), (True, False), (False, True), (True, True)]
@@ -51,7 +62,9 @@ def test_moco__one_process_with_split_bn(mlp, symmetric, accumulate, monkeypatch
     norm = functools.partial(SplitBatchNorm2d, group_size=4)
     model = build(MoCo, norm, mlp=mlp, symmetric=symmetric)
     reference = Reference(model, num_groups=2)
-    if accumulate == 2:  # one group per micro-batch; only without shuffling over both are they the groups of one batch
+    if (
+        accumulate == 2
+    ):  # one group per micro-batch; only without shuffling over both are they the groups of one batch
         model.shuffle = False
         reference.keys_of = lambda images: reference.encode(reference.k, list(images))
     monkeypatch.setattr(moco_module, "draw_permutation", numbered_permutations())

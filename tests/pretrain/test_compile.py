@@ -19,7 +19,9 @@ from moco_transfer.pretrain.trainer import step
 
 pytestmark = [
     pytest.mark.slow,  # the compiler takes a minute and more on a busy machine
-    pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU"),
+    pytest.mark.skipif(
+        shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU"
+    ),
 ]
 
 
@@ -46,14 +48,29 @@ class Small(nn.Module):
 
 
 def losses(compiled: bool) -> list[float]:
-    words = ["DATA.IMAGE_SIZE", "16", "DATA.BATCH_SIZE_TOTAL", "8", "MOCO.QUEUE_SIZE", "24", "TRAIN.DEVICE", "cpu", "SOLVER.BASE_LR", "1.0"]
+    words = [
+        "DATA.IMAGE_SIZE",
+        "16",
+        "DATA.BATCH_SIZE_TOTAL",
+        "8",
+        "MOCO.QUEUE_SIZE",
+        "24",
+        "TRAIN.DEVICE",
+        "cpu",
+        "SOLVER.BASE_LR",
+        "1.0",
+    ]
     cfg = load_pretrain_config("moco_v2_R_50_200ep", [*words, "TRAIN.COMPILE", str(compiled)])
-    run = build.build_run(cfg, NoPictures(), plan_run(cfg, NoPictures(), start_iteration=0), torch.device("cpu"))
+    run = build.build_run(
+        cfg, NoPictures(), plan_run(cfg, NoPictures(), start_iteration=0), torch.device("cpu")
+    )
     run.wrapped.train()
     generator, label = torch.Generator().manual_seed(0), torch.zeros(8, dtype=torch.int64)
     found = []
     for iteration in range(4):
-        views = torch.randint(0, 256, (2, 8, 16, 16, 3), dtype=torch.uint8, generator=generator).permute(0, 1, 4, 2, 3)
+        views = torch.randint(
+            0, 256, (2, 8, 16, 16, 3), dtype=torch.uint8, generator=generator
+        ).permute(0, 1, 4, 2, 3)
         torch.manual_seed(iteration)
         found.append(float(step(run, {"views": views, "label": label, "index": label})["loss"]))
     return found

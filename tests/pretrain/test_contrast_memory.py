@@ -1,8 +1,10 @@
-"""The contrast holds no more than two copies of the (N, 1 + K) logits, counted in torch's own allocations at a small size.
+"""The contrast holds no more than two copies of the (N, 1 + K) logits, counted in torch's own
+allocations at a small size.
 
 tools/bench_contrast_memory.py measures the same at N = 256 and K = 65,536, by the kernel's peak.
 
-Seen red under: a softmax, or its product with the gradient, that is not made in place; a copy of the queue per step.
+Seen red under: a softmax, or its product with the gradient, that is not made in place; a copy of
+    the queue per step.
 """
 
 from __future__ import annotations
@@ -33,10 +35,16 @@ class Head(nn.Module):
 
 
 def peak_of(step) -> int:
-    """Return the largest sum of bytes that were allocated and not yet freed since the beginning of ``step``."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+    """Return the largest sum of bytes that were allocated and not yet freed since the beginning of
+    ``step``.
+    """
+    with profile(
+        activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profiler:
         step()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events = [
+        event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"
+    ]
     live = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         live += event.nbytes()
@@ -60,7 +68,8 @@ def test_step__holds_at_most_two_copies_of_the_logits(kind):
     step()  # whatever is allocated once
     copies = peak_of(step) / LOGITS
     directions = 2 if kind == "moco_symmetric" else 1
-    # The bank's negatives are gathered, K x C; a queue is not copied. 5 % is for what grows with N alone.
+    # The bank's negatives are gathered, K x C; a queue is not copied. 5 % is for what grows with N
+    # alone.
     gathered = QUEUE_BYTES / LOGITS if kind == "memory_bank" else 0
     assert 1.9 * directions < copies <= 2.05 * directions + 2.1 * gathered, copies
 

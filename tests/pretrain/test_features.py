@@ -1,8 +1,10 @@
-"""Features of labelled folders: evaluation mode, order, labels, unreadable pictures, one process and two; encoders out of files.
+"""Features of labelled folders: evaluation mode, order, labels, unreadable pictures, one process
+and two; encoders out of files.
 
-Seen red under: BN left in training mode; the pictures' order reversed; unreadable pictures kept; max-pool kept in the CIFAR encoder; test
-classes numbered on their own; both sides resized to the shorter one's length; padding of a short share taken for a picture; no all-reduce of the
-classifier's gradient; encoder q taken for k.
+Seen red under: BN left in training mode; the pictures' order reversed; unreadable pictures kept;
+    max-pool kept in the CIFAR encoder; test
+classes numbered on their own; both sides resized to the shorter one's length; padding of a short
+share taken for a picture; no all-reduce of the classifier's gradient; encoder q taken for k.
 """
 
 from __future__ import annotations
@@ -21,12 +23,17 @@ from PIL import Image
 from torch import nn
 from torchvision import transforms
 
-from moco_transfer.data.views.augmentation import centre_view
 from moco_transfer.data.images.cifar10 import CIFAR10_CLASSES
 from moco_transfer.data.images.folder import find_images
-from moco_transfer.data.images.labelled import (EvaluationView, LabelledBatches, find_labelled, protocol_resize)
-from moco_transfer.pretrain.encoder_file import backbone_encoder, trained_encoder
+from moco_transfer.data.images.labelled import (
+    EvaluationView,
+    LabelledBatches,
+    find_labelled,
+    protocol_resize,
+)
+from moco_transfer.data.views.augmentation import centre_view
 from moco_transfer.models.encoders import build_encoder
+from moco_transfer.pretrain.encoder_file import backbone_encoder, trained_encoder
 from moco_transfer.pretrain.features import Precision, extract_features, trunk_of
 from moco_transfer.pretrain.linear import LinearProtocol
 from moco_transfer.pretrain.linear_run import LinearTask, evaluate_linear
@@ -69,7 +76,9 @@ def pictures(tmp_path_factory):
 
 def expected_features(folder, network):
     """One picture at a time through torchvision's transforms."""
-    chain = transforms.Compose([transforms.Resize(VIEW.resize), transforms.CenterCrop(VIEW.size), transforms.PILToTensor()])
+    chain = transforms.Compose(
+        [transforms.Resize(VIEW.resize), transforms.CenterCrop(VIEW.size), transforms.PILToTensor()]
+    )
     rows = []
     for i in range(len(folder)):
         pixels = chain(folder.read(i)).float()
@@ -83,11 +92,19 @@ def test_extract_features__equal_one_picture_at_a_time_in_evaluation_mode(pictur
     folder, _ = find_labelled(pictures, pictures)
     network = Tiny().train()
     before = {name: t.clone() for name, t in network.state_dict().items()}
-    got = extract_features(network, LabelledBatches(folder, VIEW, batch_size=4), CPU, description="test")
-    assert network.training and all(torch.equal(before[name], t) for name, t in network.state_dict().items())
-    torch.testing.assert_close(got.features, expected_features(folder, network.eval()), atol=1e-5, rtol=1e-5)
+    got = extract_features(
+        network, LabelledBatches(folder, VIEW, batch_size=4), CPU, description="test"
+    )
+    assert network.training and all(
+        torch.equal(before[name], t) for name, t in network.state_dict().items()
+    )
+    torch.testing.assert_close(
+        got.features, expected_features(folder, network.eval()), atol=1e-5, rtol=1e-5
+    )
     assert got.class_names == ("a", "b", "c")
-    assert got.labels.tolist() == [0] * 4 + [1] * 3 + [2] * 4  # c0 a1 b2 c3 a4 b5 c6 a7 b8 c9 a10, sorted by path
+    assert (
+        got.labels.tolist() == [0] * 4 + [1] * 3 + [2] * 4
+    )  # c0 a1 b2 c3 a4 b5 c6 a7 b8 c9 a10, sorted by path
     assert not got.features.requires_grad
 
 
@@ -95,7 +112,9 @@ def test_labelled_batches__decode_a_small_set_only_once(pictures, monkeypatch):
     folder, _ = find_labelled(pictures, pictures)
     batches = LabelledBatches(folder, VIEW, batch_size=4)
     first = list(batches("first"))
-    monkeypatch.setattr("moco_transfer.data.images.folder.ImageFolder.read", None)  # a second decoding would fail
+    monkeypatch.setattr(
+        "moco_transfer.data.images.folder.ImageFolder.read", None
+    )  # a second decoding would fail
     for a, b in zip(first, batches("second"), strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
@@ -103,7 +122,9 @@ def test_labelled_batches__decode_a_small_set_only_once(pictures, monkeypatch):
 def test_extract_features__unreadable_picture_is_left_out_and_logged(pictures, tmp_path, caplog):
     for i, name in enumerate(("a/1.png", "a/2.png", "b/3.png")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes((pictures / "c" / "00.png").read_bytes() if i != 1 else b"no picture")
+        (tmp_path / name).write_bytes(
+            (pictures / "c" / "00.png").read_bytes() if i != 1 else b"no picture"
+        )
     folder, _ = find_labelled(tmp_path, tmp_path)
     got = extract_features(Tiny(), LabelledBatches(folder, VIEW), CPU, description="test")
     assert got.labels.tolist() == [0, 1] and got.num_unreadable == 1
@@ -116,7 +137,11 @@ def test_find_labelled__numbers_by_name_and_errors(pictures, tmp_path):
         (tmp_path / "test" / name).mkdir(parents=True)
         Image.new("RGB", (9, 9)).save(tmp_path / "test" / name / "0.png")
     _, test = find_labelled(pictures, tmp_path / "test")
-    assert test.labels.tolist() == [1, 2] and test.class_names == ("a", "b", "c")  # as the training folder numbers them
+    assert test.labels.tolist() == [1, 2] and test.class_names == (
+        "a",
+        "b",
+        "c",
+    )  # as the training folder numbers them
     (tmp_path / "test" / "c").rename(tmp_path / "test" / "z")
     with pytest.raises(InputError, match="1 classes that .* lacks, the first is 'z'"):
         find_labelled(pictures, tmp_path / "test")
@@ -137,7 +162,10 @@ def test_find_labelled__takes_cifar10_as_one_archive_by_its_splits(tmp_path):
     for root in (tmp_path / "c", tmp_path / "cifar10.tar"):
         train, test = find_labelled(root, root)
         assert train.labels.tolist() == test.labels.tolist() == list(range(10))
-        assert [np.asarray(part.read(3))[0, 0].tolist() for part in (train, test)] == [[60, 0, 0], [60, 255, 0]]
+        assert [np.asarray(part.read(3))[0, 0].tolist() for part in (train, test)] == [
+            [60, 0, 0],
+            [60, 255, 0],
+        ]
 
 
 def test_centre_view__equals_torchvisions_chain_also_where_nothing_is_resized():
@@ -145,7 +173,9 @@ def test_centre_view__equals_torchvisions_chain_also_where_nothing_is_resized():
     chain = transforms.Compose([transforms.Resize(20), transforms.CenterCrop(16)])
     assert np.array_equal(centre_view(image, size=16, resize=20), np.asarray(chain(image)))
     square = image.crop((0, 0, 32, 32))
-    assert np.array_equal(centre_view(square, size=32, resize=32), np.asarray(square))  # the CIFAR-10 demo's test transform
+    assert np.array_equal(
+        centre_view(square, size=32, resize=32), np.asarray(square)
+    )  # the CIFAR-10 demo's test transform
     assert protocol_resize(224) == 256
 
 
@@ -162,7 +192,9 @@ def test_trunk_of__is_what_the_head_sees(arch):
 
 
 def test_cifar_encoder__stem_resolution_parameters_and_initialisation():
-    """The official demo's network has 11,234,496 parameters with 128 outputs (its ``ModelBase``, run outside this repository)."""
+    """The official demo's network has 11,234,496 parameters with 128 outputs (its ``ModelBase``,
+    run outside this repository).
+    """
     torch.manual_seed(0)
     encoder = build_encoder("resnet18_cifar", num_outputs=128)
     assert sum(p.numel() for p in encoder.parameters()) == 11_234_496
@@ -170,29 +202,50 @@ def test_cifar_encoder__stem_resolution_parameters_and_initialisation():
     assert encoder.conv1.bias is None and encoder.conv1.stride == (1, 1)
     stages = []
     for stage in (encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4):
-        stage.register_forward_hook(lambda module, inputs, output: stages.append(tuple(output.shape[1:])))
+        stage.register_forward_hook(
+            lambda module, inputs, output: stages.append(tuple(output.shape[1:]))
+        )
     encoder(torch.randn(2, 3, 32, 32))
     assert stages == [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4)]
-    # nn.Conv2d's own: uniform within 1 / sqrt(27), so the spread is a third of the ResNet's normal one, sqrt(2 / 576)
+    # nn.Conv2d's own: uniform within 1 / sqrt(27), so the spread is a third of the ResNet's normal
+    # one, sqrt(2 / 576)
     bound = 27**-0.5
-    assert encoder.conv1.weight.abs().max() <= bound and encoder.conv1.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+    assert (
+        encoder.conv1.weight.abs().max() <= bound
+        and encoder.conv1.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+    )
     assert encoder.layer1[0].conv1.weight.std().item() == pytest.approx((2 / 576) ** 0.5, rel=0.05)
 
 
 def test_trained_encoder__official_names_and_both_encoders():
     torch.manual_seed(0)
     q, k = build_encoder("resnet18", num_outputs=16), build_encoder("resnet18", num_outputs=16)
-    state = {f"module.encoder_{n}.{key}": t for n, e in (("q", q), ("k", k)) for key, t in e.state_dict().items()}
-    checkpoint = {"arch": "resnet18", "epoch": 200, "state_dict": state | {"module.queue": torch.zeros(16, 4)}}
+    state = {
+        f"module.encoder_{n}.{key}": t
+        for n, e in (("q", q), ("k", k))
+        for key, t in e.state_dict().items()
+    }
+    checkpoint = {
+        "arch": "resnet18",
+        "epoch": 200,
+        "state_dict": state | {"module.queue": torch.zeros(16, 4)},
+    }
     images = torch.randn(2, 3, 64, 64)
     for name, encoder in (("q", q), ("k", k)):
         found = trained_encoder(checkpoint, "official.pth.tar", encoder=name)
         with torch.no_grad():
             assert torch.equal(found.network(images), encoder.eval()(images))
-        assert found.view == EvaluationView(224, 256, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
-    assert not found.network.training and not any(p.requires_grad for p in found.network.parameters())
+        assert found.view == EvaluationView(
+            224, 256, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+        )
+    assert not found.network.training and not any(
+        p.requires_grad for p in found.network.parameters()
+    )
     del checkpoint["state_dict"]["module.encoder_q.layer4.1.bn2.running_var"]
-    with pytest.raises(InputError, match=r"1 of 122 tensors differ, the first is module.encoder_q.layer4.1.bn2.running_var"):
+    with pytest.raises(
+        InputError,
+        match=r"1 of 122 tensors differ, the first is module.encoder_q.layer4.1.bn2.running_var",
+    ):
         trained_encoder(checkpoint, "official.pth.tar")
     assert trained_encoder({"state_dict": {"conv1.weight": torch.zeros(1)}}, "other.pth") is None
     with pytest.raises(InputError, match="its architecture is 'resnet19'. Did you mean 'resnet18'"):
@@ -200,12 +253,22 @@ def test_trained_encoder__official_names_and_both_encoders():
 
 
 def test_backbone_encoder__needs_every_tensor_but_no_head():
-    tensors = {n: t for n, t in build_encoder("resnet18", num_outputs=1).state_dict().items() if not n.startswith("fc.")}
+    tensors = {
+        n: t
+        for n, t in build_encoder("resnet18", num_outputs=1).state_dict().items()
+        if not n.startswith("fc.")
+    }
     found = backbone_encoder(tensors, "b.pkl", arch="resnet18", mean=MEAN, std=STD)
     assert not found.has_head and found.view == EvaluationView(224, 256, MEAN, STD)
     assert torch.equal(found.network.layer4[1].conv2.weight, tensors["layer4.1.conv2.weight"])
     with pytest.raises(InputError, match="first is layer4.1.conv2.weight"):
-        backbone_encoder(tensors | {"layer4.1.conv2.weight": torch.zeros(3)}, "b.pkl", arch="resnet18", mean=MEAN, std=STD)
+        backbone_encoder(
+            tensors | {"layer4.1.conv2.weight": torch.zeros(3)},
+            "b.pkl",
+            arch="resnet18",
+            mean=MEAN,
+            std=STD,
+        )
     broken = tensors | {"conv1.weight": torch.full_like(tensors["conv1.weight"], float("nan"))}
     with pytest.raises(InputError, match="conv1.weight holds values that are not finite"):
         backbone_encoder(broken, "b.pkl", arch="resnet18", mean=MEAN, std=STD)
@@ -215,18 +278,30 @@ def linear_task(root, *, cache_features: bool) -> LinearTask:
     from moco_transfer.pretrain.encoder_file import TrainedEncoder
 
     train, test = find_labelled(root, root)
-    return LinearTask(TrainedEncoder(Tiny().eval().requires_grad_(False), "tiny", VIEW, True), train, test, {}, cache_features=cache_features)
+    return LinearTask(
+        TrainedEncoder(Tiny().eval().requires_grad_(False), "tiny", VIEW, True),
+        train,
+        test,
+        {},
+        cache_features=cache_features,
+    )
 
 
 def both(root, folder) -> dict:
     """Return what one process, or each of two, finds."""
-    found = {"features": extract_features(Tiny(), LabelledBatches(find_images(root), VIEW, batch_size=3), CPU, description="test")}
+    found = {
+        "features": extract_features(
+            Tiny(), LabelledBatches(find_images(root), VIEW, batch_size=3), CPU, description="test"
+        )
+    }
     for cache in (False, True):
         # 11 pictures, batch 5: the last batch has one picture, so the second process has none of it
         protocol = LinearProtocol(lr=2.0, epochs=3, batch_size_total=5)
         out = folder / f"cached{cache}"
         out.mkdir(parents=True, exist_ok=True)
-        record = evaluate_linear(linear_task(root, cache_features=cache), protocol, output=out, precision=CPU)
+        record = evaluate_linear(
+            linear_task(root, cache_features=cache), protocol, output=out, precision=CPU
+        )
         found[cache] = (record["top1"], record["train_loss"])
     return found
 
@@ -248,11 +323,18 @@ def test_two_processes__find_what_one_finds(pictures, tmp_path):
     one = both(pictures, tmp_path / "one")
     for rank in range(2):
         two = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
-        torch.testing.assert_close(two["features"].features, one["features"].features, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(
+            two["features"].features, one["features"].features, atol=1e-6, rtol=1e-6
+        )
         assert two["features"].labels.tolist() == one["features"].labels.tolist()
         for cache in (False, True):
             assert two[cache] == pytest.approx(one[cache], rel=1e-4)
-    weights = [torch.load(tmp_path / n / "cachedTrue" / "checkpoint_0003.pth", weights_only=True)["state_dict"] for n in ("one", "two")]
+    weights = [
+        torch.load(tmp_path / n / "cachedTrue" / "checkpoint_0003.pth", weights_only=True)[
+            "state_dict"
+        ]
+        for n in ("one", "two")
+    ]
     torch.testing.assert_close(weights[0], weights[1], atol=1e-5, rtol=1e-5)
 
 
@@ -262,6 +344,8 @@ def test_extract_features__no_readable_picture__one_sentence(tmp_path):
         (tmp_path / name).write_bytes(b"no picture")
     pictures, _ = find_labelled(tmp_path, tmp_path)
     network = nn.Sequential(nn.Flatten(1), nn.Linear(192, 3))
-    with pytest.raises(InputError, match=r"kNN test: none of the 2 pictures can be read, the first is .*0.jpg"):
+    with pytest.raises(
+        InputError, match=r"kNN test: none of the 2 pictures can be read, the first is .*0.jpg"
+    ):
         extract_features(network, LabelledBatches(pictures, VIEW), CPU, description="kNN test")
     assert network.training

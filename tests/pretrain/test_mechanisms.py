@@ -1,8 +1,10 @@
-"""Memory bank and end to end, alone and in two processes; gradient accumulation; the memory of InfoNCE.
+"""Memory bank and end to end, alone and in two processes; gradient accumulation; the memory of
+InfoNCE.
 
-Went red under: no gradient to gathered keys; the positive taken without the rank's offset; the bank's rows not scaled to unit norm; negatives
-drawn from the batch too; keys of micro-batches enqueued one by one; overwritten columns forgotten; sum for mean in InfoNCE's gradient; the
-first of two equal numbers kept.
+Went red under: no gradient to gathered keys; the positive taken without the rank's offset; the
+    bank's rows not scaled to unit norm; negatives
+drawn from the batch too; keys of micro-batches enqueued one by one; overwritten columns forgotten;
+sum for mean in InfoNCE's gradient; the first of two equal numbers kept.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ BATCH, STEPS, LR, PICTURES = 8, 5, 0.3, 20
 
 
 def views_of(step: int) -> torch.Tensor:
-    return torch.randn(2, BATCH, 3, 2, 2, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+    return torch.randn(
+        2, BATCH, 3, 2, 2, generator=torch.Generator().manual_seed(step), dtype=torch.float64
+    )
 
 
 def pictures_of(step: int) -> torch.Tensor:
@@ -36,23 +40,38 @@ def pictures_of(step: int) -> torch.Tensor:
 def build(kind: str) -> nn.Module:
     torch.manual_seed(0)
     if kind == "memory_bank":
-        model = MemoryBank(TinyEncoder, num_images=PICTURES, dim=5, num_negatives=7, temperature=0.2, mlp=True)
+        model = MemoryBank(
+            TinyEncoder, num_images=PICTURES, dim=5, num_negatives=7, temperature=0.2, mlp=True
+        )
     elif kind == "end_to_end":
         model = EndToEnd(TinyEncoder, dim=5, temperature=0.2)
     else:
-        model = MoCo(TinyEncoder, dim=5, queue_size=11, momentum=0.9, temperature=0.2, symmetric=kind == "moco_symmetric")
+        model = MoCo(
+            TinyEncoder,
+            dim=5,
+            queue_size=11,
+            momentum=0.9,
+            temperature=0.2,
+            symmetric=kind == "moco_symmetric",
+        )
     return model.double()
 
 
 def train(kind: str, *, rank: int = 0, world_size: int = 1) -> nn.Module:
     """Train through DistributedDataParallel where there are processes; returns the model."""
     model = build(kind)
-    wrapped = model if world_size == 1 else nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+    wrapped = (
+        model
+        if world_size == 1
+        else nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+    )
     part = slice(rank * BATCH // world_size, (rank + 1) * BATCH // world_size)
     for step in range(STEPS):
         torch.manual_seed(step)
         views = views_of(step)[:, part]
-        logits, _ = wrapped(views[0], pictures_of(step)[part]) if kind == "memory_bank" else wrapped(*views)
+        logits, _ = (
+            wrapped(views[0], pictures_of(step)[part]) if kind == "memory_bank" else wrapped(*views)
+        )
         model.zero_grad()
         (info_nce(logits) * model.loss_scale).backward()
         with torch.no_grad():
@@ -88,7 +107,9 @@ def test_end_to_end__equals_the_definition_and_keys_have_gradient():
     model = build("end_to_end")
     im_q, im_k = views_of(0)
     logits, target = model(im_q, im_k)
-    features = [[F.normalize(model.encoder_q(x[None]), dim=1)[0] for x in view] for view in (im_q, im_k)]
+    features = [
+        [F.normalize(model.encoder_q(x[None]), dim=1)[0] for x in view] for view in (im_q, im_k)
+    ]
     losses = []
     for i, q in enumerate(features[0]):
         similarities = [torch.dot(q, k) / 0.2 for k in features[1]]
@@ -97,7 +118,9 @@ def test_end_to_end__equals_the_definition_and_keys_have_gradient():
     assert logits.shape == (BATCH, BATCH) and model.num_negatives == BATCH - 1
     assert info_nce(logits).item() == pytest.approx(expected.item(), rel=1e-12)
     own = torch.autograd.grad(info_nce(logits), list(model.encoder_q.parameters()))
-    for mine, theirs in zip(own, torch.autograd.grad(expected, list(model.encoder_q.parameters())), strict=True):
+    for mine, theirs in zip(
+        own, torch.autograd.grad(expected, list(model.encoder_q.parameters())), strict=True
+    ):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
 
 
@@ -135,7 +158,10 @@ def test_memory_bank__a_picture_that_is_there_twice_moves_once_towards_the_later
 def test_memory_bank__fewer_pictures_than_negatives():
     model = MemoryBank(TinyEncoder, num_images=10, dim=5, num_negatives=100).double()
     logits, _ = model(views_of(0)[0], torch.arange(8))
-    assert model.num_negatives == 2 and logits.shape == (8, 1 + 2)  # the two pictures outside the batch
+    assert model.num_negatives == 2 and logits.shape == (
+        8,
+        1 + 2,
+    )  # the two pictures outside the batch
     with pytest.raises(ValueError, match="no negatives are left"):
         MemoryBank(TinyEncoder, num_images=8, dim=5).double()(views_of(0)[0], torch.arange(8))
 
@@ -153,7 +179,9 @@ def test_accumulation__equals_one_batch_queue_order_included(kind, parts):
             for number in range(count):
                 piece = slice(number * BATCH // count, (number + 1) * BATCH // count)
                 if kind == "memory_bank":
-                    model._draw = lambda own: torch.arange(7)  # the draw excludes the batch at hand, which differs
+                    model._draw = lambda own: torch.arange(
+                        7
+                    )  # the draw excludes the batch at hand, which differs
                     logits, _ = model(views[0][piece], index[piece], number, count)
                 else:
                     torch.manual_seed(step)
@@ -174,13 +202,21 @@ def test_info_nce__equals_cross_entropy_and_its_gradient():
     logits = (20 * torch.randn(6, 9, generator=generator, dtype=torch.float64)).requires_grad_()
     expected = F.cross_entropy(logits, torch.zeros(6, dtype=torch.int64))
     assert info_nce(logits).item() == pytest.approx(expected.item(), rel=1e-12)
-    torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in (3 * info_nce(logits), 3 * expected)))
-    assert info_nce(torch.zeros(2, 65537)).item() == pytest.approx(math.log(65537), rel=1e-6)  # 11.09, what a new run shows at most
+    torch.testing.assert_close(
+        *(torch.autograd.grad(loss, logits)[0] for loss in (3 * info_nce(logits), 3 * expected))
+    )
+    assert info_nce(torch.zeros(2, 65537)).item() == pytest.approx(
+        math.log(65537), rel=1e-6
+    )  # 11.09, what a new run shows at most
 
 
 def test_negatives__backward_sees_the_queue_of_the_forward_pass():
-    q = F.normalize(torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), dim=1).requires_grad_()
-    queue = F.normalize(torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1)), dim=0)
+    q = F.normalize(
+        torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), dim=1
+    ).requires_grad_()
+    queue = F.normalize(
+        torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1)), dim=0
+    )
     k = torch.eye(3, dtype=torch.float64)[[0, 1, 2, 0]]
     plain = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.clone()], 1) / 0.1
     (expected,) = torch.autograd.grad(F.cross_entropy(plain, torch.zeros(4, dtype=torch.int64)), q)

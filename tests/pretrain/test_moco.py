@@ -1,6 +1,8 @@
-"""MoCo against a float64 reference written straight from Algorithm 1, with loops and no shared code.
+"""MoCo against a float64 reference written straight from Algorithm 1, with loops and no shared
+code.
 
-Went red under: m and 1 - m swapped; the temperature dropped; the query encoder called for the keys; the queue not wrapping around; unshuffling with
+Went red under: m and 1 - m swapped; the temperature dropped; the query encoder called for the keys;
+    the queue not wrapping around; unshuffling with
 the permutation instead of its inverse; the stem's ReLU left out.
 """
 
@@ -32,7 +34,10 @@ class Reference:
     """Algorithm 1 in plain Python: lists of float64 numbers, one sample and one negative at a time."""
 
     def __init__(self, model: MoCo) -> None:
-        self.q = {name: p.detach().clone().requires_grad_() for name, p in model.encoder_q.named_parameters()}
+        self.q = {
+            name: p.detach().clone().requires_grad_()
+            for name, p in model.encoder_q.named_parameters()
+        }
         self.k = {name: p.detach().clone() for name, p in model.encoder_k.named_parameters()}
         self.queue = [model.queue[:, j].clone() for j in range(model.queue.shape[1])]
         self.oldest = 0
@@ -44,11 +49,20 @@ class Reference:
         if "fc.weight" in weights:
             out = weights["fc.weight"] @ hidden + weights["fc.bias"]
         else:  # the MLP head of v2
-            out = weights["fc.2.weight"] @ torch.relu(weights["fc.0.weight"] @ hidden + weights["fc.0.bias"]) + weights["fc.2.bias"]
-        return out / math.sqrt(sum(float(v) ** 2 for v in out.detach())) if not out.requires_grad else out / out.pow(2).sum().sqrt()
+            out = (
+                weights["fc.2.weight"]
+                @ torch.relu(weights["fc.0.weight"] @ hidden + weights["fc.0.bias"])
+                + weights["fc.2.bias"]
+            )
+        return (
+            out / math.sqrt(sum(float(v) ** 2 for v in out.detach()))
+            if not out.requires_grad
+            else out / out.pow(2).sum().sqrt()
+        )
 
     def step(self, im_q, im_k, lr):
-        # The official order: the key encoder moves first, towards the query encoder of the step before.
+        # The official order: the key encoder moves first, towards the query encoder of the step
+        # before.
         for name in self.k:
             self.k[name] = self.m * self.k[name] + (1 - self.m) * self.q[name].detach()
         queries = [self.encode(self.q, x) for x in im_q]
@@ -86,12 +100,15 @@ def test_moco__equals_algorithm_1_over_20_steps(mlp):
     for name, p in model.encoder_k.named_parameters():
         torch.testing.assert_close(p.data, reference.k[name], atol=1e-10, rtol=1e-9)
     torch.testing.assert_close(model.queue, torch.stack(reference.queue, 1), atol=1e-10, rtol=1e-9)
-    assert int(model.queue_ptr) == (20 * 4) % 14 == reference.oldest  # 80 keys through a queue of 14: it wrapped around
+    assert (
+        int(model.queue_ptr) == (20 * 4) % 14 == reference.oldest
+    )  # 80 keys through a queue of 14: it wrapped around
 
 
 def test_moco__key_encoder_is_the_one_called_and_gets_no_gradient():
     model = tiny_moco(momentum=1.0)
-    with torch.no_grad():  # both encoders start equal: only different weights show which one is called
+    # both encoders start equal: only different weights show which one is called
+    with torch.no_grad():
         for p in model.encoder_k.parameters():
             p.add_(torch.randn_like(p))
     images = torch.randn(4, 3, 2, 2, dtype=torch.float64)
@@ -109,12 +126,16 @@ def test_moco__key_encoder_is_the_one_called_and_gets_no_gradient():
 def test_moco__first_logit_is_the_positive_pair():
     q, k, queue = torch.eye(3)[:2], torch.eye(3)[:2], torch.eye(3)[:, 2:].repeat(1, 4)
     logits = contrastive_logits(q, k, queue, temperature=0.5)
-    assert logits.tolist() == [[2.0, 0.0, 0.0, 0.0, 0.0]] * 2  # cos 1 / T 0.5; all negatives are orthogonal
+    assert (
+        logits.tolist() == [[2.0, 0.0, 0.0, 0.0, 0.0]] * 2
+    )  # cos 1 / T 0.5; all negatives are orthogonal
     with pytest.raises(ValueError, match="3 dimensions, the queue 4"):
         contrastive_logits(q, k, torch.zeros(4, 2), temperature=0.5)
 
 
-@pytest.mark.parametrize(("batch", "queue_size"), [(4, 12), (5, 12), (12, 12), (13, 12), (30, 12), (1, 1)])
+@pytest.mark.parametrize(
+    ("batch", "queue_size"), [(4, 12), (5, 12), (12, 12), (13, 12), (30, 12), (1, 1)]
+)
 def test_enqueue__any_batch_size_keeps_the_newest_in_order(batch, queue_size):
     queue, pointer = torch.zeros(2, queue_size), torch.zeros(1, dtype=torch.int64)
     everything = [0.0] * queue_size
@@ -131,7 +152,9 @@ def test_enqueue__any_batch_size_keeps_the_newest_in_order(batch, queue_size):
 
 
 def test_moco__state_dict_has_the_published_names():
-    model = MoCo(lambda outputs: build_encoder("resnet18", num_outputs=outputs), queue_size=8, mlp=True)
+    model = MoCo(
+        lambda outputs: build_encoder("resnet18", num_outputs=outputs), queue_size=8, mlp=True
+    )
     names = set(model.state_dict())
     assert {
         "queue",
@@ -143,11 +166,14 @@ def test_moco__state_dict_has_the_published_names():
     } <= names
     assert model.queue.shape == (128, 8) and model.queue_ptr.shape == (1,)
     torch.testing.assert_close(model.queue.norm(dim=0), torch.ones(8))
-    for q, k in zip(model.encoder_q.state_dict().values(), model.encoder_k.state_dict().values(), strict=True):
+    for q, k in zip(
+        model.encoder_q.state_dict().values(), model.encoder_k.state_dict().values(), strict=True
+    ):
         assert torch.equal(q, k)  # both start equal, heads too
 
 
-# Table 1 of the paper has R50 24 M, RX50 46 M, R50w2x 94 M, R50w4x 375 M; R18, R34 and R101 are torchvision's published counts less fc.
+# Table 1 of the paper has R50 24 M, RX50 46 M, R50w2x 94 M, R50w4x 375 M; R18, R34 and R101 are
+# torchvision's published counts less fc.
 @pytest.mark.parametrize(
     ("arch", "millions"),
     [
@@ -173,16 +199,25 @@ def test_encoders__wide_resnet_is_initialised_as_torchvision_does_and_runs():
     encoder = build_encoder("resnet50_w2x", num_outputs=128).eval()
     assert encoder(torch.zeros(1, 3, 32, 32)).shape == (1, 128)
     # kaiming_normal_ with fan_out: std = sqrt(2 / (kernel area x outputs))
-    for name, expected in (("conv1", (2 / (49 * 128)) ** 0.5), ("layer1.0.conv1", (2 / 128) ** 0.5), ("layer3.2.conv2", (2 / (9 * 512)) ** 0.5)):
+    for name, expected in (
+        ("conv1", (2 / (49 * 128)) ** 0.5),
+        ("layer1.0.conv1", (2 / 128) ** 0.5),
+        ("layer3.2.conv2", (2 / (9 * 512)) ** 0.5),
+    ):
         assert encoder.get_submodule(name).weight.std().item() == pytest.approx(expected, rel=0.03)
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
 def test_encoders__compute_what_torchvision_does_bit_for_bit(arch):
     torch.manual_seed(0)
-    ours, theirs = build_encoder(arch, num_outputs=4), getattr(torchvision.models, arch)(num_classes=4)
+    ours, theirs = (
+        build_encoder(arch, num_outputs=4),
+        getattr(torchvision.models, arch)(num_classes=4),
+    )
     theirs.load_state_dict(ours.state_dict())
-    images = torch.randint(-2, 3, (4, 3, 64, 64), generator=torch.Generator().manual_seed(1)).float()
+    images = torch.randint(
+        -2, 3, (4, 3, 64, 64), generator=torch.Generator().manual_seed(1)
+    ).float()
     images[0] = 1.0  # equal values in every window of one picture: the gradient goes to the first
     outs = [model(images) for model in (ours, theirs)]
     assert torch.equal(*outs)
@@ -190,8 +225,15 @@ def test_encoders__compute_what_torchvision_does_bit_for_bit(arch):
         out.square().sum().backward()
     for (name, mine), exact in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         assert torch.equal(mine.grad, exact.grad), name
-    stem = F.relu(ours.bn1(ours.conv1(images)))  # and the ReLU is there, with plain arithmetic beside it
-    torch.testing.assert_close(ours.maxpool(ours.relu(ours.bn1(ours.conv1(images)))), F.max_pool2d(stem, 3, 2, 1), rtol=0, atol=0)
+    stem = F.relu(
+        ours.bn1(ours.conv1(images))
+    )  # and the ReLU is there, with plain arithmetic beside it
+    torch.testing.assert_close(
+        ours.maxpool(ours.relu(ours.bn1(ours.conv1(images)))),
+        F.max_pool2d(stem, 3, 2, 1),
+        rtol=0,
+        atol=0,
+    )
 
 
 def test_split_batch_norm__equals_batch_norm_of_each_group():
@@ -201,15 +243,25 @@ def test_split_batch_norm__equals_batch_norm_of_each_group():
     out = split(images)
     plain = [nn.BatchNorm2d(3) for _ in range(2)]
     for bn, part, got in zip(plain, images.split(4), out.split(4), strict=True):
-        bn.load_state_dict(dict(split.state_dict(), running_mean=torch.zeros(3), running_var=torch.ones(3)))
+        bn.load_state_dict(
+            dict(split.state_dict(), running_mean=torch.zeros(3), running_var=torch.ones(3))
+        )
         torch.testing.assert_close(bn(part), got)
-    torch.testing.assert_close(split.running_mean, (plain[0].running_mean + plain[1].running_mean) / 2)
+    torch.testing.assert_close(
+        split.running_mean, (plain[0].running_mean + plain[1].running_mean) / 2
+    )
     torch.testing.assert_close(split.running_var, (plain[0].running_var + plain[1].running_var) / 2)
     split.eval()
-    torch.testing.assert_close(split(images), F.batch_norm(images, split.running_mean, split.running_var, split.weight, split.bias))
+    torch.testing.assert_close(
+        split(images),
+        F.batch_norm(images, split.running_mean, split.running_var, split.weight, split.bias),
+    )
 
 
-@pytest.mark.parametrize(("batch", "group", "groups"), [(256, 32, 8), (64, 32, 2), (32, 32, 1), (40, 32, 1), (50, 32, 2), (256, 0, 1), (1, 32, 1)])
+@pytest.mark.parametrize(
+    ("batch", "group", "groups"),
+    [(256, 32, 8), (64, 32, 2), (32, 32, 1), (40, 32, 1), (50, 32, 2), (256, 0, 1), (1, 32, 1)],
+)
 def test_num_groups(batch, group, groups):
     assert num_groups(batch, group) == groups
 
@@ -230,7 +282,8 @@ def test_shuffle__changes_which_images_share_statistics_and_nothing_else():
         model(images, images)
         return model.queue[:, :8].T.clone()
 
-    # Without BN a key does not depend on its neighbours, so shuffling must not show, order included.
+    # Without BN a key does not depend on its neighbours, so shuffling must not show, order
+    # included.
     torch.testing.assert_close(keys_of(TinyEncoder, True), keys_of(TinyEncoder, False))
     # With groups the neighbours count.
     assert not torch.allclose(keys_of(WithGroups, True), keys_of(WithGroups, False), atol=1e-3)

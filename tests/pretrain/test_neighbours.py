@@ -1,6 +1,7 @@
 """Nearest neighbours against a loop; the pool and the queries against hand arithmetic.
 
-Seen red under: the query its own neighbour; dot products for cosines; queries from the front; a pool that differs between calls.
+Seen red under: the query its own neighbour; dot products for cosines; queries from the front; a
+    pool that differs between calls.
 """
 
 from __future__ import annotations
@@ -13,19 +14,29 @@ import torch
 
 from moco_transfer.data.images.folder import find_images
 from moco_transfer.data.scenes import write_pool
-from moco_transfer.pretrain.neighbours import draw_neighbours, draw_pool, nearest_neighbours, spread_queries
+from moco_transfer.pretrain.neighbours import (
+    draw_neighbours,
+    draw_pool,
+    nearest_neighbours,
+    spread_queries,
+)
 from moco_transfer.runtime.errors import InputError
 
 
 def test_nearest_neighbours__equals_a_loop():
-    features = torch.randn(30, 7, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 9, 30)[:, None]
+    features = (
+        torch.randn(30, 7, generator=torch.Generator().manual_seed(0))
+        * torch.linspace(0.1, 9, 30)[:, None]
+    )
     cosines, rows = nearest_neighbours(features, [3, 20], k=4)
     for query, found, values in zip([3, 20], rows.tolist(), cosines.tolist(), strict=True):
         expected = []
         for other in range(30):
             if other != query:
                 a, b = features[query].tolist(), features[other].tolist()
-                cosine = sum(x * y for x, y in zip(a, b, strict=True)) / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
+                cosine = sum(x * y for x, y in zip(a, b, strict=True)) / math.sqrt(
+                    sum(x * x for x in a) * sum(y * y for y in b)
+                )
                 expected.append((cosine, other))
         expected.sort(reverse=True)
         assert found == [other for _, other in expected[:4]]
@@ -33,7 +44,9 @@ def test_nearest_neighbours__equals_a_loop():
 
 
 def test_nearest_neighbours__refuses_more_than_there_are():
-    with pytest.raises(InputError, match="5 neighbours were asked for, and 5 pictures can be read; ask for 1 to 4"):
+    with pytest.raises(
+        InputError, match="5 neighbours were asked for, and 5 pictures can be read; ask for 1 to 4"
+    ):
         nearest_neighbours(torch.ones(5, 2), [0], k=5)
 
 
@@ -65,10 +78,19 @@ def test_draw_neighbours__frames_the_query_s_class(pictures, tmp_path):
     pool = draw_pool(pictures, 99)
     same = next(i for i in range(1, 16) if pool.class_name(i) == pool.class_name(0))
     other = next(i for i in range(1, 16) if pool.class_name(i) != pool.class_name(0))
-    png, svg = draw_neighbours(tmp_path / "n.png", pool, [0], torch.tensor([[0.9, 0.5]]), torch.tensor([[same, other]]))
+    png, svg = draw_neighbours(
+        tmp_path / "n.png", pool, [0], torch.tensor([[0.9, 0.5]]), torch.tensor([[same, other]])
+    )
     text = svg.read_text(encoding="utf-8")
     frames = [line for line in text.splitlines() if 'stroke="#e69f00"' in line]
-    assert len(frames) == 2 and 'x="161"' in frames[0]  # one neighbour, the second column, and the key
-    for part in (f">0.90  {pool.class_name(0)}<", f">0.50  {pool.class_name(other)}<", ">of the query&#x27;s class<", ">query<"):
+    assert (
+        len(frames) == 2 and 'x="161"' in frames[0]
+    )  # one neighbour, the second column, and the key
+    for part in (
+        f">0.90  {pool.class_name(0)}<",
+        f">0.50  {pool.class_name(other)}<",
+        ">of the query&#x27;s class<",
+        ">query<",
+    ):
         assert part in text
     assert png.exists()

@@ -1,6 +1,7 @@
 """A step of MoCo never makes the host wait for the device.
 
-Went red under: the loss read in the step. Written against, and not tried alone: the constants of normalize made anew. The
+Went red under: the loss read in the step. Written against, and not tried alone: the constants of
+    normalize made anew. The
 test on a GPU was written without one at hand.
 """
 
@@ -16,7 +17,8 @@ from moco_transfer.pretrain.build import build_run
 from moco_transfer.pretrain.build_data import plan_run
 from moco_transfer.pretrain.trainer import step
 
-# What reads a number back, or makes a shape that depends on one. Waits on a GPU; costs nothing on a CPU, where it can yet be seen.
+# What reads a number back, or makes a shape that depends on one. Waits on a GPU; costs nothing on a
+# CPU, where it can yet be seen.
 _WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "_unique2", "equal")
 
 
@@ -29,7 +31,9 @@ class NoWaiting(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
-        masked = name in ("index", "index_put", "index_put_") and any(t is not None and t.dtype == torch.bool for t in args[1])
+        masked = name in ("index", "index_put", "index_put_") and any(
+            t is not None and t.dtype == torch.bool for t in args[1]
+        )
         if name in _WAITS or masked:
             self.found.append(name)
         return func(*args, **(kwargs or {}))
@@ -45,10 +49,20 @@ class NoPictures:
 
 
 def tiny_run(device: str):
-    words = {"MODEL.ARCH": "resnet18", "DATA.IMAGE_SIZE": 32, "DATA.BATCH_SIZE_TOTAL": 8, "MOCO.QUEUE_SIZE": 20, "MOCO.BN_GROUP_SIZE": 4}
+    words = {
+        "MODEL.ARCH": "resnet18",
+        "DATA.IMAGE_SIZE": 32,
+        "DATA.BATCH_SIZE_TOTAL": 8,
+        "MOCO.QUEUE_SIZE": 20,
+        "MOCO.BN_GROUP_SIZE": 4,
+    }
     words |= {"TRAIN.DEVICE": device, "TRAIN.PRECISION": "bf16"}
-    cfg = load_pretrain_config("moco_v2_R_50_200ep", [str(word) for pair in words.items() for word in pair])
-    run = build_run(cfg, NoPictures(), plan_run(cfg, NoPictures(), start_iteration=0), torch.device(device))
+    cfg = load_pretrain_config(
+        "moco_v2_R_50_200ep", [str(word) for pair in words.items() for word in pair]
+    )
+    run = build_run(
+        cfg, NoPictures(), plan_run(cfg, NoPictures(), start_iteration=0), torch.device(device)
+    )
     run.wrapped.train()
     label = torch.zeros(8, dtype=torch.int64)
     views = torch.randint(0, 256, (2, 8, 32, 32, 3), dtype=torch.uint8).permute(0, 1, 4, 2, 3)
@@ -76,7 +90,9 @@ def test_normalize__makes_its_constants_once():
 
 @pytest.mark.gpu
 def test_step__does_not_wait_on_a_gpu():
-    """torch itself raises where an operator waits; the first steps, in which libraries set themselves up, may."""
+    """torch itself raises where an operator waits; the first steps, in which libraries set
+    themselves up, may.
+    """
     run, batch = tiny_run("cuda")
     for _ in range(3):
         step(run, batch)

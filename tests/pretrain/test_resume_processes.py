@@ -1,7 +1,8 @@
-"""Several processes: stopped while one waits in vain, resumed with as many or another number, and agreed on what cannot be read.
+"""Several processes: stopped while one waits in vain, resumed with as many or another number, and
+agreed on what cannot be read.
 
-One pair of processes does it all in turn (``story``), because starting it costs more than the runs. The network has no BN, so that one
-process computes what two do.
+One pair of processes does it all in turn (``story``), because starting it costs more than the runs.
+The network has no BN, so that one process computes what two do.
 
 Went red under: see each test.
 """
@@ -24,7 +25,14 @@ from moco_transfer.runtime.checkpoint import load_checkpoint
 from moco_transfer.runtime.errors import InputError, MissingFileError
 from moco_transfer.runtime.log import set_up_logging
 
-from .small_runs import (EncoderWithoutBN, assert_same_state, config, last_state, rows_of, training_pictures_end)
+from .small_runs import (
+    EncoderWithoutBN,
+    assert_same_state,
+    config,
+    last_state,
+    rows_of,
+    training_pictures_end,
+)
 from .two_processes import run_in_two_processes
 
 
@@ -45,16 +53,31 @@ def two_processes(rank: int, folder: Path, pool: Path, damaged: Path) -> dict[st
         pretrain(config(pool, folder / "whole", KNN__TEST=pool))
         with patch.context() as waits:
             training_pictures_end(waits, epoch=2, rank=1)
-            found["stopped"] = pretrain(config(pool, folder / "cut", KNN__TEST=pool), on_start=set_up_logging) is None
+            found["stopped"] = (
+                pretrain(config(pool, folder / "cut", KNN__TEST=pool), on_start=set_up_logging)
+                is None
+            )
         if rank == 0:
             shutil.copytree(folder / "cut", folder / "cut_for_one")
         dist.barrier()
         pretrain(config(pool, folder / "cut", KNN__TEST=pool), resume=True)
-        pretrain(config(pool, folder / "cut_of_one", KNN__TEST=pool), resume=True, on_start=set_up_logging)
-        found["learning rates"] = [row["lr"] for row in rows_of(folder / "cut_of_one") if "lr" in row]
+        pretrain(
+            config(pool, folder / "cut_of_one", KNN__TEST=pool),
+            resume=True,
+            on_start=set_up_logging,
+        )
+        found["learning rates"] = [
+            row["lr"] for row in rows_of(folder / "cut_of_one") if "lr" in row
+        ]
 
         def with_damaged(name: str, allowed: float):
-            return config(damaged, folder / name, DATA__MAX_UNREADABLE=allowed, SOLVER__EPOCHS=1, TRAIN__LOG_PERIOD=3)
+            return config(
+                damaged,
+                folder / name,
+                DATA__MAX_UNREADABLE=allowed,
+                SOLVER__EPOCHS=1,
+                TRAIN__LOG_PERIOD=3,
+            )
 
         pretrain(with_damaged("damaged", 2 / 24), on_start=set_up_logging)
         logging.getLogger("moco_transfer").handlers.clear()
@@ -64,7 +87,9 @@ def two_processes(rank: int, folder: Path, pool: Path, damaged: Path) -> dict[st
     return found
 
 
-def _what_only_one_process_sees(rank: int, patch: pytest.MonkeyPatch, folder: Path, pool: Path) -> dict[str, str]:
+def _what_only_one_process_sees(
+    rank: int, patch: pytest.MonkeyPatch, folder: Path, pool: Path
+) -> dict[str, str]:
     found = {}
     settings = config(pool, folder / "cut", KNN__TEST=pool)
 
@@ -115,7 +140,11 @@ def story(small, pool, tmp_path_factory) -> tuple[Path, list[dict[str, Any]]]:
     damaged = folder / "damaged_pool"
     shutil.copytree(pool, damaged)
     # Pictures that different processes read first: each finds one alone.
-    order = build.plan_run(config(pool, folder / "x"), build.open_pictures(config(pool, folder / "x")), start_iteration=0)
+    order = build.plan_run(
+        config(pool, folder / "x"),
+        build.open_pictures(config(pool, folder / "x")),
+        start_iteration=0,
+    )
     first = [index for _, index in next(iter(order))]
     files = sorted(path for path in damaged.rglob("*") if path.is_file())
     for index in (first[0], first[-1]):
@@ -130,7 +159,10 @@ def story(small, pool, tmp_path_factory) -> tuple[Path, list[dict[str, Any]]]:
 def assert_rows_agree(mine: list[dict], theirs: list[dict]) -> None:
     assert [row.keys() for row in mine] == [row.keys() for row in theirs]
     for a, b in zip(mine, theirs, strict=True):
-        a.pop("feature_spread", None), b.pop("feature_spread", None)  # of a process's pictures: not a mean
+        (
+            a.pop("feature_spread", None),
+            b.pop("feature_spread", None),
+        )  # of a process's pictures: not a mean
         assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
 
 
@@ -138,20 +170,34 @@ def test_two_processes__stopped_when_one_waits_in_vain_and_resumed_bit_for_bit(s
     """Red under: process 0's sums on both in ``Meter.go_on``."""
     folder, (first, second) = story
     assert first["stopped"] and second["stopped"]
-    assert "Told to stop (SIGTERM): saved after iteration 6" in (folder / "cut" / "log.txt").read_text()
+    assert (
+        "Told to stop (SIGTERM): saved after iteration 6"
+        in (folder / "cut" / "log.txt").read_text()
+    )
     stopped = last_state(folder / "cut_for_one")
-    assert stopped["iteration"] == 6 and stopped["period"]["count"] == 2 and len(stopped["period"]["sums"]) == 2
-    whole, cut = (load_checkpoint(folder / name / "checkpoint_0003.pth") for name in ("whole", "cut"))
+    assert (
+        stopped["iteration"] == 6
+        and stopped["period"]["count"] == 2
+        and len(stopped["period"]["sums"]) == 2
+    )
+    whole, cut = (
+        load_checkpoint(folder / name / "checkpoint_0003.pth") for name in ("whole", "cut")
+    )
     assert_same_state(cut, whole)
     assert rows_of(folder / "cut") == rows_of(folder / "whole")
 
 
 def test_resume__with_one_process_after_two(story, pool, caplog):
-    """Red under: the order of a process dependent on their number; the sum for the mean of two processes' sums."""
+    """Red under: the order of a process dependent on their number; the sum for the mean of two
+    processes' sums.
+    """
     folder, _ = story
     with caplog.at_level(logging.WARNING):
         pretrain(config(pool, folder / "cut_for_one", KNN__TEST=pool), resume=True)
-    assert "saved with 2 processes and goes on with 1: pictures, order, learning rate and schedule stay the same" in caplog.text
+    assert (
+        "saved with 2 processes and goes on with 1: pictures, order, learning rate and schedule"
+        " stay the same" in caplog.text
+    )
     assert_rows_agree(rows_of(folder / "cut_for_one"), rows_of(folder / "one"))
     assert_rows_agree(rows_of(folder / "cut_for_one"), rows_of(folder / "whole"))
 
@@ -159,9 +205,16 @@ def test_resume__with_one_process_after_two(story, pool, caplog):
 def test_resume__with_two_processes_after_one(story):
     """Red under: as the test before."""
     folder, (first, second) = story
-    assert "saved with 1 processes and goes on with 2" in (folder / "cut_of_one" / "log.txt").read_text()
+    assert (
+        "saved with 1 processes and goes on with 2"
+        in (folder / "cut_of_one" / "log.txt").read_text()
+    )
     assert_rows_agree(rows_of(folder / "cut_of_one"), rows_of(folder / "one"))
-    assert first["learning rates"] == second["learning rates"] == [row["lr"] for row in rows_of(folder / "one") if "lr" in row]
+    assert (
+        first["learning rates"]
+        == second["learning rates"]
+        == [row["lr"] for row in rows_of(folder / "one") if "lr" in row]
+    )
 
 
 def test_unreadable_pictures__of_all_processes_count(story):
@@ -171,17 +224,26 @@ def test_unreadable_pictures__of_all_processes_count(story):
     log = (folder / "damaged" / "log.txt").read_text()
     assert log.count("skipped unreadable picture") == 2 and "(2 so far)" in log
     assert first["too many"] == second["too many"]
-    assert first["too many"].startswith("2 of 24 pictures cannot be read, more than DATA.MAX_UNREADABLE 0.0791667 allows")
+    assert first["too many"].startswith(
+        "2 of 24 pictures cannot be read, more than DATA.MAX_UNREADABLE 0.0791667 allows"
+    )
 
 
 def test_resume__a_checkpoint_that_one_process_cannot_read_or_that_differs(story):
-    """Red under: each process finding its checkpoint itself (which waits for ever where they differ)."""
+    """Red under: each process finding its checkpoint itself (which waits for ever where they
+    differ).
+    """
     folder, (first, second) = story
     path = folder / "cut" / "checkpoint_0003.pth"
     for name in ("absent", "older", "gone"):
         assert first[name] == second[name] != "", name
-    assert first["absent"].startswith(f"Process 1 cannot resume from {path}, which process 0 found: Checkpoint {path} does not exist.")
+    assert first["absent"].startswith(
+        f"Process 1 cannot resume from {path}, which process 0 found: Checkpoint {path} does not"
+        " exist."
+    )
     assert "OUTPUT_DIR must be one folder that all processes share" in first["absent"]
-    assert first["older"].startswith(f"{path} is after iteration 9 on process 0 and after 6 on process 1.")
+    assert first["older"].startswith(
+        f"{path} is after iteration 9 on process 0 and after 6 on process 1."
+    )
     assert "names checkpoint_9999.pth, which is not in" in first["gone"]
     assert first["slow to tell"] == second["slow to tell"] == ""  # process 0 decides

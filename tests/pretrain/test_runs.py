@@ -1,8 +1,10 @@
-"""Whole runs of ``pretrain`` on 24 generated pictures: every mechanism and precision, sizes that do not divide, and going on.
+"""Whole runs of ``pretrain`` on 24 generated pictures: every mechanism and precision, sizes that do
+not divide, and going on.
 
-Went red under: optimiser not restored; views drawn from the global generator; the bank not restored; chance of K for ln(K + 1); the queue's filling
-counted in iterations; MAX_ITER not heeded; the watch not asked; SHUFFLE not handed on; chance of two directions
-called that of one.
+Went red under: optimiser not restored; views drawn from the global generator; the bank not
+    restored; chance of K for ln(K + 1); the queue's filling
+counted in iterations; MAX_ITER not heeded; the watch not asked; SHUFFLE not handed on; chance of
+two directions called that of one.
 """
 
 from __future__ import annotations
@@ -49,7 +51,11 @@ def pool(tmp_path_factory) -> Path:
 
 def config(pool: Path, out: Path, **changes):
     settings = TINY | {key.replace("__", "."): value for key, value in changes.items()}
-    words = [str(word) for pair in (settings | {"DATA.ROOT": pool, "OUTPUT_DIR": out}).items() for word in pair]
+    words = [
+        str(word)
+        for pair in (settings | {"DATA.ROOT": pool, "OUTPUT_DIR": out}).items()
+        for word in pair
+    ]
     return load_pretrain_config("demo_moco", words)
 
 
@@ -75,15 +81,25 @@ def test_run__each_mechanism_and_what_it_logs(changes, negatives, pool, tmp_path
     rows = rows_of(tmp_path / "run")
     assert [row["iteration"] for row in rows] == [1, 2, 3]
     for row in rows:
-        assert math.isfinite(row["loss"]) and row["images_per_sec"] > 0 and 0 <= row["data_wait_share"] <= 1
+        assert (
+            math.isfinite(row["loss"])
+            and row["images_per_sec"] > 0
+            and 0 <= row["data_wait_share"] <= 1
+        )
         assert row["lr"] == pytest.approx(0.06 * 8 / 256)
         if negatives:
             directions = 2 if changes.get("MOCO__SYMMETRIC") else 1
             assert row["chance"] == pytest.approx(directions * math.log(negatives + 1))
-            assert -1 <= row["cos_negative"] <= 1 and -1 <= row["cos_positive"] <= 1 and 0 < row["feature_spread"] <= 1
+            assert (
+                -1 <= row["cos_negative"] <= 1
+                and -1 <= row["cos_positive"] <= 1
+                and 0 < row["feature_spread"] <= 1
+            )
             assert 0 <= row["contrast_acc1"] <= 100
     if "MECHANISM" not in changes:
-        filled = [min(1.0, (1 + bool(changes.get("MOCO__SYMMETRIC"))) * 8 * i / 20) for i in (1, 2, 3)]
+        filled = [
+            min(1.0, (1 + bool(changes.get("MOCO__SYMMETRIC"))) * 8 * i / 20) for i in (1, 2, 3)
+        ]
         assert [row["queue_filled"] for row in rows] == pytest.approx(filled)
     state = load_checkpoint(tmp_path / "run" / "checkpoint_0001.pth")
     assert any(name.startswith("encoder_q.layer4") for name in state["state_dict"])
@@ -99,19 +115,32 @@ def test_run__queue_smaller_than_the_batch_and_a_partial_last_batch(pool, tmp_pa
 def test_run__sizes_that_are_worth_a_word(pool, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         pretrain(config(pool, tmp_path / "a", MOCO__QUEUE_SIZE=64, MOCO__BN_GROUP_SIZE=0))
-    assert "MOCO.QUEUE_SIZE 64 is larger than the number of pictures, 24" in caplog.text and "At most a quarter of the pictures, 6" in caplog.text
-    assert "All 8 images share their BN statistics" in caplog.text and "Set MOCO.BN_GROUP_SIZE to at most 4" in caplog.text
+    assert (
+        "MOCO.QUEUE_SIZE 64 is larger than the number of pictures, 24" in caplog.text
+        and "At most a quarter of the pictures, 6" in caplog.text
+    )
+    assert (
+        "All 8 images share their BN statistics" in caplog.text
+        and "Set MOCO.BN_GROUP_SIZE to at most 4" in caplog.text
+    )
     caplog.clear()
     with caplog.at_level(logging.INFO):
         pretrain(config(pool, tmp_path / "b"))
-    assert "BN statistics over 2 groups of about 4 images" in caplog.text and "share their BN" not in caplog.text
+    assert (
+        "BN statistics over 2 groups of about 4 images" in caplog.text
+        and "share their BN" not in caplog.text
+    )
     assert "for the first 3 iterations, until keys fill it, the loss may rise" in caplog.text
     assert "lr 0.001875 = SOLVER.BASE_LR 0.06 x 8 / 256" in caplog.text
 
 
 def test_run__a_bank_that_takes_all_other_pictures_says_so(pool, tmp_path, caplog):
     pretrain(config(pool, tmp_path / "a", MECHANISM="memory_bank"))
-    assert "MOCO.QUEUE_SIZE 20 is larger than the number of pictures outside a batch, 16 of 24" in caplog.text and "K is 16" in caplog.text
+    assert (
+        "MOCO.QUEUE_SIZE 20 is larger than the number of pictures outside a batch, 16 of 24"
+        in caplog.text
+        and "K is 16" in caplog.text
+    )
     caplog.clear()
     pretrain(config(pool, tmp_path / "b", MECHANISM="memory_bank", MOCO__QUEUE_SIZE=16))
     assert "MOCO.QUEUE_SIZE" not in caplog.text
@@ -130,34 +159,68 @@ class Flat(torch.nn.Module):
 
 @pytest.mark.parametrize(("patience", "first_said"), [(5000, 5), (1, 4)])
 def test_run__is_watched(patience, first_said, pool, tmp_path, caplog, monkeypatch):
-    """The queue is full after 2 iterations and an epoch has 3; the watch speaks after three periods in a row from then on."""
+    """The queue is full after 2 iterations and an epoch has 3; the watch speaks after three periods
+    in a row from then on.
+    """
     monkeypatch.setattr(build, "build_encoder", Flat)
     monkeypatch.setattr(build, "PATIENCE", patience)
     said = []
     look = Watch.look
-    monkeypatch.setattr(Watch, "look", lambda self, iteration, row: said.extend((iteration, s) for s in look(self, iteration, row)))
+    monkeypatch.setattr(
+        Watch,
+        "look",
+        lambda self, iteration, row: said.extend(
+            (iteration, s) for s in look(self, iteration, row)
+        ),
+    )
     pretrain(config(pool, tmp_path / "run", SOLVER__EPOCHS=3))
     ((iteration, sentence),) = said
-    assert iteration == first_said and sentence.startswith("The features collapse: their spread over a batch is 0.000") and sentence in caplog.text
+    assert (
+        iteration == first_said
+        and sentence.startswith("The features collapse: their spread over a batch is 0.000")
+        and sentence in caplog.text
+    )
 
 
-def test_run__without_shuffle_says_what_leaks_and_does_not_permute(pool, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(moco, "draw_permutation", lambda *args: pytest.fail("a permutation was drawn"))
+def test_run__without_shuffle_says_what_leaks_and_does_not_permute(
+    pool, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(
+        moco, "draw_permutation", lambda *args: pytest.fail("a permutation was drawn")
+    )
     run = pretrain(config(pool, tmp_path / "run", MOCO__SHUFFLE=False))
     assert run.model.shuffle is False
-    assert "MOCO.SHUFFLE is False: a key is encoded among the same images as its query, in each of 2 groups" in caplog.text
+    assert (
+        "MOCO.SHUFFLE is False: a key is encoded among the same images as its query, in each of 2"
+        " groups" in caplog.text
+    )
     with monkeypatch.context() as patch:
-        patch.setattr(end_to_end, "draw_permutation", lambda *args: pytest.fail("a permutation was drawn"))
-        assert pretrain(config(pool, tmp_path / "e", MECHANISM="end_to_end", MOCO__SHUFFLE=False)).model.shuffle is False
+        patch.setattr(
+            end_to_end, "draw_permutation", lambda *args: pytest.fail("a permutation was drawn")
+        )
+        assert (
+            pretrain(
+                config(pool, tmp_path / "e", MECHANISM="end_to_end", MOCO__SHUFFLE=False)
+            ).model.shuffle
+            is False
+        )
 
 
 def test_run__micro_batches_that_do_not_divide_are_refused(pool, tmp_path):
-    with pytest.raises(InputError, match="SOLVER.ACCUMULATE 3 does not divide the 8 images of a step on one process .* Use one of 1, 2, 4, 8"):
+    with pytest.raises(
+        InputError,
+        match=(
+            "SOLVER.ACCUMULATE 3 does not divide the 8 images of a step on one process .* Use one"
+            " of 1, 2, 4, 8"
+        ),
+    ):
         pretrain(config(pool, tmp_path / "run", SOLVER__ACCUMULATE=3))
     assert not (tmp_path / "run").exists()
 
 
-def test_run__chance_of_the_symmetric_loss_is_named_as_what_it_is(pool, tmp_path, caplog, monkeypatch):
+def test_run__chance_of_the_symmetric_loss_is_named_as_what_it_is(
+    pool, tmp_path, caplog, monkeypatch
+):
     monkeypatch.setattr(build, "build_encoder", Flat)
     with caplog.at_level(logging.INFO):
         pretrain(config(pool, tmp_path / "a", MOCO__SYMMETRIC=True))
@@ -176,12 +239,18 @@ def test_run__tensorboard_has_what_metrics_json_has(pool, tmp_path, monkeypatch)
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
     rows = rows_of(tmp_path / "run")
-    assert set(events.Tags()["scalars"]) == set().union(*rows) - {"iteration"} and {"loss", "chance", "images_per_sec"} <= set().union(*rows)
+    assert set(events.Tags()["scalars"]) == set().union(*rows) - {"iteration"} and {
+        "loss",
+        "chance",
+        "images_per_sec",
+    } <= set().union(*rows)
     for name in events.Tags()["scalars"]:
         written = [(row["iteration"], row[name]) for row in rows if name in row]
         read = [(event.step, event.value) for event in events.Scalars(name)]
         assert [step for step, _ in read] == [step for step, _ in written]
-        assert [value for _, value in read] == pytest.approx([value for _, value in written], rel=1e-6)
+        assert [value for _, value in read] == pytest.approx(
+            [value for _, value in written], rel=1e-6
+        )
     assert len(rows) == 3
     pretrain(config(pool, tmp_path / "none", TRAIN__TENSORBOARD=False))
     assert not (tmp_path / "none" / "tensorboard").exists()
@@ -191,7 +260,11 @@ def test_run__on_a_cpu_keeps_freed_memory(tmp_path, monkeypatch):
     called = []
     monkeypatch.setattr(build, "keep_freed_memory", lambda: called.append(True))
     with pytest.raises(InputError):  # before anything that takes time
-        pretrain(load_pretrain_config("moco_v2_R_18_96px", ["DATA.ROOT", str(tmp_path / "nowhere"), "TRAIN.DEVICE", "cpu"]))
+        pretrain(
+            load_pretrain_config(
+                "moco_v2_R_18_96px", ["DATA.ROOT", str(tmp_path / "nowhere"), "TRAIN.DEVICE", "cpu"]
+            )
+        )
     assert called
 
 
@@ -202,19 +275,34 @@ def test_run__fewer_pictures_than_a_batch(pool, tmp_path):
 
 
 def test_run__length_in_iterations(pool, tmp_path):
-    halved = {"SOLVER__SCHEDULE": "exponential", "SOLVER__SCHEDULE_BY": "iteration", "SOLVER__GAMMA": 0.5, "SOLVER__DECAY_PERIOD": 2}
+    halved = {
+        "SOLVER__SCHEDULE": "exponential",
+        "SOLVER__SCHEDULE_BY": "iteration",
+        "SOLVER__GAMMA": 0.5,
+        "SOLVER__DECAY_PERIOD": 2,
+    }
     run = pretrain(config(pool, tmp_path / "run", SOLVER__MAX_ITER=5, **halved))
     assert run.iteration == 5
-    assert [row["lr"] for row in rows_of(tmp_path / "run")] == pytest.approx([0.001875 * f for f in (1, 1, 0.5, 0.5, 0.25)])
-    assert (tmp_path / "run" / "last_checkpoint").read_text().strip() == "checkpoint_0001_iter00000005.pth"
+    assert [row["lr"] for row in rows_of(tmp_path / "run")] == pytest.approx(
+        [0.001875 * f for f in (1, 1, 0.5, 0.5, 0.25)]
+    )
+    assert (
+        tmp_path / "run" / "last_checkpoint"
+    ).read_text().strip() == "checkpoint_0001_iter00000005.pth"
 
 
 FP16_SYMMETRIC = {"TRAIN__PRECISION": "fp16", "MOCO__SYMMETRIC": True}
 
 
-@pytest.mark.parametrize("changes", [{}, {"MECHANISM": "memory_bank"}, {"MECHANISM": "end_to_end"}, FP16_SYMMETRIC])
+@pytest.mark.parametrize(
+    "changes", [{}, {"MECHANISM": "memory_bank"}, {"MECHANISM": "end_to_end"}, FP16_SYMMETRIC]
+)
 def test_resume__from_any_iteration_is_bit_equal(changes, pool, tmp_path):
-    settings = {"SOLVER__EPOCHS": 2, "TRAIN__CHECKPOINT_PERIOD_ITERS": 1, "TRAIN__KEEP_CHECKPOINTS": 0} | changes
+    settings = {
+        "SOLVER__EPOCHS": 2,
+        "TRAIN__CHECKPOINT_PERIOD_ITERS": 1,
+        "TRAIN__KEEP_CHECKPOINTS": 0,
+    } | changes
     pretrain(config(pool, tmp_path / "whole", **settings))
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     for later in ("checkpoint_0001_iter00000005.pth", "checkpoint_0002.pth"):
@@ -224,24 +312,39 @@ def test_resume__from_any_iteration_is_bit_equal(changes, pool, tmp_path):
     a, b = (load_checkpoint(tmp_path / name / "checkpoint_0002.pth") for name in ("whole", "cut"))
     for name, value in a["state_dict"].items():
         assert torch.equal(value, b["state_dict"][name]), name
-    for mine, theirs in zip(a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True):
+    for mine, theirs in zip(
+        a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True
+    ):
         assert torch.equal(mine["momentum_buffer"], theirs["momentum_buffer"])
     assert a["scaler"] == b["scaler"]
-    assert [row["loss"] for row in rows_of(tmp_path / "whole")] == [row["loss"] for row in rows_of(tmp_path / "cut")]
+    assert [row["loss"] for row in rows_of(tmp_path / "whole")] == [
+        row["loss"] for row in rows_of(tmp_path / "cut")
+    ]
 
 
 def test_resume__another_batch_is_refused_even_where_the_iterations_per_epoch_agree(pool, tmp_path):
     pretrain(config(pool, tmp_path / "run"))
-    with pytest.raises(InputError, match="was made with DATA.BATCH_SIZE_TOTAL 8, the run to resume has 7"):  # 24 // 8 == 24 // 7
-        pretrain(config(pool, tmp_path / "run", DATA__BATCH_SIZE_TOTAL=7, SOLVER__EPOCHS=2), resume=True)
+    with pytest.raises(
+        InputError, match="was made with DATA.BATCH_SIZE_TOTAL 8, the run to resume has 7"
+    ):  # 24 // 8 == 24 // 7
+        pretrain(
+            config(pool, tmp_path / "run", DATA__BATCH_SIZE_TOTAL=7, SOLVER__EPOCHS=2), resume=True
+        )
 
 
 def test_init_from__starts_a_new_run_from_the_weights_alone(pool, tmp_path, caplog):
     pretrain(config(pool, tmp_path / "first", MECHANISM="memory_bank"))
     with caplog.at_level(logging.INFO):
-        run = pretrain(config(pool, tmp_path / "second"), init_from=str(tmp_path / "first" / "checkpoint_0001.pth"))
+        run = pretrain(
+            config(pool, tmp_path / "second"),
+            init_from=str(tmp_path / "first" / "checkpoint_0001.pth"),
+        )
     assert "head too; queue, optimiser and schedule are fresh" in caplog.text
     assert run.iteration == 3 and rows_of(tmp_path / "second")[0]["iteration"] == 1
-    source = load_checkpoint(tmp_path / "first" / "checkpoint_0001.pth")["state_dict"]["encoder_q.conv1.weight"]
+    source = load_checkpoint(tmp_path / "first" / "checkpoint_0001.pth")["state_dict"][
+        "encoder_q.conv1.weight"
+    ]
     trained = run.model.encoder_q.conv1.weight.detach()
-    assert 0 < (trained - source).abs().max() < 0.05  # three small steps away from where the first run ended
+    assert (
+        0 < (trained - source).abs().max() < 0.05
+    )  # three small steps away from where the first run ended

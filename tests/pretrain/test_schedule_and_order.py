@@ -10,12 +10,20 @@ import math
 import pytest
 
 from moco_transfer.data.batches.samplers import EpochBatches
-from moco_transfer.pretrain.schedule import LearningRate, cosine_factor, effective_lr, exponential_factor, step_factor
+from moco_transfer.pretrain.schedule import (
+    LearningRate,
+    cosine_factor,
+    effective_lr,
+    exponential_factor,
+    step_factor,
+)
 from moco_transfer.runtime.errors import InputError
 
 
 def test_effective_lr__linear_rule():
-    assert effective_lr(0.03, batch_size_total=128, reference_batch_size=256) == pytest.approx(0.015)  # the authors' 4-GPU recipe
+    assert effective_lr(0.03, batch_size_total=128, reference_batch_size=256) == pytest.approx(
+        0.015
+    )  # the authors' 4-GPU recipe
 
 
 def rate(factor, **kwargs) -> LearningRate:
@@ -25,7 +33,8 @@ def rate(factor, **kwargs) -> LearningRate:
 
 @pytest.mark.parametrize(
     ("epoch", "factor"),
-    # facebookresearch/moco@7397dfe main_moco.py: lr *= 0.1 if epoch >= milestone, milestones 120 and 160
+    # facebookresearch/moco@7397dfe main_moco.py: lr *= 0.1 if epoch >= milestone, milestones 120
+    # and 160
     [(0, 1.0), (119, 1.0), (120, 0.1), (159, 0.1), (160, 0.01), (199, 0.01)],
 )
 def test_learning_rate__step_by_epoch(epoch, factor):
@@ -35,13 +44,17 @@ def test_learning_rate__step_by_epoch(epoch, factor):
 
 @pytest.mark.parametrize("epoch", [0, 1, 100, 199])
 def test_learning_rate__cosine_by_epoch(epoch):
-    expected = 0.5 * (1.0 + math.cos(math.pi * epoch / 200))  # main_moco.py --cos; constant within an epoch
+    expected = 0.5 * (
+        1.0 + math.cos(math.pi * epoch / 200)
+    )  # main_moco.py --cos; constant within an epoch
     for step in (0, 9):
         assert rate(cosine_factor)(10 * epoch + step) == pytest.approx(expected)
 
 
 def test_learning_rate__first_epoch_as_the_cifar10_demo_logs_it():
-    lr = LearningRate(0.06, factor=cosine_factor, max_iterations=200 * 97, iterations_per_epoch=97, first_epoch=1)
+    lr = LearningRate(
+        0.06, factor=cosine_factor, max_iterations=200 * 97, iterations_per_epoch=97, first_epoch=1
+    )
     assert round(lr(0), 6) == 0.059996 and lr(199 * 97) == pytest.approx(0, abs=1e-12)
 
 
@@ -49,13 +62,25 @@ def test_learning_rate__by_iteration():
     stepped = rate(step_factor(steps=(15,), gamma=0.1), by_iteration=True)
     assert [stepped(i) for i in (0, 14, 15, 1999)] == pytest.approx([1, 1, 0.1, 0.1])
     cosine = rate(cosine_factor, by_iteration=True)
-    assert [cosine(i) for i in (0, 1000, 1500)] == pytest.approx([1, 0.5, 0.5 * (1 - math.sqrt(0.5))])
+    assert [cosine(i) for i in (0, 1000, 1500)] == pytest.approx(
+        [1, 0.5, 0.5 * (1 - math.sqrt(0.5))]
+    )
 
 
 def test_learning_rate__exponential_is_the_ig_1b_recipe():
-    """Sec. 4: lr 0.12, x 0.9 every 62.5 k iterations, 1.25 M iterations, so 0.12 x 0.9^19 at the end."""
-    lr = LearningRate(0.12, factor=exponential_factor(gamma=0.9, period=62500), max_iterations=1250000, iterations_per_epoch=10**6, by_iteration=True)
-    assert [lr(i) for i in (0, 62499, 62500, 125000, 1249999)] == pytest.approx([0.12, 0.12, 0.108, 0.0972, 0.12 * 0.9**19])
+    """Sec. 4: lr 0.12, x 0.9 every 62.5 k iterations, 1.25 M iterations, so 0.12 x 0.9^19 at the
+    end.
+    """
+    lr = LearningRate(
+        0.12,
+        factor=exponential_factor(gamma=0.9, period=62500),
+        max_iterations=1250000,
+        iterations_per_epoch=10**6,
+        by_iteration=True,
+    )
+    assert [lr(i) for i in (0, 62499, 62500, 125000, 1249999)] == pytest.approx(
+        [0.12, 0.12, 0.108, 0.0972, 0.12 * 0.9**19]
+    )
 
 
 def test_learning_rate__warmup_ends_at_one():
@@ -89,7 +114,9 @@ def test_epoch_batches__two_processes_share_the_pictures_of_one():
 
 
 def test_epoch_batches__sizes_that_do_not_fit__error():
-    with pytest.raises(InputError, match="DATA.BATCH_SIZE_TOTAL 4 does not divide among 3 processes. Use 3 or 6."):
+    with pytest.raises(
+        InputError, match="DATA.BATCH_SIZE_TOTAL 4 does not divide among 3 processes. Use 3 or 6."
+    ):
         batches(world_size=3)
     with pytest.raises(InputError, match="holds 11 pictures, less than one batch of 12"):
         batches(batch_size_total=12)

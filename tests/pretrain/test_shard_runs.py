@@ -1,4 +1,6 @@
-"""Whole runs on tar shards: resumed anywhere they end with the same bits, and two processes read different pictures."""
+"""Whole runs on tar shards: resumed anywhere they end with the same bits, and two processes read
+different pictures.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,17 @@ import torch
 
 from moco_transfer.cli.main import main
 from moco_transfer.config import load_pretrain_config
-from moco_transfer.data.scenes import write_pool
 from moco_transfer.data.images.shard_count import INDEX_FILE
+from moco_transfer.data.scenes import write_pool
 from moco_transfer.pretrain import build
 from moco_transfer.pretrain.build import pretrain
 
 from .small_runs import SmallEncoder
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("webdataset") is None, reason="webdataset is not installed (extra 'shards')")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("webdataset") is None,
+    reason="webdataset is not installed (extra 'shards')",
+)
 
 TINY = {
     "DATA.IMAGE_SIZE": "16",
@@ -67,7 +72,12 @@ def test_resume__equals_the_whole_run_bit_for_bit(shards, tmp_path, num_workers,
     monkeypatch.setattr(build, "build_encoder", SmallEncoder)
 
     def settings(name: str) -> list[str]:
-        return words(DATA__ROOT=shards, DATA__NUM_WORKERS=num_workers, DATA__MAX_UNREADABLE=0.1, OUTPUT_DIR=tmp_path / name)
+        return words(
+            DATA__ROOT=shards,
+            DATA__NUM_WORKERS=num_workers,
+            DATA__MAX_UNREADABLE=0.1,
+            OUTPUT_DIR=tmp_path / name,
+        )
 
     pretrain(load_pretrain_config("demo_moco", settings("whole")))
     whole = torch.load(tmp_path / "whole" / "checkpoint_0002.pth", weights_only=True)
@@ -81,7 +91,11 @@ def test_resume__equals_the_whole_run_bit_for_bit(shards, tmp_path, num_workers,
         assert resumed["state_dict"].keys() == whole["state_dict"].keys()
         for key, tensor in whole["state_dict"].items():
             assert torch.equal(tensor, resumed["state_dict"][key]), key
-        for mine, theirs in zip(whole["optimizer"]["state"].values(), resumed["optimizer"]["state"].values(), strict=True):
+        for mine, theirs in zip(
+            whole["optimizer"]["state"].values(),
+            resumed["optimizer"]["state"].values(),
+            strict=True,
+        ):
             assert torch.equal(mine["momentum_buffer"], theirs["momentum_buffer"])
         assert resumed["unreadable"] == whole["unreadable"]
 
@@ -89,7 +103,12 @@ def test_resume__equals_the_whole_run_bit_for_bit(shards, tmp_path, num_workers,
 def test_bad_shards__one_sentence_and_no_run_folder(shards, tmp_path, capsys):
     def refused(**more: object) -> str:
         capsys.readouterr()
-        command = ["pretrain", "--config-file", "demo_moco", *words(OUTPUT_DIR=tmp_path / "run", **({"DATA__ROOT": shards} | more))]
+        command = [
+            "pretrain",
+            "--config-file",
+            "demo_moco",
+            *words(OUTPUT_DIR=tmp_path / "run", **({"DATA__ROOT": shards} | more)),
+        ]
         assert main(command) == 2
         message = capsys.readouterr().err.strip()
         assert "\n" not in message and "Traceback" not in message
@@ -97,28 +116,55 @@ def test_bad_shards__one_sentence_and_no_run_folder(shards, tmp_path, capsys):
 
     assert "has 4 shards, fewer than the 5 data workers" in refused(DATA__NUM_WORKERS=5)
     assert "32 pictures, less than one batch of 40" in refused(DATA__BATCH_SIZE_TOTAL=40)
-    assert "MECHANISM supervised needs pictures of at least two classes, found 0" in refused(MECHANISM="supervised")
+    assert "MECHANISM supervised needs pictures of at least two classes, found 0" in refused(
+        MECHANISM="supervised"
+    )
     assert "Set DATA.NUM_IMAGES" in refused(DATA__ROOT="https://example.org/{0..3}.tar")
     sentence = refused(MECHANISM="supervised", DATA__NUM_IMAGES=32)
     assert "Set DATA.NUM_IMAGES to 0, so that labels are looked for" in sentence
     assert "KNN.TRAIN must be given where DATA.ROOT names shards" in refused(KNN__TEST=shards)
     assert not (tmp_path / "run").exists()
     message = refused(DATA__NUM_WORKERS=2, DATA__MAX_UNREADABLE=0.01)
-    assert "2 of 32 pictures cannot be read" in message or "1 of 32 pictures cannot be read" in message
-    assert "shards/0.tar: 003.jpg" in message or "shards/2.tar: 020.jpg" in message  # whichever comes first
+    assert (
+        "2 of 32 pictures cannot be read" in message or "1 of 32 pictures cannot be read" in message
+    )
+    assert (
+        "shards/0.tar: 003.jpg" in message or "shards/2.tar: 020.jpg" in message
+    )  # whichever comes first
 
 
 def test_two_processes__end_equal_and_read_different_pictures(shards, tmp_path):
     repository = Path(__file__).resolve().parents[2]
-    overrides = words(DATA__ROOT=shards, DATA__NUM_WORKERS=2, DATA__MAX_UNREADABLE=0.2, OUTPUT_DIR=tmp_path / "run")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    overrides = words(
+        DATA__ROOT=shards,
+        DATA__NUM_WORKERS=2,
+        DATA__MAX_UNREADABLE=0.2,
+        OUTPUT_DIR=tmp_path / "run",
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
     (shards / INDEX_FILE).unlink(missing_ok=True)
     environment = os.environ | {"PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
     script = repository / "tests" / "pretrain" / "shard_processes.py"
-    done = subprocess.run([*command, str(script), *overrides], capture_output=True, text=True, timeout=300, env=environment)
+    done = subprocess.run(
+        [*command, str(script), *overrides],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     counted = json.loads((shards / INDEX_FILE).read_text())["shardlist"]  # two by either process
-    assert [(entry["url"], entry["nsamples"]) for entry in counted] == [(f"{s}.tar", 8) for s in range(4)]
-    # 32 pictures, 2 of them unreadable; each of the four streams has one shard of eight and gives two batches of four
+    assert [(entry["url"], entry["nsamples"]) for entry in counted] == [
+        (f"{s}.tar", 8) for s in range(4)
+    ]
+    # 32 pictures, 2 of them unreadable; each of the four streams has one shard of eight and gives
+    # two batches of four
     lines = [line for line in done.stdout.splitlines() if line.startswith("EPOCH")]
     assert lines == [f"EPOCH {epoch} 16 16 common 0 distinct 30" for epoch in (0, 1)]

@@ -1,6 +1,7 @@
 """ShuffleBN over two gloo processes.
 
-Went red under: arrivals sorted in the other order; a process's own keys enqueued alone; each process's own permutation.
+Went red under: arrivals sorted in the other order; a process's own keys enqueued alone; each
+    process's own permutation.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ def in_process(rank: int, port: int, folder: str) -> None:
     torch.manual_seed(0)
     model = MoCo(Flat, dim=4, queue_size=24, momentum=0.5, temperature=0.2)
     model.queue = model.queue.double()
-    images = torch.randn(2, N * WORLD, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    images = torch.randn(
+        2, N * WORLD, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(7)
+    )
     own = slice(rank * N, (rank + 1) * N)
     logits, _ = model(images[0][own], images[1][own])
     found |= {"logits": logits.detach(), "queue": model.queue, "queue_ptr": model.queue_ptr}
@@ -70,17 +73,25 @@ def test_shuffle__two_processes(tmp_path):
         permutation = a["permutations"][i]
         assert torch.equal(permutation, b["permutations"][i])
         together = torch.cat([a["shuffled"][i], b["shuffled"][i]])
-        assert torch.equal(together[:, 0], everything[permutation])  # each place holds the image that the permutation names
-        assert torch.equal(a["restored"][i][:, 0], everything) and torch.equal(b["restored"][i], a["restored"][i])
+        assert torch.equal(
+            together[:, 0], everything[permutation]
+        )  # each place holds the image that the permutation names
+        assert torch.equal(a["restored"][i][:, 0], everything) and torch.equal(
+            b["restored"][i], a["restored"][i]
+        )
         foreign += int((a["shuffled"][i][:, 0] >= 100).sum())
     assert foreign > 0  # process 0 saw images of process 1
     # The same step in one process: without BN, two processes with N images each equal one with 2 N.
     torch.manual_seed(0)
     model = MoCo(Flat, dim=4, queue_size=24, momentum=0.5, temperature=0.2)
     model.queue = model.queue.double()
-    images = torch.randn(2, N * WORLD, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    images = torch.randn(
+        2, N * WORLD, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(7)
+    )
     logits, _ = model(images[0], images[1])
-    torch.testing.assert_close(torch.cat([a["logits"], b["logits"]]), logits.detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        torch.cat([a["logits"], b["logits"]]), logits.detach(), rtol=1e-12, atol=1e-12
+    )
     for part in (a, b):
         torch.testing.assert_close(part["queue"], model.queue, rtol=1e-12, atol=1e-12)
         assert part["queue_ptr"].item() == N * WORLD

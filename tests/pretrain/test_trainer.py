@@ -1,10 +1,14 @@
-"""The loop itself, without BN: one batch, its micro-batches, and two processes with half of it each end with the same numbers.
+"""The loop itself, without BN: one batch, its micro-batches, and two processes with half of it each
+end with the same numbers.
 
-Whole runs of ``trainer.train``: optimiser with momentum and weight decay, schedule, checkpoint, metrics.json. Without BN mathematics asks for
-equality; what is left is rounding. End to end takes no micro-batches: they would change its negatives.
+Whole runs of ``trainer.train``: optimiser with momentum and weight decay, schedule, checkpoint,
+metrics.json. Without BN mathematics asks for equality; what is left is rounding. End to end takes
+no micro-batches: they would change its negatives.
 
-Seen red under: a micro-batch's loss not weighted; gradients averaged over processes in the first micro-batch instead of the last; a micro-batch
-taken for a step of its own; the bank's negatives drawn for the part's own pictures alone; lr not set.
+Seen red under: a micro-batch's loss not weighted; gradients averaged over processes in the first
+    micro-batch instead of the last; a micro-batch
+taken for a step of its own; the bank's negatives drawn for the part's own pictures alone; lr not
+set.
 """
 
 from __future__ import annotations
@@ -57,14 +61,23 @@ def build(kind: str) -> nn.Module:
     elif kind == "supervised":
         model = Supervised(Encoder, num_classes=CLASSES)
     else:
-        model = MoCo(Encoder, dim=5, queue_size=11, momentum=0.9, temperature=0.2, symmetric=kind == "moco_symmetric")
+        model = MoCo(
+            Encoder,
+            dim=5,
+            queue_size=11,
+            momentum=0.9,
+            temperature=0.2,
+            symmetric=kind == "moco_symmetric",
+        )
     return model.double()
 
 
 def batch_of(step: int) -> dict:
-    """The whole batch of a step; its pictures 2 and 5 are the same one, as when an unreadable picture is replaced.
+    """The whole batch of a step; its pictures 2 and 5 are the same one, as when an unreadable
+    picture is replaced.
 
-    Of two processes with two micro-batches each the first sees picture 2 in its second, the other picture 5 in its first.
+    Of two processes with two micro-batches each the first sees picture 2 in its second, the other
+    picture 5 in its first.
     """
     generator = torch.Generator().manual_seed(100 + step)
     index = torch.randperm(PICTURES, generator=generator)[:BATCH]
@@ -81,7 +94,11 @@ def batch_of(step: int) -> dict:
 def own_part(batch: dict) -> dict:
     n = BATCH // get_world_size()
     own = slice(get_rank() * n, (get_rank() + 1) * n)
-    return batch | {"views": batch["views"][:, own], "label": batch["label"][own], "index": batch["index"][own]}
+    return batch | {
+        "views": batch["views"][:, own],
+        "label": batch["label"][own],
+        "index": batch["index"][own],
+    }
 
 
 def lr_at(iteration: int) -> float:
@@ -90,7 +107,11 @@ def lr_at(iteration: int) -> float:
 
 def run(kind: str, accumulate: int, folder: Path) -> Pretraining:
     model = build(kind)
-    wrapped = model if get_world_size() == 1 else nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+    wrapped = (
+        model
+        if get_world_size() == 1
+        else nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+    )
     trained = [p for p in model.parameters() if p.requires_grad]
     made = Pretraining(
         model=model,
@@ -114,7 +135,13 @@ def run(kind: str, accumulate: int, folder: Path) -> Pretraining:
     )
     periods = {"log_period": 1, "checkpoint_period_epochs": 1, "checkpoint_period_iters": 0}
     metrics = MetricsFile(folder / "metrics.json") if get_rank() == 0 else None
-    assert trainer.train(made, [own_part(batch_of(s)) for s in range(STEPS)], checkpoints=CheckpointFolder(folder), metrics=metrics, **periods)
+    assert trainer.train(
+        made,
+        [own_part(batch_of(s)) for s in range(STEPS)],
+        checkpoints=CheckpointFolder(folder),
+        metrics=metrics,
+        **periods,
+    )
     return made
 
 
@@ -125,7 +152,9 @@ def outcome(kind: str, accumulate: int, folder: Path) -> dict:
     momenta = [state["momentum_buffer"] for state in made.optimizer.state.values()]
     logged = []
     if get_rank() == 0:
-        logged = [json.loads(line)["loss"] for line in (folder / "metrics.json").read_text().splitlines()]
+        logged = [
+            json.loads(line)["loss"] for line in (folder / "metrics.json").read_text().splitlines()
+        ]
     return {"state": made.model.state_dict(), "momenta": momenta, "losses": logged}
 
 
@@ -155,23 +184,35 @@ def two_processes(tmp_path_factory):
 def assert_equal(found: dict, expected: dict) -> None:
     assert found["state"].keys() == expected["state"].keys()
     for name, value in expected["state"].items():
-        torch.testing.assert_close(found["state"][name], value, rtol=1e-9, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            found["state"][name],
+            value,
+            rtol=1e-9,
+            atol=1e-11,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
     torch.testing.assert_close(found["momenta"], expected["momenta"], rtol=1e-9, atol=1e-11)
     if found["losses"]:
-        assert found["losses"] == pytest.approx(expected["losses"], rel=1e-6)  # means travel in float32
+        assert found["losses"] == pytest.approx(
+            expected["losses"], rel=1e-6
+        )  # means travel in float32
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_train__two_processes_equal_one_with_the_whole_batch(kind, two_processes, tmp_path):
     expected = outcome(kind, 1, tmp_path)
-    assert len(expected["losses"]) == STEPS and all(math.isfinite(loss) for loss in expected["losses"])
+    assert len(expected["losses"]) == STEPS and all(
+        math.isfinite(loss) for loss in expected["losses"]
+    )
     assert two_processes[0][f"{kind}/1"]["losses"]
     for found in two_processes:
         assert_equal(found[f"{kind}/1"], expected)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "end_to_end"])
-def test_train__micro_batches_equal_one_batch_in_one_and_in_two_processes(kind, two_processes, tmp_path):
+def test_train__micro_batches_equal_one_batch_in_one_and_in_two_processes(
+    kind, two_processes, tmp_path
+):
     expected = outcome(kind, 1, tmp_path / "1")
     for accumulate in (2, 4, 8):
         assert_equal(outcome(kind, accumulate, tmp_path / str(accumulate)), expected)
@@ -192,46 +233,73 @@ def test_train__supervised_equals_a_plain_loop(tmp_path):
         batch = batch_of(step)
         x = ((batch["views"][0].float() - mean) / std).double().flatten(1)
         hidden = torch.tanh(x @ value["body.weight"].T + value["body.bias"])
-        logits = (hidden @ value["fc.weight"].T + value["fc.bias"]).float().double()  # the classifier's logits are float32
+        logits = (
+            (hidden @ value["fc.weight"].T + value["fc.bias"]).float().double()
+        )  # the classifier's logits are float32
         probability = logits.exp() / logits.exp().sum(1, keepdim=True)
         target = torch.zeros(BATCH, CLASSES, dtype=torch.float64)
         target[torch.arange(BATCH), batch["label"]] = 1
         losses.append(-(target * probability.log()).sum(1).mean().item())
         to_logits = (probability - target) / BATCH
         to_hidden = (to_logits @ value["fc.weight"]) * (1 - hidden**2)
-        gradient = {"fc.weight": to_logits.T @ hidden, "fc.bias": to_logits.sum(0), "body.weight": to_hidden.T @ x, "body.bias": to_hidden.sum(0)}
+        gradient = {
+            "fc.weight": to_logits.T @ hidden,
+            "fc.bias": to_logits.sum(0),
+            "body.weight": to_hidden.T @ x,
+            "body.bias": to_hidden.sum(0),
+        }
         for name in names:
             velocity[name] = MOMENTUM * velocity[name] + gradient[name] + WEIGHT_DECAY * value[name]
             value[name] = value[name] - lr_at(step) * velocity[name]
     found = outcome("supervised", 1, tmp_path)
     assert found["losses"] == pytest.approx(losses, rel=1e-6)
     for name in names:
-        torch.testing.assert_close(found["state"][f"encoder_q.{name}"], value[name], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            found["state"][f"encoder_q.{name}"], value[name], rtol=1e-5, atol=1e-6
+        )
 
 
 def test_check_micro_batches__uneven_parts_are_refused():
     check_micro_batches(8, 4)
     for images, accumulate, fitting in ((10, 4, "1, 2, 5, 10"), (9, 4, "1, 3, 9"), (1, 2, "1")):
-        with pytest.raises(InputError, match=f"ACCUMULATE {accumulate} does not divide the {images} images .* Use one of {fitting}, or"):
+        with pytest.raises(
+            InputError,
+            match=(
+                f"ACCUMULATE {accumulate} does not divide the {images} images .* Use one of"
+                f" {fitting}, or"
+            ),
+        ):
             check_micro_batches(images, accumulate)
 
 
 @pytest.mark.parametrize("kind", ["moco", "memory_bank", "end_to_end"])
 def test_logits__are_float32_under_autocast_and_not_only_by_type(kind):
-    """Features come in bfloat16; similarities of them in bfloat16 would be 0.4 % apart, here they are float32's."""
+    """Features come in bfloat16; similarities of them in bfloat16 would be 0.4 % apart, here they
+    are float32's.
+    """
     torch.manual_seed(0)
     model = {
         "moco": lambda: MoCo(TinyEncoder, dim=5, queue_size=11),
-        "memory_bank": lambda: MemoryBank(TinyEncoder, num_images=PICTURES, dim=5, num_negatives=12),
+        "memory_bank": lambda: MemoryBank(
+            TinyEncoder, num_images=PICTURES, dim=5, num_negatives=12
+        ),
         "end_to_end": lambda: EndToEnd(TinyEncoder, dim=5),
     }[kind]()
     features = {}
     for name in ("encoder_q", "encoder_k"):
         if hasattr(model, name):
-            getattr(model, name).register_forward_hook(lambda module, inputs, out, name=name: features.setdefault(name, []).append(out))
+            getattr(model, name).register_forward_hook(
+                lambda module, inputs, out, name=name: features.setdefault(name, []).append(out)
+            )
     views = torch.randn(2, BATCH, 3, 2, 2)
     index = torch.arange(BATCH)
-    bank = model.queue.clone() if kind == "moco" else model.bank[BATCH:].T.clone() if kind == "memory_bank" else None
+    bank = (
+        model.queue.clone()
+        if kind == "moco"
+        else model.bank[BATCH:].T.clone()
+        if kind == "memory_bank"
+        else None
+    )
     positive = model.bank[index].clone() if kind == "memory_bank" else None
     if kind != "memory_bank":
         model.shuffle = False
@@ -239,11 +307,19 @@ def test_logits__are_float32_under_autocast_and_not_only_by_type(kind):
         logits, _ = model(views[0], index) if kind == "memory_bank" else model(*views)
     assert logits.dtype == torch.float32
     assert all(out.dtype == torch.bfloat16 for outs in features.values() for out in outs)
-    outs = [nn.functional.normalize(out.double(), dim=1) for out in features["encoder_q"] + features.get("encoder_k", [])]
+    outs = [
+        nn.functional.normalize(out.double(), dim=1)
+        for out in features["encoder_q"] + features.get("encoder_k", [])
+    ]
     q, k = outs[0], positive.double() if kind == "memory_bank" else outs[1]
     if kind == "end_to_end":
         similarities = q @ k.T
-        expected = torch.stack([torch.cat([row[i : i + 1], row[:i], row[i + 1 :]]) for i, row in enumerate(similarities)])
+        expected = torch.stack(
+            [
+                torch.cat([row[i : i + 1], row[:i], row[i + 1 :]])
+                for i, row in enumerate(similarities)
+            ]
+        )
     else:
         expected = torch.cat([(q * k).sum(1, keepdim=True), q @ bank.double()], dim=1)
     torch.testing.assert_close(logits.double() * 0.07, expected, rtol=0, atol=1e-6)

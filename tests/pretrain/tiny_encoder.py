@@ -7,7 +7,9 @@ from torch import nn
 
 
 class TinyEncoder(nn.Module):
-    """A linear encoder with the ResNet's ``fc`` at its end; no BN, so that references are easy to write."""
+    """A linear encoder with the ResNet's ``fc`` at its end; no BN, so that references are easy to
+    write.
+    """
 
     def __init__(self, num_outputs: int) -> None:
         super().__init__()

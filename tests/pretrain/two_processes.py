@@ -25,7 +25,8 @@ def run_in_two_processes(function: Callable[..., Any], folder: Path, *args: Any)
     """Call ``function(rank, *args)`` in two processes with a gloo group.
 
     Args:
-        function: At the top of a module, so that a new process can import it; returns tensors in plain containers.
+        function: At the top of a module, so that a new process can import it; returns tensors in
+            plain containers.
         folder: Where results are handed over.
         args: Passed on.
 

@@ -17,7 +17,12 @@ def _results(init="moco", seed=0, *, bbox=None, **changes):
         "engine": "torchvision",
         "init": init,
         "seed": seed,
-        "weights": {"path": "" if init == "random" else f"{init}.pkl", "sha256": None, "stamp": None, "coverage": {}},
+        "weights": {
+            "path": "" if init == "random" else f"{init}.pkl",
+            "sha256": None,
+            "stamp": None,
+            "coverage": {},
+        },
         "metrics": {"bbox": bbox or {"AP": 50.0, "AP50": 80.0, "AP75": 55.0}},
         "norm": "BN",
         "iterations": 100,
@@ -52,7 +57,8 @@ def make_run(tmp_path):
     return make
 
 
-#: Three seeds of three initialisations; the means, stds and tests in the test modules are worked out from these.
+#: Three seeds of three initialisations; the means, stds and tests in the test modules are worked
+# out from these.
 AP = {"random": (33.0, 34.0, 35.0), "supervised": (53.0, 53.5, 54.6), "moco": (55.0, 56.0, 57.6)}
 
 
@@ -61,5 +67,10 @@ def three_rows(make_run, tmp_path):
     """Write random, supervised and MoCo runs with seeds 0, 1, 2 and return the folder above them."""
     for init, values in AP.items():
         for seed, value in enumerate(values):
-            make_run(f"{init}_{seed}", init, seed, bbox={"AP": value, "AP50": value + 20, "AP75": value + 5})
+            make_run(
+                f"{init}_{seed}",
+                init,
+                seed,
+                bbox={"AP": value, "AP50": value + 20, "AP75": value + 5},
+            )
     return tmp_path

@@ -1,7 +1,10 @@
-"""The page as a file: what it says, that it is whole in itself, and that nothing in a run folder can become markup.
+"""The page as a file: what it says, that it is whole in itself, and that nothing in a run folder
+can become markup.
 
-Seen red under: autoescape off; a difference coloured without looking at the spread; an id of one figure used in another; a
-link to a run without its details; the picture of another table embedded; a verdict on a single run; config of the second run shown as the first's.
+Seen red under: autoescape off; a difference coloured without looking at the spread; an id of one
+    figure used in another; a
+link to a run without its details; the picture of another table embedded; a verdict on a single run;
+config of the second run shown as the first's.
 """
 
 from __future__ import annotations
@@ -26,7 +29,14 @@ class _Page(HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.open, self.tables, self.ids, self.addresses, self.texts, self.classes = [], [], [], [], [], {}
+        self.open, self.tables, self.ids, self.addresses, self.texts, self.classes = (
+            [],
+            [],
+            [],
+            [],
+            [],
+            {},
+        )
         self.feed(text)
         assert self.open == []
 
@@ -40,7 +50,9 @@ class _Page(HTMLParser):
             self.tables[-1].append([])
         elif tag in ("td", "th"):
             self.tables[-1][-1].append("")
-            self.classes[len(self.tables), len(self.tables[-1]), len(self.tables[-1][-1])] = attrs.get("class", "")
+            self.classes[len(self.tables), len(self.tables[-1]), len(self.tables[-1][-1])] = (
+                attrs.get("class", "")
+            )
         if tag not in _VOID:
             self.open.append(tag)
 
@@ -62,18 +74,45 @@ class _Page(HTMLParser):
 def _render(folder, **more):
     records, problems = read_runs([folder])
     pretraining, faults = find_pretraining([folder], records)
-    return render_page(build_tables(records), [*problems, *faults], pretraining=pretraining, folders=[folder], **more)
+    return render_page(
+        build_tables(records),
+        [*problems, *faults],
+        pretraining=pretraining,
+        folders=[folder],
+        **more,
+    )
 
 
 def test_render_page__shows_the_numbers_of_the_table(three_rows):
     page = _Page(_render(three_rows))
     transfer, trials = page.tables
-    # worked out in test_aggregate: means 34.0, 53.7, 56.2; stds 1, 0.82, 1.31; t test of moco p = 0.013
+    # worked out in test_aggregate: means 34.0, 53.7, 56.2; stds 1, 0.82, 1.31; t test of moco p =
+    # 0.013
     assert transfer == [
         ["init", "AP", "AP50", "AP75", "Δ AP", "Δ AP50", "Δ AP75", "p (AP)", "n"],
-        ["random", "34.0 ± 1.0", "54.0 ± 1.0", "39.0 ± 1.0", "-19.7 ▼", "-19.7 ▼", "-19.7 ▼", "<0.001 (n=3)", "3"],
+        [
+            "random",
+            "34.0 ± 1.0",
+            "54.0 ± 1.0",
+            "39.0 ± 1.0",
+            "-19.7 ▼",
+            "-19.7 ▼",
+            "-19.7 ▼",
+            "<0.001 (n=3)",
+            "3",
+        ],
         ["supervised", "53.7 ± 0.8", "73.7 ± 0.8", "58.7 ± 0.8", "–", "–", "–", "–", "3"],
-        ["moco", "56.2 ± 1.3", "76.2 ± 1.3", "61.2 ± 1.3", "+2.5 ▲", "+2.5 ▲", "+2.5 ▲", "0.013 (n=3)", "3"],
+        [
+            "moco",
+            "56.2 ± 1.3",
+            "76.2 ± 1.3",
+            "61.2 ± 1.3",
+            "+2.5 ▲",
+            "+2.5 ▲",
+            "+2.5 ▲",
+            "0.013 (n=3)",
+            "3",
+        ],
     ]
     assert [page.classes[1, row, 5] for row in (2, 3, 4)] == ["worse", "", "better"]
     assert len(trials) == 1 + 9
@@ -95,9 +134,15 @@ def test_render_page__says_what_the_numbers_allow(three_rows, make_run):
         make_run(f"close{seed}", "close", seed, bbox={"AP": value, "AP50": 1.0, "AP75": 1.0})
     texts = [text.strip() for text in _Page(_render(three_rows)).texts]
     for sentence in (
-        "random: AP 19.7 below supervised, more than the std of both rows, paired t test p <0.001 (n=3).",
+        (
+            "random: AP 19.7 below supervised, more than the std of both rows, paired t test p"
+            " <0.001 (n=3)."
+        ),
         "close: AP 0.8 above supervised, within the std over seeds, so no difference is shown.",
-        "moco: AP 2.5 above supervised, more than the std of both rows, paired t test p 0.013 (n=3).",
+        (
+            "moco: AP 2.5 above supervised, more than the std of both rows, paired t test p 0.013"
+            " (n=3)."
+        ),
         "single: AP level with supervised, a single run shows no spread, so nothing follows.",
     ):
         assert sentence in texts
@@ -112,7 +157,11 @@ def test_render_page__needs_nothing_from_outside(three_rows):
 
 
 def test_render_page__ids_are_unique_and_links_lead_somewhere(three_rows, make_run):
-    make_run("other", task="coco_R_50_FPN_1x", bbox={"AP": 1.0, "AP50": 2.0, "AP75": 1.0, "APs": 1.0, "AP-dog": 3.0})
+    make_run(
+        "other",
+        task="coco_R_50_FPN_1x",
+        bbox={"AP": 1.0, "AP50": 2.0, "AP75": 1.0, "APs": 1.0, "AP-dog": 3.0},
+    )
     page = _Page(_render(three_rows))
     assert len(page.ids) == len(set(page.ids))
     assert {address[1:] for address in page.addresses if address.startswith("#")} <= set(page.ids)
@@ -124,7 +173,14 @@ def test_render_page__the_same_runs_give_the_same_bytes(three_rows):
 
 def test_render_page__names_from_files_are_text(make_run, tmp_path):
     nasty = "<script>alert(1)</script>"
-    folder = make_run("a", nasty, task=nasty, command=f"{nasty} \" onload='x'", bbox={"AP": 1.0, f"AP-{nasty}": 2.0}, norm=nasty)
+    folder = make_run(
+        "a",
+        nasty,
+        task=nasty,
+        command=f"{nasty} \" onload='x'",
+        bbox={"AP": 1.0, f"AP-{nasty}": 2.0},
+        norm=nasty,
+    )
     (folder / "config.yaml").write_text(f"A: {nasty}\n")
     (folder / "env.txt").write_text(f"</pre>{nasty}")
     (tmp_path / "broken").mkdir()
@@ -147,7 +203,13 @@ def test_render_page__tells_what_cannot_be_used(three_rows, make_run):
 def test_render_page__names_a_run_without_curves_once(make_run, tmp_path):
     make_run("a", "moco", 0)
     text = "".join(_Page(_render(tmp_path)).texts)
-    assert text.count(f"{tmp_path / 'a/metrics.json'}: cannot be read (No such file or directory); the run has no curve.") == 1
+    assert (
+        text.count(
+            f"{tmp_path / 'a/metrics.json'}: cannot be read (No such file or directory); the run"
+            " has no curve."
+        )
+        == 1
+    )
     assert "Training loss over iterations" not in text  # a panel of nothing
     assert "AP of boxes over iterations" in text  # results.json gives its end
 
@@ -155,7 +217,9 @@ def test_render_page__names_a_run_without_curves_once(make_run, tmp_path):
 def test_render_page__config_once_and_what_differs(make_run, tmp_path):
     for seed in range(2):
         folder = make_run(f"m{seed}", "moco", seed, command=f"moco-transfer train SEED {seed}")
-        (folder / "config.yaml").write_text(f"SEED: {seed}\nMODEL:\n  WEIGHTS: a.pkl\n" + "  EXTRA: 3\n" * seed)
+        (folder / "config.yaml").write_text(
+            f"SEED: {seed}\nMODEL:\n  WEIGHTS: a.pkl\n" + "  EXTRA: 3\n" * seed
+        )
         (folder / "env.txt").write_text("gpu 0: some card\n")
     text = re.sub(r"\s+", " ", " ".join(_Page(_render(tmp_path)).texts))
     assert text.count("WEIGHTS: a.pkl") == 1
@@ -173,7 +237,9 @@ def test_render_page__embeds_the_sheet_of_its_own_table(three_rows, make_run):
     (three_rows / f"detections_{name}.png").write_bytes(b"png of x")
     (three_rows / "detections_of_something_else.png").write_bytes(b"another")
     page = _Page(_render(three_rows))
-    assert [address for address in page.addresses if address.startswith("data:image")] == ["data:image/png;base64,cG5nIG9mIHg="]
+    assert [address for address in page.addresses if address.startswith("data:image")] == [
+        "data:image/png;base64,cG5nIG9mIHg="
+    ]
 
 
 def test_embed_picture__takes_svg_first(tmp_path):
@@ -186,13 +252,22 @@ def test_embed_picture__takes_svg_first(tmp_path):
 
 def test_inline_svg__follows_the_page():
     svg = (
-        '<?xml version="1.0"?>\n<svg width="9pt" viewBox="0 0 9 9"><metadata>m</metadata><defs><style>*{}</style><clipPath id="c"/></defs>'
-        '<g id="a"><path style="stroke: #b85c00" clip-path="url(#c)"/><use xlink:href="#a" style="fill: #000000"/>'
-        "<text style=\"font-size: 10px; font-family: 'X Y', sans-serif; text-anchor: end\">t</text></g></svg>"
+        '<?xml version="1.0"?>\n<svg width="9pt" viewBox="0 0 9'
+        ' 9"><metadata>m</metadata><defs><style>*{}</style><clipPath id="c"/></defs><g id="a"><path'
+        ' style="stroke: #b85c00" clip-path="url(#c)"/><use xlink:href="#a" style="fill:'
+        " #000000\"/><text style=\"font-size: 10px; font-family: 'X Y', sans-serif; text-anchor:"
+        ' end">t</text></g></svg>'
     )
     text = inline_svg(svg.encode(), prefix="p-", label='a "b"')
     assert text.startswith('<svg viewBox="0 0 9 9" role="img" aria-label="a &quot;b&quot;"')
-    for part in ('id="p-c"', 'url(#p-c)', 'id="p-a"', 'xlink:href="#p-a"', "stroke: var(--row-1)", "fill: currentColor"):
+    for part in (
+        'id="p-c"',
+        "url(#p-c)",
+        'id="p-a"',
+        'xlink:href="#p-a"',
+        "stroke: var(--row-1)",
+        "fill: currentColor",
+    ):
         assert part in text
     assert "metadata" not in text and "<style" not in text and "font-family" not in text
     assert "font-size: 10px" in text and "text-anchor: end" in text

@@ -1,8 +1,9 @@
 """The page in a real browser: tables, sorting by mouse and keyboard, theme, width, console.
 
-Needs Chromium and its driver (Debian: chromium, chromium-driver) and selenium (`pip install -e '.[browser]'`).
-Seen red under: numbers sorted as text; a cell without a value sorted first; aria-sort left at the old column; a table that
-widens the page; an error in the script; the toggle without effect.
+Needs Chromium and its driver (Debian: chromium, chromium-driver) and selenium (`pip install -e
+'.[browser]'`). Seen red under: numbers sorted as text; a cell without a value sorted first;
+aria-sort left at the old column; a table that widens the page; an error in the script; the toggle
+without effect.
 """
 
 from __future__ import annotations
@@ -17,14 +18,18 @@ from moco_transfer.report.html.page import render_page
 from moco_transfer.report.pretraining import find_pretraining
 
 pytestmark = pytest.mark.slow
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+BROWSER = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 DRIVER = shutil.which("chromedriver")
 
 
 @pytest.fixture(scope="module")
 def browser():
     """A headless Chromium."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install -e '.[browser]')")
+    webdriver = pytest.importorskip(
+        "selenium.webdriver", reason="selenium is not installed (pip install -e '.[browser]')"
+    )
     if BROWSER is None or DRIVER is None:
         pytest.skip("Chromium or chromedriver is not installed (Debian: chromium, chromium-driver)")
     options = webdriver.ChromeOptions()
@@ -42,19 +47,42 @@ def browser():
 @pytest.fixture
 def page(three_rows, make_run, browser):
     """Open a page of two tables, warnings, pre-training and a long name; return the driver."""
-    make_run("partial", "moco_" + "long" * 12, 0, weights={"path": "w.pkl"}, flags={"allow_partial": True}, bbox={"AP": 9.5, "AP50": 30.0})
-    masks = {"bbox": {"AP": 38.0, "AP50": 58.0, "AP75": 41.0, "APs": 20.0}, "segm": {"AP": 35.0, "AP50": 55.0, "AP75": 37.0}}
-    make_run("coco", "moco", metrics=masks, task="coco_R_50_FPN_1x", dataset={"train": [], "test": ["coco_2017_val"]})
+    make_run(
+        "partial",
+        "moco_" + "long" * 12,
+        0,
+        weights={"path": "w.pkl"},
+        flags={"allow_partial": True},
+        bbox={"AP": 9.5, "AP50": 30.0},
+    )
+    masks = {
+        "bbox": {"AP": 38.0, "AP50": 58.0, "AP75": 41.0, "APs": 20.0},
+        "segm": {"AP": 35.0, "AP50": 55.0, "AP75": 37.0},
+    }
+    make_run(
+        "coco",
+        "moco",
+        metrics=masks,
+        task="coco_R_50_FPN_1x",
+        dataset={"train": [], "test": ["coco_2017_val"]},
+    )
     pretrain = three_rows / "pretrain"
     pretrain.mkdir()
     same = {"chance": 8.3, "cos_positive": 0.5, "cos_negative": 0.1}
-    lines = [{"iteration": i, "loss": 9.0 - i, "contrast_acc1": 10.0 * i, **same} for i in range(1, 5)]
-    (three_rows / "moco_0/metrics.json").write_text('{"iteration": 50, "total_loss": 1.0, "loss_rpn_cls": 0.1}\n')
+    lines = [
+        {"iteration": i, "loss": 9.0 - i, "contrast_acc1": 10.0 * i, **same} for i in range(1, 5)
+    ]
+    (three_rows / "moco_0/metrics.json").write_text(
+        '{"iteration": 50, "total_loss": 1.0, "loss_rpn_cls": 0.1}\n'
+    )
     (pretrain / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
     records, problems = read_runs([three_rows])
     runs, _ = find_pretraining([three_rows], records)
     file = three_rows / "report.html"
-    file.write_text(render_page(build_tables(records), problems, pretraining=runs, folders=[three_rows]), encoding="utf-8")
+    file.write_text(
+        render_page(build_tables(records), problems, pretraining=runs, folders=[three_rows]),
+        encoding="utf-8",
+    )
     _emulate(browser, width=1440, scheme="light")
     browser.get_log("browser")
     browser.get(file.as_uri())
@@ -66,16 +94,26 @@ def page(three_rows, make_run, browser):
 def _emulate(browser, *, width, scheme="light"):
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia",
+        {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
+    )
 
 
 def _column(page, table, column):
-    script = "return [...document.querySelectorAll('table')[arguments[0]].tBodies[0].rows].map(r => r.cells[arguments[1]].textContent.trim())"
+    script = (
+        "return [...document.querySelectorAll('table')[arguments[0]].tBodies[0].rows].map(r =>"
+        " r.cells[arguments[1]].textContent.trim())"
+    )
     return page.execute_script(script, table, column)
 
 
 def _sorts(page, table):
-    script = "return [...document.querySelectorAll('table')[arguments[0]].querySelectorAll('th[aria-sort]')].map(h => h.ariaSort)"
+    script = (
+        "return"
+        " [...document.querySelectorAll('table')[arguments[0]].querySelectorAll('th[aria-sort]')].map(h"
+        " => h.ariaSort)"
+    )
     return page.execute_script(script, table)
 
 
@@ -85,7 +123,9 @@ def test_page__sorts_by_mouse(page):
     voc, ap, gap = 3, 1, 4
     long = "moco_" + "long" * 12 + "†"
     assert _column(page, voc, 0) == ["random", "supervised", "moco", long]
-    heads = page.find_elements("css selector", "table")[voc].find_elements("css selector", "th button")
+    heads = page.find_elements("css selector", "table")[voc].find_elements(
+        "css selector", "th button"
+    )
     heads[ap].click()
     assert _column(page, voc, ap) == ["9.5", "34.0 ± 1.0", "53.7 ± 0.8", "56.2 ± 1.3"]
     assert _sorts(page, voc)[:3] == ["none", "ascending", "none"]
@@ -103,14 +143,21 @@ def test_page__sorts_by_mouse(page):
 def test_page__sorts_by_keyboard_and_says_so(page):
     from selenium.webdriver.common.keys import Keys
 
-    head = page.find_elements("css selector", "table")[3].find_elements("css selector", "th button")[1]
+    head = page.find_elements("css selector", "table")[3].find_elements(
+        "css selector", "th button"
+    )[1]
     page.execute_script("arguments[0].focus()", head)
-    assert page.execute_script("return getComputedStyle(document.activeElement).outlineStyle") != "none"
+    assert (
+        page.execute_script("return getComputedStyle(document.activeElement).outlineStyle")
+        != "none"
+    )
     page.switch_to.active_element.send_keys(Keys.ENTER)
     assert _column(page, 3, 1)[0] == "9.5"
     page.switch_to.active_element.send_keys(Keys.SPACE)
     assert _column(page, 3, 1)[0] == "56.2 ± 1.3"
-    assert page.find_element("id", "said").get_attribute("textContent") == "Sorted by AP, descending"
+    assert (
+        page.find_element("id", "said").get_attribute("textContent") == "Sorted by AP, descending"
+    )
 
 
 def test_page__a_seed_leads_to_its_run(page):
@@ -129,7 +176,10 @@ def test_page__fits_the_screen_without_a_console_error(page, width, scheme):
     for details in page.find_elements("css selector", "details"):
         page.execute_script("arguments[0].open = true", details)
     assert page.execute_script("return document.documentElement.scrollWidth") <= width
-    plots = page.execute_script("return [...document.querySelectorAll('.plot svg')].map(s => s.getBoundingClientRect().width)")
+    plots = page.execute_script(
+        "return [...document.querySelectorAll('.plot svg')].map(s =>"
+        " s.getBoundingClientRect().width)"
+    )
     assert len(plots) >= 6
     assert all(250 < plot <= width for plot in plots)
     assert page.get_log("browser") == []
@@ -166,4 +216,6 @@ def test_page__letters_stand_out_from_the_paper(page, scheme):
         const e = document.querySelector(s); return [s, e ? ratio(getComputedStyle(e).color, paper) : null]; });
     """
     ratios = dict(page.execute_script(script))
-    assert all(ratio is not None and ratio >= 4.5 for ratio in ratios.values()), ratios  # WCAG 2.1, level AA
+    assert all(ratio is not None and ratio >= 4.5 for ratio in ratios.values()), (
+        ratios
+    )  # WCAG 2.1, level AA

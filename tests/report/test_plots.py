@@ -1,10 +1,12 @@
 """Curves against hand arithmetic; pictures by what they hold, not by their pixels.
 
-Seen red under: the last evaluation counted twice; no evaluation left but the last; std left out; points at the edge of a bin
-instead of its middle; damaged lines not counted; logs of several test sets not read; two rows with one brightness or one
-line style; random ids or a date in the SVG; classes ordered by the first row instead of the baseline;
-a panel lower than its curves.
-Written against, and not tried: styles that begin anew after seven rows; a legend of many rows inside the height of a small one.
+Seen red under: the last evaluation counted twice; no evaluation left but the last; std left out;
+    points at the edge of a bin
+instead of its middle; damaged lines not counted; logs of several test sets not read; two rows with
+one brightness or one line style; random ids or a date in the SVG; classes ordered by the first row
+instead of the baseline; a panel lower than its curves.
+Written against, and not tried: styles that begin anew after seven rows; a legend of many rows
+    inside the height of a small one.
 """
 
 from __future__ import annotations
@@ -23,7 +25,13 @@ from moco_transfer.cli import report
 from moco_transfer.report import build_tables, read_runs
 from moco_transfer.report.curves import bin_means, loss_curve, mean_curve, metric_curve
 from moco_transfer.report.html.page_svg import swatch
-from moco_transfer.report.html.plots import (breakdown, figure_bytes, figure_name, learning_curves, row_styles)
+from moco_transfer.report.html.plots import (
+    breakdown,
+    figure_bytes,
+    figure_name,
+    learning_curves,
+    row_styles,
+)
 
 
 def _log(folder, *rows):
@@ -34,10 +42,22 @@ def _log(folder, *rows):
 def two_seeds(make_run, tmp_path):
     """Two MoCo runs of 100 iterations with known curves; return the folder above them."""
     for seed, shift in enumerate((0.0, 2.0)):
-        bbox = {"AP": 40.0 + shift, "AP50": 60.0, "AP75": 45.0, "APs": 10.0, "AP-dog": 30.0 + shift, "AP-cat": 50.0}
+        bbox = {
+            "AP": 40.0 + shift,
+            "AP50": 60.0,
+            "AP75": 45.0,
+            "APs": 10.0,
+            "AP-dog": 30.0 + shift,
+            "AP-cat": 50.0,
+        }
         folder = make_run(f"m{seed}", "moco", seed, bbox=bbox)
-        rows = [{"iteration": i, "total_loss": 2.0 - i / 100 + shift} for i in (20, 40, 60, 80, 100)]
-        rows += [{"iteration": 50, "bbox/AP": 20.0 + shift}, {"iteration": 100, "bbox/AP": 40.0 + shift}]
+        rows = [
+            {"iteration": i, "total_loss": 2.0 - i / 100 + shift} for i in (20, 40, 60, 80, 100)
+        ]
+        rows += [
+            {"iteration": 50, "bbox/AP": 20.0 + shift},
+            {"iteration": 100, "bbox/AP": 40.0 + shift},
+        ]
         _log(folder, *sorted(rows, key=lambda row: row["iteration"]))
     return tmp_path
 
@@ -51,7 +71,9 @@ def test_metric_curve__mean_and_std_over_seeds(two_seeds):
     assert problems == []
     assert curve.iterations == (50, 100)
     assert curve.mean == (21.0, 41.0)
-    assert curve.std == (pytest.approx(math.sqrt(2)),) * 2  # values 1 below and 1 above the mean: sqrt(2 / 1)
+    assert (
+        curve.std == (pytest.approx(math.sqrt(2)),) * 2
+    )  # values 1 below and 1 above the mean: sqrt(2 / 1)
     assert curve.n == (2, 2)
 
 
@@ -65,7 +87,10 @@ def test_metric_curve__of_one_of_several_test_sets(make_run, tmp_path):
     folder = make_run("a", metrics=metrics, dataset={"train": [], "test": ["x", "y"]})
     _log(folder, {"iteration": 50, "x/bbox/AP": 1.0, "y/bbox/AP": 2.0})
     tables = build_tables(read_runs([tmp_path])[0])
-    assert [metric_curve(table.rows[0], "bbox", "AP")[0].mean for table in tables] == [(1.0, 4.0), (2.0, 8.0)]
+    assert [metric_curve(table.rows[0], "bbox", "AP")[0].mean for table in tables] == [
+        (1.0, 4.0),
+        (2.0, 8.0),
+    ]
 
 
 def test_loss_curve__few_points_stay_as_they_are(two_seeds):
@@ -76,7 +101,10 @@ def test_loss_curve__few_points_stay_as_they_are(two_seeds):
 
 def test_bin_means__hand_computed():
     # bins of width 5 over (0, 10]: 1 and 4 in the first, 6 and 10 in the second
-    assert bin_means([(1, 1.0), (4, 3.0), (6, 10.0), (10, 20.0)], end=10, num_bins=2) == [(2.5, 2.0), (7.5, 15.0)]
+    assert bin_means([(1, 1.0), (4, 3.0), (6, 10.0), (10, 20.0)], end=10, num_bins=2) == [
+        (2.5, 2.0),
+        (7.5, 15.0),
+    ]
     assert bin_means([(1, 1.0)], end=10, num_bins=2) == [(1, 1.0)]
 
 
@@ -94,7 +122,10 @@ def test_loss_curve__names_damaged_and_missing_files(two_seeds):
     assert curve.n == (1,) * 5
     assert [str(problem) for problem in problems] == [
         f"{two_seeds / 'm0/metrics.json'}: 1 damaged lines are left out of the curve.",
-        f"{two_seeds / 'm1/metrics.json'}: cannot be read (No such file or directory); the run has no curve.",
+        (
+            f"{two_seeds / 'm1/metrics.json'}: cannot be read (No such file or directory); the run"
+            " has no curve."
+        ),
     ]
 
 
@@ -109,11 +140,22 @@ def test_learning_curves__one_panel_per_kind_and_rows_told_apart_in_grey(three_r
     assert [list(line.get_xdata()) for line in lines if line.get_marker() == "o"] == [[50.0, 100.0]]
     assert figure.axes[0].get_ylim()[1] > 56.2 + 1.4  # the best row and its band fit into the panel
     styles = row_styles(table).values()
-    assert len({line_style for _, line_style, _ in styles}) == len({marker for _, _, marker in styles}) == len(styles)
+    assert (
+        len({line_style for _, line_style, _ in styles})
+        == len({marker for _, _, marker in styles})
+        == len(styles)
+    )
     weights = (0.3, 0.59, 0.11)  # of red, green and blue in a grey value
-    brightness = sorted(sum(w * part for w, part in zip(weights, to_rgb(color), strict=True)) for color, _, _ in styles)
+    brightness = sorted(
+        sum(w * part for w, part in zip(weights, to_rgb(color), strict=True))
+        for color, _, _ in styles
+    )
     assert min(high - low for low, high in itertools.pairwise(brightness)) > 0.1
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["random (n=3)", "supervised (n=3)", "moco (n=3)"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "random (n=3)",
+        "supervised (n=3)",
+        "moco (n=3)",
+    ]
 
 
 def test_row_styles__many_rows_differ_in_line_or_marker(make_run, tmp_path):
@@ -165,7 +207,10 @@ def test_figure_name__tells_tables_apart_and_is_a_file_name(make_run, tmp_path):
     make_run("a", task="x/y z")
     make_run("b", task="x/y z", engine="detectron2")
     names = [figure_name(table) for table in build_tables(read_runs([tmp_path])[0])]
-    assert names == ["x-y-z_voc_2007_test_01234567_detectron2_BN", "x-y-z_voc_2007_test_01234567_torchvision_BN"]
+    assert names == [
+        "x-y-z_voc_2007_test_01234567_detectron2_BN",
+        "x-y-z_voc_2007_test_01234567_torchvision_BN",
+    ]
 
 
 def test_report__writes_plots(two_seeds, capsys):
@@ -174,10 +219,20 @@ def test_report__writes_plots(two_seeds, capsys):
     assert report.run(parser.parse_args([str(two_seeds), "--plots", str(two_seeds / "plots")])) == 0
     stem = "pascal_voc_R_18_FPN_voc_2007_test_01234567_torchvision_BN"
     assert sorted(path.name for path in (two_seeds / "plots").iterdir()) == [
-        f"{stem}_{name}.{ending}" for name in ("bbox_by_class_and_size", "curves") for ending in ("png", "svg")
+        f"{stem}_{name}.{ending}"
+        for name in ("bbox_by_class_and_size", "curves")
+        for ending in ("png", "svg")
     ]
 
 
 def test_plots__use_neither_pyplot_nor_torch():
-    code = "import sys, moco_transfer.report.plots; print([m for m in ('torch', 'matplotlib.pyplot') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = (
+        "import sys, moco_transfer.report.plots; print([m for m in ('torch', 'matplotlib.pyplot')"
+        " if m in sys.modules])"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )

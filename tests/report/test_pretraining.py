@@ -1,6 +1,7 @@
 """Pre-training runs: which folders are some, what is drawn of them.
 
-Seen red under: detectors and tests of features taken for pre-training; a record shown beside its run; a
+Seen red under: detectors and tests of features taken for pre-training; a record shown beside its
+    run; a
 first line of the kNN monitor not expected; the chance line left out.
 """
 
@@ -12,16 +13,30 @@ import pytest
 
 from moco_transfer.report import read_runs
 from moco_transfer.report.html.plots import figure_bytes
-from moco_transfer.report.pretraining import find_pretraining, pretraining_curves, pretraining_panels
+from moco_transfer.report.pretraining import (
+    find_pretraining,
+    pretraining_curves,
+    pretraining_panels,
+)
 
-MOCO = {"loss": 5.0, "chance": 5.5, "contrast_acc1": 20.0, "cos_positive": 0.8, "cos_negative": 0.1, "feature_spread": 0.9, "lr": 0.1}
+MOCO = {
+    "loss": 5.0,
+    "chance": 5.5,
+    "contrast_acc1": 20.0,
+    "cos_positive": 0.8,
+    "cos_negative": 0.1,
+    "feature_spread": 0.9,
+    "lr": 0.1,
+}
 
 
 @pytest.fixture
 def make_pretraining(tmp_path):
     """Return a function that writes a pre-training folder below ``tmp_path``."""
 
-    def make(name, *rows, config="MECHANISM: moco\nMODEL:\n  ARCH: resnet18\nSOLVER:\n  EPOCHS: 3\n"):
+    def make(
+        name, *rows, config="MECHANISM: moco\nMODEL:\n  ARCH: resnet18\nSOLVER:\n  EPOCHS: 3\n"
+    ):
         folder = tmp_path / name
         folder.mkdir(parents=True)
         (folder / "metrics.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -39,7 +54,11 @@ def _moco(*iterations, **changes):
 def test_find_pretraining__tells_it_from_everything_else(make_pretraining, make_run, tmp_path):
     made = make_pretraining("deep/moco", {"iteration": 3, "knn_top1": 40.0}, *_moco(5, 10))
     make_pretraining("supervised", {"iteration": 10, "loss": 6.0, "acc1": 1.0}, config="")
-    make_pretraining("detector", {"iteration": 5, "bbox/AP": 1.0}, {"iteration": 20, "total_loss": 1.0, "loss_rpn_cls": 0.5})
+    make_pretraining(
+        "detector",
+        {"iteration": 5, "bbox/AP": 1.0},
+        {"iteration": 20, "total_loss": 1.0, "loss_rpn_cls": 0.5},
+    )
     linear = make_pretraining("linear", {"iteration": 5, "loss": 1.0, "acc1": 1.0})
     (linear / "results.json").write_text('{"schema": "moco_transfer.linear/1"}')
     make_pretraining(".hidden", *_moco(5))
@@ -50,7 +69,9 @@ def test_find_pretraining__tells_it_from_everything_else(make_pretraining, make_
     make_run("run", "moco", 0, weights={"path": str(made / "../moco/backbone.pkl")})
     runs, problems = find_pretraining([tmp_path], read_runs([tmp_path / "run"])[0])
     assert problems == []
-    assert [(run.folder, run.mechanism, run.arch, run.epochs, run.iterations, run.inits) for run in runs] == [
+    assert [
+        (run.folder, run.mechanism, run.arch, run.epochs, run.iterations, run.inits) for run in runs
+    ] == [
         (str(tmp_path / "deep/moco"), "moco", "resnet18", 3, 10, ("moco",)),
         (str(tmp_path / "supervised"), "", "", None, 10, ()),
     ]
@@ -60,10 +81,14 @@ def test_find_pretraining__tells_it_from_everything_else(make_pretraining, make_
 
 def test_find_pretraining__follows_the_weights(make_pretraining, make_run, tmp_path):
     make_pretraining("elsewhere/moco", *_moco(5))
-    make_run("runs/a", "moco_v2", 0, weights={"path": str(tmp_path / "elsewhere/moco/backbone.pkl")})
+    make_run(
+        "runs/a", "moco_v2", 0, weights={"path": str(tmp_path / "elsewhere/moco/backbone.pkl")}
+    )
     make_run("runs/b", "gone", 0, weights={"path": str(tmp_path / "nowhere/backbone.pkl")})
     runs, problems = find_pretraining([tmp_path / "runs"], read_runs([tmp_path / "runs"])[0])
-    assert [(run.folder, run.inits) for run in runs] == [(str(tmp_path / "elsewhere/moco"), ("moco_v2",))]
+    assert [(run.folder, run.inits) for run in runs] == [
+        (str(tmp_path / "elsewhere/moco"), ("moco_v2",))
+    ]
     assert problems == []
 
 
@@ -72,9 +97,17 @@ def test_find_pretraining__a_record_beside_its_run_is_one(make_pretraining, make
     make_pretraining("out/other", *_moco(5), {"iteration": 10, **MOCO, "loss": 4.2})
     make_pretraining("docs/pretrain/moco", {"iteration": 10, **MOCO, "loss": 4.12346})
     for name in ("moco", "other"):
-        make_run(f"docs/{name}_seed0", name, 0, weights={"path": str(tmp_path / f"out/{name}/backbone.pkl")})
+        make_run(
+            f"docs/{name}_seed0",
+            name,
+            0,
+            weights={"path": str(tmp_path / f"out/{name}/backbone.pkl")},
+        )
     runs, _ = find_pretraining([tmp_path / "docs"], read_runs([tmp_path / "docs"])[0])
-    assert [run.folder for run in runs] == [str(tmp_path / "docs/pretrain/moco"), str(tmp_path / "out/other")]
+    assert [run.folder for run in runs] == [
+        str(tmp_path / "docs/pretrain/moco"),
+        str(tmp_path / "out/other"),
+    ]
 
 
 def test_find_pretraining__names_damaged_lines(make_pretraining, tmp_path):
@@ -88,16 +121,31 @@ def test_find_pretraining__names_damaged_lines(make_pretraining, tmp_path):
 
 def test_pretraining_panels__what_the_run_logged(make_pretraining, tmp_path):
     make_pretraining("a_moco", *_moco(5, 10), {"iteration": 10, "knn_top1": 41.0})
-    make_pretraining("b_supervised", {"iteration": 10, "loss": 6.0, "acc1": 1.0}, {"iteration": 20, "loss": 5.0, "acc1": 2.0})
+    make_pretraining(
+        "b_supervised",
+        {"iteration": 10, "loss": 6.0, "acc1": 1.0},
+        {"iteration": 20, "loss": 5.0, "acc1": 2.0},
+    )
     moco, supervised = find_pretraining([tmp_path])[0]
-    assert [panel.name for panel in pretraining_panels(moco)] == ["loss_curve", "cosine_curve", "contrast_acc1_curve", "knn_top1_curve"]
+    assert [panel.name for panel in pretraining_panels(moco)] == [
+        "loss_curve",
+        "cosine_curve",
+        "contrast_acc1_curve",
+        "knn_top1_curve",
+    ]
     assert [panel.name for panel in pretraining_panels(supervised)] == ["loss_curve", "acc1_curve"]
     loss, cosines, accuracy, knn = pretraining_curves(moco).axes
-    assert [list(line.get_ydata()) for line in loss.lines] == [[5.0, 5.0], [5.5, 5.5]]  # the loss, and chance
-    assert {text.get_text(): list(line.get_ydata()) for text, line in zip(cosines.get_legend().get_texts(), cosines.lines, strict=True)} == {
-        "positives": [0.8, 0.8],
-        "negatives": [0.1, 0.1],
-    }
-    assert [list(line.get_ydata()) for line in (accuracy.lines[0], knn.lines[0])] == [[20.0, 20.0], [41.0]]
+    assert [list(line.get_ydata()) for line in loss.lines] == [
+        [5.0, 5.0],
+        [5.5, 5.5],
+    ]  # the loss, and chance
+    assert {
+        text.get_text(): list(line.get_ydata())
+        for text, line in zip(cosines.get_legend().get_texts(), cosines.lines, strict=True)
+    } == {"positives": [0.8, 0.8], "negatives": [0.1, 0.1]}
+    assert [list(line.get_ydata()) for line in (accuracy.lines[0], knn.lines[0])] == [
+        [20.0, 20.0],
+        [41.0],
+    ]
     assert len({line.get_linestyle() for line in cosines.lines}) == 2  # told apart in grey
     assert b"mean cosine" in figure_bytes(pretraining_curves(moco), "svg")

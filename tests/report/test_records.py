@@ -1,8 +1,9 @@
 """Reading run folders: what is found, what is refused and with which words.
 
-Seen red under: no check of `schema`; bool accepted as a seed; links not followed; cycles of links not ended; a run counted
-once per path that leads to it; hidden folders read; RecursionError of deep JSON not caught; a pre-training folder called
-unfinished; a run of several test sets not split.
+Seen red under: no check of `schema`; bool accepted as a seed; links not followed; cycles of links
+    not ended; a run counted
+once per path that leads to it; hidden folders read; RecursionError of deep JSON not caught; a
+pre-training folder called unfinished; a run of several test sets not split.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ def test_read_runs__tests_of_features_are_no_rows(make_run, tmp_path):
     make_run("run")
     for kind in ("knn", "linear"):
         (tmp_path / kind).mkdir()
-        (tmp_path / kind / "results.json").write_text(json.dumps({"schema": f"moco_transfer.{kind}/1", "top1": 35.0}))
+        (tmp_path / kind / "results.json").write_text(
+            json.dumps({"schema": f"moco_transfer.{kind}/1", "top1": 35.0})
+        )
     records, problems = read_runs([tmp_path])
     assert len(records) == 1 and problems == []
 
@@ -52,8 +55,17 @@ def test_read_runs__follows_links_to_folders(make_run, tmp_path):
 
 
 def test_read_run__keeps_what_the_file_says(make_run):
-    (run,) = read_run(make_run("a", "moco", 3, metrics={"bbox": {"AP": 12.25, "APs": None}, "segm": {"AP": 11}}) / "results.json")
-    assert (run.init, run.seed, run.engine, run.norm, run.iterations) == ("moco", 3, "torchvision", "BN", 100)
+    (run,) = read_run(
+        make_run("a", "moco", 3, metrics={"bbox": {"AP": 12.25, "APs": None}, "segm": {"AP": 11}})
+        / "results.json"
+    )
+    assert (run.init, run.seed, run.engine, run.norm, run.iterations) == (
+        "moco",
+        3,
+        "torchvision",
+        "BN",
+        100,
+    )
     assert run.test_set == ("voc_2007_test",)
     assert run.value("bbox", "AP") == 12.25
     assert run.value("segm", "AP") == 11.0
@@ -64,12 +76,20 @@ def test_read_run__keeps_what_the_file_says(make_run):
 def test_read_runs__names_damaged_files_and_reads_the_rest(make_run, results, tmp_path):
     make_run("good")
     whole = json.dumps(results())
-    for name, text in {"cut": whole[:200], "empty": "", "list": "[]", "binary": "\x00\x01", "deep": "[" * 100_000}.items():
+    for name, text in {
+        "cut": whole[:200],
+        "empty": "",
+        "list": "[]",
+        "binary": "\x00\x01",
+        "deep": "[" * 100_000,
+    }.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "results.json").write_text(text)
     records, problems = read_runs([tmp_path])
     assert len(records) == 1
-    damaged = [str(tmp_path / name / "results.json") for name in ("binary", "cut", "deep", "empty", "list")]
+    damaged = [
+        str(tmp_path / name / "results.json") for name in ("binary", "cut", "deep", "empty", "list")
+    ]
     assert [problem.path for problem in problems] == damaged
     assert all("left out" in problem.message for problem in problems)
 
@@ -86,7 +106,10 @@ def test_read_runs__names_damaged_files_and_reads_the_rest(make_run, results, tm
         ({"metrics": {"bbox": 3.0}}, "'metrics.bbox' is 3.0"),
         ({"metrics": {"bbox": {"AP": "57"}}}, "'metrics.bbox.AP' is '57', expected a number"),
         ({"dataset": {"train": []}}, "'dataset.test' is None, expected a list of names"),
-        ({"metrics": {"x": {"bbox": {}}, "y": 3}, "dataset": {"test": ["x", "y"]}}, "'metrics' is empty"),
+        (
+            {"metrics": {"x": {"bbox": {}}, "y": 3}, "dataset": {"test": ["x", "y"]}},
+            "'metrics' is empty",
+        ),
         ({"flags": [1]}, "'flags' is [1], expected a table"),
         ({"wall_sec": "long"}, "'wall_sec' is 'long', expected a number"),
     ],
@@ -97,7 +120,10 @@ def test_read_run__says_what_is_wrong(make_run, changes, message):
     assert message in problem.message
 
 
-@pytest.mark.parametrize("key", ["task", "config_hash", "engine", "init", "seed", "norm", "metrics", "iterations", "dataset"])
+@pytest.mark.parametrize(
+    "key",
+    ["task", "config_hash", "engine", "init", "seed", "norm", "metrics", "iterations", "dataset"],
+)
 def test_read_run__names_a_missing_key(results, tmp_path, key):
     data = results()
     del data[key]
@@ -107,8 +133,14 @@ def test_read_run__names_a_missing_key(results, tmp_path, key):
 
 def test_read_run__splits_a_run_that_was_tested_on_several_sets(make_run):
     metrics = {"x_test": {"bbox": {"AP": 1.0}}, "y_test": {"bbox": {"AP": 2.0}}}
-    file = make_run("a", metrics=metrics, dataset={"train": ["x"], "test": ["x_test", "y_test"]}) / "results.json"
-    assert [(run.test_set, run.value("bbox", "AP")) for run in read_run(file)] == [(("x_test",), 1.0), (("y_test",), 2.0)]
+    file = (
+        make_run("a", metrics=metrics, dataset={"train": ["x"], "test": ["x_test", "y_test"]})
+        / "results.json"
+    )
+    assert [(run.test_set, run.value("bbox", "AP")) for run in read_run(file)] == [
+        (("x_test",), 1.0),
+        (("y_test",), 2.0),
+    ]
 
 
 def test_read_runs__names_unfinished_runs_but_no_pretraining(make_run, tmp_path):
@@ -122,8 +154,12 @@ def test_read_runs__names_unfinished_runs_but_no_pretraining(make_run, tmp_path)
     assert [problem.path for problem in problems] == [str(tmp_path / "unfinished")]
     assert "last logged iteration 39" in problems[0].message
     # An evaluation before the first line of losses, and a last line that a kill cut off.
-    (tmp_path / "unfinished/metrics.json").write_text('{"iteration": 5, "bbox/AP": 1.0}\n{"iteration": 20, "loss_rpn_cls": 0.5}\n{"iterat')
-    assert ["last logged iteration 20" in problem.message for problem in read_runs([tmp_path])[1]] == [True]
+    (tmp_path / "unfinished/metrics.json").write_text(
+        '{"iteration": 5, "bbox/AP": 1.0}\n{"iteration": 20, "loss_rpn_cls": 0.5}\n{"iterat'
+    )
+    assert [
+        "last logged iteration 20" in problem.message for problem in read_runs([tmp_path])[1]
+    ] == [True]
 
 
 def test_read_runs__names_paths_without_runs(make_run, tmp_path):
@@ -140,9 +176,15 @@ def test_read_runs__an_evaluation_repeated_below_its_run_claims_no_seed(make_run
     """Seen red under: the records taken as they are."""
     run = make_run("a/moco0", "moco", 0)
     results = json.loads((run / "results.json").read_text())
-    for name, test_set in (("eval_again", results["dataset"]["test"]), ("eval_other", ["another_set"])):
+    for name, test_set in (
+        ("eval_again", results["dataset"]["test"]),
+        ("eval_other", ["another_set"]),
+    ):
         (run / name).mkdir()
         changed = results | {"dataset": results["dataset"] | {"test": test_set}}
         (run / name / "results.json").write_text(json.dumps(changed))
     records, problems = read_runs([tmp_path / "a"])
-    assert [Path(record.folder).name for record in records] == ["moco0", "eval_other"] and not problems
+    assert [Path(record.folder).name for record in records] == [
+        "moco0",
+        "eval_other",
+    ] and not problems

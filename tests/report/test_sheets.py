@@ -1,6 +1,8 @@
-"""`moco-transfer sheet` over several tables: one that cannot be drawn does not cost the others theirs.
+"""`moco-transfer sheet` over several tables: one that cannot be drawn does not cost the others
+theirs.
 
-Seen red under: the first table's error ending the loop. Written against, and not tried: its error swallowed; an unbalanced quotation mark in
+Seen red under: the first table's error ending the loop. Written against, and not tried: its error
+    swallowed; an unbalanced quotation mark in
 a recorded command.
 """
 
@@ -39,7 +41,11 @@ def test_sheet__goes_on_past_a_table_that_cannot_be_drawn(make_run, tmp_path, mo
 
 
 def test_sheet__a_recorded_command_that_no_shell_could_read(make_run, tmp_path):
-    make_run("a", command="moco-transfer train --dataset 'nowhere_test=", dataset={"train": [], "test": ["nowhere_test"]})
+    make_run(
+        "a",
+        command="moco-transfer train --dataset 'nowhere_test=",
+        dataset={"train": [], "test": ["nowhere_test"]},
+    )
     (table,) = build_tables(read_runs([tmp_path])[0])
     with pytest.raises(InputError, match="nowhere_test"):
         sheet._test_set(table)

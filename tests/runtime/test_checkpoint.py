@@ -20,7 +20,10 @@ def test_checkpoint_folder__last_and_keep(tmp_path):
     for name in ("0001", "0002", "0003_iter00000007"):
         folder.save({"x": torch.arange(3)}, name)
     assert folder.last() == tmp_path / "checkpoint_0003_iter00000007.pth"
-    assert sorted(p.name for p in tmp_path.glob("*.pth")) == ["checkpoint_0002.pth", "checkpoint_0003_iter00000007.pth"]
+    assert sorted(p.name for p in tmp_path.glob("*.pth")) == [
+        "checkpoint_0002.pth",
+        "checkpoint_0003_iter00000007.pth",
+    ]
     assert torch.equal(load_checkpoint(folder.last())["x"], torch.arange(3))
 
 
@@ -40,7 +43,9 @@ def test_load_checkpoint__code_is_refused_and_not_run(tmp_path, monkeypatch):
     torch.save({"x": _RunsCommand()}, tmp_path / "evil.pth")
     (tmp_path / "evil2.pth").write_bytes(pickle.dumps(_RunsCommand()))
     for name in ("evil.pth", "evil2.pth"):
-        with pytest.raises(InputError, match="cannot be read safely|can be read safely|truncated or not"):
+        with pytest.raises(
+            InputError, match="cannot be read safely|can be read safely|truncated or not"
+        ):
             load_checkpoint(tmp_path / name)
     assert not (tmp_path / "pwned").exists()
 

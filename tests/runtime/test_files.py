@@ -1,6 +1,7 @@
 """Files are whole or not there.
 
-Went red under: writing to the target directly instead of the temporary file; leaving the temporary file behind.
+Went red under: writing to the target directly instead of the temporary file; leaving the temporary
+    file behind.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ def test_atomic_path__kill_in_the_middle_leaves_the_old_file(tmp_path):
     target = tmp_path / "a.txt"
     target.write_text("old")
     program = (
-        "import os, signal\nfrom moco_transfer.runtime.files import atomic_path\n"
-        f"with atomic_path({str(target)!r}) as tmp:\n    tmp.write_text('half')\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "import os, signal\nfrom moco_transfer.runtime.files import atomic_path\nwith"
+        f" atomic_path({str(target)!r}) as tmp:\n    tmp.write_text('half')\n   "
+        " os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     assert subprocess.run([sys.executable, "-c", program], cwd=os.getcwd()).returncode == -9
     assert target.read_text() == "old"

@@ -1,6 +1,7 @@
 """Memory that was freed stays with the process, so that asking for it again costs no page faults.
 
-Went red under: mallopt not called; the heap's end given back; large blocks still mapped by themselves.
+Went red under: mallopt not called; the heap's end given back; large blocks still mapped by
+    themselves.
 """
 
 from __future__ import annotations
@@ -33,9 +34,21 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory"
+)
 def test_keep_freed_memory__no_page_faults_for_memory_that_was_freed():
     def faults(how: str) -> int:
-        return int(subprocess.run([sys.executable, "-c", PROGRAM, how], check=True, capture_output=True, text=True, timeout=120).stdout)
+        return int(
+            subprocess.run(
+                [sys.executable, "-c", PROGRAM, how],
+                check=True,
+                capture_output=True,
+                text=True,
+                timeout=120,
+            ).stdout
+        )
 
-    assert faults("kept") * 4 < faults("given back")  # 0 and about 200,000 pages of 4 KiB; where all pages are huge, 0 and some 400
+    assert faults("kept") * 4 < faults(
+        "given back"
+    )  # 0 and about 200,000 pages of 4 KiB; where all pages are huge, 0 and some 400

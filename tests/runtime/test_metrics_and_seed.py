@@ -1,6 +1,7 @@
 """metrics.json and seeds.
 
-Went red under: not truncating on resume; using hash() (which differs between processes) for strings in derive_seed.
+Went red under: not truncating on resume; using hash() (which differs between processes) for strings
+    in derive_seed.
 """
 
 from __future__ import annotations
@@ -30,14 +31,32 @@ def test_metrics__resume_drops_what_is_done_again_and_a_cut_line(tmp_path):
     metrics.write(30, {"loss": float("nan")})
     metrics.close()
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert rows == [{"iteration": 10, "loss": 0.1}, {"iteration": 20, "loss": 0.05}, {"iteration": 30, "loss": None}]
+    assert rows == [
+        {"iteration": 10, "loss": 0.1},
+        {"iteration": 20, "loss": 0.05},
+        {"iteration": 30, "loss": None},
+    ]
 
 
 def test_derive_seed__same_in_another_process_and_different_by_place():
     here = derive_seed(3, "views", 1, 2)
-    program = "from moco_transfer.runtime.seed import derive_seed; print(derive_seed(3, 'views', 1, 2))"
-    assert int(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout) == here
-    others = {derive_seed(4, "views", 1, 2), derive_seed(3, "order", 1, 2), derive_seed(3, "views", 2, 1), derive_seed(3, "views", 1, 2, 0)}
+    program = (
+        "from moco_transfer.runtime.seed import derive_seed; print(derive_seed(3, 'views', 1, 2))"
+    )
+    assert (
+        int(
+            subprocess.run(
+                [sys.executable, "-c", program], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        == here
+    )
+    others = {
+        derive_seed(4, "views", 1, 2),
+        derive_seed(3, "order", 1, 2),
+        derive_seed(3, "views", 2, 1),
+        derive_seed(3, "views", 1, 2, 0),
+    }
     assert here not in others and len(others) == 4
     with pytest.raises(InputError, match="SEED is -1"):
         derive_seed(-1)

@@ -1,6 +1,7 @@
 """What waits is ended by SIGTERM, also where the first exception gets lost; what works is not.
 
-Went red under: the helper thread not started; ``_waiting`` left True after ``next_of``; the flag not looked at before the wait.
+Went red under: the helper thread not started; ``_waiting`` left True after ``next_of``; the flag
+    not looked at before the wait.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ def told() -> None:
 
 
 def waiting(*, lost: bool = False):
-    """Yield 0, then wait: for an exception, which it may drop as Python does in a callback, or in vain."""
+    """Yield 0, then wait: for an exception, which it may drop as Python does in a callback, or in
+    vain.
+    """
     yield 0
     try:
         told()

@@ -1,6 +1,7 @@
 """What the detection benchmark makes of its measurements; nothing is measured here.
 
-Seen red under: the ratio of memory upside down; the peak of the last step for the largest; a process's memory on a GPU.
+Seen red under: the ratio of memory upside down; the peak of the last step for the largest; a
+    process's memory on a GPU.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import pytest
 
 @pytest.fixture
 def bench(repository):
-    spec = importlib.util.spec_from_file_location("bench_detection", repository / "tools" / "bench_detection.py")
+    spec = importlib.util.spec_from_file_location(
+        "bench_detection", repository / "tools" / "bench_detection.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -21,7 +24,12 @@ def bench(repository):
 
 def test_summarise__speed_and_peak_memory_beside_detectron2s(bench, capsys):
     def replies(seconds, peaks):
-        return {"train": [{"sec": sec, "cpu_sec": sec, "peak_mb": peak} for sec, peak in zip(seconds, peaks, strict=True)]}
+        return {
+            "train": [
+                {"sec": sec, "cpu_sec": sec, "peak_mb": peak}
+                for sec, peak in zip(seconds, peaks, strict=True)
+            ]
+        }
 
     rows = bench.summarise(
         "r50_c4",
@@ -35,7 +43,9 @@ def test_summarise__speed_and_peak_memory_beside_detectron2s(bench, capsys):
     assert (ours["times_detectron2"], ours["memory_of_detectron2"]) == (2.0, 0.75)
     assert (ours["peak_mb"], ours["memory_of_detectron2-bf16"]) == (750, 1.5)
     assert "memory_of_detectron2 0.75" in capsys.readouterr().out
-    assert not any("memory_of" in key for row in rows for key in row if row["engine"].startswith("detectron2"))
+    assert not any(
+        "memory_of" in key for row in rows for key in row if row["engine"].startswith("detectron2")
+    )
     json.dumps(rows)
 
 

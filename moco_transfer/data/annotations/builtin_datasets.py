@@ -1,7 +1,9 @@
-"""The data sets that are known without being registered, by Detectron2's names and in Detectron2's folders.
+"""The data sets that are known without being registered, by Detectron2's names and in Detectron2's
+folders.
 
 Source:
-    detectron2/data/datasets/builtin.py. Added: voc_2012_test, whose annotations VOC does not publish.
+    detectron2/data/datasets/builtin.py. Added: voc_2012_test, whose annotations VOC does not
+    publish.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ class DatasetSource:
         json_file, image_root: For coco.
         root, split, class_names: For voc.
         year: For voc, the metric: 2007 is the 11-point AP, 2012 the area under the curve.
-        first_pixel: For voc, 1 for inclusive pixels counted from 1, 0 for continuous coordinates from 0.
+        first_pixel: For voc, 1 for inclusive pixels counted from 1, 0 for continuous coordinates
+            from 0.
         is_builtin: Whether the paths are relative to the folder in DETECTRON2_DATASETS.
         unique_annotation_ids: For coco, see :func:`~moco_transfer.data.coco.read_coco`.
     """
@@ -38,7 +41,9 @@ class DatasetSource:
 
 
 def builtin_sources() -> dict[str, DatasetSource]:
-    """Return all built-in data sets by name; their paths are relative to the folder in DETECTRON2_DATASETS."""
+    """Return all built-in data sets by name; their paths are relative to the folder in
+    DETECTRON2_DATASETS.
+    """
     coco = {
         "coco_2014_train": ("train2014", "instances_train2014"),
         "coco_2014_val": ("val2014", "instances_val2014"),
@@ -76,6 +81,11 @@ def builtin_sources() -> dict[str, DatasetSource]:
     for year in (2007, 2012):
         for split in ("train", "val", "trainval", "test"):
             sources[f"voc_{year}_{split}"] = DatasetSource(
-                kind="voc", root=f"VOC{year}", split=split, class_names=VOC_CLASSES, year=year, is_builtin=True
+                kind="voc",
+                root=f"VOC{year}",
+                split=split,
+                class_names=VOC_CLASSES,
+                year=year,
+                is_builtin=True,
             )
     return sources

@@ -1,4 +1,6 @@
-"""Look a detection data set over before a run: every problem at once, not the first alone, and what training will leave out."""
+"""Look a detection data set over before a run: every problem at once, not the first alone, and what
+training will leave out.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from ...runtime.errors import InputError
 from .catalog import DetectionDataset, get_dataset
 from .check_images import equal_pictures, look_at_pictures
 
-#: Pictures of the splits as published, by name; a copy with other counts is not wrong, but its numbers compare with nobody's.
+#: Pictures of the splits as published, by name; a copy with other counts is not wrong, but its
+# numbers compare with nobody's.
 _PUBLISHED_COUNTS = {
     "coco_2014_train": 82783,
     "coco_2014_val": 40504,
@@ -34,7 +37,9 @@ _LEFT_OUT_WORDS = {
     "images_without_boxes": "pictures without a box (left out of training, kept in a test set)",
     "crowd_regions": "crowd regions (not trained on, ignored in the evaluation)",
     "boxes_without_area": "boxes without area (not trained on)",
-    "boxes_reaching_out": "boxes that reach out of the picture by a pixel or more (cut off at its edge in training)",
+    "boxes_reaching_out": (
+        "boxes that reach out of the picture by a pixel or more (cut off at its edge in training)"
+    ),
     "invalid_polygons": "objects whose polygons all have fewer than 3 points (left out)",
 }
 
@@ -74,17 +79,33 @@ class DatasetReport:
 
     def text(self, max_problems: int = 20) -> str:
         """Return the report for people; at most ``max_problems`` of the problems in full."""
-        counted = ((self.num_images, "picture"), (self.num_boxes, "box"), (len(self.boxes_of_class), "class"))
+        counted = (
+            (self.num_images, "picture"),
+            (self.num_boxes, "box"),
+            (len(self.boxes_of_class), "class"),
+        )
         masks = f", {_counted(self.num_masks, 'mask')}" if self.num_masks else ""
-        lines = [f"{self.name}: {', '.join(_counted(*pair) for pair in counted)}{masks}, scored by {self.metric}"]
-        lines += [f"  {_LEFT_OUT_WORDS[key]}: {count}" for key, count in self.left_out.items() if count]
+        lines = [
+            f"{self.name}: {', '.join(_counted(*pair) for pair in counted)}{masks}, scored by"
+            f" {self.metric}"
+        ]
+        lines += [
+            f"  {_LEFT_OUT_WORDS[key]}: {count}" for key, count in self.left_out.items() if count
+        ]
         if self.boxes_of_class:
-            lines.append("  boxes by class: " + ", ".join(f"{name} {count}" for name, count in self.boxes_of_class.items()))
+            lines.append(
+                "  boxes by class: "
+                + ", ".join(f"{name} {count}" for name, count in self.boxes_of_class.items())
+            )
         lines += [f"  remark: {remark}" for remark in self.remarks]
         lines += [f"  PROBLEM: {problem}" for problem in self.problems[:max_problems]]
         if len(self.problems) > max_problems:
             lines.append(f"  ... and {len(self.problems) - max_problems} more")
-        lines.append("  usable" if self.is_usable else f"  NOT usable: {_counted(len(self.problems), 'problem')}")
+        lines.append(
+            "  usable"
+            if self.is_usable
+            else f"  NOT usable: {_counted(len(self.problems), 'problem')}"
+        )
         return "\n".join(lines)
 
 
@@ -98,7 +119,8 @@ def check_dataset(name: str, *, open_pictures: bool = True) -> DatasetReport:
 
     Args:
         name: A name of the catalogue.
-        open_pictures: Whether each picture is decoded, to find damaged ones, other sizes than the annotations' and equal pictures.
+        open_pictures: Whether each picture is decoded, to find damaged ones, other sizes than the
+            annotations' and equal pictures.
 
     Returns:
         The report; it lists problems instead of raising them.
@@ -128,7 +150,9 @@ def check_dataset(name: str, *, open_pictures: bool = True) -> DatasetReport:
 
 
 def shared_pictures(reports: Sequence[DatasetReport]) -> list[str]:
-    """Return one sentence for each pair of data sets that have pictures in common, byte for byte; those of unopened pictures have none."""
+    """Return one sentence for each pair of data sets that have pictures in common, byte for byte;
+    those of unopened pictures have none.
+    """
     sentences = []
     for i, one in enumerate(reports):
         for other in reports[i + 1 :]:
@@ -136,56 +160,89 @@ def shared_pictures(reports: Sequence[DatasetReport]) -> list[str]:
             shared = [path for path, digest in one.digests.items() if digest in theirs]
             if shared:
                 sentences.append(
-                    f"{one.name} and {other.name} have {_counted(len(shared), 'picture')} in common, the first is {shared[0]}: trained on the "
-                    "one and tested on the other, AP is too good."
+                    f"{one.name} and {other.name} have {_counted(len(shared), 'picture')} in"
+                    f" common, the first is {shared[0]}: trained on the one and tested on the"
+                    " other, AP is too good."
                 )
     return sentences
 
 
 def _count(report: DatasetReport, records: list[dict], class_names: tuple[str, ...]) -> None:
-    boxes = Counter(a["category_id"] for record in records for a in record["annotations"] if not a["iscrowd"])
+    boxes = Counter(
+        a["category_id"] for record in records for a in record["annotations"] if not a["iscrowd"]
+    )
     repeated = {name for name, n in Counter(class_names).items() if n > 1}
     report.num_images, report.num_boxes = len(records), sum(boxes.values())
-    report.num_masks = sum(bool(a.get("segmentation")) for record in records for a in record["annotations"] if not a["iscrowd"])
-    report.boxes_of_class = {f"{name} (index {i})" if name in repeated else name: boxes[i] for i, name in enumerate(class_names)}
+    report.num_masks = sum(
+        bool(a.get("segmentation"))
+        for record in records
+        for a in record["annotations"]
+        if not a["iscrowd"]
+    )
+    report.boxes_of_class = {
+        f"{name} (index {i})" if name in repeated else name: boxes[i]
+        for i, name in enumerate(class_names)
+    }
 
 
 def _remark(report: DatasetReport, dataset: DetectionDataset, contents) -> None:
     published = _PUBLISHED_COUNTS.get(dataset.name)
     if published is not None and report.num_images != published:
         report.remarks.append(
-            f"the published split has {published} pictures, this copy {report.num_images}: results do not compare with "
-            "published ones."
+            f"the published split has {published} pictures, this copy {report.num_images}: results"
+            " do not compare with published ones."
         )
     _remark_duplicates(report, contents.records)
     absent = [name for name, count in report.boxes_of_class.items() if count == 0]
     if report.num_boxes == 0:
         report.remarks.append("there is no box at all: neither training nor AP is possible.")
     elif absent:
-        report.remarks.append(f"{len(absent)} of {len(report.boxes_of_class)} classes have no box: {', '.join(absent)}.")
-    difficult = sum(a.get("difficult", 0) for record in contents.records for a in record["annotations"])
+        report.remarks.append(
+            f"{len(absent)} of {len(report.boxes_of_class)} classes have no box:"
+            f" {', '.join(absent)}."
+        )
+    difficult = sum(
+        a.get("difficult", 0) for record in contents.records for a in record["annotations"]
+    )
     if difficult:
         is_or_are = "is" if difficult == 1 else "are"
-        report.remarks.append(f"{difficult} of the boxes {is_or_are} difficult: trained on, ignored in the evaluation.")
-    if dataset.kind == "coco" and contents.category_ids != tuple(range(1, len(contents.category_ids) + 1)):
         report.remarks.append(
-            f"category ids {contents.category_ids[0]} to {contents.category_ids[-1]} are mapped to class indices 0 to "
-            f"{len(contents.category_ids) - 1}, in their order."
+            f"{difficult} of the boxes {is_or_are} difficult: trained on, ignored in the"
+            " evaluation."
+        )
+    if dataset.kind == "coco" and contents.category_ids != tuple(
+        range(1, len(contents.category_ids) + 1)
+    ):
+        report.remarks.append(
+            f"category ids {contents.category_ids[0]} to {contents.category_ids[-1]} are mapped to"
+            f" class indices 0 to {len(contents.category_ids) - 1}, in their order."
         )
 
 
 def _remark_duplicates(report: DatasetReport, records: list[dict]) -> None:
     """Count boxes that stand twice in one picture, and pictures that are listed twice."""
-    boxes = Counter((number, a["category_id"], *a["bbox"]) for number, r in enumerate(records) for a in r["annotations"] if not a["iscrowd"])
+    boxes = Counter(
+        (number, a["category_id"], *a["bbox"])
+        for number, r in enumerate(records)
+        for a in r["annotations"]
+        if not a["iscrowd"]
+    )
     repeated = [key for key, count in boxes.items() if count > 1]
     if repeated:
-        number, where = sum(boxes[key] - 1 for key in repeated), records[repeated[0][0]]["file_name"]
-        report.remarks.append(f"boxes that repeat another of the same class in the same picture: {number} (in {where}, for one).")
+        number, where = (
+            sum(boxes[key] - 1 for key in repeated),
+            records[repeated[0][0]]["file_name"],
+        )
+        report.remarks.append(
+            f"boxes that repeat another of the same class in the same picture: {number} (in"
+            f" {where}, for one)."
+        )
     listed = Counter(record["file_name"] for record in records)
     twice = [path for path, count in listed.items() if count > 1]
     if twice:
         report.remarks.append(
-            f"pictures that are listed more than once: {len(twice)} ({twice[0]}, for one); each listing has boxes of its own."
+            f"pictures that are listed more than once: {len(twice)} ({twice[0]}, for one); each"
+            " listing has boxes of its own."
         )
 
 
@@ -194,4 +251,6 @@ def _remark_equal_pictures(report: DatasetReport) -> None:
     if groups:
         number = sum(len(group) - 1 for group in groups)
         copy, original = groups[0][1], groups[0][0]
-        report.remarks.append(f"copies of other pictures, byte for byte: {number} ({copy} of {original}, for one).")
+        report.remarks.append(
+            f"copies of other pictures, byte for byte: {number} ({copy} of {original}, for one)."
+        )

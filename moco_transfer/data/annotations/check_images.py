@@ -15,11 +15,22 @@ from tqdm import tqdm
 
 _EXIF_ORIENTATION = 274
 _LYING = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
-_THREADS = 8  # Pillow decodes without the interpreter's lock; more threads than cores hide the wait for the disk
-_DAMAGED = (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+# Pillow decodes without the interpreter's lock; more threads than cores hide the wait for the disk
+_THREADS = 8
+_DAMAGED = (
+    UnidentifiedImageError,
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 
 
-def look_at_pictures(records: Sequence[dict], *, description: str = "pictures") -> tuple[list[str], dict[str, str]]:
+def look_at_pictures(
+    records: Sequence[dict], *, description: str = "pictures"
+) -> tuple[list[str], dict[str, str]]:
     """Decode the pictures of detection records and compare their sizes with the annotations'.
 
     Args:
@@ -27,13 +38,16 @@ def look_at_pictures(records: Sequence[dict], *, description: str = "pictures") 
         description: Shown beside the progress bar.
 
     Returns:
-        One sentence for each picture that cannot be read or has another size, in the order of the records (a missing one is left to
-        ``check_image_files``), and the digest of each picture's bytes by file name.
+        One sentence for each picture that cannot be read or has another size, in the order of the
+        records (a missing one is left to ``check_image_files``), and the digest of each picture's
+        bytes by file name.
     """
     problems, digests = [], {}
     with ThreadPoolExecutor(_THREADS) as threads:
         results = threads.map(_look, records)
-        for record, (problem, digest) in zip(tqdm(records, desc=description, unit="picture", disable=None), results, strict=True):
+        for record, (problem, digest) in zip(
+            tqdm(records, desc=description, unit="picture", disable=None), results, strict=True
+        ):
             if problem:
                 problems.append(problem)
             if digest:
@@ -56,7 +70,13 @@ def _look(record: dict) -> tuple[str | None, str | None]:
     except FileNotFoundError:
         return None, None
     except OSError as error:
-        return f"The picture {path} cannot be read ({error.strerror or error}); make it readable, or take it off the data set.", None
+        return (
+            (
+                f"The picture {path} cannot be read ({error.strerror or error}); make it readable,"
+                " or take it off the data set."
+            ),
+            None,
+        )
     return _picture_problem(content, record), hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
@@ -66,21 +86,35 @@ def _picture_problem(content: bytes, record: dict) -> str | None:
         with Image.open(io.BytesIO(content)) as image:
             width, height = image.size
             lying = _orientation(image) in _LYING
-            image.draft("RGB", (width // 8, height // 8))  # a JPEG is then decoded to its end, at an eighth of the size
+            image.draft(
+                "RGB", (width // 8, height // 8)
+            )  # a JPEG is then decoded to its end, at an eighth of the size
             image.load()
     except _DAMAGED as error:
-        reason = "not a picture of a known format" if isinstance(error, UnidentifiedImageError) else error
-        return f"The picture {path} cannot be read ({reason}); replace it, or take it off the data set."
+        reason = (
+            "not a picture of a known format"
+            if isinstance(error, UnidentifiedImageError)
+            else error
+        )
+        return (
+            f"The picture {path} cannot be read ({reason}); replace it, or take it off the data"
+            " set."
+        )
     if lying:
         width, height = height, width
     if (width, height) == (record["width"], record["height"]):
         return None
     turned = " It is turned by its EXIF tag, which the annotation ignores." if lying else ""
-    return f"The picture {path} is {width} x {height} px, but its annotation says {record['width']} x {record['height']}.{turned}"
+    return (
+        f"The picture {path} is {width} x {height} px, but its annotation says {record['width']} x"
+        f" {record['height']}.{turned}"
+    )
 
 
 def _orientation(image: Image.Image) -> int | None:
     try:
         return image.getexif().get(_EXIF_ORIENTATION)
-    except Exception:  # damaged EXIF raises nearly anything in Pillow, and is ignored when training too
+    except (
+        Exception
+    ):  # damaged EXIF raises nearly anything in Pillow, and is ignored when training too
         return None

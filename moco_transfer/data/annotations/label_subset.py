@@ -1,4 +1,6 @@
-"""A fixed part of the labelled training pictures: drawn once, kept in a file, the same for every row and seed of a table."""
+"""A fixed part of the labelled training pictures: drawn once, kept in a file, the same for every
+row and seed of a table.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,12 @@ class LabelSubset:
 
     def describe(self) -> dict[str, Any]:
         """Return what results.json says of it."""
-        return {"fraction": self.fraction, "seed": self.seed, "pictures": self.count(), "sha256": self.sha256}
+        return {
+            "fraction": self.fraction,
+            "seed": self.seed,
+            "pictures": self.count(),
+            "sha256": self.sha256,
+        }
 
 
 @dataclass(eq=False)
@@ -58,16 +65,27 @@ class PartOfDataset(DetectionDataset):
 
 
 def subset_suffix(fraction: float) -> str:
-    """Return what a task's name ends with when it is trained on a part of the labels: ``_10pct``, ``_0.5pct``; "" for all."""
+    """Return what a task's name ends with when it is trained on a part of the labels: ``_10pct``,
+    ``_0.5pct``; "" for all.
+    """
     return "" if fraction == 1 else f"_{100 * fraction:g}pct"
 
 
 def title_of(name: str, subset: LabelSubset | None) -> str:
     """Return what a table calls a training set: its name, and how much of it was used."""
-    return name if subset is None else f"{name} ({100 * subset.fraction:g} % of its labelled pictures: {len(subset.images[name])})"
+    return (
+        name
+        if subset is None
+        else (
+            f"{name} ({100 * subset.fraction:g} % of its labelled pictures:"
+            f" {len(subset.images[name])})"
+        )
+    )
 
 
-def draw_label_subset(datasets: Sequence[DetectionDataset], fraction: float, *, seed: int = 0) -> LabelSubset:
+def draw_label_subset(
+    datasets: Sequence[DetectionDataset], fraction: float, *, seed: int = 0
+) -> LabelSubset:
     """Draw a share of the pictures that have a box to train on, from each data set alike.
 
     Smaller fractions of the same seed are part of larger ones.
@@ -79,7 +97,9 @@ def draw_label_subset(datasets: Sequence[DetectionDataset], fraction: float, *, 
     """
     images = {}
     for number, dataset in enumerate(datasets):
-        usable = sorted(str(record["image_id"]) for record in dataset.records if is_trainable(record))
+        usable = sorted(
+            str(record["image_id"]) for record in dataset.records if is_trainable(record)
+        )
         order = np.random.default_rng([seed, number]).permutation(len(usable))
         count = max(1, round(fraction * len(usable)))
         images[dataset.name] = sorted(usable[index] for index in order[:count])
@@ -88,7 +108,12 @@ def draw_label_subset(datasets: Sequence[DetectionDataset], fraction: float, *, 
 
 def write_label_subset(file: str | Path, subset: LabelSubset) -> None:
     """Write a subset, whole or not at all."""
-    data = {"format": FORMAT, "fraction": subset.fraction, "seed": subset.seed, "images": subset.images}
+    data = {
+        "format": FORMAT,
+        "fraction": subset.fraction,
+        "seed": subset.seed,
+        "images": subset.images,
+    }
     atomic_write_text(file, json.dumps(data, indent=1) + "\n")
 
 
@@ -104,16 +129,30 @@ def read_label_subset(file: str | Path) -> LabelSubset:
         text = file.read_text(encoding="utf-8")
         data: Any = json.loads(text)
     except FileNotFoundError as error:
-        raise MissingFileError(f"{file} does not exist; expected a subset that `moco-transfer benchmark --label-fraction` wrote.") from error
+        raise MissingFileError(
+            f"{file} does not exist; expected a subset that `moco-transfer benchmark"
+            " --label-fraction` wrote."
+        ) from error
     except (OSError, ValueError) as error:
-        raise InputError(f"{file} is no valid JSON ({error}); expected a subset that `moco-transfer benchmark --label-fraction` wrote.") from error
-    if not isinstance(data, dict) or data.get("format") != FORMAT or not isinstance(data.get("images"), dict):
+        raise InputError(
+            f"{file} is no valid JSON ({error}); expected a subset that `moco-transfer benchmark"
+            " --label-fraction` wrote."
+        ) from error
+    if (
+        not isinstance(data, dict)
+        or data.get("format") != FORMAT
+        or not isinstance(data.get("images"), dict)
+    ):
         found = data.get("format") if isinstance(data, dict) else type(data).__name__
         raise InputError(f"{file} is no label subset: format is {found!r}, expected {FORMAT!r}.")
-    return LabelSubset(data["fraction"], data["seed"], data["images"], hashlib.sha256(text.encode()).hexdigest())
+    return LabelSubset(
+        data["fraction"], data["seed"], data["images"], hashlib.sha256(text.encode()).hexdigest()
+    )
 
 
-def take_label_subset(datasets: Sequence[DetectionDataset], subset: LabelSubset, file: str | Path) -> list[DetectionDataset]:
+def take_label_subset(
+    datasets: Sequence[DetectionDataset], subset: LabelSubset, file: str | Path
+) -> list[DetectionDataset]:
     """Return the data sets with only the subset's pictures.
 
     Raises:
@@ -121,15 +160,18 @@ def take_label_subset(datasets: Sequence[DetectionDataset], subset: LabelSubset,
     """
     names = [dataset.name for dataset in datasets]
     if names != list(subset.images):
-        raise InputError(f"{file} was drawn from {', '.join(subset.images)}, but DATASETS.TRAIN is {', '.join(names)}. Draw one for these sets.")
+        raise InputError(
+            f"{file} was drawn from {', '.join(subset.images)}, but DATASETS.TRAIN is"
+            f" {', '.join(names)}. Draw one for these sets."
+        )
     parts = []
     for dataset in datasets:
         wanted = frozenset(subset.images[dataset.name])
         there = {str(record["image_id"]) for record in dataset.records}
         if wanted - there:
             raise InputError(
-                f"{file}: picture {min(wanted - there)!r} is not in data set {dataset.name!r}, nor are {len(wanted - there) - 1} others. "
-                f"The subset was drawn from other data."
+                f"{file}: picture {min(wanted - there)!r} is not in data set {dataset.name!r}, nor"
+                f" are {len(wanted - there) - 1} others. The subset was drawn from other data."
             )
         fields = {f.name: getattr(dataset, f.name) for f in dataclasses.fields(DetectionDataset)}
         parts.append(PartOfDataset(**fields, image_ids=wanted))

@@ -1,4 +1,5 @@
-"""What all detection records have in common: their fields, which of them can be trained on, whether their pictures exist.
+"""What all detection records have in common: their fields, which of them can be trained on, whether
+their pictures exist.
 
 A record is a dict, one per picture, with the fields of Detectron2's "dataset dict":
     file_name (str), image_id (int or str), height and width (int, px),
@@ -25,7 +26,9 @@ OnProblem = Callable[[InputError], None]
 
 
 def raise_problem(problem: InputError) -> None:
-    """Stop at the first problem; what a run does. ``check_dataset`` passes a function that collects them instead."""
+    """Stop at the first problem; what a run does. ``check_dataset`` passes a function that collects
+    them instead.
+    """
     raise problem
 
 
@@ -38,17 +41,20 @@ def leave_out_empty(records: list[dict]) -> tuple[list[dict], int]:
     """Return the records that can be trained on and the number of the others.
 
     Source:
-        detectron2/data/build.py filter_images_with_only_crowd_annotations (DATALOADER.FILTER_EMPTY_ANNOTATIONS).
+        detectron2/data/build.py filter_images_with_only_crowd_annotations
+        (DATALOADER.FILTER_EMPTY_ANNOTATIONS).
     """
     kept = [record for record in records if is_trainable(record)]
     return kept, len(records) - len(kept)
 
 
 def leave_out_few_keypoints(records: list[dict], min_keypoints: int) -> tuple[list[dict], int]:
-    """Return the records with at least ``min_keypoints`` labelled key points over all their people, and how many have fewer.
+    """Return the records with at least ``min_keypoints`` labelled key points over all their people,
+    and how many have fewer.
 
     Source:
-        detectron2/data/build.py filter_images_with_few_keypoints (MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE).
+        detectron2/data/build.py filter_images_with_few_keypoints
+        (MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE).
     """
 
     def num_labelled(record: dict) -> int:
@@ -61,8 +67,8 @@ def leave_out_few_keypoints(records: list[dict], min_keypoints: int) -> tuple[li
 def missing_files(paths: Iterable[str]) -> list[str]:
     """Return those of ``paths`` that do not exist, in their order.
 
-    Lists each folder once instead of asking for each file, which on a network file system is the difference between
-    one request and a hundred thousand.
+    Lists each folder once instead of asking for each file, which on a network file system is the
+    difference between one request and a hundred thousand.
     """
     paths = list(paths)
     by_folder: dict[str, set[str]] = defaultdict(set)
@@ -71,10 +77,14 @@ def missing_files(paths: Iterable[str]) -> list[str]:
             by_folder[folder] = set(os.listdir(folder or "."))
         except (FileNotFoundError, NotADirectoryError):
             by_folder[folder] = set()
-    return [path for path in paths if os.path.basename(path) not in by_folder[os.path.dirname(path)]]
+    return [
+        path for path in paths if os.path.basename(path) not in by_folder[os.path.dirname(path)]
+    ]
 
 
-def check_image_files(records: list[dict], where: str, on_problem: OnProblem = raise_problem) -> None:
+def check_image_files(
+    records: list[dict], where: str, on_problem: OnProblem = raise_problem
+) -> None:
     """Refuse records whose pictures are not there.
 
     Args:
@@ -89,7 +99,7 @@ def check_image_files(records: list[dict], where: str, on_problem: OnProblem = r
     if missing:
         on_problem(
             MissingFileError(
-                f"{len(missing)} of the {len(records)} pictures that {where} names do not exist; the first is {missing[0]}. "
-                "Unpack the pictures there, or correct the folder."
+                f"{len(missing)} of the {len(records)} pictures that {where} names do not exist;"
+                f" the first is {missing[0]}. Unpack the pictures there, or correct the folder."
             )
         )

@@ -1,15 +1,17 @@
-"""Pascal VOC's layout: a split's image list, one XML per picture, boxes in inclusive pixels counted from 1.
+"""Pascal VOC's layout: a split's image list, one XML per picture, boxes in inclusive pixels counted
+from 1.
 
 Layout:
     ROOT/ImageSets/Main/SPLIT.txt   one image id a line
     ROOT/Annotations/ID.xml
     ROOT/JPEGImages/ID.jpg          (or .jpeg, .png, .bmp)
 Conventions:
-    An XML's xmin = 1, xmax = W covers the whole picture: in the continuous coordinates of the records that is
-    x0 = 0, x1 = W, so 1 is taken from xmin and ymin alone.
+    An XML's xmin = 1, xmax = W covers the whole picture: in the continuous coordinates of the
+    records that is x0 = 0, x1 = W, so 1 is taken from xmin and ymin alone.
 Source:
-    Re-expresses detectron2/data/datasets/pascal_voc.py load_voc_instances; records are equal. What Detectron2 passes on
-    or trips over (a box outside the picture, an unknown class, a number that is none) is refused here with a sentence.
+    Re-expresses detectron2/data/datasets/pascal_voc.py load_voc_instances; records are equal. What
+    Detectron2 passes on or trips over (a box outside the picture, an unknown class, a number that
+    is none) is refused here with a sentence.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...runtime.errors import InputError, MissingFileError, did_you_mean
-from .records import (OnProblem, check_image_files, is_trainable, raise_problem)
+from .records import OnProblem, check_image_files, is_trainable, raise_problem
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -54,28 +56,33 @@ def read_voc(
         root: Folder with ``Annotations``, ``ImageSets/Main`` and ``JPEGImages``.
         split: Name of the image list, such as ``trainval``.
         class_names: Legal class names in the order of the class indices.
-        first_pixel: 1 for VOC's inclusive pixels 1 .. W; 0 for tools that write continuous coordinates 0 .. W, which are
-            then taken as they are.
+        first_pixel: 1 for VOC's inclusive pixels 1 .. W; 0 for tools that write continuous
+            coordinates 0 .. W, which are then taken as they are.
         on_problem: Called with each problem; raises the first by default.
 
     Returns:
-        Records in the order of the list, pictures without boxes included (a test set needs them), and their count.
+        Records in the order of the list, pictures without boxes included (a test set needs them),
+        and their count.
 
     Raises:
         MissingFileError: If a folder, the list, an XML or a picture is missing.
-        InputError: If the list or an XML cannot be used; names the file, the class or box, and what is legal.
+        InputError: If the list or an XML cannot be used; names the file, the class or box, and what
+            is legal.
     """
     root = Path(root)
     image_list = root / "ImageSets" / "Main" / f"{split}.txt"
     ids = _read_image_list(image_list)
-    with_xml = {name[:-4] for name in os.listdir(_folder(root / "Annotations")) if name.endswith(".xml")}
+    with_xml = {
+        name[:-4] for name in os.listdir(_folder(root / "Annotations")) if name.endswith(".xml")
+    }
     without_xml = [image_id for image_id in ids if image_id not in with_xml]
     if without_xml:
         first = root / "Annotations" / f"{without_xml[0]}.xml"
         on_problem(
             MissingFileError(
-                f"{len(without_xml)} of the {len(ids)} images in {image_list} have no XML; the first is {first}. "
-                "Write it (without <object> for a picture without boxes), or take the id off the list."
+                f"{len(without_xml)} of the {len(ids)} images in {image_list} have no XML; the"
+                f" first is {first}. Write it (without <object> for a picture without boxes), or"
+                " take the id off the list."
             )
         )
     pictures = _picture_names(_folder(root / "JPEGImages"))
@@ -84,27 +91,40 @@ def read_voc(
     for image_id in ids:
         if image_id not in with_xml:
             continue
-        record = _read_xml(root / "Annotations" / f"{image_id}.xml", index_of, first_pixel, on_problem)
+        record = _read_xml(
+            root / "Annotations" / f"{image_id}.xml", index_of, first_pixel, on_problem
+        )
         if record is not None:
             picture = root / "JPEGImages" / pictures.get(image_id, f"{image_id}.jpg")
             records.append({"file_name": str(picture), "image_id": image_id, **record})
     check_image_files(records, str(image_list), on_problem)
-    without_area = sum(not (a["bbox"][2] > a["bbox"][0] and a["bbox"][3] > a["bbox"][1]) for record in records for a in record["annotations"])
+    without_area = sum(
+        not (a["bbox"][2] > a["bbox"][0] and a["bbox"][3] > a["bbox"][1])
+        for record in records
+        for a in record["annotations"]
+    )
     return VocContents(
-        records, {"images_without_boxes": sum(not is_trainable(record) for record in records), "boxes_without_area": without_area}
+        records,
+        {
+            "images_without_boxes": sum(not is_trainable(record) for record in records),
+            "boxes_without_area": without_area,
+        },
     )
 
 
 def _folder(path: Path) -> Path:
     if not path.is_dir():
         raise MissingFileError(
-            f"{path} does not exist; a data set in VOC's layout has Annotations, ImageSets/Main and JPEGImages."
+            f"{path} does not exist; a data set in VOC's layout has Annotations, ImageSets/Main and"
+            " JPEGImages."
         )
     return path
 
 
 def _picture_names(folder: Path) -> dict[str, str]:
-    """Map image ids to file names; when one id has several pictures, the earlier suffix wins, .jpg first as in Detectron2."""
+    """Map image ids to file names; when one id has several pictures, the earlier suffix wins, .jpg
+    first as in Detectron2.
+    """
     names: dict[str, str] = {}
     present = os.listdir(folder)
     for suffix in _PICTURE_SUFFIXES:
@@ -120,7 +140,9 @@ def _read_image_list(path: Path) -> list[str]:
     except FileNotFoundError as error:
         there = sorted(p.stem for p in path.parent.glob("*.txt")) if path.parent.is_dir() else []
         hint = f" Splits that are there: {', '.join(there[:10])}." if there else ""
-        raise MissingFileError(f"{path} does not exist; it lists one image id a line.{hint}") from error
+        raise MissingFileError(
+            f"{path} does not exist; it lists one image id a line.{hint}"
+        ) from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a text file; expected one image id a line.") from error
     ids: list[str] = []
@@ -128,7 +150,8 @@ def _read_image_list(path: Path) -> list[str]:
         words = line.split()
         if len(words) > 1:
             raise InputError(
-                f"{path}, line {number}: expected one image id, got {line.strip()!r}; name the list of all images, not a class's."
+                f"{path}, line {number}: expected one image id, got {line.strip()!r}; name the list"
+                " of all images, not a class's."
             )
         ids.extend(words)
     if not ids:
@@ -139,7 +162,9 @@ def _read_image_list(path: Path) -> list[str]:
     return ids
 
 
-def _read_xml(path: Path, index_of: dict[str, int], first_pixel: int, on_problem: OnProblem) -> dict | None:
+def _read_xml(
+    path: Path, index_of: dict[str, int], first_pixel: int, on_problem: OnProblem
+) -> dict | None:
     try:
         tree = ElementTree.parse(path).getroot()
     except ElementTree.ParseError as error:
@@ -153,7 +178,9 @@ def _read_xml(path: Path, index_of: dict[str, int], first_pixel: int, on_problem
     annotations = []
     for number, node in enumerate(tree.findall("object"), start=1):
         try:
-            annotations.append(_read_object(node, f"{path}, object {number}", index_of, width, height, first_pixel))
+            annotations.append(
+                _read_object(node, f"{path}, object {number}", index_of, width, height, first_pixel)
+            )
         except InputError as problem:
             on_problem(problem)
     return {"height": height, "width": width, "annotations": annotations}
@@ -162,18 +189,27 @@ def _read_xml(path: Path, index_of: dict[str, int], first_pixel: int, on_problem
 def _size(tree: ElementTree.Element, side: str, path: Path) -> int:
     text = (tree.findtext(f"./size/{side}") or "").strip()
     if not text.isdecimal() or int(text) == 0:
-        raise InputError(f"{path}: size/{side} is {text!r}, expected the picture's {side} in pixels; write it into the XML.")
+        raise InputError(
+            f"{path}: size/{side} is {text!r}, expected the picture's {side} in pixels; write it"
+            " into the XML."
+        )
     return int(text)
 
 
 def _read_object(
-    node: ElementTree.Element, where: str, index_of: dict[str, int], width: int, height: int, first_pixel: int
+    node: ElementTree.Element,
+    where: str,
+    index_of: dict[str, int],
+    width: int,
+    height: int,
+    first_pixel: int,
 ) -> dict:
     name = (node.findtext("name") or "").strip()
     if name not in index_of:
         raise InputError(
-            f"{where}: class {name!r} is not one of the {len(index_of)} classes of this data set: "
-            f"{', '.join(index_of)}.{did_you_mean(name, index_of)} Correct the XML or the list of classes."
+            f"{where}: class {name!r} is not one of the {len(index_of)} classes of this data set:"
+            f" {', '.join(index_of)}.{did_you_mean(name, index_of)} Correct the XML or the list of"
+            " classes."
         )
     where = f"{where} ({name})"
     if node.find("bndbox") is None:
@@ -182,10 +218,14 @@ def _read_object(
     inside_x, inside_y = first_pixel <= xmin <= xmax <= width, first_pixel <= ymin <= ymax <= height
     if not inside_x or not inside_y:
         raise InputError(
-            f"{where}: box xmin {xmin:g}, ymin {ymin:g}, xmax {xmax:g}, ymax {ymax:g} does not lie in the {width} x "
-            f"{height} picture; "
-            f"legal is {first_pixel} <= xmin <= xmax <= {width} and {first_pixel} <= ymin <= ymax <= {height}. Correct the XML"
-            + (", or register the data set with first_pixel=0 if its tool counts from 0." if first_pixel == 1 else ".")
+            f"{where}: box xmin {xmin:g}, ymin {ymin:g}, xmax {xmax:g}, ymax {ymax:g} does not lie"
+            f" in the {width} x {height} picture; legal is {first_pixel} <= xmin <= xmax <= {width}"
+            f" and {first_pixel} <= ymin <= ymax <= {height}. Correct the XML"
+            + (
+                ", or register the data set with first_pixel=0 if its tool counts from 0."
+                if first_pixel == 1
+                else "."
+            )
         )
     difficult = (node.findtext("difficult") or "0").strip()
     if difficult not in ("0", "1"):
@@ -205,5 +245,7 @@ def _number(node: ElementTree.Element, tag: str, where: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise InputError(f"{where}: {tag} is {text!r}, expected a number of pixels; correct the XML.")
+        raise InputError(
+            f"{where}: {tag} is {text!r}, expected a number of pixels; correct the XML."
+        )
     return value

@@ -1,9 +1,11 @@
 """Resize the shorter edge and mirror: for pictures, boxes, polygons and key points alike.
 
 Conventions:
-    Boxes, polygons and key points are continuous coordinates: the picture covers [0, W] x [0, H], so mirroring maps x to W - x.
+    Boxes, polygons and key points are continuous coordinates: the picture covers [0, W] x [0, H],
+        so mirroring maps x to W - x.
 Source:
-    Re-expresses ResizeShortestEdge, RandomFlip and ResizeTransform of detectron2/data/transforms and HFlipTransform of fvcore.
+    Re-expresses ResizeShortestEdge, RandomFlip and ResizeTransform of detectron2/data/transforms
+    and HFlipTransform of fvcore.
 """
 
 from __future__ import annotations
@@ -15,22 +17,31 @@ from PIL import Image
 
 
 def resized_shape(height: int, width: int, *, shorter_edge: int, max_size: int) -> tuple[int, int]:
-    """Return (height, width) in px after scaling the shorter edge, less if the longer one would exceed ``max_size``.
+    """Return (height, width) in px after scaling the shorter edge, less if the longer one would
+    exceed ``max_size``.
 
     A ``shorter_edge`` of 0 leaves the picture at its size, as in Detectron2.
     """
     if shorter_edge == 0:
         return height, width
     scale = shorter_edge * 1.0 / min(height, width)
-    new_height, new_width = (shorter_edge * 1.0, scale * width) if height < width else (scale * height, shorter_edge * 1.0)
+    new_height, new_width = (
+        (shorter_edge * 1.0, scale * width)
+        if height < width
+        else (scale * height, shorter_edge * 1.0)
+    )
     if max(new_height, new_width) > max_size:
         scale = max_size * 1.0 / max(new_height, new_width)
         new_height, new_width = new_height * scale, new_width * scale
     return int(new_height + 0.5), int(new_width + 0.5)
 
 
-def draw_shorter_edge(min_sizes: tuple[int, ...], sample_style: str, rng: np.random.Generator) -> int:
-    """Draw the length of the shorter edge, px: one of ``min_sizes`` (``choice``) or between its two values (``range``)."""
+def draw_shorter_edge(
+    min_sizes: tuple[int, ...], sample_style: str, rng: np.random.Generator
+) -> int:
+    """Draw the length of the shorter edge, px: one of ``min_sizes`` (``choice``) or between its two
+    values (``range``).
+    """
     if sample_style == "range":
         return int(rng.integers(min_sizes[0], min_sizes[1] + 1))
     return int(rng.choice(min_sizes))
@@ -51,7 +62,9 @@ class ResizeAndFlip:
     flip: str = "none"
 
     def apply_picture(self, pixels: np.ndarray, *, nearest: bool = False) -> np.ndarray:
-        """Resize uint8 pixels (H, W[, 3]) with Pillow, which anti-aliases; ``nearest`` is for masks."""
+        """Resize uint8 pixels (H, W[, 3]) with Pillow, which anti-aliases; ``nearest`` is for
+        masks.
+        """
         filter_ = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
         new_height, new_width = self.new_shape
         resized = np.asarray(Image.fromarray(pixels).resize((new_width, new_height), filter_))
@@ -77,7 +90,8 @@ class ResizeAndFlip:
         return np.minimum(mapped, [*self.new_shape[::-1], *self.new_shape[::-1]])
 
     def apply_keypoints(self, keypoints: np.ndarray, mirror: tuple[int, ...]) -> np.ndarray:
-        """Map key points (K, 3) of (x, y, visibility); points outside the picture become unlabelled, all zero.
+        """Map key points (K, 3) of (x, y, visibility); points outside the picture become
+        unlabelled, all zero.
 
         Args:
             keypoints: Key points of one object.

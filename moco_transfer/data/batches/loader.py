@@ -1,14 +1,18 @@
-"""Batches of detection records: which picture comes when is a function of (seed, world size, rank, iteration) alone.
+"""Batches of detection records: which picture comes when is a function of (seed, world size, rank,
+iteration) alone.
 
-So a run that was killed goes on with exactly the pictures, and exactly the augmentation, that it would have had: nothing of
-the loader has to be saved, and neither the number of workers nor how far they had read ahead matters.
+So a run that was killed goes on with exactly the pictures, and exactly the augmentation, that it
+    would have had: nothing of
+the loader has to be saved, and neither the number of workers nor how far they had read ahead
+matters.
 
 Terms:
-    draw number: position in the endless shuffled stream that all ranks share; rank r takes r, r + W, r + 2 W, ...
+    draw number: position in the endless shuffled stream that all ranks share; rank r takes r, r +
+        W, r + 2 W, ...
 Source:
-    The stream equals detectron2/data/samplers/distributed_sampler.py TrainingSampler with the same seed; grouping by aspect
-    ratio follows data/common.py AspectRatioGroupedDataset, on indices instead of loaded pictures; shards of the test set
-    follow InferenceSampler.
+    The stream equals detectron2/data/samplers/distributed_sampler.py TrainingSampler with the same
+    seed; grouping by aspect ratio follows data/common.py AspectRatioGroupedDataset, on indices
+    instead of loaded pictures; shards of the test set follow InferenceSampler.
 """
 
 from __future__ import annotations
@@ -44,8 +48,10 @@ def training_batches(
         seed: Seed of the shuffle, the same on every rank, >= 0.
         rank: This process.
         world_size: Number of processes.
-        aspect_ratio_grouping: Whether a batch holds only wide (w > h) or only other pictures, which saves padding.
-        start_iteration: Number of batches that were used already; they are replayed, at a microsecond a picture.
+        aspect_ratio_grouping: Whether a batch holds only wide (w > h) or only other pictures, which
+            saves padding.
+        start_iteration: Number of batches that were used already; they are replayed, at a
+            microsecond a picture.
 
     Yields:
         Lists of ``batch_size_per_rank`` pairs (index into ``records``, draw number).
@@ -54,12 +60,14 @@ def training_batches(
         InputError: If there is no record or an argument is out of its range.
     """
     if not records:
-        raise InputError("There is no picture to train on: every one was left out or the data set is empty.")
+        raise InputError(
+            "There is no picture to train on: every one was left out or the data set is empty."
+        )
     if batch_size_per_rank < 1 or seed < 0 or not 0 <= rank < world_size or start_iteration < 0:
         raise InputError(
-            f"Illegal loader settings: batch_size_per_rank {batch_size_per_rank} (>= 1), seed {seed} (>= 0), rank {rank} "
-            f"of {world_size}, "
-            f"start_iteration {start_iteration} (>= 0)."
+            f"Illegal loader settings: batch_size_per_rank {batch_size_per_rank} (>= 1), seed"
+            f" {seed} (>= 0), rank {rank} of {world_size}, start_iteration {start_iteration}"
+            " (>= 0)."
         )
     group_of = [int(not r["width"] > r["height"]) if aspect_ratio_grouping else 0 for r in records]
     draws = itertools.islice(_endless_draws(len(records), seed), rank, None, world_size)
@@ -67,11 +75,15 @@ def training_batches(
 
 
 def _endless_draws(num_records: int, seed: int) -> Iterator[Draw]:
-    """Yield (index, draw number) over shuffle after shuffle of all records; every rank walks the same stream."""
+    """Yield (index, draw number) over shuffle after shuffle of all records; every rank walks the
+    same stream.
+    """
     generator = torch.Generator().manual_seed(seed)
     numbers = itertools.count()
     while True:
-        yield from zip(torch.randperm(num_records, generator=generator).tolist(), numbers, strict=False)
+        yield from zip(
+            torch.randperm(num_records, generator=generator).tolist(), numbers, strict=False
+        )
 
 
 def _group(draws: Iterator[Draw], group_of: list[int], batch_size: int) -> Iterator[list[Draw]]:
@@ -87,8 +99,9 @@ def _group(draws: Iterator[Draw], group_of: list[int], batch_size: int) -> Itera
 class PackedRecords:
     """A list of records as one block of bytes.
 
-    Python objects are written to when they are read (reference counts), so forked workers would soon hold a copy of the
-    whole list each; a numpy array they share. Items come out as fresh copies.
+    Python objects are written to when they are read (reference counts), so forked workers would
+    soon hold a copy of the whole list each; a numpy array they share. Items come out as fresh
+    copies.
     """
 
     def __init__(self, records: list[dict]) -> None:
@@ -107,7 +120,9 @@ class PackedRecords:
 
 
 class _TrainItems(Dataset):
-    def __init__(self, records: list[dict], mapper: Callable[[dict, np.random.Generator], dict], seed: int) -> None:
+    def __init__(
+        self, records: list[dict], mapper: Callable[[dict, np.random.Generator], dict], seed: int
+    ) -> None:
         self._records, self._mapper, self._seed = PackedRecords(records), mapper, seed
 
     def __getitem__(self, draw: Draw) -> dict:
@@ -128,7 +143,8 @@ class _TestItems(Dataset):
 
 
 def _item_or_problem(mapper: Callable[..., dict], *arguments) -> dict | InputError:
-    # DataLoader would wrap an exception of a worker in the text of its traceback; as a value it arrives as it is.
+    # DataLoader would wrap an exception of a worker in the text of its traceback; as a value it
+    # arrives as it is.
     try:
         return mapper(*arguments)
     except InputError as problem:
@@ -157,7 +173,10 @@ class _Batches:
 
 
 def as_list(items: list[dict]) -> list[dict]:
-    """Collate a batch of pictures of different sizes: not at all. Named, because workers have to pickle it."""
+    """Collate a batch of pictures of different sizes: not at all.
+
+    Named, because workers have to pickle it.
+    """
     return items
 
 
@@ -177,8 +196,9 @@ def train_loader(
 
     Args:
         records: Records to train on, empty ones left out already where that is wished.
-        mapper: Called with a record and a numpy Generator that is seeded by (seed, draw number), so that augmentation is
-            the same for any number of workers and on any rank that gets the draw.
+        mapper: Called with a record and a numpy Generator that is seeded by (seed, draw number), so
+            that augmentation is the same for any number of workers and on any rank that gets the
+            draw.
         batch_size_per_rank: See :func:`training_batches`, as for the following.
         seed: Seed of shuffle and augmentation.
         rank: This process.
@@ -210,7 +230,9 @@ def train_loader(
 
 
 def shard_of(num_records: int, *, rank: int, world_size: int) -> range:
-    """Return this rank's share of a test set: consecutive, without gaps or repetitions, sizes differing by one at most."""
+    """Return this rank's share of a test set: consecutive, without gaps or repetitions, sizes
+    differing by one at most.
+    """
     size, left = divmod(num_records, world_size)
     begin = rank * size + min(rank, left)
     return range(begin, begin + size + int(rank < left))
@@ -225,7 +247,9 @@ def test_loader(
     world_size: int = 1,
     num_workers: int = 0,
 ) -> DataLoader:
-    """Return a loader of this rank's share of a test set, in order; each picture comes on exactly one rank, once."""
+    """Return a loader of this rank's share of a test set, in order; each picture comes on exactly
+    one rank, once.
+    """
     shard = shard_of(len(records), rank=rank, world_size=world_size)
     batches = [list(shard[i : i + batch_size]) for i in range(0, len(shard), batch_size)]
     return _loader(_TestItems(records, mapper), batches, num_workers)
@@ -240,7 +264,7 @@ def _loader(items: Dataset, batches, num_workers: int) -> DataLoader:
         batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=as_list,
-        # DataLoader draws its base seed from the global generator; an own one leaves the training's untouched, so that
-        # making a loader anew after a resume does not shift it.
+        # DataLoader draws its base seed from the global generator; an own one leaves the training's
+        # untouched, so that making a loader anew after a resume does not shift it.
         generator=torch.Generator().manual_seed(0),
     )

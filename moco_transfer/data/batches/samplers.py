@@ -1,8 +1,9 @@
 """The order of a pre-training run, as a function of the seed and the place in it.
 
-Epoch e visits the pictures in a permutation drawn from (seed, e); iteration i takes the i-th slice of BATCH_SIZE_TOTAL of it, and a
-process takes its part of the slice. So the pictures of an iteration do not depend on how many processes there are, a run
-resumes in the middle of an epoch, and the last, partial batch of an epoch is left out (as in the official code).
+Epoch e visits the pictures in a permutation drawn from (seed, e); iteration i takes the i-th slice
+of BATCH_SIZE_TOTAL of it, and a process takes its part of the slice. So the pictures of an
+iteration do not depend on how many processes there are, a run resumes in the middle of an epoch,
+and the last, partial batch of an epoch is left out (as in the official code).
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ def check_batch_size(batch_size_total: int, *, num_images: int, world_size: int)
     """
     if batch_size_total % world_size:
         raise InputError(
-            f"DATA.BATCH_SIZE_TOTAL {batch_size_total} does not divide among {world_size} processes. "
-            f"Use {batch_size_total // world_size * world_size or world_size} or {(batch_size_total // world_size + 1) * world_size}."
+            f"DATA.BATCH_SIZE_TOTAL {batch_size_total} does not divide among {world_size}"
+            f" processes. Use {batch_size_total // world_size * world_size or world_size} or"
+            f" {(batch_size_total // world_size + 1) * world_size}."
         )
     if num_images < batch_size_total:
         raise InputError(
-            f"The data folder holds {num_images} pictures, less than one batch of {batch_size_total}. "
-            f"Set DATA.BATCH_SIZE_TOTAL to at most {num_images}, or add pictures."
+            f"The data folder holds {num_images} pictures, less than one batch of"
+            f" {batch_size_total}. Set DATA.BATCH_SIZE_TOTAL to at most {num_images}, or add"
+            " pictures."
         )
 
 
@@ -50,7 +53,8 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         max_iterations: Iterations of the whole run, the finished ones included.
 
     Raises:
-        InputError: If a batch does not divide among the processes, or the folder holds less than one batch.
+        InputError: If a batch does not divide among the processes, or the folder holds less than
+            one batch.
     """
 
     def __init__(

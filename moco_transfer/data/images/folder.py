@@ -1,9 +1,10 @@
 """Pictures that lie in files: a tree of class folders, one flat folder, or any list of paths.
 
-Only names are held in memory, and in one bytes object: a list of a million Python strings would be copied, page by page,
-into every data worker as reference counts touch it. Every source of pictures (see ``sources.py``) has what
-:class:`ImageFolder` has: ``len``, ``labels``, ``class_names``, ``name(index)``, ``read(index)``, ``decode(index)`` and
-``describe()``.
+Only names are held in memory, and in one bytes object: a list of a million Python strings would be
+    copied, page by page,
+into every data worker as reference counts touch it. Every source of pictures (see ``sources.py``)
+has what :class:`ImageFolder` has: ``len``, ``labels``, ``class_names``, ``name(index)``,
+``read(index)``, ``decode(index)`` and ``describe()``.
 """
 
 from __future__ import annotations
@@ -20,11 +21,20 @@ import numpy as np
 from PIL import Image
 
 from ...runtime.errors import InputError, MissingFileError
-from .decode import (UNREADABLE, Region, decode_pixels, read_rgb)
+from .decode import UNREADABLE, Region, decode_pixels, read_rgb
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["EXTENSIONS", "UNREADABLE", "ImageFolder", "PathList", "find_images", "is_picture", "printable", "read_rgb"]
+__all__ = [
+    "EXTENSIONS",
+    "UNREADABLE",
+    "ImageFolder",
+    "PathList",
+    "find_images",
+    "is_picture",
+    "printable",
+    "read_rgb",
+]
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
@@ -32,8 +42,9 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 class PathList(Sequence[str]):
     """An immutable list of file names in two arrays.
 
-    Data workers that are forked share its memory as it is. For those that are started afresh (spawn, forkserver) it moves to shared memory
-    when it is first sent to one, so that they do not each get a copy.
+    Data workers that are forked share its memory as it is. For those that are started afresh
+    (spawn, forkserver) it moves to shared memory when it is first sent to one, so that they do not
+    each get a copy.
 
     Args:
         names: The names, in order.
@@ -51,7 +62,9 @@ class PathList(Sequence[str]):
         import torch  # not needed otherwise
 
         if self._shared is None:
-            self._shared = tuple(torch.tensor(array).share_memory_() for array in (self._ends, self._bytes))
+            self._shared = tuple(
+                torch.tensor(array).share_memory_() for array in (self._ends, self._bytes)
+            )
             self._ends, self._bytes = (tensor.numpy() for tensor in self._shared)
         return {"arrays": self._shared}
 
@@ -77,8 +90,10 @@ class ImageFolder:
 
     Attributes:
         root: The folder.
-        names: Paths relative to it, sorted (a list's: in its order), so that index i is the same picture on every machine.
-        labels: int64 (number of pictures,), the class folder's number in ``class_names``; empty where there are no classes.
+        names: Paths relative to it, sorted (a list's: in its order), so that index i is the same
+            picture on every machine.
+        labels: int64 (number of pictures,), the class folder's number in ``class_names``; empty
+            where there are no classes.
         class_names: Names of the class folders, sorted; empty where there are no classes.
         listed_in: The file that lists the pictures, None where the folder itself was searched.
     """
@@ -97,15 +112,21 @@ class ImageFolder:
         return os.path.join(self.root, self.names[index])
 
     def name(self, index: int) -> str:
-        """Return the path of picture ``index`` as a log can hold it: bytes that are no UTF-8 are escaped."""
+        """Return the path of picture ``index`` as a log can hold it: bytes that are no UTF-8 are
+        escaped.
+        """
         return printable(self.path(index))
 
     def read(self, index: int) -> Image.Image:
         """Decode picture ``index`` to RGB; raises one of :data:`UNREADABLE` if that fails."""
         return read_rgb(self.path(index))
 
-    def decode(self, index: int, buffer: np.ndarray | None = None, region: Region | None = None) -> np.ndarray:
-        """Decode picture ``index`` as ``decode.decode_pixels``; pixels and errors are those of :meth:`read`."""
+    def decode(
+        self, index: int, buffer: np.ndarray | None = None, region: Region | None = None
+    ) -> np.ndarray:
+        """Decode picture ``index`` as ``decode.decode_pixels``; pixels and errors are those of
+        :meth:`read`.
+        """
         return decode_pixels(self.encoded(index), buffer, region)
 
     def encoded(self, index: int) -> bytes:
@@ -124,40 +145,53 @@ def find_images(root: str | os.PathLike[str], *, layout: str = "auto") -> ImageF
     """List the pictures below a folder.
 
     Args:
-        root: The folder, searched recursively; links are followed, names that start with a dot are left out.
-        layout: ``folders`` (each picture lies in a class folder of the root), ``flat`` (no classes, wherever they lie), or
-            ``auto``: ``folders`` when no picture lies directly in the root and there are at least two class folders.
+        root: The folder, searched recursively; links are followed, names that start with a dot are
+            left out.
+        layout: ``folders`` (each picture lies in a class folder of the root), ``flat`` (no classes,
+            wherever they lie), or ``auto``: ``folders`` when no picture lies directly in the root
+            and there are at least two class folders.
 
     Returns:
-        The pictures, sorted by path. Which files are pictures is decided by their extension (see ``EXTENSIONS``).
+        The pictures, sorted by path. Which files are pictures is decided by their extension (see
+        ``EXTENSIONS``).
 
     Raises:
         MissingFileError: If the folder does not exist.
-        InputError: If it is a file, holds no picture, a folder in it cannot be listed, or ``folders`` was asked for and pictures lie
-            outside class folders.
+        InputError: If it is a file, holds no picture, a folder in it cannot be listed, or
+            ``folders`` was asked for and pictures lie outside class folders.
     """
     if not os.fspath(root):
-        raise InputError("DATA.ROOT is not set. Give the folder with the pictures, e.g. DATA.ROOT /data/imagenet/train.")
+        raise InputError(
+            "DATA.ROOT is not set. Give the folder with the pictures, e.g. DATA.ROOT"
+            " /data/imagenet/train."
+        )
     root = Path(root)
     if not root.exists():
-        raise MissingFileError(f"Data folder {root} does not exist (DATA.ROOT). Give a folder that holds pictures.")
+        raise MissingFileError(
+            f"Data folder {root} does not exist (DATA.ROOT). Give a folder that holds pictures."
+        )
     if not root.is_dir():
         raise InputError(f"DATA.ROOT {root} is a file, expected a folder that holds pictures.")
     names = sorted(_walk(root))
     if not names:
-        raise InputError(f"Data folder {root} holds no picture (looked for {', '.join(EXTENSIONS)}, subfolders too).")
+        raise InputError(
+            f"Data folder {root} holds no picture (looked for {', '.join(EXTENSIONS)}, subfolders"
+            " too)."
+        )
     tops = [name.split(os.sep, 1)[0] if os.sep in name else "" for name in names]
     classes = tuple(sorted(set(tops)))
     loose = [name for name, top in zip(names, tops, strict=True) if not top]
     if layout == "folders" and loose:
         raise InputError(
-            f"{root}: {len(loose)} pictures lie outside class folders, the first is {printable(loose[0])}. "
-            f"Move them into class folders, or set DATA.LAYOUT flat."
+            f"{root}: {len(loose)} pictures lie outside class folders, the first is"
+            f" {printable(loose[0])}. Move them into class folders, or set DATA.LAYOUT flat."
         )
     if layout == "flat" or (layout == "auto" and (loose or len(classes) < 2)):
         return ImageFolder(root, PathList(names))
     number = {name: i for i, name in enumerate(classes)}
-    return ImageFolder(root, PathList(names), np.array([number[top] for top in tops], np.int64), classes)
+    return ImageFolder(
+        root, PathList(names), np.array([number[top] for top in tops], np.int64), classes
+    )
 
 
 def printable(name: str) -> str:
@@ -171,7 +205,8 @@ def is_picture(name: str) -> bool:
 
 
 def _walk(root: Path) -> Iterator[str]:
-    # Each entry has the folders that it lies in: a link to one of them would lead round for ever and list every picture anew.
+    # Each entry has the folders that it lies in: a link to one of them would lead round for ever
+    # and list every picture anew.
     waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while waiting:
         relative, above = waiting.pop()
@@ -180,14 +215,21 @@ def _walk(root: Path) -> Iterator[str]:
             status = os.stat(folder)
             entries = list(os.scandir(folder))
         except OSError as error:
-            raise InputError(f"Cannot list {printable(folder)} ({error.strerror}). Make it readable or move it out of {root}.") from error
+            raise InputError(
+                f"Cannot list {printable(folder)} ({error.strerror}). Make it readable or move it"
+                f" out of {root}."
+            ) from error
         identity = (status.st_dev, status.st_ino)
         if identity in above:
-            logger.warning("%s links back to a folder that it lies in and is left out", printable(folder))
+            logger.warning(
+                "%s links back to a folder that it lies in and is left out", printable(folder)
+            )
             continue
         for entry in entries:
             name = os.path.join(relative, entry.name)
-            if entry.name.startswith("."):  # .ipynb_checkpoints holds copies, and macOS leaves ._name.jpg beside name.jpg
+            if entry.name.startswith(
+                "."
+            ):  # .ipynb_checkpoints holds copies, and macOS leaves ._name.jpg beside name.jpg
                 continue
             if entry.is_dir():
                 waiting.append((name, above | {identity}))

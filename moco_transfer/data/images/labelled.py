@@ -1,4 +1,6 @@
-"""Labelled pictures as evaluation sees them: one centred view each, in the order of their names, without augmentation."""
+"""Labelled pictures as evaluation sees them: one centred view each, in the order of their names,
+without augmentation.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +19,18 @@ from tqdm import tqdm
 from ...runtime.distributed import get_rank, get_world_size, is_main_process
 from ...runtime.errors import InputError, MissingFileError
 from ..views.augmentation import centre_view
+from ..views.loading import end_quietly_when_told
 from .cifar10 import looks_like_cifar10, read_cifar10
 from .decode import Region
 from .folder import UNREADABLE
-from ..views.loading import end_quietly_when_told
 from .shard_index import ShardSet
 from .sources import IndexedPictures, open_source
 
 logger = logging.getLogger(__name__)
 
-_KEEP_BYTES = 2**29  # decoded views up to this size stay in memory: CIFAR-10 is 0.18 GB, ImageNet's training set 190 GB
+_KEEP_BYTES = (
+    2**29
+)  # decoded views up to this size stay in memory: CIFAR-10 is 0.18 GB, ImageNet's training set 190 GB
 
 UNREADABLE_LABEL = -1
 """Label of a picture that could not be decoded; its view is black and must not be used."""
@@ -49,7 +53,9 @@ class EvaluationView:
 
 
 def protocol_resize(size: int) -> int:
-    """Return the shorter side, px, from which a view of ``size`` px is cut in the linear protocol: 256 for 224."""
+    """Return the shorter side, px, from which a view of ``size`` px is cut in the linear protocol:
+    256 for 224.
+    """
     return round(size * 256 / 224)
 
 
@@ -78,17 +84,23 @@ class LabelledPictures:
         """Decode picture ``index`` to RGB."""
         return self.source.read(index)
 
-    def decode(self, index: int, buffer: np.ndarray | None = None, region: Region | None = None) -> np.ndarray:
+    def decode(
+        self, index: int, buffer: np.ndarray | None = None, region: Region | None = None
+    ) -> np.ndarray:
         """Decode picture ``index`` as ``decode.decode_pixels``."""
         return self.source.decode(index, buffer, region)
 
 
-def find_labelled(train: str | os.PathLike[str], test: str | os.PathLike[str]) -> tuple[LabelledPictures, LabelledPictures]:
+def find_labelled(
+    train: str | os.PathLike[str], test: str | os.PathLike[str]
+) -> tuple[LabelledPictures, LabelledPictures]:
     """Find two sets of labelled pictures that have the same classes.
 
     Args:
-        train: Class folders, a list file with labels, or CIFAR-10 (of which the training pictures are taken): what a classifier learns from.
-        test: The same (of CIFAR-10 the test pictures): what it is asked about. Its classes are numbered as those of ``train``.
+        train: Class folders, a list file with labels, or CIFAR-10 (of which the training pictures
+            are taken): what a classifier learns from.
+        test: The same (of CIFAR-10 the test pictures): what it is asked about. Its classes are
+            numbered as those of ``train``.
 
     Raises:
         MissingFileError: If one does not exist.
@@ -108,19 +120,29 @@ def find_labelled(train: str | os.PathLike[str], test: str | os.PathLike[str]) -
 def _open_labelled(root: str | os.PathLike[str], split: str) -> LabelledPictures:
     root = os.fspath(root)
     if not os.path.exists(root):
-        raise MissingFileError(f"{root} does not exist. Give a folder of class folders, a list file with labels, or CIFAR-10.")
+        raise MissingFileError(
+            f"{root} does not exist. Give a folder of class folders, a list file with labels, or"
+            " CIFAR-10."
+        )
     source = read_cifar10(root, split=split) if looks_like_cifar10(root) else open_source(root)
     if isinstance(source, ShardSet):
-        raise InputError(f"{root} holds tar shards, which are read as a stream. Unpack the labelled pictures into class folders.")
+        raise InputError(
+            f"{root} holds tar shards, which are read as a stream. Unpack the labelled pictures"
+            " into class folders."
+        )
     if len(source.class_names) < 2:
-        raise InputError(f"{root}: expected pictures of at least two classes, found {len(source.class_names)}: {source.describe()}.")
+        raise InputError(
+            f"{root}: expected pictures of at least two classes, found {len(source.class_names)}:"
+            f" {source.describe()}."
+        )
     return LabelledPictures(source, source.labels, source.class_names)
 
 
 class CentreViews(Dataset):
     """The centred views of labelled pictures; item i is (uint8 (3, size, size) RGB, label, i).
 
-    A picture that cannot be decoded is logged with its path and has the label :data:`UNREADABLE_LABEL`.
+    A picture that cannot be decoded is logged with its path and has the label
+    :data:`UNREADABLE_LABEL`.
 
     Args:
         pictures: The pictures.
@@ -136,15 +158,26 @@ class CentreViews(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
         try:
-            pixels = centre_view(self.pictures.read(index), size=self.view.size, resize=self.view.resize)
+            pixels = centre_view(
+                self.pictures.read(index), size=self.view.size, resize=self.view.resize
+            )
         except UNREADABLE as error:
             logger.warning("skipped unreadable picture %s (%s)", self.pictures.name(index), error)
-            return torch.zeros(3, self.view.size, self.view.size, dtype=torch.uint8), UNREADABLE_LABEL, index
-        return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), int(self.pictures.labels[index]), index
+            return (
+                torch.zeros(3, self.view.size, self.view.size, dtype=torch.uint8),
+                UNREADABLE_LABEL,
+                index,
+            )
+        return (
+            torch.from_numpy(pixels.transpose(2, 0, 1).copy()),
+            int(self.pictures.labels[index]),
+            index,
+        )
 
 
 class LabelledBatches:
-    """This process's share of labelled pictures in batches, as often as asked; small sets are decoded only once.
+    """This process's share of labelled pictures in batches, as often as asked; small sets are
+    decoded only once.
 
     Every ``world_size``-th picture belongs to this process.
 
@@ -158,9 +191,19 @@ class LabelledBatches:
         InputError: If there are fewer pictures than processes.
     """
 
-    def __init__(self, pictures: LabelledPictures, view: EvaluationView, *, batch_size: int = 512, num_workers: int = 0) -> None:
+    def __init__(
+        self,
+        pictures: LabelledPictures,
+        view: EvaluationView,
+        *,
+        batch_size: int = 512,
+        num_workers: int = 0,
+    ) -> None:
         if len(pictures) < get_world_size():
-            raise InputError(f"{len(pictures)} pictures are fewer than the {get_world_size()} processes. Start fewer processes.")
+            raise InputError(
+                f"{len(pictures)} pictures are fewer than the {get_world_size()} processes. Start"
+                " fewer processes."
+            )
         self.pictures = pictures
         self.view = view
         self.batch_size = batch_size
@@ -169,15 +212,26 @@ class LabelledBatches:
         self._reading: Iterator[tuple[Tensor, Tensor, Tensor]] = iter(())
 
     def __call__(self, description: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield (views uint8 (B, 3, size, size), labels int64 (B,), indices int64 (B,)), with a progress bar."""
+        """Yield (views uint8 (B, 3, size, size), labels int64 (B,), indices int64 (B,)), with a
+        progress bar.
+        """
         own = range(get_rank(), len(self.pictures), get_world_size())
-        self._reading = iter(self._kept or self._loader(own))  # held here for the reason that loading.Loader gives
+        self._reading = iter(
+            self._kept or self._loader(own)
+        )  # held here for the reason that loading.Loader gives
         keep = not self._kept and len(own) * 3 * self.view.size**2 <= _KEEP_BYTES
         kept = []
-        shown = {"desc": description, "unit": "batch", "leave": False, "total": -(-len(own) // self.batch_size)}
+        shown = {
+            "desc": description,
+            "unit": "batch",
+            "leave": False,
+            "total": -(-len(own) // self.batch_size),
+        }
         for batch in tqdm(self._reading, **shown, disable=None if is_main_process() else True):
             if keep:
-                kept.append(tuple(part.clone() for part in batch))  # a copy: workers' tensors hold a file descriptor each
+                kept.append(
+                    tuple(part.clone() for part in batch)
+                )  # a copy: workers' tensors hold a file descriptor each
             yield tuple(batch)
         self._reading = iter(())
         if keep:
@@ -190,5 +244,6 @@ class LabelledBatches:
             sampler=own,
             num_workers=self.num_workers,
             worker_init_fn=end_quietly_when_told if self.num_workers else None,
-            generator=torch.Generator(),  # the workers' seeds must not move the run's own random numbers
+            # the workers' seeds must not move the run's own random numbers
+            generator=torch.Generator(),
         )

@@ -1,7 +1,8 @@
 """Writing a pack (see ``pack_reader.py``): pictures as they are, made smaller, or as bare pixels.
 
-A shard holds a fixed number of pictures of the source's order, and its index is written after it, both whole or not at all: a second
-run skips what is there, unless the files that went into it have changed since.
+A shard holds a fixed number of pictures of the source's order, and its index is written after it,
+both whole or not at all: a second run skips what is there, unless the files that went into it have
+    changed since.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from ...runtime.errors import InputError
 from ...runtime.files import atomic_path, atomic_write_text, sha256_of
+from ..views.loading import as_it_is
 from .decode import UNREADABLE
 from .folder import ImageFolder
-from ..views.loading import as_it_is
-from .pack_reader import (FORMAT, FORMS, INDEX, is_pack, read_index)
+from .pack_reader import FORMAT, FORMS, INDEX, is_pack, read_index
 from .packed import PackedImages
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,11 @@ QUALITY = 95
 def describe_change(form: str, shorter_side: int) -> str:
     """Return in words what a form does to the pixels; empty for nothing."""
     resized = f"shorter side at most {shorter_side} px (PIL bilinear, antialiased)"
-    return {"original": "", "jpeg": f"{resized}, encoded anew as JPEG quality {QUALITY} 4:4:4", "raw": resized}[form]
+    return {
+        "original": "",
+        "jpeg": f"{resized}, encoded anew as JPEG quality {QUALITY} 4:4:4",
+        "raw": resized,
+    }[form]
 
 
 class Payloads(Dataset):
@@ -69,7 +74,10 @@ def _at_most(image: Image.Image, shorter_side: int) -> Image.Image:
     scale = shorter_side / min(image.size)
     if scale >= 1:
         return image
-    return image.resize(tuple(max(shorter_side, round(side * scale)) for side in image.size), Image.Resampling.BILINEAR)
+    return image.resize(
+        tuple(max(shorter_side, round(side * scale)) for side in image.size),
+        Image.Resampling.BILINEAR,
+    )
 
 
 def pack(
@@ -87,7 +95,8 @@ def pack(
     Args:
         source: The pictures.
         dst: Folder to write.
-        form: ``original`` (the files' bytes), ``jpeg`` (made smaller and encoded anew) or ``raw`` (made smaller, bare pixels).
+        form: ``original`` (the files' bytes), ``jpeg`` (made smaller and encoded anew) or ``raw``
+            (made smaller, bare pixels).
         shorter_side: To which larger pictures are made smaller, px; not for ``original``.
         pictures_per_shard: Pictures in a shard.
         num_workers: Processes that decode; 0 for this one.
@@ -97,20 +106,35 @@ def pack(
         Why pictures were left out, one sentence each.
 
     Raises:
-        InputError: If the folder holds a pack of something else, or the source's pictures are not files.
+        InputError: If the folder holds a pack of something else, or the source's pictures are not
+            files.
     """
     if form not in FORMS:
         raise InputError(f"--as must be one of {', '.join(FORMS)}, got {form!r}.")
     if not hasattr(source, "encoded"):
-        raise InputError(f"{source.describe()}: these pictures are held in memory or streamed already, packing makes nothing faster.")
+        raise InputError(
+            f"{source.describe()}: these pictures are held in memory or streamed already, packing"
+            " makes nothing faster."
+        )
     dst = Path(dst)
     origin = _origin(source, form, shorter_side, pictures_per_shard)
     _check_same_origin(dst, origin)
-    parts = [range(start, min(start + pictures_per_shard, len(source))) for start in range(0, len(source), pictures_per_shard)]
+    parts = [
+        range(start, min(start + pictures_per_shard, len(source)))
+        for start in range(0, len(source), pictures_per_shard)
+    ]
     contents = [_contents(source, part) for part in parts]
     entries = [_finished(dst, number, content) for number, content in enumerate(contents)]
-    missing = [index for part, entry in zip(parts, entries, strict=True) if entry is None for index in part]
-    loader = DataLoader(Payloads(source, form, shorter_side), batch_size=None, sampler=missing, num_workers=num_workers, collate_fn=as_it_is)
+    missing = [
+        index for part, entry in zip(parts, entries, strict=True) if entry is None for index in part
+    ]
+    loader = DataLoader(
+        Payloads(source, form, shorter_side),
+        batch_size=None,
+        sampler=missing,
+        num_workers=num_workers,
+        collate_fn=as_it_is,
+    )
     payloads = iter(loader)
     for number, part in enumerate(parts):
         if entries[number] is None:
@@ -126,15 +150,26 @@ def pack(
         "origin": origin,
         "pictures": sum(entry["pictures"] for entry in entries),
         "class_names": list(source.class_names),
-        "shards": [{key: value for key, value in entry.items() if key not in ("origin", "contents", "left_out")} for entry in entries],
+        "shards": [
+            {
+                key: value
+                for key, value in entry.items()
+                if key not in ("origin", "contents", "left_out")
+            }
+            for entry in entries
+        ],
         "left_out": left_out,
     }
     atomic_write_text(dst / INDEX, json.dumps(about, indent=1))
     return left_out
 
 
-def _origin(source: ImageFolder | PackedImages, form: str, shorter_side: int, pictures_per_shard: int) -> str:
-    digest = hashlib.sha256(repr((form, form != "original" and shorter_side, pictures_per_shard, QUALITY)).encode())
+def _origin(
+    source: ImageFolder | PackedImages, form: str, shorter_side: int, pictures_per_shard: int
+) -> str:
+    digest = hashlib.sha256(
+        repr((form, form != "original" and shorter_side, pictures_per_shard, QUALITY)).encode()
+    )
     for index in range(len(source)):
         digest.update(os.fsencode(source.names[index]) + b"\0")
     digest.update(np.asarray(source.labels, np.int64).tobytes())
@@ -142,7 +177,9 @@ def _origin(source: ImageFolder | PackedImages, form: str, shorter_side: int, pi
 
 
 def _contents(source: ImageFolder | PackedImages, places: range) -> str:
-    """Return a hash that changes with what goes into a shard: of the files' sizes and times, or of the bytes of pictures held in memory."""
+    """Return a hash that changes with what goes into a shard: of the files' sizes and times, or of
+    the bytes of pictures held in memory.
+    """
     digest = hashlib.sha256()
     for index in places:
         if isinstance(source, ImageFolder):
@@ -161,7 +198,10 @@ def _check_same_origin(dst: Path, origin: str) -> None:
     others = [note["origin"] for note in notes if note is not None]
     others += [read_index(dst).get("origin")] if is_pack(dst) else []
     if any(other != origin for other in others):
-        raise InputError(f"{dst} holds a pack of other pictures or of another form. Choose another folder, or remove it first.")
+        raise InputError(
+            f"{dst} holds a pack of other pictures or of another form. Choose another folder, or"
+            " remove it first."
+        )
 
 
 def _shard_name(number: int) -> str:
@@ -169,7 +209,9 @@ def _shard_name(number: int) -> str:
 
 
 def _read_note(path: Path) -> dict[str, Any] | None:
-    """Return what an earlier run noted of a shard; None if that cannot be read, and the shard has to be written anew."""
+    """Return what an earlier run noted of a shard; None if that cannot be read, and the shard has
+    to be written anew.
+    """
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
@@ -179,7 +221,9 @@ def _read_note(path: Path) -> dict[str, Any] | None:
 
 
 def _finished(dst: Path, number: int, contents: str) -> dict[str, Any] | None:
-    """Return what an earlier run noted of a shard that is whole and made of the files as they are now."""
+    """Return what an earlier run noted of a shard that is whole and made of the files as they are
+    now.
+    """
     path = dst / f"{_shard_name(number)}.json"
     if not path.is_file():
         return None
@@ -188,7 +232,11 @@ def _finished(dst: Path, number: int, contents: str) -> dict[str, Any] | None:
         logger.warning("%s is damaged, and its shard is written anew", path)
         return None
     if entry.get("contents") != contents:
-        logger.warning("The pictures of %s have changed since, or it is of an older version; it is written anew", path.with_suffix(".bin"))
+        logger.warning(
+            "The pictures of %s have changed since, or it is of an older version; it is written"
+            " anew",
+            path.with_suffix(".bin"),
+        )
         return None
     for suffix, key in ((".bin", "sha256"), (".npz", "index_sha256")):
         file = dst / (_shard_name(number) + suffix)
@@ -199,7 +247,12 @@ def _finished(dst: Path, number: int, contents: str) -> dict[str, Any] | None:
 
 
 def _write_shard(
-    dst: Path, number: int, source: ImageFolder | PackedImages, places: range, payloads: Iterator[Any], on_picture: Callable[[], None]
+    dst: Path,
+    number: int,
+    source: ImageFolder | PackedImages,
+    places: range,
+    payloads: Iterator[Any],
+    on_picture: Callable[[], None],
 ) -> dict[str, Any]:
     ends, sizes, labels, names, left_out = [0], [], [], [], []
     file = dst / f"{_shard_name(number)}.bin"
@@ -226,4 +279,10 @@ def _write_shard(
     with atomic_path(file.with_suffix(".npz")) as temporary, open(temporary, "wb") as out:
         np.savez(out, **arrays)
     hashes = {"sha256": sha256_of(file), "index_sha256": sha256_of(file.with_suffix(".npz"))}
-    return {"name": file.stem, "pictures": len(labels), "bytes": ends[-1], **hashes, "left_out": left_out}
+    return {
+        "name": file.stem,
+        "pictures": len(labels),
+        "bytes": ends[-1],
+        **hashes,
+        "left_out": left_out,
+    }

@@ -1,10 +1,12 @@
 """A pack: pictures in a few large files that are mapped into memory; ``pack.py`` writes it.
 
-    DST/pack.json           what it is: form, what happened to the pixels, classes, number of pictures, shards with their SHA-256
-    DST/shard-00000.bin     the pictures one behind the other: encoded, or rows of RGB bytes
-    DST/shard-00000.npz     where each begins and ends, its size, label and name
+    DST/pack.json           what it is: form, what happened to the pixels, classes, number of
+    pictures, shards with their SHA-256 DST/shard-00000.bin     the pictures one behind the other:
+    encoded, or rows of RGB bytes DST/shard-00000.npz     where each begins and ends, its size,
+    label and name
 
-Any number of processes may read it at once: the system holds each page in memory once. A pack knows what it did to the pixels
+Any number of processes may read it at once: the system holds each page in memory once. A pack knows
+    what it did to the pixels
 (``pixel_change``), so that a run's config can say so.
 """
 
@@ -95,19 +97,30 @@ class Pack:
         """Return picture ``index``; raises one of ``decode.UNREADABLE`` if that fails."""
         return Image.fromarray(self.decode(index))
 
-    def decode(self, index: int, buffer: np.ndarray | None = None, region: Region | None = None) -> np.ndarray:
-        """Return picture ``index`` as ``decode.decode_pixels``; of a raw pack the whole, not a copy, and not to be written to."""
+    def decode(
+        self, index: int, buffer: np.ndarray | None = None, region: Region | None = None
+    ) -> np.ndarray:
+        """Return picture ``index`` as ``decode.decode_pixels``; of a raw pack the whole, not a
+        copy, and not to be written to.
+        """
         number, place = self._place(index)
         shard = self.shards[number]
         if self._maps[number] is None:
             self._maps[number] = np.memmap(self.files[number], np.uint8, mode="r").view(np.ndarray)
         data = self._maps[number][shard.ends[place] : shard.ends[place + 1]]
-        return data.reshape(*shard.sizes[place], 3) if self.form == "raw" else decode_pixels(data.tobytes(), buffer, region)
+        return (
+            data.reshape(*shard.sizes[place], 3)
+            if self.form == "raw"
+            else decode_pixels(data.tobytes(), buffer, region)
+        )
 
     def describe(self) -> str:
         """Return in words how many pictures there are, where, and what happened to their pixels."""
         classes = f" in {len(self.class_names)} classes" if self.class_names else ""
-        return f"{len(self)} pictures{classes} packed in {self.root}; pixels: {self.pixel_change or 'as in the original files'}"
+        return (
+            f"{len(self)} pictures{classes} packed in {self.root}; pixels:"
+            f" {self.pixel_change or 'as in the original files'}"
+        )
 
     def _place(self, index: int) -> tuple[int, int]:
         number = int(np.searchsorted(self.starts, index, side="right")) - 1
@@ -120,7 +133,8 @@ def is_pack(root: str | os.PathLike[str]) -> bool:
 
 
 def open_pack(root: str | os.PathLike[str]) -> Pack:
-    """Open a pack; the indices are checked by their hash, of the pictures the size alone (see :func:`check_pack`).
+    """Open a pack; the indices are checked by their hash, of the pictures the size alone (see
+    :func:`check_pack`).
 
     Raises:
         MissingFileError: If a file is missing.
@@ -134,16 +148,26 @@ def open_pack(root: str | os.PathLike[str]) -> Pack:
         if sha256_of(index) != entry["index_sha256"]:
             raise _changed(index)
         if not file.is_file():
-            raise MissingFileError(f"{file} does not exist, but {root / INDEX} lists it. Pack again; what is there is kept.")
+            raise MissingFileError(
+                f"{file} does not exist, but {root / INDEX} lists it. Pack again; what is there is"
+                " kept."
+            )
         if file.stat().st_size != entry["bytes"]:
-            raise InputError(f"{file} has {file.stat().st_size} bytes, {root / INDEX} says {entry['bytes']}. Remove it and pack again.")
+            raise InputError(
+                f"{file} has {file.stat().st_size} bytes, {root / INDEX} says {entry['bytes']}."
+                " Remove it and pack again."
+            )
         with np.load(index, allow_pickle=False) as arrays:
             shards.append(Shard(**{name: arrays[name] for name in arrays.files}))
         files.append(file)
     class_names = tuple(about["class_names"])
-    labels = np.concatenate([shard.labels for shard in shards]) if class_names else np.zeros(0, np.int64)
+    labels = (
+        np.concatenate([shard.labels for shard in shards]) if class_names else np.zeros(0, np.int64)
+    )
     starts = np.cumsum([0] + [len(shard.labels) for shard in shards])
-    return Pack(root, about["form"], about["pixel_change"], labels, class_names, shards, files, starts)
+    return Pack(
+        root, about["form"], about["pixel_change"], labels, class_names, shards, files, starts
+    )
 
 
 def read_index(root: Path) -> dict[str, Any]:
@@ -156,11 +180,18 @@ def read_index(root: Path) -> dict[str, Any]:
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise MissingFileError(f"{path} does not exist: {root} is no finished pack. Finish it with moco-transfer pack.") from error
+        raise MissingFileError(
+            f"{path} does not exist: {root} is no finished pack. Finish it with moco-transfer pack."
+        ) from error
     except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}). Remove it and pack again; finished shards are kept.") from error
+        raise InputError(
+            f"{path} is damaged ({error}). Remove it and pack again; finished shards are kept."
+        ) from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise InputError(f"{path} has the format {about.get('format') if isinstance(about, dict) else about!r}, expected {FORMAT!r}.")
+        raise InputError(
+            f"{path} has the format {about.get('format') if isinstance(about, dict) else about!r},"
+            f" expected {FORMAT!r}."
+        )
     return about
 
 
@@ -182,4 +213,7 @@ def check_pack(root: str | os.PathLike[str]) -> int:
 
 
 def _changed(path: Path) -> InputError:
-    return InputError(f"{path} is not what was written: its SHA-256 differs from {INDEX}. Remove it and pack again; whole shards are kept.")
+    return InputError(
+        f"{path} is not what was written: its SHA-256 differs from {INDEX}. Remove it and pack"
+        " again; whole shards are kept."
+    )

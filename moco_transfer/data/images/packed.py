@@ -21,7 +21,8 @@ class PackedImages:
         names: Their names there.
         data: The files' bytes, in the order of ``names``.
         ends: int64 (number of pictures + 1,), where each begins and ends in ``data``.
-        labels: int64 (number of pictures,), numbers in ``class_names``; empty where there are no classes.
+        labels: int64 (number of pictures,), numbers in ``class_names``; empty where there are no
+            classes.
         class_names: Names of the classes.
     """
 
@@ -43,7 +44,9 @@ class PackedImages:
         """Decode picture ``index`` to RGB; raises one of ``images.UNREADABLE`` if that fails."""
         return read_rgb(io.BytesIO(self.encoded(index)))
 
-    def decode(self, index: int, buffer: np.ndarray | None = None, region: Region | None = None) -> np.ndarray:
+    def decode(
+        self, index: int, buffer: np.ndarray | None = None, region: Region | None = None
+    ) -> np.ndarray:
         """Decode picture ``index`` as ``decode.decode_pixels``."""
         return decode_pixels(self.encoded(index), buffer, region)
 
@@ -53,7 +56,10 @@ class PackedImages:
 
     def describe(self) -> str:
         """Return in words how many pictures there are and where."""
-        return f"{len(self)} pictures in {len(self.class_names)} classes, held in memory, from {self.root}; the first is {self.names[0]}"
+        return (
+            f"{len(self)} pictures in {len(self.class_names)} classes, held in memory, from"
+            f" {self.root}; the first is {self.names[0]}"
+        )
 
 
 @dataclass(frozen=True)
@@ -83,10 +89,15 @@ class PixelImages:
         """Return picture ``index``."""
         return Image.fromarray(self.decode(index))
 
-    def decode(self, index: int, buffer: np.ndarray | None = None, region: Region | None = None) -> np.ndarray:
+    def decode(
+        self, index: int, buffer: np.ndarray | None = None, region: Region | None = None
+    ) -> np.ndarray:
         """Return picture ``index`` as uint8 (H, W, 3), RGB."""
         return np.ascontiguousarray(self.pixels[index].transpose(1, 2, 0))
 
     def describe(self) -> str:
         """Return in words how many pictures there are and where."""
-        return f"{len(self)} pictures in {len(self.class_names)} classes, held in memory, from {self.root}"
+        return (
+            f"{len(self)} pictures in {len(self.class_names)} classes, held in memory, from"
+            f" {self.root}"
+        )

@@ -1,7 +1,7 @@
 """How many pictures local shards hold: read once from the tar headers and kept beside the shards.
 
-The file ``moco_transfer_index.json`` is in webdataset's index format, so its tools read it too; an entry is used again only while its
-shard's size and time of change are the same.
+The file ``moco_transfer_index.json`` is in webdataset's index format, so its tools read it too; an
+entry is used again only while its shard's size and time of change are the same.
 """
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ...runtime.distributed import (broadcast_object, gather_object, get_rank, get_world_size, is_main_process)
+from ...runtime.distributed import (
+    broadcast_object,
+    gather_object,
+    get_rank,
+    get_world_size,
+    is_main_process,
+)
 from ...runtime.errors import InputError
 from ...runtime.files import atomic_write_text
 from .folder import EXTENSIONS, is_picture
@@ -28,7 +34,9 @@ INDEX_FILE = "moco_transfer_index.json"
 PICTURE_EXTENSIONS = tuple(extension[1:] for extension in EXTENSIONS)
 
 _META = re.compile(r"__[^/]*__($|/)")  # names that webdataset keeps for itself
-_KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # its rule for a sample's key: up to the first dot of the file's name
+_KEY = re.compile(
+    r"^((?:.*/|)[^.]+)[.]([^/]*)$"
+)  # its rule for a sample's key: up to the first dot of the file's name
 
 
 @dataclass(frozen=True)
@@ -45,15 +53,21 @@ class ShardCount:
 
 
 def count_shards(files: list[Path]) -> list[ShardCount]:
-    """Count the pictures in local shards, each process its part of those whose number is not kept. Collective.
+    """Count the pictures in local shards, each process its part of those whose number is not kept.
+    Collective.
 
     Raises:
         InputError: If a shard is damaged; names it.
     """
-    # An error on one process ends it, and torchrun then ends the others, which wait here. Every process counts, because one that counted
-    # alone would let the others wait for longer than a process group does.
+    # An error on one process ends it, and torchrun then ends the others, which wait here. Every
+    # process counts, because one that counted alone would let the others wait for longer than a
+    # process group does.
     known = _kept_entries(files) if is_main_process() else None
-    fresh: list[Path] = broadcast_object([file for file in files if not _is_current(known[file.parent].get(file.name), file)] if known else None)
+    fresh: list[Path] = broadcast_object(
+        [file for file in files if not _is_current(known[file.parent].get(file.name), file)]
+        if known
+        else None
+    )
     if fresh and is_main_process():
         logger.info("counting the pictures in %d shards", len(fresh))
     parts = gather_object({file: _entry_of(file) for file in _own_part(fresh)})
@@ -64,12 +78,20 @@ def count_shards(files: list[Path]) -> list[ShardCount]:
     for folder in {file.parent for file in fresh}:
         _write_index(folder / INDEX_FILE, known[folder])
     entries = [known[file.parent][file.name] for file in files]
-    return broadcast_object([ShardCount(entry["nsamples"], entry["num_classes"]) for entry in entries])
+    return broadcast_object(
+        [ShardCount(entry["nsamples"], entry["num_classes"]) for entry in entries]
+    )
 
 
 def _own_part(files: list[Path]) -> Iterable[Path]:
     own = files[get_rank() :: get_world_size()]
-    return tqdm(own, desc="counting pictures", unit="shard", disable=None if is_main_process() else True, leave=False)
+    return tqdm(
+        own,
+        desc="counting pictures",
+        unit="shard",
+        disable=None if is_main_process() else True,
+        leave=False,
+    )
 
 
 def _kept_entries(files: list[Path]) -> dict[Path, dict[str, dict]]:
@@ -89,7 +111,10 @@ def _entry_of(file: Path) -> dict[str, str | int]:
 
 def _read_index(file: Path) -> dict[str, dict]:
     try:
-        return {entry["url"]: entry for entry in json.loads(file.read_text(encoding="utf-8"))["shardlist"]}
+        return {
+            entry["url"]: entry
+            for entry in json.loads(file.read_text(encoding="utf-8"))["shardlist"]
+        }
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -133,19 +158,28 @@ def count_pictures(file: Path) -> ShardCount:
                 if picture_of(names) is None:
                     continue
                 images += 1
-                label = label_of(archive.extractfile(names["cls"]).read()) if "cls" in names else None
+                label = (
+                    label_of(archive.extractfile(names["cls"]).read()) if "cls" in names else None
+                )
                 if label is not None:
                     labelled, highest = labelled + 1, max(highest, label)
             end = archive.offset
             whole = archive.fileobj.seek(end) == end and archive.fileobj.read(512) == bytes(512)
     except (OSError, tarfile.TarError, EOFError, zlib.error, ValueError) as error:
-        raise InputError(f"Shard {file} cannot be read ({error}): it is damaged or no tar file. Write or fetch it again.") from error
+        raise InputError(
+            f"Shard {file} cannot be read ({error}): it is damaged or no tar file. Write or fetch"
+            " it again."
+        ) from error
     if not whole:
         where = f"after {end} bytes, {images} pictures"
-        raise InputError(f"Shard {file} is damaged or cut off {where}: no end of archive there. Write or fetch it again.")
+        raise InputError(
+            f"Shard {file} is damaged or cut off {where}: no end of archive there. Write or fetch"
+            " it again."
+        )
     if unclear:
         logger.warning(
-            "%s: %d pictures are left out, the first is %s: webdataset takes what follows the first dot of a name as its extension. Rename them.",
+            "%s: %d pictures are left out, the first is %s: webdataset takes what follows the first"
+            " dot of a name as its extension. Rename them.",
             file,
             len(unclear),
             unclear[0],
@@ -160,12 +194,15 @@ def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             yield member
 
 
-def samples_of(members: Iterable[tarfile.TarInfo], unclear: list[str]) -> Iterator[dict[str, tarfile.TarInfo]]:
+def samples_of(
+    members: Iterable[tarfile.TarInfo], unclear: list[str]
+) -> Iterator[dict[str, tarfile.TarInfo]]:
     """Group a shard's members as webdataset does.
 
     Args:
         members: Regular files, in the order of the tar file.
-        unclear: The names of what looks like a picture in samples that have none are appended: a further dot hides it.
+        unclear: The names of what looks like a picture in samples that have none are appended: a
+            further dot hides it.
 
     Yields:
         Per sample, its members by extension.
@@ -196,8 +233,12 @@ def _checked(sample: dict[str, tarfile.TarInfo], unclear: list[str]) -> dict[str
 
 
 def picture_of(extensions: Iterable[str]) -> str | None:
-    """Return the first extension that is a picture's, in upper or lower case, None if there is none."""
-    return next((extension for extension in extensions if extension.lower() in PICTURE_EXTENSIONS), None)
+    """Return the first extension that is a picture's, in upper or lower case, None if there is
+    none.
+    """
+    return next(
+        (extension for extension in extensions if extension.lower() in PICTURE_EXTENSIONS), None
+    )
 
 
 def label_of(content: bytes) -> int | None:

@@ -1,9 +1,12 @@
 """Tar shards: which there are and how many pictures each holds.
 
-A shard is a tar file of samples as webdataset reads them: files that follow one another and share their name up to the first dot
-are one sample, such as 000017.jpg and 000017.cls. A sample's picture is its first file whose extension is a picture's; its label is
-the number in ``.cls``. The number of pictures is never guessed: it is given, read from an index file, or counted from the headers of
-local shards, which takes hours of a hundred thousand of them. An index file is a JSON in webdataset's format (``widsindex create``):
+A shard is a tar file of samples as webdataset reads them: files that follow one another and share
+    their name up to the first dot
+are one sample, such as 000017.jpg and 000017.cls. A sample's picture is its first file whose
+extension is a picture's; its label is the number in ``.cls``. The number of pictures is never
+guessed: it is given, read from an index file, or counted from the headers of local shards, which
+    takes hours of a hundred thousand of them. An index file is a JSON in webdataset's format
+    (``widsindex create``):
 {"shardlist": [{"url": …, "nsamples": …}, …]}.
 """
 
@@ -39,7 +42,8 @@ class ShardSet:
         urls: Paths and URLs of the shards.
         counts: int64 (number of shards,), pictures in each; empty where only their sum is known.
         num_images: Number of pictures in all.
-        class_names: "0", "1", …, as many as the labels in ``.cls`` ask for; empty where not every picture is known to have one.
+        class_names: "0", "1", …, as many as the labels in ``.cls`` ask for; empty where not every
+            picture is known to have one.
     """
 
     root: str
@@ -55,24 +59,37 @@ class ShardSet:
 
     @property
     def is_counted(self) -> bool:
-        """Whether each shard's number of pictures is known, and so the number that a picture has in the whole set."""
+        """Whether each shard's number of pictures is known, and so the number that a picture has in
+        the whole set.
+        """
         return len(self.counts) > 0
 
     def __len__(self) -> int:
         return self.num_images
 
     def index(self, shard: int, position: int) -> int:
-        """Return a picture's number: in the whole set where the shards are counted, else one that no other picture has."""
-        return int(self.counts[:shard].sum()) + position if self.is_counted else (shard << 32) + position
+        """Return a picture's number: in the whole set where the shards are counted, else one that
+        no other picture has.
+        """
+        return (
+            int(self.counts[:shard].sum()) + position
+            if self.is_counted
+            else (shard << 32) + position
+        )
 
     def describe(self) -> str:
         """Return in words how many pictures there are and where."""
         classes = f" in {len(self.class_names)} classes" if self.class_names else ""
-        return f"{self.num_images} pictures{classes} in {len(self.urls)} shards of {self.root}; the first is {self.urls[0]}"
+        return (
+            f"{self.num_images} pictures{classes} in {len(self.urls)} shards of {self.root}; the"
+            f" first is {self.urls[0]}"
+        )
 
 
 def is_url(name: str) -> bool:
-    """Return whether a name starts with a scheme such as ``https:`` or ``pipe:``; ``file:`` counts as a path."""
+    """Return whether a name starts with a scheme such as ``https:`` or ``pipe:``; ``file:`` counts
+    as a path.
+    """
     match = _SCHEME.match(name)
     return match is not None and match[1].lower() != "file"
 
@@ -81,18 +98,21 @@ def open_shards(root: str, *, num_images: int = 0) -> ShardSet:
     """List shards and find out how many pictures they hold.
 
     Args:
-        root: Folder of tar files, a tar file, a pattern such as ``/data/train-{000..146}.tar`` or ``https://host/train-{000..146}.tar``,
-            ``pipe:COMMAND``, or an index file (.json).
-        num_images: Number of pictures in all shards, taken on trust: nothing is counted then, and labels are not looked for; 0 to count
-            local shards. An index file counts by itself.
+        root: Folder of tar files, a tar file, a pattern such as ``/data/train-{000..146}.tar`` or
+            ``https://host/train-{000..146}.tar``, ``pipe:COMMAND``, or an index file (.json).
+        num_images: Number of pictures in all shards, taken on trust: nothing is counted then, and
+            labels are not looked for; 0 to count local shards. An index file counts by itself.
 
     Raises:
         MissingFileError: If a local shard does not exist.
-        InputError: If webdataset is not installed, no shard is there or one is damaged, a scheme is unknown, the number of pictures is
-            not known, or ``num_images`` is not what was counted.
+        InputError: If webdataset is not installed, no shard is there or one is damaged, a scheme is
+            unknown, the number of pictures is not known, or ``num_images`` is not what was counted.
     """
     if importlib.util.find_spec("webdataset") is None:
-        raise InputError(f"DATA.ROOT {root} is made of tar shards, which need webdataset. Install it: pip install 'moco-transfer[shards]'.")
+        raise InputError(
+            f"DATA.ROOT {root} is made of tar shards, which need webdataset. Install it: pip"
+            " install 'moco-transfer[shards]'."
+        )
     if root.lower().endswith(".json"):
         shards = _from_index_file(Path(root))
     else:
@@ -100,23 +120,36 @@ def open_shards(root: str, *, num_images: int = 0) -> ShardSet:
     if not shards.is_counted:
         if num_images < 1:
             raise InputError(
-                f"The number of pictures in {root} is not known: {shards.urls[0]} is not a local file. Set DATA.NUM_IMAGES to the number in all "
-                f"{len(shards.urls)} shards, or give an index file that counts them (made by `widsindex create`)."
+                f"The number of pictures in {root} is not known: {shards.urls[0]} is not a local"
+                f" file. Set DATA.NUM_IMAGES to the number in all {len(shards.urls)} shards, or"
+                " give an index file that counts them (made by `widsindex create`)."
             )
         return dataclasses.replace(shards, num_images=num_images)
     if shards.num_images == 0:
-        raise InputError(f"{root}: the {len(shards.urls)} shards hold no picture that webdataset can tell. Name them such as 000017.jpg.")
+        raise InputError(
+            f"{root}: the {len(shards.urls)} shards hold no picture that webdataset can tell. Name"
+            " them such as 000017.jpg."
+        )
     if num_images not in (0, shards.num_images):
-        raise InputError(f"DATA.NUM_IMAGES is {num_images}, but the index {root} counts {shards.num_images} pictures. Set it to 0.")
+        raise InputError(
+            f"DATA.NUM_IMAGES is {num_images}, but the index {root} counts {shards.num_images}"
+            " pictures. Set it to 0."
+        )
     return shards
 
 
 def _list_shards(root: str) -> list[str]:
     path = Path(root)
     if path.is_dir():
-        found = sorted(entry.name for entry in os.scandir(path) if entry.name.lower().endswith(TAR_EXTENSIONS) and not entry.name.startswith("."))
+        found = sorted(
+            entry.name
+            for entry in os.scandir(path)
+            if entry.name.lower().endswith(TAR_EXTENSIONS) and not entry.name.startswith(".")
+        )
         if not found:
-            raise InputError(f"Data folder {root} holds no shard (looked for {', '.join(TAR_EXTENSIONS)}).")
+            raise InputError(
+                f"Data folder {root} holds no shard (looked for {', '.join(TAR_EXTENSIONS)})."
+            )
         return [str(path / name) for name in found]
     if path.exists():
         return [root]
@@ -125,7 +158,10 @@ def _list_shards(root: str) -> list[str]:
     try:
         names = list(braceexpand.braceexpand(root))
     except braceexpand.UnbalancedBracesError as error:
-        raise InputError(f"DATA.ROOT {root}: the braces do not match. Write a pattern such as train-{{000..146}}.tar.") from error
+        raise InputError(
+            f"DATA.ROOT {root}: the braces do not match. Write a pattern such as"
+            " train-{000..146}.tar."
+        ) from error
     return names
 
 
@@ -160,7 +196,10 @@ def _check_unique(root: str, names: list[str]) -> None:
 def _check_present(root: str, urls: tuple[str, ...]) -> None:
     missing = [url for url in urls if not os.path.isfile(url)]
     if missing:
-        raise MissingFileError(f"DATA.ROOT {root}: shard {missing[0]} does not exist ({len(missing)} of {len(urls)} do not).")
+        raise MissingFileError(
+            f"DATA.ROOT {root}: shard {missing[0]} does not exist ({len(missing)} of {len(urls)} do"
+            " not)."
+        )
 
 
 def _check_schemes(urls: tuple[str, ...]) -> None:
@@ -168,10 +207,13 @@ def _check_schemes(urls: tuple[str, ...]) -> None:
 
     for url in urls:
         if is_url(url) and _SCHEME.match(url)[1].lower() not in gopen_schemes:
-            known = ", ".join(sorted(scheme for scheme in gopen_schemes if not scheme.startswith("_")))
+            known = ", ".join(
+                sorted(scheme for scheme in gopen_schemes if not scheme.startswith("_"))
+            )
             raise InputError(
-                f"DATA.ROOT {url}: webdataset does not read this kind of URL, only {known}. A program that writes a shard to its standard "
-                f"output serves too, e.g. 'pipe:aws s3 cp s3://bucket/train-{{000..146}}.tar -'."
+                f"DATA.ROOT {url}: webdataset does not read this kind of URL, only {known}. A"
+                " program that writes a shard to its standard output serves too, e.g. 'pipe:aws s3"
+                " cp s3://bucket/train-{000..146}.tar -'."
             )
 
 
@@ -183,14 +225,22 @@ def _from_index_file(file: Path) -> ShardSet:
     except FileNotFoundError as error:
         raise MissingFileError(f"Index file {file} does not exist (DATA.ROOT).") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f'{file} is not an index of shards ({error!r}). Expected {{"shardlist": [{{"url": …, "nsamples": …}}, …]}}.') from error
+        raise InputError(
+            f'{file} is not an index of shards ({error!r}). Expected {{"shardlist": [{{"url": …,'
+            ' "nsamples": …}, …]}.'
+        ) from error
     if not names or counts.min() < 0:
         raise InputError(f"{file} lists no shard, or a negative number of pictures.")
     _check_unique(str(file), names)
     foreign = [name for name in names if name.lower().startswith("pipe:")]
     if foreign:  # an index may come from a stranger, and a file from a stranger runs no program
-        raise InputError(f"{file} asks to run a program: {foreign[0]!r}. Give such shards in DATA.ROOT itself, with DATA.NUM_IMAGES.")
-    urls = tuple(name if is_url(name) else os.path.join(file.parent, _local(name)) for name in names)
+        raise InputError(
+            f"{file} asks to run a program: {foreign[0]!r}. Give such shards in DATA.ROOT itself,"
+            " with DATA.NUM_IMAGES."
+        )
+    urls = tuple(
+        name if is_url(name) else os.path.join(file.parent, _local(name)) for name in names
+    )
     _check_schemes(urls)
     _check_present(str(file), tuple(url for url in urls if not is_url(url)))
     return ShardSet(str(file), urls, counts, int(counts.sum()))

@@ -18,7 +18,9 @@ from .shard_order import ShardBatches
 
 logger = logging.getLogger(__name__)
 
-_ATTEMPTS = 3  # openings of a shard by URL before a run ends; curl itself waits and tries again for minutes
+_ATTEMPTS = (
+    3  # openings of a shard by URL before a run ends; curl itself waits and tries again for minutes
+)
 _BROKEN = (OSError, tarfile.TarError, EOFError, zlib.error, ValueError)
 
 
@@ -43,8 +45,11 @@ class ShardPicture:
     label: int
 
 
-def read_stream(batches: ShardBatches, stream: int, epoch: int, *, skip: int = 0) -> Iterator[ShardPicture]:
-    """Yield the pictures of a stream's shards in an epoch, over and over; shards that lie wholly in what is skipped are not opened.
+def read_stream(
+    batches: ShardBatches, stream: int, epoch: int, *, skip: int = 0
+) -> Iterator[ShardPicture]:
+    """Yield the pictures of a stream's shards in an epoch, over and over; shards that lie wholly in
+    what is skipped are not opened.
 
     Args:
         batches: The order of the run.
@@ -70,8 +75,13 @@ def read_stream(batches: ShardBatches, stream: int, epoch: int, *, skip: int = 0
                     continue
                 yield ShardPicture(shard, position, again, name, data, label)
         if not found:
-            names = ", ".join(shards.urls[int(shard)] for shard in batches.shards_of(stream, epoch)[:3])
-            raise InputError(f"The shards {names} … hold no picture. Name them such as 000017.jpg, or leave these shards out.")
+            names = ", ".join(
+                shards.urls[int(shard)] for shard in batches.shards_of(stream, epoch)[:3]
+            )
+            raise InputError(
+                f"The shards {names} … hold no picture. Name them such as 000017.jpg, or leave"
+                " these shards out."
+            )
         again += 1
 
 
@@ -86,13 +96,14 @@ def _counted(shards: ShardSet, shard: int) -> Iterator[tuple[str, bytes, int]]:
     if expected is not None and read != expected:
         more = "more" if read > expected else f"{read}"
         raise InputError(
-            f"Shard {url} holds {more} pictures, the index says {expected}: it has changed or is cut off. Remove the index file, so that they are "
-            f"counted again, and start a new run."
+            f"Shard {url} holds {more} pictures, the index says {expected}: it has changed or is"
+            " cut off. Remove the index file, so that they are counted again, and start a new run."
         )
 
 
 def read_shard(url: str) -> Iterator[tuple[str, bytes, int]]:
-    """Yield (shard and member, encoded picture, label or -1) for each picture of a shard, in its order.
+    """Yield (shard and member, encoded picture, label or -1) for each picture of a shard, in its
+    order.
 
     A shard by URL whose transfer breaks off is opened again, and what came already is left out.
 
@@ -110,8 +121,13 @@ def read_shard(url: str) -> Iterator[tuple[str, bytes, int]]:
         except _BROKEN as error:
             reason = f"{type(error).__name__}: {error.args[0] if error.args else error}"
             if not is_url(url) or attempt == _ATTEMPTS:
-                raise InputError(f"Shard {url} cannot be read after {done} pictures ({reason}). Repair it or leave it out, then --resume.") from error
-            logger.warning("shard %s broke off after %d pictures (%s); opening it again", url, done, reason)
+                raise InputError(
+                    f"Shard {url} cannot be read after {done} pictures ({reason}). Repair it or"
+                    " leave it out, then --resume."
+                ) from error
+            logger.warning(
+                "shard %s broke off after %d pictures (%s); opening it again", url, done, reason
+            )
             time.sleep(attempt)
 
 
@@ -122,13 +138,22 @@ def _pictures(url: str) -> Iterator[tuple[str, bytes, int]]:
     stream = gopen(url)
     try:
         # lcase=False keeps a name as it is in the shard, for messages.
-        for sample in group_by_keys(tar_file_expander([{"url": url, "stream": stream}]), lcase=False):
+        for sample in group_by_keys(
+            tar_file_expander([{"url": url, "stream": stream}]), lcase=False
+        ):
             extension = picture_of(sample)
             if extension is not None:
                 label = label_of(sample["cls"]) if "cls" in sample else None
-                yield printable(f"{url}: {sample['__key__']}.{extension}"), sample[extension], -1 if label is None else label
+                yield (
+                    printable(f"{url}: {sample['__key__']}.{extension}"),
+                    sample[extension],
+                    -1 if label is None else label,
+                )
     except BaseException:
-        with contextlib.suppress(OSError):  # a transfer that is no longer wanted ends with an error of its own
+        with contextlib.suppress(
+            OSError
+        ):  # a transfer that is no longer wanted ends with an error of its own
             stream.close()
         raise
-    stream.close()  # raises if the program that fetched the shard failed, when tar itself saw a clean end
+    # raises if the program that fetched the shard failed, when tar itself saw a clean end
+    stream.close()

@@ -1,13 +1,17 @@
 """The random parameters of a view, drawn in one place, and the published chain that applies them.
 
-Drawing is apart from applying, so that every way of applying (PIL here, faster ones elsewhere) sees the same numbers and
-can be compared picture by picture. Distributions are torchvision's, whose transforms the official code uses.
+Drawing is apart from applying, so that every way of applying (PIL here, faster ones elsewhere) sees
+the same numbers and can be compared picture by picture. Distributions are torchvision's, whose
+transforms the official code uses.
 
 Recipes:
-    v1: crop, grey p 0.2, jitter (0.4, 0.4, 0.4, hue 0.4) always, flip. arXiv:1911.05722 Sec. 3.3; facebookresearch/moco@7397dfe main_moco.py.
-    v2: crop, jitter (0.4, 0.4, 0.4, hue 0.1) p 0.8, grey p 0.2, blur sigma U(0.1, 2) p 0.5, flip. arXiv:2003.04297; same file, ``--aug-plus``.
-    cifar: v2 without the blur. The official CIFAR-10 demo (facebookresearch/moco branch colab-notebook @f736491); its flip comes before the
-        jitter, which makes no difference to the pixels.
+    v1: crop, grey p 0.2, jitter (0.4, 0.4, 0.4, hue 0.4) always, flip. arXiv:1911.05722 Sec. 3.3;
+        facebookresearch/moco@7397dfe main_moco.py.
+    v2: crop, jitter (0.4, 0.4, 0.4, hue 0.1) p 0.8, grey p 0.2, blur sigma U(0.1, 2) p 0.5, flip.
+        arXiv:2003.04297; same file, ``--aug-plus``.
+    cifar: v2 without the blur. The official CIFAR-10 demo (facebookresearch/moco branch
+        colab-notebook @f736491); its flip comes before the jitter, which makes no difference to the
+        pixels.
     supervised: crop, flip.
 """
 
@@ -32,7 +36,8 @@ class Recipe:
     """What a view may undergo. Probabilities are in [0, 1].
 
     Attributes:
-        jitter: Strength of brightness, contrast, saturation and hue, as torchvision's ColorJitter takes them.
+        jitter: Strength of brightness, contrast, saturation and hue, as torchvision's ColorJitter
+            takes them.
         jitter_p, grey_p, blur_p: How often each is applied.
         grey_first: Grey before the jitter (v1) or after it (v2).
     """
@@ -47,15 +52,26 @@ class Recipe:
     def jitter_ranges(self) -> tuple[tuple[str, float, float], ...]:
         """Operation, lowest and highest factor, in the order in which they are drawn."""
         brightness, contrast, saturation, hue = self.jitter
-        ranges = [(max(0.0, 1 - strength), 1 + strength) for strength in (brightness, contrast, saturation)] + [(-hue, hue)]
+        ranges = [
+            (max(0.0, 1 - strength), 1 + strength)
+            for strength in (brightness, contrast, saturation)
+        ] + [(-hue, hue)]
         return tuple((name, *ends) for name, ends in zip(JITTER, ranges, strict=True))
 
 
 RECIPES = {
-    "v1": Recipe(jitter=(0.4, 0.4, 0.4, 0.4), jitter_p=1.0, grey_p=0.2, blur_p=0.0, grey_first=True),
-    "v2": Recipe(jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, grey_p=0.2, blur_p=0.5, grey_first=False),
-    "cifar": Recipe(jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, grey_p=0.2, blur_p=0.0, grey_first=False),
-    "supervised": Recipe(jitter=(0.0, 0.0, 0.0, 0.0), jitter_p=0.0, grey_p=0.0, blur_p=0.0, grey_first=False),
+    "v1": Recipe(
+        jitter=(0.4, 0.4, 0.4, 0.4), jitter_p=1.0, grey_p=0.2, blur_p=0.0, grey_first=True
+    ),
+    "v2": Recipe(
+        jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, grey_p=0.2, blur_p=0.5, grey_first=False
+    ),
+    "cifar": Recipe(
+        jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, grey_p=0.2, blur_p=0.0, grey_first=False
+    ),
+    "supervised": Recipe(
+        jitter=(0.0, 0.0, 0.0, 0.0), jitter_p=0.0, grey_p=0.0, blur_p=0.0, grey_first=False
+    ),
 }
 
 
@@ -66,7 +82,8 @@ class ViewParameters(NamedTuple):
         crop: (top, left, height, width), px of the source picture.
         flip: Mirror left and right.
         grey: Drop the colours.
-        jitter: The four operations in their random order, as (name, factor); empty when the view is not jittered.
+        jitter: The four operations in their random order, as (name, factor); empty when the view is
+            not jittered.
         blur_sigma: Standard deviation of the Gaussian blur, px; 0.0 for none.
     """
 
@@ -78,7 +95,12 @@ class ViewParameters(NamedTuple):
 
 
 def draw_parameters(
-    rng: np.random.Generator, *, height: int, width: int, recipe: Recipe, crop_scale: tuple[float, float]
+    rng: np.random.Generator,
+    *,
+    height: int,
+    width: int,
+    recipe: Recipe,
+    crop_scale: tuple[float, float],
 ) -> ViewParameters:
     """Draw one view's parameters.
 
@@ -90,21 +112,30 @@ def draw_parameters(
         crop_scale: Share of the area a crop covers, (low, high].
 
     Returns:
-        The parameters, distributed as torchvision's RandomResizedCrop, RandomGrayscale, ColorJitter and RandomHorizontalFlip.
+        The parameters, distributed as torchvision's RandomResizedCrop, RandomGrayscale, ColorJitter
+        and RandomHorizontalFlip.
     """
-    random = rng.random  # low + (high - low) * random() is what rng.uniform(low, high) returns, in a tenth of the time
+    # low + (high - low) * random() is what rng.uniform(low, high) returns, in a tenth of the time
+    random = rng.random
     crop = _draw_crop(rng, height, width, crop_scale)
     jitter: tuple[tuple[str, float], ...] = ()
     if recipe.jitter_p > 0 and random() < recipe.jitter_p:
-        factors = [(name, low + (high - low) * random()) for name, low, high in recipe.jitter_ranges]
+        factors = [
+            (name, low + (high - low) * random()) for name, low, high in recipe.jitter_ranges
+        ]
         jitter = tuple(factors[i] for i in rng.permutation(4))
     grey = recipe.grey_p > 0 and random() < recipe.grey_p
-    blur_sigma = 0.1 + (2.0 - 0.1) * random() if recipe.blur_p > 0 and random() < recipe.blur_p else 0.0
+    blur_sigma = (
+        0.1 + (2.0 - 0.1) * random() if recipe.blur_p > 0 and random() < recipe.blur_p else 0.0
+    )
     return ViewParameters(crop, random() < 0.5, grey, jitter, blur_sigma)
 
 
-def _draw_crop(rng: np.random.Generator, height: int, width: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:
-    # Ten tries, then the largest centred crop with a legal aspect ratio: RandomResizedCrop.get_params of torchvision 0.26.
+def _draw_crop(
+    rng: np.random.Generator, height: int, width: int, scale: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    # Ten tries, then the largest centred crop with a legal aspect ratio:
+    # RandomResizedCrop.get_params of torchvision 0.26.
     random, (low, high) = rng.random, scale
     for _ in range(10):
         area = height * width * (low + (high - low) * random())
@@ -129,7 +160,9 @@ _ADJUST = {
 }
 
 
-def apply_reference(image: Image.Image, parameters: ViewParameters, *, size: int, grey_first: bool) -> np.ndarray:
+def apply_reference(
+    image: Image.Image, parameters: ViewParameters, *, size: int, grey_first: bool
+) -> np.ndarray:
     """Apply a view's parameters with PIL through torchvision, as the published code does.
 
     Args:
@@ -142,7 +175,9 @@ def apply_reference(image: Image.Image, parameters: ViewParameters, *, size: int
         uint8 (size, size, 3), RGB.
     """
     top, left, height, width = parameters.crop
-    view = F.resized_crop(image, top, left, height, width, [size, size], F.InterpolationMode.BILINEAR)
+    view = F.resized_crop(
+        image, top, left, height, width, [size, size], F.InterpolationMode.BILINEAR
+    )
     if parameters.grey and grey_first:
         view = F.rgb_to_grayscale(view, num_output_channels=3)
     for name, factor in parameters.jitter:
@@ -162,9 +197,12 @@ def centre_view(image: Image.Image, *, size: int, resize: int) -> np.ndarray:
     Args:
         image: RGB picture.
         size: Side of the result, px.
-        resize: Shorter side before the cut, px (256 for 224 in the linear protocol; ``size`` for pictures that have it already).
+        resize: Shorter side before the cut, px (256 for 224 in the linear protocol; ``size`` for
+            pictures that have it already).
 
     Returns:
         uint8 (size, size, 3), RGB.
     """
-    return np.asarray(F.center_crop(F.resize(image, [resize], F.InterpolationMode.BILINEAR), [size, size]))
+    return np.asarray(
+        F.center_crop(F.resize(image, [resize], F.InterpolationMode.BILINEAR), [size, size])
+    )

@@ -14,25 +14,34 @@ from torch.utils.data import DataLoader
 
 from ...runtime.distributed import get_rank, get_world_size
 from ...runtime.errors import InputError
-from .device_decode import DeviceDecoder, EncodedViews
 from ..batches.samplers import EpochBatches
 from ..images.shard_index import ShardSet
 from ..images.shard_order import ShardBatches
-from .shard_views import ShardViews
 from ..images.sources import Pictures
+from .device_decode import DeviceDecoder, EncodedViews
+from .shard_views import ShardViews
 from .two_views import Views
 from .view_batch import ViewMaker
 
 logger = logging.getLogger(__name__)
 
 Batches: TypeAlias = EpochBatches | ShardBatches
-"""The order of a run: ``iterations_per_epoch``, ``max_iterations``, and what each process reads in each iteration."""
+"""The order of a run: ``iterations_per_epoch``, ``max_iterations``, and what each process reads in
+each iteration.
+"""
 
 _UNEVEN = 0.01  # share of an epoch's pictures seen twice beyond which it is worth a warning
 
 
 def plan_batches(
-    source: Pictures, *, batch_size_total: int, epochs: int, seed: int, num_workers: int, shuffle_buffer: int, start_iteration: int
+    source: Pictures,
+    *,
+    batch_size_total: int,
+    epochs: int,
+    seed: int,
+    num_workers: int,
+    shuffle_buffer: int,
+    start_iteration: int,
 ) -> Batches:
     """Lay down which pictures this process reads in each iteration.
 
@@ -46,16 +55,22 @@ def plan_batches(
         start_iteration: Iterations already finished.
 
     Raises:
-        InputError: If a batch does not divide among the processes, there are fewer pictures than one batch, or fewer shards than workers.
+        InputError: If a batch does not divide among the processes, there are fewer pictures than
+            one batch, or fewer shards than workers.
     """
     place = {"rank": get_rank(), "world_size": get_world_size(), "start_iteration": start_iteration}
     if isinstance(source, ShardSet):
-        return ShardBatches(source, batch_size_total, epochs, seed, num_workers, shuffle_buffer, **place)
-    return EpochBatches(len(source), batch_size_total=batch_size_total, epochs=epochs, seed=seed, **place)
+        return ShardBatches(
+            source, batch_size_total, epochs, seed, num_workers, shuffle_buffer, **place
+        )
+    return EpochBatches(
+        len(source), batch_size_total=batch_size_total, epochs=epochs, seed=seed, **place
+    )
 
 
 class Loader:
-    """The batches of a run from its plan's ``start_iteration`` on, each as ``ViewBatch.finished`` returns it.
+    """The batches of a run from its plan's ``start_iteration`` on, each as ``ViewBatch.finished``
+    returns it.
 
     One pass is the whole run, so workers never restart at an epoch's end.
 
@@ -65,8 +80,8 @@ class Loader:
         make_views: From a picture to its views.
         num_workers: Data workers; 0 loads in this process.
         pin_memory: Put batches where a GPU can fetch them itself.
-        decode_on: Device that decodes JPEGs in place of the workers, and gets the views (``device_decode.py``); None: the workers decode, as
-            they always do for shards.
+        decode_on: Device that decodes JPEGs in place of the workers, and gets the views
+            (``device_decode.py``); None: the workers decode, as they always do for shards.
     """
 
     def __init__(
@@ -79,11 +94,17 @@ class Loader:
         pin_memory: bool,
         decode_on: torch.device | None = None,
     ) -> None:
-        settings: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory, "prefetch_factor": 4 if num_workers else None}
+        settings: dict[str, Any] = {
+            "num_workers": num_workers,
+            "pin_memory": pin_memory,
+            "prefetch_factor": 4 if num_workers else None,
+        }
         settings["worker_init_fn"] = end_quietly_when_told if num_workers else None
         self._decoder: DeviceDecoder | None = None
         if isinstance(batches, ShardBatches):
-            self._loader = DataLoader(ShardViews(batches, make_views), batch_size=None, collate_fn=as_it_is, **settings)
+            self._loader = DataLoader(
+                ShardViews(batches, make_views), batch_size=None, collate_fn=as_it_is, **settings
+            )
         else:
             settings_of_views = {
                 "recipe": make_views.recipe,
@@ -105,8 +126,9 @@ class Loader:
         return self._length
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        # Held here, not in this generator's frame: where a pass is interrupted, torch waits seconds for busy workers as soon as nobody
-        # holds their iterator, and a run that is told to stop has to save first.
+        # Held here, not in this generator's frame: where a pass is interrupted, torch waits seconds
+        # for busy workers as soon as nobody holds their iterator, and a run that is told to stop
+        # has to save first.
         self._iterator = iter(self._loader)
         for batch in self._iterator:
             if "error" in batch:
@@ -116,11 +138,13 @@ class Loader:
 
 
 def end_quietly_when_told(worker: int) -> None:
-    """Let SIGTERM end a data worker without a word; for ``worker_init_fn`` of every loader whose process saves when it is told to stop.
+    """Let SIGTERM end a data worker without a word; for ``worker_init_fn`` of every loader whose
+    process saves when it is told to stop.
 
-    Schedulers send SIGTERM to all processes of a job. The training process then saves, and no longer waits for pictures
-    (``StopRequest.next_of``); torch would interrupt that with an exception for each worker that died of the signal, but not for one that
-    ended by itself. A worker that went on instead would outlive a training process that cannot wait for it.
+    Schedulers send SIGTERM to all processes of a job. The training process then saves, and no
+    longer waits for pictures (``StopRequest.next_of``); torch would interrupt that with an
+    exception for each worker that died of the signal, but not for one that ended by itself. A
+    worker that went on instead would outlive a training process that cannot wait for it.
     """
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
@@ -131,12 +155,19 @@ def as_it_is(item: Any) -> Any:
 
 
 def warn_of_another_order(saved: dict[str, int], now: dict[str, int]) -> None:
-    """Log what differs between the order a run was saved with and the one it goes on with (``batches.order``)."""
-    differing = [f"{name} {saved.get(name)} -> {now.get(name)}" for name in sorted(saved.keys() | now.keys()) if saved.get(name) != now.get(name)]
+    """Log what differs between the order a run was saved with and the one it goes on with
+    (``batches.order``).
+    """
+    differing = [
+        f"{name} {saved.get(name)} -> {now.get(name)}"
+        for name in sorted(saved.keys() | now.keys())
+        if saved.get(name) != now.get(name)
+    ]
     if differing:
         logger.warning(
-            "The order of pictures in shards differs from here on (%s): in the epoch that is resumed some pictures may come again and others not "
-            "at all, and the run does not equal one that was not interrupted.",
+            "The order of pictures in shards differs from here on (%s): in the epoch that is"
+            " resumed some pictures may come again and others not at all, and the run does not"
+            " equal one that was not interrupted.",
             ", ".join(differing),
         )
 
@@ -149,11 +180,15 @@ def describe_batches(source: Pictures, batches: Batches) -> None:
     logger.info("%s", batches.describe())
     uneven = batches.uneven()
     if math.isnan(uneven):
-        logger.info("the shards are not counted one by one: to resume in the middle of an epoch, a worker reads again what it had read of it")
+        logger.info(
+            "the shards are not counted one by one: to resume in the middle of an epoch, a worker"
+            " reads again what it had read of it"
+        )
     elif uneven > _UNEVEN:
         logger.warning(
-            "The shards do not divide evenly among the streams: %.0f%% of an epoch's pictures are seen twice in it, and as many not at all. "
-            "Choose DATA.NUM_WORKERS so that processes x workers divides the number of shards, %d.",
+            "The shards do not divide evenly among the streams: %.0f%% of an epoch's pictures are"
+            " seen twice in it, and as many not at all. Choose DATA.NUM_WORKERS so that processes x"
+            " workers divides the number of shards, %d.",
             100 * uneven,
             len(batches.shards.urls),
         )

@@ -14,8 +14,9 @@ _STAYS = ("colours",)  # says on the CPU which views need which operation; see v
 def to_device(batches: Iterable[dict[str, Any]], device: torch.device) -> Iterator[dict[str, Any]]:
     """Yield the batches with their tensors on the device.
 
-    On a GPU the next batch is fetched (where the device decodes, that is done then) and copied on a stream of its own while the current step
-    runs; batches must lie in pinned memory for that. Elsewhere they are passed on.
+    On a GPU the next batch is fetched (where the device decodes, that is done then) and copied on a
+    stream of its own while the current step runs; batches must lie in pinned memory for that.
+    Elsewhere they are passed on.
 
     Args:
         batches: As ``view_batch.ViewBatch.finished`` returns them.
@@ -41,10 +42,16 @@ def to_device(batches: Iterable[dict[str, Any]], device: torch.device) -> Iterat
 
 
 def _moved(name: str, value: Any, device: torch.device) -> Any:
-    return value.to(device, non_blocking=True) if isinstance(value, Tensor) and name not in _STAYS else value
+    return (
+        value.to(device, non_blocking=True)
+        if isinstance(value, Tensor) and name not in _STAYS
+        else value
+    )
 
 
-def _ready(batch: dict[str, Any], stream: torch.cuda.Stream, device: torch.device) -> dict[str, Any]:
+def _ready(
+    batch: dict[str, Any], stream: torch.cuda.Stream, device: torch.device
+) -> dict[str, Any]:
     current = torch.cuda.current_stream(device)
     current.wait_stream(stream)
     for value in batch.values():

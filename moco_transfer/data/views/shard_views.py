@@ -1,4 +1,6 @@
-"""The views of pictures in tar shards: what ``two_views.Views`` is for pictures that can be read in any order."""
+"""The views of pictures in tar shards: what ``two_views.Views`` is for pictures that can be read in
+any order.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,16 @@ from .view_batch import ViewBatch, ViewMaker
 
 
 class ShardViews(IterableDataset):
-    """This worker's batches of a run, each as :meth:`~moco_transfer.data.view_batch.ViewBatch.finished` returns it.
+    """This worker's batches of a run, each as
+    :meth:`~moco_transfer.data.view_batch.ViewBatch.finished` returns it.
 
-    Views are a function of (seed, epoch, index), the picture's number in the whole set, and of how often the epoch has come round to the
-    picture. One that cannot be decoded is replaced by the next of its block that can be, so that a batch keeps its size; what follows
-    stays as it would have been. A worker holds ``shuffle_buffer`` encoded pictures.
+    Views are a function of (seed, epoch, index), the picture's number in the whole set, and of how
+    often the epoch has come round to the picture. One that cannot be decoded is replaced by the
+    next of its block that can be, so that a batch keeps its size; what follows stays as it would
+    have been. A worker holds ``shuffle_buffer`` encoded pictures.
 
-    A problem with a shard arrives as a batch {"error": sentence}: an exception would reach the main process with a traceback in it.
+    A problem with a shard arrives as a batch {"error": sentence}: an exception would reach the main
+    process with a traceback in it.
 
     Args:
         batches: The order of the run.
@@ -51,7 +56,9 @@ class ShardViews(IterableDataset):
             yield {"error": str(error)}
 
     def _candidates(self, stream: int, start: int) -> Iterator[tuple[int, Iterator[ShardPicture]]]:
-        """Yield, for each place of the run from ``start`` on, the epoch and the picture to take, with what replaces it behind it."""
+        """Yield, for each place of the run from ``start`` on, the epoch and the picture to take,
+        with what replaces it behind it.
+        """
         waiting = _blocks(self.batches, stream, start)
         block, used = next(waiting, (None, 0))
         while block is not None:
@@ -59,21 +66,39 @@ class ShardViews(IterableDataset):
             following, following_used = next(waiting, (None, 0))
             order = self.batches.order_in(block.block, stream)
             for turn, place in enumerate(order):
-                if following is not None:  # read on while there is time, so that the next block need not be waited for
+                if (
+                    following is not None
+                ):  # read on while there is time, so that the next block need not be waited for
                     following.fill((turn + 1) / len(order))
                 if turn >= used:
-                    candidates = chain((block.pictures[i] for i in order[turn:]), following.pictures if following else ())
+                    candidates = chain(
+                        (block.pictures[i] for i in order[turn:]),
+                        following.pictures if following else (),
+                    )
                     yield block.block.epoch, candidates
                 block.pictures[place] = None
             block, used = following, following_used
 
-    def _fill(self, batch: ViewBatch, place: int, epoch: int, candidates: Iterator[ShardPicture], buffer: np.ndarray | None) -> None:
+    def _fill(
+        self,
+        batch: ViewBatch,
+        place: int,
+        epoch: int,
+        candidates: Iterator[ShardPicture],
+        buffer: np.ndarray | None,
+    ) -> None:
         """Write the views of the first candidate, or of the first after it that can be decoded."""
         rng = None
         for candidate in islice(candidates, ATTEMPTS):
             index = self.batches.shards.index(candidate.shard, candidate.position)
             if rng is None:
-                rng = generator_at(self.batches.seed, "views", epoch, index, *([candidate.again] if candidate.again else []))
+                rng = generator_at(
+                    self.batches.seed,
+                    "views",
+                    epoch,
+                    index,
+                    *([candidate.again] if candidate.again else []),
+                )
             try:
                 drawn = self.make_views.decode(candidate.data, rng, buffer)
             except UNREADABLE:

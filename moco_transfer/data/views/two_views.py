@@ -1,7 +1,10 @@
-"""Pictures as views for pre-training: two for contrast, one with its label for the supervised baseline.
+"""Pictures as views for pre-training: two for contrast, one with its label for the supervised
+baseline.
 
-Views leave the data worker as uint8 and are finished on the training device (see ``view_batch.py``): a quarter of the bytes cross the
-process border. Every draw is a function of (seed, epoch, index), so neither the number of workers nor an interruption changes it.
+Views leave the data worker as uint8 and are finished on the training device (see
+    ``view_batch.py``): a quarter of the bytes cross the
+process border. Every draw is a function of (seed, epoch, index), so neither the number of workers
+nor an interruption changes it.
 """
 
 from __future__ import annotations
@@ -23,18 +26,21 @@ if TYPE_CHECKING:
 
 __all__ = ["ATTEMPTS", "ViewMaker", "Views", "collate_views", "normalize"]
 
-ATTEMPTS = 20  # replacements tried for one place in a batch before giving up; only a broken folder needs more
+# replacements tried for one place in a batch before giving up; only a broken folder needs more
+ATTEMPTS = 20
 
 
 class Views(Dataset):
     """The views of pictures that can be read in any order.
 
     An item is asked for as ``(epoch, index)`` and is a dictionary:
-        views: uint8 (V, 3, size, size), RGB; V = 2, independent draws, for contrast, 1 for the supervised baseline.
+        views: uint8 (V, 3, size, size), RGB; V = 2, independent draws, for contrast, 1 for the
+            supervised baseline.
         colours: float32 (V, ROW), in the fast pipeline alone (see ``view_colours.py``).
         label: int, -1 where the source has no classes.
         index: int, the picture's number in the source.
-        unreadable: list of paths that could not be decoded and were replaced by another picture of the source.
+        unreadable: list of paths that could not be decoded and were replaced by another picture of
+            the source.
     A list of places is a whole batch, as :meth:`ViewBatch.finished` returns it.
 
     Args:
@@ -71,14 +77,21 @@ class Views(Dataset):
             return {"views": None, "label": -1, "index": -1, "unreadable": batch["unreadable"]}
         colours = {"colours": batch["colours"][:, 0]} if "colours" in batch else {}
         numbers = {"label": int(batch["label"]), "index": int(batch["index"])}
-        return {"views": batch["views"][:, 0], **colours, **numbers, "unreadable": batch["unreadable"]}
+        return {
+            "views": batch["views"][:, 0],
+            **colours,
+            **numbers,
+            "unreadable": batch["unreadable"],
+        }
 
     def __getitems__(self, places: list[tuple[int, int]]) -> dict[str, Any]:
         batch = ViewBatch(self.make_views, len(places))
 
         def fill(part: range) -> tuple[list[str], int]:
             buffer, unreadable = self.make_views.new_buffer(), []
-            given_up = sum(not self._fill(batch, place, *places[place], buffer, unreadable) for place in part)
+            given_up = sum(
+                not self._fill(batch, place, *places[place], buffer, unreadable) for place in part
+            )
             return unreadable, given_up
 
         for unreadable, given_up in in_threads(fill, len(places)):
@@ -86,8 +99,19 @@ class Views(Dataset):
             batch.given_up += given_up
         return batch.finished()
 
-    def _fill(self, batch: ViewBatch, place: int, epoch: int, index: int, buffer: np.ndarray | None, unreadable: list[str]) -> bool:
-        """Fill a place of the batch; False when no readable picture was found for it. Several threads at a time, each with a buffer of its own."""
+    def _fill(
+        self,
+        batch: ViewBatch,
+        place: int,
+        epoch: int,
+        index: int,
+        buffer: np.ndarray | None,
+        unreadable: list[str],
+    ) -> bool:
+        """Fill a place of the batch; False when no readable picture was found for it.
+
+        Several threads at a time, each with a buffer of its own.
+        """
         rng = generator_at(self.seed, "views", epoch, index)
         for _ in range(ATTEMPTS):
             try:
@@ -118,6 +142,10 @@ def collate_views(items: list[dict[str, Any]] | dict[str, Any]) -> dict[str, Any
     given_up = sum(item["views"] is None for item in items)
     if given_up:
         return {"views": None, "unreadable": unreadable, "given_up": given_up}
-    stacked = {name: torch.stack([item[name] for item in items], dim=1) for name in ("views", "colours") if name in items[0]}
+    stacked = {
+        name: torch.stack([item[name] for item in items], dim=1)
+        for name in ("views", "colours")
+        if name in items[0]
+    }
     numbers = {name: torch.tensor([item[name] for item in items]) for name in ("label", "index")}
     return {**stacked, **numbers, "unreadable": unreadable, "given_up": 0}

@@ -1,12 +1,16 @@
-"""From pictures to batches of views: which pipeline makes them, and the memory that they are written to.
+"""From pictures to batches of views: which pipeline makes them, and the memory that they are
+written to.
 
-A batch is allocated once and filled place by place, in a data worker in shared memory: what crosses the process border is uint8, and
+A batch is allocated once and filled place by place, in a data worker in shared memory: what crosses
+    the process border is uint8, and
 nothing is copied on the way.
 
 Pipelines:
-    fast: the decoder of ``decode.py``; crop, resize and flip in uint8 here; colours, blur and normalisation as batched operators on the
-        training device (``view_colours.py``). Faithful to the reference within the tolerances written there and in :func:`resized_crop`.
-    reference: the plain torchvision and PIL chain of the official code, finished here but for the normalisation.
+    fast: the decoder of ``decode.py``; crop, resize and flip in uint8 here; colours, blur and
+        normalisation as batched operators on the training device (``view_colours.py``). Faithful to
+        the reference within the tolerances written there and in :func:`resized_crop`.
+    reference: the plain torchvision and PIL chain of the official code, finished here but for the
+        normalisation.
 """
 
 from __future__ import annotations
@@ -24,19 +28,21 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from ..images.decode import BUFFER_BYTES, UNREADABLE, Region, decode_pixels, read_rgb
 from . import native
-from .augmentation import (RECIPES, ViewParameters, apply_reference, draw_parameters)
-from ..images.decode import (BUFFER_BYTES, UNREADABLE, Region, decode_pixels, read_rgb)
+from .augmentation import RECIPES, ViewParameters, apply_reference, draw_parameters
 from .view_colours import ROW, colour_row, finish_views
 
 PIPELINES = ("fast", "reference")
 
 
 def resized_crop(pixels: np.ndarray, parameters: ViewParameters, out: np.ndarray) -> None:
-    """Write the crop, resized to (S, S) by an antialiased bilinear filter and mirrored where the parameters say so.
+    """Write the crop, resized to (S, S) by an antialiased bilinear filter and mirrored where the
+    parameters say so.
 
-    The filter is PIL's, which torchvision's RandomResizedCrop uses on pictures. PIL rounds to whole levels between its two passes, the
-    compiled loop does not: at most 1 level apart. Without the compiled loop torch's is taken, also at most 1 level from PIL's.
+    The filter is PIL's, which torchvision's RandomResizedCrop uses on pictures. PIL rounds to whole
+    levels between its two passes, the compiled loop does not: at most 1 level apart. Without the
+        compiled loop torch's is taken, also at most 1 level from PIL's.
 
     Args:
         pixels: uint8 (H, W, 3), RGB.
@@ -50,8 +56,18 @@ def resized_crop(pixels: np.ndarray, parameters: ViewParameters, out: np.ndarray
         return
     top, left, height, width = parameters.crop
     crop = pixels[top : top + height, left : left + width]
-    planes = torch.from_numpy(crop if crop.flags.writeable else crop.copy()).permute(2, 0, 1).unsqueeze(0)
-    view = F.interpolate(planes, size=out.shape[:2], mode="bilinear", antialias=True, align_corners=False)[0].permute(1, 2, 0).numpy()
+    planes = (
+        torch.from_numpy(crop if crop.flags.writeable else crop.copy())
+        .permute(2, 0, 1)
+        .unsqueeze(0)
+    )
+    view = (
+        F.interpolate(
+            planes, size=out.shape[:2], mode="bilinear", antialias=True, align_corners=False
+        )[0]
+        .permute(1, 2, 0)
+        .numpy()
+    )
     out[:] = view[:, ::-1] if parameters.flip else view
 
 
@@ -59,7 +75,8 @@ class DrawnPicture(NamedTuple):
     """A picture and what its views will be.
 
     Attributes:
-        picture: RGB; uint8 (H, W, 3) in the fast pipeline, where perhaps the part alone that the crops need is decoded.
+        picture: RGB; uint8 (H, W, 3) in the fast pipeline, where perhaps the part alone that the
+            crops need is decoded.
         parameters: One for each view, drawn for the picture's size.
     """
 
@@ -95,10 +112,14 @@ class ViewMaker:
         return self.pipeline == "fast"
 
     def new_buffer(self) -> np.ndarray | None:
-        """Return memory for the decoder, one picture at a time; None where the pipeline has no use for it."""
+        """Return memory for the decoder, one picture at a time; None where the pipeline has no use
+        for it.
+        """
         return np.empty(BUFFER_BYTES, np.uint8) if self.is_fast else None
 
-    def read(self, source: Any, index: int, rng: np.random.Generator, buffer: np.ndarray | None = None) -> DrawnPicture:
+    def read(
+        self, source: Any, index: int, rng: np.random.Generator, buffer: np.ndarray | None = None
+    ) -> DrawnPicture:
         """Read a picture of a source and draw its views.
 
         Args:
@@ -108,17 +129,33 @@ class ViewMaker:
             buffer: Where a decoded picture may lie.
 
         Raises:
-            OSError, SyntaxError, ValueError, DecompressionBombError: If it cannot be read; they are ``decode.UNREADABLE``.
+            OSError, SyntaxError, ValueError, DecompressionBombError: If it cannot be read; they are
+                ``decode.UNREADABLE``.
         """
-        return self._with_views(rng, lambda region: source.decode(index, buffer, region) if self.is_fast else source.read(index))
+        return self._with_views(
+            rng,
+            lambda region: (
+                source.decode(index, buffer, region) if self.is_fast else source.read(index)
+            ),
+        )
 
-    def decode(self, data: bytes, rng: np.random.Generator, buffer: np.ndarray | None = None) -> DrawnPicture:
+    def decode(
+        self, data: bytes, rng: np.random.Generator, buffer: np.ndarray | None = None
+    ) -> DrawnPicture:
         """Decode a picture and draw its views, as :meth:`read`."""
-        return self._with_views(rng, lambda region: decode_pixels(data, buffer, region) if self.is_fast else read_rgb(io.BytesIO(data)))
+        return self._with_views(
+            rng,
+            lambda region: (
+                decode_pixels(data, buffer, region) if self.is_fast else read_rgb(io.BytesIO(data))
+            ),
+        )
 
-    def _with_views(self, rng: np.random.Generator, decode: Callable[[Region], Image.Image | np.ndarray]) -> DrawnPicture:
-        # Views are functions of the picture's size, which a header can tell before the pixels are there. Should these say otherwise, or
-        # not come at all, then the generator goes back to where it was: whether parts are decoded must not be seen in any number.
+    def _with_views(
+        self, rng: np.random.Generator, decode: Callable[[Region], Image.Image | np.ndarray]
+    ) -> DrawnPicture:
+        # Views are functions of the picture's size, which a header can tell before the pixels are
+        # there. Should these say otherwise, or not come at all, then the generator goes back to
+        # where it was: whether parts are decoded must not be seen in any number.
         before, drawn = rng.bit_generator.state, {}
 
         def region(height: int, width: int) -> tuple[int, int, int, int]:
@@ -137,7 +174,12 @@ class ViewMaker:
         return DrawnPicture(picture, drawn[size])
 
     def _draw(self, rng: np.random.Generator, height: int, width: int) -> list[ViewParameters]:
-        settings = {"height": height, "width": width, "recipe": RECIPES[self.recipe], "crop_scale": self.crop_scale}
+        settings = {
+            "height": height,
+            "width": width,
+            "recipe": RECIPES[self.recipe],
+            "crop_scale": self.crop_scale,
+        }
         return [draw_parameters(rng, **settings) for _ in range(self.num_views)]
 
     def fill(self, drawn: DrawnPicture, views: np.ndarray, colours: np.ndarray) -> None:
@@ -154,13 +196,20 @@ class ViewMaker:
                 resized_crop(drawn.picture, parameters, views[v])
                 colours[v] = colour_row(parameters, grey_first=grey_first)
             else:
-                views[v] = apply_reference(drawn.picture, parameters, size=self.size, grey_first=grey_first)
+                views[v] = apply_reference(
+                    drawn.picture, parameters, size=self.size, grey_first=grey_first
+                )
 
 
 def _around(crops: list[tuple[int, int, int, int]]) -> tuple[int, int, int, int]:
     """Return the smallest (top, left, height, width) that holds all."""
     top, left = min(crop[0] for crop in crops), min(crop[1] for crop in crops)
-    return top, left, max(crop[0] + crop[2] for crop in crops) - top, max(crop[1] + crop[3] for crop in crops) - left
+    return (
+        top,
+        left,
+        max(crop[0] + crop[2] for crop in crops) - top,
+        max(crop[1] + crop[3] for crop in crops) - left,
+    )
 
 
 @dataclass
@@ -184,7 +233,11 @@ class ViewBatch:
     def __post_init__(self) -> None:
         make = self.make_views
         shape = (make.num_views, self.count, make.size, make.size, 3)
-        self._views = _shared_bytes(shape) if get_worker_info() is not None else torch.empty(shape, dtype=torch.uint8)
+        self._views = (
+            _shared_bytes(shape)
+            if get_worker_info() is not None
+            else torch.empty(shape, dtype=torch.uint8)
+        )
         self._colours = torch.zeros(make.num_views, self.count, ROW)
         self._arrays = self._views.numpy(), self._colours.numpy()
         self._labels = np.full(self.count, -1, np.int64)
@@ -200,25 +253,39 @@ class ViewBatch:
         """Return the batch.
 
         Returns:
-            ``views`` uint8 (V, N, 3, S, S), RGB, channels last in memory; ``colours`` float32 (V, N, ROW) in the fast pipeline alone;
-            ``label`` and ``index`` int64 (N,); ``unreadable`` list of paths, and ``given_up``, the number of places for which no readable
-            picture was found (``views`` is then None).
+            ``views`` uint8 (V, N, 3, S, S), RGB, channels last in memory; ``colours`` float32 (V,
+            N, ROW) in the fast pipeline alone; ``label`` and ``index`` int64 (N,); ``unreadable``
+            list of paths, and ``given_up``, the number of places for which no readable picture was
+            found (``views`` is then None).
         """
         if self.given_up:
             return {"views": None, "unreadable": self.unreadable, "given_up": self.given_up}
         colours = {"colours": self._colours} if self.make_views.is_fast else {}
-        numbers = {"label": torch.from_numpy(self._labels), "index": torch.from_numpy(self._indices)}
-        return {"views": self._views.permute(0, 1, 4, 2, 3), **colours, **numbers, "unreadable": self.unreadable, "given_up": 0}
+        numbers = {
+            "label": torch.from_numpy(self._labels),
+            "index": torch.from_numpy(self._indices),
+        }
+        return {
+            "views": self._views.permute(0, 1, 4, 2, 3),
+            **colours,
+            **numbers,
+            "unreadable": self.unreadable,
+            "given_up": 0,
+        }
 
 
 def _shared_bytes(shape: tuple[int, ...]) -> Tensor:
-    # As torch's own collating allocates a batch in a worker; a tensor made elsewhere would be copied on its way out.
+    # As torch's own collating allocates a batch in a worker; a tensor made elsewhere would be
+    # copied on its way out.
     storage = torch.UntypedStorage._new_shared(int(np.prod(shape)))
     return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)
 
 
-def finish(views: Tensor, colours: Tensor | None, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Return what the encoder sees: normalised views, after their colours where the pipeline left those to the device.
+def finish(
+    views: Tensor, colours: Tensor | None, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Tensor:
+    """Return what the encoder sees: normalised views, after their colours where the pipeline left
+    those to the device.
 
     Args:
         views: uint8 (N, 3, S, S), one view of a batch, on the training device.
@@ -229,7 +296,11 @@ def finish(views: Tensor, colours: Tensor | None, mean: tuple[float, ...], std: 
     Returns:
         float32 (N, 3, S, S), channels-last where ``views`` is.
     """
-    return normalize(views, mean, std) if colours is None else finish_views(views, colours, mean=mean, std=std)
+    return (
+        normalize(views, mean, std)
+        if colours is None
+        else finish_views(views, colours, mean=mean, std=std)
+    )
 
 
 def normalize(views: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
@@ -240,9 +311,13 @@ def normalize(views: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) ->
         mean: Per channel, 0-255.
         std: Per channel, 0-255.
     """
-    return (views.to(torch.float32) - _per_channel(tuple(mean), views.device)) / _per_channel(tuple(std), views.device)
+    return (views.to(torch.float32) - _per_channel(tuple(mean), views.device)) / _per_channel(
+        tuple(std), views.device
+    )
 
 
-@functools.lru_cache(maxsize=32)  # made once: a tensor made on a GPU in each step would make the host wait for it
+@functools.lru_cache(
+    maxsize=32
+)  # made once: a tensor made on a GPU in each step would make the host wait for it
 def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1)

@@ -1,17 +1,21 @@
-"""Colours, blur and normalisation of a batch of views on the training device: the second half of the fast pipeline.
+"""Colours, blur and normalisation of a batch of views on the training device: the second half of
+the fast pipeline.
 
-The first half (crop, resize, flip) leaves uint8 views and one row of numbers per view; here a row says what happens to its view. On a
-CPU the compiled loops do it (``native.py``), elsewhere and without them torch's operators in this file. Both compute in float32 what
-torchvision's operators on float tensors compute, clipped to 0-255 after each step and not rounded in between.
+The first half (crop, resize, flip) leaves uint8 views and one row of numbers per view; here a row
+says what happens to its view. On a CPU the compiled loops do it (``native.py``), elsewhere and
+without them torch's operators in this file. Both compute in float32 what torchvision's operators on
+float tensors compute, clipped to 0-255 after each step and not rounded in between.
 
 Shapes in this module:
     B: views    S: side of a view, px    R: reach of the widest blur, px
 Faithfulness, in levels (1/255), held by tests/data/test_view_colours.py:
-    0.02  from torchvision's operators on float tensors (it weighs red by 0.2989, PIL and this file by 0.299: 255 x 0.0001);
-    3     mean per view from the published PIL chain: its operators round to whole levels five times, and its hue holds hue and
-          saturation in 8 bits, so that single dark or pale pixels are off by tens of levels there.
-    The blur is PIL's GaussianBlur, three box blurs along each side: 3 levels from it (it rounds after each of the six, half a level), up
-    to 30 in the outermost R px of pure noise (it continues the edge anew before each box), 3 from a Gaussian on smooth pictures.
+    0.02  from torchvision's operators on float tensors (it weighs red by 0.2989, PIL and this file
+    by 0.299: 255 x 0.0001); 3     mean per view from the published PIL chain: its operators round
+          to whole levels five times, and its hue holds hue and saturation in 8 bits, so that single
+          dark or pale pixels are off by tens of levels there.
+    The blur is PIL's GaussianBlur, three box blurs along each side: 3 levels from it (it rounds
+    after each of the six, half a level), up to 30 in the outermost R px of pure noise (it continues
+    the edge anew before each box), 3 from a Gaussian on smooth pictures.
 """
 
 from __future__ import annotations
@@ -37,7 +41,8 @@ def colour_row(parameters: ViewParameters, *, grey_first: bool) -> list[float]:
         grey_first: The recipe's order of grey and jitter.
 
     Returns:
-        :data:`ROW` numbers: operation (see :data:`CODES`) and factor of each step in its order, then the blur's sigma, px, 0.0 for none.
+        :data:`ROW` numbers: operation (see :data:`CODES`) and factor of each step in its order,
+        then the blur's sigma, px, 0.0 for none.
     """
     grey = [CODES["grey"], 1.0] if parameters.grey else []
     jitter = [number for name, factor in parameters.jitter for number in (CODES[name], factor)]
@@ -46,20 +51,28 @@ def colour_row(parameters: ViewParameters, *, grey_first: bool) -> list[float]:
 
 
 def blur_kernels(sigmas: np.ndarray) -> np.ndarray:
-    """Return the kernels of PIL's GaussianBlur: three box blurs of fractional width with the Gaussian's variance.
+    """Return the kernels of PIL's GaussianBlur: three box blurs of fractional width with the
+    Gaussian's variance.
 
     Args:
         sigmas: float (B,), standard deviations, px, at most 8; 0 for no blur.
 
     Returns:
-        float32 (B, R + 1), from the centre outwards; all zeros where sigma is 0. R is a multiple of 3.
+        float32 (B, R + 1), from the centre outwards; all zeros where sigma is 0. R is a multiple of
+        3.
     """
     variance = np.asarray(sigmas, np.float64)[:, None] ** 2 / 3  # of one box
-    inner = np.floor((np.sqrt(12 * variance + 1) - 1) / 2)  # places on each side with the full weight; one more has `edge`
-    edge = (2 * inner + 1) * (3 * variance - inner * (inner + 1)) / (6 * ((inner + 1) ** 2 - variance))
+    inner = np.floor(
+        (np.sqrt(12 * variance + 1) - 1) / 2
+    )  # places on each side with the full weight; one more has `edge`
+    edge = (
+        (2 * inner + 1) * (3 * variance - inner * (inner + 1)) / (6 * ((inner + 1) ** 2 - variance))
+    )
     radius = int(inner.max(initial=0)) + 1
     places = np.abs(np.arange(-radius, radius + 1))
-    box = np.where(places <= inner, 1.0, np.where(places == inner + 1, edge, 0.0)) / (2 * inner + 1 + 2 * edge)
+    box = np.where(places <= inner, 1.0, np.where(places == inner + 1, edge, 0.0)) / (
+        2 * inner + 1 + 2 * edge
+    )
     kernel = np.ones((len(box), 1))
     for _ in range(3):
         wider = np.zeros((len(box), kernel.shape[1] + 2 * radius))
@@ -69,13 +82,15 @@ def blur_kernels(sigmas: np.ndarray) -> np.ndarray:
     return np.where(variance > 0, kernel[:, 3 * radius :], 0.0).astype(np.float32)
 
 
-def finish_views(views: Tensor, colours: Tensor, *, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+def finish_views(
+    views: Tensor, colours: Tensor, *, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Tensor:
     """Apply colours and blur, and normalise.
 
     Args:
         views: uint8 (B, 3, S, S), 0-255, RGB, on any device.
-        colours: float32 (B, ROW), from :func:`colour_row`, on the CPU, where it says which views need which operation without the
-            device being waited for.
+        colours: float32 (B, ROW), from :func:`colour_row`, on the CPU, where it says which views
+            need which operation without the device being waited for.
         mean: Per channel, 0-255.
         std: Per channel, 0-255.
 
@@ -88,9 +103,13 @@ def finish_views(views: Tensor, colours: Tensor, *, mean: tuple[float, ...], std
     if views.device.type == "cpu" and native.available():
         out = torch.empty(views.shape, memory_format=torch.channels_last)
         steps = colours[:, :-1].contiguous()
-        native.finish_views(views.permute(0, 2, 3, 1).contiguous(), steps, kernels, scale=scale, bias=bias, out=out)
+        native.finish_views(
+            views.permute(0, 2, 3, 1).contiguous(), steps, kernels, scale=scale, bias=bias, out=out
+        )
         return out
-    x = views.to(torch.float32, memory_format=torch.contiguous_format)  # channel by channel, as these operators read it
+    x = views.to(
+        torch.float32, memory_format=torch.contiguous_format
+    )  # channel by channel, as these operators read it
     for step in range(STEPS):
         _apply_step(x, colours[:, 2 * step], colours[:, 2 * step + 1])
     blurred = kernels[:, 0].nonzero().flatten()
@@ -102,13 +121,17 @@ def finish_views(views: Tensor, colours: Tensor, *, mean: tuple[float, ...], std
 
 
 def _apply_step(x: Tensor, codes: Tensor, factors: Tensor) -> None:
-    """Change x (B, 3, S, S) in place: each view by its operation; codes and factors (B,) on the CPU."""
+    """Change x (B, 3, S, S) in place: each view by its operation; codes and factors (B,) on the
+    CPU.
+    """
     for code, operation in enumerate((None, _brightness, _contrast, _saturation, _hue, _grey)):
         chosen = (codes == code).nonzero().flatten()
         if operation is None or not len(chosen):
             continue
         where = chosen.to(x.device, non_blocking=True)
-        x[where] = operation(x[where], factors[chosen].to(x.device, non_blocking=True).view(-1, 1, 1, 1))
+        x[where] = operation(
+            x[where], factors[chosen].to(x.device, non_blocking=True).view(-1, 1, 1, 1)
+        )
 
 
 def _to_grey(x: Tensor) -> Tensor:
@@ -134,8 +157,9 @@ def _grey(x: Tensor, factor: Tensor) -> Tensor:
 def _hue(x: Tensor, factor: Tensor) -> Tensor:
     """Turn the hue by ``factor`` of the circle.
 
-    In HSV a channel is V - C clip(2 - |(h + n) mod 6 - 2|, 0, 1) with the hue h in sixths, n = 5, 3, 1 for R, G, B and the chroma
-    C = max - min. C h is a difference of two channels in each sixth, so everything is kept times C and nothing is divided.
+    In HSV a channel is V - C clip(2 - |(h + n) mod 6 - 2|, 0, 1) with the hue h in sixths, n = 5,
+    3, 1 for R, G, B and the chroma C = max - min. C h is a difference of two channels in each
+    sixth, so everything is kept times C and nothing is divided.
     """
     red, green, blue = x.split(1, dim=1)
     high = x.amax(1, keepdim=True)
@@ -150,7 +174,9 @@ def _hue(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def _blur(x: Tensor, kernels: Tensor) -> Tensor:
-    """Blur x (B, 3, S, S) along columns and rows with kernels (B, R + 1); edges are continued by their own value."""
+    """Blur x (B, 3, S, S) along columns and rows with kernels (B, R + 1); edges are continued by
+    their own value.
+    """
     reach, size = kernels.shape[1] - 1, x.shape[-1]
     weights = kernels.T.reshape(reach + 1, -1, 1, 1, 1)
     for dim in (3, 2):
@@ -158,5 +184,7 @@ def _blur(x: Tensor, kernels: Tensor) -> Tensor:
         padded = torch.nn.functional.pad(x, padding, mode="replicate")
         x = weights[0] * x
         for k in range(1, reach + 1):
-            x += weights[k] * (padded.narrow(dim, reach - k, size) + padded.narrow(dim, reach + k, size))
+            x += weights[k] * (
+                padded.narrow(dim, reach - k, size) + padded.narrow(dim, reach + k, size)
+            )
     return x

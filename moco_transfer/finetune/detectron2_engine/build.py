@@ -15,7 +15,8 @@ from moco_transfer.runtime.errors import InputError
 def build_model(cfg: Any) -> nn.Module:
     """Return Detectron2's detector on the CPU, in training mode, with freshly drawn weights.
 
-    Input and output are Detectron2's: items with ``instances`` in training, ``[{"instances": Instances}]`` at inference.
+    Input and output are Detectron2's: items with ``instances`` in training, ``[{"instances":
+    Instances}]`` at inference.
     """
     return detectron2_model(to_detectron2(cfg, "cpu")).train()
 
@@ -35,7 +36,8 @@ def to_detectron2(cfg: Any, device: str) -> Detectron2Config:
         theirs.merge_from_other_cfg(cfg)
     except (KeyError, ValueError) as error:
         raise InputError(
-            f"Detectron2 does not take this config: {error}. Is its version another than the tested one (moco-transfer doctor)?"
+            f"Detectron2 does not take this config: {error}. Is its version another than the tested"
+            " one (moco-transfer doctor)?"
         ) from error
     theirs.MODEL.DEVICE = device
     theirs.freeze()

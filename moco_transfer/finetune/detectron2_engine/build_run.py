@@ -1,7 +1,8 @@
 """The Detectron2 engine's part of a fine-tuning run, from a config.
 
-Model, optimizer, schedule, loaders, mappers and random numbers are Detectron2's, in the order of its own trainer: with the same config, seed
-and number of processes an uninterrupted run has the losses that its DefaultTrainer has, digit for digit.
+Model, optimizer, schedule, loaders, mappers and random numbers are Detectron2's, in the order of
+its own trainer: with the same config, seed and number of processes an uninterrupted run has the
+    losses that its DefaultTrainer has, digit for digit.
 """
 
 from __future__ import annotations
@@ -14,7 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from detectron2.data import DatasetFromList, build_detection_test_loader, build_detection_train_loader, get_detection_dataset_dicts
+from detectron2.data import (
+    DatasetFromList,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.modeling import build_model as detectron2_model
@@ -29,7 +35,11 @@ from moco_transfer.data.annotations.label_subset import PartOfDataset
 from moco_transfer.finetune.detectron2_engine.build import to_detectron2
 from moco_transfer.finetune.detectron2_engine.datasets import add_datasets
 from moco_transfer.finetune.detectron2_engine.processes import join_local_group
-from moco_transfer.finetune.detectron2_engine.random_state import kept_random_state, random_state, set_random_state
+from moco_transfer.finetune.detectron2_engine.random_state import (
+    kept_random_state,
+    random_state,
+    set_random_state,
+)
 from moco_transfer.finetune.detectron2_engine.resumed_sampler import ResumedSampler
 from moco_transfer.finetune.engine import Batches, Engine
 from moco_transfer.finetune.sync_norm import sync_on_cpu
@@ -61,7 +71,10 @@ class Detectron2Engine(Engine):
         for key, (value, implemented) in only.items():
             if value not in implemented:
                 expected = " or ".join(map(repr, implemented))
-                raise InputError(f"moco-transfer does not implement {key} {value!r} (only {expected}); Detectron2's own train_net.py does.")
+                raise InputError(
+                    f"moco-transfer does not implement {key} {value!r} (only {expected});"
+                    " Detectron2's own train_net.py does."
+                )
 
     def __init__(self, cfg: CfgNode, device: torch.device) -> None:
         super().__init__(cfg, device)
@@ -72,15 +85,18 @@ class Detectron2Engine(Engine):
         self._storage: EventStorage | None = None
 
     def _check_schedule(self) -> None:
-        """Refuse a schedule that Detectron2 would stumble over later, when the run's folder has been made."""
+        """Refuse a schedule that Detectron2 would stumble over later, when the run's folder has
+        been made.
+        """
         solver = self.theirs.SOLVER
         anything = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=solver.BASE_LR)
         try:
             build_lr_scheduler(self.theirs, anything)
         except (ValueError, AssertionError) as error:
             raise InputError(
-                f"Detectron2 does not take SOLVER.{solver.LR_SCHEDULER_NAME} with MAX_ITER {solver.MAX_ITER}, STEPS {tuple(solver.STEPS)} and "
-                f"WARMUP_ITERS {solver.WARMUP_ITERS}: {error}."
+                f"Detectron2 does not take SOLVER.{solver.LR_SCHEDULER_NAME} with MAX_ITER"
+                f" {solver.MAX_ITER}, STEPS {tuple(solver.STEPS)} and WARMUP_ITERS"
+                f" {solver.WARMUP_ITERS}: {error}."
             ) from error
 
     def build_model(self) -> nn.Module:
@@ -112,7 +128,10 @@ class Detectron2Engine(Engine):
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
-        """See ``Engine.training``: Detectron2's modules note numbers in a storage that has to be there."""
+        """See ``Engine.training``:
+
+        Detectron2's modules note numbers in a storage that has to be there.
+        """
         with EventStorage() as self._storage:
             yield
         self._storage = None
@@ -133,17 +152,27 @@ class Detectron2Engine(Engine):
         if len(states) == get_world_size():
             set_random_state(states[get_rank()])
         else:
-            logger.warning("resumed on %d processes, begun on %d: random numbers and pictures are others.", get_world_size(), len(states))
+            logger.warning(
+                "resumed on %d processes, begun on %d: random numbers and pictures are others.",
+                get_world_size(),
+                len(states),
+            )
 
-    def training_batches(self, train_sets: Sequence[DetectionDataset], start_iteration: int) -> Batches:
+    def training_batches(
+        self, train_sets: Sequence[DetectionDataset], start_iteration: int
+    ) -> Batches:
         """See ``Engine.training_batches``."""
         return self._train_loader(train_sets, self.theirs.DATALOADER.NUM_WORKERS, start_iteration)
 
     def statistics_batches(self, train_sets: Sequence[DetectionDataset], iteration: int) -> Batches:
-        """See ``Engine.statistics_batches``; as in Detectron2's trainer the stream of training from its beginning, without workers."""
+        """See ``Engine.statistics_batches``; as in Detectron2's trainer the stream of training from
+        its beginning, without workers.
+        """
         return self._train_loader(train_sets, 0, 0)
 
-    def _train_loader(self, train_sets: Sequence[DetectionDataset], num_workers: int, start_iteration: int) -> Batches:
+    def _train_loader(
+        self, train_sets: Sequence[DetectionDataset], num_workers: int, start_iteration: int
+    ) -> Batches:
         cfg, (pictures, sampler, is_wide) = self.theirs, self._training_data(tuple(train_sets))
         more: dict[str, Any] = {}
         if start_iteration:
@@ -154,32 +183,60 @@ class Detectron2Engine(Engine):
                 num_workers=num_workers,
                 batches_used=start_iteration,
             )
-            # A generator of the loader's own: drawing the workers' seeds must not move the one that has just been put in place.
+            # A generator of the loader's own: drawing the workers' seeds must not move the one that
+            # has just been put in place.
             more["seed"] = derive_seed(cfg.SEED, "resumed", start_iteration, get_rank()) % 2**31
-        return build_detection_train_loader(cfg, dataset=pictures, sampler=sampler, num_workers=num_workers, **more)
+        return build_detection_train_loader(
+            cfg, dataset=pictures, sampler=sampler, num_workers=num_workers, **more
+        )
 
     @functools.cache  # noqa: B019 - an engine lives as long as its run
-    def _training_data(self, train_sets: tuple[DetectionDataset, ...]) -> tuple[torch.utils.data.Dataset, torch.utils.data.Sampler, list[bool]]:
-        """Detectron2's training pictures packed as it packs them, their endless order, and which of them are wider than high."""
+    def _training_data(
+        self, train_sets: tuple[DetectionDataset, ...]
+    ) -> tuple[torch.utils.data.Dataset, torch.utils.data.Sampler, list[bool]]:
+        """Detectron2's training pictures packed as it packs them, their endless order, and which of
+        them are wider than high.
+        """
         cfg = self.theirs
         model, loader = cfg.MODEL, cfg.DATALOADER
         records = get_detection_dataset_dicts(
             cfg.DATASETS.TRAIN,
             filter_empty=loader.FILTER_EMPTY_ANNOTATIONS,
-            min_keypoints=model.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if model.KEYPOINT_ON else 0,
+            min_keypoints=(
+                model.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if model.KEYPOINT_ON else 0
+            ),
             proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if model.LOAD_PROPOSALS else None,
         )
-        if any(isinstance(dataset, PartOfDataset) for dataset in train_sets):  # its catalogue holds whole sets
-            used = {os.path.realpath(record["file_name"]) for dataset in train_sets for record in dataset.records}
-            records = [record for record in records if os.path.realpath(record["file_name"]) in used]
+        if any(
+            isinstance(dataset, PartOfDataset) for dataset in train_sets
+        ):  # its catalogue holds whole sets
+            used = {
+                os.path.realpath(record["file_name"])
+                for dataset in train_sets
+                for record in dataset.records
+            }
+            records = [
+                record for record in records if os.path.realpath(record["file_name"]) in used
+            ]
         objects = sum(len(record["annotations"]) for record in records)
-        logger.info("training on %d pictures with %d objects from %s", len(records), objects, ", ".join(cfg.DATASETS.TRAIN))
+        logger.info(
+            "training on %d pictures with %d objects from %s",
+            len(records),
+            objects,
+            ", ".join(cfg.DATASETS.TRAIN),
+        )
         if loader.SAMPLER_TRAIN == "TrainingSampler":
             sampler: torch.utils.data.Sampler = TrainingSampler(len(records), seed=cfg.SEED)
         else:
-            shares = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(records, loader.REPEAT_THRESHOLD, sqrt=loader.REPEAT_SQRT)
+            shares = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+                records, loader.REPEAT_THRESHOLD, sqrt=loader.REPEAT_SQRT
+            )
             sampler = RepeatFactorTrainingSampler(shares, seed=cfg.SEED)
-        return DatasetFromList(records, copy=False), sampler, [record["width"] > record["height"] for record in records]
+        return (
+            DatasetFromList(records, copy=False),
+            sampler,
+            [record["width"] > record["height"] for record in records],
+        )
 
     def test_batches(self, dataset: DetectionDataset) -> Batches:
         """See ``Engine.test_batches``."""
@@ -187,12 +244,18 @@ class Detectron2Engine(Engine):
 
     def detector(self, model: nn.Module) -> Callable[[list[dict]], list[dict[str, Tensor]]]:
         """See ``Engine.detector``."""
-        detect = GeneralizedRCNNWithTTA(self.theirs, model) if self.theirs.TEST.AUG.ENABLED else model
+        detect = (
+            GeneralizedRCNNWithTTA(self.theirs, model) if self.theirs.TEST.AUG.ENABLED else model
+        )
         return lambda batch: [_detections(output["instances"]) for output in detect(batch)]
 
 
 def _detections(instances: Any) -> dict[str, Tensor]:
-    found = {"boxes": instances.pred_boxes.tensor, "scores": instances.scores, "classes": instances.pred_classes}
+    found = {
+        "boxes": instances.pred_boxes.tensor,
+        "scores": instances.scores,
+        "classes": instances.pred_classes,
+    }
     if instances.has("pred_masks"):
         found["masks"] = instances.pred_masks
     if instances.has("pred_keypoints"):

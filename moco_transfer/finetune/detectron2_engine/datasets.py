@@ -16,15 +16,21 @@ from moco_transfer.runtime.errors import InputError
 
 _EVALUATOR_TYPES = {"voc": "pascal_voc", "coco": "coco"}  # Detectron2's words
 
-# What Detectron2's evaluator of VOC reads of each object, without asking whether it is there, beside the name: text, or int().
-_TEXT_FIELDS, _INTEGER_FIELDS = ("pose",), ("truncated", "difficult", "bndbox/xmin", "bndbox/ymin", "bndbox/xmax", "bndbox/ymax")
+# What Detectron2's evaluator of VOC reads of each object, without asking whether it is there,
+# beside the name: text, or int().
+_TEXT_FIELDS, _INTEGER_FIELDS = (
+    ("pose",),
+    ("truncated", "difficult", "bndbox/xmin", "bndbox/ymin", "bndbox/xmax", "bndbox/ymax"),
+)
 
 
 def add_datasets(names: Iterable[str] | None = None) -> None:
-    """Make data sets of ``moco_transfer.data``'s catalogue known to Detectron2, with all the metadata that it wants.
+    """Make data sets of ``moco_transfer.data``'s catalogue known to Detectron2, with all the
+    metadata that it wants.
 
     Args:
-        names: By default all. A name that Detectron2 knows already, its own built-in ones among them, stays as it is there.
+        names: By default all. A name that Detectron2 knows already, its own built-in ones among
+            them, stays as it is there.
 
     Raises:
         UnknownKeyError: If our catalogue lacks a name.
@@ -35,16 +41,21 @@ def add_datasets(names: Iterable[str] | None = None) -> None:
         if name in DatasetCatalog:
             _check_same_place(dataset)
         else:
-            # Both are asked for by name when they are needed, not now: the files may not be here at all.
+            # Both are asked for by name when they are needed, not now: the files may not be here at
+            # all.
             DatasetCatalog.register(name, lambda name=name: _records(get_dataset(name)))
             _describe(dataset)
 
 
-def build_evaluator(cfg: object, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
-    """Return Detectron2's own evaluator for a data set, by the ``evaluator_type`` of its metadata and never by its name.
+def build_evaluator(
+    cfg: object, dataset_name: str, output_folder: str | None = None
+) -> DatasetEvaluator:
+    """Return Detectron2's own evaluator for a data set, by the ``evaluator_type`` of its metadata
+    and never by its name.
 
-    Detectron2's evaluator of VOC stumbles at the end of a training over XML files that lack what it does not use, and reads every file as counted
-    from pixel 1; so the files are looked through here.
+    Detectron2's evaluator of VOC stumbles at the end of a training over XML files that lack what it
+    does not use, and reads every file as counted from pixel 1; so the files are looked through
+    here.
 
     Args:
         cfg: OUTPUT_DIR and TEST.KEYPOINT_OKS_SIGMAS are used.
@@ -52,16 +63,22 @@ def build_evaluator(cfg: object, dataset_name: str, output_folder: str | None = 
         output_folder: Where COCO's evaluator writes; OUTPUT_DIR/inference by default.
 
     Raises:
-        InputError: If the metadata name no evaluator that is known here, or Detectron2's would fail on this data set or score it wrongly.
+        InputError: If the metadata name no evaluator that is known here, or Detectron2's would fail
+            on this data set or score it wrongly.
     """
     kind = getattr(MetadataCatalog.get(dataset_name), "evaluator_type", None)
     if kind == "coco":
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-        return COCOEvaluator(dataset_name, output_dir=folder, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS)
+        return COCOEvaluator(
+            dataset_name, output_dir=folder, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS
+        )
     if kind == "pascal_voc":
         _check_voc_evaluable(dataset_name)
         return PascalVOCDetectionEvaluator(dataset_name)
-    raise InputError(f"Data set {dataset_name!r} has evaluator_type {kind!r} in its metadata, expected 'coco' or 'pascal_voc'.")
+    raise InputError(
+        f"Data set {dataset_name!r} has evaluator_type {kind!r} in its metadata, expected 'coco' or"
+        " 'pascal_voc'."
+    )
 
 
 def _check_voc_evaluable(dataset_name: str) -> None:
@@ -69,27 +86,40 @@ def _check_voc_evaluable(dataset_name: str) -> None:
     own = "`moco-transfer train`, whose own evaluator takes it"
     if metadata.get("first_pixel", 1) != 1:
         raise InputError(
-            f"Data set {dataset_name!r} counts pixels from {metadata.first_pixel}, but Detectron2's evaluator of VOC reads every XML as counted "
-            f"from 1: each box would be off by a pixel. Write the XML from 1, or evaluate with {own}."
+            f"Data set {dataset_name!r} counts pixels from {metadata.first_pixel}, but Detectron2's"
+            " evaluator of VOC reads every XML as counted from 1: each box would be off by a"
+            f" pixel. Write the XML from 1, or evaluate with {own}."
         )
     root = Path(metadata.dirname)
     image_list = root / "ImageSets" / "Main" / f"{metadata.split}.txt"
     for image_id in image_list.read_text(encoding="utf-8").split() if image_list.exists() else ():
         file = root / "Annotations" / f"{image_id}.xml"
-        for number, node in enumerate(ElementTree.parse(file).getroot().findall("object") if file.exists() else (), start=1):
+        for number, node in enumerate(
+            ElementTree.parse(file).getroot().findall("object") if file.exists() else (), start=1
+        ):
             for field in (*_TEXT_FIELDS, *_INTEGER_FIELDS):
                 text = node.findtext(field)
-                if text is None or (field in _INTEGER_FIELDS and not text.strip().lstrip("-").isdecimal()):
+                if text is None or (
+                    field in _INTEGER_FIELDS and not text.strip().lstrip("-").isdecimal()
+                ):
                     raise InputError(
-                        f"{file}, object {number}: {field.split('/')[-1]} is {'missing' if text is None else repr(text)}, and Detectron2's "
-                        f"evaluator of VOC fails without {'it' if text is None else 'a whole number'}. Write it, or evaluate with {own}."
+                        f"{file}, object {number}: {field.split('/')[-1]} is"
+                        f" {'missing' if text is None else repr(text)}, and Detectron2's evaluator"
+                        f" of VOC fails without {'it' if text is None else 'a whole number'}. Write"
+                        f" it, or evaluate with {own}."
                     )
 
 
 def _records(dataset: DetectionDataset) -> list[dict]:
     """Return Detectron2's "dataset dicts": ours, and what kind of box theirs are."""
     return [
-        record | {"annotations": [annotation | {"bbox_mode": BoxMode.XYXY_ABS} for annotation in record["annotations"]]} for record in dataset.records
+        record
+        | {
+            "annotations": [
+                annotation | {"bbox_mode": BoxMode.XYXY_ABS} for annotation in record["annotations"]
+            ]
+        }
+        for record in dataset.records
     ]
 
 
@@ -97,15 +127,24 @@ def _describe(dataset: DetectionDataset) -> None:
     source, metadata = dataset.source, MetadataCatalog.get(dataset.name)
     metadata.set(evaluator_type=_EVALUATOR_TYPES[dataset.evaluator])
     if dataset.kind == "voc":
-        metadata.set(thing_classes=list(source.class_names), dirname=source.root, split=source.split, year=source.year)
-        metadata.set(first_pixel=source.first_pixel)  # not Detectron2's word: build_evaluator asks for it
+        metadata.set(
+            thing_classes=list(source.class_names),
+            dirname=source.root,
+            split=source.split,
+            year=source.year,
+        )
+        metadata.set(
+            first_pixel=source.first_pixel
+        )  # not Detectron2's word: build_evaluator asks for it
         return
     metadata.set(json_file=source.json_file, image_root=source.image_root)
     if not os.path.exists(source.json_file):
         return
     metadata.set(
         thing_classes=list(dataset.class_names),
-        thing_dataset_id_to_contiguous_id={category: index for index, category in enumerate(dataset.category_ids)},
+        thing_dataset_id_to_contiguous_id={
+            category: index for index, category in enumerate(dataset.category_ids)
+        },
     )
     if dataset.keypoint_names:
         names = dataset.keypoint_names
@@ -114,12 +153,15 @@ def _describe(dataset: DetectionDataset) -> None:
 
 
 def _check_same_place(dataset: DetectionDataset) -> None:
-    """Refuse a name that would mean one data set here and another in Detectron2, which fixed its folders when it was imported."""
+    """Refuse a name that would mean one data set here and another in Detectron2, which fixed its
+    folders when it was imported.
+    """
     metadata = MetadataCatalog.get(dataset.name).as_dict()
     theirs = metadata.get("dirname") if dataset.kind == "voc" else metadata.get("json_file")
     ours = dataset.source.root if dataset.kind == "voc" else dataset.source.json_file
     if theirs is not None and os.path.realpath(theirs) != os.path.realpath(ours):
         raise InputError(
-            f"Data set {dataset.name!r} is {theirs} in Detectron2's catalogue and {ours} in this one's. "
-            f"Set DETECTRON2_DATASETS before Detectron2 is imported, or choose another name."
+            f"Data set {dataset.name!r} is {theirs} in Detectron2's catalogue and {ours} in this"
+            " one's. Set DETECTRON2_DATASETS before Detectron2 is imported, or choose another"
+            " name."
         )

@@ -1,8 +1,8 @@
 """The dilated-C5 trunk of MoCo's VOC experiments, for Detectron2's BACKBONE_REGISTRY.
 
 Source:
-    He et al. 2019, arXiv:1911.05722, App. A.1: res5 with dilation 2 and stride 1, "plus an extra 3x3 convolution (with BN) that reduces
-    dimension to 512". No code of it was published.
+    He et al. 2019, arXiv:1911.05722, App. A.1: res5 with dilation 2 and stride 1, "plus an extra
+    3x3 convolution (with BN) that reduces dimension to 512". No code of it was published.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ OUT_CHANNELS = 512
 
 
 class DilatedC5(Backbone):
-    """A ResNet whose res5 is dilated, and the convolution that reduces its channels; no ReLU, as the paper mentions none.
+    """A ResNet whose res5 is dilated, and the convolution that reduces its channels; no ReLU, as
+    the paper mentions none.
 
     State-dict keys: ``bottom_up.*`` and ``reduce.*``.
     """
@@ -28,7 +29,14 @@ class DilatedC5(Backbone):
         super().__init__()
         self.bottom_up = bottom_up
         res5 = bottom_up.output_shape()["res5"]
-        self.reduce = Conv2d(res5.channels, out_channels, kernel_size=3, padding=1, bias=norm == "", norm=get_norm(norm, out_channels))
+        self.reduce = Conv2d(
+            res5.channels,
+            out_channels,
+            kernel_size=3,
+            padding=1,
+            bias=norm == "",
+            norm=get_norm(norm, out_channels),
+        )
         weight_init.c2_msra_fill(self.reduce)
         self._shape = ShapeSpec(channels=out_channels, stride=res5.stride)
 

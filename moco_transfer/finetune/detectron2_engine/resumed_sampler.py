@@ -1,11 +1,13 @@
 """Detectron2's stream of training pictures, taken up where an interrupted run left it.
 
-Detectron2's own loader begins its stream anew when a run is resumed, so that the first pictures of an epoch are seen again and others
-not at all. The stream is a function of the seed, and which of it was used a function of the iterations finished; so the rest can be given
-to the same loader, and every batch holds the pictures that it would have held. How they are augmented is drawn anew.
+Detectron2's own loader begins its stream anew when a run is resumed, so that the first pictures of
+an epoch are seen again and others not at all. The stream is a function of the seed, and which of it
+was used a function of the iterations finished; so the rest can be given to the same loader, and
+every batch holds the pictures that it would have held. How they are augmented is drawn anew.
 
 Source:
-    Order of detectron2@02b5c4e data/common.py (ToIterableDataset, AspectRatioGroupedDataset), checked by running it.
+    Order of detectron2@02b5c4e data/common.py (ToIterableDataset, AspectRatioGroupedDataset),
+    checked by running it.
 """
 
 from __future__ import annotations
@@ -21,26 +23,42 @@ class ResumedSampler(Sampler):
 
     Args:
         sampler: An endless stream of indices, the same each time it is iterated.
-        is_wide: For each picture of the data set whether it is wider than high; None without grouping by aspect ratio.
+        is_wide: For each picture of the data set whether it is wider than high; None without
+            grouping by aspect ratio.
         batch_size: Pictures of this process in a batch.
-        num_workers: Workers of the loader; with several, pictures arrive in another order than they are drawn.
+        num_workers: Workers of the loader; with several, pictures arrive in another order than they
+            are drawn.
         batches_used: Batches that were trained on.
     """
 
-    def __init__(self, sampler: Sampler, is_wide: Sequence[bool] | None, *, batch_size: int, num_workers: int, batches_used: int) -> None:
+    def __init__(
+        self,
+        sampler: Sampler,
+        is_wide: Sequence[bool] | None,
+        *,
+        batch_size: int,
+        num_workers: int,
+        batches_used: int,
+    ) -> None:
         self._sampler, self._is_wide, self._batches_used = sampler, is_wide, batches_used
         self._batch_size, self._num_workers = batch_size, num_workers
 
     def __iter__(self) -> Iterator[int]:
         """Yield indices of pictures without end."""
         if self._is_wide is None:  # whole batches arrive in the order in which they are drawn
-            return itertools.islice(iter(self._sampler), self._batches_used * self._batch_size, None)
+            return itertools.islice(
+                iter(self._sampler), self._batches_used * self._batch_size, None
+            )
         arriving = _as_they_arrive(iter(self._sampler), self._batch_size, self._num_workers)
         waiting = self._waiting_after(arriving)
-        return _as_they_are_drawn(itertools.chain(waiting, arriving), self._batch_size, self._num_workers)
+        return _as_they_are_drawn(
+            itertools.chain(waiting, arriving), self._batch_size, self._num_workers
+        )
 
     def _waiting_after(self, arriving: Iterator[int]) -> list[int]:
-        """Take from the stream what the batches used up; return what had arrived and was in none of them, in its order."""
+        """Take from the stream what the batches used up; return what had arrived and was in none of
+        them, in its order.
+        """
         waiting: tuple[list[int], list[int]] = ([], [])
         in_order: list[int] = []
         left = self._batches_used
@@ -58,7 +76,9 @@ class ResumedSampler(Sampler):
 
 
 def _as_they_arrive(drawn: Iterator[int], chunk: int, num_workers: int) -> Iterator[int]:
-    """Yield in the order in which pictures leave the loader: each worker gets ``chunk`` of them in turn and gives one in turn."""
+    """Yield in the order in which pictures leave the loader: each worker gets ``chunk`` of them in
+    turn and gives one in turn.
+    """
     if num_workers < 2:
         yield from drawn
         return

@@ -1,1 +1,3 @@
-"""The embedded detection engine: what Detectron2 computes, on torchvision's operators, from the same configs and weights."""
+"""The embedded detection engine: what Detectron2 computes, on torchvision's operators, from the
+same configs and weights.
+"""

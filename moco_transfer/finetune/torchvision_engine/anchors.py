@@ -1,12 +1,15 @@
 """Anchors: a fixed set of boxes around every position of every feature map.
 
 Shapes in this module:
-    L: feature levels    A: anchors per position    Hl, Wl: height and width of a level's feature map
+    L: feature levels    A: anchors per position    Hl, Wl: height and width of a level's feature
+        map
 Conventions:
-    Boxes are XYXY in px of the padded image, float32; the order within a level is row, column, size, aspect ratio.
+    Boxes are XYXY in px of the padded image, float32; the order within a level is row, column,
+    size, aspect ratio.
 Source:
-    Ren et al. 2015, arXiv:1506.01497, Sec. 3.1.1. Behaviour checked against facebookresearch/detectron2@02b5c4e
-    detectron2/modeling/anchor_generator.py (DefaultAnchorGenerator).
+    Ren et al. 2015, arXiv:1506.01497, Sec. 3.1.1. Behaviour checked against
+    facebookresearch/detectron2@02b5c4e detectron2/modeling/anchor_generator.py
+    (DefaultAnchorGenerator).
 """
 
 from __future__ import annotations
@@ -50,20 +53,24 @@ class AnchorGenerator(nn.Module):
         strides: Sequence[int],
         offset: float,
     ) -> None:
-        """Build; one entry of ``sizes`` or ``aspect_ratios`` serves all levels, else there is one per level.
+        """Build; one entry of ``sizes`` or ``aspect_ratios`` serves all levels, else there is one
+        per level.
 
         Args:
             sizes: For each level the anchors' sizes, px.
             aspect_ratios: For each level the anchors' height / width.
             strides: Of each level, px.
-            offset: Position of the first anchor's centre in the first cell, as a share of the stride, in [0, 1).
+            offset: Position of the first anchor's centre in the first cell, as a share of the
+                stride, in [0, 1).
         """
         super().__init__()
         levels = len(strides)
         self.strides = tuple(strides)
         self.offset = offset
         for level in range(levels):
-            cell = cell_anchors(sizes[level % len(sizes)], aspect_ratios[level % len(aspect_ratios)])
+            cell = cell_anchors(
+                sizes[level % len(sizes)], aspect_ratios[level % len(aspect_ratios)]
+            )
             self.register_buffer(f"cell_{level}", cell, persistent=False)
         self._grids: dict[tuple, Tensor] = {}
 
@@ -83,7 +90,10 @@ class AnchorGenerator(nn.Module):
             if len(self._grids) >= self._MAX_KEPT_GRIDS:
                 self._grids.clear()
             stride = self.strides[level]
-            y, x = ((torch.arange(n, device=cell.device, dtype=torch.float32) + self.offset) * stride for n in size)
+            y, x = (
+                (torch.arange(n, device=cell.device, dtype=torch.float32) + self.offset) * stride
+                for n in size
+            )
             shifts = torch.stack(
                 [x.expand(size[0], -1), y[:, None].expand(-1, size[1])] * 2, dim=-1
             )  # (Hl, Wl, 4): x, y, x, y

@@ -3,11 +3,13 @@
 Shapes in this module:
     R: boxes    K: boxes predicted from each (one per class, or 1)
 Conventions:
-    Boxes are XYXY, absolute px, float32. Deltas are (dx, dy, dw, dh): shifts of the centre in units of the source box's size and
+    Boxes are XYXY, absolute px, float32. Deltas are (dx, dy, dw, dh): shifts of the centre in units
+        of the source box's size and
     logarithms of the change of size, each times a weight.
 Source:
-    Girshick et al. 2014, arXiv:1311.2524, Appendix C. Behaviour checked against facebookresearch/detectron2@02b5c4e
-    detectron2/modeling/box_regression.py and detectron2/structures/boxes.py.
+    Girshick et al. 2014, arXiv:1311.2524, Appendix C. Behaviour checked against
+    facebookresearch/detectron2@02b5c4e detectron2/modeling/box_regression.py and
+    detectron2/structures/boxes.py.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# A delta may not blow a 16 px anchor up to more than a typical picture, 1000 px: exp() stays finite in early training.
+# A delta may not blow a 16 px anchor up to more than a typical picture, 1000 px: exp() stays finite
+# in early training.
 MAX_LOG_SCALE = math.log(1000.0 / 16)
 
 
@@ -28,11 +31,16 @@ def _centre_and_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def encode_boxes(source: Tensor, target: Tensor, *, weights: Sequence[float]) -> Tensor:
-    """Return the deltas (R, 4) that turn each source box (R, 4), of positive size, into its target box (R, 4)."""
+    """Return the deltas (R, 4) that turn each source box (R, 4), of positive size, into its target
+    box (R, 4).
+    """
     centre, size = _centre_and_size(source)
     target_centre, target_size = _centre_and_size(target)
     scale = torch.tensor(weights, device=source.device, dtype=torch.float32)
-    return torch.cat([scale[:2] * (target_centre - centre) / size, scale[2:] * torch.log(target_size / size)], dim=-1)
+    return torch.cat(
+        [scale[:2] * (target_centre - centre) / size, scale[2:] * torch.log(target_size / size)],
+        dim=-1,
+    )
 
 
 def decode_boxes(deltas: Tensor, source: Tensor, *, weights: Sequence[float]) -> Tensor:
@@ -69,7 +77,9 @@ def area(boxes: Tensor) -> Tensor:
 
 
 def pairwise_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
-    """Return the intersection over union (A, B) of every pair of boxes (A, 4) and (B, 4); 0 where they do not meet."""
+    """Return the intersection over union (A, B) of every pair of boxes (A, 4) and (B, 4); 0 where
+    they do not meet.
+    """
     upper_left = torch.maximum(boxes_a[:, None, :2], boxes_b[:, :2])
     lower_right = torch.minimum(boxes_a[:, None, 2:], boxes_b[:, 2:])
     sides = (lower_right - upper_left).clamp_(min=0)
@@ -80,7 +90,9 @@ def pairwise_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
 
 
 def smooth_l1_sum(prediction: Tensor, target: Tensor, *, beta: float) -> Tensor:
-    """Return the sum of the smooth L1 loss: quadratic below ``beta``, linear above; plain L1 when beta is (nearly) 0."""
+    """Return the sum of the smooth L1 loss: quadratic below ``beta``, linear above; plain L1 when
+    beta is (nearly) 0.
+    """
     error = (prediction - target).abs()
     if beta < 1e-5:
         return error.sum()

@@ -1,10 +1,12 @@
-"""Second stage for boxes: the network on pooled regions, class scores, box deltas, their losses and the detections.
+"""Second stage for boxes: the network on pooled regions, class scores, box deltas, their losses and
+the detections.
 
 Shapes in this module:
-    M: regions of all images    Ri: regions of image i    K: foreground classes; id K is the background    D: detections of one
-        image
+    M: regions of all images    Ri: regions of image i    K: foreground classes; id K is the
+        background    D: detections of one image
 Conventions:
-    Boxes are XYXY in px of the resized image, float32. Losses, decoding and NMS are float32, also under autocast.
+    Boxes are XYXY in px of the resized image, float32. Losses, decoding and NMS are float32, also
+    under autocast.
 Source:
     Girshick 2015, arXiv:1504.08083; Ren et al. 2015, arXiv:1506.01497. Behaviour checked against
     facebookresearch/detectron2@02b5c4e detectron2/modeling/roi_heads/box_head.py and fast_rcnn.py.
@@ -26,7 +28,12 @@ from moco_transfer.finetune.torchvision_engine.box_coding import (
     encode_boxes,
     smooth_l1_sum,
 )
-from moco_transfer.finetune.torchvision_engine.conv_norm import ConvNorm, init_msra, init_normal, init_xavier
+from moco_transfer.finetune.torchvision_engine.conv_norm import (
+    ConvNorm,
+    init_msra,
+    init_normal,
+    init_xavier,
+)
 from moco_transfer.finetune.torchvision_engine.roi_sampling import SampledRegions
 
 
@@ -38,7 +45,8 @@ class Detections:
         boxes: (D, 4).
         scores: (D,) in [0, 1], descending.
         classes: (D,) int64 in [0, K).
-        masks: (D, S, S) probabilities on a grid over each box, before they are pasted; None without a mask head.
+        masks: (D, S, S) probabilities on a grid over each box, before they are pasted; None without
+            a mask head.
     """
 
     boxes: Tensor
@@ -52,12 +60,23 @@ class Detections:
 
 
 class BoxHead(nn.Sequential):
-    """3x3 convolutions, then fully connected layers, each with ReLU. State-dict keys: ``conv1``, ..., ``fc1``, ..."""
+    """3x3 convolutions, then fully connected layers, each with ReLU.
+
+    State-dict keys: ``conv1``, ..., ``fc1``, ...
+    """
 
     def __init__(
-        self, in_channels: int, resolution: int, *, conv_channels: Sequence[int], fc_channels: Sequence[int], norm: str
+        self,
+        in_channels: int,
+        resolution: int,
+        *,
+        conv_channels: Sequence[int],
+        fc_channels: Sequence[int],
+        norm: str,
     ) -> None:
-        """Build for regions (M, in_channels, resolution, resolution); ``norm`` follows the convolutions only."""
+        """Build for regions (M, in_channels, resolution, resolution); ``norm`` follows the
+        convolutions only.
+        """
         super().__init__()
         channels = in_channels
         for index, out_channels in enumerate(conv_channels, start=1):
@@ -117,10 +136,14 @@ class BoxPredictor(nn.Module):
         self.max_detections = max_detections
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return class logits (M, K + 1) and deltas (M, K * 4) or (M, 4), float32, for features (M, in_channels)."""
+        """Return class logits (M, K + 1) and deltas (M, K * 4) or (M, 4), float32, for features (M,
+        in_channels).
+        """
         return self.cls_score(x).float(), self.bbox_pred(x).float()
 
-    def losses(self, logits: Tensor, deltas: Tensor, regions: Sequence[SampledRegions]) -> dict[str, Tensor]:
+    def losses(
+        self, logits: Tensor, deltas: Tensor, regions: Sequence[SampledRegions]
+    ) -> dict[str, Tensor]:
         """Return loss_cls and loss_box_reg.
 
         Args:
@@ -137,21 +160,32 @@ class BoxPredictor(nn.Module):
             torch.cat([r.truth_boxes for r in regions])[objects],
             weights=self.delta_weights,
         )
-        # Divided by all regions, not by the objects among them: each object then weighs the same in every batch.
-        box_loss = smooth_l1_sum(per_class[objects, column], wanted, beta=self.smooth_l1_beta) / max(classes.numel(), 1)
+        # Divided by all regions, not by the objects among them: each object then weighs the same in
+        # every batch.
+        box_loss = smooth_l1_sum(
+            per_class[objects, column], wanted, beta=self.smooth_l1_beta
+        ) / max(classes.numel(), 1)
         cls_loss = F.cross_entropy(logits, classes) if classes.numel() else logits.sum() * 0
         return {"loss_cls": cls_loss, "loss_box_reg": box_loss * self.box_loss_weight}
 
     def detect(
-        self, logits: Tensor, deltas: Tensor, boxes: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
+        self,
+        logits: Tensor,
+        deltas: Tensor,
+        boxes: Sequence[Tensor],
+        image_sizes: Sequence[tuple[int, int]],
     ) -> list[Detections]:
-        """Return the detections of each image, for proposals (Ri, 4) in ``boxes`` and (h, w) in ``image_sizes``."""
+        """Return the detections of each image, for proposals (Ri, 4) in ``boxes`` and (h, w) in
+        ``image_sizes``.
+        """
         scores = F.softmax(logits, dim=1)
         refined = decode_boxes(deltas, torch.cat(list(boxes)), weights=self.delta_weights)
         counts = [len(b) for b in boxes]
         return [
             self._suppress(boxes_i, scores_i, size)
-            for boxes_i, scores_i, size in zip(refined.split(counts), scores.split(counts), image_sizes, strict=True)
+            for boxes_i, scores_i, size in zip(
+                refined.split(counts), scores.split(counts), image_sizes, strict=True
+            )
         ]
 
     def _suppress(self, boxes: Tensor, scores: Tensor, image_size: tuple[int, int]) -> Detections:

@@ -25,18 +25,25 @@ from moco_transfer.finetune.torchvision_engine.roi_heads import StandardRoIHeads
 from moco_transfer.finetune.torchvision_engine.roi_pooling import RoIPooler
 from moco_transfer.finetune.torchvision_engine.roi_sampling import RegionSampler
 from moco_transfer.finetune.torchvision_engine.rpn import RPN, ProposalLimits, RPNHead
-from moco_transfer.finetune.torchvision_engine.solver import LearningRate, make_sgd, parameter_groups
+from moco_transfer.finetune.torchvision_engine.solver import (
+    LearningRate,
+    make_sgd,
+    parameter_groups,
+)
 from moco_transfer.runtime.errors import InputError
 
 
 def build_model(cfg: CfgNode) -> GeneralizedRCNN:
-    """Return the detector that a config describes, on the CPU, in training mode, with freshly drawn weights.
+    """Return the detector that a config describes, on the CPU, in training mode, with freshly drawn
+    weights.
 
     Args:
-        cfg: With Detectron2's keys (``moco_transfer.config.load_detection_config``, or Detectron2's own).
+        cfg: With Detectron2's keys (``moco_transfer.config.load_detection_config``, or Detectron2's
+            own).
 
     Raises:
-        InputError: If the config asks for something that this engine does not implement, or for parts that do not fit together.
+        InputError: If the config asks for something that this engine does not implement, or for
+            parts that do not fit together.
     """
     check_config(cfg)
     backbone = _backbone(cfg)
@@ -47,13 +54,18 @@ def build_model(cfg: CfgNode) -> GeneralizedRCNN:
         pixel_mean=cfg.MODEL.PIXEL_MEAN,
         pixel_std=cfg.MODEL.PIXEL_STD,
     )
-    # The faster layout of convolutions on a CPU, and on a GPU's tensor cores; moving or loading the model keeps it.
+    # The faster layout of convolutions on a CPU, and on a GPU's tensor cores; moving or loading the
+    # model keeps it.
     on_cpu = cfg.MODEL.DEVICE == "cpu" or not torch.cuda.is_available()
-    return model.to(memory_format=torch.channels_last) if on_cpu or cfg.SOLVER.AMP.ENABLED else model
+    return (
+        model.to(memory_format=torch.channels_last) if on_cpu or cfg.SOLVER.AMP.ENABLED else model
+    )
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.SGD:
-    """Return SGD on the model's trainable parameters, as SOLVER describes it, at the learning rate SOLVER.BASE_LR."""
+    """Return SGD on the model's trainable parameters, as SOLVER describes it, at the learning rate
+    SOLVER.BASE_LR.
+    """
     solver = cfg.SOLVER
     groups = parameter_groups(
         model,
@@ -99,26 +111,45 @@ def check_config(cfg: CfgNode) -> None:
             ("RES5_DILATION", resnets.RES5_DILATION, 1),
             ("NUM_GROUPS", resnets.NUM_GROUPS, 1),
         ):
-            _require(value == needed, f"MODEL.RESNETS.DEPTH {resnets.DEPTH} needs {key} {needed}, got {value}")
+            _require(
+                value == needed,
+                f"MODEL.RESNETS.DEPTH {resnets.DEPTH} needs {key} {needed}, got {value}",
+            )
     unknown = set(resnets.OUT_FEATURES) - set(STAGE_NAMES)
     if unknown or not resnets.OUT_FEATURES:
         raise keys.refusal("MODEL.RESNETS.OUT_FEATURES", list(resnets.OUT_FEATURES), STAGE_NAMES)
     if backbone == keys.FPN:
-        levels = [STAGE_NAMES.index(name) for name in cfg.MODEL.FPN.IN_FEATURES if name in STAGE_NAMES]
+        levels = [
+            STAGE_NAMES.index(name) for name in cfg.MODEL.FPN.IN_FEATURES if name in STAGE_NAMES
+        ]
         consecutive = bool(levels) and levels == list(range(levels[0], levels[-1] + 1))
         _require(
             consecutive and set(cfg.MODEL.FPN.IN_FEATURES) <= set(resnets.OUT_FEATURES),
-            f"MODEL.FPN.IN_FEATURES {list(cfg.MODEL.FPN.IN_FEATURES)} must be consecutive stages among OUT_FEATURES",
+            f"MODEL.FPN.IN_FEATURES {list(cfg.MODEL.FPN.IN_FEATURES)} must be consecutive stages"
+            " among OUT_FEATURES",
         )
     if backbone == keys.DC5:
         dilated = list(resnets.OUT_FEATURES) == ["res5"] and resnets.RES5_DILATION == 2
-        _require(dilated, f"MODEL.BACKBONE.NAME {backbone!r} needs RESNETS.OUT_FEATURES ['res5'] and RES5_DILATION 2")
+        _require(
+            dilated,
+            f"MODEL.BACKBONE.NAME {backbone!r} needs RESNETS.OUT_FEATURES ['res5'] and"
+            " RES5_DILATION 2",
+        )
     if heads.NAME == keys.STANDARD_HEADS:
         box_head = cfg.MODEL.ROI_BOX_HEAD
-        _require(box_head.NAME != "", "MODEL.ROI_HEADS.NAME 'StandardROIHeads' needs ROI_BOX_HEAD.NAME 'FastRCNNConvFCHead'")
-        _require(box_head.NUM_FC + box_head.NUM_CONV > 0, "MODEL.ROI_BOX_HEAD has no layer: NUM_FC and NUM_CONV are 0")
+        _require(
+            box_head.NAME != "",
+            "MODEL.ROI_HEADS.NAME 'StandardROIHeads' needs ROI_BOX_HEAD.NAME 'FastRCNNConvFCHead'",
+        )
+        _require(
+            box_head.NUM_FC + box_head.NUM_CONV > 0,
+            "MODEL.ROI_BOX_HEAD has no layer: NUM_FC and NUM_CONV are 0",
+        )
     else:
-        _require(len(heads.IN_FEATURES) == 1, f"MODEL.ROI_HEADS.NAME {heads.NAME!r} reads one feature, got {heads.IN_FEATURES}")
+        _require(
+            len(heads.IN_FEATURES) == 1,
+            f"MODEL.ROI_HEADS.NAME {heads.NAME!r} reads one feature, got {heads.IN_FEATURES}",
+        )
 
 
 def _require(holds: bool, sentence: str) -> None:
@@ -169,7 +200,8 @@ def _rpn(cfg: CfgNode, backbone: nn.Module) -> RPN:
     for key, values in (("SIZES", anchors.SIZES), ("ASPECT_RATIOS", anchors.ASPECT_RATIOS)):
         _require(
             len(values) in (1, levels) and len({len(v) for v in values}) == 1,
-            f"MODEL.ANCHOR_GENERATOR.{key} {values} must hold one list, or one of equal length for each of the {levels} levels",
+            f"MODEL.ANCHOR_GENERATOR.{key} {values} must hold one list, or one of equal length for"
+            f" each of the {levels} levels",
         )
     generator = AnchorGenerator(
         sizes=anchors.SIZES,
@@ -235,7 +267,11 @@ def _roi_heads(cfg: CfgNode, backbone: nn.Module) -> nn.Module:
         box_pooler=box_pooler,
         box_head=box_head,
         box_predictor=_box_predictor(cfg, box_head.out_channels),
-        mask_pooler=_pooler(cfg.MODEL.ROI_MASK_HEAD, backbone, heads.IN_FEATURES) if cfg.MODEL.MASK_ON else None,
+        mask_pooler=(
+            _pooler(cfg.MODEL.ROI_MASK_HEAD, backbone, heads.IN_FEATURES)
+            if cfg.MODEL.MASK_ON
+            else None
+        ),
         mask_head=_mask_head(cfg, channels),
     )
 
@@ -280,5 +316,11 @@ def _pooler(part: CfgNode, backbone: nn.Module, in_features: list[str]) -> RoIPo
 
 def _require_features(key: str, names: list[str], backbone: nn.Module) -> None:
     missing = [name for name in names if name not in backbone.channels]
-    _require(bool(names) and not missing, f"{key} {list(names)} is not what the backbone returns: {', '.join(backbone.channels)}")
-    _require(len({backbone.channels[name] for name in names}) == 1, f"{key} {list(names)} must have equal numbers of channels")
+    _require(
+        bool(names) and not missing,
+        f"{key} {list(names)} is not what the backbone returns: {', '.join(backbone.channels)}",
+    )
+    _require(
+        len({backbone.channels[name] for name in names}) == 1,
+        f"{key} {list(names)} must have equal numbers of channels",
+    )

@@ -14,17 +14,28 @@ from moco_transfer.data.annotations.catalog import DetectionDataset
 from moco_transfer.data.batches.loader import test_loader, train_loader
 from moco_transfer.finetune.build_data import inference_mapper, training_data, training_mapper
 from moco_transfer.finetune.engine import Batches, Engine
-from moco_transfer.finetune.torchvision_engine.build import build_learning_rate, build_model, build_optimizer
+from moco_transfer.finetune.torchvision_engine.build import (
+    build_learning_rate,
+    build_model,
+    build_optimizer,
+)
 from moco_transfer.finetune.torchvision_engine.implemented_keys import refusal
 from moco_transfer.finetune.torchvision_engine.solver import clip_gradients, set_lr
 from moco_transfer.runtime.distributed import get_rank, get_world_size
 from moco_transfer.runtime.seed import derive_seed, seed_everything
 
-FLOAT32_PRECISIONS = ("", "highest", "high", "medium")  # of torch.set_float32_matmul_precision; "" leaves it as it is
+FLOAT32_PRECISIONS = (
+    "",
+    "highest",
+    "high",
+    "medium",
+)  # of torch.set_float32_matmul_precision; "" leaves it as it is
 
 
 class TorchvisionEngine(Engine):
-    """Seeds every iteration and every picture by its place in the run, so that nothing has to be saved to resume bit for bit."""
+    """Seeds every iteration and every picture by its place in the run, so that nothing has to be
+    saved to resume bit for bit.
+    """
 
     name = "torchvision"
 
@@ -37,7 +48,10 @@ class TorchvisionEngine(Engine):
             "INPUT.CROP.ENABLED": (cfg.INPUT.CROP.ENABLED, (False,)),
             "INPUT.FORMAT": (cfg.INPUT.FORMAT, ("RGB", "BGR")),
             "INPUT.MASK_FORMAT": (cfg.INPUT.MASK_FORMAT, ("polygon",)),
-            "INPUT.MIN_SIZE_TRAIN_SAMPLING": (cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING, ("choice", "range")),
+            "INPUT.MIN_SIZE_TRAIN_SAMPLING": (
+                cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING,
+                ("choice", "range"),
+            ),
             "INPUT.RANDOM_FLIP": (cfg.INPUT.RANDOM_FLIP, ("horizontal", "vertical", "none")),
             "TEST.AUG.ENABLED": (cfg.TEST.AUG.ENABLED, (False,)),
             "TEST.EXPECTED_RESULTS": (list(cfg.TEST.EXPECTED_RESULTS), ([],)),
@@ -69,7 +83,8 @@ class TorchvisionEngine(Engine):
         lr_at, seed, rank = build_learning_rate(self.cfg), self.cfg.SEED, get_rank()
 
         def begin(iteration: int) -> None:
-            # Sampling of anchors and RoIs draws from torch's generator; a resumed run must find it here.
+            # Sampling of anchors and RoIs draws from torch's generator; a resumed run must find it
+            # here.
             seed_everything(seed, "iteration", iteration, "rank", rank)
             set_lr(optimizer, lr_at(iteration))
 
@@ -80,19 +95,31 @@ class TorchvisionEngine(Engine):
         clip = self.cfg.SOLVER.CLIP_GRADIENTS
         if not clip.ENABLED:
             return None
-        limits = {"clip_type": clip.CLIP_TYPE, "clip_value": clip.CLIP_VALUE, "norm_type": clip.NORM_TYPE}
-        return lambda: clip_gradients((p for group in optimizer.param_groups for p in group["params"]), **limits)
+        limits = {
+            "clip_type": clip.CLIP_TYPE,
+            "clip_value": clip.CLIP_VALUE,
+            "norm_type": clip.NORM_TYPE,
+        }
+        return lambda: clip_gradients(
+            (p for group in optimizer.param_groups for p in group["params"]), **limits
+        )
 
-    def training_batches(self, train_sets: Sequence[DetectionDataset], start_iteration: int) -> Batches:
+    def training_batches(
+        self, train_sets: Sequence[DetectionDataset], start_iteration: int
+    ) -> Batches:
         """See ``Engine.training_batches``."""
         return self._batches(train_sets, self.cfg.SEED, start_iteration)
 
     def statistics_batches(self, train_sets: Sequence[DetectionDataset], iteration: int) -> Batches:
         """See ``Engine.statistics_batches``."""
         seed_everything(self.cfg.SEED, "precise_bn", iteration, get_rank())
-        return self._batches(train_sets, derive_seed(self.cfg.SEED, "precise_bn", iteration) % 2**31, 0)
+        return self._batches(
+            train_sets, derive_seed(self.cfg.SEED, "precise_bn", iteration) % 2**31, 0
+        )
 
-    def _batches(self, train_sets: Sequence[DetectionDataset], seed: int, start_iteration: int) -> Batches:
+    def _batches(
+        self, train_sets: Sequence[DetectionDataset], seed: int, start_iteration: int
+    ) -> Batches:
         records, mapper = self._training_data(train_sets)
         return train_loader(
             records,
@@ -107,7 +134,9 @@ class TorchvisionEngine(Engine):
         )
 
     def _training_data(self, train_sets: Sequence[DetectionDataset]) -> tuple[list[dict], Any]:
-        if not hasattr(self, "_data"):  # a run has one training set; reading it says how large it is
+        if not hasattr(
+            self, "_data"
+        ):  # a run has one training set; reading it says how large it is
             self._data = training_data(self.cfg, train_sets)
         return self._data
 

@@ -3,8 +3,8 @@
 Shapes in this module:
     N: images    C: channels    H, W: height and width
 Source:
-    Behaviour checked against facebookresearch/detectron2@02b5c4e detectron2/layers/wrappers.py (Conv2d) and
-    facebookresearch/fvcore@3378afe fvcore/nn/weight_init.py.
+    Behaviour checked against facebookresearch/detectron2@02b5c4e detectron2/layers/wrappers.py
+    (Conv2d) and facebookresearch/fvcore@3378afe fvcore/nn/weight_init.py.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ class ConvNorm(nn.Conv2d):
         bias: bool | None = None,
         relu: bool = False,
     ) -> None:
-        """Pad so that an odd kernel keeps the size at stride 1; by default a bias stands in only where no norm follows."""
+        """Pad so that an odd kernel keeps the size at stride 1; by default a bias stands in only
+        where no norm follows.
+        """
         super().__init__(
             in_channels,
             out_channels,
@@ -60,7 +62,9 @@ class ConvNorm(nn.Conv2d):
         return F.relu_(y) if self.relu else y
 
     def convolve_densely(self, x: Tensor) -> Tensor:
-        """Return (N, out_channels, H, W): the convolution alone, at every position whatever the stride."""
+        """Return (N, out_channels, H, W): the convolution alone, at every position whatever the
+        stride.
+        """
         return F.conv2d(x, self.weight, self.bias, 1, self.padding, self.dilation, self.groups)
 
     def finish(self, y: Tensor) -> Tensor:
@@ -74,13 +78,17 @@ class ConvNorm(nn.Conv2d):
 
 
 def init_msra(layer: nn.Module) -> None:
-    """Draw weights from N(0, 2 / fan_out), He et al. 2015 (arXiv:1502.01852), and set the bias to 0. In place."""
+    """Draw weights from N(0, 2 / fan_out), He et al. 2015 (arXiv:1502.01852), and set the bias to
+    0. In place.
+    """
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     _zero_bias(layer)
 
 
 def init_xavier(layer: nn.Module) -> None:
-    """Draw weights from U(-a, a) with a = sqrt(3 / fan_in), Caffe2's 'XavierFill', and set the bias to 0. In place."""
+    """Draw weights from U(-a, a) with a = sqrt(3 / fan_in), Caffe2's 'XavierFill', and set the bias
+    to 0. In place.
+    """
     nn.init.kaiming_uniform_(layer.weight, a=1)
     _zero_bias(layer)
 

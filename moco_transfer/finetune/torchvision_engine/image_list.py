@@ -1,11 +1,13 @@
 """From the records of a batch to one padded tensor and the ground truth on the model's device.
 
 Shapes in this module:
-    N: images    G: ground-truth objects of one image    H, W: common padded size in px    h, w: an image's own size in px
+    N: images    G: ground-truth objects of one image    H, W: common padded size in px    h, w: an
+        image's own size in px
 Conventions:
     Boxes are XYXY in px of the resized image, 0-based, float32.
 Source:
-    Behaviour checked against facebookresearch/detectron2@02b5c4e detectron2/structures/image_list.py.
+    Behaviour checked against facebookresearch/detectron2@02b5c4e
+    detectron2/structures/image_list.py.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ class GroundTruth:
     Attributes:
         boxes: (G, 4) float32.
         classes: (G,) int64, contiguous ids from 0.
-        polygons: For each object a list of polygons [x0, y0, x1, y1, ...] in px of the resized image; None without masks.
+        polygons: For each object a list of polygons [x0, y0, x1, y1, ...] in px of the resized
+            image; None without masks.
     """
 
     boxes: Tensor
@@ -46,7 +49,9 @@ class GroundTruth:
     polygons: list[list[Any]] | None
 
 
-def pad_images(images: Sequence[Tensor], *, divisibility: int, memory_format: torch.memory_format) -> ImageList:
+def pad_images(
+    images: Sequence[Tensor], *, divisibility: int, memory_format: torch.memory_format
+) -> ImageList:
     """Put images into the upper left corners of one zero tensor.
 
     Args:
@@ -57,18 +62,23 @@ def pad_images(images: Sequence[Tensor], *, divisibility: int, memory_format: to
     sizes = [(image.shape[-2], image.shape[-1]) for image in images]
     step = max(divisibility, 1)
     height, width = (-(-max(side) // step) * step for side in zip(*sizes, strict=True))
-    batch = torch.zeros(len(images), 3, height, width, device=images[0].device, dtype=images[0].dtype)
+    batch = torch.zeros(
+        len(images), 3, height, width, device=images[0].device, dtype=images[0].dtype
+    )
     batch = batch.contiguous(memory_format=memory_format)
     for slot, image, (h, w) in zip(batch, images, sizes, strict=True):
         slot[:, :h, :w].copy_(image)
     return ImageList(batch, sizes)
 
 
-def read_ground_truth(record: Mapping[str, Any], *, device: torch.device, with_masks: bool) -> GroundTruth:
+def read_ground_truth(
+    record: Mapping[str, Any], *, device: torch.device, with_masks: bool
+) -> GroundTruth:
     """Return the objects of one training record.
 
     Args:
-        record: With "gt_boxes" (G, 4), "gt_classes" (G,) and, if masks are trained, "gt_masks" (G lists of polygons).
+        record: With "gt_boxes" (G, 4), "gt_classes" (G,) and, if masks are trained, "gt_masks" (G
+            lists of polygons).
         device: Where the tensors are wanted.
         with_masks: Whether the model trains a mask head.
 

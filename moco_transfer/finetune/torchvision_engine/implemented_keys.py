@@ -1,7 +1,8 @@
 """Which of Detectron2's config keys this engine honours, and with which values.
 
-A key that is honoured with any value stands in ``FREE``, one that is honoured with some values in ``LIMITED``. Keys that select
-nothing here (the parts of other architectures) stand in ``OTHER_PARTS``. Every other key has to keep Detectron2's default.
+A key that is honoured with any value stands in ``FREE``, one that is honoured with some values in
+``LIMITED``. Keys that select nothing here (the parts of other architectures) stand in
+``OTHER_PARTS``. Every other key has to keep Detectron2's default.
 """
 
 from __future__ import annotations
@@ -14,7 +15,11 @@ from moco_transfer.finetune.torchvision_engine.solver import CLIP_TYPES, SCHEDUL
 from moco_transfer.runtime.errors import InputError
 
 RESNET, FPN, DC5 = "build_resnet_backbone", "build_resnet_fpn_backbone", "build_resnet_dc5_backbone"
-STANDARD_HEADS, RES5_HEADS, RES5_HEADS_EXTRA_NORM = "StandardROIHeads", "Res5ROIHeads", "Res5ROIHeadsExtraNorm"
+STANDARD_HEADS, RES5_HEADS, RES5_HEADS_EXTRA_NORM = (
+    "StandardROIHeads",
+    "Res5ROIHeads",
+    "Res5ROIHeadsExtraNorm",
+)
 POOLERS = {"ROIAlignV2": True, "ROIAlign": False}  # whether the pixel centres lie at .5
 
 WAY_OUT = "Use --engine detectron2."
@@ -54,17 +59,26 @@ FREE = frozenset(
     for section, leaves in {
         "MODEL": "DEVICE WEIGHTS PIXEL_MEAN PIXEL_STD",
         "MODEL.BACKBONE": "FREEZE_AT",
-        "MODEL.RESNETS": "OUT_FEATURES NUM_GROUPS WIDTH_PER_GROUP RES2_OUT_CHANNELS STEM_OUT_CHANNELS",
+        "MODEL.RESNETS": (
+            "OUT_FEATURES NUM_GROUPS WIDTH_PER_GROUP RES2_OUT_CHANNELS STEM_OUT_CHANNELS"
+        ),
         "MODEL.FPN": "IN_FEATURES OUT_CHANNELS",
         "MODEL.PROPOSAL_GENERATOR": "MIN_SIZE",
         "MODEL.ANCHOR_GENERATOR": "SIZES ASPECT_RATIOS OFFSET",
-        "MODEL.RPN": "IN_FEATURES BOUNDARY_THRESH IOU_THRESHOLDS IOU_LABELS BATCH_SIZE_PER_IMAGE POSITIVE_FRACTION"
-        " BBOX_REG_LOSS_WEIGHT BBOX_REG_WEIGHTS SMOOTH_L1_BETA LOSS_WEIGHT PRE_NMS_TOPK_TRAIN PRE_NMS_TOPK_TEST"
-        " POST_NMS_TOPK_TRAIN POST_NMS_TOPK_TEST NMS_THRESH CONV_DIMS",
-        "MODEL.ROI_HEADS": "NUM_CLASSES IN_FEATURES IOU_THRESHOLDS IOU_LABELS BATCH_SIZE_PER_IMAGE POSITIVE_FRACTION"
-        " SCORE_THRESH_TEST NMS_THRESH_TEST",
-        "MODEL.ROI_BOX_HEAD": "BBOX_REG_LOSS_WEIGHT BBOX_REG_WEIGHTS SMOOTH_L1_BETA POOLER_RESOLUTION POOLER_SAMPLING_RATIO"
-        " NUM_FC FC_DIM NUM_CONV CONV_DIM",
+        "MODEL.RPN": (
+            "IN_FEATURES BOUNDARY_THRESH IOU_THRESHOLDS IOU_LABELS BATCH_SIZE_PER_IMAGE"
+            " POSITIVE_FRACTION BBOX_REG_LOSS_WEIGHT BBOX_REG_WEIGHTS SMOOTH_L1_BETA LOSS_WEIGHT"
+            " PRE_NMS_TOPK_TRAIN PRE_NMS_TOPK_TEST POST_NMS_TOPK_TRAIN POST_NMS_TOPK_TEST"
+            " NMS_THRESH CONV_DIMS"
+        ),
+        "MODEL.ROI_HEADS": (
+            "NUM_CLASSES IN_FEATURES IOU_THRESHOLDS IOU_LABELS BATCH_SIZE_PER_IMAGE"
+            " POSITIVE_FRACTION SCORE_THRESH_TEST NMS_THRESH_TEST"
+        ),
+        "MODEL.ROI_BOX_HEAD": (
+            "BBOX_REG_LOSS_WEIGHT BBOX_REG_WEIGHTS SMOOTH_L1_BETA POOLER_RESOLUTION"
+            " POOLER_SAMPLING_RATIO NUM_FC FC_DIM NUM_CONV CONV_DIM"
+        ),
         "MODEL.ROI_MASK_HEAD": "POOLER_RESOLUTION POOLER_SAMPLING_RATIO NUM_CONV CONV_DIM",
     }.items()
     for leaf in leaves.split()
@@ -105,4 +119,6 @@ def check_key(key: str, value: Any, default: Any) -> None:
 def refusal(key: str, value: Any, allowed: tuple[Any, ...]) -> InputError:
     """Return the error for a value that only Detectron2 implements."""
     only = ", ".join(repr(a) for a in allowed)
-    return InputError(f"The 'torchvision' engine does not implement {key} {value!r} (only {only}). {WAY_OUT}")
+    return InputError(
+        f"The 'torchvision' engine does not implement {key} {value!r} (only {only}). {WAY_OUT}"
+    )

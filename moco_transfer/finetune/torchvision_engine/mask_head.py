@@ -1,12 +1,15 @@
-"""Second stage for masks: the network on pooled regions, targets cut from polygons, the loss, and masks pasted into the picture.
+"""Second stage for masks: the network on pooled regions, targets cut from polygons, the loss, and
+masks pasted into the picture.
 
 Shapes in this module:
-    F: foreground regions    D: detections of one image    K: classes    S: side of a predicted mask, in cells
+    F: foreground regions    D: detections of one image    K: classes    S: side of a predicted
+        mask, in cells
     H, W: height and width of the original picture in px
 Source:
-    He et al. 2017, arXiv:1703.06870, Sec. 3. Behaviour checked against facebookresearch/detectron2@02b5c4e
-    detectron2/modeling/roi_heads/mask_head.py, structures/masks.py and layers/mask_ops.py. Difference: pasting interpolates
-    rows and columns by two matrix products, as bilinear interpolation is separable.
+    He et al. 2017, arXiv:1703.06870, Sec. 3. Behaviour checked against
+    facebookresearch/detectron2@02b5c4e detectron2/modeling/roi_heads/mask_head.py,
+    structures/masks.py and layers/mask_ops.py. Difference: pasting interpolates rows and columns by
+    two matrix products, as bilinear interpolation is separable.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ from moco_transfer.finetune.torchvision_engine.roi_sampling import SampledRegion
 
 
 class MaskHead(nn.Module):
-    """3x3 convolutions, a transposed convolution that doubles the size, a 1x1 convolution to one logit map per class.
+    """3x3 convolutions, a transposed convolution that doubles the size, a 1x1 convolution to one
+    logit map per class.
 
     State-dict keys: ``mask_fcn1``, ..., ``deconv``, ``predictor``.
     """
@@ -72,7 +76,9 @@ class MaskHead(nn.Module):
         logits = torch.einsum("fchw,fc->fhw", x, own.to(x.dtype))
         return logits.float() + self.predictor.bias[classes].view(-1, 1, 1)
 
-    def loss(self, logits: Tensor, regions: Sequence[SampledRegions], truth: Sequence[GroundTruth]) -> Tensor:
+    def loss(
+        self, logits: Tensor, regions: Sequence[SampledRegions], truth: Sequence[GroundTruth]
+    ) -> Tensor:
         """Return the mean binary cross-entropy of the masks of the true classes.
 
         Args:
@@ -86,13 +92,17 @@ class MaskHead(nn.Module):
         targets = [
             rasterize(truth_i.polygons[index], box, size=size)
             for regions_i, truth_i in zip(regions, truth, strict=True)
-            for index, box in zip(regions_i.truth_index.tolist(), regions_i.boxes.cpu().numpy(), strict=True)
+            for index, box in zip(
+                regions_i.truth_index.tolist(), regions_i.boxes.cpu().numpy(), strict=True
+            )
         ]
         target = torch.from_numpy(np.stack(targets)).to(logits)
         return F.binary_cross_entropy_with_logits(logits, target)
 
     def predict(self, x: Tensor, detections: Sequence[Detections]) -> list[Detections]:
-        """Return the detections with mask probabilities (D, S, S), for the pooled features x (F, C, S / 2, S / 2) of all."""
+        """Return the detections with mask probabilities (D, S, S), for the pooled features x (F, C,
+        S / 2, S / 2) of all.
+        """
         masks = self(x, torch.cat([d.classes for d in detections])).sigmoid()
         counts = [len(d.boxes) for d in detections]
         return [d.with_masks(m) for d, m in zip(detections, masks.split(counts), strict=True)]
@@ -112,13 +122,18 @@ def rasterize(polygons: Sequence, box: np.ndarray, *, size: int) -> np.ndarray:
     sides = (box[2:] - box[:2]).astype(np.float64)
     corner = np.asarray(box[:2], dtype=np.float64)
     scale = size / np.maximum(sides, 0.1)  # a box without area must not divide by 0
-    drawn = [((np.asarray(p, dtype=np.float64).reshape(-1, 2) - corner) * scale).ravel().tolist() for p in polygons]
+    drawn = [
+        ((np.asarray(p, dtype=np.float64).reshape(-1, 2) - corner) * scale).ravel().tolist()
+        for p in polygons
+    ]
     if not drawn:
         return np.zeros((size, size), dtype=np.uint8)
     return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(drawn, size, size)))
 
 
-def paste_masks(masks: Tensor, boxes: Tensor, image_size: tuple[int, int], *, threshold: float = 0.5) -> Tensor:
+def paste_masks(
+    masks: Tensor, boxes: Tensor, image_size: tuple[int, int], *, threshold: float = 0.5
+) -> Tensor:
     """Scale each mask to its box and cut it at a threshold.
 
     Args:
@@ -144,12 +159,17 @@ def paste_masks(masks: Tensor, boxes: Tensor, image_size: tuple[int, int], *, th
     return pasted
 
 
-def _interpolation_weights(start: int, end: int, *, low: Tensor, high: Tensor, cells: int) -> Tensor:
-    """Return (end - start, cells): how much each cell between ``low`` and ``high`` counts at the centre of each pixel.
+def _interpolation_weights(
+    start: int, end: int, *, low: Tensor, high: Tensor, cells: int
+) -> Tensor:
+    """Return (end - start, cells): how much each cell between ``low`` and ``high`` counts at the
+    centre of each pixel.
 
     Linear between the centres of the cells, falling to 0 within one cell beyond them.
     """
     pixels = torch.arange(start, end, device=low.device, dtype=torch.float32) + 0.5
     position = (pixels - low) / (high - low) * cells - 0.5
-    distance = (position[:, None] - torch.arange(cells, device=low.device, dtype=torch.float32)).abs()
+    distance = (
+        position[:, None] - torch.arange(cells, device=low.device, dtype=torch.float32)
+    ).abs()
     return (1 - distance).clamp(min=0)

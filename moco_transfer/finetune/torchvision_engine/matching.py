@@ -3,10 +3,12 @@
 Shapes in this module:
     G: ground-truth objects of one image    R: anchors or proposals of the same image
 Conventions:
-    Labels are 1 (object), 0 (background), -1 (ignored). Sampling draws from torch's global generator.
+    Labels are 1 (object), 0 (background), -1 (ignored). Sampling draws from torch's global
+    generator.
 Source:
-    Ren et al. 2015, arXiv:1506.01497, Sec. 3.1.2. Behaviour checked against facebookresearch/detectron2@02b5c4e
-    detectron2/modeling/matcher.py and sampling.py; the draws are made in the same order.
+    Ren et al. 2015, arXiv:1506.01497, Sec. 3.1.2. Behaviour checked against
+    facebookresearch/detectron2@02b5c4e detectron2/modeling/matcher.py and sampling.py; the draws
+    are made in the same order.
 """
 
 from __future__ import annotations
@@ -24,9 +26,11 @@ def match(
 
     Args:
         iou: (G, R), intersection over union.
-        thresholds: Ascending; they cut the best IoU into len(thresholds) + 1 intervals, each closed below.
+        thresholds: Ascending; they cut the best IoU into len(thresholds) + 1 intervals, each closed
+            below.
         labels: Label of each interval, from the lowest.
-        allow_low_quality: Also label 1 whatever overlaps some object as much as the best one for that object does.
+        allow_low_quality: Also label 1 whatever overlaps some object as much as the best one for
+            that object does.
 
     Returns:
         index: (R,) int64, the object in [0, G); 0 without objects.
@@ -40,7 +44,8 @@ def match(
     cuts = torch.tensor(thresholds, device=iou.device, dtype=iou.dtype)
     label = torch.tensor(labels, device=iou.device)[torch.bucketize(best, cuts, right=True)]
     if allow_low_quality:
-        # Only the label changes: the region keeps the object that it overlaps most, which may be another one.
+        # Only the label changes: the region keeps the object that it overlaps most, which may be
+        # another one.
         label[(iou == iou.max(dim=1, keepdim=True).values).any(dim=0)] = 1
     return index, label
 

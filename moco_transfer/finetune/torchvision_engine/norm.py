@@ -1,12 +1,14 @@
 """Normalisation layers, and what a synchronised one means on this machine.
 
 Shapes in this module:
-    N: images on this rank    C: channels    H, W: height and width    S: N * H * W, the number of positions of a channel
+    N: images on this rank    C: channels    H, W: height and width    S: N * H * W, the number of
+        positions of a channel
 Distributed:
-    Forward and backward of a synchronised layer in training are collective: every rank calls them equally often.
+    Forward and backward of a synchronised layer in training are collective: every rank calls them
+        equally often.
 Source:
-    Behaviour checked against facebookresearch/detectron2@02b5c4e detectron2/layers/batch_norm.py. Difference: 'SyncBN' also
-    runs on CPU processes (gloo), and in one process it is plain BN.
+    Behaviour checked against facebookresearch/detectron2@02b5c4e detectron2/layers/batch_norm.py.
+    Difference: 'SyncBN' also runs on CPU processes (gloo), and in one process it is plain BN.
 """
 
 from __future__ import annotations
@@ -49,7 +51,10 @@ def get_norm(name: str, channels: int) -> nn.Module | None:
         return None
     if name == "GN":
         if channels % _GN_GROUPS:
-            raise InputError(f"NORM 'GN' needs channels divisible by {_GN_GROUPS}, got {channels}. Use 'BN' or 'SyncBN'.")
+            raise InputError(
+                f"NORM 'GN' needs channels divisible by {_GN_GROUPS}, got {channels}. Use 'BN' or"
+                " 'SyncBN'."
+            )
         return nn.GroupNorm(_GN_GROUPS, channels)
     kinds = {
         "BN": nn.BatchNorm2d,
@@ -58,12 +63,15 @@ def get_norm(name: str, channels: int) -> nn.Module | None:
         "FrozenBN": FrozenBatchNorm2d,
     }
     if name not in kinds:
-        raise InputError(f"Unknown NORM {name!r}. Use one of {', '.join(repr(n) for n in NORM_NAMES)}.")
+        raise InputError(
+            f"Unknown NORM {name!r}. Use one of {', '.join(repr(n) for n in NORM_NAMES)}."
+        )
     return kinds[name](channels)
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """BN as a fixed affine map per channel: its four vectors are buffers, nothing is learned or updated.
+    """BN as a fixed affine map per channel: its four vectors are buffers, nothing is learned or
+    updated.
 
     The buffers carry BN's names, so the checkpoint of a BN layer loads into it.
     """
@@ -77,14 +85,18 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("bias", torch.zeros(num_features))
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features) - eps)
-        # Only a frozen copy of a trained layer has a count; a layer built frozen leaves the key out of its state dict.
+        # Only a frozen copy of a trained layer has a count; a layer built frozen leaves the key out
+        # of its state dict.
         self.register_buffer("num_batches_tracked", None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x (N, C, H, W), normalised with the stored statistics."""
         if not x.requires_grad:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        # With a gradient, batch_norm would also work out those of the four vectors, which nobody wants.
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        # With a gradient, batch_norm would also work out those of the four vectors, which nobody
+        # wants.
         scale = self.weight * torch.rsqrt(self.running_var + self.eps)
         shift = self.bias - self.running_mean * scale
         return x * scale.to(x.dtype).view(1, -1, 1, 1) + shift.to(x.dtype).view(1, -1, 1, 1)
@@ -95,13 +107,15 @@ class FrozenBatchNorm2d(nn.Module):
 
 
 def fixed_affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
-    """Return a norm as scale (C,) and shift (C,), where its statistics are fixed and a convolution may take it in.
+    """Return a norm as scale (C,) and shift (C,), where its statistics are fixed and a convolution
+    may take it in.
 
     Args:
         norm: Any layer of ``get_norm``.
 
     Returns:
-        None where the layer has to see the features: BN in training, and GN. Gradients flow to BN's weight and bias.
+        None where the layer has to see the features: BN in training, and GN. Gradients flow to BN's
+            weight and bias.
     """
     is_frozen = isinstance(norm, FrozenBatchNorm2d)
     is_evaluated = isinstance(norm, nn.BatchNorm2d) and not norm.training
@@ -112,7 +126,8 @@ def fixed_affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
 
 
 def freeze(module: nn.Module) -> nn.Module:
-    """Stop the training of a module for good: no gradients, and every BN inside becomes a FrozenBatchNorm2d.
+    """Stop the training of a module for good: no gradients, and every BN inside becomes a
+    FrozenBatchNorm2d.
 
     Args:
         module: Changed in place.
@@ -153,9 +168,10 @@ class _AllReduceSum(torch.autograd.Function):
 class NaiveSyncBatchNorm2d(nn.BatchNorm2d):
     """BN with mean and second moment averaged over the ranks, each rank with equal weight.
 
-    This is what MoCo's published detection configs train with ('naiveSyncBN'): it equals BN over all images only when every
-    rank has the same N, H and W, and its running variance is the biased one. In one process it is plain BN.
-    Collective in training when the world has more than one rank.
+    This is what MoCo's published detection configs train with ('naiveSyncBN'): it equals BN over
+    all images only when every rank has the same N, H and W, and its running variance is the biased
+    one. In one process it is plain BN. Collective in training when the world has more than one
+    rank.
     """
 
     def forward(self, x: Tensor) -> Tensor:

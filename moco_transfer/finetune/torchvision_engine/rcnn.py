@@ -1,10 +1,11 @@
 """Faster and Mask R-CNN: features, proposals, then a head on every proposal.
 
 Shapes in this module:
-    N: images    D: detections of one image    h, w: size of an image as given to the model    H, W: size of the original
-        picture, px
+    N: images    D: detections of one image    h, w: size of an image as given to the model    H, W:
+        size of the original picture, px
 Conventions:
-    Pixels are 0-255 in the order that the statistics were given in; boxes are XYXY, absolute px, float32.
+    Pixels are 0-255 in the order that the statistics were given in; boxes are XYXY, absolute px,
+    float32.
 Source:
     Ren et al. 2015, arXiv:1506.01497; He et al. 2017, arXiv:1703.06870. Behaviour checked against
     facebookresearch/detectron2@02b5c4e detectron2/modeling/meta_arch/rcnn.py and postprocessing.py.
@@ -20,7 +21,11 @@ from torch import Tensor, nn
 
 from moco_transfer.finetune.torchvision_engine.box_coding import clip_boxes, is_larger_than
 from moco_transfer.finetune.torchvision_engine.box_head import Detections
-from moco_transfer.finetune.torchvision_engine.image_list import ImageList, pad_images, read_ground_truth
+from moco_transfer.finetune.torchvision_engine.image_list import (
+    ImageList,
+    pad_images,
+    read_ground_truth,
+)
 from moco_transfer.finetune.torchvision_engine.mask_head import paste_masks
 from moco_transfer.finetune.torchvision_engine.rpn import RPN
 
@@ -28,7 +33,8 @@ from moco_transfer.finetune.torchvision_engine.rpn import RPN
 class GeneralizedRCNN(nn.Module):
     """A two-stage detector.
 
-    State-dict keys: ``backbone.*``, ``proposal_generator.*``, ``roi_heads.*``; pixel statistics are not in it.
+    State-dict keys: ``backbone.*``, ``proposal_generator.*``, ``roi_heads.*``; pixel statistics are
+    not in it.
     """
 
     def __init__(
@@ -53,21 +59,33 @@ class GeneralizedRCNN(nn.Module):
         self.backbone = backbone
         self.proposal_generator = proposal_generator
         self.roi_heads = roi_heads
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean, dtype=torch.float32).view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std, dtype=torch.float32).view(3, 1, 1), persistent=False)
+        self.register_buffer(
+            "pixel_mean",
+            torch.tensor(pixel_mean, dtype=torch.float32).view(3, 1, 1),
+            persistent=False,
+        )
+        self.register_buffer(
+            "pixel_std",
+            torch.tensor(pixel_std, dtype=torch.float32).view(3, 1, 1),
+            persistent=False,
+        )
 
-    def forward(self, batch: Sequence[Mapping[str, Any]]) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+    def forward(
+        self, batch: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Return losses in training, detections in inference.
 
         Args:
-            batch: One record per image: "image" float32 or uint8 (3, h, w) 0-255; in training "gt_boxes" (G, 4) in px of that
-                image, "gt_classes" (G,) int64 and, for a model with masks, "gt_masks" (G lists of polygons); in inference
-                "height" and "width" of the original picture (default: the image's own size).
+            batch: One record per image: "image" float32 or uint8 (3, h, w) 0-255; in training
+                "gt_boxes" (G, 4) in px of that image, "gt_classes" (G,) int64 and, for a model with
+                masks, "gt_masks" (G lists of polygons); in inference "height" and "width" of the
+                original picture (default: the image's own size).
 
         Returns:
-            In training {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"[, "loss_mask"]}, scalar float32 tensors to
-            be added up. In inference, for each image {"boxes": (D, 4) in px of the original picture, "scores": (D,) descending,
-            "classes": (D,) int64[, "masks": (D, H, W) bool]}.
+            In training {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"[, "loss_mask"]},
+            scalar float32 tensors to be added up. In inference, for each image {"boxes": (D, 4) in
+            px of the original picture, "scores": (D,) descending, "classes": (D,) int64[, "masks":
+            (D, H, W) bool]}.
 
         Raises:
             FloatingPointError: If predictions are not finite in training.
@@ -78,12 +96,20 @@ class GeneralizedRCNN(nn.Module):
             proposals, _ = self.proposal_generator(features, images.sizes)
             detections = self.roi_heads.detect(features, [p.boxes for p in proposals], images.sizes)
             return [
-                to_original_size(found, size, (record.get("height", size[0]), record.get("width", size[1])))
+                to_original_size(
+                    found, size, (record.get("height", size[0]), record.get("width", size[1]))
+                )
                 for found, size, record in zip(detections, images.sizes, batch, strict=True)
             ]
-        truth = [read_ground_truth(record, device=self.pixel_mean.device, with_masks=self.has_masks) for record in batch]
+        truth = [
+            read_ground_truth(record, device=self.pixel_mean.device, with_masks=self.has_masks)
+            for record in batch
+        ]
         proposals, proposal_losses = self.proposal_generator(features, images.sizes, truth)
-        return {**self.roi_heads.losses(features, [p.boxes for p in proposals], truth), **proposal_losses}
+        return {
+            **self.roi_heads.losses(features, [p.boxes for p in proposals], truth),
+            **proposal_losses,
+        }
 
     @property
     def has_masks(self) -> bool:
@@ -95,12 +121,18 @@ class GeneralizedRCNN(nn.Module):
         images = [record["image"].to(self.pixel_mean) for record in batch]
         normalised = [(image - self.pixel_mean) / self.pixel_std for image in images]
         layout = _memory_format(next(p for p in self.backbone.parameters() if p.dim() == 4))
-        return pad_images(normalised, divisibility=self.backbone.size_divisibility, memory_format=layout)
+        return pad_images(
+            normalised, divisibility=self.backbone.size_divisibility, memory_format=layout
+        )
 
 
 def _memory_format(filters: Tensor) -> torch.memory_format:
-    """Return the layout of filters; images follow it, so that ``model.to(memory_format=...)`` is all a caller does."""
-    is_channels_last = filters.is_contiguous(memory_format=torch.channels_last) and not filters.is_contiguous()
+    """Return the layout of filters; images follow it, so that ``model.to(memory_format=...)`` is
+    all a caller does.
+    """
+    is_channels_last = (
+        filters.is_contiguous(memory_format=torch.channels_last) and not filters.is_contiguous()
+    )
     return torch.channels_last if is_channels_last else torch.contiguous_format
 
 
@@ -115,7 +147,9 @@ def to_original_size(
         original_size: (H, W) that is wanted.
     """
     scale_y, scale_x = (new / old for new, old in zip(original_size, image_size, strict=True))
-    scale = torch.tensor([scale_x, scale_y, scale_x, scale_y], device=found.boxes.device, dtype=torch.float32)
+    scale = torch.tensor(
+        [scale_x, scale_y, scale_x, scale_y], device=found.boxes.device, dtype=torch.float32
+    )
     boxes = clip_boxes(found.boxes * scale, original_size)
     keep = is_larger_than(boxes, 0.0)
     output = {"boxes": boxes[keep], "scores": found.scores[keep], "classes": found.classes[keep]}

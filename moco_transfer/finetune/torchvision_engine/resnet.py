@@ -1,10 +1,12 @@
 """ResNet and ResNeXt trunks: a stem and the stages res2 to res5.
 
 Shapes in this module:
-    N: images    H, W: height and width of the input in px; a feature of stride s is (N, C, ceil(H / s), ceil(W / s))
+    N: images    H, W: height and width of the input in px; a feature of stride s is (N, C, ceil(H /
+        s), ceil(W / s))
 Source:
     He et al. 2016, arXiv:1512.03385; Xie et al. 2017, arXiv:1611.05431.
-    Behaviour checked against facebookresearch/detectron2@02b5c4e detectron2/modeling/backbone/resnet.py.
+    Behaviour checked against facebookresearch/detectron2@02b5c4e
+    detectron2/modeling/backbone/resnet.py.
 """
 
 from __future__ import annotations
@@ -18,7 +20,13 @@ from torch import Tensor, nn
 from moco_transfer.finetune.torchvision_engine.conv_norm import ConvNorm, init_msra
 from moco_transfer.finetune.torchvision_engine.norm import freeze
 
-BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+BLOCKS_PER_STAGE = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
 STAGE_NAMES = ("res2", "res3", "res4", "res5")
 
 
@@ -29,8 +37,8 @@ class ResNetShape:
     Attributes:
         depth: A key of ``BLOCKS_PER_STAGE``; 18 and 34 have basic blocks, the others bottlenecks.
         norm: Name of the normalisation after each convolution (see ``norm.get_norm``).
-        stride_in_1x1: Whether a bottleneck halves the size in its first 1x1 (MSRA's weights) or in its 3x3 convolution
-            (torchvision's).
+        stride_in_1x1: Whether a bottleneck halves the size in its first 1x1 (MSRA's weights) or in
+            its 3x3 convolution (torchvision's).
         num_groups: Groups of a bottleneck's 3x3 convolution; 1 is ResNet, more is ResNeXt.
         width_per_group: Channels of each group in res2; doubled from stage to stage.
         stem_channels: Channels of the stem.
@@ -62,7 +70,15 @@ class BasicBlock(nn.Module):
         """Build; the shortcut is a projection where the channels change."""
         super().__init__()
         self.shortcut = _projection(in_channels, out_channels, stride=stride, norm=norm)
-        self.conv1 = ConvNorm(in_channels, out_channels, kernel_size=3, stride=stride, norm=norm, bias=False, relu=True)
+        self.conv1 = ConvNorm(
+            in_channels,
+            out_channels,
+            kernel_size=3,
+            stride=stride,
+            norm=norm,
+            bias=False,
+            relu=True,
+        )
         self.conv2 = ConvNorm(out_channels, out_channels, kernel_size=3, norm=norm, bias=False)
         _init_convolutions(self)
 
@@ -77,14 +93,23 @@ class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolution beside a shortcut (ResNet-50 and deeper, ResNeXt)."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, *, width: int, stride: int, dilation: int, shape: ResNetShape
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        width: int,
+        stride: int,
+        dilation: int,
+        shape: ResNetShape,
     ) -> None:
         """Build; ``width`` is the channels of the 3x3 convolution, ``dilation`` its dilation."""
         super().__init__()
         norm = shape.norm
         stride_1x1, stride_3x3 = (stride, 1) if shape.stride_in_1x1 else (1, stride)
         self.shortcut = _projection(in_channels, out_channels, stride=stride, norm=norm)
-        self.conv1 = ConvNorm(in_channels, width, kernel_size=1, stride=stride_1x1, norm=norm, bias=False, relu=True)
+        self.conv1 = ConvNorm(
+            in_channels, width, kernel_size=1, stride=stride_1x1, norm=norm, bias=False, relu=True
+        )
         self.conv2 = ConvNorm(
             width,
             width,
@@ -108,12 +133,15 @@ class Bottleneck(nn.Module):
     def forward_pooled(self, x: Tensor, pool: Callable[[Tensor, int], Tensor]) -> Tensor:
         """Return ``self(pool(x, 1))``, with the 1x1 convolutions done before the pooling.
 
-        Pooling is linear along height and width, a 1x1 convolution along the channels, so the two may change places: on the map
-        the convolutions see each position once, after it they see it in every region that holds it. Norms and ReLU stay behind.
+        Pooling is linear along height and width, a 1x1 convolution along the channels, so the two
+            may change places: on the map
+        the convolutions see each position once, after it they see it in every region that holds it.
+        Norms and ReLU stay behind.
 
         Args:
             x: (N, C, H, W), a map that regions are pooled from.
-            pool: From a map and the step between the cells that are kept to regions (M, C, P / step, P / step).
+            pool: From a map and the step between the cells that are kept to regions (M, C, P /
+                step, P / step).
         """
         convs = [conv for conv in (self.conv1, self.shortcut) if conv is not None]
         pooled = [pool(conv.convolve_densely(x), conv.stride[0]) for conv in convs]
@@ -135,7 +163,8 @@ def _init_convolutions(module: nn.Module) -> None:
 
 
 def make_stage(name: str, shape: ResNetShape, *, stride: int, dilation: int = 1) -> nn.Sequential:
-    """Return one stage as a sequence of blocks; the first block carries the stride and the change of channels.
+    """Return one stage as a sequence of blocks; the first block carries the stride and the change
+    of channels.
 
     Args:
         name: 'res2' to 'res5'.
@@ -151,11 +180,18 @@ def make_stage(name: str, shape: ResNetShape, *, stride: int, dilation: int = 1)
     for block in range(BLOCKS_PER_STAGE[shape.depth][index]):
         block_stride = stride if block == 0 else 1
         if shape.has_basic_blocks:
-            blocks.append(BasicBlock(in_channels, out_channels, stride=block_stride, norm=shape.norm))
+            blocks.append(
+                BasicBlock(in_channels, out_channels, stride=block_stride, norm=shape.norm)
+            )
         else:
             blocks.append(
                 Bottleneck(
-                    in_channels, out_channels, width=width, stride=block_stride, dilation=dilation, shape=shape
+                    in_channels,
+                    out_channels,
+                    width=width,
+                    stride=block_stride,
+                    dilation=dilation,
+                    shape=shape,
                 )
             )
         in_channels = out_channels
@@ -168,7 +204,9 @@ class Stem(nn.Module):
     def __init__(self, out_channels: int, *, norm: str) -> None:
         """Build for three colour channels."""
         super().__init__()
-        self.conv1 = ConvNorm(3, out_channels, kernel_size=7, stride=2, norm=norm, bias=False, relu=True)
+        self.conv1 = ConvNorm(
+            3, out_channels, kernel_size=7, stride=2, norm=norm, bias=False, relu=True
+        )
         init_msra(self.conv1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -188,15 +226,22 @@ class ResNet(nn.Module):
     size_divisibility = 0
 
     def __init__(
-        self, shape: ResNetShape, *, out_features: Sequence[str], res5_dilation: int = 1, freeze_at: int = 0
+        self,
+        shape: ResNetShape,
+        *,
+        out_features: Sequence[str],
+        res5_dilation: int = 1,
+        freeze_at: int = 0,
     ) -> None:
         """Build.
 
         Args:
             shape: Depth, widths and norm.
-            out_features: Stages to return, among 'res2' to 'res5'; later stages than these are not built.
+            out_features: Stages to return, among 'res2' to 'res5'; later stages than these are not
+                built.
             res5_dilation: 1, or 2 for a res5 that keeps res4's size (DC5).
-            freeze_at: Number of stages that never train, counted from the stem: 0 none, 1 the stem, 2 the stem and res2, ...
+            freeze_at: Number of stages that never train, counted from the stem: 0 none, 1 the stem,
+                2 the stem and res2, ...
         """
         super().__init__()
         self.stem = Stem(shape.stem_channels, norm=shape.norm)

@@ -1,14 +1,16 @@
-"""RoIAlign: torchvision's operator on a GPU, and on the CPU the same sums as two small matrix products for each region.
+"""RoIAlign: torchvision's operator on a GPU, and on the CPU the same sums as two small matrix
+products for each region.
 
 Shapes in this module:
-    N: images    C: channels    H, W: height and width of the feature map    M: regions of all images    P: cells along each side
-        of a pooled region    Q: cells that are kept of them
+    N: images    C: channels    H, W: height and width of the feature map    M: regions of all
+        images    P: cells along each side of a pooled region    Q: cells that are kept of them
 Conventions:
     Regions are (image, x0, y0, x1, y1) in px of the resized image.
 Source:
-    He et al. 2017, arXiv:1703.06870, Sec. 3. A cell is the mean of bilinear samples on a grid in it; both the grid and bilinear
-    interpolation are products of a part along y and a part along x, so the whole is ``rows @ features @ columns.T``.
-    torchvision's operator computes the same on one core, sample by sample and channel by channel.
+    He et al. 2017, arXiv:1703.06870, Sec. 3. A cell is the mean of bilinear samples on a grid in
+    it; both the grid and bilinear interpolation are products of a part along y and a part along x,
+    so the whole is ``rows @ features @ columns.T``. torchvision's operator computes the same on one
+    core, sample by sample and channel by channel.
 """
 
 from __future__ import annotations
@@ -27,9 +29,11 @@ class CellGrid:
     Attributes:
         cells: P.
         scale: Feature cells per px of the image, 1 / stride.
-        sampling_ratio: Samples per cell and axis; 0 takes as many as there are feature cells under it.
+        sampling_ratio: Samples per cell and axis; 0 takes as many as there are feature cells under
+            it.
         aligned: Whether pixel centres lie at .5 (Detectron2's ROIAlignV2).
-        step: Only every ``step``-th cell along both sides is kept, from the first: Q = ceil(P / step).
+        step: Only every ``step``-th cell along both sides is kept, from the first: Q = ceil(P /
+            step).
     """
 
     cells: int
@@ -40,7 +44,8 @@ class CellGrid:
 
 
 def roi_align(feature: Tensor, rois: Tensor, grid: CellGrid) -> Tensor:
-    """Return the pooled regions (M, C, Q, Q), of the feature's type, channels last in memory on the CPU.
+    """Return the pooled regions (M, C, Q, Q), of the feature's type, channels last in memory on the
+    CPU.
 
     Args:
         feature: (N, C, H, W); gradients flow to it.
@@ -68,7 +73,8 @@ class _SeparableRoIAlign(torch.autograd.Function):
         columns = _AxisWeights(rois[:, 1], rois[:, 3], feature.shape[3], grid)
         owners = rois[:, 0].long().tolist()
         ctx.saved = rows, columns, owners, feature.shape, feature.dtype
-        # Positions by channels: a row of a region is then one stretch of memory, and no number of channels is too small for GEMM.
+        # Positions by channels: a row of a region is then one stretch of memory, and no number of
+        # channels is too small for GEMM.
         maps = feature.permute(0, 2, 3, 1).to(rows.weights.dtype).contiguous()
         pooled = maps.new_empty(len(owners), rows.kept, columns.kept, maps.shape[3])
         with torch.autocast("cpu", enabled=False):
@@ -87,13 +93,17 @@ class _SeparableRoIAlign(torch.autograd.Function):
             for grad_i, owner, row, column in zip(grads, owners, rows, columns, strict=True):
                 lines = column.weights.T @ grad_i
                 patch = row.weights.T @ lines.flatten(1)
-                total[owner, row.start : row.end, column.start : column.end] += patch.unflatten(1, lines.shape[1:])
+                total[owner, row.start : row.end, column.start : column.end] += patch.unflatten(
+                    1, lines.shape[1:]
+                )
         return total.permute(0, 3, 1, 2).to(dtype), None, None
 
 
 @dataclass(frozen=True)
 class _Window:
-    """One region along one axis: weights (Q, end - start) of the feature cells from ``start`` to ``end``."""
+    """One region along one axis: weights (Q, end - start) of the feature cells from ``start`` to
+    ``end``.
+    """
 
     start: int
     end: int
@@ -124,7 +134,9 @@ class _AxisWeights:
         cell = torch.arange(length, device=used.device)
         first = torch.where(used, cell, length).amin(dim=1).clamp(max=length - 1)
         last = torch.where(used, cell, -1).amax(dim=1)
-        self._bounds = list(zip(first.tolist(), torch.maximum(last, first).add(1).tolist(), strict=True))
+        self._bounds = list(
+            zip(first.tolist(), torch.maximum(last, first).add(1).tolist(), strict=True)
+        )
 
     def __iter__(self):
         """Yield a ``_Window`` for each region."""
@@ -132,18 +144,28 @@ class _AxisWeights:
             yield _Window(start, end, weights[:, start:end])
 
 
-def _sample_positions(low: Tensor, high: Tensor, length: int, grid: CellGrid) -> tuple[Tensor, Tensor]:
-    """Return the samples' positions (M, Q, G), in feature cells and not below 0, and the share of a cell that each is.
+def _sample_positions(
+    low: Tensor, high: Tensor, length: int, grid: CellGrid
+) -> tuple[Tensor, Tensor]:
+    """Return the samples' positions (M, Q, G), in feature cells and not below 0, and the share of a
+    cell that each is.
 
-    G is the largest number of samples that any region takes; the share of surplus ones, and of samples outside the map, is 0.
+    G is the largest number of samples that any region takes; the share of surplus ones, and of
+    samples outside the map, is 0.
     """
     offset = 0.5 if grid.aligned else 0.0
     start = low * grid.scale - offset
-    size = high * grid.scale - offset - start  # in this order: the last bit decides how many samples there are
+    size = (
+        high * grid.scale - offset - start
+    )  # in this order: the last bit decides how many samples there are
     if not grid.aligned:
         size = size.clamp(min=1)
     cell_size = (size / grid.cells)[:, None, None]
-    count = torch.full_like(cell_size, grid.sampling_ratio) if grid.sampling_ratio > 0 else cell_size.ceil()
+    count = (
+        torch.full_like(cell_size, grid.sampling_ratio)
+        if grid.sampling_ratio > 0
+        else cell_size.ceil()
+    )
     divisor = count.clamp(min=1)
     cell = torch.arange(0, grid.cells, grid.step, device=low.device)[:, None]
     sample = torch.arange(int(divisor.max()) if len(low) else 1, device=low.device)

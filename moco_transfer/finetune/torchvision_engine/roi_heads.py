@@ -3,7 +3,8 @@
 Shapes in this module:
     N: images    Ri: proposals of image i    D: detections of one image
 Source:
-    Behaviour checked against facebookresearch/detectron2@02b5c4e detectron2/modeling/roi_heads/roi_heads.py (StandardROIHeads).
+    Behaviour checked against facebookresearch/detectron2@02b5c4e
+    detectron2/modeling/roi_heads/roi_heads.py (StandardROIHeads).
 """
 
 from __future__ import annotations
@@ -55,11 +56,19 @@ class StandardRoIHeads(nn.Module):
         self.mask_head = mask_head
 
     def losses(
-        self, features: Mapping[str, Tensor], proposals: Sequence[Tensor], truth: Sequence[GroundTruth]
+        self,
+        features: Mapping[str, Tensor],
+        proposals: Sequence[Tensor],
+        truth: Sequence[GroundTruth],
     ) -> dict[str, Tensor]:
-        """Return loss_cls, loss_box_reg and, with a mask head, loss_mask; draws from torch's global generator."""
+        """Return loss_cls, loss_box_reg and, with a mask head, loss_mask; draws from torch's global
+        generator.
+        """
         levels = [features[name] for name in self.in_features]
-        regions = [self.sampler.draw(boxes, truth_i) for boxes, truth_i in zip(proposals, truth, strict=True)]
+        regions = [
+            self.sampler.draw(boxes, truth_i)
+            for boxes, truth_i in zip(proposals, truth, strict=True)
+        ]
         logits, deltas = self._classify(levels, [r.boxes for r in regions])
         losses = self.box_predictor.losses(logits, deltas, regions)
         if self.mask_head is not None:
@@ -70,14 +79,19 @@ class StandardRoIHeads(nn.Module):
         return losses
 
     def detect(
-        self, features: Mapping[str, Tensor], proposals: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
+        self,
+        features: Mapping[str, Tensor],
+        proposals: Sequence[Tensor],
+        image_sizes: Sequence[tuple[int, int]],
     ) -> list[Detections]:
         """Return the detections of each image, in px of the resized image."""
         levels = [features[name] for name in self.in_features]
         logits, deltas = self._classify(levels, proposals)
         detections = self.box_predictor.detect(logits, deltas, proposals, image_sizes)
         if self.mask_head is not None:
-            detections = self.mask_head.predict(self.mask_pooler(levels, [d.boxes for d in detections]), detections)
+            detections = self.mask_head.predict(
+                self.mask_pooler(levels, [d.boxes for d in detections]), detections
+            )
         return detections
 
     def _classify(self, levels: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,12 @@
 """Which proposals the second stage is trained on, and what each of them should become.
 
 Shapes in this module:
-    R: proposals of one image    S: those that were drawn    G: ground-truth objects of the image    K: foreground classes
+    R: proposals of one image    S: those that were drawn    G: ground-truth objects of the image
+        K: foreground classes
 Source:
-    Girshick 2015, arXiv:1504.08083, Sec. 2.3. Behaviour checked against facebookresearch/detectron2@02b5c4e
-    detectron2/modeling/roi_heads/roi_heads.py (label_and_sample_proposals).
+    Girshick 2015, arXiv:1504.08083, Sec. 2.3. Behaviour checked against
+    facebookresearch/detectron2@02b5c4e detectron2/modeling/roi_heads/roi_heads.py
+    (label_and_sample_proposals).
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ class RegionSampler:
         positive_fraction: Largest share of objects among the drawn.
         iou_thresholds: See ``matching.match``.
         iou_labels: See ``matching.match``.
-        append_truth: Whether the objects' own boxes join the proposals: early in training no proposal may be good enough.
+        append_truth: Whether the objects' own boxes join the proposals: early in training no
+            proposal may be good enough.
     """
 
     num_classes: int
@@ -70,7 +73,9 @@ class RegionSampler:
         )
         classes = torch.full_like(label, self.num_classes)
         if len(truth.boxes):
-            classes = torch.where(label == 1, truth.classes[index], torch.where(label == 0, classes, label))
+            classes = torch.where(
+                label == 1, truth.classes[index], torch.where(label == 0, classes, label)
+            )
         objects, background = sample(
             classes,
             num_samples=self.regions_per_image,
@@ -79,6 +84,7 @@ class RegionSampler:
         )
         drawn = torch.cat([objects, background])
         boxes, index = proposals[drawn], index[drawn]
-        # Without objects there is nothing to regress to; the region's own box stands in and is never read.
+        # Without objects there is nothing to regress to; the region's own box stands in and is
+        # never read.
         truth_boxes = truth.boxes[index] if len(truth.boxes) else boxes
         return SampledRegions(boxes, classes[drawn], truth_boxes, index)

@@ -1,14 +1,17 @@
-"""Region proposal network: objectness and box deltas for every anchor, their losses, and the best boxes as proposals.
+"""Region proposal network: objectness and box deltas for every anchor, their losses, and the best
+boxes as proposals.
 
 Shapes in this module:
-    N: images    L: feature levels    A: anchors per position    Al: anchors of level l, Hl * Wl * A    T: anchors of all levels
+    N: images    L: feature levels    A: anchors per position    Al: anchors of level l, Hl * Wl * A
+        T: anchors of all levels
     R: proposals of one image
 Conventions:
-    Boxes are XYXY in px of the resized image, float32. Losses, decoding and NMS are float32, also under autocast.
+    Boxes are XYXY in px of the resized image, float32. Losses, decoding and NMS are float32, also
+    under autocast.
 Source:
-    Ren et al. 2015, arXiv:1506.01497, Sec. 3.1. Behaviour checked against facebookresearch/detectron2@02b5c4e
-    detectron2/modeling/proposal_generator/rpn.py and proposal_utils.py. Difference: only the boxes that can become proposals
-    are decoded.
+    Ren et al. 2015, arXiv:1506.01497, Sec. 3.1. Behaviour checked against
+    facebookresearch/detectron2@02b5c4e detectron2/modeling/proposal_generator/rpn.py and
+    proposal_utils.py. Difference: only the boxes that can become proposals are decoded.
 """
 
 from __future__ import annotations
@@ -62,9 +65,13 @@ class ProposalLimits:
 
 
 class RPNHead(nn.Module):
-    """3x3 convolutions with ReLU, then a 1x1 convolution for objectness and one for deltas; shared by all levels."""
+    """3x3 convolutions with ReLU, then a 1x1 convolution for objectness and one for deltas; shared
+    by all levels.
+    """
 
-    def __init__(self, in_channels: int, num_anchors: int, *, conv_channels: Sequence[int] = (-1,)) -> None:
+    def __init__(
+        self, in_channels: int, num_anchors: int, *, conv_channels: Sequence[int] = (-1,)
+    ) -> None:
         """Build; -1 in ``conv_channels`` means as many as come in."""
         super().__init__()
         layers = []
@@ -84,7 +91,9 @@ class RPNHead(nn.Module):
             init_normal(layer, std=0.01)
 
     def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (N, Al) and deltas (N, Al, 4), float32, for one level's feature (N, C, Hl, Wl)."""
+        """Return logits (N, Al) and deltas (N, Al, 4), float32, for one level's feature (N, C, Hl,
+        Wl).
+        """
         hidden = self.conv(feature)
         logits = self.objectness_logits(hidden).permute(0, 2, 3, 1).flatten(1)
         deltas = self.anchor_deltas(hidden).permute(0, 2, 3, 1).reshape(feature.shape[0], -1, 4)
@@ -128,7 +137,8 @@ class RPN(nn.Module):
             iou_labels: See ``matching.match``.
             anchors_per_image: Anchors that the losses are taken on, per image.
             positive_fraction: Largest share of object anchors among them.
-            boundary_threshold: Anchors further out of the image than this (px) are ignored; negative keeps all.
+            boundary_threshold: Anchors further out of the image than this (px) are ignored;
+                negative keeps all.
             delta_weights: See ``box_coding.encode_boxes``.
             smooth_l1_beta: See ``box_coding.smooth_l1_sum``.
             cls_loss_weight: Factor of loss_rpn_cls.
@@ -170,12 +180,22 @@ class RPN(nn.Module):
         deltas = [prediction[1] for prediction in predictions]
         losses = {}
         if truth is not None:
-            losses = self._losses(torch.cat(anchors), torch.cat(logits, dim=1), torch.cat(deltas, dim=1), image_sizes, truth)
+            losses = self._losses(
+                torch.cat(anchors),
+                torch.cat(logits, dim=1),
+                torch.cat(deltas, dim=1),
+                image_sizes,
+                truth,
+            )
         return self._propose(anchors, logits, deltas, image_sizes), losses
 
     @torch.no_grad()
-    def _label(self, anchors: Tensor, image_size: tuple[int, int], truth: GroundTruth) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the drawn object anchors, the object of each of them, and the drawn background anchors (indices)."""
+    def _label(
+        self, anchors: Tensor, image_size: tuple[int, int], truth: GroundTruth
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the drawn object anchors, the object of each of them, and the drawn background
+        anchors (indices).
+        """
         index, label = match(
             pairwise_iou(truth.boxes, anchors),
             thresholds=self.iou_thresholds,
@@ -185,10 +205,15 @@ class RPN(nn.Module):
         if self.boundary_threshold >= 0:
             height, width = image_size
             limit = torch.tensor([width, height], device=anchors.device) + self.boundary_threshold
-            inside = (anchors[:, :2] >= -self.boundary_threshold).all(dim=1) & (anchors[:, 2:] < limit).all(dim=1)
+            inside = (anchors[:, :2] >= -self.boundary_threshold).all(dim=1) & (
+                anchors[:, 2:] < limit
+            ).all(dim=1)
             label[~inside] = -1
         objects, background = sample(
-            label, num_samples=self.anchors_per_image, positive_fraction=self.positive_fraction, background=0
+            label,
+            num_samples=self.anchors_per_image,
+            positive_fraction=self.positive_fraction,
+            background=0,
         )
         return objects, index[objects], background
 
@@ -208,13 +233,21 @@ class RPN(nn.Module):
             drawn += [objects + image * num_anchors, background + image * num_anchors]
             targets += [torch.ones(objects.numel()), torch.zeros(background.numel())]
             positives.append(objects + image * num_anchors)
-            wanted.append(encode_boxes(anchors[objects], truth_i.boxes[object_index], weights=self.delta_weights))
-        # One look-up for the whole batch: its backward fills one zero tensor of all anchors, not one for each image.
+            wanted.append(
+                encode_boxes(
+                    anchors[objects], truth_i.boxes[object_index], weights=self.delta_weights
+                )
+            )
+        # One look-up for the whole batch: its backward fills one zero tensor of all anchors, not
+        # one for each image.
         drawn_logits = logits.flatten()[torch.cat(drawn)]
         positive_deltas = deltas.flatten(0, 1)[torch.cat(positives)]
-        cls_sum = F.binary_cross_entropy_with_logits(drawn_logits, torch.cat(targets).to(logits), reduction="sum")
+        cls_sum = F.binary_cross_entropy_with_logits(
+            drawn_logits, torch.cat(targets).to(logits), reduction="sum"
+        )
         loc_sum = smooth_l1_sum(positive_deltas, torch.cat(wanted), beta=self.smooth_l1_beta)
-        # Both sums are divided by the number of anchors asked for, so that each anchor counts equally in every batch.
+        # Both sums are divided by the number of anchors asked for, so that each anchor counts
+        # equally in every batch.
         normalizer = self.anchors_per_image * len(truth)
         return {
             "loss_rpn_cls": cls_sum * (self.cls_loss_weight / normalizer),
@@ -231,25 +264,40 @@ class RPN(nn.Module):
     ) -> list[Proposals]:
         limits = self.train_limits if self.training else self.test_limits
         boxes, scores, level_ids = [], [], []
-        for level, (anchors_l, logits_l, deltas_l) in enumerate(zip(anchors, logits, deltas, strict=True)):
+        for level, (anchors_l, logits_l, deltas_l) in enumerate(
+            zip(anchors, logits, deltas, strict=True)
+        ):
             best, index = logits_l.topk(min(limits.pre_nms, logits_l.shape[1]), dim=1)
             best_deltas = deltas_l.gather(1, index[..., None].expand(-1, -1, 4))
             boxes.append(decode_boxes(best_deltas, anchors_l[index], weights=self.delta_weights))
             scores.append(best)
             level_ids.append(torch.full((best.shape[1],), level, device=best.device))
-        all_boxes, all_scores, levels = torch.cat(boxes, dim=1), torch.cat(scores, dim=1), torch.cat(level_ids)
+        all_boxes, all_scores, levels = (
+            torch.cat(boxes, dim=1),
+            torch.cat(scores, dim=1),
+            torch.cat(level_ids),
+        )
         return [
             self._suppress(all_boxes[image], all_scores[image], levels, size, limits.post_nms)
             for image, size in enumerate(image_sizes)
         ]
 
     def _suppress(
-        self, boxes: Tensor, scores: Tensor, levels: Tensor, image_size: tuple[int, int], post_nms: int
+        self,
+        boxes: Tensor,
+        scores: Tensor,
+        levels: Tensor,
+        image_size: tuple[int, int],
+        post_nms: int,
     ) -> Proposals:
-        """Clip the candidates of one image, drop what is too small, suppress within each level, keep the best."""
+        """Clip the candidates of one image, drop what is too small, suppress within each level,
+        keep the best.
+        """
         finite = boxes.isfinite().all(dim=1) & scores.isfinite()
         if self.training and not finite.all():
-            raise FloatingPointError("The RPN predicts boxes or scores that are not finite: training has diverged.")
+            raise FloatingPointError(
+                "The RPN predicts boxes or scores that are not finite: training has diverged."
+            )
         boxes = clip_boxes(boxes, image_size)
         keep = finite & is_larger_than(boxes, self.min_box_size)
         boxes, scores, levels = boxes[keep], scores[keep], levels[keep]

@@ -1,9 +1,10 @@
-"""SGD as Detectron2 sets it up: parameter groups, gradient clipping, learning rate over the iterations.
+"""SGD as Detectron2 sets it up: parameter groups, gradient clipping, learning rate over the
+iterations.
 
 Source:
-    Behaviour checked against facebookresearch/detectron2@02b5c4e detectron2/solver/build.py and lr_scheduler.py and
-    facebookresearch/fvcore@3378afe fvcore/common/param_scheduler.py. Goyal et al. 2017, arXiv:1706.02677, Sec. 2.2 for the
-    warm-up.
+    Behaviour checked against facebookresearch/detectron2@02b5c4e detectron2/solver/build.py and
+    lr_scheduler.py and facebookresearch/fvcore@3378afe fvcore/common/param_scheduler.py. Goyal et
+    al. 2017, arXiv:1706.02677, Sec. 2.2 for the warm-up.
 """
 
 from __future__ import annotations
@@ -23,10 +24,15 @@ SCHEDULES = ("WarmupMultiStepLR", "WarmupCosineLR")
 WARMUP_METHODS = ("linear", "constant")
 CLIP_TYPES = ("value", "norm")
 
-_NORM_LAYERS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
+_NORM_LAYERS = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.modules.instancenorm._InstanceNorm,
+)
 
-# Detectron2 compares progress, a share of the run, with this slack, so an event comes early when 1e-6 of the run is an
-# iteration or more.
+# Detectron2 compares progress, a share of the run, with this slack, so an event comes early when
+# 1e-6 of the run is an iteration or more.
 _PROGRESS_SLACK = 1e-6
 
 
@@ -48,7 +54,8 @@ def parameter_groups(
         bias_lr_factor: Learning rate of every bias, as a multiple.
 
     Returns:
-        Groups for a torch optimizer: "params", "weight_decay" and "lr_factor", which ``set_lr`` reads.
+        Groups for a torch optimizer: "params", "weight_decay" and "lr_factor", which ``set_lr``
+            reads.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     seen: set[int] = set()
@@ -75,7 +82,8 @@ def make_sgd(
     """Return SGD on the groups of ``parameter_groups`` at the learning rate ``lr``."""
     groups = list(groups)
     on_cpu = all(p.device.type == "cpu" for group in groups for p in group["params"])
-    # Fused, a step makes no copies of all gradients; foreach is for devices, where it saves launches.
+    # Fused, a step makes no copies of all gradients; foreach is for devices, where it saves
+    # launches.
     how = {"fused": True} if on_cpu else {"foreach": True}
     optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, **how)
     set_lr(optimizer, lr)
@@ -95,8 +103,8 @@ def clip_gradients(
 
     Args:
         parameters: Those without a gradient are passed over.
-        clip_type: "value" cuts each element to [-clip_value, clip_value]; "norm" scales a parameter's gradient down to the norm
-            clip_value.
+        clip_type: "value" cuts each element to [-clip_value, clip_value]; "norm" scales a
+            parameter's gradient down to the norm clip_value.
         clip_value: The limit.
         norm_type: p of the norm; inf is the maximum.
 
@@ -104,7 +112,9 @@ def clip_gradients(
         InputError: If the type is neither.
     """
     if clip_type not in CLIP_TYPES:
-        raise InputError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip_type!r}, expected one of {CLIP_TYPES}.")
+        raise InputError(
+            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip_type!r}, expected one of {CLIP_TYPES}."
+        )
     for parameter in parameters:
         if parameter.grad is None:
             continue
@@ -122,13 +132,15 @@ class LearningRate:
         base_lr: After the warm-up.
         max_iter: Length of the run.
         schedule: One of ``SCHEDULES``.
-        steps: Iterations from which the rate is multiplied by ``gamma`` once more; those beyond ``max_iter`` count for nothing.
+        steps: Iterations from which the rate is multiplied by ``gamma`` once more; those beyond
+            ``max_iter`` count for nothing.
         gamma: Factor of each step.
         end_lr: Where the cosine ends.
         warmup_iters: Length of the warm-up.
         warmup_factor: The warm-up starts at this multiple of the schedule's first value.
         warmup_method: One of ``WARMUP_METHODS``.
-        rescale_interval: Whether the schedule starts after the warm-up; else it runs from iteration 0 below it.
+        rescale_interval: Whether the schedule starts after the warm-up; else it runs from iteration
+            0 below it.
     """
 
     base_lr: float
@@ -146,19 +158,30 @@ class LearningRate:
         """Refuse what is no schedule.
 
         Raises:
-            InputError: If a name is unknown, the steps do not ascend, or a number lies outside its range.
+            InputError: If a name is unknown, the steps do not ascend, or a number lies outside its
+                range.
         """
         if self.schedule not in SCHEDULES:
-            raise InputError(f"SOLVER.LR_SCHEDULER_NAME is {self.schedule!r}, expected one of {SCHEDULES}.")
+            raise InputError(
+                f"SOLVER.LR_SCHEDULER_NAME is {self.schedule!r}, expected one of {SCHEDULES}."
+            )
         if self.warmup_method not in WARMUP_METHODS:
-            raise InputError(f"SOLVER.WARMUP_METHOD is {self.warmup_method!r}, expected one of {WARMUP_METHODS}.")
+            raise InputError(
+                f"SOLVER.WARMUP_METHOD is {self.warmup_method!r}, expected one of {WARMUP_METHODS}."
+            )
         if self.max_iter < 1:
             raise InputError(f"SOLVER.MAX_ITER is {self.max_iter}, expected at least 1.")
         steps = list(self.steps)
-        if any(step < 1 for step in steps) or any(a >= b for a, b in zip(steps, steps[1:], strict=False)):
-            raise InputError(f"SOLVER.STEPS is {steps}, expected iterations above 0 in ascending order.")
+        if any(step < 1 for step in steps) or any(
+            a >= b for a, b in zip(steps, steps[1:], strict=False)
+        ):
+            raise InputError(
+                f"SOLVER.STEPS is {steps}, expected iterations above 0 in ascending order."
+            )
         if self.schedule == "WarmupCosineLR" and not 0 <= self.end_lr <= self.base_lr:
-            raise InputError(f"SOLVER.BASE_LR_END is {self.end_lr}, expected 0 to BASE_LR ({self.base_lr}).")
+            raise InputError(
+                f"SOLVER.BASE_LR_END is {self.end_lr}, expected 0 to BASE_LR ({self.base_lr})."
+            )
 
     def __call__(self, iteration: int) -> float:
         """Return the learning rate of the step that ends 0-based ``iteration``."""
@@ -186,4 +209,6 @@ class LearningRate:
             end = self.end_lr / self.base_lr
             return end + 0.5 * (1 - end) * (1 + math.cos(math.pi * progress))
         iteration = int((progress + _PROGRESS_SLACK) * self.max_iter)
-        return self.gamma ** bisect.bisect_right([s for s in self.steps if s <= self.max_iter], iteration)
+        return self.gamma ** bisect.bisect_right(
+            [s for s in self.steps if s <= self.max_iter], iteration
+        )

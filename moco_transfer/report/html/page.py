@@ -1,4 +1,6 @@
-"""The page: tables, plots, pictures and every run's config, versions and command in one HTML file that needs no network."""
+"""The page: tables, plots, pictures and every run's config, versions and command in one HTML file
+that needs no network.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +14,24 @@ from pathlib import Path
 import jinja2
 
 from ..aggregate import Table
-from ..caveats import (finding_sentences, legend_sentences, separation_sentences, setting_sentence)
-from .page_svg import inline_svg, swatch
-from .page_tables import Grid, transfer_grid, trials_grid
-from .plots import (STYLES, Panel, breakdown_panels, curve_panels, draw_panel, figure_bytes, figure_name, row_styles)
+from ..caveats import finding_sentences, legend_sentences, separation_sentences, setting_sentence
 from ..pretraining import PretrainingRun, pretraining_panels
 from ..records import CONFIG_FILE, Problem, text_of
-from .run_details import (ENVIRONMENT_FILE, RunDetails, anchors_of, table_details)
 from ..table_csv import render_csv
 from ..table_latex import render_latex
+from .page_svg import inline_svg, swatch
+from .page_tables import Grid, transfer_grid, trials_grid
+from .plots import (
+    STYLES,
+    Panel,
+    breakdown_panels,
+    curve_panels,
+    draw_panel,
+    figure_bytes,
+    figure_name,
+    row_styles,
+)
+from .run_details import ENVIRONMENT_FILE, RunDetails, anchors_of, table_details
 
 #: What `sheet` and `neighbours` write; the first ending that is there is embedded.
 SHEET_NAME, NEIGHBOURS_NAME = "detections", "neighbours"
@@ -89,14 +100,16 @@ def render_page(
     """Return the page.
 
     Args:
-        tables: From :func:`moco_transfer.report.build_tables`; their runs' folders are read again, for curves and configs.
+        tables: From :func:`moco_transfer.report.build_tables`; their runs' folders are read again,
+            for curves and configs.
         problems: Files that could not be used.
         pretraining: From :func:`moco_transfer.report.pretraining.find_pretraining`.
         folders: Where the sheets of detections lie, beside the folders of the runs.
         title: Title of the page.
 
     Returns:
-        HTML, all in one text: style, script, plots and pictures are inside it. The same runs give the same text.
+        HTML, all in one text: style, script, plots and pictures are inside it. The same runs give
+            the same text.
     """
     sections = [_section(table, number, folders) for number, table in enumerate(tables, start=1)]
     pretrained = [_pretraining(run, number) for number, run in enumerate(pretraining, start=1)]
@@ -116,7 +129,8 @@ def render_page(
         separation=separation_sentences(tables),
         problems=problems,
         latex=render_latex(tables, problems),
-        csv_uri="data:text/csv;charset=utf-8;base64," + base64.b64encode(csv_text.encode("utf-8")).decode("ascii"),
+        csv_uri="data:text/csv;charset=utf-8;base64,"
+        + base64.b64encode(csv_text.encode("utf-8")).decode("ascii"),
         num_runs=sum(len(table.runs) for table in tables),
         row_colours=[color for color, _, _ in STYLES],
     )
@@ -129,7 +143,9 @@ def _template(name: str) -> str:
 def _section(table: Table, number: int, folders: Sequence[str | Path]) -> Section:
     anchor = f"table-{number}"
     config, runs = table_details(table, prefix=f"{anchor}-")
-    panels = curve_panels(table) + [panel for kind in table.kinds for panel in breakdown_panels(table, kind)]
+    panels = curve_panels(table) + [
+        panel for kind in table.kinds for panel in breakdown_panels(table, kind)
+    ]
     plots, unread = _plots(panels, anchor)
     sentence = setting_sentence(table)
     return Section(
@@ -140,7 +156,10 @@ def _section(table: Table, number: int, folders: Sequence[str | Path]) -> Sectio
         grids=tuple(transfer_grid(table, kind) for kind in table.kinds),
         legend=tuple(legend_sentences(table, emphasis="green or red, with ▲ or ▼,")),
         problems=(*table.problems, *unread),
-        rows=tuple((f"{row.init} (n = {len(row.runs)})", swatch(row_styles(table)[row.init])) for row in table.rows),
+        rows=tuple(
+            (f"{row.init} (n = {len(row.runs)})", swatch(row_styles(table)[row.init]))
+            for row in table.rows
+        ),
         plots=plots,
         sheet=_sheet(table, folders),
         trials=trials_grid(table, anchors_of(table.runs, runs)),
@@ -151,9 +170,13 @@ def _section(table: Table, number: int, folders: Sequence[str | Path]) -> Sectio
 
 def _pretraining(run: PretrainingRun, number: int) -> PretrainingSection:
     anchor, folder = f"pretraining-{number}", Path(run.folder)
-    neighbours = embed_picture(folder / NEIGHBOURS_NAME, "Nearest neighbours of some pictures by the pre-trained features")
+    neighbours = embed_picture(
+        folder / NEIGHBOURS_NAME, "Nearest neighbours of some pictures by the pre-trained features"
+    )
     config, environment = (text_of(folder, name) for name in (CONFIG_FILE, ENVIRONMENT_FILE))
-    return PretrainingSection(anchor, run, _plots(pretraining_panels(run), anchor)[0], neighbours, config, environment)
+    return PretrainingSection(
+        anchor, run, _plots(pretraining_panels(run), anchor)[0], neighbours, config, environment
+    )
 
 
 def _plots(panels: Sequence[Panel], anchor: str) -> tuple[tuple[Plot, ...], list[Problem]]:
@@ -165,19 +188,30 @@ def _plots(panels: Sequence[Panel], anchor: str) -> tuple[tuple[Plot, ...], list
         if not figure.axes[0].has_data():
             continue
         caption = panel.caption[0].upper() + panel.caption[1:]
-        svg = inline_svg(figure_bytes(figure, "svg"), prefix=f"{anchor}-{panel.name}-", label=caption)
+        svg = inline_svg(
+            figure_bytes(figure, "svg"), prefix=f"{anchor}-{panel.name}-", label=caption
+        )
         plots.append(Plot(caption, svg, panel.inches[1] > _TALL_INCHES))
     return tuple(plots), list(problems)
 
 
 def sheet_folder(table: Table) -> Path:
-    """Return where a table's sheet of detections is written and looked for: the folder in which all its runs lie, however deep."""
+    """Return where a table's sheet of detections is written and looked for: the folder in which all
+    its runs lie, however deep.
+    """
     return Path(os.path.commonpath([Path(run.folder).parent for run in table.runs]))
 
 
 def _sheet(table: Table, folders: Sequence[str | Path]) -> Picture | None:
-    places = [*map(Path, folders), sheet_folder(table), *(Path(run.folder).parent for run in table.runs)]
-    caption = "Detections of each initialisation beside the ground truth: of each picture as many, the surest, as it has objects"
+    places = [
+        *map(Path, folders),
+        sheet_folder(table),
+        *(Path(run.folder).parent for run in table.runs),
+    ]
+    caption = (
+        "Detections of each initialisation beside the ground truth: of each picture as many, the"
+        " surest, as it has objects"
+    )
     for place in dict.fromkeys(places):
         picture = embed_picture(place / f"{SHEET_NAME}_{figure_name(table)}", caption)
         if picture:

@@ -1,4 +1,7 @@
-"""Figures inside the page: SVG that takes its colours from the page's style sheet, so that it follows light and dark."""
+"""Figures inside the page:
+
+SVG that takes its colours from the page's style sheet, so that it follows light and dark.
+"""
 
 from __future__ import annotations
 
@@ -47,8 +50,8 @@ def inline_svg(svg: bytes, *, prefix: str, label: str) -> str:
         label: What a screen reader says instead of the picture.
 
     Returns:
-        One ``<svg>`` element that scales with its container. Colours of rows are ``var(--row-N)``, N being the place in
-        ``STYLES``; grid, stripes and text follow the page.
+        One ``<svg>`` element that scales with its container. Colours of rows are ``var(--row-N)``,
+        N being the place in ``STYLES``; grid, stripes and text follow the page.
     """
     text = svg.decode("utf-8")
     text = text[text.index("<svg") :]
@@ -56,20 +59,30 @@ def inline_svg(svg: bytes, *, prefix: str, label: str) -> str:
     text = re.sub(r'\b(id|xlink:href|href)="(#?)([^"]+)"', rf'\1="\g<2>{prefix}\3"', text)
     text = text.replace("url(#", f"url(#{prefix}")
     text = re.sub(r"#[0-9a-f]{6}\b", lambda match: _COLOURS.get(match[0], match[0]), text)
-    text = re.sub(r"font(-family)?: ?[^;\"]*'[^\"]*?(?=[;\"])", _without_family, text)  # the page's letters
+    text = re.sub(
+        r"font(-family)?: ?[^;\"]*'[^\"]*?(?=[;\"])", _without_family, text
+    )  # the page's letters
     head, rest = text.split(">", 1)
     view = re.search(r'viewBox="[^"]+"', head)[0]
-    return f'<svg {view} role="img" aria-label="{html.escape(label)}" xmlns:xlink="http://www.w3.org/1999/xlink">{rest.strip()}'
+    return (
+        f'<svg {view} role="img" aria-label="{html.escape(label)}"'
+        f' xmlns:xlink="http://www.w3.org/1999/xlink">{rest.strip()}'
+    )
 
 
 def swatch(style: tuple) -> str:
     """Return a short line with its marker, as the figures draw a row: the legend's ``<svg>``."""
     color, line_style, marker = style
     index = next(place for place, known in enumerate(STYLES) if known[0] == color)
-    dash = _DASHES[line_style] if isinstance(line_style, str) else " ".join(f"{1.7 * length:g}" for length in line_style[1])
+    dash = (
+        _DASHES[line_style]
+        if isinstance(line_style, str)
+        else " ".join(f"{1.7 * length:g}" for length in line_style[1])
+    )
     return (
-        f'<svg class="swatch" viewBox="0 0 34 10" aria-hidden="true"><path d="M0 5H34" stroke="var(--row-{index})" stroke-width="1.7" '
-        f'stroke-dasharray="{dash}"/><path d="{_MARKERS[marker]}" transform="translate(13 1)" fill="var(--row-{index})"/></svg>'
+        '<svg class="swatch" viewBox="0 0 34 10" aria-hidden="true"><path d="M0 5H34"'
+        f' stroke="var(--row-{index})" stroke-width="1.7" stroke-dasharray="{dash}"/><path'
+        f' d="{_MARKERS[marker]}" transform="translate(13 1)" fill="var(--row-{index})"/></svg>'
     )
 
 

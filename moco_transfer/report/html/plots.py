@@ -1,10 +1,13 @@
-"""Pictures of a table: learning curves of AP and loss, AP by class and by object size, each with the spread over seeds.
+"""Pictures of a table: learning curves of AP and loss, AP by class and by object size, each with
+the spread over seeds.
 
-Each picture is made of panels, which the page shows one by one and a file shows side by side. Figures are drawn without
-pyplot, so nothing global changes and no display is needed. Rows differ in line style, marker and brightness as well as in
+Each picture is made of panels, which the page shows one by one and a file shows side by side.
+Figures are drawn without pyplot, so nothing global changes and no display is needed. Rows differ in
+line style, marker and brightness as well as in
 colour: the pictures can be read in grey.
 
-Names come from files and may hold anything: every one that is drawn goes through :func:`plain_text`.
+Names come from files and may hold anything: every one that is drawn goes through
+    :func:`plain_text`.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ from ..caveats import kind_name
 from ..curves import Curve, loss_curve, metric_curve
 from ..records import Problem
 
-#: (colour, line style, marker) of random, of supervised, and of the others in turn; neighbours differ in brightness.
+#: (colour, line style, marker) of random, of supervised, and of the others in turn; neighbours
+# differ in brightness.
 STYLES = (
     ("#9e9e9e", ":", "s"),
     ("#b85c00", "--", "^"),
@@ -76,7 +80,8 @@ class Panel:
 def curve_panels(table: Table) -> list[Panel]:
     """Return AP over iterations, one panel per kind of result, and the training loss.
 
-    The folders of the table's averaged runs are read again, for metrics.json, when a panel is drawn.
+    The folders of the table's averaged runs are read again, for metrics.json, when a panel is
+    drawn.
     """
     spread = "mean over seeds, band of one std where n >= 2"
     size = (_PANEL_INCHES, 3.2)
@@ -84,67 +89,103 @@ def curve_panels(table: Table) -> list[Panel]:
     for kind in table.kinds:
 
         def draw_metric(axis: Axes, kind: str = kind) -> list[Problem]:
-            problems = _draw_curves(axis, table, lambda row: metric_curve(row, kind, "AP"), title_if_single="evaluated once, at the end")
+            problems = _draw_curves(
+                axis,
+                table,
+                lambda row: metric_curve(row, kind, "AP"),
+                title_if_single="evaluated once, at the end",
+            )
             axis.set_ylabel(f"AP of {kind_name(kind)} (0-100)")
             axis.set_ylim(0, max(1.0, 1.08 * axis.dataLim.y1))
             return problems
 
-        panels.append(Panel(f"{kind}_curve", f"AP of {kind_name(kind)} over iterations: {spread}", size, draw_metric))
+        panels.append(
+            Panel(
+                f"{kind}_curve",
+                f"AP of {kind_name(kind)} over iterations: {spread}",
+                size,
+                draw_metric,
+            )
+        )
 
     def draw_loss(axis: Axes) -> list[Problem]:
         problems = _draw_curves(axis, table, loss_curve)
         axis.set_ylabel("training loss")
         return problems
 
-    return [*panels, Panel("loss_curve", f"training loss over iterations: {spread}", size, draw_loss)]
+    return [
+        *panels,
+        Panel("loss_curve", f"training loss over iterations: {spread}", size, draw_loss),
+    ]
 
 
 def breakdown_panels(table: Table, kind: str = "bbox") -> list[Panel]:
-    """Return AP by object size and AP by class: one line per size or class, one marker per row, a bar of one std where n >= 2.
+    """Return AP by object size and AP by class: one line per size or class, one marker per row, a
+    bar of one std where n >= 2.
 
     Args:
         table: Where the values come from.
         kind: ``"bbox"``, ``"segm"``, ...
 
     Returns:
-        The panels that the runs have values for. Classes are ordered by the mean of the baseline row (of the first row
-        without one); sizes are COCO's: small below 32^2 px, large from 96^2 px.
+        The panels that the runs have values for. Classes are ordered by the mean of the baseline
+        row (of the first row without one); sizes are COCO's: small below 32^2 px, large from 96^2
+        px.
     """
     found = {metric for row in table.rows for row_kind, metric in row.values if row_kind == kind}
     base = table.baseline or table.rows[0]
-    classes = sorted(filter(is_class_metric, found), key=lambda metric: (_or_zero(base.summary(kind, metric).mean), metric))
+    classes = sorted(
+        filter(is_class_metric, found),
+        key=lambda metric: (_or_zero(base.summary(kind, metric).mean), metric),
+    )
     groups = {"size": [metric for metric in reversed(_SIZES) if metric in found], "class": classes}
     panels = []
     for what, metrics in groups.items():
 
         def draw(axis: Axes, metrics: Sequence[str] = metrics) -> list[Problem]:
             _draw_markers(axis, table, kind, metrics)
-            names = [_SIZES.get(metric) or plain_text(metric.removeprefix(class_metric(""))) for metric in metrics]
+            names = [
+                _SIZES.get(metric) or plain_text(metric.removeprefix(class_metric("")))
+                for metric in metrics
+            ]
             axis.set_yticks(range(len(metrics)), names)
             axis.set_xlabel(f"AP of {kind_name(kind)} (0-100)")
             axis.set_xlim(0, max(1.0, 1.05 * axis.dataLim.x1))
             return []
 
-        caption = f"AP of {kind_name(kind)} by {'object size' if what == 'size' else 'class'}: mean over seeds, bar of one std where n >= 2"
-        each = max(0.26 if len(metrics) <= 10 else 0.2, 0.06 * len(table.rows))  # inches; markers of many rows lie one below the other
+        caption = (
+            f"AP of {kind_name(kind)} by {'object size' if what == 'size' else 'class'}: mean over"
+            " seeds, bar of one std where n >= 2"
+        )
+        each = max(
+            0.26 if len(metrics) <= 10 else 0.2, 0.06 * len(table.rows)
+        )  # inches; markers of many rows lie one below the other
         height = max(2.2, 1.0 + each * len(metrics))
-        panels += [Panel(f"{kind}_by_{what}", caption, (_PANEL_INCHES, height), draw)] if metrics else []
+        panels += (
+            [Panel(f"{kind}_by_{what}", caption, (_PANEL_INCHES, height), draw)] if metrics else []
+        )
     return panels
 
 
 def learning_curves(table: Table) -> tuple[Figure, list[Problem]]:
-    """Draw :func:`curve_panels` side by side, and return the figure and a problem for each run without a curve."""
+    """Draw :func:`curve_panels` side by side, and return the figure and a problem for each run
+    without a curve.
+    """
     figure, problems = side_by_side(curve_panels(table), height=3.6)
     _decorate(figure, table)
     return figure, problems
 
 
 def breakdown(table: Table, kind: str = "bbox") -> Figure | None:
-    """Draw :func:`breakdown_panels` side by side, or return None when the runs have neither sizes nor classes."""
+    """Draw :func:`breakdown_panels` side by side, or return None when the runs have neither sizes
+    nor classes.
+    """
     panels = breakdown_panels(table, kind)
     if not panels:
         return None
-    figure, _ = side_by_side(panels, height=max(2.6, 0.4 + max(panel.inches[1] for panel in panels)), width=0.6)
+    figure, _ = side_by_side(
+        panels, height=max(2.6, 0.4 + max(panel.inches[1] for panel in panels)), width=0.6
+    )
     _decorate(figure, table)
     return figure
 
@@ -169,7 +210,12 @@ def figure_bytes(figure: Figure, file_format: str) -> bytes:
     buffer = io.BytesIO()
     # Without these two, the ids in an SVG are random and its date is that of the day.
     with matplotlib.rc_context({"svg.hashsalt": "moco-transfer", "svg.fonttype": "none"}):
-        figure.savefig(buffer, format=file_format, dpi=150, metadata={"Date": None} if file_format == "svg" else None)
+        figure.savefig(
+            buffer,
+            format=file_format,
+            dpi=150,
+            metadata={"Date": None} if file_format == "svg" else None,
+        )
     return buffer.getvalue()
 
 
@@ -185,12 +231,15 @@ def figure_name(table: Table) -> str:
 
 
 def plain_text(text: str) -> str:
-    r"""Return a name as matplotlib draws it letter by letter: two ``$`` would start a formula, and a wrong formula ends the drawing."""
+    r"""Return a name as matplotlib draws it letter by letter: two ``$`` would start a formula, and
+    a wrong formula ends the drawing.
+    """
     return text.replace("$", r"\$")
 
 
 def row_styles(table: Table) -> dict[str, tuple]:
-    """Return colour, line style and marker per row; random and supervised look the same in every table.
+    """Return colour, line style and marker per row; random and supervised look the same in every
+    table.
 
     No two rows share line style and marker, which is all that grey leaves.
     """
@@ -204,8 +253,12 @@ def row_styles(table: Table) -> dict[str, tuple]:
     return styles | dict(zip(FIRST_ROWS, STYLES, strict=False))
 
 
-def side_by_side(panels: Sequence[Panel], *, height: float, width: float = 0.0) -> tuple[Figure, list[Problem]]:
-    """Draw panels in one row, ``height`` inches high and ``width`` wider than they need, and return the problems met."""
+def side_by_side(
+    panels: Sequence[Panel], *, height: float, width: float = 0.0
+) -> tuple[Figure, list[Problem]]:
+    """Draw panels in one row, ``height`` inches high and ``width`` wider than they need, and return
+    the problems met.
+    """
     figure = Figure(figsize=(_PANEL_INCHES * len(panels) + width, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -221,13 +274,19 @@ def _tidy(axis: Axes, panel: Panel) -> None:
     if is_curve:
         axis.set_xlabel("iteration")
         axis.set_xlim(left=0)
-        axis.xaxis.set_major_locator(MaxNLocator(5))  # numbers of six digits must not run into one another
+        axis.xaxis.set_major_locator(
+            MaxNLocator(5)
+        )  # numbers of six digits must not run into one another
     axis.grid(color=GRID, linewidth=0.6, axis="both" if is_curve else "x")
     axis.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_curves(
-    axis: Axes, table: Table, read: Callable[[Row], tuple[Curve, list[Problem]]], *, title_if_single: str = ""
+    axis: Axes,
+    table: Table,
+    read: Callable[[Row], tuple[Curve, list[Problem]]],
+    *,
+    title_if_single: str = "",
 ) -> list[Problem]:
     problems, styles, longest = [], row_styles(table), 0
     for row in table.rows:
@@ -237,13 +296,25 @@ def _draw_curves(
         if not curve.iterations:
             continue
         longest = max(longest, len(curve.iterations))
-        every = max(1, len(curve.iterations) // 8)  # markers tell lines apart in grey; one on each of 60 points would be a blot
-        axis.plot(curve.iterations, curve.mean, color=color, linestyle=line_style, marker=marker, markevery=every, **LINE)
+        every = max(
+            1, len(curve.iterations) // 8
+        )  # markers tell lines apart in grey; one on each of 60 points would be a blot
+        axis.plot(
+            curve.iterations,
+            curve.mean,
+            color=color,
+            linestyle=line_style,
+            marker=marker,
+            markevery=every,
+            **LINE,
+        )
         low = [mean - std for mean, std in zip(curve.mean, curve.std, strict=True)]
         high = [mean + std for mean, std in zip(curve.mean, curve.std, strict=True)]
         axis.fill_between(curve.iterations, low, high, color=color, alpha=0.2, linewidth=0)
         if len(curve.iterations) == 1:  # a band over one point has no width
-            axis.errorbar(curve.iterations, curve.mean, yerr=curve.std, color=color, capsize=3, linewidth=1.2)
+            axis.errorbar(
+                curve.iterations, curve.mean, yerr=curve.std, color=color, capsize=3, linewidth=1.2
+            )
     if longest == 1 and title_if_single:
         axis.set_title(title_if_single, fontsize=9, color="#555555")
     return problems
@@ -269,7 +340,9 @@ def _draw_markers(axis: Axes, table: Table, kind: str, metrics: Sequence[str]) -
 
 
 def _or_zero(value: float) -> float:
-    return value if value == value else 0.0  # NaN, where the baseline lacks the class, has no place in an order
+    return (
+        value if value == value else 0.0
+    )  # NaN, where the baseline lacks the class, has no place in an order
 
 
 def _decorate(figure: Figure, table: Table) -> None:
@@ -281,9 +354,16 @@ def _decorate(figure: Figure, table: Table) -> None:
     inches = 0.7 + 0.1 * max(map(len, labels))  # what an entry takes at the default size of letters
     columns = max(1, min(len(labels), int(figure.get_figwidth() / inches)))
     lines_of_legend = -(-len(labels) // columns)
-    figure.set_figheight(figure.get_figheight() + 0.23 * max(0, lines_of_legend - 2))  # not at the cost of the axes
+    figure.set_figheight(
+        figure.get_figheight() + 0.23 * max(0, lines_of_legend - 2)
+    )  # not at the cost of the axes
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
     setting = table.setting
-    lines = [f"{setting.task} on {' + '.join(setting.test_set)}", f"{setting.engine}, {setting.norm}; mean ± std over n seeds"]
+    lines = [
+        f"{setting.task} on {' + '.join(setting.test_set)}",
+        f"{setting.engine}, {setting.norm}; mean ± std over n seeds",
+    ]
     width = int(12 * figure.get_figwidth())  # about 12 letters of this size fit into an inch
-    figure.suptitle(plain_text("\n".join(textwrap.fill(line, width) for line in lines)), fontsize=10)
+    figure.suptitle(
+        plain_text("\n".join(textwrap.fill(line, width) for line in lines)), fontsize=10
+    )

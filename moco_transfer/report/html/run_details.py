@@ -23,7 +23,8 @@ class RunDetails:
         anchor: Its place in the page.
         title: Row, seed and folder.
         facts: (name, value) pairs.
-        differs: (config key, value, value of the table's config) where its config is not the one that the table shows.
+        differs: (config key, value, value of the table's config) where its config is not the one
+            that the table shows.
         environment: Its env.txt, "" where there is none.
     """
 
@@ -42,8 +43,9 @@ def table_details(table: Table, *, prefix: str) -> tuple[str, list[RunDetails]]:
         prefix: Start of the anchors.
 
     Returns:
-        The config as YAML ("" when no run has kept it), and one entry per run. Configs of a table agree but for weights, seed
-        and folder, so that the whole is shown once and each run by what differs.
+        The config as YAML ("" when no run has kept it), and one entry per run. Configs of a table
+        agree but for weights, seed and folder, so that the whole is shown once and each run by what
+        differs.
     """
     texts = [text_of(run.folder, CONFIG_FILE) for run in table.runs]
     shown = next(filter(None, texts), "")
@@ -52,7 +54,15 @@ def table_details(table: Table, *, prefix: str) -> tuple[str, list[RunDetails]]:
     for number, (run, text) in enumerate(zip(table.runs, texts, strict=True), start=1):
         title = f"{run.init}, seed {run.seed}: {run.folder}"
         differs = _differences(base, flatten(text)) if text and text != shown else ()
-        details.append(RunDetails(f"{prefix}run-{number}", title, tuple(_facts(run, bool(text))), differs, text_of(run.folder, ENVIRONMENT_FILE)))
+        details.append(
+            RunDetails(
+                f"{prefix}run-{number}",
+                title,
+                tuple(_facts(run, bool(text))),
+                differs,
+                text_of(run.folder, ENVIRONMENT_FILE),
+            )
+        )
     return shown, details
 
 
@@ -79,7 +89,9 @@ def flatten(text: str) -> dict[str, str]:
 
 
 def _differences(base: dict[str, str], own: dict[str, str]) -> tuple[tuple[str, str, str], ...]:
-    keys = sorted(key for key in base.keys() | own.keys() if base.get(key, _MISSING) != own.get(key, _MISSING))
+    keys = sorted(
+        key for key in base.keys() | own.keys() if base.get(key, _MISSING) != own.get(key, _MISSING)
+    )
     return tuple((key, own.get(key, "absent"), base.get(key, "absent")) for key in keys)
 
 
@@ -96,8 +108,17 @@ def _facts(run: RunRecord, has_config: bool) -> list[tuple[str, str]]:
         ("pre-trained by", ", ".join(trained)),
         ("trained on", " + ".join(run.train_set)),
         ("tested on", " + ".join(run.test_set)),
-        ("engine, norm", f"{run.engine}, {run.norm}, {run.world_size} process{'' if run.world_size == 1 else 'es'}"),
-        ("duration", "" if run.wall_sec is None else f"{run.wall_sec:.0f} s, {run.iterations} iterations"),
+        (
+            "engine, norm",
+            (
+                f"{run.engine}, {run.norm}, {run.world_size}"
+                f" process{'' if run.world_size == 1 else 'es'}"
+            ),
+        ),
+        (
+            "duration",
+            "" if run.wall_sec is None else f"{run.wall_sec:.0f} s, {run.iterations} iterations",
+        ),
         ("versions", ", ".join(f"{name} {version}" for name, version in run.versions.items())),
         ("commit", run.git or ""),
         ("marks", "; ".join(run_caveats(run))),

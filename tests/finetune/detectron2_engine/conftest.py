@@ -14,9 +14,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory) -> Path:
-    """Eight training and three test scenes in VOC's layout, with the fields that Detectron2's evaluator of VOC asks for."""
+    """Eight training and three test scenes in VOC's layout, with the fields that Detectron2's
+    evaluator of VOC asks for.
+    """
     folder = tmp_path_factory.mktemp("scenes")
     write_voc_scenes(folder, splits={"train": 8, "test": 3}, size=64, seed=0)
     for file in (folder / "Annotations").glob("*.xml"):
-        file.write_text(file.read_text().replace("<difficult>", "<pose>Unspecified</pose><truncated>0</truncated><difficult>"))
+        file.write_text(
+            file.read_text().replace(
+                "<difficult>", "<pose>Unspecified</pose><truncated>0</truncated><difficult>"
+            )
+        )
     return folder

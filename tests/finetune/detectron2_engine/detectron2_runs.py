@@ -14,15 +14,28 @@ REPOSITORY = HERE.parents[2]
 def environment(**more: str) -> dict[str, str]:
     """Return the environment of a user's shell, with one thread and this source tree importable.
 
-    What was importable stays so: Detectron2 may have come with PYTHONPATH and not with an installation.
+    What was importable stays so: Detectron2 may have come with PYTHONPATH and not with an
+        installation.
     """
-    path = os.pathsep.join([str(REPOSITORY), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join(
+        [str(REPOSITORY), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | more
 
 
-def run_python(*arguments: object, timeout: float = 900, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run Python in a process of its own with :func:`environment`; Detectron2 fixes its data folder at import."""
-    return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, env=environment(**more))
+def run_python(
+    *arguments: object, timeout: float = 900, **more: str
+) -> subprocess.CompletedProcess[str]:
+    """Run Python in a process of its own with :func:`environment`; Detectron2 fixes its data folder
+    at import.
+    """
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=environment(**more),
+    )
 
 
 TINY = {
@@ -44,21 +57,39 @@ TINY = {
 
 
 def settings(**more: object) -> list[str]:
-    """Return KEY VALUE words; keyword arguments are config keys with __ for the dot, over a tiny run's."""
+    """Return KEY VALUE words; keyword arguments are config keys with __ for the dot, over a tiny
+    run's.
+    """
     merged = TINY | {key.replace("__", "."): value for key, value in more.items()}
     return [str(word) for pair in merged.items() for word in pair]
 
 
 def dataset_flags(scenes: Path) -> list[str]:
     """Return what registers the generated scenes, without the ``--dataset`` in front."""
-    return [f"scenes_{split}=voc:{scenes}:{split}:{scenes / 'classes.txt'}" for split in ("train", "test")]
+    return [
+        f"scenes_{split}=voc:{scenes}:{split}:{scenes / 'classes.txt'}"
+        for split in ("train", "test")
+    ]
 
 
-def train_words(scenes: Path, output_dir: Path, *options: object, engine: str = "detectron2", **more: object) -> list[str]:
-    """Return the words of tools/train_net.py, itself among them, on generated scenes; see :func:`settings`."""
+def train_words(
+    scenes: Path, output_dir: Path, *options: object, engine: str = "detectron2", **more: object
+) -> list[str]:
+    """Return the words of tools/train_net.py, itself among them, on generated scenes; see
+    :func:`settings`.
+    """
     data = [word for flag in dataset_flags(scenes) for word in ("--dataset", flag)]
     tool = REPOSITORY / "tools" / "train_net.py"
-    words = [tool, "--engine", engine, "--config-file", "demo_R_18_FPN", *data, *options, *settings(OUTPUT_DIR=output_dir, **more)]
+    words = [
+        tool,
+        "--engine",
+        engine,
+        "--config-file",
+        "demo_R_18_FPN",
+        *data,
+        *options,
+        *settings(OUTPUT_DIR=output_dir, **more),
+    ]
     return [str(word) for word in words]
 
 
@@ -68,7 +99,14 @@ def train_command(scenes: Path, output_dir: Path, *options: object, **more: obje
 
 
 def train(
-    scenes: Path, output_dir: Path, *options: object, engine: str = "detectron2", launcher: tuple[object, ...] = (), **more: object
+    scenes: Path,
+    output_dir: Path,
+    *options: object,
+    engine: str = "detectron2",
+    launcher: tuple[object, ...] = (),
+    **more: object,
 ) -> subprocess.CompletedProcess[str]:
-    """Run tools/train_net.py on generated scenes, ``launcher`` in front of it; see :func:`settings`."""
+    """Run tools/train_net.py on generated scenes, ``launcher`` in front of it; see
+    :func:`settings`.
+    """
     return run_python(*launcher, *train_words(scenes, output_dir, *options, engine=engine, **more))

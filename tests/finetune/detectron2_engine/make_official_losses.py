@@ -1,9 +1,12 @@
-"""Write fixtures/official_losses.json: the losses of the official MoCo's detection/train_net.py over twenty iterations on the CPU.
+"""Write fixtures/official_losses.json: the losses of the official MoCo's detection/train_net.py
+over twenty iterations on the CPU.
 
-    DETECTRON2_DATASETS=DATA python tests/finetune/detectron2_engine/make_official_losses.py PATH_OF_facebookresearch/moco_AT_7397dfe [FILE]
+    DETECTRON2_DATASETS=DATA python tests/finetune/detectron2_engine/make_official_losses.py
+    PATH_OF_facebookresearch/moco_AT_7397dfe [FILE]
 
-needs Detectron2, and DATA/VOC2007. Its trainer runs as it is, with its config for converted weights; the pictures are small (see
-``official_case``), there is no test set, and a hook reads the losses of each iteration where its own writers read them.
+needs Detectron2, and DATA/VOC2007. Its trainer runs as it is, with its config for converted
+weights; the pictures are small (see ``official_case``), there is no test set, and a hook reads the
+losses of each iteration where its own writers read them.
 """
 
 from __future__ import annotations
@@ -38,8 +41,18 @@ def official_losses(detection: Path, folder: Path, backbone: Path) -> dict[str, 
             for name in LOSSES:
                 found[name].append(self.trainer.storage.history(name).latest())
 
-    words = [*OVERRIDES.split(), "MODEL.WEIGHTS", str(backbone), "OUTPUT_DIR", str(folder / "official"), "DATASETS.TEST", "()"]
-    cfg = train_net.setup(default_argument_parser().parse_args(["--config-file", str(detection / CONFIG), *words]))
+    words = [
+        *OVERRIDES.split(),
+        "MODEL.WEIGHTS",
+        str(backbone),
+        "OUTPUT_DIR",
+        str(folder / "official"),
+        "DATASETS.TEST",
+        "()",
+    ]
+    cfg = train_net.setup(
+        default_argument_parser().parse_args(["--config-file", str(detection / CONFIG), *words])
+    )
     trainer = train_net.Trainer(cfg)
     trainer.resume_or_load(resume=False)
     trainer.register_hooks([Reader()])
@@ -58,7 +71,12 @@ def main() -> None:
     digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     with tempfile.TemporaryDirectory() as folder:
         losses = official_losses(checkout / "detection", Path(folder), write_backbone(Path(folder)))
-    source = {"sha256": digests, "detectron2": detectron2.__version__, **made_with(), "command": "make_official_losses.py"}
+    source = {
+        "sha256": digests,
+        "detectron2": detectron2.__version__,
+        **made_with(),
+        "command": "make_official_losses.py",
+    }
     target.write_text(json.dumps({"source": source, **losses}, indent=1) + "\n")
 
 

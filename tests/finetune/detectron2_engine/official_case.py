@@ -1,8 +1,10 @@
-"""Twenty iterations of MoCo's published VOC C4 detector at a size for a CPU; the official train_net.py and ours run the same case.
+"""Twenty iterations of MoCo's published VOC C4 detector at a size for a CPU; the official
+train_net.py and ours run the same case.
 
-Digits depend on what adds the numbers up: on torch, and on the processor, for whose instructions its libraries have several kernels. So a
-recorded run says what it was made with (:func:`made_with`), and :func:`pin_kernels` keeps to instructions that every x86 processor of the
-last ten years has.
+Digits depend on what adds the numbers up: on torch, and on the processor, for whose instructions
+    its libraries have several kernels. So a
+recorded run says what it was made with (:func:`made_with`), and :func:`pin_kernels` keeps to
+instructions that every x86 processor of the last ten years has.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from pathlib import Path
 NUM_ITERATIONS = 20
 LOSSES = ("loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc")
 
-# One GPU's share of the published batch with its learning rate; small pictures, few regions, no worker.
+# One GPU's share of the published batch with its learning rate; small pictures, few regions, no
+# worker.
 OVERRIDES = """
     MODEL.DEVICE cpu SEED 7 DATALOADER.NUM_WORKERS 0 DATASETS.TRAIN ('voc_2007_trainval',)
     INPUT.MIN_SIZE_TRAIN (64,80,96) INPUT.MIN_SIZE_TEST 64 MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 16
@@ -24,11 +27,18 @@ OVERRIDES = """
     TEST.PRECISE_BN.NUM_ITER 2 MODEL.RPN.POST_NMS_TOPK_TEST 8
 """
 
-_KERNELS = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE", "OMP_NUM_THREADS": "1"}
+_KERNELS = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_CBWR": "COMPATIBLE",
+    "OMP_NUM_THREADS": "1",
+}
 
 
 def pin_kernels() -> None:
-    """Choose the same kernels on every processor that has them, in one thread; to be called before torch is imported."""
+    """Choose the same kernels on every processor that has them, in one thread; to be called before
+    torch is imported.
+    """
     os.environ.update(_KERNELS)
 
 
@@ -38,12 +48,21 @@ def made_with() -> dict[str, str]:
 
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    vendor = next((line.split(":")[1].strip() for line in lines if line.startswith("vendor_id")), platform.machine())
-    return {"torch": torch.__version__, "cpu_capability": torch.backends.cpu.get_cpu_capability(), "cpu_vendor": vendor}
+    vendor = next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("vendor_id")),
+        platform.machine(),
+    )
+    return {
+        "torch": torch.__version__,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu_vendor": vendor,
+    }
 
 
 def write_backbone(folder: Path) -> Path:
-    """Write a ResNet-50 in the official converter's layout, with random weights that are a function of nothing but torch's generator."""
+    """Write a ResNet-50 in the official converter's layout, with random weights that are a function
+    of nothing but torch's generator.
+    """
     import torch
     from torchvision.models import resnet50
 
@@ -54,8 +73,11 @@ def write_backbone(folder: Path) -> Path:
     torch.save(resnet50().state_dict(), checkpoint)
     convert_checkpoint(checkpoint, backbone)
     content = pickle.loads(backbone.read_bytes())
-    # Two of the official converter's three keys; a stamp it does not have, and the linter would hold this file to be labelled pictures'.
-    backbone.write_bytes(pickle.dumps({"model": content["model"], "__author__": "MOCO", "matching_heuristics": True}))
+    # Two of the official converter's three keys; a stamp it does not have, and the linter would
+    # hold this file to be labelled pictures'.
+    backbone.write_bytes(
+        pickle.dumps({"model": content["model"], "__author__": "MOCO", "matching_heuristics": True})
+    )
     return backbone
 
 
@@ -65,8 +87,20 @@ def our_losses(folder: Path, backbone: Path) -> dict[str, list[float]]:
     from moco_transfer.finetune import trainer
     from moco_transfer.finetune.build import finetune
 
-    words = [*OVERRIDES.split(), "MODEL.WEIGHTS", str(backbone), "OUTPUT_DIR", str(folder / "ours"), "DATASETS.TEST", "('voc_2007_test',)"]
+    words = [
+        *OVERRIDES.split(),
+        "MODEL.WEIGHTS",
+        str(backbone),
+        "OUTPUT_DIR",
+        str(folder / "ours"),
+        "DATASETS.TEST",
+        "('voc_2007_test',)",
+    ]
     trainer.LOG_PERIOD = 1
-    finetune(load_detection_config("pascal_voc_R_50_C4_24k", words), task="official", engine="detectron2")
-    rows = [json.loads(line) for line in (folder / "ours" / "metrics.json").read_text().splitlines()]
+    finetune(
+        load_detection_config("pascal_voc_R_50_C4_24k", words), task="official", engine="detectron2"
+    )
+    rows = [
+        json.loads(line) for line in (folder / "ours" / "metrics.json").read_text().splitlines()
+    ]
     return {name: [row[name] for row in rows if name in row] for name in (*LOSSES, "lr")}

@@ -1,4 +1,5 @@
-"""Train configs for three iterations each on Detectron2, in one process; the tests look at what each left behind.
+"""Train configs for three iterations each on Detectron2, in one process; the tests look at what
+each left behind.
 
     DETECTRON2_DATASETS=DATA python run_configs.py OUTPUT_FOLDER CONFIG...
 
@@ -28,9 +29,14 @@ SMALL = """
 
 
 def write_few(folder: Path) -> None:
-    """Register test sets of a few pictures: few_voc, few_coco and few_cells; and BCCD for training, as cells_train."""
+    """Register test sets of a few pictures: few_voc, few_coco and few_cells; and BCCD for training,
+    as cells_train.
+    """
     root = datasets_root()
-    for name, source, split, classes in (("few_voc", "VOC2007", "test", VOC_CLASSES), ("few_cells", "BCCD", "test", CELLS)):
+    for name, source, split, classes in (
+        ("few_voc", "VOC2007", "test", VOC_CLASSES),
+        ("few_cells", "BCCD", "test", CELLS),
+    ):
         place = folder / name
         (place / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
         for part in ("JPEGImages", "Annotations"):
@@ -39,24 +45,43 @@ def write_few(folder: Path) -> None:
         ids = (root / source / "ImageSets" / "Main" / f"{split}.txt").read_text().split()
         (place / "ImageSets" / "Main" / "few.txt").write_text("\n".join(ids[:FEW]) + "\n")
         register_dataset(name, "voc", root=str(place), split="few", class_names=classes, year=2007)
-    register_dataset("cells_train", "voc", root=str(root / "BCCD"), split="train", class_names=CELLS)
+    register_dataset(
+        "cells_train", "voc", root=str(root / "BCCD"), split="train", class_names=CELLS
+    )
     val = get_dataset("coco_2017_val")
     content = json.loads(Path(val.json_file).read_text())
     content["images"] = content["images"][:FEW]
     kept = {image["id"] for image in content["images"]}
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
     (folder / "few_coco.json").write_text(json.dumps(content))
-    register_dataset("few_coco", "coco", json_file=str(folder / "few_coco.json"), image_root=val.image_root)
+    register_dataset(
+        "few_coco", "coco", json_file=str(folder / "few_coco.json"), image_root=val.image_root
+    )
 
 
 def train(name: str, folder: Path) -> None:
-    """Train one config on the data that it names, and evaluate it on a few pictures of the same kind."""
+    """Train one config on the data that it names, and evaluate it on a few pictures of the same
+    kind.
+    """
     own = not load_detection_config(name).DATASETS.TRAIN or name.startswith("demo")
     kind = "cells" if own else "coco" if name.startswith("coco") else "voc"
-    words = [*SMALL.split(), "MODEL.WEIGHTS", "", "OUTPUT_DIR", str(folder), "DATASETS.TEST", f"('few_{kind}',)"]
+    words = [
+        *SMALL.split(),
+        "MODEL.WEIGHTS",
+        "",
+        "OUTPUT_DIR",
+        str(folder),
+        "DATASETS.TEST",
+        f"('few_{kind}',)",
+    ]
     if own:
         words += ["DATASETS.TRAIN", "('cells_train',)"]
-    finetune(load_detection_config(name, words), task=name, engine="detectron2", class_count_from_data=own)
+    finetune(
+        load_detection_config(name, words),
+        task=name,
+        engine="detectron2",
+        class_count_from_data=own,
+    )
 
 
 def main() -> None:

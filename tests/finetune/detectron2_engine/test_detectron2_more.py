@@ -1,6 +1,8 @@
-"""What the embedded engine refuses with "use --engine detectron2" runs there: crops, run-length masks, test-time augmentation, key points.
+"""What the embedded engine refuses with "use --engine detectron2" runs there: crops, run-length
+masks, test-time augmentation, key points.
 
-Seen red under: the augmented detector left out; polygons asked for with INPUT.MASK_FORMAT bitmask; key points not passed on to the evaluator.
+Seen red under: the augmented detector left out; polygons asked for with INPUT.MASK_FORMAT bitmask;
+    key points not passed on to the evaluator.
 """
 
 from __future__ import annotations
@@ -18,18 +20,30 @@ COMMON = """MODEL.DEVICE cpu SEED 0 DATALOADER.NUM_WORKERS 0 INPUT.MIN_SIZE_TRAI
     SOLVER.WARMUP_ITERS 1 TEST.PRECISE_BN.NUM_ITER 1 MODEL.FPN.OUT_CHANNELS 32 MODEL.ROI_BOX_HEAD.FC_DIM 32"""
 
 
-def few(source: Path, target: Path, *, count: int, with_key_points: bool = False, encode: bool = False) -> Path:
-    """Write the annotations of the first pictures of a COCO file that have something to train on, masks run-length encoded if asked for."""
+def few(
+    source: Path, target: Path, *, count: int, with_key_points: bool = False, encode: bool = False
+) -> Path:
+    """Write the annotations of the first pictures of a COCO file that have something to train on,
+    masks run-length encoded if asked for.
+    """
     coco = COCO(str(source))
     content = coco.dataset
-    usable = [a for a in content["annotations"] if not a["iscrowd"] and (not with_key_points or a["num_keypoints"])]
+    usable = [
+        a
+        for a in content["annotations"]
+        if not a["iscrowd"] and (not with_key_points or a["num_keypoints"])
+    ]
     ids = list(dict.fromkeys(a["image_id"] for a in usable))[:count]
     annotations = [a for a in usable if a["image_id"] in ids]
     for annotation in annotations if encode else ():
         rle = coco.annToRLE(annotation)
         annotation["segmentation"] = {"size": list(rle["size"]), "counts": rle["counts"].decode()}
     images = [image for image in content["images"] if image["id"] in ids]
-    target.write_text(json.dumps({"images": images, "annotations": annotations, "categories": content["categories"]}))
+    target.write_text(
+        json.dumps(
+            {"images": images, "annotations": annotations, "categories": content["categories"]}
+        )
+    )
     return target
 
 
@@ -37,30 +51,62 @@ def train(config: str, output_dir, datasets: dict[str, str], *words: str, **vari
     flags = [word for name, place in datasets.items() for word in ("--dataset", f"{name}={place}")]
     tool = REPOSITORY / "tools" / "train_net.py"
     settings = [*COMMON.split(), "OUTPUT_DIR", output_dir, *words]
-    return run_python(tool, "--engine", "detectron2", "--config-file", config, *flags, *settings, **variables)
+    return run_python(
+        tool, "--engine", "detectron2", "--config-file", config, *flags, *settings, **variables
+    )
 
 
-def test_masks__run_length_encoded_with_crops_repeats_and_test_time_augmentation(tmp_path, shared_data):
-    file = few(shared_data / "coco" / "annotations" / "instances_val2017.json", tmp_path / "rle.json", count=4, encode=True)
+def test_masks__run_length_encoded_with_crops_repeats_and_test_time_augmentation(
+    tmp_path, shared_data
+):
+    file = few(
+        shared_data / "coco" / "annotations" / "instances_val2017.json",
+        tmp_path / "rle.json",
+        count=4,
+        encode=True,
+    )
     encoded = f"{file}:{shared_data / 'coco' / 'val2017'}"
     words = """DATASETS.TRAIN rle_train DATASETS.TEST rle_train MODEL.MASK_ON True INPUT.CROP.ENABLED True
         DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler DATALOADER.REPEAT_THRESHOLD 0.5 TEST.AUG.ENABLED True TEST.AUG.MIN_SIZES 48,64
         TEST.AUG.MAX_SIZE 100 TEST.DETECTIONS_PER_IMAGE 10 MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.0"""
-    refused = train("coco_R_18_FPN_small", tmp_path / "run", {"rle_train": f"coco:{encoded}"}, *words.split())
-    assert refused.returncode == 2 and "use --engine detectron2 with INPUT.MASK_FORMAT bitmask." in refused.stderr
+    refused = train(
+        "coco_R_18_FPN_small", tmp_path / "run", {"rle_train": f"coco:{encoded}"}, *words.split()
+    )
+    assert (
+        refused.returncode == 2
+        and "use --engine detectron2 with INPUT.MASK_FORMAT bitmask." in refused.stderr
+    )
     words += " INPUT.MASK_FORMAT bitmask"
-    result = train("coco_R_18_FPN_small", tmp_path / "run", {"rle_train": f"coco:{encoded}"}, *words.split())
+    result = train(
+        "coco_R_18_FPN_small", tmp_path / "run", {"rle_train": f"coco:{encoded}"}, *words.split()
+    )
     assert result.returncode == 0, result.stderr
     record = json.loads((tmp_path / "run" / "results.json").read_text())
     assert set(record["metrics"]) == {"bbox", "segm"} and "loss_mask" in record["last_losses"]
     predictions = json.loads((tmp_path / "run" / "predictions_rle_train.json").read_text())
     assert predictions and all("segmentation" in found for found in predictions)
     plain = words.replace("TEST.AUG.ENABLED True", "TEST.AUG.ENABLED False").split()
-    weights = ["MODEL.WEIGHTS", str(tmp_path / "run" / "checkpoint_0000002.pth"), "OUTPUT_DIR", str(tmp_path / "plain")]
-    tool = [REPOSITORY / "tools" / "train_net.py", "--engine", "detectron2", "--config-file", "coco_R_18_FPN_small", "--eval-only"]
-    result = run_python(*tool, "--dataset", f"rle_train=coco:{encoded}", *COMMON.split(), *plain, *weights)
+    weights = [
+        "MODEL.WEIGHTS",
+        str(tmp_path / "run" / "checkpoint_0000002.pth"),
+        "OUTPUT_DIR",
+        str(tmp_path / "plain"),
+    ]
+    tool = [
+        REPOSITORY / "tools" / "train_net.py",
+        "--engine",
+        "detectron2",
+        "--config-file",
+        "coco_R_18_FPN_small",
+        "--eval-only",
+    ]
+    result = run_python(
+        *tool, "--dataset", f"rle_train=coco:{encoded}", *COMMON.split(), *plain, *weights
+    )
     assert result.returncode == 0, result.stderr
-    assert json.loads((tmp_path / "plain" / "predictions_rle_train.json").read_text()) != predictions
+    assert (
+        json.loads((tmp_path / "plain" / "predictions_rle_train.json").read_text()) != predictions
+    )
 
 
 def test_key_points__of_a_set_of_ones_own(tmp_path, shared_data):
@@ -71,4 +117,6 @@ def test_key_points__of_a_set_of_ones_own(tmp_path, shared_data):
     result = train("coco_R_18_FPN_small", tmp_path / "run", {"people": people}, *words.split())
     assert result.returncode == 0, result.stderr
     record = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert set(record["metrics"]) == {"bbox", "keypoints"} and "loss_keypoint" in record["last_losses"]
+    assert (
+        set(record["metrics"]) == {"bbox", "keypoints"} and "loss_keypoint" in record["last_losses"]
+    )

@@ -1,10 +1,13 @@
-"""MoCo's official detection/train_net.py and its VOC C4 config against our engine and ours: the same losses, digit for digit.
+"""MoCo's official detection/train_net.py and its VOC C4 config against our engine and ours: the
+same losses, digit for digit.
 
-The numbers in the fixture are the official trainer's (``make_official_losses.py`` made them, and noted what their digits depend on). On the same
-torch, kernels and processor vendor ours must be equal to the last digit, as they must be in the live comparison, which needs a checkout of
+The numbers in the fixture are the official trainer's (``make_official_losses.py`` made them, and
+noted what their digits depend on). On the same torch, kernels and processor vendor ours must be
+equal to the last digit, as they must be in the live comparison, which needs a checkout of
 facebookresearch/moco in MOCO_OFFICIAL_REPOSITORY and runs both one after the other.
 
-Seen red under: a seed for each iteration as the embedded engine sets it; the learning rate one iteration late.
+Seen red under: a seed for each iteration as the embedded engine sets it; the learning rate one
+    iteration late.
 """
 
 from __future__ import annotations
@@ -47,13 +50,17 @@ def test_official_losses__as_recorded(ours):
     if ours["made_with"].items() <= recorded["source"].items():
         assert losses == {name: recorded[name] for name in losses}
         return
-    # Other kernels round otherwise; the first iteration only carries that on. From the second on a last digit decides which regions are sampled:
-    # the official trainer itself, on AVX2's and on AVX512's kernels, differed there by 3e-3 and more in a loss of a single iteration, and over all
-    # twenty by 7e-4 in the mean of loss_cls and 3e-3 in that of loss_rpn_cls, the two that every sampled region enters.
+    # Other kernels round otherwise; the first iteration only carries that on. From the second on a
+    # last digit decides which regions are sampled: the official trainer itself, on AVX2's and on
+    # AVX512's kernels, differed there by 3e-3 and more in a loss of a single iteration, and over
+    # all twenty by 7e-4 in the mean of loss_cls and 3e-3 in that of loss_rpn_cls, the two that
+    # every sampled region enters.
     for name in LOSSES:
         assert losses[name][0] == pytest.approx(recorded[name][0], rel=1e-4), name
     for name in ("loss_cls", "loss_rpn_cls"):
-        assert statistics.mean(losses[name]) == pytest.approx(statistics.mean(recorded[name]), rel=0.02), name
+        assert statistics.mean(losses[name]) == pytest.approx(
+            statistics.mean(recorded[name]), rel=0.02
+        ), name
 
 
 def test_official_losses__live_digit_for_digit(ours, tmp_path, shared_data):
@@ -61,7 +68,9 @@ def test_official_losses__live_digit_for_digit(ours, tmp_path, shared_data):
     if not checkout:
         pytest.skip("no checkout of facebookresearch/moco (set MOCO_OFFICIAL_REPOSITORY)")
     target = Path(tmp_path) / "official.json"
-    result = run_python(HERE / "make_official_losses.py", checkout, target, DETECTRON2_DATASETS=str(shared_data))
+    result = run_python(
+        HERE / "make_official_losses.py", checkout, target, DETECTRON2_DATASETS=str(shared_data)
+    )
     assert result.returncode == 0, result.stderr
     official = json.loads(target.read_text())
     assert {name: official[name] for name in ours["losses"]} == ours["losses"]

@@ -1,14 +1,20 @@
-"""Runs of tools/train_net.py on Detectron2: what they write, refuse and resume, in one process and in two.
+"""Runs of tools/train_net.py on Detectron2: what they write, refuse and resume, in one process and
+in two.
 
-What an interrupted and resumed run has in common with one that was not: the pictures of every batch, the learning rate, the optimizer's and
-the random generators' state. Augmentation is drawn anew for pictures that waited for a partner of their shape and for those that workers had
-read ahead, so the bits are equal where nothing waits: without aspect ratio grouping (or with pictures of one shape) and without workers.
+What an interrupted and resumed run has in common with one that was not: the pictures of every
+    batch, the learning rate, the optimizer's and
+the random generators' state. Augmentation is drawn anew for pictures that waited for a partner of
+their shape and for those that workers had read ahead, so the bits are equal where nothing waits:
+    without aspect ratio grouping (or with pictures of one shape) and without workers.
 
-Seen red under: the random state not restored; the optimizer's state not restored; the sampler begun anew on --resume; the order of two
-workers taken for that of one; waiting pictures dropped; evaluations that move the random numbers; PreciseBN without the mean over ranks;
-torch's SyncBN left in place on CPU processes; Detectron2 not told of the process group; coverage not looked at; boxes shifted by one pixel; the
-other engine's checkpoint taken; the schedule not checked; the launcher's processes not catching input errors, or each saying the same;
---machine-rank and --dist-url alone ignored; GPUs left in sight of CPU processes; key point sigmas not looked at.
+Seen red under: the random state not restored; the optimizer's state not restored; the sampler begun
+    anew on --resume; the order of two
+workers taken for that of one; waiting pictures dropped; evaluations that move the random numbers;
+PreciseBN without the mean over ranks; torch's SyncBN left in place on CPU processes; Detectron2 not
+told of the process group; coverage not looked at; boxes shifted by one pixel; the other engine's
+checkpoint taken; the schedule not checked; the launcher's processes not catching input errors, or
+each saying the same; --machine-rank and --dist-url alone ignored; GPUs left in sight of CPU
+processes; key point sigmas not looked at.
 """
 
 from __future__ import annotations
@@ -28,7 +34,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2_runs import HERE, dataset_flags, environment, run_python, settings, train, train_command
+from detectron2_runs import (
+    HERE,
+    dataset_flags,
+    environment,
+    run_python,
+    settings,
+    train,
+    train_command,
+)
 
 from moco_transfer.cli.main import main
 
@@ -71,31 +85,53 @@ def test_run__leaves_what_the_embedded_engines_does(finished, scenes, tmp_path):
     result = train(scenes, tmp_path / "embedded", engine="torchvision", **LONG)
     assert result.returncode == 0, result.stderr
     theirs, ours = read(finished), read(tmp_path / "embedded")
-    names = [sorted(re.sub(r"^events.*", "events", p.name) for p in folder.rglob("*")) for folder in (finished, tmp_path / "embedded")]
+    names = [
+        sorted(re.sub(r"^events.*", "events", p.name) for p in folder.rglob("*"))
+        for folder in (finished, tmp_path / "embedded")
+    ]
     assert names[0] == names[1]
     assert theirs.keys() == ours.keys() and theirs["weights"].keys() == ours["weights"].keys()
     assert (theirs["engine"], ours["engine"]) == ("detectron2", "torchvision")
-    assert theirs["config_hash"] == ours["config_hash"] and theirs["norm"] == ours["norm"] == "BN (SyncBN in one process) x 28"
+    assert (
+        theirs["config_hash"] == ours["config_hash"]
+        and theirs["norm"] == ours["norm"] == "BN (SyncBN in one process) x 28"
+    )
     assert theirs["versions"]["detectron2"] and theirs["world_size"] == 1
-    rows = [[json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()] for folder in (finished, tmp_path / "embedded")]
-    assert [(row["iteration"], row.keys()) for row in rows[0]] == [(row["iteration"], row.keys()) for row in rows[1]]
+    rows = [
+        [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+        for folder in (finished, tmp_path / "embedded")
+    ]
+    assert [(row["iteration"], row.keys()) for row in rows[0]] == [
+        (row["iteration"], row.keys()) for row in rows[1]
+    ]
     assert [row["lr"] for row in rows[0]] == pytest.approx([row["lr"] for row in rows[1]], rel=1e-6)
-    # They learn alike, from different random weights: the last twenty losses, and that there is something to find.
+    # They learn alike, from different random weights: the last twenty losses, and that there is
+    # something to find.
     assert rows[0][-1]["total_loss"] == pytest.approx(rows[1][-1]["total_loss"], rel=0.4)
     assert min(run["metrics"]["scenes_train"]["bbox"]["AP50"] for run in (theirs, ours)) > 20
 
 
 def test_run__report_reads_it(finished):
     result = run_python("-m", "moco_transfer.cli.main", "report", finished)
-    assert result.returncode == 0 and "| detectron2 |" in result.stdout, result.stdout + result.stderr
+    assert result.returncode == 0 and "| detectron2 |" in result.stdout, (
+        result.stdout + result.stderr
+    )
 
 
 def test_checkpoint__evaluates_alike_on_both_engines(finished, scenes, tmp_path):
     for engine in ("detectron2", "torchvision"):
-        result = train(scenes, tmp_path / engine, "--eval-only", engine=engine, **LONG, MODEL__WEIGHTS=finished / "checkpoint_0000100.pth")
+        result = train(
+            scenes,
+            tmp_path / engine,
+            "--eval-only",
+            engine=engine,
+            **LONG,
+            MODEL__WEIGHTS=finished / "checkpoint_0000100.pth",
+        )
         assert result.returncode == 0, result.stderr
     whole, theirs, ours = (
-        read(folder)["metrics"]["scenes_train"]["bbox"] for folder in (finished, tmp_path / "detectron2", tmp_path / "torchvision")
+        read(folder)["metrics"]["scenes_train"]["bbox"]
+        for folder in (finished, tmp_path / "detectron2", tmp_path / "torchvision")
     )
     assert theirs == whole  # BN statistics and all
     assert ours == pytest.approx(theirs, abs=0.1)
@@ -129,7 +165,10 @@ print(json.dumps(evaluation.inference_on_dataset(model, loader, build_evaluator(
     theirs = run_python("-c", program, finished, dataset_flags(scenes)[0])
     assert theirs.returncode == 0, theirs.stderr
     theirs = json.loads(theirs.stdout.splitlines()[-1])["bbox"]
-    assert theirs["AP50"] > 20 and read(finished)["metrics"]["scenes_train"]["bbox"].items() >= theirs.items()
+    assert (
+        theirs["AP50"] > 20
+        and read(finished)["metrics"]["scenes_train"]["bbox"].items() >= theirs.items()
+    )
 
 
 def half_of_a_backbone(path: Path) -> Path:
@@ -163,17 +202,34 @@ def test_coverage__a_whole_backbone_fills_every_tensor(scenes, tmp_path):
     torch.manual_seed(0)
     torch.save(resnet18().state_dict(), tmp_path / "r18.pth")
     convert_checkpoint(tmp_path / "r18.pth", tmp_path / "r18.pkl")
-    result = train(scenes, tmp_path / "run", "--init", "moco", MODEL__WEIGHTS=tmp_path / "r18.pkl", SOLVER__MAX_ITER=2, SOLVER__STEPS="1")
+    result = train(
+        scenes,
+        tmp_path / "run",
+        "--init",
+        "moco",
+        MODEL__WEIGHTS=tmp_path / "r18.pkl",
+        SOLVER__MAX_ITER=2,
+        SOLVER__STEPS="1",
+    )
     assert result.returncode == 0, result.stderr
     record = read(tmp_path / "run")
-    assert (record["init"], record["weights"]["coverage"]["expected"], record["weights"]["coverage"]["matched"]) == ("moco", 100, 100)
-    # Trained for two iterations at the first rates of the warm-up: still the file's weights, not random ones.
+    assert (
+        record["init"],
+        record["weights"]["coverage"]["expected"],
+        record["weights"]["coverage"]["matched"],
+    ) == ("moco", 100, 100)
+    # Trained for two iterations at the first rates of the warm-up: still the file's weights, not
+    # random ones.
     written = checkpoint(tmp_path / "run")["model"]["backbone.bottom_up.res3.0.conv1.weight"]
-    loaded = torch.from_numpy(pickle.loads((tmp_path / "r18.pkl").read_bytes())["model"]["res3.0.conv1.weight"])
+    loaded = torch.from_numpy(
+        pickle.loads((tmp_path / "r18.pkl").read_bytes())["model"]["res3.0.conv1.weight"]
+    )
     torch.testing.assert_close(written, loaded, rtol=0, atol=1e-3)
 
 
-def test_linter__stamp_and_config_are_held_to_each_other_before_the_first_iteration(scenes, tmp_path):
+def test_linter__stamp_and_config_are_held_to_each_other_before_the_first_iteration(
+    scenes, tmp_path
+):
     from torchvision.models import resnet18
 
     from moco_transfer.convert import convert_checkpoint
@@ -183,12 +239,28 @@ def test_linter__stamp_and_config_are_held_to_each_other_before_the_first_iterat
     torch.save(resnet18().state_dict(), tmp_path / "r18.pth")
     convert_checkpoint(tmp_path / "r18.pth", backbone)
     content = pickle.loads(backbone.read_bytes())
-    content["moco_transfer"] |= {"format": "BGR", "pixel_mean": [103.53, 116.28, 123.675], "pixel_std": [1.0, 1.0, 1.0]}
+    content["moco_transfer"] |= {
+        "format": "BGR",
+        "pixel_mean": [103.53, 116.28, 123.675],
+        "pixel_std": [1.0, 1.0, 1.0],
+    }
     backbone.write_bytes(pickle.dumps(content))
-    result = train(scenes, tmp_path / "run", "--init", "moco", MODEL__WEIGHTS=backbone, MODEL__RESNETS__NORM="FrozenBN")
+    result = train(
+        scenes,
+        tmp_path / "run",
+        "--init",
+        "moco",
+        MODEL__WEIGHTS=backbone,
+        MODEL__RESNETS__NORM="FrozenBN",
+    )
     assert result.returncode == 2, result.stderr
-    assert "bgr.pkl was trained on BGR pictures, but the config says INPUT.FORMAT 'RGB'." in result.stderr
-    assert "MODEL.RESNETS.NORM is FrozenBN, which keeps BN as it was pre-trained, but" in result.stderr
+    assert (
+        "bgr.pkl was trained on BGR pictures, but the config says INPUT.FORMAT 'RGB'."
+        in result.stderr
+    )
+    assert (
+        "MODEL.RESNETS.NORM is FrozenBN, which keeps BN as it was pre-trained, but" in result.stderr
+    )
     names = re.findall(r"^  \d\. ([a-z-]+):", result.stderr, re.MULTILINE)
     assert names == ["colour-order", "pixel-mean", "pixel-std", "frozen-norm"]
     assert not (tmp_path / "run").exists()
@@ -197,12 +269,23 @@ def test_linter__stamp_and_config_are_held_to_each_other_before_the_first_iterat
 def iterations_saved(folder: Path) -> int:
     """The iteration of the newest checkpoint, 0 without one."""
     pointer = folder / "last_checkpoint"
-    return int(pointer.read_text().strip()[len("checkpoint_") : -len(".pth")]) if pointer.exists() else 0
+    return (
+        int(pointer.read_text().strip()[len("checkpoint_") : -len(".pth")])
+        if pointer.exists()
+        else 0
+    )
 
 
-def interrupt(folder: Path, signum: signal.Signals, *options: object, scenes: Path, **more: object) -> subprocess.CompletedProcess[str]:
+def interrupt(
+    folder: Path, signum: signal.Signals, *options: object, scenes: Path, **more: object
+) -> subprocess.CompletedProcess[str]:
     """Start a run, send it a signal once it has a checkpoint, and wait for its end."""
-    with subprocess.Popen(train_command(scenes, folder, *options, **more), stderr=subprocess.PIPE, text=True, env=environment()) as process:
+    with subprocess.Popen(
+        train_command(scenes, folder, *options, **more),
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    ) as process:
         deadline = time.time() + 300
         while time.time() < deadline and not iterations_saved(folder):
             assert process.poll() is None, process.stderr.read()
@@ -217,14 +300,18 @@ def assert_same_bits(whole: Path, resumed: Path) -> None:
     a, b = checkpoint(whole), checkpoint(resumed)
     for name, tensor in a["model"].items():
         assert torch.equal(tensor, b["model"][name]) or name.endswith("num_batches_tracked"), name
-    for mine, theirs in zip(a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True):
+    for mine, theirs in zip(
+        a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True
+    ):
         assert torch.equal(mine["momentum_buffer"], theirs["momentum_buffer"])
     assert read(whole)["metrics"] == read(resumed)["metrics"]
 
 
 def resumed_at(folder: Path) -> tuple[int, int]:
     """From which iteration of how many a run went on, by its log."""
-    (found,) = re.findall(r"resumed from \S+: iteration (\d+) of (\d+)", (folder / "log.txt").read_text())
+    (found,) = re.findall(
+        r"resumed from \S+: iteration (\d+) of (\d+)", (folder / "log.txt").read_text()
+    )
     return int(found[0]), int(found[1])
 
 
@@ -234,7 +321,10 @@ def test_resume__killed_and_resumed_ends_with_the_same_bits(scenes, tmp_path):
     whole = train(scenes, tmp_path / "whole", **more)
     assert whole.returncode == 0, whole.stderr
     more["TEST__EVAL_PERIOD"] = 3
-    assert interrupt(tmp_path / "cut", signal.SIGKILL, scenes=scenes, **more).returncode == -signal.SIGKILL
+    assert (
+        interrupt(tmp_path / "cut", signal.SIGKILL, scenes=scenes, **more).returncode
+        == -signal.SIGKILL
+    )
     assert not (tmp_path / "cut" / "results.json").exists()
     resumed = train(scenes, tmp_path / "cut", "--resume", **more)
     assert resumed.returncode == 0, resumed.stderr
@@ -244,14 +334,27 @@ def test_resume__killed_and_resumed_ends_with_the_same_bits(scenes, tmp_path):
 
 
 def test_resume__two_processes_told_to_stop_save_and_end_with_the_same_bits(scenes, tmp_path):
-    """SIGTERM reaches Detectron2's launcher alone, as a scheduler sends it; each process has random numbers and pictures of its own."""
-    more = {"SOLVER__CHECKPOINT_PERIOD": 1, "SOLVER__MAX_ITER": 10, "SOLVER__IMS_PER_BATCH": 4, "SOLVER__BASE_LR": 0.01, "MODEL__DEVICE": "cpu"}
+    """SIGTERM reaches Detectron2's launcher alone, as a scheduler sends it; each process has random
+    numbers and pictures of its own.
+    """
+    more = {
+        "SOLVER__CHECKPOINT_PERIOD": 1,
+        "SOLVER__MAX_ITER": 10,
+        "SOLVER__IMS_PER_BATCH": 4,
+        "SOLVER__BASE_LR": 0.01,
+        "MODEL__DEVICE": "cpu",
+    }
     whole = train(scenes, tmp_path / "whole", "--num-gpus", 2, **more)
     assert whole.returncode == 0, whole.stderr
     stopped = interrupt(tmp_path / "cut", signal.SIGTERM, "--num-gpus", 2, scenes=scenes, **more)
     assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
-    (saved,) = re.findall(r"Told to stop \(SIGTERM\): saved after iteration (\d+)", (tmp_path / "cut" / "log.txt").read_text())
-    assert int(saved) == iterations_saved(tmp_path / "cut") < 10 and "Traceback" not in stopped.stderr
+    (saved,) = re.findall(
+        r"Told to stop \(SIGTERM\): saved after iteration (\d+)",
+        (tmp_path / "cut" / "log.txt").read_text(),
+    )
+    assert (
+        int(saved) == iterations_saved(tmp_path / "cut") < 10 and "Traceback" not in stopped.stderr
+    )
     states = checkpoint(tmp_path / "cut")["random_states"]
     assert len(states) == 2 and states[0]["python"] != states[1]["python"]
     resumed = train(scenes, tmp_path / "cut", "--resume", "--num-gpus", 2, **more)
@@ -263,7 +366,10 @@ def test_resume__two_processes_told_to_stop_save_and_end_with_the_same_bits(scen
 def test_resume__refuses_the_other_engines_checkpoint(finished, scenes, tmp_path):
     result = train(scenes, finished, "--resume", engine="torchvision", **LONG)
     assert result.returncode == 2
-    assert "was made by the engine 'detectron2', this run's is 'torchvision'. Resume with --engine detectron2." in result.stderr
+    assert (
+        "was made by the engine 'detectron2', this run's is 'torchvision'. Resume with --engine"
+        " detectron2." in result.stderr
+    )
 
 
 class Pictures(torch.utils.data.Dataset):
@@ -285,18 +391,31 @@ def test_resumed_sampler__each_batch_holds_the_pictures_it_would_have_held(num_w
     from moco_transfer.finetune.detectron2_engine.resumed_sampler import ResumedSampler
 
     def batches(sampler, count):
-        loader = build_batch_data_loader(Pictures(), sampler, 4, aspect_ratio_grouping=grouping, num_workers=num_workers)
+        loader = build_batch_data_loader(
+            Pictures(), sampler, 4, aspect_ratio_grouping=grouping, num_workers=num_workers
+        )
         return [[item["index"] for item in batch] for batch in itertools.islice(loader, count)]
 
     whole = batches(TrainingSampler(23, seed=3), 30)
     for used in (1, 7, 16):
-        shapes = [Pictures()[i]["width"] > Pictures()[i]["height"] for i in range(23)] if grouping else None
-        rest = ResumedSampler(TrainingSampler(23, seed=3), shapes, batch_size=4, num_workers=num_workers, batches_used=used)
+        shapes = (
+            [Pictures()[i]["width"] > Pictures()[i]["height"] for i in range(23)]
+            if grouping
+            else None
+        )
+        rest = ResumedSampler(
+            TrainingSampler(23, seed=3),
+            shapes,
+            batch_size=4,
+            num_workers=num_workers,
+            batches_used=used,
+        )
         assert batches(rest, 30 - used) == whole[used:]
 
 
 def test_two_processes__torchrun_ends_with_equal_weights_and_statistics(scenes, tmp_path):
-    # Pictures of several sizes: the processes then weigh their batches differently in PreciseBN, which is how Detectron2's leaves them apart.
+    # Pictures of several sizes: the processes then weigh their batches differently in PreciseBN,
+    # which is how Detectron2's leaves them apart.
     words = settings(
         OUTPUT_DIR=tmp_path / "run",
         SOLVER__MAX_ITER=10,
@@ -316,7 +435,12 @@ def test_two_processes__torchrun_ends_with_equal_weights_and_statistics(scenes, 
 
 
 def test_two_processes__launcher_torchrun_and_two_machines_agree(scenes, tmp_path):
-    more = {"SOLVER__MAX_ITER": 3, "SOLVER__IMS_PER_BATCH": 4, "SOLVER__BASE_LR": 0.01, "MODEL__DEVICE": "cpu"}
+    more = {
+        "SOLVER__MAX_ITER": 3,
+        "SOLVER__IMS_PER_BATCH": 4,
+        "SOLVER__BASE_LR": 0.01,
+        "MODEL__DEVICE": "cpu",
+    }
     launched = train(scenes, tmp_path / "launched", "--num-gpus", 2, **more)
     assert launched.returncode == 0, launched.stderr
     under_torchrun = train(scenes, tmp_path / "torchrun", launcher=TORCHRUN, **more)
@@ -326,9 +450,25 @@ def test_two_processes__launcher_torchrun_and_two_machines_agree(scenes, tmp_pat
         url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
     # Two machines that are one: a launcher each, which meet at the address.
     commands = [
-        train_command(scenes, tmp_path / "machines", "--num-machines", 2, "--machine-rank", rank, "--dist-url", url, **more) for rank in (0, 1)
+        train_command(
+            scenes,
+            tmp_path / "machines",
+            "--num-machines",
+            2,
+            "--machine-rank",
+            rank,
+            "--dist-url",
+            url,
+            **more,
+        )
+        for rank in (0, 1)
     ]
-    machines = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment()) for command in commands]
+    machines = [
+        subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment()
+        )
+        for command in commands
+    ]
     said = [machine.communicate(timeout=600)[1] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], said
     records = [read(tmp_path / name) for name in ("launched", "torchrun", "machines")]
@@ -337,25 +477,51 @@ def test_two_processes__launcher_torchrun_and_two_machines_agree(scenes, tmp_pat
 
 
 def test_launcher__one_sentence_from_its_processes(scenes, tmp_path):
-    result = train(scenes, tmp_path / "run", "--num-gpus", 2, MODEL__WEIGHTS=tmp_path / "absent.pkl")
+    result = train(
+        scenes, tmp_path / "run", "--num-gpus", 2, MODEL__WEIGHTS=tmp_path / "absent.pkl"
+    )
     assert result.returncode == 2
     assert result.stderr.count("absent.pkl") == 1 and "Traceback" not in result.stderr
     result = train(scenes, tmp_path / "run", "--num-gpus", 2, engine="torchvision")
-    assert result.returncode == 2 and "Put torchrun --nproc_per_node 2 in front instead." in result.stderr
+    assert (
+        result.returncode == 2
+        and "Put torchrun --nproc_per_node 2 in front instead." in result.stderr
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         ("--num-machines 2", "--num-machines 2 needs --dist-url, the same on all"),
-        ("--num-machines 2 --machine-rank 2 --dist-url tcp://127.0.0.1:1", "--machine-rank 2 (0 to 1) do not go together"),
-        ("--num-machines 2 --dist-url 127.0.0.1:1", "--dist-url '127.0.0.1:1' is not understood: expected e.g. tcp://"),
-        ("--machine-rank 1", "--machine-rank 1 and --dist-url auto describe a run over several machines, but --num-machines and --num-gpus are 1."),
-        ("--dist-url tcp://127.0.0.1:1", "--machine-rank 0 and --dist-url tcp://127.0.0.1:1 describe a run over several machines"),
+        (
+            "--num-machines 2 --machine-rank 2 --dist-url tcp://127.0.0.1:1",
+            "--machine-rank 2 (0 to 1) do not go together",
+        ),
+        (
+            "--num-machines 2 --dist-url 127.0.0.1:1",
+            "--dist-url '127.0.0.1:1' is not understood: expected e.g. tcp://",
+        ),
+        (
+            "--machine-rank 1",
+            (
+                "--machine-rank 1 and --dist-url auto describe a run over several machines, but"
+                " --num-machines and --num-gpus are 1."
+            ),
+        ),
+        (
+            "--dist-url tcp://127.0.0.1:1",
+            (
+                "--machine-rank 0 and --dist-url tcp://127.0.0.1:1 describe a run over several"
+                " machines"
+            ),
+        ),
     ],
 )
 def test_launcher__refuses_numbers_that_do_not_go_together(capsys, words, sentence):
-    assert main(["train", "--engine", "detectron2", "--config-file", "demo_R_18_FPN", *words.split()]) == 2
+    assert (
+        main(["train", "--engine", "detectron2", "--config-file", "demo_R_18_FPN", *words.split()])
+        == 2
+    )
     said = capsys.readouterr().err
     assert sentence in said and said.count("\n") == 1
 
@@ -367,30 +533,63 @@ def test_launcher__hides_gpus_from_processes_that_compute_on_the_cpu(monkeypatch
 
     seen = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2 if device == "cuda" else 1)  # enough of them, where they are used
+    monkeypatch.setattr(
+        torch.cuda, "device_count", lambda: 2 if device == "cuda" else 1
+    )  # enough of them, where they are used
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    monkeypatch.setattr(processes, "detectron2_launch", lambda *args, **kwargs: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
-    command = ["train", "--engine", "detectron2", "--config-file", "demo_R_18_FPN", "--num-gpus", "2", "MODEL.DEVICE", device]
+    monkeypatch.setattr(
+        processes,
+        "detectron2_launch",
+        lambda *args, **kwargs: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]),
+    )
+    command = [
+        "train",
+        "--engine",
+        "detectron2",
+        "--config-file",
+        "demo_R_18_FPN",
+        "--num-gpus",
+        "2",
+        "MODEL.DEVICE",
+        device,
+    ]
     assert main(command) == 0
     assert seen == [visible] and os.environ["CUDA_VISIBLE_DEVICES"] == "0"
 
 
 def test_check__key_point_sigmas_are_refused_not_ignored(capsys):
-    words = ["--engine", "detectron2", "--config-file", "demo_R_18_FPN", "TEST.KEYPOINT_OKS_SIGMAS", "[0.1, 0.2]"]
+    words = [
+        "--engine",
+        "detectron2",
+        "--config-file",
+        "demo_R_18_FPN",
+        "TEST.KEYPOINT_OKS_SIGMAS",
+        "[0.1, 0.2]",
+    ]
     assert main(["train", *words]) == 2
-    assert "moco-transfer does not implement TEST.KEYPOINT_OKS_SIGMAS [0.1, 0.2] (only [])" in capsys.readouterr().err
+    assert (
+        "moco-transfer does not implement TEST.KEYPOINT_OKS_SIGMAS [0.1, 0.2] (only [])"
+        in capsys.readouterr().err
+    )
 
 
 def test_schedule__that_detectron2_refuses_is_one_sentence_and_no_folder(scenes, tmp_path):
     result = train(scenes, tmp_path / "run", SOLVER__MAX_ITER=1, SOLVER__STEPS="1")
-    assert result.returncode == 2 and "does not take SOLVER.WarmupMultiStepLR with MAX_ITER 1, STEPS (1,)" in result.stderr
+    assert (
+        result.returncode == 2
+        and "does not take SOLVER.WarmupMultiStepLR with MAX_ITER 1, STEPS (1,)" in result.stderr
+    )
     assert not (tmp_path / "run").exists()
 
 
 def test_random_state__survives_a_checkpoint(tmp_path):
     import random
 
-    from moco_transfer.finetune.detectron2_engine.random_state import kept_random_state, random_state, set_random_state
+    from moco_transfer.finetune.detectron2_engine.random_state import (
+        kept_random_state,
+        random_state,
+        set_random_state,
+    )
 
     torch.save(random_state(), tmp_path / "state.pth")
 

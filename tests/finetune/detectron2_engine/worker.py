@@ -1,4 +1,6 @@
-"""Run by tests in several processes: does a run and fails unless every process ends with the same weights and BN statistics."""
+"""Run by tests in several processes: does a run and fails unless every process ends with the same
+weights and BN statistics.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,11 @@ def main() -> None:
         return done
 
     build.recompute_bn_statistics = recompute_and_check
-    build.finetune(load_detection_config("demo_R_18_FPN", sys.argv[cut + 1 :]), task="test", engine="detectron2")
+    build.finetune(
+        load_detection_config("demo_R_18_FPN", sys.argv[cut + 1 :]),
+        task="test",
+        engine="detectron2",
+    )
     if (comm.get_local_rank(), comm.get_local_size()) != (dist.get_rank(), dist.get_world_size()):
         raise SystemExit("Detectron2 does not know which processes share this host")
     own = check_equal(made[0].model, "at the end")

@@ -1,8 +1,8 @@
 """The detectors, weights and pictures that both engines are compared on. Imports no Detectron2.
 
-Weights are drawn by name from a seeded generator, so no weights are stored; BN statistics, scales and shifts are not trivial.
-Sampling sizes are so large that nothing is drawn by chance. Few proposals and small pictures keep the C4 detectors fast on one
-core.
+Weights are drawn by name from a seeded generator, so no weights are stored; BN statistics, scales
+and shifts are not trivial. Sampling sizes are so large that nothing is drawn by chance. Few
+proposals and small pictures keep the C4 detectors fast on one core.
 """
 
 from __future__ import annotations
@@ -51,7 +51,11 @@ _R34 = {"MODEL.RESNETS.DEPTH": 34, "MODEL.RESNETS.RES2_OUT_CHANNELS": 64}
 _R50 = {"MODEL.RESNETS.DEPTH": 50}
 _R101 = {"MODEL.RESNETS.DEPTH": 101}
 _MASK = {"MODEL.MASK_ON": True}
-_NARROW_HEADS = {"MODEL.FPN.OUT_CHANNELS": 64, "MODEL.ROI_BOX_HEAD.FC_DIM": 128, "MODEL.ROI_MASK_HEAD.CONV_DIM": 64}
+_NARROW_HEADS = {
+    "MODEL.FPN.OUT_CHANNELS": 64,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 128,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 64,
+}
 _EVERYWHERE = {
     "MODEL.DEVICE": "cpu",
     "MODEL.BACKBONE.FREEZE_AT": 0,
@@ -82,62 +86,76 @@ CASES: dict[str, dict] = {
     "r50_fpn_mask": _R50 | _FPN | _MASK,
     "r50_dc5": _R50 | _DC5,
     "r50_dc5_mask": _R50 | _DC5 | _MASK,
-    "r50_c4_msra": _R50
-    | {
-        "MODEL.ROI_HEADS.NAME": "Res5ROIHeads",
-        "MODEL.RESNETS.NORM": "FrozenBN",
-        "MODEL.RESNETS.STRIDE_IN_1X1": True,
-        "MODEL.BACKBONE.FREEZE_AT": 2,
-    },
-    "r18_fpn_gn_frozen": _R18 | _FPN | {"MODEL.RESNETS.NORM": "GN", "MODEL.FPN.NORM": "GN", "MODEL.BACKBONE.FREEZE_AT": 3},
-    "r18_fpn_head_conv": _R18
-    | _FPN
-    | _MASK
-    | {
-        "MODEL.BACKBONE.FREEZE_AT": 2,
-        "MODEL.FPN.NORM": "",
-        "MODEL.ROI_BOX_HEAD.NUM_CONV": 1,
-        "MODEL.ROI_BOX_HEAD.NUM_FC": 1,
-        "MODEL.ROI_BOX_HEAD.NORM": "BN",
-        "MODEL.ROI_MASK_HEAD.NORM": "GN",
-        "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True,
-        "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK": True,
-        "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": 0.5,
-        "MODEL.RPN.SMOOTH_L1_BETA": 0.1,
-        "MODEL.RPN.CONV_DIMS": [-1, 64],
-        "MODEL.RPN.BOUNDARY_THRESH": 0,
-        "MODEL.RPN.LOSS_WEIGHT": 2.0,
-        "MODEL.RPN.BBOX_REG_LOSS_WEIGHT": 3.0,
-        "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT": 1.5,
-        "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ROIAlign",
-        "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": 2,
-        "MODEL.ANCHOR_GENERATOR.OFFSET": 0.5,
-        "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": 8,
-    },
+    "r50_c4_msra": (
+        _R50
+        | {
+            "MODEL.ROI_HEADS.NAME": "Res5ROIHeads",
+            "MODEL.RESNETS.NORM": "FrozenBN",
+            "MODEL.RESNETS.STRIDE_IN_1X1": True,
+            "MODEL.BACKBONE.FREEZE_AT": 2,
+        }
+    ),
+    "r18_fpn_gn_frozen": (
+        _R18
+        | _FPN
+        | {"MODEL.RESNETS.NORM": "GN", "MODEL.FPN.NORM": "GN", "MODEL.BACKBONE.FREEZE_AT": 3}
+    ),
+    "r18_fpn_head_conv": (
+        _R18
+        | _FPN
+        | _MASK
+        | {
+            "MODEL.BACKBONE.FREEZE_AT": 2,
+            "MODEL.FPN.NORM": "",
+            "MODEL.ROI_BOX_HEAD.NUM_CONV": 1,
+            "MODEL.ROI_BOX_HEAD.NUM_FC": 1,
+            "MODEL.ROI_BOX_HEAD.NORM": "BN",
+            "MODEL.ROI_MASK_HEAD.NORM": "GN",
+            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True,
+            "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK": True,
+            "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": 0.5,
+            "MODEL.RPN.SMOOTH_L1_BETA": 0.1,
+            "MODEL.RPN.CONV_DIMS": [-1, 64],
+            "MODEL.RPN.BOUNDARY_THRESH": 0,
+            "MODEL.RPN.LOSS_WEIGHT": 2.0,
+            "MODEL.RPN.BBOX_REG_LOSS_WEIGHT": 3.0,
+            "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT": 1.5,
+            "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ROIAlign",
+            "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": 2,
+            "MODEL.ANCHOR_GENERATOR.OFFSET": 0.5,
+            "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": 8,
+        }
+    ),
     "rx50_fpn": _R50 | _FPN | {"MODEL.RESNETS.NUM_GROUPS": 32, "MODEL.RESNETS.WIDTH_PER_GROUP": 4},
     "r34_fpn": _R34 | _FPN | _NARROW_HEADS,
     "r101_c4": _R101 | _C4,
-    # Boxes are pooled from p2, p3, p4 and p5 alike, which takes a picture of 640 px and so a narrow trunk.
-    "r50_fpn_mask_levels": _R50
-    | _FPN
-    | _MASK
-    | {
-        "MODEL.RESNETS.STEM_OUT_CHANNELS": 16,
-        "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
-        "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
-        "MODEL.FPN.OUT_CHANNELS": 32,
-        "MODEL.ROI_BOX_HEAD.FC_DIM": 64,
-        "MODEL.ROI_MASK_HEAD.CONV_DIM": 32,
-        "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 10,  # on each level, so that the small anchors do not crowd out the large ones
-        "MODEL.RPN.PRE_NMS_TOPK_TEST": 10,
-        "MODEL.RPN.POST_NMS_TOPK_TRAIN": 60,
-        "MODEL.RPN.POST_NMS_TOPK_TEST": 60,
-        "TEST.DETECTIONS_PER_IMAGE": 32,
-    },
+    # Boxes are pooled from p2, p3, p4 and p5 alike, which takes a picture of 640 px and so a narrow
+    # trunk.
+    "r50_fpn_mask_levels": (
+        _R50
+        | _FPN
+        | _MASK
+        | {
+            "MODEL.RESNETS.STEM_OUT_CHANNELS": 16,
+            "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
+            "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
+            "MODEL.FPN.OUT_CHANNELS": 32,
+            "MODEL.ROI_BOX_HEAD.FC_DIM": 64,
+            "MODEL.ROI_MASK_HEAD.CONV_DIM": 32,
+            "MODEL.RPN.PRE_NMS_TOPK_TRAIN": (
+                10
+            ),  # on each level, so that the small anchors do not crowd out the large ones
+            "MODEL.RPN.PRE_NMS_TOPK_TEST": 10,
+            "MODEL.RPN.POST_NMS_TOPK_TRAIN": 60,
+            "MODEL.RPN.POST_NMS_TOPK_TEST": 60,
+            "TEST.DETECTIONS_PER_IMAGE": 32,
+        }
+    ),
 }
 BENCHMARK = tuple(CASES)[:10]
 
-# The detectors with committed numbers on real pictures, and overrides that leave the trunks as they are and let twenty pictures pass in seconds.
+# The detectors with committed numbers on real pictures, and overrides that leave the trunks as they
+# are and let twenty pictures pass in seconds.
 REAL_CASES = ("r18_fpn_mask", "r18_c4", "r50_c4")
 REAL_PICTURES = {
     "MODEL__FPN__OUT_CHANNELS": 64,
@@ -150,17 +168,28 @@ REAL_PICTURES = {
 NUM_REAL_PICTURES, REAL_BATCH = 20, 4
 
 
-# Residual branches are drawn weak and outputs spread: a network of random weights otherwise enlarges rounding a thousandfold, and
-# two engines that sum in another order could not be told from two that differ.
+# Residual branches are drawn weak and outputs spread: a network of random weights otherwise
+# enlarges rounding a thousandfold, and two engines that sum in another order could not be told from
+# two that differ.
 _LAST_NORM = ("conv2.norm.weight", "conv3.norm.weight")
-_GAINS = {"objectness_logits": 4.0, "anchor_deltas": 0.5, "cls_score": 2.0, "bbox_pred": 0.5, "predictor": 2.0}
+_GAINS = {
+    "objectness_logits": 4.0,
+    "anchor_deltas": 0.5,
+    "cls_score": 2.0,
+    "bbox_pred": 0.5,
+    "predictor": 2.0,
+}
 _GAINS |= {f"fpn_{part}{level}": 0.5 for part in ("lateral", "output") for level in (2, 3, 4, 5)}
 
 
 def make_config(case: str, **overrides: object) -> CfgNode:
     """Return the frozen config of a case; ``overrides`` are keys with '__' for '.'."""
     cfg = CfgNode(DETECTION_DEFAULTS)
-    settings = _EVERYWHERE | CASES[case] | {key.replace("__", "."): value for key, value in overrides.items()}
+    settings = (
+        _EVERYWHERE
+        | CASES[case]
+        | {key.replace("__", "."): value for key, value in overrides.items()}
+    )
     cfg.merge_from_list([word for pair in settings.items() for word in pair])
     cfg.freeze()
     return cfg
@@ -168,8 +197,19 @@ def make_config(case: str, **overrides: object) -> CfgNode:
 
 SCHEDULES: dict[str, dict] = {
     "multistep": {"MAX_ITER": 40, "STEPS": (20, 30), "WARMUP_ITERS": 7},
-    "constant_warmup": {"MAX_ITER": 40, "STEPS": (20,), "WARMUP_ITERS": 7, "WARMUP_METHOD": "constant", "WARMUP_FACTOR": 0.1},
-    "cosine": {"MAX_ITER": 40, "LR_SCHEDULER_NAME": "WarmupCosineLR", "WARMUP_ITERS": 7, "BASE_LR_END": 0.001},
+    "constant_warmup": {
+        "MAX_ITER": 40,
+        "STEPS": (20,),
+        "WARMUP_ITERS": 7,
+        "WARMUP_METHOD": "constant",
+        "WARMUP_FACTOR": 0.1,
+    },
+    "cosine": {
+        "MAX_ITER": 40,
+        "LR_SCHEDULER_NAME": "WarmupCosineLR",
+        "WARMUP_ITERS": 7,
+        "BASE_LR_END": 0.001,
+    },
     "cosine_rescaled": {
         "MAX_ITER": 40,
         "LR_SCHEDULER_NAME": "WarmupCosineLR",
@@ -214,19 +254,27 @@ def _draw(name: str, like: torch.Tensor) -> torch.Tensor:
 
 
 def pictures_of(case: str, *, live: bool = False) -> list[dict]:
-    """Return records of the two generated pictures of a case; those of the live tests are others than the fixtures'."""
+    """Return records of the two generated pictures of a case; those of the live tests are others
+    than the fixtures'.
+    """
     if case == "r50_fpn_mask_levels":
-        return draw_large_pictures(seed=5 if live else 7)  # of the first seeds those with detections on every level
+        return draw_large_pictures(
+            seed=5 if live else 7
+        )  # of the first seeds those with detections on every level
     return draw_pictures(seed=int(live))
 
 
 def draw_pictures(count: int = 2, seed: int = 0) -> list[dict]:
-    """Return records of generated pictures with rectangles on a smooth ground; sizes differ and are not multiples of 32."""
+    """Return records of generated pictures with rectangles on a smooth ground; sizes differ and are
+    not multiples of 32.
+    """
     rng = np.random.Generator(np.random.PCG64(seed))
     records = []
     for _ in range(count):
         height, width = int(rng.integers(66, 95)), int(rng.integers(66, 125))
-        picture = np.kron(rng.uniform(0, 255, (3, -(-height // 8), -(-width // 8))), np.ones((8, 8)))[:, :height, :width]
+        picture = np.kron(
+            rng.uniform(0, 255, (3, -(-height // 8), -(-width // 8))), np.ones((8, 8))
+        )[:, :height, :width]
         boxes, classes, masks = [], [], []
         for _ in range(3):
             w, h = rng.uniform(16, 56, 2)
@@ -234,7 +282,12 @@ def draw_pictures(count: int = 2, seed: int = 0) -> list[dict]:
             picture[:, int(y) : int(y + h), int(x) : int(x + w)] = rng.uniform(0, 255, (3, 1, 1))
             boxes.append([x, y, x + w, y + h])
             classes.append(int(rng.integers(NUM_CLASSES)))
-            masks.append([[x, y + h / 2, x + w / 2, y, x + w, y + h / 2, x + w / 2, y + h], [x, y, x + 6, y, x, y + 6]])
+            masks.append(
+                [
+                    [x, y + h / 2, x + w / 2, y, x + w, y + h / 2, x + w / 2, y + h],
+                    [x, y, x + 6, y, x, y + 6],
+                ]
+            )
         records.append(
             {
                 "image": torch.from_numpy(np.round(picture).astype(np.float32)),
@@ -249,12 +302,16 @@ def draw_pictures(count: int = 2, seed: int = 0) -> list[dict]:
 
 
 def draw_large_pictures(count: int = 2, seed: int = 7) -> list[dict]:
-    """Return records of generated pictures of about 640 px with an object for each level of an FPN, output at a quarter of it."""
+    """Return records of generated pictures of about 640 px with an object for each level of an FPN,
+    output at a quarter of it.
+    """
     rng = np.random.Generator(np.random.PCG64(seed))
     records = []
     for _ in range(count):
         height, width = rng.integers(620, 660, 2).tolist()
-        picture = np.kron(rng.uniform(0, 255, (3, -(-height // 16), -(-width // 16))), np.ones((16, 16)))[:, :height, :width]
+        picture = np.kron(
+            rng.uniform(0, 255, (3, -(-height // 16), -(-width // 16))), np.ones((16, 16))
+        )[:, :height, :width]
         sides = np.array([70, 160, 300, 540])[:, None] + rng.uniform(-10, 10, (4, 2))
         corners = rng.uniform(0, np.array([width, height]) - sides)
         boxes = np.concatenate([corners, corners + sides], axis=1)
@@ -265,7 +322,9 @@ def draw_large_pictures(count: int = 2, seed: int = 7) -> list[dict]:
                 "image": torch.from_numpy(np.round(picture.clip(0, 255)).astype(np.float32)),
                 "gt_boxes": torch.from_numpy(boxes).float(),
                 "gt_classes": torch.from_numpy(rng.integers(0, NUM_CLASSES, 4)),
-                "gt_masks": [[[x0, y0, x1, (y0 + y1) / 2, x0, y1]] for x0, y0, x1, y1 in boxes.tolist()],
+                "gt_masks": [
+                    [[x0, y0, x1, (y0 + y1) / 2, x0, y1]] for x0, y0, x1, y1 in boxes.tolist()
+                ],
                 "height": height // 4,
                 "width": width // 4,
             }
@@ -274,7 +333,9 @@ def draw_large_pictures(count: int = 2, seed: int = 7) -> list[dict]:
 
 
 def real_records(coco_folder: Path, count: int, *, short_side: int) -> list[dict]:
-    """Return small pictures of COCO val with their boxes and polygons, classes folded into NUM_CLASSES; fewer where the folder has fewer."""
+    """Return small pictures of COCO val with their boxes and polygons, classes folded into
+    NUM_CLASSES; fewer where the folder has fewer.
+    """
     import cv2
     from pycocotools.coco import COCO
 
@@ -284,10 +345,14 @@ def real_records(coco_folder: Path, count: int, *, short_side: int) -> list[dict
         annotations = coco.imgToAnns[image["id"]]
         annotations = [a for a in annotations if not a["iscrowd"] and min(a["bbox"][2:]) > 4]
         picture = cv2.imread(str(coco_folder / "val2017" / image["file_name"]))
-        if picture is None or not 1 <= len(annotations) <= 5:  # each object is one more region for float64's slow convolutions
+        if (
+            picture is None or not 1 <= len(annotations) <= 5
+        ):  # each object is one more region for float64's slow convolutions
             continue
         scale = short_side / min(picture.shape[:2])
-        picture = cv2.resize(picture[:, :, ::-1], None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        picture = cv2.resize(
+            picture[:, :, ::-1], None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA
+        )
         boxes = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32)
         boxes[:, 2:] += boxes[:, :2]
         records.append(
@@ -297,7 +362,9 @@ def real_records(coco_folder: Path, count: int, *, short_side: int) -> list[dict
                 "width": image["width"],
                 "gt_boxes": boxes * scale,
                 "gt_classes": torch.tensor([a["category_id"] % NUM_CLASSES for a in annotations]),
-                "gt_masks": [[(np.array(p) * scale).tolist() for p in a["segmentation"]] for a in annotations],
+                "gt_masks": [
+                    [(np.array(p) * scale).tolist() for p in a["segmentation"]] for a in annotations
+                ],
             }
         )
         if len(records) == count:
@@ -306,7 +373,9 @@ def real_records(coco_folder: Path, count: int, *, short_side: int) -> list[dict
 
 
 def real_batches(coco_folder: Path, *, masks: bool) -> list[list[dict]]:
-    """Return the real pictures of the fixtures in batches; with masks, outputs are as small as the pictures, a quarter larger."""
+    """Return the real pictures of the fixtures in batches; with masks, outputs are as small as the
+    pictures, a quarter larger.
+    """
     records = real_records(coco_folder, NUM_REAL_PICTURES, short_side=64)
     for record in records if masks else ():
         record["height"], record["width"] = (5 * side // 4 for side in record["image"].shape[1:])
@@ -314,5 +383,10 @@ def real_batches(coco_folder: Path, *, masks: bool) -> list[list[dict]]:
 
 
 def picture_checksums(records: list[dict]) -> list[int]:
-    """Return a checksum of each picture's pixels, which tells whether JPEG is decoded here as where a fixture was made."""
-    return [zlib.crc32(record["image"].to(torch.uint8).contiguous().numpy().tobytes()) for record in records]
+    """Return a checksum of each picture's pixels, which tells whether JPEG is decoded here as where
+    a fixture was made.
+    """
+    return [
+        zlib.crc32(record["image"].to(torch.uint8).contiguous().numpy().tobytes())
+        for record in records
+    ]

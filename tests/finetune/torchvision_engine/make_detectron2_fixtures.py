@@ -1,13 +1,18 @@
-"""What Detectron2 computes on the cases of ``detector_cases``; run as a script it writes the numbers that the tests compare with.
+"""What Detectron2 computes on the cases of ``detector_cases``; run as a script it writes the
+numbers that the tests compare with.
 
     python tests/finetune/torchvision_engine/make_detectron2_fixtures.py [CASE ...]
-    python tests/finetune/torchvision_engine/make_detectron2_fixtures.py --real ../shared/data/coco [CASE ...]
+    python tests/finetune/torchvision_engine/make_detectron2_fixtures.py --real ../shared/data/coco
+    [CASE ...]
 
-Needs Detectron2 (facebookresearch/detectron2@02b5c4e was used). The live tests import its functions. The numbers of the first fourteen cases
-were made twice: with heads and a trunk written for this script, before our Detectron2 engine existed, and with that engine's; they were equal.
+Needs Detectron2 (facebookresearch/detectron2@02b5c4e was used). The live tests import its
+functions. The numbers of the first fourteen cases were made twice: with heads and a trunk written
+    for this script, before our Detectron2 engine existed, and with that engine's; they were equal.
 
-The fixtures are computed in float64: a network of random weights enlarges rounding about a thousandfold, and float32 on another
-processor, or summed in another order, would differ by more than the tests allow. Boxes are float32 in either case.
+The fixtures are computed in float64: a network of random weights enlarges rounding about a
+    thousandfold, and float32 on another
+processor, or summed in another order, would differ by more than the tests allow. Boxes are float32
+in either case.
 """
 
 from __future__ import annotations
@@ -42,7 +47,9 @@ def as_detectron2(records: list[dict]) -> list[dict]:
         instances.gt_boxes = Boxes(record["gt_boxes"].clone())
         instances.gt_classes = record["gt_classes"].clone()
         if "gt_masks" in record:
-            instances.gt_masks = PolygonMasks([[np.array(p) for p in polygons] for polygons in record["gt_masks"]])
+            instances.gt_masks = PolygonMasks(
+                [[np.array(p) for p in polygons] for polygons in record["gt_masks"]]
+            )
         keep = {key: record[key] for key in ("image", "height", "width")}
         batch.append({**keep, "instances": instances})
     return batch
@@ -90,7 +97,9 @@ def train_step(model: torch.nn.Module, records: list[dict]) -> dict:
 
 @contextlib.contextmanager
 def nms_in_float32():
-    """Let Detectron2 run in float64: its NMS takes float32 boxes with scores of any type, torchvision's wants equal types."""
+    """Let Detectron2 run in float64: its NMS takes float32 boxes with scores of any type,
+    torchvision's wants equal types.
+    """
     modules = (proposal_utils, fast_rcnn)
     original = [module.batched_nms for module in modules]
 
@@ -122,7 +131,11 @@ def generated(case: str) -> dict[str, np.ndarray]:
     """Return the fixture of a case on generated pictures."""
     model = build_model(cases.make_config(case)).double()
     weights = cases.draw_weights(model)
-    shapes = {"state_dict": np.array(json.dumps({name: list(tensor.shape) for name, tensor in weights.items()}))}
+    shapes = {
+        "state_dict": np.array(
+            json.dumps({name: list(tensor.shape) for name, tensor in weights.items()})
+        )
+    }
     return shapes | run(model, weights, [cases.pictures_of(case)])
 
 
@@ -131,14 +144,21 @@ def on_real_pictures(case: str, coco_folder: Path) -> dict[str, np.ndarray]:
     batches = cases.real_batches(coco_folder, masks=case.endswith("mask"))
     records = [record for batch in batches for record in batch]
     if len(records) < cases.NUM_REAL_PICTURES:
-        raise SystemExit(f"{coco_folder} has only {len(records)} usable pictures, {cases.NUM_REAL_PICTURES} are needed")
+        raise SystemExit(
+            f"{coco_folder} has only {len(records)} usable pictures, {cases.NUM_REAL_PICTURES} are"
+            " needed"
+        )
     model = build_model(cases.make_config(case, **cases.REAL_PICTURES)).double()
     checksums = {"checksums": np.array(cases.picture_checksums(records), np.uint32)}
     return checksums | run(model, cases.draw_weights(model), batches)
 
 
-def run(model: torch.nn.Module, weights: dict[str, torch.Tensor], batches: list[list[dict]]) -> dict[str, np.ndarray]:
-    """Return the arrays of inference on all batches and of a training step on each, every one from the given weights."""
+def run(
+    model: torch.nn.Module, weights: dict[str, torch.Tensor], batches: list[list[dict]]
+) -> dict[str, np.ndarray]:
+    """Return the arrays of inference on all batches and of a training step on each, every one from
+    the given weights.
+    """
     model.load_state_dict(weights)
     with nms_in_float32():
         outputs = [output for batch in batches for output in infer(model, batch)]
@@ -151,9 +171,16 @@ def run(model: torch.nn.Module, weights: dict[str, torch.Tensor], batches: list[
 
 def main() -> None:
     """Write the fixtures that the arguments name."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("cases", nargs="*", help="default: all of either kind")
-    parser.add_argument("--real", type=Path, metavar="COCO", help="make those on real pictures, from this folder in COCO's layout")
+    parser.add_argument(
+        "--real",
+        type=Path,
+        metavar="COCO",
+        help="make those on real pictures, from this folder in COCO's layout",
+    )
     args = parser.parse_args()
     if not args.real:
         rates = {name: learning_rates(cases.make_solver_config(name)) for name in cases.SCHEDULES}
@@ -162,7 +189,13 @@ def main() -> None:
         arrays = on_real_pictures(case, args.real) if args.real else generated(case)
         file = FIXTURES / f"{'real_' if args.real else ''}{case}.npz"
         np.savez_compressed(file, **arrays)
-        print(file.name, file.stat().st_size, arrays["losses"].tolist(), arrays["counts"].tolist(), flush=True)
+        print(
+            file.name,
+            file.stat().st_size,
+            arrays["losses"].tolist(),
+            arrays["counts"].tolist(),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Configs: what is honoured, and what is refused in which words.
 
-Seen red under: an unknown MODEL key passed over; FUSE_TYPE 'avg' let through; a DC5 trunk on an undilated res5 accepted.
+Seen red under: an unknown MODEL key passed over; FUSE_TYPE 'avg' let through; a DC5 trunk on an
+    undilated res5 accepted.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ def test_refusal__names_key_value_and_the_way_out():
     cfg = make_config("r18_fpn", MODEL__FPN__FUSE_TYPE="avg")
     with pytest.raises(InputError) as error:
         build_model(cfg)
-    assert str(error.value) == (
-        "The 'torchvision' engine does not implement MODEL.FPN.FUSE_TYPE 'avg' (only 'sum'). Use --engine detectron2."
+    assert (
+        str(error.value)
+        == "The 'torchvision' engine does not implement MODEL.FPN.FUSE_TYPE 'avg' (only 'sum'). Use"
+        " --engine detectron2."
     )
 
 
@@ -68,11 +71,23 @@ def test_refusal__key_that_the_engine_has_never_heard_of():
 @pytest.mark.parametrize(
     ("case", "settings", "words"),
     [
-        ("r18_fpn", {"MODEL__RESNETS__RES2_OUT_CHANNELS": 256}, "DEPTH 18 needs RES2_OUT_CHANNELS 64, got 256"),
+        (
+            "r18_fpn",
+            {"MODEL__RESNETS__RES2_OUT_CHANNELS": 256},
+            "DEPTH 18 needs RES2_OUT_CHANNELS 64, got 256",
+        ),
         ("r50_dc5", {"MODEL__RESNETS__RES5_DILATION": 1}, "RES5_DILATION 2"),
         ("r50_fpn", {"MODEL__FPN__IN_FEATURES": ["res2", "res4"]}, "consecutive"),
-        ("r50_fpn", {"MODEL__RPN__IN_FEATURES": ["p2", "p7"]}, "'p7'.* is not what the backbone returns: p2, p3, p4, p5, p6"),
-        ("r50_fpn", {"MODEL__ANCHOR_GENERATOR__SIZES": [[32], [64]]}, "one of equal length for each of the 5 levels"),
+        (
+            "r50_fpn",
+            {"MODEL__RPN__IN_FEATURES": ["p2", "p7"]},
+            "'p7'.* is not what the backbone returns: p2, p3, p4, p5, p6",
+        ),
+        (
+            "r50_fpn",
+            {"MODEL__ANCHOR_GENERATOR__SIZES": [[32], [64]]},
+            "one of equal length for each of the 5 levels",
+        ),
         ("r50_fpn", {"MODEL__ROI_BOX_HEAD__NUM_FC": 0}, "has no layer"),
         ("r50_fpn", {"MODEL__ROI_BOX_HEAD__NAME": ""}, "needs ROI_BOX_HEAD.NAME"),
         ("r50_fpn", {"MODEL__ROI_HEADS__NAME": "Res5ROIHeads"}, "reads one feature"),
@@ -90,7 +105,10 @@ def test_shipped_configs__are_implemented(name):
 
 @pytest.mark.parametrize("depth", [34, 101])
 def test_depths__build(depth):
-    settings = {"MODEL__RESNETS__DEPTH": depth, "MODEL__RESNETS__RES2_OUT_CHANNELS": 64 if depth == 34 else 256}
+    settings = {
+        "MODEL__RESNETS__DEPTH": depth,
+        "MODEL__RESNETS__RES2_OUT_CHANNELS": 64 if depth == 34 else 256,
+    }
     with torch.device("meta"):
         model = build_model(make_config("r50_c4", **settings))
     assert len(model.roi_heads.res5) == 4  # three blocks and MoCo's norm

@@ -1,9 +1,13 @@
-"""The engine computes what Detectron2 computes: against committed numbers, and live where Detectron2 is installed.
+"""The engine computes what Detectron2 computes: against committed numbers, and live where
+Detectron2 is installed.
 
-Seen red under: the FPN's top-down path without the addition; anchors offset by half a cell; ``aligned`` of RoIAlign flipped; delta weights
-of the second stage set to 1; box loss divided by the foreground regions only; the extra norm left out of C4; masks cut at .4. Where every
-level is pooled: regions given back in the order of their levels; 230 px for the canonical 224; p5 never used. BN statistics of the channels in
-reverse order, their norms the same; on real pictures: pixels 1.0001 times as large, boxes scaled by the width alone.
+Seen red under: the FPN's top-down path without the addition; anchors offset by half a cell;
+    ``aligned`` of RoIAlign flipped; delta weights
+of the second stage set to 1; box loss divided by the foreground regions only; the extra norm left
+out of C4; masks cut at .4. Where every level is pooled: regions given back in the order of their
+levels; 230 px for the canonical 224; p5 never used. BN statistics of the channels in reverse order,
+their norms the same; on real pictures: pixels 1.0001 times as large, boxes scaled by the width
+alone.
 """
 
 from __future__ import annotations
@@ -35,7 +39,8 @@ from fixture_format import digest, summarise, unpack_outputs, unpack_step
 from moco_transfer.finetune.torchvision_engine.build import build_model
 
 FIXTURES = Path(__file__).parent / "fixtures"
-# A mask detector's box branch is the Faster detector's: without the slow ones each architecture is still covered.
+# A mask detector's box branch is the Faster detector's: without the slow ones each architecture is
+# still covered.
 SLOW = {"r18_c4", "r50_c4", "r50_c4_mask", "r50_fpn", "r50_dc5", "rx50_fpn", "r101_c4"}
 REAL_BY_DEFAULT = ("r18_fpn_mask", "r18_c4", "r50_c4")
 NUM_BATCHES = NUM_REAL_PICTURES // REAL_BATCH
@@ -47,14 +52,18 @@ def fixture_cases() -> list:
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Sums in another order would differ in their last bits; so would two processes' speed on a busy machine."""
+    """Sums in another order would differ in their last bits; so would two processes' speed on a
+    busy machine.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 
 
-def build_drawn(case: str, dtype: torch.dtype, **overrides: object) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+def build_drawn(
+    case: str, dtype: torch.dtype, **overrides: object
+) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     model = build_model(make_config(case, **overrides)).to(dtype)
     weights = draw_weights(model)
     model.load_state_dict(weights)
@@ -83,7 +92,9 @@ def train_step(model: torch.nn.Module, records: list[dict]) -> dict[str, dict]:
 
 
 class Limits(NamedTuple):
-    """Largest difference of a score, of a box in px of the original picture, and of a mask's pixels beside its IoU."""
+    """Largest difference of a score, of a box in px of the original picture, and of a mask's pixels
+    beside its IoU.
+    """
 
     score: float = 1e-5
     box_px: float = 0.01
@@ -97,9 +108,13 @@ def check_outputs(ours: list[dict], theirs: list[dict], limits: Limits = EXACT) 
     for our, their in zip(ours, theirs, strict=True):
         assert our.keys() == their.keys()
         torch.testing.assert_close(our["proposals"], their["proposals"], rtol=0, atol=0.01)
-        torch.testing.assert_close(our["logits"].double(), their["logits"].double(), rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            our["logits"].double(), their["logits"].double(), rtol=0, atol=1e-4
+        )
         torch.testing.assert_close(our["boxes"], their["boxes"], rtol=0, atol=limits.box_px)
-        torch.testing.assert_close(our["scores"].double(), their["scores"].double(), rtol=0, atol=limits.score)
+        torch.testing.assert_close(
+            our["scores"].double(), their["scores"].double(), rtol=0, atol=limits.score
+        )
         assert our["classes"].tolist() == their["classes"].tolist()
         if "masks" in our:
             overlap = (our["masks"] & their["masks"]).flatten(1).sum(1)
@@ -107,22 +122,35 @@ def check_outputs(ours: list[dict], theirs: list[dict], limits: Limits = EXACT) 
             assert (overlap >= 0.999 * union - limits.mask_px).all()
 
 
-# Our sums run in another order (channels last, norms folded into filters). Measured at worst on the twenty pictures with R18-C4: boxes 0.015 px
-# and scores 1.3e-5 from float64, where Detectron2's own float32 lies 0.003 px and 5e-6 from it; with R50-DC5 62 of a mask's 10,693 pixels flip,
-# where Detectron2's own float32 flips 20. With equal kernels the trunks round alike.
+# Our sums run in another order (channels last, norms folded into filters). Measured at worst on the
+# twenty pictures with R18-C4: boxes 0.015 px and scores 1.3e-5 from float64, where Detectron2's own
+# float32 lies 0.003 px and 5e-6 from it; with R50-DC5 62 of a mask's 10,693 pixels flip, where
+# Detectron2's own float32 flips 20. With equal kernels the trunks round alike.
 FLOAT32_FACTOR = 8
 
 
 def float32_limits(float32: list[dict], float64: list[dict]) -> Limits:
-    """A multiple of what Detectron2's own float32 lies from its float64 at worst, and at least the limits that float64 is held to."""
+    """A multiple of what Detectron2's own float32 lies from its float64 at worst, and at least the
+    limits that float64 is held to.
+    """
 
     def largest(name: str) -> float:
-        pairs = [(a[name].double(), b[name].double()) for a, b in zip(float32, float64, strict=True)]
+        pairs = [
+            (a[name].double(), b[name].double()) for a, b in zip(float32, float64, strict=True)
+        ]
         return FLOAT32_FACTOR * max((a - b).abs().max().item() for a, b in pairs if a.numel())
 
-    masks = [(a["masks"], b["masks"]) for a, b in zip(float32, float64, strict=True) if len(a.get("masks", ()))]
+    masks = [
+        (a["masks"], b["masks"])
+        for a, b in zip(float32, float64, strict=True)
+        if len(a.get("masks", ()))
+    ]
     flipped = max((int((a ^ b).flatten(1).sum(1).max()) for a, b in masks), default=0)
-    return Limits(max(EXACT.score, largest("scores")), max(EXACT.box_px, largest("boxes")), FLOAT32_FACTOR * flipped)
+    return Limits(
+        max(EXACT.score, largest("scores")),
+        max(EXACT.box_px, largest("boxes")),
+        FLOAT32_FACTOR * flipped,
+    )
 
 
 def check_step(ours: dict, theirs: dict) -> None:
@@ -132,23 +160,44 @@ def check_step(ours: dict, theirs: dict) -> None:
     assert ours["statistics"].keys() == theirs["statistics"].keys()
     for name, values in ours["statistics"].items():
         their = theirs["statistics"][name]
-        values = torch.tensor(digest(name, values), dtype=torch.float64) if isinstance(their, list) else values
+        values = (
+            torch.tensor(digest(name, values), dtype=torch.float64)
+            if isinstance(their, list)
+            else values
+        )
         their = torch.as_tensor(their, dtype=torch.float64)
         scale = max(their.abs().max().item(), 1e-3)
-        torch.testing.assert_close(values, their, rtol=0, atol=1e-6 * scale, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            values, their, rtol=0, atol=1e-6 * scale, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def levels(boxes: torch.Tensor) -> list[int]:
-    """How many boxes (px of the picture that goes in) are pooled from p2, p3, p4 and p5: from 112, 224 and 448 px on from the next."""
+    """How many boxes (px of the picture that goes in) are pooled from p2, p3, p4 and p5: from 112,
+    224 and 448 px on from the next.
+    """
     sides = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).double().sqrt()
-    return torch.bincount(torch.bucketize(sides, torch.tensor([112.0, 224.0, 448.0], dtype=torch.float64), right=True), minlength=4).tolist()
+    return torch.bincount(
+        torch.bucketize(
+            sides, torch.tensor([112.0, 224.0, 448.0], dtype=torch.float64), right=True
+        ),
+        minlength=4,
+    ).tolist()
 
 
 def check_every_level_is_pooled(records: list[dict], outputs: list[dict]) -> None:
-    """Of proposals (the box branch in inference), detections (the mask branch) and objects (both in training)."""
+    """Of proposals (the box branch in inference), detections (the mask branch) and objects (both in
+    training).
+    """
     scales = [record["image"].shape[2] / record["width"] for record in records]
-    detections = torch.cat([output["boxes"] * scale for output, scale in zip(outputs, scales, strict=True)])
-    for boxes in (torch.cat([output["proposals"] for output in outputs]), detections, torch.cat([r["gt_boxes"] for r in records])):
+    detections = torch.cat(
+        [output["boxes"] * scale for output, scale in zip(outputs, scales, strict=True)]
+    )
+    for boxes in (
+        torch.cat([output["proposals"] for output in outputs]),
+        detections,
+        torch.cat([r["gt_boxes"] for r in records]),
+    ):
         assert all(levels(boxes)), levels(boxes)
 
 
@@ -157,7 +206,9 @@ def test_committed_numbers__inference_and_training_step(case):
     fixture = np.load(FIXTURES / f"{case}.npz")
     model, weights = build_drawn(case, torch.float64)
     records, theirs = pictures_of(case), unpack_outputs(fixture)
-    assert any(len(their["boxes"]) for their in theirs), "a fixture without detections compares nothing"
+    assert any(len(their["boxes"]) for their in theirs), (
+        "a fixture without detections compares nothing"
+    )
     if case.endswith("levels"):
         check_every_level_is_pooled(records, theirs)
     check_outputs(infer(model, records), theirs)
@@ -170,25 +221,46 @@ def real_fixture(case: str, shared_data: Path) -> tuple[dict[str, np.ndarray], l
     with np.load(FIXTURES / f"real_{case}.npz") as file:
         fixture = dict(file)
     batches = real_batches(shared_data / "coco", masks=case.endswith("mask"))
-    if picture_checksums([record for batch in batches for record in batch]) != fixture["checksums"].tolist():
-        pytest.skip(f"the pictures in {shared_data / 'coco'}, or what this machine's JPEG decoder makes of them, are not the fixture's")
+    if (
+        picture_checksums([record for batch in batches for record in batch])
+        != fixture["checksums"].tolist()
+    ):
+        pytest.skip(
+            f"the pictures in {shared_data / 'coco'}, or what this machine's JPEG decoder makes of"
+            " them, are not the fixture's"
+        )
     return fixture, batches
 
 
-@pytest.mark.parametrize("case", [pytest.param(c, marks=[] if c in REAL_BY_DEFAULT else pytest.mark.slow) for c in REAL_CASES])
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=[] if c in REAL_BY_DEFAULT else pytest.mark.slow) for c in REAL_CASES],
+)
 def test_committed_numbers__inference_on_twenty_real_pictures(case, shared_data):
     fixture, batches = real_fixture(case, shared_data)
     model, _ = build_drawn(case, torch.float64, **REAL_PICTURES)
     theirs = unpack_outputs(fixture)
-    assert len(theirs) == NUM_REAL_PICTURES and sum(len(their["boxes"]) for their in theirs) > NUM_REAL_PICTURES
+    assert (
+        len(theirs) == NUM_REAL_PICTURES
+        and sum(len(their["boxes"]) for their in theirs) > NUM_REAL_PICTURES
+    )
     check_outputs([output for batch in batches for output in infer(model, batch)], theirs)
 
 
 def training_batches() -> list:
-    """Each of the five batches of each detector; R50-C4's second to fifth are slow ones, its first shows by default that it is equal."""
-    default = {(case, batch) for case in REAL_BY_DEFAULT for batch in range(NUM_BATCHES) if batch == 0 or case != "r50_c4"}
+    """Each of the five batches of each detector; R50-C4's second to fifth are slow ones, its first
+    shows by default that it is equal.
+    """
+    default = {
+        (case, batch)
+        for case in REAL_BY_DEFAULT
+        for batch in range(NUM_BATCHES)
+        if batch == 0 or case != "r50_c4"
+    }
     pairs = [(case, batch) for case in REAL_CASES for batch in range(NUM_BATCHES)]
-    return [pytest.param(*pair, marks=[] if pair in default else pytest.mark.slow) for pair in pairs]
+    return [
+        pytest.param(*pair, marks=[] if pair in default else pytest.mark.slow) for pair in pairs
+    ]
 
 
 @pytest.mark.parametrize(("case", "batch"), training_batches())
@@ -210,7 +282,9 @@ def test_committed_numbers__state_dict_has_the_same_keys_and_shapes(case):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", BENCHMARK)
 def test_live__twenty_real_pictures(case, shared_data):
-    """In float64, so that what differs is what the engines compute and not how they round; then float32 beside Detectron2's own float32."""
+    """In float64, so that what differs is what the engines compute and not how they round; then
+    float32 beside Detectron2's own float32.
+    """
     import make_detectron2_fixtures as reference
 
     model, weights = build_drawn(case, torch.float64)
@@ -231,16 +305,23 @@ def test_live__twenty_real_pictures(case, shared_data):
     model = build_drawn(case, torch.float32)[0]
     detectron2 = reference.build_reference(make_config(case), weights)
     exact = [output for outputs in exact for output in outputs]
-    limits = float32_limits([output for batch in batches for output in reference.infer(detectron2, batch)], exact)
+    limits = float32_limits(
+        [output for batch in batches for output in reference.infer(detectron2, batch)], exact
+    )
     check_outputs([output for batch in batches for output in infer(model, batch)], exact, limits)
 
 
 @pytest.mark.detectron2
-@pytest.mark.parametrize("case", ["r18_fpn_gn_frozen", "r18_fpn_head_conv", "r18_fpn_mask", "r34_fpn", "r50_fpn_mask_levels"])
+@pytest.mark.parametrize(
+    "case",
+    ["r18_fpn_gn_frozen", "r18_fpn_head_conv", "r18_fpn_mask", "r34_fpn", "r50_fpn_mask_levels"],
+)
 def test_live__generated_pictures(case):
     import make_detectron2_fixtures as reference
 
-    model, weights = build_drawn(case, torch.float64)  # the order of detections of nearly equal scores is rounding's in float32
+    model, weights = build_drawn(
+        case, torch.float64
+    )  # the order of detections of nearly equal scores is rounding's in float32
     detectron2 = reference.build_reference(make_config(case), weights).double()
     records = pictures_of(case, live=True)
     with reference.nms_in_float32():
@@ -255,10 +336,14 @@ def test_live__generated_pictures(case):
 
 @pytest.mark.detectron2
 def test_live__sampling_draws_what_detectron2_draws():
-    """With sampling sizes that leave most out, equal seeds draw equal anchors and regions: the losses are equal too."""
+    """With sampling sizes that leave most out, equal seeds draw equal anchors and regions: the
+    losses are equal too.
+    """
     import make_detectron2_fixtures as reference
 
-    cfg = make_config("r18_fpn", MODEL__RPN__BATCH_SIZE_PER_IMAGE=16, MODEL__ROI_HEADS__BATCH_SIZE_PER_IMAGE=8)
+    cfg = make_config(
+        "r18_fpn", MODEL__RPN__BATCH_SIZE_PER_IMAGE=16, MODEL__ROI_HEADS__BATCH_SIZE_PER_IMAGE=8
+    )
     model = build_model(cfg).double()
     weights = draw_weights(model)
     model.load_state_dict(weights)
@@ -284,7 +369,9 @@ def test_live__initial_weights_have_detectron2s_spread(case):
         if tensor.numel() < 500 or tensor.unique().numel() < 10:  # biases, norms: constants
             assert torch.equal(tensor, their) or tensor.dim() > 1, name
             continue
-        assert tensor.std().item() == pytest.approx(their.std().item(), rel=4 / tensor.numel() ** 0.5 + 0.02), name
+        assert tensor.std().item() == pytest.approx(
+            their.std().item(), rel=4 / tensor.numel() ** 0.5 + 0.02
+        ), name
         assert tensor.abs().max().item() / tensor.std().item() == pytest.approx(
             (their.abs().max() / their.std()).item(), rel=0.35
         ), name  # tells a uniform distribution from a normal one

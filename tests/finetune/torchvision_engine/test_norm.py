@@ -1,6 +1,7 @@
 """Normalisation by name, frozen, and over two processes.
 
-Seen red under: SyncBN's backward without its all-reduce; frozen layers that keep their BN; PreciseBN
+Seen red under: SyncBN's backward without its all-reduce; frozen layers that keep their BN;
+    PreciseBN
 without the average over ranks.
 """
 
@@ -61,7 +62,9 @@ def test_frozen__is_bn_with_stored_statistics_and_learns_nothing():
     torch.testing.assert_close(frozen.train()(x), expected)
     torch.testing.assert_close(frozen(x.detach()), expected)
     assert not list(frozen.parameters())
-    torch.testing.assert_close(FrozenBatchNorm2d(4)(x), x)  # the identity, before anything is loaded
+    torch.testing.assert_close(
+        FrozenBatchNorm2d(4)(x), x
+    )  # the identity, before anything is loaded
 
 
 def test_freeze__stops_gradients_and_turns_bn_into_frozen_bn():
@@ -76,10 +79,13 @@ def test_freeze__stops_gradients_and_turns_bn_into_frozen_bn():
 
 
 def test_describe__names_what_is_really_used():
-    model = nn.Sequential(*(get_norm(name, 32) for name in ("SyncBN", "naiveSyncBN", "FrozenBN", "BN", "GN")))
+    model = nn.Sequential(
+        *(get_norm(name, 32) for name in ("SyncBN", "naiveSyncBN", "FrozenBN", "BN", "GN"))
+    )
     assert (
         describe_norm(model)
-        == "BN (SyncBN in one process) x 1 + BN (naiveSyncBN in one process) x 1 + FrozenBN x 1 + BN x 1 + GN x 1"
+        == "BN (SyncBN in one process) x 1 + BN (naiveSyncBN in one process) x 1 + FrozenBN x 1 +"
+        " BN x 1 + GN x 1"
     )
     assert describe_norm(nn.Linear(2, 2)) == "none"
 
@@ -91,7 +97,10 @@ def free_port() -> int:
 
 
 def in_two_processes(folder: Path, work, *args) -> list:
-    """Run work(rank, *args) on two gloo ranks; return what each returned. A rank's exception fails the test."""
+    """Run work(rank, *args) on two gloo ranks; return what each returned.
+
+    A rank's exception fails the test.
+    """
     mp.spawn(_rank, (free_port(), folder, work, args), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
@@ -107,7 +116,10 @@ def _rank(rank: int, port: int, folder: Path, work, args) -> None:
 def _inputs() -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     # Unequal sizes: the ranks' statistics must be weighted by their number of positions.
-    return [torch.randn(2, 3, 4, 5, generator=generator) + 1, torch.randn(1, 3, 7, 2, generator=generator) * 3]
+    return [
+        torch.randn(2, 3, 4, 5, generator=generator) + 1,
+        torch.randn(1, 3, 7, 2, generator=generator) * 3,
+    ]
 
 
 def _sync_step(rank: int, name: str) -> dict:
@@ -117,7 +129,12 @@ def _sync_step(rank: int, name: str) -> dict:
     x = _inputs()[rank].requires_grad_()
     y = norm(x)
     (y * torch.arange(y.numel()).view_as(y).sin()).sum().backward()
-    parameters = {"weight": norm.weight.grad, "bias": norm.bias.grad, "mean": norm.running_mean, "var": norm.running_var}
+    parameters = {
+        "weight": norm.weight.grad,
+        "bias": norm.bias.grad,
+        "mean": norm.running_mean,
+        "var": norm.running_var,
+    }
     return {"y": y.detach(), "grad": x.grad, "text": describe_norm(norm)} | parameters
 
 
@@ -153,7 +170,9 @@ def test_sync_bn__two_ranks_equal_one_process_with_all_positions(two_ranks):
         torch.testing.assert_close(rank["var"].double(), norm.running_var, rtol=1e-5, atol=1e-6)
         assert rank["text"] == "SyncBN over 2 ranks (gloo) x 1"
     # Weight and bias hold this rank's share, for DistributedDataParallel to add up.
-    torch.testing.assert_close((ranks[0]["bias"] + ranks[1]["bias"]).double(), norm.bias.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        (ranks[0]["bias"] + ranks[1]["bias"]).double(), norm.bias.grad, rtol=1e-4, atol=1e-5
+    )
     torch.testing.assert_close(
         (ranks[0]["weight"] + ranks[1]["weight"]).double(), norm.weight.grad, rtol=1e-4, atol=1e-5
     )
@@ -162,12 +181,17 @@ def test_sync_bn__two_ranks_equal_one_process_with_all_positions(two_ranks):
 def test_naive_sync_bn__two_ranks_by_hand(two_ranks):
     ranks = [rank["naiveSyncBN"] for rank in two_ranks]
     inputs = [x.double() for x in _inputs()]
-    # Each rank counts the same, whatever its size; the variance is E[x^2] - E[x]^2, also in the running average.
+    # Each rank counts the same, whatever its size; the variance is E[x^2] - E[x]^2, also in the
+    # running average.
     mean = sum(x.mean(dim=(0, 2, 3)) for x in inputs) / 2
     var = sum(x.square().mean(dim=(0, 2, 3)) for x in inputs) / 2 - mean.square()
     weight = torch.tensor([0.5, 1.0, 2.0]).double()
     for rank, x in zip(ranks, inputs, strict=True):
-        expected = (x - mean.view(1, 3, 1, 1)) / (var + 1e-5).sqrt().view(1, 3, 1, 1) * weight.view(1, 3, 1, 1)
+        expected = (
+            (x - mean.view(1, 3, 1, 1))
+            / (var + 1e-5).sqrt().view(1, 3, 1, 1)
+            * weight.view(1, 3, 1, 1)
+        )
         torch.testing.assert_close(rank["y"].double(), expected, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(rank["mean"].double(), 0.1 * mean, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(rank["var"].double(), 0.9 + 0.1 * var, rtol=1e-5, atol=1e-5)
@@ -194,7 +218,9 @@ def test_naive_sync_bn__equals_detectron2_live(tmp_path):
 
 
 def _train_steps(rank: int, world_size: int, num_steps: int) -> dict:
-    """The run's own step on a small detector: four pictures in one batch, or two on each rank in DistributedDataParallel."""
+    """The run's own step on a small detector: four pictures in one batch, or two on each rank in
+    DistributedDataParallel.
+    """
     from detector_cases import draw_pictures, draw_weights, make_config
 
     from moco_transfer.finetune import trainer
@@ -213,10 +239,16 @@ def _train_steps(rank: int, world_size: int, num_steps: int) -> dict:
     records = draw_pictures(4)
     for record in records:  # one size: else one batch is padded further than two
         record["image"] = record["image"][:, :64, :64]
-        record["gt_boxes"] = torch.tensor([[4.0, 6.0, 40.0, 50.0], [20.0, 10.0, 60.0, 34.0], [30.0, 30.0, 62.0, 62.0]])
+        record["gt_boxes"] = torch.tensor(
+            [[4.0, 6.0, 40.0, 50.0], [20.0, 10.0, 60.0, 34.0], [30.0, 30.0, 62.0, 62.0]]
+        )
     run = trainer.FineTuning(
         model=model,
-        wrapped=model if world_size == 1 else nn.parallel.DistributedDataParallel(model, broadcast_buffers=False),
+        wrapped=(
+            model
+            if world_size == 1
+            else nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+        ),
         optimizer=build_optimizer(cfg, model),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
         device=torch.device("cpu"),
@@ -235,7 +267,9 @@ def test_two_ranks_with_sync_bn__train_like_one_process_with_all_pictures(tmp_pa
     first, second = in_two_processes(tmp_path, _train_steps, 2, 3)
     for name, value in one.items():
         for rank in (first, second):
-            torch.testing.assert_close(rank[name], value, rtol=1e-6, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                rank[name], value, rtol=1e-6, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
+            )
 
 
 class _Normalised(nn.Module):
@@ -251,7 +285,9 @@ class _Normalised(nn.Module):
 
 def _precise_batches(rank: int) -> list[list[dict]]:
     generator = torch.Generator().manual_seed(rank)
-    return [[{"image": torch.randn(3, 4, 5, generator=generator) * (1 + rank) + rank}] for _ in range(3)]
+    return [
+        [{"image": torch.randn(3, 4, 5, generator=generator) * (1 + rank) + rank}] for _ in range(3)
+    ]
 
 
 def _precise(rank: int) -> dict:
@@ -262,8 +298,12 @@ def _precise(rank: int) -> dict:
 
 def test_precise_bn__every_rank_ends_with_the_mean_over_ranks(tmp_path):
     first, second = in_two_processes(tmp_path, _precise)
-    # By hand: each batch's statistics, averaged over the two batches that are used, then over the ranks.
-    images = [[batch[0]["image"].double().flatten(1) for batch in _precise_batches(rank)[:2]] for rank in (0, 1)]
+    # By hand: each batch's statistics, averaged over the two batches that are used, then over the
+    # ranks.
+    images = [
+        [batch[0]["image"].double().flatten(1) for batch in _precise_batches(rank)[:2]]
+        for rank in (0, 1)
+    ]
     mean = torch.stack([image.mean(dim=1) for rank in images for image in rank]).mean(dim=0)
     for rank in (first, second):
         torch.testing.assert_close(rank["norm.running_mean"].double(), mean, rtol=1e-5, atol=1e-6)
@@ -272,7 +312,9 @@ def test_precise_bn__every_rank_ends_with_the_mean_over_ranks(tmp_path):
 
 
 def test_sync_bn__cuda_takes_torchs_code_and_the_cpu_may_be_wrapped(monkeypatch):
-    """On CUDA with several ranks torch's own forward runs; the class itself is none that DistributedDataParallel refuses on the CPU."""
+    """On CUDA with several ranks torch's own forward runs; the class itself is none that
+    DistributedDataParallel refuses on the CPU.
+    """
     from moco_transfer.finetune import sync_norm as module
 
     assert not issubclass(SyncBatchNorm2d, nn.SyncBatchNorm)

@@ -1,7 +1,9 @@
-"""What only a CUDA device can show: its operators against the CPU's, fp16 with loss scaling, SyncBN over NCCL.
+"""What only a CUDA device can show: its operators against the CPU's, fp16 with loss scaling, SyncBN
+over NCCL.
 
-Skipped without one (tests/conftest.py says why). The CPU's numbers, which other tests hold to Detectron2's, are the reference. The same
-tests with the CPU in the GPU's place pass, fp16 apart, which a CPU does not scale; no mutation was tried on a GPU.
+Skipped without one (tests/conftest.py says why). The CPU's numbers, which other tests hold to
+Detectron2's, are the reference. The same tests with the CPU in the GPU's place pass, fp16 apart,
+which a CPU does not scale; no mutation was tried on a GPU.
 """
 
 from __future__ import annotations
@@ -30,16 +32,24 @@ def test_roi_align__equals_the_cpus__forward_and_backward(aligned, step):
     grid, rois = CellGrid(5, 1 / 4, 0, aligned, step), torch.tensor(ROIS, dtype=torch.float32)
     found = []
     for device in ("cpu", DEVICE):
-        feature = torch.randn(2, 3, 16, 20, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
+        feature = (
+            torch.randn(2, 3, 16, 20, generator=torch.Generator().manual_seed(0))
+            .to(device)
+            .requires_grad_()
+        )
         pooled = roi_align(feature, rois.to(device), grid)
-        (pooled * torch.arange(pooled.numel(), device=device).view(pooled.shape).sin()).sum().backward()
+        (
+            pooled * torch.arange(pooled.numel(), device=device).view(pooled.shape).sin()
+        ).sum().backward()
         found.append((pooled.detach().cpu(), feature.grad.cpu()))
     for ours, cpus in zip(found[1], found[0], strict=True):
         torch.testing.assert_close(ours, cpus, rtol=1e-4, atol=1e-4)
 
 
 def run_of(case: str, device: str, *, amp: bool) -> trainer.FineTuning:
-    cfg = make_config(case, MODEL__DEVICE=device, SOLVER__AMP__ENABLED=amp, SOLVER__BASE_LR=0.001, SEED=0)
+    cfg = make_config(
+        case, MODEL__DEVICE=device, SOLVER__AMP__ENABLED=amp, SOLVER__BASE_LR=0.001, SEED=0
+    )
     engine = TorchvisionEngine(cfg, torch.device(device))
     model = engine.build_model()
     model.load_state_dict(draw_weights(model))
@@ -64,12 +74,16 @@ def test_step__fp16_with_loss_scaling():
     run = run_of("r18_fpn_mask", DEVICE, amp=True)
     assert run.scaler.is_enabled() and run.amp_dtype is torch.float16
     dtypes = set()
-    run.model.backbone.register_forward_hook(lambda module, inputs, output: dtypes.update(value.dtype for value in output.values()))
+    run.model.backbone.register_forward_hook(
+        lambda module, inputs, output: dtypes.update(value.dtype for value in output.values())
+    )
     before = {name: value.clone() for name, value in run.model.named_parameters()}
     losses = [trainer.step(run, draw_pictures()) for _ in range(12)][0]
     assert torch.float16 in dtypes
     for name, loss in losses.items():
-        assert float(loss) == pytest.approx(float(reference[name]), rel=0.1, abs=0.02), name  # 11 bits, and proposals that change places
+        assert float(loss) == pytest.approx(float(reference[name]), rel=0.1, abs=0.02), (
+            name
+        )  # 11 bits, and proposals that change places
     # The scale starts high: the first steps may be left out for their overflow, not all.
     scale = run.scaler.get_scale()
     assert 0 < scale < 2.0**17
@@ -89,13 +103,20 @@ def nccl(tmp_path):
 
 
 def test_syncbn_over_nccl__is_built_wrapped_and_stepped(nccl, monkeypatch):
-    cfg = make_config("r18_fpn", MODEL__DEVICE=DEVICE, MODEL__RESNETS__NORM="SyncBN", MODEL__FPN__NORM="SyncBN")
+    cfg = make_config(
+        "r18_fpn", MODEL__DEVICE=DEVICE, MODEL__RESNETS__NORM="SyncBN", MODEL__FPN__NORM="SyncBN"
+    )
     losses = []
-    for ranks in (1, 2):  # with two, the layers go through torch's own forward, which then finds one
+    for ranks in (
+        1,
+        2,
+    ):  # with two, the layers go through torch's own forward, which then finds one
         monkeypatch.setattr(sync_norm, "get_world_size", lambda ranks=ranks: ranks)
         model = build_model(cfg)
         model.load_state_dict(draw_weights(model))
-        wrapped = DistributedDataParallel(model.to(DEVICE), device_ids=[0], broadcast_buffers=False).train()
+        wrapped = DistributedDataParallel(
+            model.to(DEVICE), device_ids=[0], broadcast_buffers=False
+        ).train()
         found = wrapped(draw_pictures())
         sum(found.values()).backward()
         assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
@@ -117,10 +138,34 @@ def test_two_gpus__end_with_equal_weights(tmp_path, repository):
     flag = f"own=voc:{tmp_path / 'scenes'}:train:{tmp_path / 'scenes' / 'classes.txt'}"
     words = """SOLVER.IMS_PER_BATCH 2 SOLVER.MAX_ITER 4 SOLVER.STEPS (3,) INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64 SEED 0
         DATALOADER.NUM_WORKERS 0"""
-    settings = [*words.split(), "OUTPUT_DIR", str(tmp_path / "run"), "DATASETS.TRAIN", "('own',)", "DATASETS.TEST", "('own',)"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = [str(repository / "tests" / "cli" / "two_processes.py"), "train", "demo_R_18_FPN", flag]
+    settings = [
+        *words.split(),
+        "OUTPUT_DIR",
+        str(tmp_path / "run"),
+        "DATASETS.TRAIN",
+        "('own',)",
+        "DATASETS.TEST",
+        "('own',)",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
+    script = [
+        str(repository / "tests" / "cli" / "two_processes.py"),
+        "train",
+        "demo_R_18_FPN",
+        flag,
+    ]
     done = subprocess.run(
-        [*command, *script, *settings], capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": str(repository)}
+        [*command, *script, *settings],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"PYTHONPATH": str(repository)},
     )
     assert done.returncode == 0 and "EQUAL" in done.stdout, done.stderr[-3000:]

@@ -1,9 +1,11 @@
-"""The pieces of the detector, one by one, against arithmetic by hand and independent implementations.
+"""The pieces of the detector, one by one, against arithmetic by hand and independent
+implementations.
 
-Seen red under: clip to (height, width) swapped; IoU without the guard for empty boxes; matcher closed above instead of below; low-quality
-matches left out; level of a box rounded; pooled boxes not put back in order; anchors of width and height swapped; stride in the other
-convolution of a bottleneck; masks pasted without the half pixel; NMS over all classes together; the mask
-of another class, its weight or its bias.
+Seen red under: clip to (height, width) swapped; IoU without the guard for empty boxes; matcher
+    closed above instead of below; low-quality
+matches left out; level of a box rounded; pooled boxes not put back in order; anchors of width and
+height swapped; stride in the other convolution of a bottleneck; masks pasted without the half
+pixel; NMS over all classes together; the mask of another class, its weight or its bias.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ from moco_transfer.finetune.torchvision_engine.roi_pooling import RoIPooler, ass
 def test_deltas__by_hand_and_back():
     source = torch.tensor([[0.0, 0.0, 10.0, 20.0]])
     target = torch.tensor([[5.0, 0.0, 25.0, 20.0]])
-    # Centre (5, 10) -> (15, 10): 10 px are one width of 10. Width doubles: log 2. Times the weights (10, 10, 5, 5).
+    # Centre (5, 10) -> (15, 10): 10 px are one width of 10. Width doubles: log 2. Times the weights
+    # (10, 10, 5, 5).
     deltas = encode_boxes(source, target, weights=(10, 10, 5, 5))
     torch.testing.assert_close(deltas, torch.tensor([[10.0, 0.0, 5 * math.log(2), 0.0]]))
     torch.testing.assert_close(decode_boxes(deltas, source, weights=(10, 10, 5, 5)), target)
@@ -55,11 +58,15 @@ def test_decode__one_set_of_deltas_per_class():
 
 def test_boxes__clip_size_iou_by_hand():
     boxes = torch.tensor([[-5.0, -5.0, 30.0, 30.0], [0.0, 0.0, 5.0, 0.0]])
-    torch.testing.assert_close(clip_boxes(boxes, (10, 20)), torch.tensor([[0.0, 0.0, 20.0, 10.0], [0.0, 0.0, 5.0, 0.0]]))
+    torch.testing.assert_close(
+        clip_boxes(boxes, (10, 20)), torch.tensor([[0.0, 0.0, 20.0, 10.0], [0.0, 0.0, 5.0, 0.0]])
+    )
     assert is_larger_than(boxes, 0).tolist() == [True, False]
     assert is_larger_than(boxes, 35).tolist() == [False, False]
     point = [1.0, 1.0, 1.0, 1.0]
-    iou = pairwise_iou(torch.tensor([[0.0, 0.0, 4.0, 4.0], point]), torch.tensor([[2.0, 0.0, 6.0, 4.0], point]))
+    iou = pairwise_iou(
+        torch.tensor([[0.0, 0.0, 4.0, 4.0], point]), torch.tensor([[2.0, 0.0, 6.0, 4.0], point])
+    )
     torch.testing.assert_close(iou, torch.tensor([[8 / 24, 0.0], [0.0, 0.0]]))
     a, b = torch.rand(20, 4).cumsum(1), torch.rand(30, 4).cumsum(1)
     torch.testing.assert_close(pairwise_iou(a, b), torchvision.ops.box_iou(a, b))
@@ -100,7 +107,9 @@ def test_sample__numbers_and_membership():
 def test_anchors__by_hand():
     # Size 32, height / width 2: width 32 / sqrt 2, height twice that.
     width = 32 / math.sqrt(2)
-    torch.testing.assert_close(cell_anchors([32], [2.0]), torch.tensor([[-width / 2, -width, width / 2, width]]))
+    torch.testing.assert_close(
+        cell_anchors([32], [2.0]), torch.tensor([[-width / 2, -width, width / 2, width]])
+    )
     generator = AnchorGenerator(sizes=[[8, 16]], aspect_ratios=[[1.0]], strides=[4], offset=0.5)
     (grid,) = generator([(2, 3)])
     assert grid.shape == (2 * 3 * 2, 4) and generator.num_anchors == 2
@@ -131,8 +140,15 @@ def test_pad__corner_multiple_and_zero():
     images = [torch.ones(3, 40, 33), torch.ones(3, 20, 70)]
     padded = pad_images(images, divisibility=32, memory_format=torch.contiguous_format)
     assert padded.tensor.shape == (2, 3, 64, 96) and padded.sizes == [(40, 33), (20, 70)]
-    assert padded.tensor[0, :, :40, :33].eq(1).all() and padded.tensor.sum() == 3 * (40 * 33 + 20 * 70)
-    assert pad_images(images, divisibility=0, memory_format=torch.channels_last).tensor.shape == (2, 3, 40, 70)
+    assert padded.tensor[0, :, :40, :33].eq(1).all() and padded.tensor.sum() == 3 * (
+        40 * 33 + 20 * 70
+    )
+    assert pad_images(images, divisibility=0, memory_format=torch.channels_last).tensor.shape == (
+        2,
+        3,
+        40,
+        70,
+    )
 
 
 def test_trunk__equals_torchvisions_resnet():
@@ -163,7 +179,9 @@ def test_trunk__equals_torchvisions_resnet():
         torch.testing.assert_close(ours(x)["res5"], layers(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("stride_in_1x1", "strides"), [(True, [(2, 2), (1, 1)]), (False, [(1, 1), (2, 2)])])
+@pytest.mark.parametrize(
+    ("stride_in_1x1", "strides"), [(True, [(2, 2), (1, 1)]), (False, [(1, 1), (2, 2)])]
+)
 def test_trunk__stride_in_1x1(stride_in_1x1, strides):
     with torch.device("meta"):
         trunk = ResNet(ResNetShape(50, "BN", stride_in_1x1=stride_in_1x1), out_features=["res3"])
@@ -173,7 +191,9 @@ def test_trunk__stride_in_1x1(stride_in_1x1, strides):
 
 def test_rasterize__square_by_hand():
     # A box of 8 x 8 px on a grid of 4: the polygon covers its left half, two columns of cells.
-    mask = rasterize([[10, 10, 14, 10, 14, 18, 10, 18]], torch.tensor([10.0, 10.0, 18.0, 18.0]).numpy(), size=4)
+    mask = rasterize(
+        [[10, 10, 14, 10, 14, 18, 10, 18]], torch.tensor([10.0, 10.0, 18.0, 18.0]).numpy(), size=4
+    )
     assert mask.tolist() == [[1, 1, 0, 0]] * 4
     assert rasterize([], torch.tensor([0.0, 0.0, 1.0, 1.0]).numpy(), size=4).sum() == 0
 
@@ -186,7 +206,9 @@ def test_mask_head__gives_the_own_classs_map_of_all(class_agnostic):
     with torch.no_grad():
         head.predictor.bias.normal_()
         every_class = head.predictor(F.relu(head.deconv(head.mask_fcn1(x))))
-        expected = every_class[torch.arange(5), torch.zeros_like(classes) if class_agnostic else classes]
+        expected = every_class[
+            torch.arange(5), torch.zeros_like(classes) if class_agnostic else classes
+        ]
         torch.testing.assert_close(head(x, classes).double(), expected, rtol=1e-5, atol=1e-6)
         assert head(x[:0], classes[:0]).shape == (0, 6, 6)
 
@@ -195,10 +217,19 @@ def test_paste__equals_grid_sample_over_the_whole_picture():
     torch.manual_seed(0)
     height, width = 41, 57
     masks = F.interpolate(torch.rand(4, 1, 5, 5), size=(28, 28), mode="bicubic")[:, 0]
-    boxes = torch.tensor([[3.2, 4.7, 30.1, 39.9], [0.0, 0.0, 57.0, 41.0], [50.3, 30.2, 57.0, 41.0], [10.0, 10.0, 11.5, 10.7]])
+    boxes = torch.tensor(
+        [
+            [3.2, 4.7, 30.1, 39.9],
+            [0.0, 0.0, 57.0, 41.0],
+            [50.3, 30.2, 57.0, 41.0],
+            [10.0, 10.0, 11.5, 10.7],
+        ]
+    )
     x = (torch.arange(width) + 0.5 - boxes[:, :1]) / (boxes[:, 2:3] - boxes[:, :1]) * 2 - 1
     y = (torch.arange(height) + 0.5 - boxes[:, 1:2]) / (boxes[:, 3:] - boxes[:, 1:2]) * 2 - 1
-    grid = torch.stack([x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)], dim=-1)
+    grid = torch.stack(
+        [x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)], dim=-1
+    )
     reference = F.grid_sample(masks[:, None], grid, align_corners=False)[:, 0]
     differs = paste_masks(masks, boxes, (height, width)) != (reference >= 0.5)
     assert not (differs & ((reference - 0.5).abs() > 1e-5)).any()
@@ -207,7 +238,9 @@ def test_paste__equals_grid_sample_over_the_whole_picture():
 
 def test_output__scaled_clipped_and_without_empty_boxes():
     found = Detections(
-        torch.tensor([[10.0, 10.0, 20.0, 30.0], [100.0, 0.0, 100.0, 50.0]]), torch.tensor([0.9, 0.8]), torch.tensor([1, 0])
+        torch.tensor([[10.0, 10.0, 20.0, 30.0], [100.0, 0.0, 100.0, 50.0]]),
+        torch.tensor([0.9, 0.8]),
+        torch.tensor([1, 0]),
     )
     output = to_original_size(found, (50, 100), (100, 300))
     assert output["boxes"].tolist() == [[30.0, 20.0, 60.0, 60.0]]
@@ -216,11 +249,16 @@ def test_output__scaled_clipped_and_without_empty_boxes():
 
 def test_detections__suppressed_within_a_class_only_and_the_best_kept():
     predictor = BoxPredictor(4, 2, score_threshold=0.05, nms_threshold=0.5, max_detections=3)
-    proposals = torch.tensor([[0.0, 0.0, 10.0, 10.0], [1.0, 0.0, 11.0, 10.0], [50.0, 50.0, 60.0, 60.0]])
+    proposals = torch.tensor(
+        [[0.0, 0.0, 10.0, 10.0], [1.0, 0.0, 11.0, 10.0], [50.0, 50.0, 60.0, 60.0]]
+    )
     scores = torch.tensor([[0.5, 0.3, 0.2], [0.4, 0.36, 0.24], [0.04, 0.06, 0.9]])
     (found,) = predictor.detect(scores.log(), torch.zeros(3, 8), [proposals], [(100, 100)])
-    # The first two boxes overlap by 9 / 11: each class keeps the better one of them, class 0 the first, class 1 the second.
-    assert found.classes.tolist() == [0, 1, 1] and found.scores.tolist() == pytest.approx([0.5, 0.36, 0.06])
+    # The first two boxes overlap by 9 / 11: each class keeps the better one of them, class 0 the
+    # first, class 1 the second.
+    assert found.classes.tolist() == [0, 1, 1] and found.scores.tolist() == pytest.approx(
+        [0.5, 0.36, 0.06]
+    )
     torch.testing.assert_close(found.boxes, proposals)
 
 
@@ -233,7 +271,11 @@ def small_model(case: str = "r18_fpn_mask", **overrides):
 def test_training__picture_without_objects_and_batch_without_objects():
     model = small_model()
     full, empty = draw_pictures(2)
-    empty |= {"gt_boxes": torch.zeros(0, 4), "gt_classes": torch.zeros(0, dtype=torch.int64), "gt_masks": []}
+    empty |= {
+        "gt_boxes": torch.zeros(0, 4),
+        "gt_classes": torch.zeros(0, dtype=torch.int64),
+        "gt_masks": [],
+    }
     for batch in ([full, empty], [empty]):
         losses = model(batch)
         total = sum(losses.values())
@@ -283,7 +325,10 @@ def test_uint8_pictures_and_missing_original_size():
     bare = {"image": record["image"].to(torch.uint8)}
     height, width = record["image"].shape[1:]
     with torch.no_grad():
-        output, reference = model([bare])[0], model([record | {"height": height, "width": width}])[0]
+        output, reference = (
+            model([bare])[0],
+            model([record | {"height": height, "width": width}])[0],
+        )
     assert torch.equal(output["boxes"], reference["boxes"])
 
 
@@ -313,7 +358,10 @@ def test_training__overfits_two_pictures():
             model(records)
         outputs = model.eval()(records)
     for output, record in zip(outputs, records, strict=True):
-        scale = record["height"] / record["image"].shape[1], record["width"] / record["image"].shape[2]
+        scale = (
+            record["height"] / record["image"].shape[1],
+            record["width"] / record["image"].shape[2],
+        )
         truth = record["gt_boxes"] * torch.tensor([scale[1], scale[0]] * 2)
         sure = output["scores"] > 0.5
         iou = pairwise_iou(truth, output["boxes"][sure])

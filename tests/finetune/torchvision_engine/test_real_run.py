@@ -1,6 +1,7 @@
 """Twenty pictures of COCO val learned by heart, and the checkpoint carried to Detectron2 and back.
 
-The run takes about a quarter of an hour on two idle cores; ``MOCO_TRANSFER_TEST_RUN=FOLDER`` keeps it there, and uses it if it is done.
+The run takes about a quarter of an hour on two idle cores; ``MOCO_TRANSFER_TEST_RUN=FOLDER`` keeps
+it there, and uses it if it is done.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import real_run
 from moco_transfer.finetune.build import finetune
 
 pytestmark = pytest.mark.slow
-# What is compared between engines is computed in float32: bfloat16 would round the same detector differently in each.
+# What is compared between engines is computed in float32: bfloat16 would round the same detector
+# differently in each.
 FLOAT32 = ("SOLVER.AMP.ENABLED", "False")
 
 
@@ -30,9 +32,13 @@ def trained(shared_data, tmp_path_factory) -> tuple[Path, Path]:
     return folder, folder / "run" / (folder / "run" / "last_checkpoint").read_text().strip()
 
 
-def evaluate(shared_data: Path, folder: Path, checkpoint: Path, target: str) -> dict[str, dict[str, float]]:
+def evaluate(
+    shared_data: Path, folder: Path, checkpoint: Path, target: str
+) -> dict[str, dict[str, float]]:
     more = (*FLOAT32, "MODEL.WEIGHTS", str(checkpoint), "OUTPUT_DIR", str(folder / target))
-    return finetune(real_run.run_config(shared_data / "coco", folder, *more), task="twenty", eval_only=True)["metrics"]
+    return finetune(
+        real_run.run_config(shared_data / "coco", folder, *more), task="twenty", eval_only=True
+    )["metrics"]
 
 
 def test_twenty_pictures__are_learned_by_heart(trained):
@@ -44,13 +50,17 @@ def test_twenty_pictures__are_learned_by_heart(trained):
 def test_checkpoint__evaluates_in_detectron2_to_the_same_ap(trained, shared_data, tmp_path):
     folder, checkpoint = trained
     ours = evaluate(shared_data, folder, checkpoint, "ours")
-    theirs = detectron2_metrics(shared_data, folder, detectron2_model(shared_data, folder, checkpoint), tmp_path)
+    theirs = detectron2_metrics(
+        shared_data, folder, detectron2_model(shared_data, folder, checkpoint), tmp_path
+    )
     check_same(ours, theirs)
 
 
 @pytest.mark.detectron2
 def test_detectron2s_checkpoint__evaluates_here_to_the_same_ap(trained, shared_data, tmp_path):
-    """Detectron2 trains a few iterations on, so that the weights are its own, and saves in its own format."""
+    """Detectron2 trains a few iterations on, so that the weights are its own, and saves in its own
+    format.
+    """
     from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.utils.events import EventStorage
     from make_detectron2_fixtures import as_detectron2
@@ -60,7 +70,9 @@ def test_detectron2s_checkpoint__evaluates_here_to_the_same_ap(trained, shared_d
 
     folder, checkpoint = trained
     model, cfg = detectron2_model(shared_data, folder, checkpoint)
-    records, mapper = training_data(real_run.run_config(shared_data / "coco", folder), [get_dataset(real_run.NAME)])
+    records, mapper = training_data(
+        real_run.run_config(shared_data / "coco", folder), [get_dataset(real_run.NAME)]
+    )
     import numpy as np
     import torch
 
@@ -77,7 +89,9 @@ def test_detectron2s_checkpoint__evaluates_here_to_the_same_ap(trained, shared_d
     ours = evaluate(shared_data, folder, folder / "from_detectron2.pth", "theirs")
     check_same(ours, theirs)
     before = json.loads((folder / "run" / "results.json").read_text())["metrics"]
-    assert ours["bbox"]["AP"] != pytest.approx(before["bbox"]["AP"], abs=1e-6), "the six iterations changed nothing"
+    assert ours["bbox"]["AP"] != pytest.approx(before["bbox"]["AP"], abs=1e-6), (
+        "the six iterations changed nothing"
+    )
 
 
 def check_same(ours: dict, theirs: dict) -> None:
@@ -95,7 +109,9 @@ def detectron2_model(shared_data: Path, folder: Path, checkpoint: Path):
     from detectron2.modeling import build_model
 
     # One process: synchronised BN is BN, and Detectron2's SyncBN does not run on a CPU.
-    ours = real_run.run_config(shared_data / "coco", folder, "MODEL.RESNETS.NORM", "BN", "MODEL.FPN.NORM", "BN").clone()
+    ours = real_run.run_config(
+        shared_data / "coco", folder, "MODEL.RESNETS.NORM", "BN", "MODEL.FPN.NORM", "BN"
+    ).clone()
     ours.defrost()
     cfg = get_cfg()
     cfg.merge_from_other_cfg(ours)
@@ -114,6 +130,10 @@ def detectron2_metrics(shared_data: Path, folder: Path, model_and_cfg: tuple, ou
 
     model, cfg = model_and_cfg
     if real_run.NAME not in DatasetCatalog.list():
-        register_coco_instances(real_run.NAME, {}, str(folder / "twenty.json"), str(shared_data / "coco" / "val2017"))
-    evaluator = COCOEvaluator(real_run.NAME, ("bbox", "segm"), False, str(output), use_fast_impl=False)
+        register_coco_instances(
+            real_run.NAME, {}, str(folder / "twenty.json"), str(shared_data / "coco" / "val2017")
+        )
+    evaluator = COCOEvaluator(
+        real_run.NAME, ("bbox", "segm"), False, str(output), use_fast_impl=False
+    )
     return inference_on_dataset(model, build_detection_test_loader(cfg, real_run.NAME), evaluator)

@@ -1,7 +1,10 @@
-"""RoIAlign as matrix products against torchvision's operator, and the 1x1 convolutions that change places with it.
+"""RoIAlign as matrix products against torchvision's operator, and the 1x1 convolutions that change
+places with it.
 
-Seen red under: the step between cells ignored; the half pixel always taken off; samples outside the map counted; the number of samples
-rounded down; gradients of regions overwriting each other; a norm's scale not folded; the norm before a bottleneck's 3x3 left out.
+Seen red under: the step between cells ignored; the half pixel always taken off; samples outside the
+    map counted; the number of samples
+rounded down; gradients of regions overwriting each other; a norm's scale not folded; the norm
+before a bottleneck's 3x3 left out.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ from moco_transfer.finetune.torchvision_engine.resnet import ResNetShape
 from moco_transfer.finetune.torchvision_engine.roi_align import CellGrid, roi_align
 
 STRIDE = 4
-# Small, as wide as the picture, thin (many samples along one side), over the lower right border, outside, without area, upside down.
+# Small, as wide as the picture, thin (many samples along one side), over the lower right border,
+# outside, without area, upside down.
 BOXES = [
     [3.0, 5.0, 9.0, 30.0],
     [0.0, 0.0, 80.0, 64.0],
@@ -32,7 +36,11 @@ BOXES = [
 
 def draw_feature(dtype: torch.dtype = torch.float64) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(2, 3, 16, 20, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    return (
+        torch.randn(2, 3, 16, 20, generator=generator, dtype=torch.float64)
+        .to(dtype)
+        .requires_grad_()
+    )
 
 
 def draw_rois() -> torch.Tensor:
@@ -45,7 +53,9 @@ def draw_rois() -> torch.Tensor:
 def test_equals_torchvisions_operator__forward_and_backward(sampling_ratio, aligned):
     ours, theirs, rois = draw_feature(), draw_feature(), draw_rois()
     pooled = roi_align(ours, rois, CellGrid(5, 1 / STRIDE, sampling_ratio, aligned))
-    expected = torchvision.ops.roi_align(theirs, rois.double(), (5, 5), 1 / STRIDE, sampling_ratio, aligned)
+    expected = torchvision.ops.roi_align(
+        theirs, rois.double(), (5, 5), 1 / STRIDE, sampling_ratio, aligned
+    )
     torch.testing.assert_close(pooled, expected, rtol=1e-12, atol=1e-12)
     weights = torch.arange(pooled.numel(), dtype=torch.float64).view(pooled.shape).sin()
     (pooled * weights).sum().backward()
@@ -57,7 +67,9 @@ def test_equals_torchvisions_operator__forward_and_backward(sampling_ratio, alig
 def test_step__keeps_every_second_cell():
     feature, rois = draw_feature(), draw_rois()
     whole = roi_align(feature, rois, CellGrid(5, 1 / STRIDE))
-    torch.testing.assert_close(roi_align(feature, rois, CellGrid(5, 1 / STRIDE, step=2)), whole[:, :, ::2, ::2])
+    torch.testing.assert_close(
+        roi_align(feature, rois, CellGrid(5, 1 / STRIDE, step=2)), whole[:, :, ::2, ::2]
+    )
 
 
 def test_type_and_layout__follow_the_feature():
@@ -65,8 +77,12 @@ def test_type_and_layout__follow_the_feature():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         pooled = roi_align(feature, draw_rois(), CellGrid(5, 1 / STRIDE))
     exact = roi_align(feature.double(), draw_rois(), CellGrid(5, 1 / STRIDE))
-    assert pooled.dtype == torch.bfloat16 and pooled.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(pooled.double(), exact, rtol=2**-8, atol=1e-6)  # only the result is rounded
+    assert pooled.dtype == torch.bfloat16 and pooled.is_contiguous(
+        memory_format=torch.channels_last
+    )
+    torch.testing.assert_close(
+        pooled.double(), exact, rtol=2**-8, atol=1e-6
+    )  # only the result is rounded
     pooled.float().sum().backward()
     assert feature.grad.dtype == torch.bfloat16
 
@@ -82,12 +98,16 @@ def test_no_regions__empty_and_differentiable():
 @pytest.mark.parametrize("stride_in_1x1", [True, False])
 def test_bottleneck__convolutions_and_pooling_change_places(stride_in_1x1):
     """Outputs, all gradients and the running statistics of the two orders agree."""
-    shape = ResNetShape(50, "BN", stride_in_1x1=stride_in_1x1, width_per_group=2, stem_channels=4, res2_channels=8)
+    shape = ResNetShape(
+        50, "BN", stride_in_1x1=stride_in_1x1, width_per_group=2, stem_channels=4, res2_channels=8
+    )
     results = []
     for pools_first in (True, False):
         block = make_res5(shape, extra_norm=False)[0].double()
         block.load_state_dict(draw_weights(block))
-        feature = torch.randn(2, 32, 16, 20, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
+        feature = torch.randn(
+            2, 32, 16, 20, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+        ).requires_grad_()
 
         def pool(x: torch.Tensor, step: int) -> torch.Tensor:
             return roi_align(x, draw_rois()[[0, 1, 2, 3]], CellGrid(6, 1 / STRIDE, step=step))
@@ -97,7 +117,9 @@ def test_bottleneck__convolutions_and_pooling_change_places(stride_in_1x1):
         gradients = {name: p.grad for name, p in block.named_parameters()}
         results.append({"y": y.detach(), "feature": feature.grad} | gradients | block.state_dict())
     for name, value in results[0].items():
-        torch.testing.assert_close(results[1][name], value, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            results[1][name], value, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}"
+        )
     assert results[0]["y"].shape == (4, 64, 3, 3)
 
 
@@ -113,7 +135,9 @@ def test_fixed_norm__is_folded_into_the_filters(norm):
     if norm == "BN":
         parameters = [layer.weight, layer.norm.weight, layer.norm.bias]
         unfolded = layer.norm(torch.nn.functional.conv2d(x, layer.weight, padding=1)).relu()
-        ours, theirs = (torch.autograd.grad(y.square().sum(), parameters) for y in (layer(x), unfolded))
+        ours, theirs = (
+            torch.autograd.grad(y.square().sum(), parameters) for y in (layer(x), unfolded)
+        )
         for our, their in zip(ours, theirs, strict=True):
             torch.testing.assert_close(our, their, rtol=1e-9, atol=1e-9)
 

@@ -1,7 +1,10 @@
-"""Keys outside MODEL on the embedded engine: each has its effect or is refused by name, before anything is written.
+"""Keys outside MODEL on the embedded engine: each has its effect or is refused by name, before
+anything is written.
 
-Seen red under: any row of the engine's list of refusals taken out; the sizes first looked at by the loader; CUDNN_BENCHMARK or
-FLOAT32_PRECISION not passed on; a shorter edge of 0 scaled to nothing; a key of the schema that nothing reads.
+Seen red under: any row of the engine's list of refusals taken out; the sizes first looked at by the
+    loader; CUDNN_BENCHMARK or
+FLOAT32_PRECISION not passed on; a shorter edge of 0 scaled to nothing; a key of the schema that
+nothing reads.
 """
 
 from __future__ import annotations
@@ -40,7 +43,10 @@ WITHOUT_EFFECT = {
 
 
 def config(tmp_path: Path, *words: str):
-    return load_detection_config("demo_R_18_FPN", ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / "run"), "SEED", "0", *words])
+    return load_detection_config(
+        "demo_R_18_FPN",
+        ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / "run"), "SEED", "0", *words],
+    )
 
 
 @pytest.mark.parametrize(
@@ -61,14 +67,26 @@ def config(tmp_path: Path, *words: str):
     ],
 )
 def test_key_that_is_not_implemented__is_refused_before_anything_is_written(tmp_path, key, value):
-    with pytest.raises(InputError, match=rf"engine does not implement {re.escape(key)} .* \(only .*\)\. Use --engine detectron2\.$"):
+    with pytest.raises(
+        InputError,
+        match=(
+            rf"engine does not implement {re.escape(key)} .* \(only .*\)\. Use --engine"
+            r" detectron2\.$"
+        ),
+    ):
         finetune(config(tmp_path, key, value), task="tiny", engine="torchvision")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("MIN_SIZE_TRAIN", "(0,)"), ("MIN_SIZE_TRAIN", "()"), ("MAX_SIZE_TRAIN", "0"), ("MIN_SIZE_TEST", "-1"), ("MAX_SIZE_TEST", "0")],
+    [
+        ("MIN_SIZE_TRAIN", "(0,)"),
+        ("MIN_SIZE_TRAIN", "()"),
+        ("MAX_SIZE_TRAIN", "0"),
+        ("MIN_SIZE_TEST", "-1"),
+        ("MAX_SIZE_TEST", "0"),
+    ],
 )
 def test_size_that_is_none__is_refused_before_anything_is_written(tmp_path, key, value):
     with pytest.raises(InputError, match=key):
@@ -76,13 +94,19 @@ def test_size_that_is_none__is_refused_before_anything_is_written(tmp_path, key,
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", sorted(n.split("/")[1] for n in available() if n.startswith("detection/") and "Base" not in n))
+@pytest.mark.parametrize(
+    "name",
+    sorted(n.split("/")[1] for n in available() if n.startswith("detection/") and "Base" not in n),
+)
 def test_shipped_configs__pass(name):
     TorchvisionEngine.check(load_detection_config(name))
 
 
 def test_cudnn_benchmark_and_float32_precision__have_their_effect(tmp_path, monkeypatch):
-    for name, value in (("benchmark", torch.backends.cudnn.benchmark), ("allow_tf32", torch.backends.cudnn.allow_tf32)):
+    for name, value in (
+        ("benchmark", torch.backends.cudnn.benchmark),
+        ("allow_tf32", torch.backends.cudnn.allow_tf32),
+    ):
         monkeypatch.setattr(torch.backends.cudnn, name, value)  # put back at the end
     before = torch.get_float32_matmul_precision()
     try:
@@ -90,9 +114,14 @@ def test_cudnn_benchmark_and_float32_precision__have_their_effect(tmp_path, monk
             cfg = config(tmp_path, "CUDNN_BENCHMARK", benchmark, "FLOAT32_PRECISION", precision)
             TorchvisionEngine(cfg, torch.device("cpu")).build_model()
             assert str(torch.backends.cudnn.benchmark) == benchmark
-            assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == (precision, tf32)
+            assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == (
+                precision,
+                tf32,
+            )
         TorchvisionEngine(config(tmp_path), torch.device("cpu")).build_model()
-        assert torch.get_float32_matmul_precision() == "high", "an empty FLOAT32_PRECISION leaves it as it is"
+        assert torch.get_float32_matmul_precision() == "high", (
+            "an empty FLOAT32_PRECISION leaves it as it is"
+        )
     finally:
         torch.set_float32_matmul_precision(before)
 
@@ -100,15 +129,26 @@ def test_cudnn_benchmark_and_float32_precision__have_their_effect(tmp_path, monk
 def test_min_size_test_0__does_not_resize(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    item = TestMapper(0, 40)({"file_name": str(tmp_path / "a.png"), "height": 30, "width": 50, "image_id": 1})
+    item = TestMapper(0, 40)(
+        {"file_name": str(tmp_path / "a.png"), "height": 30, "width": 50, "image_id": 1}
+    )
     assert torch.equal(item["image"], torch.from_numpy(pixels).permute(2, 0, 1).float())
 
 
 def test_every_key_outside_model__is_read_or_said_to_have_no_effect(repository):
     folder = repository / "moco_transfer" / "finetune"
-    source = "\n".join(f.read_text() for f in folder.rglob("*.py") if "detectron2_engine" not in f.parts and f.name != "results.py")
-    unread = {key for key in leaves(DETECTION_DEFAULTS) if not key.startswith("MODEL.") and not re.search(rf"\.{key.split('.')[-1]}\b", source)}
-    # A last name that another section has as well, such as ENABLED, is found there: those are refused or read above.
+    source = "\n".join(
+        f.read_text()
+        for f in folder.rglob("*.py")
+        if "detectron2_engine" not in f.parts and f.name != "results.py"
+    )
+    unread = {
+        key
+        for key in leaves(DETECTION_DEFAULTS)
+        if not key.startswith("MODEL.") and not re.search(rf"\.{key.split('.')[-1]}\b", source)
+    }
+    # A last name that another section has as well, such as ENABLED, is found there: those are
+    # refused or read above.
     assert unread <= WITHOUT_EFFECT, unread - WITHOUT_EFFECT
 
 

@@ -1,6 +1,7 @@
 """SGD, groups, clipping and the learning rate against Detectron2's, live and as committed numbers.
 
-Seen red under: warm-up from 0 instead of the factor; a step one iteration late; the cosine always started after the warm-up; no decay on
+Seen red under: warm-up from 0 instead of the factor; a step one iteration late; the cosine always
+    started after the warm-up; no decay on
 biases instead of on norms; clipping not each parameter for itself.
 """
 
@@ -14,7 +15,11 @@ import torch
 from detector_cases import SCHEDULES, make_config, make_solver_config
 from torch import nn
 
-from moco_transfer.finetune.torchvision_engine.build import build_learning_rate, build_model, build_optimizer
+from moco_transfer.finetune.torchvision_engine.build import (
+    build_learning_rate,
+    build_model,
+    build_optimizer,
+)
 from moco_transfer.finetune.torchvision_engine.solver import (
     LearningRate,
     clip_gradients,
@@ -34,7 +39,9 @@ def our_sequence(cfg) -> list[float]:
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_learning_rate__equals_committed_sequence(name):
-    assert our_sequence(make_solver_config(name)) == pytest.approx(json.loads(FIXTURE.read_text())[name], rel=1e-12)
+    assert our_sequence(make_solver_config(name)) == pytest.approx(
+        json.loads(FIXTURE.read_text())[name], rel=1e-12
+    )
 
 
 @pytest.mark.detectron2
@@ -73,25 +80,45 @@ def test_learning_rate__refuses(settings, words):
 
 def by_name(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, tuple[float, float]]:
     names = {id(p): name for name, p in model.named_parameters()}
-    return {names[id(p)]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    return {
+        names[id(p)]: (g["lr"], g["weight_decay"])
+        for g in optimizer.param_groups
+        for p in g["params"]
+    }
 
 
 @pytest.mark.detectron2
 @pytest.mark.parametrize("case", ["r18_fpn_mask", "r50_c4_msra", "r18_fpn_gn_frozen"])
-@pytest.mark.parametrize("bias", [{}, {"SOLVER__BIAS_LR_FACTOR": 2.0, "SOLVER__WEIGHT_DECAY_BIAS": 0.0}])
+@pytest.mark.parametrize(
+    "bias", [{}, {"SOLVER__BIAS_LR_FACTOR": 2.0, "SOLVER__WEIGHT_DECAY_BIAS": 0.0}]
+)
 def test_groups__equal_detectron2s(case, bias):
     from detectron2.solver import build_optimizer as detectron2_optimizer
 
-    cfg = make_config(case, SOLVER__BASE_LR=0.02, SOLVER__WEIGHT_DECAY=1e-4, SOLVER__WEIGHT_DECAY_NORM=0.0, **bias)
+    cfg = make_config(
+        case, SOLVER__BASE_LR=0.02, SOLVER__WEIGHT_DECAY=1e-4, SOLVER__WEIGHT_DECAY_NORM=0.0, **bias
+    )
     model = build_model(cfg)
-    ours, theirs = by_name(model, build_optimizer(cfg, model)), by_name(model, detectron2_optimizer(cfg, model))
+    ours, theirs = (
+        by_name(model, build_optimizer(cfg, model)),
+        by_name(model, detectron2_optimizer(cfg, model)),
+    )
     assert ours == theirs
-    assert len(set(ours.values())) > 1 or case == "r50_c4_msra"  # without biases and trained norms there is one group
+    assert (
+        len(set(ours.values())) > 1 or case == "r50_c4_msra"
+    )  # without biases and trained norms there is one group
 
 
 def test_groups__norms_without_decay_shared_parameters_once():
     shared = nn.Linear(2, 2)
-    model = nn.ModuleDict({"a": shared, "b": shared, "norm": nn.BatchNorm2d(2), "frozen": nn.Linear(2, 2).requires_grad_(False)})
+    model = nn.ModuleDict(
+        {
+            "a": shared,
+            "b": shared,
+            "norm": nn.BatchNorm2d(2),
+            "frozen": nn.Linear(2, 2).requires_grad_(False),
+        }
+    )
     groups = parameter_groups(model, weight_decay=0.1, weight_decay_norm=0.0, bias_lr_factor=2.0)
     found = {(g["weight_decay"], g["lr_factor"]): len(g["params"]) for g in groups}
     assert found == {(0.1, 1.0): 1, (0.1, 2.0): 1, (0.0, 1.0): 1, (0.0, 2.0): 1}
@@ -114,14 +141,30 @@ def test_clip__each_parameter_for_itself():
 
 
 @pytest.mark.detectron2
-@pytest.mark.parametrize("clip", [{"CLIP_TYPE": "value", "CLIP_VALUE": 0.3}, {"CLIP_TYPE": "norm", "CLIP_VALUE": 0.5, "NORM_TYPE": 1.0}])
+@pytest.mark.parametrize(
+    "clip",
+    [
+        {"CLIP_TYPE": "value", "CLIP_VALUE": 0.3},
+        {"CLIP_TYPE": "norm", "CLIP_VALUE": 0.5, "NORM_TYPE": 1.0},
+    ],
+)
 def test_steps__equal_detectron2s_optimizer_with_clipping(clip):
     """Three steps with groups, momentum, decay and clipping: the weights stay Detectron2's."""
     from detectron2.solver import build_optimizer as detectron2_optimizer
 
-    settings = {"BASE_LR": 0.1, "WEIGHT_DECAY": 0.01, "WEIGHT_DECAY_NORM": 0.0, "BIAS_LR_FACTOR": 2.0, "WEIGHT_DECAY_BIAS": 0.0}
-    clipping = {f"SOLVER__CLIP_GRADIENTS__{key}": value for key, value in clip.items()} | {"SOLVER__CLIP_GRADIENTS__ENABLED": True}
-    cfg = make_config("r18_fpn", **{f"SOLVER__{key}": value for key, value in settings.items()}, **clipping)
+    settings = {
+        "BASE_LR": 0.1,
+        "WEIGHT_DECAY": 0.01,
+        "WEIGHT_DECAY_NORM": 0.0,
+        "BIAS_LR_FACTOR": 2.0,
+        "WEIGHT_DECAY_BIAS": 0.0,
+    }
+    clipping = {f"SOLVER__CLIP_GRADIENTS__{key}": value for key, value in clip.items()} | {
+        "SOLVER__CLIP_GRADIENTS__ENABLED": True
+    }
+    cfg = make_config(
+        "r18_fpn", **{f"SOLVER__{key}": value for key, value in settings.items()}, **clipping
+    )
     results = []
     for build in (build_optimizer, detectron2_optimizer):
         torch.manual_seed(0)
@@ -132,7 +175,12 @@ def test_steps__equal_detectron2s_optimizer_with_clipping(clip):
             for parameter in model.parameters():
                 parameter.grad = torch.randn_like(parameter)
             if build is build_optimizer:  # ours clips in the loop, Detectron2 in the optimizer
-                clip_gradients(model.parameters(), clip_type=clip["CLIP_TYPE"], clip_value=clip["CLIP_VALUE"], norm_type=clip.get("NORM_TYPE", 2.0))
+                clip_gradients(
+                    model.parameters(),
+                    clip_type=clip["CLIP_TYPE"],
+                    clip_value=clip["CLIP_VALUE"],
+                    norm_type=clip.get("NORM_TYPE", 2.0),
+                )
             optimizer.step()
         results.append(model.state_dict())
     for name, value in results[0].items():

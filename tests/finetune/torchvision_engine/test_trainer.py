@@ -1,8 +1,10 @@
 """The loop on a toy model: what stops it, in which words, and which checkpoint it leaves.
 
-Seen red under: the iteration of the log line named instead of the first bad one; saving without a look at the loss; a FloatingPointError
-of the model passed through as it is; the iteration of the complaint named instead of the one that spoilt the weights (with and without a bad
-loss of this process's own); another process's first bad iteration not asked for; PreciseBN before the look at the loss.
+Seen red under: the iteration of the log line named instead of the first bad one; saving without a
+    look at the loss; a FloatingPointError
+of the model passed through as it is; the iteration of the complaint named instead of the one that
+spoilt the weights (with and without a bad loss of this process's own); another process's first bad
+iteration not asked for; PreciseBN before the look at the loss.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from moco_transfer.runtime.checkpoint import CheckpointFolder
 
 
 class Toy(nn.Module):
-    """Its loss is the number in the batch, times a weight that begins at 1; like a detector it complains of weights that are not finite."""
+    """Its loss is the number in the batch, times a weight that begins at 1; like a detector it
+    complains of weights that are not finite.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +46,15 @@ def toy_run(model: nn.Module, *, max_iter: int, lr: float = 0.0) -> trainer.Fine
     )
 
 
-def train(tmp_path, values: list, *, checkpoint_period: int = 100, lr: float = 0.0, evaluate_at: int = 0, before_evaluation=lambda: None) -> None:
+def train(
+    tmp_path,
+    values: list,
+    *,
+    checkpoint_period: int = 100,
+    lr: float = 0.0,
+    evaluate_at: int = 0,
+    before_evaluation=lambda: None,
+) -> None:
     run = toy_run(Toy(), max_iter=len(values), lr=lr)
     trainer.train(
         run,
@@ -60,18 +72,31 @@ def train(tmp_path, values: list, *, checkpoint_period: int = 100, lr: float = 0
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_loss_that_is_not_finite__stops_with_iteration_and_last_checkpoint(tmp_path, bad, lr):
     values = [1.0] * 6 + [bad] + [1.0] * 40
-    with pytest.raises(FloatingPointError, match=r"^Iteration 7: The loss is not finite: .*'loss_cls': (nan|inf).*checkpoint_0000005\.pth\. Lower"):
+    with pytest.raises(
+        FloatingPointError,
+        match=(
+            r"^Iteration 7: The loss is not finite: .*'loss_cls':"
+            r" (nan|inf).*checkpoint_0000005\.pth\. Lower"
+        ),
+    ):
         train(tmp_path, values, checkpoint_period=5, lr=lr)
     assert [path.name for path in tmp_path.glob("*.pth")] == ["checkpoint_0000005.pth"]
 
 
 def test_predictions_that_are_not_finite__the_same_sentence(tmp_path):
-    with pytest.raises(FloatingPointError, match=r"^Iteration 3: The RPN predicts .* Last checkpoint: none yet\. Lower SOLVER\.BASE_LR"):
+    with pytest.raises(
+        FloatingPointError,
+        match=(
+            r"^Iteration 3: The RPN predicts .* Last checkpoint: none yet\. Lower SOLVER\.BASE_LR"
+        ),
+    ):
         train(tmp_path, [1.0, 1.0, "diverge", 1.0])
 
 
 def test_weights_that_another_process_has_spoilt__the_update_that_did_it(tmp_path):
-    """Its own losses are finite, and the gradients that come in with the update of iteration 3 are not."""
+    """Its own losses are finite, and the gradients that come in with the update of iteration 3 are
+    not.
+    """
 
     def spoilt(values):
         for number, value in enumerate(values, start=1):
@@ -82,13 +107,27 @@ def test_weights_that_another_process_has_spoilt__the_update_that_did_it(tmp_pat
 
     model = Toy()
     run = toy_run(model, max_iter=9)
-    nothing = {"metrics": None, "checkpoint_period": 100, "evaluate_at": lambda i: False, "evaluation": dict, "before_evaluation": lambda: None}
-    with pytest.raises(FloatingPointError, match=r"^Iteration 3: The update has left weights that are not finite\. Last checkpoint: none yet"):
+    nothing = {
+        "metrics": None,
+        "checkpoint_period": 100,
+        "evaluate_at": lambda i: False,
+        "evaluation": dict,
+        "before_evaluation": lambda: None,
+    }
+    with pytest.raises(
+        FloatingPointError,
+        match=(
+            r"^Iteration 3: The update has left weights that are not finite\. Last checkpoint:"
+            r" none yet"
+        ),
+    ):
         trainer.train(run, spoilt([1.0] * 9), checkpoints=CheckpointFolder(tmp_path), **nothing)
 
 
 def test_loss_that_is_not_finite_on_another_process__its_iteration(tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "mean_over_processes", lambda values, device: dict.fromkeys(values, float("nan")))
+    monkeypatch.setattr(
+        trainer, "mean_over_processes", lambda values, device: dict.fromkeys(values, float("nan"))
+    )
     monkeypatch.setattr(trainer, "gather_object", lambda mine: [mine, 12])
     with pytest.raises(FloatingPointError, match=r"^Iteration 12: The loss is not finite"):
         train(tmp_path, [1.0] * 45)

@@ -1,8 +1,9 @@
-"""The ResNets that can be converted: the names and shapes of their tensors, taken from torchvision, and telling them apart.
+"""The ResNets that can be converted: the names and shapes of their tensors, taken from torchvision,
+and telling them apart.
 
 Conventions:
-    Names are torchvision's. The classifier ``fc`` and BN's ``num_batches_tracked`` are left out, so that ResNet-50 has
-    265 tensors: 53 convolutions and 4 tensors for each of 53 batch norms.
+    Names are torchvision's. The classifier ``fc`` and BN's ``num_batches_tracked`` are left out, so
+    that ResNet-50 has 265 tensors: 53 convolutions and 4 tensors for each of 53 batch norms.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from ..convert.key_maps import BATCH_COUNTER, from_torchvision
+from .key_maps import BATCH_COUNTER, from_torchvision
 
 DEPTH_50 = (3, 4, 6, 3)
 """Blocks in layer1 to layer4 of every network with 50 layers."""
@@ -38,7 +39,9 @@ ARCHITECTURES = (
 """torchvision's names where it has the network. No two of them have the same tensors."""
 
 SMALL_STEM = (3, 3)
-"""Kernel of the first convolution in the networks for CIFAR's pictures (stride 1, no max pooling); all others have 7x7."""
+"""Kernel of the first convolution in the networks for CIFAR's pictures (stride 1, no max pooling);
+all others have 7x7.
+"""
 
 WIDENED = {"resnet50_w2x": 2, "resnet50_w4x": 4}
 """The networks of which every layer has a multiple of ResNet-50's channels -> the multiple."""
@@ -47,7 +50,9 @@ BASIC_BLOCKS = ("resnet18", "resnet34")
 """The networks without bottlenecks: no 1x1 convolution in their main path."""
 
 BATCH_NORM_EPS = 1e-5
-"""What every network here adds to a variance before the square root: torch's default and Detectron2's."""
+"""What every network here adds to a variance before the square root: torch's default and
+Detectron2's.
+"""
 
 Shape = tuple[int, ...]
 
@@ -55,8 +60,9 @@ Shape = tuple[int, ...]
 def _widened(factor: int) -> ResNet:
     """Return a ResNet-50 with ``factor`` times the channels in every layer, the stem included.
 
-    R50w2x and R50w4x of the MoCo paper (arXiv:1911.05722, Table 1), after Kolesnikov et al. 2019 (arXiv:1901.09005, Sec. 4).
-    torchvision's ``wide_resnet50_2`` is another network: there the 3x3 convolutions alone have twice the channels.
+    R50w2x and R50w4x of the MoCo paper (arXiv:1911.05722, Table 1), after Kolesnikov et al. 2019
+    (arXiv:1901.09005, Sec. 4). torchvision's ``wide_resnet50_2`` is another network: there the 3x3
+    convolutions alone have twice the channels.
     """
     model = ResNet(Bottleneck, list(DEPTH_50))
     model.inplanes = width = 64 * factor
@@ -76,7 +82,8 @@ _NOT_IN_TORCHVISION: dict[str, Callable[[], ResNet]] = {
 
 
 def build_resnet(arch: str, *, device: str = "cpu") -> ResNet:
-    """Return the ResNet ``arch`` with random weights, in eval mode, on ``device`` ("meta" allocates nothing).
+    """Return the ResNet ``arch`` with random weights, in eval mode, on ``device`` ("meta" allocates
+    nothing).
 
     Args:
         arch: One of :data:`ARCHITECTURES`.
@@ -105,7 +112,8 @@ def has_small_stem(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def backbone_shapes(arch: str) -> dict[str, Shape]:
-    """Return torchvision's name -> shape of every backbone tensor of ``arch``, in the order of the network.
+    """Return torchvision's name -> shape of every backbone tensor of ``arch``, in the order of the
+    network.
 
     Args:
         arch: One of :data:`ARCHITECTURES`.
@@ -116,13 +124,18 @@ def backbone_shapes(arch: str) -> dict[str, Shape]:
 def recognise(tensors: Mapping[str, Tensor]) -> str:
     """Return the architecture that agrees best with ``tensors``; an exact one when there is one.
 
-    A file with a gap is still told apart, so that its gap can be named: the score counts tensors of the right name and
+    A file with a gap is still told apart, so that its gap can be named: the score counts tensors of
+        the right name and
     shape, less those missing and those left over.
 
     Args:
         tensors: torchvision's name -> tensor, backbone tensors only.
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items() if not name.endswith(BATCH_COUNTER)}
+    shapes = {
+        name: tuple(tensor.shape)
+        for name, tensor in tensors.items()
+        if not name.endswith(BATCH_COUNTER)
+    }
     best, best_score = ARCHITECTURES[0], None
     for arch in ARCHITECTURES:
         expected = backbone_shapes(arch)
