@@ -112,7 +112,7 @@ def _converted(content: Any, args: argparse.Namespace) -> TrainedEncoder:
     from ..convert.convert import check_source
     from ..convert.formats import read_source
     from ..convert.stamp import make_stamp
-    from .architectures import recognise
+    from ..convert.architectures import recognise
     from ..pretrain.encoder_file import backbone_encoder
     from ..runtime.errors import InputError
     from ..runtime.files import sha256_of
