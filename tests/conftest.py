@@ -37,13 +37,13 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Folder with real pictures (coco/, VOC2007/, VOC2012/, BCCD/, imagenet-sample/): beside the
+    """Folder with real images (coco/, VOC2007/, VOC2012/, BCCD/, imagenet-sample/): beside the
     source tree, or MOCO_TRANSFER_TEST_DATA.
     """
     folder = Path(os.environ.get("MOCO_TRANSFER_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
     if not (folder / "coco").is_dir():
         pytest.skip(
-            "no real pictures at ../shared/data (set MOCO_TRANSFER_TEST_DATA to a folder that has"
+            "no real images at ../shared/data (set MOCO_TRANSFER_TEST_DATA to a folder that has"
             " them)"
         )
     return folder.resolve()

@@ -3,7 +3,7 @@
 tools/bench_detection.py``; needs Detectron2.
 
 Each engine and precision runs in a process of its own, so that its memory is its own; the processes
-take turns, one step each, on the same weights, pictures and random draws, so that a busy machine
+take turns, one step each, on the same weights, images and random draws, so that a busy machine
 slows all of them alike. Beside seconds of the clock stand those of the process on all its cores,
 which other work disturbs less, least of all with ``OMP_NUM_THREADS=1``. Detectron2 is measured in
 float32, and under autocast to bfloat16 too. Peak memory is the process's on a CPU, and that of its
@@ -65,8 +65,8 @@ def draw_weights(model: str) -> dict:
     return state
 
 
-def draw_pictures(count: int, height: int, width: int, num_classes: int) -> list[dict]:
-    """Return records of noisy pictures with eight rectangles each, which are the objects."""
+def draw_images(count: int, height: int, width: int, num_classes: int) -> list[dict]:
+    """Return records of noisy images with eight rectangles each, which are the objects."""
     import numpy as np
     import torch
 
@@ -74,17 +74,15 @@ def draw_pictures(count: int, height: int, width: int, num_classes: int) -> list
     records = []
     for _ in range(count):
         coarse = rng.integers(0, 256, (3, height // 16 + 1, width // 16 + 1), dtype=np.uint8)
-        picture = np.kron(coarse, np.ones((16, 16), np.uint8))[:, :height, :width].astype(
-            np.float32
-        )
+        image = np.kron(coarse, np.ones((16, 16), np.uint8))[:, :height, :width].astype(np.float32)
         sizes = rng.uniform(24, [width / 2, height / 2], (8, 2))
         corners = rng.uniform(0, [width, height] - sizes)
         boxes = np.concatenate([corners, corners + sizes], axis=1)
         for x0, y0, x1, y1 in boxes.astype(int):
-            picture[:, y0:y1, x0:x1] = rng.uniform(0, 255, (3, 1, 1))
+            image[:, y0:y1, x0:x1] = rng.uniform(0, 255, (3, 1, 1))
         records.append(
             {
-                "image": torch.from_numpy(picture),
+                "image": torch.from_numpy(image),
                 "height": height,
                 "width": width,
                 "gt_boxes": torch.from_numpy(boxes).float(),
@@ -187,7 +185,7 @@ def memory_mb(field: str) -> float:
 
 
 def forget_peak(device: str) -> None:
-    """Let the peak of ``peak_mb`` start anew."""
+    """Let the peak of ``peak_mb`` start again."""
     if device == "cuda":
         import torch
 
@@ -252,7 +250,7 @@ def work(model: str, engine: str, folder: Path) -> None:
     import torch
 
     state = torch.load(folder / "weights.pth")
-    records = torch.load(folder / "pictures.pth", weights_only=False)
+    records = torch.load(folder / "images.pth", weights_only=False)
     runner = (Ours if engine.startswith("ours") else Detectron2)(model, state)
     del state
     dtype = torch.bfloat16 if engine.endswith("bf16") else None
@@ -353,7 +351,7 @@ def main() -> None:
         "--batch",
         type=int,
         default=2,
-        help="pictures in a training step (default: 2); inference takes one",
+        help="images in a training step (default: 2); inference takes one",
     )
     parser.add_argument(
         "--size", type=int, nargs=2, default=[480, 640], metavar=("HEIGHT", "WIDTH")
@@ -368,10 +366,10 @@ def main() -> None:
     for model in args.models:
         with tempfile.TemporaryDirectory() as folder:
             torch.save(draw_weights(model), Path(folder) / "weights.pth")
-            records = draw_pictures(
+            records = draw_images(
                 args.batch, *args.size, load_config(model).MODEL.ROI_HEADS.NUM_CLASSES
             )
-            torch.save(records, Path(folder) / "pictures.pth")
+            torch.save(records, Path(folder) / "images.pth")
             rows += summarise(model, measure(model, args, Path(folder)))
     machine = {
         "torch": torch.__version__,

@@ -2,8 +2,8 @@
 """Time of evaluating a test set: VOC beside Detectron2's evaluator, COCO beside pycocotools:
 ``python tools/bench_evaluate.py``.
 
-Draws a test set of the size of VOC 2007's (4,952 pictures, 20 classes) and one of COCO's (5,000
-pictures, 80 classes) with detections that are shifted objects, duplicates and false ones. Each
+Draws a test set of the size of VOC 2007's (4,952 images, 20 classes) and one of COCO's (5,000
+images, 80 classes) with detections that are shifted objects, duplicates and false ones. Each
 evaluator reads the same files and takes the same detections; the time is all from reading the
 annotations to the numbers, which must agree. Prints seconds of wall clock and of this process; the
 last line is JSON. Without Detectron2 or faster-coco-eval that half is left out, and said so.
@@ -30,13 +30,13 @@ sys.path.insert(
 import numpy as np
 import torch
 
-SIDE = 500  # px, both sides of every picture
+SIDE = 500  # px, both sides of every image
 
 
 def draw_set(
     num_images: int, num_classes: int, objects_per_image: int, detections_per_image: int
 ) -> tuple[list, list]:
-    """Return for each picture its objects (classes (G,), boxes (G, 4) whole px, 0-based corners)
+    """Return for each image its objects (classes (G,), boxes (G, 4) whole px, 0-based corners)
     and a model's output.
     """
     rng = np.random.default_rng(0)
@@ -100,7 +100,7 @@ def compare(
 
 
 def write_voc(folder: Path, truth: list, class_names: list[str]) -> list[str]:
-    """Write a test set in VOC's layout, with empty pictures; returns the ids."""
+    """Write a test set in VOC's layout, with empty images; returns the ids."""
     for part in ("Annotations", "ImageSets/Main", "JPEGImages"):
         (folder / part).mkdir(parents=True)
     ids = [f"{number:06d}" for number in range(len(truth))]
@@ -154,7 +154,7 @@ def bench_voc(folder: Path, num_images: int) -> dict:
         return evaluator.evaluate()["bbox"]
 
     return compare(
-        f"VOC, {num_images} pictures, 20 classes, 10 thresholds, beside Detectron2",
+        f"VOC, {num_images} images, 20 classes, 10 thresholds, beside Detectron2",
         lambda: run(VocEvaluator(get_dataset("bench_voc")), outputs),
         lambda: run(PascalVOCDetectionEvaluator("bench_voc"), instances),
         1e-9,
@@ -195,7 +195,7 @@ def bench_coco(folder: Path, num_images: int) -> dict:
 
     fast, slow = filled("faster-coco-eval"), filled("pycocotools")
     return compare(
-        f"COCO, {num_images} pictures, 80 classes, beside pycocotools",
+        f"COCO, {num_images} images, 80 classes, beside pycocotools",
         lambda: fast.evaluate()["bbox"],
         lambda: slow.evaluate()["bbox"],
         1e-9,
@@ -211,13 +211,13 @@ def main() -> None:
         "--voc-images",
         type=int,
         default=4952,
-        help="pictures of the VOC set (default: 4952), 0 for none",
+        help="images of the VOC set (default: 4952), 0 for none",
     )
     parser.add_argument(
         "--coco-images",
         type=int,
         default=5000,
-        help="pictures of the COCO set (default: 5000), 0 for none",
+        help="images of the COCO set (default: 5000), 0 for none",
     )
     args = parser.parse_args()
     rows = []

@@ -8,8 +8,8 @@ independent torchvision transforms (tools/bench_published.py), normalised float 
     worker  files to two uint8 crops in the batch: what a data worker does, and what feeds a GPU
     cache   the same from a raw cache (shorter side 256, `moco-transfer pack --as raw`), which is
     written to a temporary folder first
-Ours and the reference alternate; each is the median over --repeats passes over --pictures pictures.
-The last line is JSON: ms per picture, and how many times faster than the reference each is.
+Ours and the reference alternate; each is the median over --repeats passes over --images images.
+The last line is JSON: ms per image, and how many times faster than the reference each is.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ BATCH = 32
 
 
 def run_reference(folder: ImageFolder, places: list[int], chain) -> None:
-    """Make all pictures' views, batch by batch."""
+    """Make all images' views, batch by batch."""
     for start in range(0, len(places), BATCH):
         pairs = []
         for index in places[start : start + BATCH]:
@@ -54,7 +54,7 @@ def run_reference(folder: ImageFolder, places: list[int], chain) -> None:
 
 
 def run_ours(views: Views, places: list[int], epoch: int, *, to_float: bool) -> None:
-    """Make all pictures' views, batch by batch; to uint8, or to normalised floats."""
+    """Make all images' views, batch by batch; to uint8, or to normalised floats."""
     mean, std = tuple(255 * v for v in MEAN), tuple(255 * v for v in STD)
     for start in range(0, len(places), BATCH):
         batch = views.__getitems__([(epoch, index) for index in places[start : start + BATCH]])
@@ -69,13 +69,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", required=True, metavar="FOLDER")
-    parser.add_argument("--pictures", type=int, default=200)
+    parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--size", type=int, default=224, help="side of a view, px")
     args = parser.parse_args()
     torch.set_num_threads(1)
     folder = find_images(args.data)
-    places = [i % len(folder) for i in range(args.pictures)]
+    places = [i % len(folder) for i in range(args.images)]
     chain = published_chain(args.size)
     settings = {
         "recipe": "v2",
@@ -103,10 +103,10 @@ def main() -> None:
                 taken[name].append(1000 * (time.perf_counter() - since) / len(places))
     median = {name: statistics.median(values) for name, values in taken.items()}
     print(
-        f"{len(set(places))} pictures of {folder.root}, {args.size} px, one core, medians of"
+        f"{len(set(places))} images of {folder.root}, {args.size} px, one core, medians of"
         f" {args.repeats}, compiled loops: {native.available()}"
     )
-    print("               ms/picture   pictures/s   lowest  highest   times the reference")
+    print("               ms/image   images/s   lowest  highest   times the reference")
     for name, value in median.items():
         low, high = min(taken[name]), max(taken[name])
         print(
@@ -120,7 +120,7 @@ def main() -> None:
     }
     print(
         json.dumps(
-            row | {"native": native.available(), "pictures": len(places), "repeats": args.repeats}
+            row | {"native": native.available(), "images": len(places), "repeats": args.repeats}
         )
     )
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Pre-training end to end, pictures included, beside the published chain and step: python
+"""Pre-training end to end, images included, beside the published chain and step: python
 tools/bench_pretrain.py --data FOLDER.
 
 ResNet-18, 96 px, batch 64, K = 256 (configs/pretrain/moco_v2_R_18_96px.yaml), bf16, on two cores;
 ours loads in the training process (--our-workers 0, the faster choice on a CPU). The published way
-is tools/bench_published.py: torchvision's transforms on PIL pictures, the paper's algorithm in
+is tools/bench_published.py: torchvision's transforms on PIL images, the paper's algorithm in
 float32; it is tried with each number of workers in --workers, and the fastest stands for it.
 
 The ways take turns, each in a process of its own, because ours changes how its process keeps freed
@@ -46,7 +46,7 @@ from moco_transfer.config import load_pretrain_config  # noqa: E402
 from moco_transfer.data.images.folder import ImageFolder, find_images, read_rgb  # noqa: E402
 from moco_transfer.data.views.prefetch import to_device  # noqa: E402
 from moco_transfer.pretrain.build import build_run  # noqa: E402
-from moco_transfer.pretrain.build_data import build_loader, open_pictures, plan_run  # noqa: E402
+from moco_transfer.pretrain.build_data import build_loader, open_images, plan_run  # noqa: E402
 from moco_transfer.pretrain.trainer import step  # noqa: E402
 from moco_transfer.runtime.memory import keep_freed_memory  # noqa: E402
 
@@ -57,7 +57,7 @@ _TRIAL = 6
 
 
 class Turn(NamedTuple):
-    """What a turn took, seconds: by the clock, of it waiting for pictures, and of CPU time in this
+    """What a turn took, seconds: by the clock, of it waiting for images, and of CPU time in this
     process and its data workers.
     """
 
@@ -67,7 +67,7 @@ class Turn(NamedTuple):
 
 
 class TwoCrops(Dataset):
-    """Two float views of each picture."""
+    """Two float views of each image."""
 
     def __init__(self, folder: ImageFolder, size: int) -> None:
         self.folder, self.chain = folder, published_chain(size)
@@ -138,7 +138,7 @@ class Published:
         cuda, batch = self.device.type == "cuda", self.args.batch
         order = RandomSampler(
             self.views, num_samples=batch * (iterations + _UNCOUNTED)
-        )  # no picture is prepared that no turn asks for
+        )  # no image is prepared that no turn asks for
         loader = DataLoader(
             self.views,
             batch,
@@ -194,7 +194,7 @@ class Ours:
         if args.device == "cpu":
             keep_freed_memory()  # as pretrain.build.pretrain does
         self.cfg = load_pretrain_config("moco_v2_R_18_96px", list(map(str, words)))
-        self.folder, self.device = open_pictures(self.cfg), torch.device(args.device)
+        self.folder, self.device = open_images(self.cfg), torch.device(args.device)
         self.run = build_run(
             self.cfg, self.folder, plan_run(self.cfg, self.folder, start_iteration=0), self.device
         )
@@ -318,7 +318,7 @@ def main() -> None:
         )
         print(
             f"  {name:10} {workers:2} workers {seconds:7.2f} s a turn ({low:.2f} to {high:.2f}),"
-            f" CPU {cpu:.2f} s  {speed:8.1f} images/s  waiting for pictures {100 * waits:.0f} %"
+            f" CPU {cpu:.2f} s  {speed:8.1f} images/s  waiting for images {100 * waits:.0f} %"
         )
         row |= {
             f"sec_{name}": round(seconds, 3),

@@ -2,7 +2,7 @@
 
 The step is the paper's Algorithm 1: float32, NCHW, a Python loop for the momentum update, all
 logits concatenated, a copy of the queue, SGD as torch gives it. The chain is torchvision's
-transforms on PIL pictures with the paper's parameters, twice for two crops. What is compared runs
+transforms on PIL images with the paper's parameters, twice for two crops. What is compared runs
 in a process of its own (Elsewhere): ours changes how its process keeps freed memory
     (runtime/memory.py), and nobody else is to profit.
 """
@@ -29,7 +29,7 @@ class Blur:
     """Gaussian blur of SimCLR, radius in px drawn from U(0.1, 2), by PIL."""
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """Return the blurred picture."""
+        """Return the blurred image."""
         return image.filter(ImageFilter.GaussianBlur(radius=random.uniform(0.1, 2.0)))
 
 

@@ -3,7 +3,7 @@
 tools/bench_quality.py --data CIFAR10 --output DIR.
 
 CIFAR10 is a folder with train/<class>/*.jpg and test/<class>/*.jpg. Of each class the first 1,000
-training pictures (10,000 in all) are pre-trained on, ResNet-18 at 32 px, batch 128, K = 2,048, v2's
+training images (10,000 in all) are pre-trained on, ResNet-18 at 32 px, batch 128, K = 2,048, v2's
 augmentation (blur included, so that every operator takes part), for --epochs, with --seeds seeds
 and both pipelines; then kNN (k = 200) of the whole test set among them and the linear protocol on
 cached features. The last line is JSON.
@@ -36,7 +36,7 @@ TRAIN: {PRECISION: bf16, TENSORBOARD: False, LOG_PERIOD: 78}
 
 
 def link_first(source: Path, target: Path, count: int) -> Path:
-    """Make a folder tree of links to the first pictures of each class."""
+    """Make a folder tree of links to the first images of each class."""
     for folder in sorted(path for path in source.iterdir() if path.is_dir()):
         (target / folder.name).mkdir(parents=True, exist_ok=True)
         for file in sorted(folder.iterdir())[:count]:

@@ -42,7 +42,7 @@ from moco_transfer.pretrain.trainer import step  # noqa: E402
 from moco_transfer.runtime.memory import keep_freed_memory  # noqa: E402
 
 
-class NoPictures:
+class NoImages:
     """As many as ImageNet has, none of which is read."""
 
     class_names = ()
@@ -71,7 +71,7 @@ def our_step(
     words += ["TRAIN.PRECISION", precision, "TRAIN.DEVICE", device]
     cfg = load_pretrain_config("moco_v2_R_50_200ep", words + extra)
     run = build_run(
-        cfg, NoPictures(), plan_run(cfg, NoPictures(), start_iteration=0), torch.device(device)
+        cfg, NoImages(), plan_run(cfg, NoImages(), start_iteration=0), torch.device(device)
     )
     run.wrapped.train()
     if perturbed:
@@ -90,7 +90,7 @@ def perturb(model: torch.nn.Module, share: float) -> None:
 
 
 def batch_of(size: int, batch: int, seed: int) -> dict:
-    """Return two views as they come out of the reference pipeline: smooth random pictures, the
+    """Return two views as they come out of the reference pipeline: smooth random images, the
     second a flipped first.
     """
     generator = torch.Generator().manual_seed(seed)

@@ -1,10 +1,10 @@
-"""Memory of data workers over 20 epochs, by the number of pictures: python
-tools/bench_worker_memory.py [--pictures 1300000].
+"""Memory of data workers over 20 epochs, by the number of images: python
+tools/bench_worker_memory.py [--images 1300000].
 
 A worker that loads from a list of many names must not copy it, page by page, as it reads; and must
 not grow. This makes a source of so many generated names (each of one of 64 generated JPEGs of 96
 px) and one of a thousand, lets the project's loader make batches of both for 20 epochs (an epoch of
-either is --epoch pictures, drawn from all names), and prints at each epoch's end what the workers
+either is --epoch images, drawn from all names), and prints at each epoch's end what the workers
 have of their own, MB: USS, pages that no other process shares, and PSS, in which a shared page
     counts for its share (/proc/PID/smaps_rollup; Linux alone). The last line is JSON. Ends with
     status 1 if a worker has 20 MB or more of its own for the more names, or grows by 5 MB or more
@@ -51,7 +51,7 @@ def names(count: int) -> Iterator[str]:
 
 
 def write_files(folder: Path) -> None:
-    """Write generated JPEGs of 96 px, as large as smooth pictures are."""
+    """Write generated JPEGs of 96 px, as large as smooth images are."""
     rng = np.random.default_rng(0)
     for i in range(_FILES):
         buffer = io.BytesIO()
@@ -105,11 +105,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pictures", type=int, default=1_300_000)
+    parser.add_argument("--images", type=int, default=1_300_000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument(
-        "--epoch", type=int, default=2048, help="pictures in an epoch, a multiple of 64"
+        "--epoch", type=int, default=2048, help="images in an epoch, a multiple of 64"
     )
     parser.add_argument(
         "--context",
@@ -121,15 +121,11 @@ def main() -> int:
     args = parser.parse_args()
     torch.multiprocessing.set_start_method(args.context)
     torch.set_num_threads(1)
-    row: dict[str, object] = {
-        "context": args.context,
-        "epochs": args.epochs,
-        "pictures": args.pictures,
-    }
+    row: dict[str, object] = {"context": args.context, "epochs": args.epochs, "images": args.images}
     last, growth = {}, 0.0
     with tempfile.TemporaryDirectory() as folder:
         write_files(Path(folder))
-        for count in (1000, args.pictures):
+        for count in (1000, args.images):
             uss = [max(own for own, _ in workers) for workers in measure(Path(folder), count, args)]
             tail = max(1, args.epochs // 5)
             last[count] = mean(uss[-tail:])
@@ -139,8 +135,8 @@ def main() -> int:
                 f"uss_mb_{count}": [round(value, 1) for value in uss],
                 f"growth_mb_{count}": round(grown, 1),
             }
-    more = last[args.pictures] - last[1000]
-    print(f"{more:.1f} MB more for {args.pictures} pictures (limit {_MORE_MB})")
+    more = last[args.images] - last[1000]
+    print(f"{more:.1f} MB more for {args.images} images (limit {_MORE_MB})")
     print(f"{growth:.1f} MB more at the end than in the fifth epoch (limit {_GROWTH_MB})")
     print(json.dumps(row | {"more_mb": round(more, 1), "growth_mb": round(growth, 1)}))
     return int(more >= _MORE_MB or growth >= _GROWTH_MB)

@@ -63,7 +63,7 @@ def run_by_epoch(folder: Path) -> dict[int, dict[str, float]]:
 
 
 def draw(runs: dict[int, dict[int, dict[str, float]]], path: Path) -> None:
-    """Write the curves of runs by seed as a picture, over their epochs and the published ones just
+    """Write the curves of runs by seed as an image, over their epochs and the published ones just
     beyond.
     """
     import matplotlib
@@ -111,7 +111,7 @@ def main() -> int:
         metavar="run",
         help="OUTPUT_DIR of a cifar10_asym_200ep run; several of different SEED",
     )
-    parser.add_argument("picture", type=Path, help="PNG or SVG to write")
+    parser.add_argument("image", type=Path, help="PNG or SVG to write")
     args = parser.parse_args()
     runs = {
         yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["SEED"]: run_by_epoch(run)
@@ -128,7 +128,7 @@ def main() -> int:
                 f"| {seed} | {epoch} | {row.get('loss', float('nan')):.3f} | {loss:.3f} |"
                 f" {row.get('knn_top1', float('nan')):.2f} | {knn:.2f} |"
             )
-    draw(runs, args.picture)
+    draw(runs, args.image)
     return 0
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Take pictures of a page of `moco-transfer report --format html` in headless Chromium: narrow and
+"""Take images of a page of `moco-transfer report --format html` in headless Chromium: narrow and
 wide, light and dark.
 
 Usage: python tools/screenshot_page.py report.html docs/bccd_page        writes
@@ -43,7 +43,7 @@ def open_browser():
 
 
 def take(browser, page: Path, stem: str, *, max_height: int, width: int, scheme: str) -> Path:
-    """Write one picture of the page from its top on, and return its file."""
+    """Write one image of the page from its top on, and return its file."""
     file = Path(f"{stem}_{width}_{scheme}.png")
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
@@ -62,12 +62,12 @@ def take(browser, page: Path, stem: str, *, max_height: int, width: int, scheme:
 
 
 def main() -> int:
-    """Take four pictures; returns the exit status."""
+    """Take four images; returns the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("page", type=Path, help="the HTML file")
-    parser.add_argument("stem", help="start of the pictures' names")
+    parser.add_argument("stem", help="start of the images' names")
     parser.add_argument(
         "--max-height",
         type=int,

@@ -57,7 +57,7 @@ class PreparedTask:
         train_sets: Training sets, with all labels.
         test_sets: Test sets.
         num_test_images: Of all test sets together.
-        subsets: Label fraction below 1 to the pictures that it uses: those of its file, or those
+        subsets: Label fraction below 1 to the images that it uses: those of its file, or those
             that it will be given.
     """
 
@@ -97,7 +97,7 @@ def prepare(matrix: Matrix, *, world_size: int) -> dict[str, PreparedTask]:
         except InputError as error:
             faults.append(f"task {task.name}: {error}")
             continue
-        faults += _picture_faults([*prepared[task.name].train_sets, *prepared[task.name].test_sets])
+        faults += _image_faults([*prepared[task.name].train_sets, *prepared[task.name].test_sets])
         faults += _hand_over_faults(task, written, weights, world_size, engine)
     if not faults:
         faults += _prepare_subsets(matrix, prepared)
@@ -107,7 +107,7 @@ def prepare(matrix: Matrix, *, world_size: int) -> dict[str, PreparedTask]:
         raise InputError(
             "\n".join(
                 [
-                    f"Nothing was started; {len(faults)} thing(s) to mend first:",
+                    f"Nothing was started; {len(faults)} thing(s) to fix first:",
                     *(f"  - {fault}" for fault in faults),
                 ]
             )
@@ -129,7 +129,7 @@ def _read_weights(
 
 def prepare_task(matrix: Matrix, task: Task, world_size: int) -> tuple[object, PreparedTask]:
     """Return a task's config as it is written, and the task read; its annotations are, and its
-    pictures are listed.
+    images are listed.
 
     Raises:
         InputError: If config or data cannot be used.
@@ -176,8 +176,8 @@ def _hand_over_faults(
         yield f"task {task.name} from {', '.join(names)}: {sentence}"
 
 
-def _picture_faults(datasets: Iterable[DetectionDataset]) -> Iterator[str]:
-    """Name pictures that a run would stumble over after hours: a broken link or an empty file is
+def _image_faults(datasets: Iterable[DetectionDataset]) -> Iterator[str]:
+    """Name images that a run would stumble over after hours: a broken link or an empty file is
     listed in its folder all the same.
     """
     for dataset in datasets:
@@ -190,7 +190,7 @@ def _picture_faults(datasets: Iterable[DetectionDataset]) -> Iterator[str]:
             ]
         if bad:
             yield (
-                f"data set {dataset.name}: {len(bad)} of its {len(files)} pictures are empty or"
+                f"data set {dataset.name}: {len(bad)} of its {len(files)} images are empty or"
                 f" cannot be read; the first is {bad[0]}."
             )
 
@@ -268,7 +268,7 @@ def measure_speed(
     num_iterations: int = 3,
     on_ready: Callable[[], None] = lambda: None,
 ) -> tuple[float, float]:
-    """Time a few iterations and test pictures of a task on this machine, from random weights.
+    """Time a few iterations and test images of a task on this machine, from random weights.
 
     What it takes of the GPU's memory stays taken: :mod:`moco_transfer.benchmark.timing` calls it in
     a process of its own.
@@ -277,11 +277,11 @@ def measure_speed(
         prepared: The task.
         engine: That will run it.
         world_size: Number of processes that share the batch; one process's share is timed.
-        num_iterations: Iterations and pictures that are timed, after one each that is not.
+        num_iterations: Iterations and images that are timed, after one each that is not.
         on_ready: Called when all is built, before the first iteration.
 
     Returns:
-        Seconds an iteration, and seconds a test picture.
+        Seconds an iteration, and seconds a test image.
     """
     cfg = prepared.cfg.clone()
     cfg.defrost()

@@ -83,7 +83,7 @@ class LaunchSettings:
         except (OSError, ValueError, TypeError, LookupError) as error:
             raise InputError(
                 f"{file} is damaged ({error}). Say again how to run (--launcher ...); it is then"
-                " written anew."
+                " written again."
             ) from error
 
 

@@ -67,7 +67,7 @@ class Cell:
         task: What is trained.
         init: From which weights.
         seed: The run's seed, >= 0.
-        fraction: Share of the training pictures whose labels are used, in (0, 1].
+        fraction: Share of the training images whose labels are used, in (0, 1].
         folder: Its OUTPUT_DIR.
     """
 
@@ -120,7 +120,7 @@ class Matrix:
         ]
 
     def subset_file(self, task: Task, fraction: float) -> Path | None:
-        """Return where the pictures of a label fraction are kept, or None for all labels."""
+        """Return where the images of a label fraction are kept, or None for all labels."""
         return (
             None
             if fraction == 1
@@ -233,7 +233,7 @@ def build_matrix(
         if not 0 < fraction <= 1:
             raise InputError(
                 f"label fraction {fraction:g} is not in (0, 1]; 0.1 uses a tenth of the labelled"
-                " pictures."
+                " images."
             )
     if any(seed < 0 for seed in seeds) or len(set(seeds)) != len(seeds) or not seeds:
         raise InputError(f"seeds are {list(seeds)}, expected different numbers from 0 on.")

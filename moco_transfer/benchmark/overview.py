@@ -52,7 +52,7 @@ def overview(
         num_processes: Processes of a run.
         lanes: Runs side by side.
         launcher: Name of the launcher, for the text.
-        time_task: Times a task: seconds an iteration and seconds a test picture of one process, or
+        time_task: Times a task: seconds an iteration and seconds a test image of one process, or
             None where it cannot. It is asked for tasks without a complete run that has recorded its
                 duration. None: nothing is timed.
     """
@@ -61,7 +61,7 @@ def overview(
         (
             "task",
             "iterations",
-            "test pictures",
+            "test images",
             "complete",
             "interrupted",
             "to run",
@@ -220,8 +220,8 @@ def _duration(
     timed = time_task(task)
     if timed is None:
         return None
-    per_iteration, per_picture = timed
+    per_iteration, per_image = timed
     return Duration(
         per_iteration * prepared.num_iterations,
-        per_picture * prepared.num_test_images / num_processes,
+        per_image * prepared.num_test_images / num_processes,
     )

@@ -85,7 +85,7 @@ def difference_from_record(
         config_hash: Of the config as it would be run now.
         engine: That would run it now.
         weights_sha256: Of its weights' file now; None for random weights.
-        label_subset_sha256: Of the list of pictures whose labels are used; None for all.
+        label_subset_sha256: Of the list of images whose labels are used; None for all.
     """
     record = read_run(cell.folder / "results.json")[0]
     pairs = {

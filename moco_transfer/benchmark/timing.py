@@ -39,7 +39,7 @@ def time_task(
         num_gpus: GPUs of this machine, one for each process in turn; 0 without.
 
     Returns:
-        Seconds an iteration and seconds a test picture of one process, each the mean over all
+        Seconds an iteration and seconds a test image of one process, each the mean over all
         processes; None when it cannot be timed, which is logged: the runs will say why in their own
         words.
     """

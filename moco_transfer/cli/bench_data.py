@@ -3,7 +3,7 @@ feed together, how many are needed.
 
 Nothing is written. The stages are those of a data worker (read, decode, crop) and of the training
 device (colours, blur, normalisation). Then the config's training step is timed on the device at
-hand, without pictures to wait for, and the answer is a number of workers; for a GPU elsewhere, give
+hand, without images to wait for, and the answer is a number of workers; for a GPU elsewhere, give
 what it takes with --gpu-images-per-sec (a run logs it as images/s when it does not wait).
 """
 
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print; returns 0.
 
     Raises:
-        InputError: If the config or the pictures cannot be used.
+        InputError: If the config or the images cannot be used.
     """
     from ..config import load_pretrain_config
     from ..pretrain.build_bench import bench_data

@@ -30,7 +30,7 @@ EPILOG = """examples:
   what it would do, and every command, without doing it:
     ... --dry-run
 
-  fewer labels: 1 % and 10 % of the labelled pictures, drawn once, kept in OUTPUT/subsets, the same for every row and seed:
+  fewer labels: 1 % and 10 % of the labelled images, drawn once, kept in OUTPUT/subsets, the same for every row and seed:
     ... --label-fraction 0.01 0.1 1
 
   data of one's own, from a file that lists it all (tasks, inits, seeds, label_fractions, engine, datasets, overrides, baseline):
@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="F",
-        help="shares of the labelled pictures (default: 1)",
+        help="shares of the labelled images (default: 1)",
     )
     what.add_argument(
         "--engine", metavar="auto|torchvision|detectron2", help="which engine runs (default: auto)"
@@ -398,7 +398,7 @@ def _finish(matrix, failures: list) -> int:
             )
     if failures:
         print(
-            f"{len(failures)} run(s) failed, named above as FAILED; mend the cause and go on with:"
+            f"{len(failures)} run(s) failed, named above as FAILED; fix the cause and go on with:"
             f" {again}"
         )
     return 1 if failures or status else 0

@@ -1,5 +1,5 @@
-"""Look detection data sets over before a run: missing, damaged and repeated pictures, unknown
-classes, boxes out of the picture or without area, sizes, ids, counts.
+"""Look detection data sets over before a run: missing, damaged and repeated images, unknown
+classes, boxes out of the image or without area, sizes, ids, counts.
 
 Prints a report for each NAME and ends with status 2 when one of them has a problem that would stop
 a run, or when they do not fit together or the config. Nothing is written.
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="check the data sets of this config, and whether they fit it",
     )
     parser.add_argument(
-        "--fast", action="store_true", help="read the annotations only, do not open the pictures"
+        "--fast", action="store_true", help="read the annotations only, do not open the images"
     )
     parser.add_argument(
         "--max-problems",
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
             fit together or the config.
     """
     from ..data.annotations.catalog import check_same_classes, get_dataset, parse_dataset_flag
-    from ..data.annotations.check import check_dataset, shared_pictures
+    from ..data.annotations.check import check_dataset, shared_images
     from ..runtime.errors import InputError
 
     registered = [parse_dataset_flag(flag) for flag in args.dataset]
@@ -88,9 +88,9 @@ def run(args: argparse.Namespace) -> int:
             else "give NAMEs, such as voc_2007_test"
         )
         raise InputError(f"No data set is named: {where}, or --dataset NAME=coco:JSON:IMAGES.")
-    reports = [check_dataset(name, open_pictures=not args.fast) for name in names]
+    reports = [check_dataset(name, open_images=not args.fast) for name in names]
     print("\n".join(report.text(args.max_problems) for report in reports))
-    for sentence in shared_pictures(reports):
+    for sentence in shared_images(reports):
         print(f"remark: {sentence}")
     if not all(report.is_usable for report in reports):
         return 2

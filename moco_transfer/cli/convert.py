@@ -2,7 +2,7 @@
 accounted for.
 
 Reads SRC, recognises whose checkpoint it is by its keys, and writes DST only when no tensor of the
-backbone is missing, left over or misshapen and both files compute the same features of a picture.
+backbone is missing, left over or misshapen and both files compute the same features of an image.
 Otherwise it says what is wrong, ends with status 2 and leaves DST as it was. No code inside SRC is
 ever run.
 """
@@ -88,9 +88,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ),
     )
     parser.add_argument(
-        "--picture",
+        "--image",
         metavar="FILE",
-        help="the picture to compare the features of, instead of a generated one",
+        help="the image to compare the features of, instead of a generated one",
     )
     parser.add_argument("--inspect", metavar="FILE", help="say what FILE is and write nothing")
 
@@ -107,9 +107,9 @@ def run(args: argparse.Namespace) -> int:
             raise InputError("--inspect takes one file and writes nothing: leave SRC and DST out.")
         print(describe(args.inspect, encoder=args.encoder, source_format=args.source_format))
         return 0
-    if args.picture is not None and args.verify is False:
+    if args.image is not None and args.verify is False:
         raise InputError(
-            "--picture names what to compare the features of, and --no-verify compares nothing:"
+            "--image names what to compare the features of, and --no-verify compares nothing:"
             " leave one of them out."
         )
     if args.src is None or args.dst is None:
@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
         to=args.to,
         encoder=args.encoder,
         source_format=args.source_format,
-        verify=args.picture or args.verify,
+        verify=args.image or args.verify,
         arch=args.arch,
     )
     print(report.table())

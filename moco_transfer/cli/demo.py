@@ -1,6 +1,6 @@
-"""The whole road on generated pictures, on a CPU, in minutes: pre-train, convert, fine-tune, table.
+"""The whole road on generated images, on a CPU, in minutes: pre-train, convert, fine-tune, table.
 
-Draws a pool of object pictures and a detection set of scenes, pre-trains a ResNet-18 with MoCo
+Draws a pool of object images and a detection set of scenes, pre-trains a ResNet-18 with MoCo
 (without labels) and another one supervised (with the pool's labels), converts both, fine-tunes the
 same detector from random, supervised and MoCo weights with several seeds, and prints the transfer
 table. Each step says what it does, what it wrote, and the command that does it by hand. A second
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--seeds must be at least 1, got {args.seeds}.")
     out = Path(args.output)
     started = time.time()
-    _draw_pictures(out)
+    _draw_images(out)
     for step in _preparation(out):
         status = step.run()
         if status:
@@ -59,8 +59,8 @@ def run(args: argparse.Namespace) -> int:
     if status == 0:
         print(
             f"The demo took {(time.time() - started) / 60:.1f} minutes. It shows that the road"
-            f" works and which way the numbers point on generated\npictures with {args.seeds}"
-            " seeds; it says nothing about real ones. For those, see 'Your own pictures' in"
+            f" works and which way the numbers point on generated\nimages with {args.seeds}"
+            " seeds; it says nothing about real ones. For those, see 'Your own images' in"
             " README.md."
         )
     return status
@@ -194,11 +194,11 @@ def _dataset_words(out: Path) -> list[str]:
     ]
 
 
-def _draw_pictures(out: Path) -> None:
+def _draw_images(out: Path) -> None:
     from ..data.scenes import CLASSES, write_pool, write_voc_scenes
 
     _say(
-        f"[1/5] draw {POOL_PICTURES} pictures of one object (the pool) and {sum(SCENES.values())}"
+        f"[1/5] draw {POOL_PICTURES} images of one object (the pool) and {sum(SCENES.values())}"
         " scenes of 1 to 6 objects"
     )
     print(

@@ -194,21 +194,21 @@ def _native() -> tuple[bool, str]:
         return (
             False,
             (
-                "the compiled loops of pre-training's pictures cannot be looked at"
+                "the compiled loops of pre-training's images cannot be looked at"
                 f" ({_reason(error)}). Mend what fails above first."
             ),
         )
     if available():
-        return True, "the compiled loops of pre-training's pictures"
+        return True, "the compiled loops of pre-training's images"
     if os.environ.get(OFF):
         return (
             False,
-            f"the compiled loops of pre-training's pictures are switched off; unset {OFF}.",
+            f"the compiled loops of pre-training's images are switched off; unset {OFF}.",
         )
     return (
         False,
         (
-            "the compiled loops of pre-training's pictures are not there; torch's operators do the"
+            "the compiled loops of pre-training's images are not there; torch's operators do the"
             " same more slowly. Install a C compiler, then moco-transfer again."
         ),
     )

@@ -22,13 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--train",
         required=True,
         metavar="DIR",
-        help="pictures to learn from: class folders, a list file with labels, or CIFAR-10",
+        help="images to learn from: class folders, a list file with labels, or CIFAR-10",
     )
     parser.add_argument(
         "--test",
         required=True,
         metavar="DIR",
-        help="pictures asked about, of the same classes (CIFAR-10: its test pictures)",
+        help="images asked about, of the same classes (CIFAR-10: its test images)",
     )
     add_how(parser)
 
@@ -54,7 +54,7 @@ def add_how(parser: argparse.ArgumentParser) -> None:
         "--image-size",
         type=_positive,
         metavar="PX",
-        help="side of a picture (default: that of pre-training; 224 if unknown)",
+        help="side of an image (default: that of pre-training; 224 if unknown)",
     )
     parser.add_argument(
         "--resize",
@@ -109,10 +109,10 @@ def open_encoder(args: argparse.Namespace) -> TrainedEncoder:
 
 def _converted(content: Any, args: argparse.Namespace) -> TrainedEncoder:
     """Take a backbone, without a head, out of a file of another layout."""
+    from ..convert.architectures import recognise
     from ..convert.convert import check_source
     from ..convert.formats import read_source
     from ..convert.stamp import make_stamp
-    from ..convert.architectures import recognise
     from ..pretrain.encoder_file import backbone_encoder
     from ..runtime.errors import InputError
     from ..runtime.files import sha256_of
@@ -144,7 +144,7 @@ def precision_of(args: argparse.Namespace, device: Any) -> Precision:
 
 
 def origin_of(args: argparse.Namespace, found: TrainedEncoder) -> dict[str, Any]:
-    """Return what results.json says about the encoder and the pictures."""
+    """Return what results.json says about the encoder and the images."""
     from ..runtime.files import sha256_of
 
     return {

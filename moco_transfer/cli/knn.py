@@ -1,7 +1,7 @@
 """Test an encoder's features with a weighted kNN classifier: no training, one number.
 
-Every picture of --test is classified by its k nearest neighbours (cosine) among the pictures of
---train, a neighbour's vote weighing exp(cosine / T). Pictures are seen without augmentation.
+Every image of --test is classified by its k nearest neighbours (cosine) among the images of
+--train, a neighbour's vote weighing exp(cosine / T). Images are seen without augmentation.
 Settings are those of the official CIFAR-10 demo; the same measurement during pre-training is the
 config's KNN section.
 """
@@ -13,7 +13,7 @@ import argparse
 from . import encoder as encoder_options
 
 EPILOG = """examples:
-  A run on CIFAR-10, as its monitor measures it (the run knows its picture size and pixel statistics):
+  A run on CIFAR-10, as its monitor measures it (the run knows its image size and pixel statistics):
     moco-transfer knn out/cifar10/checkpoint_0200.pth --train cifar10/train --test cifar10/test --precision bf16
   An official checkpoint on ImageNet, by the pooled features before the head, on 8 GPUs:
     torchrun --nproc_per_node 8 tools/knn_eval.py moco_v2_800ep_pretrain.pth.tar --train imagenet/train --test imagenet/val --features trunk

@@ -3,7 +3,7 @@ pooled features.
 
 As in the paper: the encoder frozen and in evaluation mode, weights of the layer from N(0, 0.01), lr
     30, weight decay 0, momentum 0.9, batch
-256, 100 epochs, lr times 0.1 at 60 and 80 % of them; training crops of 8 to 100 % of the picture
+256, 100 epochs, lr times 0.1 at 60 and 80 % of them; training crops of 8 to 100 % of the image
 and flips, testing on the centre crop. Writes config, metrics.json, checkpoint_*.pth and, at the
 end, results.json with top1 and top5 (of the last epoch) into --output.
 """
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=256,
         metavar="N",
-        help="pictures per iteration over all processes (default 256)",
+        help="images per iteration over all processes (default 256)",
     )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of weights, order and crops (default 0)"

@@ -22,7 +22,7 @@ VERBS = {
     "linear": ("linear", "checkpoint, labelled folders -> the linear protocol's top-1 and top-5"),
     "neighbours": (
         "neighbours",
-        "checkpoint, pictures -> a picture of nearest neighbours by its features",
+        "checkpoint, images -> an image of nearest neighbours by its features",
     ),
     "convert": (
         "convert",
@@ -33,13 +33,13 @@ VERBS = {
         "benchmark",
         "a matrix of runs, task x initialisation x seed, resumable -> the table",
     ),
-    "predict": ("predict", "a trained detector's boxes and masks, drawn on pictures of one's own"),
+    "predict": ("predict", "a trained detector's boxes and masks, drawn on images of one's own"),
     "report": ("report", "results.json files -> the transfer table, plots, the page"),
-    "sheet": ("sheet", "fine-tuned runs -> a picture of their detections beside the ground truth"),
+    "sheet": ("sheet", "fine-tuned runs -> an image of their detections beside the ground truth"),
     "check-data": ("check_data", "looks a detection data set over before a run"),
     "pack": (
         "pack",
-        "pictures -> a few large files for faster reading, as they are, smaller, or as bare pixels",
+        "images -> a few large files for faster reading, as they are, smaller, or as bare pixels",
     ),
     "bench-data": (
         "bench_data",
@@ -47,7 +47,7 @@ VERBS = {
     ),
     "reference": ("reference", "the published numbers, by name"),
     "doctor": ("doctor", "what works on this machine, and the next step for what does not"),
-    "demo": ("demo", "the whole road on generated pictures, in minutes, on a CPU"),
+    "demo": ("demo", "the whole road on generated images, in minutes, on a CPU"),
 }
 
 DIVERGED = 1
@@ -123,7 +123,7 @@ def _status_of(
     except InputError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 2
-    except FloatingPointError as error:  # a loss that is not finite; raised by the trainings alone, with the iteration and the mend
+    except FloatingPointError as error:  # a loss that is not finite; raised by the trainings alone, with the iteration and the fix
         print(f"{program}: {error}", file=sys.stderr)
         return DIVERGED
     except KeyboardInterrupt:

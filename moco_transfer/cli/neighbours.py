@@ -1,9 +1,9 @@
-"""Draw the nearest neighbours of a few pictures by an encoder's features: what it takes for alike,
+"""Draw the nearest neighbours of a few images by an encoder's features: what it takes for alike,
 without training a thing.
 
 The queries are spread evenly over the folder; nobody chooses them. Neighbours are found among the
-same pictures by the cosine of their features. Writes neighbours.png and neighbours.svg, by default
-beside the checkpoint, where `report --format html` finds them. Where the pictures lie in class
+same images by the cosine of their features. Writes neighbours.png and neighbours.svg, by default
+beside the checkpoint, where `report --format html` finds them. Where the images lie in class
 folders, a neighbour of the query's class has a frame, and the share of such neighbours is printed.
 """
 
@@ -15,8 +15,8 @@ from pathlib import Path
 from . import encoder as encoder_options
 
 EPILOG = """examples:
-  A run, on the pictures that it was trained on or on others:
-    moco-transfer neighbours out/moco/checkpoint_0012.pth --data pictures
+  A run, on the images that it was trained on or on others:
+    moco-transfer neighbours out/moco/checkpoint_0012.pth --data images
 
   A published file, more rows and neighbours, into a folder of its own:
     moco-transfer neighbours moco_v2_800ep_pretrain.pth.tar --data imagenet/val --queries 10 --k 9 --output out/neighbours
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         required=True,
         metavar="DIR",
-        help="pictures: what DATA.ROOT of pretrain takes, tar shards excepted",
+        help="images: what DATA.ROOT of pretrain takes, tar shards excepted",
     )
     encoder_options.add_how(parser)
     parser.add_argument(
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=6,
         metavar="N",
-        help="pictures asked about, one row each (default 6)",
+        help="images asked about, one row each (default 6)",
     )
     parser.add_argument(
         "--k", type=int, default=7, metavar="N", help="neighbours of each (default 7)"
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=5000,
         metavar="N",
-        help="search at most so many pictures, drawn with a fixed seed (default 5000)",
+        help="search at most so many images, drawn with a fixed seed (default 5000)",
     )
     help_features = (
         "trunk: the pooled features, which a detector gets (default); head: what MoCo compares"
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--features", choices=("head", "trunk"), default="trunk", help=help_features
     )
     parser.add_argument(
-        "--output", metavar="DIR", help="folder for the picture (default: the checkpoint's)"
+        "--output", metavar="DIR", help="folder for the image (default: the checkpoint's)"
     )
 
 
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         0.
 
     Raises:
-        InputError: If the checkpoint or the pictures cannot be used, or a number does not fit.
+        InputError: If the checkpoint or the images cannot be used, or a number does not fit.
     """
     from ..data.images.labelled import LabelledBatches
     from ..data.images.shard_index import ShardSet
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     source = open_source(args.data)
     if isinstance(source, ShardSet):
         raise InputError(
-            f"{args.data} holds tar shards, which are read as a stream. Unpack some of its pictures"
+            f"{args.data} holds tar shards, which are read as a stream. Unpack some of its images"
             " into a folder."
         )
     pool = draw_pool(source, args.pool)
@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
             )
             print(
                 f"Wrote {png} and {svg.name}: {len(asked)} queries, the {args.k} nearest of"
-                f" {len(places)} pictures by {args.features} features."
+                f" {len(places)} images by {args.features} features."
             )
             _print_share(pool, asked, neighbours.tolist())
     finally:

@@ -1,7 +1,7 @@
-"""Pack a folder of pictures into a few large files that data workers map into memory, for faster
+"""Pack a folder of images into a few large files that data workers map into memory, for faster
 reading.
 
-As they are (--as original), made smaller and encoded anew (--as jpeg), or as bare pixels (--as
+As they are (--as original), made smaller and encoded again (--as jpeg), or as bare pixels (--as
 raw), which need no decoding at all but about 1.5 times the space of a full-size ImageNet. What
 happened to the pixels stands in DST/pack.json and in the config of every run that trains on DST. An
 interrupted packing goes on where it was.
@@ -14,7 +14,7 @@ import argparse
 EPILOG = """examples:
   A folder of many small files on a network disk:
     moco-transfer pack /data/imagenet/train /fast/imagenet-train --workers 8
-  No decoding any more (shorter side 256 px, about 260 KB a picture):
+  No decoding any more (shorter side 256 px, about 260 KB an image):
     moco-transfer pack /data/imagenet/train /fast/imagenet-raw --as raw --workers 8
   Then train on it, or compare every byte with what was written:
     moco-transfer pretrain --config-file moco_v2_R_50_200ep DATA.ROOT /fast/imagenet-raw OUTPUT_DIR out/moco_v2
@@ -46,11 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="shorter side of --as jpeg and raw (default 256)",
     )
     parser.add_argument(
-        "--pictures-per-shard",
+        "--images-per-shard",
         type=int,
         default=4096,
         metavar="N",
-        help="pictures in a file (default 4096)",
+        help="images in a file (default 4096)",
     )
     parser.add_argument(
         "--workers",
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     """Pack or check; returns 0.
 
     Raises:
-        InputError: If the pictures or the pack cannot be used.
+        InputError: If the images or the pack cannot be used.
     """
     from tqdm import tqdm
 
@@ -80,23 +80,23 @@ def run(args: argparse.Namespace) -> int:
     from ..runtime.errors import InputError
 
     if args.check:
-        print(f"{args.check}: {check_pack(args.check)} pictures, every byte as it was written")
+        print(f"{args.check}: {check_pack(args.check)} images, every byte as it was written")
         return 0
     if not args.src or not args.dst:
-        raise InputError("Give SRC, the pictures, and DST, the folder to write; or --check DST.")
-    if args.size < 8 or args.pictures_per_shard < 1 or args.workers < 0:
+        raise InputError("Give SRC, the images, and DST, the folder to write; or --check DST.")
+    if args.size < 8 or args.images_per_shard < 1 or args.workers < 0:
         raise InputError(
-            "--size must be at least 8, --pictures-per-shard at least 1, --workers at least 0."
+            "--size must be at least 8, --images-per-shard at least 1, --workers at least 0."
         )
     source = open_source(args.src)
     settings = {
         "form": args.form,
         "shorter_side": args.size,
-        "pictures_per_shard": args.pictures_per_shard,
+        "images_per_shard": args.images_per_shard,
         "num_workers": args.workers,
     }
-    with tqdm(total=len(source), desc="packing", unit="pictures", disable=None) as bar:
-        left_out = pack(source, args.dst, on_picture=bar.update, **settings)
+    with tqdm(total=len(source), desc="packing", unit="images", disable=None) as bar:
+        left_out = pack(source, args.dst, on_image=bar.update, **settings)
     for sentence in left_out:
         print(f"left out {sentence}")
     print(open_pack(args.dst).describe())

@@ -1,8 +1,8 @@
-"""Draw a trained detector's boxes, masks and labels on pictures of one's own.
+"""Draw a trained detector's boxes, masks and labels on images of one's own.
 
-Writes each picture, drawn on, into the folder of --output, and detections.json with every
+Writes each image, drawn on, into the folder of --output, and detections.json with every
 detection's class, score and box (XYXY, px; masks as COCO's RLE). The names of the classes are those
-that the run recorded. Pictures that cannot be read are named and skipped.
+that the run recorded. Images that cannot be read are named and skipped.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import argparse
 from pathlib import Path
 
 EPILOG = """examples:
-  A folder of pictures, with the newest checkpoint of a run:
+  A folder of images, with the newest checkpoint of a run:
     moco-transfer predict out/cells/moco BCCD/JPEGImages --output out/cells/drawn
-  Some pictures, a certain checkpoint, only what is fairly sure:
+  Some images, a certain checkpoint, only what is fairly sure:
     moco-transfer predict out/cells/moco/checkpoint_0000250.pth a.jpg b.png --output drawn --threshold 0.7
   In Python:
     from moco_transfer.finetune import load_detector
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="OUTPUT_DIR of `moco-transfer train`, or a checkpoint in it",
     )
     parser.add_argument(
-        "pictures",
+        "images",
         nargs="+",
         metavar="PICTURES",
         help="files, and folders that are searched at any depth",
@@ -66,17 +66,17 @@ def run(args: argparse.Namespace) -> int:
     """Predict and draw.
 
     Returns:
-        0; pictures that were skipped are counted and named.
+        0; images that were skipped are counted and named.
 
     Raises:
-        InputError: If the detector or a path cannot be used, or no picture can be read.
+        InputError: If the detector or a path cannot be used, or no image can be read.
     """
     from ..finetune.build_detector import load_detector
-    from ..finetune.predict import DETECTIONS_FILE, find_pictures, predict_pictures
+    from ..finetune.predict import DETECTIONS_FILE, find_images, predict_images
     from ..runtime.log import set_up_logging
 
     set_up_logging()
-    pictures = find_pictures(args.pictures, args.output)
+    images = find_images(args.images, args.output)
     detector = load_detector(
         args.detector,
         score_threshold=args.threshold,
@@ -84,13 +84,13 @@ def run(args: argparse.Namespace) -> int:
         class_names=args.classes.split(",") if args.classes else None,
         config_file=args.config_file,
     )
-    summary = predict_pictures(detector, pictures, args.output)
+    summary = predict_images(detector, images, args.output)
     found = (
         ", ".join(f"{name} {count}" for name, count in summary.num_detections.items() if count)
         or "none"
     )
     print(
-        f"{summary.num_pictures} pictures drawn in {args.output}; detections above"
+        f"{summary.num_images} images drawn in {args.output}; detections above"
         f" {args.threshold:g}: {found}."
     )
     print(f"Every detection: {Path(args.output) / DETECTIONS_FILE}")

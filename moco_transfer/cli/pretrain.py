@@ -1,7 +1,7 @@
 """Pre-train a ResNet with MoCo, its rivals (memory bank, end to end), or supervised, on one CPU or
 GPU, or under torchrun.
 
-Reads a folder of pictures (DATA.ROOT; class folders or flat) and writes into OUTPUT_DIR:
+Reads a folder of images (DATA.ROOT; class folders or flat) and writes into OUTPUT_DIR:
 config.yaml, env.txt, log.txt, metrics.json, checkpoint_*.pth and last_checkpoint. The learning rate
 is SOLVER.BASE_LR x DATA.BATCH_SIZE_TOTAL / 256.
 """
@@ -15,11 +15,11 @@ EPILOG = """examples:
     torchrun --nproc_per_node 8 tools/pretrain.py --config-file configs/pretrain/moco_v2_R_50_200ep.yaml \\
         DATA.ROOT /data/imagenet/train OUTPUT_DIR out/moco_v2
   The same on one GPU or a CPU (statistics of BN over virtual groups of 32 images, see MOCO.BN_GROUP_SIZE):
-    python tools/pretrain.py --config-file configs/pretrain/moco_v2_R_50_200ep.yaml DATA.ROOT pictures OUTPUT_DIR out/moco_v2
+    python tools/pretrain.py --config-file configs/pretrain/moco_v2_R_50_200ep.yaml DATA.ROOT images OUTPUT_DIR out/moco_v2
   Go on after an interruption, with the same words and:
     ... --resume
   Start a new run from weights that are there (ours, official MoCo, torchvision):
-    python tools/pretrain.py --config-file moco_v2_R_50_200ep --init-from moco_v2_800ep_pretrain.pth.tar DATA.ROOT pictures OUTPUT_DIR out/more
+    python tools/pretrain.py --config-file moco_v2_R_50_200ep --init-from moco_v2_800ep_pretrain.pth.tar DATA.ROOT images OUTPUT_DIR out/more
   Any key of the config can follow as KEY VALUE; moco_transfer/config/pretrain_schema.py explains each.
 """
 
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
     cfg = load_pretrain_config(args.config_file, args.overrides)
     start_processes(cfg.TRAIN.DEVICE)
-    # to the terminal until there is a run folder: looking for the pictures may have something to
+    # to the terminal until there is a run folder: looking for the images may have something to
     # say
     set_up_logging()
     try:

@@ -8,7 +8,7 @@ seed of the same row, a seed that one row lacks and a metric that is not a numbe
 the table; the rest of the table is made all the same.
 
 The page (--format html) and the plots also show the pre-training runs that lie below RUNS or made
-the weights; the page shows the pictures that `sheet` and `neighbours` have written.
+the weights; the page shows the images that `sheet` and `neighbours` have written.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ EPILOG = """examples:
     moco-transfer report out --format latex --output table.tex
     moco-transfer report out --format csv --output trials.csv
 
-  one page with tables, plots, pictures and every run's config, for a browser; it needs no network:
+  one page with tables, plots, images and every run's config, for a browser; it needs no network:
     moco-transfer report out --format html --output report.html
 
   learning curves with the spread over seeds, AP by class and by size, pre-training curves, beside the table:
@@ -50,7 +50,7 @@ EPILOG = """examples:
 
 _FORMAT_HELP = (
     "markdown or latex: mean, std and differences; csv: every trial in full precision; html: one"
-    " page with tables, plots, pictures and configs (default: %(default)s)"
+    " page with tables, plots, images and configs (default: %(default)s)"
 )
 
 

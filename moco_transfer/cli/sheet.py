@@ -1,9 +1,9 @@
-"""Draw the detections of each initialisation beside the ground truth: one row a test picture, one
+"""Draw the detections of each initialisation beside the ground truth: one row a test image, one
 column a row of the transfer table.
 
 Takes fine-tuned runs as `report` does, and writes one sheet per table, as PNG and SVG, into the
 folder in which its runs lie; there `report --format html` finds it. Of each row it takes one run:
-that of the lowest seed that all rows have. Pictures are the first of the test set that have an
+that of the lowest seed that all rows have. Images are the first of the test set that have an
 object, not the best ones; of the predictions as many, the surest, are drawn as there are objects.
 """
 
@@ -28,7 +28,7 @@ EPILOG = """examples:
   a test set of your own (where a run has recorded its command, --dataset is taken from there):
     moco-transfer sheet out/cells --dataset cells_test=voc:BCCD:test:RBC,WBC,Platelets
 
-  other pictures, another seed:
+  other images, another seed:
     moco-transfer sheet out/voc --images 000012 000034 --seed 2
 """
 
@@ -49,14 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="data set of your own, as for `train`; may be repeated",
     )
     parser.add_argument(
-        "--pictures",
+        "--images",
         type=int,
         default=4,
         metavar="N",
-        help="show the first N pictures that have an object (default 4)",
+        help="show the first N images that have an object (default 4)",
     )
     parser.add_argument(
-        "--images", nargs="+", metavar="ID", help="show these pictures of the test set instead"
+        "--images", nargs="+", metavar="ID", help="show these images of the test set instead"
     )
     parser.add_argument(
         "--seed",
@@ -89,8 +89,8 @@ def run(args: argparse.Namespace) -> int:
     from ..runtime.errors import InputError
     from .report import read_named_runs
 
-    if args.pictures < 1:
-        raise InputError(f"--pictures must be at least 1, got {args.pictures}.")
+    if args.images < 1:
+        raise InputError(f"--images must be at least 1, got {args.images}.")
     records, _ = read_named_runs(args.runs)
     for flag in args.dataset:
         parse_dataset_flag(flag)
@@ -159,7 +159,7 @@ def _one_run_per_row(table: Table, seed: int | None) -> dict[str, RunRecord]:
 def _draw(
     path: Path, dataset: DetectionDataset, chosen: dict[str, RunRecord], args: argparse.Namespace
 ) -> None:
-    from ..evaluate.detection_sheet import draw_detection_sheet, first_pictures
+    from ..evaluate.detection_sheet import draw_detection_sheet, first_images
     from ..evaluate.predictions import load_predictions
     from ..runtime.errors import InputError, MissingFileError
 
@@ -180,11 +180,11 @@ def _draw(
     ids = (
         [by_text.get(text, text) for text in args.images]
         if args.images
-        else first_pictures(dataset, args.pictures)
+        else first_images(dataset, args.images)
     )
     draw_detection_sheet(path, dataset, columns, image_ids=ids)
     seeds = ", ".join(f"{init} seed {chosen[init].seed}" for init in columns)
     print(
-        f"Wrote {path} and {path.with_suffix('.svg').name}: {len(ids)} pictures of {dataset.name};"
+        f"Wrote {path} and {path.with_suffix('.svg').name}: {len(ids)} images of {dataset.name};"
         f" {seeds}."
     )

@@ -1,6 +1,6 @@
 """Fine-tune a detector from a converted backbone, evaluate it, and write results.json.
 
-Configs have Detectron2's keys. Pictures come from Detectron2's data set names below
+Configs have Detectron2's keys. Images come from Detectron2's data set names below
 $DETECTRON2_DATASETS (voc_2007_trainval, coco_2017_train, ...) or from your own folders with
 --dataset; the number of classes and the metric are then the data's. Weights must cover the whole
 backbone, and the config must suit them (BN, frozen layers, colour order, pixel statistics, batch
@@ -18,11 +18,11 @@ EPILOG = """examples:
   PASCAL VOC 07+12 as published, 8 GPUs:
     torchrun --nproc_per_node 8 tools/train_net.py --config-file configs/detection/pascal_voc_R_50_C4_24k.yaml \\
         MODEL.WEIGHTS backbone.pkl OUTPUT_DIR out/voc_moco_seed0 SEED 0
-  Your own pictures in VOC's layout (three classes), a small detector, one CPU; the number of classes comes from the data:
+  Your own images in VOC's layout (three classes), a small detector, one CPU; the number of classes comes from the data:
     python tools/train_net.py --config-file own_R_18_FPN_small --dataset cells_train=voc:BCCD:train:RBC,WBC,Platelets \\
         --dataset cells_test=voc:BCCD:test:RBC,WBC,Platelets DATASETS.TRAIN cells_train DATASETS.TEST cells_test \\
         MODEL.WEIGHTS backbone.pkl OUTPUT_DIR out/cells
-  Your own pictures in COCO's format:
+  Your own images in COCO's format:
     ... --dataset parts_train=coco:parts/train.json:parts/images ...
   The same on Detectron2, started by torchrun or by Detectron2's own launcher:
     torchrun --nproc_per_node 8 tools/train_net.py --engine detectron2 --config-file ...
@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--label-subset",
         metavar="FILE",
-        help="train on the pictures that FILE lists (from `benchmark --label-fraction`); recorded",
+        help="train on the images that FILE lists (from `benchmark --label-fraction`); recorded",
     )
     parser.add_argument(
         "--coco-style",

@@ -68,7 +68,7 @@ DETECTION_DEFAULTS: dict[str, Any] = {
             # Per feature map, before NMS.
             "PRE_NMS_TOPK_TRAIN": 12000,
             "PRE_NMS_TOPK_TEST": 6000,
-            # Per picture, after NMS.
+            # Per image, after NMS.
             "POST_NMS_TOPK_TRAIN": 2000,
             "POST_NMS_TOPK_TEST": 1000,
             "NMS_THRESH": 0.7,
@@ -263,7 +263,7 @@ DETECTION_DEFAULTS: dict[str, Any] = {
             "MAX_SIZE": 4000,
             "FLIP": True,
         },
-        # Recompute BN statistics on training pictures before each evaluation.
+        # Recompute BN statistics on training images before each evaluation.
         "PRECISE_BN": {"ENABLED": False, "NUM_ITER": 200},
     },
     "OUTPUT_DIR": "./output",

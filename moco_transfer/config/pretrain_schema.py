@@ -40,7 +40,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 
 PRETRAIN_DEFAULTS: dict[str, Any] = {
     # What is trained: "moco" (arXiv 1911.05722, 2003.04297); its two rivals in Fig. 2 and Table 3,
-    # "memory_bank" (keys are stored features of all pictures) and "end_to_end" (gradients through
+    # "memory_bank" (keys are stored features of all images) and "end_to_end" (gradients through
     # keys, negatives from the mini-batch); or "supervised" (cross-entropy on class folders, same
     # trunk).
     "MECHANISM": "moco",
@@ -50,7 +50,7 @@ PRETRAIN_DEFAULTS: dict[str, Any] = {
     "SEED": 0,
     "DATA": {
         # What to train on, one of:
-        #   a folder of pictures, with or without class folders below it, searched recursively; of a
+        #   a folder of images, with or without class folders below it, searched recursively; of a
         #   data set's root, train/ (train2017/,
         #     JPEGImages/) is taken;
         #   a list file: one path per line, relative to the file, with or without a label behind it;
@@ -66,22 +66,22 @@ PRETRAIN_DEFAULTS: dict[str, Any] = {
         "LAYOUT": "auto",
         # List file whose paths are relative to ROOT instead of to itself; empty for none.
         "LIST_FILE": "",
-        # Number of pictures in tar shards, taken on trust: they are not counted then, which of
+        # Number of images in tar shards, taken on trust: they are not counted then, which of
         # shards by URL is the only way and of a hundred thousand local ones saves hours. It sets
         # the length of an epoch; labels are not looked for, and to resume within an epoch each
-        # worker reads again what it had read of it (see docs/pictures.md). 0: count local shards; 0
+        # worker reads again what it had read of it (see docs/images.md). 0: count local shards; 0
         # for everything but shards.
         "NUM_IMAGES": 0,
-        # Encoded pictures that each data worker holds and shuffles among themselves, for shards
+        # Encoded images that each data worker holds and shuffles among themselves, for shards
         # alone; 1 keeps a shard's order.
         "SHUFFLE_BUFFER": 1000,
         # Side of the square crop, px. Paper: 224.
         "IMAGE_SIZE": 224,
-        # Shorter side to which evaluation (kNN, linear) resizes a picture before it cuts out the
+        # Shorter side to which evaluation (kNN, linear) resizes an image before it cuts out the
         # central IMAGE_SIZE, px;
         # 0: IMAGE_SIZE x 256 / 224, the linear protocol's.
         "TEST_RESIZE": 0,
-        # Share of the picture's area a crop covers, (low, high]. Paper's code: (0.2, 1.0).
+        # Share of the image's area a crop covers, (low, high]. Paper's code: (0.2, 1.0).
         "CROP_SCALE": (0.2, 1.0),
         # "v1" (grey, jitter, flip), "v2" (jitter, grey, blur, flip), "cifar" (v2 without blur),
         # "supervised" (crop and flip alone).
@@ -110,7 +110,7 @@ PRETRAIN_DEFAULTS: dict[str, Any] = {
         "BATCH_SIZE_TOTAL": 256,
         # Data workers per process; 0 loads in the training process.
         "NUM_WORKERS": 4,
-        # Share of unreadable pictures, 0-1, beyond which the run stops. Below it they are skipped,
+        # Share of unreadable images, 0-1, beyond which the run stops. Below it they are skipped,
         # counted and logged.
         "MAX_UNREADABLE": 0.01,
     },
@@ -118,7 +118,7 @@ PRETRAIN_DEFAULTS: dict[str, Any] = {
         # "resnet18", "resnet34", "resnet50", "resnet101" (torchvision's; stride in the 3x3
         # convolution), "resnext50_32x8d", and ResNet-50 with all widths doubled or quadrupled,
         # "resnet50_w2x" and "resnet50_w4x" (Table 1 of the paper). With "_cifar" (18, 34, 50) for
-        # pictures of about 32 px: a 3x3 stem of stride 1 and no max-pool, as in the official
+        # images of about 32 px: a 3x3 stem of stride 1 and no max-pool, as in the official
         # CIFAR-10 demo.
         "ARCH": "resnet50"
     },
@@ -134,7 +134,7 @@ PRETRAIN_DEFAULTS: dict[str, Any] = {
         "MOMENTUM": 0.999,
         # Softmax temperature T > 0. v1: 0.07, v2: 0.2.
         "TEMPERATURE": 0.07,
-        # Share of a picture's old feature kept in the memory bank when it is seen, [0, 1]; 1 never
+        # Share of an image's old feature kept in the memory bank when it is seen, [0, 1]; 1 never
         # moves it. arXiv 1805.01978: 0.5.
         "BANK_MOMENTUM": 0.5,
         # Both views as queries and as keys; the two losses are summed (the official CIFAR-10 demo).
@@ -187,13 +187,13 @@ PRETRAIN_DEFAULTS: dict[str, Any] = {
         # shuffled within each.
         "ACCUMULATE": 1,
     },
-    # During the run, the features are tested on labelled pictures by a weighted kNN classifier
+    # During the run, the features are tested on labelled images by a weighted kNN classifier
     # (labels are not trained on).
     "KNN": {
-        # The pictures asked about: class folders, a list file with labels, or CIFAR-10 (its test
-        # pictures are taken); empty: no monitor.
+        # The images asked about: class folders, a list file with labels, or CIFAR-10 (its test
+        # images are taken); empty: no monitor.
         "TEST": "",
-        # The same for the bank, seen without augmentation (of CIFAR-10 the training pictures);
+        # The same for the bank, seen without augmentation (of CIFAR-10 the training images);
         # empty: DATA.ROOT.
         "TRAIN": "",
         # Epochs from one measurement to the next; the end of the run is always measured.

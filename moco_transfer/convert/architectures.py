@@ -39,7 +39,7 @@ ARCHITECTURES = (
 """torchvision's names where it has the network. No two of them have the same tensors."""
 
 SMALL_STEM = (3, 3)
-"""Kernel of the first convolution in the networks for CIFAR's pictures (stride 1, no max pooling);
+"""Kernel of the first convolution in the networks for CIFAR's images (stride 1, no max pooling);
 all others have 7x7.
 """
 

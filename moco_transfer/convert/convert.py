@@ -18,13 +18,7 @@ from torch import Tensor
 from moco_transfer.runtime.errors import InputError
 from moco_transfer.runtime.files import atomic_path, sha256_of
 
-from .architectures import (
-    ARCHITECTURES,
-    WIDENED,
-    backbone_shapes,
-    has_small_stem,
-    recognise,
-)
+from .architectures import ARCHITECTURES, WIDENED, backbone_shapes, has_small_stem, recognise
 from .coverage import coverage
 from .formats import Source, read_source
 from .key_maps import BATCH_COUNTER, WRITE_NAME
@@ -35,8 +29,8 @@ from .verify import (
     Verification,
     compare,
     detectron2_features,
-    generated_picture,
-    real_picture,
+    generated_image,
+    real_image,
     torchvision_features,
 )
 from .write import SUFFIXES, TARGETS, write
@@ -161,8 +155,8 @@ def convert_checkpoint(
         encoder: "q" for the encoder that was trained, "k" for its momentum copy.
         source_format: The source's layout where its keys can be read in two ways; None to recognise
             it.
-        verify: Whether to compare the features of both files, on a generated picture; a path
-            compares them on the picture there; None for "if the source has at most 1 GB".
+        verify: Whether to compare the features of both files, on a generated image; a path
+            compares them on the image there; None for "if the source has at most 1 GB".
         arch: torchvision's name of the network; None to recognise it by its shapes.
 
     Returns:
@@ -262,7 +256,7 @@ def check_source(source: Source, arch: str, path: object) -> None:
     """
     if has_small_stem(source.state):
         raise InputError(
-            f"{path} is a {arch} for small pictures, as for CIFAR: {source.names['conv1.weight']}"
+            f"{path} is a {arch} for small images, as for CIFAR: {source.names['conv1.weight']}"
             f" is {tuple(source.state['conv1.weight'].shape)}, a 3x3 convolution of stride 1, but"
             " the stem of a detector is 7x7 with stride 2 (as in torchvision and timm), so it"
             f" cannot become a backbone; pre-train {arch} itself, with the 7x7 stem."
@@ -345,18 +339,15 @@ def _verify(
     """Compare the source in its own network with the file written, read back, in its own network;
     what is carried along bit by bit.
     """
-    picture = generated_picture() if verify is True else real_picture(verify, stamp)
-    shown = {} if verify is True else {"picture": os.fspath(verify)}
+    image = generated_image() if verify is True else real_image(verify, stamp)
+    shown = {} if verify is True else {"image": os.fspath(verify)}
     content = read_checkpoint(written)
     found = None
     for encoder, before in (("q", source), ("k", key)):
         if before is not None:
             after = read_source(content, encoder=encoder)
             here = compare(
-                _features(before, stamp, picture),
-                _features(after, stamp, picture),
-                path=dst,
-                **shown,
+                _features(before, stamp, image), _features(after, stamp, image), path=dst, **shown
             )
             found = here if found is None else found.worst(here)
     _compare_bits(beside, content, dst)
@@ -370,10 +361,10 @@ def _compare_bits(beside: Mapping[str, Tensor], content: Content, dst: Path) -> 
             raise InputError(f"Not written: {name} of {dst} would differ from its source.")
 
 
-def _features(source: Source, stamp: Mapping[str, Any], picture: Tensor) -> dict[str, Tensor]:
+def _features(source: Source, stamp: Mapping[str, Any], image: Tensor) -> dict[str, Tensor]:
     if (
         source.layout.naming == "detectron2"
     ):  # by the names in the file, so that no map is taken on trust
         weights = {source.own_names[name]: tensor for name, tensor in source.state.items()}
-        return detectron2_features(weights, picture, stride_in_1x1=bool(stamp["stride_in_1x1"]))
-    return torchvision_features(source.state, picture, arch=stamp["arch"])
+        return detectron2_features(weights, image, stride_in_1x1=bool(stamp["stride_in_1x1"]))
+    return torchvision_features(source.state, image, arch=stamp["arch"])

@@ -60,7 +60,7 @@ def describe(
     )
     if has_small_stem(source.state):
         lines.append(
-            "              its 3x3 stem is for small pictures (CIFAR): it cannot become a"
+            "              its 3x3 stem is for small images (CIFAR): it cannot become a"
             " detector's backbone"
         )
     stamp = read_stamp(content)

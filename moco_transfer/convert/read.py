@@ -121,7 +121,7 @@ def _head(path: Path) -> tuple[bytes, int]:
             f"Cannot read {path}: {getattr(error, 'strerror', None) or error}."
         ) from error
     if not head:
-        raise InputError(f"{path} is empty (0 bytes). Copy or download the checkpoint anew.")
+        raise InputError(f"{path} is empty (0 bytes). Copy or download the checkpoint again.")
     return head, size
 
 
@@ -144,12 +144,12 @@ def _read_torch_zip(path: Path) -> Any:
         zlib.error,
     ) as error:
         raise InputError(
-            f"{path} is truncated or damaged ({_short(error)}); copy or download it anew."
+            f"{path} is truncated or damaged ({_short(error)}); copy or download it again."
         ) from error
     if damaged:
         raise InputError(
             f"{path} is damaged: its record {damaged!r} fails its checksum; copy or download it"
-            " anew."
+            " again."
         )
     if packed or not any(info.filename.endswith("data.pkl") for info in infos):
         raise InputError(
@@ -180,13 +180,13 @@ def _torch_load(path: Path, *, mmap: bool) -> Any:
                 " that."
             ) from None
         raise InputError(
-            f"{path} is truncated or damaged ({_short(error)}); copy or download it anew."
+            f"{path} is truncated or damaged ({_short(error)}); copy or download it again."
         ) from error
     except (
         Exception
     ) as error:  # torch's reader answers a damaged file with every kind of exception there is
         raise InputError(
-            f"{path} is truncated or damaged ({_short(error)}); copy or download it anew."
+            f"{path} is truncated or damaged ({_short(error)}); copy or download it again."
         ) from error
 
 

@@ -226,7 +226,7 @@ def read_pickle(path: str | os.PathLike[str]) -> Any:
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise InputError(
             f"{path} is not a whole pickle of numpy arrays ({reason}): truncated or damaged; get it"
-            " anew."
+            " again."
         ) from error
 
 

@@ -79,7 +79,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], d
     ) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(
-            f"{path} is not a whole safetensors file ({reason}): truncated or damaged; get it anew."
+            f"{path} is not a whole safetensors file ({reason}): truncated or damaged; get it again."
         ) from error
 
 

@@ -49,7 +49,7 @@ def read_stamp(content: Content) -> dict[str, Any] | None:
             stamp = json.loads(content.metadata[KEY])
         except ValueError as error:
             raise InputError(
-                f"{content.path}: its {KEY!r} stamp is not JSON ({error}); convert it anew."
+                f"{content.path}: its {KEY!r} stamp is not JSON ({error}); convert it again."
             ) from error
     if stamp is None:
         return None
@@ -57,7 +57,7 @@ def read_stamp(content: Content) -> dict[str, Any] | None:
         got = stamp.get("schema") if isinstance(stamp, Mapping) else type(stamp).__name__
         raise InputError(
             f"{content.path}: its stamp has schema {got!r}, this version reads {SCHEMA}; convert it"
-            " anew."
+            " again."
         )
     if stamp.get("format") is not None:  # None: the source did not say
         _check_pixels(

@@ -1,5 +1,5 @@
 """Prove a conversion: the file read and the file written compute the same features of the same
-picture.
+image.
 
 A source in torchvision's layout runs in torchvision's ResNet. One in Detectron2's layout runs in
 :func:`detectron2_features`, which is written from Detectron2's definition of the network and goes
@@ -7,7 +7,7 @@ by Detectron2's names alone: it knows none of this package's key maps, so that a
 another feature.
 
 Shapes in this module:
-    N: pictures    C: channels, in the order that the weights expect    H, W: pixels
+    N: images    C: channels, in the order that the weights expect    H, W: pixels
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class Verification:
 
     Attributes:
         differences: res2 to res5 -> difference.
-        picture: What the features are of.
+        image: What the features are of.
     """
 
     differences: dict[str, float]
-    picture: str = "a generated picture"
+    image: str = "a generated image"
 
     def worst(self, other: Verification) -> Verification:
         """Return the larger differences of the two, stage by stage."""
@@ -56,7 +56,7 @@ class Verification:
                 stage: max(value, other.differences[stage])
                 for stage, value in self.differences.items()
             },
-            self.picture,
+            self.image,
         )
 
     def __str__(self) -> str:
@@ -64,35 +64,35 @@ class Verification:
         shown = ", ".join(
             f"{stage} {difference:.1e}" for stage, difference in self.differences.items()
         )
-        return f"verified: features of {self.picture} agree to {TOLERANCE:.0e} ({shown})"
+        return f"verified: features of {self.image} agree to {TOLERANCE:.0e} ({shown})"
 
 
-def generated_picture(*, size: int = 64, seed: int = 0) -> Tensor:
-    """Return a picture (1, 3, size, size), float32, normalised as a network expects: a colour ramp
+def generated_image(*, size: int = 64, seed: int = 0) -> Tensor:
+    """Return an image (1, 3, size, size), float32, normalised as a network expects: a colour ramp
     with noise on it.
     """
     ramp = torch.linspace(-2, 2, size)
-    picture = torch.stack(
+    image = torch.stack(
         [ramp.expand(size, size), ramp[:, None].expand(size, size), ramp.flip(0).expand(size, size)]
     )
     noise = torch.rand(3, size, size, generator=torch.Generator().manual_seed(seed))
-    return (picture + noise).unsqueeze(0)
+    return (image + noise).unsqueeze(0)
 
 
-def real_picture(
+def real_image(
     path: str | os.PathLike[str], pixels: Mapping[str, Any], *, size: int = 224
 ) -> Tensor:
-    """Return a picture file (1, 3, size, size), float32, squeezed to a square and normalised as the
+    """Return an image file (1, 3, size, size), float32, squeezed to a square and normalised as the
     weights expect.
 
     Args:
-        path: A picture of any of Pillow's formats.
+        path: An image of any of Pillow's formats.
         pixels: A stamp: ``format``, ``pixel_mean``, ``pixel_std`` (0-255 scale); where those are
             None, ImageNet's in RGB are taken.
         size: Side of the square, in pixels.
 
     Raises:
-        InputError: If it cannot be read as a picture.
+        InputError: If it cannot be read as an image.
     """
     try:
         with Image.open(path) as image:
@@ -101,7 +101,7 @@ def real_picture(
             )
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(
-            f"Cannot read {path} as a picture ({error}); name another, or leave it out for a"
+            f"Cannot read {path} as an image ({error}); name another, or leave it out for a"
             " generated one."
         ) from error
     expected = {"format": "RGB", "mean": IMAGENET_PIXELS["mean"], "std": IMAGENET_PIXELS["std"]}
@@ -120,14 +120,14 @@ def real_picture(
 
 @torch.no_grad()
 def torchvision_features(
-    state: Mapping[str, Tensor], picture: Tensor, *, arch: str
+    state: Mapping[str, Tensor], image: Tensor, *, arch: str
 ) -> dict[str, Tensor]:
     """Return the features of layer1 to layer4 of torchvision's ResNet, under Detectron2's names
     res2 to res5.
 
     Args:
         state: torchvision's name -> tensor, complete but for ``fc`` and BN's counters.
-        picture: (N, 3, H, W), float32, normalised.
+        image: (N, 3, H, W), float32, normalised.
         arch: torchvision's name of the network.
     """
     model = build_resnet(arch, device="meta")
@@ -139,7 +139,7 @@ def torchvision_features(
     }
     floats = {name: tensor.float() for name, tensor in state.items() if name not in counters}
     model.load_state_dict({**counters, **floats}, strict=True, assign=True)
-    x = model.maxpool(model.relu(model.bn1(model.conv1(picture))))
+    x = model.maxpool(model.relu(model.bn1(model.conv1(image))))
     features = {}
     for stage, layer in zip(
         STAGES, (model.layer1, model.layer2, model.layer3, model.layer4), strict=True
@@ -150,15 +150,15 @@ def torchvision_features(
 
 @torch.no_grad()
 def detectron2_features(
-    weights: Mapping[str, Tensor], picture: Tensor, *, stride_in_1x1: bool = False
+    weights: Mapping[str, Tensor], image: Tensor, *, stride_in_1x1: bool = False
 ) -> dict[str, Tensor]:
     """Return the features res2 to res5 of Detectron2's ResNet, in evaluation mode.
 
     Args:
         weights: Detectron2's name -> tensor (``stem.conv1.weight``,
             ``res2.0.conv1.norm.running_var``).
-        picture: (N, 3, H, W), float32, normalised.
-        stride_in_1x1: Where a bottleneck block halves the picture: MODEL.RESNETS.STRIDE_IN_1X1.
+        image: (N, 3, H, W), float32, normalised.
+        stride_in_1x1: Where a bottleneck block halves the image: MODEL.RESNETS.STRIDE_IN_1X1.
 
     Source:
         facebookresearch/detectron2@02b5c4e2 modeling/backbone/resnet.py, BasicStem, BasicBlock,
@@ -194,7 +194,7 @@ def detectron2_features(
         return F.relu(out + shortcut)
 
     x = F.max_pool2d(
-        F.relu(convolve(picture, "stem.conv1", stride=2)), kernel_size=3, stride=2, padding=1
+        F.relu(convolve(image, "stem.conv1", stride=2)), kernel_size=3, stride=2, padding=1
     )
     features = {}
     for stage in STAGES:
@@ -213,7 +213,7 @@ def compare(
     after: Mapping[str, Tensor],
     *,
     path: object,
-    picture: str = Verification.picture,
+    image: str = Verification.image,
 ) -> Verification:
     """Compare the features of the file read with those of the file written.
 
@@ -221,7 +221,7 @@ def compare(
         before: Stage -> features (N, C, H, W).
         after: The same stages of the other file.
         path: The file to write, for the message.
-        picture: What the features are of, for the report.
+        image: What the features are of, for the report.
 
     Raises:
         InputError: If a feature differs by more than the tolerance or is not finite.
@@ -241,4 +241,4 @@ def compare(
             f"Not written: {path} would not compute the features of its source (difference,"
             f" expected at most {TOLERANCE:.0e}: {shown})."
         )
-    return Verification(differences, picture)
+    return Verification(differences, image)

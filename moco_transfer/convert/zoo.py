@@ -201,7 +201,7 @@ def _check(name: str, source: Published, path: Path) -> None:
             f"{path} is not the published {name}: its {source.algorithm} begins with"
             f" {digest[: len(source.digest)]}, expected "
             f"{source.digest};"
-            f" {'it was deleted: call again, and it is downloaded anew' if is_download else 'copy it there anew'}."
+            f" {'it was deleted: call again, and it is downloaded again' if is_download else 'copy it there again'}."
         )
 
 

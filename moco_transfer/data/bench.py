@@ -1,4 +1,4 @@
-"""What reading pictures costs: each stage alone, and what the workers feed together."""
+"""What reading images costs: each stage alone, and what the workers feed together."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from ..runtime.errors import InputError
 from ..runtime.seed import generator_at
 from .images.decode import UNREADABLE
-from .images.sources import IndexedPictures
+from .images.sources import IndexedImages
 from .views.loading import Loader, plan_batches
 from .views.view_batch import ViewBatch, ViewMaker, finish
 
@@ -22,48 +22,48 @@ _SPARE = 1.2  # workers are not equally fast, and the training process needs a c
 
 @dataclass(frozen=True)
 class StageCosts:
-    """Milliseconds per picture on one core; 0.0 where a stage does not exist.
+    """Milliseconds per image on one core; 0.0 where a stage does not exist.
 
     Attributes:
         read: Bytes from the file.
         decode: Bytes to pixels.
         views: Crops of both views, and in the reference pipeline everything else.
         finish: Colours and normalisation on the device.
-        pictures: How many were measured.
+        images: How many were measured.
     """
 
     read: float
     decode: float
     views: float
     finish: float
-    pictures: int
+    images: int
 
     @property
     def worker(self) -> float:
-        """What a data worker spends on a picture, ms."""
+        """What a data worker spends on an image, ms."""
         return self.read + self.decode + self.views
 
 
 def measure_stages(
-    source: IndexedPictures,
+    source: IndexedImages,
     make_views: ViewMaker,
     *,
     device: torch.device,
     seconds: float,
     batch_size: int,
 ) -> StageCosts:
-    """Measure pictures from all over the source, one after the other, and the finishing of batches
+    """Measure images from all over the source, one after the other, and the finishing of batches
     of them.
 
     Args:
-        source: The pictures.
+        source: The images.
         make_views: The views.
         device: Where views are finished.
         seconds: How long to measure.
         batch_size: Views that are finished together.
 
     Raises:
-        InputError: If no picture could be read in this time.
+        InputError: If no image could be read in this time.
     """
     spent, count, rng = np.zeros(3), 0, generator_at(0, "bench-data")
     batch, finishing = ViewBatch(make_views, batch_size), []
@@ -72,7 +72,7 @@ def measure_stages(
     while time.perf_counter() < until or not count:
         if time.perf_counter() > until + 10 * seconds:
             raise InputError(
-                f"No picture could be read in {11 * seconds:.0f} s: {source.describe()}."
+                f"No image could be read in {11 * seconds:.0f} s: {source.describe()}."
             )
         index = int(rng.integers(len(source)))
         marks = [time.perf_counter()]
@@ -100,7 +100,7 @@ def measure_stages(
     return StageCosts(
         *(1000 * spent / max(1, count - 1)).tolist(),
         1000 * float(np.median(finishing[1:])) / batch_size,
-        pictures=count,
+        images=count,
     )
 
 
@@ -121,7 +121,7 @@ def _finish(batch: ViewBatch, device: torch.device) -> float:
 
 
 def measure_workers(
-    source: IndexedPictures,
+    source: IndexedImages,
     make_views: ViewMaker,
     *,
     batch_size: int,
@@ -187,7 +187,7 @@ def describe_measurement(
     else:
         most, advice = each * cores / _SPARE, "use DATA.PIPELINE fast, or a smaller DATA.IMAGE_SIZE"
         if costs.decode > costs.views:
-            advice = "pack the pictures (moco-transfer pack --as raw)"
+            advice = "pack the images (moco-transfer pack --as raw)"
         lines.append(
             f"too little for {wanted:.0f} images/s: {needed} workers are needed, and {cores} cores"
             f" feed {most:.0f}; {advice}"
@@ -199,7 +199,7 @@ def describe_cpu(
     costs: StageCosts, fed: float, *, num_workers: int, step: float, said: str
 ) -> list[str]:
     """Return the measurement and what follows from it where the same cores train and prepare
-    pictures.
+    images.
 
     Args:
         costs: The stages.
@@ -226,11 +226,9 @@ def _describe_stages(costs: StageCosts, fed: float, num_workers: int) -> list[st
         "views": costs.views,
         "finish on the device": costs.finish,
     }
-    lines = [
-        f"{name:22} {value:7.3f} ms per picture" for name, value in stages.items() if value > 0
-    ]
+    lines = [f"{name:22} {value:7.3f} ms per image" for name, value in stages.items() if value > 0]
     lines.append(
-        f"one worker by itself feeds {1000 / costs.worker:.0f} images/s ({costs.pictures} pictures"
+        f"one worker by itself feeds {1000 / costs.worker:.0f} images/s ({costs.images} images"
         " measured)"
     )
     return [

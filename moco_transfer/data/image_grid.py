@@ -1,11 +1,11 @@
-"""Pictures in rows and columns with boxes, frames and captions: the same drawing as PNG and as SVG.
+"""Images in rows and columns with boxes, frames and captions: the same drawing as PNG and as SVG.
 
 A grid is laid out once, as a list of shapes, which two small functions draw. Lines differ in dashes
-as well as in colour, so that both can be read in grey. In the SVG, pictures are JPEG data inside
+as well as in colour, so that both can be read in grey. In the SVG, images are JPEG data inside
 the file and text stays text.
 
 Conventions:
-    Pictures are uint8 (H, W, 3), RGB. Boxes are XYXY in px of their picture. All lengths of the
+    Images are uint8 (H, W, 3), RGB. Boxes are XYXY in px of their image. All lengths of the
     layout are px.
 """
 
@@ -46,7 +46,7 @@ _JPEG_QUALITY = 85
 
 @dataclass(frozen=True)
 class Mark:
-    """A box on a picture:
+    """A box on an image:
 
     XYXY px, number of its line in :data:`LINES` (counted round), and a few letters, "" for none.
     """
@@ -58,25 +58,25 @@ class Mark:
 
 @dataclass(frozen=True)
 class Cell:
-    """One picture: uint8 (H, W, 3) RGB, its boxes, a caption below it ("" for none), the line that
+    """One image: uint8 (H, W, 3) RGB, its boxes, a caption below it ("" for none), the line that
     frames it (None for none).
     """
 
-    picture: np.ndarray
+    image: np.ndarray
     marks: tuple[Mark, ...] = ()
     caption: str = ""
     frame: int | None = None
 
 
 @dataclass(frozen=True)
-class PictureGrid:
+class ImageGrid:
     """The whole.
 
     Attributes:
         titles: One above each column; may be shorter than the rows.
         rows: Their cells.
         key: (number of a line, what it means), shown below the rows.
-        cell: Longer side of a picture in the grid, px.
+        cell: Longer side of an image in the grid, px.
     """
 
     titles: tuple[str, ...]
@@ -86,7 +86,7 @@ class PictureGrid:
 
 
 @dataclass(frozen=True)
-class _Picture:
+class _Image:
     x: int
     y: int
     pixels: np.ndarray
@@ -110,10 +110,10 @@ class _Text:
     fill: str | None = None  # colour of the ground behind the letters, None for none
 
 
-_Shape = _Picture | _Box | _Text
+_Shape = _Image | _Box | _Text
 
 
-def save_grid(grid: PictureGrid, path: str | os.PathLike[str]) -> tuple[Path, Path]:
+def save_grid(grid: ImageGrid, path: str | os.PathLike[str]) -> tuple[Path, Path]:
     """Write a grid as ``path`` with the ending .png and, beside it, .svg; return both."""
     png, svg = Path(path).with_suffix(".png"), Path(path).with_suffix(".svg")
     shapes, size = _lay_out(grid)
@@ -124,7 +124,7 @@ def save_grid(grid: PictureGrid, path: str | os.PathLike[str]) -> tuple[Path, Pa
     return png, svg
 
 
-def _lay_out(grid: PictureGrid) -> tuple[list[_Shape], tuple[int, int]]:
+def _lay_out(grid: ImageGrid) -> tuple[list[_Shape], tuple[int, int]]:
     """Return all shapes in the order in which they are drawn, and the width and height of the
     whole.
     """
@@ -135,10 +135,10 @@ def _lay_out(grid: PictureGrid) -> tuple[list[_Shape], tuple[int, int]]:
     ]
     top = _TITLE if grid.titles else GAP
     for row in grid.rows:
-        pictures = [_scaled(cell.picture, cell_size) for cell in row]
-        height = max(pixels.shape[0] for pixels in pictures)
+        images = [_scaled(cell.image, cell_size) for cell in row]
+        height = max(pixels.shape[0] for pixels in images)
         captioned = any(cell.caption for cell in row)
-        for column, (cell, pixels) in enumerate(zip(row, pictures, strict=True)):
+        for column, (cell, pixels) in enumerate(zip(row, images, strict=True)):
             shapes += _cell_shapes(cell, pixels, GAP + column * (cell_size + GAP), top)
         top += height + (_CAPTION if captioned else 0) + GAP
     if grid.key:
@@ -154,8 +154,8 @@ def _lay_out(grid: PictureGrid) -> tuple[list[_Shape], tuple[int, int]]:
 
 
 def _cell_shapes(cell: Cell, pixels: np.ndarray, left: int, top: int) -> list[_Shape]:
-    shapes: list[_Shape] = [_Picture(left, top, pixels)]
-    scale = pixels.shape[0] / cell.picture.shape[0]
+    shapes: list[_Shape] = [_Image(left, top, pixels)]
+    scale = pixels.shape[0] / cell.image.shape[0]
     for mark in cell.marks:
         x0, y0, x1, y1 = (round(float(v) * scale) for v in mark.box)
         shapes.append(_Box(left + x0, top + y0, left + x1, top + y1, mark.line))
@@ -177,10 +177,10 @@ def _cell_shapes(cell: Cell, pixels: np.ndarray, left: int, top: int) -> list[_S
     return shapes
 
 
-def _scaled(picture: np.ndarray, cell_size: int) -> np.ndarray:
-    scale = cell_size / max(picture.shape[:2])
-    height, width = (max(1, round(side * scale)) for side in picture.shape[:2])
-    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
+def _scaled(image: np.ndarray, cell_size: int) -> np.ndarray:
+    scale = cell_size / max(image.shape[:2])
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def _shortened(text: str, width: int) -> str:
@@ -192,7 +192,7 @@ def _shortened(text: str, width: int) -> str:
 
 @functools.cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    # matplotlib comes with the letters, so that a picture looks the same on every machine.
+    # matplotlib comes with the letters, so that an image looks the same on every machine.
     import matplotlib
 
     return ImageFont.truetype(
@@ -204,7 +204,7 @@ def _draw_png(shapes: Sequence[_Shape], size: tuple[int, int]) -> Image.Image:
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     for shape in shapes:
-        if isinstance(shape, _Picture):
+        if isinstance(shape, _Image):
             sheet.paste(Image.fromarray(shape.pixels), (shape.x, shape.y))
         elif isinstance(shape, _Box):
             colour, dashes = LINES[shape.line % len(LINES)]
@@ -265,7 +265,7 @@ def _draw_svg(shapes: Sequence[_Shape], size: tuple[int, int]) -> str:
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
     ]
     for shape in shapes:
-        if isinstance(shape, _Picture):
+        if isinstance(shape, _Image):
             buffer = io.BytesIO()
             Image.fromarray(shape.pixels).save(buffer, format="JPEG", quality=_JPEG_QUALITY)
             data = base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,8 +1,8 @@
-"""Generated pictures for the demo: objects told apart by shape and texture, never by colour, on
+"""Generated images for the demo: objects told apart by shape and texture, never by colour, on
 textured grounds.
 
-Everything is a function of the seed, so the same call draws the same pictures on every machine
-(JPEG files may differ by the encoder). A pool of object pictures stands for ImageNet: one object
+Everything is a function of the seed, so the same call draws the same images on every machine
+(JPEG files may differ by the encoder). A pool of object images stands for ImageNet: one object
 each, in class folders that only the supervised baseline looks at. Scenes of several objects, in
 PASCAL VOC's layout, stand for the detection data.
 """
@@ -37,23 +37,23 @@ class SceneBox:
     y1: int
 
 
-def draw_object_picture(name: str, rng: np.random.Generator, *, size: int) -> np.ndarray:
-    """Return a uint8 (size, size, 3) BGR picture of one object that fills 45 to 90 % of the side."""
-    picture = _ground(rng, size, size)
+def draw_object_image(name: str, rng: np.random.Generator, *, size: int) -> np.ndarray:
+    """Return a uint8 (size, size, 3) BGR image of one object that fills 45 to 90 % of the side."""
+    image = _ground(rng, size, size)
     side = int(size * rng.uniform(0.45, 0.9))
     x = int(rng.integers(0, size - side + 1))
     y = int(rng.integers(0, size - side + 1))
-    _paste(picture, name, rng, x, y, side)
-    return picture
+    _paste(image, name, rng, x, y, side)
+    return image
 
 
 def draw_scene(
     rng: np.random.Generator, *, size: int, max_objects: int = 6
 ) -> tuple[np.ndarray, list[SceneBox]]:
-    """Return a uint8 (size, size, 3) BGR picture of 1 to ``max_objects`` objects that hardly
+    """Return a uint8 (size, size, 3) BGR image of 1 to ``max_objects`` objects that hardly
     overlap, and their boxes.
     """
-    picture = _ground(rng, size, size)
+    image = _ground(rng, size, size)
     boxes: list[SceneBox] = []
     for _ in range(int(rng.integers(1, max_objects + 1))):
         for _ in range(20):
@@ -61,9 +61,9 @@ def draw_scene(
             x, y = int(rng.integers(0, size - side + 1)), int(rng.integers(0, size - side + 1))
             if all(_overlap(x, y, side, other) < 0.05 for other in boxes):
                 name = CLASSES[int(rng.integers(len(CLASSES)))]
-                boxes.append(_paste(picture, name, rng, x, y, side))
+                boxes.append(_paste(image, name, rng, x, y, side))
                 break
-    return picture, boxes
+    return image, boxes
 
 
 def _overlap(x: int, y: int, side: int, box: SceneBox) -> float:
@@ -88,8 +88,8 @@ def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
         coarse = rng.random((int(rng.integers(4, 12)),) * 2).astype(np.float32)
         mix = np.clip(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), 0, 1)
     first, second = rng.uniform(30, 225, (2, 3))
-    picture = first + (second - first) * 0.6 * mix[..., None]
-    return np.clip(picture + rng.normal(0, rng.uniform(2, 10), (height, width, 1)), 0, 255).astype(
+    image = first + (second - first) * 0.6 * mix[..., None]
+    return np.clip(image + rng.normal(0, rng.uniform(2, 10), (height, width, 1)), 0, 255).astype(
         np.uint8
     )
 
@@ -122,7 +122,7 @@ _PATTERNS: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
 
 
 def _paste(
-    picture: np.ndarray, name: str, rng: np.random.Generator, x: int, y: int, side: int
+    image: np.ndarray, name: str, rng: np.random.Generator, x: int, y: int, side: int
 ) -> SceneBox:
     """Draw an object into the square (x, y, side), in place, and return the box of what became
     visible.
@@ -148,7 +148,7 @@ def _paste(
         / 255
     )
     painted = cv2.resize(painted, (side, side), interpolation=cv2.INTER_AREA)
-    area = picture[y : y + side, x : x + side]
+    area = image[y : y + side, x : x + side]
     area[:] = np.clip(alpha * painted + (1 - alpha) * area, 0, 255).astype(np.uint8)
     rows, columns = np.flatnonzero(alpha.max((1, 2)) > 0.5), np.flatnonzero(alpha.max((0, 2)) > 0.5)
     return SceneBox(
@@ -165,16 +165,16 @@ def _two_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_pool(folder: Path, *, count: int, size: int, seed: int) -> int:
-    """Write ``count`` object pictures as ``<folder>/<class>/<number>.jpg``.
+    """Write ``count`` object images as ``<folder>/<class>/<number>.jpg``.
 
     Returns:
-        The number of pictures in the pool.
+        The number of images in the pool.
     """
     for i in range(count):
         name = CLASSES[i % len(CLASSES)]
         _write_jpeg(
             folder / name / f"{i:05d}.jpg",
-            draw_object_picture(name, generator_at(seed, "pool", i), size=size),
+            draw_object_image(name, generator_at(seed, "pool", i), size=size),
         )
     return count
 
@@ -187,7 +187,7 @@ def write_voc_scenes(root: Path, *, splits: dict[str, int], size: int, seed: int
         root: Folder of the data set.
         splits: Number of scenes by split, e.g. ``{"train": 100, "test": 200}``.
         size: Side of a scene, px.
-        seed: Seed of the pictures.
+        seed: Seed of the images.
 
     Returns:
         Number of objects by split.
@@ -197,9 +197,9 @@ def write_voc_scenes(root: Path, *, splits: dict[str, int], size: int, seed: int
         ids = [f"{split}_{i:04d}" for i in range(count)]
         objects[split] = 0
         for i, image_id in enumerate(ids):
-            picture, boxes = draw_scene(generator_at(seed, "scene", split, i), size=size)
+            image, boxes = draw_scene(generator_at(seed, "scene", split, i), size=size)
             objects[split] += len(boxes)
-            _write_jpeg(root / "JPEGImages" / f"{image_id}.jpg", picture)
+            _write_jpeg(root / "JPEGImages" / f"{image_id}.jpg", image)
             atomic_write_text(
                 root / "Annotations" / f"{image_id}.xml", _voc_xml(image_id, size, boxes)
             )
@@ -208,14 +208,14 @@ def write_voc_scenes(root: Path, *, splits: dict[str, int], size: int, seed: int
     return objects
 
 
-def _write_jpeg(path: Path, picture: np.ndarray) -> None:
-    ok, encoded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 95])
+def _write_jpeg(path: Path, image: np.ndarray) -> None:
+    ok, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])
     if not ok:
         raise RuntimeError(f"OpenCV could not encode {path}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(
         encoded.tobytes()
-    )  # thousands of pictures that can be drawn again need no fsync each
+    )  # thousands of images that can be drawn again need no fsync each
 
 
 def _voc_xml(image_id: str, size: int, boxes: list[SceneBox]) -> str:

@@ -37,7 +37,7 @@ _PREDICTED_IN = {"segm": "masks", "keypoints": "keypoints"}
 
 class CocoEvaluator:
     """Computes COCO's AP over a test set; on several processes each passes in its share of the
-    pictures.
+    images.
 
     Args:
         dataset: The test set, in COCO's or VOC's format.
@@ -70,16 +70,16 @@ class CocoEvaluator:
         self._num_images = 0
 
     def process(self, batch: list[dict], outputs: list[dict[str, Tensor]]) -> None:
-        """Take the detections of some pictures.
+        """Take the detections of some images.
 
         Args:
             batch: What went into the model; ``image_id`` is used.
-            outputs: What came out: ``boxes`` (N, 4) XYXY px of the original picture, ``scores``
+            outputs: What came out: ``boxes`` (N, 4) XYXY px of the original image, ``scores``
                 (N,), ``classes`` (N,); for segm ``masks`` (N, H, W) bool, for keypoints
                 ``keypoints`` (N, K, 3).
 
         Raises:
-            InputError: If a class index or a picture is not one of the data set's, or a task's
+            InputError: If a class index or an image is not one of the data set's, or a task's
                 output is missing.
         """
         for item, output in zip(batch, outputs, strict=True):
@@ -122,7 +122,7 @@ class CocoEvaluator:
         if self._output_file is not None:
             save_predictions(self._output_file, results)
         logger.info(
-            "Evaluating %d detections on %d pictures of %s with %s.",
+            "Evaluating %d detections on %d images of %s with %s.",
             len(results),
             num_images,
             self._dataset.name,
@@ -130,7 +130,7 @@ class CocoEvaluator:
         )
         if num_images < num_records:
             logger.warning(
-                "Only %d of the %d pictures of %s were evaluated; objects in the others count as"
+                "Only %d of the %d images of %s were evaluated; objects in the others count as"
                 " missed.",
                 num_images,
                 num_records,
@@ -164,7 +164,7 @@ def evaluate_results(
         For each task COCO's numbers by name and ``AP-<class>``, 0-100.
 
     Raises:
-        InputError: If there is no ground truth, or results are for pictures or classes that the
+        InputError: If there is no ground truth, or results are for images or classes that the
             data set does not have.
     """
     _check_ids(results, dataset)
@@ -213,7 +213,7 @@ def _check_tasks(dataset: DetectionDataset, tasks: tuple[str, ...]) -> None:
         if not dataset.has_ground_truth or not annotations:
             raise InputError(
                 f"Data set {dataset.name!r} has no ground truth: none of its {len(dataset.records)}"
-                " pictures holds an object, so no AP can be computed; test on a split with"
+                " images holds an object, so no AP can be computed; test on a split with"
                 " annotations."
             )
         without = sum(field[task] not in a for a in annotations) if task in field else 0

@@ -30,7 +30,7 @@ def coco_truth(dataset: DetectionDataset) -> dict:
     """
     if not dataset.has_ground_truth or not any(record["annotations"] for record in dataset.records):
         raise InputError(
-            f"Data set {dataset.name!r} has no ground truth: its {len(dataset.records)} pictures"
+            f"Data set {dataset.name!r} has no ground truth: its {len(dataset.records)} images"
             " hold no annotation, so no AP can be computed; test on a split with annotations."
         )
     truth = load_json(Path(dataset.json_file)) if dataset.json_file else _from_records(dataset)

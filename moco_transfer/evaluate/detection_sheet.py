@@ -1,4 +1,4 @@
-"""A picture of detections beside the ground truth: one row a test picture, one column an
+"""An image of detections beside the ground truth: one row a test image, one column an
 initialisation; as PNG and as SVG.
 """
 
@@ -9,15 +9,15 @@ from pathlib import Path
 
 from ..data.annotations.catalog import DetectionDataset
 from ..data.batches.transforms import read_and_check
-from ..data.image_grid import LINES, Cell, Mark, PictureGrid, save_grid
+from ..data.image_grid import LINES, Cell, ImageGrid, Mark, save_grid
 from ..runtime.errors import InputError
 
-#: Pictures that the sheet shows of a test set when nobody says which.
+#: Images that the sheet shows of a test set when nobody says which.
 NUM_PICTURES = 4
 
 
-def first_pictures(dataset: DetectionDataset, count: int = NUM_PICTURES) -> list[int | str]:
-    """Return the ids of the first pictures of a set that have an object: the first, not the best
+def first_images(dataset: DetectionDataset, count: int = NUM_PICTURES) -> list[int | str]:
+    """Return the ids of the first images of a set that have an object: the first, not the best
     ones.
     """
     return [record["image_id"] for record in dataset.records if record["annotations"]][:count]
@@ -42,13 +42,13 @@ def draw_detection_sheet(
         dataset: The test set.
         columns: Title -> predictions in COCO's result format, e.g. from
             ``evaluate.predictions.load_predictions``.
-        image_ids: The pictures to show, one row each.
+        image_ids: The images to show, one row each.
 
     Returns:
         ``path``.
 
     Raises:
-        InputError: If a picture is not in the set or cannot be read, or a prediction has a category
+        InputError: If an image is not in the set or cannot be read, or a prediction has a category
             that the set lacks.
     """
     contiguous = {category: index for index, category in enumerate(dataset.category_ids)}
@@ -56,11 +56,11 @@ def draw_detection_sheet(
     unknown = [image_id for image_id in image_ids if image_id not in records]
     if unknown or not image_ids:
         raise InputError(
-            f"Data set {dataset.name!r} has no picture"
+            f"Data set {dataset.name!r} has no image"
             f" {unknown[0] if unknown else 'with objects'!r} to show; it has {len(records)}."
         )
     found = {
-        title: _by_picture(predictions, set(image_ids), contiguous, title)
+        title: _by_image(predictions, set(image_ids), contiguous, title)
         for title, predictions in columns.items()
     }
     rows = []
@@ -83,21 +83,21 @@ def draw_detection_sheet(
 
     cells = []
     for image_id, row in zip(image_ids, rows, strict=True):
-        picture = read_and_check(records[image_id], "RGB")
+        image = read_and_check(records[image_id], "RGB")
         # The surest last, on top of the others.
         cells.append(
-            tuple(Cell(picture, tuple(mark(*box) for box in reversed(boxes))) for boxes in row)
+            tuple(Cell(image, tuple(mark(*box) for box in reversed(boxes))) for boxes in row)
         )
     titles = ("ground truth", *(f"{title} (the surest)" for title in columns))
     key = tuple((line, names[index]) for line, index in enumerate(shown)) if by_line else ()
-    save_grid(PictureGrid(titles, tuple(cells), key), path)
+    save_grid(ImageGrid(titles, tuple(cells), key), path)
     return Path(path)
 
 
-def _by_picture(
+def _by_image(
     predictions: Sequence[dict], wanted: set, contiguous: Mapping[int, int], title: str
 ) -> dict[int | str, list[tuple]]:
-    """Return, for each wanted picture, (box XYXY, contiguous class, score), the surest first."""
+    """Return, for each wanted image, (box XYXY, contiguous class, score), the surest first."""
     found: dict[int | str, list[tuple]] = {}
     for prediction in predictions:
         if prediction["image_id"] not in wanted:

@@ -3,7 +3,7 @@ torch.
 
 All metrics lie on 0-100. ``AP`` is the mean over IoU 0.50, 0.55, ..., 0.95, ``AP50`` and ``AP75``
 are at one IoU; s, m, l are objects of less than 32^2, less than 96^2, and more px^2; ``AR1/10/100``
-is the recall with that many detections a picture. A metric that cannot be computed (no ground truth
+is the recall with that many detections an image. A metric that cannot be computed (no ground truth
 of that size or class) is left out, never NaN.
 """
 

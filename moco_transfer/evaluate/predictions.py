@@ -2,7 +2,7 @@
 not at all.
 
 Fields: ``image_id``, ``category_id`` (the data set's own), ``bbox`` [x, y, width, height] in px of
-    the original picture,
+    the original image,
 ``score``, and ``segmentation`` (compressed RLE) where there are masks, ``keypoints`` where there
 are some.
 """
@@ -44,7 +44,7 @@ class PredictionWriter:
         self._results: list[dict] = []
 
     def process(self, batch: list[dict], outputs: list[dict[str, Tensor]]) -> None:
-        """Take the detections of some pictures; see ``CocoEvaluator.process``."""
+        """Take the detections of some images; see ``CocoEvaluator.process``."""
         for item, output in zip(batch, outputs, strict=True):
             self._results.extend(
                 to_coco_results(item["image_id"], output, self._dataset.category_ids)
@@ -69,10 +69,10 @@ class PredictionWriter:
 def to_coco_results(
     image_id: int | str, output: dict[str, Tensor], category_ids: tuple[int, ...]
 ) -> list[dict]:
-    """Turn a model's output for one picture into COCO results.
+    """Turn a model's output for one image into COCO results.
 
     Args:
-        image_id: The picture.
+        image_id: The image.
         output: ``boxes`` (N, 4) XYXY px, ``scores`` (N,), ``classes`` (N,) contiguous[, ``masks``
             (N, H, W) bool, ``keypoints`` (N, K, 3)], on any device.
         category_ids: The data set's category id of each contiguous class.

@@ -6,7 +6,7 @@ Shapes in this module:
 Conventions:
     Boxes are VOC's: pixels counted from 1, both edges inclusive, so a box is xmax - xmin + 1 wide.
     Detections of a class are taken by falling score. One counts as correct when its best box of
-    that class in its picture overlaps by strictly more than the threshold and was not taken before;
+    that class in its image overlaps by strictly more than the threshold and was not taken before;
     a second one on the same box is wrong; one whose best box is difficult counts as nothing.
 Source:
     Re-expresses voc_eval and voc_ap of detectron2/evaluation/pascal_voc_evaluation.py (after
@@ -130,16 +130,16 @@ def _positions_by_class(classes: np.ndarray, num_classes: int) -> list[np.ndarra
 def best_overlaps(
     boxes: np.ndarray, images: np.ndarray, truth_boxes: np.ndarray, truth_images: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Find for each detection of a class the ground-truth box of its picture that it overlaps most.
+    """Find for each detection of a class the ground-truth box of its image that it overlaps most.
 
     Args:
         boxes: Detections (D, 4).
-        images: Their pictures (D,).
+        images: Their images (D,).
         truth_boxes: Ground truth (G, 4) of the class.
-        truth_images: Their pictures (G,).
+        truth_images: Their images (G,).
 
     Returns:
-        IoU (D,), -inf where the picture has no such box; index (D,) of the box, the first of equal
+        IoU (D,), -inf where the image has no such box; index (D,) of the box, the first of equal
         ones, -1 where none.
     """
     by_image = np.argsort(truth_images, kind="stable")
@@ -151,7 +151,7 @@ def best_overlaps(
         return overlap, best
     counts, first = counts[some], first[some]
     starts = np.cumsum(counts) - counts
-    # All pairs (detection, box of the same picture), the boxes of a detection next to each other in
+    # All pairs (detection, box of the same image), the boxes of a detection next to each other in
     # file order.
     truth_index = by_image[np.repeat(first - starts, counts) + np.arange(counts.sum())]
     ious = _iou(boxes[np.repeat(some, counts)], truth_boxes[truth_index])

@@ -5,7 +5,7 @@ Source:
     detectron2/evaluation/pascal_voc_evaluation.py PascalVOCDetectionEvaluator, whose numbers it
     gives: detections pass through text there, which rounds scores to 3 digits and coordinates to 1,
         and so they are rounded here.
-    Added: AP of each class; sentences for a test set without ground truth, a picture that is not in
+    Added: AP of each class; sentences for a test set without ground truth, an image that is not in
         it, and no predictions.
 """
 
@@ -30,13 +30,13 @@ logger = logging.getLogger(__name__)
 
 class VocEvaluator:
     """Computes VOC's AP over a test set; on several processes each passes in its share of the
-    pictures.
+    images.
 
     Args:
         dataset: The test set. Its ``year`` decides the metric: 2007 is the 11-point AP, anything
             else the area.
         output_file: Where to write the predictions in COCO's result format, or None.
-        coco_style: Whether to score the same detections by COCO's rules too (100 a picture, 101
+        coco_style: Whether to score the same detections by COCO's rules too (100 an image, 101
             points, exclusive edges, difficult boxes as ordinary ones, unrounded), as a second kind
             of metrics.
 
@@ -60,7 +60,7 @@ class VocEvaluator:
         if len(self._truth.boxes) == 0 or self._truth.difficult.all():
             raise InputError(
                 f"Data set {dataset.name!r} has no ground truth: its {len(dataset.records)}"
-                " pictures hold no box that is not difficult, so no AP can be computed; test on a"
+                " images hold no box that is not difficult, so no AP can be computed; test on a"
                 " split with annotations."
             )
         self.reset()
@@ -72,15 +72,15 @@ class VocEvaluator:
         self._results: list[dict] = []
 
     def process(self, batch: list[dict], outputs: list[dict[str, Tensor]]) -> None:
-        """Take the detections of some pictures.
+        """Take the detections of some images.
 
         Args:
             batch: What went into the model; ``image_id`` is used.
-            outputs: What came out: ``boxes`` (N, 4) XYXY px of the original picture, ``scores``
+            outputs: What came out: ``boxes`` (N, 4) XYXY px of the original image, ``scores``
                 (N,), ``classes`` (N,).
 
         Raises:
-            InputError: If a class index or a picture is not one of the data set's.
+            InputError: If a class index or an image is not one of the data set's.
         """
         for item, output in zip(batch, outputs, strict=True):
             image_id = item["image_id"]
@@ -139,7 +139,7 @@ class VocEvaluator:
         }
 
     def _detections(self, images: list, outputs: list[tuple]) -> VocDetections:
-        """Join the outputs of all pictures; move boxes to VOC's pixels from 1 and round as
+        """Join the outputs of all images; move boxes to VOC's pixels from 1 and round as
         Detectron2's text does.
         """
         boxes = (
@@ -168,7 +168,7 @@ class VocEvaluator:
         name, num_records = self._dataset.name, len(self._dataset.records)
         points = "VOC 2007's 11 points" if self._use_11_points else "the area under the curve"
         logger.info(
-            "Evaluating %d detections on %d pictures of %s: VOC AP by %s.",
+            "Evaluating %d detections on %d images of %s: VOC AP by %s.",
             len(detections.scores),
             num_images,
             name,
@@ -176,7 +176,7 @@ class VocEvaluator:
         )
         if num_images < num_records:
             logger.warning(
-                "Only %d of the %d pictures of %s were evaluated; objects in the others count as"
+                "Only %d of the %d images of %s were evaluated; objects in the others count as"
                 " missed.",
                 num_images,
                 num_records,

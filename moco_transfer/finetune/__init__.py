@@ -25,8 +25,8 @@ def build_model(cfg: Any, engine: str = "torchvision") -> Any:
 
 
 def load_detector(path: Any, **options: Any) -> Any:
-    """Load a fine-tuned detector that takes pictures:
-    ``load_detector("out/voc/moco")("picture.jpg")``.
+    """Load a fine-tuned detector that takes images:
+    ``load_detector("out/voc/moco")("image.jpg")``.
 
     Args:
         path: OUTPUT_DIR of a run, or a checkpoint.

@@ -86,7 +86,7 @@ def finetune(
         coco_style: Evaluate a test set of VOC's kind by COCO's twelve numbers too, after the last
             iteration.
         command: The command line, recorded in results.json.
-        label_subset: File that lists the training pictures to use; see ``data.label_subset``. The
+        label_subset: File that lists the training images to use; see ``data.label_subset``. The
             task's name then ends with their share.
         on_start: Called with the folder that the run writes into, once it may.
 

@@ -60,7 +60,7 @@ def find_datasets(
         is_trainable(record) for dataset in train_sets for record in dataset.records
     ):
         raise InputError(
-            f"No picture of DATASETS.TRAIN {', '.join(d.name for d in train_sets)} has a box. Look"
+            f"No image of DATASETS.TRAIN {', '.join(d.name for d in train_sets)} has a box. Look"
             " at it with moco-transfer check-data."
         )
     for dataset in test_sets:
@@ -90,7 +90,7 @@ def _nothing_to_find(dataset: DetectionDataset) -> str:
     if not dataset.has_ground_truth:
         return "its file has no annotations"
     kind = "difficult boxes" if dataset.evaluator == "voc" else "crowd regions"
-    return f"its {len(dataset.records)} pictures hold no object, {kind} not counted"
+    return f"its {len(dataset.records)} images hold no object, {kind} not counted"
 
 
 def identify(datasets: Sequence[DetectionDataset]) -> dict[str, str]:
@@ -103,7 +103,7 @@ def identify(datasets: Sequence[DetectionDataset]) -> dict[str, str]:
 def _digest(dataset: DetectionDataset) -> str:
     if dataset.json_file is not None:
         return sha256_of(dataset.json_file)
-    pictures = [
+    images = [
         [
             record["image_id"],
             os.path.relpath(record["file_name"], dataset.image_root),
@@ -114,7 +114,7 @@ def _digest(dataset: DetectionDataset) -> str:
         for record in dataset.records
     ]
     return hashlib.sha256(
-        json.dumps([dataset.class_names, dataset.year, pictures], sort_keys=True).encode()
+        json.dumps([dataset.class_names, dataset.year, images], sort_keys=True).encode()
     ).hexdigest()
 
 
@@ -222,10 +222,10 @@ def training_data(
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         records, left_out = leave_out_empty(records)
         if left_out:
-            logger.info("%d of %d training pictures have no box and are left out", left_out, total)
+            logger.info("%d of %d training images have no box and are left out", left_out, total)
     names = ", ".join(d.name for d in train_sets)
     objects = sum(len(record["annotations"]) for record in records)
-    logger.info("training on %d pictures with %d objects from %s", len(records), objects, names)
+    logger.info("training on %d images with %d objects from %s", len(records), objects, names)
     return records, training_mapper(
         cfg, keypoint_mirror=train_sets[0].keypoint_mirror if cfg.MODEL.KEYPOINT_ON else ()
     )
@@ -251,7 +251,7 @@ def training_mapper(cfg: CfgNode, *, keypoint_mirror: tuple[int, ...] = ()) -> T
 
 
 def inference_mapper(cfg: CfgNode) -> TestMapper:
-    """Return what makes inference items of test pictures.
+    """Return what makes inference items of test images.
 
     Raises:
         InputError: If INPUT has an illegal size.

@@ -1,4 +1,4 @@
-"""From the folder of a run, or a checkpoint, to a detector that takes pictures."""
+"""From the folder of a run, or a checkpoint, to a detector that takes images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def load_detector(
     class_names: Sequence[str] | None = None,
     config_file: str | None = None,
 ) -> Detector:
-    """Load a fine-tuned detector for use on pictures; no code in its files is run.
+    """Load a fine-tuned detector for use on images; no code in its files is run.
 
     Args:
         path: OUTPUT_DIR of ``moco-transfer train`` (its newest checkpoint is taken), or a
@@ -66,7 +66,7 @@ def load_detector(
     except InputError as error:  # predict has one engine, so the way out of a training is none here
         reason = str(error).removesuffix(WAY_OUT).rstrip()
         raise InputError(
-            f"{checkpoint} cannot be used for pictures here: {reason} Only Detectron2 runs such a"
+            f"{checkpoint} cannot be used for images here: {reason} Only Detectron2 runs such a"
             " detector, e.g. its demo.py with the config.yaml and the checkpoint; train"
             " --eval-only --engine detectron2 writes its predictions on a data set."
         ) from error

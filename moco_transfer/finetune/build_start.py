@@ -143,7 +143,7 @@ def run_header(
         class_names: In the order of the class indices.
         init: Row of the table.
         weights: What results.json says of MODEL.WEIGHTS.
-        label_subset_sha256: Of the file of ``--label-subset``, None for all pictures.
+        label_subset_sha256: Of the file of ``--label-subset``, None for all images.
         datasets: Digests of the annotations by name, below ``train`` and ``test``.
     """
     return {
@@ -168,7 +168,7 @@ def check_resumed(
     state: dict[str, Any], path: str, header: dict[str, Any], *, eval_only: bool = False
 ) -> list[str]:
     """Refuse to go on from a checkpoint of another kind, config or engine, or of a run from other
-    weights, pictures or seed.
+    weights, images or seed.
 
     Args:
         state: The checkpoint.
@@ -204,7 +204,7 @@ def check_resumed(
         return notes
     if "weights_sha256" not in state:
         notes.append(
-            f"resumed from {path}, which does not say which weights, pictures, seed and number of"
+            f"resumed from {path}, which does not say which weights, images, seed and number of"
             " processes the run began with (an earlier version wrote it): those of the resumption"
             " are recorded."
         )
@@ -214,7 +214,7 @@ def check_resumed(
         notes.append(
             f"resumed after iteration {state['iteration']} on a world size of"
             f" {header['world_size']}, before it {state['world_size']}: the iterations see other"
-            " pictures and random numbers than those of a run on one number of processes."
+            " images and random numbers than those of a run on one number of processes."
         )
     return notes
 
@@ -223,7 +223,7 @@ def _refuse_other_start(state: dict[str, Any], path: str, header: dict[str, Any]
     """Refuse to continue a run with other weights, labels, data or seed than it began with: it
     would be recorded as what it is not.
     """
-    anew = "or choose another OUTPUT_DIR to train anew"
+    again = "or choose another OUTPUT_DIR to train again"
     if state["weights_sha256"] != header["weights_sha256"]:
         then, now = (
             (
@@ -235,20 +235,20 @@ def _refuse_other_start(state: dict[str, Any], path: str, header: dict[str, Any]
         )
         raise InputError(
             f"{path} is of a run that began with other weights ({then}), MODEL.WEIGHTS is now"
-            f" {now}. Give it those, {anew}."
+            f" {now}. Give it those, {again}."
         )
     if state["label_subset_sha256"] != header["label_subset_sha256"]:
         then, now = (
             (
                 f"the subset with sha256 {h['label_subset_sha256']}"
                 if h["label_subset_sha256"]
-                else "all pictures"
+                else "all images"
             )
             for h in (state, header)
         )
         raise InputError(
             f"{path} is of a run on other labels ({then}), --label-subset now says {now}. Give it"
-            f" the same, {anew}."
+            f" the same, {again}."
         )
     for role, digests in header["datasets"].items():
         changed = [
@@ -257,12 +257,12 @@ def _refuse_other_start(state: dict[str, Any], path: str, header: dict[str, Any]
         if changed:
             raise InputError(
                 f"{path} is of a run on other data: the annotations of {changed[0]!r} in"
-                f" DATASETS.{role.upper()} have changed since it began. Put them back, {anew}."
+                f" DATASETS.{role.upper()} have changed since it began. Put them back, {again}."
             )
     if state["seed"] != header["seed"]:
         raise InputError(
             f"{path} is of a run with SEED {state['seed']}, now it is {header['seed']}. Resume with"
-            f" SEED {state['seed']}, {anew}."
+            f" SEED {state['seed']}, {again}."
         )
 
 

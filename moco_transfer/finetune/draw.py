@@ -1,8 +1,8 @@
-"""Detections drawn on a picture: masks as tints with a contour, boxes, and a label with class and
+"""Detections drawn on an image: masks as tints with a contour, boxes, and a label with class and
 score for each.
 
 Conventions:
-    Pictures are RGB, uint8 (H, W, 3); boxes XYXY, px of that picture.
+    Images are RGB, uint8 (H, W, 3); boxes XYXY, px of that image.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
 def draw_detections(
-    picture: np.ndarray, detections: Mapping[str, np.ndarray], class_names: Sequence[str]
+    image: np.ndarray, detections: Mapping[str, np.ndarray], class_names: Sequence[str]
 ) -> np.ndarray:
-    """Return a copy of the picture with its detections; the surest lie on top.
+    """Return a copy of the image with its detections; the surest lie on top.
 
     Args:
-        picture: RGB, uint8 (H, W, 3).
+        image: RGB, uint8 (H, W, 3).
         detections: ``boxes`` (N, 4), ``scores`` (N,) 0-1, ``classes`` (N,) indices[, ``masks`` (N,
             H, W) bool].
         class_names: Name of each class index.
     """
-    canvas = np.ascontiguousarray(picture).copy()
+    canvas = np.ascontiguousarray(image).copy()
     shorter = min(canvas.shape[:2])
     line = max(1, round(shorter / 300))
     order = np.argsort(detections["scores"], kind="stable")
@@ -71,7 +71,7 @@ def draw_detections(
 
 
 def class_colour(index: int) -> tuple[int, int, int]:
-    """Return the colour of a class, RGB 0-255; the same in every picture."""
+    """Return the colour of a class, RGB 0-255; the same in every image."""
     if index < len(_COLOURS):
         return _COLOURS[index]
     red, green, blue = colorsys.hsv_to_rgb(index * _GOLDEN % 1.0, 0.65, 0.95)
@@ -95,7 +95,7 @@ def _label(
     scale: float,
     taken: list[tuple[int, int, int, int]],
 ) -> None:
-    """Write a label inside the picture, where no earlier one lies if there is such a place at the
+    """Write a label inside the image, where no earlier one lies if there is such a place at the
     box.
     """
     height, width = canvas.shape[:2]

@@ -93,12 +93,12 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def test_batches(self, dataset: DetectionDataset) -> Batches:
-        """Return this process's share of a test set, each picture once."""
+        """Return this process's share of a test set, each image once."""
 
     @abc.abstractmethod
     def detector(self, model: nn.Module) -> Callable[[list[dict]], list[dict[str, Tensor]]]:
         """Return what gives the detections of a batch.
 
-        They are ``boxes`` (N, 4) XYXY px of the original picture, ``scores`` (N,), ``classes``
-        (N,)[, ``masks`` (N, H, W) bool, ``keypoints`` (N, K, 3)] for each picture.
+        They are ``boxes`` (N, 4) XYXY px of the original image, ``scores`` (N,), ``classes``
+        (N,)[, ``masks`` (N, H, W) bool, ``keypoints`` (N, K, 3)] for each image.
         """

@@ -52,7 +52,7 @@ _SELF_SUPERVISED_FORMATS = ("openselfsup", "lightly", "solo_learn", "vissl")
 # being its own.
 _TORCHVISION_FILE = re.compile(r"(wide_)?resne(x)?t[\w]*-[0-9a-f]{8}\.pth")
 _MOCO_AUTHOR = "MOCO"  # what the official converter writes as __author__, without any stamp
-# The official code has one way of normalising pictures (ImageNet's statistics, here on 0-255) and
+# The official code has one way of normalising images (ImageNet's statistics, here on 0-255) and
 # one trunk, torchvision's.
 _MOCO_PIXELS = {
     "format": "RGB",

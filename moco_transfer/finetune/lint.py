@@ -1,5 +1,5 @@
 """The linter of the hand-over: does the config suit these weights? Each finding is an error with
-its mend, all of them at once.
+its fix, all of them at once.
 
 In this field the expensive bug is silent: a frozen BN, a swapped colour order, a learning rate of
     another batch still give an AP. What
@@ -42,7 +42,7 @@ class Finding:
 
     Attributes:
         name: Short name, recorded in results.json when it was overruled.
-        sentence: What is wrong and the mend.
+        sentence: What is wrong and the fix.
         option: The option that goes on all the same.
     """
 
@@ -71,7 +71,7 @@ def lint(
         eval_only: Only the pixels matter then.
 
     Returns:
-        All findings, in the order in which a reader would mend them.
+        All findings, in the order in which a reader would fix them.
     """
     findings = list(_pixels(cfg, weights))
     if not eval_only:
@@ -136,7 +136,7 @@ def remarks(cfg: CfgNode, *, world_size: int) -> list[str]:
             else ""
         )
         said.append(
-            f"{alone}BN over {solver.IMS_PER_BATCH} pictures is noisy (published runs: 16): seeds"
+            f"{alone}BN over {solver.IMS_PER_BATCH} images is noisy (published runs: 16): seeds"
             " differ more."
         )
     if not cfg.TEST.PRECISE_BN.ENABLED and resnets.NORM not in (*_FROZEN, "GN"):
@@ -224,11 +224,11 @@ def _per_process_norms(cfg: CfgNode, world_size: int) -> Iterable[Finding]:
         norms["MODEL.FPN.NORM"] = cfg.MODEL.FPN.NORM
     wrong = [key for key, norm in norms.items() if norm == "BN"]
     if world_size > 1 and wrong:
-        mend = " and ".join(f"{key} SyncBN" for key in wrong)
+        fix = " and ".join(f"{key} SyncBN" for key in wrong)
         yield Finding(
             "per-process-norm",
             f"{' and '.join(wrong)} 'BN' takes its statistics from each of the {world_size}"
-            f" processes' own pictures alone. Set {mend}.",
+            f" processes' own images alone. Set {fix}.",
         )
 
 
@@ -238,7 +238,7 @@ def _pixels(cfg: CfgNode, weights: InitialWeights) -> Iterable[Finding]:
     if known.get("format") and known["format"] != order:
         yield Finding(
             "colour-order",
-            f"{was} on {known['format']} pictures, but the config says INPUT.FORMAT {order!r}. "
+            f"{was} on {known['format']} images, but the config says INPUT.FORMAT {order!r}. "
             f"Set INPUT.FORMAT {known['format']} with its pixel"
             f" statistics{_twin(known['format'])}.",
         )
@@ -257,11 +257,11 @@ def _pixels(cfg: CfgNode, weights: InitialWeights) -> Iterable[Finding]:
         and order == "RGB"
         and _near(cfg.MODEL.PIXEL_MEAN, _IMAGENET_MEAN_RGB[::-1])
     ):
-        mend = '"[123.675, 116.28, 103.53]"'
+        fix = '"[123.675, 116.28, 103.53]"'
         yield Finding(
             "colour-order",
             "INPUT.FORMAT is 'RGB', but MODEL.PIXEL_MEAN is ImageNet's in the order BGR. Set"
-            f" MODEL.PIXEL_MEAN {mend}.",
+            f" MODEL.PIXEL_MEAN {fix}.",
         )
     for name, key, values in (
         ("mean", "MODEL.PIXEL_MEAN", cfg.MODEL.PIXEL_MEAN),

@@ -1,9 +1,9 @@
-"""PreciseBN: before an evaluation the BN statistics are computed anew over many training batches.
+"""PreciseBN: before an evaluation the BN statistics are computed again over many training batches.
 
 Source:
     fvcore.nn.precise_bn does the computing. What is added is that all processes end with the same
         statistics: each sees its own
-    pictures, and detectron2's hook leaves the difference standing (detectron2 issue 5398).
+    images, and detectron2's hook leaves the difference standing (detectron2 issue 5398).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A trained detector on pictures of one's own: which pictures, what it finds in them, and the files
+"""A trained detector on images of one's own: which images, what it finds in them, and the files
 that show it.
 
 Conventions:
-    Boxes are XYXY, px of the picture as it is looked at, that is turned upright as its EXIF
+    Boxes are XYXY, px of the image as it is looked at, that is turned upright as its EXIF
     orientation says.
 """
 
@@ -23,7 +23,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..data.batches.geometry import ResizeAndFlip, resized_shape
-from ..data.batches.transforms import read_picture, to_tensor
+from ..data.batches.transforms import read_image, to_tensor
 from ..data.images.folder import EXTENSIONS
 from ..evaluate.predictions import to_coco_results
 from ..runtime.errors import InputError, MissingFileError
@@ -34,13 +34,13 @@ logger = logging.getLogger(__name__)
 
 SCHEMA = 1
 DETECTIONS_FILE = "detections.json"
-_KEPT_SUFFIXES = (".jpg", ".jpeg", ".png")  # other pictures are drawn as .png
+_KEPT_SUFFIXES = (".jpg", ".jpeg", ".png")  # other images are drawn as .png
 _JPEG_QUALITY = 95
 
 
 @dataclass(frozen=True)
 class Detector:
-    """A trained detector that takes pictures; ``finetune.load_detector`` makes one.
+    """A trained detector that takes images; ``finetune.load_detector`` makes one.
 
     Attributes:
         model: In evaluation mode, on ``device``.
@@ -62,14 +62,14 @@ class Detector:
     device: torch.device
     source: str
 
-    def __call__(self, picture: str | os.PathLike[str] | np.ndarray) -> dict[str, np.ndarray]:
-        """Return what is found in a picture.
+    def __call__(self, source: str | os.PathLike[str] | np.ndarray) -> dict[str, np.ndarray]:
+        """Return what is found in an image.
 
         Args:
-            picture: A file, or pixels RGB uint8 (H, W, 3).
+            source: A file, or pixels RGB uint8 (H, W, 3).
 
         Returns:
-            ``boxes`` float32 (N, 4) XYXY in px of the picture, ``scores`` float32 (N,) 0-1
+            ``boxes`` float32 (N, 4) XYXY in px of the source, ``scores`` float32 (N,) 0-1
             descending, ``classes`` int64 (N,) indices into ``class_names``, and with a mask head
             ``masks`` bool (N, H, W).
 
@@ -77,19 +77,17 @@ class Detector:
             MissingFileError: If the file does not exist.
             InputError: If it cannot be decoded, or the array is not RGB uint8.
         """
-        pixels = (
-            picture if isinstance(picture, np.ndarray) else read_picture(os.fspath(picture), "RGB")
-        )
+        pixels = source if isinstance(source, np.ndarray) else read_image(os.fspath(source), "RGB")
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
             raise InputError(
-                f"A picture must be RGB uint8 (H, W, 3), got {pixels.dtype} {pixels.shape}."
+                f"A source must be RGB uint8 (H, W, 3), got {pixels.dtype} {pixels.shape}."
             )
         ordered = pixels if self.image_format == "RGB" else pixels[:, :, ::-1]
         new_shape = resized_shape(
             *pixels.shape[:2], shorter_edge=self.min_size, max_size=self.max_size
         )
         image = to_tensor(
-            ResizeAndFlip(pixels.shape[:2], new_shape).apply_picture(np.ascontiguousarray(ordered))
+            ResizeAndFlip(pixels.shape[:2], new_shape).apply_image(np.ascontiguousarray(ordered))
         )
         item = {"image": image.to(self.device), "height": pixels.shape[0], "width": pixels.shape[1]}
         with torch.inference_mode():
@@ -98,8 +96,8 @@ class Detector:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture to look at: its file, and where below the output folder its drawing goes."""
+class Image:
+    """An image to look at: its file, and where below the output folder its drawing goes."""
 
     path: str
     drawn: str
@@ -107,29 +105,29 @@ class Picture:
 
 @dataclass
 class Summary:
-    """What :func:`predict_pictures` did: pictures drawn, detections by class name, and (file,
-    reason) of the pictures skipped.
+    """What :func:`predict_images` did: images drawn, detections by class name, and (file,
+    reason) of the images skipped.
     """
 
-    num_pictures: int = 0
+    num_images: int = 0
     num_detections: dict[str, int] = field(default_factory=dict)
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
 
-def find_pictures(paths: Sequence[str], output_dir: str) -> list[Picture]:
-    """Return the pictures that files and folders stand for, each once, with a name of its own below
+def find_images(paths: Sequence[str], output_dir: str) -> list[Image]:
+    """Return the images that files and folders stand for, each once, with a name of its own below
     the output folder.
 
     A folder is searched at any depth, its own structure is kept below the output folder, and what
     lies in the output folder is left out.
 
     Args:
-        paths: Files of any kind, and folders of pictures.
+        paths: Files of any kind, and folders of images.
         output_dir: Where drawings will be written.
 
     Raises:
         MissingFileError: If a path does not exist.
-        InputError: If a folder holds no picture, or a drawing would overwrite a picture.
+        InputError: If a folder holds no image, or a drawing would overwrite an image.
     """
     output = Path(output_dir).resolve()
     found: list[tuple[Path, Path]] = []
@@ -143,27 +141,27 @@ def find_pictures(paths: Sequence[str], output_dir: str) -> list[Picture]:
                 and output not in f.resolve().parents
             ]
             if not inside:
-                raise InputError(f"The folder {path} holds no picture ({', '.join(EXTENSIONS)}).")
+                raise InputError(f"The folder {path} holds no image ({', '.join(EXTENSIONS)}).")
             found += [(file, file.relative_to(path)) for file in inside]
         elif path.exists():
             found.append((path, Path(path.name)))
         else:
-            raise MissingFileError(f"The picture {path} does not exist.")
-    pictures, sources, names = [], set(), set()
+            raise MissingFileError(f"The image {path} does not exist.")
+    images, sources, names = [], set(), set()
     for file, relative in found:
         if file.resolve() in sources:
             continue
         sources.add(file.resolve())
         drawn = _free_name(relative, names)
         names.add(drawn)
-        pictures.append(Picture(str(file), drawn))
-    for picture in pictures:
-        if (output / picture.drawn).resolve() in sources:
+        images.append(Image(str(file), drawn))
+    for image in images:
+        if (output / image.drawn).resolve() in sources:
             raise InputError(
-                f"--output {output_dir} would overwrite the picture {output / picture.drawn}."
+                f"--output {output_dir} would overwrite the image {output / image.drawn}."
                 " Choose another folder."
             )
-    return pictures
+    return images
 
 
 def _free_name(relative: Path, names: set[str]) -> str:
@@ -180,42 +178,42 @@ def _free_name(relative: Path, names: set[str]) -> str:
     return next(name for name in candidates if name not in names)
 
 
-def predict_pictures(detector: Detector, pictures: Sequence[Picture], output_dir: str) -> Summary:
-    """Draw what a detector finds on each picture and write ``detections.json`` beside the drawings.
+def predict_images(detector: Detector, images: Sequence[Image], output_dir: str) -> Summary:
+    """Draw what a detector finds on each image and write ``detections.json`` beside the drawings.
 
     Args:
         detector: A trained detector.
-        pictures: From :func:`find_pictures`.
+        images: From :func:`find_images`.
         output_dir: Made when it is missing; drawings of the same name in it are replaced.
 
     Returns:
-        Counts, and the pictures that could not be read: those are skipped.
+        Counts, and the images that could not be read: those are skipped.
 
     Raises:
-        InputError: If no picture could be read, or the folder cannot be written to.
+        InputError: If no image could be read, or the folder cannot be written to.
     """
     summary = Summary(num_detections=dict.fromkeys(detector.class_names, 0))
-    images: list[dict[str, Any]] = []
-    for picture in tqdm(pictures, desc="predicting", unit="picture", disable=None):
+    entries: list[dict[str, Any]] = []
+    for found_image in tqdm(images, desc="predicting", unit="image", disable=None):
         try:
-            pixels = read_picture(picture.path, "RGB")
+            pixels = read_image(found_image.path, "RGB")
         except InputError as error:
             logger.warning("skipped: %s", error)
-            summary.skipped.append((picture.path, str(error)))
+            summary.skipped.append((found_image.path, str(error)))
             continue
         detections = detector(pixels)
-        target = Path(output_dir) / picture.drawn
+        target = Path(output_dir) / found_image.drawn
         atomic_write_bytes(
             target,
             _encode(draw_detections(pixels, detections, detector.class_names), target.suffix),
         )
-        images.append(_entry(picture, pixels, detections, detector.class_names))
-        summary.num_pictures += 1
-        for found in images[-1]["detections"]:
+        entries.append(_entry(found_image, pixels, detections, detector.class_names))
+        summary.num_images += 1
+        for found in entries[-1]["detections"]:
             summary.num_detections[found["class"]] += 1
-    if not images:
+    if not entries:
         raise InputError(
-            f"None of the {len(pictures)} pictures can be read; the first: {summary.skipped[0][1]}"
+            f"None of the {len(images)} images can be read; the first: {summary.skipped[0][1]}"
         )
     record = {
         "schema": SCHEMA,
@@ -223,7 +221,7 @@ def predict_pictures(detector: Detector, pictures: Sequence[Picture], output_dir
         "score_threshold": detector.score_threshold,
         "classes": list(detector.class_names),
         "skipped": [{"file": file, "reason": reason} for file, reason in summary.skipped],
-        "images": images,
+        "images": entries,
     }
     atomic_write_text(Path(output_dir) / DETECTIONS_FILE, _one_line_an_image(record))
     return summary
@@ -240,14 +238,14 @@ def _one_line_an_image(record: Mapping[str, Any]) -> str:
 
 
 def _entry(
-    picture: Picture,
+    image: Image,
     pixels: np.ndarray,
     detections: Mapping[str, np.ndarray],
     class_names: Sequence[str],
 ) -> dict[str, Any]:
-    """Return what detections.json says of a picture; masks are COCO's compressed RLE."""
+    """Return what detections.json says of an image; masks are COCO's compressed RLE."""
     tensors = {name: torch.from_numpy(values) for name, values in detections.items()}
-    coco = to_coco_results(picture.path, tensors, tuple(range(len(class_names))))
+    coco = to_coco_results(image.path, tensors, tuple(range(len(class_names))))
     found = [
         {
             "class": class_names[result["category_id"]],
@@ -260,16 +258,16 @@ def _entry(
     ]
     height, width = pixels.shape[:2]
     return {
-        "file": picture.path,
-        "drawn": picture.drawn,
+        "file": image.path,
+        "drawn": image.drawn,
         "width": width,
         "height": height,
         "detections": found,
     }
 
 
-def _encode(picture: np.ndarray, suffix: str) -> bytes:
+def _encode(image: np.ndarray, suffix: str) -> bytes:
     options = (
         [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY] if suffix.lower() in (".jpg", ".jpeg") else []
     )
-    return cv2.imencode(suffix.lower(), picture[:, :, ::-1], options)[1].tobytes()
+    return cv2.imencode(suffix.lower(), image[:, :, ::-1], options)[1].tobytes()

@@ -10,7 +10,7 @@ from ..runtime.errors import InputError
 
 
 def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:
-    """Return the config for this number of processes: as many pictures per process as the schedule
+    """Return the config for this number of processes: as many images per process as the schedule
     was written with.
 
     With SOLVER.REFERENCE_WORLD_SIZE 0 the schedule is taken as it is, and IMS_PER_BATCH is divided
@@ -95,7 +95,7 @@ def schedule_sentence(written: CfgNode, scaled: CfgNode, world_size: int) -> str
     reference = old.REFERENCE_WORLD_SIZE
     processes = (
         f"{world_size} process{'' if world_size == 1 else 'es'} with"
-        f" {new.IMS_PER_BATCH // world_size} pictures each"
+        f" {new.IMS_PER_BATCH // world_size} images each"
     )
     if reference and reference != world_size:
         return f"schedule scaled from {reference} processes to {processes}: {', '.join(parts)}"

@@ -48,7 +48,7 @@ class FineTuning:
         amp_dtype: Autocast type, None for fp32.
         max_iter: Length of the run.
         header: What every checkpoint says about itself.
-        begin_iteration: Called with the iterations finished before each one, after its pictures are
+        begin_iteration: Called with the iterations finished before each one, after its images are
             there: sets the learning rate, and the random generators where the engine wants them
                 set.
         clip: Limits the gradients in place, None for no clipping.

@@ -55,8 +55,8 @@ class WideResNet50(ResNet):
                 nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
 
 
-def _for_small_pictures(factory: Callable[..., ResNet], **kwargs) -> ResNet:
-    """Return a ResNet for pictures of about 32 px: a 3x3 stem of stride 1 without bias, and no
+def _for_small_images(factory: Callable[..., ResNet], **kwargs) -> ResNet:
+    """Return a ResNet for images of about 32 px: a 3x3 stem of stride 1 without bias, and no
     max-pool.
 
     Source:
@@ -84,9 +84,9 @@ ENCODERS: dict[str, Callable[..., nn.Module]] = {
     "resnext50_32x8d": _resnext50_32x8d,
     "resnet50_w2x": functools.partial(WideResNet50, 2),
     "resnet50_w4x": functools.partial(WideResNet50, 4),
-    "resnet18_cifar": functools.partial(_for_small_pictures, torchvision.models.resnet18),
-    "resnet34_cifar": functools.partial(_for_small_pictures, torchvision.models.resnet34),
-    "resnet50_cifar": functools.partial(_for_small_pictures, torchvision.models.resnet50),
+    "resnet18_cifar": functools.partial(_for_small_images, torchvision.models.resnet18),
+    "resnet34_cifar": functools.partial(_for_small_images, torchvision.models.resnet34),
+    "resnet50_cifar": functools.partial(_for_small_images, torchvision.models.resnet50),
 }
 
 

@@ -80,8 +80,8 @@ def announce_queue(run: Pretraining, *, num_images: int) -> None:
     )
     if num_images < run.negatives:
         logger.warning(
-            "MOCO.QUEUE_SIZE %d is larger than the number of pictures, %d: a queue then holds other"
-            " views of the query's own picture as negatives. At most a quarter of the pictures, %d,"
+            "MOCO.QUEUE_SIZE %d is larger than the number of images, %d: a queue then holds other"
+            " views of the query's own image as negatives. At most a quarter of the images, %d,"
             " is advisable.",
             run.negatives,
             num_images,
@@ -90,19 +90,19 @@ def announce_queue(run: Pretraining, *, num_images: int) -> None:
 
 
 def announce_bank(run: Pretraining, *, num_images: int, negatives: int) -> None:
-    """Warn when the data hold fewer pictures outside a batch than the config asks for as negatives.
+    """Warn when the data hold fewer images outside a batch than the config asks for as negatives.
 
     Args:
         run: The run.
-        num_images: Pictures in the data.
+        num_images: Images in the data.
         negatives: K as configured.
     """
     others = num_images - run.batch_size_total
     if others < negatives:
         logger.warning(
-            "MOCO.QUEUE_SIZE %d is larger than the number of pictures outside a batch, %d of %d:"
+            "MOCO.QUEUE_SIZE %d is larger than the number of images outside a batch, %d of %d:"
             " the features of all of those are the negatives instead of a draw of %d, so that K is"
-            " %d. Set MOCO.QUEUE_SIZE to at most that, or use more pictures.",
+            " %d. Set MOCO.QUEUE_SIZE to at most that, or use more images.",
             negatives,
             others,
             num_images,

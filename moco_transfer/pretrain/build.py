@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..data.images.labelled import LabelledBatches, find_labelled
 from ..data.images.packed import PixelImages
 from ..data.images.shard_index import ShardSet
-from ..data.images.sources import Pictures
+from ..data.images.sources import Images
 from ..data.views.loading import Batches, describe_batches, warn_of_another_order
 from ..models.encoders import build_encoder
 from ..runtime.checkpoint import CheckpointFolder
@@ -42,7 +42,7 @@ from .build_data import (
     build_loader,
     decoding_device,
     evaluation_view,
-    open_pictures,
+    open_images,
     plan_run,
     with_packed_pixels,
 )
@@ -62,7 +62,7 @@ logger = logging.getLogger(__name__)
 
 PATIENCE = 5000
 """Iterations after which a run is judged even in the midst of its first epoch: about ImageNet's
-epoch at a batch of 256. Of a billion pictures an epoch has 918 thousand, which would be most of the
+epoch at a batch of 256. Of a billion images an epoch has 918 thousand, which would be most of the
 run."""
 
 _AMP_DTYPE = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -91,7 +91,7 @@ def pretrain(
     device = start_processes(cfg.TRAIN.DEVICE)
     if device.type == "cpu":
         keep_freed_memory()
-    folder = open_pictures(cfg)
+    folder = open_images(cfg)
     cfg = with_packed_pixels(cfg, folder)
     batches = plan_run(
         cfg, folder, start_iteration=0
@@ -104,12 +104,12 @@ def pretrain(
             else ""
         )
         raise InputError(
-            "MECHANISM supervised needs pictures of at least two classes, found"
+            "MECHANISM supervised needs images of at least two classes, found"
             f" {len(folder.class_names)}: {folder.describe()}.{uncounted}"
         )
     if cfg.MECHANISM == "memory_bank" and isinstance(folder, ShardSet):
         raise InputError(
-            "MECHANISM memory_bank keeps a feature of each picture by its number, which a stream"
+            "MECHANISM memory_bank keeps a feature of each image by its number, which a stream"
             f" of shards ({cfg.DATA.ROOT}) does not have. Unpack the shards into a folder, or use"
             " MECHANISM moco."
         )
@@ -144,7 +144,7 @@ def pretrain(
         else None
     )
     # All batches have one size: the fastest convolutions are looked for once, as in the official
-    # script. Detectors' pictures differ.
+    # script. Detectors' images differ.
     torch.backends.cudnn.benchmark = device.type == "cuda"
     try:
         complete = train(
@@ -178,7 +178,7 @@ def _monitored_before(metrics: Path, run: Pretraining) -> int:
     return run.iteration if broadcast_object(written) or not run.iteration else -1
 
 
-def _announce(cfg: CfgNode, folder: Pictures, run: Pretraining) -> None:
+def _announce(cfg: CfgNode, folder: Images, run: Pretraining) -> None:
     announce_run(
         run,
         base_lr=cfg.SOLVER.BASE_LR,
@@ -200,7 +200,7 @@ def build_model(cfg: CfgNode, *, num_classes: int = 0, num_images: int = 0) -> n
     Args:
         cfg: A pre-training config.
         num_classes: Class folders, for ``supervised``.
-        num_images: Pictures in the data, for ``memory_bank``.
+        num_images: Images in the data, for ``memory_bank``.
     """
     moco = cfg.MOCO
     plain = functools.partial(_encoder, cfg.MODEL.ARCH, nn.BatchNorm2d)
@@ -238,7 +238,7 @@ def _encoder(arch: str, norm_layer, outputs: int) -> nn.Module:
 
 def build_run(
     cfg: CfgNode,
-    folder: Pictures,
+    folder: Images,
     batches: Batches,
     device: torch.device,
     *,
@@ -248,7 +248,7 @@ def build_run(
 
     Args:
         cfg: A pre-training config.
-        folder: The pictures; their number and class names are asked for, none is read.
+        folder: The images; their number and class names are asked for, none is read.
         batches: Their order.
         device: Where to train.
         init_from: Checkpoint whose weights the encoders start from.
@@ -355,7 +355,7 @@ def _watch(cfg: CfgNode, model: nn.Module, batches: Batches) -> Watch | None:
     return Watch(negatives=negatives, patience_iterations=patience, loss_scale=model.loss_scale)
 
 
-def _monitor(cfg: CfgNode, folder: Pictures | ShardSet) -> KnnMonitor | None:
+def _monitor(cfg: CfgNode, folder: Images | ShardSet) -> KnnMonitor | None:
     if not cfg.KNN.TEST:
         return None
     if (cfg.DATA.LIST_FILE or isinstance(folder, ShardSet)) and not cfg.KNN.TRAIN:
@@ -366,8 +366,8 @@ def _monitor(cfg: CfgNode, folder: Pictures | ShardSet) -> KnnMonitor | None:
         )
     sets = find_labelled(cfg.KNN.TRAIN or cfg.DATA.ROOT, cfg.KNN.TEST)
     train, test = (
-        LabelledBatches(pictures, evaluation_view(cfg), num_workers=cfg.DATA.NUM_WORKERS)
-        for pictures in sets
+        LabelledBatches(images, evaluation_view(cfg), num_workers=cfg.DATA.NUM_WORKERS)
+        for images in sets
     )
     features = cfg.KNN.FEATURES
     if features == "auto":
@@ -382,7 +382,7 @@ def _monitor(cfg: CfgNode, folder: Pictures | ShardSet) -> KnnMonitor | None:
     )
 
 
-def _header(cfg: CfgNode, folder: Pictures) -> dict[str, Any]:
+def _header(cfg: CfgNode, folder: Images) -> dict[str, Any]:
     return {
         "format": CHECKPOINT_FORMAT,
         "mechanism": cfg.MECHANISM,

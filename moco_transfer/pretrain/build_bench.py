@@ -1,4 +1,4 @@
-"""What the pictures of a config cost beside its training step: `moco-transfer bench-data`."""
+"""What the images of a config cost beside its training step: `moco-transfer bench-data`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..data.views.view_batch import ViewBatch, ViewMaker
 from ..runtime.distributed import start_processes
 from ..runtime.errors import InputError
 from .build import build_run
-from .build_data import decoding_device, open_pictures, plan_run, view_maker
+from .build_data import decoding_device, open_images, plan_run, view_maker
 from .trainer import Pretraining, step
 
 _BATCH_ON_CPU = 32  # images; a step on more takes as long an image, and a minute in all
@@ -36,10 +36,10 @@ def bench_data(cfg: CfgNode, *, seconds: float, gpu_images_per_sec: float) -> li
         InputError: If the data cannot be used, or are tar shards.
     """
     device = start_processes(cfg.TRAIN.DEVICE)
-    folder = open_pictures(cfg)
+    folder = open_images(cfg)
     if isinstance(folder, ShardSet):
         raise InputError(
-            f"bench-data measures pictures that can be read in any order; {cfg.DATA.ROOT} is a"
+            f"bench-data measures images that can be read in any order; {cfg.DATA.ROOT} is a"
             " stream of tar shards. Unpack one shard."
         )
     make_views, batch, workers = view_maker(cfg), cfg.DATA.BATCH_SIZE_TOTAL, cfg.DATA.NUM_WORKERS
@@ -65,7 +65,7 @@ def bench_data(cfg: CfgNode, *, seconds: float, gpu_images_per_sec: float) -> li
     images_per_sec = step_images_per_sec(run, make_views, batch_size=taken, seconds=seconds / 3)
     said = (
         f"the training step takes {images_per_sec:.1f} images/s on {_name(device)} (batches of"
-        f" {taken}, no pictures to wait for)"
+        f" {taken}, no images to wait for)"
     )
     if device.type == "cpu":
         return [

@@ -1,4 +1,4 @@
-"""The pictures of a pre-training run from its config: the source, the order, the views, the loader."""
+"""The images of a pre-training run from its config: the source, the order, the views, the loader."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from fvcore.common.config import CfgNode
 
 from ..data.images.labelled import EvaluationView, protocol_resize
 from ..data.images.shard_index import ShardSet
-from ..data.images.sources import Pictures, open_source
+from ..data.images.sources import Images, open_source
 from ..data.views.device_decode import PIXELS as DEVICE_PIXELS
 from ..data.views.loading import Batches, Loader, plan_batches
 from ..data.views.view_batch import ViewMaker
 from ..runtime.errors import InputError
 
 
-def open_pictures(cfg: CfgNode) -> Pictures:
-    """Find the pictures that the config names; see ``open_source``."""
+def open_images(cfg: CfgNode) -> Images:
+    """Find the images that the config names; see ``open_source``."""
     return open_source(
         cfg.DATA.ROOT,
         layout=cfg.DATA.LAYOUT,
@@ -24,7 +24,7 @@ def open_pictures(cfg: CfgNode) -> Pictures:
     )
 
 
-def with_packed_pixels(cfg: CfgNode, folder: Pictures) -> CfgNode:
+def with_packed_pixels(cfg: CfgNode, folder: Images) -> CfgNode:
     """Return a config that says what packing and decoding did to the pixels, so that config.yaml
     and the checkpoints say it too.
     """
@@ -36,8 +36,8 @@ def with_packed_pixels(cfg: CfgNode, folder: Pictures) -> CfgNode:
     return cfg
 
 
-def plan_run(cfg: CfgNode, folder: Pictures, *, start_iteration: int) -> Batches:
-    """Lay down which pictures this process reads in each iteration; see ``plan_batches``."""
+def plan_run(cfg: CfgNode, folder: Images, *, start_iteration: int) -> Batches:
+    """Lay down which images this process reads in each iteration; see ``plan_batches``."""
     # A run measured in iterations ends within its last epoch.
     iterations_per_epoch = max(1, len(folder) // cfg.DATA.BATCH_SIZE_TOTAL)
     epochs = -(-cfg.SOLVER.MAX_ITER // iterations_per_epoch) or cfg.SOLVER.EPOCHS
@@ -52,11 +52,11 @@ def plan_run(cfg: CfgNode, folder: Pictures, *, start_iteration: int) -> Batches
     )
 
 
-def build_loader(cfg: CfgNode, folder: Pictures, batches: Batches, device: torch.device) -> Loader:
+def build_loader(cfg: CfgNode, folder: Images, batches: Batches, device: torch.device) -> Loader:
     """Return the batches of the run, from where its plan starts.
 
     Raises:
-        InputError: If the config has the device decode and it is no CUDA device, or the pictures
+        InputError: If the config has the device decode and it is no CUDA device, or the images
             are tar shards.
     """
     settings = {"num_workers": cfg.DATA.NUM_WORKERS, "pin_memory": device.type == "cuda"}
@@ -65,18 +65,18 @@ def build_loader(cfg: CfgNode, folder: Pictures, batches: Batches, device: torch
     )
 
 
-def decoding_device(cfg: CfgNode, folder: Pictures, device: torch.device) -> torch.device | None:
+def decoding_device(cfg: CfgNode, folder: Images, device: torch.device) -> torch.device | None:
     """Return the device that decodes JPEGs in place of the data workers, or None.
 
     Raises:
-        InputError: If the config asks for it and the device is no CUDA device, or the pictures are
+        InputError: If the config asks for it and the device is no CUDA device, or the images are
             tar shards, where none can be read again in place of a damaged one.
     """
     if cfg.DATA.DECODE == "worker":
         return None
     if isinstance(folder, ShardSet):
         raise InputError(
-            f"DATA.DECODE device needs pictures that can be read in any order, {cfg.DATA.ROOT} is"
+            f"DATA.DECODE device needs images that can be read in any order, {cfg.DATA.ROOT} is"
             " tar shards. Use DATA.DECODE worker."
         )
     if device.type != "cuda":
@@ -88,7 +88,7 @@ def decoding_device(cfg: CfgNode, folder: Pictures, device: torch.device) -> tor
 
 
 def view_maker(cfg: CfgNode) -> ViewMaker:
-    """Return what makes the views of a picture."""
+    """Return what makes the views of an image."""
     num_views = 1 if cfg.MECHANISM in ("supervised", "memory_bank") else 2
     return ViewMaker(
         cfg.DATA.AUGMENTATION,
@@ -100,7 +100,7 @@ def view_maker(cfg: CfgNode) -> ViewMaker:
 
 
 def evaluation_view(cfg: CfgNode) -> EvaluationView:
-    """Return how kNN and the linear protocol see pictures."""
+    """Return how kNN and the linear protocol see images."""
     data = cfg.DATA
     return EvaluationView(
         data.IMAGE_SIZE,

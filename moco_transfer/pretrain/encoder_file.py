@@ -31,7 +31,7 @@ class TrainedEncoder:
         network: Maps normalised RGB (N, 3, H, W) to (N, C); on the CPU, in evaluation mode, without
             gradients.
         arch: A key of ``ENCODERS``.
-        view: Size and pixel statistics of its pictures.
+        view: Size and pixel statistics of its images.
         has_head: Whether the head came with it; else ``fc`` must not be used.
         mechanism: What trained it, e.g. ``moco``; empty where the file does not say.
         epoch: Epochs finished, None where the file does not say.

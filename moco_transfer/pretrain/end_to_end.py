@@ -76,7 +76,7 @@ class EndToEnd(nn.Module):
 
         Args:
             im_q: Query images (N, 3, H, W), normalised RGB.
-            im_k: Key images (N, 3, H, W), another view of the same pictures in the same order.
+            im_k: Key images (N, 3, H, W), another view of the same images in the same order.
         """
         q = unit(self.encoder_q(im_q))  # (N, C)
         k_all = self._keys(im_k)  # (W * N, C), with gradient

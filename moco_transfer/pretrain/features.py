@@ -1,10 +1,10 @@
-"""Features of labelled pictures by a frozen encoder: what the kNN classifier and the linear
+"""Features of labelled images by a frozen encoder: what the kNN classifier and the linear
 protocol start from.
 
 Shapes in this module:
-    N: pictures of a set    C: dimension of the features
+    N: images of a set    C: dimension of the features
 Distributed:
-    ``extract_features`` is collective: each process encodes every W-th picture, and all end with
+    ``extract_features`` is collective: each process encodes every W-th image, and all end with
     the whole.
 """
 
@@ -39,13 +39,13 @@ class Precision:
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """The features of a set's readable pictures, in the set's order.
+    """The features of a set's readable images, in the set's order.
 
     Attributes:
         features: (N, C), float32, on the device they were computed on.
         labels: (N,), int64.
         class_names: Names of the classes.
-        num_unreadable: Pictures left out because they could not be decoded.
+        num_unreadable: Images left out because they could not be decoded.
     """
 
     features: Tensor
@@ -73,7 +73,7 @@ def encode(
     std: tuple[float, ...],
     precision: Precision,
 ) -> Tensor:
-    """Return the features (N, C), float32 and without gradient, of uint8 pictures (N, 3, H, W), RGB
+    """Return the features (N, C), float32 and without gradient, of uint8 images (N, 3, H, W), RGB
     0-255.
     """
     images = normalize(views.to(precision.device, non_blocking=True), mean, std)
@@ -94,20 +94,20 @@ def extract_features(
     description: str,
     stop: StopRequest | None = None,
 ) -> FeatureSet:
-    """Run a network in evaluation mode over labelled pictures. Collective.
+    """Run a network in evaluation mode over labelled images. Collective.
 
     Args:
         network: The encoder, or :func:`trunk_of` it; its mode is put back afterwards.
-        batches: The pictures.
+        batches: The images.
         precision: Where and how to compute.
         description: For the progress bar.
-        stop: Ends it before the last picture.
+        stop: Ends it before the last image.
 
     Returns:
-        The features of all processes' pictures, the same on every process.
+        The features of all processes' images, the same on every process.
 
     Raises:
-        InputError: If none of the pictures can be read.
+        InputError: If none of the images can be read.
         Stopped: If any process was told to stop.
     """
     was_training = network.training
@@ -129,15 +129,15 @@ def extract_features(
         torch.cat(labels).to(device),
         torch.cat(indices).to(device),
     )
-    rows, label = _in_order(rows, label, index, total=len(batches.pictures))
+    rows, label = _in_order(rows, label, index, total=len(batches.images))
     readable = label != UNREADABLE_LABEL
     if not readable.any():
         raise InputError(
-            f"{description}: none of the {len(batches.pictures)} pictures can be read, the first is"
-            f" {batches.pictures.name(0)}. Repair them or name others."
+            f"{description}: none of the {len(batches.images)} images can be read, the first is"
+            f" {batches.images.name(0)}. Repair them or name others."
         )
     return FeatureSet(
-        rows[readable], label[readable], batches.pictures.class_names, int((~readable).sum())
+        rows[readable], label[readable], batches.images.class_names, int((~readable).sum())
     )
 
 

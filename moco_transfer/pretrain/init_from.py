@@ -76,7 +76,7 @@ def start_from(model: nn.Module, path: str) -> None:
         if name in theirs and (head_fits or not name.startswith("fc."))
     }
     _load(model, taken)
-    head_text = "head too" if head_fits else "head initialised anew"
+    head_text = "head too" if head_fits else "head initialised again"
     logger.info(
         "started from %s: %d trunk tensors, %s; queue, optimiser and schedule are fresh",
         path,

@@ -1,7 +1,7 @@
 """The weighted kNN classifier on frozen features, and the monitor that runs it during pre-training.
 
 Shapes in this module:
-    N: pictures asked about    M: pictures of the bank    C: dimension of the features
+    N: images asked about    M: images of the bank    C: dimension of the features
 Source:
     Wu et al. 2018 (InstDisc), arXiv:1805.01978, Sec. 3.4: a neighbour with cosine s votes for its
     class with weight exp(s / T). Settings (k = 200, T = 0.1) and behaviour of the official CIFAR-10
@@ -74,12 +74,12 @@ def knn_scores(
 def knn_accuracy(
     train: FeatureSet, test: FeatureSet, *, k: int, temperature: float
 ) -> dict[str, float]:
-    """Return the share of test pictures, in percent, whose class is the first (``top1``) or among
+    """Return the share of test images, in percent, whose class is the first (``top1``) or among
     the first five (``top5``).
 
     Args:
         train: The bank; its features need not have unit norm.
-        test: The pictures asked about, labels numbered as in the bank.
+        test: The images asked about, labels numbered as in the bank.
         k: Neighbours.
         temperature: T of the votes.
     """
@@ -105,8 +105,8 @@ class KnnMonitor:
     """Classifies a labelled folder by the features of the run's query encoder, every n epochs.
 
     Args:
-        train: The bank's pictures.
-        test: The pictures asked about.
+        train: The bank's images.
+        test: The images asked about.
         period_epochs: Epochs from one measurement to the next; the end of the run is always
             measured.
         k, temperature: See :func:`knn_scores`.

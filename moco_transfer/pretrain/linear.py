@@ -1,9 +1,9 @@
 """The linear protocol: one fully connected layer on frozen, globally average-pooled features.
 
 Shapes in this module:
-    B: pictures of an iteration over all processes    C: dimension of the features
+    B: images of an iteration over all processes    C: dimension of the features
 Distributed:
-    ``train_classifier`` is collective. An iteration's pictures do not depend on the number of
+    ``train_classifier`` is collective. An iteration's images do not depend on the number of
     processes.
 Source:
     arXiv:1911.05722 Sec. 4.1; facebookresearch/moco@7397dfe main_lincls.py: lr 30, weight decay 0,
@@ -47,8 +47,8 @@ class LinearProtocol:
         lr: Learning rate, not scaled by the batch.
         sgd_momentum: Of SGD.
         weight_decay: Of SGD.
-        batch_size_total: Pictures per iteration over all processes.
-        epochs: Passes over the training pictures.
+        batch_size_total: Images per iteration over all processes.
+        epochs: Passes over the training images.
         seed: Of the weights, the order and the crops.
     """
 
@@ -74,10 +74,10 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
     as lists of (epoch, index).
 
     Unlike ``data.samplers.EpochBatches`` it keeps the last, partial batch of an epoch, as
-    main_lincls.py does, so a process's part may be smaller than another's by one picture, or empty.
+    main_lincls.py does, so a process's part may be smaller than another's by one image, or empty.
 
     Args:
-        num_images: Pictures in the training folder.
+        num_images: Images in the training folder.
         protocol: Batch size, epochs and seed.
         start_epoch: Epochs already finished.
         start_step: Iterations already finished of the next one.
@@ -102,7 +102,7 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
         return -(-self.num_images // self.protocol.batch_size_total)
 
     def batch_size(self, iteration_in_epoch: int) -> int:
-        """Return the number of pictures of an iteration over all processes."""
+        """Return the number of images of an iteration over all processes."""
         return min(
             self.protocol.batch_size_total,
             self.num_images - iteration_in_epoch * self.protocol.batch_size_total,
@@ -138,7 +138,7 @@ class LinearRun:
         origin: What the features are and come from; a checkpoint is resumed only with the same.
         epoch: Epochs finished.
         step: Iterations finished of the next one.
-        sums: Of the loss and of correct answers in these, over this process's pictures.
+        sums: Of the loss and of correct answers in these, over this process's images.
     """
 
     classifier: nn.Linear
@@ -241,7 +241,7 @@ def train_classifier(
         run: Classifier and optimiser; changed in place.
         batches: This process's (features (b, C), labels (b,)) for each batch of ``order``, on the
             classifier's device.
-        test: Features of the pictures to be classified.
+        test: Features of the images to be classified.
         order: The order that ``batches`` follow.
         checkpoints: Where rank 0 saves after each epoch.
         metrics: Where rank 0 writes its measurements, None on the other processes.
@@ -317,7 +317,7 @@ def _save(run: LinearRun, checkpoints: CheckpointFolder, name: str) -> None:
 
 
 def _step(run: LinearRun, features: Tensor, labels: Tensor, *, batch_size: int) -> Tensor:
-    """Do one SGD step on the mean loss over all processes' pictures; return this process's sums of
+    """Do one SGD step on the mean loss over all processes' images; return this process's sums of
     loss and correct answers.
     """
     logits = run.classifier(features)

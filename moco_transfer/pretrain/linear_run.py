@@ -1,4 +1,4 @@
-"""From a trained encoder and two sets of labelled pictures to the linear protocol's results.json."""
+"""From a trained encoder and two sets of labelled images to the linear protocol's results.json."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import yaml
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..data.images.labelled import LabelledBatches, LabelledPictures
+from ..data.images.labelled import LabelledBatches, LabelledImages
 from ..data.views.loading import end_quietly_when_told
 from ..data.views.two_views import Views, collate_views
 from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
@@ -45,7 +45,7 @@ class LinearTask:
 
     Attributes:
         encoder: The frozen encoder.
-        train, test: Pictures, labels numbered alike.
+        train, test: Images, labels numbered alike.
         origin: Where the encoder comes from, for results.json and to refuse a resume with another.
         cache_features: Compute the training features once, without augmentation, instead of on new
             crops in each epoch.
@@ -53,8 +53,8 @@ class LinearTask:
     """
 
     encoder: TrainedEncoder
-    train: LabelledPictures
-    test: LabelledPictures
+    train: LabelledImages
+    test: LabelledImages
     origin: dict[str, Any]
     cache_features: bool = False
     num_workers: int = 0
@@ -71,7 +71,7 @@ def evaluate_linear(
     """Train the classifier as the protocol says and write ``results.json``. Collective.
 
     Args:
-        task: Encoder and pictures.
+        task: Encoder and images.
         protocol: Settings of the training.
         output: Folder, open for writing, for config.yaml, env.txt, checkpoints, metrics.json and
             results.json.
@@ -82,7 +82,7 @@ def evaluate_linear(
         What results.json holds, or None when the run was told to stop and has saved.
 
     Raises:
-        InputError: If the checkpoint to resume from is of other features or settings, or pictures
+        InputError: If the checkpoint to resume from is of other features or settings, or images
             cannot be read.
     """
     since = time.perf_counter()
@@ -92,7 +92,7 @@ def evaluate_linear(
     )
     if not len(test.labels):
         raise InputError(
-            f"None of the {len(task.test)} test pictures can be read; the first is"
+            f"None of the {len(task.test)} test images can be read; the first is"
             f" {task.test.name(0)}."
         )
     cached = (
@@ -125,10 +125,10 @@ def evaluate_linear(
     if cached is not None:
         batches = _from_cache(cached, order)
     else:
-        read = _read_pictures(
+        read = _read_images(
             task, order, precision
         )  # held here, not in the generator, for the reason that data.loading.Loader gives
-        batches = _from_pictures(task, trunk, read, precision, dim=test.features.shape[1])
+        batches = _from_images(task, trunk, read, precision, dim=test.features.shape[1])
     start = run.epoch * order.iterations_per_epoch + run.step
     metrics = (
         MetricsFile(output / "metrics.json", start_iteration=start) if is_main_process() else None
@@ -151,8 +151,8 @@ def evaluate_linear(
     return record
 
 
-def _batches(task: LinearTask, pictures: LabelledPictures) -> LabelledBatches:
-    return LabelledBatches(pictures, task.encoder.view, num_workers=task.num_workers)
+def _batches(task: LinearTask, images: LabelledImages) -> LabelledBatches:
+    return LabelledBatches(images, task.encoder.view, num_workers=task.num_workers)
 
 
 def _from_cache(cached: FeatureSet, order: ShuffledBatches) -> Iterator[tuple[Tensor, Tensor]]:
@@ -161,7 +161,7 @@ def _from_cache(cached: FeatureSet, order: ShuffledBatches) -> Iterator[tuple[Te
         yield cached.features[index], cached.labels[index]
 
 
-def _read_pictures(
+def _read_images(
     task: LinearTask, order: ShuffledBatches, precision: Precision
 ) -> Iterator[dict[str, Any]]:
     view = task.encoder.view
@@ -185,7 +185,7 @@ def _read_pictures(
     return iter(loader)
 
 
-def _from_pictures(
+def _from_images(
     task: LinearTask,
     trunk: nn.Module,
     read: Iterator[dict[str, Any]],
@@ -196,14 +196,14 @@ def _from_pictures(
     view = task.encoder.view
     for batch in read:
         for path in batch["unreadable"]:
-            logger.warning("replaced unreadable picture %s by another", path)
+            logger.warning("replaced unreadable image %s by another", path)
         if batch["given_up"]:
             raise InputError(
-                "20 training pictures in a row cannot be read, the last is"
+                "20 training images in a row cannot be read, the last is"
                 f" {batch['unreadable'][-1]}. Repair or remove them."
             )
         labels = batch["label"].to(precision.device)
-        if not len(labels):  # fewer pictures left than processes
+        if not len(labels):  # fewer images left than processes
             yield torch.zeros(0, dim, device=precision.device), labels
             continue
         yield (

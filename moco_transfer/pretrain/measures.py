@@ -23,7 +23,7 @@ def describe_contrast(q: Tensor, logits: Tensor, *, temperature: float) -> dict[
         contrast_acc1: share of queries whose positive has the largest logit, (K + 1)-way, 0-100.
         cos_positive, cos_negative: mean cosine of positives and of negatives, [-1, 1].
         feature_spread: sqrt(1 - |mean feature|^2), the standard deviation of the features over the
-            batch, [0, 1]: 1 when they point everywhere, 0 when all pictures have the same feature
+            batch, [0, 1]: 1 when they point everywhere, 0 when all images have the same feature
             (collapse).
     """
     return {
@@ -36,7 +36,7 @@ def describe_contrast(q: Tensor, logits: Tensor, *, temperature: float) -> dict[
 
 _COLLAPSED = (
     "The features collapse: their spread over a batch is {feature_spread:.3f} (1: spread out, 0:"
-    " all pictures alike), the mean cosine of negatives {cos_negative:.3f}. What usually cures it:"
+    " all images alike), the mean cosine of negatives {cos_negative:.3f}. What usually cures it:"
     " a lower SOLVER.BASE_LR, a higher MOCO.MOMENTUM (0.99 to 0.999), BN in the encoder."
 )
 _AT_CHANCE = (
@@ -47,7 +47,7 @@ _AT_CHANCE = (
 )
 _LEAKING = (
     "The pretext accuracy is {contrast_acc1:.1f} % with K = {negatives}: keys are told by something"
-    " other than the picture, most often by the BN statistics that a query shares with its key"
+    " other than the image, most often by the BN statistics that a query shares with its key"
     " (Sec. 3.3 and Fig. A.1 of the paper). What usually cures it: MOCO.BN_GROUP_SIZE 32 or less."
 )
 

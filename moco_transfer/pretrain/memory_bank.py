@@ -1,8 +1,8 @@
-"""The memory bank: contrast a query against stored features of all pictures (paper Fig. 2b, Fig. 3,
+"""The memory bank: contrast a query against stored features of all images (paper Fig. 2b, Fig. 3,
 Table 3).
 
 Shapes in this module:
-    N: images on this process    C: feature dimension    K: negatives    S: pictures in the data
+    N: images on this process    C: feature dimension    K: negatives    S: images in the data
         W: world size
 Distributed:
     ``MemoryBank.forward`` is collective in training: every process calls it, with equal N.
@@ -32,36 +32,36 @@ class MemoryBank(nn.Module):
     """InfoNCE whose keys are a bank's features of past epochs: one encoder, no key pass, no
     gradient to keys.
 
-    A picture's positive is the bank's feature of the same picture, which then moves towards the
-    query. Negatives are drawn with replacement from the other pictures of the bank, one draw for
-    the whole mini-batch; with fewer than K others, all of them. A picture that is in the batch
+    An image's positive is the bank's feature of the same image, which then moves towards the
+    query. Negatives are drawn with replacement from the other images of the bank, one draw for
+    the whole mini-batch; with fewer than K others, all of them. An image that is in the batch
     twice (one took the place of one that cannot be read) moves once, towards the later of its
     queries.
 
     Without BN, W processes with N images each compute what one process with W * N images computes:
         draw, bank and the mean of the
-    gradients; and so do micro-batches, when each is told the pictures of the whole step. With BN
+    gradients; and so do micro-batches, when each is told the images of the whole step. With BN
     they do not, because statistics are those of each process's images or of each micro-batch, and
     in reduced precision sums are rounded in another order.
 
     Args:
         encoder_factory: Called with the number of outputs, returns an encoder whose last layer is
             ``fc``.
-        num_images: S, pictures in the data.
+        num_images: S, images in the data.
         dim: C.
         num_negatives: K.
-        momentum: Share of the old feature kept when a picture is seen (Wu et al.: 0.5).
+        momentum: Share of the old feature kept when an image is seen (Wu et al.: 0.5).
         temperature: Softmax temperature T > 0.
         mlp: Two-layer head.
 
     Attributes:
         bank: Buffer (S, C), unit rows, persistent: a resumed run goes on with its keys.
         loss_scale, measured: As in :class:`MoCo`.
-        num_negatives: K of the last step: as asked for, or the pictures outside the batch where
+        num_negatives: K of the last step: as asked for, or the images outside the batch where
             those are fewer.
 
     Raises:
-        ValueError: If momentum is outside [0, 1], there are fewer than two pictures, or a size is
+        ValueError: If momentum is outside [0, 1], there are fewer than two images, or a size is
             not positive.
     """
 
@@ -109,14 +109,14 @@ class MemoryBank(nn.Module):
         step_index: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return logits and targets of the pretext task; in training also moves the bank's features
-        of these pictures.
+        of these images.
 
         A step may come in micro-batches: negatives are drawn before the first, the bank moves after
         the last.
 
         Args:
             im_q: Images (N, 3, H, W), normalised RGB.
-            index: int64 (N,), each picture's number in the data, [0, S).
+            index: int64 (N,), each image's number in the data, [0, S).
             micro_batch: Number of this part of the step, 0-based.
             num_micro_batches: Parts of the step.
             step_index: ``index`` of all parts of the step, none of which is to be a negative; None
@@ -124,7 +124,7 @@ class MemoryBank(nn.Module):
 
         Returns:
             Logits (N, 1 + K'), float32 under autocast too, and targets (N,) of zeros. K' is K, or
-            the number of other pictures.
+            the number of other images.
         """
         q = unit(self.encoder_q(im_q))  # (N, C)
         if micro_batch == 0:
@@ -149,7 +149,7 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def _draw(self, own: Tensor) -> Tensor:
-        """Return K numbers of pictures that are not among ``own``, the same on every process.
+        """Return K numbers of images that are not among ``own``, the same on every process.
 
         Collective.
         """
@@ -159,7 +159,7 @@ class MemoryBank(nn.Module):
         if len(others) <= self._wanted_negatives:
             if not len(others):
                 raise ValueError(
-                    f"All {len(self.bank)} pictures of the bank are in one batch: no negatives are"
+                    f"All {len(self.bank)} images of the bank are in one batch: no negatives are"
                     " left. Use a smaller batch."
                 )
             return others

@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # trainer imports this module
 logger = logging.getLogger(__name__)
 
 
-STARVED = 0.2  # share of the time spent waiting for pictures
+STARVED = 0.2  # share of the time spent waiting for images
 IN_A_ROW = 3  # log periods; one alone may be the workers' start or an epoch's checkpoint
 
 
@@ -44,7 +44,7 @@ def advice_when_starved(
     on_cpu: bool = False,
     decoded: bool = False,
 ) -> str | None:
-    """Return a sentence when the last log periods each waited for pictures longer than
+    """Return a sentence when the last log periods each waited for images longer than
     :data:`STARVED`.
 
     Args:
@@ -52,9 +52,9 @@ def advice_when_starved(
             one's that waits longest.
         num_workers: Data workers of this process.
         pipeline: DATA.PIPELINE.
-        on_cpu: Whether the cores that prepare pictures train too: data workers then only take turns
+        on_cpu: Whether the cores that prepare images train too: data workers then only take turns
             with the step.
-        decoded: Whether the pictures are bare pixels already, in a raw pack or in memory.
+        decoded: Whether the images are bare pixels already, in a raw pack or in memory.
     """
     last = waited[-IN_A_ROW:]
     if len(last) < IN_A_ROW or min(last) <= STARVED:
@@ -67,8 +67,8 @@ def advice_when_starved(
             0, f"DATA.NUM_WORKERS 0 (now {num_workers}: on a CPU they take the cores from the step)"
         )
     if not decoded:
-        advice.append("pictures packed with moco-transfer pack --as raw")
-    share = f"{100 * sum(last) / len(last):.0f}% of the time goes into waiting for pictures"
+        advice.append("images packed with moco-transfer pack --as raw")
+    share = f"{100 * sum(last) / len(last):.0f}% of the time goes into waiting for images"
     if not advice:
         return (
             f"{share}; on these cores nothing but a smaller DATA.IMAGE_SIZE or a weaker"
@@ -91,7 +91,7 @@ class Meter:
             device.
         steps, images: Iterations and images since ``since``, which of a resumed period are only
             those after the resume.
-        waited_sec: Time spent waiting for pictures since ``since``.
+        waited_sec: Time spent waiting for images since ``since``.
     """
 
     def __init__(self, run: Pretraining) -> None:
@@ -169,7 +169,7 @@ class Meter:
             row["queue_filled"] = min(1.0, enqueued / run.negatives)
         row |= {
             "images_per_sec": self.images * get_world_size() / elapsed,
-            # The slowest to get its pictures: the others wait for it in the step, which does not
+            # The slowest to get its images: the others wait for it in the step, which does not
             # count as waiting for theirs.
             "data_wait_share": max_over_processes(min(1.0, self.waited_sec / elapsed)),
             "time": elapsed / self.steps,
@@ -183,7 +183,7 @@ class Meter:
         self._reset()
 
     def _advise(self, waited: float) -> None:
-        """Say once, when it stays so, what to do about waiting for pictures."""
+        """Say once, when it stays so, what to do about waiting for images."""
         said = len(self._waited) > IN_A_ROW  # nothing is noted any more after the sentence
         self._waited = self._waited if said else [*self._waited[-IN_A_ROW + 1 :], waited]
         run = self.run

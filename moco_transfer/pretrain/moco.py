@@ -125,7 +125,7 @@ class MoCo(nn.Module):
 
         Args:
             im_q: Query images (N, 3, H, W), normalised RGB.
-            im_k: Key images (N, 3, H, W), another view of the same pictures in the same order.
+            im_k: Key images (N, 3, H, W), another view of the same images in the same order.
             micro_batch: Number of this part of the step, 0-based.
             num_micro_batches: Parts of the step.
 

@@ -1,8 +1,8 @@
-"""Nearest neighbours of a few pictures by an encoder's features, as a picture: what the features
+"""Nearest neighbours of a few images by an encoder's features, as an image: what the features
 take for alike.
 
 Shapes in this module:
-    N: pictures searched    C: dimension of the features    Q: queries    k: neighbours
+    N: images searched    C: dimension of the features    Q: queries    k: neighbours
 """
 
 from __future__ import annotations
@@ -17,52 +17,52 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.image_grid import Cell, PictureGrid, save_grid
-from ..data.images.labelled import LabelledPictures
-from ..data.images.sources import IndexedPictures
+from ..data.image_grid import Cell, ImageGrid, save_grid
+from ..data.images.labelled import LabelledImages
+from ..data.images.sources import IndexedImages
 from ..runtime.errors import InputError
 
-_CELL = 144  # side of a picture, px
+_CELL = 144  # side of an image, px
 _SAME = 0  # line of the frame around a neighbour of the query's class
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Some pictures of a source: what is searched.
+    """Some images of a source: what is searched.
 
     Attributes:
-        source: All pictures.
+        source: All images.
         indices: int64 (N,), places in the source, rising.
     """
 
-    source: IndexedPictures
+    source: IndexedImages
     indices: np.ndarray
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def name(self, index: int) -> str:
-        """Return the path of picture ``index`` of the pool."""
+        """Return the path of image ``index`` of the pool."""
         return self.source.name(int(self.indices[index]))
 
     def read(self, index: int):
-        """Decode picture ``index`` of the pool to RGB (PIL)."""
+        """Decode image ``index`` of the pool to RGB (PIL)."""
         return self.source.read(int(self.indices[index]))
 
     def class_name(self, index: int) -> str:
-        """Return the class of picture ``index``, "" where the source has none."""
+        """Return the class of image ``index``, "" where the source has none."""
         labels = self.source.labels
         return self.source.class_names[labels[self.indices[index]]] if len(labels) else ""
 
-    def numbered(self) -> LabelledPictures:
-        """Return the pool with each picture's number as its label, which names the pictures whose
+    def numbered(self) -> LabelledImages:
+        """Return the pool with each image's number as its label, which names the images whose
         features come back.
         """
-        return LabelledPictures(self, np.arange(len(self), dtype=np.int64), ())
+        return LabelledImages(self, np.arange(len(self), dtype=np.int64), ())
 
 
-def draw_pool(source: IndexedPictures, size: int, *, seed: int = 0) -> Pool:
-    """Take at most ``size`` pictures of a source by chance, with a seed of its own."""
+def draw_pool(source: IndexedImages, size: int, *, seed: int = 0) -> Pool:
+    """Take at most ``size`` images of a source by chance, with a seed of its own."""
     total = len(source)
     if total <= size:
         return Pool(source, np.arange(total))
@@ -79,7 +79,7 @@ def spread_queries(count: int, total: int) -> list[int]:
 def nearest_neighbours(
     features: Tensor, queries: Sequence[int], *, k: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the pictures most like each query, without the query itself.
+    """Return the images most like each query, without the query itself.
 
     Args:
         features: (N, C), float; need not have unit norm.
@@ -90,11 +90,11 @@ def nearest_neighbours(
         Cosines (Q, k), falling, and rows of ``features`` int64 (Q, k).
 
     Raises:
-        InputError: If there are no k other pictures.
+        InputError: If there are no k other images.
     """
     if not 1 <= k < len(features):
         raise InputError(
-            f"{k} neighbours were asked for, and {len(features)} pictures can be read; ask for 1 to"
+            f"{k} neighbours were asked for, and {len(features)} images can be read; ask for 1 to"
             f" {len(features) - 1}."
         )
     unit = F.normalize(features, dim=1)
@@ -115,7 +115,7 @@ def draw_neighbours(
 
     Args:
         path: The PNG; the SVG lies beside it.
-        pool: The pictures.
+        pool: The images.
         queries: Q places in the pool.
         cosines: (Q, k).
         neighbours: (Q, k) places in the pool. Where there are classes, a neighbour of the query's
@@ -142,7 +142,7 @@ def draw_neighbours(
         rows.append(tuple(cells))
     titles = ("query", *(f"{place}" for place in range(1, neighbours.shape[1] + 1)))
     key = ((_SAME, "of the query's class"),) if labelled else ()
-    return save_grid(PictureGrid(titles, tuple(rows), key, cell=_CELL), path)
+    return save_grid(ImageGrid(titles, tuple(rows), key, cell=_CELL), path)
 
 
 def _pixels(pool: Pool, index: int) -> np.ndarray:

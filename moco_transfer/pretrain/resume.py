@@ -164,7 +164,7 @@ def restore(run: Pretraining, state: dict[str, Any], path: str) -> None:
             " stay the same, the groups of images that share BN statistics differ from here on.",
             state["world_size"],
             get_world_size(),
-            "" if run.header.get("order") else "pictures, order, ",
+            "" if run.header.get("order") else "images, order, ",
         )
 
 
@@ -172,7 +172,7 @@ def _check_header(run: Pretraining, state: dict[str, Any], path: str) -> None:
     same = {
         "mechanism": "MECHANISM",
         "arch": "MODEL.ARCH",
-        "num_images": "number of pictures in DATA.ROOT",
+        "num_images": "number of images in DATA.ROOT",
         "batch_size_total": "DATA.BATCH_SIZE_TOTAL",
         "pixels": "DATA.PIXEL_MEAN and PIXEL_STD",
     }

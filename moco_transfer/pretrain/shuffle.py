@@ -9,7 +9,7 @@ Distributed:
     where the processes' is NCCL's: read back from a GPU, it would make the host wait in each
     iteration for all that the GPU has to do.
 Source:
-    arXiv:1911.05722 Sec. 3.3. Difference from facebookresearch/moco@7397dfe: pictures go only where
+    arXiv:1911.05722 Sec. 3.3. Difference from facebookresearch/moco@7397dfe: images go only where
     they are needed (all-to-all), instead of all of them to every process (all-gather), and one
     gather of features serves both the unshuffling and the queue.
 """

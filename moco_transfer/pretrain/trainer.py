@@ -66,7 +66,7 @@ class Pretraining:
         pixel_mean, pixel_std: RGB, 0-255.
         seed: The run's seed.
         header: What every checkpoint says about itself: format, mechanism, arch, pixels, config.
-        num_images: Pictures in the folder; the share of unreadable ones is taken of it.
+        num_images: Images in the folder; the share of unreadable ones is taken of it.
         max_unreadable: Share beyond which the run stops.
         iteration: Iterations finished.
         unreadable: Paths that could not be decoded so far, by any process as far as this one has
@@ -77,7 +77,7 @@ class Pretraining:
         monitored: Iteration after which the monitor last looked, or found nothing due.
         num_workers: Data workers of this process, for advice.
         pipeline: DATA.PIPELINE, for advice.
-        decoded: Whether the pictures come as bare pixels, for advice.
+        decoded: Whether the images come as bare pixels, for advice.
         watch: Says in words when features collapse or the loss stays at chance; None for
             ``supervised``.
         monitor: Called after each finished epoch and at the end of the run, with the run and what
@@ -165,7 +165,7 @@ def train(
 
     Raises:
         FloatingPointError: If the loss is not finite; names the iteration and the last checkpoint.
-        InputError: If more pictures are unreadable than allowed. Several processes compare what
+        InputError: If more images are unreadable than allowed. Several processes compare what
             they found at each log line and checkpoint.
     """
     run.wrapped.train()
@@ -188,7 +188,7 @@ def train(
             waited_since = time.perf_counter()
             batch = stop.next_of(batch_iterator)
             meter.waited_sec += time.perf_counter() - waited_since
-            # Asked before the step, not after it: a process that waits for pictures in vain has
+            # Asked before the step, not after it: a process that waits for images in vain has
             # none to take the step with.
             if stop.agreed(run.device):
                 break
@@ -349,7 +349,7 @@ def save(run: Pretraining, checkpoints: CheckpointFolder, meter: Meter) -> None:
 
     Raises:
         FloatingPointError: If the loss is not finite: such a model is not worth saving.
-        InputError: If more pictures are unreadable than allowed.
+        InputError: If more images are unreadable than allowed.
         RuntimeError: If the processes' queues or banks have come apart.
     """
     if meter.count:

@@ -1,4 +1,4 @@
-"""The pictures of a run that cannot be read: each process finds its own, the run counts them all.
+"""The images of a run that cannot be read: each process finds its own, the run counts them all.
 
 Distributed:
     ``note_unreadable`` is local, ``share_unreadable`` collective.
@@ -26,7 +26,7 @@ def note_unreadable(run: Pretraining, batch: dict[str, Any]) -> None:
         batch: As ``data.view_batch.ViewBatch.finished`` returns it.
 
     Raises:
-        InputError: If no readable picture was found for a place in the batch, or, in one process,
+        InputError: If no readable image was found for a place in the batch, or, in one process,
             more are unreadable than allowed.
     """
     for path in dict.fromkeys(batch["unreadable"]):
@@ -44,7 +44,7 @@ def share_unreadable(run: Pretraining) -> None:
     Collective.
 
     Raises:
-        InputError: If more pictures are unreadable than allowed; on all processes alike.
+        InputError: If more images are unreadable than allowed; on all processes alike.
     """
     for found in all_gather_object(run.unreadable_unshared):
         for path in found:
@@ -56,9 +56,9 @@ def share_unreadable(run: Pretraining) -> None:
 
 
 def too_many(run: Pretraining) -> InputError:
-    """Return the refusal to go on with so many unreadable pictures."""
+    """Return the refusal to go on with so many unreadable images."""
     return InputError(
-        f"{len(run.unreadable)} of {run.num_images} pictures cannot be read, more than"
+        f"{len(run.unreadable)} of {run.num_images} images cannot be read, more than"
         f" DATA.MAX_UNREADABLE {run.max_unreadable:g} allows; the first is {min(run.unreadable)}."
         " Repair or remove them, or raise DATA.MAX_UNREADABLE."
     )
@@ -67,4 +67,4 @@ def too_many(run: Pretraining) -> InputError:
 def _add(run: Pretraining, path: str, *, log: bool = True) -> None:
     run.unreadable.add(path)
     if log:
-        logger.warning("skipped unreadable picture %s (%d so far)", path, len(run.unreadable))
+        logger.warning("skipped unreadable image %s (%d so far)", path, len(run.unreadable))

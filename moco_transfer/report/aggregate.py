@@ -2,7 +2,7 @@
 seeds.
 
 What is never averaged: runs that differ in task, test set, config hash, engine, norm or the
-    pictures whose labels they were
+    images whose labels they were
 trained on (they form tables of their own), and two runs that claim the same cell, i.e. the same
 table, initialisation and
 seed: which of them is right cannot be known from the files, so both are named and neither enters

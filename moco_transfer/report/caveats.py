@@ -82,7 +82,7 @@ def separation_sentences(tables: Sequence[Table]) -> list[str]:
             "config_hash": "config hash",
             "engine": "engine",
             "norm": "norm",
-            "label_subset": "the pictures whose labels they use",
+            "label_subset": "the images whose labels they use",
         }
         for key, label in keys.items():
             found = sorted({getattr(setting, key) for setting in settings})

@@ -33,7 +33,7 @@ def keep_records(
         records: Fine-tuning runs; each becomes ``folder/TASK/INIT_seedN``, with a number behind it
             where two claim that name.
         pretraining: Pre-training runs; each becomes ``folder/pretrain/NAME``.
-        folder: A new folder, or one whose records are written anew.
+        folder: A new folder, or one whose records are written again.
 
     Returns:
         The new folders.

@@ -113,7 +113,7 @@ def pretraining_panels(run: PretrainingRun) -> list[Panel]:
             "(K+1)-way accuracy (%)",
             "accuracy of the pretext task: the positive among K + 1 keys",
         ),
-        "acc1": ("top-1 (%)", "top-1 on the training pictures, as the run saw them"),
+        "acc1": ("top-1 (%)", "top-1 on the training images, as the run saw them"),
         "knn_top1": ("kNN top-1 (%)", "top-1 of a kNN classifier on the features"),
     }
     for name, (label, caption) in accuracies.items():

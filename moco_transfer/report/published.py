@@ -45,7 +45,7 @@ class PublishedSetting:
         tasks: Detection configs (file name without .yaml) that follow this protocol.
         test_set: Data sets that a run of such a task must have been tested on to be comparable.
         iterations: Fine-tuning iterations, or None where no source states them.
-        batch: Pictures an iteration.
+        batch: Images an iteration.
         trials: Number of trials behind each mean, or None where no source states it.
         std: Column to published std over trials; empty where none is published.
         std_source: Where the std is stated.

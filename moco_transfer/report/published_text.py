@@ -81,7 +81,7 @@ def published_sentences(table: Table) -> list[str]:
 
 
 def _schedule_sentences(table: Table, setting: PublishedSetting) -> list[str]:
-    """Say where runs had another length than the published ones; as many pictures in smaller
+    """Say where runs had another length than the published ones; as many images in smaller
     batches are the same schedule.
     """
     others = [run for run in table.runs if run.iterations != setting.iterations]
@@ -96,13 +96,13 @@ def _schedule_sentences(table: Table, setting: PublishedSetting) -> list[str]:
             batch is not None
             and abs(run.iterations * batch - setting.iterations * setting.batch) <= batch
         )
-        text = f"{run.iterations} iterations" + ("" if batch is None else f" of {batch} pictures")
+        text = f"{run.iterations} iterations" + ("" if batch is None else f" of {batch} images")
         (scaled if is_same else differing)[text] = None
-    published = f"{setting.iterations} of {setting.batch} pictures"
+    published = f"{setting.iterations} of {setting.batch} images"
     sentences = []
     if scaled:
         sentences.append(
-            f"Runs here trained for {', '.join(scaled)}: as many pictures as the published ones"
+            f"Runs here trained for {', '.join(scaled)}: as many images as the published ones"
             f" with {published}."
         )
     if differing:

@@ -74,7 +74,7 @@ class RunRecord:
             coverage.
         flags: ``allow_partial`` (bool) and ``forced`` (list of overruled checks).
         command: The command line that made the run, or None where it was not recorded.
-        label_subset: sha256 of the list of pictures whose labels it was trained on; "" for all
+        label_subset: sha256 of the list of images whose labels it was trained on; "" for all
             labels.
     """
 

@@ -12,7 +12,7 @@ def keep_freed_memory() -> bool:
     back to the system.
 
     A training step on a CPU frees and asks for the same hundreds of MB each time. By default glibc
-    maps large blocks anew and trims the heap, and each page that comes back costs a page fault and
+    maps large blocks again and trims the heap, and each page that comes back costs a page fault and
         a wiping: 9,000 to 34,000 of them in a step of ResNet-18. The process stays at its peak.
 
     Returns:

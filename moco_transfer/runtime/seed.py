@@ -2,7 +2,7 @@
 
 Every draw of a run comes from a generator seeded by (seed, purpose, position): the order of an
     epoch, the crops of one
-picture, the sampling inside one iteration. So nothing has to be saved to resume exactly, in the
+image, the sampling inside one iteration. So nothing has to be saved to resume exactly, in the
 middle of an epoch too, and the number of data workers changes nothing.
 """
 

@@ -3,10 +3,10 @@ starts.
 
 Seen red under: complete runs started again; the children left alive by SIGKILL; the first failure
     ending the matrix; weights not compared
-with those of a complete run; the check of the data left out; a picture's size not looked at.
+with those of a complete run; the check of the data left out; an image's size not looked at.
 Written against, and not tried: the optimiser's state not restored; a complete run started again by
     --resume; files of label subsets written by --dry-run, or drawn
-anew; failures listed after a report that fails.
+again; failures listed after a report that fails.
 """
 
 from __future__ import annotations
@@ -329,16 +329,16 @@ def test_benchmark__label_fraction(matrix_words, tmp_path):
     ]
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     assert [r["dataset"]["label_subset"] for r in records] == [
-        {"fraction": 0.5, "seed": 0, "pictures": 3, "sha256": sha256}
+        {"fraction": 0.5, "seed": 0, "images": 3, "sha256": sha256}
     ] * 2
-    assert "50 % of its labelled pictures: 3" in (output / "table.md").read_text()
+    assert "50 % of its labelled images: 3" in (output / "table.md").read_text()
     for name in ("random", "supervised"):
         assert (
-            "training on 3 pictures"
+            "training on 3 images"
             in (output / f"demo_R_18_FPN_50pct/{name}/seed0/log.txt").read_text()
         )
 
-    # Going on leaves the file as it is; a subset of other pictures is other runs.
+    # Going on leaves the file as it is; a subset of other images is other runs.
     before = (file.stat().st_mtime_ns, file.stat().st_ino)
     assert moco_transfer("benchmark", "--output", output, "--dry-run").returncode == 0
     assert (file.stat().st_mtime_ns, file.stat().st_ino) == before
@@ -354,26 +354,26 @@ def test_benchmark__label_fraction(matrix_words, tmp_path):
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda file: file.unlink(), "1 of the 3 pictures that .* names do not exist"),
+        (lambda file: file.unlink(), "1 of the 3 images that .* names do not exist"),
         (
             lambda file: file.write_bytes(b""),
             (
-                "data set holes_test.: 1 of its 3 pictures are empty or cannot be read; the first"
+                "data set holes_test.: 1 of its 3 images are empty or cannot be read; the first"
                 " is .*{name}"
             ),
         ),
         (
             lambda file: (file.unlink(), file.symlink_to("nowhere")),
-            "data set holes_test.: 1 of its 3 pictures are empty or cannot be read",
+            "data set holes_test.: 1 of its 3 images are empty or cannot be read",
         ),
     ],
     ids=["missing", "empty", "broken link"],
 )
-def test_prepare__looks_at_every_picture(scenes, tmp_path, damage, said, request):
+def test_prepare__looks_at_every_image(scenes, tmp_path, damage, said, request):
     root = Path(shutil.copytree(scenes, tmp_path / "scenes"))
     last = (root / "ImageSets" / "Main" / "test.txt").read_text().split()[-1]
-    picture = next((root / "JPEGImages").glob(f"{last}.*"))
-    damage(picture)
+    image = next((root / "JPEGImages").glob(f"{last}.*"))
+    damage(image)
     number = request.node.callspec.indices["damage"]
     data = [
         f"holes_{split}{number}=voc:{root}:{split}:{root / 'classes.txt'}"
@@ -389,7 +389,7 @@ def test_prepare__looks_at_every_picture(scenes, tmp_path, damage, said, request
     matrix = build_matrix(
         tmp_path / "runs", tasks=[task], inits=[Initialisation("random")], engine="torchvision"
     )
-    with pytest.raises(InputError, match=said.format(name=picture.name)):
+    with pytest.raises(InputError, match=said.format(name=image.name)):
         prepare(matrix, world_size=1)
     assert not (tmp_path / "runs").exists()
 

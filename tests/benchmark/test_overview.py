@@ -54,7 +54,7 @@ def complete(results, folder, wall_sec, *, log=""):
 @pytest.mark.parametrize(
     ("lanes", "num_processes", "total"),
     [
-        # 1000 x 3.6 s and 500 pictures x 7.2 s are 1 h + 1 h a run; three runs
+        # 1000 x 3.6 s and 500 images x 7.2 s are 1 h + 1 h a run; three runs
         (1, 1, "about 6.00 hours to go"),
         (
             2,
@@ -66,7 +66,7 @@ def complete(results, folder, wall_sec, *, log=""):
             1,
             2,
             "about 4.50 hours to go; without what the 2 processes of a run tell each other",
-        ),  # pictures are shared, iterations timed so
+        ),  # images are shared, iterations timed so
     ],
 )
 def test_overview__hours_of_timed_runs(tmp_path, lanes, num_processes, total):

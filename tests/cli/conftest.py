@@ -1,4 +1,4 @@
-"""Small pictures and a way to run the program as a user does."""
+"""Small images and a way to run the program as a user does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moco_transfer.data.scenes import write_pool, write_voc_scenes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-# A run of seconds: eight pictures an iteration, 32 px, three iterations an epoch.
+# A run of seconds: eight images an iteration, 32 px, three iterations an epoch.
 TINY_PRETRAIN = {
     "DATA.IMAGE_SIZE": "32",
     "DATA.BATCH_SIZE_TOTAL": "8",
@@ -68,7 +68,7 @@ def moco_transfer(*arguments: object, timeout: float = 300) -> subprocess.Comple
 
 @pytest.fixture(scope="session")
 def pool(tmp_path_factory) -> Path:
-    """24 generated pictures in class folders."""
+    """24 generated images in class folders."""
     folder = tmp_path_factory.mktemp("pool")
     write_pool(folder, count=24, size=40, seed=0)
     return folder

@@ -40,7 +40,7 @@ def pretrain_words(pool, tmp_path, **more) -> list[str]:
 def test_pretrain__data_folder(capsys, tmp_path, pool):
     (tmp_path / "empty").mkdir()
     assert "does not exist" in refused(capsys, *pretrain_words(tmp_path / "nowhere", tmp_path))
-    assert "holds no picture" in refused(capsys, *pretrain_words(tmp_path / "empty", tmp_path))
+    assert "holds no image" in refused(capsys, *pretrain_words(tmp_path / "empty", tmp_path))
     assert "less than one batch of 64" in refused(
         capsys, *pretrain_words(pool, tmp_path, DATA__BATCH_SIZE_TOTAL=64)
     )
@@ -56,20 +56,20 @@ def test_pretrain__config(capsys, tmp_path, pool):
     )
 
 
-def test_pretrain__unreadable_pictures(capsys, tmp_path, pool):
-    folder = tmp_path / "pictures"
+def test_pretrain__unreadable_images(capsys, tmp_path, pool):
+    folder = tmp_path / "images"
     shutil.copytree(pool, folder)
     some = sorted(folder.rglob("*.jpg"))[:4]
     for path in some:
         path.write_bytes(path.read_bytes()[:100])
     message = refused(capsys, *pretrain_words(folder, tmp_path, DATA__MAX_UNREADABLE="0.05"))
-    assert "of 24 pictures cannot be read, more than DATA.MAX_UNREADABLE 0.05 allows" in message
+    assert "of 24 images cannot be read, more than DATA.MAX_UNREADABLE 0.05 allows" in message
     done = pretrain_words(
         folder, tmp_path, OUTPUT_DIR=tmp_path / "allowed", DATA__MAX_UNREADABLE="0.5"
     )
     assert main(done) == 0
     log = (tmp_path / "allowed" / "log.txt").read_text()
-    assert log.count("skipped unreadable picture") == 4 and str(some[0]) in log
+    assert log.count("skipped unreadable image") == 4 and str(some[0]) in log
 
 
 def moco_checkpoint(path: Path, arch: str = "resnet18") -> Path:
@@ -152,7 +152,7 @@ def test_train__annotations(capsys, tmp_path, scenes):
     assert "4000" in message and ".xml" in message
 
 
-def test_train__picture_without_boxes_is_left_out_and_counted(tmp_path, scenes):
+def test_train__image_without_boxes_is_left_out_and_counted(tmp_path, scenes):
     root = tmp_path / "empty_one"
     shutil.copytree(scenes, root)
     xml = sorted((root / "Annotations").glob("train_*.xml"))[0]
@@ -163,7 +163,7 @@ def test_train__picture_without_boxes_is_left_out_and_counted(tmp_path, scenes):
         == 0
     )
     assert (
-        "1 of 6 training pictures have no box and are left out"
+        "1 of 6 training images have no box and are left out"
         in (tmp_path / "det" / "log.txt").read_text()
     )
 

@@ -2,7 +2,7 @@
 sentence.
 
 Went red under: the needed number not rounded up; the sentence for too few cores where workers are
-    enough; the step and the pictures of a CPU
+    enough; the step and the images of a CPU
 taken for concurrent.
 """
 
@@ -83,7 +83,7 @@ def test_bench_data__refuses(folder, tmp_path, capsys):
 def test_describe_measurement__the_number_of_workers(monkeypatch):
     monkeypatch.setattr(bench.os, "cpu_count", lambda: 8)
     costs = StageCosts(
-        read=0.1, decode=1.4, views=0.5, finish=0.2, pictures=100
+        read=0.1, decode=1.4, views=0.5, finish=0.2, images=100
     )  # 2 ms: 500 images/s each
     said = [
         describe_measurement(costs, fed, num_workers=2, wanted=wanted)[-1]
@@ -93,12 +93,12 @@ def test_describe_measurement__the_number_of_workers(monkeypatch):
     assert said[1] == "too little for 1001 images/s: set DATA.NUM_WORKERS 3"  # 2.4024
     assert said[2].startswith(
         "too little for 9000 images/s: 22 workers are needed, and 8 cores feed 3333; pack the"
-        " pictures"
+        " images"
     )
 
 
 def test_describe_cpu__the_cores_do_one_after_the_other():
-    costs = StageCosts(read=0.1, decode=1.4, views=0.5, finish=0.2, pictures=100)  # 2 ms
+    costs = StageCosts(read=0.1, decode=1.4, views=0.5, finish=0.2, images=100)  # 2 ms
     said = describe_cpu(costs, 400, num_workers=1, step=125, said="the step")  # 8 ms
     assert said[-2] == "the step" and said[-1].startswith(
         "the same cores do both: about 100.0 images/s with DATA.NUM_WORKERS 0"

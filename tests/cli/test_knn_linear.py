@@ -2,7 +2,7 @@
 
 Seen red under: a monitor that leaves BN in evaluation mode; the trunk's features for the head's;
     ``linear --resume`` without the optimiser's
-state. A monitor that draws from the run's generator changes nothing: each iteration seeds it anew.
+state. A monitor that draws from the run's generator changes nothing: each iteration seeds it again.
 """
 
 from __future__ import annotations
@@ -134,11 +134,11 @@ def test_monitor__serves_every_mechanism_and_equals_the_tool(mechanism, pool, tm
     reason="webdataset is not installed (extra 'shards')",
 )
 def test_monitor__on_two_processes_that_read_shards(pool, tmp_path):
-    pictures = sorted(pool.glob("*/*"))
+    images = sorted(pool.glob("*/*"))
     for number in range(2):
         with tarfile.open(tmp_path / f"{number}.tar", "w") as archive:
-            for i, picture in enumerate(pictures[number::2]):
-                archive.add(picture, f"{number}{i:03d}{picture.suffix}")
+            for i, image in enumerate(images[number::2]):
+                archive.add(image, f"{number}{i:03d}{image.suffix}")
     settings = words(
         TINY_PRETRAIN,
         DATA__ROOT=tmp_path / "{0..1}.tar",
@@ -194,7 +194,7 @@ def test_cli_knn__refuses_what_it_cannot_use(pool, tmp_path, capsys):
     (tmp_path / "one" / "only").mkdir(parents=True)
     (tmp_path / "one" / "only" / "0.png").write_bytes(next(pool.glob("*/*")).read_bytes())
     asked = ("knn", tmp_path / "absent.pth", "--train", pool, "--test")
-    assert "expected pictures of at least two classes, found 0" in refusal(
+    assert "expected images of at least two classes, found 0" in refusal(
         capsys, *asked, tmp_path / "one"
     )
     assert f"{tmp_path / 'nowhere'} does not exist" in refusal(capsys, *asked, tmp_path / "nowhere")
@@ -288,7 +288,7 @@ def test_cli_linear__trains_and_refuses_to_overwrite(official, pool, tmp_path, c
         and record["cache_features"]
     )
     assert (record["image_size"], record["resize"], record["num_classes"]) == (32, 37, 8)
-    assert record["top1"] > 30  # of pictures seen in training, in 8 classes: chance is 12.5
+    assert record["top1"] > 30  # of images seen in training, in 8 classes: chance is 12.5
     assert f"linear top-1 {record['top1']:.2f} %" in done.stdout
     assert "already holds a run" in refusal(capsys, *command)
     assert "--epochs, --batch-size and --lr must be positive" in refusal(

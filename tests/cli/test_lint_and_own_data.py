@@ -88,7 +88,7 @@ def test_train__force_is_recorded_and_marks_the_table(forced_run, capsys):
     log = (forced_run / "log.txt").read_text()
     assert "WARNING: --force overrules frozen-norm: MODEL.RESNETS.NORM is FrozenBN" in log
     assert (
-        "schedule for 1 process with 2 pictures each, as written, for any number of processes:"
+        "schedule for 1 process with 2 images each, as written, for any number of processes:"
         " batch 2, lr 0.005, iterations 1," in log
     )
     assert main(["report", str(forced_run)]) == 0
@@ -98,13 +98,13 @@ def test_train__force_is_recorded_and_marks_the_table(forced_run, capsys):
 def test_train__class_names_travel_with_the_run(forced_run, scenes, tmp_path, capsys):
     names = (scenes / "classes.txt").read_text().split()
     assert json.loads((forced_run / "results.json").read_text())["dataset"]["classes"] == names
-    picture = sorted((scenes / "JPEGImages").glob("test_*.jpg"))[0]
+    image = sorted((scenes / "JPEGImages").glob("test_*.jpg"))[0]
     assert (
         main(
             [
                 "predict",
                 str(forced_run),
-                str(picture),
+                str(image),
                 "--output",
                 str(tmp_path / "drawn"),
                 "--threshold",

@@ -1,9 +1,9 @@
-"""The pictures that a report embeds, as a user makes them: sheet, neighbours, and the page with
+"""The images that a report embeds, as a user makes them: sheet, neighbours, and the page with
 both.
 
-Seen red under: the run of another seed taken; a run's recorded data set not looked up; pictures
+Seen red under: the run of another seed taken; a run's recorded data set not looked up; images
     where the page does not look;
-places among the readable pictures taken for places in the folder.
+places among the readable images taken for places in the folder.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def trained(scenes, pool, tmp_path_factory):
 def test_sheet__takes_the_lowest_common_seed_and_the_recorded_data_set(trained, capsys):
     assert main(["sheet", str(trained / "runs")]) == 0
     said = capsys.readouterr().out
-    assert "3 pictures of sheet_test; random seed 1, other seed 1." in said
+    assert "3 images of sheet_test; random seed 1, other seed 1." in said
     (png,) = (trained / "runs").glob("detections_*.png")
     assert str(png) in said and png.with_suffix(".svg").exists()
 
@@ -88,7 +88,7 @@ def test_neighbours__lie_beside_the_checkpoint_and_in_the_page(trained, pool, ca
         == 0
     )
     said = capsys.readouterr().out
-    assert "3 queries, the 2 nearest of 24 pictures by trunk features." in said
+    assert "3 queries, the 2 nearest of 24 images by trunk features." in said
     assert "of 6 neighbours are of their query's class." in said
     main(["sheet", str(trained / "runs")])
     capsys.readouterr()
@@ -101,8 +101,8 @@ def test_neighbours__lie_beside_the_checkpoint_and_in_the_page(trained, pool, ca
 
 def test_neighbours__leaves_out_what_cannot_be_read(trained, pool, tmp_path, capsys):
     for i, file in enumerate(sorted(pool.rglob("*.jpg"))[:3]):
-        (tmp_path / f"picture_{i}.jpg").write_bytes(file.read_bytes())
-    (tmp_path / "a_broken.jpg").write_bytes(b"no picture")
+        (tmp_path / f"image_{i}.jpg").write_bytes(file.read_bytes())
+    (tmp_path / "a_broken.jpg").write_bytes(b"no image")
     words = [
         "--data",
         str(tmp_path),
@@ -116,9 +116,9 @@ def test_neighbours__leaves_out_what_cannot_be_read(trained, pool, tmp_path, cap
         str(tmp_path / "drawn"),
     ]
     assert main(["neighbours", str(trained / "moco/checkpoint_0001.pth"), *words]) == 0
-    assert "3 queries, the 2 nearest of 3 pictures" in capsys.readouterr().out
+    assert "3 queries, the 2 nearest of 3 images" in capsys.readouterr().out
     text = (tmp_path / "drawn/neighbours.svg").read_text(encoding="utf-8")
-    assert all(f">picture_{i}.jpg<" in text for i in range(3)) and "broken" not in text
+    assert all(f">image_{i}.jpg<" in text for i in range(3)) and "broken" not in text
 
 
 @pytest.mark.parametrize(
@@ -128,8 +128,8 @@ def test_neighbours__leaves_out_what_cannot_be_read(trained, pool, tmp_path, cap
             ["sheet", "{runs}", "--seed", "7"],
             "no run with seed 7 is in the table; it has seeds [0, 1].",
         ),
-        (["sheet", "{runs}", "--images", "nothing"], "has no picture 'nothing' to show; it has 3."),
-        (["sheet", "{runs}", "--pictures", "0"], "--pictures must be at least 1, got 0."),
+        (["sheet", "{runs}", "--images", "nothing"], "has no image 'nothing' to show; it has 3."),
+        (["sheet", "{runs}", "--images", "0"], "--images must be at least 1, got 0."),
         (["sheet", "{runs}/gone"], "gone does not exist; expected a run folder"),
         (
             [

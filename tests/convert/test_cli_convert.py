@@ -1,6 +1,6 @@
 """``moco-transfer convert`` as it is typed.
 
-Seen red under: --inspect that writes a file beside the one inspected; --picture ignored; the
+Seen red under: --inspect that writes a file beside the one inspected; --image ignored; the
     coverage counted wrongly.
 """
 
@@ -108,10 +108,10 @@ def test_next_step__names_a_config_that_exists(to, arch, words):
 )
 def test_next_step__loads_the_file_that_was_written(tmp_path, arch, to):
     """The command printed is run as it is, and the network has every tensor."""
-    import moco_transfer.convert.architectures
     import torch
     import torchvision  # noqa: F401 - the command names them
 
+    import moco_transfer.convert.architectures
     from moco_transfer.convert import convert_checkpoint
 
     if to == "timm":
@@ -140,22 +140,21 @@ def test_next_step__loads_the_file_that_was_written(tmp_path, arch, to):
     )
 
 
-def test_convert__compares_on_a_real_picture(saved, tmp_path, official, capsys):
+def test_convert__compares_on_a_real_image(saved, tmp_path, official, capsys):
     from PIL import Image
 
     Image.effect_noise((40, 30), 50).convert("RGB").save(tmp_path / "noise.png")
-    words = ["convert", str(saved(official)), str(tmp_path / "m.pkl"), "--picture"]
+    words = ["convert", str(saved(official)), str(tmp_path / "m.pkl"), "--image"]
     assert main([*words, str(tmp_path / "noise.png")]) == 0
     assert (
         f"verified: features of {tmp_path / 'noise.png'} agree to 1e-05 (res2 "
         in capsys.readouterr().out
     )
     (tmp_path / "m.pkl").write_bytes(b"earlier")
-    (tmp_path / "text.png").write_bytes(b"no picture")
+    (tmp_path / "text.png").write_bytes(b"no image")
     assert main([*words, str(tmp_path / "text.png")]) == 2
     assert (
-        "as a picture" in capsys.readouterr().err
-        and (tmp_path / "m.pkl").read_bytes() == b"earlier"
+        "as an image" in capsys.readouterr().err and (tmp_path / "m.pkl").read_bytes() == b"earlier"
     )
     assert main([*words, str(tmp_path / "noise.png"), "--no-verify"]) == 2
 

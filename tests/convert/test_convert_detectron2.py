@@ -15,9 +15,9 @@ import torch
 from networks import seeded
 
 from moco_transfer.convert import convert_checkpoint
-from moco_transfer.convert.key_maps import caffe2_name, detectron2_name
-from moco_transfer.convert.verify import STAGES, generated_picture, torchvision_features
 from moco_transfer.convert.architectures import WIDENED, backbone_shapes
+from moco_transfer.convert.key_maps import caffe2_name, detectron2_name
+from moco_transfer.convert.verify import STAGES, generated_image, torchvision_features
 
 pytestmark = pytest.mark.detectron2
 
@@ -72,7 +72,7 @@ def log_of_detectron2(caplog):
 
 
 def assert_same_features(features, state, *, arch, stages=STAGES):
-    expected = torchvision_features(state, generated_picture(), arch=arch)
+    expected = torchvision_features(state, generated_image(), arch=arch)
     for stage in stages:
         assert (features[stage] - expected[stage]).abs().max() <= 1e-5 * max(
             1, expected[stage].abs().max()
@@ -98,7 +98,7 @@ def test_detectron2__loads_every_tensor_and_gives_the_same_features(
         torch.equal(after[name], before[name]) for name in after if name not in backbone
     )  # heads stay as they were
     with torch.no_grad():
-        features = model.backbone.bottom_up(generated_picture())
+        features = model.backbone.bottom_up(generated_image())
     assert_same_features(
         features,
         {name: tensor for name, tensor in r18.items() if not name.startswith("fc.")},
@@ -152,7 +152,7 @@ def test_detectron2__every_architecture(tmp_path, arch):
     assert (incompatible.unexpected_keys, incompatible.incorrect_shapes) == ([], [])
     assert all(name.startswith(HEADS) for name in incompatible.missing_keys)
     with torch.no_grad():
-        features = model.backbone.bottom_up(generated_picture())
+        features = model.backbone.bottom_up(generated_image())
     assert_same_features(features, state, arch=arch)
 
 
@@ -177,7 +177,7 @@ def test_detectron2__a_c4_detector_there_and_back(tmp_path):
         name for name in incompatible.missing_keys if "res5" in name or name.startswith("backbone.")
     ]
     with torch.no_grad():
-        features = model.backbone(generated_picture())
+        features = model.backbone(generated_image())
         features["res5"] = model.roi_heads.res5(features["res4"])
     assert_same_features(features, state, arch="resnet50", stages=("res4", "res5"))
     DetectionCheckpointer(model, str(tmp_path)).save("model_final")

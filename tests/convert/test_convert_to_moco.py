@@ -1,7 +1,7 @@
 """``--to moco``: the layout that facebookresearch/moco's own tools read.
 
 What those tools do with a file's names (main_lincls.py, detection/convert-pretrain-to-detectron2.py
-at 7397dfe) is written here anew, from their behaviour, so that this file knows none of the
+at 7397dfe) is written here again, from their behaviour, so that this file knows none of the
 package's names.
 
 Seen red under: ``module.`` left out; the key encoder not carried; BN's counters not added;

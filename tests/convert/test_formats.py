@@ -12,6 +12,12 @@ import torch
 from networks import one_number_each, resnet_shapes
 
 from moco_transfer.convert import convert_checkpoint, load_backbone
+from moco_transfer.convert.architectures import (
+    ARCHITECTURES,
+    backbone_shapes,
+    build_resnet,
+    recognise,
+)
 from moco_transfer.convert.convert import check_source
 from moco_transfer.convert.formats import read_source
 from moco_transfer.convert.inspect_file import describe
@@ -19,12 +25,6 @@ from moco_transfer.convert.key_maps import detectron2_name
 from moco_transfer.convert.read import read_checkpoint
 from moco_transfer.convert.safetensors_file import write_safetensors
 from moco_transfer.convert.stamp import make_stamp
-from moco_transfer.convert.architectures import (
-    ARCHITECTURES,
-    backbone_shapes,
-    build_resnet,
-    recognise,
-)
 from moco_transfer.runtime.errors import InputError
 
 
@@ -155,7 +155,7 @@ def test_convert__refuses_defects_of_timm_safetensors(tmp_path, small, change, w
 
 @pytest.mark.parametrize("to", ["detectron2", "torchvision", "timm"])
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
-def test_convert__refuses_the_stem_for_small_pictures(saved, tmp_path, arch, to):
+def test_convert__refuses_the_stem_for_small_images(saved, tmp_path, arch, to):
     """CIFAR's variant is complete but for its 3x3 stem; a detector's is 7x7."""
     state = one_number_each(resnet_shapes(arch))
     state["conv1.weight"] = torch.ones(64, 3, 3, 3)
@@ -168,14 +168,14 @@ def test_convert__refuses_the_stem_for_small_pictures(saved, tmp_path, arch, to)
     with pytest.raises(InputError) as caught:
         convert_checkpoint(source, tmp_path / "out", to=to)
     words = (
-        f"{source} is a {arch} for small pictures, as for CIFAR: state_dict.encoder_q.conv1.weight"
+        f"{source} is a {arch} for small images, as for CIFAR: state_dict.encoder_q.conv1.weight"
         " is (64, 3, 3, 3)"
     )
     assert str(caught.value).startswith(words) and "the stem of a detector is 7x7" in str(
         caught.value
     )
     assert not (tmp_path / "out").exists()
-    assert "its 3x3 stem is for small pictures" in describe(source)
+    assert "its 3x3 stem is for small images" in describe(source)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import math
 
 import pytest
 
-from moco_transfer.convert.key_maps import READ_NAME, WRITE_NAME, detectron2_name
 from moco_transfer.convert.architectures import ARCHITECTURES, backbone_shapes, recognise
+from moco_transfer.convert.key_maps import READ_NAME, WRITE_NAME, detectron2_name
 from moco_transfer.models.encoders import ENCODERS, build_encoder
 
 

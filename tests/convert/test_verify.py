@@ -8,14 +8,14 @@ import pytest
 import torch
 from networks import seeded
 
+from moco_transfer.convert.architectures import ARCHITECTURES
 from moco_transfer.convert.key_maps import detectron2_name
 from moco_transfer.convert.verify import (
     compare,
     detectron2_features,
-    generated_picture,
+    generated_image,
     torchvision_features,
 )
-from moco_transfer.convert.architectures import ARCHITECTURES
 from moco_transfer.runtime.errors import InputError
 
 
@@ -44,14 +44,14 @@ def test_features__detectron2_and_torchvision_agree(arch):
     state = {
         name: tensor for name, tensor in model.state_dict().items() if not name.startswith("fc.")
     }
-    picture = generated_picture()
+    image = generated_image()
     with torch.no_grad():  # torchvision's own forward, by hooks, as a third opinion
         seen = []
         for layer in (model.layer1, model.layer2, model.layer3, model.layer4):
             layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
-        model(picture)
-    ours = torchvision_features(state, picture, arch=arch)
-    theirs = detectron2_features(renamed(state), picture)
+        model(image)
+    ours = torchvision_features(state, image, arch=arch)
+    theirs = detectron2_features(renamed(state), image)
     for stage, expected in zip(("res2", "res3", "res4", "res5"), seen, strict=True):
         assert torch.equal(ours[stage], expected)
         assert (theirs[stage] - expected).abs().max() <= 1e-5 * max(1, expected.abs().max())
@@ -60,8 +60,8 @@ def test_features__detectron2_and_torchvision_agree(arch):
 
 def test_features__strides_in_the_1x1_convolutions_are_another_network():
     state = renamed(seeded("resnet50").state_dict())
-    there = detectron2_features(state, generated_picture(), stride_in_1x1=True)
-    here = detectron2_features(state, generated_picture())
+    there = detectron2_features(state, generated_image(), stride_in_1x1=True)
+    here = detectron2_features(state, generated_image())
     assert (
         torch.equal(there["res2"], here["res2"])
         and (there["res3"] - here["res3"]).abs().max() > 1e-2
@@ -80,10 +80,10 @@ def test_features__strides_in_the_1x1_convolutions_are_another_network():
 )
 def test_compare__sees_two_tensors_swapped(pair):
     state = renamed(seeded("resnet18").state_dict())
-    before = detectron2_features(state, generated_picture())
+    before = detectron2_features(state, generated_image())
     state[pair[0]], state[pair[1]] = state[pair[1]], state[pair[0]]
     with pytest.raises(InputError, match="res5"):
-        compare(before, detectron2_features(state, generated_picture()), path="x.pkl")
+        compare(before, detectron2_features(state, generated_image()), path="x.pkl")
 
 
 def test_compare__values_that_are_not_finite_fail():

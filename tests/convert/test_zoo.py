@@ -18,8 +18,8 @@ import torch
 
 from moco_transfer.cli.main import main
 from moco_transfer.convert import convert_checkpoint, load_backbone, zoo
-from moco_transfer.convert.key_maps import caffe2_name, detectron2_name
 from moco_transfer.convert.architectures import backbone_shapes
+from moco_transfer.convert.key_maps import caffe2_name, detectron2_name
 from moco_transfer.runtime.errors import InputError
 
 
@@ -137,7 +137,7 @@ def test_local_file__a_download_with_a_wrong_hash_is_not_kept(server, mirror, mo
     for _ in range(2):
         with pytest.raises(
             InputError,
-            match="expected 00000000; it was deleted: call again, and it is downloaded anew",
+            match="expected 00000000; it was deleted: call again, and it is downloaded again",
         ):
             zoo.local_file("moco_v2_200ep")
     monkeypatch.setitem(zoo.ZOO, "moco_v2_200ep", right)

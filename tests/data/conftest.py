@@ -11,7 +11,7 @@ from PIL import Image
 from moco_transfer.data.views import native
 
 
-def _picture(path, width, height):
+def _image(path, width, height):
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(width * 1000 + height)
     Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
@@ -42,7 +42,7 @@ def make_voc(tmp_path):
     def make(images, split="train", root=None):
         root = root or tmp_path / "VOC"
         for image_id, (width, height, objects) in images.items():
-            _picture(root / "JPEGImages" / f"{image_id}.jpg", width, height)
+            _image(root / "JPEGImages" / f"{image_id}.jpg", width, height)
             (root / "Annotations").mkdir(exist_ok=True)
             (root / "Annotations" / f"{image_id}.xml").write_text(_xml(width, height, objects))
         (root / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
@@ -56,14 +56,14 @@ def make_voc(tmp_path):
 
 @pytest.fixture
 def make_coco(tmp_path):
-    """Return a function that writes pictures and a json file with the given lists; categories
+    """Return a function that writes images and a json file with the given lists; categories
     default to ids 3 and 7.
     """
 
     def make(images, annotations, categories=None, **fields):
         for image in images:
             if "file_name" in image:
-                _picture(
+                _image(
                     tmp_path / "images" / image["file_name"],
                     image.get("width", 8),
                     image.get("height", 8),

@@ -1,4 +1,4 @@
-"""Writes small tar shards whose pictures can be told apart by their colour."""
+"""Writes small tar shards whose images can be told apart by their colour."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from PIL import Image
 
 
 def shade_of(number: int) -> tuple[int, int, int]:
-    """Return the one colour of picture ``number``, 0 to 4095."""
+    """Return the one colour of image ``number``, 0 to 4095."""
     return (number % 16 * 16, number // 16 % 16 * 16, number // 256 * 16)
 
 
 def number_of(view: np.ndarray) -> int:
-    """Return the number of the picture that a view (3, H, W) of one colour shows."""
+    """Return the number of the image that a view (3, H, W) of one colour shows."""
     red, green, blue = (int(v) // 16 for v in view[:, 0, 0])
     return red + 16 * green + 256 * blue
 
 
 def png(number: int, size: int = 6) -> bytes:
-    """Encode picture ``number``."""
+    """Encode image ``number``."""
     buffer = io.BytesIO()
     Image.new("RGB", (size, size), shade_of(number)).save(buffer, "PNG")
     return buffer.getvalue()
@@ -42,7 +42,7 @@ def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
 def write_shards(
     folder: Path, counts: list[int], *, labels: bool = False, broken: tuple[int, ...] = ()
 ) -> Path:
-    """Write shards with so many pictures each, numbered through; the pictures in ``broken`` cannot
+    """Write shards with so many images each, numbered through; the images in ``broken`` cannot
     be decoded.
     """
     number = 0

@@ -3,7 +3,7 @@
 Mutations that were seen to turn this red: stop at the first problem; count crowd regions as boxes;
     compare sizes without EXIF;
 end with status 0 whatever was found.
-Seen red under: header only; crowd/class ignored in repeats; shared pictures not named; masks not
+Seen red under: header only; crowd/class ignored in repeats; shared images not named; masks not
     asked for; user's
 NUM_CLASSES overruled; area of voc boxes not counted.
 """
@@ -45,9 +45,9 @@ def test_check_dataset__counts_a_good_voc_set(make_voc):
     ]
     text = report.text()
     assert text.startswith(
-        "mine: 2 pictures, 2 boxes, 2 classes, scored by VOC AP by the area under the curve\n"
+        "mine: 2 images, 2 boxes, 2 classes, scored by VOC AP by the area under the curve\n"
     )
-    assert "  pictures without a box (left out of training, kept in a test set): 1\n" in text
+    assert "  images without a box (left out of training, kept in a test set): 1\n" in text
     assert text.endswith("  usable")
 
 
@@ -61,7 +61,7 @@ def test_check_dataset__collects_every_problem(make_voc):
         }
     )
     (root / "JPEGImages" / "b.jpg").unlink()
-    (root / "JPEGImages" / "c.jpg").write_bytes(b"no picture")
+    (root / "JPEGImages" / "c.jpg").write_bytes(b"no image")
     Image.fromarray(np.zeros((9, 12, 3), np.uint8)).save(root / "JPEGImages" / "d.jpg")
     register_dataset("mine", "voc", root=root, split="train", class_names=("dog",))
     report = check_dataset("mine")
@@ -69,7 +69,7 @@ def test_check_dataset__collects_every_problem(make_voc):
     said = [
         "class 'hourse' is not one of",
         "does not lie in",
-        "1 of the 4 pictures",
+        "1 of the 4 images",
         "c.jpg cannot be read",
         "d.jpg is 12 x 9 px, but its annotation says 9 x 9",
     ]
@@ -77,7 +77,7 @@ def test_check_dataset__collects_every_problem(make_voc):
     assert all(words in problem for words, problem in zip(said, report.problems, strict=True))
     assert "... and 3 more\n" in report.text(2)
     assert report.text().endswith("NOT usable: 5 problems")
-    assert len(check_dataset("mine", open_pictures=False).problems) == 3
+    assert len(check_dataset("mine", open_images=False).problems) == 3
 
 
 def test_check_dataset__coco_counts_and_remarks(make_coco):
@@ -117,7 +117,7 @@ def test_check_dataset__coco_names_every_fault_of_a_file_that_was_written_by_han
         "the polygon ['1', 2, 11, 2, 11, 22] does not hold finite numbers": {
             "segmentation": [["1", 2, 11, 2, 11, 22]]
         },
-        "no polygon of its segmentation reaches into the 40 x 30 picture": {
+        "no polygon of its segmentation reaches into the 40 x 30 image": {
             "segmentation": [[101, 2, 111, 2, 111, 22]]
         },
         "its RLE has the size [3, 4]": {"segmentation": {"size": [3, 4], "counts": [0, 12]}},
@@ -143,7 +143,7 @@ def test_check_dataset__coco_names_every_fault_of_a_file_that_was_written_by_han
     )
 
 
-def test_check_dataset__a_picture_turned_by_exif(make_coco):
+def test_check_dataset__a_image_turned_by_exif(make_coco):
     json_file, images = make_coco([{"id": 5, "file_name": "b.jpg", "width": 40, "height": 30}], [])
     image = Image.open(images / "b.jpg")
     exif = image.getexif()
@@ -168,7 +168,7 @@ def test_check_data__command_line(make_voc, make_coco, capsys):
     root = make_voc({"a": (40, 30, [("dog", (2, 2, 9, 9), 0)])})
     flag = ["--dataset", f"mine=voc:{root}:train:dog"]
     assert main.main(["check-data", *flag]) == 0
-    assert "mine: 1 picture, 1 box, 1 class," in capsys.readouterr().out
+    assert "mine: 1 image, 1 box, 1 class," in capsys.readouterr().out
     json_file, images = make_coco([{"id": 5, "file_name": "b.jpg", "width": 40, "height": 30}], [])
     assert main.main(["check-data", *flag, "--dataset", f"other=coco:{json_file}:{images}"]) == 2
     assert (
@@ -177,18 +177,18 @@ def test_check_data__command_line(make_voc, make_coco, capsys):
     )
     (root / "JPEGImages" / "a.jpg").unlink()
     assert main.main(["check-data", "mine", "--fast"]) == 2
-    assert "PROBLEM: 1 of the 1 pictures" in capsys.readouterr().out
+    assert "PROBLEM: 1 of the 1 images" in capsys.readouterr().out
     assert main.main(["check-data"]) == 2
     assert "No data set is named" in capsys.readouterr().err
     assert json.loads(json_file.read_text())["images"], "nothing is written"
     assert check_data.EPILOG
 
 
-def test_check_dataset__a_picture_whose_header_is_whole_and_whose_pixels_are_cut_off(make_voc):
+def test_check_dataset__a_image_whose_header_is_whole_and_whose_pixels_are_cut_off(make_voc):
     root = make_voc({"a": (400, 300, []), "b": (40, 30, [("dog", (2, 2, 9, 9), 0)])})
-    picture = root / "JPEGImages" / "a.jpg"
-    picture.write_bytes(picture.read_bytes()[:-2000])
-    assert Image.open(picture).size == (400, 300)  # a look at the header finds nothing
+    image = root / "JPEGImages" / "a.jpg"
+    image.write_bytes(image.read_bytes()[:-2000])
+    assert Image.open(image).size == (400, 300)  # a look at the header finds nothing
     register_dataset("mine", "voc", root=root, split="train", class_names=("dog",))
     (problem,) = check_dataset("mine").problems
     assert "a.jpg cannot be read (image file is truncated" in problem
@@ -215,15 +215,15 @@ def test_check_dataset__repetitions_are_counted(make_coco, tmp_path):
     assert report.is_usable
     said = "\n".join(report.remarks)
     assert (
-        "boxes that repeat another of the same class in the same picture: 2 (in"
+        "boxes that repeat another of the same class in the same image: 2 (in"
         f" {folder / 'a.jpg'}, for one)." in said
     )
     assert (
-        f"pictures that are listed more than once: 1 ({folder / 'a.jpg'}, for one); each listing"
+        f"images that are listed more than once: 1 ({folder / 'a.jpg'}, for one); each listing"
         " has boxes of its own." in said
     )
     assert (
-        f"copies of other pictures, byte for byte: 1 ({folder / 'b.jpg'} of {folder / 'a.jpg'}, for"
+        f"copies of other images, byte for byte: 1 ({folder / 'b.jpg'} of {folder / 'a.jpg'}, for"
         " one)." in said
     )
 
@@ -234,7 +234,7 @@ def test_check_dataset__voc_counted_from_0_may_have_boxes_without_area(make_voc)
     assert "  boxes without area (not trained on): 1\n" in check_dataset("mine").text()
 
 
-def test_check_data__pictures_that_two_sets_share_are_named(make_voc, capsys):
+def test_check_data__images_that_two_sets_share_are_named(make_voc, capsys):
     root = make_voc(
         {"a": (40, 30, [("dog", (2, 2, 9, 9), 0)]), "b": (41, 30, [("dog", (2, 2, 9, 9), 0)])}
     )
@@ -252,7 +252,7 @@ def test_check_data__pictures_that_two_sets_share_are_named(make_voc, capsys):
     ]
     assert main.main(["check-data", *flags]) == 0
     assert (
-        "remark: my_train and my_test have 1 picture in common, the first is"
+        "remark: my_train and my_test have 1 image in common, the first is"
         f" {root / 'JPEGImages' / 'b.jpg'}:" in capsys.readouterr().out
     )
 

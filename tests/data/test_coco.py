@@ -104,7 +104,7 @@ def test_read_coco__compresses_rle(make_coco):
         ({"bbox": [1, 2, 3]}, r"bbox is \[1, 2, 3\], expected four finite numbers"),
         ({"bbox": [1, 2, float("nan"), 3]}, "expected four finite numbers"),
         ({"bbox": [1, 2, -3, 4]}, "width and height not negative"),
-        ({"bbox": [41, 2, 3, 4]}, "does not lie in the 40 x 30 picture"),
+        ({"bbox": [41, 2, 3, 4]}, "does not lie in the 40 x 30 image"),
         ({"bbox": []}, "expected four finite numbers"),
         ({"ignore": 1}, "use 'iscrowd': 1"),
         ({"segmentation": "x"}, "expected a list of polygons"),
@@ -130,7 +130,7 @@ def test_read_coco__compresses_rle(make_coco):
         ({"segmentation": [[1, 2, 3, 4, 5, float("-inf")]]}, "does not hold finite numbers alone"),
         (
             {"segmentation": [[41, 2, 50, 2, 50, 9], [41, 2, 50, 2, 50, 9]]},
-            "no polygon of its segmentation reaches into the 40 x 30 picture",
+            "no polygon of its segmentation reaches into the 40 x 30 image",
         ),
         ({"segmentation": [[1, -2, 9, -2, 9, -9]]}, "no polygon of its segmentation reaches into"),
         ({"segmentation": {"counts": [0, 1200]}}, "expected COCO's RLE"),
@@ -251,10 +251,10 @@ def test_read_coco__refuses_other_files(tmp_path, text, said):
         read_coco(tmp_path / "b.json", tmp_path)
 
 
-def test_read_coco__counts_missing_pictures_and_names_the_first(make_coco):
+def test_read_coco__counts_missing_images_and_names_the_first(make_coco):
     json_file, images = make_coco(IMAGES, [])
     (images / "a.jpg").unlink()
-    with pytest.raises(MissingFileError, match=r"1 of the 2 pictures .* the first is .*a\.jpg"):
+    with pytest.raises(MissingFileError, match=r"1 of the 2 images .* the first is .*a\.jpg"):
         read_coco(json_file, images)
     with pytest.raises(MissingFileError, match="does not exist: .*nowhere"):
         read_coco(json_file, images / "nowhere")

@@ -1,9 +1,9 @@
-"""The order of training pictures: against Detectron2's sampler, and the same after a restart, for
+"""The order of training images: against Detectron2's sampler, and the same after a restart, for
 any number of workers.
 
 Mutations that were seen to turn this red: seed the augmentation by index instead of by draw; start
     the draw numbers
-anew on each rank; ignore start_iteration; group by w >= h; give the last rank the remainder twice.
+again on each rank; ignore start_iteration; group by w >= h; give the last rank the remainder twice.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ def _take(n, **kwargs):
 
 def _number(record, rng):
     if record["image_id"] == 99:
-        raise InputError("picture 99 is broken.")
+        raise InputError("image 99 is broken.")
     return {"image_id": record["image_id"], "draw": float(rng.random())}
 
 
-def test_training_batches__every_picture_once_a_round():
+def test_training_batches__every_image_once_a_round():
     draws = [draw for batch in _take(23, aspect_ratio_grouping=False) for draw in batch]
     assert [number for _, number in draws] == list(range(92))
     for start in (0, 23, 46, 69):
@@ -61,7 +61,7 @@ def test_training_batches__ranks_share_one_stream():
         assert mine == whole[rank::3]
 
 
-def test_training_batches__groups_wide_pictures_apart():
+def test_training_batches__groups_wide_images_apart():
     # Widths are 10, 11, 12 and the height is 11: only 12 is wider than high; 11 x 11 counts with
     # the high ones.
     batches = _take(40)
@@ -81,7 +81,7 @@ def test_training_batches__start_iteration_goes_on_where_it_was(grouping):
 
 
 def test_training_batches__refuses_illegal_arguments():
-    with pytest.raises(InputError, match="no picture to train on"):
+    with pytest.raises(InputError, match="no image to train on"):
         training_batches([], batch_size_per_rank=1, seed=0)
     for wrong in (
         {"batch_size_per_rank": 0},
@@ -118,7 +118,7 @@ def test_train_loader__augmentation_belongs_to_the_draw(num_workers):
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_loaders__a_problem_stays_one_sentence(num_workers):
     records = [{"width": 1, "height": 1, "image_id": 99}]
-    with pytest.raises(InputError, match=r"^picture 99 is broken\.$"):
+    with pytest.raises(InputError, match=r"^image 99 is broken\.$"):
         next(
             iter(
                 train_loader(
@@ -129,7 +129,7 @@ def test_loaders__a_problem_stays_one_sentence(num_workers):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 5, 30])
-def test_test_loader__each_picture_on_one_rank_once(world_size):
+def test_test_loader__each_image_on_one_rank_once(world_size):
     shards = [shard_of(23, rank=rank, world_size=world_size) for rank in range(world_size)]
     assert [index for shard in shards for index in shard] == list(range(23))
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
@@ -165,7 +165,7 @@ def test_leave_out_empty__crowd_alone_is_empty():
     assert leave_out_empty(records) == (records[2:], 2)
 
 
-def test_leave_out_few_keypoints__counts_labelled_points_of_the_picture():
+def test_leave_out_few_keypoints__counts_labelled_points_of_the_image():
     people = [{"keypoints": [1, 1, 2, 0, 0, 0]}, {"keypoints": [1, 1, 1, 2, 2, 0]}]
     records = [{"annotations": people}, {"annotations": people[:1]}, {"annotations": [{}]}]
     assert leave_out_few_keypoints(records, 2) == (records[:1], 2)

@@ -1,5 +1,5 @@
-"""Pictures and annotations after resizing and mirroring: against Detectron2's mapper on real
-pictures, and worked by hand.
+"""Images and annotations after resizing and mirroring: against Detectron2's mapper on real
+images, and worked by hand.
 
 Mutations that were seen to turn this red: mirror to W - 1 - x; mirror before resizing with the old
     width; round the
@@ -21,7 +21,7 @@ from moco_transfer.data.batches.transforms import (
     TestMapper,
     TrainMapper,
     read_and_check,
-    read_picture,
+    read_image,
 )
 from moco_transfer.runtime.errors import InputError, MissingFileError
 
@@ -39,8 +39,8 @@ def _record(path, width=20, height=10, annotations=()):
 
 
 @pytest.fixture
-def picture(tmp_path):
-    """A 20 x 10 picture whose pixels all differ."""
+def image_file(tmp_path):
+    """A 20 x 10 image whose pixels all differ."""
     pixels = np.arange(600, dtype=np.uint16).reshape(10, 20, 3).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     return tmp_path / "a.png", pixels
@@ -65,8 +65,8 @@ def test_draw_shorter_edge__choice_takes_members_and_range_all_between():
     assert {draw_shorter_edge((5, 9), "range", rng) for _ in range(200)} == {5, 6, 7, 8, 9}
 
 
-def test_train_mapper__moves_boxes_polygons_and_key_points_by_known_numbers(picture):
-    path, _ = picture
+def test_train_mapper__moves_boxes_polygons_and_key_points_by_known_numbers(image_file):
+    path, _ = image_file
     person = {
         "bbox": [2.0, 1.0, 6.0, 9.0],
         "category_id": 4,
@@ -93,8 +93,8 @@ def test_train_mapper__moves_boxes_polygons_and_key_points_by_known_numbers(pict
     assert (item["height"], item["width"], item["image"].shape) == (10, 20, (3, 20, 40))
 
 
-def test_train_mapper__vertical_flip_and_clipping(picture):
-    path, pixels = picture
+def test_train_mapper__vertical_flip_and_clipping(image_file):
+    path, pixels = image_file
     record = _record(path, annotations=[{"bbox": [-1.0, 1.0, 25.0, 4.0], "category_id": 0}])
     mapper = TrainMapper((10,), 100, flip="vertical")
     item = mapper.apply(
@@ -106,8 +106,8 @@ def test_train_mapper__vertical_flip_and_clipping(picture):
     )
 
 
-def test_train_mapper__is_a_function_of_the_generator(picture):
-    path, _ = picture
+def test_train_mapper__is_a_function_of_the_generator(image_file):
+    path, _ = image_file
     mapper = TrainMapper((8, 16), 100, "range")
     record = _record(path, annotations=[{"bbox": [1.0, 1.0, 5.0, 5.0], "category_id": 0}])
     np.random.seed(0)
@@ -129,8 +129,8 @@ def test_train_mapper__is_a_function_of_the_generator(picture):
     assert (first[3]["gt_boxes"][0, 0] > first[3]["image"].shape[2] / 2) == (rng.random() < 0.5)
 
 
-def test_test_mapper__resizes_with_pillows_bilinear_filter(picture):
-    path, pixels = picture
+def test_test_mapper__resizes_with_pillows_bilinear_filter(image_file):
+    path, pixels = image_file
     item = TestMapper(15, 100, "BGR")(_record(path))
     expected = np.asarray(Image.fromarray(pixels).resize((30, 15), Image.Resampling.BILINEAR))[
         :, :, ::-1
@@ -139,10 +139,10 @@ def test_test_mapper__resizes_with_pillows_bilinear_filter(picture):
     assert set(item) == {"image", "height", "width", "image_id", "file_name"}
 
 
-def test_train_mapper__bitmask_from_polygon_and_rle(picture):
+def test_train_mapper__bitmask_from_polygon_and_rle(image_file):
     from pycocotools import mask as mask_api
 
-    path, _ = picture
+    path, _ = image_file
     bitmap = np.zeros((10, 20), dtype=np.uint8)
     bitmap[2:6, 4:10] = 1
     rle = mask_api.encode(np.asfortranarray(bitmap))
@@ -173,9 +173,9 @@ def test_train_mapper__bitmask_from_polygon_and_rle(picture):
         TrainMapper((20,), 100, with_masks=True)(record, np.random.default_rng(0))
 
 
-def test_train_mapper__an_image_without_objects(picture):
+def test_train_mapper__an_image_without_objects(image_file):
     item = TrainMapper((10,), 100, with_masks=True, with_keypoints=True, keypoint_mirror=MIRROR)(
-        _record(picture[0]), np.random.default_rng(0)
+        _record(image_file[0]), np.random.default_rng(0)
     )
     assert item["gt_boxes"].shape == (0, 4)
     assert item["gt_classes"].shape == (0,)
@@ -183,19 +183,19 @@ def test_train_mapper__an_image_without_objects(picture):
     assert item["gt_keypoints"].shape == (0, 17, 3)
 
 
-def test_read_picture__turns_upright_as_exif_says_and_orders_channels(picture, tmp_path):
-    path, pixels = picture
-    assert np.array_equal(read_picture(str(path), "RGB"), pixels)
-    assert np.array_equal(read_picture(str(path), "BGR"), pixels[:, :, ::-1])
+def test_read_image__turns_upright_as_exif_says_and_orders_channels(image_file, tmp_path):
+    path, pixels = image_file
+    assert np.array_equal(read_image(str(path), "RGB"), pixels)
+    assert np.array_equal(read_image(str(path), "BGR"), pixels[:, :, ::-1])
     image = Image.fromarray(pixels)
     exif = image.getexif()
     exif[274] = 6  # the camera was held upright: turn by 90 degrees clockwise to see it right
     image.save(tmp_path / "turned.png", exif=exif)
-    assert np.array_equal(read_picture(str(tmp_path / "turned.png"), "RGB"), np.rot90(pixels, -1))
+    assert np.array_equal(read_image(str(tmp_path / "turned.png"), "RGB"), np.rot90(pixels, -1))
 
 
-def test_mappers__say_what_is_wrong(picture, tmp_path):
-    path, _ = picture
+def test_mappers__say_what_is_wrong(image_file, tmp_path):
+    path, _ = image_file
     rng = np.random.default_rng(0)
     with pytest.raises(InputError, match=r"a\.png is 20 x 10 px, but its annotation says 21 x 10"):
         TestMapper(10, 100)(_record(path, width=21))

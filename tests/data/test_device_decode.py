@@ -1,7 +1,7 @@
 """DATA.DECODE device beside the worker's decoding, on the CPU, where the same code runs; on a GPU
 nvJPEG's pixels are its own.
 
-Went red under: the flip left out; the crop taken of the second view twice; a picture of the batch
+Went red under: the flip left out; the crop taken of the second view twice; an image of the batch
     decoded in another's place; damage inside a
 file left as zeros; the end marker not looked for; colours not those of the replacement; RGB JPEGs
 shipped.
@@ -24,7 +24,7 @@ from moco_transfer.data.views.device_decode import DeviceDecoder, EncodedViews, 
 from moco_transfer.data.views.loading import Loader, as_it_is, plan_batches
 from moco_transfer.data.views.two_views import Views
 from moco_transfer.data.views.view_batch import ViewMaker
-from moco_transfer.pretrain.build_data import decoding_device, open_pictures, with_packed_pixels
+from moco_transfer.pretrain.build_data import decoding_device, open_images, with_packed_pixels
 from moco_transfer.runtime.errors import InputError
 
 CPU = torch.device("cpu")
@@ -47,7 +47,7 @@ def damaged_inside():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("pictures")
+    root = tmp_path_factory.mktemp("images")
     files = [
         encoded(0),
         encoded(1, progressive=True),
@@ -187,11 +187,11 @@ def test_config__device_needs_the_fast_pipeline_and_cuda(folder):
         load_pretrain_config("moco_v2_R_50_200ep", ["DATA.DECODE", "gpu"])
     cfg = load_pretrain_config("moco_v2_R_50_200ep", words)
     with pytest.raises(InputError, match="this run is on cpu"):
-        decoding_device(cfg, open_pictures(cfg), CPU)
-    assert "nvJPEG" in with_packed_pixels(cfg, open_pictures(cfg)).DATA.DECODED_PIXELS
+        decoding_device(cfg, open_images(cfg), CPU)
+    assert "nvJPEG" in with_packed_pixels(cfg, open_images(cfg)).DATA.DECODED_PIXELS
     assert (
         with_packed_pixels(
-            load_pretrain_config("moco_v2_R_50_200ep", words[:2]), open_pictures(cfg)
+            load_pretrain_config("moco_v2_R_50_200ep", words[:2]), open_images(cfg)
         ).DATA.DECODED_PIXELS
         == ""
     )
@@ -199,7 +199,7 @@ def test_config__device_needs_the_fast_pipeline_and_cuda(folder):
 
 @pytest.mark.gpu
 def test_device_decoder__on_a_gpu(folder):
-    """nvJPEG's pixels are its own: on smooth pictures a few levels away on the average; everything
+    """nvJPEG's pixels are its own: on smooth images a few levels away on the average; everything
     that is drawn is the worker's.
     """
     worker, shipped = both(folder)

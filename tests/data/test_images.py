@@ -1,4 +1,4 @@
-"""Pictures of every mode and files of every name.
+"""Images of every mode and files of every name.
 
 Went red under: 16-bit values left to PIL; TypeError and others of PIL's own code let through; names
     that start with a dot listed; no check for
@@ -44,7 +44,7 @@ _MODES = [
 
 @pytest.mark.parametrize(("mode", "extension"), _MODES)
 def test_read_rgb__equals_torchvisions_loader(tmp_path, mode, extension):
-    path = tmp_path / f"picture.{extension}"
+    path = tmp_path / f"image.{extension}"
     Image.fromarray(gradient()).convert(mode).save(path)
     got = read_rgb(path)
     assert got.mode == "RGB" and np.array_equal(
@@ -65,9 +65,9 @@ def test_read_rgb__16_bits_keep_their_upper_8(tmp_path, extension):
 
 
 def test_read_rgb__palette_with_transparency_without_a_warning(tmp_path, recwarn):
-    picture = Image.fromarray(gradient()).convert("P")
-    picture.save(tmp_path / "p.png", transparency=bytes(range(256)))
-    expected = np.asarray(picture.convert("RGB"))
+    image = Image.fromarray(gradient()).convert("P")
+    image.save(tmp_path / "p.png", transparency=bytes(range(256)))
+    expected = np.asarray(image.convert("RGB"))
     assert np.array_equal(np.asarray(read_rgb(tmp_path / "p.png")), expected)
     assert not recwarn.list
 
@@ -79,7 +79,7 @@ def test_read_rgb__exif_orientation_is_not_applied_as_in_the_official_code(tmp_p
     assert read_rgb(tmp_path / "phone.jpg").size == (20, 12)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a picture", b"\xff\xd8\xff\xe0" + bytes(50)])
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\xff\xd8\xff\xe0" + bytes(50)])
 def test_read_rgb__damaged(tmp_path, content):
     (tmp_path / "x.jpg").write_bytes(content)
     with pytest.raises(UNREADABLE):
@@ -98,7 +98,7 @@ def test_read_rgb__whatever_damage_is_one_of_unreadable():
     (TypeError did, from a TIFF).
     """
     rng = np.random.default_rng(0)
-    picture, files = Image.fromarray(gradient(16, 16)), []
+    image, files = Image.fromarray(gradient(16, 16)), []
     for form, options in [
         ("JPEG", {}),
         ("PNG", {}),
@@ -109,7 +109,7 @@ def test_read_rgb__whatever_damage_is_one_of_unreadable():
         ("PPM", {}),
     ]:
         buffer = io.BytesIO()
-        picture.save(buffer, form, **options)
+        image.save(buffer, form, **options)
         files.append(buffer.getvalue())
     outcomes = {"read": 0, "refused": 0}
     for _ in range(1500):
@@ -143,7 +143,7 @@ def test_read_rgb__what_pil_lets_through_counts_as_damage(tmp_path, monkeypatch,
         raise error
 
     monkeypatch.setattr(Image, "open", leak)
-    with pytest.raises(ValueError, match=f"damaged picture \\({type(error).__name__}"):
+    with pytest.raises(ValueError, match=f"damaged image \\({type(error).__name__}"):
         read_rgb(tmp_path / "x.tif")
 
 

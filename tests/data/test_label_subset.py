@@ -1,7 +1,7 @@
 """A part of the labels: fixed, nested, from each set alike, and refused where it is of other data.
 
-Seen red under: a draw from the process's generator; pictures without a box counted; the missing
-    picture not looked for.
+Seen red under: a draw from the process's generator; images without a box counted; the missing
+    image not looked for.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def datasets(tmp_path_factory):
         name = f"label_subset_{number}"
         register_dataset(name, "voc", root=str(root), split="train", class_names=CLASSES)
         sets.append(get_dataset(name))
-    # One picture without any box: it is no labelled picture.
+    # One image without any box: it is no labelled image.
     sets[0].records[0]["annotations"].clear()
     return sets
 
@@ -54,7 +54,7 @@ def test_draw__shares_are_nested_and_the_same_each_time(datasets):
     assert draw_label_subset(datasets, 0.001).count() == 2
 
 
-def test_take__leaves_the_subsets_pictures_alone(datasets, tmp_path):
+def test_take__leaves_the_subsets_images_alone(datasets, tmp_path):
     subset = draw_label_subset(datasets, 0.1)
     write_label_subset(tmp_path / "s.json", subset)
     read = read_label_subset(tmp_path / "s.json")
@@ -65,7 +65,7 @@ def test_take__leaves_the_subsets_pictures_alone(datasets, tmp_path):
     )
     assert parts[0].class_names == datasets[0].class_names and len(datasets[0].records) == 40
     assert (
-        title_of(datasets[0].name, read) == f"{datasets[0].name} (10 % of its labelled pictures: 4)"
+        title_of(datasets[0].name, read) == f"{datasets[0].name} (10 % of its labelled images: 4)"
     )
 
 
@@ -80,7 +80,7 @@ def test_take__error(datasets, tmp_path):
     ):
         take_label_subset(datasets[1:], subset, "s.json")
     subset.images[datasets[0].name][0] = "nobody"
-    with pytest.raises(InputError, match="picture 'nobody' is not in data set 'label_subset_0'"):
+    with pytest.raises(InputError, match="image 'nobody' is not in data set 'label_subset_0'"):
         take_label_subset(datasets, subset, "s.json")
 
 

@@ -1,8 +1,8 @@
-"""Packs: the same pictures, labels and names as the folder; whole or nothing; damage is found.
+"""Packs: the same images, labels and names as the folder; whole or nothing; damage is found.
 
-Went red under: a shard's first picture counted one too far; labels not carried over; the longer
+Went red under: a shard's first image counted one too far; labels not carried over; the longer
     side made 256; a finished shard written
-anew; a shard of another folder taken for finished; pictures that cannot be decoded packed; a
+again; a shard of another folder taken for finished; images that cannot be decoded packed; a
 changed file's old bytes kept (neither its size nor its time looked at); a damaged note read without
 a guard.
 """
@@ -42,9 +42,9 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_pack__original_gives_the_folders_pictures_labels_and_names(folder, tmp_path, num_workers):
+def test_pack__original_gives_the_folders_images_labels_and_names(folder, tmp_path, num_workers):
     source = find_images(folder)
-    assert pack(source, tmp_path / "p", pictures_per_shard=3, num_workers=num_workers) == []
+    assert pack(source, tmp_path / "p", images_per_shard=3, num_workers=num_workers) == []
     packed = open_source(str(tmp_path / "p"))
     assert isinstance(packed, Pack) and len(packed) == 7 and packed.pixel_change == ""
     assert (
@@ -98,7 +98,7 @@ def test_pack__an_interrupted_packing_goes_on(folder, tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pack(source, dst, pictures_per_shard=2, on_picture=stop)
+        pack(source, dst, images_per_shard=2, on_image=stop)
     with pytest.raises(MissingFileError, match="no finished pack"):
         open_pack(dst)
     assert not list(dst.glob("*.tmp"))
@@ -109,7 +109,7 @@ def test_pack__an_interrupted_packing_goes_on(folder, tmp_path, monkeypatch):
         "_write_shard",
         lambda dst, number, *args: written.append(number) or write(dst, number, *args),
     )
-    pack(source, dst, pictures_per_shard=2)
+    pack(source, dst, images_per_shard=2)
     assert written == [2, 3]
     assert [
         np.array_equal(open_pack(dst).decode(i), np.asarray(source.read(i))) for i in range(7)
@@ -118,7 +118,7 @@ def test_pack__an_interrupted_packing_goes_on(folder, tmp_path, monkeypatch):
 
 def test_pack__damage_is_found_and_only_what_is_damaged_is_written_anew(folder, tmp_path):
     source, dst = find_images(folder), tmp_path / "p"
-    pack(source, dst, pictures_per_shard=3)
+    pack(source, dst, images_per_shard=3)
     data = bytearray((dst / "shard-00001.bin").read_bytes())
     data[10] ^= 1
     (dst / "shard-00001.bin").write_bytes(data)
@@ -129,7 +129,7 @@ def test_pack__damage_is_found_and_only_what_is_damaged_is_written_anew(folder, 
     with pytest.raises(InputError, match="has 5 bytes"):
         open_pack(dst)
     before = (dst / "shard-00002.bin").stat().st_mtime_ns
-    pack(source, dst, pictures_per_shard=3)
+    pack(source, dst, images_per_shard=3)
     assert check_pack(dst) == 7 and (dst / "shard-00002.bin").stat().st_mtime_ns == before
     (dst / "shard-00001.npz").write_bytes(b"x")
     with pytest.raises(InputError, match=r"shard-00001\.npz is not what was written"):
@@ -145,42 +145,42 @@ def test_pack__what_was_changed_or_repaired_since_is_packed_anew_and_nothing_els
     """The files' sizes and times count, not their names alone; in one shard, while the others stay
     as they are.
     """
-    (folder / "class1" / "bad.jpg").write_bytes(b"no picture")
+    (folder / "class1" / "bad.jpg").write_bytes(b"no image")
     dst = tmp_path / "p"
-    assert len(pack(find_images(folder), dst, pictures_per_shard=3)) == 1
+    assert len(pack(find_images(folder), dst, images_per_shard=3)) == 1
     before = {path.name: path.stat().st_mtime_ns for path in dst.glob("*.bin")}
-    pack(find_images(folder), dst, pictures_per_shard=3)
+    pack(find_images(folder), dst, images_per_shard=3)
     assert {
         path.name: path.stat().st_mtime_ns for path in dst.glob("*.bin")
     } == before and not caplog.records
     Image.new("RGB", (40, 30), (9, 9, 9)).save(folder / "class1" / "bad.jpg")
     assert (
-        pack(find_images(folder), dst, pictures_per_shard=3) == []
+        pack(find_images(folder), dst, images_per_shard=3) == []
         and "have changed since" in caplog.text
     )
     after = {path.name: path.stat().st_mtime_ns for path in dst.glob("*.bin")}
     assert [name for name in sorted(after) if after[name] != before[name]] == ["shard-00002.bin"]
     assert check_pack(dst) == 8 and open_pack(dst).decode(7)[0, 0].tolist() == [9, 9, 9]
-    changed = folder / "class0" / "0.png"  # the same number of bytes, another picture
+    changed = folder / "class0" / "0.png"  # the same number of bytes, another image
     data = changed.read_bytes()
     Image.fromarray(255 - np.asarray(Image.open(changed))).save(folder / "other.png")
     other = (folder / "other.png").read_bytes()
     (folder / "other.png").unlink()
     size = max(len(data), len(other))
     changed.write_bytes(data.ljust(size, b"\0"))
-    pack(find_images(folder), dst, pictures_per_shard=3)
+    pack(find_images(folder), dst, images_per_shard=3)
     changed.write_bytes(other.ljust(size, b"\0"))
-    pack(find_images(folder), dst, pictures_per_shard=3)
+    pack(find_images(folder), dst, images_per_shard=3)
     assert np.array_equal(open_pack(dst).decode(0), np.asarray(find_images(folder).read(0)))
 
 
 @pytest.mark.parametrize("note", ["{", "[]", '{"origin": 1}', ""])
 def test_pack__a_damaged_note_costs_its_shard_alone(folder, tmp_path, caplog, note):
     source, dst = find_images(folder), tmp_path / "p"
-    pack(source, dst, pictures_per_shard=3)
+    pack(source, dst, images_per_shard=3)
     before = (dst / "shard-00000.bin").stat().st_mtime_ns
     (dst / "shard-00001.json").write_text(note)
-    assert pack(source, dst, pictures_per_shard=3) == []
+    assert pack(source, dst, images_per_shard=3) == []
     assert (
         "shard-00001.json is damaged" in caplog.text
         and (dst / "shard-00000.bin").stat().st_mtime_ns == before
@@ -188,7 +188,7 @@ def test_pack__a_damaged_note_costs_its_shard_alone(folder, tmp_path, caplog, no
     assert check_pack(dst) == 7
 
 
-def test_pack__held_pictures_count_by_their_bytes(tmp_path):
+def test_pack__held_images_count_by_their_bytes(tmp_path):
     def held(colour):
         buffer = io.BytesIO()
         Image.new("RGB", (8, 8), (colour, 0, 0)).save(buffer, "PNG")
@@ -208,21 +208,21 @@ def test_pack__held_pictures_count_by_their_bytes(tmp_path):
 def test_pack__refuses_a_folder_with_another_pack_and_leaves_out_what_cannot_be_decoded(
     folder, tmp_path
 ):
-    (folder / "class0" / "bad.jpg").write_bytes(b"no picture")
-    left_out = pack(find_images(folder), tmp_path / "p", pictures_per_shard=4)
+    (folder / "class0" / "bad.jpg").write_bytes(b"no image")
+    left_out = pack(find_images(folder), tmp_path / "p", images_per_shard=4)
     assert len(left_out) == 1 and "bad.jpg" in left_out[0]
     packed = open_pack(tmp_path / "p")
     assert len(packed) == 7 and not any("bad.jpg" in packed.name(i) for i in range(7))
     assert packed.labels.tolist() == [0] * 4 + [1] * 3
     with pytest.raises(InputError, match="another form"):
-        pack(find_images(folder), tmp_path / "p", form="raw", pictures_per_shard=4)
-    with pytest.raises(InputError, match="other pictures"):
-        pack(find_images(folder / "class1"), tmp_path / "p", pictures_per_shard=4)
+        pack(find_images(folder), tmp_path / "p", form="raw", images_per_shard=4)
+    with pytest.raises(InputError, match="other images"):
+        pack(find_images(folder / "class1"), tmp_path / "p", images_per_shard=4)
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_pack__several_processes_read_it_at_once(folder, tmp_path, context):
-    pack(find_images(folder), tmp_path / "p", form="raw", pictures_per_shard=3)
+    pack(find_images(folder), tmp_path / "p", form="raw", images_per_shard=3)
     views = Views(
         open_pack(tmp_path / "p"),
         recipe="v2",
@@ -246,10 +246,10 @@ def test_pack__several_processes_read_it_at_once(folder, tmp_path, context):
 
 def test_cli_pack__packs_checks_and_refuses(folder, tmp_path, capsys):
     assert main(["pack", str(folder), str(tmp_path / "p"), "--as", "raw", "--size", "16"]) == 0
-    assert "7 pictures in 2 classes packed in" in capsys.readouterr().out
+    assert "7 images in 2 classes packed in" in capsys.readouterr().out
     assert main(["pack", "--check", str(tmp_path / "p")]) == 0
     assert "every byte as it was written" in capsys.readouterr().out
-    assert json.loads((tmp_path / "p" / "pack.json").read_text())["pictures"] == 7
+    assert json.loads((tmp_path / "p" / "pack.json").read_text())["images"] == 7
     for words in (
         ["pack", str(folder)],
         ["pack", str(tmp_path / "nowhere"), str(tmp_path / "q")],

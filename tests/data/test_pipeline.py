@@ -1,4 +1,4 @@
-"""The fast pipeline beside the reference: same random numbers, same pictures within the tolerances
+"""The fast pipeline beside the reference: same random numbers, same images within the tolerances
 of view_batch.py and view_colours.py.
 
 Went red under: crop's top and left swapped; the flip left out; a filter without antialiasing; views
@@ -36,8 +36,8 @@ from moco_transfer.runtime.seed import derive_seed
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    root = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for i in range(6):
         small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
@@ -95,10 +95,10 @@ def test_resized_crop__white_stays_white_and_bad_crops_are_refused():
 
 
 @pytest.mark.parametrize("recipe", ["v1", "v2", "cifar", "supervised"])
-def test_pipelines__same_views_from_the_same_place(back_end, pictures, recipe):
+def test_pipelines__same_views_from_the_same_place(back_end, images, recipe):
     """Finished to floats; a mean level apart by what the reference's own rounding explains."""
     fast, reference = (
-        views_of(pictures, recipe=recipe, pipeline=pipeline) for pipeline in ("fast", "reference")
+        views_of(images, recipe=recipe, pipeline=pipeline) for pipeline in ("fast", "reference")
     )
     nothing = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     places = [(epoch, index) for epoch in range(4) for index in range(6)]
@@ -114,8 +114,8 @@ def test_pipelines__same_views_from_the_same_place(back_end, pictures, recipe):
             assert difference.max() <= 1
 
 
-def test_fast__a_function_of_seed_epoch_and_index_with_any_workers(pictures):
-    views = views_of(pictures, pipeline="fast")
+def test_fast__a_function_of_seed_epoch_and_index_with_any_workers(images):
+    views = views_of(images, pipeline="fast")
     order = EpochBatches(6, batch_size_total=3, epochs=3, seed=0)
     for num_workers in (0, 2):
         loader = DataLoader(
@@ -135,11 +135,11 @@ def test_fast__a_function_of_seed_epoch_and_index_with_any_workers(pictures):
     )
 
 
-def test_loader__a_worker_told_to_stop_does_not_interrupt_the_training_process(pictures):
+def test_loader__a_worker_told_to_stop_does_not_interrupt_the_training_process(images):
     """SIGTERM to a whole job: what the main process does meanwhile (it saves) must not end in an
     exception for the worker that died.
     """
-    source = find_images(pictures)
+    source = find_images(images)
     settings = {
         "batch_size_total": 2,
         "epochs": 50,
@@ -170,10 +170,10 @@ def test_loader__a_worker_told_to_stop_does_not_interrupt_the_training_process(p
     assert [worker.exitcode for worker in workers] == [0, 0]
 
 
-def test_fast__unreadable_pictures_are_replaced_as_in_the_reference(pictures, tmp_path):
+def test_fast__unreadable_images_are_replaced_as_in_the_reference(images, tmp_path):
     for i in range(4):
-        (tmp_path / f"{i}.png").write_bytes((pictures / f"{2 * (i % 3)}.png").read_bytes())
-    (tmp_path / "1.png").write_bytes(b"\xff\xd8not a picture")
+        (tmp_path / f"{i}.png").write_bytes((images / f"{2 * (i % 3)}.png").read_bytes())
+    (tmp_path / "1.png").write_bytes(b"\xff\xd8not an image")
     fast, reference = (
         views_of(tmp_path, pipeline=pipeline).__getitems__([(0, i) for i in range(4)])
         for pipeline in ("fast", "reference")
@@ -313,8 +313,8 @@ def test_recipes__the_published_constants(name, jitter, jitter_p, grey_p, blur_p
     )
 
 
-def test_draw_parameters__pictures_that_no_random_crop_fits():
-    """Ten tries fail in very long pictures: then torchvision's centred crop, whose share and ratio
+def test_draw_parameters__images_that_no_random_crop_fits():
+    """Ten tries fail in very long images: then torchvision's centred crop, whose share and ratio
     are at their limits.
     """
     for height, width in ((1, 1000), (1000, 1), (1, 1), (3, 200), (2, 3)):

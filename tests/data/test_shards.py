@@ -1,13 +1,13 @@
 """Tar shards: what they hold, who reads which, in which order, and what a damaged one does.
 
-The pictures have one colour each, so a batch says which pictures it is made of.
+The images have one colour each, so a batch says which images it is made of.
 
 Went red under: keys up to the last dot; no look for the end of the archive; the index kept for a
     changed shard; the same shards for all processes,
 or for all workers; the same order in each epoch; a resumed worker that takes the stream of its own
-number, gives used pictures again, or skips nothing; blocks not shuffled, or all alike; views
-without the epoch; an unreadable picture replaced from the wrong place; a transfer opened again from
-the start, or its failure not asked for; an error left to the worker; numbers of pictures not
+number, gives used images again, or skips nothing; blocks not shuffled, or all alike; views
+without the epoch; an unreadable image replaced from the wrong place; a transfer opened again from
+the start, or its failure not asked for; an error left to the worker; numbers of images not
 compared; shards counted in spite of DATA.NUM_IMAGES, or not looked for. In
 pretrain/test_shard_runs.py: the place in the run ignored on resuming.
 """
@@ -33,7 +33,7 @@ from shard_tools import number_of, png, write_shards, write_tar
 
 from moco_transfer.data.images import shard_reader
 from moco_transfer.data.images.folder import find_images
-from moco_transfer.data.images.shard_count import INDEX_FILE, count_pictures
+from moco_transfer.data.images.shard_count import INDEX_FILE, count_images
 from moco_transfer.data.images.shard_order import ShardBatches
 from moco_transfer.data.images.sources import open_source
 from moco_transfer.data.views.loading import Loader, warn_of_another_order
@@ -87,11 +87,11 @@ def assert_same(a: list[dict], b: list[dict]) -> None:
 
 
 def test_open_shards__counts_what_webdataset_reads(tmp_path):
-    """Odd names: the count from headers and the pictures that webdataset yields must be the same."""
+    """Odd names: the count from headers and the images that webdataset yields must be the same."""
     members = [
         ("000.jpg", png(0)), ("000.cls", b"1"), ("000.json", b"{}"),
         ("001.cls", b"0"), ("001.PNG", png(1)),
-        ("002.txt", b"a sample without a picture"),
+        ("002.txt", b"a sample without an image"),
         ("003.seg.png", b"mask"), ("003.webp", png(3)),
         ("photo.v2.jpg", png(4)),
         ("__meta__/x.jpg", png(5)), ("./006.jpeg", png(6)), ("sub.dir/007.png", png(7)), ("no_extension", b"x"), ("sub.dir/008.jpg", png(8)),
@@ -110,12 +110,12 @@ def test_open_shards__counts_what_webdataset_reads(tmp_path):
         "漢字-009.jpg",
     ]
     assert [label for _, _, label in streamed] == [1, 0, -1, -1, -1, -1, -1]
-    assert count_pictures(path).num_images == len(streamed)
+    assert count_images(path).num_images == len(streamed)
 
 
-def test_open_shards__picture_whose_name_has_a_further_dot_is_said(tmp_path, caplog):
-    count_pictures(write_tar(tmp_path / "x.tar", [("photo.v2.jpg", png(0)), ("ok.jpg", png(1))]))
-    assert "1 pictures are left out, the first is photo.v2.jpg" in caplog.text
+def test_open_shards__image_whose_name_has_a_further_dot_is_said(tmp_path, caplog):
+    count_images(write_tar(tmp_path / "x.tar", [("photo.v2.jpg", png(0)), ("ok.jpg", png(1))]))
+    assert "1 images are left out, the first is photo.v2.jpg" in caplog.text
 
 
 def test_open_shards__folder_pattern_file_and_gzip_are_the_same(tmp_path):
@@ -149,9 +149,7 @@ def test_open_shards__numbers_are_kept_and_counted_again_when_a_shard_changes(
     from moco_transfer.data.images import shard_count
 
     monkeypatch.setattr(
-        shard_count,
-        "count_pictures",
-        lambda file: counted.append(file.name) or count_pictures(file),
+        shard_count, "count_images", lambda file: counted.append(file.name) or count_images(file)
     )
     assert len(open_source(str(tmp_path))) == 8 and counted == []
     write_shards(tmp_path, [3, 6])
@@ -172,14 +170,14 @@ def test_open_shards__classes(tmp_path):
 
 
 def test_open_shards__num_images_is_trusted_and_nothing_counted(tmp_path, monkeypatch):
-    """What IG-1B's hundred thousand shards need; what differs is what docs/pictures.md says."""
+    """What IG-1B's hundred thousand shards need; what differs is what docs/images.md says."""
     from moco_transfer.data.images import shard_count
 
     write_shards(tmp_path, [6] * 4, labels=True)
     counted = read(plan(open_source(str(tmp_path)), num_workers=2, epochs=2))
     (tmp_path / INDEX_FILE).unlink()
     monkeypatch.setattr(
-        shard_count, "count_pictures", lambda file: pytest.fail(f"{file} was counted")
+        shard_count, "count_images", lambda file: pytest.fail(f"{file} was counted")
     )
     trusted = open_source(str(tmp_path / "train-{000..003}.tar"), num_images=24)
     assert (
@@ -190,7 +188,7 @@ def test_open_shards__num_images_is_trusted_and_nothing_counted(tmp_path, monkey
     )
     batches = plan(trusted, num_workers=2, epochs=2)
     whole = read(batches)
-    assert numbers(whole) == numbers(counted)  # the same pictures in the same order
+    assert numbers(whole) == numbers(counted)  # the same images in the same order
     assert_same(
         read(plan(trusted, num_workers=2, epochs=2, start_iteration=8)), whole[8:]
     )  # in the middle of the second epoch
@@ -233,7 +231,7 @@ def test_open_shards__refuses(tmp_path, monkeypatch):
         json.dumps({"shardlist": [{"url": "s/train-000.tar", "nsamples": 3}]})
     )
     with pytest.raises(
-        InputError, match="DATA.NUM_IMAGES is 4, but the index .*i.json counts 3 pictures"
+        InputError, match="DATA.NUM_IMAGES is 4, but the index .*i.json counts 3 images"
     ):
         open_source(str(tmp_path / "i.json"), num_images=4)
     with pytest.raises(InputError, match="Set DATA.NUM_IMAGES to the number in all 3 shards"):
@@ -241,7 +239,7 @@ def test_open_shards__refuses(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="does not read this kind of URL.*pipe:aws s3 cp"):
         open_source("s3://bucket/train-{000..002}.tar", num_images=5)
     write_tar(tmp_path / "none" / "x.tar", [("a.txt", b"")])
-    with pytest.raises(InputError, match="hold no picture"):
+    with pytest.raises(InputError, match="hold no image"):
         open_source(str(tmp_path / "none"))
     whole = (tmp_path / "s" / "train-000.tar").read_bytes()
     damaged = (
@@ -274,7 +272,7 @@ def test_shard_batches__sizes_that_do_not_fit__error(tmp_path):
         plan(source, num_workers=2, world_size=2)
     with pytest.raises(InputError, match="Start at most 3 processes"):
         plan(source, num_workers=2, world_size=4)
-    with pytest.raises(InputError, match="holds 11 pictures, less than one batch of 12"):
+    with pytest.raises(InputError, match="holds 11 images, less than one batch of 12"):
         plan(source, batch_size_total=12)
     with pytest.raises(InputError, match="does not divide among 3 processes"):
         plan(source, world_size=3)
@@ -284,7 +282,7 @@ def test_shard_batches__sizes_that_do_not_fit__error(tmp_path):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_epoch__each_picture_once_and_the_last_part_left_out(tmp_path, num_workers):
+def test_epoch__each_image_once_and_the_last_part_left_out(tmp_path, num_workers):
     source = open_source(str(write_shards(tmp_path, [6, 6, 6, 6])))
     batches = read(plan(source, batch_size_total=6, num_workers=num_workers, epochs=2))
     assert len(batches) == 8
@@ -334,7 +332,7 @@ def test_processes__read_different_shards(tmp_path, num_workers):
         assert not {n // 6 for n in seen[0]} & {n // 6 for n in seen[1]}  # no shard is read by both
     assert {n // 6 for n in numbers(parts[0][:6])} != {
         n // 6 for n in numbers(parts[0][6:])
-    }  # dealt out anew
+    }  # dealt out again
 
 
 def test_workers__read_different_shards(tmp_path):
@@ -345,7 +343,7 @@ def test_workers__read_different_shards(tmp_path):
 
 
 def test_uneven_shards__read_again_and_said(tmp_path, caplog):
-    """10 and 2 pictures for two workers: 3 iterations of 4; the small shard's worker comes round to
+    """10 and 2 images for two workers: 3 iterations of 4; the small shard's worker comes round to
     it again.
     """
     from moco_transfer.data.views.loading import describe_batches
@@ -358,11 +356,11 @@ def test_uneven_shards__read_again_and_said(tmp_path, caplog):
     assert small in (4, 8) and found[10] == found[11] == small // 2
     assert batches.uneven() == pytest.approx(4 / 12)  # each stream should give 6, one has 2
     describe_batches(source, batches)
-    assert "33% of an epoch's pictures are seen twice" in caplog.text
+    assert "33% of an epoch's images are seen twice" in caplog.text
 
 
-def test_views__are_those_of_the_same_picture_in_a_folder(tmp_path):
-    """Function of (seed, epoch, index): a folder of the same pictures in the shards' order gives
+def test_views__are_those_of_the_same_image_in_a_folder(tmp_path):
+    """Function of (seed, epoch, index): a folder of the same images in the shards' order gives
     the same pixels.
     """
     rng = np.random.default_rng(0)
@@ -387,7 +385,7 @@ def test_views__are_those_of_the_same_picture_in_a_folder(tmp_path):
 
 @pytest.mark.parametrize("num_workers", [0, 2, 3])
 def test_resume__in_the_middle_of_an_epoch_equals_the_whole_run(tmp_path, num_workers):
-    """At every iteration of three epochs, with unreadable pictures, blocks that do not divide, and
+    """At every iteration of three epochs, with unreadable images, blocks that do not divide, and
     shards read twice.
     """
     source = open_source(str(write_shards(tmp_path, [7, 3, 9, 4, 6], broken=(2, 8, 11, 20))))
@@ -406,7 +404,7 @@ def test_resume__does_not_open_shards_that_are_used_up(tmp_path, monkeypatch):
     monkeypatch.setattr(
         shard_reader, "read_shard", lambda url: opened.append(url) or read_shard(url)
     )
-    read(plan(source, epochs=1, start_iteration=12))  # 48 of 60 pictures are used
+    read(plan(source, epochs=1, start_iteration=12))  # 48 of 60 images are used
     assert len(opened) == 2
 
 
@@ -442,7 +440,7 @@ def test_unreadable__replaced_and_named_and_nothing_else_moves(tmp_path):
     assert all(a == b for a, b in zip(before, after, strict=True) if a not in (3, 12))
 
 
-def test_unreadable__shard_without_one_good_picture_gives_up(tmp_path):
+def test_unreadable__shard_without_one_good_image_gives_up(tmp_path):
     source = open_source(str(write_shards(tmp_path, [4], broken=(0, 1, 2, 3))))
     assert read(plan(source, epochs=1))[0]["given_up"] == 4
 
@@ -452,18 +450,18 @@ def test_shard_that_changed_under_the_run__one_sentence(tmp_path, num_workers):
     source = open_source(str(write_shards(tmp_path, [6, 6])))
     write_shards(tmp_path, [6, 5])
     with pytest.raises(
-        InputError, match=r"Shard .*train-001.tar holds 5 pictures, the index says 6"
+        InputError, match=r"Shard .*train-001.tar holds 5 images, the index says 6"
     ) as caught:
         read(plan(source, num_workers=num_workers))
     assert "\n" not in str(caught.value)
     write_shards(tmp_path, [6, 7])
-    with pytest.raises(InputError, match="holds more pictures, the index says 6"):
+    with pytest.raises(InputError, match="holds more images, the index says 6"):
         read(
             plan(source, num_workers=num_workers, epochs=9)
         )  # seen once the shard is not the last of an epoch
     path = tmp_path / "train-001.tar"
     path.write_bytes(path.read_bytes()[:900])
-    with pytest.raises(InputError, match="Shard .*train-001.tar cannot be read after 0 pictures"):
+    with pytest.raises(InputError, match="Shard .*train-001.tar cannot be read after 0 images"):
         read(plan(source, num_workers=num_workers))
     path.unlink()
     with pytest.raises(InputError, match="Shard .*train-001.tar cannot be read"):
@@ -508,7 +506,7 @@ def served(tmp_path):
     server.server_close()
 
 
-def test_url__same_pictures_as_local_and_resumes(tmp_path, served):
+def test_url__same_images_as_local_and_resumes(tmp_path, served):
     local = open_source(str(write_shards(tmp_path, [6] * 4)))
     remote = open_source(f"{served}/train-{{000..003}}.tar", num_images=24)
     assert not remote.is_counted and len(remote) == 24
@@ -530,7 +528,7 @@ def test_url__same_pictures_as_local_and_resumes(tmp_path, served):
 
 def test_url__transfer_that_breaks_off_goes_on(tmp_path, served, caplog, monkeypatch):
     monkeypatch.setattr(shard_reader.time, "sleep", lambda _: None)
-    for s in (0, 1):  # long enough that the transfer cannot end before the first pictures are read
+    for s in (0, 1):  # long enough that the transfer cannot end before the first images are read
         members = [
             (f"{n}.{ext}", content)
             for n in range(40 * s, 40 * s + 40)
@@ -546,9 +544,7 @@ def test_url__transfer_that_breaks_off_goes_on(tmp_path, served, caplog, monkeyp
 def test_url__that_does_not_exist__one_sentence(tmp_path, served, monkeypatch):
     monkeypatch.setattr(shard_reader.time, "sleep", lambda _: None)
     remote = open_source(f"{served}/none-{{0..1}}.tar", num_images=8)
-    with pytest.raises(
-        InputError, match="Shard http.*none-[01].tar cannot be read after 0 pictures"
-    ):
+    with pytest.raises(InputError, match="Shard http.*none-[01].tar cannot be read after 0 images"):
         read(plan(remote))
 
 
@@ -581,5 +577,5 @@ def test_url__transfer_that_fails_behind_a_clean_end__error(tmp_path, monkeypatc
     monkeypatch.setattr(shard_reader.time, "sleep", lambda _: None)
     importlib.import_module("webdataset.gopen")
     monkeypatch.setattr(sys.modules["webdataset.gopen"], "gopen", lambda url: Failing(content))
-    with pytest.raises(InputError, match="cannot be read after 1 pictures .*exit 18"):
+    with pytest.raises(InputError, match="cannot be read after 1 images .*exit 18"):
         list(shard_reader.read_shard("https://example.org/x.tar"))

@@ -60,17 +60,15 @@ def test_list_file__paths_labels_comments_and_blanks(tmp_path):
     )
     (tmp_path / "named.txt").write_text("a/1.jpg dog\nb/two words.JPEG cat\n")
     assert read_list_file(tmp_path / "named.txt").labels.tolist() == [1, 0]
-    assert "2 pictures in 2 classes listed in" in read_list_file(tmp_path / "named.txt").describe()
+    assert "2 images in 2 classes listed in" in read_list_file(tmp_path / "named.txt").describe()
 
 
 def test_list_file__relative_to_data_root(tmp_path):
-    save(tmp_path / "pictures" / "1.jpg")
+    save(tmp_path / "images" / "1.jpg")
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists" / "train.txt").write_text("1.jpg\n")
-    source = open_source(
-        str(tmp_path / "pictures"), list_file=str(tmp_path / "lists" / "train.txt")
-    )
-    assert source.path(0) == str(tmp_path / "pictures" / "1.jpg")
+    source = open_source(str(tmp_path / "images"), list_file=str(tmp_path / "lists" / "train.txt"))
+    assert source.path(0) == str(tmp_path / "images" / "1.jpg")
     with pytest.raises(MissingFileError, match="line 1"):
         open_source(str(tmp_path / "lists" / "train.txt"))
 
@@ -80,18 +78,18 @@ def test_list_file__relative_to_data_root(tmp_path):
     [
         (
             "a.jpg\n\nmissing.jpg\nalso.jpg\n",
-            r"list.txt, line 3: there is no picture .*missing.jpg \(2 of 3 lines name none\)",
+            r"list.txt, line 3: there is no image .*missing.jpg \(2 of 3 lines name none\)",
         ),
         ("a.jpg 1\nb.jpg\n", r"list.txt, line 2: b.jpg has no label, unlike line 1"),
         ("a.jpg\n# x\nb.jpg 1\n", r"list.txt, line 3: b.jpg has the label '1', unlike line 1"),
-        ("a.jpg 1 extra\n", r"list.txt, line 1: there is no picture"),
+        ("a.jpg 1 extra\n", r"list.txt, line 1: there is no image"),
         (
             "a.jpg 0\nb.jpg 306000000\n",
             r"list.txt, line 2: label 306000000 is not the number of a class",
         ),
-        ("# nothing\n\n", "lists no picture"),
+        ("# nothing\n\n", "lists no image"),
         ("a.jpg\n\0\0\1\n", "line 2: not text"),
-        (".\n", "line 1: there is no picture"),
+        (".\n", "line 1: there is no image"),
     ],
 )
 def test_list_file__bad_lines_are_named(tmp_path, content, sentence):
@@ -102,14 +100,14 @@ def test_list_file__bad_lines_are_named(tmp_path, content, sentence):
         read_list_file(tmp_path / "list.txt")
 
 
-def test_list_file__picture_named_twice_counts_twice_and_is_said(tmp_path, caplog):
+def test_list_file__image_named_twice_counts_twice_and_is_said(tmp_path, caplog):
     save(tmp_path / "a.jpg")
     (tmp_path / "list.txt").write_text("a.jpg\na.jpg\n")
     assert len(read_list_file(tmp_path / "list.txt")) == 2
-    assert "1 lines name a picture that an earlier line names" in caplog.text
+    assert "1 lines name an image that an earlier line names" in caplog.text
 
 
-def test_open_source__root_of_a_data_set_gives_its_training_pictures_alone(tmp_path):
+def test_open_source__root_of_a_data_set_gives_its_training_images_alone(tmp_path):
     for name in (
         "coco/train2017/1.jpg",
         "coco/train2017/2.jpg",
@@ -152,13 +150,13 @@ def test_open_source__refuses(tmp_path):
         open_source("")
     with pytest.raises(MissingFileError, match="does not exist"):
         open_source(str(tmp_path / "nowhere"))
-    with pytest.raises(InputError, match="is one picture"):
+    with pytest.raises(InputError, match="is one image"):
         open_source(str(tmp_path / "a.jpg"))
-    with pytest.raises(InputError, match="DATA.NUM_IMAGES is 5, but there are 1 pictures"):
+    with pytest.raises(InputError, match="DATA.NUM_IMAGES is 5, but there are 1 images"):
         open_source(str(tmp_path), num_images=5)
 
 
-# --- CIFAR-10 in its four forms, all made from the same 50 + 10 pictures ---
+# --- CIFAR-10 in its four forms, all made from the same 50 + 10 images ---
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +258,7 @@ def test_cifar10__both_official_versions_in_folders_and_archives(tmp_path, cifar
             )
 
 
-def test_cifar10__archive_of_pictures_equals_the_unpacked_folder(tmp_path, cifar_pixels):
+def test_cifar10__archive_of_images_equals_the_unpacked_folder(tmp_path, cifar_pixels):
     pixels, labels = cifar_pixels
     for i in range(50):
         path = (

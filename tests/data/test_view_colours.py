@@ -39,8 +39,8 @@ def parameters(jitter=(), grey=False, blur_sigma=0.0):
     )
 
 
-def picture(size=37, seed=0):
-    """Return a picture (size, size, 3) with every kind of colour: smooth, saturated, grey, black
+def random_pixels(size=37, seed=0):
+    """Return an image (size, size, 3) with every kind of colour: smooth, saturated, grey, black
     and white.
     """
     rng = np.random.default_rng(seed)
@@ -73,16 +73,16 @@ def by_torchvision(pixels, p, *, grey_first):
 @pytest.mark.parametrize("factor", [-0.5, -0.4, -0.1, 0.03, 0.1, 0.4, 0.5])
 def test_hue__torchvisions(back_end, factor):
     p = parameters([("hue", factor)])
-    ours = finish([picture()], [colour_row(p, grey_first=False)])[0]
-    assert (ours - by_torchvision(picture(), p, grey_first=False)).abs().max() < 0.02
+    ours = finish([random_pixels()], [colour_row(p, grey_first=False)])[0]
+    assert (ours - by_torchvision(random_pixels(), p, grey_first=False)).abs().max() < 0.02
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
 @pytest.mark.parametrize("factor", [0.0, 0.6, 1.0, 1.4])
 def test_brightness_contrast_saturation__torchvisions(back_end, name, factor):
     p = parameters([(name, factor)])
-    ours = finish([picture()], [colour_row(p, grey_first=False)])[0]
-    assert (ours - by_torchvision(picture(), p, grey_first=False)).abs().max() < 0.03
+    ours = finish([random_pixels()], [colour_row(p, grey_first=False)])[0]
+    assert (ours - by_torchvision(random_pixels(), p, grey_first=False)).abs().max() < 0.03
 
 
 @pytest.mark.parametrize("recipe", ["v1", "v2", "cifar"])
@@ -96,7 +96,7 @@ def test_finish_views__whole_recipes_are_torchvisions_in_the_recipes_order(back_
         for _ in range(40)
     ]
     drawn = [ViewParameters(p.crop, p.flip, p.grey, p.jitter, 0.0) for p in drawn]
-    pixels = [picture(seed=i) for i in range(len(drawn))]
+    pixels = [random_pixels(seed=i) for i in range(len(drawn))]
     ours = finish(pixels, [colour_row(p, grey_first=recipe.grey_first) for p in drawn])
     assert sum(p.grey for p in drawn) > 3
     for view, image, p in zip(ours, pixels, drawn, strict=True):
@@ -112,7 +112,7 @@ def test_finish_views__close_to_the_published_pil_chain(back_end, recipe):
     ]
     drawn = [ViewParameters((0, 0, 64, 64), False, p.grey, p.jitter, p.blur_sigma) for p in drawn]
     smooth = [
-        np.asarray(Image.fromarray(picture(12, seed=i)).resize((64, 64), Image.BICUBIC))
+        np.asarray(Image.fromarray(random_pixels(12, seed=i)).resize((64, 64), Image.BICUBIC))
         for i in range(len(drawn))
     ]
     ours = finish(smooth, [colour_row(p, grey_first=recipe.grey_first) for p in drawn])
@@ -125,7 +125,7 @@ def test_finish_views__close_to_the_published_pil_chain(back_end, recipe):
 
 @pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 1.41, 1.42, 2.0])
 def test_blur__pils_and_nearly_a_gaussian(back_end, sigma):
-    pixels = picture()
+    pixels = random_pixels()
     ours = (
         finish([pixels], [colour_row(parameters(blur_sigma=sigma), grey_first=False)])[0]
         .permute(1, 2, 0)
@@ -177,7 +177,7 @@ def test_back_ends__agree_and_threads_change_nothing():
         for _ in range(24)
     ]
     pixels, rows = (
-        [picture(65, seed=i) for i in range(24)],
+        [random_pixels(65, seed=i) for i in range(24)],
         [colour_row(p, grey_first=False) for p in drawn],
     )
     one = finish(pixels, rows)

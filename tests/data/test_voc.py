@@ -2,7 +2,7 @@
 
 Mutations that were seen to turn this red: take 1 from xmax too; take 1 from nothing; leave
     difficult out; accept ymax
-= height + 1; skip pictures without boxes; order classes alphabetically.
+= height + 1; skip images without boxes; order classes alphabetically.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CLASSES = ("dog", "cat")
 def test_read_voc__takes_one_from_the_top_left_corner_only(make_voc):
     root = make_voc({"a": (40, 30, [("cat", (1, 1, 40, 30), 0), ("dog", (5, 6, 5, 20), 1)])})
     (record,) = read_voc(root, "train", CLASSES).records
-    # 1..40 of 40 inclusive pixels is the whole picture, [0, 40]; a box of one pixel's width, 5..5,
+    # 1..40 of 40 inclusive pixels is the whole image, [0, 40]; a box of one pixel's width, 5..5,
     # is [4, 5].
     assert record["annotations"] == [
         {"bbox": [0.0, 0.0, 40.0, 30.0], "category_id": 1, "iscrowd": 0, "difficult": 0},
@@ -34,14 +34,14 @@ def test_read_voc__first_pixel_0_takes_coordinates_as_they_are(make_voc):
     assert record["annotations"][0]["bbox"] == [0.0, 0.5, 40.0, 30.0]
 
 
-def test_read_voc__keeps_pictures_without_boxes_and_counts_them(make_voc):
+def test_read_voc__keeps_images_without_boxes_and_counts_them(make_voc):
     root = make_voc({"b": (40, 30, []), "a": (40, 30, [("dog", (2, 2, 9, 9), 0)])})
     contents = read_voc(root, "train", CLASSES)
     assert [record["image_id"] for record in contents.records] == ["b", "a"]
     assert contents.left_out == {"images_without_boxes": 1, "boxes_without_area": 0}
 
 
-def test_read_voc__finds_pictures_of_other_suffixes(make_voc):
+def test_read_voc__finds_images_of_other_suffixes(make_voc):
     root = make_voc({"a": (40, 30, [])})
     (root / "JPEGImages" / "a.jpg").rename(root / "JPEGImages" / "a.png")
     assert read_voc(root, "train", CLASSES).records[0]["file_name"].endswith("a.png")
@@ -51,14 +51,14 @@ def test_read_voc__finds_pictures_of_other_suffixes(make_voc):
     ("box", "said"),
     [
         ((0, 2, 9, 9), "1 <= xmin <= xmax <= 40"),
-        ((2, 2, 41, 9), "box xmin 2, ymin 2, xmax 41, ymax 9 does not lie in the 40 x 30 picture"),
+        ((2, 2, 41, 9), "box xmin 2, ymin 2, xmax 41, ymax 9 does not lie in the 40 x 30 image"),
         ((2, 2, 9, 31), "1 <= ymin <= ymax <= 30"),
         ((9, 2, 8, 9), "does not lie in"),
         (("two", 2, 9, 9), "bndbox/xmin is 'two', expected a number of pixels"),
         (("nan", 2, 9, 9), "expected a number of pixels"),
     ],
 )
-def test_read_voc__refuses_a_box_that_is_not_in_the_picture(make_voc, box, said):
+def test_read_voc__refuses_a_box_that_is_not_in_the_image(make_voc, box, said):
     root = make_voc({"a": (40, 30, [("dog", (2, 2, 9, 9), 0), ("cat", box, 0)])})
     with pytest.raises(InputError) as error:
         read_voc(root, "train", CLASSES)
@@ -118,7 +118,7 @@ def _wrong_difficult(root):
     path.write_text(path.read_text().replace("<difficult>0<", "<difficult>maybe<"))
 
 
-def _drop_picture(root):
+def _drop_image(root):
     (root / "JPEGImages/a.jpg").unlink()
 
 
@@ -130,11 +130,11 @@ def _drop_picture(root):
         (_repeat_in_list, "lists image 'a' more than once"),
         (_add_to_list, "2 of the 3 images in .* have no XML; the first is .*zz.xml"),
         (_cut_xml, "a.xml is not readable XML"),
-        (_drop_size, "a.xml: size/width is '', expected the picture's width in pixels"),
+        (_drop_size, "a.xml: size/width is '', expected the image's width in pixels"),
         (_wrong_difficult, "difficult is 'maybe', expected 0 or 1"),
         (
-            _drop_picture,
-            "1 of the 1 pictures that .*train.txt names do not exist; the first is .*a.jpg",
+            _drop_image,
+            "1 of the 1 images that .*train.txt names do not exist; the first is .*a.jpg",
         ),
     ],
 )

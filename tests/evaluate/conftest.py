@@ -1,4 +1,4 @@
-"""A test set whose records are given in the test, so that no picture has to be written."""
+"""A test set whose records are given in the test, so that no image has to be written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moco_transfer.data.annotations.catalog import DetectionDataset
 from moco_transfer.data.annotations.coco import CocoContents
 from moco_transfer.data.annotations.voc import VocContents
 
-SIZE = 100  # px, both sides of every picture
+SIZE = 100  # px, both sides of every image
 
 
 def _records(truth):

@@ -4,7 +4,8 @@ Detectron2.
     python tests/evaluate/make_fixtures.py
 
 Made with Detectron2 0.6 (facebookresearch/detectron2@02b5c4e2), numpy 2, torch 2.11. The sets are
-drawn anew from their seeds in the test and hold no tied scores, whose order depends on the machine.
+drawn again from their seeds in the test and hold no tied scores, whose order depends on the
+machine.
 """
 
 from __future__ import annotations

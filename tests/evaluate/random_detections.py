@@ -12,7 +12,7 @@ def draw_set(seed: int, *, num_images: int = 12, num_classes: int = 3, ties: boo
 
     Args:
         seed: Decides everything.
-        num_images: Pictures, 100 x 100 px.
+        num_images: Images, 100 x 100 px.
         num_classes: Classes.
         ties: Whether scores repeat. Their order is then up to the machine's sort, so numbers that
             are kept in a file need False.

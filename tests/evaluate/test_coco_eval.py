@@ -171,7 +171,7 @@ def test_coco_evaluator__by_hand(coco_dataset, as_output, run):
     assert metrics["AP-cat"] == pytest.approx(50)
     assert metrics["AP"] == pytest.approx((100 * 51 / 101 + 50) / 2)
     assert metrics["AR100"] == pytest.approx(75)  # half of the dogs, all cats
-    assert metrics["AR1"] == pytest.approx(25), "the cat picture's first detection is wrong"
+    assert metrics["AR1"] == pytest.approx(25), "the cat image's first detection is wrong"
     assert "APm" not in metrics and "APl" not in metrics, "all objects are small: left out, not NaN"
     assert metrics["APs"] == metrics["AP"]
 

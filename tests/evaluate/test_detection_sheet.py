@@ -15,7 +15,7 @@ from PIL import Image
 
 from moco_transfer.data.annotations.catalog import get_dataset, register_dataset
 from moco_transfer.data.image_grid import CELL, GAP, LINES
-from moco_transfer.evaluate.detection_sheet import draw_detection_sheet, first_pictures
+from moco_transfer.evaluate.detection_sheet import draw_detection_sheet, first_images
 from moco_transfer.runtime.errors import InputError
 
 NAMES = [f"class {i}" for i in range(12)]
@@ -23,7 +23,7 @@ NAMES = [f"class {i}" for i in range(12)]
 
 @pytest.fixture
 def dataset(tmp_path, request):
-    """A COCO set of three grey pictures, 80 x 80: two objects of classes 0 and 5, none, one of
+    """A COCO set of three grey images, 80 x 80: two objects of classes 0 and 5, none, one of
     class 1; category ids from 100 on.
     """
     name = f"sheet_{abs(hash(request.node.name))}"
@@ -97,13 +97,13 @@ def test_detection_sheet__names_every_box_where_there_are_many_classes(dataset, 
     assert "class 11" not in texts  # no key
 
 
-def test_first_pictures__have_objects(dataset):
-    assert first_pictures(dataset) == [7, 9]
-    assert first_pictures(dataset, 1) == [7]
+def test_first_images__have_objects(dataset):
+    assert first_images(dataset) == [7, 9]
+    assert first_images(dataset, 1) == [7]
 
 
 def test_detection_sheet__refuses(dataset, tmp_path):
-    with pytest.raises(InputError, match="has no picture 5 to show; it has 3"):
+    with pytest.raises(InputError, match="has no image 5 to show; it has 3"):
         draw_detection_sheet(tmp_path / "s.png", dataset, {}, image_ids=[7, 5])
     with pytest.raises(
         InputError,
@@ -115,7 +115,7 @@ def test_detection_sheet__refuses(dataset, tmp_path):
             {"a": [{**_found(7, 0, [0, 0, 1, 1], 1.0), "category_id": 3}]},
             image_ids=[7],
         )
-    (tmp_path / "7.png").write_bytes(b"no picture")
+    (tmp_path / "7.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"7.png cannot be decoded"):
         draw_detection_sheet(tmp_path / "s.png", dataset, {}, image_ids=[7])
     assert not (tmp_path / "s.png").exists()

@@ -1,4 +1,4 @@
-"""Predictions on disk, and both evaluators on the ground truth of real pictures given as
+"""Predictions on disk, and both evaluators on the ground truth of real images given as
 predictions.
 
 Mutations that were seen to turn this red: write contiguous class ids; do not shift boxes to

@@ -112,7 +112,7 @@ def test_voc_eval__difficult_boxes_count_as_nothing():
     assert _ap50(_found([hard], [0.9]), truth) == 0
 
 
-def test_voc_eval__looks_in_the_same_picture_and_class_only():
+def test_voc_eval__looks_in_the_same_image_and_class_only():
     box = [1, 1, 10, 10]
     truth = _truth([box, box], classes=[0, 1], images=[4, 2])
     assert voc_eval(

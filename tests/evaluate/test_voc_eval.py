@@ -160,13 +160,13 @@ def test_voc_evaluator__no_predictions_are_a_number_and_a_sentence(
     assert "The model predicted nothing on made, so every AP is 0" in caplog.text
     caplog.clear()
     assert VocEvaluator(dataset).evaluate()["bbox"]["AP"] == 0
-    assert "Only 0 of the 1 pictures of made were evaluated" in caplog.text
+    assert "Only 0 of the 1 images of made were evaluated" in caplog.text
 
 
 def test_voc_evaluator__refuses_what_does_not_fit(voc_dataset, as_output):
     with pytest.raises(
         InputError,
-        match="'made' has no ground truth: its 1 pictures hold no box that is not difficult",
+        match="'made' has no ground truth: its 1 images hold no box that is not difficult",
     ):
         VocEvaluator(voc_dataset({"1": [(0, [0, 0, 10, 10], True)]}, ("dog",)))
     evaluator = VocEvaluator(voc_dataset({"1": [(0, [0, 0, 10, 10], False)]}, ("dog",)))

@@ -199,7 +199,7 @@ def test_read_weights__the_official_converters_file_does_not_suit_an_msra_config
     findings = {f.name: f.sentence for f in lint(theirs, weights, world_size=8, reference=None)}
     assert {"colour-order", "pixel-mean", "pixel-std", "stride"} <= set(findings)
     assert (
-        "was trained on RGB pictures, but the config says INPUT.FORMAT 'BGR'"
+        "was trained on RGB images, but the config says INPUT.FORMAT 'BGR'"
         in findings["colour-order"]
     )
 

@@ -1,4 +1,4 @@
-"""The linter: what does not suit the weights is found, with its mend, and what suits them is left
+"""The linter: what does not suit the weights is found, with its fix, and what suits them is left
 alone.
 
 Independent source of the rules: arXiv:1911.05722 Sec. 4.2 and moco issues 23 and 34
@@ -88,7 +88,7 @@ def test_lint__msra_twins_suit_msras_weights_alone(config):
 
 @pytest.mark.parametrize("kind", ["random", "self-supervised", "unknown"])
 @pytest.mark.parametrize(
-    ("config", "overrides", "name", "mend"),
+    ("config", "overrides", "name", "fix"),
     [
         (FPN, ["MODEL.RESNETS.NORM", "FrozenBN"], "frozen-norm", "Set MODEL.RESNETS.NORM SyncBN."),
         (C4, ["MODEL.RESNETS.NORM", "FrozenBN"], "frozen-norm", "Set MODEL.RESNETS.NORM SyncBN."),
@@ -104,16 +104,16 @@ def test_lint__msra_twins_suit_msras_weights_alone(config):
         ),
     ],
 )
-def test_lint__norms_of_weights_without_supervision(kind, config, overrides, name, mend):
+def test_lint__norms_of_weights_without_supervision(kind, config, overrides, name, fix):
     cfg = load_detection_config(config, overrides)
     (finding,) = lint(cfg, weights(kind), world_size=1, reference=None)
-    assert finding.name == name and finding.sentence.endswith(mend)
+    assert finding.name == name and finding.sentence.endswith(fix)
     assert (
         lint(cfg, weights("supervised"), world_size=1, reference=None) == []
     )  # Detectron2's default suits those
     assert lint(cfg, weights("detector"), world_size=1, reference=None) == []
-    key, value = mend.removeprefix("Set ").removesuffix(".").split(" ")
-    assert names(config, *overrides, key, value, kind=kind) == []  # the mend mends
+    key, value = fix.removeprefix("Set ").removesuffix(".").split(" ")
+    assert names(config, *overrides, key, value, kind=kind) == []  # the fix mends
 
 
 def test_lint__detectron2s_defaults__everything_at_once(tmp_path):
@@ -164,7 +164,7 @@ def test_lint__pixels():
         return [finding.sentence for finding in found]
 
     assert said(pixels={**RGB, "format": "BGR", "pixel_mean": None, "pixel_std": None}) == [
-        "moco.pkl was trained on BGR pictures, but the config says INPUT.FORMAT 'RGB'. "
+        "moco.pkl was trained on BGR images, but the config says INPUT.FORMAT 'RGB'. "
         "Set INPUT.FORMAT BGR with its pixel statistics, or use the *_msra.yaml twin of the config."
     ]
     assert said("MODEL.PIXEL_MEAN", "[123.675, 116.28, 100.0]", pixels=RGB) == [
@@ -250,7 +250,7 @@ def test_lint__batch_and_learning_rate(overrides, set_to):
     if set_to:
         assert "the config was written for batch 16 with 0.02" in found[0].sentence
         assert f"Set SOLVER.BASE_LR {set_to}" in found[0].sentence
-        assert names(C4, *overrides, "SOLVER.BASE_LR", set_to) == []  # the mend mends
+        assert names(C4, *overrides, "SOLVER.BASE_LR", set_to) == []  # the fix mends
 
 
 def test_reference__a_file_of_the_users_that_changes_half_of_the_pair_has_none_of_its_own(tmp_path):
@@ -286,7 +286,7 @@ def test_remarks__what_is_legal_and_may_surprise():
 
     assert said() == []
     assert said("SOLVER.IMS_PER_BATCH", 2, world_size=1) == [
-        "MODEL.RESNETS.NORM SyncBN in one process is plain BN; BN over 2 pictures is noisy"
+        "MODEL.RESNETS.NORM SyncBN in one process is plain BN; BN over 2 images is noisy"
         " (published runs: 16): seeds differ more."
     ]
     assert said("SOLVER.MAX_ITER", 20000) == [

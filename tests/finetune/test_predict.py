@@ -1,7 +1,7 @@
-"""predict: what a detector says of a picture, what is drawn and written, and where a detector is
+"""predict: what a detector says of an image, what is drawn and written, and where a detector is
 found.
 
-Seen red under: no masks; right edge inclusive; labels may overlap; labels leave the picture; names
+Seen red under: no masks; right edge inclusive; labels may overlap; labels leave the image; names
     collide; channels
 not swapped; threshold of the config; names of the run not read; the way out of a training named; a
 shorter edge of 0 scaled to nothing.
@@ -23,7 +23,7 @@ from moco_transfer.config import load_detection_config
 from moco_transfer.data.batches.transforms import TestMapper
 from moco_transfer.finetune import build_model, load_detector
 from moco_transfer.finetune.draw import class_colour, draw_detections
-from moco_transfer.finetune.predict import find_pictures
+from moco_transfer.finetune.predict import find_images
 from moco_transfer.runtime.errors import InputError, MissingFileError
 
 NAMES = ["ring", "cross", "star"]
@@ -33,14 +33,14 @@ TINY = {
     "MODEL.ROI_BOX_HEAD.FC_DIM": "16",
     "MODEL.RPN.POST_NMS_TOPK_TEST": "20",
     "INPUT.MIN_SIZE_TEST": "64",
-    "INPUT.FORMAT": "BGR",  # the picture files are RGB: an order that is mixed up shows
+    "INPUT.FORMAT": "BGR",  # the image files are RGB: an order that is mixed up shows
     "TEST.DETECTIONS_PER_IMAGE": "6",
 }
 
 
 def save_run(folder, *, header=True, masks=False, name="checkpoint_0000007.pth"):
     """Write a run folder with a detector of random weights whose scores and boxes depend on the
-    picture; return config and model.
+    image; return config and model.
     """
     overrides = {**TINY, "MODEL.MASK_ON": str(masks), "MODEL.ROI_MASK_HEAD.CONV_DIM": "8"}
     cfg = load_detection_config(
@@ -62,7 +62,7 @@ def save_run(folder, *, header=True, masks=False, name="checkpoint_0000007.pth")
     return cfg, model
 
 
-def write_picture(path, width=90, height=70, seed=0):
+def write_image(path, width=90, height=70, seed=0):
     path.parent.mkdir(parents=True, exist_ok=True)
     small = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), dtype=np.uint8)
     Image.fromarray(small).resize((width, height), Image.Resampling.NEAREST).save(path)
@@ -83,23 +83,23 @@ def mask_run(tmp_path_factory):
 
 def test_load_detector__says_what_the_model_says_in_an_evaluation(run, tmp_path):
     folder, cfg, model = run
-    picture = write_picture(tmp_path / "a.png")
+    image = write_image(tmp_path / "a.png")
     item = TestMapper(64, cfg.INPUT.MAX_SIZE_TEST, "BGR")(
-        {"file_name": str(picture), "height": 70, "width": 90, "image_id": 1}
+        {"file_name": str(image), "height": 70, "width": 90, "image_id": 1}
     )
     with torch.no_grad():
         expected = model([item])[0]
     assert len(expected["scores"]) > 2
     detector = load_detector(folder, score_threshold=0.05, device="cpu")
-    found = detector(picture)
+    found = detector(image)
     for key in ("boxes", "scores", "classes"):
         np.testing.assert_array_equal(found[key], expected[key].numpy())
-    for key, values in detector(np.asarray(Image.open(picture))).items():  # pixels are RGB
+    for key, values in detector(np.asarray(Image.open(image))).items():  # pixels are RGB
         np.testing.assert_array_equal(values, found[key])
     limit = float(found["scores"][2])
     assert found["scores"][0] > found["scores"][1] > limit
     assert (
-        len(load_detector(folder, score_threshold=limit)(picture)["scores"]) == 2
+        len(load_detector(folder, score_threshold=limit)(image)["scores"]) == 2
     )  # more than, not as much as
     assert detector.class_names == tuple(NAMES)
 
@@ -113,10 +113,9 @@ def test_load_detector__of_a_part_that_detectron2_alone_has_does_not_name_a_flag
     cfg.MODEL.ROI_HEADS.NAME = "CascadeROIHeads"
     file = tmp_path / "run" / "checkpoint_0000007.pth"
     torch.save(torch.load(file, weights_only=True) | {"config": cfg.dump()}, file)
-    picture = write_picture(tmp_path / "a.png")
+    image = write_image(tmp_path / "a.png")
     assert (
-        main(["predict", str(tmp_path / "run"), str(picture), "--output", str(tmp_path / "out")])
-        == 2
+        main(["predict", str(tmp_path / "run"), str(image), "--output", str(tmp_path / "out")]) == 2
     )
     error = capsys.readouterr().err
     assert (
@@ -130,7 +129,7 @@ def test_load_detector__of_a_part_that_detectron2_alone_has_does_not_name_a_flag
     )
 
 
-def test_load_detector__min_size_test_0_takes_the_picture_as_it_is(tmp_path):
+def test_load_detector__min_size_test_0_takes_the_image_as_it_is(tmp_path):
     folder = tmp_path / "run"
     cfg, model = save_run(folder)
     detector = dataclasses.replace(load_detector(folder, score_threshold=0.01), min_size=0)
@@ -198,17 +197,17 @@ def test_load_detector__what_is_none(run, tmp_path):
 
 def test_predict__command_line(run, tmp_path, capsys):
     folder = run[0]
-    pictures = tmp_path / "pictures"
-    write_picture(pictures / "a.jpg", seed=1)
-    write_picture(pictures / "deep" / "a.jpg", seed=2)
-    write_picture(pictures / "b.bmp", seed=3)
-    (pictures / "cut.jpg").write_bytes((pictures / "a.jpg").read_bytes()[:300])
-    (pictures / "notes.txt").write_text("no picture")
-    output = pictures / "drawn"
+    images = tmp_path / "images"
+    write_image(images / "a.jpg", seed=1)
+    write_image(images / "deep" / "a.jpg", seed=2)
+    write_image(images / "b.bmp", seed=3)
+    (images / "cut.jpg").write_bytes((images / "a.jpg").read_bytes()[:300])
+    (images / "notes.txt").write_text("no image")
+    output = images / "drawn"
     words = [
         "predict",
         str(folder),
-        str(pictures),
+        str(images),
         "--output",
         str(output),
         "--threshold",
@@ -219,14 +218,14 @@ def test_predict__command_line(run, tmp_path, capsys):
     assert main(words) == 0
     said = capsys.readouterr().out
     assert (
-        "3 pictures drawn" in said
+        "3 images drawn" in said
         and "Skipped, because they cannot be read: 1" in said
         and "cut.jpg" in said
     )
     record = json.loads((output / "detections.json").read_text())
     assert record["classes"] == NAMES and record["score_threshold"] == 0.05
     assert [entry["drawn"] for entry in record["images"]] == ["a.jpg", "b.bmp.png", "deep/a.jpg"]
-    assert [skipped["file"] for skipped in record["skipped"]] == [str(pictures / "cut.jpg")]
+    assert [skipped["file"] for skipped in record["skipped"]] == [str(images / "cut.jpg")]
     detector = load_detector(folder, score_threshold=0.05, device="cpu")
     for entry in record["images"]:
         found = detector(entry["file"])
@@ -242,13 +241,13 @@ def test_predict__command_line(run, tmp_path, capsys):
         assert drawn.shape == (70, 90, 3)
     assert (
         main(words) == 0
-    )  # its own drawings, which lie below the folder, are not taken for pictures
+    )  # its own drawings, which lie below the folder, are not taken for images
     assert len(json.loads((output / "detections.json").read_text())["images"]) == 3
 
 
 def test_predict__bad_input_is_one_sentence(run, tmp_path, capsys):
     folder = str(run[0])
-    picture = write_picture(tmp_path / "a.jpg")
+    image = write_image(tmp_path / "a.jpg")
     (tmp_path / "empty").mkdir()
     (tmp_path / "cut.jpg").write_bytes(b"nothing")
 
@@ -258,21 +257,21 @@ def test_predict__bad_input_is_one_sentence(run, tmp_path, capsys):
         assert "Traceback" not in message
         return message
 
-    assert "would overwrite the picture" in refused(picture, "--output", tmp_path)
-    assert "holds no picture" in refused(tmp_path / "empty", "--output", tmp_path / "out")
+    assert "would overwrite the image" in refused(image, "--output", tmp_path)
+    assert "holds no image" in refused(tmp_path / "empty", "--output", tmp_path / "out")
     assert "b.jpg does not exist" in refused(tmp_path / "b.jpg", "--output", tmp_path / "out")
-    assert "None of the 1 pictures can be read" in refused(
+    assert "None of the 1 images can be read" in refused(
         tmp_path / "cut.jpg", "--output", tmp_path / "out"
     )
     assert not (tmp_path / "out" / "detections.json").exists()
 
 
-def test_find_pictures__every_drawing_has_a_name_of_its_own(tmp_path):
+def test_find_images__every_drawing_has_a_name_of_its_own(tmp_path):
     files = [
-        write_picture(tmp_path / name)
+        write_image(tmp_path / name)
         for name in ("one/a.jpg", "two/a.jpg", "two/a.png", "two/a.bmp")
     ]
-    found = find_pictures(
+    found = find_images(
         [str(files[0]), str(tmp_path / "two"), str(files[0])], str(tmp_path / "out")
     )
     assert [p.drawn for p in found] == ["a.jpg", "a.bmp.png", "a-2.jpg", "a.png"]
@@ -281,13 +280,13 @@ def test_find_pictures__every_drawing_has_a_name_of_its_own(tmp_path):
 
 def test_predict__masks_are_written_as_coco_rle(mask_run, tmp_path):
     folder = mask_run[0]
-    picture = write_picture(tmp_path / "a.png")
+    image = write_image(tmp_path / "a.png")
     assert (
         main(
             [
                 "predict",
                 str(folder),
-                str(picture),
+                str(image),
                 "--output",
                 str(tmp_path / "out"),
                 "--threshold",
@@ -297,7 +296,7 @@ def test_predict__masks_are_written_as_coco_rle(mask_run, tmp_path):
         == 0
     )
     (entry,) = json.loads((tmp_path / "out" / "detections.json").read_text())["images"]
-    found = load_detector(folder, score_threshold=0.05)(picture)
+    found = load_detector(folder, score_threshold=0.05)(image)
     assert found["masks"].shape == (len(found["scores"]), 70, 90) and found["masks"].any()
     decoded = np.stack(
         [mask_api.decode(said["segmentation"]).astype(bool) for said in entry["detections"]]
@@ -306,7 +305,7 @@ def test_predict__masks_are_written_as_coco_rle(mask_run, tmp_path):
 
 
 def test_draw__box_mask_and_label():
-    picture = np.full((300, 400, 3), 40, np.uint8)
+    image = np.full((300, 400, 3), 40, np.uint8)
     mask = np.zeros((1, 300, 400), bool)
     mask[0, 120:180, 120:200] = True
     found = {
@@ -315,8 +314,8 @@ def test_draw__box_mask_and_label():
         "classes": np.array([1]),
         "masks": mask,
     }
-    drawn = draw_detections(picture, found, ["a", "b"])
-    assert (picture == 40).all()  # the original is left alone
+    drawn = draw_detections(image, found, ["a", "b"])
+    assert (image == 40).all()  # the original is left alone
     colour = np.array(class_colour(1))
     for y, x in (
         (150, 100),
@@ -339,10 +338,10 @@ def test_draw__box_mask_and_label():
 
 
 def test_draw__labels_stay_inside_and_apart():
-    picture = np.zeros((100, 100, 3), np.uint8)
+    image = np.zeros((100, 100, 3), np.uint8)
     boxes = np.array([[60.0, 0, 100, 40], [60.0, 0, 100, 40]])
     drawn = draw_detections(
-        picture,
+        image,
         {"boxes": boxes, "scores": np.array([0.9, 0.8]), "classes": np.array([0, 4])},
         ["a", "", "", "", "ü_b"],
     )
@@ -352,7 +351,7 @@ def test_draw__labels_stay_inside_and_apart():
     ]
     assert min(filled) > 150  # neither label hides the other's
     edge = draw_detections(
-        picture,
+        image,
         {
             "boxes": np.array([[92.0, 0, 100, 40]]),
             "scores": np.array([0.9]),
@@ -362,7 +361,7 @@ def test_draw__labels_stay_inside_and_apart():
     )
     assert (
         int((np.abs(edge.astype(int) - class_colour(0)).max(-1) <= 2).sum()) > 200
-    )  # the edge of the picture does not cut it off
+    )  # the edge of the image does not cut it off
 
 
 def test_class_colour__classes_differ():

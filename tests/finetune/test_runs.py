@@ -59,7 +59,7 @@ def weights(tmp_path_factory) -> list[Path]:
 
 @pytest.fixture(autouse=True)
 def mine(monkeypatch, scenes):
-    """Return a function that registers mine_train and mine_test anew, in another folder."""
+    """Return a function that registers mine_train and mine_test again, in another folder."""
     monkeypatch.setattr(
         logging.getLogger("moco_transfer"), "propagate", True
     )  # a command line that ran before has switched it off
@@ -122,7 +122,7 @@ def test_checkpoint__says_what_the_run_began_with(tmp_path, weights, scenes, min
         and len(digests["test"]["mine_test"]) == 64
     )
     assert digests["train"]["mine_train"] != digests["test"]["mine_test"]
-    # The same pictures elsewhere are the same data.
+    # The same images elsewhere are the same data.
     write_voc_scenes(tmp_path / "moved", splits={"train": 4, "test": 2}, size=64, seed=0)
     mine(tmp_path / "moved")
     record = run(tmp_path / "run", "MODEL.WEIGHTS", weights[0], resume=True)
@@ -161,7 +161,7 @@ def test_resume__other_labels_data_and_seed_are_refused(tmp_path, scenes, mine):
     refused(
         tmp_path / "run",
         match=(
-            r"on other labels \(the subset with sha256 .*\), --label-subset now says all pictures\."
+            r"on other labels \(the subset with sha256 .*\), --label-subset now says all images\."
         ),
     )
     write_label_subset(subset, LabelSubset(0.5, 0, {"mine_train": names[2:]}))
@@ -237,7 +237,7 @@ def test_resume__a_checkpoint_of_an_earlier_version_goes_on_and_is_recorded_as_s
     (note,) = [
         sentence
         for sentence in record["remarks"]
-        if "does not say which weights, pictures, seed" in sentence
+        if "does not say which weights, images, seed" in sentence
     ]
     assert record["iterations"] == 2 and note in [
         r.getMessage() for r in caplog.records if r.levelname == "WARNING"
@@ -381,8 +381,8 @@ def without_ground_truth(folder: Path, scenes: Path, monkeypatch, kind: str) -> 
     ("kind", "said"),
     [
         ("no annotations", "its file has no annotations"),
-        ("empty annotations", "its 2 pictures hold no object, crowd regions not counted"),
-        ("all difficult", "its 2 pictures hold no object, difficult boxes not counted"),
+        ("empty annotations", "its 2 images hold no object, crowd regions not counted"),
+        ("all difficult", "its 2 images hold no object, difficult boxes not counted"),
     ],
 )
 def test_no_ground_truth__is_said_before_the_training_and_eval_only_writes_predictions(
@@ -441,7 +441,7 @@ def test_evaluation__is_in_float32_also_when_training_is_under_autocast(tmp_path
     assert set(seen["training"]) == {(True, torch.bfloat16)}
     assert (
         set(seen["evaluation"]) == {(False, torch.float32)} and len(seen["evaluation"]) == 2 * 2
-    )  # two pictures, twice
+    )  # two images, twice
 
 
 def test_diverged_run__one_sentence_and_status_1(tmp_path, capsys):

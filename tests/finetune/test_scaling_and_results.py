@@ -77,7 +77,7 @@ def test_scale__reference_0_takes_the_schedule_and_refuses_a_batch_that_does_not
 
 def test_scale__a_batch_that_is_no_multiple_of_the_reference_is_refused():
     # Someone who thinks of one GPU writes batch 2; scaled from 8 to 1 that would be a quarter of a
-    # picture.
+    # image.
     cfg = load_detection_config(
         "Base-RCNN-FPN-BN", ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.BASE_LR", "0.0025"]
     )
@@ -107,20 +107,20 @@ def test_schedule_sentence__both_numbers_of_everything_that_moved():
     cfg = load_detection_config("Base-RCNN-FPN-BN", VOC_24K)
     assert (
         schedule_sentence(cfg, scale_to_world_size(cfg, 1), 1)
-        == "schedule scaled from 8 processes to 1 process with 2 pictures each: batch 16 -> 2, lr"
+        == "schedule scaled from 8 processes to 1 process with 2 images each: batch 16 -> 2, lr"
         " 0.02 -> 0.0025, iterations 24000 -> 192000, steps (18000, 22000) -> (144000, 176000),"
         " warm-up 100 -> 800, checkpoint every 5000 -> 40000, evaluation every 5000 -> 40000"
     )
     assert (
         schedule_sentence(cfg, scale_to_world_size(cfg, 8), 8)
-        == "schedule for 8 processes with 2 pictures each, as written for so many: batch 16, lr"
+        == "schedule for 8 processes with 2 images each, as written for so many: batch 16, lr"
         " 0.02, iterations 24000, steps (18000, 22000), warm-up 100, checkpoint every 5000,"
         " evaluation every 5000"
     )
     demo = load_detection_config("demo_R_18_FPN")
     said = schedule_sentence(demo, scale_to_world_size(demo, 2), 2)
     assert said.startswith(
-        "schedule for 2 processes with 2 pictures each, as written, for any number of processes:"
+        "schedule for 2 processes with 2 images each, as written, for any number of processes:"
         " batch 4, lr 0.01, "
     )
 

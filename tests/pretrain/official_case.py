@@ -20,7 +20,7 @@ class SmallNet(nn.Module):
     """Two convolutions with BN and ``fc``: official MoCo takes any encoder that has one.
 
     Small, and with 256 values and more per BN statistic: with the 4 of a ResNet's last stage on a
-        tiny picture, rounding alone grows to 1e-2
+        tiny image, rounding alone grows to 1e-2
     within twenty steps.
     """
 
@@ -54,12 +54,12 @@ def fill(model: nn.Module) -> None:
 
 
 def batch_of(step: int) -> torch.Tensor:
-    """Return both views (2, BATCH, 3, SIDE, SIDE) of one step, float64: a picture's own pattern
+    """Return both views (2, BATCH, 3, SIDE, SIDE) of one step, float64: an image's own pattern
     plus noise.
     """
     rng = np.random.default_rng(step)
-    pictures = rng.normal(size=(1, BATCH, 3, 4, 4)).repeat(SIDE // 4, 3).repeat(SIDE // 4, 4)
-    return torch.from_numpy(pictures + 0.3 * rng.normal(size=(2, BATCH, 3, SIDE, SIDE)))
+    images = rng.normal(size=(1, BATCH, 3, 4, 4)).repeat(SIDE // 4, 3).repeat(SIDE // 4, 4)
+    return torch.from_numpy(images + 0.3 * rng.normal(size=(2, BATCH, 3, SIDE, SIDE)))
 
 
 def run_steps(model: nn.Module, forward, loss_of, *, rank: int, world_size: int) -> list[float]:

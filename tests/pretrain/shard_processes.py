@@ -1,5 +1,5 @@
 """Run by a test under torchrun: a whole run on shards that fails unless the processes end equal and
-read different pictures.
+read different images.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Runs of a second each, with a network of a few hundred weights, that can be made to wait for
-pictures in vain.
+images in vain.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from moco_transfer.data.views import two_views
 from moco_transfer.runtime.checkpoint import load_checkpoint
 from moco_transfer.runtime.distributed import get_rank
 
-# 24 pictures: three iterations an epoch, nine in all, and a log period that ends with no epoch
+# 24 images: three iterations an epoch, nine in all, and a log period that ends with no epoch
 # before the last.
 SETTINGS = {
     "DATA.IMAGE_SIZE": 16,
@@ -55,7 +55,7 @@ class SmallEncoder(nn.Module):
 
 
 class EncoderWithoutBN(SmallEncoder):
-    """One whose result does not depend on how pictures are dealt out to processes."""
+    """One whose result does not depend on how images are dealt out to processes."""
 
     def __init__(self, arch: str, *, num_outputs: int, norm_layer=None) -> None:
         super().__init__(arch, num_outputs=num_outputs, norm_layer=lambda channels: nn.Identity())
@@ -97,10 +97,10 @@ def assert_same_state(a: dict, b: dict) -> None:
         assert torch.equal(mine["momentum_buffer"], theirs["momentum_buffer"])
 
 
-def training_pictures_end(
+def training_images_end(
     monkeypatch, *, epoch: int, rank: int = 0, told: bool = True, mark: Path | None = None
 ) -> None:
-    """From an epoch on, one process's pictures for training do not come for hours.
+    """From an epoch on, one process's images for training do not come for hours.
 
     Args:
         monkeypatch: Pytest's.
@@ -119,11 +119,11 @@ def training_pictures_end(
     monkeypatch.setattr(two_views.Views, "__getitems__", waiting)
 
 
-def labelled_pictures_end(
+def labelled_images_end(
     monkeypatch, *, told: bool = True, mark: Path | None = None, before: int = 0
 ) -> None:
-    """After ``before`` pictures, those of the kNN monitor do not come for hours; arguments as of
-    :func:`training_pictures_end`.
+    """After ``before`` images, those of the kNN monitor do not come for hours; arguments as of
+    :func:`training_images_end`.
     """
     read, seen = labelled.CentreViews.__getitem__, []
 

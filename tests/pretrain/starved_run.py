@@ -1,4 +1,4 @@
-"""Run by tests: ``pretrain`` whose pictures, for training or for the kNN monitor, do not come for
+"""Run by tests: ``pretrain`` whose images, for training or for the kNN monitor, do not come for
 hours from the second epoch on.
 """
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import SmallEncoder, labelled_pictures_end, training_pictures_end
+from small_runs import SmallEncoder, labelled_images_end, training_images_end
 
 from moco_transfer.cli.main import run_verb
 from moco_transfer.pretrain import build
@@ -27,9 +27,9 @@ def main(kind: str, mark: str, overrides: list[str]) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "build_encoder", SmallEncoder)
         if kind == "training":
-            training_pictures_end(patch, epoch=1, rank=-1, told=False, mark=Path(mark))
+            training_images_end(patch, epoch=1, rank=-1, told=False, mark=Path(mark))
         else:
-            labelled_pictures_end(patch, told=False, mark=Path(mark))
+            labelled_images_end(patch, told=False, mark=Path(mark))
         return run_verb("pretrain", ["--config-file", "demo_moco", *overrides])
 
 

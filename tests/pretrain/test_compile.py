@@ -25,8 +25,8 @@ pytestmark = [
 ]
 
 
-class NoPictures:
-    """A source of which no picture is read."""
+class NoImages:
+    """A source of which no image is read."""
 
     class_names = ()
 
@@ -62,7 +62,7 @@ def losses(compiled: bool) -> list[float]:
     ]
     cfg = load_pretrain_config("moco_v2_R_50_200ep", [*words, "TRAIN.COMPILE", str(compiled)])
     run = build.build_run(
-        cfg, NoPictures(), plan_run(cfg, NoPictures(), start_iteration=0), torch.device("cpu")
+        cfg, NoImages(), plan_run(cfg, NoImages(), start_iteration=0), torch.device("cpu")
     )
     run.wrapped.train()
     generator, label = torch.Generator().manual_seed(0), torch.zeros(8, dtype=torch.int64)

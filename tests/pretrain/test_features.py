@@ -1,10 +1,10 @@
-"""Features of labelled folders: evaluation mode, order, labels, unreadable pictures, one process
+"""Features of labelled folders: evaluation mode, order, labels, unreadable images, one process
 and two; encoders out of files.
 
-Seen red under: BN left in training mode; the pictures' order reversed; unreadable pictures kept;
+Seen red under: BN left in training mode; the images' order reversed; unreadable images kept;
     max-pool kept in the CIFAR encoder; test
 classes numbered on their own; both sides resized to the shorter one's length; padding of a short
-share taken for a picture; no all-reduce of the classifier's gradient; encoder q taken for k.
+share taken for an image; no all-reduce of the classifier's gradient; encoder q taken for k.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class Tiny(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Eleven pictures in three class folders; the classes differ in brightness."""
+def labelled_folders(tmp_path_factory):
+    """Eleven images in three class folders; the classes differ in brightness."""
     root = tmp_path_factory.mktemp("labelled")
     rng = np.random.default_rng(0)
     for i in range(11):
@@ -75,7 +75,7 @@ def pictures(tmp_path_factory):
 
 
 def expected_features(folder, network):
-    """One picture at a time through torchvision's transforms."""
+    """One image at a time through torchvision's transforms."""
     chain = transforms.Compose(
         [transforms.Resize(VIEW.resize), transforms.CenterCrop(VIEW.size), transforms.PILToTensor()]
     )
@@ -88,8 +88,8 @@ def expected_features(folder, network):
     return torch.stack(rows)
 
 
-def test_extract_features__equal_one_picture_at_a_time_in_evaluation_mode(pictures):
-    folder, _ = find_labelled(pictures, pictures)
+def test_extract_features__equal_one_image_at_a_time_in_evaluation_mode(labelled_folders):
+    folder, _ = find_labelled(labelled_folders, labelled_folders)
     network = Tiny().train()
     before = {name: t.clone() for name, t in network.state_dict().items()}
     got = extract_features(
@@ -108,8 +108,8 @@ def test_extract_features__equal_one_picture_at_a_time_in_evaluation_mode(pictur
     assert not got.features.requires_grad
 
 
-def test_labelled_batches__decode_a_small_set_only_once(pictures, monkeypatch):
-    folder, _ = find_labelled(pictures, pictures)
+def test_labelled_batches__decode_a_small_set_only_once(labelled_folders, monkeypatch):
+    folder, _ = find_labelled(labelled_folders, labelled_folders)
     batches = LabelledBatches(folder, VIEW, batch_size=4)
     first = list(batches("first"))
     monkeypatch.setattr(
@@ -119,11 +119,13 @@ def test_labelled_batches__decode_a_small_set_only_once(pictures, monkeypatch):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def test_extract_features__unreadable_picture_is_left_out_and_logged(pictures, tmp_path, caplog):
+def test_extract_features__unreadable_image_is_left_out_and_logged(
+    labelled_folders, tmp_path, caplog
+):
     for i, name in enumerate(("a/1.png", "a/2.png", "b/3.png")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(
-            (pictures / "c" / "00.png").read_bytes() if i != 1 else b"no picture"
+            (labelled_folders / "c" / "00.png").read_bytes() if i != 1 else b"no image"
         )
     folder, _ = find_labelled(tmp_path, tmp_path)
     got = extract_features(Tiny(), LabelledBatches(folder, VIEW), CPU, description="test")
@@ -132,11 +134,11 @@ def test_extract_features__unreadable_picture_is_left_out_and_logged(pictures, t
     assert str(tmp_path / "a" / "2.png") in caplog.text
 
 
-def test_find_labelled__numbers_by_name_and_errors(pictures, tmp_path):
+def test_find_labelled__numbers_by_name_and_errors(labelled_folders, tmp_path):
     for name in ("b", "c"):
         (tmp_path / "test" / name).mkdir(parents=True)
         Image.new("RGB", (9, 9)).save(tmp_path / "test" / name / "0.png")
-    _, test = find_labelled(pictures, tmp_path / "test")
+    _, test = find_labelled(labelled_folders, tmp_path / "test")
     assert test.labels.tolist() == [1, 2] and test.class_names == (
         "a",
         "b",
@@ -144,11 +146,11 @@ def test_find_labelled__numbers_by_name_and_errors(pictures, tmp_path):
     )  # as the training folder numbers them
     (tmp_path / "test" / "c").rename(tmp_path / "test" / "z")
     with pytest.raises(InputError, match="1 classes that .* lacks, the first is 'z'"):
-        find_labelled(pictures, tmp_path / "test")
+        find_labelled(labelled_folders, tmp_path / "test")
     with pytest.raises(InputError, match="at least two classes, found 0"):
-        find_labelled(pictures / "a", pictures)
+        find_labelled(labelled_folders / "a", labelled_folders)
     with pytest.raises(MissingFileError):
-        find_labelled(pictures, tmp_path / "nowhere")
+        find_labelled(labelled_folders, tmp_path / "nowhere")
 
 
 def test_find_labelled__takes_cifar10_as_one_archive_by_its_splits(tmp_path):
@@ -295,7 +297,7 @@ def both(root, folder) -> dict:
         )
     }
     for cache in (False, True):
-        # 11 pictures, batch 5: the last batch has one picture, so the second process has none of it
+        # 11 images, batch 5: the last batch has one image, so the second process has none of it
         protocol = LinearProtocol(lr=2.0, epochs=3, batch_size_total=5)
         out = folder / f"cached{cache}"
         out.mkdir(parents=True, exist_ok=True)
@@ -315,12 +317,12 @@ def in_process(rank: int, port: int, root, folder) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes__find_what_one_finds(pictures, tmp_path):
+def test_two_processes__find_what_one_finds(labelled_folders, tmp_path):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    mp.spawn(in_process, (port, pictures, tmp_path), nprocs=2)
-    one = both(pictures, tmp_path / "one")
+    mp.spawn(in_process, (port, labelled_folders, tmp_path), nprocs=2)
+    one = both(labelled_folders, tmp_path / "one")
     for rank in range(2):
         two = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
         torch.testing.assert_close(
@@ -338,14 +340,16 @@ def test_two_processes__find_what_one_finds(pictures, tmp_path):
     torch.testing.assert_close(weights[0], weights[1], atol=1e-5, rtol=1e-5)
 
 
-def test_extract_features__no_readable_picture__one_sentence(tmp_path):
+def test_extract_features__no_readable_image__one_sentence(tmp_path):
     for name in ("a/0.jpg", "b/1.jpg"):
         (tmp_path / name).parent.mkdir()
-        (tmp_path / name).write_bytes(b"no picture")
-    pictures, _ = find_labelled(tmp_path, tmp_path)
+        (tmp_path / name).write_bytes(b"no image")
+    images, _ = find_labelled(tmp_path, tmp_path)
     network = nn.Sequential(nn.Flatten(1), nn.Linear(192, 3))
     with pytest.raises(
-        InputError, match=r"kNN test: none of the 2 pictures can be read, the first is .*0.jpg"
+        InputError, match=r"kNN test: none of the 2 images can be read, the first is .*0.jpg"
     ):
-        extract_features(network, LabelledBatches(pictures, VIEW), CPU, description="kNN test")
+        extract_features(
+            network, LabelledBatches(images, VIEW), CPU, description="kNN test"
+        )
     assert network.training

@@ -66,7 +66,7 @@ def train(protocol: LinearProtocol, folder, *, resume: bool = False):
 def plain_loop(protocol: LinearProtocol) -> tuple[nn.Linear, float, float]:
     """The protocol by hand:
 
-    PyTorch's layer, optimiser and scheduler, and the same order of pictures.
+    PyTorch's layer, optimiser and scheduler, and the same order of images.
     """
     train_set, test_set = feature_set(22, seed=1), feature_set(30, seed=2)
     layer = nn.Linear(5, 3)
@@ -127,7 +127,7 @@ def test_protocol__is_the_papers():
     )
 
 
-def test_shuffled_batches__every_picture_once_in_an_epoch_the_partial_batch_too():
+def test_shuffled_batches__every_image_once_in_an_epoch_the_partial_batch_too():
     order = ShuffledBatches(22, LinearProtocol(epochs=2, batch_size_total=8))
     batches = list(order)
     assert [len(b) for b in batches] == [8, 8, 6] * 2 == [
@@ -188,7 +188,7 @@ def test_train_classifier__resumed_run_equals_an_uninterrupted_one(
         assert torch.equal(tensor, resumed.classifier.state_dict()[name])
     _, again = train(
         protocol, tmp_path / "cut", resume=True
-    )  # nothing left to do: the result is measured anew
+    )  # nothing left to do: the result is measured again
     assert again["top1"] == row["top1"]
 
 
@@ -224,7 +224,7 @@ def test_accuracy_on__known_numbers():
 def test_evaluate_linear__leaves_the_encoder_as_it_is_and_learns(cache_features, tmp_path):
     rng = np.random.default_rng(0)
     for i in range(12):  # a bright and a dark class
-        folder = tmp_path / "pictures" / ("dark", "bright")[i % 2]
+        folder = tmp_path / "images" / ("dark", "bright")[i % 2]
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray((rng.integers(0, 60, (20, 20, 3)) + 150 * (i % 2)).astype(np.uint8)).save(
             folder / f"{i}.png"
@@ -232,7 +232,7 @@ def test_evaluate_linear__leaves_the_encoder_as_it_is_and_learns(cache_features,
     torch.manual_seed(0)
     network = build_encoder("resnet18_cifar", num_outputs=4).eval().requires_grad_(False)
     before = {name: t.clone() for name, t in network.state_dict().items()}
-    train_folder, test_folder = find_labelled(tmp_path / "pictures", tmp_path / "pictures")
+    train_folder, test_folder = find_labelled(tmp_path / "images", tmp_path / "images")
     encoder = TrainedEncoder(
         network, "resnet18_cifar", EvaluationView(16, 18, (127.0,) * 3, (60.0,) * 3), True
     )

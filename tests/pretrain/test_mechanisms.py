@@ -33,7 +33,7 @@ def views_of(step: int) -> torch.Tensor:
     )
 
 
-def pictures_of(step: int) -> torch.Tensor:
+def images_of(step: int) -> torch.Tensor:
     return torch.randperm(PICTURES, generator=torch.Generator().manual_seed(50 + step))[:BATCH]
 
 
@@ -70,7 +70,7 @@ def train(kind: str, *, rank: int = 0, world_size: int = 1) -> nn.Module:
         torch.manual_seed(step)
         views = views_of(step)[:, part]
         logits, _ = (
-            wrapped(views[0], pictures_of(step)[part]) if kind == "memory_bank" else wrapped(*views)
+            wrapped(views[0], images_of(step)[part]) if kind == "memory_bank" else wrapped(*views)
         )
         model.zero_grad()
         (info_nce(logits) * model.loss_scale).backward()
@@ -124,9 +124,9 @@ def test_end_to_end__equals_the_definition_and_keys_have_gradient():
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
 
 
-def test_memory_bank__positive_is_the_pictures_own_row_which_then_moves():
+def test_memory_bank__positive_is_the_images_own_row_which_then_moves():
     model = build("memory_bank")
-    before, index = model.bank.clone(), pictures_of(0)
+    before, index = model.bank.clone(), images_of(0)
     images = views_of(0)[0]
     logits, _ = model(images, index)
     with torch.no_grad():
@@ -134,7 +134,7 @@ def test_memory_bank__positive_is_the_pictures_own_row_which_then_moves():
     torch.testing.assert_close(logits[:, 0], (q * before[index]).sum(1) / 0.2)
     others = [i for i in range(PICTURES) if i not in index.tolist()]
     similarities = q[0] @ before[others].T / 0.2
-    for value in logits[0, 1:]:  # K = 7 draws, each one of the pictures that are not in the batch
+    for value in logits[0, 1:]:  # K = 7 draws, each one of the images that are not in the batch
         assert torch.isclose(similarities, value).any()
     expected = before.clone()
     for row, i in enumerate(index.tolist()):
@@ -143,7 +143,7 @@ def test_memory_bank__positive_is_the_pictures_own_row_which_then_moves():
     torch.testing.assert_close(model.bank, expected)
 
 
-def test_memory_bank__a_picture_that_is_there_twice_moves_once_towards_the_later_query():
+def test_memory_bank__a_image_that_is_there_twice_moves_once_towards_the_later_query():
     model = build("memory_bank")
     before, images = model.bank.clone(), views_of(0)[0]
     index = torch.tensor([4, 9, 2, 9, 7, 4, 9, 1])
@@ -155,13 +155,13 @@ def test_memory_bank__a_picture_that_is_there_twice_moves_once_towards_the_later
         torch.testing.assert_close(model.bank[number], moved / moved.norm())
 
 
-def test_memory_bank__fewer_pictures_than_negatives():
+def test_memory_bank__fewer_images_than_negatives():
     model = MemoryBank(TinyEncoder, num_images=10, dim=5, num_negatives=100).double()
     logits, _ = model(views_of(0)[0], torch.arange(8))
     assert model.num_negatives == 2 and logits.shape == (
         8,
         1 + 2,
-    )  # the two pictures outside the batch
+    )  # the two images outside the batch
     with pytest.raises(ValueError, match="no negatives are left"):
         MemoryBank(TinyEncoder, num_images=8, dim=5).double()(views_of(0)[0], torch.arange(8))
 
@@ -171,7 +171,7 @@ def test_memory_bank__fewer_pictures_than_negatives():
 def test_accumulation__equals_one_batch_queue_order_included(kind, parts):
     one, several = build(kind), build(kind)
     for step in range(3):
-        views, index = views_of(step), pictures_of(step)
+        views, index = views_of(step), images_of(step)
         losses = []
         for model, count in ((one, 1), (several, parts)):
             model.zero_grad()

@@ -1,4 +1,4 @@
-"""The share of time spent waiting for pictures is said in words, once, and only when it stays high.
+"""The share of time spent waiting for images is said in words, once, and only when it stays high.
 
 Went red under: a single period taken for a state; the sentence repeated; the share compared the
     other way round; the missing
@@ -45,7 +45,7 @@ def test_advice__only_when_three_periods_in_a_row_wait_more_than_a_fifth():
 def test_advice__on_a_cpu_never_more_workers():
     starved = [0.3, 0.3, 0.3]
     none = advice_when_starved(starved, num_workers=0, pipeline="fast", on_cpu=True)
-    assert "NUM_WORKERS" not in none and "in this order: pictures packed" in none
+    assert "NUM_WORKERS" not in none and "in this order: images packed" in none
     assert "in this order: DATA.NUM_WORKERS 0 (now 2" in advice_when_starved(
         starved, num_workers=2, pipeline="fast", on_cpu=True
     )

@@ -218,7 +218,7 @@ def test_encoders__compute_what_torchvision_does_bit_for_bit(arch):
     images = torch.randint(
         -2, 3, (4, 3, 64, 64), generator=torch.Generator().manual_seed(1)
     ).float()
-    images[0] = 1.0  # equal values in every window of one picture: the gradient goes to the first
+    images[0] = 1.0  # equal values in every window of one image: the gradient goes to the first
     outs = [model(images) for model in (ours, theirs)]
     assert torch.equal(*outs)
     for out in outs:

@@ -45,7 +45,7 @@ def test_nearest_neighbours__equals_a_loop():
 
 def test_nearest_neighbours__refuses_more_than_there_are():
     with pytest.raises(
-        InputError, match="5 neighbours were asked for, and 5 pictures can be read; ask for 1 to 4"
+        InputError, match="5 neighbours were asked for, and 5 images can be read; ask for 1 to 4"
     ):
         nearest_neighbours(torch.ones(5, 2), [0], k=5)
 
@@ -57,25 +57,25 @@ def test_spread_queries__evenly():
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Sixteen generated pictures in eight class folders."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory):
+    """Sixteen generated images in eight class folders."""
+    folder = tmp_path_factory.mktemp("images")
     write_pool(folder, count=16, size=20, seed=1)
     return find_images(folder)
 
 
-def test_draw_pool__a_fixed_part(pictures):
-    pool = draw_pool(pictures, 5)
+def test_draw_pool__a_fixed_part(images):
+    pool = draw_pool(images, 5)
     assert len(pool) == 5 and list(pool.indices) == sorted(set(pool.indices.tolist()))
-    assert np.array_equal(pool.indices, draw_pool(pictures, 5).indices)
-    assert pool.name(2) == pictures.name(int(pool.indices[2]))
-    assert pool.class_name(2) == pictures.class_names[pictures.labels[pool.indices[2]]]
-    assert np.array_equal(draw_pool(pictures, 99).indices, np.arange(16))
+    assert np.array_equal(pool.indices, draw_pool(images, 5).indices)
+    assert pool.name(2) == images.name(int(pool.indices[2]))
+    assert pool.class_name(2) == images.class_names[images.labels[pool.indices[2]]]
+    assert np.array_equal(draw_pool(images, 99).indices, np.arange(16))
     assert list(pool.numbered().labels) == [0, 1, 2, 3, 4]
 
 
-def test_draw_neighbours__frames_the_query_s_class(pictures, tmp_path):
-    pool = draw_pool(pictures, 99)
+def test_draw_neighbours__frames_the_query_s_class(images, tmp_path):
+    pool = draw_pool(images, 99)
     same = next(i for i in range(1, 16) if pool.class_name(i) == pool.class_name(0))
     other = next(i for i in range(1, 16) if pool.class_name(i) != pool.class_name(0))
     png, svg = draw_neighbours(

@@ -1,7 +1,7 @@
 """A step of MoCo never makes the host wait for the device.
 
 Went red under: the loss read in the step. Written against, and not tried alone: the constants of
-    normalize made anew. The
+    normalize made again. The
 test on a GPU was written without one at hand.
 """
 
@@ -39,8 +39,8 @@ class NoWaiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class NoPictures:
-    """A source of which no picture is read."""
+class NoImages:
+    """A source of which no image is read."""
 
     class_names = ()
 
@@ -61,7 +61,7 @@ def tiny_run(device: str):
         "moco_v2_R_50_200ep", [str(word) for pair in words.items() for word in pair]
     )
     run = build_run(
-        cfg, NoPictures(), plan_run(cfg, NoPictures(), start_iteration=0), torch.device(device)
+        cfg, NoImages(), plan_run(cfg, NoImages(), start_iteration=0), torch.device(device)
     )
     run.wrapped.train()
     label = torch.zeros(8, dtype=torch.int64)

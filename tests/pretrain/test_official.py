@@ -65,7 +65,7 @@ def test_official__two_processes_with_shuffle_bn_same_losses_over_20_steps(tmp_p
             )
     assert found[0]["v1"] != pytest.approx(
         found[1]["v1"], abs=1e-3
-    )  # the processes did see different pictures
+    )  # the processes did see different images
 
 
 def test_official__state_dict_has_the_same_names_shapes_and_types():

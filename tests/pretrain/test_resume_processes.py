@@ -31,7 +31,7 @@ from .small_runs import (
     config,
     last_state,
     rows_of,
-    training_pictures_end,
+    training_images_end,
 )
 from .two_processes import run_in_two_processes
 
@@ -52,7 +52,7 @@ def two_processes(rank: int, folder: Path, pool: Path, damaged: Path) -> dict[st
         patch.setattr(build, "build_encoder", EncoderWithoutBN)
         pretrain(config(pool, folder / "whole", KNN__TEST=pool))
         with patch.context() as waits:
-            training_pictures_end(waits, epoch=2, rank=1)
+            training_images_end(waits, epoch=2, rank=1)
             found["stopped"] = (
                 pretrain(config(pool, folder / "cut", KNN__TEST=pool), on_start=set_up_logging)
                 is None
@@ -139,11 +139,9 @@ def story(small, pool, tmp_path_factory) -> tuple[Path, list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("runs")
     damaged = folder / "damaged_pool"
     shutil.copytree(pool, damaged)
-    # Pictures that different processes read first: each finds one alone.
+    # Images that different processes read first: each finds one alone.
     order = build.plan_run(
-        config(pool, folder / "x"),
-        build.open_pictures(config(pool, folder / "x")),
-        start_iteration=0,
+        config(pool, folder / "x"), build.open_images(config(pool, folder / "x")), start_iteration=0
     )
     first = [index for _, index in next(iter(order))]
     files = sorted(path for path in damaged.rglob("*") if path.is_file())
@@ -151,7 +149,7 @@ def story(small, pool, tmp_path_factory) -> tuple[Path, list[dict[str, Any]]]:
         files[index].write_bytes(files[index].read_bytes()[:40])
     pretrain(config(pool, folder / "one", KNN__TEST=pool))
     with pytest.MonkeyPatch.context() as patch:
-        training_pictures_end(patch, epoch=1)
+        training_images_end(patch, epoch=1)
         assert pretrain(config(pool, folder / "cut_of_one", KNN__TEST=pool)) is None
     return folder, run_in_two_processes(two_processes, folder, folder, pool, damaged)
 
@@ -162,7 +160,7 @@ def assert_rows_agree(mine: list[dict], theirs: list[dict]) -> None:
         (
             a.pop("feature_spread", None),
             b.pop("feature_spread", None),
-        )  # of a process's pictures: not a mean
+        )  # of a process's images: not a mean
         assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
 
 
@@ -195,7 +193,7 @@ def test_resume__with_one_process_after_two(story, pool, caplog):
     with caplog.at_level(logging.WARNING):
         pretrain(config(pool, folder / "cut_for_one", KNN__TEST=pool), resume=True)
     assert (
-        "saved with 2 processes and goes on with 1: pictures, order, learning rate and schedule"
+        "saved with 2 processes and goes on with 1: images, order, learning rate and schedule"
         " stay the same" in caplog.text
     )
     assert_rows_agree(rows_of(folder / "cut_for_one"), rows_of(folder / "one"))
@@ -217,15 +215,15 @@ def test_resume__with_two_processes_after_one(story):
     )
 
 
-def test_unreadable_pictures__of_all_processes_count(story):
+def test_unreadable_images__of_all_processes_count(story):
     """Red under: each process counting its own alone; rank 0 not logging what others found."""
     folder, (first, second) = story
     assert len(last_state(folder / "damaged")["unreadable"]) == 2
     log = (folder / "damaged" / "log.txt").read_text()
-    assert log.count("skipped unreadable picture") == 2 and "(2 so far)" in log
+    assert log.count("skipped unreadable image") == 2 and "(2 so far)" in log
     assert first["too many"] == second["too many"]
     assert first["too many"].startswith(
-        "2 of 24 pictures cannot be read, more than DATA.MAX_UNREADABLE 0.0791667 allows"
+        "2 of 24 images cannot be read, more than DATA.MAX_UNREADABLE 0.0791667 allows"
     )
 
 

@@ -1,4 +1,4 @@
-"""Whole runs of ``pretrain`` on 24 generated pictures: every mechanism and precision, sizes that do
+"""Whole runs of ``pretrain`` on 24 generated images: every mechanism and precision, sizes that do
 not divide, and going on.
 
 Went red under: optimiser not restored; views drawn from the global generator; the bank not
@@ -71,7 +71,7 @@ def rows_of(out: Path) -> list[dict]:
         ({"SOLVER__ACCUMULATE": 2}, 20),
         ({"TRAIN__PRECISION": "bf16"}, 20),
         ({"TRAIN__PRECISION": "fp16"}, 20),
-        ({"MECHANISM": "memory_bank"}, 16),  # the pictures that are not in the batch
+        ({"MECHANISM": "memory_bank"}, 16),  # the images that are not in the batch
         ({"MECHANISM": "end_to_end"}, 7),
         ({"MECHANISM": "supervised", "DATA__AUGMENTATION": "supervised"}, 0),
     ],
@@ -107,7 +107,7 @@ def test_run__each_mechanism_and_what_it_logs(changes, negatives, pool, tmp_path
 
 def test_run__queue_smaller_than_the_batch_and_a_partial_last_batch(pool, tmp_path):
     run = pretrain(config(pool, tmp_path / "run", DATA__BATCH_SIZE_TOTAL=7, MOCO__QUEUE_SIZE=5))
-    assert run.iteration == 3  # 24 // 7; three pictures are left out
+    assert run.iteration == 3  # 24 // 7; three images are left out
     assert int(run.model.queue_ptr) == 21 % 5
     torch.testing.assert_close(run.model.queue.norm(dim=0), torch.ones(5))
 
@@ -116,8 +116,8 @@ def test_run__sizes_that_are_worth_a_word(pool, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         pretrain(config(pool, tmp_path / "a", MOCO__QUEUE_SIZE=64, MOCO__BN_GROUP_SIZE=0))
     assert (
-        "MOCO.QUEUE_SIZE 64 is larger than the number of pictures, 24" in caplog.text
-        and "At most a quarter of the pictures, 6" in caplog.text
+        "MOCO.QUEUE_SIZE 64 is larger than the number of images, 24" in caplog.text
+        and "At most a quarter of the images, 6" in caplog.text
     )
     assert (
         "All 8 images share their BN statistics" in caplog.text
@@ -134,10 +134,10 @@ def test_run__sizes_that_are_worth_a_word(pool, tmp_path, caplog):
     assert "lr 0.001875 = SOLVER.BASE_LR 0.06 x 8 / 256" in caplog.text
 
 
-def test_run__a_bank_that_takes_all_other_pictures_says_so(pool, tmp_path, caplog):
+def test_run__a_bank_that_takes_all_other_images_says_so(pool, tmp_path, caplog):
     pretrain(config(pool, tmp_path / "a", MECHANISM="memory_bank"))
     assert (
-        "MOCO.QUEUE_SIZE 20 is larger than the number of pictures outside a batch, 16 of 24"
+        "MOCO.QUEUE_SIZE 20 is larger than the number of images outside a batch, 16 of 24"
         in caplog.text
         and "K is 16" in caplog.text
     )
@@ -147,7 +147,7 @@ def test_run__a_bank_that_takes_all_other_pictures_says_so(pool, tmp_path, caplo
 
 
 class Flat(torch.nn.Module):
-    """An encoder whose features are the same for every picture, whatever it learns."""
+    """An encoder whose features are the same for every image, whatever it learns."""
 
     def __init__(self, arch: str, *, num_outputs: int, norm_layer=None) -> None:
         super().__init__()
@@ -268,8 +268,8 @@ def test_run__on_a_cpu_keeps_freed_memory(tmp_path, monkeypatch):
     assert called
 
 
-def test_run__fewer_pictures_than_a_batch(pool, tmp_path):
-    with pytest.raises(InputError, match="24 pictures, less than one batch of 32"):
+def test_run__fewer_images_than_a_batch(pool, tmp_path):
+    with pytest.raises(InputError, match="24 images, less than one batch of 32"):
         pretrain(config(pool, tmp_path / "run", DATA__BATCH_SIZE_TOTAL=32))
     assert not (tmp_path / "run").exists()
 

@@ -1,4 +1,4 @@
-"""Learning rate and order of pictures.
+"""Learning rate and order of images.
 
 Went red under: milestones with > for >=; cosine over length - 1; decay one period early.
 """
@@ -93,7 +93,7 @@ def batches(**kwargs):
     return EpochBatches(11, **settings)
 
 
-def test_epoch_batches__each_picture_at_most_once_per_epoch_and_the_last_part_left_out():
+def test_epoch_batches__each_image_at_most_once_per_epoch_and_the_last_part_left_out():
     everything = list(batches())
     assert len(everything) == len(batches()) == 4  # 11 // 4 = 2 per epoch
     for epoch in (0, 1):
@@ -108,7 +108,7 @@ def test_epoch_batches__resume_continues_in_the_middle_of_an_epoch():
     assert list(batches(start_iteration=3)) == list(batches())[3:]
 
 
-def test_epoch_batches__two_processes_share_the_pictures_of_one():
+def test_epoch_batches__two_processes_share_the_images_of_one():
     parts = [list(batches(rank=rank, world_size=2)) for rank in (0, 1)]
     assert [a + b for a, b in zip(*parts, strict=True)] == list(batches())
 
@@ -118,5 +118,5 @@ def test_epoch_batches__sizes_that_do_not_fit__error():
         InputError, match="DATA.BATCH_SIZE_TOTAL 4 does not divide among 3 processes. Use 3 or 6."
     ):
         batches(world_size=3)
-    with pytest.raises(InputError, match="holds 11 pictures, less than one batch of 12"):
+    with pytest.raises(InputError, match="holds 11 images, less than one batch of 12"):
         batches(batch_size_total=12)

@@ -1,5 +1,5 @@
 """Whole runs on tar shards: resumed anywhere they end with the same bits, and two processes read
-different pictures.
+different images.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def words(**more: object) -> list[str]:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> Path:
-    """Four shards of eight pictures, two of them damaged."""
+    """Four shards of eight images, two of them damaged."""
     import tarfile
 
     folder = tmp_path_factory.mktemp("data")
@@ -115,8 +115,8 @@ def test_bad_shards__one_sentence_and_no_run_folder(shards, tmp_path, capsys):
         return message
 
     assert "has 4 shards, fewer than the 5 data workers" in refused(DATA__NUM_WORKERS=5)
-    assert "32 pictures, less than one batch of 40" in refused(DATA__BATCH_SIZE_TOTAL=40)
-    assert "MECHANISM supervised needs pictures of at least two classes, found 0" in refused(
+    assert "32 images, less than one batch of 40" in refused(DATA__BATCH_SIZE_TOTAL=40)
+    assert "MECHANISM supervised needs images of at least two classes, found 0" in refused(
         MECHANISM="supervised"
     )
     assert "Set DATA.NUM_IMAGES" in refused(DATA__ROOT="https://example.org/{0..3}.tar")
@@ -125,15 +125,13 @@ def test_bad_shards__one_sentence_and_no_run_folder(shards, tmp_path, capsys):
     assert "KNN.TRAIN must be given where DATA.ROOT names shards" in refused(KNN__TEST=shards)
     assert not (tmp_path / "run").exists()
     message = refused(DATA__NUM_WORKERS=2, DATA__MAX_UNREADABLE=0.01)
-    assert (
-        "2 of 32 pictures cannot be read" in message or "1 of 32 pictures cannot be read" in message
-    )
+    assert "2 of 32 images cannot be read" in message or "1 of 32 images cannot be read" in message
     assert (
         "shards/0.tar: 003.jpg" in message or "shards/2.tar: 020.jpg" in message
     )  # whichever comes first
 
 
-def test_two_processes__end_equal_and_read_different_pictures(shards, tmp_path):
+def test_two_processes__end_equal_and_read_different_images(shards, tmp_path):
     repository = Path(__file__).resolve().parents[2]
     overrides = words(
         DATA__ROOT=shards,
@@ -164,7 +162,7 @@ def test_two_processes__end_equal_and_read_different_pictures(shards, tmp_path):
     assert [(entry["url"], entry["nsamples"]) for entry in counted] == [
         (f"{s}.tar", 8) for s in range(4)
     ]
-    # 32 pictures, 2 of them unreadable; each of the four streams has one shard of eight and gives
+    # 32 images, 2 of them unreadable; each of the four streams has one shard of eight and gives
     # two batches of four
     lines = [line for line in done.stdout.splitlines() if line.startswith("EPOCH")]
     assert lines == [f"EPOCH {epoch} 16 16 common 0 distinct 30" for epoch in (0, 1)]

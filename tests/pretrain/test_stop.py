@@ -25,10 +25,10 @@ from .small_runs import (
     SmallEncoder,
     assert_same_state,
     config,
-    labelled_pictures_end,
+    labelled_images_end,
     last_state,
     rows_of,
-    training_pictures_end,
+    training_images_end,
     words,
 )
 
@@ -101,7 +101,7 @@ def stop_when_it_waits(command: list[str], waits: Callable[[], bool]) -> tuple[i
 
 
 @pytest.mark.parametrize("kind", ["training", "monitor"])
-def test_sigterm_to_the_whole_job_while_it_waits_for_pictures__saved_and_resumed_bit_for_bit(
+def test_sigterm_to_the_whole_job_while_it_waits_for_images__saved_and_resumed_bit_for_bit(
     kind, pool, whole, tmp_path
 ):
     """Red under: ``next`` for ``stop.next_of`` (RuntimeError, DataLoader worker exited
@@ -132,7 +132,7 @@ def test_sigterm_to_the_whole_job_while_it_waits_for_pictures__saved_and_resumed
     assert_equal_runs(tmp_path / "run", whole)
 
 
-def test_sigterm_to_two_processes_while_they_wait_for_pictures__saved(pool, tmp_path):
+def test_sigterm_to_two_processes_while_they_wait_for_images__saved(pool, tmp_path):
     """Neither has a batch to take a step with, and torchrun sends the signal once more."""
     overrides = words(pool, tmp_path / "run", DATA__NUM_WORKERS=1)
     torchrun = [
@@ -161,7 +161,7 @@ def test_told_while_it_waits_in_one_process__the_log_period_goes_on(
     for in metrics.json.
     """
     with monkeypatch.context() as patch:
-        training_pictures_end(patch, epoch=2)
+        training_images_end(patch, epoch=2)
         assert pretrain(config(pool, tmp_path / "run", KNN__TEST=pool)) is None
     stopped = last_state(tmp_path / "run")
     assert (
@@ -205,9 +205,9 @@ def test_ended_during_the_last_measurement__measured_on_resume_and_only_once(
     """
     with monkeypatch.context() as patch:
         if end == "told":
-            labelled_pictures_end(
+            labelled_images_end(
                 patch, before=2 * 2 * 24 + 30
-            )  # twice both sets, then in the middle of the test pictures
+            )  # twice both sets, then in the middle of the test images
             assert pretrain(config(pool, tmp_path / "run", KNN__TEST=pool)) is None
         else:
             accuracy = knn.knn_accuracy

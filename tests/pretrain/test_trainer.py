@@ -7,7 +7,7 @@ no micro-batches: they would change its negatives.
 
 Seen red under: a micro-batch's loss not weighted; gradients averaged over processes in the first
     micro-batch instead of the last; a micro-batch
-taken for a step of its own; the bank's negatives drawn for the part's own pictures alone; lr not
+taken for a step of its own; the bank's negatives drawn for the part's own images alone; lr not
 set.
 """
 
@@ -73,11 +73,11 @@ def build(kind: str) -> nn.Module:
 
 
 def batch_of(step: int) -> dict:
-    """The whole batch of a step; its pictures 2 and 5 are the same one, as when an unreadable
-    picture is replaced.
+    """The whole batch of a step; its images 2 and 5 are the same one, as when an unreadable
+    image is replaced.
 
-    Of two processes with two micro-batches each the first sees picture 2 in its second, the other
-    picture 5 in its first.
+    Of two processes with two micro-batches each the first sees image 2 in its second, the other
+    image 5 in its first.
     """
     generator = torch.Generator().manual_seed(100 + step)
     index = torch.randperm(PICTURES, generator=generator)[:BATCH]

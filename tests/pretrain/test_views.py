@@ -2,7 +2,7 @@
 index).
 
 Went red under: jitter before grey in v1; drawing both views' parameters once; height and width
-    swapped in the crop; a thread's pictures in
+    swapped in the crop; a thread's images in
 another thread's places; one decoding buffer for all threads.
 """
 
@@ -26,8 +26,8 @@ from moco_transfer.runtime.errors import InputError, MissingFileError
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    root = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for i in range(6):
         (root / f"class{i % 2}").mkdir(exist_ok=True)
@@ -42,8 +42,8 @@ def views_of(root, **kwargs):
     return Views(find_images(root), **settings)
 
 
-def test_find_images__classes_flat_and_errors(pictures, tmp_path):
-    folder = find_images(pictures)
+def test_find_images__classes_flat_and_errors(images, tmp_path):
+    folder = find_images(images)
     assert folder.class_names == ("class0", "class1") and folder.labels.tolist() == [
         0,
         0,
@@ -60,34 +60,34 @@ def test_find_images__classes_flat_and_errors(pictures, tmp_path):
         "class1/3.png",
         "class1/5.png",
     ]
-    assert find_images(pictures, layout="flat").class_names == ()
+    assert find_images(images, layout="flat").class_names == ()
     assert (
-        find_images(pictures / "class0").class_names == ()
-        and len(find_images(pictures / "class0")) == 3
+        find_images(images / "class0").class_names == ()
+        and len(find_images(images / "class0")) == 3
     )
     with pytest.raises(MissingFileError, match="does not exist"):
         find_images(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="holds no picture"):
+    with pytest.raises(InputError, match="holds no image"):
         find_images(tmp_path)
-    with pytest.raises(InputError, match="3 pictures lie outside class folders"):
-        find_images(pictures / "class0", layout="folders")
+    with pytest.raises(InputError, match="3 images lie outside class folders"):
+        find_images(images / "class0", layout="folders")
 
 
-def test_views__depend_on_seed_epoch_and_index_alone(pictures):
-    a, b = views_of(pictures), views_of(pictures)
+def test_views__depend_on_seed_epoch_and_index_alone(images):
+    a, b = views_of(images), views_of(images)
     b[(0, 5)], b[(3, 1)]
     assert torch.equal(a[(1, 2)]["views"], b[(1, 2)]["views"])
     first = a[(1, 2)]["views"]
     assert first.shape == (2, 3, 16, 16) and first.dtype == torch.uint8
     assert not torch.equal(first[0], first[1])
-    for other in (a[(2, 2)], a[(1, 3)], views_of(pictures, seed=1)[(1, 2)]):
+    for other in (a[(2, 2)], a[(1, 3)], views_of(images, seed=1)[(1, 2)]):
         assert not torch.equal(first, other["views"])
 
 
-def test_views__unreadable_picture_is_replaced_and_reported(pictures, tmp_path):
+def test_views__unreadable_image_is_replaced_and_reported(images, tmp_path):
     for i in range(3):
-        (tmp_path / f"{i}.png").write_bytes((pictures / "class0" / f"{2 * i}.png").read_bytes())
-    (tmp_path / "1.png").write_bytes(b"not a picture")
+        (tmp_path / f"{i}.png").write_bytes((images / "class0" / f"{2 * i}.png").read_bytes())
+    (tmp_path / "1.png").write_bytes(b"not an image")
     batch = collate_views([views_of(tmp_path)[(0, i)] for i in range(3)])
     assert batch["views"].shape == (2, 3, 3, 16, 16)
     assert set(batch["unreadable"]) == {str(tmp_path / "1.png")} and batch["given_up"] == 0
@@ -103,7 +103,7 @@ def test_views__same_batch_for_any_number_of_threads(tmp_path, pipeline):
                 tmp_path / f"{i:02}.jpg", quality=95
             )
         else:
-            (tmp_path / f"{i:02}.jpg").write_bytes(b"not a picture")
+            (tmp_path / f"{i:02}.jpg").write_bytes(b"not an image")
     places, threads, batches = (
         [(0, i) for i in (1, 0, 2, 3, 4, 6, *range(12), 9)],
         torch.get_num_threads(),
@@ -160,9 +160,9 @@ def test_draw_parameters__distributed_as_torchvisions():
         for _ in range(draws)
     ]
     torch.manual_seed(0)
-    picture = torch.empty(3, 300, 400)
+    image = torch.empty(3, 300, 400)
     theirs = [
-        transforms.RandomResizedCrop.get_params(picture, [0.2, 1.0], [3 / 4, 4 / 3])
+        transforms.RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3])
         for _ in range(draws)
     ]
     for i in range(4):

@@ -203,7 +203,7 @@ def test_build_tables__names_mixed_weights_and_iterations(make_run, tmp_path):
 
 
 def _subset(sha, *, fraction=10):
-    names = [f"voc_2007_trainval ({fraction} % of its labelled pictures: 500)"]
+    names = [f"voc_2007_trainval ({fraction} % of its labelled images: 500)"]
     return {
         "train": names,
         "test": ["voc_2007_test"],
@@ -211,7 +211,7 @@ def _subset(sha, *, fraction=10):
     }
 
 
-def test_build_tables__other_labelled_pictures_are_another_table(make_run, tmp_path):
+def test_build_tables__other_labelled_images_are_another_table(make_run, tmp_path):
     make_run("a", "moco", 0, bbox={"AP": 10.0, **FULL}, dataset=_subset("aa" * 32))
     make_run("b", "moco", 1, bbox={"AP": 20.0, **FULL}, dataset=_subset("bb" * 32))
     make_run("c", "moco", 2, bbox={"AP": 30.0, **FULL})
@@ -219,7 +219,7 @@ def test_build_tables__other_labelled_pictures_are_another_table(make_run, tmp_p
     assert [table.rows[0].summary("bbox", "AP").mean for table in tables] == [30.0, 10.0, 20.0]
     text = render_markdown(tables)
     assert (
-        "3 tables, because its runs differ in the pictures whose labels they use (all, aaaaaaaa,"
+        "3 tables, because its runs differ in the images whose labels they use (all, aaaaaaaa,"
         " bbbbbbbb); such runs are never averaged." in text
     )
     assert "config 01234567, label subset aaaaaaaa." in text

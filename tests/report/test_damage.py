@@ -173,7 +173,7 @@ def test_report__damage_beside_the_results_stops_nothing(make_run, tmp_path, fil
         "x" * 300,
     ],
 )
-def test_pictures__of_names_that_hold_anything(make_run, tmp_path, name):
+def test_images__of_names_that_hold_anything(make_run, tmp_path, name):
     for seed, init in itertools.product((0, 1), ("supervised", name)):
         bbox = {"AP": 10.0, "AP50": 20.0, "AP75": 5.0, f"AP-{name}": 10.0}
         make_run(

@@ -68,7 +68,7 @@ def kept(three_rows, make_run, tmp_path):
     (pretrain / "metrics.json").write_text(
         '{"iteration": 5, "loss": 5.123456789, "contrast_acc1": 1.0, "images_per_sec": 3.0}\n'
     )
-    (pretrain / "config.yaml").write_text("DATA:\n  ROOT: /secret/disk/pictures\n")
+    (pretrain / "config.yaml").write_text("DATA:\n  ROOT: /secret/disk/images\n")
     records, _ = read_runs([three_rows])
     folder = tmp_path.parent / f"{tmp_path.name}_kept"
     return (

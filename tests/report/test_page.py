@@ -3,7 +3,7 @@ can become markup.
 
 Seen red under: autoescape off; a difference coloured without looking at the spread; an id of one
     figure used in another; a
-link to a run without its details; the picture of another table embedded; a verdict on a single run;
+link to a run without its details; the image of another table embedded; a verdict on a single run;
 config of the second run shown as the first's.
 """
 
@@ -16,7 +16,7 @@ from html.parser import HTMLParser
 import pytest
 
 from moco_transfer.report import build_tables, read_runs
-from moco_transfer.report.html.page import embed_picture, render_page
+from moco_transfer.report.html.page import embed_image, render_page
 from moco_transfer.report.html.page_svg import inline_svg, swatch
 from moco_transfer.report.html.plots import STYLES, figure_name
 from moco_transfer.report.pretraining import find_pretraining
@@ -242,12 +242,12 @@ def test_render_page__embeds_the_sheet_of_its_own_table(three_rows, make_run):
     ]
 
 
-def test_embed_picture__takes_svg_first(tmp_path):
-    assert embed_picture(tmp_path / "a.b", "c") is None
+def test_embed_image__takes_svg_first(tmp_path):
+    assert embed_image(tmp_path / "a.b", "c") is None
     (tmp_path / "a.b.png").write_bytes(b"1")
-    assert embed_picture(tmp_path / "a.b", "c").uri == "data:image/png;base64,MQ=="
+    assert embed_image(tmp_path / "a.b", "c").uri == "data:image/png;base64,MQ=="
     (tmp_path / "a.b.svg").write_bytes(b"2")
-    assert embed_picture(tmp_path / "a.b", "c").uri == "data:image/svg+xml;base64,Mg=="
+    assert embed_image(tmp_path / "a.b", "c").uri == "data:image/svg+xml;base64,Mg=="
 
 
 def test_inline_svg__follows_the_page():

@@ -1,11 +1,11 @@
-"""Curves against hand arithmetic; pictures by what they hold, not by their pixels.
+"""Curves against hand arithmetic; images by what they hold, not by their pixels.
 
 Seen red under: the last evaluation counted twice; no evaluation left but the last; std left out;
     points at the edge of a bin
 instead of its middle; damaged lines not counted; logs of several test sets not read; two rows with
 one brightness or one line style; random ids or a date in the SVG; classes ordered by the first row
 instead of the baseline; a panel lower than its curves.
-Written against, and not tried: styles that begin anew after seven rows; a legend of many rows
+Written against, and not tried: styles that begin again after seven rows; a legend of many rows
     inside the height of a small one.
 """
 

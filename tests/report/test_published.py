@@ -135,7 +135,7 @@ def test_render_markdown__published_column(make_run, tmp_path):
             None,
             (
                 "Warning: runs here trained for 100 iterations, the published ones for 24000 of 16"
-                " pictures."
+                " images."
             ),
         ),
         (
@@ -148,15 +148,15 @@ def test_render_markdown__published_column(make_run, tmp_path):
             192000,
             2,
             (
-                "Runs here trained for 192000 iterations of 2 pictures: as many pictures as the"
-                " published ones with 24000 of 16 pictures."
+                "Runs here trained for 192000 iterations of 2 images: as many images as the"
+                " published ones with 24000 of 16 images."
             ),
         ),
         (
             54857,
             7,
             (
-                "Runs here trained for 54857 iterations of 7 pictures: as many pictures as the"
+                "Runs here trained for 54857 iterations of 7 images: as many images as the"
                 " published ones"
             ),
         ),  # 383999 of 384000
@@ -164,8 +164,8 @@ def test_render_markdown__published_column(make_run, tmp_path):
             192000,
             16,
             (
-                "Warning: runs here trained for 192000 iterations of 16 pictures, the published"
-                " ones for 24000 of 16 pictures."
+                "Warning: runs here trained for 192000 iterations of 16 images, the published"
+                " ones for 24000 of 16 images."
             ),
         ),
     ],

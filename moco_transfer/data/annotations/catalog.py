@@ -23,7 +23,7 @@ from .voc import VocContents, read_voc
 
 DATASETS_VARIABLE = "DETECTRON2_DATASETS"
 
-# Left and right swap when a person's picture is mirrored; COCO names the points, not the pairs.
+# Left and right swap when a person's image is mirrored; COCO names the points, not the pairs.
 _MIRRORED_PARTS = ("left_", "right_")
 
 
@@ -37,7 +37,7 @@ class DetectionDataset:
         evaluator: ``coco`` or ``voc``, the metric that belongs to it.
         year: 2007 (11-point AP) or 2012 (area AP) for voc, None for coco.
         json_file: COCO's annotation file, None for voc.
-        image_root: Folder of the pictures.
+        image_root: Folder of the images.
         source: All that was registered, its paths absolute or relative to the working folder.
     """
 
@@ -50,7 +50,7 @@ class DetectionDataset:
     source: DatasetSource
 
     def read(self, on_problem: OnProblem = raise_problem) -> CocoContents | VocContents:
-        """Read the files anew; ``on_problem`` may collect problems instead of stopping at the
+        """Read the files again; ``on_problem`` may collect problems instead of stopping at the
         first.
         """
         source = self.source
@@ -76,7 +76,7 @@ class DetectionDataset:
 
     @property
     def records(self) -> list[dict]:
-        """All records, pictures without boxes included; see
+        """All records, images without boxes included; see
         :mod:`moco_transfer.data.detection_records`.
         """
         return self._contents.records
@@ -107,7 +107,7 @@ class DetectionDataset:
 
     @property
     def keypoint_mirror(self) -> tuple[int, ...]:
-        """For each key point the index of the one that takes its place when the picture is
+        """For each key point the index of the one that takes its place when the image is
         mirrored.
         """
         names = self.keypoint_names
@@ -344,7 +344,7 @@ def check_class_count(
 ) -> None:
     """Refuse a config whose number of classes is not the data set's.
 
-    Fewer would make a class index point outside the head, more would train outputs that no picture
+    Fewer would make a class index point outside the head, more would train outputs that no image
     has.
 
     Raises:

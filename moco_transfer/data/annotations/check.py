@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 from ...runtime.errors import InputError
 from .catalog import DetectionDataset, get_dataset
-from .check_images import equal_pictures, look_at_pictures
+from .check_images import equal_images, look_at_images
 
-#: Pictures of the splits as published, by name; a copy with other counts is not wrong, but its
+#: Images of the splits as published, by name; a copy with other counts is not wrong, but its
 # numbers compare with nobody's.
 _PUBLISHED_COUNTS = {
     "coco_2014_train": 82783,
@@ -34,11 +34,11 @@ _PUBLISHED_COUNTS = {
 }
 
 _LEFT_OUT_WORDS = {
-    "images_without_boxes": "pictures without a box (left out of training, kept in a test set)",
+    "images_without_boxes": "images without a box (left out of training, kept in a test set)",
     "crowd_regions": "crowd regions (not trained on, ignored in the evaluation)",
     "boxes_without_area": "boxes without area (not trained on)",
     "boxes_reaching_out": (
-        "boxes that reach out of the picture by a pixel or more (cut off at its edge in training)"
+        "boxes that reach out of the image by a pixel or more (cut off at its edge in training)"
     ),
     "invalid_polygons": "objects whose polygons all have fewer than 3 points (left out)",
 }
@@ -58,7 +58,7 @@ class DatasetReport:
         left_out: Counts of what training leaves out.
         metric: The metric that the data set is scored by.
         num_masks: Objects that have a mask.
-        digests: Digest of each picture's bytes by file name; empty when no picture was opened.
+        digests: Digest of each image's bytes by file name; empty when no image was opened.
     """
 
     name: str
@@ -80,7 +80,7 @@ class DatasetReport:
     def text(self, max_problems: int = 20) -> str:
         """Return the report for people; at most ``max_problems`` of the problems in full."""
         counted = (
-            (self.num_images, "picture"),
+            (self.num_images, "image"),
             (self.num_boxes, "box"),
             (len(self.boxes_of_class), "class"),
         )
@@ -114,13 +114,13 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun if count == 1 else plural}"
 
 
-def check_dataset(name: str, *, open_pictures: bool = True) -> DatasetReport:
-    """Read a data set's annotations and its pictures, and collect all that is wrong.
+def check_dataset(name: str, *, open_images: bool = True) -> DatasetReport:
+    """Read a data set's annotations and its images, and collect all that is wrong.
 
     Args:
         name: A name of the catalogue.
-        open_pictures: Whether each picture is decoded, to find damaged ones, other sizes than the
-            annotations' and equal pictures.
+        open_images: Whether each image is decoded, to find damaged ones, other sizes than the
+            annotations' and equal images.
 
     Returns:
         The report; it lists problems instead of raising them.
@@ -142,16 +142,16 @@ def check_dataset(name: str, *, open_pictures: bool = True) -> DatasetReport:
     report.left_out = contents.left_out
     _count(report, contents.records, class_names)
     _remark(report, dataset, contents)
-    if open_pictures:
-        problems_of_pictures, report.digests = look_at_pictures(contents.records, description=name)
-        report.problems += problems_of_pictures
-        _remark_equal_pictures(report)
+    if open_images:
+        problems_of_images, report.digests = look_at_images(contents.records, description=name)
+        report.problems += problems_of_images
+        _remark_equal_images(report)
     return report
 
 
-def shared_pictures(reports: Sequence[DatasetReport]) -> list[str]:
-    """Return one sentence for each pair of data sets that have pictures in common, byte for byte;
-    those of unopened pictures have none.
+def shared_images(reports: Sequence[DatasetReport]) -> list[str]:
+    """Return one sentence for each pair of data sets that have images in common, byte for byte;
+    those of unopened images have none.
     """
     sentences = []
     for i, one in enumerate(reports):
@@ -160,7 +160,7 @@ def shared_pictures(reports: Sequence[DatasetReport]) -> list[str]:
             shared = [path for path, digest in one.digests.items() if digest in theirs]
             if shared:
                 sentences.append(
-                    f"{one.name} and {other.name} have {_counted(len(shared), 'picture')} in"
+                    f"{one.name} and {other.name} have {_counted(len(shared), 'image')} in"
                     f" common, the first is {shared[0]}: trained on the one and tested on the"
                     " other, AP is too good."
                 )
@@ -189,7 +189,7 @@ def _remark(report: DatasetReport, dataset: DetectionDataset, contents) -> None:
     published = _PUBLISHED_COUNTS.get(dataset.name)
     if published is not None and report.num_images != published:
         report.remarks.append(
-            f"the published split has {published} pictures, this copy {report.num_images}: results"
+            f"the published split has {published} images, this copy {report.num_images}: results"
             " do not compare with published ones."
         )
     _remark_duplicates(report, contents.records)
@@ -220,7 +220,7 @@ def _remark(report: DatasetReport, dataset: DetectionDataset, contents) -> None:
 
 
 def _remark_duplicates(report: DatasetReport, records: list[dict]) -> None:
-    """Count boxes that stand twice in one picture, and pictures that are listed twice."""
+    """Count boxes that stand twice in one image, and images that are listed twice."""
     boxes = Counter(
         (number, a["category_id"], *a["bbox"])
         for number, r in enumerate(records)
@@ -234,23 +234,23 @@ def _remark_duplicates(report: DatasetReport, records: list[dict]) -> None:
             records[repeated[0][0]]["file_name"],
         )
         report.remarks.append(
-            f"boxes that repeat another of the same class in the same picture: {number} (in"
+            f"boxes that repeat another of the same class in the same image: {number} (in"
             f" {where}, for one)."
         )
     listed = Counter(record["file_name"] for record in records)
     twice = [path for path, count in listed.items() if count > 1]
     if twice:
         report.remarks.append(
-            f"pictures that are listed more than once: {len(twice)} ({twice[0]}, for one); each"
+            f"images that are listed more than once: {len(twice)} ({twice[0]}, for one); each"
             " listing has boxes of its own."
         )
 
 
-def _remark_equal_pictures(report: DatasetReport) -> None:
-    groups = equal_pictures(report.digests)
+def _remark_equal_images(report: DatasetReport) -> None:
+    groups = equal_images(report.digests)
     if groups:
         number = sum(len(group) - 1 for group in groups)
         copy, original = groups[0][1], groups[0][0]
         report.remarks.append(
-            f"copies of other pictures, byte for byte: {number} ({copy} of {original}, for one)."
+            f"copies of other images, byte for byte: {number} ({copy} of {original}, for one)."
         )

@@ -1,4 +1,4 @@
-"""Open every picture of a data set to the end: a header may be whole where the pixels are cut off."""
+"""Open every image of a data set to the end: a header may be whole where the pixels are cut off."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ _DAMAGED = (
 )
 
 
-def look_at_pictures(
-    records: Sequence[dict], *, description: str = "pictures"
+def look_at_images(
+    records: Sequence[dict], *, description: str = "images"
 ) -> tuple[list[str], dict[str, str]]:
-    """Decode the pictures of detection records and compare their sizes with the annotations'.
+    """Decode the images of detection records and compare their sizes with the annotations'.
 
     Args:
         records: Detection records.
         description: Shown beside the progress bar.
 
     Returns:
-        One sentence for each picture that cannot be read or has another size, in the order of the
-        records (a missing one is left to ``check_image_files``), and the digest of each picture's
+        One sentence for each image that cannot be read or has another size, in the order of the
+        records (a missing one is left to ``check_image_files``), and the digest of each image's
         bytes by file name.
     """
     problems, digests = [], {}
     with ThreadPoolExecutor(_THREADS) as threads:
         results = threads.map(_look, records)
         for record, (problem, digest) in zip(
-            tqdm(records, desc=description, unit="picture", disable=None), results, strict=True
+            tqdm(records, desc=description, unit="image", disable=None), results, strict=True
         ):
             if problem:
                 problems.append(problem)
@@ -55,7 +55,7 @@ def look_at_pictures(
     return problems, digests
 
 
-def equal_pictures(digests: Mapping[str, str]) -> list[tuple[str, ...]]:
+def equal_images(digests: Mapping[str, str]) -> list[tuple[str, ...]]:
     """Return the groups of files whose bytes are equal, in the order of their first file."""
     groups: dict[str, list[str]] = defaultdict(list)
     for path, digest in digests.items():
@@ -72,15 +72,15 @@ def _look(record: dict) -> tuple[str | None, str | None]:
     except OSError as error:
         return (
             (
-                f"The picture {path} cannot be read ({error.strerror or error}); make it readable,"
+                f"The image {path} cannot be read ({error.strerror or error}); make it readable,"
                 " or take it off the data set."
             ),
             None,
         )
-    return _picture_problem(content, record), hashlib.blake2b(content, digest_size=16).hexdigest()
+    return _image_problem(content, record), hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def _picture_problem(content: bytes, record: dict) -> str | None:
+def _image_problem(content: bytes, record: dict) -> str | None:
     path = record["file_name"]
     try:
         with Image.open(io.BytesIO(content)) as image:
@@ -92,13 +92,10 @@ def _picture_problem(content: bytes, record: dict) -> str | None:
             image.load()
     except _DAMAGED as error:
         reason = (
-            "not a picture of a known format"
-            if isinstance(error, UnidentifiedImageError)
-            else error
+            "not an image of a known format" if isinstance(error, UnidentifiedImageError) else error
         )
         return (
-            f"The picture {path} cannot be read ({reason}); replace it, or take it off the data"
-            " set."
+            f"The image {path} cannot be read ({reason}); replace it, or take it off the data set."
         )
     if lying:
         width, height = height, width
@@ -106,7 +103,7 @@ def _picture_problem(content: bytes, record: dict) -> str | None:
         return None
     turned = " It is turned by its EXIF tag, which the annotation ignores." if lying else ""
     return (
-        f"The picture {path} is {width} x {height} px, but its annotation says {record['width']} x"
+        f"The image {path} is {width} x {height} px, but its annotation says {record['width']} x"
         f" {record['height']}.{turned}"
     )
 

@@ -70,7 +70,7 @@ def read_coco(
         Records and classes.
 
     Raises:
-        MissingFileError: If the file, the folder or pictures are missing.
+        MissingFileError: If the file, the folder or images are missing.
         InputError: If the file is not json, not COCO's format, or contradicts itself.
     """
     json_file = Path(json_file)
@@ -97,7 +97,7 @@ def read_coco(
             on_problem(
                 InputError(
                     f"{json_file}: annotation id {annotation['id']} occurs more than once; number"
-                    " the annotations anew."
+                    " the annotations again."
                 )
             )
         seen.add(annotation.get("id"))
@@ -105,7 +105,7 @@ def read_coco(
     ordered = [records[image_id] for image_id in sorted(records)]
     if not Path(image_root).is_dir():
         raise MissingFileError(
-            f"The folder of the pictures of {json_file} does not exist: {image_root}. Unpack them"
+            f"The folder of the images of {json_file} does not exist: {image_root}. Unpack them"
             " there, or correct the folder."
         )
     check_image_files(ordered, str(json_file), on_problem)
@@ -226,13 +226,11 @@ def _image_problem(image, records: dict) -> str | None:
         not isinstance(image.get(side), int) or image[side] <= 0 for side in ("width", "height")
     ):
         return (
-            f"image {image['id']} ({image['file_name']}) needs the picture's 'width' and 'height'"
+            f"image {image['id']} ({image['file_name']}) needs the image's 'width' and 'height'"
             " in pixels"
         )
     if image["id"] in records:
-        return (
-            f"image id {image['id']} occurs more than once in 'images'; give each picture its own"
-        )
+        return f"image id {image['id']} occurs more than once in 'images'; give each image its own"
     if records and type(image["id"]) is not type(next(iter(records))):
         return (
             f"image ids must be all numbers or all strings, got {image['id']!r} beside"
@@ -297,7 +295,7 @@ class _AnnotationReader:
     def _record_of(self, raw: dict, where: str) -> dict:
         if not _is_in(raw.get("image_id"), self.records):
             raise InputError(
-                f"{where}: image_id {raw.get('image_id')!r} is not in 'images'; add the picture or"
+                f"{where}: image_id {raw.get('image_id')!r} is not in 'images'; add the image or"
                 " remove the annotation."
             )
         if not _is_in(raw.get("category_id"), self.index_of):
@@ -340,7 +338,7 @@ def _xyxy(box, record: dict, where: str) -> list[float]:
     ):
         raise InputError(
             f"{where}: bbox [x, y, width, height] = {list(box)} does not lie in the {width} x"
-            f" {height} picture {record['file_name']}; expected pixels from the top left corner,"
+            f" {height} image {record['file_name']}; expected pixels from the top left corner,"
             " width and height not negative; correct the file."
         )
     # The sum of two float32 in float64 is exact enough that rounding it once more is the sum in
@@ -402,7 +400,7 @@ def _segmentation(segmentation, record: dict, where: str):
     width, height = record["width"], record["height"]
     if polygons and not any(_reaches_in(polygon, width, height) for polygon in polygons):
         raise InputError(
-            f"{where}: no polygon of its segmentation reaches into the {width} x {height} picture"
+            f"{where}: no polygon of its segmentation reaches into the {width} x {height} image"
             f" {record['file_name']}, the first is {_short(polygons[0])}; expected pixels from the"
             " top left corner; correct the file."
         )
@@ -417,7 +415,7 @@ def _reaches_in(polygon: list, width: int, height: int) -> bool:
 
 
 def _rle(rle: dict, record: dict, where: str) -> dict:
-    """Return the compressed form; refuse what is none of this picture's masks, which pycocotools
+    """Return the compressed form; refuse what is none of this image's masks, which pycocotools
     would decode into memory that is not its own.
     """
     counts, size, shape = rle.get("counts"), rle.get("size"), [record["height"], record["width"]]
@@ -428,7 +426,7 @@ def _rle(rle: dict, record: dict, where: str) -> dict:
         )
     if not isinstance(size, (list, tuple)) or list(size) != shape:
         raise InputError(
-            f"{where}: its RLE has the size {_short(size)}, expected the picture's [height, width]"
+            f"{where}: its RLE has the size {_short(size)}, expected the image's [height, width]"
             f" {shape}; correct the file."
         )
     try:

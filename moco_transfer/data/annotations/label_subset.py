@@ -1,4 +1,4 @@
-"""A fixed part of the labelled training pictures: drawn once, kept in a file, the same for every
+"""A fixed part of the labelled training images: drawn once, kept in a file, the same for every
 row and seed of a table.
 """
 
@@ -24,7 +24,7 @@ FORMAT = "moco_transfer.label_subset/1"
 
 @dataclass(frozen=True)
 class LabelSubset:
-    """Which pictures of which training set are used.
+    """Which images of which training set are used.
 
     Attributes:
         fraction: The share that was asked for, in (0, 1).
@@ -39,7 +39,7 @@ class LabelSubset:
     sha256: str = ""
 
     def count(self) -> int:
-        """Return how many pictures are used."""
+        """Return how many images are used."""
         return sum(map(len, self.images.values()))
 
     def describe(self) -> dict[str, Any]:
@@ -54,13 +54,13 @@ class LabelSubset:
 
 @dataclass(eq=False)
 class PartOfDataset(DetectionDataset):
-    """A data set of which only some pictures are seen."""
+    """A data set of which only some images are seen."""
 
     image_ids: frozenset[str] = field(default=frozenset())
 
     @property
     def records(self) -> list[dict]:
-        """The records of the pictures that are used, in the data set's order."""
+        """The records of the images that are used, in the data set's order."""
         return [record for record in super().records if str(record["image_id"]) in self.image_ids]
 
 
@@ -77,7 +77,7 @@ def title_of(name: str, subset: LabelSubset | None) -> str:
         name
         if subset is None
         else (
-            f"{name} ({100 * subset.fraction:g} % of its labelled pictures:"
+            f"{name} ({100 * subset.fraction:g} % of its labelled images:"
             f" {len(subset.images[name])})"
         )
     )
@@ -86,13 +86,13 @@ def title_of(name: str, subset: LabelSubset | None) -> str:
 def draw_label_subset(
     datasets: Sequence[DetectionDataset], fraction: float, *, seed: int = 0
 ) -> LabelSubset:
-    """Draw a share of the pictures that have a box to train on, from each data set alike.
+    """Draw a share of the images that have a box to train on, from each data set alike.
 
     Smaller fractions of the same seed are part of larger ones.
 
     Args:
         datasets: Training sets; read.
-        fraction: In (0, 1]; every set gives at least one picture.
+        fraction: In (0, 1]; every set gives at least one image.
         seed: Of the draw.
     """
     images = {}
@@ -153,10 +153,10 @@ def read_label_subset(file: str | Path) -> LabelSubset:
 def take_label_subset(
     datasets: Sequence[DetectionDataset], subset: LabelSubset, file: str | Path
 ) -> list[DetectionDataset]:
-    """Return the data sets with only the subset's pictures.
+    """Return the data sets with only the subset's images.
 
     Raises:
-        InputError: If the subset is of other data sets, or a picture of it is not there.
+        InputError: If the subset is of other data sets, or an image of it is not there.
     """
     names = [dataset.name for dataset in datasets]
     if names != list(subset.images):
@@ -170,7 +170,7 @@ def take_label_subset(
         there = {str(record["image_id"]) for record in dataset.records}
         if wanted - there:
             raise InputError(
-                f"{file}: picture {min(wanted - there)!r} is not in data set {dataset.name!r}, nor"
+                f"{file}: image {min(wanted - there)!r} is not in data set {dataset.name!r}, nor"
                 f" are {len(wanted - there) - 1} others. The subset was drawn from other data."
             )
         fields = {f.name: getattr(dataset, f.name) for f in dataclasses.fields(DetectionDataset)}

@@ -1,7 +1,7 @@
 """What all detection records have in common: their fields, which of them can be trained on, whether
-their pictures exist.
+their images exist.
 
-A record is a dict, one per picture, with the fields of Detectron2's "dataset dict":
+A record is a dict, one per image, with the fields of Detectron2's "dataset dict":
     file_name (str), image_id (int or str), height and width (int, px),
     annotations: list of dicts
         bbox          [x0, y0, x1, y1], absolute px, 0-based, right and lower edges exclusive
@@ -85,11 +85,11 @@ def missing_files(paths: Iterable[str]) -> list[str]:
 def check_image_files(
     records: list[dict], where: str, on_problem: OnProblem = raise_problem
 ) -> None:
-    """Refuse records whose pictures are not there.
+    """Refuse records whose images are not there.
 
     Args:
         records: Detection records.
-        where: What names the pictures (an annotation file, a split), for the message.
+        where: What names the images (an annotation file, a split), for the message.
         on_problem: Called with the problem; raises it by default.
 
     Raises:
@@ -99,7 +99,7 @@ def check_image_files(
     if missing:
         on_problem(
             MissingFileError(
-                f"{len(missing)} of the {len(records)} pictures that {where} names do not exist;"
-                f" the first is {missing[0]}. Unpack the pictures there, or correct the folder."
+                f"{len(missing)} of the {len(records)} images that {where} names do not exist;"
+                f" the first is {missing[0]}. Unpack the images there, or correct the folder."
             )
         )

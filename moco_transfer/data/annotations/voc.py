@@ -1,4 +1,4 @@
-"""Pascal VOC's layout: a split's image list, one XML per picture, boxes in inclusive pixels counted
+"""Pascal VOC's layout: a split's image list, one XML per image, boxes in inclusive pixels counted
 from 1.
 
 Layout:
@@ -6,11 +6,11 @@ Layout:
     ROOT/Annotations/ID.xml
     ROOT/JPEGImages/ID.jpg          (or .jpeg, .png, .bmp)
 Conventions:
-    An XML's xmin = 1, xmax = W covers the whole picture: in the continuous coordinates of the
+    An XML's xmin = 1, xmax = W covers the whole image: in the continuous coordinates of the
     records that is x0 = 0, x1 = W, so 1 is taken from xmin and ymin alone.
 Source:
     Re-expresses detectron2/data/datasets/pascal_voc.py load_voc_instances; records are equal. What
-    Detectron2 passes on or trips over (a box outside the picture, an unknown class, a number that
+    Detectron2 passes on or trips over (a box outside the image, an unknown class, a number that
     is none) is refused here with a sentence.
 """
 
@@ -61,11 +61,11 @@ def read_voc(
         on_problem: Called with each problem; raises the first by default.
 
     Returns:
-        Records in the order of the list, pictures without boxes included (a test set needs them),
+        Records in the order of the list, images without boxes included (a test set needs them),
         and their count.
 
     Raises:
-        MissingFileError: If a folder, the list, an XML or a picture is missing.
+        MissingFileError: If a folder, the list, an XML or an image is missing.
         InputError: If the list or an XML cannot be used; names the file, the class or box, and what
             is legal.
     """
@@ -81,11 +81,11 @@ def read_voc(
         on_problem(
             MissingFileError(
                 f"{len(without_xml)} of the {len(ids)} images in {image_list} have no XML; the"
-                f" first is {first}. Write it (without <object> for a picture without boxes), or"
+                f" first is {first}. Write it (without <object> for an image without boxes), or"
                 " take the id off the list."
             )
         )
-    pictures = _picture_names(_folder(root / "JPEGImages"))
+    images = _image_names(_folder(root / "JPEGImages"))
     index_of = {name: index for index, name in enumerate(class_names)}
     records = []
     for image_id in ids:
@@ -95,8 +95,8 @@ def read_voc(
             root / "Annotations" / f"{image_id}.xml", index_of, first_pixel, on_problem
         )
         if record is not None:
-            picture = root / "JPEGImages" / pictures.get(image_id, f"{image_id}.jpg")
-            records.append({"file_name": str(picture), "image_id": image_id, **record})
+            image = root / "JPEGImages" / images.get(image_id, f"{image_id}.jpg")
+            records.append({"file_name": str(image), "image_id": image_id, **record})
     check_image_files(records, str(image_list), on_problem)
     without_area = sum(
         not (a["bbox"][2] > a["bbox"][0] and a["bbox"][3] > a["bbox"][1])
@@ -121,8 +121,8 @@ def _folder(path: Path) -> Path:
     return path
 
 
-def _picture_names(folder: Path) -> dict[str, str]:
-    """Map image ids to file names; when one id has several pictures, the earlier suffix wins, .jpg
+def _image_names(folder: Path) -> dict[str, str]:
+    """Map image ids to file names; when one id has several images, the earlier suffix wins, .jpg
     first as in Detectron2.
     """
     names: dict[str, str] = {}
@@ -190,7 +190,7 @@ def _size(tree: ElementTree.Element, side: str, path: Path) -> int:
     text = (tree.findtext(f"./size/{side}") or "").strip()
     if not text.isdecimal() or int(text) == 0:
         raise InputError(
-            f"{path}: size/{side} is {text!r}, expected the picture's {side} in pixels; write it"
+            f"{path}: size/{side} is {text!r}, expected the image's {side} in pixels; write it"
             " into the XML."
         )
     return int(text)
@@ -219,7 +219,7 @@ def _read_object(
     if not inside_x or not inside_y:
         raise InputError(
             f"{where}: box xmin {xmin:g}, ymin {ymin:g}, xmax {xmax:g}, ymax {ymax:g} does not lie"
-            f" in the {width} x {height} picture; legal is {first_pixel} <= xmin <= xmax <= {width}"
+            f" in the {width} x {height} image; legal is {first_pixel} <= xmin <= xmax <= {width}"
             f" and {first_pixel} <= ymin <= ymax <= {height}. Correct the XML"
             + (
                 ", or register the data set with first_pixel=0 if its tool counts from 0."

@@ -1,7 +1,7 @@
-"""Resize the shorter edge and mirror: for pictures, boxes, polygons and key points alike.
+"""Resize the shorter edge and mirror: for images, boxes, polygons and key points alike.
 
 Conventions:
-    Boxes, polygons and key points are continuous coordinates: the picture covers [0, W] x [0, H],
+    Boxes, polygons and key points are continuous coordinates: the image covers [0, W] x [0, H],
         so mirroring maps x to W - x.
 Source:
     Re-expresses ResizeShortestEdge, RandomFlip and ResizeTransform of detectron2/data/transforms
@@ -20,7 +20,7 @@ def resized_shape(height: int, width: int, *, shorter_edge: int, max_size: int) 
     """Return (height, width) in px after scaling the shorter edge, less if the longer one would
     exceed ``max_size``.
 
-    A ``shorter_edge`` of 0 leaves the picture at its size, as in Detectron2.
+    A ``shorter_edge`` of 0 leaves the image at its size, as in Detectron2.
     """
     if shorter_edge == 0:
         return height, width
@@ -49,10 +49,10 @@ def draw_shorter_edge(
 
 @dataclass(frozen=True)
 class ResizeAndFlip:
-    """One drawn geometric change of a picture and all its annotations.
+    """One drawn geometric change of an image and all its annotations.
 
     Attributes:
-        old_shape: (height, width) of the picture as read, px.
+        old_shape: (height, width) of the image as read, px.
         new_shape: (height, width) after resizing, px.
         flip: ``none``, ``horizontal`` or ``vertical``, done after resizing.
     """
@@ -61,7 +61,7 @@ class ResizeAndFlip:
     new_shape: tuple[int, int]
     flip: str = "none"
 
-    def apply_picture(self, pixels: np.ndarray, *, nearest: bool = False) -> np.ndarray:
+    def apply_image(self, pixels: np.ndarray, *, nearest: bool = False) -> np.ndarray:
         """Resize uint8 pixels (H, W[, 3]) with Pillow, which anti-aliases; ``nearest`` is for
         masks.
         """
@@ -84,13 +84,13 @@ class ResizeAndFlip:
         return np.stack((x, y), axis=1)
 
     def apply_boxes(self, boxes: np.ndarray) -> np.ndarray:
-        """Map boxes (N, 4) XYXY and clip them to the picture; float64."""
+        """Map boxes (N, 4) XYXY and clip them to the image; float64."""
         corners = self.apply_points(boxes.reshape(-1, 2)).reshape(-1, 2, 2)
         mapped = np.concatenate((corners.min(axis=1), corners.max(axis=1)), axis=1).clip(min=0)
         return np.minimum(mapped, [*self.new_shape[::-1], *self.new_shape[::-1]])
 
     def apply_keypoints(self, keypoints: np.ndarray, mirror: tuple[int, ...]) -> np.ndarray:
-        """Map key points (K, 3) of (x, y, visibility); points outside the picture become
+        """Map key points (K, 3) of (x, y, visibility); points outside the image become
         unlabelled, all zero.
 
         Args:

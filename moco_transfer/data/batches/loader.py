@@ -1,7 +1,7 @@
-"""Batches of detection records: which picture comes when is a function of (seed, world size, rank,
+"""Batches of detection records: which image comes when is a function of (seed, world size, rank,
 iteration) alone.
 
-So a run that was killed goes on with exactly the pictures, and exactly the augmentation, that it
+So a run that was killed goes on with exactly the images, and exactly the augmentation, that it
     would have had: nothing of
 the loader has to be saved, and neither the number of workers nor how far they had read ahead
 matters.
@@ -12,7 +12,7 @@ Terms:
 Source:
     The stream equals detectron2/data/samplers/distributed_sampler.py TrainingSampler with the same
     seed; grouping by aspect ratio follows data/common.py AspectRatioGroupedDataset, on indices
-    instead of loaded pictures; shards of the test set follow InferenceSampler.
+    instead of loaded images; shards of the test set follow InferenceSampler.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ def training_batches(
 
     Args:
         records: Detection records; only their width and height are looked at.
-        batch_size_per_rank: Pictures in a batch.
+        batch_size_per_rank: Images in a batch.
         seed: Seed of the shuffle, the same on every rank, >= 0.
         rank: This process.
         world_size: Number of processes.
-        aspect_ratio_grouping: Whether a batch holds only wide (w > h) or only other pictures, which
+        aspect_ratio_grouping: Whether a batch holds only wide (w > h) or only other images, which
             saves padding.
         start_iteration: Number of batches that were used already; they are replayed, at a
-            microsecond a picture.
+            microsecond an image.
 
     Yields:
         Lists of ``batch_size_per_rank`` pairs (index into ``records``, draw number).
@@ -61,7 +61,7 @@ def training_batches(
     """
     if not records:
         raise InputError(
-            "There is no picture to train on: every one was left out or the data set is empty."
+            "There is no image to train on: every one was left out or the data set is empty."
         )
     if batch_size_per_rank < 1 or seed < 0 or not 0 <= rank < world_size or start_iteration < 0:
         raise InputError(
@@ -163,7 +163,7 @@ class _Loader(DataLoader):
 
 
 class _Batches:
-    """What DataLoader takes as a batch sampler: an object that can be iterated anew."""
+    """What DataLoader takes as a batch sampler: an object that can be iterated again."""
 
     def __init__(self, make: Callable[[], Iterator[list]]) -> None:
         self._make = make
@@ -173,7 +173,7 @@ class _Batches:
 
 
 def as_list(items: list[dict]) -> list[dict]:
-    """Collate a batch of pictures of different sizes: not at all.
+    """Collate a batch of images of different sizes: not at all.
 
     Named, because workers have to pickle it.
     """
@@ -247,7 +247,7 @@ def test_loader(
     world_size: int = 1,
     num_workers: int = 0,
 ) -> DataLoader:
-    """Return a loader of this rank's share of a test set, in order; each picture comes on exactly
+    """Return a loader of this rank's share of a test set, in order; each image comes on exactly
     one rank, once.
     """
     shard = shard_of(len(records), rank=rank, world_size=world_size)
@@ -265,6 +265,6 @@ def _loader(items: Dataset, batches, num_workers: int) -> DataLoader:
         num_workers=num_workers,
         collate_fn=as_list,
         # DataLoader draws its base seed from the global generator; an own one leaves the training's
-        # untouched, so that making a loader anew after a resume does not shift it.
+        # untouched, so that making a loader again after a resume does not shift it.
         generator=torch.Generator().manual_seed(0),
     )

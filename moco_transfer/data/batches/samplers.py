@@ -1,7 +1,7 @@
 """The order of a pre-training run, as a function of the seed and the place in it.
 
-Epoch e visits the pictures in a permutation drawn from (seed, e); iteration i takes the i-th slice
-of BATCH_SIZE_TOTAL of it, and a process takes its part of the slice. So the pictures of an
+Epoch e visits the images in a permutation drawn from (seed, e); iteration i takes the i-th slice
+of BATCH_SIZE_TOTAL of it, and a process takes its part of the slice. So the images of an
 iteration do not depend on how many processes there are, a run resumes in the middle of an epoch,
 and the last, partial batch of an epoch is left out (as in the official code).
 """
@@ -30,9 +30,9 @@ def check_batch_size(batch_size_total: int, *, num_images: int, world_size: int)
         )
     if num_images < batch_size_total:
         raise InputError(
-            f"The data folder holds {num_images} pictures, less than one batch of"
+            f"The data folder holds {num_images} images, less than one batch of"
             f" {batch_size_total}. Set DATA.BATCH_SIZE_TOTAL to at most {num_images}, or add"
-            " pictures."
+            " images."
         )
 
 
@@ -40,7 +40,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     """All batches of a run from ``start_iteration`` on, as lists of (epoch, index).
 
     Args:
-        num_images: Pictures in the folder.
+        num_images: Images in the folder.
         batch_size_total: Images per iteration over all processes.
         epochs: Length of the run.
         seed: The run's seed.

@@ -1,12 +1,12 @@
-"""From a detection record to what a model takes: read the picture, resize its shorter edge, mirror
+"""From a detection record to what a model takes: read the image, resize its shorter edge, mirror
 it, and move its boxes along.
 
 Shapes in this module:
-    H, W: picture after resizing, px    N: objects in the picture    K: key points of an object
+    H, W: image after resizing, px    N: objects in the image    K: key points of an object
 Conventions:
     All randomness comes from the numpy Generator that the caller passes; there is no global state.
 Source:
-    Re-expresses detectron2/data/{dataset_mapper,detection_utils}.py; pictures and annotations are
+    Re-expresses detectron2/data/{dataset_mapper,detection_utils}.py; images and annotations are
     equal, bit for bit, given the same size and mirroring. Known difference: a COCO box of four
         whole numbers is scaled exactly here, while Detectron2 rounds
     its corners down after scaling.
@@ -35,8 +35,8 @@ _UPRIGHT = {
 _MIN_BOX_SIDE = 1e-5
 
 
-def read_picture(path: str, image_format: str) -> np.ndarray:
-    """Read a picture upright, as its EXIF orientation says.
+def read_image(path: str, image_format: str) -> np.ndarray:
+    """Read an image upright, as its EXIF orientation says.
 
     Args:
         path: The file.
@@ -55,10 +55,10 @@ def read_picture(path: str, image_format: str) -> np.ndarray:
         with Image.open(path) as image:
             pixels = np.asarray(_turn_upright(image).convert("RGB"))
     except FileNotFoundError as error:
-        raise MissingFileError(f"The picture {path} does not exist.") from error
+        raise MissingFileError(f"The image {path} does not exist.") from error
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(
-            f"The picture {path} cannot be decoded ({error}); replace it, or take it off the data"
+            f"The image {path} cannot be decoded ({error}); replace it, or take it off the data"
             " set."
         ) from error
     return pixels if image_format == "RGB" else pixels[:, :, ::-1]
@@ -73,16 +73,16 @@ def _turn_upright(image: Image.Image) -> Image.Image:
 
 
 def read_and_check(record: dict, image_format: str) -> np.ndarray:
-    """Read a record's picture and refuse it if its size is not what the annotations were drawn on.
+    """Read a record's image and refuse it if its size is not what the annotations were drawn on.
 
     Raises:
         InputError: If it cannot be read or has another size.
     """
-    pixels = read_picture(record["file_name"], image_format)
+    pixels = read_image(record["file_name"], image_format)
     height, width = pixels.shape[:2]
     if (height, width) != (record["height"], record["width"]):
         raise InputError(
-            f"The picture {record['file_name']} is {width} x {height} px, but its annotation says"
+            f"The image {record['file_name']} is {width} x {height} px, but its annotation says"
             f" {record['width']} x {record['height']}; the boxes belong to another version of it"
             " (resized, or rotated with its EXIF tag), so annotate this one or restore the other."
         )
@@ -105,7 +105,7 @@ class TrainMapper:
             number.
         max_size: Upper limit of the longer edge, px.
         sample_style: ``choice`` or ``range``.
-        flip: ``horizontal``, ``vertical`` or ``none``; done to half of the pictures.
+        flip: ``horizontal``, ``vertical`` or ``none``; done to half of the images.
         image_format: ``RGB`` or ``BGR``.
         with_masks: Whether the item holds ``gt_masks``.
         mask_format: ``polygon`` (lists of polygons) or ``bitmask`` (needed for annotations that are
@@ -176,7 +176,7 @@ class TrainMapper:
             points ``gt_keypoints`` float32 (N, K, 3). Crowd regions and empty objects are left out.
 
         Raises:
-            InputError: If the picture cannot be read or has another size, or an object lacks its
+            InputError: If the image cannot be read or has another size, or an object lacks its
                 mask or key points.
         """
         pixels = read_and_check(record, self.image_format)
@@ -198,7 +198,7 @@ class TrainMapper:
         boxes = torch.from_numpy(change.apply_boxes(boxes)).float()
         keep = ((boxes[:, 2:] - boxes[:, :2]) > _MIN_BOX_SIDE).all(dim=1)
         item = {
-            "image": to_tensor(change.apply_picture(pixels)),
+            "image": to_tensor(change.apply_image(pixels)),
             "height": record["height"],
             "width": record["width"],
             "image_id": record["image_id"],
@@ -286,7 +286,7 @@ def _bitmask(segmentation, change: ResizeAndFlip, record: dict) -> np.ndarray:
                 f"{record['file_name']}: an RLE mask has size {bitmap.shape[:2]}, expected"
                 f" {change.old_shape}; correct the annotation."
             )
-        return change.apply_picture(bitmap, nearest=True).astype(bool)
+        return change.apply_image(bitmap, nearest=True).astype(bool)
     rles = mask_api.frPyObjects(
         [p.tolist() for p in _map_polygons(segmentation, change)], *change.new_shape
     )
@@ -297,7 +297,7 @@ class TestMapper:
     """Turns a record into an inference item: resized, neither mirrored nor annotated.
 
     Args:
-        min_size: Length of the shorter edge, px; 0 leaves the picture at its size, whatever
+        min_size: Length of the shorter edge, px; 0 leaves the image at its size, whatever
             ``max_size`` is.
         max_size: Upper limit of the longer edge, px.
         image_format: ``RGB`` or ``BGR``.
@@ -317,16 +317,16 @@ class TestMapper:
         self.min_size, self.max_size, self.image_format = min_size, max_size, image_format
 
     def __call__(self, record: dict) -> dict:
-        """Return ``image`` float32 (3, H, W) 0-255, ``height`` and ``width`` of the picture as
+        """Return ``image`` float32 (3, H, W) 0-255, ``height`` and ``width`` of the image as
         read, ``image_id``, ``file_name``.
 
         Raises:
-            InputError: If the picture cannot be read or has another size than its annotation says.
+            InputError: If the image cannot be read or has another size than its annotation says.
         """
         pixels = read_and_check(record, self.image_format)
         new_shape = resized_shape(
             *pixels.shape[:2], shorter_edge=self.min_size, max_size=self.max_size
         )
-        image = to_tensor(ResizeAndFlip(pixels.shape[:2], new_shape).apply_picture(pixels))
+        image = to_tensor(ResizeAndFlip(pixels.shape[:2], new_shape).apply_image(pixels))
         keys = ("height", "width", "image_id", "file_name")
         return {"image": image, **{key: record[key] for key in keys}}

@@ -1,8 +1,8 @@
-"""CIFAR-10 in each form it is met in: folders of pictures, an archive of them, and the two official
+"""CIFAR-10 in each form it is met in: folders of images, an archive of them, and the two official
 sets of batches.
 
     train/<class>/*.{jpg,png}  test/<class>/…          as a folder, or in a .tar or .tar.gz
-    cifar-10-batches-bin/data_batch_{1..5}.bin         "binary version": per picture 1 byte label,
+    cifar-10-batches-bin/data_batch_{1..5}.bin         "binary version": per image 1 byte label,
     3072 bytes pixels cifar-10-batches-py/data_batch_{1..5}              "python version": pickles,
     read here without running what they ask for
 
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from ...runtime.errors import InputError, MissingFileError
-from .folder import ImageFolder, PathList, find_images, is_picture
+from .folder import ImageFolder, PathList, find_images, is_image
 from .packed import PackedImages, PixelImages
 
 CIFAR10_CLASSES = (
@@ -77,8 +77,8 @@ def read_cifar10(
     """Read CIFAR-10 from a folder or an archive (see the module's head for the forms).
 
     Args:
-        root: Folder, or .tar, .tar.gz or .tgz file. A folder of pictures is read picture by
-            picture, all else is held in memory (155 MB).
+        root: Folder, or .tar, .tar.gz or .tgz file. A folder of images is read image by
+            image, all else is held in memory (155 MB).
         split: ``train`` or ``test``.
 
     Raises:
@@ -103,7 +103,7 @@ def read_cifar10(
                     end,
                 )
     raise InputError(
-        f"{root} does not hold CIFAR-10's {split} pictures: expected {split}/<class>/,"
+        f"{root} does not hold CIFAR-10's {split} images: expected {split}/<class>/,"
         f" {_BATCHES[split][0]}.bin (binary version) or {_BATCHES[split][0]} (python version)."
     )
 
@@ -128,13 +128,13 @@ def _class_of(member: str, split: str) -> str | None:
         if len(parts) >= 3
         and parts[-3] == split
         and parts[-2] in CIFAR10_CLASSES
-        and is_picture(parts[-1])
+        and is_image(parts[-1])
         else None
     )
 
 
 def _from_archive(file: Path, split: str) -> PackedImages | PixelImages:
-    pictures: dict[str, bytes] = {}
+    images: dict[str, bytes] = {}
     batches: dict[str, bytes] = {}
     ends = set()
     try:
@@ -143,7 +143,7 @@ def _from_archive(file: Path, split: str) -> PackedImages | PixelImages:
                 batches[_batch_name(name)] = content
                 ends.add(".bin" if name.endswith(".bin") else "")
             else:
-                pictures[name] = content
+                images[name] = content
     except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
         raise InputError(
             f"Archive {file} cannot be read ({error}): it is damaged or no tar file. Fetch it"
@@ -159,15 +159,15 @@ def _from_archive(file: Path, split: str) -> PackedImages | PixelImages:
         return _from_batches(
             str(file), {name: batches[name] for name in _BATCHES[split]}, ends.pop()
         )
-    if not pictures:
+    if not images:
         raise InputError(
-            f"Archive {file} does not hold CIFAR-10's {split} pictures: expected"
+            f"Archive {file} does not hold CIFAR-10's {split} images: expected"
             f" {split}/<class>/*.jpg or cifar-10-batches-bin/."
         )
-    # By class and name, which is the order of the unpacked folder: index i is the same picture in
+    # By class and name, which is the order of the unpacked folder: index i is the same image in
     # both.
-    names = sorted(pictures, key=lambda name: name.split("/")[-2:])
-    encoded = [pictures[name] for name in names]
+    names = sorted(images, key=lambda name: name.split("/")[-2:])
+    encoded = [images[name] for name in names]
     labels = np.array([CIFAR10_CLASSES.index(_class_of(name, split)) for name in names], np.int64)
     sizes = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
     return PackedImages(
@@ -198,7 +198,7 @@ def _parse_binary(content: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
     if not content or len(content) % (1 + _PIXELS):
         raise InputError(
             f"{where} has {len(content)} bytes, expected a multiple of {1 + _PIXELS} (label and"
-            " pixels of a picture). Fetch it again."
+            " pixels of an image). Fetch it again."
         )
     rows = np.frombuffer(content, np.uint8).reshape(-1, 1 + _PIXELS)
     return rows[:, 1:], rows[:, 0]

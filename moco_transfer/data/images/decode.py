@@ -1,9 +1,9 @@
-"""From the bytes of a picture to its pixels, by the fastest decoder that gives PIL's pixels.
+"""From the bytes of an image to its pixels, by the fastest decoder that gives PIL's pixels.
 
 simplejpeg (libjpeg-turbo with the exact DCT and smooth upsampling, as PIL has them) takes JPEG of 8
 bits in grey or colour; what it rejects (CMYK, damaged files that PIL still reads, other formats)
-goes to PIL. So a picture is unreadable here exactly where it is in the reference chain. Measured on
-    200 ImageNet pictures: no pixel differs; DCT scaling, "fast DCT" and "fast upsampling" are not
+goes to PIL. So an image is unreadable here exactly where it is in the reference chain. Measured on
+    200 ImageNet images: no pixel differs; DCT scaling, "fast DCT" and "fast upsampling" are not
         used,
 because they change pixels (by up to 24 and 69 levels) for 3 % of the time.
 
@@ -32,7 +32,7 @@ except ImportError:  # a platform without its wheel
 
 BUFFER_BYTES = 64 << 20  # for 21 million pixels; what is not used of it takes no memory
 
-_WORTH_IT = 64  # px; with the margins that a part needs, of smaller pictures nothing is left out
+_WORTH_IT = 64  # px; with the margins that a part needs, of smaller images nothing is left out
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {
     0xC4,
     0xC8,
@@ -40,7 +40,7 @@ _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {
 }  # JPEG's markers with the size; the three left out mean other things
 
 
-# From a picture's height and width to the part that is needed of it: (top, left, height, width),
+# From an image's height and width to the part that is needed of it: (top, left, height, width),
 # px.
 Region = Callable[[int, int], tuple[int, int, int, int]]
 
@@ -48,13 +48,13 @@ Region = Callable[[int, int], tuple[int, int, int, int]]
 def decode_pixels(
     data: bytes, buffer: np.ndarray | None = None, region: Region | None = None
 ) -> np.ndarray:
-    """Decode an encoded picture.
+    """Decode an encoded image.
 
     Args:
         data: The file's bytes.
         buffer: uint8 (n,), which the result may then lie in, so that its memory need not be found
-            anew for each picture.
-        region: Says which part is needed; called at most once, and not where the whole picture is
+            again for each image.
+        region: Says which part is needed; called at most once, and not where the whole image is
             decoded anyway.
 
     Returns:
@@ -113,8 +113,8 @@ def _size_of_usual_jpeg(data: bytes) -> tuple[int, int] | None:
 def _decode_part(
     data: bytes, size: tuple[int, int], buffer: np.ndarray | None, region: Region
 ) -> np.ndarray | None:
-    """Return a picture in which the needed part is decoded; None where only the decoders of whole
-    pictures can tell.
+    """Return an image in which the needed part is decoded; None where only the decoders of whole
+    images can tell.
     """
     height, width = size
     if min(size) < _WORTH_IT:
@@ -127,10 +127,10 @@ def _decode_part(
 
 
 def read_rgb(file: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
-    """Decode a picture to RGB, as torchvision's default loader and the official code do.
+    """Decode an image to RGB, as torchvision's default loader and the official code do.
 
     Two things differ from a bare ``convert("RGB")``: grey values of 16 bits keep their 8 upper bits
-    (PIL would cut them off at 255 and make the picture white), and pixels that have no known range
+    (PIL would cut them off at 255 and make the image white), and pixels that have no known range
     (32 bits, float) are refused. As there, transparency is dropped and EXIF's orientation is not
     applied.
 
@@ -148,7 +148,7 @@ def read_rgb(file: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
         with Image.open(file) as image:
             return _to_rgb(image)
     except _LEAKS as error:
-        raise ValueError(f"damaged picture ({type(error).__name__}: {error})") from error
+        raise ValueError(f"damaged image ({type(error).__name__}: {error})") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -161,7 +161,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
             f"pixels of mode {image.mode!r} have no known range, expected 8 or 16 bits"
         )
     if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # the same colours, without a warning for each picture
+        image = image.convert("RGBA")  # the same colours, without a warning for each image
     return image.convert("RGB")
 
 
@@ -169,5 +169,5 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 # randomly changed files.
 _LEAKS = (TypeError, LookupError, EOFError, ArithmeticError, struct.error, zlib.error)
 
-# What PIL raises for files that are truncated, are no picture, or claim absurd sizes.
+# What PIL raises for files that are truncated, are no image, or claim absurd sizes.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)

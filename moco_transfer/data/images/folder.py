@@ -1,8 +1,8 @@
-"""Pictures that lie in files: a tree of class folders, one flat folder, or any list of paths.
+"""Images that lie in files: a tree of class folders, one flat folder, or any list of paths.
 
 Only names are held in memory, and in one bytes object: a list of a million Python strings would be
     copied, page by page,
-into every data worker as reference counts touch it. Every source of pictures (see ``sources.py``)
+into every data worker as reference counts touch it. Every source of images (see ``sources.py``)
 has what :class:`ImageFolder` has: ``len``, ``labels``, ``class_names``, ``name(index)``,
 ``read(index)``, ``decode(index)`` and ``describe()``.
 """
@@ -31,7 +31,7 @@ __all__ = [
     "ImageFolder",
     "PathList",
     "find_images",
-    "is_picture",
+    "is_image",
     "printable",
     "read_rgb",
 ]
@@ -86,16 +86,16 @@ class PathList(Sequence[str]):
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Pictures in files: those below one folder, or those that a list names.
+    """Images in files: those below one folder, or those that a list names.
 
     Attributes:
         root: The folder.
         names: Paths relative to it, sorted (a list's: in its order), so that index i is the same
-            picture on every machine.
-        labels: int64 (number of pictures,), the class folder's number in ``class_names``; empty
+            image on every machine.
+        labels: int64 (number of images,), the class folder's number in ``class_names``; empty
             where there are no classes.
         class_names: Names of the class folders, sorted; empty where there are no classes.
-        listed_in: The file that lists the pictures, None where the folder itself was searched.
+        listed_in: The file that lists the images, None where the folder itself was searched.
     """
 
     root: Path
@@ -108,23 +108,23 @@ class ImageFolder:
         return len(self.names)
 
     def path(self, index: int) -> str:
-        """Return the path of picture ``index``."""
+        """Return the path of image ``index``."""
         return os.path.join(self.root, self.names[index])
 
     def name(self, index: int) -> str:
-        """Return the path of picture ``index`` as a log can hold it: bytes that are no UTF-8 are
+        """Return the path of image ``index`` as a log can hold it: bytes that are no UTF-8 are
         escaped.
         """
         return printable(self.path(index))
 
     def read(self, index: int) -> Image.Image:
-        """Decode picture ``index`` to RGB; raises one of :data:`UNREADABLE` if that fails."""
+        """Decode image ``index`` to RGB; raises one of :data:`UNREADABLE` if that fails."""
         return read_rgb(self.path(index))
 
     def decode(
         self, index: int, buffer: np.ndarray | None = None, region: Region | None = None
     ) -> np.ndarray:
-        """Decode picture ``index`` as ``decode.decode_pixels``; pixels and errors are those of
+        """Decode image ``index`` as ``decode.decode_pixels``; pixels and errors are those of
         :meth:`read`.
         """
         return decode_pixels(self.encoded(index), buffer, region)
@@ -135,47 +135,47 @@ class ImageFolder:
             return file.read()
 
     def describe(self) -> str:
-        """Return in words how many pictures there are and where."""
+        """Return in words how many images there are and where."""
         classes = f" in {len(self.class_names)} classes" if self.class_names else ""
         where = f"listed in {self.listed_in}" if self.listed_in else f"below {self.root}"
-        return f"{len(self)} pictures{classes} {where}; the first is {self.name(0)}"
+        return f"{len(self)} images{classes} {where}; the first is {self.name(0)}"
 
 
 def find_images(root: str | os.PathLike[str], *, layout: str = "auto") -> ImageFolder:
-    """List the pictures below a folder.
+    """List the images below a folder.
 
     Args:
         root: The folder, searched recursively; links are followed, names that start with a dot are
             left out.
-        layout: ``folders`` (each picture lies in a class folder of the root), ``flat`` (no classes,
-            wherever they lie), or ``auto``: ``folders`` when no picture lies directly in the root
+        layout: ``folders`` (each image lies in a class folder of the root), ``flat`` (no classes,
+            wherever they lie), or ``auto``: ``folders`` when no image lies directly in the root
             and there are at least two class folders.
 
     Returns:
-        The pictures, sorted by path. Which files are pictures is decided by their extension (see
+        The images, sorted by path. Which files are images is decided by their extension (see
         ``EXTENSIONS``).
 
     Raises:
         MissingFileError: If the folder does not exist.
-        InputError: If it is a file, holds no picture, a folder in it cannot be listed, or
-            ``folders`` was asked for and pictures lie outside class folders.
+        InputError: If it is a file, holds no image, a folder in it cannot be listed, or
+            ``folders`` was asked for and images lie outside class folders.
     """
     if not os.fspath(root):
         raise InputError(
-            "DATA.ROOT is not set. Give the folder with the pictures, e.g. DATA.ROOT"
+            "DATA.ROOT is not set. Give the folder with the images, e.g. DATA.ROOT"
             " /data/imagenet/train."
         )
     root = Path(root)
     if not root.exists():
         raise MissingFileError(
-            f"Data folder {root} does not exist (DATA.ROOT). Give a folder that holds pictures."
+            f"Data folder {root} does not exist (DATA.ROOT). Give a folder that holds images."
         )
     if not root.is_dir():
-        raise InputError(f"DATA.ROOT {root} is a file, expected a folder that holds pictures.")
+        raise InputError(f"DATA.ROOT {root} is a file, expected a folder that holds images.")
     names = sorted(_walk(root))
     if not names:
         raise InputError(
-            f"Data folder {root} holds no picture (looked for {', '.join(EXTENSIONS)}, subfolders"
+            f"Data folder {root} holds no image (looked for {', '.join(EXTENSIONS)}, subfolders"
             " too)."
         )
     tops = [name.split(os.sep, 1)[0] if os.sep in name else "" for name in names]
@@ -183,7 +183,7 @@ def find_images(root: str | os.PathLike[str], *, layout: str = "auto") -> ImageF
     loose = [name for name, top in zip(names, tops, strict=True) if not top]
     if layout == "folders" and loose:
         raise InputError(
-            f"{root}: {len(loose)} pictures lie outside class folders, the first is"
+            f"{root}: {len(loose)} images lie outside class folders, the first is"
             f" {printable(loose[0])}. Move them into class folders, or set DATA.LAYOUT flat."
         )
     if layout == "flat" or (layout == "auto" and (loose or len(classes) < 2)):
@@ -199,14 +199,14 @@ def printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def is_picture(name: str) -> bool:
+def is_image(name: str) -> bool:
     """Return whether a file's extension is one of :data:`EXTENSIONS`, in upper or lower case."""
     return name.lower().endswith(EXTENSIONS)
 
 
 def _walk(root: Path) -> Iterator[str]:
     # Each entry has the folders that it lies in: a link to one of them would lead round for ever
-    # and list every picture anew.
+    # and list every image again.
     waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while waiting:
         relative, above = waiting.pop()
@@ -233,5 +233,5 @@ def _walk(root: Path) -> Iterator[str]:
                 continue
             if entry.is_dir():
                 waiting.append((name, above | {identity}))
-            elif is_picture(entry.name):
+            elif is_image(entry.name):
                 yield name

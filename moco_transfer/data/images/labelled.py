@@ -1,4 +1,4 @@
-"""Labelled pictures as evaluation sees them: one centred view each, in the order of their names,
+"""Labelled images as evaluation sees them: one centred view each, in the order of their names,
 without augmentation.
 """
 
@@ -24,7 +24,7 @@ from .cifar10 import looks_like_cifar10, read_cifar10
 from .decode import Region
 from .folder import UNREADABLE
 from .shard_index import ShardSet
-from .sources import IndexedPictures, open_source
+from .sources import IndexedImages, open_source
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +33,12 @@ _KEEP_BYTES = (
 )  # decoded views up to this size stay in memory: CIFAR-10 is 0.18 GB, ImageNet's training set 190 GB
 
 UNREADABLE_LABEL = -1
-"""Label of a picture that could not be decoded; its view is black and must not be used."""
+"""Label of an image that could not be decoded; its view is black and must not be used."""
 
 
 @dataclass(frozen=True)
 class EvaluationView:
-    """How a picture becomes the network's input in evaluation.
+    """How an image becomes the network's input in evaluation.
 
     Attributes:
         size: Side, px.
@@ -60,16 +60,16 @@ def protocol_resize(size: int) -> int:
 
 
 @dataclass(frozen=True)
-class LabelledPictures:
-    """A source of pictures (see ``sources.py``) with its classes numbered as another one's are.
+class LabelledImages:
+    """A source of images (see ``sources.py``) with its classes numbered as another one's are.
 
     Attributes:
-        source: Where the pictures are.
-        labels: int64 (number of pictures,), numbers in ``class_names``.
+        source: Where the images are.
+        labels: int64 (number of images,), numbers in ``class_names``.
         class_names: The classes.
     """
 
-    source: IndexedPictures
+    source: IndexedImages
     labels: np.ndarray
     class_names: tuple[str, ...]
 
@@ -77,29 +77,29 @@ class LabelledPictures:
         return len(self.source)
 
     def name(self, index: int) -> str:
-        """Return the path of picture ``index``."""
+        """Return the path of image ``index``."""
         return self.source.name(index)
 
     def read(self, index: int) -> Image.Image:
-        """Decode picture ``index`` to RGB."""
+        """Decode image ``index`` to RGB."""
         return self.source.read(index)
 
     def decode(
         self, index: int, buffer: np.ndarray | None = None, region: Region | None = None
     ) -> np.ndarray:
-        """Decode picture ``index`` as ``decode.decode_pixels``."""
+        """Decode image ``index`` as ``decode.decode_pixels``."""
         return self.source.decode(index, buffer, region)
 
 
 def find_labelled(
     train: str | os.PathLike[str], test: str | os.PathLike[str]
-) -> tuple[LabelledPictures, LabelledPictures]:
-    """Find two sets of labelled pictures that have the same classes.
+) -> tuple[LabelledImages, LabelledImages]:
+    """Find two sets of labelled images that have the same classes.
 
     Args:
-        train: Class folders, a list file with labels, or CIFAR-10 (of which the training pictures
+        train: Class folders, a list file with labels, or CIFAR-10 (of which the training images
             are taken): what a classifier learns from.
-        test: The same (of CIFAR-10 the test pictures): what it is asked about. Its classes are
+        test: The same (of CIFAR-10 the test images): what it is asked about. Its classes are
             numbered as those of ``train``.
 
     Raises:
@@ -111,13 +111,13 @@ def find_labelled(
     if unknown:
         raise InputError(
             f"{test} has {len(unknown)} classes that {train} lacks, the first is {unknown[0]!r} "
-            f"(there: {', '.join(known.class_names[:5])}, …). Give pictures of the same classes."
+            f"(there: {', '.join(known.class_names[:5])}, …). Give images of the same classes."
         )
     number = np.array([known.class_names.index(name) for name in asked.class_names], np.int64)
-    return known, LabelledPictures(asked.source, number[asked.labels], known.class_names)
+    return known, LabelledImages(asked.source, number[asked.labels], known.class_names)
 
 
-def _open_labelled(root: str | os.PathLike[str], split: str) -> LabelledPictures:
+def _open_labelled(root: str | os.PathLike[str], split: str) -> LabelledImages:
     root = os.fspath(root)
     if not os.path.exists(root):
         raise MissingFileError(
@@ -127,42 +127,42 @@ def _open_labelled(root: str | os.PathLike[str], split: str) -> LabelledPictures
     source = read_cifar10(root, split=split) if looks_like_cifar10(root) else open_source(root)
     if isinstance(source, ShardSet):
         raise InputError(
-            f"{root} holds tar shards, which are read as a stream. Unpack the labelled pictures"
+            f"{root} holds tar shards, which are read as a stream. Unpack the labelled images"
             " into class folders."
         )
     if len(source.class_names) < 2:
         raise InputError(
-            f"{root}: expected pictures of at least two classes, found {len(source.class_names)}:"
+            f"{root}: expected images of at least two classes, found {len(source.class_names)}:"
             f" {source.describe()}."
         )
-    return LabelledPictures(source, source.labels, source.class_names)
+    return LabelledImages(source, source.labels, source.class_names)
 
 
 class CentreViews(Dataset):
-    """The centred views of labelled pictures; item i is (uint8 (3, size, size) RGB, label, i).
+    """The centred views of labelled images; item i is (uint8 (3, size, size) RGB, label, i).
 
-    A picture that cannot be decoded is logged with its path and has the label
+    An image that cannot be decoded is logged with its path and has the label
     :data:`UNREADABLE_LABEL`.
 
     Args:
-        pictures: The pictures.
+        images: The images.
         view: Size of the view.
     """
 
-    def __init__(self, pictures: LabelledPictures, view: EvaluationView) -> None:
-        self.pictures = pictures
+    def __init__(self, images: LabelledImages, view: EvaluationView) -> None:
+        self.images = images
         self.view = view
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
         try:
             pixels = centre_view(
-                self.pictures.read(index), size=self.view.size, resize=self.view.resize
+                self.images.read(index), size=self.view.size, resize=self.view.resize
             )
         except UNREADABLE as error:
-            logger.warning("skipped unreadable picture %s (%s)", self.pictures.name(index), error)
+            logger.warning("skipped unreadable image %s (%s)", self.images.name(index), error)
             return (
                 torch.zeros(3, self.view.size, self.view.size, dtype=torch.uint8),
                 UNREADABLE_LABEL,
@@ -170,41 +170,41 @@ class CentreViews(Dataset):
             )
         return (
             torch.from_numpy(pixels.transpose(2, 0, 1).copy()),
-            int(self.pictures.labels[index]),
+            int(self.images.labels[index]),
             index,
         )
 
 
 class LabelledBatches:
-    """This process's share of labelled pictures in batches, as often as asked; small sets are
+    """This process's share of labelled images in batches, as often as asked; small sets are
     decoded only once.
 
-    Every ``world_size``-th picture belongs to this process.
+    Every ``world_size``-th image belongs to this process.
 
     Args:
-        pictures: The pictures.
+        images: The images.
         view: Size of the view.
-        batch_size: Pictures per batch.
+        batch_size: Images per batch.
         num_workers: Data workers.
 
     Raises:
-        InputError: If there are fewer pictures than processes.
+        InputError: If there are fewer images than processes.
     """
 
     def __init__(
         self,
-        pictures: LabelledPictures,
+        images: LabelledImages,
         view: EvaluationView,
         *,
         batch_size: int = 512,
         num_workers: int = 0,
     ) -> None:
-        if len(pictures) < get_world_size():
+        if len(images) < get_world_size():
             raise InputError(
-                f"{len(pictures)} pictures are fewer than the {get_world_size()} processes. Start"
+                f"{len(images)} images are fewer than the {get_world_size()} processes. Start"
                 " fewer processes."
             )
-        self.pictures = pictures
+        self.images = images
         self.view = view
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -215,7 +215,7 @@ class LabelledBatches:
         """Yield (views uint8 (B, 3, size, size), labels int64 (B,), indices int64 (B,)), with a
         progress bar.
         """
-        own = range(get_rank(), len(self.pictures), get_world_size())
+        own = range(get_rank(), len(self.images), get_world_size())
         self._reading = iter(
             self._kept or self._loader(own)
         )  # held here for the reason that loading.Loader gives
@@ -239,7 +239,7 @@ class LabelledBatches:
 
     def _loader(self, own: range) -> DataLoader:
         return DataLoader(
-            CentreViews(self.pictures, self.view),
+            CentreViews(self.images, self.view),
             batch_size=self.batch_size,
             sampler=own,
             num_workers=self.num_workers,

@@ -1,4 +1,4 @@
-"""A list file: the pictures to train on, one path per line, with or without a label.
+"""A list file: the images to train on, one path per line, with or without a label.
 
     # comment
     n01440764/n01440764_10026.JPEG 0
@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from ...runtime.errors import InputError, MissingFileError
-from .folder import ImageFolder, PathList, is_picture, printable
+from .folder import ImageFolder, PathList, is_image, printable
 
 logger = logging.getLogger(__name__)
 
-# a larger number than this and than the number of pictures is an id; a classifier with as many
+# a larger number than this and than the number of images is an id; a classifier with as many
 # outputs fills the memory
 _MOST_CLASSES = 100_000
 
@@ -37,11 +37,11 @@ def read_list_file(file: str | os.PathLike[str], root: str | os.PathLike[str] = 
         root: Folder that the paths are relative to; empty for the file's own.
 
     Returns:
-        The pictures in the file's order. Numbers as labels are kept, class names are numbered in
+        The images in the file's order. Numbers as labels are kept, class names are numbered in
         sorted order.
 
     Raises:
-        MissingFileError: If the file, the folder or a picture does not exist; names the file and
+        MissingFileError: If the file, the folder or an image does not exist; names the file and
             the line.
         InputError: If the file lists nothing, or a line's label does not fit the others'.
     """
@@ -60,18 +60,18 @@ def read_list_file(file: str | os.PathLike[str], root: str | os.PathLike[str] = 
             has = "no label" if label is None else f"the label {label!r}"
             raise InputError(
                 f"{file}, line {number}: {printable(name)} has {has}, unlike line {lines[0]}. Give"
-                " every picture a label, or none."
+                " every image a label, or none."
             )
         names.append(name)
         labels.append(label)
         lines.append(number)
     if not names:
-        raise InputError(f"{file} lists no picture. Expected one path per line.")
+        raise InputError(f"{file} lists no image. Expected one path per line.")
     _check_exist(file, root, names, lines)
     repeated = len(names) - len(set(names))
     if repeated:
         logger.warning(
-            "%s: %d lines name a picture that an earlier line names; it counts as often as it is"
+            "%s: %d lines name an image that an earlier line names; it counts as often as it is"
             " named",
             file,
             repeated,
@@ -101,12 +101,12 @@ def _entries(file: Path) -> Iterator[tuple[int, str, str | None]]:
 
 def _split(line: str) -> tuple[str, str | None]:
     # Paths may hold blanks, so the label is what stands behind the last one, and only where what is
-    # before it is a picture.
-    if is_picture(line):
+    # before it is an image.
+    if is_image(line):
         return line, None
     head, _, label = line.replace("\t", " ").rpartition(" ")
     head = line[: len(head)].rstrip()
-    return (head, label) if is_picture(head) or "\t" in line else (line, None)
+    return (head, label) if is_image(head) or "\t" in line else (line, None)
 
 
 def _check_exist(file: Path, root: Path, names: list[str], lines: list[int]) -> None:
@@ -122,7 +122,7 @@ def _check_exist(file: Path, root: Path, names: list[str], lines: list[int]) -> 
     if missing:
         line, name = missing[0]
         raise MissingFileError(
-            f"{file}, line {line}: there is no picture {printable(os.path.join(root, name))}"
+            f"{file}, line {line}: there is no image {printable(os.path.join(root, name))}"
             f" ({len(missing)} of {len(names)} lines name none). Expected `path` or `path label`,"
             f" the path relative to {root}."
         )
@@ -152,7 +152,7 @@ def _number(
             )
         empty = highest + 1 - len(np.unique(numbers))
         if empty:
-            logger.warning("%s: %d of the classes 0 to %d have no picture", file, empty, highest)
+            logger.warning("%s: %d of the classes 0 to %d have no image", file, empty, highest)
         return numbers, tuple(str(i) for i in range(highest + 1))
     class_names = tuple(sorted(set(labels)))
     number = {name: i for i, name in enumerate(class_names)}

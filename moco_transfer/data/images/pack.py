@@ -1,6 +1,6 @@
-"""Writing a pack (see ``pack_reader.py``): pictures as they are, made smaller, or as bare pixels.
+"""Writing a pack (see ``pack_reader.py``): images as they are, made smaller, or as bare pixels.
 
-A shard holds a fixed number of pictures of the source's order, and its index is written after it,
+A shard holds a fixed number of images of the source's order, and its index is written after it,
 both whole or not at all: a second run skips what is there, unless the files that went into it have
     changed since.
 """
@@ -38,16 +38,16 @@ def describe_change(form: str, shorter_side: int) -> str:
     resized = f"shorter side at most {shorter_side} px (PIL bilinear, antialiased)"
     return {
         "original": "",
-        "jpeg": f"{resized}, encoded anew as JPEG quality {QUALITY} 4:4:4",
+        "jpeg": f"{resized}, encoded again as JPEG quality {QUALITY} 4:4:4",
         "raw": resized,
     }[form]
 
 
 class Payloads(Dataset):
-    """Pictures as they go into a shard: (bytes, (height, width) or (0, 0)), or the reason why not.
+    """Images as they go into a shard: (bytes, (height, width) or (0, 0)), or the reason why not.
 
     Args:
-        source: The pictures.
+        source: The images.
         form: One of ``pack_reader.FORMS``.
         shorter_side: For the forms that resize, px.
     """
@@ -86,42 +86,42 @@ def pack(
     *,
     form: str = "original",
     shorter_side: int = 256,
-    pictures_per_shard: int = 4096,
+    images_per_shard: int = 4096,
     num_workers: int = 0,
-    on_picture: Callable[[], None] = lambda: None,
+    on_image: Callable[[], None] = lambda: None,
 ) -> list[str]:
     """Write a pack, or go on with one that was interrupted.
 
     Args:
-        source: The pictures.
+        source: The images.
         dst: Folder to write.
-        form: ``original`` (the files' bytes), ``jpeg`` (made smaller and encoded anew) or ``raw``
+        form: ``original`` (the files' bytes), ``jpeg`` (made smaller and encoded again) or ``raw``
             (made smaller, bare pixels).
-        shorter_side: To which larger pictures are made smaller, px; not for ``original``.
-        pictures_per_shard: Pictures in a shard.
+        shorter_side: To which larger images are made smaller, px; not for ``original``.
+        images_per_shard: Images in a shard.
         num_workers: Processes that decode; 0 for this one.
-        on_picture: Called after each picture.
+        on_image: Called after each image.
 
     Returns:
-        Why pictures were left out, one sentence each.
+        Why images were left out, one sentence each.
 
     Raises:
-        InputError: If the folder holds a pack of something else, or the source's pictures are not
+        InputError: If the folder holds a pack of something else, or the source's images are not
             files.
     """
     if form not in FORMS:
         raise InputError(f"--as must be one of {', '.join(FORMS)}, got {form!r}.")
     if not hasattr(source, "encoded"):
         raise InputError(
-            f"{source.describe()}: these pictures are held in memory or streamed already, packing"
+            f"{source.describe()}: these images are held in memory or streamed already, packing"
             " makes nothing faster."
         )
     dst = Path(dst)
-    origin = _origin(source, form, shorter_side, pictures_per_shard)
+    origin = _origin(source, form, shorter_side, images_per_shard)
     _check_same_origin(dst, origin)
     parts = [
-        range(start, min(start + pictures_per_shard, len(source)))
-        for start in range(0, len(source), pictures_per_shard)
+        range(start, min(start + images_per_shard, len(source)))
+        for start in range(0, len(source), images_per_shard)
     ]
     contents = [_contents(source, part) for part in parts]
     entries = [_finished(dst, number, content) for number, content in enumerate(contents)]
@@ -138,7 +138,7 @@ def pack(
     payloads = iter(loader)
     for number, part in enumerate(parts):
         if entries[number] is None:
-            entries[number] = _write_shard(dst, number, source, part, payloads, on_picture)
+            entries[number] = _write_shard(dst, number, source, part, payloads, on_image)
             entries[number] |= {"origin": origin, "contents": contents[number]}
             atomic_write_text(dst / f"{_shard_name(number)}.json", json.dumps(entries[number]))
     left_out = [sentence for entry in entries for sentence in entry["left_out"]]
@@ -148,7 +148,7 @@ def pack(
         "pixel_change": describe_change(form, shorter_side),
         "source": source.describe(),
         "origin": origin,
-        "pictures": sum(entry["pictures"] for entry in entries),
+        "images": sum(entry["images"] for entry in entries),
         "class_names": list(source.class_names),
         "shards": [
             {
@@ -165,10 +165,10 @@ def pack(
 
 
 def _origin(
-    source: ImageFolder | PackedImages, form: str, shorter_side: int, pictures_per_shard: int
+    source: ImageFolder | PackedImages, form: str, shorter_side: int, images_per_shard: int
 ) -> str:
     digest = hashlib.sha256(
-        repr((form, form != "original" and shorter_side, pictures_per_shard, QUALITY)).encode()
+        repr((form, form != "original" and shorter_side, images_per_shard, QUALITY)).encode()
     )
     for index in range(len(source)):
         digest.update(os.fsencode(source.names[index]) + b"\0")
@@ -178,7 +178,7 @@ def _origin(
 
 def _contents(source: ImageFolder | PackedImages, places: range) -> str:
     """Return a hash that changes with what goes into a shard: of the files' sizes and times, or of
-    the bytes of pictures held in memory.
+    the bytes of images held in memory.
     """
     digest = hashlib.sha256()
     for index in places:
@@ -199,7 +199,7 @@ def _check_same_origin(dst: Path, origin: str) -> None:
     others += [read_index(dst).get("origin")] if is_pack(dst) else []
     if any(other != origin for other in others):
         raise InputError(
-            f"{dst} holds a pack of other pictures or of another form. Choose another folder, or"
+            f"{dst} holds a pack of other images or of another form. Choose another folder, or"
             " remove it first."
         )
 
@@ -210,13 +210,13 @@ def _shard_name(number: int) -> str:
 
 def _read_note(path: Path) -> dict[str, Any] | None:
     """Return what an earlier run noted of a shard; None if that cannot be read, and the shard has
-    to be written anew.
+    to be written again.
     """
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return None
-    keys = ("name", "pictures", "bytes", "sha256", "index_sha256", "left_out", "origin")
+    keys = ("name", "images", "bytes", "sha256", "index_sha256", "left_out", "origin")
     return note if isinstance(note, dict) and all(key in note for key in keys) else None
 
 
@@ -229,19 +229,19 @@ def _finished(dst: Path, number: int, contents: str) -> dict[str, Any] | None:
         return None
     entry = _read_note(path)
     if entry is None:
-        logger.warning("%s is damaged, and its shard is written anew", path)
+        logger.warning("%s is damaged, and its shard is written again", path)
         return None
     if entry.get("contents") != contents:
         logger.warning(
-            "The pictures of %s have changed since, or it is of an older version; it is written"
-            " anew",
+            "The images of %s have changed since, or it is of an older version; it is written"
+            " again",
             path.with_suffix(".bin"),
         )
         return None
     for suffix, key in ((".bin", "sha256"), (".npz", "index_sha256")):
         file = dst / (_shard_name(number) + suffix)
         if not file.is_file() or sha256_of(file) != entry[key]:
-            logger.warning("%s is missing or not what was written, and is written anew", file)
+            logger.warning("%s is missing or not what was written, and is written again", file)
             return None
     return entry
 
@@ -252,14 +252,14 @@ def _write_shard(
     source: ImageFolder | PackedImages,
     places: range,
     payloads: Iterator[Any],
-    on_picture: Callable[[], None],
+    on_image: Callable[[], None],
 ) -> dict[str, Any]:
     ends, sizes, labels, names, left_out = [0], [], [], [], []
     file = dst / f"{_shard_name(number)}.bin"
     with atomic_path(file) as temporary, open(temporary, "wb") as out:
         for index in places:
             payload = next(payloads)
-            on_picture()
+            on_image()
             if isinstance(payload, str):
                 left_out.append(payload)
                 continue
@@ -281,7 +281,7 @@ def _write_shard(
     hashes = {"sha256": sha256_of(file), "index_sha256": sha256_of(file.with_suffix(".npz"))}
     return {
         "name": file.stem,
-        "pictures": len(labels),
+        "images": len(labels),
         "bytes": ends[-1],
         **hashes,
         "left_out": left_out,

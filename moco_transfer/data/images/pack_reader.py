@@ -1,7 +1,7 @@
-"""A pack: pictures in a few large files that are mapped into memory; ``pack.py`` writes it.
+"""A pack: images in a few large files that are mapped into memory; ``pack.py`` writes it.
 
     DST/pack.json           what it is: form, what happened to the pixels, classes, number of
-    pictures, shards with their SHA-256 DST/shard-00000.bin     the pictures one behind the other:
+    images, shards with their SHA-256 DST/shard-00000.bin     the images one behind the other:
     encoded, or rows of RGB bytes DST/shard-00000.npz     where each begins and ends, its size,
     label and name
 
@@ -36,11 +36,11 @@ class Shard:
     """One shard's index.
 
     Attributes:
-        ends: int64 (number of pictures + 1,), bytes.
-        sizes: int32 (number of pictures, 2), height and width, px; of encoded pictures 0.
-        labels: int64 (number of pictures,), -1 without.
+        ends: int64 (number of images + 1,), bytes.
+        sizes: int32 (number of images, 2), height and width, px; of encoded images 0.
+        labels: int64 (number of images,), -1 without.
         names: The names' bytes one behind the other, uint8.
-        name_ends: int64 (number of pictures + 1,).
+        name_ends: int64 (number of images + 1,).
     """
 
     ends: np.ndarray
@@ -50,23 +50,23 @@ class Shard:
     name_ends: np.ndarray
 
     def name(self, place: int) -> str:
-        """Return a picture's name."""
+        """Return an image's name."""
         return os.fsdecode(self.names[self.name_ends[place] : self.name_ends[place + 1]].tobytes())
 
 
 @dataclass
 class Pack:
-    """The pictures of a pack; a source as ``sources.py`` describes it.
+    """The images of a pack; a source as ``sources.py`` describes it.
 
     Attributes:
         root: The folder.
         form: One of :data:`FORMS`.
         pixel_change: What packing did to the pixels, in words; empty for nothing.
-        labels: int64 (number of pictures,); empty where there are no classes.
+        labels: int64 (number of images,); empty where there are no classes.
         class_names: Names of the classes; empty where there are none.
         shards: The shards' indices.
         files: The shards' files.
-        starts: int64 (number of shards + 1,), number of each shard's first picture.
+        starts: int64 (number of shards + 1,), number of each shard's first image.
     """
 
     root: Path
@@ -89,18 +89,18 @@ class Pack:
         return int(self.starts[-1])
 
     def name(self, index: int) -> str:
-        """Return where picture ``index`` comes from."""
+        """Return where image ``index`` comes from."""
         number, place = self._place(index)
         return f"{self.root}: {printable(self.shards[number].name(place))}"
 
     def read(self, index: int) -> Image.Image:
-        """Return picture ``index``; raises one of ``decode.UNREADABLE`` if that fails."""
+        """Return image ``index``; raises one of ``decode.UNREADABLE`` if that fails."""
         return Image.fromarray(self.decode(index))
 
     def decode(
         self, index: int, buffer: np.ndarray | None = None, region: Region | None = None
     ) -> np.ndarray:
-        """Return picture ``index`` as ``decode.decode_pixels``; of a raw pack the whole, not a
+        """Return image ``index`` as ``decode.decode_pixels``; of a raw pack the whole, not a
         copy, and not to be written to.
         """
         number, place = self._place(index)
@@ -115,10 +115,10 @@ class Pack:
         )
 
     def describe(self) -> str:
-        """Return in words how many pictures there are, where, and what happened to their pixels."""
+        """Return in words how many images there are, where, and what happened to their pixels."""
         classes = f" in {len(self.class_names)} classes" if self.class_names else ""
         return (
-            f"{len(self)} pictures{classes} packed in {self.root}; pixels:"
+            f"{len(self)} images{classes} packed in {self.root}; pixels:"
             f" {self.pixel_change or 'as in the original files'}"
         )
 
@@ -133,7 +133,7 @@ def is_pack(root: str | os.PathLike[str]) -> bool:
 
 
 def open_pack(root: str | os.PathLike[str]) -> Pack:
-    """Open a pack; the indices are checked by their hash, of the pictures the size alone (see
+    """Open a pack; the indices are checked by their hash, of the images the size alone (see
     :func:`check_pack`).
 
     Raises:
@@ -199,7 +199,7 @@ def check_pack(root: str | os.PathLike[str]) -> int:
     """Compare every byte with what was written.
 
     Returns:
-        Number of pictures.
+        Number of images.
 
     Raises:
         InputError: Naming the first shard that differs.

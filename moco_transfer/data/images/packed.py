@@ -1,4 +1,4 @@
-"""Small pictures that are held in memory, so that a set of tiny files need not be unpacked."""
+"""Small images that are held in memory, so that a set of tiny files need not be unpacked."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .folder import PathList, printable
 
 @dataclass(frozen=True)
 class PackedImages:
-    """Encoded pictures one behind the other in one bytes object, which all data workers share.
+    """Encoded images one behind the other in one bytes object, which all data workers share.
 
     Attributes:
         root: Where they come from, for messages.
         names: Their names there.
         data: The files' bytes, in the order of ``names``.
-        ends: int64 (number of pictures + 1,), where each begins and ends in ``data``.
-        labels: int64 (number of pictures,), numbers in ``class_names``; empty where there are no
+        ends: int64 (number of images + 1,), where each begins and ends in ``data``.
+        labels: int64 (number of images,), numbers in ``class_names``; empty where there are no
             classes.
         class_names: Names of the classes.
     """
@@ -37,17 +37,17 @@ class PackedImages:
         return len(self.names)
 
     def name(self, index: int) -> str:
-        """Return where picture ``index`` comes from."""
+        """Return where image ``index`` comes from."""
         return f"{self.root}: {printable(self.names[index])}"
 
     def read(self, index: int) -> Image.Image:
-        """Decode picture ``index`` to RGB; raises one of ``images.UNREADABLE`` if that fails."""
+        """Decode image ``index`` to RGB; raises one of ``images.UNREADABLE`` if that fails."""
         return read_rgb(io.BytesIO(self.encoded(index)))
 
     def decode(
         self, index: int, buffer: np.ndarray | None = None, region: Region | None = None
     ) -> np.ndarray:
-        """Decode picture ``index`` as ``decode.decode_pixels``."""
+        """Decode image ``index`` as ``decode.decode_pixels``."""
         return decode_pixels(self.encoded(index), buffer, region)
 
     def encoded(self, index: int) -> bytes:
@@ -55,21 +55,21 @@ class PackedImages:
         return self.data[self.ends[index] : self.ends[index + 1]]
 
     def describe(self) -> str:
-        """Return in words how many pictures there are and where."""
+        """Return in words how many images there are and where."""
         return (
-            f"{len(self)} pictures in {len(self.class_names)} classes, held in memory, from"
+            f"{len(self)} images in {len(self.class_names)} classes, held in memory, from"
             f" {self.root}; the first is {self.names[0]}"
         )
 
 
 @dataclass(frozen=True)
 class PixelImages:
-    """Pictures of one size as an array of pixels.
+    """Images of one size as an array of pixels.
 
     Attributes:
         root: Where they come from, for messages.
-        pixels: uint8 (number of pictures, 3, height, width), RGB.
-        labels: int64 (number of pictures,), numbers in ``class_names``.
+        pixels: uint8 (number of images, 3, height, width), RGB.
+        labels: int64 (number of images,), numbers in ``class_names``.
         class_names: Names of the classes.
     """
 
@@ -82,22 +82,22 @@ class PixelImages:
         return len(self.pixels)
 
     def name(self, index: int) -> str:
-        """Return where picture ``index`` comes from."""
-        return f"{self.root}: picture {index}"
+        """Return where image ``index`` comes from."""
+        return f"{self.root}: image {index}"
 
     def read(self, index: int) -> Image.Image:
-        """Return picture ``index``."""
+        """Return image ``index``."""
         return Image.fromarray(self.decode(index))
 
     def decode(
         self, index: int, buffer: np.ndarray | None = None, region: Region | None = None
     ) -> np.ndarray:
-        """Return picture ``index`` as uint8 (H, W, 3), RGB."""
+        """Return image ``index`` as uint8 (H, W, 3), RGB."""
         return np.ascontiguousarray(self.pixels[index].transpose(1, 2, 0))
 
     def describe(self) -> str:
-        """Return in words how many pictures there are and where."""
+        """Return in words how many images there are and where."""
         return (
-            f"{len(self)} pictures in {len(self.class_names)} classes, held in memory, from"
+            f"{len(self)} images in {len(self.class_names)} classes, held in memory, from"
             f" {self.root}"
         )

@@ -1,4 +1,4 @@
-"""How many pictures local shards hold: read once from the tar headers and kept beside the shards.
+"""How many images local shards hold: read once from the tar headers and kept beside the shards.
 
 The file ``moco_transfer_index.json`` is in webdataset's index format, so its tools read it too; an
 entry is used again only while its shard's size and time of change are the same.
@@ -26,7 +26,7 @@ from ...runtime.distributed import (
 )
 from ...runtime.errors import InputError
 from ...runtime.files import atomic_write_text
-from .folder import EXTENSIONS, is_picture
+from .folder import EXTENSIONS, is_image
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +44,8 @@ class ShardCount:
     """What a shard holds.
 
     Attributes:
-        num_images: Number of pictures.
-        num_classes: Largest label + 1; 0 unless every picture has one.
+        num_images: Number of images.
+        num_classes: Largest label + 1; 0 unless every image has one.
     """
 
     num_images: int
@@ -53,7 +53,7 @@ class ShardCount:
 
 
 def count_shards(files: list[Path]) -> list[ShardCount]:
-    """Count the pictures in local shards, each process its part of those whose number is not kept.
+    """Count the images in local shards, each process its part of those whose number is not kept.
     Collective.
 
     Raises:
@@ -69,7 +69,7 @@ def count_shards(files: list[Path]) -> list[ShardCount]:
         else None
     )
     if fresh and is_main_process():
-        logger.info("counting the pictures in %d shards", len(fresh))
+        logger.info("counting the images in %d shards", len(fresh))
     parts = gather_object({file: _entry_of(file) for file in _own_part(fresh)})
     if known is None:
         return broadcast_object(None)
@@ -87,7 +87,7 @@ def _own_part(files: list[Path]) -> Iterable[Path]:
     own = files[get_rank() :: get_world_size()]
     return tqdm(
         own,
-        desc="counting pictures",
+        desc="counting images",
         unit="shard",
         disable=None if is_main_process() else True,
         leave=False,
@@ -99,7 +99,7 @@ def _kept_entries(files: list[Path]) -> dict[Path, dict[str, dict]]:
 
 
 def _entry_of(file: Path) -> dict[str, str | int]:
-    found, status = count_pictures(file), file.stat()
+    found, status = count_images(file), file.stat()
     return {
         "url": file.name,
         "nsamples": found.num_images,
@@ -118,7 +118,7 @@ def _read_index(file: Path) -> dict[str, dict]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        logger.warning("%s cannot be read (%s); the shards are counted anew", file, error)
+        logger.warning("%s cannot be read (%s); the shards are counted again", file, error)
         return {}
 
 
@@ -139,13 +139,13 @@ def _write_index(file: Path, entries: dict[str, dict]) -> None:
     }
     try:
         atomic_write_text(file, json.dumps(content, indent=1) + "\n")
-        logger.info("kept the numbers of pictures in %s", file)
+        logger.info("kept the numbers of images in %s", file)
     except InputError as error:  # a data folder that cannot be written to is no reason not to train
-        logger.info("the numbers of pictures are not kept, the next run counts again (%s)", error)
+        logger.info("the numbers of images are not kept, the next run counts again (%s)", error)
 
 
-def count_pictures(file: Path) -> ShardCount:
-    """Count the pictures in one tar file by its headers.
+def count_images(file: Path) -> ShardCount:
+    """Count the images in one tar file by its headers.
 
     Raises:
         InputError: If it is damaged or cut off.
@@ -155,7 +155,7 @@ def count_pictures(file: Path) -> ShardCount:
         with tarfile.open(file) as archive:
             images, labelled, highest = 0, 0, -1
             for names in samples_of(_members(archive), unclear):
-                if picture_of(names) is None:
+                if image_of(names) is None:
                     continue
                 images += 1
                 label = (
@@ -171,14 +171,14 @@ def count_pictures(file: Path) -> ShardCount:
             " it again."
         ) from error
     if not whole:
-        where = f"after {end} bytes, {images} pictures"
+        where = f"after {end} bytes, {images} images"
         raise InputError(
             f"Shard {file} is damaged or cut off {where}: no end of archive there. Write or fetch"
             " it again."
         )
     if unclear:
         logger.warning(
-            "%s: %d pictures are left out, the first is %s: webdataset takes what follows the first"
+            "%s: %d images are left out, the first is %s: webdataset takes what follows the first"
             " dot of a name as its extension. Rename them.",
             file,
             len(unclear),
@@ -201,7 +201,7 @@ def samples_of(
 
     Args:
         members: Regular files, in the order of the tar file.
-        unclear: The names of what looks like a picture in samples that have none are appended: a
+        unclear: The names of what looks like an image in samples that have none are appended: a
             further dot hides it.
 
     Yields:
@@ -227,13 +227,13 @@ def samples_of(
 
 
 def _checked(sample: dict[str, tarfile.TarInfo], unclear: list[str]) -> dict[str, tarfile.TarInfo]:
-    if picture_of(sample) is None:
-        unclear += [member.name for member in sample.values() if is_picture(member.name)]
+    if image_of(sample) is None:
+        unclear += [member.name for member in sample.values() if is_image(member.name)]
     return sample
 
 
-def picture_of(extensions: Iterable[str]) -> str | None:
-    """Return the first extension that is a picture's, in upper or lower case, None if there is
+def image_of(extensions: Iterable[str]) -> str | None:
+    """Return the first extension that is an image's, in upper or lower case, None if there is
     none.
     """
     return next(

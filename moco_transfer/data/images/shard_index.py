@@ -1,9 +1,9 @@
-"""Tar shards: which there are and how many pictures each holds.
+"""Tar shards: which there are and how many images each holds.
 
 A shard is a tar file of samples as webdataset reads them: files that follow one another and share
     their name up to the first dot
-are one sample, such as 000017.jpg and 000017.cls. A sample's picture is its first file whose
-extension is a picture's; its label is the number in ``.cls``. The number of pictures is never
+are one sample, such as 000017.jpg and 000017.cls. A sample's image is its first file whose
+extension is an image's; its label is the number in ``.cls``. The number of images is never
 guessed: it is given, read from an index file, or counted from the headers of local shards, which
     takes hours of a hundred thousand of them. An index file is a JSON in webdataset's format
     (``widsindex create``):
@@ -40,10 +40,10 @@ class ShardSet:
     Attributes:
         root: What was named, for messages.
         urls: Paths and URLs of the shards.
-        counts: int64 (number of shards,), pictures in each; empty where only their sum is known.
-        num_images: Number of pictures in all.
+        counts: int64 (number of shards,), images in each; empty where only their sum is known.
+        num_images: Number of images in all.
         class_names: "0", "1", …, as many as the labels in ``.cls`` ask for; empty where not every
-            picture is known to have one.
+            image is known to have one.
     """
 
     root: str
@@ -54,12 +54,12 @@ class ShardSet:
 
     @property
     def labels(self) -> np.ndarray:
-        """Empty: labels come with the pictures."""
+        """Empty: labels come with the images."""
         return np.zeros(0, np.int64)
 
     @property
     def is_counted(self) -> bool:
-        """Whether each shard's number of pictures is known, and so the number that a picture has in
+        """Whether each shard's number of images is known, and so the number that an image has in
         the whole set.
         """
         return len(self.counts) > 0
@@ -68,8 +68,8 @@ class ShardSet:
         return self.num_images
 
     def index(self, shard: int, position: int) -> int:
-        """Return a picture's number: in the whole set where the shards are counted, else one that
-        no other picture has.
+        """Return an image's number: in the whole set where the shards are counted, else one that
+        no other image has.
         """
         return (
             int(self.counts[:shard].sum()) + position
@@ -78,10 +78,10 @@ class ShardSet:
         )
 
     def describe(self) -> str:
-        """Return in words how many pictures there are and where."""
+        """Return in words how many images there are and where."""
         classes = f" in {len(self.class_names)} classes" if self.class_names else ""
         return (
-            f"{self.num_images} pictures{classes} in {len(self.urls)} shards of {self.root}; the"
+            f"{self.num_images} images{classes} in {len(self.urls)} shards of {self.root}; the"
             f" first is {self.urls[0]}"
         )
 
@@ -95,18 +95,18 @@ def is_url(name: str) -> bool:
 
 
 def open_shards(root: str, *, num_images: int = 0) -> ShardSet:
-    """List shards and find out how many pictures they hold.
+    """List shards and find out how many images they hold.
 
     Args:
         root: Folder of tar files, a tar file, a pattern such as ``/data/train-{000..146}.tar`` or
             ``https://host/train-{000..146}.tar``, ``pipe:COMMAND``, or an index file (.json).
-        num_images: Number of pictures in all shards, taken on trust: nothing is counted then, and
+        num_images: Number of images in all shards, taken on trust: nothing is counted then, and
             labels are not looked for; 0 to count local shards. An index file counts by itself.
 
     Raises:
         MissingFileError: If a local shard does not exist.
         InputError: If webdataset is not installed, no shard is there or one is damaged, a scheme is
-            unknown, the number of pictures is not known, or ``num_images`` is not what was counted.
+            unknown, the number of images is not known, or ``num_images`` is not what was counted.
     """
     if importlib.util.find_spec("webdataset") is None:
         raise InputError(
@@ -120,20 +120,20 @@ def open_shards(root: str, *, num_images: int = 0) -> ShardSet:
     if not shards.is_counted:
         if num_images < 1:
             raise InputError(
-                f"The number of pictures in {root} is not known: {shards.urls[0]} is not a local"
+                f"The number of images in {root} is not known: {shards.urls[0]} is not a local"
                 f" file. Set DATA.NUM_IMAGES to the number in all {len(shards.urls)} shards, or"
                 " give an index file that counts them (made by `widsindex create`)."
             )
         return dataclasses.replace(shards, num_images=num_images)
     if shards.num_images == 0:
         raise InputError(
-            f"{root}: the {len(shards.urls)} shards hold no picture that webdataset can tell. Name"
+            f"{root}: the {len(shards.urls)} shards hold no image that webdataset can tell. Name"
             " them such as 000017.jpg."
         )
     if num_images not in (0, shards.num_images):
         raise InputError(
             f"DATA.NUM_IMAGES is {num_images}, but the index {root} counts {shards.num_images}"
-            " pictures. Set it to 0."
+            " images. Set it to 0."
         )
     return shards
 
@@ -230,7 +230,7 @@ def _from_index_file(file: Path) -> ShardSet:
             ' "nsamples": …}, …]}.'
         ) from error
     if not names or counts.min() < 0:
-        raise InputError(f"{file} lists no shard, or a negative number of pictures.")
+        raise InputError(f"{file} lists no shard, or a negative number of images.")
     _check_unique(str(file), names)
     foreign = [name for name in names if name.lower().startswith("pipe:")]
     if foreign:  # an index may come from a stranger, and a file from a stranger runs no program

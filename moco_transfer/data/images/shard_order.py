@@ -2,14 +2,14 @@
 processes and workers, and the place in it.
 
 Every data worker of every process is a stream of its own: in each epoch the shards are dealt out
-    anew to all streams, in an order drawn
-from (seed, epoch), and a stream reads its shards one after the other. So the pictures of an
+    again to all streams, in an order drawn
+from (seed, epoch), and a stream reads its shards one after the other. So the images of an
 iteration depend on the number of processes and of workers, unlike those of a folder. The number of
-    iterations does not: it is the number of pictures // BATCH_SIZE_TOTAL. A stream
-whose shards hold fewer pictures than its part of that reads them again, in another order; one whose
+    iterations does not: it is the number of images // BATCH_SIZE_TOTAL. A stream
+whose shards hold fewer images than its part of that reads them again, in another order; one whose
 shards hold more leaves the rest out.
 
-Pictures are shuffled in blocks: of each ``shuffle_buffer`` pictures that a stream reads, all are
+Images are shuffled in blocks: of each ``shuffle_buffer`` images that a stream reads, all are
     used before the next block's. A place in
 the run says which block that is, so a run resumes in the middle of an epoch without having kept
 anything.
@@ -33,13 +33,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Block:
-    """Pictures that are shuffled among themselves.
+    """Images that are shuffled among themselves.
 
     Attributes:
         epoch: The epoch.
         number: Number in the epoch and the stream, from 0.
-        start: Pictures of this stream in this epoch that are read before it.
-        size: Number of pictures.
+        start: Images of this stream in this epoch that are read before it.
+        size: Number of images.
     """
 
     epoch: int
@@ -61,7 +61,7 @@ class ShardBatches:
         epochs: Length of the run.
         seed: The run's seed.
         num_workers: Data workers per process; 0 reads in the training process.
-        shuffle_buffer: Pictures in a block; 1 does not shuffle within shards.
+        shuffle_buffer: Images in a block; 1 does not shuffle within shards.
         rank: This process.
         world_size: Number of processes.
         start_iteration: Iterations already finished.
@@ -96,7 +96,7 @@ class ShardBatches:
             raise InputError(
                 f"{self.shards.root} has {shards} shards, fewer than the {streams} data workers"
                 f" ({self.world_size} processes x {self.num_streams}), each of which reads its own."
-                f" {cure}, or write the pictures into at least {streams} shards."
+                f" {cure}, or write the images into at least {streams} shards."
             )
 
     @property
@@ -124,7 +124,7 @@ class ShardBatches:
             "data workers per process": self.num_streams,
             "DATA.SHUFFLE_BUFFER": self.shuffle_buffer,
             "shards": len(self.shards.urls),
-            # Without counts a picture has another number, and so other views.
+            # Without counts an image has another number, and so other views.
             **({} if self.shards.is_counted else {"DATA.NUM_IMAGES": len(self.shards)}),
         }
 
@@ -142,21 +142,21 @@ class ShardBatches:
         """
         return range(start + (stream - start) % self.num_streams, stop, self.num_streams)
 
-    def pictures_of(self, stream: int, start: int, stop: int) -> int:
-        """Return how many pictures a stream of this process gives to the iterations from ``start``
+    def images_of(self, stream: int, start: int, stop: int) -> int:
+        """Return how many images a stream of this process gives to the iterations from ``start``
         up to ``stop``.
         """
         return len(self.iterations_of(stream, start, stop)) * self.batch_size_per_rank
 
     def blocks(self, stream: int, start: int) -> Iterator[tuple[Block, int]]:
         """Yield a stream's blocks from the one on that iteration ``start`` needs, each with the
-        number of its pictures that are used up.
+        number of its images that are used up.
         """
         first_epoch, per_epoch = start // self.iterations_per_epoch, self.iterations_per_epoch
         for epoch in range(first_epoch, self.epochs):
             begin = epoch * per_epoch
-            quota = self.pictures_of(stream, begin, begin + per_epoch)
-            used = self.pictures_of(stream, begin, max(start, begin))
+            quota = self.images_of(stream, begin, begin + per_epoch)
+            used = self.images_of(stream, begin, max(start, begin))
             for number in range(used // self.shuffle_buffer, -(-quota // self.shuffle_buffer)):
                 at = number * self.shuffle_buffer
                 yield (
@@ -165,7 +165,7 @@ class ShardBatches:
                 )
 
     def order_in(self, block: Block, stream: int) -> np.ndarray:
-        """Return the order in which a block's pictures are used, int64 (block.size,)."""
+        """Return the order in which a block's images are used, int64 (block.size,)."""
         generator = generator_at(self.seed, "block", block.epoch, self.rank, stream, block.number)
         return (
             generator.permutation(block.size) if self.shuffle_buffer > 1 else np.arange(block.size)
@@ -193,13 +193,13 @@ class ShardBatches:
         streams = self.world_size * self.num_streams
         return (
             f"the shards are dealt out to {streams} streams ({self.world_size} processes x"
-            f" {self.num_streams} data workers) anew in each epoch, and pictures are shuffled in"
-            f" blocks of {self.shuffle_buffer}: which pictures meet in a batch depends on both"
+            f" {self.num_streams} data workers) again in each epoch, and images are shuffled in"
+            f" blocks of {self.shuffle_buffer}: which images meet in a batch depends on both"
             " numbers and on DATA.SHUFFLE_BUFFER, how many iterations there are does not"
         )
 
     def uneven(self) -> float:
-        """Return the share of the pictures of the first epoch that are left out while others are
+        """Return the share of the images of the first epoch that are left out while others are
         seen twice, 0-1; NaN if not counted.
         """
         if not self.shards.is_counted:

@@ -1,4 +1,4 @@
-"""The pictures of one shard, or of a stream's shards one after the other, read through webdataset."""
+"""The images of one shard, or of a stream's shards one after the other, read through webdataset."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ...runtime.errors import InputError
 from .folder import printable
-from .shard_count import label_of, picture_of
+from .shard_count import image_of, label_of
 from .shard_index import ShardSet, is_url
 from .shard_order import ShardBatches
 
@@ -25,15 +25,15 @@ _BROKEN = (OSError, tarfile.TarError, EOFError, zlib.error, ValueError)
 
 
 @dataclass(frozen=True)
-class ShardPicture:
-    """A picture as it lies in a shard, not decoded.
+class ShardImage:
+    """An image as it lies in a shard, not decoded.
 
     Attributes:
         shard: Number of the shard.
-        position: Number of the picture in its shard.
+        position: Number of the image in its shard.
         again: How often the stream has read its shards in this epoch already.
         name: Shard and member.
-        data: The encoded picture.
+        data: The encoded image.
         label: Class number from ``.cls``, -1 without.
     """
 
@@ -47,18 +47,18 @@ class ShardPicture:
 
 def read_stream(
     batches: ShardBatches, stream: int, epoch: int, *, skip: int = 0
-) -> Iterator[ShardPicture]:
-    """Yield the pictures of a stream's shards in an epoch, over and over; shards that lie wholly in
+) -> Iterator[ShardImage]:
+    """Yield the images of a stream's shards in an epoch, over and over; shards that lie wholly in
     what is skipped are not opened.
 
     Args:
         batches: The order of the run.
         stream: Stream of this process.
         epoch: The epoch.
-        skip: Pictures to leave out at the beginning.
+        skip: Images to leave out at the beginning.
 
     Raises:
-        InputError: If a shard cannot be read, or holds more or fewer pictures than was counted.
+        InputError: If a shard cannot be read, or holds more or fewer images than was counted.
     """
     shards, again = batches.shards, 0
     while True:
@@ -73,13 +73,13 @@ def read_stream(
                 if skip:
                     skip -= 1
                     continue
-                yield ShardPicture(shard, position, again, name, data, label)
+                yield ShardImage(shard, position, again, name, data, label)
         if not found:
             names = ", ".join(
                 shards.urls[int(shard)] for shard in batches.shards_of(stream, epoch)[:3]
             )
             raise InputError(
-                f"The shards {names} … hold no picture. Name them such as 000017.jpg, or leave"
+                f"The shards {names} … hold no image. Name them such as 000017.jpg, or leave"
                 " these shards out."
             )
         again += 1
@@ -88,21 +88,21 @@ def read_stream(
 def _counted(shards: ShardSet, shard: int) -> Iterator[tuple[str, bytes, int]]:
     url, read = shards.urls[shard], 0
     expected = int(shards.counts[shard]) if shards.is_counted else None
-    for picture in read_shard(url):
+    for image in read_shard(url):
         read += 1
         if expected is not None and read > expected:
             break
-        yield picture
+        yield image
     if expected is not None and read != expected:
         more = "more" if read > expected else f"{read}"
         raise InputError(
-            f"Shard {url} holds {more} pictures, the index says {expected}: it has changed or is"
+            f"Shard {url} holds {more} images, the index says {expected}: it has changed or is"
             " cut off. Remove the index file, so that they are counted again, and start a new run."
         )
 
 
 def read_shard(url: str) -> Iterator[tuple[str, bytes, int]]:
-    """Yield (shard and member, encoded picture, label or -1) for each picture of a shard, in its
+    """Yield (shard and member, encoded image, label or -1) for each image of a shard, in its
     order.
 
     A shard by URL whose transfer breaks off is opened again, and what came already is left out.
@@ -113,7 +113,7 @@ def read_shard(url: str) -> Iterator[tuple[str, bytes, int]]:
     done = 0
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            for number, sample in enumerate(_pictures(url)):
+            for number, sample in enumerate(_images(url)):
                 if number >= done:
                     yield sample
                     done = number + 1
@@ -122,16 +122,16 @@ def read_shard(url: str) -> Iterator[tuple[str, bytes, int]]:
             reason = f"{type(error).__name__}: {error.args[0] if error.args else error}"
             if not is_url(url) or attempt == _ATTEMPTS:
                 raise InputError(
-                    f"Shard {url} cannot be read after {done} pictures ({reason}). Repair it or"
+                    f"Shard {url} cannot be read after {done} images ({reason}). Repair it or"
                     " leave it out, then --resume."
                 ) from error
             logger.warning(
-                "shard %s broke off after %d pictures (%s); opening it again", url, done, reason
+                "shard %s broke off after %d images (%s); opening it again", url, done, reason
             )
             time.sleep(attempt)
 
 
-def _pictures(url: str) -> Iterator[tuple[str, bytes, int]]:
+def _images(url: str) -> Iterator[tuple[str, bytes, int]]:
     from webdataset.gopen import gopen
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
@@ -141,7 +141,7 @@ def _pictures(url: str) -> Iterator[tuple[str, bytes, int]]:
         for sample in group_by_keys(
             tar_file_expander([{"url": url, "stream": stream}]), lcase=False
         ):
-            extension = picture_of(sample)
+            extension = image_of(sample)
             if extension is not None:
                 label = label_of(sample["cls"]) if "cls" in sample else None
                 yield (

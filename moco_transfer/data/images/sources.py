@@ -1,4 +1,4 @@
-"""From what DATA.ROOT names to the pictures: folders, a list file, COCO's and VOC's folders,
+"""From what DATA.ROOT names to the images: folders, a list file, COCO's and VOC's folders,
 CIFAR-10, packs, tar shards.
 
 What a source has:
@@ -17,7 +17,7 @@ from typing import TypeAlias
 from ...runtime.errors import InputError, MissingFileError
 from ..annotations.builtin_datasets import builtin_sources
 from .cifar10 import looks_like_cifar10, read_cifar10
-from .folder import ImageFolder, PathList, find_images, is_picture
+from .folder import ImageFolder, PathList, find_images, is_image
 from .list_file import read_list_file
 from .pack_reader import Pack, is_pack, open_pack
 from .packed import PackedImages, PixelImages
@@ -27,9 +27,9 @@ logger = logging.getLogger(__name__)
 
 LAYOUTS = ("auto", "folders", "flat", "list", "cifar10", "shards", "pack")
 
-IndexedPictures: TypeAlias = ImageFolder | PackedImages | PixelImages | Pack
-"""Pictures that can be read in any order."""
-Pictures: TypeAlias = IndexedPictures | ShardSet
+IndexedImages: TypeAlias = ImageFolder | PackedImages | PixelImages | Pack
+"""Images that can be read in any order."""
+Images: TypeAlias = IndexedImages | ShardSet
 """Every kind of source."""
 
 # Folders beside train/ that show that the root holds the splits of a data set, not its classes.
@@ -45,20 +45,20 @@ _WHOLE_SPLITS = (
 
 def open_source(
     root: str, *, layout: str = "auto", list_file: str = "", num_images: int = 0
-) -> Pictures:
-    """Find the pictures that a run trains on.
+) -> Images:
+    """Find the images that a run trains on.
 
     Args:
         root: Folder, list file, archive, shards (folder, brace pattern, URL, index file), or the
             name of a data set (``coco_2017_train``) below the folder in DETECTRON2_DATASETS.
         layout: One of :data:`LAYOUTS`; ``auto`` goes by what is there, the others insist.
-        list_file: List of the pictures; its paths are then relative to ``root``, or to its own
+        list_file: List of the images; its paths are then relative to ``root``, or to its own
             folder when ``root`` is empty.
-        num_images: Number of pictures in shards, where it cannot be counted; 0 elsewhere.
+        num_images: Number of images in shards, where it cannot be counted; 0 elsewhere.
 
     Raises:
         MissingFileError: If what is named does not exist.
-        InputError: If it holds no pictures, is damaged, or does not fit ``layout``.
+        InputError: If it holds no images, is damaged, or does not fit ``layout``.
     """
     if list_file:
         if layout not in ("auto", "list"):
@@ -69,7 +69,7 @@ def open_source(
         return _without_number(read_list_file(list_file, root), num_images)
     if not root:
         raise InputError(
-            "DATA.ROOT is not set. Give the folder with the pictures, e.g. DATA.ROOT"
+            "DATA.ROOT is not set. Give the folder with the images, e.g. DATA.ROOT"
             " /data/imagenet/train."
         )
     if layout == "auto":
@@ -79,7 +79,7 @@ def open_source(
     return _without_number(_open_indexed(root, layout), num_images)
 
 
-def _open_indexed(root: str, layout: str) -> IndexedPictures:
+def _open_indexed(root: str, layout: str) -> IndexedImages:
     if layout == "name":
         return _from_name(root)
     if layout == "list":
@@ -91,16 +91,16 @@ def _open_indexed(root: str, layout: str) -> IndexedPictures:
     if layout == "splits":
         folder = _training_split(Path(root))
         logger.info(
-            "%s holds the splits of a data set; the pictures are taken from %s alone", root, folder
+            "%s holds the splits of a data set; the images are taken from %s alone", root, folder
         )
         return find_images(folder)
     return find_images(root, layout=layout)
 
 
-def _without_number(source: IndexedPictures, num_images: int) -> IndexedPictures:
+def _without_number(source: IndexedImages, num_images: int) -> IndexedImages:
     if num_images not in (0, len(source)):
         raise InputError(
-            f"DATA.NUM_IMAGES is {num_images}, but there are {len(source)} pictures. It is for tar"
+            f"DATA.NUM_IMAGES is {num_images}, but there are {len(source)} images. It is for tar"
             " shards; set it to 0."
         )
     return source
@@ -118,9 +118,9 @@ def _recognize(root: str) -> str:
             return "cifar10" if looks_like_cifar10(path) else "shards"
         if root.lower().endswith(".json"):
             return "shards"
-        if is_picture(root):
+        if is_image(root):
             raise InputError(
-                f"DATA.ROOT {root} is one picture, expected a folder of pictures, a list file or"
+                f"DATA.ROOT {root} is one image, expected a folder of images, a list file or"
                 " tar shards."
             )
         return "list"
@@ -136,7 +136,7 @@ def _recognize(root: str) -> str:
 
 
 def _training_split(root: Path) -> Path | None:
-    """Return the folder of training pictures where the root is a data set's:
+    """Return the folder of training images where the root is a data set's:
 
     COCO's, VOC's, or train/ beside val/.
     """
@@ -153,7 +153,7 @@ def _training_split(root: Path) -> Path | None:
 
 def _holds_shards(root: Path) -> bool:
     names = [entry.name.lower() for entry in os.scandir(root)]
-    return any(name.endswith(TAR_EXTENSIONS) for name in names) and not any(map(is_picture, names))
+    return any(name.endswith(TAR_EXTENSIONS) for name in names) and not any(map(is_image, names))
 
 
 def _from_name(name: str) -> ImageFolder:
@@ -163,7 +163,7 @@ def _from_name(name: str) -> ImageFolder:
         if name.removeprefix("keypoints_") not in _WHOLE_SPLITS:
             raise InputError(
                 f"DATA.ROOT {name} names a part of {datasets / source.image_root}. Give a list file"
-                " with its pictures (DATA.LIST_FILE)."
+                " with its images (DATA.LIST_FILE)."
             )
         folder = datasets / source.image_root
         if not folder.is_dir():

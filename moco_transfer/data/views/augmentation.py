@@ -1,7 +1,7 @@
 """The random parameters of a view, drawn in one place, and the published chain that applies them.
 
 Drawing is apart from applying, so that every way of applying (PIL here, faster ones elsewhere) sees
-the same numbers and can be compared picture by picture. Distributions are torchvision's, whose
+the same numbers and can be compared image by image. Distributions are torchvision's, whose
 transforms the official code uses.
 
 Recipes:
@@ -79,7 +79,7 @@ class ViewParameters(NamedTuple):
     """One view's random numbers.
 
     Attributes:
-        crop: (top, left, height, width), px of the source picture.
+        crop: (top, left, height, width), px of the source image.
         flip: Mirror left and right.
         grey: Drop the colours.
         jitter: The four operations in their random order, as (name, factor); empty when the view is
@@ -106,8 +106,8 @@ def draw_parameters(
 
     Args:
         rng: Source of randomness.
-        height: Height of the source picture, px.
-        width: Width of the source picture, px.
+        height: Height of the source image, px.
+        width: Width of the source image, px.
         recipe: One of :data:`RECIPES`.
         crop_scale: Share of the area a crop covers, (low, high].
 
@@ -166,8 +166,8 @@ def apply_reference(
     """Apply a view's parameters with PIL through torchvision, as the published code does.
 
     Args:
-        image: RGB picture.
-        parameters: From :func:`draw_parameters` for this picture's size.
+        image: RGB image.
+        parameters: From :func:`draw_parameters` for this image's size.
         size: Side of the result, px.
         grey_first: The recipe's order of grey and jitter.
 
@@ -195,10 +195,10 @@ def centre_view(image: Image.Image, *, size: int, resize: int) -> np.ndarray:
     """Return the view that evaluation sees: the shorter side resized, then the centre cut out.
 
     Args:
-        image: RGB picture.
+        image: RGB image.
         size: Side of the result, px.
         resize: Shorter side before the cut, px (256 for 224 in the linear protocol; ``size`` for
-            pictures that have it already).
+            images that have it already).
 
     Returns:
         uint8 (size, size, 3), RGB.

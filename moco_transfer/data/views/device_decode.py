@@ -6,12 +6,12 @@ cuts the views, resizes and mirrors them on the device, and gets what a worker w
 
     worker    EncodedViews: bytes of usual JPEGs (Huffman-coded, 8 bits, grey or YCbCr, whole to the
               end marker) as they are; anything else decoded there by ``decode.py`` and shipped as
-              pixels. Unreadable pictures are replaced there by the worker's rule.
+              pixels. Unreadable images are replaced there by the worker's rule.
     device    DeviceDecoder: torchvision's ``decode_jpeg`` of the whole list; crops by torch's
         antialiased bilinear filter.
 
 What a worker cannot see without decoding is damage inside the file. A batch that the device's
-decoder refuses is decoded picture by picture; those that it refuses alone are made again as a
+decoder refuses is decoded image by image; those that it refuses alone are made again as a
 worker of ``DATA.DECODE worker`` makes them, replacement included.
 
 Faithfulness, held by tests/data/test_device_decode.py on the CPU, where the same code runs:
@@ -55,7 +55,7 @@ _LETTERS = b"RGB"  # ids of the components of a JPEG that holds RGB as it is
 
 
 class Encoded(NamedTuple):
-    """A picture that the device will decode.
+    """An image that the device will decode.
 
     Attributes:
         data: The JPEG file's bytes.
@@ -109,7 +109,7 @@ _MOST_PIXELS = (
 
 
 class EncodedBatch:
-    """A batch under construction whose pictures are decoded later; filled as
+    """A batch under construction whose images are decoded later; filled as
     ``view_batch.ViewBatch`` is.
 
     Args:
@@ -130,22 +130,22 @@ class EncodedBatch:
     def fill(
         self,
         place: int,
-        picture: Encoded | np.ndarray,
+        image: Encoded | np.ndarray,
         rng: np.random.Generator,
         *,
         label: int,
         index: int,
     ) -> None:
-        """Note a picture and what is drawn for its views, the numbers that ``ViewMaker.fill``
+        """Note an image and what is drawn for its views, the numbers that ``ViewMaker.fill``
         draws.
         """
         make, recipe = self.make_views, RECIPES[self.make_views.recipe]
-        encoded = isinstance(picture, Encoded)
-        height, width = (picture.height, picture.width) if encoded else picture.shape[:2]
+        encoded = isinstance(image, Encoded)
+        height, width = (image.height, image.width) if encoded else image.shape[:2]
         self._parts[place] = (
-            np.frombuffer(picture.data, np.uint8)
+            np.frombuffer(image.data, np.uint8)
             if encoded
-            else np.ascontiguousarray(picture).reshape(-1)
+            else np.ascontiguousarray(image).reshape(-1)
         )
         self._sizes[place] = height, width, encoded
         for v in range(make.num_views):
@@ -162,7 +162,7 @@ class EncodedBatch:
         """Return the batch.
 
         Returns:
-            ``encoded`` uint8 (bytes,), the pictures one behind the other; ``ends`` int64 (N + 1,),
+            ``encoded`` uint8 (bytes,), the images one behind the other; ``ends`` int64 (N + 1,),
             where each begins and ends in it; ``sizes`` int64 (N, 3): height, width, and 1 for a
             JPEG, 0 for rows of RGB bytes; ``geometry`` int64 (V, N, 5): top, left, height, width of
             the crop, and 1 to mirror it; ``colours``, ``label``, ``index``, ``unreadable`` and
@@ -211,13 +211,13 @@ class EncodedViews(Views):
         rng = generator_at(self.seed, "views", epoch, index)
         for _ in range(ATTEMPTS):
             try:
-                picture = self._read(index)
+                image = self._read(index)
             except UNREADABLE:
                 batch.unreadable.append(self.source.name(index))
                 index = int(rng.integers(len(self.source)))
                 continue
             label = int(self.source.labels[index]) if len(self.source.labels) else -1
-            batch.fill(place, picture, rng, label=label, index=index)
+            batch.fill(place, image, rng, label=label, index=index)
             return
         batch.given_up += 1
 
@@ -225,7 +225,7 @@ class EncodedViews(Views):
         if not hasattr(self.source, "encoded"):
             return self.source.decode(index)
         data = self.source.encoded(index)
-        # Decoded pictures wait for the others of their batch: none may lie in a buffer that the
+        # Decoded images wait for the others of their batch: none may lie in a buffer that the
         # next one takes.
         return read_header(data) or decode_pixels(data)
 
@@ -249,10 +249,10 @@ class DeviceDecoder:
         if batch["given_up"]:
             return batch
         made = {name: batch[name] for name in ("colours", "label", "index", "given_up")}
-        pictures = self._decoded(batch)
-        views = self._views(pictures, batch["geometry"])
+        images = self._decoded(batch)
+        views = self._views(images, batch["geometry"])
         unreadable = list(batch["unreadable"])
-        for place in (i for i, picture in enumerate(pictures) if picture is None):
+        for place in (i for i, image in enumerate(images) if image is None):
             again = self.views.__getitems__([tuple(batch["places"][place].tolist())])
             unreadable += again["unreadable"]
             if again["given_up"]:
@@ -263,18 +263,16 @@ class DeviceDecoder:
         return {"views": views, **made, "unreadable": unreadable}
 
     def _decoded(self, batch: dict[str, Any]) -> list[Tensor | None]:
-        """Return each picture as uint8 (3, H, W) on the device, None where the decoder refuses it
+        """Return each image as uint8 (3, H, W) on the device, None where the decoder refuses it
         or finds another size than its header's.
         """
         whole, ends, sizes = batch["encoded"], batch["ends"].tolist(), batch["sizes"].tolist()
         parts = [whole[start:end] for start, end in zip(ends, ends[1:], strict=False)]
         jpegs = [i for i, (_, _, encoded) in enumerate(sizes) if encoded]
         found: list[Tensor | None] = [None] * len(parts)
-        for i, picture in zip(jpegs, self._decode([parts[i] for i in jpegs]), strict=True):
+        for i, image in zip(jpegs, self._decode([parts[i] for i in jpegs]), strict=True):
             found[i] = (
-                picture
-                if picture is not None and picture.shape[1:] == tuple(sizes[i][:2])
-                else None
+                image if image is not None and image.shape[1:] == tuple(sizes[i][:2]) else None
             )
         for i, (height, width, encoded) in enumerate(sizes):
             if not encoded:
@@ -295,11 +293,11 @@ class DeviceDecoder:
             return (
                 [None]
                 if len(jpegs) == 1
-                else [picture for jpeg in jpegs for picture in self._decode([jpeg])]
+                else [image for jpeg in jpegs for image in self._decode([jpeg])]
             )
 
-    def _views(self, pictures: list[Tensor | None], geometry: Tensor) -> Tensor:
-        """Return uint8 (V, N, 3, S, S), channels last in memory; zeros where there is no picture."""
+    def _views(self, images: list[Tensor | None], geometry: Tensor) -> Tensor:
+        """Return uint8 (V, N, 3, S, S), channels last in memory; zeros where there is no image."""
         size = self.views.make_views.size
         out = torch.empty(
             *geometry.shape[:2], size, size, 3, dtype=torch.uint8, device=self.device
@@ -308,20 +306,20 @@ class DeviceDecoder:
         for v, crops in enumerate(geometry.tolist()):
             resized = torch.stack(
                 [
-                    self._resized(picture, crop, size)
-                    for picture, crop in zip(pictures, crops, strict=True)
+                    self._resized(image, crop, size)
+                    for image, crop in zip(images, crops, strict=True)
                 ]
             )
             mirrored = torch.where(flips[v].view(-1, 1, 1, 1), resized.flip(3), resized)
             out[v] = mirrored.add_(0.5).clamp_(0, 255)  # whole levels by cutting off
         return out
 
-    def _resized(self, picture: Tensor | None, crop: list[int], size: int) -> Tensor:
-        if picture is None:
+    def _resized(self, image: Tensor | None, crop: list[int], size: int) -> Tensor:
+        if image is None:
             return torch.zeros(3, size, size, device=self.device)
         top, left, height, width, _ = crop
         # In float32: the filter takes no bytes on CUDA.
-        part = picture[None, :, top : top + height, left : left + width].float()
+        part = image[None, :, top : top + height, left : left + width].float()
         return F.interpolate(
             part, size=(size, size), mode="bilinear", antialias=True, align_corners=False
         )[0]

@@ -1,4 +1,4 @@
-"""From pictures to the batches of a run: the order, the workers, and the loader over both."""
+"""From images to the batches of a run: the order, the workers, and the loader over both."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...runtime.errors import InputError
 from ..batches.samplers import EpochBatches
 from ..images.shard_index import ShardSet
 from ..images.shard_order import ShardBatches
-from ..images.sources import Pictures
+from ..images.sources import Images
 from .device_decode import DeviceDecoder, EncodedViews
 from .shard_views import ShardViews
 from .two_views import Views
@@ -30,11 +30,11 @@ Batches: TypeAlias = EpochBatches | ShardBatches
 each iteration.
 """
 
-_UNEVEN = 0.01  # share of an epoch's pictures seen twice beyond which it is worth a warning
+_UNEVEN = 0.01  # share of an epoch's images seen twice beyond which it is worth a warning
 
 
 def plan_batches(
-    source: Pictures,
+    source: Images,
     *,
     batch_size_total: int,
     epochs: int,
@@ -43,19 +43,19 @@ def plan_batches(
     shuffle_buffer: int,
     start_iteration: int,
 ) -> Batches:
-    """Lay down which pictures this process reads in each iteration.
+    """Lay down which images this process reads in each iteration.
 
     Args:
-        source: The pictures.
+        source: The images.
         batch_size_total: Images per iteration over all processes.
         epochs: Length of the run.
         seed: The run's seed.
         num_workers: Data workers per process; the order depends on it for shards alone.
-        shuffle_buffer: Pictures of a stream that are shuffled among themselves, for shards alone.
+        shuffle_buffer: Images of a stream that are shuffled among themselves, for shards alone.
         start_iteration: Iterations already finished.
 
     Raises:
-        InputError: If a batch does not divide among the processes, there are fewer pictures than
+        InputError: If a batch does not divide among the processes, there are fewer images than
             one batch, or fewer shards than workers.
     """
     place = {"rank": get_rank(), "world_size": get_world_size(), "start_iteration": start_iteration}
@@ -75,9 +75,9 @@ class Loader:
     One pass is the whole run, so workers never restart at an epoch's end.
 
     Args:
-        source: The pictures.
+        source: The images.
         batches: Their order, from :func:`plan_batches`.
-        make_views: From a picture to its views.
+        make_views: From an image to its views.
         num_workers: Data workers; 0 loads in this process.
         pin_memory: Put batches where a GPU can fetch them itself.
         decode_on: Device that decodes JPEGs in place of the workers, and gets the views
@@ -86,7 +86,7 @@ class Loader:
 
     def __init__(
         self,
-        source: Pictures,
+        source: Images,
         batches: Batches,
         make_views: ViewMaker,
         *,
@@ -142,7 +142,7 @@ def end_quietly_when_told(worker: int) -> None:
     process saves when it is told to stop.
 
     Schedulers send SIGTERM to all processes of a job. The training process then saves, and no
-    longer waits for pictures (``StopRequest.next_of``); torch would interrupt that with an
+    longer waits for images (``StopRequest.next_of``); torch would interrupt that with an
     exception for each worker that died of the signal, but not for one that ended by itself. A
     worker that went on instead would outlive a training process that cannot wait for it.
     """
@@ -165,14 +165,14 @@ def warn_of_another_order(saved: dict[str, int], now: dict[str, int]) -> None:
     ]
     if differing:
         logger.warning(
-            "The order of pictures in shards differs from here on (%s): in the epoch that is"
-            " resumed some pictures may come again and others not at all, and the run does not"
+            "The order of images in shards differs from here on (%s): in the epoch that is"
+            " resumed some images may come again and others not at all, and the run does not"
             " equal one that was not interrupted.",
             ", ".join(differing),
         )
 
 
-def describe_batches(source: Pictures, batches: Batches) -> None:
+def describe_batches(source: Images, batches: Batches) -> None:
     """Log what is read and, for shards, how it is dealt out."""
     logger.info("%s", source.describe())
     if not isinstance(batches, ShardBatches):
@@ -186,7 +186,7 @@ def describe_batches(source: Pictures, batches: Batches) -> None:
         )
     elif uneven > _UNEVEN:
         logger.warning(
-            "The shards do not divide evenly among the streams: %.0f%% of an epoch's pictures are"
+            "The shards do not divide evenly among the streams: %.0f%% of an epoch's images are"
             " seen twice in it, and as many not at all. Choose DATA.NUM_WORKERS so that processes x"
             " workers divides the number of shards, %d.",
             100 * uneven,

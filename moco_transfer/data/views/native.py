@@ -2,7 +2,7 @@
 (partial_jpeg.c), each where it was built; :func:`available` and :func:`decodes_parts` say.
 
 Installing with a C compiler at hand builds the loops beside this file, and with libjpeg-turbo's
-headers the decoder. Without, torch's operators and the decoders of whole pictures do the same more
+headers the decoder. Without, torch's operators and the decoders of whole images do the same more
 slowly, so that nothing depends on a compiler but the time.
 """
 
@@ -97,11 +97,11 @@ def decodes_parts() -> bool:
 
 def decode_region(data: bytes, region: tuple[int, int, int, int], *, out: np.ndarray) -> bool:
     """Decode a part of a JPEG, where that is certain to give the pixels of a decoder of whole
-    pictures.
+    images.
 
     Args:
         data: The file's bytes.
-        region: (top, left, height, width) inside the picture, px.
+        region: (top, left, height, width) inside the image, px.
         out: uint8 (H, W, 3) without gaps, the size that the header says; the part is written to its
             place, around it anything.
 
@@ -125,18 +125,18 @@ def decode_region(data: bytes, region: tuple[int, int, int, int], *, out: np.nda
 
 
 def crop_resize(
-    picture: np.ndarray, crop: tuple[int, int, int, int], *, flip: bool, out: np.ndarray
+    image: np.ndarray, crop: tuple[int, int, int, int], *, flip: bool, out: np.ndarray
 ) -> None:
     """Cut, resize with Pillow's antialiased bilinear filter, and mirror.
 
     Args:
-        picture: uint8 (H, W, 3), RGB, each row without gaps.
+        image: uint8 (H, W, 3), RGB, each row without gaps.
         crop: (top, left, height, width) inside it, px.
         flip: Mirror left and right.
         out: uint8 (S, S, 3) without gaps; written.
 
     Raises:
-        ValueError: If the crop is not inside the picture, or an array is not as described.
+        ValueError: If the crop is not inside the image, or an array is not as described.
     """
     top, left, height, width = crop
     if (
@@ -144,28 +144,26 @@ def crop_resize(
         or left < 0
         or height < 1
         or width < 1
-        or top + height > picture.shape[0]
-        or left + width > picture.shape[1]
+        or top + height > image.shape[0]
+        or left + width > image.shape[1]
     ):
-        raise ValueError(f"crop {crop} is not inside a picture of {picture.shape[:2]}.")
-    _check(picture, out)
-    stride = picture.strides[0]
+        raise ValueError(f"crop {crop} is not inside an image of {image.shape[:2]}.")
+    _check(image, out)
+    stride = image.strides[0]
     if _library().mt_crop_resize(
-        picture.ctypes.data, stride, top, left, height, width, len(out), flip, out.ctypes.data
+        image.ctypes.data, stride, top, left, height, width, len(out), flip, out.ctypes.data
     ):
         raise MemoryError("no memory for a resized view")
 
 
-def _check(picture: np.ndarray, out: np.ndarray) -> None:
+def _check(image: np.ndarray, out: np.ndarray) -> None:
     right = (
-        picture.dtype == out.dtype == np.uint8
-        and picture.strides[1:] == (3, 1)
-        and picture.shape[2] == 3
+        image.dtype == out.dtype == np.uint8 and image.strides[1:] == (3, 1) and image.shape[2] == 3
     )
     if not right or out.shape != (len(out), len(out), 3) or not out.flags.c_contiguous:
         raise ValueError(
-            f"expected uint8 (H, W, 3) and (S, S, 3) without gaps, got {picture.dtype}"
-            f" {picture.shape} and {out.dtype} {out.shape}."
+            f"expected uint8 (H, W, 3) and (S, S, 3) without gaps, got {image.dtype}"
+            f" {image.shape} and {out.dtype} {out.shape}."
         )
 
 

@@ -1,6 +1,6 @@
 /* Decoding of a part of a JPEG with the system's libjpeg-turbo: only the columns and rows that the crops need are transformed.
  *
- * Called through ctypes (native.py); nothing of Python is used. Where it was not built, or where it says "not by me", the whole picture is
+ * Called through ctypes (native.py); nothing of Python is used. Where it was not built, or where it says "not by me", the whole image is
  * decoded by decode.py's other decoders, which have the last word about every file: this one takes plain files alone (sequential Huffman
  * coding in one scan, grey or YCbCr in the three usual samplings) and gives up at the first warning.
  *
@@ -8,7 +8,7 @@
  *   - The columns next to a cut are upsampled from too few colour samples, by up to two pixels: MARGIN more are decoded on each side.
  *   - What follows the last row is not decoded. In sequential data nothing there is fatal to a decoder (wrong codes are warnings) except a
  *     marker that is none of a scan's, or the file's end. So the rest is searched: its first marker other than a restart must be the end of
- *     the picture (EOI).
+ *     the image (EOI).
  *
  * Two thirds of the time go into the Huffman codes, which are read by this file's own loop where libjpeg's header with the entropy decoder's
  * place is installed (jpegint.h): a code and its value by one look into a table, from data without stuffed bytes; of what is left out the
@@ -59,7 +59,7 @@ static int is_plain(const struct jpeg_decompress_struct *info)
     return (c[0].h_samp_factor == 1 || c[0].h_samp_factor == 2) && (c[0].v_samp_factor == 1 || (c[0].v_samp_factor == 2 && c[0].h_samp_factor == 2));
 }
 
-/* Whether a scan's data goes on to the end of the picture. `marker` has been read already; 0 for none. */
+/* Whether a scan's data goes on to the end of the image. `marker` has been read already; 0 for none. */
 static int ends_well(const uint8_t *place, size_t bytes, int marker)
 {
     const uint8_t *end = place + bytes;
@@ -268,7 +268,7 @@ static int64_t unstuff(const uint8_t *place, size_t bytes, uint8_t *out)
     return -1;
 }
 
-/* Working memory of this thread, kept for the next picture, unless it was for a very large one. */
+/* Working memory of this thread, kept for the next image, unless it was for a very large one. */
 static _Thread_local struct { Reader *memory; size_t bytes; } kept;
 
 static Reader *working_memory(size_t bytes)

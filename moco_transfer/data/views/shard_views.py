@@ -1,4 +1,4 @@
-"""The views of pictures in tar shards: what ``two_views.Views`` is for pictures that can be read in
+"""The views of images in tar shards: what ``two_views.Views`` is for images that can be read in
 any order.
 """
 
@@ -15,7 +15,7 @@ from ...runtime.errors import InputError
 from ...runtime.seed import generator_at
 from ..images.decode import UNREADABLE
 from ..images.shard_order import Block, ShardBatches
-from ..images.shard_reader import ShardPicture, read_stream
+from ..images.shard_reader import ShardImage, read_stream
 from .two_views import ATTEMPTS
 from .view_batch import ViewBatch, ViewMaker
 
@@ -24,17 +24,17 @@ class ShardViews(IterableDataset):
     """This worker's batches of a run, each as
     :meth:`~moco_transfer.data.view_batch.ViewBatch.finished` returns it.
 
-    Views are a function of (seed, epoch, index), the picture's number in the whole set, and of how
-    often the epoch has come round to the picture. One that cannot be decoded is replaced by the
+    Views are a function of (seed, epoch, index), the image's number in the whole set, and of how
+    often the epoch has come round to the image. One that cannot be decoded is replaced by the
     next of its block that can be, so that a batch keeps its size; what follows stays as it would
-    have been. A worker holds ``shuffle_buffer`` encoded pictures.
+    have been. A worker holds ``shuffle_buffer`` encoded images.
 
     A problem with a shard arrives as a batch {"error": sentence}: an exception would reach the main
     process with a traceback in it.
 
     Args:
         batches: The order of the run.
-        make_views: From pictures to views.
+        make_views: From images to views.
     """
 
     def __init__(self, batches: ShardBatches, make_views: ViewMaker) -> None:
@@ -55,8 +55,8 @@ class ShardViews(IterableDataset):
         except InputError as error:
             yield {"error": str(error)}
 
-    def _candidates(self, stream: int, start: int) -> Iterator[tuple[int, Iterator[ShardPicture]]]:
-        """Yield, for each place of the run from ``start`` on, the epoch and the picture to take,
+    def _candidates(self, stream: int, start: int) -> Iterator[tuple[int, Iterator[ShardImage]]]:
+        """Yield, for each place of the run from ``start`` on, the epoch and the image to take,
         with what replaces it behind it.
         """
         waiting = _blocks(self.batches, stream, start)
@@ -72,11 +72,11 @@ class ShardViews(IterableDataset):
                     following.fill((turn + 1) / len(order))
                 if turn >= used:
                     candidates = chain(
-                        (block.pictures[i] for i in order[turn:]),
-                        following.pictures if following else (),
+                        (block.images[i] for i in order[turn:]),
+                        following.images if following else (),
                     )
                     yield block.block.epoch, candidates
-                block.pictures[place] = None
+                block.images[place] = None
             block, used = following, following_used
 
     def _fill(
@@ -84,7 +84,7 @@ class ShardViews(IterableDataset):
         batch: ViewBatch,
         place: int,
         epoch: int,
-        candidates: Iterator[ShardPicture],
+        candidates: Iterator[ShardImage],
         buffer: np.ndarray | None,
     ) -> None:
         """Write the views of the first candidate, or of the first after it that can be decoded."""
@@ -110,16 +110,16 @@ class ShardViews(IterableDataset):
 
 
 class _FilledBlock:
-    """A block and as many of its pictures as have been read."""
+    """A block and as many of its images as have been read."""
 
-    def __init__(self, block: Block, reader: Iterator[ShardPicture]) -> None:
+    def __init__(self, block: Block, reader: Iterator[ShardImage]) -> None:
         self.block = block
-        self.pictures: list[ShardPicture | None] = []
+        self.images: list[ShardImage | None] = []
         self._reader = reader
 
     def fill(self, share: float) -> None:
-        while len(self.pictures) < share * self.block.size:
-            self.pictures.append(next(self._reader))
+        while len(self.images) < share * self.block.size:
+            self.images.append(next(self._reader))
 
 
 def _blocks(batches: ShardBatches, stream: int, start: int) -> Iterator[tuple[_FilledBlock, int]]:

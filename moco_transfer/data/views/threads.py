@@ -32,4 +32,4 @@ def in_threads(work: Callable[[range], Result], count: int) -> list[Result]:
 @functools.cache
 def _threads(process: int, count: int) -> ThreadPoolExecutor:
     # By process: a forked one has none of its parent's threads.
-    return ThreadPoolExecutor(count, thread_name_prefix="pictures")
+    return ThreadPoolExecutor(count, thread_name_prefix="images")

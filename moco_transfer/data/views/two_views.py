@@ -1,4 +1,4 @@
-"""Pictures as views for pre-training: two for contrast, one with its label for the supervised
+"""Images as views for pre-training: two for contrast, one with its label for the supervised
 baseline.
 
 Views leave the data worker as uint8 and are finished on the training device (see
@@ -22,7 +22,7 @@ from .view_batch import ViewBatch, ViewMaker, normalize
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..images.sources import IndexedPictures
+    from ..images.sources import IndexedImages
 
 __all__ = ["ATTEMPTS", "ViewMaker", "Views", "collate_views", "normalize"]
 
@@ -31,23 +31,23 @@ ATTEMPTS = 20
 
 
 class Views(Dataset):
-    """The views of pictures that can be read in any order.
+    """The views of images that can be read in any order.
 
     An item is asked for as ``(epoch, index)`` and is a dictionary:
         views: uint8 (V, 3, size, size), RGB; V = 2, independent draws, for contrast, 1 for the
             supervised baseline.
         colours: float32 (V, ROW), in the fast pipeline alone (see ``view_colours.py``).
         label: int, -1 where the source has no classes.
-        index: int, the picture's number in the source.
-        unreadable: list of paths that could not be decoded and were replaced by another picture of
+        index: int, the image's number in the source.
+        unreadable: list of paths that could not be decoded and were replaced by another image of
             the source.
     A list of places is a whole batch, as :meth:`ViewBatch.finished` returns it.
 
     Args:
-        source: The pictures (see ``sources.py``).
+        source: The images (see ``sources.py``).
         recipe: A key of ``augmentation.RECIPES``.
         size: Side of a view, px.
-        crop_scale: Share of the picture's area a crop covers, (low, high].
+        crop_scale: Share of the image's area a crop covers, (low, high].
         seed: The run's seed.
         num_views: 2 or 1.
         pipeline: One of ``view_batch.PIPELINES``.
@@ -55,7 +55,7 @@ class Views(Dataset):
 
     def __init__(
         self,
-        source: IndexedPictures,
+        source: IndexedImages,
         *,
         recipe: str,
         size: int,
@@ -108,7 +108,7 @@ class Views(Dataset):
         buffer: np.ndarray | None,
         unreadable: list[str],
     ) -> bool:
-        """Fill a place of the batch; False when no readable picture was found for it.
+        """Fill a place of the batch; False when no readable image was found for it.
 
         Several threads at a time, each with a buffer of its own.
         """

@@ -1,4 +1,4 @@
-"""From pictures to batches of views: which pipeline makes them, and the memory that they are
+"""From images to batches of views: which pipeline makes them, and the memory that they are
 written to.
 
 A batch is allocated once and filled place by place, in a data worker in shared memory: what crosses
@@ -40,7 +40,7 @@ def resized_crop(pixels: np.ndarray, parameters: ViewParameters, out: np.ndarray
     """Write the crop, resized to (S, S) by an antialiased bilinear filter and mirrored where the
     parameters say so.
 
-    The filter is PIL's, which torchvision's RandomResizedCrop uses on pictures. PIL rounds to whole
+    The filter is PIL's, which torchvision's RandomResizedCrop uses on images. PIL rounds to whole
     levels between its two passes, the compiled loop does not: at most 1 level apart. Without the
         compiled loop torch's is taken, also at most 1 level from PIL's.
 
@@ -71,29 +71,29 @@ def resized_crop(pixels: np.ndarray, parameters: ViewParameters, out: np.ndarray
     out[:] = view[:, ::-1] if parameters.flip else view
 
 
-class DrawnPicture(NamedTuple):
-    """A picture and what its views will be.
+class DrawnImage(NamedTuple):
+    """An image and what its views will be.
 
     Attributes:
-        picture: RGB; uint8 (H, W, 3) in the fast pipeline, where perhaps the part alone that the
+        image: RGB; uint8 (H, W, 3) in the fast pipeline, where perhaps the part alone that the
             crops need is decoded.
-        parameters: One for each view, drawn for the picture's size.
+        parameters: One for each view, drawn for the image's size.
     """
 
-    picture: Image.Image | np.ndarray
+    image: Image.Image | np.ndarray
     parameters: list[ViewParameters]
 
 
 @dataclass(frozen=True)
 class ViewMaker:
-    """From a picture to its views.
+    """From an image to its views.
 
     Attributes:
         recipe: A key of ``augmentation.RECIPES``.
         size: Side of a view, px.
-        crop_scale: Share of the picture's area a crop covers, (low, high].
+        crop_scale: Share of the image's area a crop covers, (low, high].
         num_views: 2, independent draws, for contrast; 1 for the supervised baseline.
-        pipeline: One of :data:`PIPELINES`. Both draw the same numbers for the same picture.
+        pipeline: One of :data:`PIPELINES`. Both draw the same numbers for the same image.
     """
 
     recipe: str
@@ -112,21 +112,21 @@ class ViewMaker:
         return self.pipeline == "fast"
 
     def new_buffer(self) -> np.ndarray | None:
-        """Return memory for the decoder, one picture at a time; None where the pipeline has no use
+        """Return memory for the decoder, one image at a time; None where the pipeline has no use
         for it.
         """
         return np.empty(BUFFER_BYTES, np.uint8) if self.is_fast else None
 
     def read(
         self, source: Any, index: int, rng: np.random.Generator, buffer: np.ndarray | None = None
-    ) -> DrawnPicture:
-        """Read a picture of a source and draw its views.
+    ) -> DrawnImage:
+        """Read an image of a source and draw its views.
 
         Args:
-            source: The pictures (see ``sources.py``).
+            source: The images (see ``sources.py``).
             index: Which.
-            rng: All that is random is drawn from it; where the picture cannot be read, nothing.
-            buffer: Where a decoded picture may lie.
+            rng: All that is random is drawn from it; where the image cannot be read, nothing.
+            buffer: Where a decoded image may lie.
 
         Raises:
             OSError, SyntaxError, ValueError, DecompressionBombError: If it cannot be read; they are
@@ -141,8 +141,8 @@ class ViewMaker:
 
     def decode(
         self, data: bytes, rng: np.random.Generator, buffer: np.ndarray | None = None
-    ) -> DrawnPicture:
-        """Decode a picture and draw its views, as :meth:`read`."""
+    ) -> DrawnImage:
+        """Decode an image and draw its views, as :meth:`read`."""
         return self._with_views(
             rng,
             lambda region: (
@@ -152,8 +152,8 @@ class ViewMaker:
 
     def _with_views(
         self, rng: np.random.Generator, decode: Callable[[Region], Image.Image | np.ndarray]
-    ) -> DrawnPicture:
-        # Views are functions of the picture's size, which a header can tell before the pixels are
+    ) -> DrawnImage:
+        # Views are functions of the image's size, which a header can tell before the pixels are
         # there. Should these say otherwise, or not come at all, then the generator goes back to
         # where it was: whether parts are decoded must not be seen in any number.
         before, drawn = rng.bit_generator.state, {}
@@ -163,15 +163,15 @@ class ViewMaker:
             return _around([parameters.crop for parameters in drawn[height, width]])
 
         try:
-            picture = decode(region)
+            image = decode(region)
         except UNREADABLE:
             rng.bit_generator.state = before
             raise
-        size = picture.shape[:2] if self.is_fast else picture.size[::-1]
+        size = image.shape[:2] if self.is_fast else image.size[::-1]
         if size not in drawn:
             rng.bit_generator.state = before
             drawn[size] = self._draw(rng, *size)
-        return DrawnPicture(picture, drawn[size])
+        return DrawnImage(image, drawn[size])
 
     def _draw(self, rng: np.random.Generator, height: int, width: int) -> list[ViewParameters]:
         settings = {
@@ -182,8 +182,8 @@ class ViewMaker:
         }
         return [draw_parameters(rng, **settings) for _ in range(self.num_views)]
 
-    def fill(self, drawn: DrawnPicture, views: np.ndarray, colours: np.ndarray) -> None:
-        """Write a picture's views.
+    def fill(self, drawn: DrawnImage, views: np.ndarray, colours: np.ndarray) -> None:
+        """Write an image's views.
 
         Args:
             drawn: From :meth:`read` or :meth:`decode`.
@@ -193,11 +193,11 @@ class ViewMaker:
         grey_first = RECIPES[self.recipe].grey_first
         for v, parameters in enumerate(drawn.parameters):
             if self.is_fast:
-                resized_crop(drawn.picture, parameters, views[v])
+                resized_crop(drawn.image, parameters, views[v])
                 colours[v] = colour_row(parameters, grey_first=grey_first)
             else:
                 views[v] = apply_reference(
-                    drawn.picture, parameters, size=self.size, grey_first=grey_first
+                    drawn.image, parameters, size=self.size, grey_first=grey_first
                 )
 
 
@@ -221,8 +221,8 @@ class ViewBatch:
         count: Places, N.
 
     Attributes:
-        unreadable: Paths of pictures that could not be decoded and were replaced.
-        given_up: Places for which no readable picture was found.
+        unreadable: Paths of images that could not be decoded and were replaced.
+        given_up: Places for which no readable image was found.
     """
 
     make_views: ViewMaker
@@ -243,8 +243,8 @@ class ViewBatch:
         self._labels = np.full(self.count, -1, np.int64)
         self._indices = np.full(self.count, -1, np.int64)
 
-    def fill(self, place: int, drawn: DrawnPicture, *, label: int, index: int) -> None:
-        """Write a picture's views, label and number to a place of the batch."""
+    def fill(self, place: int, drawn: DrawnImage, *, label: int, index: int) -> None:
+        """Write an image's views, label and number to a place of the batch."""
         views, colours = self._arrays
         self.make_views.fill(drawn, views[:, place], colours[:, place])
         self._labels[place], self._indices[place] = label, index
@@ -255,7 +255,7 @@ class ViewBatch:
         Returns:
             ``views`` uint8 (V, N, 3, S, S), RGB, channels last in memory; ``colours`` float32 (V,
             N, ROW) in the fast pipeline alone; ``label`` and ``index`` int64 (N,); ``unreadable``
-            list of paths, and ``given_up``, the number of places for which no readable picture was
+            list of paths, and ``given_up``, the number of places for which no readable image was
             found (``views`` is then None).
         """
         if self.given_up:

@@ -15,7 +15,7 @@ Faithfulness, in levels (1/255), held by tests/data/test_view_colours.py:
           dark or pale pixels are off by tens of levels there.
     The blur is PIL's GaussianBlur, three box blurs along each side: 3 levels from it (it rounds
     after each of the six, half a level), up to 30 in the outermost R px of pure noise (it continues
-    the edge anew before each box), 3 from a Gaussian on smooth pictures.
+    the edge again before each box), 3 from a Gaussian on smooth images.
 """
 
 from __future__ import annotations

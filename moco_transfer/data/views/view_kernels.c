@@ -3,7 +3,7 @@
  * Plain C for GCC and Clang, called through ctypes (native.py); nothing of Python is used. Where it was not built, native.py says so and
  * torch's operators do the same (view_colours.py and torch's interpolate); tests hold the two to each other and to torchvision.
  *
- * Shapes: S side of a view. Pictures and views are uint8 (rows, columns, 3), RGB, interleaved.
+ * Shapes: S side of a view. Images and views are uint8 (rows, columns, 3), RGB, interleaved.
  */
 #include <math.h>
 #include <stdint.h>

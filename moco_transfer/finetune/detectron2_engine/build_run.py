@@ -153,7 +153,7 @@ class Detectron2Engine(Engine):
             set_random_state(states[get_rank()])
         else:
             logger.warning(
-                "resumed on %d processes, begun on %d: random numbers and pictures are others.",
+                "resumed on %d processes, begun on %d: random numbers and images are others.",
                 get_world_size(),
                 len(states),
             )
@@ -173,7 +173,7 @@ class Detectron2Engine(Engine):
     def _train_loader(
         self, train_sets: Sequence[DetectionDataset], num_workers: int, start_iteration: int
     ) -> Batches:
-        cfg, (pictures, sampler, is_wide) = self.theirs, self._training_data(tuple(train_sets))
+        cfg, (images, sampler, is_wide) = self.theirs, self._training_data(tuple(train_sets))
         more: dict[str, Any] = {}
         if start_iteration:
             sampler = ResumedSampler(
@@ -187,14 +187,14 @@ class Detectron2Engine(Engine):
             # has just been put in place.
             more["seed"] = derive_seed(cfg.SEED, "resumed", start_iteration, get_rank()) % 2**31
         return build_detection_train_loader(
-            cfg, dataset=pictures, sampler=sampler, num_workers=num_workers, **more
+            cfg, dataset=images, sampler=sampler, num_workers=num_workers, **more
         )
 
     @functools.cache  # noqa: B019 - an engine lives as long as its run
     def _training_data(
         self, train_sets: tuple[DetectionDataset, ...]
     ) -> tuple[torch.utils.data.Dataset, torch.utils.data.Sampler, list[bool]]:
-        """Detectron2's training pictures packed as it packs them, their endless order, and which of
+        """Detectron2's training images packed as it packs them, their endless order, and which of
         them are wider than high.
         """
         cfg = self.theirs
@@ -220,7 +220,7 @@ class Detectron2Engine(Engine):
             ]
         objects = sum(len(record["annotations"]) for record in records)
         logger.info(
-            "training on %d pictures with %d objects from %s",
+            "training on %d images with %d objects from %s",
             len(records),
             objects,
             ", ".join(cfg.DATASETS.TRAIN),

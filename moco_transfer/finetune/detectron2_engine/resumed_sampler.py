@@ -1,9 +1,9 @@
-"""Detectron2's stream of training pictures, taken up where an interrupted run left it.
+"""Detectron2's stream of training images, taken up where an interrupted run left it.
 
-Detectron2's own loader begins its stream anew when a run is resumed, so that the first pictures of
+Detectron2's own loader begins its stream again when a run is resumed, so that the first images of
 an epoch are seen again and others not at all. The stream is a function of the seed, and which of it
 was used a function of the iterations finished; so the rest can be given to the same loader, and
-every batch holds the pictures that it would have held. How they are augmented is drawn anew.
+every batch holds the images that it would have held. How they are augmented is drawn again.
 
 Source:
     Order of detectron2@02b5c4e data/common.py (ToIterableDataset, AspectRatioGroupedDataset),
@@ -19,14 +19,14 @@ from torch.utils.data import Sampler
 
 
 class ResumedSampler(Sampler):
-    """The rest of a sampler's stream, begun with the pictures that wait for others of their shape.
+    """The rest of a sampler's stream, begun with the images that wait for others of their shape.
 
     Args:
         sampler: An endless stream of indices, the same each time it is iterated.
-        is_wide: For each picture of the data set whether it is wider than high; None without
+        is_wide: For each image of the data set whether it is wider than high; None without
             grouping by aspect ratio.
-        batch_size: Pictures of this process in a batch.
-        num_workers: Workers of the loader; with several, pictures arrive in another order than they
+        batch_size: Images of this process in a batch.
+        num_workers: Workers of the loader; with several, images arrive in another order than they
             are drawn.
         batches_used: Batches that were trained on.
     """
@@ -44,7 +44,7 @@ class ResumedSampler(Sampler):
         self._batch_size, self._num_workers = batch_size, num_workers
 
     def __iter__(self) -> Iterator[int]:
-        """Yield indices of pictures without end."""
+        """Yield indices of images without end."""
         if self._is_wide is None:  # whole batches arrive in the order in which they are drawn
             return itertools.islice(
                 iter(self._sampler), self._batches_used * self._batch_size, None
@@ -76,7 +76,7 @@ class ResumedSampler(Sampler):
 
 
 def _as_they_arrive(drawn: Iterator[int], chunk: int, num_workers: int) -> Iterator[int]:
-    """Yield in the order in which pictures leave the loader: each worker gets ``chunk`` of them in
+    """Yield in the order in which images leave the loader: each worker gets ``chunk`` of them in
     turn and gives one in turn.
     """
     if num_workers < 2:
@@ -90,7 +90,7 @@ def _as_they_arrive(drawn: Iterator[int], chunk: int, num_workers: int) -> Itera
 
 
 def _as_they_are_drawn(arriving: Iterator[int], chunk: int, num_workers: int) -> Iterator[int]:
-    """Yield in the order in which pictures have to be drawn to leave the loader in the given one."""
+    """Yield in the order in which images have to be drawn to leave the loader in the given one."""
     if num_workers < 2:
         yield from arriving
         return

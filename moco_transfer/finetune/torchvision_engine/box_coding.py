@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# A delta may not blow a 16 px anchor up to more than a typical picture, 1000 px: exp() stays finite
+# A delta may not blow a 16 px anchor up to more than a typical image, 1000 px: exp() stays finite
 # in early training.
 MAX_LOG_SCALE = math.log(1000.0 / 16)
 

@@ -33,7 +33,7 @@ FLOAT32_PRECISIONS = (
 
 
 class TorchvisionEngine(Engine):
-    """Seeds every iteration and every picture by its place in the run, so that nothing has to be
+    """Seeds every iteration and every image by its place in the run, so that nothing has to be
     saved to resume bit for bit.
     """
 

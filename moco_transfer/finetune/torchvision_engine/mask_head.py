@@ -1,10 +1,10 @@
 """Second stage for masks: the network on pooled regions, targets cut from polygons, the loss, and
-masks pasted into the picture.
+masks pasted into the image.
 
 Shapes in this module:
     F: foreground regions    D: detections of one image    K: classes    S: side of a predicted
         mask, in cells
-    H, W: height and width of the original picture in px
+    H, W: height and width of the original image in px
 Source:
     He et al. 2017, arXiv:1703.06870, Sec. 3. Behaviour checked against
     facebookresearch/detectron2@02b5c4e detectron2/modeling/roi_heads/mask_head.py,
@@ -112,8 +112,8 @@ def rasterize(polygons: Sequence, box: np.ndarray, *, size: int) -> np.ndarray:
     """Draw an object, as far as it lies in a box, on a grid over the box.
 
     Args:
-        polygons: Each [x0, y0, x1, y1, ...] in px of the picture.
-        box: (4,) XYXY in px of the picture.
+        polygons: Each [x0, y0, x1, y1, ...] in px of the image.
+        box: (4,) XYXY in px of the image.
         size: Cells of the grid along each side.
 
     Returns:
@@ -138,7 +138,7 @@ def paste_masks(
 
     Args:
         masks: (D, S, S) probabilities.
-        boxes: (D, 4) XYXY in px of the picture.
+        boxes: (D, 4) XYXY in px of the image.
         image_size: (H, W).
         threshold: A pixel belongs to the object from this probability on.
 

@@ -2,7 +2,7 @@
 
 Shapes in this module:
     N: images    D: detections of one image    h, w: size of an image as given to the model    H, W:
-        size of the original picture, px
+        size of the original image, px
 Conventions:
     Pixels are 0-255 in the order that the statistics were given in; boxes are XYXY, absolute px,
     float32.
@@ -79,12 +79,12 @@ class GeneralizedRCNN(nn.Module):
             batch: One record per image: "image" float32 or uint8 (3, h, w) 0-255; in training
                 "gt_boxes" (G, 4) in px of that image, "gt_classes" (G,) int64 and, for a model with
                 masks, "gt_masks" (G lists of polygons); in inference "height" and "width" of the
-                original picture (default: the image's own size).
+                original image (default: the image's own size).
 
         Returns:
             In training {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"[, "loss_mask"]},
             scalar float32 tensors to be added up. In inference, for each image {"boxes": (D, 4) in
-            px of the original picture, "scores": (D,) descending, "classes": (D,) int64[, "masks":
+            px of the original image, "scores": (D,) descending, "classes": (D,) int64[, "masks":
             (D, H, W) bool]}.
 
         Raises:
@@ -139,7 +139,7 @@ def _memory_format(filters: Tensor) -> torch.memory_format:
 def to_original_size(
     found: Detections, image_size: tuple[int, int], original_size: tuple[int, int]
 ) -> dict[str, Tensor]:
-    """Return the detections of one image in px of the original picture, as the model's output.
+    """Return the detections of one image in px of the original image, as the model's output.
 
     Args:
         found: In px of the resized image.

@@ -1,4 +1,4 @@
-"""The page: tables, plots, pictures and every run's config, versions and command in one HTML file
+"""The page: tables, plots, images and every run's config, versions and command in one HTML file
 that needs no network.
 """
 
@@ -50,8 +50,8 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An embedded picture: what it shows, where it was found, and its data as a URI."""
+class Image:
+    """An embedded image: what it shows, where it was found, and its data as a URI."""
 
     caption: str
     file: str
@@ -71,7 +71,7 @@ class Section:
     problems: tuple[Problem, ...]
     rows: tuple[tuple[str, str], ...]
     plots: tuple[Plot, ...]
-    sheet: Picture | None
+    sheet: Image | None
     trials: Grid
     config: str
     runs: tuple[RunDetails, ...]
@@ -84,7 +84,7 @@ class PretrainingSection:
     anchor: str
     run: PretrainingRun
     plots: tuple[Plot, ...]
-    neighbours: Picture | None
+    neighbours: Image | None
     config: str
     environment: str
 
@@ -108,7 +108,7 @@ def render_page(
         title: Title of the page.
 
     Returns:
-        HTML, all in one text: style, script, plots and pictures are inside it. The same runs give
+        HTML, all in one text: style, script, plots and images are inside it. The same runs give
             the same text.
     """
     sections = [_section(table, number, folders) for number, table in enumerate(tables, start=1)]
@@ -170,8 +170,8 @@ def _section(table: Table, number: int, folders: Sequence[str | Path]) -> Sectio
 
 def _pretraining(run: PretrainingRun, number: int) -> PretrainingSection:
     anchor, folder = f"pretraining-{number}", Path(run.folder)
-    neighbours = embed_picture(
-        folder / NEIGHBOURS_NAME, "Nearest neighbours of some pictures by the pre-trained features"
+    neighbours = embed_image(
+        folder / NEIGHBOURS_NAME, "Nearest neighbours of some images by the pre-trained features"
     )
     config, environment = (text_of(folder, name) for name in (CONFIG_FILE, ENVIRONMENT_FILE))
     return PretrainingSection(
@@ -202,28 +202,28 @@ def sheet_folder(table: Table) -> Path:
     return Path(os.path.commonpath([Path(run.folder).parent for run in table.runs]))
 
 
-def _sheet(table: Table, folders: Sequence[str | Path]) -> Picture | None:
+def _sheet(table: Table, folders: Sequence[str | Path]) -> Image | None:
     places = [
         *map(Path, folders),
         sheet_folder(table),
         *(Path(run.folder).parent for run in table.runs),
     ]
     caption = (
-        "Detections of each initialisation beside the ground truth: of each picture as many, the"
+        "Detections of each initialisation beside the ground truth: of each image as many, the"
         " surest, as it has objects"
     )
     for place in dict.fromkeys(places):
-        picture = embed_picture(place / f"{SHEET_NAME}_{figure_name(table)}", caption)
-        if picture:
-            return picture
+        image = embed_image(place / f"{SHEET_NAME}_{figure_name(table)}", caption)
+        if image:
+            return image
     return None
 
 
-def embed_picture(stem: Path, caption: str) -> Picture | None:
-    """Return the picture ``stem`` + .svg, .png or .jpg as data, the first that is there, or None."""
+def embed_image(stem: Path, caption: str) -> Image | None:
+    """Return the image ``stem`` + .svg, .png or .jpg as data, the first that is there, or None."""
     for ending, kind in _ENDINGS.items():
         file = stem.parent / (stem.name + ending)
         if file.is_file():
             data = base64.b64encode(file.read_bytes()).decode("ascii")
-            return Picture(caption, str(file), f"data:{kind};base64,{data}")
+            return Image(caption, str(file), f"data:{kind};base64,{data}")
     return None

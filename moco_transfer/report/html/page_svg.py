@@ -47,7 +47,7 @@ def inline_svg(svg: bytes, *, prefix: str, label: str) -> str:
     Args:
         svg: From :func:`moco_transfer.report.plots.figure_bytes`.
         prefix: Put before every id, so that several figures can stand in one page.
-        label: What a screen reader says instead of the picture.
+        label: What a screen reader says instead of the image.
 
     Returns:
         One ``<svg>`` element that scales with its container. Colours of rows are ``var(--row-N)``,

@@ -1,10 +1,10 @@
-"""Pictures of a table: learning curves of AP and loss, AP by class and by object size, each with
+"""Images of a table: learning curves of AP and loss, AP by class and by object size, each with
 the spread over seeds.
 
-Each picture is made of panels, which the page shows one by one and a file shows side by side.
+Each image is made of panels, which the page shows one by one and a file shows side by side.
 Figures are drawn without pyplot, so nothing global changes and no display is needed. Rows differ in
 line style, marker and brightness as well as in
-colour: the pictures can be read in grey.
+colour: the images can be read in grey.
 
 Names come from files and may hold anything: every one that is drawn goes through
     :func:`plain_text`.

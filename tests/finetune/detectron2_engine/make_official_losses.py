@@ -5,7 +5,7 @@ over twenty iterations on the CPU.
     PATH_OF_facebookresearch/moco_AT_7397dfe [FILE]
 
 needs Detectron2, and DATA/VOC2007. Its trainer runs as it is, with its config for converted
-weights; the pictures are small (see ``official_case``), there is no test set, and a hook reads the
+weights; the images are small (see ``official_case``), there is no test set, and a hook reads the
 losses of each iteration where its own writers read them.
 """
 

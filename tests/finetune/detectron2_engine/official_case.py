@@ -18,7 +18,7 @@ from pathlib import Path
 NUM_ITERATIONS = 20
 LOSSES = ("loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc")
 
-# One GPU's share of the published batch with its learning rate; small pictures, few regions, no
+# One GPU's share of the published batch with its learning rate; small images, few regions, no
 # worker.
 OVERRIDES = """
     MODEL.DEVICE cpu SEED 7 DATALOADER.NUM_WORKERS 0 DATASETS.TRAIN ('voc_2007_trainval',)
@@ -74,7 +74,7 @@ def write_backbone(folder: Path) -> Path:
     convert_checkpoint(checkpoint, backbone)
     content = pickle.loads(backbone.read_bytes())
     # Two of the official converter's three keys; a stamp it does not have, and the linter would
-    # hold this file to be labelled pictures'.
+    # hold this file to be labelled images'.
     backbone.write_bytes(
         pickle.dumps({"model": content["model"], "__author__": "MOCO", "matching_heuristics": True})
     )

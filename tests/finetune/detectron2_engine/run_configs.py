@@ -19,7 +19,7 @@ from moco_transfer.data.annotations.catalog import datasets_root, get_dataset
 from moco_transfer.data.annotations.voc import VOC_CLASSES
 from moco_transfer.finetune.build import finetune
 
-FEW = 3  # test pictures
+FEW = 3  # test images
 CELLS = ("RBC", "WBC", "Platelets")
 SMALL = """
     MODEL.DEVICE cpu SEED 0 DATALOADER.NUM_WORKERS 0 INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64 INPUT.MAX_SIZE_TRAIN 96
@@ -29,7 +29,7 @@ SMALL = """
 
 
 def write_few(folder: Path) -> None:
-    """Register test sets of a few pictures: few_voc, few_coco and few_cells; and BCCD for training,
+    """Register test sets of a few images: few_voc, few_coco and few_cells; and BCCD for training,
     as cells_train.
     """
     root = datasets_root()
@@ -60,7 +60,7 @@ def write_few(folder: Path) -> None:
 
 
 def train(name: str, folder: Path) -> None:
-    """Train one config on the data that it names, and evaluate it on a few pictures of the same
+    """Train one config on the data that it names, and evaluate it on a few images of the same
     kind.
     """
     own = not load_detection_config(name).DATASETS.TRAIN or name.startswith("demo")

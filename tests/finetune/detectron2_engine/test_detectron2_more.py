@@ -23,7 +23,7 @@ COMMON = """MODEL.DEVICE cpu SEED 0 DATALOADER.NUM_WORKERS 0 INPUT.MIN_SIZE_TRAI
 def few(
     source: Path, target: Path, *, count: int, with_key_points: bool = False, encode: bool = False
 ) -> Path:
-    """Write the annotations of the first pictures of a COCO file that have something to train on,
+    """Write the annotations of the first images of a COCO file that have something to train on,
     masks run-length encoded if asked for.
     """
     coco = COCO(str(source))

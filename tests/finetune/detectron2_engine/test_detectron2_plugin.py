@@ -119,9 +119,9 @@ def test_engine__trains_on_the_label_subset_alone(tmp_path):
     part = take_label_subset(whole, draw_label_subset(whole, 0.25), "subset.json")
     names = ["DATASETS.TRAIN", "('subset_of_scenes',)", "DATASETS.TEST", "('subset_of_scenes',)"]
     engine = Detectron2Engine(load_detection_config("demo_R_18_FPN", names), torch.device("cpu"))
-    pictures, _, _ = engine._training_data(tuple(part))
-    assert [str(picture["image_id"]) for picture in pictures] == sorted(part[0].image_ids) and len(
-        pictures
+    images, _, _ = engine._training_data(tuple(part))
+    assert [str(image["image_id"]) for image in images] == sorted(part[0].image_ids) and len(
+        images
     ) == 2
     assert len(engine._training_data(tuple(whole))[0]) == 8
 

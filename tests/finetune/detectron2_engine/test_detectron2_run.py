@@ -1,15 +1,15 @@
 """Runs of tools/train_net.py on Detectron2: what they write, refuse and resume, in one process and
 in two.
 
-What an interrupted and resumed run has in common with one that was not: the pictures of every
+What an interrupted and resumed run has in common with one that was not: the images of every
     batch, the learning rate, the optimizer's and
-the random generators' state. Augmentation is drawn anew for pictures that waited for a partner of
+the random generators' state. Augmentation is drawn again for images that waited for a partner of
 their shape and for those that workers had read ahead, so the bits are equal where nothing waits:
-    without aspect ratio grouping (or with pictures of one shape) and without workers.
+    without aspect ratio grouping (or with images of one shape) and without workers.
 
 Seen red under: the random state not restored; the optimizer's state not restored; the sampler begun
-    anew on --resume; the order of two
-workers taken for that of one; waiting pictures dropped; evaluations that move the random numbers;
+    again on --resume; the order of two
+workers taken for that of one; waiting images dropped; evaluations that move the random numbers;
 PreciseBN without the mean over ranks; torch's SyncBN left in place on CPU processes; Detectron2 not
 told of the process group; coverage not looked at; boxes shifted by one pixel; the other engine's
 checkpoint taken; the schedule not checked; the launcher's processes not catching input errors, or
@@ -255,7 +255,7 @@ def test_linter__stamp_and_config_are_held_to_each_other_before_the_first_iterat
     )
     assert result.returncode == 2, result.stderr
     assert (
-        "bgr.pkl was trained on BGR pictures, but the config says INPUT.FORMAT 'RGB'."
+        "bgr.pkl was trained on BGR images, but the config says INPUT.FORMAT 'RGB'."
         in result.stderr
     )
     assert (
@@ -335,7 +335,7 @@ def test_resume__killed_and_resumed_ends_with_the_same_bits(scenes, tmp_path):
 
 def test_resume__two_processes_told_to_stop_save_and_end_with_the_same_bits(scenes, tmp_path):
     """SIGTERM reaches Detectron2's launcher alone, as a scheduler sends it; each process has random
-    numbers and pictures of its own.
+    numbers and images of its own.
     """
     more = {
         "SOLVER__CHECKPOINT_PERIOD": 1,
@@ -372,7 +372,7 @@ def test_resume__refuses_the_other_engines_checkpoint(finished, scenes, tmp_path
     )
 
 
-class Pictures(torch.utils.data.Dataset):
+class Images(torch.utils.data.Dataset):
     """Dataset dicts whose mapper is the identity; two in five are wider than high."""
 
     def __len__(self) -> int:
@@ -384,7 +384,7 @@ class Pictures(torch.utils.data.Dataset):
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2, 3])
 @pytest.mark.parametrize("grouping", [True, False])
-def test_resumed_sampler__each_batch_holds_the_pictures_it_would_have_held(num_workers, grouping):
+def test_resumed_sampler__each_batch_holds_the_images_it_would_have_held(num_workers, grouping):
     from detectron2.data import build_batch_data_loader
     from detectron2.data.samplers import TrainingSampler
 
@@ -392,16 +392,14 @@ def test_resumed_sampler__each_batch_holds_the_pictures_it_would_have_held(num_w
 
     def batches(sampler, count):
         loader = build_batch_data_loader(
-            Pictures(), sampler, 4, aspect_ratio_grouping=grouping, num_workers=num_workers
+            Images(), sampler, 4, aspect_ratio_grouping=grouping, num_workers=num_workers
         )
         return [[item["index"] for item in batch] for batch in itertools.islice(loader, count)]
 
     whole = batches(TrainingSampler(23, seed=3), 30)
     for used in (1, 7, 16):
         shapes = (
-            [Pictures()[i]["width"] > Pictures()[i]["height"] for i in range(23)]
-            if grouping
-            else None
+            [Images()[i]["width"] > Images()[i]["height"] for i in range(23)] if grouping else None
         )
         rest = ResumedSampler(
             TrainingSampler(23, seed=3),
@@ -414,7 +412,7 @@ def test_resumed_sampler__each_batch_holds_the_pictures_it_would_have_held(num_w
 
 
 def test_two_processes__torchrun_ends_with_equal_weights_and_statistics(scenes, tmp_path):
-    # Pictures of several sizes: the processes then weigh their batches differently in PreciseBN,
+    # Images of several sizes: the processes then weigh their batches differently in PreciseBN,
     # which is how Detectron2's leaves them apart.
     words = settings(
         OUTPUT_DIR=tmp_path / "run",

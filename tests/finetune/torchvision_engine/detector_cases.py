@@ -1,8 +1,8 @@
-"""The detectors, weights and pictures that both engines are compared on. Imports no Detectron2.
+"""The detectors, weights and images that both engines are compared on. Imports no Detectron2.
 
 Weights are drawn by name from a seeded generator, so no weights are stored; BN statistics, scales
 and shifts are not trivial. Sampling sizes are so large that nothing is drawn by chance. Few
-proposals and small pictures keep the C4 detectors fast on one core.
+proposals and small images keep the C4 detectors fast on one core.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ CASES: dict[str, dict] = {
     "rx50_fpn": _R50 | _FPN | {"MODEL.RESNETS.NUM_GROUPS": 32, "MODEL.RESNETS.WIDTH_PER_GROUP": 4},
     "r34_fpn": _R34 | _FPN | _NARROW_HEADS,
     "r101_c4": _R101 | _C4,
-    # Boxes are pooled from p2, p3, p4 and p5 alike, which takes a picture of 640 px and so a narrow
+    # Boxes are pooled from p2, p3, p4 and p5 alike, which takes an image of 640 px and so a narrow
     # trunk.
     "r50_fpn_mask_levels": (
         _R50
@@ -154,8 +154,8 @@ CASES: dict[str, dict] = {
 }
 BENCHMARK = tuple(CASES)[:10]
 
-# The detectors with committed numbers on real pictures, and overrides that leave the trunks as they
-# are and let twenty pictures pass in seconds.
+# The detectors with committed numbers on real images, and overrides that leave the trunks as they
+# are and let twenty images pass in seconds.
 REAL_CASES = ("r18_fpn_mask", "r18_c4", "r50_c4")
 REAL_PICTURES = {
     "MODEL__FPN__OUT_CHANNELS": 64,
@@ -253,33 +253,33 @@ def _draw(name: str, like: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.asarray(values, dtype=np.float32))
 
 
-def pictures_of(case: str, *, live: bool = False) -> list[dict]:
-    """Return records of the two generated pictures of a case; those of the live tests are others
+def images_of(case: str, *, live: bool = False) -> list[dict]:
+    """Return records of the two generated images of a case; those of the live tests are others
     than the fixtures'.
     """
     if case == "r50_fpn_mask_levels":
-        return draw_large_pictures(
+        return draw_large_images(
             seed=5 if live else 7
         )  # of the first seeds those with detections on every level
-    return draw_pictures(seed=int(live))
+    return draw_images(seed=int(live))
 
 
-def draw_pictures(count: int = 2, seed: int = 0) -> list[dict]:
-    """Return records of generated pictures with rectangles on a smooth ground; sizes differ and are
+def draw_images(count: int = 2, seed: int = 0) -> list[dict]:
+    """Return records of generated images with rectangles on a smooth ground; sizes differ and are
     not multiples of 32.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     records = []
     for _ in range(count):
         height, width = int(rng.integers(66, 95)), int(rng.integers(66, 125))
-        picture = np.kron(
+        pixels = np.kron(
             rng.uniform(0, 255, (3, -(-height // 8), -(-width // 8))), np.ones((8, 8))
         )[:, :height, :width]
         boxes, classes, masks = [], [], []
         for _ in range(3):
             w, h = rng.uniform(16, 56, 2)
             x, y = rng.uniform(0, width - w - 1), rng.uniform(0, height - h - 1)
-            picture[:, int(y) : int(y + h), int(x) : int(x + w)] = rng.uniform(0, 255, (3, 1, 1))
+            pixels[:, int(y) : int(y + h), int(x) : int(x + w)] = rng.uniform(0, 255, (3, 1, 1))
             boxes.append([x, y, x + w, y + h])
             classes.append(int(rng.integers(NUM_CLASSES)))
             masks.append(
@@ -290,7 +290,7 @@ def draw_pictures(count: int = 2, seed: int = 0) -> list[dict]:
             )
         records.append(
             {
-                "image": torch.from_numpy(np.round(picture).astype(np.float32)),
+                "image": torch.from_numpy(np.round(pixels).astype(np.float32)),
                 "gt_boxes": torch.tensor(boxes, dtype=torch.float32),
                 "gt_classes": torch.tensor(classes),
                 "gt_masks": masks,
@@ -301,25 +301,25 @@ def draw_pictures(count: int = 2, seed: int = 0) -> list[dict]:
     return records
 
 
-def draw_large_pictures(count: int = 2, seed: int = 7) -> list[dict]:
-    """Return records of generated pictures of about 640 px with an object for each level of an FPN,
+def draw_large_images(count: int = 2, seed: int = 7) -> list[dict]:
+    """Return records of generated images of about 640 px with an object for each level of an FPN,
     output at a quarter of it.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     records = []
     for _ in range(count):
         height, width = rng.integers(620, 660, 2).tolist()
-        picture = np.kron(
+        pixels = np.kron(
             rng.uniform(0, 255, (3, -(-height // 16), -(-width // 16))), np.ones((16, 16))
         )[:, :height, :width]
         sides = np.array([70, 160, 300, 540])[:, None] + rng.uniform(-10, 10, (4, 2))
         corners = rng.uniform(0, np.array([width, height]) - sides)
         boxes = np.concatenate([corners, corners + sides], axis=1)
         for x0, y0, x1, y1 in boxes[::-1].astype(int):
-            picture[:, y0:y1, x0:x1] += rng.uniform(-120, 120, (3, 1, 1))
+            pixels[:, y0:y1, x0:x1] += rng.uniform(-120, 120, (3, 1, 1))
         records.append(
             {
-                "image": torch.from_numpy(np.round(picture.clip(0, 255)).astype(np.float32)),
+                "image": torch.from_numpy(np.round(pixels.clip(0, 255)).astype(np.float32)),
                 "gt_boxes": torch.from_numpy(boxes).float(),
                 "gt_classes": torch.from_numpy(rng.integers(0, NUM_CLASSES, 4)),
                 "gt_masks": [
@@ -333,7 +333,7 @@ def draw_large_pictures(count: int = 2, seed: int = 7) -> list[dict]:
 
 
 def real_records(coco_folder: Path, count: int, *, short_side: int) -> list[dict]:
-    """Return small pictures of COCO val with their boxes and polygons, classes folded into
+    """Return small images of COCO val with their boxes and polygons, classes folded into
     NUM_CLASSES; fewer where the folder has fewer.
     """
     import cv2
@@ -344,20 +344,20 @@ def real_records(coco_folder: Path, count: int, *, short_side: int) -> list[dict
     for image in sorted(coco.imgs.values(), key=lambda image: image["id"]):
         annotations = coco.imgToAnns[image["id"]]
         annotations = [a for a in annotations if not a["iscrowd"] and min(a["bbox"][2:]) > 4]
-        picture = cv2.imread(str(coco_folder / "val2017" / image["file_name"]))
+        pixels = cv2.imread(str(coco_folder / "val2017" / image["file_name"]))
         if (
-            picture is None or not 1 <= len(annotations) <= 5
+            pixels is None or not 1 <= len(annotations) <= 5
         ):  # each object is one more region for float64's slow convolutions
             continue
-        scale = short_side / min(picture.shape[:2])
-        picture = cv2.resize(
-            picture[:, :, ::-1], None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA
+        scale = short_side / min(pixels.shape[:2])
+        pixels = cv2.resize(
+            pixels[:, :, ::-1], None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA
         )
         boxes = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32)
         boxes[:, 2:] += boxes[:, :2]
         records.append(
             {
-                "image": torch.from_numpy(picture.copy()).permute(2, 0, 1).float(),
+                "image": torch.from_numpy(pixels.copy()).permute(2, 0, 1).float(),
                 "height": image["height"],
                 "width": image["width"],
                 "gt_boxes": boxes * scale,
@@ -373,8 +373,8 @@ def real_records(coco_folder: Path, count: int, *, short_side: int) -> list[dict
 
 
 def real_batches(coco_folder: Path, *, masks: bool) -> list[list[dict]]:
-    """Return the real pictures of the fixtures in batches; with masks, outputs are as small as the
-    pictures, a quarter larger.
+    """Return the real images of the fixtures in batches; with masks, outputs are as small as the
+    images, a quarter larger.
     """
     records = real_records(coco_folder, NUM_REAL_PICTURES, short_side=64)
     for record in records if masks else ():
@@ -382,8 +382,8 @@ def real_batches(coco_folder: Path, *, masks: bool) -> list[list[dict]]:
     return [records[start : start + REAL_BATCH] for start in range(0, len(records), REAL_BATCH)]
 
 
-def picture_checksums(records: list[dict]) -> list[int]:
-    """Return a checksum of each picture's pixels, which tells whether JPEG is decoded here as where
+def image_checksums(records: list[dict]) -> list[int]:
+    """Return a checksum of each image's pixels, which tells whether JPEG is decoded here as where
     a fixture was made.
     """
     return [

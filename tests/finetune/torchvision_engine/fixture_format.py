@@ -1,7 +1,7 @@
 """The numbers of an engine that the parity tests compare, and how Detectron2's lie in
 ``fixtures/*.npz``. Imports no Detectron2.
 
-A fixture holds the boxes, scores, classes and masks of every picture one after the other, with
+A fixture holds the boxes, scores, classes and masks of every image one after the other, with
 their counts, and for each batch the losses, the norm of every gradient and a digest of every BN
 statistic after the step. Arrays by name would be mostly their own headers.
 """
@@ -55,7 +55,7 @@ def digest(name: str, values: torch.Tensor) -> list[float]:
 def pack(
     outputs: list[dict[str, torch.Tensor]], steps: list[dict[str, dict]]
 ) -> dict[str, np.ndarray]:
-    """Return the arrays of a fixture: of the pictures' outputs, and of the training steps, each on
+    """Return the arrays of a fixture: of the images' outputs, and of the training steps, each on
     one batch.
     """
     arrays = {
@@ -86,7 +86,7 @@ def pack(
 
 
 def unpack_outputs(fixture: Mapping[str, np.ndarray]) -> list[dict[str, torch.Tensor]]:
-    """Return every picture's outputs."""
+    """Return every image's outputs."""
     counts = fixture["counts"].T.tolist()
     split = {name: torch.from_numpy(fixture[name]).split(counts[0]) for name in _PER_PROPOSAL}
     split |= {name: torch.from_numpy(fixture[name]).split(counts[1]) for name in _PER_DETECTION}

@@ -64,7 +64,7 @@ def build_reference(cfg, weights: dict[str, torch.Tensor]) -> torch.nn.Module:
 
 @torch.no_grad()
 def infer(model: torch.nn.Module, records: list[dict]) -> list[dict]:
-    """Return for each picture Detectron2's proposals and detections."""
+    """Return for each image Detectron2's proposals and detections."""
     model.eval()
     batch = as_detectron2(records)
     images = model.preprocess_image(batch)
@@ -128,7 +128,7 @@ def learning_rates(cfg) -> list[float]:
 
 
 def generated(case: str) -> dict[str, np.ndarray]:
-    """Return the fixture of a case on generated pictures."""
+    """Return the fixture of a case on generated images."""
     model = build_model(cases.make_config(case)).double()
     weights = cases.draw_weights(model)
     shapes = {
@@ -136,20 +136,20 @@ def generated(case: str) -> dict[str, np.ndarray]:
             json.dumps({name: list(tensor.shape) for name, tensor in weights.items()})
         )
     }
-    return shapes | run(model, weights, [cases.pictures_of(case)])
+    return shapes | run(model, weights, [cases.images_of(case)])
 
 
-def on_real_pictures(case: str, coco_folder: Path) -> dict[str, np.ndarray]:
-    """Return the fixture of a case on pictures of COCO val."""
+def on_real_images(case: str, coco_folder: Path) -> dict[str, np.ndarray]:
+    """Return the fixture of a case on images of COCO val."""
     batches = cases.real_batches(coco_folder, masks=case.endswith("mask"))
     records = [record for batch in batches for record in batch]
     if len(records) < cases.NUM_REAL_PICTURES:
         raise SystemExit(
-            f"{coco_folder} has only {len(records)} usable pictures, {cases.NUM_REAL_PICTURES} are"
+            f"{coco_folder} has only {len(records)} usable images, {cases.NUM_REAL_PICTURES} are"
             " needed"
         )
     model = build_model(cases.make_config(case, **cases.REAL_PICTURES)).double()
-    checksums = {"checksums": np.array(cases.picture_checksums(records), np.uint32)}
+    checksums = {"checksums": np.array(cases.image_checksums(records), np.uint32)}
     return checksums | run(model, cases.draw_weights(model), batches)
 
 
@@ -179,14 +179,14 @@ def main() -> None:
         "--real",
         type=Path,
         metavar="COCO",
-        help="make those on real pictures, from this folder in COCO's layout",
+        help="make those on real images, from this folder in COCO's layout",
     )
     args = parser.parse_args()
     if not args.real:
         rates = {name: learning_rates(cases.make_solver_config(name)) for name in cases.SCHEDULES}
         (FIXTURES / "learning_rates.json").write_text(json.dumps(rates))
     for case in args.cases or (cases.REAL_CASES if args.real else cases.CASES):
-        arrays = on_real_pictures(case, args.real) if args.real else generated(case)
+        arrays = on_real_images(case, args.real) if args.real else generated(case)
         file = FIXTURES / f"{'real_' if args.real else ''}{case}.npz"
         np.savez_compressed(file, **arrays)
         print(

@@ -1,4 +1,4 @@
-"""A detector trained in earnest, on twenty pictures of COCO val; the tests of what comes out share
+"""A detector trained in earnest, on twenty images of COCO val; the tests of what comes out share
 it. Imports no Detectron2.
 """
 
@@ -16,10 +16,10 @@ NAME = "coco_val_twenty"
 
 
 def write_subset(coco_folder: Path, target: Path, count: int = 20) -> Path:
-    """Write the annotations of those pictures whose smallest object takes the largest share of the
-    picture's shorter edge.
+    """Write the annotations of those images whose smallest object takes the largest share of the
+    image's shorter edge.
 
-    A detector on 160 px cannot be asked for objects of 3 px. Crowds are left out, and pictures with
+    A detector on 160 px cannot be asked for objects of 3 px. Crowds are left out, and images with
     more than six objects.
     """
     content = json.loads((coco_folder / "annotations" / "instances_val2017.json").read_text())

@@ -6,7 +6,7 @@ Seen red under: the FPN's top-down path without the addition; anchors offset by 
 of the second stage set to 1; box loss divided by the foreground regions only; the extra norm left
 out of C4; masks cut at .4. Where every level is pooled: regions given back in the order of their
 levels; 230 px for the canonical 224; p5 never used. BN statistics of the channels in reverse order,
-their norms the same; on real pictures: pixels 1.0001 times as large, boxes scaled by the width
+their norms the same; on real images: pixels 1.0001 times as large, boxes scaled by the width
 alone.
 """
 
@@ -26,11 +26,11 @@ from detector_cases import (
     REAL_BATCH,
     REAL_CASES,
     REAL_PICTURES,
-    draw_pictures,
+    draw_images,
     draw_weights,
+    image_checksums,
+    images_of,
     make_config,
-    picture_checksums,
-    pictures_of,
     real_batches,
     real_records,
 )
@@ -92,7 +92,7 @@ def train_step(model: torch.nn.Module, records: list[dict]) -> dict[str, dict]:
 
 
 class Limits(NamedTuple):
-    """Largest difference of a score, of a box in px of the original picture, and of a mask's pixels
+    """Largest difference of a score, of a box in px of the original image, and of a mask's pixels
     beside its IoU.
     """
 
@@ -123,7 +123,7 @@ def check_outputs(ours: list[dict], theirs: list[dict], limits: Limits = EXACT) 
 
 
 # Our sums run in another order (channels last, norms folded into filters). Measured at worst on the
-# twenty pictures with R18-C4: boxes 0.015 px and scores 1.3e-5 from float64, where Detectron2's own
+# twenty images with R18-C4: boxes 0.015 px and scores 1.3e-5 from float64, where Detectron2's own
 # float32 lies 0.003 px and 5e-6 from it; with R50-DC5 62 of a mask's 10,693 pixels flip, where
 # Detectron2's own float32 flips 20. With equal kernels the trunks round alike.
 FLOAT32_FACTOR = 8
@@ -173,7 +173,7 @@ def check_step(ours: dict, theirs: dict) -> None:
 
 
 def levels(boxes: torch.Tensor) -> list[int]:
-    """How many boxes (px of the picture that goes in) are pooled from p2, p3, p4 and p5: from 112,
+    """How many boxes (px of the image that goes in) are pooled from p2, p3, p4 and p5: from 112,
     224 and 448 px on from the next.
     """
     sides = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).double().sqrt()
@@ -205,7 +205,7 @@ def check_every_level_is_pooled(records: list[dict], outputs: list[dict]) -> Non
 def test_committed_numbers__inference_and_training_step(case):
     fixture = np.load(FIXTURES / f"{case}.npz")
     model, weights = build_drawn(case, torch.float64)
-    records, theirs = pictures_of(case), unpack_outputs(fixture)
+    records, theirs = images_of(case), unpack_outputs(fixture)
     assert any(len(their["boxes"]) for their in theirs), (
         "a fixture without detections compares nothing"
     )
@@ -217,16 +217,16 @@ def test_committed_numbers__inference_and_training_step(case):
 
 
 def real_fixture(case: str, shared_data: Path) -> tuple[dict[str, np.ndarray], list[list[dict]]]:
-    """The numbers on real pictures, and these in batches."""
+    """The numbers on real images, and these in batches."""
     with np.load(FIXTURES / f"real_{case}.npz") as file:
         fixture = dict(file)
     batches = real_batches(shared_data / "coco", masks=case.endswith("mask"))
     if (
-        picture_checksums([record for batch in batches for record in batch])
+        image_checksums([record for batch in batches for record in batch])
         != fixture["checksums"].tolist()
     ):
         pytest.skip(
-            f"the pictures in {shared_data / 'coco'}, or what this machine's JPEG decoder makes of"
+            f"the images in {shared_data / 'coco'}, or what this machine's JPEG decoder makes of"
             " them, are not the fixture's"
         )
     return fixture, batches
@@ -236,7 +236,7 @@ def real_fixture(case: str, shared_data: Path) -> tuple[dict[str, np.ndarray], l
     "case",
     [pytest.param(c, marks=[] if c in REAL_BY_DEFAULT else pytest.mark.slow) for c in REAL_CASES],
 )
-def test_committed_numbers__inference_on_twenty_real_pictures(case, shared_data):
+def test_committed_numbers__inference_on_twenty_real_images(case, shared_data):
     fixture, batches = real_fixture(case, shared_data)
     model, _ = build_drawn(case, torch.float64, **REAL_PICTURES)
     theirs = unpack_outputs(fixture)
@@ -264,7 +264,7 @@ def training_batches() -> list:
 
 
 @pytest.mark.parametrize(("case", "batch"), training_batches())
-def test_committed_numbers__training_steps_on_twenty_real_pictures(case, batch, shared_data):
+def test_committed_numbers__training_steps_on_twenty_real_images(case, batch, shared_data):
     fixture, batches = real_fixture(case, shared_data)
     model, _ = build_drawn(case, torch.float64, **REAL_PICTURES)
     check_step(train_step(model, batches[batch]), unpack_step(fixture, batch))
@@ -281,7 +281,7 @@ def test_committed_numbers__state_dict_has_the_same_keys_and_shapes(case):
 @pytest.mark.detectron2
 @pytest.mark.slow
 @pytest.mark.parametrize("case", BENCHMARK)
-def test_live__twenty_real_pictures(case, shared_data):
+def test_live__twenty_real_images(case, shared_data):
     """In float64, so that what differs is what the engines compute and not how they round; then
     float32 beside Detectron2's own float32.
     """
@@ -291,7 +291,7 @@ def test_live__twenty_real_pictures(case, shared_data):
     detectron2 = reference.build_reference(make_config(case), weights).double()
     records = real_records(shared_data / "coco", 20, short_side=64)
     if len(records) < 20:
-        pytest.skip(f"only {len(records)} usable pictures in {shared_data / 'coco'}")
+        pytest.skip(f"only {len(records)} usable images in {shared_data / 'coco'}")
     batches = [records[start : start + 4] for start in range(0, len(records), 4)]
     with reference.nms_in_float32():
         exact = [reference.infer(detectron2, batch) for batch in batches]
@@ -316,14 +316,14 @@ def test_live__twenty_real_pictures(case, shared_data):
     "case",
     ["r18_fpn_gn_frozen", "r18_fpn_head_conv", "r18_fpn_mask", "r34_fpn", "r50_fpn_mask_levels"],
 )
-def test_live__generated_pictures(case):
+def test_live__generated_images(case):
     import make_detectron2_fixtures as reference
 
     model, weights = build_drawn(
         case, torch.float64
     )  # the order of detections of nearly equal scores is rounding's in float32
     detectron2 = reference.build_reference(make_config(case), weights).double()
-    records = pictures_of(case, live=True)
+    records = images_of(case, live=True)
     with reference.nms_in_float32():
         theirs = reference.infer(detectron2, records)
         if case.endswith("levels"):
@@ -348,7 +348,7 @@ def test_live__sampling_draws_what_detectron2_draws():
     weights = draw_weights(model)
     model.load_state_dict(weights)
     detectron2 = reference.build_reference(cfg, weights).double()
-    records = draw_pictures()
+    records = draw_images()
     with reference.nms_in_float32():
         torch.manual_seed(5)
         theirs = reference.train_step(detectron2, records)

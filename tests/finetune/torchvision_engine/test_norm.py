@@ -218,10 +218,10 @@ def test_naive_sync_bn__equals_detectron2_live(tmp_path):
 
 
 def _train_steps(rank: int, world_size: int, num_steps: int) -> dict:
-    """The run's own step on a small detector: four pictures in one batch, or two on each rank in
+    """The run's own step on a small detector: four images in one batch, or two on each rank in
     DistributedDataParallel.
     """
-    from detector_cases import draw_pictures, draw_weights, make_config
+    from detector_cases import draw_images, draw_weights, make_config
 
     from moco_transfer.finetune import trainer
     from moco_transfer.finetune.torchvision_engine.build import build_model, build_optimizer
@@ -236,7 +236,7 @@ def _train_steps(rank: int, world_size: int, num_steps: int) -> dict:
     )
     model = build_model(cfg).double()
     model.load_state_dict(draw_weights(model))
-    records = draw_pictures(4)
+    records = draw_images(4)
     for record in records:  # one size: else one batch is padded further than two
         record["image"] = record["image"][:, :64, :64]
         record["gt_boxes"] = torch.tensor(
@@ -262,7 +262,7 @@ def _train_steps(rank: int, world_size: int, num_steps: int) -> dict:
     return model.state_dict()
 
 
-def test_two_ranks_with_sync_bn__train_like_one_process_with_all_pictures(tmp_path):
+def test_two_ranks_with_sync_bn__train_like_one_process_with_all_images(tmp_path):
     one = _train_steps(0, 1, 3)
     first, second = in_two_processes(tmp_path, _train_steps, 2, 3)
     for name, value in one.items():

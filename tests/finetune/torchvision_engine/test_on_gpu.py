@@ -11,7 +11,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
-from detector_cases import draw_pictures, draw_weights, make_config
+from detector_cases import draw_images, draw_weights, make_config
 from torch.nn.parallel import DistributedDataParallel
 
 from moco_transfer.finetune import build_model, sync_norm, trainer
@@ -22,7 +22,7 @@ from moco_transfer.finetune.torchvision_engine.roi_align import CellGrid, roi_al
 pytestmark = pytest.mark.gpu
 
 DEVICE = "cuda"
-# The last is as thin as they get; one reaches out of the picture.
+# The last is as thin as they get; one reaches out of the image.
 ROIS = [[0, 3, 5, 9, 30], [1, 0, 0, 80, 64], [0, 60, 50, 95, 80], [1, 1, 30, 79, 31.5]]
 
 
@@ -62,15 +62,15 @@ def run_of(case: str, device: str, *, amp: bool) -> trainer.FineTuning:
 @pytest.mark.parametrize("case", ["r18_c4_mask", "r18_fpn_mask"])
 def test_step__fp32_losses_are_the_cpus(case, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    reference = trainer.step(run_of(case, "cpu", amp=False), draw_pictures())
-    losses = trainer.step(run_of(case, DEVICE, amp=False), draw_pictures())
+    reference = trainer.step(run_of(case, "cpu", amp=False), draw_images())
+    losses = trainer.step(run_of(case, DEVICE, amp=False), draw_images())
     assert losses.keys() == reference.keys()
     for name, loss in losses.items():
         assert loss.is_cuda and float(loss) == pytest.approx(float(reference[name]), rel=1e-3), name
 
 
 def test_step__fp16_with_loss_scaling():
-    reference = trainer.step(run_of("r18_fpn_mask", "cpu", amp=False), draw_pictures())
+    reference = trainer.step(run_of("r18_fpn_mask", "cpu", amp=False), draw_images())
     run = run_of("r18_fpn_mask", DEVICE, amp=True)
     assert run.scaler.is_enabled() and run.amp_dtype is torch.float16
     dtypes = set()
@@ -78,7 +78,7 @@ def test_step__fp16_with_loss_scaling():
         lambda module, inputs, output: dtypes.update(value.dtype for value in output.values())
     )
     before = {name: value.clone() for name, value in run.model.named_parameters()}
-    losses = [trainer.step(run, draw_pictures()) for _ in range(12)][0]
+    losses = [trainer.step(run, draw_images()) for _ in range(12)][0]
     assert torch.float16 in dtypes
     for name, loss in losses.items():
         assert float(loss) == pytest.approx(float(reference[name]), rel=0.1, abs=0.02), (
@@ -117,7 +117,7 @@ def test_syncbn_over_nccl__is_built_wrapped_and_stepped(nccl, monkeypatch):
         wrapped = DistributedDataParallel(
             model.to(DEVICE), device_ids=[0], broadcast_buffers=False
         ).train()
-        found = wrapped(draw_pictures())
+        found = wrapped(draw_images())
         sum(found.values()).backward()
         assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
         losses.append({name: float(loss.detach()) for name, loss in found.items()})

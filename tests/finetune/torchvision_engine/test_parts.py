@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from detector_cases import draw_pictures, draw_weights, make_config
+from detector_cases import draw_images, draw_weights, make_config
 
 from moco_transfer.finetune.torchvision_engine.anchors import AnchorGenerator, cell_anchors
 from moco_transfer.finetune.torchvision_engine.box_coding import (
@@ -213,7 +213,7 @@ def test_mask_head__gives_the_own_classs_map_of_all(class_agnostic):
         assert head(x[:0], classes[:0]).shape == (0, 6, 6)
 
 
-def test_paste__equals_grid_sample_over_the_whole_picture():
+def test_paste__equals_grid_sample_over_the_whole_image():
     torch.manual_seed(0)
     height, width = 41, 57
     masks = F.interpolate(torch.rand(4, 1, 5, 5), size=(28, 28), mode="bicubic")[:, 0]
@@ -268,9 +268,9 @@ def small_model(case: str = "r18_fpn_mask", **overrides):
     return model
 
 
-def test_training__picture_without_objects_and_batch_without_objects():
+def test_training__image_without_objects_and_batch_without_objects():
     model = small_model()
-    full, empty = draw_pictures(2)
+    full, empty = draw_images(2)
     empty |= {
         "gt_boxes": torch.zeros(0, 4),
         "gt_classes": torch.zeros(0, dtype=torch.int64),
@@ -289,12 +289,12 @@ def test_training__diverged_predictions_stop_the_run():
     model = small_model()
     model.proposal_generator.rpn_head.anchor_deltas.bias.data.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="training has diverged"):
-        model(draw_pictures(1))
+        model(draw_images(1))
 
 
 def test_autocast__bf16_gives_float32_losses_and_boxes():
     model = small_model()
-    records = draw_pictures(2)
+    records = draw_images(2)
     reference = {name: loss.item() for name, loss in model(records).items()}
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = model(records)
@@ -309,7 +309,7 @@ def test_autocast__bf16_gives_float32_losses_and_boxes():
 
 def test_layout__channels_last_filters_give_the_same_detector():
     model = small_model().double().eval()
-    records = draw_pictures(1)
+    records = draw_images(1)
     with torch.no_grad():
         reference = model(records)[0]
         model.to(memory_format=torch.channels_last)
@@ -319,9 +319,9 @@ def test_layout__channels_last_filters_give_the_same_detector():
     torch.testing.assert_close(output["scores"], reference["scores"])
 
 
-def test_uint8_pictures_and_missing_original_size():
+def test_uint8_images_and_missing_original_size():
     model = small_model("r18_fpn").eval()
-    (record,) = draw_pictures(1)
+    (record,) = draw_images(1)
     bare = {"image": record["image"].to(torch.uint8)}
     height, width = record["image"].shape[1:]
     with torch.no_grad():
@@ -333,7 +333,7 @@ def test_uint8_pictures_and_missing_original_size():
 
 
 @pytest.mark.slow
-def test_training__overfits_two_pictures():
+def test_training__overfits_two_images():
     torch.manual_seed(0)
     model = build_model(
         make_config(
@@ -344,7 +344,7 @@ def test_training__overfits_two_pictures():
             MODEL__RPN__POST_NMS_TOPK_TEST=100,
         )
     )
-    records = draw_pictures(2)
+    records = draw_images(2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     for _ in range(80):
         losses = model(records)

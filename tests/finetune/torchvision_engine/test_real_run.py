@@ -1,4 +1,4 @@
-"""Twenty pictures of COCO val learned by heart, and the checkpoint carried to Detectron2 and back.
+"""Twenty images of COCO val learned by heart, and the checkpoint carried to Detectron2 and back.
 
 The run takes about a quarter of an hour on two idle cores; ``MOCO_TRANSFER_TEST_RUN=FOLDER`` keeps
 it there, and uses it if it is done.
@@ -41,7 +41,7 @@ def evaluate(
     )["metrics"]
 
 
-def test_twenty_pictures__are_learned_by_heart(trained):
+def test_twenty_images__are_learned_by_heart(trained):
     metrics = json.loads((trained[0] / "run" / "results.json").read_text())["metrics"]
     assert metrics["bbox"]["AP50"] > 90 and metrics["segm"]["AP50"] > 90
 

@@ -21,7 +21,7 @@ from moco_transfer.finetune.torchvision_engine.resnet import ResNetShape
 from moco_transfer.finetune.torchvision_engine.roi_align import CellGrid, roi_align
 
 STRIDE = 4
-# Small, as wide as the picture, thin (many samples along one side), over the lower right border,
+# Small, as wide as the image, thin (many samples along one side), over the lower right border,
 # outside, without area, upside down.
 BOXES = [
     [3.0, 5.0, 9.0, 30.0],

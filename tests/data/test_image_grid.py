@@ -1,8 +1,8 @@
-"""Pictures in rows with boxes: known pixels, and an SVG that says the same.
+"""Images in rows with boxes: known pixels, and an SVG that says the same.
 
-Seen red under: boxes not scaled with their picture; dashes ignored; PNG and SVG of different sizes;
+Seen red under: boxes not scaled with their image; dashes ignored; PNG and SVG of different sizes;
     text not escaped; a row
-lower than its highest picture.
+lower than its highest image.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moco_transfer.data.image_grid import CELL, GAP, LINES, Cell, Mark, PictureGrid, save_grid
+from moco_transfer.data.image_grid import CELL, GAP, LINES, Cell, ImageGrid, Mark, save_grid
 
 GREY = np.full((40, 80, 3), 100, np.uint8)  # twice as wide as high: drawn 160 x 320
 TALL = np.full((80, 40, 3), 50, np.uint8)
@@ -34,10 +34,10 @@ def _save(tmp_path, grid):
 
 @pytest.fixture
 def drawn(tmp_path):
-    """A grid of one row: a wide picture with a solid and a dashed box, and a tall one with a frame."""
+    """A grid of one row: a wide image with a solid and a dashed box, and a tall one with a frame."""
     marks = (Mark((10, 10, 30, 20), 0, "0.9"), Mark((40, 5, 70, 35), 1))
     row = (Cell(GREY, marks, caption="a <b> & c"), Cell(TALL, frame=2))
-    return _save(tmp_path, PictureGrid(("one", "two"), (row,), ((0, "solid"), (1, "dashed"))))
+    return _save(tmp_path, ImageGrid(("one", "two"), (row,), ((0, "solid"), (1, "dashed"))))
 
 
 def test_save_grid__boxes_where_they_belong(drawn):
@@ -54,7 +54,7 @@ def test_save_grid__boxes_where_they_belong(drawn):
         50,
         50,
         50,
-    )  # the tall picture sets the height of its row
+    )  # the tall image sets the height of its row
     assert tuple(pixels[TOP + 200, GAP + 5]) == (255, 255, 255)
 
 
@@ -86,13 +86,13 @@ def test_save_grid__svg_says_the_same(drawn):
 
 
 def test_save_grid__the_same_grid_gives_the_same_bytes(tmp_path):
-    grid = PictureGrid((), ((Cell(GREY),),), cell=40)
+    grid = ImageGrid((), ((Cell(GREY),),), cell=40)
     first = [file.read_bytes() for file in save_grid(grid, tmp_path / "a.png")]
     assert first == [file.read_bytes() for file in save_grid(grid, tmp_path / "b.png")]
     assert np.asarray(Image.open(tmp_path / "a.png")).shape == (GAP + 20 + 2 * GAP, 40 + 2 * GAP, 3)
 
 
 def test_save_grid__shortens_a_long_caption(tmp_path):
-    _, root = _save(tmp_path, PictureGrid((), ((Cell(GREY, caption="x" * 500),),), cell=100))
+    _, root = _save(tmp_path, ImageGrid((), ((Cell(GREY, caption="x" * 500),),), cell=100))
     (text,) = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
     assert text.endswith("x…") and len(text) < 30
