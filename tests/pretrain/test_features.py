@@ -349,7 +349,5 @@ def test_extract_features__no_readable_image__one_sentence(tmp_path):
     with pytest.raises(
         InputError, match=r"kNN test: none of the 2 images can be read, the first is .*0.jpg"
     ):
-        extract_features(
-            network, LabelledBatches(images, VIEW), CPU, description="kNN test"
-        )
+        extract_features(network, LabelledBatches(images, VIEW), CPU, description="kNN test")
     assert network.training
