@@ -4,11 +4,10 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parent.parent)
-)  # runs from a source tree without installation
+# Runs from a source tree without installation.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from moco_transfer.cli.main import run_verb  # noqa: E402
+from moco_transfer.cli.main import main  # noqa: E402
 
 if __name__ == "__main__":
-    sys.exit(run_verb("report"))
+    sys.exit(main(["report", *sys.argv[1:]]))

@@ -358,7 +358,7 @@ def _say_finished(cell) -> None:
 
 def _finish(matrix, failures: list) -> int:
     from ..benchmark.state import COMPLETE, state_of
-    from .main import run_verb
+    from .main import main
 
     again = f"moco-transfer benchmark --output {matrix.output}"
     for failure in failures:
@@ -375,17 +375,11 @@ def _finish(matrix, failures: list) -> int:
     words = [output, *(("--baseline", matrix.baseline) if has_baseline else ())]
     status = 0
     if any(matrix.output.rglob("results.json")):
-        status = run_verb(
-            "report", [*words, "--output", str(table)], program="moco-transfer report"
-        )
+        status = main(["report", *words, "--output", str(table)])
         if status == 0:
             # A sheet that cannot be drawn says why, and the page does without it.
-            run_verb("sheet", [output], program="moco-transfer sheet")
-            status = run_verb(
-                "report",
-                [*words, "--format", "html", "--output", str(page)],
-                program="moco-transfer report",
-            )
+            main(["sheet", output])
+            status = main(["report", *words, "--format", "html", "--output", str(page)])
             written = f"{table} and {page}" if status == 0 else str(table)
             print(
                 f"\n{table.read_text(encoding='utf-8')}\nwrote {written}; other forms:"

@@ -105,12 +105,12 @@ class _Step:
 
     def run(self) -> int:
         """Run the command in this process and return its exit status."""
-        from .main import run_verb
+        from .main import main
 
         if not self.announce():
             return 0
         started = time.time()
-        status = run_verb(self.verb, self.arguments(), program=f"moco-transfer {self.verb}")
+        status = main([self.verb, *self.arguments()])
         if status == 0:
             print(f"    wrote {self.result} in {time.time() - started:.0f} s", flush=True)
         return status
@@ -155,7 +155,7 @@ def _fine_tune(out: Path, seeds: int) -> int:
     """Fine-tune from all initialisations and print the table; a small detector uses a second core
     badly, a second detector uses it well.
     """
-    from .main import run_verb
+    from .main import main
 
     # One engine on every machine, so that the demo's table is the README's also where Detectron2 is
     # installed.
@@ -182,7 +182,7 @@ def _fine_tune(out: Path, seeds: int) -> int:
         " each, and make the table"
     )
     print(f"    by hand: moco-transfer benchmark {shlex.join(words)}\n", flush=True)
-    return run_verb("benchmark", words, program="moco-transfer benchmark")
+    return main(["benchmark", *words])
 
 
 def _dataset_words(out: Path) -> list[str]:

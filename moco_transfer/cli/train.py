@@ -11,7 +11,6 @@ is random initialisation.
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 EPILOG = """examples:
@@ -24,8 +23,7 @@ EPILOG = """examples:
         MODEL.WEIGHTS backbone.pkl OUTPUT_DIR out/cells
   Your own images in COCO's format:
     ... --dataset parts_train=coco:parts/train.json:parts/images ...
-  The same on Detectron2, started by torchrun or by Detectron2's own launcher:
-    torchrun --nproc_per_node 8 tools/train_net.py --engine detectron2 --config-file ...
+  The same on Detectron2, with 8 GPUs:
     python tools/train_net.py --engine detectron2 --num-gpus 8 --config-file ...
   Go on after an interruption / evaluate a finished run:
     ... --resume          ... --eval-only MODEL.WEIGHTS out/cells/checkpoint_0000250.pth OUTPUT_DIR out/cells_eval
@@ -97,28 +95,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             " repeated"
         ),
     )
-    launcher = parser.add_argument_group(
-        "Detectron2's own launcher (with the engine detectron2; torchrun in front works for both)"
-    )
-    launcher.add_argument(
-        "--num-gpus",
-        type=int,
-        default=1,
-        metavar="N",
-        help="processes to start on this machine, on CPUs where it has no GPU",
-    )
-    launcher.add_argument(
-        "--num-machines", type=int, default=1, metavar="N", help="machines in all"
-    )
-    launcher.add_argument(
-        "--machine-rank", type=int, default=0, metavar="N", help="which of them this is, from 0"
-    )
-    launcher.add_argument(
-        "--dist-url",
-        default="auto",
-        metavar="URL",
-        help="where the processes meet, e.g. tcp://HOST:29500 (default: here)",
-    )
     parser.add_argument(
         "overrides",
         nargs=argparse.REMAINDER,
@@ -130,39 +106,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Fine-tune; returns the exit status."""
     from ..finetune.engines import choose_engine
-    from ..runtime.errors import InputError
 
     args.engine = choose_engine(args.engine)
-    if args.num_gpus == args.num_machines == 1:
-        if args.machine_rank != 0 or args.dist_url != "auto":
-            raise InputError(
-                f"--machine-rank {args.machine_rank} and --dist-url {args.dist_url} describe a run"
-                " over several machines, but --num-machines and --num-gpus are 1. Add"
-                " --num-machines N (and --num-gpus, the processes of each), or leave the two out."
-            )
-        return _train(args)
-    if args.engine != "detectron2":
-        raise InputError(
-            "--num-gpus and --num-machines start Detectron2's launcher, this run's engine is"
-            f" {args.engine!r}. Put torchrun --nproc_per_node {args.num_gpus} in front instead."
-        )
-    if "WORLD_SIZE" in os.environ:
-        raise InputError(
-            "--num-gpus and --num-machines start processes, but torchrun has done so already. Leave"
-            " the one or the other out."
-        )
-    from ..config import load_detection_config
-    from ..finetune.detectron2_engine.processes import launch
-
-    return launch(
-        _train,
-        args,
-        num_processes=args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        use_gpus=load_detection_config(args.config_file, args.overrides).MODEL.DEVICE != "cpu",
-    )
+    return _train(args)
 
 
 def _train(args: argparse.Namespace) -> int:

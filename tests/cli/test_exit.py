@@ -1,7 +1,7 @@
 """A process of several ends with its verb's status, in order, and without the interpreter's
 teardown, in which gloo's threads abort.
 
-Went red under: ``run_verb`` returning the status also in a process that joined a group;
+Went red under: ``main`` returning the status also in a process that joined a group;
     ``os._exit`` without the functions of atexit.
 """
 
@@ -32,7 +32,7 @@ class TornDown:
 held = TornDown()
 atexit.register(print, "atexit")
 sys.modules["moco_transfer.cli.verb"] = types.SimpleNamespace(__doc__="", add_arguments=lambda parser: None, run=run)
-main.VERBS["verb"] = ("verb", "")
+main.VERBS["verb"] = ""
 sys.exit(main.main(["verb"]))
 """
 

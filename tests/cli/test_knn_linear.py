@@ -21,7 +21,7 @@ import torch
 import torchvision
 
 from moco_transfer.cli import encoder as encoder_options
-from moco_transfer.cli.main import run_verb
+from moco_transfer.cli.main import main
 from moco_transfer.pretrain.features import trunk_of
 from moco_transfer.runtime.errors import InputError
 
@@ -107,7 +107,7 @@ def test_monitor__serves_every_mechanism_and_equals_the_tool(mechanism, pool, tm
         KNN__TEST=pool,
         KNN__K=5,
     )
-    assert run_verb("pretrain", ["--config-file", "demo_moco", *settings]) == 0
+    assert main(["pretrain", "--config-file", "demo_moco", *settings]) == 0
     rows = [
         json.loads(line) for line in (tmp_path / "run" / "metrics.json").read_text().splitlines()
     ]
@@ -125,7 +125,7 @@ def test_monitor__serves_every_mechanism_and_equals_the_tool(mechanism, pool, tm
         0,
     ]
     capsys.readouterr()
-    assert len(measured) == 2 and run_verb("knn", [str(word) for word in command[1:]]) == 0
+    assert len(measured) == 2 and main(["knn", *map(str, command[1:])]) == 0
     assert f"kNN top-1 {measured[-1]:.2f} %" in capsys.readouterr().out
 
 
@@ -186,7 +186,7 @@ def test_monitor__on_two_processes_that_read_shards(pool, tmp_path):
 
 
 def refusal(capsys, *arguments: object) -> str:
-    assert run_verb(str(arguments[0]), [str(argument) for argument in arguments[1:]]) == 2
+    assert main([str(argument) for argument in arguments]) == 2
     return capsys.readouterr().err
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from small_runs import SmallEncoder, labelled_images_end, training_images_end
 
-from moco_transfer.cli.main import run_verb
+from moco_transfer.cli.main import main as run_program
 from moco_transfer.pretrain import build
 
 
@@ -30,7 +30,7 @@ def main(kind: str, mark: str, overrides: list[str]) -> int:
             training_images_end(patch, epoch=1, rank=-1, told=False, mark=Path(mark))
         else:
             labelled_images_end(patch, told=False, mark=Path(mark))
-        return run_verb("pretrain", ["--config-file", "demo_moco", *overrides])
+        return run_program(["pretrain", "--config-file", "demo_moco", *overrides])
 
 
 if __name__ == "__main__":

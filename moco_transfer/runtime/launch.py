@@ -1,0 +1,78 @@
+"""``--num-gpus N``: the program starts itself again under torchrun, its only launcher."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from .errors import InputError
+
+
+def launch_options() -> argparse.ArgumentParser:
+    """Return the options of several processes, to be a parent of a verb's parser."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    group = parser.add_argument_group("several processes (started by torchrun)")
+    group.add_argument(
+        "--num-gpus", type=int, default=1, metavar="N", help="processes on this machine"
+    )
+    group.add_argument("--num-machines", type=int, default=1, metavar="N", help="machines in all")
+    group.add_argument(
+        "--machine-rank", type=int, default=0, metavar="N", help="number of this machine, from 0"
+    )
+    group.add_argument(
+        "--dist-url", metavar="URL", help="tcp://HOST:PORT of machine 0, for several machines"
+    )
+    return parser
+
+
+def torchrun_command(module: str, words: Sequence[str]) -> list[str] | None:
+    """Return the command that runs ``python -m module words`` in as many processes as words ask for.
+
+    Args:
+        module: Module that is the program.
+        words: Its arguments, the options of :func:`launch_options` among them.
+
+    Returns:
+        The command without those options, or None where one process is enough.
+
+    Raises:
+        InputError: If the options contradict each other or torchrun has started this process already.
+    """
+    asked, rest = launch_options().parse_known_args(list(words))
+    if asked.num_gpus < 1 or not 0 <= asked.machine_rank < asked.num_machines:
+        raise InputError(
+            f"--num-gpus {asked.num_gpus} --num-machines {asked.num_machines} --machine-rank "
+            f"{asked.machine_rank}: expected at least one process and a rank below --num-machines."
+        )
+    if asked.num_machines > 1 and not (asked.dist_url or "").startswith("tcp://"):
+        raise InputError(
+            f"--num-machines {asked.num_machines} needs --dist-url tcp://HOST:PORT, the address of "
+            f"machine 0; got {asked.dist_url}."
+        )
+    if asked.num_gpus == asked.num_machines == 1:
+        return None
+    if "WORLD_SIZE" in os.environ:
+        raise InputError(
+            "--num-gpus and --num-machines start processes, but torchrun has started this one "
+            "already (WORLD_SIZE is set). Leave out one of the two."
+        )
+    where = ["--standalone"]
+    if asked.num_machines > 1:
+        host, _, port = asked.dist_url.removeprefix("tcp://").rpartition(":")
+        where = [f"--nnodes={asked.num_machines}", f"--node_rank={asked.machine_rank}"]
+        where += [f"--master_addr={host}", f"--master_port={port}"]
+    processes = [*where, f"--nproc_per_node={asked.num_gpus}"]
+    return [sys.executable, "-m", "torch.distributed.run", *processes, "-m", module, *rest]
+
+
+def replace_by_torchrun(command: list[str]) -> None:
+    """Replace this process by the command, so that signals and the exit status are torchrun's.
+
+    torchrun sets OMP_NUM_THREADS to 1 where it is unset; the cores are shared out instead.
+    """
+    count = int(next(w for w in command if w.startswith("--nproc_per_node")).rpartition("=")[2])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    sys.stdout.flush()
+    os.execv(command[0], command)

@@ -1,0 +1,46 @@
+"""SIGTERM as a flag: schedulers send it before they end a job, and the run saves first."""
+
+from __future__ import annotations
+
+import signal
+
+import torch
+
+from .distributed import cpu_group, get_world_size
+
+
+class StopRequest:
+    """Notices SIGTERM between ``__enter__`` and ``__exit__``; loops ask for it between iterations.
+
+    Data workers that are forked inside the block inherit the handler, so a signal to the whole
+    process group leaves them running until the main process has saved.
+
+    Attributes:
+        requested: Whether this process received SIGTERM.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous = None
+
+    def __enter__(self) -> StopRequest:
+        try:
+            self._previous = signal.signal(signal.SIGTERM, self._notice)
+        except ValueError:  # signals reach the main thread only; a notebook may use another one
+            pass
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def _notice(self, signum: int, frame: object) -> None:
+        self.requested = True
+
+    def agreed(self) -> bool:
+        """Return whether any process received SIGTERM. Collective, over the CPU: no GPU is waited for."""
+        if get_world_size() == 1:
+            return self.requested
+        flag = torch.tensor([float(self.requested)])
+        torch.distributed.all_reduce(flag, group=cpu_group())
+        return bool(flag.item() > 0)

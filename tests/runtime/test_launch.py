@@ -1,0 +1,57 @@
+"""``--num-gpus N`` becomes torchrun's command line; contradictions are refused.
+
+Went red under: the options left in the words of the processes; ``--nnodes`` without an address.
+"""
+
+import sys
+
+import pytest
+
+from moco_transfer.runtime.errors import InputError
+from moco_transfer.runtime.launch import torchrun_command
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+
+
+def test_torchrun_command__one_machine():
+    words = ["train", "--config-file", "a.yaml", "--num-gpus", "4", "SEED", "1"]
+    assert torchrun_command("moco_transfer", words) == [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=4"),
+        *("-m", "moco_transfer", "train", "--config-file", "a.yaml", "SEED", "1"),
+    ]
+
+
+def test_torchrun_command__two_machines():
+    words = ["train", "--num-gpus=8", "--num-machines=2", "--machine-rank=1"]
+    command = torchrun_command("moco_transfer", [*words, "--dist-url", "tcp://[::1]:29500"])
+    assert command is not None and command[3:] == [
+        *("--nnodes=2", "--node_rank=1", "--master_addr=[::1]", "--master_port=29500"),
+        *("--nproc_per_node=8", "-m", "moco_transfer", "train"),
+    ]
+
+
+def test_torchrun_command__one_process_needs_none():
+    assert torchrun_command("moco_transfer", ["train", "--resume"]) is None
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--num-gpus", "0"],
+        ["--num-machines", "2"],
+        ["--num-machines", "2", "--machine-rank", "2", "--dist-url", "tcp://a:1"],
+        ["--machine-rank", "1"],
+    ],
+)
+def test_torchrun_command__refuses_contradictions(words):
+    with pytest.raises(InputError, match="--num-"):
+        torchrun_command("moco_transfer", words)
+
+
+def test_torchrun_command__refuses_to_start_torchrun_twice(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="WORLD_SIZE"):
+        torchrun_command("moco_transfer", ["train", "--num-gpus", "2"])
