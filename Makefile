@@ -1,32 +1,48 @@
-# make demo: the whole road on generated images.   make test: the tests.   Both set up .venv first, once.
+# make demo: the whole pipeline on generated images, on a CPU.
+# make test, make lint, make docs: the checks of CI. Each target sets up .venv first, once.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo_output
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint docs docs-serve dist clean
 .DEFAULT_GOAL := demo
 
-# The C sources too: a changed one is built again before it is tested.
+# The C source too: when it changes, it is built again before it is tested.
 $(STAMP): setup.py constraints.txt $(wildcard moco_transfer/data/views/*.c)
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "moco-transfer needs Python 3.10 or newer, this is " + sys.version.split()[0] + ". Run: make PYTHON=python3.11 ...")'
 	@echo "Setting up $(VENV) (once; PyTorch is a large download) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint,docs]'
 	@touch $@
 
 demo: $(STAMP)
 	@$(BIN)/moco-transfer demo --output $(DEMO)
 
+# Two processes, one thread each: a test that starts processes of its own then disturbs no other.
 test: $(STAMP)
-	@$(BIN)/python -m pytest -q -m "not slow"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 test-slow: $(STAMP)
 	@$(BIN)/python -m pytest -q -m slow
 
 lint: $(STAMP)
+	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/codespell
+
+# Strict: a broken link or an undocumented reference is an error. Needs no network.
+docs: $(STAMP)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+docs-serve: $(STAMP)
+	@$(BIN)/mkdocs serve
+
+dist: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check build
+	@$(BIN)/python -m build --outdir dist
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build dist *.egg-info

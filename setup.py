@@ -91,7 +91,15 @@ setup(
     extras_require={
         # selenium drives an installed Chromium (Debian: chromium, chromium-driver); its tests skip
         # where there is none.
-        "test": ["pytest>=8", "ruff>=0.6", "selenium>=4.20", "submitit>=1.5", "webdataset>=0.2.86"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "selenium>=4.20",
+            "submitit>=1.5",
+            "webdataset>=0.2.86",
+        ],
+        "lint": ["ruff>=0.15", "mypy>=1.15", "codespell>=2.4"],
+        "docs": ["mkdocs>=1.6", "mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
         "browser": ["selenium>=4.20"],
         "shards": ["webdataset>=0.2.86"],
         "slurm": ["submitit>=1.5"],

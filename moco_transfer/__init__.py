@@ -6,4 +6,4 @@ The four steps talk only through files, so each one runs, and is tested, alone:
     --table, plots-->
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
