@@ -1,10 +1,10 @@
-"""Draw the detections of each initialisation beside the ground truth: one row a test image, one
-column a row of the transfer table.
+"""Draw the detections of each initialisation next to the ground truth: one row for each test image,
+one column for each row of the transfer table.
 
-Takes fine-tuned runs as `report` does, and writes one sheet per table, as PNG and SVG, into the
-folder in which its runs lie; there `report --format html` finds it. Of each row it takes one run:
-that of the lowest seed that all rows have. Images are the first of the test set that have an
-object, not the best ones; of the predictions as many, the surest, are drawn as there are objects.
+Reads fine-tuned runs as `report` does and writes one sheet per table, as PNG and SVG, into the
+folder that holds its runs, where `report --format html` finds it. Each row is shown by the run of
+the lowest seed that all rows have. The images are the first of the test set that have an object.
+Of each image as many predictions are drawn, those with the highest scores, as it has objects.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EPILOG = """examples:
-  all runs below out/voc, whose test set lies below $DETECTRON2_DATASETS:
+  all runs below out/voc, with the test set below $DETECTRON2_DATASETS:
     moco-transfer sheet out/voc
 
-  a test set of your own (where a run has recorded its command, --dataset is taken from there):
+  your own test set (where a run has recorded its command, --dataset is taken from it):
     moco-transfer sheet out/cells --dataset cells_test=voc:BCCD:test:RBC,WBC,Platelets
 
   other images, another seed:
@@ -35,51 +35,25 @@ EPILOG = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``sheet``."""
-    parser.add_argument(
-        "runs",
-        nargs="+",
-        metavar="RUNS",
-        help="run folders, or folders that hold run folders at any depth",
-    )
-    parser.add_argument(
-        "--dataset",
-        action="append",
-        default=[],
-        metavar="NAME=...",
-        help="data set of your own, as for `train`; may be repeated",
-    )
-    parser.add_argument(
-        "--images",
-        type=int,
-        default=4,
-        metavar="N",
-        help="show the first N images that have an object (default 4)",
-    )
-    parser.add_argument(
-        "--images", nargs="+", metavar="ID", help="show these images of the test set instead"
-    )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        metavar="N",
-        help="show the runs of this seed (default: the lowest that all rows have)",
-    )
-    parser.add_argument(
-        "--output",
-        metavar="DIR",
-        help="folder for the sheets (default: that in which the runs lie)",
-    )
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUNS", help="run folders, or folders that contain some")
+    text = "your own data set, as for `train`; may be repeated"
+    add("--dataset", action="append", default=[], metavar="NAME=...", help=text)
+    text = "show the first N images that have an object (default 4)"
+    add("--num-images", type=int, default=4, metavar="N", help=text)
+    add("--images", nargs="+", metavar="ID", help="show these images of the test set instead")
+    text = "show the runs of this seed (default: the lowest that all rows have)"
+    add("--seed", type=int, metavar="N", help=text)
+    text = "folder for the sheets (default: the folder that holds the runs)"
+    add("--output", metavar="DIR", help=text)
 
 
 def run(args: argparse.Namespace) -> int:
     """Draw one sheet per table.
 
-    Returns:
-        0; runs without predictions are named and left out.
-
     Raises:
-        InputError: If no run can be read; or, after the sheets of the other tables are drawn, one
-            sentence for each table whose data set is not found or whose runs have no predictions.
+        InputError: If no run can be read; or, after all other sheets are drawn, one sentence for
+            each table whose data set is not found or whose runs have no predictions.
         MissingFileError: If a named path does not exist.
     """
     from ..data.annotations.catalog import parse_dataset_flag
@@ -89,21 +63,17 @@ def run(args: argparse.Namespace) -> int:
     from ..runtime.errors import InputError
     from .report import read_named_runs
 
-    if args.images < 1:
-        raise InputError(f"--images must be at least 1, got {args.images}.")
+    if args.num_images < 1:
+        raise InputError(f"--num-images must be at least 1, got {args.num_images}.")
     records, _ = read_named_runs(args.runs)
     for flag in args.dataset:
         parse_dataset_flag(flag)
     faults = []
     for table in build_tables(records):
         folder = Path(args.output) if args.output else sheet_folder(table)
+        path = folder / f"{SHEET_NAME}_{figure_name(table)}.png"
         try:
-            _draw(
-                folder / f"{SHEET_NAME}_{figure_name(table)}.png",
-                _test_set(table),
-                _one_run_per_row(table, args.seed),
-                args,
-            )
+            _draw(path, _test_set(table), _one_run_per_row(table, args.seed), args)
         except InputError as error:
             faults.append(f"no sheet of {table.setting.task}: {error}")
     if faults:
@@ -112,31 +82,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _test_set(table: Table) -> DetectionDataset:
-    """Return the table's test set: one that is registered, or one that a run's recorded command
-    describes.
-    """
+    """Return the table's test set: a registered one, or one that a run's command describes."""
     from ..data.annotations.catalog import dataset_names, get_dataset, parse_dataset_flag
 
     name = table.setting.test_set[0]
     if name not in dataset_names():
         for run in table.runs:
-            words = _words(run.command or "")
-            flags = [
-                word
-                for before, word in zip(words, words[1:], strict=False)
-                if before == "--dataset" and word.startswith(f"{name}=")
-            ]
+            try:
+                words = shlex.split(run.command or "")
+            except ValueError:  # an unbalanced quotation mark
+                continue
+            flags = [word for word in words if word.startswith((f"{name}=voc:", f"{name}=coco:"))]
             if flags:
                 parse_dataset_flag(flags[0])
                 break
     return get_dataset(name)
-
-
-def _words(command: str) -> list[str]:
-    try:
-        return shlex.split(command)
-    except ValueError:  # a quotation mark without its fellow: damaged, or no shell's words
-        return command.split()
 
 
 def _one_run_per_row(table: Table, seed: int | None) -> dict[str, RunRecord]:
@@ -149,10 +109,8 @@ def _one_run_per_row(table: Table, seed: int | None) -> dict[str, RunRecord]:
     if seed is not None:
         rows = {init: {seed: runs[seed]} for init, runs in rows.items() if seed in runs}
     if not rows:
-        raise InputError(
-            f"{table.setting.task}: no run with seed {seed} is in the table; it has seeds"
-            f" {sorted({run.seed for run in table.runs})}."
-        )
+        seeds = sorted({run.seed for run in table.runs})
+        raise InputError(f"no run with seed {seed} is in the table; it has seeds {seeds}.")
     return {init: runs[min(runs)] for init, runs in rows.items()}
 
 
@@ -163,28 +121,18 @@ def _draw(
     from ..evaluate.predictions import load_predictions
     from ..runtime.errors import InputError, MissingFileError
 
-    columns = {}
+    name, columns = f"predictions_{dataset.name}.json", {}
     for init, record in chosen.items():
         try:
-            columns[init] = load_predictions(
-                Path(record.folder) / f"predictions_{dataset.name}.json"
-            )
+            columns[init] = load_predictions(Path(record.folder) / name)
         except MissingFileError as error:
             logger.warning("row %s is left out of the sheet: %s", init, error)
     if not columns:
-        raise InputError(
-            f"No run has predictions_{dataset.name}.json; a sheet needs the predictions that"
-            " `train` writes into its run folder."
-        )
-    by_text = {str(record["image_id"]): record["image_id"] for record in dataset.records}
-    ids = (
-        [by_text.get(text, text) for text in args.images]
-        if args.images
-        else first_images(dataset, args.images)
-    )
+        raise InputError(f"No run has {name}; `train` writes it into its run folder.")
+    ids = first_images(dataset, args.num_images)
+    if args.images:
+        by_text = {str(record["image_id"]): record["image_id"] for record in dataset.records}
+        ids = [by_text.get(text, text) for text in args.images]
     draw_detection_sheet(path, dataset, columns, image_ids=ids)
     seeds = ", ".join(f"{init} seed {chosen[init].seed}" for init in columns)
-    print(
-        f"Wrote {path} and {path.with_suffix('.svg').name}: {len(ids)} images of {dataset.name};"
-        f" {seeds}."
-    )
+    print(f"Wrote {path} and its .svg: {len(ids)} images of {dataset.name}; {seeds}.")

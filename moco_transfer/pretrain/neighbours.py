@@ -12,18 +12,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.image_grid import Cell, ImageGrid, save_grid
+from ..data.drawing import class_colour, fit, save_grid
 from ..data.images.labelled import LabelledImages
 from ..data.images.sources import IndexedImages
 from ..runtime.errors import InputError
 
 _CELL = 144  # side of an image, px
-_SAME = 0  # line of the frame around a neighbour of the query's class
 
 
 @dataclass(frozen=True)
@@ -121,28 +121,19 @@ def draw_neighbours(
         neighbours: (Q, k) places in the pool. Where there are classes, a neighbour of the query's
             class has a frame.
     """
-    labelled = bool(pool.class_name(0))
     rows = []
     for query, row_cosines, row in zip(queries, cosines.tolist(), neighbours.tolist(), strict=True):
-        cells = [
-            Cell(
-                _pixels(pool, query),
-                caption=pool.class_name(query) or os.path.basename(pool.name(query)),
-            )
-        ]
+        name = pool.class_name(query)
+        cells = [(_pixels(pool, query), name or os.path.basename(pool.name(query)))]
         for cosine, index in zip(row_cosines, row, strict=True):
-            frame = _SAME if labelled and pool.class_name(index) == pool.class_name(query) else None
-            cells.append(
-                Cell(
-                    _pixels(pool, index),
-                    caption=f"{cosine:.2f}  {pool.class_name(index)}".strip(),
-                    frame=frame,
-                )
-            )
-        rows.append(tuple(cells))
-    titles = ("query", *(f"{place}" for place in range(1, neighbours.shape[1] + 1)))
-    key = ((_SAME, "of the query's class"),) if labelled else ()
-    return save_grid(ImageGrid(titles, tuple(rows), key, cell=_CELL), path)
+            pixels, other = _pixels(pool, index), pool.class_name(index)
+            if name and other == name:
+                cv2.rectangle(pixels, (1, 1), (_CELL - 2, _CELL - 2), class_colour(0), 3)
+            cells.append((pixels, f"{cosine:.2f}  {other}".strip()))
+        rows.append(cells)
+    titles = ("query", *map(str, range(1, neighbours.shape[1] + 1)))
+    note = "framed: of the query's class" if pool.class_name(0) else ""
+    return save_grid(path, rows, titles, note=note, cell=_CELL)
 
 
 def _pixels(pool: Pool, index: int) -> np.ndarray:
@@ -150,4 +141,4 @@ def _pixels(pool: Pool, index: int) -> np.ndarray:
     image = pool.read(index)
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    return np.asarray(image.crop((left, top, left + side, top + side)))
+    return fit(np.asarray(image.crop((left, top, left + side, top + side))), _CELL)[0]

@@ -129,7 +129,7 @@ def test_neighbours__leaves_out_what_cannot_be_read(trained, pool, tmp_path, cap
             "no run with seed 7 is in the table; it has seeds [0, 1].",
         ),
         (["sheet", "{runs}", "--images", "nothing"], "has no image 'nothing' to show; it has 3."),
-        (["sheet", "{runs}", "--images", "0"], "--images must be at least 1, got 0."),
+        (["sheet", "{runs}", "--num-images", "0"], "--num-images must be at least 1, got 0."),
         (["sheet", "{runs}/gone"], "gone does not exist; expected a run folder"),
         (
             [

@@ -22,7 +22,6 @@ from moco_transfer.cli.main import main
 from moco_transfer.config import load_detection_config
 from moco_transfer.data.batches.transforms import TestMapper
 from moco_transfer.finetune import build_model, load_detector
-from moco_transfer.finetune.draw import class_colour, draw_detections
 from moco_transfer.finetune.predict import find_images
 from moco_transfer.runtime.errors import InputError, MissingFileError
 
@@ -302,75 +301,3 @@ def test_predict__masks_are_written_as_coco_rle(mask_run, tmp_path):
         [mask_api.decode(said["segmentation"]).astype(bool) for said in entry["detections"]]
     )
     np.testing.assert_array_equal(decoded, found["masks"])
-
-
-def test_draw__box_mask_and_label():
-    image = np.full((300, 400, 3), 40, np.uint8)
-    mask = np.zeros((1, 300, 400), bool)
-    mask[0, 120:180, 120:200] = True
-    found = {
-        "boxes": np.array([[100.0, 100, 220, 200]]),
-        "scores": np.array([0.876]),
-        "classes": np.array([1]),
-        "masks": mask,
-    }
-    drawn = draw_detections(image, found, ["a", "b"])
-    assert (image == 40).all()  # the original is left alone
-    colour = np.array(class_colour(1))
-    for y, x in (
-        (150, 100),
-        (150, 219),
-        (100, 210),
-        (199, 160),
-    ):  # the four edges; right and lower ones are exclusive
-        assert np.abs(drawn[y, x] - colour).max() <= 2, (y, x)
-    np.testing.assert_array_equal(
-        drawn[150, 160], np.round(0.6 * 40 + 0.4 * colour)
-    )  # inside the mask
-    assert (drawn[150, 110] == 40).all() and (
-        drawn[250, 350] == 40
-    ).all()  # inside the box and outside of all
-    label = drawn[60:100, 100:220]
-    assert (
-        np.abs(label.astype(int) - colour).max(-1) <= 2
-    ).sum() > 200  # above the box, filled with its colour
-    assert (drawn[:60] == 40).all()
-
-
-def test_draw__labels_stay_inside_and_apart():
-    image = np.zeros((100, 100, 3), np.uint8)
-    boxes = np.array([[60.0, 0, 100, 40], [60.0, 0, 100, 40]])
-    drawn = draw_detections(
-        image,
-        {"boxes": boxes, "scores": np.array([0.9, 0.8]), "classes": np.array([0, 4])},
-        ["a", "", "", "", "ü_b"],
-    )
-    filled = [
-        int((np.abs(drawn.astype(int) - class_colour(index)).max(-1) <= 2).sum())
-        for index in (0, 4)
-    ]
-    assert min(filled) > 150  # neither label hides the other's
-    edge = draw_detections(
-        image,
-        {
-            "boxes": np.array([[92.0, 0, 100, 40]]),
-            "scores": np.array([0.9]),
-            "classes": np.array([0]),
-        },
-        ["a"],
-    )
-    assert (
-        int((np.abs(edge.astype(int) - class_colour(0)).max(-1) <= 2).sum()) > 200
-    )  # the edge of the image does not cut it off
-
-
-def test_class_colour__classes_differ():
-    colours = [class_colour(index) for index in range(80)]
-    assert len(set(colours)) == 80
-    assert (
-        min(
-            sum(abs(a - b) for a, b in zip(one, other, strict=True))
-            for one, other in zip(colours, colours[1:], strict=False)
-        )
-        > 60
-    )

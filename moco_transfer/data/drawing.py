@@ -1,0 +1,168 @@
+"""Objects drawn on an image, and images in rows and columns with captions.
+
+Conventions:
+    Images are RGB, uint8 (H, W, 3); boxes are XYXY in px of their image.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import io
+import os
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ..runtime.files import atomic_write_bytes
+
+CELL, GAP = 400, 8  # px: longer side of an image in a grid, space between images
+# Okabe and Ito's colours, which the colour-blind can tell apart.
+_COLOURS = (
+    (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66),
+    (0, 114, 178), (213, 94, 0), (204, 121, 167), (150, 150, 150),
+)  # fmt: skip
+_GOLDEN = 0.618034  # steps of the golden ratio keep the hues of neighbouring classes apart
+_TINT = 0.4  # share of the colour in a mask
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+
+
+def class_colour(index: int) -> tuple[int, int, int]:
+    """Return the colour of a class, RGB 0-255; the same in every image."""
+    if index < len(_COLOURS):
+        return _COLOURS[index]
+    red, green, blue = colorsys.hsv_to_rgb(index * _GOLDEN % 1.0, 0.65, 0.95)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def draw_detections(
+    image: np.ndarray, objects: Mapping[str, np.ndarray], class_names: Sequence[str]
+) -> np.ndarray:
+    """Return a copy of an image with a tint, a box and a label for each object.
+
+    Args:
+        image: uint8 (H, W, 3).
+        objects: ``boxes`` (N, 4), ``classes`` (N,) indices[, ``scores`` (N,) in 0-1, ``masks``
+            bool (N, H, W)]. The object with the highest score lies on top, else the first.
+        class_names: Name of each class index.
+    """
+    canvas = np.ascontiguousarray(image).copy()
+    shorter = min(canvas.shape[:2])
+    line = max(1, round(shorter / 300))
+    corners = np.rint(np.asarray(objects["boxes"], dtype=np.float64).reshape(-1, 4)).astype(int)
+    classes = [int(index) for index in objects["classes"]]
+    colours = [class_colour(index) for index in classes]
+    scores = objects.get("scores", np.arange(len(classes))[::-1])
+    order = np.argsort(scores, kind="stable")
+    for i in order if "masks" in objects else ():
+        mask = objects["masks"][i]
+        tinted = (1 - _TINT) * canvas[mask] + _TINT * np.array(colours[i])
+        canvas[mask] = np.round(tinted).astype(np.uint8)
+        contours, _ = cv2.findContours(
+            mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
+        )
+        cv2.drawContours(canvas, contours, -1, colours[i], line, cv2.LINE_AA)
+    for i in order:
+        x0, y0, x1, y1 = corners[i].tolist()
+        cv2.rectangle(canvas, (x0, y0), (x1 - 1, y1 - 1), colours[i], line)
+    taken: list[tuple[int, int, int, int]] = []
+    for i in order[::-1]:  # the highest score chooses its place first
+        # OpenCV's fonts have ASCII letters only.
+        name = unicodedata.normalize("NFKD", class_names[classes[i]]).encode("ascii", "ignore")
+        text = name.decode().replace("_", " ").strip() or f"class {classes[i]}"
+        text = f"{text} {scores[i]:.2f}" if "scores" in objects else text
+        scale = min(max(shorter / 900, 0.35), 2.0)
+        _draw_label(canvas, text, corners[i].tolist(), colours[i], scale, taken)
+    return canvas
+
+
+def _draw_label(
+    canvas: np.ndarray,
+    text: str,
+    box: list[int],
+    colour: tuple[int, int, int],
+    scale: float,
+    taken: list[tuple[int, int, int, int]],
+) -> None:
+    """Write a label inside the image, at the corner of the box where it covers others least."""
+    height, width = canvas.shape[:2]
+    thickness = max(1, round(scale))
+    (text_width, text_height), below = cv2.getTextSize(text, _FONT, scale, thickness)
+    w, h = text_width + 4, text_height + below + 2
+    x0, y0, x1, y1 = box
+
+    def covered(place: tuple[int, int]) -> int:
+        x, y = place
+        return sum(
+            max(0, min(x + w, a + c) - max(x, a)) * max(0, min(y + h, b + d) - max(y, b))
+            for a, b, c, d in taken
+        )
+
+    corners = ((x0, y0 - h), (x0, y0), (x0, y1 - h), (x0, y1), (x1 - w, y0 - h), (x1 - w, y1))
+    places = [
+        (min(max(x, 0), max(width - w, 0)), min(max(y, 0), max(height - h, 0))) for x, y in corners
+    ]
+    left, top = min(places, key=covered)
+    taken.append((left, top, w, h))
+    cv2.rectangle(canvas, (left, top), (left + w - 1, top + h - 1), colour, cv2.FILLED)
+    ink = (0, 0, 0) if np.dot(colour, (0.299, 0.587, 0.114)) > 110 else (255, 255, 255)
+    at = (left + 2, top + text_height + 1)
+    cv2.putText(canvas, text, at, _FONT, scale, ink, thickness, cv2.LINE_AA)
+
+
+def fit(image: np.ndarray, side: int = CELL) -> tuple[np.ndarray, float]:
+    """Return an image scaled so that its longer side has ``side`` px, and the scale."""
+    scale = side / max(image.shape[:2])
+    height, width = (max(1, round(length * scale)) for length in image.shape[:2])
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), scale
+
+
+def save_grid(
+    path: str | os.PathLike[str],
+    rows: Sequence[Sequence[tuple[np.ndarray, str]]],
+    titles: Sequence[str],
+    *,
+    note: str = "",
+    cell: int = CELL,
+) -> tuple[Path, Path]:
+    """Write images in rows and columns as PNG and, next to it, as SVG; return both paths.
+
+    Args:
+        path: The PNG.
+        rows: Of each row its images, no side longer than ``cell`` px, and their captions.
+        titles: One above each column.
+        note: A line below the images.
+        cell: Width of a column, px.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    heights = [max(image.shape[0] for image, _ in row) + 20 for row in rows]
+    width = GAP + (cell + GAP) * max(map(len, [titles, *rows]))
+    height = 28 + sum(heights) + (28 if note else GAP)
+    figure = Figure((width / 72, height / 72), dpi=72)  # 1 px is 1 pt
+
+    def write(x: float, y: float, text: str, size: int) -> None:
+        limit = int(1.6 * cell / size)  # letters; they are about 0.6 of their size wide
+        text = text if len(text) <= limit or text is note else f"{text[: limit - 1]}…"
+        figure.text(x / width, 1 - y / height, text, fontsize=size, parse_math=False)
+
+    for column, title in enumerate(titles):
+        write(GAP + column * (cell + GAP), 20, title, 14)
+    top = 28
+    for row, row_height in zip(rows, heights, strict=True):
+        for column, (image, caption) in enumerate(row):
+            left, bottom = GAP + column * (cell + GAP), top + image.shape[0]
+            figure.figimage(image, left, height - bottom, origin="upper")
+            write(left, bottom + 14, caption, 11)
+        top += row_height
+    write(GAP, height - 10, note, 12)
+    png, svg = Path(path).with_suffix(".png"), Path(path).with_suffix(".svg")
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "grid"}):
+        for file, metadata in ((png, None), (svg, {"Date": None})):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=file.suffix[1:], dpi=72, metadata=metadata)
+            atomic_write_bytes(file, buffer.getvalue())
+    return png, svg

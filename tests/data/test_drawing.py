@@ -1,0 +1,105 @@
+"""Objects drawn on an image, and grids of images: known pixels, and an SVG with the same texts."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+from PIL import Image
+
+from moco_transfer.data.drawing import GAP, class_colour, draw_detections, fit, save_grid
+
+
+def test_draw__box_mask_and_label():
+    image = np.full((300, 400, 3), 40, np.uint8)
+    mask = np.zeros((1, 300, 400), bool)
+    mask[0, 120:180, 120:200] = True
+    found = {
+        "boxes": np.array([[100.0, 100, 220, 200]]),
+        "scores": np.array([0.876]),
+        "classes": np.array([1]),
+        "masks": mask,
+    }
+    drawn = draw_detections(image, found, ["a", "b"])
+    assert (image == 40).all()  # the original is left alone
+    colour = np.array(class_colour(1))
+    for y, x in (
+        (150, 100),
+        (150, 219),
+        (100, 210),
+        (199, 160),
+    ):  # the four edges; right and lower ones are exclusive
+        assert np.abs(drawn[y, x] - colour).max() <= 2, (y, x)
+    np.testing.assert_array_equal(
+        drawn[150, 160], np.round(0.6 * 40 + 0.4 * colour)
+    )  # inside the mask
+    assert (drawn[150, 110] == 40).all() and (
+        drawn[250, 350] == 40
+    ).all()  # inside the box and outside of all
+    label = drawn[60:100, 100:220]
+    assert (
+        np.abs(label.astype(int) - colour).max(-1) <= 2
+    ).sum() > 200  # above the box, filled with its colour
+    assert (drawn[:60] == 40).all()
+
+
+def test_draw__labels_stay_inside_and_apart():
+    image = np.zeros((100, 100, 3), np.uint8)
+    boxes = np.array([[60.0, 0, 100, 40], [60.0, 0, 100, 40]])
+    drawn = draw_detections(
+        image,
+        {"boxes": boxes, "scores": np.array([0.9, 0.8]), "classes": np.array([0, 4])},
+        ["a", "", "", "", "ü_b"],
+    )
+    filled = [
+        int((np.abs(drawn.astype(int) - class_colour(index)).max(-1) <= 2).sum())
+        for index in (0, 4)
+    ]
+    assert min(filled) > 150  # neither label hides the other's
+    edge = draw_detections(
+        image,
+        {
+            "boxes": np.array([[92.0, 0, 100, 40]]),
+            "scores": np.array([0.9]),
+            "classes": np.array([0]),
+        },
+        ["a"],
+    )
+    assert (
+        int((np.abs(edge.astype(int) - class_colour(0)).max(-1) <= 2).sum()) > 200
+    )  # the edge of the image does not cut it off
+
+
+def test_class_colour__classes_differ():
+    colours = [class_colour(index) for index in range(80)]
+    assert len(set(colours)) == 80
+    assert (
+        min(
+            sum(abs(a - b) for a, b in zip(one, other, strict=True))
+            for one, other in zip(colours, colours[1:], strict=False)
+        )
+        > 60
+    )
+
+
+def test_save_grid__images_where_they_belong_and_the_same_in_svg(tmp_path):
+    wide, scale = fit(np.full((40, 80, 3), 100, np.uint8), 160)
+    tall, _ = fit(np.full((80, 40, 3), 50, np.uint8), 160)
+    assert (wide.shape, tall.shape, scale) == ((80, 160, 3), (160, 80, 3), 2)
+    rows = [[(wide, "a <b> & $c$"), (tall, "x" * 99)], [(wide, "")]]
+    png, svg = save_grid(tmp_path / "grid.png", rows, ("one", "two"), note="note", cell=160)
+    pixels = np.asarray(Image.open(png).convert("RGB"))
+    top, right = 28, GAP + 160 + GAP
+    assert pixels.shape == (top + 180 + 100 + 28, 2 * 160 + 3 * GAP, 3)
+    assert (pixels[top : top + 80, GAP : GAP + 160] == 100).all()
+    assert (pixels[top + 180 : top + 260, GAP : GAP + 160] == 100).all()
+    assert (pixels[top : top + 160, right : right + 80] == 50).all()
+    assert (pixels[top : top + 160, right + 80 :] == 255).all()
+    root = ElementTree.fromstring(svg.read_text(encoding="utf-8"))
+    name = "{http://www.w3.org/2000/svg}"
+    texts = [text.text for text in root.iter(f"{name}text")]
+    assert texts[:3] == ["one", "two", "a <b> & $c$"] and texts[-1] == "note"
+    assert texts[3].endswith("x…") and len(texts[3]) < 30
+    first = png.read_bytes(), svg.read_bytes()
+    save_grid(tmp_path / "grid.png", rows, ("one", "two"), note="note", cell=160)
+    assert (png.read_bytes(), svg.read_bytes()) == first
