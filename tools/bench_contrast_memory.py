@@ -33,9 +33,9 @@ MB = 2**20
 class LinearEncoder(nn.Module):
     """A head alone: (N, 16) -> (N, C)."""
 
-    def __init__(self, num_outputs: int) -> None:
+    def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.fc = nn.Linear(16, num_outputs)
+        self.fc = nn.Linear(16, num_classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return (N, C)."""

@@ -160,8 +160,8 @@ def _next_step(to: str, output: object, arch: str) -> str:
 # How to make the networks that torchvision has no function for.
 _TORCHVISION = {
     "resnext50_32x8d": "torchvision.models.resnet50(groups=32, width_per_group=8)",
-    "resnet50_w2x": "moco_transfer.convert.architectures.build_resnet('resnet50_w2x')",
-    "resnet50_w4x": "moco_transfer.convert.architectures.build_resnet('resnet50_w4x')",
+    "resnet50_w2x": "moco_transfer.models.build_encoder('resnet50_w2x', num_classes=1)",
+    "resnet50_w4x": "moco_transfer.models.build_encoder('resnet50_w4x', num_classes=1)",
 }
 
 

@@ -109,10 +109,10 @@ def open_encoder(args: argparse.Namespace) -> TrainedEncoder:
 
 def _converted(content: Any, args: argparse.Namespace) -> TrainedEncoder:
     """Take a backbone, without a head, out of a file of another layout."""
-    from ..convert.architectures import recognise
     from ..convert.convert import check_source
     from ..convert.formats import read_source
     from ..convert.stamp import make_stamp
+    from ..models import recognise
     from ..pretrain.encoder_file import backbone_encoder
     from ..runtime.errors import InputError
     from ..runtime.files import sha256_of

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from moco_transfer.models import recognise
 from moco_transfer.runtime.errors import InputError
 from moco_transfer.runtime.files import sha256_of
 
-from .architectures import recognise
 from .convert import check_source
 from .formats import Source, find_prefixes, read_source
 from .key_maps import detectron2_name

@@ -9,7 +9,7 @@ import re
 import torch
 from torch import Tensor
 
-from .architectures import BATCH_NORM_EPS
+from moco_transfer.models import BATCH_NORM_EPS
 
 
 def why_bias_is_dropped(name: str, tensor: Tensor) -> str | None:

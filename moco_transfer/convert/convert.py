@@ -15,13 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moco_transfer.models import (
+    ARCHITECTURES,
+    BATCH_COUNTER,
+    WIDENED,
+    backbone_shapes,
+    has_small_stem,
+    recognise,
+)
 from moco_transfer.runtime.errors import InputError
 from moco_transfer.runtime.files import atomic_path, sha256_of
 
-from .architectures import ARCHITECTURES, WIDENED, backbone_shapes, has_small_stem, recognise
 from .coverage import coverage
 from .formats import Source, read_source
-from .key_maps import BATCH_COUNTER, WRITE_NAME
+from .key_maps import WRITE_NAME
 from .official import MODULE, companions, has_key_encoder, warn_of_what_the_official_code_assumes
 from .read import Content, read_checkpoint
 from .stamp import make_stamp

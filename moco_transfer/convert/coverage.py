@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .key_maps import BATCH_COUNTER
+from moco_transfer.models import BATCH_COUNTER
 
 NAMES_SHOWN = 10
 """Names listed per kind in a sentence; the rest are counted."""

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import os
 
+from moco_transfer.models import backbone_shapes, has_small_stem, recognise
 from moco_transfer.runtime.errors import InputError
 from moco_transfer.runtime.files import sha256_of
 
-from .architectures import backbone_shapes, has_small_stem, recognise
 from .coverage import coverage
 from .formats import read_source
 from .key_maps import WRITE_NAME

@@ -16,12 +16,6 @@ from __future__ import annotations
 
 import re
 
-BATCH_COUNTER = "num_batches_tracked"
-"""BN's step counter: not a weight.
-
-It may be absent or present, and is never counted in a coverage.
-"""
-
 STAGES = {"layer1": "res2", "layer2": "res3", "layer3": "res4", "layer4": "res5"}
 
 DETECTRON2_STEM = {"conv1": "stem.conv1", "bn1": "stem.conv1.norm"}

@@ -14,21 +14,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-IMAGENET_PIXELS = {
-    "format": "RGB",
-    "mean": [123.675, 116.28, 103.53],
-    "std": [58.395, 57.12, 57.375],
-}
-"""torchvision's ImageNet statistics on the 0-255 scale; every layout below but Detectron2's and
-Caffe2's trains with them.
-"""
-
-MSRA_PIXELS = {"format": "BGR", "mean": [103.53, 116.28, 123.675], "std": [1.0, 1.0, 1.0]}
-"""Detectron2's defaults, for the Caffe2 models of MSRA and FAIR:
-
-BGR, the standard deviation folded into the first layer.
-"""
-
 
 @dataclass(frozen=True)
 class Layout:

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moco_transfer.models import BATCH_COUNTER, IMAGENET_PIXELS
+
 from .formats import Source
-from .key_maps import BATCH_COUNTER
-from .layouts import IMAGENET_PIXELS
 from .read import Content
 
 logger = logging.getLogger(__name__)

@@ -18,11 +18,10 @@ from typing import Any
 
 import yaml
 
+from moco_transfer.models import BASIC_BLOCKS, IMAGENET_PIXELS, MSRA_PIXELS
 from moco_transfer.runtime.errors import InputError
 
-from .architectures import BASIC_BLOCKS
 from .formats import Source
-from .layouts import IMAGENET_PIXELS, MSRA_PIXELS
 from .read import Content
 
 KEY = "moco_transfer"

@@ -23,10 +23,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from moco_transfer.models import BATCH_NORM_EPS, IMAGENET_PIXELS, build_encoder
 from moco_transfer.runtime.errors import InputError
-
-from .architectures import BATCH_NORM_EPS, build_resnet
-from .layouts import IMAGENET_PIXELS
 
 TOLERANCE = 1e-5
 """Largest difference allowed between two features, as a share of the largest feature of the stage
@@ -130,7 +128,8 @@ def torchvision_features(
         image: (N, 3, H, W), float32, normalised.
         arch: torchvision's name of the network.
     """
-    model = build_resnet(arch, device="meta")
+    with torch.device("meta"):
+        model = build_encoder(arch, num_classes=1).eval()
     model.fc = torch.nn.Identity()
     counters = {
         name: torch.zeros((), dtype=torch.long)

@@ -28,9 +28,8 @@ from urllib.parse import urlparse
 import torchvision
 from iopath.common.file_io import HTTPURLHandler, PathManager
 
+from moco_transfer.models import ARCHITECTURES
 from moco_transfer.runtime.errors import InputError, did_you_mean
-
-from .architectures import ARCHITECTURES
 
 logger = logging.getLogger(__name__)
 

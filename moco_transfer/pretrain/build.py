@@ -17,7 +17,7 @@ from ..data.images.packed import PixelImages
 from ..data.images.shard_index import ShardSet
 from ..data.images.sources import Images
 from ..data.views.loading import Batches, describe_batches, warn_of_another_order
-from ..models.encoders import build_encoder
+from ..models import build_encoder
 from ..runtime.checkpoint import CheckpointFolder
 from ..runtime.distributed import (
     broadcast_module_state,
@@ -233,7 +233,7 @@ def build_model(cfg: CfgNode, *, num_classes: int = 0, num_images: int = 0) -> n
 
 
 def _encoder(arch: str, norm_layer, outputs: int) -> nn.Module:
-    return build_encoder(arch, num_outputs=outputs, norm_layer=norm_layer)
+    return build_encoder(arch, num_classes=outputs, norm_layer=norm_layer)
 
 
 def build_run(

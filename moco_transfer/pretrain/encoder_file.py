@@ -17,7 +17,7 @@ import yaml
 from torch import Tensor, nn
 
 from ..data.images.labelled import EvaluationView, protocol_resize
-from ..models.encoders import ENCODERS, add_mlp_head, build_encoder
+from ..models import ENCODERS, add_mlp_head, build_encoder
 from ..runtime.errors import InputError, did_you_mean
 
 _IMAGENET_MEAN, _IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -136,7 +136,7 @@ def _filled(
             f"{path} lacks the head of its encoder: neither {prefix}fc.weight nor"
             f" {prefix}fc.2.weight is there."
         )
-    network = build_encoder(arch, num_outputs=len(last) if head else 1)
+    network = build_encoder(arch, num_classes=len(last) if head else 1)
     if head and "fc.2.weight" in tensors:
         add_mlp_head(network)
     expected = {

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 
-from ..models.encoders import add_mlp_head
+from ..models import add_mlp_head
 from ..runtime.distributed import get_rank, get_world_size
 from ..runtime.transfer import sent
 from .measures import describe_contrast

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..models.encoders import add_mlp_head
+from ..models import add_mlp_head
 from ..runtime.distributed import all_gather_rows, get_world_size
 from .info_nce import Negatives, contrastive_logits
 from .measures import describe_contrast

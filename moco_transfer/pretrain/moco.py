@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..models.encoders import add_mlp_head
+from ..models import add_mlp_head
 from ..runtime.distributed import get_rank, get_world_size
 from .info_nce import Negatives, contrastive_logits
 from .measures import describe_contrast

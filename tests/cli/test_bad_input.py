@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from moco_transfer.cli.main import main
-from moco_transfer.models.encoders import build_encoder
+from moco_transfer.models import build_encoder
 from moco_transfer.pretrain.moco import MoCo
 
 from .conftest import TINY_DETECTION, TINY_PRETRAIN, words
@@ -73,7 +73,7 @@ def test_pretrain__unreadable_images(capsys, tmp_path, pool):
 
 
 def moco_checkpoint(path: Path, arch: str = "resnet18") -> Path:
-    model = MoCo(lambda outputs: build_encoder(arch, num_outputs=outputs), queue_size=8)
+    model = MoCo(lambda num_classes: build_encoder(arch, num_classes=num_classes), queue_size=8)
     torch.save(
         {
             "epoch": 1,

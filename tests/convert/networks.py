@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torchvision
 
-from moco_transfer.convert.architectures import build_resnet
+from moco_transfer.models import build_encoder
 
 
 def numbered_tensor(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -100,7 +100,7 @@ def seeded(arch):
     initial ones.
     """
     torch.manual_seed(0)
-    model = build_resnet(arch)
+    model = build_encoder(arch, num_classes=1000).eval()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.uniform_(-0.1, 0.1)

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from moco_transfer.convert import convert_checkpoint, load_backbone
-from moco_transfer.convert.architectures import backbone_shapes
 from moco_transfer.convert.key_maps import caffe2_name, detectron2_name
+from moco_transfer.models import backbone_shapes
 from moco_transfer.runtime.errors import InputError
 
 

@@ -86,7 +86,7 @@ def test_inspect__says_what_a_file_is(saved, tmp_path, official_small, capsys):
             "resnext50_32x8d",
             "model = torchvision.models.resnet50(groups=32, width_per_group=8); model.fc",
         ),
-        ("torchvision", "resnet50_w2x", "build_resnet('resnet50_w2x'); model.fc"),
+        ("torchvision", "resnet50_w2x", "build_encoder('resnet50_w2x', num_classes=1); model.fc"),
         ("timm", "resnet50", "timm.create_model('resnet50', num_classes=0, checkpoint_path='x')"),
         (
             "timm",
@@ -111,12 +111,13 @@ def test_next_step__loads_the_file_that_was_written(tmp_path, arch, to):
     import torch
     import torchvision  # noqa: F401 - the command names them
 
-    import moco_transfer.convert.architectures
+    import moco_transfer.models
     from moco_transfer.convert import convert_checkpoint
 
     if to == "timm":
         timm = pytest.importorskip("timm", reason="timm is not installed")
-    shapes = moco_transfer.convert.architectures.build_resnet(arch, device="meta").state_dict()
+    with torch.device("meta"):
+        shapes = moco_transfer.models.build_encoder(arch, num_classes=1).state_dict()
     state = one_number_each(
         {name: tensor for name, tensor in shapes.items() if not name.startswith("fc.")}
     )

@@ -15,9 +15,9 @@ import torch
 from networks import seeded
 
 from moco_transfer.convert import convert_checkpoint
-from moco_transfer.convert.architectures import WIDENED, backbone_shapes
 from moco_transfer.convert.key_maps import caffe2_name, detectron2_name
 from moco_transfer.convert.verify import STAGES, generated_image, torchvision_features
+from moco_transfer.models import backbone_shapes
 
 pytestmark = pytest.mark.detectron2
 
@@ -34,7 +34,7 @@ def config(arch, kind):
     resnets.STRIDE_IN_1X1, resnets.NORM = False, "BN"
     resnets.OUT_FEATURES = list(STAGES) if kind == "FPN" else resnets.OUT_FEATURES
     resnets.DEPTH = int(re.search(r"\d+", arch)[0])
-    factor = WIDENED.get(arch, 1)
+    factor = {"resnet50_w2x": 2, "resnet50_w4x": 4}.get(arch, 1)
     resnets.STEM_OUT_CHANNELS *= factor
     resnets.RES2_OUT_CHANNELS = 64 if resnets.DEPTH in (18, 34) else 256 * factor
     resnets.WIDTH_PER_GROUP = 128 if arch == "wide_resnet50_2" else 64 * factor

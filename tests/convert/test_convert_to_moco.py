@@ -24,7 +24,7 @@ from moco_transfer.convert import convert_checkpoint
 from moco_transfer.convert.formats import read_source
 from moco_transfer.convert.official import companions, warn_of_what_the_official_code_assumes
 from moco_transfer.convert.read import read_checkpoint
-from moco_transfer.models.encoders import build_encoder
+from moco_transfer.models import build_encoder
 from moco_transfer.pretrain.encoder_file import trained_encoder
 from moco_transfer.pretrain.moco import MoCo
 from moco_transfer.runtime.checkpoint import load_checkpoint
@@ -58,7 +58,7 @@ def ours(r18, r18_key) -> dict:
 
 
 def _resnet18(outputs: int) -> torch.nn.Module:
-    return build_encoder("resnet18", num_outputs=outputs)
+    return build_encoder("resnet18", num_classes=outputs)
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,6 @@ import torch
 from networks import one_number_each, resnet_shapes
 
 from moco_transfer.convert import convert_checkpoint, load_backbone
-from moco_transfer.convert.architectures import (
-    ARCHITECTURES,
-    backbone_shapes,
-    build_resnet,
-    recognise,
-)
 from moco_transfer.convert.convert import check_source
 from moco_transfer.convert.formats import read_source
 from moco_transfer.convert.inspect_file import describe
@@ -25,6 +19,7 @@ from moco_transfer.convert.key_maps import detectron2_name
 from moco_transfer.convert.read import read_checkpoint
 from moco_transfer.convert.safetensors_file import write_safetensors
 from moco_transfer.convert.stamp import make_stamp
+from moco_transfer.models import ARCHITECTURES, backbone_shapes, build_encoder, recognise
 from moco_transfer.runtime.errors import InputError
 
 
@@ -94,9 +89,11 @@ def test_read_source__our_checkpoints_of_any_mechanism_and_encoder(saved, arch, 
     """Ours call the encoder that was trained encoder_q whatever the mechanism; those without a
     second encoder have no encoder_k.
     """
+    with torch.device("meta"):
+        network = build_encoder(arch, num_classes=1000)
     state = {
         name: torch.zeros((), dtype=t.dtype).expand(t.shape)
-        for name, t in build_resnet(arch, device="meta").state_dict().items()
+        for name, t in network.state_dict().items()
     }
     content = {
         "format": "moco_transfer.pretrain/1",

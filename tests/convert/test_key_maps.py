@@ -8,9 +8,8 @@ import math
 
 import pytest
 
-from moco_transfer.convert.architectures import ARCHITECTURES, backbone_shapes, recognise
 from moco_transfer.convert.key_maps import READ_NAME, WRITE_NAME, detectron2_name
-from moco_transfer.models.encoders import ENCODERS, build_encoder
+from moco_transfer.models import ARCHITECTURES, backbone_shapes, recognise
 
 
 @pytest.mark.parametrize(
@@ -157,20 +156,6 @@ def test_backbone_shapes__have_the_papers_numbers_of_parameters(arch, millions, 
         == millions
     )
     assert shapes["conv1.weight"] == (stem, 3, 7, 7)
-
-
-@pytest.mark.parametrize("arch", [arch for arch in ENCODERS if not arch.endswith("_cifar")])
-def test_backbone_shapes__are_those_of_the_encoder_that_pre_training_builds(arch):
-    import torch
-
-    with torch.device("meta"):
-        state = build_encoder(arch, num_outputs=4).state_dict()
-    trunk = {
-        name: tuple(t.shape)
-        for name, t in state.items()
-        if not name.startswith("fc.") and not name.endswith("num_batches_tracked")
-    }
-    assert backbone_shapes(arch) == trunk
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from networks import seeded
 
-from moco_transfer.convert.architectures import ARCHITECTURES
 from moco_transfer.convert.key_maps import detectron2_name
 from moco_transfer.convert.verify import (
     compare,
@@ -16,6 +15,7 @@ from moco_transfer.convert.verify import (
     generated_image,
     torchvision_features,
 )
+from moco_transfer.models import ARCHITECTURES
 from moco_transfer.runtime.errors import InputError
 
 

@@ -18,8 +18,8 @@ import torch
 
 from moco_transfer.cli.main import main
 from moco_transfer.convert import convert_checkpoint, load_backbone, zoo
-from moco_transfer.convert.architectures import backbone_shapes
 from moco_transfer.convert.key_maps import caffe2_name, detectron2_name
+from moco_transfer.models import backbone_shapes
 from moco_transfer.runtime.errors import InputError
 
 

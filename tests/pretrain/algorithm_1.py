@@ -19,11 +19,11 @@ SHAPE = (3, 2, 2)
 class BatchNormEncoder(nn.Module):
     """BN over the pixels, a linear layer, tanh, ``fc``."""
 
-    def __init__(self, num_outputs: int, norm_layer=nn.BatchNorm2d) -> None:
+    def __init__(self, num_classes: int, norm_layer=nn.BatchNorm2d) -> None:
         super().__init__()
         self.norm = norm_layer(3)
         self.body = nn.Linear(12, 6)
-        self.fc = nn.Linear(6, num_outputs)
+        self.fc = nn.Linear(6, num_classes)
 
     def forward(self, x):
         return self.fc(torch.tanh(self.body(self.norm(x).flatten(1))))

@@ -44,11 +44,11 @@ HOURS = 3600.0
 class SmallEncoder(nn.Module):
     """In place of a ResNet, whose checkpoints take seconds to write."""
 
-    def __init__(self, arch: str, *, num_outputs: int, norm_layer=nn.BatchNorm2d) -> None:
+    def __init__(self, arch: str, *, num_classes: int, norm_layer=nn.BatchNorm2d) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 8, 3, stride=2, bias=False)
         self.bn1 = norm_layer(8)
-        self.fc = nn.Linear(8, num_outputs)
+        self.fc = nn.Linear(8, num_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.fc(self.bn1(self.conv1(images)).relu().mean((2, 3)))
@@ -57,8 +57,8 @@ class SmallEncoder(nn.Module):
 class EncoderWithoutBN(SmallEncoder):
     """One whose result does not depend on how images are dealt out to processes."""
 
-    def __init__(self, arch: str, *, num_outputs: int, norm_layer=None) -> None:
-        super().__init__(arch, num_outputs=num_outputs, norm_layer=lambda channels: nn.Identity())
+    def __init__(self, arch: str, *, num_classes: int, norm_layer=None) -> None:
+        super().__init__(arch, num_classes=num_classes, norm_layer=lambda channels: nn.Identity())
 
 
 def words(pool: Path, out: Path, **changes: object) -> list[str]:

@@ -26,9 +26,9 @@ QUEUE_BYTES = DIM * QUEUE * 4
 class Head(nn.Module):
     """An encoder that takes next to no memory: what is measured is the contrast."""
 
-    def __init__(self, num_outputs: int) -> None:
+    def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.fc = nn.Linear(4, num_outputs)
+        self.fc = nn.Linear(4, num_classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc(x)

@@ -32,7 +32,7 @@ from moco_transfer.data.images.labelled import (
     protocol_resize,
 )
 from moco_transfer.data.views.augmentation import centre_view
-from moco_transfer.models.encoders import build_encoder
+from moco_transfer.models import build_encoder
 from moco_transfer.pretrain.encoder_file import backbone_encoder, trained_encoder
 from moco_transfer.pretrain.features import Precision, extract_features, trunk_of
 from moco_transfer.pretrain.linear import LinearProtocol
@@ -184,7 +184,7 @@ def test_centre_view__equals_torchvisions_chain_also_where_nothing_is_resized():
 @pytest.mark.parametrize("arch", ["resnet18", "resnet18_cifar", "resnet50"])
 def test_trunk_of__is_what_the_head_sees(arch):
     torch.manual_seed(0)
-    encoder = build_encoder(arch, num_outputs=5).eval()
+    encoder = build_encoder(arch, num_classes=5).eval()
     seen = []
     encoder.fc.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     images = torch.randn(2, 3, 32, 32)
@@ -198,7 +198,7 @@ def test_cifar_encoder__stem_resolution_parameters_and_initialisation():
     run outside this repository).
     """
     torch.manual_seed(0)
-    encoder = build_encoder("resnet18_cifar", num_outputs=128)
+    encoder = build_encoder("resnet18_cifar", num_classes=128)
     assert sum(p.numel() for p in encoder.parameters()) == 11_234_496
     assert set(encoder.state_dict()) == set(torchvision.models.resnet18().state_dict())
     assert encoder.conv1.bias is None and encoder.conv1.stride == (1, 1)
@@ -221,7 +221,7 @@ def test_cifar_encoder__stem_resolution_parameters_and_initialisation():
 
 def test_trained_encoder__official_names_and_both_encoders():
     torch.manual_seed(0)
-    q, k = build_encoder("resnet18", num_outputs=16), build_encoder("resnet18", num_outputs=16)
+    q, k = build_encoder("resnet18", num_classes=16), build_encoder("resnet18", num_classes=16)
     state = {
         f"module.encoder_{n}.{key}": t
         for n, e in (("q", q), ("k", k))
@@ -257,7 +257,7 @@ def test_trained_encoder__official_names_and_both_encoders():
 def test_backbone_encoder__needs_every_tensor_but_no_head():
     tensors = {
         n: t
-        for n, t in build_encoder("resnet18", num_outputs=1).state_dict().items()
+        for n, t in build_encoder("resnet18", num_classes=1).state_dict().items()
         if not n.startswith("fc.")
     }
     found = backbone_encoder(tensors, "b.pkl", arch="resnet18", mean=MEAN, std=STD)

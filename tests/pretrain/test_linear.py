@@ -19,7 +19,7 @@ from PIL import Image
 from torch import nn
 
 from moco_transfer.data.images.labelled import EvaluationView, find_labelled
-from moco_transfer.models.encoders import build_encoder
+from moco_transfer.models import build_encoder
 from moco_transfer.pretrain import linear
 from moco_transfer.pretrain.encoder_file import TrainedEncoder
 from moco_transfer.pretrain.features import FeatureSet, Precision
@@ -230,7 +230,7 @@ def test_evaluate_linear__leaves_the_encoder_as_it_is_and_learns(cache_features,
             folder / f"{i}.png"
         )
     torch.manual_seed(0)
-    network = build_encoder("resnet18_cifar", num_outputs=4).eval().requires_grad_(False)
+    network = build_encoder("resnet18_cifar", num_classes=4).eval().requires_grad_(False)
     before = {name: t.clone() for name, t in network.state_dict().items()}
     train_folder, test_folder = find_labelled(tmp_path / "images", tmp_path / "images")
     encoder = TrainedEncoder(

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from moco_transfer.models.encoders import build_encoder, count_trunk_parameters
+from moco_transfer.models import build_encoder, count_trunk_parameters
 from moco_transfer.pretrain.moco import MoCo, contrastive_logits
 from moco_transfer.pretrain.queue import enqueue
 from moco_transfer.pretrain.split_batch_norm import SplitBatchNorm2d, num_groups
@@ -153,7 +153,9 @@ def test_enqueue__any_batch_size_keeps_the_newest_in_order(batch, queue_size):
 
 def test_moco__state_dict_has_the_published_names():
     model = MoCo(
-        lambda outputs: build_encoder("resnet18", num_outputs=outputs), queue_size=8, mlp=True
+        lambda num_classes: build_encoder("resnet18", num_classes=num_classes),
+        queue_size=8,
+        mlp=True,
     )
     names = set(model.state_dict())
     assert {
@@ -188,7 +190,7 @@ def test_moco__state_dict_has_the_published_names():
 )
 def test_encoders__parameters_of_table_1(arch, millions):
     with torch.device("meta"):
-        encoder = build_encoder(arch, num_outputs=128)
+        encoder = build_encoder(arch, num_classes=128)
     got = count_trunk_parameters(encoder) / 1e6
     assert (round(got) if isinstance(millions, int) else got) == pytest.approx(millions, abs=1e-9)
     assert encoder.conv1.out_channels == {"resnet50_w2x": 128, "resnet50_w4x": 256}.get(arch, 64)
@@ -196,7 +198,7 @@ def test_encoders__parameters_of_table_1(arch, millions):
 
 def test_encoders__wide_resnet_is_initialised_as_torchvision_does_and_runs():
     torch.manual_seed(0)
-    encoder = build_encoder("resnet50_w2x", num_outputs=128).eval()
+    encoder = build_encoder("resnet50_w2x", num_classes=128).eval()
     assert encoder(torch.zeros(1, 3, 32, 32)).shape == (1, 128)
     # kaiming_normal_ with fan_out: std = sqrt(2 / (kernel area x outputs))
     for name, expected in (
@@ -211,7 +213,7 @@ def test_encoders__wide_resnet_is_initialised_as_torchvision_does_and_runs():
 def test_encoders__compute_what_torchvision_does_bit_for_bit(arch):
     torch.manual_seed(0)
     ours, theirs = (
-        build_encoder(arch, num_outputs=4),
+        build_encoder(arch, num_classes=4),
         getattr(torchvision.models, arch)(num_classes=4),
     )
     theirs.load_state_dict(ours.state_dict())
@@ -268,8 +270,8 @@ def test_num_groups(batch, group, groups):
 
 def test_shuffle__changes_which_images_share_statistics_and_nothing_else():
     class WithGroups(TinyEncoder):
-        def __init__(self, num_outputs):
-            super().__init__(num_outputs)
+        def __init__(self, num_classes):
+            super().__init__(num_classes)
             self.norm = SplitBatchNorm2d(3, group_size=4)
 
         def forward(self, x):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from moco_transfer.models.encoders import build_encoder
+from moco_transfer.models import build_encoder
 from moco_transfer.pretrain.info_nce import info_nce
 from moco_transfer.pretrain.moco import MoCo
 
@@ -70,7 +70,7 @@ def test_official__two_processes_with_shuffle_bn_same_losses_over_20_steps(tmp_p
 
 def test_official__state_dict_has_the_same_names_shapes_and_types():
     ours = MoCo(
-        lambda outputs: build_encoder("resnet18", num_outputs=outputs),
+        lambda num_classes: build_encoder("resnet18", num_classes=num_classes),
         queue_size=QUEUE_SIZE,
         mlp=True,
     ).state_dict()

@@ -20,7 +20,7 @@ BATCH, STEPS, PERIOD = 32, 120, 40
 
 
 class Net(nn.Module):
-    def __init__(self, num_outputs: int, *, group_size: int) -> None:
+    def __init__(self, num_classes: int, *, group_size: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = 3
@@ -31,7 +31,7 @@ class Net(nn.Module):
             layers += [convolution, SplitBatchNorm2d(width, group_size=group_size), nn.ReLU()]
             channels = width
         self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.fc = nn.Linear(channels, num_outputs)
+        self.fc = nn.Linear(channels, num_classes)
 
     def forward(self, x):
         return self.fc(self.body(x))

@@ -44,8 +44,8 @@ KINDS = ["moco", "moco_symmetric", "memory_bank", "end_to_end", "supervised"]
 class Encoder(TinyEncoder):
     """In float64, so that equal means equal."""
 
-    def __init__(self, num_outputs: int) -> None:
-        super().__init__(num_outputs)
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
         self.double()
 
     def forward(self, x: Tensor) -> Tensor:

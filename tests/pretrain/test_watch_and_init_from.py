@@ -12,7 +12,7 @@ import math
 import pytest
 import torch
 
-from moco_transfer.models.encoders import build_encoder
+from moco_transfer.models import build_encoder
 from moco_transfer.pretrain.init_from import start_from
 from moco_transfer.pretrain.measures import Watch, describe_contrast
 from moco_transfer.pretrain.moco import MoCo
@@ -78,7 +78,7 @@ def test_describe_contrast__known_numbers():
 
 
 def resnet18(outputs: int = 16):
-    return build_encoder("resnet18", num_outputs=outputs)
+    return build_encoder("resnet18", num_classes=outputs)
 
 
 def assert_starts_equal(model: MoCo, source: dict[str, torch.Tensor], *, head: bool) -> None:
@@ -131,7 +131,7 @@ def test_init_from__refusals(tmp_path):
         {
             "state_dict": {
                 f"encoder_q.{n}": v
-                for n, v in build_encoder("resnet34", num_outputs=16).state_dict().items()
+                for n, v in build_encoder("resnet34", num_classes=16).state_dict().items()
             }
         },
         tmp_path / "r34.pth",

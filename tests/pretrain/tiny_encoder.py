@@ -11,10 +11,10 @@ class TinyEncoder(nn.Module):
     write.
     """
 
-    def __init__(self, num_outputs: int) -> None:
+    def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.body = nn.Linear(12, 6)
-        self.fc = nn.Linear(6, num_outputs)
+        self.fc = nn.Linear(6, num_classes)
 
     def forward(self, x):
         return self.fc(torch.tanh(self.body(x.flatten(1))))

@@ -1,0 +1,194 @@
+"""Every ResNet of the project: builders, and the names and shapes of its tensors.
+
+Names are torchvision's, those of the published checkpoints. Stride is in the 3x3 convolution
+(Detectron2: STRIDE_IN_1X1 False). The tensors of a backbone leave out the head ``fc`` and BN's
+``num_batches_tracked``: ResNet-50 has 265, 53 convolutions and 4 for each of 53 batch norms.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torchvision import models
+from torchvision.models.resnet import Bottleneck, ResNet
+
+Shape = tuple[int, ...]
+
+BLOCKS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+"""Depth -> blocks in each of the four stages; bottlenecks from depth 50 on."""
+
+BASIC_BLOCKS = ("resnet18", "resnet34")
+"""Networks without bottlenecks: no 1x1 convolution in their main path that could have a stride."""
+
+WIDENED = ("resnet50_w2x", "resnet50_w4x")
+"""Networks whose every layer, stem included, is wider than ResNet-50's."""
+
+BATCH_COUNTER = "num_batches_tracked"
+"""BN's step counter: optional in a file, never counted in a coverage."""
+
+BATCH_NORM_EPS = 1e-5
+"""Added to a variance before the square root, by torch's default and Detectron2's."""
+
+
+class WideResNet50(ResNet):
+    """ResNet-50 with every width multiplied, stem and outputs too: R50w2x and w4x of Table 1.
+
+    Not torchvision's ``wide_resnet50_2``, whose inner widths alone are doubled.
+
+    Args:
+        width: Multiplier, 2 or 4.
+        num_classes: Outputs of ``fc``, whose input has 2048 x width channels.
+        norm_layer: Called with the number of channels.
+
+    Source:
+        Widths: Kolesnikov et al. 2019, arXiv:1901.09005, as cited by arXiv:1911.05722 Table 1.
+    """
+
+    def __init__(
+        self, width: int, *, num_classes: int, norm_layer: Callable[[int], nn.Module]
+    ) -> None:
+        # A block has planes x width_per_group / 64 inner and planes x expansion output channels.
+        expansion = Bottleneck.expansion * width
+        block = type(f"Bottleneck{width}x", (Bottleneck,), {"expansion": expansion})
+        super().__init__(
+            block,
+            list(BLOCKS[50]),
+            num_classes=num_classes,
+            width_per_group=64 * width,
+            norm_layer=norm_layer,
+        )
+        # torchvision's stem always has 64 channels: build it and layer1, which reads it, again.
+        self.inplanes = 64 * width
+        self.conv1 = nn.Conv2d(3, self.inplanes, kernel_size=7, stride=2, padding=3, bias=False)
+        self.bn1 = norm_layer(self.inplanes)
+        self.layer1 = self._make_layer(block, 64, 3)
+        for part in (self.conv1, *self.layer1.modules()):
+            if isinstance(part, nn.Conv2d):  # as ResNet.__init__ does
+                nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+
+
+def _for_small_images(factory: Callable[..., ResNet], **kwargs) -> ResNet:
+    """Return a ResNet for images of about 32 px: a 3x3 stem of stride 1, and no max-pool.
+
+    Source:
+        The official CIFAR-10 demo (facebookresearch/moco branch colab-notebook @f736491), whose
+        stem has ``nn.Conv2d``'s own initialisation. Names stay torchvision's; the demo numbers its
+        layers.
+    """
+    encoder = factory(**kwargs)
+    channels = encoder.conv1.out_channels
+    encoder.conv1 = nn.Conv2d(3, channels, kernel_size=3, stride=1, padding=1, bias=False)
+    encoder.maxpool = nn.Identity()
+    return encoder
+
+
+def _resnext50_32x8d(**kwargs) -> ResNet:
+    return ResNet(Bottleneck, list(BLOCKS[50]), groups=32, width_per_group=8, **kwargs)
+
+
+ENCODERS: dict[str, Callable[..., ResNet]] = {
+    "resnet50": models.resnet50,
+    "resnet18": models.resnet18,
+    "resnet34": models.resnet34,
+    "resnet101": models.resnet101,
+    "resnet152": models.resnet152,
+    "resnext50_32x4d": models.resnext50_32x4d,
+    "resnext50_32x8d": _resnext50_32x8d,
+    "resnext101_32x8d": models.resnext101_32x8d,
+    "resnext101_64x4d": models.resnext101_64x4d,
+    "wide_resnet50_2": models.wide_resnet50_2,
+    "wide_resnet101_2": models.wide_resnet101_2,
+    "resnet50_w2x": functools.partial(WideResNet50, 2),
+    "resnet50_w4x": functools.partial(WideResNet50, 4),
+    "resnet18_cifar": functools.partial(_for_small_images, models.resnet18),
+    "resnet34_cifar": functools.partial(_for_small_images, models.resnet34),
+    "resnet50_cifar": functools.partial(_for_small_images, models.resnet50),
+}
+
+ARCHITECTURES = tuple(name for name in ENCODERS if not name.endswith("_cifar"))
+"""Networks that can be a detector's backbone. No two of them have the same tensors."""
+
+
+def build_encoder(
+    arch: str, *, num_classes: int, norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d
+) -> ResNet:
+    """Build a ResNet whose last layer ``fc`` has ``num_classes`` outputs.
+
+    Args:
+        arch: A key of :data:`ENCODERS`.
+        num_classes: Feature dimension (contrast) or number of classes (supervised).
+        norm_layer: Called with the number of channels.
+
+    Returns:
+        A module that maps (N, 3, H, W) normalised RGB to (N, num_classes), initialised at random
+        as torchvision does.
+    """
+    encoder = ENCODERS[arch](num_classes=num_classes, norm_layer=norm_layer)
+    if isinstance(encoder.maxpool, nn.MaxPool2d):
+        # ReLU after max-pooling works on a quarter of the values; output and gradients are equal.
+        relu = nn.ReLU(inplace=True)
+        encoder.relu, encoder.maxpool = nn.Identity(), nn.Sequential(encoder.maxpool, relu)
+    return encoder
+
+
+def add_mlp_head(encoder: nn.Module) -> None:
+    """Put a hidden layer before ``fc``, in place: fc.0 (D -> D), ReLU, fc.2 (D -> C).
+
+    MoCo v2, arXiv:2003.04297 Sec. 3. The last layer is kept, as in facebookresearch/moco@7397dfe
+    moco/builder.py, so its initialisation is the linear head's.
+    """
+    width = encoder.fc.in_features
+    encoder.fc = nn.Sequential(nn.Linear(width, width), nn.ReLU(), encoder.fc)
+
+
+def count_trunk_parameters(encoder: nn.Module) -> int:
+    """Return the number of parameters without the head, what Table 1 of the paper calls #params."""
+    return sum(p.numel() for name, p in encoder.named_parameters() if not name.startswith("fc."))
+
+
+@functools.cache
+def _shapes(arch: str) -> tuple[tuple[str, Shape], ...]:
+    with torch.device("meta"):  # allocates nothing
+        state = build_encoder(arch, num_classes=1).state_dict()
+    names = (n for n in state if not n.startswith("fc.") and not n.endswith(BATCH_COUNTER))
+    return tuple((name, tuple(state[name].shape)) for name in names)
+
+
+def backbone_shapes(arch: str) -> dict[str, Shape]:
+    """Return name -> shape of every backbone tensor of ``arch``, in the order of the network."""
+    return dict(_shapes(arch))
+
+
+def has_small_stem(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the first convolution is the 3x3 of networks for CIFAR's images instead of 7x7."""
+    stem = tensors.get("conv1.weight")
+    return stem is not None and tuple(stem.shape[2:]) == (3, 3)
+
+
+def recognise(tensors: Mapping[str, Tensor]) -> str:
+    """Return the architecture that agrees best with ``tensors``; an exact one when there is one.
+
+    The score counts tensors of the right name and shape, less those missing and left over: a file
+    with a gap is recognised too, so that its gap can be named.
+
+    Args:
+        tensors: torchvision's name -> tensor, backbone tensors only.
+    """
+    shapes = {n: tuple(t.shape) for n, t in tensors.items() if not n.endswith(BATCH_COUNTER)}
+
+    def score(arch: str) -> int:
+        expected = backbone_shapes(arch)
+        agree = sum(shapes.get(name) == shape for name, shape in expected.items())
+        return agree - len(expected.keys() ^ shapes.keys())
+
+    exact = (arch for arch in ARCHITECTURES if backbone_shapes(arch) == shapes)
+    return next(exact, None) or max(ARCHITECTURES, key=score)
