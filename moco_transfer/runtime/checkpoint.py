@@ -2,13 +2,11 @@
 
 A checkpoint is a ``torch.save`` of plain containers, numbers, strings and tensors, so that it loads
 with ``weights_only=True`` and runs no code. ``checkpoint_0200.pth`` holds the state after 200
-finished epochs (pre-training) or iterations (fine-tuning); the text file ``last_checkpoint`` holds
-the name of the newest one.
+finished epochs (pre-training) or iterations (fine-tuning).
 """
 
 from __future__ import annotations
 
-import logging
 import pickle
 import zipfile
 from pathlib import Path
@@ -19,9 +17,8 @@ import torch
 from .errors import InputError, MissingFileError
 from .files import atomic_path, atomic_write_text
 
-logger = logging.getLogger(__name__)
-
 LAST = "last_checkpoint"
+"""The text file that holds the name of the newest checkpoint."""
 
 
 class CheckpointFolder:
@@ -29,8 +26,8 @@ class CheckpointFolder:
 
     Args:
         folder: The run's OUTPUT_DIR.
-        keep: How many of the newest checkpoints stay; older ones are deleted after a newer one is
-            safely on the disk. 0 keeps all.
+        keep: How many of the newest checkpoints stay; older ones are deleted once a newer one is
+            on the disk. 0 keeps all.
     """
 
     def __init__(self, folder: str | Path, *, keep: int = 0) -> None:
@@ -38,21 +35,20 @@ class CheckpointFolder:
         self.keep = keep
 
     def save(self, state: dict[str, Any], name: str) -> Path:
-        """Write ``checkpoint_<name>.pth`` and point ``last_checkpoint`` at it.
+        """Write ``checkpoint_<name>.pth``, point ``last_checkpoint`` at it, return its path.
 
         Args:
-            state: What to save: containers, numbers, strings and tensors only.
-            name: Epochs or iterations finished, with leading zeros so that names sort by age, e.g.
-                ``0200``.
-
-        Returns:
-            The path of the file.
+            state: Containers, numbers, strings and tensors only.
+            name: Epochs or iterations finished, with leading zeros so that names sort by age.
         """
         path = self.folder / f"checkpoint_{name}.pth"
         with atomic_path(path) as tmp:
             torch.save(state, tmp)
         atomic_write_text(self.folder / LAST, path.name + "\n")
-        self._delete_old(path)
+        if self.keep > 0:
+            others = sorted(p for p in self.folder.glob("checkpoint_*.pth") if p != path)
+            for old in others[: max(0, len(others) - (self.keep - 1))]:
+                old.unlink(missing_ok=True)
         return path
 
     def last(self) -> Path | None:
@@ -67,27 +63,14 @@ class CheckpointFolder:
         path = self.folder / pointer.read_text(encoding="utf-8").strip()
         if not path.is_file():
             raise MissingFileError(
-                f"{pointer} names {path.name}, which is not in {self.folder}. "
-                f"Put the file back, or write the name of another checkpoint into {pointer}."
+                f"{pointer} names {path.name}, which is not in {self.folder}. Put the file back, or"
+                f" write the name of another checkpoint into {pointer}."
             )
         return path
 
-    def _delete_old(self, newest: Path) -> None:
-        if self.keep <= 0:
-            return
-        others = sorted(p for p in self.folder.glob("checkpoint_*.pth") if p != newest)
-        for path in others[: max(0, len(others) - (self.keep - 1))]:
-            path.unlink(missing_ok=True)
-
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU without running any code from it.
-
-    Args:
-        path: A file that ``torch.save`` wrote.
-
-    Returns:
-        The saved dictionary.
+    """Return the dictionary in a file that ``torch.save`` wrote, on the CPU; no code in it is run.
 
     Raises:
         MissingFileError: If there is no such file.
@@ -95,32 +78,25 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             plain containers.
     """
     path = Path(path)
-    if not path.exists():
-        raise MissingFileError(
-            f"Checkpoint {path} does not exist. Give the path of a .pth file, e.g."
-            " OUTPUT_DIR/checkpoint_0200.pth."
-        )
-    if path.is_dir():
-        raise InputError(
-            f"{path} is a folder, expected a checkpoint file such as {path}/checkpoint_0200.pth."
+    if not path.is_file():
+        raise (InputError if path.is_dir() else MissingFileError)(
+            f"Checkpoint {path} {'is a folder' if path.is_dir() else 'does not exist'}. Give the"
+            " path of a .pth file, e.g. OUTPUT_DIR/checkpoint_0200.pth."
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
-        raise InputError(
-            f"{path} is not a checkpoint that can be read safely (weights only): {reason}"
-        ) from error
+        raise InputError(f"{path} cannot be read safely (weights only): {reason}") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        size = path.stat().st_size
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"{path} is truncated or not a PyTorch checkpoint ({size} bytes:"
-            f" {str(error).splitlines()[0] if str(error) else type(error).__name__}). Copy it"
-            " again, or use an earlier checkpoint."
+            f"{path} is truncated or not a PyTorch checkpoint ({path.stat().st_size} bytes:"
+            f" {reason}). Copy it again, or use an earlier checkpoint."
         ) from error
     if not isinstance(state, dict):
         raise InputError(
-            f"{path} holds a {type(state).__name__}, expected a dictionary as tools/pretrain.py and"
-            " tools/train_net.py write it."
+            f"{path} holds a {type(state).__name__}, expected the dictionary that tools/pretrain.py"
+            " or tools/train_net.py writes."
         )
     return state

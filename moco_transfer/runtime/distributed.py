@@ -1,16 +1,13 @@
 """Processes: start-up under torchrun and the few collectives that the steps need.
 
-Everything here also works in one process without a process group, where it does nothing: world size
-    1 is a first-class
-set-up, and ``torch.distributed`` is never initialised there. ``torchrun`` is the only launcher; it
-sets RANK, LOCAL_RANK, WORLD_SIZE and the address.
+World size 1 is a first-class set-up: every function works without a process group, where it does
+nothing. ``torchrun`` is the only launcher; it sets RANK, LOCAL_RANK, WORLD_SIZE and the address.
 """
 
 from __future__ import annotations
 
 import atexit
 import functools
-import logging
 import os
 import sys
 from collections.abc import Iterable
@@ -22,36 +19,30 @@ from torch import Tensor
 
 from .errors import InputError
 
-logger = logging.getLogger(__name__)
-
 _TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
 _joined_group = False
 
 
 def start_processes(device: str = "auto") -> torch.device:
-    """Join the process group that torchrun describes, and return this process's device.
-
-    A no-op, but for the choice of the device, in a process that torchrun did not start.
+    """Join the process group that torchrun describes, if any, and return this process's device.
 
     Args:
-        device: ``auto`` (CUDA when there is one, else the CPU), ``cpu``, ``cuda`` or ``mps``.
+        device: ``auto`` (CUDA where there is one, else the CPU), ``cpu``, ``cuda`` or ``mps``.
 
     Returns:
         The device to compute on: ``cuda:LOCAL_RANK`` on GPUs.
 
     Raises:
-        InputError: If the device is not to be had, or only some of torchrun's variables are set.
+        InputError: If the device is absent, or only some of torchrun's variables are set.
     """
-    present = [name for name in _TORCHRUN_VARIABLES if name in os.environ]
-    if "WORLD_SIZE" in present and len(present) < len(_TORCHRUN_VARIABLES):
-        missing = sorted(set(_TORCHRUN_VARIABLES) - set(present))
+    missing = [name for name in _TORCHRUN_VARIABLES if name not in os.environ]
+    if missing and "WORLD_SIZE" not in missing:
         raise InputError(
-            f"The environment sets {', '.join(sorted(present))} but not {', '.join(missing)}: start"
-            " several processes with torchrun, or unset WORLD_SIZE to run in one process."
+            f"The environment sets WORLD_SIZE but not {', '.join(missing)}: start several processes"
+            " with torchrun, or unset WORLD_SIZE to run in one process."
         )
     chosen = _choose_device(device)
-    if len(present) == len(_TORCHRUN_VARIABLES) and not dist.is_initialized():
+    if not missing and not dist.is_initialized():
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
         global _joined_group
         _joined_group = True
@@ -60,27 +51,20 @@ def start_processes(device: str = "auto") -> torch.device:
 
 def stop_processes() -> None:
     """Leave the process group; a no-op in one process."""
-    if dist.is_available() and dist.is_initialized():
+    if _initialized():
         dist.destroy_process_group()
 
 
 def joined_group() -> bool:
-    """Return whether :func:`start_processes` joined a process group, also after it was left: such a
-    process ends by :func:`exit_process`.
-    """
+    """Return whether this process ever joined a group: it then ends by :func:`exit_process`."""
     return _joined_group
 
 
 def exit_process(status: int) -> NoReturn:
-    """End a process that belonged to a process group: what ``sys.exit`` does, less the
-    interpreter's teardown.
+    """End a process that belonged to a group as ``sys.exit`` does, without interpreter teardown.
 
-    gloo's threads were seen to outlive ``destroy_process_group`` after training with
-    DistributedDataParallel, and one that drops its last tensor while the interpreter is torn down
-        aborts: "terminate called without an active exception", status -6, and torchrun calls a
-            complete
-    run a failed one (pytorch/pytorch#179291). Functions registered with atexit are called and the
-    streams flushed first; threads are not waited for.
+    gloo's threads can outlive ``destroy_process_group`` and abort during teardown with status -6
+    (pytorch/pytorch#179291), so that torchrun reports a complete run as failed.
     """
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -91,24 +75,25 @@ def exit_process(status: int) -> NoReturn:
 def _choose_device(device: str) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError(
-            "TRAIN.DEVICE is 'cuda' but this PyTorch sees no CUDA device. Use 'cpu' or 'auto', or"
-            " look at `moco-transfer doctor`."
-        )
-    if device == "mps" and not torch.backends.mps.is_available():
-        raise InputError(
-            "TRAIN.DEVICE is 'mps' but this PyTorch has no Metal device. Use 'cpu' or 'auto'."
-        )
-    if device not in ("cpu", "cuda", "mps"):
+    available = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if device not in available:
         raise InputError(f"Unknown device {device!r}: expected 'auto', 'cpu', 'cuda' or 'mps'.")
+    if not available[device]:
+        raise InputError(
+            f"The device is '{device}', but this PyTorch finds none. Use 'cpu' or 'auto', or look "
+            "at `moco-transfer doctor`."
+        )
     if device != "cuda":
         return torch.device(device)
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    if local_rank >= torch.cuda.device_count():
+    local_rank, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if local_rank >= count:
         raise InputError(
-            f"Process {local_rank} of this host has no GPU of its own: {torch.cuda.device_count()}"
-            f" visible. Start torchrun with --nproc_per_node {torch.cuda.device_count()}."
+            f"Process {local_rank} of this machine has no GPU of its own: {count} visible. Start "
+            f"at most {count} processes (--num-gpus {count})."
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
@@ -119,7 +104,7 @@ def _initialized() -> bool:
 
 
 def get_rank() -> int:
-    """Return this process's number among all, 0 in one process."""
+    """Return this process's rank, 0 in one process."""
     return dist.get_rank() if _initialized() else 0
 
 
@@ -145,25 +130,20 @@ def _gloo_group(processes: Any) -> Any:
 
 
 def cpu_group() -> Any:
-    """Return a group of all processes for tensors on the CPU: None, the processes' own, unless that
-    is NCCL's. Collective when first called.
+    """Return a group of all processes for tensors on the CPU. Collective when first called.
 
-    For what the host must know in each iteration: read back from a GPU, it would have to wait for
-        all that the GPU has to do.
+    For what the host must know in each iteration: a value on a GPU would make it wait. None, the
+    default group, unless that is NCCL's.
     """
     if get_world_size() == 1 or dist.get_backend() == "gloo":
         return None
-    return _gloo_group(
-        dist.group.WORLD
-    )  # by group: another one is there after a restart in the same process
+    return _gloo_group(dist.group.WORLD)  # cached by group: a restart may make another
 
 
 def gather_object(obj: Any) -> list[Any]:
-    """Return every process's object, in order of rank, on rank 0 and an empty list elsewhere.
-    Collective.
+    """Return every process's object by rank on rank 0, an empty list elsewhere. Collective.
 
-    Objects travel pickled and over the CPU; meant for predictions and reports, not for tensors in a
-    step.
+    Objects travel pickled over the CPU: for predictions and reports, not for tensors of a step.
     """
     if get_world_size() == 1:
         return [obj]
@@ -173,10 +153,7 @@ def gather_object(obj: Any) -> list[Any]:
 
 
 def all_gather_object(obj: Any) -> list[Any]:
-    """Return every process's object, in order of rank, on every process.
-
-    Collective; see :func:`gather_object`.
-    """
+    """Return every process's object by rank on every process. Collective."""
     if get_world_size() == 1:
         return [obj]
     gathered: list[Any] = [None] * get_world_size()
@@ -194,11 +171,10 @@ def broadcast_object(obj: Any) -> Any:
 
 
 def all_gather_rows(rows: Tensor) -> Tensor:
-    """Return the rows of all processes below one another, in order of rank. Collective, without
-    gradient.
+    """Return the rows of all processes by rank. Collective, without gradient.
 
     Args:
-        rows: (N, ...) of any dtype; N must be the same on every process.
+        rows: (N, ...) of any dtype, with the same N on every process.
 
     Returns:
         (W * N, ...) on the same device; ``rows`` itself in one process.
@@ -211,36 +187,23 @@ def all_gather_rows(rows: Tensor) -> Tensor:
     return torch.cat(gathered)
 
 
-def average_tensors(tensors: Iterable[Tensor]) -> None:
-    """Replace each floating-point tensor by its mean over all processes, in place. Collective.
+def average_bn_statistics(module: torch.nn.Module) -> None:
+    """Replace each running mean and variance by its mean over the processes. Collective.
 
-    Integer tensors (such as ``num_batches_tracked``) are equal everywhere by construction and are
-    left alone.
+    Training does not read them, so each process has its own; whoever saves or evaluates needs one.
     """
     if get_world_size() == 1:
         return
-    floating = [t for t in tensors if t.is_floating_point()]
-    if not floating:
+    names = ("running_mean", "running_var")
+    buffers = [b for name, b in module.named_buffers() if name.endswith(names)]
+    if not buffers:
         return
-    # One message for all: a ResNet-50 has 106 small buffers.
-    flat = torch.cat([t.detach().reshape(-1).to(torch.float64) for t in floating])
+    # One message for all: a ResNet-50 has 106 such buffers.
+    flat = torch.cat([b.detach().reshape(-1).to(torch.float64) for b in buffers])
     dist.all_reduce(flat)
-    flat /= get_world_size()
-    offset = 0
-    for tensor in floating:
-        tensor.copy_(flat[offset : offset + tensor.numel()].view_as(tensor))
-        offset += tensor.numel()
-
-
-def average_bn_statistics(module: torch.nn.Module) -> None:
-    """Replace each running mean and variance by its mean over all processes, in place. Collective.
-
-    Each process has its own during an epoch, because training does not read them; whoever saves or
-    evaluates must.
-    """
-    average_tensors(
-        b for name, b in module.named_buffers() if name.endswith(("running_mean", "running_var"))
-    )
+    means = flat.div_(get_world_size()).split([b.numel() for b in buffers])
+    for buffer, mean in zip(buffers, means, strict=True):
+        buffer.copy_(mean.view_as(buffer))
 
 
 def mean_over_processes(values: dict[str, float], device: torch.device) -> dict[str, float]:
@@ -265,7 +228,6 @@ def max_over_processes(value: float) -> float:
 
 def broadcast_module_state(tensors: Iterable[Tensor]) -> None:
     """Overwrite each tensor with rank 0's, in place. Collective."""
-    if get_world_size() == 1:
-        return
-    for tensor in tensors:
-        dist.broadcast(tensor.detach() if tensor.requires_grad else tensor, src=0)
+    if get_world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), src=0)

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, device, git commit. Written as env.txt, and into results.json."""
+"""What a run ran on: versions, device, git commit; written as env.txt and into results.json."""
 
 from __future__ import annotations
 
@@ -8,25 +8,15 @@ import platform
 import subprocess
 from pathlib import Path
 
-# Distribution names, in the order in which `moco-transfer doctor` and env.txt show them.
+# Distribution names, in the order of `moco-transfer doctor` and env.txt.
 PACKAGES = (
-    "torch",
-    "torchvision",
-    "detectron2",
-    "fvcore",
-    "iopath",
-    "pycocotools",
-    "opencv-python-headless",
-    "opencv-python",
-    "numpy",
-    "Pillow",
+    *("torch", "torchvision", "detectron2", "fvcore", "iopath", "pycocotools"),
+    *("opencv-python-headless", "opencv-python", "numpy", "Pillow"),
 )
 
 
 def package_versions() -> dict[str, str]:
-    """Return the installed versions of Python, this package and what it builds on; absent packages
-    are left out.
-    """
+    """Return the installed versions of Python, this package and those of :data:`PACKAGES`."""
     found = {"python": platform.python_version()}
     for name in ("moco-transfer", *PACKAGES):
         try:
@@ -37,44 +27,38 @@ def package_versions() -> dict[str, str]:
 
 
 def git_commit(folder: str | Path | None = None) -> str | None:
-    """Return the commit of the source tree this package runs from, with ``+`` when it has changes,
-    or None outside one.
+    """Return the commit of a source tree, ``+`` added where it has changes; None outside a tree.
 
     Args:
         folder: A folder inside the tree; this package's own by default.
     """
-    folder = Path(folder or Path(__file__).resolve().parent)
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(folder or Path(__file__).resolve().parent), *words]
+        return subprocess.run(
+            command, check=True, capture_output=True, text=True, timeout=10
+        ).stdout.strip()
+
     try:
-        commit = _git(folder, "rev-parse", "--short=10", "HEAD")
-        return commit + (
-            "+" if _git(folder, "status", "--porcelain", "--untracked-files=no") else ""
-        )
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
 
 
-def _git(folder: Path, *words: str) -> str:
-    return subprocess.run(
-        ["git", "-C", str(folder), *words], check=True, capture_output=True, text=True, timeout=10
-    ).stdout.strip()
-
-
 def environment_report() -> str:
-    """Return what belongs into env.txt: machine, versions, device, threads and the variables that
-    change a run.
-    """
-    import torch  # `report` and `--help` read this module's neighbours without paying for torch
+    """Return the text of env.txt: machine, versions, devices, threads, variables."""
+    import torch  # not at the top: `report` imports this module without torch
 
+    names = ("DETECTRON2_DATASETS", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "WORLD_SIZE")
     lines = [
         f"platform: {platform.platform()}",
         f"cpu cores: {os.cpu_count()}",
         f"torch threads: {torch.get_num_threads()}",
+        *(f"{name}: {version}" for name, version in package_versions().items()),
+        f"cuda: {torch.version.cuda} (available: {torch.cuda.is_available()})",
+        *(f"gpu {i}: {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())),
+        f"git: {git_commit()}",
+        *(f"{name}={os.environ[name]}" for name in names if name in os.environ),
     ]
-    lines += [f"{name}: {version}" for name, version in package_versions().items()]
-    lines.append(f"cuda: {torch.version.cuda} (available: {torch.cuda.is_available()})")
-    lines += [f"gpu {i}: {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
-    lines.append(f"git: {git_commit()}")
-    for name in ("DETECTRON2_DATASETS", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "WORLD_SIZE"):
-        if name in os.environ:
-            lines.append(f"{name}={os.environ[name]}")
     return "\n".join(lines) + "\n"

@@ -1,7 +1,6 @@
-"""Errors that a user or a file can cause, as opposed to errors in this program.
+"""Errors that a user or a file can cause; every other exception is an error in this program.
 
-The command line prints an ``InputError`` as its one sentence and ends with status 2. Every other
-exception keeps its traceback, because it means that the program, not its input, is wrong.
+The command line prints an ``InputError`` as one sentence and ends with status 2.
 """
 
 from __future__ import annotations
@@ -11,35 +10,25 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Input that cannot be used; the message says what, where, expected and got, and what to do."""
+    """Unusable input; the message says what, where, expected and got, and what to do."""
 
 
 class MissingFileError(InputError, FileNotFoundError):
     """A file or folder that the user named does not exist."""
 
-    # OSError's own formatting would show errno and drop the sentence.
-    __str__ = ValueError.__str__
+    __str__ = ValueError.__str__  # OSError's would show errno and drop the sentence
 
 
 class UnknownKeyError(InputError, KeyError):
-    """A name (config key, data set, class) that does not exist; the message offers the nearest
-    legal ones.
-    """
+    """A name (config key, data set, class) that does not exist; the message offers the nearest."""
 
-    # KeyError prints the repr of its argument, which would put the sentence in quotes.
-    __str__ = ValueError.__str__
+    __str__ = ValueError.__str__  # KeyError's would put the sentence in quotes
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `` Did you mean 'X'?`` for the legal name nearest to ``name``, or an empty string.
 
-    Args:
-        name: The name that was not found.
-        known: All legal names.
-
-    Returns:
-        A sentence that starts with a blank, so that it can follow a full stop; empty when nothing
-        is near.
+    The sentence starts with a blank, so that it can follow a full stop.
     """
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)

@@ -28,7 +28,7 @@ def launch_options() -> argparse.ArgumentParser:
 
 
 def torchrun_command(module: str, words: Sequence[str]) -> list[str] | None:
-    """Return the command that runs ``python -m module words`` in as many processes as words ask for.
+    """Return the command that runs ``python -m module words`` in several processes.
 
     Args:
         module: Module that is the program.
@@ -38,7 +38,7 @@ def torchrun_command(module: str, words: Sequence[str]) -> list[str] | None:
         The command without those options, or None where one process is enough.
 
     Raises:
-        InputError: If the options contradict each other or torchrun has started this process already.
+        InputError: If the options contradict each other, or torchrun has started this process.
     """
     asked, rest = launch_options().parse_known_args(list(words))
     if asked.num_gpus < 1 or not 0 <= asked.machine_rank < asked.num_machines:

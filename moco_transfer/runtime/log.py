@@ -10,12 +10,13 @@ from tqdm import tqdm
 
 from .distributed import get_rank
 
-_FORMAT = "[%(asctime)s %(shortname)s] %(levelmark)s%(message)s"
-_DATE = "%m/%d %H:%M:%S"
-
 
 class _Formatter(logging.Formatter):
     """Shows the module without the package's name, and a level only where it is not INFO."""
+
+    def __init__(self) -> None:
+        line = "[%(asctime)s %(shortname)s] %(levelmark)s%(message)s"
+        super().__init__(line, "%m/%d %H:%M:%S")
 
     def format(self, record: logging.LogRecord) -> str:
         record.shortname = record.name.removeprefix("moco_transfer.")
@@ -35,12 +36,11 @@ class _TerminalHandler(logging.StreamHandler):
 
 
 def set_up_logging(output_dir: str | Path | None = None, *, quiet: bool = False) -> None:
-    """Send the package's log lines to the terminal (rank 0) and to ``OUTPUT_DIR/log.txt``
-    (``log.txt.rank1``, …).
+    """Send the package's log lines to the terminal (rank 0) and to ``OUTPUT_DIR/log.txt``.
 
     Args:
-        output_dir: The run's folder, made when missing; None for no file. A file that exists is
-            appended to, so that a resumed run keeps its history.
+        output_dir: The run's folder, made when missing; None for no file. An existing file is
+            appended to. Other ranks write ``log.txt.rank1``, …
         quiet: Only warnings go to the terminal.
     """
     root = logging.getLogger("moco_transfer")
@@ -49,15 +49,14 @@ def set_up_logging(output_dir: str | Path | None = None, *, quiet: bool = False)
     for handler in list(root.handlers):
         root.removeHandler(handler)
         handler.close()
+    handlers: list[logging.Handler] = []
     if get_rank() == 0:
-        terminal = _TerminalHandler(sys.stdout)
-        terminal.setLevel(logging.WARNING if quiet else logging.INFO)
-        terminal.setFormatter(_Formatter(_FORMAT, _DATE))
-        root.addHandler(terminal)
+        handlers.append(_TerminalHandler(sys.stdout))
+        handlers[0].setLevel(logging.WARNING if quiet else logging.INFO)
     if output_dir is not None:
-        folder = Path(output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
         name = "log.txt" if get_rank() == 0 else f"log.txt.rank{get_rank()}"
-        to_file = logging.FileHandler(folder / name, encoding="utf-8")
-        to_file.setFormatter(_Formatter(_FORMAT, _DATE))
-        root.addHandler(to_file)
+        handlers.append(logging.FileHandler(Path(output_dir) / name, encoding="utf-8"))
+    for handler in handlers:
+        handler.setFormatter(_Formatter())
+        root.addHandler(handler)

@@ -17,13 +17,13 @@ logger = logging.getLogger(__name__)
 
 
 class MetricsFile:
-    """Appends measurements of a run; a resumed run first drops what lies beyond its checkpoint.
+    """Appends measurements of a run; a resumed run first drops the lines after its checkpoint.
 
     Args:
         path: The file, usually ``OUTPUT_DIR/metrics.json``.
-        start_iteration: Iterations finished when the run starts. Lines with a larger number are
-            removed, because the run is about to compute them again.
-        tensorboard: Also write TensorBoard event files beside it.
+        start_iteration: Iterations finished when the run starts; later lines are removed, because
+            the run computes them again.
+        tensorboard: Also write TensorBoard event files next to it.
     """
 
     def __init__(
@@ -33,8 +33,13 @@ class MetricsFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             self._truncate(start_iteration)
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - stays open as long as the run
-        self._writer = self._tensorboard(start_iteration) if tensorboard else None
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open during the run
+        self._writer: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+            folder = str(self.path.parent / "tensorboard")
+            self._writer = SummaryWriter(folder, purge_step=start_iteration + 1)
 
     def write(self, iteration: int, values: dict[str, Any]) -> None:
         """Append one line.
@@ -43,8 +48,8 @@ class MetricsFile:
             iteration: Iterations finished.
             values: Numbers by name. A number that is not finite becomes null: JSON has no NaN.
         """
-        row = {"iteration": iteration} | {k: _plain(v) for k, v in values.items()}
-        self._file.write(json.dumps(row) + "\n")
+        row = {name: None if _is_not_finite(v) else v for name, v in values.items()}
+        self._file.write(json.dumps({"iteration": iteration} | row) + "\n")
         self._file.flush()
         if self._writer is not None:
             for name, value in values.items():
@@ -59,37 +64,17 @@ class MetricsFile:
 
     def _truncate(self, start_iteration: int) -> None:
         rows = read_metrics(self.path)
-        kept = (
-            [row for row in rows if row["iteration"] <= start_iteration]
-            if start_iteration > 0
-            else []
-        )
+        kept = [row for row in rows if start_iteration and row["iteration"] <= start_iteration]
         if len(kept) < len(rows):
             logger.info(
-                "%s: %d lines after iteration %d belong to work that is done again; dropped.",
-                self.path.name,
-                len(rows) - len(kept),
-                start_iteration,
+                "%s: dropped %d lines after iteration %d; the run computes them again.",
+                *(self.path.name, len(rows) - len(kept), start_iteration),
             )
         atomic_write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
-    def _tensorboard(self, start_iteration: int) -> Any:
-        # Imported here: TensorBoard takes a second to import, and kNN or convert never need it.
-        from torch.utils.tensorboard import SummaryWriter
-
-        return SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=start_iteration + 1)
-
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Return the rows of a metrics.json in order; a last line that was cut off by a kill is left
-    out.
-
-    Args:
-        path: The file.
-
-    Returns:
-        One dictionary per whole line that has the key ``iteration``.
-    """
+    """Return the rows of a metrics.json that have the key ``iteration``, without a cut-off line."""
     rows = []
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         try:
@@ -101,7 +86,5 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+def _is_not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)

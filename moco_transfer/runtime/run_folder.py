@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -96,7 +96,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._seen = False
-        self._before = None
+        self._before: Any = None
         self._waiting = False
         self._over = False
         self._pid = os.getpid()

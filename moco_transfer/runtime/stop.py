@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+from typing import Any
 
 import torch
 
@@ -21,13 +23,11 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested = False
-        self._previous = None
+        self._previous: Any = None
 
     def __enter__(self) -> StopRequest:
-        try:
+        with contextlib.suppress(ValueError):  # not the main thread, as in some notebooks
             self._previous = signal.signal(signal.SIGTERM, self._notice)
-        except ValueError:  # signals reach the main thread only; a notebook may use another one
-            pass
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -38,7 +38,7 @@ class StopRequest:
         self.requested = True
 
     def agreed(self) -> bool:
-        """Return whether any process received SIGTERM. Collective, over the CPU: no GPU is waited for."""
+        """Return whether any process received SIGTERM. Collective; no GPU is waited for."""
         if get_world_size() == 1:
             return self.requested
         flag = torch.tensor([float(self.requested)])

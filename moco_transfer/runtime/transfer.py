@@ -1,4 +1,4 @@
-"""Small tensors on their way from the host to the device, without the host waiting for it."""
+"""Small tensors from the host to the device without the host waiting."""
 
 from __future__ import annotations
 
@@ -7,15 +7,9 @@ from torch import Tensor
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return the tensor on the device; on a GPU the copy is queued behind the work that is under
-    way, and the host goes on.
+    """Return the tensor on the device; on a GPU the copy is queued and the host continues.
 
-    A plain ``.to(device)`` waits until the GPU has done all that was asked of it before: once an
-    iteration, that keeps the host from preparing the next kernels.
-
-    Args:
-        tensor: On the CPU, or on the device already.
-        device: Where it is wanted.
+    A plain ``.to(device)`` would wait until the GPU has finished all earlier work.
     """
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)

@@ -18,7 +18,8 @@ from moco_transfer.runtime.memory import keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
 libc = ctypes.CDLL(None)
-libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
 def at_the_end():  # 64 MB behind everything else, which a heap that is trimmed gives back
     block = libc.malloc(64 << 20)
     ctypes.memset(block, 1, 64 << 20)
