@@ -1,0 +1,73 @@
+"""Which precision a run computes in: ``auto`` asks the device what it computes natively."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .errors import InputError
+
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The precision of a run.
+
+    Attributes:
+        name: ``fp32``, ``bf16`` or ``fp16``.
+        reason: Why, for the log.
+        is_emulated: Whether the device computes this type in software, more slowly than fp32.
+    """
+
+    name: str
+    reason: str
+    is_emulated: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Autocast type, None for fp32."""
+        return DTYPES[self.name]
+
+    def describe(self) -> str:
+        """Return ``bf16 (reason)``."""
+        return f"{self.name} ({self.reason})"
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Return whether the device has instructions for bfloat16."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    flags = ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16")  # x86's names, then Arm's
+    return any(found.get(flag, False) for flag in flags) or (
+        hasattr(torch.cpu, "_is_avx512_bf16_supported")  # PyTorch before get_capabilities
+        and torch.cpu._is_avx512_bf16_supported()
+    )
+
+
+def choose_precision(asked: str, device: torch.device) -> Precision:
+    """Return the precision to compute in.
+
+    Args:
+        asked: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+        device: Where the run computes.
+
+    Raises:
+        InputError: If ``asked`` is none of these, or fp16 is asked of a CPU.
+    """
+    native = computes_bf16(device)
+    if asked == "auto":
+        if native:
+            return Precision("bf16", f"this {device.type} computes bfloat16 natively")
+        if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0):
+            return Precision("fp16", "this GPU computes float16 natively, not bfloat16")
+        return Precision("fp32", f"this {device.type} does not compute bfloat16 natively")
+    if asked not in DTYPES:
+        raise InputError(f"Precision {asked!r}: expected auto, {', '.join(DTYPES)}.")
+    if asked == "fp16" and device.type != "cuda":
+        raise InputError("Precision fp16 needs a GPU (CUDA); use auto, fp32 or bf16.")
+    return Precision(asked, "as asked", is_emulated=asked == "bf16" and not native)
