@@ -1,8 +1,8 @@
 """Report: from results.json files to the transfer table. Nothing here imports torch.
 
 Run folders are read (``records``), grouped and averaged (``aggregate``, ``seed_statistics``) and
-rendered (``table_*``). Functions return text; writing files and ending with a message is the
-command line's part.
+rendered (``cells``, ``sentences``, ``table_*``, ``html``). Functions return text; writing files and
+ending with a message is the command line's part.
 """
 
 from .aggregate import BASELINES, Difference, Row, Setting, Table, build_tables
@@ -13,10 +13,10 @@ from .published import (
     published_settings,
     setting_for_task,
 )
-from .published_text import render_published
 from .readme import insert_between_markers, marked_paths
 from .records import Problem, RunRecord, read_run, read_runs
 from .seed_statistics import PairedTest, Summary, paired_t_test, summarize
+from .sentences import render_published
 from .table_csv import render_csv
 from .table_latex import render_latex
 from .table_markdown import render_markdown

@@ -1,10 +1,8 @@
-"""Slim copies of run folders, small enough for a repository: what the tables, the curves and the
-page are made from.
+"""Slim copies of run folders, small enough for a repository: what tables, curves and page need.
 
-A copy holds results.json, config.yaml and the columns of metrics.json that are drawn, but no
-weights, predictions or logs. Absolute paths are cut down to their last name: records are kept to be
-    published, and where a machine had its disks is nobody's
-business. Relative paths and numbers stay as they are.
+A copy holds results.json, config.yaml and the drawn columns of metrics.json. Absolute paths are cut
+down to their last name, because records are kept to be published. Relative paths and metrics stay
+as they are.
 """
 
 from __future__ import annotations
@@ -27,33 +25,27 @@ _ABSOLUTE = re.compile(r"(?<![\w./~-])(?:/[^\s/:,;'\"=\[\](){}]+)+/([^\s/:,;'\"=
 def keep_records(
     records: Sequence[RunRecord], pretraining: Sequence[PretrainingRun], folder: str | Path
 ) -> list[Path]:
-    """Copy what a report needs of some runs.
+    """Copy what a report needs of some runs, and return the new folders.
 
     Args:
         records: Fine-tuning runs; each becomes ``folder/TASK/INIT_seedN``, with a number behind it
             where two claim that name.
         pretraining: Pre-training runs; each becomes ``folder/pretrain/NAME``.
         folder: A new folder, or one whose records are written again.
-
-    Returns:
-        The new folders.
     """
     taken: set[Path] = set()
-    for source in dict.fromkeys(run.folder for run in records):
-        run = next(run for run in records if run.folder == source)
+    runs: dict[str, RunRecord] = {}
+    for run in records:  # a run on several test sets has several records
+        runs.setdefault(run.folder, run)
+    for source, run in runs.items():
         target = _free(Path(folder) / _name(run.task) / f"{_name(run.init)}_seed{run.seed}", taken)
         data = json.loads((Path(source) / RESULTS_FILE).read_text(encoding="utf-8"))
         atomic_write_text(target / RESULTS_FILE, json.dumps(_published(data), indent=1) + "\n")
-        _keep_texts(
-            Path(source),
-            target,
-            lambda name: name in ("iteration", "total_loss") or name.endswith("/AP"),
-        )
+        _keep_texts(source, target, lambda key: key == "total_loss" or key.endswith("/AP"))
     for item in pretraining:
-        target = _free(
-            Path(folder) / "pretrain" / _name("_".join(item.inits) or Path(item.folder).name), taken
-        )
-        _keep_texts(Path(item.folder), target, lambda name: name in ("iteration", *COLUMNS))
+        name = _name("_".join(item.inits) or Path(item.folder).name)
+        target = _free(Path(folder) / "pretrain" / name, taken)
+        _keep_texts(item.folder, target, lambda key: key in COLUMNS)
     return sorted(taken)
 
 
@@ -70,23 +62,18 @@ def _published(value: Any) -> Any:
     return without_places(value) if isinstance(value, str) else value
 
 
-def _keep_texts(source: Path, target: Path, wanted: Callable[[str], bool]) -> None:
-    config = text_of(source, CONFIG_FILE)
-    if config:
+def _keep_texts(source: str, target: Path, wanted: Callable[[str], bool]) -> None:
+    if config := text_of(source, CONFIG_FILE):
         atomic_write_text(target / CONFIG_FILE, without_places(config))
     lines = []
     for line in text_of(source, METRICS_FILE).splitlines():
         try:
-            row = json.loads(line)
-            kept = {
-                name: round(value, 5) if isinstance(value, float) else value
-                for name, value in row.items()
-                if wanted(name)
-            }
+            row = {k: v for k, v in json.loads(line).items() if k == "iteration" or wanted(k)}
         except (ValueError, AttributeError):
             continue  # a line that a kill cut off
-        if len(kept) > 1:
-            lines.append(json.dumps(kept) + "\n")
+        if len(row) > 1:
+            rounded = {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()}
+            lines.append(json.dumps(rounded) + "\n")
     if lines:
         atomic_write_text(target / METRICS_FILE, "".join(lines))
 

@@ -1,9 +1,7 @@
-"""Published numbers: the paper's rows by name, and the published row that stands beside one of
-ours.
+"""Published numbers: the paper's rows by name, and the published row next to one of ours.
 
-The numbers are in published.yaml, each with its source. This module only looks them up; nothing is
-computed from them but gaps (row minus supervised row, as the papers print them) and distances in
-published std.
+The numbers are in published.yaml, each with its source. Nothing is computed from them but gaps (row
+minus supervised row, as the papers print them) and distances in published std.
 """
 
 from __future__ import annotations
@@ -12,55 +10,34 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 import yaml
 
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One published initialisation.
+    """One published initialisation."""
 
-    Attributes:
-        init: The name that our tables give this initialisation.
-        label: The name that the source gives it.
-        values: Column (``"bbox/AP50"``) to value on 0-100, in the order of the source.
-        source: Full reference and table.
-        is_independent: True when others than the method's authors measured it.
-    """
-
-    init: str
-    label: str
-    values: dict[str, float]
-    source: str
-    is_independent: bool
+    init: str  # the name that our tables give it
+    label: str  # the name that the source gives it
+    values: dict[str, float]  # column ("bbox/AP50") -> value on 0-100
+    source: str  # full reference and table
+    is_independent: bool  # measured by others than the method's authors
 
 
 @dataclass(frozen=True)
 class PublishedSetting:
-    """One published protocol and its rows.
+    """One published protocol and its rows; None and "" stand for what no source states."""
 
-    Attributes:
-        name: How ``moco-transfer reference`` calls it, e.g. ``"voc07+12 R50-C4"``.
-        title: What was trained and tested on what.
-        tasks: Detection configs (file name without .yaml) that follow this protocol.
-        test_set: Data sets that a run of such a task must have been tested on to be comparable.
-        iterations: Fine-tuning iterations, or None where no source states them.
-        batch: Images an iteration.
-        trials: Number of trials behind each mean, or None where no source states it.
-        std: Column to published std over trials; empty where none is published.
-        std_source: Where the std is stated.
-        note: What a reader has to know about the numbers, or "".
-        rows: The rows in the order of the sources.
-    """
-
-    name: str
-    title: str
-    tasks: tuple[str, ...]
-    test_set: tuple[str, ...]
+    name: str  # as `moco-transfer reference` calls it, e.g. "voc07+12 R50-C4"
+    title: str  # what was trained and tested on what
+    tasks: tuple[str, ...]  # detection configs (without .yaml) that follow this protocol
+    test_set: tuple[str, ...]  # what a run of such a task must be tested on to be comparable
     iterations: int | None
-    batch: int
-    trials: int | None
-    std: dict[str, float]
+    batch: int  # images an iteration
+    trials: int | None  # behind each mean
+    std: dict[str, float]  # column -> published std over trials
     std_source: str
     note: str
     rows: tuple[PublishedRow, ...]
@@ -71,19 +48,13 @@ class PublishedSetting:
         return list(self.rows[0].values)
 
     def row_for(self, init: str) -> PublishedRow | None:
-        """Return the row that stands beside our row ``init``; the authors' own before independent
-        ones.
-        """
+        """Return the published row of our ``init``; the authors' own before independent ones."""
         init = _load()["aliases"].get(init, init)
-        rows = sorted(
-            (row for row in self.rows if row.init == init), key=lambda row: row.is_independent
-        )
-        return rows[0] if rows else None
+        rows = [row for row in self.rows if row.init == init]
+        return min(rows, key=lambda row: row.is_independent, default=None)
 
     def distance_in_std(self, init: str, column: str, value: float) -> float | None:
-        """Return (``value`` - published mean) / published std, or None where either is not
-        published.
-        """
+        """Return (``value`` - published mean) / published std, or None where one is missing."""
         row = self.row_for(init)
         if row is None or column not in row.values or not self.std.get(column):
             return None
@@ -93,48 +64,50 @@ class PublishedSetting:
 @functools.cache
 def published_settings() -> tuple[PublishedSetting, ...]:
     """Return all published settings in the order of the data file."""
-    return tuple(_setting(item) for item in _load()["settings"])
+    return tuple(map(_setting, _load()["settings"]))
 
 
 def setting_for_task(task: str, test_set: Sequence[str]) -> PublishedSetting | None:
-    """Return the published setting whose protocol the detection config ``task``, tested on
-    ``test_set``, follows, or None.
-    """
+    """Return the published setting that a detection config on a test set follows, or None."""
     matches = (s for s in published_settings() if task in s.tasks and s.test_set == tuple(test_set))
     return next(matches, None)
 
 
 def find_settings(words: Sequence[str]) -> list[PublishedSetting]:
-    """Return the settings that a user means.
+    """Return the setting of that name, else every setting whose name holds each word, else [].
 
     Args:
-        words: Parts of a name in any case, e.g. ``["voc07+12", "R50-C4"]`` or ``["coco", "fpn"]``;
-            none means all.
-
-    Returns:
-        The one setting of that name, else every setting whose name holds each word; [] when there
-        is none.
+        words: Parts of a name in any case, e.g. ``["coco", "fpn"]``; none means all.
     """
     wanted = " ".join(words).casefold().split()
-    exact = [
-        setting for setting in published_settings() if setting.name.casefold().split() == wanted
-    ]
-    return exact or [
-        setting
-        for setting in published_settings()
-        if all(word in setting.name.casefold() for word in wanted)
-    ]
+    settings = published_settings()
+    exact = [s for s in settings if s.name.casefold().split() == wanted]
+    return exact or [s for s in settings if all(word in s.name.casefold() for word in wanted)]
 
 
 @functools.cache
-def _load() -> dict:
+def _load() -> dict[str, Any]:
     text = (resources.files(__package__) / "published.yaml").read_text(encoding="utf-8")
-    # libyaml's loader is ten times faster, but it is not in every build of PyYAML.
+    return load_yaml(text)
+
+
+def load_yaml(text: str) -> Any:
+    """Read YAML with libyaml's loader where PyYAML has it: ten times as fast."""
     return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
-def _setting(item: dict) -> PublishedSetting:
-    columns, std = item["columns"], item.get("std") or {}
+def _setting(item: dict[str, Any]) -> PublishedSetting:
+    columns, std = item["columns"], item.get("std")
+    rows = (
+        PublishedRow(
+            row["init"],
+            row["label"],
+            dict(zip(columns, map(float, row["values"]), strict=True)),
+            _full_source(row["source"]),
+            bool(row.get("independent")),
+        )
+        for row in item["rows"]
+    )
     return PublishedSetting(
         name=item["name"],
         title=item["title"],
@@ -146,14 +119,7 @@ def _setting(item: dict) -> PublishedSetting:
         std=dict(zip(columns, std["values"], strict=True)) if std else {},
         std_source=_full_source(std["source"]) if std else "",
         note=item.get("note", ""),
-        rows=tuple(_row(row, columns) for row in item["rows"]),
-    )
-
-
-def _row(row: dict, columns: Sequence[str]) -> PublishedRow:
-    values = dict(zip(columns, map(float, row["values"]), strict=True))
-    return PublishedRow(
-        row["init"], row["label"], values, _full_source(row["source"]), bool(row.get("independent"))
+        rows=tuple(rows),
     )
 
 

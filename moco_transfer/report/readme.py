@@ -1,22 +1,16 @@
-"""The tables' places in a README: between markers, which may name the records that belong there.
+"""Sections of a README that hold tables, between ``<!-- results:begin -->`` and ``<!-- results:end
+-->``.
 
-A section opens with ``<!-- results:begin -->``, to be filled by the runs that the command names, or
-with ``<!-- results:begin docs/results/bccd -->``, to be filled by these records again and again,
-and ends with ``<!-- results:end -->``. What stands between is the tool's, everything else the
-author's.
+The opening marker may name the records that its section is made from:
+``<!-- results:begin docs/results/voc -->``. Everything outside the markers is the author's.
 """
 
 from __future__ import annotations
 
 import re
 
-END_MARKER = "<!-- results:end -->"
+_END = "<!-- results:end -->"
 _BEGIN = re.compile(r"<!-- results:begin((?: [^\s<>]+)*) -->")
-
-
-def begin_marker(paths: tuple[str, ...] = ()) -> str:
-    """Return the line that opens a section; ``paths`` are the records that it names."""
-    return f"<!-- results:begin{''.join(f' {path}' for path in paths)} -->"
 
 
 def marked_paths(text: str) -> list[tuple[str, ...]]:
@@ -25,36 +19,28 @@ def marked_paths(text: str) -> list[tuple[str, ...]]:
 
 
 def insert_between_markers(text: str, content: str, paths: tuple[str, ...] = ()) -> str:
-    """Replace what stands between the two markers of one section of a Markdown file.
+    """Replace what stands between the two markers of the section that names ``paths``.
 
     Args:
-        text: The whole file, in which :func:`begin_marker` of ``paths`` stands once, with an ``<!--
-            results:end -->`` of its own.
-        content: Markdown to stand between them; the markers stay.
+        text: The whole Markdown file.
+        content: Markdown to stand between the markers, which stay.
         paths: Which section is meant.
 
     Returns:
         The new text of the file; inserting the same content twice changes nothing.
 
     Raises:
-        ValueError: If a marker is missing, occurs more than once, or the two are in the wrong
-            order.
+        ValueError: If a marker is missing, occurs more than once, or the order is wrong.
     """
-    begin = begin_marker(paths)
+    begin = f"<!-- results:begin{''.join(f' {path}' for path in paths)} -->"
     sections = marked_paths(text)
-    if sections.count(paths) != 1:
-        raise ValueError(f"expected the line {begin} once, found it {sections.count(paths)} times")
-    if text.count(END_MARKER) != len(sections):
-        how_often = (
-            "once" if len(sections) == 1 else f"{len(sections)} times, once for each section"
-        )
-        raise ValueError(
-            f"expected the line {END_MARKER} {how_often}, found it {text.count(END_MARKER)} times"
-        )
+    wanted = {begin: (sections.count(paths), 1), _END: (text.count(_END), len(sections))}
+    for marker, (found, expected) in wanted.items():
+        if found != expected:
+            once = "once" if expected == 1 else f"{expected} times, once for each section"
+            raise ValueError(f"expected the line {marker} {once}, found it {found} times")
     head, rest = text.split(begin)
-    inside, end, tail = rest.partition(END_MARKER)
+    inside, end, tail = rest.partition(_END)
     if not end or _BEGIN.search(inside):
-        raise ValueError(
-            f"expected {begin} before its {END_MARKER}, found them the other way round"
-        )
-    return f"{head}{begin}\n\n{content.strip()}\n\n{END_MARKER}{tail}"
+        raise ValueError(f"expected {begin} before its {_END}, found them the other way round")
+    return f"{head}{begin}\n\n{content.strip()}\n\n{_END}{tail}"

@@ -64,7 +64,7 @@ AP = {"random": (33.0, 34.0, 35.0), "supervised": (53.0, 53.5, 54.6), "moco": (5
 
 @pytest.fixture
 def three_rows(make_run, tmp_path):
-    """Write random, supervised and MoCo runs with seeds 0, 1, 2 and return the folder above them."""
+    """Write runs of random, supervised and moco with seeds 0, 1, 2; return their folder."""
     for init, values in AP.items():
         for seed, value in enumerate(values):
             make_run(

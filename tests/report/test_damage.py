@@ -38,11 +38,14 @@ WRONG = (
 )
 # Those of one line share a table, which is what takes time.
 PLACES = (
-    ("task",), ("config_hash",), ("engine",), ("norm",), ("metrics", "metrics.bbox", "metrics.bbox.AP"), ("init", "seed"),
+    ("task",), ("config_hash",), ("engine",), ("norm",),
+    ("metrics", "metrics.bbox", "metrics.bbox.AP"), ("init", "seed"),
     ("dataset", "dataset.test"), ("dataset.label_subset", "dataset.label_subset.sha256"),
-    ("config", "iterations", "wall_sec", "world_size", "versions", "versions.torch", "git", "command", "last_losses", "dataset.train"),
-    ("flags", "flags.forced", "flags.allow_partial", "weights", "weights.path", "weights.sha256", "weights.stamp", "weights.stamp.epoch",
-     "weights.stamp.mechanism", "weights.coverage", "weights.coverage.missing"),
+    ("config", "iterations", "wall_sec", "world_size", "versions", "versions.torch", "git",
+     "command", "last_losses", "dataset.train"),
+    ("flags", "flags.forced", "flags.allow_partial", "weights", "weights.path", "weights.sha256",
+     "weights.stamp", "weights.stamp.epoch", "weights.stamp.mechanism", "weights.coverage",
+     "weights.coverage.missing"),
 )  # fmt: skip
 
 

@@ -14,11 +14,12 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from matplotlib.figure import Figure
 
 from moco_transfer.report import build_tables, read_runs
 from moco_transfer.report.html.page import embed_image, render_page
-from moco_transfer.report.html.page_svg import inline_svg, swatch
 from moco_transfer.report.html.plots import STYLES, figure_name
+from moco_transfer.report.html.svg import panel_svg, swatch
 from moco_transfer.report.pretraining import find_pretraining
 
 _VOID = {"meta", "link", "img", "path", "use", "br"}
@@ -250,29 +251,22 @@ def test_embed_image__takes_svg_first(tmp_path):
     assert embed_image(tmp_path / "a.b", "c").uri == "data:image/svg+xml;base64,Mg=="
 
 
-def test_inline_svg__follows_the_page():
-    svg = (
-        '<?xml version="1.0"?>\n<svg width="9pt" viewBox="0 0 9'
-        ' 9"><metadata>m</metadata><defs><style>*{}</style><clipPath id="c"/></defs><g id="a"><path'
-        ' style="stroke: #b85c00" clip-path="url(#c)"/><use xlink:href="#a" style="fill:'
-        " #000000\"/><text style=\"font-size: 10px; font-family: 'X Y', sans-serif; text-anchor:"
-        ' end">t</text></g></svg>'
-    )
-    text = inline_svg(svg.encode(), prefix="p-", label='a "b"')
-    assert text.startswith('<svg viewBox="0 0 9 9" role="img" aria-label="a &quot;b&quot;"')
-    for part in (
-        'id="p-c"',
-        "url(#p-c)",
-        'id="p-a"',
-        'xlink:href="#p-a"',
-        "stroke: var(--row-1)",
-        "fill: currentColor",
-    ):
-        assert part in text
-    assert "metadata" not in text and "<style" not in text and "font-family" not in text
-    assert "font-size: 10px" in text and "text-anchor: end" in text
+def test_panel_svg__follows_the_page():
+    figure = Figure()
+    axis = figure.subplots()
+    axis.plot([1, 2], [3, 4], color=STYLES[1][0], marker="o")
+    axis.set_xlabel("letters")
+    text = panel_svg(figure, prefix="p-", label='a "b"')
+    assert re.match(r'<svg viewBox="[^"]+" role="img" aria-label="a &quot;b&quot;"', text)
+    ids = re.findall(r' id="([^"]+)"', text)
+    used = re.findall(r'(?:url\(|href=")#([^")]+)', text)
+    assert ids and set(ids) == set(used) and all(name.startswith("p-") for name in ids)
+    assert "var(--row-1)" in text and "currentColor" in text and ">letters</text>" in text
+    assert "metadata" not in text and "<style" not in text and STYLES[1][0] not in text
 
 
 @pytest.mark.parametrize("style", STYLES)
 def test_swatch__draws_every_style(style):
-    assert f"var(--row-{STYLES.index(style)})" in swatch(style)
+    text = swatch(style)
+    assert text.count(f"var(--row-{STYLES.index(style)})") == 2  # line and marker
+    assert " id=" not in text and 'viewBox="0 0 34 10"' in text

@@ -110,9 +110,8 @@ def _column(page, table, column):
 
 def _sorts(page, table):
     script = (
-        "return"
-        " [...document.querySelectorAll('table')[arguments[0]].querySelectorAll('th[aria-sort]')].map(h"
-        " => h.ariaSort)"
+        "const table = document.querySelectorAll('table')[arguments[0]];"
+        " return [...table.querySelectorAll('th[aria-sort]')].map(h => h.ariaSort)"
     )
     return page.execute_script(script, table)
 
@@ -208,12 +207,17 @@ def test_page__letters_stand_out_from_the_paper(page, scheme):
     _emulate(page, width=1440, scheme=scheme)
     script = """
       const linear = (v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-      const luminance = (c) => { const p = c.match(/[\\d.]+/g).slice(0, 3).map((v) => linear(v / 255));
+      const luminance = (c) => {
+        const p = c.match(/[\\d.]+/g).slice(0, 3).map((v) => linear(v / 255));
         return 0.2126 * p[0] + 0.7152 * p[1] + 0.0722 * p[2]; };
-      const ratio = (a, b) => { const [x, y] = [luminance(a), luminance(b)].sort((m, n) => n - m); return (x + 0.05) / (y + 0.05); };
+      const ratio = (a, b) => {
+        const [x, y] = [luminance(a), luminance(b)].sort((m, n) => n - m);
+        return (x + 0.05) / (y + 0.05); };
       const paper = getComputedStyle(document.body).backgroundColor;
-      return ["body", ".legend", "figcaption", ".better", ".worse", "a", "caption", "dt"].map((s) => {
-        const e = document.querySelector(s); return [s, e ? ratio(getComputedStyle(e).color, paper) : null]; });
+      const names = ["body", ".legend", "figcaption", ".better", ".worse", "a", "caption", "dt"];
+      return names.map((s) => {
+        const e = document.querySelector(s);
+        return [s, e ? ratio(getComputedStyle(e).color, paper) : null]; });
     """
     ratios = dict(page.execute_script(script))
     assert all(ratio is not None and ratio >= 4.5 for ratio in ratios.values()), (

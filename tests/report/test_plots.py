@@ -24,7 +24,6 @@ from matplotlib.colors import to_rgb
 from moco_transfer.cli import report
 from moco_transfer.report import build_tables, read_runs
 from moco_transfer.report.curves import bin_means, loss_curve, mean_curve, metric_curve
-from moco_transfer.report.html.page_svg import swatch
 from moco_transfer.report.html.plots import (
     breakdown,
     figure_bytes,
@@ -32,6 +31,7 @@ from moco_transfer.report.html.plots import (
     learning_curves,
     row_styles,
 )
+from moco_transfer.report.html.svg import swatch
 
 
 def _log(folder, *rows):
@@ -227,8 +227,8 @@ def test_report__writes_plots(two_seeds, capsys):
 
 def test_plots__use_neither_pyplot_nor_torch():
     code = (
-        "import sys, moco_transfer.report.plots; print([m for m in ('torch', 'matplotlib.pyplot')"
-        " if m in sys.modules])"
+        "import sys, moco_transfer.report.html.page;"
+        " print([m for m in ('torch', 'matplotlib.pyplot') if m in sys.modules])"
     )
     assert (
         subprocess.run(

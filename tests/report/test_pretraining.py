@@ -12,12 +12,8 @@ import json
 import pytest
 
 from moco_transfer.report import read_runs
-from moco_transfer.report.html.plots import figure_bytes
-from moco_transfer.report.pretraining import (
-    find_pretraining,
-    pretraining_curves,
-    pretraining_panels,
-)
+from moco_transfer.report.html.plots import figure_bytes, pretraining_curves, pretraining_panels
+from moco_transfer.report.pretraining import find_pretraining
 
 MOCO = {
     "loss": 5.0,

@@ -42,9 +42,8 @@ def test_render_csv__reads_back_as_the_same_runs(make_run, tmp_path):
     by_folder = {trial["folder"]: trial for trial in trials}
     for run in records:
         trial = by_folder[run.folder]
-        assert (trial["task"], trial["init"], int(trial["seed"]), trial["engine"], trial["norm"]) == (
-            run.task, run.init, run.seed, run.engine, run.norm,
-        )  # fmt: skip
+        for key in ("task", "init", "seed", "engine", "norm"):
+            assert trial[key] == str(getattr(run, key))
         assert tuple(trial["test_set"].split("+")) == run.test_set
         assert float(trial["wall_sec"]) == run.wall_sec
         assert (trial["git"] or None) == run.git

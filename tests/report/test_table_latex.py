@@ -94,7 +94,8 @@ def test_render_latex__warnings_are_comments(make_run, tmp_path):
 def test_escape_latex__every_special_character():
     assert (
         escape_latex("a_b&50%$#{}~^\\<>|")
-        == r"a\_b\&50\%\$\#\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}\textless{}\textgreater{}\textbar{}"
+        == r"a\_b\&50\%\$\#\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}\textless{}"
+        r"\textgreater{}\textbar{}"
     )
     assert escape_latex("--allow-partial\n†") == r"-{}-allow-partial $\dagger$"
 

@@ -7,86 +7,46 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from ..aggregate import Table
-from ..caveats import finding_sentences, legend_sentences, separation_sentences, setting_sentence
-from ..pretraining import PretrainingRun, pretraining_panels
-from ..records import CONFIG_FILE, Problem, text_of
+from ..cells import Grid, run_caveats, transfer_grid, trials_grid
+from ..pretraining import PretrainingRun, read_config
+from ..records import CONFIG_FILE, Problem, RunRecord, text_of
+from ..sentences import finding_sentences, legend_sentences, separation_sentences, setting_sentence
 from ..table_csv import render_csv
 from ..table_latex import render_latex
-from .page_svg import inline_svg, swatch
-from .page_tables import Grid, transfer_grid, trials_grid
 from .plots import (
     STYLES,
     Panel,
     breakdown_panels,
     curve_panels,
-    draw_panel,
-    figure_bytes,
+    draw_panels,
     figure_name,
+    pretraining_panels,
     row_styles,
 )
-from .run_details import ENVIRONMENT_FILE, RunDetails, anchors_of, table_details
+from .svg import panel_svg, swatch
 
+ENVIRONMENT_FILE = "env.txt"
 #: What `sheet` and `neighbours` write; the first ending that is there is embedded.
 SHEET_NAME, NEIGHBOURS_NAME = "detections", "neighbours"
 _ENDINGS = {".svg": "image/svg+xml", ".png": "image/png", ".jpg": "image/jpeg"}
-#: A panel of more classes is folded away.
-_TALL_INCHES = 8.0
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A plot: its caption, its ``<svg>``, whether it is too tall to stand open."""
-
-    caption: str
-    svg: str
-    is_tall: bool
+_TALL_INCHES = 8.0  # a higher panel is folded away
 
 
 @dataclass(frozen=True)
 class Image:
-    """An embedded image: what it shows, where it was found, and its data as a URI."""
+    """An embedded image: what it shows, and its data as a URI."""
 
     caption: str
-    file: str
     uri: str
-
-
-@dataclass(frozen=True)
-class Section:
-    """All that the page says of one table."""
-
-    anchor: str
-    title: str
-    sentence: str
-    findings: tuple[str, ...]
-    grids: tuple[Grid, ...]
-    legend: tuple[str, ...]
-    problems: tuple[Problem, ...]
-    rows: tuple[tuple[str, str], ...]
-    plots: tuple[Plot, ...]
-    sheet: Image | None
-    trials: Grid
-    config: str
-    runs: tuple[RunDetails, ...]
-
-
-@dataclass(frozen=True)
-class PretrainingSection:
-    """All that the page says of one pre-training run."""
-
-    anchor: str
-    run: PretrainingRun
-    plots: tuple[Plot, ...]
-    neighbours: Image | None
-    config: str
-    environment: str
 
 
 def render_page(
@@ -97,22 +57,16 @@ def render_page(
     folders: Sequence[str | Path] = (),
     title: str = "Transfer results",
 ) -> str:
-    """Return the page.
+    """Return the page as one HTML text; the same runs give the same text.
 
     Args:
         tables: From :func:`moco_transfer.report.build_tables`; their runs' folders are read again,
             for curves and configs.
         problems: Files that could not be used.
         pretraining: From :func:`moco_transfer.report.pretraining.find_pretraining`.
-        folders: Where the sheets of detections lie, beside the folders of the runs.
+        folders: Where sheets of detections may lie, apart from the folders of the runs.
         title: Title of the page.
-
-    Returns:
-        HTML, all in one text: style, script, plots and images are inside it. The same runs give
-            the same text.
     """
-    sections = [_section(table, number, folders) for number, table in enumerate(tables, start=1)]
-    pretrained = [_pretraining(run, number) for number, run in enumerate(pretraining, start=1)]
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_template),
         autoescape=lambda name: name is None or name.endswith(".html"),
@@ -120,17 +74,14 @@ def render_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["swatch"] = lambda style: jinja2.utils.markupsafe.Markup(swatch(style))
-    csv_text = render_csv(tables)
     return environment.get_template("page.html").render(
         title=title,
-        sections=sections,
-        pretraining=pretrained,
+        sections=[_section(table, number, folders) for number, table in enumerate(tables, start=1)],
+        pretraining=[_pretraining(run, number) for number, run in enumerate(pretraining, start=1)],
         separation=separation_sentences(tables),
         problems=problems,
         latex=render_latex(tables, problems),
-        csv_uri="data:text/csv;charset=utf-8;base64,"
-        + base64.b64encode(csv_text.encode("utf-8")).decode("ascii"),
+        csv_uri=_data_uri("text/csv;charset=utf-8", render_csv(tables).encode("utf-8")),
         num_runs=sum(len(table.runs) for table in tables),
         row_colours=[color for color, _, _ in STYLES],
     )
@@ -140,90 +91,154 @@ def _template(name: str) -> str:
     return (resources.files(__package__) / "templates" / name).read_text(encoding="utf-8")
 
 
-def _section(table: Table, number: int, folders: Sequence[str | Path]) -> Section:
+def _data_uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def _section(table: Table, number: int, folders: Sequence[str | Path]) -> dict[str, Any]:
+    """Return all that the page says of one table."""
     anchor = f"table-{number}"
-    config, runs = table_details(table, prefix=f"{anchor}-")
-    panels = curve_panels(table) + [
-        panel for kind in table.kinds for panel in breakdown_panels(table, kind)
-    ]
-    plots, unread = _plots(panels, anchor)
-    sentence = setting_sentence(table)
-    return Section(
-        anchor=anchor,
-        title=table.setting.task,
-        sentence=sentence[0].upper() + sentence[1:],
-        findings=tuple(finding_sentences(table)),
-        grids=tuple(transfer_grid(table, kind) for kind in table.kinds),
-        legend=tuple(legend_sentences(table, emphasis="green or red, with ▲ or ▼,")),
-        problems=(*table.problems, *unread),
-        rows=tuple(
-            (f"{row.init} (n = {len(row.runs)})", swatch(row_styles(table)[row.init]))
-            for row in table.rows
-        ),
-        plots=plots,
-        sheet=_sheet(table, folders),
-        trials=trials_grid(table, anchors_of(table.runs, runs)),
-        config=config,
-        runs=tuple(runs),
-    )
+    breakdowns = (panel for kind in table.kinds for panel in breakdown_panels(table, kind))
+    plots, unread = _plots([*curve_panels(table), *breakdowns], anchor)
+    swatches = {init: Markup(swatch(style)) for init, style in row_styles(table).items()}
+    configs = {run.folder: text_of(run.folder, CONFIG_FILE) for run in table.runs}
+    shown = next(filter(None, configs.values()), "")
+    anchors = {folder: f"{anchor}-run-{i}" for i, folder in enumerate(configs, start=1)}
+    return {
+        "anchor": anchor,
+        "title": table.setting.task,
+        "sentence": setting_sentence(table),
+        "findings": finding_sentences(table),
+        "grids": [_for_page(transfer_grid(table, kind)) for kind in table.kinds],
+        "legend": legend_sentences(table, emphasis="green or red, with ▲ or ▼,"),
+        "problems": [*table.problems, *unread],
+        "swatches": swatches,
+        "rows": [(f"{row.init} (n = {len(row.runs)})", swatches[row.init]) for row in table.rows],
+        "plots": plots,
+        "sheet": _sheet(table, folders),
+        "trials": trials_grid(table, anchors),
+        "config": shown,
+        "runs": [
+            {
+                "anchor": anchors[run.folder],
+                "title": f"{run.init}, seed {run.seed}: {run.folder}",
+                "facts": _facts(run, bool(configs[run.folder])),
+                "differs": _differences(shown, configs[run.folder]),
+                "environment": text_of(run.folder, ENVIRONMENT_FILE),
+            }
+            for run in table.runs
+        ],
+    }
 
 
-def _pretraining(run: PretrainingRun, number: int) -> PretrainingSection:
-    anchor, folder = f"pretraining-{number}", Path(run.folder)
-    neighbours = embed_image(
-        folder / NEIGHBOURS_NAME, "Nearest neighbours of some images by the pre-trained features"
-    )
-    config, environment = (text_of(folder, name) for name in (CONFIG_FILE, ENVIRONMENT_FILE))
-    return PretrainingSection(
-        anchor, run, _plots(pretraining_panels(run), anchor)[0], neighbours, config, environment
-    )
+def _for_page(grid: Grid) -> Grid:
+    """Move pre-training to the end, so that on a narrow screen the numbers stand next to the name;
+    the sentence above the table has the engine.
+    """
+    shown = [name for name in grid.rows[0] if name not in ("pre-train", "engine")]
+    shown += ["pre-train"] if "pre-train" in grid.rows[0] else []
+    return replace(grid, rows=tuple({name: row[name] for name in shown} for row in grid.rows))
 
 
-def _plots(panels: Sequence[Panel], anchor: str) -> tuple[tuple[Plot, ...], list[Problem]]:
-    """Return the plots, without those of nothing, and each problem with a file once."""
+def _pretraining(run: PretrainingRun, number: int) -> dict[str, Any]:
+    """Return all that the page says of one pre-training run."""
+    anchor = f"pretraining-{number}"
+    caption = "Nearest neighbours of some images by the pre-trained features"
+    return {
+        "anchor": anchor,
+        "run": run,
+        "plots": _plots(pretraining_panels(run), anchor)[0],
+        "neighbours": embed_image(Path(run.folder) / NEIGHBOURS_NAME, caption),
+        "config": text_of(run.folder, CONFIG_FILE),
+        "environment": text_of(run.folder, ENVIRONMENT_FILE),
+    }
+
+
+def _plots(panels: Sequence[Panel], anchor: str) -> tuple[list[dict[str, Any]], list[Problem]]:
+    """Return the plots, without empty ones, and each problem with a file once."""
     plots, problems = [], {}
     for panel in panels:
-        figure, found = draw_panel(panel)
+        figure, found = draw_panels([panel], height=panel.height)
         problems |= dict.fromkeys(found)
-        if not figure.axes[0].has_data():
-            continue
-        caption = panel.caption[0].upper() + panel.caption[1:]
-        svg = inline_svg(
-            figure_bytes(figure, "svg"), prefix=f"{anchor}-{panel.name}-", label=caption
-        )
-        plots.append(Plot(caption, svg, panel.inches[1] > _TALL_INCHES))
-    return tuple(plots), list(problems)
+        if figure.axes[0].has_data():
+            caption = panel.caption[0].upper() + panel.caption[1:]
+            svg = Markup(panel_svg(figure, prefix=f"{anchor}-{panel.name}-", label=caption))
+            is_tall = panel.height > _TALL_INCHES
+            plots.append({"caption": caption, "svg": svg, "is_tall": is_tall})
+    return plots, list(problems)
 
 
 def sheet_folder(table: Table) -> Path:
-    """Return where a table's sheet of detections is written and looked for: the folder in which all
-    its runs lie, however deep.
-    """
+    """Return the folder of a table's sheet of detections: the one above all its runs."""
     return Path(os.path.commonpath([Path(run.folder).parent for run in table.runs]))
 
 
 def _sheet(table: Table, folders: Sequence[str | Path]) -> Image | None:
-    places = [
-        *map(Path, folders),
-        sheet_folder(table),
-        *(Path(run.folder).parent for run in table.runs),
-    ]
     caption = (
-        "Detections of each initialisation beside the ground truth: of each image as many, the"
+        "Detections of each initialisation next to the ground truth: as many of each image, the"
         " surest, as it has objects"
     )
-    for place in dict.fromkeys(places):
-        image = embed_image(place / f"{SHEET_NAME}_{figure_name(table)}", caption)
-        if image:
-            return image
-    return None
+    own = [Path(run.folder).parent for run in table.runs]
+    places = dict.fromkeys([*map(Path, folders), sheet_folder(table), *own])
+    name = f"{SHEET_NAME}_{figure_name(table)}"
+    return next(filter(None, (embed_image(place / name, caption) for place in places)), None)
 
 
 def embed_image(stem: Path, caption: str) -> Image | None:
     """Return the image ``stem`` + .svg, .png or .jpg as data, the first that is there, or None."""
     for ending, kind in _ENDINGS.items():
-        file = stem.parent / (stem.name + ending)
+        file = stem.with_name(stem.name + ending)
         if file.is_file():
-            data = base64.b64encode(file.read_bytes()).decode("ascii")
-            return Image(caption, str(file), f"data:{kind};base64,{data}")
+            return Image(caption, _data_uri(kind, file.read_bytes()))
     return None
+
+
+def _facts(run: RunRecord, has_config: bool) -> list[tuple[str, str]]:
+    weights, stamp = run.weights, run.weights.get("stamp") or {}
+    epoch = None if stamp.get("epoch") is None else f"epoch {stamp['epoch']}"
+    trained = (stamp.get("mechanism"), stamp.get("arch"), epoch)
+    processes = f"{run.world_size} process{'' if run.world_size == 1 else 'es'}"
+    seconds = f"{run.wall_sec:.0f} s, " if run.wall_sec is not None else ""
+    facts = {
+        "command": run.command or "not recorded by this run",
+        "config": run.config + ("" if has_config else " (config.yaml is not in the folder)"),
+        "config hash": run.config_hash,
+        "weights": weights.get("path") or "none: random initialisation",
+        "weights' sha256": weights.get("sha256"),
+        "pre-trained by": ", ".join(str(part) for part in trained if part),
+        "trained on": " + ".join(run.train_set),
+        "tested on": " + ".join(run.test_set),
+        "engine, norm": f"{run.engine}, {run.norm}, {processes}",
+        "duration": f"{seconds}{run.iterations} iterations",
+        "versions": ", ".join(f"{name} {version}" for name, version in run.versions.items()),
+        "commit": run.git,
+        "marks": "; ".join(run_caveats(run)),
+    }
+    return [(name, value) for name, value in facts.items() if value]
+
+
+def _differences(base: str, own: str) -> list[tuple[str, str, str]]:
+    """Return (key, value, value in ``base``) where a run's config is not the one that is shown."""
+    if not own or own == base:
+        return []
+    a, b = _flat(base), _flat(own)
+    keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
+    return [(key, b.get(key, "absent"), a.get(key, "absent")) for key in keys]
+
+
+def _flat(text: str) -> dict[str, str]:
+    """Return a YAML config as dotted key to value, both as text; {} when it is damaged."""
+    found: dict[str, str] = {}
+
+    def visit(node: object, path: str) -> None:
+        if isinstance(node, dict) and node:
+            for key, value in node.items():
+                visit(value, f"{path}.{key}" if path else str(key))
+        elif path:
+            found[path] = repr(node)
+
+    try:
+        visit(read_config(text), "")
+    except RecursionError:  # an anchor inside itself
+        return {}
+    return found

@@ -1,0 +1,212 @@
+"""The cells of a transfer table: one model, which Markdown, LaTeX and the page render.
+
+Numbers have one decimal as in the papers, differences an explicit sign; n is never hidden.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from .aggregate import HEADLINE_METRICS, Difference, Row, Table
+from .published import PublishedRow, PublishedSetting, setting_for_task
+from .records import RunRecord
+from .seed_statistics import PairedTest, Summary
+
+#: Stands where there is nothing to show.
+NOTHING = "–"
+DAGGER = "†"
+#: Headers of the columns with published numbers; the page breaks the line at the colon.
+PUBLISHED, DISTANCE = f"published: {' / '.join(HEADLINE_METRICS)}", "distance: in std"
+_KIND_NAMES = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell.
+
+    Attributes:
+        text: What it shows.
+        key: What its column is sorted by: a number, or text; None stands last in either direction.
+        style: ``better`` or ``worse`` for a difference that exceeds the spread, ``name`` or
+            ``text`` for words, else "".
+        link: Anchor in the page, "" for none.
+        init: The row whose line and marker stand before the text in the page, "" for none.
+    """
+
+    text: str
+    key: float | str | None = None
+    style: str = ""
+    link: str = ""
+    init: str = ""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Rows of cells by the names of their columns; every row has the same columns."""
+
+    caption: str
+    rows: tuple[dict[str, Cell], ...]
+
+
+def kind_name(kind: str) -> str:
+    """Return the plain name of a kind of result (``"bbox"`` -> ``"boxes"``)."""
+    return _KIND_NAMES.get(kind, kind)
+
+
+def transfer_grid(table: Table, kind: str) -> Grid:
+    """Return the table of one kind of result, without the columns that are empty in every row."""
+    rows = [_transfer_cells(table, row, kind) for row in table.rows]
+    always = {"init", "n", "engine", *HEADLINE_METRICS}
+    if table.has_differences:
+        always |= {f"Δ {metric}" for metric in HEADLINE_METRICS}
+    empty = [
+        name
+        for name in rows[0]
+        if name not in always and all(cells[name].text in ("", NOTHING) for cells in rows)
+    ]
+    shown = ({name: cell for name, cell in cells.items() if name not in empty} for cells in rows)
+    return Grid(f"Transfer, {kind_name(kind)}", tuple(shown))
+
+
+def trials_grid(table: Table, anchors: dict[str, str]) -> Grid:
+    """Return every run of a table with its own numbers; ``anchors`` are by run folder."""
+    rows = []
+    for row in table.rows:
+        for run in row.all_runs:
+            cells = {
+                "init": Cell(run.init, run.init, "name", init=row.init),
+                "seed": Cell(str(run.seed), run.seed, link=anchors[run.folder]),
+            }
+            for kind in table.kinds:
+                for metric in HEADLINE_METRICS:
+                    name = metric if len(table.kinds) == 1 else f"{metric} {kind_name(kind)}"
+                    cells[name] = _value_cell(run.value(kind, metric))
+            status = "conflict" if run in row.conflicts else "averaged"
+            status = "; ".join([status, *run_caveats(run)])
+            hours = NOTHING if run.wall_sec is None else f"{run.wall_sec / 3600:.2f}"
+            cells["iterations"] = Cell(str(run.iterations), run.iterations)
+            cells["hours"] = Cell(hours, run.wall_sec)
+            rows.append(cells | {"status": Cell(status, status, "text")})
+    return Grid("Every run", tuple(rows))
+
+
+def _value_cell(value: float | None) -> Cell:
+    if value is None or math.isnan(value):
+        return Cell(NOTHING if value is None else "NaN")
+    return Cell(f"{value:.1f}", value)
+
+
+def _transfer_cells(table: Table, row: Row, kind: str) -> dict[str, Cell]:
+    n = len(row.runs)
+    mark = DAGGER if any(map(run_caveats, row.all_runs)) else ""
+    pretrain = pretrain_text(row)
+    cells = {
+        "init": Cell(row.init + mark, row.init, "name", init=row.init),
+        "pre-train": Cell(pretrain or NOTHING, pretrain or None, "text"),
+    }
+    for metric in HEADLINE_METRICS:
+        summary = row.summary(kind, metric)
+        cells[metric] = Cell(summary_text(summary, row_n=n), summary.mean if summary.n else None)
+    differences = {metric: table.difference(row, kind, metric) for metric in HEADLINE_METRICS}
+    for metric, difference in differences.items():
+        cells[f"Δ {metric}"] = _difference_cell(difference)
+    test = differences["AP"].test if differences["AP"] else None
+    has_p = test is not None and not math.isnan(test.p)
+    cells["p (AP)"] = Cell(p_text(test), test.p if test and has_p else None)
+    cells |= _published_cells(table, row, kind)
+    return cells | {"n": Cell(str(n), n), "engine": Cell(table.setting.engine)}
+
+
+def _difference_cell(difference: Difference | None) -> Cell:
+    if difference is None:
+        return Cell(NOTHING)
+    style = "better" if difference.value > 0 else "worse"
+    style = style if difference.exceeds_spread else ""
+    return Cell(signed_text(difference.value), difference.value, style)
+
+
+def _published_cells(table: Table, row: Row, kind: str) -> dict[str, Cell]:
+    found = published_row(table, row, kind)
+    if found is None:
+        return {PUBLISHED: Cell(NOTHING), DISTANCE: Cell(NOTHING)}
+    setting, published = found
+    values, distances = [], []
+    for metric in HEADLINE_METRICS:
+        column, summary = f"{kind}/{metric}", row.summary(kind, metric)
+        values.append(published.values.get(column))
+        distance = setting.distance_in_std(row.init, column, summary.mean)
+        distances.append(distance if summary.n else None)
+    texts = [NOTHING if value is None else f"{value:.1f}" for value in values]
+    distance_texts = [NOTHING if value is None else signed_text(value) for value in distances]
+    return {
+        PUBLISHED: Cell(" / ".join(texts), values[0]),
+        DISTANCE: Cell(" / ".join(distance_texts) if setting.std else "", distances[0]),
+    }
+
+
+def published_row(
+    table: Table, row: Row, kind: str
+) -> tuple[PublishedSetting, PublishedRow] | None:
+    """Return the published row next to one of ours, or None."""
+    setting = setting_for_task(table.setting.task, table.setting.test_set)
+    published = setting.row_for(row.init) if setting else None
+    if published is None or not any(column.startswith(f"{kind}/") for column in published.values):
+        return None
+    return setting, published
+
+
+def run_caveats(run: RunRecord) -> list[str]:
+    """Return why this run's numbers need care (partly covered weights, overruled checks), or []."""
+    caveats = []
+    if run.weights.get("path") and run.flags.get("allow_partial"):
+        coverage = run.weights.get("coverage") or {}
+        gaps = _count(coverage.get("missing")) + _count(coverage.get("misshapen"))
+        # --allow-partial permits a gap, it does not make one.
+        if gaps or "missing" not in coverage:
+            extent = f"{gaps} backbone tensors stayed random" if gaps else "--allow-partial"
+            caveats.append(f"started from partly covered weights ({extent})")
+    if forced := run.flags.get("forced"):
+        names = forced if isinstance(forced, str) else ", ".join(map(str, forced))
+        caveats.append(f"overruled a check of the config ({names})")
+    return caveats
+
+
+def _count(names: object) -> int:
+    # Runs may record the names or only their number.
+    if isinstance(names, (list, tuple, dict)):
+        return len(names)
+    return names if isinstance(names, int) else 0
+
+
+def pretrain_text(row: Row) -> str:
+    """Return what a row's weights were pre-trained with, e.g. ``moco, epoch 200``, or ""."""
+    texts = []
+    for run in row.runs:
+        stamp = run.weights.get("stamp") or {}
+        epoch = stamp.get("epoch")
+        parts = (stamp.get("mechanism"), None if epoch is None else f"epoch {epoch}")
+        texts.append(", ".join(str(part) for part in parts if part))
+    return " / ".join(dict.fromkeys(filter(None, texts)))
+
+
+def summary_text(summary: Summary, *, row_n: int) -> str:
+    """Return ``57.0 ± 0.2``; no spread when n = 1; its own n where that is not the row's."""
+    if not summary.n:
+        return NOTHING
+    text = f"{summary.mean:.1f}" + ("" if summary.std is None else f" ± {summary.std:.1f}")
+    return text if summary.n == row_n else f"{text} (n={summary.n})"
+
+
+def signed_text(value: float) -> str:
+    """Return ``+3.5``, ``-0.3`` or, where it rounds to nothing, ``0.0`` without a sign."""
+    text = f"{value:+.1f}"
+    return text[1:] if float(text) == 0 else text
+
+
+def p_text(test: PairedTest | None) -> str:
+    """Return p with two significant figures, or a dash below three common seeds."""
+    if test is None or math.isnan(test.p):
+        return NOTHING
+    text = "<0.001" if test.p < 0.001 else f"{test.p:.3f}" if test.p < 0.1 else f"{test.p:.2f}"
+    return f"{text} (n={test.n})"

@@ -1,0 +1,237 @@
+"""The sentences around a table: what its runs share, why tables are apart, what its columns mean,
+which rows carry a dagger, and where the published numbers come from.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from moco_transfer.evaluate.metric_names import BBOX_METRICS, RECALL_METRICS
+
+from .aggregate import BASELINES, Setting, Table
+from .cells import DAGGER, NOTHING, kind_name, p_text, published_row, run_caveats, signed_text
+from .published import PublishedRow, PublishedSetting
+from .records import CONFIG_FILE, RunRecord, text_of
+
+_COCO_AP = (
+    "AP by pycocotools: mean over IoU .50:.05:.95, 101 recall points; AP50 and AP75 at one IoU."
+)
+_VOC_AP = (
+    "AP as Detectron2 evaluates VOC: mean over IoU .50:.05:.95, 11 recall points on VOC 2007 and"
+    " the area under the curve on other sets, difficult objects ignored; AP50 and AP75 at one IoU."
+)
+_SEPARATING = {
+    "config_hash": "config hash",
+    "engine": "engine",
+    "norm": "norm",
+    "label_subset": "the images whose labels they use",
+}
+_BATCH = re.compile(r"^ +IMS_PER_BATCH: *(\d{1,9}) *$", re.MULTILINE)
+
+
+def _joined(values: Iterable[object]) -> str:
+    return ", ".join(dict.fromkeys(map(str, values)))
+
+
+def separation_sentences(tables: Sequence[Table]) -> list[str]:
+    """Return, for each task and test set with several tables, what their runs differ in."""
+    groups: dict[tuple[str, tuple[str, ...]], list[Setting]] = {}
+    for table in tables:
+        groups.setdefault((table.setting.task, table.setting.test_set), []).append(table.setting)
+    sentences = []
+    for (task, _), settings in groups.items():
+        parts = []
+        for key, name in _SEPARATING.items():
+            found = sorted({getattr(setting, key) for setting in settings})
+            if len(found) > 1:
+                short = key in ("config_hash", "label_subset")
+                shown = ((value[:8] or "all") if short else value for value in found)
+                parts.append(f"{name} ({', '.join(shown)})")
+        if parts:
+            why = f"because its runs differ in {' and '.join(parts)}"
+            sentences.append(
+                f"{task}: {len(settings)} tables, {why}; such runs are never averaged."
+            )
+    return sentences
+
+
+def setting_sentence(table: Table) -> str:
+    """Return data sets, engine, norm, iterations and config of a table as one sentence."""
+    setting, runs = table.setting, table.runs
+    train_set = _joined(" + ".join(run.train_set) for run in runs if run.train_set)
+    trained = f"Trained on {train_set}, t" if train_set else "T"
+    world_size = _joined(run.world_size for run in runs)
+    subset = f", label subset {setting.label_subset[:8]}" if setting.label_subset else ""
+    return (
+        f"{trained}ested on {' + '.join(setting.test_set)}; engine {setting.engine}, norm"
+        f" {setting.norm}, {_joined(run.iterations for run in runs)} iterations,"
+        f" {world_size} process{'' if world_size == '1' else 'es'},"
+        f" config {setting.config_hash[:8]}{subset}."
+    )
+
+
+def metric_sentence(table: Table) -> str:
+    """Return what AP means in this table: COCO's definition or VOC's."""
+    # results.json does not name its evaluator; only COCO's gives AP by size, recall and masks.
+    found = {metric for run in table.runs for group in run.metrics.values() for metric in group}
+    is_coco = bool(found & {*BBOX_METRICS[3:], *RECALL_METRICS}) or table.kinds != ["bbox"]
+    return _COCO_AP if is_coco else _VOC_AP
+
+
+def finding_sentences(table: Table) -> list[str]:
+    """Return how far the AP of each row is from the baseline's, and whether the spread allows to
+    say so.
+    """
+    sentences = []
+    for row in table.rows:
+        for kind in table.kinds:
+            difference, base = table.difference(row, kind, "AP"), table.baseline
+            if difference is None or base is None:
+                continue
+            gap = signed_text(difference.value)
+            where = f"{gap.lstrip('+-')} {'above' if difference.value > 0 else 'below'}"
+            what = "AP" if len(table.kinds) == 1 else f"AP of {kind_name(kind)}"
+            if difference.exceeds_spread:
+                verdict = "more than the std of both rows"
+            elif min(side.summary(kind, "AP").n for side in (row, base)) < 2:
+                verdict = "a single run shows no spread, so nothing follows"
+            else:
+                verdict = "within the std over seeds, so no difference is shown"
+            p = p_text(difference.test)
+            test = "" if p == NOTHING else f", paired t test p {p}"
+            where = "level with" if gap == "0.0" else where
+            sentences.append(f"{row.init}: {what} {where} {base.init}, {verdict}{test}.")
+    return sentences
+
+
+def legend_sentences(table: Table, *, emphasis: str) -> list[str]:
+    """Return what a reader has to know below a table.
+
+    Args:
+        table: The table.
+        emphasis: How a clear difference looks, e.g. ``"bold"``.
+    """
+    lines = [f"{metric_sentence(table)} Mean ± sample std (n - 1) over n seeds; n = 1 has no ±."]
+    if table.baseline and table.has_differences:
+        base = table.baseline.init
+        how = f"{emphasis} where it exceeds the std of both rows"
+        lines.append(f"Δ: difference of the means to the {base} row; {how}.")
+        found = (table.difference(row, kind, "AP") for row in table.rows for kind in table.kinds)
+        if any(difference and difference.test for difference in found):
+            pairs = "over the seeds that both rows have"
+            lines.append(f"p: two-sided paired t test against the {base} row {pairs}.")
+    lines += [*_baseline_sentences(table), *published_sentences(table)]
+    return [*lines, *version_sentences(table), *dagger_sentences(table)]
+
+
+def _baseline_sentences(table: Table) -> list[str]:
+    base, hint = table.baseline, "--baseline NAME takes another."
+    if len(table.rows) < 2 or (base and base.init in (BASELINES[0], table.baseline_name)):
+        return []
+    if base is None:
+        return [f"No differences: no row with runs is called {' or '.join(BASELINES)}; {hint}"]
+    missing = f"no row with runs is called {BASELINES[0]}"
+    return [f"The baseline is the {base.init} row: {missing}; {hint}"]
+
+
+def version_sentences(table: Table) -> list[str]:
+    """Return every version and commit that occurs in the runs, in one sentence, or []."""
+    runs = table.runs
+    packages = dict.fromkeys(name for run in runs for name in run.versions)
+    parts = [f"{name} {_joined(run.versions.get(name, '?') for run in runs)}" for name in packages]
+    if commits := _joined(run.git[:7] for run in runs if run.git):
+        parts.append(f"commit {commits}")
+    return [f"Versions: {', '.join(parts)}."] if parts else []
+
+
+def dagger_sentences(table: Table) -> list[str]:
+    """Return one sentence per reason for a dagger, which names the row and the runs."""
+    folders: dict[tuple[str, str], list[str]] = {}
+    for run in table.runs:
+        for caveat in run_caveats(run):
+            folders.setdefault((run.init, caveat), []).append(run.folder)
+    return [f"{DAGGER} row {i}: {why} in {', '.join(runs)}." for (i, why), runs in folders.items()]
+
+
+def published_sentences(table: Table) -> list[str]:
+    """Return protocol and sources of the published numbers, and where our schedule differs."""
+    found = [(row, published_row(table, row, kind)) for row in table.rows for kind in table.kinds]
+    matches = {row.init: match for row, match in found if match}
+    if not matches:
+        return []
+    setting = next(iter(matches.values()))[0]
+    by_source: dict[str, list[str]] = {}
+    for init, (_, published) in matches.items():
+        by_source.setdefault(published.source, []).append(f"{init} = {published.label}")
+    rows = "; ".join(f"{', '.join(labels)} ({source})" for source, labels in by_source.items())
+    trials = f", mean of {setting.trials} trials" if setting.trials else ""
+    sentences = [f"Published, {setting.title}{trials}: {rows}."]
+    if setting.std:
+        std = ", ".join(f"{column.split('/')[1]} {value}" for column, value in setting.std.items())
+        formula = "(our mean - published mean) / published std"
+        sentences.append(f"Distance: {formula}; std {std} from {setting.std_source}.")
+    sentences += [setting.note] if setting.note else []
+    return [*sentences, *_schedule_sentences(table.runs, setting)]
+
+
+def _schedule_sentences(runs: Sequence[RunRecord], setting: PublishedSetting) -> list[str]:
+    """Return where runs are shorter or longer than the published ones, counted in images."""
+    scaled: dict[str, None] = {}
+    differing: dict[str, None] = {}
+    for run in runs if setting.iterations else ():
+        if run.iterations == setting.iterations:
+            continue
+        # Parsing the whole config of each run would be slow.
+        match = _BATCH.search(text_of(run.folder, CONFIG_FILE))
+        batch = int(match[1]) if match else 0
+        gap = abs(run.iterations * batch - setting.iterations * setting.batch)
+        is_scaled = bool(match) and gap <= batch  # scaled schedules round their iterations
+        text = f"{run.iterations} iterations" + (f" of {batch} images" if match else "")
+        (scaled if is_scaled else differing)[text] = None
+    published = f"{setting.iterations} of {setting.batch} images"
+    same = f"as many images as the published ones with {published}"
+    sentences = [f"Runs here trained for {', '.join(scaled)}: {same}."] if scaled else []
+    if differing:
+        other = f"runs here trained for {', '.join(differing)}, the published ones for {published}"
+        sentences.append(f"Warning: {other}.")
+    return sentences
+
+
+def render_published(setting: PublishedSetting) -> str:
+    """Return all rows of a published setting as Markdown: values, gap to the supervised row of the
+    same source, source.
+    """
+    facts = [setting.title]
+    facts += [f"{setting.iterations} iterations"] if setting.iterations else []
+    facts += [f"mean of {setting.trials} trials"] if setting.trials else []
+    if setting.std:
+        std = ", ".join(f"{column} {value}" for column, value in setting.std.items())
+        facts.append(f"std {std} ({setting.std_source})")
+    header = ["row", *setting.columns, "source"]
+    lines = [header, ["---"] * len(header)]
+    for row in setting.rows:
+        values = [f"{_as_printed(v)}{_gap(setting, row, c)}" for c, v in row.values.items()]
+        independent = " (independent)" if row.is_independent else ""
+        lines.append([row.label, *values, row.source + independent])
+    grid = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    blocks = [f"### {setting.name}", "; ".join(facts) + ".", grid, setting.note]
+    return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def _as_printed(value: float) -> str:
+    # Papers print one decimal, some repositories two.
+    return f"{value:.1f}" if value == round(value, 1) else f"{value:.2f}"
+
+
+def _gap(setting: PublishedSetting, row: PublishedRow, column: str) -> str:
+    """Return the gap to the supervised row: the paper's, or that of an independent row's source."""
+
+    def group(other: PublishedRow) -> str:
+        return other.source if other.is_independent else ""
+
+    same = (r for r in setting.rows if r.init == "supervised" and group(r) == group(row))
+    base = next(same, None)
+    if base is None or row.init in ("supervised", "random"):
+        return ""
+    return f" ({signed_text(row.values[column] - base.values[column])})"
