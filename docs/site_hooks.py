@@ -1,0 +1,74 @@
+"""What the site takes from the code, so that it cannot become stale.
+
+A page names it in a comment of its own line: ``<!-- generated: cli -->`` is replaced by each verb's
+``--help``, ``pretrain-keys`` and ``detection-keys`` by the config schemas, ``configs`` by the list
+of bundled configs.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import os
+import re
+from pathlib import Path
+from unittest import mock
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Fill the markers of a page; called by MkDocs."""
+    return re.sub(r"<!-- generated: ([\w-]+) -->", lambda m: GENERATED[m[1]](), markdown)
+
+
+def help_text(*words: str) -> str:
+    """Return what ``moco-transfer WORDS --help`` prints, 88 columns wide."""
+    from moco_transfer.cli.main import main
+
+    printed = io.StringIO()
+    with (
+        mock.patch.dict(os.environ, COLUMNS="88"),
+        contextlib.redirect_stdout(printed),
+        contextlib.suppress(SystemExit),
+    ):
+        main([*words, "--help"])
+    return printed.getvalue()
+
+
+def _cli() -> str:
+    from moco_transfer.cli.main import VERBS
+
+    sections = [f"## {verb}\n\n```text\n{help_text(verb)}```\n" for verb in VERBS]
+    return f"```text\n{help_text()}```\n\n" + "\n".join(sections)
+
+
+def _schema(file: str, name: str) -> str:
+    """Return a schema's dictionary as it stands in the source, with the comments on its keys."""
+    source = (REPOSITORY / "moco_transfer" / "config" / file).read_text(encoding="utf-8")
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", None) == name:
+            return f"```python\n{ast.get_source_segment(source, node)}\n```"
+    raise KeyError(f"{file} has no {name}")
+
+
+def _configs() -> str:
+    """Return a table of the bundled configs: name, and the first sentence of the file's header."""
+    rows = []
+    for file in sorted((REPOSITORY / "configs").glob("*/*.yaml")):
+        if file.stem.startswith("Base"):
+            continue
+        header = re.match(r"(?:# .*\n)+", file.read_text(encoding="utf-8"))
+        text = " ".join(line[2:] for line in (header[0] if header else "").splitlines())
+        text = re.split(r"(?<=\.) |; | Command: ", text)[0].rstrip(".").replace("|", "\\|")
+        rows.append(f"| {file.parent.name} | `{file.stem}` | {text} |")
+    return "\n".join(["| kind | config | what it is |", "| --- | --- | --- |", *rows])
+
+
+GENERATED = {
+    "cli": _cli,
+    "configs": _configs,
+    "pretrain-keys": lambda: _schema("pretrain_schema.py", "PRETRAIN_DEFAULTS"),
+    "detection-keys": lambda: _schema("detection_schema.py", "DETECTION_DEFAULTS"),
+}
