@@ -54,16 +54,17 @@ def _schema(file: str, name: str) -> str:
 
 
 def _configs() -> str:
-    """Return a table of the bundled configs: name, and the first sentence of the file's header."""
-    rows = []
-    for file in sorted((REPOSITORY / "configs").glob("*/*.yaml")):
-        if file.stem.startswith("Base"):
-            continue
-        header = re.match(r"(?:# .*\n)+", file.read_text(encoding="utf-8"))
-        text = " ".join(line[2:] for line in (header[0] if header else "").splitlines())
-        text = re.split(r"(?<=\.) |; | Command: ", text)[0].rstrip(".").replace("|", "\\|")
-        rows.append(f"| {file.parent.name} | `{file.stem}` | {text} |")
-    return "\n".join(["| kind | config | what it is |", "| --- | --- | --- |", *rows])
+    """Return tables of the bundled configs: name, and the first sentence of the file's header."""
+    lines = []
+    for folder in sorted((REPOSITORY / "configs").iterdir()):
+        lines += [f"### configs/{folder.name}", "", "| config | what it is |", "| --- | --- |"]
+        for file in sorted(folder.glob("[!B]*.yaml")):
+            header = re.match(r"(?:# .*\n)+", file.read_text(encoding="utf-8"))
+            text = " ".join(line[2:] for line in (header[0] if header else "").splitlines())
+            text = re.split(r"(?<=\w\w)[.:] |; | Command: ", text)[0].rstrip(".")
+            lines.append(f"| `{file.stem}` | {text.replace('|', '/')} |")
+        lines.append("")
+    return "\n".join(lines)
 
 
 GENERATED = {

@@ -2,7 +2,7 @@
 """Draw loss and kNN accuracy of CIFAR-10 runs beside the official demo's published log, and print
 both.
 
-Usage: python tools/plot_cifar10.py out/cifar10_seed0 out/cifar10_seed1 docs/cifar10_asym.png
+Usage: python tools/plot_cifar10.py out/cifar10_seed0 out/cifar10_seed1 docs/figures/cifar10_asym.png
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 """Take images of a page of `moco-transfer report --format html` in headless Chromium: narrow and
 wide, light and dark.
 
-Usage: python tools/screenshot_page.py report.html docs/bccd_page        writes
-    docs/bccd_page_{375,1440}_{light,dark}.png
+Usage: python tools/screenshot_page.py report.html docs/figures/bccd_page        writes
+    docs/figures/bccd_page_{375,1440}_{light,dark}.png
 Needs Chromium and chromedriver (Debian: chromium, chromium-driver) and selenium (pip install -e
 '.[browser]').
 """

@@ -14,6 +14,7 @@ import weakref
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from ...runtime.errors import InputError, MissingFileError, UnknownKeyError, did_you_mean
 from .builtin_datasets import DatasetSource, builtin_sources
@@ -170,7 +171,7 @@ _FIELDS = {
 }
 
 
-def register_dataset(name: str, kind: str = "coco", **where) -> None:
+def register_dataset(name: str, kind: str = "coco", **where: Any) -> None:
     """Make a data set known under a name, for DATASETS.TRAIN and DATASETS.TEST.
 
     Args:
