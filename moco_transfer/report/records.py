@@ -274,4 +274,3 @@ def _is(value: Any, kinds: type | tuple[type, ...]) -> bool:
     if not isinstance(value, kinds) or isinstance(value, bool):
         return False
     return not isinstance(value, _NUMBER) or -_LARGEST < value < _LARGEST
-
