@@ -1,13 +1,11 @@
 #!/usr/bin/env python
-"""Peak memory of MoCo's step beyond its encoder, in copies of the (N, 1 + K) logits, beside the
-published way of writing it.
+"""Measure the peak memory of MoCo's step beyond its encoder, in copies of the (N, 1 + K) logits.
 
     python tools/bench_contrast_memory.py [--batch 256] [--queue-size 65536]
 
-The encoder is one linear layer, so what is measured is the contrast: logits, softmax, gradients,
-    and copies of the queue. On Linux
-the peak is the kernel's own (VmHWM, reset before each measurement); tensors of this size are mapped
-and unmapped one by one. The last line is JSON.
+Ours is compared with the published step (tools/bench_published.py). The encoder is one linear
+layer, so the contrast is measured: logits, softmax, gradients and copies of the queue. On Linux the
+peak is the kernel's own (VmHWM, reset before each measurement). The last line is JSON.
 """
 
 from __future__ import annotations
@@ -80,8 +78,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--batch", type=int, default=256, metavar="N")
-    parser.add_argument("--queue-size", type=int, default=65536, metavar="K")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=256,
+        metavar="N",
+        help="images in a batch (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--queue-size",
+        type=int,
+        default=65536,
+        metavar="K",
+        help="negatives (default: %(default)s)",
+    )
     args = parser.parse_args()
     model = MoCo(LinearEncoder, queue_size=args.queue_size)
     x = torch.randn(args.batch, 16)

@@ -1,9 +1,10 @@
 #!/usr/bin/env python
-"""Time and memory of converting and verifying a ResNet-50 MoCo checkpoint: ``python
-tools/bench_convert.py [--arch NAME]``.
+"""Measure time and memory of converting and verifying a ResNet-50 MoCo checkpoint.
+
+    python tools/bench_convert.py [--arch NAME]
 
 Makes a checkpoint as MoCo's training writes it (both encoders, a queue of 65,536 keys, the
-optimizer's momentum; 0.3 GB for ResNet-50), converts it in a process of its own and prints seconds
+optimizer's momentum; 0.3 GB for ResNet-50). Converts it in a process of its own and prints seconds
 and gigabytes. The limits for ResNet-50 are 5 s and 1 GB.
 """
 

@@ -1,15 +1,14 @@
 #!/usr/bin/env python
-"""Training step and inference of the embedded engine beside Detectron2's: ``python
-tools/bench_detection.py``; needs Detectron2.
+"""Compare training step and inference of the embedded engine with Detectron2's.
 
-Each engine and precision runs in a process of its own, so that its memory is its own; the processes
-take turns, one step each, on the same weights, images and random draws, so that a busy machine
-slows all of them alike. Beside seconds of the clock stand those of the process on all its cores,
-which other work disturbs less, least of all with ``OMP_NUM_THREADS=1``. Detectron2 is measured in
-float32, and under autocast to bfloat16 too. Peak memory is the process's on a CPU, and that of its
-tensors with ``BENCH_DEVICE=cuda``. Prints a line for each measurement and a table with how many
-times Detectron2's speed and what part of its peak memory ours is; the last line is JSON with the
-same.
+    python tools/bench_detection.py        (needs Detectron2; BENCH_DEVICE=cuda for a GPU)
+
+Each engine and precision runs in a process of its own. The processes take turns, one step each, on
+the same weights, images and random draws, so that a busy machine slows all of them equally. Printed
+are seconds of wall clock and CPU seconds, which other work disturbs less (least with
+OMP_NUM_THREADS=1). Detectron2 is measured in float32 and under autocast to bfloat16. Peak memory is
+the process's on a CPU, and that of its tensors on a GPU. The table shows how many times faster than
+Detectron2 ours is, and which part of its peak memory it takes. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -336,10 +335,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument(
-        "--tasks", nargs="+", choices=("train", "infer"), default=["train", "infer"]
+        "--models",
+        nargs="+",
+        choices=MODELS,
+        default=list(MODELS),
+        help="which detectors (default: all)",
+    )
+    parser.add_argument(
+        "--engines",
+        nargs="+",
+        choices=ENGINES,
+        default=list(ENGINES),
+        help="which engines and precisions (default: all)",
+    )
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        choices=("train", "infer"),
+        default=["train", "infer"],
+        help="training step, inference or both (default: both)",
     )
     parser.add_argument(
         "--repeats",
@@ -354,7 +369,12 @@ def main() -> None:
         help="images in a training step (default: 2); inference takes one",
     )
     parser.add_argument(
-        "--size", type=int, nargs=2, default=[480, 640], metavar=("HEIGHT", "WIDTH")
+        "--size",
+        type=int,
+        nargs=2,
+        default=[480, 640],
+        metavar=("HEIGHT", "WIDTH"),
+        help="size of the images, px (default: 480 640)",
     )
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

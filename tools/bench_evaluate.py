@@ -1,12 +1,13 @@
 #!/usr/bin/env python
-"""Time of evaluating a test set: VOC beside Detectron2's evaluator, COCO beside pycocotools:
-``python tools/bench_evaluate.py``.
+"""Measure the time of evaluating a test set: VOC and COCO, ours and the reference evaluators.
+
+    python tools/bench_evaluate.py
 
 Draws a test set of the size of VOC 2007's (4,952 images, 20 classes) and one of COCO's (5,000
 images, 80 classes) with detections that are shifted objects, duplicates and false ones. Each
-evaluator reads the same files and takes the same detections; the time is all from reading the
-annotations to the numbers, which must agree. Prints seconds of wall clock and of this process; the
-last line is JSON. Without Detectron2 or faster-coco-eval that half is left out, and said so.
+evaluator reads the same files and takes the same detections. The time runs from reading the
+annotations to the numbers, which must agree. The last line is JSON. A reference evaluator that is
+not installed is left out, and named.
 """
 
 from __future__ import annotations
@@ -107,8 +108,9 @@ def write_voc(folder: Path, truth: list, class_names: list[str]) -> list[str]:
     (folder / "ImageSets/Main/test.txt").write_text("".join(f"{image_id}\n" for image_id in ids))
     for image_id, (classes, boxes) in zip(ids, truth, strict=True):
         objects = "".join(
-            f"<object><name>{class_names[c]}</name><pose>Left</pose><truncated>0</truncated><difficult>{int(number % 7 == 6)}</difficult>"
-            f"<bndbox><xmin>{x0 + 1}</xmin><ymin>{y0 + 1}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>"
+            f"<object><name>{class_names[c]}</name><pose>Left</pose><truncated>0</truncated>"
+            f"<difficult>{int(number % 7 == 6)}</difficult><bndbox><xmin>{x0 + 1}</xmin>"
+            f"<ymin>{y0 + 1}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>"
             for number, (c, (x0, y0, x1, y1)) in enumerate(zip(classes, boxes, strict=True))
         )
         size = f"<size><width>{SIDE}</width><height>{SIDE}</height><depth>3</depth></size>"
@@ -154,7 +156,7 @@ def bench_voc(folder: Path, num_images: int) -> dict:
         return evaluator.evaluate()["bbox"]
 
     return compare(
-        f"VOC, {num_images} images, 20 classes, 10 thresholds, beside Detectron2",
+        f"VOC, {num_images} images, 20 classes, 10 thresholds, compared with Detectron2",
         lambda: run(VocEvaluator(get_dataset("bench_voc")), outputs),
         lambda: run(PascalVOCDetectionEvaluator("bench_voc"), instances),
         1e-9,
@@ -162,7 +164,7 @@ def bench_voc(folder: Path, num_images: int) -> dict:
 
 
 def bench_coco(folder: Path, num_images: int) -> dict:
-    """Time COCO's twelve numbers for boxes, 80 classes, with faster-coco-eval and with pycocotools."""
+    """Time COCO's twelve numbers for boxes, 80 classes."""
     from moco_transfer.data import register_dataset
     from moco_transfer.data.annotations.catalog import get_dataset
     from moco_transfer.evaluate.coco_eval import CocoEvaluator
@@ -195,7 +197,7 @@ def bench_coco(folder: Path, num_images: int) -> dict:
 
     fast, slow = filled("faster-coco-eval"), filled("pycocotools")
     return compare(
-        f"COCO, {num_images} images, 80 classes, beside pycocotools",
+        f"COCO, {num_images} images, 80 classes, compared with pycocotools",
         lambda: fast.evaluate()["bbox"],
         lambda: slow.evaluate()["bbox"],
         1e-9,

@@ -1,15 +1,16 @@
 #!/usr/bin/env python
-"""Time of the two-view input pipeline on one core, beside the published chain: python
-tools/bench_pipeline.py --data FOLDER.
+"""Measure the two-view input pipeline on one core, compared with the published chain.
 
-Reference: the official code's chain for MoCo v2, written the plain way: PIL decodes once, two
-independent torchvision transforms (tools/bench_published.py), normalised float tensors. Ours, with
-    the same recipe: cpu     files to two normalised float tensors on the CPU
+    python tools/bench_pipeline.py --data FOLDER
+
+The published chain (tools/bench_published.py) is the official code's for MoCo v2: PIL decodes once,
+two torchvision transforms make normalised float tensors. Ours, with the same recipe:
+    cpu     files to two normalised float tensors on the CPU
     worker  files to two uint8 crops in the batch: what a data worker does, and what feeds a GPU
-    cache   the same from a raw cache (shorter side 256, `moco-transfer pack --as raw`), which is
-    written to a temporary folder first
-Ours and the reference alternate; each is the median over --repeats passes over --images images.
-The last line is JSON: ms per image, and how many times faster than the reference each is.
+    cache   the same from raw shards (shorter side 256, `moco-transfer pack --as raw`), which are
+            written to a temporary folder first
+Both alternate; each number is the median over --repeats passes over --images images. The last line
+is JSON: ms per image, and how many times faster than the published chain each is.
 """
 
 from __future__ import annotations
@@ -68,9 +69,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", required=True, metavar="FOLDER")
-    parser.add_argument("--images", type=int, default=200)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument(
+        "--data", required=True, metavar="FOLDER", help="images; the first ones are used"
+    )
+    parser.add_argument(
+        "--images", type=int, default=200, help="images in a pass (default: %(default)s)"
+    )
+    parser.add_argument("--repeats", type=int, default=7, help="passes (default: %(default)s)")
     parser.add_argument("--size", type=int, default=224, help="side of a view, px")
     args = parser.parse_args()
     torch.set_num_threads(1)

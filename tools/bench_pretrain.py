@@ -1,22 +1,22 @@
 #!/usr/bin/env python
-"""Pre-training end to end, images included, beside the published chain and step: python
-tools/bench_pretrain.py --data FOLDER.
+"""Measure pre-training end to end, images included, compared with the published chain and step.
 
-ResNet-18, 96 px, batch 64, K = 256 (configs/pretrain/moco_v2_R_18_96px.yaml), bf16, on two cores;
-ours loads in the training process (--our-workers 0, the faster choice on a CPU). The published way
-is tools/bench_published.py: torchvision's transforms on PIL images, the paper's algorithm in
-float32; it is tried with each number of workers in --workers, and the fastest stands for it.
+    python tools/bench_pretrain.py --data FOLDER
+
+ResNet-18, 96 px, batch 64, K = 256 (configs/pretrain/moco_v2_R_18_96px.yaml), bf16, on two cores.
+Ours loads in the training process (--our-workers 0, the faster choice on a CPU). The published way
+is tools/bench_published.py, in float32; it is tried with each number of workers in --workers, and
+the fastest counts.
 
 The ways take turns, each in a process of its own, because ours changes how its process keeps freed
-memory (runtime/memory.py). A turn takes --iterations iterations after two that are not counted, for
-which workers start and fill their queues; at its end the workers are gone, so that nothing of one
-way runs during another's turn. Numbers are medians over --repeats turns. A quiet machine takes four
-minutes. The last line is JSON: `ratio`, and for each way seconds of a turn, images/s, and seconds
-    of CPU time, workers included (with other programs on the cores, the CPU time says more than the
-    clock; but OpenMP's threads wait for one another by spinning).
+memory (runtime/memory.py). A turn takes --iterations iterations after two that are not counted, in
+which workers start. At its end the workers have stopped, so nothing of one way runs during
+another's turn. Numbers are medians over --repeats turns. An idle machine takes four minutes. The
+last line is JSON: `ratio`, and for each way seconds of a turn, images/s, and CPU seconds, workers
+included.
+
 On a CUDA GPU: --arch resnet50 --size 224 --batch 256 --queue-size 65536 --device cuda --workers 16
-    --our-workers 16 --iterations 50;
---what ours leaves the published way out; DATA.DECODE device at the end decodes on the GPU.
+--our-workers 16 --iterations 50. `--what ours` leaves the published way out.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench_published import Elsewhere, PublishedStep, published_chain  # noqa: E402
+from bench_published import OwnProcess, PublishedStep, published_chain  # noqa: E402
 
 from moco_transfer.config import load_pretrain_config  # noqa: E402
 from moco_transfer.data.images.folder import ImageFolder, find_images, read_rgb  # noqa: E402
@@ -235,7 +235,7 @@ def turns_of(way: type, args: argparse.Namespace) -> Callable[[int, int], Turn]:
     return way(args).turn
 
 
-def choose_workers(published: Elsewhere, counts: list[int], batch: int) -> int:
+def choose_workers(published: OwnProcess, counts: list[int], batch: int) -> int:
     """Return the number of workers with which the published way is fastest, and print what each
     took.
     """
@@ -255,11 +255,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", required=True, metavar="FOLDER")
-    parser.add_argument("--arch", default="resnet18")
-    parser.add_argument("--size", type=int, default=96)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--queue-size", type=int, default=256)
+    parser.add_argument("--data", required=True, metavar="FOLDER", help="images, as DATA.ROOT")
+    parser.add_argument("--arch", default="resnet18", help="network (default: %(default)s)")
+    parser.add_argument(
+        "--size", type=int, default=96, help="side of a view, px (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch", type=int, default=64, help="images in a batch (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--queue-size", type=int, default=256, help="negatives (default: %(default)s)"
+    )
     parser.add_argument(
         "--workers",
         type=int,
@@ -267,12 +273,23 @@ def main() -> None:
         default=[0, 1],
         help="data workers of the published way; the fastest of these is taken",
     )
-    parser.add_argument("--our-workers", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--our-workers", type=int, default=0, help="data workers of ours (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=2, help="threads of each way (default: %(default)s)"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--iterations", type=int, default=15, help="of a turn")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--what", default="both", choices=["both", "ours", "published"])
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="turns of each way (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--what",
+        default="both",
+        choices=["both", "ours", "published"],
+        help="which way to measure (default: %(default)s)",
+    )
     parser.add_argument(
         "overrides",
         nargs=argparse.REMAINDER,
@@ -285,17 +302,17 @@ def main() -> None:
         f" {args.threads} threads",
         flush=True,
     )
-    ways: dict[str, tuple[Elsewhere, int]] = {}
+    ways: dict[str, tuple[OwnProcess, int]] = {}
     taken: dict[str, list[Turn]] = {}
     with contextlib.ExitStack() as ends:
         if args.what != "ours":
             published = ends.enter_context(
-                Elsewhere(turns_of, Published, args, threads=args.threads)
+                OwnProcess(turns_of, Published, args, threads=args.threads)
             )
             ways["published"] = published, choose_workers(published, args.workers, args.batch)
         if args.what != "published":
             ways["ours"] = (
-                ends.enter_context(Elsewhere(turns_of, Ours, args, threads=args.threads)),
+                ends.enter_context(OwnProcess(turns_of, Ours, args, threads=args.threads)),
                 args.our_workers,
             )
         for _ in range(args.repeats):

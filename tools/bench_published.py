@@ -1,10 +1,9 @@
-"""MoCo v2 written the plain way: what the other tools/bench_*.py measure against.
+"""MoCo v2 written the plain way, to which the other tools/bench_*.py compare.
 
 The step is the paper's Algorithm 1: float32, NCHW, a Python loop for the momentum update, all
-logits concatenated, a copy of the queue, SGD as torch gives it. The chain is torchvision's
-transforms on PIL images with the paper's parameters, twice for two crops. What is compared runs
-in a process of its own (Elsewhere): ours changes how its process keeps freed memory
-    (runtime/memory.py), and nobody else is to profit.
+logits concatenated, a copy of the queue, SGD with torch's defaults. The chain is torchvision's
+transforms on PIL images with the paper's parameters, twice for two crops. Both run in a process of
+their own (OwnProcess), because ours changes how its process keeps freed memory (runtime/memory.py).
 """
 
 from __future__ import annotations
@@ -130,14 +129,13 @@ class PublishedStep:
         return loss.item()
 
 
-class Elsewhere:
-    """A function in a process of its own, which sleeps but for its calls. A context, at whose end
-    the process ends.
+class OwnProcess:
+    """A function in a process of its own, which sleeps between calls; a context manager.
 
     Args:
-        make: Called there with the other arguments; returns the function. A module's own, as it is
-            found again by its name.
-        threads: torch's, there.
+        make: Called in that process with the other arguments; returns the function. It must be
+            defined at the top of a module, because it is pickled by name.
+        threads: Number of torch's threads there.
     """
 
     def __init__(self, make: Callable[..., Callable], *args: Any, threads: int) -> None:
@@ -149,7 +147,7 @@ class Elsewhere:
         self.process.start()
         theirs.close()  # else the end of the process could not be seen
 
-    def __enter__(self) -> Elsewhere:
+    def __enter__(self) -> OwnProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -157,9 +155,7 @@ class Elsewhere:
         self.process.join()
 
     def __call__(self, *args: Any) -> Any:
-        """Return what the function does; EOFError or ConnectionResetError when its process has
-        ended, after its own message.
-        """
+        """Return the function's result; EOFError or ConnectionResetError if its process died."""
         self.connection.send(args)
         return self.connection.recv()
 

@@ -1,12 +1,13 @@
 #!/usr/bin/env python
-"""Do features learned with DATA.PIPELINE fast do as well as with reference? python
-tools/bench_quality.py --data CIFAR10 --output DIR.
+"""Compare features learned with DATA.PIPELINE fast and reference.
 
-CIFAR10 is a folder with train/<class>/*.jpg and test/<class>/*.jpg. Of each class the first 1,000
-training images (10,000 in all) are pre-trained on, ResNet-18 at 32 px, batch 128, K = 2,048, v2's
-augmentation (blur included, so that every operator takes part), for --epochs, with --seeds seeds
-and both pipelines; then kNN (k = 200) of the whole test set among them and the linear protocol on
-cached features. The last line is JSON.
+    python tools/bench_quality.py --data CIFAR10 --output DIR
+
+CIFAR10 is a folder with train/<class>/*.jpg and test/<class>/*.jpg. The first 1,000 training images
+of each class (10,000 in all) are pre-trained on: ResNet-18 at 32 px, batch 128, K = 2,048, v2's
+augmentation (with blur, so that every operator takes part), for --epochs, with --seeds seeds and
+both pipelines. Then kNN (k = 200) and the linear protocol on cached features test them on the whole
+test set. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -98,13 +99,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, metavar="CIFAR10")
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="CIFAR10", help="folder with train/ and test/"
+    )
     parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="a folder that does not exist yet"
     )
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument(
+        "--epochs", type=int, default=10, help="epochs of pre-training (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="runs of each pipeline (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--first-seed", type=int, default=0, help="seed of the first run (default: %(default)s)"
+    )
     args = parser.parse_args()
     args.output.mkdir(parents=True)
     (args.output / "config.yaml").write_text(SETTINGS, encoding="utf-8")

@@ -1,19 +1,20 @@
 #!/usr/bin/env python
-"""Time of MoCo's step alone, beside the published step: python tools/bench_step.py [--only
-r50|small|losses].
+"""Measure MoCo's step alone, compared with the published step.
 
-The published step is tools/bench_published.py: the paper's algorithm in the plain way. Ours is the
-code that `moco-transfer pretrain` runs (the config moco_v2_R_50_200ep, its encoders, queue,
-    optimiser and trainer), in fp32 and in bf16: r50     ResNet-50, 224 px, batch 32, K = 65,536
+    python tools/bench_step.py [--only r50|small|losses]
+
+The published step is tools/bench_published.py. Ours is the code that `moco-transfer pretrain` runs
+(the config moco_v2_R_50_200ep, its encoders, queue, optimiser and loop), in fp32 and in bf16:
+    r50     ResNet-50, 224 px, batch 32, K = 65,536
     small   ResNet-18, 96 px, batch 64, K = 65,536
-    losses  50 steps of the small one on the same views in fp32 and bf16: their losses side by side,
-            and as a control those of fp32 from weights that differ by what bf16 rounds off, 2^-9 of
-            each: what bf16 explains
---compile measures ours once more with TRAIN.COMPILE (minutes of compiling, which are not counted).
-Random images, on a GPU there already: for the published step normalised, for ours as bytes. Ours
-    and the published alternate, in processes of their own; each number is the median over
---repeats. The last line is JSON: seconds, and how many times faster than the published step each
-is. On a CUDA GPU: --device cuda --batch 256.
+    losses  50 steps of the small one on the same views: the losses in fp32 and bf16, and as a
+            control those of fp32 from weights that differ by 2^-9 of each, what bf16 rounds off
+--compile measures ours once more with TRAIN.COMPILE; compiling is not counted.
+
+Images are random and on the device already: normalised for the published step, bytes for ours. Both
+alternate, in processes of their own; each number is the median over --repeats. The last line is
+JSON: seconds, and how many times faster than the published step each is. On a CUDA GPU:
+--device cuda --batch 256.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench_published import Elsewhere, PublishedStep  # noqa: E402
+from bench_published import OwnProcess, PublishedStep  # noqa: E402
 
 from moco_transfer.config import load_pretrain_config  # noqa: E402
 from moco_transfer.pretrain.build import build_run  # noqa: E402
@@ -155,7 +156,7 @@ def measure(
     taken: dict[str, list[float]] = {name: [] for name in makers}
     with contextlib.ExitStack() as ends:
         ways = {
-            name: ends.enter_context(Elsewhere(make, *case, *rest, threads=threads))
+            name: ends.enter_context(OwnProcess(make, *case, *rest, threads=threads))
             for name, (make, *rest) in makers.items()
         }
         for way in ways.values():  # warms up, and compiles
@@ -227,11 +228,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", choices=["r50", "small", "losses"])
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--only", choices=["r50", "small", "losses"], help="one of the three (default: all)"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="steps of each that count (default: %(default)s)"
+    )
     parser.add_argument("--steps", type=int, default=50, help="for the losses")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--threads", type=int, default=2, help="threads of each (default: %(default)s)"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=0, help="another batch for r50")
     parser.add_argument(
         "--compile", action="store_true", help="also measure TRAIN.COMPILE, in bf16"

@@ -1,14 +1,14 @@
-"""Memory of data workers over 20 epochs, by the number of images: python
-tools/bench_worker_memory.py [--images 1300000].
+"""Measure the memory of data workers over 20 epochs, by the number of images.
 
-A worker that loads from a list of many names must not copy it, page by page, as it reads; and must
-not grow. This makes a source of so many generated names (each of one of 64 generated JPEGs of 96
-px) and one of a thousand, lets the project's loader make batches of both for 20 epochs (an epoch of
-either is --epoch images, drawn from all names), and prints at each epoch's end what the workers
-have of their own, MB: USS, pages that no other process shares, and PSS, in which a shared page
-    counts for its share (/proc/PID/smaps_rollup; Linux alone). The last line is JSON. Ends with
-    status 1 if a worker has 20 MB or more of its own for the more names, or grows by 5 MB or more
-    from the fifth epoch to the last.
+    python tools/bench_worker_memory.py [--images 1300000]
+
+A worker that loads from a list of many names must not copy it page by page, and must not grow. This
+makes a source of so many generated names (each of one of 64 generated JPEGs of 96 px) and one of a
+thousand. The project's loader makes batches of both for 20 epochs of --epoch images each. Printed
+at the end of each epoch is what the workers have, in MB: USS, pages that no other process shares,
+and PSS, in which a shared page counts for its share (/proc/PID/smaps_rollup; Linux alone). The last
+line is JSON. Ends with status 1 if a worker has 20 MB or more of its own for the additional names,
+or grows by 5 MB or more from the fifth epoch to the last.
 """
 
 from __future__ import annotations
@@ -105,9 +105,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, default=1_300_000)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument(
+        "--images", type=int, default=1_300_000, help="number of names (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=2, help="data workers (default: %(default)s)"
+    )
+    parser.add_argument("--epochs", type=int, default=20, help="epochs (default: %(default)s)")
     parser.add_argument(
         "--epoch", type=int, default=2048, help="images in an epoch, a multiple of 64"
     )
@@ -117,7 +121,12 @@ def main() -> int:
         choices=["fork", "forkserver", "spawn"],
         help="how workers are started",
     )
-    parser.add_argument("--pipeline", default="fast", choices=["fast", "reference"])
+    parser.add_argument(
+        "--pipeline",
+        default="fast",
+        choices=["fast", "reference"],
+        help="DATA.PIPELINE (default: %(default)s)",
+    )
     args = parser.parse_args()
     torch.multiprocessing.set_start_method(args.context)
     torch.set_num_threads(1)

@@ -1,11 +1,10 @@
 #!/usr/bin/env python
-"""Take images of a page of `moco-transfer report --format html` in headless Chromium: narrow and
-wide, light and dark.
+"""Take screenshots of the page of `moco-transfer report --format html` in headless Chromium.
 
-Usage: python tools/screenshot_page.py report.html docs/figures/bccd_page        writes
-    docs/figures/bccd_page_{375,1440}_{light,dark}.png
-Needs Chromium and chromedriver (Debian: chromium, chromium-driver) and selenium (pip install -e
-'.[browser]').
+    python tools/screenshot_page.py report.html docs/figures/bccd_page
+
+writes docs/figures/bccd_page_{375,1440}_{light,dark}.png. Needs Chromium and chromedriver (Debian:
+chromium, chromium-driver) and selenium (pip install -e '.[browser]').
 """
 
 from __future__ import annotations
