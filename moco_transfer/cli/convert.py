@@ -98,8 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Convert or inspect; returns the exit status."""
     # torch takes seconds to import; --help need not wait for it.
-    from ..convert import convert_checkpoint
-    from ..convert.inspect_file import describe
+    from ..convert import convert_checkpoint, describe
     from ..runtime.errors import InputError
 
     if args.inspect is not None:

@@ -109,7 +109,7 @@ def open_encoder(args: argparse.Namespace) -> TrainedEncoder:
 
 def _converted(content: Any, args: argparse.Namespace) -> TrainedEncoder:
     """Take a backbone, without a head, out of a file of another layout."""
-    from ..convert.convert import check_source
+    from ..convert.coverage import check_source
     from ..convert.formats import read_source
     from ..convert.stamp import make_stamp
     from ..models import recognise

@@ -1,14 +1,12 @@
-"""Checkpoints of many projects in; Detectron2, torchvision or timm files out, with every tensor
-accounted for.
+"""Checkpoints of many projects in; Detectron2, torchvision, timm or official MoCo files out.
 
-The tree of a conversion: :mod:`read` (containers, no code run) -> :mod:`formats` (whose checkpoint,
-    under torchvision's
-names) -> :mod:`coverage` (nothing missing, left over, misshapen) -> :mod:`stamp` -> :mod:`write` ->
-:mod:`verify` (same features). :mod:`zoo` fetches published weights by name.
+The steps of a conversion: :mod:`read` (containers, no code run) -> :mod:`formats` (whose
+checkpoint, under torchvision's names) -> :mod:`coverage` (nothing missing, left over, misshapen) ->
+:mod:`stamp` -> :mod:`write` -> :mod:`verify` (same features). :mod:`zoo` fetches published weights.
 """
 
 from .backbone import BackboneWeights, load_backbone
-from .convert import ConversionReport, convert_checkpoint
+from .convert import ConversionReport, convert_checkpoint, describe
 from .coverage import Coverage, coverage
 
 __all__ = [
@@ -17,5 +15,6 @@ __all__ = [
     "Coverage",
     "convert_checkpoint",
     "coverage",
+    "describe",
     "load_backbone",
 ]

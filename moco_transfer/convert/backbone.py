@@ -1,20 +1,18 @@
-"""Hand a converted backbone to fine-tuning: arrays under Detectron2's names, with their stamp, or a
-refusal.
-"""
+"""Hand a converted backbone to fine-tuning: arrays under Detectron2's names, with their stamp."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from moco_transfer.models import recognise
-from moco_transfer.runtime.errors import InputError
-from moco_transfer.runtime.files import sha256_of
-
-from .convert import check_source
+from ..models import recognise
+from ..runtime.errors import InputError
+from ..runtime.files import sha256_of
+from .coverage import check_source
 from .formats import Source, find_prefixes, read_source
 from .key_maps import detectron2_name
 from .read import Content, read_checkpoint
@@ -38,6 +36,8 @@ class BackboneWeights:
         kind: "backbone", or "detector" when the file holds a whole fine-tuned detector.
         state_dict: The detector's own keys -> array; empty for a backbone.
         arch: The architecture that agrees best with the arrays.
+        top: The file's outermost dict, for what it says next to the tensors (``__author__``,
+            ``config``).
     """
 
     arrays: dict[str, np.ndarray]
@@ -46,19 +46,19 @@ class BackboneWeights:
     kind: str
     state_dict: dict[str, np.ndarray] = field(default_factory=dict)
     arch: str = ""
+    top: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 def load_backbone(path: str | os.PathLike[str]) -> BackboneWeights:
     """Read the backbone of a Detectron2 ``.pkl`` or ``.pth``; no code in the file is run.
 
-    Whether every tensor is there is for the caller to ask with
-    :func:`moco_transfer.convert.coverage`: only the caller knows which of the backbone's stages it
-    needs.
+    The caller checks with :func:`moco_transfer.convert.coverage` that every tensor is there: only
+    the caller knows which of the backbone's stages it needs.
 
     Args:
         path: A file that ``moco-transfer convert`` wrote, Detectron2's own, or the checkpoint of a
-            fine-tuned detector. Also a name of :mod:`moco_transfer.convert.zoo`, which is converted
-            on the way, with every tensor accounted for.
+            fine-tuned detector. Also a name of :mod:`moco_transfer.convert.zoo`, whose file is
+            converted here, with every tensor accounted for.
 
     Raises:
         MissingFileError: If there is no such file.
@@ -67,61 +67,35 @@ def load_backbone(path: str | os.PathLike[str]) -> BackboneWeights:
     file = local_file(path)
     content = read_checkpoint(file)
     sha256 = sha256_of(file)
-    if published(os.fspath(path)) is not None and not _has_detectron2_names(content):
-        source = read_source(content)
+    namings = {naming for naming, _ in find_prefixes(content.tensors)}
+    if "detectron2" in namings or not namings:
+        source = read_source(content, source_format="detectron2")
+        state_dict, stamp = _detector(content), read_stamp(content)
         arch = recognise(source.state)
-        check_source(source, arch, file)
-        return BackboneWeights(
-            _arrays(source),
-            make_stamp(content, source, arch=arch, sha256=sha256),
-            sha256,
-            "backbone",
-            {},
-            arch,
-        )
-    _refuse_other_layouts(content)
-    source = read_source(content, source_format="detectron2")
-    state_dict = _detector(content)
-    return BackboneWeights(
-        arrays=_arrays(source),
-        stamp=read_stamp(content),
-        sha256=sha256,
-        kind="detector" if state_dict else "backbone",
-        state_dict=state_dict,
-        arch=recognise(source.state),
-    )
-
-
-def _has_detectron2_names(content: Content) -> bool:
-    return any(naming == "detectron2" for naming, _ in find_prefixes(content.tensors))
-
-
-def _refuse_other_layouts(content: Content) -> None:
-    if find_prefixes(content.tensors) and not _has_detectron2_names(content):
+    else:
         source = read_source(content)
-        raise InputError(
-            f"{content.path} is a checkpoint in the layout of {source.title} (keys"
-            f" {source.prefix}…), expected Detectron2's names; convert it first: moco-transfer"
-            f" convert {content.path} backbone.pkl"
-        )
+        if published(os.fspath(path)) is None:
+            raise InputError(
+                f"{file} is a checkpoint in the layout of {source.title} (keys {source.prefix}…),"
+                f" expected Detectron2's names; convert it first: moco-transfer convert {file}"
+                " backbone.pkl"
+            )
+        state_dict, arch = {}, recognise(source.state)
+        check_source(source, arch, file)
+        stamp = make_stamp(content, source, arch=arch, sha256=sha256)
+    kind = "detector" if state_dict else "backbone"
+    return BackboneWeights(_arrays(source), stamp, sha256, kind, state_dict, arch, top=content.top)
 
 
 def _arrays(source: Source) -> dict[str, np.ndarray]:
-    arrays = {detectron2_name(name): as_array(tensor) for name, tensor in source.state.items()}
-    # What is under the prefix without being known stays, so that the caller's coverage reports it
-    # as unused.
-    arrays.update({name[len(source.prefix) :]: np.empty(0, np.float32) for name in source.unknown})
-    return arrays
+    arrays = {detectron2_name(name) or name: as_array(t) for name, t in source.state.items()}
+    # Unknown names stay, so that the caller's coverage reports them as unused.
+    return arrays | {n.removeprefix(source.prefix): np.empty(0, np.float32) for n in source.unknown}
 
 
 def _detector(content: Content) -> dict[str, np.ndarray]:
     """Return the detector's own keys -> array, or nothing when the file holds a backbone alone."""
     prefix = "model." if any(name.startswith("model.") for name in content.tensors) else ""
-    state = {
-        name[len(prefix) :]: tensor
-        for name, tensor in content.tensors.items()
-        if name.startswith(prefix)
-    }
-    if not any(name.startswith(_DETECTOR_PARTS) for name in state):
-        return {}
-    return {name: as_array(tensor) for name, tensor in state.items()}
+    own = {n.removeprefix(prefix): t for n, t in content.tensors.items() if n.startswith(prefix)}
+    is_detector = any(name.startswith(_DETECTOR_PARTS) for name in own)
+    return {name: as_array(tensor) for name, tensor in own.items()} if is_detector else {}

@@ -1,14 +1,18 @@
-"""Which of a backbone's tensors a file provides: none may be missing, left over or of another
-shape.
-"""
+"""Which of a backbone's tensors a file provides: none may be missing, left over or misshapen."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from moco_transfer.models import BATCH_COUNTER
+import torch
+
+from ..models import BATCH_COUNTER, backbone_shapes, has_small_stem
+from ..runtime.errors import InputError
+from .formats import Source
+from .key_maps import WRITE_NAME
+from .read import listed
 
 NAMES_SHOWN = 10
 """Names listed per kind in a sentence; the rest are counted."""
@@ -46,25 +50,15 @@ class Coverage:
         return len(self.matched) + len(self.missing) + len(self.misshapen)
 
     def sentence(self, path: object, arch: str, *, advice: str = ADVICE) -> str:
-        """Return the coverage in words, with the names of what does not fit, for an error message.
-
-        Args:
-            path: The file, as the user named it.
-            arch: The architecture that the names and shapes were expected from.
-            advice: What follows from a gap; appended only when there is one.
-        """
-        wrong = [
-            f"{name} is {got}, expected {want}" for name, (got, want) in self.misshapen.items()
-        ]
+        """Return the coverage of ``path`` in words; ``advice`` follows only a gap."""
+        wrong = [f"{n} is {got}, expected {want}" for n, (got, want) in self.misshapen.items()]
         parts = [
             f"{path} covers {len(self.matched)} of {self.num_expected} backbone tensors of {arch}.",
             _counted("Missing", self.missing),
             _counted("Unused", self.unused),
+            *([_counted("Misshapen", wrong)] if wrong else []),
+            *([] if self.is_complete else [advice]),
         ]
-        if wrong:
-            parts.append(_counted("Misshapen", wrong))
-        if not self.is_complete:
-            parts.append(advice)
         return " ".join(parts)
 
 
@@ -73,36 +67,79 @@ def coverage(have: Mapping[str, Any], expected: Mapping[str, Any]) -> Coverage:
 
     Args:
         have: Name -> array, tensor or shape.
-        expected: Name -> array, tensor or shape. On both sides BN's ``num_batches_tracked`` counts
-            for nothing.
+        expected: Name -> array, tensor or shape. BN's ``num_batches_tracked`` is ignored on both
+            sides.
 
     Returns:
         Every name of either side in exactly one of the four lists, in its own side's order.
     """
-    got = {name: _shape(value) for name, value in have.items() if not name.endswith(BATCH_COUNTER)}
-    want = {
-        name: _shape(value) for name, value in expected.items() if not name.endswith(BATCH_COUNTER)
-    }
+    got, want = (
+        {
+            name: tuple(int(side) for side in getattr(value, "shape", value))
+            for name, value in side.items()
+            if not name.endswith(BATCH_COUNTER)
+        }
+        for side in (have, expected)
+    )
     return Coverage(
         missing=tuple(name for name in want if name not in got),
         unused=tuple(name for name in got if name not in want),
         misshapen={
-            name: (got[name], want[name])
-            for name in want
-            if name in got and got[name] != want[name]
+            name: (got[name], shape)
+            for name, shape in want.items()
+            if got.get(name, shape) != shape
         },
-        matched=tuple(name for name in want if got.get(name) == want[name]),
+        matched=tuple(name for name, shape in want.items() if got.get(name) == shape),
     )
 
 
-def _shape(value: Any) -> tuple[int, ...]:
-    return tuple(int(side) for side in getattr(value, "shape", value))
+def _counted(title: str, names: Sequence[str]) -> str:
+    rest = f", … and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    shown = f": {', '.join(names[:NAMES_SHOWN])}{rest}" if names else ""
+    return f"{title} ({len(names)}){shown}."
 
 
-def _counted(title: str, names: tuple[str, ...] | list[str]) -> str:
-    if not names:
-        return f"{title} (0)."
-    rest = len(names) - NAMES_SHOWN
-    return f"{title} ({len(names)}): {', '.join(names[:NAMES_SHOWN])}" + (
-        f", … and {rest} more." if rest > 0 else "."
+def source_coverage(source: Source, arch: str) -> Coverage:
+    """Compare an encoder with the backbone ``arch``, under the names in the encoder's file."""
+    name_there = WRITE_NAME[source.naming]
+    have: dict[str, Any] = {source.names[name]: tensor for name, tensor in source.state.items()}
+    return coverage(
+        have | {name: () for name in source.unknown},
+        {
+            source.names.get(name, f"{source.prefix}{name_there(name)}"): shape
+            for name, shape in backbone_shapes(arch).items()
+        },
     )
+
+
+def check_source(source: Source, arch: str, path: object) -> None:
+    """Account for every tensor of an encoder.
+
+    Raises:
+        InputError: If one is missing, unused, misshapen, no floating-point number or not finite;
+            the message names them.
+    """
+    if has_small_stem(source.state):
+        raise InputError(
+            f"{path} is a {arch} for small images, as for CIFAR: {source.names['conv1.weight']}"
+            f" is {tuple(source.state['conv1.weight'].shape)}, a 3x3 convolution of stride 1, but"
+            " the stem of a detector is 7x7 with stride 2 (as in torchvision and timm), so it"
+            f" cannot become a backbone; pre-train {arch} itself, with the 7x7 stem."
+        )
+    covered = source_coverage(source, arch)
+    if not covered.is_complete:
+        advice = "Refusing to write a partly random backbone; nothing was written."
+        raise InputError(covered.sentence(path, arch, advice=advice))
+    weights = {n: t for n, t in source.state.items() if not n.endswith(BATCH_COUNTER)}
+    integer = [source.names[n] for n, t in weights.items() if not t.dtype.is_floating_point]
+    if integer:
+        raise InputError(
+            f"{path}: {len(integer)} tensors ({listed(integer)}) are whole numbers, expected"
+            " floating-point weights."
+        )
+    broken = [source.names[n] for n, t in weights.items() if not bool(torch.isfinite(t).all())]
+    if broken:
+        raise InputError(
+            f"{path}: {len(broken)} tensors ({listed(broken)}) have NaN or infinite values; the"
+            " training diverged: take an earlier checkpoint."
+        )

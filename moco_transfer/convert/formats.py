@@ -1,60 +1,70 @@
-"""Recognise whose checkpoint a file is by its keys, and take the encoder asked for out of it under
-torchvision's names.
+"""Recognise whose checkpoint a file is by its keys, and take an encoder out of it.
+
+The tensors come out under torchvision's names.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from moco_transfer.runtime.errors import InputError, did_you_mean
-
-from .caffe2 import fill_fused_norms, why_bias_is_dropped
+from ..models import BATCH_NORM_EPS
+from ..runtime.errors import InputError, did_you_mean
 from .key_maps import READ_NAME
-from .layouts import BESIDE, HEADS, LAYOUTS, Layout
-from .read import Content
+from .layouts import AVERAGES, BESIDE, CONTAINERS, HEADS, LAYOUTS, Layout
+from .read import Content, listed
 
-OURS = "moco_transfer.pretrain/"
-"""How the ``format`` entry of our own checkpoints begins; a version number follows."""
-
-OUR_VERSION = 1
+OUR_FORMAT = "moco_transfer.pretrain/1"
+"""The ``format`` entry of our own checkpoints, with its version."""
 
 MIN_TENSORS = 8
 """Names of one naming under one prefix that make a ResNet of it; ResNet-18 has 100."""
 
-_PLACE = r"(?P<prefix>(?:.+\.)?)"
+_PART = r"(?:conv[123]|bn[123]|downsample\.[01])\.\w+"
 _FINGERPRINT = {
-    "torchvision": re.compile(
-        _PLACE + r"layer[1-4]\.\d+\.(?:conv[123]|bn[123]|downsample\.[01])\.\w+"
-    ),
-    "detectron2": re.compile(_PLACE + r"res[2-5]\.\d+\.(?:conv[123]|shortcut)(?:\.norm)?\.\w+"),
-    "sequential": re.compile(_PLACE + r"[4-7]\.\d+\.(?:conv[123]|bn[123]|downsample\.[01])\.\w+"),
-    "caffe2": re.compile(_PLACE + r"res[2-5]_\d+_branch(?:1|2[abc])\w*"),
+    naming: re.compile(r"(?P<prefix>(?:.+\.)?)" + pattern)
+    for naming, pattern in {
+        "torchvision": rf"layer[1-4]\.\d+\.{_PART}",
+        "detectron2": r"res[2-5]\.\d+\.(?:conv[123]|shortcut)(?:\.norm)?\.\w+",
+        "sequential": rf"[4-7]\.\d+\.{_PART}",
+        "caffe2": r"res[2-5]_\d+_branch(?:1|2[abc])\w*",
+    }.items()
 }
-# The keys of outer dicts; VISSL's lies five deep.
-_CONTAINER = re.compile(
-    r"(?:(?:classy_state_dict|base_model|loss|checkpoint|state_dict|model_state_dict|model_state|model|net|blobs)\.)+"
-)
-_AVERAGE = re.compile(r"(?:state_dict_ema|model_ema|ema_state_dict|ema_model|ema)\.")
+_CONTAINER = re.compile(rf"(?:(?:{CONTAINERS})\.)+")
+_AVERAGE = re.compile(rf"(?:{AVERAGES})\.")
 _SUFFIXED = re.compile(r"^(\w+)_state_dict\.")
-# Not the norm behind them, which Res5ROIHeadsExtraNorm adds to the head.
-_HEAD_BLOCK = re.compile(r"res5\.\d+\.")
 _WRAPPER = re.compile(r"(^|(?<=\.))(?:module|_orig_mod)\.")
+# Detectron2's C4 detectors keep res5 in the head; res5.norm is Res5ROIHeadsExtraNorm's.
+_HEAD_BLOCK = re.compile(r"res5\.\d+\.")
 
 
 @dataclass(frozen=True)
-class Reading:
-    """One way to read a file: which layout, and under which full prefix its encoder lies."""
+class _Reading:
+    """One way to read a file: its layout, and the full prefix under which the encoder lies."""
 
     layout: Layout
+    naming: str
     prefix: str
     role: str
+
+    @property
+    def preference(self) -> int:
+        return (self.layout.query + self.layout.key).index(_normal(self.prefix)[0])
+
+    def own_name(self, name: str) -> str | None:
+        """Return a tensor's name without the prefix; None for one outside of the encoder."""
+        prefix = self.prefix
+        if self.naming == "detectron2" and prefix.endswith("backbone."):
+            head = prefix.removesuffix("backbone.") + "roi_heads."
+            if name.startswith(head) and _HEAD_BLOCK.match(name.removeprefix(head)):
+                prefix = head
+        return name[len(prefix) :] if name.startswith(prefix) else None
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,7 @@ class Source:
 
     Attributes:
         layout: Whose checkpoint it is.
+        naming: Key of READ_NAME: how the file names the encoder's tensors.
         format: The layout's name for the stamp; "moco_transfer" for our own checkpoints.
         prefix: What stands before the encoder's names in the file.
         encoder: "q" or "k"; None where the layout knows one encoder only.
@@ -74,6 +85,7 @@ class Source:
     """
 
     layout: Layout
+    naming: str
     format: str
     prefix: str
     encoder: str | None
@@ -106,8 +118,10 @@ def read_source(
     """
     if encoder not in ("q", "k"):
         raise InputError(f"encoder must be 'q' (trained) or 'k' (momentum), got {encoder!r}.")
-    reading = _choose(_readings(content, source_format), content, encoder, source_format)
-    return _take(content, reading)
+    readings = _readings(content, source_format)
+    if not readings:
+        raise InputError(_no_reading(content, source_format))
+    return _take(content, _choose(readings, content, encoder))
 
 
 def known_formats() -> tuple[str, ...]:
@@ -115,15 +129,12 @@ def known_formats() -> tuple[str, ...]:
     return tuple(dict.fromkeys(layout.format for layout in LAYOUTS))
 
 
-def find_prefixes(names: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return (naming, full prefix) of every ResNet among the names of a file, in the order of the
-    file.
-    """
+def find_prefixes(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Return (naming, full prefix) of every ResNet among a file's names, in the file's order."""
     counts: Counter[tuple[str, str]] = Counter()
     for name in names:
         for naming, pattern in _FINGERPRINT.items():
-            match = pattern.fullmatch(name)
-            if match:
+            if match := pattern.fullmatch(name):
                 counts[naming, match["prefix"]] += 1
     return [place for place, count in counts.items() if count >= MIN_TENSORS]
 
@@ -138,59 +149,42 @@ def _normal(prefix: str) -> tuple[str, bool]:
     return _WRAPPER.sub("", bare), average is not None
 
 
-def _readings(content: Content, source_format: str | None) -> list[Reading]:
+def _readings(content: Content, source_format: str | None) -> list[_Reading]:
     """Return every way to read the file; the marked layouts alone when one of them fits."""
     places = find_prefixes(content.tensors)
     for naming, prefix in places:
         if source_format and prefix == source_format:  # --from may name the place itself
             title = f"a ResNet under {prefix!r}"
-            return [
-                Reading(Layout("prefix", title, naming, (_normal(prefix)[0],)), prefix, role)
-                for role in ("q", "k")
-            ]
+            layout = Layout("prefix", title, (_normal(prefix)[0],), namings=(naming,))
+            return [_Reading(layout, naming, prefix, role) for role in ("q", "k")]
     if source_format is not None and source_format not in known_formats():
         hint = did_you_mean(source_format, known_formats())
         raise InputError(
             f"Unknown source format {source_format!r}.{hint} Known: {', '.join(known_formats())},"
             " or the prefix of a ResNet in the file."
         )
-    lines = _lines(content)
-    found = []
+    texts = [f"{k}={v}" for k, v in content.top.items() if isinstance(v, str) and len(v) < 100]
+    lines = [*content.tensors, *texts, f"container={content.container}"]
+    found: list[_Reading] = []
     for layout in LAYOUTS:
         if source_format == layout.format or (source_format is None and layout.fits(lines)):
-            here = [
-                reading
-                for naming, prefix in places
-                if (reading := _reading(layout, naming, prefix))
-            ]
-            found += sorted(here, key=_preference)
+            here = (_reading(layout, naming, prefix) for naming, prefix in places)
+            found += sorted((r for r in here if r), key=lambda reading: reading.preference)
     marked = [reading for reading in found if reading.layout.marker]
     return marked if marked and source_format is None else found
 
 
-def _reading(layout: Layout, naming: str, prefix: str) -> Reading | None:
+def _reading(layout: Layout, naming: str, prefix: str) -> _Reading | None:
     bare, is_average = _normal(prefix)
-    if naming != layout.naming:
+    if naming not in layout.namings:
         return None
     if bare in layout.query:
-        return Reading(layout, prefix, "k" if is_average else "q")
-    return Reading(layout, prefix, "k") if bare in layout.key and not is_average else None
+        return _Reading(layout, naming, prefix, "k" if is_average else "q")
+    is_key = bare in layout.key and not is_average
+    return _Reading(layout, naming, prefix, "k") if is_key else None
 
 
-def _lines(content: Content) -> list[str]:
-    texts = [
-        f"{key}={value}"
-        for key, value in content.top.items()
-        if isinstance(value, str) and len(value) < 100
-    ]
-    return [*content.tensors, *texts, f"container={content.container}"]
-
-
-def _choose(
-    readings: list[Reading], content: Content, encoder: str, source_format: str | None
-) -> Reading:
-    if not readings:
-        raise InputError(_no_reading(content, source_format))
+def _choose(readings: list[_Reading], content: Content, encoder: str) -> _Reading:
     fits = [reading for reading in readings if reading.role == encoder]
     if not fits:
         has = readings[0]
@@ -201,41 +195,25 @@ def _choose(
     best, *others = fits  # in order of preference
     for other in others:
         if other.prefix != best.prefix and not _same_tensors(content, best, other):
+            one, two = best.layout.format, other.layout.format
+            options = (one, two) if one != two else (repr(best.prefix), repr(other.prefix))
             raise InputError(
-                f"{content.path} can be read in two ways: as {best.layout.format} (under"
-                f" {best.prefix!r}) and as {other.layout.format} (under {other.prefix!r}), and"
-                f" their tensors differ; pass --from {_from(best, other)} or --from"
-                f" {_from(other, best)}."
+                f"{content.path} can be read in two ways: as {one} (under {best.prefix!r}) and as"
+                f" {two} (under {other.prefix!r}), and their tensors differ; pass --from"
+                f" {options[0]} or --from {options[1]}."
             )
     return best
 
 
-def _from(reading: Reading, other: Reading) -> str:
-    return (
-        reading.layout.format
-        if reading.layout.format != other.layout.format
-        else repr(reading.prefix)
-    )
-
-
-def _preference(reading: Reading) -> int:
-    bare, _ = _normal(reading.prefix)
-    order = reading.layout.query + reading.layout.key
-    return order.index(bare)
-
-
-def _same_tensors(content: Content, one: Reading, other: Reading) -> bool:
+def _same_tensors(content: Content, one: _Reading, other: _Reading) -> bool:
     left, right = (
         {
-            name[len(reading.prefix) :]: tensor
+            name.removeprefix(reading.prefix): tensor
             for name, tensor in content.tensors.items()
             if name.startswith(reading.prefix)
+            and READ_NAME[one.naming](name.removeprefix(reading.prefix))
         }
         for reading in (one, other)
-    )
-    read = READ_NAME[one.layout.naming]
-    left, right = (
-        {name: tensor for name, tensor in side.items() if read(name)} for side in (left, right)
     )
     return left.keys() == right.keys() and all(
         torch.equal(tensor, right[name]) for name, tensor in left.items()
@@ -243,84 +221,63 @@ def _same_tensors(content: Content, one: Reading, other: Reading) -> bool:
 
 
 def _no_reading(content: Content, source_format: str | None) -> str:
-    path = content.path
-    places = find_prefixes(content.tensors)
-    names = list(content.tensors)
-    first = ", ".join(name[:80] for name in names[:3]) + (", …" if len(names) > 3 else "")
+    places = [prefix for _, prefix in find_prefixes(content.tensors)]
+    first = listed((name[:80] for name in content.tensors), 3)
+    layouts = [layout for layout in LAYOUTS if source_format in (None, layout.format)]
+    known = sorted({repr(prefix) for layout in layouts for prefix in layout.query + layout.key})
     if source_format is not None:
-        layouts = [layout for layout in LAYOUTS if layout.format == source_format]
-        prefixes = " or ".join(
-            dict.fromkeys(
-                repr(prefix) for layout in layouts for prefix in layout.query + layout.key
-            )
-        )
         return (
-            f"{path} is not in the layout {source_format!r}: no ResNet under {prefixes}. First"
-            f" keys: {first}"
+            f"{content.path} is not in the layout {source_format!r}: no ResNet under"
+            f" {' or '.join(known)}. First keys: {first}"
         )
     if not places:
         return (
-            f"{path} holds no ResNet: none of its {len(names)} tensors has a ResNet's name. First"
-            f" keys: {first}"
+            f"{content.path} holds no ResNet: none of its {len(content.tensors)} tensors has a"
+            f" ResNet's name. First keys: {first}"
         )
-    where = ", ".join(repr(prefix) for _, prefix in places)
-    known = sorted({repr(prefix) for layout in LAYOUTS for prefix in layout.query + layout.key})
     return (
-        f"{path} is in no known layout: it has a ResNet under {where}, expected one of"
-        f" {', '.join(known)}, also behind 'module.' or 'state_dict.'. First keys: {first}. If it"
-        f" is a ResNet of torchvision's, pass --from {places[0][1]!r}."
+        f"{content.path} is in no known layout: it has a ResNet under"
+        f" {', '.join(map(repr, places))}, expected one of {', '.join(known)}, also behind"
+        f" 'module.' or 'state_dict.'. First keys: {first}. If it is a ResNet of torchvision's,"
+        f" pass --from {places[0]!r}."
     )
 
 
-def _take(content: Content, reading: Reading) -> Source:
-    others = tuple(
-        prefix for _, prefix in find_prefixes(content.tensors) if prefix not in ("", reading.prefix)
-    )
-    inside = tuple(prefix for prefix in others if prefix.startswith(reading.prefix))
-    state: dict[str, Tensor] = {}
-    names: dict[str, str] = {}
-    own_names: dict[str, str] = {}
-    unknown: list[str] = []
-    dropped: dict[str, str] = {}
-    for full_name, tensor in content.tensors.items():
-        prefix = None if full_name.startswith(inside) else _prefix_of(full_name, reading)
-        if prefix is None:
-            dropped[full_name] = _why(full_name, BESIDE) or _outside(
-                full_name, reading.prefix, others
-            )
-            continue
-        own = full_name[len(prefix) :]
-        name = READ_NAME[reading.layout.naming](own)
-        if name is not None:
-            state[name], names[name], own_names[name] = tensor, full_name, own
-        elif why := _why(own, HEADS) or _bias(own, tensor, reading):
-            dropped[full_name] = why
-        else:
-            unknown.append(full_name)
-    if reading.layout.naming == "caffe2":
-        fill_fused_norms(state, names)
-        own_names = {name: own_names.get(name, "") for name in state}
+def _take(content: Content, reading: _Reading) -> Source:
     own_format = str(content.top.get("format", ""))
-    if own_format.startswith(OURS) and own_format != f"{OURS}{OUR_VERSION}":
+    is_ours = own_format.startswith(OUR_FORMAT.rstrip("1"))
+    if is_ours and own_format != OUR_FORMAT:
         raise InputError(
-            f"{content.path} has format {own_format[:80]!r}, this version reads"
-            f" {OURS}{OUR_VERSION}; update moco-transfer."
+            f"{content.path} has format {own_format[:80]!r}, this version reads {OUR_FORMAT};"
+            " update moco-transfer."
         )
-    return Source(
+    places = [prefix for _, prefix in find_prefixes(content.tensors)]
+    others = tuple(prefix for prefix in places if prefix not in ("", reading.prefix))
+    inside = tuple(prefix for prefix in others if prefix.startswith(reading.prefix))
+    source = Source(
         layout=reading.layout,
-        format="moco_transfer" if own_format.startswith(OURS) else reading.layout.format,
+        naming=reading.naming,
+        format="moco_transfer" if is_ours else reading.layout.format,
         prefix=reading.prefix,
         encoder=reading.role if reading.layout.key or reading.role == "k" else None,
-        state=state,
-        names=names,
-        own_names=own_names,
-        unknown=tuple(unknown),
-        dropped=dropped,
+        **{"state": {}, "names": {}, "own_names": {}, "unknown": (), "dropped": {}},
     )
-
-
-def _bias(own: str, tensor: Tensor, reading: Reading) -> str | None:
-    return why_bias_is_dropped(own, tensor) if reading.layout.naming == "caffe2" else None
+    unknown = []
+    for full_name, tensor in content.tensors.items():
+        own = None if full_name.startswith(inside) else reading.own_name(full_name)
+        if own is None:
+            why = _why(full_name, BESIDE) or _outside(full_name, reading.prefix, others)
+            source.dropped[full_name] = why
+        elif name := READ_NAME[reading.naming](own):
+            source.state[name] = tensor
+            source.names[name], source.own_names[name] = full_name, own
+        elif why := _why(own, HEADS) or _why_bias(own, tensor, reading.naming):
+            source.dropped[full_name] = why
+        else:
+            unknown.append(full_name)
+    if reading.naming == "caffe2":
+        _fill_fused_norms(source)
+    return dataclasses.replace(source, unknown=tuple(unknown))
 
 
 def _outside(full_name: str, prefix: str, others: tuple[str, ...]) -> str:
@@ -328,14 +285,32 @@ def _outside(full_name: str, prefix: str, others: tuple[str, ...]) -> str:
     return f"outside of {prefix!r}" if other is None else f"the other encoder, under {other!r}"
 
 
-def _prefix_of(full_name: str, reading: Reading) -> str | None:
-    """Return the encoder's prefix that a name has; Detectron2's C4 detectors keep res5 in the head."""
-    if reading.layout.naming == "detectron2" and reading.prefix.endswith("backbone."):
-        head = reading.prefix[: -len("backbone.")] + "roi_heads."
-        if _HEAD_BLOCK.match(full_name.removeprefix(head)) and full_name.startswith(head):
-            return head
-    return reading.prefix if full_name.startswith(reading.prefix) else None
-
-
 def _why(name: str, reasons: Mapping[str, str]) -> str | None:
     return next((why for pattern, why in reasons.items() if re.fullmatch(pattern, name)), None)
+
+
+def _why_bias(name: str, tensor: Tensor, naming: str) -> str | None:
+    """Return why a convolution's bias in a Caffe2 file may be dropped; None where it counts."""
+    if naming != "caffe2":
+        return None
+    if name == "conv1_b":
+        return "bias of the first convolution, which Detectron2 leaves out as well"
+    is_bias = re.fullmatch(r"res\d_\d+_branch(1|2[abc])_b", name)
+    return "bias of a convolution, all zeros" if is_bias and not bool(tensor.any()) else None
+
+
+def _fill_fused_norms(source: Source) -> None:
+    """Complete, in place, the norms that Caffe2 fused into scale and shift.
+
+    Mean 0 and variance 1 - eps make a batch norm just that.
+    """
+    state = source.state
+    for name in [n for n in state if n.endswith(".weight")]:
+        norm = name.removesuffix("weight")
+        mean, var = f"{norm}running_mean", f"{norm}running_var"
+        if f"{norm}bias" in state and mean not in state and var not in state:
+            state[mean] = torch.zeros_like(state[name])
+            state[var] = torch.ones_like(state[name]) - BATCH_NORM_EPS
+            for filled, value in ((mean, "mean 0"), (var, "variance 1")):
+                source.names[filled] = f"{source.names[name]} (fused: {value})"
+                source.own_names[filled] = ""

@@ -1,11 +1,9 @@
-"""The checkpoint layouts of the projects that pre-train ResNets: where each keeps its encoder and
-what it keeps beside it.
+"""The checkpoint layouts of the projects that pre-train ResNets: tables, no code.
 
-Conventions:
-    A prefix is what stands before ``layer1.0.conv1.weight`` once the wrappers are taken off: the
-    outer dict's key (``state_dict.``, ``model.``) and ``module.`` (DistributedDataParallel) or
-    ``_orig_mod.`` (torch.compile) anywhere. "q" is the encoder that is trained (query, online,
-    student), "k" the one that follows it (key, momentum, target, a moving average of the weights).
+A prefix is what stands before ``layer1.0.conv1.weight`` once the wrappers are taken off: the outer
+dict's key (``state_dict.``, ``model.``) and ``module.`` (DistributedDataParallel) or ``_orig_mod.``
+(torch.compile) anywhere. "q" is the encoder that is trained (query, online, student), "k" the one
+that follows it (key, momentum, target, a moving average of the weights).
 """
 
 from __future__ import annotations
@@ -13,6 +11,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+_TORCHVISION = ("torchvision",)
+_EITHER = ("torchvision", "sequential")
 
 
 @dataclass(frozen=True)
@@ -22,177 +23,142 @@ class Layout:
     Attributes:
         format: The name for ``--from`` and for the stamp.
         title: The project, in words.
-        naming: A key of :data:`moco_transfer.convert.key_maps.READ_NAME`.
         query: Prefixes of the encoder "q", the preferred one first.
         key: Prefixes of the encoder "k".
-        marker: A regular expression that some line of the file must match for the layout to be
-            recognised; "" for none. A line is the full name of a tensor, ``key=value`` of a short
-            text in the outer dict, or ``container=torch``.
+        namings: Keys of :data:`moco_transfer.convert.key_maps.READ_NAME`.
+        marker: A regular expression that some line of the file must match; "" for none. A line is
+            the full name of a tensor, ``key=value`` of a short text in the outer dict, or
+            ``container=torch``.
         unless: A regular expression that no line may match; "" for none.
         mechanism: What it was trained with, None where the layout does not tell.
-        epoch: Where the file counts the epochs finished, a dotted path such as ``meta.epoch``; ""
-            where it does not.
+        epoch: Dotted path of the number of epochs finished, such as ``meta.epoch``; "" for none.
     """
 
     format: str
     title: str
-    naming: str
     query: tuple[str, ...]
     key: tuple[str, ...] = ()
+    namings: tuple[str, ...] = _TORCHVISION
     marker: str = ""
     unless: str = ""
     mechanism: str | None = None
     epoch: str = ""
 
     def fits(self, lines: Iterable[str]) -> bool:
-        """Tell whether a file with these lines can be of this layout."""
-        lines = list(lines)
-        is_marked = not self.marker or any(re.search(self.marker, line) for line in lines)
-        return is_marked and not (
-            self.unless and any(re.search(self.unless, line) for line in lines)
+        """Whether a file with these lines can have this layout."""
+
+        def is_in(pattern: str) -> bool:
+            return any(re.search(pattern, line) for line in lines)
+
+        return not (self.marker and not is_in(self.marker)) and not (
+            self.unless and is_in(self.unless)
         )
 
 
-_ONLINE = (
-    "online_encoder.net.",
-    "online_encoder.",
-    "online_network.",
-    "online_network.encoder.",
-    "online_backbone.",
+_ONLINE = ("encoder.net.", "encoder.", "network.", "network.encoder.", "backbone.")
+_STUDENT = r"(^|\.)(query|student)_backbone\."
+_LIGHTLY = (
+    r"(^|\.)(projection_head|prediction_head|projection_head_momentum)\."
+    r"|(^|\.)(backbone_momentum|(key|teacher)_backbone)\."
 )
-_TARGET = (
-    "target_encoder.net.",
-    "target_encoder.",
-    "target_network.",
-    "target_network.encoder.",
-    "target_backbone.",
-)
-_LIGHTLY = r"(^|\.)(projection_head|prediction_head|projection_head_momentum)\.|(^|\.)(backbone_momentum|(key|teacher)_backbone)\."
-_LIGHTLY_STUDENT = r"(^|\.)(query|student)_backbone\."
-_SOLO = r"(^|\.)momentum_(backbone|encoder|projector|classifier)\.|(^|\.)classifier\.(weight|bias)$"
-_MM = r"(^|\.)(encoder_q|online_net)\.0\.|(^|\.)neck\.|^author=OpenSelfSup"
 
 LAYOUTS = (
-    # Each of these has names that no other project has, or a marker.
+    # Those with a marker.
     Layout(
-        *("moco_v3", "MoCo v3", "torchvision", ("base_encoder.",), ("momentum_encoder.",)),
+        *("moco_v3", "MoCo v3", ("base_encoder.",), ("momentum_encoder.",)),
         marker=r"(^|\.)base_encoder\.",
         mechanism="moco_v3",
         epoch="epoch",
     ),
     Layout(
-        *(
-            "densecl",
-            "DenseCL",
-            "torchvision",
-            ("encoder_q.0.", "backbone.", ""),
-            ("encoder_k.0.",),
-        ),
+        *("densecl", "DenseCL", ("encoder_q.0.", "backbone.", ""), ("encoder_k.0.",)),
         marker=r"(^|\.)queue2$|^author=DenseCL$",
         mechanism="densecl",
         epoch="meta.epoch",
     ),
-    # OpenSelfSup keeps one and the same module as encoder_q[0] and as backbone.
-    Layout(
-        *("openselfsup", "OpenSelfSup or mmselfsup", "torchvision"),
+    Layout(  # stores one module twice, as encoder_q[0] and as backbone
+        *("openselfsup", "OpenSelfSup or mmselfsup"),
         ("encoder_q.0.", "online_net.0.", "backbone.", ""),
         ("encoder_k.0.", "target_net.0."),
-        marker=_MM,
+        marker=r"(^|\.)(encoder_q|online_net)\.0\.|(^|\.)neck\.|^author=OpenSelfSup",
         epoch="meta.epoch",
     ),
-    # Where lightly has one of these, its backbone is the one that follows (benchmarks until
-    # February 2024, DINO's until now).
-    *(
-        Layout(
-            *(
-                "lightly",
-                "lightly",
-                naming,
-                ("query_backbone.", "student_backbone."),
-                ("backbone.", "teacher_backbone."),
-            ),
-            marker=_LIGHTLY_STUDENT,
-        )
-        for naming in ("torchvision", "sequential")
+    Layout(  # benchmarks until February 2024, and DINO: ``backbone`` is the one that follows
+        *("lightly", "lightly"),
+        ("query_backbone.", "student_backbone."),
+        ("backbone.", "teacher_backbone."),
+        _EITHER,
+        marker=_STUDENT,
     ),
     *(
         Layout(
-            *(
-                "lightly",
-                "lightly",
-                naming,
-                ("backbone.",),
-                ("backbone_momentum.", "key_backbone.", "teacher_backbone."),
-            ),
+            *("lightly", "lightly", ("backbone.",)),
+            ("backbone_momentum.", "key_backbone.", "teacher_backbone."),
+            (naming,),
             marker=marker,
-            unless=_LIGHTLY_STUDENT,
+            unless=_STUDENT,
         )
         for naming, marker in (("torchvision", _LIGHTLY), ("sequential", ""))
     ),
     Layout(
-        *(
-            "solo_learn",
-            "solo-learn",
-            "torchvision",
-            ("backbone.", "backbone.encoder.", "encoder."),
-        ),
+        *("solo_learn", "solo-learn", ("backbone.", "backbone.encoder.", "encoder.")),
         ("momentum_backbone.", "momentum_encoder."),
-        marker=_SOLO,
+        marker=(
+            r"(^|\.)momentum_(backbone|encoder|projector|classifier)\."
+            r"|(^|\.)classifier\.(weight|bias)$"
+        ),
     ),
     Layout(
-        *("simsiam", "SimSiam", "torchvision", ("encoder.",)),
+        *("simsiam", "SimSiam", ("encoder.",)),
         marker=r"(^|\.)predictor\.",
         unless=r"(^|\.)momentum_(encoder|backbone)\.|(^|\.)base_encoder\.",
         mechanism="simsiam",
         epoch="epoch",
     ),
+    Layout("swav", "SwAV", ("",), marker=r"(^|\.)prototypes", mechanism="swav", epoch="epoch"),
     Layout(
-        "swav",
-        "SwAV",
-        "torchvision",
-        ("",),
-        marker=r"(^|\.)prototypes",
-        mechanism="swav",
-        epoch="epoch",
-    ),
-    Layout(
-        *("dino", "DINO", "torchvision", ("student.backbone.",), ("teacher.backbone.",)),
+        *("dino", "DINO", ("student.backbone.",), ("teacher.backbone.",)),
         marker=r"^teacher\.",
         mechanism="dino",
         epoch="epoch",
     ),
-    *(
-        Layout("byol", "BYOL", naming, _ONLINE, _TARGET, marker=r"(^|\.)online_", mechanism="byol")
-        for naming in ("torchvision", "sequential")
+    Layout(
+        *("byol", "BYOL"),
+        tuple(f"online_{name}" for name in _ONLINE),
+        tuple(f"target_{name}" for name in _ONLINE),
+        _EITHER,
+        marker=r"(^|\.)online_",
+        mechanism="byol",
     ),
     Layout(
-        *("vissl", "VISSL", "torchvision", ("_feature_blocks.", "trunk._feature_blocks.")),
+        *("vissl", "VISSL", ("_feature_blocks.", "trunk._feature_blocks.")),
         ("moco_encoder.trunk._feature_blocks.",),
         marker=r"(^|\.)_feature_blocks\.",
     ),
+    Layout("timm", "timm", ("",), marker=r"^container=safetensors$|^state_dict_ema\."),
+    # Those left when none above fits.
     Layout(
-        "timm", "timm", "torchvision", ("",), marker=r"^container=safetensors$|^state_dict_ema\."
+        *("moco", "MoCo v1/v2", ("encoder_q.",), ("encoder_k.",)), mechanism="moco", epoch="epoch"
     ),
-    # These are what is left when nothing above fits.
+    Layout("torchvision", "torchvision", ("",)),
     Layout(
-        "moco",
-        "MoCo v1/v2",
-        "torchvision",
-        ("encoder_q.",),
-        ("encoder_k.",),
-        mechanism="moco",
-        epoch="epoch",
+        *("detectron2", "Detectron2", ("", "backbone.bottom_up.", "backbone.")),
+        namings=("detectron2",),
     ),
-    Layout("torchvision", "torchvision", "torchvision", ("",)),
-    Layout("detectron2", "Detectron2", "detectron2", ("", "backbone.bottom_up.", "backbone.")),
-    Layout("caffe2", "Caffe2 (MSRA, Detectron 1)", "caffe2", ("",)),
-    Layout("backbone", "a ResNet under 'backbone.'", "torchvision", ("backbone.",)),
-    Layout("encoder", "a ResNet under 'encoder.'", "torchvision", ("encoder.",)),
+    Layout("caffe2", "Caffe2 (MSRA, Detectron 1)", ("",), namings=("caffe2",)),
+    Layout("backbone", "a ResNet under 'backbone.'", ("backbone.",)),
+    Layout("encoder", "a ResNet under 'encoder.'", ("encoder.",)),
 )
-"""In order of preference: where two fit the same tensors, the first names them.
+"""In order of preference: where two fit the same tensors, the first names them."""
 
-Those with a marker go before those without.
-"""
+CONTAINERS = (
+    r"classy_state_dict|base_model|loss|checkpoint|state_dict|model_state_dict|model_state|model|net"
+    r"|blobs"
+)
+"""Pattern: keys of outer dicts; VISSL's encoder lies five deep."""
+
+AVERAGES = r"state_dict_ema|model_ema|ema_state_dict|ema_model|ema"
+"""Pattern: keys under which a moving average of the weights is kept."""
 
 _HEAD = "head, not part of a backbone"
 
@@ -214,11 +180,30 @@ BESIDE = {
     r"(.*\.)?backbone\.(fpn_|top_block).*": "feature pyramid, not part of a backbone",
     r"(.*\.)?pixel_(mean|std)": "pixel statistics of a detector",
     r"(.*\.)?\w*(projector|projection_head|prediction_head|predictor|prototypes)\d*\..*": (
-        "head beside the encoder"
+        "head next to the encoder"
     ),
-    r"(.*\.)?\w*(neck|mlp|classifier|head|heads)\d*\..*": "head beside the encoder",
+    r"(.*\.)?\w*(neck|mlp|classifier|head|heads)\d*\..*": "head next to the encoder",
 }
-"""What may lie outside of the encoder's prefix -> why it is dropped.
+"""What may lie outside of the prefix -> why it is dropped; anything else is "outside of" it."""
 
-Anything else is dropped as "outside of" the prefix.
+INERT = """
+argparse.Namespace builtins.getattr typing.Any datetime.datetime datetime.timedelta
+pathlib.Path pathlib.PosixPath pathlib.WindowsPath pathlib.PurePosixPath
+pathlib._local.PosixPath pathlib._local.Path
+numpy.dtype numpy.ndarray numpy.core.multiarray.scalar numpy.core.multiarray._reconstruct
+numpy._core.multiarray.scalar numpy._core.multiarray._reconstruct
+numpy.dtypes.Float64DType numpy.dtypes.Float32DType numpy.dtypes.Int64DType
+omegaconf.base.ContainerMetadata omegaconf.base.Metadata omegaconf.dictconfig.DictConfig
+omegaconf.listconfig.ListConfig omegaconf.nodes.AnyNode omegaconf.nodes.StringNode
+omegaconf.nodes.IntegerNode omegaconf.nodes.FloatNode omegaconf.nodes.BooleanNode
+lightning_fabric.utilities.data.AttributeDict lightning.fabric.utilities.data.AttributeDict
+pytorch_lightning.utilities.parsing.AttributeDict
+pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint
+mmengine.logging.history_buffer.HistoryBuffer mmengine.config.config.ConfigDict
+mmcv.utils.config.ConfigDict classy_vision.generic.util.Timer
+yacs.config.CfgNode fvcore.common.config.CfgNode
+""".split()  # noqa: SIM905 - a table
+"""Classes of the bookkeeping next to the tensors, which read.py replaces by empty stand-ins.
+
+mmengine's HistoryBuffer names its methods by ``builtins.getattr``; the stand-in looks nothing up.
 """

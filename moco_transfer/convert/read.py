@@ -1,32 +1,32 @@
-"""Read a checkpoint of any kind into named tensors, running none of the code that it may ask for.
+"""Read a checkpoint of any kind into named tensors; none of the code it may ask for is run.
 
-Three containers are told apart by their first bytes, not by the name of the file: what torch.save
-    writes (zip, and the
-older stream of pickles), a pickle of numpy arrays, and safetensors.
+Three containers, recognised by their first bytes and not by the file's name: what torch.save writes
+(zip, and the older stream of pickles), a pickle of numpy arrays, and safetensors.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import re
+import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from moco_transfer.runtime.errors import InputError, MissingFileError
-
-from .inert import inert_globals
-from .safe_pickle import read_pickle
-from .safetensors_file import looks_like_safetensors, read_safetensors
+from ..runtime.errors import InputError, MissingFileError
+from ..runtime.safe_pickle import read_pickle
+from .layouts import INERT
 
 _ZIP = b"PK\x03\x04"
 # The magic number with which torch < 1.6 began, as a protocol-2 pickle of a long.
@@ -49,7 +49,7 @@ class Content:
         container: "torch", "pickle" or "safetensors".
         tensors: Every tensor under the dotted path of its keys and positions in lists
             (``state_dict.module.encoder_q.conv1.weight``), on the CPU.
-        top: The outermost dict, for the numbers and strings beside the tensors (``epoch``,
+        top: The outermost dict, for the numbers and strings next to the tensors (``epoch``,
             ``arch``, the stamp).
         metadata: The text that a safetensors file carries.
     """
@@ -74,17 +74,19 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Content:
             holds no tensor.
     """
     path = Path(path)
-    head, size = _head(path)
+    head = _head(path)
     metadata: Mapping[str, str] = {}
+    top: Any
     if head.startswith(_ZIP):
         container, top = "torch", _read_torch_zip(path)
     elif head.startswith(_LEGACY_TORCH):
         container, top = "torch", _torch_load(path, mmap=False)
-    elif looks_like_safetensors(head, size):
+    elif head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < 1 << 40:
         container = "safetensors"
-        top, metadata = read_safetensors(path)
+        top, metadata = _read_safetensors(path)
     elif _PICKLE.match(head):
-        container, top = "pickle", read_pickle(path)
+        with open(path, "rb") as file:
+            container, top = "pickle", read_pickle(file, path)
     else:
         raise InputError(
             f"{path} is no checkpoint: it starts with {head[:8]!r}, not like a .pth, .pkl or"
@@ -96,110 +98,109 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Content:
         )
     tensors = named_tensors(top, path)
     if not tensors:
+        keys = [printable(name)[:80] for name in top]
         raise InputError(
-            f"{path} holds no tensor. Its keys: {_some(top)}. Pass a checkpoint that holds a state"
-            " dict."
+            f"{path} holds no tensor. Its keys: {listed(keys)}. Pass a checkpoint that holds a"
+            " state dict."
         )
     return Content(path=path, container=container, tensors=tensors, top=top, metadata=metadata)
 
 
-def _head(path: Path) -> tuple[bytes, int]:
+def _head(path: Path) -> bytes:
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, expected a checkpoint file; name a file inside it.")
     try:
-        if path.is_dir():
-            raise InputError(
-                f"{path} is a folder, expected a checkpoint file; name a file inside it."
-            )
         with open(path, "rb") as file:
             head = file.read(64)
-            size = os.fstat(file.fileno()).st_size
-    except FileNotFoundError as error:
+    except FileNotFoundError:
         raise MissingFileError(
             f"{path} does not exist. Check the path of the checkpoint."
-        ) from error
+        ) from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-        raise InputError(
-            f"Cannot read {path}: {getattr(error, 'strerror', None) or error}."
-        ) from error
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"Cannot read {path}: {reason}.") from error
     if not head:
         raise InputError(f"{path} is empty (0 bytes). Copy or download the checkpoint again.")
-    return head, size
+    return head
 
 
 def _read_torch_zip(path: Path) -> Any:
-    """Check the archive, every record's checksum included, before torch's own reader, which trusts
-    it, sees it.
-    """
+    """Check every record's checksum before torch's own reader, which trusts the archive."""
     try:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
-            packed = [info.filename for info in infos if info.compress_type != zipfile.ZIP_STORED]
-            damaged = None if packed else archive.testzip()
-    except (
-        zipfile.BadZipFile,
-        NotImplementedError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        OSError,
-        zlib.error,
-    ) as error:
-        raise InputError(
-            f"{path} is truncated or damaged ({_short(error)}); copy or download it again."
-        ) from error
-    if damaged:
-        raise InputError(
-            f"{path} is damaged: its record {damaged!r} fails its checksum; copy or download it"
-            " again."
-        )
+            packed = any(info.compress_type != zipfile.ZIP_STORED for info in infos)
+            broken = None if packed else archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, ValueError, OSError) as error:
+        raise _damaged(path, error) from error
+    if broken:
+        raise _damaged(path, f"its record {broken!r} fails its checksum")
     if packed or not any(info.filename.endswith("data.pkl") for info in infos):
         raise InputError(
             f"{path} is a zip archive but not one that torch.save wrote; unpack it and pass the"
             " checkpoint inside."
         )
-    # Memory-mapped, a tensor is a slice of the file: a table that claims more bytes than there are
-    # meets the end of the file instead of foreign memory. It also leaves the momentum encoder and
-    # the optimizer on the disk.
+    # Memory-mapped, a table that claims more bytes than there are meets the end of the file instead
+    # of foreign memory; and the momentum encoder and the optimizer stay on the disk.
     return _torch_load(path, mmap=True)
 
 
 def _torch_load(path: Path, *, mmap: bool) -> Any:
     try:
-        with torch.serialization.safe_globals(inert_globals()), warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # a damaged byte may look like another version of pickle
+        with torch.serialization.safe_globals(_stand_ins()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a damaged byte may look like another pickle version
             return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error)) or re.search(
-            r"[Uu]nsupported \S+ (\S+)", str(error)
-        )
-        if named:
-            raise InputError(
-                f"{path} asks for {named[1][:100]!r}, which is neither a tensor nor a plain value;"
-                " nothing in it was run. Save its state_dict() alone with torch.save and convert"
-                " that."
-            ) from None
+        named = re.search(r"(?:GLOBAL|[Uu]nsupported \S+) (\S+)", str(error))
+        if not named:
+            raise _damaged(path, error) from error
         raise InputError(
-            f"{path} is truncated or damaged ({_short(error)}); copy or download it again."
-        ) from error
-    except (
-        Exception
-    ) as error:  # torch's reader answers a damaged file with every kind of exception there is
+            f"{path} asks for {named[1][:100]!r}, which is neither a tensor nor a plain value;"
+            " nothing in it was run. Save its state_dict() alone with torch.save and convert that."
+        ) from None
+    except Exception as error:  # torch's reader raises any kind of exception for a damaged file
+        raise _damaged(path, error) from error
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
         raise InputError(
-            f"{path} is truncated or damaged ({_short(error)}); copy or download it again."
+            f"{path} is not a whole safetensors file ({_short(error)}): truncated or damaged; get"
+            " it again."
         ) from error
+
+
+@functools.cache
+def _stand_ins() -> list[tuple[Callable[..., Any], str]]:
+    """Return (stand-in, full name) pairs for ``torch.serialization.safe_globals``.
+
+    Lightning, mmengine, timm and others keep arguments, paths and histories next to the tensors.
+    Each name of :data:`INERT` resolves to a class that takes whatever it is given and keeps
+    nothing; the class named is never imported. Other names are refused.
+    """
+
+    def new(cls: type, *_args: Any, **_kwargs: Any) -> Any:
+        return object.__new__(cls)
+
+    def ignore(_self: Any, *_args: Any, **_kwargs: Any) -> None:
+        return None
+
+    methods = {"__new__": new, "__init__": ignore, "__setstate__": ignore}
+    # A defaultdict is filled item by item afterwards, which torch's reader does for a dict only.
+    empty: tuple[Callable[..., Any], str] = (lambda *_args: {}, "collections.defaultdict")
+    return [*((type("Inert", (), methods), name) for name in INERT), empty]
 
 
 def named_tensors(top: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
-    """Return every tensor in dicts and lists within each other, under the dotted path of its keys
-    and positions.
-
-    Args:
-        top: What a file holds.
-        path: The file, for messages.
+    """Return every tensor in dicts and lists within each other, under the dotted path of its keys.
 
     Raises:
-        InputError: If a name is longer than MAX_NAME, or a tensor is no plain one on the CPU.
+        InputError: If a name is longer than MAX_NAME, or a tensor is no plain one on the CPU;
+            the message names ``path``.
     """
     tensors: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -241,11 +242,18 @@ def printable(name: Any) -> str:
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 
-def _some(names: Any) -> str:
-    names = [printable(name)[:80] for name in names]
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "") if names else "none"
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """Return the first names, with ``…`` where there are more, or "none"."""
+    names = list(names)
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "") if names else "none"
 
 
-def _short(error: BaseException) -> str:
-    # torch appends a C++ stack trace; the first line says what there is to say.
+def _short(error: object) -> str:
+    # Of torch's C++ stack trace the first line alone.
     return printable((str(error).strip().splitlines() or [type(error).__name__])[0][:120])
+
+
+def _damaged(path: Path, reason: object) -> InputError:
+    return InputError(
+        f"{path} is truncated or damaged ({_short(reason)}); copy or download it again."
+    )

@@ -1,13 +1,9 @@
-"""Prove a conversion: the file read and the file written compute the same features of the same
-image.
+"""Prove a conversion: the file read and the file written compute the same features of an image.
 
 A source in torchvision's layout runs in torchvision's ResNet. One in Detectron2's layout runs in
-:func:`detectron2_features`, which is written from Detectron2's definition of the network and goes
-by Detectron2's names alone: it knows none of this package's key maps, so that a wrong map shows as
+:func:`detectron2_features`, which is written from Detectron2's definition of the network and uses
+Detectron2's names alone. It knows none of this package's key maps, so that a wrong map shows as
 another feature.
-
-Shapes in this module:
-    N: images    C: channels, in the order that the weights expect    H, W: pixels
 """
 
 from __future__ import annotations
@@ -20,24 +16,22 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moco_transfer.models import BATCH_NORM_EPS, IMAGENET_PIXELS, build_encoder
-from moco_transfer.runtime.errors import InputError
+from ..models import BATCH_COUNTER, BATCH_NORM_EPS, IMAGENET_PIXELS, build_encoder
+from ..runtime.errors import InputError
+from .formats import Source
 
 TOLERANCE = 1e-5
-"""Largest difference allowed between two features, as a share of the largest feature of the stage
-(of 1 when that is less).
-"""
+"""Largest difference allowed between features, as a share of the stage's largest (at least 1)."""
 
 STAGES = ("res2", "res3", "res4", "res5")
 
 
 @dataclass(frozen=True)
 class Verification:
-    """The largest difference of each stage's features, as a share of its largest feature (of 1 when
-    that is less).
+    """The largest difference of each stage's features, as a share of its largest (at least 1).
 
     Attributes:
         differences: res2 to res5 -> difference.
@@ -47,81 +41,64 @@ class Verification:
     differences: dict[str, float]
     image: str = "a generated image"
 
-    def worst(self, other: Verification) -> Verification:
-        """Return the larger differences of the two, stage by stage."""
-        return Verification(
-            {
-                stage: max(value, other.differences[stage])
-                for stage, value in self.differences.items()
-            },
-            self.image,
-        )
-
     def __str__(self) -> str:
         """Return one line, for the log."""
-        shown = ", ".join(
-            f"{stage} {difference:.1e}" for stage, difference in self.differences.items()
-        )
+        shown = ", ".join(f"{stage} {value:.1e}" for stage, value in self.differences.items())
         return f"verified: features of {self.image} agree to {TOLERANCE:.0e} ({shown})"
 
 
 def generated_image(*, size: int = 64, seed: int = 0) -> Tensor:
-    """Return an image (1, 3, size, size), float32, normalised as a network expects: a colour ramp
-    with noise on it.
-    """
-    ramp = torch.linspace(-2, 2, size)
-    image = torch.stack(
-        [ramp.expand(size, size), ramp[:, None].expand(size, size), ramp.flip(0).expand(size, size)]
-    )
+    """Return a colour ramp with noise (1, 3, size, size), float32, normalised."""
+    ramp = torch.linspace(-2, 2, size).expand(size, size)
+    image = torch.stack([ramp, ramp.T, ramp.flip(1)])
     noise = torch.rand(3, size, size, generator=torch.Generator().manual_seed(seed))
     return (image + noise).unsqueeze(0)
 
 
-def real_image(
-    path: str | os.PathLike[str], pixels: Mapping[str, Any], *, size: int = 224
-) -> Tensor:
-    """Return an image file (1, 3, size, size), float32, squeezed to a square and normalised as the
-    weights expect.
+def real_image(path: str | os.PathLike[str], stamp: Mapping[str, Any], size: int = 224) -> Tensor:
+    """Return an image file (1, 3, size, size), float32, resized to a square and normalised.
 
     Args:
         path: An image of any of Pillow's formats.
-        pixels: A stamp: ``format``, ``pixel_mean``, ``pixel_std`` (0-255 scale); where those are
-            None, ImageNet's in RGB are taken.
-        size: Side of the square, in pixels.
+        stamp: Gives ``format``, ``pixel_mean``, ``pixel_std`` (0-255 scale); where those are None,
+            ImageNet's in RGB are taken.
+        size: Side of the square, px.
 
     Raises:
         InputError: If it cannot be read as an image.
     """
     try:
         with Image.open(path) as image:
-            values = np.array(
-                image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR), np.float32
-            )
+            square = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(
             f"Cannot read {path} as an image ({error}); name another, or leave it out for a"
             " generated one."
         ) from error
-    expected = {"format": "RGB", "mean": IMAGENET_PIXELS["mean"], "std": IMAGENET_PIXELS["std"]}
-    if pixels["format"] is not None:
-        expected = {
-            "format": pixels["format"],
-            "mean": pixels["pixel_mean"],
-            "std": pixels["pixel_std"],
-        }
-    values = values[..., ::-1] if expected["format"] == "BGR" else values
-    values = (values - np.array(expected["mean"], np.float32)) / np.array(
-        expected["std"], np.float32
-    )
-    return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))[None]
+    values = np.array(square, np.float32)
+    if stamp["format"] == "BGR":
+        values = values[..., ::-1]
+    is_known = stamp["format"] is not None
+    mean = np.array(stamp["pixel_mean"] if is_known else IMAGENET_PIXELS["mean"], np.float32)
+    std = np.array(stamp["pixel_std"] if is_known else IMAGENET_PIXELS["std"], np.float32)
+    return torch.from_numpy(np.ascontiguousarray(((values - mean) / std).transpose(2, 0, 1)))[None]
+
+
+def features_of(
+    source: Source, image: Tensor, *, arch: str, stride_in_1x1: bool
+) -> dict[str, Tensor]:
+    """Return the features of an encoder in the network that its file's names belong to."""
+    if source.naming == "detectron2":
+        weights = {source.own_names[name]: tensor for name, tensor in source.state.items()}
+        return detectron2_features(weights, image, stride_in_1x1=stride_in_1x1)
+    return torchvision_features(source.state, image, arch=arch)
 
 
 @torch.no_grad()
 def torchvision_features(
     state: Mapping[str, Tensor], image: Tensor, *, arch: str
 ) -> dict[str, Tensor]:
-    """Return the features of layer1 to layer4 of torchvision's ResNet, under Detectron2's names
-    res2 to res5.
+    """Return the features of layer1 to layer4 of torchvision's ResNet, as res2 to res5.
 
     Args:
         state: torchvision's name -> tensor, complete but for ``fc`` and BN's counters.
@@ -130,20 +107,15 @@ def torchvision_features(
     """
     with torch.device("meta"):
         model = build_encoder(arch, num_classes=1).eval()
-    model.fc = torch.nn.Identity()
-    counters = {
-        name: torch.zeros((), dtype=torch.long)
-        for name in model.state_dict()
-        if name.endswith("num_batches_tracked")
-    }
-    floats = {name: tensor.float() for name, tensor in state.items() if name not in counters}
-    model.load_state_dict({**counters, **floats}, strict=True, assign=True)
+    model.fc = nn.Identity()
+    zero = torch.zeros((), dtype=torch.long)
+    names = model.state_dict()
+    weights = {n: zero if n.endswith(BATCH_COUNTER) else state[n].float() for n in names}
+    model.load_state_dict(weights, assign=True)
     x = model.maxpool(model.relu(model.bn1(model.conv1(image))))
     features = {}
-    for stage, layer in zip(
-        STAGES, (model.layer1, model.layer2, model.layer3, model.layer4), strict=True
-    ):
-        features[stage] = x = layer(x)
+    for stage, name in zip(STAGES, ("layer1", "layer2", "layer3", "layer4"), strict=True):
+        features[stage] = x = getattr(model, name)(x)
     return features
 
 
@@ -166,24 +138,15 @@ def detectron2_features(
 
     def convolve(x: Tensor, name: str, *, stride: int = 1) -> Tensor:
         weight = weights[f"{name}.weight"].float()
-        # The group count is not in the file: a grouped convolution has fewer input channels per
-        # filter than its input has.
-        x = F.conv2d(
-            x,
-            weight,
-            stride=stride,
-            padding=weight.shape[-1] // 2,
-            groups=x.shape[1] // weight.shape[1],
-        )
+        # A grouped convolution has fewer input channels per filter than its input has.
+        groups = x.shape[1] // weight.shape[1]
+        x = F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2, groups=groups)
         mean, var, scale, shift = (weights[f"{name}.norm.{part}"].float() for part in _NORM)
         return F.batch_norm(x, mean, var, scale, shift, training=False, eps=BATCH_NORM_EPS)
 
     def block(x: Tensor, name: str, *, stride: int) -> Tensor:
-        shortcut = (
-            convolve(x, f"{name}.shortcut", stride=stride)
-            if f"{name}.shortcut.weight" in weights
-            else x
-        )
+        has_shortcut = f"{name}.shortcut.weight" in weights
+        shortcut = convolve(x, f"{name}.shortcut", stride=stride) if has_shortcut else x
         is_bottleneck = f"{name}.conv3.weight" in weights
         first = stride if stride_in_1x1 or not is_bottleneck else 1
         out = F.relu(convolve(x, f"{name}.conv1", stride=first))
@@ -192,9 +155,8 @@ def detectron2_features(
             out = convolve(F.relu(out), f"{name}.conv3")
         return F.relu(out + shortcut)
 
-    x = F.max_pool2d(
-        F.relu(convolve(image, "stem.conv1", stride=2)), kernel_size=3, stride=2, padding=1
-    )
+    x = F.relu(convolve(image, "stem.conv1", stride=2))
+    x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
     features = {}
     for stage in STAGES:
         depth = len({name.split(".")[1] for name in weights if name.startswith(f"{stage}.")})
@@ -208,36 +170,33 @@ _NORM = ("running_mean", "running_var", "weight", "bias")
 
 
 def compare(
-    before: Mapping[str, Tensor],
-    after: Mapping[str, Tensor],
-    *,
-    path: object,
-    image: str = Verification.image,
-) -> Verification:
-    """Compare the features of the file read with those of the file written.
+    before: Mapping[str, Tensor], after: Mapping[str, Tensor], *, path: object
+) -> dict[str, float]:
+    """Compare the features (N, C, H, W) of the file read with those of the file written.
 
     Args:
-        before: Stage -> features (N, C, H, W).
+        before: Stage -> features.
         after: The same stages of the other file.
         path: The file to write, for the message.
-        image: What the features are of, for the report.
+
+    Returns:
+        Stage -> largest difference.
 
     Raises:
         InputError: If a feature differs by more than the tolerance or is not finite.
     """
-    differences = {}
-    for stage in STAGES:
-        left, right = before[stage], after[stage]
-        scale = max(1.0, left.abs().max().item())
-        differences[stage] = (
-            (left - right).abs().max().item() / scale if left.shape == right.shape else float("nan")
-        )
+    differences = {stage: _difference(before[stage], after[stage]) for stage in STAGES}
     # NaN compares as False with everything: it has to fail.
-    wrong = {stage: value for stage, value in differences.items() if not value <= TOLERANCE}
+    wrong = [f"{stage} {v:.1e}" for stage, v in differences.items() if not v <= TOLERANCE]
     if wrong:
-        shown = ", ".join(f"{stage} {value:.1e}" for stage, value in wrong.items())
         raise InputError(
             f"Not written: {path} would not compute the features of its source (difference,"
-            f" expected at most {TOLERANCE:.0e}: {shown})."
+            f" expected at most {TOLERANCE:.0e}: {', '.join(wrong)})."
         )
-    return Verification(differences, image)
+    return differences
+
+
+def _difference(left: Tensor, right: Tensor) -> float:
+    if left.shape != right.shape:
+        return float("nan")
+    return (left - right).abs().max().item() / max(1.0, left.abs().max().item())

@@ -1,10 +1,12 @@
-"""Write an encoder in the layout of Detectron2, torchvision, timm or the official MoCo code, bit
-for bit.
+"""Write an encoder in the layout of Detectron2, torchvision, timm or the official MoCo code.
 
-Conventions:
-    Tensors keep their values and their type. The one exception is bfloat16 in a Detectron2
-    ``.pkl``, and in an official checkpoint, which goes the same way: numpy has no such type, so it
-    becomes float32, which holds every bfloat16 exactly.
+Tensors keep their values and their type, bit for bit. The one exception is bfloat16 in a Detectron2
+``.pkl`` and in an official checkpoint: numpy, which the official converter writes with, lacks it,
+so it becomes float32, which holds every bfloat16 exactly.
+
+The official layout is what facebookresearch/moco@7397dfe main_moco.py saves. Its main_lincls.py and
+detection/convert-pretrain-to-detectron2.py take what begins with ``module.encoder_q.`` and ignore
+everything else.
 """
 
 from __future__ import annotations
@@ -15,18 +17,19 @@ import os
 import pickle
 from collections import OrderedDict
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor
 
+from ..models import BATCH_COUNTER
+from .formats import Source
 from .key_maps import detectron2_name
-from .official import official_checkpoint, official_name
-from .safetensors_file import write_safetensors
+from .read import Content
 from .stamp import KEY
-
-TARGETS = ("detectron2", "torchvision", "timm", "moco")
 
 SUFFIXES = {
     "detectron2": (".pkl",),
@@ -34,14 +37,38 @@ SUFFIXES = {
     "timm": (".safetensors",),
     "moco": (".tar", ".pth", ".pt"),
 }
-"""Target -> endings of its files, by which Detectron2's and timm's readers choose how to read them.
-"""
+"""Target -> endings of its files, by which Detectron2's and timm's readers choose how to read."""
 
 AUTHOR = "moco_transfer"
+KEY_ENCODER = "module.encoder_k."
+_QUERY = "encoder_q."
 
-# Protocol 4 is what every Python since 3.4 reads; protocol 5 would name a function that numpy <
-# 1.16 lacks.
+# Every Python since 3.4 reads protocol 4; protocol 5 would name a function that numpy < 1.16 lacks.
 _PROTOCOL = 4
+
+
+def companions(content: Content, source: Source) -> dict[str, str]:
+    """Return what the official layout holds next to the trained backbone.
+
+    That is the encoder's head, the whole key encoder, the queue and its pointer, as far as the
+    source has them under the official names, with or without ``module.``. Of another project's
+    layout nothing is taken: its heads have other names and another meaning.
+
+    Returns:
+        Full name in the source -> name in the file to write.
+    """
+    if source.layout.format != "moco" or not source.prefix.endswith(_QUERY):
+        return {}
+    root = source.prefix.removesuffix(_QUERY)
+    wanted = (f"{_QUERY}fc.", "encoder_k.")
+    taken = set(source.names.values())
+    return {
+        name: f"module.{name.removeprefix(root)}"
+        for name in content.tensors
+        if name.startswith(root) and name not in taken
+        if name.removeprefix(root).startswith(wanted)
+        or name.removeprefix(root) in ("queue", "queue_ptr")
+    }
 
 
 def write(
@@ -50,7 +77,7 @@ def write(
     stamp: Mapping[str, Any],
     *,
     to: str,
-    beside: Mapping[str, Tensor] | None = None,
+    beside: Mapping[str, Tensor],
 ) -> dict[str, str]:
     """Write a backbone and its stamp.
 
@@ -58,49 +85,58 @@ def write(
         path: The file to write, in place.
         state: torchvision's name -> tensor.
         stamp: See :mod:`moco_transfer.convert.stamp`.
-        to: "detectron2" (.pkl), "torchvision" (.pth), "timm" (.safetensors) or "moco" (.pth.tar).
-        beside: Name in the file -> tensor, of what an official checkpoint holds beside the trained
+        to: A key of :data:`SUFFIXES`.
+        beside: Name in the file -> tensor, of what an official checkpoint holds next to the trained
             backbone; for "moco" alone.
 
     Returns:
         torchvision's name -> name in the file written.
     """
-    names = {name: _NAME.get(to, str)(name) for name in state}
+    names = {name: name for name in state}
     if to == "detectron2":
+        names = {name: detectron2_name(name) or name for name in state}
         model = {names[name]: as_array(tensor) for name, tensor in state.items()}
+        content = {"model": model, "__author__": AUTHOR, "matching_heuristics": True}
         with open(path, "wb") as file:
-            content = {
-                "model": model,
-                "__author__": AUTHOR,
-                "matching_heuristics": True,
-                KEY: dict(stamp),
-            }
-            pickle.dump(content, file, protocol=_PROTOCOL)
+            pickle.dump(content | {KEY: dict(stamp)}, file, protocol=_PROTOCOL)
     elif to == "torchvision":
         weights = OrderedDict((name, tensor.clone()) for name, tensor in state.items())
-        weights._metadata = OrderedDict({KEY: dict(stamp)})
+        weights._metadata = OrderedDict({KEY: dict(stamp)})  # type: ignore[attr-defined]
         _torch_save(weights, path)
     elif to == "moco":
-        content = official_checkpoint(
-            state, names, beside or {}, arch=stamp["arch"], epoch=stamp["epoch"]
-        )
-        _torch_save(content | {KEY: dict(stamp)}, path)
+        names = {name: f"module.{_QUERY}{name}" for name in state}
+        tensors = _official({names[name]: tensor for name, tensor in state.items()} | dict(beside))
+        epoch = {} if stamp["epoch"] is None else {"epoch": stamp["epoch"]}
+        whole = {"arch": stamp["arch"], "state_dict": tensors, **epoch, KEY: dict(stamp)}
+        _torch_save(whole, path)
     else:
+        # Copies, because safetensors refuses tensors that share memory.
+        own = {n: t.clone(memory_format=torch.contiguous_format) for n, t in state.items()}
         metadata = {"format": "pt", KEY: json.dumps(dict(stamp))}
-        write_safetensors(path, state, metadata)
+        Path(path).write_bytes(safetensors.torch.save(own, metadata))
     return names
 
 
-_NAME = {"detectron2": detectron2_name, "moco": official_name}
+def _official(tensors: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
+    """Return the state dict of an official checkpoint.
+
+    BN's counters, which old files lack, are added as 0: main_lincls.py looks each of them up.
+    """
+    whole = OrderedDict(
+        (name, tensor.float() if tensor.dtype == torch.bfloat16 else tensor.clone())
+        for name, tensor in tensors.items()
+    )
+    for name in tensors:
+        if name.endswith(".running_var"):
+            counter = name.removesuffix("running_var") + BATCH_COUNTER
+            whole.setdefault(counter, torch.zeros((), dtype=torch.int64))
+    return whole
 
 
 def _torch_save(content: Any, path: str | os.PathLike[str]) -> None:
-    buffer = (
-        io.BytesIO()
-    )  # torch's own writer answers a full disk with a RuntimeError, not an OSError
+    buffer = io.BytesIO()  # torch's own writer answers a full disk with a RuntimeError
     torch.save(content, buffer)
-    with open(path, "wb") as file:
-        file.write(buffer.getbuffer())
+    Path(path).write_bytes(buffer.getbuffer())
 
 
 def as_array(tensor: Tensor) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Every ResNet of the project (builders, tensor names and shapes), and the pixels weights expect."""
+"""Every ResNet (builders, tensor names and shapes), and the pixel statistics of weights."""
 
 from .pixels import IMAGENET_MEAN, IMAGENET_PIXELS, IMAGENET_STD, MSRA_PIXELS
 from .resnets import (

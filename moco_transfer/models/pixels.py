@@ -1,4 +1,4 @@
-"""Pixel statistics that weights were trained with: 0-255 scale, channels in the order of ``format``."""
+"""Pixel statistics that weights were trained with: 0-255, channels in the order of ``format``."""
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 """torchvision's ImageNet mean, RGB."""

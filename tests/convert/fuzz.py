@@ -21,10 +21,9 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
-from moco_transfer.convert import convert_checkpoint, load_backbone
-from moco_transfer.convert.inspect_file import describe
-from moco_transfer.convert.safetensors_file import write_safetensors
+from moco_transfer.convert import convert_checkpoint, describe, load_backbone
 from moco_transfer.runtime.errors import InputError
 
 FORBIDDEN = (
@@ -61,7 +60,7 @@ def seeds(folder: Path) -> list[bytes]:
         pickle.dumps({"model": arrays, "__author__": "me"}, protocol=protocol)
         for protocol in (0, 2, 4, 5)
     ]
-    write_safetensors(folder / "seed", few, {"format": "pt"})
+    save_file({n: t.contiguous() for n, t in few.items()}, folder / "seed", {"format": "pt"})
     return [*files, (folder / "seed").read_bytes()]
 
 

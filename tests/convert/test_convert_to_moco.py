@@ -21,9 +21,10 @@ import torchvision
 
 from moco_transfer.cli.main import main
 from moco_transfer.convert import convert_checkpoint
+from moco_transfer.convert.convert import warn_of_official_assumptions
 from moco_transfer.convert.formats import read_source
-from moco_transfer.convert.official import companions, warn_of_what_the_official_code_assumes
 from moco_transfer.convert.read import read_checkpoint
+from moco_transfer.convert.write import companions
 from moco_transfer.models import build_encoder
 from moco_transfer.pretrain.encoder_file import trained_encoder
 from moco_transfer.pretrain.moco import MoCo
@@ -305,5 +306,5 @@ def test_to_moco__the_command(written, tmp_path, capsys):
 
 def test_to_moco__arch_that_torchvision_lacks(caplog, tmp_path):
     stamp = {"arch": "resnet50_w2x", "format": None, "pixel_mean": None, "pixel_std": None}
-    warn_of_what_the_official_code_assumes(stamp, "x.pth")
+    warn_of_official_assumptions(stamp, "x.pth")
     assert "torchvision has no resnet50_w2x, so main_lincls.py cannot build one" in caplog.text

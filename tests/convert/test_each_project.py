@@ -21,7 +21,7 @@ import pytest
 import torch
 from networks import one_number_each, resnet_shapes
 
-from moco_transfer.convert.convert import check_source
+from moco_transfer.convert.coverage import check_source
 from moco_transfer.convert.formats import read_source
 from moco_transfer.convert.read import Content, named_tensors, read_checkpoint
 from moco_transfer.models import recognise

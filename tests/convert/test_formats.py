@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 import torch
 from networks import one_number_each, resnet_shapes
+from safetensors.torch import save_file
 
-from moco_transfer.convert import convert_checkpoint, load_backbone
-from moco_transfer.convert.convert import check_source
+from moco_transfer.convert import convert_checkpoint, describe, load_backbone
+from moco_transfer.convert.coverage import check_source
 from moco_transfer.convert.formats import read_source
-from moco_transfer.convert.inspect_file import describe
 from moco_transfer.convert.key_maps import detectron2_name
 from moco_transfer.convert.read import read_checkpoint
-from moco_transfer.convert.safetensors_file import write_safetensors
 from moco_transfer.convert.stamp import make_stamp
 from moco_transfer.models import ARCHITECTURES, backbone_shapes, build_encoder, recognise
 from moco_transfer.runtime.errors import InputError
@@ -28,6 +27,10 @@ def under(prefix, state, name=str):
     return {
         f"{prefix}{name(key)}": tensor for key, tensor in state.items() if not key.startswith("fc.")
     }
+
+
+def save_safetensors(path, state):
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path, {"format": "pt"})
 
 
 CONFIG = """
@@ -66,7 +69,7 @@ def test_read_source__from_decides_between_two_readings(saved, small, small_key)
     assert_same(read_source(content, source_format="state_dict.encoder."), small_key)
     with pytest.raises(
         InputError,
-        match="is not in the layout 'moco': no ResNet under 'encoder_q.' or 'encoder_k.'",
+        match="is not in the layout 'moco': no ResNet under 'encoder_k.' or 'encoder_q.'",
     ):
         read_source(content, source_format="moco")
 
@@ -117,7 +120,7 @@ def test_read_source__our_checkpoints_of_any_mechanism_and_encoder(saved, arch, 
 
 
 def test_read_source__timm_safetensors(tmp_path, small):
-    write_safetensors(tmp_path / "model.safetensors", small, {"format": "pt"})
+    save_safetensors(tmp_path / "model.safetensors", small)
     source = read_source(read_checkpoint(tmp_path / "model.safetensors"))
     assert (source.format, source.title, len(source.dropped)) == ("timm", "timm", 2)
     assert_same(source, small)
@@ -144,7 +147,7 @@ def test_read_source__timm_safetensors(tmp_path, small):
 def test_convert__refuses_defects_of_timm_safetensors(tmp_path, small, change, words):
     state = dict(small)
     change(state)
-    write_safetensors(tmp_path / "model.safetensors", state, {"format": "pt"})
+    save_safetensors(tmp_path / "model.safetensors", state)
     with pytest.raises(InputError) as caught:
         convert_checkpoint(tmp_path / "model.safetensors", tmp_path / "t.pkl")
     assert words in str(caught.value) and not (tmp_path / "t.pkl").exists()

@@ -136,8 +136,7 @@ def test_local_file__a_download_with_a_wrong_hash_is_not_kept(server, mirror, mo
     monkeypatch.setitem(zoo.ZOO, "moco_v2_200ep", zoo.Published(right.url, "md5", "00000000"))
     for _ in range(2):
         with pytest.raises(
-            InputError,
-            match="expected 00000000; it was deleted: call again, and it is downloaded again",
+            InputError, match="expected 00000000; it was deleted: call again to download it again"
         ):
             zoo.local_file("moco_v2_200ep")
     monkeypatch.setitem(zoo.ZOO, "moco_v2_200ep", right)

@@ -1,15 +1,12 @@
-"""Read a pickle of numpy arrays, numbers, strings and containers without running anything that it
-asks for.
+"""Read a pickle of numpy arrays, numbers, strings and containers; nothing it asks for is run.
 
-A pickle is a program: its opcodes may name any function of any module and call it. Here the only
-    names that resolve are the
-handful that numpy and Python write for arrays, and each resolves to a stand-in of this module,
-never to the function named. Opcodes that make objects in other ways (NEWOBJ, INST, OBJ, EXT,
-persistent ids) are unknown, and BUILD fills a stand-in or fails.
+A pickle is a program: its opcodes may name any function of any module and call it. Here only the
+names that numpy and Python write for arrays resolve, each to a stand-in of this module. Opcodes
+that make objects in other ways (NEWOBJ, INST, OBJ, EXT, persistent ids) are unknown; BUILD fills a
+stand-in or fails.
 
-Why the pure-Python unpickler: the C one reserves memory for whatever memo index or length a damaged
-file names, many GB for a flipped bit. This one keeps a dict and reads through
-:class:`_BoundedFile`.
+The unpickler is the pure-Python one: the C one reserves memory for any memo index or length that a
+damaged file names, many GB for a flipped bit. This one keeps a dict and reads bounded lengths.
 """
 
 from __future__ import annotations
@@ -23,41 +20,29 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from moco_transfer.runtime.errors import InputError
+from .errors import InputError
 
 MAX_DEPTH = 32
 """Containers within containers: Detectron2's files have 2."""
 
 _DTYPE = re.compile(r"[<>|=]?(f[248]|[iu][1248]|b1)")
 
-# What reading a damaged or hostile pickle raises, from the opcodes themselves and from the
-# stand-ins.
-_PARSER_ERRORS = (
-    pickle.UnpicklingError,
-    EOFError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    OverflowError,
-    MemoryError,
-    RecursionError,
-    ImportError,
-    AssertionError,
-    struct.error,
+# What a damaged or hostile pickle raises, from the opcodes and from the stand-ins.
+_DAMAGE = (
+    *(pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError),
+    *(OverflowError, MemoryError, RecursionError, ImportError, AssertionError, struct.error),
 )
 
 
-class ForbiddenGlobalError(pickle.UnpicklingError):
+class _ForbiddenGlobalError(pickle.UnpicklingError):
     """The pickle names a function or class that is none of numpy's array builders."""
 
 
 class _Dtype:
     """Stands in for numpy.dtype: a plain number type of 1 to 8 bytes."""
 
-    def __init__(self, code: Any) -> None:
-        match = _DTYPE.fullmatch(code) if isinstance(code, str) else None
-        if match is None:
+    def __init__(self, code: Any, _align: Any = False, _copy: Any = True) -> None:
+        if not (isinstance(code, str) and _DTYPE.fullmatch(code)):
             raise pickle.UnpicklingError(f"arrays of type {code!r} are not supported")
         self.dtype = np.dtype(code)
 
@@ -70,7 +55,7 @@ class _Dtype:
 class _Array:
     """Stands in for an array that its BUILD opcode has yet to fill."""
 
-    def __init__(self) -> None:
+    def __init__(self, _subtype: Any, _shape: Any, _code: Any) -> None:
         self.value: np.ndarray | None = None
 
     def set_state(self, state: Any) -> None:
@@ -78,36 +63,20 @@ class _Array:
         self.value = _array(data, dtype, shape, "F" if is_fortran else "C")
 
 
-def _array(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
+def _array(data: Any, dtype: Any, shape: Any, order: Any, _axes: Any = None) -> np.ndarray:
     if not isinstance(dtype, _Dtype) or not isinstance(shape, tuple) or len(shape) > 8:
         raise pickle.UnpicklingError("an array without a plain type and shape")
     if any(type(side) is not int or side < 0 for side in shape) or order not in ("C", "F"):
         raise pickle.UnpicklingError(f"array shape {shape!r}")
     raw = data.encode("latin1") if isinstance(data, str) else data  # Python 2 wrote bytes as str
-    if (
-        not isinstance(raw, (bytes, bytearray))
-        or len(raw) != math.prod(shape) * dtype.dtype.itemsize
-    ):
+    size = math.prod(shape) * dtype.dtype.itemsize
+    if not isinstance(raw, (bytes, bytearray)) or len(raw) != size:
         raise pickle.UnpicklingError(f"an array of shape {shape} whose data have another length")
     array = np.frombuffer(bytearray(raw), dtype=dtype.dtype).reshape(shape, order=order)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def _make_dtype(code: Any, _align: Any = False, _copy: Any = True) -> _Dtype:
-    return _Dtype(code)
-
-
-def _make_array(_subtype: Any, _shape: Any, _code: Any) -> _Array:
-    return _Array()
-
-
-def _make_array_from_buffer(
-    data: Any, dtype: Any, shape: Any, order: Any, _axes: Any = None
-) -> np.ndarray:
-    return _array(data, dtype, shape, order)
-
-
-def _make_scalar(dtype: Any, data: Any = b"") -> int | float | bool:
+def _scalar(dtype: Any, data: Any = b"") -> int | float | bool:
     return _array(data, dtype, (), "C").item()
 
 
@@ -117,27 +86,19 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-def _empty_bytes() -> bytes:
-    return b""  # how protocols 0 to 2 write it
-
-
-def _make_dict(items: Any = ()) -> dict:
-    return dict(items)
-
-
 def _subtype() -> None:
     raise pickle.UnpicklingError("numpy.ndarray called as a function")
 
 
 _ALLOWED = {
     "numpy.ndarray": _subtype,  # only ever named as the first argument of _reconstruct
-    "numpy.dtype": _make_dtype,
-    "numpy.core.multiarray._reconstruct": _make_array,
-    "numpy.core.multiarray.scalar": _make_scalar,
-    "numpy.core.numeric._frombuffer": _make_array_from_buffer,
+    "numpy.dtype": _Dtype,
+    "numpy.core.multiarray._reconstruct": _Array,
+    "numpy.core.multiarray.scalar": _scalar,
+    "numpy.core.numeric._frombuffer": _array,
     "_codecs.encode": _encode,
-    "collections.OrderedDict": _make_dict,
-    "__builtin__.bytes": _empty_bytes,
+    "collections.OrderedDict": lambda items=(): dict(items),
+    "__builtin__.bytes": lambda: b"",  # how protocols 0 to 2 write it
 }
 
 _FORBIDDEN_OPCODES = (
@@ -147,13 +108,13 @@ _FORBIDDEN_OPCODES = (
 
 
 class _BoundedFile:
-    """A file whose reads never ask for more than is left, so that a damaged length cannot reserve
-    memory.
-    """
+    """Refuses reads beyond the end, so that a damaged length cannot reserve memory."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._size = os.fstat(file.fileno()).st_size
+        self._size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        self.readline = file.readline
 
     def read(self, num_bytes: int) -> bytes:
         if not 0 <= num_bytes <= self._size - self._file.tell():
@@ -161,25 +122,21 @@ class _BoundedFile:
         return self._file.read(num_bytes)
 
     def readinto(self, buffer: Any) -> int:
-        data = self.read(len(buffer))
-        buffer[:] = data
-        return len(data)
-
-    def readline(self) -> bytes:
-        return self._file.readline()
+        buffer[:] = self.read(len(buffer))
+        return len(buffer)
 
 
-class _ArrayUnpickler(pickle._Unpickler):
+class _ArrayUnpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
     dispatch = {
         op: load
-        for op, load in pickle._Unpickler.dispatch.items()
+        for op, load in pickle._Unpickler.dispatch.items()  # type: ignore[attr-defined]
         if bytes([op]) not in _FORBIDDEN_OPCODES
     }
 
     def find_class(self, module: Any, name: Any) -> Any:
         full_name = f"{module}.{name}".replace("numpy._core.", "numpy.core.", 1)
         if full_name not in _ALLOWED:
-            raise ForbiddenGlobalError(f"{module}.{name}")
+            raise _ForbiddenGlobalError(f"{module}.{name}")
         return _ALLOWED[full_name]
 
     def load_build(self) -> None:
@@ -191,49 +148,45 @@ class _ArrayUnpickler(pickle._Unpickler):
 
     dispatch[pickle.BUILD[0]] = load_build
 
-    def load_bytearray8(self) -> None:
-        # The parent reserves the length before it reads it.
+    def load_bytearray8(self) -> None:  # the parent reserves the length before it reads it
         (length,) = struct.unpack("<Q", self.read(8))
         self.append(bytearray(self.read(length)))
 
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
 
-def read_pickle(path: str | os.PathLike[str]) -> Any:
-    """Return what a pickle holds, made of dict, list, tuple, str, bytes, numbers, None and numpy
-    arrays.
+def read_pickle(file: BinaryIO, where: str | os.PathLike[str]) -> Any:
+    """Return what a pickle holds: dict, list, tuple, str, bytes, numbers, None and numpy arrays.
 
-    Reads every protocol, files of Python 2 included (Detectron2's and Caffe2's model zoos), with
-    text decoded as latin1.
+    Reads every protocol, files of Python 2 included (Detectron2's and Caffe2's model zoos, CIFAR's
+    batches), whose strings are decoded as latin1.
 
     Args:
-        path: A pickle file.
+        file: The open pickle, at its beginning, seekable.
+        where: What to call it in messages.
 
     Raises:
-        InputError: If the file is truncated or damaged, or asks for anything but arrays of plain
-            numbers; nothing was run.
+        InputError: If it is truncated or damaged, or asks for anything but arrays of plain numbers;
+            nothing was run.
     """
     try:
-        with open(path, "rb") as file:
-            return _resolve(_ArrayUnpickler(_BoundedFile(file), encoding="latin1").load(), {}, 0)
-    except ForbiddenGlobalError as error:
+        return _resolve(_ArrayUnpickler(_BoundedFile(file), encoding="latin1").load(), {}, 0)
+    except _ForbiddenGlobalError as error:
         raise InputError(
-            f"{path} is a pickle that asks for {str(error)[:100]!r}; only numpy arrays, numbers,"
+            f"{where} is a pickle that asks for {str(error)[:100]!r}; only numpy arrays, numbers,"
             " strings and containers are read, and nothing in it was run. Save it as a .pth with"
             " torch.save or as a .pkl of numpy arrays."
         ) from None
-    except _PARSER_ERRORS as error:
+    except _DAMAGE as error:
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise InputError(
-            f"{path} is not a whole pickle of numpy arrays ({reason}): truncated or damaged; get it"
-            " again."
+            f"{where} is not a whole pickle of numpy arrays ({reason}): truncated or damaged; get"
+            " it again."
         ) from error
 
 
 def _resolve(value: Any, done: dict[int, Any], depth: int) -> Any:
-    """Put arrays in the place of their stand-ins; ``done`` (by id) keeps shared containers from
-    being walked twice.
-    """
+    """Put arrays in the place of their stand-ins; ``done`` (by id) walks shared containers once."""
     if isinstance(value, _Array):
         if value.value is None:
             raise pickle.UnpicklingError("an array without data")
@@ -245,10 +198,10 @@ def _resolve(value: Any, done: dict[int, Any], depth: int) -> Any:
     if depth > MAX_DEPTH:
         raise pickle.UnpicklingError(f"more than {MAX_DEPTH} containers within each other")
     if id(value) not in done:
+        made: Any
         if isinstance(value, dict):
-            made: Any = {key: _resolve(item, done, depth + 1) for key, item in value.items()}
+            made = {key: _resolve(item, done, depth + 1) for key, item in value.items()}
         else:
-            made = [_resolve(item, done, depth + 1) for item in value]
-            made = tuple(made) if isinstance(value, tuple) else made
+            made = type(value)(_resolve(item, done, depth + 1) for item in value)
         done[id(value)] = (made, value)  # the value too, so that its id is not given to another
     return done[id(value)][0]
