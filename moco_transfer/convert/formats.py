@@ -5,11 +5,10 @@ The tensors come out under torchvision's names.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -36,7 +35,7 @@ _FINGERPRINT = {
         "caffe2": r"res[2-5]_\d+_branch(?:1|2[abc])\w*",
     }.items()
 }
-_CONTAINER = re.compile(rf"(?:(?:{CONTAINERS})\.)+")
+_CONTAINER = re.compile(rf"^(?:(?:{CONTAINERS})\.)+")
 _AVERAGE = re.compile(rf"(?:{AVERAGES})\.")
 _SUFFIXED = re.compile(r"^(\w+)_state_dict\.")
 _WRAPPER = re.compile(r"(^|(?<=\.))(?:module|_orig_mod)\.")
@@ -53,10 +52,6 @@ class _Reading:
     prefix: str
     role: str
 
-    @property
-    def preference(self) -> int:
-        return (self.layout.query + self.layout.key).index(_normal(self.prefix)[0])
-
     def own_name(self, name: str) -> str | None:
         """Return a tensor's name without the prefix; None for one outside of the encoder."""
         prefix = self.prefix
@@ -65,6 +60,12 @@ class _Reading:
             if name.startswith(head) and _HEAD_BLOCK.match(name.removeprefix(head)):
                 prefix = head
         return name[len(prefix) :] if name.startswith(prefix) else None
+
+    def tensors(self, content: Content) -> dict[str, Tensor]:
+        """Return torchvision's name -> tensor of the encoder."""
+        read = READ_NAME[self.naming]
+        named = ((self.own_name(name), tensor) for name, tensor in content.tensors.items())
+        return {read(own) or "": tensor for own, tensor in named if own and read(own)}
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,11 @@ class Source:
     format: str
     prefix: str
     encoder: str | None
-    state: dict[str, Tensor]
-    names: dict[str, str]
-    own_names: dict[str, str]
-    unknown: tuple[str, ...]
-    dropped: dict[str, str]
+    state: dict[str, Tensor] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    own_names: dict[str, str] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+    dropped: dict[str, str] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -118,10 +119,11 @@ def read_source(
     """
     if encoder not in ("q", "k"):
         raise InputError(f"encoder must be 'q' (trained) or 'k' (momentum), got {encoder!r}.")
-    readings = _readings(content, source_format)
+    places = find_prefixes(content.tensors)
+    readings = _readings(content, places, source_format)
     if not readings:
-        raise InputError(_no_reading(content, source_format))
-    return _take(content, _choose(readings, content, encoder))
+        raise _no_reading(content, [prefix for _, prefix in places], source_format)
+    return _take(content, _choose(readings, content, encoder), [prefix for _, prefix in places])
 
 
 def known_formats() -> tuple[str, ...]:
@@ -141,21 +143,21 @@ def find_prefixes(names: Iterable[str]) -> list[tuple[str, str]]:
 
 def _normal(prefix: str) -> tuple[str, bool]:
     """Return a prefix without its wrappers, and whether it lies in a moving average's dict."""
-    bare = _CONTAINER.sub("", prefix, count=1) if _CONTAINER.match(prefix) else prefix
+    bare = _CONTAINER.sub("", prefix, count=1)
     average = _AVERAGE.match(bare)
     bare = _WRAPPER.sub("", bare[average.end() :]) if average else _SUFFIXED.sub(r"\1.", bare)
-    if average and _CONTAINER.match(bare):
-        bare = _CONTAINER.sub("", bare, count=1)
+    bare = _CONTAINER.sub("", bare, count=1) if average else bare
     return _WRAPPER.sub("", bare), average is not None
 
 
-def _readings(content: Content, source_format: str | None) -> list[_Reading]:
+def _readings(
+    content: Content, places: list[tuple[str, str]], source_format: str | None
+) -> list[_Reading]:
     """Return every way to read the file; the marked layouts alone when one of them fits."""
-    places = find_prefixes(content.tensors)
     for naming, prefix in places:
         if source_format and prefix == source_format:  # --from may name the place itself
             title = f"a ResNet under {prefix!r}"
-            layout = Layout("prefix", title, (_normal(prefix)[0],), namings=(naming,))
+            layout = Layout("prefix", title, (prefix,), namings=(naming,))
             return [_Reading(layout, naming, prefix, role) for role in ("q", "k")]
     if source_format is not None and source_format not in known_formats():
         hint = did_you_mean(source_format, known_formats())
@@ -168,20 +170,21 @@ def _readings(content: Content, source_format: str | None) -> list[_Reading]:
     found: list[_Reading] = []
     for layout in LAYOUTS:
         if source_format == layout.format or (source_format is None and layout.fits(lines)):
-            here = (_reading(layout, naming, prefix) for naming, prefix in places)
-            found += sorted((r for r in here if r), key=lambda reading: reading.preference)
+            found += _readings_as(layout, places)
     marked = [reading for reading in found if reading.layout.marker]
     return marked if marked and source_format is None else found
 
 
-def _reading(layout: Layout, naming: str, prefix: str) -> _Reading | None:
-    bare, is_average = _normal(prefix)
-    if naming not in layout.namings:
-        return None
-    if bare in layout.query:
-        return _Reading(layout, naming, prefix, "k" if is_average else "q")
-    is_key = bare in layout.key and not is_average
-    return _Reading(layout, naming, prefix, "k") if is_key else None
+def _readings_as(layout: Layout, places: list[tuple[str, str]]) -> list[_Reading]:
+    """Return the places that one layout explains, its preferred prefix first."""
+    prefixes = layout.query + layout.key
+    found = []
+    for naming, prefix in places:
+        bare, is_average = _normal(prefix)
+        role = "q" if bare in layout.query and not is_average else "k"
+        if naming in layout.namings and bare in (layout.query if is_average else prefixes):
+            found.append((prefixes.index(bare), _Reading(layout, naming, prefix, role)))
+    return [reading for _, reading in sorted(found, key=lambda one: one[0])]
 
 
 def _choose(readings: list[_Reading], content: Content, encoder: str) -> _Reading:
@@ -193,8 +196,12 @@ def _choose(readings: list[_Reading], content: Content, encoder: str) -> _Readin
             f" under {has.prefix!r}; pass --encoder {has.role}."
         )
     best, *others = fits  # in order of preference
+    tensors = best.tensors(content)
     for other in others:
-        if other.prefix != best.prefix and not _same_tensors(content, best, other):
+        theirs = other.tensors(content) if other.prefix != best.prefix else tensors
+        if tensors.keys() != theirs.keys() or not all(
+            torch.equal(tensor, theirs[name]) for name, tensor in tensors.items()
+        ):
             one, two = best.layout.format, other.layout.format
             options = (one, two) if one != two else (repr(best.prefix), repr(other.prefix))
             raise InputError(
@@ -205,45 +212,24 @@ def _choose(readings: list[_Reading], content: Content, encoder: str) -> _Readin
     return best
 
 
-def _same_tensors(content: Content, one: _Reading, other: _Reading) -> bool:
-    left, right = (
-        {
-            name.removeprefix(reading.prefix): tensor
-            for name, tensor in content.tensors.items()
-            if name.startswith(reading.prefix)
-            and READ_NAME[one.naming](name.removeprefix(reading.prefix))
-        }
-        for reading in (one, other)
-    )
-    return left.keys() == right.keys() and all(
-        torch.equal(tensor, right[name]) for name, tensor in left.items()
-    )
-
-
-def _no_reading(content: Content, source_format: str | None) -> str:
-    places = [prefix for _, prefix in find_prefixes(content.tensors)]
-    first = listed((name[:80] for name in content.tensors), 3)
+def _no_reading(content: Content, places: list[str], source_format: str | None) -> InputError:
     layouts = [layout for layout in LAYOUTS if source_format in (None, layout.format)]
     known = sorted({repr(prefix) for layout in layouts for prefix in layout.query + layout.key})
     if source_format is not None:
-        return (
-            f"{content.path} is not in the layout {source_format!r}: no ResNet under"
-            f" {' or '.join(known)}. First keys: {first}"
+        what = f"is not in the layout {source_format!r}: no ResNet under {' or '.join(known)}"
+    elif not places:
+        what = f"holds no ResNet: none of its {len(content.tensors)} tensors has a ResNet's name"
+    else:
+        what = (
+            f"is in no known layout: it has a ResNet under {', '.join(map(repr, places))}, expected"
+            f" one of {', '.join(known)}, also behind 'module.' or 'state_dict.'; if it is a ResNet"
+            f" of torchvision's, pass --from {places[0]!r}"
         )
-    if not places:
-        return (
-            f"{content.path} holds no ResNet: none of its {len(content.tensors)} tensors has a"
-            f" ResNet's name. First keys: {first}"
-        )
-    return (
-        f"{content.path} is in no known layout: it has a ResNet under"
-        f" {', '.join(map(repr, places))}, expected one of {', '.join(known)}, also behind"
-        f" 'module.' or 'state_dict.'. First keys: {first}. If it is a ResNet of torchvision's,"
-        f" pass --from {places[0]!r}."
-    )
+    first = listed((name[:80] for name in content.tensors), 3)
+    return InputError(f"{content.path} {what}. First keys: {first}")
 
 
-def _take(content: Content, reading: _Reading) -> Source:
+def _take(content: Content, reading: _Reading, places: list[str]) -> Source:
     own_format = str(content.top.get("format", ""))
     is_ours = own_format.startswith(OUR_FORMAT.rstrip("1"))
     if is_ours and own_format != OUR_FORMAT:
@@ -251,7 +237,6 @@ def _take(content: Content, reading: _Reading) -> Source:
             f"{content.path} has format {own_format[:80]!r}, this version reads {OUR_FORMAT};"
             " update moco-transfer."
         )
-    places = [prefix for _, prefix in find_prefixes(content.tensors)]
     others = tuple(prefix for prefix in places if prefix not in ("", reading.prefix))
     inside = tuple(prefix for prefix in others if prefix.startswith(reading.prefix))
     source = Source(
@@ -260,29 +245,25 @@ def _take(content: Content, reading: _Reading) -> Source:
         format="moco_transfer" if is_ours else reading.layout.format,
         prefix=reading.prefix,
         encoder=reading.role if reading.layout.key or reading.role == "k" else None,
-        **{"state": {}, "names": {}, "own_names": {}, "unknown": (), "dropped": {}},
     )
-    unknown = []
     for full_name, tensor in content.tensors.items():
         own = None if full_name.startswith(inside) else reading.own_name(full_name)
         if own is None:
-            why = _why(full_name, BESIDE) or _outside(full_name, reading.prefix, others)
-            source.dropped[full_name] = why
+            other = next((prefix for prefix in others if full_name.startswith(prefix)), None)
+            where = (
+                f"the other encoder, under {other!r}" if other else f"outside of {source.prefix!r}"
+            )
+            source.dropped[full_name] = _why(full_name, BESIDE) or where
         elif name := READ_NAME[reading.naming](own):
             source.state[name] = tensor
             source.names[name], source.own_names[name] = full_name, own
-        elif why := _why(own, HEADS) or _why_bias(own, tensor, reading.naming):
-            source.dropped[full_name] = why
+        elif reason := _why(own, HEADS) or _why_bias(own, tensor, reading.naming):
+            source.dropped[full_name] = reason
         else:
-            unknown.append(full_name)
+            source.unknown.append(full_name)
     if reading.naming == "caffe2":
         _fill_fused_norms(source)
-    return dataclasses.replace(source, unknown=tuple(unknown))
-
-
-def _outside(full_name: str, prefix: str, others: tuple[str, ...]) -> str:
-    other = next((other for other in others if full_name.startswith(other)), None)
-    return f"outside of {prefix!r}" if other is None else f"the other encoder, under {other!r}"
+    return source
 
 
 def _why(name: str, reasons: Mapping[str, str]) -> str | None:
@@ -300,10 +281,7 @@ def _why_bias(name: str, tensor: Tensor, naming: str) -> str | None:
 
 
 def _fill_fused_norms(source: Source) -> None:
-    """Complete, in place, the norms that Caffe2 fused into scale and shift.
-
-    Mean 0 and variance 1 - eps make a batch norm just that.
-    """
+    """Complete, in place, the norms that Caffe2 fused into scale and shift: mean 0, var 1 - eps."""
     state = source.state
     for name in [n for n in state if n.endswith(".weight")]:
         norm = name.removesuffix("weight")
@@ -311,6 +289,6 @@ def _fill_fused_norms(source: Source) -> None:
         if f"{norm}bias" in state and mean not in state and var not in state:
             state[mean] = torch.zeros_like(state[name])
             state[var] = torch.ones_like(state[name]) - BATCH_NORM_EPS
-            for filled, value in ((mean, "mean 0"), (var, "variance 1")):
-                source.names[filled] = f"{source.names[name]} (fused: {value})"
+            for filled in (mean, var):
+                source.names[filled] = f"{source.names[name]} (fused: {filled.split('_')[-1]})"
                 source.own_names[filled] = ""

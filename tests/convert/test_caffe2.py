@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from moco_transfer.convert import convert_checkpoint, load_backbone
-from moco_transfer.convert.key_maps import caffe2_name, detectron2_name
+from moco_transfer.convert.key_maps import WRITE_NAME, detectron2_name
 from moco_transfer.models import backbone_shapes
 from moco_transfer.runtime.errors import InputError
 
@@ -28,7 +28,7 @@ def caffe2_file(path, state, *, fused, extra=()):
             or (fused and "running" in name)
         ):
             continue
-        blob = caffe2_name(name)
+        blob = WRITE_NAME["caffe2"](name)
         blobs[blob.replace("_gamma", "_s").replace("_beta", "_b") if fused else blob] = (
             tensor.numpy()
         )

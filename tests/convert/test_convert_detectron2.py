@@ -15,7 +15,7 @@ import torch
 from networks import seeded
 
 from moco_transfer.convert import convert_checkpoint
-from moco_transfer.convert.key_maps import caffe2_name, detectron2_name
+from moco_transfer.convert.key_maps import WRITE_NAME, detectron2_name
 from moco_transfer.convert.verify import STAGES, generated_image, torchvision_features
 from moco_transfer.models import backbone_shapes
 
@@ -196,8 +196,8 @@ def test_caffe2_names__are_those_that_detectron2_reads(arch):
     from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
 
     names = list(backbone_shapes(arch))
-    blobs = {caffe2_name(name): torch.zeros(1) for name in names}
+    blobs = {WRITE_NAME["caffe2"](name): torch.zeros(1) for name in names}
     theirs, original = convert_c2_detectron_names(blobs)
     assert {original[theirs_name]: theirs_name for theirs_name in theirs} == {
-        caffe2_name(name): detectron2_name(name) for name in names
+        WRITE_NAME["caffe2"](name): detectron2_name(name) for name in names
     }

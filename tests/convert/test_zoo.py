@@ -18,7 +18,7 @@ import torch
 
 from moco_transfer.cli.main import main
 from moco_transfer.convert import convert_checkpoint, load_backbone, zoo
-from moco_transfer.convert.key_maps import caffe2_name, detectron2_name
+from moco_transfer.convert.key_maps import WRITE_NAME, detectron2_name
 from moco_transfer.models import backbone_shapes
 from moco_transfer.runtime.errors import InputError
 
@@ -177,7 +177,7 @@ def test_convert__msra_by_name_is_caffe2(mirror, tmp_path, small):
     takes it as MODEL.WEIGHTS.
     """
     blobs = {
-        caffe2_name(name): torch.zeros(()).expand(shape).numpy()
+        WRITE_NAME["caffe2"](name): torch.zeros(()).expand(shape).numpy()
         for name, shape in backbone_shapes("resnet50").items()
     }
     path = mirror / "detectron2/ImageNetPretrained/MSRA/R-50.pkl"

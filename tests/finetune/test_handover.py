@@ -18,7 +18,7 @@ import torchvision
 
 from moco_transfer.config import load_detection_config
 from moco_transfer.convert import convert_checkpoint
-from moco_transfer.convert.key_maps import caffe2_name, detectron2_name
+from moco_transfer.convert.key_maps import WRITE_NAME, detectron2_name
 from moco_transfer.finetune import build_model
 from moco_transfer.finetune.handover import (
     coverage_gap,
@@ -280,7 +280,7 @@ def test_read_weights__msras_own_file_suits_the_msra_twin(tmp_path, monkeypatch)
     generator = np.random.default_rng(0)
     for name, tensor in torchvision.models.resnet50().state_dict().items():
         if not name.startswith("fc.") and "running" not in name and "num_batches" not in name:
-            blob = caffe2_name(name).replace("_gamma", "_s").replace("_beta", "_b")
+            blob = WRITE_NAME["caffe2"](name).replace("_gamma", "_s").replace("_beta", "_b")
             shape = tuple(tensor.shape)
             blobs[blob] = (
                 generator.standard_normal(shape, dtype=np.float32)

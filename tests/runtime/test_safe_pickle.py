@@ -13,9 +13,9 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
-from moco_transfer.runtime import safe_pickle
 
 from moco_transfer.convert.read import read_checkpoint
+from moco_transfer.runtime import safe_pickle
 from moco_transfer.runtime.errors import InputError
 
 ARRAYS = {
