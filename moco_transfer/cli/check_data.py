@@ -1,8 +1,8 @@
-"""Look detection data sets over before a run: missing, damaged and repeated images, unknown
-classes, boxes out of the image or without area, sizes, ids, counts.
+"""Check detection data sets before a run: missing, damaged and repeated images, unknown classes,
+boxes out of the image or without area, sizes, ids, counts.
 
-Prints a report for each NAME and ends with status 2 when one of them has a problem that would stop
-a run, or when they do not fit together or the config. Nothing is written.
+Prints a report for each NAME. Exits with status 2 if one of them has a problem that would stop a
+run, or if they do not fit each other or the config. Writes nothing.
 """
 
 from __future__ import annotations
@@ -12,52 +12,33 @@ import argparse
 EPILOG = """examples:
   What a built-in name finds below $DETECTRON2_DATASETS:
     moco-transfer check-data voc_2007_trainval voc_2012_trainval voc_2007_test
-  One's own data, in COCO's or VOC's format:
+  Your own data, in COCO's or VOC's format:
     moco-transfer check-data mine --dataset mine=coco:annotations.json:images
     moco-transfer check-data cells --dataset cells=voc:BCCD:train:RBC,WBC,Platelets
-  All that a run will use, held to its config (number of classes, masks):
+  All that a run will use, compared with its config (number of classes, masks):
     moco-transfer check-data --config-file coco_R_50_FPN_1x
-    moco-transfer check-data --config-file own_R_18_FPN_small --dataset cells_train=voc:BCCD:train:RBC,WBC,Platelets \\
-        --dataset cells_test=voc:BCCD:test:RBC,WBC,Platelets DATASETS.TRAIN cells_train DATASETS.TEST cells_test
+    moco-transfer check-data --config-file own_R_18_FPN_small \\
+        --dataset cells_train=voc:BCCD:train:RBC,WBC,Platelets \\
+        --dataset cells_test=voc:BCCD:test:RBC,WBC,Platelets \\
+        DATASETS.TRAIN cells_train DATASETS.TEST cells_test
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``check-data``."""
-    parser.add_argument(
-        "names",
-        nargs="*",
-        metavar="NAME",
-        help=(
-            "data sets; by default those that --dataset registers. With --config-file: KEY VALUE"
-            " pairs that change the config"
-        ),
+    add = parser.add_argument
+    text = "data sets (default: those of --dataset); with --config-file: KEY VALUE pairs"
+    add("names", nargs="*", metavar="NAME", help=text)
+    text = (
+        "register NAME=coco:JSON:IMAGES or NAME=voc:ROOT:SPLIT:CLASSES[:first_pixel=0,year=2007]"
+        " (CLASSES: comma list or file)"
     )
-    parser.add_argument(
-        "--dataset",
-        action="append",
-        default=[],
-        metavar="NAME=...",
-        help=(
-            "register NAME=coco:JSON:IMAGES or"
-            " NAME=voc:ROOT:SPLIT:CLASSES[:first_pixel=0,year=2007] (CLASSES: comma list or file)"
-        ),
-    )
-    parser.add_argument(
-        "--config-file",
-        metavar="FILE",
-        help="check the data sets of this config, and whether they fit it",
-    )
-    parser.add_argument(
-        "--fast", action="store_true", help="read the annotations only, do not open the images"
-    )
-    parser.add_argument(
-        "--max-problems",
-        type=int,
-        default=20,
-        metavar="N",
-        help="problems to print for each data set (default 20)",
-    )
+    add("--dataset", action="append", default=[], metavar="NAME=...", help=text)
+    text = "check the data sets of this config, and whether they fit it"
+    add("--config-file", metavar="FILE", help=text)
+    add("--fast", action="store_true", help="read the annotations only, do not open the images")
+    text = "problems to print for each data set (default 20)"
+    add("--max-problems", type=int, default=20, metavar="N", help=text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -75,19 +56,15 @@ def run(args: argparse.Namespace) -> int:
     from ..runtime.errors import InputError
 
     registered = [parse_dataset_flag(flag) for flag in args.dataset]
-    cfg, from_data = _config(args, registered) if args.config_file else (None, False)
-    names = (
-        list(dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]))
-        if cfg is not None
-        else args.names or registered
-    )
+    names, cfg, from_data = args.names or registered, None, False
+    if args.config_file:
+        cfg, from_data = _config(args, registered)
+        names = list(dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]))
     if not names:
-        where = (
-            f"{args.config_file} names none in DATASETS"
-            if cfg is not None
-            else "give NAMEs, such as voc_2007_test"
+        raise InputError(
+            f"No data set is named in {args.config_file or 'the command'}: give NAMEs, such as"
+            " voc_2007_test, or --dataset NAME=coco:JSON:IMAGES."
         )
-        raise InputError(f"No data set is named: {where}, or --dataset NAME=coco:JSON:IMAGES.")
     reports = [check_dataset(name, open_images=not args.fast) for name in names]
     print("\n".join(report.text(args.max_problems) for report in reports))
     for sentence in shared_images(reports):
@@ -105,18 +82,14 @@ def _config(args: argparse.Namespace, registered: list[str]):
     from ..finetune.build_data import takes_class_count_from_data
 
     cfg = load_detection_config(args.config_file, args.names)
-    said = is_set_by_user(args.config_file, args.names, "MODEL.ROI_HEADS.NUM_CLASSES")
-    return cfg, takes_class_count_from_data(cfg, registered, is_set_by_user=said)
+    is_set = is_set_by_user(args.config_file, args.names, "MODEL.ROI_HEADS.NUM_CLASSES")
+    return cfg, takes_class_count_from_data(cfg, registered, is_set_by_user=is_set)
 
 
 def _check_config(cfg, from_data: bool, config_file: str) -> None:
     from ..finetune.build_data import find_datasets, fit_class_count
 
     train_sets, test_sets = find_datasets(cfg)
-    count = fit_class_count(
-        cfg, [*train_sets, *test_sets], from_data=from_data
-    ).MODEL.ROI_HEADS.NUM_CLASSES
-    print(
-        f"{config_file}: fits, with {count}"
-        f" classes{' from the data' if from_data else ''}{' and masks' if cfg.MODEL.MASK_ON else ''}"
-    )
+    cfg = fit_class_count(cfg, [*train_sets, *test_sets], from_data=from_data)
+    origin, masks = " from the data" if from_data else "", " and masks" if cfg.MODEL.MASK_ON else ""
+    print(f"{config_file}: fits, with {cfg.MODEL.ROI_HEADS.NUM_CLASSES} classes{origin}{masks}")

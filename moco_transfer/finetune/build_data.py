@@ -79,7 +79,7 @@ def has_objects(dataset: DetectionDataset) -> bool:
     """Return whether AP can be computed on a data set: whether it holds an object that is neither a
     crowd region nor VOC's difficult.
     """
-    if dataset.evaluator == "voc":
+    if dataset.kind == "voc":
         return any(
             not a.get("difficult", 0) for record in dataset.records for a in record["annotations"]
         )
@@ -89,7 +89,7 @@ def has_objects(dataset: DetectionDataset) -> bool:
 def _nothing_to_find(dataset: DetectionDataset) -> str:
     if not dataset.has_ground_truth:
         return "its file has no annotations"
-    kind = "difficult boxes" if dataset.evaluator == "voc" else "crowd regions"
+    kind = "difficult boxes" if dataset.kind == "voc" else "crowd regions"
     return f"its {len(dataset.records)} images hold no object, {kind} not counted"
 
 
@@ -270,7 +270,7 @@ def make_evaluator(
     predictions = output_dir / f"predictions_{dataset.name}.json"
     if not has_objects(dataset):
         return PredictionWriter(dataset, predictions)
-    if dataset.evaluator == "voc":
+    if dataset.kind == "voc":
         return VocEvaluator(dataset, predictions, coco_style=coco_style)
     tasks = (
         "bbox",

@@ -1,9 +1,7 @@
-"""The catalogue: Detectron2's names, the user's own data sets, and what is said when they are not
-there.
+"""The catalogue: Detectron2's names, the user's own data sets, and missing ones.
 
-Mutations that were seen to turn this red: score voc_2007_* with the area metric; look for 2007 in
-    the name; default
-own data to 2007; swap no key points.
+Seen red under: voc_2007_* scored with the area metric; own data with the metric of 2007 by default;
+no keypoints swapped.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ def test_get_dataset__reads_builtin_names_below_the_datasets_folder(
     make_voc({"a": (40, 30, [("dog", (2, 2, 9, 9), 0)])}, split="test", root=tmp_path / "VOC2007")
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     dataset = get_dataset("voc_2007_test")
-    assert (dataset.kind, dataset.evaluator, dataset.year) == ("voc", "voc", 2007)
+    assert (dataset.kind, dataset.year) == ("voc", 2007)
     assert dataset.records[0]["annotations"][0]["category_id"] == 11
     assert dataset.image_root == str(tmp_path / "VOC2007" / "JPEGImages")
     assert get_dataset("voc_2007_test") is dataset, "read once while somebody holds it"
@@ -40,12 +38,9 @@ def test_get_dataset__reads_builtin_names_below_the_datasets_folder(
 
 @pytest.mark.parametrize(
     ("value", "said"),
-    [
-        ("/nowhere", "DETECTRON2_DATASETS is set to '/nowhere'"),
-        (None, "is not set, so 'datasets' is used"),
-    ],
+    [("/nowhere", "DETECTRON2_DATASETS is '/nowhere'"), (None, "DETECTRON2_DATASETS is not set")],
 )
-def test_get_dataset__says_where_a_builtin_name_is_expected(monkeypatch, tmp_path, value, said):
+def test_get_dataset__names_where_a_builtin_name_is_expected(monkeypatch, tmp_path, value, said):
     monkeypatch.chdir(tmp_path)
     (
         monkeypatch.setenv("DETECTRON2_DATASETS", value)
@@ -145,7 +140,7 @@ def test_register_dataset__refuses_what_it_does_not_know(tmp_path):
             register_dataset(name, "coco", json_file="other", image_root="b")
 
 
-def test_check_class_count__names_the_value_that_mends_it(make_coco):
+def test_check_class_count__names_the_value_to_set(make_coco):
     json_file, images = make_coco([{"id": 1, "file_name": "a.jpg", "width": 9, "height": 8}], [])
     register_dataset("two", "coco", json_file=json_file, image_root=images)
     check_class_count(get_dataset("two"), 2)
@@ -163,7 +158,7 @@ def test_check_same_classes__names_the_first_difference():
     register_dataset("a", "voc", root="r", split="s", class_names=["dog", "cat"])
     register_dataset("b", "voc", root="r", split="s", class_names=["dog", "cow", "cat"])
     check_same_classes([get_dataset("a"), get_dataset("a")])
-    with pytest.raises(InputError, match="index 1 is 'cat' in the one and 'cow' in the other"):
+    with pytest.raises(InputError, match="index 1 is 'cat' .* 'cow'"):
         check_same_classes([get_dataset("a"), get_dataset("b")])
 
 
@@ -191,13 +186,9 @@ def test_catalog__has_detectron2_names_places_and_metadata(monkeypatch):
         assert name in DatasetCatalog.list()
         ours, theirs = get_dataset(name), MetadataCatalog.get(name)
         if ours.kind == "voc":
-            assert (ours.year, ours.source.split, ours.evaluator) == (
-                theirs.year,
-                theirs.split,
-                "voc",
-            )
+            assert (ours.year, ours.split) == (theirs.year, theirs.split)
             assert list(ours.class_names) == theirs.thing_classes
-            assert theirs.dirname.endswith(ours.source.root.removeprefix("datasets/"))
+            assert theirs.dirname.endswith(ours.root.removeprefix("datasets/"))
         else:
             assert theirs.json_file.endswith(ours.json_file.removeprefix("datasets/"))
             assert theirs.image_root.endswith(ours.image_root.removeprefix("datasets/"))

@@ -1,11 +1,8 @@
 """The check before a run: all problems at once, counts, and the exit status.
 
-Mutations that were seen to turn this red: stop at the first problem; count crowd regions as boxes;
-    compare sizes without EXIF;
-end with status 0 whatever was found.
-Seen red under: header only; crowd/class ignored in repeats; shared images not named; masks not
-    asked for; user's
-NUM_CLASSES overruled; area of voc boxes not counted.
+Seen red under: only the first problem; crowd regions counted as boxes; sizes compared without EXIF;
+status 0 whatever was found; headers only; crowd or class ignored in repeats; shared images not
+named; masks not checked; the user's NUM_CLASSES overruled; area of VOC boxes not counted.
 """
 
 from __future__ import annotations
@@ -39,16 +36,13 @@ def test_check_dataset__counts_a_good_voc_set(make_voc):
         2,
         {"dog": 2, "cat": 0},
     )
-    assert report.remarks == [
-        "1 of 2 classes have no box: cat.",
-        "1 of the boxes is difficult: trained on, ignored in the evaluation.",
-    ]
+    absent, difficult = report.remarks
+    assert "1 (cat)" in absent and "difficult boxes: 1" in difficult
+    assert report.metric == "VOC AP by the area under the curve"
+    assert report.left_out["images_without_boxes"] == 1
     text = report.text()
-    assert text.startswith(
-        "mine: 2 images, 2 boxes, 2 classes, scored by VOC AP by the area under the curve\n"
-    )
-    assert "  images without a box (left out of training, kept in a test set): 1\n" in text
-    assert text.endswith("  usable")
+    assert text.startswith("mine: images: 2, boxes: 2, classes: 2, scored by VOC AP")
+    assert "images without a box" in text and text.endswith("  usable")
 
 
 def test_check_dataset__collects_every_problem(make_voc):
@@ -76,7 +70,7 @@ def test_check_dataset__collects_every_problem(make_voc):
     assert len(report.problems) == len(said)
     assert all(words in problem for words, problem in zip(said, report.problems, strict=True))
     assert "... and 3 more\n" in report.text(2)
-    assert report.text().endswith("NOT usable: 5 problems")
+    assert "NOT usable: 5 " in report.text()
     assert len(check_dataset("mine", open_images=False).problems) == 3
 
 
@@ -93,11 +87,9 @@ def test_check_dataset__coco_counts_and_remarks(make_coco):
     register_dataset("mine", "coco", json_file=json_file, image_root=images)
     report = check_dataset("mine")
     assert (report.num_boxes, report.boxes_of_class) == (2, {"cat": 0, "dog": 2})
-    assert (
-        "category ids 3 to 7 are mapped to class indices 0 to 1, in their order." in report.remarks
-    )
-    assert "  crowd regions (not trained on, ignored in the evaluation): 1\n" in report.text()
-    assert "  boxes without area (not trained on): 1\n" in report.text()
+    assert any("category ids 3 to 7 become indices 0 to 1" in text for text in report.remarks)
+    assert (report.left_out["crowd_regions"], report.left_out["boxes_without_area"]) == (1, 1)
+    assert "crowd regions" in report.text() and "boxes without area" in report.text()
 
 
 def test_check_dataset__coco_names_every_fault_of_a_file_that_was_written_by_hand(make_coco):
@@ -109,22 +101,16 @@ def test_check_dataset__coco_names_every_fault_of_a_file_that_was_written_by_han
         "segmentation": [[1, 2, 11, 2, 11, 22]],
     }
     faults = {
-        "is 'text', expected an object": None,
-        "has the id [1], expected a number": {"id": [1]},
-        "category_id [7] is not in 'categories'": {"category_id": [7]},
-        "iscrowd is 'no', expected 0 or 1": {"iscrowd": "no"},
-        "keypoints is ['a', 'b', 'c'], expected finite numbers": {"keypoints": ["a", "b", "c"]},
-        "the polygon ['1', 2, 11, 2, 11, 22] does not hold finite numbers": {
-            "segmentation": [["1", 2, 11, 2, 11, 22]]
-        },
-        "no polygon of its segmentation reaches into the 40 x 30 image": {
-            "segmentation": [[101, 2, 111, 2, 111, 22]]
-        },
-        "its RLE has the size [3, 4]": {"segmentation": {"size": [3, 4], "counts": [0, 12]}},
-        "expected COCO's RLE": {"segmentation": {"counts": [0, 12]}},
-        "'counts' 'PPYo1' are not the RLE of a mask of 1200 px": {
-            "segmentation": {"size": [30, 40], "counts": "PPYo1"}
-        },
+        "'text'": None,
+        "id is [1]": {"id": [1]},
+        "category_id [7]": {"category_id": [7]},
+        "iscrowd is 'no'": {"iscrowd": "no"},
+        "keypoints is ['a', 'b', 'c']": {"keypoints": ["a", "b", "c"]},
+        "polygon ['1', 2, 11, 2, 11, 22]": {"segmentation": [["1", 2, 11, 2, 11, 22]]},
+        "40 x 30 image": {"segmentation": [[101, 2, 111, 2, 111, 22]]},
+        "[3, 4]": {"segmentation": {"size": [3, 4], "counts": [0, 12]}},
+        "'size' of its RLE is None": {"segmentation": {"counts": [0, 12]}},
+        "'PPYo1'": {"segmentation": {"size": [30, 40], "counts": "PPYo1"}},
     }
     annotations = [
         {**good, "id": number, **change} if change else "text"
@@ -143,7 +129,7 @@ def test_check_dataset__coco_names_every_fault_of_a_file_that_was_written_by_han
     )
 
 
-def test_check_dataset__a_image_turned_by_exif(make_coco):
+def test_check_dataset__an_image_turned_by_exif(make_coco):
     json_file, images = make_coco([{"id": 5, "file_name": "b.jpg", "width": 40, "height": 30}], [])
     image = Image.open(images / "b.jpg")
     exif = image.getexif()
@@ -151,10 +137,7 @@ def test_check_dataset__a_image_turned_by_exif(make_coco):
     image.save(images / "b.jpg", exif=exif)
     register_dataset("mine", "coco", json_file=json_file, image_root=images)
     (problem,) = check_dataset("mine").problems
-    assert problem.endswith(
-        "is 30 x 40 px, but its annotation says 40 x 30. It is turned by its EXIF tag, which the"
-        " annotation ignores."
-    )
+    assert "is 30 x 40 px, but its annotation says 40 x 30. Its EXIF tag" in problem
 
 
 def test_check_dataset__a_missing_folder_is_a_problem_not_a_crash(monkeypatch, tmp_path):
@@ -168,13 +151,10 @@ def test_check_data__command_line(make_voc, make_coco, capsys):
     root = make_voc({"a": (40, 30, [("dog", (2, 2, 9, 9), 0)])})
     flag = ["--dataset", f"mine=voc:{root}:train:dog"]
     assert main.main(["check-data", *flag]) == 0
-    assert "mine: 1 image, 1 box, 1 class," in capsys.readouterr().out
+    assert "mine: images: 1, boxes: 1, classes: 1," in capsys.readouterr().out
     json_file, images = make_coco([{"id": 5, "file_name": "b.jpg", "width": 40, "height": 30}], [])
     assert main.main(["check-data", *flag, "--dataset", f"other=coco:{json_file}:{images}"]) == 2
-    assert (
-        "have different classes: index 0 is 'dog' in the one and 'cat' in the other"
-        in capsys.readouterr().err
-    )
+    assert "index 0 is 'dog' in the first and 'cat' in the second" in capsys.readouterr().err
     (root / "JPEGImages" / "a.jpg").unlink()
     assert main.main(["check-data", "mine", "--fast"]) == 2
     assert "PROBLEM: 1 of the 1 images" in capsys.readouterr().out
@@ -184,7 +164,7 @@ def test_check_data__command_line(make_voc, make_coco, capsys):
     assert check_data.EPILOG
 
 
-def test_check_dataset__a_image_whose_header_is_whole_and_whose_pixels_are_cut_off(make_voc):
+def test_check_dataset__an_image_whose_header_is_whole_and_whose_pixels_are_cut_off(make_voc):
     root = make_voc({"a": (400, 300, []), "b": (40, 30, [("dog", (2, 2, 9, 9), 0)])})
     image = root / "JPEGImages" / "a.jpg"
     image.write_bytes(image.read_bytes()[:-2000])
@@ -214,24 +194,16 @@ def test_check_dataset__repetitions_are_counted(make_coco, tmp_path):
     report = check_dataset("mine")
     assert report.is_usable
     said = "\n".join(report.remarks)
-    assert (
-        "boxes that repeat another of the same class in the same image: 2 (in"
-        f" {folder / 'a.jpg'}, for one)." in said
-    )
-    assert (
-        f"images that are listed more than once: 1 ({folder / 'a.jpg'}, for one); each listing"
-        " has boxes of its own." in said
-    )
-    assert (
-        f"copies of other images, byte for byte: 1 ({folder / 'b.jpg'} of {folder / 'a.jpg'}, for"
-        " one)." in said
-    )
+    a, b = folder / "a.jpg", folder / "b.jpg"
+    assert f"same image: 2, for example in {a}." in said
+    assert f"listed more than once: 1, for example {a}." in said
+    assert f"byte for byte: 1, for example {b} of {a}." in said
 
 
 def test_check_dataset__voc_counted_from_0_may_have_boxes_without_area(make_voc):
     root = make_voc({"a": (40, 30, [("dog", (2, 2, 2, 9), 0), ("dog", (0, 0, 40, 30), 0)])})
     register_dataset("mine", "voc", root=root, split="train", class_names=("dog",), first_pixel=0)
-    assert "  boxes without area (not trained on): 1\n" in check_dataset("mine").text()
+    assert check_dataset("mine").left_out["boxes_without_area"] == 1
 
 
 def test_check_data__images_that_two_sets_share_are_named(make_voc, capsys):
@@ -251,10 +223,8 @@ def test_check_data__images_that_two_sets_share_are_named(make_voc, capsys):
         for word in ("--dataset", f"my_{split}=voc:{root}:{split}:dog")
     ]
     assert main.main(["check-data", *flags]) == 0
-    assert (
-        "remark: my_train and my_test have 1 image in common, the first is"
-        f" {root / 'JPEGImages' / 'b.jpg'}:" in capsys.readouterr().out
-    )
+    said = capsys.readouterr().out
+    assert "my_train and my_test have 1 image" in said and str(root / "JPEGImages/b.jpg") in said
 
 
 def test_check_data__holds_the_data_to_a_config(make_coco, make_voc, capsys):

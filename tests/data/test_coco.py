@@ -1,11 +1,9 @@
 """COCO reader against Detectron2's and against json written by hand.
 
-Mutations that were seen to turn this red: keep boxes XYWH; add the corner in float64; index classes
-    by file order
-instead of by id; drop crowd regions; forget the half pixel of key points; keep polygons of two
-points. Seen red under: a look at types, finiteness, ids, iscrowd, area, reach, size, runs of a mask
-    left out; 'any' for 'all' polygons outside; the
-sign, the difference or the end of a compressed run ignored.
+Seen red under: boxes kept XYWH; the corner added in float64; classes indexed by file order instead
+of by id; crowd regions dropped; the half pixel of keypoints forgotten; polygons of two points kept;
+a check of types, finiteness, ids, iscrowd, area, size or runs of a mask left out; the sign, the
+difference or the end of a compressed run ignored.
 """
 
 from __future__ import annotations
@@ -99,80 +97,61 @@ def test_read_coco__compresses_rle(make_coco):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"image_id": 99}, "annotation 1: image_id 99 is not in 'images'"),
-        ({"category_id": 8}, r"category_id 8 is not in 'categories' \(ids 3, 7\)"),
-        ({"bbox": [1, 2, 3]}, r"bbox is \[1, 2, 3\], expected four finite numbers"),
-        ({"bbox": [1, 2, float("nan"), 3]}, "expected four finite numbers"),
-        ({"bbox": [1, 2, -3, 4]}, "width and height not negative"),
-        ({"bbox": [41, 2, 3, 4]}, "does not lie in the 40 x 30 image"),
-        ({"bbox": []}, "expected four finite numbers"),
+        ({"image_id": 99}, "image_id 99"),
+        ({"image_id": [5]}, r"image_id \[5\]"),
+        ({"category_id": 8}, r"category_id 8 .*\[3, 7\]"),
+        ({"category_id": {"id": 7}}, r"category_id \{'id': 7\}"),
+        ({"bbox": [1, 2, 3]}, r"bbox is \[1, 2, 3\]"),
+        ({"bbox": [1, 2, float("nan"), 3]}, "bbox is .*nan"),
+        ({"bbox": [1, 2, -3, 4]}, r"bbox .*\[1, 2, -3, 4\] .*40 x 30"),
+        ({"bbox": [41, 2, 3, 4]}, r"bbox .*\[41, 2, 3, 4\] .*40 x 30"),
+        ({"bbox": []}, r"bbox is \[\]"),
         ({"ignore": 1}, "use 'iscrowd': 1"),
-        ({"segmentation": "x"}, "expected a list of polygons"),
-        ({"segmentation": {"size": [1, 2]}}, "expected COCO's RLE"),
-        ({"keypoints": [1, 2]}, "expected three"),
-        ({"keypoints": [1, 2, "2"]}, r"keypoints is \[1, 2, '2'\], expected finite numbers"),
-        ({"keypoints": [1, float("nan"), 2]}, "expected finite numbers"),
-        ({"keypoints": 7}, "expected finite numbers"),
-        ({"image_id": [5]}, r"image_id \[5\] is not in 'images'"),
-        ({"category_id": {"id": 7}}, r"category_id \{'id': 7\} is not in 'categories'"),
-        ({"iscrowd": "no"}, "iscrowd is 'no', expected 0 or 1"),
-        ({"iscrowd": None}, "iscrowd is None, expected 0 or 1"),
-        ({"iscrowd": 2}, "iscrowd is 2, expected 0 or 1"),
-        ({"area": "large"}, "area is 'large', expected a number of square pixels"),
-        ({"area": float("nan")}, "area is nan, expected a number"),
-        (
-            {"segmentation": [["1", "2", "3", "4", "5", "6"]]},
-            r"the polygon \['1', .* does not hold finite numbers alone",
-        ),
-        ({"segmentation": [[1, 2, 3, 4, 5, [6]]]}, "does not hold finite numbers alone"),
-        ({"segmentation": [[1, 2, 3, 4, 5, None]]}, "does not hold finite numbers alone"),
-        ({"segmentation": [[1, 2, 3, 4, 5, float("nan")]]}, "does not hold finite numbers alone"),
-        ({"segmentation": [[1, 2, 3, 4, 5, float("-inf")]]}, "does not hold finite numbers alone"),
+        ({"iscrowd": "no"}, "iscrowd is 'no'"),
+        ({"iscrowd": None}, "iscrowd is None"),
+        ({"iscrowd": 2}, "iscrowd is 2"),
+        ({"area": "large"}, "area is 'large'"),
+        ({"area": float("nan")}, "area is nan"),
+        ({"keypoints": [1, 2]}, "keypoints has 2 numbers"),
+        ({"keypoints": [1, 2, "2"]}, r"keypoints is \[1, 2, '2'\]"),
+        ({"keypoints": [1, float("nan"), 2]}, r"keypoints is \[1, nan, 2\]"),
+        ({"keypoints": 7}, "keypoints is 7"),
+        ({"segmentation": "x"}, "segmentation is 'x'"),
+        ({"segmentation": [["1", "2", "3", "4", "5", "6"]]}, r"polygon \['1', '2'"),
+        ({"segmentation": [[1, 2, 3, 4, 5, [6]]]}, r"polygon .*\[6\]"),
+        ({"segmentation": [[1, 2, 3, 4, 5, None]]}, "polygon .*None"),
+        ({"segmentation": [[1, 2, 3, 4, 5, float("nan")]]}, "polygon .*nan"),
+        ({"segmentation": [[1, 2, 3, 4, 5, float("-inf")]]}, "polygon .*-inf"),
         (
             {"segmentation": [[41, 2, 50, 2, 50, 9], [41, 2, 50, 2, 50, 9]]},
-            "no polygon of its segmentation reaches into the 40 x 30 image",
+            r"no polygon .*40 x 30 .*b\.jpg.*\[41, 2, 50",
         ),
-        ({"segmentation": [[1, -2, 9, -2, 9, -9]]}, "no polygon of its segmentation reaches into"),
-        ({"segmentation": {"counts": [0, 1200]}}, "expected COCO's RLE"),
+        ({"segmentation": [[1, -2, 9, -2, 9, -9]]}, "no polygon .*40 x 30"),
+        ({"segmentation": {"size": [1, 2]}}, "without 'counts'"),
+        ({"segmentation": {"counts": [0, 1200]}}, r"'size' .*None.*\[30, 40\]"),
         (
             {"segmentation": {"size": [40, 30], "counts": [0, 1200]}},
-            r"its RLE has the size \[40, 30\], expected .*\[30, 40\]",
+            r"'size' .*\[40, 30\].*\[30, 40\]",
         ),
-        ({"segmentation": {"size": 1200, "counts": [0, 1200]}}, "its RLE has the size 1200"),
-        (
-            {"segmentation": {"size": [30, 40], "counts": [0, 1199]}},
-            "are not the RLE of a mask of 1200 px .its runs add up to 1199 px",
-        ),
-        (
-            {"segmentation": {"size": [30, 40], "counts": [-1, 1201]}},
-            "a run is no whole number of pixels",
-        ),
-        (
-            {"segmentation": {"size": [30, 40], "counts": [0, "1200"]}},
-            "a run is no whole number of pixels",
-        ),
-        (
-            {"segmentation": {"size": [30, 40], "counts": "garbage"}},
-            "the 'counts' 'garbage' are not the RLE of a mask of 1200 px",
-        ),
+        ({"segmentation": {"size": 1200, "counts": [0, 1200]}}, "'size' .*1200"),
+        ({"segmentation": {"size": [30, 40], "counts": [0, 1199]}}, "1200 px .*1199 px"),
+        ({"segmentation": {"size": [30, 40], "counts": [-1, 1201]}}, "whole number"),
+        ({"segmentation": {"size": [30, 40], "counts": [0, "1200"]}}, "whole number"),
+        ({"segmentation": {"size": [30, 40], "counts": "garbage"}}, "'garbage' .*1200 px"),
         ({"segmentation": {"size": [30, 40], "counts": "0P"}}, "it is cut off"),
-        (
-            {"segmentation": {"size": [30, 40], "counts": "0 \u00e9"}},
-            "none of the 64 that there are",
-        ),
+        ({"segmentation": {"size": [30, 40], "counts": "0 \u00e9"}}, "'0 \u00e9' .*character"),
+        ("x", "'x', expected an object"),
+        ({"id": [1]}, r"id is \[1\]"),
     ],
 )
 def test_read_coco__refuses_a_wrong_annotation(make_coco, change, said):
+    wrong = _annotation(**change) if isinstance(change, dict) else change
     with pytest.raises(InputError, match=said) as error:
-        read_coco(*make_coco(IMAGES, [_annotation(**change)]))
-    assert "annotations.json, annotation 1" in str(error.value) and str(error.value).endswith(
-        (".", ".)")
-    )
-    # Named among the others, and nothing of the annotation is kept.
+        read_coco(*make_coco(IMAGES, [wrong]))
+    assert "annotations.json, annotation " in str(error.value)
+    # Listed with the others, and nothing of the annotation is kept.
     problems = []
-    contents = read_coco(
-        *make_coco(IMAGES, [_annotation(**change), _annotation(id=2)]), on_problem=problems.append
-    )
+    contents = read_coco(*make_coco(IMAGES, [wrong, _annotation(id=2)]), on_problem=problems.append)
     assert [str(problem) for problem in problems] == [str(error.value)]
     assert len(contents.records[1]["annotations"]) == 1
 
@@ -181,18 +160,6 @@ def test_read_coco__a_polygon_that_reaches_out_is_kept_with_one_that_lies_inside
     polygons = [[41, 2, 50, 2, 50, 9], [-5, -5, 100, -5, 100, 100]]
     contents = read_coco(*make_coco(IMAGES, [_annotation(segmentation=polygons)]))
     assert contents.records[1]["annotations"][0]["segmentation"] == polygons
-
-
-@pytest.mark.parametrize(
-    ("entry", "said"),
-    [
-        ("x", "number 2 of 'annotations' is 'x', expected an object"),
-        ({"id": [1]}, r"number 2 .* has the id \[1\], expected a number"),
-    ],
-)
-def test_read_coco__refuses_an_entry_that_is_no_annotation(make_coco, entry, said):
-    with pytest.raises(InputError, match=said):
-        read_coco(*make_coco(IMAGES, [_annotation(), entry]))
 
 
 def test_read_coco__takes_every_rle_that_pycocotools_writes(make_coco):
@@ -213,7 +180,7 @@ def test_read_coco__takes_every_rle_that_pycocotools_writes(make_coco):
 
 
 def test_read_coco__refuses_repeated_ids(make_coco):
-    with pytest.raises(InputError, match="annotation id 1 occurs more than once"):
+    with pytest.raises(InputError, match="annotation 1: .*more than once"):
         read_coco(*make_coco(IMAGES, [_annotation(), _annotation()]))
     with pytest.raises(InputError, match="image id 5 occurs more than once"):
         read_coco(*make_coco([IMAGES[0], IMAGES[0]], []))
@@ -230,17 +197,14 @@ def test_read_coco__refuses_repeated_ids(make_coco):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{not json", "is not json .*may be cut off"),
+        ("{not json", "is not json"),
         ("[]", "not in COCO's format"),
-        ('{"images": [], "categories": []}', "non-empty list 'images'"),
+        ('{"images": [], "categories": []}', "'images'"),
         (
             '{"images": [{}], "categories": [{}], "annotations": {"1": {}}}',
-            "'annotations' is {'1': {}}, expected a list of objects",
+            "'annotations' is {'1': {}}",
         ),
-        (
-            '{"images": [{}], "categories": [{"id": 1, "name": "a", "keypoints": 3}]}',
-            "'keypoints' of category 'a' must be a list",
-        ),
+        ('{"images": [{}], "categories": [{"id": 1, "name": "a", "keypoints": 3}]}', "'keypoints'"),
     ],
 )
 def test_read_coco__refuses_other_files(tmp_path, text, said):

@@ -1,10 +1,9 @@
 """Images and annotations after resizing and mirroring: against Detectron2's mapper on real
 images, and worked by hand.
 
-Mutations that were seen to turn this red: mirror to W - 1 - x; mirror before resizing with the old
-    width; round the
-new size down; resize with nearest neighbours; keep crowd regions; ignore EXIF; RGB for BGR; do not
-swap left and right key points; keep boxes without area; draw the flip before the size.
+Seen red under: mirroring to W - 1 - x, or before resizing with the old width; the new size rounded
+down; nearest neighbours; crowd regions or boxes without area kept; EXIF ignored; RGB for BGR; left
+and right keypoints not swapped; the flip drawn before the size.
 """
 
 from __future__ import annotations

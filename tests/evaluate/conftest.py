@@ -8,10 +8,8 @@ import pytest
 import torch
 from detectron2_numbers import box_masks
 
-from moco_transfer.data.annotations.builtin_datasets import DatasetSource
 from moco_transfer.data.annotations.catalog import DetectionDataset
-from moco_transfer.data.annotations.coco import CocoContents
-from moco_transfer.data.annotations.voc import VocContents
+from moco_transfer.data.annotations.records import Contents
 
 SIZE = 100  # px, both sides of every image
 
@@ -43,11 +41,10 @@ def voc_dataset():
     """Return a function (truth, class names, year) -> data set."""
 
     def make(truth, class_names, year=2012):
-        source = DatasetSource(
-            kind="voc", root="nowhere", split="test", class_names=tuple(class_names), year=year
-        )
-        dataset = DetectionDataset("made", "voc", "voc", year, None, "nowhere", source)
-        dataset.__dict__["_contents"] = VocContents(_records(truth))  # instead of reading files
+        names = tuple(class_names)
+        dataset = DetectionDataset("made", "voc", "nowhere", classes=names, year=year)
+        contents = Contents(_records(truth), names, tuple(range(len(names))))
+        dataset.__dict__["_contents"] = contents  # instead of reading files
         return dataset
 
     return make
@@ -89,11 +86,8 @@ def coco_dataset(tmp_path):
         path.write_text(
             json.dumps({"images": images, "annotations": annotations, "categories": categories})
         )
-        source = DatasetSource(kind="coco", json_file=str(path), image_root="nowhere")
-        dataset = DetectionDataset("made", "coco", "coco", None, str(path), "nowhere", source)
-        dataset.__dict__["_contents"] = CocoContents(
-            records, tuple(class_names), tuple(category_ids)
-        )
+        dataset = DetectionDataset("made", "coco", "nowhere", str(path))
+        dataset.__dict__["_contents"] = Contents(records, tuple(class_names), tuple(category_ids))
         return dataset
 
     return make

@@ -1,129 +1,109 @@
 """The catalogue of detection data sets: Detectron2's names, and the user's own.
 
-Built-in names are found under the folder in DETECTRON2_DATASETS (default ``datasets``), laid out as
-    Detectron2 wants: coco/{train2017,val2017,annotations,...}
-        VOC2007/{Annotations,ImageSets,JPEGImages}    VOC2012/...
-What a data set is (format, classes, evaluator, year of the VOC metric) is stored beside its name
-and never guessed from it.
+Built-in names are found below the folder in DETECTRON2_DATASETS (default ``datasets``), in
+Detectron2's layout (detectron2/data/datasets/builtin.py):
+    coco/{train2017,val2017,annotations,...}  VOC2007/{Annotations,ImageSets,JPEGImages}  VOC2012/
+What a data set is (format, classes, year of the VOC metric) is stored with its name and never
+guessed from it.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import os
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import InputError, MissingFileError, UnknownKeyError, did_you_mean
-from .builtin_datasets import DatasetSource, builtin_sources
-from .coco import CocoContents, read_coco
-from .records import OnProblem, raise_problem
-from .voc import VocContents, read_voc
+from .coco import read_coco
+from .records import Contents, OnProblem, raise_problem
+from .voc import VOC_CLASSES, read_voc
 
 DATASETS_VARIABLE = "DETECTRON2_DATASETS"
 
-# Left and right swap when a person's image is mirrored; COCO names the points, not the pairs.
-_MIRRORED_PARTS = ("left_", "right_")
 
-
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class DetectionDataset:
-    """A registered data set; its files are read when its records or classes are first asked for.
+    """A data set; its files are read when its records or classes are first asked for.
 
     Attributes:
         name: The name in the catalogue.
-        kind: ``coco`` or ``voc``, the format.
-        evaluator: ``coco`` or ``voc``, the metric that belongs to it.
-        year: 2007 (11-point AP) or 2012 (area AP) for voc, None for coco.
-        json_file: COCO's annotation file, None for voc.
+        kind: ``coco`` (one json) or ``voc`` (a split of XML files).
         image_root: Folder of the images.
-        source: All that was registered, its paths absolute or relative to the working folder.
+        json_file: For coco.
+        root, split, classes: For voc.
+        year: For voc, the metric: 2007 is the 11-point AP, 2012 the area under the curve.
+        first_pixel: For voc, 1 for inclusive pixels from 1, 0 for continuous coordinates from 0.
+        unique_annotation_ids: For coco, see :func:`~.coco.read_coco`.
+        published_images: Number of images in the published split; 0 if there is none.
+        image_ids: Only these images are used, as text; None for all.
     """
 
     name: str
     kind: str
-    evaluator: str
-    year: int | None
-    json_file: str | None
     image_root: str
-    source: DatasetSource
+    json_file: str | None = None
+    root: str | None = None
+    split: str | None = None
+    classes: tuple[str, ...] = ()
+    year: int | None = None
+    first_pixel: int = 1
+    unique_annotation_ids: bool = True
+    published_images: int = 0
+    image_ids: frozenset[str] | None = None
 
-    def read(self, on_problem: OnProblem = raise_problem) -> CocoContents | VocContents:
-        """Read the files again; ``on_problem`` may collect problems instead of stopping at the
-        first.
-        """
-        source = self.source
+    def read(self, on_problem: OnProblem = raise_problem) -> Contents:
+        """Read the files; ``on_problem`` may collect problems instead of raising the first."""
         self._check_place()
         if self.kind == "voc":
-            return read_voc(
-                source.root,
-                source.split,
-                source.class_names,
-                first_pixel=source.first_pixel,
-                on_problem=on_problem,
-            )
+            where = self.root or "", self.split or "", self.classes
+            return read_voc(*where, first_pixel=self.first_pixel, on_problem=on_problem)
         return read_coco(
-            source.json_file,
-            source.image_root,
-            unique_annotation_ids=source.unique_annotation_ids,
+            self.json_file or "",
+            self.image_root,
+            unique_annotation_ids=self.unique_annotation_ids,
             on_problem=on_problem,
         )
 
     @cached_property
-    def _contents(self) -> CocoContents | VocContents:
+    def _contents(self) -> Contents:
         return self.read()
 
     @property
     def records(self) -> list[dict]:
-        """All records, images without boxes included; see
-        :mod:`moco_transfer.data.detection_records`.
-        """
-        return self._contents.records
-
-    @property
-    def left_out(self) -> dict[str, int]:
-        """Counts of what training leaves out, such as ``images_without_boxes``."""
-        return self._contents.left_out
+        """All records, images without boxes included; see :mod:`.records` for their fields."""
+        records = self._contents.records
+        if self.image_ids is None:
+            return records
+        return [record for record in records if str(record["image_id"]) in self.image_ids]
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Class names in the order of the contiguous class indices."""
-        return self.source.class_names if self.kind == "voc" else self._contents.class_names
+        return self.classes or self._contents.class_names
 
     @property
     def category_ids(self) -> tuple[int, ...]:
-        """The data set's own category id of each contiguous class index; for voc the index itself."""
-        return (
-            tuple(range(len(self.class_names)))
-            if self.kind == "voc"
-            else self._contents.category_ids
-        )
+        """The file's category id of each contiguous class index; for voc the index itself."""
+        return self._contents.category_ids if self.kind == "coco" else (*range(len(self.classes)),)
 
     @property
     def keypoint_names(self) -> tuple[str, ...]:
-        """Names of the key points in their order, empty if the data set has none."""
-        return () if self.kind == "voc" else self._contents.keypoint_names
+        """Names of the keypoints in their order, empty if the data set has none."""
+        return self._contents.keypoint_names if self.kind == "coco" else ()
 
     @property
     def keypoint_mirror(self) -> tuple[int, ...]:
-        """For each key point the index of the one that takes its place when the image is
-        mirrored.
-        """
-        names = self.keypoint_names
-        left, right = _MIRRORED_PARTS
-        swapped = [
-            (
-                n.replace(left, right)
-                if n.startswith(left)
-                else n.replace(right, left)
-                if n.startswith(right)
-                else n
-            )
-            for n in names
-        ]
-        return tuple(names.index(other) if other in names else i for i, other in enumerate(swapped))
+        """For each keypoint the index of the one that takes its place in a mirrored image."""
+        names, sides = self.keypoint_names, {"left": "right", "right": "left"}
+        parts = [name.partition("_") for name in names]
+        mirrored = [sides.get(side, side) + bar + part for side, bar, part in parts]
+        return tuple(names.index(name) if name in names else i for i, name in enumerate(mirrored))
 
     @property
     def has_ground_truth(self) -> bool:
@@ -131,39 +111,78 @@ class DetectionDataset:
         return self.kind == "voc" or self._contents.has_annotations
 
     def _check_place(self) -> None:
-        source = self.source
-        place = Path(source.root if self.kind == "voc" else source.json_file)
-        if place.is_dir() if self.kind == "voc" else place.exists():
+        place = Path(self.json_file or self.root or "")
+        if place.is_dir() or self.json_file and place.exists():
             return
-        if not source.is_builtin:
-            raise MissingFileError(
-                f"Data set {self.name!r}: {place} does not exist; correct the path that it was"
-                " registered with."
-            )
+        if self.name not in _BUILTIN:
+            raise MissingFileError(f"Data set {self.name!r}: {place} does not exist.")
         value = os.environ.get(DATASETS_VARIABLE)
-        state = f"is set to {value!r}" if value else "is not set, so 'datasets' is used"
         raise MissingFileError(
             f"Data set {self.name!r} is expected at {place}, which does not exist;"
-            f" {DATASETS_VARIABLE} {state}. Set it to the folder that holds"
-            f" {place.relative_to(datasets_root()).parts[0]}."
+            f" {DATASETS_VARIABLE} is {repr(value) if value else 'not set (datasets is used)'}. Set"
+            f" it to the folder that holds {place.relative_to(datasets_root()).parts[0]}."
         )
 
 
 def datasets_root() -> Path:
-    """Return the folder of the built-in data sets:
-
-    DETECTRON2_DATASETS, or ``datasets`` where that is not set.
-    """
+    """Return the folder of the built-in data sets: DETECTRON2_DATASETS, or ``datasets``."""
     return Path(os.path.expanduser(os.environ.get(DATASETS_VARIABLE) or "datasets"))
 
 
-_BUILTIN = builtin_sources()
-_OWN: dict[str, DatasetSource] = {}
-# A json of COCO's size takes seconds to read: share it between callers, and let go of it with the
-# last of them.
-_LOADED: weakref.WeakValueDictionary[tuple[str, DatasetSource], DetectionDataset] = (
-    weakref.WeakValueDictionary()
-)
+# name: folder of the images, annotation file, number of images in the published split.
+_COCO = {
+    "2014_train": ("train2014", "{}_train2014", 82783),
+    "2014_val": ("val2014", "{}_val2014", 40504),
+    "2014_minival": ("val2014", "{}_minival2014", 5000),
+    "2014_valminusminival": ("val2014", "{}_valminusminival2014", 35504),
+    "2017_train": ("train2017", "{}_train2017", 118287),
+    "2017_val": ("val2017", "{}_val2017", 5000),
+    "2017_test": ("test2017", "image_info_test2017", 0),
+    "2017_test-dev": ("test2017", "image_info_test-dev2017", 0),
+    "2017_val_100": ("val2017", "{}_val2017_100", 100),
+}
+_VOC = {
+    2007: {"train": 2501, "val": 2510, "trainval": 5011, "test": 4952},
+    2012: {"train": 5717, "val": 5823, "trainval": 11540, "test": 0},  # test is not published
+}
+
+
+def builtin_datasets() -> dict[str, DetectionDataset]:
+    """Return the built-in data sets by name, with paths relative to :func:`datasets_root`."""
+    sets = [
+        DetectionDataset(
+            prefix + name,
+            "coco",
+            f"coco/{images}",
+            f"coco/annotations/{file.format(annotations)}.json",
+            unique_annotation_ids="minival" not in name,
+            published_images=count,
+        )
+        for prefix, annotations in (("coco_", "instances"), ("keypoints_coco_", "person_keypoints"))
+        for name, (images, file, count) in _COCO.items()
+        if prefix == "coco_" or "{}" in file
+    ]
+    sets += [
+        DetectionDataset(
+            f"voc_{year}_{split}",
+            "voc",
+            f"VOC{year}/JPEGImages",
+            root=f"VOC{year}",
+            split=split,
+            classes=VOC_CLASSES,
+            year=year,
+            published_images=count,
+        )
+        for year, splits in _VOC.items()
+        for split, count in splits.items()
+    ]
+    return {dataset.name: dataset for dataset in sets}
+
+
+_BUILTIN = builtin_datasets()
+_OWN: dict[str, DetectionDataset] = {}
+# Reading a json of COCO's size takes seconds: callers share a data set while one of them holds it.
+_LOADED: weakref.WeakValueDictionary[tuple, DetectionDataset] = weakref.WeakValueDictionary()
 
 _FIELDS = {
     "coco": ({"json_file", "image_root"}, set()),
@@ -172,11 +191,10 @@ _FIELDS = {
 
 
 def register_dataset(name: str, kind: str = "coco", **where: Any) -> None:
-    """Make a data set known under a name, for DATASETS.TRAIN and DATASETS.TEST.
+    """Add a data set to the catalogue, for DATASETS.TRAIN and DATASETS.TEST.
 
     Args:
-        name: New name; registering the same again is allowed, another data set under a known name
-            is not.
+        name: New name. Registering the same data set again is allowed.
         kind: ``coco`` or ``voc``.
         **where: For coco ``json_file`` and ``image_root``. For voc ``root``, ``split``,
             ``class_names`` (in the order of the class indices), and optionally ``year``: 2012
@@ -188,56 +206,52 @@ def register_dataset(name: str, kind: str = "coco", **where: Any) -> None:
         InputError: If the kind or a field is unknown, a field is missing, or the name is taken.
     """
     if kind not in _FIELDS:
-        raise InputError(
-            f"Data set {name!r}: kind is {kind!r}, expected one of {', '.join(_FIELDS)}."
-        )
+        raise InputError(f"Data set {name!r}: kind is {kind!r}, expected {' or '.join(_FIELDS)}.")
     required, optional = _FIELDS[kind]
     unknown, absent = sorted(set(where) - required - optional), sorted(required - set(where))
     if unknown or absent:
         fault = f"unknown field {unknown[0]!r}" if unknown else f"field {absent[0]!r} is missing"
-        raise InputError(
-            f"Data set {name!r}: {fault}; kind {kind!r} takes {', '.join(sorted(required))}"
-            + (f" and optionally {', '.join(sorted(optional))}." if optional else ".")
-        )
-    source = _own_source(name, kind, where)
-    if name in _BUILTIN or _OWN.get(name, source) != source:
-        raise InputError(
-            f"Data set {name!r} is registered already, as something else; choose another name."
-        )
-    _OWN[name] = source
-
-
-def _own_source(name: str, kind: str, where: dict) -> DatasetSource:
+        legal = ", ".join([*sorted(required), *(f"[{field}]" for field in sorted(optional))])
+        raise InputError(f"Data set {name!r}: {fault}; kind {kind!r} takes {legal}.")
     if kind == "coco":
-        return DatasetSource(
-            kind="coco",
-            json_file=os.fspath(where["json_file"]),
-            image_root=os.fspath(where["image_root"]),
+        json_file, image_root = os.fspath(where["json_file"]), os.fspath(where["image_root"])
+        dataset = DetectionDataset(name, "coco", image_root, json_file)
+    else:
+        dataset = _own_voc(name, **where)
+    known = _OWN.get(name, dataset)
+    if name in _BUILTIN or dataclasses.astuple(known) != dataclasses.astuple(dataset):
+        raise InputError(f"Data set {name!r} is registered already with other data.")
+    _OWN[name] = dataset
+
+
+def _own_voc(
+    name: str,
+    root: str | os.PathLike[str],
+    split: str,
+    class_names: Sequence[str],
+    year: int = 2012,
+    first_pixel: int = 1,
+) -> DetectionDataset:
+    classes = tuple(class_names)
+    if isinstance(class_names, str) or not classes or len(set(classes)) != len(classes):
+        raise InputError(
+            f"Data set {name!r}: class_names is {class_names!r}, expected a list of different"
+            " names."
         )
-    class_names = tuple(where["class_names"])
-    if (
-        isinstance(where["class_names"], str)
-        or not class_names
-        or len(set(class_names)) != len(class_names)
+    for field, value, legal in (
+        ("year", year, {2007: "11-point AP", 2012: "area AP"}),
+        ("first_pixel", first_pixel, {1: "VOC's", 0: "continuous coordinates"}),
     ):
-        raise InputError(
-            f"Data set {name!r}: class_names is {where['class_names']!r}, expected a list of"
-            " different names."
-        )
-    year, first_pixel = where.get("year", 2012), where.get("first_pixel", 1)
-    if year not in (2007, 2012):
-        raise InputError(
-            f"Data set {name!r}: year is {year!r}, expected 2007 (11-point AP) or 2012 (area AP)."
-        )
-    if first_pixel not in (0, 1):
-        raise InputError(
-            f"Data set {name!r}: first_pixel is {first_pixel!r}, expected 1 (VOC's) or 0."
-        )
-    return DatasetSource(
-        kind="voc",
-        root=os.fspath(where["root"]),
-        split=where["split"],
-        class_names=class_names,
+        if value not in legal:
+            names = " or ".join(f"{key} ({meaning})" for key, meaning in legal.items())
+            raise InputError(f"Data set {name!r}: {field} is {value!r}, expected {names}.")
+    return DetectionDataset(
+        name,
+        "voc",
+        str(Path(root) / "JPEGImages"),
+        root=os.fspath(root),
+        split=split,
+        classes=classes,
         year=year,
         first_pixel=first_pixel,
     )
@@ -254,30 +268,19 @@ def get_dataset(name: str) -> DetectionDataset:
     Raises:
         UnknownKeyError: If no data set has that name.
     """
-    source = _OWN.get(name) or _BUILTIN.get(name)
-    if source is None:
+    known = _OWN.get(name) or _BUILTIN.get(name)
+    if known is None:
         names = dataset_names()
         raise UnknownKeyError(
             f"There is no data set {name!r}.{did_you_mean(name, names)} Known: {', '.join(names)}."
             " Add your own with --dataset NAME=coco:JSON:IMAGES or --dataset"
             " NAME=voc:ROOT:SPLIT:CLASSES."
         )
-    if source.is_builtin:
-        base = datasets_root()
-        placed = {
-            key: str(base / value)
-            for key in ("json_file", "image_root", "root")
-            if (value := getattr(source, key))
-        }
-        source = DatasetSource(**{**source.__dict__, **placed})
-    dataset = _LOADED.get((name, source))
-    if dataset is None:
-        image_root = source.image_root or str(Path(source.root) / "JPEGImages")
-        dataset = DetectionDataset(
-            name, source.kind, source.kind, source.year, source.json_file, image_root, source
-        )
-        _LOADED[name, source] = dataset
-    return dataset
+    paths = {key: getattr(known, key) for key in ("image_root", "json_file", "root")}
+    if name in _BUILTIN:
+        paths = {key: path and str(datasets_root() / path) for key, path in paths.items()}
+    dataset = dataclasses.replace(known, **paths)
+    return _LOADED.setdefault(dataclasses.astuple(dataset), dataset)
 
 
 def parse_dataset_flag(flag: str) -> str:
@@ -285,7 +288,7 @@ def parse_dataset_flag(flag: str) -> str:
 
     Args:
         flag: ``NAME=coco:JSON:IMAGES`` or ``NAME=voc:ROOT:SPLIT:CLASSES[:OPTIONS]``. CLASSES is a
-            comma list (``RBC,WBC``) or a file with a class a line; OPTIONS is a comma list of
+            comma list (``RBC,WBC``) or a file with one class a line; OPTIONS is a comma list of
             ``year=2007|2012`` and ``first_pixel=0|1``.
 
     Raises:
@@ -296,15 +299,16 @@ def parse_dataset_flag(flag: str) -> str:
     if name and kind == "coco" and len(fields) == 2 and all(fields):
         register_dataset(name, "coco", json_file=fields[0], image_root=fields[1])
     elif name and kind == "voc" and len(fields) in (3, 4) and all(fields):
-        options = _parse_options(fields[3], flag) if len(fields) == 4 else {}
-        register_dataset(
-            name,
-            "voc",
-            root=fields[0],
-            split=fields[1],
-            class_names=_parse_classes(fields[2]),
-            **options,
-        )
+        where: dict[str, Any] = {"root": fields[0], "split": fields[1]}
+        for option in fields[3].split(",") if len(fields) == 4 else ():
+            key, _, value = option.partition("=")
+            if key not in ("year", "first_pixel") or not value.isdecimal():
+                raise InputError(
+                    f"--dataset {flag!r}: {option!r} is not an option; legal are year=2007|2012 and"
+                    " first_pixel=0|1."
+                )
+            where[key] = int(value)
+        register_dataset(name, "voc", class_names=_parse_classes(fields[2]), **where)
     else:
         raise InputError(
             f"--dataset {flag!r} is not understood; expected NAME=coco:JSON:IMAGES or"
@@ -317,40 +321,17 @@ def parse_dataset_flag(flag: str) -> str:
 def _parse_classes(text: str) -> tuple[str, ...]:
     path = Path(text)
     if path.is_file():
-        names = tuple(
-            line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-        )
-        if not names:
-            raise InputError(f"{path} holds no class name; expected one a line.")
-        return names
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return tuple(line.strip() for line in lines if line.strip())
     if "/" in text or text.endswith(".txt"):
         raise MissingFileError(f"The file of class names {text} does not exist.")
     return tuple(name.strip() for name in text.split(","))
 
 
-def _parse_options(text: str, flag: str) -> dict[str, int]:
-    options = dict(option.partition("=")[::2] for option in text.split(","))
-    if not set(options) <= {"year", "first_pixel"} or not all(
-        value.isdecimal() for value in options.values()
-    ):
-        raise InputError(
-            f"--dataset {flag!r}: options {text!r} are not understood; legal are year=2007|2012 and"
-            " first_pixel=0|1."
-        )
-    return {key: int(value) for key, value in options.items()}
-
-
 def check_class_count(
     dataset: DetectionDataset, num_classes: int, config_key: str = "MODEL.ROI_HEADS.NUM_CLASSES"
 ) -> None:
-    """Refuse a config whose number of classes is not the data set's.
-
-    Fewer would make a class index point outside the head, more would train outputs that no image
-    has.
-
-    Raises:
-        InputError: With the config value that mends it.
-    """
+    """Raise InputError if a config's number of classes is not the data set's."""
     names = dataset.class_names
     if len(names) != num_classes:
         some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
@@ -360,23 +341,14 @@ def check_class_count(
         )
 
 
-def check_same_classes(datasets: list[DetectionDataset]) -> None:
-    """Refuse to train on, or train and test on, data sets whose class indices mean different
-    things.
-
-    Raises:
-        InputError: Naming the first two data sets that differ, and in which class.
-    """
+def check_same_classes(datasets: Sequence[DetectionDataset]) -> None:
+    """Raise InputError if class indices mean different things in two data sets."""
     for other in datasets[1:]:
         mine, theirs = datasets[0].class_names, other.class_names
-        if mine != theirs:
-            index = next(
-                (i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b),
-                min(len(mine), len(theirs)),
-            )
-            pair = [names[index] if index < len(names) else "nothing" for names in (mine, theirs)]
-            raise InputError(
-                f"Data sets {datasets[0].name!r} ({len(mine)} classes) and {other.name!r}"
-                f" ({len(theirs)}) have different classes: index {index} is {pair[0]!r} in the one"
-                f" and {pair[1]!r} in the other; give both the same list in the same order."
-            )
+        for index, (a, b) in enumerate(itertools.zip_longest(mine, theirs, fillvalue="nothing")):
+            if a != b:
+                raise InputError(
+                    f"Data sets {datasets[0].name!r} ({len(mine)} classes) and {other.name!r}"
+                    f" ({len(theirs)}) have different classes: index {index} is {a!r} in the first"
+                    f" and {b!r} in the second; give both the same list in the same order."
+                )

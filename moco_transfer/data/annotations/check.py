@@ -1,47 +1,33 @@
-"""Look a detection data set over before a run: every problem at once, not the first alone, and what
-training will leave out.
-"""
+"""Check a detection data set before a run: all problems at once, and what training leaves out."""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import struct
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
 
 from ...runtime.errors import InputError
 from .catalog import DetectionDataset, get_dataset
-from .check_images import equal_images, look_at_images
+from .records import Contents
 
-#: Images of the splits as published, by name; a copy with other counts is not wrong, but its
-# numbers compare with nobody's.
-_PUBLISHED_COUNTS = {
-    "coco_2014_train": 82783,
-    "coco_2014_val": 40504,
-    "coco_2014_minival": 5000,
-    "coco_2014_valminusminival": 35504,
-    "coco_2017_train": 118287,
-    "coco_2017_val": 5000,
-    "coco_2017_val_100": 100,
-    "keypoints_coco_2017_train": 118287,
-    "keypoints_coco_2017_val": 5000,
-    "voc_2007_train": 2501,
-    "voc_2007_val": 2510,
-    "voc_2007_trainval": 5011,
-    "voc_2007_test": 4952,
-    "voc_2012_train": 5717,
-    "voc_2012_val": 5823,
-    "voc_2012_trainval": 11540,
-}
-
-_LEFT_OUT_WORDS = {
+_LEFT_OUT = {
     "images_without_boxes": "images without a box (left out of training, kept in a test set)",
     "crowd_regions": "crowd regions (not trained on, ignored in the evaluation)",
     "boxes_without_area": "boxes without area (not trained on)",
-    "boxes_reaching_out": (
-        "boxes that reach out of the image by a pixel or more (cut off at its edge in training)"
-    ),
+    "boxes_reaching_out": "boxes that reach out of the image by 1 px or more (clipped in training)",
     "invalid_polygons": "objects whose polygons all have fewer than 3 points (left out)",
 }
+_EXIF_ORIENTATION, _TURNED = 274, (5, 6, 7, 8)  # orientations that exchange width and height
+_THREADS = 8  # Pillow decodes without the interpreter's lock; more threads than cores hide the disk
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 @dataclass
@@ -50,26 +36,26 @@ class DatasetReport:
 
     Attributes:
         name: The data set.
+        metric: The metric that the data set is scored by.
         problems: One sentence each; a run on this data set would stop at the first.
-        remarks: One sentence each; a run goes on, but its numbers may surprise.
+        remarks: One sentence each; a run would work, but its numbers may surprise.
         num_images: Records that could be read.
         num_boxes: Boxes that can be trained on, crowd regions not counted.
         boxes_of_class: The same by class name, in the order of the class indices.
-        left_out: Counts of what training leaves out.
-        metric: The metric that the data set is scored by.
         num_masks: Objects that have a mask.
-        digests: Digest of each image's bytes by file name; empty when no image was opened.
+        left_out: Counts of what training leaves out.
+        digests: Digest of each image's bytes by file name; empty if no image was opened.
     """
 
     name: str
+    metric: str
     problems: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     num_images: int = 0
     num_boxes: int = 0
     boxes_of_class: dict[str, int] = field(default_factory=dict)
-    left_out: dict[str, int] = field(default_factory=dict)
-    metric: str = ""
     num_masks: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -78,81 +64,54 @@ class DatasetReport:
         return not self.problems
 
     def text(self, max_problems: int = 20) -> str:
-        """Return the report for people; at most ``max_problems`` of the problems in full."""
-        counted = (
-            (self.num_images, "image"),
-            (self.num_boxes, "box"),
-            (len(self.boxes_of_class), "class"),
-        )
-        masks = f", {_counted(self.num_masks, 'mask')}" if self.num_masks else ""
+        """Return the report for people, with at most ``max_problems`` problems."""
+        masks = f", masks: {self.num_masks}" if self.num_masks else ""
+        classes = ", ".join(f"{name} {count}" for name, count in self.boxes_of_class.items())
+        more, count = len(self.problems) - max_problems, len(self.problems)
         lines = [
-            f"{self.name}: {', '.join(_counted(*pair) for pair in counted)}{masks}, scored by"
-            f" {self.metric}"
+            f"{self.name}: images: {self.num_images}, boxes: {self.num_boxes}, classes:"
+            f" {len(self.boxes_of_class)}{masks}, scored by {self.metric}",
+            *(f"  {_LEFT_OUT[key]}: {number}" for key, number in self.left_out.items() if number),
+            *([f"  boxes by class: {classes}"] if classes else []),
+            *(f"  remark: {remark}" for remark in self.remarks),
+            *(f"  PROBLEM: {problem}" for problem in self.problems[:max_problems]),
+            *([f"  ... and {more} more"] if more > 0 else []),
+            "  usable" if self.is_usable else f"  NOT usable: {count} problem(s)",
         ]
-        lines += [
-            f"  {_LEFT_OUT_WORDS[key]}: {count}" for key, count in self.left_out.items() if count
-        ]
-        if self.boxes_of_class:
-            lines.append(
-                "  boxes by class: "
-                + ", ".join(f"{name} {count}" for name, count in self.boxes_of_class.items())
-            )
-        lines += [f"  remark: {remark}" for remark in self.remarks]
-        lines += [f"  PROBLEM: {problem}" for problem in self.problems[:max_problems]]
-        if len(self.problems) > max_problems:
-            lines.append(f"  ... and {len(self.problems) - max_problems} more")
-        lines.append(
-            "  usable"
-            if self.is_usable
-            else f"  NOT usable: {_counted(len(self.problems), 'problem')}"
-        )
         return "\n".join(lines)
 
 
-def _counted(count: int, noun: str) -> str:
-    plural = noun + ("es" if noun.endswith(("s", "x")) else "s")
-    return f"{count} {noun if count == 1 else plural}"
-
-
 def check_dataset(name: str, *, open_images: bool = True) -> DatasetReport:
-    """Read a data set's annotations and its images, and collect all that is wrong.
+    """Read a data set's annotations and images, and list all that is wrong.
 
     Args:
         name: A name of the catalogue.
-        open_images: Whether each image is decoded, to find damaged ones, other sizes than the
-            annotations' and equal images.
-
-    Returns:
-        The report; it lists problems instead of raising them.
+        open_images: Whether each image is decoded, to find damaged images, sizes that differ from
+            the annotations', and equal images.
 
     Raises:
         UnknownKeyError: If no data set has that name.
     """
     dataset = get_dataset(name)
-    points = "VOC AP by 11 points" if dataset.year == 2007 else "VOC AP by the area under the curve"
-    report = DatasetReport(name, metric=points if dataset.evaluator == "voc" else "COCO AP")
+    points = "11 points" if dataset.year == 2007 else "the area under the curve"
+    report = DatasetReport(name, "COCO AP" if dataset.kind == "coco" else f"VOC AP by {points}")
     problems: list[InputError] = []
     try:
         contents = dataset.read(on_problem=problems.append)
-    except InputError as problem:  # no folder, no json: nothing more can be said
+    except InputError as problem:  # no folder or no json: nothing else can be checked
         report.problems = [str(p) for p in (*problems, problem)]
         return report
-    class_names = dataset.source.class_names if dataset.kind == "voc" else contents.class_names
     report.problems = [str(problem) for problem in problems]
     report.left_out = contents.left_out
-    _count(report, contents.records, class_names)
+    _count(report, contents)
     _remark(report, dataset, contents)
     if open_images:
-        problems_of_images, report.digests = look_at_images(contents.records, description=name)
-        report.problems += problems_of_images
-        _remark_equal_images(report)
+        _open_images(report, contents.records)
     return report
 
 
 def shared_images(reports: Sequence[DatasetReport]) -> list[str]:
-    """Return one sentence for each pair of data sets that have images in common, byte for byte;
-    those of unopened images have none.
-    """
+    """Return one sentence for each pair of data sets with images in common, byte for byte."""
     sentences = []
     for i, one in enumerate(reports):
         for other in reports[i + 1 :]:
@@ -160,97 +119,120 @@ def shared_images(reports: Sequence[DatasetReport]) -> list[str]:
             shared = [path for path, digest in one.digests.items() if digest in theirs]
             if shared:
                 sentences.append(
-                    f"{one.name} and {other.name} have {_counted(len(shared), 'image')} in"
-                    f" common, the first is {shared[0]}: trained on the one and tested on the"
-                    " other, AP is too good."
+                    f"{one.name} and {other.name} have {len(shared)} image(s) in common, the first"
+                    f" is {shared[0]}: AP is too high if one is trained on and the other tested on."
                 )
     return sentences
 
 
-def _count(report: DatasetReport, records: list[dict], class_names: tuple[str, ...]) -> None:
-    boxes = Counter(
-        a["category_id"] for record in records for a in record["annotations"] if not a["iscrowd"]
-    )
-    repeated = {name for name, n in Counter(class_names).items() if n > 1}
-    report.num_images, report.num_boxes = len(records), sum(boxes.values())
-    report.num_masks = sum(
-        bool(a.get("segmentation"))
-        for record in records
-        for a in record["annotations"]
-        if not a["iscrowd"]
-    )
+def _count(report: DatasetReport, contents: Contents) -> None:
+    objects = [a for r in contents.records for a in r["annotations"] if not a["iscrowd"]]
+    boxes = Counter(a["category_id"] for a in objects)
+    names = Counter(contents.class_names)
+    report.num_images, report.num_boxes = len(contents.records), len(objects)
+    report.num_masks = sum(bool(a.get("segmentation")) for a in objects)
     report.boxes_of_class = {
-        f"{name} (index {i})" if name in repeated else name: boxes[i]
-        for i, name in enumerate(class_names)
+        f"{name} (index {i})" if names[name] > 1 else name: boxes[i]
+        for i, name in enumerate(contents.class_names)
     }
 
 
-def _remark(report: DatasetReport, dataset: DetectionDataset, contents) -> None:
-    published = _PUBLISHED_COUNTS.get(dataset.name)
-    if published is not None and report.num_images != published:
-        report.remarks.append(
-            f"the published split has {published} images, this copy {report.num_images}: results"
-            " do not compare with published ones."
+def _remark(report: DatasetReport, dataset: DetectionDataset, contents: Contents) -> None:
+    records, remarks = contents.records, report.remarks
+    if dataset.published_images not in (0, report.num_images):
+        remarks.append(
+            f"the published split has {dataset.published_images} images, this copy"
+            f" {report.num_images}: results do not compare with published ones."
         )
-    _remark_duplicates(report, contents.records)
-    absent = [name for name, count in report.boxes_of_class.items() if count == 0]
-    if report.num_boxes == 0:
-        report.remarks.append("there is no box at all: neither training nor AP is possible.")
-    elif absent:
-        report.remarks.append(
-            f"{len(absent)} of {len(report.boxes_of_class)} classes have no box:"
-            f" {', '.join(absent)}."
-        )
-    difficult = sum(
-        a.get("difficult", 0) for record in contents.records for a in record["annotations"]
-    )
-    if difficult:
-        is_or_are = "is" if difficult == 1 else "are"
-        report.remarks.append(
-            f"{difficult} of the boxes {is_or_are} difficult: trained on, ignored in the"
-            " evaluation."
-        )
-    if dataset.kind == "coco" and contents.category_ids != tuple(
-        range(1, len(contents.category_ids) + 1)
-    ):
-        report.remarks.append(
-            f"category ids {contents.category_ids[0]} to {contents.category_ids[-1]} are mapped to"
-            f" class indices 0 to {len(contents.category_ids) - 1}, in their order."
-        )
-
-
-def _remark_duplicates(report: DatasetReport, records: list[dict]) -> None:
-    """Count boxes that stand twice in one image, and images that are listed twice."""
     boxes = Counter(
         (number, a["category_id"], *a["bbox"])
-        for number, r in enumerate(records)
-        for a in r["annotations"]
+        for number, record in enumerate(records)
+        for a in record["annotations"]
         if not a["iscrowd"]
     )
     repeated = [key for key, count in boxes.items() if count > 1]
     if repeated:
-        number, where = (
-            sum(boxes[key] - 1 for key in repeated),
-            records[repeated[0][0]]["file_name"],
+        number, where = sum(boxes[key] - 1 for key in repeated), records[repeated[0][0]]
+        remarks.append(
+            f"boxes that repeat another of the same class in the same image: {number}, for example"
+            f" in {where['file_name']}."
         )
-        report.remarks.append(
-            f"boxes that repeat another of the same class in the same image: {number} (in"
-            f" {where}, for one)."
-        )
-    listed = Counter(record["file_name"] for record in records)
-    twice = [path for path, count in listed.items() if count > 1]
+    twice = [path for path, n in Counter(r["file_name"] for r in records).items() if n > 1]
     if twice:
+        remarks.append(f"images listed more than once: {len(twice)}, for example {twice[0]}.")
+    absent = [name for name, count in report.boxes_of_class.items() if count == 0]
+    if report.num_boxes == 0:
+        remarks.append("there is no box: neither training nor AP is possible.")
+    elif absent:
+        remarks.append(f"classes without a box: {len(absent)} ({', '.join(absent)}).")
+    difficult = sum(a.get("difficult", 0) for record in records for a in record["annotations"])
+    if difficult:
+        remarks.append(f"difficult boxes: {difficult} (trained on, ignored in the evaluation).")
+    ids = contents.category_ids
+    if dataset.kind == "coco" and ids != tuple(range(1, len(ids) + 1)):
+        remarks.append(f"category ids {ids[0]} to {ids[-1]} become indices 0 to {len(ids) - 1}.")
+
+
+def _open_images(report: DatasetReport, records: Sequence[dict]) -> None:
+    """Decode all images; add the problems, the digests and a remark on equal images."""
+    with ThreadPoolExecutor(_THREADS) as threads:
+        results = threads.map(_open_image, records)
+        bar = tqdm(records, desc=report.name, unit="image", disable=None)
+        for record, (problem, digest) in zip(bar, results, strict=True):
+            if problem:
+                report.problems.append(problem)
+            if digest:
+                report.digests[record["file_name"]] = digest
+    first: dict[str, str] = {}
+    copies = [
+        (path, first[digest])
+        for path, digest in report.digests.items()
+        if first.setdefault(digest, path) != path
+    ]
+    if copies:
         report.remarks.append(
-            f"images that are listed more than once: {len(twice)} ({twice[0]}, for one); each"
-            " listing has boxes of its own."
+            f"copies of other images, byte for byte: {len(copies)}, for example {copies[0][0]} of"
+            f" {copies[0][1]}."
         )
 
 
-def _remark_equal_images(report: DatasetReport) -> None:
-    groups = equal_images(report.digests)
-    if groups:
-        number = sum(len(group) - 1 for group in groups)
-        copy, original = groups[0][1], groups[0][0]
-        report.remarks.append(
-            f"copies of other images, byte for byte: {number} ({copy} of {original}, for one)."
-        )
+def _open_image(record: dict) -> tuple[str | None, str | None]:
+    """Return what is wrong with an image, and the digest of its bytes.
+
+    A header may be valid where the pixels are cut off, so the image is decoded to its end.
+    """
+    path, content = record["file_name"], b""
+    try:
+        content = Path(path).read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            width, height = image.size
+            turned = _orientation(image) in _TURNED
+            image.draft("RGB", (width // 8, height // 8))  # an eighth of a JPEG's size is enough
+            image.load()
+    except FileNotFoundError:  # already reported by check_image_files
+        return None, None
+    except _DAMAGED as error:
+        known = not isinstance(error, UnidentifiedImageError)
+        reason = error if known else "not an image of a known format"
+        problem = f"The image {path} cannot be read ({reason}); replace or remove it."
+        return problem, _digest(content) if content else None
+    if turned:
+        width, height = height, width
+    if (width, height) == (record["width"], record["height"]):
+        return None, _digest(content)
+    return (
+        f"The image {path} is {width} x {height} px, but its annotation says {record['width']} x"
+        f" {record['height']}."
+        + (" Its EXIF tag turns it, which the annotation ignores." if turned else "")
+    ), _digest(content)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _orientation(image: Image.Image) -> int | None:
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION)
+    except Exception:  # damaged EXIF raises nearly anything in Pillow; training ignores it too
+        return None

@@ -1,10 +1,9 @@
 """COCO's json format: images, annotations, categories; boxes as XYWH.
 
 Source:
-    Re-expresses detectron2/data/datasets/coco.py load_coco_json; records are equal, apart from
-    boxes that are XYXY here (added in float32, as Detectron2's BoxMode.convert does later).
-    Detectron2 drops annotations whose image is not in the file with a warning; here they are
-    refused, because they mean that the file was cut wrongly.
+    detectron2/data/datasets/coco.py load_coco_json. Records are equal, apart from boxes that are
+    XYXY here (added in float32, as Detectron2's BoxMode.convert does later). Detectron2 drops
+    annotations whose image is not in the file; here they are refused, because the file is broken.
 """
 
 from __future__ import annotations
@@ -14,40 +13,21 @@ import math
 import os
 import struct
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ...runtime.errors import InputError, MissingFileError
-from .records import OnProblem, check_image_files, is_trainable, raise_problem
+from .records import Contents, OnProblem, check_image_files, has_area, is_trainable, raise_problem
 
-_FAR = (
-    1e9  # px; a number beyond is a mistake, as are infinity and NaN, which no comparison holds for
+_FAR = 1e9  # px; larger numbers are mistakes, and the comparison is False for NaN
+_COUNTED = (
+    "images_without_boxes",
+    "crowd_regions",
+    "boxes_without_area",
+    "boxes_reaching_out",
+    "invalid_polygons",
 )
-_COUNTED = ("crowd_regions", "boxes_without_area", "boxes_reaching_out", "invalid_polygons")
 _FOUR_FLOATS, _TWO_FLOATS = struct.Struct("4f"), struct.Struct("2f")
-
-
-@dataclass
-class CocoContents:
-    """What :func:`read_coco` found.
-
-    Attributes:
-        records: One per image, sorted by image id.
-        class_names: Names in the order of the contiguous class indices, that is of the file's
-            ascending category ids.
-        category_ids: The file's category id of each contiguous class index.
-        keypoint_names: Names of the key points of the first category that has some, else empty.
-        left_out: Counts of what training leaves out; crowd regions stay in the records for the
-            evaluation.
-        has_annotations: False for a test set without ground truth (image_info files).
-    """
-
-    records: list[dict]
-    class_names: tuple[str, ...]
-    category_ids: tuple[int, ...]
-    keypoint_names: tuple[str, ...] = ()
-    left_out: dict[str, int] = field(default_factory=dict)
-    has_annotations: bool = True
 
 
 def read_coco(
@@ -56,95 +36,66 @@ def read_coco(
     *,
     unique_annotation_ids: bool = True,
     on_problem: OnProblem = raise_problem,
-) -> CocoContents:
-    """Read a file in COCO's instances or key-point format.
+) -> Contents:
+    """Read a file in COCO's instances or keypoint format.
 
     Args:
         json_file: The annotation file.
         image_root: Folder that the file's ``file_name`` entries are relative to.
         unique_annotation_ids: Whether a repeated annotation id is refused. Only COCO 2014's
-            published minival lists have some, and Detectron2 lets those pass.
+            published minival lists have some.
         on_problem: Called with each problem; raises the first by default.
 
     Returns:
-        Records and classes.
+        Records sorted by image id, and classes in the order of their ids. Crowd regions stay in
+        the records for the evaluation.
 
     Raises:
         MissingFileError: If the file, the folder or images are missing.
-        InputError: If the file is not json, not COCO's format, or contradicts itself.
+        InputError: If the file is not json, not in COCO's format, or contradicts itself.
     """
     json_file = Path(json_file)
-    content = _load_coco(json_file)
-    category_ids, class_names, keypoint_names = _read_categories(content["categories"], json_file)
+    content = load_json(json_file)
+    for key in ("images", "categories", "annotations"):
+        value = content.get(key) if isinstance(content, dict) else None
+        is_list = isinstance(value, list) and value
+        if not is_list and not (key == "annotations" and value in (None, [])):
+            raise InputError(
+                f"{json_file} is not in COCO's format: {key!r} is {_short(value)}, expected a"
+                " non-empty list of objects; export it as COCO instances."
+            )
+    categories = _read_categories(content["categories"], json_file)
+    class_of = {category["id"]: index for index, category in enumerate(categories)}
     records = _read_images(content["images"], json_file, Path(image_root), on_problem)
-    reader = _AnnotationReader(
-        json_file=json_file,
-        records=records,
-        index_of={category_id: index for index, category_id in enumerate(category_ids)},
-        on_problem=on_problem,
-    )
+    counts: Counter[str] = Counter()
     seen: set = set()
-    for number, annotation in enumerate(content.get("annotations") or [], start=1):
-        problem = _entry_problem(annotation)
-        if problem:
-            on_problem(
-                InputError(
-                    f"{json_file}: number {number} of 'annotations' {problem}; correct the file."
-                )
-            )
-            continue
-        if unique_annotation_ids and annotation.get("id") is not None and annotation["id"] in seen:
-            on_problem(
-                InputError(
-                    f"{json_file}: annotation id {annotation['id']} occurs more than once; number"
-                    " the annotations again."
-                )
-            )
-        seen.add(annotation.get("id"))
-        reader.add(annotation)
+    for number, raw in enumerate(content.get("annotations") or [], start=1):
+        name = raw.get("id", f"number {number}") if isinstance(raw, dict) else f"number {number}"
+        try:
+            _add_annotation(raw, records, class_of, counts, seen if unique_annotation_ids else None)
+        except _Fault as fault:
+            where = f"{json_file}, annotation {_short(name)}"
+            on_problem(InputError(f"{where}: {fault}; correct the file."))
     ordered = [records[image_id] for image_id in sorted(records)]
     if not Path(image_root).is_dir():
-        raise MissingFileError(
-            f"The folder of the images of {json_file} does not exist: {image_root}. Unpack them"
-            " there, or correct the folder."
-        )
-    check_image_files(ordered, str(json_file), on_problem)
-    left_out = {
-        "images_without_boxes": sum(not is_trainable(record) for record in ordered),
-        **reader.left_out,
-    }
-    return CocoContents(
-        ordered, class_names, category_ids, keypoint_names, left_out, "annotations" in content
+        raise MissingFileError(f"The image folder of {json_file} does not exist: {image_root}.")
+    check_image_files(ordered, json_file, on_problem)
+    counts["images_without_boxes"] = sum(not is_trainable(record) for record in ordered)
+    return Contents(
+        ordered,
+        tuple(category["name"] for category in categories),
+        tuple(class_of),
+        {key: counts[key] for key in _COUNTED},
+        next((tuple(c["keypoints"]) for c in categories if c.get("keypoints")), ()),
+        "annotations" in content,
     )
 
 
-def _load_coco(json_file: Path) -> dict:
-    content = load_json(json_file)
-    for key in ("images", "categories"):
-        if (
-            not isinstance(content, dict)
-            or not isinstance(content.get(key), list)
-            or not content[key]
-        ):
-            raise InputError(
-                f"{json_file} is not in COCO's format: expected an object with a non-empty list"
-                f" {key!r}; export it as COCO instances."
-            )
-    if not isinstance(content.get("annotations"), (list, type(None))):
-        raise InputError(
-            f"{json_file} is not in COCO's format: 'annotations' is"
-            f" {_short(content['annotations'])}, expected a list of objects; export it as COCO"
-            " instances."
-        )
-    return content
+class _Fault(Exception):
+    """What is wrong with an annotation, without its name."""
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def load_json(json_file: Path):
+def load_json(json_file: Path) -> Any:
     """Return the content of a json file.
 
     Raises:
@@ -154,56 +105,62 @@ def load_json(json_file: Path):
     try:
         return json.loads(json_file.read_bytes())
     except FileNotFoundError as error:
-        raise MissingFileError(
-            f"{json_file} does not exist; expected annotations in COCO's format."
-        ) from error
+        raise MissingFileError(f"{json_file} does not exist.") from error
     except IsADirectoryError as error:
-        raise InputError(
-            f"{json_file} is a folder, expected a json file in COCO's format."
-        ) from error
+        raise InputError(f"{json_file} is a folder, expected a json file.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(
             f"{json_file} is not json ({error}); it may be cut off, so copy or export it again."
         ) from error
 
 
-def _read_categories(
-    categories: list, json_file: Path
-) -> tuple[tuple[int, ...], tuple[str, ...], tuple[str, ...]]:
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _read_categories(categories: list, json_file: Path) -> list[dict]:
+    """Return the categories in the order of their ids."""
     for category in categories:
         if (
             not isinstance(category, dict)
             or not isinstance(category.get("id"), int)
             or not isinstance(category.get("name"), str)
+            or not isinstance(category.get("keypoints") or [], list)
         ):
             raise InputError(
-                f"{json_file}: category {category!r} needs an integer 'id' and a 'name'; correct"
-                " the file."
-            )
-        if not isinstance(category.get("keypoints") or [], list):
-            raise InputError(
-                f"{json_file}: 'keypoints' of category {category['name']!r} must be a list of"
-                " names; correct the file."
+                f"{json_file}: category {_short(category)} needs an integer 'id', a 'name' and, if"
+                " it has 'keypoints', a list of their names."
             )
     repeated = [i for i, n in Counter(category["id"] for category in categories).items() if n > 1]
     if repeated:
-        raise InputError(
-            f"{json_file}: category id {repeated[0]} occurs more than once in 'categories'; give"
-            " each class its own."
-        )
-    categories = sorted(categories, key=lambda category: category["id"])
-    keypoint_names = next(
-        (tuple(category["keypoints"]) for category in categories if category.get("keypoints")), ()
-    )
-    return tuple(c["id"] for c in categories), tuple(c["name"] for c in categories), keypoint_names
+        raise InputError(f"{json_file}: category id {repeated[0]} occurs more than once.")
+    return sorted(categories, key=lambda category: category["id"])
 
 
 def _read_images(images: list, json_file: Path, image_root: Path, on_problem: OnProblem) -> dict:
     records: dict = {}
     for image in images:
-        problem = _image_problem(image, records)
-        if problem:
-            on_problem(InputError(f"{json_file}: {problem}."))
+        fault = None
+        if (
+            not isinstance(image, dict)
+            or not isinstance(image.get("id"), (int, str))
+            or not isinstance(image.get("file_name"), str)
+            or any(
+                not isinstance(image.get(side), int) or image[side] <= 0
+                for side in ("width", "height")
+            )
+        ):
+            fault = (
+                f"image {_short(image)} needs an 'id', a 'file_name', and 'width' and 'height' in"
+                " pixels"
+            )
+        elif image["id"] in records:
+            fault = f"image id {image['id']} occurs more than once"
+        elif records and type(image["id"]) is not type(next(iter(records))):
+            fault = f"image ids must be all numbers or all strings, got {image['id']!r}"
+        if fault:
+            on_problem(InputError(f"{json_file}: {fault}."))
             continue
         records[image["id"]] = {
             "file_name": os.path.join(image_root, image["file_name"]),
@@ -215,230 +172,136 @@ def _read_images(images: list, json_file: Path, image_root: Path, on_problem: On
     return records
 
 
-def _image_problem(image, records: dict) -> str | None:
-    if (
-        not isinstance(image, dict)
-        or not isinstance(image.get("id"), (int, str))
-        or not isinstance(image.get("file_name"), str)
-    ):
-        return f"image {image!r} needs an 'id' and a 'file_name'"
-    if any(
-        not isinstance(image.get(side), int) or image[side] <= 0 for side in ("width", "height")
-    ):
-        return (
-            f"image {image['id']} ({image['file_name']}) needs the image's 'width' and 'height'"
-            " in pixels"
-        )
-    if image["id"] in records:
-        return f"image id {image['id']} occurs more than once in 'images'; give each image its own"
-    if records and type(image["id"]) is not type(next(iter(records))):
-        return (
-            f"image ids must be all numbers or all strings, got {image['id']!r} beside"
-            f" {next(iter(records))!r}"
-        )
-    return None
+def _add_annotation(
+    raw: Any, records: dict, class_of: dict, counts: Counter[str], seen: set | None
+) -> None:
+    """Add an annotation to its record, and count what is odd about it.
 
-
-def _entry_problem(annotation) -> str | None:
-    if not isinstance(annotation, dict):
-        return f"is {_short(annotation)}, expected an object"
-    if not isinstance(annotation.get("id"), (int, float, str, type(None))):
-        return f"has the id {_short(annotation['id'])}, expected a number"
-    return None
-
-
-@dataclass
-class _AnnotationReader:
-    """Adds annotations to the records they belong to and counts what is odd about them."""
-
-    json_file: Path
-    records: dict
-    index_of: dict[int, int]
-    on_problem: OnProblem
-    left_out: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_COUNTED, 0))
-
-    def add(self, raw: dict) -> None:
-        where = f"{self.json_file}, annotation {raw.get('id')}"
-        try:
-            record = self._record_of(raw, where)
-            bbox = _xyxy(raw.get("bbox"), record, where)
-            segmentation = _segmentation(raw.get("segmentation"), record, where)
-            keypoints = _keypoints(raw.get("keypoints"), where)
-            iscrowd = _iscrowd(raw.get("iscrowd", 0), where)
-            if "area" in raw and not _are_finite([raw["area"]]):
-                raise InputError(
-                    f"{where}: area is {_short(raw['area'])}, expected a number of square pixels;"
-                    " correct the file, or leave it out."
-                )
-        except InputError as problem:
-            self.on_problem(problem)
-            return
-        if segmentation is not None and len(segmentation) == 0:
-            self.left_out["invalid_polygons"] += 1  # Detectron2 leaves the whole instance out
-            return
-        annotation = {
-            "bbox": bbox,
-            "category_id": self.index_of[raw["category_id"]],
-            "iscrowd": iscrowd,
-        }
-        if "area" in raw:
-            annotation["area"] = raw["area"]
-        if segmentation is not None:
-            annotation["segmentation"] = segmentation
-        if keypoints is not None:
-            annotation["keypoints"] = keypoints
-        self.left_out["crowd_regions"] += annotation["iscrowd"]
-        self.left_out["boxes_without_area"] += int(not (bbox[2] > bbox[0] and bbox[3] > bbox[1]))
-        self.left_out["boxes_reaching_out"] += int(_reaches_out(bbox, record))
-        record["annotations"].append(annotation)
-
-    def _record_of(self, raw: dict, where: str) -> dict:
-        if not _is_in(raw.get("image_id"), self.records):
-            raise InputError(
-                f"{where}: image_id {raw.get('image_id')!r} is not in 'images'; add the image or"
-                " remove the annotation."
-            )
-        if not _is_in(raw.get("category_id"), self.index_of):
-            ids = sorted(self.index_of)
-            some = f"{', '.join(map(str, ids[:10]))}{', ...' if len(ids) > 10 else ''}"
-            raise InputError(
-                f"{where}: category_id {raw.get('category_id')!r} is not in 'categories' (ids"
-                f" {some}); add the category or correct the id."
-            )
-        if raw.get("ignore", 0):
-            raise InputError(
-                f"{where}: 'ignore' is not part of COCO's format and would have no effect; use"
-                " 'iscrowd': 1 for regions to ignore."
-            )
-        return self.records[raw["image_id"]]
-
-
-def _xyxy(box, record: dict, where: str) -> list[float]:
-    """Turn [x, y, w, h] into [x0, y0, x1, y1]; float32, to place the far corner where Detectron2
-    places it.
+    A repeated id is refused if ``seen`` holds the earlier ones.
     """
-    numbers = (
-        isinstance(box, (list, tuple))
-        and len(box) == 4
-        and all(isinstance(v, (int, float)) and abs(v) < _FAR for v in box)
-    )
-    if not numbers:
-        raise InputError(
-            f"{where}: bbox is {box!r}, expected four finite numbers [x, y, width, height] in"
-            " pixels; correct the file."
-        )
-    width, height = record["width"], record["height"]
-    if (
-        box[2] < 0
-        or box[3] < 0
-        or box[0] >= width
-        or box[1] >= height
-        or box[0] + box[2] < 0
-        or box[1] + box[3] < 0
+    if not isinstance(raw, dict):
+        raise _Fault(f"it is {_short(raw)}, expected an object")
+    number = raw.get("id")
+    if not isinstance(number, (int, float, str, type(None))):
+        raise _Fault(f"its id is {_short(number)}, expected a number")
+    if seen is not None and number is not None:
+        if number in seen:
+            raise _Fault("this id occurs more than once")
+        seen.add(number)
+    for key, known, group in (
+        ("image_id", records, "images"),
+        ("category_id", class_of, "categories"),
     ):
-        raise InputError(
-            f"{where}: bbox [x, y, width, height] = {list(box)} does not lie in the {width} x"
-            f" {height} image {record['file_name']}; expected pixels from the top left corner,"
-            " width and height not negative; correct the file."
+        value = raw.get(key)
+        if not isinstance(value, (int, float, str)) or value not in known:
+            some = f" (ids {_short(sorted(known))})" if known is class_of else ""
+            raise _Fault(f"{key} {value!r} is not in {group!r}{some}")
+    if raw.get("ignore", 0):
+        raise _Fault("'ignore' is not part of COCO's format; use 'iscrowd': 1")
+    record = records[raw["image_id"]]
+    box = _xyxy(raw.get("bbox"), record)
+    segmentation = _segmentation(raw.get("segmentation"), record)
+    keypoints, iscrowd = raw.get("keypoints"), raw.get("iscrowd", 0)
+    if keypoints and not _are_finite(keypoints):
+        raise _Fault(f"keypoints is {_short(keypoints)}, expected finite numbers [x, y, v, ...]")
+    if keypoints and len(keypoints) % 3:
+        raise _Fault(f"keypoints has {len(keypoints)} numbers, expected three for each point")
+    if not isinstance(iscrowd, (int, float)) or iscrowd not in (0, 1):
+        raise _Fault(f"iscrowd is {_short(iscrowd)}, expected 0 or 1")
+    if "area" in raw and not _are_finite([raw["area"]]):
+        raise _Fault(f"area is {_short(raw['area'])}, expected a number of square pixels")
+    if segmentation is not None and len(segmentation) == 0:
+        counts["invalid_polygons"] += 1  # Detectron2 leaves the whole instance out
+        return
+    annotation = {"bbox": box, "category_id": class_of[raw["category_id"]], "iscrowd": int(iscrowd)}
+    if "area" in raw:
+        annotation["area"] = raw["area"]
+    if segmentation is not None:
+        annotation["segmentation"] = segmentation
+    if keypoints:  # pixel indices become the continuous coordinates of the boxes
+        annotation["keypoints"] = [v if i % 3 == 2 else v + 0.5 for i, v in enumerate(keypoints)]
+    record["annotations"].append(annotation)
+    counts["crowd_regions"] += annotation["iscrowd"]
+    counts["boxes_without_area"] += not has_area(box)
+    # COCO's own boxes overhang by rounding, always by less than a pixel.
+    reach = max(-box[0], -box[1], box[2] - record["width"], box[3] - record["height"])
+    counts["boxes_reaching_out"] += reach >= 1
+
+
+def _xyxy(box: Any, record: dict) -> list[float]:
+    """Turn [x, y, w, h] into [x0, y0, x1, y1], added in float32 as Detectron2 does."""
+    if (
+        not isinstance(box, (list, tuple))
+        or len(box) != 4
+        or not all(isinstance(v, (int, float)) and abs(v) < _FAR for v in box)
+    ):
+        raise _Fault(f"bbox is {_short(box)}, expected four finite numbers [x, y, width, height]")
+    width, height = record["width"], record["height"]
+    x, y, w, h = box
+    if w < 0 or h < 0 or x >= width or y >= height or x + w < 0 or y + h < 0:
+        raise _Fault(
+            f"bbox [x, y, width, height] = {list(box)} does not lie in the {width} x {height} image"
+            f" {record['file_name']}; width and height must not be negative"
         )
-    # The sum of two float32 in float64 is exact enough that rounding it once more is the sum in
-    # float32.
+    # The sum of two float32 in float64, rounded once, is the sum in float32.
     x, y, w, h = _FOUR_FLOATS.unpack(_FOUR_FLOATS.pack(*box))
     return [x, y, *_TWO_FLOATS.unpack(_TWO_FLOATS.pack(x + w, y + h))]
 
 
-def _reaches_out(bbox: list[float], record: dict) -> bool:
-    # COCO's own boxes overhang by rounding; a pixel or more is another matter.
-    return min(bbox[:2]) <= -1 or bbox[2] >= record["width"] + 1 or bbox[3] >= record["height"] + 1
-
-
-def _is_in(key: object, known: dict) -> bool:
-    return isinstance(key, (int, float, str)) and key in known
-
-
-def _are_finite(numbers: list) -> bool:
-    """Return whether these are numbers, none of them infinite or NaN: a sum tells in one pass, and
-    a file of COCO's size has millions.
-    """
+def _are_finite(numbers: Any) -> bool:
+    """Return whether all are finite numbers; one sum is fast for the millions of a COCO file."""
     try:
         return math.isfinite(sum(numbers))
-    except (
-        TypeError,
-        OverflowError,
-    ):  # no list, text or lists in it, or a whole number beyond float's range
+    except (TypeError, OverflowError):
         return False
 
 
-def _iscrowd(value: object, where: str) -> int:
-    if not isinstance(value, (int, float)) or value not in (0, 1):
-        raise InputError(f"{where}: iscrowd is {_short(value)}, expected 0 or 1; correct the file.")
-    return int(value)
-
-
-def _segmentation(segmentation, record: dict, where: str):
-    """Return polygons of at least 3 points, a compressed RLE, None if there is none, [] if no
-    polygon is valid.
-    """
+def _segmentation(segmentation: Any, record: dict) -> Any:
+    """Return polygons of at least 3 points ([] if none is left), a compressed RLE, or None."""
     if not segmentation:
         return None
     if isinstance(segmentation, dict):
-        return _rle(segmentation, record, where)
-    if not isinstance(segmentation, list) or not all(
-        isinstance(polygon, list) for polygon in segmentation
-    ):
-        raise InputError(
-            f"{where}: segmentation is {str(segmentation)[:60]}, expected a list of polygons [x, y,"
-            " x, y, ...] or an RLE; correct the file."
+        return _rle(segmentation, [record["height"], record["width"]])
+    if not isinstance(segmentation, list) or not all(isinstance(p, list) for p in segmentation):
+        raise _Fault(
+            f"segmentation is {_short(segmentation)}, expected a list of polygons or an RLE"
         )
     polygons = [polygon for polygon in segmentation if len(polygon) % 2 == 0 and len(polygon) >= 6]
     for polygon in polygons:
         if not _are_finite(polygon):
-            raise InputError(
-                f"{where}: the polygon {_short(polygon)} does not hold finite numbers alone, [x, y,"
-                " x, y, ...]; correct the file."
-            )
+            raise _Fault(f"the polygon {_short(polygon)} does not hold finite numbers only")
     width, height = record["width"], record["height"]
-    if polygons and not any(_reaches_in(polygon, width, height) for polygon in polygons):
-        raise InputError(
-            f"{where}: no polygon of its segmentation reaches into the {width} x {height} image"
-            f" {record['file_name']}, the first is {_short(polygons[0])}; expected pixels from the"
-            " top left corner; correct the file."
+    if polygons and not any(
+        min(p[0::2]) < width and max(p[0::2]) >= 0 and min(p[1::2]) < height and max(p[1::2]) >= 0
+        for p in polygons
+    ):
+        raise _Fault(
+            f"no polygon of its segmentation reaches into the {width} x {height} image"
+            f" {record['file_name']}, the first is {_short(polygons[0])}"
         )
     return polygons
 
 
-def _reaches_in(polygon: list, width: int, height: int) -> bool:
-    x, y = polygon[0::2], polygon[1::2]
-    return (0 <= x[0] < width and 0 <= y[0] < height) or (
-        min(x) < width and max(x) >= 0 and min(y) < height and max(y) >= 0
-    )
+def _rle(rle: dict, shape: list[int]) -> dict:
+    """Return the compressed form.
 
-
-def _rle(rle: dict, record: dict, where: str) -> dict:
-    """Return the compressed form; refuse what is none of this image's masks, which pycocotools
-    would decode into memory that is not its own.
+    What is not a mask of this image is refused: pycocotools would write beyond its memory.
     """
-    counts, size, shape = rle.get("counts"), rle.get("size"), [record["height"], record["width"]]
-    if not isinstance(counts, (str, bytes, list)) or "size" not in rle:
-        raise InputError(
-            f"{where}: segmentation is an object without 'counts' and 'size', expected COCO's RLE;"
-            " correct the file."
-        )
+    counts, size = rle.get("counts"), rle.get("size")
+    if not isinstance(counts, (str, bytes, list)):
+        raise _Fault("segmentation is an object without 'counts', expected COCO's RLE")
     if not isinstance(size, (list, tuple)) or list(size) != shape:
-        raise InputError(
-            f"{where}: its RLE has the size {_short(size)}, expected the image's [height, width]"
-            f" {shape}; correct the file."
-        )
+        raise _Fault(f"the 'size' of its RLE is {_short(size)}, expected [height, width] {shape}")
     try:
         lengths = counts if isinstance(counts, list) else _run_lengths(counts)
         if not all(isinstance(length, int) and length >= 0 for length in lengths):
-            raise ValueError("a run is no whole number of pixels")
+            raise ValueError("a run is not a whole number of pixels")
         if sum(lengths) != shape[0] * shape[1]:
             raise ValueError(f"its runs add up to {sum(lengths)} px")
     except ValueError as error:
-        raise InputError(
-            f"{where}: the 'counts' {_short(counts)} are not the RLE of a mask of"
-            f" {shape[0] * shape[1]} px ({error}); correct the file."
+        raise _Fault(
+            f"the 'counts' {_short(counts)} are not the RLE of a mask of {shape[0] * shape[1]} px"
+            f" ({error})"
         ) from error
     if not isinstance(counts, list):
         return rle
@@ -448,11 +311,11 @@ def _rle(rle: dict, record: dict, where: str) -> dict:
 
 
 def _run_lengths(counts: str | bytes) -> list[int]:
-    """Return the lengths that COCO's compressed RLE stands for.
+    """Return the run lengths of COCO's compressed RLE.
 
-    Each is written in groups of 5 bits, the lowest first, a character from "0" on for each: 32 says
-    that another group follows, 16 in the last group that the number is negative. From the fourth on
-    it is the difference from the length two before.
+    Each number is written in groups of 5 bits, lowest first, one character from "0" on per group.
+    Bit 32 says that another group follows; bit 16 of the last group is the sign. From the fourth
+    number on it is the difference from the length two before.
 
     Raises:
         ValueError: If it is something else.
@@ -462,7 +325,7 @@ def _run_lengths(counts: str | bytes) -> list[int]:
     for code in counts.encode() if isinstance(counts, str) else counts:
         code -= 48
         if not 0 <= code < 64:
-            raise ValueError("a character of it is none of the 64 that there are")
+            raise ValueError("it has a character that RLE does not use")
         value |= (code & 31) << shift
         shift += 5
         if code & 32:
@@ -474,20 +337,3 @@ def _run_lengths(counts: str | bytes) -> list[int]:
     if shift:
         raise ValueError("it is cut off")
     return lengths
-
-
-def _keypoints(keypoints, where: str) -> list[float] | None:
-    """Shift pixel indices by half a pixel, to the continuous coordinates of the boxes."""
-    if not keypoints:
-        return None
-    if not _are_finite(keypoints):
-        raise InputError(
-            f"{where}: keypoints is {_short(keypoints)}, expected finite numbers [x, y, visibility,"
-            " ...]; correct the file."
-        )
-    if len(keypoints) % 3 != 0:
-        raise InputError(
-            f"{where}: keypoints has {len(keypoints)} numbers, expected three (x, y, visibility)"
-            " for each point; correct the file."
-        )
-    return [value if i % 3 == 2 else value + 0.5 for i, value in enumerate(keypoints)]

@@ -1,5 +1,5 @@
-"""A fixed part of the labelled training images: drawn once, kept in a file, the same for every
-row and seed of a table.
+"""A fixed part of the labelled training images: drawn once, kept in a file, the same in all rows
+and seeds of a table.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,63 +43,34 @@ class LabelSubset:
         return sum(map(len, self.images.values()))
 
     def describe(self) -> dict[str, Any]:
-        """Return what results.json says of it."""
-        return {
-            "fraction": self.fraction,
-            "seed": self.seed,
-            "pictures": self.count(),
-            "sha256": self.sha256,
-        }
-
-
-@dataclass(eq=False)
-class PartOfDataset(DetectionDataset):
-    """A data set of which only some images are seen."""
-
-    image_ids: frozenset[str] = field(default=frozenset())
-
-    @property
-    def records(self) -> list[dict]:
-        """The records of the images that are used, in the data set's order."""
-        return [record for record in super().records if str(record["image_id"]) in self.image_ids]
+        """Return its entry in results.json."""
+        shown = {"fraction": self.fraction, "seed": self.seed}
+        return {**shown, "pictures": self.count(), "sha256": self.sha256}
 
 
 def subset_suffix(fraction: float) -> str:
-    """Return what a task's name ends with when it is trained on a part of the labels: ``_10pct``,
-    ``_0.5pct``; "" for all.
-    """
+    """Return the end of a task's name, such as ``_10pct`` or ``_0.5pct``; "" for all labels."""
     return "" if fraction == 1 else f"_{100 * fraction:g}pct"
 
 
 def title_of(name: str, subset: LabelSubset | None) -> str:
     """Return what a table calls a training set: its name, and how much of it was used."""
-    return (
-        name
-        if subset is None
-        else (
-            f"{name} ({100 * subset.fraction:g} % of its labelled images:"
-            f" {len(subset.images[name])})"
-        )
-    )
+    if subset is None:
+        return name
+    share = f"{100 * subset.fraction:g} % of its labelled images: {len(subset.images[name])}"
+    return f"{name} ({share})"
 
 
 def draw_label_subset(
     datasets: Sequence[DetectionDataset], fraction: float, *, seed: int = 0
 ) -> LabelSubset:
-    """Draw a share of the images that have a box to train on, from each data set alike.
+    """Draw a share, in (0, 1], of the images of each data set that have a box to train on.
 
-    Smaller fractions of the same seed are part of larger ones.
-
-    Args:
-        datasets: Training sets; read.
-        fraction: In (0, 1]; every set gives at least one image.
-        seed: Of the draw.
+    Smaller fractions of the same seed are part of larger ones; every set gives at least one image.
     """
     images = {}
     for number, dataset in enumerate(datasets):
-        usable = sorted(
-            str(record["image_id"]) for record in dataset.records if is_trainable(record)
-        )
+        usable = sorted(str(r["image_id"]) for r in dataset.records if is_trainable(r))
         order = np.random.default_rng([seed, number]).permutation(len(usable))
         count = max(1, round(fraction * len(usable)))
         images[dataset.name] = sorted(usable[index] for index in order[:count])
@@ -107,14 +78,9 @@ def draw_label_subset(
 
 
 def write_label_subset(file: str | Path, subset: LabelSubset) -> None:
-    """Write a subset, whole or not at all."""
-    data = {
-        "format": FORMAT,
-        "fraction": subset.fraction,
-        "seed": subset.seed,
-        "images": subset.images,
-    }
-    atomic_write_text(file, json.dumps(data, indent=1) + "\n")
+    """Write a subset as json, atomically."""
+    shown = {"format": FORMAT, "fraction": subset.fraction, "seed": subset.seed}
+    atomic_write_text(file, json.dumps({**shown, "images": subset.images}, indent=1) + "\n")
 
 
 def read_label_subset(file: str | Path) -> LabelSubset:
@@ -124,30 +90,18 @@ def read_label_subset(file: str | Path) -> LabelSubset:
         MissingFileError: If there is no such file.
         InputError: If it is something else.
     """
-    file = Path(file)
     try:
-        text = file.read_text(encoding="utf-8")
+        text = Path(file).read_text(encoding="utf-8")
         data: Any = json.loads(text)
     except FileNotFoundError as error:
-        raise MissingFileError(
-            f"{file} does not exist; expected a subset that `moco-transfer benchmark"
-            " --label-fraction` wrote."
-        ) from error
+        raise MissingFileError(f"{file} does not exist; expected a label subset.") from error
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{file} is no valid JSON ({error}); expected a subset that `moco-transfer benchmark"
-            " --label-fraction` wrote."
-        ) from error
-    if (
-        not isinstance(data, dict)
-        or data.get("format") != FORMAT
-        or not isinstance(data.get("images"), dict)
-    ):
-        found = data.get("format") if isinstance(data, dict) else type(data).__name__
-        raise InputError(f"{file} is no label subset: format is {found!r}, expected {FORMAT!r}.")
-    return LabelSubset(
-        data["fraction"], data["seed"], data["images"], hashlib.sha256(text.encode()).hexdigest()
-    )
+        raise InputError(f"{file} is not valid JSON ({error}); expected a label subset.") from error
+    found = data.get("format") if isinstance(data, dict) else type(data).__name__
+    if found != FORMAT or not isinstance(data.get("images"), dict):
+        raise InputError(f"{file} is not a label subset: format is {found!r}, expected {FORMAT!r}.")
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return LabelSubset(data["fraction"], data["seed"], data["images"], digest)
 
 
 def take_label_subset(
@@ -156,7 +110,7 @@ def take_label_subset(
     """Return the data sets with only the subset's images.
 
     Raises:
-        InputError: If the subset is of other data sets, or an image of it is not there.
+        InputError: If the subset is of other data sets, or an image of it does not exist.
     """
     names = [dataset.name for dataset in datasets]
     if names != list(subset.images):
@@ -167,12 +121,11 @@ def take_label_subset(
     parts = []
     for dataset in datasets:
         wanted = frozenset(subset.images[dataset.name])
-        there = {str(record["image_id"]) for record in dataset.records}
-        if wanted - there:
+        unknown = wanted - {str(record["image_id"]) for record in dataset.records}
+        if unknown:
             raise InputError(
-                f"{file}: image {min(wanted - there)!r} is not in data set {dataset.name!r}, nor"
-                f" are {len(wanted - there) - 1} others. The subset was drawn from other data."
+                f"{file}: {len(unknown)} of its images are not in data set {dataset.name!r}, for"
+                f" example {min(unknown)!r}. The subset was drawn from other data."
             )
-        fields = {f.name: getattr(dataset, f.name) for f in dataclasses.fields(DetectionDataset)}
-        parts.append(PartOfDataset(**fields, image_ids=wanted))
+        parts.append(dataclasses.replace(dataset, image_ids=wanted))
     return parts

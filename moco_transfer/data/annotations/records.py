@@ -1,5 +1,4 @@
-"""What all detection records have in common: their fields, which of them can be trained on, whether
-their images exist.
+"""Detection records: their fields, which can be trained on, and whether their images exist.
 
 A record is a dict, one per image, with the fields of Detectron2's "dataset dict":
     file_name (str), image_id (int or str), height and width (int, px),
@@ -17,44 +16,63 @@ Difference from Detectron2: boxes are always XYXY, so there is no "bbox_mode".
 from __future__ import annotations
 
 import os
-from collections import defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 from ...runtime.errors import InputError, MissingFileError
 
 OnProblem = Callable[[InputError], None]
 
 
-def raise_problem(problem: InputError) -> None:
-    """Stop at the first problem; what a run does. ``check_dataset`` passes a function that collects
-    them instead.
+@dataclass
+class Contents:
+    """What a reader found.
+
+    Attributes:
+        records: One per image.
+        class_names: In the order of the contiguous class indices.
+        category_ids: The file's category id of each contiguous class index.
+        left_out: Counts of what training leaves out or changes.
+        keypoint_names: Of the first category that has keypoints, else empty.
+        has_annotations: False for a test set whose ground truth is not published.
     """
+
+    records: list[dict]
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    left_out: dict[str, int] = field(default_factory=dict)
+    keypoint_names: tuple[str, ...] = ()
+    has_annotations: bool = True
+
+
+def raise_problem(problem: InputError) -> None:
+    """Stop at the first problem; ``check_dataset`` collects them instead."""
     raise problem
 
 
+def has_area(bbox: list[float]) -> bool:
+    """Return whether a box XYXY has a positive width and height."""
+    return bbox[2] > bbox[0] and bbox[3] > bbox[1]
+
+
 def is_trainable(record: dict) -> bool:
-    """Whether a record holds a box that is not a crowd region."""
+    """Return whether a record holds a box that is not a crowd region."""
     return any(annotation.get("iscrowd", 0) == 0 for annotation in record["annotations"])
 
 
 def leave_out_empty(records: list[dict]) -> tuple[list[dict], int]:
     """Return the records that can be trained on and the number of the others.
 
-    Source:
-        detectron2/data/build.py filter_images_with_only_crowd_annotations
-        (DATALOADER.FILTER_EMPTY_ANNOTATIONS).
+    Source: detectron2/data/build.py filter_images_with_only_crowd_annotations.
     """
     kept = [record for record in records if is_trainable(record)]
     return kept, len(records) - len(kept)
 
 
 def leave_out_few_keypoints(records: list[dict], min_keypoints: int) -> tuple[list[dict], int]:
-    """Return the records with at least ``min_keypoints`` labelled key points over all their people,
-    and how many have fewer.
+    """Return the records with ``min_keypoints`` labelled keypoints and the number of the others.
 
-    Source:
-        detectron2/data/build.py filter_images_with_few_keypoints
-        (MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE).
+    Source: detectron2/data/build.py filter_images_with_few_keypoints.
     """
 
     def num_labelled(record: dict) -> int:
@@ -67,39 +85,23 @@ def leave_out_few_keypoints(records: list[dict], min_keypoints: int) -> tuple[li
 def missing_files(paths: Iterable[str]) -> list[str]:
     """Return those of ``paths`` that do not exist, in their order.
 
-    Lists each folder once instead of asking for each file, which on a network file system is the
-    difference between one request and a hundred thousand.
+    Lists each folder once: on a network file system, asking for each file is far slower.
     """
     paths = list(paths)
-    by_folder: dict[str, set[str]] = defaultdict(set)
+    present: dict[str, set[str]] = {}
     for folder in {os.path.dirname(path) for path in paths}:
         try:
-            by_folder[folder] = set(os.listdir(folder or "."))
+            present[folder] = set(os.listdir(folder or "."))
         except (FileNotFoundError, NotADirectoryError):
-            by_folder[folder] = set()
-    return [
-        path for path in paths if os.path.basename(path) not in by_folder[os.path.dirname(path)]
-    ]
+            present[folder] = set()
+    return [p for p in paths if os.path.basename(p) not in present[os.path.dirname(p)]]
 
 
-def check_image_files(
-    records: list[dict], where: str, on_problem: OnProblem = raise_problem
-) -> None:
-    """Refuse records whose images are not there.
-
-    Args:
-        records: Detection records.
-        where: What names the images (an annotation file, a split), for the message.
-        on_problem: Called with the problem; raises it by default.
-
-    Raises:
-        MissingFileError: Through ``on_problem``: how many are missing and the first of them.
-    """
+def check_image_files(records: list[dict], where: object, on_problem: OnProblem) -> None:
+    """Report how many images named by ``where`` are missing, and the first of them."""
     missing = missing_files(record["file_name"] for record in records)
     if missing:
+        text = f"{len(missing)} of the {len(records)} images that {where} names do not exist"
         on_problem(
-            MissingFileError(
-                f"{len(missing)} of the {len(records)} images that {where} names do not exist;"
-                f" the first is {missing[0]}. Unpack the images there, or correct the folder."
-            )
+            MissingFileError(f"{text}; the first is {missing[0]}. Add them or correct the folder.")
         )

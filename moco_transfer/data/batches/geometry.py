@@ -1,11 +1,11 @@
-"""Resize the shorter edge and mirror: for images, boxes, polygons and key points alike.
+"""Resize the shorter edge and mirror images, boxes, polygons and keypoints.
 
 Conventions:
-    Boxes, polygons and key points are continuous coordinates: the image covers [0, W] x [0, H],
-        so mirroring maps x to W - x.
+    Boxes, polygons and keypoints are continuous coordinates: the image covers [0, W] x [0, H], so
+    mirroring maps x to W - x.
 Source:
-    Re-expresses ResizeShortestEdge, RandomFlip and ResizeTransform of detectron2/data/transforms
-    and HFlipTransform of fvcore.
+    ResizeShortestEdge, RandomFlip and ResizeTransform of detectron2/data/transforms, HFlipTransform
+    of fvcore.
 """
 
 from __future__ import annotations
@@ -17,19 +17,15 @@ from PIL import Image
 
 
 def resized_shape(height: int, width: int, *, shorter_edge: int, max_size: int) -> tuple[int, int]:
-    """Return (height, width) in px after scaling the shorter edge, less if the longer one would
-    exceed ``max_size``.
-
-    A ``shorter_edge`` of 0 leaves the image at its size, as in Detectron2.
+    """Return (height, width) in px for a shorter edge of ``shorter_edge`` px, or a longer one of
+    ``max_size`` where that is smaller. A ``shorter_edge`` of 0 keeps the size, as in Detectron2.
     """
     if shorter_edge == 0:
         return height, width
     scale = shorter_edge * 1.0 / min(height, width)
-    new_height, new_width = (
-        (shorter_edge * 1.0, scale * width)
-        if height < width
-        else (scale * height, shorter_edge * 1.0)
-    )
+    new_height, new_width = scale * height, shorter_edge * 1.0
+    if height < width:
+        new_height, new_width = shorter_edge * 1.0, scale * width
     if max(new_height, new_width) > max_size:
         scale = max_size * 1.0 / max(new_height, new_width)
         new_height, new_width = new_height * scale, new_width * scale
@@ -39,9 +35,7 @@ def resized_shape(height: int, width: int, *, shorter_edge: int, max_size: int) 
 def draw_shorter_edge(
     min_sizes: tuple[int, ...], sample_style: str, rng: np.random.Generator
 ) -> int:
-    """Draw the length of the shorter edge, px: one of ``min_sizes`` (``choice``) or between its two
-    values (``range``).
-    """
+    """Draw one of ``min_sizes`` (``choice``) or a number between its two values (``range``), px."""
     if sample_style == "range":
         return int(rng.integers(min_sizes[0], min_sizes[1] + 1))
     return int(rng.choice(min_sizes))
@@ -49,7 +43,7 @@ def draw_shorter_edge(
 
 @dataclass(frozen=True)
 class ResizeAndFlip:
-    """One drawn geometric change of an image and all its annotations.
+    """A geometric change of an image and its annotations.
 
     Attributes:
         old_shape: (height, width) of the image as read, px.
@@ -62,12 +56,9 @@ class ResizeAndFlip:
     flip: str = "none"
 
     def apply_image(self, pixels: np.ndarray, *, nearest: bool = False) -> np.ndarray:
-        """Resize uint8 pixels (H, W[, 3]) with Pillow, which anti-aliases; ``nearest`` is for
-        masks.
-        """
-        filter_ = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
-        new_height, new_width = self.new_shape
-        resized = np.asarray(Image.fromarray(pixels).resize((new_width, new_height), filter_))
+        """Resize uint8 pixels (H, W[, 3]) with Pillow; ``nearest`` is for masks."""
+        resampling = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
+        resized = np.asarray(Image.fromarray(pixels).resize(self.new_shape[::-1], resampling))
         if self.flip == "horizontal":
             return resized[:, ::-1]
         return resized[::-1] if self.flip == "vertical" else resized
@@ -90,12 +81,9 @@ class ResizeAndFlip:
         return np.minimum(mapped, [*self.new_shape[::-1], *self.new_shape[::-1]])
 
     def apply_keypoints(self, keypoints: np.ndarray, mirror: tuple[int, ...]) -> np.ndarray:
-        """Map key points (K, 3) of (x, y, visibility); points outside the image become
-        unlabelled, all zero.
+        """Map keypoints (K, 3) of (x, y, visibility); points outside the image become all zero.
 
-        Args:
-            keypoints: Key points of one object.
-            mirror: For each point the index of its opposite-handed twin.
+        ``mirror`` holds for each point the index of its opposite-handed twin.
         """
         xy = self.apply_points(keypoints[:, :2])
         inside = ((xy >= 0) & (xy <= self.new_shape[::-1])).all(axis=1)

@@ -1,9 +1,9 @@
-"""The order of a pre-training run, as a function of the seed and the place in it.
+"""The order of a pre-training run, as a function of the seed and the iteration.
 
 Epoch e visits the images in a permutation drawn from (seed, e); iteration i takes the i-th slice
-of BATCH_SIZE_TOTAL of it, and a process takes its part of the slice. So the images of an
-iteration do not depend on how many processes there are, a run resumes in the middle of an epoch,
-and the last, partial batch of an epoch is left out (as in the official code).
+of BATCH_SIZE_TOTAL of it, and each process takes its part of the slice. The images of an iteration
+therefore do not depend on the number of processes, a run resumes in the middle of an epoch, and the
+last, partial batch of an epoch is left out (as in the official code).
 """
 
 from __future__ import annotations
@@ -17,22 +17,17 @@ from ...runtime.seed import generator_at
 
 
 def check_batch_size(batch_size_total: int, *, num_images: int, world_size: int) -> None:
-    """Refuse a batch that does not divide among the processes or is larger than the data.
-
-    Raises:
-        InputError: In either case.
-    """
+    """Raise InputError for a batch that the processes cannot share or the data cannot fill."""
     if batch_size_total % world_size:
+        lower = batch_size_total // world_size * world_size
         raise InputError(
             f"DATA.BATCH_SIZE_TOTAL {batch_size_total} does not divide among {world_size}"
-            f" processes. Use {batch_size_total // world_size * world_size or world_size} or"
-            f" {(batch_size_total // world_size + 1) * world_size}."
+            f" processes. Use {lower or world_size} or {lower + world_size}."
         )
     if num_images < batch_size_total:
         raise InputError(
-            f"The data folder holds {num_images} images, less than one batch of"
-            f" {batch_size_total}. Set DATA.BATCH_SIZE_TOTAL to at most {num_images}, or add"
-            " images."
+            f"DATA.ROOT holds {num_images} images, less than one batch of {batch_size_total}. Set"
+            f" DATA.BATCH_SIZE_TOTAL to at most {num_images}, or add images."
         )
 
 
@@ -40,7 +35,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     """All batches of a run from ``start_iteration`` on, as lists of (epoch, index).
 
     Args:
-        num_images: Images in the folder.
+        num_images: Images in the source.
         batch_size_total: Images per iteration over all processes.
         epochs: Length of the run.
         seed: The run's seed.
@@ -51,11 +46,13 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     Attributes:
         iterations_per_epoch: Whole batches in the data.
         max_iterations: Iterations of the whole run, the finished ones included.
+        order: What the order depends on besides the seed and the batch: nothing.
 
     Raises:
-        InputError: If a batch does not divide among the processes, or the folder holds less than
-            one batch.
+        InputError: See :func:`check_batch_size`.
     """
+
+    order: dict[str, int] = {}
 
     def __init__(
         self,
@@ -69,19 +66,12 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         start_iteration: int = 0,
     ) -> None:
         check_batch_size(batch_size_total, num_images=num_images, world_size=world_size)
-        self.num_images = num_images
+        self.num_images, self.seed, self.rank = num_images, seed, rank
         self.batch_size_total = batch_size_total
         self.batch_size_per_rank = batch_size_total // world_size
         self.iterations_per_epoch = num_images // batch_size_total
         self.max_iterations = epochs * self.iterations_per_epoch
-        self.seed = seed
-        self.rank = rank
         self.start_iteration = start_iteration
-
-    @property
-    def order(self) -> dict[str, int]:
-        """What the order depends on beside the seed and the batch: nothing."""
-        return {}
 
     def __len__(self) -> int:
         return max(0, self.max_iterations - self.start_iteration)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ...runtime.errors import InputError, MissingFileError
-from ..annotations.builtin_datasets import builtin_sources
+from ..annotations.catalog import builtin_datasets
 from .cifar10 import looks_like_cifar10, read_cifar10
 from .folder import ImageFolder, PathList, find_images, is_image
 from .list_file import read_list_file
@@ -125,7 +125,7 @@ def _recognize(root: str) -> str:
             )
         return "list"
     if not path.exists():
-        return "name" if root in builtin_sources() else "auto"
+        return "name" if root in builtin_datasets() else "auto"
     if looks_like_cifar10(path):
         return "cifar10"
     if is_pack(path):
@@ -158,7 +158,7 @@ def _holds_shards(root: Path) -> bool:
 
 def _from_name(name: str) -> ImageFolder:
     datasets = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
-    source = builtin_sources()[name]
+    source = builtin_datasets()[name]
     if source.kind == "coco":
         if name.removeprefix("keypoints_") not in _WHOLE_SPLITS:
             raise InputError(

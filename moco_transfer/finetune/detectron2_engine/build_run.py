@@ -31,7 +31,6 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from moco_transfer.data.annotations.catalog import DetectionDataset
-from moco_transfer.data.annotations.label_subset import PartOfDataset
 from moco_transfer.finetune.detectron2_engine.build import to_detectron2
 from moco_transfer.finetune.detectron2_engine.datasets import add_datasets
 from moco_transfer.finetune.detectron2_engine.processes import join_local_group
@@ -208,7 +207,7 @@ class Detectron2Engine(Engine):
             proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if model.LOAD_PROPOSALS else None,
         )
         if any(
-            isinstance(dataset, PartOfDataset) for dataset in train_sets
+            dataset.image_ids is not None for dataset in train_sets
         ):  # its catalogue holds whole sets
             used = {
                 os.path.realpath(record["file_name"])

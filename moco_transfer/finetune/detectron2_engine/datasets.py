@@ -124,21 +124,21 @@ def _records(dataset: DetectionDataset) -> list[dict]:
 
 
 def _describe(dataset: DetectionDataset) -> None:
-    source, metadata = dataset.source, MetadataCatalog.get(dataset.name)
-    metadata.set(evaluator_type=_EVALUATOR_TYPES[dataset.evaluator])
+    metadata = MetadataCatalog.get(dataset.name)
+    metadata.set(evaluator_type=_EVALUATOR_TYPES[dataset.kind])
     if dataset.kind == "voc":
         metadata.set(
-            thing_classes=list(source.class_names),
-            dirname=source.root,
-            split=source.split,
-            year=source.year,
+            thing_classes=list(dataset.class_names),
+            dirname=dataset.root,
+            split=dataset.split,
+            year=dataset.year,
         )
         metadata.set(
-            first_pixel=source.first_pixel
+            first_pixel=dataset.first_pixel
         )  # not Detectron2's word: build_evaluator asks for it
         return
-    metadata.set(json_file=source.json_file, image_root=source.image_root)
-    if not os.path.exists(source.json_file):
+    metadata.set(json_file=dataset.json_file, image_root=dataset.image_root)
+    if not os.path.exists(dataset.json_file):
         return
     metadata.set(
         thing_classes=list(dataset.class_names),
@@ -158,7 +158,7 @@ def _check_same_place(dataset: DetectionDataset) -> None:
     """
     metadata = MetadataCatalog.get(dataset.name).as_dict()
     theirs = metadata.get("dirname") if dataset.kind == "voc" else metadata.get("json_file")
-    ours = dataset.source.root if dataset.kind == "voc" else dataset.source.json_file
+    ours = dataset.root if dataset.kind == "voc" else dataset.json_file
     if theirs is not None and os.path.realpath(theirs) != os.path.realpath(ours):
         raise InputError(
             f"Data set {dataset.name!r} is {theirs} in Detectron2's catalogue and {ours} in this"
