@@ -1,8 +1,7 @@
-"""Configs: strict YAML with ``_BASE_``, one syntax for pre-training and detection, no torch needed
-to read one.
-"""
+"""Configs: strict YAML with ``_BASE_``, one syntax for both schemas; needs no torch."""
 
 from .load import (
+    flatten_config,
     is_set_by_user,
     load_detection_config,
     load_pretrain_config,
@@ -13,6 +12,7 @@ from .paths import available, path
 
 __all__ = [
     "available",
+    "flatten_config",
     "is_set_by_user",
     "load_detection_config",
     "load_pretrain_config",

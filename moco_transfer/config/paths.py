@@ -1,45 +1,35 @@
-"""Where the configs that come with the package are: in the source tree, or inside the installed
-wheel.
-"""
+"""Where the configs of the package are: in the source tree, or in the installed wheel."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-# config may import nothing of ours but the sentences of runtime's errors (see
-# tests/test_layering.py).
 from ..runtime.errors import MissingFileError, did_you_mean
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
-def _root() -> Path:
-    in_source_tree = _PACKAGE.parent / "configs"
-    return in_source_tree if (in_source_tree / "detection").is_dir() else _PACKAGE / "configs"
-
-
 def available() -> dict[str, Path]:
-    """Return the configs that come with the package, by name (the file's stem; ``pretrain/demo``
-    where two share one).
+    """Return the configs that come with the package, by name.
+
+    A name is the file's stem, and ``pretrain/demo`` or ``detection/demo`` where two share one.
     """
+    root = _PACKAGE.parent / "configs"
+    root = root if (root / "detection").is_dir() else _PACKAGE / "configs"
     found: dict[str, Path] = {}
-    for kind in ("pretrain", "detection"):
-        for file in sorted((_root() / kind).glob("*.yaml")):
-            found[f"{kind}/{file.stem}"] = file
-            found.setdefault(file.stem, file)
+    for file in (*sorted(root.glob("pretrain/*.yaml")), *sorted(root.glob("detection/*.yaml"))):
+        found[f"{file.parent.name}/{file.stem}"] = file
+        found.setdefault(file.stem, file)
     return found
 
 
 def path(name: str) -> str:
-    """Return the path of a config that comes with the package.
+    """Return the absolute path of a config that comes with the package.
+
+    Detectron2's ``cfg.merge_from_file`` takes it as it is, also from an installed wheel.
 
     Args:
-        name: The file's stem, e.g. ``pascal_voc_R_50_C4_24k``; with its folder (``pretrain/demo``)
-            where both kinds have it.
-
-    Returns:
-        An absolute path, also for an installed wheel; Detectron2's ``cfg.merge_from_file`` takes it
-        as it is.
+        name: As :func:`available` names it, e.g. ``pascal_voc_R_50_C4_24k``.
 
     Raises:
         MissingFileError: If there is no config of that name.
