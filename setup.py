@@ -65,6 +65,7 @@ setup(
     package_data={
         f"{CONFIGS}.pretrain": ["*.yaml"],
         f"{CONFIGS}.detection": ["*.yaml"],
+        "moco_transfer.config": ["*.yaml"],
         "moco_transfer.report": ["*.yaml"],
         "moco_transfer.report.html": ["templates/*"],
     },
