@@ -114,7 +114,7 @@ def test_parse_dataset_flag__refuses_other_forms(flag):
 
 
 def test_parse_dataset_flag__refuses_wrong_parts(tmp_path):
-    with pytest.raises(InputError, match=r"legal are year=2007\|2012"):
+    with pytest.raises(InputError, match=r"year=2007\|2012"):
         parse_dataset_flag("mine=voc:a:b:dog:month=3")
     with pytest.raises(InputError, match="year is 2010"):
         parse_dataset_flag("mine=voc:a:b:dog:year=2010")
@@ -127,11 +127,9 @@ def test_parse_dataset_flag__refuses_wrong_parts(tmp_path):
 def test_register_dataset__refuses_what_it_does_not_know(tmp_path):
     with pytest.raises(InputError, match="kind is 'yolo'"):
         register_dataset("mine", "yolo")
-    with pytest.raises(InputError, match="field 'json_file' is missing"):
+    with pytest.raises(InputError, match="json_file"):
         register_dataset("mine", "coco", image_root="x")
-    with pytest.raises(
-        InputError, match="unknown field 'images'; kind 'coco' takes image_root, json_file"
-    ):
+    with pytest.raises(InputError, match="mine.*'images'"):
         register_dataset("mine", "coco", json_file="a", image_root="b", images="c")
     register_dataset("mine", "coco", json_file=tmp_path / "a.json", image_root=tmp_path)
     register_dataset("mine", "coco", json_file=str(tmp_path / "a.json"), image_root=str(tmp_path))

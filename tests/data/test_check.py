@@ -106,10 +106,10 @@ def test_check_dataset__coco_names_every_fault_of_a_file_that_was_written_by_han
         "category_id [7]": {"category_id": [7]},
         "iscrowd is 'no'": {"iscrowd": "no"},
         "keypoints is ['a', 'b', 'c']": {"keypoints": ["a", "b", "c"]},
-        "polygon ['1', 2, 11, 2, 11, 22]": {"segmentation": [["1", 2, 11, 2, 11, 22]]},
+        "[['1', 2, 11, 2, 11, 22]]": {"segmentation": [["1", 2, 11, 2, 11, 22]]},
         "40 x 30 image": {"segmentation": [[101, 2, 111, 2, 111, 22]]},
         "[3, 4]": {"segmentation": {"size": [3, 4], "counts": [0, 12]}},
-        "'size' of its RLE is None": {"segmentation": {"counts": [0, 12]}},
+        "'counts' and 'size'": {"segmentation": {"counts": [0, 12]}},
         "'PPYo1'": {"segmentation": {"size": [30, 40], "counts": "PPYo1"}},
     }
     annotations = [

@@ -106,34 +106,34 @@ def test_read_coco__compresses_rle(make_coco):
         ({"bbox": [1, 2, -3, 4]}, r"bbox .*\[1, 2, -3, 4\] .*40 x 30"),
         ({"bbox": [41, 2, 3, 4]}, r"bbox .*\[41, 2, 3, 4\] .*40 x 30"),
         ({"bbox": []}, r"bbox is \[\]"),
-        ({"ignore": 1}, "use 'iscrowd': 1"),
+        ({"ignore": 1}, "ignore is 1.*use 'iscrowd': 1"),
         ({"iscrowd": "no"}, "iscrowd is 'no'"),
         ({"iscrowd": None}, "iscrowd is None"),
         ({"iscrowd": 2}, "iscrowd is 2"),
         ({"area": "large"}, "area is 'large'"),
         ({"area": float("nan")}, "area is nan"),
-        ({"keypoints": [1, 2]}, "keypoints has 2 numbers"),
+        ({"keypoints": [1, 2]}, r"keypoints is \[1, 2\]"),
         ({"keypoints": [1, 2, "2"]}, r"keypoints is \[1, 2, '2'\]"),
         ({"keypoints": [1, float("nan"), 2]}, r"keypoints is \[1, nan, 2\]"),
         ({"keypoints": 7}, "keypoints is 7"),
         ({"segmentation": "x"}, "segmentation is 'x'"),
-        ({"segmentation": [["1", "2", "3", "4", "5", "6"]]}, r"polygon \['1', '2'"),
-        ({"segmentation": [[1, 2, 3, 4, 5, [6]]]}, r"polygon .*\[6\]"),
-        ({"segmentation": [[1, 2, 3, 4, 5, None]]}, "polygon .*None"),
-        ({"segmentation": [[1, 2, 3, 4, 5, float("nan")]]}, "polygon .*nan"),
-        ({"segmentation": [[1, 2, 3, 4, 5, float("-inf")]]}, "polygon .*-inf"),
+        ({"segmentation": [["1", "2", "3", "4", "5", "6"]]}, r"\['1', '2'.*finite"),
+        ({"segmentation": [[1, 2, 3, 4, 5, [6]]]}, r"\[6\].*finite"),
+        ({"segmentation": [[1, 2, 3, 4, 5, None]]}, "None.*finite"),
+        ({"segmentation": [[1, 2, 3, 4, 5, float("nan")]]}, "nan.*finite"),
+        ({"segmentation": [[1, 2, 3, 4, 5, float("-inf")]]}, "-inf.*finite"),
         (
             {"segmentation": [[41, 2, 50, 2, 50, 9], [41, 2, 50, 2, 50, 9]]},
-            r"no polygon .*40 x 30 .*b\.jpg.*\[41, 2, 50",
+            r"\[41, 2, 50.*40 x 30 .*b\.jpg",
         ),
-        ({"segmentation": [[1, -2, 9, -2, 9, -9]]}, "no polygon .*40 x 30"),
-        ({"segmentation": {"size": [1, 2]}}, "without 'counts'"),
-        ({"segmentation": {"counts": [0, 1200]}}, r"'size' .*None.*\[30, 40\]"),
+        ({"segmentation": [[1, -2, 9, -2, 9, -9]]}, "40 x 30"),
+        ({"segmentation": {"size": [1, 2]}}, "'counts'"),
+        ({"segmentation": {"counts": [0, 1200]}}, "'size'"),
         (
             {"segmentation": {"size": [40, 30], "counts": [0, 1200]}},
             r"'size' .*\[40, 30\].*\[30, 40\]",
         ),
-        ({"segmentation": {"size": 1200, "counts": [0, 1200]}}, "'size' .*1200"),
+        ({"segmentation": {"size": 1200, "counts": [0, 1200]}}, "'size': 1200"),
         ({"segmentation": {"size": [30, 40], "counts": [0, 1199]}}, "1200 px .*1199 px"),
         ({"segmentation": {"size": [30, 40], "counts": [-1, 1201]}}, "whole number"),
         ({"segmentation": {"size": [30, 40], "counts": [0, "1200"]}}, "whole number"),
@@ -182,7 +182,7 @@ def test_read_coco__takes_every_rle_that_pycocotools_writes(make_coco):
 def test_read_coco__refuses_repeated_ids(make_coco):
     with pytest.raises(InputError, match="annotation 1: .*more than once"):
         read_coco(*make_coco(IMAGES, [_annotation(), _annotation()]))
-    with pytest.raises(InputError, match="image id 5 occurs more than once"):
+    with pytest.raises(InputError, match="id 5, .*more than once"):
         read_coco(*make_coco([IMAGES[0], IMAGES[0]], []))
     with pytest.raises(InputError, match="category id 3 occurs more than once"):
         read_coco(

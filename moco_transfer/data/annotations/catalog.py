@@ -12,12 +12,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import re
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ...runtime.errors import InputError, MissingFileError, UnknownKeyError, did_you_mean
 from .coco import read_coco
@@ -25,6 +26,8 @@ from .records import Contents, OnProblem, raise_problem
 from .voc import VOC_CLASSES, read_voc
 
 DATASETS_VARIABLE = "DETECTRON2_DATASETS"
+
+_Path: TypeAlias = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +110,7 @@ class DetectionDataset:
 
     @property
     def has_ground_truth(self) -> bool:
-        """False for a test set whose annotations are not published."""
+        """False for a test set without published annotations."""
         return self.kind == "voc" or self._contents.has_annotations
 
     def _check_place(self) -> None:
@@ -162,20 +165,11 @@ def builtin_datasets() -> dict[str, DetectionDataset]:
         for name, (images, file, count) in _COCO.items()
         if prefix == "coco_" or "{}" in file
     ]
-    sets += [
-        DetectionDataset(
-            f"voc_{year}_{split}",
-            "voc",
-            f"VOC{year}/JPEGImages",
-            root=f"VOC{year}",
-            split=split,
-            classes=VOC_CLASSES,
-            year=year,
-            published_images=count,
-        )
-        for year, splits in _VOC.items()
-        for split, count in splits.items()
-    ]
+    for year, splits in _VOC.items():
+        root = f"VOC{year}"
+        for split, count in splits.items():
+            where = f"voc_{year}_{split}", "voc", f"{root}/JPEGImages", None, root, split
+            sets.append(DetectionDataset(*where, VOC_CLASSES, year, published_images=count))
     return {dataset.name: dataset for dataset in sets}
 
 
@@ -184,10 +178,11 @@ _OWN: dict[str, DetectionDataset] = {}
 # Reading a json of COCO's size takes seconds: callers share a data set while one of them holds it.
 _LOADED: weakref.WeakValueDictionary[tuple, DetectionDataset] = weakref.WeakValueDictionary()
 
-_FIELDS = {
-    "coco": ({"json_file", "image_root"}, set()),
-    "voc": ({"root", "split", "class_names"}, {"year", "first_pixel"}),
-}
+_FLAG = re.compile(
+    r"(?P<name>[^=]+)=(coco:(?P<json_file>[^:]+):(?P<image_root>[^:]+)"
+    r"|voc:(?P<root>[^:]+):(?P<split>[^:]+):(?P<class_names>[^:]+)"
+    r"(:(?P<options>(year|first_pixel)=\d+(,(year|first_pixel)=\d+)*))?)"
+)
 
 
 def register_dataset(name: str, kind: str = "coco", **where: Any) -> None:
@@ -205,28 +200,27 @@ def register_dataset(name: str, kind: str = "coco", **where: Any) -> None:
     Raises:
         InputError: If the kind or a field is unknown, a field is missing, or the name is taken.
     """
-    if kind not in _FIELDS:
-        raise InputError(f"Data set {name!r}: kind is {kind!r}, expected {' or '.join(_FIELDS)}.")
-    required, optional = _FIELDS[kind]
-    unknown, absent = sorted(set(where) - required - optional), sorted(required - set(where))
-    if unknown or absent:
-        fault = f"unknown field {unknown[0]!r}" if unknown else f"field {absent[0]!r} is missing"
-        legal = ", ".join([*sorted(required), *(f"[{field}]" for field in sorted(optional))])
-        raise InputError(f"Data set {name!r}: {fault}; kind {kind!r} takes {legal}.")
-    if kind == "coco":
-        json_file, image_root = os.fspath(where["json_file"]), os.fspath(where["image_root"])
-        dataset = DetectionDataset(name, "coco", image_root, json_file)
-    else:
-        dataset = _own_voc(name, **where)
+    makers: dict[str, Callable[..., DetectionDataset]] = {"coco": _own_coco, "voc": _own_voc}
+    if kind not in makers:
+        raise InputError(f"Data set {name!r}: kind is {kind!r}, expected {' or '.join(makers)}.")
+    try:
+        dataset = makers[kind](name, **where)
+    except TypeError as error:
+        raise InputError(f"Data set {name!r}: {error}.") from error
     known = _OWN.get(name, dataset)
     if name in _BUILTIN or dataclasses.astuple(known) != dataclasses.astuple(dataset):
         raise InputError(f"Data set {name!r} is registered already with other data.")
     _OWN[name] = dataset
 
 
+def _own_coco(name: str, *, json_file: _Path, image_root: _Path) -> DetectionDataset:
+    return DetectionDataset(name, "coco", os.fspath(image_root), os.fspath(json_file))
+
+
 def _own_voc(
     name: str,
-    root: str | os.PathLike[str],
+    *,
+    root: _Path,
     split: str,
     class_names: Sequence[str],
     year: int = 2012,
@@ -238,22 +232,15 @@ def _own_voc(
             f"Data set {name!r}: class_names is {class_names!r}, expected a list of different"
             " names."
         )
-    for field, value, legal in (
-        ("year", year, {2007: "11-point AP", 2012: "area AP"}),
-        ("first_pixel", first_pixel, {1: "VOC's", 0: "continuous coordinates"}),
-    ):
-        if value not in legal:
-            names = " or ".join(f"{key} ({meaning})" for key, meaning in legal.items())
-            raise InputError(f"Data set {name!r}: {field} is {value!r}, expected {names}.")
+    if year not in (2007, 2012) or first_pixel not in (0, 1):
+        raise InputError(
+            f"Data set {name!r}: year is {year!r}, expected 2007 (11-point AP) or 2012 (area AP);"
+            f" first_pixel is {first_pixel!r}, expected 1 (VOC's) or 0."
+        )
+    images = str(Path(root) / "JPEGImages")
+    root = os.fspath(root)
     return DetectionDataset(
-        name,
-        "voc",
-        str(Path(root) / "JPEGImages"),
-        root=os.fspath(root),
-        split=split,
-        classes=classes,
-        year=year,
-        first_pixel=first_pixel,
+        name, "voc", images, None, root, split, classes, year, first_pixel=first_pixel
     )
 
 
@@ -294,27 +281,21 @@ def parse_dataset_flag(flag: str) -> str:
     Raises:
         InputError: If the flag has another form, or :func:`register_dataset` refuses it.
     """
-    name, _, rest = flag.partition("=")
-    kind, *fields = rest.split(":")
-    if name and kind == "coco" and len(fields) == 2 and all(fields):
-        register_dataset(name, "coco", json_file=fields[0], image_root=fields[1])
-    elif name and kind == "voc" and len(fields) in (3, 4) and all(fields):
-        where: dict[str, Any] = {"root": fields[0], "split": fields[1]}
-        for option in fields[3].split(",") if len(fields) == 4 else ():
-            key, _, value = option.partition("=")
-            if key not in ("year", "first_pixel") or not value.isdecimal():
-                raise InputError(
-                    f"--dataset {flag!r}: {option!r} is not an option; legal are year=2007|2012 and"
-                    " first_pixel=0|1."
-                )
-            where[key] = int(value)
-        register_dataset(name, "voc", class_names=_parse_classes(fields[2]), **where)
-    else:
+    match = _FLAG.fullmatch(flag)
+    if match is None:
         raise InputError(
             f"--dataset {flag!r} is not understood; expected NAME=coco:JSON:IMAGES or"
-            " NAME=voc:ROOT:SPLIT:CLASSES[:OPTIONS], CLASSES being a comma list or a file with a"
-            " class a line."
+            " NAME=voc:ROOT:SPLIT:CLASSES[:OPTIONS]. CLASSES is a comma list or a file with a class"
+            " a line; OPTIONS are year=2007|2012 and first_pixel=0|1."
         )
+    where: dict[str, Any] = {key: text for key, text in match.groupdict().items() if text}
+    name, options = where.pop("name"), where.pop("options", None)
+    if "root" in where:
+        where["class_names"] = _parse_classes(where["class_names"])
+    for option in options.split(",") if options else ():
+        key, _, value = option.partition("=")
+        where[key] = int(value)
+    register_dataset(name, "voc" if "root" in where else "coco", **where)
     return name
 
 

@@ -13,6 +13,7 @@ import math
 import os
 import struct
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,9 @@ from .records import Contents, OnProblem, check_image_files, has_area, is_traina
 
 _FAR = 1e9  # px; larger numbers are mistakes, and the comparison is False for NaN
 _COUNTED = (
-    "images_without_boxes",
-    "crowd_regions",
-    "boxes_without_area",
-    "boxes_reaching_out",
+    "images_without_boxes", "crowd_regions", "boxes_without_area", "boxes_reaching_out",
     "invalid_polygons",
-)
+)  # fmt: skip
 _FOUR_FLOATS, _TWO_FLOATS = struct.Struct("4f"), struct.Struct("2f")
 
 
@@ -106,12 +104,8 @@ def load_json(json_file: Path) -> Any:
         return json.loads(json_file.read_bytes())
     except FileNotFoundError as error:
         raise MissingFileError(f"{json_file} does not exist.") from error
-    except IsADirectoryError as error:
-        raise InputError(f"{json_file} is a folder, expected a json file.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{json_file} is not json ({error}); it may be cut off, so copy or export it again."
-        ) from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{json_file} is not json ({error}); copy or export it again.") from error
 
 
 def _short(value: object) -> str:
@@ -146,21 +140,15 @@ def _read_images(images: list, json_file: Path, image_root: Path, on_problem: On
             not isinstance(image, dict)
             or not isinstance(image.get("id"), (int, str))
             or not isinstance(image.get("file_name"), str)
-            or any(
-                not isinstance(image.get(side), int) or image[side] <= 0
-                for side in ("width", "height")
-            )
+            or not all(isinstance(image.get(k), int) and image[k] > 0 for k in ("width", "height"))
         ):
-            fault = (
-                f"image {_short(image)} needs an 'id', a 'file_name', and 'width' and 'height' in"
-                " pixels"
-            )
+            fault = "needs an 'id', a 'file_name', and 'width' and 'height' in pixels"
         elif image["id"] in records:
-            fault = f"image id {image['id']} occurs more than once"
+            fault = f"has the id {image['id']}, which occurs more than once"
         elif records and type(image["id"]) is not type(next(iter(records))):
-            fault = f"image ids must be all numbers or all strings, got {image['id']!r}"
+            fault = "has an id of another type; ids must be all numbers or all strings"
         if fault:
-            on_problem(InputError(f"{json_file}: {fault}."))
+            on_problem(InputError(f"{json_file}: image {_short(image)} {fault}."))
             continue
         records[image["id"]] = {
             "file_name": os.path.join(image_root, image["file_name"]),
@@ -172,6 +160,37 @@ def _read_images(images: list, json_file: Path, image_root: Path, on_problem: On
     return records
 
 
+def _are_finite(numbers: Any) -> bool:
+    """Return whether all are finite numbers; one sum is fast for the millions of a COCO file."""
+    try:
+        return math.isfinite(sum(numbers))
+    except (TypeError, OverflowError):
+        return False
+
+
+# Field of an annotation, whether its value is legal, and what is expected.
+_FIELDS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("id", lambda v: isinstance(v, (int, float, str, type(None))), "a number"),
+    (
+        "bbox",
+        lambda v: (
+            isinstance(v, (list, tuple))
+            and len(v) == 4
+            and all(isinstance(number, (int, float)) and abs(number) < _FAR for number in v)
+        ),
+        "four finite numbers [x, y, width, height]",
+    ),
+    ("ignore", lambda v: not v, "none, as COCO's format has no such field; use 'iscrowd': 1"),
+    ("iscrowd", lambda v: isinstance(v, (int, float)) and v in (0, 1), "0 or 1"),
+    ("area", lambda v: _are_finite([v]), "a number of square pixels"),
+    (
+        "keypoints",
+        lambda v: not v or _are_finite(v) and len(v) % 3 == 0,
+        "finite numbers [x, y, visibility, ...], three for each point",
+    ),
+)
+
+
 def _add_annotation(
     raw: Any, records: dict, class_of: dict, counts: Counter[str], seen: set | None
 ) -> None:
@@ -181,45 +200,36 @@ def _add_annotation(
     """
     if not isinstance(raw, dict):
         raise _Fault(f"it is {_short(raw)}, expected an object")
-    number = raw.get("id")
-    if not isinstance(number, (int, float, str, type(None))):
-        raise _Fault(f"its id is {_short(number)}, expected a number")
-    if seen is not None and number is not None:
-        if number in seen:
-            raise _Fault("this id occurs more than once")
-        seen.add(number)
-    for key, known, group in (
-        ("image_id", records, "images"),
-        ("category_id", class_of, "categories"),
-    ):
+    for key, is_legal, expected in _FIELDS:
+        if (key in raw or key == "bbox") and not is_legal(raw.get(key)):
+            raise _Fault(f"{key} is {_short(raw.get(key))}, expected {expected}")
+    for key, known in (("image_id", records), ("category_id", class_of)):
         value = raw.get(key)
         if not isinstance(value, (int, float, str)) or value not in known:
-            some = f" (ids {_short(sorted(known))})" if known is class_of else ""
-            raise _Fault(f"{key} {value!r} is not in {group!r}{some}")
-    if raw.get("ignore", 0):
-        raise _Fault("'ignore' is not part of COCO's format; use 'iscrowd': 1")
+            some = f"of {len(known)}" if known is records else _short(list(known))
+            raise _Fault(f"{key} {value!r} is not one of the ids in this file ({some})")
+    if seen is not None and raw.get("id") is not None:
+        if raw["id"] in seen:
+            raise _Fault("this id occurs more than once")
+        seen.add(raw["id"])
     record = records[raw["image_id"]]
-    box = _xyxy(raw.get("bbox"), record)
+    box = _xyxy(raw["bbox"], record)
     segmentation = _segmentation(raw.get("segmentation"), record)
-    keypoints, iscrowd = raw.get("keypoints"), raw.get("iscrowd", 0)
-    if keypoints and not _are_finite(keypoints):
-        raise _Fault(f"keypoints is {_short(keypoints)}, expected finite numbers [x, y, v, ...]")
-    if keypoints and len(keypoints) % 3:
-        raise _Fault(f"keypoints has {len(keypoints)} numbers, expected three for each point")
-    if not isinstance(iscrowd, (int, float)) or iscrowd not in (0, 1):
-        raise _Fault(f"iscrowd is {_short(iscrowd)}, expected 0 or 1")
-    if "area" in raw and not _are_finite([raw["area"]]):
-        raise _Fault(f"area is {_short(raw['area'])}, expected a number of square pixels")
     if segmentation is not None and len(segmentation) == 0:
         counts["invalid_polygons"] += 1  # Detectron2 leaves the whole instance out
         return
-    annotation = {"bbox": box, "category_id": class_of[raw["category_id"]], "iscrowd": int(iscrowd)}
+    annotation = {
+        "bbox": box,
+        "category_id": class_of[raw["category_id"]],
+        "iscrowd": int(raw.get("iscrowd", 0)),
+    }
     if "area" in raw:
         annotation["area"] = raw["area"]
     if segmentation is not None:
         annotation["segmentation"] = segmentation
-    if keypoints:  # pixel indices become the continuous coordinates of the boxes
-        annotation["keypoints"] = [v if i % 3 == 2 else v + 0.5 for i, v in enumerate(keypoints)]
+    if raw.get("keypoints"):  # pixel indices become the continuous coordinates of the boxes
+        points = enumerate(raw["keypoints"])
+        annotation["keypoints"] = [v if i % 3 == 2 else v + 0.5 for i, v in points]
     record["annotations"].append(annotation)
     counts["crowd_regions"] += annotation["iscrowd"]
     counts["boxes_without_area"] += not has_area(box)
@@ -228,14 +238,8 @@ def _add_annotation(
     counts["boxes_reaching_out"] += reach >= 1
 
 
-def _xyxy(box: Any, record: dict) -> list[float]:
+def _xyxy(box: list[float], record: dict) -> list[float]:
     """Turn [x, y, w, h] into [x0, y0, x1, y1], added in float32 as Detectron2 does."""
-    if (
-        not isinstance(box, (list, tuple))
-        or len(box) != 4
-        or not all(isinstance(v, (int, float)) and abs(v) < _FAR for v in box)
-    ):
-        raise _Fault(f"bbox is {_short(box)}, expected four finite numbers [x, y, width, height]")
     width, height = record["width"], record["height"]
     x, y, w, h = box
     if w < 0 or h < 0 or x >= width or y >= height or x + w < 0 or y + h < 0:
@@ -248,37 +252,24 @@ def _xyxy(box: Any, record: dict) -> list[float]:
     return [x, y, *_TWO_FLOATS.unpack(_TWO_FLOATS.pack(x + w, y + h))]
 
 
-def _are_finite(numbers: Any) -> bool:
-    """Return whether all are finite numbers; one sum is fast for the millions of a COCO file."""
-    try:
-        return math.isfinite(sum(numbers))
-    except (TypeError, OverflowError):
-        return False
-
-
 def _segmentation(segmentation: Any, record: dict) -> Any:
     """Return polygons of at least 3 points ([] if none is left), a compressed RLE, or None."""
     if not segmentation:
         return None
+    height, width = record["height"], record["width"]
     if isinstance(segmentation, dict):
-        return _rle(segmentation, [record["height"], record["width"]])
+        return _rle(segmentation, [height, width])
+    fault = f"segmentation is {_short(segmentation)}, expected"
     if not isinstance(segmentation, list) or not all(isinstance(p, list) for p in segmentation):
-        raise _Fault(
-            f"segmentation is {_short(segmentation)}, expected a list of polygons or an RLE"
-        )
+        raise _Fault(f"{fault} a list of polygons or an RLE")
     polygons = [polygon for polygon in segmentation if len(polygon) % 2 == 0 and len(polygon) >= 6]
-    for polygon in polygons:
-        if not _are_finite(polygon):
-            raise _Fault(f"the polygon {_short(polygon)} does not hold finite numbers only")
-    width, height = record["width"], record["height"]
+    if not all(map(_are_finite, polygons)):
+        raise _Fault(f"{fault} polygons of finite numbers")
     if polygons and not any(
         min(p[0::2]) < width and max(p[0::2]) >= 0 and min(p[1::2]) < height and max(p[1::2]) >= 0
         for p in polygons
     ):
-        raise _Fault(
-            f"no polygon of its segmentation reaches into the {width} x {height} image"
-            f" {record['file_name']}, the first is {_short(polygons[0])}"
-        )
+        raise _Fault(f"{fault} a polygon inside the {width} x {height} image {record['file_name']}")
     return polygons
 
 
@@ -287,22 +278,20 @@ def _rle(rle: dict, shape: list[int]) -> dict:
 
     What is not a mask of this image is refused: pycocotools would write beyond its memory.
     """
-    counts, size = rle.get("counts"), rle.get("size")
-    if not isinstance(counts, (str, bytes, list)):
-        raise _Fault("segmentation is an object without 'counts', expected COCO's RLE")
-    if not isinstance(size, (list, tuple)) or list(size) != shape:
-        raise _Fault(f"the 'size' of its RLE is {_short(size)}, expected [height, width] {shape}")
+    counts, size, total = rle.get("counts"), rle.get("size"), shape[0] * shape[1]
+    if not isinstance(counts, (str, bytes, list)) or not isinstance(size, (list, tuple)):
+        raise _Fault(f"segmentation is {_short(rle)}, expected an RLE with 'counts' and 'size'")
+    if list(size) != shape:
+        raise _Fault(f"the 'size' of its RLE is {size}, expected [height, width] {shape}")
     try:
         lengths = counts if isinstance(counts, list) else _run_lengths(counts)
         if not all(isinstance(length, int) and length >= 0 for length in lengths):
             raise ValueError("a run is not a whole number of pixels")
-        if sum(lengths) != shape[0] * shape[1]:
+        if sum(lengths) != total:
             raise ValueError(f"its runs add up to {sum(lengths)} px")
     except ValueError as error:
-        raise _Fault(
-            f"the 'counts' {_short(counts)} are not the RLE of a mask of {shape[0] * shape[1]} px"
-            f" ({error})"
-        ) from error
+        fault = f"the 'counts' {_short(counts)} are not the RLE of a mask of {total} px ({error})"
+        raise _Fault(fault) from error
     if not isinstance(counts, list):
         return rle
     from pycocotools import mask as mask_api
