@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from moco_transfer.report import build_tables, read_runs
 from moco_transfer.report.html.page import embed_image, render_page
 from moco_transfer.report.html.plots import STYLES, figure_name
-from moco_transfer.report.html.svg import panel_svg, swatch
+from moco_transfer.report.html.svg import inline_svg, swatch
 from moco_transfer.report.pretraining import find_pretraining
 
 _VOID = {"meta", "link", "img", "path", "use", "br"}
@@ -251,13 +251,13 @@ def test_embed_image__takes_svg_first(tmp_path):
     assert embed_image(tmp_path / "a.b", "c").uri == "data:image/svg+xml;base64,Mg=="
 
 
-def test_panel_svg__follows_the_page():
+def test_inline_svg__follows_the_page():
     figure = Figure()
     axis = figure.subplots()
     axis.plot([1, 2], [3, 4], color=STYLES[1][0], marker="o")
     axis.set_xlabel("letters")
-    text = panel_svg(figure, prefix="p-", label='a "b"')
-    assert re.match(r'<svg viewBox="[^"]+" role="img" aria-label="a &quot;b&quot;"', text)
+    text = inline_svg(figure, 'role="img"', prefix="p-")
+    assert re.match(r'<svg viewBox="[^"]+" role="img" ', text)
     ids = re.findall(r' id="([^"]+)"', text)
     used = re.findall(r'(?:url\(|href=")#([^")]+)', text)
     assert ids and set(ids) == set(used) and all(name.startswith("p-") for name in ids)

@@ -32,7 +32,7 @@ from .plots import (
     pretraining_panels,
     row_styles,
 )
-from .svg import panel_svg, swatch
+from .svg import inline_svg, swatch
 
 ENVIRONMENT_FILE = "env.txt"
 #: What `sheet` and `neighbours` write; the first ending that is there is embedded.
@@ -162,7 +162,8 @@ def _plots(panels: Sequence[Panel], anchor: str) -> tuple[list[dict[str, Any]], 
         problems |= dict.fromkeys(found)
         if figure.axes[0].has_data():
             caption = panel.caption[0].upper() + panel.caption[1:]
-            svg = Markup(panel_svg(figure, prefix=f"{anchor}-{panel.name}-", label=caption))
+            attributes = Markup('role="img" aria-label="{}"').format(caption)
+            svg = Markup(inline_svg(figure, attributes, prefix=f"{anchor}-{panel.name}-"))
             is_tall = panel.height > _TALL_INCHES
             plots.append({"caption": caption, "svg": svg, "is_tall": is_tall})
     return plots, list(problems)

@@ -18,9 +18,9 @@ from functools import partial
 from typing import Any
 
 import matplotlib
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from moco_transfer.evaluate.metric_names import class_metric, is_class_metric
@@ -48,18 +48,19 @@ STYLES: tuple[Style, ...] = tuple(zip(_COLOURS, _LINES, _MARKERS, strict=True))
 #: Of grid lines, of the stripes behind classes, and of remarks.
 GRID, STRIPE, REMARK = "#e0e0e0", "#f4f4f4", "#555555"
 
-_LINE: dict[str, Any] = {"markersize": 4.5, "linewidth": 1.7}  # pt
 _WIDTH = 4.2  # of a panel, inches
 _LONGEST_NAME = 180  # bytes; file systems take 255, endings and prefixes included
 _SIZES = {"APl": "large", "APm": "medium", "APs": "small"}
-_ACCURACIES = {
-    "contrast_acc1": (
-        "(K+1)-way accuracy (%)",
-        "accuracy of the pretext task: the positive among K + 1 keys",
-    ),
-    "acc1": ("top-1 (%)", "top-1 on the training images, as the run saw them"),
-    "knn_top1": ("kNN top-1 (%)", "top-1 of a kNN classifier on the features"),
-}
+#: Columns of metrics.json, label of the axis, caption.
+_PRETRAINING = (
+    (("loss",), "loss", "loss"),
+    (("cos_positive", "cos_negative"), "mean cosine",
+     "mean cosine of queries with their positives and with the negatives"),
+    (("contrast_acc1",), "(K+1)-way accuracy (%)",
+     "accuracy of the pretext task: the positive among K + 1 keys"),
+    (("acc1",), "top-1 (%)", "top-1 on the training images, as the run saw them"),
+    (("knn_top1",), "kNN top-1 (%)", "top-1 of a kNN classifier on the features"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,14 @@ class Panel:
     Attributes:
         name: Tells it from the other panels of its table; fit for a file name.
         caption: What it shows, as a clause without a full stop.
-        height: Inches, when it is drawn alone.
         draw: Draws into the axes and returns what was wrong with the files it read.
+        height: Inches, when it is drawn alone.
     """
 
     name: str
     caption: str
-    height: float
     draw: Callable[[Axes], list[Problem]]
+    height: float = 3.2
 
 
 def curve_panels(table: Table) -> list[Panel]:
@@ -89,10 +90,10 @@ def curve_panels(table: Table) -> list[Panel]:
     for kind in table.kinds:
         label = f"AP of {kind_name(kind)}"
         read = partial(metric_curve, kind=kind, metric="AP")
-        draw = partial(_draw_curves, table, read, f"{label} (0-100)", True)
-        panels.append(Panel(f"{kind}_curve", f"{label} {over}", 3.2, draw))
-    draw = partial(_draw_curves, table, loss_curve, "training loss", False)
-    return [*panels, Panel("loss_curve", f"training loss {over}", 3.2, draw)]
+        draw = partial(_draw_curves, table, read, f"{label} (0-100)")
+        panels.append(Panel(f"{kind}_curve", f"{label} {over}", draw))
+    draw = partial(_draw_curves, table, loss_curve, "training loss")
+    return [*panels, Panel("loss_curve", f"training loss {over}", draw)]
 
 
 def breakdown_panels(table: Table, kind: str = "bbox") -> list[Panel]:
@@ -108,52 +109,44 @@ def breakdown_panels(table: Table, kind: str = "bbox") -> list[Panel]:
         summary = base.summary(kind, metric)
         return summary.mean if summary.n else 0.0, metric
 
-    by_class = {m: m.removeprefix(class_metric("")) for m in found if is_class_metric(m)}
+    classes = sorted(filter(is_class_metric, found), key=place)
     groups = {
-        "size": {metric: name for metric, name in _SIZES.items() if metric in found},
-        "class": {metric: by_class[metric] for metric in sorted(by_class, key=place)},
+        "object size": {metric: name for metric, name in _SIZES.items() if metric in found},
+        "class": {metric: metric.removeprefix(class_metric("")) for metric in classes},
     }
     panels = []
     for what, names in groups.items():
-        by = "object size" if what == "size" else what
-        caption = f"AP of {kind_name(kind)} by {by}: mean over seeds, bar of one std where n >= 2"
+        caption = f"AP of {kind_name(kind)} by {what}: mean over seeds, bar of one std where n >= 2"
         each = max(0.26 if len(names) <= 10 else 0.2, 0.06 * len(table.rows))  # inches
-        height = max(2.2, 1.0 + each * len(names))
         draw = partial(_draw_markers, table, kind, names)
-        panels += [Panel(f"{kind}_by_{what}", caption, height, draw)] if names else []
+        name = f"{kind}_by_{what.split()[-1]}"
+        panels += [Panel(name, caption, draw, max(2.2, 1.0 + each * len(names)))] if names else []
     return panels
 
 
 def pretraining_panels(run: PretrainingRun) -> list[Panel]:
     """Return the loss next to chance, the mean cosines, and accuracies: those that were logged."""
-    chance = ", and chance, ln(K+1), dotted" if "chance" in run.series else ""
-    panels = [Panel("loss_curve", f"loss{chance}", 3.2, partial(_draw_loss, run))]
-    if "cos_positive" in run.series:
-        caption = "mean cosine of queries with their positives and with the negatives"
-        panels.append(Panel("cosine_curve", caption, 3.2, partial(_draw_cosines, run)))
-    for name, (label, caption) in _ACCURACIES.items():
-        if name in run.series:
-            draw = partial(_draw_accuracy, run, name, label)
-            panels.append(Panel(f"{name}_curve", caption, 3.2, draw))
+    panels = []
+    for columns, label, caption in _PRETRAINING:
+        if columns[0] in run.series:
+            has_chance = columns == ("loss",) and "chance" in run.series
+            caption += ", and chance, ln(K+1), dotted" if has_chance else ""
+            name = columns[0].replace("cos_positive", "cosine")
+            draw = partial(_draw_pretraining, run, columns, label)
+            panels.append(Panel(f"{name}_curve", caption, draw))
     return panels
 
 
 def learning_curves(table: Table) -> tuple[Figure, list[Problem]]:
     """Draw :func:`curve_panels` next to each other, and return the problems with files."""
-    figure, problems = draw_panels(curve_panels(table), height=3.6)
-    _decorate(figure, table)
-    return figure, problems
+    return draw_panels(curve_panels(table), height=3.6, table=table)
 
 
 def breakdown(table: Table, kind: str = "bbox") -> Figure | None:
     """Draw :func:`breakdown_panels` next to each other; None where there is nothing to draw."""
     panels = breakdown_panels(table, kind)
-    if not panels:
-        return None
-    height = max(2.6, 0.4 + max(panel.height for panel in panels))
-    figure, _ = draw_panels(panels, height=height, more_width=0.6)
-    _decorate(figure, table)
-    return figure
+    height = max([2.6, *(0.4 + panel.height for panel in panels)])
+    return draw_panels(panels, height=height, more_width=0.6, table=table)[0] if panels else None
 
 
 def pretraining_curves(run: PretrainingRun) -> Figure:
@@ -165,9 +158,16 @@ def pretraining_curves(run: PretrainingRun) -> Figure:
 
 
 def draw_panels(
-    panels: Sequence[Panel], *, height: float, more_width: float = 0.0
+    panels: Sequence[Panel], *, height: float, more_width: float = 0.0, table: Table | None = None
 ) -> tuple[Figure, list[Problem]]:
-    """Draw panels in one row, ``height`` inches high, without legend; return the problems met."""
+    """Draw panels in one row, and return the problems met.
+
+    Args:
+        panels: At least one.
+        height: Of the figure, inches.
+        more_width: Inches that the figure is wider than its panels.
+        table: Gives the figure a legend of its rows, and a title.
+    """
     size = (_WIDTH * len(panels) + more_width, height)
     figure = Figure(figsize=size, layout="constrained")
     problems: dict[Problem, None] = {}
@@ -180,6 +180,8 @@ def draw_panels(
             axis.xaxis.set_major_locator(MaxNLocator(5))  # keeps numbers of six digits apart
         axis.grid(color=GRID, linewidth=0.6, axis="both" if is_curve else "x")
         axis.spines[["top", "right"]].set_visible(False)
+    if table is not None:
+        _decorate(figure, table)
     return figure, list(problems)
 
 
@@ -214,60 +216,57 @@ def plain_text(text: str) -> str:
 
 
 def row_styles(table: Table) -> dict[str, Style]:
-    """Return colour, line style and marker per row; random and supervised look the same in every
-    table, and no two rows share line style and marker, which is all that grey leaves.
+    """Return the style of each row; random and supervised look the same in every table, and no two
+    rows share line style and marker, which is all that grey leaves.
     """
     others = STYLES[len(FIRST_ROWS) :]
     styles = dict(zip(FIRST_ROWS, STYLES, strict=False))
-    names = [row.init for row in table.rows if row.init not in FIRST_ROWS]
-    for index, name in enumerate(names):
+    for index, name in enumerate(r.init for r in table.rows if r.init not in FIRST_ROWS):
         # From the second turn on, each line has the marker of another.
         turn, place = divmod(index, len(others))
         styles[name] = (*others[place][:2], others[(place + turn) % len(others)][2])
     return styles
 
 
+def _plot(
+    axis: Axes, x: Sequence[float], y: Sequence[float], style: Style, label: str | None = None
+) -> Line2D:
+    color, line, marker = style
+    every = max(1, len(x) // 8)  # markers tell lines apart in grey; 60 of them would be a blot
+    how = {"color": color, "linestyle": line, "marker": marker, "markevery": every}
+    return axis.plot(x, y, **how, markersize=4.5, linewidth=1.7, label=label)[0]
+
+
 def _draw_curves(
-    table: Table,
-    read: Callable[[Row], tuple[Curve, list[Problem]]],
-    label: str,
-    is_ap: bool,
-    axis: Axes,
+    table: Table, read: Callable[[Row], tuple[Curve, list[Problem]]], label: str, axis: Axes
 ) -> list[Problem]:
     problems, styles, longest = [], row_styles(table), 0
     for row in table.rows:
         curve, found = read(row)
         problems += found
+        longest = max(longest, len(curve.iterations))
         if not curve.iterations:
             continue
-        longest = max(longest, len(curve.iterations))
-        _plot(axis, curve.iterations, curve.mean, styles[row.init])
         color = styles[row.init][0]
+        _plot(axis, curve.iterations, curve.mean, styles[row.init])
         low, high = (
             [mean + sign * std for mean, std in zip(curve.mean, curve.std, strict=True)]
             for sign in (-1, 1)
         )
         axis.fill_between(curve.iterations, low, high, color=color, alpha=0.2, linewidth=0)
         if len(curve.iterations) == 1:  # a band over one point has no width
-            bar: dict[str, Any] = {"color": color, "capsize": 3, "linewidth": 1.2}
+            bar = {"color": color, "capsize": 3, "linewidth": 1.2}
             axis.errorbar(curve.iterations, curve.mean, yerr=curve.std, **bar)
     axis.set_ylabel(label)
-    if is_ap:
+    if label.startswith("AP"):
         axis.set_ylim(0, max(1.0, 1.08 * axis.dataLim.y1))
-    if is_ap and longest == 1:
-        axis.set_title("evaluated once, at the end", fontsize=9, color=REMARK)
+        if longest == 1:
+            axis.set_title("evaluated once, at the end", fontsize=9, color=REMARK)
     return problems
 
 
-def _plot(axis: Axes, x: Sequence[float], y: Sequence[float], style: Style, **more: Any) -> Artist:
-    color, line, marker = style
-    every = max(1, len(x) // 8)  # markers tell lines apart in grey; 60 of them would be a blot
-    how = {"color": color, "linestyle": line, "marker": marker, "markevery": every}
-    return axis.plot(x, y, **how, **_LINE, **more)[0]
-
-
 def _draw_markers(table: Table, kind: str, names: dict[str, str], axis: Axes) -> list[Problem]:
-    styles, labels = row_styles(table), [plain_text(name) for name in names.values()]
+    styles = row_styles(table)
     step = min(0.2, 0.7 / max(1, len(table.rows) - 1))
     top = step * (len(table.rows) - 1) / 2
     for index in range(0, len(names), 2):
@@ -283,46 +282,33 @@ def _draw_markers(table: Table, kind: str, names: dict[str, str], axis: Axes) ->
             xerr=[summary.std or 0.0 for _, summary in shown],
             color=color, linestyle="none", marker=marker, markersize=4.5, elinewidth=1.2,
         )  # fmt: skip
-    axis.set_yticks(range(len(names)), labels)
+    axis.set_yticks(range(len(names)), list(map(plain_text, names.values())))
     axis.set_xlabel(f"AP of {kind_name(kind)} (0-100)")
     axis.set_xlim(0, max(1.0, 1.05 * axis.dataLim.x1))
     return []
 
 
-def _draw_series(run: PretrainingRun, name: str, style: int, axis: Axes, **more: Any) -> None:
-    points = run.series[name]
-    x, y = zip(*bin_means(points, end=points[-1][0]), strict=True)
-    _plot(axis, x, y, STYLES[style], **more)
-
-
-def _draw_loss(run: PretrainingRun, axis: Axes) -> list[Problem]:
-    _draw_series(run, "loss", 2, axis)
-    if "chance" in run.series:
-        axis.axhline(run.series["chance"][-1][1], color=STYLES[0][0], linestyle=":", linewidth=1.7)
-    axis.set_ylabel("loss")
-    return []
-
-
-def _draw_accuracy(run: PretrainingRun, name: str, label: str, axis: Axes) -> list[Problem]:
-    _draw_series(run, name, 2, axis)
+def _draw_pretraining(
+    run: PretrainingRun, columns: Sequence[str], label: str, axis: Axes
+) -> list[Problem]:
+    for column, style in zip(columns, (STYLES[2], STYLES[1]), strict=False):
+        if points := run.series.get(column):
+            x, y = zip(*bin_means(points, end=points[-1][0]), strict=True)
+            _plot(axis, x, y, style, label=f"{column.removeprefix('cos_')}s")
     axis.set_ylabel(label)
-    axis.set_ylim(0, max(1.0, 1.08 * axis.dataLim.y1))
-    return []
-
-
-def _draw_cosines(run: PretrainingRun, axis: Axes) -> list[Problem]:
-    _draw_series(run, "cos_positive", 2, axis, label="positives")
-    if "cos_negative" in run.series:
-        _draw_series(run, "cos_negative", 1, axis, label="negatives")
-    axis.set_ylabel("mean cosine")
-    axis.set_ylim(min(0.0, axis.dataLim.y0), 1.0)
-    axis.legend(frameon=False, fontsize=9)
+    if label.endswith("(%)"):
+        axis.set_ylim(0, max(1.0, 1.08 * axis.dataLim.y1))
+    elif len(columns) > 1:
+        axis.set_ylim(min(0.0, axis.dataLim.y0), 1.0)
+        axis.legend(frameon=False, fontsize=9)
+    elif "chance" in run.series:
+        axis.axhline(run.series["chance"][-1][1], color=STYLES[0][0], linestyle=":", linewidth=1.7)
     return []
 
 
 def _decorate(figure: Figure, table: Table) -> None:
     """Add the legend of rows and the title."""
-    styles = row_styles(table)
+    styles, setting = row_styles(table), table.setting
     handles = [_plot(figure.axes[0], [], [], styles[row.init]) for row in table.rows]
     labels = [plain_text(f"{row.init} (n={len(row.runs)})") for row in table.rows]
     inches = 0.7 + 0.1 * max(map(len, labels))  # of an entry at the default font size
@@ -331,11 +317,8 @@ def _decorate(figure: Figure, table: Table) -> None:
     # A long legend makes the figure higher, not its axes lower.
     figure.set_figheight(figure.get_figheight() + 0.23 * max(0, lines - 2))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
-    setting = table.setting
-    title = [
-        f"{setting.task} on {' + '.join(setting.test_set)}",
-        f"{setting.engine}, {setting.norm}; mean ± std over n seeds",
-    ]
+    tested = f"{setting.task} on {' + '.join(setting.test_set)}"
     width = int(12 * figure.get_figwidth())  # about 12 letters of this size fit into an inch
-    text = "\n".join(textwrap.fill(line, width) for line in title)
-    figure.suptitle(plain_text(text), fontsize=10)
+    how = f"{setting.engine}, {setting.norm}; mean ± std over n seeds"
+    title = "\n".join(textwrap.fill(line, width) for line in (tested, how))
+    figure.suptitle(plain_text(title), fontsize=10)
