@@ -32,31 +32,18 @@ _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.Deco
 
 @dataclass
 class DatasetReport:
-    """What :func:`check_dataset` found.
-
-    Attributes:
-        name: The data set.
-        metric: The metric that the data set is scored by.
-        problems: One sentence each; a run on this data set would stop at the first.
-        remarks: One sentence each; a run would work, but its numbers may surprise.
-        num_images: Records that could be read.
-        num_boxes: Boxes that can be trained on, crowd regions not counted.
-        boxes_of_class: The same by class name, in the order of the class indices.
-        num_masks: Objects that have a mask.
-        left_out: Counts of what training leaves out.
-        digests: Digest of each image's bytes by file name; empty if no image was opened.
-    """
+    """What :func:`check_dataset` found; crowd regions are not counted as boxes."""
 
     name: str
-    metric: str
-    problems: list[str] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
+    metric: str  # that the data set is scored by
+    problems: list[str] = field(default_factory=list)  # a run would stop at the first
+    remarks: list[str] = field(default_factory=list)  # a run works, its numbers may surprise
     num_images: int = 0
     num_boxes: int = 0
-    boxes_of_class: dict[str, int] = field(default_factory=dict)
+    boxes_of_class: dict[str, int] = field(default_factory=dict)  # in the order of class indices
     num_masks: int = 0
-    left_out: dict[str, int] = field(default_factory=dict)
-    digests: dict[str, str] = field(default_factory=dict, repr=False)
+    left_out: dict[str, int] = field(default_factory=dict)  # counts of what training leaves out
+    digests: dict[str, str] = field(default_factory=dict, repr=False)  # by file name, if opened
 
     @property
     def is_usable(self) -> bool:
@@ -102,8 +89,15 @@ def check_dataset(name: str, *, open_images: bool = True) -> DatasetReport:
         report.problems = [str(p) for p in (*problems, problem)]
         return report
     report.problems = [str(problem) for problem in problems]
-    report.left_out = contents.left_out
-    _count(report, contents)
+    report.left_out, report.num_images = contents.left_out, len(contents.records)
+    objects = [a for r in contents.records for a in r["annotations"] if not a["iscrowd"]]
+    boxes, names = Counter(a["category_id"] for a in objects), Counter(contents.class_names)
+    report.num_boxes = len(objects)
+    report.num_masks = sum(bool(a.get("segmentation")) for a in objects)
+    report.boxes_of_class = {
+        f"{name} (index {i})" if names[name] > 1 else name: boxes[i]
+        for i, name in enumerate(contents.class_names)
+    }
     _remark(report, dataset, contents)
     if open_images:
         _open_images(report, contents.records)
@@ -123,18 +117,6 @@ def shared_images(reports: Sequence[DatasetReport]) -> list[str]:
                     f" is {shared[0]}: AP is too high if one is trained on and the other tested on."
                 )
     return sentences
-
-
-def _count(report: DatasetReport, contents: Contents) -> None:
-    objects = [a for r in contents.records for a in r["annotations"] if not a["iscrowd"]]
-    boxes = Counter(a["category_id"] for a in objects)
-    names = Counter(contents.class_names)
-    report.num_images, report.num_boxes = len(contents.records), len(objects)
-    report.num_masks = sum(bool(a.get("segmentation")) for a in objects)
-    report.boxes_of_class = {
-        f"{name} (index {i})" if names[name] > 1 else name: boxes[i]
-        for i, name in enumerate(contents.class_names)
-    }
 
 
 def _remark(report: DatasetReport, dataset: DetectionDataset, contents: Contents) -> None:
@@ -201,34 +183,29 @@ def _open_image(record: dict) -> tuple[str | None, str | None]:
 
     A header may be valid where the pixels are cut off, so the image is decoded to its end.
     """
-    path, content = record["file_name"], b""
+    path, digest = record["file_name"], None
     try:
         content = Path(path).read_bytes()
+        digest = hashlib.blake2b(content, digest_size=16).hexdigest()
         with Image.open(io.BytesIO(content)) as image:
-            width, height = image.size
+            size = image.size
             turned = _orientation(image) in _TURNED
-            image.draft("RGB", (width // 8, height // 8))  # an eighth of a JPEG's size is enough
+            image.draft("RGB", (size[0] // 8, size[1] // 8))  # an eighth of a JPEG's size is enough
             image.load()
     except FileNotFoundError:  # already reported by check_image_files
         return None, None
     except _DAMAGED as error:
         known = not isinstance(error, UnidentifiedImageError)
         reason = error if known else "not an image of a known format"
-        problem = f"The image {path} cannot be read ({reason}); replace or remove it."
-        return problem, _digest(content) if content else None
-    if turned:
-        width, height = height, width
+        return f"The image {path} cannot be read ({reason}); replace or remove it.", digest
+    width, height = size[::-1] if turned else size
     if (width, height) == (record["width"], record["height"]):
-        return None, _digest(content)
+        return None, digest
     return (
         f"The image {path} is {width} x {height} px, but its annotation says {record['width']} x"
         f" {record['height']}."
         + (" Its EXIF tag turns it, which the annotation ignores." if turned else "")
-    ), _digest(content)
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+    ), digest
 
 
 def _orientation(image: Image.Image) -> int | None:

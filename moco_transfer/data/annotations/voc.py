@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import os
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from pathlib import Path
 
 from ...runtime.errors import InputError, MissingFileError, did_you_mean
@@ -29,7 +30,6 @@ VOC_CLASSES = (
 )  # fmt: skip
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".JPG", ".JPEG", ".PNG", ".BMP")
-_CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 def read_voc(
@@ -84,11 +84,14 @@ def read_voc(
     records = []
     for image_id in ids:
         if image_id in with_xml:
+            file = str(root / "JPEGImages" / images.get(image_id, f"{image_id}.jpg"))
             xml = root / "Annotations" / f"{image_id}.xml"
-            record = _read_xml(xml, class_names, first_pixel, on_problem)
-            if record is not None:
-                image = root / "JPEGImages" / images.get(image_id, f"{image_id}.jpg")
-                records.append({"file_name": str(image), "image_id": image_id, **record})
+            try:
+                found = _read_xml(xml, class_names, first_pixel, on_problem)
+            except InputError as problem:
+                on_problem(problem)
+            else:
+                records.append({"file_name": file, "image_id": image_id, **found})
     check_image_files(records, image_list, on_problem)
     boxes = [a["bbox"] for record in records for a in record["annotations"]]
     left_out = {
@@ -108,92 +111,73 @@ def _read_image_list(path: Path) -> list[str]:
         ) from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a text file; expected one image id a line.") from error
-    ids: list[str] = []
-    for number, line in enumerate(lines, start=1):
-        words = line.split()
-        if len(words) > 1:
-            raise InputError(
-                f"{path}, line {number}: expected one image id, got {line.strip()!r}. Use the list"
-                " of all images, not that of one class."
-            )
-        ids.extend(words)
-    if not ids:
-        raise InputError(f"{path} lists no image; expected one image id a line.")
-    if len(set(ids)) != len(ids):
-        twice = next(image_id for i, image_id in enumerate(ids) if image_id in ids[:i])
-        raise InputError(f"{path} lists image {twice!r} more than once; remove the repetition.")
+    ids = [line.strip() for line in lines if line.strip()]
+    odd = [image_id for image_id in ids if len(image_id.split()) > 1]
+    repeated = [image_id for image_id, count in Counter(ids).items() if count > 1]
+    if not ids or odd or repeated:
+        fault = f"has the line {odd[0]!r}" if odd else "lists no image"
+        fault = f"lists image {repeated[0]!r} more than once" if repeated and not odd else fault
+        raise InputError(f"{path} {fault}; expected one image id a line, each once.")
     return ids
 
 
 def _read_xml(
     path: Path, class_names: tuple[str, ...], first_pixel: int, on_problem: OnProblem
-) -> dict | None:
-    annotations = []
+) -> dict:
+    """Return height, width and annotations; report the objects that are wrong."""
     try:
         tree = ElementTree.parse(path).getroot()
-        width, height = (_size(tree, side, path) for side in ("width", "height"))
     except ElementTree.ParseError as error:
-        on_problem(InputError(f"{path} is not readable XML: {error}; write it again."))
-        return None
-    except InputError as problem:
-        on_problem(problem)
-        return None
+        raise InputError(f"{path} is not readable XML: {error}; write it again.") from error
+    sides = []
+    for side in ("width", "height"):
+        text = (tree.findtext(f"./size/{side}") or "").strip()
+        if not text.isdecimal() or int(text) == 0:
+            raise InputError(f"{path}: size/{side} is {text!r}, expected the {side} in pixels.")
+        sides.append(int(text))
+    annotations = []
     for number, node in enumerate(tree.findall("object"), start=1):
         try:
-            name, box, difficult = _read_object(node, f"{path}, object {number}", class_names)
-            xmin, ymin, xmax, ymax = box
-            if not (first_pixel <= xmin <= xmax <= width and first_pixel <= ymin <= ymax <= height):
-                raise InputError(
-                    f"{path}, object {number} ({name}): box xmin {xmin:g}, ymin {ymin:g}, xmax"
-                    f" {xmax:g}, ymax {ymax:g} does not lie in the {width} x {height} image; legal"
-                    f" is {first_pixel} <= xmin <= xmax <= {width} and {first_pixel} <= ymin <="
-                    f" ymax <= {height}. Correct the XML"
-                    + (", or use first_pixel=0 if its tool counts from 0." if first_pixel else ".")
-                )
+            annotations.append(_read_object(node, class_names, first_pixel, *sides))
         except InputError as problem:
-            on_problem(problem)
-            continue
-        annotations.append(
-            {
-                "bbox": [xmin - first_pixel, ymin - first_pixel, xmax, ymax],
-                "category_id": class_names.index(name),
-                "iscrowd": 0,
-                "difficult": difficult,
-            }
-        )
-    return {"height": height, "width": width, "annotations": annotations}
-
-
-def _size(tree: ElementTree.Element, side: str, path: Path) -> int:
-    text = (tree.findtext(f"./size/{side}") or "").strip()
-    if not text.isdecimal() or int(text) == 0:
-        raise InputError(f"{path}: size/{side} is {text!r}, expected the image's {side} in pixels.")
-    return int(text)
+            name = (node.findtext("name") or "").strip()
+            on_problem(InputError(f"{path}, object {number} ({name}): {problem}"))
+    return {"height": sides[1], "width": sides[0], "annotations": annotations}
 
 
 def _read_object(
-    node: ElementTree.Element, where: str, class_names: tuple[str, ...]
-) -> tuple[str, list[float], int]:
-    """Return class name, [xmin, ymin, xmax, ymax] as written, and difficult."""
+    node: ElementTree.Element, class_names: tuple[str, ...], first_pixel: int, w: int, h: int
+) -> dict:
     name = (node.findtext("name") or "").strip()
     if name not in class_names:
         raise InputError(
-            f"{where}: class {name!r} is not one of the {len(class_names)} classes of this data"
-            f" set: {', '.join(class_names)}.{did_you_mean(name, class_names)} Correct the XML or"
-            " the list of classes."
+            f"class {name!r} is not one of the {len(class_names)} classes of this data set:"
+            f" {', '.join(class_names)}.{did_you_mean(name, class_names)} Correct the XML or the"
+            " list of classes."
         )
-    box = []
-    for corner in _CORNERS:
+    corners = []
+    for corner in ("xmin", "ymin", "xmax", "ymax"):
         text = (node.findtext(f"bndbox/{corner}") or "").strip()
         try:
-            box.append(float(text))
+            corners.append(float(text))
         except ValueError:
-            box.append(math.nan)
-        if not math.isfinite(box[-1]):
-            raise InputError(
-                f"{where} ({name}): bndbox/{corner} is {text!r}, expected a number of pixels."
-            )
+            corners.append(math.nan)
+        if not math.isfinite(corners[-1]):
+            raise InputError(f"bndbox/{corner} is {text!r}, expected a number of pixels.")
+    x0, y0, x1, y1 = corners
+    if not (first_pixel <= x0 <= x1 <= w and first_pixel <= y0 <= y1 <= h):
+        raise InputError(
+            f"box xmin {x0:g}, ymin {y0:g}, xmax {x1:g}, ymax {y1:g} does not lie in the {w} x {h}"
+            f" image; legal is {first_pixel} <= xmin <= xmax <= {w} and {first_pixel} <= ymin <="
+            f" ymax <= {h}. Correct the XML"
+            + (", or use first_pixel=0 if its tool counts from 0." if first_pixel else ".")
+        )
     difficult = (node.findtext("difficult") or "0").strip()
     if difficult not in ("0", "1"):
-        raise InputError(f"{where} ({name}): difficult is {difficult!r}, expected 0 or 1.")
-    return name, box, int(difficult)
+        raise InputError(f"difficult is {difficult!r}, expected 0 or 1.")
+    return {
+        "bbox": [x0 - first_pixel, y0 - first_pixel, x1, y1],
+        "category_id": class_names.index(name),
+        "iscrowd": 0,
+        "difficult": int(difficult),
+    }

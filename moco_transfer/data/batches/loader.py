@@ -142,7 +142,7 @@ class _Loader(DataLoader):
 
 
 class _Batches:
-    """A batch sampler: :func:`training_batches` that can be iterated again."""
+    """A batch sampler: :func:`training_batches`, but it can be iterated again."""
 
     def __init__(self, records: list[dict], **settings: Any) -> None:
         self._shapes = [{"width": r["width"], "height": r["height"]} for r in records]
