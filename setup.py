@@ -109,7 +109,6 @@ setup(
     },
     entry_points={"console_scripts": ["moco-transfer = moco_transfer.cli.main:main"]},
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3",
     ],
 )
