@@ -44,13 +44,16 @@ def _cli() -> str:
     return f"```text\n{help_text()}```\n\n" + "\n".join(sections)
 
 
-def _schema(file: str, name: str) -> str:
-    """Return a schema's dictionary as it stands in the source, with the comments on its keys."""
-    source = (REPOSITORY / "moco_transfer" / "config" / file).read_text(encoding="utf-8")
+def _schema(name: str, variable: str) -> str:
+    """Return a schema as it is in the source, with the comments on its keys."""
+    file = REPOSITORY / "moco_transfer" / "config" / f"{name}.yaml"
+    if file.exists():
+        return f"```yaml\n{file.read_text(encoding='utf-8')}```"
+    source = file.with_suffix(".py").read_text(encoding="utf-8")
     for node in ast.parse(source).body:
-        if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", None) == name:
+        if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", None) == variable:
             return f"```python\n{ast.get_source_segment(source, node)}\n```"
-    raise KeyError(f"{file} has no {name}")
+    raise KeyError(f"{file.stem}.py has no {variable}")
 
 
 def _configs() -> str:
@@ -61,7 +64,7 @@ def _configs() -> str:
         for file in sorted(folder.glob("[!B]*.yaml")):
             header = re.match(r"(?:# .*\n)+", file.read_text(encoding="utf-8"))
             text = " ".join(line[2:] for line in (header[0] if header else "").splitlines())
-            text = re.split(r"(?<=\w\w)[.:] |; | Command: ", text)[0].rstrip(".")
+            text = re.split(r"(?<=\w\w)\. |; | Command: ", text)[0].rstrip(".")
             lines.append(f"| `{file.stem}` | {text.replace('|', '/')} |")
         lines.append("")
     return "\n".join(lines)
@@ -70,6 +73,6 @@ def _configs() -> str:
 GENERATED = {
     "cli": _cli,
     "configs": _configs,
-    "pretrain-keys": lambda: _schema("pretrain_schema.py", "PRETRAIN_DEFAULTS"),
-    "detection-keys": lambda: _schema("detection_schema.py", "DETECTION_DEFAULTS"),
+    "pretrain-keys": lambda: _schema("pretrain_schema", "PRETRAIN_DEFAULTS"),
+    "detection-keys": lambda: _schema("detection_schema", "DETECTION_DEFAULTS"),
 }
