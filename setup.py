@@ -108,7 +108,5 @@ setup(
         "lvis": ["lvis>=0.5.3"],
     },
     entry_points={"console_scripts": ["moco-transfer = moco_transfer.cli.main:main"]},
-    classifiers=[
-        "Programming Language :: Python :: 3",
-    ],
+    classifiers=["Programming Language :: Python :: 3"],
 )
