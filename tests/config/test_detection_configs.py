@@ -72,7 +72,7 @@ MILESTONES = {
         " detection/configs/pascal_voc_R_50_C4_24k.yaml"
     ),
     "pascal_voc_R_50_DC5_24k": (
-        "not published; the paper gives 24k iterations for (a) and (b) alike. Chosen are those of"
+        "not published; the paper gives 24k iterations for both (a) and (b). Chosen are those of"
         " its released C4 config"
     ),
     "pascal_voc07_R_50_C4_9k": (
