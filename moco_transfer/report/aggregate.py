@@ -1,13 +1,8 @@
-"""Aggregate runs into tables: one table per setting, one row per initialisation, mean and std over
-seeds.
+"""Aggregate runs into tables: one table per setting, one row per initialisation.
 
-Runs that differ in task, test set, config hash, engine, norm or labelled images form tables of
-their own. Two runs that claim the same seed of the same row are both named and neither is averaged.
-
-Conventions:
-    std is the sample standard deviation (n - 1); with n = 1 there is none (None), never 0.
-    A difference is (mean of the row) - (mean of the baseline row), from unrounded means.
-    A NaN is left out of the mean of its metric and named; other metrics of its run count.
+Runs that differ in task, test set, config hash, engine, norm or labelled images are never averaged.
+Two runs that claim the same seed of a row are both named and neither is averaged. A NaN is named
+and left out of the mean of its metric. Differences are taken from unrounded means.
 """
 
 from __future__ import annotations
@@ -16,7 +11,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 from moco_transfer.evaluate.metric_names import BBOX_METRICS
@@ -49,35 +44,21 @@ class Setting:
 
 @dataclass(frozen=True)
 class Difference:
-    """A row against the baseline row in one metric.
+    """A row against the baseline row in one metric."""
 
-    Attributes:
-        value: Difference of the means, in points.
-        exceeds_spread: Whether the gap is larger than the std of both rows (n >= 2 each) and is not
-            printed as 0.0.
-        test: Paired t test over the common seeds, or None below three of them.
-    """
-
-    value: float
-    exceeds_spread: bool
-    test: PairedTest | None
+    value: float  # difference of the means, in points
+    exceeds_spread: bool  # larger than the std of both rows (n >= 2), and not printed as 0.0
+    test: PairedTest | None  # over the common seeds; None below three of them
 
 
 @dataclass(frozen=True)
 class Row:
-    """One initialisation in one setting.
-
-    Attributes:
-        init: Name of the initialisation.
-        runs: The runs that are averaged, by seed.
-        conflicts: Runs left out because another run claims the same seed.
-        values: (kind, metric) to seed to value, without NaN.
-    """
+    """One initialisation in one setting."""
 
     init: str
-    runs: tuple[RunRecord, ...]
-    conflicts: tuple[RunRecord, ...]
-    values: dict[tuple[str, str], dict[int, float]] = field(repr=False)
+    runs: tuple[RunRecord, ...]  # averaged, by seed
+    conflicts: tuple[RunRecord, ...]  # left out: another run claims the same seed
+    values: dict[tuple[str, str], dict[int, float]]  # (kind, metric) -> seed -> value, no NaN
 
     @property
     def all_runs(self) -> tuple[RunRecord, ...]:
@@ -91,19 +72,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """All runs of one setting.
-
-    Attributes:
-        setting: What the runs share.
-        rows: random, supervised, then the others by name.
-        problems: What is missing from this table and why.
-        baseline_name: The row that differences shall refer to, "" for the first of ``BASELINES``.
-    """
+    """All runs of one setting."""
 
     setting: Setting
-    rows: tuple[Row, ...]
-    problems: tuple[Problem, ...]
-    baseline_name: str = ""
+    rows: tuple[Row, ...]  # random, supervised, then the others by name
+    problems: tuple[Problem, ...]  # what is missing and why
+    baseline_name: str = ""  # "" for the first of BASELINES
 
     @property
     def baseline(self) -> Row | None:
@@ -146,13 +120,7 @@ class Table:
 def build_tables(records: Iterable[RunRecord], *, baseline: str = "") -> list[Table]:
     """Group runs into tables, one per setting, in the order of the settings.
 
-    Args:
-        records: Runs in any order.
-        baseline: The row that differences refer to; "" means supervised, else random. A table
-            without it says so.
-
-    Returns:
-        Tables; every run is in exactly one row of one of them, as an averaged run or as a conflict.
+    ``baseline`` names the row that differences refer to; "" means supervised, else random.
     """
     tables = []
     for setting, runs in sorted(_grouped(records, _setting_of).items()):
@@ -198,11 +166,9 @@ def _row_order(init: str) -> tuple[int, list[tuple[bool, int, str]]]:
 
 def _problems(setting: Setting, rows: Sequence[Row], baseline: str) -> Iterator[Problem]:
     """Yield what a reader has to know about missing, conflicting and mixed runs."""
-    checks = (_conflicts, _undefined_metrics, _missing_seeds, _mixed_runs)
-    for check in checks:
+    for check in (_conflicts, _undefined_metrics, _missing_seeds, _mixed_runs):
         for row in rows:
-            for message in check(row, rows):
-                yield Problem(f"row {row.init}", message)
+            yield from (Problem(f"row {row.init}", message) for message in check(row, rows))
     # The config hash knows only a training set's name there; an evaluated run has none.
     trained = [run for row in rows for run in row.runs if run.train_set]
     folders = _grouped(trained, lambda run: " + ".join(run.train_set))

@@ -45,9 +45,8 @@ def metric_curve(row: Row, kind: str, metric: str) -> tuple[Curve, list[Problem]
         final = run.value(kind, metric)
         # The last evaluation may be logged under the last iteration, counted from 0 or from 1.
         points = [point for point in points if point[0] < run.iterations - 1]
-        if final is not None and math.isfinite(final):
-            points.append((run.iterations, final))
-        series.append(points)
+        is_known = final is not None and math.isfinite(final)
+        series.append([*points, (run.iterations, final)] if is_known else points)
     return mean_curve(series), problems
 
 
@@ -60,11 +59,8 @@ def loss_curve(row: Row, key: str = "total_loss") -> tuple[Curve, list[Problem]]
 
 
 def bin_means(points: Points, *, end: float, num_bins: int = MAX_BINS) -> Points:
-    """Average the points of one seed in bins of equal width over (0, ``end``].
-
-    Returns:
-        (middle of the bin, mean value) for each bin that holds a point; the points themselves when
-        there are no more than ``num_bins``.
+    """Return (middle, mean) of the bins of equal width over (0, ``end``] that hold a point; the
+    points themselves when there are no more than ``num_bins``.
     """
     if len(points) <= num_bins or end <= 0:
         return list(points)
@@ -91,12 +87,8 @@ def mean_curve(series: Sequence[Points]) -> Curve:
 
 
 def read_series(file: Path, keys: Sequence[str]) -> tuple[dict[str, Points], list[Problem]]:
-    """Read some columns of a metrics.json (one JSON object per line, key ``iteration``).
-
-    Returns:
-        The finite values of each column that has some, by rising iteration (a line that a resumed
-        run wrote again replaces the old one), and a problem for an unreadable file or damaged
-        lines.
+    """Return the finite values of some columns of a metrics.json by rising iteration, and a problem
+    for an unreadable file or damaged lines. Lines that a resumed run wrote again replace old ones.
     """
     try:
         lines = file.read_text(encoding="utf-8").splitlines()

@@ -25,13 +25,8 @@ _ABSOLUTE = re.compile(r"(?<![\w./~-])(?:/[^\s/:,;'\"=\[\](){}]+)+/([^\s/:,;'\"=
 def keep_records(
     records: Sequence[RunRecord], pretraining: Sequence[PretrainingRun], folder: str | Path
 ) -> list[Path]:
-    """Copy what a report needs of some runs, and return the new folders.
-
-    Args:
-        records: Fine-tuning runs; each becomes ``folder/TASK/INIT_seedN``, with a number behind it
-            where two claim that name.
-        pretraining: Pre-training runs; each becomes ``folder/pretrain/NAME``.
-        folder: A new folder, or one whose records are written again.
+    """Copy what a report needs of some runs to ``folder/TASK/INIT_seedN`` and
+    ``folder/pretrain/NAME``, with a number behind a name that is taken; return the new folders.
     """
     taken: set[Path] = set()
     runs: dict[str, RunRecord] = {}

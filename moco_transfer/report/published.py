@@ -32,15 +32,15 @@ class PublishedSetting:
 
     name: str  # as `moco-transfer reference` calls it, e.g. "voc07+12 R50-C4"
     title: str  # what was trained and tested on what
-    tasks: tuple[str, ...]  # detection configs (without .yaml) that follow this protocol
-    test_set: tuple[str, ...]  # what a run of such a task must be tested on to be comparable
-    iterations: int | None
+    tasks: list[str]  # detection configs (without .yaml) that follow this protocol
+    rows: list[PublishedRow]
     batch: int  # images an iteration
-    trials: int | None  # behind each mean
     std: dict[str, float]  # column -> published std over trials
     std_source: str
-    note: str
-    rows: tuple[PublishedRow, ...]
+    test_set: Sequence[str] = ()  # that a run of such a task must have to be comparable
+    iterations: int | None = None
+    trials: int | None = None  # behind each mean
+    note: str = ""
 
     @property
     def columns(self) -> list[str]:
@@ -69,8 +69,8 @@ def published_settings() -> tuple[PublishedSetting, ...]:
 
 def setting_for_task(task: str, test_set: Sequence[str]) -> PublishedSetting | None:
     """Return the published setting that a detection config on a test set follows, or None."""
-    matches = (s for s in published_settings() if task in s.tasks and s.test_set == tuple(test_set))
-    return next(matches, None)
+    settings = published_settings()
+    return next((s for s in settings if task in s.tasks and [*s.test_set] == [*test_set]), None)
 
 
 def find_settings(words: Sequence[str]) -> list[PublishedSetting]:
@@ -97,29 +97,18 @@ def load_yaml(text: str) -> Any:
 
 
 def _setting(item: dict[str, Any]) -> PublishedSetting:
-    columns, std = item["columns"], item.get("std")
-    rows = (
-        PublishedRow(
-            row["init"],
-            row["label"],
-            dict(zip(columns, map(float, row["values"]), strict=True)),
-            _full_source(row["source"]),
-            bool(row.get("independent")),
-        )
-        for row in item["rows"]
-    )
+    """Return a setting of the data file, whose keys are the fields of the dataclasses."""
+    facts = {"batch": _load()["batch"], **item}
+    columns, std, rows = facts.pop("columns"), facts.pop("std", None), []
+    for row in facts.pop("rows"):
+        values = dict(zip(columns, map(float, row["values"]), strict=True))
+        source, independent = _full_source(row["source"]), bool(row.get("independent"))
+        rows.append(PublishedRow(row["init"], row["label"], values, source, independent))
     return PublishedSetting(
-        name=item["name"],
-        title=item["title"],
-        tasks=tuple(item["tasks"]),
-        test_set=tuple(item.get("test") or ()),
-        iterations=item.get("iterations"),
-        batch=item.get("batch", _load()["batch"]),
-        trials=item.get("trials"),
+        **facts,
+        rows=rows,
         std=dict(zip(columns, std["values"], strict=True)) if std else {},
         std_source=_full_source(std["source"]) if std else "",
-        note=item.get("note", ""),
-        rows=tuple(rows),
     )
 
 

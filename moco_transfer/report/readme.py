@@ -19,15 +19,7 @@ def marked_paths(text: str) -> list[tuple[str, ...]]:
 
 
 def insert_between_markers(text: str, content: str, paths: tuple[str, ...] = ()) -> str:
-    """Replace what stands between the two markers of the section that names ``paths``.
-
-    Args:
-        text: The whole Markdown file.
-        content: Markdown to stand between the markers, which stay.
-        paths: Which section is meant.
-
-    Returns:
-        The new text of the file; inserting the same content twice changes nothing.
+    """Return ``text`` with ``content`` between the two markers of the section that names ``paths``.
 
     Raises:
         ValueError: If a marker is missing, occurs more than once, or the order is wrong.

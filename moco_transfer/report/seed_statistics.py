@@ -1,8 +1,4 @@
-"""Mean, sample standard deviation and the paired t test, in plain Python.
-
-Student's distribution is computed from the regularised incomplete beta function, which saves scipy
-as a dependency; the tests hold it to scipy's numbers.
-"""
+"""Mean, sample standard deviation and the paired t test, without scipy as a dependency."""
 
 from __future__ import annotations
 
@@ -22,11 +18,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Two-sided paired t test of "the mean difference is 0".
-
-    ``t`` is infinite when all differences are equal and not 0. ``t`` and ``p`` are NaN when all
-    differences are 0.
-    """
+    """Two-sided paired t test: t is infinite for equal differences, t and p are NaN for zeros."""
 
     n: int
     t: float
@@ -46,9 +38,8 @@ def summarize(values: Iterable[float]) -> Summary:
 def paired_t_test(a: Sequence[float], b: Sequence[float]) -> PairedTest:
     """Test whether ``a`` and ``b``, paired by position (seed), differ in the mean.
 
-    Returns:
-        t = mean(d) / (std(d) / sqrt(n)) with d = a - b, and p = P(abs(T) >= abs(t)) for Student's T
-        with n - 1 degrees of freedom.
+    t = mean(d) / (std(d) / sqrt(n)) with d = a - b, and p = P(abs(T) >= abs(t)) for Student's T
+    with n - 1 degrees of freedom.
 
     Raises:
         ValueError: If the lengths differ or there are fewer than two pairs.

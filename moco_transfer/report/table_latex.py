@@ -1,8 +1,5 @@
 r"""The transfer tables as LaTeX, laid out as in the MoCo paper: mean, std and, in brackets, the gap
-to the baseline row.
-
-A document needs ``\usepackage{booktabs}`` and ``\usepackage{xcolor}``. A gap is green or red only
-where it exceeds the std of both rows, so never at n = 1.
+to the baseline row, in colour where it exceeds the std of both rows.
 """
 
 from __future__ import annotations
@@ -38,10 +35,8 @@ _ESCAPES = {
 def render_latex(tables: Sequence[Table], problems: Sequence[Problem] = ()) -> str:
     r"""Return one ``table`` environment per setting, for ``\input``.
 
-    Args:
-        tables: From :func:`moco_transfer.report.build_tables`.
-        problems: Files that could not be used. They and the tables' warnings become comments: the
-            author sees them, the paper does not print them.
+    Problems with files and the tables' warnings become comments: the author sees them, the paper
+    does not print them.
     """
     blocks = [_comment(_PREAMBLE), *map(_comment, separation_sentences(tables))]
     blocks += [_environment(table, number) for number, table in enumerate(tables, start=1)]

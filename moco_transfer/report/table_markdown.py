@@ -11,11 +11,8 @@ from .sentences import legend_sentences, separation_sentences, setting_sentence
 
 
 def render_markdown(tables: Sequence[Table], problems: Sequence[Problem] = ()) -> str:
-    """Return all tables as one Markdown text, each with its legend and its warnings below it.
-
-    Args:
-        tables: From :func:`moco_transfer.report.build_tables`.
-        problems: Files that could not be used; they are named after the last table.
+    """Return all tables as one Markdown text, each with its legend and its warnings below it, and
+    the files that could not be used at the end.
     """
     blocks = [_bullets(separation_sentences(tables))]
     for table in tables:

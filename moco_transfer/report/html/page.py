@@ -7,18 +7,17 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup
 
 from ..aggregate import Table
-from ..cells import Grid, run_caveats, transfer_grid, trials_grid
+from ..cells import run_caveats, transfer_grid, trials_grid
 from ..pretraining import PretrainingRun, read_config
-from ..records import CONFIG_FILE, Problem, RunRecord, text_of
+from ..records import CONFIG_FILE, Problem, text_of
 from ..sentences import finding_sentences, legend_sentences, separation_sentences, setting_sentence
 from ..table_csv import render_csv
 from ..table_latex import render_latex
@@ -34,15 +33,13 @@ from .plots import (
 )
 from .svg import inline_svg, swatch
 
-ENVIRONMENT_FILE = "env.txt"
 #: What `sheet` and `neighbours` write; the first ending that is there is embedded.
 SHEET_NAME, NEIGHBOURS_NAME = "detections", "neighbours"
 _ENDINGS = {".svg": "image/svg+xml", ".png": "image/png", ".jpg": "image/jpeg"}
 _TALL_INCHES = 8.0  # a higher panel is folded away
 
 
-@dataclass(frozen=True)
-class Image:
+class Image(NamedTuple):
     """An embedded image: what it shows, and its data as a URI."""
 
     caption: str
@@ -59,13 +56,8 @@ def render_page(
 ) -> str:
     """Return the page as one HTML text; the same runs give the same text.
 
-    Args:
-        tables: From :func:`moco_transfer.report.build_tables`; their runs' folders are read again,
-            for curves and configs.
-        problems: Files that could not be used.
-        pretraining: From :func:`moco_transfer.report.pretraining.find_pretraining`.
-        folders: Where sheets of detections may lie, apart from the folders of the runs.
-        title: Title of the page.
+    The folders of the tables' runs are read again, for curves and configs. ``folders`` are other
+    places where sheets of detections may lie.
     """
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_template),
@@ -74,6 +66,11 @@ def render_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals |= {
+        "run_caveats": run_caveats,
+        "differences": _differences,
+        "text_of": text_of,
+    }
     return environment.get_template("page.html").render(
         title=title,
         sections=[_section(table, number, folders) for number, table in enumerate(tables, start=1)],
@@ -102,14 +99,13 @@ def _section(table: Table, number: int, folders: Sequence[str | Path]) -> dict[s
     plots, unread = _plots([*curve_panels(table), *breakdowns], anchor)
     swatches = {init: Markup(swatch(style)) for init, style in row_styles(table).items()}
     configs = {run.folder: text_of(run.folder, CONFIG_FILE) for run in table.runs}
-    shown = next(filter(None, configs.values()), "")
     anchors = {folder: f"{anchor}-run-{i}" for i, folder in enumerate(configs, start=1)}
     return {
         "anchor": anchor,
         "title": table.setting.task,
         "sentence": setting_sentence(table),
         "findings": finding_sentences(table),
-        "grids": [_for_page(transfer_grid(table, kind)) for kind in table.kinds],
+        "grids": [transfer_grid(table, kind) for kind in table.kinds],
         "legend": legend_sentences(table, emphasis="green or red, with ▲ or ▼,"),
         "problems": [*table.problems, *unread],
         "swatches": swatches,
@@ -117,27 +113,11 @@ def _section(table: Table, number: int, folders: Sequence[str | Path]) -> dict[s
         "plots": plots,
         "sheet": _sheet(table, folders),
         "trials": trials_grid(table, anchors),
-        "config": shown,
-        "runs": [
-            {
-                "anchor": anchors[run.folder],
-                "title": f"{run.init}, seed {run.seed}: {run.folder}",
-                "facts": _facts(run, bool(configs[run.folder])),
-                "differs": _differences(shown, configs[run.folder]),
-                "environment": text_of(run.folder, ENVIRONMENT_FILE),
-            }
-            for run in table.runs
-        ],
+        "config": next(filter(None, configs.values()), ""),
+        "configs": configs,
+        "anchors": anchors,
+        "runs": table.runs,
     }
-
-
-def _for_page(grid: Grid) -> Grid:
-    """Move pre-training to the end, so that on a narrow screen the numbers stand next to the name;
-    the sentence above the table has the engine.
-    """
-    shown = [name for name in grid.rows[0] if name not in ("pre-train", "engine")]
-    shown += ["pre-train"] if "pre-train" in grid.rows[0] else []
-    return replace(grid, rows=tuple({name: row[name] for name in shown} for row in grid.rows))
 
 
 def _pretraining(run: PretrainingRun, number: int) -> dict[str, Any]:
@@ -149,8 +129,6 @@ def _pretraining(run: PretrainingRun, number: int) -> dict[str, Any]:
         "run": run,
         "plots": _plots(pretraining_panels(run), anchor)[0],
         "neighbours": embed_image(Path(run.folder) / NEIGHBOURS_NAME, caption),
-        "config": text_of(run.folder, CONFIG_FILE),
-        "environment": text_of(run.folder, ENVIRONMENT_FILE),
     }
 
 
@@ -192,30 +170,6 @@ def embed_image(stem: Path, caption: str) -> Image | None:
         if file.is_file():
             return Image(caption, _data_uri(kind, file.read_bytes()))
     return None
-
-
-def _facts(run: RunRecord, has_config: bool) -> list[tuple[str, str]]:
-    weights, stamp = run.weights, run.weights.get("stamp") or {}
-    epoch = None if stamp.get("epoch") is None else f"epoch {stamp['epoch']}"
-    trained = (stamp.get("mechanism"), stamp.get("arch"), epoch)
-    processes = f"{run.world_size} process{'' if run.world_size == 1 else 'es'}"
-    seconds = f"{run.wall_sec:.0f} s, " if run.wall_sec is not None else ""
-    facts = {
-        "command": run.command or "not recorded by this run",
-        "config": run.config + ("" if has_config else " (config.yaml is not in the folder)"),
-        "config hash": run.config_hash,
-        "weights": weights.get("path") or "none: random initialisation",
-        "weights' sha256": weights.get("sha256"),
-        "pre-trained by": ", ".join(str(part) for part in trained if part),
-        "trained on": " + ".join(run.train_set),
-        "tested on": " + ".join(run.test_set),
-        "engine, norm": f"{run.engine}, {run.norm}, {processes}",
-        "duration": f"{seconds}{run.iterations} iterations",
-        "versions": ", ".join(f"{name} {version}" for name, version in run.versions.items()),
-        "commit": run.git,
-        "marks": "; ".join(run_caveats(run)),
-    }
-    return [(name, value) for name, value in facts.items() if value]
 
 
 def _differences(base: str, own: str) -> list[tuple[str, str, str]]:
