@@ -1,10 +1,10 @@
-"""The whole road on generated images, on a CPU, in minutes: pre-train, convert, fine-tune, table.
+"""The whole pipeline on generated images: pre-train, convert, fine-tune, table; minutes on a CPU.
 
-Draws a pool of object images and a detection set of scenes, pre-trains a ResNet-18 with MoCo
-(without labels) and another one supervised (with the pool's labels), converts both, fine-tunes the
-same detector from random, supervised and MoCo weights with several seeds, and prints the transfer
-table. Each step says what it does, what it wrote, and the command that does it by hand. A second
-call with the same --output goes on where the first stopped.
+Draws a pool of object images and a detection set of scenes. Pre-trains a ResNet-18 with MoCo
+(without labels) and another one supervised (with the pool's labels), and converts both. Fine-tunes
+the same detector from random, supervised and MoCo weights with several seeds, and prints the
+transfer table. Each step prints what it does, the command that does it by hand, and what it wrote.
+A second call with the same --output continues where the first stopped.
 """
 
 from __future__ import annotations
@@ -13,214 +13,105 @@ import argparse
 import os
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 EPILOG = """example:
   moco-transfer demo --output demo_output            (what `make demo` runs)
 """
 
-POOL_PICTURES, POOL_SIZE = 4000, 72
+POOL_IMAGES, POOL_SIZE = 4000, 72
 SCENES, SCENE_SIZE = {"train": 100, "test": 200}, 160
-PICTURE_SEED = 0
+IMAGE_SEED = 0
+
+_Step = tuple[str, str, list[str], Path | None]  # title, verb, words, result (None: always run)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``demo``."""
-    parser.add_argument(
-        "--output",
-        default="demo_output",
-        metavar="DIR",
-        help="folder for everything (default: demo_output)",
-    )
-    parser.add_argument(
-        "--seeds",
-        type=int,
-        default=3,
-        metavar="N",
-        help="fine-tuning runs per initialisation (default: 3)",
-    )
+    text = "folder for everything (default: demo_output)"
+    parser.add_argument("--output", default="demo_output", metavar="DIR", help=text)
+    text = "fine-tuning runs per initialisation (default: 3)"
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help=text)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo; returns the exit status of the step that failed, or 0."""
     from ..runtime.errors import InputError
+    from .main import main
 
     if args.seeds < 1:
         raise InputError(f"--seeds must be at least 1, got {args.seeds}.")
-    out = Path(args.output)
     started = time.time()
-    _draw_images(out)
-    for step in _preparation(out):
-        status = step.run()
+    _draw_images(Path(args.output))
+    for title, verb, words, result in _steps(Path(args.output), args.seeds):
+        print(f"\n=== {title}\n    by hand: moco-transfer {verb} {shlex.join(words)}", flush=True)
+        if result is not None and result.exists():
+            print(f"    {result} exists already.", flush=True)
+            continue
+        step_started = time.time()
+        resume = ["--resume"] if verb == "pretrain" else []  # has no effect on a new run
+        status = main([verb, *resume, *words])
         if status:
             return status
-    status = _fine_tune(out, args.seeds)
-    if status == 0:
-        print(
-            f"The demo took {(time.time() - started) / 60:.1f} minutes. It shows that the road"
-            f" works and which way the numbers point on generated\nimages with {args.seeds}"
-            " seeds; it says nothing about real ones. For those, see 'Your own images' in"
-            " README.md."
-        )
-    return status
-
-
-class _Step:
-    """One command of the road, skipped where its result is there already."""
-
-    def __init__(
-        self,
-        number: str,
-        title: str,
-        verb: str,
-        words: Sequence[str],
-        result: Path,
-        *,
-        resumable: bool = False,
-    ) -> None:
-        self.number, self.title, self.verb, self.words, self.result = (
-            number,
-            title,
-            verb,
-            list(words),
-            result,
-        )
-        self.resumable = resumable
-
-    def announce(self) -> bool:
-        """Say what the step does and by which command; return whether it is still to be done."""
-        _say(f"[{self.number}] {self.title}")
-        print(f"    by hand: moco-transfer {self.verb} {shlex.join(self.words)}", flush=True)
-        if self.result.exists():
-            print(f"    {self.result} is there already; going on.", flush=True)
-        return not self.result.exists()
-
-    def arguments(self) -> list[str]:
-        """Return the words after the verb; a step that was interrupted goes on."""
-        words = [*self.words]
-        if self.resumable:  # options stand before the KEY VALUE pairs
-            words[2:2] = ["--resume"]
-        return words
-
-    def run(self) -> int:
-        """Run the command in this process and return its exit status."""
-        from .main import main
-
-        if not self.announce():
-            return 0
-        started = time.time()
-        status = main([self.verb, *self.arguments()])
-        if status == 0:
-            print(f"    wrote {self.result} in {time.time() - started:.0f} s", flush=True)
-        return status
-
-
-def _preparation(out: Path) -> list[_Step]:
-    from ..config import load_pretrain_config
-
-    titles = {
-        "moco": "pre-train a ResNet-18 with MoCo on the pool, without labels",
-        "supervised": "pre-train the same ResNet-18 with the pool's labels",
-    }
-    steps, conversions = [], []
-    for i, (mechanism, title) in enumerate(titles.items()):
-        epochs = load_pretrain_config(f"demo_{mechanism}").SOLVER.EPOCHS
-        last, target = (
-            out / mechanism / f"checkpoint_{epochs:04d}.pth",
-            out / mechanism / "backbone.pkl",
-        )
-        words = [
-            "--config-file",
-            f"demo_{mechanism}",
-            "DATA.ROOT",
-            str(out / "pool"),
-            "OUTPUT_DIR",
-            str(out / mechanism),
-        ]
-        steps.append(_Step(f"{i + 2}/5", title, "pretrain", words, last, resumable=True))
-        conversions.append(
-            _Step(
-                "4/5",
-                f"convert the {mechanism} checkpoint to a detector's backbone",
-                "convert",
-                [str(last), str(target)],
-                target,
-            )
-        )
-    return steps + conversions
-
-
-def _fine_tune(out: Path, seeds: int) -> int:
-    """Fine-tune from all initialisations and print the table; a small detector uses a second core
-    badly, a second detector uses it well.
-    """
-    from .main import main
-
-    # One engine on every machine, so that the demo's table is the README's also where Detectron2 is
-    # installed.
-    words = [
-        "--output",
-        str(out / "runs"),
-        "--engine",
-        "torchvision",
-        "--tasks",
-        "demo_R_18_FPN",
-        "--seeds",
-        str(seeds),
-        "--init",
-        "random",
-    ]
-    words += [
-        word
-        for init in ("supervised", "moco")
-        for word in ("--init", f"{init}={out / init / 'backbone.pkl'}")
-    ]
-    words += [*_dataset_words(out), "--jobs", str(min(2, os.cpu_count() or 1)), "--no-timing"]
-    _say(
-        f"[5/5] fine-tune the same detector from random, supervised and MoCo weights, {seeds} seeds"
-        " each, and make the table"
+        if result is not None:
+            print(f"    wrote {result} in {time.time() - step_started:.0f} s", flush=True)
+    print(
+        f"The demo took {(time.time() - started) / 60:.1f} minutes. It shows that the pipeline"
+        f" works and which way the numbers\npoint on generated images with {args.seeds} seeds, not"
+        " what they are on real ones. For those see 'own data' in the docs."
     )
-    print(f"    by hand: moco-transfer benchmark {shlex.join(words)}\n", flush=True)
-    return main(["benchmark", *words])
-
-
-def _dataset_words(out: Path) -> list[str]:
-    scenes = out / "scenes"
-    return [
-        word
-        for split in SCENES
-        for word in ("--dataset", f"demo_{split}=voc:{scenes}:{split}:{scenes / 'classes.txt'}")
-    ]
+    return 0
 
 
 def _draw_images(out: Path) -> None:
     from ..data.scenes import CLASSES, write_pool, write_voc_scenes
 
-    _say(
-        f"[1/5] draw {POOL_PICTURES} images of one object (the pool) and {sum(SCENES.values())}"
-        " scenes of 1 to 6 objects"
-    )
+    pool, scenes = out / "pool", out / "scenes"
     print(
-        f"    {len(CLASSES)} classes, told apart by shape and texture, not by colour:"
-        f" {', '.join(CLASSES)}"
-    )
-    finished = out / "scenes" / "classes.txt"  # the last file that is written
-    if finished.exists():
-        print(f"    {out / 'pool'} and {out / 'scenes'} are there already; going on.")
-        return
-    started = time.time()
-    write_pool(out / "pool", count=POOL_PICTURES, size=POOL_SIZE, seed=PICTURE_SEED)
-    objects = write_voc_scenes(out / "scenes", splits=SCENES, size=SCENE_SIZE, seed=PICTURE_SEED)
-    counts = ", ".join(
-        f"{SCENES[split]} {split} scenes with {count} objects" for split, count in objects.items()
-    )
-    print(
-        f"    wrote {out / 'pool'} and {out / 'scenes'} ({counts}) in"
-        f" {time.time() - started:.0f} s",
+        f"\n=== [1/5] draw {POOL_IMAGES} images of one object (the pool) and"
+        f" {sum(SCENES.values())} scenes of 1 to 6 objects\n    {len(CLASSES)} classes that differ"
+        f" in shape and texture, not in colour: {', '.join(CLASSES)}",
         flush=True,
     )
+    if (scenes / "classes.txt").exists():  # the last file that is written
+        print(f"    {pool} and {scenes} exist already.")
+        return
+    started = time.time()
+    write_pool(pool, count=POOL_IMAGES, size=POOL_SIZE, seed=IMAGE_SEED)
+    objects = write_voc_scenes(scenes, splits=SCENES, size=SCENE_SIZE, seed=IMAGE_SEED)
+    counts = ", ".join(
+        f"{SCENES[split]} {split} scenes, {n} objects" for split, n in objects.items()
+    )
+    print(f"    wrote {pool} and {scenes} ({counts}) in {time.time() - started:.0f} s", flush=True)
 
 
-def _say(text: str) -> None:
-    print(f"\n=== {text}", flush=True)
+def _steps(out: Path, seeds: int) -> Iterator[_Step]:
+    from ..config import load_pretrain_config
+
+    titles = {
+        "moco": "[2/5] pre-train a ResNet-18 with MoCo on the pool, without labels",
+        "supervised": "[3/5] pre-train the same ResNet-18 with the pool's labels",
+    }
+    checkpoints = {}
+    for name, title in titles.items():
+        epochs = load_pretrain_config(f"demo_{name}").SOLVER.EPOCHS
+        checkpoints[name] = out / name / f"checkpoint_{epochs:04d}.pth"
+        words = ["--config-file", f"demo_{name}", "DATA.ROOT", str(out / "pool")]
+        yield title, "pretrain", [*words, "OUTPUT_DIR", str(out / name)], checkpoints[name]
+    for name, checkpoint in checkpoints.items():
+        title = f"[4/5] convert the {name} checkpoint to a detector's backbone"
+        target = out / name / "backbone.pkl"
+        yield title, "convert", [str(checkpoint), str(target)], target
+    title = f"[5/5] fine-tune the same detector from three initialisations, {seeds} seeds each"
+    # One engine on every machine, so that the table is that of the documentation.
+    words = ["--output", str(out / "runs"), "--engine", "torchvision", "--tasks", "demo_R_18_FPN"]
+    words += ["--seeds", str(seeds), "--init", "random"]
+    for name in ("supervised", "moco"):
+        words += ["--init", f"{name}={out / name / 'backbone.pkl'}"]
+    for split in SCENES:
+        scenes = out / "scenes"
+        words += ["--dataset", f"demo_{split}=voc:{scenes}:{split}:{scenes / 'classes.txt'}"]
+    # A small detector uses a second core badly, a second run uses it well.
+    words += ["--jobs", str(min(2, os.cpu_count() or 1)), "--no-timing"]
+    yield title, "benchmark", words, None

@@ -1,5 +1,5 @@
-"""Say what works on this machine: versions, devices, engines, data sets, and the next step for what
-does not.
+"""Report what works on this machine: versions, devices, engines, data sets, and the next step for
+what does not.
 """
 
 from __future__ import annotations
@@ -7,14 +7,15 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+from collections.abc import Callable
+from typing import Any
 
 EPILOG = """example:
   moco-transfer doctor
 """
 
 TESTED_PAIR = "torch 2.11.0 and torchvision 0.26.0"
-_WIDTH = 24
-_ABSENT = "not installed"
+_VERSIONS = ("python", "torch", "CUDA", "torchvision", "detectron2", "pycocotools", "OpenCV")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,196 +23,111 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report; 0 when pre-training, conversion, fine-tuning and evaluation can run here."""
+    """Print the report; 0 if pre-training, conversion, fine-tuning and evaluation can run here."""
     for name, version in _versions().items():
-        print(f"{name:{_WIDTH}} {version}")
-    checks = [_torch(), _operators(), _pycocotools(), _opencv()]
-    for works, line in checks:
-        print(("ok    " if works else "FAILS ") + line)
-    for works, line in (_detectron2(), _native()):  # nothing needs them
-        print(("ok    " if works else "note  ") + line)
-    for line in (_data(), _threads()):
-        print("note  " + line)
-    return 0 if all(works for works, _ in checks) else 1
+        print(f"{name:24} {version}")
+    works = True
+    for probe, remedy in (
+        (
+            _torch,
+            "Nothing trains, converts or evaluates without torch. Install it from pytorch.org.",
+        ),
+        (_operators, f"Install a pair that fits together, such as {TESTED_PAIR}."),
+        (_pycocotools, "pip install pycocotools"),
+        (_opencv, "pip install opencv-python-headless"),
+    ):
+        works &= _print_check("FAILS", probe, remedy)
+    remedy = "Nothing else needs it: train uses the embedded engine."
+    _print_check("note ", _detectron2, remedy)
+    remedy = "Without them torch's operators do the same more slowly."
+    _print_check("note ", _compiled_loops, remedy)
+    print(f"note  {_data()}")
+    threads = os.environ.get("OMP_NUM_THREADS", "not set")
+    print(f"note  {os.cpu_count()} cores; OMP_NUM_THREADS={threads}")
+    return 0 if works else 1
+
+
+def _print_check(failure: str, probe: Callable[[], str], remedy: str) -> bool:
+    """Print what a probe returns, or why it fails and the remedy; return whether it works."""
+    try:
+        print(f"ok    {probe()}")
+        return True
+    except Exception as error:  # packages that do not fit together fail at import in many ways
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        print(f"{failure} {probe.__name__.strip('_').replace('_', ' ')}: {reason}. {remedy}")
+        return False
 
 
 def _versions() -> dict[str, str]:
-    """Return the versions of what a run stands on, also of what is absent, and then of the rest."""
+    """Return the versions of what a run needs, missing packages included, then the rest."""
     from ..runtime.environment import package_versions
 
     found = package_versions()
-    opencv = [
-        f"{version} ({name})" for name, version in found.items() if name.startswith("opencv-python")
-    ]
-    first = {
-        "python": found.pop("python"),
-        "torch": found.pop("torch", _ABSENT),
-        "CUDA": _cuda(),
-        "torchvision": found.pop("torchvision", _ABSENT),
-        "detectron2": found.pop("detectron2", _ABSENT),
-        "pycocotools": found.pop("pycocotools", _ABSENT),
-        "OpenCV": ", ".join(opencv) or _ABSENT,
-    }
-    return first | {
-        name: version for name, version in found.items() if not name.startswith("opencv-python")
-    }
-
-
-def _reason(error: Exception) -> str:
-    """Return an exception's first line; libraries that do not belong together fail at import in
-    many ways and at length.
-    """
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def _cuda() -> str:
+    names = [name for name in found if name.startswith("opencv-python")]
+    found["OpenCV"] = ", ".join(f"{found.pop(name)} ({name})" for name in names) or "not installed"
     try:
         import torch
+
+        device = "" if torch.cuda.is_available() else ", no device"
+        built = torch.version.cuda
+        found["CUDA"] = f"{built} in torch{device}" if built else "none: a CPU build of torch"
     except Exception:
-        return "unknown: torch does not import"
-    if torch.version.cuda is None:
-        return "none: this torch was built without it"
-    return f"{torch.version.cuda} in torch" + ("" if torch.cuda.is_available() else ", no device")
+        found["CUDA"] = "unknown: torch does not import"
+    return {name: found.pop(name, "not installed") for name in _VERSIONS} | found
 
 
-def _torch() -> tuple[bool, str]:
-    try:
-        import torch
-    except Exception as error:
-        return (
-            False,
-            (
-                f"torch does not import ({_reason(error)}); nothing trains, converts or evaluates"
-                " without. Install it as pytorch.org says."
-            ),
-        )
-    if torch.cuda.is_available():
-        names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-        return True, f"torch {torch.__version__}, CUDA {torch.version.cuda}: {names}"
-    return (
-        True,
-        (
-            f"torch {torch.__version__} on the CPU ({torch.get_num_threads()} threads); no CUDA"
-            " device is seen"
-        ),
-    )
+def _torch() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        threads = torch.get_num_threads()
+        return f"torch {torch.__version__} on the CPU ({threads} threads); no CUDA device"
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return f"torch {torch.__version__}, CUDA {torch.version.cuda}: {', '.join(names)}"
 
 
-def _operators() -> tuple[bool, str]:
-    try:
-        import torch
-    except Exception:
-        return False, "torchvision's detection operators need torch. Mend torch first."
-    try:
-        import torchvision  # noqa: F401 - registers the operators
+def _operators() -> str:
+    import torch
+    import torchvision  # noqa: F401 - registers the operators
 
-        torch.ops.torchvision.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([1.0]), 0.5)
-    except Exception as error:
-        # torchvision's C++ operators load only with the torch they were built for; how that fails
-        # varies by version.
-        return (
-            False,
-            (
-                f"torchvision's operators do not load ({_reason(error)}). Install a pair that"
-                f" belongs together, such as {TESTED_PAIR}."
-            ),
-        )
-    return True, "torchvision's detection operators (the embedded engine runs)"
+    # The C++ operators load only with the torch that they were built for.
+    torch.ops.torchvision.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([1.0]), 0.5)
+    return "torchvision's detection operators (the embedded engine runs)"
 
 
-def _pycocotools() -> tuple[bool, str]:
-    try:
-        importlib.import_module("pycocotools.mask")
-    except Exception as error:
-        return (
-            False,
-            (
-                f"COCO AP and masks: pycocotools does not import ({_reason(error)}). pip install"
-                " pycocotools"
-            ),
-        )
-    return True, "COCO AP and masks (pycocotools)"
+def _pycocotools() -> str:
+    importlib.import_module("pycocotools.mask")
+    return "COCO AP and masks (pycocotools)"
 
 
-def _opencv() -> tuple[bool, str]:
-    try:
-        import cv2
-
-        version = cv2.__version__
-    except Exception as error:
-        return (
-            False,
-            (
-                f"what predict and demo draw: OpenCV does not import ({_reason(error)}). pip"
-                " install opencv-python-headless"
-            ),
-        )
-    return True, f"what predict and demo draw (OpenCV {version})"
+def _opencv() -> str:
+    cv2: Any = importlib.import_module("cv2")
+    return f"drawings of predict, sheet and demo (OpenCV {cv2.__version__})"
 
 
-def _detectron2() -> tuple[bool, str]:
-    from ..finetune.engines import (
-        DETECTRON2_GUIDE,
-        DETECTRON2_TRIED,
-        detectron2_is_installed,
-        detectron2_problem,
-    )
+def _detectron2() -> str:
+    from ..finetune import engines
 
-    problem = detectron2_problem()
+    problem, tried = engines.detectron2_problem(), f"tested: {engines.DETECTRON2_TRIED}"
     if problem is None:
-        detectron2 = importlib.import_module("detectron2")
-        return (
-            True,
-            (
-                f"Detectron2 {detectron2.__version__} (train --engine detectron2 runs, and auto"
-                f" takes it; tested: {DETECTRON2_TRIED})"
-            ),
-        )
-    if detectron2_is_installed():
-        return (
-            False,
-            (
-                f"Detectron2 is installed but does not load: {problem}. Install the module it"
-                " names, if it names one; else build Detectron2 again for this torch as"
-                f" {DETECTRON2_GUIDE} says (tested: {DETECTRON2_TRIED}). train takes the embedded"
-                " engine meanwhile."
-            ),
-        )
-    return (
-        False,
-        (
-            "Detectron2 is not installed; nothing here needs it, train takes the embedded engine."
-            f" For --engine detectron2 install it as {DETECTRON2_GUIDE} says (tested:"
-            f" {DETECTRON2_TRIED})."
-        ),
+        version = importlib.import_module("detectron2").__version__
+        return f"Detectron2 {version} (train --engine detectron2 and auto use it; {tried})"
+    state = f"it does not load ({problem})"
+    if not engines.detectron2_is_installed():
+        state = "not installed"
+    raise RuntimeError(
+        f"{state}; for --engine detectron2 install it as {engines.DETECTRON2_GUIDE} says ({tried})"
     )
 
 
-def _native() -> tuple[bool, str]:
-    try:
-        from ..data.views.native import OFF, available
-    except Exception as error:
-        return (
-            False,
-            (
-                "the compiled loops of pre-training's images cannot be looked at"
-                f" ({_reason(error)}). Mend what fails above first."
-            ),
-        )
-    if available():
-        return True, "the compiled loops of pre-training's images"
-    if os.environ.get(OFF):
-        return (
-            False,
-            f"the compiled loops of pre-training's images are switched off; unset {OFF}.",
-        )
-    return (
-        False,
-        (
-            "the compiled loops of pre-training's images are not there; torch's operators do the"
-            " same more slowly. Install a C compiler, then moco-transfer again."
-        ),
-    )
+def _compiled_loops() -> str:
+    from ..data.views import native
+
+    if native.available():
+        return "the compiled loops of the two-view pipeline"
+    if os.environ.get(native.OFF):
+        raise RuntimeError(f"switched off; unset {native.OFF}")
+    raise RuntimeError("not built; install a C compiler, then moco-transfer again")
 
 
 def _data() -> str:
@@ -219,13 +135,5 @@ def _data() -> str:
 
     root = datasets_root()
     found = [name for name in ("coco", "VOC2007", "VOC2012") if (root / name).is_dir()]
-    state = f"holds {', '.join(found)}" if found else "holds neither coco, VOC2007 nor VOC2012"
-    return (
-        f"{DATASETS_VARIABLE}"
-        f" {'is ' + str(root) if DATASETS_VARIABLE in os.environ else 'is not set (datasets/ is used)'}:"
-        f" {state}"
-    )
-
-
-def _threads() -> str:
-    return f"{os.cpu_count()} cores; OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'not set')}"
+    value = str(root) if DATASETS_VARIABLE in os.environ else "not set (datasets/ is used)"
+    return f"{DATASETS_VARIABLE} is {value}: holds {', '.join(found) or 'no data set'}"

@@ -1,5 +1,4 @@
-"""What the command line says of Detectron2: where it is not installed, where it does not load, and
-where it runs. Needs no Detectron2.
+"""The command line if Detectron2 is not installed, does not load, or works.
 
 Seen red under: auto taking an installed Detectron2 that does not load.
 """
@@ -100,30 +99,31 @@ def test_engine__unknown_word(capsys):
     assert "Unknown engine 'detecton2'. Did you mean 'detectron2'?" in capsys.readouterr().err
 
 
-def test_doctor__without_detectron2_names_the_next_step():
-    result = run(ABSENT, "doctor")
-    assert result.returncode == 0, result.stderr
-    (line,) = [line for line in result.stdout.splitlines() if "Detectron2 is not installed" in line]
+@pytest.fixture
+def not_imported(monkeypatch):
+    """Forget Detectron2, and our engine on it, for a test."""
+    for name in list(sys.modules):
+        if name.split(".")[0] == "detectron2" or "detectron2_engine" in name:
+            monkeypatch.delitem(sys.modules, name)
+
+
+def test_doctor__without_detectron2(not_imported, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "detectron2", None)
+    assert main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if "detectron2: not installed" in line]
     assert line.startswith("note ") and DETECTRON2_GUIDE in line and TESTED in line
 
 
-def test_doctor__a_detectron2_that_does_not_load(broken):
-    program = "import sys; from moco_transfer.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    result = run(program, "doctor", extra_path=broken)
-    assert result.returncode == 0, result.stderr
-    (line,) = [
-        line
-        for line in result.stdout.splitlines()
-        if "Detectron2 is installed but does not load" in line
-    ]
-    assert (
-        line.startswith("note ")
-        and "does not load: _C.so: undefined symbol: _ZN3c10. Install the module it names" in line
-    )
-    assert "build Detectron2 again for this torch" in line and DETECTRON2_GUIDE in line
+def test_doctor__a_detectron2_that_does_not_load(not_imported, broken, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(broken)
+    assert main(["doctor"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "does not load" in line]
+    assert line.startswith("note ") and DETECTRON2_GUIDE in line
+    assert "_C.so: undefined symbol: _ZN3c10" in line
 
 
 @pytest.mark.detectron2
-def test_doctor__a_detectron2_that_works():
-    program = "import sys; from moco_transfer.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    assert "ok    Detectron2 0." in run(program, "doctor").stdout
+def test_doctor__a_detectron2_that_works(capsys):
+    assert main(["doctor"]) == 0
+    assert "ok    Detectron2 0." in capsys.readouterr().out
