@@ -32,16 +32,6 @@ VIEW_KERNELS = Extension(
     optional=True,
 )
 
-# The same way, where libjpeg-turbo's headers are: decodes no more of a JPEG than the crops need.
-# Without, all of it is decoded.
-PARTIAL_JPEG = Extension(
-    "moco_transfer.data.views.partial_jpeg",
-    sources=["moco_transfer/data/views/partial_jpeg.c"],
-    extra_compile_args=["-O3"],
-    libraries=["jpeg"],
-    optional=True,
-)
-
 setup(
     name="moco-transfer",
     version=VERSION,
@@ -69,7 +59,7 @@ setup(
         "moco_transfer.report": ["*.yaml"],
         "moco_transfer.report.html": ["templates/*"],
     },
-    ext_modules=[VIEW_KERNELS, PARTIAL_JPEG],
+    ext_modules=[VIEW_KERNELS],
     install_requires=[
         # A range: CUDA users keep the build they have. From 2.6 on, weights_only loading is safe.
         # Detectron2 is on no package index and is never required.

@@ -34,11 +34,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench_published import MEAN, STD, published_chain  # noqa: E402
 
 from moco_transfer.data.images.folder import ImageFolder, find_images  # noqa: E402
-from moco_transfer.data.images.pack import pack  # noqa: E402
-from moco_transfer.data.images.pack_reader import open_pack  # noqa: E402
+from moco_transfer.data.images.pack import PackSettings, pack  # noqa: E402
+from moco_transfer.data.images.sources import open_indexed  # noqa: E402
 from moco_transfer.data.views import native  # noqa: E402
-from moco_transfer.data.views.two_views import Views  # noqa: E402
-from moco_transfer.data.views.view_batch import finish  # noqa: E402
+from moco_transfer.data.views.view_batch import ViewMaker, Views, finish  # noqa: E402
 
 BATCH = 32
 
@@ -58,7 +57,7 @@ def run_ours(views: Views, places: list[int], epoch: int, *, to_float: bool) -> 
     """Make all images' views, batch by batch; to uint8, or to normalised floats."""
     mean, std = tuple(255 * v for v in MEAN), tuple(255 * v for v in STD)
     for start in range(0, len(places), BATCH):
-        batch = views.__getitems__([(epoch, index) for index in places[start : start + BATCH]])
+        batch = views[[(epoch, index) for index in places[start : start + BATCH]]]
         if to_float:
             for view, colours in zip(batch["views"], batch["colours"], strict=True):
                 finish(view, colours, mean, std)
@@ -82,16 +81,12 @@ def main() -> None:
     folder = find_images(args.data)
     places = [i % len(folder) for i in range(args.images)]
     chain = published_chain(args.size)
-    settings = {
-        "recipe": "v2",
-        "size": args.size,
-        "crop_scale": (0.2, 1.0),
-        "seed": 0,
-        "pipeline": "fast",
-    }
+    make_views = ViewMaker("v2", args.size, (0.2, 1.0), 2, "fast")
     with tempfile.TemporaryDirectory() as temporary:
-        pack(folder, temporary, form="raw")
-        from_files, from_cache = Views(folder, **settings), Views(open_pack(temporary), **settings)
+        pack(folder, temporary, PackSettings("raw"))
+        from_files, from_cache = (
+            Views(source, make_views, seed=0) for source in (folder, open_indexed(temporary))
+        )
         ways = {
             "reference": lambda _: run_reference(folder, places, chain),
             "cpu": lambda epoch: run_ours(from_files, places, epoch, to_float=True),

@@ -43,8 +43,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench_published import OwnProcess, PublishedStep, published_chain  # noqa: E402
 
 from moco_transfer.config import load_pretrain_config  # noqa: E402
-from moco_transfer.data.images.folder import ImageFolder, find_images, read_rgb  # noqa: E402
-from moco_transfer.data.views.prefetch import to_device  # noqa: E402
+from moco_transfer.data.images.decode import read_rgb  # noqa: E402
+from moco_transfer.data.images.folder import ImageFolder, find_images  # noqa: E402
+from moco_transfer.data.views.loading import to_device  # noqa: E402
 from moco_transfer.pretrain.build import build_run  # noqa: E402
 from moco_transfer.pretrain.build_data import build_loader, open_images, plan_run  # noqa: E402
 from moco_transfer.pretrain.trainer import step  # noqa: E402

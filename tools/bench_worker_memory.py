@@ -29,7 +29,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from moco_transfer.data.images.folder import ImageFolder, PathList  # noqa: E402
+from moco_transfer.data.images.folder import ImageFolder  # noqa: E402
+from moco_transfer.data.images.image_source import name_table  # noqa: E402
 from moco_transfer.data.views.loading import Loader, plan_batches  # noqa: E402
 from moco_transfer.data.views.view_batch import ViewMaker  # noqa: E402
 
@@ -67,7 +68,7 @@ def measure(folder: Path, count: int, args: argparse.Namespace) -> list[list[tup
         (folder / f"n{i:08d}").mkdir(exist_ok=True)
     source = ImageFolder(
         folder,
-        PathList(list(names(count))),
+        name_table(names(count)),
         np.arange(count, dtype=np.int64) % 1000,
         tuple(map(str, range(1000))),
     )

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         required=True,
         metavar="DIR",
-        help="images: what DATA.ROOT of pretrain takes, tar shards excepted",
+        help="images: what DATA.ROOT of pretrain takes, a stream of tar shards excepted",
     )
     encoder_options.add_how(parser)
     parser.add_argument(
@@ -71,8 +71,7 @@ def run(args: argparse.Namespace) -> int:
         InputError: If the checkpoint or the images cannot be used, or a number does not fit.
     """
     from ..data.images.labelled import LabelledBatches
-    from ..data.images.shard_index import ShardSet
-    from ..data.images.sources import open_source
+    from ..data.images.sources import open_indexed
     from ..pretrain.features import extract_features, trunk_of
     from ..pretrain.neighbours import draw_neighbours, draw_pool, nearest_neighbours, spread_queries
     from ..runtime.distributed import is_main_process, start_processes, stop_processes
@@ -82,13 +81,7 @@ def run(args: argparse.Namespace) -> int:
     for option in ("queries", "k", "pool"):
         if getattr(args, option) < 1:
             raise InputError(f"--{option} must be at least 1, got {getattr(args, option)}.")
-    source = open_source(args.data)
-    if isinstance(source, ShardSet):
-        raise InputError(
-            f"{args.data} holds tar shards, which are read as a stream. Unpack some of its images"
-            " into a folder."
-        )
-    pool = draw_pool(source, args.pool)
+    pool = draw_pool(open_indexed(args.data), args.pool)
     found = encoder_options.open_encoder(args)
     if args.features == "head" and not found.has_head:
         raise InputError(

@@ -1,10 +1,9 @@
-"""Pack a folder of images into a few large files that data workers map into memory, for faster
-reading.
+"""Pack images into tar shards (WebDataset's layout) with an index, for faster reading.
 
-As they are (--as original), made smaller and encoded again (--as jpeg), or as bare pixels (--as
-raw), which need no decoding at all but about 1.5 times the space of a full-size ImageNet. What
-happened to the pixels stands in DST/pack.json and in the config of every run that trains on DST. An
-interrupted packing goes on where it was.
+As they are (--as original), encoded again smaller (--as jpeg), or as raw pixels (--as raw), which
+need no decoding but about 1.5 times the space of a full-size ImageNet. Local shards are read in the
+same order as the folder. What happened to the pixels is recorded in DST/pack.json and in the config
+of every run that trains on DST. Run again after an interruption, it continues.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=4096,
         metavar="N",
-        help="images in a file (default 4096)",
+        help="images in a shard (default 4096)",
     )
     parser.add_argument(
         "--workers",
@@ -74,9 +73,8 @@ def run(args: argparse.Namespace) -> int:
     """
     from tqdm import tqdm
 
-    from ..data.images.pack import pack
-    from ..data.images.pack_reader import check_pack, open_pack
-    from ..data.images.sources import open_source
+    from ..data.images.pack import PackSettings, check_pack, pack
+    from ..data.images.sources import open_indexed
     from ..runtime.errors import InputError
 
     if args.check:
@@ -88,16 +86,11 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(
             "--size must be at least 8, --images-per-shard at least 1, --workers at least 0."
         )
-    source = open_source(args.src)
-    settings = {
-        "form": args.form,
-        "shorter_side": args.size,
-        "images_per_shard": args.images_per_shard,
-        "num_workers": args.workers,
-    }
+    source = open_indexed(args.src)
+    settings = PackSettings(args.form, args.size, args.images_per_shard)
     with tqdm(total=len(source), desc="packing", unit="images", disable=None) as bar:
-        left_out = pack(source, args.dst, on_image=bar.update, **settings)
-    for sentence in left_out:
-        print(f"left out {sentence}")
-    print(open_pack(args.dst).describe())
+        left_out = pack(source, args.dst, settings, num_workers=args.workers, on_image=bar.update)
+    for reason in left_out:
+        print(f"left out {reason}")
+    print(open_indexed(args.dst).describe())
     return 0

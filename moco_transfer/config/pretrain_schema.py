@@ -22,18 +22,10 @@ ARCHS = (
     "resnet50_w4x",
 )
 ARCHS += ("resnet18_cifar", "resnet34_cifar", "resnet50_cifar")
-LAYOUTS = (
-    "auto",
-    "folders",
-    "flat",
-    "list",
-    "cifar10",
-    "shards",
-    "pack",
-)  # as data/sources.py has them, which config may not import
+# As data/images/sources.py has them, which config may not import.
+LAYOUTS = ("auto", "folders", "flat", "list", "cifar10", "shards")
 MECHANISMS = ("moco", "memory_bank", "end_to_end", "supervised")
-PIPELINES = ("fast", "reference")  # as data/view_batch.py has them
-DECODERS = ("worker", "device")
+PIPELINES = ("fast", "reference")  # as data/views/view_batch.py has them
 AUGMENTATIONS = ("v1", "v2", "cifar", "supervised")
 SCHEDULES = ("step", "cosine", "exponential")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -51,29 +43,28 @@ PRETRAIN_DEFAULTS: dict[str, Any] = {
     "DATA": {
         # What to train on, one of:
         #   a folder of images, with or without class folders below it, searched recursively; of a
-        #   data set's root, train/ (train2017/,
-        #     JPEGImages/) is taken;
-        #   a list file: one path per line, relative to the file, with or without a label behind it;
+        #     data set's root, train/ (train2017/, JPEGImages/) is used;
+        #   a list file: one path per line, relative to the file, with or without a label;
         #   CIFAR-10: train/<class>/*.jpg, that as .tar.gz, cifar-10-batches-bin/ or
-        #   cifar-10-batches-py/; tar shards, read as a stream (extra "shards"): a folder of them,
-        #   /data/train-{000..146}.tar, https://…, pipe:COMMAND, or an
-        #     index file (.json) as webdataset's widsindex makes it;
-        #   a folder that `moco-transfer pack` wrote;
+        #     cifar-10-batches-py/;
+        #   tar shards, such as `moco-transfer pack` writes: a folder of them,
+        #     /data/train-{000..146}.tar, or an index file (.json) as webdataset's widsindex makes
+        #     it. https://… and pipe:COMMAND are read as a stream (extra "shards");
         #   a data set's name below DETECTRON2_DATASETS: coco_2017_train, voc_2007_trainval, …
         "ROOT": "",
-        # "auto" goes by what ROOT is. "folders", "flat", "list", "cifar10", "shards" and "pack"
-        # insist; "folders" takes every top folder as a class.
+        # "auto" goes by what ROOT is. "folders", "flat", "list", "cifar10" and "shards" insist;
+        # "folders" takes every top folder as a class.
         "LAYOUT": "auto",
         # List file whose paths are relative to ROOT instead of to itself; empty for none.
         "LIST_FILE": "",
-        # Number of images in tar shards, taken on trust: they are not counted then, which of
-        # shards by URL is the only way and of a hundred thousand local ones saves hours. It sets
-        # the length of an epoch; labels are not looked for, and to resume within an epoch each
-        # worker reads again what it had read of it (see docs/images.md). 0: count local shards; 0
-        # for everything but shards.
+        # Number of images in tar shards, taken on trust: the shards are then read as a stream and
+        # not indexed, which is the only way for shards by URL and saves hours for a hundred
+        # thousand local ones. It sets the length of an epoch; labels are not looked for, and to
+        # resume within an epoch each worker reads again what it had read of it (see
+        # docs/images.md). 0: index local shards; 0 for everything but shards.
         "NUM_IMAGES": 0,
-        # Encoded images that each data worker holds and shuffles among themselves, for shards
-        # alone; 1 keeps a shard's order.
+        # Encoded images that each data worker holds and shuffles among themselves, for a stream
+        # of shards alone; 1 keeps a shard's order.
         "SHUFFLE_BUFFER": 1000,
         # Side of the square crop, px. Paper: 224.
         "IMAGE_SIZE": 224,
@@ -91,14 +82,6 @@ PRETRAIN_DEFAULTS: dict[str, Any] = {
         # chain of the official code). Same random numbers; a view differs by rounding, see
         # docs/performance.md.
         "PIPELINE": "fast",
-        # Who decodes: "worker" (the data workers, with PIL's pixels) or "device" (usual JPEGs in
-        # batches by nvJPEG on the CUDA device that trains, the rest by the workers, which then
-        # mostly read; for PIPELINE fast). Same random numbers. nvJPEG's pixels differ from PIL's by
-        # a few levels of 255, by more along sharp coloured edges.
-        "DECODE": "worker",
-        # What decoding did to the pixels, in words; empty for nothing. Not to be set: a run fills
-        # it in from DECODE, so that its config tells.
-        "DECODED_PIXELS": "",
         # What packing did to the pixels, in words. Not to be set: a run fills it in from DATA.ROOT,
         # so that its config tells.
         "PACKED_PIXELS": "",
@@ -246,7 +229,6 @@ def check_pretrain_values(cfg: CfgNode, where: str) -> None:
         "MECHANISM": MECHANISMS,
         "DATA.AUGMENTATION": AUGMENTATIONS,
         "DATA.PIPELINE": PIPELINES,
-        "DATA.DECODE": DECODERS,
         "DATA.LAYOUT": LAYOUTS,
         "MODEL.ARCH": ARCHS,
         "SOLVER.SCHEDULE": SCHEDULES,
@@ -319,10 +301,6 @@ def _check_ranges(cfg: CfgNode, where: str) -> None:
             f"{where}: SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE} would change what MECHANISM"
             " end_to_end learns: its negatives are the mini-batch. Use ACCUMULATE 1 and a batch"
             " that fits."
-        )
-    if cfg.DATA.DECODE == "device" and cfg.DATA.PIPELINE != "fast":
-        raise InputError(
-            f"{where}: DATA.DECODE device needs DATA.PIPELINE fast, got {cfg.DATA.PIPELINE!r}."
         )
     if cfg.MOCO.SYMMETRIC and cfg.MECHANISM != "moco":
         raise InputError(

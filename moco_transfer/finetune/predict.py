@@ -25,7 +25,7 @@ from tqdm import tqdm
 from ..data.batches.geometry import ResizeAndFlip, resized_shape
 from ..data.batches.transforms import read_image, to_tensor
 from ..data.drawing import draw_detections
-from ..data.images.folder import EXTENSIONS
+from ..data.images.image_source import EXTENSIONS
 from ..evaluate.predictions import to_coco_results
 from ..runtime.errors import InputError, MissingFileError
 from ..runtime.files import atomic_write_bytes, atomic_write_text

@@ -12,10 +12,9 @@ from fvcore.common.config import CfgNode
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..data.images.image_source import ImageSource
 from ..data.images.labelled import LabelledBatches, find_labelled
-from ..data.images.packed import PixelImages
-from ..data.images.shard_index import ShardSet
-from ..data.images.sources import Images
+from ..data.images.shard_stream import ShardStream
 from ..data.views.loading import Batches, describe_batches, warn_of_another_order
 from ..models import build_encoder
 from ..runtime.checkpoint import CheckpointFolder
@@ -38,14 +37,7 @@ from .announce import (
     announce_queue,
     announce_run,
 )
-from .build_data import (
-    build_loader,
-    decoding_device,
-    evaluation_view,
-    open_images,
-    plan_run,
-    with_packed_pixels,
-)
+from .build_data import build_loader, evaluation_view, open_images, plan_run, with_packed_pixels
 from .end_to_end import EndToEnd
 from .init_from import start_from
 from .knn import KnnMonitor
@@ -107,13 +99,12 @@ def pretrain(
             "MECHANISM supervised needs images of at least two classes, found"
             f" {len(folder.class_names)}: {folder.describe()}.{uncounted}"
         )
-    if cfg.MECHANISM == "memory_bank" and isinstance(folder, ShardSet):
+    if cfg.MECHANISM == "memory_bank" and isinstance(folder, ShardStream):
         raise InputError(
             "MECHANISM memory_bank keeps a feature of each image by its number, which a stream"
-            f" of shards ({cfg.DATA.ROOT}) does not have. Unpack the shards into a folder, or use"
-            " MECHANISM moco."
+            f" of shards ({cfg.DATA.ROOT}) does not have. Copy the shards to a local folder, or"
+            " use MECHANISM moco."
         )
-    decoding_device(cfg, folder, device)
     monitor = _monitor(cfg, folder)
     checkpoints = CheckpointFolder(cfg.OUTPUT_DIR, keep=cfg.TRAIN.KEEP_CHECKPOINTS)
     last, state = (read_last(checkpoints) if resume else None) or (None, None)
@@ -178,7 +169,7 @@ def _monitored_before(metrics: Path, run: Pretraining) -> int:
     return run.iteration if broadcast_object(written) or not run.iteration else -1
 
 
-def _announce(cfg: CfgNode, folder: Images, run: Pretraining) -> None:
+def _announce(cfg: CfgNode, folder: ImageSource, run: Pretraining) -> None:
     announce_run(
         run,
         base_lr=cfg.SOLVER.BASE_LR,
@@ -238,7 +229,7 @@ def _encoder(arch: str, norm_layer, outputs: int) -> nn.Module:
 
 def build_run(
     cfg: CfgNode,
-    folder: Images,
+    folder: ImageSource,
     batches: Batches,
     device: torch.device,
     *,
@@ -301,7 +292,7 @@ def build_run(
         max_unreadable=cfg.DATA.MAX_UNREADABLE,
         num_workers=cfg.DATA.NUM_WORKERS,
         pipeline=cfg.DATA.PIPELINE,
-        decoded=getattr(folder, "form", "") == "raw" or isinstance(folder, PixelImages),
+        decoded=folder.is_raw,
         watch=_watch(cfg, model, batches),
     )
 
@@ -355,10 +346,10 @@ def _watch(cfg: CfgNode, model: nn.Module, batches: Batches) -> Watch | None:
     return Watch(negatives=negatives, patience_iterations=patience, loss_scale=model.loss_scale)
 
 
-def _monitor(cfg: CfgNode, folder: Images | ShardSet) -> KnnMonitor | None:
+def _monitor(cfg: CfgNode, folder: ImageSource) -> KnnMonitor | None:
     if not cfg.KNN.TEST:
         return None
-    if (cfg.DATA.LIST_FILE or isinstance(folder, ShardSet)) and not cfg.KNN.TRAIN:
+    if (cfg.DATA.LIST_FILE or isinstance(folder, ShardStream)) and not cfg.KNN.TRAIN:
         source = "DATA.LIST_FILE is" if cfg.DATA.LIST_FILE else "DATA.ROOT names shards"
         raise InputError(
             f"KNN.TRAIN must be given where {source}: class folders, a list file with labels, or"
@@ -382,7 +373,7 @@ def _monitor(cfg: CfgNode, folder: Images | ShardSet) -> KnnMonitor | None:
     )
 
 
-def _header(cfg: CfgNode, folder: Images) -> dict[str, Any]:
+def _header(cfg: CfgNode, folder: ImageSource) -> dict[str, Any]:
     return {
         "format": CHECKPOINT_FORMAT,
         "mechanism": cfg.MECHANISM,

@@ -5,16 +5,15 @@ from __future__ import annotations
 import torch
 from fvcore.common.config import CfgNode
 
+from ..data.images.image_source import ImageSource, IndexedSource
 from ..data.images.labelled import EvaluationView, protocol_resize
-from ..data.images.shard_index import ShardSet
-from ..data.images.sources import Images, open_source
-from ..data.views.device_decode import PIXELS as DEVICE_PIXELS
+from ..data.images.shard_stream import ShardStream
+from ..data.images.sources import open_source
 from ..data.views.loading import Batches, Loader, plan_batches
 from ..data.views.view_batch import ViewMaker
-from ..runtime.errors import InputError
 
 
-def open_images(cfg: CfgNode) -> Images:
+def open_images(cfg: CfgNode) -> IndexedSource | ShardStream:
     """Find the images that the config names; see ``open_source``."""
     return open_source(
         cfg.DATA.ROOT,
@@ -24,19 +23,18 @@ def open_images(cfg: CfgNode) -> Images:
     )
 
 
-def with_packed_pixels(cfg: CfgNode, folder: Images) -> CfgNode:
-    """Return a config that says what packing and decoding did to the pixels, so that config.yaml
-    and the checkpoints say it too.
+def with_packed_pixels(cfg: CfgNode, folder: ImageSource) -> CfgNode:
+    """Return a config that holds what packing did to the pixels, so that config.yaml and the
+    checkpoints hold it too.
     """
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.DATA.PACKED_PIXELS = getattr(folder, "pixel_change", "")
-    cfg.DATA.DECODED_PIXELS = DEVICE_PIXELS if cfg.DATA.DECODE == "device" else ""
+    cfg.DATA.PACKED_PIXELS = folder.pixel_change
     cfg.freeze()
     return cfg
 
 
-def plan_run(cfg: CfgNode, folder: Images, *, start_iteration: int) -> Batches:
+def plan_run(cfg: CfgNode, folder: ImageSource, *, start_iteration: int) -> Batches:
     """Lay down which images this process reads in each iteration; see ``plan_batches``."""
     # A run measured in iterations ends within its last epoch.
     iterations_per_epoch = max(1, len(folder) // cfg.DATA.BATCH_SIZE_TOTAL)
@@ -52,39 +50,12 @@ def plan_run(cfg: CfgNode, folder: Images, *, start_iteration: int) -> Batches:
     )
 
 
-def build_loader(cfg: CfgNode, folder: Images, batches: Batches, device: torch.device) -> Loader:
-    """Return the batches of the run, from where its plan starts.
-
-    Raises:
-        InputError: If the config has the device decode and it is no CUDA device, or the images
-            are tar shards.
-    """
+def build_loader(
+    cfg: CfgNode, folder: ImageSource, batches: Batches, device: torch.device
+) -> Loader:
+    """Return the batches of the run, from where its plan starts."""
     settings = {"num_workers": cfg.DATA.NUM_WORKERS, "pin_memory": device.type == "cuda"}
-    return Loader(
-        folder, batches, view_maker(cfg), **settings, decode_on=decoding_device(cfg, folder, device)
-    )
-
-
-def decoding_device(cfg: CfgNode, folder: Images, device: torch.device) -> torch.device | None:
-    """Return the device that decodes JPEGs in place of the data workers, or None.
-
-    Raises:
-        InputError: If the config asks for it and the device is no CUDA device, or the images are
-            tar shards, where none can be read again in place of a damaged one.
-    """
-    if cfg.DATA.DECODE == "worker":
-        return None
-    if isinstance(folder, ShardSet):
-        raise InputError(
-            f"DATA.DECODE device needs images that can be read in any order, {cfg.DATA.ROOT} is"
-            " tar shards. Use DATA.DECODE worker."
-        )
-    if device.type != "cuda":
-        raise InputError(
-            f"DATA.DECODE device decodes JPEGs on a CUDA GPU, this run is on {device.type}. Use"
-            " DATA.DECODE worker."
-        )
-    return device
+    return Loader(folder, batches, view_maker(cfg), **settings)
 
 
 def view_maker(cfg: CfgNode) -> ViewMaker:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.images.labelled import UNREADABLE_LABEL, LabelledBatches
-from ..data.views.two_views import normalize
+from ..data.views.view_batch import normalize
 from ..runtime.distributed import all_gather_rows, get_world_size
 from ..runtime.errors import InputError
 from ..runtime.run_folder import Stopped, StopRequest

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..data.images.labelled import LabelledBatches, LabelledImages
-from ..data.views.loading import end_quietly_when_told
-from ..data.views.two_views import Views, collate_views
+from ..data.views.loading import as_it_is, end_quietly_when_told
+from ..data.views.view_batch import ViewMaker, Views
 from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
 from ..runtime.distributed import get_world_size, is_main_process
 from ..runtime.environment import git_commit, package_versions
@@ -164,21 +164,14 @@ def _from_cache(cached: FeatureSet, order: ShuffledBatches) -> Iterator[tuple[Te
 def _read_images(
     task: LinearTask, order: ShuffledBatches, precision: Precision
 ) -> Iterator[dict[str, Any]]:
-    view = task.encoder.view
-    views = Views(
-        task.train,
-        recipe="supervised",
-        size=view.size,
-        crop_scale=_CROP_SCALE,
-        seed=order.protocol.seed,
-        num_views=1,
-    )
+    make_views = ViewMaker("supervised", task.encoder.view.size, _CROP_SCALE, 1)
     loader = DataLoader(
-        views,
-        batch_sampler=order,
+        Views(task.train, make_views, seed=order.protocol.seed),
+        sampler=order,
+        batch_size=None,
         num_workers=task.num_workers,
         worker_init_fn=end_quietly_when_told if task.num_workers else None,
-        collate_fn=_collate,
+        collate_fn=as_it_is,
         pin_memory=precision.device.type == "cuda",
         generator=torch.Generator(),
     )
@@ -210,12 +203,6 @@ def _from_images(
             encode(trunk, batch["views"][0], mean=view.mean, std=view.std, precision=precision),
             labels,
         )
-
-
-def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-    if not items:
-        return {"label": torch.zeros(0, dtype=torch.int64), "unreadable": [], "given_up": 0}
-    return collate_views(items)
 
 
 def _record(

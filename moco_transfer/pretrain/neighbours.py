@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.drawing import class_colour, fit, save_grid
+from ..data.images.decode import read_rgb
+from ..data.images.image_source import IndexedSource
 from ..data.images.labelled import LabelledImages
-from ..data.images.sources import IndexedImages
 from ..runtime.errors import InputError
 
 _CELL = 144  # side of an image, px
@@ -35,7 +36,7 @@ class Pool:
         indices: int64 (N,), places in the source, rising.
     """
 
-    source: IndexedImages
+    source: IndexedSource
     indices: np.ndarray
 
     def __len__(self) -> int:
@@ -45,9 +46,9 @@ class Pool:
         """Return the path of image ``index`` of the pool."""
         return self.source.name(int(self.indices[index]))
 
-    def read(self, index: int):
-        """Decode image ``index`` of the pool to RGB (PIL)."""
-        return self.source.read(int(self.indices[index]))
+    def content(self, index: int) -> bytes | memoryview:
+        """Return image ``index`` of the pool, encoded."""
+        return self.source.content(int(self.indices[index]))
 
     def class_name(self, index: int) -> str:
         """Return the class of image ``index``, "" where the source has none."""
@@ -61,7 +62,7 @@ class Pool:
         return LabelledImages(self, np.arange(len(self), dtype=np.int64), ())
 
 
-def draw_pool(source: IndexedImages, size: int, *, seed: int = 0) -> Pool:
+def draw_pool(source: IndexedSource, size: int, *, seed: int = 0) -> Pool:
     """Take at most ``size`` images of a source by chance, with a seed of its own."""
     total = len(source)
     if total <= size:
@@ -138,7 +139,7 @@ def draw_neighbours(
 
 def _pixels(pool: Pool, index: int) -> np.ndarray:
     # The middle square, as the network sees it but for its resolution.
-    image = pool.read(index)
+    image = read_rgb(pool.content(index))
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return fit(np.asarray(image.crop((left, top, left + side, top + side))), _CELL)[0]

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..data.views.prefetch import to_device
+from ..data.views.loading import to_device
 from ..data.views.view_batch import finish
 from ..runtime.checkpoint import CheckpointFolder
 from ..runtime.distributed import (

@@ -22,8 +22,10 @@ import torch
 from PIL import Image
 from torchvision.datasets.folder import default_loader
 
-from moco_transfer.data.images.folder import UNREADABLE, PathList, find_images, read_rgb
-from moco_transfer.data.views.two_views import Views, collate_views
+from moco_transfer.data.images.decode import UNREADABLE, read_rgb
+from moco_transfer.data.images.folder import find_images
+from moco_transfer.data.images.image_source import Table, name_table
+from moco_transfer.data.views.view_batch import ViewMaker, Views
 from moco_transfer.runtime.errors import InputError
 
 
@@ -186,7 +188,7 @@ def test_find_images__links_are_followed_but_not_round(tmp_path, caplog):
     (tmp_path / "root" / "a" / "z.png").symlink_to(tmp_path / "elsewhere" / "x.png")
     (tmp_path / "root" / "a" / "up").symlink_to(tmp_path / "root")
     assert list(find_images(tmp_path / "root").names) == ["a/y.png", "a/z.png", "b/x.png"]
-    assert "a/up links back to a folder that it lies in" in caplog.text
+    assert "a/up links to a folder that contains it" in caplog.text
 
 
 def test_find_images__folder_that_cannot_be_listed__error(tmp_path, monkeypatch):
@@ -208,8 +210,8 @@ def test_views__zero_bytes_and_broken_links_are_replaced_and_named(tmp_path):
         save(tmp_path / f"{i}.png", shade=200)
     (tmp_path / "6.jpg").write_bytes(b"")
     (tmp_path / "7.jpg").symlink_to(tmp_path / "nowhere.jpg")
-    views = Views(find_images(tmp_path), recipe="supervised", size=8, crop_scale=(0.2, 1.0), seed=0)
-    batch = collate_views([views[(0, i)] for i in range(8)])
+    views = Views(find_images(tmp_path), ViewMaker("supervised", 8, (0.2, 1.0)), seed=0)
+    batch = views[[(0, i) for i in range(8)]]
     assert (
         set(batch["unreadable"]) == {str(tmp_path / "6.jpg"), str(tmp_path / "7.jpg")}
         and batch["given_up"] == 0
@@ -218,9 +220,9 @@ def test_views__zero_bytes_and_broken_links_are_replaced_and_named(tmp_path):
     assert batch["index"].tolist()[:6] == list(range(6)) and max(batch["index"].tolist()) < 6
 
 
-def test_path_list__is_the_list_it_was_made_of():
+def test_table__is_the_list_it_was_made_of():
     names = ["a", "", "ü/漢", os.fsdecode(b"\xff")]
-    paths = PathList(names)
+    paths = name_table(names)
     assert (
         list(paths) == names
         and paths[-1] == names[-1]
@@ -242,8 +244,8 @@ class Spawning:
         return os.dup(fd)
 
 
-def test_path_list__is_shared_with_workers_that_are_started_afresh(monkeypatch):
-    paths = PathList([f"n{i // 10:08d}/a rather long name {i}.jpg" for i in range(2000)])
+def test_table__is_shared_with_workers_that_are_spawned(monkeypatch):
+    paths = name_table([f"n{i // 10:08d}/a rather long name {i}.jpg" for i in range(2000)])
     assert len(ForkingPickler.dumps(paths)) > 60_000  # to a file: all of it
     assert list(pickle.loads(ForkingPickler.dumps(paths))) == list(paths)
     monkeypatch.setattr(multiprocessing.context._tls, "spawning_popen", Spawning(), raising=False)
@@ -251,4 +253,5 @@ def test_path_list__is_shared_with_workers_that_are_started_afresh(monkeypatch):
     assert max(map(len, sent)) < 2000  # where the memory is, not what is in it
     for data in sent:
         assert list(pickle.loads(data)) == list(paths) and len(paths) == 2000
-    assert list(PathList([])) == []
+    assert list(name_table([])) == []
+    assert list(Table([b"a", b""], bytes)) == [b"a", b""]

@@ -1,10 +1,8 @@
-"""Packs: the same images, labels and names as the folder; whole or nothing; damage is found.
+"""Packs: the same images, labels and order as the folder; whole or nothing; damage is found.
 
-Went red under: a shard's first image counted one too far; labels not carried over; the longer
-    side made 256; a finished shard written
-again; a shard of another folder taken for finished; images that cannot be decoded packed; a
-changed file's old bytes kept (neither its size nor its time looked at); a damaged note read without
-a guard.
+Went red under: a shard's first image counted one too far; labels not carried over; the longer side
+made 256; a finished shard written again; a shard of another folder taken for finished; images that
+cannot be decoded packed; a changed file's old bytes kept.
 """
 
 from __future__ import annotations
@@ -12,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import tarfile
 
 import numpy as np
 import pytest
@@ -21,14 +20,26 @@ from torch.utils.data import DataLoader
 
 from moco_transfer.cli.main import main
 from moco_transfer.data.batches.samplers import EpochBatches
-from moco_transfer.data.images import pack as pack_module
-from moco_transfer.data.images.folder import PathList, find_images
-from moco_transfer.data.images.pack import pack
-from moco_transfer.data.images.pack_reader import Pack, check_pack, open_pack
-from moco_transfer.data.images.packed import PackedImages
+from moco_transfer.data.images.cifar10 import HeldImages
+from moco_transfer.data.images.decode import decode_pixels, encode_npy, read_rgb
+from moco_transfer.data.images.folder import find_images
+from moco_transfer.data.images.image_source import Table, name_table
+from moco_transfer.data.images.local_shards import LocalShards
+from moco_transfer.data.images.pack import PackSettings, check_pack, pack
 from moco_transfer.data.images.sources import open_source
-from moco_transfer.data.views.two_views import Views, collate_views
+from moco_transfer.data.views.loading import as_it_is
+from moco_transfer.data.views.view_batch import ViewMaker, Views
 from moco_transfer.runtime.errors import InputError, MissingFileError
+
+MAKE_VIEWS = ViewMaker("v2", 16, (0.2, 1.0), 2, "fast")
+
+
+def settings(images_per_shard=3, **more):
+    return PackSettings(images_per_shard=images_per_shard, **more)
+
+
+def written_at(dst):
+    return {path.name: path.stat().st_mtime_ns for path in sorted(dst.glob("*.tar"))}
 
 
 @pytest.fixture
@@ -44,51 +55,78 @@ def folder(tmp_path):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_pack__original_gives_the_folders_images_labels_and_names(folder, tmp_path, num_workers):
     source = find_images(folder)
-    assert pack(source, tmp_path / "p", images_per_shard=3, num_workers=num_workers) == []
+    assert pack(source, tmp_path / "p", settings(), num_workers=num_workers) == []
     packed = open_source(str(tmp_path / "p"))
-    assert isinstance(packed, Pack) and len(packed) == 7 and packed.pixel_change == ""
-    assert (
-        packed.labels.tolist() == source.labels.tolist()
-        and packed.class_names == source.class_names
-    )
+    assert isinstance(packed, LocalShards) and len(packed) == 7 and packed.pixel_change == ""
+    assert packed.labels.tolist() == source.labels.tolist()
+    assert packed.class_names == source.class_names
     for i in range(7):
-        assert np.array_equal(packed.decode(i), np.asarray(source.read(i))) and packed.name(
-            i
-        ).endswith(source.names[i])
+        assert bytes(packed.content(i)) == source.content(i)
+        assert packed.name(i).endswith(f"shard-0000{i // 3}.tar: {source.names[i]}")
     assert check_pack(tmp_path / "p") == 7
 
 
 def test_pack__raw_and_jpeg_are_made_smaller_and_say_so(folder, tmp_path):
     source = find_images(folder)
     for form in ("raw", "jpeg"):
-        pack(source, tmp_path / form, form=form, shorter_side=20)
-        packed = open_pack(tmp_path / form)
+        pack(source, tmp_path / form, PackSettings(form, 20))
+        packed = open_source(str(tmp_path / form))
+        assert packed.is_raw == (form == "raw")
         for i in range(7):
-            image = source.read(i)
+            image = read_rgb(source.content(i))
             width, height = image.size
             scale = 20 / min(image.size)
-            expected = np.asarray(
-                image.resize(
-                    (max(20, round(width * scale)), max(20, round(height * scale))), Image.BILINEAR
-                )
-            )
-            got = packed.decode(i)
+            size = max(20, round(width * scale)), max(20, round(height * scale))
+            expected = np.asarray(image.resize(size, Image.BILINEAR))
+            got = decode_pixels(packed.content(i))
             assert min(got.shape[:2]) == 20 and got.shape == expected.shape
-            assert (
-                np.array_equal(got, expected)
-                if form == "raw"
-                else np.abs(got.astype(int) - expected).mean() < 4
-            )
-        assert "shorter side at most 20 px" in packed.pixel_change and (
-            "JPEG quality 95" in packed.pixel_change
-        ) == (form == "jpeg")
-    pack(source, tmp_path / "large", form="raw", shorter_side=400)
-    assert np.array_equal(
-        open_pack(tmp_path / "large").decode(2), np.asarray(source.read(2))
-    )  # nothing is made larger
+            if form == "raw":
+                assert np.array_equal(got, expected)
+            assert np.abs(got.astype(int) - expected).mean() < 4
+        assert "shorter side at most 20 px" in packed.pixel_change
+        assert ("JPEG quality 95" in packed.pixel_change) == (form == "jpeg")
 
 
-def test_pack__an_interrupted_packing_goes_on(folder, tmp_path, monkeypatch):
+def test_pack__raw_is_plain_npy_that_gives_the_views_of_the_original(folder, tmp_path):
+    """Nothing is made larger; and anybody reads the members with tar and numpy.load."""
+    source = find_images(folder)
+    pack(source, tmp_path / "p", PackSettings("raw", 400))
+    packed = open_source(str(tmp_path / "p"))
+    with tarfile.open(tmp_path / "p" / "shard-00000.tar") as archive:
+        names = archive.getnames()
+        assert names[:2] == ["class0/0.npy", "class0/0.cls"]
+        pixels = np.load(io.BytesIO(archive.extractfile(names[0]).read()))
+    assert np.array_equal(pixels, decode_pixels(source.content(0)))
+    places = [(epoch, i) for epoch in range(2) for i in range(7)]
+    for pipeline in ("fast", "reference"):
+        make = ViewMaker("v2", 16, (0.2, 1.0), 2, pipeline)
+        a, b = (Views(images, make, seed=0)[places] for images in (source, packed))
+        assert torch.equal(a["views"], b["views"]) and torch.equal(a["label"], b["label"])
+
+
+@pytest.mark.parametrize(
+    "pixels", [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((4, 0, 3), np.uint8)]
+)
+def test_decode_pixels__refuses_arrays_that_are_no_images(pixels):
+    with pytest.raises(ValueError, match="expected uint8"):
+        decode_pixels(encode_npy(pixels))
+    with pytest.raises(ValueError):
+        decode_pixels(encode_npy(np.zeros((4, 4, 3), np.uint8))[:-1])
+
+
+def test_pack__names_that_webdataset_would_misread(tmp_path):
+    for name in ("a.b.jpg", "a.png", "a.jpg", "x/__y__.png", "__meta__/z.png"):
+        (tmp_path / "src" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "src" / name)
+    source = find_images(tmp_path / "src")
+    pack(source, tmp_path / "p", PackSettings())
+    packed = open_source(str(tmp_path / "p"))
+    assert [bytes(packed.content(i)) for i in range(5)] == [source.content(i) for i in range(5)]
+    names = [packed.name(i).split(": ")[1] for i in range(5)]
+    assert names[1:3] == ["a_b.jpg", "a.jpg"] and names[3] == "000000003.png"
+
+
+def test_pack__an_interrupted_packing_continues(folder, tmp_path):
     source, dst = find_images(folder), tmp_path / "p"
     calls = []
 
@@ -98,155 +136,112 @@ def test_pack__an_interrupted_packing_goes_on(folder, tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pack(source, dst, images_per_shard=2, on_image=stop)
-    with pytest.raises(MissingFileError, match="no finished pack"):
-        open_pack(dst)
+        pack(source, dst, settings(2), on_image=stop)
+    with pytest.raises(MissingFileError, match="unfinished pack"):
+        open_source(str(dst))
     assert not list(dst.glob("*.tmp"))
-    written = []
-    write = pack_module._write_shard
-    monkeypatch.setattr(
-        pack_module,
-        "_write_shard",
-        lambda dst, number, *args: written.append(number) or write(dst, number, *args),
-    )
-    pack(source, dst, images_per_shard=2)
-    assert written == [2, 3]
-    assert [
-        np.array_equal(open_pack(dst).decode(i), np.asarray(source.read(i))) for i in range(7)
-    ] == [True] * 7
+    before = written_at(dst)
+    assert sorted(before) == ["shard-00000.tar", "shard-00001.tar"]
+    pack(source, dst, settings(2))
+    assert before.items() <= written_at(dst).items()
+    packed = open_source(str(dst))
+    assert [bytes(packed.content(i)) for i in range(7)] == [source.content(i) for i in range(7)]
 
 
-def test_pack__damage_is_found_and_only_what_is_damaged_is_written_anew(folder, tmp_path):
+def test_pack__damage_is_found_and_only_what_is_damaged_is_written_again(folder, tmp_path):
     source, dst = find_images(folder), tmp_path / "p"
-    pack(source, dst, images_per_shard=3)
-    data = bytearray((dst / "shard-00001.bin").read_bytes())
-    data[10] ^= 1
-    (dst / "shard-00001.bin").write_bytes(data)
-    open_pack(dst)
-    with pytest.raises(InputError, match=r"shard-00001\.bin is not what was written"):
+    pack(source, dst, settings())
+    data = bytearray((dst / "shard-00001.tar").read_bytes())
+    data[600] ^= 1
+    (dst / "shard-00001.tar").write_bytes(data)
+    assert len(open_source(str(dst))) == 7
+    with pytest.raises(InputError, match=r"shard-00001\.tar is not what was written"):
         check_pack(dst)
-    (dst / "shard-00000.bin").write_bytes(b"short")
+    (dst / "shard-00000.tar").write_bytes(b"short")
     with pytest.raises(InputError, match="has 5 bytes"):
-        open_pack(dst)
-    before = (dst / "shard-00002.bin").stat().st_mtime_ns
-    pack(source, dst, images_per_shard=3)
-    assert check_pack(dst) == 7 and (dst / "shard-00002.bin").stat().st_mtime_ns == before
-    (dst / "shard-00001.npz").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"shard-00001\.npz is not what was written"):
-        open_pack(dst)
-    (dst / "pack.json").write_text("{")
-    with pytest.raises(InputError, match="damaged"):
-        open_pack(dst)
+        open_source(str(dst))
+    before = written_at(dst)
+    pack(source, dst, settings())
+    after = written_at(dst)
+    assert [name for name in after if after[name] == before[name]] == ["shard-00002.tar"]
+    assert check_pack(dst) == 7
+    (dst / "shard-00002.tar").unlink()
+    with pytest.raises(MissingFileError, match="unfinished pack"):
+        open_source(str(dst))
+    for content, sentence in (("{", "damaged"), ('{"format": "moco_transfer.pack/1"}', "format")):
+        (dst / "pack.json").write_text(content)
+        with pytest.raises(InputError, match=sentence):
+            open_source(str(dst))
 
 
-def test_pack__what_was_changed_or_repaired_since_is_packed_anew_and_nothing_else(
-    folder, tmp_path, caplog
-):
-    """The files' sizes and times count, not their names alone; in one shard, while the others stay
-    as they are.
-    """
+def test_pack__what_was_changed_since_is_packed_again_and_nothing_else(folder, tmp_path, caplog):
+    """The files' sizes and times count, not their names alone."""
     (folder / "class1" / "bad.jpg").write_bytes(b"no image")
     dst = tmp_path / "p"
-    assert len(pack(find_images(folder), dst, images_per_shard=3)) == 1
-    before = {path.name: path.stat().st_mtime_ns for path in dst.glob("*.bin")}
-    pack(find_images(folder), dst, images_per_shard=3)
-    assert {
-        path.name: path.stat().st_mtime_ns for path in dst.glob("*.bin")
-    } == before and not caplog.records
+    assert len(pack(find_images(folder), dst, settings())) == 1
+    before = written_at(dst)
+    pack(find_images(folder), dst, settings())
+    assert written_at(dst) == before and not caplog.records
     Image.new("RGB", (40, 30), (9, 9, 9)).save(folder / "class1" / "bad.jpg")
-    assert (
-        pack(find_images(folder), dst, images_per_shard=3) == []
-        and "have changed since" in caplog.text
-    )
-    after = {path.name: path.stat().st_mtime_ns for path in dst.glob("*.bin")}
-    assert [name for name in sorted(after) if after[name] != before[name]] == ["shard-00002.bin"]
-    assert check_pack(dst) == 8 and open_pack(dst).decode(7)[0, 0].tolist() == [9, 9, 9]
+    assert pack(find_images(folder), dst, settings()) == []
+    assert "have changed since" in caplog.text
+    after = written_at(dst)
+    assert [name for name in after if after[name] != before[name]] == ["shard-00002.tar"]
+    packed = open_source(str(dst))
+    assert check_pack(dst) == 8 and decode_pixels(packed.content(7))[0, 0].tolist() == [9, 9, 9]
     changed = folder / "class0" / "0.png"  # the same number of bytes, another image
-    data = changed.read_bytes()
-    Image.fromarray(255 - np.asarray(Image.open(changed))).save(folder / "other.png")
-    other = (folder / "other.png").read_bytes()
-    (folder / "other.png").unlink()
-    size = max(len(data), len(other))
-    changed.write_bytes(data.ljust(size, b"\0"))
-    pack(find_images(folder), dst, images_per_shard=3)
-    changed.write_bytes(other.ljust(size, b"\0"))
-    pack(find_images(folder), dst, images_per_shard=3)
-    assert np.array_equal(open_pack(dst).decode(0), np.asarray(find_images(folder).read(0)))
-
-
-@pytest.mark.parametrize("note", ["{", "[]", '{"origin": 1}', ""])
-def test_pack__a_damaged_note_costs_its_shard_alone(folder, tmp_path, caplog, note):
-    source, dst = find_images(folder), tmp_path / "p"
-    pack(source, dst, images_per_shard=3)
-    before = (dst / "shard-00000.bin").stat().st_mtime_ns
-    (dst / "shard-00001.json").write_text(note)
-    assert pack(source, dst, images_per_shard=3) == []
-    assert (
-        "shard-00001.json is damaged" in caplog.text
-        and (dst / "shard-00000.bin").stat().st_mtime_ns == before
-    )
-    assert check_pack(dst) == 7
+    data, buffer = changed.read_bytes(), io.BytesIO()
+    Image.fromarray(255 - np.asarray(Image.open(changed))).save(buffer, "PNG")
+    size = max(len(data), len(buffer.getvalue()))
+    for content in (data, buffer.getvalue()):
+        changed.write_bytes(content.ljust(size, b"\0"))
+        pack(find_images(folder), dst, settings())
+    assert bytes(open_source(str(dst)).content(0)) == changed.read_bytes()
 
 
 def test_pack__held_images_count_by_their_bytes(tmp_path):
-    def held(colour):
-        buffer = io.BytesIO()
-        Image.new("RGB", (8, 8), (colour, 0, 0)).save(buffer, "PNG")
-        return PackedImages(
-            "held",
-            PathList(["a.png"]),
-            buffer.getvalue(),
-            np.array([0, len(buffer.getvalue())]),
-            np.zeros(0, np.int64),
-        )
-
     for colour in (10, 20):
-        pack(held(colour), tmp_path / "p")
-        assert open_pack(tmp_path / "p").decode(0)[0, 0, 0] == colour
+        pixels = encode_npy(np.full((8, 8, 3), colour, np.uint8))
+        labels = np.zeros(1, np.int64)
+        held = HeldImages("held", name_table(["a"]), Table([pixels], bytes), labels, ("x",))
+        pack(held, tmp_path / "p", PackSettings())
+        packed = open_source(str(tmp_path / "p"))
+        assert decode_pixels(packed.content(0))[0, 0, 0] == colour
 
 
-def test_pack__refuses_a_folder_with_another_pack_and_leaves_out_what_cannot_be_decoded(
-    folder, tmp_path
-):
+def test_pack__refuses_another_pack_and_leaves_out_what_cannot_be_decoded(folder, tmp_path):
     (folder / "class0" / "bad.jpg").write_bytes(b"no image")
-    left_out = pack(find_images(folder), tmp_path / "p", images_per_shard=4)
+    left_out = pack(find_images(folder), tmp_path / "p", settings(4))
     assert len(left_out) == 1 and "bad.jpg" in left_out[0]
-    packed = open_pack(tmp_path / "p")
+    packed = open_source(str(tmp_path / "p"))
     assert len(packed) == 7 and not any("bad.jpg" in packed.name(i) for i in range(7))
     assert packed.labels.tolist() == [0] * 4 + [1] * 3
-    with pytest.raises(InputError, match="another form"):
-        pack(find_images(folder), tmp_path / "p", form="raw", images_per_shard=4)
-    with pytest.raises(InputError, match="other images"):
-        pack(find_images(folder / "class1"), tmp_path / "p", images_per_shard=4)
+    for other, form in ((folder, "raw"), (folder / "class1", "original")):
+        with pytest.raises(InputError, match="other images or of another form"):
+            pack(find_images(other), tmp_path / "p", settings(4, form=form))
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_pack__several_processes_read_it_at_once(folder, tmp_path, context):
-    pack(find_images(folder), tmp_path / "p", form="raw", images_per_shard=3)
-    views = Views(
-        open_pack(tmp_path / "p"),
-        recipe="v2",
-        size=16,
-        crop_scale=(0.2, 1.0),
-        seed=0,
-        pipeline="fast",
-    )
+    pack(find_images(folder), tmp_path / "p", settings(form="raw"))
+    views = Views(open_source(str(tmp_path / "p")), MAKE_VIEWS, seed=0)
     order = EpochBatches(7, batch_size_total=3, epochs=2, seed=0)
     loader = DataLoader(
         views,
-        batch_sampler=order,
+        batch_size=None,
+        sampler=order,
         num_workers=2,
-        collate_fn=collate_views,
+        collate_fn=as_it_is,
         multiprocessing_context=context,
     )
     for batch, places in zip(loader, order, strict=True):
-        assert torch.equal(batch["views"], views.__getitems__(places)["views"])
-    assert pickle.loads(pickle.dumps(views))[(0, 1)]["label"] == 0
+        assert torch.equal(batch["views"], views[places]["views"])
+    assert pickle.loads(pickle.dumps(views))[[(0, 1)]]["label"].tolist() == [0]
 
 
 def test_cli_pack__packs_checks_and_refuses(folder, tmp_path, capsys):
     assert main(["pack", str(folder), str(tmp_path / "p"), "--as", "raw", "--size", "16"]) == 0
-    assert "7 images in 2 classes packed in" in capsys.readouterr().out
+    assert "7 images in 2 classes in 1 shards" in capsys.readouterr().out
     assert main(["pack", "--check", str(tmp_path / "p")]) == 0
     assert "every byte as it was written" in capsys.readouterr().out
     assert json.loads((tmp_path / "p" / "pack.json").read_text())["images"] == 7

@@ -29,9 +29,8 @@ from moco_transfer.data.images.decode import BUFFER_BYTES, UNREADABLE, decode_pi
 from moco_transfer.data.images.folder import find_images
 from moco_transfer.data.views import native
 from moco_transfer.data.views.augmentation import RECIPES, ViewParameters, draw_parameters
-from moco_transfer.data.views.loading import Loader, plan_batches
-from moco_transfer.data.views.two_views import Views, collate_views
-from moco_transfer.data.views.view_batch import ViewMaker, finish, resized_crop
+from moco_transfer.data.views.loading import Loader, as_it_is, plan_batches
+from moco_transfer.data.views.view_batch import ViewMaker, Views, finish, resized_crop
 from moco_transfer.runtime.seed import derive_seed
 
 
@@ -48,8 +47,8 @@ def images(tmp_path_factory):
 
 
 def views_of(root, **kwargs):
-    settings = {"recipe": "v2", "size": 48, "crop_scale": (0.2, 1.0), "seed": 0} | kwargs
-    return Views(find_images(root), **settings)
+    settings = {"recipe": "v2", "size": 48, "crop_scale": (0.2, 1.0)} | kwargs
+    return Views(find_images(root), ViewMaker(**settings), seed=0)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +101,7 @@ def test_pipelines__same_views_from_the_same_place(back_end, images, recipe):
     )
     nothing = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     places = [(epoch, index) for epoch in range(4) for index in range(6)]
-    ours, theirs = fast.__getitems__(places), reference.__getitems__(places)
+    ours, theirs = fast[places], reference[places]
     assert torch.equal(ours["index"], theirs["index"]) and "colours" not in theirs
     for v in range(2):
         difference = (
@@ -119,20 +118,16 @@ def test_fast__a_function_of_seed_epoch_and_index_with_any_workers(images):
     order = EpochBatches(6, batch_size_total=3, epochs=3, seed=0)
     for num_workers in (0, 2):
         loader = DataLoader(
-            views, batch_sampler=order, num_workers=num_workers, collate_fn=collate_views
+            views, batch_size=None, sampler=order, num_workers=num_workers, collate_fn=as_it_is
         )
         for batch, places in zip(loader, order, strict=True):
             assert batch["views"].shape == (2, 3, 3, 48, 48) and batch["views"].dtype == torch.uint8
             for n, place in enumerate(places):
-                item = views[place]
-                assert torch.equal(item["views"], batch["views"][:, n]) and torch.equal(
-                    item["colours"], batch["colours"][:, n]
+                item = views[[place]]
+                assert torch.equal(item["views"][:, 0], batch["views"][:, n]) and torch.equal(
+                    item["colours"][:, 0], batch["colours"][:, n]
                 )
-                assert item["index"] == int(batch["index"][n]) == place[1]
-    assert torch.equal(
-        collate_views([views[(0, i)] for i in range(3)])["views"],
-        views.__getitems__([(0, i) for i in range(3)])["views"],
-    )
+                assert int(item["index"]) == int(batch["index"][n]) == place[1]
 
 
 def test_loader__a_worker_told_to_stop_does_not_interrupt_the_training_process(images):
@@ -175,7 +170,7 @@ def test_fast__unreadable_images_are_replaced_as_in_the_reference(images, tmp_pa
         (tmp_path / f"{i}.png").write_bytes((images / f"{2 * (i % 3)}.png").read_bytes())
     (tmp_path / "1.png").write_bytes(b"\xff\xd8not an image")
     fast, reference = (
-        views_of(tmp_path, pipeline=pipeline).__getitems__([(0, i) for i in range(4)])
+        views_of(tmp_path, pipeline=pipeline)[[(0, i) for i in range(4)]]
         for pipeline in ("fast", "reference")
     )
     assert fast["unreadable"] == reference["unreadable"] and set(fast["unreadable"]) == {
@@ -184,7 +179,7 @@ def test_fast__unreadable_images_are_replaced_as_in_the_reference(images, tmp_pa
     assert torch.equal(fast["index"], reference["index"]) and int(fast["index"][1]) != 1
     for i in range(4):
         (tmp_path / f"{i}.png").write_bytes(b"")
-    assert views_of(tmp_path, pipeline="fast").__getitems__([(0, 0)])["given_up"] == 1
+    assert views_of(tmp_path, pipeline="fast")[[(0, 0)]]["given_up"] == 1
 
 
 def _encoded(mode, form, **settings):
@@ -216,7 +211,7 @@ def test_decode_pixels__gives_pils_pixels(buffer):
         _encoded("RGB", "JPEG", comment=b"x" * 60_000),
     ]
     for data in files:
-        assert np.array_equal(decode_pixels(data, buffer), np.asarray(read_rgb(io.BytesIO(data))))
+        assert np.array_equal(decode_pixels(data, buffer), np.asarray(read_rgb(data)))
 
 
 def test_decode_pixels__unreadable_exactly_where_pil_is():

@@ -1,10 +1,10 @@
-"""Tar shards: what they hold, who reads which, in which order, and what a damaged one does.
+"""Tar shards: what they hold; local ones are read as a folder is, others as a stream: who reads
+which, in which order, and what a damaged one does.
 
 The images have one colour each, so a batch says which images it is made of.
 
 Went red under: keys up to the last dot; no look for the end of the archive; the index kept for a
-    changed shard; the same shards for all processes,
-or for all workers; the same order in each epoch; a resumed worker that takes the stream of its own
+changed shard; the same shards for all processes, or for all workers; the same order in each epoch; a resumed worker that takes the stream of its own
 number, gives used images again, or skips nothing; blocks not shuffled, or all alike; views
 without the epoch; an unreadable image replaced from the wrong place; a transfer opened again from
 the start, or its failure not asked for; an error left to the worker; numbers of images not
@@ -31,19 +31,20 @@ import torch
 from PIL import Image
 from shard_tools import number_of, png, write_shards, write_tar
 
-from moco_transfer.data.images import shard_reader
+from moco_transfer.data.images import shard_stream, tar_index
 from moco_transfer.data.images.folder import find_images
-from moco_transfer.data.images.shard_count import INDEX_FILE, count_images
-from moco_transfer.data.images.shard_order import ShardBatches
+from moco_transfer.data.images.local_shards import LocalShards
+from moco_transfer.data.images.shard_stream import ShardStream
 from moco_transfer.data.images.sources import open_source
-from moco_transfer.data.views.loading import Loader, warn_of_another_order
-from moco_transfer.data.views.two_views import ViewMaker, Views
+from moco_transfer.data.images.tar_index import INDEX_FILE, index_shard
+from moco_transfer.data.views import shard_order
+from moco_transfer.data.views.loading import Loader, plan_batches, warn_of_another_order
+from moco_transfer.data.views.shard_order import ShardBatches
+from moco_transfer.data.views.view_batch import ViewMaker, Views
 from moco_transfer.runtime.errors import InputError, MissingFileError
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("webdataset") is None,
-    reason="webdataset is not installed (extra 'shards')",
-)
+pytest.importorskip("webdataset", reason="webdataset is not installed (extra 'shards')")
+tariterators = importlib.import_module("webdataset.tariterators")
 
 MAKE_VIEWS = ViewMaker("supervised", 8, (0.2, 1.0), 1)
 
@@ -57,6 +58,13 @@ def plan(source, **more) -> ShardBatches:
         "shuffle_buffer": 5,
     } | more
     return ShardBatches(source, **settings)
+
+
+def stream(folder) -> ShardStream:
+    """Open local shards as a stream of counted ones."""
+    files = sorted(folder.glob("*.tar"))
+    counts = np.array([len(index_shard(file)) for file in files])
+    return ShardStream(str(folder), tuple(map(str, files)), int(counts.sum()), counts)
 
 
 def read(batches: ShardBatches, make_views=MAKE_VIEWS) -> list[dict]:
@@ -98,23 +106,31 @@ def test_open_shards__counts_what_webdataset_reads(tmp_path):
         ("漢字-009.jpg", png(9)),
     ]  # fmt: skip
     path = write_tar(tmp_path / "odd.tar", members)
-    streamed = list(shard_reader.read_shard(str(path)))
-    names = [name.removeprefix(f"{path}: ") for name, _, _ in streamed]
-    assert names == [
-        "000.jpg",
-        "001.PNG",
-        "003.webp",
-        "./006.jpeg",
-        "sub.dir/007.png",
-        "sub.dir/008.jpg",
-        "漢字-009.jpg",
+    expected = [
+        ("000.jpg", 1),
+        ("001.PNG", 0),
+        ("003.webp", -1),
+        ("./006.jpeg", -1),
+        ("sub.dir/007.png", -1),
+        ("sub.dir/008.jpg", -1),
+        ("漢字-009.jpg", -1),
     ]
-    assert [label for _, _, label in streamed] == [1, 0, -1, -1, -1, -1, -1]
-    assert count_images(path).num_images == len(streamed)
+    with open(path, "rb") as opened:
+        members = tariterators.tar_file_expander([{"url": "", "stream": opened}])
+        samples = list(tariterators.group_by_keys(members, lcase=False))
+    webdatasets = [sample["__key__"] for sample in samples]
+    assert {name.rpartition(".")[0] for name, _ in expected} <= set(webdatasets)
+    streamed = list(shard_stream.read_shard(str(path)))
+    index = index_shard(path)
+    assert [(name.removeprefix(f"{path}: "), label) for name, _, label in streamed] == expected
+    assert list(zip(index.names, index.labels, strict=True)) == expected
+    source = open_source(str(path))
+    assert source.name(0) == f"{path}: 000.jpg" and source.labels.tolist() == []
+    assert [bytes(source.content(i)) for i in range(7)] == [data for _, data, _ in streamed]
 
 
-def test_open_shards__image_whose_name_has_a_further_dot_is_said(tmp_path, caplog):
-    count_images(write_tar(tmp_path / "x.tar", [("photo.v2.jpg", png(0)), ("ok.jpg", png(1))]))
+def test_open_shards__image_whose_name_has_a_further_dot_is_named(tmp_path, caplog):
+    index_shard(write_tar(tmp_path / "x.tar", [("photo.v2.jpg", png(0)), ("ok.jpg", png(1))]))
     assert "1 images are left out, the first is photo.v2.jpg" in caplog.text
 
 
@@ -123,69 +139,56 @@ def test_open_shards__folder_pattern_file_and_gzip_are_the_same(tmp_path):
     by_folder = open_source(str(tmp_path / "s"))
     by_pattern = open_source(str(tmp_path / "s" / "train-{000..002}.tar"))
     by_file_url = open_source(f"file:{tmp_path / 's'}/train-{{000..002}}.tar")
-    assert (
-        by_folder.urls == by_pattern.urls == by_file_url.urls
-        and by_folder.counts.tolist() == [3, 5, 2] == by_pattern.counts.tolist()
-    )
-    assert len(by_folder) == 10 and by_folder.index(2, 1) == 9
+    assert isinstance(by_folder, LocalShards) and len(by_folder) == 10
+    assert by_folder.files == by_pattern.files == by_file_url.files
     zipped = open_source(
         str(write_tar(tmp_path / "z.tar.gz", [("0.png", png(7)), ("1.png", png(8))]))
     )
-    assert zipped.counts.tolist() == [2]
+    assert isinstance(zipped, ShardStream) and zipped.counts.tolist() == [2]
     assert sorted(numbers(read(plan(zipped, batch_size_total=2, epochs=1)))) == [7, 8]
 
 
-def test_open_shards__numbers_are_kept_and_counted_again_when_a_shard_changes(
-    tmp_path, monkeypatch
-):
+def test_open_shards__index_is_kept_and_made_again_when_a_shard_changes(tmp_path, monkeypatch):
     write_shards(tmp_path, [3, 5])
-    assert len(open_source(str(tmp_path))) == 8
+    first = open_source(str(tmp_path))
+    assert len(first) == 8
     index = json.loads((tmp_path / INDEX_FILE).read_text())
     assert [(entry["url"], entry["nsamples"]) for entry in index["shardlist"]] == [
         ("train-000.tar", 3),
         ("train-001.tar", 5),
     ]
-    counted = []
-    from moco_transfer.data.images import shard_count
-
+    indexed = []
     monkeypatch.setattr(
-        shard_count, "count_images", lambda file: counted.append(file.name) or count_images(file)
+        tar_index, "index_shard", lambda file: indexed.append(file.name) or index_shard(file)
     )
-    assert len(open_source(str(tmp_path))) == 8 and counted == []
+    again = open_source(str(tmp_path))
+    assert len(again) == 8 and indexed == []
+    for i in range(8):
+        assert again.name(i) == first.name(i) and again.content(i) == first.content(i)
     write_shards(tmp_path, [3, 6])
-    assert len(open_source(str(tmp_path))) == 9 and "train-001.tar" in counted
-    (tmp_path / INDEX_FILE).write_text("not json")
-    assert len(open_source(str(tmp_path))) == 9
+    assert len(open_source(str(tmp_path))) == 9 and "train-001.tar" in indexed
+    for file in (tmp_path / INDEX_FILE, (tmp_path / INDEX_FILE).with_suffix(".npz")):
+        file.write_text("not an index")
+        assert len(open_source(str(tmp_path))) == 9
 
 
 def test_open_shards__classes(tmp_path):
-    assert open_source(str(write_shards(tmp_path / "a", [3, 2], labels=True))).class_names == (
-        "0",
-        "1",
-        "2",
-    )
+    labelled = open_source(str(write_shards(tmp_path / "a", [3, 2], labels=True)))
+    assert labelled.class_names == ("0", "1", "2") and labelled.labels.tolist() == [0, 1, 2, 0, 1]
     assert open_source(str(write_shards(tmp_path / "b", [3, 2]))).class_names == ()
-    labelled = read(plan(open_source(str(tmp_path / "a")), epochs=1))
-    assert labelled[0]["label"].tolist() == [n % 3 for n in numbers(labelled)]
+    streamed = read(plan(stream(tmp_path / "a"), epochs=1))
+    assert streamed[0]["label"].tolist() == [n % 3 for n in numbers(streamed)]
 
 
 def test_open_shards__num_images_is_trusted_and_nothing_counted(tmp_path, monkeypatch):
     """What IG-1B's hundred thousand shards need; what differs is what docs/images.md says."""
-    from moco_transfer.data.images import shard_count
-
     write_shards(tmp_path, [6] * 4, labels=True)
-    counted = read(plan(open_source(str(tmp_path)), num_workers=2, epochs=2))
-    (tmp_path / INDEX_FILE).unlink()
-    monkeypatch.setattr(
-        shard_count, "count_images", lambda file: pytest.fail(f"{file} was counted")
-    )
+    counted = read(plan(stream(tmp_path), num_workers=2, epochs=2))
+    monkeypatch.setattr(tar_index, "index_shard", lambda file: pytest.fail(f"{file} was counted"))
     trusted = open_source(str(tmp_path / "train-{000..003}.tar"), num_images=24)
-    assert (
-        len(trusted) == 24
-        and not trusted.is_counted
-        and trusted.class_names == ()
-        and not (tmp_path / INDEX_FILE).exists()
-    )
+    assert isinstance(trusted, ShardStream) and len(trusted) == 24
+    assert not trusted.is_counted and trusted.class_names == ()
+    assert not (tmp_path / INDEX_FILE).exists()
     batches = plan(trusted, num_workers=2, epochs=2)
     whole = read(batches)
     assert numbers(whole) == numbers(counted)  # the same images in the same order
@@ -212,11 +215,13 @@ def test_open_shards__index_file(tmp_path):
     }
     (tmp_path / "index.json").write_text(json.dumps(content))
     source = open_source(str(tmp_path / "index.json"))
-    assert source.counts.tolist() == [5, 3] and len(source) == 8
+    assert [file.name for file in source.files] == ["train-001.tar", "train-000.tar"]
+    assert len(source) == 8
     for bad, sentence in (
         ({"shardlist": [{"url": "pipe:touch x", "nsamples": 1}]}, "asks to run a program"),
         ({"shards": []}, "is not an index of shards"),
         ({"shardlist": [{"url": "s/none.tar", "nsamples": 1}]}, "s/none.tar does not exist"),
+        ({"shardlist": [{"url": "s/train-000.tar", "nsamples": 4}]}, "counts other images"),
     ):
         (tmp_path / "bad.json").write_text(json.dumps(bad))
         with pytest.raises(InputError, match=sentence):
@@ -228,49 +233,39 @@ def test_open_shards__refuses(tmp_path, monkeypatch):
     with pytest.raises(MissingFileError, match=r"train-001.tar does not exist \(1 of 2 do not\)"):
         open_source(str(tmp_path / "s" / "train-{000..001}.tar"))
     (tmp_path / "i.json").write_text(
-        json.dumps({"shardlist": [{"url": "s/train-000.tar", "nsamples": 3}]})
+        json.dumps({"shardlist": [{"url": "https://x.org/0.tar", "nsamples": 3}]})
     )
-    with pytest.raises(
-        InputError, match="DATA.NUM_IMAGES is 4, but the index .*i.json counts 3 images"
-    ):
+    with pytest.raises(InputError, match="DATA.NUM_IMAGES is 4, but .*i.json counts 3 images"):
         open_source(str(tmp_path / "i.json"), num_images=4)
-    with pytest.raises(InputError, match="Set DATA.NUM_IMAGES to the number in all 3 shards"):
+    with pytest.raises(InputError, match="set DATA.NUM_IMAGES"):
         open_source("https://example.org/train-{000..002}.tar")
     with pytest.raises(InputError, match="does not read this kind of URL.*pipe:aws s3 cp"):
         open_source("s3://bucket/train-{000..002}.tar", num_images=5)
     write_tar(tmp_path / "none" / "x.tar", [("a.txt", b"")])
-    with pytest.raises(InputError, match="hold no image"):
+    with pytest.raises(InputError, match="0 or not known"):
         open_source(str(tmp_path / "none"))
     whole = (tmp_path / "s" / "train-000.tar").read_bytes()
-    damaged = (
-        whole[:1024] + b"\xaa" * 512 + whole[1536:]
-    )  # the second header; tar takes it for the end, without a word
-    for content in (
-        whole[:700],
-        whole[:1200],
-        whole[:1536],
-        whole[:1024],
-        damaged,
-    ):  # in a member, in and behind a header, behind a member
+    # The second header; tar takes it for the end, without an error.
+    damaged = whole[:1024] + b"\xaa" * 512 + whole[1536:]
+    # In a member, in and behind a header, behind a member.
+    for content in (whole[:700], whole[:1200], whole[:1536], whole[:1024], damaged):
         (tmp_path / "cut.tar").write_bytes(content)
         with pytest.raises(InputError, match="cut.tar"):
             open_source(str(tmp_path / "cut.tar"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert len(open_source(str(tmp_path / "s"))) == 3
     with pytest.raises(InputError, match=r"pip install 'moco-transfer\[shards\]'"):
-        open_source(str(tmp_path / "s"))
+        open_source("https://example.org/0.tar", num_images=3)
 
 
 def test_shard_batches__sizes_that_do_not_fit__error(tmp_path):
-    source = open_source(str(write_shards(tmp_path, [3, 5, 3])))
+    source = stream(write_shards(tmp_path, [3, 5, 3]))
     with pytest.raises(
         InputError,
-        match=(
-            r"has 3 shards, fewer than the 4 data workers \(2 processes x 2\).*DATA.NUM_WORKERS to"
-            r" at most 1"
-        ),
+        match=r"3 shards, fewer than the 4 data workers \(2 processes x 2\).*WORKERS to at most 1",
     ):
         plan(source, num_workers=2, world_size=2)
-    with pytest.raises(InputError, match="Start at most 3 processes"):
+    with pytest.raises(InputError, match="start at most 3 processes"):
         plan(source, num_workers=2, world_size=4)
     with pytest.raises(InputError, match="holds 11 images, less than one batch of 12"):
         plan(source, batch_size_total=12)
@@ -278,12 +273,49 @@ def test_shard_batches__sizes_that_do_not_fit__error(tmp_path):
         plan(source, world_size=3)
 
 
+# --- local shards ---
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_local_shards__are_read_as_a_folder_of_the_same_images(tmp_path, num_workers):
+    """The same order, crops, labels and replacements; and a run resumes in the middle of an
+    epoch.
+    """
+    rng = np.random.default_rng(0)
+    for i in range(16):
+        path = tmp_path / "f" / str(i // 9) / f"{i:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(b"damaged")
+    files = sorted((tmp_path / "f").rglob("*.png"))
+    for s in (0, 1):
+        members = []
+        for file in files[8 * s : 8 * s + 8]:
+            members.append((file.name, file.read_bytes()))
+            members.append((f"{file.stem}.cls", file.parent.name.encode()))
+        write_tar(tmp_path / "s" / f"{s}.tar", members)
+
+    def batches(root, start=0):
+        source = open_source(str(root))
+        settings = {"epochs": 2, "seed": 0, "num_workers": num_workers, "shuffle_buffer": 5}
+        order = plan_batches(source, batch_size_total=4, start_iteration=start, **settings)
+        make = ViewMaker("v2", 16, (0.2, 1.0), 2, "fast")
+        return list(Loader(source, order, make, num_workers=num_workers, pin_memory=False))
+
+    folder, shards = batches(tmp_path / "f"), batches(tmp_path / "s")
+    assert len(folder) == 8 and any(batch["unreadable"] for batch in shards)
+    assert_same(batches(tmp_path / "s", start=5), shards[5:])
+    for a, b in zip(folder, shards, strict=True):
+        for name in ("views", "colours", "label", "index"):
+            assert torch.equal(a[name], b[name])
+
+
 # --- who reads what, and in which order ---
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_epoch__each_image_once_and_the_last_part_left_out(tmp_path, num_workers):
-    source = open_source(str(write_shards(tmp_path, [6, 6, 6, 6])))
+    source = stream(write_shards(tmp_path, [6, 6, 6, 6]))
     batches = read(plan(source, batch_size_total=6, num_workers=num_workers, epochs=2))
     assert len(batches) == 8
     epochs = [numbers(batches[:4]), numbers(batches[4:])]
@@ -293,14 +325,14 @@ def test_epoch__each_image_once_and_the_last_part_left_out(tmp_path, num_workers
 
 
 def test_epoch__last_partial_batch_is_left_out_and_changes_from_epoch_to_epoch(tmp_path):
-    source = open_source(str(write_shards(tmp_path, [4, 4, 3])))
+    source = stream(write_shards(tmp_path, [4, 4, 3]))
     batches = read(plan(source, batch_size_total=4, epochs=12))
     left_out = {tuple(set(range(11)) - set(numbers(batches[2 * e : 2 * e + 2]))) for e in range(12)}
     assert left_out == {(1, 2, 3), (5, 6, 7), (8, 9, 10)}  # the end of whichever shard comes last
 
 
 def test_epoch__blocks_are_shuffled_within_themselves(tmp_path):
-    source = open_source(str(write_shards(tmp_path, [40])))
+    source = stream(write_shards(tmp_path, [40]))
     kept = numbers(read(plan(source, epochs=1, shuffle_buffer=1)))
     assert kept == list(range(40))
     blocks = numbers(read(plan(source, epochs=1, shuffle_buffer=10)))
@@ -312,7 +344,7 @@ def test_epoch__blocks_are_shuffled_within_themselves(tmp_path):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_processes__read_different_shards(tmp_path, num_workers):
-    source = open_source(str(write_shards(tmp_path, [6] * 8)))
+    source = stream(write_shards(tmp_path, [6] * 8))
     parts = [
         read(
             plan(
@@ -336,7 +368,7 @@ def test_processes__read_different_shards(tmp_path, num_workers):
 
 
 def test_workers__read_different_shards(tmp_path):
-    source = open_source(str(write_shards(tmp_path, [6] * 4)))
+    source = stream(write_shards(tmp_path, [6] * 4))
     batches = read(plan(source, batch_size_total=3, num_workers=2, epochs=1))
     shards = [{n // 6 for n in numbers(batches[w::2])} for w in (0, 1)]
     assert [len(s) for s in shards] == [2, 2] and not shards[0] & shards[1]
@@ -348,7 +380,7 @@ def test_uneven_shards__read_again_and_said(tmp_path, caplog):
     """
     from moco_transfer.data.views.loading import describe_batches
 
-    source = open_source(str(write_shards(tmp_path, [10, 2])))
+    source = stream(write_shards(tmp_path, [10, 2]))
     batches = plan(source, num_workers=2, epochs=1)
     found = Counter(numbers(read(batches)))
     assert sum(found.values()) == 12
@@ -376,11 +408,12 @@ def test_views__are_those_of_the_same_image_in_a_folder(tmp_path):
             [(file.name, file.read_bytes()) for file in files[8 * s : 8 * s + 8]],
         )
     make = ViewMaker("v2", 16, (0.2, 1.0), 2)
-    batches = plan(open_source(str(tmp_path / "s")), epochs=2, num_workers=2)
-    views = Views(find_images(tmp_path / "f"), recipe="v2", size=16, crop_scale=(0.2, 1.0), seed=0)
+    batches = plan(stream(tmp_path / "s"), epochs=2, num_workers=2)
+    views = Views(find_images(tmp_path / "f"), make, seed=0)
     for iteration, batch in enumerate(read(batches, make)):
         for n, index in enumerate(batch["index"].tolist()):
-            assert torch.equal(batch["views"][:, n], views[(iteration // 4, index)]["views"])
+            expected = views[[(iteration // 4, index)]]["views"][:, 0]
+            assert torch.equal(batch["views"][:, n], expected)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2, 3])
@@ -388,7 +421,7 @@ def test_resume__in_the_middle_of_an_epoch_equals_the_whole_run(tmp_path, num_wo
     """At every iteration of three epochs, with unreadable images, blocks that do not divide, and
     shards read twice.
     """
-    source = open_source(str(write_shards(tmp_path, [7, 3, 9, 4, 6], broken=(2, 8, 11, 20))))
+    source = stream(write_shards(tmp_path, [7, 3, 9, 4, 6], broken=(2, 8, 11, 20)))
     make = ViewMaker("v2", 8, (0.2, 1.0), 2)
     settings = {"num_workers": num_workers, "shuffle_buffer": 3}
     whole = read(plan(source, **settings), make)
@@ -398,18 +431,18 @@ def test_resume__in_the_middle_of_an_epoch_equals_the_whole_run(tmp_path, num_wo
 
 
 def test_resume__does_not_open_shards_that_are_used_up(tmp_path, monkeypatch):
-    source = open_source(str(write_shards(tmp_path, [10] * 6)))
+    source = stream(write_shards(tmp_path, [10] * 6))
     opened = []
-    read_shard = shard_reader.read_shard
+    read_shard = shard_stream.read_shard
     monkeypatch.setattr(
-        shard_reader, "read_shard", lambda url: opened.append(url) or read_shard(url)
+        shard_order, "read_shard", lambda url: opened.append(url) or read_shard(url)
     )
     read(plan(source, epochs=1, start_iteration=12))  # 48 of 60 images are used
     assert len(opened) == 2
 
 
 def test_resume__with_other_workers_is_said(tmp_path, caplog):
-    source = open_source(str(write_shards(tmp_path, [6] * 4)))
+    source = stream(write_shards(tmp_path, [6] * 4))
     warn_of_another_order(plan(source, num_workers=2).order, plan(source, num_workers=1).order)
     assert "data workers per process 2 -> 1" in caplog.text
     caplog.clear()
@@ -423,12 +456,9 @@ def test_resume__with_other_workers_is_said(tmp_path, caplog):
 
 
 def test_unreadable__replaced_and_named_and_nothing_else_moves(tmp_path):
-    whole = read(plan(open_source(str(write_shards(tmp_path / "a", [10, 10]))), shuffle_buffer=8))
+    whole = read(plan(stream(write_shards(tmp_path / "a", [10, 10])), shuffle_buffer=8))
     damaged = read(
-        plan(
-            open_source(str(write_shards(tmp_path / "b", [10, 10], broken=(3, 12)))),
-            shuffle_buffer=8,
-        )
+        plan(stream(write_shards(tmp_path / "b", [10, 10], broken=(3, 12))), shuffle_buffer=8)
     )
     named = {name for batch in damaged for name in batch["unreadable"]}
     assert named == {
@@ -441,13 +471,13 @@ def test_unreadable__replaced_and_named_and_nothing_else_moves(tmp_path):
 
 
 def test_unreadable__shard_without_one_good_image_gives_up(tmp_path):
-    source = open_source(str(write_shards(tmp_path, [4], broken=(0, 1, 2, 3))))
+    source = stream(write_shards(tmp_path, [4], broken=(0, 1, 2, 3)))
     assert read(plan(source, epochs=1))[0]["given_up"] == 4
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_shard_that_changed_under_the_run__one_sentence(tmp_path, num_workers):
-    source = open_source(str(write_shards(tmp_path, [6, 6])))
+    source = stream(write_shards(tmp_path, [6, 6]))
     write_shards(tmp_path, [6, 5])
     with pytest.raises(
         InputError, match=r"Shard .*train-001.tar holds 5 images, the index says 6"
@@ -507,7 +537,7 @@ def served(tmp_path):
 
 
 def test_url__same_images_as_local_and_resumes(tmp_path, served):
-    local = open_source(str(write_shards(tmp_path, [6] * 4)))
+    local = stream(write_shards(tmp_path, [6] * 4))
     remote = open_source(f"{served}/train-{{000..003}}.tar", num_images=24)
     assert not remote.is_counted and len(remote) == 24
     settings = {"num_workers": 2, "epochs": 2}
@@ -527,7 +557,7 @@ def test_url__same_images_as_local_and_resumes(tmp_path, served):
 
 
 def test_url__transfer_that_breaks_off_goes_on(tmp_path, served, caplog, monkeypatch):
-    monkeypatch.setattr(shard_reader.time, "sleep", lambda _: None)
+    monkeypatch.setattr(shard_stream.time, "sleep", lambda _: None)
     for s in (0, 1):  # long enough that the transfer cannot end before the first images are read
         members = [
             (f"{n}.{ext}", content)
@@ -542,14 +572,14 @@ def test_url__transfer_that_breaks_off_goes_on(tmp_path, served, caplog, monkeyp
 
 
 def test_url__that_does_not_exist__one_sentence(tmp_path, served, monkeypatch):
-    monkeypatch.setattr(shard_reader.time, "sleep", lambda _: None)
+    monkeypatch.setattr(shard_stream.time, "sleep", lambda _: None)
     remote = open_source(f"{served}/none-{{0..1}}.tar", num_images=8)
     with pytest.raises(InputError, match="Shard http.*none-[01].tar cannot be read after 0 images"):
         read(plan(remote))
 
 
 def test_pipe__program_that_writes_a_shard(tmp_path, monkeypatch):
-    monkeypatch.setattr(shard_reader.time, "sleep", lambda _: None)
+    monkeypatch.setattr(shard_stream.time, "sleep", lambda _: None)
     write_shards(tmp_path, [6, 6])
     source = open_source(f"pipe:cat {tmp_path}/train-{{000..001}}.tar", num_images=12)
     assert sorted(numbers(read(plan(source, epochs=1)))) == list(range(12))
@@ -574,8 +604,8 @@ def test_url__transfer_that_fails_behind_a_clean_end__error(tmp_path, monkeypatc
                 super().close()
                 raise OSError("curl: exit 18")
 
-    monkeypatch.setattr(shard_reader.time, "sleep", lambda _: None)
+    monkeypatch.setattr(shard_stream.time, "sleep", lambda _: None)
     importlib.import_module("webdataset.gopen")
     monkeypatch.setattr(sys.modules["webdataset.gopen"], "gopen", lambda url: Failing(content))
     with pytest.raises(InputError, match="cannot be read after 1 images .*exit 18"):
-        list(shard_reader.read_shard("https://example.org/x.tar"))
+        list(shard_stream.read_shard("https://example.org/x.tar"))

@@ -19,10 +19,10 @@ import pytest
 from PIL import Image
 
 from moco_transfer.config.pretrain_schema import LAYOUTS as SCHEMA_LAYOUTS
-from moco_transfer.data.images.cifar10 import CIFAR10_CLASSES, read_cifar10
+from moco_transfer.data.images.cifar10 import CIFAR10_CLASSES, HeldImages, read_cifar10
+from moco_transfer.data.images.decode import read_rgb
 from moco_transfer.data.images.folder import ImageFolder
 from moco_transfer.data.images.list_file import read_list_file
-from moco_transfer.data.images.packed import PackedImages, PixelImages
 from moco_transfer.data.images.sources import LAYOUTS, open_source
 from moco_transfer.runtime.errors import InputError, MissingFileError
 
@@ -50,7 +50,7 @@ def test_list_file__paths_labels_comments_and_blanks(tmp_path):
         and source.labels.tolist() == [2, 0, 2]
         and source.class_names == ("0", "1", "2")
     )
-    assert source.read(1).size == (8, 8)
+    assert read_rgb(source.content(1)).size == (8, 8)
     (tmp_path / "plain.txt").write_text("b/two words.JPEG\n" + str(tmp_path / "a" / "1.jpg") + "\n")
     plain = read_list_file(tmp_path / "plain.txt")
     assert (
@@ -236,7 +236,7 @@ def write_forms(root, pixels, labels):
 
 
 def as_array(source, i):
-    return np.asarray(source.read(i)).transpose(2, 0, 1)
+    return np.asarray(read_rgb(source.content(i))).transpose(2, 0, 1)
 
 
 def test_cifar10__both_official_versions_in_folders_and_archives(tmp_path, cifar_pixels):
@@ -251,11 +251,13 @@ def test_cifar10__both_official_versions_in_folders_and_archives(tmp_path, cifar
             tmp_path / f"{form}.tar.gz",
         ):
             source = open_source(str(root))
-            assert isinstance(source, PixelImages) and source.class_names == CIFAR10_CLASSES
-            assert source.labels.tolist() == labels.tolist()
-            assert np.array_equal(source.pixels, pixels) and np.array_equal(
-                as_array(source, 37), pixels[37]
+            assert (
+                isinstance(source, HeldImages)
+                and source.is_raw
+                and source.class_names == CIFAR10_CLASSES
             )
+            assert source.labels.tolist() == labels.tolist()
+            assert np.array_equal([as_array(source, i) for i in range(50)], pixels)
 
 
 def test_cifar10__archive_of_images_equals_the_unpacked_folder(tmp_path, cifar_pixels):
@@ -277,7 +279,7 @@ def test_cifar10__archive_of_images_equals_the_unpacked_folder(tmp_path, cifar_p
         for file in files:
             archive.add(file, f"./{file.relative_to(tmp_path / 'c')}")
     folder, packed = open_source(str(tmp_path / "c")), open_source(str(tmp_path / "cifar.tar.gz"))
-    assert isinstance(folder, ImageFolder) and isinstance(packed, PackedImages)
+    assert isinstance(folder, ImageFolder) and isinstance(packed, HeldImages)
     assert (
         len(folder) == len(packed) == 40
         and folder.class_names == packed.class_names == CIFAR10_CLASSES
@@ -337,4 +339,6 @@ def test_cifar10__damaged_binary_and_archive(tmp_path, cifar_pixels):
 def test_cifar10__the_real_archive(shared_data):
     source = open_source(str(shared_data / "cifar10_jpg.tar.gz"))
     assert len(source) == 50_000 and np.bincount(source.labels).tolist() == [5000] * 10
-    assert source.read(0).size == (32, 32) and source.name(0).endswith("train/airplane/0000.jpg")
+    assert read_rgb(source.content(0)).size == (32, 32) and source.name(0).endswith(
+        "train/airplane/0000.jpg"
+    )

@@ -10,9 +10,10 @@ import torch
 from torch import distributed as dist
 
 from moco_transfer.config import load_pretrain_config
+from moco_transfer.data.images.sources import open_source
 from moco_transfer.data.views.loading import Loader
 from moco_transfer.pretrain.build import pretrain
-from moco_transfer.runtime.distributed import exit_process, stop_processes
+from moco_transfer.runtime.distributed import exit_process, start_processes, stop_processes
 
 
 def main(overrides: list[str]) -> None:
@@ -27,7 +28,11 @@ def main(overrides: list[str]) -> None:
             yield batch
 
     Loader.__iter__ = recording
-    run = pretrain(load_pretrain_config("demo_moco", overrides))
+    cfg = load_pretrain_config("demo_moco", overrides)
+    start_processes(cfg.TRAIN.DEVICE)
+    if len(open_source(cfg.DATA.ROOT)) != 32:  # each process indexes half of the shards
+        raise SystemExit("the index is not whole")
+    run = pretrain(cfg)
     per_epoch = run.iterations_per_epoch
     gathered: list = [None] * dist.get_world_size()
     dist.all_gather_object(

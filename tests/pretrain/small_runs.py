@@ -15,7 +15,7 @@ from torch import nn
 
 from moco_transfer.config import load_pretrain_config
 from moco_transfer.data.images import labelled
-from moco_transfer.data.views import two_views
+from moco_transfer.data.views import view_batch
 from moco_transfer.runtime.checkpoint import load_checkpoint
 from moco_transfer.runtime.distributed import get_rank
 
@@ -109,14 +109,14 @@ def training_images_end(
         told: The process gets SIGTERM just then.
         mark: A file to be made then.
     """
-    read = two_views.Views.__getitems__
+    read = view_batch.Views.__getitem__
 
     def waiting(self, places):
         if places[0][0] >= epoch and rank in (-1, get_rank()):
             _wait(told, mark)
         return read(self, places)
 
-    monkeypatch.setattr(two_views.Views, "__getitems__", waiting)
+    monkeypatch.setattr(view_batch.Views, "__getitem__", waiting)
 
 
 def labelled_images_end(

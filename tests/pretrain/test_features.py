@@ -24,6 +24,7 @@ from torch import nn
 from torchvision import transforms
 
 from moco_transfer.data.images.cifar10 import CIFAR10_CLASSES
+from moco_transfer.data.images.decode import read_rgb
 from moco_transfer.data.images.folder import find_images
 from moco_transfer.data.images.labelled import (
     EvaluationView,
@@ -81,7 +82,7 @@ def expected_features(folder, network):
     )
     rows = []
     for i in range(len(folder)):
-        pixels = chain(folder.read(i)).float()
+        pixels = chain(read_rgb(folder.content(i))).float()
         image = torch.stack([(pixels[c] - MEAN[c]) / STD[c] for c in range(3)])
         with torch.no_grad():
             rows.append(network(image[None])[0])
@@ -113,7 +114,7 @@ def test_labelled_batches__decode_a_small_set_only_once(labelled_folders, monkey
     batches = LabelledBatches(folder, VIEW, batch_size=4)
     first = list(batches("first"))
     monkeypatch.setattr(
-        "moco_transfer.data.images.folder.ImageFolder.read", None
+        "moco_transfer.data.images.folder.ImageFolder.content", None
     )  # a second decoding would fail
     for a, b in zip(first, batches("second"), strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
@@ -164,7 +165,7 @@ def test_find_labelled__takes_cifar10_as_one_archive_by_its_splits(tmp_path):
     for root in (tmp_path / "c", tmp_path / "cifar10.tar"):
         train, test = find_labelled(root, root)
         assert train.labels.tolist() == test.labels.tolist() == list(range(10))
-        assert [np.asarray(part.read(3))[0, 0].tolist() for part in (train, test)] == [
+        assert [np.asarray(read_rgb(part.content(3)))[0, 0].tolist() for part in (train, test)] == [
             [60, 0, 0],
             [60, 255, 0],
         ]

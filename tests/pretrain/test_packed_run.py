@@ -9,7 +9,7 @@ import yaml
 
 from moco_transfer.config import load_pretrain_config
 from moco_transfer.data.images.folder import find_images
-from moco_transfer.data.images.pack import pack
+from moco_transfer.data.images.pack import PackSettings, pack
 from moco_transfer.data.scenes import write_pool
 from moco_transfer.pretrain.build import pretrain
 from moco_transfer.runtime.checkpoint import load_checkpoint
@@ -32,7 +32,7 @@ SETTINGS |= {
 
 def test_run__on_a_pack_names_the_change_of_pixels_in_config_and_checkpoint(tmp_path):
     write_pool(tmp_path / "pool", count=4, size=32, seed=0)
-    pack(find_images(tmp_path / "pool"), tmp_path / "pack", form="raw", shorter_side=24)
+    pack(find_images(tmp_path / "pool"), tmp_path / "pack", PackSettings("raw", 24))
     for data, expected in (
         ("pack", "shorter side at most 24 px (PIL bilinear, antialiased)"),
         ("pool", ""),

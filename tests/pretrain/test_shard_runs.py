@@ -17,7 +17,7 @@ import torch
 
 from moco_transfer.cli.main import main
 from moco_transfer.config import load_pretrain_config
-from moco_transfer.data.images.shard_count import INDEX_FILE
+from moco_transfer.data.images.tar_index import INDEX_FILE
 from moco_transfer.data.scenes import write_pool
 from moco_transfer.pretrain import build
 from moco_transfer.pretrain.build import pretrain
@@ -67,14 +67,18 @@ def shards(tmp_path_factory) -> Path:
     return folder / "shards"
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_resume__equals_the_whole_run_bit_for_bit(shards, tmp_path, num_workers, monkeypatch):
+@pytest.mark.parametrize(("num_workers", "num_images"), [(0, 0), (2, 32)])
+def test_resume__equals_the_whole_run_bit_for_bit(
+    shards, tmp_path, num_workers, num_images, monkeypatch
+):
+    """Read by number, and as a stream."""
     monkeypatch.setattr(build, "build_encoder", SmallEncoder)
 
     def settings(name: str) -> list[str]:
         return words(
             DATA__ROOT=shards,
             DATA__NUM_WORKERS=num_workers,
+            DATA__NUM_IMAGES=num_images,
             DATA__MAX_UNREADABLE=0.1,
             OUTPUT_DIR=tmp_path / name,
         )
@@ -114,15 +118,19 @@ def test_bad_shards__one_sentence_and_no_run_folder(shards, tmp_path, capsys):
         assert "\n" not in message and "Traceback" not in message
         return message
 
-    assert "has 4 shards, fewer than the 5 data workers" in refused(DATA__NUM_WORKERS=5)
+    assert "has 4 shards, fewer than the 5 data workers" in refused(
+        DATA__NUM_WORKERS=5, DATA__NUM_IMAGES=32
+    )
     assert "32 images, less than one batch of 40" in refused(DATA__BATCH_SIZE_TOTAL=40)
     assert "MECHANISM supervised needs images of at least two classes, found 0" in refused(
         MECHANISM="supervised"
     )
-    assert "Set DATA.NUM_IMAGES" in refused(DATA__ROOT="https://example.org/{0..3}.tar")
+    assert "set DATA.NUM_IMAGES" in refused(DATA__ROOT="https://example.org/{0..3}.tar")
     sentence = refused(MECHANISM="supervised", DATA__NUM_IMAGES=32)
     assert "Set DATA.NUM_IMAGES to 0, so that labels are looked for" in sentence
-    assert "KNN.TRAIN must be given where DATA.ROOT names shards" in refused(KNN__TEST=shards)
+    assert "KNN.TRAIN must be given where DATA.ROOT names shards" in refused(
+        KNN__TEST=shards, DATA__NUM_IMAGES=32
+    )
     assert not (tmp_path / "run").exists()
     message = refused(DATA__NUM_WORKERS=2, DATA__MAX_UNREADABLE=0.01)
     assert "2 of 32 images cannot be read" in message or "1 of 32 images cannot be read" in message
@@ -136,6 +144,7 @@ def test_two_processes__end_equal_and_read_different_images(shards, tmp_path):
     overrides = words(
         DATA__ROOT=shards,
         DATA__NUM_WORKERS=2,
+        DATA__NUM_IMAGES=32,
         DATA__MAX_UNREADABLE=0.2,
         OUTPUT_DIR=tmp_path / "run",
     )

@@ -21,7 +21,7 @@ from moco_transfer.data.views.augmentation import (
     apply_reference,
     draw_parameters,
 )
-from moco_transfer.data.views.two_views import Views, collate_views, normalize
+from moco_transfer.data.views.view_batch import ViewMaker, Views, normalize
 from moco_transfer.runtime.errors import InputError, MissingFileError
 
 
@@ -38,8 +38,9 @@ def images(tmp_path_factory):
 
 
 def views_of(root, **kwargs):
-    settings = {"recipe": "v2", "size": 16, "crop_scale": (0.2, 1.0), "seed": 0} | kwargs
-    return Views(find_images(root), **settings)
+    seed = kwargs.pop("seed", 0)
+    settings = {"recipe": "v2", "size": 16, "crop_scale": (0.2, 1.0)} | kwargs
+    return Views(find_images(root), ViewMaker(**settings), seed=seed)
 
 
 def test_find_images__classes_flat_and_errors(images, tmp_path):
@@ -75,12 +76,12 @@ def test_find_images__classes_flat_and_errors(images, tmp_path):
 
 def test_views__depend_on_seed_epoch_and_index_alone(images):
     a, b = views_of(images), views_of(images)
-    b[(0, 5)], b[(3, 1)]
-    assert torch.equal(a[(1, 2)]["views"], b[(1, 2)]["views"])
-    first = a[(1, 2)]["views"]
-    assert first.shape == (2, 3, 16, 16) and first.dtype == torch.uint8
+    b[[(0, 5), (3, 1)]]
+    assert torch.equal(a[[(1, 2)]]["views"], b[[(1, 2)]]["views"])
+    first = a[[(1, 2)]]["views"]
+    assert first.shape == (2, 1, 3, 16, 16) and first.dtype == torch.uint8
     assert not torch.equal(first[0], first[1])
-    for other in (a[(2, 2)], a[(1, 3)], views_of(images, seed=1)[(1, 2)]):
+    for other in (a[[(2, 2)]], a[[(1, 3)]], views_of(images, seed=1)[[(1, 2)]]):
         assert not torch.equal(first, other["views"])
 
 
@@ -88,7 +89,7 @@ def test_views__unreadable_image_is_replaced_and_reported(images, tmp_path):
     for i in range(3):
         (tmp_path / f"{i}.png").write_bytes((images / "class0" / f"{2 * i}.png").read_bytes())
     (tmp_path / "1.png").write_bytes(b"not an image")
-    batch = collate_views([views_of(tmp_path)[(0, i)] for i in range(3)])
+    batch = views_of(tmp_path)[[(0, i) for i in range(3)]]
     assert batch["views"].shape == (2, 3, 3, 16, 16)
     assert set(batch["unreadable"]) == {str(tmp_path / "1.png")} and batch["given_up"] == 0
 
@@ -112,7 +113,7 @@ def test_views__same_batch_for_any_number_of_threads(tmp_path, pipeline):
     try:
         for count in (1, 2, 3, 16):
             torch.set_num_threads(count)
-            batches.append(views_of(tmp_path, pipeline=pipeline).__getitems__(places))
+            batches.append(views_of(tmp_path, pipeline=pipeline)[places])
     finally:
         torch.set_num_threads(threads)
     first = batches[0]

@@ -1,149 +1,137 @@
-"""From the bytes of an image to its pixels, by the fastest decoder that gives PIL's pixels.
+"""Decoding of images, shared by pre-training and detection.
 
-simplejpeg (libjpeg-turbo with the exact DCT and smooth upsampling, as PIL has them) takes JPEG of 8
-bits in grey or colour; what it rejects (CMYK, damaged files that PIL still reads, other formats)
-goes to PIL. So an image is unreadable here exactly where it is in the reference chain. Measured on
-    200 ImageNet images: no pixel differs; DCT scaling, "fast DCT" and "fast upsampling" are not
-        used,
-because they change pixels (by up to 24 and 69 levels) for 3 % of the time.
-
-Of a JPEG whose crops are known before its pixels are, only the part that they need is decoded where
-``partial_jpeg.c`` was built: the same pixels there, in about three quarters of the time.
+simplejpeg (libjpeg-turbo with the exact DCT and smooth upsampling, as in PIL) decodes JPEG of 8
+bits in grey or three colours. PIL decodes everything else, and whatever simplejpeg rejects. On 200
+ImageNet images no pixel differs between the two.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
 import os
 import struct
 import zlib
-from collections.abc import Callable
 from typing import IO
 
 import numpy as np
 from PIL import Image
 
-from ..views import native
+from ...runtime.errors import InputError, MissingFileError
 
 try:
     import simplejpeg
 except ImportError:  # a platform without its wheel
     simplejpeg = None
 
-BUFFER_BYTES = 64 << 20  # for 21 million pixels; what is not used of it takes no memory
+BUFFER_BYTES = 64 << 20
+"""For 21 million pixels; unused pages take no memory."""
 
-_WORTH_IT = 64  # px; with the margins that a part needs, of smaller images nothing is left out
-_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {
-    0xC4,
-    0xC8,
-    0xCC,
-}  # JPEG's markers with the size; the three left out mean other things
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What PIL raises for files that are truncated, are no image, or claim absurd sizes."""
+
+# What PIL's own code lets through when a header is damaged, seen on randomly changed files.
+_LEAKS = (TypeError, LookupError, EOFError, ArithmeticError, struct.error, zlib.error)
+# JPEG's markers that carry the size; the three left out mean other things.
+_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_NPY = b"\x93NUMPY"
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
-# From an image's height and width to the part that is needed of it: (top, left, height, width),
-# px.
-Region = Callable[[int, int], tuple[int, int, int, int]]
-
-
-def decode_pixels(
-    data: bytes, buffer: np.ndarray | None = None, region: Region | None = None
-) -> np.ndarray:
-    """Decode an encoded image.
+def decode_pixels(data: bytes | memoryview, buffer: np.ndarray | None = None) -> np.ndarray:
+    """Decode an image.
 
     Args:
-        data: The file's bytes.
-        buffer: uint8 (n,), which the result may then lie in, so that its memory need not be found
-            again for each image.
-        region: Says which part is needed; called at most once, and not where the whole image is
-            decoded anyway.
+        data: The file's bytes; also a ``.npy`` file of uint8 (H, W, 3), which is not copied.
+        buffer: uint8 (n,), which the result may lie in, to reuse its memory.
 
     Returns:
-        uint8 (H, W, 3), RGB; the pixels of :func:`read_rgb`. If ``region`` was called, what lies
-        outside of its answer may be anything.
+        uint8 (H, W, 3), RGB, perhaps read-only; the pixels of :func:`read_rgb`.
 
     Raises:
-        OSError, SyntaxError, ValueError, DecompressionBombError: As :func:`read_rgb`; they are
+        OSError, SyntaxError, ValueError, DecompressionBombError: If it cannot be decoded; these are
             :data:`UNREADABLE`.
     """
-    size = _size_of_usual_jpeg(data)
-    if size is not None:
-        pixels = (
-            _decode_part(data, size, buffer, region)
-            if region is not None and native.decodes_parts()
-            else None
-        )
-        if pixels is not None:
-            return pixels
-        if simplejpeg is not None:
-            try:
-                return simplejpeg.decode_jpeg(data, "RGB", buffer=buffer)
-            except (
-                ValueError
-            ):  # PIL says what is wrong with it, or reads it; or the buffer is too small
-                pass
-    return np.asarray(read_rgb(io.BytesIO(data)))
+    if is_npy(data):
+        start = 10 + int.from_bytes(data[8:10], "little")
+        shape = _npy_shape(bytes(data[:start]))
+        return np.frombuffer(data, np.uint8, 3 * shape[0] * shape[1], start).reshape(shape)
+    if simplejpeg is not None and _is_usual_jpeg(data):
+        # ValueError: PIL reads it or explains; or the buffer is too small.
+        with contextlib.suppress(ValueError):
+            return simplejpeg.decode_jpeg(data, "RGB", buffer=buffer)
+    return np.asarray(read_rgb(data))
 
 
-def _size_of_usual_jpeg(data: bytes) -> tuple[int, int] | None:
-    """Return height and width of a JPEG in grey or three colours, of 8 bits, and not larger than
-    PIL takes. Only headers are looked at.
+def is_npy(data: bytes | memoryview) -> bool:
+    """Return whether a file is a numpy array."""
+    return data[:6] == _NPY
+
+
+def encode_npy(pixels: np.ndarray) -> bytes:
+    """Return uint8 (H, W, 3) as a ``.npy`` file, the raw form of an image in a shard."""
+    file = io.BytesIO()
+    np.save(file, pixels, allow_pickle=False)
+    return file.getvalue()
+
+
+@functools.lru_cache(maxsize=4096)
+def _npy_shape(header: bytes) -> tuple[int, ...]:
+    file = io.BytesIO(header)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("expected version 1.0 of the .npy format")
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+    if fortran_order or dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or 0 in shape:
+        raise ValueError(f"expected uint8 (H, W, 3) in C order, got {dtype} {shape}")
+    return shape
+
+
+def _is_usual_jpeg(data: bytes | memoryview) -> bool:
+    """Whether it is a JPEG of 8 bits in grey or three colours and not too large for PIL; looks at
+    headers alone.
     """
     place, end = 2, len(data) - 10
     if data[:2] != b"\xff\xd8":
-        return None
+        return False
     while place < end and data[place] == 0xFF:
-        marker = data[place + 1]
+        marker, length = data[place + 1], data[place + 2] << 8 | data[place + 3]
         if marker in _START_OF_FRAME:
-            height, width = (
-                data[place + 5] << 8 | data[place + 6],
-                data[place + 7] << 8 | data[place + 8],
-            )
-            usual = (
-                data[place + 4] == 8
-                and data[place + 9] in (1, 3)
-                and height * width <= (Image.MAX_IMAGE_PIXELS or float("inf"))
-            )
-            return (height, width) if usual else None
-        place += (
-            2 + (data[place + 2] << 8 | data[place + 3]) if marker != 0xFF else 1
-        )  # bytes 0xff may fill the gap between segments
-    return None
+            height = data[place + 5] << 8 | data[place + 6]
+            width = data[place + 7] << 8 | data[place + 8]
+            limit = Image.MAX_IMAGE_PIXELS or float("inf")
+            return data[place + 4] == 8 and data[place + 9] in (1, 3) and height * width <= limit
+        place += 2 + length if marker != 0xFF else 1  # bytes 0xff may fill gaps between segments
+    return False
 
 
-def _decode_part(
-    data: bytes, size: tuple[int, int], buffer: np.ndarray | None, region: Region
-) -> np.ndarray | None:
-    """Return an image in which the needed part is decoded; None where only the decoders of whole
-    images can tell.
-    """
-    height, width = size
-    if min(size) < _WORTH_IT:
-        return None
-    count = 3 * height * width
-    pixels = (
-        buffer[:count] if buffer is not None and len(buffer) >= count else np.empty(count, np.uint8)
-    ).reshape(height, width, 3)
-    return pixels if native.decode_region(data, region(height, width), out=pixels) else None
-
-
-def read_rgb(file: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
+def read_rgb(file: str | os.PathLike[str] | IO[bytes] | bytes | memoryview) -> Image.Image:
     """Decode an image to RGB, as torchvision's default loader and the official code do.
 
     Two things differ from a bare ``convert("RGB")``: grey values of 16 bits keep their 8 upper bits
-    (PIL would cut them off at 255 and make the image white), and pixels that have no known range
-    (32 bits, float) are refused. As there, transparency is dropped and EXIF's orientation is not
-    applied.
+    (PIL would clip them at 255), and pixels without a known range (32 bits, float) are rejected.
+    Transparency is dropped and EXIF's orientation is not applied.
 
     Args:
-        file: Path, or a binary file.
+        file: Path, binary file, or the file's bytes.
 
     Raises:
-        OSError, SyntaxError, ValueError, DecompressionBombError: If it cannot be decoded; they are
+        OSError, SyntaxError, ValueError, DecompressionBombError: If it cannot be decoded; these are
             :data:`UNREADABLE`.
     """
-    if isinstance(file, (str, os.PathLike)):
-        with open(file, "rb") as opened:
-            return read_rgb(opened)
+    if isinstance(file, (bytes, memoryview)):
+        if is_npy(file):
+            return Image.fromarray(decode_pixels(file))
+        file = io.BytesIO(file)
     try:
         with Image.open(file) as image:
             return _to_rgb(image)
@@ -152,22 +140,52 @@ def read_rgb(file: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or (
-        image.mode == "I" and image.format in ("PNG", "PPM")
-    ):  # older versions of PIL say I
+    # Older versions of PIL use mode I for 16 bits.
+    if image.mode.startswith("I;16") or image.mode == "I" and image.format in ("PNG", "PPM"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise ValueError(
-            f"pixels of mode {image.mode!r} have no known range, expected 8 or 16 bits"
-        )
+        raise ValueError(f"pixels of mode {image.mode!r} have no known range, use 8 or 16 bits")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # the same colours, without a warning for each image
     return image.convert("RGB")
 
 
-# What the code under PIL lets through when a header is damaged: seen, or to be expected, on
-# randomly changed files.
-_LEAKS = (TypeError, LookupError, EOFError, ArithmeticError, struct.error, zlib.error)
+def read_image(path: str, colour_order: str) -> np.ndarray:
+    """Read an image for detection, rotated upright as its EXIF orientation says.
 
-# What PIL raises for files that are truncated, are no image, or claim absurd sizes.
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+    Args:
+        path: The file.
+        colour_order: ``RGB`` or ``BGR``.
+
+    Returns:
+        uint8 (H, W, 3), perhaps read-only.
+
+    Raises:
+        MissingFileError: If the file does not exist.
+        InputError: If it cannot be decoded, or the colour order is another.
+    """
+    if colour_order not in ("RGB", "BGR"):
+        raise InputError(f"INPUT.FORMAT is {colour_order!r}, expected RGB or BGR.")
+    try:
+        with open(path, "rb", buffering=0) as file:
+            data = file.read()
+        pixels = decode_pixels(data)
+    except FileNotFoundError as error:
+        raise MissingFileError(f"The image {path} does not exist.") from error
+    except UNREADABLE as error:
+        raise InputError(
+            f"The image {path} cannot be decoded ({error}). Replace it or remove it from the data"
+            " set."
+        ) from error
+    turn = _UPRIGHT.get(_orientation(data) or 0)
+    if turn is not None:
+        pixels = np.asarray(Image.fromarray(pixels).transpose(turn))
+    return pixels if colour_order == "RGB" else pixels[:, :, ::-1]
+
+
+def _orientation(data: bytes) -> int | None:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.getexif().get(_EXIF_ORIENTATION)
+    except Exception:  # damaged EXIF raises nearly anything in PIL, and the pixels are still good
+        return None

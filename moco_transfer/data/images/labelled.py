@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -20,17 +19,14 @@ from ...runtime.distributed import get_rank, get_world_size, is_main_process
 from ...runtime.errors import InputError, MissingFileError
 from ..views.augmentation import centre_view
 from ..views.loading import end_quietly_when_told
-from .cifar10 import looks_like_cifar10, read_cifar10
-from .decode import Region
-from .folder import UNREADABLE
-from .shard_index import ShardSet
-from .sources import IndexedImages, open_source
+from .decode import UNREADABLE, read_rgb
+from .image_source import IndexedSource
+from .sources import open_indexed
 
 logger = logging.getLogger(__name__)
 
-_KEEP_BYTES = (
-    2**29
-)  # decoded views up to this size stay in memory: CIFAR-10 is 0.18 GB, ImageNet's training set 190 GB
+# Decoded views up to this size stay in memory: CIFAR-10 is 0.18 GB, ImageNet's training set 190 GB.
+_KEEP_BYTES = 2**29
 
 UNREADABLE_LABEL = -1
 """Label of an image that could not be decoded; its view is black and must not be used."""
@@ -53,7 +49,7 @@ class EvaluationView:
 
 
 def protocol_resize(size: int) -> int:
-    """Return the shorter side, px, from which a view of ``size`` px is cut in the linear protocol:
+    """Return the shorter side, px, from which the linear protocol cuts a view of ``size`` px:
     256 for 224.
     """
     return round(size * 256 / 224)
@@ -61,34 +57,41 @@ def protocol_resize(size: int) -> int:
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """A source of images (see ``sources.py``) with its classes numbered as another one's are.
+    """An image source with its classes numbered as another one's are.
 
     Attributes:
-        source: Where the images are.
+        source: The images.
         labels: int64 (number of images,), numbers in ``class_names``.
         class_names: The classes.
+        pixel_change, is_raw: As of ``ImageSource``.
     """
 
-    source: IndexedImages
+    source: IndexedSource
     labels: np.ndarray
     class_names: tuple[str, ...]
+
+    @property
+    def pixel_change(self) -> str:  # noqa: D102
+        return self.source.pixel_change
+
+    @property
+    def is_raw(self) -> bool:  # noqa: D102
+        return self.source.is_raw
 
     def __len__(self) -> int:
         return len(self.source)
 
     def name(self, index: int) -> str:
-        """Return the path of image ``index``."""
+        """Return where image ``index`` comes from."""
         return self.source.name(index)
 
-    def read(self, index: int) -> Image.Image:
-        """Decode image ``index`` to RGB."""
-        return self.source.read(index)
+    def content(self, index: int) -> bytes | memoryview:
+        """Return image ``index``, encoded."""
+        return self.source.content(index)
 
-    def decode(
-        self, index: int, buffer: np.ndarray | None = None, region: Region | None = None
-    ) -> np.ndarray:
-        """Decode image ``index`` as ``decode.decode_pixels``."""
-        return self.source.decode(index, buffer, region)
+    def describe(self) -> str:
+        """Return in words how many images there are and where."""
+        return self.source.describe()
 
 
 def find_labelled(
@@ -97,10 +100,10 @@ def find_labelled(
     """Find two sets of labelled images that have the same classes.
 
     Args:
-        train: Class folders, a list file with labels, or CIFAR-10 (of which the training images
-            are taken): what a classifier learns from.
-        test: The same (of CIFAR-10 the test images): what it is asked about. Its classes are
-            numbered as those of ``train``.
+        train: What a classifier learns from: class folders, a list file with labels, local tar
+            shards, or CIFAR-10 (of which the training images are used).
+        test: What it is tested on, in the same forms (of CIFAR-10 the test images). Its classes
+            are numbered as those of ``train``.
 
     Raises:
         MissingFileError: If one does not exist.
@@ -114,35 +117,32 @@ def find_labelled(
             f"(there: {', '.join(known.class_names[:5])}, …). Give images of the same classes."
         )
     number = np.array([known.class_names.index(name) for name in asked.class_names], np.int64)
-    return known, LabelledImages(asked.source, number[asked.labels], known.class_names)
+    return (
+        LabelledImages(known, known.labels, known.class_names),
+        LabelledImages(asked, number[asked.labels], known.class_names),
+    )
 
 
-def _open_labelled(root: str | os.PathLike[str], split: str) -> LabelledImages:
+def _open_labelled(root: str | os.PathLike[str], split: str) -> IndexedSource:
     root = os.fspath(root)
     if not os.path.exists(root):
         raise MissingFileError(
             f"{root} does not exist. Give a folder of class folders, a list file with labels, or"
             " CIFAR-10."
         )
-    source = read_cifar10(root, split=split) if looks_like_cifar10(root) else open_source(root)
-    if isinstance(source, ShardSet):
-        raise InputError(
-            f"{root} holds tar shards, which are read as a stream. Unpack the labelled images"
-            " into class folders."
-        )
+    source = open_indexed(root, split=split)
     if len(source.class_names) < 2:
         raise InputError(
             f"{root}: expected images of at least two classes, found {len(source.class_names)}:"
             f" {source.describe()}."
         )
-    return LabelledImages(source, source.labels, source.class_names)
+    return source
 
 
 class CentreViews(Dataset):
     """The centred views of labelled images; item i is (uint8 (3, size, size) RGB, label, i).
 
-    An image that cannot be decoded is logged with its path and has the label
-    :data:`UNREADABLE_LABEL`.
+    An image that cannot be decoded is logged and has the label :data:`UNREADABLE_LABEL`.
 
     Args:
         images: The images.
@@ -150,29 +150,20 @@ class CentreViews(Dataset):
     """
 
     def __init__(self, images: LabelledImages, view: EvaluationView) -> None:
-        self.images = images
-        self.view = view
+        self.images, self.view = images, view
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+        size = self.view.size
         try:
-            pixels = centre_view(
-                self.images.read(index), size=self.view.size, resize=self.view.resize
-            )
+            image = read_rgb(self.images.content(index))
         except UNREADABLE as error:
             logger.warning("skipped unreadable image %s (%s)", self.images.name(index), error)
-            return (
-                torch.zeros(3, self.view.size, self.view.size, dtype=torch.uint8),
-                UNREADABLE_LABEL,
-                index,
-            )
-        return (
-            torch.from_numpy(pixels.transpose(2, 0, 1).copy()),
-            int(self.images.labels[index]),
-            index,
-        )
+            return torch.zeros(3, size, size, dtype=torch.uint8), UNREADABLE_LABEL, index
+        pixels = centre_view(image, size=size, resize=self.view.resize).transpose(2, 0, 1)
+        return torch.from_numpy(pixels.copy()), int(self.images.labels[index]), index
 
 
 class LabelledBatches:
@@ -204,34 +195,30 @@ class LabelledBatches:
                 f"{len(images)} images are fewer than the {get_world_size()} processes. Start"
                 " fewer processes."
             )
-        self.images = images
-        self.view = view
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._reading: Iterator[tuple[Tensor, Tensor, Tensor]] = iter(())
+        self.images, self.view = images, view
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self._kept: list[tuple[Tensor, ...]] = []
+        self._reading: Iterator[tuple[Tensor, ...]] = iter(())
 
-    def __call__(self, description: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def __call__(self, description: str) -> Iterator[tuple[Tensor, ...]]:
         """Yield (views uint8 (B, 3, size, size), labels int64 (B,), indices int64 (B,)), with a
         progress bar.
         """
         own = range(get_rank(), len(self.images), get_world_size())
-        self._reading = iter(
-            self._kept or self._loader(own)
-        )  # held here for the reason that loading.Loader gives
+        # Held here for the reason that loading.Loader gives.
+        self._reading = iter(self._kept or self._loader(own))
         keep = not self._kept and len(own) * 3 * self.view.size**2 <= _KEEP_BYTES
         kept = []
-        shown = {
-            "desc": description,
-            "unit": "batch",
-            "leave": False,
-            "total": -(-len(own) // self.batch_size),
-        }
-        for batch in tqdm(self._reading, **shown, disable=None if is_main_process() else True):
-            if keep:
-                kept.append(
-                    tuple(part.clone() for part in batch)
-                )  # a copy: workers' tensors hold a file descriptor each
+        for batch in tqdm(
+            self._reading,
+            desc=description,
+            unit="batch",
+            leave=False,
+            total=-(-len(own) // self.batch_size),
+            disable=None if is_main_process() else True,
+        ):
+            if keep:  # a copy: workers' tensors hold a file descriptor each
+                kept.append(tuple(part.clone() for part in batch))
             yield tuple(batch)
         self._reading = iter(())
         if keep:
@@ -244,6 +231,6 @@ class LabelledBatches:
             sampler=own,
             num_workers=self.num_workers,
             worker_init_fn=end_quietly_when_told if self.num_workers else None,
-            # the workers' seeds must not move the run's own random numbers
+            # The workers' seeds must not advance the run's own random numbers.
             generator=torch.Generator(),
         )

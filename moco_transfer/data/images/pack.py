@@ -1,8 +1,11 @@
-"""Writing a pack (see ``pack_reader.py``): images as they are, made smaller, or as bare pixels.
+"""Writing images as tar shards: as they are, encoded again smaller, or as raw pixels.
 
-A shard holds a fixed number of images of the source's order, and its index is written after it,
-both whole or not at all: a second run skips what is there, unless the files that went into it have
-    changed since.
+    DST/shard-00000.tar        webdataset's layout: KEY.jpg (or .png, …; raw: KEY.npy) and KEY.cls
+    DST/pack.json              what happened to the pixels; size and SHA-256 of each shard
+    DST/moco_transfer_index.*  where each image lies (``tar_index.py``)
+
+A shard holds a fixed number of images of the source's order and is written whole or not at all. A
+second run skips shards that are there, unless the files that went into them have changed.
 """
 
 from __future__ import annotations
@@ -12,7 +15,9 @@ import io
 import json
 import logging
 import os
+import tarfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,85 +25,87 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from ...runtime.errors import InputError
+from ...runtime.errors import InputError, MissingFileError
 from ...runtime.files import atomic_path, atomic_write_text, sha256_of
-from ..views.loading import as_it_is
-from .decode import UNREADABLE
+from .decode import UNREADABLE, decode_pixels, encode_npy, is_npy, read_rgb
 from .folder import ImageFolder
-from .pack_reader import FORMAT, FORMS, INDEX, is_pack, read_index
-from .packed import PackedImages
+from .image_source import IndexedSource
+from .local_shards import PACK_FILE, PACK_FORMAT, open_local_shards, read_pack_file
 
 logger = logging.getLogger(__name__)
 
+FORMS = ("original", "jpeg", "raw")
 QUALITY = 95
 
 
-def describe_change(form: str, shorter_side: int) -> str:
-    """Return in words what a form does to the pixels; empty for nothing."""
-    resized = f"shorter side at most {shorter_side} px (PIL bilinear, antialiased)"
-    return {
-        "original": "",
-        "jpeg": f"{resized}, encoded again as JPEG quality {QUALITY} 4:4:4",
-        "raw": resized,
-    }[form]
+@dataclass(frozen=True)
+class PackSettings:
+    """What is written.
 
-
-class Payloads(Dataset):
-    """Images as they go into a shard: (bytes, (height, width) or (0, 0)), or the reason why not.
-
-    Args:
-        source: The images.
-        form: One of ``pack_reader.FORMS``.
-        shorter_side: For the forms that resize, px.
+    Attributes:
+        form: ``original`` (the files' bytes), ``jpeg`` (smaller and encoded again) or ``raw``
+            (smaller, decoded).
+        shorter_side: To which larger images are resized, px; not for ``original``.
+        images_per_shard: Images in a shard.
     """
 
-    def __init__(self, source: ImageFolder | PackedImages, form: str, shorter_side: int) -> None:
-        self.source, self.form, self.shorter_side = source, form, shorter_side
+    form: str = "original"
+    shorter_side: int = 256
+    images_per_shard: int = 4096
 
-    def __getitem__(self, index: int) -> tuple[bytes, tuple[int, int]] | str:
+    @property
+    def pixel_change(self) -> str:
+        """What happens to the pixels, in words; empty for nothing."""
+        resized = f"shorter side at most {self.shorter_side} px (PIL bilinear, antialiased)"
+        encoded = f"{resized}, encoded again as JPEG quality {QUALITY} 4:4:4"
+        return {"original": "", "jpeg": encoded, "raw": resized}[self.form]
+
+
+class _Payloads(Dataset):
+    """Images as they go into a shard: (extension, bytes), or the reason why not."""
+
+    def __init__(self, source: IndexedSource, settings: PackSettings) -> None:
+        self.source, self.settings = source, settings
+
+    def __getitem__(self, index: int) -> tuple[str, bytes] | str:
         try:
-            if self.form == "original":
-                self.source.read(index)  # what cannot be decoded stays out of a pack
-                return self.source.encoded(index), (0, 0)
-            image = _at_most(self.source.read(index), self.shorter_side)
+            data = self.source.content(index)
+            if self.settings.form == "original":
+                decode_pixels(data)  # what cannot be decoded is left out
+                extension = os.path.splitext(self.source.name(index))[1][1:] or "jpg"
+                return "npy" if is_npy(data) else extension, bytes(data)
+            image = _at_most(read_rgb(data), self.settings.shorter_side)
         except UNREADABLE as error:
             return f"{self.source.name(index)}: {error}"
-        if self.form == "raw":
-            return image.tobytes(), (image.height, image.width)
+        if self.settings.form == "raw":
+            return "npy", encode_npy(np.asarray(image))
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=QUALITY, subsampling=0)
-        return buffer.getvalue(), (0, 0)
+        return "jpg", buffer.getvalue()
 
 
 def _at_most(image: Image.Image, shorter_side: int) -> Image.Image:
     scale = shorter_side / min(image.size)
     if scale >= 1:
         return image
-    return image.resize(
-        tuple(max(shorter_side, round(side * scale)) for side in image.size),
-        Image.Resampling.BILINEAR,
-    )
+    width, height = (max(shorter_side, round(side * scale)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BILINEAR)
 
 
 def pack(
-    source: ImageFolder | PackedImages,
+    source: IndexedSource,
     dst: str | os.PathLike[str],
+    settings: PackSettings,
     *,
-    form: str = "original",
-    shorter_side: int = 256,
-    images_per_shard: int = 4096,
     num_workers: int = 0,
     on_image: Callable[[], None] = lambda: None,
 ) -> list[str]:
-    """Write a pack, or go on with one that was interrupted.
+    """Write tar shards, or continue where an earlier run was interrupted.
 
     Args:
         source: The images.
         dst: Folder to write.
-        form: ``original`` (the files' bytes), ``jpeg`` (made smaller and encoded again) or ``raw``
-            (made smaller, bare pixels).
-        shorter_side: To which larger images are made smaller, px; not for ``original``.
-        images_per_shard: Images in a shard.
+        settings: What is written.
         num_workers: Processes that decode; 0 for this one.
         on_image: Called after each image.
 
@@ -106,183 +113,167 @@ def pack(
         Why images were left out, one sentence each.
 
     Raises:
-        InputError: If the folder holds a pack of something else, or the source's images are not
-            files.
+        InputError: If the folder holds a pack of something else.
     """
-    if form not in FORMS:
-        raise InputError(f"--as must be one of {', '.join(FORMS)}, got {form!r}.")
-    if not hasattr(source, "encoded"):
-        raise InputError(
-            f"{source.describe()}: these images are held in memory or streamed already, packing"
-            " makes nothing faster."
-        )
-    dst = Path(dst)
-    origin = _origin(source, form, shorter_side, images_per_shard)
-    _check_same_origin(dst, origin)
-    parts = [
-        range(start, min(start + images_per_shard, len(source)))
-        for start in range(0, len(source), images_per_shard)
-    ]
-    contents = [_contents(source, part) for part in parts]
-    entries = [_finished(dst, number, content) for number, content in enumerate(contents)]
-    missing = [
-        index for part, entry in zip(parts, entries, strict=True) if entry is None for index in part
-    ]
+    dst, step = Path(dst), settings.images_per_shard
+    parts = {
+        f"shard-{start // step:05d}.tar": range(start, min(start + step, len(source)))
+        for start in range(0, len(source), step)
+    }
+    contents = {name: _hash_of_contents(source, part) for name, part in parts.items()}
+    about: dict[str, Any] = {
+        "format": PACK_FORMAT,
+        "form": settings.form,
+        "pixel_change": settings.pixel_change,
+        "source": source.describe(),
+        "origin": _hash_of_origin(source, settings),
+        "class_names": list(source.class_names),
+        "finished": False,
+        "shards": {},
+    }
+    about["shards"] = _finished_shards(dst, about["origin"], contents)
+    missing = [i for name, part in parts.items() if name not in about["shards"] for i in part]
     loader = DataLoader(
-        Payloads(source, form, shorter_side),
+        _Payloads(source, settings),
         batch_size=None,
         sampler=missing,
         num_workers=num_workers,
-        collate_fn=as_it_is,
+        collate_fn=_as_it_is,
     )
     payloads = iter(loader)
-    for number, part in enumerate(parts):
-        if entries[number] is None:
-            entries[number] = _write_shard(dst, number, source, part, payloads, on_image)
-            entries[number] |= {"origin": origin, "contents": contents[number]}
-            atomic_write_text(dst / f"{_shard_name(number)}.json", json.dumps(entries[number]))
-    left_out = [sentence for entry in entries for sentence in entry["left_out"]]
-    about = {
-        "format": FORMAT,
-        "form": form,
-        "pixel_change": describe_change(form, shorter_side),
-        "source": source.describe(),
-        "origin": origin,
-        "images": sum(entry["images"] for entry in entries),
-        "class_names": list(source.class_names),
-        "shards": [
-            {
-                key: value
-                for key, value in entry.items()
-                if key not in ("origin", "contents", "left_out")
-            }
-            for entry in entries
-        ],
-        "left_out": left_out,
-    }
-    atomic_write_text(dst / INDEX, json.dumps(about, indent=1))
-    return left_out
+    for name, part in parts.items():
+        if name not in about["shards"]:
+            entry = _write_shard(dst / name, source, part, payloads, on_image)
+            about["shards"][name] = entry | {"contents": contents[name]}
+            atomic_write_text(dst / PACK_FILE, json.dumps(about, indent=1))
+    about["shards"] = dict(sorted(about["shards"].items()))
+    about |= {"finished": True, "images": sum(e["images"] for e in about["shards"].values())}
+    atomic_write_text(dst / PACK_FILE, json.dumps(about, indent=1))
+    open_local_shards(str(dst), [dst / name for name in parts])  # writes the index
+    return [reason for entry in about["shards"].values() for reason in entry["left_out"]]
 
 
-def _origin(
-    source: ImageFolder | PackedImages, form: str, shorter_side: int, images_per_shard: int
-) -> str:
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _hash_of_origin(source: IndexedSource, settings: PackSettings) -> str:
+    size = settings.form != "original" and settings.shorter_side
     digest = hashlib.sha256(
-        repr((form, form != "original" and shorter_side, images_per_shard, QUALITY)).encode()
+        repr((settings.form, size, settings.images_per_shard, QUALITY)).encode()
     )
     for index in range(len(source)):
-        digest.update(os.fsencode(source.names[index]) + b"\0")
+        digest.update(os.fsencode(_name_of(source, index)) + b"\0")
     digest.update(np.asarray(source.labels, np.int64).tobytes())
     return digest.hexdigest()
 
 
-def _contents(source: ImageFolder | PackedImages, places: range) -> str:
-    """Return a hash that changes with what goes into a shard: of the files' sizes and times, or of
-    the bytes of images held in memory.
-    """
+def _hash_of_contents(source: IndexedSource, places: range) -> str:
+    """Return a hash of what goes into a shard: of files, their sizes and times."""
     digest = hashlib.sha256()
     for index in places:
-        if isinstance(source, ImageFolder):
-            try:
-                about = os.stat(source.path(index))
-                digest.update(f"{about.st_size} {about.st_mtime_ns}\n".encode())
-            except OSError:  # reading it will say what is wrong
-                digest.update(b"missing\n")
-        else:
-            digest.update(hashlib.sha256(source.encoded(index)).digest())
+        try:
+            if isinstance(source, ImageFolder):
+                status = os.stat(source.path(index))
+                digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
+            else:
+                digest.update(hashlib.sha256(source.content(index)).digest())
+        except OSError:  # reading it reports what is wrong
+            digest.update(b"missing\n")
     return digest.hexdigest()
 
 
-def _check_same_origin(dst: Path, origin: str) -> None:
-    notes = [_read_note(path) for path in sorted(dst.glob("shard-*.json"))]
-    others = [note["origin"] for note in notes if note is not None]
-    others += [read_index(dst).get("origin")] if is_pack(dst) else []
-    if any(other != origin for other in others):
+def _finished_shards(dst: Path, origin: str, contents: dict[str, str]) -> dict[str, Any]:
+    """Return an earlier run's entries of shards that are whole and up to date."""
+    if not (dst / PACK_FILE).is_file():
+        if any(dst.glob("*.tar")):
+            raise InputError(f"{dst} holds other tar files. Choose another folder.")
+        return {}
+    about = read_pack_file(dst)
+    if about["origin"] != origin:
         raise InputError(
             f"{dst} holds a pack of other images or of another form. Choose another folder, or"
             " remove it first."
         )
-
-
-def _shard_name(number: int) -> str:
-    return f"shard-{number:05d}"
-
-
-def _read_note(path: Path) -> dict[str, Any] | None:
-    """Return what an earlier run noted of a shard; None if that cannot be read, and the shard has
-    to be written again.
-    """
-    try:
-        note = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return None
-    keys = ("name", "images", "bytes", "sha256", "index_sha256", "left_out", "origin")
-    return note if isinstance(note, dict) and all(key in note for key in keys) else None
-
-
-def _finished(dst: Path, number: int, contents: str) -> dict[str, Any] | None:
-    """Return what an earlier run noted of a shard that is whole and made of the files as they are
-    now.
-    """
-    path = dst / f"{_shard_name(number)}.json"
-    if not path.is_file():
-        return None
-    entry = _read_note(path)
-    if entry is None:
-        logger.warning("%s is damaged, and its shard is written again", path)
-        return None
-    if entry.get("contents") != contents:
-        logger.warning(
-            "The images of %s have changed since, or it is of an older version; it is written"
-            " again",
-            path.with_suffix(".bin"),
-        )
-        return None
-    for suffix, key in ((".bin", "sha256"), (".npz", "index_sha256")):
-        file = dst / (_shard_name(number) + suffix)
-        if not file.is_file() or sha256_of(file) != entry[key]:
-            logger.warning("%s is missing or not what was written, and is written again", file)
-            return None
-    return entry
+    finished = {}
+    for name, entry in about["shards"].items():
+        if entry["contents"] != contents[name]:
+            logger.warning("The images of %s have changed since; it is written again", dst / name)
+        elif not (dst / name).is_file() or sha256_of(dst / name) != entry["sha256"]:
+            logger.warning("%s is missing or damaged; it is written again", dst / name)
+        else:
+            finished[name] = entry
+    return finished
 
 
 def _write_shard(
-    dst: Path,
-    number: int,
-    source: ImageFolder | PackedImages,
+    file: Path,
+    source: IndexedSource,
     places: range,
     payloads: Iterator[Any],
     on_image: Callable[[], None],
 ) -> dict[str, Any]:
-    ends, sizes, labels, names, left_out = [0], [], [], [], []
-    file = dst / f"{_shard_name(number)}.bin"
-    with atomic_path(file) as temporary, open(temporary, "wb") as out:
+    left_out: list[str] = []
+    keys: set[str] = set()
+    with atomic_path(file) as temporary, tarfile.open(temporary, "w") as archive:
         for index in places:
             payload = next(payloads)
             on_image()
             if isinstance(payload, str):
                 left_out.append(payload)
                 continue
-            data, size = payload
-            out.write(data)
-            ends.append(ends[-1] + len(data))
-            sizes.append(size)
-            labels.append(int(source.labels[index]) if len(source.labels) else -1)
-            names.append(os.fsencode(source.names[index]))
-    arrays = {
-        "ends": np.array(ends, np.int64),
-        "sizes": np.array(sizes, np.int32).reshape(-1, 2),
-        "labels": np.array(labels, np.int64),
-        "names": np.frombuffer(b"".join(names), np.uint8),
-        "name_ends": np.cumsum([0, *map(len, names)], dtype=np.int64),
-    }
-    with atomic_path(file.with_suffix(".npz")) as temporary, open(temporary, "wb") as out:
-        np.savez(out, **arrays)
-    hashes = {"sha256": sha256_of(file), "index_sha256": sha256_of(file.with_suffix(".npz"))}
+            extension, data = payload
+            key = _key_of(source, index, keys)
+            keys.add(key)
+            _add(archive, f"{key}.{extension}", data)
+            if len(source.labels):
+                _add(archive, f"{key}.cls", str(source.labels[index]).encode())
     return {
-        "name": file.stem,
-        "images": len(labels),
-        "bytes": ends[-1],
-        **hashes,
+        "images": len(keys),
+        "bytes": file.stat().st_size,
+        "sha256": sha256_of(file),
         "left_out": left_out,
     }
+
+
+def _name_of(source: IndexedSource, index: int) -> str:
+    """Return the image's path in its source, empty for an image of a shard."""
+    names = getattr(source, "names", None)
+    return names[index] if names is not None else ""
+
+
+def _key_of(source: IndexedSource, index: int, used: set[str]) -> str:
+    """Return the image's path without what webdataset would misread, unique in its shard."""
+    stem = os.path.splitext(_name_of(source, index))[0]
+    folder, _, leaf = "/".join(part for part in stem.split("/") if part.strip(".")).rpartition("/")
+    key = f"{folder}/{leaf.replace('.', '_')}".lstrip("/")
+    return f"{index:09d}" if not leaf or key in used or key.startswith("__") else key
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    archive.addfile(info, io.BytesIO(data))
+
+
+def check_pack(root: str | os.PathLike[str]) -> int:
+    """Compare every byte of a pack with what was written.
+
+    Returns:
+        Number of images.
+
+    Raises:
+        InputError: Naming the first shard that differs.
+    """
+    folder = Path(root)
+    if not (folder / PACK_FILE).is_file():
+        raise MissingFileError(f"{folder / PACK_FILE} does not exist: {folder} is no pack.")
+    shards = read_pack_file(folder)["shards"]
+    source = open_local_shards(str(folder), [folder / name for name in sorted(shards)])
+    for file in source.files:
+        if sha256_of(file) != shards[file.name]["sha256"]:
+            raise InputError(
+                f"{file} is not what was written: its SHA-256 differs from {PACK_FILE}. Remove it"
+                " and pack again; whole shards are kept."
+            )
+    return len(source)

@@ -1,4 +1,4 @@
-"""From images to the batches of a run: the order, the workers, and the loader over both."""
+"""From images to the batches of a run: the order, the workers, the loader, and the device."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ import logging
 import math
 import os
 import signal
-from collections.abc import Iterator
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeAlias, cast
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ...runtime.distributed import get_rank, get_world_size
 from ...runtime.errors import InputError
 from ..batches.samplers import EpochBatches
-from ..images.shard_index import ShardSet
-from ..images.shard_order import ShardBatches
-from ..images.sources import Images
-from .device_decode import DeviceDecoder, EncodedViews
+from ..images.image_source import ImageSource, IndexedSource
+from ..images.shard_stream import ShardStream
+from .shard_order import ShardBatches
 from .shard_views import ShardViews
-from .two_views import Views
-from .view_batch import ViewMaker
+from .view_batch import ViewMaker, Views
 
 logger = logging.getLogger(__name__)
 
@@ -30,11 +29,12 @@ Batches: TypeAlias = EpochBatches | ShardBatches
 each iteration.
 """
 
-_UNEVEN = 0.01  # share of an epoch's images seen twice beyond which it is worth a warning
+_UNEVEN = 0.01  # share of an epoch's images seen twice beyond which a warning is logged
+_STAYS = ("colours",)  # read on the CPU; see view_colours.py
 
 
 def plan_batches(
-    source: Images,
+    source: ImageSource,
     *,
     batch_size_total: int,
     epochs: int,
@@ -43,23 +43,23 @@ def plan_batches(
     shuffle_buffer: int,
     start_iteration: int,
 ) -> Batches:
-    """Lay down which images this process reads in each iteration.
+    """Decide which images this process reads in each iteration.
 
     Args:
         source: The images.
         batch_size_total: Images per iteration over all processes.
         epochs: Length of the run.
         seed: The run's seed.
-        num_workers: Data workers per process; the order depends on it for shards alone.
-        shuffle_buffer: Images of a stream that are shuffled among themselves, for shards alone.
+        num_workers: Data workers per process; the order of a stream of shards depends on it.
+        shuffle_buffer: Images of a stream of shards that are shuffled among themselves.
         start_iteration: Iterations already finished.
 
     Raises:
         InputError: If a batch does not divide among the processes, there are fewer images than
-            one batch, or fewer shards than workers.
+            one batch, or a stream has fewer shards than workers.
     """
     place = {"rank": get_rank(), "world_size": get_world_size(), "start_iteration": start_iteration}
-    if isinstance(source, ShardSet):
+    if isinstance(source, ShardStream):
         return ShardBatches(
             source, batch_size_total, epochs, seed, num_workers, shuffle_buffer, **place
         )
@@ -69,8 +69,8 @@ def plan_batches(
 
 
 class Loader:
-    """The batches of a run from its plan's ``start_iteration`` on, each as ``ViewBatch.finished``
-    returns it.
+    """The batches of a run from its ``start_iteration`` on, each as ``ViewBatch.finished`` returns
+    it.
 
     One pass is the whole run, so workers never restart at an epoch's end.
 
@@ -79,46 +79,34 @@ class Loader:
         batches: Their order, from :func:`plan_batches`.
         make_views: From an image to its views.
         num_workers: Data workers; 0 loads in this process.
-        pin_memory: Put batches where a GPU can fetch them itself.
-        decode_on: Device that decodes JPEGs in place of the workers, and gets the views
-            (``device_decode.py``); None: the workers decode, as they always do for shards.
+        pin_memory: Put batches where a GPU can copy them itself.
     """
 
     def __init__(
         self,
-        source: Images,
+        source: ImageSource,
         batches: Batches,
         make_views: ViewMaker,
         *,
         num_workers: int,
         pin_memory: bool,
-        decode_on: torch.device | None = None,
     ) -> None:
-        settings: dict[str, Any] = {
-            "num_workers": num_workers,
-            "pin_memory": pin_memory,
-            "prefetch_factor": 4 if num_workers else None,
-        }
-        settings["worker_init_fn"] = end_quietly_when_told if num_workers else None
-        self._decoder: DeviceDecoder | None = None
+        views: ShardViews | Views
         if isinstance(batches, ShardBatches):
-            self._loader = DataLoader(
-                ShardViews(batches, make_views), batch_size=None, collate_fn=as_it_is, **settings
-            )
+            views, sampler = ShardViews(batches, make_views), None
         else:
-            settings_of_views = {
-                "recipe": make_views.recipe,
-                "size": make_views.size,
-                "crop_scale": make_views.crop_scale,
-                "seed": batches.seed,
-                "num_views": make_views.num_views,
-                "pipeline": make_views.pipeline,
-            }
-            views = Views(source, **settings_of_views)
-            if decode_on is not None:
-                self._decoder = DeviceDecoder(views, decode_on)
-                views = EncodedViews(source, **settings_of_views)
-            self._loader = DataLoader(views, batch_sampler=batches, collate_fn=as_it_is, **settings)
+            source = cast(IndexedSource, source)
+            views, sampler = Views(source, make_views, seed=batches.seed), batches
+        self._loader = DataLoader(
+            views,
+            sampler=sampler,
+            batch_size=None,
+            collate_fn=as_it_is,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            prefetch_factor=4 if num_workers else None,
+            worker_init_fn=end_quietly_when_told if num_workers else None,
+        )
         self._length = len(batches)
         self._iterator: Iterator[dict[str, Any]] = iter(())
 
@@ -126,25 +114,24 @@ class Loader:
         return self._length
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        # Held here, not in this generator's frame: where a pass is interrupted, torch waits seconds
+        # Held here, not in this generator's frame: when a pass is interrupted, torch waits seconds
         # for busy workers as soon as nobody holds their iterator, and a run that is told to stop
         # has to save first.
         self._iterator = iter(self._loader)
         for batch in self._iterator:
             if "error" in batch:
                 raise InputError(batch["error"])
-            yield batch if self._decoder is None else self._decoder(batch)
+            yield batch
         self._iterator = iter(())
 
 
 def end_quietly_when_told(worker: int) -> None:
-    """Let SIGTERM end a data worker without a word; for ``worker_init_fn`` of every loader whose
+    """Let SIGTERM end a data worker without a message; for ``worker_init_fn`` of every loader whose
     process saves when it is told to stop.
 
-    Schedulers send SIGTERM to all processes of a job. The training process then saves, and no
-    longer waits for images (``StopRequest.next_of``); torch would interrupt that with an
-    exception for each worker that died of the signal, but not for one that ended by itself. A
-    worker that went on instead would outlive a training process that cannot wait for it.
+    Schedulers send SIGTERM to all processes of a job. The training process then saves; torch would
+    interrupt that with an exception for each worker that died of the signal, but not for one that
+    ended by itself. A worker that ignored it could outlive the training process.
     """
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
@@ -154,8 +141,45 @@ def as_it_is(item: Any) -> Any:
     return item
 
 
+def to_device(batches: Iterable[dict[str, Any]], device: torch.device) -> Iterator[dict[str, Any]]:
+    """Yield the batches with their tensors on the device.
+
+    On a GPU the next batch is copied on a stream of its own while the current step runs; batches
+    must lie in pinned memory for that. Elsewhere they are passed on.
+    """
+    if device.type != "cuda":
+        yield from batches
+        return
+    stream = torch.cuda.Stream(device)
+    waiting: dict[str, Any] | None = None
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            ahead = {
+                name: value.to(device, non_blocking=True)
+                if isinstance(value, Tensor) and name not in _STAYS
+                else value
+                for name, value in batch.items()
+            }
+        if waiting is not None:
+            yield _ready(waiting, stream, device)
+        waiting = ahead
+    if waiting is not None:
+        yield _ready(waiting, stream, device)
+
+
+def _ready(
+    batch: dict[str, Any], stream: torch.cuda.Stream, device: torch.device
+) -> dict[str, Any]:
+    current = torch.cuda.current_stream(device)
+    current.wait_stream(stream)
+    for value in batch.values():
+        if isinstance(value, Tensor) and value.is_cuda:
+            value.record_stream(current)  # its memory was allocated on the other stream
+    return batch
+
+
 def warn_of_another_order(saved: dict[str, int], now: dict[str, int]) -> None:
-    """Log what differs between the order a run was saved with and the one it goes on with
+    """Log what differs between the order a run was saved with and the one it continues with
     (``batches.order``).
     """
     differing = [
@@ -167,13 +191,13 @@ def warn_of_another_order(saved: dict[str, int], now: dict[str, int]) -> None:
         logger.warning(
             "The order of images in shards differs from here on (%s): in the epoch that is"
             " resumed some images may come again and others not at all, and the run does not"
-            " equal one that was not interrupted.",
+            " equal an uninterrupted one.",
             ", ".join(differing),
         )
 
 
-def describe_batches(source: Images, batches: Batches) -> None:
-    """Log what is read and, for shards, how it is dealt out."""
+def describe_batches(source: ImageSource, batches: Batches) -> None:
+    """Log what is read and, for a stream of shards, how it is dealt out."""
     logger.info("%s", source.describe())
     if not isinstance(batches, ShardBatches):
         return

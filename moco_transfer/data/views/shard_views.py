@@ -1,5 +1,5 @@
-"""The views of images in tar shards: what ``two_views.Views`` is for images that can be read in
-any order.
+"""The views of images in a stream of tar shards; ``view_batch.Views`` is for images that can be
+read in any order.
 """
 
 from __future__ import annotations
@@ -14,20 +14,17 @@ from torch.utils.data import IterableDataset, get_worker_info
 from ...runtime.errors import InputError
 from ...runtime.seed import generator_at
 from ..images.decode import UNREADABLE
-from ..images.shard_order import Block, ShardBatches
-from ..images.shard_reader import ShardImage, read_stream
-from .two_views import ATTEMPTS
-from .view_batch import ViewBatch, ViewMaker
+from .shard_order import Block, ShardBatches, ShardImage
+from .view_batch import ATTEMPTS, ViewBatch, ViewMaker
 
 
 class ShardViews(IterableDataset):
-    """This worker's batches of a run, each as
-    :meth:`~moco_transfer.data.view_batch.ViewBatch.finished` returns it.
+    """This worker's batches of a run, each as ``ViewBatch.finished`` returns it.
 
     Views are a function of (seed, epoch, index), the image's number in the whole set, and of how
-    often the epoch has come round to the image. One that cannot be decoded is replaced by the
-    next of its block that can be, so that a batch keeps its size; what follows stays as it would
-    have been. A worker holds ``shuffle_buffer`` encoded images.
+    often the epoch has come round to the image. An image that cannot be decoded is replaced by the
+    next of its block that can be, so that a batch keeps its size and nothing else changes. A worker
+    holds ``shuffle_buffer`` encoded images.
 
     A problem with a shard arrives as a batch {"error": sentence}: an exception would reach the main
     process with a traceback in it.
@@ -38,8 +35,7 @@ class ShardViews(IterableDataset):
     """
 
     def __init__(self, batches: ShardBatches, make_views: ViewMaker) -> None:
-        self.batches = batches
-        self.make_views = make_views
+        self.batches, self.make_views = batches, make_views
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
@@ -56,8 +52,8 @@ class ShardViews(IterableDataset):
             yield {"error": str(error)}
 
     def _candidates(self, stream: int, start: int) -> Iterator[tuple[int, Iterator[ShardImage]]]:
-        """Yield, for each place of the run from ``start`` on, the epoch and the image to take,
-        with what replaces it behind it.
+        """Yield, for each place of the run from ``start`` on, the epoch and the image to use,
+        followed by what replaces it.
         """
         waiting = _blocks(self.batches, stream, start)
         block, used = next(waiting, (None, 0))
@@ -66,16 +62,11 @@ class ShardViews(IterableDataset):
             following, following_used = next(waiting, (None, 0))
             order = self.batches.order_in(block.block, stream)
             for turn, place in enumerate(order):
-                if (
-                    following is not None
-                ):  # read on while there is time, so that the next block need not be waited for
+                if following is not None:  # read ahead, so that nothing waits for the next block
                     following.fill((turn + 1) / len(order))
                 if turn >= used:
-                    candidates = chain(
-                        (block.images[i] for i in order[turn:]),
-                        following.images if following else (),
-                    )
-                    yield block.block.epoch, candidates
+                    rest = (block.images[i] for i in order[turn:])
+                    yield block.block.epoch, chain(rest, following.images if following else ())
                 block.images[place] = None
             block, used = following, following_used
 
@@ -87,24 +78,18 @@ class ShardViews(IterableDataset):
         candidates: Iterator[ShardImage],
         buffer: np.ndarray | None,
     ) -> None:
-        """Write the views of the first candidate, or of the first after it that can be decoded."""
+        """Write the views of the first candidate that can be decoded."""
         rng = None
         for candidate in islice(candidates, ATTEMPTS):
-            index = self.batches.shards.index(candidate.shard, candidate.position)
             if rng is None:
-                rng = generator_at(
-                    self.batches.seed,
-                    "views",
-                    epoch,
-                    index,
-                    *([candidate.again] if candidate.again else []),
-                )
+                again = [candidate.again] if candidate.again else []
+                rng = generator_at(self.batches.seed, "views", epoch, candidate.index, *again)
             try:
-                drawn = self.make_views.decode(candidate.data, rng, buffer)
+                image = self.make_views.decode(candidate.data, buffer)
             except UNREADABLE:
                 batch.unreadable.append(candidate.name)
                 continue
-            batch.fill(place, drawn, label=candidate.label, index=index)
+            batch.fill(place, image, rng, label=candidate.label, index=candidate.index)
             return
         batch.given_up += 1
 
@@ -113,9 +98,8 @@ class _FilledBlock:
     """A block and as many of its images as have been read."""
 
     def __init__(self, block: Block, reader: Iterator[ShardImage]) -> None:
-        self.block = block
-        self.images: list[ShardImage | None] = []
-        self._reader = reader
+        self.block, self._reader = block, reader
+        self.images: list[Any] = []
 
     def fill(self, share: float) -> None:
         while len(self.images) < share * self.block.size:
@@ -123,8 +107,9 @@ class _FilledBlock:
 
 
 def _blocks(batches: ShardBatches, stream: int, start: int) -> Iterator[tuple[_FilledBlock, int]]:
-    epoch, reader = -1, iter(())
+    epoch = -1
+    reader: Iterator[ShardImage] = iter(())
     for block, used in batches.blocks(stream, start):
         if block.epoch != epoch:
-            epoch, reader = block.epoch, read_stream(batches, stream, block.epoch, skip=block.start)
+            epoch, reader = block.epoch, batches.read(stream, block.epoch, skip=block.start)
         yield _FilledBlock(block, reader), used

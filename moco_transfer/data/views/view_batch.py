@@ -1,87 +1,42 @@
-"""From images to batches of views: which pipeline makes them, and the memory that they are
-written to.
+"""From images to batches of views: two for contrast, one with its label for the supervised
+baseline.
 
-A batch is allocated once and filled place by place, in a data worker in shared memory: what crosses
-    the process border is uint8, and
-nothing is copied on the way.
+A batch is allocated once, in a data worker in shared memory, and filled place by place with uint8.
+Every draw is a function of (seed, epoch, index), so neither the number of workers nor an
+interruption changes it.
 
 Pipelines:
-    fast: the decoder of ``decode.py``; crop, resize and flip in uint8 here; colours, blur and
-        normalisation as batched operators on the training device (``view_colours.py``). Faithful to
-        the reference within the tolerances written there and in :func:`resized_crop`.
-    reference: the plain torchvision and PIL chain of the official code, finished here but for the
-        normalisation.
+    fast: the decoder of ``decode.py``; crop, resize and flip in uint8; colours, blur and
+        normalisation as batched operators on the training device (``view_colours.py``). Faithful
+        to the reference within the tolerances stated there and in :func:`resized_crop`.
+    reference: the plain torchvision and PIL chain of the official code; only the normalisation is
+        left to the device.
 """
 
 from __future__ import annotations
 
 import functools
-import io
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
-from ..images.decode import BUFFER_BYTES, UNREADABLE, Region, decode_pixels, read_rgb
+from ...runtime.seed import generator_at
+from ..images.decode import BUFFER_BYTES, UNREADABLE, decode_pixels, read_rgb
+from ..images.image_source import IndexedSource
 from . import native
 from .augmentation import RECIPES, ViewParameters, apply_reference, draw_parameters
 from .view_colours import ROW, colour_row, finish_views
 
 PIPELINES = ("fast", "reference")
 
-
-def resized_crop(pixels: np.ndarray, parameters: ViewParameters, out: np.ndarray) -> None:
-    """Write the crop, resized to (S, S) by an antialiased bilinear filter and mirrored where the
-    parameters say so.
-
-    The filter is PIL's, which torchvision's RandomResizedCrop uses on images. PIL rounds to whole
-    levels between its two passes, the compiled loop does not: at most 1 level apart. Without the
-        compiled loop torch's is taken, also at most 1 level from PIL's.
-
-    Args:
-        pixels: uint8 (H, W, 3), RGB.
-        parameters: Crop and flip.
-        out: uint8 (S, S, 3), written.
-    """
-    if not pixels[0].flags.c_contiguous:
-        pixels = np.ascontiguousarray(pixels)
-    if native.available():
-        native.crop_resize(pixels, parameters.crop, flip=parameters.flip, out=out)
-        return
-    top, left, height, width = parameters.crop
-    crop = pixels[top : top + height, left : left + width]
-    planes = (
-        torch.from_numpy(crop if crop.flags.writeable else crop.copy())
-        .permute(2, 0, 1)
-        .unsqueeze(0)
-    )
-    view = (
-        F.interpolate(
-            planes, size=out.shape[:2], mode="bilinear", antialias=True, align_corners=False
-        )[0]
-        .permute(1, 2, 0)
-        .numpy()
-    )
-    out[:] = view[:, ::-1] if parameters.flip else view
-
-
-class DrawnImage(NamedTuple):
-    """An image and what its views will be.
-
-    Attributes:
-        image: RGB; uint8 (H, W, 3) in the fast pipeline, where perhaps the part alone that the
-            crops need is decoded.
-        parameters: One for each view, drawn for the image's size.
-    """
-
-    image: Image.Image | np.ndarray
-    parameters: list[ViewParameters]
+ATTEMPTS = 20
+"""Replacements tried for one place in a batch; only a broken folder needs more."""
 
 
 @dataclass(frozen=True)
@@ -112,104 +67,70 @@ class ViewMaker:
         return self.pipeline == "fast"
 
     def new_buffer(self) -> np.ndarray | None:
-        """Return memory for the decoder, one image at a time; None where the pipeline has no use
-        for it.
-        """
+        """Return memory for the decoder, for one image at a time; None if it is not used."""
         return np.empty(BUFFER_BYTES, np.uint8) if self.is_fast else None
 
-    def read(
-        self, source: Any, index: int, rng: np.random.Generator, buffer: np.ndarray | None = None
-    ) -> DrawnImage:
-        """Read an image of a source and draw its views.
-
-        Args:
-            source: The images (see ``sources.py``).
-            index: Which.
-            rng: All that is random is drawn from it; where the image cannot be read, nothing.
-            buffer: Where a decoded image may lie.
-
-        Raises:
-            OSError, SyntaxError, ValueError, DecompressionBombError: If it cannot be read; they are
-                ``decode.UNREADABLE``.
-        """
-        return self._with_views(
-            rng,
-            lambda region: (
-                source.decode(index, buffer, region) if self.is_fast else source.read(index)
-            ),
-        )
-
     def decode(
-        self, data: bytes, rng: np.random.Generator, buffer: np.ndarray | None = None
-    ) -> DrawnImage:
-        """Decode an image and draw its views, as :meth:`read`."""
-        return self._with_views(
-            rng,
-            lambda region: (
-                decode_pixels(data, buffer, region) if self.is_fast else read_rgb(io.BytesIO(data))
-            ),
-        )
+        self, data: bytes | memoryview, buffer: np.ndarray | None = None
+    ) -> np.ndarray | Image.Image:
+        """Decode an image; raises one of ``decode.UNREADABLE`` if that fails."""
+        return decode_pixels(data, buffer) if self.is_fast else read_rgb(data)
 
-    def _with_views(
-        self, rng: np.random.Generator, decode: Callable[[Region], Image.Image | np.ndarray]
-    ) -> DrawnImage:
-        # Views are functions of the image's size, which a header can tell before the pixels are
-        # there. Should these say otherwise, or not come at all, then the generator goes back to
-        # where it was: whether parts are decoded must not be seen in any number.
-        before, drawn = rng.bit_generator.state, {}
-
-        def region(height: int, width: int) -> tuple[int, int, int, int]:
-            drawn[height, width] = self._draw(rng, height, width)
-            return _around([parameters.crop for parameters in drawn[height, width]])
-
-        try:
-            image = decode(region)
-        except UNREADABLE:
-            rng.bit_generator.state = before
-            raise
-        size = image.shape[:2] if self.is_fast else image.size[::-1]
-        if size not in drawn:
-            rng.bit_generator.state = before
-            drawn[size] = self._draw(rng, *size)
-        return DrawnImage(image, drawn[size])
-
-    def _draw(self, rng: np.random.Generator, height: int, width: int) -> list[ViewParameters]:
-        settings = {
-            "height": height,
-            "width": width,
-            "recipe": RECIPES[self.recipe],
-            "crop_scale": self.crop_scale,
-        }
-        return [draw_parameters(rng, **settings) for _ in range(self.num_views)]
-
-    def fill(self, drawn: DrawnImage, views: np.ndarray, colours: np.ndarray) -> None:
-        """Write an image's views.
+    def make(
+        self,
+        image: np.ndarray | Image.Image,
+        rng: np.random.Generator,
+        *,
+        views: np.ndarray,
+        colours: np.ndarray,
+    ) -> None:
+        """Draw the parameters of an image's views and write the views.
 
         Args:
-            drawn: From :meth:`read` or :meth:`decode`.
+            image: From :meth:`decode`.
+            rng: Source of randomness.
             views: uint8 (V, S, S, 3), written.
-            colours: float32 (V, ROW), written where the pipeline leaves colours to the device.
+            colours: float32 (V, ROW), written in the fast pipeline.
         """
-        grey_first = RECIPES[self.recipe].grey_first
-        for v, parameters in enumerate(drawn.parameters):
-            if self.is_fast:
-                resized_crop(drawn.image, parameters, views[v])
-                colours[v] = colour_row(parameters, grey_first=grey_first)
-            else:
+        recipe = RECIPES[self.recipe]
+        height, width = image.size[::-1] if isinstance(image, Image.Image) else image.shape[:2]
+        size = {"height": height, "width": width}
+        drawn = [
+            draw_parameters(rng, **size, recipe=recipe, crop_scale=self.crop_scale)
+            for _ in range(self.num_views)
+        ]
+        for v, parameters in enumerate(drawn):
+            if isinstance(image, Image.Image):
                 views[v] = apply_reference(
-                    drawn.image, parameters, size=self.size, grey_first=grey_first
+                    image, parameters, size=self.size, grey_first=recipe.grey_first
                 )
+            else:
+                resized_crop(image, parameters, views[v])
+                colours[v] = colour_row(parameters, grey_first=recipe.grey_first)
 
 
-def _around(crops: list[tuple[int, int, int, int]]) -> tuple[int, int, int, int]:
-    """Return the smallest (top, left, height, width) that holds all."""
-    top, left = min(crop[0] for crop in crops), min(crop[1] for crop in crops)
-    return (
-        top,
-        left,
-        max(crop[0] + crop[2] for crop in crops) - top,
-        max(crop[1] + crop[3] for crop in crops) - left,
-    )
+def resized_crop(pixels: np.ndarray, parameters: ViewParameters, out: np.ndarray) -> None:
+    """Write the crop, resized to (S, S) by an antialiased bilinear filter and mirrored where the
+    parameters say so.
+
+    The filter is PIL's. PIL rounds to whole levels between its two passes, the compiled loop does
+    not: at most 1 level apart. Without the compiled loop torch's filter is used, also at most 1
+    level from PIL's.
+
+    Args:
+        pixels: uint8 (H, W, 3), RGB.
+        parameters: Crop and flip.
+        out: uint8 (S, S, 3), written.
+    """
+    if native.available():
+        native.crop_resize(pixels, parameters.crop, flip=parameters.flip, out=out)
+        return
+    top, left, height, width = parameters.crop
+    crop = np.array(pixels[top : top + height, left : left + width])
+    planes = torch.from_numpy(crop).permute(2, 0, 1)[None]
+    resized = F.interpolate(planes, size=out.shape[:2], mode="bilinear", antialias=True)
+    view = resized[0].permute(1, 2, 0).numpy()
+    out[:] = view[:, ::-1] if parameters.flip else view
 
 
 @dataclass
@@ -221,7 +142,7 @@ class ViewBatch:
         count: Places, N.
 
     Attributes:
-        unreadable: Paths of images that could not be decoded and were replaced.
+        unreadable: Names of images that could not be decoded and were replaced.
         given_up: Places for which no readable image was found.
     """
 
@@ -233,20 +154,30 @@ class ViewBatch:
     def __post_init__(self) -> None:
         make = self.make_views
         shape = (make.num_views, self.count, make.size, make.size, 3)
-        self._views = (
-            _shared_bytes(shape)
-            if get_worker_info() is not None
-            else torch.empty(shape, dtype=torch.uint8)
-        )
+        self._views = torch.empty(0, dtype=torch.uint8)
+        if get_worker_info() is not None:
+            # As torch's own collating does: a tensor made elsewhere would be copied when sent.
+            storage = torch.UntypedStorage._new_shared(int(np.prod(shape)))
+            self._views.set_(storage, 0, shape)  # type: ignore[call-overload]
+        else:
+            self._views = self._views.new_empty(shape)
         self._colours = torch.zeros(make.num_views, self.count, ROW)
         self._arrays = self._views.numpy(), self._colours.numpy()
         self._labels = np.full(self.count, -1, np.int64)
         self._indices = np.full(self.count, -1, np.int64)
 
-    def fill(self, place: int, drawn: DrawnImage, *, label: int, index: int) -> None:
-        """Write an image's views, label and number to a place of the batch."""
-        views, colours = self._arrays
-        self.make_views.fill(drawn, views[:, place], colours[:, place])
+    def fill(
+        self,
+        place: int,
+        image: np.ndarray | Image.Image,
+        rng: np.random.Generator,
+        *,
+        label: int,
+        index: int,
+    ) -> None:
+        """Write the views, label and number of an image from ``ViewMaker.decode`` to a place."""
+        views, colours = (array[:, place] for array in self._arrays)
+        self.make_views.make(image, rng, views=views, colours=colours)
         self._labels[place], self._indices[place] = label, index
 
     def finished(self) -> dict[str, Any]:
@@ -254,38 +185,82 @@ class ViewBatch:
 
         Returns:
             ``views`` uint8 (V, N, 3, S, S), RGB, channels last in memory; ``colours`` float32 (V,
-            N, ROW) in the fast pipeline alone; ``label`` and ``index`` int64 (N,); ``unreadable``
-            list of paths, and ``given_up``, the number of places for which no readable image was
-            found (``views`` is then None).
+            N, ROW) in the fast pipeline alone; ``label`` (-1 without classes) and ``index`` int64
+            (N,); ``unreadable``; and ``given_up`` (``views`` is None if it is not 0).
         """
         if self.given_up:
             return {"views": None, "unreadable": self.unreadable, "given_up": self.given_up}
         colours = {"colours": self._colours} if self.make_views.is_fast else {}
-        numbers = {
-            "label": torch.from_numpy(self._labels),
-            "index": torch.from_numpy(self._indices),
-        }
         return {
             "views": self._views.permute(0, 1, 4, 2, 3),
             **colours,
-            **numbers,
+            "label": torch.from_numpy(self._labels),
+            "index": torch.from_numpy(self._indices),
             "unreadable": self.unreadable,
             "given_up": 0,
         }
 
 
-def _shared_bytes(shape: tuple[int, ...]) -> Tensor:
-    # As torch's own collating allocates a batch in a worker; a tensor made elsewhere would be
-    # copied on its way out.
-    storage = torch.UntypedStorage._new_shared(int(np.prod(shape)))
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)
+class Views(Dataset):
+    """The views of images that can be read in any order.
+
+    A list of places ``(epoch, index)`` gives a batch, as :meth:`ViewBatch.finished` returns it.
+
+    Args:
+        source: The images.
+        make_views: From an image to its views.
+        seed: The run's seed.
+    """
+
+    def __init__(self, source: IndexedSource, make_views: ViewMaker, *, seed: int) -> None:
+        self.source, self.make_views, self.seed = source, make_views, seed
+
+    def __getitem__(self, places: list[tuple[int, int]]) -> dict[str, Any]:
+        batch = ViewBatch(self.make_views, len(places))
+
+        def fill(part: range) -> tuple[list[str], int]:
+            buffer = self.make_views.new_buffer()
+            unreadable: list[str] = []
+            given_up = sum(
+                not self._fill(batch, place, *places[place], buffer, unreadable) for place in part
+            )
+            return unreadable, given_up
+
+        for unreadable, given_up in native.in_threads(fill, len(places)):
+            batch.unreadable += unreadable
+            batch.given_up += given_up
+        return batch.finished()
+
+    def _fill(
+        self,
+        batch: ViewBatch,
+        place: int,
+        epoch: int,
+        index: int,
+        buffer: np.ndarray | None,
+        unreadable: list[str],
+    ) -> bool:
+        """Fill a place of the batch; False when no readable image was found for it."""
+        rng = generator_at(self.seed, "views", epoch, index)
+        labels = self.source.labels
+        for _ in range(ATTEMPTS):
+            try:
+                image = self.make_views.decode(self.source.content(index), buffer)
+            except UNREADABLE:
+                unreadable.append(self.source.name(index))
+                # The batch keeps its size, which the queue's order and other processes rely on.
+                index = int(rng.integers(len(self.source)))
+                continue
+            label = int(labels[index]) if len(labels) else -1
+            batch.fill(place, image, rng, label=label, index=index)
+            return True
+        return False
 
 
 def finish(
     views: Tensor, colours: Tensor | None, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Tensor:
-    """Return what the encoder sees: normalised views, after their colours where the pipeline left
-    those to the device.
+    """Return what the encoder sees: normalised views, after their colours in the fast pipeline.
 
     Args:
         views: uint8 (N, 3, S, S), one view of a batch, on the training device.
@@ -296,11 +271,9 @@ def finish(
     Returns:
         float32 (N, 3, S, S), channels-last where ``views`` is.
     """
-    return (
-        normalize(views, mean, std)
-        if colours is None
-        else finish_views(views, colours, mean=mean, std=std)
-    )
+    if colours is None:
+        return normalize(views, mean, std)
+    return finish_views(views, colours, mean=mean, std=std)
 
 
 def normalize(views: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
@@ -311,13 +284,10 @@ def normalize(views: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) ->
         mean: Per channel, 0-255.
         std: Per channel, 0-255.
     """
-    return (views.to(torch.float32) - _per_channel(tuple(mean), views.device)) / _per_channel(
-        tuple(std), views.device
-    )
+    centre, spread = (_per_channel(tuple(values), views.device) for values in (mean, std))
+    return (views.to(torch.float32) - centre) / spread
 
 
-@functools.lru_cache(
-    maxsize=32
-)  # made once: a tensor made on a GPU in each step would make the host wait for it
+@functools.lru_cache(maxsize=32)  # a tensor made on a GPU in each step would make the host wait
 def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1)

@@ -1,0 +1,139 @@
+"""Local tar shards, whose images are read in any order from a memory map."""
+
+from __future__ import annotations
+
+import functools
+import json
+import mmap
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...runtime.errors import InputError, MissingFileError
+from .image_source import printable
+from .tar_index import ShardIndex, index_shards
+
+PACK_FILE = "pack.json"
+"""Written by ``pack``: what happened to the pixels, and size and SHA-256 of each shard."""
+PACK_FORMAT = "moco_transfer.pack/2"
+
+
+@dataclass(frozen=True)
+class LocalShards:
+    """The images of tar shards, in the order of the shards.
+
+    Attributes:
+        root: What was named, for messages.
+        files: The shards.
+        shards: Where their images lie.
+        labels: int64 (number of images,); empty where not every image has one.
+        class_names: Names of the classes; without a pack's, "0", "1", ….
+        pixel_change: What packing did to the pixels, in words; empty for nothing.
+        is_raw: Whether the images are stored decoded.
+    """
+
+    root: str
+    files: list[Path] = field(repr=False)
+    shards: list[ShardIndex] = field(repr=False)
+    labels: np.ndarray = field(repr=False)
+    class_names: tuple[str, ...] = ()
+    pixel_change: str = ""
+    is_raw: bool = False
+
+    @functools.cached_property
+    def _starts(self) -> np.ndarray:
+        return np.cumsum([0, *map(len, self.shards)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def _place(self, index: int) -> tuple[int, int]:
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return shard, index - int(self._starts[shard])
+
+    def name(self, index: int) -> str:
+        """Return shard and member of image ``index``."""
+        shard, place = self._place(index)
+        return printable(f"{self.files[shard]}: {self.shards[shard].names[place]}")
+
+    def content(self, index: int) -> memoryview:
+        """Return the encoded image in the memory map, not copied."""
+        shard, place = self._place(index)
+        about = self.shards[shard]
+        offset = int(about.offsets[place])
+        # By size and time too: a map of a file that was replaced would show the old one.
+        whole = _mapped(str(self.files[shard]), about.filesize, about.mtime_ns)
+        return whole[offset : offset + int(about.sizes[place])]
+
+    def describe(self) -> str:
+        """Return in words how many images there are, where, and what happened to their pixels."""
+        classes = f" in {len(self.class_names)} classes" if self.class_names else ""
+        pixels = f"; pixels: {self.pixel_change}" if self.pixel_change else ""
+        return f"{len(self)} images{classes} in {len(self.files)} shards of {self.root}{pixels}"
+
+
+@functools.lru_cache(maxsize=256)  # each holds a file descriptor
+def _mapped(file: str, size: int, mtime_ns: int) -> memoryview:
+    with open(file, "rb") as opened:
+        return memoryview(mmap.mmap(opened.fileno(), size, access=mmap.ACCESS_READ))
+
+
+def open_local_shards(root: str, files: list[Path]) -> LocalShards:
+    """Open local shards; those that ``pack`` wrote are checked by their size. Collective.
+
+    Raises:
+        MissingFileError: If a shard of a pack is missing, or the pack was interrupted.
+        InputError: If a shard is damaged, or not what was packed.
+    """
+    about: dict[str, Any] = {}
+    folder = files[0].parent
+    if (folder / PACK_FILE).is_file():
+        about = read_pack_file(folder)
+        names = {file.name for file in files}
+        if not about["finished"] or Path(root) == folder and set(about["shards"]) - names:
+            raise MissingFileError(
+                f"{folder} holds {len(names)} shards of an unfinished pack. Run moco-transfer pack"
+                " again; whole shards are kept."
+            )
+        for file in files:
+            expected = about["shards"].get(file.name, {}).get("bytes")
+            if file.stat().st_size != expected:
+                raise InputError(
+                    f"{file} has {file.stat().st_size} bytes, {PACK_FILE} says {expected}. Remove"
+                    " it and run moco-transfer pack again."
+                )
+    index = index_shards(files)
+    labels = np.concatenate([shard.labels for shard in index])
+    if not len(labels) or labels.min() < 0:
+        labels = np.zeros(0, np.int64)
+    class_names = about.get("class_names") or map(str, range(labels.max(initial=-1) + 1))
+    return LocalShards(
+        root,
+        files,
+        index,
+        labels,
+        tuple(class_names),
+        about.get("pixel_change", ""),
+        about.get("form") == "raw",
+    )
+
+
+def read_pack_file(folder: Path) -> dict[str, Any]:
+    """Return what a folder's pack.json holds.
+
+    Raises:
+        InputError: If it is damaged or of another version.
+    """
+    path = folder / PACK_FILE
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        found = about["format"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({error!r}). Remove it and pack again.") from error
+    if found != PACK_FORMAT:
+        raise InputError(
+            f"{path} has the format {found!r}, expected {PACK_FORMAT!r}. Pack into a new folder."
+        )
+    return about

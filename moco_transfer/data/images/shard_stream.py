@@ -1,0 +1,142 @@
+"""Tar shards that are read as a stream: by URL, from a program, compressed, or uncounted."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import tarfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, ClassVar
+
+import numpy as np
+
+from ...runtime.errors import InputError
+from .image_source import printable
+from .tar_index import BROKEN, group_samples, image_of, label_of
+
+logger = logging.getLogger(__name__)
+
+_SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+):")  # two letters at least: C: is a drive
+_ATTEMPTS = 3  # openings of a shard by URL; curl itself retries for minutes
+
+
+@dataclass(frozen=True)
+class ShardStream:
+    """Shards in a fixed order. Their images cannot be read by number.
+
+    Attributes:
+        root: What was named, for messages.
+        urls: Paths and URLs of the shards.
+        num_images: Number of images in all.
+        counts: int64 (number of shards,), images in each; empty where only their sum is known.
+        class_names: "0", "1", …; empty where not every image is known to have a label.
+        labels: Empty: labels come with the images.
+    """
+
+    root: str
+    urls: tuple[str, ...]
+    num_images: int
+    counts: np.ndarray
+    class_names: tuple[str, ...] = ()
+    labels: ClassVar[np.ndarray] = np.zeros(0, np.int64)
+    pixel_change: ClassVar[str] = ""
+    is_raw: ClassVar[bool] = False
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether each shard's number of images is known, and so each image's number in all."""
+        return len(self.counts) > 0
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def number_of(self, shard: int, position: int) -> int:
+        """Return an image's number: in the whole set where the shards are counted, else one that
+        no other image has.
+        """
+        if self.is_counted:
+            return int(self.counts[:shard].sum()) + position
+        return (shard << 32) + position
+
+    def describe(self) -> str:
+        """Return in words how many images there are and where."""
+        classes = f" in {len(self.class_names)} classes" if self.class_names else ""
+        return (
+            f"{self.num_images} images{classes} in {len(self.urls)} shards of {self.root}, read as"
+            f" a stream; the first is {self.urls[0]}"
+        )
+
+
+def scheme_of(name: str) -> str:
+    """Return the scheme of a URL such as ``https:`` or ``pipe:``, empty for a path; ``file:``
+    counts as a path.
+    """
+    match = _SCHEME.match(name)
+    scheme = match[1].lower() if match else ""
+    return "" if scheme == "file" else scheme
+
+
+def read_shard(url: str) -> Iterator[tuple[str, bytes, int]]:
+    """Yield (shard and member, encoded image, label or -1) for each image of a shard, in order.
+
+    A shard by URL whose transfer breaks off is opened again; what came already is skipped.
+
+    Raises:
+        InputError: If it cannot be read to its end.
+    """
+    done = 0
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            for number, image in enumerate(_images(url)):
+                if number >= done:
+                    yield image
+                    done = number + 1
+            return
+        except BROKEN as error:
+            reason = f"{type(error).__name__}: {error.args[0] if error.args else error}"
+            if not scheme_of(url) or attempt == _ATTEMPTS:
+                raise InputError(
+                    f"Shard {url} cannot be read after {done} images ({reason}). Repair it or"
+                    " leave it out, then --resume."
+                ) from error
+            logger.warning(
+                "shard %s broke off after %d images (%s); opening it again", url, done, reason
+            )
+            time.sleep(attempt)
+
+
+def _images(url: str) -> Iterator[tuple[str, bytes, int]]:
+    stream = _opened(url)
+    try:
+        with tarfile.open(fileobj=stream, mode="r|*") as archive:
+            for sample in group_samples(_members(archive)):
+                extension = image_of(sample)
+                if extension is not None:
+                    name, data = sample[extension]
+                    label = label_of(sample["cls"][1]) if "cls" in sample else -1
+                    yield printable(f"{url}: {name}"), data, label
+    except BaseException:
+        with contextlib.suppress(OSError):  # an unwanted transfer ends with an error of its own
+            stream.close()
+        raise
+    # Raises if the program that fetched the shard failed although tar saw a clean end.
+    stream.close()
+
+
+def _opened(url: str) -> IO[bytes]:
+    if not scheme_of(url):
+        return open(url, "rb")
+    from webdataset.gopen import gopen
+
+    return gopen(url)
+
+
+def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
+    for member in archive:
+        archive.members = []  # type: ignore[attr-defined]  # else it keeps every header
+        opened = archive.extractfile(member) if member.isreg() else None
+        if opened is not None:
+            yield member.name, opened.read()

@@ -1,0 +1,252 @@
+"""The order of a pre-training run over a stream of tar shards, as a function of the seed, the
+numbers of processes and workers, and the place in the run.
+
+Every data worker of every process is a stream of its own. In each epoch the shards are dealt out to
+all streams in an order drawn from (seed, epoch), and a stream reads its shards one after the other.
+So the images of an iteration depend on the number of processes and of workers, unlike those of a
+folder. The number of iterations does not: it is the number of images // BATCH_SIZE_TOTAL. A stream
+whose shards hold fewer images than its part reads them again in another order; one whose shards
+hold more leaves the rest out.
+
+Images are shuffled in blocks: of each ``shuffle_buffer`` images that a stream reads, all are used
+before the next block's. The place in the run tells which block that is, so a run resumes in the
+middle of an epoch without saved state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...runtime.errors import InputError
+from ...runtime.seed import generator_at
+from ..batches.samplers import check_batch_size
+from ..images.shard_stream import ShardStream, read_shard
+
+
+@dataclass(frozen=True)
+class Block:
+    """Images that are shuffled among themselves.
+
+    Attributes:
+        epoch: The epoch.
+        number: Number in the epoch and the stream, from 0.
+        start: Images of this stream in this epoch that are read before it.
+        size: Number of images.
+    """
+
+    epoch: int
+    number: int
+    start: int
+    size: int
+
+
+@dataclass(frozen=True)
+class ShardImage:
+    """An encoded image of a shard.
+
+    Attributes:
+        index: Its number, see ``ShardStream.number_of``.
+        again: How often the stream has read its shards in this epoch already.
+        name: Shard and member.
+        data: The encoded image.
+        label: Class number, -1 without.
+    """
+
+    index: int
+    again: int
+    name: str
+    data: bytes
+    label: int
+
+
+@dataclass(frozen=True)
+class ShardBatches:
+    """All batches of a run from ``start_iteration`` on, on one process.
+
+    Iteration t is made by the process's worker t mod ``num_streams``; its stream in the whole run
+    is ``rank * num_streams`` + that.
+
+    Attributes:
+        shards: The shards.
+        batch_size_total: Images per iteration over all processes.
+        epochs: Length of the run.
+        seed: The run's seed.
+        num_workers: Data workers per process; 0 reads in the training process.
+        shuffle_buffer: Images in a block; 1 does not shuffle within shards.
+        rank, world_size: This process, and the number of processes.
+        start_iteration: Iterations already finished.
+
+    Raises:
+        InputError: If a batch does not divide among the processes, the shards hold less than one
+            batch, or there are fewer shards than streams.
+    """
+
+    shards: ShardStream
+    batch_size_total: int
+    epochs: int
+    seed: int
+    num_workers: int
+    shuffle_buffer: int
+    rank: int = 0
+    world_size: int = 1
+    start_iteration: int = 0
+
+    def __post_init__(self) -> None:
+        num_images = len(self.shards)
+        check_batch_size(self.batch_size_total, num_images=num_images, world_size=self.world_size)
+        streams, shards = self.world_size * self.num_streams, len(self.shards.urls)
+        if shards < streams:
+            raise InputError(
+                f"{self.shards.root} has {shards} shards, fewer than the {streams} data workers"
+                f" ({self.world_size} processes x {self.num_streams}), each of which reads its own."
+                f" Set DATA.NUM_WORKERS to at most {shards // self.world_size}, start at most"
+                f" {shards} processes, or write the images into at least {streams} shards."
+            )
+
+    @property
+    def num_streams(self) -> int:
+        """Streams of this process."""
+        return max(1, self.num_workers)
+
+    @property
+    def batch_size_per_rank(self) -> int:
+        """Images per iteration on this process."""
+        return self.batch_size_total // self.world_size
+
+    @property
+    def iterations_per_epoch(self) -> int:
+        """Iterations in an epoch; the last, partial batch is left out."""
+        return len(self.shards) // self.batch_size_total
+
+    @property
+    def max_iterations(self) -> int:
+        """Iterations of the whole run, the finished ones included."""
+        return self.epochs * self.iterations_per_epoch
+
+    def __len__(self) -> int:
+        return max(0, self.max_iterations - self.start_iteration)
+
+    @property
+    def order(self) -> dict[str, int]:
+        """What the order depends on besides the seed and the batch; a run that is resumed with
+        other values continues in another order.
+        """
+        return {
+            "processes": self.world_size,
+            "data workers per process": self.num_streams,
+            "DATA.SHUFFLE_BUFFER": self.shuffle_buffer,
+            "shards": len(self.shards.urls),
+            # Without counts an image has another number, and so other views.
+            **({} if self.shards.is_counted else {"DATA.NUM_IMAGES": len(self.shards)}),
+        }
+
+    def describe(self) -> str:
+        """Return in words how the shards are dealt out, and what depends on it."""
+        return (
+            f"the shards are dealt out to {self.world_size * self.num_streams} streams"
+            f" ({self.world_size} processes x {self.num_streams} data workers) in each epoch, and"
+            f" images are shuffled in blocks of {self.shuffle_buffer}: which images meet in a batch"
+            " depends on these numbers and on DATA.SHUFFLE_BUFFER, the number of iterations does"
+            " not"
+        )
+
+    def uneven(self) -> float:
+        """Return the share of the images of the first epoch that are left out while others are
+        seen twice, 0-1; NaN if not counted.
+        """
+        if not self.shards.is_counted:
+            return float("nan")
+        order, streams = self._order(0), self.world_size * self.num_streams
+        needed = self.iterations_per_epoch * self.batch_size_total / streams
+        held = [self.shards.counts[order[i::streams]].sum() for i in range(streams)]
+        return float(sum(max(0.0, needed - count) for count in held) / len(self.shards))
+
+    def iterations_of(self, stream: int, start: int, stop: int) -> range:
+        """Return the iterations from ``start`` up to ``stop`` that a stream of this process (0 ..
+        num_streams - 1) makes.
+        """
+        return range(start + (stream - start) % self.num_streams, stop, self.num_streams)
+
+    def blocks(self, stream: int, start: int) -> Iterator[tuple[Block, int]]:
+        """Yield a stream's blocks from the one on that iteration ``start`` needs, each with the
+        number of its images that are used up.
+        """
+        per_epoch = self.iterations_per_epoch
+        for epoch in range(start // per_epoch, self.epochs):
+            begin = epoch * per_epoch
+            quota, used = (
+                len(self.iterations_of(stream, begin, stop)) * self.batch_size_per_rank
+                for stop in (begin + per_epoch, max(start, begin))
+            )
+            for number in range(used // self.shuffle_buffer, -(-quota // self.shuffle_buffer)):
+                at = number * self.shuffle_buffer
+                block = Block(epoch, number, at, min(self.shuffle_buffer, quota - at))
+                yield block, max(0, used - at)
+
+    def order_in(self, block: Block, stream: int) -> np.ndarray:
+        """Return the order in which a block's images are used, int64 (block.size,)."""
+        if self.shuffle_buffer == 1:
+            return np.arange(block.size)
+        generator = generator_at(self.seed, "block", block.epoch, self.rank, stream, block.number)
+        return generator.permutation(block.size)
+
+    def shards_of(self, stream: int, epoch: int, again: int = 0) -> np.ndarray:
+        """Return the numbers of the shards that a stream of this process reads in an epoch, in
+        order; ``again``: how often it has read all of them in this epoch already.
+        """
+        streams = self.world_size * self.num_streams
+        own = self._order(epoch)[self.rank * self.num_streams + stream :: streams]
+        if not again:
+            return own
+        return generator_at(self.seed, "again", epoch, self.rank, stream, again).permutation(own)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return generator_at(self.seed, "shards", epoch).permutation(len(self.shards.urls))
+
+    def read(self, stream: int, epoch: int, *, skip: int = 0) -> Iterator[ShardImage]:
+        """Yield the images of a stream's shards in an epoch, over and over, without the first
+        ``skip``; shards that lie wholly in what is skipped are not opened.
+
+        Raises:
+            InputError: If a shard cannot be read, or holds more or fewer images than was counted.
+        """
+        again = 0
+        while True:
+            found = 0
+            for shard in map(int, self.shards_of(stream, epoch, again)):
+                if self.shards.is_counted and skip >= self.shards.counts[shard]:
+                    skip -= int(self.shards.counts[shard])
+                    found += int(self.shards.counts[shard])
+                    continue
+                for position, (name, data, label) in enumerate(self._counted(shard)):
+                    found += 1
+                    if skip:
+                        skip -= 1
+                        continue
+                    number = self.shards.number_of(shard, position)
+                    yield ShardImage(number, again, name, data, label)
+            if not found:
+                urls = ", ".join(self.shards.urls[i] for i in self.shards_of(stream, epoch)[:3])
+                raise InputError(
+                    f"The shards {urls} … hold no image. Name images such as 000017.jpg, or leave"
+                    " these shards out."
+                )
+            again += 1
+
+    def _counted(self, shard: int) -> Iterator[tuple[str, bytes, int]]:
+        url, read = self.shards.urls[shard], 0
+        expected = int(self.shards.counts[shard]) if self.shards.is_counted else None
+        for image in read_shard(url):
+            read += 1
+            if expected is not None and read > expected:
+                break
+            yield image
+        if expected is not None and read != expected:
+            raise InputError(
+                f"Shard {url} holds {'more' if read > expected else read} images, the index says"
+                f" {expected}: it has changed or is cut off. Make its index again, and start a new"
+                " run."
+            )
