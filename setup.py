@@ -94,7 +94,6 @@ setup(
         "browser": ["selenium>=4.20"],
         "shards": ["webdataset>=0.2.86"],
         "slurm": ["submitit>=1.5"],
-        "fast-eval": ["faster-coco-eval>=1.6"],
         "lvis": ["lvis>=0.5.3"],
     },
     entry_points={"console_scripts": ["moco-transfer = moco_transfer.cli.main:main"]},

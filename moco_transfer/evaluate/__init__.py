@@ -1,4 +1,1 @@
-"""Average precision:
-
-VOC's as Detectron2 computes it, COCO's as pycocotools computes it; predictions on disk.
-"""
+"""Evaluators (VOC's AP as Detectron2 computes it, COCO's as pycocotools does), and predictions."""

@@ -1,54 +1,45 @@
-"""The evaluator of data sets in COCO's format, and of others COCO-style: pycocotools' twelve
-numbers and each class's AP.
+"""The evaluator of data sets in COCO's format, and of others by COCO's rules.
 
-pycocotools decides what the numbers are; faster-coco-eval, where installed and asked for, computes
-the same ones faster.
+pycocotools computes the numbers: its twelve for boxes and masks, ten for key points, and each
+class's AP.
 
 Source:
-    detectron2/evaluation/coco_evaluation.py COCOEvaluator. Differences: the six recalls are
-    reported too; no predictions give AP 0, not NaN; what cannot be computed (no ground truth of
-    that size or class) is left out and said in the log.
+    facebookresearch/detectron2@02b5c4e evaluation/coco_evaluation.py COCOEvaluator, and
+    data/datasets/coco.py convert_to_coco_dict for other formats (VOC's difficult objects count as
+    ordinary ones). Differences: the six recalls are reported too; no predictions give AP 0, not
+    NaN; what cannot be computed (no ground truth of that size or class) is left out and logged.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import logging
 import os
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 from ..data.annotations.catalog import DetectionDataset
-from ..runtime.distributed import gather_object, is_main_process
+from ..data.annotations.coco import load_json
 from ..runtime.errors import InputError
-from .coco_truth import coco_truth, number_images
 from .metric_names import BBOX_METRICS, KEYPOINT_METRICS, RECALL_METRICS, TASKS, class_metric
-from .predictions import save_predictions, to_coco_results
+from .predictions import Metrics, PredictionWriter
 
 logger = logging.getLogger(__name__)
 
 _KEYPOINT_NUMBERS = (*KEYPOINT_METRICS, "AR", "AR50", "AR75", "ARm", "ARl")
 _PREDICTED_IN = {"segm": "masks", "keypoints": "keypoints"}
+_ANNOTATED_IN = {"segm": "segmentation", "keypoints": "keypoints"}
 
 
-class CocoEvaluator:
-    """Computes COCO's AP over a test set; on several processes each passes in its share of the
-    images.
-
-    Args:
-        dataset: The test set, in COCO's or VOC's format.
-        tasks: Some of ``bbox``, ``segm``, ``keypoints``; masks need a data set with segmentations.
-        output_file: Where to write the predictions in COCO's result format, or None.
-        backend: ``pycocotools``, ``faster-coco-eval``, or ``auto`` for the faster one where it is
-            installed.
-
-    Raises:
-        InputError: If the data set has no ground truth for a task, or the backend is not installed.
-    """
+class CocoEvaluator(PredictionWriter):
+    """Computes COCO's AP over a test set."""
 
     def __init__(
         self,
@@ -56,255 +47,164 @@ class CocoEvaluator:
         tasks: tuple[str, ...] = ("bbox",),
         *,
         output_file: str | os.PathLike[str] | None = None,
-        backend: str = "auto",
     ) -> None:
-        self._dataset, self._tasks, self._output_file = dataset, tuple(tasks), output_file
-        self._backend = choose_backend(backend)
-        _check_tasks(dataset, self._tasks)
-        self._image_ids = {record["image_id"] for record in dataset.records}
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget all detections."""
-        self._results: list[dict] = []
-        self._num_images = 0
-
-    def process(self, batch: list[dict], outputs: list[dict[str, Tensor]]) -> None:
-        """Take the detections of some images.
-
-        Args:
-            batch: What went into the model; ``image_id`` is used.
-            outputs: What came out: ``boxes`` (N, 4) XYXY px of the original image, ``scores``
-                (N,), ``classes`` (N,); for segm ``masks`` (N, H, W) bool, for keypoints
-                ``keypoints`` (N, K, 3).
+        """Evaluate some of ``TASKS`` on a data set in COCO's or VOC's format.
 
         Raises:
-            InputError: If a class index or an image is not one of the data set's, or a task's
-                output is missing.
+            InputError: If the data set has no ground truth for a task.
         """
-        for item, output in zip(batch, outputs, strict=True):
-            if item["image_id"] not in self._image_ids:
-                raise InputError(
-                    f"There are detections for image {item['image_id']!r}, which is not in data set"
-                    f" {self._dataset.name!r}; evaluate with the data set that the predictions were"
-                    " made on."
-                )
-            for task in self._tasks:
-                if _PREDICTED_IN.get(task, "boxes") not in output:
-                    raise InputError(
-                        f"Task {task!r} is to be evaluated, but the model gives no"
-                        f" {_PREDICTED_IN[task]!r}; switch its head on or leave the task out."
-                    )
-            wanted = {
-                "boxes",
-                "scores",
-                "classes",
-                *(_PREDICTED_IN.get(task) for task in self._tasks),
-            }
-            output = {key: value for key, value in output.items() if key in wanted}
-            self._results.extend(
-                to_coco_results(item["image_id"], output, self._dataset.category_ids)
+        super().__init__(dataset, output_file)
+        self.tasks = tuple(tasks)
+        self.extras = tuple(_PREDICTED_IN[task] for task in tasks if task in _PREDICTED_IN)
+        _check_ground_truth(dataset, self.tasks)
+
+    def process(self, batch: list[dict], outputs: list[dict[str, Tensor]]) -> None:
+        """See ``PredictionWriter.process``; also refuses an output without a task's predictions."""
+        missing = [name for output in outputs for name in self.extras if name not in output]
+        if missing:
+            raise InputError(
+                f"Tasks {', '.join(self.tasks)} are to be evaluated, but the model gives no"
+                f" {missing[0]!r}; switch that head on or leave the task out."
             )
-            self._num_images += 1
+        super().process(batch, outputs)
 
-    def evaluate(self) -> dict[str, dict[str, float]]:
-        """Return the metrics. Collective: every process has to call it.
+    def score(self, found: list[tuple[int | str, dict[str, Any]]], results: list[dict]) -> Metrics:
+        """Return COCO's numbers by name and ``AP-<class>``, for each task."""
+        return evaluate_results(results, self.dataset, self.tasks)
 
-        Returns:
-            On rank 0 for each task COCO's numbers by name and ``AP-<class>``, 0-100; elsewhere
-            ``{}``.
-        """
-        shares = gather_object((self._results, self._num_images))
-        if not is_main_process():
-            return {}
-        results = [result for share in shares for result in share[0]]
-        num_images, num_records = sum(share[1] for share in shares), len(self._dataset.records)
-        if self._output_file is not None:
-            save_predictions(self._output_file, results)
-        logger.info(
-            "Evaluating %d detections on %d images of %s with %s.",
-            len(results),
-            num_images,
-            self._dataset.name,
-            self._backend,
+
+def _check_ground_truth(dataset: DetectionDataset, tasks: tuple[str, ...]) -> None:
+    annotations = [a for r in dataset.records for a in r["annotations"] if not a.get("iscrowd", 0)]
+    if not dataset.has_ground_truth or not annotations:
+        raise InputError(
+            f"Data set {dataset.name!r} has no ground truth: none of its {len(dataset.records)}"
+            " images holds an object, so no AP can be computed; test on a split with annotations."
         )
-        if num_images < num_records:
-            logger.warning(
-                "Only %d of the %d images of %s were evaluated; objects in the others count as"
-                " missed.",
-                num_images,
-                num_records,
-                self._dataset.name,
+    for task in tasks:
+        if task not in TASKS:
+            raise InputError(f"Task {task!r} cannot be evaluated; expected {', '.join(TASKS)}.")
+        field = _ANNOTATED_IN.get(task, "bbox")
+        without = sum(field not in annotation for annotation in annotations)
+        if without and (task == "segm" or without == len(annotations)):
+            raise InputError(
+                f"Data set {dataset.name!r}: {without} of {len(annotations)} objects have no"
+                f" {field}, which task {task!r} needs; annotate them, or evaluate bbox only."
             )
-        if not results:
-            logger.warning(
-                "The model predicted nothing on %s, so every AP is 0; train longer or lower the"
-                " score threshold.",
-                self._dataset.name,
-            )
-        return evaluate_results(results, self._dataset, self._tasks, backend=self._backend)
 
 
 def evaluate_results(
-    results: list[dict],
-    dataset: DetectionDataset,
-    tasks: tuple[str, ...] = ("bbox",),
-    *,
-    backend: str = "pycocotools",
-) -> dict[str, dict[str, float]]:
+    results: list[dict], dataset: DetectionDataset, tasks: tuple[str, ...] = ("bbox",)
+) -> Metrics:
     """Score COCO results, such as a file of them, against a data set.
 
     Args:
         results: Detections in COCO's result format; left as they are.
         dataset: The test set.
-        tasks: Some of ``bbox``, ``segm``, ``keypoints``.
-        backend: ``pycocotools`` or ``faster-coco-eval``.
+        tasks: Some of ``TASKS``.
 
     Returns:
         For each task COCO's numbers by name and ``AP-<class>``, 0-100.
 
     Raises:
-        InputError: If there is no ground truth, or results are for images or classes that the
-            data set does not have.
+        InputError: If results are for images or classes that the data set does not have.
     """
-    _check_ids(results, dataset)
+    images = {record["image_id"] for record in dataset.records}
+    for what, known in (("image", images), ("category", set(dataset.category_ids))):
+        unknown = sorted({result[f"{what}_id"] for result in results} - known, key=str)
+        if unknown:
+            raise InputError(
+                f"{len(unknown)} {what} ids of the predictions are not in data set"
+                f" {dataset.name!r}, the first is {unknown[0]!r}; evaluate on the data set of the"
+                " predictions."
+            )
     truth = coco_truth(dataset)
-    results = number_images(truth, results)
-    return {
-        task: _evaluate_task(truth, results, task, dataset, choose_backend(backend))
-        for task in tasks
-    }
+    return {task: _evaluate_task(truth, results, task, dataset) for task in tasks}
 
 
-def choose_backend(backend: str) -> str:
-    """Return the backend to use; ``auto`` is faster-coco-eval where it is installed.
+def coco_truth(dataset: DetectionDataset) -> dict[str, Any]:
+    """Return a data set's ground truth as the content of a COCO json file.
 
-    Raises:
-        InputError: If the backend is unknown or not installed.
+    Fields that pycocotools needs and other tools leave out (``iscrowd``, ``area``) are added, and
+    ids start at 1: pycocotools takes an object with id 0 as never found.
     """
-    is_installed = importlib.util.find_spec("faster_coco_eval") is not None
-    if backend == "auto":
-        return "faster-coco-eval" if is_installed else "pycocotools"
-    if backend not in ("pycocotools", "faster-coco-eval"):
-        raise InputError(
-            f"The COCO backend is {backend!r}, expected auto, pycocotools or faster-coco-eval."
-        )
-    if backend == "faster-coco-eval" and not is_installed:
-        raise InputError(
-            "The COCO backend faster-coco-eval is not installed; pip install faster-coco-eval, or"
-            " use pycocotools."
-        )
-    return backend
+    truth = load_json(Path(dataset.json_file)) if dataset.json_file else _from_records(dataset)
+    truth.setdefault("info", {})
+    annotations = truth["annotations"]
+    for annotation in annotations:
+        annotation.setdefault("iscrowd", 0)
+        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+    if not all(annotation.get("id") for annotation in annotations):
+        logger.warning("%s: an annotation has id 0 or none; all are renumbered.", dataset.name)
+        for number, annotation in enumerate(annotations, start=1):
+            annotation["id"] = number
+    return truth
 
 
-def _check_tasks(dataset: DetectionDataset, tasks: tuple[str, ...]) -> None:
-    field = {"segm": "segmentation", "keypoints": "keypoints"}
-    for task in tasks:
-        if task not in TASKS:
-            raise InputError(
-                f"Task {task!r} cannot be evaluated; expected some of {', '.join(TASKS)}."
+def _from_records(dataset: DetectionDataset) -> dict[str, Any]:
+    images = [
+        {key: record[key] for key in ("height", "width", "file_name")} | {"id": record["image_id"]}
+        for record in dataset.records
+    ]
+    annotations = []
+    for record in dataset.records:
+        for annotation in record["annotations"]:
+            x0, y0, x1, y1 = annotation["bbox"]
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": record["image_id"],
+                    "category_id": dataset.category_ids[annotation["category_id"]],
+                    "bbox": [round(v, 3) for v in (x0, y0, x1 - x0, y1 - y0)],
+                    "area": (x1 - x0) * (y1 - y0),
+                    "iscrowd": annotation.get("iscrowd", 0),
+                }
             )
-        annotations = [
-            a
-            for record in dataset.records
-            for a in record["annotations"]
-            if not a.get("iscrowd", 0)
-        ]
-        if not dataset.has_ground_truth or not annotations:
-            raise InputError(
-                f"Data set {dataset.name!r} has no ground truth: none of its {len(dataset.records)}"
-                " images holds an object, so no AP can be computed; test on a split with"
-                " annotations."
-            )
-        without = sum(field[task] not in a for a in annotations) if task in field else 0
-        if without and (task == "segm" or without == len(annotations)):
-            raise InputError(
-                f"Data set {dataset.name!r}: {without} of {len(annotations)} objects have no"
-                f" {field[task]}, which task {task!r} needs; annotate them, or evaluate bbox only."
-            )
-
-
-def _check_ids(results: list[dict], dataset: DetectionDataset) -> None:
-    known_images, known_categories = (
-        {record["image_id"] for record in dataset.records},
-        set(dataset.category_ids),
-    )
-    for what, key, known in (
-        ("image", "image_id", known_images),
-        ("category", "category_id", known_categories),
-    ):
-        strange = sorted({result[key] for result in results} - known, key=str)
-        if strange:
-            raise InputError(
-                f"{len(strange)} {what} ids of the predictions are not in data set"
-                f" {dataset.name!r}, the first is {strange[0]!r}; evaluate with the data set that"
-                " the predictions were made on."
-            )
+    ids_and_names = zip(dataset.category_ids, dataset.class_names, strict=True)
+    categories = [{"id": i, "name": name} for i, name in ids_and_names]
+    return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def _evaluate_task(
-    truth: dict, results: list[dict], task: str, dataset: DetectionDataset, backend: str
+    truth: dict[str, Any], results: list[dict], task: str, dataset: DetectionDataset
 ) -> dict[str, float]:
-    results = [
-        dict(result) for result in results
-    ]  # pycocotools adds keys to them; their values it leaves alone
-    if task == "segm":
-        for result in results:
-            result.pop("bbox", None)  # else small, medium, large would go by the area of the box
-    with _to_log():
-        scored = _score(truth, results, task, backend)
+    # With a bbox, the sizes of masks (small, medium, large) would be those of the boxes.
+    dropped = {"bbox"} if task == "segm" else set()
+    # pycocotools adds keys to results and annotations, and other tasks read them as well.
+    results = [{k: v for k, v in result.items() if k not in dropped} for result in results]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        api = _index(truth | {"annotations": [dict(a) for a in truth["annotations"]]})
+        # loadRes fails on an empty list.
+        found = api.loadRes(results) if results else _index(truth | {"annotations": []})
+        scored = COCOeval(api, found, task)
+        scored.evaluate()
+        scored.accumulate()
+        scored.summarize()
+    table = [line for line in printed.getvalue().splitlines() if line.startswith(" Average")]
+    logger.info("\n".join(table))
     names = _KEYPOINT_NUMBERS if task == "keypoints" else (*BBOX_METRICS, *RECALL_METRICS)
-    metrics = {
-        name: 100 * float(value)
-        for name, value in zip(names, scored.stats, strict=False)
-        if value >= 0
-    }  # faster-coco-eval adds AR50, AR75
+    numbers = zip(names, scored.stats, strict=True)
+    metrics = {name: 100 * float(value) for name, value in numbers if value >= 0}
     absent = [name for name in names if name not in metrics]
     if absent:
-        logger.warning(
-            "%s cannot be computed on %s: it has no ground truth of that size.",
-            ", ".join(absent),
-            dataset.name,
-        )
+        logger.warning("%s: no ground truth of the size of %s.", dataset.name, ", ".join(absent))
     if task != "keypoints":
-        metrics.update(_class_metrics(scored.eval["precision"], dataset))
+        metrics |= _class_metrics(scored.eval["precision"], dataset)
     return metrics
 
 
-def _score(truth: dict, results: list[dict], task: str, backend: str):
-    if backend == "faster-coco-eval":
-        from faster_coco_eval import COCO
-        from faster_coco_eval import COCOeval_faster as COCOeval
-    else:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-    coco_truth_api = _index(COCO(), truth)
-    # loadRes trips over an empty list.
-    found = (
-        coco_truth_api.loadRes(results) if results else _index(COCO(), {**truth, "annotations": []})
-    )
-    scored = COCOeval(coco_truth_api, found, task)
-    scored.evaluate()
-    scored.accumulate()
-    scored.summarize()
-    return scored
-
-
-def _index(api, content: dict):
-    # COCOeval adds keys to annotations, and the same truth serves several tasks.
-    api.dataset = {
-        **content,
-        "annotations": [dict(annotation) for annotation in content["annotations"]],
-    }
+def _index(content: dict[str, Any]) -> COCO:
+    api = COCO()
+    api.dataset = content
     api.createIndex()
     return api
 
 
 def _class_metrics(precision: np.ndarray, dataset: DetectionDataset) -> dict[str, float]:
     """Return each class's AP from precision (T IoU, R recall, C, A areas, M max. detections), -1
-    where nothing is there.
+    where there is none.
     """
-    repeated = {name for name, n in Counter(dataset.class_names).items() if n > 1}
+    counts = Counter(dataset.class_names)
     metrics, absent = {}, []
     for index, (name, category_id) in enumerate(
         zip(dataset.class_names, dataset.category_ids, strict=True)
@@ -312,9 +212,8 @@ def _class_metrics(precision: np.ndarray, dataset: DetectionDataset) -> dict[str
         values = precision[:, :, index, 0, -1]  # all areas, 100 detections
         values = values[values > -1]
         if values.size:
-            metrics[class_metric(f"{name} (id {category_id})" if name in repeated else name)] = (
-                100 * float(np.mean(values))
-            )
+            unique = name if counts[name] == 1 else f"{name} (id {category_id})"
+            metrics[class_metric(unique)] = 100 * float(np.mean(values))
         else:
             absent.append(name)
     if absent:
@@ -326,18 +225,3 @@ def _class_metrics(precision: np.ndarray, dataset: DetectionDataset) -> dict[str
             ", ".join(absent),
         )
     return metrics
-
-
-@contextlib.contextmanager
-def _to_log():
-    """Send what pycocotools prints to the log, its table of numbers included."""
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(printed):
-            yield
-    finally:
-        lines = printed.getvalue().splitlines()
-        table = [line for line in lines if line.startswith(" Average")]
-        logger.debug("\n".join(line for line in lines if line not in table))
-        if table:
-            logger.info("\n".join(table))

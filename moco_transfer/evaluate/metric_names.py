@@ -1,5 +1,4 @@
-"""Names of the metrics and their order; imports nothing, so that the report needs neither numpy nor
-torch.
+"""Names of the metrics and their order; imports nothing, so that the report needs no torch.
 
 All metrics lie on 0-100. ``AP`` is the mean over IoU 0.50, 0.55, ..., 0.95, ``AP50`` and ``AP75``
 are at one IoU; s, m, l are objects of less than 32^2, less than 96^2, and more px^2; ``AR1/10/100``
@@ -9,16 +8,15 @@ of that size or class) is left out, never NaN.
 
 from __future__ import annotations
 
-#: What is evaluated: boxes, masks, key points. Keys of results.json's ``metrics``.
 TASKS = ("bbox", "segm", "keypoints")
+"""Boxes, masks, key points: keys of results.json's ``metrics``."""
 
-#: Metrics of boxes that tables show; VOC has the first three.
 BBOX_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-SEGM_METRICS = BBOX_METRICS
+"""Of boxes and masks, in tables; VOC has the first three."""
 KEYPOINT_METRICS = ("AP", "AP50", "AP75", "APm", "APl")
 
-#: Recall, which completes COCO's twelve numbers in pycocotools' order.
 RECALL_METRICS = ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+"""After BBOX_METRICS they complete COCO's twelve numbers in pycocotools' order."""
 
 _CLASS_PREFIX = "AP-"
 

@@ -1,10 +1,8 @@
-"""Predictions in COCO's result format: a json list with one object a detection; written whole or
-not at all.
+"""Predictions on a test set: collected over processes, and on disk in COCO's result format.
 
-Fields: ``image_id``, ``category_id`` (the data set's own), ``bbox`` [x, y, width, height] in px of
-    the original image,
-``score``, and ``segmentation`` (compressed RLE) where there are masks, ``keypoints`` where there
-are some.
+The format is a json list with one object per detection: ``image_id``, ``category_id`` (the data
+set's own), ``bbox`` [x, y, width, height] in px of the original image, ``score``, and
+``segmentation`` (compressed RLE) and ``keypoints`` where there are some.
 """
 
 from __future__ import annotations
@@ -14,8 +12,10 @@ import logging
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from pycocotools import mask as mask_api
 from torch import Tensor
 
 from ..data.annotations.catalog import DetectionDataset
@@ -25,44 +25,95 @@ from ..runtime.files import atomic_write_text
 
 logger = logging.getLogger(__name__)
 
+Metrics = dict[str, dict[str, float]]
+
 
 class PredictionWriter:
-    """Writes the predictions on a test set whose annotations are not here, and computes nothing; an
-    evaluator like the others.
+    """Collects and writes the predictions on a test set, and computes nothing.
 
-    Args:
-        dataset: The test set.
-        output_file: Where the predictions go, in COCO's result format.
+    For test sets without annotations, and the base of the evaluators. On several processes each
+    gets its share of the images.
     """
 
-    def __init__(self, dataset: DetectionDataset, output_file: str | os.PathLike[str]) -> None:
-        self._dataset, self._output_file = dataset, output_file
+    #: Model outputs that are kept beside boxes, scores and classes.
+    extras: tuple[str, ...] = ("masks", "keypoints")
+
+    def __init__(
+        self, dataset: DetectionDataset, output_file: str | os.PathLike[str] | None = None
+    ) -> None:
+        """Collect predictions on ``dataset``; ``output_file`` is where to write them, if at all."""
+        self.dataset, self.output_file = dataset, output_file
+        self._image_ids = {record["image_id"] for record in dataset.records}
         self.reset()
 
     def reset(self) -> None:
         """Forget all detections."""
-        self._results: list[dict] = []
+        self._found: list[tuple[int | str, dict[str, Any]]] = []
 
     def process(self, batch: list[dict], outputs: list[dict[str, Tensor]]) -> None:
-        """Take the detections of some images; see ``CocoEvaluator.process``."""
-        for item, output in zip(batch, outputs, strict=True):
-            self._results.extend(
-                to_coco_results(item["image_id"], output, self._dataset.category_ids)
-            )
+        """Take the detections of some images.
 
-    def evaluate(self) -> dict[str, dict[str, float]]:
-        """Write the file and return no metrics. Collective: every process has to call it."""
-        shares = gather_object(self._results)
-        if is_main_process():
-            results = [result for share in shares for result in share]
-            save_predictions(self._output_file, results)
+        Args:
+            batch: What went into the model; ``image_id`` is used.
+            outputs: What came out: ``boxes`` (N, 4) XYXY px of the original image, ``scores``
+                (N,), ``classes`` (N,)[, ``masks`` (N, H, W) bool, ``keypoints`` (N, K, 3)].
+
+        Raises:
+            InputError: If a class index or an image is not one of the data set's.
+        """
+        for item, output in zip(batch, outputs, strict=True):
+            if item["image_id"] not in self._image_ids:
+                raise InputError(
+                    f"There are detections for image {item['image_id']!r}, which is not in data set"
+                    f" {self.dataset.name!r}; evaluate on the data set of the predictions."
+                )
+            found = _to_numpy(output, self.extras, len(self.dataset.category_ids))
+            self._found.append((item["image_id"], found))
+
+    def evaluate(self) -> Metrics:
+        """Write the predictions and return the metrics. Collective.
+
+        Returns:
+            On rank 0 for each task the metrics by name, 0-100; elsewhere ``{}``.
+        """
+        shares = gather_object(self._found)
+        if not is_main_process():
+            return {}
+        name, num_records = self.dataset.name, len(self.dataset.records)
+        found = [image for share in shares for image in share]
+        results = [
+            result
+            for image_id, output in found
+            for result in _as_results(image_id, output, self.dataset.category_ids)
+        ]
+        if self.output_file is not None:
+            atomic_write_text(self.output_file, json.dumps(results))
+        logger.info("%d detections on %d images of %s", len(results), len(found), name)
+        if len(found) < num_records:
             logger.warning(
-                "Data set %r has no ground truth: %d predictions are written to %s, and no AP is"
-                " computed.",
-                self._dataset.name,
-                len(results),
-                self._output_file,
+                "Only %d of the %d images of %s were evaluated; objects in the others count as"
+                " missed.",
+                len(found),
+                num_records,
+                name,
             )
+        if not results:
+            logger.warning("The model predicted nothing on %s, so every AP is 0.", name)
+        return self.score(found, results)
+
+    def score(self, found: list[tuple[int | str, dict[str, Any]]], results: list[dict]) -> Metrics:
+        """Return the metrics by task of all detections.
+
+        Args:
+            found: For each image its id and ``boxes`` (N, 4) XYXY float32, ``scores`` (N,),
+                ``classes`` (N,).
+            results: The same in COCO's result format.
+        """
+        logger.warning(
+            "Data set %r has no ground truth: predictions are in %s, and no AP is computed.",
+            self.dataset.name,
+            self.output_file,
+        )
         return {}
 
 
@@ -73,78 +124,62 @@ def to_coco_results(
 
     Args:
         image_id: The image.
-        output: ``boxes`` (N, 4) XYXY px, ``scores`` (N,), ``classes`` (N,) contiguous[, ``masks``
-            (N, H, W) bool, ``keypoints`` (N, K, 3)], on any device.
+        output: As for ``PredictionWriter.process``, on any device.
         category_ids: The data set's category id of each contiguous class.
-
-    Returns:
-        One dict a detection, plain Python numbers.
 
     Raises:
         InputError: If a class index is not one of the data set's.
     """
-    boxes, scores, classes = to_arrays(output)
-    check_class_range(classes, len(category_ids))
-    boxes[:, 2:] -= boxes[:, :2]  # in float32, as Detectron2 does it
-    results = [
-        {"image_id": image_id, "category_id": category_ids[c], "bbox": box, "score": score}
-        for box, score, c in zip(boxes.tolist(), scores.tolist(), classes.tolist(), strict=True)
-    ]
-    if "masks" in output:
-        for result, rle in zip(results, _encode_masks(output["masks"]), strict=True):
-            result["segmentation"] = rle
-    if "keypoints" in output:
-        keypoints = output["keypoints"].detach().float().cpu().numpy().copy()
-        keypoints[:, :, :2] -= (
-            0.5  # annotations hold pixel indices, the model continuous coordinates
-        )
-        for result, points in zip(
-            results, keypoints.reshape(len(keypoints), -1).tolist(), strict=True
-        ):
-            result["keypoints"] = points
-    return results
+    found = _to_numpy(output, PredictionWriter.extras, len(category_ids))
+    return _as_results(image_id, found, category_ids)
 
 
-def to_arrays(output: dict[str, Tensor]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return fresh arrays of an output's boxes (N, 4) float32, scores (N,) and classes (N,) int64."""
-    boxes = output["boxes"].detach().float().cpu().numpy().reshape(-1, 4).copy()
-    scores = output["scores"].detach().cpu()
-    scores = (scores if scores.dtype.itemsize >= 4 else scores.float()).numpy()
-    return boxes, scores, output["classes"].detach().cpu().long().numpy()
-
-
-def check_class_range(classes: np.ndarray, num_classes: int) -> None:
-    """Refuse class indices that the data set does not have.
-
-    Raises:
-        InputError: If an index lies outside 0 .. num_classes - 1.
-    """
-    if len(classes) and (classes.min() < 0 or classes.max() >= num_classes):
-        wrong = classes.max() if classes.max() >= num_classes else classes.min()
+def _to_numpy(
+    output: dict[str, Tensor], extras: tuple[str, ...], num_classes: int
+) -> dict[str, Any]:
+    """Return a model's output as arrays, with masks as RLE."""
+    classes = output["classes"].detach().cpu().long().numpy()
+    wrong = classes[(classes < 0) | (classes >= num_classes)]
+    if len(wrong):
         raise InputError(
-            f"The model predicts class {wrong}, but the data set has {num_classes} classes (0 to"
+            f"The model predicts class {wrong[0]}, but the data set has {num_classes} classes (0 to"
             f" {num_classes - 1}); evaluate on the data set that the model was trained for."
         )
+    names = [n for n in ("boxes", "scores", "keypoints") if n in output]
+    found: dict[str, Any] = {n: output[n].detach().float().cpu().numpy() for n in names}
+    found |= {"classes": classes, "boxes": found["boxes"].reshape(-1, 4)}
+    if "keypoints" not in extras:
+        found.pop("keypoints", None)
+    if "masks" in extras and "masks" in output:
+        masks = output["masks"].detach().cpu().numpy().astype(np.uint8).transpose(1, 2, 0)
+        rles = mask_api.encode(np.asfortranarray(masks)) if len(classes) else []
+        found["masks"] = [
+            {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")} for rle in rles
+        ]
+    return found
 
 
-def _encode_masks(masks: Tensor) -> list[dict]:
-    from pycocotools import mask as mask_api
-
-    if len(masks) == 0:
-        return []
-    rles = mask_api.encode(
-        np.asfortranarray(masks.detach().cpu().numpy().astype(np.uint8).transpose(1, 2, 0))
-    )
-    return [{"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")} for rle in rles]
-
-
-def save_predictions(path: str | os.PathLike[str], results: list[dict]) -> None:
-    """Write COCO results to a json file; it is complete or untouched.
-
-    Raises:
-        InputError: If the folder cannot be written to.
-    """
-    atomic_write_text(path, json.dumps(results))
+def _as_results(
+    image_id: int | str, found: dict[str, Any], category_ids: tuple[int, ...]
+) -> list[dict]:
+    corners = found["boxes"]
+    # The difference in float32, as in Detectron2.
+    boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+    results = [
+        {"image_id": image_id, "category_id": category_ids[c], "bbox": box, "score": score}
+        for box, score, c in zip(
+            boxes.tolist(), found["scores"].tolist(), found["classes"].tolist(), strict=True
+        )
+    ]
+    if "masks" in found:
+        for result, rle in zip(results, found["masks"], strict=True):
+            result["segmentation"] = rle
+    if "keypoints" in found:
+        # Annotations hold pixel indices, the model continuous coordinates.
+        keypoints = found["keypoints"] - np.array([0.5, 0.5, 0], np.float32)
+        for result, points in zip(results, keypoints.reshape(len(results), -1), strict=True):
+            result["keypoints"] = points.tolist()
+    return results
 
 
 def load_predictions(path: str | os.PathLike[str]) -> list[dict]:
@@ -157,25 +192,15 @@ def load_predictions(path: str | os.PathLike[str]) -> list[dict]:
     try:
         results = json.loads(Path(path).read_bytes())
     except FileNotFoundError as error:
-        raise MissingFileError(
-            f"{path} does not exist; expected predictions in COCO's result format."
-        ) from error
+        raise MissingFileError(f"The predictions {path} do not exist.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path} is not json ({error}); it may be cut off, so evaluate again."
-        ) from error
+        raise InputError(f"{path} is not json ({error}). Evaluate again to write it.") from error
     needed = {"image_id", "category_id", "score"}
     if not isinstance(results, list) or not all(
-        isinstance(r, dict) and needed <= set(r) for r in results
+        isinstance(r, dict) and needed <= set(r) and math.isfinite(r["score"]) for r in results
     ):
         raise InputError(
             f"{path} is not in COCO's result format: expected a list of objects with image_id,"
-            " category_id, bbox and score."
+            " category_id, bbox and a finite score."
         )
-    for result in results:
-        if not math.isfinite(result["score"]):
-            raise InputError(
-                f"{path}: image {result['image_id']} has a detection with score {result['score']},"
-                " expected a finite number."
-            )
     return results

@@ -1,19 +1,18 @@
-"""VOC's average precision as Detectron2 defines it, for all classes and IoU thresholds, on plain
-arrays.
+"""VOC's average precision as Detectron2 defines it, for all classes and IoU thresholds, on arrays.
 
 Shapes in this module:
     D: detections    G: ground-truth boxes    C: classes    T: IoU thresholds
 Conventions:
     Boxes are VOC's: pixels counted from 1, both edges inclusive, so a box is xmax - xmin + 1 wide.
-    Detections of a class are taken by falling score. One counts as correct when its best box of
-    that class in its image overlaps by strictly more than the threshold and was not taken before;
-    a second one on the same box is wrong; one whose best box is difficult counts as nothing.
+    Detections of a class are taken by falling score. One is correct when its best box of that
+    class in its image overlaps by strictly more than the threshold and was not taken before; a
+    second one on the same box is wrong; one whose best box is difficult does not count.
 Source:
-    Re-expresses voc_eval and voc_ap of detectron2/evaluation/pascal_voc_evaluation.py (after
-    py-faster-rcnn's). There each detection is matched in a Python loop for each threshold; but
-    which box is best does not depend on the threshold, so here it is found once for all. Ties in
-    the score are ordered by the same numpy call, to give the same result. Known difference: a class
-        without ground truth gets 0, where Detectron2's area metric gives NaN if it has detections.
+    voc_eval and voc_ap of facebookresearch/detectron2@02b5c4e evaluation/pascal_voc_evaluation.py.
+    There a Python loop matches each detection for each threshold; but the best box does not depend
+    on the threshold, so here it is found once. Ties in the score are ordered by the same numpy
+    call. Difference: a class without ground truth gets 0, where Detectron2's area metric gives NaN
+    if it has detections.
 """
 
 from __future__ import annotations
@@ -22,56 +21,44 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: IoU 0.50, 0.55, ..., 0.95, written so that each is the double that Detectron2 compares with.
 IOU_THRESHOLDS = tuple(percent / 100.0 for percent in range(50, 100, 5))
+"""IoU 0.50, 0.55, ..., 0.95, each the double that Detectron2 compares with."""
 
 
 @dataclass(frozen=True)
 class VocGroundTruth:
-    """Boxes of a test set: ``boxes`` (G, 4) float64, ``classes``, ``images`` (G,) int,
-    ``difficult`` (G,) bool.
-    """
+    """Boxes of a test set."""
 
-    boxes: np.ndarray
-    classes: np.ndarray
-    images: np.ndarray
-    difficult: np.ndarray
+    boxes: np.ndarray  # (G, 4) float64
+    classes: np.ndarray  # (G,) int
+    images: np.ndarray  # (G,) int
+    difficult: np.ndarray  # (G,) bool
 
 
 @dataclass(frozen=True)
 class VocDetections:
-    """Detections in the order they were made: ``boxes`` (D, 4), ``scores`` (D,) float64,
-    ``classes``, ``images`` (D,) int.
-    """
+    """Detections in the order they were made."""
 
-    boxes: np.ndarray
-    scores: np.ndarray
-    classes: np.ndarray
-    images: np.ndarray
+    boxes: np.ndarray  # (D, 4) float64
+    scores: np.ndarray  # (D,) float64
+    classes: np.ndarray  # (D,) int
+    images: np.ndarray  # (D,) int
 
 
 def voc_ap(recall: np.ndarray, precision: np.ndarray, use_11_points: bool) -> float:
-    """Return the average precision of one curve.
+    """Return the average precision of one curve, 0-1; 0 without detections.
 
     Args:
         recall: Recall (D,) after each detection, not falling, 0-1.
         precision: Precision (D,) after each detection, 0-1.
         use_11_points: True for VOC 2007's mean over recall 0, 0.1, ..., 1; False for the area under
             the curve.
-
-    Returns:
-        AP, 0-1; 0 if there is no detection.
     """
     if use_11_points:
-        # Best precision at this recall or a higher one; a last 0 for recalls that are never
-        # reached.
+        # Best precision at this recall or a higher one; 0 for recalls that are never reached.
         best_from = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
-        return float(
-            sum(
-                best_from[np.searchsorted(recall, t, side="left")] / 11.0
-                for t in np.arange(0.0, 1.1, 0.1)
-            )
-        )
+        at = np.searchsorted(recall, np.arange(0.0, 1.1, 0.1), side="left")
+        return float(sum(best_from[at] / 11.0))
     recall = np.concatenate(([0.0], recall, [1.0]))
     envelope = np.maximum.accumulate(np.concatenate(([0.0], precision, [0.0]))[::-1])[::-1]
     steps = np.flatnonzero(recall[1:] != recall[:-1])
@@ -86,26 +73,13 @@ def voc_eval(
     use_11_points: bool,
     thresholds: tuple[float, ...] = IOU_THRESHOLDS,
 ) -> np.ndarray:
-    """Return each class's AP at each IoU threshold.
-
-    Args:
-        detections: What was detected.
-        truth: What is there.
-        num_classes: C.
-        use_11_points: See :func:`voc_ap`.
-        thresholds: T IoU thresholds, 0-1.
-
-    Returns:
-        AP (T, C), 0-1, float64; 0 for a class without ground truth.
-    """
+    """Return each class's AP at each IoU threshold, (T, C), 0-1; 0 for a class without objects."""
     aps = np.zeros((len(thresholds), num_classes))
     of_class = _positions_by_class(detections.classes, num_classes)
     truth_of_class = _positions_by_class(truth.classes, num_classes)
-    for index in range(num_classes):
-        mine, theirs = of_class[index], truth_of_class[index]
+    for index, (mine, theirs) in enumerate(zip(of_class, truth_of_class, strict=True)):
         difficult = truth.difficult[theirs]
-        num_positive = int((~difficult).sum())
-        if num_positive == 0 or len(mine) == 0:
+        if difficult.all() or len(mine) == 0:
             continue
         # Not a stable sort: with tied scores the order, and so the AP, is then Detectron2's.
         mine = mine[np.argsort(-detections.scores[mine])]
@@ -116,8 +90,8 @@ def voc_eval(
             truth.images[theirs],
         )
         for row, threshold in enumerate(thresholds):
-            recall, precision = recall_precision(overlap, best, difficult, threshold=threshold)
-            aps[row, index] = voc_ap(recall, precision, use_11_points)
+            curve = recall_precision(overlap, best, difficult, threshold=threshold)
+            aps[row, index] = voc_ap(*curve, use_11_points)
     return aps
 
 
@@ -151,8 +125,7 @@ def best_overlaps(
         return overlap, best
     counts, first = counts[some], first[some]
     starts = np.cumsum(counts) - counts
-    # All pairs (detection, box of the same image), the boxes of a detection next to each other in
-    # file order.
+    # All pairs (detection, box of its image); a detection's pairs lie next to each other.
     truth_index = by_image[np.repeat(first - starts, counts) + np.arange(counts.sum())]
     ious = _iou(boxes[np.repeat(some, counts)], truth_boxes[truth_index])
     overlap[some] = np.maximum.reduceat(ious, starts)
@@ -163,9 +136,7 @@ def best_overlaps(
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """IoU of boxes pair by pair, (P,); the order of the sums is Detectron2's, so that equal boxes
-    compare equal.
-    """
+    """IoU (P,) of pairs of boxes; the order of the sums is Detectron2's, for equal rounding."""
     width = np.maximum(np.minimum(b[:, 2], a[:, 2]) - np.maximum(b[:, 0], a[:, 0]) + 1.0, 0.0)
     height = np.maximum(np.minimum(b[:, 3], a[:, 3]) - np.maximum(b[:, 1], a[:, 1]) + 1.0, 0.0)
     intersection = width * height
@@ -182,13 +153,13 @@ def recall_precision(
     Args:
         overlap: IoU (D,) with the best box, by falling score.
         best: Index (D,) of that box.
-        difficult: Which boxes (G,) count as nothing; at least one must not.
+        difficult: Which boxes (G,) do not count; at least one must.
         threshold: IoU that must be exceeded.
     """
     found = overlap > threshold
     counted = found.copy()
     counted[found] = ~difficult[best[found]]
-    # The first detection on a box takes it: of repeated indices the last assignment stays, so
+    # The first detection on a box takes it. Of repeated indices the last assignment stays, so
     # assign backwards.
     claims = np.flatnonzero(counted)[::-1]
     taken_by = np.full(len(difficult), -1)
@@ -198,8 +169,6 @@ def recall_precision(
     true_positives = np.cumsum(correct, dtype=np.float64)
     false_positives = np.cumsum(~found | (counted & ~correct), dtype=np.float64)
     recall = true_positives / float((~difficult).sum())
-    # The first detections may all be on difficult boxes: neither right nor wrong.
-    precision = true_positives / np.maximum(
-        true_positives + false_positives, np.finfo(np.float64).eps
-    )
-    return recall, precision
+    # All detections so far may be on difficult boxes: neither right nor wrong.
+    decided = np.maximum(true_positives + false_positives, np.finfo(np.float64).eps)
+    return recall, true_positives / decided

@@ -15,7 +15,7 @@ SIZE = 100  # px, both sides of every image
 
 
 def _records(truth):
-    """``truth`` is {image id: [(class, [x0, y0, x1, y1], difficult or crowd)]} in 0-based corners."""
+    """``truth`` is {image id: [(class, [x0, y0, x1, y1], difficult or crowd)]}, 0-based."""
     return [
         {
             "file_name": f"{image_id}.jpg",

@@ -48,8 +48,10 @@ def voc_numbers(
     )
     for image_id, objects in truth.items():
         nodes = "".join(
-            f"<object><name>{class_names[c]}</name><pose>x</pose><truncated>0</truncated><difficult>{int(difficult)}</difficult><bndbox>"
-            f"<xmin>{x0 + 1}</xmin><ymin>{y0 + 1}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>"
+            f"<object><name>{class_names[c]}</name><pose>x</pose><truncated>0</truncated>"
+            f"<difficult>{int(difficult)}</difficult>"
+            f"<bndbox><xmin>{x0 + 1}</xmin><ymin>{y0 + 1}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax>"
+            "</bndbox></object>"
             for c, (x0, y0, x1, y1), difficult in objects
         )
         (folder / "Annotations" / f"{image_id}.xml").write_text(f"<annotation>{nodes}</annotation>")

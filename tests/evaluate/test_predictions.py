@@ -23,9 +23,7 @@ CLASS_NAMES, CATEGORY_IDS = ("a", "b", "c"), (2, 5, 90)
 def test_evaluate_results__from_the_written_file(coco_dataset, as_outputs, run, tmp_path):
     truth, detections = (integer_images(drawn) for drawn in draw_set(4))
     dataset = coco_dataset(truth, CLASS_NAMES, CATEGORY_IDS)
-    evaluator = CocoEvaluator(
-        dataset, ("bbox", "segm"), output_file=tmp_path / "results.json", backend="pycocotools"
-    )
+    evaluator = CocoEvaluator(dataset, ("bbox", "segm"), output_file=tmp_path / "results.json")
     metrics = run(evaluator, as_outputs(detections, masks=True))
     results = load_predictions(tmp_path / "results.json")
     assert evaluate_results(results, dataset, ("bbox", "segm")) == metrics

@@ -29,7 +29,7 @@ from moco_transfer.data.scenes import write_voc_scenes
 from moco_transfer.finetune import build
 from moco_transfer.finetune.build import finetune
 from moco_transfer.finetune.build_start import evaluation_folder
-from moco_transfer.finetune.torchvision_engine.build_run import TorchvisionEngine
+from moco_transfer.finetune.torchvision_engine.build import TorchvisionEngine
 from moco_transfer.runtime.errors import InputError
 from moco_transfer.runtime.files import sha256_of
 from moco_transfer.runtime.run_folder import StopRequest

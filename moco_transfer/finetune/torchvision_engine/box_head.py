@@ -1,62 +1,42 @@
-"""Second stage for boxes: the network on pooled regions, class scores, box deltas, their losses and
-the detections.
+"""Second stage for boxes: the network on pooled regions, class scores and box deltas, their losses
+and the detections.
 
 Shapes in this module:
-    M: regions of all images    Ri: regions of image i    K: foreground classes; id K is the
-        background    D: detections of one image
+    M: regions of all images    Ri: regions of image i    D: detections of one image
+    K: foreground classes; id K is the background
 Conventions:
     Boxes are XYXY in px of the resized image, float32. Losses, decoding and NMS are float32, also
     under autocast.
 Source:
     Girshick 2015, arXiv:1504.08083; Ren et al. 2015, arXiv:1506.01497. Behaviour checked against
-    facebookresearch/detectron2@02b5c4e detectron2/modeling/roi_heads/box_head.py and fast_rcnn.py.
+    facebookresearch/detectron2@02b5c4e modeling/roi_heads/box_head.py and fast_rcnn.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from fvcore.nn import smooth_l1_loss
+from fvcore.nn.weight_init import c2_msra_fill, c2_xavier_fill
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, clip_boxes_to_image
 
-from moco_transfer.finetune.torchvision_engine.box_coding import (
-    clip_boxes,
-    decode_boxes,
-    encode_boxes,
-    smooth_l1_sum,
-)
-from moco_transfer.finetune.torchvision_engine.conv_norm import (
-    ConvNorm,
-    init_msra,
-    init_normal,
-    init_xavier,
-)
-from moco_transfer.finetune.torchvision_engine.roi_sampling import SampledRegions
+from .boxes import decode_boxes, encode_boxes
+from .layers import ConvNorm, init_normal
+from .sampling import SampledRegions
 
 
 @dataclass(frozen=True)
 class Detections:
-    """What the detector found in one image.
+    """What the detector found in one image."""
 
-    Attributes:
-        boxes: (D, 4).
-        scores: (D,) in [0, 1], descending.
-        classes: (D,) int64 in [0, K).
-        masks: (D, S, S) probabilities on a grid over each box, before they are pasted; None without
-            a mask head.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    classes: Tensor
-    masks: Tensor | None = None
-
-    def with_masks(self, masks: Tensor) -> Detections:
-        """Return the same detections with masks (D, S, S)."""
-        return replace(self, masks=masks)
+    boxes: Tensor  # (D, 4)
+    scores: Tensor  # (D,) in [0, 1], descending
+    classes: Tensor  # (D,) int64 in [0, K)
+    masks: Tensor | None = None  # (D, S, S) probabilities on a grid over each box
 
 
 class BoxHead(nn.Sequential):
@@ -74,71 +54,59 @@ class BoxHead(nn.Sequential):
         fc_channels: Sequence[int],
         norm: str,
     ) -> None:
-        """Build for regions (M, in_channels, resolution, resolution); ``norm`` follows the
-        convolutions only.
+        """Build for regions (M, in_channels, resolution, resolution); ``norm`` is of the
+        convolutions.
         """
         super().__init__()
-        channels = in_channels
-        for index, out_channels in enumerate(conv_channels, start=1):
-            conv = ConvNorm(channels, out_channels, kernel_size=3, norm=norm, relu=True)
-            init_msra(conv)
+        for index, channels in enumerate(conv_channels, start=1):
+            conv = ConvNorm(in_channels, channels, 3, norm=norm, relu=True)
+            c2_msra_fill(conv)
             self.add_module(f"conv{index}", conv)
-            channels = out_channels
-        self.out_channels = channels * resolution**2
+            in_channels = channels
+        self.out_channels = in_channels * resolution**2
         self.add_module("flatten", nn.Flatten())
-        for index, out_channels in enumerate(fc_channels, start=1):
-            fc = nn.Linear(self.out_channels, out_channels)
-            init_xavier(fc)
+        for index, channels in enumerate(fc_channels, start=1):
+            fc = nn.Linear(self.out_channels, channels)
+            c2_xavier_fill(fc)
             self.add_module(f"fc{index}", fc)
             self.add_module(f"fc_relu{index}", nn.ReLU(inplace=True))
-            self.out_channels = out_channels
+            self.out_channels = channels
+
+
+@dataclass(frozen=True)
+class BoxSettings:
+    """Settings of the box predictor."""
+
+    num_classes: int  # K
+    class_agnostic: bool = False  # whether one box serves all classes
+    delta_weights: tuple[float, ...] = (10.0, 10.0, 5.0, 5.0)  # see boxes.encode_boxes
+    smooth_l1_beta: float = 0.0
+    loss_weight: float = 1.0  # of loss_box_reg
+    score_threshold: float = 0.05  # detections score more than this
+    nms_threshold: float = 0.5  # IoU above which the worse of two boxes of a class is removed
+    max_detections: int = 100  # per image, over all classes; negative keeps all
 
 
 class BoxPredictor(nn.Module):
     """Two linear layers: K + 1 class scores, and box deltas for each class (or one set for all)."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        num_classes: int,
-        *,
-        class_agnostic: bool = False,
-        delta_weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0),
-        smooth_l1_beta: float = 0.0,
-        box_loss_weight: float = 1.0,
-        score_threshold: float = 0.05,
-        nms_threshold: float = 0.5,
-        max_detections: int = 100,
-    ) -> None:
-        """Build.
-
-        Args:
-            in_channels: Length of a region's feature vector.
-            num_classes: K.
-            class_agnostic: Whether one box serves all classes.
-            delta_weights: See ``box_coding.encode_boxes``.
-            smooth_l1_beta: See ``box_coding.smooth_l1_sum``.
-            box_loss_weight: Factor of loss_box_reg.
-            score_threshold: Detections score more than this.
-            nms_threshold: IoU above which the worse of two detections of a class goes.
-            max_detections: Per image, over all classes; negative keeps all.
-        """
+    def __init__(self, in_channels: int, settings: BoxSettings) -> None:
+        """Build; ``in_channels`` is the length of a region's feature vector."""
         super().__init__()
-        self.num_classes = num_classes
-        self.cls_score = nn.Linear(in_channels, num_classes + 1)
-        self.bbox_pred = nn.Linear(in_channels, 4 * (1 if class_agnostic else num_classes))
+        self.settings = settings
+        num_boxes = 1 if settings.class_agnostic else settings.num_classes
+        self.cls_score = nn.Linear(in_channels, settings.num_classes + 1)
+        self.bbox_pred = nn.Linear(in_channels, 4 * num_boxes)
         init_normal(self.cls_score, std=0.01)
         init_normal(self.bbox_pred, std=0.001)
-        self.delta_weights = tuple(delta_weights)
-        self.smooth_l1_beta = smooth_l1_beta
-        self.box_loss_weight = box_loss_weight
-        self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
-        self.max_detections = max_detections
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return class logits (M, K + 1) and deltas (M, K * 4) or (M, 4), float32, for features (M,
-        in_channels).
+        """Return class logits (M, K + 1) and deltas (M, K * 4) or (M, 4), float32.
+
+        Args:
+            x: (M, in_channels), or maps (M, in_channels, h, w), which are averaged.
         """
+        x = x.mean(dim=(2, 3)) if x.dim() == 4 else x
         return self.cls_score(x).float(), self.bbox_pred(x).float()
 
     def losses(
@@ -151,22 +119,24 @@ class BoxPredictor(nn.Module):
             deltas: (M, K * 4) or (M, 4).
             regions: One per image, in the order of the rows.
         """
+        settings = self.settings
         classes = torch.cat([r.classes for r in regions])
-        objects = torch.nonzero((classes >= 0) & (classes < self.num_classes)).squeeze(1)
+        objects = torch.nonzero((classes >= 0) & (classes < settings.num_classes)).squeeze(1)
         per_class = deltas.unflatten(1, (-1, 4))
-        column = classes[objects] if per_class.shape[1] > 1 else torch.zeros_like(objects)
+        column = torch.zeros_like(objects) if settings.class_agnostic else classes[objects]
         wanted = encode_boxes(
             torch.cat([r.boxes for r in regions])[objects],
-            torch.cat([r.truth_boxes for r in regions])[objects],
-            weights=self.delta_weights,
+            torch.cat([r.target_boxes for r in regions])[objects],
+            weights=settings.delta_weights,
+        )
+        box_sum = smooth_l1_loss(
+            per_class[objects, column], wanted, settings.smooth_l1_beta, reduction="sum"
         )
         # Divided by all regions, not by the objects among them: each object then weighs the same in
         # every batch.
-        box_loss = smooth_l1_sum(
-            per_class[objects, column], wanted, beta=self.smooth_l1_beta
-        ) / max(classes.numel(), 1)
+        box_loss = box_sum / max(classes.numel(), 1)
         cls_loss = F.cross_entropy(logits, classes) if classes.numel() else logits.sum() * 0
-        return {"loss_cls": cls_loss, "loss_box_reg": box_loss * self.box_loss_weight}
+        return {"loss_cls": cls_loss, "loss_box_reg": box_loss * settings.loss_weight}
 
     def detect(
         self,
@@ -175,27 +145,24 @@ class BoxPredictor(nn.Module):
         boxes: Sequence[Tensor],
         image_sizes: Sequence[tuple[int, int]],
     ) -> list[Detections]:
-        """Return the detections of each image, for proposals (Ri, 4) in ``boxes`` and (h, w) in
-        ``image_sizes``.
-        """
+        """Return the detections of each image, for proposals (Ri, 4) and image sizes (h, w)."""
         scores = F.softmax(logits, dim=1)
-        refined = decode_boxes(deltas, torch.cat(list(boxes)), weights=self.delta_weights)
+        refined = decode_boxes(deltas, torch.cat(list(boxes)), weights=self.settings.delta_weights)
         counts = [len(b) for b in boxes]
-        return [
-            self._suppress(boxes_i, scores_i, size)
-            for boxes_i, scores_i, size in zip(
-                refined.split(counts), scores.split(counts), image_sizes, strict=True
-            )
-        ]
+        per_image = zip(refined.split(counts), scores.split(counts), image_sizes, strict=True)
+        return [self._suppress(*image) for image in per_image]
 
     def _suppress(self, boxes: Tensor, scores: Tensor, image_size: tuple[int, int]) -> Detections:
+        settings = self.settings
         finite = boxes.isfinite().all(dim=1) & scores.isfinite().all(dim=1)
         boxes, scores = boxes[finite], scores[finite, :-1]
-        region, classes = torch.nonzero(scores > self.score_threshold, as_tuple=True)
+        region, classes = torch.nonzero(scores > settings.score_threshold, as_tuple=True)
         scores = scores[region, classes]
         per_class = boxes.unflatten(1, (-1, 4))
-        boxes = clip_boxes(per_class[region, classes if per_class.shape[1] > 1 else 0], image_size)
-        keep = batched_nms(boxes, scores, classes, self.nms_threshold)
-        if self.max_detections >= 0:
-            keep = keep[: self.max_detections]
+        boxes = clip_boxes_to_image(
+            per_class[region, 0 if settings.class_agnostic else classes], image_size
+        )
+        keep = batched_nms(boxes, scores, classes, settings.nms_threshold)
+        if settings.max_detections >= 0:
+            keep = keep[: settings.max_detections]
         return Detections(boxes[keep], scores[keep], classes[keep])

@@ -1,41 +1,139 @@
-"""From a config with Detectron2's keys to a model, an optimizer and a learning rate.
+"""From a config with Detectron2's keys to the embedded engine: model, solver and batches.
 
-Nothing else in this package reads a config.
+Nothing else in this folder reads a config.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
-from torch import nn
+from torch import Tensor, nn
 
-from moco_transfer.config.detection_schema import DETECTION_DEFAULTS
-from moco_transfer.finetune.torchvision_engine import implemented_keys as keys
-from moco_transfer.finetune.torchvision_engine.anchors import AnchorGenerator
-from moco_transfer.finetune.torchvision_engine.box_head import BoxHead, BoxPredictor
-from moco_transfer.finetune.torchvision_engine.fpn import FPN, DilatedC5
-from moco_transfer.finetune.torchvision_engine.mask_head import MaskHead
-from moco_transfer.finetune.torchvision_engine.rcnn import GeneralizedRCNN
-from moco_transfer.finetune.torchvision_engine.res5_head import Res5RoIHeads, make_res5
-from moco_transfer.finetune.torchvision_engine.resnet import STAGE_NAMES, ResNet, ResNetShape
-from moco_transfer.finetune.torchvision_engine.roi_heads import StandardRoIHeads
-from moco_transfer.finetune.torchvision_engine.roi_pooling import RoIPooler
-from moco_transfer.finetune.torchvision_engine.roi_sampling import RegionSampler
-from moco_transfer.finetune.torchvision_engine.rpn import RPN, ProposalLimits, RPNHead
-from moco_transfer.finetune.torchvision_engine.solver import (
-    LearningRate,
-    make_sgd,
-    parameter_groups,
-)
-from moco_transfer.runtime.errors import InputError
+from ...config.detection_schema import DETECTION_DEFAULTS
+from ...data.annotations.catalog import DetectionDataset
+from ...data.batches.loader import test_loader, train_loader
+from ...runtime.distributed import get_rank, get_world_size
+from ...runtime.errors import InputError
+from ...runtime.seed import derive_seed, seed_everything
+from ..build_data import inference_mapper, training_data, training_mapper
+from ..engine import Batches, Engine
+from . import implemented_keys as keys
+from .backbones import FPN, STAGE_NAMES, DilatedC5, ResNet, ResNetShape
+from .box_head import BoxHead, BoxPredictor, BoxSettings
+from .boxes import AnchorGenerator
+from .mask_head import MaskHead
+from .rcnn import GeneralizedRCNN
+from .roi_heads import Res5RoIHeads, StandardRoIHeads, make_res5
+from .roi_pool import RoIPooler
+from .rpn import RPN, ProposalLimits, RPNHead, RPNSettings
+from .sampling import RegionSampler
+from .solver import LearningRate, clip_gradients, make_sgd, parameter_groups, set_lr
+
+logger = logging.getLogger(__name__)
+
+
+class TorchvisionEngine(Engine):
+    """The embedded engine.
+
+    It seeds every iteration and every image by its place in the run, so that a resumed run needs
+    no saved random states to equal an uninterrupted one bit for bit.
+    """
+
+    name = "torchvision"
+
+    @staticmethod
+    def check(cfg: CfgNode) -> None:
+        """See ``Engine.check``; keys of the model are checked when it is built."""
+        keys.check_keys(_flatten(cfg), {}, of_a_run=True)
+        training_mapper(cfg)  # refuses illegal sizes
+        inference_mapper(cfg)
+
+    def build_model(self) -> nn.Module:
+        """See ``Engine.build_model``."""
+        torch.backends.cudnn.benchmark = self.cfg.CUDNN_BENCHMARK
+        if self.cfg.FLOAT32_PRECISION:
+            torch.set_float32_matmul_precision(self.cfg.FLOAT32_PRECISION)
+            torch.backends.cudnn.allow_tf32 = self.cfg.FLOAT32_PRECISION != "highest"
+        seed_everything(self.cfg.SEED, "weights")
+        return build_model(self.cfg)
+
+    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """See ``Engine.build_optimizer``."""
+        return build_optimizer(self.cfg, model)
+
+    def iteration_starter(self, optimizer: torch.optim.Optimizer) -> Callable[[int], None]:
+        """See ``Engine.iteration_starter``."""
+        lr_at = build_learning_rate(self.cfg)
+
+        def begin(iteration: int) -> None:
+            # Anchors and regions are drawn from torch's generator.
+            seed_everything(self.cfg.SEED, "iteration", iteration, "rank", get_rank())
+            set_lr(optimizer, lr_at(iteration))
+
+        return begin
+
+    def gradient_clipping(self, optimizer: torch.optim.Optimizer) -> Callable[[], None] | None:
+        """See ``Engine.gradient_clipping``."""
+        clip = self.cfg.SOLVER.CLIP_GRADIENTS
+        if not clip.ENABLED:
+            return None
+        return lambda: clip_gradients(
+            [p for group in optimizer.param_groups for p in group["params"]],
+            clip_type=clip.CLIP_TYPE,
+            clip_value=clip.CLIP_VALUE,
+            norm_type=clip.NORM_TYPE,
+        )
+
+    def training_batches(
+        self, train_sets: Sequence[DetectionDataset], start_iteration: int
+    ) -> Batches:
+        """See ``Engine.training_batches``."""
+        return self._batches(train_sets, self.cfg.SEED, start_iteration)
+
+    def statistics_batches(self, train_sets: Sequence[DetectionDataset], iteration: int) -> Batches:
+        """See ``Engine.statistics_batches``."""
+        seed_everything(self.cfg.SEED, "precise_bn", iteration, get_rank())
+        seed = derive_seed(self.cfg.SEED, "precise_bn", iteration) % 2**31
+        return self._batches(train_sets, seed, 0)
+
+    def _batches(
+        self, train_sets: Sequence[DetectionDataset], seed: int, start_iteration: int
+    ) -> Batches:
+        if not hasattr(self, "_training_data"):  # read and logged once in a run
+            self._training_data = training_data(self.cfg, train_sets)
+        return train_loader(
+            *self._training_data,
+            batch_size_per_rank=self.cfg.SOLVER.IMS_PER_BATCH // get_world_size(),
+            seed=seed,
+            rank=get_rank(),
+            world_size=get_world_size(),
+            aspect_ratio_grouping=self.cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+            start_iteration=start_iteration,
+            num_workers=self.cfg.DATALOADER.NUM_WORKERS,
+        )
+
+    def test_batches(self, dataset: DetectionDataset) -> Batches:
+        """See ``Engine.test_batches``."""
+        return test_loader(
+            dataset.records,
+            inference_mapper(self.cfg),
+            batch_size=1,
+            rank=get_rank(),
+            world_size=get_world_size(),
+            num_workers=self.cfg.DATALOADER.NUM_WORKERS,
+        )
+
+    def detector(self, model: nn.Module) -> Callable[[list[dict]], list[dict[str, Tensor]]]:
+        """See ``Engine.detector``: the model's output is already in the evaluators' form."""
+        return model
 
 
 def build_model(cfg: CfgNode) -> GeneralizedRCNN:
-    """Return the detector that a config describes, on the CPU, in training mode, with freshly drawn
-    weights.
+    """Return the detector of a config, on the CPU, in training mode, with freshly drawn weights.
 
     Args:
         cfg: With Detectron2's keys (``moco_transfer.config.load_detection_config``, or Detectron2's
@@ -54,18 +152,15 @@ def build_model(cfg: CfgNode) -> GeneralizedRCNN:
         pixel_mean=cfg.MODEL.PIXEL_MEAN,
         pixel_std=cfg.MODEL.PIXEL_STD,
     )
-    # The faster layout of convolutions on a CPU, and on a GPU's tensor cores; moving or loading the
-    # model keeps it.
+    # The faster layout of convolutions on a CPU, and on a GPU's tensor cores.
     on_cpu = cfg.MODEL.DEVICE == "cpu" or not torch.cuda.is_available()
-    return (
-        model.to(memory_format=torch.channels_last) if on_cpu or cfg.SOLVER.AMP.ENABLED else model
-    )
+    if on_cpu or cfg.SOLVER.AMP.ENABLED:
+        model.to(memory_format=torch.channels_last)
+    return model
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.SGD:
-    """Return SGD on the model's trainable parameters, as SOLVER describes it, at the learning rate
-    SOLVER.BASE_LR.
-    """
+    """Return SGD on the model's trainable parameters at SOLVER.BASE_LR."""
     solver = cfg.SOLVER
     groups = parameter_groups(
         model,
@@ -78,13 +173,13 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.SGD:
 
 
 def build_learning_rate(cfg: CfgNode) -> LearningRate:
-    """Return the learning rate as a function of the iteration, as SOLVER describes it."""
+    """Return the learning rate as a function of the iteration."""
     solver = cfg.SOLVER
     return LearningRate(
         base_lr=solver.BASE_LR,
         max_iter=solver.MAX_ITER,
         schedule=solver.LR_SCHEDULER_NAME,
-        steps=tuple(solver.STEPS),
+        steps=solver.STEPS,
         gamma=solver.GAMMA,
         end_lr=solver.BASE_LR_END,
         warmup_iters=solver.WARMUP_ITERS,
@@ -95,54 +190,41 @@ def build_learning_rate(cfg: CfgNode) -> LearningRate:
 
 
 def check_config(cfg: CfgNode) -> None:
-    """Refuse a config that this engine cannot honour, before anything is built.
+    """Refuse a model that this engine does not implement, before anything is built.
 
     Raises:
         InputError: Naming the key, its value and what is implemented.
     """
-    defaults = dict(_leaves(DETECTION_DEFAULTS))
-    for key, value in _leaves(cfg):
-        if key.startswith("MODEL.") or key in keys.LIMITED:
-            keys.check_key(key, value, defaults.get(key))
-    resnets, heads, backbone = cfg.MODEL.RESNETS, cfg.MODEL.ROI_HEADS, cfg.MODEL.BACKBONE.NAME
-    if resnets.DEPTH < 50:
-        for key, value, needed in (
-            ("RES2_OUT_CHANNELS", resnets.RES2_OUT_CHANNELS, 64),
-            ("RES5_DILATION", resnets.RES5_DILATION, 1),
-            ("NUM_GROUPS", resnets.NUM_GROUPS, 1),
-        ):
-            _require(
-                value == needed,
-                f"MODEL.RESNETS.DEPTH {resnets.DEPTH} needs {key} {needed}, got {value}",
-            )
-    unknown = set(resnets.OUT_FEATURES) - set(STAGE_NAMES)
-    if unknown or not resnets.OUT_FEATURES:
+    keys.check_keys(_flatten(cfg), _flatten(DETECTION_DEFAULTS))
+    resnets, heads, fpn = cfg.MODEL.RESNETS, cfg.MODEL.ROI_HEADS, cfg.MODEL.FPN.IN_FEATURES
+    backbone, box = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.ROI_BOX_HEAD
+    if not resnets.OUT_FEATURES or not set(resnets.OUT_FEATURES) <= set(STAGE_NAMES):
         raise keys.refusal("MODEL.RESNETS.OUT_FEATURES", list(resnets.OUT_FEATURES), STAGE_NAMES)
+    if resnets.DEPTH < 50:
+        for key, needed in (("RES2_OUT_CHANNELS", 64), ("RES5_DILATION", 1), ("NUM_GROUPS", 1)):
+            _require(
+                resnets[key] == needed,
+                f"MODEL.RESNETS.DEPTH {resnets.DEPTH} needs {key} {needed}, got {resnets[key]}",
+            )
     if backbone == keys.FPN:
-        levels = [
-            STAGE_NAMES.index(name) for name in cfg.MODEL.FPN.IN_FEATURES if name in STAGE_NAMES
-        ]
-        consecutive = bool(levels) and levels == list(range(levels[0], levels[-1] + 1))
+        stages = ".".join(STAGE_NAMES)
         _require(
-            consecutive and set(cfg.MODEL.FPN.IN_FEATURES) <= set(resnets.OUT_FEATURES),
-            f"MODEL.FPN.IN_FEATURES {list(cfg.MODEL.FPN.IN_FEATURES)} must be consecutive stages"
-            " among OUT_FEATURES",
+            bool(fpn) and ".".join(fpn) in stages and set(fpn) <= set(resnets.OUT_FEATURES),
+            f"MODEL.FPN.IN_FEATURES {list(fpn)} must be consecutive stages among OUT_FEATURES",
         )
     if backbone == keys.DC5:
-        dilated = list(resnets.OUT_FEATURES) == ["res5"] and resnets.RES5_DILATION == 2
         _require(
-            dilated,
+            list(resnets.OUT_FEATURES) == ["res5"] and resnets.RES5_DILATION == 2,
             f"MODEL.BACKBONE.NAME {backbone!r} needs RESNETS.OUT_FEATURES ['res5'] and"
             " RES5_DILATION 2",
         )
     if heads.NAME == keys.STANDARD_HEADS:
-        box_head = cfg.MODEL.ROI_BOX_HEAD
         _require(
-            box_head.NAME != "",
+            box.NAME != "",
             "MODEL.ROI_HEADS.NAME 'StandardROIHeads' needs ROI_BOX_HEAD.NAME 'FastRCNNConvFCHead'",
         )
         _require(
-            box_head.NUM_FC + box_head.NUM_CONV > 0,
+            box.NUM_FC + box.NUM_CONV > 0,
             "MODEL.ROI_BOX_HEAD has no layer: NUM_FC and NUM_CONV are 0",
         )
     else:
@@ -157,12 +239,12 @@ def _require(holds: bool, sentence: str) -> None:
         raise InputError(f"{sentence}.")
 
 
-def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
     for name, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+        nested = isinstance(value, Mapping)
+        leaves |= _flatten(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+    return leaves
 
 
 def _resnet_shape(cfg: CfgNode) -> ResNetShape:
@@ -185,8 +267,8 @@ def _backbone(cfg: CfgNode) -> nn.Module:
         res5_dilation=cfg.MODEL.RESNETS.RES5_DILATION,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
     )
+    fpn = cfg.MODEL.FPN
     if cfg.MODEL.BACKBONE.NAME == keys.FPN:
-        fpn = cfg.MODEL.FPN
         return FPN(trunk, in_features=fpn.IN_FEATURES, out_channels=fpn.OUT_CHANNELS, norm=fpn.NORM)
     if cfg.MODEL.BACKBONE.NAME == keys.DC5:
         return DilatedC5(trunk, norm=cfg.MODEL.RESNETS.NORM)
@@ -195,9 +277,10 @@ def _backbone(cfg: CfgNode) -> nn.Module:
 
 def _rpn(cfg: CfgNode, backbone: nn.Module) -> RPN:
     rpn, anchors = cfg.MODEL.RPN, cfg.MODEL.ANCHOR_GENERATOR
-    _require_features("MODEL.RPN.IN_FEATURES", rpn.IN_FEATURES, backbone)
+    channels = _channels("MODEL.RPN.IN_FEATURES", rpn.IN_FEATURES, backbone)
     levels = len(rpn.IN_FEATURES)
-    for key, values in (("SIZES", anchors.SIZES), ("ASPECT_RATIOS", anchors.ASPECT_RATIOS)):
+    for key in ("SIZES", "ASPECT_RATIOS"):
+        values = anchors[key]
         _require(
             len(values) in (1, levels) and len({len(v) for v in values}) == 1,
             f"MODEL.ANCHOR_GENERATOR.{key} {values} must hold one list, or one of equal length for"
@@ -209,11 +292,7 @@ def _rpn(cfg: CfgNode, backbone: nn.Module) -> RPN:
         strides=[backbone.strides[name] for name in rpn.IN_FEATURES],
         offset=anchors.OFFSET,
     )
-    channels = backbone.channels[rpn.IN_FEATURES[0]]
-    return RPN(
-        in_features=rpn.IN_FEATURES,
-        head=RPNHead(channels, generator.num_anchors, conv_channels=rpn.CONV_DIMS),
-        anchor_generator=generator,
+    settings = RPNSettings(
         train_limits=ProposalLimits(rpn.PRE_NMS_TOPK_TRAIN, rpn.POST_NMS_TOPK_TRAIN),
         test_limits=ProposalLimits(rpn.PRE_NMS_TOPK_TEST, rpn.POST_NMS_TOPK_TEST),
         nms_threshold=rpn.NMS_THRESH,
@@ -228,12 +307,13 @@ def _rpn(cfg: CfgNode, backbone: nn.Module) -> RPN:
         cls_loss_weight=rpn.LOSS_WEIGHT,
         loc_loss_weight=rpn.LOSS_WEIGHT * rpn.BBOX_REG_LOSS_WEIGHT,
     )
+    head = RPNHead(channels, generator.num_anchors, conv_channels=rpn.CONV_DIMS)
+    return RPN(rpn.IN_FEATURES, head, generator, settings)
 
 
 def _roi_heads(cfg: CfgNode, backbone: nn.Module) -> nn.Module:
     heads, box = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD
-    _require_features("MODEL.ROI_HEADS.IN_FEATURES", heads.IN_FEATURES, backbone)
-    channels = backbone.channels[heads.IN_FEATURES[0]]
+    channels = _channels("MODEL.ROI_HEADS.IN_FEATURES", heads.IN_FEATURES, backbone)
     sampler = RegionSampler(
         num_classes=heads.NUM_CLASSES,
         regions_per_image=heads.BATCH_SIZE_PER_IMAGE,
@@ -247,13 +327,14 @@ def _roi_heads(cfg: CfgNode, backbone: nn.Module) -> nn.Module:
         shape = _resnet_shape(cfg)
         channels = shape.channels("res5")
         return Res5RoIHeads(
-            in_feature=heads.IN_FEATURES[0],
+            make_res5(shape, extra_norm=heads.NAME == keys.RES5_HEADS_EXTRA_NORM),
+            in_features=heads.IN_FEATURES,
             sampler=sampler,
-            pooler=box_pooler,
-            res5=make_res5(shape, extra_norm=heads.NAME == keys.RES5_HEADS_EXTRA_NORM),
+            box_pooler=box_pooler,
             box_predictor=_box_predictor(cfg, channels),
             mask_head=_mask_head(cfg, channels),
         )
+    mask = cfg.MODEL.ROI_MASK_HEAD
     box_head = BoxHead(
         channels,
         box.POOLER_RESOLUTION,
@@ -262,33 +343,29 @@ def _roi_heads(cfg: CfgNode, backbone: nn.Module) -> nn.Module:
         norm=box.NORM,
     )
     return StandardRoIHeads(
+        box_head,
+        _pooler(mask, backbone, heads.IN_FEATURES) if cfg.MODEL.MASK_ON else None,
         in_features=heads.IN_FEATURES,
         sampler=sampler,
         box_pooler=box_pooler,
-        box_head=box_head,
         box_predictor=_box_predictor(cfg, box_head.out_channels),
-        mask_pooler=(
-            _pooler(cfg.MODEL.ROI_MASK_HEAD, backbone, heads.IN_FEATURES)
-            if cfg.MODEL.MASK_ON
-            else None
-        ),
         mask_head=_mask_head(cfg, channels),
     )
 
 
 def _box_predictor(cfg: CfgNode, in_channels: int) -> BoxPredictor:
     heads, box = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD
-    return BoxPredictor(
-        in_channels,
-        heads.NUM_CLASSES,
+    settings = BoxSettings(
+        num_classes=heads.NUM_CLASSES,
         class_agnostic=box.CLS_AGNOSTIC_BBOX_REG,
         delta_weights=box.BBOX_REG_WEIGHTS,
         smooth_l1_beta=box.SMOOTH_L1_BETA,
-        box_loss_weight=box.BBOX_REG_LOSS_WEIGHT,
+        loss_weight=box.BBOX_REG_LOSS_WEIGHT,
         score_threshold=heads.SCORE_THRESH_TEST,
         nms_threshold=heads.NMS_THRESH_TEST,
         max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
     )
+    return BoxPredictor(in_channels, settings)
 
 
 def _mask_head(cfg: CfgNode, in_channels: int) -> MaskHead | None:
@@ -314,13 +391,12 @@ def _pooler(part: CfgNode, backbone: nn.Module, in_features: list[str]) -> RoIPo
     )
 
 
-def _require_features(key: str, names: list[str], backbone: nn.Module) -> None:
-    missing = [name for name in names if name not in backbone.channels]
+def _channels(key: str, names: list[str], backbone: nn.Module) -> int:
+    """Return the channels of features of the backbone; refuse unknown ones and unequal channels."""
     _require(
-        bool(names) and not missing,
+        bool(names) and set(names) <= set(backbone.channels),
         f"{key} {list(names)} is not what the backbone returns: {', '.join(backbone.channels)}",
     )
-    _require(
-        len({backbone.channels[name] for name in names}) == 1,
-        f"{key} {list(names)} must have equal numbers of channels",
-    )
+    channels = {backbone.channels[name] for name in names}
+    _require(len(channels) == 1, f"{key} {list(names)} must have equal numbers of channels")
+    return channels.pop()

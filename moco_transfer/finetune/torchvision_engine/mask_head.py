@@ -2,30 +2,31 @@
 masks pasted into the image.
 
 Shapes in this module:
-    F: foreground regions    D: detections of one image    K: classes    S: side of a predicted
-        mask, in cells
-    H, W: height and width of the original image in px
+    F: foreground regions    D: detections of one image    K: classes
+    S: side of a predicted mask, in cells    H, W: size of the original image in px
 Source:
     He et al. 2017, arXiv:1703.06870, Sec. 3. Behaviour checked against
-    facebookresearch/detectron2@02b5c4e detectron2/modeling/roi_heads/mask_head.py,
-    structures/masks.py and layers/mask_ops.py. Difference: pasting interpolates rows and columns by
-    two matrix products, as bilinear interpolation is separable.
+    facebookresearch/detectron2@02b5c4e modeling/roi_heads/mask_head.py, structures/masks.py and
+    layers/mask_ops.py. Difference: pasting interpolates rows and columns by two matrix products,
+    as bilinear interpolation is separable.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fvcore.nn.weight_init import c2_msra_fill
 from pycocotools import mask as coco_mask
 from torch import Tensor, nn
 
-from moco_transfer.finetune.torchvision_engine.box_head import Detections
-from moco_transfer.finetune.torchvision_engine.conv_norm import ConvNorm, init_msra, init_normal
-from moco_transfer.finetune.torchvision_engine.image_list import GroundTruth
-from moco_transfer.finetune.torchvision_engine.roi_sampling import SampledRegions
+from .batch import GroundTruth
+from .box_head import Detections
+from .layers import ConvNorm, init_normal
+from .sampling import SampledRegions
 
 
 class MaskHead(nn.Module):
@@ -47,16 +48,15 @@ class MaskHead(nn.Module):
     ) -> None:
         """Build; ``num_convs`` may be 0 (the C4 head)."""
         super().__init__()
-        self.convs = []
-        for index in range(1, num_convs + 1):
-            conv = ConvNorm(in_channels, channels, kernel_size=3, norm=norm, relu=True)
-            init_msra(conv)
-            self.add_module(f"mask_fcn{index}", conv)
-            self.convs.append(f"mask_fcn{index}")
+        self.convs = [f"mask_fcn{index}" for index in range(1, num_convs + 1)]
+        for name in self.convs:
+            conv = ConvNorm(in_channels, channels, 3, norm=norm, relu=True)
+            c2_msra_fill(conv)
+            self.add_module(name, conv)
             in_channels = channels
         self.deconv = nn.ConvTranspose2d(in_channels, channels, kernel_size=2, stride=2)
         self.predictor = nn.Conv2d(channels, 1 if class_agnostic else num_classes, kernel_size=1)
-        init_msra(self.deconv)
+        c2_msra_fill(self.deconv)
         init_normal(self.predictor, std=0.001)
 
     def forward(self, x: Tensor, classes: Tensor) -> Tensor:
@@ -71,41 +71,38 @@ class MaskHead(nn.Module):
         x = F.relu_(self.deconv(x))
         if self.predictor.out_channels == 1:
             return self.predictor(x)[:, 0].float()
-        # Of the K maps that the 1x1 convolution would make only the own class's is ever read.
+        # Of the K maps of the 1x1 convolution only the own class's is ever read.
         own = self.predictor.weight.flatten(1)[classes]
         logits = torch.einsum("fchw,fc->fhw", x, own.to(x.dtype))
         return logits.float() + self.predictor.bias[classes].view(-1, 1, 1)
 
     def loss(
-        self, logits: Tensor, regions: Sequence[SampledRegions], truth: Sequence[GroundTruth]
+        self, logits: Tensor, objects: Sequence[SampledRegions], truth: Sequence[GroundTruth]
     ) -> Tensor:
         """Return the mean binary cross-entropy of the masks of the true classes.
 
         Args:
             logits: (F, S, S) for the foreground regions of all images.
-            regions: Those regions, one entry per image.
+            objects: Those regions, one entry per image.
             truth: One per image, with polygons.
         """
         if logits.shape[0] == 0:
             return logits.sum() * 0
-        size = logits.shape[-1]
         targets = [
-            rasterize(truth_i.polygons[index], box, size=size)
-            for regions_i, truth_i in zip(regions, truth, strict=True)
+            rasterize(truth_i.polygons[index], box, size=logits.shape[-1])
+            for found, truth_i in zip(objects, truth, strict=True)
             for index, box in zip(
-                regions_i.truth_index.tolist(), regions_i.boxes.cpu().numpy(), strict=True
+                found.target_index.tolist(), found.boxes.cpu().numpy(), strict=True
             )
         ]
         target = torch.from_numpy(np.stack(targets)).to(logits)
         return F.binary_cross_entropy_with_logits(logits, target)
 
     def predict(self, x: Tensor, detections: Sequence[Detections]) -> list[Detections]:
-        """Return the detections with mask probabilities (D, S, S), for the pooled features x (F, C,
-        S / 2, S / 2) of all.
-        """
+        """Return the detections with mask probabilities (D, S, S), for their pooled features x."""
         masks = self(x, torch.cat([d.classes for d in detections])).sigmoid()
         counts = [len(d.boxes) for d in detections]
-        return [d.with_masks(m) for d, m in zip(detections, masks.split(counts), strict=True)]
+        return [replace(d, masks=m) for d, m in zip(detections, masks.split(counts), strict=True)]
 
 
 def rasterize(polygons: Sequence, box: np.ndarray, *, size: int) -> np.ndarray:
@@ -119,22 +116,22 @@ def rasterize(polygons: Sequence, box: np.ndarray, *, size: int) -> np.ndarray:
     Returns:
         (size, size) uint8 of 0 and 1.
     """
-    sides = (box[2:] - box[:2]).astype(np.float64)
+    if len(polygons) == 0:
+        return np.zeros((size, size), dtype=np.uint8)
     corner = np.asarray(box[:2], dtype=np.float64)
+    sides = (box[2:] - box[:2]).astype(np.float64)
     scale = size / np.maximum(sides, 0.1)  # a box without area must not divide by 0
     drawn = [
         ((np.asarray(p, dtype=np.float64).reshape(-1, 2) - corner) * scale).ravel().tolist()
         for p in polygons
     ]
-    if not drawn:
-        return np.zeros((size, size), dtype=np.uint8)
     return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(drawn, size, size)))
 
 
 def paste_masks(
     masks: Tensor, boxes: Tensor, image_size: tuple[int, int], *, threshold: float = 0.5
 ) -> Tensor:
-    """Scale each mask to its box and cut it at a threshold.
+    """Scale each mask to its box and threshold it.
 
     Args:
         masks: (D, S, S) probabilities.
@@ -162,14 +159,11 @@ def paste_masks(
 def _interpolation_weights(
     start: int, end: int, *, low: Tensor, high: Tensor, cells: int
 ) -> Tensor:
-    """Return (end - start, cells): how much each cell between ``low`` and ``high`` counts at the
-    centre of each pixel.
+    """Return (end - start, cells): the weight of each cell from ``low`` to ``high`` at each pixel.
 
     Linear between the centres of the cells, falling to 0 within one cell beyond them.
     """
     pixels = torch.arange(start, end, device=low.device, dtype=torch.float32) + 0.5
     position = (pixels - low) / (high - low) * cells - 0.5
-    distance = (
-        position[:, None] - torch.arange(cells, device=low.device, dtype=torch.float32)
-    ).abs()
-    return (1 - distance).clamp(min=0)
+    cell = torch.arange(cells, device=low.device, dtype=torch.float32)
+    return (1 - (position[:, None] - cell).abs()).clamp(min=0)

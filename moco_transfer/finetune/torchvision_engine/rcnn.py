@@ -1,14 +1,13 @@
 """Faster and Mask R-CNN: features, proposals, then a head on every proposal.
 
 Shapes in this module:
-    N: images    D: detections of one image    h, w: size of an image as given to the model    H, W:
-        size of the original image, px
+    N: images    D: detections of one image    h, w: size of an image as given to the model
+    H, W: size of the original image, px
 Conventions:
-    Pixels are 0-255 in the order that the statistics were given in; boxes are XYXY, absolute px,
-    float32.
+    Pixels are 0-255 in the channel order of the statistics; boxes are XYXY, absolute px, float32.
 Source:
     Ren et al. 2015, arXiv:1506.01497; He et al. 2017, arXiv:1703.06870. Behaviour checked against
-    facebookresearch/detectron2@02b5c4e detectron2/modeling/meta_arch/rcnn.py and postprocessing.py.
+    facebookresearch/detectron2@02b5c4e modeling/meta_arch/rcnn.py and postprocessing.py.
 """
 
 from __future__ import annotations
@@ -18,16 +17,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import clip_boxes_to_image
 
-from moco_transfer.finetune.torchvision_engine.box_coding import clip_boxes, is_larger_than
-from moco_transfer.finetune.torchvision_engine.box_head import Detections
-from moco_transfer.finetune.torchvision_engine.image_list import (
-    ImageList,
-    pad_images,
-    read_ground_truth,
-)
-from moco_transfer.finetune.torchvision_engine.mask_head import paste_masks
-from moco_transfer.finetune.torchvision_engine.rpn import RPN
+from .batch import GroundTruth, ImageList, pad_images
+from .box_head import Detections
+from .boxes import is_larger_than
+from .mask_head import paste_masks
+from .roi_heads import RoIHeads
+from .rpn import RPN
 
 
 class GeneralizedRCNN(nn.Module):
@@ -42,7 +39,7 @@ class GeneralizedRCNN(nn.Module):
         *,
         backbone: nn.Module,
         proposal_generator: RPN,
-        roi_heads: nn.Module,
+        roi_heads: RoIHeads,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
     ) -> None:
@@ -59,16 +56,9 @@ class GeneralizedRCNN(nn.Module):
         self.backbone = backbone
         self.proposal_generator = proposal_generator
         self.roi_heads = roi_heads
-        self.register_buffer(
-            "pixel_mean",
-            torch.tensor(pixel_mean, dtype=torch.float32).view(3, 1, 1),
-            persistent=False,
-        )
-        self.register_buffer(
-            "pixel_std",
-            torch.tensor(pixel_std, dtype=torch.float32).view(3, 1, 1),
-            persistent=False,
-        )
+        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+            statistics = torch.tensor(values, dtype=torch.float32).view(3, 1, 1)
+            self.register_buffer(name, statistics, persistent=False)
 
     def forward(
         self, batch: Sequence[Mapping[str, Any]]
@@ -101,39 +91,30 @@ class GeneralizedRCNN(nn.Module):
                 )
                 for found, size, record in zip(detections, images.sizes, batch, strict=True)
             ]
-        truth = [
-            read_ground_truth(record, device=self.pixel_mean.device, with_masks=self.has_masks)
-            for record in batch
-        ]
-        proposals, proposal_losses = self.proposal_generator(features, images.sizes, truth)
-        return {
-            **self.roi_heads.losses(features, [p.boxes for p in proposals], truth),
-            **proposal_losses,
-        }
-
-    @property
-    def has_masks(self) -> bool:
-        """Whether the model predicts masks."""
-        return self.roi_heads.mask_head is not None
+        with_masks = self.roi_heads.mask_head is not None
+        device = self.pixel_mean.device
+        truth = [GroundTruth.read(r, device=device, with_masks=with_masks) for r in batch]
+        proposals, rpn_losses = self.proposal_generator(features, images.sizes, truth)
+        losses = self.roi_heads.losses(features, [p.boxes for p in proposals], truth)
+        return {**losses, **rpn_losses}
 
     def preprocess(self, batch: Sequence[Mapping[str, Any]]) -> ImageList:
-        """Return the images of a batch, normalised, padded and on the model's device."""
+        """Return the images of a batch, normalised, padded and on the model's device.
+
+        They have the memory format of the filters, so a caller only has to call
+        ``model.to(memory_format=...)``.
+        """
         images = [record["image"].to(self.pixel_mean) for record in batch]
         normalised = [(image - self.pixel_mean) / self.pixel_std for image in images]
-        layout = _memory_format(next(p for p in self.backbone.parameters() if p.dim() == 4))
-        return pad_images(
-            normalised, divisibility=self.backbone.size_divisibility, memory_format=layout
+        filters = next(p for p in self.backbone.parameters() if p.dim() == 4)
+        channels_last = (
+            filters.is_contiguous(memory_format=torch.channels_last) and not filters.is_contiguous()
         )
-
-
-def _memory_format(filters: Tensor) -> torch.memory_format:
-    """Return the layout of filters; images follow it, so that ``model.to(memory_format=...)`` is
-    all a caller does.
-    """
-    is_channels_last = (
-        filters.is_contiguous(memory_format=torch.channels_last) and not filters.is_contiguous()
-    )
-    return torch.channels_last if is_channels_last else torch.contiguous_format
+        return pad_images(
+            normalised,
+            divisibility=self.backbone.size_divisibility,
+            memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+        )
 
 
 def to_original_size(
@@ -147,10 +128,8 @@ def to_original_size(
         original_size: (H, W) that is wanted.
     """
     scale_y, scale_x = (new / old for new, old in zip(original_size, image_size, strict=True))
-    scale = torch.tensor(
-        [scale_x, scale_y, scale_x, scale_y], device=found.boxes.device, dtype=torch.float32
-    )
-    boxes = clip_boxes(found.boxes * scale, original_size)
+    scale = torch.tensor([scale_x, scale_y] * 2, device=found.boxes.device, dtype=torch.float32)
+    boxes = clip_boxes_to_image(found.boxes * scale, original_size)
     keep = is_larger_than(boxes, 0.0)
     output = {"boxes": boxes[keep], "scores": found.scores[keep], "classes": found.classes[keep]}
     if found.masks is not None:

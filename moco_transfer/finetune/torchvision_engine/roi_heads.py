@@ -1,99 +1,158 @@
-"""The second stage of FPN and DC5 detectors: boxes and masks each pool their own features.
+"""The second stage: regions drawn and pooled, then boxes and masks.
 
 Shapes in this module:
-    N: images    Ri: proposals of image i    D: detections of one image
+    M: regions of all images    C: channels of res5    P: side of a pooled region in cells
 Source:
-    Behaviour checked against facebookresearch/detectron2@02b5c4e
-    detectron2/modeling/roi_heads/roi_heads.py (StandardROIHeads).
+    Behaviour checked against facebookresearch/detectron2@02b5c4e modeling/roi_heads/roi_heads.py
+    (StandardROIHeads, Res5ROIHeads). The norm after res5: He et al. 2019, arXiv:1911.05722,
+    Sec. 4.2 and A.1, and facebookresearch/moco@7397dfe detection/train_net.py.
 """
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from moco_transfer.finetune.torchvision_engine.box_head import BoxHead, BoxPredictor, Detections
-from moco_transfer.finetune.torchvision_engine.image_list import GroundTruth
-from moco_transfer.finetune.torchvision_engine.mask_head import MaskHead
-from moco_transfer.finetune.torchvision_engine.roi_pooling import RoIPooler
-from moco_transfer.finetune.torchvision_engine.roi_sampling import RegionSampler, SampledRegions
+from .backbones import Bottleneck, ResNetShape, make_stage
+from .batch import GroundTruth
+from .box_head import BoxHead, BoxPredictor, Detections
+from .layers import get_norm
+from .mask_head import MaskHead
+from .roi_pool import RoIPooler
+from .sampling import RegionSampler
+
+Features = Mapping[str, Tensor]
+Boxes = Sequence[Tensor]  # one (Ri, 4) for each image
 
 
-def foreground(regions: SampledRegions, num_classes: int) -> tuple[SampledRegions, Tensor]:
-    """Return the objects among the sampled regions, and the mask (S,) that selects them."""
-    chosen = (regions.classes >= 0) & (regions.classes < num_classes)
-    parts = (regions.boxes, regions.classes, regions.truth_boxes, regions.truth_index)
-    return SampledRegions(*(part[chosen] for part in parts)), chosen
+class RoIHeads(nn.Module, abc.ABC):
+    """What both kinds of second stage share: training on drawn regions, and detection."""
 
-
-class StandardRoIHeads(nn.Module):
-    """Box head and, optionally, mask head on pooled features.
-
-    State-dict keys: ``box_head.*``, ``box_predictor.*``, ``mask_head.*``.
-    """
+    box_head_key: str  # of the box network, in the state dict
 
     def __init__(
         self,
+        box_head: nn.Module,
         *,
         in_features: Sequence[str],
         sampler: RegionSampler,
         box_pooler: RoIPooler,
-        box_head: BoxHead,
         box_predictor: BoxPredictor,
-        mask_pooler: RoIPooler | None = None,
         mask_head: MaskHead | None = None,
     ) -> None:
-        """Build; the mask parts are given together or not at all."""
+        """Build on features of the backbone, finest first."""
         super().__init__()
-        self.in_features = tuple(in_features)
-        self.sampler = sampler
-        self.box_pooler = box_pooler
-        self.box_head = box_head
-        self.box_predictor = box_predictor
-        self.mask_pooler = mask_pooler
+        self.add_module(self.box_head_key, box_head)
+        self.in_features, self.sampler = tuple(in_features), sampler
+        self.box_pooler, self.box_predictor = box_pooler, box_predictor
         self.mask_head = mask_head
 
+    @abc.abstractmethod
+    def box_features(self, levels: list[Tensor], boxes: Boxes) -> Tensor:
+        """Return the features of M regions that ``box_predictor`` reads, before averaging."""
+
+    @abc.abstractmethod
+    def mask_features(self, levels: list[Tensor], boxes: Boxes) -> Tensor:
+        """Return the features of M regions that ``mask_head`` reads."""
+
     def losses(
-        self,
-        features: Mapping[str, Tensor],
-        proposals: Sequence[Tensor],
-        truth: Sequence[GroundTruth],
+        self, features: Features, proposals: Boxes, truth: Sequence[GroundTruth]
     ) -> dict[str, Tensor]:
-        """Return loss_cls, loss_box_reg and, with a mask head, loss_mask; draws from torch's global
-        generator.
-        """
+        """Return loss_cls, loss_box_reg and, with a mask head, loss_mask; draws regions."""
         levels = [features[name] for name in self.in_features]
-        regions = [
-            self.sampler.draw(boxes, truth_i)
-            for boxes, truth_i in zip(proposals, truth, strict=True)
-        ]
-        logits, deltas = self._classify(levels, [r.boxes for r in regions])
-        losses = self.box_predictor.losses(logits, deltas, regions)
+        regions = [self.sampler.draw(*image) for image in zip(proposals, truth, strict=True)]
+        hidden = self.box_features(levels, [r.boxes for r in regions])
+        losses = self.box_predictor.losses(*self.box_predictor(hidden), regions)
         if self.mask_head is not None:
-            objects = [foreground(r, self.sampler.num_classes)[0] for r in regions]
-            pooled = self.mask_pooler(levels, [r.boxes for r in objects])
-            mask_logits = self.mask_head(pooled, torch.cat([r.classes for r in objects]))
-            losses["loss_mask"] = self.mask_head.loss(mask_logits, objects, truth)
+            chosen = [self.sampler.objects(r) for r in regions]
+            objects = [r.select(mask) for r, mask in zip(regions, chosen, strict=True)]
+            pooled = self.object_features(levels, [r.boxes for r in objects], hidden, chosen)
+            logits = self.mask_head(pooled, torch.cat([r.classes for r in objects]))
+            losses["loss_mask"] = self.mask_head.loss(logits, objects, truth)
         return losses
 
+    def object_features(
+        self, levels: list[Tensor], boxes: Boxes, hidden: Tensor, chosen: list[Tensor]
+    ) -> Tensor:
+        """Return the features for the masks of the objects, which ``chosen`` selects in hidden."""
+        return self.mask_features(levels, boxes)
+
     def detect(
-        self,
-        features: Mapping[str, Tensor],
-        proposals: Sequence[Tensor],
-        image_sizes: Sequence[tuple[int, int]],
+        self, features: Features, proposals: Boxes, image_sizes: Sequence[tuple[int, int]]
     ) -> list[Detections]:
         """Return the detections of each image, in px of the resized image."""
         levels = [features[name] for name in self.in_features]
-        logits, deltas = self._classify(levels, proposals)
-        detections = self.box_predictor.detect(logits, deltas, proposals, image_sizes)
-        if self.mask_head is not None:
-            detections = self.mask_head.predict(
-                self.mask_pooler(levels, [d.boxes for d in detections]), detections
-            )
-        return detections
+        predictions = self.box_predictor(self.box_features(levels, proposals))
+        detections = self.box_predictor.detect(*predictions, proposals, image_sizes)
+        if self.mask_head is None:
+            return detections
+        pooled = self.mask_features(levels, [d.boxes for d in detections])
+        return self.mask_head.predict(pooled, detections)
 
-    def _classify(self, levels: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        hidden = self.box_head(self.box_pooler(levels, boxes))
-        return self.box_predictor(torch.flatten(hidden, 1))
+
+class StandardRoIHeads(RoIHeads):
+    """Heads of FPN and DC5 detectors: boxes and masks each pool their own features.
+
+    State-dict keys: ``box_head.*``, ``box_predictor.*``, ``mask_head.*``.
+    """
+
+    box_head_key = "box_head"
+
+    def __init__(self, box_head: BoxHead, mask_pooler: RoIPooler | None, **shared: Any) -> None:
+        super().__init__(box_head, **shared)
+        self.mask_pooler = mask_pooler
+
+    def box_features(self, levels: list[Tensor], boxes: Boxes) -> Tensor:
+        """Return (M, features of the last layer)."""
+        return torch.flatten(self.box_head(self.box_pooler(levels, boxes)), 1)
+
+    def mask_features(self, levels: list[Tensor], boxes: Boxes) -> Tensor:
+        """Return (M, C, P, P)."""
+        return self.mask_pooler(levels, boxes)
+
+
+class Res5RoIHeads(RoIHeads):
+    """Heads of C4 detectors: res5 runs on every pooled region and serves both boxes and masks.
+
+    State-dict keys: ``res5.*``, ``box_predictor.*``, ``mask_head.*``.
+    """
+
+    box_head_key = "res5"
+
+    def box_features(self, levels: list[Tensor], boxes: Boxes) -> Tensor:
+        """Return (M, C, P / 2, P / 2)."""
+        first, *others = self.res5
+        # torchvision's operator, on a GPU, cannot pool every second cell alone.
+        if levels[0].is_cuda or not isinstance(first, Bottleneck):
+            return self.res5(self.box_pooler(levels, boxes))
+        pool = self.box_pooler
+        hidden = first.forward_pooled(levels[0], lambda x, step: pool([x], boxes, step=step))
+        for layer in others:
+            hidden = layer(hidden)
+        return hidden
+
+    mask_features = box_features
+
+    def object_features(
+        self, levels: list[Tensor], boxes: Boxes, hidden: Tensor, chosen: list[Tensor]
+    ) -> Tensor:
+        """Return the objects' part of the boxes' features."""
+        return hidden[torch.cat(chosen)]
+
+
+def make_res5(shape: ResNetShape, *, extra_norm: bool) -> nn.Sequential:
+    """Return res5 of stride 2 with keys ``0.*``, ``1.*``, ... and, if asked for, ``norm.*``.
+
+    Args:
+        shape: The trunk's; R18 and R34 get basic blocks, so that a pre-trained layer4 fits.
+        extra_norm: Whether MoCo's norm follows: self-supervised features have another scale than
+            supervised ones.
+    """
+    res5 = make_stage("res5", shape, stride=2)
+    if extra_norm:
+        res5.add_module("norm", get_norm(shape.norm, shape.channels("res5")))
+    return res5

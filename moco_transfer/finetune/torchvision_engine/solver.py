@@ -1,24 +1,21 @@
-"""SGD as Detectron2 sets it up: parameter groups, gradient clipping, learning rate over the
-iterations.
+"""SGD as Detectron2 sets it up: parameter groups, gradient clipping, learning rate.
 
 Source:
-    Behaviour checked against facebookresearch/detectron2@02b5c4e detectron2/solver/build.py and
-    lr_scheduler.py and facebookresearch/fvcore@3378afe fvcore/common/param_scheduler.py. Goyal et
-    al. 2017, arXiv:1706.02677, Sec. 2.2 for the warm-up.
+    Behaviour checked against facebookresearch/detectron2@02b5c4e solver/build.py and
+    lr_scheduler.py. Goyal et al. 2017, arXiv:1706.02677, Sec. 2.2 for the warm-up.
 """
 
 from __future__ import annotations
 
-import bisect
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from fvcore.common import param_scheduler as schedulers
 from torch import Tensor, nn
 
-from moco_transfer.runtime.errors import InputError
+from ...runtime.errors import InputError
 
 SCHEDULES = ("WarmupMultiStepLR", "WarmupCosineLR")
 WARMUP_METHODS = ("linear", "constant")
@@ -30,10 +27,6 @@ _NORM_LAYERS = (
     nn.LayerNorm,
     nn.modules.instancenorm._InstanceNorm,
 )
-
-# Detectron2 compares progress, a share of the run, with this slack, so an event comes early when
-# 1e-6 of the run is an iteration or more.
-_PROGRESS_SLACK = 1e-6
 
 
 def parameter_groups(
@@ -54,16 +47,15 @@ def parameter_groups(
         bias_lr_factor: Learning rate of every bias, as a multiple.
 
     Returns:
-        Groups for a torch optimizer: "params", "weight_decay" and "lr_factor", which ``set_lr``
-            reads.
+        Groups for a torch optimizer: "params", "weight_decay", and "lr_factor" for ``set_lr``.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    seen: set[int] = set()
+    seen: set[nn.Parameter] = set()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad or id(parameter) in seen:
+            if not parameter.requires_grad or parameter in seen:
                 continue
-            seen.add(id(parameter))
+            seen.add(parameter)
             decay = weight_decay_norm if isinstance(module, _NORM_LAYERS) else weight_decay
             factor = 1.0
             if name == "bias":
@@ -77,13 +69,11 @@ def parameter_groups(
 
 
 def make_sgd(
-    groups: Iterable[dict[str, Any]], *, lr: float, momentum: float = 0.9, nesterov: bool = False
+    groups: list[dict[str, Any]], *, lr: float, momentum: float = 0.9, nesterov: bool = False
 ) -> torch.optim.SGD:
     """Return SGD on the groups of ``parameter_groups`` at the learning rate ``lr``."""
-    groups = list(groups)
     on_cpu = all(p.device.type == "cpu" for group in groups for p in group["params"])
-    # Fused, a step makes no copies of all gradients; foreach is for devices, where it saves
-    # launches.
+    # Fused, a step makes no copies of all gradients; on devices foreach saves launches.
     how = {"fused": True} if on_cpu else {"foreach": True}
     optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, **how)
     set_lr(optimizer, lr)
@@ -99,116 +89,71 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def clip_gradients(
     parameters: Iterable[Tensor], *, clip_type: str, clip_value: float, norm_type: float = 2.0
 ) -> None:
-    """Limit the gradients in place, each parameter's for itself.
+    """Limit each parameter's gradient in place, on its own.
 
     Args:
-        parameters: Those without a gradient are passed over.
-        clip_type: "value" cuts each element to [-clip_value, clip_value]; "norm" scales a
+        parameters: Those without a gradient are skipped.
+        clip_type: "value" clips each element to [-clip_value, clip_value]; "norm" scales a
             parameter's gradient down to the norm clip_value.
         clip_value: The limit.
         norm_type: p of the norm; inf is the maximum.
-
-    Raises:
-        InputError: If the type is neither.
     """
-    if clip_type not in CLIP_TYPES:
-        raise InputError(
-            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip_type!r}, expected one of {CLIP_TYPES}."
-        )
     for parameter in parameters:
-        if parameter.grad is None:
-            continue
         if clip_type == "value":
-            parameter.grad.clamp_(-clip_value, clip_value)
+            nn.utils.clip_grad_value_(parameter, clip_value)
         else:
             nn.utils.clip_grad_norm_(parameter, clip_value, norm_type)
 
 
 @dataclass(frozen=True)
 class LearningRate:
-    """The learning rate at every iteration: warm-up, then steps or a half cosine.
+    """The learning rate at every iteration: warm-up, then steps or a half cosine."""
 
-    Attributes:
-        base_lr: After the warm-up.
-        max_iter: Length of the run.
-        schedule: One of ``SCHEDULES``.
-        steps: Iterations from which the rate is multiplied by ``gamma`` once more; those beyond
-            ``max_iter`` count for nothing.
-        gamma: Factor of each step.
-        end_lr: Where the cosine ends.
-        warmup_iters: Length of the warm-up.
-        warmup_factor: The warm-up starts at this multiple of the schedule's first value.
-        warmup_method: One of ``WARMUP_METHODS``.
-        rescale_interval: Whether the schedule starts after the warm-up; else it runs from iteration
-            0 below it.
-    """
-
-    base_lr: float
-    max_iter: int
-    schedule: str = "WarmupMultiStepLR"
-    steps: Sequence[int] = ()
+    base_lr: float  # after the warm-up
+    max_iter: int  # length of the run
+    schedule: str = "WarmupMultiStepLR"  # one of SCHEDULES
+    steps: Sequence[int] = ()  # iterations that multiply by gamma; none counts beyond max_iter
     gamma: float = 0.1
-    end_lr: float = 0.0
+    end_lr: float = 0.0  # of the cosine
     warmup_iters: int = 0
-    warmup_factor: float = 1e-3
-    warmup_method: str = "linear"
-    rescale_interval: bool = False
+    warmup_factor: float = 1e-3  # the warm-up starts at this multiple of the first value
+    warmup_method: str = "linear"  # one of WARMUP_METHODS
+    rescale_interval: bool = False  # whether the schedule starts after the warm-up, not at 0
 
     def __post_init__(self) -> None:
-        """Refuse what is no schedule.
+        """Check the numbers.
 
         Raises:
-            InputError: If a name is unknown, the steps do not ascend, or a number lies outside its
-                range.
+            InputError: If the steps do not ascend, or a number lies outside its range.
         """
-        if self.schedule not in SCHEDULES:
-            raise InputError(
-                f"SOLVER.LR_SCHEDULER_NAME is {self.schedule!r}, expected one of {SCHEDULES}."
-            )
-        if self.warmup_method not in WARMUP_METHODS:
-            raise InputError(
-                f"SOLVER.WARMUP_METHOD is {self.warmup_method!r}, expected one of {WARMUP_METHODS}."
-            )
+        steps = list(self.steps)
         if self.max_iter < 1:
             raise InputError(f"SOLVER.MAX_ITER is {self.max_iter}, expected at least 1.")
-        steps = list(self.steps)
-        if any(step < 1 for step in steps) or any(
-            a >= b for a, b in zip(steps, steps[1:], strict=False)
-        ):
-            raise InputError(
-                f"SOLVER.STEPS is {steps}, expected iterations above 0 in ascending order."
-            )
+        if steps != sorted({step for step in steps if step > 0}):
+            raise InputError(f"SOLVER.STEPS is {steps}, expected iterations in ascending order.")
         if self.schedule == "WarmupCosineLR" and not 0 <= self.end_lr <= self.base_lr:
             raise InputError(
                 f"SOLVER.BASE_LR_END is {self.end_lr}, expected 0 to BASE_LR ({self.base_lr})."
             )
+        object.__setattr__(self, "_multiplier", self._schedule())
 
     def __call__(self, iteration: int) -> float:
         """Return the learning rate of the step that ends 0-based ``iteration``."""
         return self.base_lr * self._multiplier(iteration / self.max_iter)
 
-    @property
-    def _warmup_share(self) -> float:
-        return min(self.warmup_iters / self.max_iter, 1.0)
-
-    def _multiplier(self, progress: float) -> float:
-        warmup = self._warmup_share
-        if progress + _PROGRESS_SLACK > warmup:
-            if self.rescale_interval and warmup < 1:
-                progress = (progress - warmup) / (1 - warmup)
-            return self._after_warmup(progress)
-        start = self.warmup_factor * self._after_warmup(0.0)
-        if self.warmup_method == "constant":
-            return start
-        end = self._after_warmup(0.0 if self.rescale_interval else warmup)
-        done = progress / warmup
-        return end * done + start * (1 - done)
-
-    def _after_warmup(self, progress: float) -> float:
+    def _schedule(self) -> schedulers.ParamScheduler:
+        """Return Detectron2's schedule: from the share of the run to a multiple of base_lr."""
         if self.schedule == "WarmupCosineLR":
-            end = self.end_lr / self.base_lr
-            return end + 0.5 * (1 - end) * (1 + math.cos(math.pi * progress))
-        iteration = int((progress + _PROGRESS_SLACK) * self.max_iter)
-        return self.gamma ** bisect.bisect_right(
-            [s for s in self.steps if s <= self.max_iter], iteration
-        )
+            main = schedulers.CosineParamScheduler(1, self.end_lr / self.base_lr)
+        else:
+            steps = [step for step in self.steps if step < self.max_iter]
+            values = [self.gamma**k for k in range(len(steps) + 1)]
+            main = schedulers.MultiStepParamScheduler(values, self.max_iter, steps)
+        warmup = min(self.warmup_iters / self.max_iter, 1.0)
+        start = self.warmup_factor * main(0.0)
+        end = main(0.0 if self.rescale_interval else warmup)
+        ramp = schedulers.LinearParamScheduler(start, end)
+        if self.warmup_method == "constant":
+            ramp = schedulers.ConstantParamScheduler(start)
+        scaling = ["rescaled", "rescaled" if self.rescale_interval else "fixed"]
+        return schedulers.CompositeParamScheduler([ramp, main], [warmup, 1 - warmup], scaling)

@@ -56,10 +56,13 @@ def run_config(coco_folder: Path, folder: Path, *more: str) -> CfgNode:
     if not subset.exists():
         write_subset(coco_folder, subset)
     register_dataset(NAME, "coco", json_file=str(subset), image_root=str(coco_folder / "val2017"))
-    settings = f"""DATASETS.TRAIN ('{NAME}',) DATASETS.TEST ('{NAME}',) MODEL.MASK_ON True MODEL.DEVICE cpu SEED 0
-        INPUT.MIN_SIZE_TRAIN (160,) INPUT.RANDOM_FLIP none MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 64
-        SOLVER.BASE_LR 0.02 SOLVER.MAX_ITER 360 SOLVER.STEPS (300,) SOLVER.CHECKPOINT_PERIOD 1000 SOLVER.CLIP_GRADIENTS.ENABLED True
-        SOLVER.CLIP_GRADIENTS.CLIP_TYPE norm TEST.PRECISE_BN.NUM_ITER 10 DATALOADER.NUM_WORKERS 0 OUTPUT_DIR {folder / "run"}"""
+    settings = f"""DATASETS.TRAIN ('{NAME}',) DATASETS.TEST ('{NAME}',) MODEL.MASK_ON True
+        MODEL.DEVICE cpu SEED 0 INPUT.MIN_SIZE_TRAIN (160,) INPUT.RANDOM_FLIP none
+        MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 64 SOLVER.BASE_LR 0.02 SOLVER.MAX_ITER 360
+        SOLVER.STEPS (300,)
+        SOLVER.CHECKPOINT_PERIOD 1000 SOLVER.CLIP_GRADIENTS.ENABLED True
+        SOLVER.CLIP_GRADIENTS.CLIP_TYPE norm TEST.PRECISE_BN.NUM_ITER 10
+        DATALOADER.NUM_WORKERS 0 OUTPUT_DIR {folder / "run"}"""
     return load_detection_config(
         "coco_R_18_FPN_small", [word.replace(",", ", ") for word in settings.split()] + list(more)
     )

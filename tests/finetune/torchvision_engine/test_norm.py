@@ -18,12 +18,11 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from moco_transfer.finetune.precise_bn import recompute_bn_statistics
-from moco_transfer.finetune.torchvision_engine.conv_norm import ConvNorm
-from moco_transfer.finetune.torchvision_engine.norm import (
+from moco_transfer.finetune.sync_norm import SyncBatchNorm2d, describe_norm
+from moco_transfer.finetune.torchvision_engine.layers import (
+    ConvNorm,
     FrozenBatchNorm2d,
     NaiveSyncBatchNorm2d,
-    SyncBatchNorm2d,
-    describe_norm,
     freeze,
     get_norm,
 )
@@ -138,14 +137,15 @@ def _sync_step(rank: int, name: str) -> dict:
     return {"y": y.detach(), "grad": x.grad, "text": describe_norm(norm)} | parameters
 
 
-def _sync_steps(rank: int) -> dict[str, dict]:
-    return {name: _sync_step(rank, name) for name in ("SyncBN", "naiveSyncBN")}
+def _everything(rank: int) -> dict[str, dict]:
+    steps = {name: _sync_step(rank, name) for name in ("SyncBN", "naiveSyncBN")}
+    return steps | {"trained": _train_steps(rank, 2, 2), "precise": _precise(rank)}
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory) -> list[dict[str, dict]]:
-    """What each of two ranks got, by norm: starting processes is what takes the time."""
-    return in_two_processes(tmp_path_factory.mktemp("ranks"), _sync_steps)
+    """What each of two ranks got, for all tests: starting the processes takes most of the time."""
+    return in_two_processes(tmp_path_factory.mktemp("ranks"), _everything)
 
 
 def test_sync_bn__two_ranks_equal_one_process_with_all_positions(two_ranks):
@@ -230,6 +230,7 @@ def _train_steps(rank: int, world_size: int, num_steps: int) -> dict:
         "r18_fpn",
         MODEL__RESNETS__NORM="SyncBN",
         MODEL__FPN__NORM="SyncBN",
+        MODEL__RESNETS__STEM_OUT_CHANNELS=16,
         MODEL__ROI_BOX_HEAD__FC_DIM=32,
         MODEL__FPN__OUT_CHANNELS=32,
         SOLVER__BASE_LR=0.002,
@@ -262,9 +263,9 @@ def _train_steps(rank: int, world_size: int, num_steps: int) -> dict:
     return model.state_dict()
 
 
-def test_two_ranks_with_sync_bn__train_like_one_process_with_all_images(tmp_path):
-    one = _train_steps(0, 1, 3)
-    first, second = in_two_processes(tmp_path, _train_steps, 2, 3)
+def test_two_ranks_with_sync_bn__train_like_one_process_with_all_images(two_ranks):
+    one = _train_steps(0, 1, 2)
+    first, second = (rank["trained"] for rank in two_ranks)
     for name, value in one.items():
         for rank in (first, second):
             torch.testing.assert_close(
@@ -296,8 +297,8 @@ def _precise(rank: int) -> dict:
     return model.state_dict()
 
 
-def test_precise_bn__every_rank_ends_with_the_mean_over_ranks(tmp_path):
-    first, second = in_two_processes(tmp_path, _precise)
+def test_precise_bn__every_rank_ends_with_the_mean_over_ranks(two_ranks):
+    first, second = (rank["precise"] for rank in two_ranks)
     # By hand: each batch's statistics, averaged over the two batches that are used, then over the
     # ranks.
     images = [

@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from moco_transfer.finetune import build_model, sync_norm, trainer
 from moco_transfer.finetune.build import build_run
-from moco_transfer.finetune.torchvision_engine.build_run import TorchvisionEngine
-from moco_transfer.finetune.torchvision_engine.roi_align import CellGrid, roi_align
+from moco_transfer.finetune.torchvision_engine.build import TorchvisionEngine
+from moco_transfer.finetune.torchvision_engine.roi_pool import CellGrid, roi_align
 
 pytestmark = pytest.mark.gpu
 
@@ -29,7 +29,7 @@ ROIS = [[0, 3, 5, 9, 30], [1, 0, 0, 80, 64], [0, 60, 50, 95, 80], [1, 1, 30, 79,
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("step", [1, 2])
 def test_roi_align__equals_the_cpus__forward_and_backward(aligned, step):
-    grid, rois = CellGrid(5, 1 / 4, 0, aligned, step), torch.tensor(ROIS, dtype=torch.float32)
+    grid, rois = CellGrid(5, 1 / 4, 0, aligned), torch.tensor(ROIS, dtype=torch.float32)
     found = []
     for device in ("cpu", DEVICE):
         feature = (
@@ -37,7 +37,7 @@ def test_roi_align__equals_the_cpus__forward_and_backward(aligned, step):
             .to(device)
             .requires_grad_()
         )
-        pooled = roi_align(feature, rois.to(device), grid)
+        pooled = roi_align(feature, rois.to(device), grid, step=step)
         (
             pooled * torch.arange(pooled.numel(), device=device).view(pooled.shape).sin()
         ).sum().backward()
@@ -136,8 +136,8 @@ def test_two_gpus__end_with_equal_weights(tmp_path, repository):
 
     write_voc_scenes(tmp_path / "scenes", splits={"train": 6, "test": 3}, size=64, seed=0)
     flag = f"own=voc:{tmp_path / 'scenes'}:train:{tmp_path / 'scenes' / 'classes.txt'}"
-    words = """SOLVER.IMS_PER_BATCH 2 SOLVER.MAX_ITER 4 SOLVER.STEPS (3,) INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64 SEED 0
-        DATALOADER.NUM_WORKERS 0"""
+    words = """SOLVER.IMS_PER_BATCH 2 SOLVER.MAX_ITER 4 SOLVER.STEPS (3,)
+        INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64 SEED 0 DATALOADER.NUM_WORKERS 0"""
     settings = [
         *words.split(),
         "OUTPUT_DIR",

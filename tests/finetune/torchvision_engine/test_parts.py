@@ -18,23 +18,22 @@ import torch.nn.functional as F
 import torchvision
 from detector_cases import draw_images, draw_weights, make_config
 
-from moco_transfer.finetune.torchvision_engine.anchors import AnchorGenerator, cell_anchors
-from moco_transfer.finetune.torchvision_engine.box_coding import (
-    clip_boxes,
+from moco_transfer.finetune.torchvision_engine.backbones import ResNet, ResNetShape
+from moco_transfer.finetune.torchvision_engine.batch import pad_images
+from moco_transfer.finetune.torchvision_engine.box_head import BoxPredictor, BoxSettings, Detections
+from moco_transfer.finetune.torchvision_engine.boxes import (
+    AnchorGenerator,
+    cell_anchors,
     decode_boxes,
     encode_boxes,
     is_larger_than,
     pairwise_iou,
-    smooth_l1_sum,
 )
-from moco_transfer.finetune.torchvision_engine.box_head import BoxPredictor, Detections
 from moco_transfer.finetune.torchvision_engine.build import build_model
-from moco_transfer.finetune.torchvision_engine.image_list import pad_images
 from moco_transfer.finetune.torchvision_engine.mask_head import MaskHead, paste_masks, rasterize
-from moco_transfer.finetune.torchvision_engine.matching import match, sample
 from moco_transfer.finetune.torchvision_engine.rcnn import to_original_size
-from moco_transfer.finetune.torchvision_engine.resnet import ResNet, ResNetShape
-from moco_transfer.finetune.torchvision_engine.roi_pooling import RoIPooler, assign_levels
+from moco_transfer.finetune.torchvision_engine.roi_pool import RoIPooler, assign_levels
+from moco_transfer.finetune.torchvision_engine.sampling import match, sample
 
 
 def test_deltas__by_hand_and_back():
@@ -56,11 +55,8 @@ def test_decode__one_set_of_deltas_per_class():
     torch.testing.assert_close(boxes, torch.tensor([[0.0, 0.0, 10.0, 20.0, 5.0, 0.0, 15.0, 20.0]]))
 
 
-def test_boxes__clip_size_iou_by_hand():
+def test_boxes__size_and_iou_by_hand():
     boxes = torch.tensor([[-5.0, -5.0, 30.0, 30.0], [0.0, 0.0, 5.0, 0.0]])
-    torch.testing.assert_close(
-        clip_boxes(boxes, (10, 20)), torch.tensor([[0.0, 0.0, 20.0, 10.0], [0.0, 0.0, 5.0, 0.0]])
-    )
     assert is_larger_than(boxes, 0).tolist() == [True, False]
     assert is_larger_than(boxes, 35).tolist() == [False, False]
     point = [1.0, 1.0, 1.0, 1.0]
@@ -70,12 +66,6 @@ def test_boxes__clip_size_iou_by_hand():
     torch.testing.assert_close(iou, torch.tensor([[8 / 24, 0.0], [0.0, 0.0]]))
     a, b = torch.rand(20, 4).cumsum(1), torch.rand(30, 4).cumsum(1)
     torch.testing.assert_close(pairwise_iou(a, b), torchvision.ops.box_iou(a, b))
-
-
-def test_smooth_l1__by_hand():
-    error = torch.tensor([0.2, -2.0])
-    assert smooth_l1_sum(error, torch.zeros(2), beta=0.0).item() == pytest.approx(2.2)
-    assert smooth_l1_sum(error, torch.zeros(2), beta=1.0).item() == pytest.approx(0.02 + 1.5)
 
 
 def test_match__thresholds_closed_below_and_low_quality():
@@ -248,7 +238,7 @@ def test_output__scaled_clipped_and_without_empty_boxes():
 
 
 def test_detections__suppressed_within_a_class_only_and_the_best_kept():
-    predictor = BoxPredictor(4, 2, score_threshold=0.05, nms_threshold=0.5, max_detections=3)
+    predictor = BoxPredictor(4, BoxSettings(num_classes=2, max_detections=3))
     proposals = torch.tensor(
         [[0.0, 0.0, 10.0, 10.0], [1.0, 0.0, 11.0, 10.0], [50.0, 50.0, 60.0, 60.0]]
     )

@@ -14,11 +14,10 @@ import torch
 import torchvision
 from detector_cases import draw_weights
 
-from moco_transfer.finetune.torchvision_engine.conv_norm import ConvNorm
-from moco_transfer.finetune.torchvision_engine.norm import freeze
-from moco_transfer.finetune.torchvision_engine.res5_head import make_res5
-from moco_transfer.finetune.torchvision_engine.resnet import ResNetShape
-from moco_transfer.finetune.torchvision_engine.roi_align import CellGrid, roi_align
+from moco_transfer.finetune.torchvision_engine.backbones import ResNetShape
+from moco_transfer.finetune.torchvision_engine.layers import ConvNorm, freeze
+from moco_transfer.finetune.torchvision_engine.roi_heads import make_res5
+from moco_transfer.finetune.torchvision_engine.roi_pool import CellGrid, roi_align
 
 STRIDE = 4
 # Small, as wide as the image, thin (many samples along one side), over the lower right border,
@@ -68,7 +67,7 @@ def test_step__keeps_every_second_cell():
     feature, rois = draw_feature(), draw_rois()
     whole = roi_align(feature, rois, CellGrid(5, 1 / STRIDE))
     torch.testing.assert_close(
-        roi_align(feature, rois, CellGrid(5, 1 / STRIDE, step=2)), whole[:, :, ::2, ::2]
+        roi_align(feature, rois, CellGrid(5, 1 / STRIDE), step=2), whole[:, :, ::2, ::2]
     )
 
 
@@ -110,7 +109,7 @@ def test_bottleneck__convolutions_and_pooling_change_places(stride_in_1x1):
         ).requires_grad_()
 
         def pool(x: torch.Tensor, step: int) -> torch.Tensor:
-            return roi_align(x, draw_rois()[[0, 1, 2, 3]], CellGrid(6, 1 / STRIDE, step=step))
+            return roi_align(x, draw_rois()[[0, 1, 2, 3]], CellGrid(6, 1 / STRIDE), step=step)
 
         y = block(pool(feature, 1)) if pools_first else block.forward_pooled(feature, pool)
         (y * torch.arange(y.numel()).view(y.shape).cos()).sum().backward()

@@ -21,7 +21,7 @@ from moco_transfer.config import available, load_detection_config
 from moco_transfer.config.detection_schema import DETECTION_DEFAULTS
 from moco_transfer.data.batches.transforms import TestMapper
 from moco_transfer.finetune.build import finetune
-from moco_transfer.finetune.torchvision_engine.build_run import TorchvisionEngine
+from moco_transfer.finetune.torchvision_engine.build import TorchvisionEngine
 from moco_transfer.runtime.errors import InputError
 
 # Read where a key that is refused has another value, or by no engine at all.

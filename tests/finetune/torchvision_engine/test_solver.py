@@ -66,8 +66,6 @@ def test_learning_rate__published_voc_schedule_by_hand():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"schedule": "Poly"}, "SOLVER.LR_SCHEDULER_NAME is 'Poly'"),
-        ({"warmup_method": "exp"}, "SOLVER.WARMUP_METHOD is 'exp'"),
         ({"steps": (30, 20)}, "ascending"),
         ({"schedule": "WarmupCosineLR", "end_lr": 1.0}, "SOLVER.BASE_LR_END is 1.0"),
         ({"max_iter": 0}, "SOLVER.MAX_ITER is 0"),
@@ -136,8 +134,6 @@ def test_clip__each_parameter_for_itself():
     clip_gradients([a, b], clip_type="value", clip_value=0.35)
     torch.testing.assert_close(a.grad, torch.tensor([0.35, 0.35]))
     torch.testing.assert_close(b.grad, torch.tensor([0.3, 0.35]))
-    with pytest.raises(InputError, match="CLIP_TYPE is 'max'"):
-        clip_gradients([a], clip_type="max", clip_value=1.0)
 
 
 @pytest.mark.detectron2

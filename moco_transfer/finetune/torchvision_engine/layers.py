@@ -1,0 +1,206 @@
+"""A convolution with its normalisation and ReLU, normalisation layers, and initial weights.
+
+Shapes in this module:
+    N: images on this rank    C: channels    H, W: height and width
+Distributed:
+    Forward and backward of a synchronised layer in training are collective.
+Source:
+    Behaviour checked against facebookresearch/detectron2@02b5c4e layers/wrappers.py (Conv2d) and
+    layers/batch_norm.py. Difference: 'SyncBN' also runs on CPU
+    processes (gloo), and in one process it is plain BN.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce  # sums; so does its backward
+
+from ...runtime.distributed import get_world_size
+from ...runtime.errors import InputError
+from ..sync_norm import SyncBatchNorm2d, at_least_float32
+
+_GN_GROUPS = 32
+
+
+class ConvNorm(nn.Conv2d):
+    """Convolution, then normalisation, then ReLU; the last two are optional.
+
+    State-dict keys: ``weight``, ``bias`` and ``norm.*``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        norm: str = "",
+        bias: bool | None = None,
+        relu: bool = False,
+        **conv: int,
+    ) -> None:
+        """Pad so that an odd kernel keeps the size at stride 1.
+
+        Args:
+            in_channels: Of x.
+            out_channels: Of the result.
+            kernel_size: Odd.
+            norm: A key of ``NORMS``.
+            bias: By default there is one if no norm follows.
+            relu: Whether ReLU follows.
+            conv: ``stride``, ``dilation`` and ``groups`` of ``nn.Conv2d``.
+        """
+        padding = conv.get("dilation", 1) * (kernel_size // 2)
+        bias = norm == "" if bias is None else bias
+        super().__init__(in_channels, out_channels, kernel_size, padding=padding, bias=bias, **conv)
+        self.norm = get_norm(norm, out_channels)
+        self.relu = relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (N, out_channels, H', W') for x (N, in_channels, H, W)."""
+        folded = None if self.norm is None else fixed_affine(self.norm)
+        if folded is None:
+            return self.finish(self._conv_forward(x, self.weight, self.bias))
+        # A norm with fixed statistics is part of the filters: one pass over the features less.
+        scale, shift = folded
+        bias = shift if self.bias is None else shift + self.bias * scale
+        y = self._conv_forward(x, self.weight * scale.view(-1, 1, 1, 1), bias)
+        return F.relu_(y) if self.relu else y
+
+    def convolve_densely(self, x: Tensor) -> Tensor:
+        """Return the convolution alone at every position, whatever the stride."""
+        return F.conv2d(x, self.weight, self.bias, 1, self.padding, self.dilation, self.groups)
+
+    def finish(self, y: Tensor) -> Tensor:
+        """Return the normalisation and ReLU of y, the result of this convolution; changes y."""
+        if self.norm is not None:
+            y = self.norm(y)
+        return F.relu_(y) if self.relu else y
+
+
+def init_normal(layer: nn.Module, *, std: float) -> None:
+    """Draw weights from N(0, std^2); bias 0."""
+    nn.init.normal_(layer.weight, std=std)
+    nn.init.zeros_(layer.bias)
+
+
+def get_norm(name: str, channels: int) -> nn.Module | None:
+    """Return the normalisation layer that a config's NORM names, for C channels.
+
+    Raises:
+        InputError: If the name is no key of ``NORMS``, or 'GN' does not divide the channels.
+    """
+    if name not in NORMS:
+        raise InputError(f"Unknown NORM {name!r}. Use one of {', '.join(map(repr, NORMS))}.")
+    if name == "GN":
+        if channels % _GN_GROUPS:
+            raise InputError(
+                f"NORM 'GN' needs channels divisible by {_GN_GROUPS}, got {channels}. Use 'BN' or"
+                " 'SyncBN'."
+            )
+        return nn.GroupNorm(_GN_GROUPS, channels)
+    layer = NORMS[name]
+    return None if layer is None else layer(channels)
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """BN as a fixed affine map per channel: its vectors are buffers and never change.
+
+    The buffers carry BN's names, so the checkpoint of a BN layer loads into it.
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        """Start as the identity: the variance is 1 - eps, so that variance + eps is 1."""
+        super().__init__()
+        self.num_features, self.eps = num_features, eps
+        self.register_buffer("weight", torch.ones(num_features))
+        self.register_buffer("bias", torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features) - eps)
+        # Only a frozen copy of a trained layer has a count and its key.
+        self.register_buffer("num_batches_tracked", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x (N, C, H, W), normalised with the stored statistics."""
+        if not x.requires_grad:
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        # With a gradient, batch_norm would also compute the unused gradients of the vectors.
+        scale, shift = _affine(self)
+        return x * scale.to(x.dtype).view(1, -1, 1, 1) + shift.to(x.dtype).view(1, -1, 1, 1)
+
+    def extra_repr(self) -> str:
+        """Show the size and eps in print(model)."""
+        return f"{self.num_features}, eps={self.eps}"
+
+
+def fixed_affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """Return a norm as scale (C,) and shift (C,), or None where it has to see the features.
+
+    None for BN in training and for GN. Gradients flow to BN's weight and bias.
+    """
+    is_frozen = isinstance(norm, FrozenBatchNorm2d)
+    is_evaluated = isinstance(norm, nn.BatchNorm2d) and not norm.training
+    return _affine(norm) if is_frozen or is_evaluated else None
+
+
+def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return scale, norm.bias - norm.running_mean * scale
+
+
+def freeze(module: nn.Module) -> nn.Module:
+    """Stop all gradients, and turn every BN inside into a FrozenBatchNorm2d. In place.
+
+    Returns:
+        The module, or its frozen replacement when it is itself a BN layer.
+    """
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        frozen = FrozenBatchNorm2d(module.num_features, module.eps)
+        for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            setattr(frozen, name, getattr(module, name).detach().clone())
+        return frozen
+    for name, child in module.named_children():
+        setattr(module, name, freeze(child))
+    return module
+
+
+class NaiveSyncBatchNorm2d(nn.BatchNorm2d):
+    """BN with mean and second moment averaged over the ranks, each rank with equal weight.
+
+    MoCo's published detection configs train with it ('naiveSyncBN'). It equals BN over all images
+    only when every rank has the same N, H and W, and its running variance is the biased one. In
+    one process it is plain BN.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x (N, C, H, W), normalised."""
+        world_size = get_world_size()
+        if world_size == 1 or not self.training:
+            return super().forward(x)
+        wide = at_least_float32(x)
+        moments = torch.cat([wide.mean(dim=(0, 2, 3)), wide.square().mean(dim=(0, 2, 3))])
+        mean, second = (all_reduce(moments) / world_size).chunk(2)
+        var = second - mean.square()
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var, self.momentum)
+        scale = self.weight * torch.rsqrt(var + self.eps)
+        shift = self.bias - mean * scale
+        return (wide * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)).to(x.dtype)
+
+
+#: Values of a config's NORM keys.
+NORMS: dict[str, type[nn.Module] | None] = {
+    "": None,
+    "BN": nn.BatchNorm2d,
+    "SyncBN": SyncBatchNorm2d,
+    "naiveSyncBN": NaiveSyncBatchNorm2d,
+    "FrozenBN": FrozenBatchNorm2d,
+    "GN": nn.GroupNorm,
+}

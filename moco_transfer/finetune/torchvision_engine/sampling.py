@@ -1,0 +1,134 @@
+"""Which anchor or proposal stands for which object, and which of them are trained on.
+
+Shapes in this module:
+    G: ground-truth objects of one image    R: anchors or proposals of the same image
+    S: regions drawn among them    K: foreground classes
+Conventions:
+    Labels are 1 (object), 0 (background), -1 (ignored). Draws come from torch's global generator.
+Source:
+    Ren et al. 2015, arXiv:1506.01497, Sec. 3.1.2; Girshick 2015, arXiv:1504.08083, Sec. 2.3.
+    Behaviour and order of the draws checked against facebookresearch/detectron2@02b5c4e
+    modeling/matcher.py, sampling.py and roi_heads/roi_heads.py (label_and_sample_proposals).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .batch import GroundTruth
+from .boxes import pairwise_iou
+
+
+def match(
+    iou: Tensor, *, thresholds: Sequence[float], labels: Sequence[int], allow_low_quality: bool
+) -> tuple[Tensor, Tensor]:
+    """Match every anchor or proposal to the object that it overlaps most.
+
+    Args:
+        iou: (G, R), intersection over union.
+        thresholds: Ascending; they cut the best IoU into intervals, each closed below.
+        labels: Label of each of the len(thresholds) + 1 intervals, from the lowest.
+        allow_low_quality: Also label 1 each region that overlaps some object as much as the best
+            region for that object does.
+
+    Returns:
+        index: (R,) int64, the object in [0, G); 0 without objects.
+        label: (R,) int64.
+    """
+    num_objects, num_regions = iou.shape
+    if num_objects == 0:
+        index = torch.zeros(num_regions, dtype=torch.int64, device=iou.device)
+        return index, torch.full_like(index, labels[0])
+    best, index = iou.max(dim=0)
+    cuts = torch.tensor(thresholds, device=iou.device, dtype=iou.dtype)
+    label = torch.tensor(labels, device=iou.device)[torch.bucketize(best, cuts, right=True)]
+    if allow_low_quality:
+        # Only the label changes: a region keeps the object that it overlaps most.
+        label[(iou == iou.max(dim=1, keepdim=True).values).any(dim=0)] = 1
+    return index, label
+
+
+def sample(
+    labels: Tensor, *, num_samples: int, positive_fraction: float, background: int
+) -> tuple[Tensor, Tensor]:
+    """Draw positives and negatives at random.
+
+    Args:
+        labels: (R,) int64: ``background``, -1 for ignored, anything else is a positive.
+        num_samples: Total; negatives fill up where positives are short.
+        positive_fraction: Largest share of positives, in [0, 1].
+        background: The label of a negative.
+
+    Returns:
+        Indices of the drawn positives and of the drawn negatives, each in random order.
+    """
+    is_background = labels == background
+    positives = torch.nonzero(~is_background & (labels != -1)).squeeze(1)
+    negatives = torch.nonzero(is_background).squeeze(1)
+    num_positives = min(positives.numel(), int(num_samples * positive_fraction))
+    num_negatives = min(negatives.numel(), num_samples - num_positives)
+    drawn_positives = torch.randperm(positives.numel(), device=labels.device)[:num_positives]
+    drawn_negatives = torch.randperm(negatives.numel(), device=labels.device)[:num_negatives]
+    return positives[drawn_positives], negatives[drawn_negatives]
+
+
+@dataclass(frozen=True)
+class SampledRegions:
+    """Proposals of one image with their targets: first the objects, then the background."""
+
+    boxes: Tensor  # (S, 4) XYXY px; no gradient
+    classes: Tensor  # (S,) int64 in [0, K]; K is the background
+    target_boxes: Tensor  # (S, 4), what each should become; undefined for background
+    target_index: Tensor  # (S,) int64, the object of each; undefined for background
+
+    def select(self, chosen: Tensor) -> SampledRegions:
+        """Return the regions that a mask (S,) chooses."""
+        parts = (self.boxes, self.classes, self.target_boxes, self.target_index)
+        return SampledRegions(*(part[chosen] for part in parts))
+
+
+@dataclass(frozen=True)
+class RegionSampler:
+    """Matches the proposals of an image to its objects and draws those to train on."""
+
+    num_classes: int  # K
+    regions_per_image: int  # S at most
+    positive_fraction: float  # largest share of objects among the drawn
+    iou_thresholds: Sequence[float]  # see match
+    iou_labels: Sequence[int]
+    append_truth: bool  # objects' boxes join the proposals, which may be poor early in training
+
+    @torch.no_grad()
+    def draw(self, proposals: Tensor, truth: GroundTruth) -> SampledRegions:
+        """Return regions to train on, for the proposals (R, 4) of one image."""
+        if self.append_truth:
+            proposals = torch.cat([proposals, truth.boxes])
+        index, label = match(
+            pairwise_iou(truth.boxes, proposals),
+            thresholds=self.iou_thresholds,
+            labels=self.iou_labels,
+            allow_low_quality=False,
+        )
+        classes = torch.full_like(label, self.num_classes)
+        if len(truth.boxes):
+            not_object = torch.where(label == 0, classes, label)
+            classes = torch.where(label == 1, truth.classes[index], not_object)
+        objects, background = sample(
+            classes,
+            num_samples=self.regions_per_image,
+            positive_fraction=self.positive_fraction,
+            background=self.num_classes,
+        )
+        drawn = torch.cat([objects, background])
+        boxes, index = proposals[drawn], index[drawn]
+        # Without objects there is no target: the region's own box stands in and is never read.
+        target_boxes = truth.boxes[index] if len(truth.boxes) else boxes
+        return SampledRegions(boxes, classes[drawn], target_boxes, index)
+
+    def objects(self, regions: SampledRegions) -> Tensor:
+        """Return the mask (S,) of the regions that are objects."""
+        return (regions.classes >= 0) & (regions.classes < self.num_classes)
