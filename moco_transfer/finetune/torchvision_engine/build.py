@@ -5,14 +5,13 @@ Nothing else in this folder reads a config.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
+from ...config import flatten_config
 from ...config.detection_schema import DETECTION_DEFAULTS
 from ...data.annotations.catalog import DetectionDataset
 from ...data.batches.loader import test_loader, train_loader
@@ -33,8 +32,6 @@ from .rpn import RPN, ProposalLimits, RPNHead, RPNSettings
 from .sampling import RegionSampler
 from .solver import LearningRate, clip_gradients, make_sgd, parameter_groups, set_lr
 
-logger = logging.getLogger(__name__)
-
 
 class TorchvisionEngine(Engine):
     """The embedded engine.
@@ -48,7 +45,7 @@ class TorchvisionEngine(Engine):
     @staticmethod
     def check(cfg: CfgNode) -> None:
         """See ``Engine.check``; keys of the model are checked when it is built."""
-        keys.check_keys(_flatten(cfg), {}, of_a_run=True)
+        keys.check_keys(flatten_config(cfg), {}, of_a_run=True)
         training_mapper(cfg)  # refuses illegal sizes
         inference_mapper(cfg)
 
@@ -195,7 +192,7 @@ def check_config(cfg: CfgNode) -> None:
     Raises:
         InputError: Naming the key, its value and what is implemented.
     """
-    keys.check_keys(_flatten(cfg), _flatten(DETECTION_DEFAULTS))
+    keys.check_keys(flatten_config(cfg), flatten_config(DETECTION_DEFAULTS))
     resnets, heads, fpn = cfg.MODEL.RESNETS, cfg.MODEL.ROI_HEADS, cfg.MODEL.FPN.IN_FEATURES
     backbone, box = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.ROI_BOX_HEAD
     if not resnets.OUT_FEATURES or not set(resnets.OUT_FEATURES) <= set(STAGE_NAMES):
@@ -237,14 +234,6 @@ def check_config(cfg: CfgNode) -> None:
 def _require(holds: bool, sentence: str) -> None:
     if not holds:
         raise InputError(f"{sentence}.")
-
-
-def _flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for name, value in node.items():
-        nested = isinstance(value, Mapping)
-        leaves |= _flatten(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
-    return leaves
 
 
 def _resnet_shape(cfg: CfgNode) -> ResNetShape:

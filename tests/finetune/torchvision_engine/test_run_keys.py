@@ -145,7 +145,7 @@ def test_every_key_outside_model__is_read_or_said_to_have_no_effect(repository):
     unread = {
         key
         for key in leaves(DETECTION_DEFAULTS)
-        if not key.startswith("MODEL.") and not re.search(rf"\.{key.split('.')[-1]}\b", source)
+        if not key.startswith("MODEL.") and not re.search(rf"[.\"]{key.split('.')[-1]}\b", source)
     }
     # A last name that another section has as well, such as ENABLED, is found there: those are
     # refused or read above.
