@@ -10,6 +10,7 @@ PAGES = [
     REPOSITORY / "README.md",
     REPOSITORY / "CONTRIBUTING.md",
     *sorted((REPOSITORY / "docs").glob("*.md")),
+    REPOSITORY / "docs" / "results" / "README.md",
 ]
 _PROGRAMS = (
     r"(?:\S*bin/)?moco-transfer |python -m moco_transfer |python tools/|torchrun |python -m pytest"

@@ -48,6 +48,7 @@ def world(tmp_path_factory, repository) -> Path:
         (root / page).parent.mkdir(exist_ok=True)
         shutil.copy(repository / page, root / page)
     shutil.copytree(repository / "docs" / "results", root / "docs" / "results")
+    shutil.copytree(root / "docs" / "results" / "cells", root / "docs" / "results" / "bccd")
     shutil.copytree(repository / "docs" / "results" / "voc", root / "out" / "voc")
     shutil.copytree(repository / "docs" / "results" / "cells", root / "runs" / "bccd")
     return root

@@ -33,7 +33,7 @@ RULES: list[tuple[str, str | list[str]]] = [
     (r"moco-transfer pack ", "needs ImageNet; tests/data packs"),
     (r"moco-transfer bench-data ", "measures for 30 s; tests/cli runs it shorter"),
     (r"moco-transfer demo", "takes 15 minutes"),
-    (r"(MOCO_\w+=1 )?python tools/(bench|plot)_", "takes minutes, on an idle machine"),
+    (r"(MOCO_\w+=1 )?python tools/(bench|plot|screenshot)_", "takes minutes, on an idle machine"),
     (r"make |pip |pre-commit |git |export |python -m (venv|pytest)", "sets up the machine"),
 ]
 EXTRA = {"linear": ["--epochs", "1", "--cache-features"]}
