@@ -4,7 +4,6 @@ each other, and all faults are said at once.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import tempfile
@@ -16,8 +15,7 @@ from pathlib import Path
 
 import torch
 
-from ..config import is_set_by_user, load_detection_config, reference_batch_and_lr
-from ..data.annotations.catalog import DetectionDataset, parse_dataset_flag
+from ..data.annotations.catalog import DetectionDataset
 from ..data.annotations.label_subset import (
     LabelSubset,
     draw_label_subset,
@@ -25,24 +23,15 @@ from ..data.annotations.label_subset import (
     take_label_subset,
     write_label_subset,
 )
-from ..finetune.build import build_run
-from ..finetune.build_data import find_datasets, fit_class_count, takes_class_count_from_data
-from ..finetune.engines import build_model, choose_engine, engine_class
-from ..finetune.handover import InitialWeights, coverage_gap, read_weights
-from ..finetune.lint import lint
-from ..finetune.results import config_hash
-from ..finetune.scaling import scale_to_world_size
-from ..finetune.trainer import step
+from ..finetune.datasets import Reads
+from ..finetune.engine import engine_class
+from ..finetune.lint import PlanError
+from ..finetune.plan import FinetunePlan, Request, plan_finetuning
+from ..finetune.trainer import start, step
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_write_text
 from .matrix import Cell, Initialisation, Matrix, Task, read_matrix
-from .state import (
-    COMPLETE,
-    INTERRUPTED,
-    difference_from_checkpoint,
-    difference_from_record,
-    state_of,
-)
+from .state import COMPLETE, INTERRUPTED, difference_from_record, state_of
 
 logger = logging.getLogger(__name__)
 
@@ -52,30 +41,32 @@ class PreparedTask:
     """A task, read.
 
     Attributes:
-        cfg: Merged config, scaled to the number of processes.
-        config_hash: That a run of it will record.
-        train_sets: Training sets, with all labels.
-        test_sets: Test sets.
-        num_test_images: Of all test sets together.
+        plans: The plan of a run from each initialisation, by its name.
         subsets: Label fraction below 1 to the images that it uses: those of its file, or those
             that it will be given.
     """
 
-    cfg: object
-    config_hash: str
-    train_sets: list[DetectionDataset]
-    test_sets: list[DetectionDataset]
-    num_test_images: int
+    plans: dict[str, FinetunePlan]
     subsets: dict[float, LabelSubset] = field(default_factory=dict)
+
+    @property
+    def plan(self) -> FinetunePlan:
+        """One of the plans; data and schedule are the same in all."""
+        return next(iter(self.plans.values()))
 
     @property
     def num_iterations(self) -> int:
         """Length of a run."""
-        return self.cfg.SOLVER.MAX_ITER
+        return self.plan.schedule.iterations
+
+    @property
+    def num_test_images(self) -> int:
+        """Of all test sets together."""
+        return sum(len(dataset.records) for dataset in self.plan.data.test_sets)
 
 
 def prepare(matrix: Matrix, *, world_size: int) -> dict[str, PreparedTask]:
-    """Read and check everything that the runs of a matrix need, and write nothing.
+    """Make the plans of a matrix's runs, and write nothing.
 
     Args:
         matrix: The matrix.
@@ -87,21 +78,29 @@ def prepare(matrix: Matrix, *, world_size: int) -> dict[str, PreparedTask]:
     Raises:
         InputError: One sentence for each fault, all of them.
     """
-    faults: list[str] = []
-    engine = choose_engine(matrix.engine)
-    weights = _read_weights(matrix.inits, faults)
+    reads = Reads()
+    where: dict[str, list[tuple[str, str]]] = {}  # most faults are the same for many runs
     prepared = {}
+    engine_class(matrix.engine)
     for task in matrix.tasks:
-        try:
-            written, prepared[task.name] = prepare_task(matrix, task, world_size)
-        except InputError as error:
-            faults.append(f"task {task.name}: {error}")
-            continue
-        faults += _image_faults([*prepared[task.name].train_sets, *prepared[task.name].test_sets])
-        faults += _hand_over_faults(task, written, weights, world_size, engine)
+        plans = {}
+        for init in matrix.inits:
+            try:
+                plans[init.name] = plan_task(matrix, task, init, world_size, reads)
+            except PlanError as error:
+                for finding in error.findings:
+                    where.setdefault(finding.sentence, []).append((task.name, init.name))
+            except InputError as error:
+                where.setdefault(str(error), []).append((task.name, init.name))
+        if plans:
+            prepared[task.name] = PreparedTask(plans)
+    faults = [f"{_whose(matrix, pairs)}: {sentence}" for sentence, pairs in where.items()]
+    for read in prepared.values():
+        faults += _image_faults([*read.plan.data.train_sets, *read.plan.data.test_sets])
     if not faults:
         faults += _prepare_subsets(matrix, prepared)
-        faults += _foreign_runs(matrix, prepared, weights, engine)
+    if not faults:
+        faults += _foreign_runs(matrix, prepared, world_size, reads)
     if faults:
         faults = list(dict.fromkeys(faults))
         raise InputError(
@@ -115,65 +114,54 @@ def prepare(matrix: Matrix, *, world_size: int) -> dict[str, PreparedTask]:
     return prepared
 
 
-def _read_weights(
-    inits: tuple[Initialisation, ...], faults: list[str]
-) -> dict[str, InitialWeights]:
-    found = {}
-    for init in inits:
-        try:
-            found[init.name] = read_weights(init.weights, init=init.name)
-        except InputError as error:
-            faults.append(f"init {init.name}: {error}")
-    return found
+def _whose(matrix: Matrix, pairs: list[tuple[str, str]]) -> str:
+    tasks, inits = (list(dict.fromkeys(names)) for names in zip(*pairs, strict=True))
+    if len(inits) == len(matrix.inits):
+        return f"task {', '.join(tasks)}"
+    if len(tasks) == len(matrix.tasks):
+        return f"init {', '.join(inits)}"
+    return f"task {', '.join(tasks)} from {', '.join(inits)}"
 
 
-def prepare_task(matrix: Matrix, task: Task, world_size: int) -> tuple[object, PreparedTask]:
-    """Return a task's config as it is written, and the task read; its annotations are, and its
-    images are listed.
+def plan_task(
+    matrix: Matrix,
+    task: Task,
+    init: Initialisation,
+    world_size: int,
+    reads: Reads,
+    *,
+    subset: LabelSubset | None = None,
+    cell: Cell | None = None,
+    force: bool = False,
+) -> FinetunePlan:
+    """Return the plan of a run of a matrix.
+
+    Args:
+        matrix, task, init: Which run.
+        world_size: Number of processes.
+        reads: Shared by all runs.
+        subset: The images whose labels are used; None for all.
+        cell: A run that continues; by default it is a new one, with any seed.
+        force: Plan it in spite of the linter.
 
     Raises:
-        InputError: If config or data cannot be used.
+        InputError: With all that prevents it.
     """
-    overrides = [*matrix.overrides, *task.overrides]
-    written = load_detection_config(task.config, overrides)
-    own = [parse_dataset_flag(flag) for flag in (*matrix.datasets, *task.datasets)]
-    said = is_set_by_user(task.config, overrides, "MODEL.ROI_HEADS.NUM_CLASSES")
-    used = {*written.DATASETS.TRAIN, *written.DATASETS.TEST}
-    from_data = takes_class_count_from_data(
-        written, [name for name in own if name in used], is_set_by_user=said
+    seed, folder = (cell.seed, cell.folder) if cell else (0, matrix.output / task.name / "new")
+    words = [*matrix.overrides, *task.overrides]
+    words += ["MODEL.WEIGHTS", init.weights, "SEED", str(seed), "OUTPUT_DIR", str(folder)]
+    request = Request(
+        task.config,
+        words,
+        (*matrix.datasets, *task.datasets),
+        engine=matrix.engine,
+        task=task.name,
+        init=init.name,
+        label_subset=subset,
+        resume=cell is not None,
+        force=force,
     )
-    engine_class(matrix.engine).check(written)
-    cfg = scale_to_world_size(written, world_size)
-    train_sets, test_sets = find_datasets(cfg)
-    cfg = fit_class_count(cfg, [*train_sets, *test_sets], from_data=from_data)
-    return written, PreparedTask(
-        cfg, config_hash(cfg), train_sets, test_sets, sum(len(d.records) for d in test_sets)
-    )
-
-
-def _hand_over_faults(
-    task: Task, written, weights: dict[str, InitialWeights], world_size: int, engine: str
-) -> Iterator[str]:
-    with (
-        torch.device("meta") if engine == "torchvision" else contextlib.nullcontext()
-    ):  # Detectron2 moves its models to a real device
-        model = build_model(written, engine)
-    whose: dict[str, list[str]] = {}  # most faults are the same for every row
-    for name, initial in weights.items():
-        findings = [
-            f.sentence
-            for f in lint(
-                written,
-                initial,
-                world_size=world_size,
-                reference=reference_batch_and_lr(task.config),
-            )
-        ]
-        gap = coverage_gap(model, initial, f"resnet{written.MODEL.RESNETS.DEPTH}")
-        for sentence in [*findings, *([gap] if gap else [])]:
-            whose.setdefault(sentence, []).append(name)
-    for sentence, names in whose.items():
-        yield f"task {task.name} from {', '.join(names)}: {sentence}"
+    return plan_finetuning(request, world_size=world_size, reads=reads)
 
 
 def _image_faults(datasets: Iterable[DetectionDataset]) -> Iterator[str]:
@@ -213,9 +201,9 @@ def _prepare_subsets(matrix: Matrix, prepared: dict[str, PreparedTask]) -> Itera
                 read.subsets[fraction] = (
                     read_label_subset(file)
                     if file.exists()
-                    else _as_written(draw_label_subset(read.train_sets, fraction))
+                    else _as_written(draw_label_subset(read.plan.data.train_sets, fraction))
                 )
-                take_label_subset(read.train_sets, read.subsets[fraction], file)
+                take_label_subset(read.plan.data.train_sets, read.subsets[fraction], file)
             except InputError as error:
                 yield str(error)
 
@@ -237,32 +225,30 @@ def save_subsets(matrix: Matrix, prepared: dict[str, PreparedTask]) -> None:
 
 
 def _foreign_runs(
-    matrix: Matrix,
-    prepared: dict[str, PreparedTask],
-    weights: dict[str, InitialWeights],
-    engine: str,
+    matrix: Matrix, prepared: dict[str, PreparedTask], world_size: int, reads: Reads
 ) -> Iterator[str]:
-    differences = {COMPLETE: difference_from_record, INTERRUPTED: difference_from_checkpoint}
     for cell in matrix.cells():
-        compare = differences.get(state_of(cell).name)
-        if compare is None:
-            continue
-        content, read = weights[cell.init.name].content, prepared[cell.task.name]
-        subset = read.subsets.get(cell.fraction)
-        fault = compare(
-            cell,
-            config_hash=read.config_hash,
-            engine=engine,
-            weights_sha256=content.sha256 if content is not None else None,
-            label_subset_sha256=subset.sha256 if subset is not None else None,
-        )
-        if fault:
-            yield fault
+        state, read = state_of(cell).name, prepared[cell.task.name]
+        plan, subset = read.plans[cell.init.name], read.subsets.get(cell.fraction)
+        if state == COMPLETE:
+            fault = difference_from_record(
+                cell,
+                config_hash=plan.header["config_hash"],
+                engine=plan.engine.name,
+                weights_sha256=plan.weights.sha256,
+                label_subset_sha256=subset.sha256 if subset is not None else None,
+            )
+            if fault:
+                yield fault
+        elif state == INTERRUPTED:
+            try:
+                plan_task(matrix, cell.task, cell.init, world_size, reads, subset=subset, cell=cell)
+            except InputError as error:
+                yield f"{cell.folder}: {error}"
 
 
 def measure_speed(
     prepared: PreparedTask,
-    engine: str,
     *,
     world_size: int,
     num_iterations: int = 3,
@@ -275,7 +261,6 @@ def measure_speed(
 
     Args:
         prepared: The task.
-        engine: That will run it.
         world_size: Number of processes that share the batch; one process's share is timed.
         num_iterations: Iterations and images that are timed, after one each that is not.
         on_ready: Called when all is built, before the first iteration.
@@ -283,16 +268,15 @@ def measure_speed(
     Returns:
         Seconds an iteration, and seconds a test image.
     """
-    cfg = prepared.cfg.clone()
+    plan = prepared.plan
+    cfg = plan.engine.cfg.clone()
     cfg.defrost()
     cfg.SOLVER.IMS_PER_BATCH //= world_size
     cfg.SEED = max(0, cfg.SEED)
     cfg.freeze()
-    device = torch.device(
-        "cuda" if cfg.MODEL.DEVICE == "cuda" and torch.cuda.is_available() else "cpu"
-    )
-    made = engine_class(engine)(cfg, device)
-    run = build_run(cfg, made, made.build_model(), {})
+    device = plan.engine.device
+    made = type(plan.engine)(cfg, device)
+    run = start(made, made.build_model(), {}, amp_dtype=plan.amp_dtype)
 
     def train(batch: list[dict]) -> None:
         run.begin_iteration(0)
@@ -302,12 +286,12 @@ def measure_speed(
     run.model.train()
     with made.training():
         train_sec = _seconds_each(
-            made.training_batches(prepared.train_sets, 0), train, num_iterations, device
+            made.training_batches(plan.data.train_sets, 0), train, num_iterations, device
         )
     run.model.eval()
     with torch.inference_mode():
         return train_sec, _seconds_each(
-            made.test_batches(prepared.test_sets[0]),
+            made.test_batches(plan.data.test_sets[0]),
             made.detector(run.model),
             num_iterations,
             device,

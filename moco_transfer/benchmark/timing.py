@@ -122,7 +122,8 @@ def _line_that_starts_with(start: str, lines) -> str:
 
 def _answer() -> None:
     """Time the task that standard input describes; what :func:`time_processes` starts."""
-    from .build import measure_speed, prepare_task
+    from ..finetune.datasets import Reads
+    from .build import PreparedTask, measure_speed, plan_task
 
     words = json.loads(sys.stdin.readline())
     task = Task(
@@ -140,15 +141,14 @@ def _answer() -> None:
         datasets=words["datasets"],
         overrides=words["overrides"],
     )
-    _, prepared = prepare_task(matrix, task, words["world_size"])
+    plan = plan_task(matrix, task, rows[0], words["world_size"], Reads(), force=True)
+    prepared = PreparedTask({"random": plan})
 
     def wait_for_the_others() -> None:
         print(_READY, flush=True)
         sys.stdin.readline()
 
-    seconds = measure_speed(
-        prepared, matrix.engine, world_size=words["world_size"], on_ready=wait_for_the_others
-    )
+    seconds = measure_speed(prepared, world_size=words["world_size"], on_ready=wait_for_the_others)
     print(_ANSWER, *seconds, sep=" ", flush=True)
 
 

@@ -55,11 +55,17 @@ def run(args: argparse.Namespace) -> int:
     from ..data.annotations.check import check_dataset, shared_images
     from ..runtime.errors import InputError
 
-    registered = [parse_dataset_flag(flag) for flag in args.dataset]
-    names, cfg, from_data = args.names or registered, None, False
+    data_request = None
     if args.config_file:
-        cfg, from_data = _config(args, registered)
-        names = list(dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]))
+        from ..config import load_detection_config
+        from ..finetune import plan
+
+        request = plan.Request(args.config_file, args.names, args.dataset)
+        cfg = load_detection_config(args.config_file, args.names)
+        data_request = plan.data_request(cfg, request)
+        names = list(dict.fromkeys([*data_request.train, *data_request.test]))
+    else:
+        names = args.names or [parse_dataset_flag(flag) for flag in args.dataset]
     if not names:
         raise InputError(
             f"No data set is named in {args.config_file or 'the command'}: give NAMEs, such as"
@@ -72,24 +78,11 @@ def run(args: argparse.Namespace) -> int:
     if not all(report.is_usable for report in reports):
         return 2
     check_same_classes([get_dataset(name) for name in names])
-    if cfg is not None:
-        _check_config(cfg, from_data, args.config_file)
+    if data_request is not None:
+        from ..finetune.datasets import Reads, read_data
+
+        data = read_data(data_request, Reads())
+        count = f"{len(data.class_names)} classes{' from the data' * data.count_from_data}"
+        masks = " and masks" if data_request.masks else ""
+        print(f"{args.config_file}: fits, with {count}{masks}")
     return 0
-
-
-def _config(args: argparse.Namespace, registered: list[str]):
-    from ..config import is_set_by_user, load_detection_config
-    from ..finetune.build_data import takes_class_count_from_data
-
-    cfg = load_detection_config(args.config_file, args.names)
-    is_set = is_set_by_user(args.config_file, args.names, "MODEL.ROI_HEADS.NUM_CLASSES")
-    return cfg, takes_class_count_from_data(cfg, registered, is_set_by_user=is_set)
-
-
-def _check_config(cfg, from_data: bool, config_file: str) -> None:
-    from ..finetune.build_data import find_datasets, fit_class_count
-
-    train_sets, test_sets = find_datasets(cfg)
-    cfg = fit_class_count(cfg, [*train_sets, *test_sets], from_data=from_data)
-    origin, masks = " from the data" if from_data else "", " and masks" if cfg.MODEL.MASK_ON else ""
-    print(f"{config_file}: fits, with {cfg.MODEL.ROI_HEADS.NUM_CLASSES} classes{origin}{masks}")

@@ -106,7 +106,7 @@ def _opencv() -> str:
 
 
 def _detectron2() -> str:
-    from ..finetune import engines
+    from ..finetune import engine as engines
 
     problem, tried = engines.detectron2_problem(), f"tested: {engines.DETECTRON2_TRIED}"
     if problem is None:

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "images",
         nargs="+",
-        metavar="PICTURES",
+        metavar="IMAGES",
         help="files, and folders that are searched at any depth",
     )
     parser.add_argument(
@@ -71,8 +71,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: If the detector or a path cannot be used, or no image can be read.
     """
-    from ..finetune.build_detector import load_detector
-    from ..finetune.predict import DETECTIONS_FILE, find_images, predict_images
+    from ..finetune.predict import DETECTIONS_FILE, find_images, load_detector, predict_images
     from ..runtime.log import set_up_logging
 
     set_up_logging()

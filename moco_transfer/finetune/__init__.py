@@ -19,26 +19,19 @@ def build_model(cfg: Any, engine: str = "torchvision") -> Any:
         InputError: If the engine is unknown or not installed, or does not implement what the config
             asks for.
     """
-    from .engines import build_model as build
+    import importlib
 
-    return build(cfg, engine)
+    from .engine import choose_engine
+
+    module = importlib.import_module(f".{choose_engine(engine)}_engine.build", __package__)
+    return module.build_model(cfg)
 
 
 def load_detector(path: Any, **options: Any) -> Any:
-    """Load a fine-tuned detector that takes images:
-    ``load_detector("out/voc/moco")("image.jpg")``.
+    """Load a fine-tuned detector that takes images: ``load_detector("out/voc")("image.jpg")``.
 
-    Args:
-        path: OUTPUT_DIR of a run, or a checkpoint.
-        options: ``score_threshold``, ``device``, ``class_names``, ``config_file``; see
-            ``build_detector.load_detector``.
-
-    Returns:
-        A ``predict.Detector``.
-
-    Raises:
-        InputError: If it is no detector that this engine can load.
+    Takes and returns what ``predict.load_detector`` does.
     """
-    from .build_detector import load_detector as load
+    from .predict import load_detector as load
 
     return load(path, **options)

@@ -1,21 +1,31 @@
-"""What an engine has to give a fine-tuning run; ``build.py`` does all the rest, for both alike.
+"""The two engines: what each gives a fine-tuning run, and which one runs.
 
-Whatever decides which numbers come out and is not the detector itself (data sets, scaling, seeds,
-hand-over of weights, linter, loop, evaluators, files) is shared, so that two engines differ in the
-detector and its input alone.
+Data sets, schedule, seeds, hand-over of weights, linter, loop, evaluators and files are shared, so
+that the engines differ in the detector and its input alone. This module imports no torch:
+``moco-transfer doctor`` asks it where torch is broken.
 """
 
 from __future__ import annotations
 
 import abc
 import contextlib
+import importlib
+import importlib.util
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from ..runtime.errors import InputError, did_you_mean
 
-from ..data.annotations.catalog import DetectionDataset
+logger = logging.getLogger(__name__)
+
+# Word of --engine -> module next to this one and the class in it; imported when it is asked for.
+ENGINES = {
+    "detectron2": ("detectron2_engine.build_run", "Detectron2Engine"),
+    "torchvision": ("torchvision_engine.build", "TorchvisionEngine"),
+}
+DETECTRON2_TRIED = "0.6 at commit 02b5c4e2, with torch 2.11.0"
+DETECTRON2_GUIDE = "https://detectron2.readthedocs.io/en/latest/tutorials/install.html"
 
 Batches = Iterable[list[dict]]
 
@@ -25,80 +35,132 @@ class Engine(abc.ABC):
 
     Args:
         cfg: The config of the run: scaled, with the data's classes and a seed of 0 or more.
-        device: From ``start_processes``.
+        device: Where the run computes.
     """
 
     name: str
 
-    def __init__(self, cfg: Any, device: torch.device) -> None:
+    def __init__(self, cfg: Any, device: Any) -> None:
         self.cfg, self.device = cfg, device
 
     @staticmethod
     @abc.abstractmethod
     def check(cfg: Any) -> None:
-        """Refuse what this engine's run, as opposed to its model, does not implement; an option is
-        never ignored.
-
-        Raises:
-            InputError: Naming key and value.
-        """
+        """Raise InputError, with key and value, for what this engine's run does not implement."""
 
     @abc.abstractmethod
-    def build_model(self) -> nn.Module:
+    def build_model(self) -> Any:
         """Return the detector with freshly drawn weights, a function of the seed; its keys are
         Detectron2's.
         """
 
+    def skeleton(self) -> Any:
+        """Return the detector on torch's meta device: its layers and shapes, without memory."""
+        import torch
+
+        with torch.device("meta"):
+            return self.build_model()
+
     @abc.abstractmethod
-    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+    def build_optimizer(self, model: Any) -> Any:
         """Return the optimizer that SOLVER describes."""
 
     @abc.abstractmethod
-    def iteration_starter(self, optimizer: torch.optim.Optimizer) -> Callable[[int], None]:
-        """Return ``FineTuning.begin_iteration``."""
+    def iteration_starter(self, optimizer: Any) -> Callable[[int], None]:
+        """Return what sets learning rate and random generators for the iteration that comes after
+        so many.
+        """
 
-    def gradient_clipping(self, optimizer: torch.optim.Optimizer) -> Callable[[], None] | None:
-        """Return ``FineTuning.clip``; None where the optimizer does it, or nothing does."""
+    def gradient_clipping(self, optimizer: Any) -> Callable[[], None] | None:
+        """Return what limits the gradients in place; None where the optimizer does, or nothing."""
         return None
 
     def training(self) -> contextlib.AbstractContextManager:
-        """Return what the whole of a training runs in."""
+        """Return the context of the whole training."""
         return contextlib.nullcontext()
 
     def aside(self) -> contextlib.AbstractContextManager:
-        """Return what PreciseBN and evaluations run in, so that they leave the training's random
+        """Return the context of PreciseBN and evaluations, which keeps the training's random
         numbers where they are.
         """
         return contextlib.nullcontext()
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds for this engine alone, under keys of its own.
-
-        Collective.
-        """
+        """Return what a checkpoint holds for this engine alone. Collective."""
         return {}
 
-    def restore(self, state: dict[str, Any]) -> None:  # noqa: B027 - nothing to take up where state() gives nothing
+    def restore(self, state: dict[str, Any]) -> None:  # noqa: B027 - nothing, where state() is empty
         """Take up what :meth:`state` gave."""
 
     @abc.abstractmethod
-    def training_batches(
-        self, train_sets: Sequence[DetectionDataset], start_iteration: int
-    ) -> Batches:
+    def training_batches(self, train_sets: Sequence[Any], start_iteration: int) -> Batches:
         """Return this process's batches from an iteration on, without end."""
 
     @abc.abstractmethod
-    def statistics_batches(self, train_sets: Sequence[DetectionDataset], iteration: int) -> Batches:
+    def statistics_batches(self, train_sets: Sequence[Any], iteration: int) -> Batches:
         """Return batches for PreciseBN, without end, that leave the training stream where it is."""
 
     @abc.abstractmethod
-    def test_batches(self, dataset: DetectionDataset) -> Batches:
+    def test_batches(self, dataset: Any) -> Batches:
         """Return this process's share of a test set, each image once."""
 
     @abc.abstractmethod
-    def detector(self, model: nn.Module) -> Callable[[list[dict]], list[dict[str, Tensor]]]:
-        """Return what gives the detections of a batch.
-
-        They are ``boxes`` (N, 4) XYXY px of the original image, ``scores`` (N,), ``classes``
-        (N,)[, ``masks`` (N, H, W) bool, ``keypoints`` (N, K, 3)] for each image.
+    def detector(self, model: Any) -> Callable[[list[dict]], list[dict]]:
+        """Return what gives the detections of a batch: ``boxes`` (N, 4) XYXY px of the original
+        image, ``scores`` (N,), ``classes`` (N,)[, ``masks`` (N, H, W) bool, ``keypoints`` (N, K,
+        3)] for each image.
         """
+
+
+def choose_engine(name: str) -> str:
+    """Return the engine for a ``--engine`` word.
+
+    Args:
+        name: ``auto``, which is Detectron2 where it is installed and loads, and the embedded engine
+            elsewhere, or a key of :data:`ENGINES`.
+
+    Raises:
+        InputError: If the word is unknown, or the engine that it names cannot be used here.
+    """
+    if name not in ("auto", *ENGINES):
+        raise InputError(
+            f"Unknown engine {name!r}.{did_you_mean(name, ENGINES)} Expected one of: auto,"
+            f" {', '.join(ENGINES)}."
+        )
+    problem = None if name == "torchvision" else detectron2_problem()
+    if problem is None:
+        return "detectron2" if name == "auto" else name
+    installed = detectron2_is_installed()
+    if name == "detectron2":
+        state = "is installed but does not load" if installed else "is not installed"
+        raise InputError(
+            f"Engine 'detectron2' {state}: {problem}. Install it as {DETECTRON2_GUIDE} says"
+            f" (tested: {DETECTRON2_TRIED}), or use --engine torchvision, which takes the same"
+            " config and weights."
+        )
+    if installed:
+        logger.warning(
+            "Detectron2 is installed but does not load (%s); using torchvision.", problem
+        )
+    return "torchvision"
+
+
+def detectron2_is_installed() -> bool:
+    """Return whether there is a package of that name, in whatever state."""
+    return importlib.util.find_spec("detectron2") is not None
+
+
+def detectron2_problem() -> str | None:
+    """Return why Detectron2 cannot be used here, None where it can."""
+    try:
+        importlib.import_module(f".{ENGINES['detectron2'][0]}", __package__)
+    except Exception as error:
+        # Not there, or built for another torch, NumPy or Pillow: how that fails varies by version.
+        return (str(error) or type(error).__name__).splitlines()[0]
+    return None
+
+
+def engine_class(name: str) -> type[Engine]:
+    """Return the engine for a ``--engine`` word; raises as :func:`choose_engine`."""
+    module, cls = ENGINES[choose_engine(name)]
+    return getattr(importlib.import_module(f".{module}", __package__), cls)

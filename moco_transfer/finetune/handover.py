@@ -1,8 +1,5 @@
 """The hand-over of weights to a detector: everything that is expected is there and fits, or the run
-does not start.
-
-Weights that match nothing still give an AP; they are refused here. Whether the config suits them is
-for ``lint.py`` to say.
+does not start. Whether the config suits the weights is for ``lint.py``.
 
 Names:
     A backbone file names its tensors ``stem.…``, ``res2.…`` to ``res5.…``. In a detector they live
@@ -16,6 +13,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,19 +28,13 @@ from ..runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-RANDOM, SELF_SUPERVISED, SUPERVISED, DETECTOR, UNKNOWN = (
-    "random",
-    "self-supervised",
-    "supervised",
-    "detector",
-    "unknown",
-)
+RANDOM, SELF_SUPERVISED, SUPERVISED = "random", "self-supervised", "supervised"
+DETECTOR, UNKNOWN = "detector", "unknown"
 
 _TRUNK = ("stem.", "res2.", "res3.", "res4.", "res5.")
 _PLACES = ("backbone.bottom_up.", "backbone.", "roi_heads.")
-_ADDED_BY_THE_DETECTOR = (
-    "res5.norm.",
-)  # the extra BN of Res5ROIHeadsExtraNorm is new in every row of a table
+# The extra BN of Res5ROIHeadsExtraNorm is new in every row of a table.
+_ADDED_BY_THE_DETECTOR = ("res5.norm.",)
 _BATCH_COUNTER = "num_batches_tracked"
 
 # Layouts (``source_format`` of a stamp) that were trained one way only.
@@ -82,6 +74,19 @@ class InitialWeights:
     stamp: Mapping[str, Any] | None
     pixels: Mapping[str, Any]
 
+    @property
+    def sha256(self) -> str | None:
+        """Of the file; None for random initialisation."""
+        return self.content.sha256 if self.content is not None else None
+
+    @property
+    def row(self) -> str:
+        """Name of the table's row: the stamp's mechanism, the kind, else the file's name."""
+        if not self.path:
+            return RANDOM
+        mechanism = (self.stamp or {}).get("mechanism")
+        return mechanism or (SUPERVISED if self.kind == SUPERVISED else Path(self.path).stem)
+
 
 def read_weights(path: str, *, init: str | None = None) -> InitialWeights:
     """Read what MODEL.WEIGHTS names; no code in it is run.
@@ -99,30 +104,23 @@ def read_weights(path: str, *, init: str | None = None) -> InitialWeights:
     if not path:
         return InitialWeights("", RANDOM, None, None, {})
     content = load_backbone(path)
-    pixels = content.stamp or {}
+    stamp, pixels = content.stamp, content.stamp or {}
     if content.kind == DETECTOR:
-        return InitialWeights(path, DETECTOR, content, content.stamp, pixels or _trained_with(path))
-    kind = _kind(path, content.stamp, init)
-    if content.stamp is None and kind == SELF_SUPERVISED:
+        return InitialWeights(path, DETECTOR, content, stamp, pixels or _trained_with(path))
+    kind = _kind(path, stamp, init)
+    if stamp is None and kind == SELF_SUPERVISED:
         pixels = _MOCO_PIXELS | {"arch": content.arch}
-    elif content.stamp is None:
-        logger.warning(
-            "%s carries no stamp: its colour order and pixel statistics cannot be checked against"
-            " the config.",
-            path,
-        )
-    return InitialWeights(path, kind, content, content.stamp, pixels)
+    return InitialWeights(path, kind, content, stamp, pixels)
 
 
 def _kind(path: str, stamp: Mapping[str, Any] | None, init: str | None) -> str:
-    said = dict(stamp or {})
-    if said.get("mechanism"):
-        return SUPERVISED if said["mechanism"] == SUPERVISED else SELF_SUPERVISED
-    if said.get("source_format") in _SUPERVISED_FORMATS or _TORCHVISION_FILE.fullmatch(
-        str(said.get("source", ""))
-    ):
+    origin = dict(stamp or {})
+    if origin.get("mechanism"):
+        return SUPERVISED if origin["mechanism"] == SUPERVISED else SELF_SUPERVISED
+    source_format, source = origin.get("source_format"), str(origin.get("source", ""))
+    if source_format in _SUPERVISED_FORMATS or _TORCHVISION_FILE.fullmatch(source):
         return SUPERVISED
-    if said.get("source_format") in _SELF_SUPERVISED_FORMATS:
+    if source_format in _SELF_SUPERVISED_FORMATS:
         return SELF_SUPERVISED
     if stamp is None and read_checkpoint(local_file(path)).top.get("__author__") == _MOCO_AUTHOR:
         return SELF_SUPERVISED
@@ -130,19 +128,17 @@ def _kind(path: str, stamp: Mapping[str, Any] | None, init: str | None) -> str:
 
 
 def _trained_with(path: str) -> dict[str, Any]:
-    """Return the pixels that one of our detectors was trained with, from the config in its
-    checkpoint; ``{}`` for another's.
+    """Return the pixels of one of our detectors, from the config in its checkpoint; ``{}`` for
+    another's.
     """
     text = read_checkpoint(local_file(path)).top.get("config")
     config = yaml.safe_load(text) if isinstance(text, str) else None
     try:
         model = config["MODEL"]
-        pixels = {
+        return {
             "format": config["INPUT"]["FORMAT"],
             "pixel_mean": list(model["PIXEL_MEAN"]),
             "pixel_std": list(model["PIXEL_STD"]),
-        }
-        return pixels | {
             "stride_in_1x1": model["RESNETS"]["STRIDE_IN_1X1"],
             "arch": f"resnet{model['RESNETS']['DEPTH']}",
         }
@@ -150,62 +146,85 @@ def _trained_with(path: str) -> dict[str, Any]:
         return {}
 
 
-def trunk_places(model: nn.Module) -> dict[str, str]:
-    """Return, for each tensor of the pre-trained trunk, its key in the detector:
+def trunk_places(keys: Sequence[str]) -> dict[str, str]:
+    """Return, for each tensor of the pre-trained trunk, its key among a detector's:
     ``res2.0.conv1.weight`` -> ``backbone.….weight``.
     """
     places = {}
-    for key in model.state_dict():
-        for place in _PLACES:
-            name = key.removeprefix(place)
-            if (
-                name != key
-                and name.startswith(_TRUNK)
-                and not name.startswith(_ADDED_BY_THE_DETECTOR)
-            ):
-                if not name.endswith(_BATCH_COUNTER):
-                    places[name] = key
-                break
+    for key in keys:
+        name = next((key.removeprefix(p) for p in _PLACES if key.startswith(p)), "")
+        is_ours = name.startswith(_TRUNK) and not name.startswith(_ADDED_BY_THE_DETECTOR)
+        if is_ours and not name.endswith(_BATCH_COUNTER):
+            places[name] = key
     return places
 
 
-def load_weights(
-    model: nn.Module, weights: InitialWeights, *, arch: str, allow_partial: bool = False
-) -> dict[str, Any]:
-    """Load initial weights into a detector and return what results.json says of them.
+def weights_coverage(state: Mapping[str, Any], weights: InitialWeights) -> Coverage | None:
+    """Return which of a detector's tensors the weights provide; None for random initialisation.
 
     Args:
-        model: The detector, changed in place; a random initialisation leaves it as it is.
-        weights: From :func:`read_weights`.
-        arch: Name of the trunk for messages, e.g. ``resnet50``.
-        allow_partial: Start although some tensors of the trunk are not covered.
-
-    Returns:
-        ``{"path", "kind", "sha256", "stamp", "coverage"}``; coverage holds ``expected``,
-        ``matched`` and the names ``missing``, ``unused``, ``misshapen``, or is None for a random
-        initialisation.
-
-    Raises:
-        InputError: If not every tensor is covered.
+        state: The detector's keys -> tensors or shapes (on the meta device, for example).
+        weights: A detector has to cover all of it, a backbone its trunk.
     """
     if weights.content is None:
-        return {"path": "", "kind": RANDOM, "sha256": None, "stamp": None, "coverage": None}
+        return None
     if weights.kind == DETECTOR:
-        covered = _load_detector(model, weights.content, weights.path)
-    else:
-        covered = _load_trunk(model, weights.content, weights.path, arch, allow_partial)
+        return coverage(weights.content.state_dict, state)
+    places = trunk_places(list(state))
+    return coverage(weights.content.arrays, {name: state[key] for name, key in places.items()})
+
+
+def coverage_gap(found: Coverage | None, weights: InitialWeights, arch: str) -> str | None:
+    """Return what is missing in a coverage in words, None where nothing is."""
+    if found is None or found.is_complete:
+        return None
+    if weights.kind == DETECTOR:
+        return _other_detector(found, weights.path)
+    return found.sentence(weights.path, arch)
+
+
+def describe_weights(weights: InitialWeights, found: Coverage | None) -> dict[str, Any]:
+    """Return what results.json says of the weights."""
+    covered = None
+    if found is not None:
+        covered = {
+            "expected": found.num_expected,
+            "matched": len(found.matched),
+            "missing": list(found.missing),
+            "unused": list(found.unused),
+            "misshapen": sorted(found.misshapen),
+        }
     return {
         "path": weights.path,
         "kind": weights.kind,
-        "sha256": weights.content.sha256,
+        "sha256": weights.sha256,
         "stamp": weights.stamp,
         "coverage": covered,
     }
 
 
+def load_weights(model: nn.Module, weights: InitialWeights) -> None:
+    """Copy initial weights into a detector; what they do not cover stays as it is."""
+    found = weights_coverage(model.state_dict(), weights)
+    if found is None or weights.content is None:
+        return
+    if weights.kind == DETECTOR:
+        _copy(model, {name: weights.content.state_dict[name] for name in found.matched})
+        logger.info("%s: all %d tensors of the detector loaded", weights.path, len(found.matched))
+        return
+    places = trunk_places(list(model.state_dict()))
+    _copy(model, {places[name]: weights.content.arrays[name] for name in found.matched})
+    logger.info(
+        "%s: %d of %d tensors of the trunk loaded; the detector's own layers start random",
+        weights.path,
+        len(found.matched),
+        found.num_expected,
+    )
+
+
 def read_detector(path: str) -> tuple[dict[str, torch.Tensor], Mapping[str, Any]]:
-    """Return a fine-tuned detector's tensors by its own keys, and what its file says beside them;
-    no code in it is run.
+    """Return a fine-tuned detector's tensors by its own keys, and what else its file holds; no code
+    in it is run.
 
     Raises:
         MissingFileError: If there is no such file.
@@ -214,7 +233,7 @@ def read_detector(path: str) -> tuple[dict[str, torch.Tensor], Mapping[str, Any]
     content = read_checkpoint(local_file(path))
     prefix = "model." if any(name.startswith("model.") for name in content.tensors) else ""
     state = {
-        name[len(prefix) :]: tensor
+        name.removeprefix(prefix): tensor
         for name, tensor in content.tensors.items()
         if name.startswith(prefix)
     }
@@ -239,75 +258,19 @@ def load_detector_state(model: nn.Module, state: Mapping[str, torch.Tensor], pat
     _copy(model, {name: state[name] for name in found.matched})
 
 
-def coverage_gap(model: nn.Module, weights: InitialWeights, arch: str) -> str | None:
-    """Return the sentence that :func:`load_weights` would refuse these weights with, None when they
-    fit; nothing is changed.
-    """
-    if weights.content is None:
-        return None
-    if weights.kind == DETECTOR:
-        found = coverage(weights.content.state_dict, model.state_dict())
-        return None if found.is_complete else _other_detector(found, weights.path)
-    state = model.state_dict()
-    found = coverage(
-        weights.content.arrays, {name: state[key] for name, key in trunk_places(model).items()}
-    )
-    return None if found.is_complete else found.sentence(weights.path, arch)
-
-
-def _load_trunk(
-    model: nn.Module, weights: BackboneWeights, path: str, arch: str, allow_partial: bool
-) -> dict[str, Any]:
-    places = trunk_places(model)
-    state = model.state_dict()
-    found = coverage(weights.arrays, {name: state[key] for name, key in places.items()})
-    if not found.is_complete and not allow_partial:
-        raise InputError(found.sentence(path, arch))
-    _copy(model, {places[name]: weights.arrays[name] for name in found.matched})
-    if not found.is_complete:
-        logger.warning(
-            "%s --allow-partial: going on.",
-            found.sentence(path, arch, advice="This backbone is partly random;"),
-        )
-    else:
-        logger.info(
-            "%s: all %d tensors of the %s trunk loaded; the detector's own layers start random",
-            path,
-            found.num_expected,
-            arch,
-        )
-    return {
-        "expected": found.num_expected,
-        "matched": len(found.matched),
-        "missing": list(found.missing),
-        "unused": list(found.unused),
-        "misshapen": sorted(found.misshapen),
-    }
-
-
-def _load_detector(model: nn.Module, weights: BackboneWeights, path: str) -> dict[str, Any]:
-    found = coverage(weights.state_dict, model.state_dict())
-    if not found.is_complete:
-        raise InputError(_other_detector(found, path))
-    _copy(model, {name: weights.state_dict[name] for name in found.matched})
-    logger.info("%s: all %d tensors of the detector loaded", path, found.num_expected)
-    return {
-        "expected": found.num_expected,
-        "matched": len(found.matched),
-        "missing": [],
-        "unused": [],
-        "misshapen": [],
-    }
-
-
 def _other_detector(found: Coverage, path: str) -> str:
     misshapen = [f"{name} {got} instead of {want}" for name, (got, want) in found.misshapen.items()]
     return (
         f"{path} is a detector of another config: it covers {len(found.matched)} of"
         f" {found.num_expected} tensors. Missing: {_some(found.missing)}. Unused:"
         f" {_some(found.unused)}. Misshapen: {_some(misshapen)}. Use the config that it was trained"
-        " with (config.yaml beside it)."
+        " with (config.yaml next to it)."
     )
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + rest if names else "none"
 
 
 def _copy(model: nn.Module, arrays: Mapping[str, np.ndarray | torch.Tensor]) -> None:
@@ -320,11 +283,3 @@ def _copy(model: nn.Module, arrays: Mapping[str, np.ndarray | torch.Tensor]) -> 
                 if isinstance(array, torch.Tensor)
                 else torch.from_numpy(np.array(array, dtype=np.float32))
             )
-
-
-def _some(names: Sequence[str]) -> str:
-    return (
-        ", ".join(list(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        if names
-        else "none"
-    )

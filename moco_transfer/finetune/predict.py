@@ -1,9 +1,8 @@
-"""A trained detector on images of one's own: which images, what it finds in them, and the files
-that show it.
+"""A trained detector on images of one's own: loading it, finding the images, what it detects in
+them, and the files that show it.
 
 Conventions:
-    Boxes are XYXY, px of the image as it is looked at, that is turned upright as its EXIF
-    orientation says.
+    Boxes are XYXY, px of the image turned upright as its EXIF orientation says.
 """
 
 from __future__ import annotations
@@ -19,28 +18,32 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from fvcore.common.config import CfgNode
 from torch import nn
 from tqdm import tqdm
 
+from ..config import load_detection_config, read_detection_config
+from ..data.annotations.catalog import get_dataset
 from ..data.batches.geometry import ResizeAndFlip, resized_shape
 from ..data.batches.transforms import read_image, to_tensor
 from ..data.drawing import draw_detections
 from ..data.images.image_source import EXTENSIONS
 from ..evaluate.predictions import to_coco_results
+from ..runtime.checkpoint import CheckpointFolder
 from ..runtime.errors import InputError, MissingFileError
 from ..runtime.files import atomic_write_bytes, atomic_write_text
+from .handover import load_detector_state, read_detector
 
 logger = logging.getLogger(__name__)
 
 SCHEMA = 1
 DETECTIONS_FILE = "detections.json"
-_KEPT_SUFFIXES = (".jpg", ".jpeg", ".png")  # other images are drawn as .png
-_JPEG_QUALITY = 95
+_JPEG, _PNG = (".jpg", ".jpeg"), ".png"  # drawings are saved as these; other images as .png
 
 
 @dataclass(frozen=True)
 class Detector:
-    """A trained detector that takes images; ``finetune.load_detector`` makes one.
+    """A trained detector that takes images; :func:`load_detector` makes one.
 
     Attributes:
         model: In evaluation mode, on ``device``.
@@ -82,17 +85,140 @@ class Detector:
             raise InputError(
                 f"A source must be RGB uint8 (H, W, 3), got {pixels.dtype} {pixels.shape}."
             )
+        height, width = pixels.shape[:2]
         ordered = pixels if self.image_format == "RGB" else pixels[:, :, ::-1]
-        new_shape = resized_shape(
-            *pixels.shape[:2], shorter_edge=self.min_size, max_size=self.max_size
-        )
-        image = to_tensor(
-            ResizeAndFlip(pixels.shape[:2], new_shape).apply_image(np.ascontiguousarray(ordered))
-        )
-        item = {"image": image.to(self.device), "height": pixels.shape[0], "width": pixels.shape[1]}
+        shape = resized_shape(height, width, shorter_edge=self.min_size, max_size=self.max_size)
+        resize = ResizeAndFlip((height, width), shape)
+        image = to_tensor(resize.apply_image(np.ascontiguousarray(ordered))).to(self.device)
         with torch.inference_mode():
-            output = self.model([item])[0]
+            (output,) = self.model([{"image": image, "height": height, "width": width}])
         return {name: values.cpu().numpy() for name, values in output.items()}
+
+
+def load_detector(
+    path: str | os.PathLike[str],
+    *,
+    score_threshold: float = 0.5,
+    device: str = "auto",
+    class_names: Sequence[str] | None = None,
+    config_file: str | None = None,
+) -> Detector:
+    """Load a fine-tuned detector for use on images; no code in its files is run.
+
+    Args:
+        path: OUTPUT_DIR of ``moco-transfer train`` (its newest checkpoint is taken), or a
+            checkpoint. Detectron2's own run folders and checkpoints work as well.
+        score_threshold: Detections score more than this, 0-1.
+        device: ``auto`` (a GPU when there is one), ``cpu`` or ``cuda``.
+        class_names: Names in the order of the class indices; by default those that the run
+            recorded.
+        config_file: By default the config in the checkpoint, else config.yaml next to it.
+
+    Raises:
+        MissingFileError: If there is no such folder or file.
+        InputError: If it is no detector, its config is not to be had, or the two do not match.
+    """
+    from .torchvision_engine.build import build_model
+    from .torchvision_engine.implemented_keys import WAY_OUT
+
+    if not 0 <= score_threshold < 1:
+        raise InputError(
+            f"The score threshold must be at least 0 and less than 1, got {score_threshold}."
+        )
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise InputError("Device 'cuda' is asked for, but this PyTorch sees none. Use cpu or auto.")
+    chosen = torch.device(("cuda" if has_gpu else "cpu") if device == "auto" else device)
+    checkpoint = _find_checkpoint(Path(path))
+    state, top = read_detector(str(checkpoint))
+    cfg = _config(checkpoint, top, config_file).clone()
+    cfg.defrost()
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(score_threshold)
+    cfg.freeze()
+    try:
+        model = build_model(cfg)
+    except InputError as error:
+        reason = str(error).removesuffix(WAY_OUT).rstrip()
+        raise InputError(
+            f"{checkpoint} cannot be used for images here: {reason} Only Detectron2 runs such a"
+            " detector, e.g. its demo.py with the config.yaml and the checkpoint; train"
+            " --eval-only --engine detectron2 writes its predictions on a data set."
+        ) from error
+    load_detector_state(model, state, str(checkpoint))
+    return Detector(
+        model=model.eval().to(chosen),
+        class_names=_class_names(cfg, checkpoint, top, class_names),
+        image_format=cfg.INPUT.FORMAT,
+        min_size=cfg.INPUT.MIN_SIZE_TEST,
+        max_size=cfg.INPUT.MAX_SIZE_TEST,
+        score_threshold=score_threshold,
+        device=chosen,
+        source=str(checkpoint),
+    )
+
+
+def _find_checkpoint(path: Path) -> Path:
+    expected = "expected the OUTPUT_DIR of moco-transfer train, or a checkpoint in it."
+    if not path.exists():
+        raise MissingFileError(f"{path} does not exist; {expected}")
+    if path.is_file():
+        return path
+    last = CheckpointFolder(path).last()
+    if last is None:
+        raise InputError(f"The folder {path} has no last_checkpoint; {expected}")
+    return last
+
+
+def _config(checkpoint: Path, top: Mapping[str, Any], config_file: str | None) -> CfgNode:
+    sibling = checkpoint.parent / "config.yaml"
+    if config_file is not None:
+        return load_detection_config(config_file)
+    if isinstance(top.get("config"), str):
+        return read_detection_config(top["config"], str(checkpoint))
+    if sibling.is_file():
+        return load_detection_config(sibling)
+    raise InputError(
+        f"{checkpoint} does not hold its config and there is no {sibling}. Name the config that it"
+        " was trained with: --config-file FILE."
+    )
+
+
+def _class_names(
+    cfg: CfgNode, checkpoint: Path, top: Mapping[str, Any], given: Sequence[str] | None
+) -> tuple[str, ...]:
+    """Return the names given, those in the checkpoint, in results.json next to it, of its data set;
+    numbers where there are none.
+    """
+    count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if given is not None and len(given) != count:
+        raise InputError(
+            f"{checkpoint} has {count} classes, but {len(given)} names are given:"
+            f" {', '.join(given[:10])}."
+        )
+    for names in (given, top.get("class_names"), _recorded_names(checkpoint), _dataset_names(cfg)):
+        if isinstance(names, (list, tuple)) and len(names) == count:
+            return tuple(map(str, names))
+    logger.warning(
+        "%s does not name its %d classes; they are numbered. Name them with --classes.",
+        checkpoint,
+        count,
+    )
+    return tuple(f"class {index}" for index in range(count))
+
+
+def _recorded_names(checkpoint: Path) -> Any:
+    try:
+        text = (checkpoint.parent / "results.json").read_text(encoding="utf-8")
+        return json.loads(text)["dataset"]["classes"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _dataset_names(cfg: CfgNode) -> tuple[str, ...] | None:
+    try:
+        return get_dataset(cfg.DATASETS.TRAIN[0]).class_names
+    except (InputError, IndexError):  # not registered here, or its files are elsewhere
+        return None
 
 
 @dataclass(frozen=True)
@@ -118,8 +244,8 @@ def find_images(paths: Sequence[str], output_dir: str) -> list[Image]:
     """Return the images that files and folders stand for, each once, with a name of its own below
     the output folder.
 
-    A folder is searched at any depth, its own structure is kept below the output folder, and what
-    lies in the output folder is left out.
+    A folder is searched at any depth and keeps its structure; what lies in the output folder is
+    left out.
 
     Args:
         paths: Files of any kind, and folders of images.
@@ -130,56 +256,45 @@ def find_images(paths: Sequence[str], output_dir: str) -> list[Image]:
         InputError: If a folder holds no image, or a drawing would overwrite an image.
     """
     output = Path(output_dir).resolve()
-    found: list[tuple[Path, Path]] = []
+    found: dict[Path, tuple[Path, Path]] = {}  # by resolved path, so that each comes once
     for path in map(Path, paths):
-        if path.is_dir():
-            inside = [
-                f
-                for f in sorted(path.rglob("*"))
-                if f.suffix.lower() in EXTENSIONS
-                and f.is_file()
-                and output not in f.resolve().parents
-            ]
-            if not inside:
-                raise InputError(f"The folder {path} holds no image ({', '.join(EXTENSIONS)}).")
-            found += [(file, file.relative_to(path)) for file in inside]
-        elif path.exists():
-            found.append((path, Path(path.name)))
-        else:
+        if not path.exists():
             raise MissingFileError(f"The image {path} does not exist.")
-    images, sources, names = [], set(), set()
-    for file, relative in found:
-        if file.resolve() in sources:
-            continue
-        sources.add(file.resolve())
+        files = [path]
+        if path.is_dir():
+            files = [f for f in sorted(path.rglob("*")) if f.suffix.lower() in EXTENSIONS]
+            files = [f for f in files if f.is_file() and output not in f.resolve().parents]
+            if not files:
+                raise InputError(f"The folder {path} holds no image ({', '.join(EXTENSIONS)}).")
+        for file in files:
+            relative = file.relative_to(path) if path.is_dir() else Path(file.name)
+            found.setdefault(file.resolve(), (file, relative))
+    names: set[str] = set()
+    images = []
+    for file, relative in found.values():
         drawn = _free_name(relative, names)
         names.add(drawn)
         images.append(Image(str(file), drawn))
-    for image in images:
-        if (output / image.drawn).resolve() in sources:
+        if (output / drawn).resolve() in found:
             raise InputError(
-                f"--output {output_dir} would overwrite the image {output / image.drawn}."
-                " Choose another folder."
+                f"--output {output_dir} would overwrite the image {output / drawn}. Choose another"
+                " folder."
             )
     return images
 
 
 def _free_name(relative: Path, names: set[str]) -> str:
-    stem = (
-        str(relative)
-        if relative.suffix.lower() not in _KEPT_SUFFIXES
-        else str(relative.with_suffix(""))
-    )
-    suffix = relative.suffix if relative.suffix.lower() in _KEPT_SUFFIXES else ".png"
-    candidates = (
-        f"{stem}{'' if number == 1 else f'-{number}'}{suffix}"
-        for number in range(1, len(names) + 2)
-    )
-    return next(name for name in candidates if name not in names)
+    kept = relative.suffix.lower() in (*_JPEG, _PNG)
+    stem, suffix = (relative.with_suffix(""), relative.suffix) if kept else (relative, _PNG)
+    name, number = f"{stem}{suffix}", 1
+    while name in names:
+        number += 1
+        name = f"{stem}-{number}{suffix}"
+    return name
 
 
 def predict_images(detector: Detector, images: Sequence[Image], output_dir: str) -> Summary:
-    """Draw what a detector finds on each image and write ``detections.json`` beside the drawings.
+    """Draw what a detector finds on each image and write ``detections.json`` next to the drawings.
 
     Args:
         detector: A trained detector.
@@ -194,47 +309,40 @@ def predict_images(detector: Detector, images: Sequence[Image], output_dir: str)
     """
     summary = Summary(num_detections=dict.fromkeys(detector.class_names, 0))
     entries: list[dict[str, Any]] = []
-    for found_image in tqdm(images, desc="predicting", unit="image", disable=None):
+    for image in tqdm(images, desc="predicting", unit="image", disable=None):
         try:
-            pixels = read_image(found_image.path, "RGB")
+            pixels = read_image(image.path, "RGB")
         except InputError as error:
             logger.warning("skipped: %s", error)
-            summary.skipped.append((found_image.path, str(error)))
+            summary.skipped.append((image.path, str(error)))
             continue
         detections = detector(pixels)
-        target = Path(output_dir) / found_image.drawn
-        atomic_write_bytes(
-            target,
-            _encode(draw_detections(pixels, detections, detector.class_names), target.suffix),
-        )
-        entries.append(_entry(found_image, pixels, detections, detector.class_names))
-        summary.num_images += 1
+        target = Path(output_dir) / image.drawn
+        drawn = draw_detections(pixels, detections, detector.class_names)
+        quality = [cv2.IMWRITE_JPEG_QUALITY, 95] if target.suffix.lower() in _JPEG else []
+        encoded = cv2.imencode(target.suffix.lower(), drawn[:, :, ::-1], quality)[1]
+        atomic_write_bytes(target, encoded.tobytes())
+        entries.append(_entry(image, pixels, detections, detector.class_names))
         for found in entries[-1]["detections"]:
             summary.num_detections[found["class"]] += 1
+    summary.num_images = len(entries)
     if not entries:
         raise InputError(
             f"None of the {len(images)} images can be read; the first: {summary.skipped[0][1]}"
         )
-    record = {
+    head = {
         "schema": SCHEMA,
         "detector": detector.source,
         "score_threshold": detector.score_threshold,
         "classes": list(detector.class_names),
         "skipped": [{"file": file, "reason": reason} for file, reason in summary.skipped],
-        "images": entries,
     }
-    atomic_write_text(Path(output_dir) / DETECTIONS_FILE, _one_line_an_image(record))
+    # One line an image.
+    lines = ",\n".join(f"  {json.dumps(entry, ensure_ascii=False)}" for entry in entries)
+    start = json.dumps(head, indent=1, ensure_ascii=False).removesuffix("\n}")
+    text = f'{start},\n "images": [\n{lines}\n ]\n}}\n'
+    atomic_write_text(Path(output_dir) / DETECTIONS_FILE, text)
     return summary
-
-
-def _one_line_an_image(record: Mapping[str, Any]) -> str:
-    head = json.dumps(
-        {key: value for key, value in record.items() if key != "images"},
-        indent=1,
-        ensure_ascii=False,
-    )
-    lines = ",\n".join(f"  {json.dumps(entry, ensure_ascii=False)}" for entry in record["images"])
-    return f'{head.removesuffix("}").rstrip()},\n "images": [\n{lines}\n ]\n}}\n'
 
 
 def _entry(
@@ -246,28 +354,20 @@ def _entry(
     """Return what detections.json says of an image; masks are COCO's compressed RLE."""
     tensors = {name: torch.from_numpy(values) for name, values in detections.items()}
     coco = to_coco_results(image.path, tensors, tuple(range(len(class_names))))
-    found = [
-        {
-            "class": class_names[result["category_id"]],
-            "class_index": result["category_id"],
-            "score": round(result["score"], 5),
-            "box": [round(v, 2) for v in box],
-            **({"segmentation": result["segmentation"]} if "segmentation" in result else {}),
-        }
-        for result, box in zip(coco, detections["boxes"].tolist(), strict=True)
-    ]
     height, width = pixels.shape[:2]
     return {
         "file": image.path,
         "drawn": image.drawn,
         "width": width,
         "height": height,
-        "detections": found,
+        "detections": [
+            {
+                "class": class_names[result["category_id"]],
+                "class_index": result["category_id"],
+                "score": round(result["score"], 5),
+                "box": [round(v, 2) for v in box],
+                **({"segmentation": result["segmentation"]} if "segmentation" in result else {}),
+            }
+            for result, box in zip(coco, detections["boxes"].tolist(), strict=True)
+        ],
     }
-
-
-def _encode(image: np.ndarray, suffix: str) -> bytes:
-    options = (
-        [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY] if suffix.lower() in (".jpg", ".jpeg") else []
-    )
-    return cv2.imencode(suffix.lower(), image[:, :, ::-1], options)[1].tobytes()

@@ -70,7 +70,7 @@ class _CrossRankNorm(torch.autograd.Function):
     def forward(
         ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return y like x, and the global mean (C,), biased variance (C,) and count () as float32."""
+        """Return y like x, and as float32 global mean (C,), biased variance (C,), count ()."""
         channels = x.shape[1]
         var, mean = torch.var_mean(at_least_float32(x), dim=(0, 2, 3), correction=0)
         positions = mean.new_full((1,), x.numel() / channels)
@@ -91,7 +91,7 @@ class _CrossRankNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_y: Tensor, *_unused: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        """Return the gradients of x (over all ranks), and of weight and bias (this rank's share)."""
+        """Return the gradients of x (over all ranks), weight and bias (this rank's share)."""
         x, weight, mean, inv_std, count = ctx.saved_tensors
         view = (1, -1, 1, 1)
         x_hat = (at_least_float32(x) - mean.view(view)) * inv_std.view(view)
@@ -107,18 +107,26 @@ class _CrossRankNorm(torch.autograd.Function):
         return grad_x.to(x.dtype), grad_weight, grad_bias, None
 
 
-def describe_norm(model: nn.Module) -> str:
-    """Say in words which normalisation a model really uses here, for results.json.
+def describe_norm(
+    model: nn.Module, world_size: int | None = None, device: torch.device | None = None
+) -> str:
+    """Return in words which normalisation a model really uses in a run, for results.json.
 
     Args:
-        model: Any module; its device and the running process group decide how a synchronised layer
-            works.
+        model: Any module.
+        world_size: Number of processes; by default those of this process's group.
+        device: Where they compute; by default where the group's tensors are.
 
     Returns:
         For example ``"BN (SyncBN in one process) x 61"`` or ``"SyncBN over 8 ranks (nccl) x 53 +
         FrozenBN x 10"``; ``"none"`` without norms.
     """
-    world_size = get_world_size()
+    if world_size is None:
+        world_size = get_world_size()
+    if device is not None:
+        backend = "nccl" if device.type == "cuda" else "gloo"
+    else:
+        backend = dist.get_backend() if world_size > 1 else ""
     counts: Counter[str] = Counter()
     for module in model.modules():
         kind = type(module).__name__
@@ -127,7 +135,7 @@ def describe_norm(model: nn.Module) -> str:
             if world_size == 1:
                 counts[f"BN ({name} in one process)"] += 1
             else:
-                counts[f"{name} over {world_size} ranks ({dist.get_backend()})"] += 1
+                counts[f"{name} over {world_size} ranks ({backend})"] += 1
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
             counts[
                 "BN" if world_size == 1 else f"BN per rank (not synchronised, {world_size} ranks)"

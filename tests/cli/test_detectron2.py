@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from moco_transfer.cli.main import main
-from moco_transfer.finetune.engines import DETECTRON2_GUIDE
+from moco_transfer.finetune.engine import DETECTRON2_GUIDE
 
 from .conftest import environment
 
@@ -20,7 +20,7 @@ ABSENT = (
     " sys.exit(main(sys.argv[1:]))"
 )
 CHOOSE = (
-    "import sys; from moco_transfer.finetune.engines import choose_engine;"
+    "import sys; from moco_transfer.finetune.engine import choose_engine;"
     " print(choose_engine(sys.argv[1]))"
 )
 TESTED = "0.6 at commit 02b5c4e2, with torch 2.11.0"
@@ -66,8 +66,8 @@ def test_engine_auto__says_so_when_detectron2_does_not_load(broken):
     result = run(CHOOSE, "auto", extra_path=broken)
     assert result.stdout == "torchvision\n"
     assert (
-        "Detectron2 is installed but does not load (_C.so: undefined symbol: _ZN3c10); the embedded"
-        " engine is taken." in result.stderr
+        "Detectron2 is installed but does not load (_C.so: undefined symbol: _ZN3c10)"
+        in result.stderr
     )
 
 

@@ -10,7 +10,7 @@ import sys
 import torch
 from torch import distributed as dist
 
-from moco_transfer.config import load_detection_config, load_pretrain_config
+from moco_transfer.config import load_pretrain_config
 from moco_transfer.runtime.distributed import exit_process, stop_processes
 
 
@@ -34,14 +34,14 @@ def main(kind: str, config: str, overrides: list[str]) -> None:
 
         state = pretrain(load_pretrain_config(config, overrides)).model.state_dict()
     else:
-        from moco_transfer.data.annotations.catalog import parse_dataset_flag
-        from moco_transfer.finetune import build
+        from moco_transfer.finetune import run
+        from moco_transfer.finetune.plan import Request, join_processes, plan_finetuning
 
-        parse_dataset_flag(overrides.pop(0))
         built = []
-        original = build.build_run
-        build.build_run = lambda *args: built.append(original(*args)) or built[-1]
-        build.finetune(load_detection_config(config, overrides), task="test", engine=engine)
+        original = run.start
+        run.start = lambda *args, **more: built.append(original(*args, **more)) or built[-1]
+        request = Request(config, overrides[1:], overrides[:1], engine=engine, task="test")
+        run.finetune(plan_finetuning(request, device=join_processes(request)))
         state = built[0].model.state_dict()
     digests = [None, None]
     dist.all_gather_object(digests, digest(state))

@@ -32,7 +32,7 @@ def build(name):
 @pytest.mark.parametrize("name", LEAVES)
 def test_config__builds_and_has_a_place_for_every_tensor_of_the_trunk(name):
     cfg, model = build(name)
-    places = trunk_places(model)
+    places = trunk_places(list(model.state_dict()))
     assert len(places) == 5 * {18: 20, 50: 53}[cfg.MODEL.RESNETS.DEPTH]
     assert (
         model.roi_heads.box_predictor.cls_score.out_features == cfg.MODEL.ROI_HEADS.NUM_CLASSES + 1

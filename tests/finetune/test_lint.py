@@ -16,10 +16,14 @@ from __future__ import annotations
 
 import pytest
 
-from moco_transfer.config import available, load_detection_config, reference_batch_and_lr
+from moco_transfer.config import (
+    available,
+    flatten_config,
+    load_detection_config,
+    reference_batch_and_lr,
+)
 from moco_transfer.finetune.handover import InitialWeights
-from moco_transfer.finetune.lint import Finding, lint, remarks, settle
-from moco_transfer.runtime.errors import InputError
+from moco_transfer.finetune.lint import Finding, PlanError, lint, remarks
 
 RGB = {
     "format": "RGB",
@@ -38,6 +42,10 @@ MSRA = {
 FPN, C4, DC5 = "coco_R_50_FPN_1x", "pascal_voc_R_50_C4_24k", "pascal_voc_R_50_DC5_24k"
 
 
+def settings(config, *overrides):
+    return flatten_config(load_detection_config(config, [str(word) for word in overrides]))
+
+
 def weights(kind="self-supervised", pixels=RGB):
     return InitialWeights(
         "" if kind == "random" else "moco.pkl", kind, None, None, {} if kind == "random" else pixels
@@ -45,9 +53,8 @@ def weights(kind="self-supervised", pixels=RGB):
 
 
 def names(config, *overrides, kind="self-supervised", pixels=RGB, world_size=1, **more):
-    cfg = load_detection_config(config, [str(word) for word in overrides])
     found = lint(
-        cfg,
+        settings(config, *overrides),
         weights(kind, pixels),
         world_size=world_size,
         reference=reference_batch_and_lr(config),
@@ -105,7 +112,7 @@ def test_lint__msra_twins_suit_msras_weights_alone(config):
     ],
 )
 def test_lint__norms_of_weights_without_supervision(kind, config, overrides, name, fix):
-    cfg = load_detection_config(config, overrides)
+    cfg = settings(config, *overrides)
     (finding,) = lint(cfg, weights(kind), world_size=1, reference=None)
     assert finding.name == name and finding.sentence.endswith(fix)
     assert (
@@ -118,49 +125,30 @@ def test_lint__norms_of_weights_without_supervision(kind, config, overrides, nam
 
 def test_lint__detectron2s_defaults__everything_at_once(tmp_path):
     (tmp_path / "plain.yaml").write_text("VERSION: 2\n")
-    cfg = load_detection_config(tmp_path / "plain.yaml")
+    cfg = settings(tmp_path / "plain.yaml")
     found = lint(cfg, weights(), world_size=1, reference=None)
     assert [f.name for f in found] == [
         "colour-order", "pixel-mean", "pixel-std", "stride", "frozen-norm", "frozen-layers", "res5-norm",
     ]  # fmt: skip
     assert lint(cfg, weights("supervised", MSRA), world_size=1, reference=None) == []
-    with pytest.raises(InputError) as caught:
-        settle(found, weights(), force=False)
-    lines = str(caught.value).splitlines()
-    assert (
-        lines[0]
-        == "7 things do not go together in this config and moco.pkl (self-supervised weights):"
-    )
+    lines = str(PlanError(found)).splitlines()
+    assert lines[0].startswith("7 things to fix")
     assert [line.split(":")[0].split(". ")[1] for line in lines[1:8]] == [f.name for f in found]
-    assert lines[8] == "Mend them, or go on with --force, which results.json and the table record."
-    assert settle(found, weights(), force=True) == found
+    assert "--force" in lines[8]
 
 
-def test_settle__one_finding_is_one_sentence_and_a_gap_needs_its_own_option():
-    one, gap = (
-        Finding("stride", "Wrong. Set X."),
-        Finding("coverage", "x covers 1 of 2.", "--allow-partial"),
-    )
-    with pytest.raises(
-        InputError,
-        match=r"^Wrong. Set X. Or go on with --force, which results.json and the table record.$",
-    ):
-        settle([one], weights(), force=False)
-    with pytest.raises(InputError, match=r"^x covers 1 of 2.$"):
-        settle([one, gap], weights(), force=True)
-    with pytest.raises(InputError, match="Mend them, or go on with --force and --allow-partial,"):
-        settle([one, gap], weights(), force=False)
-    assert settle([], weights(), force=False) == []
+def test_plan_error__one_finding_is_one_sentence_and_a_gap_names_its_own_option():
+    one = Finding("stride", "Wrong. Set X.")
+    gap = Finding("coverage", "x covers 1 of 2.", "--allow-partial")
+    assert str(PlanError([one])).startswith("Wrong. Set X. Or start with --force")
+    assert str(PlanError([gap])) == "x covers 1 of 2."
+    assert "--force and --allow-partial" in str(PlanError([one, gap]))
+    assert PlanError([one, gap]).findings == (one, gap)
 
 
 def test_lint__pixels():
     def said(*overrides, pixels):
-        found = lint(
-            load_detection_config(C4, list(overrides)),
-            weights(pixels=pixels),
-            world_size=1,
-            reference=None,
-        )
+        found = lint(settings(C4, *overrides), weights(pixels=pixels), world_size=1, reference=None)
         return [finding.sentence for finding in found]
 
     assert said(pixels={**RGB, "format": "BGR", "pixel_mean": None, "pixel_std": None}) == [
@@ -190,10 +178,7 @@ def test_lint__pixels_that_contradict_themselves_where_the_weights_say_nothing()
         return [
             f.sentence
             for f in lint(
-                load_detection_config(C4, list(overrides)),
-                weights("unknown", {}),
-                world_size=1,
-                reference=None,
+                settings(C4, *overrides), weights("unknown", {}), world_size=1, reference=None
             )
         ]
 
@@ -241,10 +226,7 @@ def test_lint__statistics_of_each_process_alone():
 )
 def test_lint__batch_and_learning_rate(overrides, set_to):
     found = lint(
-        load_detection_config(C4, overrides),
-        weights(),
-        world_size=1,
-        reference=reference_batch_and_lr(C4),
+        settings(C4, *overrides), weights(), world_size=1, reference=reference_batch_and_lr(C4)
     )
     assert [f.name for f in found] == (["batch-and-lr"] if set_to else [])
     if set_to:
@@ -280,9 +262,7 @@ def test_lint__eval_only_looks_at_the_pixels_alone():
 
 def test_remarks__what_is_legal_and_may_surprise():
     def said(*overrides, world_size=8):
-        return remarks(
-            load_detection_config(C4, [str(word) for word in overrides]), world_size=world_size
-        )
+        return remarks(settings(C4, *overrides), world_size=world_size)
 
     assert said() == []
     assert said("SOLVER.IMS_PER_BATCH", 2, world_size=1) == [

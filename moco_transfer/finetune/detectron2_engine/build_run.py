@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from detectron2.data import (
     DatasetFromList,
     build_detection_test_loader,
@@ -25,6 +26,7 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSample
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.modeling import build_model as detectron2_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
+from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from fvcore.common.config import CfgNode
@@ -33,7 +35,6 @@ from torch import Tensor, nn
 from moco_transfer.data.annotations.catalog import DetectionDataset
 from moco_transfer.finetune.detectron2_engine.build import to_detectron2
 from moco_transfer.finetune.detectron2_engine.datasets import add_datasets
-from moco_transfer.finetune.detectron2_engine.processes import join_local_group
 from moco_transfer.finetune.detectron2_engine.random_state import (
     kept_random_state,
     random_state,
@@ -50,6 +51,15 @@ logger = logging.getLogger(__name__)
 
 _RANDOM_STATES = "random_states"  # of all ranks, in a checkpoint
 _SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
+
+
+@functools.cache
+def _join_local_group() -> None:
+    """Tell Detectron2 which processes share this host: its launcher would, torchrun does not.
+    Collective.
+    """
+    if dist.is_initialized():
+        comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
 
 
 class Detectron2Engine(Engine):
@@ -77,7 +87,7 @@ class Detectron2Engine(Engine):
 
     def __init__(self, cfg: CfgNode, device: torch.device) -> None:
         super().__init__(cfg, device)
-        join_local_group()
+        _join_local_group()
         self.theirs = to_detectron2(cfg, device.type)
         self._check_schedule()
         add_datasets(dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]))
@@ -106,6 +116,12 @@ class Detectron2Engine(Engine):
             torch.backends.cudnn.allow_tf32 = self.theirs.FLOAT32_PRECISION != "highest"
         seed_all_rng(self.theirs.SEED + get_rank())
         model = detectron2_model(self.theirs)
+        return sync_on_cpu(model) if self.device.type == "cpu" else model
+
+    def skeleton(self) -> nn.Module:
+        """See ``Engine.skeleton``: Detectron2 moves its models to MODEL.DEVICE."""
+        with torch.device("meta"):
+            model = detectron2_model(to_detectron2(self.cfg, "meta"))
         return sync_on_cpu(model) if self.device.type == "cpu" else model
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:

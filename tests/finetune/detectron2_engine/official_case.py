@@ -83,9 +83,9 @@ def write_backbone(folder: Path) -> Path:
 
 def our_losses(folder: Path, backbone: Path) -> dict[str, list[float]]:
     """Run the case on our Detectron2 engine and return each loss of each iteration."""
-    from moco_transfer.config import load_detection_config
     from moco_transfer.finetune import trainer
-    from moco_transfer.finetune.build import finetune
+    from moco_transfer.finetune.plan import Request, plan_finetuning
+    from moco_transfer.finetune.run import finetune
 
     words = [
         *OVERRIDES.split(),
@@ -97,9 +97,7 @@ def our_losses(folder: Path, backbone: Path) -> dict[str, list[float]]:
         "('voc_2007_test',)",
     ]
     trainer.LOG_PERIOD = 1
-    finetune(
-        load_detection_config("pascal_voc_R_50_C4_24k", words), task="official", engine="detectron2"
-    )
+    finetune(plan_finetuning(Request("pascal_voc_R_50_C4_24k", words, engine="detectron2")))
     rows = [
         json.loads(line) for line in (folder / "ours" / "metrics.json").read_text().splitlines()
     ]

@@ -17,7 +17,8 @@ from moco_transfer.config import load_detection_config
 from moco_transfer.data import register_dataset
 from moco_transfer.data.annotations.catalog import datasets_root, get_dataset
 from moco_transfer.data.annotations.voc import VOC_CLASSES
-from moco_transfer.finetune.build import finetune
+from moco_transfer.finetune.plan import Request, plan_finetuning
+from moco_transfer.finetune.run import finetune
 
 FEW = 3  # test images
 CELLS = ("RBC", "WBC", "Platelets")
@@ -75,13 +76,8 @@ def train(name: str, folder: Path) -> None:
         f"('few_{kind}',)",
     ]
     if own:
-        words += ["DATASETS.TRAIN", "('cells_train',)"]
-    finetune(
-        load_detection_config(name, words),
-        task=name,
-        engine="detectron2",
-        class_count_from_data=own,
-    )
+        words += ["DATASETS.TRAIN", "('cells_train',)", "MODEL.ROI_HEADS.NUM_CLASSES", "3"]
+    finetune(plan_finetuning(Request(name, words, engine="detectron2")))
 
 
 def main() -> None:

@@ -11,9 +11,8 @@ import torch
 from detectron2.utils import comm
 from torch import distributed as dist
 
-from moco_transfer.config import load_detection_config
-from moco_transfer.data.annotations.catalog import parse_dataset_flag
-from moco_transfer.finetune import build
+from moco_transfer.finetune import run
+from moco_transfer.finetune.plan import Request, join_processes, plan_finetuning
 from moco_transfer.runtime.distributed import exit_process, stop_processes
 
 
@@ -40,24 +39,20 @@ def main() -> None:
     """Take ``--dataset`` flags up to ``--`` and KEY VALUE words after it."""
     torch.set_num_threads(1)
     cut = sys.argv.index("--")
-    for flag in sys.argv[1:cut]:
-        parse_dataset_flag(flag)
     made = []
-    original = build.build_run
-    build.build_run = lambda *args: made.append(original(*args)) or made[-1]
-    recompute = build.recompute_bn_statistics
+    original = run.start
+    run.start = lambda *args, **more: made.append(original(*args, **more)) or made[-1]
+    recompute = run.recompute_bn_statistics
 
     def recompute_and_check(model, batches, **more):
         done = recompute(model, batches, **more)
         check_equal(model, "after PreciseBN")  # at once: saving would make the statistics equal too
         return done
 
-    build.recompute_bn_statistics = recompute_and_check
-    build.finetune(
-        load_detection_config("demo_R_18_FPN", sys.argv[cut + 1 :]),
-        task="test",
-        engine="detectron2",
-    )
+    run.recompute_bn_statistics = recompute_and_check
+    flags, words = sys.argv[1:cut], sys.argv[cut + 1 :]
+    request = Request("demo_R_18_FPN", words, flags, engine="detectron2", task="test")
+    run.finetune(plan_finetuning(request, device=join_processes(request)))
     if (comm.get_local_rank(), comm.get_local_size()) != (dist.get_rank(), dist.get_world_size()):
         raise SystemExit("Detectron2 does not know which processes share this host")
     own = check_equal(made[0].model, "at the end")

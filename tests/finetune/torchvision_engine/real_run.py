@@ -13,6 +13,7 @@ from moco_transfer.config import load_detection_config
 from moco_transfer.data import register_dataset
 
 NAME = "coco_val_twenty"
+CONFIG = "coco_R_18_FPN_small"
 
 
 def write_subset(coco_folder: Path, target: Path, count: int = 20) -> Path:
@@ -50,8 +51,8 @@ def write_subset(coco_folder: Path, target: Path, count: int = 20) -> Path:
     return target
 
 
-def run_config(coco_folder: Path, folder: Path, *more: str) -> CfgNode:
-    """Return the config of the run, with its data set registered."""
+def run_words(coco_folder: Path, folder: Path, *more: str) -> list[str]:
+    """Return the KEY VALUE words of the run, with its data set registered."""
     subset = folder / "twenty.json"
     if not subset.exists():
         write_subset(coco_folder, subset)
@@ -63,6 +64,9 @@ def run_config(coco_folder: Path, folder: Path, *more: str) -> CfgNode:
         SOLVER.CHECKPOINT_PERIOD 1000 SOLVER.CLIP_GRADIENTS.ENABLED True
         SOLVER.CLIP_GRADIENTS.CLIP_TYPE norm TEST.PRECISE_BN.NUM_ITER 10
         DATALOADER.NUM_WORKERS 0 OUTPUT_DIR {folder / "run"}"""
-    return load_detection_config(
-        "coco_R_18_FPN_small", [word.replace(",", ", ") for word in settings.split()] + list(more)
-    )
+    return [word.replace(",", ", ") for word in settings.split()] + list(more)
+
+
+def run_config(coco_folder: Path, folder: Path, *more: str) -> CfgNode:
+    """Return the config of the run, with its data set registered."""
+    return load_detection_config(CONFIG, run_words(coco_folder, folder, *more))

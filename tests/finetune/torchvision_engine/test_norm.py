@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -244,6 +245,7 @@ def _train_steps(rank: int, world_size: int, num_steps: int) -> dict:
             [[4.0, 6.0, 40.0, 50.0], [20.0, 10.0, 60.0, 34.0], [30.0, 30.0, 62.0, 62.0]]
         )
     run = trainer.FineTuning(
+        engine=SimpleNamespace(device=torch.device("cpu"), state=dict),
         model=model,
         wrapped=(
             model
@@ -252,11 +254,10 @@ def _train_steps(rank: int, world_size: int, num_steps: int) -> dict:
         ),
         optimizer=build_optimizer(cfg, model),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
-        device=torch.device("cpu"),
         amp_dtype=None,
-        max_iter=num_steps,
         header={},
         begin_iteration=lambda iteration: None,
+        clip=None,
     )
     for _ in range(num_steps):
         trainer.step(run, records if world_size == 1 else records[2 * rank : 2 * rank + 2])

@@ -15,7 +15,6 @@ from detector_cases import draw_images, draw_weights, make_config
 from torch.nn.parallel import DistributedDataParallel
 
 from moco_transfer.finetune import build_model, sync_norm, trainer
-from moco_transfer.finetune.build import build_run
 from moco_transfer.finetune.torchvision_engine.build import TorchvisionEngine
 from moco_transfer.finetune.torchvision_engine.roi_pool import CellGrid, roi_align
 
@@ -53,7 +52,8 @@ def run_of(case: str, device: str, *, amp: bool) -> trainer.FineTuning:
     engine = TorchvisionEngine(cfg, torch.device(device))
     model = engine.build_model()
     model.load_state_dict(draw_weights(model))
-    run = build_run(cfg, engine, model, {})
+    amp_dtype = (torch.float16 if device == "cuda" else torch.bfloat16) if amp else None
+    run = trainer.start(engine, model, {}, amp_dtype=amp_dtype)
     run.wrapped.train()
     run.begin_iteration(0)
     return run

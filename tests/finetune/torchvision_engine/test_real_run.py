@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import real_run
 
-from moco_transfer.finetune.build import finetune
+from moco_transfer.finetune.plan import Request, plan_finetuning
+from moco_transfer.finetune.run import finetune
 
 pytestmark = pytest.mark.slow
 # What is compared between engines is computed in float32: bfloat16 would round the same detector
@@ -26,9 +27,9 @@ def trained(shared_data, tmp_path_factory) -> tuple[Path, Path]:
     """The folder of the run and its last checkpoint."""
     folder = Path(os.environ.get("MOCO_TRANSFER_TEST_RUN") or tmp_path_factory.mktemp("twenty"))
     folder.mkdir(parents=True, exist_ok=True)
-    cfg = real_run.run_config(shared_data / "coco", folder)
+    words = real_run.run_words(shared_data / "coco", folder)
     if not (folder / "run" / "results.json").exists():
-        finetune(cfg, task="twenty")
+        finetune(plan_finetuning(Request(real_run.CONFIG, words, engine="torchvision")))
     return folder, folder / "run" / (folder / "run" / "last_checkpoint").read_text().strip()
 
 
@@ -36,9 +37,9 @@ def evaluate(
     shared_data: Path, folder: Path, checkpoint: Path, target: str
 ) -> dict[str, dict[str, float]]:
     more = (*FLOAT32, "MODEL.WEIGHTS", str(checkpoint), "OUTPUT_DIR", str(folder / target))
-    return finetune(
-        real_run.run_config(shared_data / "coco", folder, *more), task="twenty", eval_only=True
-    )["metrics"]
+    words = real_run.run_words(shared_data / "coco", folder, *more)
+    request = Request(real_run.CONFIG, words, engine="torchvision", eval_only=True)
+    return finetune(plan_finetuning(request))["metrics"]
 
 
 def test_twenty_images__are_learned_by_heart(trained):

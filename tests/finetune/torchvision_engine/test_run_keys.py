@@ -20,7 +20,7 @@ from PIL import Image
 from moco_transfer.config import available, load_detection_config
 from moco_transfer.config.detection_schema import DETECTION_DEFAULTS
 from moco_transfer.data.batches.transforms import TestMapper
-from moco_transfer.finetune.build import finetune
+from moco_transfer.finetune.plan import Request, plan_finetuning
 from moco_transfer.finetune.torchvision_engine.build import TorchvisionEngine
 from moco_transfer.runtime.errors import InputError
 
@@ -42,11 +42,17 @@ WITHOUT_EFFECT = {
 }
 
 
+def all_words(tmp_path: Path, *words: str) -> list[str]:
+    return ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / "run"), "SEED", "0", *words]
+
+
 def config(tmp_path: Path, *words: str):
-    return load_detection_config(
-        "demo_R_18_FPN",
-        ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / "run"), "SEED", "0", *words],
-    )
+    return load_detection_config("demo_R_18_FPN", all_words(tmp_path, *words))
+
+
+def plan(tmp_path: Path, *words: str):
+    request = Request("demo_R_18_FPN", all_words(tmp_path, *words), engine="torchvision")
+    return plan_finetuning(request)
 
 
 @pytest.mark.parametrize(
@@ -70,11 +76,11 @@ def test_key_that_is_not_implemented__is_refused_before_anything_is_written(tmp_
     with pytest.raises(
         InputError,
         match=(
-            rf"engine does not implement {re.escape(key)} .* \(only .*\)\. Use --engine"
+            rf"(?m)engine does not implement {re.escape(key)} .* \(only .*\)\. Use --engine"
             r" detectron2\.$"
         ),
     ):
-        finetune(config(tmp_path, key, value), task="tiny", engine="torchvision")
+        plan(tmp_path, key, value)
     assert not (tmp_path / "run").exists()
 
 
@@ -90,7 +96,7 @@ def test_key_that_is_not_implemented__is_refused_before_anything_is_written(tmp_
 )
 def test_size_that_is_none__is_refused_before_anything_is_written(tmp_path, key, value):
     with pytest.raises(InputError, match=key):
-        finetune(config(tmp_path, f"INPUT.{key}", value), task="tiny", engine="torchvision")
+        plan(tmp_path, f"INPUT.{key}", value)
     assert not (tmp_path / "run").exists()
 
 
@@ -138,9 +144,7 @@ def test_min_size_test_0__does_not_resize(tmp_path):
 def test_every_key_outside_model__is_read_or_said_to_have_no_effect(repository):
     folder = repository / "moco_transfer" / "finetune"
     source = "\n".join(
-        f.read_text()
-        for f in folder.rglob("*.py")
-        if "detectron2_engine" not in f.parts and f.name != "results.py"
+        f.read_text() for f in folder.rglob("*.py") if "detectron2_engine" not in f.parts
     )
     unread = {
         key

@@ -9,12 +9,17 @@ iteration not asked for; PreciseBN before the look at the loss.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from moco_transfer.finetune import trainer
+from moco_transfer.finetune.schedule import Schedule
+from moco_transfer.runtime import meter
 from moco_transfer.runtime.checkpoint import CheckpointFolder
+from moco_transfer.runtime.stop import StopRequest
 
 
 class Toy(nn.Module):
@@ -32,17 +37,17 @@ class Toy(nn.Module):
         return {"loss_cls": self.weight * batch[0]["value"], "loss_rpn_loc": self.weight * 0 + 1}
 
 
-def toy_run(model: nn.Module, *, max_iter: int, lr: float = 0.0) -> trainer.FineTuning:
+def toy_run(model: nn.Module, *, lr: float = 0.0) -> trainer.FineTuning:
     return trainer.FineTuning(
+        engine=SimpleNamespace(device=torch.device("cpu"), state=dict),
         model=model,
         wrapped=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=lr),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
-        device=torch.device("cpu"),
         amp_dtype=None,
-        max_iter=max_iter,
         header={},
         begin_iteration=lambda iteration: None,
+        clip=None,
     )
 
 
@@ -52,19 +57,22 @@ def train(
     *,
     checkpoint_period: int = 100,
     lr: float = 0.0,
-    evaluate_at: int = 0,
-    before_evaluation=lambda: None,
-) -> None:
-    run = toy_run(Toy(), max_iter=len(values), lr=lr)
-    trainer.train(
-        run,
-        [[{"value": value}] for value in values],
+    eval_period: int = 0,
+    precise_bn=lambda: None,
+    evaluation=dict,
+    run: trainer.FineTuning | None = None,
+    batches=None,
+) -> bool:
+    length = len(values)
+    return trainer.train(
+        run or toy_run(Toy(), lr=lr),
+        batches or [[{"value": value}] for value in values],
+        Schedule(1, lr, length, (), 0, checkpoint_period, eval_period, reference=0),
         checkpoints=CheckpointFolder(tmp_path, keep=1),
         metrics=None,
-        checkpoint_period=checkpoint_period,
-        evaluate_at=lambda iteration: iteration == evaluate_at,
-        evaluation=dict,
-        before_evaluation=before_evaluation,
+        stop=StopRequest(),
+        precise_bn=precise_bn,
+        evaluation=evaluation,
     )
 
 
@@ -75,7 +83,7 @@ def test_loss_that_is_not_finite__stops_with_iteration_and_last_checkpoint(tmp_p
     with pytest.raises(
         FloatingPointError,
         match=(
-            r"^Iteration 7: The loss is not finite: .*'loss_cls':"
+            r"^Iteration 7: the loss is not finite .*'loss_cls':"
             r" (nan|inf).*checkpoint_0000005\.pth\. Lower"
         ),
     ):
@@ -106,30 +114,19 @@ def test_weights_that_another_process_has_spoilt__the_update_that_did_it(tmp_pat
                     model.weight.fill_(float("nan"))
 
     model = Toy()
-    run = toy_run(model, max_iter=9)
-    nothing = {
-        "metrics": None,
-        "checkpoint_period": 100,
-        "evaluate_at": lambda i: False,
-        "evaluation": dict,
-        "before_evaluation": lambda: None,
-    }
     with pytest.raises(
         FloatingPointError,
-        match=(
-            r"^Iteration 3: The update has left weights that are not finite\. Last checkpoint:"
-            r" none yet"
-        ),
+        match=r"^Iteration 3: the update left weights .* Last checkpoint: none yet",
     ):
-        trainer.train(run, spoilt([1.0] * 9), checkpoints=CheckpointFolder(tmp_path), **nothing)
+        train(tmp_path, [1.0] * 9, run=toy_run(model), batches=spoilt([1.0] * 9))
 
 
 def test_loss_that_is_not_finite_on_another_process__its_iteration(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        trainer, "mean_over_processes", lambda values, device: dict.fromkeys(values, float("nan"))
+        meter, "mean_over_processes", lambda values, device: dict.fromkeys(values, float("nan"))
     )
-    monkeypatch.setattr(trainer, "gather_object", lambda mine: [mine, 12])
-    with pytest.raises(FloatingPointError, match=r"^Iteration 12: The loss is not finite"):
+    monkeypatch.setattr(meter, "all_gather_object", lambda mine: [mine, 12])
+    with pytest.raises(FloatingPointError, match=r"^Iteration 12: the loss is not finite"):
         train(tmp_path, [1.0] * 45)
 
 
@@ -137,10 +134,15 @@ def test_loss_that_is_not_finite__is_seen_before_an_evaluation(tmp_path):
     def precise_bn():
         raise FloatingPointError("The RPN predicts boxes that are not finite.")
 
-    with pytest.raises(FloatingPointError, match=r"^Iteration 7: The loss is not finite"):
-        train(tmp_path, [1.0] * 6 + [float("nan")] * 9, evaluate_at=7, before_evaluation=precise_bn)
+    with pytest.raises(FloatingPointError, match=r"^Iteration 7: the loss is not finite"):
+        train(tmp_path, [1.0] * 6 + [float("nan")] * 9, eval_period=7, precise_bn=precise_bn)
 
 
 def test_finite_losses__run_to_the_end(tmp_path):
     train(tmp_path, [1.0] * 45)
     assert [path.name for path in tmp_path.glob("*.pth")] == ["checkpoint_0000045.pth"]
+
+
+def test_evaluation_that_was_stopped__leaves_a_checkpoint(tmp_path):
+    assert train(tmp_path, [1.0] * 9, eval_period=4, evaluation=lambda: None) is False
+    assert [path.name for path in tmp_path.glob("*.pth")] == ["checkpoint_0000004.pth"]

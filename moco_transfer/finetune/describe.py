@@ -1,0 +1,64 @@
+"""A plan in words: what ``train --dry-run`` prints and what a run logs before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from ..data.annotations.records import is_trainable
+from .plan import FinetunePlan
+
+CLASSES_SHOWN = 20
+
+
+def describe_plan(plan: FinetunePlan) -> list[str]:
+    """Return the plan, a line for each part of it."""
+    parts = [*_what(plan), *_weights(plan), *_how(plan)]
+    return [f"{name + ':':11} {text}" for name, text in parts]
+
+
+def _what(plan: FinetunePlan) -> Iterator[tuple[str, str]]:
+    header, data, device = plan.header, plan.data, plan.engine.device
+    processes = f"{plan.world_size} process{'' if plan.world_size == 1 else 'es'}"
+    yield "task", f"{header['task']}, row {header['init']}, seed {header['seed']}"
+    yield "engine", f"{plan.engine.name} on {device.type}, {processes}"
+    for role, sets in (("train on", data.train_sets), ("test on", data.test_sets)):
+        for dataset in sets:
+            records = dataset.records
+            objects = sum(len(record["annotations"]) for record in records)
+            empty = sum(not is_trainable(record) for record in records)
+            yield role, f"{dataset.name}: {len(records)} images ({empty} empty), {objects} objects"
+    names = data.class_names
+    shown = ", ".join(names[:CLASSES_SHOWN]) + (", ..." if len(names) > CLASSES_SHOWN else "")
+    yield "classes", f"{len(names)}{', from the data' if data.count_from_data else ''}: {shown}"
+
+
+def _weights(plan: FinetunePlan) -> Iterator[tuple[str, str]]:
+    weights, found = plan.weights, plan.coverage
+    if plan.checkpoint is not None:
+        yield "resumes", f"{plan.checkpoint_path}, after iteration {plan.checkpoint['iteration']}"
+    if found is None:
+        yield "weights", "random initialisation"
+        return
+    covered = f"{len(found.matched)} of {found.num_expected} tensors"
+    yield "weights", f"{weights.path} ({weights.kind}): {covered}, sha256 {weights.sha256}"
+    stamp = {key: value for key, value in (weights.stamp or {}).items() if value is not None}
+    missing = "none: its colour order and pixel statistics cannot be checked"
+    yield "stamp", ", ".join(f"{key} {value}" for key, value in stamp.items()) or missing
+
+
+def _how(plan: FinetunePlan) -> Iterator[tuple[str, str]]:
+    files = "config.yaml, env.txt, log.txt, results.json"
+    if not plan.request.eval_only:
+        yield "schedule", plan.schedule.describe(plan.written_schedule, plan.world_size)
+        yield "precision", str(plan.amp_dtype or torch.float32).removeprefix("torch.")
+        yield "PreciseBN", f"over {plan.precise_bn} batches" if plan.precise_bn else "off"
+        files += ", metrics.json, tensorboard/, checkpoint_*.pth"
+    yield "norm", plan.norm
+    predictions = ", ".join(f"predictions_{dataset.name}.json" for dataset in plan.data.test_sets)
+    yield "writes", f"{plan.output_dir}: {files}, {predictions}"
+    for remark in plan.remarks:
+        yield "note", remark
+    for finding in plan.overruled:
+        yield "overruled", f"{finding.option} overrules {finding.name}: {finding.sentence}"

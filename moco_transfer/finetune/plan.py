@@ -1,0 +1,436 @@
+"""From the words of ``moco-transfer train`` to the plan of a run.
+
+The only file of fine-tuning, next to each engine's ``build``, that reads a config. Data, weights
+and an earlier checkpoint are read and held against the config and each other; every fault is
+collected and all are raised together (``lint.PlanError``). Nothing is written.
+
+Many runs (a benchmark) are checked by making the plan of each: with one :class:`Reads` for all of
+them every file is read once, and ``PlanError.findings`` lists the faults of a run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+
+from ..config import flatten_config, is_set_by_user, load_detection_config, reference_batch_and_lr
+from ..convert import Coverage
+from ..data.annotations.catalog import get_dataset, parse_dataset_flag
+from ..data.annotations.label_subset import LabelSubset, subset_suffix
+from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
+from ..runtime.distributed import broadcast_object, get_world_size, start_processes
+from ..runtime.errors import InputError
+from .datasets import (
+    DataRequest,
+    Reads,
+    RunData,
+    annotation_digest,
+    evaluated_tasks,
+    make_evaluator,
+    read_data,
+)
+from .engine import Engine, engine_class
+from .handover import (
+    DETECTOR,
+    InitialWeights,
+    coverage_gap,
+    describe_weights,
+    read_weights,
+    weights_coverage,
+)
+from .lint import Finding, PlanError, collecting, lint, remarks
+from .resume import CHECKPOINT_FORMAT, evaluation_folder, folder_fault, resume_faults, resume_notes
+from .schedule import Schedule
+from .sync_norm import describe_norm
+
+# Keys in which the rows of a table may differ, and those that change no number.
+_FREE_KEYS = [
+    "MODEL.WEIGHTS",
+    "MODEL.DEVICE",
+    "OUTPUT_DIR",
+    "SEED",
+    "DATALOADER.NUM_WORKERS",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "TEST.EXPECTED_RESULTS",
+    "VIS_PERIOD",
+    "CUDNN_BENCHMARK",
+]
+_CLASS_COUNT = "MODEL.ROI_HEADS.NUM_CLASSES"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks of one run: the words of ``moco-transfer train``.
+
+    Attributes:
+        config_file: A YAML file, or the name of a config that comes with the package.
+        overrides: KEY VALUE words.
+        datasets: ``--dataset`` flags.
+        engine: ``auto``, ``detectron2`` or ``torchvision``.
+        task: Name in tables; "" for the config file's.
+        init: Row of the table; None for the one that the weights' stamp names.
+        label_subset: File that lists the training images to use, or the subset itself.
+        resume: Continue from the last checkpoint in OUTPUT_DIR, if there is one.
+        eval_only: Evaluate MODEL.WEIGHTS (with ``resume`` the last checkpoint); train nothing.
+        allow_partial: Start although MODEL.WEIGHTS covers the backbone only in part.
+        force: Start in spite of what the linter finds.
+        coco_style: Evaluate VOC test sets by COCO's numbers too, at the end.
+        command: The command line, recorded in results.json.
+    """
+
+    config_file: str
+    overrides: Sequence[str] = ()
+    datasets: Sequence[str] = ()
+    engine: str = "auto"
+    task: str = ""
+    init: str | None = None
+    label_subset: str | LabelSubset | None = None
+    resume: bool = False
+    eval_only: bool = False
+    allow_partial: bool = False
+    force: bool = False
+    coco_style: bool = False
+    command: str | None = None
+
+    def overrules(self, finding: Finding) -> bool:
+        """Return whether the user starts the run in spite of a finding."""
+        allowed = {"--force": self.force, "--allow-partial": self.allow_partial}
+        return allowed.get(finding.option, False)
+
+
+@dataclass(frozen=True)
+class FinetunePlan:
+    """Everything that is decided about a run before its first iteration.
+
+    Attributes:
+        request: What was asked.
+        header: What every checkpoint says of the run: ``task``, ``init``, ``seed``, ``config`` (as
+            YAML), ``config_hash`` (equal for runs whose results may be averaged), and more.
+        engine: With the config of the run: scaled, with the data's classes and the seed.
+        world_size: Number of processes.
+        data: The data sets.
+        tasks: What is evaluated: ``bbox``[, ``segm``, ``keypoints``].
+        weights: MODEL.WEIGHTS, read.
+        coverage: Which of the detector's tensors they provide; None for random ones.
+        checkpoint, checkpoint_path: What the run continues from, None for a new run.
+        schedule, written_schedule: As it runs, and as the config has it.
+        precise_bn: Batches per process for PreciseBN, 0 for none.
+        amp_dtype: Type of autocast in training, None for float32.
+        norm: Which normalisation the detector has here, in words.
+        output_dir: Folder that is written to; an evaluation may have one inside OUTPUT_DIR.
+        remarks: What is legal and may surprise.
+        overruled: Findings that ``force`` or ``allow_partial`` overruled.
+    """
+
+    request: Request
+    header: dict[str, Any]
+    engine: Engine
+    world_size: int
+    data: RunData
+    tasks: tuple[str, ...]
+    weights: InitialWeights
+    coverage: Coverage | None
+    checkpoint: dict[str, Any] | None
+    checkpoint_path: Path | None
+    schedule: Schedule
+    written_schedule: Schedule
+    precise_bn: int
+    amp_dtype: torch.dtype | None
+    norm: str
+    output_dir: Path
+    remarks: tuple[str, ...]
+    overruled: tuple[Finding, ...]
+
+
+def plan_finetuning(
+    request: Request,
+    *,
+    world_size: int | None = None,
+    device: torch.device | None = None,
+    reads: Reads | None = None,
+) -> FinetunePlan:
+    """Return the plan of a run. Collective where SEED is negative.
+
+    Args:
+        request: What is asked.
+        world_size: Number of processes; by default those of this process's group.
+        device: Where the run computes; by default a GPU if MODEL.DEVICE is cuda and there is one.
+        reads: Shared by the plans of many runs.
+
+    Raises:
+        InputError: If the config cannot be read or the engine is not there.
+        PlanError: With everything else that prevents the run.
+    """
+    planner = _Planner(request, world_size or get_world_size(), device, reads or Reads())
+    planner.read()
+    planner.compare()
+    return planner.plan()
+
+
+def join_processes(request: Request) -> torch.device:
+    """Join the processes that torchrun started, if it did, and return this one's device."""
+    cfg = load_detection_config(request.config_file, request.overrides)
+    return start_processes("cpu" if cfg.MODEL.DEVICE == "cpu" else "auto")
+
+
+class _Planner:
+    """What is known of a run on the way to its plan; a part that cannot be had stays None."""
+
+    def __init__(
+        self, request: Request, world_size: int, device: torch.device | None, reads: Reads
+    ) -> None:
+        self.request, self.world_size, self.reads = request, world_size, reads
+        self.written = self.cfg = load_detection_config(request.config_file, request.overrides)
+        self.kind = engine_class(request.engine)
+        # Configs say cuda, Detectron2's default; a laptop runs them unchanged on its CPU.
+        use_gpu = self.cfg.MODEL.DEVICE == "cuda" and torch.cuda.is_available()
+        self.device = device or torch.device("cuda" if use_gpu else "cpu")
+        self.tasks = evaluated_tasks(
+            masks=self.cfg.MODEL.MASK_ON, keypoints=self.cfg.MODEL.KEYPOINT_ON
+        )
+        self.findings: list[Finding] = []
+        self.data: RunData | None = None
+        self.weights: InitialWeights | None = None
+        self.coverage: Coverage | None = None
+        self.engine: Engine | None = None
+        self.skeleton: torch.nn.Module | None = None
+        self.checkpoint: dict[str, Any] | None = None
+        self.checkpoint_path: Path | None = None
+
+    def read(self) -> None:
+        """Read config, data, weights and checkpoint, and build the engine."""
+        written, request = self.written, self.request
+        if written.MODEL.DEVICE not in ("cuda", "cpu"):
+            self._add(f"MODEL.DEVICE must be 'cuda' or 'cpu', got {written.MODEL.DEVICE!r}.")
+        self.written_schedule = self.schedule = _schedule(written)
+        with collecting(self.findings):
+            self.kind.check(written)
+        with collecting(self.findings):
+            self.schedule = self.written_schedule.for_processes(self.world_size)
+        with collecting(self.findings):
+            self.data = read_data(data_request(written, request), self.reads)
+        with collecting(self.findings):
+            key = ("weights", written.MODEL.WEIGHTS, request.init)
+            self.weights = self.reads.once(
+                key, lambda: read_weights(written.MODEL.WEIGHTS, init=request.init)
+            )
+        with collecting(self.findings):
+            if request.resume:
+                self.checkpoint_path = CheckpointFolder(written.OUTPUT_DIR).last()
+            if self.checkpoint_path is not None:
+                self.checkpoint = load_checkpoint(self.checkpoint_path)
+        self.cfg = _settled(written, self.schedule, self.data, self.checkpoint)
+        with collecting(self.findings):
+            self.engine = self.kind(self.cfg, self.device)
+            key = ("skeleton", self.kind, self.device, config_hash(self.cfg))
+            self.skeleton = self.reads.once(key, self.engine.skeleton)
+
+    def compare(self) -> None:
+        """Hold config, data and weights against each other."""
+        for dataset in self.data.test_sets if self.data is not None else ():
+            with collecting(self.findings):  # rather than after the training
+                key = ("evaluator", dataset, self.tasks)
+                self.reads.once(key, lambda d=dataset: make_evaluator(d, self.tasks, Path()) and 1)
+        request, weights = self.request, self.weights
+        if weights is None:
+            return
+        self.findings += lint(
+            flatten_config(self.written),
+            weights,
+            world_size=self.world_size,
+            reference=reference_batch_and_lr(request.config_file),
+            eval_only=request.eval_only,
+        )
+        if request.eval_only and self.checkpoint is None and weights.kind != DETECTOR:
+            got = f"{weights.path} is a backbone without one" if weights.path else "there is none"
+            self._add(
+                f"--eval-only needs a detector, but {got}. Give MODEL.WEIGHTS a checkpoint_*.pth"
+                " that moco-transfer train wrote, or --resume to take the one in OUTPUT_DIR."
+            )
+        elif self.skeleton is not None:
+            self.coverage = weights_coverage(self.skeleton.state_dict(), weights)
+            gap = coverage_gap(self.coverage, weights, f"resnet{self.cfg.MODEL.RESNETS.DEPTH}")
+            if gap is not None:  # a detector's own layers cannot start random
+                option = "" if weights.kind == DETECTOR else "--allow-partial"
+                self.findings.append(Finding("coverage", gap, option))
+
+    def plan(self) -> FinetunePlan:
+        """Return the plan, or raise with every finding that is not overruled."""
+        request, cfg, data, weights = self.request, self.cfg, self.data, self.weights
+        header, output_dir = {}, Path(cfg.OUTPUT_DIR)
+        if data is not None and weights is not None:
+            header = self._header(data, weights)
+        with collecting(self.findings):
+            if request.eval_only and data is not None:
+                names = [dataset.name for dataset in data.test_sets]
+                output_dir = evaluation_folder(output_dir, names, cfg.dump())
+            elif fault := folder_fault(output_dir, resume=request.resume or request.eval_only):
+                self._add(fault)
+        standing = [finding for finding in self.findings if not request.overrules(finding)]
+        if standing or not data or not weights or not self.engine or self.skeleton is None:
+            raise PlanError(standing)
+        notes = (
+            [] if request.eval_only else remarks(flatten_config(cfg), world_size=self.world_size)
+        )
+        half = torch.float16 if self.device.type == "cuda" else torch.bfloat16
+        return FinetunePlan(
+            request=request,
+            header=header,
+            engine=self.engine,
+            world_size=self.world_size,
+            data=data,
+            tasks=self.tasks,
+            weights=weights,
+            coverage=self.coverage,
+            checkpoint=self.checkpoint,
+            checkpoint_path=self.checkpoint_path,
+            schedule=self.schedule,
+            written_schedule=self.written_schedule,
+            precise_bn=cfg.TEST.PRECISE_BN.NUM_ITER if cfg.TEST.PRECISE_BN.ENABLED else 0,
+            # Detectron2's AMP is fp16 with loss scaling on CUDA; a CPU computes in bf16.
+            amp_dtype=half if cfg.SOLVER.AMP.ENABLED else None,
+            norm=describe_norm(self.skeleton, self.world_size, self.device),
+            output_dir=output_dir,
+            remarks=(*notes, *header["resume_notes"]),
+            overruled=tuple(self.findings),
+        )
+
+    def _add(self, sentence: str) -> None:
+        self.findings.append(Finding("", sentence, option=""))
+
+    def _header(self, data: RunData, weights: InitialWeights) -> dict[str, Any]:
+        """Return what every checkpoint says of the run, plain numbers and strings, and hold the
+        checkpoint that it continues from against it.
+        """
+        request, checkpoint = self.request, self.checkpoint
+        fraction = data.subset.fraction if data.subset is not None else 1
+        roles = {"train": data.train_sets, "test": data.test_sets}
+        header = {
+            "format": CHECKPOINT_FORMAT,
+            "engine": self.kind.name,
+            "task": (request.task or Path(request.config_file).stem) + subset_suffix(fraction),
+            "class_names": list(data.class_names),
+            "init": request.init or (checkpoint or {}).get("init") or weights.row,
+            "weights": _plain(describe_weights(weights, self.coverage)),
+            "weights_sha256": weights.sha256,
+            "label_subset_sha256": data.subset.sha256 if data.subset is not None else None,
+            "datasets": {}
+            if request.eval_only
+            else {r: {d.name: self._digest(d.name) for d in sets} for r, sets in roles.items()},
+            "world_size": self.world_size,
+            "seed": self.cfg.SEED,
+            "resume_notes": [],
+            "config_hash": config_hash(self.cfg),
+            "config": self.cfg.dump(),
+        }
+        if checkpoint is None:
+            return header
+        path, eval_only = str(self.checkpoint_path), request.eval_only
+        faults = list(resume_faults(checkpoint, path, header, eval_only=eval_only))
+        for sentence in faults:
+            self._add(sentence)
+        if faults:
+            return header
+        # The file may be called something else now: the run is recorded as it began.
+        notes = resume_notes(checkpoint, header, eval_only=eval_only)
+        return header | {"weights": checkpoint["weights"], "resume_notes": notes}
+
+    def _digest(self, name: str) -> str:
+        dataset = get_dataset(name)  # the whole of it, also where a label subset is used
+        return self.reads.once(("digest", dataset), lambda: annotation_digest(dataset))
+
+
+def data_request(cfg: CfgNode, request: Request) -> DataRequest:
+    """Register the data sets of ``--dataset`` flags, and return what the config asks of its data.
+
+    The number of classes is the data's, with data sets of the user's own, unless the user set it.
+
+    Raises:
+        InputError: If a flag is malformed, or what it registers is not used.
+    """
+    train, test = tuple(cfg.DATASETS.TRAIN), tuple(cfg.DATASETS.TEST)
+    own = [parse_dataset_flag(flag) for flag in request.datasets]
+    for name in own:
+        if name not in (*train, *test):
+            raise InputError(
+                f"--dataset {name} is named neither in DATASETS.TRAIN {list(train)} nor in"
+                f" DATASETS.TEST {list(test)}. Add DATASETS.TRAIN {name} or DATASETS.TEST {name},"
+                " or leave the flag out."
+            )
+    is_set = is_set_by_user(request.config_file, request.overrides, _CLASS_COUNT)
+    return DataRequest(
+        train,
+        test,
+        num_classes=None if own and not is_set else cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+        masks=cfg.MODEL.MASK_ON,
+        polygons=cfg.INPUT.MASK_FORMAT == "polygon",
+        eval_only=request.eval_only,
+        label_subset=request.label_subset,
+    )
+
+
+def _schedule(cfg: CfgNode) -> Schedule:
+    solver = cfg.SOLVER
+    return Schedule(
+        batch=solver.IMS_PER_BATCH,
+        lr=solver.BASE_LR,
+        iterations=solver.MAX_ITER,
+        steps=tuple(solver.STEPS),
+        warmup=solver.WARMUP_ITERS,
+        checkpoint_period=solver.CHECKPOINT_PERIOD,
+        eval_period=cfg.TEST.EVAL_PERIOD,
+        reference=solver.REFERENCE_WORLD_SIZE,
+    )
+
+
+def _settled(
+    cfg: CfgNode, schedule: Schedule, data: RunData | None, checkpoint: Mapping[str, Any] | None
+) -> CfgNode:
+    """Return the config of the run: with its schedule, the data's number of classes, and the seed
+    that is used where SEED asks for a different one in each run.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    if schedule != _schedule(cfg):
+        solver = cfg.SOLVER
+        solver.IMS_PER_BATCH, solver.BASE_LR = schedule.batch, schedule.lr
+        solver.MAX_ITER, solver.STEPS = schedule.iterations, schedule.steps
+        solver.WARMUP_ITERS, solver.CHECKPOINT_PERIOD = schedule.warmup, schedule.checkpoint_period
+        solver.REFERENCE_WORLD_SIZE, cfg.TEST.EVAL_PERIOD = schedule.reference, schedule.eval_period
+    if data is not None and data.count_from_data:
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(data.class_names)
+    if cfg.SEED < 0:
+        drawn = broadcast_object(time.time_ns() % 2**31)
+        cfg.SEED = (checkpoint or {}).get("seed", drawn)
+    cfg.freeze()
+    return cfg
+
+
+def config_hash(cfg: CfgNode) -> str:
+    """Return 12 hexadecimal digits that are equal for runs whose results may be averaged: weights,
+    seed, device, output folder and what changes no number are left out.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    for key in _FREE_KEYS:
+        *path, leaf = key.split(".")
+        node = cfg
+        for part in path:
+            node = node[part]
+        node[leaf] = None
+    return hashlib.sha256(json.dumps(_plain(cfg), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _plain(value: Any) -> Any:
+    """Return a value with dicts and lists alone, as json and a checkpoint hold them."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

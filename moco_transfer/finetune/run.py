@@ -1,0 +1,170 @@
+"""From a plan to results.json, on either engine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..data.annotations.label_subset import title_of
+from ..runtime.checkpoint import CheckpointFolder
+from ..runtime.distributed import barrier, is_main_process
+from ..runtime.environment import git_commit, package_versions
+from ..runtime.files import atomic_write_text
+from ..runtime.metrics import MetricsFile
+from ..runtime.run_folder import record_settings
+from ..runtime.stop import StopRequest
+from .datasets import make_evaluator
+from .describe import describe_plan
+from .handover import load_weights
+from .plan import FinetunePlan
+from .precise_bn import recompute_bn_statistics
+from .sync_norm import describe_norm
+from .trainer import FineTuning, Results, evaluate, start, train
+
+logger = logging.getLogger(__name__)
+
+SCHEMA = 1
+
+
+def finetune(
+    plan: FinetunePlan, *, on_start: Callable[[Path], None] = lambda folder: None
+) -> dict[str, Any] | None:
+    """Fine-tune a detector and evaluate it, or only evaluate. Collective.
+
+    Args:
+        plan: From ``plan.plan_finetuning``.
+        on_start: Called with the folder that the run writes into.
+
+    Returns:
+        The record that results.json holds (metrics on process 0 alone), or None when the run was
+        stopped by SIGTERM and has saved.
+    """
+    barrier()  # every process has made its plan before one begins to write
+    record_settings(plan.output_dir, plan.header["config"])
+    on_start(plan.output_dir)
+    for line in describe_plan(plan):
+        logger.info("%s", line)
+    model = plan.engine.build_model()
+    load_weights(model, plan.weights)
+    run = start(plan.engine, model, plan.header, amp_dtype=plan.amp_dtype)
+    if plan.checkpoint is not None:
+        run.restore(plan.checkpoint)
+        logger.info("resumed from %s at iteration %d", plan.checkpoint_path, run.iteration)
+    started = time.time()
+    with StopRequest() as stop:
+        finished = plan.request.eval_only or _train(plan, run, stop)
+        metrics = _evaluate(plan, run, stop, at_end=True) if finished else None
+    if metrics is None:
+        logger.warning("Stopped by SIGTERM at iteration %d. Continue with --resume.", run.iteration)
+        return None
+    record = _record(plan, run, metrics, wall_sec=round(time.time() - started, 1))
+    if is_main_process():
+        text = json.dumps(record, indent=2) + "\n"
+        atomic_write_text(plan.output_dir / "results.json", text)
+    return record
+
+
+def _train(plan: FinetunePlan, run: FineTuning, stop: StopRequest) -> bool:
+    """Train to the end with the plan's data and schedule; see :func:`train`."""
+    engine, train_sets = plan.engine, plan.data.train_sets
+
+    def precise_bn() -> None:
+        if plan.precise_bn:
+            with engine.aside():
+                batches = engine.statistics_batches(train_sets, run.iteration)
+                recompute_bn_statistics(run.model, batches, num_iterations=plan.precise_bn)
+
+    with contextlib.ExitStack() as stack:
+        metrics = None
+        if is_main_process():
+            file = plan.output_dir / "metrics.json"
+            metrics = MetricsFile(file, start_iteration=run.iteration, tensorboard=True)
+            stack.callback(metrics.close)
+        stack.enter_context(engine.training())
+        return train(
+            run,
+            engine.training_batches(train_sets, run.iteration),
+            plan.schedule,
+            checkpoints=CheckpointFolder(plan.output_dir, keep=1),
+            metrics=metrics,
+            stop=stop,
+            precise_bn=precise_bn,
+            evaluation=lambda: _evaluate(plan, run, stop),
+        )
+
+
+def _evaluate(
+    plan: FinetunePlan, run: FineTuning, stop: StopRequest, *, at_end: bool = False
+) -> Results | None:
+    """Evaluate on every test set; with several, metrics are nested once more, below the set's name,
+    as Detectron2 does. Collective.
+
+    A set without ground truth, which ``eval_only`` alone admits, has predictions and no metrics.
+    """
+    results, coco_style = {}, at_end and plan.request.coco_style
+    for dataset in plan.data.test_sets:
+        evaluator = make_evaluator(dataset, plan.tasks, plan.output_dir, coco_style=coco_style)
+        with plan.engine.aside():
+            found = evaluate(
+                run.model,
+                plan.engine.test_batches(dataset),
+                detect=plan.engine.detector(run.model),
+                evaluator=evaluator,
+                stop=stop,
+                num_images=len(dataset.records),
+            )
+        if found is None:
+            return None
+        results[dataset.name] = found
+        for task, metrics in found.items():
+            shown = (f"{k} {v:.2f}" for k, v in metrics.items() if not k.startswith("AP-"))
+            logger.info("%s %s: %s", dataset.name, task, ", ".join(shown))
+    if len(results) == 1:
+        return next(iter(results.values()))
+    return {name: metrics for name, metrics in results.items() if metrics}
+
+
+def _record(
+    plan: FinetunePlan, run: FineTuning, metrics: Results, *, wall_sec: float
+) -> dict[str, Any]:
+    """Return what results.json holds: what the run was and what came of it."""
+    header, request, data = plan.header, plan.request, plan.data
+    dataset = {
+        "train": [title_of(d.name, data.subset) for d in data.train_sets],
+        "test": [d.name for d in data.test_sets],
+        "classes": list(data.class_names),
+    }
+    if data.subset is not None:
+        dataset["label_subset"] = data.subset.describe()
+    return {
+        "schema": SCHEMA,
+        "task": header["task"],
+        "config": request.config_file,
+        "command": request.command,
+        "config_hash": header["config_hash"],
+        "engine": plan.engine.name,
+        "init": header["init"],
+        "seed": header["seed"],
+        "weights": header["weights"],
+        "metrics": metrics,
+        "norm": describe_norm(run.model, plan.world_size, plan.engine.device),
+        "iterations": run.iteration,
+        "wall_sec": wall_sec,
+        "world_size": plan.world_size,
+        "device": plan.engine.device.type,
+        "flags": {
+            "allow_partial": request.allow_partial,
+            "forced": [f.name for f in plan.overruled if f.option == "--force"],
+            "eval_only": request.eval_only,
+        },
+        "dataset": dataset,
+        "remarks": list(plan.remarks),
+        "last_losses": run.last_losses,
+        "versions": package_versions(),
+        "git": git_commit(),
+    }

@@ -1,0 +1,177 @@
+"""Plans: the schedule for a number of processes, what makes two runs comparable, every fault at
+once, and nothing written.
+
+Seen red under: lr by the inverse; steps left; reference not divided; seed in the hash.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torchvision
+
+from moco_transfer.cli.main import main
+from moco_transfer.config import load_detection_config
+from moco_transfer.data.scenes import write_voc_scenes
+from moco_transfer.finetune.datasets import Reads
+from moco_transfer.finetune.lint import PlanError
+from moco_transfer.finetune.plan import Request, config_hash, plan_finetuning
+from moco_transfer.finetune.schedule import Schedule
+from moco_transfer.runtime.errors import InputError
+
+VOC_24K = Schedule(16, 0.02, 24000, (18000, 22000), 100, 5000, 5000, reference=8)
+ANY = Schedule(4, 0.01, 100, (80,), 10, 50, 0, reference=0)
+
+
+def test_schedule__8_gpus_to_1():
+    assert VOC_24K.for_processes(1) == Schedule(
+        2, 0.0025, 192000, (144000, 176000), 800, 40000, 40000, reference=1
+    )
+    assert VOC_24K.for_processes(2).for_processes(8) == VOC_24K
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+@pytest.mark.detectron2
+def test_schedule__equals_detectron2(world_size):
+    from detectron2.config import get_cfg
+    from detectron2.engine import DefaultTrainer
+
+    theirs = get_cfg()
+    words = "SOLVER.IMS_PER_BATCH 16 SOLVER.BASE_LR 0.02 SOLVER.MAX_ITER 24000 SOLVER.STEPS"
+    words += " (18000,22000) SOLVER.WARMUP_ITERS 100 SOLVER.CHECKPOINT_PERIOD 5000"
+    words += " SOLVER.REFERENCE_WORLD_SIZE 8 TEST.EVAL_PERIOD 5000"
+    theirs.merge_from_list(words.split())
+    theirs = DefaultTrainer.auto_scale_workers(theirs, world_size)
+    solver = theirs.SOLVER
+    assert VOC_24K.for_processes(world_size) == Schedule(
+        solver.IMS_PER_BATCH,
+        solver.BASE_LR,
+        solver.MAX_ITER,
+        tuple(solver.STEPS),
+        solver.WARMUP_ITERS,
+        solver.CHECKPOINT_PERIOD,
+        theirs.TEST.EVAL_PERIOD,
+        solver.REFERENCE_WORLD_SIZE,
+    )
+
+
+def test_schedule__reference_0_takes_the_schedule_and_rejects_a_batch_that_does_not_divide():
+    assert ANY.for_processes(2) == ANY
+    with pytest.raises(InputError, match="IMS_PER_BATCH 4 does not divide among 3 processes"):
+        ANY.for_processes(3)
+
+
+def test_schedule__a_batch_that_is_no_multiple_of_the_reference_is_rejected():
+    # Someone who thinks of one GPU writes batch 2; scaled from 8 to 1 that would be a quarter of an
+    # image.
+    with pytest.raises(InputError, match=r"IMS_PER_BATCH 2 .* 8 processes.*REFERENCE_WORLD_SIZE 0"):
+        Schedule(2, 0.0025, 100, (), 0, 10, 0, reference=8).for_processes(1)
+    with pytest.raises(InputError, match="REFERENCE_WORLD_SIZE is -1"):
+        Schedule(2, 0.0025, 100, (), 0, 10, 0, reference=-1).for_processes(1)
+
+
+def test_schedule__in_words_both_numbers_of_everything_that_moved():
+    assert VOC_24K.for_processes(1).describe(VOC_24K, 1) == (
+        "scaled from 8 processes to 1 process with 2 images each: batch 16 -> 2, lr 0.02 -> 0.0025,"
+        " iterations 24000 -> 192000, steps (18000, 22000) -> (144000, 176000), warm-up 100 -> 800,"
+        " checkpoint every 5000 -> 40000, evaluation every 5000 -> 40000"
+    )
+    assert "as written for this number of processes: batch 16," in VOC_24K.describe(VOC_24K, 8)
+    assert "as written for any number of processes: batch 4, lr 0.01," in ANY.describe(ANY, 2)
+
+
+def test_config_hash__free_keys_do_not_count_and_others_do():
+    base = config_hash(load_detection_config("demo_R_18_FPN"))
+    free = "MODEL.WEIGHTS x.pkl SEED 5 OUTPUT_DIR elsewhere DATALOADER.NUM_WORKERS 7"
+    free += " MODEL.DEVICE cpu"
+    assert config_hash(load_detection_config("demo_R_18_FPN", free.split())) == base
+    for words in (
+        "SOLVER.BASE_LR 0.5",
+        "MODEL.RESNETS.NORM FrozenBN",
+        "DATASETS.TEST voc_2007_test",
+        "INPUT.FORMAT BGR",
+    ):
+        assert config_hash(load_detection_config("demo_R_18_FPN", words.split())) != base
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory) -> list[str]:
+    """``--dataset`` flags and config words of a run on generated scenes."""
+    folder = tmp_path_factory.mktemp("scenes")
+    write_voc_scenes(folder, splits={"train": 3, "test": 2}, size=64, seed=0)
+    flags = [f"plan_{s}=voc:{folder}:{s}:{folder / 'classes.txt'}" for s in ("train", "test")]
+    return ["--dataset", flags[0], "--dataset", flags[1], "DATASETS.TRAIN", "plan_train"] + [
+        *["DATASETS.TEST", "plan_test", "MODEL.DEVICE", "cpu", "SEED", "0"]
+    ]
+
+
+def request(words: list[str], *overrides: object, **flags) -> Request:
+    more = [*words[4:], *map(str, overrides)]
+    return Request("demo_R_18_FPN", more, words[1:4:2], engine="torchvision", **flags)
+
+
+def test_plan__every_fault_at_once_and_nothing_written(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    faulty = "MODEL.WEIGHTS nothing.pkl MODEL.RESNETS.DEPTH 50 INPUT.CROP.ENABLED True"
+    faulty += " SOLVER.IMS_PER_BATCH 3 MODEL.MASK_ON True MODEL.DEVICE tpu"
+    with pytest.raises(PlanError) as caught:
+        plan_finetuning(request(words, *faulty.split()), world_size=2)
+    sentences = "\n".join(finding.sentence for finding in caught.value.findings)
+    for part in (
+        "MODEL.DEVICE must be",
+        "INPUT.CROP.ENABLED",
+        "IMS_PER_BATCH 3 does not divide among 2",
+        "MODEL.MASK_ON is True, but data set 'plan_train'",
+        "nothing.pkl",
+    ):
+        assert part in sentences
+    assert str(caught.value).splitlines()[0].startswith(f"{len(caught.value.findings)} things")
+    assert os.listdir(tmp_path) == []
+
+
+def test_plan__reads_every_file_once(words, tmp_path, monkeypatch):
+    import torch
+
+    from moco_transfer.convert import convert_checkpoint
+    from moco_transfer.finetune import plan
+
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "r18.pth")
+    convert_checkpoint(tmp_path / "r18.pth", tmp_path / "r18.pkl")
+    calls = []
+    for name in ("read_weights", "annotation_digest"):
+        original = getattr(plan, name)
+
+        def counted(*args, name=name, original=original, **more):
+            calls.append(name)
+            return original(*args, **more)
+
+        monkeypatch.setattr(plan, name, counted)
+    reads, weights = Reads(), ("MODEL.WEIGHTS", tmp_path / "r18.pkl", "OUTPUT_DIR", tmp_path / "o")
+    plans = [
+        plan_finetuning(request(words, *weights, "SEED", seed), world_size=size, reads=reads)
+        for seed, size in ((0, 1), (1, 1), (0, 2))
+    ]
+    assert calls == ["read_weights", "annotation_digest", "annotation_digest"]
+    assert [p.header["seed"] for p in plans] == [0, 1, 0]
+    assert plans[0].header["config_hash"] == plans[1].header["config_hash"]
+    assert plans[0].coverage.is_complete and plans[0].coverage.num_expected == 100
+    assert "over 2 ranks (gloo)" in plans[2].norm and "in one process" in plans[0].norm
+    assert not (tmp_path / "o").exists()
+
+
+def test_dry_run__prints_the_plan_and_touches_nothing(words, tmp_path, capsys):
+    flags = ["--config-file", "demo_R_18_FPN", "--engine", "torchvision", "--dry-run"]
+    assert main(["train", *flags, *words, "OUTPUT_DIR", str(tmp_path / "run")]) == 0
+    out = capsys.readouterr().out
+    for part in (
+        "plan_train: 3 images",
+        "plan_test: 2 images",
+        "random initialisation",
+        "schedule",
+        "precision",
+        "BN (SyncBN in one process) x ",
+        str(tmp_path / "run"),
+    ):
+        assert part in out
+    assert os.listdir(tmp_path) == []
