@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..models import recognise
+from ..models.resnets import recognise
 from ..runtime.errors import InputError
 from ..runtime.files import sha256_of
 from .coverage import check_source

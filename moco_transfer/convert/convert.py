@@ -16,10 +16,10 @@ import torch
 import torchvision
 from torch import Tensor
 
-from ..models import (
+from ..models import IMAGENET_PIXELS
+from ..models.resnets import (
     ARCHITECTURES,
     BATCH_COUNTER,
-    IMAGENET_PIXELS,
     WIDENED,
     backbone_shapes,
     has_small_stem,

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..models import BATCH_COUNTER, backbone_shapes, has_small_stem
+from ..models.resnets import BATCH_COUNTER, backbone_shapes, has_small_stem
 from ..runtime.errors import InputError
 from .formats import Source
 from .key_maps import WRITE_NAME

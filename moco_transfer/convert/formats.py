@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..models import BATCH_NORM_EPS
+from ..models.resnets import BATCH_NORM_EPS
 from ..runtime.errors import InputError, did_you_mean
 from .key_maps import READ_NAME
 from .layouts import AVERAGES, BESIDE, CONTAINERS, HEADS, LAYOUTS, Layout

@@ -129,13 +129,13 @@ def _read_torch_zip(path: Path) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
-            packed = any(info.compress_type != zipfile.ZIP_STORED for info in infos)
-            broken = None if packed else archive.testzip()
+            is_torch = all(info.compress_type == zipfile.ZIP_STORED for info in infos)
+            broken = archive.testzip() if is_torch else None
     except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, ValueError, OSError) as error:
         raise _damaged(path, error) from error
     if broken:
         raise _damaged(path, f"its record {broken!r} fails its checksum")
-    if packed or not any(info.filename.endswith("data.pkl") for info in infos):
+    if not is_torch or not any(info.filename.endswith("data.pkl") for info in infos):
         raise InputError(
             f"{path} is a zip archive but not one that torch.save wrote; unpack it and pass the"
             " checkpoint inside."
@@ -175,7 +175,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 @functools.cache
-def _stand_ins() -> list[tuple[Callable[..., Any], str]]:
+def _stand_ins() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     """Return (stand-in, full name) pairs for ``torch.serialization.safe_globals``.
 
     Lightning, mmengine, timm and others keep arguments, paths and histories next to the tensors.
@@ -183,16 +183,18 @@ def _stand_ins() -> list[tuple[Callable[..., Any], str]]:
     nothing; the class named is never imported. Other names are refused.
     """
 
-    def new(cls: type, *_args: Any, **_kwargs: Any) -> Any:
-        return object.__new__(cls)
+    class Inert:
+        def __new__(cls, *_args: Any, **_kwargs: Any) -> Inert:
+            return object.__new__(cls)
 
-    def ignore(_self: Any, *_args: Any, **_kwargs: Any) -> None:
-        return None
+        def __init__(self, *_args: Any, **_kwargs: Any) -> None: ...
 
-    methods = {"__new__": new, "__init__": ignore, "__setstate__": ignore}
-    # A defaultdict is filled item by item afterwards, which torch's reader does for a dict only.
-    empty: tuple[Callable[..., Any], str] = (lambda *_args: {}, "collections.defaultdict")
-    return [*((type("Inert", (), methods), name) for name in INERT), empty]
+        def __setstate__(self, _state: Any) -> None: ...
+
+    # A class each: torch finds a stand-in by its name, and a name by its stand-in.
+    inert = [(type("Inert", (Inert,), {}), name) for name in INERT]
+    # Filled item by item afterwards, which torch's reader does for a dict only.
+    return [*inert, (lambda *_args: {}, "collections.defaultdict")]
 
 
 def named_tensors(top: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:

@@ -17,7 +17,8 @@ from typing import Any
 
 import yaml
 
-from ..models import BASIC_BLOCKS, IMAGENET_PIXELS, MSRA_PIXELS
+from ..models import IMAGENET_PIXELS, MSRA_PIXELS
+from ..models.resnets import BASIC_BLOCKS
 from ..runtime.errors import InputError
 from .formats import Source
 from .read import Content

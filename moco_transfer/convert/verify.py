@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..models import BATCH_COUNTER, BATCH_NORM_EPS, IMAGENET_PIXELS, build_encoder
+from ..models import IMAGENET_PIXELS
+from ..models.resnets import BATCH_COUNTER, BATCH_NORM_EPS, build_encoder
 from ..runtime.errors import InputError
 from .formats import Source
 

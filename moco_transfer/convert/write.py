@@ -25,7 +25,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..models import BATCH_COUNTER
+from ..models.resnets import BATCH_COUNTER
 from .formats import Source
 from .key_maps import detectron2_name
 from .read import Content

@@ -26,7 +26,7 @@ from urllib.parse import urlparse
 from iopath.common.file_io import HTTPURLHandler, PathManager
 from torchvision import models
 
-from ..models import ARCHITECTURES
+from ..models.resnets import ARCHITECTURES
 from ..runtime.errors import InputError, did_you_mean
 
 logger = logging.getLogger(__name__)

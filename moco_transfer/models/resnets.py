@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +77,7 @@ class WideResNet50(ResNet):
                 nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
 
 
-def _for_small_images(factory: Callable[..., ResNet], **kwargs) -> ResNet:
+def _for_small_images(factory: Callable[..., ResNet], **kwargs: Any) -> ResNet:
     """Return a ResNet for images of about 32 px: a 3x3 stem of stride 1, and no max-pool.
 
     Source:
@@ -91,7 +92,7 @@ def _for_small_images(factory: Callable[..., ResNet], **kwargs) -> ResNet:
     return encoder
 
 
-def _resnext50_32x8d(**kwargs) -> ResNet:
+def _resnext50_32x8d(**kwargs: Any) -> ResNet:
     return ResNet(Bottleneck, list(BLOCKS[50]), groups=32, width_per_group=8, **kwargs)
 
 
@@ -146,13 +147,8 @@ def add_mlp_head(encoder: nn.Module) -> None:
     MoCo v2, arXiv:2003.04297 Sec. 3. The last layer is kept, as in facebookresearch/moco@7397dfe
     moco/builder.py, so its initialisation is the linear head's.
     """
-    width = encoder.fc.in_features
-    encoder.fc = nn.Sequential(nn.Linear(width, width), nn.ReLU(), encoder.fc)
-
-
-def count_trunk_parameters(encoder: nn.Module) -> int:
-    """Return the number of parameters without the head, what Table 1 of the paper calls #params."""
-    return sum(p.numel() for name, p in encoder.named_parameters() if not name.startswith("fc."))
+    fc: Any = encoder.fc
+    encoder.fc = nn.Sequential(nn.Linear(fc.in_features, fc.in_features), nn.ReLU(), fc)
 
 
 @functools.cache

@@ -126,10 +126,13 @@ class _BoundedFile:
         return len(buffer)
 
 
-class _ArrayUnpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
-    dispatch = {
+_Unpickler: Any = pickle._Unpickler
+
+
+class _ArrayUnpickler(_Unpickler):
+    dispatch: dict[int, Any] = {
         op: load
-        for op, load in pickle._Unpickler.dispatch.items()  # type: ignore[attr-defined]
+        for op, load in _Unpickler.dispatch.items()
         if bytes([op]) not in _FORBIDDEN_OPCODES
     }
 

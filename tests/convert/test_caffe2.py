@@ -8,18 +8,22 @@ Seen red under: fused norms left without statistics; the bias of a convolution d
 """
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from moco_transfer.convert import convert_checkpoint, load_backbone
+from moco_transfer.convert.coverage import check_source
+from moco_transfer.convert.formats import read_source
 from moco_transfer.convert.key_maps import WRITE_NAME, detectron2_name
-from moco_transfer.models import backbone_shapes
+from moco_transfer.convert.read import Content, named_tensors
+from moco_transfer.models import backbone_shapes, recognise
 from moco_transfer.runtime.errors import InputError
 
 
-def caffe2_file(path, state, *, fused, extra=()):
+def caffe2_blobs(state, *, fused):
     blobs = {}
     for name, tensor in state.items():
         if (
@@ -32,12 +36,16 @@ def caffe2_file(path, state, *, fused, extra=()):
         blobs[blob.replace("_gamma", "_s").replace("_beta", "_b") if fused else blob] = (
             tensor.numpy()
         )
-    blobs |= {
+    return blobs | {
         "conv1_b": np.ones(64, np.float32),
         "fc1000_w": np.ones((3, 2), np.float32),
         "fc1000_b": np.ones(3, np.float32),
     }
-    path.write_bytes(pickle.dumps(blobs | dict(extra), protocol=2))
+
+
+def caffe2_file(path, state, *, fused, extra=()):
+    blobs = caffe2_blobs(state, fused=fused) | dict(extra)
+    path.write_bytes(pickle.dumps(blobs, protocol=2))
     return path
 
 
@@ -91,7 +99,8 @@ def test_convert__caffe2_bias_of_a_convolution_is_refused_unless_zero(tmp_path, 
         fused=False,
         extra={"res2_0_branch2a_b": np.zeros(64, np.float32)},
     )
-    assert "all zeros" in convert_checkpoint(zero, tmp_path / "c.pkl").dropped["res2_0_branch2a_b"]
+    report = convert_checkpoint(zero, tmp_path / "c.pkl", verify=False)
+    assert "all zeros" in report.dropped["res2_0_branch2a_b"]
     one = caffe2_file(
         tmp_path / "one.pkl", r18, fused=False, extra={"res2_0_branch2a_b": np.ones(64, np.float32)}
     )
@@ -118,31 +127,26 @@ DEFECTS = {
 
 @pytest.mark.parametrize("defect", DEFECTS)
 @pytest.mark.parametrize("outer", ["", "model", "blobs"])
-def test_convert__caffe2_defects_are_refused(tmp_path, small, defect, outer):
-    path = caffe2_file(tmp_path / "R-18.pkl", small, fused=False)
-    blobs = pickle.loads(path.read_bytes())
+def test_check_source__refuses_caffe2_defects(small, defect, outer):
+    blobs = caffe2_blobs(small, fused=False)
     change, words = DEFECTS[defect]
     change(blobs)
-    path.write_bytes(pickle.dumps({outer: blobs} if outer else blobs, protocol=2))
+    top, path = ({outer: blobs} if outer else blobs), Path("R-18.pkl")
     with pytest.raises(InputError) as caught:
-        convert_checkpoint(path, tmp_path / "c.pkl")
+        source = read_source(Content(path, "pickle", named_tensors(top, path), top))
+        check_source(source, recognise(source.state), path)
     kind, _, name = words.rpartition(": ")
     assert f"{kind}: {outer}{'.' if outer else ''}{name}" in str(caught.value), caught.value
-    assert not (tmp_path / "c.pkl").exists()
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
 def test_convert__caffe2_in_other_types(tmp_path, r18, dtype):
-    path = caffe2_file(
-        tmp_path / "R-18.pkl", {name: tensor.double() for name, tensor in r18.items()}, fused=False
-    )
-    blobs = {name: array.astype(dtype) for name, array in pickle.loads(path.read_bytes()).items()}
+    blobs = {name: array.astype(dtype) for name, array in caffe2_blobs(r18, fused=False).items()}
+    path = tmp_path / "R-18.pkl"
     path.write_bytes(pickle.dumps(blobs, protocol=2))
-    convert_checkpoint(path, tmp_path / "c.pkl")
-    assert np.array_equal(
-        load_backbone(tmp_path / "c.pkl").arrays["res3.1.conv1.weight"], blobs["res3_1_branch2a_w"]
-    )
-    assert load_backbone(tmp_path / "c.pkl").arrays["res3.1.conv1.weight"].dtype == dtype
+    convert_checkpoint(path, tmp_path / "c.pkl", verify=dtype == np.float16)
+    array = load_backbone(tmp_path / "c.pkl").arrays["res3.1.conv1.weight"]
+    assert np.array_equal(array, blobs["res3_1_branch2a_w"]) and array.dtype == dtype
 
 
 def test_convert__caffe2_momentum_of_the_optimizer_is_dropped(tmp_path, small):

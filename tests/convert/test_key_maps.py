@@ -9,7 +9,7 @@ import math
 import pytest
 
 from moco_transfer.convert.key_maps import READ_NAME, WRITE_NAME, detectron2_name
-from moco_transfer.models import ARCHITECTURES, backbone_shapes, recognise
+from moco_transfer.models.resnets import ARCHITECTURES, backbone_shapes, recognise
 
 
 @pytest.mark.parametrize(

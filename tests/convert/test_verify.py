@@ -15,7 +15,7 @@ from moco_transfer.convert.verify import (
     generated_image,
     torchvision_features,
 )
-from moco_transfer.models import ARCHITECTURES
+from moco_transfer.models.resnets import ARCHITECTURES
 from moco_transfer.runtime.errors import InputError
 
 
@@ -44,7 +44,7 @@ def test_features__detectron2_and_torchvision_agree(arch):
     state = {
         name: tensor for name, tensor in model.state_dict().items() if not name.startswith("fc.")
     }
-    image = generated_image()
+    image = generated_image(size=32)
     with torch.no_grad():  # torchvision's own forward, by hooks, as a third opinion
         seen = []
         for layer in (model.layer1, model.layer2, model.layer3, model.layer4):
