@@ -91,9 +91,7 @@ def run(args: argparse.Namespace) -> int:
     set_up_logging()
     try:
         network = (found.network if args.features == "head" else trunk_of(found.network)).to(device)
-        batches = LabelledBatches(
-            pool.numbered(), found.view, batch_size=64, num_workers=args.workers
-        )
+        batches = LabelledBatches(pool, found.view, batch_size=64, num_workers=args.workers)
         readable = extract_features(
             network, batches, encoder_options.precision_of(args, device), description="features"
         )

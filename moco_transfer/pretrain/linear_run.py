@@ -15,7 +15,8 @@ import yaml
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..data.images.labelled import LabelledBatches, LabelledImages
+from ..data.images.image_source import IndexedSource
+from ..data.images.labelled import LabelledBatches
 from ..data.views.loading import as_it_is, end_quietly_when_told
 from ..data.views.view_batch import ViewMaker, Views
 from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
@@ -53,8 +54,8 @@ class LinearTask:
     """
 
     encoder: TrainedEncoder
-    train: LabelledImages
-    test: LabelledImages
+    train: IndexedSource
+    test: IndexedSource
     origin: dict[str, Any]
     cache_features: bool = False
     num_workers: int = 0
@@ -151,7 +152,7 @@ def evaluate_linear(
     return record
 
 
-def _batches(task: LinearTask, images: LabelledImages) -> LabelledBatches:
+def _batches(task: LinearTask, images: IndexedSource) -> LabelledBatches:
     return LabelledBatches(images, task.encoder.view, num_workers=task.num_workers)
 
 

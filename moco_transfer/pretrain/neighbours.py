@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -21,7 +22,6 @@ from torch import Tensor
 from ..data.drawing import class_colour, fit, save_grid
 from ..data.images.decode import read_rgb
 from ..data.images.image_source import IndexedSource
-from ..data.images.labelled import LabelledImages
 from ..runtime.errors import InputError
 
 _CELL = 144  # side of an image, px
@@ -38,6 +38,9 @@ class Pool:
 
     source: IndexedSource
     indices: np.ndarray
+    class_names: ClassVar[tuple[str, ...]] = ()
+    pixel_change: ClassVar[str] = ""
+    is_raw: ClassVar[bool] = False
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -55,11 +58,14 @@ class Pool:
         labels = self.source.labels
         return self.source.class_names[labels[self.indices[index]]] if len(labels) else ""
 
-    def numbered(self) -> LabelledImages:
-        """Return the pool with each image's number as its label, which names the images whose
-        features come back.
-        """
-        return LabelledImages(self, np.arange(len(self), dtype=np.int64), ())
+    @property
+    def labels(self) -> np.ndarray:
+        """Each image's number, which names the images whose features come back."""
+        return np.arange(len(self), dtype=np.int64)
+
+    def describe(self) -> str:
+        """Return in words how many images there are and where."""
+        return f"{len(self)} of {self.source.describe()}"
 
 
 def draw_pool(source: IndexedSource, size: int, *, seed: int = 0) -> Pool:

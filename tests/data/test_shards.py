@@ -36,7 +36,7 @@ from moco_transfer.data.images.folder import find_images
 from moco_transfer.data.images.local_shards import LocalShards
 from moco_transfer.data.images.shard_stream import ShardStream
 from moco_transfer.data.images.sources import open_source
-from moco_transfer.data.images.tar_index import INDEX_FILE, index_shard
+from moco_transfer.data.images.tar_index import index_shard
 from moco_transfer.data.views import shard_order
 from moco_transfer.data.views.loading import Loader, plan_batches, warn_of_another_order
 from moco_transfer.data.views.shard_order import ShardBatches
@@ -152,11 +152,8 @@ def test_open_shards__index_is_kept_and_made_again_when_a_shard_changes(tmp_path
     write_shards(tmp_path, [3, 5])
     first = open_source(str(tmp_path))
     assert len(first) == 8
-    index = json.loads((tmp_path / INDEX_FILE).read_text())
-    assert [(entry["url"], entry["nsamples"]) for entry in index["shardlist"]] == [
-        ("train-000.tar", 3),
-        ("train-001.tar", 5),
-    ]
+    kept = [tmp_path / f"train-00{i}.tar.index.npz" for i in (0, 1)]
+    assert sorted(tmp_path.glob("*.npz")) == kept
     indexed = []
     monkeypatch.setattr(
         tar_index, "index_shard", lambda file: indexed.append(file.name) or index_shard(file)
@@ -166,10 +163,10 @@ def test_open_shards__index_is_kept_and_made_again_when_a_shard_changes(tmp_path
     for i in range(8):
         assert again.name(i) == first.name(i) and again.content(i) == first.content(i)
     write_shards(tmp_path, [3, 6])
-    assert len(open_source(str(tmp_path))) == 9 and "train-001.tar" in indexed
-    for file in (tmp_path / INDEX_FILE, (tmp_path / INDEX_FILE).with_suffix(".npz")):
-        file.write_text("not an index")
-        assert len(open_source(str(tmp_path))) == 9
+    assert len(open_source(str(tmp_path))) == 9 and indexed[-1] == "train-001.tar"
+    indexed.clear()
+    kept[0].write_text("not an index")
+    assert len(open_source(str(tmp_path))) == 9 and indexed == ["train-000.tar"]
 
 
 def test_open_shards__classes(tmp_path):
@@ -188,7 +185,7 @@ def test_open_shards__num_images_is_trusted_and_nothing_counted(tmp_path, monkey
     trusted = open_source(str(tmp_path / "train-{000..003}.tar"), num_images=24)
     assert isinstance(trusted, ShardStream) and len(trusted) == 24
     assert not trusted.is_counted and trusted.class_names == ()
-    assert not (tmp_path / INDEX_FILE).exists()
+    assert not list(tmp_path.glob("*.npz"))
     batches = plan(trusted, num_workers=2, epochs=2)
     whole = read(batches)
     assert numbers(whole) == numbers(counted)  # the same images in the same order

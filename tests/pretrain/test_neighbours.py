@@ -73,7 +73,7 @@ def test_draw_pool__a_fixed_part(images):
     assert pool.name(2) == images.name(int(pool.indices[2]))
     assert pool.class_name(2) == images.class_names[images.labels[pool.indices[2]]]
     assert np.array_equal(draw_pool(images, 99).indices, np.arange(16))
-    assert list(pool.numbered().labels) == [0, 1, 2, 3, 4]
+    assert list(pool.labels) == [0, 1, 2, 3, 4]
 
 
 def test_draw_neighbours__frames_the_query_s_class(images, tmp_path):

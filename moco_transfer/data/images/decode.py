@@ -16,7 +16,7 @@ import zlib
 from typing import IO
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from ...runtime.errors import InputError, MissingFileError
 
@@ -36,16 +36,6 @@ _LEAKS = (TypeError, LookupError, EOFError, ArithmeticError, struct.error, zlib.
 # JPEG's markers that carry the size; the three left out mean other things.
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _NPY = b"\x93NUMPY"
-_EXIF_ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def decode_pixels(data: bytes | memoryview, buffer: np.ndarray | None = None) -> np.ndarray:
@@ -177,15 +167,11 @@ def read_image(path: str, colour_order: str) -> np.ndarray:
             f"The image {path} cannot be decoded ({error}). Replace it or remove it from the data"
             " set."
         ) from error
-    turn = _UPRIGHT.get(_orientation(data) or 0)
-    if turn is not None:
-        pixels = np.asarray(Image.fromarray(pixels).transpose(turn))
+    with contextlib.suppress(Exception):  # damaged EXIF raises nearly anything; pixels are good
+        with Image.open(io.BytesIO(data)) as header:
+            orientation = header.getexif().get(ExifTags.Base.Orientation, 1)
+        if orientation != 1:
+            image = Image.fromarray(pixels)
+            image.getexif()[ExifTags.Base.Orientation] = orientation
+            pixels = np.asarray(ImageOps.exif_transpose(image))
     return pixels if colour_order == "RGB" else pixels[:, :, ::-1]
-
-
-def _orientation(data: bytes) -> int | None:
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return image.getexif().get(_EXIF_ORIENTATION)
-    except Exception:  # damaged EXIF raises nearly anything in PIL, and the pixels are still good
-        return None

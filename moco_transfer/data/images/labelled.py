@@ -4,6 +4,7 @@ without augmentation.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Iterator
@@ -19,8 +20,11 @@ from ...runtime.distributed import get_rank, get_world_size, is_main_process
 from ...runtime.errors import InputError, MissingFileError
 from ..views.augmentation import centre_view
 from ..views.loading import end_quietly_when_told
+from .cifar10 import HeldImages
 from .decode import UNREADABLE, read_rgb
+from .folder import ImageFolder
 from .image_source import IndexedSource
+from .local_shards import LocalShards
 from .sources import open_indexed
 
 logger = logging.getLogger(__name__)
@@ -55,48 +59,9 @@ def protocol_resize(size: int) -> int:
     return round(size * 256 / 224)
 
 
-@dataclass(frozen=True)
-class LabelledImages:
-    """An image source with its classes numbered as another one's are.
-
-    Attributes:
-        source: The images.
-        labels: int64 (number of images,), numbers in ``class_names``.
-        class_names: The classes.
-        pixel_change, is_raw: As of ``ImageSource``.
-    """
-
-    source: IndexedSource
-    labels: np.ndarray
-    class_names: tuple[str, ...]
-
-    @property
-    def pixel_change(self) -> str:  # noqa: D102
-        return self.source.pixel_change
-
-    @property
-    def is_raw(self) -> bool:  # noqa: D102
-        return self.source.is_raw
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def name(self, index: int) -> str:
-        """Return where image ``index`` comes from."""
-        return self.source.name(index)
-
-    def content(self, index: int) -> bytes | memoryview:
-        """Return image ``index``, encoded."""
-        return self.source.content(index)
-
-    def describe(self) -> str:
-        """Return in words how many images there are and where."""
-        return self.source.describe()
-
-
 def find_labelled(
     train: str | os.PathLike[str], test: str | os.PathLike[str]
-) -> tuple[LabelledImages, LabelledImages]:
+) -> tuple[IndexedSource, IndexedSource]:
     """Find two sets of labelled images that have the same classes.
 
     Args:
@@ -109,7 +74,10 @@ def find_labelled(
         MissingFileError: If one does not exist.
         InputError: If one has no classes, or ``test`` has a class that ``train`` lacks.
     """
-    known, asked = _open_labelled(train, "train"), _open_labelled(test, "test")
+    known, asked = (
+        _open_labelled(os.fspath(train), "train"),
+        _open_labelled(os.fspath(test), "test"),
+    )
     unknown = sorted(set(asked.class_names) - set(known.class_names))
     if unknown:
         raise InputError(
@@ -117,18 +85,16 @@ def find_labelled(
             f"(there: {', '.join(known.class_names[:5])}, …). Give images of the same classes."
         )
     number = np.array([known.class_names.index(name) for name in asked.class_names], np.int64)
-    return (
-        LabelledImages(known, known.labels, known.class_names),
-        LabelledImages(asked, number[asked.labels], known.class_names),
+    return known, dataclasses.replace(
+        asked, labels=number[asked.labels], class_names=known.class_names
     )
 
 
-def _open_labelled(root: str | os.PathLike[str], split: str) -> IndexedSource:
-    root = os.fspath(root)
+def _open_labelled(root: str, split: str) -> ImageFolder | HeldImages | LocalShards:
     if not os.path.exists(root):
         raise MissingFileError(
-            f"{root} does not exist. Give a folder of class folders, a list file with labels, or"
-            " CIFAR-10."
+            f"{root} does not exist. Give a folder of class folders, a list file with labels, tar"
+            " shards, or CIFAR-10."
         )
     source = open_indexed(root, split=split)
     if len(source.class_names) < 2:
@@ -149,7 +115,7 @@ class CentreViews(Dataset):
         view: Size of the view.
     """
 
-    def __init__(self, images: LabelledImages, view: EvaluationView) -> None:
+    def __init__(self, images: IndexedSource, view: EvaluationView) -> None:
         self.images, self.view = images, view
 
     def __len__(self) -> int:
@@ -184,7 +150,7 @@ class LabelledBatches:
 
     def __init__(
         self,
-        images: LabelledImages,
+        images: IndexedSource,
         view: EvaluationView,
         *,
         batch_size: int = 512,

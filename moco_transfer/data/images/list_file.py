@@ -11,6 +11,7 @@ with # are left out.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterator
@@ -37,8 +38,7 @@ def read_list_file(file: str | os.PathLike[str], root: str | os.PathLike[str] = 
         root: Folder that the paths are relative to; empty for the file's own.
 
     Returns:
-        The images in the file's order. Numbers as labels are kept, class names are numbered in
-        sorted order.
+        The images in the file's order. Class names are numbered in sorted order.
 
     Raises:
         MissingFileError: If the file, the folder or an image does not exist.
@@ -104,7 +104,9 @@ def _check_exist(file: Path, root: Path, names: list[str], lines: list[int]) -> 
     for name, line in zip(names, lines, strict=True):
         folder, leaf = os.path.split(name)
         if folder not in present:
-            present[folder] = _files_in(os.path.join(root, folder))
+            present[folder] = set()
+            with contextlib.suppress(OSError), os.scandir(os.path.join(root, folder)) as entries:
+                present[folder] = {entry.name for entry in entries if not entry.is_dir()}
         if leaf not in present[folder]:
             missing.append((line, name))
     if missing:
@@ -114,14 +116,6 @@ def _check_exist(file: Path, root: Path, names: list[str], lines: list[int]) -> 
             f" ({len(missing)} of {len(names)} lines name none). Expected `path` or `path label`,"
             f" the path relative to {root}."
         )
-
-
-def _files_in(folder: str) -> set[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if not entry.is_dir()}
-    except OSError:
-        return set()
 
 
 def _number(

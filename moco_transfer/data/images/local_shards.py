@@ -22,15 +22,15 @@ PACK_FORMAT = "moco_transfer.pack/2"
 
 @dataclass(frozen=True)
 class LocalShards:
-    """The images of tar shards, in the order of the shards.
+    """The images of tar shards, in the order of the shards; an ``IndexedSource``.
 
     Attributes:
         root: What was named, for messages.
         files: The shards.
         shards: Where their images lie.
         labels: int64 (number of images,); empty where not every image has one.
-        class_names: Names of the classes; without a pack's, "0", "1", ….
-        pixel_change: What packing did to the pixels, in words; empty for nothing.
+        class_names: Names of the classes; those of a pack, or "0", "1", ….
+        pixel_change: What packing did to the pixels, in words.
         is_raw: Whether the images are stored decoded.
     """
 
@@ -49,23 +49,20 @@ class LocalShards:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def _place(self, index: int) -> tuple[int, int]:
+    def _place(self, index: int) -> tuple[Path, ShardIndex, int]:
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return shard, index - int(self._starts[shard])
+        return self.files[shard], self.shards[shard], index - int(self._starts[shard])
 
     def name(self, index: int) -> str:
         """Return shard and member of image ``index``."""
-        shard, place = self._place(index)
-        return printable(f"{self.files[shard]}: {self.shards[shard].names[place]}")
+        file, shard, place = self._place(index)
+        return printable(f"{file}: {shard.names[place]}")
 
     def content(self, index: int) -> memoryview:
         """Return the encoded image in the memory map, not copied."""
-        shard, place = self._place(index)
-        about = self.shards[shard]
-        offset = int(about.offsets[place])
-        # By size and time too: a map of a file that was replaced would show the old one.
-        whole = _mapped(str(self.files[shard]), about.filesize, about.mtime_ns)
-        return whole[offset : offset + int(about.sizes[place])]
+        file, shard, place = self._place(index)
+        offset = int(shard.offsets[place])
+        return _mapped(str(file), shard.state)[offset : offset + int(shard.sizes[place])]
 
     def describe(self) -> str:
         """Return in words how many images there are, where, and what happened to their pixels."""
@@ -75,9 +72,10 @@ class LocalShards:
 
 
 @functools.lru_cache(maxsize=256)  # each holds a file descriptor
-def _mapped(file: str, size: int, mtime_ns: int) -> memoryview:
+def _mapped(file: str, state: tuple[int, int]) -> memoryview:
+    """Map a shard; by ``state`` too, because a map of a file that was replaced shows the old one."""
     with open(file, "rb") as opened:
-        return memoryview(mmap.mmap(opened.fileno(), size, access=mmap.ACCESS_READ))
+        return memoryview(mmap.mmap(opened.fileno(), state[0], access=mmap.ACCESS_READ))
 
 
 def open_local_shards(root: str, files: list[Path]) -> LocalShards:
@@ -91,42 +89,38 @@ def open_local_shards(root: str, files: list[Path]) -> LocalShards:
     folder = files[0].parent
     if (folder / PACK_FILE).is_file():
         about = read_pack_file(folder)
+        expected = {entry["url"]: entry["filesize"] for entry in about["shardlist"]}
         names = {file.name for file in files}
-        if not about["finished"] or Path(root) == folder and set(about["shards"]) - names:
+        if not about["finished"] or Path(root) == folder and set(expected) - names:
             raise MissingFileError(
                 f"{folder} holds {len(names)} shards of an unfinished pack. Run moco-transfer pack"
                 " again; whole shards are kept."
             )
         for file in files:
-            expected = about["shards"].get(file.name, {}).get("bytes")
-            if file.stat().st_size != expected:
+            if file.stat().st_size != expected.get(file.name):
                 raise InputError(
-                    f"{file} has {file.stat().st_size} bytes, {PACK_FILE} says {expected}. Remove"
-                    " it and run moco-transfer pack again."
+                    f"{file} has {file.stat().st_size} bytes, {PACK_FILE} says"
+                    f" {expected.get(file.name)}. Remove it and run moco-transfer pack again."
                 )
-    index = index_shards(files)
-    labels = np.concatenate([shard.labels for shard in index])
+    shards = index_shards(files)
+    labels = np.concatenate([shard.labels for shard in shards])
     if not len(labels) or labels.min() < 0:
         labels = np.zeros(0, np.int64)
-    class_names = about.get("class_names") or map(str, range(labels.max(initial=-1) + 1))
-    return LocalShards(
-        root,
-        files,
-        index,
-        labels,
-        tuple(class_names),
-        about.get("pixel_change", ""),
-        about.get("form") == "raw",
-    )
+    classes = about.get("class_names") or map(str, range(labels.max(initial=-1) + 1))
+    pixel_change, is_raw = about.get("pixel_change", ""), about.get("form") == "raw"
+    return LocalShards(root, files, shards, labels, tuple(classes), pixel_change, is_raw)
 
 
 def read_pack_file(folder: Path) -> dict[str, Any]:
     """Return what a folder's pack.json holds.
 
     Raises:
+        MissingFileError: If there is none.
         InputError: If it is damaged or of another version.
     """
     path = folder / PACK_FILE
+    if not path.is_file():
+        raise MissingFileError(f"{path} does not exist: {folder} is no pack.")
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         found = about["format"]

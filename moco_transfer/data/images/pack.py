@@ -1,8 +1,9 @@
 """Writing images as tar shards: as they are, encoded again smaller, or as raw pixels.
 
-    DST/shard-00000.tar        webdataset's layout: KEY.jpg (or .png, …; raw: KEY.npy) and KEY.cls
-    DST/pack.json              what happened to the pixels; size and SHA-256 of each shard
-    DST/moco_transfer_index.*  where each image lies (``tar_index.py``)
+    DST/shard-00000.tar            webdataset's layout: KEY.jpg (or .png, …; raw: KEY.npy), KEY.cls
+    DST/shard-00000.tar.index.npz  where each image lies (``tar_index.py``)
+    DST/pack.json                  what happened to the pixels; number of images, size and SHA-256
+                                   of each shard, in webdataset's index format
 
 A shard holds a fixed number of images of the source's order and is written whole or not at all. A
 second run skips shards that are there, unless the files that went into them have changed.
@@ -25,7 +26,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from ...runtime.errors import InputError, MissingFileError
+from ...runtime.errors import InputError
 from ...runtime.files import atomic_path, atomic_write_text, sha256_of
 from .decode import UNREADABLE, decode_pixels, encode_npy, is_npy, read_rgb
 from .folder import ImageFolder
@@ -34,7 +35,6 @@ from .local_shards import PACK_FILE, PACK_FORMAT, open_local_shards, read_pack_f
 
 logger = logging.getLogger(__name__)
 
-FORMS = ("original", "jpeg", "raw")
 QUALITY = 95
 
 
@@ -74,9 +74,14 @@ class _Payloads(Dataset):
                 decode_pixels(data)  # what cannot be decoded is left out
                 extension = os.path.splitext(self.source.name(index))[1][1:] or "jpg"
                 return "npy" if is_npy(data) else extension, bytes(data)
-            image = _at_most(read_rgb(data), self.settings.shorter_side)
+            image = read_rgb(data)
         except UNREADABLE as error:
             return f"{self.source.name(index)}: {error}"
+        side = self.settings.shorter_side
+        scale = side / min(image.size)
+        if scale < 1:
+            width, height = (max(side, round(length * scale)) for length in image.size)
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
         if self.settings.form == "raw":
             return "npy", encode_npy(np.asarray(image))
         buffer = io.BytesIO()
@@ -84,12 +89,8 @@ class _Payloads(Dataset):
         return "jpg", buffer.getvalue()
 
 
-def _at_most(image: Image.Image, shorter_side: int) -> Image.Image:
-    scale = shorter_side / min(image.size)
-    if scale >= 1:
-        return image
-    width, height = (max(shorter_side, round(side * scale)) for side in image.size)
-    return image.resize((width, height), Image.Resampling.BILINEAR)
+def _as_it_is(item: Any) -> Any:
+    return item
 
 
 def pack(
@@ -121,49 +122,51 @@ def pack(
         for start in range(0, len(source), step)
     }
     contents = {name: _hash_of_contents(source, part) for name, part in parts.items()}
-    about: dict[str, Any] = {
-        "format": PACK_FORMAT,
-        "form": settings.form,
-        "pixel_change": settings.pixel_change,
-        "source": source.describe(),
-        "origin": _hash_of_origin(source, settings),
-        "class_names": list(source.class_names),
-        "finished": False,
-        "shards": {},
-    }
-    about["shards"] = _finished_shards(dst, about["origin"], contents)
-    missing = [i for name, part in parts.items() if name not in about["shards"] for i in part]
-    loader = DataLoader(
-        _Payloads(source, settings),
-        batch_size=None,
-        sampler=missing,
-        num_workers=num_workers,
-        collate_fn=_as_it_is,
+    origin = _hash_of_origin(source, settings)
+    entries = _finished_shards(dst, origin, contents)
+    missing = [i for name, part in parts.items() if name not in entries for i in part]
+    payloads = iter(
+        DataLoader(
+            _Payloads(source, settings),
+            batch_size=None,
+            sampler=missing,
+            num_workers=num_workers,
+            collate_fn=_as_it_is,
+        )
     )
-    payloads = iter(loader)
+
+    def note(*, finished: bool) -> None:
+        about = {
+            "format": PACK_FORMAT,
+            "form": settings.form,
+            "pixel_change": settings.pixel_change,
+            "source": source.describe(),
+            "origin": origin,
+            "class_names": list(source.class_names),
+            "finished": finished,
+            "images": sum(entry["nsamples"] for entry in entries.values()),
+            "__kind__": "wids-shard-index-v1",
+            "wids_version": 1,
+            "shardlist": [entries[name] for name in sorted(entries)],
+        }
+        atomic_write_text(dst / PACK_FILE, json.dumps(about, indent=1))
+
     for name, part in parts.items():
-        if name not in about["shards"]:
+        if name not in entries:
             entry = _write_shard(dst / name, source, part, payloads, on_image)
-            about["shards"][name] = entry | {"contents": contents[name]}
-            atomic_write_text(dst / PACK_FILE, json.dumps(about, indent=1))
-    about["shards"] = dict(sorted(about["shards"].items()))
-    about |= {"finished": True, "images": sum(e["images"] for e in about["shards"].values())}
-    atomic_write_text(dst / PACK_FILE, json.dumps(about, indent=1))
-    open_local_shards(str(dst), [dst / name for name in parts])  # writes the index
-    return [reason for entry in about["shards"].values() for reason in entry["left_out"]]
-
-
-def _as_it_is(item: Any) -> Any:
-    return item
+            entries[name] = {"url": name, **entry, "contents": contents[name]}
+            note(finished=False)
+    note(finished=True)
+    open_local_shards(str(dst), [dst / name for name in parts])  # keeps the index
+    return [reason for name in sorted(entries) for reason in entries[name]["left_out"]]
 
 
 def _hash_of_origin(source: IndexedSource, settings: PackSettings) -> str:
     size = settings.form != "original" and settings.shorter_side
-    digest = hashlib.sha256(
-        repr((settings.form, size, settings.images_per_shard, QUALITY)).encode()
-    )
+    what = (settings.form, size, settings.images_per_shard, QUALITY)
+    digest = hashlib.sha256(repr(what).encode())
     for index in range(len(source)):
-        digest.update(os.fsencode(_name_of(source, index)) + b"\0")
+        digest.update(os.fsencode(_path_of(source, index)) + b"\0")
     digest.update(np.asarray(source.labels, np.int64).tobytes())
     return digest.hexdigest()
 
@@ -183,26 +186,26 @@ def _hash_of_contents(source: IndexedSource, places: range) -> str:
     return digest.hexdigest()
 
 
-def _finished_shards(dst: Path, origin: str, contents: dict[str, str]) -> dict[str, Any]:
+def _finished_shards(dst: Path, origin: str, contents: dict[str, str]) -> dict[str, dict[str, Any]]:
     """Return an earlier run's entries of shards that are whole and up to date."""
     if not (dst / PACK_FILE).is_file():
         if any(dst.glob("*.tar")):
             raise InputError(f"{dst} holds other tar files. Choose another folder.")
         return {}
-    about = read_pack_file(dst)
+    about, finished = read_pack_file(dst), {}
     if about["origin"] != origin:
         raise InputError(
             f"{dst} holds a pack of other images or of another form. Choose another folder, or"
             " remove it first."
         )
-    finished = {}
-    for name, entry in about["shards"].items():
-        if entry["contents"] != contents[name]:
-            logger.warning("The images of %s have changed since; it is written again", dst / name)
-        elif not (dst / name).is_file() or sha256_of(dst / name) != entry["sha256"]:
-            logger.warning("%s is missing or damaged; it is written again", dst / name)
+    for entry in about["shardlist"]:
+        file = dst / entry["url"]
+        if entry["contents"] != contents[file.name]:
+            logger.warning("The images of %s have changed since; it is written again", file)
+        elif not file.is_file() or sha256_of(file) != entry["sha256"]:
+            logger.warning("%s is missing or damaged; it is written again", file)
         else:
-            finished[name] = entry
+            finished[file.name] = entry
     return finished
 
 
@@ -222,21 +225,20 @@ def _write_shard(
             if isinstance(payload, str):
                 left_out.append(payload)
                 continue
-            extension, data = payload
             key = _key_of(source, index, keys)
             keys.add(key)
-            _add(archive, f"{key}.{extension}", data)
+            members = {payload[0]: payload[1]}
             if len(source.labels):
-                _add(archive, f"{key}.cls", str(source.labels[index]).encode())
-    return {
-        "images": len(keys),
-        "bytes": file.stat().st_size,
-        "sha256": sha256_of(file),
-        "left_out": left_out,
-    }
+                members["cls"] = str(source.labels[index]).encode()
+            for extension, data in members.items():
+                info = tarfile.TarInfo(f"{key}.{extension}")
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    size, sha256 = file.stat().st_size, sha256_of(file)
+    return {"nsamples": len(keys), "filesize": size, "sha256": sha256, "left_out": left_out}
 
 
-def _name_of(source: IndexedSource, index: int) -> str:
+def _path_of(source: IndexedSource, index: int) -> str:
     """Return the image's path in its source, empty for an image of a shard."""
     names = getattr(source, "names", None)
     return names[index] if names is not None else ""
@@ -244,16 +246,10 @@ def _name_of(source: IndexedSource, index: int) -> str:
 
 def _key_of(source: IndexedSource, index: int, used: set[str]) -> str:
     """Return the image's path without what webdataset would misread, unique in its shard."""
-    stem = os.path.splitext(_name_of(source, index))[0]
+    stem = os.path.splitext(_path_of(source, index))[0]
     folder, _, leaf = "/".join(part for part in stem.split("/") if part.strip(".")).rpartition("/")
     key = f"{folder}/{leaf.replace('.', '_')}".lstrip("/")
     return f"{index:09d}" if not leaf or key in used or key.startswith("__") else key
-
-
-def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    archive.addfile(info, io.BytesIO(data))
 
 
 def check_pack(root: str | os.PathLike[str]) -> int:
@@ -266,12 +262,10 @@ def check_pack(root: str | os.PathLike[str]) -> int:
         InputError: Naming the first shard that differs.
     """
     folder = Path(root)
-    if not (folder / PACK_FILE).is_file():
-        raise MissingFileError(f"{folder / PACK_FILE} does not exist: {folder} is no pack.")
-    shards = read_pack_file(folder)["shards"]
-    source = open_local_shards(str(folder), [folder / name for name in sorted(shards)])
-    for file in source.files:
-        if sha256_of(file) != shards[file.name]["sha256"]:
+    entries = read_pack_file(folder)["shardlist"]
+    source = open_local_shards(str(folder), [folder / entry["url"] for entry in entries])
+    for entry, file in zip(entries, source.files, strict=True):
+        if sha256_of(file) != entry["sha256"]:
             raise InputError(
                 f"{file} is not what was written: its SHA-256 differs from {PACK_FILE}. Remove it"
                 " and pack again; whole shards are kept."

@@ -16,9 +16,9 @@ import numpy as np
 
 from ...runtime.errors import InputError, MissingFileError
 from ..annotations.catalog import builtin_datasets
-from .cifar10 import looks_like_cifar10, read_cifar10
+from .cifar10 import HeldImages, looks_like_cifar10, read_cifar10
 from .folder import ImageFolder, find_images
-from .image_source import IndexedSource, is_image, name_table
+from .image_source import is_image, name_table
 from .list_file import read_list_file
 from .local_shards import LocalShards, open_local_shards
 from .shard_stream import ShardStream, scheme_of
@@ -37,7 +37,7 @@ _WHOLE_SPLITS = tuple(
 
 def open_source(
     root: str, *, layout: str = "auto", list_file: str = "", num_images: int = 0
-) -> IndexedSource | ShardStream:
+) -> ImageFolder | HeldImages | LocalShards | ShardStream:
     """Find the images that a run trains on. Collective for tar shards.
 
     Args:
@@ -77,7 +77,7 @@ def open_source(
     return source
 
 
-def open_indexed(root: str, *, split: str = "train") -> IndexedSource:
+def open_indexed(root: str, *, split: str = "train") -> ImageFolder | HeldImages | LocalShards:
     """Find images that can be read in any order.
 
     Args:
@@ -98,7 +98,7 @@ def open_indexed(root: str, *, split: str = "train") -> IndexedSource:
     return source
 
 
-def _open_files(root: str, layout: str) -> IndexedSource:
+def _open_files(root: str, layout: str) -> ImageFolder | HeldImages:
     if layout == "name":
         return _from_name(root)
     if layout == "list":

@@ -3,48 +3,43 @@
 A shard is a tar file of samples as webdataset reads them: successive files that share their name up
 to the first dot are one sample, such as 000017.jpg and 000017.cls. A sample's image is its first
 file whose extension is an image's, or a ``.npy`` file of uint8 (H, W, 3). Its label is the number
-in ``.cls``.
-
-    moco_transfer_index.json   number of images of each shard, in webdataset's index format
-    moco_transfer_index.npz    offset, size, label and name of each image
+in ``.cls``. The index of SHARD.tar is SHARD.tar.index.npz.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
 from ...runtime.distributed import (
+    all_gather_object,
     broadcast_object,
-    gather_object,
     get_rank,
     get_world_size,
     is_main_process,
 )
 from ...runtime.errors import InputError
-from ...runtime.files import atomic_path, atomic_write_text, sha256_of
+from ...runtime.files import atomic_path
 from .image_source import EXTENSIONS, Table, decode_name, is_image, name_table
 
 logger = logging.getLogger(__name__)
 
-INDEX_FILE = "moco_transfer_index.json"
 BROKEN = (OSError, tarfile.TarError, EOFError, zlib.error, ValueError)
 """What reading a damaged tar file raises."""
 
 # webdataset's rules: names that it keeps for itself, and a sample's key.
 _META = re.compile(r"__[^/]*__($|/)")
 _KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
-_FIELDS = ("offsets", "sizes", "labels", "name_ends", "names")
 
 Content = TypeVar("Content")
 
@@ -54,15 +49,13 @@ class ShardIndex:
     """The images of one shard.
 
     Attributes:
-        filesize: Size of the shard, bytes.
-        mtime_ns: When the shard was changed last.
+        state: Size of the shard, bytes, and when it was changed last, ns.
         offsets, sizes: int64 (number of images,), bytes.
         labels: int64 (number of images,), -1 without.
         names: Names of the members.
     """
 
-    filesize: int
-    mtime_ns: int
+    state: tuple[int, int]
     offsets: np.ndarray
     sizes: np.ndarray
     labels: np.ndarray
@@ -79,93 +72,49 @@ def index_shards(files: list[Path]) -> list[ShardIndex]:
         InputError: If a shard is damaged; names it.
     """
     # Every process indexes: while one did it alone, the process group of the others would time out.
-    known: dict[Path, ShardIndex] = {}
-    if is_main_process():
-        for folder in {file.parent for file in files}:
-            known |= _read_index(folder)
-    fresh = broadcast_object(
-        [file for file in files if file not in known or not _is_current(known[file], file)]
-    )
+    fresh = [file for file in files if _read(file) is None] if is_main_process() else []
+    fresh = broadcast_object(fresh)
     if fresh and is_main_process():
         logger.info("reading the headers of %d shards", len(fresh))
-    own = tqdm(
-        fresh[get_rank() :: get_world_size()],
-        desc="indexing shards",
-        unit="shard",
-        disable=None if is_main_process() else True,
-        leave=False,
-    )
-    for part in gather_object({file: index_shard(file) for file in own}) or ():
-        known |= part
-    if is_main_process():
-        for folder in {file.parent for file in fresh}:
-            _write_index(folder, {f.name: known[f] for f in sorted(known) if f.parent == folder})
-    return broadcast_object([known[file] for file in files] if is_main_process() else None)
+    shown = {"desc": "indexing shards", "unit": "shard", "leave": False}
+    own = tqdm(fresh[get_rank() :: get_world_size()], **shown, disable=None if fresh else True)
+    made: dict[Path, ShardIndex] = {}
+    for part in all_gather_object({file: _index_and_keep(file) for file in own}):
+        made |= part
+    return [made.get(file) or _read(file) or index_shard(file) for file in files]
 
 
-def _is_current(index: ShardIndex, file: Path) -> bool:
+def _state_of(file: Path) -> tuple[int, int]:
     status = file.stat()
-    return (index.filesize, index.mtime_ns) == (status.st_size, status.st_mtime_ns)
+    return status.st_size, status.st_mtime_ns
 
 
-def _read_index(folder: Path) -> dict[Path, ShardIndex]:
-    file, indices, first = folder / INDEX_FILE, {}, 0
+def _read(shard: Path) -> ShardIndex | None:
+    """Return a shard's index if it is kept and the shard has not changed since."""
+    file = Path(f"{shard}.index.npz")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if "sha256" not in content:
-            return {}  # an older index, without offsets
-        if content["sha256"] != sha256_of(file.with_suffix(".npz")):
-            raise ValueError("its .npz file is of another version")
-        with np.load(file.with_suffix(".npz"), allow_pickle=False) as arrays:
-            columns = [arrays[name] for name in _FIELDS]
-        *numbers, name_ends, names = columns
-        for entry in content["shardlist"]:
-            rows = slice(first, first + entry["nsamples"])
-            ends = name_ends[rows.start : rows.stop + 1]
-            table = Table.of_arrays(ends - ends[0], names[ends[0] : ends[-1]], decode_name)
-            parts = [column[rows] for column in numbers]
-            indices[folder / entry["url"]] = ShardIndex(
-                entry["filesize"], entry["mtime_ns"], parts[0], parts[1], parts[2], table
-            )
-            first = rows.stop
+        with np.load(file, allow_pickle=False) as kept:
+            state = tuple(kept["state"].tolist())
+            names = Table.of_arrays(kept["ends"], kept["names"], decode_name)
+            index = ShardIndex(state, kept["offsets"], kept["sizes"], kept["labels"], names)
     except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        logger.warning("%s cannot be read (%s); the shards are indexed again", file, error)
-        return {}
-    return indices
+        return None
+    except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        logger.warning("%s cannot be read (%s) and is made again", file, error)
+        return None
+    return index if index.state == _state_of(shard) else None
 
 
-def _write_index(folder: Path, indices: dict[str, ShardIndex]) -> None:
-    file = folder / INDEX_FILE
-    shards = indices.values()
-    numbers = {
-        name: np.concatenate([getattr(shard, name) for shard in shards]) for name in _FIELDS[:3]
-    }
-    lengths = np.concatenate([np.diff(shard.names.ends) for shard in shards])
-    names = np.concatenate([shard.names.data for shard in shards])
-    ends = np.cumsum([0, *lengths], dtype=np.int64)
+def _index_and_keep(shard: Path) -> ShardIndex:
+    index, file = index_shard(shard), Path(f"{shard}.index.npz")
+    arrays = {name: getattr(index, name) for name in ("state", "offsets", "sizes", "labels")}
+    arrays |= {"ends": index.names.ends, "names": index.names.data}
     try:
-        with atomic_path(file.with_suffix(".npz")) as temporary, open(temporary, "wb") as out:
-            np.savez(out, name_ends=ends, names=names, **numbers)  # type: ignore[arg-type]
-        content: dict[str, Any] = {
-            "__kind__": "wids-shard-index-v1",
-            "wids_version": 1,
-            "name": folder.name,
-            "sha256": sha256_of(file.with_suffix(".npz")),
-            "shardlist": [
-                {
-                    "url": name,
-                    "nsamples": len(index),
-                    "filesize": index.filesize,
-                    "mtime_ns": index.mtime_ns,
-                }
-                for name, index in indices.items()
-            ],
-        }
-        atomic_write_text(file, json.dumps(content, indent=1) + "\n")
+        with atomic_path(file) as temporary, open(temporary, "wb") as out:
+            np.savez(out, **arrays)
     except (InputError, OSError) as error:  # a data folder may be read-only
-        logger.info("the index is not kept, the next run makes it again (%s)", error)
+        logger.info("%s is not kept, the next run makes it again (%s)", file, error)
+    return index
 
 
 def index_shard(file: Path) -> ShardIndex:
@@ -174,20 +123,17 @@ def index_shard(file: Path) -> ShardIndex:
     Raises:
         InputError: If it is damaged or cut off.
     """
-    status, rows, names, unclear = file.stat(), [], [], []
+    state, rows, names, unclear = _state_of(file), [], [], []
     try:
         with tarfile.open(file) as archive:
-            members = ((member.name, member) for member in _members(archive))
-            for sample in group_samples(members):
+            for sample in group_samples((member.name, member) for member in _members(archive)):
                 image = image_of(sample)
                 if image is None:
                     unclear += [name for name, _ in sample.values() if is_image(name)]
                     continue
                 name, member = sample[image]
-                label = -1
-                if "cls" in sample:
-                    opened = archive.extractfile(sample["cls"][1])
-                    label = label_of(opened.read()) if opened is not None else -1
+                opened = archive.extractfile(sample["cls"][1]) if "cls" in sample else None
+                label = label_of(opened.read()) if opened is not None else -1
                 rows.append((member.offset_data, member.size, label))
                 names.append(name)
             end = archive.offset
@@ -208,8 +154,7 @@ def index_shard(file: Path) -> ShardIndex:
             unclear[0],
         )
     offsets, sizes, labels = np.array(rows, np.int64).reshape(-1, 3).T.copy()
-    table = name_table(names)
-    return ShardIndex(status.st_size, status.st_mtime_ns, offsets, sizes, labels, table)
+    return ShardIndex(state, offsets, sizes, labels, name_table(names))
 
 
 def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
