@@ -177,8 +177,8 @@ def read_pickle(file: BinaryIO, where: str | os.PathLike[str]) -> Any:
     except _ForbiddenGlobalError as error:
         raise InputError(
             f"{where} is a pickle that asks for {str(error)[:100]!r}; only numpy arrays, numbers,"
-            " strings and containers are read, and nothing in it was run. Save it as a .pth with"
-            " torch.save or as a .pkl of numpy arrays."
+            " strings and containers are read, and nothing in it was run. Save it again with those"
+            " alone, or a checkpoint with torch.save."
         ) from None
     except _DAMAGE as error:
         reason = " ".join(str(error).split())[:100] or type(error).__name__

@@ -304,7 +304,7 @@ def test_cifar10__pickle_runs_nothing(tmp_path, cifar_pixels):
     batch.write_bytes(pickle.dumps({b"data": _Bomb(tmp_path / "bomb"), b"labels": [1]}, protocol=2))
     with pytest.raises(
         InputError,
-        match="data_batch_3 is not a batch of CIFAR-10's python version.*which no batch needs",
+        match=r"data_batch_3 is a pickle that asks for '\w+.mkdir'.*nothing in it was run",
     ):
         open_source(str(tmp_path / "py"))
     assert not (tmp_path / "bomb").exists()

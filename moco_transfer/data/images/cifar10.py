@@ -16,16 +16,16 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 import tarfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from ...runtime.errors import InputError, MissingFileError
+from ...runtime.safe_pickle import read_pickle
 from .decode import encode_npy
 from .folder import ImageFolder, find_images
 from .image_source import Table, is_image, name_table, printable
@@ -38,10 +38,6 @@ CIFAR10_CLASSES = (
 _BATCHES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
 _SUBFOLDERS = ("cifar-10-batches-bin", "cifar-10-batches-py", "")
 _PIXELS = 3 * 32 * 32
-_NEEDED = (
-    *("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"),
-    *("numpy.ndarray", "numpy.dtype"),
-)
 _PEEK = 30  # members of an archive that are looked at to tell what it holds
 
 
@@ -210,32 +206,12 @@ def _parse_binary(content: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
     return rows[:, 1:], rows[:, 0]
 
 
-class _Pickled:
-    """Stands for numpy's classes in a batch's pickle: an array's state is kept, nothing is run."""
-
-    shape: tuple[int, ...] = ()
-    data: bytes = b""
-
-    def __init__(self, *_: Any) -> None: ...
-
-    def __setstate__(self, state: tuple) -> None:
-        if len(state) == 5:  # an array's, not a dtype's
-            _, self.shape, _, _, self.data = state
-
-
-class _BatchReader(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> type:
-        if f"{module}.{name}" in _NEEDED:
-            return _Pickled
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no batch needs")
-
-
 def _parse_pickle(content: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
+    batch = read_pickle(io.BytesIO(content), where)
     try:
-        batch = _BatchReader(io.BytesIO(content), encoding="bytes").load()
-        pixels, labels = batch[b"data"], np.array(batch[b"labels"], np.int64)
-        return np.frombuffer(pixels.data, np.uint8).reshape(len(labels), _PIXELS), labels
-    except Exception as error:  # a damaged pickle raises nearly anything
+        pixels, labels = batch["data"], np.array(batch["labels"], np.int64)
+        return pixels.astype(np.uint8, casting="no").reshape(len(labels), _PIXELS), labels
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise InputError(
             f"{where} is not a batch of CIFAR-10's python version ({error}). Download it again, or"
             " use the binary version."
