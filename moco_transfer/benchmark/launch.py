@@ -1,10 +1,10 @@
-"""Where the runs of a matrix are started: side by side on this machine, by torchrun over its GPUs,
-or through Slurm.
+"""Where the runs of a matrix are started: on this machine, one process each or by torchrun over its
+GPUs, or through Slurm.
 
 A launcher has ``lanes``, how many runs it takes at a time, and ``start(command, folder, lane)``,
 which returns a job. A job has ``poll()``, the exit status or None while it runs, ``ask_to_stop()``,
 which tells it to save and end, and ``wait_until_stopped(until)``, which is False where that took
-too long. ``goes_on_alone`` says that jobs outlive the benchmark, so that neither does anything.
+too long. ``outlives_benchmark`` says that jobs stay when the benchmark ends: both do nothing then.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_write_text
@@ -30,25 +31,21 @@ SAVES_WITHIN_SEC = 120
 LAUNCHERS = ("local", "torchrun", "slurm")
 _SETTINGS = "launcher.json"
 _PR_SET_PDEATHSIG = 1
-_SHARED_BY_SUBMITIT = (
-    "timeout_min",
-    "nodes",
-    "gpus_per_node",
-    "cpus_per_task",
-    "mem_gb",
-    "name",
-    "stderr_to_stdout",
-)
+_MANY = 10**6  # Slurm decides how many jobs run at a time
+# The parameters that submitit names itself; all others are Slurm's own.
+_SUBMITITS = (
+    "timeout_min", "nodes", "gpus_per_node", "cpus_per_task", "mem_gb", "name", "stderr_to_stdout",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class LaunchSettings:
-    """How the runs of a matrix are started, as the user asked for it; kept beside the matrix, so
-    that going on is going on so.
+    """How the runs of a matrix are started; saved next to matrix.yaml, so that a resumed benchmark
+    uses the same launcher.
 
     Attributes:
         launcher: ``local``, ``torchrun`` or ``slurm``.
-        jobs: local: runs side by side; None means one per GPU.
+        jobs: local: runs at a time; None means one per GPU.
         nproc_per_node: torchrun: processes of a run.
         slurm: slurm: KEY=VALUE words.
     """
@@ -73,69 +70,82 @@ class LaunchSettings:
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
             settings = cls(**(data | {"slurm": tuple(data["slurm"])}))
+            numbers = (settings.jobs, settings.nproc_per_node)
             if settings.launcher not in LAUNCHERS or not all(
-                isinstance(n, int | None) for n in (settings.jobs, settings.nproc_per_node)
+                isinstance(number, int | None) for number in numbers
             ):
-                raise ValueError(f"{data!r} is no way to run")
+                raise ValueError(f"{data!r} names no launcher")
             return settings
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, LookupError) as error:
-            raise InputError(
-                f"{file} is damaged ({error}). Say again how to run (--launcher ...); it is then"
-                " written again."
-            ) from error
+            raise InputError(f"{file} is damaged ({error}). Give --launcher again.") from error
 
+    def num_processes(self) -> int:
+        """Return the number of processes of a run."""
+        if self.launcher == "slurm":
+            return self._slurm_number("gpus_per_node")
+        return (self.nproc_per_node or 1) if self.launcher == "torchrun" else 1
 
-def visible_gpus(count: int) -> list[str]:
-    """Return the names, as CUDA_VISIBLE_DEVICES has them, of the first ``count`` GPUs that this
-    process may use.
-    """
-    mask = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = (
-        [name.strip() for name in mask.split(",")]
-        if mask
-        else [str(index) for index in range(count)]
-    )
-    return names[:count]
+    def lanes(self, num_gpus: int) -> int:
+        """Return how many runs this machine runs at a time."""
+        return self.jobs or max(1, num_gpus) if self.launcher == "local" else 1
+
+    def make(self, output: Path, *, num_gpus: int, lock: int | None = None) -> Any:
+        """Return the launcher.
+
+        Args:
+            output: Folder of all runs.
+            num_gpus: GPUs of this machine.
+            lock: A file descriptor that every local run holds open.
+        """
+        if self.launcher == "slurm":
+            if self._slurm_number("nodes") != 1:
+                raise InputError("--slurm nodes: a run uses one node; give it more gpus_per_node.")
+            return SlurmLauncher(output / "slurm", self._slurm())
+        if self.launcher == "torchrun":
+            return LocalLauncher(lanes=1, lock=lock)
+        several = (self.jobs or num_gpus) > 1
+        lanes = self.lanes(num_gpus)
+        return LocalLauncher(lanes=lanes, num_gpus=num_gpus * several, lock=lock)
+
+    def _slurm(self) -> dict[str, str]:
+        for word in self.slurm:
+            if "=" not in word:
+                raise InputError(f"--slurm {word!r}: expected KEY=VALUE, such as partition=gpu.")
+        return dict(word.split("=", 1) for word in self.slurm)
+
+    def _slurm_number(self, key: str) -> int:
+        text = self._slurm().get(key, "1")
+        if not text.isdecimal() or text == "0":
+            raise InputError(f"--slurm {key}={text}: expected a whole number of at least 1.")
+        return int(text)
 
 
 def run_environment(*, lanes: int, lane: int, num_gpus: int) -> dict[str, str]:
     """Return the environment of a run that shares the machine: its part of the cores, and its GPU.
 
     Args:
-        lanes: Runs side by side.
+        lanes: Runs at a time.
         lane: Which of them this is.
         num_gpus: GPUs that the runs take turns on; 0 leaves CUDA_VISIBLE_DEVICES alone.
     """
     environment = dict(os.environ)
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // lanes)))
-    gpus = visible_gpus(num_gpus)
-    if gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = gpus[lane % len(gpus)]
+    if num_gpus:
+        mask = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = mask.split(",") if mask else list(map(str, range(num_gpus)))
+        environment["CUDA_VISIBLE_DEVICES"] = names[:num_gpus][lane % num_gpus].strip()
     return environment
 
 
 def train_command(arguments: Sequence[str], *, num_processes: int = 1) -> list[str]:
-    """Return the command of a run.
-
-    Args:
-        arguments: The words after ``train``.
-        num_processes: More than one puts torchrun in front.
-    """
-    module = ["moco_transfer.cli.main", "train", *arguments]
+    """Return the command of ``train`` with ``arguments``; several processes need torchrun."""
+    module = ["-m", "moco_transfer", "train", *arguments]
     if num_processes == 1:
-        return [sys.executable, "-m", *module]
-    return [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        str(num_processes),
-        "-m",
-        *module,
-    ]
+        return [sys.executable, *module]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    return [sys.executable, *torchrun, str(num_processes), *module]
 
 
 class LocalLauncher:
@@ -149,23 +159,20 @@ class LocalLauncher:
             the last of them.
     """
 
-    goes_on_alone = False
+    outlives_benchmark = False
 
     def __init__(self, *, lanes: int, num_gpus: int = 0, lock: int | None = None) -> None:
-        self.lanes = lanes
-        self.num_gpus = num_gpus
-        self.lock = lock
+        self.lanes, self.num_gpus, self.lock = lanes, num_gpus, lock
 
     def start(self, command: Sequence[str], folder: Path, lane: int) -> LocalJob:
         """Start a run; what it prints is added to ``console.txt`` in its folder."""
-        environment = run_environment(lanes=self.lanes, lane=lane, num_gpus=self.num_gpus)
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / CONSOLE, "ab") as console:
             process = subprocess.Popen(
                 command,
                 stdout=console,
                 stderr=subprocess.STDOUT,
-                env=environment,
+                env=run_environment(lanes=self.lanes, lane=lane, num_gpus=self.num_gpus),
                 pass_fds=() if self.lock is None else (self.lock,),
                 start_new_session=True,  # Ctrl-C must not reach it: it is told to save and end
                 preexec_fn=_end_with_parent,
@@ -176,16 +183,10 @@ class LocalLauncher:
 class LocalJob:
     """A run that is a child process."""
 
-    def __init__(self, process: subprocess.Popen) -> None:
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
-
-    def poll(self) -> int | None:
-        """Return the exit status, None while it runs."""
-        return self._process.poll()
-
-    def ask_to_stop(self) -> None:
-        """Tell it to save and end."""
-        self._process.terminate()
+        self.poll = process.poll
+        self.ask_to_stop = process.terminate
 
     def wait_until_stopped(self, until: float) -> bool:
         """Wait until it has ended, kill it at ``until`` (of ``time.monotonic``), and return whether
@@ -208,13 +209,12 @@ def _end_with_parent() -> None:
 
 
 class TrainJob:
-    """What a Slurm job does: runs the command, and asks to be queued again when it is preempted or
-    out of time.
+    """What a Slurm job does: it runs the command, and is queued again when it is preempted or out
+    of time.
     """
 
     def __init__(self, command: Sequence[str], folder: str) -> None:
-        self.command = list(command)
-        self.folder = folder
+        self.command, self.folder = list(command), folder
 
     def __call__(self) -> int:
         """Run the command and return its exit status."""
@@ -223,7 +223,7 @@ class TrainJob:
             self._process = subprocess.Popen(self.command, stdout=console, stderr=subprocess.STDOUT)
             return self._process.wait()
 
-    def checkpoint(self):
+    def checkpoint(self) -> Any:
         """Save, and be queued again; submitit calls this on its warning signal."""
         import submitit
 
@@ -236,41 +236,38 @@ class SlurmLauncher:
     """Runs as Slurm jobs through submitit, which stay in the queue when the benchmark ends.
 
     Args:
-        folder: For submitit's own files, and for ``jobs.json``, which a second call finds its jobs
-            by.
-        parameters: submitit's names (timeout_min, gpus_per_node, ...); all others are Slurm's own
-            (partition, account, ...).
+        folder: For submitit's own files, and for ``jobs.json``, by which a second call finds its
+            jobs.
+        parameters: submitit's names (timeout_min, gpus_per_node, ...) and Slurm's own (partition,
+            account, ...).
         cluster: submitit's executor; ``slurm``, or ``local`` for a trial without Slurm.
 
     Raises:
         InputError: If submitit is not installed, Slurm is not there, or a parameter is not known.
     """
 
-    goes_on_alone = True
+    outlives_benchmark = True
+    lanes = _MANY
 
     def __init__(self, folder: Path, parameters: dict[str, str], *, cluster: str = "slurm") -> None:
         try:
             import submitit
         except ImportError as error:
-            raise InputError(
-                "--launcher slurm needs submitit. Install it with: pip install"
-                " 'moco-transfer[slurm]'"
-            ) from error
-        self.lanes = 10**6  # Slurm knows better
+            install = "pip install 'moco-transfer[slurm]'"
+            raise InputError(f"--launcher slurm needs submitit. Install it: {install}") from error
         self._index = folder / "jobs.json"
+        values = {
+            key if key in _SUBMITITS or key.startswith("slurm_") else f"slurm_{key}": (
+                int(value) if value.isdecimal() else value
+            )
+            for key, value in parameters.items()
+        }
         try:
             self._executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
-            self._executor.update_parameters(
-                **{
-                    _parameter_name(k): int(v) if v.isdecimal() else v
-                    for k, v in parameters.items()
-                }
-            )
+            self._executor.update_parameters(**values)
         except (RuntimeError, NameError, KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"--launcher slurm: {error}. Is sbatch on this machine, and are the --slurm"
-                " parameters Slurm's?"
-            ) from error
+            hint = "Is sbatch on this machine, and are the --slurm parameters Slurm's?"
+            raise InputError(f"--launcher slurm: {error}. {hint}") from error
 
     def start(self, command: Sequence[str], folder: Path, lane: int) -> SlurmJob:
         """Queue a run, or take up the job that an earlier call queued for it."""
@@ -280,27 +277,22 @@ class SlurmLauncher:
             if not job.done(force_check=True):
                 return SlurmJob(job)
         job = self._executor.submit(TrainJob(command, str(folder)))
-        atomic_write_text(
-            self._index, json.dumps(known | {str(folder): job.job_id}, indent=1) + "\n"
-        )
+        known[str(folder)] = job.job_id
+        atomic_write_text(self._index, json.dumps(known, indent=1) + "\n")
         return SlurmJob(job)
 
 
-def _parameter_name(key: str) -> str:
-    return key if key in _SHARED_BY_SUBMITIT or key.startswith("slurm_") else f"slurm_{key}"
-
-
 class SlurmJob:
-    """A queued run."""
+    """A queued run; it stays in the queue when the benchmark ends."""
 
-    def __init__(self, job) -> None:
-        self._job = job
+    def __init__(self, job: Any) -> None:
+        self.job = job
 
     def poll(self) -> int | None:
         """Return the exit status, None while it is queued or runs."""
-        if not self._job.done():
+        if not self.job.done():
             return None
-        return 1 if self._job.exception() is not None else int(self._job.result())
+        return 1 if self.job.exception() is not None else int(self.job.result())
 
     def ask_to_stop(self) -> None:
         """Leave it in the queue."""
@@ -312,8 +304,8 @@ class SlurmJob:
 
 @contextlib.contextmanager
 def output_lock(output: Path, *, wait_sec: float = SAVES_WITHIN_SEC) -> Iterator[int]:
-    """Hold the output folder for one benchmark, and for the runs that it started; yield the lock's
-    file descriptor.
+    """Hold the output folder for one benchmark and the runs that it started; yield the lock's file
+    descriptor.
 
     Raises:
         InputError: If another benchmark, or a run of one that was killed, still holds it after
@@ -321,26 +313,20 @@ def output_lock(output: Path, *, wait_sec: float = SAVES_WITHIN_SEC) -> Iterator
     """
     output.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(output / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    until = time.monotonic() + wait_sec
+    is_waiting = False
     try:
-        until, said = time.monotonic() + wait_sec, False
         while True:
-            try:
+            with contextlib.suppress(BlockingIOError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise InputError(
-                        f"{output} is in use by another benchmark or a run of one. Wait for it, or"
-                        " choose another --output."
-                    ) from None
-                if not said:
-                    print(
-                        f"{output} is in use; waiting up to {wait_sec:.0f} s for runs of an earlier"
-                        " benchmark to save and end.",
-                        flush=True,
-                    )
-                    said = True
-                time.sleep(0.2)
+            if time.monotonic() > until:
+                who = "another benchmark or a run of one"
+                raise InputError(f"{output} is in use by {who}. Wait, or choose another --output.")
+            if not is_waiting:
+                print(f"{output} is in use; waiting up to {wait_sec:.0f} s.", flush=True)
+            is_waiting = True
+            time.sleep(0.2)
         yield descriptor
     finally:
         os.close(descriptor)

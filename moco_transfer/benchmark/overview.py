@@ -1,182 +1,78 @@
 """The matrix as text, before anything runs: how many runs, how far they are, how long the rest will
-take.
+take where complete runs tell it.
 """
 
 from __future__ import annotations
 
-import functools
 import heapq
-import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from ..report import BASELINES
-from .build import PreparedTask
-from .matrix import Cell, Matrix, Task
-from .state import COMPLETE, INTERRUPTED, CellState, state_of
+from .launch import LaunchSettings
+from .matrix import Cell, Matrix
+from .plan import BenchmarkPlan, PlannedCell
+from .state import COMPLETE, INTERRUPTED
 
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Duration:
-    """What a run of a task takes, in seconds.
-
-    Attributes:
-        training: All iterations.
-        evaluation: What comes once, at the end; 0 where it is part of ``training``.
-    """
-
-    training: float
-    evaluation: float = 0.0
-
-    def left(self, state: CellState, num_iterations: int) -> float:
-        """Return what a run that stands at ``state`` still takes."""
-        return self.training * max(0.0, 1 - state.iteration / num_iterations) + self.evaluation
+_HEADER = ("task", "iterations", "complete", "interrupted", "to run", "hours to go")
 
 
-def overview(
-    matrix: Matrix,
-    prepared: dict[str, PreparedTask],
-    *,
-    num_processes: int,
-    lanes: int,
-    launcher: str,
-    time_task: Callable[[Task], tuple[float, float] | None] | None,
-) -> str:
+def overview(plan: BenchmarkPlan, settings: LaunchSettings, *, lanes: int) -> str:
     """Return the matrix as a table: one line per task and label fraction, and the sum.
 
     Args:
-        matrix: The matrix.
-        prepared: Its tasks, read.
-        num_processes: Processes of a run.
-        lanes: Runs side by side.
-        launcher: Name of the launcher, for the text.
-        time_task: Times a task: seconds an iteration and seconds a test image of one process, or
-            None where it cannot. It is asked for tasks without a complete run that has recorded its
-                duration. None: nothing is timed.
+        plan: The runs.
+        settings: How they are started.
+        lanes: Runs at a time.
     """
-    cells = matrix.cells()
-    rows = [
-        (
-            "task",
-            "iterations",
-            "test images",
-            "complete",
-            "interrupted",
-            "to run",
-            "s/iteration",
-            "run hours",
-        )
-    ]
+    matrix = plan.matrix
+    rows: list[tuple[str, ...]] = [_HEADER]
     to_go: dict[Cell, float | None] = {}
-    once = (
-        functools.cache(time_task) if time_task else None
-    )  # a task takes the same on a part of the labels
-    for task in matrix.tasks:
-        for fraction in matrix.label_fractions:
-            mine = [cell for cell in cells if cell.task == task and cell.fraction == fraction]
-            states = [state_of(cell) for cell in mine]
-            left = [
-                (cell, state)
-                for cell, state in zip(mine, states, strict=True)
-                if state.name != COMPLETE
-            ]
-            num_iterations = prepared[task.name].num_iterations
-            each = _duration(
-                task, prepared[task.name], states, num_processes, once if left else None
-            )
-            seconds = {
-                cell: None if each is None else each.left(state, num_iterations)
-                for cell, state in left
-            }
-            to_go |= seconds
-            counts = [sum(s.name == name for s in states) for name in (COMPLETE, INTERRUPTED)]
-            rows.append(
-                (
-                    mine[0].task_name,
-                    str(num_iterations),
-                    str(prepared[task.name].num_test_images),
-                    str(counts[0]),
-                    str(counts[1]),
-                    str(len(left) - counts[1]),
-                    "–" if each is None else f"{each.training / num_iterations:.2f}",
-                    "–" if each is None else f"{sum(seconds.values()) / 3600:.2f}",
-                )
-            )
-    # In the order in which they are started; None where a task could not be timed.
-    durations = [to_go[cell] for cell in cells if cell in to_go]
-    headline = _headline(matrix, cells, launcher, num_processes, lanes)
-    return "\n".join(
-        [
-            headline,
-            *_align(rows),
-            *_sum(durations, lanes, launcher, num_processes),
-            *_baseline(matrix),
-        ]
-    )
-
-
-def _align(rows: list[tuple[str, ...]]) -> list[str]:
+    for name in dict.fromkeys(run.cell.task_name for run in plan.cells):
+        mine = [run for run in plan.cells if run.cell.task_name == name]
+        left = [run for run in mine if run.state.name != COMPLETE]
+        hours = {run.cell: _hours_left(run, mine) for run in left}
+        to_go |= hours
+        stopped = sum(run.state.name == INTERRUPTED for run in left)
+        counts = (mine[0].iterations, len(mine) - len(left), stopped, len(left) - stopped)
+        rows.append((name, *map(str, counts), _sum_text(list(hours.values()))))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  "
-        + "  ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(word.rjust(w) for word, w in zip(row[1:], widths[1:], strict=True)),
-            ]
-        )
+    lines = [
+        "  ".join(f"{row[i]:{'>' if i else '<'}{width}}" for i, width in enumerate(widths))
         for row in rows
     ]
-
-
-def _headline(
-    matrix: Matrix, cells: list[Cell], launcher: str, num_processes: int, lanes: int
-) -> str:
+    how = f"{settings.launcher}, {settings.num_processes()} process(es) a run"
+    how += f", {lanes} runs at a time" if 1 < lanes < len(plan.cells) else ""
+    fractions = ", ".join(f"{fraction:g}" for fraction in matrix.label_fractions)
     parts = [
         f"{len(matrix.tasks)} task(s)",
         f"{len(matrix.inits)} initialisation(s): {', '.join(i.name for i in matrix.inits)}",
+        *([] if fractions == "1" else [f"label fractions {fractions}"]),
+        f"{len(matrix.seeds)} seed(s)",
     ]
-    if len(matrix.label_fractions) > 1 or matrix.label_fractions[0] != 1:
-        parts.append(f"label fractions {', '.join(f'{f:g}' for f in matrix.label_fractions)}")
-    parts.append(f"{len(matrix.seeds)} seed(s)")
-    how = f"{launcher}, {num_processes} process(es) a run" + (
-        f", {lanes} runs side by side" if lanes > 1 else ""
-    )
-    return f"{len(cells)} runs = {' x '.join(parts)} -> {matrix.output} ({how})"
+    first = f"{len(plan.cells)} runs = {' x '.join(parts)} -> {matrix.output} ({how})"
+    # In the order in which they are started.
+    hours_left = [to_go[run.cell] for run in plan.cells if run.cell in to_go]
+    known = [hours for hours in hours_left if hours is not None]
+    if known and len(known) == len(hours_left):
+        lines.append(f"about {until_done(known, min(lanes, len(known))):.2f} hours to go")
+    return "\n".join([first, *(f"  {line}" for line in [*lines, *_baseline(matrix)])])
 
 
-def _sum(
-    durations: Sequence[float | None], lanes: int, launcher: str, num_processes: int
-) -> list[str]:
-    if launcher == "slurm":
-        return [
-            "  Hours are those of complete runs; nothing is timed here: the jobs run on other"
-            " machines, as many at a time as Slurm lets."
-        ]
-    if not durations or None in durations:
-        return []
-    hours = seconds_until_done(durations, lanes) / 3600
-    how = f", {lanes} runs side by side" if lanes > 1 else ""
-    how += (
-        f"; without what the {num_processes} processes of a run tell each other"
-        if num_processes > 1
-        else ""
-    )
-    return [
-        (
-            f"  about {hours:.2f} hours to go{how}"
-            if hours >= 0.1
-            else f"  about {60 * hours:.0f} minutes to go{how}"
-        )
-    ]
+def _hours_left(run: PlannedCell, mine: Sequence[PlannedCell]) -> float | None:
+    """Return what a run still takes by the mean duration of complete ones, None without one."""
+    durations = [other.state.wall_sec for other in mine if other.state.wall_sec]
+    if not durations:
+        return None
+    part = max(0.0, 1 - run.state.iteration / run.iterations)
+    return part * sum(durations) / len(durations) / 3600
 
 
-def seconds_until_done(durations: Sequence[float], lanes: int) -> float:
-    """Return when the last of some runs ends: each starts, in their order, on the lane that is free
-    first.
-    """
+def _sum_text(hours: Sequence[float | None]) -> str:
+    return "–" if not hours or None in hours else f"{sum(filter(None, hours)):.2f}"
+
+
+def until_done(durations: Sequence[float], lanes: int) -> float:
+    """Return when the last run ends: each starts, in order, on the lane that is free first."""
     free = [0.0] * lanes
     for duration in durations:
         heapq.heapreplace(free, free[0] + duration)
@@ -188,40 +84,8 @@ def _baseline(matrix: Matrix) -> list[str]:
     found = next((name for name in (matrix.baseline, *BASELINES) if name in names), None)
     if len(names) == 1 or found == BASELINES[0]:
         return []
+    hint = "--baseline NAME takes another"
     if found is None:
-        return [
-            f"  no row is called {' or '.join(BASELINES)}: the table will have no differences;"
-            " --baseline NAME takes another row"
-        ]
-    hint = (
-        ""
-        if matrix.baseline
-        else f" (no row is called {BASELINES[0]}; --baseline NAME takes another)"
-    )
-    return [f"  differences refer to the row {found}{hint}"]
-
-
-def _duration(
-    task: Task,
-    prepared: PreparedTask,
-    states: Sequence[CellState],
-    num_processes: int,
-    time_task: Callable[[Task], tuple[float, float] | None] | None,
-) -> Duration | None:
-    """Return what a whole run takes: the mean of the complete ones, else timed; None where it is
-    not known.
-    """
-    durations = [state.wall_sec for state in states if state.name == COMPLETE and state.wall_sec]
-    if durations:
-        return Duration(sum(durations) / len(durations))
-    if time_task is None:
-        return None
-    logger.info("timing a few iterations of %s", task.name)
-    timed = time_task(task)
-    if timed is None:
-        return None
-    per_iteration, per_image = timed
-    return Duration(
-        per_iteration * prepared.num_iterations,
-        per_image * prepared.num_test_images / num_processes,
-    )
+        return [f"no row is called {' or '.join(BASELINES)}: the table has no differences; {hint}"]
+    why = "" if matrix.baseline else f" (no row is called {BASELINES[0]}; {hint})"
+    return [f"differences refer to the row {found}{why}"]

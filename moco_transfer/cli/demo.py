@@ -113,5 +113,5 @@ def _steps(out: Path, seeds: int) -> Iterator[_Step]:
         scenes = out / "scenes"
         words += ["--dataset", f"demo_{split}=voc:{scenes}:{split}:{scenes / 'classes.txt'}"]
     # A small detector uses a second core badly, a second run uses it well.
-    words += ["--jobs", str(min(2, os.cpu_count() or 1)), "--no-timing"]
+    words += ["--jobs", str(min(2, os.cpu_count() or 1))]
     yield title, "benchmark", words, None

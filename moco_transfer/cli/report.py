@@ -23,6 +23,8 @@ from ..runtime.errors import InputError, MissingFileError
 from ..runtime.files import atomic_write_bytes, atomic_write_text
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from ..report import Problem, RunRecord, Table
     from ..report.pretraining import PretrainingRun
 
@@ -176,7 +178,7 @@ def _log(problems: Iterable[Problem]) -> None:
 def _write_plots(folder: Path, tables: list[Table], pretraining: list[PretrainingRun]) -> None:
     from ..report.html import plots
 
-    figures = {}
+    figures: dict[str, Figure | None] = {}
     for table in tables:
         name = plots.figure_name(table)
         figures[f"{name}_curves"], problems = plots.learning_curves(table)
@@ -187,10 +189,11 @@ def _write_plots(folder: Path, tables: list[Table], pretraining: list[Pretrainin
         name = f"pretraining_{number}_{Path(item.folder).name}"
         figures[name] = plots.pretraining_curves(item)
     for name, figure in figures.items():
-        for ending in ("png", "svg") if figure is not None else ():
-            file = folder / f"{name}.{ending}"
-            atomic_write_bytes(file, plots.figure_bytes(figure, ending))
-            logger.info("Wrote %s", file)
+        for ending in ("png", "svg"):
+            if figure is not None:
+                file = folder / f"{name}.{ending}"
+                atomic_write_bytes(file, plots.figure_bytes(figure, ending))
+                logger.info("Wrote %s", file)
 
 
 def _fill_section(readme: Path, runs: Sequence[str], text: str) -> None:

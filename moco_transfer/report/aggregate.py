@@ -112,8 +112,8 @@ class Table:
         pairs = [[side[seed] for seed in common] for side in (a, b)]
         ours, theirs = row.summary(kind, metric), base.summary(kind, metric)
         gap = ours.mean - theirs.mean
-        has_spread = ours.std is not None and theirs.std is not None
-        exceeds = has_spread and abs(gap) > max(ours.std, theirs.std) and round(gap, 1) != 0
+        spread = [math.inf if side.std is None else side.std for side in (ours, theirs)]
+        exceeds = abs(gap) > max(spread) and round(gap, 1) != 0
         return Difference(gap, exceeds, paired_t_test(*pairs) if len(common) >= 3 else None)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .aggregate import HEADLINE_METRICS, Difference, Row, Table
+from .aggregate import HEADLINE_METRICS, Row, Table
 from .published import PublishedRow, PublishedSetting, setting_for_task
 from .records import RunRecord
 from .seed_statistics import PairedTest, Summary
@@ -23,22 +23,13 @@ _KIND_NAMES = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell.
-
-    Attributes:
-        text: What it shows.
-        key: What its column is sorted by: a number, or text; None stands last in either direction.
-        style: ``better`` or ``worse`` for a difference that exceeds the spread, ``name`` or
-            ``text`` for words, else "".
-        link: Anchor in the page, "" for none.
-        init: The row whose line and marker stand before the text in the page, "" for none.
-    """
+    """One cell."""
 
     text: str
-    key: float | str | None = None
-    style: str = ""
-    link: str = ""
-    init: str = ""
+    key: float | str | None = None  # its column is sorted by; None stands last
+    style: str = ""  # "better" or "worse" where it exceeds the spread, "name" or "text" for words
+    link: str = ""  # anchor in the page
+    init: str = ""  # row whose line and marker stand before the text in the page
 
 
 @dataclass(frozen=True)
@@ -46,7 +37,7 @@ class Grid:
     """Rows of cells by the names of their columns; every row has the same columns."""
 
     caption: str
-    rows: tuple[dict[str, Cell], ...]
+    rows: list[dict[str, Cell]]
 
 
 def kind_name(kind: str) -> str:
@@ -60,13 +51,10 @@ def transfer_grid(table: Table, kind: str) -> Grid:
     always = {"init", "n", "engine", *HEADLINE_METRICS}
     if table.has_differences:
         always |= {f"Δ {metric}" for metric in HEADLINE_METRICS}
-    empty = [
-        name
-        for name in rows[0]
-        if name not in always and all(cells[name].text in ("", NOTHING) for cells in rows)
-    ]
-    shown = ({name: cell for name, cell in cells.items() if name not in empty} for cells in rows)
-    return Grid(f"Transfer, {kind_name(kind)}", tuple(shown))
+    filled = {name for row in rows for name, cell in row.items() if cell.text not in ("", NOTHING)}
+    shown = always | filled
+    rows = [{name: cell for name, cell in row.items() if name in shown} for row in rows]
+    return Grid(f"Transfer, {kind_name(kind)}", rows)
 
 
 def trials_grid(table: Table, anchors: dict[str, str]) -> Grid:
@@ -81,20 +69,17 @@ def trials_grid(table: Table, anchors: dict[str, str]) -> Grid:
             for kind in table.kinds:
                 for metric in HEADLINE_METRICS:
                     name = metric if len(table.kinds) == 1 else f"{metric} {kind_name(kind)}"
-                    cells[name] = _value_cell(run.value(kind, metric))
+                    value = run.value(kind, metric)
+                    is_number = value is not None and not math.isnan(value)
+                    text = NOTHING if value is None else f"{value:.1f}" if is_number else "NaN"
+                    cells[name] = Cell(text, value if is_number else None)
             status = "conflict" if run in row.conflicts else "averaged"
             status = "; ".join([status, *run_caveats(run)])
             hours = NOTHING if run.wall_sec is None else f"{run.wall_sec / 3600:.2f}"
             cells["iterations"] = Cell(str(run.iterations), run.iterations)
             cells["hours"] = Cell(hours, run.wall_sec)
             rows.append(cells | {"status": Cell(status, status, "text")})
-    return Grid("Every run", tuple(rows))
-
-
-def _value_cell(value: float | None) -> Cell:
-    if value is None or math.isnan(value):
-        return Cell(NOTHING if value is None else "NaN")
-    return Cell(f"{value:.1f}", value)
+    return Grid("Every run", rows)
 
 
 def _transfer_cells(table: Table, row: Row, kind: str) -> dict[str, Cell]:
@@ -108,22 +93,17 @@ def _transfer_cells(table: Table, row: Row, kind: str) -> dict[str, Cell]:
     for metric in HEADLINE_METRICS:
         summary = row.summary(kind, metric)
         cells[metric] = Cell(summary_text(summary, row_n=n), summary.mean if summary.n else None)
-    differences = {metric: table.difference(row, kind, metric) for metric in HEADLINE_METRICS}
-    for metric, difference in differences.items():
-        cells[f"Δ {metric}"] = _difference_cell(difference)
-    test = differences["AP"].test if differences["AP"] else None
-    has_p = test is not None and not math.isnan(test.p)
-    cells["p (AP)"] = Cell(p_text(test), test.p if test and has_p else None)
+    for metric in HEADLINE_METRICS:
+        cells[f"Δ {metric}"] = Cell(NOTHING)
+        if difference := table.difference(row, kind, metric):
+            style = "better" if difference.value > 0 else "worse"
+            style = style if difference.exceeds_spread else ""
+            cells[f"Δ {metric}"] = Cell(signed_text(difference.value), difference.value, style)
+    difference = table.difference(row, kind, "AP")
+    test = difference.test if difference else None
+    cells["p (AP)"] = Cell(p_text(test), test.p if test and not math.isnan(test.p) else None)
     cells |= _published_cells(table, row, kind)
     return cells | {"n": Cell(str(n), n), "engine": Cell(table.setting.engine)}
-
-
-def _difference_cell(difference: Difference | None) -> Cell:
-    if difference is None:
-        return Cell(NOTHING)
-    style = "better" if difference.value > 0 else "worse"
-    style = style if difference.exceeds_spread else ""
-    return Cell(signed_text(difference.value), difference.value, style)
 
 
 def _published_cells(table: Table, row: Row, kind: str) -> dict[str, Cell]:
@@ -151,7 +131,7 @@ def published_row(
     """Return the published row next to one of ours, or None."""
     setting = setting_for_task(table.setting.task, table.setting.test_set)
     published = setting.row_for(row.init) if setting else None
-    if published is None or not any(column.startswith(f"{kind}/") for column in published.values):
+    if not setting or not published or not any(c.startswith(f"{kind}/") for c in published.values):
         return None
     return setting, published
 

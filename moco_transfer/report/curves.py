@@ -45,8 +45,9 @@ def metric_curve(row: Row, kind: str, metric: str) -> tuple[Curve, list[Problem]
         final = run.value(kind, metric)
         # The last evaluation may be logged under the last iteration, counted from 0 or from 1.
         points = [point for point in points if point[0] < run.iterations - 1]
-        is_known = final is not None and math.isfinite(final)
-        series.append([*points, (run.iterations, final)] if is_known else points)
+        if final is not None and math.isfinite(final):
+            points.append((run.iterations, final))
+        series.append(points)
     return mean_curve(series), problems
 
 

@@ -49,9 +49,9 @@ def find_pretraining(
         The runs, in the order of their folders, and a problem for each damaged metrics.json.
     """
     started: dict[Path, dict[str, None]] = {}
-    for run in records:
-        if run.weights.get("path"):
-            started.setdefault(Path(run.weights["path"]).parent, {})[run.init] = None
+    for record in records:
+        if record.weights.get("path"):
+            started.setdefault(Path(record.weights["path"]).parent, {})[record.init] = None
     folders = {folder.resolve(): folder for folder in [*started, *_folders_with_metrics(paths)]}
     inits = {folder.resolve(): tuple(names) for folder, names in started.items()}
     found: dict[tuple[Any, ...], PretrainingRun] = {}

@@ -106,6 +106,7 @@ def read_run(file: str | os.PathLike[str]) -> list[RunRecord] | Problem:
         ``knn`` and ``linear``, or a :class:`Problem` for a damaged file or another schema.
     """
     file = Path(file)
+    fault: str | None
     try:
         text = file.read_text(encoding="utf-8")
         data = json.loads(text)

@@ -179,21 +179,22 @@ def _schedule_sentences(runs: Sequence[RunRecord], setting: PublishedSetting) ->
     """Return where runs are shorter or longer than the published ones, counted in images."""
     scaled: dict[str, None] = {}
     differing: dict[str, None] = {}
-    for run in runs if setting.iterations else ():
-        if run.iterations == setting.iterations:
+    published = setting.iterations or 0
+    for run in runs:
+        if run.iterations == published or not published:
             continue
         # Parsing the whole config of each run would be slow.
         match = _BATCH.search(text_of(run.folder, CONFIG_FILE))
         batch = int(match[1]) if match else 0
-        gap = abs(run.iterations * batch - setting.iterations * setting.batch)
+        gap = abs(run.iterations * batch - published * setting.batch)
         is_scaled = bool(match) and gap <= batch  # scaled schedules round their iterations
         text = f"{run.iterations} iterations" + (f" of {batch} images" if match else "")
         (scaled if is_scaled else differing)[text] = None
-    published = f"{setting.iterations} of {setting.batch} images"
-    same = f"as many images as the published ones with {published}"
+    length = f"{published} of {setting.batch} images"
+    same = f"as many images as the published ones with {length}"
     sentences = [f"Runs here trained for {', '.join(scaled)}: {same}."] if scaled else []
     if differing:
-        other = f"runs here trained for {', '.join(differing)}, the published ones for {published}"
+        other = f"runs here trained for {', '.join(differing)}, the published ones for {length}"
         sentences.append(f"Warning: {other}.")
     return sentences
 

@@ -6,15 +6,18 @@ Seen red under: seeds as the innermost loop; the subset's words left out; a name
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from moco_transfer.benchmark.matrix import (
     Initialisation,
+    Matrix,
     Task,
-    build_matrix,
     parse_init,
+    parse_seeds,
     parse_task,
     read_matrix,
 )
@@ -23,7 +26,10 @@ from moco_transfer.runtime.errors import InputError, MissingFileError
 YAML = """
 tasks:
   - coco_R_50_FPN_1x
-  - {name: cells, config: own_R_18_FPN_small, datasets: ["a=voc:ROOT:train:x,y"], overrides: {DATASETS.TRAIN: a, SOLVER.MAX_ITER: 90}}
+  - name: cells
+    config: own_R_18_FPN_small
+    datasets: ["a=voc:ROOT:train:x,y"]
+    overrides: {DATASETS.TRAIN: a, SOLVER.MAX_ITER: 90}
 inits: {random: "", moco: moco.pkl}
 seeds: [3, 5]
 label_fractions: [0.1, 1]
@@ -56,7 +62,8 @@ def test_matrix__runs_every_row_before_the_next_seed(matrix):
 
 def test_matrix__words_of_a_run(matrix):
     assert matrix.arguments(matrix.cells()[5]) == [
-        "--config-file", "own_R_18_FPN_small", "--engine", "auto", "--task", "cells", "--init", "moco", "--resume",
+        "--config-file", "own_R_18_FPN_small", "--engine", "auto",
+        "--task", "cells", "--init", "moco", "--resume",
         "--label-subset", "out/subsets/cells_10pct.json", "--dataset", "a=voc:ROOT:train:x,y",
         "DATALOADER.NUM_WORKERS", "0", "DATASETS.TRAIN", "a", "SOLVER.MAX_ITER", "90",
         "MODEL.WEIGHTS", "moco.pkl", "SEED", "3", "OUTPUT_DIR", "out/cells_10pct/moco/seed3",
@@ -105,19 +112,51 @@ def test_read_matrix__missing_file():
         read_matrix("nowhere.yaml", "out")
 
 
-def test_build_matrix__names_that_name_no_folder():
+def test_matrix__names_that_name_no_folder():
     with pytest.raises(InputError, match="init name 'a/b' cannot name a folder"):
-        build_matrix("out", tasks=[Task("a", "a")], inits=[Initialisation("a/b", "x")])
+        Matrix(Path("out"), (Task("a", "a"),), (Initialisation("a/b", "x"),))
 
 
 def test_parse():
     assert parse_init("moco=out/a=b.pkl") == Initialisation("moco", "out/a=b.pkl")
-    assert parse_task("configs/detection/coco_R_50_C4_1x.yaml") == Task(
-        "coco_R_50_C4_1x", "configs/detection/coco_R_50_C4_1x.yaml"
-    )
-    assert build_matrix(
-        "o", tasks=[Task("a", "a")], inits=[Initialisation("random")], seeds=2
-    ).seeds == (0, 1)
-    assert build_matrix(
-        Path("o"), tasks=[Task("a", "a")], inits=[Initialisation("random")]
-    ).label_fractions == (1.0,)
+    file = "configs/detection/coco_R_50_C4_1x.yaml"
+    assert parse_task(file) == Task("coco_R_50_C4_1x", file)
+    matrix = Matrix(Path("o"), (Task("a", "a"),), (Initialisation("random"),), parse_seeds(2))
+    assert (matrix.seeds, matrix.label_fractions) == ((0, 1), (1.0,))
+
+
+def test_matrix__saved_paths_hold_in_any_folder(tmp_path, monkeypatch):
+
+    from moco_transfer.benchmark.matrix import read_matrix
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text("")
+    (tmp_path / "classes.txt").write_text("a\n")
+    flags = ("a=voc:VOC:train:classes.txt", "b=voc:VOC:test:x,y:year=2007", "c=coco:c.json:images")
+    tasks = (Task("t", "own.yaml", datasets=flags), Task("coco_R_50_C4_1x", "coco_R_50_C4_1x"))
+    rows = (Initialisation("random"), Initialisation("moco", "moco.pkl"))
+    matrix = Matrix(Path("runs"), tasks, rows, baseline="moco", datasets=flags[2:])
+    file = matrix.save()
+    matrix.save()  # the same again is no other matrix
+    with pytest.raises(InputError, match=r"matrix.yaml has another moco: .*other.pkl"):
+        replace(matrix, inits=(rows[0], Initialisation("moco", "other.pkl"))).save()
+    monkeypatch.chdir("/")
+    saved = read_matrix(tmp_path / file, tmp_path / "runs")
+    at = str(tmp_path)
+    assert [(task.config, task.datasets) for task in saved.tasks] == [
+        (
+            f"{at}/own.yaml",
+            (
+                f"a=voc:{at}/VOC:train:{at}/classes.txt",
+                f"b=voc:{at}/VOC:test:x,y:year=2007",
+                f"c=coco:{at}/c.json:{at}/images",
+            ),
+        ),
+        ("coco_R_50_C4_1x", ()),
+    ]
+    assert [init.weights for init in saved.inits] == [
+        "",
+        f"{at}/moco.pkl",
+    ] and saved.baseline == "moco"
+    assert saved.datasets == (f"c=coco:{at}/c.json:{at}/images",)
+    assert json.dumps(saved.dump()) == json.dumps(saved.with_absolute_paths().dump())

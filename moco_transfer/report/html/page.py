@@ -134,7 +134,8 @@ def _pretraining(run: PretrainingRun, number: int) -> dict[str, Any]:
 
 def _plots(panels: Sequence[Panel], anchor: str) -> tuple[list[dict[str, Any]], list[Problem]]:
     """Return the plots, without empty ones, and each problem with a file once."""
-    plots, problems = [], {}
+    plots: list[dict[str, Any]] = []
+    problems: dict[Problem, None] = {}
     for panel in panels:
         figure, found = draw_panels([panel], height=panel.height)
         problems |= dict.fromkeys(found)

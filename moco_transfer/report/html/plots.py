@@ -255,8 +255,8 @@ def _draw_curves(
         )
         axis.fill_between(curve.iterations, low, high, color=color, alpha=0.2, linewidth=0)
         if len(curve.iterations) == 1:  # a band over one point has no width
-            bar = {"color": color, "capsize": 3, "linewidth": 1.2}
-            axis.errorbar(curve.iterations, curve.mean, yerr=curve.std, **bar)
+            std = {"yerr": curve.std, "color": color, "capsize": 3, "linewidth": 1.2}
+            axis.errorbar(curve.iterations, curve.mean, **std)  # type: ignore[arg-type]
     axis.set_ylabel(label)
     if label.startswith("AP"):
         axis.set_ylim(0, max(1.0, 1.08 * axis.dataLim.y1))

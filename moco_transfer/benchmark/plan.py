@@ -1,0 +1,178 @@
+"""Before the first run: the plan of every run of a matrix is made, and all faults are reported at
+once. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..data.annotations.catalog import DetectionDataset
+from ..data.annotations.label_subset import (
+    LabelSubset,
+    draw_label_subset,
+    read_label_subset,
+    write_label_subset,
+)
+from ..finetune.datasets import Reads
+from ..finetune.describe import describe_plan
+from ..finetune.lint import Finding, collecting
+from ..finetune.plan import FinetunePlan, Request, plan_finetuning
+from ..runtime.errors import InputError
+from .matrix import Cell, Matrix
+from .state import COMPLETE, CellState, state_of
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A run that can start.
+
+    Attributes:
+        cell: The run.
+        state: How far it is.
+        iterations: Its length.
+        lines: Its plan in words; the same for every row but for the weights.
+    """
+
+    cell: Cell
+    state: CellState
+    iterations: int
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BenchmarkPlan:
+    """The runs of a matrix in their order, and the label subsets that are drawn for them."""
+
+    matrix: Matrix
+    cells: tuple[PlannedCell, ...]
+    new_subsets: dict[Path, LabelSubset]
+
+    def save_subsets(self) -> None:
+        """Write the label subsets that are not there yet; one that is there stays for good."""
+        for file, subset in self.new_subsets.items():
+            write_label_subset(file, subset)
+
+
+def plan_benchmark(matrix: Matrix, *, world_size: int) -> BenchmarkPlan:
+    """Make the plan of every run.
+
+    Args:
+        matrix: The matrix.
+        world_size: Number of processes of each run.
+
+    Raises:
+        InputError: One sentence for each fault, all of them.
+    """
+    planner = _Planner(matrix, world_size)
+    cells = [planner.plan(cell) for cell in matrix.cells()]
+    if planner.faults:
+        lines = [
+            f"  - {', '.join(tasks)} from {', '.join(inits)}: {sentence}"
+            for sentence, (tasks, inits) in planner.faults.items()
+        ]
+        first = f"Nothing was started; {len(lines)} thing(s) to fix first:"
+        raise InputError("\n".join([first, *lines]))
+    return BenchmarkPlan(matrix, tuple(filter(None, cells)), planner.new_subsets)
+
+
+class _Planner:
+    """Plans cell after cell; what several cells share is read once."""
+
+    def __init__(self, matrix: Matrix, world_size: int) -> None:
+        self.matrix, self.world_size = matrix, world_size
+        self.reads = Reads()
+        self.new_subsets: dict[Path, LabelSubset] = {}
+        #: Sentence -> names of the tasks and of the rows that it holds for.
+        self.faults: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
+
+    def plan(self, cell: Cell) -> PlannedCell | None:
+        """Return a run, or None where it cannot start: ``faults`` say why."""
+        findings: list[Finding] = []
+        state = state_of(cell)
+        planned = None
+        with collecting(findings):
+            plan = self._finetune_plan(cell, state)
+            findings += (Finding("", fault) for fault in self._faults(cell, state, plan))
+            lines = tuple(describe_plan(plan))
+            planned = PlannedCell(cell, state, plan.schedule.iterations, lines)
+        for finding in findings:
+            tasks, inits = self.faults.setdefault(finding.sentence, ({}, {}))
+            tasks[cell.task_name], inits[cell.init.name] = None, None
+        return planned
+
+    def _finetune_plan(self, cell: Cell, state: CellState) -> FinetunePlan:
+        matrix = self.matrix
+        words = matrix.words(cell)
+        if state.name == COMPLETE:  # its record is compared, whether checkpoints are there or not
+            words[-1] = str(cell.folder / "not_there")
+        request = Request(
+            config_file=cell.task.config,
+            overrides=words,
+            datasets=(*matrix.datasets, *cell.task.datasets),
+            engine=matrix.engine,
+            task=cell.task.name,
+            init=cell.init.name,
+            label_subset=self._label_subset(cell),
+            resume=True,
+        )
+        return plan_finetuning(request, world_size=self.world_size, reads=self.reads)
+
+    def _label_subset(self, cell: Cell) -> LabelSubset | None:
+        file = self.matrix.subset_file(cell)
+        if file is None:
+            return None
+        return self.reads.once(("subset", file), lambda: self._read_or_draw(file, cell))
+
+    def _read_or_draw(self, file: Path, cell: Cell) -> LabelSubset:
+        if file.exists():
+            return read_label_subset(file)
+        whole = Cell(cell.task, cell.init, cell.seed, 1.0, cell.folder)
+        sets = self._finetune_plan(whole, state_of(cell)).data.train_sets
+        with tempfile.TemporaryDirectory() as folder:  # as it reads from a file: with its digest
+            write_label_subset(Path(folder) / file.name, draw_label_subset(sets, cell.fraction))
+            self.new_subsets[file] = read_label_subset(Path(folder) / file.name)
+        return self.new_subsets[file]
+
+    def _faults(self, cell: Cell, state: CellState, plan: FinetunePlan) -> Iterator[str]:
+        for dataset in (*plan.data.train_sets, *plan.data.test_sets):
+            key = ("images", dataset.name, cell.task_name)
+            yield from self.reads.once(key, lambda d=dataset: list(_image_faults(d)))
+        record, header = state.record, plan.header
+        if record is None:
+            return
+        pairs = {
+            "task": (record.task, header["task"]),
+            "init": (record.init, header["init"]),
+            "seed": (record.seed, header["seed"]),
+            "engine": (record.engine, header["engine"]),
+            "config hash": (record.config_hash, header["config_hash"]),
+            "sha256 of the weights": (record.weights.get("sha256"), header["weights_sha256"]),
+            "label subset": (record.label_subset or None, header["label_subset_sha256"]),
+        }
+        other = [f"{key} {was!r}, now {now!r}" for key, (was, now) in pairs.items() if was != now]
+        if other:
+            remedy = "Choose another --output, or move that folder away to run it again"
+            yield f"{cell.folder} holds another run ({'; '.join(other)}). {remedy}."
+
+
+def _image_faults(dataset: DetectionDataset) -> Iterator[str]:
+    """Yield a sentence for broken links and empty files, at which a run would fail after hours."""
+    files = [record["file_name"] for record in dataset.records]
+    with ThreadPoolExecutor(16) as pool:  # a network file system takes its time for each
+        sizes = pool.map(_size_of, files, chunksize=256)
+        bad = [file for file, size in zip(files, sizes, strict=True) if not size]
+    if bad:
+        what = f"{len(bad)} of its {len(files)} images are empty or cannot be read"
+        yield f"data set {dataset.name}: {what}; the first is {bad[0]}."
+
+
+def _size_of(file: str) -> int:
+    try:
+        return os.path.getsize(file) if os.access(file, os.R_OK) else 0
+    except OSError:
+        return 0
