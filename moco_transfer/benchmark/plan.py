@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ..data.annotations.catalog import DetectionDataset
@@ -141,7 +142,7 @@ class _Planner:
     def _faults(self, cell: Cell, state: CellState, plan: FinetunePlan) -> Iterator[str]:
         for dataset in (*plan.data.train_sets, *plan.data.test_sets):
             key = ("images", dataset.name, cell.task_name)
-            yield from self.reads.once(key, lambda d=dataset: list(_image_faults(d)))
+            yield from self.reads.once(key, partial(_image_faults, dataset))
         record, header = state.record, plan.header
         if record is None:
             return
@@ -160,15 +161,14 @@ class _Planner:
             yield f"{cell.folder} holds another run ({'; '.join(other)}). {remedy}."
 
 
-def _image_faults(dataset: DetectionDataset) -> Iterator[str]:
-    """Yield a sentence for broken links and empty files, at which a run would fail after hours."""
+def _image_faults(dataset: DetectionDataset) -> list[str]:
+    """Return a sentence for broken links and empty files, at which a run would fail after hours."""
     files = [record["file_name"] for record in dataset.records]
     with ThreadPoolExecutor(16) as pool:  # a network file system takes its time for each
         sizes = pool.map(_size_of, files, chunksize=256)
         bad = [file for file, size in zip(files, sizes, strict=True) if not size]
-    if bad:
-        what = f"{len(bad)} of its {len(files)} images are empty or cannot be read"
-        yield f"data set {dataset.name}: {what}; the first is {bad[0]}."
+    what = f"{len(bad)} of its {len(files)} images are empty or cannot be read"
+    return [f"data set {dataset.name}: {what}; the first is {bad[0]}."] if bad else []
 
 
 def _size_of(file: str) -> int:
