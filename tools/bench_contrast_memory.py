@@ -22,7 +22,6 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from moco_transfer.pretrain.info_nce import info_nce  # noqa: E402
 from moco_transfer.pretrain.moco import MoCo  # noqa: E402
 
 MB = 2**20
@@ -42,8 +41,11 @@ class LinearEncoder(nn.Module):
 
 def our_step(model: MoCo, x: torch.Tensor) -> None:
     """Take the step of moco_transfer.pretrain."""
-    logits, _ = model(x, x)
-    info_nce(logits).backward()
+    index = torch.arange(len(x))
+    model.begin_step(index)
+    loss, _ = model.loss([x, x], index, index)
+    model.end_step()
+    loss.backward()
 
 
 def plain_step(model: MoCo, x: torch.Tensor) -> None:

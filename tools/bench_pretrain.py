@@ -46,9 +46,8 @@ from moco_transfer.config import load_pretrain_config  # noqa: E402
 from moco_transfer.data.images.decode import read_rgb  # noqa: E402
 from moco_transfer.data.images.folder import ImageFolder, find_images  # noqa: E402
 from moco_transfer.data.views.loading import to_device  # noqa: E402
-from moco_transfer.pretrain.build import build_run  # noqa: E402
-from moco_transfer.pretrain.build_data import build_loader, open_images, plan_run  # noqa: E402
-from moco_transfer.pretrain.trainer import step  # noqa: E402
+from moco_transfer.pretrain.plan import plan_pretrain  # noqa: E402
+from moco_transfer.pretrain.run import build_loader, build_run, step  # noqa: E402
 from moco_transfer.runtime.memory import keep_freed_memory  # noqa: E402
 
 _UNCOUNTED = 2  # iterations at the start of a turn
@@ -193,23 +192,16 @@ class Ours:
             *args.overrides,
         ]
         if args.device == "cpu":
-            keep_freed_memory()  # as pretrain.build.pretrain does
-        self.cfg = load_pretrain_config("moco_v2_R_18_96px", list(map(str, words)))
-        self.folder, self.device = open_images(self.cfg), torch.device(args.device)
-        self.run = build_run(
-            self.cfg, self.folder, plan_run(self.cfg, self.folder, start_iteration=0), self.device
-        )
-        self.run.wrapped.train()
+            keep_freed_memory()  # as pretrain.run.pretrain does
+        self.plan = plan_pretrain(load_pretrain_config("moco_v2_R_18_96px", list(map(str, words))))
+        self.device = self.plan.device
+        self.run = build_run(self.plan)
+        self.run.model.train()
         self.taken = 0
 
     def turn(self, num_workers: int, iterations: int) -> Turn:
         """Take a turn with a loader of its own, from where the last one ended."""
-        loader = build_loader(
-            self.cfg,
-            self.folder,
-            plan_run(self.cfg, self.folder, start_iteration=self.taken),
-            self.device,
-        )
+        loader = build_loader(self.plan, self.taken)
         self.taken += iterations + _UNCOUNTED
         before = set(_children())
         batches = to_device(loader, self.device)

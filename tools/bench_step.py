@@ -37,9 +37,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench_published import OwnProcess, PublishedStep  # noqa: E402
 
 from moco_transfer.config import load_pretrain_config  # noqa: E402
-from moco_transfer.pretrain.build import build_run  # noqa: E402
-from moco_transfer.pretrain.build_data import plan_run  # noqa: E402
-from moco_transfer.pretrain.trainer import step  # noqa: E402
+from moco_transfer.pretrain.plan import plan_pretrain  # noqa: E402
+from moco_transfer.pretrain.run import build_run, step  # noqa: E402
 from moco_transfer.runtime.memory import keep_freed_memory  # noqa: E402
 
 
@@ -47,6 +46,7 @@ class NoImages:
     """As many as ImageNet has, none of which is read."""
 
     class_names = ()
+    pixel_change = ""
 
     def __len__(self) -> int:
         return 1_281_167
@@ -71,10 +71,8 @@ def our_step(
     words = ["MODEL.ARCH", arch, "DATA.IMAGE_SIZE", str(size), "DATA.BATCH_SIZE_TOTAL", str(batch)]
     words += ["TRAIN.PRECISION", precision, "TRAIN.DEVICE", device]
     cfg = load_pretrain_config("moco_v2_R_50_200ep", words + extra)
-    run = build_run(
-        cfg, NoImages(), plan_run(cfg, NoImages(), start_iteration=0), torch.device(device)
-    )
-    run.wrapped.train()
+    run = build_run(plan_pretrain(cfg, source=NoImages()))
+    run.model.train()
     if perturbed:
         perturb(run.model, perturbed)
     return lambda data: step(run, data)["loss"].item()
@@ -114,7 +112,7 @@ def our_way(
 ) -> Callable[[], float]:
     """Return a function that takes our step and returns its seconds."""
     if device == "cpu":
-        keep_freed_memory()  # as pretrain.build.pretrain does
+        keep_freed_memory()  # as pretrain.run.pretrain does
     data = {
         name: value.to(device) for name, value in batch_of(size, batch, 0).items()
     }  # as the published step's: copying is not the step

@@ -18,7 +18,6 @@ VERBS = {
     "pretrain": "images -> checkpoint: MoCo v1, v2, its rivals, or the supervised baseline",
     "knn": "checkpoint, labelled folders -> kNN top-1 of the features",
     "linear": "checkpoint, labelled folders -> top-1 and top-5 of the linear protocol",
-    "neighbours": "checkpoint, images -> a sheet of nearest neighbours by its features",
     "convert": "checkpoint -> backbone.pkl for the detector, every tensor accounted for",
     "train": "backbone.pkl -> fine-tuned detector and results.json",
     "benchmark": "a matrix of runs, task x initialisation x seed, resumable -> the table",

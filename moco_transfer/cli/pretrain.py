@@ -1,9 +1,8 @@
-"""Pre-train a ResNet with MoCo, its rivals (memory bank, end to end), or supervised, on one CPU or
-GPU, or under torchrun.
+"""Pre-train a ResNet with MoCo, its rivals (memory bank, end to end), or supervised.
 
-Reads a folder of images (DATA.ROOT; class folders or flat) and writes into OUTPUT_DIR:
-config.yaml, env.txt, log.txt, metrics.json, checkpoint_*.pth and last_checkpoint. The learning rate
-is SOLVER.BASE_LR x DATA.BATCH_SIZE_TOTAL / 256.
+Reads the images of DATA.ROOT and writes into OUTPUT_DIR: config.yaml, env.txt, log.txt,
+metrics.json, checkpoint_*.pth and last_checkpoint. The learning rate is SOLVER.BASE_LR x
+DATA.BATCH_SIZE_TOTAL / 256.
 """
 
 from __future__ import annotations
@@ -12,14 +11,14 @@ import argparse
 
 EPILOG = """examples:
   MoCo v2 on ImageNet with 8 GPUs, as published:
-    torchrun --nproc_per_node 8 tools/pretrain.py --config-file configs/pretrain/moco_v2_R_50_200ep.yaml \\
+    moco-transfer pretrain --num-gpus 8 --config-file moco_v2_R_50_200ep \\
         DATA.ROOT /data/imagenet/train OUTPUT_DIR out/moco_v2
-  The same on one GPU or a CPU (statistics of BN over virtual groups of 32 images, see MOCO.BN_GROUP_SIZE):
-    python tools/pretrain.py --config-file configs/pretrain/moco_v2_R_50_200ep.yaml DATA.ROOT images OUTPUT_DIR out/moco_v2
-  Go on after an interruption, with the same words and:
-    ... --resume
-  Start a new run from weights that are there (ours, official MoCo, torchvision):
-    python tools/pretrain.py --config-file moco_v2_R_50_200ep --init-from moco_v2_800ep_pretrain.pth.tar DATA.ROOT images OUTPUT_DIR out/more
+  The same on one GPU or a CPU (BN statistics over virtual groups, see MOCO.BN_GROUP_SIZE):
+    moco-transfer pretrain --config-file moco_v2_R_50_200ep DATA.ROOT images OUTPUT_DIR out/moco_v2
+  Continue after an interruption: the same command with --resume.
+  Start a new run from existing weights (ours, official MoCo, torchvision):
+    moco-transfer pretrain --config-file moco_v2_R_50_200ep --init-from moco_v2_800ep_pretrain.pth.tar \\
+        DATA.ROOT images OUTPUT_DIR out/more
   Any key of the config can follow as KEY VALUE; moco_transfer/config/pretrain_schema.py explains each.
 """
 
@@ -40,11 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--init-from",
         metavar="FILE",
-        help=(
-            "start the encoders from a checkpoint's weights, everything else fresh (to go on with a"
-            " run: --resume)"
-        ),
+        help="start the encoders from a checkpoint's weights, everything else fresh",
     )
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
     parser.add_argument(
         "overrides",
         nargs=argparse.REMAINDER,
@@ -57,21 +54,29 @@ def run(args: argparse.Namespace) -> int:
     """Pre-train; returns the exit status."""
     # torch takes seconds to import; --help need not wait for it.
     from ..config import load_pretrain_config
-    from ..pretrain.build import pretrain
+    from ..pretrain.describe import describe, warnings
+    from ..pretrain.plan import plan_pretrain
+    from ..pretrain.run import pretrain
     from ..runtime.checkpoint import CheckpointFolder
     from ..runtime.distributed import is_main_process, start_processes, stop_processes
     from ..runtime.log import set_up_logging
 
     cfg = load_pretrain_config(args.config_file, args.overrides)
     start_processes(cfg.TRAIN.DEVICE)
-    # to the terminal until there is a run folder: looking for the images may have something to
-    # say
-    set_up_logging()
+    set_up_logging()  # to the terminal alone: the plan must not make the folder
     try:
-        run = pretrain(cfg, resume=args.resume, init_from=args.init_from, on_start=set_up_logging)
+        plan = plan_pretrain(cfg, resume=args.resume, init_from=args.init_from)
+        if args.dry_run:
+            if is_main_process():
+                print("\n".join([*describe(plan), *(f"WARNING: {w}" for w in warnings(plan))]))
+            return 0
+        set_up_logging(plan.output_dir)
+        run = pretrain(plan)
         if is_main_process() and run is not None:
-            name = CheckpointFolder(cfg.OUTPUT_DIR).last()
-            print(f"Done: {name}. Next: moco-transfer convert {name} {cfg.OUTPUT_DIR}/backbone.pkl")
+            name = CheckpointFolder(plan.output_dir).last()
+            print(
+                f"Done: {name}. Next: moco-transfer convert {name} {plan.output_dir}/backbone.pkl"
+            )
     finally:
         stop_processes()
     return 0 if run is not None else 143  # 128 + SIGTERM

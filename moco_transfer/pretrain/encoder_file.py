@@ -1,9 +1,9 @@
-"""Take a trained encoder, ready to compute features, out of a checkpoint.
+"""Take a trained encoder out of a checkpoint: to compute features, or to start a run from it.
 
-Two kinds are read here: those of ``moco-transfer pretrain`` and the official ones of
-    facebookresearch/moco@7397dfe, whose names differ by
-a ``module.`` in front. Other layouts are for ``moco_transfer.convert`` to read;
-:func:`backbone_encoder` takes what it finds.
+Read here are checkpoints of ``moco-transfer pretrain``, the official ones of
+facebookresearch/moco@7397dfe (also saved under DistributedDataParallel: ``module.`` in front), and
+torchvision's state dicts. Other layouts are read by ``moco_transfer.convert``; for features,
+:func:`backbone_encoder` takes what that finds.
 """
 
 from __future__ import annotations
@@ -17,24 +17,31 @@ import yaml
 from torch import Tensor, nn
 
 from ..data.images.labelled import EvaluationView, protocol_resize
-from ..models import ENCODERS, add_mlp_head, build_encoder
+from ..models import (
+    BATCH_COUNTER,
+    ENCODERS,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    add_mlp_head,
+    backbone_shapes,
+    build_encoder,
+)
+from ..runtime.checkpoint import load_checkpoint
 from ..runtime.errors import InputError, did_you_mean
-
-_IMAGENET_MEAN, _IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 @dataclass(frozen=True)
 class TrainedEncoder:
-    """An encoder and what it expects to see.
+    """An encoder and what it expects.
 
     Attributes:
         network: Maps normalised RGB (N, 3, H, W) to (N, C); on the CPU, in evaluation mode, without
             gradients.
-        arch: A key of ``ENCODERS``.
+        arch: A key of ``models.ENCODERS``.
         view: Size and pixel statistics of its images.
-        has_head: Whether the head came with it; else ``fc`` must not be used.
-        mechanism: What trained it, e.g. ``moco``; empty where the file does not say.
-        epoch: Epochs finished, None where the file does not say.
+        has_head: Whether the head came with it; otherwise ``fc`` must not be used.
+        mechanism: What trained it, e.g. ``moco``; empty where the file does not tell.
+        epoch: Epochs finished, None where the file does not tell.
     """
 
     network: nn.Module
@@ -45,41 +52,56 @@ class TrainedEncoder:
     epoch: int | None = None
 
 
+@dataclass(frozen=True)
+class StartWeights:
+    """The weights that a run's encoders start from.
+
+    Attributes:
+        path: The file.
+        tensors: Of ``encoder_q``: the whole trunk, and the head where it fits.
+        has_head: Whether the head fits.
+        stamp: What the file says about itself, for the log.
+    """
+
+    path: str
+    tensors: dict[str, Tensor]
+    has_head: bool
+    stamp: str
+
+    def describe(self) -> str:
+        """Return coverage and stamp in words."""
+        trunk = sum(not n.startswith("fc.") and not n.endswith(BATCH_COUNTER) for n in self.tensors)
+        head = "head too" if self.has_head else "head initialised at random"
+        return (
+            f"started from {self.path}: {trunk} of {trunk} trunk tensors, {head}; {self.stamp};"
+            " queue, optimiser and schedule are fresh"
+        )
+
+
 def trained_encoder(
     checkpoint: Mapping[str, Any], path: str, *, encoder: str = "q"
 ) -> TrainedEncoder | None:
-    """Build the encoder that a checkpoint of ours, or an official one, holds.
+    """Build the encoder in a checkpoint of ours or an official one; None for other layouts.
 
     Args:
         checkpoint: The file's outermost dictionary.
         path: The file, for messages.
         encoder: ``q`` for the encoder that was trained, ``k`` for its momentum copy.
 
-    Returns:
-        The encoder, or None when the file is of another layout.
-
     Raises:
-        InputError: If the file is of these layouts but lacks the encoder, a tensor of it, or the
-            name of its architecture.
+        InputError: If the file lacks the encoder, a tensor of it, or the name of its architecture.
     """
     state = checkpoint.get("state_dict")
-    if not isinstance(state, Mapping):
+    names = map(str, state) if isinstance(state, Mapping) else ()
+    module = next((n.partition("encoder_q.")[0] for n in names if "encoder_q." in n), None)
+    if module not in ("", "module."):
         return None
-    prefixes = [
-        p
-        for p in ("encoder_q.", "module.encoder_q.")
-        if any(str(name).startswith(p) for name in state)
-    ]
-    if not prefixes:
-        return None
-    prefix = prefixes[0].replace("encoder_q", f"encoder_{encoder}")
-    tensors = {
-        name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)
-    }
+    prefix = f"{module}encoder_{encoder}."
+    tensors = _without_prefix(state, prefix)
     if not tensors:
         raise InputError(
-            f"{path} has no key encoder: no key of 'state_dict' starts with {prefix!r}. Take"
-            " encoder q."
+            f"{path} has no key encoder: no key of 'state_dict' starts with {prefix!r}. Use encoder"
+            " q."
         )
     arch = checkpoint.get("arch")
     if arch not in ENCODERS:
@@ -115,16 +137,85 @@ def backbone_encoder(
         std: Of the same.
 
     Raises:
-        InputError: If the architecture is unknown here or a tensor is missing or misshapen.
+        InputError: If a tensor is missing or misshapen.
     """
-    if arch not in ENCODERS:
-        raise InputError(
-            f"{path} holds a {arch}; features can be computed with {', '.join(ENCODERS)}."
-        )
     network = _filled(arch, tensors, path, "", head=False)
-    return TrainedEncoder(
-        network=network, arch=arch, view=EvaluationView(224, 256, mean, std), has_head=False
-    )
+    return TrainedEncoder(network, arch, EvaluationView(224, 256, mean, std), has_head=False)
+
+
+def read_start_weights(path: str, arch: str, head: Mapping[str, tuple[int, ...]]) -> StartWeights:
+    """Read the weights for ``--init-from``: the trained encoder, of which the trunk must be whole.
+
+    Args:
+        path: A checkpoint of ``pretrain``, an official MoCo ``.pth.tar``, or a torchvision ResNet's
+            state dict.
+        arch: MODEL.ARCH of the run.
+        head: Shapes of the run's ``fc.*`` tensors; a head that does not fit is left out.
+
+    Raises:
+        InputError: If the file has no whole encoder of this architecture.
+    """
+    loaded = load_checkpoint(path)
+    state = loaded.get("state_dict", loaded)
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    prefixes = ("module.encoder_q.", "encoder_q.", "")
+    prefix = next((p for p in prefixes if f"{p}conv1.weight" in tensors), None)
+    if prefix is None:
+        raise InputError(
+            f"{path} has no encoder to start from: expected module.encoder_q.conv1.weight,"
+            f" encoder_q.conv1.weight or conv1.weight. First keys: {', '.join(list(tensors)[:4])}."
+            " Pass a checkpoint of pretrain, of official MoCo, or of torchvision."
+        )
+    theirs = _without_prefix(tensors, prefix)
+    trunk = {name: value for name, value in theirs.items() if not name.startswith("fc.")}
+    _check_tensors(trunk, backbone_shapes(arch), path, arch, prefix)
+    has_head = all(name in theirs and theirs[name].shape == head[name] for name in head)
+    taken = trunk | ({name: theirs[name] for name in head} if has_head else {})
+    stamp = "no stamp"
+    if "format" in loaded or "arch" in loaded:
+        kind, epoch = loaded.get("mechanism", "moco"), loaded.get("epoch")
+        stamp = f"stamp: {kind} {loaded.get('arch')}, epoch {epoch}"
+        if "pixels" in loaded:
+            stamp += f", pixel mean {loaded['pixels']['mean']}"
+    return StartWeights(path, taken, has_head, stamp)
+
+
+@torch.no_grad()
+def start_from(model: nn.Module, weights: StartWeights) -> None:
+    """Load weights into ``encoder_q``, and into ``encoder_k`` where there is one."""
+    model.encoder_q.load_state_dict(model.encoder_q.state_dict() | weights.tensors)
+    if hasattr(model, "encoder_k"):  # both encoders start equal
+        model.encoder_k.load_state_dict(model.encoder_q.state_dict())
+
+
+def _without_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+
+
+def _check_tensors(
+    tensors: Mapping[str, Tensor],
+    expected: Mapping[str, tuple[int, ...]],
+    path: str,
+    arch: str,
+    prefix: str,
+) -> None:
+    """Refuse missing, unknown and misshapen tensors, and values that are not finite."""
+    # BN's counters are optional: old files lack them, and evaluation does not read them.
+    got = {n: tuple(t.shape) for n, t in tensors.items() if not n.endswith(BATCH_COUNTER)}
+    differing = [n for n in sorted(expected.keys() | got.keys()) if expected.get(n) != got.get(n)]
+    if differing:
+        name = differing[0]
+        raise InputError(
+            f"{path} does not hold a whole {arch}: {len(differing)} of {len(expected)} tensors"
+            f" differ, the first is {prefix}{name} (shape {got.get(name, 'absent')} in the file,"
+            f" {expected.get(name, 'absent')} in a {arch}). Check MODEL.ARCH."
+        )
+    broken = [n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
+    if broken:
+        raise InputError(
+            f"{path}: {prefix}{broken[0]} holds values that are not finite: the training diverged."
+            " Use an earlier checkpoint."
+        )
 
 
 def _filled(
@@ -136,57 +227,25 @@ def _filled(
             f"{path} lacks the head of its encoder: neither {prefix}fc.weight nor"
             f" {prefix}fc.2.weight is there."
         )
-    network = build_encoder(arch, num_classes=len(last) if head else 1)
+    network = build_encoder(arch, num_classes=1 if last is None else len(last))
     if head and "fc.2.weight" in tensors:
         add_mlp_head(network)
     expected = {
-        name: tuple(t.shape)
-        for name, t in network.state_dict().items()
-        if head or not name.startswith("fc.")
+        name: tuple(tensor.shape)
+        for name, tensor in network.state_dict().items()
+        if (head or not name.startswith("fc.")) and not name.endswith(BATCH_COUNTER)
     }
-    got = {name: tuple(t.shape) for name, t in tensors.items()}
-    # Files of before BN counted its batches lack the counter, which evaluation does not read.
-    differing = sorted(
-        n
-        for n in expected.keys() | got.keys()
-        if expected.get(n) != got.get(n) and not n.endswith("num_batches_tracked")
-    )
-    if differing:
-        name = differing[0]
-        raise InputError(
-            f"{path} does not hold a whole {arch}: {len(differing)} of {len(expected)} tensors"
-            f" differ, the first is {prefix}{name} (shape {got.get(name, 'absent')} in the file,"
-            f" {expected.get(name, 'absent')} in a {arch})."
-        )
-    network.load_state_dict(dict(tensors), strict=False)  # complete but for counters: checked above
-    broken = [
-        name
-        for name, t in network.state_dict().items()
-        if t.is_floating_point() and not bool(torch.isfinite(t).all())
-    ]
-    if broken:
-        raise InputError(
-            f"{path}: {prefix}{broken[0]} holds values that are not finite: the training diverged."
-            " Take an earlier checkpoint."
-        )
+    _check_tensors(tensors, expected, path, arch, prefix)
+    network.load_state_dict(dict(tensors), strict=False)  # complete but for counters
     return network.eval().requires_grad_(False)
 
 
 def _view(checkpoint: Mapping[str, Any]) -> EvaluationView:
-    if (
-        "config" not in checkpoint
-    ):  # the official code's, or ours written in its layout, with a stamp that says the pixels
+    if "config" not in checkpoint:  # the official code's, or `convert --to moco` with a stamp
         stamp = checkpoint.get("moco_transfer", {})
-        mean, std = (
-            stamp.get(name) or default
-            for name, default in (("pixel_mean", _IMAGENET_MEAN), ("pixel_std", _IMAGENET_STD))
-        )
-        return EvaluationView(224, 256, tuple(mean), tuple(std))
+        mean = stamp.get("pixel_mean") or IMAGENET_MEAN
+        return EvaluationView(224, 256, tuple(mean), tuple(stamp.get("pixel_std") or IMAGENET_STD))
     data = yaml.safe_load(checkpoint["config"])["DATA"]
     size = data["IMAGE_SIZE"]
-    return EvaluationView(
-        size,
-        data.get("TEST_RESIZE") or protocol_resize(size),
-        tuple(data["PIXEL_MEAN"]),
-        tuple(data["PIXEL_STD"]),
-    )
+    resize = data["TEST_RESIZE"] or protocol_resize(size)
+    return EvaluationView(size, resize, tuple(data["PIXEL_MEAN"]), tuple(data["PIXEL_STD"]))

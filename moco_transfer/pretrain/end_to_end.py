@@ -1,10 +1,9 @@
-"""End to end: gradients through queries and keys, the other keys of the mini-batch as negatives
-(paper Fig. 2a, Fig. 3, Table 3).
+"""End to end: the other keys of the mini-batch are the negatives, with gradient (Fig. 2a, Table 3).
 
 Shapes in this module:
-    N: images on this process    C: feature dimension    W: world size
+    N: images on this process    C: feature dimension    W: processes
 Distributed:
-    ``EndToEnd.forward`` is collective in training: every process calls it, with equal N.
+    In training every process calls ``forward``, with equal N.
 Source:
     He et al. 2019, arXiv:1911.05722, Sec. 3.2 and 4.1: the same pretext task and InfoNCE, ShuffleBN
     as in MoCo. The authors never released code for it. Queries and keys share one encoder here
@@ -22,37 +21,37 @@ from torch.distributed.nn.functional import all_gather
 from ..models import add_mlp_head
 from ..runtime.distributed import get_rank, get_world_size
 from ..runtime.transfer import sent
-from .measures import describe_contrast
-from .moco import unit
+from .info_nce import info_nce, unit
 from .shuffle import draw_permutation, shuffle_rows
+from .watch import describe_contrast
 
 
 class EndToEnd(nn.Module):
-    """InfoNCE over the mini-batch of all processes: K = W * N - 1 negatives, all keys fresh, all
-    with gradient.
+    """InfoNCE over the mini-batch of all processes: K = W * N - 1 negatives, all with gradient.
 
-    Without BN, W processes with N images each compute what one process with W * N images computes,
-    gradients included (averaged over processes, as DistributedDataParallel does). Micro-batches
-    would not: they change the negatives.
+    Micro-batches are not supported: they would change the negatives.
 
     Args:
-        encoder_factory: Called with the number of outputs, returns an encoder whose last layer is
+        encoder_factory: Called with ``num_classes=dim``; returns an encoder whose last layer is
             ``fc``.
         dim: C.
-        temperature: Softmax temperature T > 0.
+        temperature: Softmax temperature T.
         mlp: Two-layer head.
         shuffle: Permute the keys' batch over all processes before the encoder (ShuffleBN).
 
     Attributes:
-        loss_scale, measured: As in :class:`MoCo`.
         num_negatives: K of the last step.
+        loss_scale, measured: As in :class:`~moco_transfer.pretrain.moco.MoCo`.
+
+    Raises:
+        ValueError: If dim or temperature is not positive.
     """
 
-    loss_scale = 1.0
+    loss_scale = 1
 
     def __init__(
         self,
-        encoder_factory: Callable[[int], nn.Module],
+        encoder_factory: Callable[..., nn.Module],
         *,
         dim: int = 128,
         temperature: float = 0.07,
@@ -62,51 +61,60 @@ class EndToEnd(nn.Module):
         super().__init__()
         if dim < 1 or temperature <= 0:
             raise ValueError(f"dim and temperature must be positive, got {dim}, {temperature}.")
-        self.temperature = temperature
-        self.shuffle = shuffle
+        self.temperature, self.shuffle = temperature, shuffle
         self.num_negatives = 0
         self.measured: dict[str, Tensor] = {}
-        self.encoder_q = encoder_factory(dim)
+        self.encoder_q = encoder_factory(num_classes=dim)
         if mlp:
             add_mlp_head(self.encoder_q)
 
     def forward(self, im_q: Tensor, im_k: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (N, W * N), class 0 the positive, and targets (N,) of zeros; float32 under
-        autocast too.
+        """Return logits (N, W * N), class 0 the positive, and targets (N,) of zeros.
+
+        Logits are float32 under autocast too.
 
         Args:
             im_q: Query images (N, 3, H, W), normalised RGB.
             im_k: Key images (N, 3, H, W), another view of the same images in the same order.
         """
         q = unit(self.encoder_q(im_q))  # (N, C)
-        k_all = self._keys(im_k)  # (W * N, C), with gradient
+        k_all = self._encode_keys_shuffled(im_k)  # (W * N, C)
         own = torch.arange(len(q), device=q.device) + (get_rank() * len(q) if self.training else 0)
         with torch.autocast(q.device.type, enabled=False):
             similarities = q @ k_all.T / self.temperature  # (N, W * N)
         is_negative = torch.ones_like(similarities, dtype=torch.bool)
         is_negative[torch.arange(len(q)), own] = False
-        l_pos = similarities.gather(1, own[:, None])
-        logits = torch.cat([l_pos, similarities[is_negative].view(len(q), -1)], dim=1)
-        self.num_negatives = logits.shape[1] - 1
+        l_pos = similarities.gather(1, own[:, None])  # (N, 1)
+        l_neg = similarities[is_negative].view(len(q), -1)  # (N, W * N - 1)
+        logits = torch.cat([l_pos, l_neg], dim=1)
+        self.num_negatives = l_neg.shape[1]
         self.measured = describe_contrast(q, logits, temperature=self.temperature)
         return logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
 
-    def _keys(self, im_k: Tensor) -> Tensor:
-        """Return the keys of all processes in their original order, with gradient to the process
-        that encoded each.
-        """
+    def loss(
+        self, views: list[Tensor], labels: Tensor, index: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of two views of images and its measures; the rest is not used."""
+        return info_nce(self(*views)[0]), self.measured
+
+    def begin_step(self, index: Tensor) -> None:
+        """Do nothing: no state but the encoder."""
+
+    def end_step(self) -> None:
+        """Do nothing: no state but the encoder."""
+
+    def _encode_keys_shuffled(self, im_k: Tensor) -> Tensor:
+        """Return the keys of all processes in the order of the images, with gradient."""
         if not self.training:
             return unit(self.encoder_q(im_k))
         if not self.shuffle:
             return _gather_with_gradient(unit(self.encoder_q(im_k)))
         permutation = draw_permutation(len(im_k))
         shuffled = _gather_with_gradient(unit(self.encoder_q(shuffle_rows(im_k, permutation))))
-        # Place p holds image permutation[p]; the inverse tells where image i went.
+        # Place p holds image permutation[p]; the inverse gives the place of image i.
         return shuffled[sent(torch.argsort(permutation), shuffled.device)]
 
 
 def _gather_with_gradient(rows: Tensor) -> Tensor:
-    """Return the rows of all processes (W * N, C); the gradient of each goes back, summed, to its
-    own process. Collective.
-    """
+    """Return the rows of all processes (W * N, C); each gets its gradient summed. Collective."""
     return torch.cat(all_gather(rows)) if get_world_size() > 1 else rows

@@ -1,7 +1,7 @@
 """The weighted kNN classifier on frozen features, and the monitor that runs it during pre-training.
 
 Shapes in this module:
-    N: images asked about    M: images of the bank    C: dimension of the features
+    N: images to classify    M: images of the bank    C: dimension of the features
 Source:
     Wu et al. 2018 (InstDisc), arXiv:1805.01978, Sec. 3.4: a neighbour with cosine s votes for its
     class with weight exp(s / T). Settings (k = 200, T = 0.1) and behaviour of the official CIFAR-10
@@ -11,20 +11,17 @@ Source:
 from __future__ import annotations
 
 import logging
-import math
 import time
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.images.labelled import LabelledBatches
+from ..data.images.image_source import IndexedSource
+from ..data.images.labelled import EvaluationView, LabelledBatches
 from ..runtime.distributed import average_bn_statistics
-from ..runtime.run_folder import StopRequest
-from .features import FeatureSet, Precision, extract_features, trunk_of
-
-if TYPE_CHECKING:
-    from .trainer import Pretraining
+from ..runtime.stop import StopRequest
+from .features import Compute, FeatureSet, extract_features, trunk_of
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +60,8 @@ def knn_scores(
     scores = features.new_zeros(len(features), num_classes)
     rows = max(1, _SIMILARITIES // len(bank))
     for start in range(0, len(features), rows):
-        similarity, nearest = (features[start : start + rows] @ bank.T).topk(
-            min(k, len(bank)), dim=1
-        )  # (rows, k), falling
+        cosines = features[start : start + rows] @ bank.T
+        similarity, nearest = cosines.topk(min(k, len(bank)), dim=1)  # (rows, k), falling
         votes = ((similarity - similarity[:, :1]) / temperature).exp()
         scores[start : start + rows].scatter_add_(1, bank_labels[nearest], votes)
     return scores
@@ -74,95 +70,83 @@ def knn_scores(
 def knn_accuracy(
     train: FeatureSet, test: FeatureSet, *, k: int, temperature: float
 ) -> dict[str, float]:
-    """Return the share of test images, in percent, whose class is the first (``top1``) or among
-    the first five (``top5``).
+    """Return ``top1`` and ``top5``, percent, of the kNN classifier.
 
     Args:
         train: The bank; its features need not have unit norm.
-        test: The images asked about, labels numbered as in the bank.
+        test: The images to classify, labels numbered as in the bank.
         k: Neighbours.
         temperature: T of the votes.
     """
-    num_classes = len(train.class_names)
     scores = knn_scores(
         F.normalize(test.features, dim=1),
         F.normalize(train.features, dim=1),
         train.labels,
-        num_classes=num_classes,
+        num_classes=len(train.class_names),
         k=k,
         temperature=temperature,
     )
-    ranked = scores.argsort(dim=1, descending=True)
-    hits = ranked == test.labels[:, None]
-    asked = len(test.labels)
+    hits = scores.argsort(dim=1, descending=True) == test.labels[:, None]
     return {
-        "top1": 100 * hits[:, 0].sum().item() / asked,
-        "top5": 100 * hits[:, :5].any(1).sum().item() / asked,
+        "top1": 100 * hits[:, 0].sum().item() / len(hits),
+        "top5": 100 * hits[:, :5].any(1).sum().item() / len(hits),
     }
 
 
-class KnnMonitor:
-    """Classifies a labelled folder by the features of the run's query encoder, every n epochs.
+@dataclass(frozen=True)
+class KnnPlan:
+    """The kNN measurements of a run.
 
-    Args:
+    Attributes:
         train: The bank's images.
-        test: The images asked about.
-        period_epochs: Epochs from one measurement to the next; the end of the run is always
-            measured.
+        test: The images to classify.
+        view: How they are seen.
+        num_workers: Data workers.
+        period_epochs: Epochs between measurements; the end of the run is always measured.
         k, temperature: See :func:`knn_scores`.
-        features: ``head`` (what the encoder puts out, as in the official demo) or ``trunk`` (the
-            pooled features before the head).
+        features: ``head`` (the encoder's output, as in the official demo) or ``trunk`` (the pooled
+            features before the head).
     """
 
-    def __init__(
-        self,
-        train: LabelledBatches,
-        test: LabelledBatches,
-        *,
-        period_epochs: int,
-        k: int,
-        temperature: float,
-        features: str,
-    ) -> None:
-        self.train = train
-        self.test = test
-        self.period_epochs = period_epochs
-        self.k = k
-        self.temperature = temperature
-        self.features = features
+    train: IndexedSource
+    test: IndexedSource
+    view: EvaluationView
+    num_workers: int
+    period_epochs: int
+    k: int
+    temperature: float
+    features: str
 
-    def __call__(self, run: Pretraining, stop: StopRequest) -> dict[str, float]:
-        """Return ``knn_top1`` in percent and ``knn_sec``, or nothing when no measurement is due.
-        Collective.
+    def describe(self) -> str:
+        """Return the plan in words."""
+        return (
+            f"top-1 on {len(self.test)} images, bank of {len(self.train)}, k {self.k}, T"
+            f" {self.temperature:g}, {self.features} features, every {self.period_epochs} epoch(s)"
+        )
 
-        Args:
-            run: Whose encoder is measured, after its last finished iteration.
-            stop: Ends the measurement.
+
+class KnnMonitor:
+    """Classifies labelled images by the features of an encoder in training."""
+
+    def __init__(self, plan: KnnPlan) -> None:
+        self.plan = plan
+        self._train, self._test = (
+            LabelledBatches(images, plan.view, num_workers=plan.num_workers)
+            for images in (plan.train, plan.test)
+        )
+
+    def __call__(self, encoder: nn.Module, compute: Compute, stop: StopRequest) -> dict[str, float]:
+        """Return ``knn_top1`` in percent and ``knn_sec``. Collective.
 
         Raises:
-            Stopped: If any process was told to stop.
+            FeaturesStopped: If any process was told to stop.
         """
-        epoch = math.ceil(run.iteration / run.iterations_per_epoch)
-        if epoch % self.period_epochs and run.iteration != run.max_iterations:
-            return {}
-        since = time.perf_counter()
-        encoder = run.model.encoder_q
+        since, plan = time.perf_counter(), self.plan
         average_bn_statistics(encoder)
-        network: nn.Module = encoder if self.features == "head" else trunk_of(encoder)
-        precision = Precision(run.device, run.amp_dtype, run.channels_last)
-        train = extract_features(network, self.train, precision, description="kNN bank", stop=stop)
-        test = extract_features(network, self.test, precision, description="kNN test", stop=stop)
-        top1 = knn_accuracy(train, test, k=self.k, temperature=self.temperature)["top1"]
-        elapsed = time.perf_counter() - since
-        logger.info(
-            "epoch %d/%d kNN top-1 %.2f %% (k %d, T %g, %d in the bank, %d asked, %.0f s)",
-            epoch,
-            run.epochs,
-            top1,
-            self.k,
-            self.temperature,
-            len(train.labels),
-            len(test.labels),
-            elapsed,
-        )
-        return {"knn_top1": top1, "knn_sec": elapsed}
+        network = encoder if plan.features == "head" else trunk_of(encoder)
+        train = extract_features(network, self._train, compute, description="kNN bank", stop=stop)
+        test = extract_features(network, self._test, compute, description="kNN test", stop=stop)
+        top1 = knn_accuracy(train, test, k=plan.k, temperature=plan.temperature)["top1"]
+        row = {"knn_top1": top1, "knn_sec": time.perf_counter() - since}
+        logger.info("kNN top-1 %.2f %% (%s, %.0f s)", top1, plan.describe(), row["knn_sec"])
+        return row

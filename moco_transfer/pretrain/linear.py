@@ -3,8 +3,7 @@
 Shapes in this module:
     B: images of an iteration over all processes    C: dimension of the features
 Distributed:
-    ``train_classifier`` is collective. An iteration's images do not depend on the number of
-    processes.
+    An iteration's images do not depend on the number of processes.
 Source:
     arXiv:1911.05722 Sec. 4.1; facebookresearch/moco@7397dfe main_lincls.py: lr 30, weight decay 0,
     momentum 0.9, batch 256, 100 epochs, lr times 0.1 at 60 and 80, weights N(0, 0.01), bias 0, the
@@ -16,7 +15,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,8 +29,8 @@ from ..runtime.checkpoint import CheckpointFolder
 from ..runtime.distributed import gather_object, get_rank, get_world_size, is_main_process
 from ..runtime.errors import InputError
 from ..runtime.metrics import MetricsFile
-from ..runtime.run_folder import StopRequest
 from ..runtime.seed import generator_at, seed_everything
+from ..runtime.stop import StopRequest
 from .features import FeatureSet
 
 logger = logging.getLogger(__name__)
@@ -45,8 +44,6 @@ class LinearProtocol:
 
     Attributes:
         lr: Learning rate, not scaled by the batch.
-        sgd_momentum: Of SGD.
-        weight_decay: Of SGD.
         batch_size_total: Images per iteration over all processes.
         epochs: Passes over the training images.
         seed: Of the weights, the order and the crops.
@@ -61,7 +58,7 @@ class LinearProtocol:
 
     @property
     def steps(self) -> tuple[int, int]:
-        """Epochs at which lr falls to a tenth: 60 % and 80 % of the run, 60 and 80 of 100."""
+        """Epochs at which lr falls to a tenth: 60 % and 80 % of the run."""
         return round(0.6 * self.epochs), round(0.8 * self.epochs)
 
     def lr_in(self, epoch: int) -> float:
@@ -70,14 +67,13 @@ class LinearProtocol:
 
 
 class ShuffledBatches(Sampler[list[tuple[int, int]]]):
-    """This process's part of every batch from iteration ``start_step`` of epoch ``start_epoch`` on,
-    as lists of (epoch, index).
+    """This process's part of every batch, as lists of (epoch, index).
 
-    Unlike ``data.samplers.EpochBatches`` it keeps the last, partial batch of an epoch, as
-    main_lincls.py does, so a process's part may be smaller than another's by one image, or empty.
+    Unlike ``data.batches.samplers.EpochBatches`` it keeps the last, partial batch of an epoch, as
+    main_lincls.py does. A process's part may therefore be smaller than another's by one image.
 
     Args:
-        num_images: Images in the training folder.
+        num_images: Training images.
         protocol: Batch size, epochs and seed.
         start_epoch: Epochs already finished.
         start_step: Iterations already finished of the next one.
@@ -91,40 +87,27 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
         start_epoch: int = 0,
         start_step: int = 0,
     ) -> None:
-        self.num_images = num_images
-        self.protocol = protocol
-        self.start_epoch = start_epoch
-        self.start_step = start_step
-
-    @property
-    def iterations_per_epoch(self) -> int:
-        """Iterations in an epoch, the partial one included."""
-        return -(-self.num_images // self.protocol.batch_size_total)
+        self.num_images, self.protocol = num_images, protocol
+        self.start_epoch, self.start_step = start_epoch, start_step
+        self.iterations_per_epoch = -(-num_images // protocol.batch_size_total)
 
     def batch_size(self, iteration_in_epoch: int) -> int:
         """Return the number of images of an iteration over all processes."""
-        return min(
-            self.protocol.batch_size_total,
-            self.num_images - iteration_in_epoch * self.protocol.batch_size_total,
-        )
+        size = self.protocol.batch_size_total
+        return min(size, self.num_images - iteration_in_epoch * size)
 
     def __len__(self) -> int:
-        return (
-            self.protocol.epochs - self.start_epoch
-        ) * self.iterations_per_epoch - self.start_step
+        epochs = self.protocol.epochs - self.start_epoch
+        return epochs * self.iterations_per_epoch - self.start_step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        size = self.protocol.batch_size_total
+        size, seed = self.protocol.batch_size_total, self.protocol.seed
         for epoch in range(self.start_epoch, self.protocol.epochs):
-            order = generator_at(self.protocol.seed, "linear order", epoch).permutation(
-                self.num_images
-            )
+            order = generator_at(seed, "linear order", epoch).permutation(self.num_images)
             done = self.start_step if epoch == self.start_epoch else 0
             for start in range(done * size, self.num_images, size):
-                yield [
-                    (epoch, int(i))
-                    for i in order[start : start + size][get_rank() :: get_world_size()]
-                ]
+                own = order[start : start + size][get_rank() :: get_world_size()]
+                yield [(epoch, int(i)) for i in own]
 
 
 @dataclass
@@ -135,33 +118,31 @@ class LinearRun:
         classifier: The fully connected layer, float32.
         optimizer: SGD over it.
         protocol: Settings.
-        origin: What the features are and come from; a checkpoint is resumed only with the same.
+        settings: See ``LinearPlan.settings``.
+        sums: Of the loss and of correct answers in the epoch so far, over this process's images.
         epoch: Epochs finished.
         step: Iterations finished of the next one.
-        sums: Of the loss and of correct answers in these, over this process's images.
     """
 
     classifier: nn.Linear
     optimizer: torch.optim.SGD
     protocol: LinearProtocol
-    origin: dict[str, Any]
+    settings: dict[str, Any]
+    sums: Tensor
     epoch: int = 0
     step: int = 0
-    sums: Tensor = field(default_factory=lambda: torch.zeros(2))
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds, on process 0. Collective."""
-        sums = gather_object(self.sums.cpu())
+        weights = self.classifier.state_dict()
         return {
             "format": CHECKPOINT_FORMAT,
-            "state_dict": {
-                f"fc.{name}": tensor for name, tensor in self.classifier.state_dict().items()
-            },
+            "state_dict": {f"fc.{name}": tensor for name, tensor in weights.items()},
             "optimizer": self.optimizer.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
-            "sums": sums,
-            "origin": self.origin,
+            "sums": gather_object(self.sums.cpu()),
+            "origin": self.settings,
         }
 
 
@@ -171,16 +152,16 @@ def new_run(
     protocol: LinearProtocol,
     *,
     device: torch.device,
-    origin: dict[str, Any],
+    settings: dict[str, Any],
 ) -> LinearRun:
-    """Return a run at its start: weights from N(0, 0.01), bias 0, the same on every process.
+    """Return a run at its start: weights from N(0, 0.01), bias 0, equal on every process.
 
     Args:
-        dim: C, dimension of the features.
+        dim: C.
         num_classes: Outputs.
         protocol: Settings.
         device: Where to train.
-        origin: See :class:`LinearRun`.
+        settings: See ``LinearPlan.settings``.
     """
     seed_everything(protocol.seed, "linear weights")
     classifier = nn.Linear(dim, num_classes)
@@ -193,7 +174,7 @@ def new_run(
         momentum=protocol.sgd_momentum,
         weight_decay=protocol.weight_decay,
     )
-    return LinearRun(classifier, optimizer, protocol, origin, sums=torch.zeros(2, device=device))
+    return LinearRun(classifier, optimizer, protocol, settings, torch.zeros(2, device=device))
 
 
 def restore(run: LinearRun, state: dict[str, Any], path: str) -> None:
@@ -207,21 +188,19 @@ def restore(run: LinearRun, state: dict[str, Any], path: str) -> None:
             f"{path} is not a checkpoint of moco-transfer linear (format {state.get('format')!r},"
             f" expected {CHECKPOINT_FORMAT!r})."
         )
-    for key, mine in run.origin.items():
+    for key, mine in run.settings.items():
         if state["origin"].get(key) != mine:
             raise InputError(
                 f"{path} was made with {key} {state['origin'].get(key)!r}, the run to resume has"
                 f" {mine!r}. Resume with the same."
             )
-    run.classifier.load_state_dict(
-        {name.removeprefix("fc."): tensor for name, tensor in state["state_dict"].items()}
-    )
+    weights = state["state_dict"]
+    run.classifier.load_state_dict({n.removeprefix("fc."): t for n, t in weights.items()})
     run.optimizer.load_state_dict(state["optimizer"])
-    run.epoch, run.step = state["epoch"], state.get("step", 0)
-    sums = state.get("sums", [])
+    run.epoch, run.step, sums = state["epoch"], state["step"], state["sums"]
     if len(sums) == get_world_size():
         run.sums = sums[get_rank()].to(run.sums.device)
-    elif sums and is_main_process():  # of another number of processes
+    elif is_main_process():  # another number of processes
         run.sums = sum(sums).to(run.sums.device)
     logger.info("resumed from %s: %d of %d epochs", path, run.epoch, run.protocol.epochs)
 
@@ -253,61 +232,73 @@ def train_classifier(
     Raises:
         FloatingPointError: If the loss is not finite.
     """
-    protocol, source = run.protocol, iter(batches)
-    total = protocol.epochs * order.iterations_per_epoch
-    done = run.epoch * order.iterations_per_epoch + run.step
+    protocol, per_epoch = run.protocol, order.iterations_per_epoch
+    done = run.epoch * per_epoch + run.step
     bar = tqdm(
-        total=total,
+        total=protocol.epochs * per_epoch,
         initial=done,
         desc="linear",
         unit="it",
         disable=None if is_main_process() else True,
     )
     row = accuracy_on(run.classifier, test) if run.epoch == protocol.epochs else {}
-    with StopRequest() as stop:
+    with StopRequest() as stop, bar:
+        source = iter(batches)
         while run.epoch < protocol.epochs:
-            lr = protocol.lr_in(run.epoch)
+            if stop.agreed():
+                _save_unfinished(run, checkpoints, per_epoch)
+                return None
             for group in run.optimizer.param_groups:
-                group["lr"] = lr
-            while run.step < order.iterations_per_epoch:
-                batch = stop.next_of(source)
-                if stop.agreed(test.features.device):
-                    bar.close()
-                    _save_unfinished(run, checkpoints, order)
-                    return None
-                run.sums += _step(run, *batch, batch_size=order.batch_size(run.step))
-                run.step += 1
-                bar.update()
-            run.epoch, run.step = run.epoch + 1, 0
-            loss, correct = (_summed(run.sums) / order.num_images).tolist()
-            run.sums = torch.zeros_like(run.sums)
-            if not math.isfinite(loss):
-                raise FloatingPointError(
-                    f"The loss is {loss} after epoch {run.epoch} at lr {lr:g}. Lower --lr."
-                )
-            row = {"loss": loss, "acc1": 100 * correct} | accuracy_on(run.classifier, test)
-            _report(run, row, lr, bar, metrics, iteration=run.epoch * order.iterations_per_epoch)
-            _save(run, checkpoints, f"{run.epoch:04d}")
-    bar.close()
+                group["lr"] = protocol.lr_in(run.epoch)
+            run.sums += _step(run, *next(source), batch_size=order.batch_size(run.step))
+            run.step += 1
+            bar.update()
+            if run.step == per_epoch:
+                row = _end_epoch(run, test, order, metrics)
+                _save(run, checkpoints, f"{run.epoch:04d}")
     return row
 
 
-def _save_unfinished(run: LinearRun, checkpoints: CheckpointFolder, order: ShuffledBatches) -> None:
-    """Save in the middle of an epoch; at its beginning the checkpoint of the last one's end is
-    there. Collective.
+def _step(run: LinearRun, features: Tensor, labels: Tensor, *, batch_size: int) -> Tensor:
+    """Take an SGD step on the mean loss over all processes' images.
+
+    Returns:
+        This process's sums of loss and correct answers.
     """
-    if run.step or not run.epoch:
-        _save(
-            run,
-            checkpoints,
-            f"{run.epoch:04d}"
-            + (f"_iter{run.epoch * order.iterations_per_epoch + run.step:08d}" if run.step else ""),
+    logits = run.classifier(features)
+    loss = F.cross_entropy(logits, labels, reduction="sum")
+    run.optimizer.zero_grad(set_to_none=True)
+    (loss / batch_size).backward()
+    if get_world_size() > 1:
+        for parameter in run.classifier.parameters():  # parts were divided by the whole batch
+            dist.all_reduce(parameter.grad)
+    run.optimizer.step()
+    return torch.stack([loss.detach(), (logits.argmax(1) == labels).sum().to(loss.dtype)])
+
+
+def _end_epoch(
+    run: LinearRun, test: FeatureSet, order: ShuffledBatches, metrics: MetricsFile | None
+) -> dict[str, float]:
+    """Begin the next epoch, test, and log."""
+    lr = run.protocol.lr_in(run.epoch)
+    run.epoch, run.step = run.epoch + 1, 0
+    if get_world_size() > 1:
+        dist.all_reduce(run.sums)
+    loss, correct = (run.sums / order.num_images).tolist()
+    run.sums = torch.zeros_like(run.sums)
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"The loss is {loss} after epoch {run.epoch} at lr {lr:g}. Lower --lr."
         )
-    logger.warning(
-        "Told to stop (SIGTERM): saved after iteration %d of epoch %d. Continue with --resume.",
-        run.step,
-        run.epoch + 1,
+    row = {"loss": loss, "acc1": 100 * correct} | accuracy_on(run.classifier, test)
+    if metrics is not None:
+        iteration = run.epoch * order.iterations_per_epoch
+        metrics.write(iteration, {"epoch": run.epoch - 1, "lr": lr} | row)
+    logger.info(
+        f"epoch {run.epoch}/{run.protocol.epochs} loss {loss:.3f} acc1 {row['acc1']:.2f} lr {lr:g}"
+        f" test top-1 {row['top1']:.2f} top-5 {row['top5']:.2f}"
     )
+    return row
 
 
 def _save(run: LinearRun, checkpoints: CheckpointFolder, name: str) -> None:
@@ -316,27 +307,17 @@ def _save(run: LinearRun, checkpoints: CheckpointFolder, name: str) -> None:
         checkpoints.save(state, name)
 
 
-def _step(run: LinearRun, features: Tensor, labels: Tensor, *, batch_size: int) -> Tensor:
-    """Do one SGD step on the mean loss over all processes' images; return this process's sums of
-    loss and correct answers.
-    """
-    logits = run.classifier(features)
-    loss = F.cross_entropy(logits, labels, reduction="sum")
-    run.optimizer.zero_grad(set_to_none=True)
-    (loss / batch_size).backward()
-    if get_world_size() > 1:
-        for parameter in run.classifier.parameters():
-            dist.all_reduce(
-                parameter.grad
-            )  # a sum of parts that were divided by the whole batch: its mean, whatever the parts' sizes
-    run.optimizer.step()
-    return torch.stack([loss.detach(), (logits.argmax(1) == labels).sum().to(loss.dtype)])
-
-
-def _summed(sums: Tensor) -> Tensor:
-    if get_world_size() > 1:
-        dist.all_reduce(sums)
-    return sums
+def _save_unfinished(run: LinearRun, checkpoints: CheckpointFolder, per_epoch: int) -> None:
+    """Save within an epoch; at its beginning the checkpoint of the last one's end exists."""
+    if run.step:
+        _save(run, checkpoints, f"{run.epoch:04d}_iter{run.epoch * per_epoch + run.step:08d}")
+    elif not run.epoch:
+        _save(run, checkpoints, "0000")
+    logger.warning(
+        "Told to stop (SIGTERM): saved after iteration %d of epoch %d. Continue with --resume.",
+        run.step,
+        run.epoch + 1,
+    )
 
 
 @torch.no_grad()
@@ -348,21 +329,3 @@ def accuracy_on(classifier: Callable[[Tensor], Tensor], test: FeatureSet) -> dic
         "top1": 100 * hits[:, 0].sum().item() / len(hits),
         "top5": 100 * hits.any(1).sum().item() / len(hits),
     }
-
-
-def _report(
-    run: LinearRun,
-    row: dict[str, float],
-    lr: float,
-    bar: tqdm,
-    metrics: MetricsFile | None,
-    *,
-    iteration: int,
-) -> None:
-    if metrics is not None:
-        metrics.write(iteration, {"epoch": run.epoch - 1, "lr": lr} | row)
-    logger.info(
-        f"epoch {run.epoch}/{run.protocol.epochs} loss {row['loss']:.3f} acc1 {row['acc1']:.2f} lr"
-        f" {lr:g} test top-1 {row['top1']:.2f} top-5 {row['top5']:.2f}"
-    )
-    bar.set_postfix_str(f"loss {row['loss']:.3f}, top-1 {row['top1']:.2f}")

@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from ..data.images.image_source import IndexedSource
 from ..data.images.labelled import LabelledBatches
-from ..data.views.loading import as_it_is, end_quietly_when_told
+from ..data.views.loading import as_it_is, ignore_sigterm
 from ..data.views.view_batch import ViewMaker, Views
 from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
 from ..runtime.distributed import get_world_size, is_main_process
@@ -27,57 +28,50 @@ from ..runtime.files import atomic_write_text
 from ..runtime.metrics import MetricsFile
 from ..runtime.run_folder import record_settings
 from .encoder_file import TrainedEncoder
-from .features import FeatureSet, Precision, encode, extract_features, trunk_of
-from .linear import LinearProtocol, LinearRun, ShuffledBatches, new_run, restore, train_classifier
+from .features import Compute, FeatureSet, encode, extract_features, trunk_of
+from .linear import LinearProtocol, ShuffledBatches, new_run, restore, train_classifier
 
 logger = logging.getLogger(__name__)
 
 SCHEMA = "moco_transfer.linear/1"
-
-_CROP_SCALE = (
-    0.08,
-    1.0,
-)  # torchvision's default, which main_lincls.py uses; pre-training's is (0.2, 1)
+_CROP_SCALE = (0.08, 1.0)  # torchvision's default, as in main_lincls.py; pre-training's is (0.2, 1)
 
 
-@dataclasses.dataclass(frozen=True)
-class LinearTask:
+@dataclass(frozen=True)
+class LinearPlan:
     """What is measured on what.
 
     Attributes:
         encoder: The frozen encoder.
-        train, test: Images, labels numbered alike.
-        origin: Where the encoder comes from, for results.json and to refuse a resume with another.
+        train, test: Images with equally numbered labels.
+        origin: Where the encoder comes from, for results.json; a resume needs the same.
+        compute: Where and how the trunk computes; the classifier is float32.
+        output: Folder for config.yaml, env.txt, checkpoints, metrics.json and results.json.
         cache_features: Compute the training features once, without augmentation, instead of on new
             crops in each epoch.
-        num_workers: Data workers.
+        resume: Continue from the last checkpoint in ``output``, where there is one.
     """
 
     encoder: TrainedEncoder
     train: IndexedSource
     test: IndexedSource
     origin: dict[str, Any]
+    compute: Compute
+    output: Path
+    protocol: LinearProtocol = LinearProtocol()
     cache_features: bool = False
     num_workers: int = 0
+    resume: bool = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a resumed run must share with the checkpoint."""
+        protocol = dataclasses.asdict(self.protocol)
+        return self.origin | {"cache_features": self.cache_features, "protocol": protocol}
 
 
-def evaluate_linear(
-    task: LinearTask,
-    protocol: LinearProtocol,
-    *,
-    output: Path,
-    precision: Precision,
-    resume: bool = False,
-) -> dict[str, Any] | None:
-    """Train the classifier as the protocol says and write ``results.json``. Collective.
-
-    Args:
-        task: Encoder and images.
-        protocol: Settings of the training.
-        output: Folder, open for writing, for config.yaml, env.txt, checkpoints, metrics.json and
-            results.json.
-        precision: Where and how the trunk computes; the classifier is float32.
-        resume: Continue from ``output``'s last checkpoint, where there is one.
+def evaluate_linear(plan: LinearPlan) -> dict[str, Any] | None:
+    """Train the classifier and write ``results.json``. Collective.
 
     Returns:
         What results.json holds, or None when the run was told to stop and has saved.
@@ -86,54 +80,32 @@ def evaluate_linear(
         InputError: If the checkpoint to resume from is of other features or settings, or images
             cannot be read.
     """
-    since = time.perf_counter()
-    trunk = trunk_of(task.encoder.network).to(precision.device).eval()
-    test = extract_features(
-        trunk, _batches(task, task.test), precision, description="test features"
-    )
-    if not len(test.labels):
-        raise InputError(
-            f"None of the {len(task.test)} test images can be read; the first is"
-            f" {task.test.name(0)}."
-        )
-    cached = (
-        extract_features(
-            trunk, _batches(task, task.train), precision, description="training features"
-        )
-        if task.cache_features
-        else None
-    )
-    origin = task.origin | {
-        "cache_features": task.cache_features,
-        "protocol": dataclasses.asdict(protocol),
-    }
-    run = new_run(
-        test.features.shape[1],
-        len(test.class_names),
-        protocol,
-        device=precision.device,
-        origin=origin,
-    )
-    checkpoints = CheckpointFolder(output, keep=2)
-    last = checkpoints.last() if resume else None
+    since, compute, protocol = time.perf_counter(), plan.compute, plan.protocol
+    trunk = trunk_of(plan.encoder.network).to(compute.device).eval()
+
+    def features_of(images: IndexedSource, description: str) -> FeatureSet:
+        batches = LabelledBatches(images, plan.encoder.view, num_workers=plan.num_workers)
+        return extract_features(trunk, batches, compute, description=description)
+
+    test = features_of(plan.test, "test features")
+    cached = features_of(plan.train, "training features") if plan.cache_features else None
+    dim, num_classes = test.features.shape[1], len(test.class_names)
+    run = new_run(dim, num_classes, protocol, device=compute.device, settings=plan.settings)
+    checkpoints = CheckpointFolder(plan.output, keep=2)
+    last = checkpoints.last() if plan.resume else None
     if last is not None:
         restore(run, load_checkpoint(last), str(last))
-    record_settings(
-        output, yaml.safe_dump(origin)
-    )  # not before it is sure that the checkpoint is one of these settings
-    num_train = len(cached.labels) if cached is not None else len(task.train)
+    record_settings(plan.output, yaml.safe_dump(plan.settings))
+    num_train = len(plan.train) if cached is None else len(cached.labels)
     order = ShuffledBatches(num_train, protocol, start_epoch=run.epoch, start_step=run.step)
     if cached is not None:
-        batches = _from_cache(cached, order)
+        batches = _cached_batches(cached, order)
     else:
-        read = _read_images(
-            task, order, precision
-        )  # held here, not in the generator, for the reason that data.loading.Loader gives
-        batches = _from_images(task, trunk, read, precision, dim=test.features.shape[1])
+        batches = _encoded_batches(plan, trunk, order, dim)
     start = run.epoch * order.iterations_per_epoch + run.step
-    metrics = (
-        MetricsFile(output / "metrics.json", start_iteration=start) if is_main_process() else None
-    )
+    metrics_file, metrics = plan.output / "metrics.json", None
+    if is_main_process():
+        metrics = MetricsFile(metrics_file, start_iteration=start)
     try:
         row = train_classifier(
             run, batches, test, order=order, checkpoints=checkpoints, metrics=metrics
@@ -143,52 +115,52 @@ def evaluate_linear(
             metrics.close()
     if row is None:
         return None
-    record = _record(task, run, row, test) | {
+    record = {
+        "schema": SCHEMA,
+        **plan.origin,
+        "top1": row["top1"],
+        "top5": row["top5"],
+        "train_loss": row.get("loss"),
+        "protocol": dataclasses.asdict(protocol) | {"steps": list(protocol.steps)},
+        "cache_features": plan.cache_features,
+        "feature_dim": dim,
+        "num_classes": num_classes,
+        "num_test": len(test.labels),
+        "num_test_unreadable": test.num_unreadable,
+        "world_size": get_world_size(),
+        "versions": package_versions(),
+        "git": git_commit(),
         "num_train": num_train,
         "wall_sec": time.perf_counter() - since,
     }
     if is_main_process():
-        atomic_write_text(output / "results.json", json.dumps(record, indent=2) + "\n")
+        atomic_write_text(plan.output / "results.json", json.dumps(record, indent=2) + "\n")
     return record
 
 
-def _batches(task: LinearTask, images: IndexedSource) -> LabelledBatches:
-    return LabelledBatches(images, task.encoder.view, num_workers=task.num_workers)
-
-
-def _from_cache(cached: FeatureSet, order: ShuffledBatches) -> Iterator[tuple[Tensor, Tensor]]:
+def _cached_batches(cached: FeatureSet, order: ShuffledBatches) -> Iterator[tuple[Tensor, Tensor]]:
     for places in order:
         index = torch.tensor([i for _, i in places], dtype=torch.int64, device=cached.labels.device)
         yield cached.features[index], cached.labels[index]
 
 
-def _read_images(
-    task: LinearTask, order: ShuffledBatches, precision: Precision
-) -> Iterator[dict[str, Any]]:
-    make_views = ViewMaker("supervised", task.encoder.view.size, _CROP_SCALE, 1)
+def _encoded_batches(
+    plan: LinearPlan, trunk: nn.Module, order: ShuffledBatches, dim: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (features, labels) of new crops of the training images."""
+    view, device = plan.encoder.view, plan.compute.device
+    make_views = ViewMaker("supervised", view.size, _CROP_SCALE, 1)
     loader = DataLoader(
-        Views(task.train, make_views, seed=order.protocol.seed),
+        Views(plan.train, make_views, seed=plan.protocol.seed),
         sampler=order,
         batch_size=None,
-        num_workers=task.num_workers,
-        worker_init_fn=end_quietly_when_told if task.num_workers else None,
+        num_workers=plan.num_workers,
+        worker_init_fn=ignore_sigterm if plan.num_workers else None,
         collate_fn=as_it_is,
-        pin_memory=precision.device.type == "cuda",
+        pin_memory=device.type == "cuda",
         generator=torch.Generator(),
     )
-    return iter(loader)
-
-
-def _from_images(
-    task: LinearTask,
-    trunk: nn.Module,
-    read: Iterator[dict[str, Any]],
-    precision: Precision,
-    *,
-    dim: int,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    view = task.encoder.view
-    for batch in read:
+    for batch in loader:
         for path in batch["unreadable"]:
             logger.warning("replaced unreadable image %s by another", path)
         if batch["given_up"]:
@@ -196,32 +168,8 @@ def _from_images(
                 "20 training images in a row cannot be read, the last is"
                 f" {batch['unreadable'][-1]}. Repair or remove them."
             )
-        labels = batch["label"].to(precision.device)
-        if not len(labels):  # fewer images left than processes
-            yield torch.zeros(0, dim, device=precision.device), labels
-            continue
-        yield (
-            encode(trunk, batch["views"][0], mean=view.mean, std=view.std, precision=precision),
-            labels,
-        )
-
-
-def _record(
-    task: LinearTask, run: LinearRun, row: dict[str, float], test: FeatureSet
-) -> dict[str, Any]:
-    return {
-        "schema": SCHEMA,
-        **task.origin,
-        "top1": row["top1"],
-        "top5": row["top5"],
-        "train_loss": row.get("loss"),
-        "protocol": dataclasses.asdict(run.protocol) | {"steps": list(run.protocol.steps)},
-        "cache_features": task.cache_features,
-        "feature_dim": run.classifier.in_features,
-        "num_classes": run.classifier.out_features,
-        "num_test": len(test.labels),
-        "num_test_unreadable": test.num_unreadable,
-        "world_size": get_world_size(),
-        "versions": package_versions(),
-        "git": git_commit(),
-    }
+        labels = batch["label"].to(device)
+        if len(labels):
+            yield encode(trunk, batch["views"][0], view, plan.compute), labels
+        else:  # fewer images left than processes
+            yield torch.zeros(0, dim, device=device), labels

@@ -1,57 +1,56 @@
-"""ShuffleBN: the keys' batch is permuted over all processes before the key encoder sees it, and put
-back after.
+"""ShuffleBN and SplitBN: BN statistics that do not tell a query which key is its own.
+
+The paper computes them per GPU, 32 images each, and shuffles the keys among the GPUs (ShuffleBN).
+On one device the groups are virtual (SplitBN): a batch is cut into groups, each normalised by its
+own statistics, and the keys' batch is shuffled before the cut. Shuffling without the cut would
+change nothing, because the statistics of one group do not depend on its order.
 
 Shapes in this module:
-    N: images on this process    W: world size    C: feature dimension
+    N: images on this process    W: processes    C: feature dimension
 Distributed:
-    All three functions are collective: every process calls them, with equal N.
-    The permutation is drawn, agreed on and cut into messages on the CPU, over a group of its own
-    where the processes' is NCCL's: read back from a GPU, it would make the host wait in each
-    iteration for all that the GPU has to do.
+    The functions marked "collective" are called by every process, with equal N. The permutation is
+    drawn and cut into messages on the CPU: read back from a GPU, it would make the host wait.
 Source:
     arXiv:1911.05722 Sec. 3.3. Difference from facebookresearch/moco@7397dfe: images go only where
-    they are needed (all-to-all), instead of all of them to every process (all-gather), and one
-    gather of features serves both the unshuffling and the queue.
+    they are needed (all-to-all instead of all-gather), and one gather of features serves the
+    unshuffling and the queue. SplitBN: SplitBatchNorm of the official CIFAR-10 demo (branch
+    colab-notebook @f736491); groups are consecutive rows here, every n-th row there.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ..runtime.distributed import all_gather_rows, cpu_group, get_rank, get_world_size
 from ..runtime.transfer import sent
 
 
 def draw_permutation(batch_size: int) -> Tensor:
-    """Return a random permutation of the W * N images of all processes, the same on every process.
-    Collective.
+    """Return a random permutation of the W * N images of all processes. Collective.
 
     Args:
         batch_size: N.
 
     Returns:
-        int64 (W * N,), on the CPU: entry p is the image that goes to place p; place p belongs to
-        process p // N.
+        int64 (W * N,), on the CPU, equal on every process: entry p is the image that goes to place
+        p; place p belongs to process p // N.
     """
-    permutation = torch.randperm(
-        batch_size * get_world_size()
-    )  # from the generator that the trainer seeds for each iteration
+    # From the generator that the training loop seeds for each iteration.
+    permutation = torch.randperm(batch_size * get_world_size())
     if get_world_size() > 1:
         dist.broadcast(permutation, src=0, group=cpu_group())
     return permutation
 
 
 def shuffle_rows(rows: Tensor, permutation: Tensor) -> Tensor:
-    """Send each row to the place that the permutation gives it. Collective.
+    """Send each row (N, ...) to its place; return those of this process's places. Collective.
 
     Args:
         rows: (N, ...) this process's rows.
         permutation: (W * N,) from :func:`draw_permutation`, on the CPU.
-
-    Returns:
-        (N, ...): the rows of places rank * N ... rank * N + N - 1.
     """
     world_size, rank, n = get_world_size(), get_rank(), len(rows)
     if world_size == 1:
@@ -65,24 +64,69 @@ def shuffle_rows(rows: Tensor, permutation: Tensor) -> Tensor:
     dist.all_to_all_single(
         received, send, output_split_sizes=from_rank, input_split_sizes=[len(o) for o in outgoing]
     )
-    # What arrives is sorted by sender, and by place within a sender; a stable sort of the senders
-    # tells the places.
+    # Rows arrive by sender, and by place within a sender: a stable sort of the senders gives the
+    # places.
     shuffled = torch.empty_like(received)
     shuffled[sent(torch.argsort(owner[rank], stable=True), rows.device)] = received
     return shuffled
 
 
 def gather_unshuffled(keys: Tensor, permutation: Tensor) -> Tensor:
-    """Undo :func:`shuffle_rows` on the features. Collective, without gradient.
+    """Return the features (W * N, C) of all images in their original order. Collective, no gradient.
 
     Args:
         keys: (N, C) features of this process's places.
-        permutation: The permutation the images were shuffled by, on the CPU or with the keys.
-
-    Returns:
-        (W * N, C): features of all images in their original order, equal on every process.
+        permutation: The permutation that the images were shuffled by.
     """
     gathered = all_gather_rows(keys)
     original = torch.empty_like(gathered)
     original[sent(permutation, keys.device)] = gathered
     return original
+
+
+def num_groups(batch_size: int, group_size: int) -> int:
+    """Return into how many groups of about ``group_size`` a batch is cut; 1 where that is 0."""
+    return max(1, round(batch_size / group_size)) if group_size > 0 else 1
+
+
+class SplitBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d whose training statistics are those of groups of ``group_size`` images.
+
+    It has BatchNorm2d's state-dict keys, and in evaluation it is BatchNorm2d. The running
+    statistics move once per batch, by the mean over the groups.
+
+    Args:
+        num_features: Channels.
+        group_size: Images per group; group sizes differ by at most 1. 0: one group.
+        eps, momentum: As in BatchNorm2d.
+    """
+
+    def __init__(
+        self, num_features: int, *, group_size: int, eps: float = 1e-5, momentum: float = 0.1
+    ) -> None:
+        super().__init__(num_features, eps=eps, momentum=momentum)
+        self.group_size = group_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (N, num_features, H, W)."""
+        groups = num_groups(len(x), self.group_size)
+        if not self.training or groups == 1:
+            return super().forward(x)
+        # split, not tensor_split: its gradient is one concatenation, not a batch per group.
+        small, larger = divmod(len(x), groups)
+        parts = x.split([small + (i < larger) for i in range(groups)])
+        means = [self.running_mean.clone() for _ in parts]
+        variances = [self.running_var.clone() for _ in parts]
+        normalised = [
+            F.batch_norm(part, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
+            for part, mean, var in zip(parts, means, variances, strict=True)
+        ]
+        with torch.no_grad():
+            self.running_mean.copy_(torch.stack(means).mean(0))
+            self.running_var.copy_(torch.stack(variances).mean(0))
+            self.num_batches_tracked += 1
+        return torch.cat(normalised)
+
+    def extra_repr(self) -> str:
+        """Show the group size next to BatchNorm2d's own fields."""
+        return f"{super().extra_repr()}, group_size={self.group_size}"

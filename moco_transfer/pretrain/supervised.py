@@ -1,26 +1,42 @@
-"""The supervised baseline: cross-entropy on class folders, with the encoder, data and loop of
-contrastive pre-training.
-"""
+"""The supervised baseline: cross-entropy on classes, with the encoder, data and loop of MoCo."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class Supervised(nn.Module):
-    """A classifier whose trunk is the ``encoder_q`` of a checkpoint, as MoCo's is.
+    """A classifier; its trunk is the ``encoder_q`` of a checkpoint, as MoCo's is.
 
     Args:
-        encoder_factory: Called with the number of classes, returns the encoder.
-        num_classes: Number of class folders.
+        encoder_factory: Called with ``num_classes``; returns the encoder.
+        num_classes: Number of classes.
     """
 
-    def __init__(self, encoder_factory: Callable[[int], nn.Module], *, num_classes: int) -> None:
+    loss_scale = 1
+    num_negatives = 0
+
+    def __init__(self, encoder_factory: Callable[..., nn.Module], *, num_classes: int) -> None:
         super().__init__()
-        self.encoder_q = encoder_factory(num_classes)
+        self.encoder_q = encoder_factory(num_classes=num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (N, num_classes) in float32 for normalised RGB images (N, 3, H, W)."""
         return self.encoder_q(images).float()
+
+    def loss(
+        self, views: list[Tensor], labels: Tensor, index: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the cross-entropy of (a micro-batch of) images and ``acc1``, 0-100."""
+        logits = self(views[0])
+        acc1 = (logits.detach().argmax(1) == labels).float().mean() * 100
+        return F.cross_entropy(logits, labels), {"acc1": acc1}
+
+    def begin_step(self, index: Tensor) -> None:
+        """Do nothing: no state but the encoder."""
+
+    def end_step(self) -> None:
+        """Do nothing: no state but the encoder."""

@@ -1,70 +1,73 @@
-"""The images of a run that cannot be read: each process finds its own, the run counts them all.
-
-Distributed:
-    ``note_unreadable`` is local, ``share_unreadable`` collective.
-"""
+"""The images of a run that cannot be read: each process finds its own, the run counts them all."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..runtime.distributed import all_gather_object, get_world_size, is_main_process
 from ..runtime.errors import InputError
 
-if TYPE_CHECKING:  # trainer imports this module
-    from .trainer import Pretraining
-
 logger = logging.getLogger(__name__)
 
 
-def note_unreadable(run: Pretraining, batch: dict[str, Any]) -> None:
-    """Note, and log, what of a batch could not be read.
+class UnreadableImages:
+    """Paths of undecodable images.
 
     Args:
-        run: Its ``unreadable`` and ``unreadable_unshared`` grow.
-        batch: As ``data.view_batch.ViewBatch.finished`` returns it.
+        num_images: Images in the data.
+        max_share: Share of them beyond which the run fails.
+        known: Paths found before a resume.
 
-    Raises:
-        InputError: If no readable image was found for a place in the batch, or, in one process,
-            more are unreadable than allowed.
+    Attributes:
+        known: Paths known to this process.
     """
-    for path in dict.fromkeys(batch["unreadable"]):
-        if path not in run.unreadable:
-            _add(run, path)
-            run.unreadable_unshared.append(path)
-    if batch["given_up"]:
-        raise too_many(run)
-    if get_world_size() == 1:
-        share_unreadable(run)
 
+    def __init__(self, num_images: int, max_share: float, known: list[str]) -> None:
+        self.num_images, self.max_share = num_images, max_share
+        self.known = set(known)
+        self._unshared: list[str] = []
 
-def share_unreadable(run: Pretraining) -> None:
-    """Let every process know what all have found, and process 0 log what the others found.
-    Collective.
+    def note(self, batch: dict[str, Any]) -> None:
+        """Note and log what of a batch could not be read.
 
-    Raises:
-        InputError: If more images are unreadable than allowed; on all processes alike.
-    """
-    for found in all_gather_object(run.unreadable_unshared):
-        for path in found:
-            if path not in run.unreadable:
-                _add(run, path, log=is_main_process())
-    run.unreadable_unshared = []
-    if len(run.unreadable) > run.max_unreadable * run.num_images:
-        raise too_many(run)
+        Args:
+            batch: As ``data.views.view_batch.ViewBatch.finished`` returns it.
 
+        Raises:
+            InputError: If no readable image was found for a place in the batch, or, in one process,
+                more are unreadable than allowed.
+        """
+        new = [path for path in dict.fromkeys(batch["unreadable"]) if path not in self.known]
+        for path in new:
+            self._add(path)
+        self._unshared += new
+        if batch["given_up"]:
+            raise self._too_many()
+        if get_world_size() == 1:
+            self.share()
 
-def too_many(run: Pretraining) -> InputError:
-    """Return the refusal to go on with so many unreadable images."""
-    return InputError(
-        f"{len(run.unreadable)} of {run.num_images} images cannot be read, more than"
-        f" DATA.MAX_UNREADABLE {run.max_unreadable:g} allows; the first is {min(run.unreadable)}."
-        " Repair or remove them, or raise DATA.MAX_UNREADABLE."
-    )
+    def share(self) -> None:
+        """Share the paths among the processes; process 0 logs what the others found. Collective.
 
+        Raises:
+            InputError: If more are unreadable than allowed; on all processes.
+        """
+        for path in sum(all_gather_object(self._unshared), []):
+            if path not in self.known:
+                self._add(path, log=is_main_process())
+        self._unshared = []
+        if len(self.known) > self.max_share * self.num_images:
+            raise self._too_many()
 
-def _add(run: Pretraining, path: str, *, log: bool = True) -> None:
-    run.unreadable.add(path)
-    if log:
-        logger.warning("skipped unreadable image %s (%d so far)", path, len(run.unreadable))
+    def _add(self, path: str, *, log: bool = True) -> None:
+        self.known.add(path)
+        if log:
+            logger.warning("skipped unreadable image %s (%d so far)", path, len(self.known))
+
+    def _too_many(self) -> InputError:
+        return InputError(
+            f"{len(self.known)} of {self.num_images} images cannot be read, more than"
+            f" DATA.MAX_UNREADABLE {self.max_share:g} allows; the first is {min(self.known)}."
+            " Repair or remove them, or raise DATA.MAX_UNREADABLE."
+        )

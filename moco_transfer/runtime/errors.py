@@ -6,7 +6,10 @@ The command line prints an ``InputError`` as one sentence and ends with status 2
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class InputError(ValueError):
@@ -36,3 +39,31 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         leaf = name.rsplit(".", 1)[-1].lower()
         near = [k for k in known if k.rsplit(".", 1)[-1].lower() == leaf][:1]
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+class Faults:
+    """Collects the input errors of independent checks, so that all are reported together."""
+
+    def __init__(self) -> None:
+        self.errors: list[InputError] = []
+
+    def check(self, make: Callable[[], T]) -> T | None:
+        """Return what ``make`` returns, or note its InputError and return None."""
+        try:
+            return make()
+        except InputError as error:
+            self.errors.append(error)
+            return None
+
+    def add(self, message: str) -> None:
+        """Note a fault."""
+        self.errors.append(InputError(message))
+
+    def raise_all(self) -> None:
+        """Raise the one error, or an InputError that lists all of them; do nothing without any."""
+        if len(self.errors) == 1:
+            raise self.errors[0]
+        messages = list(dict.fromkeys(map(str, self.errors)))
+        if messages:
+            listed = "\n".join(f"  - {message}" for message in messages)
+            raise InputError(f"{len(messages)} things to fix first:\n{listed}")

@@ -30,9 +30,11 @@ def main(kind: str, config: str, overrides: list[str]) -> None:
     engine = engine or "torchvision"
     torch.set_num_threads(1)
     if kind == "pretrain":
-        from moco_transfer.pretrain.build import pretrain
+        from moco_transfer.pretrain.plan import plan_pretrain
+        from moco_transfer.pretrain.run import pretrain
 
-        state = pretrain(load_pretrain_config(config, overrides)).model.state_dict()
+        plan = plan_pretrain(load_pretrain_config(config, overrides))
+        state = pretrain(plan).model.state_dict()
     else:
         from moco_transfer.finetune import run
         from moco_transfer.finetune.plan import Request, join_processes, plan_finetuning

@@ -137,7 +137,7 @@ def build(moco_class, norm_layer, *, mlp: bool, symmetric: bool):
     """Return the model under test, float64; the same on every process."""
     torch.manual_seed(0)
     return moco_class(
-        lambda outputs: BatchNormEncoder(outputs, norm_layer),
+        lambda num_classes: BatchNormEncoder(num_classes, norm_layer),
         dim=5,
         queue_size=21,  # no multiple of 8 or 16: it wraps around inside a batch
         momentum=0.9,

@@ -95,12 +95,7 @@ def main() -> None:
 
     from moco_transfer.pretrain.moco import MoCo
 
-    ours = MoCo(
-        lambda outputs: resnet(num_classes=outputs),
-        queue_size=QUEUE_SIZE,
-        temperature=0.2,
-        mlp=True,
-    )
+    ours = MoCo(resnet, queue_size=QUEUE_SIZE, temperature=0.2, mlp=True)
     model.load_state_dict(ours.state_dict(), strict=True)
     ours.load_state_dict(official_model(path, "v2", resnet).state_dict(), strict=True)
     print("loads there and here, strictly")

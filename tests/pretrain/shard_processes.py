@@ -7,12 +7,12 @@ from __future__ import annotations
 import sys
 
 import torch
+from small_runs import pretrain
 from torch import distributed as dist
 
 from moco_transfer.config import load_pretrain_config
 from moco_transfer.data.images.sources import open_source
 from moco_transfer.data.views.loading import Loader
-from moco_transfer.pretrain.build import pretrain
 from moco_transfer.runtime.distributed import exit_process, start_processes, stop_processes
 
 
@@ -33,7 +33,7 @@ def main(overrides: list[str]) -> None:
     if len(open_source(cfg.DATA.ROOT)) != 32:  # each process indexes half of the shards
         raise SystemExit("the index is not whole")
     run = pretrain(cfg)
-    per_epoch = run.iterations_per_epoch
+    per_epoch = run.plan.iterations_per_epoch
     gathered: list = [None] * dist.get_world_size()
     dist.all_gather_object(
         gathered,
@@ -41,7 +41,7 @@ def main(overrides: list[str]) -> None:
     )
     if gathered[0][1] != gathered[1][1]:
         raise SystemExit("the processes end with different weights")
-    for epoch in range(run.epochs):
+    for epoch in range(run.plan.epochs):
         parts = [
             sum(indices[epoch * per_epoch : (epoch + 1) * per_epoch], []) for indices, _ in gathered
         ]

@@ -1,6 +1,4 @@
-"""Runs of a second each, with a network of a few hundred weights, that can be made to wait for
-images in vain.
-"""
+"""Runs of a second each, with a network of a few hundred weights, that can be told to stop."""
 
 from __future__ import annotations
 
@@ -16,8 +14,12 @@ from torch import nn
 from moco_transfer.config import load_pretrain_config
 from moco_transfer.data.images import labelled
 from moco_transfer.data.views import view_batch
+from moco_transfer.pretrain.plan import plan_pretrain
+from moco_transfer.pretrain.run import Pretraining, build_run
+from moco_transfer.pretrain.run import pretrain as run_plan
 from moco_transfer.runtime.checkpoint import load_checkpoint
 from moco_transfer.runtime.distributed import get_rank
+from moco_transfer.runtime.log import set_up_logging
 
 # 24 images: three iterations an epoch, nine in all, and a log period that ends with no epoch
 # before the last.
@@ -38,7 +40,6 @@ SETTINGS = {
     "KNN.K": 5,
 }
 NOT_OF_THE_MATHEMATICS = ("images_per_sec", "data_wait_share", "time", "knn_sec")
-HOURS = 3600.0
 
 
 class SmallEncoder(nn.Module):
@@ -61,6 +62,27 @@ class EncoderWithoutBN(SmallEncoder):
         super().__init__(arch, num_classes=num_classes, norm_layer=lambda channels: nn.Identity())
 
 
+class NoImages:
+    """A source of which no image is read."""
+
+    class_names = ()
+    pixel_change = ""
+
+    def __len__(self) -> int:
+        return 1000
+
+    def describe(self) -> str:
+        return "no images"
+
+
+def run_without_images(config_file: str, settings: dict[str, object]) -> Pretraining:
+    """Build a run of a config and put it into training mode."""
+    overrides = [str(word) for pair in settings.items() for word in pair]
+    run = build_run(plan_pretrain(load_pretrain_config(config_file, overrides), source=NoImages()))
+    run.model.train()
+    return run
+
+
 def words(pool: Path, out: Path, **changes: object) -> list[str]:
     settings = (
         SETTINGS
@@ -72,6 +94,14 @@ def words(pool: Path, out: Path, **changes: object) -> list[str]:
 
 def config(pool: Path, out: Path, **changes: object):
     return load_pretrain_config("demo_moco", words(pool, out, **changes))
+
+
+def pretrain(cfg, *, log: bool = False, **options) -> Pretraining | None:
+    """Plan and run, as the command line does; ``log``: also into the run's folder."""
+    plan = plan_pretrain(cfg, **options)
+    if log:
+        set_up_logging(plan.output_dir)
+    return run_plan(plan)
 
 
 def rows_of(out: Path) -> list[dict]:
@@ -97,49 +127,47 @@ def assert_same_state(a: dict, b: dict) -> None:
         assert torch.equal(mine["momentum_buffer"], theirs["momentum_buffer"])
 
 
-def training_images_end(
-    monkeypatch, *, epoch: int, rank: int = 0, told: bool = True, mark: Path | None = None
+def told_during_training(
+    monkeypatch, *, epoch: int, rank: int = 0, seconds: float = 0.0, mark: Path | None = None
 ) -> None:
-    """From an epoch on, one process's images for training do not come for hours.
+    """From an epoch on, SIGTERM comes while a process reads images for training.
 
     Args:
         monkeypatch: Pytest's.
         epoch: 0-based.
         rank: The process; -1 for all.
-        told: The process gets SIGTERM just then.
+        seconds: In place of the signal, each batch takes so long.
         mark: A file to be made then.
     """
     read = view_batch.Views.__getitem__
 
-    def waiting(self, places):
+    def reading(self, places):
         if places[0][0] >= epoch and rank in (-1, get_rank()):
-            _wait(told, mark)
+            _tell(seconds, mark)
         return read(self, places)
 
-    monkeypatch.setattr(view_batch.Views, "__getitem__", waiting)
+    monkeypatch.setattr(view_batch.Views, "__getitem__", reading)
 
 
-def labelled_images_end(
-    monkeypatch, *, told: bool = True, mark: Path | None = None, before: int = 0
+def told_during_knn(
+    monkeypatch, *, before: int = 0, seconds: float = 0.0, mark: Path | None = None
 ) -> None:
-    """After ``before`` images, those of the kNN monitor do not come for hours; arguments as of
-    :func:`training_images_end`.
-    """
+    """After ``before`` images, SIGTERM comes while the kNN monitor reads one; see above."""
     read, seen = labelled.CentreViews.__getitem__, []
 
-    def waiting(self, index):
+    def reading(self, index):
         seen.append(index)
         if len(seen) > before:
-            _wait(told, mark)
+            _tell(seconds, mark)
         return read(self, index)
 
-    monkeypatch.setattr(labelled.CentreViews, "__getitem__", waiting)
+    monkeypatch.setattr(labelled.CentreViews, "__getitem__", reading)
     monkeypatch.setattr(labelled, "_KEEP_BYTES", 0)
 
 
-def _wait(told: bool, mark: Path | None) -> None:
+def _tell(seconds: float, mark: Path | None) -> None:
     if mark is not None:
         mark.touch()
-    if told:
+    if not seconds:
         os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(HOURS)
+    time.sleep(seconds)

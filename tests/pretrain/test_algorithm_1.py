@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 import moco_transfer.pretrain.moco as moco_module
-from moco_transfer.pretrain.info_nce import info_nce
 from moco_transfer.pretrain.moco import MoCo
-from moco_transfer.pretrain.split_batch_norm import SplitBatchNorm2d
+from moco_transfer.pretrain.run import LossModule
+from moco_transfer.pretrain.shuffle import SplitBatchNorm2d
 
 from .algorithm_1 import (
     IMAGES,
@@ -34,19 +34,31 @@ from .two_processes import run_in_two_processes
 CASES = [(False, False), (True, False), (False, True), (True, True)]
 
 
-def train(model, forward, images, reduce=lambda tensor: tensor) -> list[float]:
-    """Run NUM_STEPS of plain gradient descent; ``images`` gives this process's part of a step."""
+def train(model, loss_of, images, parts=1, reduce=lambda tensor: tensor) -> list[float]:
+    """Run NUM_STEPS of plain gradient descent.
+
+    Args:
+        model: MoCo.
+        loss_of: Its ``loss``, or DistributedDataParallel of it.
+        images: Gives this process's part of a step.
+        parts: Micro-batches per step.
+        reduce: Mean over the processes.
+    """
     losses = []
     for step in range(NUM_STEPS):
-        logits, target = forward(*images(step))
-        assert not target.any()
-        loss = info_nce(logits) * model.loss_scale
+        none = torch.zeros(0)
         model.zero_grad()
-        loss.backward()
+        model.begin_step(none)
+        total = 0.0
+        for views in images(step).chunk(parts, dim=1):
+            loss, _ = loss_of(list(views), none, none)
+            (loss / parts).backward()
+            total += float(reduce(loss.detach())) / parts
+        model.end_step()
         with torch.no_grad():
             for p in model.encoder_q.parameters():
                 p -= LR * p.grad
-        losses.append(float(reduce(loss.detach())))
+        losses.append(total)
     return losses
 
 
@@ -68,29 +80,8 @@ def test_moco__one_process_with_split_bn(mlp, symmetric, accumulate, monkeypatch
         model.shuffle = False
         reference.keys_of = lambda images: reference.encode(reference.k, list(images))
     monkeypatch.setattr(moco_module, "draw_permutation", numbered_permutations())
-    if accumulate == 1:
-        losses = train(model, model, images_of)
-    else:
-        losses = train_accumulated(model)
+    losses = train(model, model.loss, images_of, parts=accumulate)
     assert_equal(model.state_dict(), losses, reference, reference.run(symmetric=symmetric))
-
-
-def train_accumulated(model) -> list[float]:
-    losses = []
-    for step in range(NUM_STEPS):
-        im_1, im_2 = images_of(step)
-        model.zero_grad()
-        total = 0.0
-        for number, (a, b) in enumerate(zip(im_1.chunk(2), im_2.chunk(2), strict=True)):
-            logits, _ = model(a, b, number, 2)
-            loss = info_nce(logits) * model.loss_scale / 2
-            loss.backward()
-            total += loss.item()
-        with torch.no_grad():
-            for p in model.encoder_q.parameters():
-                p -= LR * p.grad
-        losses.append(total)
-    return losses
 
 
 def in_process(rank: int) -> list[dict]:
@@ -100,14 +91,14 @@ def in_process(rank: int) -> list[dict]:
 def in_process_case(rank: int, mlp: bool, symmetric: bool) -> dict:
     moco_module.draw_permutation = numbered_permutations()
     model = build(MoCo, nn.BatchNorm2d, mlp=mlp, symmetric=symmetric)
-    wrapped = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+    wrapped = nn.parallel.DistributedDataParallel(LossModule(model), broadcast_buffers=False)
     own = slice(rank * IMAGES // 2, (rank + 1) * IMAGES // 2)
 
     def mean(loss):
         torch.distributed.all_reduce(loss)
         return loss / 2
 
-    losses = train(model, wrapped, lambda step: images_of(step)[:, own], mean)
+    losses = train(model, wrapped, lambda step: images_of(step)[:, own], reduce=mean)
     return {"losses": losses, "state": model.state_dict()}
 
 

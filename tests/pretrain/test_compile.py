@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from moco_transfer.config import load_pretrain_config
-from moco_transfer.pretrain import build
-from moco_transfer.pretrain.build_data import plan_run
-from moco_transfer.pretrain.split_batch_norm import SplitBatchNorm2d
-from moco_transfer.pretrain.trainer import step
+from moco_transfer.pretrain import plan
+from moco_transfer.pretrain.run import step
+from moco_transfer.pretrain.shuffle import SplitBatchNorm2d
+
+from .small_runs import run_without_images
 
 pytestmark = [
     pytest.mark.slow,  # the compiler takes a minute and more on a busy machine
@@ -25,46 +25,30 @@ pytestmark = [
 ]
 
 
-class NoImages:
-    """A source of which no image is read."""
-
-    class_names = ()
-
-    def __len__(self) -> int:
-        return 1000
-
-
 class Small(nn.Module):
     """A convolution, groups of batch statistics, and a linear layer."""
 
-    def __init__(self, outputs: int) -> None:
+    def __init__(self, arch: str, *, num_classes: int, norm_layer) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 8, 3, stride=2, bias=False)
         self.norm = SplitBatchNorm2d(8, group_size=4)
-        self.fc = nn.Linear(8, outputs)
+        self.fc = nn.Linear(8, num_classes)
 
     def forward(self, x):
         return self.fc(torch.relu(self.norm(self.conv(x))).mean((2, 3)))
 
 
 def losses(compiled: bool) -> list[float]:
-    words = [
-        "DATA.IMAGE_SIZE",
-        "16",
-        "DATA.BATCH_SIZE_TOTAL",
-        "8",
-        "MOCO.QUEUE_SIZE",
-        "24",
-        "TRAIN.DEVICE",
-        "cpu",
-        "SOLVER.BASE_LR",
-        "1.0",
-    ]
-    cfg = load_pretrain_config("moco_v2_R_50_200ep", [*words, "TRAIN.COMPILE", str(compiled)])
-    run = build.build_run(
-        cfg, NoImages(), plan_run(cfg, NoImages(), start_iteration=0), torch.device("cpu")
-    )
-    run.wrapped.train()
+    settings = {
+        "DATA.IMAGE_SIZE": 16,
+        "DATA.BATCH_SIZE_TOTAL": 8,
+        "MOCO.QUEUE_SIZE": 24,
+        "TRAIN.DEVICE": "cpu",
+        "TRAIN.PRECISION": "fp32",
+        "SOLVER.BASE_LR": 1.0,
+        "TRAIN.COMPILE": compiled,
+    }
+    run = run_without_images("moco_v2_R_50_200ep", settings)
     generator, label = torch.Generator().manual_seed(0), torch.zeros(8, dtype=torch.int64)
     found = []
     for iteration in range(4):
@@ -77,7 +61,7 @@ def losses(compiled: bool) -> list[float]:
 
 
 def test_compile__same_losses_within_rounding(monkeypatch):
-    monkeypatch.setattr(build, "_encoder", lambda arch, norm_layer, outputs: Small(outputs))
+    monkeypatch.setattr(plan, "build_encoder", Small)
     torch._dynamo.reset()
     eager, compiled = losses(False), losses(True)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0  # it was compiled

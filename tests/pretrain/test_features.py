@@ -34,15 +34,15 @@ from moco_transfer.data.images.labelled import (
 )
 from moco_transfer.data.views.augmentation import centre_view
 from moco_transfer.models import build_encoder
-from moco_transfer.pretrain.encoder_file import backbone_encoder, trained_encoder
-from moco_transfer.pretrain.features import Precision, extract_features, trunk_of
+from moco_transfer.pretrain.encoder_file import TrainedEncoder, backbone_encoder, trained_encoder
+from moco_transfer.pretrain.features import Compute, extract_features, trunk_of
 from moco_transfer.pretrain.linear import LinearProtocol
-from moco_transfer.pretrain.linear_run import LinearTask, evaluate_linear
+from moco_transfer.pretrain.linear_run import LinearPlan, evaluate_linear
 from moco_transfer.runtime.errors import InputError, MissingFileError
 
 MEAN, STD = (120.0, 110.0, 100.0), (50.0, 60.0, 70.0)
 VIEW = EvaluationView(8, 9, MEAN, STD)
-CPU = Precision(torch.device("cpu"))
+CPU = Compute(torch.device("cpu"))
 
 
 class Tiny(nn.Module):
@@ -247,7 +247,7 @@ def test_trained_encoder__official_names_and_both_encoders():
     del checkpoint["state_dict"]["module.encoder_q.layer4.1.bn2.running_var"]
     with pytest.raises(
         InputError,
-        match=r"1 of 122 tensors differ, the first is module.encoder_q.layer4.1.bn2.running_var",
+        match=r"1 of 102 tensors differ, the first is module.encoder_q.layer4.1.bn2.running_var",
     ):
         trained_encoder(checkpoint, "official.pth.tar")
     assert trained_encoder({"state_dict": {"conv1.weight": torch.zeros(1)}}, "other.pth") is None
@@ -277,19 +277,6 @@ def test_backbone_encoder__needs_every_tensor_but_no_head():
         backbone_encoder(broken, "b.pkl", arch="resnet18", mean=MEAN, std=STD)
 
 
-def linear_task(root, *, cache_features: bool) -> LinearTask:
-    from moco_transfer.pretrain.encoder_file import TrainedEncoder
-
-    train, test = find_labelled(root, root)
-    return LinearTask(
-        TrainedEncoder(Tiny().eval().requires_grad_(False), "tiny", VIEW, True),
-        train,
-        test,
-        {},
-        cache_features=cache_features,
-    )
-
-
 def both(root, folder) -> dict:
     """Return what one process, or each of two, finds."""
     found = {
@@ -302,8 +289,10 @@ def both(root, folder) -> dict:
         protocol = LinearProtocol(lr=2.0, epochs=3, batch_size_total=5)
         out = folder / f"cached{cache}"
         out.mkdir(parents=True, exist_ok=True)
+        train, test = find_labelled(root, root)
+        encoder = TrainedEncoder(Tiny().eval().requires_grad_(False), "tiny", VIEW, True)
         record = evaluate_linear(
-            linear_task(root, cache_features=cache), protocol, output=out, precision=CPU
+            LinearPlan(encoder, train, test, {}, CPU, out, protocol, cache_features=cache)
         )
         found[cache] = (record["top1"], record["train_loss"])
     return found

@@ -9,6 +9,7 @@ again, or forgets its sums.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -22,7 +23,7 @@ from moco_transfer.data.images.labelled import EvaluationView, find_labelled
 from moco_transfer.models import build_encoder
 from moco_transfer.pretrain import linear
 from moco_transfer.pretrain.encoder_file import TrainedEncoder
-from moco_transfer.pretrain.features import FeatureSet, Precision
+from moco_transfer.pretrain.features import Compute, FeatureSet
 from moco_transfer.pretrain.linear import (
     LinearProtocol,
     ShuffledBatches,
@@ -31,7 +32,7 @@ from moco_transfer.pretrain.linear import (
     restore,
     train_classifier,
 )
-from moco_transfer.pretrain.linear_run import LinearTask, evaluate_linear
+from moco_transfer.pretrain.linear_run import LinearPlan, evaluate_linear
 from moco_transfer.runtime.checkpoint import CheckpointFolder, load_checkpoint
 from moco_transfer.runtime.errors import InputError
 
@@ -49,7 +50,7 @@ def feature_set(count: int, seed: int) -> FeatureSet:
 
 def train(protocol: LinearProtocol, folder, *, resume: bool = False):
     train_set, test_set = feature_set(22, seed=1), feature_set(30, seed=2)
-    run = new_run(5, 3, protocol, device=CPU, origin={"checkpoint_sha256": "ab"})
+    run = new_run(5, 3, protocol, device=CPU, settings={"checkpoint_sha256": "ab"})
     checkpoints = CheckpointFolder(folder)
     if resume:
         restore(run, load_checkpoint(checkpoints.last()), "checkpoint")
@@ -70,7 +71,7 @@ def plain_loop(protocol: LinearProtocol) -> tuple[nn.Linear, float, float]:
     """
     train_set, test_set = feature_set(22, seed=1), feature_set(30, seed=2)
     layer = nn.Linear(5, 3)
-    layer.load_state_dict(new_run(5, 3, protocol, device=CPU, origin={}).classifier.state_dict())
+    layer.load_state_dict(new_run(5, 3, protocol, device=CPU, settings={}).classifier.state_dict())
     optimizer = torch.optim.SGD(layer.parameters(), lr=protocol.lr, momentum=0.9, weight_decay=0.0)
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [6, 8], 0.1)
     batches = iter(ShuffledBatches(22, protocol))
@@ -112,7 +113,7 @@ def test_protocol__is_the_papers():
         protocol.batch_size_total,
         protocol.epochs,
     ) == (0, 0.9, 256, 100)
-    run = new_run(2048, 1000, protocol, device=CPU, origin={})
+    run = new_run(2048, 1000, protocol, device=CPU, settings={})
     assert (
         run.classifier.weight.std().item() == pytest.approx(0.01, rel=0.01)
         and run.classifier.weight.mean().abs() < 1e-4
@@ -158,10 +159,7 @@ class StopAfter:
     def __exit__(self, *exc: object) -> None:
         pass
 
-    def next_of(self, batches):
-        return next(batches) if self.left else None
-
-    def agreed(self, device: torch.device) -> bool:
+    def agreed(self) -> bool:
         self.left -= 1
         return self.left < 0
 
@@ -199,12 +197,12 @@ def test_restore__other_features_or_settings__error(tmp_path):
         InputError, match="was made with checkpoint_sha256 'ab', the run to resume has 'cd'"
     ):
         restore(
-            new_run(5, 3, LinearProtocol(), device=CPU, origin={"checkpoint_sha256": "cd"}),
+            new_run(5, 3, LinearProtocol(), device=CPU, settings={"checkpoint_sha256": "cd"}),
             state,
             "x",
         )
     with pytest.raises(InputError, match="not a checkpoint of moco-transfer linear"):
-        restore(new_run(5, 3, LinearProtocol(), device=CPU, origin={}), {"format": "other"}, "x")
+        restore(new_run(5, 3, LinearProtocol(), device=CPU, settings={}), {"format": "other"}, "x")
 
 
 def test_train_classifier__loss_that_is_not_finite__error(tmp_path):
@@ -236,16 +234,18 @@ def test_evaluate_linear__leaves_the_encoder_as_it_is_and_learns(cache_features,
     encoder = TrainedEncoder(
         network, "resnet18_cifar", EvaluationView(16, 18, (127.0,) * 3, (60.0,) * 3), True
     )
-    task = LinearTask(
-        encoder, train_folder, test_folder, {"checkpoint": "x.pth"}, cache_features=cache_features
+    plan = LinearPlan(
+        encoder,
+        train_folder,
+        test_folder,
+        {"checkpoint": "x.pth"},
+        Compute(CPU),
+        tmp_path / "out",
+        LinearProtocol(lr=1.0, epochs=4, batch_size_total=5),
+        cache_features=cache_features,
     )
     (tmp_path / "out").mkdir()
-    record = evaluate_linear(
-        task,
-        LinearProtocol(lr=1.0, epochs=4, batch_size_total=5),
-        output=tmp_path / "out",
-        precision=Precision(CPU),
-    )
+    record = evaluate_linear(plan)
     assert all(torch.equal(before[name], t) for name, t in network.state_dict().items())
     assert record["top1"] == 100.0
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == record
@@ -263,7 +263,5 @@ def test_evaluate_linear__leaves_the_encoder_as_it_is_and_learns(cache_features,
         config = (tmp_path / "out" / "config.yaml").read_text()
         with pytest.raises(InputError, match="was made with protocol"):
             other = LinearProtocol(lr=2.0, epochs=4, batch_size_total=5)
-            evaluate_linear(
-                task, other, output=tmp_path / "out", precision=Precision(CPU), resume=True
-            )
+            evaluate_linear(dataclasses.replace(plan, protocol=other, resume=True))
         assert (tmp_path / "out" / "config.yaml").read_text() == config and "lr: 1.0" in config

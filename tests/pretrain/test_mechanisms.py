@@ -17,9 +17,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from moco_transfer.pretrain.end_to_end import EndToEnd
-from moco_transfer.pretrain.info_nce import Negatives, contrastive_logits, info_nce
+from moco_transfer.pretrain.info_nce import contrastive_logits, info_nce
 from moco_transfer.pretrain.memory_bank import MemoryBank
 from moco_transfer.pretrain.moco import MoCo
+from moco_transfer.pretrain.queue import enqueue
+from moco_transfer.pretrain.run import LossModule
 
 from .tiny_encoder import TinyEncoder
 from .two_processes import run_in_two_processes
@@ -60,24 +62,33 @@ def build(kind: str) -> nn.Module:
 def train(kind: str, *, rank: int = 0, world_size: int = 1) -> nn.Module:
     """Train through DistributedDataParallel where there are processes; returns the model."""
     model = build(kind)
-    wrapped = (
-        model
-        if world_size == 1
-        else nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
-    )
+    loss_of = model.loss
+    if world_size > 1:
+        loss_of = nn.parallel.DistributedDataParallel(LossModule(model), broadcast_buffers=False)
     part = slice(rank * BATCH // world_size, (rank + 1) * BATCH // world_size)
     for step in range(STEPS):
         torch.manual_seed(step)
-        views = views_of(step)[:, part]
-        logits, _ = (
-            wrapped(views[0], images_of(step)[part]) if kind == "memory_bank" else wrapped(*views)
-        )
-        model.zero_grad()
-        (info_nce(logits) * model.loss_scale).backward()
-        with torch.no_grad():
-            for p in model.encoder_q.parameters():
-                p -= LR * p.grad
+        take_step(model, loss_of, views_of(step)[:, part], images_of(step)[part], parts=1)
     return model
+
+
+def take_step(model, loss_of, views, index, *, parts: int) -> float:
+    """Take a step of plain gradient descent in micro-batches; returns the loss."""
+    model.zero_grad()
+    model.begin_step(index)
+    total = 0.0
+    for number, (some, of) in enumerate(
+        zip(views.chunk(parts, dim=1), index.chunk(parts), strict=True)
+    ):
+        loss, _ = loss_of(list(some), of, of)
+        if number == parts - 1:
+            model.end_step()  # before the last backward pass, as in the loop
+        (loss / parts).backward()
+        total += loss.item() / parts
+    with torch.no_grad():
+        for p in model.encoder_q.parameters():
+            p -= LR * p.grad
+    return total
 
 
 KINDS = ["moco", "moco_symmetric", "memory_bank", "end_to_end"]
@@ -171,27 +182,12 @@ def test_memory_bank__fewer_images_than_negatives():
 def test_accumulation__equals_one_batch_queue_order_included(kind, parts):
     one, several = build(kind), build(kind)
     for step in range(3):
-        views, index = views_of(step), images_of(step)
         losses = []
         for model, count in ((one, 1), (several, parts)):
-            model.zero_grad()
-            losses.append(0.0)
-            for number in range(count):
-                piece = slice(number * BATCH // count, (number + 1) * BATCH // count)
-                if kind == "memory_bank":
-                    model._draw = lambda own: torch.arange(
-                        7
-                    )  # the draw excludes the batch at hand, which differs
-                    logits, _ = model(views[0][piece], index[piece], number, count)
-                else:
-                    torch.manual_seed(step)
-                    logits, _ = model(*views[:, piece], number, count)
-                loss = info_nce(logits) * model.loss_scale / count
-                loss.backward()
-                losses[-1] += loss.item()
-            with torch.no_grad():
-                for p in model.encoder_q.parameters():
-                    p -= LR * p.grad
+            torch.manual_seed(step)
+            losses.append(
+                take_step(model, model.loss, views_of(step), images_of(step), parts=count)
+            )
         assert losses[0] == pytest.approx(losses[1], rel=1e-12)
     for name, value in one.state_dict().items():
         torch.testing.assert_close(several.state_dict()[name], value, rtol=1e-9, atol=1e-12)
@@ -210,7 +206,7 @@ def test_info_nce__equals_cross_entropy_and_its_gradient():
     )  # 11.09, what a new run shows at most
 
 
-def test_negatives__backward_sees_the_queue_of_the_forward_pass():
+def test_enqueue__backward_sees_the_queue_of_the_forward_pass():
     q = F.normalize(
         torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), dim=1
     ).requires_grad_()
@@ -220,12 +216,9 @@ def test_negatives__backward_sees_the_queue_of_the_forward_pass():
     k = torch.eye(3, dtype=torch.float64)[[0, 1, 2, 0]]
     plain = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.clone()], 1) / 0.1
     (expected,) = torch.autograd.grad(F.cross_entropy(plain, torch.zeros(4, dtype=torch.int64)), q)
-    negatives = Negatives(queue)
-    loss = info_nce(contrastive_logits(q, k, negatives, temperature=0.1))
-    columns = torch.tensor([4, 5, 0])
-    negatives.keep(columns)
-    queue[:, columns] = 0.5
-    negatives.overwritten()
+    loss = info_nce(contrastive_logits(q, k, queue, temperature=0.1))
+    enqueue(queue, torch.tensor([4]), torch.full((3, 3), 0.5, dtype=torch.float64))
+    assert queue[:, [4, 5, 0]].eq(0.5).all()
     torch.testing.assert_close(torch.autograd.grad(loss, q, retain_graph=True)[0], expected)
     queue[:, 1] = 0.0
     with pytest.raises(RuntimeError, match="queue changed between a forward pass and its backward"):

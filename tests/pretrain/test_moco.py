@@ -17,9 +17,10 @@ import torchvision
 from torch import nn
 
 from moco_transfer.models import build_encoder
-from moco_transfer.pretrain.moco import MoCo, contrastive_logits
+from moco_transfer.pretrain.info_nce import contrastive_logits
+from moco_transfer.pretrain.moco import MoCo
 from moco_transfer.pretrain.queue import enqueue
-from moco_transfer.pretrain.split_batch_norm import SplitBatchNorm2d, num_groups
+from moco_transfer.pretrain.shuffle import SplitBatchNorm2d, num_groups
 
 from .tiny_encoder import TinyEncoder
 
@@ -129,7 +130,7 @@ def test_moco__first_logit_is_the_positive_pair():
     assert (
         logits.tolist() == [[2.0, 0.0, 0.0, 0.0, 0.0]] * 2
     )  # cos 1 / T 0.5; all negatives are orthogonal
-    with pytest.raises(ValueError, match="3 dimensions, the queue 4"):
+    with pytest.raises(ValueError, match="has, 4, .* got 3"):
         contrastive_logits(q, k, torch.zeros(4, 2), temperature=0.5)
 
 
@@ -149,6 +150,13 @@ def test_enqueue__any_batch_size_keeps_the_newest_in_order(batch, queue_size):
         number += batch
         assert queue[0].tolist() == everything
         assert int(pointer) == position
+
+
+def test_moco__takes_torchvisions_factory_as_the_official_builder_does():
+    torch.manual_seed(0)
+    model = MoCo(torchvision.models.resnet18, dim=16, queue_size=8, mlp=True)
+    logits, target = model(*torch.randn(2, 2, 3, 32, 32))
+    assert logits.shape == (2, 9) and target.tolist() == [0, 0] and int(model.queue_ptr) == 2
 
 
 def test_moco__state_dict_has_the_published_names():

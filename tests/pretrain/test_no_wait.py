@@ -11,11 +11,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moco_transfer.config import load_pretrain_config
 from moco_transfer.data.views.view_batch import _per_channel, normalize
-from moco_transfer.pretrain.build import build_run
-from moco_transfer.pretrain.build_data import plan_run
-from moco_transfer.pretrain.trainer import step
+from moco_transfer.pretrain.run import step
+
+from .small_runs import run_without_images
 
 # What reads a number back, or makes a shape that depends on one. Waits on a GPU; costs nothing on a
 # CPU, where it can yet be seen.
@@ -39,15 +38,6 @@ class NoWaiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class NoImages:
-    """A source of which no image is read."""
-
-    class_names = ()
-
-    def __len__(self) -> int:
-        return 1000
-
-
 def tiny_run(device: str):
     words = {
         "MODEL.ARCH": "resnet18",
@@ -57,13 +47,7 @@ def tiny_run(device: str):
         "MOCO.BN_GROUP_SIZE": 4,
     }
     words |= {"TRAIN.DEVICE": device, "TRAIN.PRECISION": "bf16"}
-    cfg = load_pretrain_config(
-        "moco_v2_R_50_200ep", [str(word) for pair in words.items() for word in pair]
-    )
-    run = build_run(
-        cfg, NoImages(), plan_run(cfg, NoImages(), start_iteration=0), torch.device(device)
-    )
-    run.wrapped.train()
+    run = run_without_images("moco_v2_R_50_200ep", words)
     label = torch.zeros(8, dtype=torch.int64)
     views = torch.randint(0, 256, (2, 8, 32, 32, 3), dtype=torch.uint8).permute(0, 1, 4, 2, 3)
     batch = {"views": views, "label": label, "index": label}

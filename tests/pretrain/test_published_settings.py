@@ -21,8 +21,7 @@ import pytest
 
 from moco_transfer.config import available, load_pretrain_config
 from moco_transfer.data.views.augmentation import RECIPES
-from moco_transfer.pretrain.build import PATIENCE, _learning_rate, _watch
-from moco_transfer.pretrain.schedule import effective_lr
+from moco_transfer.pretrain.plan import PATIENCE, PretrainPlan, learning_rate
 
 IMAGENET = 1_281_167
 IMAGENET_PIXELS = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
@@ -149,11 +148,7 @@ def value_of(cfg, key: str):
 
 
 def lr_of(cfg) -> float:
-    return effective_lr(
-        cfg.SOLVER.BASE_LR,
-        batch_size_total=cfg.DATA.BATCH_SIZE_TOTAL,
-        reference_batch_size=cfg.SOLVER.REFERENCE_BATCH_SIZE,
-    )
+    return learning_rate(cfg, 100, 1000).lr
 
 
 def test_every_shipped_config_is_in_the_table():
@@ -183,10 +178,7 @@ def test_augmentation__has_the_published_strengths(name):
 def learning_rates(name: str, images: int):
     cfg = load_pretrain_config(name)
     per_epoch = images // cfg.DATA.BATCH_SIZE_TOTAL
-    batches = SimpleNamespace(
-        iterations_per_epoch=per_epoch, max_iterations=per_epoch * cfg.SOLVER.EPOCHS
-    )
-    return _learning_rate(cfg, lr_of(cfg), batches), per_epoch
+    return learning_rate(cfg, per_epoch, per_epoch * cfg.SOLVER.EPOCHS), per_epoch
 
 
 def test_learning_rate__comes_out_as_published():
@@ -228,8 +220,11 @@ def test_learning_rate__comes_out_as_published():
 )
 def test_watch__is_patient_for_an_epoch_a_filled_queue_or_5000_iterations(name, images, expected):
     cfg = load_pretrain_config(name)
-    model = SimpleNamespace(num_negatives=cfg.MOCO.QUEUE_SIZE, loss_scale=1.0)
-    watch = _watch(
-        cfg, model, SimpleNamespace(iterations_per_epoch=images // cfg.DATA.BATCH_SIZE_TOTAL)
+    batch = cfg.DATA.BATCH_SIZE_TOTAL
+    plan = SimpleNamespace(
+        queue_size=cfg.MOCO.QUEUE_SIZE,
+        batch_size_total=batch,
+        mechanism=cfg.MECHANISM,
+        iterations_per_epoch=images // batch,
     )
-    assert PATIENCE == 5000 and watch.patience_iterations == expected
+    assert PATIENCE == 5000 and PretrainPlan.patience_iterations.fget(plan) == expected

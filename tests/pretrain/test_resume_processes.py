@@ -1,4 +1,4 @@
-"""Several processes: stopped while one waits in vain, resumed with as many or another number, and
+"""Several processes: stopped when one is told, resumed with as many or another number, and
 agreed on what cannot be read.
 
 One pair of processes does it all in turn (``story``), because starting it costs more than the runs.
@@ -19,19 +19,18 @@ import torch
 import torch.distributed as dist
 
 from moco_transfer.data.scenes import write_pool
-from moco_transfer.pretrain import build, resume
-from moco_transfer.pretrain.build import pretrain
+from moco_transfer.pretrain import plan, resume
 from moco_transfer.runtime.checkpoint import load_checkpoint
 from moco_transfer.runtime.errors import InputError, MissingFileError
-from moco_transfer.runtime.log import set_up_logging
 
 from .small_runs import (
     EncoderWithoutBN,
     assert_same_state,
     config,
     last_state,
+    pretrain,
     rows_of,
-    training_images_end,
+    told_during_training,
 )
 from .two_processes import run_in_two_processes
 
@@ -49,23 +48,18 @@ def two_processes(rank: int, folder: Path, pool: Path, damaged: Path) -> dict[st
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "build_encoder", EncoderWithoutBN)
+        patch.setattr(plan, "build_encoder", EncoderWithoutBN)
         pretrain(config(pool, folder / "whole", KNN__TEST=pool))
-        with patch.context() as waits:
-            training_images_end(waits, epoch=2, rank=1)
+        with patch.context() as told:
+            told_during_training(told, epoch=2, rank=1)
             found["stopped"] = (
-                pretrain(config(pool, folder / "cut", KNN__TEST=pool), on_start=set_up_logging)
-                is None
+                pretrain(config(pool, folder / "cut", KNN__TEST=pool), log=True) is None
             )
         if rank == 0:
             shutil.copytree(folder / "cut", folder / "cut_for_one")
         dist.barrier()
         pretrain(config(pool, folder / "cut", KNN__TEST=pool), resume=True)
-        pretrain(
-            config(pool, folder / "cut_of_one", KNN__TEST=pool),
-            resume=True,
-            on_start=set_up_logging,
-        )
+        pretrain(config(pool, folder / "cut_of_one", KNN__TEST=pool), resume=True, log=True)
         found["learning rates"] = [
             row["lr"] for row in rows_of(folder / "cut_of_one") if "lr" in row
         ]
@@ -79,7 +73,7 @@ def two_processes(rank: int, folder: Path, pool: Path, damaged: Path) -> dict[st
                 TRAIN__LOG_PERIOD=3,
             )
 
-        pretrain(with_damaged("damaged", 2 / 24), on_start=set_up_logging)
+        pretrain(with_damaged("damaged", 2 / 24), log=True)
         logging.getLogger("moco_transfer").handlers.clear()
         found["too many"] = refusal(pretrain, with_damaged("too_many", 1.9 / 24))
         dist.barrier()
@@ -128,7 +122,7 @@ def small():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "build_encoder", EncoderWithoutBN)
+        patch.setattr(plan, "build_encoder", EncoderWithoutBN)
         yield
     torch.set_num_threads(before)
 
@@ -140,16 +134,14 @@ def story(small, pool, tmp_path_factory) -> tuple[Path, list[dict[str, Any]]]:
     damaged = folder / "damaged_pool"
     shutil.copytree(pool, damaged)
     # Images that different processes read first: each finds one alone.
-    order = build.plan_run(
-        config(pool, folder / "x"), build.open_images(config(pool, folder / "x")), start_iteration=0
-    )
+    order = plan.plan_pretrain(config(pool, folder / "x")).batches
     first = [index for _, index in next(iter(order))]
     files = sorted(path for path in damaged.rglob("*") if path.is_file())
     for index in (first[0], first[-1]):
         files[index].write_bytes(files[index].read_bytes()[:40])
     pretrain(config(pool, folder / "one", KNN__TEST=pool))
     with pytest.MonkeyPatch.context() as patch:
-        training_images_end(patch, epoch=1)
+        told_during_training(patch, epoch=1)
         assert pretrain(config(pool, folder / "cut_of_one", KNN__TEST=pool)) is None
     return folder, run_in_two_processes(two_processes, folder, folder, pool, damaged)
 
@@ -164,18 +156,18 @@ def assert_rows_agree(mine: list[dict], theirs: list[dict]) -> None:
         assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
 
 
-def test_two_processes__stopped_when_one_waits_in_vain_and_resumed_bit_for_bit(story):
-    """Red under: process 0's sums on both in ``Meter.go_on``."""
+def test_two_processes__stopped_when_one_is_told_and_resumed_bit_for_bit(story):
+    """Red under: process 0's sums on both in ``Meter.resume``."""
     folder, (first, second) = story
     assert first["stopped"] and second["stopped"]
     assert (
-        "Told to stop (SIGTERM): saved after iteration 6"
+        "Told to stop (SIGTERM): saved after iteration 7"
         in (folder / "cut" / "log.txt").read_text()
     )
     stopped = last_state(folder / "cut_for_one")
     assert (
-        stopped["iteration"] == 6
-        and stopped["period"]["count"] == 2
+        stopped["iteration"] == 7
+        and stopped["period"]["count"] == 3
         and len(stopped["period"]["sums"]) == 2
     )
     whole, cut = (
@@ -193,7 +185,7 @@ def test_resume__with_one_process_after_two(story, pool, caplog):
     with caplog.at_level(logging.WARNING):
         pretrain(config(pool, folder / "cut_for_one", KNN__TEST=pool), resume=True)
     assert (
-        "saved with 2 processes and goes on with 1: images, order, learning rate and schedule"
+        "saved with 2 processes and continues with 1: images, order, learning rate and schedule"
         " stay the same" in caplog.text
     )
     assert_rows_agree(rows_of(folder / "cut_for_one"), rows_of(folder / "one"))
@@ -204,7 +196,7 @@ def test_resume__with_two_processes_after_one(story):
     """Red under: as the test before."""
     folder, (first, second) = story
     assert (
-        "saved with 1 processes and goes on with 2"
+        "saved with 1 processes and continues with 2"
         in (folder / "cut_of_one" / "log.txt").read_text()
     )
     assert_rows_agree(rows_of(folder / "cut_of_one"), rows_of(folder / "one"))
@@ -236,12 +228,13 @@ def test_resume__a_checkpoint_that_one_process_cannot_read_or_that_differs(story
     for name in ("absent", "older", "gone"):
         assert first[name] == second[name] != "", name
     assert first["absent"].startswith(
-        f"Process 1 cannot resume from {path}, which process 0 found: Checkpoint {path} does not"
-        " exist."
+        f"Process 1 cannot resume from {path} as process 0 does, after iteration 9: Checkpoint"
+        f" {path} does not exist."
     )
     assert "OUTPUT_DIR must be one folder that all processes share" in first["absent"]
     assert first["older"].startswith(
-        f"{path} is after iteration 9 on process 0 and after 6 on process 1."
+        f"Process 1 cannot resume from {path} as process 0 does, after iteration 9: its copy is after"
+        " iteration 6."
     )
     assert "names checkpoint_9999.pth, which is not in" in first["gone"]
     assert first["slow to tell"] == second["slow to tell"] == ""  # process 0 decides

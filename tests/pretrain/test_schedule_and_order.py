@@ -10,25 +10,13 @@ import math
 import pytest
 
 from moco_transfer.data.batches.samplers import EpochBatches
-from moco_transfer.pretrain.schedule import (
-    LearningRate,
-    cosine_factor,
-    effective_lr,
-    exponential_factor,
-    step_factor,
-)
+from moco_transfer.pretrain.schedule import LearningRate
 from moco_transfer.runtime.errors import InputError
 
 
-def test_effective_lr__linear_rule():
-    assert effective_lr(0.03, batch_size_total=128, reference_batch_size=256) == pytest.approx(
-        0.015
-    )  # the authors' 4-GPU recipe
-
-
-def rate(factor, **kwargs) -> LearningRate:
+def rate(schedule, **kwargs) -> LearningRate:
     settings = {"max_iterations": 2000, "iterations_per_epoch": 10} | kwargs
-    return LearningRate(1.0, factor=factor, **settings)
+    return LearningRate(1.0, schedule, **settings)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +26,7 @@ def rate(factor, **kwargs) -> LearningRate:
     [(0, 1.0), (119, 1.0), (120, 0.1), (159, 0.1), (160, 0.01), (199, 0.01)],
 )
 def test_learning_rate__step_by_epoch(epoch, factor):
-    lr = rate(step_factor(steps=(120, 160), gamma=0.1))
+    lr = rate("step", steps=(120, 160), gamma=0.1)
     assert lr(10 * epoch) == pytest.approx(factor) and lr(10 * epoch + 9) == pytest.approx(factor)
 
 
@@ -48,20 +36,20 @@ def test_learning_rate__cosine_by_epoch(epoch):
         1.0 + math.cos(math.pi * epoch / 200)
     )  # main_moco.py --cos; constant within an epoch
     for step in (0, 9):
-        assert rate(cosine_factor)(10 * epoch + step) == pytest.approx(expected)
+        assert rate("cosine")(10 * epoch + step) == pytest.approx(expected)
 
 
 def test_learning_rate__first_epoch_as_the_cifar10_demo_logs_it():
     lr = LearningRate(
-        0.06, factor=cosine_factor, max_iterations=200 * 97, iterations_per_epoch=97, first_epoch=1
+        0.06, "cosine", max_iterations=200 * 97, iterations_per_epoch=97, first_epoch=1
     )
     assert round(lr(0), 6) == 0.059996 and lr(199 * 97) == pytest.approx(0, abs=1e-12)
 
 
 def test_learning_rate__by_iteration():
-    stepped = rate(step_factor(steps=(15,), gamma=0.1), by_iteration=True)
+    stepped = rate("step", steps=(15,), gamma=0.1, by_iteration=True)
     assert [stepped(i) for i in (0, 14, 15, 1999)] == pytest.approx([1, 1, 0.1, 0.1])
-    cosine = rate(cosine_factor, by_iteration=True)
+    cosine = rate("cosine", by_iteration=True)
     assert [cosine(i) for i in (0, 1000, 1500)] == pytest.approx(
         [1, 0.5, 0.5 * (1 - math.sqrt(0.5))]
     )
@@ -73,7 +61,9 @@ def test_learning_rate__exponential_is_the_ig_1b_recipe():
     """
     lr = LearningRate(
         0.12,
-        factor=exponential_factor(gamma=0.9, period=62500),
+        "exponential",
+        gamma=0.9,
+        decay_period=62500,
         max_iterations=1250000,
         iterations_per_epoch=10**6,
         by_iteration=True,
@@ -84,7 +74,7 @@ def test_learning_rate__exponential_is_the_ig_1b_recipe():
 
 
 def test_learning_rate__warmup_ends_at_one():
-    lr = rate(step_factor(steps=(), gamma=0.1), warmup_iterations=5)
+    lr = rate("step", warmup_iterations=5)
     assert [lr(i) for i in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
 
 

@@ -17,10 +17,9 @@ import torch
 from moco_transfer.cli.main import main
 from moco_transfer.config import load_pretrain_config
 from moco_transfer.data.scenes import write_pool
-from moco_transfer.pretrain import build
-from moco_transfer.pretrain.build import pretrain
+from moco_transfer.pretrain import plan
 
-from .small_runs import SmallEncoder
+from .small_runs import SmallEncoder, pretrain
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("webdataset") is None,
@@ -70,7 +69,7 @@ def test_resume__equals_the_whole_run_bit_for_bit(
     shards, tmp_path, num_workers, num_images, monkeypatch
 ):
     """Read by number, and as a stream."""
-    monkeypatch.setattr(build, "build_encoder", SmallEncoder)
+    monkeypatch.setattr(plan, "build_encoder", SmallEncoder)
 
     def settings(name: str) -> list[str]:
         return words(

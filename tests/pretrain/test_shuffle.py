@@ -22,9 +22,9 @@ N, WORLD = 5, 2
 class Flat(nn.Module):
     """One linear layer without BN, float64."""
 
-    def __init__(self, outputs: int) -> None:
+    def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.fc = nn.Linear(12, outputs, dtype=torch.float64)
+        self.fc = nn.Linear(12, num_classes, dtype=torch.float64)
 
     def forward(self, x):
         return self.fc(x.flatten(1))

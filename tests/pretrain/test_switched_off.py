@@ -14,7 +14,7 @@ from torch import nn
 
 from moco_transfer.pretrain.info_nce import info_nce
 from moco_transfer.pretrain.moco import MoCo
-from moco_transfer.pretrain.split_batch_norm import SplitBatchNorm2d
+from moco_transfer.pretrain.shuffle import SplitBatchNorm2d
 
 BATCH, STEPS, PERIOD = 32, 120, 40
 
@@ -42,7 +42,7 @@ def means_of(group_size: int, momentum: float) -> list[tuple[float, float]]:
     """Return the mean loss and (K+1)-way accuracy of each PERIOD steps."""
     torch.manual_seed(0)
     model = MoCo(
-        lambda outputs: Net(outputs, group_size=group_size),
+        lambda num_classes: Net(num_classes, group_size=group_size),
         dim=32,
         queue_size=1024,
         momentum=momentum,

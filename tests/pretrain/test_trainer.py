@@ -1,7 +1,7 @@
 """The loop itself, without BN: one batch, its micro-batches, and two processes with half of it each
 end with the same numbers.
 
-Whole runs of ``trainer.train``: optimiser with momentum and weight decay, schedule, checkpoint,
+Whole runs of ``run.train``: optimiser with momentum and weight decay, schedule, checkpoint,
 metrics.json. Without BN mathematics asks for equality; what is left is rounding. End to end takes
 no micro-batches: they would change its negatives.
 
@@ -16,20 +16,22 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from moco_transfer.pretrain import trainer
 from moco_transfer.pretrain.end_to_end import EndToEnd
+from moco_transfer.pretrain.features import Compute
 from moco_transfer.pretrain.memory_bank import MemoryBank
 from moco_transfer.pretrain.moco import MoCo
+from moco_transfer.pretrain.run import LossModule, Pretraining, train
 from moco_transfer.pretrain.supervised import Supervised
-from moco_transfer.pretrain.trainer import Pretraining, check_micro_batches
-from moco_transfer.runtime.checkpoint import CheckpointFolder
+from moco_transfer.pretrain.unreadable import UnreadableImages
+from moco_transfer.pretrain.watch import Watch
 from moco_transfer.runtime.distributed import get_rank, get_world_size
-from moco_transfer.runtime.errors import InputError
+from moco_transfer.runtime.meter import Meter
 from moco_transfer.runtime.metrics import MetricsFile
 
 from .tiny_encoder import TinyEncoder
@@ -106,42 +108,44 @@ def lr_at(iteration: int) -> float:
 
 
 def run(kind: str, accumulate: int, folder: Path) -> Pretraining:
-    model = build(kind)
-    wrapped = (
-        model
-        if get_world_size() == 1
-        else nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
-    )
-    trained = [p for p in model.parameters() if p.requires_grad]
-    made = Pretraining(
-        model=model,
-        wrapped=wrapped,
-        optimizer=torch.optim.SGD(trained, lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY),
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
-        device=torch.device("cpu"),
-        amp_dtype=None,
+    model, cpu = build(kind), torch.device("cpu")
+    loss = model.loss
+    if get_world_size() > 1:
+        loss = nn.parallel.DistributedDataParallel(LossModule(model), broadcast_buffers=False)
+    plan = SimpleNamespace(
+        mechanism=kind.split("_symmetric")[0],
+        device=cpu,
+        compute=Compute(cpu),
         channels_last=False,
         lr_at=lr_at,
         iterations_per_epoch=STEPS,
         max_iterations=STEPS,
+        epochs=1,
         accumulate=accumulate,
         batch_size_total=BATCH,
-        pixel_mean=MEAN,
-        pixel_std=STD,
+        queue_size=11,
+        pixels=(MEAN, STD),
         seed=7,
         header={},
-        num_images=PICTURES,
-        max_unreadable=0.0,
+        output_dir=folder,
+        log_period=1,
+        checkpoint_period_epochs=1,
+        checkpoint_period_iters=0,
+        keep_checkpoints=0,
     )
-    periods = {"log_period": 1, "checkpoint_period_epochs": 1, "checkpoint_period_iters": 0}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    made = Pretraining(
+        plan,
+        model,
+        loss,
+        torch.optim.SGD(trained, lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY),
+        torch.amp.GradScaler("cpu", enabled=False),
+        Meter(cpu),
+        UnreadableImages(PICTURES, 0.0, []),
+        Watch(negatives=0, patience_iterations=STEPS),
+    )
     metrics = MetricsFile(folder / "metrics.json") if get_rank() == 0 else None
-    assert trainer.train(
-        made,
-        [own_part(batch_of(s)) for s in range(STEPS)],
-        checkpoints=CheckpointFolder(folder),
-        metrics=metrics,
-        **periods,
-    )
+    assert train(made, [own_part(batch_of(s)) for s in range(STEPS)], metrics)
     return made
 
 
@@ -159,20 +163,11 @@ def outcome(kind: str, accumulate: int, folder: Path) -> dict:
 
 
 def in_process(rank: int, folder: str) -> dict:
-    trainer.tqdm = lambda *args, **kwargs: _Silent()
     return {
         f"{kind}/{accumulate}": outcome(kind, accumulate, Path(folder) / kind / str(accumulate))
         for kind in KINDS
         for accumulate in ([1] if kind == "end_to_end" else [1, 2, 4])
     }
-
-
-class _Silent:
-    def update(self) -> None: ...
-
-    def close(self) -> None: ...
-
-    def set_postfix_str(self, text: str) -> None: ...
 
 
 @pytest.fixture(scope="module")
@@ -257,19 +252,6 @@ def test_train__supervised_equals_a_plain_loop(tmp_path):
         torch.testing.assert_close(
             found["state"][f"encoder_q.{name}"], value[name], rtol=1e-5, atol=1e-6
         )
-
-
-def test_check_micro_batches__uneven_parts_are_refused():
-    check_micro_batches(8, 4)
-    for images, accumulate, fitting in ((10, 4, "1, 2, 5, 10"), (9, 4, "1, 3, 9"), (1, 2, "1")):
-        with pytest.raises(
-            InputError,
-            match=(
-                f"ACCUMULATE {accumulate} does not divide the {images} images .* Use one of"
-                f" {fitting}, or"
-            ),
-        ):
-            check_micro_batches(images, accumulate)
 
 
 @pytest.mark.parametrize("kind", ["moco", "memory_bank", "end_to_end"])

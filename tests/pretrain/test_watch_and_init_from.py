@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from moco_transfer.models import build_encoder
-from moco_transfer.pretrain.init_from import start_from
-from moco_transfer.pretrain.measures import Watch, describe_contrast
+from moco_transfer.pretrain.encoder_file import read_start_weights
+from moco_transfer.pretrain.encoder_file import start_from as load_weights
 from moco_transfer.pretrain.moco import MoCo
 from moco_transfer.pretrain.supervised import Supervised
+from moco_transfer.pretrain.watch import Watch, describe_contrast
 from moco_transfer.runtime.errors import InputError
 
 HEALTHY = {
@@ -25,6 +26,7 @@ HEALTHY = {
     "contrast_acc1": 40.0,
     "cos_negative": 0.1,
     "feature_spread": 0.9,
+    "data_wait_share": 0.0,
 }
 
 
@@ -77,8 +79,32 @@ def test_describe_contrast__known_numbers():
     )
 
 
-def resnet18(outputs: int = 16):
-    return build_encoder("resnet18", num_classes=outputs)
+@pytest.mark.parametrize(
+    ("settings", "first_remedy"),
+    [
+        ({"num_workers": 4, "on_cpu": False}, "a higher DATA.NUM_WORKERS (now 4"),
+        ({"num_workers": 2}, "DATA.NUM_WORKERS 0 (now 2"),
+        ({"num_workers": 0}, "images packed as raw pixels"),
+        ({"num_workers": 0, "pipeline": "reference"}, "DATA.PIPELINE fast"),
+    ],
+)
+def test_watch__waiting_for_images_is_said_once_with_what_to_try_first(settings, first_remedy):
+    watch = Watch(negatives=0, patience_iterations=0, **settings)
+    shares = (0.5, 0.1, 0.9, 0.5, 0.4, 0.6, 0.6, 0.6, 0.0, 0.9, 0.9, 0.9)
+    said = {i: watch.look(i, {"data_wait_share": share}) for i, share in enumerate(shares)}
+    ((iteration, (sentence,)),) = [found for found in said.items() if found[1]]
+    assert iteration == 4 and sentence.startswith("60% of the time")
+    assert f"in this order: {first_remedy}" in sentence
+
+
+def start_from(model, path: str) -> None:
+    state = model.encoder_q.state_dict()
+    head = {name: tuple(t.shape) for name, t in state.items() if name.startswith("fc.")}
+    load_weights(model, read_start_weights(path, "resnet18", head))
+
+
+def resnet18(num_classes: int = 16):
+    return build_encoder("resnet18", num_classes=num_classes)
 
 
 def assert_starts_equal(model: MoCo, source: dict[str, torch.Tensor], *, head: bool) -> None:
@@ -109,7 +135,7 @@ def test_init_from__our_official_and_torchvision_layouts(prefix, tmp_path):
 
 
 def test_init_from__another_head_stays_fresh_and_supervised_takes_the_trunk(tmp_path):
-    source = resnet18(outputs=16).state_dict()
+    source = resnet18(num_classes=16).state_dict()
     torch.save(
         {"state_dict": {f"encoder_q.{name}": value for name, value in source.items()}},
         tmp_path / "v1.pth",
@@ -137,7 +163,7 @@ def test_init_from__refusals(tmp_path):
         tmp_path / "r34.pth",
     )
     with pytest.raises(
-        InputError, match="another architecture than MODEL.ARCH: of 100 tensors .*unused"
+        InputError, match="does not hold a whole resnet18: 80 of 100 tensors differ"
     ):
         start_from(MoCo(resnet18, dim=16, queue_size=8), str(tmp_path / "r34.pth"))
     torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "other.pth")

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ...runtime.distributed import get_rank, get_world_size, is_main_process
 from ...runtime.errors import InputError, MissingFileError
 from ..views.augmentation import centre_view
-from ..views.loading import end_quietly_when_told
+from ..views.loading import ignore_sigterm
 from .cifar10 import HeldImages
 from .decode import UNREADABLE, read_rgb
 from .folder import ImageFolder
@@ -196,7 +196,7 @@ class LabelledBatches:
             batch_size=self.batch_size,
             sampler=own,
             num_workers=self.num_workers,
-            worker_init_fn=end_quietly_when_told if self.num_workers else None,
+            worker_init_fn=ignore_sigterm if self.num_workers else None,
             # The workers' seeds must not advance the run's own random numbers.
             generator=torch.Generator(),
         )

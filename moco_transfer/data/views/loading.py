@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import signal
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias, cast
@@ -105,7 +104,7 @@ class Loader:
             num_workers=num_workers,
             pin_memory=pin_memory,
             prefetch_factor=4 if num_workers else None,
-            worker_init_fn=end_quietly_when_told if num_workers else None,
+            worker_init_fn=ignore_sigterm if num_workers else None,
         )
         self._length = len(batches)
         self._iterator: Iterator[dict[str, Any]] = iter(())
@@ -125,15 +124,12 @@ class Loader:
         self._iterator = iter(())
 
 
-def end_quietly_when_told(worker: int) -> None:
-    """Let SIGTERM end a data worker without a message; for ``worker_init_fn`` of every loader whose
-    process saves when it is told to stop.
+def ignore_sigterm(worker: int) -> None:
+    """Let a data worker ignore SIGTERM, which schedulers send to all processes of a job.
 
-    Schedulers send SIGTERM to all processes of a job. The training process then saves; torch would
-    interrupt that with an exception for each worker that died of the signal, but not for one that
-    ended by itself. A worker that ignored it could outlive the training process.
+    The training process needs it until it has saved, and ends it then. For ``worker_init_fn``.
     """
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def as_it_is(item: Any) -> Any:

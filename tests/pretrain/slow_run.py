@@ -1,6 +1,4 @@
-"""Run by tests: ``pretrain`` whose images, for training or for the kNN monitor, do not come for
-hours from the second epoch on.
-"""
+"""Run by tests: ``pretrain`` whose images, for training or for the kNN monitor, come slowly."""
 
 from __future__ import annotations
 
@@ -9,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import SmallEncoder, labelled_images_end, training_images_end
+from small_runs import SmallEncoder, told_during_knn, told_during_training
 
 from moco_transfer.cli.main import main as run_program
-from moco_transfer.pretrain import build
+from moco_transfer.pretrain import plan
 
 
 def main(kind: str, mark: str, overrides: list[str]) -> int:
@@ -20,16 +18,16 @@ def main(kind: str, mark: str, overrides: list[str]) -> int:
 
     Args:
         kind: ``training`` or ``monitor``.
-        mark: File that is made when the wait begins.
+        mark: File that is made when the first slow image is read.
         overrides: KEY VALUE words.
     """
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "build_encoder", SmallEncoder)
+        patch.setattr(plan, "build_encoder", SmallEncoder)
         if kind == "training":
-            training_images_end(patch, epoch=1, rank=-1, told=False, mark=Path(mark))
+            told_during_training(patch, epoch=1, rank=-1, seconds=0.5, mark=Path(mark))
         else:
-            labelled_images_end(patch, told=False, mark=Path(mark))
+            told_during_knn(patch, seconds=0.5, mark=Path(mark))
         return run_program(["pretrain", "--config-file", "demo_moco", *overrides])
 
 

@@ -1,0 +1,135 @@
+"""A pre-training plan in words: what ``--dry-run`` prints and a run logs before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..data.views import native
+from ..runtime.distributed import get_world_size
+from .plan import PretrainPlan
+from .resume import changes
+from .shuffle import num_groups
+
+_UNEVEN = 0.01  # share of an epoch's images seen twice beyond which it is worth a warning
+
+
+def describe(plan: PretrainPlan) -> list[str]:
+    """Return what the run will do, one line a subject."""
+    per_epoch, end = plan.iterations_per_epoch, plan.max_iterations
+    length = f"{plan.epochs} epochs of {per_epoch} iterations"
+    if end % per_epoch:
+        length = f"{end} iterations, {per_epoch} an epoch"
+    world_size = get_world_size()
+    split = f"{plan.batch_size_total // world_size} per process x {world_size} on {plan.device}"
+    parts = f" in {plan.accumulate} micro-batches" if plan.accumulate > 1 else ""
+    weights = "random"
+    if plan.resume is not None:
+        weights = f"resumed from {plan.resume.path}: iteration {plan.resume.iteration} of {end}"
+    elif plan.init is not None:
+        weights = plan.init.describe()
+    views = f"{plan.view_maker.num_views} view(s) of {plan.view_maker.size} px"
+    lines = {
+        "data": plan.source.describe(),
+        "views": f"{views}, {plan.view_maker.recipe}, {plan.view_maker.pipeline} pipeline",
+        "model": f"{plan.mechanism} {plan.arch}, {plan.num_negatives} negatives",
+        "weights": weights,
+        "batch": f"{plan.batch_size_total} = {split}{parts}",
+        "schedule": f"{length}; lr {plan.lr_at.lr:g} = {plan.base_lr_text}, {plan.lr_at.describe()}",
+        "precision": plan.precision.describe(),
+        "norm": _norm(plan),
+        "output": f"{plan.output_dir}: {_files(plan)}",
+    }
+    if plan.is_stream:
+        lines["order"] = plan.batches.describe()
+    if plan.mechanism == "moco":
+        enqueued = plan.batch_size_total * (2 if plan.symmetric else 1)
+        filling = -(-plan.queue_size // enqueued)
+        lines["queue"] = (
+            f"starts with random columns: for the first {filling} iterations, until keys fill it,"
+            " the loss may rise"
+        )
+    if plan.knn is not None:
+        lines["kNN"] = plan.knn.describe()
+    return [f"{subject}: {text}" for subject, text in lines.items()]
+
+
+def warnings(plan: PretrainPlan) -> list[str]:
+    """Return what is legal but seldom wanted."""
+    found = [*_contrast_warnings(plan), *_machine_warnings(plan)]
+    return found if plan.resume is None else [*found, *changes(plan.resume, plan.header)]
+
+
+def _groups(plan: PretrainPlan) -> tuple[int, int]:
+    """Return the images of a forward pass on one process, and the BN groups of all processes."""
+    images = plan.batch_size_total // get_world_size() // plan.accumulate
+    return images, num_groups(images, plan.bn_group_size) * get_world_size()
+
+
+def _norm(plan: PretrainPlan) -> str:
+    if plan.mechanism in ("supervised", "memory_bank"):
+        return "BN over the images of a process"
+    images, groups = _groups(plan)
+    shuffled = "keys shuffled among them" if plan.shuffle else "keys not shuffled"
+    about = images * get_world_size() // groups
+    return f"BN statistics over {groups} groups of about {about} images, {shuffled}"
+
+
+def _files(plan: PretrainPlan) -> str:
+    period = f"every {plan.checkpoint_period_epochs} epoch(s)"
+    if plan.checkpoint_period_iters:
+        period += f" and {plan.checkpoint_period_iters} iterations"
+    tensorboard = ", tensorboard/" if plan.tensorboard else ""
+    return (
+        f"config.yaml, env.txt, log.txt, metrics.json{tensorboard}, last_checkpoint,"
+        f" checkpoint_*.pth {period}, {plan.keep_checkpoints or 'all'} kept"
+    )
+
+
+def _contrast_warnings(plan: PretrainPlan) -> Iterator[str]:
+    images, in_batch = len(plan.source), plan.batch_size_total
+    if plan.mechanism in ("moco", "end_to_end"):
+        per_pass, groups = _groups(plan)
+        if not plan.shuffle:
+            yield (
+                "MOCO.SHUFFLE is False: a key is encoded among the same images as its query, in"
+                f" each of {groups} groups that share BN statistics, so the pretext task leaks"
+                " (Sec. 3.3 and Fig. A.1 of the paper). Set it to True, except for an ablation."
+            )
+        elif groups == 1:
+            yield (
+                f"All {per_pass} images share their BN statistics, so the pretext task leaks (Sec."
+                f" 3.3 of the paper). Set MOCO.BN_GROUP_SIZE to at most {max(1, per_pass // 2)}."
+            )
+    if plan.mechanism == "moco" and images < plan.queue_size:
+        yield (
+            f"MOCO.QUEUE_SIZE {plan.queue_size} is larger than the number of images, {images}: the"
+            " queue then holds other views of the query's own image as negatives. At most a"
+            f" quarter of the images, {max(1, images // 4)}, is advisable."
+        )
+    if plan.mechanism == "memory_bank" and images - in_batch < plan.queue_size:
+        yield (
+            f"MOCO.QUEUE_SIZE {plan.queue_size} is larger than the number of images outside a"
+            f" batch, {images - in_batch} of {images}: all of those are the negatives, so that K is"
+            f" {images - in_batch}. Set MOCO.QUEUE_SIZE to at most that, or use more images."
+        )
+
+
+def _machine_warnings(plan: PretrainPlan) -> Iterator[str]:
+    if plan.view_maker.is_fast and plan.device.type == "cpu" and not native.available():
+        yield (
+            "The compiled loops of DATA.PIPELINE fast are missing (no C compiler when moco-transfer"
+            f" was installed, or {native.OFF} is set): views take about four times as long on this"
+            " CPU. Install a compiler and then moco-transfer again."
+        )
+    if plan.precision.is_emulated:
+        yield (
+            f"TRAIN.PRECISION {plan.precision.name} is emulated on this {plan.device.type} and"
+            " slower than fp32. Set TRAIN.PRECISION auto."
+        )
+    if plan.is_stream and plan.batches.uneven() > _UNEVEN:
+        yield (
+            "The shards do not divide evenly among the streams:"
+            f" {100 * plan.batches.uneven():.0f}% of an epoch's images are seen twice in it, and as"
+            " many not at all. Choose DATA.NUM_WORKERS so that processes x workers divides the"
+            f" number of shards, {len(plan.batches.shards.urls)}."
+        )

@@ -1,0 +1,413 @@
+"""From a config to the plan of a pre-training run: everything is read and checked, nothing written.
+
+The only file of this step that takes a config. ``run.py`` takes the plan.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from ..data.images.image_source import ImageSource
+from ..data.images.labelled import EvaluationView, find_labelled, protocol_resize
+from ..data.images.sources import open_source
+from ..data.views.loading import Batches, plan_batches
+from ..data.views.shard_order import ShardBatches
+from ..data.views.view_batch import ViewMaker
+from ..models import build_encoder
+from ..runtime.checkpoint import CheckpointFolder
+from ..runtime.distributed import get_world_size, start_processes
+from ..runtime.errors import Faults, InputError
+from ..runtime.precision import Precision, choose_precision
+from ..runtime.run_folder import open_run_folder
+from .encoder_file import StartWeights, read_start_weights
+from .end_to_end import EndToEnd
+from .features import Compute
+from .knn import KnnPlan
+from .memory_bank import MemoryBank
+from .moco import MoCo
+from .resume import CHECKPOINT_FORMAT, ResumePoint, check_resume, read_last
+from .schedule import LearningRate
+from .shuffle import SplitBatchNorm2d
+from .supervised import Supervised
+
+PATIENCE = 5000
+"""Iterations after which a run is judged even in its first epoch: about ImageNet's epoch at a
+batch of 256. An epoch of a billion images would be most of the run."""
+
+
+@dataclass(frozen=True)
+class PretrainPlan:
+    """What a run will do. Change it with ``dataclasses.replace``.
+
+    Attributes are named after their config keys; those that are not:
+        config_text: The whole config, for config.yaml and the checkpoints.
+        batches: The order of the images, from iteration 0 on.
+        lr_at: Iteration, 0-based -> effective learning rate.
+        base_lr_text: How the learning rate comes about, for the log.
+        resume: The checkpoint to continue from.
+        init: The weights that the encoders start from.
+        knn: The kNN measurements during the run, None for none.
+    """
+
+    config_text: str
+    output_dir: Path
+    seed: int
+    device: torch.device
+    precision: Precision
+    channels_last: bool
+    compile: bool
+    # data
+    source: ImageSource
+    batches: Batches
+    batch_size_total: int
+    num_workers: int
+    shuffle_buffer: int
+    view_maker: ViewMaker
+    pixel_mean: tuple[float, ...]
+    pixel_std: tuple[float, ...]
+    max_unreadable: float
+    # mechanism
+    mechanism: str
+    arch: str
+    dim: int
+    queue_size: int
+    momentum: float
+    bank_momentum: float
+    temperature: float
+    mlp: bool
+    symmetric: bool
+    shuffle: bool
+    bn_group_size: int
+    # optimisation
+    lr_at: LearningRate
+    base_lr_text: str
+    sgd_momentum: float
+    weight_decay: float
+    accumulate: int
+    # what is written
+    log_period: int
+    checkpoint_period_epochs: int
+    checkpoint_period_iters: int
+    keep_checkpoints: int
+    tensorboard: bool
+    knn: KnnPlan | None = None
+    init: StartWeights | None = None
+    resume: ResumePoint | None = None
+
+    @property
+    def iterations_per_epoch(self) -> int:
+        """Iterations in an epoch; the last, partial batch is left out."""
+        return self.batches.iterations_per_epoch
+
+    @property
+    def max_iterations(self) -> int:
+        """Length of the run."""
+        return self.lr_at.max_iterations
+
+    @property
+    def epochs(self) -> int:
+        """Epochs begun by the end of the run."""
+        return math.ceil(self.max_iterations / self.iterations_per_epoch)
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the images are shards read as a stream."""
+        return isinstance(self.batches, ShardBatches)
+
+    @property
+    def num_negatives(self) -> int:
+        """Negatives K of a step; 0 for supervised."""
+        others = len(self.source) - self.batch_size_total
+        return {
+            "moco": self.queue_size,
+            "memory_bank": min(self.queue_size, others),
+            "end_to_end": self.batch_size_total - 1,
+        }.get(self.mechanism, 0)
+
+    @property
+    def patience_iterations(self) -> int:
+        """Iterations before the contrast is judged: an epoch or PATIENCE, and a filled queue."""
+        filling = self.queue_size // self.batch_size_total if self.mechanism == "moco" else 0
+        return max(min(self.iterations_per_epoch, PATIENCE), filling)
+
+    @property
+    def pixels(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of the pixels, RGB, 0-255."""
+        return self.pixel_mean, self.pixel_std
+
+    @property
+    def compute(self) -> Compute:
+        """Where and how the networks compute."""
+        return Compute(self.device, self.precision.dtype, self.channels_last)
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """What every checkpoint of the run says about itself."""
+        pixels = {"mean": [*map(float, self.pixel_mean)], "std": [*map(float, self.pixel_std)]}
+        supervised = self.mechanism == "supervised"
+        return {
+            "format": CHECKPOINT_FORMAT,
+            "mechanism": self.mechanism,
+            "arch": self.arch,
+            "pixels": {"format": "RGB", **pixels},
+            "classes": list(self.source.class_names) if supervised else [],
+            "config": self.config_text,
+            "num_images": len(self.source),
+            "pixel_change": self.source.pixel_change,
+            "batch_size_total": self.batch_size_total,
+            "order": self.batches.order,
+        }
+
+    def batches_from(self, iteration: int) -> Batches:
+        """Return the order of the images from an iteration on."""
+        return plan_batches(
+            self.source,
+            batch_size_total=self.batch_size_total,
+            epochs=self.epochs,
+            seed=self.seed,
+            num_workers=self.num_workers,
+            shuffle_buffer=self.shuffle_buffer,
+            start_iteration=iteration,
+        )
+
+    def build_mechanism(self) -> nn.Module:
+        """Build the mechanism on the default device, initialised at random.
+
+        It has ``encoder_q``, ``num_negatives``, ``loss_scale`` and the three calls of a step:
+        ``begin_step(index of all images)``, ``loss(views, labels, index)`` for each micro-batch,
+        ``end_step()`` after the last of these.
+        """
+        plain = functools.partial(build_encoder, self.arch)
+        norm = functools.partial(SplitBatchNorm2d, group_size=self.bn_group_size)
+        grouped = functools.partial(build_encoder, self.arch, norm_layer=norm)
+        head: dict[str, Any] = {"dim": self.dim, "temperature": self.temperature, "mlp": self.mlp}
+        if self.mechanism == "supervised":
+            return Supervised(plain, num_classes=len(self.source.class_names))
+        if self.mechanism == "memory_bank":  # its keys share no statistics with the queries
+            head |= {"num_images": len(self.source), "num_negatives": self.queue_size}
+            return MemoryBank(plain, momentum=self.bank_momentum, **head)
+        if self.mechanism == "end_to_end":
+            return EndToEnd(grouped, shuffle=self.shuffle, **head)
+        head |= {"queue_size": self.queue_size, "momentum": self.momentum}
+        return MoCo(grouped, symmetric=self.symmetric, shuffle=self.shuffle, **head)
+
+
+def plan_pretrain(
+    cfg: CfgNode,
+    *,
+    resume: bool = False,
+    init_from: str | None = None,
+    source: ImageSource | None = None,
+) -> PretrainPlan:
+    """Read what a config names and check it. Collective: joins torchrun's processes first.
+
+    Args:
+        cfg: From ``load_pretrain_config``.
+        resume: Continue the run in OUTPUT_DIR from its last checkpoint, where there is one.
+        init_from: Checkpoint whose weights the encoders start from; not used by a resumed run.
+        source: ImageSource to use in place of DATA.ROOT's.
+
+    Raises:
+        InputError: Names every fault of data, config, weights and checkpoint.
+    """
+    device = start_processes(cfg.TRAIN.DEVICE)
+    faults = Faults()
+    precision = faults.check(lambda: choose_precision(cfg.TRAIN.PRECISION, device))
+    source = source if source is not None else faults.check(lambda: _open(cfg))
+    batches = faults.check(lambda: _batches(cfg, source)) if source is not None else None
+    stream = isinstance(batches, ShardBatches)
+    faults.check(lambda: _check_micro_batches(cfg))
+    knn = faults.check(lambda: _knn(cfg, stream))
+    if source is not None:
+        faults.check(lambda: _check_mechanism(cfg, source, stream))
+    faults.check(lambda: open_run_folder(cfg.OUTPUT_DIR, resume=resume, config_text=None))
+    last = faults.check(lambda: read_last(CheckpointFolder(cfg.OUTPUT_DIR))) if resume else None
+    faults.raise_all()
+    assert precision is not None and source is not None and batches is not None
+
+    plan = _plan(cfg, device, precision, source, batches, knn)
+    if last is not None:
+        for fault in check_resume(
+            last, plan.header, plan.iterations_per_epoch, plan.max_iterations
+        ):
+            faults.add(fault)
+        plan = dataclasses.replace(plan, resume=last)
+    elif init_from is not None:
+        with torch.device("meta"):
+            state = plan.build_mechanism().encoder_q.state_dict()
+        head = {name: tuple(t.shape) for name, t in state.items() if name.startswith("fc.")}
+        init = faults.check(lambda: read_start_weights(init_from, plan.arch, head))
+        plan = dataclasses.replace(plan, init=init)
+    faults.raise_all()
+    return plan
+
+
+def _open(cfg: CfgNode) -> ImageSource:
+    data = cfg.DATA
+    return open_source(
+        data.ROOT, layout=data.LAYOUT, list_file=data.LIST_FILE, num_images=data.NUM_IMAGES
+    )
+
+
+def _batches(cfg: CfgNode, source: ImageSource) -> Batches:
+    # A run measured in iterations ends within its last epoch.
+    per_epoch = max(1, len(source) // cfg.DATA.BATCH_SIZE_TOTAL)
+    return plan_batches(
+        source,
+        batch_size_total=cfg.DATA.BATCH_SIZE_TOTAL,
+        epochs=-(-cfg.SOLVER.MAX_ITER // per_epoch) or cfg.SOLVER.EPOCHS,
+        seed=cfg.SEED,
+        num_workers=cfg.DATA.NUM_WORKERS,
+        shuffle_buffer=cfg.DATA.SHUFFLE_BUFFER,
+        start_iteration=0,
+    )
+
+
+def _check_micro_batches(cfg: CfgNode) -> None:
+    """Refuse micro-batches of different sizes: BN would see groups of another size, down to 1."""
+    images, accumulate = cfg.DATA.BATCH_SIZE_TOTAL // get_world_size(), cfg.SOLVER.ACCUMULATE
+    if images % accumulate:
+        fitting = ", ".join(str(n) for n in range(1, images + 1) if images % n == 0)
+        raise InputError(
+            f"SOLVER.ACCUMULATE {accumulate} does not divide the {images} images of a step on one"
+            f" process into micro-batches of one size. Use one of {fitting}, or another"
+            " DATA.BATCH_SIZE_TOTAL."
+        )
+
+
+def _check_mechanism(cfg: CfgNode, source: ImageSource, stream: bool) -> None:
+    classes = len(source.class_names)
+    if cfg.MECHANISM == "supervised" and classes < 2:
+        hint = " Set DATA.NUM_IMAGES to 0, so that labels are read." if cfg.DATA.NUM_IMAGES else ""
+        raise InputError(
+            f"MECHANISM supervised needs images of at least two classes, found {classes}:"
+            f" {source.describe()}.{hint}"
+        )
+    if cfg.MECHANISM == "memory_bank" and stream:
+        raise InputError(
+            "MECHANISM memory_bank stores a feature of each image by its number, which a stream of"
+            f" shards ({cfg.DATA.ROOT}) does not have. Use local files, or MECHANISM moco."
+        )
+    if cfg.MECHANISM == "memory_bank" and len(source) <= cfg.DATA.BATCH_SIZE_TOTAL:
+        raise InputError(
+            f"MECHANISM memory_bank: all {len(source)} images are in one batch, so no negatives are"
+            " left. Set DATA.BATCH_SIZE_TOTAL lower."
+        )
+
+
+def _knn(cfg: CfgNode, stream: bool) -> KnnPlan | None:
+    if not cfg.KNN.TEST:
+        return None
+    if (cfg.DATA.LIST_FILE or stream) and not cfg.KNN.TRAIN:
+        reason = "DATA.LIST_FILE is set" if cfg.DATA.LIST_FILE else "DATA.ROOT names shards"
+        raise InputError(
+            f"KNN.TRAIN must be given where {reason}: class folders, a list file with labels, or"
+            " CIFAR-10."
+        )
+    train, test = find_labelled(cfg.KNN.TRAIN or cfg.DATA.ROOT, cfg.KNN.TEST)
+    data, features = cfg.DATA, cfg.KNN.FEATURES
+    if features == "auto":
+        features = "trunk" if cfg.MECHANISM == "supervised" else "head"
+    return KnnPlan(
+        train,
+        test,
+        EvaluationView(
+            data.IMAGE_SIZE,
+            data.TEST_RESIZE or protocol_resize(data.IMAGE_SIZE),
+            tuple(data.PIXEL_MEAN),
+            tuple(data.PIXEL_STD),
+        ),
+        num_workers=data.NUM_WORKERS,
+        period_epochs=cfg.KNN.PERIOD_EPOCHS,
+        k=cfg.KNN.K,
+        temperature=cfg.KNN.TEMPERATURE,
+        features=features,
+    )
+
+
+def learning_rate(cfg: CfgNode, iterations_per_epoch: int, max_iterations: int) -> LearningRate:
+    """Return the schedule of a config; its rate is BASE_LR x batch / REFERENCE_BATCH_SIZE.
+
+    Args:
+        cfg: A pre-training config.
+        iterations_per_epoch: Iterations in an epoch.
+        max_iterations: Length of EPOCHS; SOLVER.MAX_ITER wins.
+    """
+    solver = cfg.SOLVER
+    return LearningRate(
+        solver.BASE_LR * cfg.DATA.BATCH_SIZE_TOTAL / solver.REFERENCE_BATCH_SIZE,
+        solver.SCHEDULE,
+        max_iterations=solver.MAX_ITER or max_iterations,
+        iterations_per_epoch=iterations_per_epoch,
+        steps=tuple(solver.STEPS),
+        gamma=solver.GAMMA,
+        decay_period=solver.DECAY_PERIOD,
+        by_iteration=solver.SCHEDULE_BY == "iteration",
+        first_epoch=solver.FIRST_EPOCH,
+        warmup_iterations=solver.WARMUP_ITERS + solver.WARMUP_EPOCHS * iterations_per_epoch,
+    )
+
+
+def _plan(
+    cfg: CfgNode,
+    device: torch.device,
+    precision: Precision,
+    source: ImageSource,
+    batches: Batches,
+    knn: KnnPlan | None,
+) -> PretrainPlan:
+    data, moco, solver, train = cfg.DATA, cfg.MOCO, cfg.SOLVER, cfg.TRAIN
+    num_views = 1 if cfg.MECHANISM in ("supervised", "memory_bank") else 2
+    crop_scale = tuple(data.CROP_SCALE)
+    return PretrainPlan(
+        config_text=cfg.dump(),
+        output_dir=Path(cfg.OUTPUT_DIR),
+        seed=cfg.SEED,
+        device=device,
+        precision=precision,
+        channels_last=train.CHANNELS_LAST,
+        compile=train.COMPILE,
+        source=source,
+        batches=batches,
+        batch_size_total=data.BATCH_SIZE_TOTAL,
+        num_workers=data.NUM_WORKERS,
+        shuffle_buffer=data.SHUFFLE_BUFFER,
+        view_maker=ViewMaker(
+            data.AUGMENTATION, data.IMAGE_SIZE, crop_scale, num_views, data.PIPELINE
+        ),
+        pixel_mean=tuple(data.PIXEL_MEAN),
+        pixel_std=tuple(data.PIXEL_STD),
+        max_unreadable=data.MAX_UNREADABLE,
+        mechanism=cfg.MECHANISM,
+        arch=cfg.MODEL.ARCH,
+        dim=moco.DIM,
+        queue_size=moco.QUEUE_SIZE,
+        momentum=moco.MOMENTUM,
+        bank_momentum=moco.BANK_MOMENTUM,
+        temperature=moco.TEMPERATURE,
+        mlp=moco.MLP,
+        symmetric=moco.SYMMETRIC,
+        shuffle=moco.SHUFFLE,
+        bn_group_size=moco.BN_GROUP_SIZE,
+        lr_at=learning_rate(cfg, batches.iterations_per_epoch, batches.max_iterations),
+        base_lr_text=f"SOLVER.BASE_LR {solver.BASE_LR:g} x {data.BATCH_SIZE_TOTAL} /"
+        f" {solver.REFERENCE_BATCH_SIZE}",
+        sgd_momentum=solver.MOMENTUM,
+        weight_decay=solver.WEIGHT_DECAY,
+        accumulate=solver.ACCUMULATE,
+        log_period=train.LOG_PERIOD,
+        checkpoint_period_epochs=train.CHECKPOINT_PERIOD_EPOCHS,
+        checkpoint_period_iters=train.CHECKPOINT_PERIOD_ITERS,
+        keep_checkpoints=train.KEEP_CHECKPOINTS,
+        tensorboard=train.TENSORBOARD,
+        knn=knn,
+    )

@@ -1,0 +1,431 @@
+"""From a plan to a finished pre-training run: the training loop, and what it logs and saves.
+
+Distributed:
+    ``pretrain`` and ``train`` are collective. BN's running statistics differ between processes
+    during an epoch, because training does not read them; they are averaged before a checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from ..data.views.loading import Loader, to_device
+from ..data.views.view_batch import finish
+from ..runtime.checkpoint import CheckpointFolder
+from ..runtime.distributed import (
+    all_gather_rows,
+    average_bn_statistics,
+    broadcast_module_state,
+    broadcast_object,
+    get_world_size,
+    is_main_process,
+    max_over_processes,
+)
+from ..runtime.memory import keep_freed_memory
+from ..runtime.meter import Meter, eta
+from ..runtime.metrics import MetricsFile, read_metrics
+from ..runtime.run_folder import record_settings
+from ..runtime.seed import seed_everything
+from ..runtime.stop import StopRequest
+from .describe import describe, warnings
+from .encoder_file import start_from
+from .features import FeaturesStopped
+from .knn import KnnMonitor
+from .plan import PretrainPlan
+from .resume import restore
+from .unreadable import UnreadableImages
+from .watch import Watch, chance_formula
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Pretraining:
+    """The state of a run.
+
+    Attributes:
+        plan: What it does.
+        model: The mechanism, on the plan's device.
+        loss: ``model.loss``, in DistributedDataParallel where there are several processes.
+        optimizer: SGD; its lr is set in each iteration.
+        scaler: Loss scaling for fp16, disabled otherwise.
+        meter: The log period.
+        unreadable: Images that could not be decoded so far.
+        watch: Warns when the run goes wrong.
+        monitor: kNN measurements, None for none.
+        iteration: Iterations finished.
+        monitored: Iteration after which kNN was last measured, or was not due.
+    """
+
+    plan: PretrainPlan
+    model: nn.Module
+    loss: Callable[..., tuple[Tensor, dict[str, Tensor]]]
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    meter: Meter
+    unreadable: UnreadableImages
+    watch: Watch
+    monitor: KnnMonitor | None = None
+    iteration: int = 0
+    monitored: int = 0
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds; it loads with ``weights_only=True``. Collective."""
+        per_epoch = self.plan.iterations_per_epoch
+        return self.plan.header | {
+            "state_dict": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "epoch": self.iteration // per_epoch,
+            "iteration": self.iteration,
+            "iterations_per_epoch": per_epoch,
+            "unreadable": sorted(self.unreadable.known),
+            "world_size": get_world_size(),
+            "period": self.meter.state(),
+        }
+
+
+class LossModule(nn.Module):
+    """A mechanism whose ``forward`` is its loss, for DistributedDataParallel."""
+
+    def __init__(self, mechanism: nn.Module) -> None:
+        super().__init__()
+        self.mechanism = mechanism
+
+    def forward(self, *batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.mechanism.loss(*batch)
+
+
+def pretrain(plan: PretrainPlan) -> Pretraining | None:
+    """Do what a plan says.
+
+    Returns:
+        The finished run, or None when it was told to stop and has saved.
+
+    Raises:
+        InputError: If more images are unreadable than allowed.
+        FloatingPointError: If the loss is not finite.
+    """
+    if plan.device.type == "cpu":
+        keep_freed_memory()
+    run = build_run(plan)
+    for line in describe(plan):
+        logger.info("%s", line)
+    for line in warnings(plan):
+        logger.warning("%s", line)
+    metrics_file = plan.output_dir / "metrics.json"
+    run.monitored = _monitored_before(metrics_file, run.iteration)
+    record_settings(plan.output_dir, plan.config_text)
+    loader = build_loader(plan, run.iteration)
+    metrics = None
+    if is_main_process():
+        metrics = MetricsFile(
+            metrics_file, start_iteration=run.iteration, tensorboard=plan.tensorboard
+        )
+    # All batches have one size, so the fastest convolutions are searched once, as in the official
+    # script. Detectors' images differ.
+    torch.backends.cudnn.benchmark = plan.device.type == "cuda"
+    try:
+        complete = train(run, loader, metrics)
+    finally:
+        torch.backends.cudnn.benchmark = False
+        if metrics is not None:
+            metrics.close()
+        # DistributedDataParallel would keep the process group alive beyond its end, and gloo's
+        # destructor may then hang.
+        run.loss = run.model.loss
+    return run if complete else None
+
+
+def build_run(plan: PretrainPlan) -> Pretraining:
+    """Build model and optimiser, at the beginning or at the checkpoint to resume. Collective."""
+    seed_everything(plan.seed, "weights")
+    model = plan.build_mechanism()
+    if plan.init is not None:
+        start_from(model, plan.init)
+    model = model.to(plan.device)
+    if plan.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    broadcast_module_state([*model.parameters(), *model.buffers()])
+    if plan.compile:
+        for part in model.children():
+            part.compile()  # in place: state-dict keys stay as they are
+    loss = model.loss
+    if get_world_size() > 1:
+        # No broadcast of buffers: the queue is equal by construction, BN is averaged when saved.
+        ids = [plan.device.index] if plan.device.type == "cuda" else None
+        loss = DistributedDataParallel(
+            LossModule(model), device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+    # fused: one pass over the parameters on a CPU. Not under loss scaling: where the scaler skips
+    # the first step, torch 2.11's fused SGD reads a momentum that nothing has written yet.
+    scales = plan.precision.name == "fp16"
+    optimizer = torch.optim.SGD(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=plan.lr_at.lr,
+        momentum=plan.sgd_momentum,
+        weight_decay=plan.weight_decay,
+        fused=True if plan.device.type == "cpu" and not scales else None,
+    )
+    scaler = torch.amp.GradScaler(plan.device.type, enabled=scales)
+    meter, known = Meter(plan.device), []
+    if plan.resume is not None:
+        restore(plan.resume, model, optimizer, scaler)
+        meter.resume(plan.resume.state["period"])
+        known = plan.resume.state["unreadable"]
+    watch = Watch(
+        negatives=plan.num_negatives,
+        patience_iterations=plan.patience_iterations,
+        loss_scale=model.loss_scale,
+        num_workers=plan.num_workers,
+        pipeline=plan.view_maker.pipeline,
+        on_cpu=plan.device.type == "cpu",
+    )
+    unreadable = UnreadableImages(len(plan.source), plan.max_unreadable, known)
+    run = Pretraining(plan, model, loss, optimizer, scaler, meter, unreadable, watch)
+    run.monitor = KnnMonitor(plan.knn) if plan.knn is not None else None
+    run.iteration = plan.resume.iteration if plan.resume is not None else 0
+    return run
+
+
+def build_loader(plan: PretrainPlan, iteration: int) -> Loader:
+    """Return the batches of the run from an iteration on."""
+    return Loader(
+        plan.source,
+        plan.batches_from(iteration),
+        plan.view_maker,
+        num_workers=plan.num_workers,
+        pin_memory=plan.device.type == "cuda",
+    )
+
+
+def _monitored_before(metrics: Path, iteration: int) -> int:
+    """Return ``iteration`` if kNN was measured after it before the interruption, otherwise -1.
+
+    metrics.json tells, not the checkpoint: that is saved before the measurement, which may take
+    minutes. Collective.
+    """
+    rows = read_metrics(metrics) if is_main_process() and metrics.exists() else []
+    written = any(row["iteration"] == iteration and "knn_top1" in row for row in rows)
+    return iteration if broadcast_object(written) or not iteration else -1
+
+
+def train(run: Pretraining, batches: Iterable[dict[str, Any]], metrics: MetricsFile | None) -> bool:
+    """Train to the end, from wherever ``run.iteration`` stands.
+
+    Args:
+        run: Its ``iteration`` moves.
+        batches: As ``data.views.view_batch.ViewBatch.finished`` returns them, one for each
+            remaining iteration.
+        metrics: Where rank 0 writes its measurements, None on the other processes.
+
+    Returns:
+        True when the run is complete, False when it was told to stop (SIGTERM) and has saved.
+
+    Raises:
+        FloatingPointError: If the loss is not finite; names the iteration and the last checkpoint.
+        InputError: If more images are unreadable than allowed. Several processes compare what
+            they found at each log line and checkpoint.
+    """
+    plan, saved = run.plan, -1  # saved: iteration of the newest checkpoint of this process
+    run.model.train()
+    bar = tqdm(
+        total=plan.max_iterations,
+        initial=run.iteration,
+        desc="pre-training",
+        unit="it",
+        disable=None if is_main_process() else True,
+    )
+    with StopRequest() as stop, bar:
+        source = iter(to_device(batches, plan.device))
+        measured = measure_knn(run, metrics, stop)  # a resumed run may owe one
+        while measured and run.iteration < plan.max_iterations and not stop.agreed():
+            with run.meter.waiting():
+                batch = next(source)
+            run.unreadable.note(batch)
+            seed_everything(plan.seed, "iteration", run.iteration)
+            for group in run.optimizer.param_groups:
+                group["lr"] = plan.lr_at(run.iteration)
+
+            measures = step(run, batch)
+            run.iteration += 1
+            run.meter.add(measures, run.iteration)
+            if run.iteration % plan.log_period == 0 or run.iteration == plan.max_iterations:
+                run.unreadable.share()
+                report(run, metrics, bar)
+            bar.update()
+            if _checkpoint_is_due(run):
+                save(run)
+                saved = run.iteration
+            measured = measure_knn(run, metrics, stop)
+        if measured and run.iteration == plan.max_iterations:
+            return True
+        if saved != run.iteration:
+            save(run)
+    logger.warning(
+        "Told to stop (SIGTERM): saved after iteration %d. Continue with --resume.", run.iteration
+    )
+    return False
+
+
+def step(run: Pretraining, batch: dict[str, Any]) -> dict[str, Tensor]:
+    """Take one optimiser step on a batch; return what is worth logging, on the device. Collective."""
+    plan, device = run.plan, run.plan.device
+    views = batch["views"].to(device, non_blocking=True)  # uint8 (V, N, 3, H, W)
+    labels, index = (batch[name].to(device, non_blocking=True) for name in ("label", "index"))
+    colours = batch.get("colours", [None] * len(views))
+    size = len(index) // plan.accumulate
+    micro_batches = [slice(start, start + size) for start in range(0, len(index), size)]
+    share = 1 / len(micro_batches)
+
+    run.optimizer.zero_grad(set_to_none=True)
+    run.model.begin_step(index)
+    sums: dict[str, Tensor] = {}
+    for part in micro_batches:
+        is_last = part.stop == len(index)
+        images = [
+            finish(view[part], colour if colour is None else colour[part], *plan.pixels)
+            for view, colour in zip(views, colours, strict=True)
+        ]
+        if plan.channels_last:
+            images = [image.to(memory_format=torch.channels_last) for image in images]
+        # Gradients are averaged over the processes once, in the last backward pass of the step.
+        waits = get_world_size() > 1 and not is_last
+        with run.loss.no_sync() if waits else contextlib.nullcontext():
+            with plan.compute.autocast():
+                loss, measured = run.loss(images, labels[part], index[part])
+            if is_last:
+                run.model.end_step()
+            run.scaler.scale(loss * share).backward()
+        for name, value in ({"loss": loss.detach()} | measured).items():
+            sums[name] = sums.get(name, 0) + value * share
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    return sums
+
+
+def measure_knn(run: Pretraining, metrics: MetricsFile | None, stop: StopRequest) -> bool:
+    """Measure kNN after a finished epoch where it is due; not counted as training time. Collective.
+
+    Returns:
+        False if the run was told to stop before the measurement was done.
+    """
+    plan, iteration = run.plan, run.iteration
+    at_end = iteration == plan.max_iterations
+    if run.monitor is None or run.monitored == iteration:
+        return True
+    if not at_end and iteration % (plan.iterations_per_epoch * run.monitor.plan.period_epochs):
+        return True
+    with run.meter.paused():
+        try:
+            row = run.monitor(run.model.encoder_q, plan.compute, stop)
+        except FeaturesStopped:
+            return False
+        run.monitored = iteration
+        if metrics is not None:
+            metrics.write(iteration, {"epoch": (iteration - 1) // plan.iterations_per_epoch} | row)
+    return True
+
+
+def report(run: Pretraining, metrics: MetricsFile | None, bar: tqdm) -> None:
+    """Log the means of the period and start a new one. Collective."""
+    plan, model, iteration = run.plan, run.model, run.iteration
+    means, timing = _means(run), run.meter.timing()
+    row = {
+        "epoch": (iteration - 1) // plan.iterations_per_epoch,
+        **means,
+        "lr": run.optimizer.param_groups[0]["lr"],
+    }
+    if model.num_negatives:
+        row["chance"] = model.loss_scale * math.log(model.num_negatives + 1)
+    if plan.mechanism == "moco":
+        enqueued = iteration * plan.batch_size_total * model.loss_scale
+        row["queue_filled"] = min(1.0, enqueued / plan.queue_size)
+    # The slowest to get its images: the others wait for it in the step.
+    waited = max_over_processes(min(1.0, timing["data_time"] / timing["time"]))
+    images_per_sec = plan.batch_size_total / timing["time"]
+    row |= {"images_per_sec": images_per_sec, "data_wait_share": waited, "time": timing["time"]}
+    if metrics is not None:
+        metrics.write(iteration, row)
+        _log(run, row, bar)
+        run.watch.look(iteration, row)
+    run.meter.reset()
+
+
+def _log(run: Pretraining, row: dict[str, Any], bar: tqdm) -> None:
+    plan, per_epoch = run.plan, run.plan.iterations_per_epoch
+    text = f"loss {row['loss']:.3f}"
+    if "chance" in row:
+        text += f" (chance {chance_formula(run.model.loss_scale)} {row['chance']:.3f})"
+    acc1 = "contrast_acc1" if "contrast_acc1" in row else "acc1"
+    text += f" {acc1} {row[acc1]:.1f}"
+    if row.get("queue_filled", 1.0) < 1:
+        text += f" queue {100 * row['queue_filled']:.0f}% filled"
+    text += f" lr {row['lr']:.5f} {row['images_per_sec']:.0f} images/s"
+    bar.set_postfix_str(text)
+    text += f" data {100 * row['data_wait_share']:.0f}%"
+    if plan.device.type == "cuda":
+        text += f" mem {torch.cuda.max_memory_allocated() / 2**20:.0f}MB"
+    left = eta(plan.max_iterations - run.iteration, row["time"])
+    place = f"epoch {row['epoch'] + 1}/{plan.epochs} iter {(run.iteration - 1) % per_epoch + 1}"
+    logger.info("%s/%d %s eta %s", place, per_epoch, text, left)
+
+
+def _means(run: Pretraining) -> dict[str, float]:
+    """Return the period's means. Collective; raises FloatingPointError with a remedy."""
+    try:
+        return run.meter.means()
+    except FloatingPointError as error:
+        last = CheckpointFolder(run.plan.output_dir).last()
+        raise FloatingPointError(
+            f"{error} Last checkpoint: {last or 'none yet'}. Lower SOLVER.BASE_LR, or use"
+            " TRAIN.PRECISION bf16 or fp32."
+        ) from error
+
+
+def _checkpoint_is_due(run: Pretraining) -> bool:
+    plan, iteration = run.plan, run.iteration
+    if plan.checkpoint_period_iters and iteration % plan.checkpoint_period_iters == 0:
+        return True
+    period = plan.checkpoint_period_epochs * plan.iterations_per_epoch
+    return iteration == plan.max_iterations or iteration % period == 0
+
+
+def save(run: Pretraining) -> None:
+    """Average the BN statistics over the processes and write a checkpoint on rank 0. Collective.
+
+    Raises:
+        FloatingPointError: If the loss is not finite: such a model is not worth saving.
+        InputError: If more images are unreadable than allowed.
+        RuntimeError: If the processes' queues or banks differ.
+    """
+    plan = run.plan
+    if run.meter.count:
+        _means(run)
+    run.unreadable.share()
+    if get_world_size() > 1:
+        for name, buffer in run.model.named_buffers(recurse=False):  # queue, queue_ptr, bank
+            sums = all_gather_rows(buffer.double().sum().reshape(1))
+            if not torch.equal(sums, sums[:1].expand_as(sums)):
+                raise RuntimeError(
+                    f"The {name} differs between processes at iteration {run.iteration}, sums"
+                    f" {sums.tolist()}: a bug."
+                )
+    average_bn_statistics(run.model)
+    state = run.state()
+    if is_main_process():
+        epoch, within = divmod(run.iteration, plan.iterations_per_epoch)
+        name = f"{epoch:04d}" + (f"_iter{run.iteration:08d}" if within else "")
+        path = CheckpointFolder(plan.output_dir, keep=plan.keep_checkpoints).save(state, name)
+        logger.info("saved %s (%d of %d epochs)", path, epoch, plan.epochs)

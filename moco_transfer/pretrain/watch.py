@@ -1,0 +1,136 @@
+"""Numbers that show how contrastive pre-training goes, and warnings for when it goes wrong."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+IN_A_ROW = 3  # log periods: one alone may be the workers' start or an epoch's checkpoint
+STARVED = 0.2  # share of the time spent waiting for images
+SPREAD_COLLAPSED = 0.05
+NEAR_CHANCE = 0.99  # share of the chance level
+LEAK_ACC1, LEAK_NEGATIVES = 99.5, 1024  # with few negatives a true 100 % is possible
+
+
+@torch.no_grad()
+def describe_contrast(q: Tensor, logits: Tensor, *, temperature: float) -> dict[str, Tensor]:
+    """Return what is worth logging of a forward pass, on the device.
+
+    Args:
+        q: Query features (N, C), unit norm.
+        logits: (N, 1 + K), class 0 the positive.
+        temperature: What the similarities were divided by.
+
+    Returns:
+        contrast_acc1: share of queries whose positive has the largest logit, (K + 1)-way, 0-100.
+        cos_positive, cos_negative: mean cosine of positives and of negatives, [-1, 1].
+        feature_spread: sqrt(1 - |mean feature|^2), the standard deviation of the features over the
+            batch: 1 when they point everywhere, 0 when all are equal (collapse).
+    """
+    return {
+        "contrast_acc1": (logits.argmax(1) == 0).float().mean() * 100,
+        "cos_positive": logits[:, 0].mean() * temperature,
+        "cos_negative": logits[:, 1:].mean() * temperature,
+        "feature_spread": (1 - q.mean(dim=0).pow(2).sum()).clamp(min=0).sqrt(),
+    }
+
+
+def chance_formula(loss_scale: float) -> str:
+    """Return the loss of uniform logits as a formula, summed over the directions."""
+    return "ln(K+1)" if loss_scale == 1 else f"{loss_scale:g} ln(K+1)"
+
+
+_COLLAPSED = (
+    "The features collapse: their spread over a batch is {feature_spread:.3f} (1: spread out, 0:"
+    " equal for all images), the mean cosine of negatives {cos_negative:.3f}. Try a lower"
+    " SOLVER.BASE_LR, a higher MOCO.MOMENTUM (0.99 to 0.999), or BN in the encoder."
+)
+_AT_CHANCE = (
+    "The loss {loss:.3f} stays at chance, {formula} = {chance:.3f}, after {iteration} iterations:"
+    " nothing is learned. Try a higher MOCO.MOMENTUM (0.999, or 0.99 for short runs; at 0 training"
+    " does not converge), a SOLVER.BASE_LR closer to 0.03 per 256 images, a smaller"
+    " MOCO.QUEUE_SIZE, or weaker crops (DATA.CROP_SCALE)."
+)
+_LEAKING = (
+    "The pretext accuracy is {contrast_acc1:.1f} % with K = {negatives}: something other than the"
+    " image identifies a key, most often the BN statistics that a query shares with its key"
+    " (Sec. 3.3 and Fig. A.1 of the paper). Try MOCO.BN_GROUP_SIZE 32 or less."
+)
+
+
+@dataclass
+class Watch:
+    """Warns when a run starves, its features collapse, its loss stays at chance, or its task leaks.
+
+    Each warning is logged once, after three log periods in a row.
+
+    Attributes:
+        negatives: K; 0 for supervised training, where only waiting for images is watched.
+        patience_iterations: Iterations before the contrast is judged: an epoch or some thousand
+            iterations, and the queue filled.
+        loss_scale: Directions whose losses are summed.
+        num_workers: Data workers of this process.
+        pipeline: DATA.PIPELINE.
+        on_cpu: Whether the cores that prepare images also train.
+    """
+
+    negatives: int
+    patience_iterations: int
+    loss_scale: float = 1
+    num_workers: int = 0
+    pipeline: str = "fast"
+    on_cpu: bool = True
+    _in_a_row: dict[str, list[float]] = field(default_factory=dict)
+
+    def look(self, iteration: int, row: dict[str, float]) -> list[str]:
+        """Judge the means of a log period; return and log the warnings that are due.
+
+        Args:
+            iteration: Iterations finished.
+            row: A row of metrics.json.
+        """
+        waited = row["data_wait_share"]
+        findings = {self._starved_advice(): (waited > STARVED, waited)}
+        if self.negatives and iteration >= self.patience_iterations:
+            collapsed = row["feature_spread"] < SPREAD_COLLAPSED
+            at_chance = row["loss"] > NEAR_CHANCE * row["chance"] and not collapsed
+            leaks = row["contrast_acc1"] > LEAK_ACC1 and self.negatives >= LEAK_NEGATIVES
+            findings |= {_COLLAPSED: (collapsed, 0.0), _AT_CHANCE: (at_chance, 0.0)}
+            findings[_LEAKING] = (leaks, 0.0)
+        due = []
+        for text, (found, value) in findings.items():
+            values = self._in_a_row.setdefault(text, [])
+            if len(values) < IN_A_ROW:  # else it was logged
+                values.append(value)
+                if not found:
+                    values.clear()
+                elif len(values) == IN_A_ROW:
+                    facts = {"negatives": self.negatives, "iteration": iteration}
+                    facts |= {"formula": chance_formula(self.loss_scale)}
+                    facts |= {"percent": 100 * sum(values) / IN_A_ROW}
+                    due.append(text.format(**row, **facts))
+                    logger.warning("%s", due[-1])
+        return due
+
+    def _starved_advice(self) -> str:
+        remedies = [] if self.pipeline == "fast" else ["DATA.PIPELINE fast"]
+        now = f"(now {self.num_workers}, {os.cpu_count()} cores)"
+        if not self.on_cpu:
+            remedies.insert(0, f"a higher DATA.NUM_WORKERS {now}")
+        elif self.num_workers:
+            remedies.insert(0, f"DATA.NUM_WORKERS 0 {now}: on a CPU, workers slow the step down")
+        remedies += [
+            "images packed as raw pixels (moco-transfer pack)",
+            "a smaller DATA.IMAGE_SIZE",
+        ]
+        return (
+            "{percent:.0f}% of the time goes into waiting for images. Try, in this order: "
+            + "; ".join(remedies)
+            + "."
+        )
