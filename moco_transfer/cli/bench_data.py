@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from ..data.images.shard_stream import ShardStream
     from ..data.views.loading import Loader, plan_batches
     from ..data.views.view_batch import Views
-    from ..pretrain.build_data import open_images, view_maker
+    from ..pretrain.plan import open_images, view_maker
     from ..runtime.errors import InputError
 
     if args.seconds <= 0 or args.gpu_images_per_sec < 0:

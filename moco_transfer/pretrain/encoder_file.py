@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from ..data.images.labelled import EvaluationView, protocol_resize
 from ..models import (
-    BATCH_COUNTER,
     ENCODERS,
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -26,6 +25,7 @@ from ..models import (
     backbone_shapes,
     build_encoder,
 )
+from ..models.resnets import BATCH_COUNTER
 from ..runtime.checkpoint import load_checkpoint
 from ..runtime.errors import InputError, did_you_mean
 

@@ -222,7 +222,7 @@ def plan_pretrain(
     device = start_processes(cfg.TRAIN.DEVICE)
     faults = Faults()
     precision = faults.check(lambda: choose_precision(cfg.TRAIN.PRECISION, device))
-    source = source if source is not None else faults.check(lambda: _open(cfg))
+    source = source if source is not None else faults.check(lambda: open_images(cfg))
     batches = faults.check(lambda: _batches(cfg, source)) if source is not None else None
     stream = isinstance(batches, ShardBatches)
     faults.check(lambda: _check_micro_batches(cfg))
@@ -251,11 +251,19 @@ def plan_pretrain(
     return plan
 
 
-def _open(cfg: CfgNode) -> ImageSource:
+def open_images(cfg: CfgNode) -> ImageSource:
+    """Find the images that a config names."""
     data = cfg.DATA
     return open_source(
         data.ROOT, layout=data.LAYOUT, list_file=data.LIST_FILE, num_images=data.NUM_IMAGES
     )
+
+
+def view_maker(cfg: CfgNode) -> ViewMaker:
+    """Return what makes the views of an image."""
+    data, one_view = cfg.DATA, cfg.MECHANISM in ("supervised", "memory_bank")
+    scale, views = tuple(data.CROP_SCALE), 1 if one_view else 2
+    return ViewMaker(data.AUGMENTATION, data.IMAGE_SIZE, scale, views, data.PIPELINE)
 
 
 def _batches(cfg: CfgNode, source: ImageSource) -> Batches:
@@ -366,8 +374,6 @@ def _plan(
     knn: KnnPlan | None,
 ) -> PretrainPlan:
     data, moco, solver, train = cfg.DATA, cfg.MOCO, cfg.SOLVER, cfg.TRAIN
-    num_views = 1 if cfg.MECHANISM in ("supervised", "memory_bank") else 2
-    crop_scale = tuple(data.CROP_SCALE)
     return PretrainPlan(
         config_text=cfg.dump(),
         output_dir=Path(cfg.OUTPUT_DIR),
@@ -381,9 +387,7 @@ def _plan(
         batch_size_total=data.BATCH_SIZE_TOTAL,
         num_workers=data.NUM_WORKERS,
         shuffle_buffer=data.SHUFFLE_BUFFER,
-        view_maker=ViewMaker(
-            data.AUGMENTATION, data.IMAGE_SIZE, crop_scale, num_views, data.PIPELINE
-        ),
+        view_maker=view_maker(cfg),
         pixel_mean=tuple(data.PIXEL_MEAN),
         pixel_std=tuple(data.PIXEL_STD),
         max_unreadable=data.MAX_UNREADABLE,
