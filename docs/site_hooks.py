@@ -7,7 +7,6 @@ of bundled configs.
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import io
 import os
@@ -44,16 +43,10 @@ def _cli() -> str:
     return f"```text\n{help_text()}```\n\n" + "\n".join(sections)
 
 
-def _schema(name: str, variable: str) -> str:
+def _schema(name: str) -> str:
     """Return a schema as it is in the source, with the comments on its keys."""
     file = REPOSITORY / "moco_transfer" / "config" / f"{name}.yaml"
-    if file.exists():
-        return f"```yaml\n{file.read_text(encoding='utf-8')}```"
-    source = file.with_suffix(".py").read_text(encoding="utf-8")
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", None) == variable:
-            return f"```python\n{ast.get_source_segment(source, node)}\n```"
-    raise KeyError(f"{file.stem}.py has no {variable}")
+    return f"```yaml\n{file.read_text(encoding='utf-8')}```"
 
 
 def _configs() -> str:
@@ -73,6 +66,6 @@ def _configs() -> str:
 GENERATED = {
     "cli": _cli,
     "configs": _configs,
-    "pretrain-keys": lambda: _schema("pretrain_schema", "PRETRAIN_DEFAULTS"),
-    "detection-keys": lambda: _schema("detection_schema", "DETECTION_DEFAULTS"),
+    "pretrain-keys": lambda: _schema("pretrain_schema"),
+    "detection-keys": lambda: _schema("detection_schema"),
 }

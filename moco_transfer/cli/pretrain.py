@@ -19,7 +19,7 @@ EPILOG = """examples:
   Start a new run from existing weights (ours, official MoCo, torchvision):
     moco-transfer pretrain --config-file moco_v2_R_50_200ep --init-from moco_v2_800ep_pretrain.pth.tar \\
         DATA.ROOT images OUTPUT_DIR out/more
-  Any key of the config can follow as KEY VALUE; moco_transfer/config/pretrain_schema.py explains each.
+  Any key of the config can follow as KEY VALUE; moco_transfer/config/pretrain_schema.yaml explains each.
 """
 
 

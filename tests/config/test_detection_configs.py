@@ -256,7 +256,7 @@ def test_header__published_numbers_are_those_of_the_reference(name):
         )
     if setting.iterations:
         assert setting.iterations == load_detection_config(name).SOLVER.MAX_ITER
-    assert setting.test_set == tuple(load_detection_config(name).DATASETS.TEST)
+    assert tuple(setting.test_set) == tuple(load_detection_config(name).DATASETS.TEST)
     table = re.search(r"Table ([A\d.]+)(\w?)", setting.row_for("supervised").source)
     assert (
         f"Table {table[1]}{f'({table[2]})' if table[2] else ''}" in text
