@@ -23,19 +23,18 @@ from typing import Any
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torch import Tensor
 
 from ..data.annotations.catalog import DetectionDataset
 from ..data.annotations.coco import load_json
 from ..runtime.errors import InputError
-from .metric_names import BBOX_METRICS, KEYPOINT_METRICS, RECALL_METRICS, TASKS, class_metric
+from .metric_names import BBOX_METRICS, KEYPOINT_METRICS, RECALL_METRICS, class_metric
 from .predictions import Metrics, PredictionWriter
 
 logger = logging.getLogger(__name__)
 
 _KEYPOINT_NUMBERS = (*KEYPOINT_METRICS, "AR", "AR50", "AR75", "ARm", "ARl")
 _PREDICTED_IN = {"segm": "masks", "keypoints": "keypoints"}
-_ANNOTATED_IN = {"segm": "segmentation", "keypoints": "keypoints"}
+_ANNOTATED_IN = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
 
 
 class CocoEvaluator(PredictionWriter):
@@ -48,7 +47,7 @@ class CocoEvaluator(PredictionWriter):
         *,
         output_file: str | os.PathLike[str] | None = None,
     ) -> None:
-        """Evaluate some of ``TASKS`` on a data set in COCO's or VOC's format.
+        """Evaluate some of ``metric_names.TASKS`` on a data set in COCO's or VOC's format.
 
         Raises:
             InputError: If the data set has no ground truth for a task.
@@ -57,16 +56,6 @@ class CocoEvaluator(PredictionWriter):
         self.tasks = tuple(tasks)
         self.extras = tuple(_PREDICTED_IN[task] for task in tasks if task in _PREDICTED_IN)
         _check_ground_truth(dataset, self.tasks)
-
-    def process(self, batch: list[dict], outputs: list[dict[str, Tensor]]) -> None:
-        """See ``PredictionWriter.process``; also refuses an output without a task's predictions."""
-        missing = [name for output in outputs for name in self.extras if name not in output]
-        if missing:
-            raise InputError(
-                f"Tasks {', '.join(self.tasks)} are to be evaluated, but the model gives no"
-                f" {missing[0]!r}; switch that head on or leave the task out."
-            )
-        super().process(batch, outputs)
 
     def score(self, found: list[tuple[int | str, dict[str, Any]]], results: list[dict]) -> Metrics:
         """Return COCO's numbers by name and ``AP-<class>``, for each task."""
@@ -81,9 +70,7 @@ def _check_ground_truth(dataset: DetectionDataset, tasks: tuple[str, ...]) -> No
             " images holds an object, so no AP can be computed; test on a split with annotations."
         )
     for task in tasks:
-        if task not in TASKS:
-            raise InputError(f"Task {task!r} cannot be evaluated; expected {', '.join(TASKS)}.")
-        field = _ANNOTATED_IN.get(task, "bbox")
+        field = _ANNOTATED_IN[task]
         without = sum(field not in annotation for annotation in annotations)
         if without and (task == "segm" or without == len(annotations)):
             raise InputError(
@@ -100,7 +87,7 @@ def evaluate_results(
     Args:
         results: Detections in COCO's result format; left as they are.
         dataset: The test set.
-        tasks: Some of ``TASKS``.
+        tasks: Some of ``metric_names.TASKS``.
 
     Returns:
         For each task COCO's numbers by name and ``AP-<class>``, 0-100.

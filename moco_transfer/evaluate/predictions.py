@@ -43,7 +43,6 @@ class PredictionWriter:
     ) -> None:
         """Collect predictions on ``dataset``; ``output_file`` is where to write them, if at all."""
         self.dataset, self.output_file = dataset, output_file
-        self._image_ids = {record["image_id"] for record in dataset.records}
         self.reset()
 
     def reset(self) -> None:
@@ -59,14 +58,9 @@ class PredictionWriter:
                 (N,), ``classes`` (N,)[, ``masks`` (N, H, W) bool, ``keypoints`` (N, K, 3)].
 
         Raises:
-            InputError: If a class index or an image is not one of the data set's.
+            InputError: If a class index is not one of the data set's.
         """
         for item, output in zip(batch, outputs, strict=True):
-            if item["image_id"] not in self._image_ids:
-                raise InputError(
-                    f"There are detections for image {item['image_id']!r}, which is not in data set"
-                    f" {self.dataset.name!r}; evaluate on the data set of the predictions."
-                )
             found = _to_numpy(output, self.extras, len(self.dataset.category_ids))
             self._found.append((item["image_id"], found))
 

@@ -1,8 +1,9 @@
 """ResNet and ResNeXt trunks, the feature pyramid on top of one, and the dilated-C5 trunk.
 
-Shapes in this module:
-    N: images    C: channels    H, W: height and width of the input in px
-    A feature of stride s is (N, C, ceil(H / s), ceil(W / s)); pyramid level p<i> has stride 2**i.
+Each maps normalised images (N, 3, H, W) to features by name; one of stride s is
+(N, C, ceil(H / s), ceil(W / s)). ``channels`` and ``strides`` hold C and s by name, and images are
+padded to a multiple of ``size_divisibility`` (0: to their common size only).
+
 Source:
     He et al. 2016, arXiv:1512.03385; Xie et al. 2017, arXiv:1611.05431; Lin et al. 2017,
     arXiv:1612.03144. Behaviour checked against facebookresearch/detectron2@02b5c4e
@@ -12,6 +13,7 @@ Source:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -27,19 +29,19 @@ STAGE_NAMES = ("res2", "res3", "res4", "res5")
 
 @dataclass(frozen=True)
 class ResNetShape:
-    """The numbers that describe a ResNet or ResNeXt."""
+    """A ResNet or ResNeXt; fields are named as Detectron2's keys of MODEL.RESNETS."""
 
     depth: int  # a key of models.BLOCKS; basic blocks below 50, else bottlenecks
     norm: str  # after each convolution, a key of layers.NORMS
     stride_in_1x1: bool = False  # a bottleneck's stride: first 1x1 (MSRA) or 3x3 (torchvision)
     num_groups: int = 1  # of a bottleneck's 3x3 convolution; more than 1 is ResNeXt
     width_per_group: int = 64  # channels in res2; doubled from stage to stage
-    stem_channels: int = 64
-    res2_channels: int = 256  # that res2 returns; doubled from stage to stage
+    stem_out_channels: int = 64
+    res2_out_channels: int = 256  # that res2 returns; doubled from stage to stage
 
     def channels(self, stage: str) -> int:
         """Return the channels of the output of 'res2' to 'res5'."""
-        return self.res2_channels * 2 ** STAGE_NAMES.index(stage)
+        return self.res2_out_channels * 2 ** STAGE_NAMES.index(stage)
 
 
 class BasicBlock(nn.Module):
@@ -47,11 +49,10 @@ class BasicBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int, norm: str) -> None:
         super().__init__()
+        conv = functools.partial(ConvNorm, norm=norm, bias=False)
         self.shortcut = _projection(in_channels, out_channels, stride=stride, norm=norm)
-        self.conv1 = ConvNorm(
-            in_channels, out_channels, 3, stride=stride, norm=norm, bias=False, relu=True
-        )
-        self.conv2 = ConvNorm(out_channels, out_channels, 3, norm=norm, bias=False)
+        self.conv1 = conv(in_channels, out_channels, 3, stride=stride, relu=True)
+        self.conv2 = conv(out_channels, out_channels, 3)
         _init_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,24 +77,15 @@ class Bottleneck(nn.Module):
     ) -> None:
         """Build; ``width`` is the channels of the 3x3 convolution, ``dilation`` its dilation."""
         super().__init__()
-        norm = shape.norm
+        conv = functools.partial(ConvNorm, norm=shape.norm, bias=False)
         stride_1x1, stride_3x3 = (stride, 1) if shape.stride_in_1x1 else (1, stride)
-        self.shortcut = _projection(in_channels, out_channels, stride=stride, norm=norm)
-        self.conv1 = ConvNorm(
-            in_channels, width, 1, stride=stride_1x1, norm=norm, bias=False, relu=True
+        groups = shape.num_groups
+        self.shortcut = _projection(in_channels, out_channels, stride=stride, norm=shape.norm)
+        self.conv1 = conv(in_channels, width, 1, stride=stride_1x1, relu=True)
+        self.conv2 = conv(
+            width, width, 3, stride=stride_3x3, dilation=dilation, groups=groups, relu=True
         )
-        self.conv2 = ConvNorm(
-            width,
-            width,
-            3,
-            stride=stride_3x3,
-            dilation=dilation,
-            groups=shape.num_groups,
-            norm=norm,
-            bias=False,
-            relu=True,
-        )
-        self.conv3 = ConvNorm(width, out_channels, 1, norm=norm, bias=False)
+        self.conv3 = conv(width, out_channels, 1)
         _init_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,13 +98,11 @@ class Bottleneck(nn.Module):
         """Return ``self(pool(x, 1))``, with the 1x1 convolutions done before the pooling.
 
         Pooling is linear along height and width, a 1x1 convolution along the channels, so the two
-        commute. On the map the convolutions see each position once, after the pooling they see it
-        in every region that holds it. Norms and ReLU stay behind the pooling.
+        commute. On the map the convolutions see each position once, not once for each region.
 
         Args:
-            x: (N, C, H, W), a map that regions are pooled from.
-            pool: From a map, and the step between the cells that are kept, to regions
-                (M, C, P / step, P / step).
+            x: (N, C, H, W), the map that regions are pooled from.
+            pool: From a map and the step between kept cells to regions (M, C, Q, Q).
         """
         convs = [conv for conv in (self.conv1, self.shortcut) if conv is not None]
         pooled = [pool(conv.convolve_densely(x), conv.stride[0]) for conv in convs]
@@ -144,7 +134,7 @@ def make_stage(name: str, shape: ResNetShape, *, stride: int, dilation: int = 1)
     """
     index = STAGE_NAMES.index(name)
     channels = shape.channels(name)
-    before = shape.stem_channels if index == 0 else channels // 2
+    before = shape.stem_out_channels if index == 0 else channels // 2
     width = shape.num_groups * shape.width_per_group * 2**index
 
     def block(in_channels: int, block_stride: int) -> nn.Module:
@@ -172,13 +162,7 @@ class Stem(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stem and stages up to the last one that is asked for.
-
-    Attributes:
-        channels: Channels of each returned feature, by stage name.
-        strides: Stride of each returned feature with respect to the image, by stage name.
-        size_divisibility: Multiple to which images are padded; 0 means the common size as it is.
-    """
+    """Stem and stages up to the last one that is asked for."""
 
     size_divisibility = 0
 
@@ -200,7 +184,7 @@ class ResNet(nn.Module):
                 res2, ...
         """
         super().__init__()
-        self.stem = Stem(shape.stem_channels, norm=shape.norm)
+        self.stem = Stem(shape.stem_out_channels, norm=shape.norm)
         self.out_features = tuple(out_features)
         self.stage_names = STAGE_NAMES[: 1 + max(STAGE_NAMES.index(name) for name in out_features)]
         self.strides: dict[str, int] = {}
@@ -216,7 +200,7 @@ class ResNet(nn.Module):
             freeze(module)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Return the features asked for, by stage name, for normalised images x (N, 3, H, W)."""
+        """Return the features asked for, by stage name."""
         features = {}
         x = self.stem(x)
         for name in self.stage_names:
@@ -229,13 +213,8 @@ class ResNet(nn.Module):
 class FPN(nn.Module):
     """Lateral 1x1 convolutions, a top-down path that adds, 3x3 convolutions, and p6 from p5.
 
-    State-dict keys: ``bottom_up.*``, ``fpn_lateral2.*``, ``fpn_output2.*``, ...
-
-    Attributes:
-        channels: Channels of each level, by name ('p2' ... 'p6').
-        strides: Stride of each level, by name.
-        size_divisibility: Images are padded to a multiple of the coarsest lateral's stride, so that
-            upsampled maps fit exactly.
+    Images are padded so that upsampled maps fit exactly. State-dict keys: ``bottom_up.*``,
+    ``fpn_lateral2.*``, ``fpn_output2.*``, ...
     """
 
     def __init__(
@@ -257,7 +236,7 @@ class FPN(nn.Module):
         self.size_divisibility = 2 ** self.levels[-1]
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Return the levels by name, finest first, for normalised images x (N, 3, H, W)."""
+        """Return the levels 'p2', ... by name, finest first."""
         bottom_up = self.bottom_up(x)
         merged, outputs = None, {}
         for level in reversed(self.levels):
@@ -277,17 +256,11 @@ class DilatedC5(nn.Module):
 
     The paper words it as "an extra 3x3 convolution (with BN) that reduces dimension to 512"; it
     mentions no ReLU, so there is none. State-dict keys: ``bottom_up.*`` and ``reduce.*``.
-
-    Attributes:
-        channels: ``{"dc5": out_channels}``.
-        strides: ``{"dc5": 16}``.
-        size_divisibility: 0, images are padded to their common size only.
     """
 
     size_divisibility = 0
 
     def __init__(self, bottom_up: ResNet, *, out_channels: int = 512, norm: str) -> None:
-        """Build on ``bottom_up``'s 'res5'."""
         super().__init__()
         self.bottom_up = bottom_up
         self.reduce = ConvNorm(bottom_up.channels["res5"], out_channels, 3, norm=norm)
@@ -296,5 +269,5 @@ class DilatedC5(nn.Module):
         self.strides = {"dc5": bottom_up.strides["res5"]}
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Return {"dc5": (N, out_channels, H / 16, W / 16)} for normalised images."""
+        """Return "dc5", of stride 16."""
         return {"dc5": self.reduce(self.bottom_up(x)["res5"])}

@@ -1,12 +1,11 @@
-"""Second stage for boxes: the network on pooled regions, class scores and box deltas, their losses
-and the detections.
+"""Second stage for boxes: network on pooled regions, scores and deltas, losses, and detections.
 
 Shapes in this module:
     M: regions of all images    Ri: regions of image i    D: detections of one image
     K: foreground classes; id K is the background
-Conventions:
-    Boxes are XYXY in px of the resized image, float32. Losses, decoding and NMS are float32, also
-    under autocast.
+Boxes are XYXY in px of the resized image. Losses, decoding and NMS are float32, also under
+autocast.
+
 Source:
     Girshick 2015, arXiv:1504.08083; Ren et al. 2015, arXiv:1506.01497. Behaviour checked against
     facebookresearch/detectron2@02b5c4e modeling/roi_heads/box_head.py and fast_rcnn.py.
@@ -75,16 +74,16 @@ class BoxHead(nn.Sequential):
 
 @dataclass(frozen=True)
 class BoxSettings:
-    """Settings of the box predictor."""
+    """Settings of the box predictor, named as Detectron2's keys."""
 
     num_classes: int  # K
-    class_agnostic: bool = False  # whether one box serves all classes
-    delta_weights: tuple[float, ...] = (10.0, 10.0, 5.0, 5.0)  # see boxes.encode_boxes
+    cls_agnostic_bbox_reg: bool = False  # whether one box serves all classes
+    bbox_reg_weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0)  # see boxes.encode_boxes
     smooth_l1_beta: float = 0.0
-    loss_weight: float = 1.0  # of loss_box_reg
-    score_threshold: float = 0.05  # detections score more than this
-    nms_threshold: float = 0.5  # IoU above which the worse of two boxes of a class is removed
-    max_detections: int = 100  # per image, over all classes; negative keeps all
+    bbox_reg_loss_weight: float = 1.0
+    score_thresh_test: float = 0.05  # detections score more than this
+    nms_thresh_test: float = 0.5  # IoU above which the worse of two boxes of a class is removed
+    detections_per_image: int = 100  # at most, over all classes; negative keeps all
 
 
 class BoxPredictor(nn.Module):
@@ -94,7 +93,7 @@ class BoxPredictor(nn.Module):
         """Build; ``in_channels`` is the length of a region's feature vector."""
         super().__init__()
         self.settings = settings
-        num_boxes = 1 if settings.class_agnostic else settings.num_classes
+        num_boxes = 1 if settings.cls_agnostic_bbox_reg else settings.num_classes
         self.cls_score = nn.Linear(in_channels, settings.num_classes + 1)
         self.bbox_pred = nn.Linear(in_channels, 4 * num_boxes)
         init_normal(self.cls_score, std=0.01)
@@ -123,11 +122,11 @@ class BoxPredictor(nn.Module):
         classes = torch.cat([r.classes for r in regions])
         objects = torch.nonzero((classes >= 0) & (classes < settings.num_classes)).squeeze(1)
         per_class = deltas.unflatten(1, (-1, 4))
-        column = torch.zeros_like(objects) if settings.class_agnostic else classes[objects]
+        column = torch.zeros_like(objects) if settings.cls_agnostic_bbox_reg else classes[objects]
         wanted = encode_boxes(
             torch.cat([r.boxes for r in regions])[objects],
             torch.cat([r.target_boxes for r in regions])[objects],
-            weights=settings.delta_weights,
+            weights=settings.bbox_reg_weights,
         )
         box_sum = smooth_l1_loss(
             per_class[objects, column], wanted, settings.smooth_l1_beta, reduction="sum"
@@ -136,7 +135,7 @@ class BoxPredictor(nn.Module):
         # every batch.
         box_loss = box_sum / max(classes.numel(), 1)
         cls_loss = F.cross_entropy(logits, classes) if classes.numel() else logits.sum() * 0
-        return {"loss_cls": cls_loss, "loss_box_reg": box_loss * settings.loss_weight}
+        return {"loss_cls": cls_loss, "loss_box_reg": box_loss * settings.bbox_reg_loss_weight}
 
     def detect(
         self,
@@ -147,7 +146,9 @@ class BoxPredictor(nn.Module):
     ) -> list[Detections]:
         """Return the detections of each image, for proposals (Ri, 4) and image sizes (h, w)."""
         scores = F.softmax(logits, dim=1)
-        refined = decode_boxes(deltas, torch.cat(list(boxes)), weights=self.settings.delta_weights)
+        refined = decode_boxes(
+            deltas, torch.cat(list(boxes)), weights=self.settings.bbox_reg_weights
+        )
         counts = [len(b) for b in boxes]
         per_image = zip(refined.split(counts), scores.split(counts), image_sizes, strict=True)
         return [self._suppress(*image) for image in per_image]
@@ -156,13 +157,13 @@ class BoxPredictor(nn.Module):
         settings = self.settings
         finite = boxes.isfinite().all(dim=1) & scores.isfinite().all(dim=1)
         boxes, scores = boxes[finite], scores[finite, :-1]
-        region, classes = torch.nonzero(scores > settings.score_threshold, as_tuple=True)
+        region, classes = torch.nonzero(scores > settings.score_thresh_test, as_tuple=True)
         scores = scores[region, classes]
         per_class = boxes.unflatten(1, (-1, 4))
         boxes = clip_boxes_to_image(
-            per_class[region, 0 if settings.class_agnostic else classes], image_size
+            per_class[region, 0 if settings.cls_agnostic_bbox_reg else classes], image_size
         )
-        keep = batched_nms(boxes, scores, classes, settings.nms_threshold)
-        if settings.max_detections >= 0:
-            keep = keep[: settings.max_detections]
+        keep = batched_nms(boxes, scores, classes, settings.nms_thresh_test)
+        if settings.detections_per_image >= 0:
+            keep = keep[: settings.detections_per_image]
         return Detections(boxes[keep], scores[keep], classes[keep])

@@ -1,11 +1,8 @@
 """Box arithmetic: deltas between boxes, IoU, and anchors.
 
-Shapes in this module:
-    R: boxes    K: boxes predicted from each (one per class, or 1)    A: anchors per position
-    Hl, Wl: height and width of a level's feature map
-Conventions:
-    Boxes are XYXY, absolute px, float32. Deltas are (dx, dy, dw, dh): shifts of the centre in
-    units of the source box's size, and logarithms of the change of size, each times a weight.
+Boxes (R, 4) are XYXY, absolute px, float32. Deltas are (dx, dy, dw, dh): shifts of the centre in
+units of the source box's size, and logarithms of the change of size, each times a weight.
+
 Source:
     Girshick et al. 2014, arXiv:1311.2524, Appendix C; Ren et al. 2015, arXiv:1506.01497,
     Sec. 3.1.1. Behaviour checked against facebookresearch/detectron2@02b5c4e
@@ -31,19 +28,17 @@ def encode_boxes(source: Tensor, target: Tensor, *, weights: Sequence[float]) ->
     centre, size = _centre_and_size(source)
     target_centre, target_size = _centre_and_size(target)
     scale = torch.tensor(weights, device=source.device, dtype=torch.float32)
-    return torch.cat(
-        [scale[:2] * (target_centre - centre) / size, scale[2:] * torch.log(target_size / size)],
-        dim=-1,
-    )
+    shift = scale[:2] * (target_centre - centre) / size
+    return torch.cat([shift, scale[2:] * torch.log(target_size / size)], dim=-1)
 
 
 def decode_boxes(deltas: Tensor, source: Tensor, *, weights: Sequence[float]) -> Tensor:
     """Return the boxes (..., K * 4) that deltas make of source boxes; inverse of ``encode_boxes``.
 
     Args:
-        deltas: (..., K * 4) of any float type; computed in float32.
-        source: (..., 4), one box for each row of deltas.
-        weights: The four weights that ``encode_boxes`` used.
+        deltas: (..., K * 4) of any float type, K sets for each source box; computed in float32.
+        source: (..., 4).
+        weights: Those of ``encode_boxes``.
     """
     scale = torch.tensor(weights, device=source.device, dtype=torch.float32)
     deltas = deltas.float().unflatten(-1, (-1, 4)) / scale
@@ -75,12 +70,7 @@ def pairwise_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
 
 
 def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tensor:
-    """Return the anchors (A, 4) around the origin, sizes outermost.
-
-    Args:
-        sizes: Square roots of the anchors' areas, px.
-        aspect_ratios: Height divided by width.
-    """
+    """Return anchors (A, 4) around the origin: sqrt(area) in px, then height / width, innermost."""
     boxes = []
     for size in sizes:
         for ratio in aspect_ratios:
@@ -91,10 +81,7 @@ def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tens
 
 
 class AnchorGenerator(nn.Module):
-    """Places the cell anchors of each level on its grid. Its state dict is empty.
-
-    The order within a level is row, column, size, aspect ratio.
-    """
+    """Places A cell anchors on every position of each level. Its state dict is empty."""
 
     def __init__(
         self,
@@ -104,25 +91,27 @@ class AnchorGenerator(nn.Module):
         strides: Sequence[int],
         offset: float,
     ) -> None:
-        """Build; ``sizes`` and ``aspect_ratios`` have one entry for each level, or one for all.
+        """Build.
 
         Args:
-            sizes: For each level the anchors' sizes, px.
-            aspect_ratios: For each level the anchors' height / width.
+            sizes: Of the anchors, px; one list for each level, or one for all.
+            aspect_ratios: Height / width; one list for each level, or one for all.
             strides: Of each level, px.
             offset: Centre of the first anchor, as a share of the stride, in [0, 1).
         """
         super().__init__()
         self.strides, self.offset = tuple(strides), offset
         for level in range(len(strides)):
-            cell = cell_anchors(
-                sizes[level % len(sizes)], aspect_ratios[level % len(aspect_ratios)]
-            )
+            ratios = aspect_ratios[level % len(aspect_ratios)]
+            cell = cell_anchors(sizes[level % len(sizes)], ratios)
             self.register_buffer(f"cell_{level}", cell, persistent=False)
         self.num_anchors = self.get_buffer("cell_0").shape[0]  # A, equal on all levels
 
     def forward(self, grid_sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-        """Return the anchors (Hl * Wl * A, 4) of each level, for the given (Hl, Wl)."""
+        """Return the anchors (Hl * Wl * A, 4) of each level, for the given (Hl, Wl).
+
+        Their order is row, column, size, aspect ratio.
+        """
         return [self._grid(level, *size) for level, size in enumerate(grid_sizes)]
 
     def _grid(self, level: int, height: int, width: int) -> Tensor:

@@ -5,10 +5,14 @@ Nothing else in this folder reads a config.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any, TypeVar
 
 import torch
 from fvcore.common.config import CfgNode
+from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler
 from torch import Tensor, nn
 
 from ...config import flatten_config
@@ -26,11 +30,13 @@ from .box_head import BoxHead, BoxPredictor, BoxSettings
 from .boxes import AnchorGenerator
 from .mask_head import MaskHead
 from .rcnn import GeneralizedRCNN
-from .roi_heads import Res5RoIHeads, StandardRoIHeads, make_res5
+from .roi_heads import Res5RoIHeads, RoIHeads, StandardRoIHeads, make_res5
 from .roi_pool import RoIPooler
-from .rpn import RPN, ProposalLimits, RPNHead, RPNSettings
+from .rpn import RPN, RPNHead, RPNSettings
 from .sampling import RegionSampler
-from .solver import LearningRate, clip_gradients, make_sgd, parameter_groups, set_lr
+from .solver import clip_gradients, make_sgd, parameter_groups, set_lr, with_warmup
+
+Settings = TypeVar("Settings")
 
 
 class TorchvisionEngine(Engine):
@@ -169,21 +175,35 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.SGD:
     return make_sgd(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
 
 
-def build_learning_rate(cfg: CfgNode) -> LearningRate:
-    """Return the learning rate as a function of the iteration."""
-    solver = cfg.SOLVER
-    return LearningRate(
-        base_lr=solver.BASE_LR,
-        max_iter=solver.MAX_ITER,
-        schedule=solver.LR_SCHEDULER_NAME,
-        steps=solver.STEPS,
-        gamma=solver.GAMMA,
-        end_lr=solver.BASE_LR_END,
-        warmup_iters=solver.WARMUP_ITERS,
-        warmup_factor=solver.WARMUP_FACTOR,
-        warmup_method=solver.WARMUP_METHOD,
-        rescale_interval=solver.RESCALE_INTERVAL,
+def build_learning_rate(cfg: CfgNode) -> Callable[[int], float]:
+    """Return the learning rate of the step that ends each 0-based iteration, as Detectron2 has it.
+
+    Raises:
+        InputError: If the steps do not ascend, or a number lies outside its range.
+    """
+    solver, steps = cfg.SOLVER, list(cfg.SOLVER.STEPS)
+    length, base_lr, end_lr = solver.MAX_ITER, solver.BASE_LR, solver.BASE_LR_END
+    _require(length >= 1, f"SOLVER.MAX_ITER is {length}, expected at least 1")
+    _require(
+        steps == sorted({step for step in steps if step > 0}),
+        f"SOLVER.STEPS is {steps}, expected iterations above 0 in ascending order",
     )
+    if solver.LR_SCHEDULER_NAME == "WarmupCosineLR":
+        in_range = 0 <= end_lr <= base_lr
+        _require(in_range, f"SOLVER.BASE_LR_END is {end_lr}, expected 0 to BASE_LR ({base_lr})")
+        main = CosineParamScheduler(1, end_lr / base_lr)
+    else:
+        steps = [step for step in steps if step < length]
+        values = [solver.GAMMA**k for k in range(len(steps) + 1)]
+        main = MultiStepParamScheduler(values, length, steps)
+    schedule = with_warmup(
+        main,
+        length=min(solver.WARMUP_ITERS / length, 1.0),
+        factor=solver.WARMUP_FACTOR,
+        method=solver.WARMUP_METHOD,
+        rescale=solver.RESCALE_INTERVAL,
+    )
+    return lambda iteration: base_lr * schedule(iteration / length)
 
 
 def check_config(cfg: CfgNode) -> None:
@@ -236,32 +256,23 @@ def _require(holds: bool, sentence: str) -> None:
         raise InputError(f"{sentence}.")
 
 
-def _resnet_shape(cfg: CfgNode) -> ResNetShape:
-    resnets = cfg.MODEL.RESNETS
-    return ResNetShape(
-        depth=resnets.DEPTH,
-        norm=resnets.NORM,
-        stride_in_1x1=resnets.STRIDE_IN_1X1,
-        num_groups=resnets.NUM_GROUPS,
-        width_per_group=resnets.WIDTH_PER_GROUP,
-        stem_channels=resnets.STEM_OUT_CHANNELS,
-        res2_channels=resnets.RES2_OUT_CHANNELS,
-    )
+def _settings(kind: type[Settings], *nodes: CfgNode, **more: Any) -> Settings:
+    """Return a dataclass whose fields are named as the keys of ``nodes``, in lower case."""
+    values = {key.lower(): value for node in nodes for key, value in node.items()}
+    return kind(**{f.name: values[f.name] for f in fields(kind) if f.name not in more}, **more)
 
 
 def _backbone(cfg: CfgNode) -> nn.Module:
+    resnets, fpn = cfg.MODEL.RESNETS, cfg.MODEL.FPN
     trunk = ResNet(
-        _resnet_shape(cfg),
-        out_features=cfg.MODEL.RESNETS.OUT_FEATURES,
-        res5_dilation=cfg.MODEL.RESNETS.RES5_DILATION,
+        _settings(ResNetShape, resnets),
+        out_features=resnets.OUT_FEATURES,
+        res5_dilation=resnets.RES5_DILATION,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
     )
-    fpn = cfg.MODEL.FPN
     if cfg.MODEL.BACKBONE.NAME == keys.FPN:
         return FPN(trunk, in_features=fpn.IN_FEATURES, out_channels=fpn.OUT_CHANNELS, norm=fpn.NORM)
-    if cfg.MODEL.BACKBONE.NAME == keys.DC5:
-        return DilatedC5(trunk, norm=cfg.MODEL.RESNETS.NORM)
-    return trunk
+    return DilatedC5(trunk, norm=resnets.NORM) if cfg.MODEL.BACKBONE.NAME == keys.DC5 else trunk
 
 
 def _rpn(cfg: CfgNode, backbone: nn.Module) -> RPN:
@@ -281,93 +292,50 @@ def _rpn(cfg: CfgNode, backbone: nn.Module) -> RPN:
         strides=[backbone.strides[name] for name in rpn.IN_FEATURES],
         offset=anchors.OFFSET,
     )
-    settings = RPNSettings(
-        train_limits=ProposalLimits(rpn.PRE_NMS_TOPK_TRAIN, rpn.POST_NMS_TOPK_TRAIN),
-        test_limits=ProposalLimits(rpn.PRE_NMS_TOPK_TEST, rpn.POST_NMS_TOPK_TEST),
-        nms_threshold=rpn.NMS_THRESH,
-        min_box_size=cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE,
-        iou_thresholds=rpn.IOU_THRESHOLDS,
-        iou_labels=rpn.IOU_LABELS,
-        anchors_per_image=rpn.BATCH_SIZE_PER_IMAGE,
-        positive_fraction=rpn.POSITIVE_FRACTION,
-        boundary_threshold=rpn.BOUNDARY_THRESH,
-        delta_weights=rpn.BBOX_REG_WEIGHTS,
-        smooth_l1_beta=rpn.SMOOTH_L1_BETA,
-        cls_loss_weight=rpn.LOSS_WEIGHT,
-        loc_loss_weight=rpn.LOSS_WEIGHT * rpn.BBOX_REG_LOSS_WEIGHT,
-    )
     head = RPNHead(channels, generator.num_anchors, conv_channels=rpn.CONV_DIMS)
+    settings = _settings(RPNSettings, cfg.MODEL.PROPOSAL_GENERATOR, rpn)
     return RPN(rpn.IN_FEATURES, head, generator, settings)
 
 
-def _roi_heads(cfg: CfgNode, backbone: nn.Module) -> nn.Module:
-    heads, box = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD
+def _roi_heads(cfg: CfgNode, backbone: nn.Module) -> RoIHeads:
+    heads, box, mask = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_MASK_HEAD
     channels = _channels("MODEL.ROI_HEADS.IN_FEATURES", heads.IN_FEATURES, backbone)
-    sampler = RegionSampler(
-        num_classes=heads.NUM_CLASSES,
-        regions_per_image=heads.BATCH_SIZE_PER_IMAGE,
-        positive_fraction=heads.POSITIVE_FRACTION,
-        iou_thresholds=heads.IOU_THRESHOLDS,
-        iou_labels=heads.IOU_LABELS,
-        append_truth=heads.PROPOSAL_APPEND_GT,
-    )
-    box_pooler = _pooler(box, backbone, heads.IN_FEATURES)
-    if heads.NAME != keys.STANDARD_HEADS:
-        shape = _resnet_shape(cfg)
-        channels = shape.channels("res5")
-        return Res5RoIHeads(
-            make_res5(shape, extra_norm=heads.NAME == keys.RES5_HEADS_EXTRA_NORM),
-            in_features=heads.IN_FEATURES,
-            sampler=sampler,
-            box_pooler=box_pooler,
-            box_predictor=_box_predictor(cfg, channels),
-            mask_head=_mask_head(cfg, channels),
+    box_pooler, mask_pooler = (_pooler(part, backbone, heads.IN_FEATURES) for part in (box, mask))
+    if heads.NAME == keys.STANDARD_HEADS:
+        box_head = BoxHead(
+            channels,
+            box.POOLER_RESOLUTION,
+            conv_channels=[box.CONV_DIM] * box.NUM_CONV,
+            fc_channels=[box.FC_DIM] * box.NUM_FC,
+            norm=box.NORM,
         )
-    mask = cfg.MODEL.ROI_MASK_HEAD
-    box_head = BoxHead(
-        channels,
-        box.POOLER_RESOLUTION,
-        conv_channels=[box.CONV_DIM] * box.NUM_CONV,
-        fc_channels=[box.FC_DIM] * box.NUM_FC,
-        norm=box.NORM,
+        kind = functools.partial(StandardRoIHeads, box_head, mask_pooler)
+        predictor_channels = box_head.out_channels
+    else:
+        shape = _settings(ResNetShape, cfg.MODEL.RESNETS)
+        extra_norm = heads.NAME == keys.RES5_HEADS_EXTRA_NORM
+        kind = functools.partial(Res5RoIHeads, make_res5(shape, extra_norm=extra_norm))
+        channels = predictor_channels = shape.channels("res5")
+    most = cfg.TEST.DETECTIONS_PER_IMAGE
+    box_predictor = BoxPredictor(
+        predictor_channels, _settings(BoxSettings, heads, box, detections_per_image=most)
     )
-    return StandardRoIHeads(
-        box_head,
-        _pooler(mask, backbone, heads.IN_FEATURES) if cfg.MODEL.MASK_ON else None,
+    mask_head = None
+    if cfg.MODEL.MASK_ON:
+        mask_head = MaskHead(
+            channels,
+            heads.NUM_CLASSES,
+            num_conv=mask.NUM_CONV,
+            conv_dim=mask.CONV_DIM,
+            norm=mask.NORM,
+            cls_agnostic_mask=mask.CLS_AGNOSTIC_MASK,
+        )
+    return kind(
         in_features=heads.IN_FEATURES,
-        sampler=sampler,
+        sampler=_settings(RegionSampler, heads),
         box_pooler=box_pooler,
-        box_predictor=_box_predictor(cfg, box_head.out_channels),
-        mask_head=_mask_head(cfg, channels),
-    )
-
-
-def _box_predictor(cfg: CfgNode, in_channels: int) -> BoxPredictor:
-    heads, box = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD
-    settings = BoxSettings(
-        num_classes=heads.NUM_CLASSES,
-        class_agnostic=box.CLS_AGNOSTIC_BBOX_REG,
-        delta_weights=box.BBOX_REG_WEIGHTS,
-        smooth_l1_beta=box.SMOOTH_L1_BETA,
-        loss_weight=box.BBOX_REG_LOSS_WEIGHT,
-        score_threshold=heads.SCORE_THRESH_TEST,
-        nms_threshold=heads.NMS_THRESH_TEST,
-        max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
-    )
-    return BoxPredictor(in_channels, settings)
-
-
-def _mask_head(cfg: CfgNode, in_channels: int) -> MaskHead | None:
-    mask = cfg.MODEL.ROI_MASK_HEAD
-    if not cfg.MODEL.MASK_ON:
-        return None
-    return MaskHead(
-        in_channels,
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-        num_convs=mask.NUM_CONV,
-        channels=mask.CONV_DIM,
-        norm=mask.NORM,
-        class_agnostic=mask.CLS_AGNOSTIC_MASK,
+        box_predictor=box_predictor,
+        mask_head=mask_head,
     )
 
 

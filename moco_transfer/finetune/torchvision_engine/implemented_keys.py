@@ -11,7 +11,6 @@ from typing import Any
 from ...models import BLOCKS
 from ...runtime.errors import InputError
 from .layers import NORMS
-from .solver import CLIP_TYPES, SCHEDULES, WARMUP_METHODS
 
 RESNET, FPN, DC5 = "build_resnet_backbone", "build_resnet_fpn_backbone", "build_resnet_dc5_backbone"
 STANDARD_HEADS = "StandardROIHeads"
@@ -34,9 +33,9 @@ _LIMITED: dict[str, Collection[Any]] = {
     "MODEL.ROI_BOX_HEAD.NORM": NORMS,
     "MODEL.ROI_MASK_HEAD.POOLER_TYPE": POOLERS,
     "MODEL.ROI_MASK_HEAD.NORM": NORMS,
-    "SOLVER.LR_SCHEDULER_NAME": SCHEDULES,
-    "SOLVER.WARMUP_METHOD": WARMUP_METHODS,
-    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": CLIP_TYPES,
+    "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR"),
+    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
 }
 
 # Keys of a run that are honoured with some values; a model can be built whatever they are.
@@ -78,16 +77,10 @@ _FREE = {
 
 # Keys of architectures and heads that _LIMITED does not admit: their values cannot matter.
 _OTHER_PARTS = (
-    "MODEL.RETINANET.",
-    "MODEL.SEM_SEG_HEAD.",
-    "MODEL.PANOPTIC_FPN.",
-    "MODEL.ROI_BOX_CASCADE_HEAD.",
-    "MODEL.ROI_KEYPOINT_HEAD.",
-    "MODEL.ANCHOR_GENERATOR.ANGLES",
-    "MODEL.RESNETS.DEFORM_MODULATED",
-    "MODEL.RESNETS.DEFORM_NUM_GROUPS",
-    "MODEL.ROI_BOX_HEAD.FED_LOSS_",
-)
+    "MODEL.RETINANET.", "MODEL.SEM_SEG_HEAD.", "MODEL.PANOPTIC_FPN.", "MODEL.ROI_KEYPOINT_HEAD.",
+    "MODEL.ROI_BOX_CASCADE_HEAD.", "MODEL.ROI_BOX_HEAD.FED_LOSS_", "MODEL.ANCHOR_GENERATOR.ANGLES",
+    "MODEL.RESNETS.DEFORM_MODULATED", "MODEL.RESNETS.DEFORM_NUM_GROUPS",
+)  # fmt: skip
 
 
 def check_keys(

@@ -1,16 +1,17 @@
-"""A convolution with its normalisation and ReLU, normalisation layers, and initial weights.
+"""A convolution with its normalisation and ReLU, and the normalisation layers.
 
-Shapes in this module:
-    N: images on this rank    C: channels    H, W: height and width
-Distributed:
-    Forward and backward of a synchronised layer in training are collective.
+Features are (N, C, H, W). Forward and backward of a synchronised layer in training are collective.
+
 Source:
     Behaviour checked against facebookresearch/detectron2@02b5c4e layers/wrappers.py (Conv2d) and
-    layers/batch_norm.py. Difference: 'SyncBN' also runs on CPU
-    processes (gloo), and in one process it is plain BN.
+    layers/batch_norm.py. Difference: 'SyncBN' also runs on CPU processes (gloo), and in one process
+    it is plain BN.
 """
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce  # sums; so does its backward
 
 from ...runtime.distributed import get_world_size
-from ...runtime.errors import InputError
 from ..sync_norm import SyncBatchNorm2d, at_least_float32
-
-_GN_GROUPS = 32
 
 
 class ConvNorm(nn.Conv2d):
@@ -43,19 +41,13 @@ class ConvNorm(nn.Conv2d):
     ) -> None:
         """Pad so that an odd kernel keeps the size at stride 1.
 
-        Args:
-            in_channels: Of x.
-            out_channels: Of the result.
-            kernel_size: Odd.
-            norm: A key of ``NORMS``.
-            bias: By default there is one if no norm follows.
-            relu: Whether ReLU follows.
-            conv: ``stride``, ``dilation`` and ``groups`` of ``nn.Conv2d``.
+        By default there is a bias if no ``norm``, a key of ``NORMS``, follows. ``conv`` is
+        ``stride``, ``dilation`` and ``groups``.
         """
         padding = conv.get("dilation", 1) * (kernel_size // 2)
         bias = norm == "" if bias is None else bias
         super().__init__(in_channels, out_channels, kernel_size, padding=padding, bias=bias, **conv)
-        self.norm = get_norm(norm, out_channels)
+        self.norm = NORMS[norm](out_channels)
         self.relu = relu
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,25 +76,6 @@ def init_normal(layer: nn.Module, *, std: float) -> None:
     """Draw weights from N(0, std^2); bias 0."""
     nn.init.normal_(layer.weight, std=std)
     nn.init.zeros_(layer.bias)
-
-
-def get_norm(name: str, channels: int) -> nn.Module | None:
-    """Return the normalisation layer that a config's NORM names, for C channels.
-
-    Raises:
-        InputError: If the name is no key of ``NORMS``, or 'GN' does not divide the channels.
-    """
-    if name not in NORMS:
-        raise InputError(f"Unknown NORM {name!r}. Use one of {', '.join(map(repr, NORMS))}.")
-    if name == "GN":
-        if channels % _GN_GROUPS:
-            raise InputError(
-                f"NORM 'GN' needs channels divisible by {_GN_GROUPS}, got {channels}. Use 'BN' or"
-                " 'SyncBN'."
-            )
-        return nn.GroupNorm(_GN_GROUPS, channels)
-    layer = NORMS[name]
-    return None if layer is None else layer(channels)
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -138,10 +111,7 @@ class FrozenBatchNorm2d(nn.Module):
 
 
 def fixed_affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
-    """Return a norm as scale (C,) and shift (C,), or None where it has to see the features.
-
-    None for BN in training and for GN. Gradients flow to BN's weight and bias.
-    """
+    """Return a norm as scale (C,) and shift (C,); None for GN and for BN in training."""
     is_frozen = isinstance(norm, FrozenBatchNorm2d)
     is_evaluated = isinstance(norm, nn.BatchNorm2d) and not norm.training
     return _affine(norm) if is_frozen or is_evaluated else None
@@ -195,12 +165,12 @@ class NaiveSyncBatchNorm2d(nn.BatchNorm2d):
         return (wide * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)).to(x.dtype)
 
 
-#: Values of a config's NORM keys.
-NORMS: dict[str, type[nn.Module] | None] = {
-    "": None,
+#: Value of a config's NORM key -> from the channels to the layer.
+NORMS: dict[str, Callable[[int], nn.Module | None]] = {
+    "": lambda channels: None,
     "BN": nn.BatchNorm2d,
     "SyncBN": SyncBatchNorm2d,
     "naiveSyncBN": NaiveSyncBatchNorm2d,
     "FrozenBN": FrozenBatchNorm2d,
-    "GN": nn.GroupNorm,
+    "GN": functools.partial(nn.GroupNorm, 32),
 }

@@ -1,9 +1,9 @@
-"""Second stage for masks: the network on pooled regions, targets cut from polygons, the loss, and
-masks pasted into the image.
+"""Second stage for masks: network on pooled regions, targets from polygons, loss, and pasting.
 
 Shapes in this module:
     F: foreground regions    D: detections of one image    K: classes
     S: side of a predicted mask, in cells    H, W: size of the original image in px
+
 Source:
     He et al. 2017, arXiv:1703.06870, Sec. 3. Behaviour checked against
     facebookresearch/detectron2@02b5c4e modeling/roi_heads/mask_head.py, structures/masks.py and
@@ -23,15 +23,13 @@ from fvcore.nn.weight_init import c2_msra_fill
 from pycocotools import mask as coco_mask
 from torch import Tensor, nn
 
-from .batch import GroundTruth
 from .box_head import Detections
 from .layers import ConvNorm, init_normal
-from .sampling import SampledRegions
+from .sampling import GroundTruth, SampledRegions
 
 
 class MaskHead(nn.Module):
-    """3x3 convolutions, a transposed convolution that doubles the size, a 1x1 convolution to one
-    logit map per class.
+    """3x3 convolutions, a transposed convolution that doubles the size, a 1x1 to logits per class.
 
     State-dict keys: ``mask_fcn1``, ..., ``deconv``, ``predictor``.
     """
@@ -41,21 +39,21 @@ class MaskHead(nn.Module):
         in_channels: int,
         num_classes: int,
         *,
-        num_convs: int,
-        channels: int = 256,
+        num_conv: int,
+        conv_dim: int,
         norm: str = "",
-        class_agnostic: bool = False,
+        cls_agnostic_mask: bool = False,
     ) -> None:
-        """Build; ``num_convs`` may be 0 (the C4 head)."""
+        """Build; ``num_conv`` may be 0 (the C4 head)."""
         super().__init__()
-        self.convs = [f"mask_fcn{index}" for index in range(1, num_convs + 1)]
+        self.convs = [f"mask_fcn{index}" for index in range(1, num_conv + 1)]
         for name in self.convs:
-            conv = ConvNorm(in_channels, channels, 3, norm=norm, relu=True)
+            conv = ConvNorm(in_channels, conv_dim, 3, norm=norm, relu=True)
             c2_msra_fill(conv)
             self.add_module(name, conv)
-            in_channels = channels
-        self.deconv = nn.ConvTranspose2d(in_channels, channels, kernel_size=2, stride=2)
-        self.predictor = nn.Conv2d(channels, 1 if class_agnostic else num_classes, kernel_size=1)
+            in_channels = conv_dim
+        self.deconv = nn.ConvTranspose2d(in_channels, conv_dim, kernel_size=2, stride=2)
+        self.predictor = nn.Conv2d(conv_dim, 1 if cls_agnostic_mask else num_classes, kernel_size=1)
         c2_msra_fill(self.deconv)
         init_normal(self.predictor, std=0.001)
 
@@ -79,13 +77,7 @@ class MaskHead(nn.Module):
     def loss(
         self, logits: Tensor, objects: Sequence[SampledRegions], truth: Sequence[GroundTruth]
     ) -> Tensor:
-        """Return the mean binary cross-entropy of the masks of the true classes.
-
-        Args:
-            logits: (F, S, S) for the foreground regions of all images.
-            objects: Those regions, one entry per image.
-            truth: One per image, with polygons.
-        """
+        """Return the mean binary cross-entropy of logits (F, S, S) of all images' objects."""
         if logits.shape[0] == 0:
             return logits.sum() * 0
         targets = [
@@ -106,15 +98,9 @@ class MaskHead(nn.Module):
 
 
 def rasterize(polygons: Sequence, box: np.ndarray, *, size: int) -> np.ndarray:
-    """Draw an object, as far as it lies in a box, on a grid over the box.
+    """Draw an object on a grid over a box (4,); return (size, size) uint8 of 0 and 1.
 
-    Args:
-        polygons: Each [x0, y0, x1, y1, ...] in px of the image.
-        box: (4,) XYXY in px of the image.
-        size: Cells of the grid along each side.
-
-    Returns:
-        (size, size) uint8 of 0 and 1.
+    ``polygons`` are lists [x0, y0, x1, y1, ...]; they and the box are in px of the image.
     """
     if len(polygons) == 0:
         return np.zeros((size, size), dtype=np.uint8)

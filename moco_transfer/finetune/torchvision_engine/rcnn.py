@@ -1,30 +1,32 @@
 """Faster and Mask R-CNN: features, proposals, then a head on every proposal.
 
 Shapes in this module:
-    N: images    D: detections of one image    h, w: size of an image as given to the model
+    N: images    D: detections of one image    h, w: size of an image as given to the model, px
     H, W: size of the original image, px
-Conventions:
-    Pixels are 0-255 in the channel order of the statistics; boxes are XYXY, absolute px, float32.
+Pixels are 0-255 in the channel order of the statistics; boxes are XYXY, absolute px, float32.
+
 Source:
     Ren et al. 2015, arXiv:1506.01497; He et al. 2017, arXiv:1703.06870. Behaviour checked against
-    facebookresearch/detectron2@02b5c4e modeling/meta_arch/rcnn.py and postprocessing.py.
+    facebookresearch/detectron2@02b5c4e modeling/meta_arch/rcnn.py,
+    modeling/postprocessing.py and structures/image_list.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image
 
-from .batch import GroundTruth, ImageList, pad_images
 from .box_head import Detections
 from .boxes import is_larger_than
 from .mask_head import paste_masks
 from .roi_heads import RoIHeads
 from .rpn import RPN
+from .sampling import GroundTruth
 
 
 class GeneralizedRCNN(nn.Module):
@@ -43,15 +45,7 @@ class GeneralizedRCNN(nn.Module):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
     ) -> None:
-        """Build.
-
-        Args:
-            backbone: From normalised images to named features, with ``size_divisibility``.
-            proposal_generator: The first stage.
-            roi_heads: The second stage: ``losses`` in training, ``detect`` in inference.
-            pixel_mean: Three numbers on the 0-255 scale.
-            pixel_std: Three numbers on the 0-255 scale.
-        """
+        """Build; the pixel statistics are three numbers each, on the 0-255 scale."""
         super().__init__()
         self.backbone = backbone
         self.proposal_generator = proposal_generator
@@ -101,15 +95,14 @@ class GeneralizedRCNN(nn.Module):
     def preprocess(self, batch: Sequence[Mapping[str, Any]]) -> ImageList:
         """Return the images of a batch, normalised, padded and on the model's device.
 
-        They have the memory format of the filters, so a caller only has to call
-        ``model.to(memory_format=...)``.
+        They have the memory format of the filters, so that ``model.to(memory_format=...)`` is all
+        that a caller has to do.
         """
         images = [record["image"].to(self.pixel_mean) for record in batch]
         normalised = [(image - self.pixel_mean) / self.pixel_std for image in images]
         filters = next(p for p in self.backbone.parameters() if p.dim() == 4)
-        channels_last = (
-            filters.is_contiguous(memory_format=torch.channels_last) and not filters.is_contiguous()
-        )
+        last = filters.is_contiguous(memory_format=torch.channels_last)
+        channels_last = last and not filters.is_contiguous()
         return pad_images(
             normalised,
             divisibility=self.backbone.size_divisibility,
@@ -117,16 +110,36 @@ class GeneralizedRCNN(nn.Module):
         )
 
 
+@dataclass(frozen=True)
+class ImageList:
+    """Images of different sizes in one tensor."""
+
+    tensor: Tensor  # (N, 3, largest h, largest w); zero right of and below each image
+    sizes: list[tuple[int, int]]  # (h, w) of each
+
+
+def pad_images(
+    images: Sequence[Tensor], *, divisibility: int, memory_format: torch.memory_format
+) -> ImageList:
+    """Put images (3, h, w) into the upper left corners of one zero tensor.
+
+    They are normalised already, so the padding is the mean colour. The tensor's sides are multiples
+    of ``divisibility``, if that is more than 1.
+    """
+    sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+    step = max(divisibility, 1)
+    height, width = (-(-max(side) // step) * step for side in zip(*sizes, strict=True))
+    batch = images[0].new_zeros(len(images), 3, height, width)
+    batch = batch.contiguous(memory_format=memory_format)
+    for slot, image, (h, w) in zip(batch, images, sizes, strict=True):
+        slot[:, :h, :w].copy_(image)
+    return ImageList(batch, sizes)
+
+
 def to_original_size(
     found: Detections, image_size: tuple[int, int], original_size: tuple[int, int]
 ) -> dict[str, Tensor]:
-    """Return the detections of one image in px of the original image, as the model's output.
-
-    Args:
-        found: In px of the resized image.
-        image_size: (h, w) that the model saw.
-        original_size: (H, W) that is wanted.
-    """
+    """Return the model's output: the detections of an image of (h, w) px in one of (H, W) px."""
     scale_y, scale_x = (new / old for new, old in zip(original_size, image_size, strict=True))
     scale = torch.tensor([scale_x, scale_y] * 2, device=found.boxes.device, dtype=torch.float32)
     boxes = clip_boxes_to_image(found.boxes * scale, original_size)

@@ -1,7 +1,7 @@
 """The second stage: regions drawn and pooled, then boxes and masks.
 
-Shapes in this module:
-    M: regions of all images    C: channels of res5    P: side of a pooled region in cells
+Features of the M regions of all images are (M, C, P, P), P the side of a pooled region in cells.
+
 Source:
     Behaviour checked against facebookresearch/detectron2@02b5c4e modeling/roi_heads/roi_heads.py
     (StandardROIHeads, Res5ROIHeads). The norm after res5: He et al. 2019, arXiv:1911.05722,
@@ -18,12 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from .backbones import Bottleneck, ResNetShape, make_stage
-from .batch import GroundTruth
 from .box_head import BoxHead, BoxPredictor, Detections
-from .layers import get_norm
+from .layers import NORMS
 from .mask_head import MaskHead
 from .roi_pool import RoIPooler
-from .sampling import RegionSampler
+from .sampling import GroundTruth, RegionSampler
 
 Features = Mapping[str, Tensor]
 Boxes = Sequence[Tensor]  # one (Ri, 4) for each image
@@ -56,8 +55,13 @@ class RoIHeads(nn.Module, abc.ABC):
         """Return the features of M regions that ``box_predictor`` reads, before averaging."""
 
     @abc.abstractmethod
-    def mask_features(self, levels: list[Tensor], boxes: Boxes) -> Tensor:
-        """Return the features of M regions that ``mask_head`` reads."""
+    def mask_features(
+        self, levels: list[Tensor], boxes: Boxes, box_features: Tensor | None = None
+    ) -> Tensor:
+        """Return the features of M regions that ``mask_head`` reads.
+
+        ``box_features`` are those of the same regions, where they are known.
+        """
 
     def losses(
         self, features: Features, proposals: Boxes, truth: Sequence[GroundTruth]
@@ -70,16 +74,11 @@ class RoIHeads(nn.Module, abc.ABC):
         if self.mask_head is not None:
             chosen = [self.sampler.objects(r) for r in regions]
             objects = [r.select(mask) for r, mask in zip(regions, chosen, strict=True)]
-            pooled = self.object_features(levels, [r.boxes for r in objects], hidden, chosen)
+            boxes, own_hidden = [r.boxes for r in objects], hidden[torch.cat(chosen)]
+            pooled = self.mask_features(levels, boxes, own_hidden)
             logits = self.mask_head(pooled, torch.cat([r.classes for r in objects]))
             losses["loss_mask"] = self.mask_head.loss(logits, objects, truth)
         return losses
-
-    def object_features(
-        self, levels: list[Tensor], boxes: Boxes, hidden: Tensor, chosen: list[Tensor]
-    ) -> Tensor:
-        """Return the features for the masks of the objects, which ``chosen`` selects in hidden."""
-        return self.mask_features(levels, boxes)
 
     def detect(
         self, features: Features, proposals: Boxes, image_sizes: Sequence[tuple[int, int]]
@@ -110,7 +109,9 @@ class StandardRoIHeads(RoIHeads):
         """Return (M, features of the last layer)."""
         return torch.flatten(self.box_head(self.box_pooler(levels, boxes)), 1)
 
-    def mask_features(self, levels: list[Tensor], boxes: Boxes) -> Tensor:
+    def mask_features(
+        self, levels: list[Tensor], boxes: Boxes, box_features: Tensor | None = None
+    ) -> Tensor:
         """Return (M, C, P, P)."""
         return self.mask_pooler(levels, boxes)
 
@@ -135,24 +136,19 @@ class Res5RoIHeads(RoIHeads):
             hidden = layer(hidden)
         return hidden
 
-    mask_features = box_features
-
-    def object_features(
-        self, levels: list[Tensor], boxes: Boxes, hidden: Tensor, chosen: list[Tensor]
+    def mask_features(
+        self, levels: list[Tensor], boxes: Boxes, box_features: Tensor | None = None
     ) -> Tensor:
-        """Return the objects' part of the boxes' features."""
-        return hidden[torch.cat(chosen)]
+        """Return (M, C, P / 2, P / 2)."""
+        return self.box_features(levels, boxes) if box_features is None else box_features
 
 
 def make_res5(shape: ResNetShape, *, extra_norm: bool) -> nn.Sequential:
-    """Return res5 of stride 2 with keys ``0.*``, ``1.*``, ... and, if asked for, ``norm.*``.
+    """Return res5 of stride 2, with keys ``0.*``, ``1.*``, ..., for the trunk's shape.
 
-    Args:
-        shape: The trunk's; R18 and R34 get basic blocks, so that a pre-trained layer4 fits.
-        extra_norm: Whether MoCo's norm follows: self-supervised features have another scale than
-            supervised ones.
+    With ``extra_norm`` MoCo's ``norm.*`` follows: self-supervised features have another scale.
     """
     res5 = make_stage("res5", shape, stride=2)
     if extra_norm:
-        res5.add_module("norm", get_norm(shape.norm, shape.channels("res5")))
+        res5.add_module("norm", NORMS[shape.norm](shape.channels("res5")))
     return res5

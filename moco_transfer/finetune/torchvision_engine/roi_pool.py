@@ -1,19 +1,19 @@
 """RoIAlign over one feature map or the levels of a pyramid.
 
-On a GPU it is torchvision's operator; on the CPU the same sums as two small matrix products for
-each region.
+On a GPU it is torchvision's operator. On the CPU that sums sample by sample on one core, so here
+the same sums are two small matrix products for each region: a cell is the mean of bilinear samples
+on a grid in it, both are products of a part along y and a part along x, and the whole is
+``rows @ features @ columns.T``.
 
 Shapes in this module:
-    N: images    L: feature levels    C: channels    H, W: height and width of a feature map
-    M: boxes of all images    P: cells along each side of a pooled region    Q: cells kept of them
-Conventions:
-    Boxes are XYXY in px of the resized image, float32; a region is (image, x0, y0, x1, y1).
+    N: images    C: channels    H, W: height and width of a feature map    M: boxes of all images
+    P: cells along each side of a pooled region    Q: cells kept of them
+Boxes are XYXY in px of the resized image, float32; a region is (image, x0, y0, x1, y1).
+
 Source:
     He et al. 2017, arXiv:1703.06870, Sec. 3; Lin et al. 2017, arXiv:1612.03144, Eq. (1) for the
     level of a box. Behaviour checked against facebookresearch/detectron2@02b5c4e
-    modeling/poolers.py. A cell is the mean of bilinear samples on a grid in it. Grid and
-    interpolation are products of a part along y and a part along x, so the whole is
-    ``rows @ features @ columns.T``; torchvision's operator sums sample by sample on one core.
+    modeling/poolers.py.
 """
 
 from __future__ import annotations
@@ -44,14 +44,7 @@ class RoIPooler(nn.Module):
         sampling_ratio: int = 0,
         aligned: bool = True,
     ) -> None:
-        """Build.
-
-        Args:
-            resolution: P.
-            strides: Of the feature maps, finest first, doubling from level to level.
-            sampling_ratio: See ``CellGrid``.
-            aligned: See ``CellGrid``.
-        """
+        """Build for feature maps of ``strides``, finest first; see ``CellGrid`` for the rest."""
         super().__init__()
         self.grids = [CellGrid(resolution, 1.0 / s, sampling_ratio, aligned) for s in strides]
         self.min_level, self.max_level = (int(math.log2(s)) for s in (strides[0], strides[-1]))
@@ -101,13 +94,9 @@ class CellGrid:
 
 
 def roi_align(feature: Tensor, rois: Tensor, grid: CellGrid, *, step: int = 1) -> Tensor:
-    """Return the pooled regions (M, C, Q, Q), of the feature's type.
+    """Return the regions (M, C, Q, Q) that rois (M, 5) pool from a feature (N, C, H, W).
 
-    Args:
-        feature: (N, C, H, W); gradients flow to it.
-        rois: (M, 5) float.
-        grid: The cells.
-        step: Keep every ``step``-th cell along both sides, from the first: Q = ceil(P / step).
+    Every ``step``-th cell along both sides is kept, from the first: Q = ceil(P / step).
     """
     if feature.device.type == "cpu":
         return _SeparableRoIAlign.apply(feature, rois, grid, step)

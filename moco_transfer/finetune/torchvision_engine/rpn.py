@@ -1,12 +1,11 @@
-"""Region proposal network: objectness and box deltas for every anchor, their losses, and the best
-boxes as proposals.
+"""Region proposal network: objectness and deltas for every anchor, losses, and proposals.
 
 Shapes in this module:
     N: images    L: feature levels    A: anchors per position    T: anchors of all levels
     Al: anchors of level l, Hl * Wl * A    R: proposals of one image
-Conventions:
-    Boxes are XYXY in px of the resized image, float32. Losses, decoding and NMS are float32, also
-    under autocast.
+Boxes are XYXY in px of the resized image. Losses, decoding and NMS are float32, also under
+autocast.
+
 Source:
     Ren et al. 2015, arXiv:1506.01497, Sec. 3.1. Behaviour checked against
     facebookresearch/detectron2@02b5c4e modeling/proposal_generator/rpn.py and proposal_utils.py.
@@ -24,10 +23,9 @@ from fvcore.nn import smooth_l1_loss
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
-from .batch import GroundTruth
 from .boxes import AnchorGenerator, decode_boxes, encode_boxes, is_larger_than, pairwise_iou
 from .layers import ConvNorm, init_normal
-from .sampling import match, sample
+from .sampling import GroundTruth, match, sample
 
 
 @dataclass(frozen=True)
@@ -39,30 +37,24 @@ class Proposals:
 
 
 @dataclass(frozen=True)
-class ProposalLimits:
-    """How many boxes become proposals."""
-
-    pre_nms: int  # best anchors per level and image that enter NMS
-    post_nms: int  # best boxes per image, over all levels, that leave it
-
-
-@dataclass(frozen=True)
 class RPNSettings:
-    """Settings of the proposal network."""
+    """Settings of the proposal network, named as Detectron2's keys of MODEL.RPN."""
 
-    train_limits: ProposalLimits
-    test_limits: ProposalLimits
-    nms_threshold: float  # IoU above which the worse of two boxes of a level is removed
-    min_box_size: float  # proposals with a side of at most this many px are removed
+    pre_nms_topk_train: int  # best anchors per level and image that enter NMS
+    pre_nms_topk_test: int
+    post_nms_topk_train: int  # best boxes per image, over all levels, that leave it
+    post_nms_topk_test: int
+    nms_thresh: float  # IoU above which the worse of two boxes of a level is removed
+    min_size: float  # proposals with a side of at most this many px are removed
     iou_thresholds: Sequence[float]  # see sampling.match
     iou_labels: Sequence[int]
-    anchors_per_image: int  # that the losses are taken on
+    batch_size_per_image: int  # anchors of an image that the losses are taken on
     positive_fraction: float  # largest share of object anchors among them
-    boundary_threshold: float  # px; anchors further out of the image are ignored; < 0 keeps all
-    delta_weights: Sequence[float]  # see boxes.encode_boxes
+    boundary_thresh: float  # px; anchors further out of the image are ignored; < 0 keeps all
+    bbox_reg_weights: Sequence[float]  # see boxes.encode_boxes
     smooth_l1_beta: float
-    cls_loss_weight: float  # of loss_rpn_cls
-    loc_loss_weight: float  # of loss_rpn_loc
+    loss_weight: float  # of both losses
+    bbox_reg_loss_weight: float  # of loss_rpn_loc, on top
 
 
 class RPNHead(nn.Module):
@@ -152,7 +144,7 @@ class RPN(nn.Module):
         self, anchors: Tensor, image_size: tuple[int, int], truth: GroundTruth
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return indices: the drawn object anchors, the object of each, the drawn background."""
-        settings, margin = self.settings, self.settings.boundary_threshold
+        settings, margin = self.settings, self.settings.boundary_thresh
         index, label = match(
             pairwise_iou(truth.boxes, anchors),
             thresholds=settings.iou_thresholds,
@@ -166,7 +158,7 @@ class RPN(nn.Module):
             label[~(starts_inside & (anchors[:, 2:] < limit).all(dim=1))] = -1
         objects, background = sample(
             label,
-            num_samples=settings.anchors_per_image,
+            num_samples=settings.batch_size_per_image,
             positive_fraction=settings.positive_fraction,
             background=0,
         )
@@ -190,7 +182,7 @@ class RPN(nn.Module):
             positives.append(objects + image * num_anchors)
             object_boxes = truth_i.boxes[object_index]
             wanted.append(
-                encode_boxes(anchors[objects], object_boxes, weights=settings.delta_weights)
+                encode_boxes(anchors[objects], object_boxes, weights=settings.bbox_reg_weights)
             )
         # One look-up for the whole batch: its backward fills one zero tensor of all anchors, not
         # one for each image.
@@ -204,10 +196,11 @@ class RPN(nn.Module):
         )
         # Both sums are divided by the number of anchors asked for, so that each anchor counts
         # equally in every batch.
-        normalizer = settings.anchors_per_image * len(truth)
+        normalizer = settings.batch_size_per_image * len(truth)
+        loc_weight = settings.loss_weight * settings.bbox_reg_loss_weight
         return {
-            "loss_rpn_cls": cls_sum * (settings.cls_loss_weight / normalizer),
-            "loss_rpn_loc": loc_sum * (settings.loc_loss_weight / normalizer),
+            "loss_rpn_cls": cls_sum * (settings.loss_weight / normalizer),
+            "loss_rpn_loc": loc_sum * (loc_weight / normalizer),
         }
 
     @torch.no_grad()
@@ -219,21 +212,23 @@ class RPN(nn.Module):
         image_sizes: Sequence[tuple[int, int]],
     ) -> list[Proposals]:
         settings = self.settings
-        limits = settings.train_limits if self.training else settings.test_limits
+        pre_nms, post_nms = settings.pre_nms_topk_test, settings.post_nms_topk_test
+        if self.training:
+            pre_nms, post_nms = settings.pre_nms_topk_train, settings.post_nms_topk_train
         boxes, scores, level_ids = [], [], []
         for level, (anchors_l, logits_l, deltas_l) in enumerate(
             zip(anchors, logits, deltas, strict=True)
         ):
-            best, index = logits_l.topk(min(limits.pre_nms, logits_l.shape[1]), dim=1)
+            best, index = logits_l.topk(min(pre_nms, logits_l.shape[1]), dim=1)
             best_deltas = deltas_l.gather(1, index[..., None].expand(-1, -1, 4))
             boxes.append(
-                decode_boxes(best_deltas, anchors_l[index], weights=settings.delta_weights)
+                decode_boxes(best_deltas, anchors_l[index], weights=settings.bbox_reg_weights)
             )
             scores.append(best)
             level_ids.append(torch.full((best.shape[1],), level, device=best.device))
         per_image = zip(torch.cat(boxes, dim=1), torch.cat(scores, dim=1), image_sizes, strict=True)
         levels = torch.cat(level_ids)
-        return [self._suppress(*image, levels, limits.post_nms) for image in per_image]
+        return [self._suppress(*image, levels, post_nms) for image in per_image]
 
     def _suppress(
         self,
@@ -250,7 +245,7 @@ class RPN(nn.Module):
                 "The RPN predicts boxes or scores that are not finite: training has diverged."
             )
         boxes = clip_boxes_to_image(boxes, image_size)
-        keep = finite & is_larger_than(boxes, self.settings.min_box_size)
+        keep = finite & is_larger_than(boxes, self.settings.min_size)
         boxes, scores, levels = boxes[keep], scores[keep], levels[keep]
-        best = batched_nms(boxes, scores, levels, self.settings.nms_threshold)[:post_nms]
+        best = batched_nms(boxes, scores, levels, self.settings.nms_thresh)[:post_nms]
         return Proposals(boxes[best], scores[best])

@@ -1,10 +1,10 @@
-"""Which anchor or proposal stands for which object, and which of them are trained on.
+"""Ground truth, which anchor or proposal stands for which object, and which are trained on.
 
 Shapes in this module:
     G: ground-truth objects of one image    R: anchors or proposals of the same image
     S: regions drawn among them    K: foreground classes
-Conventions:
-    Labels are 1 (object), 0 (background), -1 (ignored). Draws come from torch's global generator.
+Labels are 1 (object), 0 (background), -1 (ignored). Draws come from torch's global generator.
+
 Source:
     Ren et al. 2015, arXiv:1506.01497, Sec. 3.1.2; Girshick 2015, arXiv:1504.08083, Sec. 2.3.
     Behaviour and order of the draws checked against facebookresearch/detectron2@02b5c4e
@@ -13,14 +13,33 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .batch import GroundTruth
 from .boxes import pairwise_iou
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """The objects of one image."""
+
+    boxes: Tensor  # (G, 4) float32, XYXY in px of the resized image
+    classes: Tensor  # (G,) int64, contiguous ids from 0
+    polygons: list[list[Any]] | None  # of each object [x0, y0, x1, y1, ...]; None without masks
+
+    @classmethod
+    def read(
+        cls, record: Mapping[str, Any], *, device: torch.device, with_masks: bool
+    ) -> GroundTruth:
+        """Return the objects of a training record, from its "gt_*" entries."""
+        boxes = torch.as_tensor(record["gt_boxes"], dtype=torch.float32, device=device)
+        classes = torch.as_tensor(record["gt_classes"], dtype=torch.int64, device=device)
+        polygons = list(record["gt_masks"]) if with_masks else None
+        return cls(boxes.reshape(-1, 4), classes, polygons)
 
 
 def match(
@@ -36,8 +55,7 @@ def match(
             region for that object does.
 
     Returns:
-        index: (R,) int64, the object in [0, G); 0 without objects.
-        label: (R,) int64.
+        The object (R,) in [0, G), 0 without objects; the label (R,). Both int64.
     """
     num_objects, num_regions = iou.shape
     if num_objects == 0:
@@ -55,16 +73,13 @@ def match(
 def sample(
     labels: Tensor, *, num_samples: int, positive_fraction: float, background: int
 ) -> tuple[Tensor, Tensor]:
-    """Draw positives and negatives at random.
+    """Draw positives and negatives at random; return the indices of both, in random order.
 
     Args:
         labels: (R,) int64: ``background``, -1 for ignored, anything else is a positive.
         num_samples: Total; negatives fill up where positives are short.
         positive_fraction: Largest share of positives, in [0, 1].
         background: The label of a negative.
-
-    Returns:
-        Indices of the drawn positives and of the drawn negatives, each in random order.
     """
     is_background = labels == background
     positives = torch.nonzero(~is_background & (labels != -1)).squeeze(1)
@@ -93,19 +108,22 @@ class SampledRegions:
 
 @dataclass(frozen=True)
 class RegionSampler:
-    """Matches the proposals of an image to its objects and draws those to train on."""
+    """Matches the proposals of an image to its objects and draws those to train on.
+
+    Fields are named as Detectron2's keys of MODEL.ROI_HEADS.
+    """
 
     num_classes: int  # K
-    regions_per_image: int  # S at most
+    batch_size_per_image: int  # S at most
     positive_fraction: float  # largest share of objects among the drawn
     iou_thresholds: Sequence[float]  # see match
     iou_labels: Sequence[int]
-    append_truth: bool  # objects' boxes join the proposals, which may be poor early in training
+    proposal_append_gt: bool  # objects' boxes join the proposals, which may be poor at first
 
     @torch.no_grad()
     def draw(self, proposals: Tensor, truth: GroundTruth) -> SampledRegions:
         """Return regions to train on, for the proposals (R, 4) of one image."""
-        if self.append_truth:
+        if self.proposal_append_gt:
             proposals = torch.cat([proposals, truth.boxes])
         index, label = match(
             pairwise_iou(truth.boxes, proposals),
@@ -119,7 +137,7 @@ class RegionSampler:
             classes = torch.where(label == 1, truth.classes[index], not_object)
         objects, background = sample(
             classes,
-            num_samples=self.regions_per_image,
+            num_samples=self.batch_size_per_image,
             positive_fraction=self.positive_fraction,
             background=self.num_classes,
         )

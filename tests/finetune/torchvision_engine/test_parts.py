@@ -19,7 +19,6 @@ import torchvision
 from detector_cases import draw_images, draw_weights, make_config
 
 from moco_transfer.finetune.torchvision_engine.backbones import ResNet, ResNetShape
-from moco_transfer.finetune.torchvision_engine.batch import pad_images
 from moco_transfer.finetune.torchvision_engine.box_head import BoxPredictor, BoxSettings, Detections
 from moco_transfer.finetune.torchvision_engine.boxes import (
     AnchorGenerator,
@@ -31,7 +30,7 @@ from moco_transfer.finetune.torchvision_engine.boxes import (
 )
 from moco_transfer.finetune.torchvision_engine.build import build_model
 from moco_transfer.finetune.torchvision_engine.mask_head import MaskHead, paste_masks, rasterize
-from moco_transfer.finetune.torchvision_engine.rcnn import to_original_size
+from moco_transfer.finetune.torchvision_engine.rcnn import pad_images, to_original_size
 from moco_transfer.finetune.torchvision_engine.roi_pool import RoIPooler, assign_levels
 from moco_transfer.finetune.torchvision_engine.sampling import match, sample
 
@@ -148,7 +147,7 @@ def test_trunk__equals_torchvisions_resnet():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
-    ours = ResNet(ResNetShape(18, "BN", res2_channels=64), out_features=["res5"]).eval()
+    ours = ResNet(ResNetShape(18, "BN", res2_out_channels=64), out_features=["res5"]).eval()
     state = {}
     for key, value in reference.state_dict().items():
         if key.startswith("fc."):
@@ -191,7 +190,7 @@ def test_rasterize__square_by_hand():
 @pytest.mark.parametrize("class_agnostic", [True, False])
 def test_mask_head__gives_the_own_classs_map_of_all(class_agnostic):
     torch.manual_seed(0)
-    head = MaskHead(6, 4, num_convs=1, channels=8, class_agnostic=class_agnostic).double()
+    head = MaskHead(6, 4, num_conv=1, conv_dim=8, cls_agnostic_mask=class_agnostic).double()
     x, classes = torch.randn(5, 6, 3, 3, dtype=torch.float64), torch.tensor([3, 0, 0, 2, 1])
     with torch.no_grad():
         head.predictor.bias.normal_()
@@ -238,7 +237,7 @@ def test_output__scaled_clipped_and_without_empty_boxes():
 
 
 def test_detections__suppressed_within_a_class_only_and_the_best_kept():
-    predictor = BoxPredictor(4, BoxSettings(num_classes=2, max_detections=3))
+    predictor = BoxPredictor(4, BoxSettings(num_classes=2, detections_per_image=3))
     proposals = torch.tensor(
         [[0.0, 0.0, 10.0, 10.0], [1.0, 0.0, 11.0, 10.0], [50.0, 50.0, 60.0, 60.0]]
     )

@@ -98,7 +98,12 @@ def test_no_regions__empty_and_differentiable():
 def test_bottleneck__convolutions_and_pooling_change_places(stride_in_1x1):
     """Outputs, all gradients and the running statistics of the two orders agree."""
     shape = ResNetShape(
-        50, "BN", stride_in_1x1=stride_in_1x1, width_per_group=2, stem_channels=4, res2_channels=8
+        50,
+        "BN",
+        stride_in_1x1=stride_in_1x1,
+        width_per_group=2,
+        stem_out_channels=4,
+        res2_out_channels=8,
     )
     results = []
     for pools_first in (True, False):

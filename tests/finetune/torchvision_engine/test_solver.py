@@ -15,13 +15,13 @@ import torch
 from detector_cases import SCHEDULES, make_config, make_solver_config
 from torch import nn
 
+from moco_transfer.config import load_detection_config
 from moco_transfer.finetune.torchvision_engine.build import (
     build_learning_rate,
     build_model,
     build_optimizer,
 )
 from moco_transfer.finetune.torchvision_engine.solver import (
-    LearningRate,
     clip_gradients,
     make_sgd,
     parameter_groups,
@@ -55,7 +55,7 @@ def test_learning_rate__equals_detectron2_live(name):
 
 def test_learning_rate__published_voc_schedule_by_hand():
     # pascal_voc_R_50_C4_24k: lr .02, 100 iterations of warm-up from 1/1000, steps at 18k and 22k.
-    lr_at = LearningRate(base_lr=0.02, max_iter=24000, steps=(18000, 22000), warmup_iters=100)
+    lr_at = build_learning_rate(load_detection_config("pascal_voc_R_50_C4_24k"))
     assert lr_at(0) == pytest.approx(0.02 * 0.001)
     assert lr_at(50) == pytest.approx(0.02 * (0.5 + 0.5 * 0.001))
     assert [lr_at(i) for i in (100, 17999)] == pytest.approx([0.02, 0.02])
@@ -66,14 +66,15 @@ def test_learning_rate__published_voc_schedule_by_hand():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"steps": (30, 20)}, "ascending"),
-        ({"schedule": "WarmupCosineLR", "end_lr": 1.0}, "SOLVER.BASE_LR_END is 1.0"),
-        ({"max_iter": 0}, "SOLVER.MAX_ITER is 0"),
+        ({"STEPS": (30, 20)}, "SOLVER.STEPS is .30, 20."),
+        ({"STEPS": (0, 20)}, "SOLVER.STEPS is .0, 20."),
+        ({"LR_SCHEDULER_NAME": "WarmupCosineLR", "BASE_LR_END": 1.0}, "SOLVER.BASE_LR_END is 1.0"),
+        ({"MAX_ITER": 0}, "SOLVER.MAX_ITER is 0"),
     ],
 )
 def test_learning_rate__refuses(settings, words):
     with pytest.raises(InputError, match=words):
-        LearningRate(**({"base_lr": 0.02, "max_iter": 40} | settings))
+        build_learning_rate(make_solver_config("multistep", **settings))
 
 
 def by_name(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, tuple[float, float]]:
@@ -117,10 +118,12 @@ def test_groups__norms_without_decay_shared_parameters_once():
             "frozen": nn.Linear(2, 2).requires_grad_(False),
         }
     )
-    groups = parameter_groups(model, weight_decay=0.1, weight_decay_norm=0.0, bias_lr_factor=2.0)
+    groups = parameter_groups(
+        model, weight_decay=0.1, weight_decay_norm=0.0, weight_decay_bias=None, bias_lr_factor=2.0
+    )
     found = {(g["weight_decay"], g["lr_factor"]): len(g["params"]) for g in groups}
     assert found == {(0.1, 1.0): 1, (0.1, 2.0): 1, (0.0, 1.0): 1, (0.0, 2.0): 1}
-    optimizer = make_sgd(groups, lr=0.5)
+    optimizer = make_sgd(groups, lr=0.5, momentum=0.9, nesterov=False)
     set_lr(optimizer, 0.25)
     assert sorted(g["lr"] for g in optimizer.param_groups) == [0.25, 0.25, 0.5, 0.5]
 
@@ -128,10 +131,12 @@ def test_groups__norms_without_decay_shared_parameters_once():
 def test_clip__each_parameter_for_itself():
     a, b = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
     a.grad, b.grad = torch.tensor([3.0, 4.0]), torch.tensor([0.3, 0.4])
-    clip_gradients([a, b, nn.Parameter(torch.zeros(1))], clip_type="norm", clip_value=1.0)
+    clip_gradients(
+        [a, b, nn.Parameter(torch.zeros(1))], clip_type="norm", clip_value=1.0, norm_type=2.0
+    )
     torch.testing.assert_close(a.grad, torch.tensor([0.6, 0.8]))  # norm 5 -> 1
     torch.testing.assert_close(b.grad, torch.tensor([0.3, 0.4]))  # norm .5 stays
-    clip_gradients([a, b], clip_type="value", clip_value=0.35)
+    clip_gradients([a, b], clip_type="value", clip_value=0.35, norm_type=2.0)
     torch.testing.assert_close(a.grad, torch.tensor([0.35, 0.35]))
     torch.testing.assert_close(b.grad, torch.tensor([0.3, 0.35]))
 
