@@ -56,6 +56,7 @@ setup(
         f"{CONFIGS}.pretrain": ["*.yaml"],
         f"{CONFIGS}.detection": ["*.yaml"],
         "moco_transfer.config": ["*.yaml"],
+        "moco_transfer.convert": ["*.yaml"],
         "moco_transfer.report": ["*.yaml"],
         "moco_transfer.report.html": ["templates/*"],
     },

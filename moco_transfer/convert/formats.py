@@ -35,8 +35,8 @@ _FINGERPRINT = {
         "caffe2": r"res[2-5]_\d+_branch(?:1|2[abc])\w*",
     }.items()
 }
-_CONTAINER = re.compile(rf"^(?:(?:{CONTAINERS})\.)+")
-_AVERAGE = re.compile(rf"(?:{AVERAGES})\.")
+_CONTAINER = re.compile(rf"^(?:(?:{'|'.join(CONTAINERS)})\.)+")
+_AVERAGE = re.compile(rf"(?:{'|'.join(AVERAGES)})\.")
 _SUFFIXED = re.compile(r"^(\w+)_state_dict\.")
 _WRAPPER = re.compile(r"(^|(?<=\.))(?:module|_orig_mod)\.")
 # Detectron2's C4 detectors keep res5 in the head; res5.norm is Res5ROIHeadsExtraNorm's.
@@ -177,7 +177,7 @@ def _readings(
 
 def _readings_as(layout: Layout, places: list[tuple[str, str]]) -> list[_Reading]:
     """Return the places that one layout explains, its preferred prefix first."""
-    prefixes = layout.query + layout.key
+    prefixes = layout.prefixes
     found = []
     for naming, prefix in places:
         bare, is_average = _normal(prefix)
@@ -214,7 +214,7 @@ def _choose(readings: list[_Reading], content: Content, encoder: str) -> _Readin
 
 def _no_reading(content: Content, places: list[str], source_format: str | None) -> InputError:
     layouts = [layout for layout in LAYOUTS if source_format in (None, layout.format)]
-    known = sorted({repr(prefix) for layout in layouts for prefix in layout.query + layout.key})
+    known = sorted({repr(prefix) for layout in layouts for prefix in layout.prefixes})
     if source_format is not None:
         what = f"is not in the layout {source_format!r}: no ResNet under {' or '.join(known)}"
     elif not places:
