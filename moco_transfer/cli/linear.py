@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     found = encoder_options.open_encoder(args)
     device = start_processes(args.device)
     try:
-        output = open_run_folder(args.output, resume=args.resume, config_text=None)
+        output = open_run_folder(args.output, resume=args.resume)
         set_up_logging(output)
         protocol = LinearProtocol(
             lr=args.lr, batch_size_total=args.batch_size, epochs=args.epochs, seed=args.seed

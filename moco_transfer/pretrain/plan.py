@@ -229,7 +229,7 @@ def plan_pretrain(
     knn = faults.check(lambda: _knn(cfg, stream))
     if source is not None:
         faults.check(lambda: _check_mechanism(cfg, source, stream))
-    faults.check(lambda: open_run_folder(cfg.OUTPUT_DIR, resume=resume, config_text=None))
+    faults.check(lambda: open_run_folder(cfg.OUTPUT_DIR, resume=resume))
     last = faults.check(lambda: read_last(CheckpointFolder(cfg.OUTPUT_DIR))) if resume else None
     faults.raise_all()
     assert precision is not None and source is not None and batches is not None
