@@ -48,7 +48,7 @@ from moco_transfer.data.images.folder import ImageFolder, find_images  # noqa: E
 from moco_transfer.data.views.loading import to_device  # noqa: E402
 from moco_transfer.pretrain.plan import plan_pretrain  # noqa: E402
 from moco_transfer.pretrain.run import build_loader, build_run, step  # noqa: E402
-from moco_transfer.runtime.memory import keep_freed_memory  # noqa: E402
+from moco_transfer.runtime.device import keep_freed_memory  # noqa: E402
 
 _UNCOUNTED = 2  # iterations at the start of a turn
 # iterations of a turn in which the published way's numbers of workers are compared, three turns

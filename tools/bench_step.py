@@ -39,7 +39,7 @@ from bench_published import OwnProcess, PublishedStep  # noqa: E402
 from moco_transfer.config import load_pretrain_config  # noqa: E402
 from moco_transfer.pretrain.plan import plan_pretrain  # noqa: E402
 from moco_transfer.pretrain.run import build_run, step  # noqa: E402
-from moco_transfer.runtime.memory import keep_freed_memory  # noqa: E402
+from moco_transfer.runtime.device import keep_freed_memory  # noqa: E402
 
 
 class NoImages:

@@ -103,7 +103,7 @@ def _converted(content: Any, args: argparse.Namespace) -> TrainedEncoder:
 def compute_of(args: argparse.Namespace, device: Any) -> Compute:
     """Return where and how to compute."""
     from ..pretrain.features import Compute
-    from ..runtime.precision import choose_precision
+    from ..runtime.device import choose_precision
 
     return Compute(device, choose_precision(args.precision, device).dtype)
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 
 from ..models import add_mlp_head
+from ..runtime.device import sent
 from ..runtime.distributed import get_rank, get_world_size
-from ..runtime.transfer import sent
 from .info_nce import info_nce, unit
 from .shuffle import draw_permutation, shuffle_rows
 from .watch import describe_contrast

@@ -24,9 +24,9 @@ from ..data.views.shard_order import ShardBatches
 from ..data.views.view_batch import ViewMaker
 from ..models import build_encoder
 from ..runtime.checkpoint import CheckpointFolder
+from ..runtime.device import Precision, choose_precision
 from ..runtime.distributed import get_world_size, start_processes
 from ..runtime.errors import Faults, InputError
-from ..runtime.precision import Precision, choose_precision
 from ..runtime.run_folder import open_run_folder
 from .encoder_file import StartWeights, read_start_weights
 from .end_to_end import EndToEnd

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from ..data.views.loading import Loader, to_device
 from ..data.views.view_batch import finish
 from ..runtime.checkpoint import CheckpointFolder
+from ..runtime.device import keep_freed_memory
 from ..runtime.distributed import (
     all_gather_rows,
     average_bn_statistics,
@@ -32,7 +33,6 @@ from ..runtime.distributed import (
     is_main_process,
     max_over_processes,
 )
-from ..runtime.memory import keep_freed_memory
 from ..runtime.meter import Meter, eta
 from ..runtime.metrics import MetricsFile, read_metrics
 from ..runtime.run_folder import record_settings

@@ -24,8 +24,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..runtime.device import sent
 from ..runtime.distributed import all_gather_rows, cpu_group, get_rank, get_world_size
-from ..runtime.transfer import sent
 
 
 def draw_permutation(batch_size: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from moco_transfer.pretrain import plan
-from moco_transfer.runtime.precision import Precision, choose_precision
+from moco_transfer.runtime.device import Precision, choose_precision
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 
 PROGRAM = """
 import ctypes, resource, sys, torch
-from moco_transfer.runtime.memory import keep_freed_memory
+from moco_transfer.runtime.device import keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
 libc = ctypes.CDLL(None)

@@ -6,8 +6,8 @@ Went red under: bf16 on a CPU without it; fp16 on a GPU that has bf16; an emulat
 import pytest
 import torch
 
+from moco_transfer.runtime.device import choose_precision
 from moco_transfer.runtime.errors import InputError
-from moco_transfer.runtime.precision import choose_precision
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
