@@ -10,25 +10,18 @@ chromium, chromium-driver) and selenium (pip install -e '.[browser]').
 from __future__ import annotations
 
 import argparse
+import itertools
 import shutil
 import sys
 from pathlib import Path
 
-WIDTHS = (375, 1440)
-SCHEMES = ("light", "dark")
-
 
 def open_browser():
     """Return a headless Chromium; ends the program with one sentence where there is none."""
-    browser, driver = (
-        shutil.which("chromium") or shutil.which("google-chrome"),
-        shutil.which("chromedriver"),
-    )
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
     if browser is None or driver is None:
-        sys.exit(
-            "Chromium or chromedriver is not installed (Debian: apt-get install chromium"
-            " chromium-driver)."
-        )
+        sys.exit("Chromium or chromedriver is missing (Debian: chromium, chromium-driver).")
     try:
         from selenium import webdriver
         from selenium.webdriver.chrome.service import Service
@@ -41,59 +34,38 @@ def open_browser():
     return webdriver.Chrome(options=options, service=Service(driver))
 
 
-def take(browser, page: Path, stem: str, *, max_height: int, width: int, scheme: str) -> Path:
-    """Write one image of the page from its top on, and return its file."""
-    file = Path(f"{stem}_{width}_{scheme}.png")
+def take(browser, page: Path, file: Path, *, max_height: int, width: int, scheme: str) -> None:
+    """Write one image of the page from its top."""
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    scheme_feature = {"name": "prefers-color-scheme", "value": scheme}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    browser.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia",
-        {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
-    )
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme_feature]})
     browser.get(page.resolve().as_uri())
     height = browser.execute_script("return document.documentElement.scrollHeight")
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", size | {"height": min(height, max_height)}
-    )
+    size["height"] = min(height, max_height)
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     file.parent.mkdir(parents=True, exist_ok=True)
     browser.save_screenshot(str(file))
-    return file
 
 
 def main() -> int:
     """Take four images; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     parser.add_argument("page", type=Path, help="the HTML file")
     parser.add_argument("stem", help="start of the images' names")
-    parser.add_argument(
-        "--max-height",
-        type=int,
-        default=4000,
-        metavar="PX",
-        help="cut a longer page off there (default 4000)",
-    )
+    more = "cut a longer page off there (default %(default)s)"
+    parser.add_argument("--max-height", type=int, default=4000, metavar="PX", help=more)
     args = parser.parse_args()
     if not args.page.is_file():
-        sys.exit(
-            f"{args.page} does not exist; make it with `moco-transfer report RUNS --format html"
-            f" --output {args.page}`."
-        )
+        sys.exit(f"{args.page} does not exist; `moco-transfer report --format html` makes it.")
     browser = open_browser()
     try:
-        for width in WIDTHS:
-            for scheme in SCHEMES:
-                print(
-                    take(
-                        browser,
-                        args.page,
-                        args.stem,
-                        max_height=args.max_height,
-                        width=width,
-                        scheme=scheme,
-                    )
-                )
+        for width, scheme in itertools.product((375, 1440), ("light", "dark")):
+            file = Path(f"{args.stem}_{width}_{scheme}.png")
+            how = {"max_height": args.max_height, "width": width, "scheme": scheme}
+            take(browser, args.page, file, **how)
+            print(file)
     finally:
         browser.quit()
     return 0

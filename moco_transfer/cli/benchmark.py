@@ -21,7 +21,7 @@ from ..runtime.errors import InputError
 if TYPE_CHECKING:
     from ..benchmark.launch import LaunchSettings
     from ..benchmark.matrix import Cell, Matrix
-    from ..benchmark.plan import BenchmarkPlan
+    from ..benchmark.plan import BenchmarkPlan, PlannedCell
     from ..benchmark.run import Failure, Stopped
 
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")  # of a config: SEED, SOLVER.MAX_ITER
@@ -134,12 +134,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_plan(plan: BenchmarkPlan, command: Any) -> None:
-    """Print the plan of the first run of each task, and the command of every run that is left."""
+    """Print the plan of one run of each task, the weights of its other rows, and every command."""
     from ..benchmark.state import COMPLETE
 
-    shown = {planned.cell.task_name: planned for planned in reversed(plan.cells)}
-    for planned in reversed(shown.values()):
-        print("\n".join(["", f"{planned.cell.folder}", *(f"  {line}" for line in planned.lines)]))
+    rows: dict[str, dict[str, PlannedCell]] = {}
+    for planned in plan.cells:
+        rows.setdefault(planned.cell.task_name, {}).setdefault(planned.cell.init.name, planned)
+    for first, *others in (list(task.values()) for task in rows.values()):
+        print("\n".join(["", str(first.cell.folder), *(f"  {line}" for line in first.lines)]))
+        for other in others:
+            lines = [line for line in other.lines if line.startswith(("weights:", "stamp:"))]
+            print("\n".join([f"  row {other.cell.init.name}", *(f"    {line}" for line in lines)]))
     left = (planned.cell for planned in plan.cells if planned.state.name != COMPLETE)
     print("\n".join(["", *(shlex.join(command(cell)) for cell in left)]))
 

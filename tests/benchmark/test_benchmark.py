@@ -65,7 +65,8 @@ def test_benchmark__dry_run_prints_plan_and_commands_and_writes_nothing(
     assert len(commands) == 2
     assert all("torch.distributed.run --standalone --nproc_per_node 2" in c for c in commands)
     assert out.count("scenes_train: 6 images") == 1  # the plan of one run of the task
-    assert f"{output / 'demo_R_18_FPN/random/seed0'}" in out
+    assert str(output / "demo_R_18_FPN/random/seed0") in out
+    assert "random initialisation" in out and "supervised.pkl (supervised): " in out
 
 
 def test_benchmark__stopped_by_a_signal(matrix_words, benchmark, tmp_path, monkeypatch, capsys):
