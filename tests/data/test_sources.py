@@ -104,7 +104,7 @@ def test_list_file__image_named_twice_counts_twice_and_is_said(tmp_path, caplog)
     save(tmp_path / "a.jpg")
     (tmp_path / "list.txt").write_text("a.jpg\na.jpg\n")
     assert len(read_list_file(tmp_path / "list.txt")) == 2
-    assert "1 lines name an image that an earlier line names" in caplog.text
+    assert "1 lines repeat" in caplog.text
 
 
 def test_open_source__root_of_a_data_set_gives_its_training_images_alone(tmp_path):

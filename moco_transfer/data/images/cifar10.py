@@ -35,10 +35,10 @@ CIFAR10_CLASSES = (
     *("dog", "frog", "horse", "ship", "truck"),
 )
 
-_BATCHES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
+_BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
 _SUBFOLDERS = ("cifar-10-batches-bin", "cifar-10-batches-py", "")
 _PIXELS = 3 * 32 * 32
-_PEEK = 30  # members of an archive that are looked at to tell what it holds
+_DAMAGED = (OSError, tarfile.TarError, EOFError, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,11 @@ def looks_like_cifar10(root: str | os.PathLike[str]) -> bool:
         return classes or any(file.is_file() for file in first)
     try:
         with tarfile.open(root) as archive:
-            names = [member.name for _, member in zip(range(_PEEK), archive, strict=False)]
-    except (OSError, tarfile.TarError, EOFError, zlib.error):
+            names = [member.name for _, member in zip(range(30), archive, strict=False)]
+    except _DAMAGED:
         return False
-    return any(
-        _batch_name(name) in _BATCHES["train"]
-        or _class_of(name, "train")
-        or _class_of(name, "test")
-        for name in names
+    return any(_batch_name(name) in _BATCHES["train"] for name in names) or any(
+        _class_of(name, split) for name in names for split in _BATCHES
     )
 
 
@@ -111,27 +108,24 @@ def read_cifar10(root: str | os.PathLike[str], *, split: str = "train") -> Image
         MissingFileError: If the folder or a batch does not exist.
         InputError: If none of the forms is there, or a file is damaged.
     """
-    root = Path(root)
+    root, batches = Path(root), _BATCHES[split]
     if not root.exists():
-        raise MissingFileError(
-            f"{root} does not exist (DATA.ROOT). Give CIFAR-10's folder or archive."
-        )
+        raise MissingFileError(f"{root} does not exist. Give CIFAR-10's folder or archive.")
     if not root.is_dir():
         return _from_archive(root, split)
     if (root / split).is_dir():
         return find_images(root / split, layout="folders")
-    for sub in _SUBFOLDERS:
+    for folder in (root / sub for sub in _SUBFOLDERS):
         for end in (".bin", ""):
-            files = [root / sub / f"{name}{end}" for name in _BATCHES[split]]
-            if not files[0].is_file():
-                continue
-            missing = [str(file) for file in files if not file.is_file()]
-            if missing:
-                raise MissingFileError(f"{missing[0]} does not exist. Unpack CIFAR-10 again.")
-            return _from_batches(str(root / sub), [(f.name, f.read_bytes()) for f in files])
+            files = [folder / f"{name}{end}" for name in batches]
+            missing = [file.name for file in files if not file.is_file()]
+            if not missing:
+                return _from_batches(str(folder), [(f.name, f.read_bytes()) for f in files])
+            if len(missing) < len(files):
+                raise MissingFileError(f"{folder} lacks {', '.join(missing)}. Unpack it again.")
     raise InputError(
         f"{root} does not hold CIFAR-10's {split} images: expected {split}/<class>/,"
-        f" {_BATCHES[split][0]}.bin (binary version) or {_BATCHES[split][0]} (python version)."
+        f" {batches[0]}.bin (binary version) or {batches[0]} (python version)."
     )
 
 
@@ -146,39 +140,33 @@ def _class_of(member: str, split: str) -> str | None:
 
 
 def _from_archive(file: Path, split: str) -> HeldImages:
-    images: dict[str, bytes] = {}
-    batches: dict[str, bytes] = {}
+    found: dict[str, bytes] = {}
     try:
         with tarfile.open(file) as archive:
             for member in archive:
-                opened = archive.extractfile(member) if member.isreg() else None
-                if opened is not None and _batch_name(member.name) in _BATCHES[split]:
-                    batches[os.path.basename(member.name)] = opened.read()
-                elif opened is not None and _class_of(member.name, split):
-                    images[member.name] = opened.read()
-    except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
+                wanted = _batch_name(member.name) in _BATCHES[split]
+                if member.isreg() and (wanted or _class_of(member.name, split)):
+                    opened = archive.extractfile(member)
+                    found[member.name] = opened.read() if opened is not None else b""
+    except _DAMAGED as error:
         raise InputError(
             f"Archive {file} cannot be read ({error}): it is damaged or no tar file. Download it"
             " again."
         ) from error
-    if batches:
-        if sorted(map(_batch_name, batches)) != sorted(_BATCHES[split]):
-            raise InputError(
-                f"Archive {file} holds {', '.join(sorted(batches))}, expected one each of"
-                f" {', '.join(_BATCHES[split])}. Download it again."
-            )
-        return _from_batches(str(file), sorted(batches.items()))
-    if not images:
+    batches = sorted((os.path.basename(name), data) for name, data in found.items())
+    if [_batch_name(name) for name, _ in batches] == _BATCHES[split]:
+        return _from_batches(str(file), batches)
+    images = {name: data for name, data in found.items() if _class_of(name, split)}
+    if not images or len(images) < len(found):
         raise InputError(
             f"Archive {file} does not hold CIFAR-10's {split} images: expected"
-            f" {split}/<class>/*.jpg or cifar-10-batches-bin/."
+            f" {split}/<class>/*.jpg or {', '.join(_BATCHES[split])}."
         )
     # By class and name, the order of the unpacked folder: index i is the same image in both.
     names = sorted(images, key=lambda name: name.split("/")[-2:])
     labels = np.array([CIFAR10_CLASSES.index(name.split("/")[-2]) for name in names], np.int64)
-    return HeldImages(
-        str(file), name_table(names), Table([images[name] for name in names], bytes), labels
-    )
+    table = Table([images[name] for name in names], bytes)
+    return HeldImages(str(file), name_table(names), table, labels)
 
 
 def _from_batches(root: str, batches: list[tuple[str, bytes]]) -> HeldImages:

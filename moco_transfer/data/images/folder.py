@@ -63,17 +63,14 @@ class ImageFolder:
 
 
 def find_images(root: str | os.PathLike[str], *, layout: str = "auto") -> ImageFolder:
-    """List the images below a folder.
+    """List the images below a folder, sorted by path; links are followed, names that start with a
+    dot are left out.
 
     Args:
-        root: The folder, searched recursively; links are followed, names that start with a dot are
-            left out.
+        root: The folder, searched recursively.
         layout: ``folders`` (each image lies in a class folder of the root), ``flat`` (no classes),
             or ``auto``: ``folders`` when no image lies directly in the root and there are at least
             two class folders.
-
-    Returns:
-        The images, those files with one of ``EXTENSIONS``, sorted by path.
 
     Raises:
         MissingFileError: If the folder does not exist.
@@ -105,15 +102,13 @@ def find_images(root: str | os.PathLike[str], *, layout: str = "auto") -> ImageF
 
 
 def _walk(root: Path) -> Iterator[str]:
-    # Each entry carries the folders that it lies in: a link to one of them would be followed for
-    # ever.
+    # Each folder carries those that it lies in: a link to one of them would be followed for ever.
     waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while waiting:
         relative, above = waiting.pop()
         folder = os.path.join(root, relative)
         try:
-            status = os.stat(folder)
-            entries = list(os.scandir(folder))
+            status, entries = os.stat(folder), list(os.scandir(folder))
         except OSError as error:
             raise InputError(
                 f"Cannot list {printable(folder)} ({error.strerror}). Make it readable or move it"
@@ -125,8 +120,7 @@ def _walk(root: Path) -> Iterator[str]:
             continue
         for entry in entries:
             name = os.path.join(relative, entry.name)
-            # Such as copies in .ipynb_checkpoints, and ._name.jpg, which macOS leaves.
-            if entry.name.startswith("."):
+            if entry.name.startswith("."):  # .ipynb_checkpoints, or ._name.jpg, which macOS leaves
                 continue
             if entry.is_dir():
                 waiting.append((name, above | {identity}))

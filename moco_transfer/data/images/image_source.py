@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -63,6 +63,10 @@ class Table(Sequence[Item]):
     counts are written when it is read. Forked workers share the arrays. For spawned workers they
     move to shared memory when they are first sent.
 
+    Attributes:
+        ends: int64 (n + 1,), where each item begins and ends in ``data``.
+        data: uint8 (bytes,).
+
     Args:
         items: The items' bytes, in order.
         decode: From an item's bytes to what indexing returns, such as :func:`decode_name`.
@@ -74,15 +78,6 @@ class Table(Sequence[Item]):
         self.data = np.frombuffer(b"".join(parts), np.uint8)
         self._decode = decode
         self._shared: tuple[Any, ...] | None = None
-
-    @classmethod
-    def of_arrays(
-        cls, ends: np.ndarray, data: np.ndarray, decode: Callable[[bytes], Item]
-    ) -> Table[Item]:
-        """Return a table of ``ends`` int64 (n + 1,) and ``data`` uint8 (bytes,)."""
-        table = cls((), decode)
-        table.ends, table.data = ends, data
-        return table
 
     def __getstate__(self) -> tuple[Any, ...]:
         arrays: tuple[Any, ...] = (self.ends, self.data)
@@ -102,11 +97,7 @@ class Table(Sequence[Item]):
     def __len__(self) -> int:
         return len(self.ends) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> Item: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Item]: ...
-    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         place = range(len(self))[index]

@@ -53,9 +53,7 @@ class EvaluationView:
 
 
 def protocol_resize(size: int) -> int:
-    """Return the shorter side, px, from which the linear protocol cuts a view of ``size`` px:
-    256 for 224.
-    """
+    """Return the shorter side from which the linear protocol crops ``size`` px: 256 for 224."""
     return round(size * 256 / 224)
 
 
@@ -133,10 +131,8 @@ class CentreViews(Dataset):
 
 
 class LabelledBatches:
-    """This process's share of labelled images in batches, as often as asked; small sets are
-    decoded only once.
-
-    Every ``world_size``-th image belongs to this process.
+    """This process's share (every ``world_size``-th) of labelled images in batches, as often as
+    asked; small sets are decoded only once.
 
     Args:
         images: The images.
@@ -171,27 +167,7 @@ class LabelledBatches:
         progress bar.
         """
         own = range(get_rank(), len(self.images), get_world_size())
-        # Held here for the reason that loading.Loader gives.
-        self._reading = iter(self._kept or self._loader(own))
-        keep = not self._kept and len(own) * 3 * self.view.size**2 <= _KEEP_BYTES
-        kept = []
-        for batch in tqdm(
-            self._reading,
-            desc=description,
-            unit="batch",
-            leave=False,
-            total=-(-len(own) // self.batch_size),
-            disable=None if is_main_process() else True,
-        ):
-            if keep:  # a copy: workers' tensors hold a file descriptor each
-                kept.append(tuple(part.clone() for part in batch))
-            yield tuple(batch)
-        self._reading = iter(())
-        if keep:
-            self._kept = kept
-
-    def _loader(self, own: range) -> DataLoader:
-        return DataLoader(
+        loader = DataLoader(
             CentreViews(self.images, self.view),
             batch_size=self.batch_size,
             sampler=own,
@@ -200,3 +176,14 @@ class LabelledBatches:
             # The workers' seeds must not advance the run's own random numbers.
             generator=torch.Generator(),
         )
+        # Held here for the reason that loading.Loader gives.
+        self._reading = iter(self._kept or loader)
+        keep = not self._kept and len(own) * 3 * self.view.size**2 <= _KEEP_BYTES
+        kept = []
+        shown = {"desc": description, "unit": "batch", "leave": False, "total": len(loader)}
+        for batch in tqdm(self._reading, **shown, disable=None if is_main_process() else True):
+            if keep:  # a copy: workers' tensors hold a file descriptor each
+                kept.append(tuple(part.clone() for part in batch))
+            yield tuple(batch)
+        self._reading = iter(())
+        self._kept = kept if keep else self._kept

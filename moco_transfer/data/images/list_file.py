@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,14 +30,11 @@ _MOST_CLASSES = 100_000
 
 
 def read_list_file(file: str | os.PathLike[str], root: str | os.PathLike[str] = "") -> ImageFolder:
-    """Read a list file.
+    """Read a list file; the images are in its order, class names are numbered in sorted order.
 
     Args:
         file: UTF-8 text; bytes that are no UTF-8 are kept, as file names may hold them.
         root: Folder that the paths are relative to; empty for the file's own.
-
-    Returns:
-        The images in the file's order. Class names are numbered in sorted order.
 
     Raises:
         MissingFileError: If the file, the folder or an image does not exist.
@@ -48,11 +44,23 @@ def read_list_file(file: str | os.PathLike[str], root: str | os.PathLike[str] = 
     root = Path(root) if os.fspath(root) else file.parent
     if not root.is_dir():
         raise MissingFileError(f"Data folder {root}, which {file} refers to, does not exist.")
-    entries = list(_entries(file))
-    if not entries:
+    try:
+        text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except FileNotFoundError as error:
+        raise MissingFileError(f"List file {file} does not exist.") from error
+    except OSError as error:
+        raise InputError(f"Cannot read list file {file}: {error.strerror or error}.") from error
+    rows = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1)]
+    rows = [(number, line) for number, line in rows if line and not line.startswith("#")]
+    if not rows:
         raise InputError(f"{file} lists no image. Expected one path per line.")
-    lines, names, labels = (list(column) for column in zip(*entries, strict=True))
-    for line, name, label in entries:
+    lines = [number for number, _ in rows]
+    names, labels = (
+        list(column) for column in zip(*(_split(line) for _, line in rows), strict=True)
+    )
+    for line, name, label in zip(lines, names, labels, strict=True):
+        if "\0" in name:
+            raise InputError(f"{file}, line {line}: not text. Expected one path per line.")
         if (label is None) != (labels[0] is None):
             has = "no label" if label is None else f"the label {label!r}"
             raise InputError(
@@ -63,30 +71,10 @@ def read_list_file(file: str | os.PathLike[str], root: str | os.PathLike[str] = 
     repeated = len(names) - len(set(names))
     if repeated:
         logger.warning(
-            "%s: %d lines name an image that an earlier line names; it is used as often as it is"
-            " listed",
-            file,
-            repeated,
+            "%s: %d lines repeat an earlier line's image; it counts again", file, repeated
         )
     numbers, class_names = _number(file, labels, lines)
     return ImageFolder(root, name_table(names), numbers, class_names, listed_in=file)
-
-
-def _entries(file: Path) -> Iterator[tuple[int, str, str | None]]:
-    """Yield (line number from 1, path, label or None)."""
-    try:
-        with open(file, encoding="utf-8-sig", errors="surrogateescape") as lines:
-            for number, line in enumerate(map(str.strip, lines), 1):
-                if "\0" in line:
-                    raise InputError(
-                        f"{file}, line {number}: not text. Expected one path per line."
-                    )
-                if line and not line.startswith("#"):
-                    yield number, *_split(line)
-    except FileNotFoundError as error:
-        raise MissingFileError(f"List file {file} does not exist.") from error
-    except OSError as error:
-        raise InputError(f"Cannot read list file {file}: {error.strerror or error}.") from error
 
 
 def _split(line: str) -> tuple[str, str | None]:

@@ -73,7 +73,7 @@ class LocalShards:
 
 @functools.lru_cache(maxsize=256)  # each holds a file descriptor
 def _mapped(file: str, state: tuple[int, int]) -> memoryview:
-    """Map a shard; by ``state`` too, because a map of a file that was replaced shows the old one."""
+    """Map a shard; by ``state`` too, because the map of a replaced file shows the old one."""
     with open(file, "rb") as opened:
         return memoryview(mmap.mmap(opened.fileno(), state[0], access=mmap.ACCESS_READ))
 

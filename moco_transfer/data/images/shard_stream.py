@@ -19,13 +19,12 @@ from .tar_index import BROKEN, group_samples, image_of, label_of
 
 logger = logging.getLogger(__name__)
 
-_SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+):")  # two letters at least: C: is a drive
 _ATTEMPTS = 3  # openings of a shard by URL; curl itself retries for minutes
 
 
 @dataclass(frozen=True)
 class ShardStream:
-    """Shards in a fixed order. Their images cannot be read by number.
+    """Shards in a fixed order; an ``ImageSource`` whose images cannot be read by number.
 
     Attributes:
         root: What was named, for messages.
@@ -33,7 +32,6 @@ class ShardStream:
         num_images: Number of images in all.
         counts: int64 (number of shards,), images in each; empty where only their sum is known.
         class_names: "0", "1", …; empty where not every image is known to have a label.
-        labels: Empty: labels come with the images.
     """
 
     root: str
@@ -45,36 +43,31 @@ class ShardStream:
     pixel_change: ClassVar[str] = ""
     is_raw: ClassVar[bool] = False
 
+    def __len__(self) -> int:
+        return self.num_images
+
     @property
     def is_counted(self) -> bool:
         """Whether each shard's number of images is known, and so each image's number in all."""
         return len(self.counts) > 0
 
-    def __len__(self) -> int:
-        return self.num_images
-
     def number_of(self, shard: int, position: int) -> int:
         """Return an image's number: in the whole set where the shards are counted, else one that
         no other image has.
         """
-        if self.is_counted:
-            return int(self.counts[:shard].sum()) + position
-        return (shard << 32) + position
+        first = int(self.counts[:shard].sum()) if self.is_counted else shard << 32
+        return first + position
 
     def describe(self) -> str:
         """Return in words how many images there are and where."""
         classes = f" in {len(self.class_names)} classes" if self.class_names else ""
-        return (
-            f"{self.num_images} images{classes} in {len(self.urls)} shards of {self.root}, read as"
-            f" a stream; the first is {self.urls[0]}"
-        )
+        where = f"{len(self.urls)} shards of {self.root}, read as a stream"
+        return f"{self.num_images} images{classes} in {where}; the first is {self.urls[0]}"
 
 
 def scheme_of(name: str) -> str:
-    """Return the scheme of a URL such as ``https:`` or ``pipe:``, empty for a path; ``file:``
-    counts as a path.
-    """
-    match = _SCHEME.match(name)
+    """Return the scheme of a URL (``https:``, ``pipe:``), empty for paths and ``file:``."""
+    match = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]+):", name)  # two letters at least: C: is a drive
     scheme = match[1].lower() if match else ""
     return "" if scheme == "file" else scheme
 
@@ -102,9 +95,7 @@ def read_shard(url: str) -> Iterator[tuple[str, bytes, int]]:
                     f"Shard {url} cannot be read after {done} images ({reason}). Repair it or"
                     " leave it out, then --resume."
                 ) from error
-            logger.warning(
-                "shard %s broke off after %d images (%s); opening it again", url, done, reason
-            )
+            logger.warning("shard %s broke off after %d images (%s); retrying", url, done, reason)
             time.sleep(attempt)
 
 

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 from pathlib import Path
+from typing import TypeAlias
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
@@ -27,17 +28,17 @@ logger = logging.getLogger(__name__)
 
 LAYOUTS = ("auto", "folders", "flat", "list", "cifar10", "shards")
 
-TAR_EXTENSIONS = (".tar", ".tar.gz", ".tgz")
+Indexed: TypeAlias = ImageFolder | HeldImages | LocalShards
+"""Every kind of ``IndexedSource``."""
+
+_TAR = (".tar", ".tar.gz", ".tgz")
 # Folders next to train/ that show that the root holds the splits of a data set, not its classes.
 _OTHER_SPLITS = ("val", "test", "valid", "validation")
-_WHOLE_SPLITS = tuple(
-    f"coco_{split}" for split in ("2014_train", "2014_val", "2017_train", "2017_val", "2017_test")
-)
 
 
 def open_source(
     root: str, *, layout: str = "auto", list_file: str = "", num_images: int = 0
-) -> ImageFolder | HeldImages | LocalShards | ShardStream:
+) -> Indexed | ShardStream:
     """Find the images that a run trains on. Collective for tar shards.
 
     Args:
@@ -55,20 +56,21 @@ def open_source(
         InputError: If it holds no images, is damaged, or does not fit ``layout``.
     """
     if list_file and layout not in ("auto", "list"):
-        raise InputError(
-            f"DATA.LIST_FILE is given and DATA.LAYOUT is {layout!r}. Set DATA.LAYOUT auto, or"
-            " remove the list."
-        )
+        raise InputError(f"DATA.LIST_FILE needs DATA.LAYOUT auto or list, got {layout!r}.")
     if not root and not list_file:
-        raise InputError(
-            "DATA.ROOT is not set. Give the folder with the images, e.g. DATA.ROOT"
-            " /data/imagenet/train."
-        )
-    if layout == "auto" and not list_file:
-        layout = _recognize(root)
+        raise InputError("DATA.ROOT is not set. Give the folder with the images.")
+    layout = "list" if list_file else _recognize(root) if layout == "auto" else layout
+    source: Indexed
     if layout == "shards":
         return _open_shards(root, num_images)
-    source = read_list_file(list_file, root) if list_file else _open_files(root, layout)
+    if layout == "list":
+        source = read_list_file(list_file or root, root if list_file else "")
+    elif layout == "cifar10":
+        source = read_cifar10(root)
+    elif layout == "name":
+        source = _from_name(root)
+    else:
+        source = find_images(_training_split(Path(root), layout), layout=layout)
     if num_images not in (0, len(source)):
         raise InputError(
             f"DATA.NUM_IMAGES is {num_images}, but there are {len(source)} images. It is for tar"
@@ -77,7 +79,7 @@ def open_source(
     return source
 
 
-def open_indexed(root: str, *, split: str = "train") -> ImageFolder | HeldImages | LocalShards:
+def open_indexed(root: str, *, split: str = "train") -> Indexed:
     """Find images that can be read in any order.
 
     Args:
@@ -92,105 +94,84 @@ def open_indexed(root: str, *, split: str = "train") -> ImageFolder | HeldImages
     source = open_source(root)
     if isinstance(source, ShardStream):
         raise InputError(
-            f"{root} holds tar shards that are read as a stream, expected images that can be read"
-            " in any order. Copy the shards to a local folder, uncompressed."
+            f"{root} is a stream of tar shards, expected images that can be read in any order. Copy"
+            " the shards to a local folder, uncompressed."
         )
     return source
-
-
-def _open_files(root: str, layout: str) -> ImageFolder | HeldImages:
-    if layout == "name":
-        return _from_name(root)
-    if layout == "list":
-        return read_list_file(root)
-    if layout == "cifar10":
-        return read_cifar10(root)
-    folder = _training_split(Path(root)) if layout == "splits" else None
-    if folder is not None:
-        logger.info("%s holds the splits of a data set; images are read from %s", root, folder)
-        return find_images(folder)
-    return find_images(root, layout=layout)
 
 
 def _recognize(root: str) -> str:
     """Return how ``root`` is laid out; ``find_images`` tells folders from flat, and reports what
     does not exist.
     """
-    path = Path(root)
-    if scheme_of(root) or root.lower().startswith("file:") or "{" in root and not path.exists():
+    path, name = Path(root), root.lower()
+    if scheme_of(root) or name.startswith("file:") or "{" in root and not path.exists():
         return "shards"
-    if path.is_file():
-        if root.lower().endswith(TAR_EXTENSIONS):
-            return "cifar10" if looks_like_cifar10(path) else "shards"
-        if is_image(root):
-            raise InputError(
-                f"DATA.ROOT {root} is one image, expected a folder of images, a list file or"
-                " tar shards."
-            )
-        return "shards" if root.lower().endswith(".json") else "list"
     if not path.exists():
         return "name" if root in builtin_datasets() else "auto"
+    if path.is_file():
+        if is_image(root):
+            raise InputError(f"DATA.ROOT {root} is one image. Give a folder, a list or tar shards.")
+        if name.endswith(_TAR):
+            return "cifar10" if looks_like_cifar10(path) else "shards"
+        return "shards" if name.endswith(".json") else "list"
     if looks_like_cifar10(path):
         return "cifar10"
-    if _training_split(path) is not None:
-        return "splits"
     names = os.listdir(path)
     return "shards" if any(map(_is_tar, names)) and not any(map(is_image, names)) else "auto"
 
 
 def _is_tar(name: str) -> bool:
-    return name.lower().endswith(TAR_EXTENSIONS) and not name.startswith(".")
+    return name.lower().endswith(_TAR) and not name.startswith(".")
 
 
-def _training_split(root: Path) -> Path | None:
+def _training_split(root: Path, layout: str) -> Path:
     """Return the folder of training images where the root is a data set's: COCO's, VOC's, or
-    train/ next to val/.
+    train/ next to val/; else the root.
     """
+    found = root
     if (root / "annotations").is_dir():
-        for name in ("train2017", "train2014"):
-            if (root / name).is_dir():
-                return root / name
-    if (root / "JPEGImages").is_dir() and (root / "Annotations").is_dir():
-        return root / "JPEGImages"
-    if (root / "train").is_dir() and any((root / name).is_dir() for name in _OTHER_SPLITS):
-        return root / "train"
-    return None
+        years = [root / "train2017", root / "train2014", root]
+        found = next(folder for folder in years if folder.is_dir())
+    elif (root / "JPEGImages").is_dir() and (root / "Annotations").is_dir():
+        found = root / "JPEGImages"
+    elif (root / "train").is_dir() and any((root / name).is_dir() for name in _OTHER_SPLITS):
+        found = root / "train"
+    if layout != "auto" or found == root:
+        return root
+    logger.info("%s holds the splits of a data set; images are read from %s", root, found)
+    return found
 
 
 def _from_name(name: str) -> ImageFolder:
-    datasets = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
-    source = builtin_datasets()[name]
-    if source.kind != "coco":
-        split = datasets / str(source.root) / "ImageSets" / "Main" / f"{source.split}.txt"
-        _check_there(name, split, split.is_file())
-        rows = split.read_text(encoding="utf-8").splitlines()
-        names = name_table(f"{row.split()[0]}.jpg" for row in rows if row.strip())
-        return ImageFolder(datasets / str(source.root) / "JPEGImages", names, listed_in=split)
-    folder = datasets / str(source.image_root)
-    if name.removeprefix("keypoints_") not in _WHOLE_SPLITS:
+    datasets, data = (
+        Path(os.environ.get("DETECTRON2_DATASETS", "datasets")),
+        builtin_datasets()[name],
+    )
+    folder, split = datasets / data.image_root, None
+    if data.kind == "voc":
+        split = datasets / str(data.root) / "ImageSets" / "Main" / f"{data.split}.txt"
+    elif name.rsplit("_", 1)[1] not in ("train", "val", "test"):
         raise InputError(
             f"DATA.ROOT {name} names a part of {folder}. Give a list file with its images"
             " (DATA.LIST_FILE)."
         )
-    _check_there(name, folder, folder.is_dir())
-    return find_images(folder, layout="flat")
-
-
-def _check_there(name: str, path: Path, there: bool) -> None:
-    if not there:
+    if not (split or folder).exists():
         raise MissingFileError(
-            f"Data set {name}: {path} does not exist. Set DETECTRON2_DATASETS to the folder that"
-            " holds coco, VOC2007 and VOC2012."
+            f"Data set {name}: {split or folder} does not exist. Set DETECTRON2_DATASETS to the"
+            " folder that holds coco, VOC2007 and VOC2012."
         )
+    if split is None:
+        return find_images(folder, layout="flat")
+    rows = split.read_text(encoding="utf-8").splitlines()
+    names = name_table(f"{row.split()[0]}.jpg" for row in rows if row.strip())
+    return ImageFolder(folder, names, listed_in=split)
 
 
 def _open_shards(root: str, num_images: int) -> LocalShards | ShardStream:
     """List shards; local ones are indexed, or trusted to hold ``num_images``."""
-    counts = np.zeros(0, np.int64)
-    if root.lower().endswith(".json"):
-        names, counts = _read_index_file(Path(root))
-    else:
-        names = _list_shards(root)
+    is_index = root.lower().endswith(".json")
+    names, counts = _read_index_file(Path(root)) if is_index else _list_shards(root)
     local = [name for name in names if not scheme_of(name)]
     missing = [name for name in local if not os.path.isfile(name)]
     if missing:
@@ -200,50 +181,48 @@ def _open_shards(root: str, num_images: int) -> LocalShards | ShardStream:
         )
     if len(set(names)) < len(names):
         raise InputError(f"{root} names {len(names) - len(set(names))} shards twice.")
-    _check_schemes(names)
-    if len(local) == len(names) and not num_images:
-        source: LocalShards | ShardStream
-        source = opened = open_local_shards(root, [Path(name) for name in names])
-        if len(counts) and counts.tolist() != [len(shard) for shard in opened.shards]:
-            raise InputError(f"{root} counts other images than its shards hold. Make it again.")
-        if any(not name.lower().endswith(".tar") for name in names):  # compressed: no memory map
-            counts = np.array([len(shard) for shard in opened.shards], np.int64)
-            source = ShardStream(root, tuple(names), len(opened), counts, opened.class_names)
-    else:
-        source = ShardStream(root, tuple(names), int(counts.sum()) or num_images, counts)
-    if not len(source):
+    _check_schemes(root, names)
+    if len(local) < len(names) or num_images:
+        total = int(counts.sum()) or num_images
+        if not total:
+            raise InputError(
+                f"{root}: the number of images in its {len(names)} shards is not known. For shards"
+                " by URL set DATA.NUM_IMAGES, or give an index file (made by `widsindex create`)."
+            )
+        if num_images not in (0, total):
+            raise InputError(f"DATA.NUM_IMAGES is {num_images}, but {root} counts {total} images.")
+        return ShardStream(root, tuple(names), total, counts)
+    source = open_local_shards(root, [Path(name) for name in names])
+    held = np.array([len(shard) for shard in source.shards], np.int64)
+    if not len(source) or len(counts) and counts.tolist() != held.tolist():
         raise InputError(
-            f"{root}: the number of images in its {len(names)} shards is 0 or not known; the first"
-            f" is {names[0]}. Images are named such as 000017.jpg. For shards by URL set"
-            " DATA.NUM_IMAGES, or give an index file (made by `widsindex create`)."
+            f"{root}: its shards hold {len(source)} images, expected"
+            f" {counts.sum() if len(counts) else 'images named such as 000017.jpg'}."
         )
-    if num_images not in (0, len(source)):
-        raise InputError(
-            f"DATA.NUM_IMAGES is {num_images}, but the index {root} counts {len(source)} images."
-            " Set it to 0."
-        )
-    return source
+    if all(name.lower().endswith(".tar") for name in names):
+        return source
+    return ShardStream(root, tuple(names), len(source), held, source.class_names)  # compressed
 
 
-def _list_shards(root: str) -> list[str]:
-    path = Path(root)
+def _list_shards(root: str) -> tuple[list[str], np.ndarray]:
+    path, unknown = Path(root), np.zeros(0, np.int64)
     if path.is_dir():
         found = [str(path / name) for name in sorted(filter(_is_tar, os.listdir(path)))]
         if not found:
-            raise InputError(f"Data folder {root} holds no shard ({', '.join(TAR_EXTENSIONS)}).")
-        return found
-    if path.exists() or "{" not in root:
-        return [_as_path(root)]
-    _need_webdataset(root)
-    import braceexpand
+            raise InputError(f"Data folder {root} holds no shard ({', '.join(_TAR)}).")
+        return found, unknown
+    names = [root]
+    if "{" in root and not path.exists():
+        _need_webdataset(root)
+        import braceexpand
 
-    try:
-        return [_as_path(name) for name in braceexpand.braceexpand(root)]
-    except braceexpand.UnbalancedBracesError as error:  # type: ignore[attr-defined]
-        raise InputError(
-            f"DATA.ROOT {root}: the braces do not match. Write a pattern such as"
-            " train-{000..146}.tar."
-        ) from error
+        try:
+            names = list(braceexpand.braceexpand(root))
+        except ValueError as error:
+            raise InputError(
+                f"DATA.ROOT {root}: {error}, such as train-{{000..146}}.tar"
+            ) from error
+    return [_as_path(name) for name in names], unknown
 
 
 def _as_path(name: str) -> str:
@@ -257,17 +236,16 @@ def _need_webdataset(root: str) -> None:
         )
 
 
-def _check_schemes(names: list[str]) -> None:
-    for name in filter(scheme_of, names):
-        _need_webdataset(name)
+def _check_schemes(root: str, names: list[str]) -> None:
+    for scheme in sorted({scheme_of(name) for name in names} - {""}):
+        _need_webdataset(root)
         from webdataset.gopen import gopen_schemes
 
-        if scheme_of(name) not in gopen_schemes:
-            known = ", ".join(sorted(s for s in gopen_schemes if not s.startswith("_")))
+        if scheme not in gopen_schemes:
             raise InputError(
-                f"DATA.ROOT {name}: webdataset does not read this kind of URL, only {known}. A"
-                " program that writes a shard to its standard output works too, e.g. 'pipe:aws s3"
-                " cp s3://bucket/train-{000..146}.tar -'."
+                f"DATA.ROOT {root}: webdataset does not read {scheme}: URLs. Give a program that"
+                " writes a shard to its standard output, e.g. 'pipe:aws s3 cp"
+                " s3://bucket/train-{000..146}.tar -'."
             )
 
 
@@ -277,6 +255,8 @@ def _read_index_file(file: Path) -> tuple[list[str], np.ndarray]:
         entries = json.loads(file.read_text(encoding="utf-8"))["shardlist"]
         urls = [_as_path(str(entry["url"])) for entry in entries]
         counts = np.array([int(entry["nsamples"]) for entry in entries], np.int64)
+        if not urls or counts.min() < 0:
+            raise ValueError("no shard, or a negative number of images")
     except FileNotFoundError as error:
         raise MissingFileError(f"Index file {file} does not exist (DATA.ROOT).") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -284,8 +264,6 @@ def _read_index_file(file: Path) -> tuple[list[str], np.ndarray]:
             f'{file} is not an index of shards ({error!r}). Expected {{"shardlist": [{{"url": …,'
             ' "nsamples": …}, …]}.'
         ) from error
-    if not urls or counts.min() < 0:
-        raise InputError(f"{file} lists no shard, or a negative number of images.")
     programs = [url for url in urls if scheme_of(url) == "pipe"]
     if programs:  # an index may come from a stranger, and a stranger's file runs no program
         raise InputError(

@@ -30,7 +30,7 @@ from ...runtime.distributed import (
 )
 from ...runtime.errors import InputError
 from ...runtime.files import atomic_path
-from .image_source import EXTENSIONS, Table, decode_name, is_image, name_table
+from .image_source import EXTENSIONS, Table, is_image, name_table
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,8 @@ def _read(shard: Path) -> ShardIndex | None:
     try:
         with np.load(file, allow_pickle=False) as kept:
             state = tuple(kept["state"].tolist())
-            names = Table.of_arrays(kept["ends"], kept["names"], decode_name)
+            names = name_table(())
+            names.ends, names.data = kept["ends"], kept["names"]
             index = ShardIndex(state, kept["offsets"], kept["sizes"], kept["labels"], names)
     except FileNotFoundError:
         return None

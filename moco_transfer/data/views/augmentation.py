@@ -1,8 +1,7 @@
 """The random parameters of a view, drawn in one place, and the published chain that applies them.
 
-Drawing is apart from applying, so that every way of applying (PIL here, faster ones elsewhere) sees
-the same numbers and can be compared image by image. Distributions are torchvision's, whose
-transforms the official code uses.
+Drawing is separate from applying, so that every way of applying uses the same numbers and can be
+compared image by image. Distributions are torchvision's, whose transforms the official code uses.
 
 Recipes:
     v1: crop, grey p 0.2, jitter (0.4, 0.4, 0.4, hue 0.4) always, flip. arXiv:1911.05722 Sec. 3.3;
@@ -10,8 +9,7 @@ Recipes:
     v2: crop, jitter (0.4, 0.4, 0.4, hue 0.1) p 0.8, grey p 0.2, blur sigma U(0.1, 2) p 0.5, flip.
         arXiv:2003.04297; same file, ``--aug-plus``.
     cifar: v2 without the blur. The official CIFAR-10 demo (facebookresearch/moco branch
-        colab-notebook @f736491); its flip comes before the jitter, which makes no difference to the
-        pixels.
+        colab-notebook @f736491); its flip comes before the jitter, which gives the same pixels.
     supervised: crop, flip.
 """
 
@@ -26,9 +24,14 @@ import numpy as np
 from PIL import Image, ImageFilter
 from torchvision.transforms import functional as F
 
-JITTER = ("brightness", "contrast", "saturation", "hue")
 _RATIO = (3 / 4, 4 / 3)  # aspect ratios of torchvision's RandomResizedCrop
 _LOG_RATIO = (math.log(_RATIO[0]), math.log(_RATIO[1]))
+_ADJUST = {
+    "brightness": F.adjust_brightness,
+    "contrast": F.adjust_contrast,
+    "saturation": F.adjust_saturation,
+    "hue": F.adjust_hue,
+}
 
 
 @dataclass(frozen=True)
@@ -51,27 +54,18 @@ class Recipe:
     @functools.cached_property
     def jitter_ranges(self) -> tuple[tuple[str, float, float], ...]:
         """Operation, lowest and highest factor, in the order in which they are drawn."""
-        brightness, contrast, saturation, hue = self.jitter
-        ranges = [
-            (max(0.0, 1 - strength), 1 + strength)
-            for strength in (brightness, contrast, saturation)
-        ] + [(-hue, hue)]
-        return tuple((name, *ends) for name, ends in zip(JITTER, ranges, strict=True))
+        *strengths, hue = self.jitter
+        ranges = [(max(0.0, 1 - strength), 1 + strength) for strength in strengths]
+        return tuple(
+            (name, *ends) for name, ends in zip(_ADJUST, [*ranges, (-hue, hue)], strict=True)
+        )
 
 
 RECIPES = {
-    "v1": Recipe(
-        jitter=(0.4, 0.4, 0.4, 0.4), jitter_p=1.0, grey_p=0.2, blur_p=0.0, grey_first=True
-    ),
-    "v2": Recipe(
-        jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, grey_p=0.2, blur_p=0.5, grey_first=False
-    ),
-    "cifar": Recipe(
-        jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, grey_p=0.2, blur_p=0.0, grey_first=False
-    ),
-    "supervised": Recipe(
-        jitter=(0.0, 0.0, 0.0, 0.0), jitter_p=0.0, grey_p=0.0, blur_p=0.0, grey_first=False
-    ),
+    "v1": Recipe((0.4, 0.4, 0.4, 0.4), jitter_p=1.0, grey_p=0.2, blur_p=0.0, grey_first=True),
+    "v2": Recipe((0.4, 0.4, 0.4, 0.1), jitter_p=0.8, grey_p=0.2, blur_p=0.5, grey_first=False),
+    "cifar": Recipe((0.4, 0.4, 0.4, 0.1), jitter_p=0.8, grey_p=0.2, blur_p=0.0, grey_first=False),
+    "supervised": Recipe((0.0,) * 4, jitter_p=0.0, grey_p=0.0, blur_p=0.0, grey_first=False),
 }
 
 
@@ -82,8 +76,7 @@ class ViewParameters(NamedTuple):
         crop: (top, left, height, width), px of the source image.
         flip: Mirror left and right.
         grey: Drop the colours.
-        jitter: The four operations in their random order, as (name, factor); empty when the view is
-            not jittered.
+        jitter: The four operations in their random order, as (name, factor), or empty.
         blur_sigma: Standard deviation of the Gaussian blur, px; 0.0 for none.
     """
 
@@ -102,7 +95,8 @@ def draw_parameters(
     recipe: Recipe,
     crop_scale: tuple[float, float],
 ) -> ViewParameters:
-    """Draw one view's parameters.
+    """Draw one view's parameters, distributed as torchvision's RandomResizedCrop, RandomGrayscale,
+    ColorJitter and RandomHorizontalFlip.
 
     Args:
         rng: Source of randomness.
@@ -110,10 +104,6 @@ def draw_parameters(
         width: Width of the source image, px.
         recipe: One of :data:`RECIPES`.
         crop_scale: Share of the area a crop covers, (low, high].
-
-    Returns:
-        The parameters, distributed as torchvision's RandomResizedCrop, RandomGrayscale, ColorJitter
-        and RandomHorizontalFlip.
     """
     # low + (high - low) * random() is what rng.uniform(low, high) returns, in a tenth of the time
     random = rng.random
@@ -125,9 +115,8 @@ def draw_parameters(
         ]
         jitter = tuple(factors[i] for i in rng.permutation(4))
     grey = recipe.grey_p > 0 and random() < recipe.grey_p
-    blur_sigma = (
-        0.1 + (2.0 - 0.1) * random() if recipe.blur_p > 0 and random() < recipe.blur_p else 0.0
-    )
+    blurred = recipe.blur_p > 0 and random() < recipe.blur_p
+    blur_sigma = 0.1 + (2.0 - 0.1) * random() if blurred else 0.0
     return ViewParameters(crop, random() < 0.5, grey, jitter, blur_sigma)
 
 
@@ -143,21 +132,12 @@ def _draw_crop(
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             return int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w
-    ratio = width / height
     w, h = width, height
-    if ratio < _RATIO[0]:
+    if width / height < _RATIO[0]:
         h = round(w / _RATIO[0])
-    elif ratio > _RATIO[1]:
+    elif width / height > _RATIO[1]:
         w = round(h * _RATIO[1])
     return (height - h) // 2, (width - w) // 2, h, w
-
-
-_ADJUST = {
-    "brightness": F.adjust_brightness,
-    "contrast": F.adjust_contrast,
-    "saturation": F.adjust_saturation,
-    "hue": F.adjust_hue,
-}
 
 
 def apply_reference(
@@ -174,10 +154,7 @@ def apply_reference(
     Returns:
         uint8 (size, size, 3), RGB.
     """
-    top, left, height, width = parameters.crop
-    view = F.resized_crop(
-        image, top, left, height, width, [size, size], F.InterpolationMode.BILINEAR
-    )
+    view = F.resized_crop(image, *parameters.crop, [size, size], F.InterpolationMode.BILINEAR)
     if parameters.grey and grey_first:
         view = F.rgb_to_grayscale(view, num_output_channels=3)
     for name, factor in parameters.jitter:
@@ -186,23 +163,19 @@ def apply_reference(
         view = F.rgb_to_grayscale(view, num_output_channels=3)
     if parameters.blur_sigma > 0:
         view = view.filter(ImageFilter.GaussianBlur(radius=parameters.blur_sigma))
-    if parameters.flip:
-        view = F.hflip(view)
-    return np.asarray(view)
+    return np.asarray(F.hflip(view) if parameters.flip else view)
 
 
 def centre_view(image: Image.Image, *, size: int, resize: int) -> np.ndarray:
-    """Return the view that evaluation sees: the shorter side resized, then the centre cut out.
+    """Return the view of evaluation: the shorter side resized, then the centre cropped.
 
     Args:
         image: RGB image.
         size: Side of the result, px.
-        resize: Shorter side before the cut, px (256 for 224 in the linear protocol; ``size`` for
-            images that have it already).
+        resize: Shorter side before the crop, px (256 for 224 in the linear protocol).
 
     Returns:
         uint8 (size, size, 3), RGB.
     """
-    return np.asarray(
-        F.center_crop(F.resize(image, [resize], F.InterpolationMode.BILINEAR), [size, size])
-    )
+    resized = F.resize(image, [resize], F.InterpolationMode.BILINEAR)
+    return np.asarray(F.center_crop(resized, [size, size]))

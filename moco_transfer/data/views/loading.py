@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import signal
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias, cast
@@ -147,31 +146,27 @@ def to_device(batches: Iterable[dict[str, Any]], device: torch.device) -> Iterat
         yield from batches
         return
     stream = torch.cuda.Stream(device)
+
+    def ready(batch: dict[str, Any]) -> dict[str, Any]:
+        current = torch.cuda.current_stream(device)
+        current.wait_stream(stream)
+        for value in batch.values():
+            if isinstance(value, Tensor) and value.is_cuda:
+                value.record_stream(current)  # its memory was allocated on the other stream
+        return batch
+
     waiting: dict[str, Any] | None = None
     for batch in batches:
+        ahead = dict(batch)
         with torch.cuda.stream(stream):
-            ahead = {
-                name: value.to(device, non_blocking=True)
-                if isinstance(value, Tensor) and name not in _STAYS
-                else value
-                for name, value in batch.items()
-            }
+            for name, value in batch.items():
+                if isinstance(value, Tensor) and name not in _STAYS:
+                    ahead[name] = value.to(device, non_blocking=True)
         if waiting is not None:
-            yield _ready(waiting, stream, device)
+            yield ready(waiting)
         waiting = ahead
     if waiting is not None:
-        yield _ready(waiting, stream, device)
-
-
-def _ready(
-    batch: dict[str, Any], stream: torch.cuda.Stream, device: torch.device
-) -> dict[str, Any]:
-    current = torch.cuda.current_stream(device)
-    current.wait_stream(stream)
-    for value in batch.values():
-        if isinstance(value, Tensor) and value.is_cuda:
-            value.record_stream(current)  # its memory was allocated on the other stream
-    return batch
+        yield ready(waiting)
 
 
 def warn_of_another_order(saved: dict[str, int], now: dict[str, int]) -> None:
@@ -185,9 +180,8 @@ def warn_of_another_order(saved: dict[str, int], now: dict[str, int]) -> None:
     ]
     if differing:
         logger.warning(
-            "The order of images in shards differs from here on (%s): in the epoch that is"
-            " resumed some images may come again and others not at all, and the run does not"
-            " equal an uninterrupted one.",
+            "The order of images in shards differs from here on (%s): some images of this epoch may"
+            " come again and others not at all.",
             ", ".join(differing),
         )
 
@@ -195,20 +189,14 @@ def warn_of_another_order(saved: dict[str, int], now: dict[str, int]) -> None:
 def describe_batches(source: ImageSource, batches: Batches) -> None:
     """Log what is read and, for a stream of shards, how it is dealt out."""
     logger.info("%s", source.describe())
-    if not isinstance(batches, ShardBatches):
-        return
-    logger.info("%s", batches.describe())
-    uneven = batches.uneven()
-    if math.isnan(uneven):
-        logger.info(
-            "the shards are not counted one by one: to resume in the middle of an epoch, a worker"
-            " reads again what it had read of it"
-        )
-    elif uneven > _UNEVEN:
-        logger.warning(
-            "The shards do not divide evenly among the streams: %.0f%% of an epoch's images are"
-            " seen twice in it, and as many not at all. Choose DATA.NUM_WORKERS so that processes x"
-            " workers divides the number of shards, %d.",
-            100 * uneven,
-            len(batches.shards.urls),
-        )
+    if isinstance(batches, ShardBatches):
+        logger.info("%s", batches.describe())
+        uneven = batches.uneven()
+        if uneven > _UNEVEN:
+            logger.warning(
+                "The shards do not divide evenly among the streams: %.0f%% of an epoch's images are"
+                " seen twice in it, and as many not at all. Choose DATA.NUM_WORKERS so that"
+                " processes x workers divides the number of shards, %d.",
+                100 * uneven,
+                len(batches.shards.urls),
+            )

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,40 +27,23 @@ from ..batches.samplers import check_batch_size
 from ..images.shard_stream import ShardStream, read_shard
 
 
-@dataclass(frozen=True)
-class Block:
-    """Images that are shuffled among themselves.
-
-    Attributes:
-        epoch: The epoch.
-        number: Number in the epoch and the stream, from 0.
-        start: Images of this stream in this epoch that are read before it.
-        size: Number of images.
-    """
+class Block(NamedTuple):
+    """Images that are shuffled among themselves."""
 
     epoch: int
-    number: int
-    start: int
+    number: int  # in the epoch and the stream, from 0
+    start: int  # images of this stream in this epoch that are read before it
     size: int
 
 
-@dataclass(frozen=True)
-class ShardImage:
-    """An encoded image of a shard.
+class ShardImage(NamedTuple):
+    """An encoded image of a shard."""
 
-    Attributes:
-        index: Its number, see ``ShardStream.number_of``.
-        again: How often the stream has read its shards in this epoch already.
-        name: Shard and member.
-        data: The encoded image.
-        label: Class number, -1 without.
-    """
-
-    index: int
-    again: int
+    number: int  # see ShardStream.number_of
+    again: int  # how often the stream has read its shards in this epoch already
     name: str
     data: bytes
-    label: int
+    label: int  # -1 without
 
 
 @dataclass(frozen=True)
@@ -131,9 +115,7 @@ class ShardBatches:
 
     @property
     def order(self) -> dict[str, int]:
-        """What the order depends on besides the seed and the batch; a run that is resumed with
-        other values continues in another order.
-        """
+        """What the order depends on besides the seed and the batch."""
         return {
             "processes": self.world_size,
             "data workers per process": self.num_streams,
@@ -146,11 +128,9 @@ class ShardBatches:
     def describe(self) -> str:
         """Return in words how the shards are dealt out, and what depends on it."""
         return (
-            f"the shards are dealt out to {self.world_size * self.num_streams} streams"
-            f" ({self.world_size} processes x {self.num_streams} data workers) in each epoch, and"
-            f" images are shuffled in blocks of {self.shuffle_buffer}: which images meet in a batch"
-            " depends on these numbers and on DATA.SHUFFLE_BUFFER, the number of iterations does"
-            " not"
+            f"the shards are dealt out to {self.world_size} processes x {self.num_streams} data"
+            f" workers in each epoch, and images are shuffled in blocks of {self.shuffle_buffer}:"
+            " which images meet in a batch depends on these numbers"
         )
 
     def uneven(self) -> float:

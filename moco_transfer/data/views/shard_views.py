@@ -83,13 +83,13 @@ class ShardViews(IterableDataset):
         for candidate in islice(candidates, ATTEMPTS):
             if rng is None:
                 again = [candidate.again] if candidate.again else []
-                rng = generator_at(self.batches.seed, "views", epoch, candidate.index, *again)
+                rng = generator_at(self.batches.seed, "views", epoch, candidate.number, *again)
             try:
                 image = self.make_views.decode(candidate.data, buffer)
             except UNREADABLE:
                 batch.unreadable.append(candidate.name)
                 continue
-            batch.fill(place, image, rng, label=candidate.label, index=candidate.index)
+            batch.fill(place, image, rng, label=candidate.label, index=candidate.number)
             return
         batch.given_up += 1
 

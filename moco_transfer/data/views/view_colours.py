@@ -1,21 +1,21 @@
-"""Colours, blur and normalisation of a batch of views on the training device: the second half of
-the fast pipeline.
+"""Colours, blur and normalisation of views on the training device, as batched operators.
 
-The first half (crop, resize, flip) leaves uint8 views and one row of numbers per view; here a row
-says what happens to its view. On a CPU the compiled loops do it (``native.py``), elsewhere and
-without them torch's operators in this file. Both compute in float32 what torchvision's operators on
-float tensors compute, clipped to 0-255 after each step and not rounded in between.
+A data worker ships uint8 crops and, per view, a row of numbers that says what happens to it. On a
+CPU the compiled loops do it (``native.py``), elsewhere and without them torch's operators in this
+file. Both compute in float32 what torchvision's operators on float tensors compute, clipped to
+0-255 after each step and not rounded in between.
 
 Shapes in this module:
     B: views    S: side of a view, px    R: reach of the widest blur, px
 Faithfulness, in levels (1/255), held by tests/data/test_view_colours.py:
     0.02  from torchvision's operators on float tensors (it weighs red by 0.2989, PIL and this file
-    by 0.299: 255 x 0.0001); 3     mean per view from the published PIL chain: its operators round
-          to whole levels five times, and its hue holds hue and saturation in 8 bits, so that single
-          dark or pale pixels are off by tens of levels there.
+          by 0.299).
+    3     mean per view from the published PIL chain, whose operators round to whole levels five
+          times and hold hue and saturation in 8 bits: single dark or pale pixels are tens of
+          levels off there.
     The blur is PIL's GaussianBlur, three box blurs along each side: 3 levels from it (it rounds
-    after each of the six, half a level), up to 30 in the outermost R px of pure noise (it continues
-    the edge again before each box), 3 from a Gaussian on smooth images.
+    after each of the six), up to 30 in the outermost R px of pure noise (it continues the edge
+    again before each box), 3 from a Gaussian on smooth images.
 """
 
 from __future__ import annotations
@@ -34,15 +34,8 @@ _TO_GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as PIL has it
 
 
 def colour_row(parameters: ViewParameters, *, grey_first: bool) -> list[float]:
-    """Return a view's colours and blur as numbers, the same for every back end.
-
-    Args:
-        parameters: From ``augmentation.draw_parameters``.
-        grey_first: The recipe's order of grey and jitter.
-
-    Returns:
-        :data:`ROW` numbers: operation (see :data:`CODES`) and factor of each step in its order,
-        then the blur's sigma, px, 0.0 for none.
+    """Return a view's colours and blur as :data:`ROW` numbers: operation (see :data:`CODES`) and
+    factor of each step in its order, then the blur's sigma, px, 0.0 for none.
     """
     grey = [CODES["grey"], 1.0] if parameters.grey else []
     jitter = [number for name, factor in parameters.jitter for number in (CODES[name], factor)]
@@ -62,9 +55,8 @@ def blur_kernels(sigmas: np.ndarray) -> np.ndarray:
         3.
     """
     variance = np.asarray(sigmas, np.float64)[:, None] ** 2 / 3  # of one box
-    inner = np.floor(
-        (np.sqrt(12 * variance + 1) - 1) / 2
-    )  # places on each side with the full weight; one more has `edge`
+    # Places on each side with the full weight; one more has `edge`.
+    inner = np.floor((np.sqrt(12 * variance + 1) - 1) / 2)
     edge = (
         (2 * inner + 1) * (3 * variance - inner * (inner + 1)) / (6 * ((inner + 1) ** 2 - variance))
     )
@@ -107,9 +99,8 @@ def finish_views(
             views.permute(0, 2, 3, 1).contiguous(), steps, kernels, scale=scale, bias=bias, out=out
         )
         return out
-    x = views.to(
-        torch.float32, memory_format=torch.contiguous_format
-    )  # channel by channel, as these operators read it
+    # Channel by channel, as these operators read it.
+    x = views.to(torch.float32, memory_format=torch.contiguous_format)
     for step in range(STEPS):
         _apply_step(x, colours[:, 2 * step], colours[:, 2 * step + 1])
     blurred = kernels[:, 0].nonzero().flatten()
@@ -128,10 +119,8 @@ def _apply_step(x: Tensor, codes: Tensor, factors: Tensor) -> None:
         chosen = (codes == code).nonzero().flatten()
         if operation is None or not len(chosen):
             continue
-        where = chosen.to(x.device, non_blocking=True)
-        x[where] = operation(
-            x[where], factors[chosen].to(x.device, non_blocking=True).view(-1, 1, 1, 1)
-        )
+        where, factor = (t.to(x.device, non_blocking=True) for t in (chosen, factors[chosen]))
+        x[where] = operation(x[where], factor.view(-1, 1, 1, 1))
 
 
 def _to_grey(x: Tensor) -> Tensor:
