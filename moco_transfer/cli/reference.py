@@ -2,24 +2,19 @@
 repetitions, with sources.
 
 A name is `<data> <detector>`, such as `voc07+12 R50-C4`; a part of it prints every setting that
-matches. In brackets stands the gap to the supervised row of the same source, as the papers print
-it. Without a name, all names are listed.
+matches. The gap to the supervised row of the same source is in brackets, as the papers print it.
+Without a name, all names are listed.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 
 EPILOG = """examples:
   the paper's Table 2b, what MoCo v2 adds to it, and who has repeated it:
     moco-transfer reference voc07+12 R50-C4
-
   every COCO setting with an FPN:
     moco-transfer reference coco fpn
-
-  all names:
-    moco-transfer reference
 """
 
 
@@ -31,28 +26,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the settings that the name means.
-
-    Returns:
-        0.
+    """Print the settings that the name means, or all names; returns 0.
 
     Raises:
         UnknownKeyError: If no setting has all the words in its name.
     """
-    from moco_transfer.report import find_settings, published_settings, render_published
-    from moco_transfer.runtime.errors import UnknownKeyError, did_you_mean
+    from ..report import find_settings, published_settings, render_published
+    from ..runtime.errors import UnknownKeyError, did_you_mean
 
-    if not args.name:
-        width = max(len(setting.name) for setting in published_settings())
-        lines = [f"{setting.name:{width}}  {setting.title}" for setting in published_settings()]
-        sys.stdout.write("\n".join(lines) + "\n")
-        return 0
-    found = find_settings(args.name)
-    if not found:
-        name, names = " ".join(args.name), [setting.name for setting in published_settings()]
-        hint = did_you_mean(name, names)
+    titles = {setting.name: setting.title for setting in published_settings()}
+    found = find_settings(args.name) if args.name else []
+    if args.name and not found:
+        name = " ".join(args.name)
         raise UnknownKeyError(
-            f"No published setting is called {name!r}.{hint} There are: {', '.join(names)}."
+            f"No published setting is called {name!r}.{did_you_mean(name, titles)} There are:"
+            f" {', '.join(titles)}."
         )
-    sys.stdout.write("\n".join(render_published(setting) for setting in found))
+    width = max(map(len, titles))
+    listed = [f"{name:{width}}  {title}\n" for name, title in titles.items()]
+    print("\n".join(map(render_published, found)) if found else "".join(listed), end="")
     return 0

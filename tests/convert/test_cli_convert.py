@@ -84,7 +84,7 @@ def test_inspect__says_what_a_file_is(saved, tmp_path, official_small, capsys):
         (
             "torchvision",
             "resnext50_32x8d",
-            "model = torchvision.models.resnet50(groups=32, width_per_group=8); model.fc",
+            "build_encoder('resnext50_32x8d', num_classes=1); model.fc",
         ),
         ("torchvision", "resnet50_w2x", "build_encoder('resnet50_w2x', num_classes=1); model.fc"),
         ("timm", "resnet50", "timm.create_model('resnet50', num_classes=0, checkpoint_path='x')"),
@@ -134,7 +134,7 @@ def test_next_step__loads_the_file_that_was_written(tmp_path, arch, to):
         "moco_transfer": moco_transfer,
         "timm": None if to != "timm" else timm,
     }
-    exec(_next_step(to, output, arch).removeprefix("Next: "), names)
+    exec(_next_step(to, str(output), arch).removeprefix("Next: "), names)
     loaded = names["model"].state_dict()
     assert loaded.keys() == state.keys() and all(
         torch.equal(loaded[name], tensor) for name, tensor in state.items()
