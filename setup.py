@@ -95,7 +95,6 @@ setup(
         "browser": ["selenium>=4.20"],
         "shards": ["webdataset>=0.2.86"],
         "slurm": ["submitit>=1.5"],
-        "lvis": ["lvis>=0.5.3"],
     },
     entry_points={"console_scripts": ["moco-transfer = moco_transfer.cli.main:main"]},
     classifiers=["Programming Language :: Python :: 3"],

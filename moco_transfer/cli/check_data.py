@@ -65,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
         data_request = plan.data_request(cfg, request)
         names = list(dict.fromkeys([*data_request.train, *data_request.test]))
     else:
-        names = args.names or [parse_dataset_flag(flag) for flag in args.dataset]
+        own = [parse_dataset_flag(flag) for flag in args.dataset]
+        names = args.names or own
     if not names:
         raise InputError(
             f"No data set is named in {args.config_file or 'the command'}: give NAMEs, such as"

@@ -20,8 +20,9 @@ EPILOG = """examples:
         MODEL.WEIGHTS backbone.pkl OUTPUT_DIR out/voc_moco_seed0 SEED 0
   Your own images in VOC's layout (three classes), a small detector, one CPU:
     moco-transfer train --config-file own_R_18_FPN_small \\
-        --dataset cells_train=voc:BCCD:train:RBC,WBC,Platelets DATASETS.TRAIN cells_train \\
-        --dataset cells_test=voc:BCCD:test:RBC,WBC,Platelets DATASETS.TEST cells_test \\
+        --dataset cells_train=voc:BCCD:train:RBC,WBC,Platelets \\
+        --dataset cells_test=voc:BCCD:test:RBC,WBC,Platelets \\
+        DATASETS.TRAIN cells_train DATASETS.TEST cells_test \\
         MODEL.WEIGHTS backbone.pkl OUTPUT_DIR out/cells
   Your own images in COCO's format:
     ... --dataset parts_train=coco:parts/train.json:parts/images ...
