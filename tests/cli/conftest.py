@@ -13,7 +13,7 @@ from moco_transfer.data.scenes import write_pool, write_voc_scenes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-# A run of seconds: eight images an iteration, 32 px, three iterations an epoch.
+# A run of seconds: eight images an iteration, 32 px, three iterations an epoch, one checkpoint.
 TINY_PRETRAIN = {
     "DATA.IMAGE_SIZE": "32",
     "DATA.BATCH_SIZE_TOTAL": "8",
@@ -22,7 +22,6 @@ TINY_PRETRAIN = {
     "MOCO.BN_GROUP_SIZE": "4",
     "SOLVER.EPOCHS": "2",
     "TRAIN.LOG_PERIOD": "1",
-    "TRAIN.CHECKPOINT_PERIOD_ITERS": "1",
     "TRAIN.PRECISION": "fp32",
 }
 TINY_DETECTION = {

@@ -119,15 +119,15 @@ def train_words(scenes, tmp_path, *, xml_root=None, **more) -> list[str]:
 def test_train__weights(capsys, tmp_path, scenes):
     source = moco_checkpoint(tmp_path / "moco.pth.tar")
     assert main(["convert", str(source), str(tmp_path / "moco.pkl")]) == 0
-    wrong_arch = moco_checkpoint(tmp_path / "r50.pth.tar", "resnet50")
-    assert main(["convert", str(wrong_arch), str(tmp_path / "r50.pkl")]) == 0
+    wrong_arch = moco_checkpoint(tmp_path / "r34.pth.tar", "resnet34")
+    assert main(["convert", str(wrong_arch), str(tmp_path / "r34.pkl")]) == 0
 
     def say(weights, **more):
         return refused(capsys, *train_words(scenes, tmp_path, MODEL__WEIGHTS=weights, **more))
 
     assert "does not exist" in say(tmp_path / "none.pkl")
     assert "expected Detectron2's names; convert it first" in say(source)
-    assert "Refusing to start from a partly random backbone" in say(tmp_path / "r50.pkl")
+    assert "Refusing to start from a partly random backbone" in say(tmp_path / "r34.pkl")
     assert "INPUT.FORMAT 'BGR'" in say(tmp_path / "moco.pkl", INPUT__FORMAT="BGR")
     assert "MODEL.PIXEL_STD" in say(tmp_path / "moco.pkl", MODEL__PIXEL_STD="1.0,1.0,1.0")
     assert not (tmp_path / "det").exists()

@@ -1,10 +1,13 @@
-"""The steps of the demo, without their computation: order, results, and what a second call repeats."""
+"""The steps of the demo without their computation: order, results, and a second call."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
 from moco_transfer.cli import demo, main
+from moco_transfer.config import load_pretrain_config
 
 
 @pytest.fixture
@@ -17,18 +20,14 @@ def calls(monkeypatch):
             return known(words)
         made.append(words)
         if words[0] == "pretrain":
-            from moco_transfer.config import load_pretrain_config
-
             epochs = load_pretrain_config(words[words.index("--config-file") + 1]).SOLVER.EPOCHS
             folder = words[words.index("OUTPUT_DIR") + 1]
             made_file = f"{folder}/checkpoint_{epochs:04d}.pth"
         else:
             made_file = words[-1] if words[0] == "convert" else None
         if made_file:
-            import pathlib
-
-            pathlib.Path(made_file).parent.mkdir(parents=True, exist_ok=True)
-            pathlib.Path(made_file).write_text("")
+            Path(made_file).parent.mkdir(parents=True, exist_ok=True)
+            Path(made_file).touch()
         return 0
 
     monkeypatch.setattr(main, "main", fake)

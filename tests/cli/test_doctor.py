@@ -1,4 +1,4 @@
-"""What `moco-transfer doctor` reports if something is missing; for Detectron2 see test_detectron2.py.
+"""`moco-transfer doctor` if something is missing; for Detectron2 see test_detectron2.py.
 
 Seen red under: engines.py importing torch at its top; the check of torchvision, OpenCV or
 pycocotools always reporting ok.

@@ -31,7 +31,8 @@ class TornDown:
 
 held = TornDown()
 atexit.register(print, "atexit")
-sys.modules["moco_transfer.cli.verb"] = types.SimpleNamespace(__doc__="", add_arguments=lambda parser: None, run=run)
+verb = types.SimpleNamespace(__doc__="", add_arguments=lambda parser: None, run=run)
+sys.modules["moco_transfer.cli.verb"] = verb
 main.VERBS["verb"] = ""
 sys.exit(main.main(["verb"]))
 """

@@ -1,8 +1,7 @@
 """The kNN monitor in a run, and knn and linear as a user calls them.
 
 Seen red under: a monitor that leaves BN in evaluation mode; the trunk's features for the head's;
-    ``linear --resume`` without the optimiser's
-state. A monitor that draws from the run's generator changes nothing: each iteration seeds it again.
+``linear --resume`` without the optimiser's state.
 """
 
 from __future__ import annotations
@@ -25,75 +24,50 @@ from moco_transfer.cli.main import main
 from moco_transfer.pretrain.features import trunk_of
 from moco_transfer.runtime.errors import InputError
 
-from .conftest import TINY_PRETRAIN, environment, moco_transfer, words
+from .conftest import TINY_PRETRAIN, environment, words
+
+
+def run(*arguments: object) -> None:
+    assert main([str(argument) for argument in arguments]) == 0
+
+
+def rows_of(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
 
 
 def pretrained(folder, pool, **more: object):
-    settings = TINY_PRETRAIN | {"SOLVER.EPOCHS": "3", "TRAIN.KEEP_CHECKPOINTS": "0"}
-    done = moco_transfer(
-        "pretrain",
-        "--config-file",
-        "demo_moco",
-        *words(settings, DATA__ROOT=pool, OUTPUT_DIR=folder, **more),
-    )
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
-    return rows, torch.load(folder / "checkpoint_0003.pth", weights_only=True)["state_dict"]
+    settings = words(TINY_PRETRAIN, SOLVER__EPOCHS=3, DATA__ROOT=pool, OUTPUT_DIR=folder, **more)
+    run("pretrain", "--config-file", "demo_moco", *settings)
+    state = torch.load(folder / "checkpoint_0003.pth", weights_only=True)["state_dict"]
+    return rows_of(folder), state
 
 
 def test_monitor__measures_every_nth_epoch_and_the_end_equals_the_tool_and_does_not_change_the_run(
-    pool, tmp_path
+    pool, tmp_path, capsys
 ):
-    rows, state = pretrained(
-        tmp_path / "with",
-        pool,
-        KNN__TEST=pool,
-        KNN__PERIOD_EPOCHS=2,
-        KNN__K=20,
-        KNN__TEMPERATURE=10.0,
-    )
+    knn = {"KNN__TEST": pool, "KNN__PERIOD_EPOCHS": 2, "KNN__K": 20, "KNN__TEMPERATURE": 10.0}
+    rows, state = pretrained(tmp_path / "with", pool, **knn)
     measured = {
         row["iteration"]: (row["epoch"], row["knn_top1"]) for row in rows if "knn_top1" in row
     }
-    assert [(i, epoch) for i, (epoch, _) in measured.items()] == [
-        (6, 1),
-        (9, 2),
-    ]  # epochs 2 and 3 of three iterations each
+    # Epochs 2 and 3 of three iterations each.
+    assert [(i, epoch) for i, (epoch, _) in measured.items()] == [(6, 1), (9, 2)]
     assert "epoch 2/3 kNN top-1" in (tmp_path / "with" / "log.txt").read_text()
     _, alone = pretrained(tmp_path / "without", pool)
-    assert state.keys() == alone.keys() and all(
-        torch.equal(state[name], alone[name]) for name in state
-    )
+    assert state.keys() == alone.keys()
+    assert all(torch.equal(state[name], alone[name]) for name in state)
     checkpoint = tmp_path / "with" / "checkpoint_0003.pth"
-    command = [
-        "knn",
-        checkpoint,
-        "--train",
-        pool,
-        "--test",
-        pool,
-        "--k",
-        20,
-        "--temperature",
-        10,
-        "--workers",
-        0,
-    ]
-    tool = moco_transfer(*command, "--output", tmp_path / "knn")
-    assert tool.returncode == 0, tool.stderr
+    command = ["knn", checkpoint, "--train", pool, "--test", pool, "--workers", 0]
+    command += ["--k", 20, "--temperature", 10]
+    capsys.readouterr()
+    run(*command, "--output", tmp_path / "knn")
     found = json.loads((tmp_path / "knn" / "results.json").read_text())
-    assert (
-        found["features"] == "head"
-        and found["num_train"] == found["num_test"] == 24
-        and found["image_size"] == 32
-    )
+    assert (found["features"], found["image_size"]) == ("head", 32)
+    assert found["num_train"] == found["num_test"] == 24
     assert found["top1"] == measured[9][1]
-    assert f"kNN top-1 {found['top1']:.2f} %" in tool.stdout
+    assert f"kNN top-1 {found['top1']:.2f} %" in capsys.readouterr().out
     # Other features give another answer here, so the check above can fail.
-    assert (
-        moco_transfer(*command, "--features", "trunk", "--output", tmp_path / "trunk").returncode
-        == 0
-    )
+    run(*command, "--features", "trunk", "--output", tmp_path / "trunk")
     assert json.loads((tmp_path / "trunk" / "results.json").read_text())["top1"] != found["top1"]
 
 
@@ -108,24 +82,11 @@ def test_monitor__serves_every_mechanism_and_equals_the_tool(mechanism, pool, tm
         KNN__K=5,
     )
     assert main(["pretrain", "--config-file", "demo_moco", *settings]) == 0
-    rows = [
-        json.loads(line) for line in (tmp_path / "run" / "metrics.json").read_text().splitlines()
-    ]
-    measured = [row["knn_top1"] for row in rows if "knn_top1" in row]
-    command = [
-        "knn",
-        tmp_path / "run" / "checkpoint_0002.pth",
-        "--train",
-        pool,
-        "--test",
-        pool,
-        "--k",
-        5,
-        "--workers",
-        0,
-    ]
+    measured = [row["knn_top1"] for row in rows_of(tmp_path / "run") if "knn_top1" in row]
     capsys.readouterr()
-    assert len(measured) == 2 and main(["knn", *map(str, command[1:])]) == 0
+    checkpoint = tmp_path / "run" / "checkpoint_0002.pth"
+    run("knn", checkpoint, "--train", pool, "--test", pool, "--k", 5, "--workers", 0)
+    assert len(measured) == 2
     assert f"kNN top-1 {measured[-1]:.2f} %" in capsys.readouterr().out
 
 
@@ -133,7 +94,7 @@ def test_monitor__serves_every_mechanism_and_equals_the_tool(mechanism, pool, tm
     importlib.util.find_spec("webdataset") is None,
     reason="webdataset is not installed (extra 'shards')",
 )
-def test_monitor__on_two_processes_that_read_shards(pool, tmp_path):
+def test_monitor__on_two_processes_that_read_shards(pool, tmp_path, capsys):
     images = sorted(pool.glob("*/*"))
     for number in range(2):
         with tarfile.open(tmp_path / f"{number}.tar", "w") as archive:
@@ -166,23 +127,12 @@ def test_monitor__on_two_processes_that_read_shards(pool, tmp_path):
         env=environment(),
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    rows = [
-        json.loads(line) for line in (tmp_path / "run" / "metrics.json").read_text().splitlines()
-    ]
-    measured = [row["knn_top1"] for row in rows if "knn_top1" in row]
-    tool = moco_transfer(
-        "knn",
-        tmp_path / "run" / "checkpoint_0002.pth",
-        "--train",
-        pool,
-        "--test",
-        pool,
-        "--k",
-        5,
-        "--workers",
-        0,
-    )
-    assert len(measured) == 2 and f"kNN top-1 {measured[-1]:.2f} %" in tool.stdout
+    measured = [row["knn_top1"] for row in rows_of(tmp_path / "run") if "knn_top1" in row]
+    capsys.readouterr()
+    checkpoint = tmp_path / "run" / "checkpoint_0002.pth"
+    run("knn", checkpoint, "--train", pool, "--test", pool, "--k", 5, "--workers", 0)
+    assert len(measured) == 2
+    assert f"kNN top-1 {measured[-1]:.2f} %" in capsys.readouterr().out
 
 
 def refusal(capsys, *arguments: object) -> str:
@@ -256,31 +206,10 @@ def test_open_encoder__the_same_trunk_by_our_reader_and_by_converts(official, po
 
 
 def test_cli_linear__trains_and_refuses_to_overwrite(official, pool, tmp_path, capsys):
-    command = [
-        "linear",
-        official / "official.pth.tar",
-        "--train",
-        pool,
-        "--test",
-        pool,
-        "--image-size",
-        32,
-        "--workers",
-        0,
-    ]
-    command += [
-        "--cache-features",
-        "--batch-size",
-        8,
-        "--lr",
-        0.1,
-        "--epochs",
-        30,
-        "--output",
-        tmp_path / "out",
-    ]
-    done = moco_transfer(*command)
-    assert done.returncode == 0, done.stderr
+    command = ["linear", official / "official.pth.tar", "--train", pool, "--test", pool]
+    command += ["--image-size", 32, "--workers", 0, "--cache-features", "--batch-size", 8]
+    command += ["--lr", 0.1, "--epochs", 30, "--output", tmp_path / "out"]
+    run(*command)
     record = json.loads((tmp_path / "out" / "results.json").read_text())
     assert (
         record["schema"] == "moco_transfer.linear/1"
@@ -289,7 +218,7 @@ def test_cli_linear__trains_and_refuses_to_overwrite(official, pool, tmp_path, c
     )
     assert (record["image_size"], record["resize"], record["num_classes"]) == (32, 37, 8)
     assert record["top1"] > 30  # of images seen in training, in 8 classes: chance is 12.5
-    assert f"linear top-1 {record['top1']:.2f} %" in done.stdout
+    assert f"linear top-1 {record['top1']:.2f} %" in capsys.readouterr().out
     assert "already holds a run" in refusal(capsys, *command)
     assert "--epochs, --batch-size and --lr must be positive" in refusal(
         capsys, *command, "--lr", -1
@@ -299,29 +228,11 @@ def test_cli_linear__trains_and_refuses_to_overwrite(official, pool, tmp_path, c
 def test_cli_linear__told_to_stop_and_resumed_ends_as_an_uninterrupted_run(
     official, pool, tmp_path
 ):
-    asked = [
-        "linear",
-        official / "official.pth.tar",
-        "--train",
-        pool,
-        "--test",
-        pool,
-        "--image-size",
-        32,
-        "--workers",
-        0,
-    ]
-    asked += ["--batch-size", 8, "--epochs", 12]
-    done = moco_transfer(*asked, "--output", tmp_path / "whole")
-    assert done.returncode == 0, done.stderr
-    command = [
-        sys.executable,
-        "-m",
-        "moco_transfer.cli.main",
-        *map(str, asked),
-        "--output",
-        str(tmp_path / "cut"),
-    ]
+    asked = ["linear", official / "official.pth.tar", "--train", pool, "--test", pool]
+    asked += ["--image-size", 32, "--workers", 0, "--batch-size", 8, "--epochs", 12]
+    run(*asked, "--output", tmp_path / "whole")
+    words = map(str, [*asked, "--output", tmp_path / "cut"])
+    command = [sys.executable, "-m", "moco_transfer", *words]
     process = subprocess.Popen(
         command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -331,7 +242,7 @@ def test_cli_linear__told_to_stop_and_resumed_ends_as_an_uninterrupted_run(
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 143 and not (tmp_path / "cut" / "results.json").exists()
-    assert moco_transfer(*asked, "--resume", "--output", tmp_path / "cut").returncode == 0
+    run(*asked, "--resume", "--output", tmp_path / "cut")
     whole, cut = (
         json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "cut")
     )

@@ -1,5 +1,5 @@
-"""Killed with SIGKILL and resumed, a run ends with the same bits as one that was not; two processes
-end equal.
+"""A run that was killed and resumed ends with the same bits as an uninterrupted one; two processes
+end with equal weights.
 
 Went red under: not restoring the optimiser; drawing crops from the global generator; leaving the
 BN statistics of two processes as they are.
@@ -17,7 +17,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from .conftest import REPOSITORY, TINY_DETECTION, TINY_PRETRAIN, environment, moco_transfer, words
+from moco_transfer.cli.main import main
+
+from .conftest import REPOSITORY, TINY_DETECTION, TINY_PRETRAIN, environment, words
 
 
 def start(*arguments: object) -> subprocess.Popen:
@@ -44,18 +46,16 @@ def assert_same_bits(a: dict, b: dict) -> None:
         assert torch.equal(a[name], b[name]), name
 
 
-def test_pretrain__sigkill_and_resume_is_bit_equal(pool, tmp_path):
+def test_pretrain__sigkill_and_resume_is_bit_equal(pool, tmp_path, capsys):
     common = ["pretrain", "--config-file", "demo_moco"]
-    whole = moco_transfer(
-        *common, *words(TINY_PRETRAIN, DATA__ROOT=pool, OUTPUT_DIR=tmp_path / "whole")
-    )
-    assert whole.returncode == 0, whole.stderr
-    cut = words(TINY_PRETRAIN, DATA__ROOT=pool, OUTPUT_DIR=tmp_path / "cut")
+    whole = words(TINY_PRETRAIN, DATA__ROOT=pool, OUTPUT_DIR=tmp_path / "whole")
+    assert main([*common, *whole]) == 0
+    each = {"TRAIN__CHECKPOINT_PERIOD_ITERS": 1}
+    cut = words(TINY_PRETRAIN, DATA__ROOT=pool, OUTPUT_DIR=tmp_path / "cut", **each)
     kill_after_first_checkpoint(start(*common, *cut), tmp_path / "cut")
-    refused = moco_transfer(*common, *cut)
-    assert refused.returncode == 2 and "already holds a run" in refused.stderr
-    resumed = moco_transfer(*common, "--resume", *cut)
-    assert resumed.returncode == 0, resumed.stderr
+    assert main([*common, *cut]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert main([*common, "--resume", *cut]) == 0
     assert "resumed from" in (tmp_path / "cut" / "log.txt").read_text()
     a, b = (
         torch.load(tmp_path / n / "checkpoint_0002.pth", weights_only=True)
@@ -90,12 +90,10 @@ def detection_words(scenes: Path, folder: Path, **more: object) -> list[str]:
 
 
 def test_train__sigkill_and_resume_is_bit_equal(scenes, tmp_path):
-    whole = moco_transfer(*detection_words(scenes, tmp_path / "whole"))
-    assert whole.returncode == 0, whole.stderr
+    assert main(detection_words(scenes, tmp_path / "whole")) == 0
     cut = detection_words(scenes, tmp_path / "cut")
     kill_after_first_checkpoint(start(*cut), tmp_path / "cut")
-    resumed = moco_transfer(*cut[:3], "--resume", *cut[3:])
-    assert resumed.returncode == 0, resumed.stderr
+    assert main([*cut[:3], "--resume", *cut[3:]]) == 0
     a, b = (
         torch.load(tmp_path / n / "checkpoint_0000006.pth", weights_only=True)
         for n in ("whole", "cut")
@@ -105,11 +103,7 @@ def test_train__sigkill_and_resume_is_bit_equal(scenes, tmp_path):
 
 
 def test_pretrain__sigterm_saves_first(pool, tmp_path):
-    settings = TINY_PRETRAIN | {
-        "SOLVER.EPOCHS": "200",
-        "TRAIN.CHECKPOINT_PERIOD_ITERS": "0",
-        "TRAIN.CHECKPOINT_PERIOD_EPOCHS": "100",
-    }
+    settings = TINY_PRETRAIN | {"SOLVER.EPOCHS": "200", "TRAIN.CHECKPOINT_PERIOD_EPOCHS": "100"}
     process = start(
         "pretrain",
         "--config-file",
