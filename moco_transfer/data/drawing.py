@@ -1,4 +1,4 @@
-"""Objects drawn on an image, and images in rows and columns with captions.
+"""Objects drawn on an image, and images in rows and columns.
 
 Conventions:
     Images are RGB, uint8 (H, W, 3); boxes are XYXY in px of their image.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import colorsys
 import io
+import itertools
 import os
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ import numpy as np
 from ..runtime.files import atomic_write_bytes
 
 CELL, GAP = 400, 8  # px: longer side of an image in a grid, space between images
+_TITLE = 28  # px
 # Okabe and Ito's colours, which the colour-blind can tell apart.
 _COLOURS = (
     (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66),
@@ -112,57 +114,39 @@ def _draw_label(
     cv2.putText(canvas, text, at, _FONT, scale, ink, thickness, cv2.LINE_AA)
 
 
-def fit(image: np.ndarray, side: int = CELL) -> tuple[np.ndarray, float]:
-    """Return an image scaled so that its longer side has ``side`` px, and the scale."""
-    scale = side / max(image.shape[:2])
+def fit(image: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return an image scaled so that its longer side has ``CELL`` px, and the scale."""
+    scale = CELL / max(image.shape[:2])
     height, width = (max(1, round(length * scale)) for length in image.shape[:2])
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), scale
 
 
 def save_grid(
-    path: str | os.PathLike[str],
-    rows: Sequence[Sequence[tuple[np.ndarray, str]]],
-    titles: Sequence[str],
-    *,
-    note: str = "",
-    cell: int = CELL,
-) -> tuple[Path, Path]:
-    """Write images in rows and columns as PNG and, next to it, as SVG; return both paths.
+    path: str | os.PathLike[str], rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]
+) -> None:
+    """Write images in rows and columns as PNG and, next to it, as SVG.
 
     Args:
         path: The PNG.
-        rows: Of each row its images, no side longer than ``cell`` px, and their captions.
+        rows: The images, no side longer than ``CELL`` px.
         titles: One above each column.
-        note: A line below the images.
-        cell: Width of a column, px.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
-    heights = [max(image.shape[0] for image, _ in row) + 20 for row in rows]
-    width = GAP + (cell + GAP) * max(map(len, [titles, *rows]))
-    height = 28 + sum(heights) + (28 if note else GAP)
+    lefts = range(GAP, GAP + len(titles) * (CELL + GAP), CELL + GAP)
+    bottoms = list(itertools.accumulate(max(map(len, row)) + GAP for row in rows))
+    width, height = lefts[-1] + CELL + GAP, _TITLE + bottoms[-1]
     figure = Figure((width / 72, height / 72), dpi=72)  # 1 px is 1 pt
-
-    def write(x: float, y: float, text: str, size: int) -> None:
-        limit = int(1.6 * cell / size)  # letters; they are about 0.6 of their size wide
-        text = text if len(text) <= limit or text is note else f"{text[: limit - 1]}…"
-        figure.text(x / width, 1 - y / height, text, fontsize=size, parse_math=False)
-
-    for column, title in enumerate(titles):
-        write(GAP + column * (cell + GAP), 20, title, 14)
-    top = 28
-    for row, row_height in zip(rows, heights, strict=True):
-        for column, (image, caption) in enumerate(row):
-            left, bottom = GAP + column * (cell + GAP), top + image.shape[0]
-            figure.figimage(image, left, height - bottom, origin="upper")
-            write(left, bottom + 14, caption, 11)
-        top += row_height
-    write(GAP, height - 10, note, 12)
+    for left, title in zip(lefts, titles, strict=True):
+        at = left / width, 1 - 20 / height
+        figure.text(*at, title[: CELL // 9], fontsize=14, parse_math=False)
+    for top, row in zip([0, *bottoms], rows, strict=False):
+        for left, image in zip(lefts, row, strict=True):
+            figure.figimage(image, left, bottoms[-1] - top - len(image), origin="upper")
     png, svg = Path(path).with_suffix(".png"), Path(path).with_suffix(".svg")
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "grid"}):
         for file, metadata in ((png, None), (svg, {"Date": None})):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=file.suffix[1:], dpi=72, metadata=metadata)
             atomic_write_bytes(file, buffer.getvalue())
-    return png, svg

@@ -62,17 +62,20 @@ def draw_detection_sheet(
     for image_id in image_ids:
         image, scale = fit(read_and_check(records[image_id], "RGB"))
         truth = records[image_id]["annotations"]
-        cells = [
+        cells: list[dict] = [
             {"boxes": [a["bbox"] for a in truth], "classes": [a["category_id"] for a in truth]}
         ]
-        for predictions in by_image.values():
-            found = sorted(predictions.get(image_id, []), key=lambda p: -p["score"])[: len(truth)]
-            boxes = [(x, y, x + w, y + h) for x, y, w, h in (p["bbox"] for p in found)]
-            classes = [class_of[p["category_id"]] for p in found]
-            scores = [p["score"] for p in found]
-            cells.append({"boxes": boxes, "classes": classes, "scores": scores})
+        for of_title in by_image.values():
+            best = sorted(of_title.get(image_id, []), key=lambda p: -p["score"])[: len(truth)]
+            cells.append(
+                {
+                    "boxes": [(x, y, x + w, y + h) for x, y, w, h in (p["bbox"] for p in best)],
+                    "classes": [class_of[p["category_id"]] for p in best],
+                    "scores": [p["score"] for p in best],
+                }
+            )
         for cell in cells:
             cell["boxes"] = scale * np.array(cell["boxes"])
-        rows.append([(draw_detections(image, cell, dataset.class_names), "") for cell in cells])
+        rows.append([draw_detections(image, cell, dataset.class_names) for cell in cells])
     save_grid(path, rows, ("ground truth", *(f"{title} (highest scores)" for title in columns)))
     return Path(path)

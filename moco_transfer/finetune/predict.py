@@ -25,8 +25,9 @@ from tqdm import tqdm
 from ..config import load_detection_config, read_detection_config
 from ..data.annotations.catalog import get_dataset
 from ..data.batches.geometry import ResizeAndFlip, resized_shape
-from ..data.batches.transforms import read_image, to_tensor
+from ..data.batches.transforms import to_tensor
 from ..data.drawing import draw_detections
+from ..data.images.decode import read_image
 from ..data.images.image_source import EXTENSIONS
 from ..evaluate.predictions import to_coco_results
 from ..runtime.checkpoint import CheckpointFolder

@@ -16,12 +16,8 @@ from PIL import Image
 from moco_transfer.data.annotations.coco import read_coco
 from moco_transfer.data.annotations.voc import VOC_CLASSES, read_voc
 from moco_transfer.data.batches.geometry import ResizeAndFlip, draw_shorter_edge, resized_shape
-from moco_transfer.data.batches.transforms import (
-    TestMapper,
-    TrainMapper,
-    read_and_check,
-    read_image,
-)
+from moco_transfer.data.batches.transforms import TestMapper, TrainMapper, read_and_check
+from moco_transfer.data.images.decode import read_image
 from moco_transfer.runtime.errors import InputError, MissingFileError
 
 MIRROR = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)

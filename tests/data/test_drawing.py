@@ -82,24 +82,22 @@ def test_class_colour__classes_differ():
     )
 
 
-def test_save_grid__images_where_they_belong_and_the_same_in_svg(tmp_path):
-    wide, scale = fit(np.full((40, 80, 3), 100, np.uint8), 160)
-    tall, _ = fit(np.full((80, 40, 3), 50, np.uint8), 160)
-    assert (wide.shape, tall.shape, scale) == ((80, 160, 3), (160, 80, 3), 2)
-    rows = [[(wide, "a <b> & $c$"), (tall, "x" * 99)], [(wide, "")]]
-    png, svg = save_grid(tmp_path / "grid.png", rows, ("one", "two"), note="note", cell=160)
-    pixels = np.asarray(Image.open(png).convert("RGB"))
-    top, right = 28, GAP + 160 + GAP
-    assert pixels.shape == (top + 180 + 100 + 28, 2 * 160 + 3 * GAP, 3)
-    assert (pixels[top : top + 80, GAP : GAP + 160] == 100).all()
-    assert (pixels[top + 180 : top + 260, GAP : GAP + 160] == 100).all()
-    assert (pixels[top : top + 160, right : right + 80] == 50).all()
-    assert (pixels[top : top + 160, right + 80 :] == 255).all()
-    root = ElementTree.fromstring(svg.read_text(encoding="utf-8"))
-    name = "{http://www.w3.org/2000/svg}"
-    texts = [text.text for text in root.iter(f"{name}text")]
-    assert texts[:3] == ["one", "two", "a <b> & $c$"] and texts[-1] == "note"
-    assert texts[3].endswith("x…") and len(texts[3]) < 30
-    first = png.read_bytes(), svg.read_bytes()
-    save_grid(tmp_path / "grid.png", rows, ("one", "two"), note="note", cell=160)
-    assert (png.read_bytes(), svg.read_bytes()) == first
+def test_save_grid__images_where_they_belong_and_the_titles_in_svg(tmp_path):
+    wide, scale = fit(np.full((40, 80, 3), 100, np.uint8))
+    tall, _ = fit(np.full((80, 40, 3), 50, np.uint8))
+    assert (wide.shape, tall.shape, scale) == ((200, 400, 3), (400, 200, 3), 5)
+    rows, titles = [[wide, tall], [wide, wide]], ("a <b> & $c$", "two")
+    save_grid(tmp_path / "grid.png", rows, titles)
+    files = [tmp_path / "grid.png", tmp_path / "grid.svg"]
+    pixels = np.asarray(Image.open(files[0]).convert("RGB"))
+    top, right = 28, GAP + 400 + GAP
+    assert pixels.shape == (top + 400 + GAP + 200 + GAP, 2 * 400 + 3 * GAP, 3)
+    assert (pixels[top : top + 200, GAP : GAP + 400] == 100).all()
+    assert (pixels[top + 408 : top + 608, GAP : GAP + 400] == 100).all()
+    assert (pixels[top : top + 400, right : right + 200] == 50).all()
+    assert (pixels[top : top + 400, right + 200 :] == 255).all()
+    root = ElementTree.fromstring(files[1].read_text(encoding="utf-8"))
+    assert tuple(text.text for text in root.iter("{http://www.w3.org/2000/svg}text")) == titles
+    first = [file.read_bytes() for file in files]
+    save_grid(tmp_path / "grid.png", rows, titles)
+    assert [file.read_bytes() for file in files] == first

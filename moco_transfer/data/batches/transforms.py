@@ -16,39 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
-from ...runtime.errors import InputError, MissingFileError
+from ...runtime.errors import InputError
+from ..images.decode import read_image
 from .geometry import ResizeAndFlip, draw_shorter_edge, resized_shape
 
 _MIN_BOX_SIDE = 1e-5  # px; smaller boxes are left out, as in Detectron2's filter_empty_instances
-
-
-def read_image(path: str, image_format: str) -> np.ndarray:
-    """Read an image upright, as its EXIF orientation says: uint8 (H, W, 3), ``RGB`` or ``BGR``.
-
-    Raises:
-        MissingFileError: If the file does not exist.
-        InputError: If it cannot be decoded, or the format is another.
-    """
-    if image_format not in ("RGB", "BGR"):
-        raise InputError(f"INPUT.FORMAT is {image_format!r}, expected RGB or BGR.")
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(_turn_upright(image).convert("RGB"))
-    except FileNotFoundError as error:
-        raise MissingFileError(f"The image {path} does not exist.") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"The image {path} cannot be decoded ({error}); replace it.") from error
-    return pixels if image_format == "RGB" else pixels[:, :, ::-1]
-
-
-def _turn_upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF raises nearly anything in Pillow; the pixels are still good
-        return image
 
 
 def read_and_check(record: dict, image_format: str) -> np.ndarray:
