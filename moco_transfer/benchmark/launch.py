@@ -42,18 +42,12 @@ _SUBMITITS = (
 class LaunchSettings:
     """How the runs of a matrix are started; saved next to matrix.yaml, so that a resumed benchmark
     uses the same launcher.
-
-    Attributes:
-        launcher: ``local``, ``torchrun`` or ``slurm``.
-        jobs: local: runs at a time; None means one per GPU.
-        nproc_per_node: torchrun: processes of a run.
-        slurm: slurm: KEY=VALUE words.
     """
 
-    launcher: str = "local"
-    jobs: int | None = None
-    nproc_per_node: int | None = None
-    slurm: tuple[str, ...] = ()
+    launcher: str = "local"  # or torchrun, or slurm
+    jobs: int | None = None  # local: runs at a time; None means one per GPU
+    nproc_per_node: int | None = None  # torchrun: processes of a run
+    slurm: tuple[str, ...] = ()  # slurm: KEY=VALUE words
 
     def save(self, output: Path) -> None:
         """Write launcher.json into the output folder."""
@@ -92,12 +86,8 @@ class LaunchSettings:
         return self.jobs or max(1, num_gpus) if self.launcher == "local" else 1
 
     def make(self, output: Path, *, num_gpus: int, lock: int | None = None) -> Any:
-        """Return the launcher.
-
-        Args:
-            output: Folder of all runs.
-            num_gpus: GPUs of this machine.
-            lock: A file descriptor that every local run holds open.
+        """Return the launcher, for a machine with ``num_gpus``; every local run holds the file
+        descriptor ``lock`` open.
         """
         if self.launcher == "slurm":
             if self._slurm_number("nodes") != 1:
@@ -123,12 +113,8 @@ class LaunchSettings:
 
 
 def run_environment(*, lanes: int, lane: int, num_gpus: int) -> dict[str, str]:
-    """Return the environment of a run that shares the machine: its part of the cores, and its GPU.
-
-    Args:
-        lanes: Runs at a time.
-        lane: Which of them this is.
-        num_gpus: GPUs that the runs take turns on; 0 leaves CUDA_VISIBLE_DEVICES alone.
+    """Return the environment of run ``lane`` of ``lanes`` that share the machine: its part of the
+    cores, and its GPU; without ``num_gpus`` CUDA_VISIBLE_DEVICES is left alone.
     """
     environment = dict(os.environ)
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // lanes)))
@@ -236,10 +222,8 @@ class SlurmLauncher:
     """Runs as Slurm jobs through submitit, which stay in the queue when the benchmark ends.
 
     Args:
-        folder: For submitit's own files, and for ``jobs.json``, by which a second call finds its
-            jobs.
-        parameters: submitit's names (timeout_min, gpus_per_node, ...) and Slurm's own (partition,
-            account, ...).
+        folder: For submitit's files, and for ``jobs.json``, by which a second call finds its jobs.
+        parameters: submitit's (timeout_min, gpus_per_node, ...) and Slurm's (partition, ...).
         cluster: submitit's executor; ``slurm``, or ``local`` for a trial without Slurm.
 
     Raises:

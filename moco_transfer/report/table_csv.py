@@ -11,6 +11,11 @@ from moco_transfer.evaluate.metric_names import TASKS
 from .aggregate import HEADLINE_METRICS, Table
 from .cells import run_caveats
 
+_COLUMNS = (
+    "task", "test_set", "train_set", "config_hash", "engine", "norm", "init", "seed", "status",
+    "caveats", "iterations", "wall_sec", "world_size", "weights_sha256", "git", "folder",
+)  # fmt: skip
+
 
 def render_csv(tables: Sequence[Table]) -> str:
     """Return all runs of all tables as CSV (RFC 4180), one line per run in the order of the tables.
@@ -20,38 +25,20 @@ def render_csv(tables: Sequence[Table]) -> str:
     Numbers read back as the same floats.
     """
     metrics = _metric_columns(tables)
-    rows = [row for table in tables for row in table.rows]
-    lines = []
-    for run, status in (
-        (run, "conflict" if run in row.conflicts else "averaged")
-        for row in rows
-        for run in row.all_runs
-    ):
-        line: dict[str, object] = {
-            "task": run.task,
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow([*_COLUMNS, *(f"{kind}/{metric}" for kind, metric in metrics)])
+    conflicts = {id(run) for table in tables for row in table.rows for run in row.conflicts}
+    for run in (run for table in tables for run in table.runs):
+        derived = {
             "test_set": "+".join(run.test_set),
             "train_set": "+".join(run.train_set),
-            "config_hash": run.config_hash,
-            "engine": run.engine,
-            "norm": run.norm,
-            "init": run.init,
-            "seed": run.seed,
-            "status": status,
+            "status": "conflict" if id(run) in conflicts else "averaged",
             "caveats": "; ".join(run_caveats(run)),
-            "iterations": run.iterations,
-            "wall_sec": run.wall_sec,
-            "world_size": run.world_size,
             "weights_sha256": run.weights.get("sha256"),
-            "git": run.git,
-            "folder": run.folder,
         }
-        lines.append(
-            line | {f"{kind}/{metric}": run.value(kind, metric) for kind, metric in metrics}
-        )
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, lines[0] if lines else ())
-    writer.writeheader()
-    writer.writerows(lines)
+        facts = [derived[c] if c in derived else getattr(run, c) for c in _COLUMNS]
+        writer.writerow([*facts, *(run.value(kind, metric) for kind, metric in metrics)])
     return buffer.getvalue()
 
 
