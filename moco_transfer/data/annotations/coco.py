@@ -28,6 +28,10 @@ _COUNTED = (
 _FOUR_FLOATS, _TWO_FLOATS = struct.Struct("4f"), struct.Struct("2f")
 
 
+class _Fault(Exception):
+    """What is wrong with an entry, without its name."""
+
+
 def read_coco(
     json_file: str | os.PathLike[str],
     image_root: str | os.PathLike[str],
@@ -89,10 +93,6 @@ def read_coco(
     )
 
 
-class _Fault(Exception):
-    """What is wrong with an annotation, without its name."""
-
-
 def load_json(json_file: Path) -> Any:
     """Return the content of a json file.
 
@@ -115,40 +115,28 @@ def _short(value: object) -> str:
 
 def _read_categories(categories: list, json_file: Path) -> list[dict]:
     """Return the categories in the order of their ids."""
-    for category in categories:
-        if (
-            not isinstance(category, dict)
-            or not isinstance(category.get("id"), int)
-            or not isinstance(category.get("name"), str)
-            or not isinstance(category.get("keypoints") or [], list)
-        ):
-            raise InputError(
-                f"{json_file}: category {_short(category)} needs an integer 'id', a 'name' and, if"
-                " it has 'keypoints', a list of their names."
-            )
-    repeated = [i for i, n in Counter(category["id"] for category in categories).items() if n > 1]
-    if repeated:
-        raise InputError(f"{json_file}: category id {repeated[0]} occurs more than once.")
+    try:
+        for category in categories:
+            _check(category, _CATEGORY_FIELDS)
+        repeated = [i for i, n in Counter(c["id"] for c in categories).items() if n > 1]
+        if repeated:
+            raise _Fault(f"id {repeated[0]} occurs more than once")
+    except _Fault as fault:
+        raise InputError(f"{json_file}, 'categories': {fault}; correct the file.") from fault
     return sorted(categories, key=lambda category: category["id"])
 
 
 def _read_images(images: list, json_file: Path, image_root: Path, on_problem: OnProblem) -> dict:
     records: dict = {}
-    for image in images:
-        fault = None
-        if (
-            not isinstance(image, dict)
-            or not isinstance(image.get("id"), (int, str))
-            or not isinstance(image.get("file_name"), str)
-            or not all(isinstance(image.get(k), int) and image[k] > 0 for k in ("width", "height"))
-        ):
-            fault = "needs an 'id', a 'file_name', and 'width' and 'height' in pixels"
-        elif image["id"] in records:
-            fault = f"has the id {image['id']}, which occurs more than once"
-        elif records and type(image["id"]) is not type(next(iter(records))):
-            fault = "has an id of another type; ids must be all numbers or all strings"
-        if fault:
-            on_problem(InputError(f"{json_file}: image {_short(image)} {fault}."))
+    for number, image in enumerate(images, start=1):
+        try:
+            _check(image, _IMAGE_FIELDS)
+            if image["id"] in records:
+                raise _Fault(f"id {image['id']} occurs more than once")
+            if records and type(image["id"]) is not type(next(iter(records))):
+                raise _Fault("ids must be all numbers or all strings")
+        except _Fault as fault:
+            on_problem(InputError(f"{json_file}, image {number} of the list: {fault}."))
             continue
         records[image["id"]] = {
             "file_name": os.path.join(image_root, image["file_name"]),
@@ -168,27 +156,49 @@ def _are_finite(numbers: Any) -> bool:
         return False
 
 
-# Field of an annotation, whether its value is legal, and what is expected.
-_FIELDS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("id", lambda v: isinstance(v, (int, float, str, type(None))), "a number"),
-    (
-        "bbox",
-        lambda v: (
-            isinstance(v, (list, tuple))
-            and len(v) == 4
-            and all(isinstance(number, (int, float)) and abs(number) < _FAR for number in v)
-        ),
-        "four finite numbers [x, y, width, height]",
-    ),
-    ("ignore", lambda v: not v, "none, as COCO's format has no such field; use 'iscrowd': 1"),
-    ("iscrowd", lambda v: isinstance(v, (int, float)) and v in (0, 1), "0 or 1"),
-    ("area", lambda v: _are_finite([v]), "a number of square pixels"),
+def _is_box(value: Any) -> bool:
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) == 4
+        and all(isinstance(number, (int, float)) and abs(number) < _FAR for number in value)
+    )
+
+
+# Key, value of an absent field, whether a value is legal, and what is expected.
+_Fields = tuple[tuple[str, Any, Callable[[Any], bool], str], ...]
+_CATEGORY_FIELDS: _Fields = (
+    ("id", None, lambda v: isinstance(v, int), "an integer"),
+    ("name", None, lambda v: isinstance(v, str), "a text"),
+    ("keypoints", [], lambda v: isinstance(v or [], list), "a list of names"),
+)
+_IMAGE_FIELDS: _Fields = (
+    ("id", None, lambda v: isinstance(v, (int, str)), "a number or a text"),
+    ("file_name", None, lambda v: isinstance(v, str), "a path"),
+    ("width", None, lambda v: isinstance(v, int) and v > 0, "pixels"),
+    ("height", None, lambda v: isinstance(v, int) and v > 0, "pixels"),
+)
+_ANNOTATION_FIELDS: _Fields = (
+    ("id", None, lambda v: isinstance(v, (int, float, str, type(None))), "a number"),
+    ("bbox", None, _is_box, "four finite numbers [x, y, width, height]"),
+    ("ignore", 0, lambda v: not v, "none: it is not part of COCO's format, use 'iscrowd': 1"),
+    ("iscrowd", 0, lambda v: isinstance(v, (int, float)) and v in (0, 1), "0 or 1"),
+    ("area", 0, lambda v: _are_finite([v]), "a number of square pixels"),
     (
         "keypoints",
+        [],
         lambda v: not v or _are_finite(v) and len(v) % 3 == 0,
         "finite numbers [x, y, visibility, ...], three for each point",
     ),
 )
+
+
+def _check(entry: Any, fields: _Fields) -> None:
+    if not isinstance(entry, dict):
+        raise _Fault(f"it is {_short(entry)}, expected an object")
+    for key, absent, is_legal, expected in fields:
+        value = entry.get(key, absent)
+        if not is_legal(value):
+            raise _Fault(f"{key} is {_short(value)}, expected {expected}")
 
 
 def _add_annotation(
@@ -198,11 +208,7 @@ def _add_annotation(
 
     A repeated id is refused if ``seen`` holds the earlier ones.
     """
-    if not isinstance(raw, dict):
-        raise _Fault(f"it is {_short(raw)}, expected an object")
-    for key, is_legal, expected in _FIELDS:
-        if (key in raw or key == "bbox") and not is_legal(raw.get(key)):
-            raise _Fault(f"{key} is {_short(raw.get(key))}, expected {expected}")
+    _check(raw, _ANNOTATION_FIELDS)
     for key, known in (("image_id", records), ("category_id", class_of)):
         value = raw.get(key)
         if not isinstance(value, (int, float, str)) or value not in known:
