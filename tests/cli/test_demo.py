@@ -45,8 +45,8 @@ def test_demo__runs_each_step_once(calls, tmp_path, capsys):
     inits = [word for word in calls[-1] if word.startswith(("moco=", "supervised="))]
     assert inits == [f"{name}={out / name}/backbone.pkl" for name in ("supervised", "moco")]
     assert len(list((out / "pool").rglob("*.jpg"))) == 8
-    said = capsys.readouterr().out
-    assert said.count("by hand: moco-transfer") == 5
+    message = capsys.readouterr().out
+    assert message.count("by hand: moco-transfer") == 5
     calls.clear()
     assert main.main(["demo", "--output", str(out), "--seeds", "2"]) == 0
     assert [words[0] for words in calls] == ["benchmark"]

@@ -38,8 +38,10 @@ sys.exit(main.main(["verb"]))
 """
 
 
-@pytest.mark.parametrize(("grouped", "said"), [(True, "atexit\n"), (False, "atexit\ntorn down\n")])
-def test_exit__of_a_process_in_a_group_leaves_the_interpreter_as_it_is(grouped, said):
+@pytest.mark.parametrize(
+    ("grouped", "message"), [(True, "atexit\n"), (False, "atexit\ntorn down\n")]
+)
+def test_exit__of_a_process_in_a_group_leaves_the_interpreter_as_it_is(grouped, message):
     env = environment()
     if grouped:
         with socket.socket() as s:
@@ -55,4 +57,4 @@ def test_exit__of_a_process_in_a_group_leaves_the_interpreter_as_it_is(grouped, 
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120, env=env
     )
-    assert (done.returncode, done.stdout) == (3, said), done.stderr
+    assert (done.returncode, done.stdout) == (3, message), done.stderr

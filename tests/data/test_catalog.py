@@ -37,10 +37,10 @@ def test_get_dataset__reads_builtin_names_below_the_datasets_folder(
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [("/nowhere", "DETECTRON2_DATASETS is '/nowhere'"), (None, "DETECTRON2_DATASETS is not set")],
 )
-def test_get_dataset__names_where_a_builtin_name_is_expected(monkeypatch, tmp_path, value, said):
+def test_get_dataset__names_where_a_builtin_name_is_expected(monkeypatch, tmp_path, value, message):
     monkeypatch.chdir(tmp_path)
     (
         monkeypatch.setenv("DETECTRON2_DATASETS", value)
@@ -53,7 +53,7 @@ def test_get_dataset__names_where_a_builtin_name_is_expected(monkeypatch, tmp_pa
     ):
         with pytest.raises(MissingFileError) as error:
             _ = get_dataset(name).records
-        assert said in str(error.value)
+        assert message in str(error.value)
         assert f"{value or 'datasets'}/{place}, which does not exist" in str(error.value)
         assert str(error.value).endswith(f"Set it to the folder that holds {folder}.")
 

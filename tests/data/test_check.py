@@ -60,15 +60,15 @@ def test_check_dataset__collects_every_problem(make_voc):
     register_dataset("mine", "voc", root=root, split="train", class_names=("dog",))
     report = check_dataset("mine")
     assert not report.is_usable
-    said = [
+    message = [
         "class 'hourse' is not one of",
         "does not lie in",
         "1 of the 4 images",
         "c.jpg cannot be read",
         "d.jpg is 12 x 9 px, but its annotation says 9 x 9",
     ]
-    assert len(report.problems) == len(said)
-    assert all(words in problem for words, problem in zip(said, report.problems, strict=True))
+    assert len(report.problems) == len(message)
+    assert all(words in problem for words, problem in zip(message, report.problems, strict=True))
     assert "... and 3 more\n" in report.text(2)
     assert "NOT usable: 5 " in report.text()
     assert len(check_dataset("mine", open_images=False).problems) == 3
@@ -193,11 +193,11 @@ def test_check_dataset__repetitions_are_counted(make_coco, tmp_path):
     register_dataset("mine", "coco", json_file=json_file, image_root=folder)
     report = check_dataset("mine")
     assert report.is_usable
-    said = "\n".join(report.remarks)
+    message = "\n".join(report.remarks)
     a, b = folder / "a.jpg", folder / "b.jpg"
-    assert f"same image: 2, for example in {a}." in said
-    assert f"listed more than once: 1, for example {a}." in said
-    assert f"byte for byte: 1, for example {b} of {a}." in said
+    assert f"same image: 2, for example in {a}." in message
+    assert f"listed more than once: 1, for example {a}." in message
+    assert f"byte for byte: 1, for example {b} of {a}." in message
 
 
 def test_check_dataset__voc_counted_from_0_may_have_boxes_without_area(make_voc):
@@ -223,8 +223,10 @@ def test_check_data__images_that_two_sets_share_are_named(make_voc, capsys):
         for word in ("--dataset", f"my_{split}=voc:{root}:{split}:dog")
     ]
     assert main.main(["check-data", *flags]) == 0
-    said = capsys.readouterr().out
-    assert "my_train and my_test have 1 image" in said and str(root / "JPEGImages/b.jpg") in said
+    message = capsys.readouterr().out
+    assert (
+        "my_train and my_test have 1 image" in message and str(root / "JPEGImages/b.jpg") in message
+    )
 
 
 def test_check_data__holds_the_data_to_a_config(make_coco, make_voc, capsys):

@@ -73,7 +73,7 @@ def test_read_coco__counts_boxes_without_area_and_leaves_invalid_polygons_out(ma
     assert contents.left_out["invalid_polygons"] == 1
 
 
-def test_read_coco__shifts_key_points_by_half_a_pixel(make_coco):
+def test_read_coco__shifts_keypoints_by_half_a_pixel(make_coco):
     contents = read_coco(*make_coco(IMAGES, [_annotation(keypoints=[4, 6, 2, 0, 0, 0])]))
     assert contents.records[1]["annotations"][0]["keypoints"] == [4.5, 6.5, 2, 0.5, 0.5, 0]
 
@@ -95,7 +95,7 @@ def test_read_coco__compresses_rle(make_coco):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"image_id": 99}, "image_id 99"),
         ({"image_id": [5]}, r"image_id \[5\]"),
@@ -144,9 +144,9 @@ def test_read_coco__compresses_rle(make_coco):
         ({"id": [1]}, r"id is \[1\]"),
     ],
 )
-def test_read_coco__refuses_a_wrong_annotation(make_coco, change, said):
+def test_read_coco__refuses_a_wrong_annotation(make_coco, change, message):
     wrong = _annotation(**change) if isinstance(change, dict) else change
-    with pytest.raises(InputError, match=said) as error:
+    with pytest.raises(InputError, match=message) as error:
         read_coco(*make_coco(IMAGES, [wrong]))
     assert "annotations.json, annotation " in str(error.value)
     # Listed with the others, and nothing of the annotation is kept.
@@ -195,7 +195,7 @@ def test_read_coco__refuses_repeated_ids(make_coco):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("{not json", "is not json"),
         ("[]", "not in COCO's format"),
@@ -210,9 +210,9 @@ def test_read_coco__refuses_repeated_ids(make_coco):
         ),
     ],
 )
-def test_read_coco__refuses_other_files(tmp_path, text, said):
+def test_read_coco__refuses_other_files(tmp_path, text, message):
     (tmp_path / "a.json").write_text(text)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         read_coco(tmp_path / "a.json", tmp_path)
     with pytest.raises(MissingFileError, match=r"b\.json does not exist"):
         read_coco(tmp_path / "b.json", tmp_path)

@@ -60,7 +60,7 @@ def test_draw_shorter_edge__choice_takes_members_and_range_all_between():
     assert {draw_shorter_edge((5, 9), "range", rng) for _ in range(200)} == {5, 6, 7, 8, 9}
 
 
-def test_train_mapper__moves_boxes_polygons_and_key_points_by_known_numbers(image_file):
+def test_train_mapper__moves_boxes_polygons_and_keypoints_by_known_numbers(image_file):
     path, _ = image_file
     person = {
         "bbox": [2.0, 1.0, 6.0, 9.0],
@@ -189,7 +189,7 @@ def test_read_image__turns_upright_as_exif_says_and_orders_channels(image_file, 
     assert np.array_equal(read_image(str(tmp_path / "turned.png"), "RGB"), np.rot90(pixels, -1))
 
 
-def test_mappers__say_what_is_wrong(image_file, tmp_path):
+def test_mappers__refuse_wrong_input(image_file, tmp_path):
     path, _ = image_file
     rng = np.random.default_rng(0)
     with pytest.raises(InputError, match=r"a\.png is 20 x 10 px, but its annotation says 21 x 10"):
@@ -255,7 +255,7 @@ def test_train_mapper__equals_detectron2_on_voc(shared_data, flip, image_format,
 
 @pytest.mark.detectron2
 @pytest.mark.parametrize("flip", ["none", "horizontal"])
-def test_train_mapper__masks_and_key_points_equal_detectron2_on_coco(shared_data, flip):
+def test_train_mapper__masks_and_keypoints_equal_detectron2_on_coco(shared_data, flip):
     contents = read_coco(
         shared_data / "coco/annotations/person_keypoints_val2017.json", shared_data / "coco/val2017"
     )

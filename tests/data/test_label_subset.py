@@ -1,4 +1,4 @@
-"""A part of the labels: fixed, nested, from each set alike, and refused where it is of other data.
+"""A part of the labels: fixed, nested, from each set, and refused with other data.
 
 Seen red under: a draw from the process's generator; images without a box counted; the missing
     image not looked for.
@@ -87,11 +87,11 @@ def test_take__error(datasets, tmp_path):
 def test_read__error(tmp_path):
     with pytest.raises(MissingFileError, match="nowhere.json does not exist"):
         read_label_subset(tmp_path / "nowhere.json")
-    for text, said in (
+    for text, message in (
         ("{", "is not valid JSON"),
         (json.dumps({"format": "x"}), "format is 'x'"),
         ("[]", "format is 'list'"),
     ):
         (tmp_path / "s.json").write_text(text)
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             read_label_subset(tmp_path / "s.json")

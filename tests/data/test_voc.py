@@ -47,7 +47,7 @@ def test_read_voc__finds_images_of_other_suffixes(make_voc):
 
 
 @pytest.mark.parametrize(
-    ("box", "said"),
+    ("box", "message"),
     [
         ((0, 2, 9, 9), "1 <= xmin <= xmax <= 40"),
         ((2, 2, 41, 9), "box xmin 2, ymin 2, xmax 41, ymax 9 does not lie in the 40 x 30 image"),
@@ -57,11 +57,11 @@ def test_read_voc__finds_images_of_other_suffixes(make_voc):
         (("nan", 2, 9, 9), "expected a number of pixels"),
     ],
 )
-def test_read_voc__refuses_a_box_that_is_not_in_the_image(make_voc, box, said):
+def test_read_voc__refuses_a_box_that_is_not_in_the_image(make_voc, box, message):
     root = make_voc({"a": (40, 30, [("dog", (2, 2, 9, 9), 0), ("cat", box, 0)])})
     with pytest.raises(InputError) as error:
         read_voc(root, "train", CLASSES)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "a.xml, object 2 (cat)" in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -122,7 +122,7 @@ def _drop_image(root):
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (_damage_list, "'a 1'; expected one image id a line"),
         (_empty_list, "lists no image"),
@@ -137,10 +137,10 @@ def _drop_image(root):
         ),
     ],
 )
-def test_read_voc__says_what_is_wrong_with_the_files(make_voc, damage, said):
+def test_read_voc__refuses_wrong_the_files(make_voc, damage, message):
     root = make_voc({"a": (40, 30, [("dog", (2, 2, 9, 9), 0)])})
     damage(root)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         read_voc(root, "train", CLASSES)
 
 
