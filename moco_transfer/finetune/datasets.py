@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,13 +19,15 @@ from ..data.annotations.catalog import (
     get_dataset,
 )
 from ..data.annotations.label_subset import LabelSubset, read_label_subset, take_label_subset
-from ..data.annotations.records import is_trainable
+from ..data.annotations.records import is_trainable, leave_out_empty
 from ..evaluate.coco_eval import CocoEvaluator
 from ..evaluate.predictions import PredictionWriter
 from ..evaluate.voc_eval import VocEvaluator
 from ..runtime.errors import InputError
 from ..runtime.files import sha256_of
 from .lint import Finding, PlanError, collecting
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -41,9 +45,9 @@ class Reads:
                 self._known[key] = read(), None
             except InputError as error:
                 self._known[key] = None, error
-        value, error = self._known[key]
-        if error is not None:
-            raise error
+        value, failure = self._known[key]
+        if failure is not None:
+            raise failure
         return value
 
 
@@ -113,7 +117,7 @@ def read_data(request: DataRequest, reads: Reads) -> RunData:
         for name in names:
             with collecting(findings):
                 sets.append(get_dataset(name))
-                reads.once(("records", sets[-1]), lambda d=sets[-1]: len(d.records))
+                reads.once(("records", sets[-1]), functools.partial(_count, sets[-1]))
     if findings:
         raise PlanError(findings)
     both = [*train_sets, *test_sets]
@@ -136,6 +140,10 @@ def read_data(request: DataRequest, reads: Reads) -> RunData:
     if findings:
         raise PlanError(findings)
     return RunData(train_sets, test_sets, subset, request.num_classes is None)
+
+
+def _count(dataset: DetectionDataset) -> int:
+    return len(dataset.records)
 
 
 def _faults(
@@ -205,27 +213,38 @@ def _mask_faults(dataset: DetectionDataset, *, polygons: bool) -> Iterator[str]:
         )
 
 
-def annotation_digest(dataset: DetectionDataset) -> str:
-    """Return the SHA-256 of what a data set's annotations say, wherever its folder is."""
+def training_records(train_sets: Sequence[DetectionDataset], *, filter_empty: bool) -> list[dict]:
+    """Return the records to train on, those without a box left out if asked for."""
+    records = [record for dataset in train_sets for record in dataset.records]
+    total = len(records)
+    if filter_empty:
+        records, left_out = leave_out_empty(records)
+        if left_out:
+            logger.info("%d of %d training images have no box and are left out", left_out, total)
+    return records
+
+
+def annotation_digests(datasets: Sequence[DetectionDataset], reads: Reads) -> dict[str, str]:
+    """Return, by name, the SHA-256 of what data sets' annotations say, wherever their folders are;
+    of the whole set also where a label subset is used.
+    """
+    whole = [get_dataset(dataset.name) for dataset in datasets]
+    return {d.name: reads.once(("digest", d), functools.partial(_digest, d)) for d in whole}
+
+
+def _digest(dataset: DetectionDataset) -> str:
     if dataset.json_file is not None:
         return sha256_of(dataset.json_file)
     images = [
         [
             record["image_id"],
             os.path.relpath(record["file_name"], dataset.image_root),
-            record["height"],
-            record["width"],
-            record["annotations"],
+            *(record[key] for key in ("height", "width", "annotations")),
         ]
         for record in dataset.records
     ]
     content = [dataset.class_names, dataset.year, images]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def evaluated_tasks(*, masks: bool, keypoints: bool) -> tuple[str, ...]:
-    """Return what a detector with these heads is evaluated on."""
-    return ("bbox", *(("segm",) if masks else ()), *(("keypoints",) if keypoints else ()))
 
 
 def make_evaluator(

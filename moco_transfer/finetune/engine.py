@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 # Word of --engine -> module next to this one and the class in it; imported when it is asked for.
 ENGINES = {
-    "detectron2": ("detectron2_engine.build_run", "Detectron2Engine"),
+    "detectron2": ("detectron2_engine.build", "Detectron2Engine"),
     "torchvision": ("torchvision_engine.build", "TorchvisionEngine"),
 }
 DETECTRON2_TRIED = "0.6 at commit 02b5c4e2, with torch 2.11.0"
@@ -50,9 +50,7 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def build_model(self) -> Any:
-        """Return the detector with freshly drawn weights, a function of the seed; its keys are
-        Detectron2's.
-        """
+        """Return the detector, with weights drawn from the seed and Detectron2's keys."""
 
     def skeleton(self) -> Any:
         """Return the detector on torch's meta device: its layers and shapes, without memory."""
@@ -67,9 +65,7 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def iteration_starter(self, optimizer: Any) -> Callable[[int], None]:
-        """Return what sets learning rate and random generators for the iteration that comes after
-        so many.
-        """
+        """Return what sets learning rate and random generators after so many iterations."""
 
     def gradient_clipping(self, optimizer: Any) -> Callable[[], None] | None:
         """Return what limits the gradients in place; None where the optimizer does, or nothing."""
@@ -80,16 +76,14 @@ class Engine(abc.ABC):
         return contextlib.nullcontext()
 
     def aside(self) -> contextlib.AbstractContextManager:
-        """Return the context of PreciseBN and evaluations, which keeps the training's random
-        numbers where they are.
-        """
+        """Return the context of PreciseBN and evaluations, which leaves random numbers alone."""
         return contextlib.nullcontext()
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds for this engine alone. Collective."""
         return {}
 
-    def restore(self, state: dict[str, Any]) -> None:  # noqa: B027 - nothing, where state() is empty
+    def restore(self, state: dict[str, Any]) -> None:  # noqa: B027 - may be nothing
         """Take up what :meth:`state` gave."""
 
     @abc.abstractmethod
@@ -106,10 +100,7 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def detector(self, model: Any) -> Callable[[list[dict]], list[dict]]:
-        """Return what gives the detections of a batch: ``boxes`` (N, 4) XYXY px of the original
-        image, ``scores`` (N,), ``classes`` (N,)[, ``masks`` (N, H, W) bool, ``keypoints`` (N, K,
-        3)] for each image.
-        """
+        """Return what detects in a batch; output as of the embedded engine (``rcnn.py``)."""
 
 
 def choose_engine(name: str) -> str:

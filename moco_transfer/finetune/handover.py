@@ -22,19 +22,17 @@ import yaml
 from torch import nn
 
 from ..convert import BackboneWeights, Coverage, coverage, load_backbone
-from ..convert.read import read_checkpoint
-from ..convert.zoo import local_file
-from ..runtime.errors import InputError
+from ..models.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 logger = logging.getLogger(__name__)
 
 RANDOM, SELF_SUPERVISED, SUPERVISED = "random", "self-supervised", "supervised"
 DETECTOR, UNKNOWN = "detector", "unknown"
 
-_TRUNK = ("stem.", "res2.", "res3.", "res4.", "res5.")
-_PLACES = ("backbone.bottom_up.", "backbone.", "roi_heads.")
-# The extra BN of Res5ROIHeadsExtraNorm is new in every row of a table.
-_ADDED_BY_THE_DETECTOR = ("res5.norm.",)
+# A trunk's tensor among a detector's; the norm behind res5 is new in every row of a table.
+_TRUNK_KEY = re.compile(
+    r"(?:backbone\.bottom_up|backbone|roi_heads)\.((?:stem|res[2345])\.(?!norm\.).*)"
+)
 _BATCH_COUNTER = "num_batches_tracked"
 
 # Layouts (``source_format`` of a stamp) that were trained one way only.
@@ -43,13 +41,13 @@ _SELF_SUPERVISED_FORMATS = ("openselfsup", "lightly", "solo_learn", "vissl")
 # torchvision publishes resnet50-0676ba61.pth and the like; other files may have its layout without
 # being its own.
 _TORCHVISION_FILE = re.compile(r"(wide_)?resne(x)?t[\w]*-[0-9a-f]{8}\.pth")
-_MOCO_AUTHOR = "MOCO"  # what the official converter writes as __author__, without any stamp
-# The official code has one way of normalising images (ImageNet's statistics, here on 0-255) and
-# one trunk, torchvision's.
+# The official converter writes no stamp, but an author; the official code has one way of
+# normalising images and one trunk, torchvision's.
+_MOCO_AUTHOR = "MOCO"
 _MOCO_PIXELS = {
     "format": "RGB",
-    "pixel_mean": [123.675, 116.28, 103.53],
-    "pixel_std": [58.395, 57.12, 57.375],
+    "pixel_mean": [*IMAGENET_MEAN],
+    "pixel_std": [*IMAGENET_STD],
     "stride_in_1x1": False,
 }
 
@@ -106,33 +104,30 @@ def read_weights(path: str, *, init: str | None = None) -> InitialWeights:
     content = load_backbone(path)
     stamp, pixels = content.stamp, content.stamp or {}
     if content.kind == DETECTOR:
-        return InitialWeights(path, DETECTOR, content, stamp, pixels or _trained_with(path))
-    kind = _kind(path, stamp, init)
+        return InitialWeights(path, DETECTOR, content, stamp, pixels or _trained_with(content))
+    kind = _kind(content, init)
     if stamp is None and kind == SELF_SUPERVISED:
         pixels = _MOCO_PIXELS | {"arch": content.arch}
     return InitialWeights(path, kind, content, stamp, pixels)
 
 
-def _kind(path: str, stamp: Mapping[str, Any] | None, init: str | None) -> str:
-    origin = dict(stamp or {})
+def _kind(content: BackboneWeights, init: str | None) -> str:
+    origin = content.stamp or {}
     if origin.get("mechanism"):
         return SUPERVISED if origin["mechanism"] == SUPERVISED else SELF_SUPERVISED
     source_format, source = origin.get("source_format"), str(origin.get("source", ""))
     if source_format in _SUPERVISED_FORMATS or _TORCHVISION_FILE.fullmatch(source):
         return SUPERVISED
-    if source_format in _SELF_SUPERVISED_FORMATS:
-        return SELF_SUPERVISED
-    if stamp is None and read_checkpoint(local_file(path)).top.get("__author__") == _MOCO_AUTHOR:
+    is_moco = content.stamp is None and content.top.get("__author__") == _MOCO_AUTHOR
+    if is_moco or source_format in _SELF_SUPERVISED_FORMATS:
         return SELF_SUPERVISED
     return SUPERVISED if (init or "").startswith(SUPERVISED) else UNKNOWN
 
 
-def _trained_with(path: str) -> dict[str, Any]:
-    """Return the pixels of one of our detectors, from the config in its checkpoint; ``{}`` for
-    another's.
-    """
-    text = read_checkpoint(local_file(path)).top.get("config")
-    config = yaml.safe_load(text) if isinstance(text, str) else None
+def _trained_with(content: BackboneWeights) -> dict[str, Any]:
+    """Return the pixels in the config of one of our detectors; ``{}`` for another's."""
+    text = content.top.get("config")
+    config: Any = yaml.safe_load(text) if isinstance(text, str) else None
     try:
         model = config["MODEL"]
         return {
@@ -150,13 +145,8 @@ def trunk_places(keys: Sequence[str]) -> dict[str, str]:
     """Return, for each tensor of the pre-trained trunk, its key among a detector's:
     ``res2.0.conv1.weight`` -> ``backbone.….weight``.
     """
-    places = {}
-    for key in keys:
-        name = next((key.removeprefix(p) for p in _PLACES if key.startswith(p)), "")
-        is_ours = name.startswith(_TRUNK) and not name.startswith(_ADDED_BY_THE_DETECTOR)
-        if is_ours and not name.endswith(_BATCH_COUNTER):
-            places[name] = key
-    return places
+    found = ((key, _TRUNK_KEY.fullmatch(key)) for key in keys if not key.endswith(_BATCH_COUNTER))
+    return {match[1]: key for key, match in found if match}
 
 
 def weights_coverage(state: Mapping[str, Any], weights: InitialWeights) -> Coverage | None:
@@ -178,9 +168,20 @@ def coverage_gap(found: Coverage | None, weights: InitialWeights, arch: str) -> 
     """Return what is missing in a coverage in words, None where nothing is."""
     if found is None or found.is_complete:
         return None
-    if weights.kind == DETECTOR:
-        return _other_detector(found, weights.path)
-    return found.sentence(weights.path, arch)
+    if weights.kind != DETECTOR:
+        return found.sentence(weights.path, arch)
+    misshapen = [f"{name} {got} instead of {want}" for name, (got, want) in found.misshapen.items()]
+    return (
+        f"{weights.path} is a detector of another config: it covers {len(found.matched)} of"
+        f" {found.num_expected} tensors. Missing: {_some(found.missing)}. Unused:"
+        f" {_some(found.unused)}. Misshapen: {_some(misshapen)}. Use the config that it was trained"
+        " with (config.yaml next to it)."
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + rest if names else "none"
 
 
 def describe_weights(weights: InitialWeights, found: Coverage | None) -> dict[str, Any]:
@@ -205,81 +206,16 @@ def describe_weights(weights: InitialWeights, found: Coverage | None) -> dict[st
 
 def load_weights(model: nn.Module, weights: InitialWeights) -> None:
     """Copy initial weights into a detector; what they do not cover stays as it is."""
-    found = weights_coverage(model.state_dict(), weights)
+    state = model.state_dict()
+    found = weights_coverage(state, weights)
     if found is None or weights.content is None:
         return
-    if weights.kind == DETECTOR:
-        _copy(model, {name: weights.content.state_dict[name] for name in found.matched})
-        logger.info("%s: all %d tensors of the detector loaded", weights.path, len(found.matched))
-        return
-    places = trunk_places(list(model.state_dict()))
-    _copy(model, {places[name]: weights.content.arrays[name] for name in found.matched})
-    logger.info(
-        "%s: %d of %d tensors of the trunk loaded; the detector's own layers start random",
-        weights.path,
-        len(found.matched),
-        found.num_expected,
-    )
-
-
-def read_detector(path: str) -> tuple[dict[str, torch.Tensor], Mapping[str, Any]]:
-    """Return a fine-tuned detector's tensors by its own keys, and what else its file holds; no code
-    in it is run.
-
-    Raises:
-        MissingFileError: If there is no such file.
-        InputError: If it is no checkpoint, or holds no detector.
-    """
-    content = read_checkpoint(local_file(path))
-    prefix = "model." if any(name.startswith("model.") for name in content.tensors) else ""
-    state = {
-        name.removeprefix(prefix): tensor
-        for name, tensor in content.tensors.items()
-        if name.startswith(prefix)
-    }
-    if not any(name.startswith("roi_heads.box_predictor.") for name in state):
-        raise InputError(
-            f"{path} holds no detector: no tensor is called roi_heads.box_predictor.…, the first is"
-            f" {next(iter(content.tensors), 'none')}. Give the OUTPUT_DIR of moco-transfer train,"
-            " or a checkpoint in it."
-        )
-    return state, content.top
-
-
-def load_detector_state(model: nn.Module, state: Mapping[str, torch.Tensor], path: str) -> None:
-    """Load a detector's tensors into a model, all of them.
-
-    Raises:
-        InputError: If they are not the model's.
-    """
-    found = coverage(state, model.state_dict())
-    if not found.is_complete:
-        raise InputError(_other_detector(found, path))
-    _copy(model, {name: state[name] for name in found.matched})
-
-
-def _other_detector(found: Coverage, path: str) -> str:
-    misshapen = [f"{name} {got} instead of {want}" for name, (got, want) in found.misshapen.items()]
-    return (
-        f"{path} is a detector of another config: it covers {len(found.matched)} of"
-        f" {found.num_expected} tensors. Missing: {_some(found.missing)}. Unused:"
-        f" {_some(found.unused)}. Misshapen: {_some(misshapen)}. Use the config that it was trained"
-        " with (config.yaml next to it)."
-    )
-
-
-def _some(names: Sequence[str]) -> str:
-    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + rest if names else "none"
-
-
-def _copy(model: nn.Module, arrays: Mapping[str, np.ndarray | torch.Tensor]) -> None:
-    state = model.state_dict()
+    arrays, places = weights.content.state_dict, {name: name for name in state}
+    if weights.kind != DETECTOR:
+        arrays, places = weights.content.arrays, trunk_places(list(state))
     with torch.no_grad():
-        for key, array in arrays.items():
+        for name in found.matched:
             # A copy: arrays read from a pickle may be read-only or of another byte order.
-            state[key].copy_(
-                array
-                if isinstance(array, torch.Tensor)
-                else torch.from_numpy(np.array(array, dtype=np.float32))
-            )
+            array = np.array(arrays[name], dtype=np.float32)
+            state[places[name]].copy_(torch.from_numpy(array))
+    logger.info("%s: %d of %d tensors", weights.path, len(found.matched), found.num_expected)

@@ -4,12 +4,12 @@ The only file of fine-tuning, next to each engine's ``build``, that reads a conf
 and an earlier checkpoint are read and held against the config and each other; every fault is
 collected and all are raised together (``lint.PlanError``). Nothing is written.
 
-Many runs (a benchmark) are checked by making the plan of each: with one :class:`Reads` for all of
-them every file is read once, and ``PlanError.findings`` lists the faults of a run.
+A benchmark makes the plan of each run: with one ``Reads`` for all of them every file is read once.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import time
@@ -23,47 +23,25 @@ from fvcore.common.config import CfgNode
 
 from ..config import flatten_config, is_set_by_user, load_detection_config, reference_batch_and_lr
 from ..convert import Coverage
-from ..data.annotations.catalog import get_dataset, parse_dataset_flag
+from ..data.annotations.catalog import parse_dataset_flag
 from ..data.annotations.label_subset import LabelSubset, subset_suffix
 from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
 from ..runtime.distributed import broadcast_object, get_world_size, start_processes
 from ..runtime.errors import InputError
-from .datasets import (
-    DataRequest,
-    Reads,
-    RunData,
-    annotation_digest,
-    evaluated_tasks,
-    make_evaluator,
-    read_data,
-)
+from . import handover
+from .datasets import DataRequest, Reads, RunData, annotation_digests, make_evaluator, read_data
 from .engine import Engine, engine_class
-from .handover import (
-    DETECTOR,
-    InitialWeights,
-    coverage_gap,
-    describe_weights,
-    read_weights,
-    weights_coverage,
-)
+from .handover import InitialWeights
 from .lint import Finding, PlanError, collecting, lint, remarks
 from .resume import CHECKPOINT_FORMAT, evaluation_folder, folder_fault, resume_faults, resume_notes
 from .schedule import Schedule
 from .sync_norm import describe_norm
 
 # Keys in which the rows of a table may differ, and those that change no number.
-_FREE_KEYS = [
-    "MODEL.WEIGHTS",
-    "MODEL.DEVICE",
-    "OUTPUT_DIR",
-    "SEED",
-    "DATALOADER.NUM_WORKERS",
-    "SOLVER.CHECKPOINT_PERIOD",
-    "TEST.EXPECTED_RESULTS",
-    "VIS_PERIOD",
-    "CUDNN_BENCHMARK",
-]
-_CLASS_COUNT = "MODEL.ROI_HEADS.NUM_CLASSES"
+_FREE_KEYS = (
+    "MODEL.WEIGHTS MODEL.DEVICE OUTPUT_DIR SEED DATALOADER.NUM_WORKERS SOLVER.CHECKPOINT_PERIOD"
+    " TEST.EXPECTED_RESULTS VIS_PERIOD CUDNN_BENCHMARK"
+)
 
 
 @dataclass(frozen=True)
@@ -75,13 +53,11 @@ class Request:
         overrides: KEY VALUE words.
         datasets: ``--dataset`` flags.
         engine: ``auto``, ``detectron2`` or ``torchvision``.
-        task: Name in tables; "" for the config file's.
-        init: Row of the table; None for the one that the weights' stamp names.
+        task, init: Name and row in tables; by default the config file's and the weights' own.
         label_subset: File that lists the training images to use, or the subset itself.
         resume: Continue from the last checkpoint in OUTPUT_DIR, if there is one.
         eval_only: Evaluate MODEL.WEIGHTS (with ``resume`` the last checkpoint); train nothing.
-        allow_partial: Start although MODEL.WEIGHTS covers the backbone only in part.
-        force: Start in spite of what the linter finds.
+        allow_partial, force: Start in spite of a gap in the coverage, or of the linter's findings.
         coco_style: Evaluate VOC test sets by COCO's numbers too, at the end.
         command: The command line, recorded in results.json.
     """
@@ -111,23 +87,18 @@ class FinetunePlan:
     """Everything that is decided about a run before its first iteration.
 
     Attributes:
-        request: What was asked.
-        header: What every checkpoint says of the run: ``task``, ``init``, ``seed``, ``config`` (as
-            YAML), ``config_hash`` (equal for runs whose results may be averaged), and more.
+        header: What every checkpoint says of the run: ``task``, ``init``, ``seed``, ``config``
+            (YAML), ``config_hash``, and more.
         engine: With the config of the run: scaled, with the data's classes and the seed.
-        world_size: Number of processes.
-        data: The data sets.
         tasks: What is evaluated: ``bbox``[, ``segm``, ``keypoints``].
-        weights: MODEL.WEIGHTS, read.
-        coverage: Which of the detector's tensors they provide; None for random ones.
-        checkpoint, checkpoint_path: What the run continues from, None for a new run.
+        weights, coverage: MODEL.WEIGHTS, and which tensors they provide (None for random ones).
+        checkpoint, checkpoint_path: What the run continues from, if it does.
         schedule, written_schedule: As it runs, and as the config has it.
         precise_bn: Batches per process for PreciseBN, 0 for none.
-        amp_dtype: Type of autocast in training, None for float32.
+        amp_dtype: Type of autocast, None for float32.
         norm: Which normalisation the detector has here, in words.
         output_dir: Folder that is written to; an evaluation may have one inside OUTPUT_DIR.
-        remarks: What is legal and may surprise.
-        overruled: Findings that ``force`` or ``allow_partial`` overruled.
+        remarks, overruled: What is legal and may surprise; findings that the user overruled.
     """
 
     request: Request
@@ -182,7 +153,7 @@ def join_processes(request: Request) -> torch.device:
 
 
 class _Planner:
-    """What is known of a run on the way to its plan; a part that cannot be had stays None."""
+    """What is known of a run on the way to its plan; parts that cannot be had stay None."""
 
     def __init__(
         self, request: Request, world_size: int, device: torch.device | None, reads: Reads
@@ -190,12 +161,12 @@ class _Planner:
         self.request, self.world_size, self.reads = request, world_size, reads
         self.written = self.cfg = load_detection_config(request.config_file, request.overrides)
         self.kind = engine_class(request.engine)
+        model = self.cfg.MODEL
         # Configs say cuda, Detectron2's default; a laptop runs them unchanged on its CPU.
-        use_gpu = self.cfg.MODEL.DEVICE == "cuda" and torch.cuda.is_available()
+        use_gpu = model.DEVICE == "cuda" and torch.cuda.is_available()
         self.device = device or torch.device("cuda" if use_gpu else "cpu")
-        self.tasks = evaluated_tasks(
-            masks=self.cfg.MODEL.MASK_ON, keypoints=self.cfg.MODEL.KEYPOINT_ON
-        )
+        heads = {"segm": model.MASK_ON, "keypoints": model.KEYPOINT_ON}
+        self.tasks = ("bbox", *(task for task, is_on in heads.items() if is_on))
         self.findings: list[Finding] = []
         self.data: RunData | None = None
         self.weights: InitialWeights | None = None
@@ -218,10 +189,9 @@ class _Planner:
         with collecting(self.findings):
             self.data = read_data(data_request(written, request), self.reads)
         with collecting(self.findings):
-            key = ("weights", written.MODEL.WEIGHTS, request.init)
-            self.weights = self.reads.once(
-                key, lambda: read_weights(written.MODEL.WEIGHTS, init=request.init)
-            )
+            path, init = written.MODEL.WEIGHTS, request.init
+            read = functools.partial(handover.read_weights, path, init=init)
+            self.weights = self.reads.once(("weights", path, init), read)
         with collecting(self.findings):
             if request.resume:
                 self.checkpoint_path = CheckpointFolder(written.OUTPUT_DIR).last()
@@ -234,11 +204,11 @@ class _Planner:
             self.skeleton = self.reads.once(key, self.engine.skeleton)
 
     def compare(self) -> None:
-        """Hold config, data and weights against each other."""
+        """Compare config, data and weights."""
         for dataset in self.data.test_sets if self.data is not None else ():
             with collecting(self.findings):  # rather than after the training
                 key = ("evaluator", dataset, self.tasks)
-                self.reads.once(key, lambda d=dataset: make_evaluator(d, self.tasks, Path()) and 1)
+                self.reads.once(key, functools.partial(make_evaluator, dataset, self.tasks, Path()))
         request, weights = self.request, self.weights
         if weights is None:
             return
@@ -249,37 +219,39 @@ class _Planner:
             reference=reference_batch_and_lr(request.config_file),
             eval_only=request.eval_only,
         )
-        if request.eval_only and self.checkpoint is None and weights.kind != DETECTOR:
+        if request.eval_only and self.checkpoint is None and weights.kind != handover.DETECTOR:
             got = f"{weights.path} is a backbone without one" if weights.path else "there is none"
             self._add(
                 f"--eval-only needs a detector, but {got}. Give MODEL.WEIGHTS a checkpoint_*.pth"
                 " that moco-transfer train wrote, or --resume to take the one in OUTPUT_DIR."
             )
         elif self.skeleton is not None:
-            self.coverage = weights_coverage(self.skeleton.state_dict(), weights)
-            gap = coverage_gap(self.coverage, weights, f"resnet{self.cfg.MODEL.RESNETS.DEPTH}")
+            self.coverage = handover.weights_coverage(self.skeleton.state_dict(), weights)
+            gap = handover.coverage_gap(
+                self.coverage, weights, f"resnet{self.cfg.MODEL.RESNETS.DEPTH}"
+            )
             if gap is not None:  # a detector's own layers cannot start random
-                option = "" if weights.kind == DETECTOR else "--allow-partial"
+                option = "" if weights.kind == handover.DETECTOR else "--allow-partial"
                 self.findings.append(Finding("coverage", gap, option))
 
     def plan(self) -> FinetunePlan:
         """Return the plan, or raise with every finding that is not overruled."""
         request, cfg, data, weights = self.request, self.cfg, self.data, self.weights
-        header, output_dir = {}, Path(cfg.OUTPUT_DIR)
+        header: dict[str, Any] = {}
         if data is not None and weights is not None:
-            header = self._header(data, weights)
-        with collecting(self.findings):
-            if request.eval_only and data is not None:
-                names = [dataset.name for dataset in data.test_sets]
-                output_dir = evaluation_folder(output_dir, names, cfg.dump())
-            elif fault := folder_fault(output_dir, resume=request.resume or request.eval_only):
-                self._add(fault)
+            header = self._resumed(self._header(data, weights))
+        output_dir = Path(cfg.OUTPUT_DIR)
+        if fault := folder_fault(output_dir, resume=request.resume or request.eval_only):
+            self._add(fault)
+        elif request.eval_only and data is not None:
+            names = [dataset.name for dataset in data.test_sets]
+            output_dir = evaluation_folder(output_dir, names, cfg.dump())
         standing = [finding for finding in self.findings if not request.overrules(finding)]
         if standing or not data or not weights or not self.engine or self.skeleton is None:
             raise PlanError(standing)
-        notes = (
-            [] if request.eval_only else remarks(flatten_config(cfg), world_size=self.world_size)
-        )
+        notes = header["resume_notes"]
+        if not request.eval_only:
+            notes = [*remarks(flatten_config(cfg), world_size=self.world_size), *notes]
         half = torch.float16 if self.device.type == "cuda" else torch.bfloat16
         return FinetunePlan(
             request=request,
@@ -299,7 +271,7 @@ class _Planner:
             amp_dtype=half if cfg.SOLVER.AMP.ENABLED else None,
             norm=describe_norm(self.skeleton, self.world_size, self.device),
             output_dir=output_dir,
-            remarks=(*notes, *header["resume_notes"]),
+            remarks=tuple(notes),
             overruled=tuple(self.findings),
         )
 
@@ -307,54 +279,46 @@ class _Planner:
         self.findings.append(Finding("", sentence, option=""))
 
     def _header(self, data: RunData, weights: InitialWeights) -> dict[str, Any]:
-        """Return what every checkpoint says of the run, plain numbers and strings, and hold the
-        checkpoint that it continues from against it.
-        """
-        request, checkpoint = self.request, self.checkpoint
-        fraction = data.subset.fraction if data.subset is not None else 1
-        roles = {"train": data.train_sets, "test": data.test_sets}
-        header = {
+        """Return what every checkpoint says of the run, plain numbers and strings."""
+        request, subset = self.request, data.subset
+        task = request.task or Path(request.config_file).stem
+        roles = {} if request.eval_only else {"train": data.train_sets, "test": data.test_sets}
+        return {
             "format": CHECKPOINT_FORMAT,
             "engine": self.kind.name,
-            "task": (request.task or Path(request.config_file).stem) + subset_suffix(fraction),
+            "task": task + subset_suffix(subset.fraction if subset is not None else 1),
             "class_names": list(data.class_names),
-            "init": request.init or (checkpoint or {}).get("init") or weights.row,
-            "weights": _plain(describe_weights(weights, self.coverage)),
+            "init": request.init or (self.checkpoint or {}).get("init") or weights.row,
+            "weights": _plain(handover.describe_weights(weights, self.coverage)),
             "weights_sha256": weights.sha256,
-            "label_subset_sha256": data.subset.sha256 if data.subset is not None else None,
-            "datasets": {}
-            if request.eval_only
-            else {r: {d.name: self._digest(d.name) for d in sets} for r, sets in roles.items()},
+            "label_subset_sha256": subset.sha256 if subset is not None else None,
+            "datasets": {r: annotation_digests(roles[r], self.reads) for r in roles},
             "world_size": self.world_size,
             "seed": self.cfg.SEED,
             "resume_notes": [],
             "config_hash": config_hash(self.cfg),
             "config": self.cfg.dump(),
         }
+
+    def _resumed(self, header: dict[str, Any]) -> dict[str, Any]:
+        """Return the header with what it takes from the checkpoint that the run continues from."""
+        checkpoint, eval_only = self.checkpoint, self.request.eval_only
         if checkpoint is None:
             return header
-        path, eval_only = str(self.checkpoint_path), request.eval_only
+        path = str(self.checkpoint_path)
         faults = list(resume_faults(checkpoint, path, header, eval_only=eval_only))
-        for sentence in faults:
-            self._add(sentence)
         if faults:
+            self.findings += [Finding("", sentence, option="") for sentence in faults]
             return header
         # The file may be called something else now: the run is recorded as it began.
         notes = resume_notes(checkpoint, header, eval_only=eval_only)
         return header | {"weights": checkpoint["weights"], "resume_notes": notes}
 
-    def _digest(self, name: str) -> str:
-        dataset = get_dataset(name)  # the whole of it, also where a label subset is used
-        return self.reads.once(("digest", dataset), lambda: annotation_digest(dataset))
-
 
 def data_request(cfg: CfgNode, request: Request) -> DataRequest:
     """Register the data sets of ``--dataset`` flags, and return what the config asks of its data.
 
-    The number of classes is the data's, with data sets of the user's own, unless the user set it.
-
-    Raises:
-        InputError: If a flag is malformed, or what it registers is not used.
+    With data sets of the user's own the number of classes is the data's, unless the user set it.
     """
     train, test = tuple(cfg.DATASETS.TRAIN), tuple(cfg.DATASETS.TEST)
     own = [parse_dataset_flag(flag) for flag in request.datasets]
@@ -365,11 +329,12 @@ def data_request(cfg: CfgNode, request: Request) -> DataRequest:
                 f" DATASETS.TEST {list(test)}. Add DATASETS.TRAIN {name} or DATASETS.TEST {name},"
                 " or leave the flag out."
             )
-    is_set = is_set_by_user(request.config_file, request.overrides, _CLASS_COUNT)
+    key = "MODEL.ROI_HEADS.NUM_CLASSES"
+    from_data = bool(own) and not is_set_by_user(request.config_file, request.overrides, key)
     return DataRequest(
         train,
         test,
-        num_classes=None if own and not is_set else cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+        num_classes=None if from_data else cfg.MODEL.ROI_HEADS.NUM_CLASSES,
         masks=cfg.MODEL.MASK_ON,
         polygons=cfg.INPUT.MASK_FORMAT == "polygon",
         eval_only=request.eval_only,
@@ -418,15 +383,14 @@ def config_hash(cfg: CfgNode) -> str:
     """Return 12 hexadecimal digits that are equal for runs whose results may be averaged: weights,
     seed, device, output folder and what changes no number are left out.
     """
-    cfg = cfg.clone()
-    cfg.defrost()
-    for key in _FREE_KEYS:
+    plain = _plain(cfg)
+    for key in _FREE_KEYS.split():
         *path, leaf = key.split(".")
-        node = cfg
+        node = plain
         for part in path:
             node = node[part]
         node[leaf] = None
-    return hashlib.sha256(json.dumps(_plain(cfg), sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _plain(value: Any) -> Any:

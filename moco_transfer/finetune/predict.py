@@ -33,7 +33,7 @@ from ..evaluate.predictions import to_coco_results
 from ..runtime.checkpoint import CheckpointFolder
 from ..runtime.errors import InputError, MissingFileError
 from ..runtime.files import atomic_write_bytes, atomic_write_text
-from .handover import load_detector_state, read_detector
+from .handover import DETECTOR, coverage_gap, load_weights, read_weights, weights_coverage
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +131,13 @@ def load_detector(
         raise InputError("Device 'cuda' is asked for, but this PyTorch sees none. Use cpu or auto.")
     chosen = torch.device(("cuda" if has_gpu else "cpu") if device == "auto" else device)
     checkpoint = _find_checkpoint(Path(path))
-    state, top = read_detector(str(checkpoint))
+    weights = read_weights(str(checkpoint))
+    if weights.content is None or weights.kind != DETECTOR:
+        raise InputError(
+            f"{checkpoint} holds no detector. Give the OUTPUT_DIR of moco-transfer train, or a"
+            " checkpoint in it."
+        )
+    top = weights.content.top
     cfg = _config(checkpoint, top, config_file).clone()
     cfg.defrost()
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(score_threshold)
@@ -145,7 +151,10 @@ def load_detector(
             " detector, e.g. its demo.py with the config.yaml and the checkpoint; train"
             " --eval-only --engine detectron2 writes its predictions on a data set."
         ) from error
-    load_detector_state(model, state, str(checkpoint))
+    gap = coverage_gap(weights_coverage(model.state_dict(), weights), weights, "")
+    if gap is not None:
+        raise InputError(gap)
+    load_weights(model, weights)
     return Detector(
         model=model.eval().to(chosen),
         class_names=_class_names(cfg, checkpoint, top, class_names),

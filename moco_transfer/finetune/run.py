@@ -22,8 +22,7 @@ from .datasets import make_evaluator
 from .describe import describe_plan
 from .handover import load_weights
 from .plan import FinetunePlan
-from .precise_bn import recompute_bn_statistics
-from .sync_norm import describe_norm
+from .sync_norm import describe_norm, recompute_bn_statistics
 from .trainer import FineTuning, Results, evaluate, start, train
 
 logger = logging.getLogger(__name__)
@@ -106,7 +105,8 @@ def _evaluate(
 
     A set without ground truth, which ``eval_only`` alone admits, has predictions and no metrics.
     """
-    results, coco_style = {}, at_end and plan.request.coco_style
+    results: dict[str, Any] = {}
+    coco_style = at_end and plan.request.coco_style
     for dataset in plan.data.test_sets:
         evaluator = make_evaluator(dataset, plan.tasks, plan.output_dir, coco_style=coco_style)
         with plan.engine.aside():
@@ -134,7 +134,7 @@ def _record(
 ) -> dict[str, Any]:
     """Return what results.json holds: what the run was and what came of it."""
     header, request, data = plan.header, plan.request, plan.data
-    dataset = {
+    dataset: dict[str, Any] = {
         "train": [title_of(d.name, data.subset) for d in data.train_sets],
         "test": [d.name for d in data.test_sets],
         "classes": list(data.class_names),

@@ -1,4 +1,4 @@
-"""Normalisation over all ranks, for both engines, and which normalisation a run really used.
+"""Normalisation over all ranks, for both engines: SyncBN, PreciseBN, and which norm a run used.
 
 Shapes in this module:
     N: images on this rank    C: channels    H, W: height and width    S: N * H * W, the number of
@@ -10,14 +10,18 @@ Distributed:
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
+from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 from torch import Tensor, nn
 
-from ..runtime.distributed import get_world_size
+from ..runtime.distributed import average_bn_statistics, get_world_size
 
 # By their names, so that this module needs neither engine; Detectron2's and the embedded one's.
 _NAIVE = ("NaiveSyncBatchNorm", "NaiveSyncBatchNorm2d")
@@ -48,14 +52,16 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         if not self.training or get_world_size() == 1:
             return super().forward(x)
         if x.is_cuda:
-            return nn.SyncBatchNorm.forward(self, x)
+            return nn.SyncBatchNorm.forward(cast(nn.SyncBatchNorm, self), x)
         y, mean, var, count = _CrossRankNorm.apply(x, self.weight, self.bias, self.eps)
+        tracked = self.num_batches_tracked, self.running_mean, self.running_var, self.momentum
+        batches, running_mean, running_var, momentum = cast(Any, tracked)
         with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean, self.momentum)
+            batches.add_(1)
+            running_mean.lerp_(mean, momentum)
             # Normalisation uses the biased variance, the running average the unbiased one: torch's
             # convention for BN.
-            self.running_var.lerp_(var * (count / (count - 1).clamp(min=1)), self.momentum)
+            running_var.lerp_(var * (count / (count - 1).clamp(min=1)), momentum)
         return y
 
 
@@ -145,6 +151,27 @@ def describe_norm(
         elif isinstance(module, nn.GroupNorm):
             counts["GN"] += 1
     return " + ".join(f"{name} x {n}" for name, n in counts.items()) or "none"
+
+
+def recompute_bn_statistics(
+    model: nn.Module, batches: Iterable[list[dict]], *, num_iterations: int
+) -> None:
+    """Replace BN's running statistics by their averages over training batches (PreciseBN), if a BN
+    layer is trained. Collective.
+
+    fvcore computes; here all processes get the same statistics: each sees its own images, and
+    detectron2's hook leaves the difference (detectron2 issue 5398).
+
+    Args:
+        model: The detector, without DistributedDataParallel around it; left in training mode.
+        batches: Training batches of this process, at least ``num_iterations``.
+        num_iterations: Batches per process.
+    """
+    model.train()
+    if get_bn_modules(model):
+        with torch.no_grad():
+            update_bn_stats(model, itertools.islice(batches, num_iterations), num_iterations)
+        average_bn_statistics(model)
 
 
 def sync_on_cpu(model: nn.Module) -> nn.Module:

@@ -24,13 +24,11 @@ from moco_transfer.finetune.handover import (
     coverage_gap,
     describe_weights,
     load_weights,
-    read_detector,
     read_weights,
     trunk_places,
     weights_coverage,
 )
 from moco_transfer.finetune.lint import lint
-from moco_transfer.runtime.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -272,13 +270,6 @@ def test_read_weights__a_detector_of_another_config_is_refused(tmp_path):
         "a.pth is a detector of another config" in gap
         and "roi_heads.box_predictor.cls_score.weight (4, 256) instead of (9, 256)" in gap
     )
-
-
-def test_read_detector__a_backbone_is_none(backbone_file):
-    with pytest.raises(
-        InputError, match=r"r18.pkl holds no detector: no tensor is called roi_heads.box_predictor"
-    ):
-        read_detector(str(backbone_file))
 
 
 def test_read_weights__msras_own_file_suits_the_msra_twin(tmp_path, monkeypatch):

@@ -134,25 +134,25 @@ def test_plan__reads_every_file_once(words, tmp_path, monkeypatch):
     import torch
 
     from moco_transfer.convert import convert_checkpoint
-    from moco_transfer.finetune import plan
+    from moco_transfer.finetune import datasets, handover
 
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "r18.pth")
     convert_checkpoint(tmp_path / "r18.pth", tmp_path / "r18.pkl")
     calls = []
-    for name in ("read_weights", "annotation_digest"):
-        original = getattr(plan, name)
+    for place, name in ((handover, "read_weights"), (datasets, "_digest")):
+        original = getattr(place, name)
 
         def counted(*args, name=name, original=original, **more):
             calls.append(name)
             return original(*args, **more)
 
-        monkeypatch.setattr(plan, name, counted)
+        monkeypatch.setattr(place, name, counted)
     reads, weights = Reads(), ("MODEL.WEIGHTS", tmp_path / "r18.pkl", "OUTPUT_DIR", tmp_path / "o")
     plans = [
         plan_finetuning(request(words, *weights, "SEED", seed), world_size=size, reads=reads)
         for seed, size in ((0, 1), (1, 1), (0, 2))
     ]
-    assert calls == ["read_weights", "annotation_digest", "annotation_digest"]
+    assert calls == ["read_weights", "_digest", "_digest"]
     assert [p.header["seed"] for p in plans] == [0, 1, 0]
     assert plans[0].header["config_hash"] == plans[1].header["config_hash"]
     assert plans[0].coverage.is_complete and plans[0].coverage.num_expected == 100

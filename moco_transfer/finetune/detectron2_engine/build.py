@@ -1,27 +1,64 @@
-"""From a config to Detectron2's own config and its detector."""
+"""From a config, which nothing else here reads, to Detectron2's detector, solver and batches.
+
+They are made in the order of Detectron2's own trainer: with the same config, seed and number of
+processes an uninterrupted run has the losses of its DefaultTrainer, digit for digit.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from detectron2.config import CfgNode as Detectron2Config
 from detectron2.config import get_cfg
+from detectron2.data import (
+    DatasetFromList,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
+from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.modeling import build_model as detectron2_model
-from torch import nn
+from detectron2.solver import build_lr_scheduler, build_optimizer
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventStorage
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler
 
+from moco_transfer.data.annotations.catalog import DetectionDataset
+from moco_transfer.runtime.distributed import gather_object, get_rank, get_world_size
 from moco_transfer.runtime.errors import InputError
+from moco_transfer.runtime.seed import derive_seed
+
+from ..engine import Batches, Engine
+from ..sync_norm import sync_on_cpu
+from .datasets import add_datasets
+from .random_state import kept_random_state, random_state, set_random_state
+from .resumed_sampler import ResumedSampler
+
+logger = logging.getLogger(__name__)
+
+_RANDOM_STATES = "random_states"  # of all ranks, in a checkpoint
+_SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 
 
-def build_model(cfg: Any) -> nn.Module:
-    """Return Detectron2's detector on the CPU, in training mode, with freshly drawn weights.
-
-    Input and output are Detectron2's: items with ``instances`` in training, ``[{"instances":
-    Instances}]`` at inference.
+def build_model(cfg: CfgNode) -> nn.Module:
+    """Return Detectron2's detector on the CPU, in training mode, with freshly drawn weights; input
+    and output are Detectron2's (``instances``).
     """
     return detectron2_model(to_detectron2(cfg, "cpu")).train()
 
 
-def to_detectron2(cfg: Any, device: str) -> Detectron2Config:
+def to_detectron2(cfg: CfgNode, device: str) -> Detectron2Config:
     """Return Detectron2's own config with our values, frozen.
 
     Args:
@@ -36,9 +73,192 @@ def to_detectron2(cfg: Any, device: str) -> Detectron2Config:
         theirs.merge_from_other_cfg(cfg)
     except (KeyError, ValueError) as error:
         raise InputError(
-            f"Detectron2 does not take this config: {error}. Is its version another than the tested"
-            " one (moco-transfer doctor)?"
+            f"Detectron2 does not take this config: {error}. Compare its version with the tested"
+            " one (moco-transfer doctor)."
         ) from error
     theirs.MODEL.DEVICE = device
     theirs.freeze()
     return theirs
+
+
+@functools.cache
+def _join_local_group() -> None:
+    """Tell Detectron2 which processes share this host: its launcher would, torchrun does not.
+    Collective.
+    """
+    if dist.is_initialized():
+        comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+
+
+class Detectron2Engine(Engine):
+    """Detectron2 itself; the loop that both engines share does what it leaves to its caller."""
+
+    name = "detectron2"
+
+    @staticmethod
+    def check(cfg: CfgNode) -> None:
+        """See ``Engine.check``; Detectron2 itself rejects what its model does not implement."""
+        only = {
+            "DATALOADER.SAMPLER_TRAIN": (cfg.DATALOADER.SAMPLER_TRAIN, _SAMPLERS),
+            "VIS_PERIOD": (cfg.VIS_PERIOD, (0,)),
+            "TEST.EXPECTED_RESULTS": (list(cfg.TEST.EXPECTED_RESULTS), ([],)),
+            # The evaluators are shared with the embedded engine and know COCO's sigmas alone.
+            "TEST.KEYPOINT_OKS_SIGMAS": (list(cfg.TEST.KEYPOINT_OKS_SIGMAS), ([],)),
+        }
+        for key, (value, implemented) in only.items():
+            if value not in implemented:
+                raise InputError(
+                    f"moco-transfer does not implement {key} {value!r} (only"
+                    f" {' or '.join(map(repr, implemented))}); Detectron2's own train_net.py does."
+                )
+
+    def __init__(self, cfg: CfgNode, device: torch.device) -> None:
+        super().__init__(cfg, device)
+        _join_local_group()
+        self.theirs = to_detectron2(cfg, device.type)
+        solver = self.theirs.SOLVER
+        anything = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=solver.BASE_LR)
+        try:  # Detectron2 would fail later, when the run's folder has been made
+            build_lr_scheduler(self.theirs, anything)
+        except (ValueError, AssertionError) as error:
+            raise InputError(
+                f"Detectron2 does not take SOLVER.{solver.LR_SCHEDULER_NAME} with MAX_ITER"
+                f" {solver.MAX_ITER}, STEPS {tuple(solver.STEPS)} and WARMUP_ITERS"
+                f" {solver.WARMUP_ITERS}: {error}."
+            ) from error
+        add_datasets(dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]))
+        self._storage: EventStorage | None = None
+
+    def build_model(self) -> nn.Module:
+        """See ``Engine.build_model``."""
+        torch.backends.cudnn.benchmark = self.theirs.CUDNN_BENCHMARK
+        if self.theirs.FLOAT32_PRECISION:
+            torch.set_float32_matmul_precision(self.theirs.FLOAT32_PRECISION)
+            torch.backends.cudnn.allow_tf32 = self.theirs.FLOAT32_PRECISION != "highest"
+        seed_all_rng(self.theirs.SEED + get_rank())
+        return self._synchronised(detectron2_model(self.theirs))
+
+    def skeleton(self) -> nn.Module:
+        """See ``Engine.skeleton``: Detectron2 moves its models to MODEL.DEVICE."""
+        with torch.device("meta"):
+            return self._synchronised(detectron2_model(to_detectron2(self.cfg, "meta")))
+
+    def _synchronised(self, model: nn.Module) -> nn.Module:
+        return sync_on_cpu(model) if self.device.type == "cpu" else model
+
+    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """See ``Engine.build_optimizer``; Detectron2's clips gradients itself."""
+        return build_optimizer(self.theirs, model)
+
+    def iteration_starter(self, optimizer: torch.optim.Optimizer) -> Callable[[int], None]:
+        """See ``Engine.iteration_starter``."""
+        schedule = build_lr_scheduler(self.theirs, optimizer)
+
+        def begin(iteration: int) -> None:
+            schedule.last_epoch = iteration
+            for group, lr in zip(optimizer.param_groups, schedule.get_lr(), strict=True):
+                group["lr"] = lr
+            if self._storage is not None:
+                self._storage.iter = iteration
+
+        return begin
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """See ``Engine.training``: Detectron2's modules log numbers into a storage."""
+        with EventStorage() as self._storage:
+            yield
+        self._storage = None
+
+    def aside(self) -> contextlib.AbstractContextManager:
+        """See ``Engine.aside``."""
+        return kept_random_state()
+
+    def state(self) -> dict[str, Any]:
+        """See ``Engine.state``."""
+        return {_RANDOM_STATES: gather_object(random_state())}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See ``Engine.restore``."""
+        states = state[_RANDOM_STATES]
+        if len(states) == get_world_size():  # else resume_notes says that the numbers are others
+            set_random_state(states[get_rank()])
+
+    def training_batches(
+        self, train_sets: Sequence[DetectionDataset], start_iteration: int
+    ) -> Batches:
+        """See ``Engine.training_batches``."""
+        return self._train_loader(train_sets, self.theirs.DATALOADER.NUM_WORKERS, start_iteration)
+
+    def statistics_batches(self, train_sets: Sequence[DetectionDataset], iteration: int) -> Batches:
+        """See ``Engine.statistics_batches``; as in Detectron2's trainer the stream of training from
+        its beginning, without workers.
+        """
+        return self._train_loader(train_sets, 0, 0)
+
+    def _train_loader(
+        self, train_sets: Sequence[DetectionDataset], num_workers: int, start_iteration: int
+    ) -> Batches:
+        cfg, (images, sampler, is_wide) = self.theirs, self._training_data(tuple(train_sets))
+        more: dict[str, Any] = {}
+        if start_iteration:
+            sampler = ResumedSampler(
+                sampler,
+                is_wide if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
+                batch_size=cfg.SOLVER.IMS_PER_BATCH // get_world_size(),
+                num_workers=num_workers,
+                batches_used=start_iteration,
+            )
+            # A generator of the loader's own: drawing the workers' seeds must not move the one that
+            # has just been put in place.
+            more["seed"] = derive_seed(cfg.SEED, "resumed", start_iteration, get_rank()) % 2**31
+        return build_detection_train_loader(
+            cfg, dataset=images, sampler=sampler, num_workers=num_workers, **more
+        )
+
+    @functools.cache  # noqa: B019 - an engine lives as long as its run
+    def _training_data(
+        self, train_sets: tuple[DetectionDataset, ...]
+    ) -> tuple[Dataset, Sampler, list[bool]]:
+        """Return Detectron2's training images packed as it packs them, their endless order, and
+        which of them are wider than high.
+        """
+        cfg, loader = self.theirs, self.theirs.DATALOADER
+        keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+        proposals = cfg.DATASETS.PROPOSAL_FILES_TRAIN
+        records = get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN,
+            filter_empty=loader.FILTER_EMPTY_ANNOTATIONS,
+            min_keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else 0,
+            proposal_files=proposals if cfg.MODEL.LOAD_PROPOSALS else None,
+        )
+        if any(dataset.image_ids is not None for dataset in train_sets):
+            # Detectron2's catalogue holds whole sets.
+            files = (record["file_name"] for dataset in train_sets for record in dataset.records)
+            used = set(map(os.path.realpath, files))
+            records = [r for r in records if os.path.realpath(r["file_name"]) in used]
+        sampler: Sampler = TrainingSampler(len(records), seed=cfg.SEED)
+        if loader.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
+            shares = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+                records, loader.REPEAT_THRESHOLD, sqrt=loader.REPEAT_SQRT
+            )
+            sampler = RepeatFactorTrainingSampler(shares, seed=cfg.SEED)
+        is_wide = [record["width"] > record["height"] for record in records]
+        return DatasetFromList(records, copy=False), sampler, is_wide
+
+    def test_batches(self, dataset: DetectionDataset) -> Batches:
+        """See ``Engine.test_batches``."""
+        return build_detection_test_loader(self.theirs, dataset.name)
+
+    def detector(self, model: nn.Module) -> Callable[[list[dict]], list[dict[str, Tensor]]]:
+        """See ``Engine.detector``."""
+        augmented = self.theirs.TEST.AUG.ENABLED
+        detect = GeneralizedRCNNWithTTA(self.theirs, model) if augmented else model
+        return lambda batch: [_detections(output["instances"]) for output in detect(batch)]
+
+
+def _detections(instances: Any) -> dict[str, Tensor]:
+    fields = {"scores": "scores", "classes": "pred_classes"}
+    fields |= {"masks": "pred_masks", "keypoints": "pred_keypoints"}
+    found = {ours: instances.get(f) for ours, f in fields.items() if instances.has(f)}
+    return {"boxes": instances.pred_boxes.tensor, **found}

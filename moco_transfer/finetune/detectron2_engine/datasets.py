@@ -6,6 +6,7 @@ import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDetectionEvaluator
@@ -48,7 +49,7 @@ def add_datasets(names: Iterable[str] | None = None) -> None:
 
 
 def build_evaluator(
-    cfg: object, dataset_name: str, output_folder: str | None = None
+    cfg: Any, dataset_name: str, output_folder: str | None = None
 ) -> DatasetEvaluator:
     """Return Detectron2's own evaluator for a data set, by the ``evaluator_type`` of its metadata
     and never by its name.
@@ -138,7 +139,7 @@ def _describe(dataset: DetectionDataset) -> None:
         )  # not Detectron2's word: build_evaluator asks for it
         return
     metadata.set(json_file=dataset.json_file, image_root=dataset.image_root)
-    if not os.path.exists(dataset.json_file):
+    if not os.path.exists(dataset.json_file or ""):
         return
     metadata.set(
         thing_classes=list(dataset.class_names),
@@ -159,7 +160,7 @@ def _check_same_place(dataset: DetectionDataset) -> None:
     metadata = MetadataCatalog.get(dataset.name).as_dict()
     theirs = metadata.get("dirname") if dataset.kind == "voc" else metadata.get("json_file")
     ours = dataset.root if dataset.kind == "voc" else dataset.json_file
-    if theirs is not None and os.path.realpath(theirs) != os.path.realpath(ours):
+    if theirs is not None and os.path.realpath(theirs) != os.path.realpath(ours or ""):
         raise InputError(
             f"Data set {dataset.name!r} is {theirs} in Detectron2's catalogue and {ours} in this"
             " one's. Set DETECTRON2_DATASETS before Detectron2 is imported, or choose another"

@@ -50,12 +50,12 @@ class ResumedSampler(Sampler):
                 iter(self._sampler), self._batches_used * self._batch_size, None
             )
         arriving = _as_they_arrive(iter(self._sampler), self._batch_size, self._num_workers)
-        waiting = self._waiting_after(arriving)
+        waiting = self._waiting_after(arriving, self._is_wide)
         return _as_they_are_drawn(
             itertools.chain(waiting, arriving), self._batch_size, self._num_workers
         )
 
-    def _waiting_after(self, arriving: Iterator[int]) -> list[int]:
+    def _waiting_after(self, arriving: Iterator[int], is_wide: Sequence[bool]) -> list[int]:
         """Take from the stream what the batches used up; return what had arrived and was in none of
         them, in its order.
         """
@@ -64,7 +64,7 @@ class ResumedSampler(Sampler):
         left = self._batches_used
         while left:
             index = next(arriving)
-            bucket = waiting[not self._is_wide[index]]
+            bucket = waiting[not is_wide[index]]
             bucket.append(index)
             in_order.append(index)
             if len(bucket) == self._batch_size:

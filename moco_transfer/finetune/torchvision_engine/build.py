@@ -1,7 +1,4 @@
-"""From a config with Detectron2's keys to the embedded engine: model, solver and batches.
-
-Nothing else in this folder reads a config.
-"""
+"""From a config, which nothing else here reads, to the embedded engine."""
 
 from __future__ import annotations
 
@@ -19,10 +16,11 @@ from ...config import flatten_config
 from ...config.detection_schema import DETECTION_DEFAULTS
 from ...data.annotations.catalog import DetectionDataset
 from ...data.batches.loader import test_loader, train_loader
+from ...data.batches.transforms import TestMapper, TrainMapper
 from ...runtime.distributed import get_rank, get_world_size
 from ...runtime.errors import InputError
 from ...runtime.seed import derive_seed, seed_everything
-from ..build_data import inference_mapper, training_data, training_mapper
+from ..datasets import training_records
 from ..engine import Batches, Engine
 from . import implemented_keys as keys
 from .backbones import FPN, STAGE_NAMES, DilatedC5, ResNet, ResNetShape
@@ -52,8 +50,8 @@ class TorchvisionEngine(Engine):
     def check(cfg: CfgNode) -> None:
         """See ``Engine.check``; keys of the model are checked when it is built."""
         keys.check_keys(flatten_config(cfg), {}, of_a_run=True)
-        training_mapper(cfg)  # refuses illegal sizes
-        inference_mapper(cfg)
+        _train_mapper(cfg, ())  # rejects illegal sizes
+        _test_mapper(cfg)
 
     def build_model(self) -> nn.Module:
         """See ``Engine.build_model``."""
@@ -106,10 +104,12 @@ class TorchvisionEngine(Engine):
     def _batches(
         self, train_sets: Sequence[DetectionDataset], seed: int, start_iteration: int
     ) -> Batches:
-        if not hasattr(self, "_training_data"):  # read and logged once in a run
-            self._training_data = training_data(self.cfg, train_sets)
+        if not hasattr(self, "_records"):  # read and logged once in a run
+            filter_empty = self.cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+            self._records = training_records(train_sets, filter_empty=filter_empty)
         return train_loader(
-            *self._training_data,
+            self._records,
+            _train_mapper(self.cfg, train_sets[0].keypoint_mirror),
             batch_size_per_rank=self.cfg.SOLVER.IMS_PER_BATCH // get_world_size(),
             seed=seed,
             rank=get_rank(),
@@ -123,7 +123,7 @@ class TorchvisionEngine(Engine):
         """See ``Engine.test_batches``."""
         return test_loader(
             dataset.records,
-            inference_mapper(self.cfg),
+            _test_mapper(self.cfg),
             batch_size=1,
             rank=get_rank(),
             world_size=get_world_size(),
@@ -131,8 +131,21 @@ class TorchvisionEngine(Engine):
         )
 
     def detector(self, model: nn.Module) -> Callable[[list[dict]], list[dict[str, Tensor]]]:
-        """See ``Engine.detector``: the model's output is already in the evaluators' form."""
+        """See ``Engine.detector``."""
         return model
+
+
+def _train_mapper(cfg: CfgNode, keypoint_mirror: tuple[int, ...]) -> TrainMapper:
+    inputs, keypoints = cfg.INPUT, cfg.MODEL.KEYPOINT_ON
+    sizes = tuple(inputs.MIN_SIZE_TRAIN), inputs.MAX_SIZE_TRAIN, inputs.MIN_SIZE_TRAIN_SAMPLING
+    heads: dict[str, Any] = {"with_masks": cfg.MODEL.MASK_ON, "with_keypoints": keypoints}
+    heads |= {"mask_format": inputs.MASK_FORMAT}
+    heads |= {"keypoint_mirror": keypoint_mirror if keypoints else ()}
+    return TrainMapper(*sizes, inputs.RANDOM_FLIP, inputs.FORMAT, **heads)
+
+
+def _test_mapper(cfg: CfgNode) -> TestMapper:
+    return TestMapper(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.INPUT.FORMAT)
 
 
 def build_model(cfg: CfgNode) -> GeneralizedRCNN:
@@ -230,25 +243,19 @@ def check_config(cfg: CfgNode) -> None:
             f"MODEL.FPN.IN_FEATURES {list(fpn)} must be consecutive stages among OUT_FEATURES",
         )
     if backbone == keys.DC5:
-        _require(
-            list(resnets.OUT_FEATURES) == ["res5"] and resnets.RES5_DILATION == 2,
-            f"MODEL.BACKBONE.NAME {backbone!r} needs RESNETS.OUT_FEATURES ['res5'] and"
-            " RES5_DILATION 2",
-        )
+        dilated = list(resnets.OUT_FEATURES) == ["res5"] and resnets.RES5_DILATION == 2
+        needs = "RESNETS.OUT_FEATURES ['res5'] and RES5_DILATION 2"
+        _require(dilated, f"MODEL.BACKBONE.NAME {backbone!r} needs {needs}")
     if heads.NAME == keys.STANDARD_HEADS:
         _require(
             box.NAME != "",
             "MODEL.ROI_HEADS.NAME 'StandardROIHeads' needs ROI_BOX_HEAD.NAME 'FastRCNNConvFCHead'",
         )
-        _require(
-            box.NUM_FC + box.NUM_CONV > 0,
-            "MODEL.ROI_BOX_HEAD has no layer: NUM_FC and NUM_CONV are 0",
-        )
+        has_layers = box.NUM_FC + box.NUM_CONV > 0
+        _require(has_layers, "MODEL.ROI_BOX_HEAD has no layer: NUM_FC and NUM_CONV are 0")
     else:
-        _require(
-            len(heads.IN_FEATURES) == 1,
-            f"MODEL.ROI_HEADS.NAME {heads.NAME!r} reads one feature, got {heads.IN_FEATURES}",
-        )
+        got = f"reads one feature, got {heads.IN_FEATURES}"
+        _require(len(heads.IN_FEATURES) == 1, f"MODEL.ROI_HEADS.NAME {heads.NAME!r} {got}")
 
 
 def _require(holds: bool, sentence: str) -> None:

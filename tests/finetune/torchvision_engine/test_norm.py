@@ -18,8 +18,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from moco_transfer.finetune.precise_bn import recompute_bn_statistics
-from moco_transfer.finetune.sync_norm import SyncBatchNorm2d, describe_norm
+from moco_transfer.finetune.sync_norm import SyncBatchNorm2d, describe_norm, recompute_bn_statistics
 from moco_transfer.finetune.torchvision_engine.layers import (
     NORMS,
     ConvNorm,
@@ -286,7 +285,7 @@ def _precise_batches(rank: int) -> list[list[dict]]:
 
 def _precise(rank: int) -> dict:
     model = _Normalised()
-    assert recompute_bn_statistics(model, _precise_batches(rank), num_iterations=2)
+    recompute_bn_statistics(model, _precise_batches(rank), num_iterations=2)
     return model.state_dict()
 
 

@@ -67,13 +67,13 @@ def test_detectron2s_checkpoint__evaluates_here_to_the_same_ap(trained, shared_d
     from make_detectron2_fixtures import as_detectron2
 
     from moco_transfer.data.annotations.catalog import get_dataset
-    from moco_transfer.finetune.build_data import training_data
+    from moco_transfer.finetune.datasets import training_records
+    from moco_transfer.finetune.torchvision_engine.build import _train_mapper
 
     folder, checkpoint = trained
     model, cfg = detectron2_model(shared_data, folder, checkpoint)
-    records, mapper = training_data(
-        real_run.run_config(shared_data / "coco", folder), [get_dataset(real_run.NAME)]
-    )
+    mapper = _train_mapper(real_run.run_config(shared_data / "coco", folder), ())
+    records = training_records([get_dataset(real_run.NAME)], filter_empty=True)
     import numpy as np
     import torch
 
