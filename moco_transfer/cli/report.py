@@ -19,33 +19,39 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..report import (
+    Problem,
+    RunRecord,
+    Table,
+    build_tables,
+    insert_between_markers,
+    marked_paths,
+    read_runs,
+    render_csv,
+    render_latex,
+    render_markdown,
+)
+from ..report.keep import keep_records
+from ..report.pretraining import PretrainingRun, find_pretraining
 from ..runtime.errors import InputError, MissingFileError
 from ..runtime.files import atomic_write_bytes, atomic_write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ..report import Problem, RunRecord, Table
-    from ..report.pretraining import PretrainingRun
-
 logger = logging.getLogger(__name__)
 
 EPILOG = """examples:
-  the table of all runs below out/, as Markdown on the terminal:
+  the table of all runs below out/ on the terminal, for a paper, and every trial for a spreadsheet:
     moco-transfer report out
-
-  the same for a paper, and every single trial for a spreadsheet:
     moco-transfer report out --format latex --output table.tex
     moco-transfer report out --format csv --output trials.csv
 
   one page with tables, plots, images and every run's config, for a browser; it needs no network:
     moco-transfer report out --format html --output report.html
 
-  learning curves, AP by class and by size, and pre-training curves next to the table:
-    moco-transfer report out --plots out/plots
-
-  differences to a row of another name:
-    moco-transfer report out --baseline sup_bn
+  curves, AP by class and by size as files; differences to a row of another name:
+    moco-transfer report out --plots out/plots --baseline sup_bn
 
   slim records of the runs for a repository, and the sections of a README between
   <!-- results:begin docs/results/voc --> and <!-- results:end --> made from the named records
@@ -91,10 +97,6 @@ def run(args: argparse.Namespace) -> int:
             be written or has no markers.
         MissingFileError: If a named path does not exist.
     """
-    from ..report import build_tables
-    from ..report.keep import keep_records
-    from ..report.pretraining import find_pretraining
-
     if args.readme and args.format != "markdown":
         raise InputError(f"--readme needs Markdown, got --format {args.format}; use --output FILE.")
     if not args.runs:
@@ -136,8 +138,6 @@ def read_named_runs(paths: Sequence[str]) -> tuple[list[RunRecord], list[Problem
         InputError: If no readable run is found.
         MissingFileError: If a named path does not exist.
     """
-    from ..report import read_runs
-
     for path in paths:
         if not Path(path).exists():
             expected = "expected a run folder or a folder that holds run folders"
@@ -156,8 +156,6 @@ def _render(
     problems: list[Problem],
     pretraining: list[PretrainingRun],
 ) -> str:
-    from ..report import render_csv, render_latex, render_markdown
-
     if args.format == "html":
         from ..report.html.page import render_page
 
@@ -198,19 +196,13 @@ def _write_plots(folder: Path, tables: list[Table], pretraining: list[Pretrainin
 
 def _fill_section(readme: Path, runs: Sequence[str], text: str) -> None:
     """Fill the section that names these runs, else the one that names nothing."""
-    from ..report import marked_paths
-
     wanted = {Path(path).resolve() for path in runs}
-    for paths in marked_paths(_read_text(readme)):
-        if paths and {(readme.parent / path).resolve() for path in paths} == wanted:
-            _insert(readme, {paths: text})
-            return
-    _insert(readme, {(): text})
+    sections = marked_paths(_read_text(readme))
+    named = (s for s in sections if {(readme.parent / path).resolve() for path in s} == wanted)
+    _insert(readme, {next(named, ()): text})
 
 
 def _fill_named_sections(readme: Path, baseline: str) -> None:
-    from ..report import build_tables, marked_paths, render_markdown
-
     named = [paths for paths in marked_paths(_read_text(readme)) if paths]
     if not named:
         what = "write <!-- results:begin FOLDER --> and <!-- results:end -->"
@@ -225,8 +217,6 @@ def _fill_named_sections(readme: Path, baseline: str) -> None:
 
 
 def _insert(readme: Path, contents: dict[tuple[str, ...], str]) -> None:
-    from ..report import insert_between_markers
-
     text = _read_text(readme)
     try:
         for paths, content in contents.items():
