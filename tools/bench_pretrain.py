@@ -9,7 +9,7 @@ is tools/bench_published.py, in float32; it is tried with each number of workers
 the fastest counts.
 
 The ways take turns, each in a process of its own, because ours changes how its process keeps freed
-memory (runtime/memory.py). A turn takes --iterations iterations after two that are not counted, in
+memory (runtime/device.py). A turn takes --iterations iterations after two that are not counted, in
 which workers start. At its end the workers have stopped, so nothing of one way runs during
 another's turn. Numbers are medians over --repeats turns. An idle machine takes four minutes. The
 last line is JSON: `ratio`, and for each way seconds of a turn, images/s, and CPU seconds, workers

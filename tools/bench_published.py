@@ -3,7 +3,7 @@
 The step is the paper's Algorithm 1: float32, NCHW, a Python loop for the momentum update, all
 logits concatenated, a copy of the queue, SGD with torch's defaults. The chain is torchvision's
 transforms on PIL images with the paper's parameters, twice for two crops. Both run in a process of
-their own (OwnProcess), because ours changes how its process keeps freed memory (runtime/memory.py).
+their own (OwnProcess), because ours changes how its process keeps freed memory (runtime/device.py).
 """
 
 from __future__ import annotations
