@@ -57,6 +57,7 @@ setup(
         f"{CONFIGS}.detection": ["*.yaml"],
         "moco_transfer.config": ["*.yaml"],
         "moco_transfer.convert": ["*.yaml"],
+        "moco_transfer.data.annotations": ["*.yaml"],
         "moco_transfer.report": ["*.yaml"],
         "moco_transfer.report.html": ["templates/*"],
     },

@@ -23,8 +23,10 @@ def trained(scenes, tmp_path_factory):
         run.mkdir(parents=True)
         flag = f"sheet_test=voc:{scenes}:test:{scenes / 'classes.txt'}"
         record = {
-            "schema": 1, "task": "demo_R_18_FPN", "config_hash": "0123456789ab", "engine": "torchvision", "init": init, "seed": seed, "norm": "BN",
-            "metrics": {"bbox": {"AP": 1.0, "AP50": 2.0, "AP75": 0.5}}, "iterations": 1, "dataset": {"test": ["sheet_test"]},
+            "schema": 1, "task": "demo_R_18_FPN", "config_hash": "0123456789ab",
+            "engine": "torchvision", "init": init, "seed": seed, "norm": "BN", "iterations": 1,
+            "metrics": {"bbox": {"AP": 1.0, "AP50": 2.0, "AP75": 0.5}},
+            "dataset": {"test": ["sheet_test"]},
             "command": f"moco-transfer train --init {init} --dataset {flag} OUTPUT_DIR {run}",
         }  # fmt: skip
         (run / "results.json").write_text(json.dumps(record))

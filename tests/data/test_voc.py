@@ -70,10 +70,7 @@ def test_read_voc__refuses_an_unknown_class_and_lists_the_legal_ones(make_voc):
     root = make_voc({"a": (40, 30, [("hourse", (2, 2, 9, 9), 0)])})
     with pytest.raises(
         InputError,
-        match=(
-            r"a\.xml, object 1 .*: class 'hourse' is not one of the 20 classes .*aeroplane.* Did you"
-            r" mean 'horse'\?"
-        ),
+        match=r"a\.xml, object 1 .*: class 'hourse' .*20 classes .*aeroplane.*mean 'horse'\?",
     ):
         read_voc(root, "train", VOC_CLASSES)
 

@@ -1,7 +1,7 @@
 """The catalogue of detection data sets: Detectron2's names, and the user's own.
 
-Built-in names are found below the folder in DETECTRON2_DATASETS (default ``datasets``), in
-Detectron2's layout (detectron2/data/datasets/builtin.py):
+``catalog.yaml`` lists the built-in names. They are found below the folder in DETECTRON2_DATASETS
+(default ``datasets``), in Detectron2's layout:
     coco/{train2017,val2017,annotations,...}  VOC2007/{Annotations,ImageSets,JPEGImages}  VOC2012/
 What a data set is (format, classes, year of the VOC metric) is stored with its name and never
 guessed from it.
@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
+
+import yaml
 
 from ...runtime.errors import InputError, MissingFileError, UnknownKeyError, did_you_mean
 from .coco import read_coco
@@ -132,45 +134,13 @@ def datasets_root() -> Path:
     return Path(os.path.expanduser(os.environ.get(DATASETS_VARIABLE) or "datasets"))
 
 
-# name: folder of the images, annotation file, number of images in the published split.
-_COCO = {
-    "2014_train": ("train2014", "{}_train2014", 82783),
-    "2014_val": ("val2014", "{}_val2014", 40504),
-    "2014_minival": ("val2014", "{}_minival2014", 5000),
-    "2014_valminusminival": ("val2014", "{}_valminusminival2014", 35504),
-    "2017_train": ("train2017", "{}_train2017", 118287),
-    "2017_val": ("val2017", "{}_val2017", 5000),
-    "2017_test": ("test2017", "image_info_test2017", 0),
-    "2017_test-dev": ("test2017", "image_info_test-dev2017", 0),
-    "2017_val_100": ("val2017", "{}_val2017_100", 100),
-}
-_VOC = {
-    2007: {"train": 2501, "val": 2510, "trainval": 5011, "test": 4952},
-    2012: {"train": 5717, "val": 5823, "trainval": 11540, "test": 0},  # test is not published
-}
-
-
 def builtin_datasets() -> dict[str, DetectionDataset]:
-    """Return the built-in data sets by name, with paths relative to :func:`datasets_root`."""
-    sets = [
-        DetectionDataset(
-            prefix + name,
-            "coco",
-            f"coco/{images}",
-            f"coco/annotations/{file.format(annotations)}.json",
-            unique_annotation_ids="minival" not in name,
-            published_images=count,
-        )
-        for prefix, annotations in (("coco_", "instances"), ("keypoints_coco_", "person_keypoints"))
-        for name, (images, file, count) in _COCO.items()
-        if prefix == "coco_" or "{}" in file
-    ]
-    for year, splits in _VOC.items():
-        root = f"VOC{year}"
-        for split, count in splits.items():
-            where = f"voc_{year}_{split}", "voc", f"{root}/JPEGImages", None, root, split
-            sets.append(DetectionDataset(*where, VOC_CLASSES, year, published_images=count))
-    return {dataset.name: dataset for dataset in sets}
+    """Return the data sets of ``catalog.yaml``, with paths relative to :func:`datasets_root`."""
+    table = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+    classes = {"voc": VOC_CLASSES, "coco": ()}
+    return {
+        name: DetectionDataset(name, classes=classes[f["kind"]], **f) for name, f in table.items()
+    }
 
 
 _BUILTIN = builtin_datasets()
