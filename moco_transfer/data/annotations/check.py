@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import struct
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from ...runtime.errors import InputError
+from ...runtime.errors import InputError, MissingFileError
+from ...runtime.files import sha256_of
+from ..batches.transforms import read_and_check
 from .catalog import DetectionDataset, get_dataset
 from .records import Contents
 
@@ -25,9 +22,7 @@ _LEFT_OUT = {
     "boxes_reaching_out": "boxes that reach out of the image by 1 px or more (clipped in training)",
     "invalid_polygons": "objects whose polygons all have fewer than 3 points (left out)",
 }
-_EXIF_ORIENTATION, _TURNED = 274, (5, 6, 7, 8)  # orientations that exchange width and height
-_THREADS = 8  # Pillow decodes without the interpreter's lock; more threads than cores hide the disk
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+_THREADS = 8  # more than cores: they hide the wait for the disk
 
 
 @dataclass
@@ -179,37 +174,11 @@ def _open_images(report: DatasetReport, records: Sequence[dict]) -> None:
 
 
 def _open_image(record: dict) -> tuple[str | None, str | None]:
-    """Return what is wrong with an image, and the digest of its bytes.
-
-    A header may be valid where the pixels are cut off, so the image is decoded to its end.
-    """
-    path, digest = record["file_name"], None
+    """Return why a run would refuse an image, and the digest of one that it reads."""
     try:
-        content = Path(path).read_bytes()
-        digest = hashlib.blake2b(content, digest_size=16).hexdigest()
-        with Image.open(io.BytesIO(content)) as image:
-            size = image.size
-            turned = _orientation(image) in _TURNED
-            image.draft("RGB", (size[0] // 8, size[1] // 8))  # an eighth of a JPEG's size is enough
-            image.load()
-    except FileNotFoundError:  # already reported by check_image_files
+        read_and_check(record, "RGB")
+        return None, sha256_of(record["file_name"])
+    except MissingFileError:  # already reported by check_image_files
         return None, None
-    except _DAMAGED as error:
-        known = not isinstance(error, UnidentifiedImageError)
-        reason = error if known else "not an image of a known format"
-        return f"The image {path} cannot be read ({reason}); replace or remove it.", digest
-    width, height = size[::-1] if turned else size
-    if (width, height) == (record["width"], record["height"]):
-        return None, digest
-    return (
-        f"The image {path} is {width} x {height} px, but its annotation says {record['width']} x"
-        f" {record['height']}."
-        + (" Its EXIF tag turns it, which the annotation ignores." if turned else "")
-    ), digest
-
-
-def _orientation(image: Image.Image) -> int | None:
-    try:
-        return image.getexif().get(_EXIF_ORIENTATION)
-    except Exception:  # damaged EXIF raises nearly anything in Pillow; training ignores it too
-        return None
+    except InputError as problem:
+        return str(problem), None

@@ -44,8 +44,8 @@ class LabelSubset:
 
     def describe(self) -> dict[str, Any]:
         """Return its entry in results.json."""
-        shown = {"fraction": self.fraction, "seed": self.seed}
-        return {**shown, "pictures": self.count(), "sha256": self.sha256}
+        entry = {"fraction": self.fraction, "seed": self.seed}
+        return {**entry, "pictures": self.count(), "sha256": self.sha256}
 
 
 def subset_suffix(fraction: float) -> str:
@@ -79,8 +79,8 @@ def draw_label_subset(
 
 def write_label_subset(file: str | Path, subset: LabelSubset) -> None:
     """Write a subset as json, atomically."""
-    shown = {"format": FORMAT, "fraction": subset.fraction, "seed": subset.seed}
-    atomic_write_text(file, json.dumps({**shown, "images": subset.images}, indent=1) + "\n")
+    entry = {"format": FORMAT, "fraction": subset.fraction, "seed": subset.seed}
+    atomic_write_text(file, json.dumps({**entry, "images": subset.images}, indent=1) + "\n")
 
 
 def read_label_subset(file: str | Path) -> LabelSubset:
