@@ -63,28 +63,19 @@ class Cell:
 class Matrix:
     """Every run of a benchmark.
 
-    Attributes:
-        output: Folder of all runs.
-        tasks, inits: At least one each; names differ.
-        seeds: Different numbers >= 0.
-        label_fractions: Shares of the labelled images in (0, 1].
-        engine: As of ``train --engine``.
-        datasets, overrides: ``--dataset`` flags and KEY VALUE words for every task.
-        baseline: The row that differences refer to; "" means supervised, else random.
-
     Raises:
         InputError: If a part is empty, named twice, or out of range.
     """
 
-    output: Path
+    output: Path  # folder of all runs
     tasks: tuple[Task, ...]
     inits: tuple[Initialisation, ...]
     seeds: tuple[int, ...] = (0,)
-    label_fractions: tuple[float, ...] = (1.0,)
+    label_fractions: tuple[float, ...] = (1.0,)  # shares of the labelled images in (0, 1]
     engine: str = "auto"
-    datasets: tuple[str, ...] = ()
-    overrides: tuple[str, ...] = ()
-    baseline: str = ""
+    datasets: tuple[str, ...] = ()  # --dataset flags for every task
+    overrides: tuple[str, ...] = ()  # KEY VALUE words for every task
+    baseline: str = ""  # row that differences refer to; "" means supervised, else random
 
     def __post_init__(self) -> None:
         """Check the parts."""

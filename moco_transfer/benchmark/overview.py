@@ -17,12 +17,8 @@ _HEADER = ("task", "iterations", "complete", "interrupted", "to run", "hours to 
 
 
 def overview(plan: BenchmarkPlan, settings: LaunchSettings, *, lanes: int) -> str:
-    """Return the matrix as a table: one line per task and label fraction, and the sum.
-
-    Args:
-        plan: The runs.
-        settings: How they are started.
-        lanes: Runs at a time.
+    """Return the matrix as a table: one line per task and label fraction, and the sum for ``lanes``
+    runs at a time.
     """
     matrix = plan.matrix
     rows: list[tuple[str, ...]] = [_HEADER]

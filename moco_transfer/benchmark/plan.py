@@ -30,19 +30,12 @@ from .state import COMPLETE, CellState, state_of
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """A run that can start.
-
-    Attributes:
-        cell: The run.
-        state: How far it is.
-        iterations: Its length.
-        lines: Its plan in words; the same for every row but for the weights.
-    """
+    """A run that can start."""
 
     cell: Cell
     state: CellState
     iterations: int
-    lines: tuple[str, ...]
+    lines: tuple[str, ...]  # its plan in words
 
 
 @dataclass(frozen=True)
@@ -60,11 +53,7 @@ class BenchmarkPlan:
 
 
 def plan_benchmark(matrix: Matrix, *, world_size: int) -> BenchmarkPlan:
-    """Make the plan of every run.
-
-    Args:
-        matrix: The matrix.
-        world_size: Number of processes of each run.
+    """Make the plan of every run, of ``world_size`` processes each.
 
     Raises:
         InputError: One sentence for each fault, all of them.

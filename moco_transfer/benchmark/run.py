@@ -36,12 +36,8 @@ class Failure:
 
 
 class Stopped(Exception):
-    """SIGTERM or Ctrl-C came, and the runs were told to save and end.
-
-    Attributes:
-        signum: Of the signal.
-        num_running: Runs that were running, or waited in a queue.
-        num_killed: Those of them that did not end in time.
+    """SIGTERM or Ctrl-C came, and the runs (also those in a queue) were told to save and end;
+    ``num_killed`` did not end in time.
     """
 
     def __init__(self, signum: int, *, num_running: int, num_killed: int) -> None:

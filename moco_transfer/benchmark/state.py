@@ -16,20 +16,12 @@ COMPLETE, INTERRUPTED, MISSING = "complete", "interrupted", "missing"
 
 @dataclass(frozen=True)
 class CellState:
-    """Where a run stands: complete, interrupted (it can be resumed) or missing.
+    """Where a run stands."""
 
-    Attributes:
-        name: One of the three.
-        iteration: Iterations finished, as far as they are logged.
-        record: What results.json says, None where the run is not complete.
-        wall_sec: Duration of a complete run; None where it was resumed, because a record has that
-            of the last part alone.
-    """
-
-    name: str
-    iteration: int = 0
-    record: RunRecord | None = None
-    wall_sec: float | None = None
+    name: str  # complete, interrupted (it can be resumed) or missing
+    iteration: int = 0  # finished, as far as they are logged
+    record: RunRecord | None = None  # of a complete run
+    wall_sec: float | None = None  # of a complete run that was not resumed: its whole duration
 
 
 def state_of(cell: Cell) -> CellState:

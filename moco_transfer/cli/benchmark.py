@@ -217,6 +217,10 @@ def _settings(args: argparse.Namespace, saved_in: Path | None) -> LaunchSettings
         if settings is not None:
             return settings
     launcher = args.launcher or ("torchrun" if args.num_gpus else "local")
+    for name, owner in {"jobs": "local", "num_gpus": "torchrun", "slurm": "slurm"}.items():
+        if getattr(args, name) and launcher != owner:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option} is for --launcher {owner}, got --launcher {launcher}.")
     # The processes of a run are part of what it computes: a number is saved, not "one per GPU".
     processes = args.num_gpus or (max(1, _num_gpus()) if launcher == "torchrun" else None)
     return LaunchSettings(launcher, args.jobs, processes, tuple(args.slurm))

@@ -1,9 +1,8 @@
 """Plots of a table and of pre-training: curves of AP and loss, AP by class and by object size.
 
-A plot consists of panels: the page shows them one by one, a file next to each other. Figures are
-drawn without pyplot, so nothing global changes and no display is needed. Rows differ in line style,
-marker and brightness as well as in colour, so that they can be told apart in grey. Every name goes
-through :func:`plain_text`, because names come from files and may hold anything.
+The page shows the panels of a plot one by one, a file shows them next to each other. Rows differ in
+line style, marker and brightness as well as in colour, so that they can be told apart in grey.
+Figures are drawn without pyplot: nothing global changes and no display is needed.
 """
 
 from __future__ import annotations
@@ -65,19 +64,12 @@ _PRETRAINING = (
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes.
+    """One pair of axes."""
 
-    Attributes:
-        name: Tells it from the other panels of its table; fit for a file name.
-        caption: What it shows, as a clause without a full stop.
-        draw: Draws into the axes and returns what was wrong with the files it read.
-        height: Inches, when it is drawn alone.
-    """
-
-    name: str
-    caption: str
-    draw: Callable[[Axes], list[Problem]]
-    height: float = 3.2
+    name: str  # different from those of its table's other panels
+    caption: str  # a clause without a full stop
+    draw: Callable[[Axes], list[Problem]]  # returns what was wrong with the files it read
+    height: float = 3.2  # inches, when it is drawn alone
 
 
 def curve_panels(table: Table) -> list[Panel]:
@@ -164,8 +156,7 @@ def draw_panels(
 
     Args:
         panels: At least one.
-        height: Of the figure, inches.
-        more_width: Inches that the figure is wider than its panels.
+        height, more_width: Inches, of the figure and in addition to its panels' width.
         table: Gives the figure a legend of its rows, and a title.
     """
     size = (_WIDTH * len(panels) + more_width, height)
