@@ -70,9 +70,7 @@ def test_train_mapper__moves_boxes_polygons_and_keypoints_by_known_numbers(image
     }
     crowd = {"bbox": [0.0, 0.0, 20.0, 10.0], "category_id": 0, "iscrowd": 1}
     empty = {**person, "bbox": [3.0, 3.0, 3.0, 8.0]}
-    mapper = TrainMapper(
-        (20,), 100, with_masks=True, with_keypoints=True, keypoint_mirror=(0, 2, 1)
-    )
+    mapper = TrainMapper((20,), 100, masks="polygon", keypoint_mirror=(0, 2, 1))
     record = _record(path, annotations=[person, crowd, empty])
     item = mapper.apply(
         record, read_and_check(record, "RGB"), ResizeAndFlip((10, 20), (20, 40), "horizontal")
@@ -155,7 +153,7 @@ def test_train_mapper__bitmask_from_polygon_and_rle(image_file):
         },
     ]
     record = _record(path, annotations=annotations)
-    mapper = TrainMapper((20,), 100, with_masks=True, mask_format="bitmask")
+    mapper = TrainMapper((20,), 100, masks="bitmask")
     item = mapper.apply(
         record, read_and_check(record, "RGB"), ResizeAndFlip((10, 20), (20, 40), "horizontal")
     )
@@ -165,11 +163,11 @@ def test_train_mapper__bitmask_from_polygon_and_rle(image_file):
     assert torch.equal(item["gt_masks"][0], expected)
     assert torch.equal(item["gt_masks"][1], expected)
     with pytest.raises(InputError, match="set INPUT.MASK_FORMAT bitmask"):
-        TrainMapper((20,), 100, with_masks=True)(record, np.random.default_rng(0))
+        TrainMapper((20,), 100, masks="polygon")(record, np.random.default_rng(0))
 
 
 def test_train_mapper__an_image_without_objects(image_file):
-    item = TrainMapper((10,), 100, with_masks=True, with_keypoints=True, keypoint_mirror=MIRROR)(
+    item = TrainMapper((10,), 100, masks="polygon", keypoint_mirror=MIRROR)(
         _record(image_file[0]), np.random.default_rng(0)
     )
     assert item["gt_boxes"].shape == (0, 4)
@@ -207,9 +205,9 @@ def test_mappers__refuse_wrong_input(image_file, tmp_path):
         TrainMapper((10, 12, 14), 100, "range")
     bare = _record(path, annotations=[{"bbox": [1.0, 1.0, 5.0, 5.0], "category_id": 0}])
     with pytest.raises(InputError, match="has no segmentation; MODEL.MASK_ON"):
-        TrainMapper((10,), 100, with_masks=True)(bare, rng)
+        TrainMapper((10,), 100, masks="polygon")(bare, rng)
     with pytest.raises(InputError, match="has no keypoints; MODEL.KEYPOINT_ON"):
-        TrainMapper((10,), 100, with_keypoints=True)(bare, rng)
+        TrainMapper((10,), 100, keypoint_mirror=MIRROR)(bare, rng)
 
 
 def _detectron2_item(record, shorter_edge, max_size, flip, image_format, **kwargs):
@@ -261,15 +259,7 @@ def test_train_mapper__masks_and_keypoints_equal_detectron2_on_coco(shared_data,
     )
     records = [record for record in contents.records if record["annotations"]][:12]
     for mask_format in ("polygon", "bitmask"):
-        mapper = TrainMapper(
-            (240,),
-            400,
-            flip=flip,
-            with_masks=True,
-            mask_format=mask_format,
-            with_keypoints=True,
-            keypoint_mirror=MIRROR,
-        )
+        mapper = TrainMapper((240,), 400, flip=flip, masks=mask_format, keypoint_mirror=MIRROR)
         for record in records:
             theirs = _detectron2_item(
                 record,

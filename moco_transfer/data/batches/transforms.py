@@ -56,10 +56,9 @@ class TrainMapper:
         sample_style: ``choice`` or ``range``.
         flip: ``horizontal``, ``vertical`` or ``none``; done to half of the images.
         image_format: ``RGB`` or ``BGR``.
-        with_masks: Whether the item holds ``gt_masks``.
-        mask_format: ``polygon`` (lists of polygons) or ``bitmask`` (needed for RLE annotations).
-        with_keypoints: Whether the item holds ``gt_keypoints``.
-        keypoint_mirror: See ``DetectionDataset.keypoint_mirror``.
+        masks: Form of the item's ``gt_masks``: ``polygon`` (lists of polygons) or ``bitmask``
+            (needed for RLE annotations); None for no masks.
+        keypoint_mirror: See ``DetectionDataset.keypoint_mirror``; None for no ``gt_keypoints``.
 
     Raises:
         InputError: If an argument has an illegal value.
@@ -73,16 +72,14 @@ class TrainMapper:
         flip: str = "horizontal",
         image_format: str = "RGB",
         *,
-        with_masks: bool = False,
-        mask_format: str = "polygon",
-        with_keypoints: bool = False,
-        keypoint_mirror: tuple[int, ...] = (),
+        masks: str | None = None,
+        keypoint_mirror: tuple[int, ...] | None = None,
     ) -> None:
         self.min_sizes = (min_sizes, min_sizes) if isinstance(min_sizes, int) else tuple(min_sizes)
         for key, value, legal in (
             ("MIN_SIZE_TRAIN_SAMPLING", sample_style, ("choice", "range")),
             ("RANDOM_FLIP", flip, ("horizontal", "vertical", "none")),
-            ("MASK_FORMAT", mask_format, ("polygon", "bitmask")),
+            ("MASK_FORMAT", masks or "polygon", ("polygon", "bitmask")),
         ):
             if value not in legal:
                 raise InputError(f"INPUT.{key} is {value!r}, expected one of {', '.join(legal)}.")
@@ -99,8 +96,7 @@ class TrainMapper:
             )
         self.max_size, self.sample_style = max_size, sample_style
         self.flip, self.image_format = flip, image_format
-        self.with_masks, self.mask_format = with_masks, mask_format
-        self.with_keypoints, self.keypoint_mirror = with_keypoints, keypoint_mirror
+        self.masks, self.keypoint_mirror = masks, keypoint_mirror
 
     def __call__(self, record: dict, rng: np.random.Generator) -> dict:
         """Return the training item of a record.
@@ -137,55 +133,58 @@ class TrainMapper:
             "image": to_tensor(change.apply_image(pixels)),
             **{key: record[key] for key in ("height", "width", "image_id", "file_name")},
         }
-        if self.with_masks and self.mask_format == "polygon":
-            polygons = self._polygons(objects, change, record)
+        if self.masks == "polygon":
+            polygons = _polygons(objects, change, record)
             item["gt_masks"] = [p for p, kept in zip(polygons, keep.tolist(), strict=True) if kept]
-        elif self.with_masks:
-            masks = self._bitmasks(objects, change, record)
+        elif self.masks == "bitmask":
+            masks = _bitmasks(objects, change, record)
             keep = keep & masks.flatten(1).any(dim=1)  # a mask may vanish where its box does not
             item["gt_masks"] = masks[keep]
         classes = torch.tensor([a["category_id"] for a in objects], dtype=torch.int64)
         item["gt_boxes"], item["gt_classes"] = boxes[keep], classes[keep]
-        if self.with_keypoints:
-            item["gt_keypoints"] = self._keypoints(objects, change, record)[keep]
+        if self.keypoint_mirror is not None:
+            points = _keypoints(objects, change, record, self.keypoint_mirror)
+            item["gt_keypoints"] = points[keep]
         return item
 
-    def _polygons(self, objects: list[dict], change: ResizeAndFlip, record: dict) -> list:
-        segmentations = [_required(a, "segmentation", "MASK_ON", record) for a in objects]
-        if any(isinstance(segmentation, dict) for segmentation in segmentations):
-            raise InputError(
-                f"{record['file_name']} has an RLE mask; set INPUT.MASK_FORMAT bitmask."
+
+def _polygons(objects: list[dict], change: ResizeAndFlip, record: dict) -> list:
+    segmentations = [_required(a, "segmentation", "MASK_ON", record) for a in objects]
+    if any(isinstance(segmentation, dict) for segmentation in segmentations):
+        raise InputError(f"{record['file_name']} has an RLE mask; set INPUT.MASK_FORMAT bitmask.")
+    return [_map_polygons(segmentation, change) for segmentation in segmentations]
+
+
+def _bitmasks(objects: list[dict], change: ResizeAndFlip, record: dict) -> Tensor:
+    """Return bool (N, H, W); polygons are drawn after resizing, RLEs resized (nearest)."""
+    from pycocotools import mask as mask_api
+
+    masks = np.zeros((len(objects), *change.new_shape), dtype=bool)
+    for mask, annotation in zip(masks, objects, strict=True):
+        segmentation = _required(annotation, "segmentation", "MASK_ON", record)
+        if isinstance(segmentation, dict):
+            mask[:] = change.apply_image(mask_api.decode(segmentation), nearest=True)
+        else:
+            polygons = [p.tolist() for p in _map_polygons(segmentation, change)]
+            mask[:] = mask_api.decode(
+                mask_api.merge(mask_api.frPyObjects(polygons, *change.new_shape))
             )
-        return [_map_polygons(segmentation, change) for segmentation in segmentations]
+    return torch.from_numpy(masks)
 
-    def _bitmasks(self, objects: list[dict], change: ResizeAndFlip, record: dict) -> Tensor:
-        """Return bool (N, H, W); polygons are drawn after resizing, RLEs resized (nearest)."""
-        from pycocotools import mask as mask_api
 
-        masks = np.zeros((len(objects), *change.new_shape), dtype=bool)
-        for mask, annotation in zip(masks, objects, strict=True):
-            segmentation = _required(annotation, "segmentation", "MASK_ON", record)
-            if isinstance(segmentation, dict):
-                mask[:] = change.apply_image(mask_api.decode(segmentation), nearest=True)
-            else:
-                polygons = [p.tolist() for p in _map_polygons(segmentation, change)]
-                rles = mask_api.frPyObjects(polygons, *change.new_shape)
-                mask[:] = mask_api.decode(mask_api.merge(rles))
-        return torch.from_numpy(masks)
-
-    def _keypoints(self, objects: list[dict], change: ResizeAndFlip, record: dict) -> Tensor:
-        mapped = []
-        for annotation in objects:
-            given = _required(annotation, "keypoints", "KEYPOINT_ON", record)
-            points = np.asarray(given, dtype=np.float64).reshape(-1, 3)
-            if change.flip == "horizontal" and len(points) != len(self.keypoint_mirror):
-                raise InputError(
-                    f"{record['file_name']}: {len(points)} keypoints, but the data set names"
-                    f" {len(self.keypoint_mirror)}."
-                )
-            mapped.append(change.apply_keypoints(points, self.keypoint_mirror))
-        shape = (-1, len(mapped[0]) if mapped else len(self.keypoint_mirror), 3)
-        return torch.from_numpy(np.array(mapped, dtype=np.float64).reshape(shape)).float()
+def _keypoints(
+    objects: list[dict], change: ResizeAndFlip, record: dict, mirror: tuple[int, ...]
+) -> Tensor:
+    mapped = []
+    for annotation in objects:
+        given = _required(annotation, "keypoints", "KEYPOINT_ON", record)
+        points = np.asarray(given, dtype=np.float64).reshape(-1, 3)
+        if change.flip == "horizontal" and len(points) != len(mirror):
+            names = f"{len(points)} keypoints, but the data set names {len(mirror)}"
+            raise InputError(f"{record['file_name']}: {names}.")
+        mapped.append(change.apply_keypoints(points, mirror))
+    shape = (-1, len(mapped[0]) if mapped else len(mirror), 3)
+    return torch.from_numpy(np.array(mapped, dtype=np.float64).reshape(shape)).float()
 
 
 def _required(annotation: dict, key: str, config_key: str, record: dict) -> Any:

@@ -136,12 +136,12 @@ class TorchvisionEngine(Engine):
 
 
 def _train_mapper(cfg: CfgNode, keypoint_mirror: tuple[int, ...]) -> TrainMapper:
-    inputs, keypoints = cfg.INPUT, cfg.MODEL.KEYPOINT_ON
+    inputs = cfg.INPUT
     sizes = tuple(inputs.MIN_SIZE_TRAIN), inputs.MAX_SIZE_TRAIN, inputs.MIN_SIZE_TRAIN_SAMPLING
-    heads: dict[str, Any] = {"with_masks": cfg.MODEL.MASK_ON, "with_keypoints": keypoints}
-    heads |= {"mask_format": inputs.MASK_FORMAT}
-    heads |= {"keypoint_mirror": keypoint_mirror if keypoints else ()}
-    return TrainMapper(*sizes, inputs.RANDOM_FLIP, inputs.FORMAT, **heads)
+    masks = inputs.MASK_FORMAT if cfg.MODEL.MASK_ON else None
+    mirror = keypoint_mirror if cfg.MODEL.KEYPOINT_ON else None
+    flip, order = inputs.RANDOM_FLIP, inputs.FORMAT
+    return TrainMapper(*sizes, flip, order, masks=masks, keypoint_mirror=mirror)
 
 
 def _test_mapper(cfg: CfgNode) -> TestMapper:
