@@ -4,7 +4,7 @@ GPUs, or through Slurm.
 A launcher has ``lanes``, how many runs it takes at a time, and ``start(command, folder, lane)``,
 which returns a job. A job has ``poll()``, the exit status or None while it runs, ``ask_to_stop()``,
 which tells it to save and end, and ``wait_until_stopped(until)``, which is False where that took
-too long. ``outlives_benchmark`` says that jobs stay when the benchmark ends: both do nothing then.
+too long. ``outlives_benchmark``: jobs stay when the benchmark ends, and both do nothing.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """The matrix as text, before anything runs: how many runs, how far they are, how long the rest will
-take where complete runs tell it.
+take by the duration of complete ones.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class _Planner:
         self.faults: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
 
     def plan(self, cell: Cell) -> PlannedCell | None:
-        """Return a run, or None where it cannot start: ``faults`` say why."""
+        """Return a run, or None where it cannot start: see ``faults``."""
         findings: list[Finding] = []
         state = state_of(cell)
         planned = None

@@ -16,7 +16,7 @@ COMPLETE, INTERRUPTED, MISSING = "complete", "interrupted", "missing"
 
 @dataclass(frozen=True)
 class CellState:
-    """Where a run stands."""
+    """How far a run is."""
 
     name: str  # complete, interrupted (it can be resumed) or missing
     iteration: int = 0  # finished, as far as they are logged
@@ -25,7 +25,7 @@ class CellState:
 
 
 def state_of(cell: Cell) -> CellState:
-    """Return where a run stands; with an unreadable results.json it is evaluated again."""
+    """Return how far a run is; with an unreadable results.json it is evaluated again."""
     results = cell.folder / "results.json"
     found = read_run(results) if results.exists() else []
     if found and not isinstance(found, Problem):

@@ -203,7 +203,7 @@ def _matrix(args: argparse.Namespace) -> tuple[Matrix, bool]:
 
 
 def _settings(args: argparse.Namespace, saved_in: Path | None) -> LaunchSettings:
-    """Return how to run: as the options say, or, where there are none and the matrix is a saved
+    """Return how to run: by the options or, where there are none and the matrix is a saved
     one, as before.
     """
     from ..benchmark.launch import LaunchSettings
@@ -256,7 +256,7 @@ def _finish(matrix: Matrix, failures: list[Failure]) -> int:
     if any(output.rglob("results.json")):
         status = main(["report", *words, "--output", str(table)])
         if status == 0:
-            # A sheet that cannot be drawn says why, and the page does without it.
+            # A sheet that cannot be drawn prints why; the page has none then.
             main(["sheet", str(output)])
             status = main(["report", *words, "--format", "html", "--output", str(page)])
             written = f"{table} and {page}" if status == 0 else str(table)

@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for option, (metavar, text) in _OPTIONS.items():
         parser.add_argument(option, metavar=metavar, help=text)
     markers = "<!-- results:begin --> and <!-- results:end -->"
-    readme = f"replace what stands between the markers {markers} in FILE"
+    readme = f"replace the text between the markers {markers} in FILE"
     parser.add_argument("--readme", "--into", dest="readme", metavar="FILE", help=readme)
 
 

@@ -21,7 +21,7 @@ from .seed_statistics import PairedTest, Summary, paired_t_test, summarize
 
 #: The metrics that every table shows: AP, AP50, AP75, of boxes, masks and keypoints.
 HEADLINE_METRICS = BBOX_METRICS[:3]
-#: The rows that stand first, in this order; all others follow by name.
+#: The first rows, in this order; all others follow by name.
 FIRST_ROWS = ("random", "supervised")
 #: The row that differences refer to: the first of these that a table has.
 BASELINES = ("supervised", "random")
@@ -159,7 +159,7 @@ def _build_row(init: str, records: Sequence[RunRecord]) -> Row:
 
 def _row_order(init: str) -> tuple[int, list[tuple[bool, int, str]]]:
     place = FIRST_ROWS.index(init) if init in FIRST_ROWS else len(FIRST_ROWS)
-    # Digits compare as numbers, so that moco_200ep stands before moco_1000ep.
+    # Digits compare as numbers, so that moco_200ep comes before moco_1000ep.
     parts = re.split(r"(\d+)", init)
     return place, [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
 

@@ -13,7 +13,7 @@ from .published import PublishedRow, PublishedSetting, setting_for_task
 from .records import RunRecord
 from .seed_statistics import PairedTest, Summary
 
-#: Stands where there is nothing to show.
+#: Shown where there is no value.
 NOTHING = "–"
 DAGGER = "†"
 #: Headers of the columns with published numbers; the page breaks the line at the colon.
@@ -26,10 +26,10 @@ class Cell:
     """One cell."""
 
     text: str
-    key: float | str | None = None  # its column is sorted by; None stands last
+    key: float | str | None = None  # its column is sorted by; None comes last
     style: str = ""  # "better" or "worse" where it exceeds the spread, "name" or "text" for words
     link: str = ""  # anchor in the page
-    init: str = ""  # row whose line and marker stand before the text in the page
+    init: str = ""  # row whose line and marker the page shows before the text
 
 
 @dataclass(frozen=True)

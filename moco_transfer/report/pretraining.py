@@ -1,6 +1,6 @@
 """Pre-training runs: find their folders and read their metrics.json.
 
-The tables do not need them. The page and the plots show them, so that a row's number stands next to
+The tables do not need them. The page and the plots show them, so that a row's number is next to
 the loss, the kNN accuracy and the cosines of the run that made its weights.
 """
 
@@ -24,12 +24,12 @@ COLUMNS = (
     "loss", "chance", "knn_top1", "cos_positive", "cos_negative", "contrast_acc1", "acc1",
     "feature_spread",
 )  # fmt: skip
-_LINES_READ = 20  # of metrics.json, to tell what kind of run it is
+_LINES_READ = 20  # of metrics.json, to see what kind of run it is
 
 
 @dataclass(frozen=True)
 class PretrainingRun:
-    """One pre-training run; "" and None stand for what its config does not tell."""
+    """One pre-training run; "" and None mean that its config does not have it."""
 
     folder: str  # as the user would type it
     mechanism: str

@@ -28,7 +28,7 @@ class PublishedRow:
 
 @dataclass(frozen=True)
 class PublishedSetting:
-    """One published protocol and its rows; None and "" stand for what no source states."""
+    """One published protocol and its rows; None and "" mean that no source states it."""
 
     name: str  # as `moco-transfer reference` calls it, e.g. "voc07+12 R50-C4"
     title: str  # what was trained and tested on what

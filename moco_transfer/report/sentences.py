@@ -80,8 +80,8 @@ def metric_sentence(table: Table) -> str:
 
 
 def finding_sentences(table: Table) -> list[str]:
-    """Return how far the AP of each row is from the baseline's, and whether the spread allows to
-    say so.
+    """Return how far the AP of each row is from the baseline's, and whether it exceeds the
+    spread.
     """
     sentences = []
     for row in table.rows:

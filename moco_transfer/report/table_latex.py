@@ -62,7 +62,7 @@ def _environment(table: Table, number: int) -> str:
         *published,
     ]
     if any(sentence.startswith("Distance") for sentence in published):
-        notes.append("It stands in brackets below the published values.")
+        notes.append("It is in brackets below the published values.")
     notes += [*dagger_sentences(table), *version_sentences(table)]
     lines = [r"\begin{table}", r"\centering\footnotesize\setlength{\tabcolsep}{2pt}"]
     for kind in table.kinds:

@@ -79,7 +79,7 @@ def test_render_latex__distance_in_published_std_below_the_published_values(make
     text = _latex(tmp_path)
     cell = r"\begin{tabular}{@{}c@{}}55.9/81.5/62.6\\\scriptsize ($+$1.0/$-$1.0/0.0)\end{tabular}"
     assert rf"moco & 56.1 & 81.3 & 62.6 & {cell} & 1 \\" in text.splitlines()
-    assert "It stands in brackets below the published values." in text
+    assert "It is in brackets below the published values." in text
 
 
 def test_render_latex__warnings_are_comments(make_run, tmp_path):

@@ -93,7 +93,7 @@ def _data_uri(kind: str, data: bytes) -> str:
 
 
 def _section(table: Table, number: int, folders: Sequence[str | Path]) -> dict[str, Any]:
-    """Return all that the page says of one table."""
+    """Return what the page shows of one table."""
     anchor = f"table-{number}"
     breakdowns = (panel for kind in table.kinds for panel in breakdown_panels(table, kind))
     plots, unread = _plots([*curve_panels(table), *breakdowns], anchor)
@@ -121,7 +121,7 @@ def _section(table: Table, number: int, folders: Sequence[str | Path]) -> dict[s
 
 
 def _pretraining(run: PretrainingRun, number: int) -> dict[str, Any]:
-    """Return all that the page says of one pre-training run."""
+    """Return what the page shows of one pre-training run."""
     anchor = f"pretraining-{number}"
     caption = "Nearest neighbours of some images by the pre-trained features"
     return {

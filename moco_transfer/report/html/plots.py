@@ -156,7 +156,8 @@ def draw_panels(
 
     Args:
         panels: At least one.
-        height, more_width: Inches, of the figure and in addition to its panels' width.
+        height: Of the figure, inches.
+        more_width: Inches in addition to the width of the panels.
         table: Gives the figure a legend of its rows, and a title.
     """
     size = (_WIDTH * len(panels) + more_width, height)
@@ -189,7 +190,7 @@ def figure_bytes(figure: Figure, file_format: str) -> bytes:
 
 
 def figure_name(table: Table) -> str:
-    """Return a file name without ending that tells the tables of one report apart."""
+    """Return a file name without ending that differs between the tables of a report."""
     setting = table.setting
     parts = [setting.task, *setting.test_set, setting.config_hash[:8], setting.engine, setting.norm]
     parts += [f"labels-{setting.label_subset[:8]}"] if setting.label_subset else []
@@ -223,7 +224,7 @@ def _plot(
     axis: Axes, x: Sequence[float], y: Sequence[float], style: Style, label: str | None = None
 ) -> Line2D:
     color, line, marker = style
-    every = max(1, len(x) // 8)  # markers tell lines apart in grey; 60 of them would be a blot
+    every = max(1, len(x) // 8)  # markers separate lines in grey; 60 of them would overlap
     how = {"color": color, "linestyle": line, "marker": marker, "markevery": every}
     return axis.plot(x, y, **how, markersize=4.5, linewidth=1.7, label=label)[0]
 

@@ -13,7 +13,7 @@ from matplotlib.transforms import Affine2D
 
 from .plots import GRID, REMARK, STRIPE, STYLES, Style, figure_bytes
 
-#: Colour of a figure -> what stands for it in the page.
+#: Colour of a figure -> its replacement in the page.
 _COLOURS = {
     "#000000": "currentColor", "#ffffff": "none", GRID: "var(--grid)", STRIPE: "var(--stripe)",
     REMARK: "var(--muted)",
@@ -28,7 +28,7 @@ def inline_svg(figure: Figure, attributes: str, *, prefix: str = "") -> str:
         figure: What to draw. Colours of rows become ``var(--row-N)``, N being the place in
             ``STYLES``; grid, stripes and text follow the page.
         attributes: Of the element, e.g. ``role="img"``.
-        prefix: Put before every id, so that several figures can stand in one page.
+        prefix: Put before every id, so that a page can hold several figures.
     """
     text = figure_bytes(figure, "svg").decode("utf-8")
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
