@@ -8,13 +8,15 @@ that the run recorded. Images that cannot be read are named and skipped.
 from __future__ import annotations
 
 import argparse
+import collections
 from pathlib import Path
 
 EPILOG = """examples:
   A folder of images, with the newest checkpoint of a run:
     moco-transfer predict out/cells/moco BCCD/JPEGImages --output out/cells/drawn
   Some images, a certain checkpoint, only what is fairly sure:
-    moco-transfer predict out/cells/moco/checkpoint_0000250.pth a.jpg b.png --output drawn --threshold 0.7
+    moco-transfer predict out/cells/moco/checkpoint_0000250.pth a.jpg b.png --output drawn \\
+        --threshold 0.7
   In Python:
     from moco_transfer.finetune import load_detector
     found = load_detector("out/cells/moco")("a.jpg")    # boxes, scores, classes[, masks]
@@ -83,19 +85,14 @@ def run(args: argparse.Namespace) -> int:
         class_names=args.classes.split(",") if args.classes else None,
         config_file=args.config_file,
     )
-    summary = predict_images(detector, images, args.output)
-    found = (
-        ", ".join(f"{name} {count}" for name, count in summary.num_detections.items() if count)
-        or "none"
-    )
+    head, entries = predict_images(detector, images, args.output)
+    counts = collections.Counter(d["class"] for entry in entries for d in entry["detections"])
+    found = ", ".join(f"{name} {counts[name]}" for name in head["classes"] if counts[name])
     print(
-        f"{summary.num_images} images drawn in {args.output}; detections above"
-        f" {args.threshold:g}: {found}."
+        f"{len(entries)} images drawn in {args.output}; detections above {args.threshold:g}:"
+        f" {found or 'none'}."
     )
     print(f"Every detection: {Path(args.output) / DETECTIONS_FILE}")
-    if summary.skipped:
-        print(
-            f"Skipped, because they cannot be read: {len(summary.skipped)}"
-            f" ({', '.join(file for file, _ in summary.skipped)})"
-        )
+    if skipped := [each["file"] for each in head["skipped"]]:
+        print(f"Skipped, because they cannot be read: {len(skipped)} ({', '.join(skipped)})")
     return 0

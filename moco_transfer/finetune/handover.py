@@ -87,17 +87,13 @@ class InitialWeights:
 
 
 def read_weights(path: str, *, init: str | None = None) -> InitialWeights:
-    """Read what MODEL.WEIGHTS names; no code in it is run.
+    """Read what MODEL.WEIGHTS names; no code in it is run. Raises as ``convert.load_backbone``.
 
     Args:
         path: A converted backbone, a name of published weights, a fine-tuned detector's checkpoint,
             or ``""`` for none.
         init: What the user calls this initialisation; believed (``supervised``) where the file does
             not say what it is.
-
-    Raises:
-        MissingFileError: If there is no such file.
-        InputError: If it is no checkpoint, or in another layout than Detectron2's.
     """
     if not path:
         return InitialWeights("", RANDOM, None, None, {})

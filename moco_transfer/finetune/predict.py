@@ -7,13 +7,15 @@ Conventions:
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -50,10 +52,8 @@ class Detector:
         model: In evaluation mode, on ``device``.
         class_names: Name of each class index.
         image_format: ``RGB`` or ``BGR``, what the model takes.
-        min_size: Length that the shorter edge is resized to, px; 0 for none.
-        max_size: Upper limit of the longer edge after that, px.
+        min_size, max_size: Shorter edge after resizing, px (0 for none), and limit of the longer.
         score_threshold: Detections score more than this.
-        device: Where the model is.
         source: The checkpoint.
     """
 
@@ -181,16 +181,14 @@ def _find_checkpoint(path: Path) -> Path:
 
 def _config(checkpoint: Path, top: Mapping[str, Any], config_file: str | None) -> CfgNode:
     sibling = checkpoint.parent / "config.yaml"
-    if config_file is not None:
-        return load_detection_config(config_file)
-    if isinstance(top.get("config"), str):
+    if config_file is None and isinstance(top.get("config"), str):
         return read_detection_config(top["config"], str(checkpoint))
-    if sibling.is_file():
-        return load_detection_config(sibling)
-    raise InputError(
-        f"{checkpoint} does not hold its config and there is no {sibling}. Name the config that it"
-        " was trained with: --config-file FILE."
-    )
+    if config_file is None and not sibling.is_file():
+        raise InputError(
+            f"{checkpoint} does not hold its config and there is no {sibling}. Name the config that"
+            " it was trained with: --config-file FILE."
+        )
+    return load_detection_config(config_file or sibling)
 
 
 def _class_names(
@@ -205,7 +203,13 @@ def _class_names(
             f"{checkpoint} has {count} classes, but {len(given)} names are given:"
             f" {', '.join(given[:10])}."
         )
-    for names in (given, top.get("class_names"), _recorded_names(checkpoint), _dataset_names(cfg)):
+    recorded = registered = None
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        text = (checkpoint.parent / "results.json").read_text(encoding="utf-8")
+        recorded = json.loads(text)["dataset"]["classes"]
+    with contextlib.suppress(InputError, LookupError):  # its files may be elsewhere
+        registered = get_dataset(cfg.DATASETS.TRAIN[0]).class_names
+    for names in (given, top.get("class_names"), recorded, registered):
         if isinstance(names, (list, tuple)) and len(names) == count:
             return tuple(map(str, names))
     logger.warning(
@@ -216,38 +220,11 @@ def _class_names(
     return tuple(f"class {index}" for index in range(count))
 
 
-def _recorded_names(checkpoint: Path) -> Any:
-    try:
-        text = (checkpoint.parent / "results.json").read_text(encoding="utf-8")
-        return json.loads(text)["dataset"]["classes"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-
-
-def _dataset_names(cfg: CfgNode) -> tuple[str, ...] | None:
-    try:
-        return get_dataset(cfg.DATASETS.TRAIN[0]).class_names
-    except (InputError, IndexError):  # not registered here, or its files are elsewhere
-        return None
-
-
-@dataclass(frozen=True)
-class Image:
+class Image(NamedTuple):
     """An image to look at: its file, and where below the output folder its drawing goes."""
 
     path: str
     drawn: str
-
-
-@dataclass
-class Summary:
-    """What :func:`predict_images` did: images drawn, detections by class name, and (file,
-    reason) of the images skipped.
-    """
-
-    num_images: int = 0
-    num_detections: dict[str, int] = field(default_factory=dict)
-    skipped: list[tuple[str, str]] = field(default_factory=list)
 
 
 def find_images(paths: Sequence[str], output_dir: str) -> list[Image]:
@@ -279,52 +256,44 @@ def find_images(paths: Sequence[str], output_dir: str) -> list[Image]:
         for file in files:
             relative = file.relative_to(path) if path.is_dir() else Path(file.name)
             found.setdefault(file.resolve(), (file, relative))
-    names: set[str] = set()
-    images = []
+    images: dict[str, Image] = {}
     for file, relative in found.values():
-        drawn = _free_name(relative, names)
-        names.add(drawn)
-        images.append(Image(str(file), drawn))
+        kept = relative.suffix.lower() in (*_JPEG, _PNG)
+        stem, suffix = (relative.with_suffix(""), relative.suffix) if kept else (relative, _PNG)
+        names = (f"{stem}{f'-{n}' if n > 1 else ''}{suffix}" for n in itertools.count(1))
+        drawn = next(name for name in names if name not in images)
+        images[drawn] = Image(str(file), drawn)
         if (output / drawn).resolve() in found:
             raise InputError(
                 f"--output {output_dir} would overwrite the image {output / drawn}. Choose another"
                 " folder."
             )
-    return images
+    return list(images.values())
 
 
-def _free_name(relative: Path, names: set[str]) -> str:
-    kept = relative.suffix.lower() in (*_JPEG, _PNG)
-    stem, suffix = (relative.with_suffix(""), relative.suffix) if kept else (relative, _PNG)
-    name, number = f"{stem}{suffix}", 1
-    while name in names:
-        number += 1
-        name = f"{stem}-{number}{suffix}"
-    return name
-
-
-def predict_images(detector: Detector, images: Sequence[Image], output_dir: str) -> Summary:
+def predict_images(
+    detector: Detector, images: Sequence[Image], output_dir: str
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Draw what a detector finds on each image and write ``detections.json`` next to the drawings.
 
     Args:
         detector: A trained detector.
-        images: From :func:`find_images`.
+        images: From :func:`find_images`; those that cannot be read are skipped.
         output_dir: Made when it is missing; drawings of the same name in it are replaced.
 
     Returns:
-        Counts, and the images that could not be read: those are skipped.
+        What detections.json says of the whole (``skipped``: file and reason), and of each image.
 
     Raises:
         InputError: If no image could be read, or the folder cannot be written to.
     """
-    summary = Summary(num_detections=dict.fromkeys(detector.class_names, 0))
-    entries: list[dict[str, Any]] = []
+    entries, skipped = [], []
     for image in tqdm(images, desc="predicting", unit="image", disable=None):
         try:
             pixels = read_image(image.path, "RGB")
         except InputError as error:
             logger.warning("skipped: %s", error)
-            summary.skipped.append((image.path, str(error)))
+            skipped.append({"file": image.path, "reason": str(error)})
             continue
         detections = detector(pixels)
         target = Path(output_dir) / image.drawn
@@ -332,52 +301,41 @@ def predict_images(detector: Detector, images: Sequence[Image], output_dir: str)
         quality = [cv2.IMWRITE_JPEG_QUALITY, 95] if target.suffix.lower() in _JPEG else []
         encoded = cv2.imencode(target.suffix.lower(), drawn[:, :, ::-1], quality)[1]
         atomic_write_bytes(target, encoded.tobytes())
-        entries.append(_entry(image, pixels, detections, detector.class_names))
-        for found in entries[-1]["detections"]:
-            summary.num_detections[found["class"]] += 1
-    summary.num_images = len(entries)
+        found = _entries(image.path, detections, detector.class_names)
+        size = {"width": pixels.shape[1], "height": pixels.shape[0]}
+        entries.append({"file": image.path, "drawn": image.drawn, **size, "detections": found})
     if not entries:
         raise InputError(
-            f"None of the {len(images)} images can be read; the first: {summary.skipped[0][1]}"
+            f"None of the {len(images)} images can be read; the first: {skipped[0]['reason']}"
         )
     head = {
         "schema": SCHEMA,
         "detector": detector.source,
         "score_threshold": detector.score_threshold,
         "classes": list(detector.class_names),
-        "skipped": [{"file": file, "reason": reason} for file, reason in summary.skipped],
+        "skipped": skipped,
     }
     # One line an image.
     lines = ",\n".join(f"  {json.dumps(entry, ensure_ascii=False)}" for entry in entries)
     start = json.dumps(head, indent=1, ensure_ascii=False).removesuffix("\n}")
     text = f'{start},\n "images": [\n{lines}\n ]\n}}\n'
     atomic_write_text(Path(output_dir) / DETECTIONS_FILE, text)
-    return summary
+    return head, entries
 
 
-def _entry(
-    image: Image,
-    pixels: np.ndarray,
-    detections: Mapping[str, np.ndarray],
-    class_names: Sequence[str],
-) -> dict[str, Any]:
-    """Return what detections.json says of an image; masks are COCO's compressed RLE."""
+def _entries(
+    path: str, detections: Mapping[str, np.ndarray], class_names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return an image's detections for detections.json; masks are COCO's compressed RLE."""
     tensors = {name: torch.from_numpy(values) for name, values in detections.items()}
-    coco = to_coco_results(image.path, tensors, tuple(range(len(class_names))))
-    height, width = pixels.shape[:2]
-    return {
-        "file": image.path,
-        "drawn": image.drawn,
-        "width": width,
-        "height": height,
-        "detections": [
-            {
-                "class": class_names[result["category_id"]],
-                "class_index": result["category_id"],
-                "score": round(result["score"], 5),
-                "box": [round(v, 2) for v in box],
-                **({"segmentation": result["segmentation"]} if "segmentation" in result else {}),
-            }
-            for result, box in zip(coco, detections["boxes"].tolist(), strict=True)
-        ],
-    }
+    coco = to_coco_results(path, tensors, tuple(range(len(class_names))))
+    return [
+        {
+            "class": class_names[result["category_id"]],
+            "class_index": result["category_id"],
+            "score": round(result["score"], 5),
+            "box": [round(v, 2) for v in box],
+            **{key: result[key] for key in ("segmentation",) if key in result},
+        }
+        for result, box in zip(coco, detections["boxes"].tolist(), strict=True)
+    ]

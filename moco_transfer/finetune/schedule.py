@@ -7,7 +7,7 @@ Source:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from ..runtime.errors import InputError
 
@@ -40,8 +40,7 @@ class Schedule:
         schedule without a reference is taken as it is.
 
         Raises:
-            InputError: If the batch does not divide among the processes, those of the reference or
-                those of this run.
+            InputError: If the batch does not divide among them, or among those of the reference.
         """
         new, old = self, self.reference
         if old < 0:
@@ -80,18 +79,11 @@ class Schedule:
 
     def describe(self, written: Schedule, world_size: int) -> str:
         """Return this schedule in words, next to each number the one it was scaled from."""
-        names = {
-            "batch": "batch",
-            "lr": "lr",
-            "iterations": "iterations",
-            "steps": "steps",
-            "warmup": "warm-up",
-            "checkpoint_period": "checkpoint every",
-            "eval_period": "evaluation every",
-        }
+        names = {"warmup": "warm-up", "checkpoint_period": "checkpoint every"}
+        names |= {"eval_period": "evaluation every"}
         parts = []
-        for field, name in names.items():
-            old, new = getattr(written, field), getattr(self, field)
+        for field in (field.name for field in fields(self) if field.name != "reference"):
+            old, new, name = getattr(written, field), getattr(self, field), names.get(field, field)
             old, new = (f"{v:g}" if isinstance(v, float) else v for v in (old, new))
             if new:
                 parts.append(f"{name} {new}" if old == new else f"{name} {old} -> {new}")

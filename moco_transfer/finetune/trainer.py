@@ -42,14 +42,13 @@ class FineTuning:
     """The state of a run.
 
     Attributes:
-        engine: Of the run.
-        model: The detector on the engine's device.
-        wrapped: The same in DistributedDataParallel, or the model itself in one process.
-        optimizer: Its learning rate is set by ``begin_iteration``.
+        model, wrapped: The detector on the engine's device, and in DistributedDataParallel where
+            there are several processes.
         scaler: Loss scaling for fp16 on CUDA, disabled otherwise.
         amp_dtype: Autocast type, None for float32.
         header: What every checkpoint says about the run.
-        begin_iteration: Called before each iteration with the number of those that are finished.
+        begin_iteration: Called before each iteration with the number of those that are finished;
+            sets the learning rate.
         clip: Limits the gradients in place, None for no clipping.
         iteration: Iterations finished.
         last_losses: Means of the last log period.
@@ -131,17 +130,16 @@ def train(
     precise_bn: Callable[[], None],
     evaluation: Callable[[], Results | None],
 ) -> bool:
-    """Train to the end, from wherever ``run.iteration`` stands. Collective.
+    """Train from ``run.iteration`` to the end. Collective.
 
-    The losses are looked at when they are logged, so that a GPU need not wait for them in every
-    iteration, and before anything is evaluated or saved.
+    The losses are read when they are logged, so that a GPU need not wait for them in every
+    iteration, and before anything is evaluated or saved. The last iteration has a checkpoint.
 
     Args:
         run: Its ``iteration`` moves.
         batches: This process's batches from ``run.iteration`` on, without end.
-        schedule: Length of the run, and its periods; the last iteration always has a checkpoint.
-        checkpoints: Where process 0 saves.
-        metrics: Where process 0 writes, None on other processes.
+        schedule: Length of the run, and its periods.
+        checkpoints, metrics: Where process 0 writes; metrics is None on other processes.
         stop: Asked between iterations.
         precise_bn: Called before an evaluation, and before the last checkpoint.
         evaluation: Returns metrics by task on process 0, None when it was stopped. The one at the
@@ -151,20 +149,15 @@ def train(
         True when the run is complete, False when it was told to stop and has saved.
 
     Raises:
-        FloatingPointError: If loss or predictions are not finite; names the iteration and the last
-            checkpoint.
+        FloatingPointError: If loss or predictions are not finite.
     """
     run.wrapped.train()
     meter, batch_iterator = Meter(run.engine.device), iter(batches)
-    bar = tqdm(
-        total=schedule.iterations,
-        initial=run.iteration,
-        desc="fine-tuning",
-        unit="it",
-        disable=None if is_main_process() else True,
-    )
+    length, period = schedule.iterations, schedule.eval_period
+    hidden = None if is_main_process() else True
+    bar = tqdm(desc="fine-tuning", total=length, initial=run.iteration, disable=hidden)
     with bar, _advice(checkpoints):
-        while run.iteration < schedule.iterations:
+        while run.iteration < length:
             with meter.waiting():
                 batch = next(batch_iterator)
             run.begin_iteration(run.iteration)
@@ -174,10 +167,9 @@ def train(
             except FloatingPointError as problem:  # of predictions, which are looked at at once
                 raise FloatingPointError(_first_fault(run, meter, problem)) from problem
             meter.add(losses, run.iteration)
-            is_last, stopping = run.iteration == schedule.iterations, stop.agreed()
+            is_last, stopping = run.iteration == length, stop.agreed()
             if run.iteration % LOG_PERIOD == 0 or is_last:
-                _log(run, meter, metrics, schedule.iterations)
-            period = schedule.eval_period
+                _log(run, meter, metrics, length)
             evaluating = period > 0 and run.iteration % period == 0 and not is_last
             saving = is_last or stopping or run.iteration % schedule.checkpoint_period == 0
             if meter.count and (evaluating or saving):
@@ -237,9 +229,7 @@ def _log(run: FineTuning, meter: Meter, metrics: MetricsFile | None, iterations:
 
 def _first_fault(run: FineTuning, meter: Meter, problem: FloatingPointError) -> str:
     """Return in words which iteration was the first to go wrong, when a step finds its predictions
-    not finite: weights that an earlier one has spoilt may be the reason.
-
-    Not collective: another process may have nothing to complain of.
+    not finite: an earlier one may have spoilt the weights. Not collective.
     """
     if meter.first_bad() >= 0:
         means = meter.local_means()
@@ -286,8 +276,8 @@ def evaluate(
     Args:
         model: The detector; left in evaluation mode.
         batches: This process's share of the test set, an image each.
-        detect: Returns ``boxes``, ``scores``, ``classes``[, ``masks``, ``keypoints``] by image.
-        evaluator: ``process(batch, outputs)`` and ``evaluate()``.
+        detect: See ``Engine.detector``.
+        evaluator: With ``reset()``, ``process(batch, outputs)`` and ``evaluate()``.
         stop: Asked between batches.
         num_images: Of all processes.
 

@@ -175,7 +175,7 @@ def test_load_detector__what_is_none(run, tmp_path):
     torch.save(
         {"state_dict": {"module.encoder_q.conv1.weight": torch.zeros(1)}}, tmp_path / "moco.pth"
     )
-    with pytest.raises(InputError, match="moco.pth holds no detector"):
+    with pytest.raises(InputError, match=r"moco\.pth"):
         load_detector(tmp_path / "moco.pth")
     torch.save(
         {"model": torch.load(folder / "checkpoint_0000007.pth")["model"]}, tmp_path / "bare.pth"
