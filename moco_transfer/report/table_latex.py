@@ -6,17 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from . import sentences
 from .aggregate import HEADLINE_METRICS, Table
 from .cells import DAGGER, DISTANCE, NOTHING, PUBLISHED, Cell, transfer_grid
 from .records import Problem
-from .sentences import (
-    dagger_sentences,
-    metric_sentence,
-    published_sentences,
-    separation_sentences,
-    setting_sentence,
-    version_sentences,
-)
 
 _KIND_MARKS = {"bbox": "bb", "segm": "mk", "keypoints": "kp"}
 _COLOURS = {"better": "green!50!black", "worse": "red!70!black"}
@@ -38,7 +31,7 @@ def render_latex(tables: Sequence[Table], problems: Sequence[Problem] = ()) -> s
     Problems with files and the tables' warnings become comments: the author sees them, the paper
     does not print them.
     """
-    blocks = [_comment(_PREAMBLE), *map(_comment, separation_sentences(tables))]
+    blocks = [_comment(_PREAMBLE), *map(_comment, sentences.separation_sentences(tables))]
     blocks += [_environment(table, number) for number, table in enumerate(tables, start=1)]
     blocks += [_comment(f"Warning: {problem}") for problem in problems]
     return "\n\n".join(blocks) + "\n"
@@ -54,16 +47,16 @@ def _environment(table: Table, number: int) -> str:
     base = table.baseline.init if table.baseline and table.has_differences else ""
     gaps = f"; in brackets the difference to the {base} row" if base else ""
     mean = f"Mean ± sample std over n seeds{gaps}."
-    caption = f"{table.setting.task}: {setting_sentence(table)} {mean}"
-    published = published_sentences(table)
+    caption = f"{table.setting.task}: {sentences.setting_sentence(table)} {mean}"
+    published = sentences.published_sentences(table)
     notes = [
-        metric_sentence(table),
+        sentences.metric_sentence(table),
         *(["A difference is coloured where it exceeds the std of both rows."] if base else []),
         *published,
     ]
     if any(sentence.startswith("Distance") for sentence in published):
         notes.append("It is in brackets below the published values.")
-    notes += [*dagger_sentences(table), *version_sentences(table)]
+    notes += [*sentences.dagger_sentences(table), *sentences.version_sentences(table)]
     lines = [r"\begin{table}", r"\centering\footnotesize\setlength{\tabcolsep}{2pt}"]
     for kind in table.kinds:
         lines += [*_tabular(table, kind), r"\par\medskip"]
