@@ -17,9 +17,9 @@ EPILOG = """examples:
     moco-transfer pretrain --config-file moco_v2_R_50_200ep DATA.ROOT images OUTPUT_DIR out/moco_v2
   Continue after an interruption: the same command with --resume.
   Start a new run from existing weights (ours, official MoCo, torchvision):
-    moco-transfer pretrain --config-file moco_v2_R_50_200ep --init-from moco_v2_800ep_pretrain.pth.tar \\
-        DATA.ROOT images OUTPUT_DIR out/more
-  Any key of the config can follow as KEY VALUE; moco_transfer/config/pretrain_schema.yaml explains each.
+    moco-transfer pretrain --config-file moco_v2_R_50_200ep \\
+        --init-from moco_v2_800ep_pretrain.pth.tar DATA.ROOT images OUTPUT_DIR out/more
+  Any config key can follow as KEY VALUE; moco_transfer/config/pretrain_schema.yaml explains each.
 """
 
 

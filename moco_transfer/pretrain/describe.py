@@ -19,9 +19,11 @@ def describe(plan: PretrainPlan) -> list[str]:
     length = f"{plan.epochs} epochs of {per_epoch} iterations"
     if end % per_epoch:
         length = f"{end} iterations, {per_epoch} an epoch"
-    world_size = get_world_size()
-    split = f"{plan.batch_size_total // world_size} per process x {world_size} on {plan.device}"
+    batch, world_size = plan.batch_size_total, get_world_size()
+    split = f"{batch // world_size} per process x {world_size} on {plan.device}"
     parts = f" in {plan.accumulate} micro-batches" if plan.accumulate > 1 else ""
+    lr = f"lr {plan.lr_at.lr:g} = SOLVER.BASE_LR {plan.base_lr:g} x {batch}"
+    lr += f" / {plan.reference_batch_size}, {plan.lr_at.describe()}"
     weights = "random"
     if plan.resume is not None:
         weights = f"resumed from {plan.resume.path}: iteration {plan.resume.iteration} of {end}"
@@ -33,8 +35,8 @@ def describe(plan: PretrainPlan) -> list[str]:
         "views": f"{views}, {plan.view_maker.recipe}, {plan.view_maker.pipeline} pipeline",
         "model": f"{plan.mechanism} {plan.arch}, {plan.num_negatives} negatives",
         "weights": weights,
-        "batch": f"{plan.batch_size_total} = {split}{parts}",
-        "schedule": f"{length}; lr {plan.lr_at.lr:g} = {plan.base_lr_text}, {plan.lr_at.describe()}",
+        "batch": f"{batch} = {split}{parts}",
+        "schedule": f"{length}; {lr}",
         "precision": plan.precision.describe(),
         "norm": _norm(plan),
         "output": f"{plan.output_dir}: {_files(plan)}",
@@ -42,8 +44,7 @@ def describe(plan: PretrainPlan) -> list[str]:
     if plan.is_stream:
         lines["order"] = plan.batches.describe()
     if plan.mechanism == "moco":
-        enqueued = plan.batch_size_total * (2 if plan.symmetric else 1)
-        filling = -(-plan.queue_size // enqueued)
+        filling = -(-plan.queue_size // (batch * (2 if plan.symmetric else 1)))
         lines["queue"] = (
             f"starts with random columns: for the first {filling} iterations, until keys fill it,"
             " the loss may rise"
@@ -86,7 +87,7 @@ def _files(plan: PretrainPlan) -> str:
 
 
 def _contrast_warnings(plan: PretrainPlan) -> Iterator[str]:
-    images, in_batch = len(plan.source), plan.batch_size_total
+    images, others = len(plan.source), len(plan.source) - plan.batch_size_total
     if plan.mechanism in ("moco", "end_to_end"):
         per_pass, groups = _groups(plan)
         if not plan.shuffle:
@@ -106,11 +107,11 @@ def _contrast_warnings(plan: PretrainPlan) -> Iterator[str]:
             " queue then holds other views of the query's own image as negatives. At most a"
             f" quarter of the images, {max(1, images // 4)}, is advisable."
         )
-    if plan.mechanism == "memory_bank" and images - in_batch < plan.queue_size:
+    if plan.mechanism == "memory_bank" and others < plan.queue_size:
         yield (
             f"MOCO.QUEUE_SIZE {plan.queue_size} is larger than the number of images outside a"
-            f" batch, {images - in_batch} of {images}: all of those are the negatives, so that K is"
-            f" {images - in_batch}. Set MOCO.QUEUE_SIZE to at most that, or use more images."
+            f" batch, {others} of {images}: all of those are the negatives, so that K is {others}."
+            " Set MOCO.QUEUE_SIZE to at most that, or use more images."
         )
 
 

@@ -25,23 +25,20 @@ from ..models import (
     backbone_shapes,
     build_encoder,
 )
-from ..models.resnets import BATCH_COUNTER
+from ..models.resnets import BATCH_COUNTER, Shape
 from ..runtime.checkpoint import load_checkpoint
 from ..runtime.errors import InputError, did_you_mean
 
 
 @dataclass(frozen=True)
 class TrainedEncoder:
-    """An encoder and what it expects.
+    """An encoder and what it expects; ``mechanism`` and ``epoch`` are empty where unknown.
 
     Attributes:
         network: Maps normalised RGB (N, 3, H, W) to (N, C); on the CPU, in evaluation mode, without
             gradients.
-        arch: A key of ``models.ENCODERS``.
         view: Size and pixel statistics of its images.
         has_head: Whether the head came with it; otherwise ``fc`` must not be used.
-        mechanism: What trained it, e.g. ``moco``; empty where the file does not tell.
-        epoch: Epochs finished, None where the file does not tell.
     """
 
     network: nn.Module
@@ -54,13 +51,9 @@ class TrainedEncoder:
 
 @dataclass(frozen=True)
 class StartWeights:
-    """The weights that a run's encoders start from.
+    """What a run's encoders start from: the whole trunk of ``encoder_q``, the head where it fits.
 
-    Attributes:
-        path: The file.
-        tensors: Of ``encoder_q``: the whole trunk, and the head where it fits.
-        has_head: Whether the head fits.
-        stamp: What the file says about itself, for the log.
+    ``stamp``: what the file holds about itself, for the log.
     """
 
     path: str
@@ -83,10 +76,7 @@ def trained_encoder(
 ) -> TrainedEncoder | None:
     """Build the encoder in a checkpoint of ours or an official one; None for other layouts.
 
-    Args:
-        checkpoint: The file's outermost dictionary.
-        path: The file, for messages.
-        encoder: ``q`` for the encoder that was trained, ``k`` for its momentum copy.
+    ``encoder``: ``q`` for the encoder that was trained, ``k`` for its momentum copy.
 
     Raises:
         InputError: If the file lacks the encoder, a tensor of it, or the name of its architecture.
@@ -127,14 +117,9 @@ def backbone_encoder(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> TrainedEncoder:
-    """Build an encoder without a head from a backbone's tensors.
+    """Build an encoder without a head from a backbone's tensors (torchvision's names, no ``fc``).
 
-    Args:
-        tensors: torchvision's name -> tensor, ``fc`` left out.
-        path: The file, for messages.
-        arch: torchvision's name of the network.
-        mean: Of the pixels it was trained on, RGB, 0-255.
-        std: Of the same.
+    ``mean`` and ``std``: of the pixels it was trained on, RGB, 0-255.
 
     Raises:
         InputError: If a tensor is missing or misshapen.
@@ -143,14 +128,10 @@ def backbone_encoder(
     return TrainedEncoder(network, arch, EvaluationView(224, 256, mean, std), has_head=False)
 
 
-def read_start_weights(path: str, arch: str, head: Mapping[str, tuple[int, ...]]) -> StartWeights:
+def read_start_weights(path: str, arch: str, head: Mapping[str, Shape]) -> StartWeights:
     """Read the weights for ``--init-from``: the trained encoder, of which the trunk must be whole.
 
-    Args:
-        path: A checkpoint of ``pretrain``, an official MoCo ``.pth.tar``, or a torchvision ResNet's
-            state dict.
-        arch: MODEL.ARCH of the run.
-        head: Shapes of the run's ``fc.*`` tensors; a head that does not fit is left out.
+    ``head``: shapes of the run's ``fc.*`` tensors; a head that does not fit is left out.
 
     Raises:
         InputError: If the file has no whole encoder of this architecture.
@@ -193,11 +174,7 @@ def _without_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tenso
 
 
 def _check_tensors(
-    tensors: Mapping[str, Tensor],
-    expected: Mapping[str, tuple[int, ...]],
-    path: str,
-    arch: str,
-    prefix: str,
+    tensors: Mapping[str, Tensor], expected: Mapping[str, Shape], path: str, arch: str, prefix: str
 ) -> None:
     """Refuse missing, unknown and misshapen tensors, and values that are not finite."""
     # BN's counters are optional: old files lack them, and evaluation does not read them.

@@ -29,22 +29,8 @@ from .watch import describe_contrast
 class EndToEnd(nn.Module):
     """InfoNCE over the mini-batch of all processes: K = W * N - 1 negatives, all with gradient.
 
-    Micro-batches are not supported: they would change the negatives.
-
-    Args:
-        encoder_factory: Called with ``num_classes=dim``; returns an encoder whose last layer is
-            ``fc``.
-        dim: C.
-        temperature: Softmax temperature T.
-        mlp: Two-layer head.
-        shuffle: Permute the keys' batch over all processes before the encoder (ShuffleBN).
-
-    Attributes:
-        num_negatives: K of the last step.
-        loss_scale, measured: As in :class:`~moco_transfer.pretrain.moco.MoCo`.
-
-    Raises:
-        ValueError: If dim or temperature is not positive.
+    Micro-batches would change the negatives. Arguments and attributes as in
+    :class:`~moco_transfer.pretrain.moco.MoCo`; ``num_negatives`` is K of the last step.
     """
 
     loss_scale = 1
@@ -69,14 +55,7 @@ class EndToEnd(nn.Module):
             add_mlp_head(self.encoder_q)
 
     def forward(self, im_q: Tensor, im_k: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (N, W * N), class 0 the positive, and targets (N,) of zeros.
-
-        Logits are float32 under autocast too.
-
-        Args:
-            im_q: Query images (N, 3, H, W), normalised RGB.
-            im_k: Key images (N, 3, H, W), another view of the same images in the same order.
-        """
+        """Return logits (N, W * N), class 0 the positive, and targets; as ``MoCo.forward``."""
         q = unit(self.encoder_q(im_q))  # (N, C)
         k_all = self._encode_keys_shuffled(im_k)  # (W * N, C)
         own = torch.arange(len(q), device=q.device) + (get_rank() * len(q) if self.training else 0)

@@ -24,13 +24,7 @@ class FeaturesStopped(Exception):
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and how a network computes.
-
-    Attributes:
-        device: Where it is.
-        dtype: Autocast type, None for fp32.
-        channels_last: Memory format of the images.
-    """
+    """Where and how a network computes; ``dtype``: autocast type, None for fp32."""
 
     device: torch.device
     dtype: torch.dtype | None = None
@@ -48,7 +42,6 @@ class FeatureSet:
     Attributes:
         features: (N, C), float32, on the device they were computed on.
         labels: (N,), int64.
-        class_names: Names of the classes.
         num_unreadable: Images left out because they could not be decoded.
     """
 
@@ -59,7 +52,7 @@ class FeatureSet:
 
 
 def trunk_of(encoder: nn.Module) -> nn.Sequential:
-    """Return a ResNet without its head: (N, 3, H, W) to pooled features (N, C). Shares the weights."""
+    """Return a ResNet without its head, (N, 3, H, W) -> pooled features (N, C); shared weights."""
     parts = (part for name, part in encoder.named_children() if name != "fc")
     return nn.Sequential(*parts, nn.Flatten(1))
 
@@ -85,17 +78,7 @@ def extract_features(
 ) -> FeatureSet:
     """Run a network in evaluation mode over labelled images; each process encodes its share.
 
-    Collective.
-
-    Args:
-        network: The encoder, or :func:`trunk_of` it; its mode is restored afterwards.
-        batches: The images.
-        compute: Where and how to compute.
-        description: For the progress bar.
-        stop: Asked between batches.
-
-    Returns:
-        The features of all processes' images, equal on every process.
+    Collective; the result is equal on every process, and the network's mode is restored.
 
     Raises:
         InputError: If none of the images can be read.
@@ -113,12 +96,8 @@ def extract_features(
     network.train(was_training)
     if stop is not None and stop.agreed():
         raise FeaturesStopped
-    rows, label = _in_order(
-        torch.cat(features),
-        torch.cat(labels).to(compute.device),
-        torch.cat(indices).to(compute.device),
-        total=len(batches.images),
-    )
+    label, index = (torch.cat(parts).to(compute.device) for parts in (labels, indices))
+    rows, label = _in_order(torch.cat(features), label, index, total=len(batches.images))
     readable = label != UNREADABLE_LABEL
     if not readable.any():
         raise InputError(

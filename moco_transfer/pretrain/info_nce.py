@@ -1,8 +1,10 @@
-"""InfoNCE over one positive and K negatives, with at most two copies of the (N, 1 + K) logits.
+"""InfoNCE over a positive key and a queue of K negatives, with two copies of the logits at most.
 
-At N = 256 and K = 65,536 one copy is 67 MB. Written plainly, the negatives, their concatenation
+At N = 256 and K = 65,536 one copy (N, 1 + K) is 67 MB. Written plainly, the negatives, their concatenation
 with the positive, the log-softmax and two gradients are alive together. Here the logits are written
-once, in place, and the backward pass makes the one gradient.
+once, in place, and the backward pass makes the one gradient. It needs the queue of the forward
+pass, which ``enqueue`` has changed by then: in place of a copy of 32 MB, ``enqueue`` keeps the few
+columns that it overwrites.
 
 Shapes in this module:
     N: images on this process    C: feature dimension    K: negatives
@@ -19,13 +21,46 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from .queue import times_transposed
-
 
 def unit(features: Tensor) -> Tensor:
     """Return the rows scaled to unit L2 norm; float32 where autocast gave less."""
     reduced = features.dtype in (torch.float16, torch.bfloat16)
     return F.normalize(features.float() if reduced else features, dim=1)
+
+
+@torch.no_grad()
+def enqueue(queue: Tensor, queue_ptr: Tensor, keys: Tensor) -> None:
+    """Overwrite the oldest columns by the newest keys, in place; wraps around at the end.
+
+    Args:
+        queue: (C, K), changed in place.
+        queue_ptr: int64 (1,), the next column to overwrite; changed in place.
+        keys: (B, C), oldest first, equal on every process. Of more than K the last K stay.
+    """
+    kept = min(len(keys), queue.shape[1])
+    newest = torch.arange(len(keys) - kept, len(keys), device=queue.device)
+    columns = (newest + queue_ptr) % queue.shape[1]
+    version, overwritten = queue._version, queue[:, columns].clone()
+    queue.index_copy_(1, columns, keys[len(keys) - kept :].T.to(queue.dtype))
+    queue_ptr.copy_((queue_ptr + len(keys)) % queue.shape[1])
+    queue.last_enqueue = (version, queue._version, columns, overwritten)  # type: ignore[attr-defined]
+
+
+def _times_transposed(gradient: Tensor, queue: Tensor, version: int) -> Tensor:
+    """Return ``gradient @ queue.T`` (N, C) with the queue as it was at a version.
+
+    ``version`` is ``queue._version`` then, at most one ``enqueue`` ago; RuntimeError otherwise.
+    """
+    product = gradient @ queue.T
+    if queue._version == version:
+        return product
+    before, after, columns, overwritten = getattr(queue, "last_enqueue", (None,) * 4)
+    if (before, after) != (version, queue._version):
+        raise RuntimeError(
+            "The queue changed between a forward pass and its backward pass: call backward() before"
+            " the next forward()."
+        )
+    return product.add_(gradient[:, columns] @ (overwritten - queue[:, columns]).T)
 
 
 class _Logits(Function):
@@ -41,7 +76,7 @@ class _Logits(Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (k,) = ctx.saved_tensors
-        to_q = times_transposed(gradient[:, 1:], ctx.queue, ctx.version)
+        to_q = _times_transposed(gradient[:, 1:], ctx.queue, ctx.version)
         return to_q.addcmul_(gradient[:, :1], k).div_(ctx.temperature), None, None, None
 
 
@@ -60,13 +95,10 @@ def contrastive_logits(q: Tensor, k: Tensor, queue: Tensor, *, temperature: floa
         target is 0 for every row.
 
     Raises:
-        ValueError: If the feature dimensions differ or temperature <= 0.
+        ValueError: If the feature dimensions differ.
     """
-    if q.shape[1] != queue.shape[0] or temperature <= 0:
-        raise ValueError(
-            f"Expected as many dimensions as the queue has, {queue.shape[0]}, and temperature > 0;"
-            f" got {q.shape[1]} and {temperature}."
-        )
+    if q.shape[1] != queue.shape[0]:
+        raise ValueError(f"q has {q.shape[1]} dimensions, the queue {queue.shape[0]}.")
     with torch.autocast(q.device.type, enabled=False):
         return _Logits.apply(q, k, queue, temperature)
 

@@ -10,7 +10,6 @@ Source:
 
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import dataclass
 
@@ -22,8 +21,6 @@ from ..data.images.labelled import EvaluationView, LabelledBatches
 from ..runtime.distributed import average_bn_statistics
 from ..runtime.stop import StopRequest
 from .features import Compute, FeatureSet, extract_features, trunk_of
-
-logger = logging.getLogger(__name__)
 
 _SIMILARITIES = 2**26  # entries of the similarity matrix held at once, 256 MB
 
@@ -51,9 +48,6 @@ def knn_scores(
         (N, num_classes): the sum of exp((s - s_max) / T) over the neighbours of a class, s the
         cosine and s_max the nearest one's. The common factor exp(s_max / T) is left out, so that a
         small T does not overflow; it changes no order.
-
-    Raises:
-        ValueError: If k or temperature is not positive.
     """
     if k < 1 or temperature <= 0:
         raise ValueError(f"k and temperature must be positive, got {k} and {temperature}.")
@@ -72,11 +66,7 @@ def knn_accuracy(
 ) -> dict[str, float]:
     """Return ``top1`` and ``top5``, percent, of the kNN classifier.
 
-    Args:
-        train: The bank; its features need not have unit norm.
-        test: The images to classify, labels numbered as in the bank.
-        k: Neighbours.
-        temperature: T of the votes.
+    Features need not have unit norm. Labels of ``test`` are numbered as those of ``train``.
     """
     scores = knn_scores(
         F.normalize(test.features, dim=1),
@@ -97,15 +87,9 @@ def knn_accuracy(
 class KnnPlan:
     """The kNN measurements of a run.
 
-    Attributes:
-        train: The bank's images.
-        test: The images to classify.
-        view: How they are seen.
-        num_workers: Data workers.
-        period_epochs: Epochs between measurements; the end of the run is always measured.
-        k, temperature: See :func:`knn_scores`.
-        features: ``head`` (the encoder's output, as in the official demo) or ``trunk`` (the pooled
-            features before the head).
+    Every ``period_epochs`` and at the end, ``test`` is classified with the bank ``train``.
+    ``features``: ``head``, the encoder's output as in the official demo, or ``trunk``, the pooled
+    features before the head.
     """
 
     train: IndexedSource
@@ -147,6 +131,4 @@ class KnnMonitor:
         train = extract_features(network, self._train, compute, description="kNN bank", stop=stop)
         test = extract_features(network, self._test, compute, description="kNN test", stop=stop)
         top1 = knn_accuracy(train, test, k=plan.k, temperature=plan.temperature)["top1"]
-        row = {"knn_top1": top1, "knn_sec": time.perf_counter() - since}
-        logger.info("kNN top-1 %.2f %% (%s, %.0f s)", top1, plan.describe(), row["knn_sec"])
-        return row
+        return {"knn_top1": top1, "knn_sec": time.perf_counter() - since}

@@ -40,14 +40,7 @@ CHECKPOINT_FORMAT = "moco_transfer.linear/1"
 
 @dataclass(frozen=True)
 class LinearProtocol:
-    """Settings; the defaults are the paper's.
-
-    Attributes:
-        lr: Learning rate, not scaled by the batch.
-        batch_size_total: Images per iteration over all processes.
-        epochs: Passes over the training images.
-        seed: Of the weights, the order and the crops.
-    """
+    """Settings; the defaults are the paper's. ``lr`` is not scaled by the batch."""
 
     lr: float = 30.0
     sgd_momentum: float = 0.9
@@ -67,16 +60,10 @@ class LinearProtocol:
 
 
 class ShuffledBatches(Sampler[list[tuple[int, int]]]):
-    """This process's part of every batch, as lists of (epoch, index).
+    """This process's part of every batch after a place in the run, as lists of (epoch, index).
 
     Unlike ``data.batches.samplers.EpochBatches`` it keeps the last, partial batch of an epoch, as
     main_lincls.py does. A process's part may therefore be smaller than another's by one image.
-
-    Args:
-        num_images: Training images.
-        protocol: Batch size, epochs and seed.
-        start_epoch: Epochs already finished.
-        start_step: Iterations already finished of the next one.
     """
 
     def __init__(
@@ -114,14 +101,8 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
 class LinearRun:
     """A classifier in training.
 
-    Attributes:
-        classifier: The fully connected layer, float32.
-        optimizer: SGD over it.
-        protocol: Settings.
-        settings: See ``LinearPlan.settings``.
-        sums: Of the loss and of correct answers in the epoch so far, over this process's images.
-        epoch: Epochs finished.
-        step: Iterations finished of the next one.
+    ``epoch`` epochs and ``step`` iterations of the next are finished. ``sums``: of the loss and of
+    correct answers in those, over this process's images. A resumed run needs equal ``settings``.
     """
 
     classifier: nn.Linear
@@ -154,15 +135,7 @@ def new_run(
     device: torch.device,
     settings: dict[str, Any],
 ) -> LinearRun:
-    """Return a run at its start: weights from N(0, 0.01), bias 0, equal on every process.
-
-    Args:
-        dim: C.
-        num_classes: Outputs.
-        protocol: Settings.
-        device: Where to train.
-        settings: See ``LinearPlan.settings``.
-    """
+    """Return a run at its start: weights from N(0, 0.01), bias 0, equal on every process."""
     seed_everything(protocol.seed, "linear weights")
     classifier = nn.Linear(dim, num_classes)
     nn.init.normal_(classifier.weight, std=0.01)
@@ -178,11 +151,7 @@ def new_run(
 
 
 def restore(run: LinearRun, state: dict[str, Any], path: str) -> None:
-    """Put a checkpoint's state into a run.
-
-    Raises:
-        InputError: If the checkpoint is of another kind, or of other features or settings.
-    """
+    """Put a checkpoint's state into a run; refuses one of other features or settings."""
     if state.get("format") != CHECKPOINT_FORMAT:
         raise InputError(
             f"{path} is not a checkpoint of moco-transfer linear (format {state.get('format')!r},"
@@ -223,14 +192,11 @@ def train_classifier(
         test: Features of the images to be classified.
         order: The order that ``batches`` follow.
         checkpoints: Where rank 0 saves after each epoch.
-        metrics: Where rank 0 writes its measurements, None on the other processes.
+        metrics: Where rank 0 writes, None on other processes.
 
     Returns:
         The last epoch's ``loss``, ``acc1``, ``top1`` and ``top5``, percent; None when it was told
         to stop (SIGTERM) and has saved.
-
-    Raises:
-        FloatingPointError: If the loss is not finite.
     """
     protocol, per_epoch = run.protocol, order.iterations_per_epoch
     done = run.epoch * per_epoch + run.step
@@ -246,7 +212,8 @@ def train_classifier(
         source = iter(batches)
         while run.epoch < protocol.epochs:
             if stop.agreed():
-                _save_unfinished(run, checkpoints, per_epoch)
+                _save(run, checkpoints, per_epoch)
+                logger.warning("Told to stop (SIGTERM): saved. Continue with --resume.")
                 return None
             for group in run.optimizer.param_groups:
                 group["lr"] = protocol.lr_in(run.epoch)
@@ -255,16 +222,12 @@ def train_classifier(
             bar.update()
             if run.step == per_epoch:
                 row = _end_epoch(run, test, order, metrics)
-                _save(run, checkpoints, f"{run.epoch:04d}")
+                _save(run, checkpoints, per_epoch)
     return row
 
 
 def _step(run: LinearRun, features: Tensor, labels: Tensor, *, batch_size: int) -> Tensor:
-    """Take an SGD step on the mean loss over all processes' images.
-
-    Returns:
-        This process's sums of loss and correct answers.
-    """
+    """Take an SGD step; return this process's sums of loss and correct answers."""
     logits = run.classifier(features)
     loss = F.cross_entropy(logits, labels, reduction="sum")
     run.optimizer.zero_grad(set_to_none=True)
@@ -301,23 +264,11 @@ def _end_epoch(
     return row
 
 
-def _save(run: LinearRun, checkpoints: CheckpointFolder, name: str) -> None:
+def _save(run: LinearRun, checkpoints: CheckpointFolder, per_epoch: int) -> None:
     state = run.state()
     if is_main_process():
-        checkpoints.save(state, name)
-
-
-def _save_unfinished(run: LinearRun, checkpoints: CheckpointFolder, per_epoch: int) -> None:
-    """Save within an epoch; at its beginning the checkpoint of the last one's end exists."""
-    if run.step:
-        _save(run, checkpoints, f"{run.epoch:04d}_iter{run.epoch * per_epoch + run.step:08d}")
-    elif not run.epoch:
-        _save(run, checkpoints, "0000")
-    logger.warning(
-        "Told to stop (SIGTERM): saved after iteration %d of epoch %d. Continue with --resume.",
-        run.step,
-        run.epoch + 1,
-    )
+        within = f"_iter{run.epoch * per_epoch + run.step:08d}" if run.step else ""
+        checkpoints.save(state, f"{run.epoch:04d}{within}")
 
 
 @torch.no_grad()

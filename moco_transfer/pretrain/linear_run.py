@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -39,14 +40,11 @@ _CROP_SCALE = (0.08, 1.0)  # torchvision's default, as in main_lincls.py; pre-tr
 
 @dataclass(frozen=True)
 class LinearPlan:
-    """What is measured on what.
+    """What is measured on what; labels of ``train`` and ``test`` are numbered equally.
 
     Attributes:
-        encoder: The frozen encoder.
-        train, test: Images with equally numbered labels.
         origin: Where the encoder comes from, for results.json; a resume needs the same.
         compute: Where and how the trunk computes; the classifier is float32.
-        output: Folder for config.yaml, env.txt, checkpoints, metrics.json and results.json.
         cache_features: Compute the training features once, without augmentation, instead of on new
             crops in each epoch.
         resume: Continue from the last checkpoint in ``output``, where there is one.
@@ -103,16 +101,12 @@ def evaluate_linear(plan: LinearPlan) -> dict[str, Any] | None:
     else:
         batches = _encoded_batches(plan, trunk, order, dim)
     start = run.epoch * order.iterations_per_epoch + run.step
-    metrics_file, metrics = plan.output / "metrics.json", None
-    if is_main_process():
-        metrics = MetricsFile(metrics_file, start_iteration=start)
-    try:
+    file = plan.output / "metrics.json"
+    metrics = MetricsFile(file, start_iteration=start) if is_main_process() else None
+    with contextlib.closing(metrics) if metrics else contextlib.nullcontext():
         row = train_classifier(
             run, batches, test, order=order, checkpoints=checkpoints, metrics=metrics
         )
-    finally:
-        if metrics is not None:
-            metrics.close()
     if row is None:
         return None
     record = {

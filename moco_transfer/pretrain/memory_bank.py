@@ -33,24 +33,9 @@ class MemoryBank(nn.Module):
     for the whole step; with K or fewer of them, all are taken. An image that is in the batch twice
     moves once, towards the later of its queries.
 
-    Args:
-        encoder_factory: Called with ``num_classes=dim``; returns an encoder whose last layer is
-            ``fc``.
-        num_images: S.
-        dim: C.
-        num_negatives: K.
-        momentum: Share of the old feature kept when an image is seen (Wu et al.: 0.5).
-        temperature: Softmax temperature T.
-        mlp: Two-layer head.
-
-    Attributes:
-        bank: Buffer (S, C), unit rows.
-        num_negatives: K of the last step.
-        loss_scale, measured: As in :class:`~moco_transfer.pretrain.moco.MoCo`.
-
-    Raises:
-        ValueError: If momentum is outside [0, 1], there are fewer than two images, or another
-            number is not positive.
+    Arguments and attributes as in :class:`~moco_transfer.pretrain.moco.MoCo`, and: ``num_images``
+    S; ``momentum``, the share of the old feature kept when an image is seen; the buffer ``bank``
+    (S, C) of unit rows; ``num_negatives``, K of the last step.
     """
 
     loss_scale = 1
@@ -67,16 +52,10 @@ class MemoryBank(nn.Module):
         mlp: bool = False,
     ) -> None:
         super().__init__()
-        if (
-            not 0 <= momentum <= 1
-            or num_images < 2
-            or min(dim, num_negatives) < 1
-            or temperature <= 0
-        ):
+        if not 0 <= momentum <= 1 or num_images < 2 or min(dim, num_negatives, temperature) <= 0:
             raise ValueError(
-                "momentum must be in [0, 1], num_images at least 2, and dim, num_negatives and"
-                f" temperature positive, got {momentum}, {num_images}, {dim}, {num_negatives},"
-                f" {temperature}."
+                f"momentum {momentum} must be in [0, 1], num_images {num_images} at least 2, and"
+                f" dim {dim}, num_negatives {num_negatives}, temperature {temperature} positive."
             )
         self.momentum, self.temperature = momentum, temperature
         self._wanted_negatives = num_negatives
@@ -85,30 +64,25 @@ class MemoryBank(nn.Module):
         self.encoder_q = encoder_factory(num_classes=dim)
         if mlp:
             add_mlp_head(self.encoder_q)
-        self.register_buffer(
-            "bank", F.normalize(torch.randn(dim, num_images), dim=0).T.contiguous()
-        )
+        bank = F.normalize(torch.randn(dim, num_images), dim=0).T.contiguous()
+        self.register_buffer("bank", bank)
         self._drawn: Tensor | None = None  # the step's negatives, between begin_step and end_step
         self._seen: list[tuple[Tensor, Tensor]] = []  # the step's numbers (N,), queries (N, C)
 
     def forward(self, im_q: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits and targets; in training the bank's features of these images move.
+        """Return logits (N, 1 + K) and targets (N,) of zeros; in training the bank moves.
 
         Between ``begin_step`` and ``end_step`` these two draw the negatives and move the bank.
 
         Args:
             im_q: Images (N, 3, H, W), normalised RGB.
             index: int64 (N,), each image's number in the data, [0, S).
-
-        Returns:
-            Logits (N, 1 + K'), float32 under autocast too, and targets (N,) of zeros. K' is K, or
-            the number of other images where that is smaller.
         """
         one_pass = self._drawn is None
         q = unit(self.encoder_q(im_q))  # (N, C)
         if one_pass:
             self.begin_step(index)
-        k, negatives = self.bank[index], self.bank[self._drawn].T  # (N, C), (C, K')
+        k, negatives = self.bank[index], self.bank[self._drawn].T  # (N, C), (C, K)
         logits = contrastive_logits(q, k, negatives, temperature=self.temperature)
         self._seen.append((index, q.detach()))
         if one_pass:
@@ -124,21 +98,16 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def begin_step(self, index: Tensor) -> None:
-        """Draw the step's negatives, equal on every process, from the images outside ``index``.
+        """Draw the step's negatives, equal on every process, from the images outside the batch.
 
-        Args:
-            index: int64, the numbers of all images of the step on this process.
-
-        Raises:
-            ValueError: If no image is outside the batch.
+        ``index``: int64, the numbers of all images of the step on this process.
         """
         is_other = torch.ones(len(self.bank), dtype=torch.bool, device=index.device)
         is_other[all_gather_rows(index) if self.training else index] = False
         others = is_other.nonzero().squeeze(1)
         if not len(others):
             raise ValueError(
-                f"All {len(self.bank)} images of the bank are in one batch: no negatives are left."
-                " Use a smaller batch."
+                f"All {len(self.bank)} images are in one batch: no negatives are left."
             )
         if len(others) > self._wanted_negatives:
             # On the CPU, whose generator is seeded for each iteration.

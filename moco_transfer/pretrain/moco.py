@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from ..models import add_mlp_head
 from ..runtime.distributed import get_rank, get_world_size
-from .info_nce import contrastive_logits, info_nce, unit
-from .queue import enqueue
+from .info_nce import contrastive_logits, enqueue, info_nce, unit
 from .shuffle import draw_permutation, gather_unshuffled, shuffle_rows
 from .watch import describe_contrast
 
@@ -31,9 +30,9 @@ class MoCo(nn.Module):
     The attributes ``encoder_q``, ``encoder_k``, ``queue`` (C, K) and ``queue_ptr`` (1,) are the
     published checkpoints' state-dict keys and must not change.
 
-    Differences from the official builder: it also runs in one process and on any device; the queue
-    takes any batch size; images are shuffled by all-to-all. On one device shuffling needs SplitBN
-    in the encoders (``shuffle.py``). The key encoder moves at the start of a step, which is the
+    Differences from the official builder: one process and any device will do, the queue takes any
+    batch size, and images are shuffled by all-to-all. On one device shuffling needs SplitBN in the
+    encoders (``shuffle.py``). As there, the key encoder moves at the start of a step, which is the
     same sequence of updates as Algorithm 1's at its end.
 
     Args:
@@ -52,9 +51,6 @@ class MoCo(nn.Module):
         num_negatives: K.
         loss_scale: Directions whose losses are summed.
         measured: Detached scalars of the last forward pass (``watch.describe_contrast``).
-
-    Raises:
-        ValueError: If momentum is outside [0, 1], or another number is not positive.
     """
 
     def __init__(
@@ -72,8 +68,8 @@ class MoCo(nn.Module):
         super().__init__()
         if not 0 <= momentum <= 1 or min(dim, queue_size, temperature) <= 0:
             raise ValueError(
-                "momentum must be in [0, 1] and dim, queue_size and temperature positive, got"
-                f" {momentum}, {dim}, {queue_size}, {temperature}."
+                f"momentum {momentum} must be in [0, 1], and dim {dim}, queue_size {queue_size} and"
+                f" temperature {temperature} positive."
             )
         self.momentum, self.temperature = momentum, temperature
         self.symmetric, self.shuffle = symmetric, shuffle

@@ -43,39 +43,40 @@ PATIENCE = 5000
 """Iterations after which a run is judged even in its first epoch: about ImageNet's epoch at a
 batch of 256. An epoch of a billion images would be most of the run."""
 
+_SAME_NAME = {  # fields of the plan that are named as their config keys, by section
+    "DATA": "batch_size_total num_workers shuffle_buffer max_unreadable",
+    "MODEL": "arch",
+    "MOCO": "dim queue_size momentum bank_momentum temperature mlp symmetric shuffle bn_group_size",
+    "SOLVER": "base_lr reference_batch_size weight_decay accumulate",
+    "TRAIN": "channels_last compile log_period checkpoint_period_epochs checkpoint_period_iters"
+    " keep_checkpoints tensorboard",
+}
+
 
 @dataclass(frozen=True)
 class PretrainPlan:
-    """What a run will do. Change it with ``dataclasses.replace``.
+    """What a run will do; change it with ``dataclasses.replace``.
 
-    Attributes are named after their config keys; those that are not:
-        config_text: The whole config, for config.yaml and the checkpoints.
-        batches: The order of the images, from iteration 0 on.
-        lr_at: Iteration, 0-based -> effective learning rate.
-        base_lr_text: How the learning rate comes about, for the log.
-        resume: The checkpoint to continue from.
-        init: The weights that the encoders start from.
-        knn: The kNN measurements during the run, None for none.
+    Fields without a comment are named after their config keys (``config/pretrain_schema.yaml``).
     """
 
-    config_text: str
+    config_text: str  # the whole config, for config.yaml and the checkpoints
     output_dir: Path
     seed: int
     device: torch.device
     precision: Precision
     channels_last: bool
     compile: bool
-    # data
+
     source: ImageSource
-    batches: Batches
+    batches: Batches  # the order of the images, from iteration 0 on
     batch_size_total: int
     num_workers: int
     shuffle_buffer: int
     view_maker: ViewMaker
-    pixel_mean: tuple[float, ...]
-    pixel_std: tuple[float, ...]
+    pixels: tuple[tuple[float, ...], tuple[float, ...]]  # mean and std, RGB, 0-255
     max_unreadable: float
-    # mechanism
+
     mechanism: str
     arch: str
     dim: int
@@ -87,21 +88,22 @@ class PretrainPlan:
     symmetric: bool
     shuffle: bool
     bn_group_size: int
-    # optimisation
-    lr_at: LearningRate
-    base_lr_text: str
-    sgd_momentum: float
+
+    lr_at: LearningRate  # iteration, 0-based -> effective learning rate
+    base_lr: float
+    reference_batch_size: int
+    sgd_momentum: float  # SOLVER.MOMENTUM
     weight_decay: float
     accumulate: int
-    # what is written
+
     log_period: int
     checkpoint_period_epochs: int
     checkpoint_period_iters: int
     keep_checkpoints: int
     tensorboard: bool
     knn: KnnPlan | None = None
-    init: StartWeights | None = None
-    resume: ResumePoint | None = None
+    init: StartWeights | None = None  # what the encoders start from, None for random weights
+    resume: ResumePoint | None = None  # the checkpoint to continue from
 
     @property
     def iterations_per_epoch(self) -> int:
@@ -127,11 +129,8 @@ class PretrainPlan:
     def num_negatives(self) -> int:
         """Negatives K of a step; 0 for supervised."""
         others = len(self.source) - self.batch_size_total
-        return {
-            "moco": self.queue_size,
-            "memory_bank": min(self.queue_size, others),
-            "end_to_end": self.batch_size_total - 1,
-        }.get(self.mechanism, 0)
+        kinds = {"moco": self.queue_size, "memory_bank": min(self.queue_size, others)}
+        return (kinds | {"end_to_end": self.batch_size_total - 1}).get(self.mechanism, 0)
 
     @property
     def patience_iterations(self) -> int:
@@ -140,29 +139,24 @@ class PretrainPlan:
         return max(min(self.iterations_per_epoch, PATIENCE), filling)
 
     @property
-    def pixels(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of the pixels, RGB, 0-255."""
-        return self.pixel_mean, self.pixel_std
-
-    @property
     def compute(self) -> Compute:
         """Where and how the networks compute."""
         return Compute(self.device, self.precision.dtype, self.channels_last)
 
     @property
     def header(self) -> dict[str, Any]:
-        """What every checkpoint of the run says about itself."""
-        pixels = {"mean": [*map(float, self.pixel_mean)], "std": [*map(float, self.pixel_std)]}
-        supervised = self.mechanism == "supervised"
+        """What every checkpoint of the run holds about itself."""
+        mean, std = ([float(v) for v in values] for values in self.pixels)
+        classes = list(self.source.class_names) if self.mechanism == "supervised" else []
         return {
             "format": CHECKPOINT_FORMAT,
             "mechanism": self.mechanism,
             "arch": self.arch,
-            "pixels": {"format": "RGB", **pixels},
-            "classes": list(self.source.class_names) if supervised else [],
+            "pixels": {"format": "RGB", "mean": mean, "std": std},
+            "pixel_change": self.source.pixel_change,
+            "classes": classes,
             "config": self.config_text,
             "num_images": len(self.source),
-            "pixel_change": self.source.pixel_change,
             "batch_size_total": self.batch_size_total,
             "order": self.batches.order,
         }
@@ -214,36 +208,54 @@ def plan_pretrain(
         cfg: From ``load_pretrain_config``.
         resume: Continue the run in OUTPUT_DIR from its last checkpoint, where there is one.
         init_from: Checkpoint whose weights the encoders start from; not used by a resumed run.
-        source: ImageSource to use in place of DATA.ROOT's.
+        source: Images to use in place of DATA.ROOT's.
 
     Raises:
         InputError: Names every fault of data, config, weights and checkpoint.
     """
-    device = start_processes(cfg.TRAIN.DEVICE)
-    faults = Faults()
+    device, faults = start_processes(cfg.TRAIN.DEVICE), Faults()
     precision = faults.check(lambda: choose_precision(cfg.TRAIN.PRECISION, device))
     source = source if source is not None else faults.check(lambda: open_images(cfg))
     batches = faults.check(lambda: _batches(cfg, source)) if source is not None else None
     stream = isinstance(batches, ShardBatches)
-    faults.check(lambda: _check_micro_batches(cfg))
-    knn = faults.check(lambda: _knn(cfg, stream))
     if source is not None:
-        faults.check(lambda: _check_mechanism(cfg, source, stream))
+        for fault in _mechanism_faults(cfg, source, stream):
+            faults.add(fault)
+    knn = faults.check(lambda: _knn(cfg, stream))
     faults.check(lambda: open_run_folder(cfg.OUTPUT_DIR, resume=resume))
     last = faults.check(lambda: read_last(CheckpointFolder(cfg.OUTPUT_DIR))) if resume else None
     faults.raise_all()
     assert precision is not None and source is not None and batches is not None
 
-    plan = _plan(cfg, device, precision, source, batches, knn)
+    settings: dict[str, Any] = {
+        name: cfg[section][name.upper()]
+        for section, names in _SAME_NAME.items()
+        for name in names.split()
+    }
+    plan = PretrainPlan(
+        config_text=cfg.dump(),
+        output_dir=Path(cfg.OUTPUT_DIR),
+        seed=cfg.SEED,
+        device=device,
+        precision=precision,
+        source=source,
+        batches=batches,
+        view_maker=view_maker(cfg),
+        pixels=(tuple(cfg.DATA.PIXEL_MEAN), tuple(cfg.DATA.PIXEL_STD)),
+        mechanism=cfg.MECHANISM,
+        lr_at=learning_rate(cfg, batches.iterations_per_epoch, batches.max_iterations),
+        sgd_momentum=cfg.SOLVER.MOMENTUM,
+        knn=knn,
+        **settings,
+    )
     if last is not None:
-        for fault in check_resume(
-            last, plan.header, plan.iterations_per_epoch, plan.max_iterations
-        ):
+        length = plan.iterations_per_epoch, plan.max_iterations
+        for fault in check_resume(last, plan.header, *length):
             faults.add(fault)
         plan = dataclasses.replace(plan, resume=last)
     elif init_from is not None:
         with torch.device("meta"):
-            state = plan.build_mechanism().encoder_q.state_dict()
+            state = plan.build_mechanism().get_submodule("encoder_q").state_dict()
         head = {name: tuple(t.shape) for name, t in state.items() if name.startswith("fc.")}
         init = faults.check(lambda: read_start_weights(init_from, plan.arch, head))
         plan = dataclasses.replace(plan, init=init)
@@ -266,90 +278,8 @@ def view_maker(cfg: CfgNode) -> ViewMaker:
     return ViewMaker(data.AUGMENTATION, data.IMAGE_SIZE, scale, views, data.PIPELINE)
 
 
-def _batches(cfg: CfgNode, source: ImageSource) -> Batches:
-    # A run measured in iterations ends within its last epoch.
-    per_epoch = max(1, len(source) // cfg.DATA.BATCH_SIZE_TOTAL)
-    return plan_batches(
-        source,
-        batch_size_total=cfg.DATA.BATCH_SIZE_TOTAL,
-        epochs=-(-cfg.SOLVER.MAX_ITER // per_epoch) or cfg.SOLVER.EPOCHS,
-        seed=cfg.SEED,
-        num_workers=cfg.DATA.NUM_WORKERS,
-        shuffle_buffer=cfg.DATA.SHUFFLE_BUFFER,
-        start_iteration=0,
-    )
-
-
-def _check_micro_batches(cfg: CfgNode) -> None:
-    """Refuse micro-batches of different sizes: BN would see groups of another size, down to 1."""
-    images, accumulate = cfg.DATA.BATCH_SIZE_TOTAL // get_world_size(), cfg.SOLVER.ACCUMULATE
-    if images % accumulate:
-        fitting = ", ".join(str(n) for n in range(1, images + 1) if images % n == 0)
-        raise InputError(
-            f"SOLVER.ACCUMULATE {accumulate} does not divide the {images} images of a step on one"
-            f" process into micro-batches of one size. Use one of {fitting}, or another"
-            " DATA.BATCH_SIZE_TOTAL."
-        )
-
-
-def _check_mechanism(cfg: CfgNode, source: ImageSource, stream: bool) -> None:
-    classes = len(source.class_names)
-    if cfg.MECHANISM == "supervised" and classes < 2:
-        hint = " Set DATA.NUM_IMAGES to 0, so that labels are read." if cfg.DATA.NUM_IMAGES else ""
-        raise InputError(
-            f"MECHANISM supervised needs images of at least two classes, found {classes}:"
-            f" {source.describe()}.{hint}"
-        )
-    if cfg.MECHANISM == "memory_bank" and stream:
-        raise InputError(
-            "MECHANISM memory_bank stores a feature of each image by its number, which a stream of"
-            f" shards ({cfg.DATA.ROOT}) does not have. Use local files, or MECHANISM moco."
-        )
-    if cfg.MECHANISM == "memory_bank" and len(source) <= cfg.DATA.BATCH_SIZE_TOTAL:
-        raise InputError(
-            f"MECHANISM memory_bank: all {len(source)} images are in one batch, so no negatives are"
-            " left. Set DATA.BATCH_SIZE_TOTAL lower."
-        )
-
-
-def _knn(cfg: CfgNode, stream: bool) -> KnnPlan | None:
-    if not cfg.KNN.TEST:
-        return None
-    if (cfg.DATA.LIST_FILE or stream) and not cfg.KNN.TRAIN:
-        reason = "DATA.LIST_FILE is set" if cfg.DATA.LIST_FILE else "DATA.ROOT names shards"
-        raise InputError(
-            f"KNN.TRAIN must be given where {reason}: class folders, a list file with labels, or"
-            " CIFAR-10."
-        )
-    train, test = find_labelled(cfg.KNN.TRAIN or cfg.DATA.ROOT, cfg.KNN.TEST)
-    data, features = cfg.DATA, cfg.KNN.FEATURES
-    if features == "auto":
-        features = "trunk" if cfg.MECHANISM == "supervised" else "head"
-    return KnnPlan(
-        train,
-        test,
-        EvaluationView(
-            data.IMAGE_SIZE,
-            data.TEST_RESIZE or protocol_resize(data.IMAGE_SIZE),
-            tuple(data.PIXEL_MEAN),
-            tuple(data.PIXEL_STD),
-        ),
-        num_workers=data.NUM_WORKERS,
-        period_epochs=cfg.KNN.PERIOD_EPOCHS,
-        k=cfg.KNN.K,
-        temperature=cfg.KNN.TEMPERATURE,
-        features=features,
-    )
-
-
 def learning_rate(cfg: CfgNode, iterations_per_epoch: int, max_iterations: int) -> LearningRate:
-    """Return the schedule of a config; its rate is BASE_LR x batch / REFERENCE_BATCH_SIZE.
-
-    Args:
-        cfg: A pre-training config.
-        iterations_per_epoch: Iterations in an epoch.
-        max_iterations: Length of EPOCHS; SOLVER.MAX_ITER wins.
-    """
+    """Return the schedule of a config; SOLVER.MAX_ITER wins over ``max_iterations``."""
     solver = cfg.SOLVER
     return LearningRate(
         solver.BASE_LR * cfg.DATA.BATCH_SIZE_TOTAL / solver.REFERENCE_BATCH_SIZE,
@@ -365,53 +295,68 @@ def learning_rate(cfg: CfgNode, iterations_per_epoch: int, max_iterations: int) 
     )
 
 
-def _plan(
-    cfg: CfgNode,
-    device: torch.device,
-    precision: Precision,
-    source: ImageSource,
-    batches: Batches,
-    knn: KnnPlan | None,
-) -> PretrainPlan:
-    data, moco, solver, train = cfg.DATA, cfg.MOCO, cfg.SOLVER, cfg.TRAIN
-    return PretrainPlan(
-        config_text=cfg.dump(),
-        output_dir=Path(cfg.OUTPUT_DIR),
+def _batches(cfg: CfgNode, source: ImageSource) -> Batches:
+    # A run measured in iterations ends within its last epoch.
+    per_epoch = max(1, len(source) // cfg.DATA.BATCH_SIZE_TOTAL)
+    return plan_batches(
+        source,
+        batch_size_total=cfg.DATA.BATCH_SIZE_TOTAL,
+        epochs=-(-cfg.SOLVER.MAX_ITER // per_epoch) or cfg.SOLVER.EPOCHS,
         seed=cfg.SEED,
-        device=device,
-        precision=precision,
-        channels_last=train.CHANNELS_LAST,
-        compile=train.COMPILE,
-        source=source,
-        batches=batches,
-        batch_size_total=data.BATCH_SIZE_TOTAL,
+        num_workers=cfg.DATA.NUM_WORKERS,
+        shuffle_buffer=cfg.DATA.SHUFFLE_BUFFER,
+        start_iteration=0,
+    )
+
+
+def _mechanism_faults(cfg: CfgNode, source: ImageSource, stream: bool) -> list[str]:
+    faults, classes, data = [], len(source.class_names), cfg.DATA
+    images, accumulate = data.BATCH_SIZE_TOTAL // get_world_size(), cfg.SOLVER.ACCUMULATE
+    if images % accumulate:  # BN would see groups of another size, down to one image
+        fitting = ", ".join(str(n) for n in range(1, images + 1) if images % n == 0)
+        faults.append(
+            f"SOLVER.ACCUMULATE {accumulate} does not divide the {images} images of a step on one"
+            f" process into micro-batches of one size. Use one of {fitting}, or another"
+            " DATA.BATCH_SIZE_TOTAL."
+        )
+    if cfg.MECHANISM == "supervised" and classes < 2:
+        hint = " Set DATA.NUM_IMAGES to 0, so that labels are read." if data.NUM_IMAGES else ""
+        faults.append(
+            f"MECHANISM supervised needs images of at least two classes, found {classes}:"
+            f" {source.describe()}.{hint}"
+        )
+    if cfg.MECHANISM == "memory_bank" and stream:
+        faults.append(
+            "MECHANISM memory_bank stores a feature of each image by its number, which a stream of"
+            f" shards ({data.ROOT}) does not have. Use local files, or MECHANISM moco."
+        )
+    if cfg.MECHANISM == "memory_bank" and len(source) <= data.BATCH_SIZE_TOTAL:
+        faults.append(
+            f"MECHANISM memory_bank: all {len(source)} images are in one batch, so no negatives are"
+            " left. Set DATA.BATCH_SIZE_TOTAL lower."
+        )
+    return faults
+
+
+def _knn(cfg: CfgNode, stream: bool) -> KnnPlan | None:
+    data, knn, features = cfg.DATA, cfg.KNN, cfg.KNN.FEATURES
+    if not knn.TEST:
+        return None
+    if (data.LIST_FILE or stream) and not knn.TRAIN:
+        reason = "DATA.LIST_FILE is set" if data.LIST_FILE else "DATA.ROOT names shards"
+        raise InputError(
+            f"KNN.TRAIN must be given where {reason}: class folders, a list file with labels, or"
+            " CIFAR-10."
+        )
+    if features == "auto":
+        features = "trunk" if cfg.MECHANISM == "supervised" else "head"
+    resize = data.TEST_RESIZE or protocol_resize(data.IMAGE_SIZE)
+    return KnnPlan(
+        *find_labelled(knn.TRAIN or data.ROOT, knn.TEST),
+        EvaluationView(data.IMAGE_SIZE, resize, tuple(data.PIXEL_MEAN), tuple(data.PIXEL_STD)),
         num_workers=data.NUM_WORKERS,
-        shuffle_buffer=data.SHUFFLE_BUFFER,
-        view_maker=view_maker(cfg),
-        pixel_mean=tuple(data.PIXEL_MEAN),
-        pixel_std=tuple(data.PIXEL_STD),
-        max_unreadable=data.MAX_UNREADABLE,
-        mechanism=cfg.MECHANISM,
-        arch=cfg.MODEL.ARCH,
-        dim=moco.DIM,
-        queue_size=moco.QUEUE_SIZE,
-        momentum=moco.MOMENTUM,
-        bank_momentum=moco.BANK_MOMENTUM,
-        temperature=moco.TEMPERATURE,
-        mlp=moco.MLP,
-        symmetric=moco.SYMMETRIC,
-        shuffle=moco.SHUFFLE,
-        bn_group_size=moco.BN_GROUP_SIZE,
-        lr_at=learning_rate(cfg, batches.iterations_per_epoch, batches.max_iterations),
-        base_lr_text=f"SOLVER.BASE_LR {solver.BASE_LR:g} x {data.BATCH_SIZE_TOTAL} /"
-        f" {solver.REFERENCE_BATCH_SIZE}",
-        sgd_momentum=solver.MOMENTUM,
-        weight_decay=solver.WEIGHT_DECAY,
-        accumulate=solver.ACCUMULATE,
-        log_period=train.LOG_PERIOD,
-        checkpoint_period_epochs=train.CHECKPOINT_PERIOD_EPOCHS,
-        checkpoint_period_iters=train.CHECKPOINT_PERIOD_ITERS,
-        keep_checkpoints=train.KEEP_CHECKPOINTS,
-        tensorboard=train.TENSORBOARD,
-        knn=knn,
+        period_epochs=knn.PERIOD_EPOCHS,
+        k=knn.K,
+        temperature=knn.TEMPERATURE,
+        features=features,
     )

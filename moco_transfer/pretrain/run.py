@@ -44,8 +44,7 @@ from .features import FeaturesStopped
 from .knn import KnnMonitor
 from .plan import PretrainPlan
 from .resume import restore
-from .unreadable import UnreadableImages
-from .watch import Watch, chance_formula
+from .watch import UnreadableImages, Watch, chance_formula
 
 logger = logging.getLogger(__name__)
 
@@ -55,17 +54,10 @@ class Pretraining:
     """The state of a run.
 
     Attributes:
-        plan: What it does.
-        model: The mechanism, on the plan's device.
         loss: ``model.loss``, in DistributedDataParallel where there are several processes.
-        optimizer: SGD; its lr is set in each iteration.
         scaler: Loss scaling for fp16, disabled otherwise.
-        meter: The log period.
-        unreadable: Images that could not be decoded so far.
-        watch: Warns when the run goes wrong.
-        monitor: kNN measurements, None for none.
         iteration: Iterations finished.
-        monitored: Iteration after which kNN was last measured, or was not due.
+        monitored: Iteration after which kNN was last measured.
     """
 
     plan: PretrainPlan
@@ -104,19 +96,12 @@ class LossModule(nn.Module):
         self.mechanism = mechanism
 
     def forward(self, *batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss and its measures."""
         return self.mechanism.loss(*batch)
 
 
 def pretrain(plan: PretrainPlan) -> Pretraining | None:
-    """Do what a plan says.
-
-    Returns:
-        The finished run, or None when it was told to stop and has saved.
-
-    Raises:
-        InputError: If more images are unreadable than allowed.
-        FloatingPointError: If the loss is not finite.
-    """
+    """Carry out a plan; return the finished run, or None when it was told to stop and has saved."""
     if plan.device.type == "cpu":
         keep_freed_memory()
     run = build_run(plan)
@@ -127,8 +112,7 @@ def pretrain(plan: PretrainPlan) -> Pretraining | None:
     metrics_file = plan.output_dir / "metrics.json"
     run.monitored = _monitored_before(metrics_file, run.iteration)
     record_settings(plan.output_dir, plan.config_text)
-    loader = build_loader(plan, run.iteration)
-    metrics = None
+    loader, metrics = build_loader(plan, run.iteration), None
     if is_main_process():
         metrics = MetricsFile(
             metrics_file, start_iteration=run.iteration, tensorboard=plan.tensorboard
@@ -184,14 +168,9 @@ def build_run(plan: PretrainPlan) -> Pretraining:
         restore(plan.resume, model, optimizer, scaler)
         meter.resume(plan.resume.state["period"])
         known = plan.resume.state["unreadable"]
-    watch = Watch(
-        negatives=plan.num_negatives,
-        patience_iterations=plan.patience_iterations,
-        loss_scale=model.loss_scale,
-        num_workers=plan.num_workers,
-        pipeline=plan.view_maker.pipeline,
-        on_cpu=plan.device.type == "cpu",
-    )
+    watch = Watch(plan.num_negatives, plan.patience_iterations, model.loss_scale)
+    watch.num_workers, watch.pipeline = plan.num_workers, plan.view_maker.pipeline
+    watch.on_cpu = plan.device.type == "cpu"
     unreadable = UnreadableImages(len(plan.source), plan.max_unreadable, known)
     run = Pretraining(plan, model, loss, optimizer, scaler, meter, unreadable, watch)
     run.monitor = KnnMonitor(plan.knn) if plan.knn is not None else None
@@ -211,10 +190,9 @@ def build_loader(plan: PretrainPlan, iteration: int) -> Loader:
 
 
 def _monitored_before(metrics: Path, iteration: int) -> int:
-    """Return ``iteration`` if kNN was measured after it before the interruption, otherwise -1.
+    """Return ``iteration`` if metrics.json has kNN's accuracy after it, otherwise -1. Collective.
 
-    metrics.json tells, not the checkpoint: that is saved before the measurement, which may take
-    minutes. Collective.
+    The checkpoint does not tell: it is saved before the measurement, which may take minutes.
     """
     rows = read_metrics(metrics) if is_main_process() and metrics.exists() else []
     written = any(row["iteration"] == iteration and "knn_top1" in row for row in rows)
@@ -226,17 +204,15 @@ def train(run: Pretraining, batches: Iterable[dict[str, Any]], metrics: MetricsF
 
     Args:
         run: Its ``iteration`` moves.
-        batches: As ``data.views.view_batch.ViewBatch.finished`` returns them, one for each
-            remaining iteration.
-        metrics: Where rank 0 writes its measurements, None on the other processes.
+        batches: As ``ViewBatch.finished`` returns them, one for each remaining iteration.
+        metrics: Where rank 0 writes, None on other processes.
 
     Returns:
         True when the run is complete, False when it was told to stop (SIGTERM) and has saved.
 
     Raises:
         FloatingPointError: If the loss is not finite; names the iteration and the last checkpoint.
-        InputError: If more images are unreadable than allowed. Several processes compare what
-            they found at each log line and checkpoint.
+        InputError: If more images are unreadable than allowed.
     """
     plan, saved = run.plan, -1  # saved: iteration of the newest checkpoint of this process
     run.model.train()
@@ -280,7 +256,7 @@ def train(run: Pretraining, batches: Iterable[dict[str, Any]], metrics: MetricsF
 
 
 def step(run: Pretraining, batch: dict[str, Any]) -> dict[str, Tensor]:
-    """Take one optimiser step on a batch; return what is worth logging, on the device. Collective."""
+    """Take an optimiser step on a batch; return its measures, on the device. Collective."""
     plan, device = run.plan, run.plan.device
     views = batch["views"].to(device, non_blocking=True)  # uint8 (V, N, 3, H, W)
     labels, index = (batch[name].to(device, non_blocking=True) for name in ("label", "index"))
@@ -295,7 +271,7 @@ def step(run: Pretraining, batch: dict[str, Any]) -> dict[str, Tensor]:
     for part in micro_batches:
         is_last = part.stop == len(index)
         images = [
-            finish(view[part], colour if colour is None else colour[part], *plan.pixels)
+            finish(view[part], None if colour is None else colour[part], *plan.pixels)
             for view, colour in zip(views, colours, strict=True)
         ]
         if plan.channels_last:
@@ -316,16 +292,12 @@ def step(run: Pretraining, batch: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def measure_knn(run: Pretraining, metrics: MetricsFile | None, stop: StopRequest) -> bool:
-    """Measure kNN after a finished epoch where it is due; not counted as training time. Collective.
-
-    Returns:
-        False if the run was told to stop before the measurement was done.
-    """
+    """Measure kNN where it is due; return False if told to stop before it was done. Collective."""
     plan, iteration = run.plan, run.iteration
-    at_end = iteration == plan.max_iterations
     if run.monitor is None or run.monitored == iteration:
         return True
-    if not at_end and iteration % (plan.iterations_per_epoch * run.monitor.plan.period_epochs):
+    period = plan.iterations_per_epoch * run.monitor.plan.period_epochs
+    if iteration % period and iteration != plan.max_iterations:
         return True
     with run.meter.paused():
         try:
@@ -333,8 +305,10 @@ def measure_knn(run: Pretraining, metrics: MetricsFile | None, stop: StopRequest
         except FeaturesStopped:
             return False
         run.monitored = iteration
+        epoch = (iteration - 1) // plan.iterations_per_epoch
         if metrics is not None:
-            metrics.write(iteration, {"epoch": (iteration - 1) // plan.iterations_per_epoch} | row)
+            metrics.write(iteration, {"epoch": epoch} | row)
+        logger.info("epoch %d/%d kNN top-1 %.2f %%", epoch + 1, plan.epochs, row["knn_top1"])
     return True
 
 
@@ -354,8 +328,8 @@ def report(run: Pretraining, metrics: MetricsFile | None, bar: tqdm) -> None:
         row["queue_filled"] = min(1.0, enqueued / plan.queue_size)
     # The slowest to get its images: the others wait for it in the step.
     waited = max_over_processes(min(1.0, timing["data_time"] / timing["time"]))
-    images_per_sec = plan.batch_size_total / timing["time"]
-    row |= {"images_per_sec": images_per_sec, "data_wait_share": waited, "time": timing["time"]}
+    row["images_per_sec"] = plan.batch_size_total / timing["time"]
+    row |= {"data_wait_share": waited, "time": timing["time"]}
     if metrics is not None:
         metrics.write(iteration, row)
         _log(run, row, bar)
@@ -403,16 +377,10 @@ def _checkpoint_is_due(run: Pretraining) -> bool:
 
 
 def save(run: Pretraining) -> None:
-    """Average the BN statistics over the processes and write a checkpoint on rank 0. Collective.
-
-    Raises:
-        FloatingPointError: If the loss is not finite: such a model is not worth saving.
-        InputError: If more images are unreadable than allowed.
-        RuntimeError: If the processes' queues or banks differ.
-    """
+    """Average the BN statistics over the processes and write a checkpoint on rank 0. Collective."""
     plan = run.plan
     if run.meter.count:
-        _means(run)
+        _means(run)  # fails if the loss is not finite: such a model is not worth saving
     run.unreadable.share()
     if get_world_size() > 1:
         for name, buffer in run.model.named_buffers(recurse=False):  # queue, queue_ptr, bank

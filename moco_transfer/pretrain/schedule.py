@@ -19,14 +19,10 @@ class LearningRate:
         schedule: ``step``: times ``gamma`` at each of ``steps`` (MoCo v1: 0.1 at epochs 120 and
             160). ``cosine``: half a period, 1 to 0 (v2). ``exponential``: times ``gamma`` every
             ``decay_period`` (IG-1B: 0.9 every 62,500 iterations, Sec. 4).
-        max_iterations: Length of the run.
-        iterations_per_epoch: Iterations in an epoch.
-        by_iteration: Whether the schedule's place and length are counted in iterations. Otherwise
-            in epochs, constant within one (facebookresearch/moco@7397dfe main_moco.py).
-        first_epoch: Number of the first epoch; 1 in the official CIFAR-10 demo, whose last epoch
-            therefore has the lr 0.
-        warmup_iterations: Length of the linear warm-up. It moves every iteration, starts at
-            1 / warmup_iterations, and multiplies the schedule.
+        by_iteration: Whether place and length are counted in iterations. Otherwise in epochs,
+            constant within one (facebookresearch/moco@7397dfe main_moco.py).
+        first_epoch: Number of the first epoch; 1 in the official CIFAR-10 demo.
+        warmup_iterations: Length of the linear warm-up, which multiplies the schedule.
     """
 
     lr: float

@@ -31,12 +31,8 @@ from ..runtime.distributed import all_gather_rows, cpu_group, get_rank, get_worl
 def draw_permutation(batch_size: int) -> Tensor:
     """Return a random permutation of the W * N images of all processes. Collective.
 
-    Args:
-        batch_size: N.
-
-    Returns:
-        int64 (W * N,), on the CPU, equal on every process: entry p is the image that goes to place
-        p; place p belongs to process p // N.
+    int64 (W * N,), on the CPU, equal on every process: entry p is the image that goes to place p,
+    which belongs to process p // N.
     """
     # From the generator that the training loop seeds for each iteration.
     permutation = torch.randperm(batch_size * get_world_size())
@@ -46,12 +42,7 @@ def draw_permutation(batch_size: int) -> Tensor:
 
 
 def shuffle_rows(rows: Tensor, permutation: Tensor) -> Tensor:
-    """Send each row (N, ...) to its place; return those of this process's places. Collective.
-
-    Args:
-        rows: (N, ...) this process's rows.
-        permutation: (W * N,) from :func:`draw_permutation`, on the CPU.
-    """
+    """Send each row (N, ...) to its place; return those of this process's places. Collective."""
     world_size, rank, n = get_world_size(), get_rank(), len(rows)
     if world_size == 1:
         return rows[sent(permutation, rows.device)]
@@ -72,11 +63,9 @@ def shuffle_rows(rows: Tensor, permutation: Tensor) -> Tensor:
 
 
 def gather_unshuffled(keys: Tensor, permutation: Tensor) -> Tensor:
-    """Return the features (W * N, C) of all images in their original order. Collective, no gradient.
+    """Return the features (W * N, C) of all images in their original order.
 
-    Args:
-        keys: (N, C) features of this process's places.
-        permutation: The permutation that the images were shuffled by.
+    Collective, without gradient. ``keys``: (N, C), those of this process's places.
     """
     gathered = all_gather_rows(keys)
     original = torch.empty_like(gathered)
@@ -92,13 +81,9 @@ def num_groups(batch_size: int, group_size: int) -> int:
 class SplitBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d whose training statistics are those of groups of ``group_size`` images.
 
-    It has BatchNorm2d's state-dict keys, and in evaluation it is BatchNorm2d. The running
-    statistics move once per batch, by the mean over the groups.
-
-    Args:
-        num_features: Channels.
-        group_size: Images per group; group sizes differ by at most 1. 0: one group.
-        eps, momentum: As in BatchNorm2d.
+    It has BatchNorm2d's state-dict keys, and in evaluation it is BatchNorm2d. Group sizes differ by
+    at most 1; ``group_size`` 0 makes one group. The running statistics move once per batch, by the
+    mean over the groups.
     """
 
     def __init__(

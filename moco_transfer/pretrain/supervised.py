@@ -9,12 +9,7 @@ from torch import Tensor, nn
 
 
 class Supervised(nn.Module):
-    """A classifier; its trunk is the ``encoder_q`` of a checkpoint, as MoCo's is.
-
-    Args:
-        encoder_factory: Called with ``num_classes``; returns the encoder.
-        num_classes: Number of classes.
-    """
+    """A classifier; its trunk is the ``encoder_q`` of a checkpoint, as MoCo's is."""
 
     loss_scale = 1
     num_negatives = 0
@@ -36,7 +31,7 @@ class Supervised(nn.Module):
         return F.cross_entropy(logits, labels), {"acc1": acc1}
 
     def begin_step(self, index: Tensor) -> None:
-        """Do nothing: no state but the encoder."""
+        """Do nothing."""
 
     def end_step(self) -> None:
-        """Do nothing: no state but the encoder."""
+        """Do nothing."""

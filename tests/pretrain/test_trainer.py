@@ -28,8 +28,7 @@ from moco_transfer.pretrain.memory_bank import MemoryBank
 from moco_transfer.pretrain.moco import MoCo
 from moco_transfer.pretrain.run import LossModule, Pretraining, train
 from moco_transfer.pretrain.supervised import Supervised
-from moco_transfer.pretrain.unreadable import UnreadableImages
-from moco_transfer.pretrain.watch import Watch
+from moco_transfer.pretrain.watch import UnreadableImages, Watch
 from moco_transfer.runtime.distributed import get_rank, get_world_size
 from moco_transfer.runtime.meter import Meter
 from moco_transfer.runtime.metrics import MetricsFile
