@@ -82,22 +82,19 @@ class ConversionReport:
         """Return the coverage as text: tensors expected, mapped, and dropped with the reasons."""
         counters = sum(name.endswith(BATCH_COUNTER) for name in self.mapped)
         encoder = f", encoder {self.encoder}" if self.encoder else ""
+        more = f" and {counters} batch counters of BN" if counters else ""
         rows = [
             ("source", f"{self.source} ({self.source_title}{encoder})"),
             ("architecture", self.arch),
             ("expected", f"{len(self.expected)} backbone tensors"),
-            (
-                "mapped",
-                f"{len(self.mapped) - counters}"
-                + (f" and {counters} batch counters of BN" if counters else ""),
-            ),
+            ("mapped", f"{len(self.mapped) - counters}{more}"),
             ("missing", "0"),
             *([("carried", self._carried())] if self.to == "moco" else []),
             ("dropped", str(len(self.dropped))),
             *(("", f"{n} x {why}") for why, n in Counter(self.dropped.values()).most_common()),
             ("features", str(self.verification or "not verified (asked not to, or over 1 GB)")),
         ]
-        return "\n".join(f"{title:<13} {text}" for title, text in rows)
+        return _in_columns(rows)
 
     def _carried(self) -> str:
         kinds = Counter(name.split(".")[1] for name in self.carried.values())
@@ -188,6 +185,10 @@ def convert_checkpoint(
     )
 
 
+def _in_columns(rows: list[tuple[str, str]]) -> str:
+    return "\n".join(f"{title:<13} {text}" for title, text in rows)
+
+
 def _check_arguments(src: Path, dst: Path, to: str, arch: str | None, encoder: str) -> None:
     if to not in SUFFIXES:
         raise InputError(f"Unknown target {to!r}; known: {', '.join(SUFFIXES)}.")
@@ -218,20 +219,13 @@ def _check_network(source: Source, stamp: dict[str, Any], src: Path, to: str) ->
             " writes the same tensors."
         )
     if any("(fused" in name for name in source.names.values()):
-        logger.warning(
-            "%s: its batch norms are fused into scale and shift; keep them frozen"
-            " (MODEL.RESNETS.NORM FrozenBN)",
-            src,
-        )
+        sentence = "%s has batch norms fused into scale and shift; keep MODEL.RESNETS.NORM FrozenBN"
+        logger.warning(sentence, src)
     if to == "moco":
         warn_of_official_assumptions(stamp, src)
     if to != "detectron2" and stamp["stride_in_1x1"] is None:
-        logger.warning(
-            "%s does not state its strides; a %s ResNet has them in the 3x3 convolutions"
-            " (STRIDE_IN_1X1 False)",
-            src,
-            to,
-        )
+        sentence = "%s does not state STRIDE_IN_1X1; a %s ResNet has False"
+        logger.warning(sentence, src, to)
     elif to != "detectron2" and stamp["stride_in_1x1"]:
         raise InputError(
             f"{src} has its strides in the 1x1 convolutions (STRIDE_IN_1X1 True), which no {to}"
@@ -243,12 +237,8 @@ def warn_of_official_assumptions(stamp: dict[str, Any], path: object) -> None:
     """Warn of what facebookresearch/moco's tools assume and these weights do not have."""
     arch, known = stamp["arch"], torchvision.models.list_models(module=torchvision.models)
     if arch not in known:
-        logger.warning(
-            "%s: torchvision has no %s, so main_lincls.py cannot build one; the official converter"
-            " takes it.",
-            path,
-            arch,
-        )
+        sentence = "%s: torchvision has no %s, so main_lincls.py cannot build one"
+        logger.warning(sentence, path, arch)
     order, mean, std = stamp["format"], stamp["pixel_mean"], stamp["pixel_std"]
     if order is not None and {"format": order, "mean": mean, "std": std} != IMAGENET_PIXELS:
         logger.warning(
@@ -286,15 +276,7 @@ def describe(
 ) -> str:
     """Return what a checkpoint is, in lines of text; nothing is written and no code in it is run.
 
-    Args:
-        path: The file, or a name of :mod:`moco_transfer.convert.zoo`.
-        encoder: Which of its encoders the coverage is about, "q" or "k".
-        source_format: Its layout where its keys can be read in two ways.
-
-    Raises:
-        MissingFileError: If there is no such file.
-        InputError: If it cannot be read or holds no tensor. A file in no known layout is described
-            as such.
+    Args, Raises: as :func:`convert_checkpoint`; a file in no known layout is described as such.
     """
     path = local_file(path)
     content = read_checkpoint(path)
@@ -306,17 +288,15 @@ def describe(
     try:
         source = read_source(content, encoder=encoder, source_format=source_format)
     except InputError as error:
-        return "\n".join(f"{title:<13} {text}" for title, text in [*rows, ("layout", error)])
+        return _in_columns([*rows, ("layout", str(error))])
     arch = recognise(source.state)
     covered = source_coverage(source, arch).sentence(path.name, arch, advice="").rstrip()
-    rows += [
-        ("layout", f"{source.title} ({source.format}), under {source.prefix!r}"),
-        ("coverage", covered),
-    ]
+    layout = f"{source.title} ({source.format}), under {source.prefix!r}"
+    rows += [("layout", layout), ("coverage", covered)]
     if has_small_stem(source.state):
         rows.append(("", "its 3x3 stem is for small images (CIFAR): no detector's backbone"))
     stamp = read_stamp(content)
     entries = [f"{key}: {value}" for key, value in (stamp or {}).items()]
     entries = entries or ["none: this program did not write the file"]
     rows += [("" if index else "stamp", text) for index, text in enumerate(entries)]
-    return "\n".join(f"{title:<13} {text}" for title, text in rows)
+    return _in_columns(rows)

@@ -17,17 +17,13 @@ from typing import Any
 
 import yaml
 
-from ..models import IMAGENET_PIXELS, MSRA_PIXELS
-from ..models.resnets import BASIC_BLOCKS
+from ..models import BASIC_BLOCKS, IMAGENET_PIXELS, MSRA_PIXELS
 from ..runtime.errors import InputError
 from .formats import Source
 from .read import Content
 
 KEY = "moco_transfer"
 SCHEMA = 1
-
-_FINE_TUNED = "moco_transfer.finetune/"
-"""How the ``format`` entry of our own detectors begins."""
 
 # ``__author__`` of Detectron2 files without a stamp that torchvision's statistics belong to.
 _TORCHVISION_AUTHORS = ("MOCO", "torchvision", "moco_transfer")
@@ -44,32 +40,31 @@ def read_stamp(content: Content) -> dict[str, Any] | None:
     """
     beside = getattr(content.top, "_metadata", None)
     stamp = content.top.get(KEY, beside.get(KEY) if isinstance(beside, Mapping) else None)
-    if stamp is None and KEY in content.metadata:
-        try:
-            stamp = json.loads(content.metadata[KEY])
-        except ValueError as error:
-            raise InputError(f"{content.path}: its {KEY!r} stamp is not JSON ({error}).") from error
+    try:
+        stamp = json.loads(content.metadata.get(KEY, "null")) if stamp is None else stamp
+    except ValueError as error:
+        raise InputError(f"{content.path}: its {KEY!r} stamp is not JSON ({error}).") from error
     if stamp is None:
         return None
-    if not isinstance(stamp, Mapping) or stamp.get("schema") != SCHEMA:
-        got = stamp.get("schema") if isinstance(stamp, Mapping) else type(stamp).__name__
+    schema = stamp.get("schema") if isinstance(stamp, Mapping) else type(stamp).__name__
+    if schema != SCHEMA:
         raise InputError(
-            f"{content.path}: its stamp has schema {got!r}, this version reads {SCHEMA}; convert it"
-            " again."
+            f"{content.path}: its stamp has schema {schema!r}, this version reads {SCHEMA}; convert"
+            " it again."
         )
-    if stamp.get("format") is not None:
+    order, stride = stamp.get("format"), stamp.get("stride_in_1x1")
+    if order is not None:
         mean, std = stamp.get("pixel_mean"), stamp.get("pixel_std")
-        _check_pixels(content, {"format": stamp["format"], "mean": mean, "std": std})
-    if stamp.get("stride_in_1x1") not in (True, False, None):
+        _check_pixels(content, {"format": order, "mean": mean, "std": std})
+    if stride not in (True, False, None):
         raise InputError(
-            f"{content.path}: its stamp has stride_in_1x1 {stamp.get('stride_in_1x1')!r}, expected"
-            " True or False."
+            f"{content.path}: its stamp has stride_in_1x1 {stride!r}, expected True or False."
         )
     return dict(stamp)
 
 
 def make_stamp(content: Content, source: Source, *, arch: str, sha256: str) -> dict[str, Any]:
-    """Return the stamp of a file that is about to be written from ``source``.
+    """Return the stamp of a file that is about to be written.
 
     Args:
         content: The file that was read.
@@ -80,6 +75,7 @@ def make_stamp(content: Content, source: Source, *, arch: str, sha256: str) -> d
     Raises:
         InputError: If our own checkpoint states its pixels in a way that cannot be understood.
     """
+    pixels, stride = _pixels(content, source)
     stamp = {
         "schema": SCHEMA,
         "source": content.path.name,
@@ -89,7 +85,10 @@ def make_stamp(content: Content, source: Source, *, arch: str, sha256: str) -> d
         "arch": arch,
         "encoder": source.encoder,
         "epoch": None,
-        **_pixels(content, source, arch),
+        "format": pixels["format"] if pixels else None,
+        "pixel_mean": [float(value) for value in pixels["mean"]] if pixels else None,
+        "pixel_std": [float(value) for value in pixels["std"]] if pixels else None,
+        "stride_in_1x1": False if arch in BASIC_BLOCKS else stride,
     }
     before = read_stamp(content) or {}
     stamp |= {key: before[key] for key in _KEPT if key in before}
@@ -103,30 +102,17 @@ def make_stamp(content: Content, source: Source, *, arch: str, sha256: str) -> d
     return stamp
 
 
-def _pixels(content: Content, source: Source, arch: str) -> dict[str, Any]:
-    pixels: Mapping[str, Any] | None = IMAGENET_PIXELS
-    stride: bool | None = False
+def _pixels(content: Content, source: Source) -> tuple[Mapping[str, Any] | None, bool | None]:
+    """Return the pixels and STRIDE_IN_1X1 that an encoder was trained with; None: not known."""
     if source.format == KEY and "pixels" in content.top:
-        pixels = _check_pixels(content, content.top["pixels"])
-    elif source.naming == "caffe2":
-        pixels, stride = MSRA_PIXELS, True
-    elif (
-        source.naming == "detectron2" and content.top.get("__author__") not in _TORCHVISION_AUTHORS
-    ):
-        pixels, stride = _trained_with(content)
-    return {
-        "format": pixels["format"] if pixels else None,
-        "pixel_mean": [float(value) for value in pixels["mean"]] if pixels else None,
-        "pixel_std": [float(value) for value in pixels["std"]] if pixels else None,
-        "stride_in_1x1": False if arch in BASIC_BLOCKS else stride,
-    }
-
-
-def _trained_with(content: Content) -> tuple[Mapping[str, Any] | None, bool | None]:
-    """Return the pixels and STRIDE_IN_1X1 in the config of one of our detectors; else None."""
-    if not str(content.top.get("format", "")).startswith(_FINE_TUNED):
+        return _check_pixels(content, content.top["pixels"]), False
+    if source.naming == "caffe2":
+        return MSRA_PIXELS, True
+    if source.naming != "detectron2" or content.top.get("__author__") in _TORCHVISION_AUTHORS:
+        return IMAGENET_PIXELS, False
+    if not str(content.top.get("format", "")).startswith("moco_transfer.finetune/"):
         return None, None
-    try:
+    try:  # one of our detectors
         config = yaml.safe_load(content.top["config"])
         model, order = config["MODEL"], config["INPUT"]["FORMAT"]
         pixels = {"format": order, "mean": model["PIXEL_MEAN"], "std": model["PIXEL_STD"]}
@@ -140,19 +126,12 @@ def _trained_with(content: Content) -> tuple[Mapping[str, Any] | None, bool | No
 
 def _check_pixels(content: Content, pixels: Any) -> Mapping[str, Any]:
     def is_triple(values: Any) -> bool:
-        return (
-            isinstance(values, (list, tuple))
-            and len(values) == 3
-            and all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
-        )
+        is_list = isinstance(values, (list, tuple)) and len(values) == 3
+        return is_list and all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
 
-    if not (
-        isinstance(pixels, Mapping)
-        and pixels.get("format") in ("RGB", "BGR")
-        and is_triple(pixels.get("mean"))
-        and is_triple(pixels.get("std"))
-        and min(pixels["std"]) > 0
-    ):
+    is_order = isinstance(pixels, Mapping) and pixels.get("format") in ("RGB", "BGR")
+    triples = is_order and is_triple(pixels.get("mean")) and is_triple(pixels.get("std"))
+    if not triples or min(pixels["std"]) <= 0:
         raise InputError(
             f"{content.path}: its pixels are {str(pixels)[:100]!r}, expected format RGB or BGR, and"
             " mean and std of 3 numbers on the 0-255 scale."

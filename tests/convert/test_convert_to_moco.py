@@ -58,8 +58,8 @@ def ours(r18, r18_key) -> dict:
     }
 
 
-def _resnet18(outputs: int) -> torch.nn.Module:
-    return build_encoder("resnet18", num_classes=outputs)
+def _resnet18(num_classes: int) -> torch.nn.Module:
+    return build_encoder("resnet18", num_classes=num_classes)
 
 
 @pytest.fixture(scope="module")
