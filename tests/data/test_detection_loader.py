@@ -15,13 +15,8 @@ import pytest
 import torch
 
 from moco_transfer.data.annotations.records import leave_out_empty, leave_out_few_keypoints
-from moco_transfer.data.batches.loader import (
-    PackedRecords,
-    shard_of,
-    test_loader,
-    train_loader,
-    training_batches,
-)
+from moco_transfer.data.batches.loader import shard_of, test_loader, train_loader, training_batches
+from moco_transfer.data.images.image_source import Table
 from moco_transfer.runtime.errors import InputError
 
 RECORDS = [{"width": 10 + i % 3, "height": 11, "image_id": i} for i in range(23)]
@@ -140,8 +135,8 @@ def test_test_loader__each_image_on_one_rank_once(world_size):
     assert ids == list(range(23))
 
 
-def test_packed_records__gives_copies():
-    packed = PackedRecords(RECORDS)
+def test_table__of_records_gives_copies():
+    packed = Table(map(pickle.dumps, RECORDS), pickle.loads)
     assert len(packed) == 23
     assert [packed[i] for i in range(23)] == RECORDS
     packed[3]["width"] = -1

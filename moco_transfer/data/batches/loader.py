@@ -24,6 +24,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ...runtime.errors import InputError
+from ..images.image_source import Table
 
 Draw = tuple[int, int]  # (index of the record, draw number)
 
@@ -80,30 +81,12 @@ def _group(draws: Iterator[Draw], group_of: list[int], batch_size: int) -> Itera
             bucket.clear()
 
 
-class PackedRecords:
-    """A list of records as one block of bytes; items are fresh copies.
-
-    Reading Python objects writes to them (reference counts), so each forked worker would soon hold
-    its own copy of a list of records. A numpy array is shared.
-    """
-
-    def __init__(self, records: list[dict]) -> None:
-        pickled = [pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL) for record in records]
-        self._ends = np.cumsum([0, *map(len, pickled)], dtype=np.int64)
-        self._bytes = np.frombuffer(b"".join(pickled), dtype=np.uint8)
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __getitem__(self, index: int) -> dict:
-        return pickle.loads(self._bytes[self._ends[index] : self._ends[index + 1]].data)
-
-
 class _Items(Dataset):
     """Mapped records; a key is an index and, for training, the draw that seeds the generator."""
 
     def __init__(self, records: list[dict], mapper: Callable[..., dict], seed: int = 0) -> None:
-        self._records, self._mapper, self._seed = PackedRecords(records), mapper, seed
+        self._records = Table(map(pickle.dumps, records), pickle.loads)
+        self._mapper, self._seed = mapper, seed
 
     def __len__(self) -> int:
         return len(self._records)

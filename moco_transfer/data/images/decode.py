@@ -39,7 +39,7 @@ _NPY = b"\x93NUMPY"
 
 
 def decode_pixels(data: bytes | memoryview, buffer: np.ndarray | None = None) -> np.ndarray:
-    """Decode an image.
+    """Decode an image; raises one of :data:`UNREADABLE` if that fails.
 
     Args:
         data: The file's bytes; also a ``.npy`` file of uint8 (H, W, 3), which is not copied.
@@ -47,10 +47,6 @@ def decode_pixels(data: bytes | memoryview, buffer: np.ndarray | None = None) ->
 
     Returns:
         uint8 (H, W, 3), RGB, perhaps read-only; the pixels of :func:`read_rgb`.
-
-    Raises:
-        OSError, SyntaxError, ValueError, DecompressionBombError: If it cannot be decoded; these are
-            :data:`UNREADABLE`.
     """
     if is_npy(data):
         start = 10 + int.from_bytes(data[8:10], "little")
@@ -105,18 +101,12 @@ def _is_usual_jpeg(data: bytes | memoryview) -> bool:
 
 
 def read_rgb(file: str | os.PathLike[str] | IO[bytes] | bytes | memoryview) -> Image.Image:
-    """Decode an image to RGB, as torchvision's default loader and the official code do.
+    """Decode an image to RGB, as torchvision's default loader and the official code do; raises one
+    of :data:`UNREADABLE` if that fails.
 
     Two things differ from a bare ``convert("RGB")``: grey values of 16 bits keep their 8 upper bits
     (PIL would clip them at 255), and pixels without a known range (32 bits, float) are rejected.
     Transparency is dropped and EXIF's orientation is not applied.
-
-    Args:
-        file: Path, binary file, or the file's bytes.
-
-    Raises:
-        OSError, SyntaxError, ValueError, DecompressionBombError: If it cannot be decoded; these are
-            :data:`UNREADABLE`.
     """
     if isinstance(file, (bytes, memoryview)):
         if is_npy(file):

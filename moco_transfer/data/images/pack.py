@@ -11,6 +11,7 @@ second run skips shards that are there, unless the files that went into them hav
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -122,8 +123,18 @@ def pack(
         for start in range(0, len(source), step)
     }
     contents = {name: _hash_of_contents(source, part) for name, part in parts.items()}
-    origin = _hash_of_origin(source, settings)
-    entries = _finished_shards(dst, origin, contents)
+    about: dict[str, Any] = {
+        "format": PACK_FORMAT,
+        "form": settings.form,
+        "pixel_change": settings.pixel_change,
+        "source": source.describe(),
+        "origin": _hash_of_origin(source, settings),
+        "class_names": list(source.class_names),
+        "finished": False,
+        "__kind__": "wids-shard-index-v1",
+        "wids_version": 1,
+    }
+    entries = _finished_shards(dst, about["origin"], contents)
     missing = [i for name, part in parts.items() if name not in entries for i in part]
     payloads = iter(
         DataLoader(
@@ -134,31 +145,16 @@ def pack(
             collate_fn=_as_it_is,
         )
     )
-
-    def note(*, finished: bool) -> None:
-        about = {
-            "format": PACK_FORMAT,
-            "form": settings.form,
-            "pixel_change": settings.pixel_change,
-            "source": source.describe(),
-            "origin": origin,
-            "class_names": list(source.class_names),
-            "finished": finished,
-            "images": sum(entry["nsamples"] for entry in entries.values()),
-            "__kind__": "wids-shard-index-v1",
-            "wids_version": 1,
-            "shardlist": [entries[name] for name in sorted(entries)],
-        }
-        atomic_write_text(dst / PACK_FILE, json.dumps(about, indent=1))
-
     for name, part in parts.items():
         if name not in entries:
             entry = _write_shard(dst / name, source, part, payloads, on_image)
             entries[name] = {"url": name, **entry, "contents": contents[name]}
-            note(finished=False)
-    note(finished=True)
+        about["finished"] = len(entries) == len(parts)
+        about["images"] = sum(entry["nsamples"] for entry in entries.values())
+        about["shardlist"] = [entries[name] for name in sorted(entries)]
+        atomic_write_text(dst / PACK_FILE, json.dumps(about, indent=1))
     open_local_shards(str(dst), [dst / name for name in parts])  # keeps the index
-    return [reason for name in sorted(entries) for reason in entries[name]["left_out"]]
+    return [reason for entry in about["shardlist"] for reason in entry["left_out"]]
 
 
 def _hash_of_origin(source: IndexedSource, settings: PackSettings) -> str:
@@ -175,22 +171,20 @@ def _hash_of_contents(source: IndexedSource, places: range) -> str:
     """Return a hash of what goes into a shard: of files, their sizes and times."""
     digest = hashlib.sha256()
     for index in places:
-        try:
+        data = b"missing"  # reading it reports what is wrong
+        with contextlib.suppress(OSError):
             if isinstance(source, ImageFolder):
                 status = os.stat(source.path(index))
-                digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
+                data = f"{status.st_size} {status.st_mtime_ns}".encode()
             else:
-                digest.update(hashlib.sha256(source.content(index)).digest())
-        except OSError:  # reading it reports what is wrong
-            digest.update(b"missing\n")
+                data = hashlib.sha256(source.content(index)).digest()
+        digest.update(data + b"\n")
     return digest.hexdigest()
 
 
 def _finished_shards(dst: Path, origin: str, contents: dict[str, str]) -> dict[str, dict[str, Any]]:
     """Return an earlier run's entries of shards that are whole and up to date."""
-    if not (dst / PACK_FILE).is_file():
-        if any(dst.glob("*.tar")):
-            raise InputError(f"{dst} holds other tar files. Choose another folder.")
+    if not (dst / PACK_FILE).is_file() and not any(dst.glob("*.tar")):
         return {}
     about, finished = read_pack_file(dst), {}
     if about["origin"] != origin:
@@ -200,12 +194,12 @@ def _finished_shards(dst: Path, origin: str, contents: dict[str, str]) -> dict[s
         )
     for entry in about["shardlist"]:
         file = dst / entry["url"]
-        if entry["contents"] != contents[file.name]:
-            logger.warning("The images of %s have changed since; it is written again", file)
-        elif not file.is_file() or sha256_of(file) != entry["sha256"]:
-            logger.warning("%s is missing or damaged; it is written again", file)
-        else:
+        whole = file.is_file() and sha256_of(file) == entry["sha256"]
+        if whole and entry["contents"] == contents[file.name]:
             finished[file.name] = entry
+        else:
+            reason = "its images have changed since" if whole else "it is missing or damaged"
+            logger.warning("%s is written again: %s", file, reason)
     return finished
 
 

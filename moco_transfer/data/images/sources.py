@@ -181,7 +181,8 @@ def _open_shards(root: str, num_images: int) -> LocalShards | ShardStream:
         )
     if len(set(names)) < len(names):
         raise InputError(f"{root} names {len(names) - len(set(names))} shards twice.")
-    _check_schemes(root, names)
+    if len(local) < len(names):
+        _check_schemes(root, names)
     if len(local) < len(names) or num_images:
         total = int(counts.sum()) or num_images
         if not total:
@@ -237,16 +238,16 @@ def _need_webdataset(root: str) -> None:
 
 
 def _check_schemes(root: str, names: list[str]) -> None:
-    for scheme in sorted({scheme_of(name) for name in names} - {""}):
-        _need_webdataset(root)
-        from webdataset.gopen import gopen_schemes
+    _need_webdataset(root)
+    from webdataset.gopen import gopen_schemes
 
-        if scheme not in gopen_schemes:
-            raise InputError(
-                f"DATA.ROOT {root}: webdataset does not read {scheme}: URLs. Give a program that"
-                " writes a shard to its standard output, e.g. 'pipe:aws s3 cp"
-                " s3://bucket/train-{000..146}.tar -'."
-            )
+    unknown = {scheme_of(name) for name in names} - {"", *gopen_schemes}
+    if unknown:
+        raise InputError(
+            f"DATA.ROOT {root}: webdataset does not read {unknown.pop()}: URLs. Give a program that"
+            " writes a shard to its standard output, e.g. 'pipe:aws s3 cp"
+            " s3://bucket/train-{000..146}.tar -'."
+        )
 
 
 def _read_index_file(file: Path) -> tuple[list[str], np.ndarray]:

@@ -3,10 +3,9 @@ numbers of processes and workers, and the place in the run.
 
 Every data worker of every process is a stream of its own. In each epoch the shards are dealt out to
 all streams in an order drawn from (seed, epoch), and a stream reads its shards one after the other.
-So the images of an iteration depend on the number of processes and of workers, unlike those of a
-folder. The number of iterations does not: it is the number of images // BATCH_SIZE_TOTAL. A stream
-whose shards hold fewer images than its part reads them again in another order; one whose shards
-hold more leaves the rest out.
+So the images of an iteration depend on the number of processes and of workers; the number of
+iterations does not. A stream whose shards hold fewer images than its part reads them again in
+another order; one whose shards hold more leaves the rest out.
 
 Images are shuffled in blocks: of each ``shuffle_buffer`` images that a stream reads, all are used
 before the next block's. The place in the run tells which block that is, so a run resumes in the
@@ -56,8 +55,7 @@ class ShardBatches:
     Attributes:
         shards: The shards.
         batch_size_total: Images per iteration over all processes.
-        epochs: Length of the run.
-        seed: The run's seed.
+        epochs, seed: Of the run.
         num_workers: Data workers per process; 0 reads in the training process.
         shuffle_buffer: Images in a block; 1 does not shuffle within shards.
         rank, world_size: This process, and the number of processes.
@@ -145,9 +143,7 @@ class ShardBatches:
         return float(sum(max(0.0, needed - count) for count in held) / len(self.shards))
 
     def iterations_of(self, stream: int, start: int, stop: int) -> range:
-        """Return the iterations from ``start`` up to ``stop`` that a stream of this process (0 ..
-        num_streams - 1) makes.
-        """
+        """Return the iterations from ``start`` up to ``stop`` that a stream makes."""
         return range(start + (stream - start) % self.num_streams, stop, self.num_streams)
 
     def blocks(self, stream: int, start: int) -> Iterator[tuple[Block, int]]:

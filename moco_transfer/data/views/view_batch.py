@@ -77,45 +77,40 @@ class ViewMaker:
         return decode_pixels(data, buffer) if self.is_fast else read_rgb(data)
 
     def make(
-        self,
-        image: np.ndarray | Image.Image,
-        rng: np.random.Generator,
-        *,
-        views: np.ndarray,
-        colours: np.ndarray,
-    ) -> None:
+        self, image: np.ndarray | Image.Image, rng: np.random.Generator, out: np.ndarray
+    ) -> list[list[float]]:
         """Draw the parameters of an image's views and write the views.
 
         Args:
             image: From :meth:`decode`.
             rng: Source of randomness.
-            views: uint8 (V, S, S, 3), written.
-            colours: float32 (V, ROW), written in the fast pipeline.
+            out: uint8 (V, S, S, 3), written.
+
+        Returns:
+            Each view's colours, which the fast pipeline leaves to the device.
         """
         recipe = RECIPES[self.recipe]
         height, width = image.size[::-1] if isinstance(image, Image.Image) else image.shape[:2]
         size = {"height": height, "width": width}
         drawn = [
-            draw_parameters(rng, **size, recipe=recipe, crop_scale=self.crop_scale)
-            for _ in range(self.num_views)
+            draw_parameters(rng, **size, recipe=recipe, crop_scale=self.crop_scale) for _ in out
         ]
-        for v, parameters in enumerate(drawn):
+        for view, parameters in zip(out, drawn, strict=True):
             if isinstance(image, Image.Image):
-                views[v] = apply_reference(
+                view[:] = apply_reference(
                     image, parameters, size=self.size, grey_first=recipe.grey_first
                 )
             else:
-                resized_crop(image, parameters, views[v])
-                colours[v] = colour_row(parameters, grey_first=recipe.grey_first)
+                resized_crop(image, parameters, view)
+        return [colour_row(parameters, grey_first=recipe.grey_first) for parameters in drawn]
 
 
 def resized_crop(pixels: np.ndarray, parameters: ViewParameters, out: np.ndarray) -> None:
-    """Write the crop, resized to (S, S) by an antialiased bilinear filter and mirrored where the
+    """Write the crop, resized to (S, S) by PIL's antialiased bilinear filter and mirrored where the
     parameters say so.
 
-    The filter is PIL's. PIL rounds to whole levels between its two passes, the compiled loop does
-    not: at most 1 level apart. Without the compiled loop torch's filter is used, also at most 1
-    level from PIL's.
+    PIL rounds to whole levels between its two passes, the compiled loop does not: at most 1 level
+    apart. Without the loop torch's filter is used, also at most 1 level from PIL's.
 
     Args:
         pixels: uint8 (H, W, 3), RGB.
@@ -162,9 +157,7 @@ class ViewBatch:
         else:
             self._views = self._views.new_empty(shape)
         self._colours = torch.zeros(make.num_views, self.count, ROW)
-        self._arrays = self._views.numpy(), self._colours.numpy()
-        self._labels = np.full(self.count, -1, np.int64)
-        self._indices = np.full(self.count, -1, np.int64)
+        self._numbers = torch.full((2, self.count), -1)
 
     def fill(
         self,
@@ -176,9 +169,9 @@ class ViewBatch:
         index: int,
     ) -> None:
         """Write the views, label and number of an image from ``ViewMaker.decode`` to a place."""
-        views, colours = (array[:, place] for array in self._arrays)
-        self.make_views.make(image, rng, views=views, colours=colours)
-        self._labels[place], self._indices[place] = label, index
+        colours = self.make_views.make(image, rng, self._views.numpy()[:, place])
+        self._colours.numpy()[:, place] = colours
+        self._numbers.numpy()[:, place] = label, index
 
     def finished(self) -> dict[str, Any]:
         """Return the batch.
@@ -194,8 +187,8 @@ class ViewBatch:
         return {
             "views": self._views.permute(0, 1, 4, 2, 3),
             **colours,
-            "label": torch.from_numpy(self._labels),
-            "index": torch.from_numpy(self._indices),
+            "label": self._numbers[0].clone(),
+            "index": self._numbers[1].clone(),
             "unreadable": self.unreadable,
             "given_up": 0,
         }
@@ -222,7 +215,7 @@ class Views(Dataset):
             buffer = self.make_views.new_buffer()
             unreadable: list[str] = []
             given_up = sum(
-                not self._fill(batch, place, *places[place], buffer, unreadable) for place in part
+                not self._fill(batch, place, places[place], buffer, unreadable) for place in part
             )
             return unreadable, given_up
 
@@ -235,14 +228,12 @@ class Views(Dataset):
         self,
         batch: ViewBatch,
         place: int,
-        epoch: int,
-        index: int,
+        where: tuple[int, int],
         buffer: np.ndarray | None,
         unreadable: list[str],
     ) -> bool:
         """Fill a place of the batch; False when no readable image was found for it."""
-        rng = generator_at(self.seed, "views", epoch, index)
-        labels = self.source.labels
+        rng, index, labels = generator_at(self.seed, "views", *where), where[1], self.source.labels
         for _ in range(ATTEMPTS):
             try:
                 image = self.make_views.decode(self.source.content(index), buffer)
