@@ -139,7 +139,8 @@ def train(
         run: Its ``iteration`` moves.
         batches: This process's batches from ``run.iteration`` on, without end.
         schedule: Length of the run, and its periods.
-        checkpoints, metrics: Where process 0 writes; metrics is None on other processes.
+        checkpoints: Where process 0 saves.
+        metrics: Where process 0 writes; None on other processes.
         stop: Asked between iterations.
         precise_bn: Called before an evaluation, and before the last checkpoint.
         evaluation: Returns metrics by task on process 0, None when it was stopped. The one at the

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from ..data.images.image_source import IndexedSource
 from ..data.images.labelled import LabelledBatches
-from ..data.views.loading import as_it_is, ignore_sigterm
+from ..data.views.loading import as_it_is
 from ..data.views.view_batch import ViewMaker, Views
 from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
 from ..runtime.distributed import get_world_size, is_main_process
@@ -28,6 +28,7 @@ from ..runtime.errors import InputError
 from ..runtime.files import atomic_write_text
 from ..runtime.metrics import MetricsFile
 from ..runtime.run_folder import record_settings
+from ..runtime.stop import ignore_sigterm
 from .encoder_file import TrainedEncoder
 from .features import Compute, FeatureSet, encode, extract_features, trunk_of
 from .linear import LinearProtocol, ShuffledBatches, new_run, restore, train_classifier

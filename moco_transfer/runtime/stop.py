@@ -14,8 +14,8 @@ from .distributed import cpu_group, get_world_size
 class StopRequest:
     """Notices SIGTERM between ``__enter__`` and ``__exit__``; loops ask for it between iterations.
 
-    Data workers that are forked inside the block inherit the handler, so a signal to the whole
-    process group leaves them running until the main process has saved.
+    Data workers need :func:`ignore_sigterm`: a signal to the whole process group must leave them
+    running until the main process has saved.
 
     Attributes:
         requested: Whether this process received SIGTERM.
@@ -44,3 +44,12 @@ class StopRequest:
         flag = torch.tensor([float(self.requested)])
         torch.distributed.all_reduce(flag, group=cpu_group())
         return bool(flag.item() > 0)
+
+
+def ignore_sigterm(worker: int) -> None:
+    """Let a data worker ignore SIGTERM; for ``worker_init_fn``.
+
+    Schedulers and torchrun send it to all processes of a job; the training process ends its workers
+    after it has saved.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -24,6 +24,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ...runtime.errors import InputError
+from ...runtime.stop import ignore_sigterm
 from ..images.image_source import Table
 
 Draw = tuple[int, int]  # (index of the record, draw number)
@@ -112,6 +113,7 @@ class _Loader(DataLoader):
             batch_sampler=batches,
             num_workers=num_workers,
             collate_fn=as_list,
+            worker_init_fn=ignore_sigterm,
             # The default draws from the global generator, which a resumed run would then shift.
             generator=torch.Generator().manual_seed(0),
         )

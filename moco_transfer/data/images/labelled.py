@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from ...runtime.distributed import get_rank, get_world_size, is_main_process
 from ...runtime.errors import InputError, MissingFileError
+from ...runtime.stop import ignore_sigterm
 from ..views.augmentation import centre_view
-from ..views.loading import ignore_sigterm
 from .cifar10 import HeldImages
 from .decode import UNREADABLE, read_rgb
 from .folder import ImageFolder

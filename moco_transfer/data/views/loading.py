@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias, cast
 
@@ -13,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from ...runtime.distributed import get_rank, get_world_size
 from ...runtime.errors import InputError
+from ...runtime.stop import ignore_sigterm
 from ..batches.samplers import EpochBatches
 from ..images.image_source import ImageSource, IndexedSource
 from ..images.shard_stream import ShardStream
@@ -121,14 +121,6 @@ class Loader:
                 raise InputError(batch["error"])
             yield batch
         self._iterator = iter(())
-
-
-def ignore_sigterm(worker: int) -> None:
-    """Let a data worker ignore SIGTERM, which schedulers send to all processes of a job.
-
-    The training process needs it until it has saved, and ends it then. For ``worker_init_fn``.
-    """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def as_it_is(item: Any) -> Any:

@@ -32,12 +32,13 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from moco_transfer.data.annotations.catalog import DetectionDataset
 from moco_transfer.runtime.distributed import gather_object, get_rank, get_world_size
 from moco_transfer.runtime.errors import InputError
 from moco_transfer.runtime.seed import derive_seed
+from moco_transfer.runtime.stop import ignore_sigterm
 
 from ..engine import Batches, Engine
 from ..sync_norm import sync_on_cpu
@@ -88,6 +89,15 @@ def _join_local_group() -> None:
     """
     if dist.is_initialized():
         comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+
+
+class _Images(DatasetFromList):
+    """Images packed as Detectron2 packs them; its workers outlive a SIGTERM, as ours do."""
+
+    def __getitem__(self, index: int) -> dict:
+        if get_worker_info() is not None:
+            ignore_sigterm(0)
+        return super().__getitem__(index)
 
 
 class Detectron2Engine(Engine):
@@ -244,7 +254,7 @@ class Detectron2Engine(Engine):
             )
             sampler = RepeatFactorTrainingSampler(shares, seed=cfg.SEED)
         is_wide = [record["width"] > record["height"] for record in records]
-        return DatasetFromList(records, copy=False), sampler, is_wide
+        return _Images(records, copy=False), sampler, is_wide
 
     def test_batches(self, dataset: DetectionDataset) -> Batches:
         """See ``Engine.test_batches``."""
