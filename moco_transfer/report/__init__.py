@@ -7,12 +7,11 @@ ending with a message is the command line's part.
 
 from .aggregate import BASELINES, Row, Setting, Table, build_tables
 from .published import find_settings, published_settings, setting_for_task
-from .readme import insert_between_markers, marked_paths
 from .records import Problem, RunRecord, read_run, read_runs
 from .sentences import render_published
 from .table_csv import render_csv
 from .table_latex import render_latex
-from .table_markdown import render_markdown
+from .table_markdown import insert_between_markers, marked_paths, render_markdown
 
 __all__ = [
     "BASELINES", "Problem", "Row", "RunRecord", "Setting", "Table", "build_tables",

@@ -1,13 +1,21 @@
-"""The transfer tables as Markdown."""
+"""The transfer tables as Markdown, and the sections of a README that hold them.
+
+A section is between ``<!-- results:begin -->`` and ``<!-- results:end -->``. The first may name the
+records that it is made from: ``<!-- results:begin docs/results/voc -->``.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from .aggregate import Table
 from .cells import NOTHING, Cell, kind_name, transfer_grid
 from .records import Problem
 from .sentences import legend_sentences, separation_sentences, setting_sentence
+
+_END = "<!-- results:end -->"
+_BEGIN = re.compile(r"<!-- results:begin((?: [^\s<>]+)*) -->")
 
 
 def render_markdown(tables: Sequence[Table], problems: Sequence[Problem] = ()) -> str:
@@ -48,3 +56,28 @@ def _bullets(lines: Iterable[str]) -> str:
 
 def _plain(text: str) -> str:
     return " ".join(text.split())  # a line break in a name would end the cell or the bullet
+
+
+def marked_paths(text: str) -> list[tuple[str, ...]]:
+    """Return what each section of a Markdown file names, () for a section that names nothing."""
+    return [tuple(match[1].split()) for match in _BEGIN.finditer(text)]
+
+
+def insert_between_markers(text: str, content: str, paths: tuple[str, ...] = ()) -> str:
+    """Return ``text`` with ``content`` between the two markers of the section that names ``paths``.
+
+    Raises:
+        ValueError: If a marker is missing, occurs more than once, or the order is wrong.
+    """
+    begin = f"<!-- results:begin{''.join(f' {path}' for path in paths)} -->"
+    sections = marked_paths(text)
+    wanted = {begin: (sections.count(paths), 1), _END: (text.count(_END), len(sections))}
+    for marker, (found, expected) in wanted.items():
+        if found != expected:
+            once = "once" if expected == 1 else f"{expected} times, once for each section"
+            raise ValueError(f"expected the line {marker} {once}, found it {found} times")
+    head, rest = text.split(begin)
+    inside, end, tail = rest.partition(_END)
+    if not end or _BEGIN.search(inside):
+        raise ValueError(f"expected {begin} before its {_END}, found them the other way round")
+    return f"{head}{begin}\n\n{content.strip()}\n\n{_END}{tail}"

@@ -18,8 +18,7 @@ from matplotlib.figure import Figure
 
 from moco_transfer.report import build_tables, read_runs
 from moco_transfer.report.html.page import embed_image, render_page
-from moco_transfer.report.html.plots import STYLES, figure_name
-from moco_transfer.report.html.svg import inline_svg, swatch
+from moco_transfer.report.html.plots import STYLES, figure_name, inline_svg, swatch
 from moco_transfer.report.pretraining import find_pretraining
 
 _VOID = {"meta", "link", "img", "path", "use", "br"}

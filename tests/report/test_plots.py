@@ -30,8 +30,8 @@ from moco_transfer.report.html.plots import (
     figure_name,
     learning_curves,
     row_styles,
+    swatch,
 )
-from moco_transfer.report.html.svg import swatch
 
 
 def _log(folder, *rows):

@@ -28,10 +28,11 @@ from .plots import (
     curve_panels,
     draw_panels,
     figure_name,
+    inline_svg,
     pretraining_panels,
     row_styles,
+    swatch,
 )
-from .svg import inline_svg, swatch
 
 #: What `sheet` and `neighbours` write; the first ending that is there is embedded.
 SHEET_NAME, NEIGHBOURS_NAME = "detections", "neighbours"

@@ -2,7 +2,8 @@
 
 The page shows the panels of a plot one by one, a file shows them next to each other. Rows differ in
 line style, marker and brightness as well as in colour, so that they can be told apart in grey.
-Figures are drawn without pyplot: nothing global changes and no display is needed.
+Figures are drawn without pyplot: nothing global changes and no display is needed. Inside the page
+their colours come from its style sheet, light or dark.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.markers import MarkerStyle
+from matplotlib.patches import PathPatch
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Affine2D
 
 from moco_transfer.evaluate.metric_names import class_metric, is_class_metric
 
@@ -46,6 +50,12 @@ Style = tuple[str, Any, Any]
 STYLES: tuple[Style, ...] = tuple(zip(_COLOURS, _LINES, _MARKERS, strict=True))
 #: Of grid lines, of the stripes behind classes, and of remarks.
 GRID, STRIPE, REMARK = "#e0e0e0", "#f4f4f4", "#555555"
+#: Colour of a figure -> its replacement in the page.
+_PAGE_COLOURS = {
+    "#000000": "currentColor", "#ffffff": "none", GRID: "var(--grid)", STRIPE: "var(--stripe)",
+    REMARK: "var(--muted)",
+    **{color: f"var(--row-{index})" for index, (color, _, _) in enumerate(STYLES)},
+}  # fmt: skip
 
 _WIDTH = 4.2  # of a panel, inches
 _LONGEST_NAME = 180  # bytes; file systems take 255, endings and prefixes included
@@ -187,6 +197,46 @@ def figure_bytes(figure: Figure, file_format: str) -> bytes:
         metadata = {"Date": None} if file_format == "svg" else None
         figure.savefig(buffer, format=file_format, dpi=150, metadata=metadata)
     return buffer.getvalue()
+
+
+def inline_svg(figure: Figure, attributes: str, *, prefix: str = "") -> str:
+    """Return a figure as one ``<svg>`` element that scales with its container.
+
+    Args:
+        figure: What to draw. Colours of rows become ``var(--row-N)``, N being the place in
+            ``STYLES``; grid, stripes and text follow the page.
+        attributes: Of the element, e.g. ``role="img"``.
+        prefix: Put before every id, so that a page can hold several figures.
+    """
+    text = figure_bytes(figure, "svg").decode("utf-8")
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
+    used = set(re.findall(r"#([\w-]+)", text))
+    text = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}{m[1]}"' * (m[1] in used), text)
+    text = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}", text)
+    text = re.sub(r"#[0-9a-f]{6}\b", lambda match: _PAGE_COLOURS.get(match[0], match[0]), text)
+    size = re.search(r'viewBox="[^"]+"', text)
+    body = text[text.index("<svg") :].split(">", 1)[1].strip()
+    xlink = 'xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return f"<svg {size[0] if size else ''} {attributes} {xlink}>{body}"
+
+
+@cache
+def swatch(style: Style) -> str:
+    """Return a short line with its marker, as the figures draw a row: the legend's ``<svg>``."""
+    color, line_style, marker = style
+    figure = Figure(figsize=(34 / 72, 10 / 72))  # 34 x 10 pt
+    figure.patch.set_visible(False)
+    axis = figure.add_axes((0, 0, 1, 1), xlim=(0, 34), ylim=(0, 10))
+    axis.set_axis_off()
+    axis.add_line(Line2D([0, 34], [5, 5], color=color, linestyle=line_style, linewidth=1.7))
+    # A path, not a marker: markers need ids, and a swatch occurs often in a page.
+    shape = MarkerStyle(marker)
+    to_page = shape.get_transform() + Affine2D().scale(7).translate(17, 5)
+    path = shape.get_path().transformed(to_page)
+    axis.add_patch(PathPatch(path, facecolor=color, linewidth=0))
+    for artist in (*axis.lines, *axis.patches):
+        artist.set_clip_on(False)
+    return inline_svg(figure, 'class="swatch" aria-hidden="true"')
 
 
 def figure_name(table: Table) -> str:
