@@ -1,10 +1,9 @@
 #!/usr/bin/env python
-"""Measure time and memory of converting and verifying a ResNet-50 MoCo checkpoint.
-
-    python tools/bench_convert.py [--arch NAME]
+"""Time and memory of converting and verifying a ResNet-50 MoCo checkpoint: ``python
+tools/bench_convert.py [--arch NAME]``.
 
 Makes a checkpoint as MoCo's training writes it (both encoders, a queue of 65,536 keys, the
-optimizer's momentum; 0.3 GB for ResNet-50). Converts it in a process of its own and prints seconds
+optimizer's momentum; 0.3 GB for ResNet-50), converts it in a process of its own and prints seconds
 and gigabytes. The limits for ResNet-50 are 5 s and 1 GB.
 """
 
@@ -18,52 +17,44 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parent.parent)
-)  # runs from a source tree without installation
+# Runs from a source tree without installation.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 def write_checkpoint(path: Path, arch: str) -> None:
     """Write a MoCo v2 checkpoint with random weights."""
     import torch
-    import torchvision
 
-    encoders = {role: torchvision.models.get_model(arch) for role in ("encoder_q", "encoder_k")}
+    from moco_transfer.models import build_encoder
+
+    encoders = {r: build_encoder(arch, num_classes=128) for r in ("encoder_q", "encoder_k")}
     state = {
-        f"module.{role}.{name}": t
+        f"module.{role}.{name}": tensor
         for role, model in encoders.items()
-        for name, t in model.state_dict().items()
+        for name, tensor in model.state_dict().items()
     }
-    state["module.queue"], state["module.queue_ptr"] = (
-        torch.randn(128, 65536),
-        torch.zeros(1, dtype=torch.long),
-    )
-    parameters = encoders["encoder_q"].parameters()
+    state["module.queue"] = torch.randn(128, 65536)
+    state["module.queue_ptr"] = torch.zeros(1, dtype=torch.long)
     momentum = {
-        index: {"momentum_buffer": torch.randn_like(p)} for index, p in enumerate(parameters)
+        index: {"momentum_buffer": torch.randn_like(parameter)}
+        for index, parameter in enumerate(encoders["encoder_q"].parameters())
     }
-    torch.save(
-        {"epoch": 200, "arch": arch, "state_dict": state, "optimizer": {"state": momentum}}, path
-    )
+    optimizer = {"state": momentum}
+    torch.save({"epoch": 200, "arch": arch, "state_dict": state, "optimizer": optimizer}, path)
 
 
 def largest_memory_gb() -> float:
     """Return the largest resident memory of this process so far."""
     status = Path("/proc/self/status")
-    if (
-        status.exists()
-    ):  # Linux: ru_maxrss would count the memory of the process that started this one
+    if status.exists():  # Linux, where ru_maxrss would count the parent's memory
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
-        1e9 if sys.platform == "darwin" else 1e6
-    )
+    unit = 1e9 if sys.platform == "darwin" else 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def convert(source: str, target: str) -> None:
-    """Convert with verification and print one line; runs in a process of its own, so that the
-    memory is its own.
-    """
+    """Convert with verification and print one line; runs in a process of its own."""
     start = time.perf_counter()
     from moco_transfer.convert import convert_checkpoint
 
@@ -92,20 +83,12 @@ def main() -> None:
         convert(*args.convert)
         return
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "moco.pth.tar"
+        source, target = Path(folder) / "moco.pth.tar", Path(folder) / "moco.pkl"
         write_checkpoint(source, args.arch)
         print(f"{source.name}: {source.stat().st_size / 1e6:.0f} MB")
         for _ in range(args.repeat):
-            subprocess.run(
-                [
-                    sys.executable,
-                    __file__,
-                    "--convert",
-                    str(source),
-                    str(Path(folder) / "moco.pkl"),
-                ],
-                check=True,
-            )
+            words = [sys.executable, __file__, "--convert", str(source), str(target)]
+            subprocess.run(words, check=True)
 
 
 if __name__ == "__main__":
