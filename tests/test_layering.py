@@ -126,7 +126,7 @@ def test_layering__engines_do_not_see_each_other(all_imports):
 def test_layering__only_build_files_read_a_config(all_imports):
     # A CfgNode enters a step in build.py; results.py hashes it whole and scaling.py returns it,
     # without unpacking it into parts.
-    builds = {"build.py", "build_data.py", "build_run.py", "plan.py", "predict.py"}
+    builds = {"build.py", "build_run.py", "plan.py", "predict.py"}
     allowed = builds
     for file, imports in all_imports.items():
         if file.parts[0] not in ("config", "cli") and file.name not in allowed:

@@ -132,7 +132,7 @@ def _from_records(dataset: DetectionDataset) -> dict[str, Any]:
         {key: record[key] for key in ("height", "width", "file_name")} | {"id": record["image_id"]}
         for record in dataset.records
     ]
-    annotations = []
+    annotations: list[dict[str, Any]] = []
     for record in dataset.records:
         for annotation in record["annotations"]:
             x0, y0, x1, y1 = annotation["bbox"]

@@ -1,8 +1,6 @@
 """ResNet and ResNeXt trunks, the feature pyramid on top of one, and the dilated-C5 trunk.
 
-Each maps normalised images (N, 3, H, W) to features by name; one of stride s is
-(N, C, ceil(H / s), ceil(W / s)). ``channels`` and ``strides`` hold C and s by name, and images are
-padded to a multiple of ``size_divisibility`` (0: to their common size only).
+A feature of stride s is (N, C, ceil(H / s), ceil(W / s)).
 
 Source:
     He et al. 2016, arXiv:1512.03385; Xie et al. 2017, arXiv:1611.05431; Lin et al. 2017,
@@ -14,6 +12,7 @@ Source:
 from __future__ import annotations
 
 import functools
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -44,58 +43,54 @@ class ResNetShape:
         return self.res2_out_channels * 2 ** STAGE_NAMES.index(stage)
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut (ResNet-18 and -34)."""
+class Backbone(nn.Module):
+    """From normalised images (N, 3, H, W) to features by name."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, stride: int, norm: str) -> None:
-        super().__init__()
-        conv = functools.partial(ConvNorm, norm=norm, bias=False)
-        self.shortcut = _projection(in_channels, out_channels, stride=stride, norm=norm)
-        self.conv1 = conv(in_channels, out_channels, 3, stride=stride, relu=True)
-        self.conv2 = conv(out_channels, out_channels, 3)
-        _init_convolutions(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (N, out_channels, H / stride, W / stride)."""
-        y = self.conv2(self.conv1(x))
-        y += x if self.shortcut is None else self.shortcut(x)
-        return F.relu_(y)
+    channels: dict[str, int]  # C of each feature
+    strides: dict[str, int]  # s of each feature, with respect to the image
+    size_divisibility: int = 0  # images are padded to a multiple of it; 0: to their common size
 
 
-class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolution beside a shortcut (ResNet-50 and deeper, ResNeXt)."""
+class Block(nn.Module):
+    """Convolutions beside a shortcut: two 3x3 below depth 50, else a bottleneck 1x1, 3x3, 1x1."""
 
     def __init__(
         self,
+        shape: ResNetShape,
         in_channels: int,
         out_channels: int,
-        shape: ResNetShape,
         *,
         width: int,
         stride: int,
         dilation: int,
     ) -> None:
-        """Build; ``width`` is the channels of the 3x3 convolution, ``dilation`` its dilation."""
+        """Build; a bottleneck's 3x3 convolution has ``width`` channels and ``dilation``."""
         super().__init__()
         conv = functools.partial(ConvNorm, norm=shape.norm, bias=False)
-        stride_1x1, stride_3x3 = (stride, 1) if shape.stride_in_1x1 else (1, stride)
-        groups = shape.num_groups
-        self.shortcut = _projection(in_channels, out_channels, stride=stride, norm=shape.norm)
-        self.conv1 = conv(in_channels, width, 1, stride=stride_1x1, relu=True)
-        self.conv2 = conv(
-            width, width, 3, stride=stride_3x3, dilation=dilation, groups=groups, relu=True
-        )
-        self.conv3 = conv(width, out_channels, 1)
-        _init_convolutions(self)
+        changes = in_channels != out_channels
+        self.shortcut = conv(in_channels, out_channels, 1, stride=stride) if changes else None
+        self.is_bottleneck = shape.depth >= 50
+        if self.is_bottleneck:
+            first, second = (stride, 1) if shape.stride_in_1x1 else (1, stride)
+            grouped = functools.partial(conv, groups=shape.num_groups, dilation=dilation)
+            self.conv1 = conv(in_channels, width, 1, stride=first, relu=True)
+            self.conv2 = grouped(width, width, 3, stride=second, relu=True)
+            self.conv3 = conv(width, out_channels, 1)
+        else:
+            self.conv1 = conv(in_channels, out_channels, 3, stride=stride, relu=True)
+            self.conv2 = conv(out_channels, out_channels, 3)
+        for layer in self.children():
+            c2_msra_fill(layer)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, out_channels, H / stride, W / stride)."""
-        y = self.conv3(self.conv2(self.conv1(x)))
+        y = self.conv2(self.conv1(x))
+        y = self.conv3(y) if self.is_bottleneck else y
         y += x if self.shortcut is None else self.shortcut(x)
         return F.relu_(y)
 
     def forward_pooled(self, x: Tensor, pool: Callable[[Tensor, int], Tensor]) -> Tensor:
-        """Return ``self(pool(x, 1))``, with the 1x1 convolutions done before the pooling.
+        """Return ``self(pool(x, 1))`` of a bottleneck, with 1x1 convolutions before the pooling.
 
         Pooling is linear along height and width, a 1x1 convolution along the channels, so the two
         commute. On the map the convolutions see each position once, not once for each region.
@@ -111,60 +106,20 @@ class Bottleneck(nn.Module):
         return F.relu_(y)
 
 
-def _projection(in_channels: int, out_channels: int, *, stride: int, norm: str) -> ConvNorm | None:
-    if in_channels == out_channels:
-        return None
-    return ConvNorm(in_channels, out_channels, 1, stride=stride, norm=norm, bias=False)
-
-
-def _init_convolutions(module: nn.Module) -> None:
-    for layer in module.modules():
-        if isinstance(layer, ConvNorm):
-            c2_msra_fill(layer)
-
-
 def make_stage(name: str, shape: ResNetShape, *, stride: int, dilation: int = 1) -> nn.Sequential:
-    """Return one stage; its first block carries the stride and the change of channels.
-
-    Args:
-        name: 'res2' to 'res5'.
-        shape: The network that the stage belongs to.
-        stride: Stride of the stage, 1 or 2.
-        dilation: Dilation of the stage's 3x3 convolutions (bottlenecks only).
-    """
+    """Return 'res2' to 'res5'; the first block carries the stride and the change of channels."""
     index = STAGE_NAMES.index(name)
     channels = shape.channels(name)
     before = shape.stem_out_channels if index == 0 else channels // 2
     width = shape.num_groups * shape.width_per_group * 2**index
-
-    def block(in_channels: int, block_stride: int) -> nn.Module:
-        if shape.depth < 50:
-            return BasicBlock(in_channels, channels, stride=block_stride, norm=shape.norm)
-        return Bottleneck(
-            in_channels, channels, shape, width=width, stride=block_stride, dilation=dilation
-        )
-
+    block = functools.partial(Block, shape, out_channels=channels, width=width, dilation=dilation)
     repeats = BLOCKS[shape.depth][index] - 1
-    return nn.Sequential(block(before, stride), *(block(channels, 1) for _ in range(repeats)))
+    others = (block(channels, stride=1) for _ in range(repeats))
+    return nn.Sequential(block(before, stride=stride), *others)
 
 
-class Stem(nn.Module):
-    """7x7 convolution of stride 2, ReLU, 3x3 max pooling of stride 2."""
-
-    def __init__(self, out_channels: int, *, norm: str) -> None:
-        super().__init__()
-        self.conv1 = ConvNorm(3, out_channels, 7, stride=2, norm=norm, bias=False, relu=True)
-        c2_msra_fill(self.conv1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (N, out_channels, H / 4, W / 4)."""
-        return F.max_pool2d(self.conv1(x), kernel_size=3, stride=2, padding=1)
-
-
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """Stem and stages up to the last one that is asked for."""
-
-    size_divisibility = 0
 
     def __init__(
         self,
@@ -174,17 +129,18 @@ class ResNet(nn.Module):
         res5_dilation: int = 1,
         freeze_at: int = 0,
     ) -> None:
-        """Build.
+        """Build; the first ``freeze_at`` of stem, res2, ... never train.
 
-        Args:
-            shape: Depth, widths and norm.
-            out_features: Stages to return, among 'res2' to 'res5'; no later stage is built.
-            res5_dilation: 1, or 2 for a res5 that keeps res4's size (DC5).
-            freeze_at: Number of stages that never train: 0 none, 1 the stem, 2 the stem and
-                res2, ...
+        ``out_features`` are the stages to return, among 'res2' to 'res5'. A ``res5_dilation`` of 2
+        makes res5 keep res4's size (DC5).
         """
         super().__init__()
-        self.stem = Stem(shape.stem_out_channels, norm=shape.norm)
+        conv1 = ConvNorm(
+            3, shape.stem_out_channels, 7, stride=2, norm=shape.norm, bias=False, relu=True
+        )
+        c2_msra_fill(conv1)
+        pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        self.stem = nn.Sequential(OrderedDict(conv1=conv1, pool=pool))
         self.out_features = tuple(out_features)
         self.stage_names = STAGE_NAMES[: 1 + max(STAGE_NAMES.index(name) for name in out_features)]
         self.strides: dict[str, int] = {}
@@ -210,7 +166,7 @@ class ResNet(nn.Module):
         return features
 
 
-class FPN(nn.Module):
+class FPN(Backbone):
     """Lateral 1x1 convolutions, a top-down path that adds, 3x3 convolutions, and p6 from p5.
 
     Images are padded so that upsampled maps fit exactly. State-dict keys: ``bottom_up.*``,
@@ -251,14 +207,12 @@ class FPN(nn.Module):
         return features
 
 
-class DilatedC5(nn.Module):
+class DilatedC5(Backbone):
     """A ResNet whose res5 is dilated, and a 3x3 convolution with norm that reduces its channels.
 
     The paper words it as "an extra 3x3 convolution (with BN) that reduces dimension to 512"; it
     mentions no ReLU, so there is none. State-dict keys: ``bottom_up.*`` and ``reduce.*``.
     """
-
-    size_divisibility = 0
 
     def __init__(self, bottom_up: ResNet, *, out_channels: int = 512, norm: str) -> None:
         super().__init__()

@@ -53,9 +53,7 @@ class BoxHead(nn.Sequential):
         fc_channels: Sequence[int],
         norm: str,
     ) -> None:
-        """Build for regions (M, in_channels, resolution, resolution); ``norm`` is of the
-        convolutions.
-        """
+        """Build for regions of resolution x resolution cells; ``norm`` is of the convolutions."""
         super().__init__()
         for index, channels in enumerate(conv_channels, start=1):
             conv = ConvNorm(in_channels, channels, 3, norm=norm, relu=True)
@@ -90,7 +88,6 @@ class BoxPredictor(nn.Module):
     """Two linear layers: K + 1 class scores, and box deltas for each class (or one set for all)."""
 
     def __init__(self, in_channels: int, settings: BoxSettings) -> None:
-        """Build; ``in_channels`` is the length of a region's feature vector."""
         super().__init__()
         self.settings = settings
         num_boxes = 1 if settings.cls_agnostic_bbox_reg else settings.num_classes
@@ -102,8 +99,7 @@ class BoxPredictor(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return class logits (M, K + 1) and deltas (M, K * 4) or (M, 4), float32.
 
-        Args:
-            x: (M, in_channels), or maps (M, in_channels, h, w), which are averaged.
+        Features x are (M, in_channels), or maps (M, in_channels, h, w), which are averaged.
         """
         x = x.mean(dim=(2, 3)) if x.dim() == 4 else x
         return self.cls_score(x).float(), self.bbox_pred(x).float()
@@ -111,13 +107,7 @@ class BoxPredictor(nn.Module):
     def losses(
         self, logits: Tensor, deltas: Tensor, regions: Sequence[SampledRegions]
     ) -> dict[str, Tensor]:
-        """Return loss_cls and loss_box_reg.
-
-        Args:
-            logits: (M, K + 1).
-            deltas: (M, K * 4) or (M, 4).
-            regions: One per image, in the order of the rows.
-        """
+        """Return loss_cls and loss_box_reg of predictions on each image's regions, in order."""
         settings = self.settings
         classes = torch.cat([r.classes for r in regions])
         objects = torch.nonzero((classes >= 0) & (classes < settings.num_classes)).squeeze(1)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
+from fvcore.common import param_scheduler as schedulers
 from fvcore.common.config import CfgNode
-from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler
 from torch import Tensor, nn
 
 from ...config import flatten_config
@@ -23,7 +23,7 @@ from ...runtime.seed import derive_seed, seed_everything
 from ..datasets import training_records
 from ..engine import Batches, Engine
 from . import implemented_keys as keys
-from .backbones import FPN, STAGE_NAMES, DilatedC5, ResNet, ResNetShape
+from .backbones import FPN, STAGE_NAMES, Backbone, DilatedC5, ResNet, ResNetShape
 from .box_head import BoxHead, BoxPredictor, BoxSettings
 from .boxes import AnchorGenerator
 from .mask_head import MaskHead
@@ -32,9 +32,7 @@ from .roi_heads import Res5RoIHeads, RoIHeads, StandardRoIHeads, make_res5
 from .roi_pool import RoIPooler
 from .rpn import RPN, RPNHead, RPNSettings
 from .sampling import RegionSampler
-from .solver import clip_gradients, make_sgd, parameter_groups, set_lr, with_warmup
-
-Settings = TypeVar("Settings")
+from .solver import clip_gradients, make_sgd, set_lr
 
 
 class TorchvisionEngine(Engine):
@@ -171,51 +169,55 @@ def build_model(cfg: CfgNode) -> GeneralizedRCNN:
     # The faster layout of convolutions on a CPU, and on a GPU's tensor cores.
     on_cpu = cfg.MODEL.DEVICE == "cpu" or not torch.cuda.is_available()
     if on_cpu or cfg.SOLVER.AMP.ENABLED:
-        model.to(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.SGD:
     """Return SGD on the model's trainable parameters at SOLVER.BASE_LR."""
     solver = cfg.SOLVER
-    groups = parameter_groups(
+    return make_sgd(
         model,
+        lr=solver.BASE_LR,
+        momentum=solver.MOMENTUM,
+        nesterov=solver.NESTEROV,
         weight_decay=solver.WEIGHT_DECAY,
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
         bias_lr_factor=solver.BIAS_LR_FACTOR,
     )
-    return make_sgd(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
 
 
 def build_learning_rate(cfg: CfgNode) -> Callable[[int], float]:
-    """Return the learning rate of the step that ends each 0-based iteration, as Detectron2 has it.
+    """Return the learning rate of the step that ends each 0-based iteration.
+
+    Source:
+        facebookresearch/detectron2@02b5c4e solver/build.py and lr_scheduler.py.
 
     Raises:
         InputError: If the steps do not ascend, or a number lies outside its range.
     """
     solver, steps = cfg.SOLVER, list(cfg.SOLVER.STEPS)
     length, base_lr, end_lr = solver.MAX_ITER, solver.BASE_LR, solver.BASE_LR_END
+    ascending = steps == sorted({step for step in steps if step > 0})
     _require(length >= 1, f"SOLVER.MAX_ITER is {length}, expected at least 1")
-    _require(
-        steps == sorted({step for step in steps if step > 0}),
-        f"SOLVER.STEPS is {steps}, expected iterations above 0 in ascending order",
-    )
+    _require(ascending, f"SOLVER.STEPS is {steps}, expected iterations in ascending order")
+    main: schedulers.ParamScheduler
     if solver.LR_SCHEDULER_NAME == "WarmupCosineLR":
         in_range = 0 <= end_lr <= base_lr
         _require(in_range, f"SOLVER.BASE_LR_END is {end_lr}, expected 0 to BASE_LR ({base_lr})")
-        main = CosineParamScheduler(1, end_lr / base_lr)
+        main = schedulers.CosineParamScheduler(1, end_lr / base_lr)
     else:
         steps = [step for step in steps if step < length]
         values = [solver.GAMMA**k for k in range(len(steps) + 1)]
-        main = MultiStepParamScheduler(values, length, steps)
-    schedule = with_warmup(
-        main,
-        length=min(solver.WARMUP_ITERS / length, 1.0),
-        factor=solver.WARMUP_FACTOR,
-        method=solver.WARMUP_METHOD,
-        rescale=solver.RESCALE_INTERVAL,
-    )
+        main = schedulers.MultiStepParamScheduler(values, length, steps)
+    share, rescale = min(solver.WARMUP_ITERS / length, 1.0), solver.RESCALE_INTERVAL
+    start, end = solver.WARMUP_FACTOR * main(0.0), main(0.0 if rescale else share)
+    warmup: schedulers.ParamScheduler = schedulers.LinearParamScheduler(start, end)
+    if solver.WARMUP_METHOD == "constant":
+        warmup = schedulers.ConstantParamScheduler(start)
+    scaling = ["rescaled", "rescaled" if rescale else "fixed"]
+    schedule = schedulers.CompositeParamScheduler([warmup, main], [share, 1 - share], scaling)
     return lambda iteration: base_lr * schedule(iteration / length)
 
 
@@ -232,14 +234,12 @@ def check_config(cfg: CfgNode) -> None:
         raise keys.refusal("MODEL.RESNETS.OUT_FEATURES", list(resnets.OUT_FEATURES), STAGE_NAMES)
     if resnets.DEPTH < 50:
         for key, needed in (("RES2_OUT_CHANNELS", 64), ("RES5_DILATION", 1), ("NUM_GROUPS", 1)):
-            _require(
-                resnets[key] == needed,
-                f"MODEL.RESNETS.DEPTH {resnets.DEPTH} needs {key} {needed}, got {resnets[key]}",
-            )
+            got = resnets[key]
+            _require(got == needed, f"MODEL.RESNETS.DEPTH 18 and 34 need {key} {needed}, got {got}")
     if backbone == keys.FPN:
-        stages = ".".join(STAGE_NAMES)
+        consecutive = bool(fpn) and ".".join(fpn) in ".".join(STAGE_NAMES)
         _require(
-            bool(fpn) and ".".join(fpn) in stages and set(fpn) <= set(resnets.OUT_FEATURES),
+            consecutive and set(fpn) <= set(resnets.OUT_FEATURES),
             f"MODEL.FPN.IN_FEATURES {list(fpn)} must be consecutive stages among OUT_FEATURES",
         )
     if backbone == keys.DC5:
@@ -247,12 +247,9 @@ def check_config(cfg: CfgNode) -> None:
         needs = "RESNETS.OUT_FEATURES ['res5'] and RES5_DILATION 2"
         _require(dilated, f"MODEL.BACKBONE.NAME {backbone!r} needs {needs}")
     if heads.NAME == keys.STANDARD_HEADS:
-        _require(
-            box.NAME != "",
-            "MODEL.ROI_HEADS.NAME 'StandardROIHeads' needs ROI_BOX_HEAD.NAME 'FastRCNNConvFCHead'",
-        )
-        has_layers = box.NUM_FC + box.NUM_CONV > 0
-        _require(has_layers, "MODEL.ROI_BOX_HEAD has no layer: NUM_FC and NUM_CONV are 0")
+        has_layers = box.NAME != "" and box.NUM_FC + box.NUM_CONV > 0
+        needs = "ROI_BOX_HEAD.NAME 'FastRCNNConvFCHead' and NUM_FC or NUM_CONV above 0"
+        _require(has_layers, f"MODEL.ROI_HEADS.NAME {heads.NAME!r} needs {needs}")
     else:
         got = f"reads one feature, got {heads.IN_FEATURES}"
         _require(len(heads.IN_FEATURES) == 1, f"MODEL.ROI_HEADS.NAME {heads.NAME!r} {got}")
@@ -263,13 +260,13 @@ def _require(holds: bool, sentence: str) -> None:
         raise InputError(f"{sentence}.")
 
 
-def _settings(kind: type[Settings], *nodes: CfgNode, **more: Any) -> Settings:
+def _settings(kind: Any, *nodes: CfgNode, **more: Any) -> Any:
     """Return a dataclass whose fields are named as the keys of ``nodes``, in lower case."""
     values = {key.lower(): value for node in nodes for key, value in node.items()}
     return kind(**{f.name: values[f.name] for f in fields(kind) if f.name not in more}, **more)
 
 
-def _backbone(cfg: CfgNode) -> nn.Module:
+def _backbone(cfg: CfgNode) -> Backbone:
     resnets, fpn = cfg.MODEL.RESNETS, cfg.MODEL.FPN
     trunk = ResNet(
         _settings(ResNetShape, resnets),
@@ -282,7 +279,7 @@ def _backbone(cfg: CfgNode) -> nn.Module:
     return DilatedC5(trunk, norm=resnets.NORM) if cfg.MODEL.BACKBONE.NAME == keys.DC5 else trunk
 
 
-def _rpn(cfg: CfgNode, backbone: nn.Module) -> RPN:
+def _rpn(cfg: CfgNode, backbone: Backbone) -> RPN:
     rpn, anchors = cfg.MODEL.RPN, cfg.MODEL.ANCHOR_GENERATOR
     channels = _channels("MODEL.RPN.IN_FEATURES", rpn.IN_FEATURES, backbone)
     levels = len(rpn.IN_FEATURES)
@@ -304,10 +301,11 @@ def _rpn(cfg: CfgNode, backbone: nn.Module) -> RPN:
     return RPN(rpn.IN_FEATURES, head, generator, settings)
 
 
-def _roi_heads(cfg: CfgNode, backbone: nn.Module) -> RoIHeads:
+def _roi_heads(cfg: CfgNode, backbone: Backbone) -> RoIHeads:
     heads, box, mask = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_MASK_HEAD
     channels = _channels("MODEL.ROI_HEADS.IN_FEATURES", heads.IN_FEATURES, backbone)
     box_pooler, mask_pooler = (_pooler(part, backbone, heads.IN_FEATURES) for part in (box, mask))
+    kind: Callable[..., RoIHeads]
     if heads.NAME == keys.STANDARD_HEADS:
         box_head = BoxHead(
             channels,
@@ -346,7 +344,7 @@ def _roi_heads(cfg: CfgNode, backbone: nn.Module) -> RoIHeads:
     )
 
 
-def _pooler(part: CfgNode, backbone: nn.Module, in_features: list[str]) -> RoIPooler:
+def _pooler(part: CfgNode, backbone: Backbone, in_features: list[str]) -> RoIPooler:
     return RoIPooler(
         resolution=part.POOLER_RESOLUTION,
         strides=[backbone.strides[name] for name in in_features],
@@ -355,7 +353,7 @@ def _pooler(part: CfgNode, backbone: nn.Module, in_features: list[str]) -> RoIPo
     )
 
 
-def _channels(key: str, names: list[str], backbone: nn.Module) -> int:
+def _channels(key: str, names: list[str], backbone: Backbone) -> int:
     """Return the channels of features of the backbone; refuse unknown ones and unequal channels."""
     _require(
         bool(names) and set(names) <= set(backbone.channels),

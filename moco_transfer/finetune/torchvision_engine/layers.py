@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,7 @@ class ConvNorm(nn.Conv2d):
         norm: str = "",
         bias: bool | None = None,
         relu: bool = False,
-        **conv: int,
+        **conv: Any,
     ) -> None:
         """Pad so that an odd kernel keeps the size at stride 1.
 
@@ -72,7 +73,7 @@ class ConvNorm(nn.Conv2d):
         return F.relu_(y) if self.relu else y
 
 
-def init_normal(layer: nn.Module, *, std: float) -> None:
+def init_normal(layer: Any, *, std: float) -> None:
     """Draw weights from N(0, std^2); bias 0."""
     nn.init.normal_(layer.weight, std=std)
     nn.init.zeros_(layer.bias)
@@ -83,6 +84,11 @@ class FrozenBatchNorm2d(nn.Module):
 
     The buffers carry BN's names, so the checkpoint of a BN layer loads into it.
     """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, num_features: int, eps: float = 1e-5) -> None:
         """Start as the identity: the variance is 1 - eps, so that variance + eps is 1."""
@@ -105,10 +111,6 @@ class FrozenBatchNorm2d(nn.Module):
         scale, shift = _affine(self)
         return x * scale.to(x.dtype).view(1, -1, 1, 1) + shift.to(x.dtype).view(1, -1, 1, 1)
 
-    def extra_repr(self) -> str:
-        """Show the size and eps in print(model)."""
-        return f"{self.num_features}, eps={self.eps}"
-
 
 def fixed_affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
     """Return a norm as scale (C,) and shift (C,); None for GN and for BN in training."""
@@ -117,7 +119,7 @@ def fixed_affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
     return _affine(norm) if is_frozen or is_evaluated else None
 
 
-def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+def _affine(norm: Any) -> tuple[Tensor, Tensor]:
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     return scale, norm.bias - norm.running_mean * scale
 
@@ -157,9 +159,10 @@ class NaiveSyncBatchNorm2d(nn.BatchNorm2d):
         moments = torch.cat([wide.mean(dim=(0, 2, 3)), wide.square().mean(dim=(0, 2, 3))])
         mean, second = (all_reduce(moments) / world_size).chunk(2)
         var = second - mean.square()
+        running: Any = self  # torch's types allow a BN without statistics
         with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var, self.momentum)
+            running.running_mean.lerp_(mean, self.momentum)
+            running.running_var.lerp_(var, self.momentum)
         scale = self.weight * torch.rsqrt(var + self.eps)
         shift = self.bias - mean * scale
         return (wide * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)).to(x.dtype)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,7 +73,8 @@ class MaskHead(nn.Module):
         # Of the K maps of the 1x1 convolution only the own class's is ever read.
         own = self.predictor.weight.flatten(1)[classes]
         logits = torch.einsum("fchw,fc->fhw", x, own.to(x.dtype))
-        return logits.float() + self.predictor.bias[classes].view(-1, 1, 1)
+        bias: Any = self.predictor.bias
+        return logits.float() + bias[classes].view(-1, 1, 1)
 
     def loss(
         self, logits: Tensor, objects: Sequence[SampledRegions], truth: Sequence[GroundTruth]
@@ -104,29 +106,18 @@ def rasterize(polygons: Sequence, box: np.ndarray, *, size: int) -> np.ndarray:
     """
     if len(polygons) == 0:
         return np.zeros((size, size), dtype=np.uint8)
-    corner = np.asarray(box[:2], dtype=np.float64)
     sides = (box[2:] - box[:2]).astype(np.float64)
     scale = size / np.maximum(sides, 0.1)  # a box without area must not divide by 0
-    drawn = [
-        ((np.asarray(p, dtype=np.float64).reshape(-1, 2) - corner) * scale).ravel().tolist()
-        for p in polygons
-    ]
+    corners = [np.asarray(p, np.float64).reshape(-1, 2) for p in polygons]
+    drawn = [((xy - box[:2].astype(np.float64)) * scale).ravel().tolist() for xy in corners]
     return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(drawn, size, size)))
 
 
-def paste_masks(
-    masks: Tensor, boxes: Tensor, image_size: tuple[int, int], *, threshold: float = 0.5
-) -> Tensor:
-    """Scale each mask to its box and threshold it.
-
-    Args:
-        masks: (D, S, S) probabilities.
-        boxes: (D, 4) XYXY in px of the image.
-        image_size: (H, W).
-        threshold: A pixel belongs to the object from this probability on.
+def paste_masks(masks: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Scale mask probabilities (D, S, S) to their boxes (D, 4), in px of an image of (H, W) px.
 
     Returns:
-        (D, H, W) bool.
+        (D, H, W) bool: the pixels with a probability of at least 0.5.
     """
     height, width = image_size
     pasted = torch.zeros(len(masks), height, width, dtype=torch.bool, device=masks.device)
@@ -138,16 +129,15 @@ def paste_masks(
             box = boxes[index]
             rows = _interpolation_weights(y0, y1, low=box[1], high=box[3], cells=masks.shape[-2])
             columns = _interpolation_weights(x0, x1, low=box[0], high=box[2], cells=masks.shape[-1])
-            pasted[index, y0:y1, x0:x1] = rows @ masks[index].float() @ columns.T >= threshold
+            pasted[index, y0:y1, x0:x1] = rows @ masks[index].float() @ columns.T >= 0.5
     return pasted
 
 
 def _interpolation_weights(
     start: int, end: int, *, low: Tensor, high: Tensor, cells: int
 ) -> Tensor:
-    """Return (end - start, cells): the weight of each cell from ``low`` to ``high`` at each pixel.
-
-    Linear between the centres of the cells, falling to 0 within one cell beyond them.
+    """Return (end - start, cells): the weight of each cell from ``low`` to ``high`` at each pixel,
+    linear between the cells' centres and 0 one cell beyond them.
     """
     pixels = torch.arange(start, end, device=low.device, dtype=torch.float32) + 0.5
     position = (pixels - low) / (high - low) * cells - 0.5

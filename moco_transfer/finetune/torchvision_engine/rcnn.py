@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image
 
+from .backbones import Backbone
 from .box_head import Detections
 from .boxes import is_larger_than
 from .mask_head import paste_masks
@@ -39,7 +40,7 @@ class GeneralizedRCNN(nn.Module):
     def __init__(
         self,
         *,
-        backbone: nn.Module,
+        backbone: Backbone,
         proposal_generator: RPN,
         roi_heads: RoIHeads,
         pixel_mean: Sequence[float],
@@ -86,7 +87,7 @@ class GeneralizedRCNN(nn.Module):
                 for found, size, record in zip(detections, images.sizes, batch, strict=True)
             ]
         with_masks = self.roi_heads.mask_head is not None
-        device = self.pixel_mean.device
+        device = images.tensor.device
         truth = [GroundTruth.read(r, device=device, with_masks=with_masks) for r in batch]
         proposals, rpn_losses = self.proposal_generator(features, images.sizes, truth)
         losses = self.roi_heads.losses(features, [p.boxes for p in proposals], truth)

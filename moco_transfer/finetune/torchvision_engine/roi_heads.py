@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .backbones import Bottleneck, ResNetShape, make_stage
+from .backbones import ResNetShape, make_stage
 from .box_head import BoxHead, BoxPredictor, Detections
 from .layers import NORMS
 from .mask_head import MaskHead
@@ -32,6 +32,7 @@ class RoIHeads(nn.Module, abc.ABC):
     """What both kinds of second stage share: training on drawn regions, and detection."""
 
     box_head_key: str  # of the box network, in the state dict
+    box_pooler: RoIPooler
 
     def __init__(
         self,
@@ -70,14 +71,15 @@ class RoIHeads(nn.Module, abc.ABC):
         levels = [features[name] for name in self.in_features]
         regions = [self.sampler.draw(*image) for image in zip(proposals, truth, strict=True)]
         hidden = self.box_features(levels, [r.boxes for r in regions])
-        losses = self.box_predictor.losses(*self.box_predictor(hidden), regions)
+        logits, deltas = self.box_predictor(hidden)
+        losses = self.box_predictor.losses(logits, deltas, regions)
         if self.mask_head is not None:
             chosen = [self.sampler.objects(r) for r in regions]
             objects = [r.select(mask) for r, mask in zip(regions, chosen, strict=True)]
             boxes, own_hidden = [r.boxes for r in objects], hidden[torch.cat(chosen)]
             pooled = self.mask_features(levels, boxes, own_hidden)
-            logits = self.mask_head(pooled, torch.cat([r.classes for r in objects]))
-            losses["loss_mask"] = self.mask_head.loss(logits, objects, truth)
+            mask_logits = self.mask_head(pooled, torch.cat([r.classes for r in objects]))
+            losses["loss_mask"] = self.mask_head.loss(mask_logits, objects, truth)
         return losses
 
     def detect(
@@ -85,8 +87,8 @@ class RoIHeads(nn.Module, abc.ABC):
     ) -> list[Detections]:
         """Return the detections of each image, in px of the resized image."""
         levels = [features[name] for name in self.in_features]
-        predictions = self.box_predictor(self.box_features(levels, proposals))
-        detections = self.box_predictor.detect(*predictions, proposals, image_sizes)
+        logits, deltas = self.box_predictor(self.box_features(levels, proposals))
+        detections = self.box_predictor.detect(logits, deltas, proposals, image_sizes)
         if self.mask_head is None:
             return detections
         pooled = self.mask_features(levels, [d.boxes for d in detections])
@@ -100,8 +102,9 @@ class StandardRoIHeads(RoIHeads):
     """
 
     box_head_key = "box_head"
+    box_head: BoxHead
 
-    def __init__(self, box_head: BoxHead, mask_pooler: RoIPooler | None, **shared: Any) -> None:
+    def __init__(self, box_head: BoxHead, mask_pooler: RoIPooler, **shared: Any) -> None:
         super().__init__(box_head, **shared)
         self.mask_pooler = mask_pooler
 
@@ -123,18 +126,17 @@ class Res5RoIHeads(RoIHeads):
     """
 
     box_head_key = "res5"
+    res5: nn.Sequential
 
     def box_features(self, levels: list[Tensor], boxes: Boxes) -> Tensor:
         """Return (M, C, P / 2, P / 2)."""
-        first, *others = self.res5
+        first: Any = self.res5[0]
         # torchvision's operator, on a GPU, cannot pool every second cell alone.
-        if levels[0].is_cuda or not isinstance(first, Bottleneck):
+        if levels[0].is_cuda or not first.is_bottleneck:
             return self.res5(self.box_pooler(levels, boxes))
         pool = self.box_pooler
         hidden = first.forward_pooled(levels[0], lambda x, step: pool([x], boxes, step=step))
-        for layer in others:
-            hidden = layer(hidden)
-        return hidden
+        return self.res5[1:](hidden)
 
     def mask_features(
         self, levels: list[Tensor], boxes: Boxes, box_features: Tensor | None = None

@@ -14,6 +14,7 @@ Source:
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -65,7 +66,7 @@ class RPNHead(nn.Module):
     ) -> None:
         """Build; -1 in ``conv_channels`` means as many as come in."""
         super().__init__()
-        layers = []
+        layers: list[nn.Module] = []
         for channels in conv_channels:
             out_channels = in_channels if channels == -1 else channels
             layers.append(ConvNorm(in_channels, out_channels, 3, relu=True))
@@ -73,18 +74,15 @@ class RPNHead(nn.Module):
         if len(layers) == 1:  # the key of published checkpoints is 'conv', not 'conv.conv0'
             self.conv = layers[0]
         else:
-            self.conv = nn.Sequential()
-            for index, layer in enumerate(layers):
-                self.conv.add_module(f"conv{index}", layer)
+            names = (f"conv{index}" for index in range(len(layers)))
+            self.conv = nn.Sequential(OrderedDict(zip(names, layers, strict=True)))
         self.objectness_logits = nn.Conv2d(in_channels, num_anchors, kernel_size=1)
         self.anchor_deltas = nn.Conv2d(in_channels, num_anchors * 4, kernel_size=1)
         for layer in (*layers, self.objectness_logits, self.anchor_deltas):
             init_normal(layer, std=0.01)
 
     def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (N, Al) and deltas (N, Al, 4), float32, for one level's feature (N, C, Hl,
-        Wl).
-        """
+        """Return logits (N, Al) and deltas (N, Al, 4), float32, for one level's feature."""
         hidden = self.conv(feature)
         logits = self.objectness_logits(hidden).permute(0, 2, 3, 1).flatten(1)
         deltas = self.anchor_deltas(hidden).permute(0, 2, 3, 1).reshape(feature.shape[0], -1, 4)
@@ -130,13 +128,8 @@ class RPN(nn.Module):
         logits, deltas = (list(of_all_levels) for of_all_levels in zip(*predictions, strict=True))
         losses = {}
         if truth is not None:
-            losses = self._losses(
-                torch.cat(anchors),
-                torch.cat(logits, dim=1),
-                torch.cat(deltas, dim=1),
-                image_sizes,
-                truth,
-            )
+            merged = torch.cat(anchors), torch.cat(logits, dim=1), torch.cat(deltas, dim=1)
+            losses = self._losses(*merged, image_sizes, truth)
         return self._propose(anchors, logits, deltas, image_sizes), losses
 
     @torch.no_grad()

@@ -29,7 +29,7 @@ class GroundTruth:
 
     boxes: Tensor  # (G, 4) float32, XYXY in px of the resized image
     classes: Tensor  # (G,) int64, contiguous ids from 0
-    polygons: list[list[Any]] | None  # of each object [x0, y0, x1, y1, ...]; None without masks
+    polygons: list[list[Any]]  # of each object [[x0, y0, x1, y1, ...], ...]; none without masks
 
     @classmethod
     def read(
@@ -38,7 +38,7 @@ class GroundTruth:
         """Return the objects of a training record, from its "gt_*" entries."""
         boxes = torch.as_tensor(record["gt_boxes"], dtype=torch.float32, device=device)
         classes = torch.as_tensor(record["gt_classes"], dtype=torch.int64, device=device)
-        polygons = list(record["gt_masks"]) if with_masks else None
+        polygons = list(record["gt_masks"]) if with_masks else []
         return cls(boxes.reshape(-1, 4), classes, polygons)
 
 

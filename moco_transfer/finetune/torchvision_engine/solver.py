@@ -1,46 +1,41 @@
-"""SGD as Detectron2 sets it up: parameter groups, gradient clipping, warm-up.
+"""SGD as Detectron2 sets it up: parameter groups, gradient clipping.
 
 Source:
-    Behaviour checked against facebookresearch/detectron2@02b5c4e solver/build.py and
-    lr_scheduler.py. Goyal et al. 2017, arXiv:1706.02677, Sec. 2.2 for the warm-up.
+    Behaviour checked against facebookresearch/detectron2@02b5c4e solver/build.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
-from fvcore.common.param_scheduler import (
-    CompositeParamScheduler,
-    ConstantParamScheduler,
-    LinearParamScheduler,
-    ParamScheduler,
-)
 from torch import Tensor, nn
 
 _NORM_LAYERS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
 
 
-def parameter_groups(
+def make_sgd(
     model: nn.Module,
     *,
+    lr: float,
+    momentum: float,
+    nesterov: bool,
     weight_decay: float,
     weight_decay_norm: float,
     weight_decay_bias: float | None,
     bias_lr_factor: float,
-) -> list[dict[str, Any]]:
-    """Sort the trainable parameters by weight decay and learning-rate factor.
+) -> torch.optim.SGD:
+    """Return SGD on the trainable parameters, grouped by weight decay and learning-rate factor.
 
     Args:
         model: Parameters shared by two modules enter once, under the first.
+        lr: Learning rate of the first step; of biases times ``bias_lr_factor``.
+        momentum: Of SGD.
+        nesterov: Of SGD.
         weight_decay: Of everything that the next two do not cover.
         weight_decay_norm: Of weight and bias of normalisation layers.
         weight_decay_bias: Of every bias, a norm's included; None leaves the two above in force.
-        bias_lr_factor: Learning rate of every bias, as a multiple.
-
-    Returns:
-        Groups for a torch optimizer, with a "lr_factor" for ``set_lr``.
+        bias_lr_factor: Kept in each group as "lr_factor", for ``set_lr``.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()
@@ -50,25 +45,19 @@ def parameter_groups(
                 continue
             seen.add(parameter)
             decay = weight_decay_norm if isinstance(module, _NORM_LAYERS) else weight_decay
-            factor = 1.0
-            if name == "bias":
-                factor = bias_lr_factor
-                decay = decay if weight_decay_bias is None else weight_decay_bias
+            if name == "bias" and weight_decay_bias is not None:
+                decay = weight_decay_bias
+            factor = bias_lr_factor if name == "bias" else 1.0
             groups.setdefault((decay, factor), []).append(parameter)
-    return [
-        {"params": parameters, "weight_decay": decay, "lr_factor": factor}
-        for (decay, factor), parameters in groups.items()
-    ]
-
-
-def make_sgd(
-    groups: list[dict[str, Any]], *, lr: float, momentum: float, nesterov: bool
-) -> torch.optim.SGD:
-    """Return SGD on the groups of ``parameter_groups`` at the learning rate ``lr``."""
-    on_cpu = all(p.device.type == "cpu" for group in groups for p in group["params"])
-    # Fused, a step makes no copies of all gradients; on devices foreach saves launches.
-    how = {"fused": True} if on_cpu else {"foreach": True}
-    optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, **how)
+    on_cpu = all(parameter.device.type == "cpu" for parameter in seen)
+    optimizer = torch.optim.SGD(
+        [{"params": p, "weight_decay": d, "lr_factor": f} for (d, f), p in groups.items()],
+        lr=lr,
+        momentum=momentum,
+        nesterov=nesterov,
+        # Fused, a step makes no copies of all gradients; on devices foreach saves launches.
+        **({"fused": True} if on_cpu else {"foreach": True}),
+    )
     set_lr(optimizer, lr)
     return optimizer
 
@@ -92,23 +81,3 @@ def clip_gradients(
             nn.utils.clip_grad_value_(parameter, clip_value)
         else:
             nn.utils.clip_grad_norm_(parameter, clip_value, norm_type)
-
-
-def with_warmup(
-    main: ParamScheduler, *, length: float, factor: float, method: str, rescale: bool
-) -> ParamScheduler:
-    """Return a schedule with a warm-up in front.
-
-    Args:
-        main: From the share of the run, 0-1, to a multiple of the base learning rate.
-        length: Of the warm-up, as a share of the run, 0-1.
-        factor: The warm-up starts at this multiple of main's first value.
-        method: "linear" or "constant".
-        rescale: Whether main starts after the warm-up; else it runs from 0 below it.
-    """
-    start, end = factor * main(0.0), main(0.0 if rescale else length)
-    ramp: ParamScheduler = LinearParamScheduler(start, end)
-    if method == "constant":
-        ramp = ConstantParamScheduler(start)
-    scaling = ["rescaled", "rescaled" if rescale else "fixed"]
-    return CompositeParamScheduler([ramp, main], [length, 1 - length], scaling)

@@ -157,7 +157,7 @@ BENCHMARK = tuple(CASES)[:10]
 # The detectors with committed numbers on real images, and overrides that leave the trunks as they
 # are and let twenty images pass in seconds.
 REAL_CASES = ("r18_fpn_mask", "r18_c4", "r50_c4")
-REAL_PICTURES = {
+REAL_SETTINGS = {
     "MODEL__FPN__OUT_CHANNELS": 64,
     "MODEL__ROI_BOX_HEAD__FC_DIM": 128,
     "MODEL__ROI_MASK_HEAD__CONV_DIM": 64,
@@ -165,7 +165,7 @@ REAL_PICTURES = {
     "MODEL__RPN__POST_NMS_TOPK_TEST": 3,
     "TEST__DETECTIONS_PER_IMAGE": 5,
 }
-NUM_REAL_PICTURES, REAL_BATCH = 20, 4
+NUM_REAL_IMAGES, REAL_BATCH = 20, 4
 
 
 # Residual branches are drawn weak and outputs spread: a network of random weights otherwise
@@ -376,7 +376,7 @@ def real_batches(coco_folder: Path, *, masks: bool) -> list[list[dict]]:
     """Return the real images of the fixtures in batches; with masks, outputs are as small as the
     images, a quarter larger.
     """
-    records = real_records(coco_folder, NUM_REAL_PICTURES, short_side=64)
+    records = real_records(coco_folder, NUM_REAL_IMAGES, short_side=64)
     for record in records if masks else ():
         record["height"], record["width"] = (5 * side // 4 for side in record["image"].shape[1:])
     return [records[start : start + REAL_BATCH] for start in range(0, len(records), REAL_BATCH)]

@@ -143,12 +143,12 @@ def on_real_images(case: str, coco_folder: Path) -> dict[str, np.ndarray]:
     """Return the fixture of a case on images of COCO val."""
     batches = cases.real_batches(coco_folder, masks=case.endswith("mask"))
     records = [record for batch in batches for record in batch]
-    if len(records) < cases.NUM_REAL_PICTURES:
+    if len(records) < cases.NUM_REAL_IMAGES:
         raise SystemExit(
-            f"{coco_folder} has only {len(records)} usable images, {cases.NUM_REAL_PICTURES} are"
+            f"{coco_folder} has only {len(records)} usable images, {cases.NUM_REAL_IMAGES} are"
             " needed"
         )
-    model = build_model(cases.make_config(case, **cases.REAL_PICTURES)).double()
+    model = build_model(cases.make_config(case, **cases.REAL_SETTINGS)).double()
     checksums = {"checksums": np.array(cases.image_checksums(records), np.uint32)}
     return checksums | run(model, cases.draw_weights(model), batches)
 

@@ -71,11 +71,7 @@ def test_refusal__key_that_the_engine_has_never_heard_of():
 @pytest.mark.parametrize(
     ("case", "settings", "words"),
     [
-        (
-            "r18_fpn",
-            {"MODEL__RESNETS__RES2_OUT_CHANNELS": 256},
-            "DEPTH 18 needs RES2_OUT_CHANNELS 64, got 256",
-        ),
+        ("r18_fpn", {"MODEL__RESNETS__RES2_OUT_CHANNELS": 256}, "RES2_OUT_CHANNELS 64, got 256"),
         ("r50_dc5", {"MODEL__RESNETS__RES5_DILATION": 1}, "RES5_DILATION 2"),
         ("r50_fpn", {"MODEL__FPN__IN_FEATURES": ["res2", "res4"]}, "consecutive"),
         (
@@ -88,7 +84,7 @@ def test_refusal__key_that_the_engine_has_never_heard_of():
             {"MODEL__ANCHOR_GENERATOR__SIZES": [[32], [64]]},
             "one of equal length for each of the 5 levels",
         ),
-        ("r50_fpn", {"MODEL__ROI_BOX_HEAD__NUM_FC": 0}, "has no layer"),
+        ("r50_fpn", {"MODEL__ROI_BOX_HEAD__NUM_FC": 0}, "NUM_FC or NUM_CONV above 0"),
         ("r50_fpn", {"MODEL__ROI_BOX_HEAD__NAME": ""}, "needs ROI_BOX_HEAD.NAME"),
         ("r50_fpn", {"MODEL__ROI_HEADS__NAME": "Res5ROIHeads"}, "reads one feature"),
     ],

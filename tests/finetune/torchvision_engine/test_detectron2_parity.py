@@ -12,6 +12,7 @@ alone.
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -22,10 +23,10 @@ import torch
 from detector_cases import (
     BENCHMARK,
     CASES,
-    NUM_REAL_PICTURES,
+    NUM_REAL_IMAGES,
     REAL_BATCH,
     REAL_CASES,
-    REAL_PICTURES,
+    REAL_SETTINGS,
     draw_images,
     draw_weights,
     image_checksums,
@@ -43,7 +44,7 @@ FIXTURES = Path(__file__).parent / "fixtures"
 # still covered.
 SLOW = {"r18_c4", "r50_c4", "r50_c4_mask", "r50_fpn", "r50_dc5", "rx50_fpn", "r101_c4"}
 REAL_BY_DEFAULT = ("r18_fpn_mask", "r18_c4", "r50_c4")
-NUM_BATCHES = NUM_REAL_PICTURES // REAL_BATCH
+NUM_BATCHES = NUM_REAL_IMAGES // REAL_BATCH
 
 
 def fixture_cases() -> list:
@@ -73,12 +74,15 @@ def build_drawn(
 @torch.no_grad()
 def infer(model: torch.nn.Module, records: list[dict]) -> list[dict]:
     """Proposals and detections, in the form of ``make_detectron2_fixtures.infer``."""
-    model.eval()
-    images = model.preprocess(records)
-    proposals, _ = model.proposal_generator(model.backbone(images.tensor), images.sizes)
+    proposals: list = []
+    hook = model.proposal_generator.register_forward_hook(
+        lambda module, inputs, output: proposals.extend(output[0])
+    )
+    outputs = model.eval()(records)
+    hook.remove()
     return [
         {"proposals": found.boxes, "logits": found.logits, **output}
-        for found, output in zip(proposals, model(records), strict=True)
+        for found, output in zip(proposals, outputs, strict=True)
     ]
 
 
@@ -216,6 +220,13 @@ def test_committed_numbers__inference_and_training_step(case):
     check_step(train_step(model, records), unpack_step(fixture, 0))
 
 
+@functools.cache
+def build_real(case: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    """Return a detector for the real images and its weights, which a training step changes."""
+    return build_drawn(case, torch.float64, **REAL_SETTINGS)
+
+
+@functools.cache
 def real_fixture(case: str, shared_data: Path) -> tuple[dict[str, np.ndarray], list[list[dict]]]:
     """The numbers on real images, and these in batches."""
     with np.load(FIXTURES / f"real_{case}.npz") as file:
@@ -238,11 +249,12 @@ def real_fixture(case: str, shared_data: Path) -> tuple[dict[str, np.ndarray], l
 )
 def test_committed_numbers__inference_on_twenty_real_images(case, shared_data):
     fixture, batches = real_fixture(case, shared_data)
-    model, _ = build_drawn(case, torch.float64, **REAL_PICTURES)
+    model, weights = build_real(case)
+    model.load_state_dict(weights)
     theirs = unpack_outputs(fixture)
     assert (
-        len(theirs) == NUM_REAL_PICTURES
-        and sum(len(their["boxes"]) for their in theirs) > NUM_REAL_PICTURES
+        len(theirs) == NUM_REAL_IMAGES
+        and sum(len(their["boxes"]) for their in theirs) > NUM_REAL_IMAGES
     )
     check_outputs([output for batch in batches for output in infer(model, batch)], theirs)
 
@@ -266,7 +278,8 @@ def training_batches() -> list:
 @pytest.mark.parametrize(("case", "batch"), training_batches())
 def test_committed_numbers__training_steps_on_twenty_real_images(case, batch, shared_data):
     fixture, batches = real_fixture(case, shared_data)
-    model, _ = build_drawn(case, torch.float64, **REAL_PICTURES)
+    model, weights = build_real(case)
+    model.load_state_dict(weights)
     check_step(train_step(model, batches[batch]), unpack_step(fixture, batch))
 
 

@@ -21,12 +21,7 @@ from moco_transfer.finetune.torchvision_engine.build import (
     build_model,
     build_optimizer,
 )
-from moco_transfer.finetune.torchvision_engine.solver import (
-    clip_gradients,
-    make_sgd,
-    parameter_groups,
-    set_lr,
-)
+from moco_transfer.finetune.torchvision_engine.solver import clip_gradients, make_sgd, set_lr
 from moco_transfer.runtime.errors import InputError
 
 FIXTURE = Path(__file__).parent / "fixtures" / "learning_rates.json"
@@ -118,14 +113,21 @@ def test_groups__norms_without_decay_shared_parameters_once():
             "frozen": nn.Linear(2, 2).requires_grad_(False),
         }
     )
-    groups = parameter_groups(
-        model, weight_decay=0.1, weight_decay_norm=0.0, weight_decay_bias=None, bias_lr_factor=2.0
+    optimizer = make_sgd(
+        model,
+        lr=0.5,
+        momentum=0.9,
+        nesterov=False,
+        weight_decay=0.1,
+        weight_decay_norm=0.0,
+        weight_decay_bias=None,
+        bias_lr_factor=2.0,
     )
+    groups = optimizer.param_groups
     found = {(g["weight_decay"], g["lr_factor"]): len(g["params"]) for g in groups}
     assert found == {(0.1, 1.0): 1, (0.1, 2.0): 1, (0.0, 1.0): 1, (0.0, 2.0): 1}
-    optimizer = make_sgd(groups, lr=0.5, momentum=0.9, nesterov=False)
     set_lr(optimizer, 0.25)
-    assert sorted(g["lr"] for g in optimizer.param_groups) == [0.25, 0.25, 0.5, 0.5]
+    assert sorted(g["lr"] for g in groups) == [0.25, 0.25, 0.5, 0.5]
 
 
 def test_clip__each_parameter_for_itself():
