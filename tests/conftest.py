@@ -37,7 +37,7 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Folder with real images (coco/, VOC2007/, VOC2012/, BCCD/, imagenet-sample/): beside the
+    """Folder with real images (coco/, VOC2007/, VOC2012/, BCCD/, imagenet-sample/): next to the
     source tree, or MOCO_TRANSFER_TEST_DATA.
     """
     folder = Path(os.environ.get("MOCO_TRANSFER_TEST_DATA", REPOSITORY.parent / "shared" / "data"))

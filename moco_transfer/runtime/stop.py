@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import multiprocessing.util
 import signal
 from typing import Any
 
@@ -53,3 +55,14 @@ def ignore_sigterm(worker: int) -> None:
     after it has saved.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@atexit.register
+def _kill_workers() -> None:
+    # multiprocessing sends its workers SIGTERM at exit and waits for them, here forever. Its exit
+    # function runs after this one: the import above registered it first.
+    workers = [process for process in multiprocessing.active_children() if process.daemon]
+    if workers:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises for a killed worker
+    for worker in workers:
+        worker.kill()
