@@ -38,17 +38,11 @@ UNREADABLE_LABEL = -1
 
 @dataclass(frozen=True)
 class EvaluationView:
-    """How an image becomes the network's input in evaluation.
+    """How an image becomes the network's input in evaluation."""
 
-    Attributes:
-        size: Side, px.
-        resize: Shorter side before the centre crop, px.
-        mean, std: Of the pixels, RGB, 0-255.
-    """
-
-    size: int
-    resize: int
-    mean: tuple[float, ...]
+    size: int  # side, px
+    resize: int  # shorter side before the centre crop, px
+    mean: tuple[float, ...]  # of the pixels, RGB, 0-255
     std: tuple[float, ...]
 
 
@@ -72,10 +66,8 @@ def find_labelled(
         MissingFileError: If one does not exist.
         InputError: If one has no classes, or ``test`` has a class that ``train`` lacks.
     """
-    known, asked = (
-        _open_labelled(os.fspath(train), "train"),
-        _open_labelled(os.fspath(test), "test"),
-    )
+    known = _open_labelled(os.fspath(train), "train")
+    asked = _open_labelled(os.fspath(test), "test")
     unknown = sorted(set(asked.class_names) - set(known.class_names))
     if unknown:
         raise InputError(
@@ -83,9 +75,8 @@ def find_labelled(
             f"(there: {', '.join(known.class_names[:5])}, …). Give images of the same classes."
         )
     number = np.array([known.class_names.index(name) for name in asked.class_names], np.int64)
-    return known, dataclasses.replace(
-        asked, labels=number[asked.labels], class_names=known.class_names
-    )
+    labels = number[asked.labels]
+    return known, dataclasses.replace(asked, labels=labels, class_names=known.class_names)
 
 
 def _open_labelled(root: str, split: str) -> ImageFolder | HeldImages | LocalShards:
@@ -107,10 +98,6 @@ class CentreViews(Dataset):
     """The centred views of labelled images; item i is (uint8 (3, size, size) RGB, label, i).
 
     An image that cannot be decoded is logged and has the label :data:`UNREADABLE_LABEL`.
-
-    Args:
-        images: The images.
-        view: Size of the view.
     """
 
     def __init__(self, images: IndexedSource, view: EvaluationView) -> None:
@@ -133,12 +120,6 @@ class CentreViews(Dataset):
 class LabelledBatches:
     """This process's share (every ``world_size``-th) of labelled images in batches, as often as
     asked; small sets are decoded only once.
-
-    Args:
-        images: The images.
-        view: Size of the view.
-        batch_size: Images per batch.
-        num_workers: Data workers.
 
     Raises:
         InputError: If there are fewer images than processes.

@@ -41,17 +41,12 @@ QUALITY = 95
 
 @dataclass(frozen=True)
 class PackSettings:
-    """What is written.
-
-    Attributes:
-        form: ``original`` (the files' bytes), ``jpeg`` (smaller and encoded again) or ``raw``
-            (smaller, decoded).
-        shorter_side: To which larger images are resized, px; not for ``original``.
-        images_per_shard: Images in a shard.
+    """What is written: ``original`` (the files' bytes), ``jpeg`` (smaller and encoded again) or
+    ``raw`` (smaller, decoded).
     """
 
     form: str = "original"
-    shorter_side: int = 256
+    shorter_side: int = 256  # to which larger images are resized, px; not for original
     images_per_shard: int = 4096
 
     @property
@@ -102,14 +97,8 @@ def pack(
     num_workers: int = 0,
     on_image: Callable[[], None] = lambda: None,
 ) -> list[str]:
-    """Write tar shards, or continue where an earlier run was interrupted.
-
-    Args:
-        source: The images.
-        dst: Folder to write.
-        settings: What is written.
-        num_workers: Processes that decode; 0 for this one.
-        on_image: Called after each image.
+    """Write tar shards, or continue where an earlier run was interrupted; ``num_workers`` processes
+    decode (0: this one), and ``on_image`` is called after each image.
 
     Returns:
         Why images were left out, one sentence each.
@@ -247,10 +236,7 @@ def _key_of(source: IndexedSource, index: int, used: set[str]) -> str:
 
 
 def check_pack(root: str | os.PathLike[str]) -> int:
-    """Compare every byte of a pack with what was written.
-
-    Returns:
-        Number of images.
+    """Compare every byte of a pack with what was written; returns the number of images.
 
     Raises:
         InputError: Naming the first shard that differs.

@@ -46,20 +46,13 @@ Content = TypeVar("Content")
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """The images of one shard.
+    """The images of one shard."""
 
-    Attributes:
-        state: Size of the shard, bytes, and when it was changed last, ns.
-        offsets, sizes: int64 (number of images,), bytes.
-        labels: int64 (number of images,), -1 without.
-        names: Names of the members.
-    """
-
-    state: tuple[int, int]
-    offsets: np.ndarray
+    state: tuple[int, int]  # size of the shard, bytes, and when it was changed last, ns
+    offsets: np.ndarray  # int64 (number of images,), bytes
     sizes: np.ndarray
-    labels: np.ndarray
-    names: Table[str]
+    labels: np.ndarray  # int64 (number of images,), -1 without
+    names: Table[str]  # of the members
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -168,13 +161,8 @@ def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 def group_samples(
     members: Iterable[tuple[str, Content]],
 ) -> Iterator[dict[str, tuple[str, Content]]]:
-    """Group a shard's members, (name, content) in the order of the tar file, as webdataset does.
-
-    Yields:
-        Per sample, its members by extension.
-
-    Raises:
-        ValueError: If a sample has two members of one extension.
+    """Group a shard's members, (name, content), as webdataset does; yields each sample's members by
+    extension. ValueError if a sample has two of one extension.
     """
     key: str | None = None
     sample: dict[str, tuple[str, Content]] = {}
@@ -194,9 +182,7 @@ def group_samples(
 
 
 def image_of(extensions: Iterable[str]) -> str | None:
-    """Return a sample's extension that is an image's, in upper or lower case, None if there is
-    none.
-    """
+    """Return a sample's first extension that is an image's, None if there is none."""
     found = [extension for extension in extensions if f".{extension.lower()}" in EXTENSIONS]
     return found[0] if found else "npy" if "npy" in extensions else None
 

@@ -95,15 +95,9 @@ def draw_parameters(
     recipe: Recipe,
     crop_scale: tuple[float, float],
 ) -> ViewParameters:
-    """Draw one view's parameters, distributed as torchvision's RandomResizedCrop, RandomGrayscale,
-    ColorJitter and RandomHorizontalFlip.
-
-    Args:
-        rng: Source of randomness.
-        height: Height of the source image, px.
-        width: Width of the source image, px.
-        recipe: One of :data:`RECIPES`.
-        crop_scale: Share of the area a crop covers, (low, high].
+    """Draw one view's parameters for an image of ``height`` x ``width`` px, distributed as
+    torchvision's RandomResizedCrop, RandomGrayscale, ColorJitter and RandomHorizontalFlip. A crop
+    covers the share ``crop_scale``, (low, high], of the area.
     """
     # low + (high - low) * random() is what rng.uniform(low, high) returns, in a tenth of the time
     random = rng.random
@@ -143,16 +137,8 @@ def _draw_crop(
 def apply_reference(
     image: Image.Image, parameters: ViewParameters, *, size: int, grey_first: bool
 ) -> np.ndarray:
-    """Apply a view's parameters with PIL through torchvision, as the published code does.
-
-    Args:
-        image: RGB image.
-        parameters: From :func:`draw_parameters` for this image's size.
-        size: Side of the result, px.
-        grey_first: The recipe's order of grey and jitter.
-
-    Returns:
-        uint8 (size, size, 3), RGB.
+    """Apply a view's parameters with PIL through torchvision, as the published code does; returns
+    uint8 (size, size, 3), RGB.
     """
     view = F.resized_crop(image, *parameters.crop, [size, size], F.InterpolationMode.BILINEAR)
     if parameters.grey and grey_first:
@@ -167,15 +153,8 @@ def apply_reference(
 
 
 def centre_view(image: Image.Image, *, size: int, resize: int) -> np.ndarray:
-    """Return the view of evaluation: the shorter side resized, then the centre cropped.
-
-    Args:
-        image: RGB image.
-        size: Side of the result, px.
-        resize: Shorter side before the crop, px (256 for 224 in the linear protocol).
-
-    Returns:
-        uint8 (size, size, 3), RGB.
+    """Return the view of evaluation, uint8 (size, size, 3): the shorter side resized to ``resize``
+    px (256 for 224 in the linear protocol), then the centre cropped.
     """
     resized = F.resize(image, [resize], F.InterpolationMode.BILINEAR)
     return np.asarray(F.center_crop(resized, [size, size]))

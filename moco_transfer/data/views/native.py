@@ -52,13 +52,8 @@ def available() -> bool:
 def crop_resize(
     image: np.ndarray, crop: tuple[int, int, int, int], *, flip: bool, out: np.ndarray
 ) -> None:
-    """Crop, resize with Pillow's antialiased bilinear filter, and mirror.
-
-    Args:
-        image: uint8 (H, W, 3), RGB, each row without gaps.
-        crop: (top, left, height, width) inside it, px.
-        flip: Mirror left and right.
-        out: uint8 (S, S, 3) without gaps; written.
+    """Crop (top, left, height, width) of uint8 (H, W, 3), resize with Pillow's antialiased bilinear
+    filter to ``out``, uint8 (S, S, 3), and mirror.
 
     Raises:
         ValueError: If the crop is not inside the image, or an array is not as described.

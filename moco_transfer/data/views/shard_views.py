@@ -28,10 +28,6 @@ class ShardViews(IterableDataset):
 
     A problem with a shard arrives as a batch {"error": sentence}: an exception would reach the main
     process with a traceback in it.
-
-    Args:
-        batches: The order of the run.
-        make_views: From images to views.
     """
 
     def __init__(self, batches: ShardBatches, make_views: ViewMaker) -> None:

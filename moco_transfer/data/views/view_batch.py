@@ -79,15 +79,8 @@ class ViewMaker:
     def make(
         self, image: np.ndarray | Image.Image, rng: np.random.Generator, out: np.ndarray
     ) -> list[list[float]]:
-        """Draw the parameters of an image's views and write the views.
-
-        Args:
-            image: From :meth:`decode`.
-            rng: Source of randomness.
-            out: uint8 (V, S, S, 3), written.
-
-        Returns:
-            Each view's colours, which the fast pipeline leaves to the device.
+        """Draw the parameters of an image's views and write the views to ``out``, uint8
+        (V, S, S, 3). Returns each view's colours, which the fast pipeline leaves to the device.
         """
         recipe = RECIPES[self.recipe]
         height, width = image.size[::-1] if isinstance(image, Image.Image) else image.shape[:2]
@@ -109,13 +102,9 @@ def resized_crop(pixels: np.ndarray, parameters: ViewParameters, out: np.ndarray
     """Write the crop, resized to (S, S) by PIL's antialiased bilinear filter and mirrored where the
     parameters say so.
 
-    PIL rounds to whole levels between its two passes, the compiled loop does not: at most 1 level
-    apart. Without the loop torch's filter is used, also at most 1 level from PIL's.
-
-    Args:
-        pixels: uint8 (H, W, 3), RGB.
-        parameters: Crop and flip.
-        out: uint8 (S, S, 3), written.
+    ``pixels`` is uint8 (H, W, 3), ``out`` uint8 (S, S, 3). PIL rounds to whole levels between its
+    two passes, the compiled loop does not: at most 1 level apart. Without the loop torch's filter
+    is used, also at most 1 level from PIL's.
     """
     if native.available():
         native.crop_resize(pixels, parameters.crop, flip=parameters.flip, out=out)
@@ -130,21 +119,13 @@ def resized_crop(pixels: np.ndarray, parameters: ViewParameters, out: np.ndarray
 
 @dataclass
 class ViewBatch:
-    """A batch under construction.
-
-    Args:
-        make_views: Makes the views.
-        count: Places, N.
-
-    Attributes:
-        unreadable: Names of images that could not be decoded and were replaced.
-        given_up: Places for which no readable image was found.
-    """
+    """A batch of ``count`` places under construction."""
 
     make_views: ViewMaker
     count: int
+    # Names of images that could not be decoded and were replaced.
     unreadable: list[str] = field(default_factory=list)
-    given_up: int = 0
+    given_up: int = 0  # places for which no readable image was found
 
     def __post_init__(self) -> None:
         make = self.make_views
@@ -174,12 +155,9 @@ class ViewBatch:
         self._numbers.numpy()[:, place] = label, index
 
     def finished(self) -> dict[str, Any]:
-        """Return the batch.
-
-        Returns:
-            ``views`` uint8 (V, N, 3, S, S), RGB, channels last in memory; ``colours`` float32 (V,
-            N, ROW) in the fast pipeline alone; ``label`` (-1 without classes) and ``index`` int64
-            (N,); ``unreadable``; and ``given_up`` (``views`` is None if it is not 0).
+        """Return the batch: ``views`` uint8 (V, N, 3, S, S), RGB, channels last in memory;
+        ``colours`` float32 (V, N, ROW) in the fast pipeline alone; ``label`` (-1 without classes)
+        and ``index`` int64 (N,); ``unreadable``; and ``given_up`` (not 0: ``views`` is None).
         """
         if self.given_up:
             return {"views": None, "unreadable": self.unreadable, "given_up": self.given_up}
@@ -195,14 +173,8 @@ class ViewBatch:
 
 
 class Views(Dataset):
-    """The views of images that can be read in any order.
-
-    A list of places ``(epoch, index)`` gives a batch, as :meth:`ViewBatch.finished` returns it.
-
-    Args:
-        source: The images.
-        make_views: From an image to its views.
-        seed: The run's seed.
+    """The views of images that can be read in any order: a list of places ``(epoch, index)`` gives
+    a batch, as :meth:`ViewBatch.finished` returns it.
     """
 
     def __init__(self, source: IndexedSource, make_views: ViewMaker, *, seed: int) -> None:
@@ -251,16 +223,8 @@ class Views(Dataset):
 def finish(
     views: Tensor, colours: Tensor | None, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Tensor:
-    """Return what the encoder sees: normalised views, after their colours in the fast pipeline.
-
-    Args:
-        views: uint8 (N, 3, S, S), one view of a batch, on the training device.
-        colours: float32 (N, ROW), on the CPU; None in the reference pipeline.
-        mean: Per channel, 0-255.
-        std: Per channel, 0-255.
-
-    Returns:
-        float32 (N, 3, S, S), channels-last where ``views`` is.
+    """Return what the encoder sees: views uint8 (N, 3, S, S) normalised to float32, after their
+    colours (float32 (N, ROW), on the CPU) in the fast pipeline. mean and std are 0-255.
     """
     if colours is None:
         return normalize(views, mean, std)
@@ -268,13 +232,7 @@ def finish(
 
 
 def normalize(views: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Return (views - mean) / std in float32, on the views' device.
-
-    Args:
-        views: uint8 or float (..., 3, H, W), 0-255, RGB.
-        mean: Per channel, 0-255.
-        std: Per channel, 0-255.
-    """
+    """Return (views - mean) / std in float32; views (..., 3, H, W), mean and std are 0-255."""
     centre, spread = (_per_channel(tuple(values), views.device) for values in (mean, std))
     return (views.to(torch.float32) - centre) / spread
 

@@ -44,11 +44,8 @@ def colour_row(parameters: ViewParameters, *, grey_first: bool) -> list[float]:
 
 
 def blur_kernels(sigmas: np.ndarray) -> np.ndarray:
-    """Return the kernels of PIL's GaussianBlur: three box blurs of fractional width with the
-    Gaussian's variance.
-
-    Args:
-        sigmas: float (B,), standard deviations, px, at most 8; 0 for no blur.
+    """Return the kernels of PIL's GaussianBlur for ``sigmas`` (B,), px, at most 8: three box blurs
+    of fractional width with the Gaussian's variance.
 
     Returns:
         float32 (B, R + 1), from the centre outwards; all zeros where sigma is 0. R is a multiple of
@@ -81,8 +78,8 @@ def finish_views(
 
     Args:
         views: uint8 (B, 3, S, S), 0-255, RGB, on any device.
-        colours: float32 (B, ROW), from :func:`colour_row`, on the CPU, where it says which views
-            need which operation without the device being waited for.
+        colours: float32 (B, ROW), from :func:`colour_row`, on the CPU, so that choosing the views
+            of an operation does not wait for the device.
         mean: Per channel, 0-255.
         std: Per channel, 0-255.
 
