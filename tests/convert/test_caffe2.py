@@ -82,30 +82,25 @@ def test_convert__caffe2_with_fused_norms(tmp_path, r18):
     )
 
 
-def test_convert__caffe2_strides_have_no_place_in_torchvision(tmp_path):
-    state = {
-        name: torch.zeros(()).expand(shape) for name, shape in backbone_shapes("resnet50").items()
-    }
-    source = caffe2_file(tmp_path / "R-50.pkl", state, fused=False)
+def test_convert__caffe2_strides_have_no_place_in_torchvision(saved, tmp_path):
+    shapes = backbone_shapes("resnet50").items()
+    source = saved({WRITE_NAME["caffe2"](n): torch.zeros(()).expand(shape) for n, shape in shapes})
     for to in ("torchvision", "timm"):
         with pytest.raises(InputError, match="STRIDE_IN_1X1 True"):
             convert_checkpoint(source, tmp_path / "t", to=to)
 
 
-def test_convert__caffe2_bias_of_a_convolution_is_refused_unless_zero(tmp_path, r18):
-    zero = caffe2_file(
-        tmp_path / "zero.pkl",
-        r18,
-        fused=False,
-        extra={"res2_0_branch2a_b": np.zeros(64, np.float32)},
-    )
-    report = convert_checkpoint(zero, tmp_path / "c.pkl", verify=False)
-    assert "all zeros" in report.dropped["res2_0_branch2a_b"]
-    one = caffe2_file(
-        tmp_path / "one.pkl", r18, fused=False, extra={"res2_0_branch2a_b": np.ones(64, np.float32)}
-    )
+def test_read_source__caffe2_bias_of_a_convolution_is_dropped_only_when_zero(small):
+    def source_of(bias):
+        top = caffe2_blobs(small, fused=False) | {"res2_0_branch2a_b": bias}
+        path = Path("R-18.pkl")
+        return read_source(Content(path, "pickle", named_tensors(top, path), top))
+
+    zero = source_of(np.zeros(64, np.float32))
+    check_source(zero, "resnet18", "R-18.pkl")
+    assert "all zeros" in zero.dropped["res2_0_branch2a_b"]
     with pytest.raises(InputError, match=r"Unused \(1\): res2_0_branch2a_b"):
-        convert_checkpoint(one, tmp_path / "c.pkl")
+        check_source(source_of(np.ones(64, np.float32)), "resnet18", "R-18.pkl")
 
 
 DEFECTS = {
