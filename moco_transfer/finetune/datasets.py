@@ -53,13 +53,8 @@ class Reads:
 
 @dataclass(frozen=True)
 class RunData:
-    """The data sets of a run.
-
-    Attributes:
-        train_sets: Empty for an evaluation; with a label subset only its images.
-        test_sets: At least one.
-        subset: The label subset, None for all images.
-        count_from_data: Whether the number of classes is the data's and not the config's.
+    """The data sets of a run: no training sets for an evaluation, their images of the label subset
+    alone where there is one, and whether the number of classes is the data's.
     """
 
     train_sets: list[DetectionDataset]
@@ -102,24 +97,22 @@ def read_data(request: DataRequest, reads: Reads) -> RunData:
         PlanError: With everything that is wrong with them.
     """
     findings: list[Finding] = []
-    train_sets: list[DetectionDataset] = []
-    test_sets: list[DetectionDataset] = []
-    roles = [("TEST", request.test, test_sets)]
-    if not request.eval_only:
-        roles.insert(0, ("TRAIN", request.train, train_sets))
-    for role, names, sets in roles:
+    roles = {"TRAIN": () if request.eval_only else request.train, "TEST": request.test}
+    sets: dict[str, list[DetectionDataset]] = {"TRAIN": [], "TEST": []}
+    for role, names in roles.items():
         with collecting(findings):
-            if not names:
+            if not names and not (role == "TRAIN" and request.eval_only):
                 raise InputError(
                     f"DATASETS.{role} names no data set. Give e.g. DATASETS.{role}"
                     " voc_2007_trainval, or your own with --dataset."
                 )
         for name in names:
             with collecting(findings):
-                sets.append(get_dataset(name))
-                reads.once(("records", sets[-1]), functools.partial(_count, sets[-1]))
+                sets[role].append(get_dataset(name))
+                sets[role][-1].records  # noqa: B018 - read now
     if findings:
         raise PlanError(findings)
+    train_sets, test_sets = sets["TRAIN"], sets["TEST"]
     both = [*train_sets, *test_sets]
     with collecting(findings):
         check_same_classes(both)
@@ -140,10 +133,6 @@ def read_data(request: DataRequest, reads: Reads) -> RunData:
     if findings:
         raise PlanError(findings)
     return RunData(train_sets, test_sets, subset, request.num_classes is None)
-
-
-def _count(dataset: DetectionDataset) -> int:
-    return len(dataset.records)
 
 
 def _faults(
@@ -253,13 +242,8 @@ def make_evaluator(
     """Return the evaluator of a data set, which writes ``predictions_<name>.json`` as well.
 
     It is chosen by what the data set says of itself, never by its name. On a data set without
-    ground truth it writes the predictions and computes nothing.
-
-    Args:
-        dataset: The test set.
-        tasks: Of ``bbox``, ``segm``, ``keypoints``; a data set in VOC's layout has boxes alone.
-        output_dir: The run's folder.
-        coco_style: See ``VocEvaluator``.
+    ground truth it writes the predictions and computes nothing. ``tasks`` are of ``bbox``, ``segm``
+    and ``keypoints``; a data set in VOC's layout has boxes alone (``coco_style``: see there).
     """
     predictions = output_dir / f"predictions_{dataset.name}.json"
     if not has_objects(dataset):

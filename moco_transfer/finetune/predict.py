@@ -234,10 +234,6 @@ def find_images(paths: Sequence[str], output_dir: str) -> list[Image]:
     A folder is searched at any depth and keeps its structure; what lies in the output folder is
     left out.
 
-    Args:
-        paths: Files of any kind, and folders of images.
-        output_dir: Where drawings will be written.
-
     Raises:
         MissingFileError: If a path does not exist.
         InputError: If a folder holds no image, or a drawing would overwrite an image.
@@ -274,12 +270,8 @@ def find_images(paths: Sequence[str], output_dir: str) -> list[Image]:
 def predict_images(
     detector: Detector, images: Sequence[Image], output_dir: str
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Draw what a detector finds on each image and write ``detections.json`` next to the drawings.
-
-    Args:
-        detector: A trained detector.
-        images: From :func:`find_images`; those that cannot be read are skipped.
-        output_dir: Made when it is missing; drawings of the same name in it are replaced.
+    """Draw what a detector finds on each image that can be read, and write ``detections.json`` next
+    to the drawings; drawings of the same name are replaced.
 
     Returns:
         What detections.json says of the whole (``skipped``: file and reason), and of each image.

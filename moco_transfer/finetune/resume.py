@@ -18,14 +18,9 @@ Header = Mapping[str, Any]  # what a checkpoint says of its run; ``FinetunePlan.
 
 
 def resume_faults(state: Header, path: str, header: Header, *, eval_only: bool) -> Iterator[str]:
-    """Yield a sentence for each reason not to continue from a checkpoint: it is of another kind,
-    engine or config, or of a run from other weights, images or seed.
-
-    Args:
-        state: The checkpoint.
-        path: Its path.
-        header: What this run's own checkpoints will say of themselves.
-        eval_only: The checkpoint is evaluated; what it was trained on does not matter.
+    """Yield a sentence for each reason why a run, which says ``header`` of itself, cannot continue
+    from the checkpoint at ``path``: it is of another kind, engine or config, or of a run from other
+    weights, images or seed (which do not matter for ``eval_only``).
     """
     if state.get("format") != header["format"]:
         yield (
@@ -48,35 +43,31 @@ def resume_faults(state: Header, path: str, header: Header, *, eval_only: bool) 
 
 
 def _other_start(state: Header, path: str, header: Header) -> Iterator[str]:
+    def weights(of: Header) -> str:
+        digest = of["weights_sha256"]
+        return f"{of['weights']['path']!r} with sha256 {digest}" if digest else "none"
+
+    def labels(of: Header) -> str:
+        digest = of["label_subset_sha256"]
+        return f"the subset with sha256 {digest}" if digest else "all images"
+
     again = "or choose another OUTPUT_DIR to train from scratch"
     if state["weights_sha256"] != header["weights_sha256"]:
-        then, now = (
-            f"{h['weights']['path']!r} with sha256 {h['weights_sha256']}"
-            if h["weights_sha256"]
-            else "none"
-            for h in (state, header)
-        )
         yield (
-            f"{path} is of a run that began with other weights ({then}), MODEL.WEIGHTS is now"
-            f" {now}. Give it those, {again}."
+            f"{path} is of a run that began with other weights ({weights(state)}), MODEL.WEIGHTS is"
+            f" now {weights(header)}. Give it those, {again}."
         )
     if state["label_subset_sha256"] != header["label_subset_sha256"]:
-        then, now = (
-            f"the subset with sha256 {h['label_subset_sha256']}"
-            if h["label_subset_sha256"]
-            else "all images"
-            for h in (state, header)
-        )
         yield (
-            f"{path} is of a run on other labels ({then}), --label-subset now says {now}. Give it"
-            f" the same, {again}."
+            f"{path} is of a run on other labels ({labels(state)}), --label-subset now says"
+            f" {labels(header)}. Give it the same, {again}."
         )
     for role, digests in header["datasets"].items():
-        known = state["datasets"][role]
-        changed = [name for name, digest in digests.items() if known.get(name) != digest]
-        if changed:
+        for name in (
+            n for n, digest in digests.items() if state["datasets"][role].get(n) != digest
+        ):
             yield (
-                f"{path} is of a run on other data: the annotations of {changed[0]!r} in"
+                f"{path} is of a run on other data: the annotations of {name!r} in"
                 f" DATASETS.{role.upper()} have changed since it began. Put them back, {again}."
             )
     if state["seed"] != header["seed"]:
@@ -119,11 +110,7 @@ def evaluation_folder(output_dir: Path, test_names: Sequence[str], config_text: 
     """Return where an evaluation may write without replacing anything: ``output_dir`` where it
     holds no run and no other evaluation, else ``eval_<test sets>[_<number>]`` in it.
 
-    Args:
-        output_dir: OUTPUT_DIR.
-        test_names: Data sets that are evaluated on.
-        config_text: What will be written as config.yaml: the same evaluation, interrupted, may be
-            repeated in its folder.
+    An interrupted evaluation of the same config (``config_text``) is repeated in its folder.
     """
     name = "eval_" + re.sub(r"[^\w.+-]", "_", "+".join(test_names))
     numbered = (output_dir / f"{name}_{number}" for number in itertools.count(2))

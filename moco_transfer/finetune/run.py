@@ -47,7 +47,8 @@ def finetune(
     record_settings(plan.output_dir, plan.header["config"])
     on_start(plan.output_dir)
     for line in describe_plan(plan):
-        logger.info("%s", line)
+        surprising = line.startswith(("note", "overruled"))
+        logger.log(logging.WARNING if surprising else logging.INFO, "%s", line)
     model = plan.engine.build_model()
     load_weights(model, plan.weights)
     run = start(plan.engine, model, plan.header, amp_dtype=plan.amp_dtype)

@@ -118,14 +118,8 @@ def describe_norm(
 ) -> str:
     """Return in words which normalisation a model really uses in a run, for results.json.
 
-    Args:
-        model: Any module.
-        world_size: Number of processes; by default those of this process's group.
-        device: Where they compute; by default where the group's tensors are.
-
-    Returns:
-        For example ``"BN (SyncBN in one process) x 61"`` or ``"SyncBN over 8 ranks (nccl) x 53 +
-        FrozenBN x 10"``; ``"none"`` without norms.
+    By default as it works in this process's group. For example ``"BN (SyncBN in one process) x
+    61"`` or ``"SyncBN over 8 ranks (nccl) x 53 + FrozenBN x 10"``; ``"none"`` without norms.
     """
     if world_size is None:
         world_size = get_world_size()
@@ -162,10 +156,7 @@ def recompute_bn_statistics(
     fvcore computes; here all processes get the same statistics: each sees its own images, and
     detectron2's hook leaves the difference (detectron2 issue 5398).
 
-    Args:
-        model: The detector, without DistributedDataParallel around it; left in training mode.
-        batches: Training batches of this process, at least ``num_iterations``.
-        num_iterations: Batches per process.
+    The model comes without DistributedDataParallel and is left in training mode.
     """
     model.train()
     if get_bn_modules(model):
@@ -176,13 +167,7 @@ def recompute_bn_statistics(
 
 def sync_on_cpu(model: nn.Module) -> nn.Module:
     """Replace every ``torch.nn.SyncBatchNorm``, which works on CUDA alone, by one that also works
-    over CPU processes.
-
-    Args:
-        model: Changed in place; state-dict keys, values and the parameters themselves stay.
-
-    Returns:
-        The model, or the replacement where the model itself is such a layer.
+    over CPU processes, and return the model; its parameters and keys stay.
     """
     if isinstance(model, nn.SyncBatchNorm):
         layer = SyncBatchNorm2d(

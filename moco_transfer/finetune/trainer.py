@@ -133,18 +133,9 @@ def train(
     """Train from ``run.iteration`` to the end. Collective.
 
     The losses are read when they are logged, so that a GPU need not wait for them in every
-    iteration, and before anything is evaluated or saved. The last iteration has a checkpoint.
-
-    Args:
-        run: Its ``iteration`` moves.
-        batches: This process's batches from ``run.iteration`` on, without end.
-        schedule: Length of the run, and its periods.
-        checkpoints: Where process 0 saves.
-        metrics: Where process 0 writes; None on other processes.
-        stop: Asked between iterations.
-        precise_bn: Called before an evaluation, and before the last checkpoint.
-        evaluation: Returns metrics by task on process 0, None when it was stopped. The one at the
-            end of the run is the caller's.
+    iteration, and before anything is evaluated or saved. The last iteration has a checkpoint;
+    ``precise_bn`` is called before it and before an evaluation. ``evaluation`` returns metrics by
+    task on process 0, None when it was stopped; the one at the end of the run is the caller's.
 
     Returns:
         True when the run is complete, False when it was told to stop and has saved.
@@ -274,13 +265,8 @@ def evaluate(
     """Run the detector over this process's share of a test set, in float32 as Detectron2 does, also
     after training under autocast. Collective.
 
-    Args:
-        model: The detector; left in evaluation mode.
-        batches: This process's share of the test set, an image each.
-        detect: See ``Engine.detector``.
-        evaluator: With ``reset()``, ``process(batch, outputs)`` and ``evaluate()``.
-        stop: Asked between batches.
-        num_images: Of all processes.
+    ``batches`` hold an image each, ``num_images`` is the size of the whole set; the evaluator has
+    ``reset()``, ``process(batch, outputs)`` and ``evaluate()``.
 
     Returns:
         Metrics by task on process 0, ``{}`` elsewhere; None when it was told to stop.

@@ -17,12 +17,11 @@ from moco_transfer.runtime.errors import InputError
 
 _EVALUATOR_TYPES = {"voc": "pascal_voc", "coco": "coco"}  # Detectron2's words
 
-# What Detectron2's evaluator of VOC reads of each object, without asking whether it is there,
-# beside the name: text, or int().
-_TEXT_FIELDS, _INTEGER_FIELDS = (
-    ("pose",),
-    ("truncated", "difficult", "bndbox/xmin", "bndbox/ymin", "bndbox/xmax", "bndbox/ymax"),
-)
+# What Detectron2's evaluator of VOC reads of each object next to the name, without asking whether
+# it is there; all but the pose by int().
+_POSE = "pose"
+_VOC_FIELDS = [_POSE, "truncated", "difficult"]
+_VOC_FIELDS += [f"bndbox/{side}" for side in ("xmin", "ymin", "xmax", "ymax")]
 
 
 def add_datasets(names: Iterable[str] | None = None) -> None:
@@ -30,8 +29,8 @@ def add_datasets(names: Iterable[str] | None = None) -> None:
     metadata that it wants.
 
     Args:
-        names: By default all. A name that Detectron2 knows already, its own built-in ones among
-            them, stays as it is there.
+        names: By default all. A name that Detectron2 knows already, such as a built-in one, stays
+            as it is there.
 
     Raises:
         UnknownKeyError: If our catalogue lacks a name.
@@ -41,9 +40,7 @@ def add_datasets(names: Iterable[str] | None = None) -> None:
         dataset = get_dataset(name)
         if name in DatasetCatalog:
             _check_same_place(dataset)
-        else:
-            # Both are asked for by name when they are needed, not now: the files may not be here at
-            # all.
+        else:  # read by name when it is needed: the files may not be here at all
             DatasetCatalog.register(name, lambda name=name: _records(get_dataset(name)))
             _describe(dataset)
 
@@ -51,12 +48,10 @@ def add_datasets(names: Iterable[str] | None = None) -> None:
 def build_evaluator(
     cfg: Any, dataset_name: str, output_folder: str | None = None
 ) -> DatasetEvaluator:
-    """Return Detectron2's own evaluator for a data set, by the ``evaluator_type`` of its metadata
-    and never by its name.
+    """Return Detectron2's own evaluator for a data set, by the ``evaluator_type`` of its metadata.
 
-    Detectron2's evaluator of VOC stumbles at the end of a training over XML files that lack what it
-    does not use, and reads every file as counted from pixel 1; so the files are looked through
-    here.
+    Detectron2's evaluator of VOC fails at the end of a training on XML files that lack what it does
+    not use, and reads every file as counted from pixel 1; so the files are checked here.
 
     Args:
         cfg: OUTPUT_DIR and TEST.KEYPOINT_OKS_SIGMAS are used.
@@ -69,98 +64,79 @@ def build_evaluator(
     """
     kind = getattr(MetadataCatalog.get(dataset_name), "evaluator_type", None)
     if kind == "coco":
-        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-        return COCOEvaluator(
-            dataset_name, output_dir=folder, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS
+        folder, sigmas = output_folder, cfg.TEST.KEYPOINT_OKS_SIGMAS
+        folder = folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+        return COCOEvaluator(dataset_name, output_dir=folder, kpt_oks_sigmas=sigmas)
+    if kind != "pascal_voc":
+        raise InputError(
+            f"Data set {dataset_name!r} has evaluator_type {kind!r} in its metadata, expected"
+            " 'coco' or 'pascal_voc'."
         )
-    if kind == "pascal_voc":
-        _check_voc_evaluable(dataset_name)
-        return PascalVOCDetectionEvaluator(dataset_name)
-    raise InputError(
-        f"Data set {dataset_name!r} has evaluator_type {kind!r} in its metadata, expected 'coco' or"
-        " 'pascal_voc'."
-    )
+    _check_voc(dataset_name)
+    return PascalVOCDetectionEvaluator(dataset_name)
 
 
-def _check_voc_evaluable(dataset_name: str) -> None:
+def _check_voc(dataset_name: str) -> None:
     metadata = MetadataCatalog.get(dataset_name)
-    own = "`moco-transfer train`, whose own evaluator takes it"
+    fix = "or evaluate with `moco-transfer train`, whose own evaluator takes it."
     if metadata.get("first_pixel", 1) != 1:
         raise InputError(
             f"Data set {dataset_name!r} counts pixels from {metadata.first_pixel}, but Detectron2's"
             " evaluator of VOC reads every XML as counted from 1: each box would be off by a"
-            f" pixel. Write the XML from 1, or evaluate with {own}."
+            f" pixel. Write the XML from 1, {fix}"
         )
     root = Path(metadata.dirname)
     image_list = root / "ImageSets" / "Main" / f"{metadata.split}.txt"
-    for image_id in image_list.read_text(encoding="utf-8").split() if image_list.exists() else ():
-        file = root / "Annotations" / f"{image_id}.xml"
-        for number, node in enumerate(
-            ElementTree.parse(file).getroot().findall("object") if file.exists() else (), start=1
-        ):
-            for field in (*_TEXT_FIELDS, *_INTEGER_FIELDS):
+    ids = image_list.read_text(encoding="utf-8").split() if image_list.exists() else []
+    files = [root / "Annotations" / f"{image_id}.xml" for image_id in ids]
+    for file in filter(Path.exists, files):
+        for number, node in enumerate(ElementTree.parse(file).getroot().findall("object"), 1):
+            for field in _VOC_FIELDS:
                 text = node.findtext(field)
-                if text is None or (
-                    field in _INTEGER_FIELDS and not text.strip().lstrip("-").isdecimal()
-                ):
+                is_whole = text is not None and text.strip().lstrip("-").isdecimal()
+                if text is None or (field != _POSE and not is_whole):
+                    got = "missing" if text is None else repr(text)
                     raise InputError(
-                        f"{file}, object {number}: {field.split('/')[-1]} is"
-                        f" {'missing' if text is None else repr(text)}, and Detectron2's evaluator"
-                        f" of VOC fails without {'it' if text is None else 'a whole number'}. Write"
-                        f" it, or evaluate with {own}."
+                        f"{file}, object {number}: {field.split('/')[-1]} is {got}, and"
+                        " Detectron2's evaluator of VOC fails without"
+                        f" {'it' if text is None else 'a whole number'}. Write it, {fix}"
                     )
 
 
 def _records(dataset: DetectionDataset) -> list[dict]:
     """Return Detectron2's "dataset dicts": ours, and what kind of box theirs are."""
-    return [
-        record
-        | {
-            "annotations": [
-                annotation | {"bbox_mode": BoxMode.XYXY_ABS} for annotation in record["annotations"]
-            ]
-        }
-        for record in dataset.records
-    ]
+    kind = {"bbox_mode": BoxMode.XYXY_ABS}
+    return [r | {"annotations": [a | kind for a in r["annotations"]]} for r in dataset.records]
 
 
 def _describe(dataset: DetectionDataset) -> None:
     metadata = MetadataCatalog.get(dataset.name)
     metadata.set(evaluator_type=_EVALUATOR_TYPES[dataset.kind])
     if dataset.kind == "voc":
-        metadata.set(
-            thing_classes=list(dataset.class_names),
-            dirname=dataset.root,
-            split=dataset.split,
-            year=dataset.year,
-        )
-        metadata.set(
-            first_pixel=dataset.first_pixel
-        )  # not Detectron2's word: build_evaluator asks for it
+        metadata.set(thing_classes=list(dataset.class_names), dirname=dataset.root)
+        metadata.set(split=dataset.split, year=dataset.year)
+        # Not Detectron2's word: build_evaluator asks for it.
+        metadata.set(first_pixel=dataset.first_pixel)
         return
     metadata.set(json_file=dataset.json_file, image_root=dataset.image_root)
     if not os.path.exists(dataset.json_file or ""):
         return
-    metadata.set(
-        thing_classes=list(dataset.class_names),
-        thing_dataset_id_to_contiguous_id={
-            category: index for index, category in enumerate(dataset.category_ids)
-        },
-    )
-    if dataset.keypoint_names:
-        names = dataset.keypoint_names
+    indices = {category: index for index, category in enumerate(dataset.category_ids)}
+    metadata.set(thing_classes=list(dataset.class_names), thing_dataset_id_to_contiguous_id=indices)
+    names = dataset.keypoint_names
+    if names:
         pairs = [(names[i], names[j]) for i, j in enumerate(dataset.keypoint_mirror) if i < j]
         metadata.set(keypoint_names=list(names), keypoint_flip_map=pairs)
 
 
 def _check_same_place(dataset: DetectionDataset) -> None:
-    """Refuse a name that would mean one data set here and another in Detectron2, which fixed its
+    """Reject a name that would mean one data set here and another in Detectron2, which fixed its
     folders when it was imported.
     """
     metadata = MetadataCatalog.get(dataset.name).as_dict()
-    theirs = metadata.get("dirname") if dataset.kind == "voc" else metadata.get("json_file")
-    ours = dataset.root if dataset.kind == "voc" else dataset.json_file
-    if theirs is not None and os.path.realpath(theirs) != os.path.realpath(ours or ""):
+    theirs = metadata.get("dirname" if dataset.kind == "voc" else "json_file")
+    ours = (dataset.root if dataset.kind == "voc" else dataset.json_file) or ""
+    if theirs is not None and os.path.realpath(theirs) != os.path.realpath(ours):
         raise InputError(
             f"Data set {dataset.name!r} is {theirs} in Detectron2's catalogue and {ours} in this"
             " one's. Set DETECTRON2_DATASETS before Detectron2 is imported, or choose another"

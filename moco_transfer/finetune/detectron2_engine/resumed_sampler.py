@@ -1,9 +1,9 @@
-"""Detectron2's stream of training images, taken up where an interrupted run left it.
+"""Detectron2's stream of training images, continued where an interrupted run left it.
 
-Detectron2's own loader begins its stream again when a run is resumed, so that the first images of
-an epoch are seen again and others not at all. The stream is a function of the seed, and which of it
-was used a function of the iterations finished; so the rest can be given to the same loader, and
-every batch holds the images that it would have held. How they are augmented is drawn again.
+Detectron2's own loader begins its stream again when a run is resumed: the first images of an epoch
+are seen again and others not at all. The stream is a function of the seed, and which of it was used
+a function of the iterations finished; so the same loader can be given the rest, and every batch
+holds the images that it would have held. How they are augmented is drawn again.
 
 Source:
     Order of detectron2@02b5c4e data/common.py (ToIterableDataset, AspectRatioGroupedDataset),
@@ -45,15 +45,13 @@ class ResumedSampler(Sampler):
 
     def __iter__(self) -> Iterator[int]:
         """Yield indices of images without end."""
+        drawn, size, workers = iter(self._sampler), self._batch_size, self._num_workers
         if self._is_wide is None:  # whole batches arrive in the order in which they are drawn
-            return itertools.islice(
-                iter(self._sampler), self._batches_used * self._batch_size, None
-            )
-        arriving = _as_they_arrive(iter(self._sampler), self._batch_size, self._num_workers)
+            return itertools.islice(drawn, self._batches_used * size, None)
+        # Each worker gets a batch's images in turn and gives one in turn.
+        arriving = _transposed(drawn, workers, size)
         waiting = self._waiting_after(arriving, self._is_wide)
-        return _as_they_are_drawn(
-            itertools.chain(waiting, arriving), self._batch_size, self._num_workers
-        )
+        return _transposed(itertools.chain(waiting, arriving), size, workers)
 
     def _waiting_after(self, arriving: Iterator[int], is_wide: Sequence[bool]) -> list[int]:
         """Take from the stream what the batches used up; return what had arrived and was in none of
@@ -75,27 +73,14 @@ class ResumedSampler(Sampler):
         return in_order
 
 
-def _as_they_arrive(drawn: Iterator[int], chunk: int, num_workers: int) -> Iterator[int]:
-    """Yield in the order in which images leave the loader: each worker gets ``chunk`` of them in
-    turn and gives one in turn.
+def _transposed(stream: Iterator[int], rows: int, columns: int) -> Iterator[int]:
+    """Yield each block of ``rows * columns`` items column by column; as they come for one row or
+    column, which is a loader with fewer than two workers.
     """
-    if num_workers < 2:
-        yield from drawn
+    if min(rows, columns) < 2:
+        yield from stream
         return
     while True:
-        block = list(itertools.islice(drawn, chunk * num_workers))
-        for position in range(chunk):
-            for worker in range(num_workers):
-                yield block[worker * chunk + position]
-
-
-def _as_they_are_drawn(arriving: Iterator[int], chunk: int, num_workers: int) -> Iterator[int]:
-    """Yield in the order in which images have to be drawn to leave the loader in the given one."""
-    if num_workers < 2:
-        yield from arriving
-        return
-    while True:
-        block = list(itertools.islice(arriving, chunk * num_workers))
-        for worker in range(num_workers):
-            for position in range(chunk):
-                yield block[position * num_workers + worker]
+        block = list(itertools.islice(stream, rows * columns))
+        for column in range(columns):
+            yield from block[column::columns]
