@@ -21,7 +21,7 @@ FIXTURE = Path(__file__).with_name("official_resnet18.json")
 
 
 def official_arrays(checkout: Path, checkpoint: Path, folder: Path) -> dict:
-    """Run the official converter of a checkout on a checkpoint and return the arrays of its file."""
+    """Run a checkout's official converter on a checkpoint and return the arrays of its file."""
     output = folder / "official.pkl"
     script = checkout / "detection" / "convert-pretrain-to-detectron2.py"
     subprocess.run(

@@ -173,7 +173,7 @@ def dicts_of(content, is_wanted):
 
 
 def is_victim(key):
-    """Tell whether a key names the first convolution of the second block of layer2, in any naming."""
+    """Whether a key names the first convolution of the second block of layer2, in any naming."""
     return re.search(r"(^|\.)(layer2|res3|5)\.1\.conv1\.weight$", str(key)) is not None
 
 

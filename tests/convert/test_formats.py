@@ -266,7 +266,7 @@ def test_convert__backbone_of_a_detector_to_torchvision(saved, tmp_path, r18):
     ],
 )
 def test_make_stamp__of_a_detectron2_file_says_what_the_file_says(saved, extra, stride, pixels):
-    """Where a bottleneck's strides and colours are not on record, the stamp does not make them up."""
+    """If a bottleneck's strides and colours are not on record, the stamp does not make them up."""
     state = {
         detectron2_name(name): torch.zeros(()).expand(shape)
         for name, shape in backbone_shapes("resnet50").items()

@@ -298,9 +298,9 @@ def test_read_weights__msras_own_file_suits_the_msra_twin(tmp_path, monkeypatch)
         and weights.pixels["stride_in_1x1"] is True
     )
     assert lint(flatten_config(cfg), weights, world_size=8, reference=(16, 0.02)) == []
-    assert {f.name for f in lint(flatten_config(load_detection_config("pascal_voc_R_50_C4_24k")), weights, world_size=8, reference=(16, 0.02))} == {
-        "colour-order", "pixel-mean", "pixel-std", "stride",
-    }  # fmt: skip
+    plain = flatten_config(load_detection_config("pascal_voc_R_50_C4_24k"))
+    found = lint(plain, weights, world_size=8, reference=(16, 0.02))
+    assert {f.name for f in found} == {"colour-order", "pixel-mean", "pixel-std", "stride"}
     model = build_model(cfg)
     said = load(model, weights)
     assert (said["coverage"]["matched"], said["kind"], weights.row) == (

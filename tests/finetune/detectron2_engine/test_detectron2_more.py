@@ -16,8 +16,9 @@ from pycocotools.coco import COCO
 
 pytestmark = pytest.mark.detectron2
 
-COMMON = """MODEL.DEVICE cpu SEED 0 DATALOADER.NUM_WORKERS 0 INPUT.MIN_SIZE_TRAIN 64 INPUT.MIN_SIZE_TEST 64 SOLVER.MAX_ITER 2 SOLVER.STEPS 1
-    SOLVER.WARMUP_ITERS 1 TEST.PRECISE_BN.NUM_ITER 1 MODEL.FPN.OUT_CHANNELS 32 MODEL.ROI_BOX_HEAD.FC_DIM 32"""
+COMMON = """MODEL.DEVICE cpu SEED 0 DATALOADER.NUM_WORKERS 0 INPUT.MIN_SIZE_TRAIN 64
+    INPUT.MIN_SIZE_TEST 64 SOLVER.MAX_ITER 2 SOLVER.STEPS 1 SOLVER.WARMUP_ITERS 1
+    TEST.PRECISE_BN.NUM_ITER 1 MODEL.FPN.OUT_CHANNELS 32 MODEL.ROI_BOX_HEAD.FC_DIM 32"""
 
 
 def few(
@@ -66,8 +67,9 @@ def test_masks__run_length_encoded_with_crops_repeats_and_test_time_augmentation
         encode=True,
     )
     encoded = f"{file}:{shared_data / 'coco' / 'val2017'}"
-    words = """DATASETS.TRAIN rle_train DATASETS.TEST rle_train MODEL.MASK_ON True INPUT.CROP.ENABLED True
-        DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler DATALOADER.REPEAT_THRESHOLD 0.5 TEST.AUG.ENABLED True TEST.AUG.MIN_SIZES 48,64
+    words = """DATASETS.TRAIN rle_train DATASETS.TEST rle_train MODEL.MASK_ON True
+        INPUT.CROP.ENABLED True DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler
+        DATALOADER.REPEAT_THRESHOLD 0.5 TEST.AUG.ENABLED True TEST.AUG.MIN_SIZES 48,64
         TEST.AUG.MAX_SIZE 100 TEST.DETECTIONS_PER_IMAGE 10 MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.0"""
     refused = train(
         "coco_R_18_FPN_small", tmp_path / "run", {"rle_train": f"coco:{encoded}"}, *words.split()
@@ -111,9 +113,11 @@ def test_masks__run_length_encoded_with_crops_repeats_and_test_time_augmentation
 
 def test_key_points__of_a_set_of_ones_own(tmp_path, shared_data):
     source = shared_data / "coco" / "annotations" / "person_keypoints_val2017.json"
-    people = f"coco:{few(source, tmp_path / 'people.json', count=4, with_key_points=True)}:{shared_data / 'coco' / 'val2017'}"
-    words = """DATASETS.TRAIN people DATASETS.TEST people MODEL.KEYPOINT_ON True MODEL.MASK_ON False INPUT.RANDOM_FLIP horizontal
-        TEST.DETECTIONS_PER_IMAGE 10 MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.0 MODEL.RPN.POST_NMS_TOPK_TEST 20"""
+    json_file = few(source, tmp_path / "people.json", count=4, with_key_points=True)
+    people = f"coco:{json_file}:{shared_data / 'coco' / 'val2017'}"
+    words = """DATASETS.TRAIN people DATASETS.TEST people MODEL.KEYPOINT_ON True MODEL.MASK_ON
+        False INPUT.RANDOM_FLIP horizontal TEST.DETECTIONS_PER_IMAGE 10
+        MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.0 MODEL.RPN.POST_NMS_TOPK_TEST 20"""
     result = train("coco_R_18_FPN_small", tmp_path / "run", {"people": people}, *words.split())
     assert result.returncode == 0, result.stderr
     record = json.loads((tmp_path / "run" / "results.json").read_text())

@@ -32,7 +32,8 @@ import moco_transfer.finetune.detectron2_engine
 cfg.merge_from_file(moco_transfer.config.path("pascal_voc_R_50_C4_24k"))
 cfg.MODEL.DEVICE = "cpu"
 model = build_model(cfg)
-print(type(model.roi_heads).__name__, [name for name in model.state_dict() if name.startswith("roi_heads.res5.norm.")])
+names = [name for name in model.state_dict() if name.startswith("roi_heads.res5.norm.")]
+print(type(model.roi_heads).__name__, names)
 """
 
 
@@ -63,10 +64,11 @@ cfg.merge_from_file(plugin.config.path("pascal_voc_R_18_C4_320px"))
 for flag in sys.argv[2:]:
     parse_dataset_flag(flag)
 plugin.add_datasets()
-cfg.merge_from_list('''MODEL.DEVICE cpu DATASETS.TRAIN ('scenes_train',) DATASETS.TEST ('scenes_test',)
-    DATALOADER.NUM_WORKERS 0 INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64 SOLVER.IMS_PER_BATCH 2 SOLVER.REFERENCE_WORLD_SIZE 0 SOLVER.MAX_ITER 2
-    SOLVER.STEPS (1,) SOLVER.WARMUP_ITERS 1 SOLVER.BASE_LR 0.001 SOLVER.AMP.ENABLED False TEST.PRECISE_BN.NUM_ITER 1 MODEL.RPN.POST_NMS_TOPK_TEST 8
-    MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 8'''.split())
+cfg.merge_from_list('''MODEL.DEVICE cpu DATASETS.TRAIN ('scenes_train',) DATASETS.TEST
+    ('scenes_test',) DATALOADER.NUM_WORKERS 0 INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64
+    SOLVER.IMS_PER_BATCH 2 SOLVER.REFERENCE_WORLD_SIZE 0 SOLVER.MAX_ITER 2 SOLVER.STEPS (1,)
+    SOLVER.WARMUP_ITERS 1 SOLVER.BASE_LR 0.001 SOLVER.AMP.ENABLED False TEST.PRECISE_BN.NUM_ITER 1
+    MODEL.RPN.POST_NMS_TOPK_TEST 8 MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 8'''.split())
 cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(MetadataCatalog.get("scenes_train").thing_classes)
 cfg.OUTPUT_DIR = sys.argv[1]
 Trainer(cfg).train()

@@ -159,7 +159,8 @@ cfg = to_detectron2(load_detection_config(folder + "/config.yaml"), "cpu")
 model = build_model(cfg)
 DetectionCheckpointer(model).load(folder + "/checkpoint_0000100.pth")
 loader = build_detection_test_loader(cfg, "scenes_train")
-print(json.dumps(evaluation.inference_on_dataset(model, loader, build_evaluator(cfg, "scenes_train"))))
+evaluator = build_evaluator(cfg, "scenes_train")
+print(json.dumps(evaluation.inference_on_dataset(model, loader, evaluator)))
 """
     theirs = run_python("-c", program, finished, dataset_flags(scenes)[0])
     assert theirs.returncode == 0, theirs.stderr
