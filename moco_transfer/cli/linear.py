@@ -54,8 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train the layer; returns the exit status."""
     from ..data.images.labelled import find_labelled
-    from ..pretrain.linear import LinearProtocol
-    from ..pretrain.linear_run import LinearPlan, evaluate_linear
+    from ..pretrain.linear import LinearPlan, LinearProtocol, evaluate_linear
     from ..runtime.distributed import is_main_process, start_processes, stop_processes
     from ..runtime.errors import InputError
     from ..runtime.log import set_up_logging

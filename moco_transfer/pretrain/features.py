@@ -108,6 +108,18 @@ def extract_features(
     return FeatureSet(rows[readable], label[readable], names, unreadable)
 
 
+def top1_and_top5(ranked: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return ``top1`` and ``top5``, percent: the label is the first, or one of five, of a row.
+
+    Args:
+        ranked: int64 (N, at least 5 or all classes), the likeliest class first.
+        labels: int64 (N,).
+    """
+    hits = ranked[:, :5] == labels[:, None]
+    top1, top5 = hits[:, 0].sum().item(), hits.any(1).sum().item()
+    return {"top1": 100 * top1 / len(hits), "top5": 100 * top5 / len(hits)}
+
+
 def _in_order(
     rows: Tensor, labels: Tensor, indices: Tensor, *, total: int
 ) -> tuple[Tensor, Tensor]:

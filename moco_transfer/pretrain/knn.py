@@ -20,7 +20,7 @@ from ..data.images.image_source import IndexedSource
 from ..data.images.labelled import EvaluationView, LabelledBatches
 from ..runtime.distributed import average_bn_statistics
 from ..runtime.stop import StopRequest
-from .features import Compute, FeatureSet, extract_features, trunk_of
+from .features import Compute, FeatureSet, extract_features, top1_and_top5, trunk_of
 
 _SIMILARITIES = 2**26  # entries of the similarity matrix held at once, 256 MB
 
@@ -76,11 +76,7 @@ def knn_accuracy(
         k=k,
         temperature=temperature,
     )
-    hits = scores.argsort(dim=1, descending=True) == test.labels[:, None]
-    return {
-        "top1": 100 * hits[:, 0].sum().item() / len(hits),
-        "top5": 100 * hits[:, :5].any(1).sum().item() / len(hits),
-    }
+    return top1_and_top5(scores.argsort(dim=1, descending=True), test.labels)
 
 
 @dataclass(frozen=True)

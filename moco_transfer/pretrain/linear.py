@@ -12,30 +12,45 @@ Source:
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import json
 import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+import yaml
 from torch import Tensor, nn
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..runtime.checkpoint import CheckpointFolder
+from ..data.images.image_source import IndexedSource
+from ..data.images.labelled import LabelledBatches
+from ..data.views.loading import as_it_is
+from ..data.views.view_batch import ViewMaker, Views
+from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
 from ..runtime.distributed import gather_object, get_rank, get_world_size, is_main_process
+from ..runtime.environment import git_commit, package_versions
 from ..runtime.errors import InputError
+from ..runtime.files import atomic_write_text
 from ..runtime.metrics import MetricsFile
+from ..runtime.run_folder import record_settings
 from ..runtime.seed import generator_at, seed_everything
-from ..runtime.stop import StopRequest
-from .features import FeatureSet
+from ..runtime.stop import StopRequest, ignore_sigterm
+from .encoder_file import TrainedEncoder
+from .features import Compute, FeatureSet, encode, extract_features, top1_and_top5, trunk_of
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT_FORMAT = "moco_transfer.linear/1"
+FORMAT = "moco_transfer.linear/1"  # of checkpoints and of results.json
+_CROP_SCALE = (0.08, 1.0)  # torchvision's default, as in main_lincls.py; pre-training's is (0.2, 1)
 
 
 @dataclass(frozen=True)
@@ -59,42 +74,50 @@ class LinearProtocol:
         return self.lr * 0.1 ** sum(epoch >= step for step in self.steps)
 
 
-class ShuffledBatches(Sampler[list[tuple[int, int]]]):
-    """This process's part of every batch after a place in the run, as lists of (epoch, index).
+@dataclass(frozen=True)
+class LinearPlan:
+    """What is measured on what; labels of ``train`` and ``test`` are numbered equally.
 
-    Unlike ``data.batches.samplers.EpochBatches`` it keeps the last, partial batch of an epoch, as
-    main_lincls.py does. A process's part may therefore be smaller than another's by one image.
+    Attributes:
+        origin: Where the encoder comes from, for results.json; a resume needs the same.
+        compute: Where and how the trunk computes; the classifier is float32.
+        cache_features: Compute the training features once, without augmentation, instead of on new
+            crops in each epoch.
+        resume: Continue from the last checkpoint in ``output``, where there is one.
     """
 
-    def __init__(
-        self,
-        num_images: int,
-        protocol: LinearProtocol,
-        *,
-        start_epoch: int = 0,
-        start_step: int = 0,
-    ) -> None:
-        self.num_images, self.protocol = num_images, protocol
-        self.start_epoch, self.start_step = start_epoch, start_step
-        self.iterations_per_epoch = -(-num_images // protocol.batch_size_total)
+    encoder: TrainedEncoder
+    train: IndexedSource
+    test: IndexedSource
+    origin: dict[str, Any]
+    compute: Compute
+    output: Path
+    protocol: LinearProtocol = LinearProtocol()
+    cache_features: bool = False
+    num_workers: int = 0
+    resume: bool = False
 
-    def batch_size(self, iteration_in_epoch: int) -> int:
-        """Return the number of images of an iteration over all processes."""
-        size = self.protocol.batch_size_total
-        return min(size, self.num_images - iteration_in_epoch * size)
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a resumed run must share with the checkpoint."""
+        protocol = dataclasses.asdict(self.protocol)
+        return self.origin | {"cache_features": self.cache_features, "protocol": protocol}
 
-    def __len__(self) -> int:
-        epochs = self.protocol.epochs - self.start_epoch
-        return epochs * self.iterations_per_epoch - self.start_step
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        size, seed = self.protocol.batch_size_total, self.protocol.seed
-        for epoch in range(self.start_epoch, self.protocol.epochs):
-            order = generator_at(seed, "linear order", epoch).permutation(self.num_images)
-            done = self.start_step if epoch == self.start_epoch else 0
-            for start in range(done * size, self.num_images, size):
-                own = order[start : start + size][get_rank() :: get_world_size()]
-                yield [(epoch, int(i)) for i in own]
+def shuffled_batches(
+    num_images: int, protocol: LinearProtocol, *, epoch: int = 0, step: int = 0
+) -> Iterator[list[tuple[int, int]]]:
+    """Yield this process's part of every batch from a place in the run on, as (epoch, index).
+
+    The last, partial batch of an epoch is kept, as in main_lincls.py. A process's part may
+    therefore be smaller than another's by one image.
+    """
+    size = protocol.batch_size_total
+    for now in range(epoch, protocol.epochs):
+        order = generator_at(protocol.seed, "linear order", now).permutation(num_images)
+        for start in range(step * size if now == epoch else 0, num_images, size):
+            own = order[start : start + size][get_rank() :: get_world_size()]
+            yield [(now, int(i)) for i in own]
 
 
 @dataclass
@@ -117,7 +140,7 @@ class LinearRun:
         """Return what a checkpoint holds, on process 0. Collective."""
         weights = self.classifier.state_dict()
         return {
-            "format": CHECKPOINT_FORMAT,
+            "format": FORMAT,
             "state_dict": {f"fc.{name}": tensor for name, tensor in weights.items()},
             "optimizer": self.optimizer.state_dict(),
             "epoch": self.epoch,
@@ -152,11 +175,8 @@ def new_run(
 
 def restore(run: LinearRun, state: dict[str, Any], path: str) -> None:
     """Put a checkpoint's state into a run; refuses one of other features or settings."""
-    if state.get("format") != CHECKPOINT_FORMAT:
-        raise InputError(
-            f"{path} is not a checkpoint of moco-transfer linear (format {state.get('format')!r},"
-            f" expected {CHECKPOINT_FORMAT!r})."
-        )
+    if state.get("format") != FORMAT:
+        raise InputError(f"{path} is not a checkpoint of moco-transfer linear.")
     for key, mine in run.settings.items():
         if state["origin"].get(key) != mine:
             raise InputError(
@@ -179,7 +199,7 @@ def train_classifier(
     batches: Iterable[tuple[Tensor, Tensor]],
     test: FeatureSet,
     *,
-    order: ShuffledBatches,
+    num_train: int,
     checkpoints: CheckpointFolder,
     metrics: MetricsFile | None,
 ) -> dict[str, float] | None:
@@ -187,10 +207,10 @@ def train_classifier(
 
     Args:
         run: Classifier and optimiser; changed in place.
-        batches: This process's (features (b, C), labels (b,)) for each batch of ``order``, on the
-            classifier's device.
+        batches: This process's (features (b, C), labels (b,)) in the order of
+            :func:`shuffled_batches`, on the classifier's device.
         test: Features of the images to be classified.
-        order: The order that ``batches`` follow.
+        num_train: Training images.
         checkpoints: Where rank 0 saves after each epoch.
         metrics: Where rank 0 writes, None on other processes.
 
@@ -198,11 +218,11 @@ def train_classifier(
         The last epoch's ``loss``, ``acc1``, ``top1`` and ``top5``, percent; None when it was told
         to stop (SIGTERM) and has saved.
     """
-    protocol, per_epoch = run.protocol, order.iterations_per_epoch
-    done = run.epoch * per_epoch + run.step
+    protocol, size = run.protocol, run.protocol.batch_size_total
+    per_epoch = -(-num_train // size)
     bar = tqdm(
         total=protocol.epochs * per_epoch,
-        initial=done,
+        initial=run.epoch * per_epoch + run.step,
         desc="linear",
         unit="it",
         disable=None if is_main_process() else True,
@@ -217,11 +237,15 @@ def train_classifier(
                 return None
             for group in run.optimizer.param_groups:
                 group["lr"] = protocol.lr_in(run.epoch)
-            run.sums += _step(run, *next(source), batch_size=order.batch_size(run.step))
+            batch_size = min(size, num_train - run.step * size)
+            run.sums += _step(run, *next(source), batch_size=batch_size)
             run.step += 1
             bar.update()
             if run.step == per_epoch:
-                row = _end_epoch(run, test, order, metrics)
+                row = _end_epoch(run, test, num_train)
+                if metrics is not None:
+                    lr, epoch = protocol.lr_in(run.epoch - 1), run.epoch - 1
+                    metrics.write(run.epoch * per_epoch, {"epoch": epoch, "lr": lr} | row)
                 _save(run, checkpoints, per_epoch)
     return row
 
@@ -239,24 +263,19 @@ def _step(run: LinearRun, features: Tensor, labels: Tensor, *, batch_size: int) 
     return torch.stack([loss.detach(), (logits.argmax(1) == labels).sum().to(loss.dtype)])
 
 
-def _end_epoch(
-    run: LinearRun, test: FeatureSet, order: ShuffledBatches, metrics: MetricsFile | None
-) -> dict[str, float]:
+def _end_epoch(run: LinearRun, test: FeatureSet, num_train: int) -> dict[str, float]:
     """Begin the next epoch, test, and log."""
     lr = run.protocol.lr_in(run.epoch)
     run.epoch, run.step = run.epoch + 1, 0
     if get_world_size() > 1:
         dist.all_reduce(run.sums)
-    loss, correct = (run.sums / order.num_images).tolist()
+    loss, correct = (run.sums / num_train).tolist()
     run.sums = torch.zeros_like(run.sums)
     if not math.isfinite(loss):
         raise FloatingPointError(
             f"The loss is {loss} after epoch {run.epoch} at lr {lr:g}. Lower --lr."
         )
     row = {"loss": loss, "acc1": 100 * correct} | accuracy_on(run.classifier, test)
-    if metrics is not None:
-        iteration = run.epoch * order.iterations_per_epoch
-        metrics.write(iteration, {"epoch": run.epoch - 1, "lr": lr} | row)
     logger.info(
         f"epoch {run.epoch}/{run.protocol.epochs} loss {loss:.3f} acc1 {row['acc1']:.2f} lr {lr:g}"
         f" test top-1 {row['top1']:.2f} top-5 {row['top5']:.2f}"
@@ -275,8 +294,102 @@ def _save(run: LinearRun, checkpoints: CheckpointFolder, per_epoch: int) -> None
 def accuracy_on(classifier: Callable[[Tensor], Tensor], test: FeatureSet) -> dict[str, float]:
     """Return ``top1`` and ``top5``, percent, of a classifier on features that every process has."""
     best = classifier(test.features).topk(min(5, len(test.class_names)), dim=1).indices
-    hits = best == test.labels[:, None]
-    return {
-        "top1": 100 * hits[:, 0].sum().item() / len(hits),
-        "top5": 100 * hits.any(1).sum().item() / len(hits),
+    return top1_and_top5(best, test.labels)
+
+
+def evaluate_linear(plan: LinearPlan) -> dict[str, Any] | None:
+    """Train the classifier and write ``results.json``. Collective.
+
+    Returns:
+        What results.json holds, or None when the run was told to stop and has saved.
+    """
+    since, compute, protocol = time.perf_counter(), plan.compute, plan.protocol
+    trunk = trunk_of(plan.encoder.network).to(compute.device).eval()
+
+    def features_of(images: IndexedSource, description: str) -> FeatureSet:
+        batches = LabelledBatches(images, plan.encoder.view, num_workers=plan.num_workers)
+        return extract_features(trunk, batches, compute, description=description)
+
+    test = features_of(plan.test, "test features")
+    cached = features_of(plan.train, "training features") if plan.cache_features else None
+    dim, num_classes = test.features.shape[1], len(test.class_names)
+    run = new_run(dim, num_classes, protocol, device=compute.device, settings=plan.settings)
+    checkpoints = CheckpointFolder(plan.output, keep=2)
+    last = checkpoints.last() if plan.resume else None
+    if last is not None:
+        restore(run, load_checkpoint(last), str(last))
+    record_settings(plan.output, yaml.safe_dump(plan.settings))
+    num_train = len(plan.train) if cached is None else len(cached.labels)
+    order = shuffled_batches(num_train, protocol, epoch=run.epoch, step=run.step)
+    if cached is not None:
+        batches = _cached_batches(cached, order)
+    else:
+        batches = _encoded_batches(plan, trunk, order, dim)
+    start = run.epoch * -(-num_train // protocol.batch_size_total) + run.step
+    file = plan.output / "metrics.json"
+    metrics = MetricsFile(file, start_iteration=start) if is_main_process() else None
+    places = {"num_train": num_train, "checkpoints": checkpoints, "metrics": metrics}
+    with contextlib.closing(metrics) if metrics else contextlib.nullcontext():
+        row = train_classifier(run, batches, test, **places)
+    if row is None:
+        return None
+    record = {
+        "schema": FORMAT,
+        **plan.origin,
+        "top1": row["top1"],
+        "top5": row["top5"],
+        "train_loss": row.get("loss"),
+        "protocol": dataclasses.asdict(protocol) | {"steps": list(protocol.steps)},
+        "cache_features": plan.cache_features,
+        "feature_dim": dim,
+        "num_classes": num_classes,
+        "num_test": len(test.labels),
+        "num_test_unreadable": test.num_unreadable,
+        "world_size": get_world_size(),
+        "versions": package_versions(),
+        "git": git_commit(),
+        "num_train": num_train,
+        "wall_sec": time.perf_counter() - since,
     }
+    if is_main_process():
+        atomic_write_text(plan.output / "results.json", json.dumps(record, indent=2) + "\n")
+    return record
+
+
+def _cached_batches(
+    cached: FeatureSet, order: Iterator[list[tuple[int, int]]]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    for places in order:
+        index = torch.tensor([i for _, i in places], dtype=torch.int64, device=cached.labels.device)
+        yield cached.features[index], cached.labels[index]
+
+
+def _encoded_batches(
+    plan: LinearPlan, trunk: nn.Module, order: Iterator[list[tuple[int, int]]], dim: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (features, labels) of new crops of the training images."""
+    view, device = plan.encoder.view, plan.compute.device
+    make_views = ViewMaker("supervised", view.size, _CROP_SCALE, 1)
+    loader = DataLoader(
+        Views(plan.train, make_views, seed=plan.protocol.seed),
+        sampler=order,
+        batch_size=None,
+        num_workers=plan.num_workers,
+        worker_init_fn=ignore_sigterm if plan.num_workers else None,
+        collate_fn=as_it_is,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),
+    )
+    for batch in loader:
+        for path in batch["unreadable"]:
+            logger.warning("replaced unreadable image %s by another", path)
+        if batch["given_up"]:
+            raise InputError(
+                "20 training images in a row cannot be read, the last is"
+                f" {batch['unreadable'][-1]}. Repair or remove them."
+            )
+        labels = batch["label"].to(device)
+        if len(labels):
+            yield encode(trunk, batch["views"][0], view, plan.compute), labels
+        else:  # fewer images left than processes
+            yield torch.zeros(0, dim, device=device), labels

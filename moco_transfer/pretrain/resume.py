@@ -28,44 +28,21 @@ from ..runtime.errors import InputError
 
 CHECKPOINT_FORMAT = "moco_transfer.pretrain/1"
 
-_SAME = (
-    "MECHANISM",
-    "MODEL.ARCH",
-    "SEED",  # of the order and the crops: an epoch would be resumed in the middle of another one
-    "DATA.BATCH_SIZE_TOTAL",
-    "DATA.PIXEL_MEAN",
-    "DATA.PIXEL_STD",
-    "MOCO.DIM",
-    "MOCO.MLP",
-    "MOCO.QUEUE_SIZE",
-    "MOCO.SYMMETRIC",  # the loss is a sum of two: its curve would jump
-)
+# SEED: of the order and the crops; an epoch would be resumed in the middle of another one.
+# MOCO.SYMMETRIC: the loss is a sum of two; its curve would jump.
+_SAME = """MECHANISM MODEL.ARCH SEED DATA.BATCH_SIZE_TOTAL DATA.PIXEL_MEAN DATA.PIXEL_STD
+    MOCO.DIM MOCO.MLP MOCO.QUEUE_SIZE MOCO.SYMMETRIC""".split()
 # These change nothing that is computed. The order of shards has a warning of its own.
-_ANY = (
-    "OUTPUT_DIR",
-    "DATA.LAYOUT",
-    "DATA.MAX_UNREADABLE",
-    "DATA.NUM_WORKERS",
-    "DATA.SHUFFLE_BUFFER",
-    "DATA.NUM_IMAGES",
-    "TRAIN.LOG_PERIOD",
-    "TRAIN.CHECKPOINT_PERIOD_EPOCHS",
-    "TRAIN.CHECKPOINT_PERIOD_ITERS",
-    "TRAIN.KEEP_CHECKPOINTS",
-    "TRAIN.TENSORBOARD",
-)
+_ANY = """OUTPUT_DIR DATA.LAYOUT DATA.MAX_UNREADABLE DATA.NUM_WORKERS DATA.SHUFFLE_BUFFER
+    DATA.NUM_IMAGES TRAIN.LOG_PERIOD TRAIN.CHECKPOINT_PERIOD_EPOCHS TRAIN.CHECKPOINT_PERIOD_ITERS
+    TRAIN.KEEP_CHECKPOINTS TRAIN.TENSORBOARD""".split()
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """A checkpoint to continue from.
-
-    Attributes:
-        path: The file.
-        state: Its content, as ``run.Pretraining.state`` made it.
-    """
+    """A checkpoint to continue from; ``state`` as ``run.Pretraining.state`` made it."""
 
     path: Path
     state: dict[str, Any] = field(repr=False)
@@ -93,10 +70,7 @@ def read_last(checkpoints: CheckpointFolder) -> ResumePoint | None:
         return None
     state, problem = _tried(lambda: load_checkpoint(path))
     if state is not None and state.get("format") != CHECKPOINT_FORMAT:
-        problem = (
-            f"{path} is not a checkpoint of tools/pretrain.py (format {state.get('format')!r},"
-            f" expected {CHECKPOINT_FORMAT!r})."
-        )
+        problem = f"{path} is not a checkpoint of moco-transfer pretrain."
     found = all_gather_object((problem, state["iteration"] if state and not problem else None))
     if found[0][0] is not None:
         raise InputError(found[0][0])
@@ -123,14 +97,7 @@ def _tried(read: Callable[[], T]) -> tuple[T | None, str | None]:
 def check_resume(
     point: ResumePoint, header: dict[str, Any], iterations_per_epoch: int, max_iterations: int
 ) -> Iterator[str]:
-    """Yield each reason why a run cannot continue from a checkpoint.
-
-    Args:
-        point: The checkpoint.
-        header: ``PretrainPlan.header`` of the run.
-        iterations_per_epoch: Of the run.
-        max_iterations: Length of the run.
-    """
+    """Yield each reason why a run with this ``PretrainPlan.header`` cannot continue."""
     state, path = point.state, point.path
 
     def differs(name: str, theirs: Any, mine: Any) -> str:
@@ -154,8 +121,7 @@ def check_resume(
     if point.iteration > max_iterations:
         yield (
             f"{path} is after iteration {point.iteration}, beyond the end of this run after"
-            f" {max_iterations}. Raise SOLVER.EPOCHS or SOLVER.MAX_ITER, or resume with the config"
-            " it was started with."
+            f" {max_iterations}. Raise SOLVER.EPOCHS or SOLVER.MAX_ITER."
         )
 
 
@@ -174,16 +140,11 @@ def changes(point: ResumePoint, header: dict[str, Any]) -> Iterator[str]:
             " images that share BN statistics differ from here on."
         )
     saved, order = point.state["order"], header["order"]
-    differing = [
-        f"{name} {saved.get(name)} -> {order.get(name)}"
-        for name in sorted(saved.keys() | order.keys())
-        if saved.get(name) != order.get(name)
-    ]
-    if differing:
+    if saved != order:
         yield (
-            f"The order of images in shards differs from here on ({', '.join(differing)}): in the"
-            " epoch that is resumed some images may come again and others not at all, and the run"
-            " does not equal an uninterrupted one."
+            f"The order of images in shards differs from here on ({saved} -> {order}): in the epoch"
+            " that is resumed some images may come again and others not at all, and the run does"
+            " not equal an uninterrupted one."
         )
 
 
@@ -196,33 +157,22 @@ def restore(
     """Load a checkpoint's state; the optimiser's settings stay those of the config."""
     state = point.state
     model.load_state_dict(state["state_dict"])
-    saved = state["optimizer"]
-    groups = [
-        mine | {"params": theirs["params"]}
-        for mine, theirs in zip(
-            optimizer.state_dict()["param_groups"], saved["param_groups"], strict=True
-        )
-    ]
-    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+    # One group, whose parameters are numbered equally.
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
     # torch refuses to load the empty state of a run without loss scaling.
     if state["scaler"] or not scaler.is_enabled():
         scaler.load_state_dict(state["scaler"])
 
 
 def _changed(point: ResumePoint, header: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Return (key, value in the checkpoint, value now) of the settings that differ and count.
-
-    A key that only one of them has came or went with a version of the program.
-    """
+    """Return (key, value in the checkpoint, value now) of the settings that differ and count."""
     before, now = (
         flatten_config(yaml.safe_load(text)) for text in (point.state["config"], header["config"])
     )
-    supervised = header["mechanism"] == "supervised"
+    ignored = ("MOCO.",) if header["mechanism"] == "supervised" else ()
     return [
         (key, before[key], now[key])
-        for key in now
-        if key in before
-        and before[key] != now[key]
-        and key not in _ANY
-        and not (supervised and key.startswith("MOCO."))
+        for key in now  # a key that only one has came or went with a version of the program
+        if before.get(key, now[key]) != now[key] and key not in _ANY and not key.startswith(ignored)
     ]

@@ -74,9 +74,8 @@ def test_moco__one_process_with_split_bn(mlp, symmetric, accumulate, monkeypatch
     norm = functools.partial(SplitBatchNorm2d, group_size=4)
     model = build(MoCo, norm, mlp=mlp, symmetric=symmetric)
     reference = Reference(model, num_groups=2)
-    if (
-        accumulate == 2
-    ):  # one group per micro-batch; only without shuffling over both are they the groups of one batch
+    # One group per micro-batch: only without shuffling over both are they the groups of one batch.
+    if accumulate == 2:
         model.shuffle = False
         reference.keys_of = lambda images: reference.encode(reference.k, list(images))
     monkeypatch.setattr(moco_module, "draw_permutation", numbered_permutations())

@@ -36,8 +36,7 @@ from moco_transfer.data.views.augmentation import centre_view
 from moco_transfer.models import build_encoder
 from moco_transfer.pretrain.encoder_file import TrainedEncoder, backbone_encoder, trained_encoder
 from moco_transfer.pretrain.features import Compute, extract_features, trunk_of
-from moco_transfer.pretrain.linear import LinearProtocol
-from moco_transfer.pretrain.linear_run import LinearPlan, evaluate_linear
+from moco_transfer.pretrain.linear import LinearPlan, LinearProtocol, evaluate_linear
 from moco_transfer.runtime.errors import InputError, MissingFileError
 
 MEAN, STD = (120.0, 110.0, 100.0), (50.0, 60.0, 70.0)

@@ -25,14 +25,15 @@ from moco_transfer.pretrain import linear
 from moco_transfer.pretrain.encoder_file import TrainedEncoder
 from moco_transfer.pretrain.features import Compute, FeatureSet
 from moco_transfer.pretrain.linear import (
+    LinearPlan,
     LinearProtocol,
-    ShuffledBatches,
     accuracy_on,
+    evaluate_linear,
     new_run,
     restore,
+    shuffled_batches,
     train_classifier,
 )
-from moco_transfer.pretrain.linear_run import LinearPlan, evaluate_linear
 from moco_transfer.runtime.checkpoint import CheckpointFolder, load_checkpoint
 from moco_transfer.runtime.errors import InputError
 
@@ -54,13 +55,13 @@ def train(protocol: LinearProtocol, folder, *, resume: bool = False):
     checkpoints = CheckpointFolder(folder)
     if resume:
         restore(run, load_checkpoint(checkpoints.last()), "checkpoint")
-    order = ShuffledBatches(22, protocol, start_epoch=run.epoch, start_step=run.step)
+    order = shuffled_batches(22, protocol, epoch=run.epoch, step=run.step)
     batches = (
         (train_set.features[[i for _, i in places]], train_set.labels[[i for _, i in places]])
         for places in order
     )
     return run, train_classifier(
-        run, batches, test_set, order=order, checkpoints=checkpoints, metrics=None
+        run, batches, test_set, num_train=22, checkpoints=checkpoints, metrics=None
     )
 
 
@@ -74,7 +75,7 @@ def plain_loop(protocol: LinearProtocol) -> tuple[nn.Linear, float, float]:
     layer.load_state_dict(new_run(5, 3, protocol, device=CPU, settings={}).classifier.state_dict())
     optimizer = torch.optim.SGD(layer.parameters(), lr=protocol.lr, momentum=0.9, weight_decay=0.0)
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [6, 8], 0.1)
-    batches = iter(ShuffledBatches(22, protocol))
+    batches = shuffled_batches(22, protocol)
     for _ in range(10):
         losses, count = 0.0, 0
         for _ in range(3):  # 8 + 8 + 6
@@ -129,19 +130,16 @@ def test_protocol__is_the_papers():
 
 
 def test_shuffled_batches__every_image_once_in_an_epoch_the_partial_batch_too():
-    order = ShuffledBatches(22, LinearProtocol(epochs=2, batch_size_total=8))
-    batches = list(order)
-    assert [len(b) for b in batches] == [8, 8, 6] * 2 == [
-        order.batch_size(i) for i in range(3)
-    ] * 2 and len(order) == 6
+    protocol = LinearProtocol(epochs=2, batch_size_total=8)
+    batches = list(shuffled_batches(22, protocol))
+    assert [len(b) for b in batches] == [8, 8, 6] * 2
     for epoch in (0, 1):
-        assert sorted(i for b in batches[3 * epoch : 3 * epoch + 3] for _, i in b) == list(
-            range(22)
-        )
+        seen = [i for b in batches[3 * epoch : 3 * epoch + 3] for _, i in b]
+        assert sorted(seen) == list(range(22))
     assert [i for _, i in batches[0]] != [i for _, i in batches[3]]
     for epoch, step in ((1, 0), (0, 2), (1, 1)):
-        rest = ShuffledBatches(22, order.protocol, start_epoch=epoch, start_step=step)
-        assert list(rest) == batches[3 * epoch + step :] and len(rest) == 6 - 3 * epoch - step
+        rest = list(shuffled_batches(22, protocol, epoch=epoch, step=step))
+        assert rest == batches[3 * epoch + step :]
 
 
 class StopAfter:

@@ -31,7 +31,7 @@ def tiny_moco(**kwargs) -> MoCo:
 
 
 class Reference:
-    """Algorithm 1 in plain Python: lists of float64 numbers, one sample and one negative at a time."""
+    """Algorithm 1 in plain Python: lists of float64, one sample and one negative at a time."""
 
     def __init__(self, model: MoCo) -> None:
         self.q = {

@@ -27,7 +27,6 @@ Batches: TypeAlias = EpochBatches | ShardBatches
 each iteration.
 """
 
-_UNEVEN = 0.01  # share of an epoch's images seen twice beyond which a warning is logged
 _STAYS = ("colours",)  # read on the CPU; see view_colours.py
 
 
@@ -159,36 +158,3 @@ def to_device(batches: Iterable[dict[str, Any]], device: torch.device) -> Iterat
         waiting = ahead
     if waiting is not None:
         yield ready(waiting)
-
-
-def warn_of_another_order(saved: dict[str, int], now: dict[str, int]) -> None:
-    """Log what differs between the order a run was saved with and the one it continues with
-    (``batches.order``).
-    """
-    differing = [
-        f"{name} {saved.get(name)} -> {now.get(name)}"
-        for name in sorted(saved.keys() | now.keys())
-        if saved.get(name) != now.get(name)
-    ]
-    if differing:
-        logger.warning(
-            "The order of images in shards differs from here on (%s): some images of this epoch may"
-            " come again and others not at all.",
-            ", ".join(differing),
-        )
-
-
-def describe_batches(source: ImageSource, batches: Batches) -> None:
-    """Log what is read and, for a stream of shards, how it is dealt out."""
-    logger.info("%s", source.describe())
-    if isinstance(batches, ShardBatches):
-        logger.info("%s", batches.describe())
-        uneven = batches.uneven()
-        if uneven > _UNEVEN:
-            logger.warning(
-                "The shards do not divide evenly among the streams: %.0f%% of an epoch's images are"
-                " seen twice in it, and as many not at all. Choose DATA.NUM_WORKERS so that"
-                " processes x workers divides the number of shards, %d.",
-                100 * uneven,
-                len(batches.shards.urls),
-            )
