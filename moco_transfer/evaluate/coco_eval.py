@@ -84,13 +84,9 @@ def evaluate_results(
 ) -> Metrics:
     """Score COCO results, such as a file of them, against a data set.
 
-    Args:
-        results: Detections in COCO's result format; left as they are.
-        dataset: The test set.
-        tasks: Some of ``metric_names.TASKS``.
-
     Returns:
-        For each task COCO's numbers by name and ``AP-<class>``, 0-100.
+        For each of ``tasks``, some of ``metric_names.TASKS``, COCO's numbers by name and
+        ``AP-<class>``, 0-100.
 
     Raises:
         InputError: If results are for images or classes that the data set does not have.

@@ -25,20 +25,19 @@ def draw_detection_sheet(
     *,
     image_ids: Sequence[int | str],
 ) -> Path:
-    """Write a PNG whose first column is the ground truth, and an SVG next to it.
+    """Write a PNG whose first column is the ground truth, and an SVG next to it; return the PNG.
 
     Of each image it shows as many predictions as there are objects, those with the highest scores:
     a score threshold would hide all boxes of a detector with low scores.
 
     Args:
-        path: The PNG to write; returned.
+        path: The PNG to write.
         dataset: The test set.
         columns: Title -> predictions in COCO's result format.
         image_ids: The images to show, one row each.
 
     Raises:
-        InputError: If an image is not in the set or cannot be read, or a prediction has a category
-            that the set lacks.
+        InputError: If an image is not in the set or unreadable, or a prediction's category is not.
     """
     class_of = {category: index for index, category in enumerate(dataset.category_ids)}
     records = {record["image_id"]: record for record in dataset.records}

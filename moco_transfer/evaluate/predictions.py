@@ -50,12 +50,12 @@ class PredictionWriter:
         self._found: list[tuple[int | str, dict[str, Any]]] = []
 
     def process(self, batch: list[dict], outputs: list[dict[str, Tensor]]) -> None:
-        """Take the detections of some images.
+        """Take the detections of some images; ``image_id`` of their batch items is used.
 
         Args:
-            batch: What went into the model; ``image_id`` is used.
-            outputs: What came out: ``boxes`` (N, 4) XYXY px of the original image, ``scores``
-                (N,), ``classes`` (N,)[, ``masks`` (N, H, W) bool, ``keypoints`` (N, K, 3)].
+            batch: What went into the model.
+            outputs: What came out: ``boxes`` (N, 4) XYXY px of the original image, ``scores`` (N,),
+                ``classes`` (N,)[, ``masks`` (N, H, W) bool, ``keypoints`` (N, K, 3)].
 
         Raises:
             InputError: If a class index is not one of the data set's.
@@ -65,10 +65,9 @@ class PredictionWriter:
             self._found.append((item["image_id"], found))
 
     def evaluate(self) -> Metrics:
-        """Write the predictions and return the metrics. Collective.
+        """Write the predictions; return the metrics by task, 0-100, on rank 0, ``{}`` elsewhere.
 
-        Returns:
-            On rank 0 for each task the metrics by name, 0-100; elsewhere ``{}``.
+        Collective.
         """
         shares = gather_object(self._found)
         if not is_main_process():
@@ -96,12 +95,9 @@ class PredictionWriter:
         return self.score(found, results)
 
     def score(self, found: list[tuple[int | str, dict[str, Any]]], results: list[dict]) -> Metrics:
-        """Return the metrics by task of all detections.
+        """Return the metrics by task of all detections, which ``results`` holds in COCO's format.
 
-        Args:
-            found: For each image its id and ``boxes`` (N, 4) XYXY float32, ``scores`` (N,),
-                ``classes`` (N,).
-            results: The same in COCO's result format.
+        ``found`` has each image's id and boxes (N, 4) XYXY float32, scores (N,), classes (N,).
         """
         logger.warning(
             "Data set %r has no ground truth: predictions are in %s, and no AP is computed.",
@@ -114,12 +110,9 @@ class PredictionWriter:
 def to_coco_results(
     image_id: int | str, output: dict[str, Tensor], category_ids: tuple[int, ...]
 ) -> list[dict]:
-    """Turn a model's output for one image into COCO results.
+    """Turn a model's output for one image, see ``PredictionWriter.process``, into COCO results.
 
-    Args:
-        image_id: The image.
-        output: As for ``PredictionWriter.process``, on any device.
-        category_ids: The data set's category id of each contiguous class.
+    ``category_ids`` holds the data set's category id of each contiguous class.
 
     Raises:
         InputError: If a class index is not one of the data set's.
@@ -177,12 +170,7 @@ def _as_results(
 
 
 def load_predictions(path: str | os.PathLike[str]) -> list[dict]:
-    """Read COCO results.
-
-    Raises:
-        MissingFileError: If the file does not exist.
-        InputError: If it is not a list of detections.
-    """
+    """Read COCO results; InputError if the file is no list of detections, or does not exist."""
     try:
         results = json.loads(Path(path).read_bytes())
     except FileNotFoundError as error:

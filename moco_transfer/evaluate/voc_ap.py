@@ -113,8 +113,7 @@ def best_overlaps(
         truth_images: Their images (G,).
 
     Returns:
-        IoU (D,), -inf where the image has no such box; index (D,) of the box, the first of equal
-        ones, -1 where none.
+        IoU (D,), -inf without a box; index (D,) of the box, the first of equal ones, -1 without.
     """
     by_image = np.argsort(truth_images, kind="stable")
     first = np.searchsorted(truth_images[by_image], images, side="left")

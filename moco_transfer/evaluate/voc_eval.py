@@ -37,13 +37,10 @@ class VocEvaluator(PredictionWriter):
         *,
         coco_style: bool = False,
     ) -> None:
-        """Evaluate on ``dataset``.
+        """Evaluate on ``dataset``; write the predictions to ``output_file``, if it is given.
 
-        Args:
-            dataset: The test set.
-            output_file: Where to write the predictions, or None.
-            coco_style: Also score the same detections by COCO's rules (100 an image, 101 points,
-                exclusive edges, difficult boxes as ordinary ones, unrounded) as "bbox_coco".
+        With ``coco_style`` the same detections are also scored by COCO's rules (100 an image, 101
+        points, exclusive edges, difficult boxes as ordinary ones, unrounded), as "bbox_coco".
 
         Raises:
             InputError: If the data set has no box to be found.

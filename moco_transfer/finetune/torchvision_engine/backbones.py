@@ -94,10 +94,7 @@ class Block(nn.Module):
 
         Pooling is linear along height and width, a 1x1 convolution along the channels, so the two
         commute. On the map the convolutions see each position once, not once for each region.
-
-        Args:
-            x: (N, C, H, W), the map that regions are pooled from.
-            pool: From a map and the step between kept cells to regions (M, C, Q, Q).
+        ``pool`` turns a map and the step between kept cells into regions (M, C, Q, Q).
         """
         convs = [conv for conv in (self.conv1, self.shortcut) if conv is not None]
         pooled = [pool(conv.convolve_densely(x), conv.stride[0]) for conv in convs]

@@ -35,10 +35,7 @@ def encode_boxes(source: Tensor, target: Tensor, *, weights: Sequence[float]) ->
 def decode_boxes(deltas: Tensor, source: Tensor, *, weights: Sequence[float]) -> Tensor:
     """Return the boxes (..., K * 4) that deltas make of source boxes; inverse of ``encode_boxes``.
 
-    Args:
-        deltas: (..., K * 4) of any float type, K sets for each source box; computed in float32.
-        source: (..., 4).
-        weights: Those of ``encode_boxes``.
+    There are K sets of deltas (..., K * 4) for each source box (..., 4). Computed in float32.
     """
     scale = torch.tensor(weights, device=source.device, dtype=torch.float32)
     deltas = deltas.float().unflatten(-1, (-1, 4)) / scale

@@ -149,13 +149,10 @@ def _test_mapper(cfg: CfgNode) -> TestMapper:
 def build_model(cfg: CfgNode) -> GeneralizedRCNN:
     """Return the detector of a config, on the CPU, in training mode, with freshly drawn weights.
 
-    Args:
-        cfg: With Detectron2's keys (``moco_transfer.config.load_detection_config``, or Detectron2's
-            own).
+    The config has Detectron2's keys: from ``load_detection_config``, or Detectron2's own.
 
     Raises:
-        InputError: If the config asks for something that this engine does not implement, or for
-            parts that do not fit together.
+        InputError: If this engine does not implement it, or its parts do not fit together.
     """
     check_config(cfg)
     backbone = _backbone(cfg)

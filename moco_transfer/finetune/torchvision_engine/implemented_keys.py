@@ -88,10 +88,8 @@ def check_keys(
 ) -> None:
     """Refuse the first key with a value that this engine does not implement.
 
-    Args:
-        values: A config, flattened: 'MODEL.FPN.FUSE_TYPE' -> 'sum', ...
-        defaults: Detectron2's, flattened.
-        of_a_run: Check the keys outside MODEL that training and evaluation read.
+    ``values`` and Detectron2's ``defaults`` are flat: 'MODEL.FPN.FUSE_TYPE' -> 'sum'. ``of_a_run``
+    checks the keys outside MODEL that training and evaluation read.
 
     Raises:
         InputError: Naming the key, its value and what is implemented.

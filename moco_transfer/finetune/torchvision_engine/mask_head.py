@@ -59,11 +59,9 @@ class MaskHead(nn.Module):
         init_normal(self.predictor, std=0.001)
 
     def forward(self, x: Tensor, classes: Tensor) -> Tensor:
-        """Return each region's logits for its own class, (F, S, S) float32.
+        """Return each region's logits for its own class (F,), (F, S, S) float32.
 
-        Args:
-            x: (F, C, S / 2, S / 2).
-            classes: (F,) int64; a class-agnostic head does not look at it.
+        x is (F, C, S / 2, S / 2). A class-agnostic head does not look at the classes.
         """
         for name in self.convs:
             x = getattr(self, name)(x)

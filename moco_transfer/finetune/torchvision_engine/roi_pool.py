@@ -52,13 +52,10 @@ class RoIPooler(nn.Module):
     def forward(
         self, features: Sequence[Tensor], boxes: Sequence[Tensor], *, step: int = 1
     ) -> Tensor:
-        """Return (M, C, Q, Q) in the order of the boxes, image after image.
+        """Return (M, C, Q, Q) in the order of the boxes, one (Ri, 4) for each image.
 
-        Args:
-            features: One (N, C, Hl, Wl) for each stride.
-            boxes: One (Ri, 4) for each image.
-            step: Keep every ``step``-th cell along both sides: what a 1x1 convolution of that
-                stride reads.
+        There is one feature (N, C, Hl, Wl) for each stride. Every ``step``-th cell along both sides
+        is kept: what a 1x1 convolution of that stride reads.
         """
         all_boxes = torch.cat(list(boxes))
         owner = torch.cat([b.new_full((len(b), 1), image) for image, b in enumerate(boxes)])

@@ -114,10 +114,7 @@ class RPN(nn.Module):
     ) -> tuple[list[Proposals], dict[str, Tensor]]:
         """Return the proposals of each image and, when ground truth is given, the two losses.
 
-        Args:
-            features: The backbone's, by name.
-            image_sizes: (h, w) of each image before padding, px.
-            truth: One per image; draws from torch's global generator.
+        ``image_sizes`` are (h, w) before padding, px. Losses draw anchors from torch's generator.
 
         Raises:
             FloatingPointError: If predictions are not finite in training.

@@ -45,14 +45,13 @@ class GroundTruth:
 def match(
     iou: Tensor, *, thresholds: Sequence[float], labels: Sequence[int], allow_low_quality: bool
 ) -> tuple[Tensor, Tensor]:
-    """Match every anchor or proposal to the object that it overlaps most.
+    """Match every anchor or proposal to the object that it overlaps most, by IoU (G, R).
 
     Args:
         iou: (G, R), intersection over union.
         thresholds: Ascending; they cut the best IoU into intervals, each closed below.
         labels: Label of each of the len(thresholds) + 1 intervals, from the lowest.
-        allow_low_quality: Also label 1 each region that overlaps some object as much as the best
-            region for that object does.
+        allow_low_quality: Also label 1 what overlaps an object as much as its best region does.
 
     Returns:
         The object (R,) in [0, G), 0 without objects; the label (R,). Both int64.
@@ -75,11 +74,8 @@ def sample(
 ) -> tuple[Tensor, Tensor]:
     """Draw positives and negatives at random; return the indices of both, in random order.
 
-    Args:
-        labels: (R,) int64: ``background``, -1 for ignored, anything else is a positive.
-        num_samples: Total; negatives fill up where positives are short.
-        positive_fraction: Largest share of positives, in [0, 1].
-        background: The label of a negative.
+    In labels (R,) ``background`` is a negative, -1 is ignored, anything else is a positive.
+    Negatives fill up to ``num_samples`` where positives are short.
     """
     is_background = labels == background
     positives = torch.nonzero(~is_background & (labels != -1)).squeeze(1)

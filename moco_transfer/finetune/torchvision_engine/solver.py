@@ -27,15 +27,9 @@ def make_sgd(
 ) -> torch.optim.SGD:
     """Return SGD on the trainable parameters, grouped by weight decay and learning-rate factor.
 
-    Args:
-        model: Parameters shared by two modules enter once, under the first.
-        lr: Learning rate of the first step; of biases times ``bias_lr_factor``.
-        momentum: Of SGD.
-        nesterov: Of SGD.
-        weight_decay: Of everything that the next two do not cover.
-        weight_decay_norm: Of weight and bias of normalisation layers.
-        weight_decay_bias: Of every bias, a norm's included; None leaves the two above in force.
-        bias_lr_factor: Kept in each group as "lr_factor", for ``set_lr``.
+    Norms decay by ``weight_decay_norm``. Biases, a norm's included, decay by ``weight_decay_bias``
+    unless it is None, and learn ``bias_lr_factor`` times as fast: "lr_factor" of their group.
+    Parameters shared by two modules enter once, under the first.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()
