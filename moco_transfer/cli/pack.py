@@ -16,7 +16,8 @@ EPILOG = """examples:
   No decoding any more (shorter side 256 px, about 260 KB an image):
     moco-transfer pack /data/imagenet/train /fast/imagenet-raw --as raw --workers 8
   Then train on it, or compare every byte with what was written:
-    moco-transfer pretrain --config-file moco_v2_R_50_200ep DATA.ROOT /fast/imagenet-raw OUTPUT_DIR out/moco_v2
+    moco-transfer pretrain --config-file moco_v2_R_50_200ep DATA.ROOT /fast/imagenet-raw \\
+        OUTPUT_DIR out/moco_v2
     moco-transfer pack --check /fast/imagenet-raw
 """
 

@@ -4,12 +4,12 @@ which, in which order, and what a damaged one does.
 The images have one colour each, so a batch says which images it is made of.
 
 Went red under: keys up to the last dot; no look for the end of the archive; the index kept for a
-changed shard; the same shards for all processes, or for all workers; the same order in each epoch; a resumed worker that takes the stream of its own
-number, gives used images again, or skips nothing; blocks not shuffled, or all alike; views
-without the epoch; an unreadable image replaced from the wrong place; a transfer opened again from
-the start, or its failure not asked for; an error left to the worker; numbers of images not
-compared; shards counted in spite of DATA.NUM_IMAGES, or not looked for. In
-pretrain/test_shard_runs.py: the place in the run ignored on resuming.
+changed shard; the same shards for all processes, or for all workers; the same order in each epoch;
+a resumed worker that takes the stream of its own number, gives used images again, or skips nothing;
+blocks not shuffled, or all in the same order; views without the epoch; an unreadable image replaced
+from the wrong place; a transfer opened again from the start, or its failure not asked for; an error
+left to the worker; numbers of images not compared; shards counted in spite of DATA.NUM_IMAGES, or
+not looked for. In pretrain/test_shard_runs.py: the place in the run ignored on resuming.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ def test_open_shards__counts_what_webdataset_reads(tmp_path):
         ("002.txt", b"a sample without an image"),
         ("003.seg.png", b"mask"), ("003.webp", png(3)),
         ("photo.v2.jpg", png(4)),
-        ("__meta__/x.jpg", png(5)), ("./006.jpeg", png(6)), ("sub.dir/007.png", png(7)), ("no_extension", b"x"), ("sub.dir/008.jpg", png(8)),
+        ("__meta__/x.jpg", png(5)), ("./006.jpeg", png(6)), ("sub.dir/007.png", png(7)),
+        ("no_extension", b"x"), ("sub.dir/008.jpg", png(8)),
         ("漢字-009.jpg", png(9)),
     ]  # fmt: skip
     path = write_tar(tmp_path / "odd.tar", members)

@@ -43,20 +43,13 @@ _DAMAGED = (OSError, tarfile.TarError, EOFError, zlib.error)
 
 @dataclass(frozen=True)
 class HeldImages:
-    """Small images that are held in memory, so that a set of tiny files need not be unpacked.
-
-    Attributes:
-        root: Where they come from, for messages.
-        names: Their names there.
-        images: Each encoded, or as a ``.npy`` file.
-        labels: int64 (number of images,).
-        class_names: Names of the classes.
-        is_raw: Whether the images are ``.npy`` files.
+    """Small images that are held in memory, so that an archive need not be unpacked; an
+    ``IndexedSource``.
     """
 
-    root: str
+    root: str  # where they come from, for messages
     names: Table[str]
-    images: Table[bytes]
+    images: Table[bytes]  # encoded, or .npy files
     labels: np.ndarray
     class_names: tuple[str, ...] = CIFAR10_CLASSES
     is_raw: bool = False

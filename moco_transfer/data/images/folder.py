@@ -19,23 +19,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Images in files: those below one folder, or those that a list names.
-
-    Attributes:
-        root: The folder.
-        names: Paths relative to it, sorted (a list's: in its order), so that index i is the same
-            image on every machine.
-        labels: int64 (number of images,), the class folder's number in ``class_names``; empty
-            where there are no classes.
-        class_names: Names of the class folders, sorted.
-        listed_in: The file that lists the images, None where the folder itself was searched.
-    """
+    """Images in files: those below one folder, or those that a list names; an ``IndexedSource``."""
 
     root: Path
+    # Relative to root; sorted (a list's: in its order), so that index i is the same everywhere.
     names: Table[str]
     labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     class_names: tuple[str, ...] = ()
-    listed_in: Path | None = None
+    listed_in: Path | None = None  # the list, None where the folder itself was searched
     pixel_change: ClassVar[str] = ""
     is_raw: ClassVar[bool] = False
 

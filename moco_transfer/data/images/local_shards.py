@@ -22,23 +22,13 @@ PACK_FORMAT = "moco_transfer.pack/2"
 
 @dataclass(frozen=True)
 class LocalShards:
-    """The images of tar shards, in the order of the shards; an ``IndexedSource``.
+    """The images of tar shards, in the order of the shards; an ``IndexedSource``."""
 
-    Attributes:
-        root: What was named, for messages.
-        files: The shards.
-        shards: Where their images lie.
-        labels: int64 (number of images,); empty where not every image has one.
-        class_names: Names of the classes; those of a pack, or "0", "1", ….
-        pixel_change: What packing did to the pixels, in words.
-        is_raw: Whether the images are stored decoded.
-    """
-
-    root: str
+    root: str  # what was named, for messages
     files: list[Path] = field(repr=False)
     shards: list[ShardIndex] = field(repr=False)
-    labels: np.ndarray = field(repr=False)
-    class_names: tuple[str, ...] = ()
+    labels: np.ndarray = field(repr=False)  # empty where not every image has one
+    class_names: tuple[str, ...] = ()  # of a pack; else "0", "1", …
     pixel_change: str = ""
     is_raw: bool = False
 

@@ -24,21 +24,13 @@ _ATTEMPTS = 3  # openings of a shard by URL; curl itself retries for minutes
 
 @dataclass(frozen=True)
 class ShardStream:
-    """Shards in a fixed order; an ``ImageSource`` whose images cannot be read by number.
+    """Shards in a fixed order; an ``ImageSource`` whose images cannot be read by number."""
 
-    Attributes:
-        root: What was named, for messages.
-        urls: Paths and URLs of the shards.
-        num_images: Number of images in all.
-        counts: int64 (number of shards,), images in each; empty where only their sum is known.
-        class_names: "0", "1", …; empty where not every image is known to have a label.
-    """
-
-    root: str
+    root: str  # what was named, for messages
     urls: tuple[str, ...]
     num_images: int
-    counts: np.ndarray
-    class_names: tuple[str, ...] = ()
+    counts: np.ndarray  # int64 (number of shards,); empty where only their sum is known
+    class_names: tuple[str, ...] = ()  # empty where not every image is known to have a label
     labels: ClassVar[np.ndarray] = np.zeros(0, np.int64)
     pixel_change: ClassVar[str] = ""
     is_raw: ClassVar[bool] = False

@@ -42,12 +42,9 @@ def open_source(
     """Find the images that a run trains on. Collective for tar shards.
 
     Args:
-        root: Folder, list file, archive, shards (folder, brace pattern, URL, ``pipe:COMMAND``,
-            index file), or the name of a data set (``coco_2017_train``) below the folder in
-            DETECTRON2_DATASETS.
+        root: What DATA.ROOT names, see ``config/pretrain_schema.py``.
         layout: One of :data:`LAYOUTS`; ``auto`` goes by what is there, the others insist.
-        list_file: List of the images; its paths are then relative to ``root``, or to its own
-            folder when ``root`` is empty.
+        list_file: List of the images, relative to ``root``, or to its own folder without.
         num_images: Number of images in shards, taken on trust: they are then read as a stream,
             nothing is indexed, and labels are not looked for. 0 elsewhere.
 
@@ -80,11 +77,7 @@ def open_source(
 
 
 def open_indexed(root: str, *, split: str = "train") -> Indexed:
-    """Find images that can be read in any order.
-
-    Args:
-        root: As of :func:`open_source`.
-        split: Of CIFAR-10, ``train`` or ``test``.
+    """Find images that can be read in any order; of CIFAR-10 the given split.
 
     Raises:
         MissingFileError, InputError: As :func:`open_source`, and for a stream of shards.

@@ -40,16 +40,10 @@ def plan_batches(
     shuffle_buffer: int,
     start_iteration: int,
 ) -> Batches:
-    """Decide which images this process reads in each iteration.
+    """Decide which images this process reads in each iteration from ``start_iteration`` on.
 
-    Args:
-        source: The images.
-        batch_size_total: Images per iteration over all processes.
-        epochs: Length of the run.
-        seed: The run's seed.
-        num_workers: Data workers per process; the order of a stream of shards depends on it.
-        shuffle_buffer: Images of a stream of shards that are shuffled among themselves.
-        start_iteration: Iterations already finished.
+    ``batch_size_total`` counts the images of all processes. The order of a stream of shards depends
+    on ``num_workers`` and ``shuffle_buffer`` too.
 
     Raises:
         InputError: If a batch does not divide among the processes, there are fewer images than
@@ -69,14 +63,8 @@ class Loader:
     """The batches of a run from its ``start_iteration`` on, each as ``ViewBatch.finished`` returns
     it.
 
-    One pass is the whole run, so workers never restart at an epoch's end.
-
-    Args:
-        source: The images.
-        batches: Their order, from :func:`plan_batches`.
-        make_views: From an image to its views.
-        num_workers: Data workers; 0 loads in this process.
-        pin_memory: Put batches where a GPU can copy them itself.
+    One pass is the whole run, so workers never restart at an epoch's end. With ``num_workers`` 0
+    this process loads; ``pin_memory`` puts batches where a GPU can copy them itself.
     """
 
     def __init__(
