@@ -153,14 +153,14 @@ def convert_checkpoint(
         check_source(encoders["k"], arch, src)
     stamp = make_stamp(content, source, arch=arch, sha256=sha256_of(src))
     _check_network(source, stamp, src, to)
-    beside = {there: content.tensors[here] for here, there in carried.items()}
+    extra = {there: content.tensors[here] for here, there in carried.items()}
     verify = src.stat().st_size <= VERIFY_UP_TO if verify is None else verify
     verification = None
     try:
         with atomic_path(dst) as tmp:
-            names = write(tmp, source.state, stamp, to=to, beside=beside)
+            names = write(tmp, source.state, stamp, to=to, extra=extra)
             if verify:
-                verification = _verify(encoders, beside, read_checkpoint(tmp), stamp, dst, verify)
+                verification = _verify(encoders, extra, read_checkpoint(tmp), stamp, dst, verify)
             sha256 = sha256_of(tmp)
     except OSError as error:  # a full disk, for one
         raise InputError(
@@ -250,7 +250,7 @@ def warn_of_official_assumptions(stamp: dict[str, Any], path: object) -> None:
 
 def _verify(
     encoders: dict[str, Source],
-    beside: dict[str, Tensor],
+    extra: dict[str, Tensor],
     written: Content,
     stamp: dict[str, Any],
     dst: Path,
@@ -264,7 +264,7 @@ def _verify(
         after = features_of(read_source(written, encoder=role), image, **network)
         here = compare(features_of(before, image, **network), after, path=dst)
         found = {stage: max(value, found.get(stage, 0.0)) for stage, value in here.items()}
-    for name, tensor in beside.items():
+    for name, tensor in extra.items():
         there = written.tensors.get(f"state_dict.{name}")
         if there is None or not torch.equal(tensor.to(there.dtype), there):
             raise InputError(f"Not written: {name} of {dst} would differ from its source.")

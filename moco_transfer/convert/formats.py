@@ -16,7 +16,7 @@ from torch import Tensor
 from ..models.resnets import BATCH_NORM_EPS
 from ..runtime.errors import InputError, did_you_mean
 from .key_maps import READ_NAME
-from .layouts import AVERAGES, BESIDE, CONTAINERS, HEADS, LAYOUTS, Layout
+from .layouts import AVERAGES, CONTAINERS, HEADS, LAYOUTS, OUTSIDE, Layout
 from .read import Content, listed
 
 OUR_FORMAT = "moco_transfer.pretrain/1"
@@ -253,7 +253,7 @@ def _take(content: Content, reading: _Reading, places: list[str]) -> Source:
             where = (
                 f"the other encoder, under {other!r}" if other else f"outside of {source.prefix!r}"
             )
-            source.dropped[full_name] = _why(full_name, BESIDE) or where
+            source.dropped[full_name] = _why(full_name, OUTSIDE) or where
         elif name := READ_NAME[reading.naming](own):
             source.state[name] = tensor
             source.names[name], source.own_names[name] = full_name, own

@@ -140,8 +140,8 @@ def _read_torch_zip(path: Path) -> Any:
             f"{path} is a zip archive but not one that torch.save wrote; unpack it and pass the"
             " checkpoint inside."
         )
-    # Memory-mapped, a table that claims more bytes than there are meets the end of the file instead
-    # of foreign memory; and the momentum encoder and the optimizer stay on the disk.
+    # Memory-mapped, so that a table that claims too many bytes meets the end of the file, not other
+    # memory, and the momentum encoder and the optimizer stay on the disk.
     return _torch_load(path, mmap=True)
 
 

@@ -38,8 +38,8 @@ def read_stamp(content: Content) -> dict[str, Any] | None:
     Raises:
         InputError: If its schema is unknown or its entries make no sense.
     """
-    beside = getattr(content.top, "_metadata", None)
-    stamp = content.top.get(KEY, beside.get(KEY) if isinstance(beside, Mapping) else None)
+    hidden = getattr(content.top, "_metadata", None)
+    stamp = content.top.get(KEY, hidden.get(KEY) if isinstance(hidden, Mapping) else None)
     try:
         stamp = json.loads(content.metadata.get(KEY, "null")) if stamp is None else stamp
     except ValueError as error:

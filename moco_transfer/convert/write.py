@@ -77,7 +77,7 @@ def write(
     stamp: Mapping[str, Any],
     *,
     to: str,
-    beside: Mapping[str, Tensor],
+    extra: Mapping[str, Tensor],
 ) -> dict[str, str]:
     """Write a backbone and its stamp.
 
@@ -86,7 +86,7 @@ def write(
         state: torchvision's name -> tensor.
         stamp: See :mod:`moco_transfer.convert.stamp`.
         to: A key of :data:`SUFFIXES`.
-        beside: Name in the file -> tensor, of what an official checkpoint holds next to the trained
+        extra: Name in the file -> tensor, of what an official checkpoint holds next to the trained
             backbone; for "moco" alone.
 
     Returns:
@@ -105,7 +105,7 @@ def write(
         _torch_save(weights, path)
     elif to == "moco":
         names = {name: f"module.{_QUERY}{name}" for name in state}
-        tensors = _official({names[name]: tensor for name, tensor in state.items()} | dict(beside))
+        tensors = _official({names[name]: tensor for name, tensor in state.items()} | dict(extra))
         epoch = {} if stamp["epoch"] is None else {"epoch": stamp["epoch"]}
         whole = {"arch": stamp["arch"], "state_dict": tensors, **epoch, KEY: dict(stamp)}
         _torch_save(whole, path)

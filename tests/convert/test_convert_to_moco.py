@@ -245,8 +245,8 @@ def test_to_moco__a_queue_that_would_differ_is_refused(saved, tmp_path, ours, mo
     import moco_transfer.convert.convert as module
 
     write = module.write
-    turned = lambda path, state, stamp, *, to, beside: write(  # noqa: E731 - one line says it
-        path, state, stamp, to=to, beside={name: tensor.flip(0) for name, tensor in beside.items()}
+    turned = lambda path, state, stamp, *, to, extra: write(  # noqa: E731 - one line says it
+        path, state, stamp, to=to, extra={name: tensor.flip(0) for name, tensor in extra.items()}
     )
     monkeypatch.setattr(module, "write", turned)
     with pytest.raises(InputError, match="Not written: "):
