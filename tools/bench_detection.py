@@ -297,7 +297,7 @@ def summarise(model: str, replies: dict[str, dict[str, list[dict]]]) -> list[dic
 
     A line has the median seconds and the peak memory; ours also how many times Detectron2's speed
     it has (more is better) and what part of Detectron2's peak memory it takes (1 is equal, less is
-    better), beside Detectron2 in float32 and under autocast.
+    better), compared with Detectron2 in float32 and under autocast.
     """
     rows = []
     for task in dict.fromkeys(task for tasks in replies.values() for task in tasks):

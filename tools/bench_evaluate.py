@@ -154,7 +154,7 @@ def bench_voc(folder: Path, num_images: int) -> dict:
         return evaluator.evaluate()["bbox"]
 
     return compare(
-        f"VOC, {num_images} images, 20 classes, 10 thresholds, beside Detectron2",
+        f"VOC, {num_images} images, 20 classes, 10 thresholds, compared with Detectron2",
         lambda: run(VocEvaluator(get_dataset("bench_voc")), outputs),
         lambda: run(PascalVOCDetectionEvaluator("bench_voc"), instances),
         1e-9,

@@ -128,20 +128,15 @@ def _from_records(dataset: DetectionDataset) -> dict[str, Any]:
         {key: record[key] for key in ("height", "width", "file_name")} | {"id": record["image_id"]}
         for record in dataset.records
     ]
-    annotations: list[dict[str, Any]] = []
-    for record in dataset.records:
-        for annotation in record["annotations"]:
-            x0, y0, x1, y1 = annotation["bbox"]
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": record["image_id"],
-                    "category_id": dataset.category_ids[annotation["category_id"]],
-                    "bbox": [round(v, 3) for v in (x0, y0, x1 - x0, y1 - y0)],
-                    "area": (x1 - x0) * (y1 - y0),
-                    "iscrowd": annotation.get("iscrowd", 0),
-                }
-            )
+    objects = [(record["image_id"], a) for record in dataset.records for a in record["annotations"]]
+    annotations = []
+    for number, (image_id, annotation) in enumerate(objects, start=1):
+        x0, y0, x1, y1 = annotation["bbox"]
+        box = {"bbox": [round(v, 3) for v in (x0, y0, x1 - x0, y1 - y0)]}
+        category = dataset.category_ids[annotation["category_id"]]
+        ids = {"id": number, "image_id": image_id, "category_id": category}
+        area = {"area": (x1 - x0) * (y1 - y0), "iscrowd": annotation.get("iscrowd", 0)}
+        annotations.append(ids | box | area)
     ids_and_names = zip(dataset.category_ids, dataset.class_names, strict=True)
     categories = [{"id": i, "name": name} for i, name in ids_and_names]
     return {"images": images, "annotations": annotations, "categories": categories}

@@ -35,7 +35,7 @@ class PredictionWriter:
     gets its share of the images.
     """
 
-    #: Model outputs that are kept beside boxes, scores and classes.
+    #: Model outputs that are kept in addition to boxes, scores and classes.
     extras: tuple[str, ...] = ("masks", "keypoints")
 
     def __init__(

@@ -52,7 +52,7 @@ class Backbone(nn.Module):
 
 
 class Block(nn.Module):
-    """Convolutions beside a shortcut: two 3x3 below depth 50, else a bottleneck 1x1, 3x3, 1x1."""
+    """Convolutions and a shortcut: two 3x3 below depth 50, else a bottleneck of 1x1, 3x3, 1x1."""
 
     def __init__(
         self,

@@ -38,7 +38,7 @@ _LIMITED: dict[str, Collection[Any]] = {
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
 }
 
-# Keys of a run that are honoured with some values; a model can be built whatever they are.
+# Keys of a run that are honoured with some values; they do not matter for building a model.
 _LIMITED_IN_RUNS: dict[str, Collection[Any]] = {
     "DATASETS.PROPOSAL_FILES_TRAIN": ((),),
     "DATASETS.PROPOSAL_FILES_TEST": ((),),

@@ -63,7 +63,7 @@ class ConvNorm(nn.Conv2d):
         return F.relu_(y) if self.relu else y
 
     def convolve_densely(self, x: Tensor) -> Tensor:
-        """Return the convolution alone at every position, whatever the stride."""
+        """Return the convolution alone, at every position as if the stride were 1."""
         return F.conv2d(x, self.weight, self.bias, 1, self.padding, self.dilation, self.groups)
 
     def finish(self, y: Tensor) -> Tensor:

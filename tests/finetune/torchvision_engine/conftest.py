@@ -1,4 +1,4 @@
-"""Lets the tests of this folder import the modules beside them, however pytest was started."""
+"""Lets the tests of this folder import the modules of this folder, however pytest was started."""
 
 import sys
 from pathlib import Path

@@ -129,7 +129,7 @@ CASES: dict[str, dict] = {
     "rx50_fpn": _R50 | _FPN | {"MODEL.RESNETS.NUM_GROUPS": 32, "MODEL.RESNETS.WIDTH_PER_GROUP": 4},
     "r34_fpn": _R34 | _FPN | _NARROW_HEADS,
     "r101_c4": _R101 | _C4,
-    # Boxes are pooled from p2, p3, p4 and p5 alike, which takes an image of 640 px and so a narrow
+    # Boxes are pooled from all of p2, p3, p4 and p5, which takes an image of 640 px and so a narrow
     # trunk.
     "r50_fpn_mask_levels": (
         _R50

@@ -97,7 +97,7 @@ def train_step(model: torch.nn.Module, records: list[dict]) -> dict[str, dict]:
 
 class Limits(NamedTuple):
     """Largest difference of a score, of a box in px of the original image, and of a mask's pixels
-    beside its IoU.
+    next to its IoU.
     """
 
     score: float = 1e-5
@@ -129,7 +129,7 @@ def check_outputs(ours: list[dict], theirs: list[dict], limits: Limits = EXACT) 
 # Our sums run in another order (channels last, norms folded into filters). Measured at worst on the
 # twenty images with R18-C4: boxes 0.015 px and scores 1.3e-5 from float64, where Detectron2's own
 # float32 lies 0.003 px and 5e-6 from it; with R50-DC5 62 of a mask's 10,693 pixels flip, where
-# Detectron2's own float32 flips 20. With equal kernels the trunks round alike.
+# Detectron2's own float32 flips 20. With equal kernels the trunks round equally.
 FLOAT32_FACTOR = 8
 
 
@@ -296,7 +296,7 @@ def test_committed_numbers__state_dict_has_the_same_keys_and_shapes(case):
 @pytest.mark.parametrize("case", BENCHMARK)
 def test_live__twenty_real_images(case, shared_data):
     """In float64, so that what differs is what the engines compute and not how they round; then
-    float32 beside Detectron2's own float32.
+    float32 next to Detectron2's own float32.
     """
     import make_detectron2_fixtures as reference
 

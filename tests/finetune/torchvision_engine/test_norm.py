@@ -173,7 +173,7 @@ def test_sync_bn__two_ranks_equal_one_process_with_all_positions(two_ranks):
 def test_naive_sync_bn__two_ranks_by_hand(two_ranks):
     ranks = [rank["naiveSyncBN"] for rank in two_ranks]
     inputs = [x.double() for x in _inputs()]
-    # Each rank counts the same, whatever its size; the variance is E[x^2] - E[x]^2, also in the
+    # Each rank has the same weight, for any size; the variance is E[x^2] - E[x]^2, also in the
     # running average.
     mean = sum(x.mean(dim=(0, 2, 3)) for x in inputs) / 2
     var = sum(x.square().mean(dim=(0, 2, 3)) for x in inputs) / 2 - mean.square()

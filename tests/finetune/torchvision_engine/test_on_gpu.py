@@ -1,7 +1,7 @@
 """What only a CUDA device can show: its operators against the CPU's, fp16 with loss scaling, SyncBN
 over NCCL.
 
-Skipped without one (tests/conftest.py says why). The CPU's numbers, which other tests hold to
+Skipped without one, see tests/conftest.py. The CPU's numbers, which other tests hold to
 Detectron2's, are the reference. The same tests with the CPU in the GPU's place pass, fp16 apart,
 which a CPU does not scale; no mutation was tried on a GPU.
 """
