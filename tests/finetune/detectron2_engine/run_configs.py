@@ -79,7 +79,7 @@ def train(name: str, folder: Path) -> None:
     ]
     if own:
         words += ["DATASETS.TRAIN", "('cells_train',)", "MODEL.ROI_HEADS.NUM_CLASSES", "3"]
-    finetune(plan_finetuning(Request(name, words, engine="detectron2")))
+    finetune(plan_finetuning(Request(name, words, engine="detectron2", force=True)))
 
 
 def main() -> None:

@@ -54,7 +54,7 @@ from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer
 import moco_transfer.finetune.detectron2_engine as plugin
-from moco_transfer.data.catalog import parse_dataset_flag
+from moco_transfer.data.annotations.catalog import parse_dataset_flag
 
 class Trainer(DefaultTrainer):
     build_evaluator = staticmethod(plugin.build_evaluator)

@@ -148,7 +148,7 @@ import detectron2.evaluation as evaluation
 from detectron2.data import build_detection_test_loader
 from detectron2.checkpoint import DetectionCheckpointer
 from moco_transfer.config import load_detection_config
-from moco_transfer.data.catalog import parse_dataset_flag
+from moco_transfer.data.annotations.catalog import parse_dataset_flag
 from moco_transfer.finetune.detectron2_engine import add_datasets, build_evaluator
 from moco_transfer.finetune.detectron2_engine.build import to_detectron2
 from detectron2.modeling import build_model
