@@ -63,7 +63,7 @@ def open_encoder(args: argparse.Namespace) -> TrainedEncoder:
         InputError: If the file cannot be read, is of no known layout, or its encoder is not whole.
     """
     from ..convert.read import read_checkpoint
-    from ..data.images.labelled import protocol_resize
+    from ..data.views.labelled import protocol_resize
     from ..pretrain.encoder_file import trained_encoder
 
     content = read_checkpoint(args.checkpoint)

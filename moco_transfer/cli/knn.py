@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     import json
     from pathlib import Path
 
-    from ..data.images.labelled import LabelledBatches, find_labelled
+    from ..data.views.labelled import LabelledBatches, find_labelled
     from ..pretrain.features import extract_features, trunk_of
     from ..pretrain.knn import knn_accuracy
     from ..runtime.distributed import is_main_process, start_processes, stop_processes

@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train the layer; returns the exit status."""
-    from ..data.images.labelled import find_labelled
+    from ..data.views.labelled import find_labelled
     from ..pretrain.linear import LinearPlan, LinearProtocol, evaluate_linear
     from ..runtime.distributed import is_main_process, start_processes, stop_processes
     from ..runtime.errors import InputError

@@ -16,7 +16,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from ..data.images.labelled import EvaluationView, protocol_resize
+from ..data.views.labelled import EvaluationView, protocol_resize
 from ..models import (
     ENCODERS,
     IMAGENET_MEAN,

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.images.image_source import IndexedSource
-from ..data.images.labelled import EvaluationView, LabelledBatches
+from ..data.views.labelled import EvaluationView, LabelledBatches
 from ..runtime.distributed import average_bn_statistics
 from ..runtime.stop import StopRequest
 from .features import Compute, FeatureSet, extract_features, top1_and_top5, trunk_of

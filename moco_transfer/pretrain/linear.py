@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..data.images.image_source import IndexedSource
-from ..data.images.labelled import LabelledBatches
+from ..data.views.labelled import LabelledBatches
 from ..data.views.loading import as_it_is
 from ..data.views.view_batch import ViewMaker, Views
 from ..runtime.checkpoint import CheckpointFolder, load_checkpoint

@@ -17,8 +17,8 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from ..data.images.image_source import ImageSource
-from ..data.images.labelled import EvaluationView, find_labelled, protocol_resize
 from ..data.images.sources import open_source
+from ..data.views.labelled import EvaluationView, find_labelled, protocol_resize
 from ..data.views.loading import Batches, plan_batches
 from ..data.views.shard_order import ShardBatches
 from ..data.views.view_batch import ViewMaker

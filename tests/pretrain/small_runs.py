@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from moco_transfer.config import load_pretrain_config
-from moco_transfer.data.images import labelled
-from moco_transfer.data.views import view_batch
+from moco_transfer.data.views import labelled, view_batch
 from moco_transfer.pretrain.plan import plan_pretrain
 from moco_transfer.pretrain.run import Pretraining, build_run
 from moco_transfer.pretrain.run import pretrain as run_plan

@@ -26,13 +26,13 @@ from torchvision import transforms
 from moco_transfer.data.images.cifar10 import CIFAR10_CLASSES
 from moco_transfer.data.images.decode import read_rgb
 from moco_transfer.data.images.folder import find_images
-from moco_transfer.data.images.labelled import (
+from moco_transfer.data.views.augmentation import centre_view
+from moco_transfer.data.views.labelled import (
     EvaluationView,
     LabelledBatches,
     find_labelled,
     protocol_resize,
 )
-from moco_transfer.data.views.augmentation import centre_view
 from moco_transfer.models import build_encoder
 from moco_transfer.pretrain.encoder_file import TrainedEncoder, backbone_encoder, trained_encoder
 from moco_transfer.pretrain.features import Compute, extract_features, trunk_of

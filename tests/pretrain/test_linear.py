@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from moco_transfer.data.images.labelled import EvaluationView, find_labelled
+from moco_transfer.data.views.labelled import EvaluationView, find_labelled
 from moco_transfer.models import build_encoder
 from moco_transfer.pretrain import linear
 from moco_transfer.pretrain.encoder_file import TrainedEncoder

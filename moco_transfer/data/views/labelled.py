@@ -19,13 +19,13 @@ from tqdm import tqdm
 from ...runtime.distributed import get_rank, get_world_size, is_main_process
 from ...runtime.errors import InputError, MissingFileError
 from ...runtime.stop import ignore_sigterm
-from ..views.augmentation import centre_view
-from .cifar10 import HeldImages
-from .decode import UNREADABLE, read_rgb
-from .folder import ImageFolder
-from .image_source import IndexedSource
-from .local_shards import LocalShards
-from .sources import open_indexed
+from ..images.cifar10 import HeldImages
+from ..images.decode import UNREADABLE, read_rgb
+from ..images.folder import ImageFolder
+from ..images.image_source import IndexedSource
+from ..images.local_shards import LocalShards
+from ..images.sources import open_indexed
+from .augmentation import centre_view
 
 logger = logging.getLogger(__name__)
 
