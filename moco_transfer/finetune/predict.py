@@ -155,9 +155,15 @@ def load_detector(
     if gap is not None:
         raise InputError(gap)
     load_weights(model, weights)
+    names = _class_names(
+        checkpoint,
+        [class_names, top.get("class_names")],
+        next(iter(cfg.DATASETS.TRAIN), ""),
+        count=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+    )
     return Detector(
         model=model.eval().to(chosen),
-        class_names=_class_names(cfg, checkpoint, top, class_names),
+        class_names=names,
         image_format=cfg.INPUT.FORMAT,
         min_size=cfg.INPUT.MIN_SIZE_TEST,
         max_size=cfg.INPUT.MAX_SIZE_TEST,
@@ -192,12 +198,13 @@ def _config(checkpoint: Path, top: Mapping[str, Any], config_file: str | None) -
 
 
 def _class_names(
-    cfg: CfgNode, checkpoint: Path, top: Mapping[str, Any], given: Sequence[str] | None
+    checkpoint: Path, candidates: list[Any], dataset: str, *, count: int
 ) -> tuple[str, ...]:
-    """Return the names given, those in the checkpoint, in results.json next to it, of its data set;
-    numbers where there are none.
+    """Return the first ``count`` names of: the user, the checkpoint, results.json, the data set.
+
+    Numbers where none of them has names.
     """
-    count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    given = candidates[0]
     if given is not None and len(given) != count:
         raise InputError(
             f"{checkpoint} has {count} classes, but {len(given)} names are given:"
@@ -208,8 +215,8 @@ def _class_names(
         text = (checkpoint.parent / "results.json").read_text(encoding="utf-8")
         recorded = json.loads(text)["dataset"]["classes"]
     with contextlib.suppress(InputError, LookupError):  # its files may be elsewhere
-        registered = get_dataset(cfg.DATASETS.TRAIN[0]).class_names
-    for names in (given, top.get("class_names"), recorded, registered):
+        registered = get_dataset(dataset).class_names
+    for names in (*candidates, recorded, registered):
         if isinstance(names, (list, tuple)) and len(names) == count:
             return tuple(map(str, names))
     logger.warning(

@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,10 @@ def finetune(
         logger.info("resumed from %s at iteration %d", plan.checkpoint_path, run.iteration)
     started = time.time()
     with StopRequest() as stop:
-        finished = plan.request.eval_only or _train(plan, run, stop)
+        finished = plan.request.eval_only
+        if not finished:
+            with _loop_inputs(plan, run, stop) as inputs:
+                finished = train(run, **inputs)
         metrics = _evaluate(plan, run, stop, at_end=True) if finished else None
     if metrics is None:
         logger.warning("Stopped by SIGTERM at iteration %d. Continue with --resume.", run.iteration)
@@ -69,8 +72,11 @@ def finetune(
     return record
 
 
-def _train(plan: FinetunePlan, run: FineTuning, stop: StopRequest) -> bool:
-    """Train to the end with the plan's data and schedule; see :func:`train`."""
+@contextlib.contextmanager
+def _loop_inputs(
+    plan: FinetunePlan, run: FineTuning, stop: StopRequest
+) -> Iterator[dict[str, Any]]:
+    """Yield what :func:`train` takes from the plan; metrics.json is open meanwhile."""
     engine, train_sets = plan.engine, plan.data.train_sets
 
     def precise_bn() -> None:
@@ -86,16 +92,15 @@ def _train(plan: FinetunePlan, run: FineTuning, stop: StopRequest) -> bool:
             metrics = MetricsFile(file, start_iteration=run.iteration, tensorboard=True)
             stack.callback(metrics.close)
         stack.enter_context(engine.training())
-        return train(
-            run,
-            engine.training_batches(train_sets, run.iteration),
-            plan.schedule,
-            checkpoints=CheckpointFolder(plan.output_dir, keep=1),
-            metrics=metrics,
-            stop=stop,
-            precise_bn=precise_bn,
-            evaluation=lambda: _evaluate(plan, run, stop),
-        )
+        yield {
+            "batches": engine.training_batches(train_sets, run.iteration),
+            "schedule": plan.schedule,
+            "checkpoints": CheckpointFolder(plan.output_dir, keep=1),
+            "metrics": metrics,
+            "stop": stop,
+            "precise_bn": precise_bn,
+            "evaluation": lambda: _evaluate(plan, run, stop),
+        }
 
 
 def _evaluate(
