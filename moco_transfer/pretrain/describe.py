@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..data.views import native
+from ..data.views.shard_order import ShardBatches
 from ..runtime.distributed import get_world_size
 from .plan import PretrainPlan
 from .resume import changes
@@ -41,7 +42,7 @@ def describe(plan: PretrainPlan) -> list[str]:
         "norm": _norm(plan),
         "output": f"{plan.output_dir}: {_files(plan)}",
     }
-    if plan.is_stream:
+    if isinstance(plan.batches, ShardBatches):
         lines["order"] = plan.batches.describe()
     if plan.mechanism == "moco":
         filling = -(-plan.queue_size // (batch * (2 if plan.symmetric else 1)))
@@ -127,7 +128,7 @@ def _machine_warnings(plan: PretrainPlan) -> Iterator[str]:
             f"TRAIN.PRECISION {plan.precision.name} is emulated on this {plan.device.type} and"
             " slower than fp32. Set TRAIN.PRECISION auto."
         )
-    if plan.is_stream and plan.batches.uneven() > _UNEVEN:
+    if isinstance(plan.batches, ShardBatches) and plan.batches.uneven() > _UNEVEN:
         yield (
             "The shards do not divide evenly among the streams:"
             f" {100 * plan.batches.uneven():.0f}% of an epoch's images are seen twice in it, and as"

@@ -82,7 +82,9 @@ def trained_encoder(
         InputError: If the file lacks the encoder, a tensor of it, or the name of its architecture.
     """
     state = checkpoint.get("state_dict")
-    names = map(str, state) if isinstance(state, Mapping) else ()
+    if not isinstance(state, Mapping):
+        return None
+    names = map(str, state)
     module = next((n.partition("encoder_q.")[0] for n in names if "encoder_q." in n), None)
     if module not in ("", "module."):
         return None
@@ -162,7 +164,7 @@ def read_start_weights(path: str, arch: str, head: Mapping[str, Shape]) -> Start
 
 
 @torch.no_grad()
-def start_from(model: nn.Module, weights: StartWeights) -> None:
+def start_from(model: Any, weights: StartWeights) -> None:
     """Load weights into ``encoder_q``, and into ``encoder_k`` where there is one."""
     model.encoder_q.load_state_dict(model.encoder_q.state_dict() | weights.tensors)
     if hasattr(model, "encoder_k"):  # both encoders start equal

@@ -54,7 +54,8 @@ def _times_transposed(gradient: Tensor, queue: Tensor, version: int) -> Tensor:
     product = gradient @ queue.T
     if queue._version == version:
         return product
-    before, after, columns, overwritten = getattr(queue, "last_enqueue", (None,) * 4)
+    last: tuple[Any, ...] = getattr(queue, "last_enqueue", (None,) * 4)
+    before, after, columns, overwritten = last
     if (before, after) != (version, queue._version):
         raise RuntimeError(
             "The queue changed between a forward pass and its backward pass: call backward() before"

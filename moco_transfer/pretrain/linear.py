@@ -328,9 +328,9 @@ def evaluate_linear(plan: LinearPlan) -> dict[str, Any] | None:
     start = run.epoch * -(-num_train // protocol.batch_size_total) + run.step
     file = plan.output / "metrics.json"
     metrics = MetricsFile(file, start_iteration=start) if is_main_process() else None
-    places = {"num_train": num_train, "checkpoints": checkpoints, "metrics": metrics}
+    places: dict[str, Any] = {"num_train": num_train, "checkpoints": checkpoints}
     with contextlib.closing(metrics) if metrics else contextlib.nullcontext():
-        row = train_classifier(run, batches, test, **places)
+        row = train_classifier(run, batches, test, metrics=metrics, **places)
     if row is None:
         return None
     record = {

@@ -38,6 +38,7 @@ class MemoryBank(nn.Module):
     (S, C) of unit rows; ``num_negatives``, K of the last step.
     """
 
+    bank: Tensor
     loss_scale = 1
 
     def __init__(

@@ -53,6 +53,9 @@ class MoCo(nn.Module):
         measured: Detached scalars of the last forward pass (``watch.describe_contrast``).
     """
 
+    queue: Tensor
+    queue_ptr: Tensor
+
     def __init__(
         self,
         encoder_factory: Callable[..., nn.Module],

@@ -10,11 +10,10 @@ import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from fvcore.common.config import CfgNode
-from torch import nn
 
 from ..data.images.image_source import ImageSource
 from ..data.images.sources import open_source
@@ -38,6 +37,8 @@ from .resume import CHECKPOINT_FORMAT, ResumePoint, check_resume, read_last
 from .schedule import LearningRate
 from .shuffle import SplitBatchNorm2d
 from .supervised import Supervised
+
+Mechanism: TypeAlias = MoCo | MemoryBank | EndToEnd | Supervised
 
 PATIENCE = 5000
 """Iterations after which a run is judged even in its first epoch: about ImageNet's epoch at a
@@ -121,11 +122,6 @@ class PretrainPlan:
         return math.ceil(self.max_iterations / self.iterations_per_epoch)
 
     @property
-    def is_stream(self) -> bool:
-        """Whether the images are shards read as a stream."""
-        return isinstance(self.batches, ShardBatches)
-
-    @property
     def num_negatives(self) -> int:
         """Negatives K of a step; 0 for supervised."""
         others = len(self.source) - self.batch_size_total
@@ -173,7 +169,7 @@ class PretrainPlan:
             start_iteration=iteration,
         )
 
-    def build_mechanism(self) -> nn.Module:
+    def build_mechanism(self) -> Mechanism:
         """Build the mechanism on the default device, initialised at random.
 
         It has ``encoder_q``, ``num_negatives``, ``loss_scale`` and the three calls of a step:
@@ -255,7 +251,7 @@ def plan_pretrain(
         plan = dataclasses.replace(plan, resume=last)
     elif init_from is not None:
         with torch.device("meta"):
-            state = plan.build_mechanism().get_submodule("encoder_q").state_dict()
+            state = plan.build_mechanism().encoder_q.state_dict()
         head = {name: tuple(t.shape) for name, t in state.items() if name.startswith("fc.")}
         init = faults.check(lambda: read_start_weights(init_from, plan.arch, head))
         plan = dataclasses.replace(plan, init=init)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from .describe import describe, warnings
 from .encoder_file import start_from
 from .features import FeaturesStopped
 from .knn import KnnMonitor
-from .plan import PretrainPlan
+from .plan import Mechanism, PretrainPlan
 from .resume import restore
 from .watch import UnreadableImages, Watch, chance_formula
 
@@ -61,8 +61,8 @@ class Pretraining:
     """
 
     plan: PretrainPlan
-    model: nn.Module
-    loss: Callable[..., tuple[Tensor, dict[str, Tensor]]]
+    model: Mechanism
+    loss: Any
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     meter: Meter
@@ -91,7 +91,7 @@ class Pretraining:
 class LossModule(nn.Module):
     """A mechanism whose ``forward`` is its loss, for DistributedDataParallel."""
 
-    def __init__(self, mechanism: nn.Module) -> None:
+    def __init__(self, mechanism: Mechanism) -> None:
         super().__init__()
         self.mechanism = mechanism
 
@@ -140,12 +140,12 @@ def build_run(plan: PretrainPlan) -> Pretraining:
         start_from(model, plan.init)
     model = model.to(plan.device)
     if plan.channels_last:
-        model = model.to(memory_format=torch.channels_last)
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     broadcast_module_state([*model.parameters(), *model.buffers()])
     if plan.compile:
         for part in model.children():
             part.compile()  # in place: state-dict keys stay as they are
-    loss = model.loss
+    loss: Any = model.loss
     if get_world_size() > 1:
         # No broadcast of buffers: the queue is equal by construction, BN is averaged when saved.
         ids = [plan.device.index] if plan.device.type == "cuda" else None
@@ -163,7 +163,7 @@ def build_run(plan: PretrainPlan) -> Pretraining:
         fused=True if plan.device.type == "cpu" and not scales else None,
     )
     scaler = torch.amp.GradScaler(plan.device.type, enabled=scales)
-    meter, known = Meter(plan.device), []
+    meter, known = Meter(plan.device), list[str]()
     if plan.resume is not None:
         restore(plan.resume, model, optimizer, scaler)
         meter.resume(plan.resume.state["period"])

@@ -86,6 +86,11 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
     mean over the groups.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
     def __init__(
         self, num_features: int, *, group_size: int, eps: float = 1e-5, momentum: float = 0.1
     ) -> None:

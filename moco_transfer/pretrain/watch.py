@@ -115,7 +115,7 @@ class Watch:
                 if not found:
                     values.clear()
                 elif len(values) == IN_A_ROW:
-                    facts = {"negatives": self.negatives, "iteration": iteration}
+                    facts: dict[str, Any] = {"negatives": self.negatives, "iteration": iteration}
                     facts |= {"formula": chance_formula(self.loss_scale)}
                     facts |= {"percent": 100 * sum(values) / IN_A_ROW}
                     due.append(text.format(**row, **facts))
