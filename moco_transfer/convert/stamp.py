@@ -66,11 +66,7 @@ def read_stamp(content: Content) -> dict[str, Any] | None:
 def make_stamp(content: Content, source: Source, *, arch: str, sha256: str) -> dict[str, Any]:
     """Return the stamp of a file that is about to be written.
 
-    Args:
-        content: The file that was read.
-        source: The encoder taken out of it.
-        arch: Its architecture.
-        sha256: Of the file that was read, 64 hexadecimal digits.
+    ``source`` was taken out of ``content``, whose file has the SHA-256 ``sha256`` (hexadecimal).
 
     Raises:
         InputError: If our own checkpoint states its pixels in a way that cannot be understood.

@@ -57,13 +57,9 @@ def generated_image(*, size: int = 64, seed: int = 0) -> Tensor:
 
 
 def real_image(path: str | os.PathLike[str], stamp: Mapping[str, Any], size: int = 224) -> Tensor:
-    """Return an image file (1, 3, size, size), float32, resized to a square and normalised.
+    """Return an image file (1, 3, size, size), float32, resized to a square of ``size`` px.
 
-    Args:
-        path: An image of any of Pillow's formats.
-        stamp: Gives ``format``, ``pixel_mean``, ``pixel_std`` (0-255 scale); where those are None,
-            ImageNet's in RGB are taken.
-        size: Side of the square, px.
+    Normalised by the stamp's pixels; where those are None, by ImageNet's in RGB.
 
     Raises:
         InputError: If it cannot be read as an image.
@@ -101,10 +97,7 @@ def torchvision_features(
 ) -> dict[str, Tensor]:
     """Return the features of layer1 to layer4 of torchvision's ResNet, as res2 to res5.
 
-    Args:
-        state: torchvision's name -> tensor, complete but for ``fc`` and BN's counters.
-        image: (N, 3, H, W), float32, normalised.
-        arch: torchvision's name of the network.
+    ``state``: torchvision's name -> tensor; ``image``: (N, 3, H, W), float32, normalised.
     """
     with torch.device("meta"):
         model = build_encoder(arch, num_classes=1).eval()
@@ -126,11 +119,8 @@ def detectron2_features(
 ) -> dict[str, Tensor]:
     """Return the features res2 to res5 of Detectron2's ResNet, in evaluation mode.
 
-    Args:
-        weights: Detectron2's name -> tensor (``stem.conv1.weight``,
-            ``res2.0.conv1.norm.running_var``).
-        image: (N, 3, H, W), float32, normalised.
-        stride_in_1x1: Where a bottleneck block halves the image: MODEL.RESNETS.STRIDE_IN_1X1.
+    ``weights``: Detectron2's name -> tensor; ``image``: (N, 3, H, W), float32, normalised;
+    ``stride_in_1x1``: where a bottleneck halves the image.
 
     Source:
         facebookresearch/detectron2@02b5c4e2 modeling/backbone/resnet.py, BasicStem, BasicBlock,
@@ -173,12 +163,7 @@ _NORM = ("running_mean", "running_var", "weight", "bias")
 def compare(
     before: Mapping[str, Tensor], after: Mapping[str, Tensor], *, path: object
 ) -> dict[str, float]:
-    """Compare the features (N, C, H, W) of the file read with those of the file written.
-
-    Args:
-        before: Stage -> features.
-        after: The same stages of the other file.
-        path: The file to write, for the message.
+    """Compare stage -> features (N, C, H, W) of the file read with those of the file written.
 
     Returns:
         Stage -> largest difference.

@@ -15,6 +15,7 @@ import io
 import json
 import os
 import pickle
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,21 +55,15 @@ def companions(content: Content, source: Source) -> dict[str, str]:
     source has them under the official names, with or without ``module.``. Of another project's
     layout nothing is taken: its heads have other names and another meaning.
 
-    Returns:
-        Full name in the source -> name in the file to write.
+    Returns full name in the source -> name in the file to write.
     """
     if source.layout.format != "moco" or not source.prefix.endswith(_QUERY):
         return {}
     root = source.prefix.removesuffix(_QUERY)
-    wanted = (f"{_QUERY}fc.", "encoder_k.")
-    taken = set(source.names.values())
-    return {
-        name: f"module.{name.removeprefix(root)}"
-        for name in content.tensors
-        if name.startswith(root) and name not in taken
-        if name.removeprefix(root).startswith(wanted)
-        or name.removeprefix(root) in ("queue", "queue_ptr")
-    }
+    wanted = re.compile(rf"{re.escape(root)}((encoder_q\.fc|encoder_k)\..+|queue|queue_ptr)")
+    taken = source.names.values()
+    found = {n: match for n in content.tensors if (match := wanted.fullmatch(n))}
+    return {name: f"module.{match[1]}" for name, match in found.items() if name not in taken}
 
 
 def write(
@@ -79,18 +74,10 @@ def write(
     to: str,
     extra: Mapping[str, Tensor],
 ) -> dict[str, str]:
-    """Write a backbone and its stamp.
+    """Write a backbone (torchvision's name -> tensor) and its stamp to ``path``, in place.
 
-    Args:
-        path: The file to write, in place.
-        state: torchvision's name -> tensor.
-        stamp: See :mod:`moco_transfer.convert.stamp`.
-        to: A key of :data:`SUFFIXES`.
-        extra: Name in the file -> tensor, of what an official checkpoint holds next to the trained
-            backbone; for "moco" alone.
-
-    Returns:
-        torchvision's name -> name in the file written.
+    ``extra``, for "moco" alone: name in the file -> tensor next to the trained backbone. Returns
+    torchvision's name -> name in the file written.
     """
     names = {name: name for name in state}
     if to == "detectron2":

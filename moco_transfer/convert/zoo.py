@@ -97,9 +97,6 @@ def published(name: str) -> Published | None:
 def local_file(name: str | os.PathLike[str]) -> Path:
     """Return ``name`` itself when it is a path, else the checked download that it stands for.
 
-    Args:
-        name: A path, or one of the names above.
-
     Raises:
         InputError: If a download fails or its hash is not the published one.
     """
