@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.errors import InputError
+from . import options
 
 if TYPE_CHECKING:
     from ..benchmark.launch import LaunchSettings
@@ -25,23 +26,15 @@ if TYPE_CHECKING:
     from ..benchmark.run import Failure, Stopped
 
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")  # of a config: SEED, SOLVER.MAX_ITER
+_LAUNCHER_OF = {"jobs": "local", "num_gpus": "torchrun", "slurm": "slurm"}  # option -> launcher
 
 EPILOG = """examples:
   the paper's comparison on VOC and COCO, five seeds each, one run per GPU at a time:
     moco-transfer benchmark --tasks pascal_voc_R_50_C4_24k coco_R_50_FPN_1x \\
         --init random --init supervised=R50.pkl --init moco=moco.pkl --seeds 5 --output runs
-
   each run on all eight GPUs, or through Slurm:
     ... --launcher torchrun --num-gpus 8
     ... --launcher slurm --slurm partition=gpu gpus_per_node=8 timeout_min=1440
-
-  the plan of each task and every command, without running anything:
-    ... --dry-run
-
-  fewer labels: 1 % and 10 % of the labelled images, drawn once, kept in OUTPUT/subsets, and the
-  same for every row and seed:
-    ... --label-fraction 0.01 0.1 1
-
   your own data, from a file that lists it all (tasks, inits, seeds, label_fractions, engine,
   datasets, overrides, baseline):
     moco-transfer benchmark --matrix cells.yaml --output runs
@@ -53,43 +46,45 @@ EPILOG = """examples:
                        "cells_test=voc:BCCD:test:RBC,WBC,Platelets"]
         inits: {random: "", supervised: supervised.pkl, moco: moco.pkl}
         seeds: 3
+
+--label-fraction 0.01 0.1 1 draws shares of the labelled images once, keeps them in OUTPUT/subsets,
+and gives every row and seed the same.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``benchmark``."""
     what = parser.add_argument_group("what is run")
-    output = "folder of all runs, of matrix.yaml and of the table"
-    what.add_argument("--output", required=True, metavar="FOLDER", help=output)
+    add, output = what.add_argument, "folder of all runs, of matrix.yaml and of the table"
+    add("--output", required=True, metavar="FOLDER", help=output)
     matrix = "YAML file with the whole matrix, instead of the options of this group"
-    what.add_argument("--matrix", metavar="FILE", help=matrix)
+    add("--matrix", metavar="FILE", help=matrix)
     tasks = "detection configs: files, or names of the package's"
-    what.add_argument("--tasks", nargs="+", default=[], metavar="CONFIG", help=tasks)
+    add("--tasks", nargs="+", default=[], metavar="CONFIG", help=tasks)
     init = "a row: random, or NAME=FILE; may be repeated"
-    what.add_argument("--init", action="append", default=[], metavar="NAME=FILE", help=init)
+    add("--init", action="append", default=[], metavar="NAME=FILE", help=init)
     seeds = "runs per row, with seeds 0 to N-1 (default: 1)"
-    what.add_argument("--seeds", type=int, metavar="N", help=seeds)
+    add("--seeds", type=options.count, metavar="N", help=seeds)
     fraction = "shares of the labelled images (default: 1)"
-    what.add_argument("--label-fraction", nargs="+", default=[], metavar="F", help=fraction)
+    add("--label-fraction", nargs="+", default=[], metavar="F", help=fraction)
     engine = "which engine runs (default: auto)"
-    what.add_argument("--engine", metavar="auto|torchvision|detectron2", help=engine)
-    dataset = "your own data set, as of `train`; may be repeated"
-    what.add_argument("--dataset", action="append", default=[], metavar="NAME=...", help=dataset)
+    add("--engine", metavar="auto|torchvision|detectron2", help=engine)
+    options.add_datasets(what)
     baseline = "row that differences refer to (default: supervised, else random)"
-    what.add_argument("--baseline", default="", metavar="NAME", help=baseline)
+    add("--baseline", default="", metavar="NAME", help=baseline)
     overrides = "config keys to change in every run"
-    what.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=overrides)
-    how = parser.add_argument_group("how it is run")
+    add("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=overrides)
+    add = parser.add_argument_group("how it is run").add_argument
     launcher = "one process a run, torchrun, or Slurm (default: local)"
-    how.add_argument("--launcher", choices=("local", "torchrun", "slurm"), help=launcher)
+    add("--launcher", choices=("local", "torchrun", "slurm"), help=launcher)
     jobs = "local: runs at a time (default: one per GPU, or one)"
-    how.add_argument("--jobs", type=int, metavar="N", help=jobs)
+    add("--jobs", type=options.count, metavar="N", help=jobs)
     gpus = "torchrun: processes of a run (default: one per GPU)"
-    how.add_argument("--num-gpus", "--nproc-per-node", type=int, metavar="N", help=gpus)
+    add("--num-gpus", "--nproc-per-node", type=options.count, metavar="N", help=gpus)
     slurm = "slurm: partition, account, gpus_per_node, timeout_min, mem_gb, ..."
-    how.add_argument("--slurm", nargs="+", default=[], metavar="KEY=VALUE", help=slurm)
+    add("--slurm", nargs="+", default=[], metavar="KEY=VALUE", help=slurm)
     dry_run = "print the matrix, a plan of each task and every command; run and write nothing"
-    how.add_argument("--dry-run", action="store_true", help=dry_run)
+    add("--dry-run", action="store_true", help=dry_run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -116,11 +111,8 @@ def run(args: argparse.Namespace) -> int:
         _print_plan(plan, command)
         return 0
     with output_lock(matrix.output) as lock:
-        todo = [
-            (planned.cell, planned.iterations)
-            for planned in plan.cells
-            if state_of(planned.cell).name != COMPLETE
-        ]
+        states = ((p.cell, p.iterations, state_of(p.cell).name) for p in plan.cells)
+        todo = [(cell, iterations) for cell, iterations, state in states if state != COMPLETE]
         launcher = settings.make(matrix.output, num_gpus=num_gpus, lock=lock)
         matrix.save()
         plan.save_subsets()
@@ -152,15 +144,12 @@ def _print_plan(plan: BenchmarkPlan, command: Any) -> None:
 def _stopped(stop: Stopped, launcher: Any, output: Path) -> str:
     again = f"moco-transfer benchmark --output {output}"
     if launcher.outlives_benchmark:
-        return (
-            f"Stopped watching. {stop.num_running} job(s) stay in Slurm's queue or run on there;"
-            f" end them with scancel, by the numbers in {output / 'slurm' / 'jobs.json'}. Watch"
-            f" them again, and start what is missing, with: {again}"
-        )
-    if stop.num_killed:
-        killed = f"{stop.num_killed} run(s) did not end in time and were killed"
-        return f"Stopped; {killed}; they resume from their last checkpoint. Continue with: {again}"
-    return f"Stopped; every run has saved. Continue with: {again}"
+        jobs = f"{stop.num_running} job(s) stay in Slurm's queue or run on there"
+        end = f"end them with scancel, by the numbers in {output / 'slurm' / 'jobs.json'}"
+        return f"Stopped watching. {jobs}; {end}. Watch them again with: {again}"
+    killed = f"{stop.num_killed} run(s) did not end in time and were killed"
+    state = killed if stop.num_killed else "every run has saved"
+    return f"Stopped; {state}. Continue from the last checkpoints with: {again}"
 
 
 def _return_overrides(args: argparse.Namespace) -> None:
@@ -179,8 +168,8 @@ def _matrix(args: argparse.Namespace) -> tuple[Matrix, bool]:
     from ..benchmark import matrix as parts
 
     saved = Path(args.output) / "matrix.yaml"
-    options = ("tasks", "init", "seeds", "label_fraction", "engine", "dataset", "overrides")
-    named = [f"--{name.replace('_', '-')}" for name in options if getattr(args, name)]
+    names = ("tasks", "init", "seeds", "label_fraction", "engine", "dataset", "overrides")
+    named = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name)]
     if args.matrix and named:
         also = ", ".join(named)
         raise InputError(f"--matrix {args.matrix} holds the whole matrix; leave out {also}.")
@@ -192,7 +181,7 @@ def _matrix(args: argparse.Namespace) -> tuple[Matrix, bool]:
         Path(args.output),
         tuple(map(parts.parse_task, args.tasks)),
         tuple(map(parts.parse_init, args.init)),
-        parts.parse_seeds(1 if args.seeds is None else args.seeds),
+        tuple(range(args.seeds or 1)),
         parts.parse_fractions(args.label_fraction),
         args.engine or "auto",
         tuple(args.dataset),
@@ -208,19 +197,14 @@ def _settings(args: argparse.Namespace, saved_in: Path | None) -> LaunchSettings
     """
     from ..benchmark.launch import LaunchSettings
 
-    for name in ("jobs", "num_gpus"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {value}, expected at least 1.")
-    if saved_in is not None and not (args.launcher or args.jobs or args.num_gpus or args.slurm):
-        settings = LaunchSettings.read(saved_in)
-        if settings is not None:
-            return settings
+    given = [name for name in _LAUNCHER_OF if getattr(args, name)]
+    if saved_in and not args.launcher and not given and (old := LaunchSettings.read(saved_in)):
+        return old
     launcher = args.launcher or ("torchrun" if args.num_gpus else "local")
-    for name, owner in {"jobs": "local", "num_gpus": "torchrun", "slurm": "slurm"}.items():
-        if getattr(args, name) and launcher != owner:
-            option = f"--{name.replace('_', '-')}"
-            raise InputError(f"{option} is for --launcher {owner}, got --launcher {launcher}.")
+    for name in given:
+        if launcher != _LAUNCHER_OF[name]:
+            option = f"--{name.replace('_', '-')} is for --launcher {_LAUNCHER_OF[name]}"
+            raise InputError(f"{option}, got --launcher {launcher}.")
     # The processes of a run are part of what it computes: a number is saved, not "one per GPU".
     processes = args.num_gpus or (max(1, _num_gpus()) if launcher == "torchrun" else None)
     return LaunchSettings(launcher, args.jobs, processes, tuple(args.slurm))
@@ -243,6 +227,7 @@ def _print_finished(cell: Cell) -> None:
 
 
 def _finish(matrix: Matrix, failures: list[Failure]) -> int:
+    """Name the failures and write table.md, the sheets and report.html; return the exit status."""
     from ..benchmark.state import COMPLETE, state_of
     from .main import main
 
@@ -254,8 +239,7 @@ def _finish(matrix: Matrix, failures: list[Failure]) -> int:
     words += ["--baseline", matrix.baseline] if matrix.baseline in complete else []
     status = 0
     if any(output.rglob("results.json")):
-        status = main(["report", *words, "--output", str(table)])
-        if status == 0:
+        if (status := main(["report", *words, "--output", str(table)])) == 0:
             # A sheet that cannot be drawn prints why; the page has none then.
             main(["sheet", str(output)])
             status = main(["report", *words, "--format", "html", "--output", str(page)])
@@ -264,8 +248,6 @@ def _finish(matrix: Matrix, failures: list[Failure]) -> int:
         if status:
             print(f"No complete report (see above); earlier files in {output} are unchanged.")
     if failures:
-        again = f"moco-transfer benchmark --output {output}"
-        print(
-            f"{len(failures)} run(s) failed, named above. Fix the cause and continue with: {again}"
-        )
+        again = f"fix the cause and continue with: moco-transfer benchmark --output {output}"
+        print(f"{len(failures)} run(s) failed, named above; {again}")
     return 1 if failures or status else 0

@@ -11,29 +11,20 @@ from __future__ import annotations
 
 import argparse
 
+from . import options
+
 FORMATS = (
     "moco, moco_v3, torchvision, timm, lightly, solo_learn, vissl, openselfsup (and mmselfsup),"
     " densecl, swav, byol, simsiam, dino, detectron2, caffe2, backbone, encoder"
 )
 
 EPILOG = f"""examples:
-  A checkpoint of moco-transfer pretrain, or an official MoCo v1/v2 file, for Detectron2 and for
-  moco-transfer train:
+  A checkpoint of moco-transfer pretrain, an official MoCo file, or published weights by name:
     moco-transfer convert out/moco_v2/checkpoint_0200.pth out/moco_v2/backbone.pkl
-  The momentum (key) encoder instead of the trained one:
-    moco-transfer convert moco_v2_800ep_pretrain.pth.tar backbone_k.pkl --encoder k
-  Published weights by name, downloaded once and checked against their hash (MODEL.WEIGHTS takes the
-  names as well):
     moco-transfer convert moco_v2_800ep backbone.pkl
-    moco-transfer convert ResNet50_Weights.IMAGENET1K_V2 supervised.pkl
-  Back to torchvision, or on to timm:
+  Back to torchvision, on to timm, or for the official tools (both encoders, heads, queue):
     moco-transfer convert backbone.pkl resnet50.pth --to torchvision
-    moco-transfer convert backbone.pkl resnet50.safetensors --to timm
-  For the official tools (main_lincls.py, convert-pretrain-to-detectron2.py): both encoders, heads,
-  queue:
     moco-transfer convert out/moco_v2/checkpoint_0200.pth official.pth.tar --to moco
-  The backbone of a fine-tuned detector:
-    moco-transfer convert out/voc/moco/checkpoint_0024000.pth backbone.pth --to torchvision
   What a file is, what it was trained on, and what it covers:
     moco-transfer convert --inspect backbone.pkl
 
@@ -55,8 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("dst", nargs="?", metavar="DST", help="file to write; a missing folder is made")
     targets = "detectron2 (.pkl, default), torchvision (.pth), timm (.safetensors), moco (.pth.tar)"
     add("--to", default="detectron2", metavar="TARGET", help=targets)
-    roles = "q: the trained encoder (default); k: its momentum copy"
-    add("--encoder", default="q", choices=("q", "k"), help=roles)
+    options.add_role(parser)
     layout = "the layout of SRC, when its keys can be read in two ways"
     add("--from", dest="source_format", metavar="FORMAT", help=layout)
     add("--arch", metavar="NAME", help="the network, e.g. resnet50; default: by its shapes")
@@ -67,22 +57,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert or inspect; returns the exit status."""
+    """Convert or inspect; returns 0."""
     from ..convert import convert_checkpoint, describe  # imports torch, which takes seconds
     from ..runtime.errors import InputError
 
-    if args.inspect is not None:
-        if args.src is not None:
-            raise InputError("--inspect takes one file and writes nothing: leave SRC and DST out.")
-        print(describe(args.inspect, encoder=args.encoder, source_format=args.source_format))
-        return 0
+    if (args.inspect is None) != (args.src is not None and args.dst is not None):
+        raise InputError(
+            "Expected SRC and DST, the file to read and the file to write, or --inspect FILE."
+        )
     if args.image is not None and args.verify is False:
         raise InputError("--image and --no-verify contradict each other: leave one of them out.")
-    if args.src is None or args.dst is None:
-        raise InputError(
-            "Expected SRC and DST: the checkpoint to read and the file to write (or --inspect"
-            " FILE)."
-        )
+    if args.inspect is not None:
+        print(describe(args.inspect, encoder=args.encoder, source_format=args.source_format))
+        return 0
     report = convert_checkpoint(
         args.src,
         args.dst,
@@ -103,11 +90,9 @@ def _next_step(to: str, output: str, arch: str) -> str:
         out = f"OUTPUT_DIR out/{arch}"
         return f"moco-transfer train --config-file {_config(arch)} MODEL.WEIGHTS {output} {out}"
     if to == "moco":
-        return (
-            f"in a checkout of facebookresearch/moco, python main_lincls.py -a {arch} --pretrained"
-            f" {output} … or python detection/convert-pretrain-to-detectron2.py {output}"
-            " backbone.pkl"
-        )
+        first = f"python main_lincls.py -a {arch} --pretrained {output} …"
+        second = f"python detection/convert-pretrain-to-detectron2.py {output} backbone.pkl"
+        return f"in a checkout of facebookresearch/moco, {first} or {second}"
     if to == "torchvision":
         is_ours = arch in ("resnext50_32x8d", "resnet50_w2x", "resnet50_w4x")
         ours = f"moco_transfer.models.build_encoder({arch!r}, num_classes=1)"

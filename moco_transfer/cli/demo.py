@@ -16,6 +16,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from . import options
+
 EPILOG = """example:
   moco-transfer demo --output demo_output            (what `make demo` runs)
 """
@@ -24,35 +26,31 @@ POOL_IMAGES, POOL_SIZE = 4000, 72
 SCENES, SCENE_SIZE = {"train": 100, "test": 200}, 160
 IMAGE_SEED = 0
 
-_Step = tuple[str, str, list[str], Path | None]  # title, verb, words, result (None: always run)
+_Step = tuple[str, list[str], Path | None]  # title, words, result (None: always run)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``demo``."""
-    text = "folder for everything (default: demo_output)"
-    parser.add_argument("--output", default="demo_output", metavar="DIR", help=text)
-    text = "fine-tuning runs per initialisation (default: 3)"
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help=text)
+    add, output = parser.add_argument, "folder for everything (default: demo_output)"
+    add("--output", default="demo_output", metavar="DIR", help=output)
+    seeds = "fine-tuning runs per initialisation (default: 3)"
+    add("--seeds", type=options.count, default=3, metavar="N", help=seeds)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo; returns the exit status of the step that failed, or 0."""
-    from ..runtime.errors import InputError
     from .main import main
 
-    if args.seeds < 1:
-        raise InputError(f"--seeds must be at least 1, got {args.seeds}.")
     started = time.time()
     _draw_images(Path(args.output))
-    for title, verb, words, result in _steps(Path(args.output), args.seeds):
-        print(f"\n=== {title}\n    by hand: moco-transfer {verb} {shlex.join(words)}", flush=True)
+    for title, words, result in _steps(Path(args.output), args.seeds):
+        print(f"\n=== {title}\n    by hand: moco-transfer {shlex.join(words)}", flush=True)
         if result is not None and result.exists():
             print(f"    {result} exists already.", flush=True)
             continue
         step_started = time.time()
-        resume = ["--resume"] if verb == "pretrain" else []  # has no effect on a new run
-        status = main([verb, *resume, *words])
-        if status:
+        resume = ["--resume"] if words[0] == "pretrain" else []  # has no effect on a new run
+        if status := main([words[0], *resume, *words[1:]]):
             return status
         if result is not None:
             print(f"    wrote {result} in {time.time() - step_started:.0f} s", flush=True)
@@ -80,9 +78,7 @@ def _draw_images(out: Path) -> None:
     started = time.time()
     write_pool(pool, count=POOL_IMAGES, size=POOL_SIZE, seed=IMAGE_SEED)
     objects = write_voc_scenes(scenes, splits=SCENES, size=SCENE_SIZE, seed=IMAGE_SEED)
-    counts = ", ".join(
-        f"{SCENES[split]} {split} scenes, {n} objects" for split, n in objects.items()
-    )
+    counts = ", ".join(f"{SCENES[name]} {name} scenes, {n} objects" for name, n in objects.items())
     print(f"    wrote {pool} and {scenes} ({counts}) in {time.time() - started:.0f} s", flush=True)
 
 
@@ -97,16 +93,15 @@ def _steps(out: Path, seeds: int) -> Iterator[_Step]:
     for name, title in titles.items():
         epochs = load_pretrain_config(f"demo_{name}").SOLVER.EPOCHS
         checkpoints[name] = out / name / f"checkpoint_{epochs:04d}.pth"
-        words = ["--config-file", f"demo_{name}", "DATA.ROOT", str(out / "pool")]
-        yield title, "pretrain", [*words, "OUTPUT_DIR", str(out / name)], checkpoints[name]
+        words = ["pretrain", "--config-file", f"demo_{name}", "DATA.ROOT", str(out / "pool")]
+        yield title, [*words, "OUTPUT_DIR", str(out / name)], checkpoints[name]
     for name, checkpoint in checkpoints.items():
         title = f"[4/5] convert the {name} checkpoint to a detector's backbone"
         target = out / name / "backbone.pkl"
-        yield title, "convert", [str(checkpoint), str(target)], target
-    title = f"[5/5] fine-tune the same detector from three initialisations, {seeds} seeds each"
+        yield title, ["convert", str(checkpoint), str(target)], target
     # One engine on every machine, so that the table is that of the documentation.
-    words = ["--output", str(out / "runs"), "--engine", "torchvision", "--tasks", "demo_R_18_FPN"]
-    words += ["--seeds", str(seeds), "--init", "random"]
+    words = ["benchmark", "--output", str(out / "runs"), "--engine", "torchvision"]
+    words += ["--tasks", "demo_R_18_FPN", "--seeds", str(seeds), "--init", "random"]
     for name in ("supervised", "moco"):
         words += ["--init", f"{name}={out / name / 'backbone.pkl'}"]
     for split in SCENES:
@@ -114,4 +109,5 @@ def _steps(out: Path, seeds: int) -> Iterator[_Step]:
         words += ["--dataset", f"demo_{split}=voc:{scenes}:{split}:{scenes / 'classes.txt'}"]
     # A small detector uses a second core badly, a second run uses it well.
     words += ["--jobs", str(min(2, os.cpu_count() or 1))]
-    yield title, "benchmark", words, None
+    title = f"[5/5] fine-tune the same detector from three initialisations, {seeds} seeds each"
+    yield title, words, None

@@ -7,14 +7,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-from collections.abc import Callable
 from typing import Any
 
 EPILOG = """example:
   moco-transfer doctor
 """
 
-TESTED_PAIR = "torch 2.11.0 and torchvision 0.26.0"
+_TESTED_PAIR = "torch 2.11.0 and torchvision 0.26.0"
 _VERSIONS = ("python", "torch", "CUDA", "torchvision", "detectron2", "pycocotools", "OpenCV")
 
 
@@ -27,35 +26,25 @@ def run(args: argparse.Namespace) -> int:
     for name, version in _versions().items():
         print(f"{name:24} {version}")
     works = True
-    for probe, remedy in (
-        (
-            _torch,
-            "Nothing trains, converts or evaluates without torch. Install it from pytorch.org.",
-        ),
-        (_operators, f"Install a pair that fits together, such as {TESTED_PAIR}."),
-        (_pycocotools, "pip install pycocotools"),
-        (_opencv, "pip install opencv-python-headless"),
+    for probe, is_needed, remedy in (
+        (_torch, True, "Nothing trains or converts without torch. Install it from pytorch.org."),
+        (_operators, True, f"Install a pair that fits together, such as {_TESTED_PAIR}."),
+        (_pycocotools, True, "pip install pycocotools"),
+        (_opencv, True, "pip install opencv-python-headless"),
+        (_detectron2, False, "Nothing else needs it: train uses the embedded engine."),
+        (_compiled_loops, False, "Without them torch's operators do the same more slowly."),
     ):
-        works &= _print_check("FAILS", probe, remedy)
-    remedy = "Nothing else needs it: train uses the embedded engine."
-    _print_check("note ", _detectron2, remedy)
-    remedy = "Without them torch's operators do the same more slowly."
-    _print_check("note ", _compiled_loops, remedy)
+        try:
+            print(f"ok    {probe()}")
+        except Exception as error:  # packages that do not fit together fail at import in many ways
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            name = probe.__name__.strip("_").replace("_", " ")
+            print(f"{'FAILS' if is_needed else 'note '} {name}: {reason}. {remedy}")
+            works &= not is_needed
     print(f"note  {_data()}")
     threads = os.environ.get("OMP_NUM_THREADS", "not set")
     print(f"note  {os.cpu_count()} cores; OMP_NUM_THREADS={threads}")
     return 0 if works else 1
-
-
-def _print_check(failure: str, probe: Callable[[], str], remedy: str) -> bool:
-    """Print what a probe returns, or why it fails and the remedy; return whether it works."""
-    try:
-        print(f"ok    {probe()}")
-        return True
-    except Exception as error:  # packages that do not fit together fail at import in many ways
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        print(f"{failure} {probe.__name__.strip('_').replace('_', ' ')}: {reason}. {remedy}")
-        return False
 
 
 def _versions() -> dict[str, str]:
@@ -112,12 +101,9 @@ def _detectron2() -> str:
     if problem is None:
         version = importlib.import_module("detectron2").__version__
         return f"Detectron2 {version} (train --engine detectron2 and auto use it; {tried})"
-    state = f"it does not load ({problem})"
-    if not engines.detectron2_is_installed():
-        state = "not installed"
-    raise RuntimeError(
-        f"{state}; for --engine detectron2 install it as {engines.DETECTRON2_GUIDE} says ({tried})"
-    )
+    is_there, guide = engines.detectron2_is_installed(), engines.DETECTRON2_GUIDE
+    state = f"it does not load ({problem})" if is_there else "not installed"
+    raise RuntimeError(f"{state}; for --engine detectron2 install it as {guide} says ({tried})")
 
 
 def _compiled_loops() -> str:

@@ -1,4 +1,6 @@
-"""What ``knn`` and ``linear`` share: options, and an encoder out of any file ``convert`` reads."""
+"""What ``knn`` and ``linear`` share: the encoder that the options name, out of any file that
+``convert`` reads, and what results.json holds about it.
+"""
 
 from __future__ import annotations
 
@@ -7,53 +9,9 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..convert.read import Content
     from ..pretrain.encoder_file import TrainedEncoder
     from ..pretrain.features import Compute
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that tell what is evaluated on what, and how features are computed."""
-    add = parser.add_argument
-    add(
-        "checkpoint",
-        metavar="CHECKPOINT",
-        help="a checkpoint of pretrain, an official MoCo file, or what convert reads",
-    )
-    kinds = "class folders, a list file with labels, or CIFAR-10"
-    add("--train", required=True, metavar="DIR", help=f"images to learn from: {kinds}")
-    add("--test", required=True, metavar="DIR", help="images to classify, of the same classes")
-    add(
-        "--encoder",
-        default="q",
-        choices=("q", "k"),
-        help="q: the trained encoder (default); k: its momentum copy",
-    )
-    add(
-        "--image-size",
-        type=_positive,
-        metavar="PX",
-        help="side of an image (default: that of pre-training; 224 if unknown)",
-    )
-    add(
-        "--resize",
-        type=_positive,
-        metavar="PX",
-        help="shorter side before the centre crop (default: side x 256/224, or the run's)",
-    )
-    add("--workers", type=int, default=4, metavar="N", help="data workers (default 4)")
-    add("--device", default="auto", metavar="auto|cpu|cuda|mps", help="where to compute")
-    add(
-        "--precision",
-        default="fp32",
-        choices=("auto", "fp32", "bf16", "fp16"),
-        help="of the encoder (default fp32)",
-    )
-
-
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return int(text)
 
 
 def open_encoder(args: argparse.Namespace) -> TrainedEncoder:
@@ -75,7 +33,7 @@ def open_encoder(args: argparse.Namespace) -> TrainedEncoder:
     return dataclasses.replace(found, view=view)
 
 
-def _converted(content: Any, args: argparse.Namespace) -> TrainedEncoder:
+def _converted(content: Content, args: argparse.Namespace) -> TrainedEncoder:
     """Take a backbone, without a head, out of a file of another layout."""
     from ..convert.coverage import check_source
     from ..convert.formats import read_source

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import encoder as encoder_options
+from . import options
 
 EPILOG = """examples:
   The published protocol on ImageNet with 8 GPUs:
@@ -19,79 +19,61 @@ EPILOG = """examples:
   Minutes instead of days: features computed once, without augmentation:
     moco-transfer linear out/cifar10/checkpoint_0200.pth --train cifar10/train \\
         --test cifar10/test --output out/linear --cache-features
-  Continue after an interruption: the same command with --resume.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``linear``."""
-    encoder_options.add_arguments(parser)
-    add = parser.add_argument
-    add(
-        "--output",
-        default="output/linear",
-        metavar="DIR",
-        help="folder for checkpoints and results.json (default output/linear)",
+    options.add_encoder(parser)
+    add, output = (
+        parser.add_argument,
+        "folder for checkpoints and results.json (default: %(default)s)",
     )
-    add(
-        "--cache-features",
-        action="store_true",
-        help="compute the training features once, without augmentation",
-    )
+    add("--output", default="output/linear", metavar="DIR", help=output)
+    cache = "compute the training features once, without augmentation"
+    add("--cache-features", action="store_true", help=cache)
     add("--resume", action="store_true", help="continue the run in --output")
-    add("--epochs", type=int, default=100, metavar="N", help="passes over --train (default 100)")
-    add("--lr", type=float, default=30.0, help="not scaled by the batch (default 30)")
-    add(
-        "--batch-size",
-        type=int,
-        default=256,
-        metavar="N",
-        help="images per iteration over all processes (default 256)",
-    )
-    add("--seed", type=int, default=0, metavar="N", help="of weights, order and crops (default 0)")
+    epochs = "passes over --train (default 100)"
+    add("--epochs", type=options.count, default=100, metavar="N", help=epochs)
+    add("--lr", type=options.positive, default=30.0, help="not scaled by the batch (default 30)")
+    batch = "images per iteration over all processes (default 256)"
+    add("--batch-size", type=options.count, default=256, metavar="N", help=batch)
+    seed = "of weights, order and crops (default 0)"
+    add("--seed", type=options.natural, default=0, metavar="N", help=seed)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train the layer; returns the exit status."""
     from ..data.views.labelled import find_labelled
     from ..pretrain.linear import LinearPlan, LinearProtocol, evaluate_linear
-    from ..runtime.distributed import is_main_process, start_processes, stop_processes
-    from ..runtime.errors import InputError
+    from ..runtime.distributed import is_main_process, start_processes
     from ..runtime.log import set_up_logging
     from ..runtime.run_folder import open_run_folder
+    from .encoder import compute_of, open_encoder, origin_of
 
-    if min(args.epochs, args.batch_size) < 1 or args.lr <= 0 or args.seed < 0:
-        raise InputError(
-            "--epochs, --batch-size and --lr must be positive and --seed not negative, got"
-            f" {args.epochs}, {args.batch_size}, {args.lr:g} and {args.seed}."
-        )
     train, test = find_labelled(args.train, args.test)
-    found = encoder_options.open_encoder(args)
+    found = open_encoder(args)
     device = start_processes(args.device)
-    try:
-        output = open_run_folder(args.output, resume=args.resume)
-        set_up_logging(output)
-        protocol = LinearProtocol(
-            lr=args.lr, batch_size_total=args.batch_size, epochs=args.epochs, seed=args.seed
-        )
-        plan = LinearPlan(
-            found,
-            train,
-            test,
-            encoder_options.origin_of(args, found),
-            encoder_options.compute_of(args, device),
-            output,
-            protocol,
-            cache_features=args.cache_features,
-            num_workers=args.workers,
-            resume=args.resume,
-        )
-        record = evaluate_linear(plan)
-        if is_main_process() and record is not None:
-            print(
-                f"Done: {output}/results.json: linear top-1 {record['top1']:.2f} %, top-5"
-                f" {record['top5']:.2f} % after {args.epochs} epochs."
-            )
-    finally:
-        stop_processes()
-    return 0 if record is not None else 143  # 128 + SIGTERM
+    output = open_run_folder(args.output, resume=args.resume)
+    set_up_logging(output)
+    settings = {"lr": args.lr, "epochs": args.epochs, "seed": args.seed}
+    protocol = LinearProtocol(batch_size_total=args.batch_size, **settings)
+    plan = LinearPlan(
+        found,
+        train,
+        test,
+        origin_of(args, found),
+        compute_of(args, device),
+        output,
+        protocol,
+        cache_features=args.cache_features,
+        num_workers=args.workers,
+        resume=args.resume,
+    )
+    record = evaluate_linear(plan)
+    if record is None:
+        return 143  # 128 + SIGTERM
+    if is_main_process():
+        found_top = f"linear top-1 {record['top1']:.2f} %, top-5 {record['top5']:.2f} %"
+        print(f"Done: {output}/results.json: {found_top} after {args.epochs} epochs.")
+    return 0

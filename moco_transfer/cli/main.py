@@ -1,4 +1,4 @@
-"""Dispatches a verb; an input error becomes one sentence and exit status 2."""
+"""Runs a verb; an input error becomes one sentence on stderr and exit status 2."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from .. import __version__
 from ..runtime.errors import InputError, did_you_mean
@@ -26,15 +27,18 @@ VERBS = {
     "sheet": "fine-tuned runs -> their detections next to the ground truth",
     "check-data": "checks a detection data set before a run",
     "pack": "images -> tar shards with an index, for faster reading",
-    "bench-data": "what each stage of reading images costs, and how many data workers a GPU needs",
     "reference": "the published numbers, by name",
     "doctor": "what works on this machine, and the next step for what does not",
     "demo": "the whole pipeline on generated images, in minutes, on a CPU",
 }
-
 SEVERAL_PROCESSES = ("pretrain", "linear", "train")  # `benchmark` starts its runs itself
-DIVERGED = 1
-INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
+# FloatingPointError: a loss that is not finite. 130: a program ended by Ctrl-C.
+_STATUS = {InputError: 2, FloatingPointError: 1, KeyboardInterrupt: 130}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,23 +51,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status: 0 done, 1 training diverged, 2 unusable input, 130 interrupted, 143 stopped by
         SIGTERM after saving. Does not return in a process that torchrun started: it ends there.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help"):
+    verb, *words = list(sys.argv[1:] if argv is None else argv) or [""]
+    if verb in ("", "-h", "--help"):
         print(_overview())
-        return 0 if words else 2
-    if words[0] == "--version":
+        return 0 if verb else 2
+    if verb == "--version":
         print(f"moco-transfer {__version__}")
         return 0
-    verb = words.pop(0)
+    program = f"moco-transfer {verb}"
+    try:
+        status = _run(verb, words)
+    except tuple(_STATUS) as error:
+        print(f"{program}: {str(error) or 'interrupted.'}", file=sys.stderr)
+        status = next(code for kind, code in _STATUS.items() if isinstance(error, kind))
+    finally:
+        distributed = sys.modules.get("moco_transfer.runtime.distributed")  # imports torch
+        if distributed is not None:
+            distributed.stop_processes()
+    if distributed is not None and distributed.joined_group():
+        distributed.exit_process(status)
+    return status
+
+
+def _run(verb: str, words: list[str]) -> int:
+    """Parse the words of a verb and run it, under torchrun where they ask for it."""
     if verb not in VERBS:
-        print(
-            f"moco-transfer: unknown verb {verb!r}.{did_you_mean(verb, VERBS)} "
-            f"Verbs: {', '.join(VERBS)}.",
-            file=sys.stderr,
-        )
-        return 2
+        hint = did_you_mean(verb, VERBS)
+        raise InputError(f"there is no such verb.{hint} Verbs: {', '.join(VERBS)}.")
     module = importlib.import_module(f".{verb.replace('-', '_')}", __package__)
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"moco-transfer {verb}",
         description=module.__doc__,
         epilog=getattr(module, "EPILOG", None),
@@ -73,25 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     module.add_arguments(parser)
     args = parser.parse_args(words)
     args.command = shlex.join(["moco-transfer", verb, *words])  # what a run records
-    try:
-        if verb in SEVERAL_PROCESSES and (
-            command := torchrun_command("moco_transfer", [verb, *words])
-        ):
-            replace_by_torchrun(command)
-        status = module.run(args)
-    except InputError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        status = 2
-    except FloatingPointError as error:  # a loss that is not finite
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        status = DIVERGED
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted.", file=sys.stderr)
-        status = INTERRUPTED
-    distributed = sys.modules.get("moco_transfer.runtime.distributed")  # imports torch
-    if distributed is not None and distributed.joined_group():
-        distributed.exit_process(status)
-    return status
+    command = verb in SEVERAL_PROCESSES and torchrun_command("moco_transfer", [verb, *words])
+    if command:
+        replace_by_torchrun(command)
+    return int(module.run(args))
 
 
 def _overview() -> str:

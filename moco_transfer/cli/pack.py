@@ -10,60 +10,32 @@ from __future__ import annotations
 
 import argparse
 
+from . import options
+
 EPILOG = """examples:
   A folder of many small files on a network disk:
     moco-transfer pack /data/imagenet/train /fast/imagenet-train --workers 8
   No decoding any more (shorter side 256 px, about 260 KB an image):
     moco-transfer pack /data/imagenet/train /fast/imagenet-raw --as raw --workers 8
-  Then train on it, or compare every byte with what was written:
-    moco-transfer pretrain --config-file moco_v2_R_50_200ep DATA.ROOT /fast/imagenet-raw \\
-        OUTPUT_DIR out/moco_v2
+  Compare every byte with what was written:
     moco-transfer pack --check /fast/imagenet-raw
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``pack``."""
-    parser.add_argument(
-        "src",
-        nargs="?",
-        metavar="SRC",
-        help="folder, list file or data set's name, as DATA.ROOT takes it",
-    )
-    parser.add_argument("dst", nargs="?", metavar="DST", help="folder to write")
-    parser.add_argument(
-        "--as",
-        dest="form",
-        default="original",
-        choices=["original", "jpeg", "raw"],
-        help="what is kept (default original)",
-    )
-    parser.add_argument(
-        "--size",
-        type=int,
-        default=256,
-        metavar="PX",
-        help="shorter side of --as jpeg and raw (default 256)",
-    )
-    parser.add_argument(
-        "--images-per-shard",
-        type=int,
-        default=4096,
-        metavar="N",
-        help="images in a shard (default 4096)",
-    )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=0,
-        metavar="N",
-        help="processes that decode (default 0: this one)",
-    )
-    parser.add_argument(
-        "--check",
-        metavar="DST",
-        help="compare every byte of a pack with what was written, and do nothing else",
-    )
+    add, src = parser.add_argument, "folder, list file or data set's name, as DATA.ROOT takes it"
+    add("src", nargs="?", metavar="SRC", help=src)
+    add("dst", nargs="?", metavar="DST", help="folder to write")
+    forms, kept = ("original", "jpeg", "raw"), "what is kept (default original)"
+    add("--as", dest="form", default="original", choices=forms, help=kept)
+    size = "shorter side of --as jpeg and raw (default 256)"
+    add("--size", type=options.count, default=256, metavar="PX", help=size)
+    shard = "images in a shard (default 4096)"
+    add("--images-per-shard", type=options.count, default=4096, metavar="N", help=shard)
+    workers = "processes that decode (default 0: this one)"
+    add("--workers", type=options.natural, default=0, metavar="N", help=workers)
+    add("--check", metavar="DST", help="only compare every byte of a pack with what was written")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -81,17 +53,14 @@ def run(args: argparse.Namespace) -> int:
     if args.check:
         print(f"{args.check}: {check_pack(args.check)} images, every byte as it was written")
         return 0
-    if not args.src or not args.dst:
-        raise InputError("Give SRC, the images, and DST, the folder to write; or --check DST.")
-    if args.size < 8 or args.images_per_shard < 1 or args.workers < 0:
-        raise InputError(
-            "--size must be at least 8, --images-per-shard at least 1, --workers at least 0."
-        )
+    if not args.src or not args.dst or args.size < 8:
+        raise InputError("Give SRC, DST and a --size of at least 8; or --check DST alone.")
     source = open_indexed(args.src)
     settings = PackSettings(args.form, args.size, args.images_per_shard)
     with tqdm(total=len(source), desc="packing", unit="images", disable=None) as bar:
-        left_out = pack(source, args.dst, settings, num_workers=args.workers, on_image=bar.update)
-    for reason in left_out:
-        print(f"left out {reason}")
+        for reason in pack(
+            source, args.dst, settings, num_workers=args.workers, on_image=bar.update
+        ):
+            tqdm.write(f"left out {reason}")
     print(open_indexed(args.dst).describe())
     return 0

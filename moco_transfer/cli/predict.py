@@ -17,58 +17,30 @@ EPILOG = """examples:
   Some images, a certain checkpoint, only what is fairly sure:
     moco-transfer predict out/cells/moco/checkpoint_0000250.pth a.jpg b.png --output drawn \\
         --threshold 0.7
-  In Python:
-    from moco_transfer.finetune import load_detector
-    found = load_detector("out/cells/moco")("a.jpg")    # boxes, scores, classes[, masks]
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``predict``."""
-    parser.add_argument(
-        "detector",
-        metavar="RUN_FOLDER_OR_CHECKPOINT",
-        help="OUTPUT_DIR of `moco-transfer train`, or a checkpoint in it",
-    )
-    parser.add_argument(
-        "images",
-        nargs="+",
-        metavar="IMAGES",
-        help="files, and folders that are searched at any depth",
-    )
-    parser.add_argument(
-        "--output", required=True, metavar="DIR", help="folder for the drawings and detections.json"
-    )
-    parser.add_argument(
-        "--threshold",
-        type=float,
-        default=0.5,
-        metavar="SCORE",
-        help="show what scores more than this, 0-1 (default 0.5)",
-    )
-    parser.add_argument(
-        "--classes",
-        metavar="A,B,...",
-        help="names of the classes in their order, where the run did not record them",
-    )
-    parser.add_argument(
-        "--config-file",
-        metavar="FILE",
-        help="config of a checkpoint that does not hold it, e.g. one of Detectron2's",
-    )
-    parser.add_argument(
-        "--device",
-        default="auto",
-        choices=("auto", "cpu", "cuda"),
-        help="where to compute (default: a GPU when there is one)",
-    )
+    add = parser.add_argument
+    detector = "OUTPUT_DIR of `moco-transfer train`, or a checkpoint in it"
+    add("detector", metavar="RUN_FOLDER_OR_CHECKPOINT", help=detector)
+    images = "files, and folders that are searched at any depth"
+    add("images", nargs="+", metavar="IMAGES", help=images)
+    output = "folder for the drawings and detections.json"
+    add("--output", required=True, metavar="DIR", help=output)
+    threshold = "show what scores more than this, 0-1 (default 0.5)"
+    add("--threshold", type=float, default=0.5, metavar="SCORE", help=threshold)
+    classes = "names of the classes in their order, where the run did not record them"
+    add("--classes", metavar="A,B,...", help=classes)
+    config = "config of a checkpoint that does not hold it, e.g. one of Detectron2's"
+    add("--config-file", metavar="FILE", help=config)
+    devices, where = ("auto", "cpu", "cuda"), "where to compute (default: a GPU when there is one)"
+    add("--device", default="auto", choices=devices, help=where)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Predict and draw.
-
-    Returns:
-        0; images that were skipped are counted and named.
+    """Predict and draw; returns 0, images that were skipped are counted and named.
 
     Raises:
         InputError: If the detector or a path cannot be used, or no image can be read.
@@ -88,10 +60,8 @@ def run(args: argparse.Namespace) -> int:
     head, entries = predict_images(detector, images, args.output)
     counts = collections.Counter(d["class"] for entry in entries for d in entry["detections"])
     found = ", ".join(f"{name} {counts[name]}" for name in head["classes"] if counts[name])
-    print(
-        f"{len(entries)} images drawn in {args.output}; detections above {args.threshold:g}:"
-        f" {found or 'none'}."
-    )
+    drawn = f"{len(entries)} images drawn in {args.output}"
+    print(f"{drawn}; detections above {args.threshold:g}: {found or 'none'}.")
     print(f"Every detection: {Path(args.output) / DETECTIONS_FILE}")
     if skipped := [each["file"] for each in head["skipped"]]:
         print(f"Skipped, because they cannot be read: {len(skipped)} ({', '.join(skipped)})")

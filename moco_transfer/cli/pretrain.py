@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import argparse
 
+from . import options
+
 EPILOG = """examples:
   MoCo v2 on ImageNet with 8 GPUs, as published:
     moco-transfer pretrain --num-gpus 8 --config-file moco_v2_R_50_200ep \\
         DATA.ROOT /data/imagenet/train OUTPUT_DIR out/moco_v2
   The same on one GPU or a CPU (BN statistics over virtual groups, see MOCO.BN_GROUP_SIZE):
     moco-transfer pretrain --config-file moco_v2_R_50_200ep DATA.ROOT images OUTPUT_DIR out/moco_v2
-  Continue after an interruption: the same command with --resume.
   Start a new run from existing weights (ours, official MoCo, torchvision):
     moco-transfer pretrain --config-file moco_v2_R_50_200ep \\
         --init-from moco_v2_800ep_pretrain.pth.tar DATA.ROOT images OUTPUT_DIR out/more
@@ -25,29 +26,9 @@ EPILOG = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``pretrain``."""
-    parser.add_argument(
-        "--config-file",
-        required=True,
-        metavar="FILE",
-        help="YAML file, or the name of one that comes with the package",
-    )
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue the run in OUTPUT_DIR from its last checkpoint",
-    )
-    parser.add_argument(
-        "--init-from",
-        metavar="FILE",
-        help="start the encoders from a checkpoint's weights, everything else fresh",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
-    parser.add_argument(
-        "overrides",
-        nargs=argparse.REMAINDER,
-        metavar="KEY VALUE",
-        help="config keys to change, e.g. SOLVER.EPOCHS 100",
-    )
+    options.add_config(parser, example="SOLVER.EPOCHS 100")
+    init_from = "start the encoders from a checkpoint's weights, everything else fresh"
+    parser.add_argument("--init-from", metavar="FILE", help=init_from)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,25 +39,21 @@ def run(args: argparse.Namespace) -> int:
     from ..pretrain.plan import plan_pretrain
     from ..pretrain.run import pretrain
     from ..runtime.checkpoint import CheckpointFolder
-    from ..runtime.distributed import is_main_process, start_processes, stop_processes
+    from ..runtime.distributed import is_main_process, start_processes
     from ..runtime.log import set_up_logging
 
     cfg = load_pretrain_config(args.config_file, args.overrides)
     start_processes(cfg.TRAIN.DEVICE)
     set_up_logging()  # to the terminal alone: the plan must not make the folder
-    try:
-        plan = plan_pretrain(cfg, resume=args.resume, init_from=args.init_from)
-        if args.dry_run:
-            if is_main_process():
-                print("\n".join([*describe(plan), *(f"WARNING: {w}" for w in warnings(plan))]))
-            return 0
-        set_up_logging(plan.output_dir)
-        run = pretrain(plan)
-        if is_main_process() and run is not None:
-            name = CheckpointFolder(plan.output_dir).last()
-            print(
-                f"Done: {name}. Next: moco-transfer convert {name} {plan.output_dir}/backbone.pkl"
-            )
-    finally:
-        stop_processes()
-    return 0 if run is not None else 143  # 128 + SIGTERM
+    plan = plan_pretrain(cfg, resume=args.resume, init_from=args.init_from)
+    if args.dry_run:
+        if is_main_process():
+            print("\n".join([*describe(plan), *(f"WARNING: {w}" for w in warnings(plan))]))
+        return 0
+    set_up_logging(plan.output_dir)
+    if pretrain(plan) is None:
+        return 143  # 128 + SIGTERM
+    if is_main_process():
+        name = CheckpointFolder(plan.output_dir).last()
+        print(f"Done: {name}. Next: moco-transfer convert {name} {plan.output_dir}/backbone.pkl")
+    return 0

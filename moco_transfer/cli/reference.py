@@ -19,10 +19,9 @@ EPILOG = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `reference` to its parser."""
-    parser.add_argument(
-        "name", nargs="*", metavar="NAME", help="a setting, or words of its name in any case"
-    )
+    """Add the argument of ``reference``."""
+    name = "a setting, or words of its name in any case"
+    parser.add_argument("name", nargs="*", metavar="NAME", help=name)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -35,14 +34,12 @@ def run(args: argparse.Namespace) -> int:
     from ..runtime.errors import UnknownKeyError, did_you_mean
 
     titles = {setting.name: setting.title for setting in published_settings()}
-    found = find_settings(args.name) if args.name else []
-    if args.name and not found:
-        name = " ".join(args.name)
-        raise UnknownKeyError(
-            f"No published setting is called {name!r}.{did_you_mean(name, titles)} There are:"
-            f" {', '.join(titles)}."
-        )
-    width = max(map(len, titles))
-    listed = [f"{name:{width}}  {title}\n" for name, title in titles.items()]
-    print("\n".join(map(render_published, found)) if found else "".join(listed), end="")
+    if not args.name:
+        print("\n".join(f"{name:{max(map(len, titles))}}  {titles[name]}" for name in titles))
+        return 0
+    if not (found := find_settings(args.name)):
+        hint = did_you_mean(name := " ".join(args.name), titles)
+        known = ", ".join(titles)
+        raise UnknownKeyError(f"No published setting is called {name!r}.{hint} There are: {known}.")
+    print("\n".join(map(render_published, found)), end="")
     return 0

@@ -7,7 +7,7 @@ differ in any of these are never averaged. Below its table are named: unusable f
 the same seed in a row, seeds that a row lacks, and metrics that are not a number.
 
 The page (--format html) and the plots also show the pre-training runs that lie below RUNS or made
-the weights; the page shows the images that `sheet` and `neighbours` have written.
+the weights; the page shows the images that `sheet` has written.
 """
 
 from __future__ import annotations
@@ -46,13 +46,8 @@ EPILOG = """examples:
     moco-transfer report out
     moco-transfer report out --format latex --output table.tex
     moco-transfer report out --format csv --output trials.csv
-
   one page with tables, plots, images and every run's config, for a browser; it needs no network:
     moco-transfer report out --format html --output report.html
-
-  curves, AP by class and by size as files; differences to a row of another name:
-    moco-transfer report out --plots out/plots --baseline sup_bn
-
   slim records of the runs for a repository, and the sections of a README between
   <!-- results:begin docs/results/voc --> and <!-- results:end --> made from the named records
   (RUNS fill a section that names nothing):
@@ -60,30 +55,27 @@ EPILOG = """examples:
     moco-transfer report --readme README.md
 """
 
-_OPTIONS = {
-    "--output": ("FILE", "write the table to FILE instead of the terminal"),
-    "--plots": ("FOLDER", "also draw curves and AP by class and size: PNG and SVG"),
-    "--keep": ("FOLDER", "also write slim records into FOLDER: no weights, no absolute paths"),
-}
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `report` to its parser."""
+    """Add the options of ``report``."""
+    add = parser.add_argument
     runs = "run folders (with a results.json), or folders that hold run folders at any depth"
-    parser.add_argument("runs", nargs="*", metavar="RUNS", help=runs)
+    add("runs", nargs="*", metavar="RUNS", help=runs)
     formats = (
         "markdown or latex: mean, std and differences; csv: every trial in full precision; html:"
         " one page with tables, plots, images and configs (default: %(default)s)"
     )
     choices = ("markdown", "latex", "csv", "html")
-    parser.add_argument("--format", choices=choices, default="markdown", help=formats)
+    add("--format", choices=choices, default="markdown", help=formats)
     baseline = "row that differences refer to (default: supervised, else random)"
-    parser.add_argument("--baseline", default="", metavar="NAME", help=baseline)
-    for option, (metavar, text) in _OPTIONS.items():
-        parser.add_argument(option, metavar=metavar, help=text)
-    markers = "<!-- results:begin --> and <!-- results:end -->"
-    readme = f"replace the text between the markers {markers} in FILE"
-    parser.add_argument("--readme", "--into", dest="readme", metavar="FILE", help=readme)
+    add("--baseline", default="", metavar="NAME", help=baseline)
+    add("--output", metavar="FILE", help="write the table to FILE instead of the terminal")
+    plots = "also draw curves and AP by class and size: PNG and SVG"
+    add("--plots", metavar="FOLDER", help=plots)
+    keep = "also write slim records into FOLDER: no weights, no absolute paths"
+    add("--keep", metavar="FOLDER", help=keep)
+    readme = "replace the text between <!-- results:begin --> and <!-- results:end --> in FILE"
+    add("--readme", "--into", dest="readme", type=Path, metavar="FILE", help=readme)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -102,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.runs:
         if not args.readme or args.output or args.plots or args.keep:
             raise InputError("No runs are named: give run folders, or --readme FILE alone.")
-        _fill_named_sections(Path(args.readme), args.baseline)
+        _fill_named_sections(args.readme, args.baseline)
         return 0
     records, problems = read_named_runs(args.runs)
     names = sorted({run.init for run in records})
@@ -115,8 +107,14 @@ def run(args: argparse.Namespace) -> int:
         pretraining, faults = find_pretraining(args.runs, records)
         problems += faults
     text = _render(args, tables, problems, pretraining)
-    if args.readme:
-        _fill_section(Path(args.readme), args.runs, text)
+    if args.readme:  # the section that names these runs, else the one that names nothing
+        wanted = {Path(path).resolve() for path in args.runs}
+        for section in marked_paths(_read_text(args.readme)):
+            if {(args.readme.parent / path).resolve() for path in section} == wanted:
+                break
+        else:
+            section = ()
+        _insert(args.readme, {section: text})
     if args.output:
         atomic_write_text(Path(args.output), text)
     if args.plots:
@@ -161,8 +159,7 @@ def _render(
 
         folders = [path for path in args.runs if Path(path).is_dir()]
         return render_page(tables, problems, pretraining=pretraining, folders=folders)
-    if args.format == "csv":
-        # CSV has no place for sentences.
+    if args.format == "csv":  # it has no place for sentences
         _log([*problems, *(problem for table in tables for problem in table.problems)])
         return render_csv(tables)
     return (render_markdown if args.format == "markdown" else render_latex)(tables, problems)
@@ -187,32 +184,22 @@ def _write_plots(folder: Path, tables: list[Table], pretraining: list[Pretrainin
         name = f"pretraining_{number}_{Path(item.folder).name}"
         figures[name] = plots.pretraining_curves(item)
     for name, figure in figures.items():
-        for ending in ("png", "svg"):
-            if figure is not None:
-                file = folder / f"{name}.{ending}"
-                atomic_write_bytes(file, plots.figure_bytes(figure, ending))
-                logger.info("Wrote %s", file)
-
-
-def _fill_section(readme: Path, runs: Sequence[str], text: str) -> None:
-    """Fill the section that names these runs, else the one that names nothing."""
-    wanted = {Path(path).resolve() for path in runs}
-    sections = marked_paths(_read_text(readme))
-    named = (s for s in sections if {(readme.parent / path).resolve() for path in s} == wanted)
-    _insert(readme, {next(named, ()): text})
+        for ending in ("png", "svg") if figure is not None else ():
+            file = folder / f"{name}.{ending}"
+            atomic_write_bytes(file, plots.figure_bytes(figure, ending))
+            logger.info("Wrote %s", file)
 
 
 def _fill_named_sections(readme: Path, baseline: str) -> None:
-    named = [paths for paths in marked_paths(_read_text(readme)) if paths]
-    if not named:
-        what = "write <!-- results:begin FOLDER --> and <!-- results:end -->"
-        raise InputError(f"{readme} has no section that names its records; {what}.")
     contents = {}
-    for paths in named:
+    for paths in filter(None, marked_paths(_read_text(readme))):
         records, problems = read_named_runs([str(readme.parent / path) for path in paths])
         text = render_markdown(build_tables(records, baseline=baseline), problems)
         # Paths in warnings are the README's own, wherever the command runs.
         contents[paths] = text.replace(f"{readme.parent}/", "")
+    if not contents:
+        what = "write <!-- results:begin FOLDER --> and <!-- results:end -->"
+        raise InputError(f"{readme} has no section that names its records; {what}.")
     _insert(readme, contents)
 
 

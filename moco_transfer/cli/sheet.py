@@ -15,6 +15,9 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..runtime.errors import InputError, MissingFileError
+from . import options
+
 if TYPE_CHECKING:
     from ..data.annotations.catalog import DetectionDataset
     from ..report import RunRecord, Table
@@ -24,10 +27,8 @@ logger = logging.getLogger(__name__)
 EPILOG = """examples:
   all runs below out/voc, with the test set below $DETECTRON2_DATASETS:
     moco-transfer sheet out/voc
-
   your own test set (where a run has recorded its command, --dataset is taken from it):
     moco-transfer sheet out/cells --dataset cells_test=voc:BCCD:test:RBC,WBC,Platelets
-
   other images, another seed:
     moco-transfer sheet out/voc --images 000012 000034 --seed 2
 """
@@ -37,15 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``sheet``."""
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUNS", help="run folders, or folders that contain some")
-    text = "your own data set, as for `train`; may be repeated"
-    add("--dataset", action="append", default=[], metavar="NAME=...", help=text)
-    text = "show the first N images that have an object (default 4)"
-    add("--num-images", type=int, default=4, metavar="N", help=text)
+    options.add_datasets(parser)
+    number = "show the first N images that have an object (default 4)"
+    add("--num-images", type=options.count, default=4, metavar="N", help=number)
     add("--images", nargs="+", metavar="ID", help="show these images of the test set instead")
-    text = "show the runs of this seed (default: the lowest that all rows have)"
-    add("--seed", type=int, metavar="N", help=text)
-    text = "folder for the sheets (default: the folder that holds the runs)"
-    add("--output", metavar="DIR", help=text)
+    seed = "show the runs of this seed (default: the lowest that all rows have)"
+    add("--seed", type=int, metavar="N", help=seed)
+    output = "folder for the sheets (default: the folder that holds the runs)"
+    add("--output", metavar="DIR", help=output)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,11 +60,8 @@ def run(args: argparse.Namespace) -> int:
     from ..report import build_tables
     from ..report.html.page import SHEET_NAME, sheet_folder
     from ..report.html.plots import figure_name
-    from ..runtime.errors import InputError
     from .report import read_named_runs
 
-    if args.num_images < 1:
-        raise InputError(f"--num-images must be at least 1, got {args.num_images}.")
     records, _ = read_named_runs(args.runs)
     for flag in args.dataset:
         parse_dataset_flag(flag)
@@ -86,22 +83,18 @@ def _test_set(table: Table) -> DetectionDataset:
     from ..data.annotations.catalog import dataset_names, get_dataset, parse_dataset_flag
 
     name = table.setting.test_set[0]
-    if name not in dataset_names():
-        for run in table.runs:
-            try:
-                words = shlex.split(run.command or "")
-            except ValueError:  # an unbalanced quotation mark
-                continue
-            flags = [word for word in words if word.startswith((f"{name}=voc:", f"{name}=coco:"))]
-            if flags:
-                parse_dataset_flag(flags[0])
-                break
+    for run in table.runs if name not in dataset_names() else ():
+        try:
+            words = shlex.split(run.command or "")
+        except ValueError:  # an unbalanced quotation mark
+            continue
+        if flag := next((w for w in words if w.startswith((f"{name}=voc:", f"{name}=coco:"))), ""):
+            parse_dataset_flag(flag)
+            break
     return get_dataset(name)
 
 
 def _one_run_per_row(table: Table, seed: int | None) -> dict[str, RunRecord]:
-    from ..runtime.errors import InputError
-
     rows = {row.init: {run.seed: run for run in row.runs} for row in table.rows if row.runs}
     common = set.intersection(*map(set, rows.values())) if rows else set()
     if seed is None and common:
@@ -119,7 +112,6 @@ def _draw(
 ) -> None:
     from ..evaluate.detection_sheet import draw_detection_sheet, first_images
     from ..evaluate.predictions import load_predictions
-    from ..runtime.errors import InputError, MissingFileError
 
     name, columns = f"predictions_{dataset.name}.json", {}
     for init, record in chosen.items():

@@ -4,13 +4,15 @@ Configs have Detectron2's keys. Images come from Detectron2's data set names bel
 $DETECTRON2_DATASETS (voc_2007_trainval, coco_2017_train, ...) or from your own folders with
 --dataset; the number of classes and the metric are then the data's. Weights must cover the whole
 backbone, and the config must suit them (BN, frozen layers, colour order, pixel statistics, batch
-and learning rate), or the run does not start; everything that is wrong is reported together.
-MODEL.WEIGHTS "" is random initialisation.
+and learning rate), or the run does not start; all faults are reported together. MODEL.WEIGHTS ""
+is random initialisation.
 """
 
 from __future__ import annotations
 
 import argparse
+
+from . import options
 
 EPILOG = """examples:
   See what a run will do:
@@ -24,68 +26,32 @@ EPILOG = """examples:
         --dataset cells_test=voc:BCCD:test:RBC,WBC,Platelets \\
         DATASETS.TRAIN cells_train DATASETS.TEST cells_test \\
         MODEL.WEIGHTS backbone.pkl OUTPUT_DIR out/cells
-  Your own images in COCO's format:
-    ... --dataset parts_train=coco:parts/train.json:parts/images ...
-  Resume an interrupted run / evaluate a checkpoint:
-    ... --resume
+  Evaluate a checkpoint:
     ... --eval-only MODEL.WEIGHTS out/cells/checkpoint_0000250.pth OUTPUT_DIR out/cells_eval
 """
 
-# Option -> its help; a flag, or one that takes a value.
 _FLAGS = {
-    "--resume": "continue the run in OUTPUT_DIR from its last checkpoint",
-    "--dry-run": "print what the run would do, after every check, and write nothing",
-    "--eval-only": (
-        "evaluate MODEL.WEIGHTS, or with --resume the run's last checkpoint; train nothing"
-    ),
+    "--eval-only": "evaluate MODEL.WEIGHTS, or with --resume the last checkpoint; train nothing",
     "--allow-partial": "start although MODEL.WEIGHTS does not cover the whole backbone; recorded",
     "--force": "start although config and weights do not match; recorded, marked in the table",
     "--coco-style": "evaluate a VOC test set by COCO's twelve numbers too (bbox_coco)",
-}
-_VALUES = {
-    "--init": ("NAME", "row of the table (default: what the weights' stamp says)"),
-    "--task": ("NAME", "name of the task in tables (default: the config file's)"),
-    "--label-subset": (
-        "FILE",
-        "train on the images that FILE lists (from `benchmark --label-fraction`); recorded",
-    ),
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``train``."""
-    parser.add_argument(
-        "--config-file",
-        required=True,
-        metavar="FILE",
-        help="YAML file, or the name of one that comes with the package",
-    )
-    parser.add_argument(
-        "--engine",
-        default="auto",
-        metavar="auto|detectron2|torchvision",
-        help="default: auto, Detectron2 where it is installed, else torchvision's operators",
-    )
+    options.add_config(parser, example="SOLVER.MAX_ITER 9000")
+    options.add_datasets(parser)
+    add = parser.add_argument
     for option, text in _FLAGS.items():
-        parser.add_argument(option, action="store_true", help=text)
-    for option, (metavar, text) in _VALUES.items():
-        parser.add_argument(option, metavar=metavar, help=text)
-    parser.add_argument(
-        "--dataset",
-        action="append",
-        default=[],
-        metavar="NAME=...",
-        help=(
-            "your own data set: NAME=coco:JSON:IMAGES or NAME=voc:ROOT:SPLIT:CLASSES; may be"
-            " repeated"
-        ),
-    )
-    parser.add_argument(
-        "overrides",
-        nargs=argparse.REMAINDER,
-        metavar="KEY VALUE",
-        help="config keys to change, e.g. SOLVER.MAX_ITER 9000",
-    )
+        add(option, action="store_true", help=text)
+    engine = "default: auto, Detectron2 where it is installed, else torchvision's operators"
+    add("--engine", default="auto", metavar="auto|detectron2|torchvision", help=engine)
+    add("--init", metavar="NAME", help="row of the table (default: what the weights' stamp says)")
+    task = "name of the task in tables (default: the config file's)"
+    add("--task", default="", metavar="NAME", help=task)
+    subset = "train on the images that FILE lists (from `benchmark --label-fraction`); recorded"
+    add("--label-subset", metavar="FILE", help=subset)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -93,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     from ..finetune.describe import describe_plan
     from ..finetune.plan import Request, join_processes, plan_finetuning
     from ..finetune.run import finetune
-    from ..runtime.distributed import is_main_process, stop_processes
+    from ..runtime.distributed import is_main_process
     from ..runtime.log import set_up_logging
 
     request = Request(
@@ -101,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         args.overrides,
         args.dataset,
         engine=args.engine,
-        task=args.task or "",
+        task=args.task,
         init=args.init,
         label_subset=args.label_subset,
         resume=args.resume,
@@ -113,16 +79,15 @@ def run(args: argparse.Namespace) -> int:
     )
     device = join_processes(request)
     set_up_logging()
-    try:
-        plan = plan_finetuning(request, device=device)
-        if args.dry_run:
-            if is_main_process():
-                print("\n".join(describe_plan(plan)))
-            return 0
-        record = finetune(plan, on_start=set_up_logging)
-        if record is not None and is_main_process():
-            done = f"Done: {plan.output_dir}/results.json ({record['init']})."
-            print(f"{done} Next: moco-transfer report {plan.output_dir.parent}")
-    finally:
-        stop_processes()
-    return 0 if record is not None else 143  # 128 + SIGTERM
+    plan = plan_finetuning(request, device=device)
+    if args.dry_run:
+        if is_main_process():
+            print("\n".join(describe_plan(plan)))
+        return 0
+    record = finetune(plan, on_start=set_up_logging)
+    if record is None:
+        return 143  # 128 + SIGTERM
+    if is_main_process():
+        done = f"Done: {plan.output_dir}/results.json ({record['init']})."
+        print(f"{done} Next: moco-transfer report {plan.output_dir.parent}")
+    return 0

@@ -105,11 +105,10 @@ def test_settings__torchruns_processes_are_kept_as_a_number(tmp_path, monkeypatc
         ("--launcher", "local", "--num-gpus", "2"),
         ("--launcher", "slurm", "--jobs", "2"),
         ("--num-gpus", "2", "--slurm", "partition=gpu"),
-        ("--num-gpus", "0"),
     ],
 )
 def test_settings__refuses_options_of_another_launcher(words):
-    with pytest.raises(InputError, match=r"is for --launcher|expected at least 1"):
+    with pytest.raises(InputError, match="is for --launcher"):
         verb._settings(_arguments(*words), None)
 
 

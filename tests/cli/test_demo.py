@@ -54,4 +54,4 @@ def test_demo__runs_each_step_once(calls, tmp_path, capsys):
 
 def test_demo__refuses_no_seed(capsys):
     assert main.main(["demo", "--seeds", "0"]) == 2
-    assert "--seeds must be at least 1, got 0" in capsys.readouterr().err
+    assert "argument --seeds: expected a number above 0, got 0" in capsys.readouterr().err

@@ -31,7 +31,6 @@ RULES: list[tuple[str, str | list[str]]] = [
     (r"moco-transfer benchmark ", "needs COCO and takes hours; tests/benchmark runs one"),
     (r"moco-transfer predict ", "needs a trained detector; tests/finetune runs it"),
     (r"moco-transfer pack ", "needs ImageNet; tests/data packs"),
-    (r"moco-transfer bench-data ", "measures for 30 s; tests/cli runs it shorter"),
     (r"moco-transfer demo", "takes 15 minutes"),
     (r"(MOCO_\w+=1 )?python tools/(bench|plot|screenshot)_", "takes minutes, on an idle machine"),
     (r"make |pip |pre-commit |git |export |python -m (venv|pytest)", "sets up the machine"),
@@ -94,7 +93,7 @@ def _assert_parsed(words: list[str], monkeypatch) -> None:
     for task in getattr(args, "tasks", None) or []:
         assert task in available()
     if name := getattr(args, "config_file", None):
-        load = load_pretrain_config if verb in ("pretrain", "bench-data") else load_detection_config
+        load = load_pretrain_config if verb == "pretrain" else load_detection_config
         overrides = getattr(args, "overrides", None) or []
         assert load(name, overrides).is_frozen()
 

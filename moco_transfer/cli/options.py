@@ -1,0 +1,72 @@
+"""Options that several verbs share, and the types that check their values."""
+
+from __future__ import annotations
+
+import argparse
+
+_DATASET = (
+    "your own data set: NAME=coco:JSON:IMAGES or NAME=voc:ROOT:SPLIT:CLASSES; may be repeated"
+)
+
+
+def count(text: str) -> int:
+    """Return a whole number of at least 1."""
+    return int(_above(0, int(text)))
+
+
+def natural(text: str) -> int:
+    """Return a whole number of at least 0."""
+    return int(_above(-1, int(text)))
+
+
+def positive(text: str) -> float:
+    """Return a number greater than 0."""
+    return _above(0, float(text))
+
+
+def _above(bound: int, value: float) -> float:
+    if not value > bound:
+        raise argparse.ArgumentTypeError(f"expected a number above {bound}, got {value:g}")
+    return value
+
+
+def add_config(parser: argparse.ArgumentParser, *, example: str) -> None:
+    """Add ``--config-file``, ``--resume``, ``--dry-run`` and KEY VALUE words."""
+    add, config = parser.add_argument, "YAML file, or the name of one that comes with the package"
+    add("--config-file", required=True, metavar="FILE", help=config)
+    resume = "continue the run in OUTPUT_DIR from its last checkpoint"
+    add("--resume", action="store_true", help=resume)
+    dry_run = "print what the run would do, after every check, and write nothing"
+    add("--dry-run", action="store_true", help=dry_run)
+    overrides = f"config keys to change, e.g. {example}"
+    add("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=overrides)
+
+
+def add_datasets(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add ``--dataset``."""
+    parser.add_argument("--dataset", action="append", default=[], metavar="NAME=...", help=_DATASET)
+
+
+def add_encoder(parser: argparse.ArgumentParser) -> None:
+    """Add which encoder is evaluated on which images, and how its features are computed."""
+    add = parser.add_argument
+    checkpoint = "a checkpoint of pretrain, an official MoCo file, or what convert reads"
+    add("checkpoint", metavar="CHECKPOINT", help=checkpoint)
+    train = "images to learn from: class folders, a list file with labels, or CIFAR-10"
+    add("--train", required=True, metavar="DIR", help=train)
+    add("--test", required=True, metavar="DIR", help="images to classify, of the same classes")
+    add_role(parser)
+    size = "side of an image (default: that of pre-training; 224 if unknown)"
+    add("--image-size", type=count, metavar="PX", help=size)
+    resize = "shorter side before the centre crop (default: side x 256/224, or the run's)"
+    add("--resize", type=count, metavar="PX", help=resize)
+    add("--workers", type=natural, default=4, metavar="N", help="data workers (default 4)")
+    add("--device", default="auto", metavar="auto|cpu|cuda|mps", help="where to compute")
+    precisions, text = ("auto", "fp32", "bf16", "fp16"), "of the encoder (default fp32)"
+    add("--precision", default="fp32", choices=precisions, help=text)
+
+
+def add_role(parser: argparse.ArgumentParser) -> None:
+    """Add ``--encoder``."""
+    roles = "q: the trained encoder (default); k: its momentum copy"
+    parser.add_argument("--encoder", default="q", choices=("q", "k"), help=roles)
