@@ -156,3 +156,15 @@ def test_detection_configs__load_in_detectron2_to_the_same_values(name):
 def test_load__is_frozen(load, name):
     with pytest.raises(AttributeError, match="immutable"):
         load(name).SEED = 1
+
+
+def test_schemas__agree_with_the_models_that_config_may_not_import():
+    from moco_transfer import models
+    from moco_transfer.config.detection_schema import DETECTION_DEFAULTS
+    from moco_transfer.config.pretrain_schema import ONE_OF, PRETRAIN_DEFAULTS
+
+    data, detector = PRETRAIN_DEFAULTS["DATA"], DETECTION_DEFAULTS["MODEL"]
+    assert data["PIXEL_MEAN"] == models.IMAGENET_MEAN and data["PIXEL_STD"] == models.IMAGENET_STD
+    pixels = {"format": "BGR", "mean": detector["PIXEL_MEAN"], "std": detector["PIXEL_STD"]}
+    assert pixels == models.MSRA_PIXELS
+    assert set(ONE_OF["MODEL.ARCH"]) <= models.ENCODERS.keys()
