@@ -34,8 +34,8 @@ from .plots import (
     swatch,
 )
 
-#: What `sheet` and `neighbours` write; the first ending that is there is embedded.
-SHEET_NAME, NEIGHBOURS_NAME = "detections", "neighbours"
+#: What `sheet` writes; the first ending that is there is embedded.
+SHEET_NAME = "detections"
 _ENDINGS = {".svg": "image/svg+xml", ".png": "image/png", ".jpg": "image/jpeg"}
 _TALL_INCHES = 8.0  # a higher panel is folded away
 
@@ -124,12 +124,10 @@ def _section(table: Table, number: int, folders: Sequence[str | Path]) -> dict[s
 def _pretraining(run: PretrainingRun, number: int) -> dict[str, Any]:
     """Return what the page shows of one pre-training run."""
     anchor = f"pretraining-{number}"
-    caption = "Nearest neighbours of some images by the pre-trained features"
     return {
         "anchor": anchor,
         "run": run,
         "plots": _plots(pretraining_panels(run), anchor)[0],
-        "neighbours": embed_image(Path(run.folder) / NEIGHBOURS_NAME, caption),
     }
 
 
