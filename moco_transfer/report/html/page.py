@@ -124,11 +124,7 @@ def _section(table: Table, number: int, folders: Sequence[str | Path]) -> dict[s
 def _pretraining(run: PretrainingRun, number: int) -> dict[str, Any]:
     """Return what the page shows of one pre-training run."""
     anchor = f"pretraining-{number}"
-    return {
-        "anchor": anchor,
-        "run": run,
-        "plots": _plots(pretraining_panels(run), anchor)[0],
-    }
+    return {"anchor": anchor, "run": run, "plots": _plots(pretraining_panels(run), anchor)[0]}
 
 
 def _plots(panels: Sequence[Panel], anchor: str) -> tuple[list[dict[str, Any]], list[Problem]]:
