@@ -233,8 +233,8 @@ def test_resume__a_checkpoint_that_one_process_cannot_read_or_that_differs(story
     )
     assert "OUTPUT_DIR must be one folder that all processes share" in first["absent"]
     assert first["older"].startswith(
-        f"Process 1 cannot resume from {path} as process 0 does, after iteration 9: its copy is after"
-        " iteration 6."
+        f"Process 1 cannot resume from {path} as process 0 does, after iteration 9: its copy is"
+        " after iteration 6."
     )
     assert "names checkpoint_9999.pth, which is not in" in first["gone"]
     assert first["slow to tell"] == second["slow to tell"] == ""  # process 0 decides
