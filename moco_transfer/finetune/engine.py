@@ -104,11 +104,8 @@ class Engine(abc.ABC):
 
 
 def choose_engine(name: str) -> str:
-    """Return the engine for a ``--engine`` word.
-
-    Args:
-        name: ``auto``, which is Detectron2 where it is installed and loads, and the embedded engine
-            elsewhere, or a key of :data:`ENGINES`.
+    """Return the engine for a ``--engine`` word; ``auto`` is Detectron2 where it is installed and
+    loads, and the embedded engine elsewhere.
 
     Raises:
         InputError: If the word is unknown, or the engine that it names cannot be used here.

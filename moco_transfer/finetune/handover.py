@@ -60,8 +60,7 @@ class InitialWeights:
         path: As the config names it; "" for random initialisation.
         kind: ``random``, ``self-supervised``, ``supervised``, ``detector`` (a fine-tuned one) or
             ``unknown``.
-        content: The tensors, None for random initialisation.
-        stamp: What the file says of its origin, None where it says nothing.
+        content, stamp: The tensors, and what the file says of their origin; None without.
         pixels: ``format``, ``pixel_mean``, ``pixel_std``, ``stride_in_1x1``, ``arch`` that the
             weights were trained with; what is not known is None or absent.
     """
@@ -146,11 +145,8 @@ def trunk_places(keys: Sequence[str]) -> dict[str, str]:
 
 
 def weights_coverage(state: Mapping[str, Any], weights: InitialWeights) -> Coverage | None:
-    """Return which of a detector's tensors the weights provide; None for random initialisation.
-
-    Args:
-        state: The detector's keys -> tensors or shapes (on the meta device, for example).
-        weights: A detector has to cover all of it, a backbone its trunk.
+    """Return which of a detector's tensors (``state``, on the meta device for example) the weights
+    provide: of all for a detector, of the trunk for a backbone; None for random initialisation.
     """
     if weights.content is None:
         return None

@@ -34,14 +34,10 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """BN over the images of all ranks, weighted by their number of positions.
+    """BN over the images of all ranks: ``torch.nn.SyncBatchNorm`` on CUDA, the same statistics over
+    gloo on CPU processes, plain BN in one process.
 
-    On CUDA this computes what ``torch.nn.SyncBatchNorm`` computes, with its code; on CPU processes
-    the same statistics travel over gloo; in one process it is plain BN. Collective in training when
-    the world has more than one rank.
-
-    Not a subclass of ``torch.nn.SyncBatchNorm``: DistributedDataParallel refuses to wrap one on the
-    CPU, whatever it does there.
+    Not a subclass of ``torch.nn.SyncBatchNorm``: DistributedDataParallel rejects one on the CPU.
     """
 
     process_group = None  # all ranks; read by torch's forward, as is the check below
