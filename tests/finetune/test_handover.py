@@ -1,4 +1,4 @@
-"""The hand-over of weights: every tensor of the trunk lands in the detector, or the run is refused;
+"""The hand-over of weights: every tensor of the trunk lands in the detector, or the run is rejected;
 what kind of weights they are.
 
 Seen red under: --init beats the file; torchvision layout is supervised; res5 not part of the trunk;
@@ -66,8 +66,8 @@ def detector():
 
 def test_load_weights__features_of_the_detectors_trunk_equal_torchvisions(resnet18, backbone_file):
     model = detector().eval()
-    said = load(model, read_weights(str(backbone_file)))
-    assert said["coverage"] == {
+    record = load(model, read_weights(str(backbone_file)))
+    assert record["coverage"] == {
         "expected": 100,
         "matched": 100,
         "missing": [],
@@ -103,10 +103,10 @@ def test_load_weights__half_a_backbone_is_refused_unless_allowed(backbone_file, 
     }
     (tmp_path / "half.pkl").write_bytes(pickle.dumps(content))
     half = read_weights(str(tmp_path / "half.pkl"))
-    said = gap_of(detector(), half)
-    assert "covers 50 of 100 backbone tensors of resnet18" in said and "res4.0.shortcut" in said
-    said = load(detector(), half)
-    assert said["coverage"]["matched"] == 50 and len(said["coverage"]["missing"]) == 50
+    gap = gap_of(detector(), half)
+    assert "covers 50 of 100 backbone tensors of resnet18" in gap and "res4.0.shortcut" in gap
+    record = load(detector(), half)
+    assert record["coverage"]["matched"] == 50 and len(record["coverage"]["missing"]) == 50
 
 
 def test_trunk_places__r18_fpn():
@@ -252,9 +252,10 @@ def test_read_weights__a_detector_says_what_it_was_trained_with(tmp_path):
         1.0,
     ]
     other = detector()
-    said = load(other, weights)
+    record = load(other, weights)
     assert (
-        said["kind"] == "detector" and said["coverage"]["matched"] == said["coverage"]["expected"]
+        record["kind"] == "detector"
+        and record["coverage"]["matched"] == record["coverage"]["expected"]
     )
     assert all(
         torch.equal(a, b)
@@ -302,8 +303,8 @@ def test_read_weights__msras_own_file_suits_the_msra_twin(tmp_path, monkeypatch)
     found = lint(plain, weights, world_size=8, reference=(16, 0.02))
     assert {f.name for f in found} == {"colour-order", "pixel-mean", "pixel-std", "stride"}
     model = build_model(cfg)
-    said = load(model, weights)
-    assert (said["coverage"]["matched"], said["kind"], weights.row) == (
+    record = load(model, weights)
+    assert (record["coverage"]["matched"], record["kind"], weights.row) == (
         265,
         "supervised",
         "supervised",

@@ -148,29 +148,29 @@ def test_plan_error__one_finding_is_one_sentence_and_a_gap_names_its_own_option(
 
 
 def test_lint__pixels():
-    def said(*overrides, pixels):
+    def sentences(*overrides, pixels):
         found = lint(settings(C4, *overrides), weights(pixels=pixels), world_size=1, reference=None)
         return [finding.sentence for finding in found]
 
-    assert said(pixels={**RGB, "format": "BGR", "pixel_mean": None, "pixel_std": None}) == [
+    assert sentences(pixels={**RGB, "format": "BGR", "pixel_mean": None, "pixel_std": None}) == [
         "moco.pkl was trained on BGR images, but the config says INPUT.FORMAT 'RGB'. "
         "Set INPUT.FORMAT BGR with its pixel statistics, or use the *_msra.yaml twin of the config."
     ]
-    assert said("MODEL.PIXEL_MEAN", "[123.675, 116.28, 100.0]", pixels=RGB) == [
+    assert sentences("MODEL.PIXEL_MEAN", "[123.675, 116.28, 100.0]", pixels=RGB) == [
         "moco.pkl was trained with pixel mean [123.675, 116.28, 103.53], but the config says"
         ' MODEL.PIXEL_MEAN [123.675, 116.28, 100.0]. Set MODEL.PIXEL_MEAN "[123.675, 116.28,'
         ' 103.53]".'
     ]
-    assert said("MODEL.PIXEL_STD", "[1.0, 1.0, 1.0]", pixels=RGB)[0].endswith(
+    assert sentences("MODEL.PIXEL_STD", "[1.0, 1.0, 1.0]", pixels=RGB)[0].endswith(
         'Set MODEL.PIXEL_STD "[58.395, 57.12, 57.375]".'
     )
-    assert said(pixels={**RGB, "pixel_std": [58.4, 57.12, 57.375]}) == []  # rounding
-    assert said(pixels={**RGB, "pixel_std": [58.41, 57.12, 57.375]}) != []
-    assert said("MODEL.RESNETS.STRIDE_IN_1X1", "True", pixels=RGB)[0].endswith(
+    assert sentences(pixels={**RGB, "pixel_std": [58.4, 57.12, 57.375]}) == []  # rounding
+    assert sentences(pixels={**RGB, "pixel_std": [58.41, 57.12, 57.375]}) != []
+    assert sentences("MODEL.RESNETS.STRIDE_IN_1X1", "True", pixels=RGB)[0].endswith(
         "Set MODEL.RESNETS.STRIDE_IN_1X1 False."
     )
     assert (
-        said(pixels={"stride_in_1x1": True, "arch": "resnet18"}) == []
+        sentences(pixels={"stride_in_1x1": True, "arch": "resnet18"}) == []
     )  # basic blocks have no 1x1 convolution to stride in
 
 
@@ -262,21 +262,23 @@ def test_lint__eval_only_looks_at_the_pixels_alone():
 
 
 def test_remarks__what_is_legal_and_may_surprise():
-    def said(*overrides, world_size=8):
+    def sentences(*overrides, world_size=8):
         return remarks(settings(C4, *overrides), world_size=world_size)
 
-    assert said() == []
-    assert said("SOLVER.IMS_PER_BATCH", 2, world_size=1) == [
+    assert sentences() == []
+    assert sentences("SOLVER.IMS_PER_BATCH", 2, world_size=1) == [
         "MODEL.RESNETS.NORM SyncBN in one process is plain BN; BN over 2 images is noisy"
         " (published runs: 16): seeds differ more."
     ]
-    assert said("SOLVER.MAX_ITER", 20000) == [
+    assert sentences("SOLVER.MAX_ITER", 20000) == [
         "SOLVER.STEPS 22000 lie beyond SOLVER.MAX_ITER 20000 and never come."
     ]
-    assert said("SOLVER.WARMUP_ITERS", 13000)[0].startswith(
+    assert sentences("SOLVER.WARMUP_ITERS", 13000)[0].startswith(
         "SOLVER.WARMUP_ITERS 13000 is more than half"
     )
-    assert said("TEST.PRECISE_BN.ENABLED", False)[0].startswith("TEST.PRECISE_BN.ENABLED is False")
-    assert said("MODEL.ROI_BOX_HEAD.NORM", "SyncBN")[0].startswith(
+    assert sentences("TEST.PRECISE_BN.ENABLED", False)[0].startswith(
+        "TEST.PRECISE_BN.ENABLED is False"
+    )
+    assert sentences("MODEL.ROI_BOX_HEAD.NORM", "SyncBN")[0].startswith(
         "MODEL.ROI_BOX_HEAD.NORM SyncBN: MoCo's heads have no norm"
     )

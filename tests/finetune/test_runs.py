@@ -1,4 +1,4 @@
-"""What a run records, refuses and leaves alone: interrupted, resumed and evaluated runs, on the
+"""What a run records, rejects and leaves alone: interrupted, resumed and evaluated runs, on the
 embedded engine, seconds each.
 
 Seen red under: weights, label subset, annotations, seed, world size left out of the comparison; the
@@ -96,7 +96,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
-def refused(folder: Path, *words: object, match: str, **options) -> None:
+def rejected(folder: Path, *words: object, match: str, **options) -> None:
     """Resume, see the sentence, and find every file as it was."""
     before = files(folder)
     with pytest.raises(InputError, match=match) as caught:
@@ -131,11 +131,11 @@ def test_checkpoint__says_what_the_run_began_with(tmp_path, weights, scenes, min
     assert record["remarks"] == [note for note in record["remarks"] if "resumed" not in note]
 
 
-def test_resume__other_weights_are_refused(tmp_path, weights):
+def test_resume__other_weights_are_rejected(tmp_path, weights):
     file = tmp_path / "moco.pkl"
     file.write_bytes(weights[0].read_bytes())
     interrupt(tmp_path / "run", "MODEL.WEIGHTS", file)
-    refused(
+    rejected(
         tmp_path / "run",
         match=(
             r"of a run that began with other weights \('.*moco\.pkl' with sha256 .*\),"
@@ -143,7 +143,7 @@ def test_resume__other_weights_are_refused(tmp_path, weights):
         ),
     )
     file.write_bytes(weights[1].read_bytes())
-    refused(
+    rejected(
         tmp_path / "run",
         "MODEL.WEIGHTS",
         file,
@@ -154,25 +154,25 @@ def test_resume__other_weights_are_refused(tmp_path, weights):
     ] == str(file)  # the name of its start
 
 
-def test_resume__other_labels_data_and_seed_are_refused(tmp_path, scenes, mine):
+def test_resume__other_labels_data_and_seed_are_rejected(tmp_path, scenes, mine):
     names = sorted((scenes / "ImageSets" / "Main" / "train.txt").read_text().split())
     subset = str(tmp_path / "half.json")
     write_label_subset(subset, LabelSubset(0.5, 0, {"mine_train": names[:2]}))
     interrupt(tmp_path / "run", label_subset=subset)
-    refused(
+    rejected(
         tmp_path / "run",
         match=(
             r"on other labels \(the subset with sha256 .*\), --label-subset now says all images\."
         ),
     )
     write_label_subset(subset, LabelSubset(0.5, 0, {"mine_train": names[2:]}))
-    refused(
+    rejected(
         tmp_path / "run",
         match=r"--label-subset now says the subset with sha256",
         label_subset=subset,
     )
     write_label_subset(subset, LabelSubset(0.5, 0, {"mine_train": names[:2]}))
-    refused(
+    rejected(
         tmp_path / "run",
         "SEED",
         "1",
@@ -187,7 +187,7 @@ def test_resume__other_labels_data_and_seed_are_refused(tmp_path, scenes, mine):
         xmax = text[text.index("<xmax>") : text.index("</xmax>") + 7]
         xml.write_text(text.replace(xmax, f"<xmax>{int(xmax[6:-7]) - 1}</xmax>", 1))
         mine(tmp_path / split)
-        refused(
+        rejected(
             tmp_path / "run",
             match=rf"the annotations of 'mine_{split}' in DATASETS\.{split.upper()} have changed",
             label_subset=subset,
@@ -216,9 +216,9 @@ def test_resume__another_number_of_processes_is_said_and_recorded(tmp_path, capl
     assert note in run(tmp_path / "run", resume=True)["remarks"]
 
 
-def test_resume__another_config_is_refused_and_config_yaml_stays(tmp_path):
+def test_resume__another_config_is_rejected_and_config_yaml_stays(tmp_path):
     interrupt(tmp_path / "run")
-    refused(tmp_path / "run", "SOLVER.MOMENTUM", "0.8", match="was made with another config")
+    rejected(tmp_path / "run", "SOLVER.MOMENTUM", "0.8", match="was made with another config")
 
 
 @pytest.fixture(scope="module")
