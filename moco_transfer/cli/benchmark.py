@@ -35,17 +35,8 @@ EPILOG = """examples:
   each run on all eight GPUs, or through Slurm:
     ... --launcher torchrun --num-gpus 8
     ... --launcher slurm --slurm partition=gpu gpus_per_node=8 timeout_min=1440
-  your own data, from a file that lists it all (tasks, inits, seeds, label_fractions, engine,
-  datasets, overrides, baseline):
+  your own data, from a file that lists the whole matrix (see the quick start in the docs):
     moco-transfer benchmark --matrix cells.yaml --output runs
-        tasks:
-          - name: cells
-            config: own_R_18_FPN_small
-            overrides: {DATASETS.TRAIN: cells_train, DATASETS.TEST: cells_test}
-            datasets: ["cells_train=voc:BCCD:train:RBC,WBC,Platelets",
-                       "cells_test=voc:BCCD:test:RBC,WBC,Platelets"]
-        inits: {random: "", supervised: supervised.pkl, moco: moco.pkl}
-        seeds: 3
 
 --label-fraction 0.01 0.1 1 draws shares of the labelled images once, keeps them in OUTPUT/subsets,
 and gives every row and seed the same.

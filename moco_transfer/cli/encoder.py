@@ -70,16 +70,8 @@ def origin_of(args: argparse.Namespace, found: TrainedEncoder) -> dict[str, Any]
     """Return what results.json holds about the encoder and the images."""
     from ..runtime.files import sha256_of
 
-    return {
-        "checkpoint": args.checkpoint,
-        "checkpoint_sha256": sha256_of(args.checkpoint),
-        "arch": found.arch,
-        "mechanism": found.mechanism,
-        "epoch": found.epoch,
-        "encoder": args.encoder,
-        "train": args.train,
-        "test": args.test,
-        "image_size": found.view.size,
-        "resize": found.view.resize,
-        "precision": args.precision,
-    }
+    asked = ("checkpoint", "encoder", "train", "test", "precision")
+    origin = {name: getattr(args, name) for name in asked}
+    origin |= {name: getattr(found, name) for name in ("arch", "mechanism", "epoch")}
+    view = {"image_size": found.view.size, "resize": found.view.resize}
+    return origin | view | {"checkpoint_sha256": sha256_of(args.checkpoint)}

@@ -91,9 +91,11 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.readme and args.format != "markdown":
         raise InputError(f"--readme needs Markdown, got --format {args.format}; use --output FILE.")
+    if not args.runs and (not args.readme or args.output or args.plots or args.keep):
+        raise InputError("No runs are named: give run folders, or --readme FILE alone.")
+    if args.readme and not args.readme.is_file():
+        raise MissingFileError(f"--readme {args.readme} does not exist.")
     if not args.runs:
-        if not args.readme or args.output or args.plots or args.keep:
-            raise InputError("No runs are named: give run folders, or --readme FILE alone.")
         _fill_named_sections(args.readme, args.baseline)
         return 0
     records, problems = read_named_runs(args.runs)
@@ -109,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     text = _render(args, tables, problems, pretraining)
     if args.readme:  # the section that names these runs, else the one that names nothing
         wanted = {Path(path).resolve() for path in args.runs}
-        for section in marked_paths(_read_text(args.readme)):
+        for section in marked_paths(args.readme.read_text(encoding="utf-8")):
             if {(args.readme.parent / path).resolve() for path in section} == wanted:
                 break
         else:
@@ -192,7 +194,7 @@ def _write_plots(folder: Path, tables: list[Table], pretraining: list[Pretrainin
 
 def _fill_named_sections(readme: Path, baseline: str) -> None:
     contents = {}
-    for paths in filter(None, marked_paths(_read_text(readme))):
+    for paths in filter(None, marked_paths(readme.read_text(encoding="utf-8"))):
         records, problems = read_named_runs([str(readme.parent / path) for path in paths])
         text = render_markdown(build_tables(records, baseline=baseline), problems)
         # Paths in warnings are the README's own, wherever the command runs.
@@ -204,19 +206,10 @@ def _fill_named_sections(readme: Path, baseline: str) -> None:
 
 
 def _insert(readme: Path, contents: dict[tuple[str, ...], str]) -> None:
-    text = _read_text(readme)
+    text = readme.read_text(encoding="utf-8")
     try:
         for paths, content in contents.items():
             text = insert_between_markers(text, content, paths)
     except ValueError as error:
         raise InputError(f"{readme}: {error}; put each marker on a line of its own.") from error
     atomic_write_text(readme, text)
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise MissingFileError(f"--readme {file} does not exist.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--readme {file} cannot be read as text ({error}).") from error

@@ -62,21 +62,9 @@ def run(args: argparse.Namespace) -> int:
     from ..runtime.distributed import is_main_process
     from ..runtime.log import set_up_logging
 
-    request = Request(
-        args.config_file,
-        args.overrides,
-        args.dataset,
-        engine=args.engine,
-        task=args.task,
-        init=args.init,
-        label_subset=args.label_subset,
-        resume=args.resume,
-        eval_only=args.eval_only,
-        allow_partial=args.allow_partial,
-        force=args.force,
-        coco_style=args.coco_style,
-        command=getattr(args, "command", None),
-    )
+    fields = Request.__dataclass_fields__
+    same = {name: value for name, value in vars(args).items() if name in fields}
+    request = Request(**same, datasets=args.dataset)
     device = join_processes(request)
     set_up_logging()
     plan = plan_finetuning(request, device=device)

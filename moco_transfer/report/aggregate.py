@@ -141,7 +141,7 @@ def _grouped(
 
 
 def _setting_of(run: RunRecord) -> Setting:
-    return Setting(run.task, run.test_set, run.config_hash, run.engine, run.norm, run.label_subset)
+    return Setting(*(getattr(run, name) for name in Setting.__dataclass_fields__))
 
 
 def _build_row(init: str, records: Sequence[RunRecord]) -> Row:

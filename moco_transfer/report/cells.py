@@ -139,9 +139,9 @@ def published_row(
 def run_caveats(run: RunRecord) -> list[str]:
     """Return why this run's numbers need care (partly covered weights, overruled checks), or []."""
     caveats = []
+    coverage = run.weights.get("coverage") or {}
     if run.weights.get("path") and run.flags.get("allow_partial"):
-        coverage = run.weights.get("coverage") or {}
-        gaps = _count(coverage.get("missing")) + _count(coverage.get("misshapen"))
+        gaps = sum(len(coverage.get(what) or ()) for what in ("missing", "misshapen"))
         # --allow-partial permits a gap, it does not make one.
         if gaps or "missing" not in coverage:
             extent = f"{gaps} backbone tensors stayed random" if gaps else "--allow-partial"
@@ -150,13 +150,6 @@ def run_caveats(run: RunRecord) -> list[str]:
         names = forced if isinstance(forced, str) else ", ".join(map(str, forced))
         caveats.append(f"overruled a check of the config ({names})")
     return caveats
-
-
-def _count(names: object) -> int:
-    # Runs may record the names or only their number.
-    if isinstance(names, (list, tuple, dict)):
-        return len(names)
-    return names if isinstance(names, int) else 0
 
 
 def pretrain_text(row: Row) -> str:

@@ -75,16 +75,11 @@ def bin_means(points: Points, *, end: float, num_bins: int = MAX_BINS) -> Points
 def mean_curve(series: Sequence[Points]) -> Curve:
     """Return mean, std and n over seeds at every iteration at which some seed has a value."""
     at: dict[float, list[float]] = {}
-    for points in series:
-        for iteration, value in points:
-            at.setdefault(iteration, []).append(value)
-    summaries = {iteration: summarize(at[iteration]) for iteration in sorted(at)}
-    return Curve(
-        tuple(summaries),
-        tuple(summary.mean for summary in summaries.values()),
-        tuple(summary.std or 0.0 for summary in summaries.values()),
-        tuple(summary.n for summary in summaries.values()),
-    )
+    for iteration, value in (point for points in series for point in points):
+        at.setdefault(iteration, []).append(value)
+    found = [(iteration, summarize(at[iteration])) for iteration in sorted(at)]
+    columns = zip(*((i, s.mean, s.std or 0.0, s.n) for i, s in found), strict=True)
+    return Curve(*columns) if found else Curve((), (), (), ())
 
 
 def read_series(file: Path, keys: Sequence[str]) -> tuple[dict[str, Points], list[Problem]]:

@@ -7,6 +7,7 @@ as they are.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -74,9 +75,8 @@ def _keep_texts(source: str, target: Path, wanted: Callable[[str], bool]) -> Non
 
 
 def _free(path: Path, taken: set[Path]) -> Path:
-    number, free = 2, path
-    while free in taken:
-        number, free = number + 1, path.with_name(f"{path.name}_{number}")
+    names = (path.with_name(f"{path.name}_{number}") for number in itertools.count(2))
+    free = next(name for name in itertools.chain([path], names) if name not in taken)
     taken.add(free)
     return free
 

@@ -86,19 +86,11 @@ def _read(folder: Path, inits: tuple[str, ...]) -> tuple[PretrainingRun | None, 
     if "loss" not in series:
         return None, problems
     config = read_config(text_of(folder, CONFIG_FILE))
-    solver, model = (
-        config[key] if isinstance(config.get(key), dict) else {} for key in ("SOLVER", "MODEL")
-    )
-    run = PretrainingRun(
-        folder=str(folder),
-        mechanism=str(config.get("MECHANISM") or ""),
-        arch=str(model.get("ARCH") or ""),
-        epochs=solver.get("EPOCHS"),
-        iterations=int(series["loss"][-1][0]),
-        series=series,
-        inits=inits,
-    )
-    return run, problems
+    parts = (config.get("SOLVER"), config.get("MODEL"))
+    solver, model = (part if isinstance(part, dict) else {} for part in parts)
+    mechanism, arch = str(config.get("MECHANISM") or ""), str(model.get("ARCH") or "")
+    epochs, last = solver.get("EPOCHS"), int(series["loss"][-1][0])
+    return PretrainingRun(str(folder), mechanism, arch, epochs, last, series, inits), problems
 
 
 def _is_of_pretraining(line: str) -> bool:

@@ -89,13 +89,13 @@ def read_runs(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[RunRecord],
                 problems.append(found)
             else:
                 records += found
-    own = {(run.folder, run.test_set) for run in records}
-    return [
-        run
-        for run in records
-        if not Path(run.folder).name.startswith("eval_")
-        or (str(Path(run.folder).parent), run.test_set) not in own
-    ], problems
+    own = {(Path(run.folder), run.test_set) for run in records}
+
+    def is_repeated(run: RunRecord) -> bool:
+        folder = Path(run.folder)
+        return folder.name.startswith("eval_") and (folder.parent, run.test_set) in own
+
+    return [run for run in records if not is_repeated(run)], problems
 
 
 def read_run(file: str | os.PathLike[str]) -> list[RunRecord] | Problem:
@@ -217,7 +217,7 @@ _OPTIONAL = {
     "a string": "git command weights.path weights.sha256 dataset.label_subset.sha256",
     "an integer": "world_size",
     "a number": "wall_sec",
-    "a list": "flags.forced",
+    "a list": "flags.forced weights.coverage.missing weights.coverage.misshapen",
 }
 _LARGEST = 1e15  # of any metric, duration or count; a damaged one may not even fit a float
 _NO_METRICS = "key 'metrics' is empty: the run was never evaluated"

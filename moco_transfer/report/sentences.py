@@ -41,18 +41,15 @@ def separation_sentences(tables: Sequence[Table]) -> list[str]:
         groups.setdefault((table.setting.task, table.setting.test_set), []).append(table.setting)
     sentences = []
     for (task, _), settings in groups.items():
-        parts = []
-        for key, name in _SEPARATING.items():
-            found = sorted({getattr(setting, key) for setting in settings})
-            if len(found) > 1:
-                short = key in ("config_hash", "label_subset")
-                shown = ((value[:8] or "all") if short else value for value in found)
-                parts.append(f"{name} ({', '.join(shown)})")
-        if parts:
-            why = f"because its runs differ in {' and '.join(parts)}"
-            sentences.append(
-                f"{task}: {len(settings)} tables, {why}; such runs are never averaged."
-            )
+        found = {key: sorted({getattr(s, key) for s in settings}) for key in _SEPARATING}
+        short = {key: 8 if key in ("config_hash", "label_subset") else None for key in found}
+        parts = [
+            f"{_SEPARATING[key]} ({', '.join(value[: short[key]] or 'all' for value in values)})"
+            for key, values in found.items()
+            if len(values) > 1
+        ]
+        why = f"because its runs differ in {' and '.join(parts)}; such runs are never averaged."
+        sentences += [f"{task}: {len(settings)} tables, {why}"] if parts else []
     return sentences
 
 
@@ -126,13 +123,12 @@ def legend_sentences(table: Table, *, emphasis: str) -> list[str]:
 
 
 def _baseline_sentences(table: Table) -> list[str]:
-    base, hint = table.baseline, "--baseline NAME takes another."
+    base = table.baseline
     if len(table.rows) < 2 or (base and base.init in (BASELINES[0], table.baseline_name)):
         return []
-    if base is None:
-        return [f"No differences: no row with runs is called {' or '.join(BASELINES)}; {hint}"]
-    missing = f"no row with runs is called {BASELINES[0]}"
-    return [f"The baseline is the {base.init} row: {missing}; {hint}"]
+    what = f"The baseline is the {base.init} row" if base else "No differences"
+    missing = f"no row with runs is called {BASELINES[0] if base else ' or '.join(BASELINES)}"
+    return [f"{what}: {missing}; --baseline NAME takes another."]
 
 
 def version_sentences(table: Table) -> list[str]:
@@ -211,28 +207,20 @@ def render_published(setting: PublishedSetting) -> str:
         facts.append(f"std {std} ({setting.std_source})")
     header = ["row", *setting.columns, "source"]
     lines = [header, ["---"] * len(header)]
-    for row in setting.rows:
-        values = [f"{_as_printed(v)}{_gap(setting, row, c)}" for c, v in row.values.items()]
-        independent = " (independent)" if row.is_independent else ""
-        lines.append([row.label, *values, row.source + independent])
+    for row in setting.rows:  # papers print one decimal, some repositories two
+        items = ((v, 1 if v == round(v, 1) else 2, c) for c, v in row.values.items())
+        values = [f"{v:.{digits}f}{_gap(setting, row, column)}" for v, digits, column in items]
+        lines.append([row.label, *values, row.source + " (independent)" * row.is_independent])
     grid = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     blocks = [f"### {setting.name}", "; ".join(facts) + ".", grid, setting.note]
     return "\n\n".join(filter(None, blocks)) + "\n"
 
 
-def _as_printed(value: float) -> str:
-    # Papers print one decimal, some repositories two.
-    return f"{value:.1f}" if value == round(value, 1) else f"{value:.2f}"
-
-
 def _gap(setting: PublishedSetting, row: PublishedRow, column: str) -> str:
     """Return the gap to the supervised row: the paper's, or that of an independent row's source."""
-
-    def group(other: PublishedRow) -> str:
-        return other.source if other.is_independent else ""
-
-    same = (r for r in setting.rows if r.init == "supervised" and group(r) == group(row))
-    base = next(same, None)
+    groups = {id(r): r.source if r.is_independent else "" for r in setting.rows}
+    same = (r for r in setting.rows if groups[id(r)] == groups[id(row)])
+    base = next((r for r in same if r.init == "supervised"), None)
     if base is None or row.init in ("supervised", "random"):
         return ""
     return f" ({signed_text(row.values[column] - base.values[column])})"

@@ -48,8 +48,6 @@ def _metric_columns(tables: Sequence[Table]) -> list[tuple[str, str]]:
 
     def place(column: tuple[str, str]) -> tuple[int, str, int]:
         kind, metric = column
-        task = TASKS.index(kind) if kind in TASKS else len(TASKS)
-        first = HEADLINE_METRICS.index(metric) if metric in HEADLINE_METRICS else 3
-        return task, kind, first
+        return [*TASKS, kind].index(kind), kind, [*HEADLINE_METRICS, metric].index(metric)
 
     return sorted(found, key=place)  # stable: other metrics keep the order of the runs

@@ -85,15 +85,9 @@ def _tabular(table: Table, kind: str) -> list[str]:
         cells = [name, *(_mean(row[m], row.get(f"Δ {m}")) for m in HEADLINE_METRICS)]
         cells += [_published(row)] if PUBLISHED in row else []
         body.append(" & ".join([*cells, row["n"].text]) + r" \\")
-    return [
-        rf"\begin{{tabular}}{{l{'c' * (len(header) - 1)}}}",
-        r"\toprule",
-        " & ".join(header) + r" \\",
-        r"\midrule",
-        *body,
-        r"\bottomrule",
-        r"\end{tabular}",
-    ]
+    first = [rf"\begin{{tabular}}{{l{'c' * (len(header) - 1)}}}", r"\toprule"]
+    names = [" & ".join(header) + r" \\", r"\midrule"]
+    return [*first, *names, *body, r"\bottomrule", r"\end{tabular}"]
 
 
 def _mean(mean: Cell, gap: Cell | None) -> str:

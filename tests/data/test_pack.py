@@ -178,6 +178,7 @@ def test_pack__what_was_changed_since_is_packed_again_and_nothing_else(folder, t
     """The files' sizes and times count, not their names alone."""
     (folder / "class1" / "bad.jpg").write_bytes(b"no image")
     dst = tmp_path / "p"
+    caplog.set_level("WARNING", "moco_transfer")
     assert len(pack(find_images(folder), dst, settings())) == 1
     before = written_at(dst)
     pack(find_images(folder), dst, settings())

@@ -67,11 +67,8 @@ def render_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {
-        "run_caveats": run_caveats,
-        "differences": _differences,
-        "text_of": text_of,
-    }
+    shared = {"run_caveats": run_caveats, "differences": _differences, "text_of": text_of}
+    environment.globals |= shared
     return environment.get_template("page.html").render(
         title=title,
         sections=[_section(table, number, folders) for number, table in enumerate(tables, start=1)],
@@ -170,26 +167,16 @@ def embed_image(stem: Path, caption: str) -> Image | None:
 
 def _differences(base: str, own: str) -> list[tuple[str, str, str]]:
     """Return (key, value, value in ``base``) where a run's config is not the one that is shown."""
-    if not own or own == base:
+    try:
+        a, b = (_flat(read_config(text)) for text in (base, own))
+    except RecursionError:  # an anchor inside itself
         return []
-    a, b = _flat(base), _flat(own)
-    keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
+    keys = sorted(key for key in a.keys() | b.keys() if own and a.get(key) != b.get(key))
     return [(key, b.get(key, "absent"), a.get(key, "absent")) for key in keys]
 
 
-def _flat(text: str) -> dict[str, str]:
-    """Return a YAML config as dotted key to value, both as text; {} when it is damaged."""
-    found: dict[str, str] = {}
-
-    def visit(node: object, path: str) -> None:
-        if isinstance(node, dict) and node:
-            for key, value in node.items():
-                visit(value, f"{path}.{key}" if path else str(key))
-        elif path:
-            found[path] = repr(node)
-
-    try:
-        visit(read_config(text), "")
-    except RecursionError:  # an anchor inside itself
-        return {}
-    return found
+def _flat(node: Any, path: str = "") -> dict[str, str]:
+    """Return a config as dotted key to value, both as text."""
+    if not isinstance(node, dict) or not node:
+        return {path[1:]: repr(node)} if path else {}
+    return {k: v for key, item in node.items() for k, v in _flat(item, f"{path}.{key}").items()}

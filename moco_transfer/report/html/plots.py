@@ -226,16 +226,13 @@ def swatch(style: Style) -> str:
     color, line_style, marker = style
     figure = Figure(figsize=(34 / 72, 10 / 72))  # 34 x 10 pt
     figure.patch.set_visible(False)
-    axis = figure.add_axes((0, 0, 1, 1), xlim=(0, 34), ylim=(0, 10))
-    axis.set_axis_off()
-    axis.add_line(Line2D([0, 34], [5, 5], color=color, linestyle=line_style, linewidth=1.7))
     # A path, not a marker: markers need ids, and a swatch occurs often in a page.
-    shape = MarkerStyle(marker)
-    to_page = shape.get_transform() + Affine2D().scale(7).translate(17, 5)
-    path = shape.get_path().transformed(to_page)
-    axis.add_patch(PathPatch(path, facecolor=color, linewidth=0))
-    for artist in (*axis.lines, *axis.patches):
-        artist.set_clip_on(False)
+    shape, point = MarkerStyle(marker), 1 / 72
+    to_page = shape.get_transform() + Affine2D().scale(7 * point).translate(17 * point, 5 * point)
+    to_page += figure.dpi_scale_trans
+    line = Line2D([0, 1], [0.5, 0.5], color=color, linestyle=line_style, linewidth=1.7)
+    figure.add_artist(line)
+    figure.add_artist(PathPatch(shape.get_path(), facecolor=color, linewidth=0, transform=to_page))
     return inline_svg(figure, 'class="swatch" aria-hidden="true"')
 
 
