@@ -186,7 +186,9 @@ def _write_plots(folder: Path, tables: list[Table], pretraining: list[Pretrainin
         name = f"pretraining_{number}_{Path(item.folder).name}"
         figures[name] = plots.pretraining_curves(item)
     for name, figure in figures.items():
-        for ending in ("png", "svg") if figure is not None else ():
+        if figure is None:
+            continue
+        for ending in ("png", "svg"):
             file = folder / f"{name}.{ending}"
             atomic_write_bytes(file, plots.figure_bytes(figure, ending))
             logger.info("Wrote %s", file)

@@ -1,4 +1,4 @@
-"""The hand-over of weights: every tensor of the trunk lands in the detector, or the run is rejected;
+"""The hand-over of weights: every tensor of the trunk is in the detector, or the run is rejected;
 what kind of weights they are.
 
 Seen red under: --init beats the file; torchvision layout is supervised; res5 not part of the trunk;
