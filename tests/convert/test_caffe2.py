@@ -19,6 +19,7 @@ from moco_transfer.convert.coverage import check_source
 from moco_transfer.convert.formats import read_source
 from moco_transfer.convert.key_maps import WRITE_NAME, detectron2_name
 from moco_transfer.convert.read import Content, named_tensors
+from moco_transfer.convert.write import as_array
 from moco_transfer.models import backbone_shapes, recognise
 from moco_transfer.runtime.errors import InputError
 
@@ -134,14 +135,24 @@ def test_check_source__refuses_caffe2_defects(small, defect, outer):
     assert f"{kind}: {outer}{'.' if outer else ''}{name}" in str(caught.value), caught.value
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float64])
-def test_convert__caffe2_in_other_types(tmp_path, r18, dtype):
-    blobs = {name: array.astype(dtype) for name, array in caffe2_blobs(r18, fused=False).items()}
+def test_convert__caffe2_in_half_precision(tmp_path, r18):
+    blobs = {
+        name: array.astype(np.float16) for name, array in caffe2_blobs(r18, fused=False).items()
+    }
     path = tmp_path / "R-18.pkl"
     path.write_bytes(pickle.dumps(blobs, protocol=2))
-    convert_checkpoint(path, tmp_path / "c.pkl", verify=dtype == np.float16)
+    convert_checkpoint(path, tmp_path / "c.pkl")
     array = load_backbone(tmp_path / "c.pkl").arrays["res3.1.conv1.weight"]
-    assert np.array_equal(array, blobs["res3_1_branch2a_w"]) and array.dtype == dtype
+    assert np.array_equal(array, blobs["res3_1_branch2a_w"]) and array.dtype == np.float16
+
+
+def test_read_source__caffe2_in_double_precision(r18):
+    top = {n: array.astype(np.float64) for n, array in caffe2_blobs(r18, fused=False).items()}
+    path = Path("R-18.pkl")
+    source = read_source(Content(path, "pickle", named_tensors(top, path), top))
+    check_source(source, "resnet18", path)
+    array = as_array(source.state["layer2.1.conv1.weight"])
+    assert np.array_equal(array, top["res3_1_branch2a_w"]) and array.dtype == np.float64
 
 
 def test_convert__caffe2_momentum_of_the_optimizer_is_dropped(tmp_path, small):

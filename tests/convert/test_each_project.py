@@ -225,8 +225,8 @@ def in_bf16(state):
 # Every one of them keeps BN's num_batches_tracked but the one that takes it out.
 @pytest.mark.parametrize(
     ("name", "variant"),
-    [(name, variant) for name in LISTS for variant in (in_ddp, without_counters, in_fp16)]
-    + [(name, in_bf16) for name in LISTS if name.startswith("moco")],
+    [(name, variant) for name in LISTS for variant in (in_ddp, without_counters)]
+    + [(n, variant) for n in LISTS if n.startswith("moco") for variant in (in_fp16, in_bf16)],
 )
 def test_read_source__each_project_in_variants(project, name, variant):
     checkpoint, backbones = project(name)
