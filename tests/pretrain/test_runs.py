@@ -20,13 +20,14 @@ import torch
 
 from moco_transfer.config import load_pretrain_config
 from moco_transfer.data.scenes import write_pool
+from moco_transfer.models import build_encoder
 from moco_transfer.pretrain import end_to_end, moco, plan
 from moco_transfer.pretrain import run as run_module
 from moco_transfer.pretrain.watch import Watch
 from moco_transfer.runtime.checkpoint import load_checkpoint
 from moco_transfer.runtime.errors import InputError
 
-from .small_runs import pretrain
+from .small_runs import SmallEncoder, pretrain
 
 PICTURES = 24
 TINY = {
@@ -42,6 +43,12 @@ TINY = {
     "TRAIN.PRECISION": "fp32",
     "TRAIN.TENSORBOARD": False,
 }
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """In place of a ResNet, whose checkpoints take seconds to write."""
+    monkeypatch.setattr(plan, "build_encoder", SmallEncoder)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +111,7 @@ def test_run__each_mechanism_and_what_it_logs(changes, negatives, pool, tmp_path
         ]
         assert [row["queue_filled"] for row in rows] == pytest.approx(filled)
     state = load_checkpoint(tmp_path / "run" / "checkpoint_0001.pth")
-    assert any(name.startswith("encoder_q.layer4") for name in state["state_dict"])
+    assert "encoder_q.conv1.weight" in state["state_dict"]
 
 
 def test_run__queue_smaller_than_the_batch_and_a_partial_last_batch(pool, tmp_path):
@@ -330,7 +337,8 @@ def test_resume__another_batch_is_refused_even_where_the_iterations_per_epoch_ag
         )
 
 
-def test_init_from__starts_a_new_run_from_the_weights_alone(pool, tmp_path, caplog):
+def test_init_from__starts_a_new_run_from_the_weights_alone(pool, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(plan, "build_encoder", build_encoder)
     pretrain(config(pool, tmp_path / "first", MECHANISM="memory_bank"))
     with caplog.at_level(logging.INFO):
         run = pretrain(
