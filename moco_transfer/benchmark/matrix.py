@@ -4,6 +4,7 @@ runs that follow from them.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -82,17 +83,15 @@ class Matrix:
         for fraction in self.label_fractions:
             if not 0 < fraction <= 1:
                 raise InputError(f"label fraction {fraction:g} is not in (0, 1].")
-        if (
-            any(s < 0 for s in self.seeds)
-            or len({*self.seeds}) != len(self.seeds)
-            or not self.seeds
-        ):
+        seeds = {seed for seed in self.seeds if seed >= 0}
+        if len(seeds) != len(self.seeds) or not seeds:
             raise InputError(f"seeds are {list(self.seeds)}, expected different numbers from 0 on.")
         rows = [init.name for init in self.inits]
         _check_names("task", [task.name for task in self.tasks], "--tasks pascal_voc_R_50_C4_24k")
         _check_names("init", rows, "--init moco=backbone.pkl")
-        if len(self.overrides) % 2:
-            raise InputError(f"KEY VALUE words must come in pairs: {' '.join(self.overrides)}")
+        for words in (self.overrides, *(task.overrides for task in self.tasks)):
+            if len(words) % 2:
+                raise InputError(f"KEY VALUE words, expected pairs: {' '.join(words)}.")
         if self.baseline and self.baseline not in rows:
             known = ", ".join(rows)
             raise InputError(f"The baseline {self.baseline!r} is no row. Rows are {known}.")
@@ -103,14 +102,13 @@ class Matrix:
 
     def cells(self) -> list[Cell]:
         """Return the runs, seed by seed, so that a first comparison of all rows is there early."""
+
+        def cell(task: Task, init: Initialisation, seed: int, fraction: float) -> Cell:
+            folder = self.output / (task.name + subset_suffix(fraction)) / init.name
+            return Cell(task, init, seed, fraction, folder / f"seed{seed}")
+
         return [
-            Cell(
-                task,
-                init,
-                seed,
-                fraction,
-                self.output / (task.name + subset_suffix(fraction)) / init.name / f"seed{seed}",
-            )
+            cell(task, init, seed, fraction)
             for seed in self.seeds
             for task in self.tasks
             for fraction in self.label_fractions
@@ -152,7 +150,7 @@ class Matrix:
 
     def dump(self) -> str:
         """Return the matrix as YAML that :func:`read_matrix` reads again."""
-        data = _lists(asdict(self))
+        data = json.loads(json.dumps(asdict(self), default=str))  # with lists for tuples
         del data["output"]
         data["inits"] = {init.name: init.weights for init in self.inits}
         return yaml.safe_dump(data, sort_keys=False)
@@ -175,12 +173,6 @@ class Matrix:
                     raise InputError(f"{what}. Choose another --output or another name.")
         atomic_write_text(file, new.dump())
         return file
-
-
-def _lists(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _lists(item) for key, item in value.items()}
-    return list(map(_lists, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _absolute(path: str, *, only_files: bool = False) -> str:
@@ -222,7 +214,7 @@ def parse_init(text: str) -> Initialisation:
     return Initialisation(name, weights)
 
 
-def parse_task(item: Any, where: str = "--tasks") -> Task:
+def parse_task(item: Any) -> Task:
     """Return the task of a config's name or file, or of a YAML mapping with ``config`` and
     optionally ``name``, ``datasets``, ``overrides``.
 
@@ -233,14 +225,13 @@ def parse_task(item: Any, where: str = "--tasks") -> Task:
         return Task(Path(item).stem, item)
     if not isinstance(item, Mapping) or not isinstance(item.get("config"), str):
         expected = "expected the name of a config, or a mapping with the key 'config'"
-        raise InputError(f"{where}: {item!r} is no task; {expected}.")
-    _refuse_unknown(item, Task, where)
-    name = item.get("name", Path(item["config"]).stem)
-    datasets = _words(item, "datasets", where)
-    return Task(str(name), item["config"], datasets, _words(item, "overrides", where, pairs=True))
+        raise InputError(f"{item!r} is no task; {expected}.")
+    _refuse_unknown(item, Task)
+    name = str(item.get("name", Path(item["config"]).stem))
+    return Task(name, item["config"], _words(item, "datasets"), _words(item, "overrides"))
 
 
-def parse_seeds(value: Any, where: str = "--seeds") -> tuple[int, ...]:
+def parse_seeds(value: Any) -> tuple[int, ...]:
     """Return the seeds of a number of runs (0, 1, ...) or of a list.
 
     Raises:
@@ -249,11 +240,11 @@ def parse_seeds(value: Any, where: str = "--seeds") -> tuple[int, ...]:
     if isinstance(value, list) and all(isinstance(seed, int) for seed in value):
         return tuple(value)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InputError(f"{where}: seeds is {value!r}, expected how many (>= 1), or a list.")
+        raise InputError(f"seeds is {value!r}, expected how many (>= 1), or a list.")
     return tuple(range(value))
 
 
-def parse_fractions(values: Sequence[Any], where: str = "--label-fraction") -> tuple[float, ...]:
+def parse_fractions(values: Sequence[Any]) -> tuple[float, ...]:
     """Return label fractions, each once; all labels where none is given.
 
     Raises:
@@ -263,7 +254,7 @@ def parse_fractions(values: Sequence[Any], where: str = "--label-fraction") -> t
         return tuple(dict.fromkeys(map(float, values))) or (1.0,)
     except (TypeError, ValueError) as error:
         found = f"label_fractions holds {', '.join(map(repr, values))}"
-        raise InputError(f"{where}: {found}, expected numbers in (0, 1].") from error
+        raise InputError(f"{found}, expected numbers in (0, 1].") from error
 
 
 def read_matrix(file: str | Path, output: str | Path) -> Matrix:
@@ -274,7 +265,6 @@ def read_matrix(file: str | Path, output: str | Path) -> Matrix:
         MissingFileError: If there is no such file.
         InputError: If it is not such a YAML.
     """
-    where = str(file)
     try:
         data = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -282,47 +272,44 @@ def read_matrix(file: str | Path, output: str | Path) -> Matrix:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{file} cannot be read as YAML: {reason}") from error
-    if not isinstance(data, Mapping):
-        raise InputError(f"{file} holds {type(data).__name__}, expected a mapping.")
-    _refuse_unknown(data, Matrix, where)
-    inits = data.get("inits") or {}
+    inits = (data.get("inits") or {}) if isinstance(data, Mapping) else None
     if not isinstance(inits, Mapping):
-        raise InputError(f"{file}: inits is {inits!r}, expected a mapping such as {{random: ''}}.")
-    return Matrix(
-        Path(output),
-        tuple(parse_task(item, f"{file}: tasks") for item in _list(data, "tasks", where)),
-        tuple(parse_init(f"{name}={file}" if file else str(name)) for name, file in inits.items()),
-        parse_seeds(data.get("seeds", 1), where),
-        parse_fractions(_list(data, "label_fractions", where), where),
-        str(data.get("engine", "auto")),
-        _words(data, "datasets", where),
-        _words(data, "overrides", where, pairs=True),
-        str(data.get("baseline") or ""),
-    )
+        what = f"inits is {inits!r}" if inits else f"the file holds {type(data).__name__}"
+        raise InputError(f"{file}: {what}, expected a mapping such as inits: {{random: ''}}.")
+    try:
+        _refuse_unknown(data, Matrix)
+        return Matrix(
+            Path(output),
+            tuple(map(parse_task, _list(data, "tasks"))),
+            tuple(parse_init(f"{n}={weights}" if weights else n) for n, weights in inits.items()),
+            parse_seeds(data.get("seeds", 1)),
+            parse_fractions(_list(data, "label_fractions")),
+            str(data.get("engine", "auto")),
+            _words(data, "datasets"),
+            _words(data, "overrides"),
+            str(data.get("baseline") or ""),
+        )
+    except InputError as error:
+        raise type(error)(f"{file}: {error}") from error
 
 
-def _refuse_unknown(data: Mapping[Any, Any], kind: type[Task | Matrix], where: str) -> None:
+def _refuse_unknown(data: Mapping[Any, Any], kind: type[Task | Matrix]) -> None:
     known = [name for name in kind.__dataclass_fields__ if name != "output"]
     for key in data:
         if key not in known:
             hint = f"{did_you_mean(str(key), known)} Expected: {', '.join(known)}."
-            raise UnknownKeyError(f"{where}: unknown key {key!r}.{hint}")
+            raise UnknownKeyError(f"unknown key {key!r}.{hint}")
 
 
-def _list(data: Mapping[str, Any], key: str, where: str) -> list[Any]:
+def _list(data: Mapping[str, Any], key: str) -> list[Any]:
     value = data.get(key) or []
     if not isinstance(value, list):
-        raise InputError(f"{where}: {key} is {value!r}, expected a list.")
+        raise InputError(f"{key} is {value!r}, expected a list.")
     return value
 
 
-def _words(
-    data: Mapping[str, Any], key: str, where: str, *, pairs: bool = False
-) -> tuple[str, ...]:
-    """Return a list of words; with ``pairs`` KEY VALUE words, which may be a mapping."""
-    if pairs and isinstance(data.get(key), Mapping):
+def _words(data: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """Return a list of words; KEY VALUE words may be a mapping."""
+    if key == "overrides" and isinstance(data.get(key), Mapping):
         return tuple(str(word) for pair in data[key].items() for word in pair)
-    words = tuple(map(str, _list(data, key, where)))
-    if pairs and len(words) % 2:
-        raise InputError(f"{where}: {key} are {len(words)} words, expected pairs of KEY and VALUE.")
-    return words
+    return tuple(map(str, _list(data, key)))
