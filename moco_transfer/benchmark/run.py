@@ -14,9 +14,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..report.records import last_iteration
 from .launch import CONSOLE, SAVES_WITHIN_SEC
 from .matrix import Cell
-from .state import COMPLETE, last_iteration, state_of
+from .state import COMPLETE, state_of
 
 _POLL_SEC = 0.5
 

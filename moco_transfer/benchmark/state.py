@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..report import Problem, RunRecord, read_run
-from ..report.records import text_of
+from ..report.records import last_iteration, text_of
 from ..runtime.checkpoint import LAST
 from .matrix import Cell
 
@@ -35,14 +33,3 @@ def state_of(cell: Cell) -> CellState:
     if (cell.folder / LAST).exists() or results.exists():
         return CellState(INTERRUPTED, last_iteration(cell.folder))
     return CellState(MISSING)
-
-
-def last_iteration(folder: Path) -> int:
-    """Return the last iteration in metrics.json, 0 where there is none."""
-    try:
-        with open(folder / "metrics.json", "rb") as file:
-            file.seek(max(0, file.seek(0, 2) - 8192))
-            lines = file.read().decode("utf-8", "replace").splitlines()
-        return int(json.loads(lines[-1])["iteration"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return 0

@@ -38,20 +38,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check and report; returns 0 if all data sets are usable, else 2.
-
-    Raises:
-        InputError: If no data set is named, a name or flag is not understood, or usable sets do not
-            fit together or the config.
-    """
+    """Check and report; returns 0 if all data sets are usable, else 2."""
     from ..config import load_detection_config
     from ..data.annotations.catalog import check_same_classes, get_dataset, parse_dataset_flag
     from ..data.annotations.check import check_dataset, shared_images
     from ..runtime.errors import InputError
 
-    request = None
     if args.config_file:
         from ..finetune import plan  # imports torch
+        from ..finetune.datasets import Reads, read_data
 
         cfg = load_detection_config(args.config_file, args.names)
         words = plan.Request(args.config_file, args.names, args.dataset)
@@ -70,9 +65,7 @@ def run(args: argparse.Namespace) -> int:
     if not all(report.is_usable for report in reports):
         return 2
     check_same_classes([get_dataset(name) for name in names])
-    if request is not None:
-        from ..finetune.datasets import Reads, read_data
-
+    if args.config_file:
         data = read_data(request, Reads())
         count = f"{len(data.class_names)} classes{' from the data' * data.count_from_data}"
         print(f"{args.config_file}: fits, with {count}{' and masks' * request.masks}")

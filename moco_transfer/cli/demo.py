@@ -48,12 +48,9 @@ def run(args: argparse.Namespace) -> int:
         if result is not None and result.exists():
             print(f"    {result} exists already.", flush=True)
             continue
-        step_started = time.time()
         resume = ["--resume"] if words[0] == "pretrain" else []  # has no effect on a new run
         if status := main([words[0], *resume, *words[1:]]):
             return status
-        if result is not None:
-            print(f"    wrote {result} in {time.time() - step_started:.0f} s", flush=True)
     print(
         f"The demo took {(time.time() - started) / 60:.1f} minutes. It shows that the pipeline"
         f" works and which way the numbers\npoint on generated images with {args.seeds} seeds, not"
@@ -75,11 +72,10 @@ def _draw_images(out: Path) -> None:
     if (scenes / "classes.txt").exists():  # the last file that is written
         print(f"    {pool} and {scenes} exist already.")
         return
-    started = time.time()
     write_pool(pool, count=POOL_IMAGES, size=POOL_SIZE, seed=IMAGE_SEED)
     objects = write_voc_scenes(scenes, splits=SCENES, size=SCENE_SIZE, seed=IMAGE_SEED)
     counts = ", ".join(f"{SCENES[name]} {name} scenes, {n} objects" for name, n in objects.items())
-    print(f"    wrote {pool} and {scenes} ({counts}) in {time.time() - started:.0f} s", flush=True)
+    print(f"    wrote {pool} and {scenes} ({counts})", flush=True)
 
 
 def _steps(out: Path, seeds: int) -> Iterator[_Step]:

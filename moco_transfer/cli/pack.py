@@ -39,11 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Pack or check; returns 0.
-
-    Raises:
-        InputError: If the images or the pack cannot be used.
-    """
+    """Pack or check; returns 0."""
     from tqdm import tqdm
 
     from ..data.images.pack import PackSettings, check_pack, pack

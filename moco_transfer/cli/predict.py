@@ -40,11 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Predict and draw; returns 0, images that were skipped are counted and named.
-
-    Raises:
-        InputError: If the detector or a path cannot be used, or no image can be read.
-    """
+    """Predict and draw; returns 0, images that were skipped are counted and named."""
     from ..finetune.predict import DETECTIONS_FILE, find_images, load_detector, predict_images
     from ..runtime.log import set_up_logging
 

@@ -25,11 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the settings that the name means, or all names; returns 0.
-
-    Raises:
-        UnknownKeyError: If no setting has all the words in its name.
-    """
+    """Print the settings that the name means, or all names; returns 0."""
     from ..report import find_settings, published_settings, render_published
     from ..runtime.errors import UnknownKeyError, did_you_mean
 

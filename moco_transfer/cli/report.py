@@ -79,16 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read the runs, make the table, and print or write it.
-
-    Returns:
-        0; problems with single runs are named in the table, not in the status.
-
-    Raises:
-        InputError: If no readable run is found, no row is called as the baseline, or a file cannot
-            be written or has no markers.
-        MissingFileError: If a named path does not exist.
-    """
+    """Print or write the table; returns 0: it names problems with single runs itself."""
     if args.readme and args.format != "markdown":
         raise InputError(f"--readme needs Markdown, got --format {args.format}; use --output FILE.")
     if not args.runs and (not args.readme or args.output or args.plots or args.keep):
@@ -175,19 +166,18 @@ def _log(problems: Iterable[Problem]) -> None:
 def _write_plots(folder: Path, tables: list[Table], pretraining: list[PretrainingRun]) -> None:
     from ..report.html import plots
 
-    figures: dict[str, Figure | None] = {}
+    figures: dict[str, Figure] = {}
     for table in tables:
         name = plots.figure_name(table)
         figures[f"{name}_curves"], problems = plots.learning_curves(table)
         _log(problems)
         for kind in table.kinds:
-            figures[f"{name}_{kind}_by_class_and_size"] = plots.breakdown(table, kind)
+            if figure := plots.breakdown(table, kind):
+                figures[f"{name}_{kind}_by_class_and_size"] = figure
     for number, item in enumerate(pretraining, start=1):
         name = f"pretraining_{number}_{Path(item.folder).name}"
         figures[name] = plots.pretraining_curves(item)
     for name, figure in figures.items():
-        if figure is None:
-            continue
         for ending in ("png", "svg"):
             file = folder / f"{name}.{ending}"
             atomic_write_bytes(file, plots.figure_bytes(figure, ending))

@@ -49,13 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw one sheet per table.
-
-    Raises:
-        InputError: If no run can be read; or, after all other sheets are drawn, one sentence for
-            each table whose data set is not found or whose runs have no predictions.
-        MissingFileError: If a named path does not exist.
-    """
+    """Draw one sheet per table, past a table that cannot be drawn; returns 0."""
     from ..data.annotations.catalog import parse_dataset_flag
     from ..report import build_tables
     from ..report.html.page import SHEET_NAME, sheet_folder

@@ -173,7 +173,7 @@ def _problems(setting: Setting, rows: Sequence[Row], baseline: str) -> Iterator[
     trained = [run for row in rows for run in row.runs if run.train_set]
     folders = _grouped(trained, lambda run: " + ".join(run.train_set))
     if len(folders) > 1:
-        shown = (f"{names} in {_listed(r.folder for r in runs)}" for names, runs in folders.items())
+        shown = (f"{key} in {_listed([r.folder for r in runs])}" for key, runs in folders.items())
         message = "holds runs that were trained on different sets, so that rows differ in more than"
         yield Problem(setting.task, f"{message} their weights: {'; '.join(shown)}.")
     if baseline and not any(row.init == baseline and row.runs for row in rows):
@@ -182,9 +182,9 @@ def _problems(setting: Setting, rows: Sequence[Row], baseline: str) -> Iterator[
         yield Problem(setting.task, f"{message}; its rows are {names}.")
 
 
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:_NAMES_SHOWN]) + (", ..." if names[_NAMES_SHOWN:] else "")
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _NAMES_SHOWN
+    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _conflicts(row: Row, rows: Sequence[Row]) -> Iterator[str]:
@@ -206,9 +206,8 @@ def _undefined_metrics(row: Row, rows: Sequence[Row]) -> Iterator[str]:
     """Name each metric that is NaN, and each headline metric that a run lacks."""
     kinds = dict.fromkeys(kind for r in rows for run in r.all_runs for kind in run.metrics)
     names = dict.fromkeys(itertools.product(kinds, HEADLINE_METRICS))
-    names |= dict.fromkeys(
-        (kind, m) for run in row.runs for kind in run.metrics for m in run.metrics[kind]
-    )
+    groups = (group for run in row.runs for group in run.metrics.items())
+    names |= dict.fromkeys((kind, metric) for kind, group in groups for metric in group)
     by_runs: dict[tuple[str, ...], list[str]] = {}
     for kind, metric in names:
         # A run may lack APs or a class: its test set has no such object.
@@ -217,9 +216,7 @@ def _undefined_metrics(row: Row, rows: Sequence[Row]) -> Iterator[str]:
         if bad := tuple(folder for folder, value in values if not math.isfinite(value)):
             by_runs.setdefault(bad, []).append(f"{kind} {metric}")
     for folders, metrics in by_runs.items():
-        more = len(metrics) - _NAMES_SHOWN
-        shown = ", ".join(metrics[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
-        yield f"no finite {shown} in {', '.join(folders)}; left out of the mean."
+        yield f"no finite {_listed(metrics)} in {', '.join(folders)}; left out of the mean."
 
 
 def _missing_seeds(row: Row, rows: Sequence[Row]) -> Iterator[str]:
@@ -234,7 +231,7 @@ def _mixed_runs(row: Row, rows: Sequence[Row]) -> Iterator[str]:
     iterations = sorted({run.iterations for run in row.runs})
     if len(iterations) > 1:
         yield f"averages runs of {', '.join(map(str, iterations))} iterations."
-    files = sorted({str(run.weights["sha256"]) for run in row.runs if run.weights.get("sha256")})
+    files = sorted({run.weights["sha256"][:8] for run in row.runs if run.weights.get("sha256")})
     if len(files) > 1:
-        short = ", ".join(sha[:8] for sha in files)
+        short = ", ".join(files)
         yield f"averages runs from {len(files)} different weight files (sha256 {short})."

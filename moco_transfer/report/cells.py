@@ -99,8 +99,7 @@ def _transfer_cells(table: Table, row: Row, kind: str) -> dict[str, Cell]:
             style = "better" if difference.value > 0 else "worse"
             style = style if difference.exceeds_spread else ""
             cells[f"Δ {metric}"] = Cell(signed_text(difference.value), difference.value, style)
-    difference = table.difference(row, kind, "AP")
-    test = difference.test if difference else None
+    test = getattr(table.difference(row, kind, "AP"), "test", None)
     cells["p (AP)"] = Cell(p_text(test), test.p if test and not math.isnan(test.p) else None)
     cells |= _published_cells(table, row, kind)
     return cells | {"n": Cell(str(n), n), "engine": Cell(table.setting.engine)}

@@ -183,8 +183,9 @@ def _walk(root: Path, seen: set[Path]) -> Iterator[Path | Problem]:
     names = {entry.name for entry in entries}
     if RESULTS_FILE in names:
         yield from _walk(root / RESULTS_FILE, seen)
-    elif METRICS_FILE in names and (iteration := _last_iteration(root)) is not None:
-        last = f"last logged iteration {iteration}"
+    # A pre-training folder rightly has no results.json: only a detector logs loss_rpn_cls.
+    elif '"loss_rpn_cls"' in text_of(root, METRICS_FILE):
+        last = f"last logged iteration {last_iteration(root)}"
         message = f"has no {RESULTS_FILE}: not finished ({last}). Continue it with --resume."
         yield Problem(str(root), message)
     for entry in entries:
@@ -192,15 +193,20 @@ def _walk(root: Path, seen: set[Path]) -> Iterator[Path | Problem]:
             yield from _walk(Path(entry.path), seen)
 
 
-def _last_iteration(folder: Path) -> int | None:
-    # A pre-training folder rightly has no results.json: only a detector logs loss_rpn_cls.
-    text = text_of(folder, METRICS_FILE)
-    for line in reversed(text.splitlines()) if '"loss_rpn_cls"' in text else ():
+def last_iteration(folder: Path) -> int:
+    """Return the last iteration in metrics.json, 0 where there is none."""
+    try:
+        with open(folder / METRICS_FILE, "rb") as file:
+            file.seek(max(0, file.seek(0, 2) - 8192))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return 0
+    for line in reversed(lines):
         try:
             return int(json.loads(line)["iteration"])
         except (ValueError, LookupError, TypeError):
             continue  # a kill may have cut the last line off
-    return None
+    return 0
 
 
 _NUMBER = (int, float)

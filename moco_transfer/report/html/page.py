@@ -135,8 +135,7 @@ def _plots(panels: Sequence[Panel], anchor: str) -> tuple[list[dict[str, Any]], 
             caption = panel.caption[0].upper() + panel.caption[1:]
             attributes = Markup('role="img" aria-label="{}"').format(caption)
             svg = Markup(inline_svg(figure, attributes, prefix=f"{anchor}-{panel.name}-"))
-            is_tall = panel.height > _TALL_INCHES
-            plots.append({"caption": caption, "svg": svg, "is_tall": is_tall})
+            plots.append({"caption": caption, "svg": svg, "is_tall": panel.height > _TALL_INCHES})
     return plots, list(problems)
 
 
