@@ -11,7 +11,8 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,18 @@ METRICS_FILE = "metrics.json"
 CONFIG_FILE = "config.yaml"
 SCHEMA = 1
 _FEATURE_SCHEMAS = ("moco_transfer.knn/", "moco_transfer.linear/")  # no rows of a transfer table
+_KINDS: dict[str, Any] = {
+    "a string": str, "an integer": int, "a table": dict, "a number": (int, float),
+    "a list": (list, str), "a list of names": list,
+}  # fmt: skip
+#: Optional keys inside tables that a record holds as they are.
+_PARTS = {
+    "weights.path": "a string", "weights.sha256": "a string", "weights.stamp": "a table",
+    "weights.coverage": "a table", "flags.forced": "a list", "dataset.label_subset": "a table",
+    "weights.coverage.missing": "a list", "weights.coverage.misshapen": "a list",
+}  # fmt: skip
+_LARGEST = 1e15  # of any metric, duration or count; a damaged one may not even fit a float
+_NO_METRICS = "key 'metrics' is empty: the run was never evaluated"
 
 
 @dataclass(frozen=True)
@@ -106,23 +119,21 @@ def read_run(file: str | os.PathLike[str]) -> list[RunRecord] | Problem:
         ``knn`` and ``linear``, or a :class:`Problem` for a damaged file or another schema.
     """
     file = Path(file)
-    fault: str | None
     try:
         text = file.read_text(encoding="utf-8")
         data = json.loads(text)
         if "\\ud" in text.lower():  # half a surrogate pair is legal JSON, but no UTF-8
             json.dumps(data, ensure_ascii=False).encode("utf-8")
-    except OSError as error:
-        fault = f"cannot be read ({error.strerror or error})"
-    except (ValueError, RecursionError) as error:
-        fault = f"is no valid JSON ({error}), perhaps cut short; repeat its evaluation"
-    else:
         if isinstance(data, dict) and str(data.get("schema")).startswith(_FEATURE_SCHEMAS):
             return []
-        fault = _fault_in(data)
-    if fault:
-        return Problem(str(file), f"{fault}; the run is left out.")
-    return [_record(file, data, *part) for part in _by_test_set(data).items()]
+        return _records(str(file.parent), data)
+    except OSError as error:
+        fault = f"cannot be read ({error.strerror or error})"
+    except (json.JSONDecodeError, UnicodeError, RecursionError) as error:
+        fault = f"is no valid JSON ({error}), perhaps cut short; repeat its evaluation"
+    except ValueError as error:
+        fault = str(error)
+    return Problem(str(file), f"{fault}; the run is left out.")
 
 
 def text_of(folder: str | Path, name: str) -> str:
@@ -133,36 +144,79 @@ def text_of(folder: str | Path, name: str) -> str:
         return ""
 
 
-def _by_test_set(data: dict[str, Any]) -> dict[tuple[str, ...], dict[str, Any]]:
-    names, metrics = data["dataset"]["test"], data["metrics"]
+def _records(folder: str, data: Any) -> list[RunRecord]:
+    """Return one record per test set; ValueError names what is missing or of another type."""
+    if not isinstance(data, dict) or "schema" not in data:
+        raise ValueError(f"has no key 'schema'; expected the {RESULTS_FILE} of a fine-tuning run")
+    if data["schema"] != SCHEMA:
+        raise ValueError(f"has schema {str(data['schema'])[:60]}, expected {SCHEMA}")
+    get = partial(_get, data)
+    get("dataset", "a table")
+    names, metrics = get("dataset.test", "a list of names"), get("metrics", "a table")
+    by_test_set = {tuple(names): metrics}
     if len(names) > 1 and set(metrics) <= set(names):
-        return {(name,): metrics[name] for name in names if name in metrics}
-    return {tuple(names): metrics}
-
-
-def _record(
-    file: Path, data: dict[str, Any], test_set: tuple[str, ...], metrics: dict[str, Any]
-) -> RunRecord:
-    same = ("task", "config_hash", "engine", "init", "seed", "norm", "iterations")
-    return RunRecord(
-        **{key: data[key] for key in same},
-        folder=str(file.parent),
+        by_test_set = {(name,): metrics[name] for name in names if name in metrics}
+    for key, expected in _PARTS.items():
+        get(key, expected, None)
+    record = RunRecord(
+        **{key: get(key, "a string") for key in ("task", "config_hash", "engine", "init", "norm")},
+        **{key: get(key, "an integer") for key in ("seed", "iterations")},
+        folder=folder,
         config=str(data.get("config") or ""),
-        test_set=test_set,
-        train_set=tuple(data["dataset"].get("train") or ()),
-        metrics={
-            kind: {k: math.nan if v is None else float(v) for k, v in group.items()}
-            for kind, group in metrics.items()
-        },
-        wall_sec=data.get("wall_sec"),
-        world_size=data.get("world_size") or 1,
-        versions={key: str(value) for key, value in (data.get("versions") or {}).items()},
-        git=data.get("git"),
-        weights=data.get("weights") or {},
-        flags=data.get("flags") or {},
-        command=data.get("command") or None,
-        label_subset=(data["dataset"].get("label_subset") or {}).get("sha256") or "",
+        test_set=(),
+        train_set=tuple(get("dataset.train", "a list of names", ())),
+        metrics={},
+        wall_sec=get("wall_sec", "a number", None),
+        world_size=get("world_size", "an integer", 1) or 1,
+        versions={key: str(value) for key, value in get("versions", "a table", {}).items()},
+        git=get("git", "a string", None),
+        weights=get("weights", "a table", {}),
+        flags=get("flags", "a table", {}),
+        command=get("command", "a string", None) or None,
+        label_subset=get("dataset.label_subset.sha256", "a string", ""),
     )
+    parts = [(part, _metrics(values)) for part, values in by_test_set.items()]
+    if not parts:
+        raise ValueError(_NO_METRICS)
+    return [replace(record, test_set=part, metrics=values) for part, values in parts]
+
+
+def _metrics(metrics: Any) -> dict[str, dict[str, float]]:
+    if not isinstance(metrics, dict) or not any(metrics.values()):
+        raise ValueError(_NO_METRICS)
+    found: dict[str, dict[str, float]] = {}
+    for kind, group in metrics.items():
+        found[kind] = {}
+        for name, value in _checked(f"metrics.{kind}", group, "a table").items():
+            # NaN and infinity are named below the table, and only their metric is left out.
+            value = math.nan if value is None else value
+            if not isinstance(value, float) or math.isfinite(value):
+                value = float(_checked(f"metrics.{kind}.{name}", value, "a number"))
+            found[kind][name] = value
+    return found
+
+
+def _get(data: dict[str, Any], key: str, expected: str, *default: Any) -> Any:
+    """Return the value at a dotted key; ``default`` where it is absent or null."""
+    value: Any = data
+    for part in key.split("."):
+        if not default and part not in value:
+            raise ValueError(f"has no key '{key}'")
+        value = value.get(part) if isinstance(value, dict) else None
+    return default[0] if default and value is None else _checked(key, value, expected)
+
+
+def _checked(key: str, value: Any, expected: str) -> Any:
+    fits = isinstance(value, _KINDS[expected]) and not isinstance(value, bool)
+    if isinstance(value, (int, float)):  # bool is an int in Python, and `"seed": true` is no seed
+        fits = fits and -_LARGEST < value < _LARGEST
+    if expected == "a list of names" and fits:
+        fits = all(isinstance(name, str) for name in value) and bool(value or key != "dataset.test")
+    if not fits:
+        text = repr(value)
+        shown = text if len(text) <= 60 else f"{text[:57]}..."
+        raise ValueError(f"key '{key}' is {shown}, expected {expected}")
+    return value
 
 
 def _walk(root: Path, seen: set[Path]) -> Iterator[Path | Problem]:
@@ -206,78 +260,4 @@ def last_iteration(folder: Path) -> int:
             return int(json.loads(line)["iteration"])
         except (ValueError, LookupError, TypeError):
             continue  # a kill may have cut the last line off
-    return 0
-
-
-_NUMBER = (int, float)
-_KINDS: dict[str, type | tuple[type, ...]] = {
-    "a string": str, "an integer": int, "a table": dict, "a number": _NUMBER, "a list": (list, str),
-}  # fmt: skip
-_REQUIRED = {
-    "a string": "task config_hash engine init norm",
-    "an integer": "seed iterations",
-    "a table": "metrics dataset",
-}
-_OPTIONAL = {
-    "a table": "versions weights flags weights.stamp weights.coverage dataset.label_subset",
-    "a string": "git command weights.path weights.sha256 dataset.label_subset.sha256",
-    "an integer": "world_size",
-    "a number": "wall_sec",
-    "a list": "flags.forced weights.coverage.missing weights.coverage.misshapen",
-}
-_LARGEST = 1e15  # of any metric, duration or count; a damaged one may not even fit a float
-_NO_METRICS = "key 'metrics' is empty: the run was never evaluated"
-
-
-def _fault_in(data: Any) -> str | None:
-    """Return what is wrong with the parsed file as a clause without a full stop, or None."""
-    if not isinstance(data, dict) or "schema" not in data:
-        return f"has no key 'schema'; expected the {RESULTS_FILE} of a fine-tuning run"
-    if data["schema"] != SCHEMA:
-        return f"has schema {str(data['schema'])[:60]}, expected {SCHEMA}"
-    for kind, key in ((kind, key) for kind, keys in _REQUIRED.items() for key in keys.split()):
-        if key not in data:
-            return f"has no key '{key}'"
-        if not _is(data[key], _KINDS[kind]):
-            return _wrong(key, data[key], kind)
-    for kind, key in ((kind, key) for kind, keys in _OPTIONAL.items() for key in keys.split()):
-        value: Any = data
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if value is not None and not _is(value, _KINDS[kind]):
-            return _wrong(key, value, kind)
-    for key in ("test", "train"):
-        names = data["dataset"].get(key, None if key == "test" else [])
-        is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
-        if not is_list or (key == "test" and not names):
-            return _wrong(f"dataset.{key}", names, "a list of names")
-    if not data["metrics"]:
-        return _NO_METRICS
-    return next(filter(None, map(_fault_in_metrics, _by_test_set(data).values())), None)
-
-
-def _fault_in_metrics(metrics: Any) -> str | None:
-    if not isinstance(metrics, dict) or not any(metrics.values()):
-        return _NO_METRICS
-    for kind, group in metrics.items():
-        if not isinstance(group, dict):
-            return _wrong(f"metrics.{kind}", group, "a table of metric names and numbers")
-        for name, value in group.items():
-            # NaN and infinity are named below the table, and only their metric is left out.
-            is_nan = isinstance(value, float) and not math.isfinite(value)
-            if value is not None and not is_nan and not _is(value, _NUMBER):
-                return _wrong(f"metrics.{kind}.{name}", value, "a number")
     return None
-
-
-def _wrong(key: str, value: Any, expected: str) -> str:
-    text = repr(value)
-    shown = text if len(text) <= 60 else f"{text[:57]}..."
-    return f"key '{key}' is {shown}, expected {expected}"
-
-
-def _is(value: Any, kinds: type | tuple[type, ...]) -> bool:
-    # bool is an int in Python, and `"seed": true` is no seed.
-    if not isinstance(value, kinds) or isinstance(value, bool):
-        return False
-    return not isinstance(value, _NUMBER) or -_LARGEST < value < _LARGEST

@@ -105,7 +105,7 @@ def test_read_runs__names_damaged_files_and_reads_the_rest(make_run, results, tm
         ({"metrics": {"bbox": {}}}, "'metrics' is empty"),
         ({"metrics": {"bbox": 3.0}}, "'metrics.bbox' is 3.0"),
         ({"metrics": {"bbox": {"AP": "57"}}}, "'metrics.bbox.AP' is '57', expected a number"),
-        ({"dataset": {"train": []}}, "'dataset.test' is None, expected a list of names"),
+        ({"dataset": {"train": []}}, "no key 'dataset.test'"),
         (
             {"metrics": {"x": {"bbox": {}}, "y": 3}, "dataset": {"test": ["x", "y"]}},
             "'metrics' is empty",
