@@ -22,13 +22,7 @@ LAST = "last_checkpoint"
 
 
 class CheckpointFolder:
-    """The checkpoints of one run.
-
-    Args:
-        folder: The run's OUTPUT_DIR.
-        keep: How many of the newest checkpoints stay; older ones are deleted once a newer one is
-            on the disk. 0 keeps all.
-    """
+    """The checkpoints in OUTPUT_DIR, of which the ``keep`` newest stay (0: all)."""
 
     def __init__(self, folder: str | Path, *, keep: int = 0) -> None:
         self.folder = Path(folder)
@@ -37,9 +31,7 @@ class CheckpointFolder:
     def save(self, state: dict[str, Any], name: str) -> Path:
         """Write ``checkpoint_<name>.pth``, point ``last_checkpoint`` at it, return its path.
 
-        Args:
-            state: Containers, numbers, strings and tensors only.
-            name: Epochs or iterations finished, with leading zeros so that names sort by age.
+        ``name``: epochs or iterations finished, with leading zeros so that names sort by age.
         """
         path = self.folder / f"checkpoint_{name}.pth"
         with atomic_path(path) as tmp:
@@ -52,19 +44,15 @@ class CheckpointFolder:
         return path
 
     def last(self) -> Path | None:
-        """Return the newest checkpoint's path, or None when the run has none yet.
-
-        Raises:
-            MissingFileError: If ``last_checkpoint`` names a file that is gone.
-        """
+        """Return the newest checkpoint, None without one; MissingFileError if it is gone."""
         pointer = self.folder / LAST
         if not pointer.exists():
             return None
         path = self.folder / pointer.read_text(encoding="utf-8").strip()
         if not path.is_file():
             raise MissingFileError(
-                f"{pointer} names {path.name}, which is not in {self.folder}. Put the file back, or"
-                f" write the name of another checkpoint into {pointer}."
+                f"{pointer} names {path.name}, which is not in {self.folder}. Put the file back,"
+                " or name another checkpoint there."
             )
         return path
 
@@ -78,11 +66,10 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             plain containers.
     """
     path = Path(path)
-    if not path.is_file():
-        raise (InputError if path.is_dir() else MissingFileError)(
-            f"Checkpoint {path} {'is a folder' if path.is_dir() else 'does not exist'}. Give the"
-            " path of a .pth file, e.g. OUTPUT_DIR/checkpoint_0200.pth."
-        )
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, expected a checkpoint such as checkpoint_0200.pth.")
+    if not path.exists():
+        raise MissingFileError(f"Checkpoint {path} does not exist.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -91,12 +78,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"{path} is truncated or not a PyTorch checkpoint ({path.stat().st_size} bytes:"
-            f" {reason}). Copy it again, or use an earlier checkpoint."
+            f"{path} is truncated or not a PyTorch checkpoint ({reason}). Copy it again, or use an"
+            " earlier checkpoint."
         ) from error
     if not isinstance(state, dict):
-        raise InputError(
-            f"{path} holds a {type(state).__name__}, expected the dictionary that tools/pretrain.py"
-            " or tools/train_net.py writes."
-        )
+        raise InputError(f"{path} holds a {type(state).__name__}, expected a dictionary.")
     return state

@@ -1,7 +1,4 @@
-"""What is asked of a device: its precision, copies to it, and memory that stays allocated.
-
-``auto`` precision asks the device which types it computes natively.
-"""
+"""What is asked of a device: its precision, copies to it, and memory that stays allocated."""
 
 from __future__ import annotations
 
@@ -18,17 +15,11 @@ DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Precision:
-    """The precision of a run.
+    """The precision of a run."""
 
-    Attributes:
-        name: ``fp32``, ``bf16`` or ``fp16``.
-        reason: Why, for the log.
-        is_emulated: Whether the device computes this type in software, more slowly than fp32.
-    """
-
-    name: str
+    name: str  # fp32, bf16 or fp16
     reason: str
-    is_emulated: bool = False
+    is_emulated: bool = False  # computed in software, more slowly than fp32
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -46,20 +37,14 @@ def computes_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return False
-    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    flags = ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16")  # x86's names, then Arm's
-    return any(found.get(flag, False) for flag in flags) or (
-        hasattr(torch.cpu, "_is_avx512_bf16_supported")  # PyTorch before get_capabilities
-        and torch.cpu._is_avx512_bf16_supported()
-    )
+    if not hasattr(torch.cpu, "get_capabilities"):  # PyTorch 2.6
+        return torch.cpu._is_avx512_bf16_supported()
+    found = torch.cpu.get_capabilities()
+    return any(found.get(flag) for flag in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16"))
 
 
 def choose_precision(asked: str, device: torch.device) -> Precision:
-    """Return the precision to compute in.
-
-    Args:
-        asked: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
-        device: Where the run computes.
+    """Return the precision for ``auto`` (what the device computes natively) or one of DTYPES.
 
     Raises:
         InputError: If ``asked`` is none of these, or fp16 is asked of a CPU.
@@ -94,9 +79,8 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # glibc's malloc.h
 def keep_freed_memory() -> bool:
     """Let this process keep the memory of freed tensors for the next ones; True with glibc.
 
-    A training step on a CPU frees and allocates the same hundreds of MB each time. By default
-    glibc returns them to the system, and each page that comes back costs a page fault: 9,000 to
-    34,000 of them in a step of ResNet-18. The process stays at its peak.
+    By default glibc returns it to the system, which costs 9,000 to 34,000 page faults in a step of
+    ResNet-18 on a CPU. The process stays at its peak.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,7 +1,6 @@
 """Processes: start-up under torchrun and the few collectives that the steps need.
 
-World size 1 is a first-class set-up: every function works without a process group, where it does
-nothing. ``torchrun`` is the only launcher; it sets RANK, LOCAL_RANK, WORLD_SIZE and the address.
+Every function works without a process group, as for world size 1.
 """
 
 from __future__ import annotations
@@ -27,10 +26,8 @@ def start_processes(device: str = "auto") -> torch.device:
     """Join the process group that torchrun describes, if any, and return this process's device.
 
     Args:
-        device: ``auto`` (CUDA where there is one, else the CPU), ``cpu``, ``cuda`` or ``mps``.
-
-    Returns:
-        The device to compute on: ``cuda:LOCAL_RANK`` on GPUs.
+        device: ``auto`` (CUDA where there is one, else the CPU), ``cpu``, ``cuda`` or ``mps``;
+            ``cuda`` becomes ``cuda:LOCAL_RANK``.
 
     Raises:
         InputError: If the device is absent, or only some of torchrun's variables are set.
@@ -75,25 +72,17 @@ def exit_process(status: int) -> NoReturn:
 def _choose_device(device: str) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    available = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if device not in available:
+    if device not in ("cpu", "cuda", "mps"):
         raise InputError(f"Unknown device {device!r}: expected 'auto', 'cpu', 'cuda' or 'mps'.")
-    if not available[device]:
-        raise InputError(
-            f"The device is '{device}', but this PyTorch finds none. Use 'cpu' or 'auto', or look "
-            "at `moco-transfer doctor`."
-        )
+    if device != "cpu" and not getattr(torch, device).is_available():
+        raise InputError(f"The device is '{device}', but PyTorch finds none. Use 'cpu' or 'auto'.")
     if device != "cuda":
         return torch.device(device)
     local_rank, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
     if local_rank >= count:
         raise InputError(
-            f"Process {local_rank} of this machine has no GPU of its own: {count} visible. Start "
-            f"at most {count} processes (--num-gpus {count})."
+            f"Process {local_rank} of this machine has no GPU of its own: {count} are visible."
+            f" Start at most {count} processes."
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
@@ -171,14 +160,7 @@ def broadcast_object(obj: Any) -> Any:
 
 
 def all_gather_rows(rows: Tensor) -> Tensor:
-    """Return the rows of all processes by rank. Collective, without gradient.
-
-    Args:
-        rows: (N, ...) of any dtype, with the same N on every process.
-
-    Returns:
-        (W * N, ...) on the same device; ``rows`` itself in one process.
-    """
+    """Return the rows (N, ...) of all processes by rank: (W * N, ...). Collective, no gradient."""
     if get_world_size() == 1:
         return rows
     rows = rows.contiguous()
@@ -192,11 +174,9 @@ def average_bn_statistics(module: torch.nn.Module) -> None:
 
     Training does not read them, so each process has its own; whoever saves or evaluates needs one.
     """
-    if get_world_size() == 1:
-        return
     names = ("running_mean", "running_var")
     buffers = [b for name, b in module.named_buffers() if name.endswith(names)]
-    if not buffers:
+    if get_world_size() == 1 or not buffers:
         return
     # One message for all: a ResNet-50 has 106 such buffers.
     flat = torch.cat([b.detach().reshape(-1).to(torch.float64) for b in buffers])

@@ -27,10 +27,8 @@ def package_versions() -> dict[str, str]:
 
 
 def git_commit(folder: str | Path | None = None) -> str | None:
-    """Return the commit of a source tree, ``+`` added where it has changes; None outside a tree.
-
-    Args:
-        folder: A folder inside the tree; this package's own by default.
+    """Return the commit of the tree around ``folder`` (this package by default), with ``+`` where
+    it has changes; None outside a tree.
     """
 
     def git(*words: str) -> str:

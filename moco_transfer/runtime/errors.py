@@ -29,10 +29,7 @@ class UnknownKeyError(InputError, KeyError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return `` Did you mean 'X'?`` for the legal name nearest to ``name``, or an empty string.
-
-    The sentence starts with a blank, so that it can follow a full stop.
-    """
+    """Return `` Did you mean 'X'?`` (with the blank) for the nearest legal name, or ``""``."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if not near:  # the leaf alone may be right and its section wrong, or the case may differ

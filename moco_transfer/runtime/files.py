@@ -16,14 +16,8 @@ from .errors import InputError, MissingFileError
 def atomic_path(dst: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path that replaces ``dst`` when the block ends without an exception.
 
-    A reader sees the old file or the new one, also after SIGKILL or a power cut: file and folder
-    are flushed to the disk.
-
-    Args:
-        dst: The file to write. Its folder is made when it is missing.
-
-    Yields:
-        Path of an empty temporary file in the same folder (a rename cannot cross file systems).
+    A reader sees the old file or the new one, also after SIGKILL or a power cut. The temporary file
+    is empty and in the folder of ``dst``, which is made when it is missing.
 
     Raises:
         InputError: If the folder cannot be written to or ``dst`` is a folder.
@@ -65,11 +59,7 @@ def atomic_write_text(dst: str | os.PathLike[str], text: str) -> None:
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a file's bytes as 64 hexadecimal digits.
-
-    Raises:
-        MissingFileError: If the file does not exist.
-    """
+    """Return the SHA-256 of a file's bytes in hexadecimal; MissingFileError without a file."""
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:

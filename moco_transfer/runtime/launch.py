@@ -13,29 +13,23 @@ from .errors import InputError
 def launch_options() -> argparse.ArgumentParser:
     """Return the options of several processes, to be a parent of a verb's parser."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    group = parser.add_argument_group("several processes (started by torchrun)")
-    group.add_argument(
-        "--num-gpus", type=int, default=1, metavar="N", help="processes on this machine"
-    )
-    group.add_argument("--num-machines", type=int, default=1, metavar="N", help="machines in all")
-    group.add_argument(
-        "--machine-rank", type=int, default=0, metavar="N", help="number of this machine, from 0"
-    )
-    group.add_argument(
-        "--dist-url", metavar="URL", help="tcp://HOST:PORT of machine 0, for several machines"
-    )
+    add = parser.add_argument_group("several processes (started by torchrun)").add_argument
+    numbers = {
+        "--num-gpus": (1, "processes on this machine"),
+        "--num-machines": (1, "machines in all"),
+        "--machine-rank": (0, "number of this machine, from 0"),
+    }
+    for name, (default, what) in numbers.items():
+        add(name, type=int, default=default, metavar="N", help=what)
+    add("--dist-url", metavar="URL", help="tcp://HOST:PORT of machine 0, for several machines")
     return parser
 
 
 def torchrun_command(module: str, words: Sequence[str]) -> list[str] | None:
     """Return the command that runs ``python -m module words`` in several processes.
 
-    Args:
-        module: Module that is the program.
-        words: Its arguments, the options of :func:`launch_options` among them.
-
-    Returns:
-        The command without those options, or None where one process is enough.
+    ``words`` hold the options of :func:`launch_options`, the command does not. None where one
+    process is enough.
 
     Raises:
         InputError: If the options contradict each other, or torchrun has started this process.
@@ -55,8 +49,8 @@ def torchrun_command(module: str, words: Sequence[str]) -> list[str] | None:
         return None
     if "WORLD_SIZE" in os.environ:
         raise InputError(
-            "--num-gpus and --num-machines start processes, but torchrun has started this one "
-            "already (WORLD_SIZE is set). Leave out one of the two."
+            "WORLD_SIZE is set: torchrun has started this process. Leave out --num-gpus and"
+            " --num-machines."
         )
     where = ["--standalone"]
     if asked.num_machines > 1:

@@ -36,12 +36,8 @@ class _TerminalHandler(logging.StreamHandler):
 
 
 def set_up_logging(output_dir: str | Path | None = None, *, quiet: bool = False) -> None:
-    """Send the package's log lines to the terminal (rank 0) and to ``OUTPUT_DIR/log.txt``.
-
-    Args:
-        output_dir: The run's folder, made when missing; None for no file. An existing file is
-            appended to. Other ranks write ``log.txt.rank1``, …
-        quiet: Only warnings go to the terminal.
+    """Send the package's log lines to the terminal (rank 0; with ``quiet`` only warnings) and add
+    them to ``OUTPUT_DIR/log.txt``, those of other ranks to ``log.txt.rank1``, ...
     """
     root = logging.getLogger("moco_transfer")
     root.setLevel(logging.INFO)

@@ -1,8 +1,4 @@
-"""Means of a log period: sums that stay on the device, and the time that the period took.
-
-Distributed:
-    ``means`` and ``state`` are collective.
-"""
+"""Means of a log period: sums that stay on the device, and the time that the period took."""
 
 from __future__ import annotations
 
@@ -28,12 +24,7 @@ from .distributed import (
 class Meter:
     """Sums of one log period. Only ``means``, ``state`` and ``first_bad`` wait for the device.
 
-    Args:
-        device: Where the measures are.
-
-    Attributes:
-        count: Iterations in the period, those before a resume included.
-        waited_sec: Seconds spent in :meth:`waiting` since the reset or resume.
+    ``count`` includes the iterations before a resume, ``waited_sec`` does not.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -62,19 +53,15 @@ class Meter:
     def waiting(self) -> Iterator[None]:
         """Count the time of the block as waiting for data."""
         since = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.waited_sec += time.perf_counter() - since
+        yield
+        self.waited_sec += time.perf_counter() - since
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Leave the time of the block (an evaluation) out of the period's."""
         since = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._since += time.perf_counter() - since
+        yield
+        self._since += time.perf_counter() - since
 
     def local_means(self) -> dict[str, float]:
         """Return the period's means on this process."""

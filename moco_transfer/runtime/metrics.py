@@ -17,13 +17,10 @@ logger = logging.getLogger(__name__)
 
 
 class MetricsFile:
-    """Appends measurements of a run; a resumed run first drops the lines after its checkpoint.
+    """Appends measurements of a run, with ``tensorboard`` also as event files next to it.
 
-    Args:
-        path: The file, usually ``OUTPUT_DIR/metrics.json``.
-        start_iteration: Iterations finished when the run starts; later lines are removed, because
-            the run computes them again.
-        tensorboard: Also write TensorBoard event files next to it.
+    Lines after ``start_iteration``, the iterations finished, are removed: the run computes them
+    again.
     """
 
     def __init__(
@@ -42,13 +39,11 @@ class MetricsFile:
             self._writer = SummaryWriter(folder, purge_step=start_iteration + 1)
 
     def write(self, iteration: int, values: dict[str, Any]) -> None:
-        """Append one line.
-
-        Args:
-            iteration: Iterations finished.
-            values: Numbers by name. A number that is not finite becomes null: JSON has no NaN.
-        """
-        row = {name: None if _is_not_finite(v) else v for name, v in values.items()}
+        """Append one line; a number that is not finite becomes null: JSON has no NaN."""
+        row = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()
+        }
         self._file.write(json.dumps({"iteration": iteration} | row) + "\n")
         self._file.flush()
         if self._writer is not None:
@@ -84,7 +79,3 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
         if isinstance(row, dict) and "iteration" in row:
             rows.append(row)
     return rows
-
-
-def _is_not_finite(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)

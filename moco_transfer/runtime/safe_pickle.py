@@ -3,14 +3,13 @@
 A pickle is a program: its opcodes may name any function of any module and call it. Here only the
 names that numpy and Python write for arrays resolve, each to a stand-in of this module. Opcodes
 that make objects in other ways (NEWOBJ, INST, OBJ, EXT, persistent ids) are unknown; BUILD fills a
-stand-in or fails.
-
-The unpickler is the pure-Python one: the C one reserves memory for any memo index or length that a
-damaged file names, many GB for a flipped bit. This one keeps a dict and reads bounded lengths.
+stand-in or fails. The unpickler is the pure-Python one: the C one reserves memory for any memo
+index that a damaged file names, many GB for a flipped bit.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import pickle
@@ -21,9 +20,6 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .errors import InputError
-
-MAX_DEPTH = 32
-"""Containers within containers: Detectron2's files have 2."""
 
 _DTYPE = re.compile(r"[<>|=]?(f[248]|[iu][1248]|b1)")
 
@@ -50,6 +46,10 @@ class _Dtype:
         if state[1] not in ("<", ">", "|", "="):
             raise pickle.UnpicklingError(f"byte order {state[1]!r}")
         self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Subtype:
+    """Stands in for numpy.ndarray, which is only ever named as an argument of _reconstruct."""
 
 
 class _Array:
@@ -86,12 +86,8 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-def _subtype() -> None:
-    raise pickle.UnpicklingError("numpy.ndarray called as a function")
-
-
 _ALLOWED = {
-    "numpy.ndarray": _subtype,  # only ever named as the first argument of _reconstruct
+    "numpy.ndarray": _Subtype,
     "numpy.dtype": _Dtype,
     "numpy.core.multiarray._reconstruct": _Array,
     "numpy.core.multiarray.scalar": _scalar,
@@ -107,29 +103,10 @@ _FORBIDDEN_OPCODES = (
 )
 
 
-class _BoundedFile:
-    """Refuses reads beyond the end, so that a damaged length cannot reserve memory."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._size = file.seek(0, os.SEEK_END)
-        file.seek(0)
-        self.readline = file.readline
-
-    def read(self, num_bytes: int) -> bytes:
-        if not 0 <= num_bytes <= self._size - self._file.tell():
-            raise EOFError("the file ends early")
-        return self._file.read(num_bytes)
-
-    def readinto(self, buffer: Any) -> int:
-        buffer[:] = self.read(len(buffer))
-        return len(buffer)
-
-
 _Unpickler: Any = pickle._Unpickler
 
 
-class _ArrayUnpickler(_Unpickler):
+class _ArrayUnpickler(_Unpickler):  # type: ignore[misc]
     dispatch: dict[int, Any] = {
         op: load
         for op, load in _Unpickler.dispatch.items()
@@ -164,16 +141,13 @@ def read_pickle(file: BinaryIO, where: str | os.PathLike[str]) -> Any:
     Reads every protocol, files of Python 2 included (Detectron2's and Caffe2's model zoos, CIFAR's
     batches), whose strings are decoded as latin1.
 
-    Args:
-        file: The open pickle, at its beginning, seekable.
-        where: What to call it in messages.
-
     Raises:
         InputError: If it is truncated or damaged, or asks for anything but arrays of plain numbers;
             nothing was run.
     """
     try:
-        return _resolve(_ArrayUnpickler(_BoundedFile(file), encoding="latin1").load(), {}, 0)
+        content = io.BytesIO(file.read())  # which no damaged length reads beyond its end
+        return _resolve(_ArrayUnpickler(content, encoding="latin1").load(), {})
     except _ForbiddenGlobalError as error:
         raise InputError(
             f"{where} is a pickle that asks for {str(error)[:100]!r}; only numpy arrays, numbers,"
@@ -183,28 +157,25 @@ def read_pickle(file: BinaryIO, where: str | os.PathLike[str]) -> Any:
     except _DAMAGE as error:
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise InputError(
-            f"{where} is not a whole pickle of numpy arrays ({reason}): truncated or damaged; get"
-            " it again."
+            f"{where} is not a whole pickle of numpy arrays ({reason}). Copy it again."
         ) from error
 
 
-def _resolve(value: Any, done: dict[int, Any], depth: int) -> Any:
+def _resolve(value: Any, done: dict[int, Any]) -> Any:
     """Put arrays in the place of their stand-ins; ``done`` (by id) walks shared containers once."""
     if isinstance(value, _Array):
         if value.value is None:
             raise pickle.UnpicklingError("an array without data")
         return value.value
-    if callable(value) or isinstance(value, _Dtype):
+    if callable(value) or isinstance(value, (_Dtype, _Subtype)):
         raise pickle.UnpicklingError("a type where a value is expected")
     if not isinstance(value, (dict, list, tuple)):
         return value
-    if depth > MAX_DEPTH:
-        raise pickle.UnpicklingError(f"more than {MAX_DEPTH} containers within each other")
     if id(value) not in done:
         made: Any
         if isinstance(value, dict):
-            made = {key: _resolve(item, done, depth + 1) for key, item in value.items()}
+            made = {key: _resolve(item, done) for key, item in value.items()}
         else:
-            made = type(value)(_resolve(item, done, depth + 1) for item in value)
-        done[id(value)] = (made, value)  # the value too, so that its id is not given to another
+            made = type(value)(_resolve(item, done) for item in value)
+        done[id(value)] = (made, value)  # keeps the value alive, so that its id stays its own
     return done[id(value)][0]

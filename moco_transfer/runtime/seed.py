@@ -1,8 +1,6 @@
 """Random numbers as a function of a position in the run, not of what was drawn before.
 
-Every draw comes from a generator seeded by (seed, purpose, position): the order of an epoch, the
-crops of an image, the sampling of an iteration. So nothing has to be saved to resume exactly, and
-the number of data workers changes nothing.
+So nothing has to be saved to resume exactly, and the number of data workers changes nothing.
 """
 
 from __future__ import annotations
@@ -17,15 +15,12 @@ from .errors import InputError
 
 
 def derive_seed(seed: int, *position: int | str) -> int:
-    """Return a seed in [0, 2^63) for one position in a run.
+    """Return a seed in [0, 2^63) for a purpose and place, such as ``("views", epoch, index)``.
 
-    Args:
-        seed: The run's seed, >= 0.
-        position: Purpose and place, such as ``("views", epoch, index)``. Strings enter by their
-            CRC-32, so the result is the same on every machine.
+    Strings enter by their CRC-32, so the result is the same on every machine.
 
     Raises:
-        InputError: If the seed is negative.
+        InputError: If ``seed`` is negative.
     """
     if seed < 0:
         raise InputError(f"SEED is {seed}: expected an integer >= 0.")

@@ -16,11 +16,7 @@ from .distributed import cpu_group, get_world_size
 class StopRequest:
     """Notices SIGTERM between ``__enter__`` and ``__exit__``; loops ask for it between iterations.
 
-    Data workers need :func:`ignore_sigterm`: a signal to the whole process group must leave them
-    running until the main process has saved.
-
-    Attributes:
-        requested: Whether this process received SIGTERM.
+    ``requested``: whether this process received it. Data workers need :func:`ignore_sigterm`.
     """
 
     def __init__(self) -> None:
@@ -49,10 +45,8 @@ class StopRequest:
 
 
 def ignore_sigterm(worker: int) -> None:
-    """Let a data worker ignore SIGTERM; for ``worker_init_fn``.
-
-    Schedulers and torchrun send it to all processes of a job; the training process ends its workers
-    after it has saved.
+    """Let a data worker ignore SIGTERM, for ``worker_init_fn``: schedulers and torchrun send it to
+    all processes of a job, and the training process needs its workers until it has saved.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 

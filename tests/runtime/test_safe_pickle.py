@@ -110,17 +110,17 @@ def test_read_pickle__a_plain_pickle_would_have_run(tmp_path):
     ("program", "words"),
     [
         (b"\x80\x02cnumpy\nndarray\n.", "a type where a value"),
-        (b"\x80\x02cnumpy\nndarray\n)R.", "numpy.ndarray called"),
+        (b"\x80\x02cnumpy\nndarray\n)R.", "a type where a value"),
         (b"\x80\x02ccollections\nOrderedDict\n}U\x01ac_codecs\nencode\nsb.", "state for a"),
         (b"\x80\x02cnumpy\ndtype\n(U\x01OK\x00K\x01tR.", "not supported"),
-        (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f.", "ends early"),
-        (b"\x80\x05\x96\xff\xff\xff\xff\xff\xff\xff\x7f.", "ends early"),
+        (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f.", "not a whole pickle"),
+        (b"\x80\x05\x96\xff\xff\xff\xff\xff\xff\xff\x7f.", "not a whole pickle"),
         (b"\x80\x02(i__builtin__\neval\n.", "not a whole pickle|asks for"),
         (b"\x80\x02ccollections\nOrderedDict\n)\x81.", "not a whole pickle|asks for"),
         (b"\x80\x02U\x01xQ.", "not a whole pickle|asks for"),
         (b"\x80\x02((((.", "not a whole pickle|asks for"),
-        (b"\x80\x04]\x94h\x00a.", "containers within"),  # a list that contains itself
-        (b"\x80\x02" + b"]" * 100 + b"a" * 99 + b".", "containers within"),
+        (b"\x80\x04]\x94h\x00a.", "not a whole pickle"),  # a list that contains itself
+        (b"\x80\x02" + b"]" * 9999 + b"a" * 9998 + b".", "not a whole pickle"),
         (b"\x80\x02c\xff\n\xff\n.", "not a whole pickle|asks for"),
     ],
 )
