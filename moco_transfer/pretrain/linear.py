@@ -33,7 +33,6 @@ from tqdm import tqdm
 
 from ..data.images.image_source import IndexedSource
 from ..data.views.labelled import LabelledBatches
-from ..data.views.loading import as_it_is
 from ..data.views.view_batch import ViewMaker, Views
 from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
 from ..runtime.distributed import gather_object, get_rank, get_world_size, is_main_process
@@ -376,7 +375,6 @@ def _encoded_batches(
         batch_size=None,
         num_workers=plan.num_workers,
         worker_init_fn=ignore_sigterm if plan.num_workers else None,
-        collate_fn=as_it_is,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),
     )

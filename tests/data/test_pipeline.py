@@ -28,7 +28,7 @@ from moco_transfer.data.images.decode import BUFFER_BYTES, UNREADABLE, decode_pi
 from moco_transfer.data.images.folder import find_images
 from moco_transfer.data.views import native
 from moco_transfer.data.views.augmentation import RECIPES, ViewParameters, draw_parameters
-from moco_transfer.data.views.loading import Loader, as_it_is, plan_batches
+from moco_transfer.data.views.loading import Loader, plan_batches
 from moco_transfer.data.views.view_batch import ViewMaker, Views, finish, resized_crop
 from moco_transfer.runtime.seed import derive_seed
 
@@ -116,9 +116,7 @@ def test_fast__a_function_of_seed_epoch_and_index_with_any_workers(images):
     views = views_of(images, pipeline="fast")
     order = EpochBatches(6, batch_size_total=3, epochs=3, seed=0)
     for num_workers in (0, 2):
-        loader = DataLoader(
-            views, batch_size=None, sampler=order, num_workers=num_workers, collate_fn=as_it_is
-        )
+        loader = DataLoader(views, batch_size=None, sampler=order, num_workers=num_workers)
         for batch, places in zip(loader, order, strict=True):
             assert batch["views"].shape == (2, 3, 3, 48, 48) and batch["views"].dtype == torch.uint8
             for n, place in enumerate(places):
@@ -333,8 +331,3 @@ def test_derive_seed__numbers_as_before():
         assert derive_seed(*place) == int(
             np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1)
         )
-
-
-def test_view_maker__refuses_an_unknown_pipeline():
-    with pytest.raises(ValueError, match="pipeline must be one of"):
-        ViewMaker("v2", 8, (0.2, 1.0), 2, "quick")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import socket
-import tarfile
 
 import numpy as np
 import pytest
@@ -153,21 +152,16 @@ def test_find_labelled__numbers_by_name_and_errors(labelled_folders, tmp_path):
         find_labelled(labelled_folders, tmp_path / "nowhere")
 
 
-def test_find_labelled__takes_cifar10_as_one_archive_by_its_splits(tmp_path):
+def test_find_labelled__takes_cifar10_by_its_splits(tmp_path):
     for i, name in enumerate(CIFAR10_CLASSES):
         for split in ("train", "test"):
             folder = tmp_path / "c" / split / name
             folder.mkdir(parents=True)
             Image.new("RGB", (32, 32), (20 * i, 255 * (split == "test"), 0)).save(folder / "0.png")
-    with tarfile.open(tmp_path / "cifar10.tar", "w") as archive:
-        archive.add(tmp_path / "c", arcname=".")
-    for root in (tmp_path / "c", tmp_path / "cifar10.tar"):
-        train, test = find_labelled(root, root)
-        assert train.labels.tolist() == test.labels.tolist() == list(range(10))
-        assert [np.asarray(read_rgb(part.content(3)))[0, 0].tolist() for part in (train, test)] == [
-            [60, 0, 0],
-            [60, 255, 0],
-        ]
+    train, test = find_labelled(tmp_path / "c", tmp_path / "c")
+    assert train.labels.tolist() == test.labels.tolist() == list(range(10))
+    pixels = [np.asarray(read_rgb(part.content(3)))[0, 0].tolist() for part in (train, test)]
+    assert pixels == [[60, 0, 0], [60, 255, 0]]
 
 
 def test_centre_view__equals_torchvisions_chain_also_where_nothing_is_resized():

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from ...runtime.errors import InputError, MissingFileError
-from .image_source import EXTENSIONS, Table, is_image, name_table, printable
+from .image_source import EXTENSIONS, Table, count_in_words, is_image, name_table, printable
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +48,8 @@ class ImageFolder:
 
     def describe(self) -> str:
         """Return in words how many images there are and where."""
-        classes = f" in {len(self.class_names)} classes" if self.class_names else ""
         where = f"listed in {self.listed_in}" if self.listed_in else f"below {self.root}"
-        return f"{len(self)} images{classes} {where}; the first is {self.name(0)}"
+        return f"{count_in_words(self)} {where}; the first is {self.name(0)}"
 
 
 def find_images(root: str | os.PathLike[str], *, layout: str = "auto") -> ImageFolder:
@@ -64,21 +63,16 @@ def find_images(root: str | os.PathLike[str], *, layout: str = "auto") -> ImageF
             two class folders.
 
     Raises:
-        MissingFileError: If the folder does not exist.
-        InputError: If it is a file, holds no image, a folder in it cannot be listed, or with
-            ``folders`` images lie outside class folders.
+        MissingFileError: If there is no such folder.
+        InputError: If it holds no image, a folder in it cannot be listed, or with ``folders``
+            images lie outside class folders.
     """
     root = Path(root)
-    if not root.exists():
-        raise MissingFileError(
-            f"Data folder {root} does not exist (DATA.ROOT). Give a folder that holds images."
-        )
     if not root.is_dir():
-        raise InputError(f"DATA.ROOT {root} is a file, expected a folder that holds images.")
+        raise MissingFileError(f"Data folder {root} does not exist or is a file (DATA.ROOT).")
     names = sorted(_walk(root))
     if not names:
-        looked_for = ", ".join(EXTENSIONS)
-        raise InputError(f"Data folder {root} holds no image (extensions: {looked_for}).")
+        raise InputError(f"Data folder {root} holds no image ({', '.join(EXTENSIONS)}).")
     tops = [name.split(os.sep, 1)[0] if os.sep in name else "" for name in names]
     loose = [name for name, top in zip(names, tops, strict=True) if not top]
     if layout == "folders" and loose:
@@ -101,10 +95,7 @@ def _walk(root: Path) -> Iterator[str]:
         try:
             status, entries = os.stat(folder), list(os.scandir(folder))
         except OSError as error:
-            raise InputError(
-                f"Cannot list {printable(folder)} ({error.strerror}). Make it readable or move it"
-                f" out of {root}."
-            ) from error
+            raise InputError(f"Cannot list {printable(folder)} ({error.strerror}).") from error
         identity = (status.st_dev, status.st_ino)
         if identity in above:
             logger.warning("%s links to a folder that contains it; left out", printable(folder))

@@ -114,6 +114,12 @@ def decode_name(data: bytes) -> str:
     return os.fsdecode(data)
 
 
+def count_in_words(source: ImageSource) -> str:
+    """Return how many images and classes there are, in words."""
+    classes = f" in {len(source.class_names)} classes" if source.class_names else ""
+    return f"{len(source)} images{classes}"
+
+
 def printable(name: str) -> str:
     """Return a file name for logs and terminals: bytes that are no UTF-8 are escaped."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")

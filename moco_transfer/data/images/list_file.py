@@ -15,6 +15,7 @@ import contextlib
 import logging
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,6 +30,12 @@ logger = logging.getLogger(__name__)
 _MOST_CLASSES = 100_000
 
 
+class _Row(NamedTuple):
+    line: int  # from 1
+    name: str
+    label: str  # empty without
+
+
 def read_list_file(file: str | os.PathLike[str], root: str | os.PathLike[str] = "") -> ImageFolder:
     """Read a list file; the images are in its order, class names are numbered in sorted order.
 
@@ -37,90 +44,76 @@ def read_list_file(file: str | os.PathLike[str], root: str | os.PathLike[str] = 
         root: Folder that the paths are relative to; empty for the file's own.
 
     Raises:
-        MissingFileError: If the file, the folder or an image does not exist.
+        MissingFileError: If the file or an image does not exist.
         InputError: If the file lists nothing, or a line's label does not fit the others'.
     """
     file = Path(file)
     root = Path(root) if os.fspath(root) else file.parent
-    if not root.is_dir():
-        raise MissingFileError(f"Data folder {root}, which {file} refers to, does not exist.")
     try:
         text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
-    except FileNotFoundError as error:
-        raise MissingFileError(f"List file {file} does not exist.") from error
     except OSError as error:
-        raise InputError(f"Cannot read list file {file}: {error.strerror or error}.") from error
-    rows = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1)]
-    rows = [(number, line) for number, line in rows if line and not line.startswith("#")]
+        raise MissingFileError(f"Cannot read list file {file}: {error.strerror}.") from error
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1)]
+    rows = [_Row(number, *_split(line)) for number, line in lines if line and line[0] != "#"]
     if not rows:
         raise InputError(f"{file} lists no image. Expected one path per line.")
-    lines = [number for number, _ in rows]
-    names, labels = (
-        list(column) for column in zip(*(_split(line) for _, line in rows), strict=True)
-    )
-    for line, name, label in zip(lines, names, labels, strict=True):
-        if "\0" in name:
-            raise InputError(f"{file}, line {line}: not text. Expected one path per line.")
-        if (label is None) != (labels[0] is None):
-            has = "no label" if label is None else f"the label {label!r}"
+    _check_exist(file, root, rows)
+    for row in rows:
+        if bool(row.label) != bool(rows[0].label):
+            has = f"the label {row.label!r}" if row.label else "no label"
             raise InputError(
-                f"{file}, line {line}: {printable(name)} has {has}, unlike line {lines[0]}. Give"
-                " every image a label, or none."
+                f"{file}, line {row.line}: {printable(row.name)} has {has}, unlike line"
+                f" {rows[0].line}. Give every image a label, or none."
             )
-    _check_exist(file, root, names, lines)
-    repeated = len(names) - len(set(names))
+    repeated = len(rows) - len({row.name for row in rows})
     if repeated:
-        logger.warning(
-            "%s: %d lines repeat an earlier line's image; it counts again", file, repeated
-        )
-    numbers, class_names = _number(file, labels, lines)
-    return ImageFolder(root, name_table(names), numbers, class_names, listed_in=file)
+        logger.warning("%s: %d lines repeat an earlier line's image", file, repeated)
+    numbers, class_names = _number(file, rows) if rows[0].label else (np.zeros(0, np.int64), ())
+    names = name_table(row.name for row in rows)
+    return ImageFolder(root, names, numbers, class_names, listed_in=file)
 
 
-def _split(line: str) -> tuple[str, str | None]:
+def _split(line: str) -> tuple[str, str]:
     # Paths may hold blanks: the label is what follows the last one, where an image precedes it.
     if is_image(line):
-        return line, None
+        return line, ""
     head, _, label = line.replace("\t", " ").rpartition(" ")
     head = line[: len(head)].rstrip()
-    return (head, label) if is_image(head) or "\t" in line else (line, None)
+    return (head, label) if is_image(head) or "\t" in line else (line, "")
 
 
-def _check_exist(file: Path, root: Path, names: list[str], lines: list[int]) -> None:
+def _check_exist(file: Path, root: Path, rows: list[_Row]) -> None:
     present: dict[str, set[str]] = {}  # each folder is listed once, which file servers like
     missing = []
-    for name, line in zip(names, lines, strict=True):
-        folder, leaf = os.path.split(name)
+    for row in rows:
+        folder, leaf = os.path.split(row.name)
         if folder not in present:
             present[folder] = set()
-            with contextlib.suppress(OSError), os.scandir(os.path.join(root, folder)) as entries:
-                present[folder] = {entry.name for entry in entries if not entry.is_dir()}
+            # ValueError: a NUL byte, of a file that is no text
+            with contextlib.suppress(OSError, ValueError):
+                with os.scandir(os.path.join(root, folder)) as entries:
+                    present[folder] = {entry.name for entry in entries if not entry.is_dir()}
         if leaf not in present[folder]:
-            missing.append((line, name))
+            missing.append(row)
     if missing:
-        line, name = missing[0]
         raise MissingFileError(
-            f"{file}, line {line}: there is no image {printable(os.path.join(root, name))}"
-            f" ({len(missing)} of {len(names)} lines name none). Expected `path` or `path label`,"
-            f" the path relative to {root}."
+            f"{file}, line {missing[0].line}: there is no image"
+            f" {printable(os.path.join(root, missing[0].name))} ({len(missing)} of {len(rows)}"
+            f" lines name none). Expected `path` or `path label`, the path relative to {root}."
         )
 
 
-def _number(
-    file: Path, labels: list[str | None], lines: list[int]
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    given = [label for label in labels if label is not None]
-    if not given:
-        return np.zeros(0, np.int64), ()
-    if not all(label.isascii() and label.isdigit() for label in given):
-        class_names, numbers = np.unique(np.array(given, object), return_inverse=True)
+def _number(file: Path, rows: list[_Row]) -> tuple[np.ndarray, tuple[str, ...]]:
+    labels = [row.label for row in rows]
+    if not all(label.isascii() and label.isdigit() for label in labels):
+        class_names, numbers = np.unique(np.array(labels, object), return_inverse=True)
         return numbers.astype(np.int64), tuple(class_names)
-    numbers = np.array([int(label) for label in given], np.int64)
+    numbers = np.array(labels, np.int64)
     highest = int(numbers.max())
     if highest >= max(len(numbers), _MOST_CLASSES):
         raise InputError(
-            f"{file}, line {lines[int(numbers.argmax())]}: label {highest} is not the number of a"
-            " class. Number the classes from 0 on."
+            f"{file}, line {rows[int(numbers.argmax())].line}: label {highest} is not the number of"
+            " a class. Number the classes from 0 on."
         )
     empty = highest + 1 - len(np.unique(numbers))
     if empty:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...runtime.errors import InputError, MissingFileError
-from .image_source import printable
+from .image_source import count_in_words, printable
 from .tar_index import ShardIndex, index_shards
 
 PACK_FILE = "pack.json"
@@ -56,9 +56,8 @@ class LocalShards:
 
     def describe(self) -> str:
         """Return in words how many images there are, where, and what happened to their pixels."""
-        classes = f" in {len(self.class_names)} classes" if self.class_names else ""
         pixels = f"; pixels: {self.pixel_change}" if self.pixel_change else ""
-        return f"{len(self)} images{classes} in {len(self.files)} shards of {self.root}{pixels}"
+        return f"{count_in_words(self)} in {len(self.files)} shards of {self.root}{pixels}"
 
 
 @functools.lru_cache(maxsize=256)  # each holds a file descriptor
@@ -83,8 +82,7 @@ def open_local_shards(root: str, files: list[Path]) -> LocalShards:
         names = {file.name for file in files}
         if not about["finished"] or Path(root) == folder and set(expected) - names:
             raise MissingFileError(
-                f"{folder} holds {len(names)} shards of an unfinished pack. Run moco-transfer pack"
-                " again; whole shards are kept."
+                f"{folder} holds {len(names)} shards of an unfinished pack. Run moco-transfer pack."
             )
         for file in files:
             if file.stat().st_size != expected.get(file.name):
@@ -109,15 +107,12 @@ def read_pack_file(folder: Path) -> dict[str, Any]:
         InputError: If it is damaged or of another version.
     """
     path = folder / PACK_FILE
-    if not path.is_file():
-        raise MissingFileError(f"{path} does not exist: {folder} is no pack.")
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-        found = about["format"]
+        if about["format"] != PACK_FORMAT:
+            raise ValueError(f"format {about['format']!r}, expected {PACK_FORMAT!r}")
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{path} does not exist: {folder} is no pack.") from error
     except (ValueError, LookupError, TypeError) as error:
-        raise InputError(f"{path} is damaged ({error!r}). Remove it and pack again.") from error
-    if found != PACK_FORMAT:
-        raise InputError(
-            f"{path} has the format {found!r}, expected {PACK_FORMAT!r}. Pack into a new folder."
-        )
+        raise InputError(f"{path} is damaged ({error!r}). Pack into a new folder.") from error
     return about

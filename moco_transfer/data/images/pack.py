@@ -6,7 +6,7 @@
                                    of each shard, in webdataset's index format
 
 A shard holds a fixed number of images of the source's order and is written whole or not at all. A
-second run skips shards that are there, unless the files that went into them have changed.
+second run writes what is missing or damaged; it is refused if an image has changed since.
 """
 
 from __future__ import annotations
@@ -85,10 +85,6 @@ class _Payloads(Dataset):
         return "jpg", buffer.getvalue()
 
 
-def _as_it_is(item: Any) -> Any:
-    return item
-
-
 def pack(
     source: IndexedSource,
     dst: str | os.PathLike[str],
@@ -111,7 +107,6 @@ def pack(
         f"shard-{start // step:05d}.tar": range(start, min(start + step, len(source)))
         for start in range(0, len(source), step)
     }
-    contents = {name: _hash_of_contents(source, part) for name, part in parts.items()}
     about: dict[str, Any] = {
         "format": PACK_FORMAT,
         "form": settings.form,
@@ -123,21 +118,13 @@ def pack(
         "__kind__": "wids-shard-index-v1",
         "wids_version": 1,
     }
-    entries = _finished_shards(dst, about["origin"], contents)
+    entries = _finished_shards(dst, about["origin"])
     missing = [i for name, part in parts.items() if name not in entries for i in part]
-    payloads = iter(
-        DataLoader(
-            _Payloads(source, settings),
-            batch_size=None,
-            sampler=missing,
-            num_workers=num_workers,
-            collate_fn=_as_it_is,
-        )
-    )
+    made = _Payloads(source, settings)
+    payloads = iter(DataLoader(made, batch_size=None, sampler=missing, num_workers=num_workers))
     for name, part in parts.items():
         if name not in entries:
-            entry = _write_shard(dst / name, source, part, payloads, on_image)
-            entries[name] = {"url": name, **entry, "contents": contents[name]}
+            entries[name] = _write_shard(dst / name, source, part, payloads, on_image)
         about["finished"] = len(entries) == len(parts)
         about["images"] = sum(entry["nsamples"] for entry in entries.values())
         about["shardlist"] = [entries[name] for name in sorted(entries)]
@@ -147,48 +134,39 @@ def pack(
 
 
 def _hash_of_origin(source: IndexedSource, settings: PackSettings) -> str:
+    """Return a hash of everything that decides what is written: of files, their sizes and times."""
     size = settings.form != "original" and settings.shorter_side
     what = (settings.form, size, settings.images_per_shard, QUALITY)
     digest = hashlib.sha256(repr(what).encode())
-    for index in range(len(source)):
-        digest.update(os.fsencode(_path_of(source, index)) + b"\0")
     digest.update(np.asarray(source.labels, np.int64).tobytes())
-    return digest.hexdigest()
-
-
-def _hash_of_contents(source: IndexedSource, places: range) -> str:
-    """Return a hash of what goes into a shard: of files, their sizes and times."""
-    digest = hashlib.sha256()
-    for index in places:
-        data = b"missing"  # reading it reports what is wrong
+    for index in range(len(source)):
+        data = b"missing"  # reading it reports the reason
         with contextlib.suppress(OSError):
             if isinstance(source, ImageFolder):
                 status = os.stat(source.path(index))
                 data = f"{status.st_size} {status.st_mtime_ns}".encode()
             else:
                 data = hashlib.sha256(source.content(index)).digest()
-        digest.update(data + b"\n")
+        digest.update(os.fsencode(_path_of(source, index)) + b"\0" + data + b"\n")
     return digest.hexdigest()
 
 
-def _finished_shards(dst: Path, origin: str, contents: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """Return an earlier run's entries of shards that are whole and up to date."""
+def _finished_shards(dst: Path, origin: str) -> dict[str, dict[str, Any]]:
+    """Return an earlier run's entries of shards that are whole."""
     if not (dst / PACK_FILE).is_file() and not any(dst.glob("*.tar")):
         return {}
     about, finished = read_pack_file(dst), {}
     if about["origin"] != origin:
         raise InputError(
-            f"{dst} holds a pack of other images or of another form. Choose another folder, or"
-            " remove it first."
+            f"{dst} holds a pack of other images, of another form, or of files that have changed"
+            " since. Choose another folder, or remove it first."
         )
     for entry in about["shardlist"]:
         file = dst / entry["url"]
-        whole = file.is_file() and sha256_of(file) == entry["sha256"]
-        if whole and entry["contents"] == contents[file.name]:
+        if file.is_file() and sha256_of(file) == entry["sha256"]:
             finished[file.name] = entry
         else:
-            reason = "its images have changed since" if whole else "it is missing or damaged"
-            logger.warning("%s is written again: %s", file, reason)
+            logger.warning("%s is missing or damaged and is written again", file)
     return finished
 
 
@@ -218,13 +196,13 @@ def _write_shard(
                 info.size = len(data)
                 archive.addfile(info, io.BytesIO(data))
     size, sha256 = file.stat().st_size, sha256_of(file)
-    return {"nsamples": len(keys), "filesize": size, "sha256": sha256, "left_out": left_out}
+    found = {"filesize": size, "sha256": sha256, "left_out": left_out}
+    return {"url": file.name, "nsamples": len(keys), **found}
 
 
 def _path_of(source: IndexedSource, index: int) -> str:
     """Return the image's path in its source, empty for an image of a shard."""
-    names = getattr(source, "names", None)
-    return names[index] if names is not None else ""
+    return source.names[index] if isinstance(source, ImageFolder) else ""
 
 
 def _key_of(source: IndexedSource, index: int, used: set[str]) -> str:
@@ -247,7 +225,6 @@ def check_pack(root: str | os.PathLike[str]) -> int:
     for entry, file in zip(entries, source.files, strict=True):
         if sha256_of(file) != entry["sha256"]:
             raise InputError(
-                f"{file} is not what was written: its SHA-256 differs from {PACK_FILE}. Remove it"
-                " and pack again; whole shards are kept."
+                f"{file} is not what was written: its SHA-256 differs from {PACK_FILE}. Pack again."
             )
     return len(source)

@@ -14,7 +14,7 @@ from typing import IO, ClassVar
 import numpy as np
 
 from ...runtime.errors import InputError
-from .image_source import printable
+from .image_source import count_in_words, printable
 from .tar_index import BROKEN, group_samples, image_of, label_of
 
 logger = logging.getLogger(__name__)
@@ -52,9 +52,8 @@ class ShardStream:
 
     def describe(self) -> str:
         """Return in words how many images there are and where."""
-        classes = f" in {len(self.class_names)} classes" if self.class_names else ""
         where = f"{len(self.urls)} shards of {self.root}, read as a stream"
-        return f"{self.num_images} images{classes} in {where}; the first is {self.urls[0]}"
+        return f"{count_in_words(self)} in {where}; the first is {self.urls[0]}"
 
 
 def scheme_of(name: str) -> str:

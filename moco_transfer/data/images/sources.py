@@ -26,8 +26,6 @@ from .shard_stream import ShardStream, scheme_of
 
 logger = logging.getLogger(__name__)
 
-LAYOUTS = ("auto", "folders", "flat", "list", "cifar10", "shards")
-
 Indexed: TypeAlias = ImageFolder | HeldImages | LocalShards
 """Every kind of ``IndexedSource``."""
 
@@ -41,12 +39,8 @@ def open_source(
 ) -> Indexed | ShardStream:
     """Find the images that a run trains on. Collective for tar shards.
 
-    Args:
-        root: What DATA.ROOT names, see ``config/pretrain_schema.py``.
-        layout: One of :data:`LAYOUTS`; ``auto`` goes by what is there, the others insist.
-        list_file: List of the images, relative to ``root``, or to its own folder without.
-        num_images: Number of images in shards, taken on trust: they are then read as a stream,
-            nothing is indexed, and labels are not looked for. 0 elsewhere.
+    The arguments are the values of DATA.ROOT, LAYOUT, LIST_FILE and NUM_IMAGES, described in
+    ``config/pretrain_schema.yaml``.
 
     Raises:
         MissingFileError: If what is named does not exist.
@@ -102,15 +96,13 @@ def _recognize(root: str) -> str:
         return "shards"
     if not path.exists():
         return "name" if root in builtin_datasets() else "auto"
-    if path.is_file():
+    if path.is_file() and not name.endswith(_TAR):
         if is_image(root):
             raise InputError(f"DATA.ROOT {root} is one image. Give a folder, a list or tar shards.")
-        if name.endswith(_TAR):
-            return "cifar10" if looks_like_cifar10(path) else "shards"
         return "shards" if name.endswith(".json") else "list"
     if looks_like_cifar10(path):
         return "cifar10"
-    names = os.listdir(path)
+    names = os.listdir(path) if path.is_dir() else [path.name]
     return "shards" if any(map(_is_tar, names)) and not any(map(is_image, names)) else "auto"
 
 
@@ -123,6 +115,8 @@ def _training_split(root: Path, layout: str) -> Path:
     train/ next to val/; else the root.
     """
     found = root
+    if layout != "auto":
+        return root
     if (root / "annotations").is_dir():
         years = [root / "train2017", root / "train2014", root]
         found = next(folder for folder in years if folder.is_dir())
@@ -130,25 +124,19 @@ def _training_split(root: Path, layout: str) -> Path:
         found = root / "JPEGImages"
     elif (root / "train").is_dir() and any((root / name).is_dir() for name in _OTHER_SPLITS):
         found = root / "train"
-    if layout != "auto" or found == root:
-        return root
-    logger.info("%s holds the splits of a data set; images are read from %s", root, found)
+    if found != root:
+        logger.info("%s holds the splits of a data set; images are read from %s", root, found)
     return found
 
 
 def _from_name(name: str) -> ImageFolder:
-    datasets, data = (
-        Path(os.environ.get("DETECTRON2_DATASETS", "datasets")),
-        builtin_datasets()[name],
-    )
+    datasets = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    data = builtin_datasets()[name]
     folder, split = datasets / data.image_root, None
     if data.kind == "voc":
         split = datasets / str(data.root) / "ImageSets" / "Main" / f"{data.split}.txt"
     elif name.rsplit("_", 1)[1] not in ("train", "val", "test"):
-        raise InputError(
-            f"DATA.ROOT {name} names a part of {folder}. Give a list file with its images"
-            " (DATA.LIST_FILE)."
-        )
+        raise InputError(f"DATA.ROOT {name} names a part of {folder}. Use DATA.LIST_FILE for that.")
     if not (split or folder).exists():
         raise MissingFileError(
             f"Data set {name}: {split or folder} does not exist. Set DETECTRON2_DATASETS to the"
@@ -165,8 +153,7 @@ def _open_shards(root: str, num_images: int) -> LocalShards | ShardStream:
     """List shards; local ones are indexed, or trusted to hold ``num_images``."""
     is_index = root.lower().endswith(".json")
     names, counts = _read_index_file(Path(root)) if is_index else _list_shards(root)
-    local = [name for name in names if not scheme_of(name)]
-    missing = [name for name in local if not os.path.isfile(name)]
+    missing = [name for name in names if not scheme_of(name) and not os.path.isfile(name)]
     if missing:
         raise MissingFileError(
             f"DATA.ROOT {root}: shard {missing[0]} does not exist ({len(missing)} of {len(names)}"
@@ -174,9 +161,9 @@ def _open_shards(root: str, num_images: int) -> LocalShards | ShardStream:
         )
     if len(set(names)) < len(names):
         raise InputError(f"{root} names {len(names) - len(set(names))} shards twice.")
-    if len(local) < len(names):
-        _check_schemes(root, names)
-    if len(local) < len(names) or num_images:
+    schemes = set(map(scheme_of, names)) - {""}
+    _check_schemes(root, schemes)
+    if schemes or num_images:
         total = int(counts.sum()) or num_images
         if not total:
             raise InputError(
@@ -199,24 +186,20 @@ def _open_shards(root: str, num_images: int) -> LocalShards | ShardStream:
 
 
 def _list_shards(root: str) -> tuple[list[str], np.ndarray]:
-    path, unknown = Path(root), np.zeros(0, np.int64)
+    path, names = Path(root), [root]
     if path.is_dir():
-        found = [str(path / name) for name in sorted(filter(_is_tar, os.listdir(path)))]
-        if not found:
+        names = [str(path / name) for name in sorted(filter(_is_tar, os.listdir(path)))]
+        if not names:
             raise InputError(f"Data folder {root} holds no shard ({', '.join(_TAR)}).")
-        return found, unknown
-    names = [root]
-    if "{" in root and not path.exists():
+    elif "{" in root and not path.exists():
         _need_webdataset(root)
         import braceexpand
 
         try:
             names = list(braceexpand.braceexpand(root))
         except ValueError as error:
-            raise InputError(
-                f"DATA.ROOT {root}: {error}, such as train-{{000..146}}.tar"
-            ) from error
-    return [_as_path(name) for name in names], unknown
+            raise InputError(f"DATA.ROOT {root}: {error}.") from error
+    return [_as_path(name) for name in names], np.zeros(0, np.int64)
 
 
 def _as_path(name: str) -> str:
@@ -230,16 +213,17 @@ def _need_webdataset(root: str) -> None:
         )
 
 
-def _check_schemes(root: str, names: list[str]) -> None:
+def _check_schemes(root: str, schemes: set[str]) -> None:
+    if not schemes:
+        return
     _need_webdataset(root)
     from webdataset.gopen import gopen_schemes
 
-    unknown = {scheme_of(name) for name in names} - {"", *gopen_schemes}
+    unknown = schemes - set(gopen_schemes)
     if unknown:
         raise InputError(
             f"DATA.ROOT {root}: webdataset does not read {unknown.pop()}: URLs. Give a program that"
-            " writes a shard to its standard output, e.g. 'pipe:aws s3 cp"
-            " s3://bucket/train-{000..146}.tar -'."
+            " prints a shard, e.g. 'pipe:aws s3 cp s3://bucket/train-{000..146}.tar -'."
         )
 
 

@@ -69,8 +69,7 @@ def index_shards(files: list[Path]) -> list[ShardIndex]:
     fresh = broadcast_object(fresh)
     if fresh and is_main_process():
         logger.info("reading the headers of %d shards", len(fresh))
-    shown = {"desc": "indexing shards", "unit": "shard", "leave": False}
-    own = tqdm(fresh[get_rank() :: get_world_size()], **shown, disable=None if fresh else True)
+    own = tqdm(fresh[get_rank() :: get_world_size()], "indexing shards", leave=False, disable=None)
     made: dict[Path, ShardIndex] = {}
     for part in all_gather_object({file: _index_and_keep(file) for file in own}):
         made |= part
@@ -136,16 +135,12 @@ def index_shard(file: Path) -> ShardIndex:
                 raise ValueError(f"no end of archive after {end} bytes, {len(rows)} images")
     except BROKEN as error:
         raise InputError(
-            f"Shard {file} cannot be read ({error}): it is damaged, cut off or no tar file. Write"
-            " or download it again."
+            f"Shard {file} cannot be read ({error}). Write or download it again."
         ) from error
     if unclear:
         logger.warning(
-            "%s: %d images are left out, the first is %s: webdataset takes what follows the first"
-            " dot of a name as its extension. Rename them.",
-            file,
-            len(unclear),
-            unclear[0],
+            "%s: %d images are left out, the first is %s: rename those with a further dot",
+            *(file, len(unclear), unclear[0]),
         )
     offsets, sizes, labels = np.array(rows, np.int64).reshape(-1, 3).T.copy()
     return ShardIndex(state, offsets, sizes, labels, name_table(names))

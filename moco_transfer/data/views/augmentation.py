@@ -89,7 +89,6 @@ class ViewParameters(NamedTuple):
 
 def draw_parameters(
     rng: np.random.Generator,
-    *,
     height: int,
     width: int,
     recipe: Recipe,
@@ -135,7 +134,7 @@ def _draw_crop(
 
 
 def apply_reference(
-    image: Image.Image, parameters: ViewParameters, *, size: int, grey_first: bool
+    image: Image.Image, parameters: ViewParameters, size: int, grey_first: bool
 ) -> np.ndarray:
     """Apply a view's parameters with PIL through torchvision, as the published code does; returns
     uint8 (size, size, 3), RGB.

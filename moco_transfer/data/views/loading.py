@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias, cast
 
@@ -20,12 +19,8 @@ from .shard_order import ShardBatches
 from .shard_views import ShardViews
 from .view_batch import ViewMaker, Views
 
-logger = logging.getLogger(__name__)
-
 Batches: TypeAlias = EpochBatches | ShardBatches
-"""The order of a run: ``iterations_per_epoch``, ``max_iterations``, and what each process reads in
-each iteration.
-"""
+"""The order of a run: what each process reads in each iteration."""
 
 _STAYS = ("colours",)  # read on the CPU; see view_colours.py
 
@@ -86,17 +81,16 @@ class Loader:
             views,
             sampler=sampler,
             batch_size=None,
-            collate_fn=as_it_is,
             num_workers=num_workers,
             pin_memory=pin_memory,
             prefetch_factor=4 if num_workers else None,
             worker_init_fn=ignore_sigterm if num_workers else None,
         )
-        self._length = len(batches)
+        self._batches = batches
         self._iterator: Iterator[dict[str, Any]] = iter(())
 
     def __len__(self) -> int:
-        return self._length
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         # Held here, not in this generator's frame: when a pass is interrupted, torch waits seconds
@@ -108,11 +102,6 @@ class Loader:
                 raise InputError(batch["error"])
             yield batch
         self._iterator = iter(())
-
-
-def as_it_is(item: Any) -> Any:
-    """Return what a data worker has made, for a loader whose items are whole already."""
-    return item
 
 
 def to_device(batches: Iterable[dict[str, Any]], device: torch.device) -> Iterator[dict[str, Any]]:

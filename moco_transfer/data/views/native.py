@@ -85,8 +85,7 @@ def finish_views(
 
     Args:
         views: uint8 (B, S, S, 3), contiguous, CPU.
-        steps: float32 (B, 10), operation (see ``view_colours.CODES``) and factor of five steps, in
-            their order.
+        steps: float32 (B, 10), operation (see ``view_colours.CODES``) and factor of five steps.
         kernels: float32 (B, R + 1), half of each view's blur kernel, all zeros for none.
         scale: float32 (3,); a value v becomes v * scale + bias.
         bias: float32 (3,).
@@ -97,25 +96,18 @@ def finish_views(
     """
     batch, size = views.shape[:2]
     reach = kernels.shape[1] - 1
-    expected = {
-        "views": (views, torch.uint8, (batch, size, size, 3)),
-        "steps": (steps, torch.float32, (batch, 10)),
-        "kernels": (kernels, torch.float32, (batch, max(reach, 0) + 1)),
-        "scale": (scale, torch.float32, (3,)),
-        "bias": (bias, torch.float32, (3,)),
-        "out": (out, torch.float32, (batch, 3, size, size)),
-    }
-    for name, (tensor, dtype, shape) in expected.items():
-        gaps = not tensor.is_contiguous() and (
-            name != "out" or not tensor.is_contiguous(memory_format=torch.channels_last)
-        )
+    tensors = (views, steps, kernels, scale, bias, out)
+    shapes = ((batch, size, size, 3), (batch, 10), (batch, max(reach, 0) + 1), (3,), (3,))
+    for tensor, shape in zip(tensors, (*shapes, (batch, 3, size, size)), strict=True):
+        dtype = torch.uint8 if tensor is views else torch.float32
+        channels_last = tensor is out and out.is_contiguous(memory_format=torch.channels_last)
+        gaps = not tensor.is_contiguous() and not channels_last
         if (tensor.dtype, tensor.shape, tensor.device.type) != (dtype, shape, "cpu") or gaps:
             raise ValueError(
-                f"{name}: expected contiguous {dtype} {shape} on the CPU, got {tensor.dtype}"
+                f"expected contiguous {dtype} {shape} on the CPU, got {tensor.dtype}"
                 f" {tuple(tensor.shape)} with strides {tensor.stride()} on {tensor.device}."
             )
     channel, column = (size * size, 1) if out.is_contiguous() else (1, 3)
-    tensors = (views, steps, kernels, scale, bias, out)
     view, step, kernel, by, plus, target = (tensor.data_ptr() for tensor in tensors)
     jumps = [t.stride(0) * t.element_size() for t in (views, steps, kernels, out)]
     library = _library()
@@ -137,8 +129,7 @@ def in_threads(work: Callable[[range], Result], count: int) -> list[Result]:
     """Call ``work`` with parts of ``range(count)``, one for each of ``torch.get_num_threads()``
     threads (1 in a data worker); for loops that release Python's lock.
 
-    Returns:
-        What it returned, in the order of the parts.
+    Returns what it returned, in the order of the parts.
     """
     threads = max(1, min(torch.get_num_threads(), count))
     parts = [range(count * t // threads, count * (t + 1) // threads) for t in range(threads)]

@@ -85,7 +85,7 @@ class ShardViews(IterableDataset):
             except UNREADABLE:
                 batch.unreadable.append(candidate.name)
                 continue
-            batch.fill(place, image, rng, label=candidate.label, index=candidate.number)
+            batch.fill(place, image, rng, candidate.label, candidate.number)
             return
         batch.given_up += 1
 

@@ -16,8 +16,9 @@ Pipelines:
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from . import native
 from .augmentation import RECIPES, ViewParameters, apply_reference, draw_parameters
 from .view_colours import ROW, colour_row, finish_views
 
-PIPELINES = ("fast", "reference")
+Pixels: TypeAlias = np.ndarray | Image.Image
 
 ATTEMPTS = 20
 """Replacements tried for one place in a batch; only a broken folder needs more."""
@@ -48,7 +49,7 @@ class ViewMaker:
         size: Side of a view, px.
         crop_scale: Share of the image's area a crop covers, (low, high].
         num_views: 2, independent draws, for contrast; 1 for the supervised baseline.
-        pipeline: One of :data:`PIPELINES`. Both draw the same numbers for the same image.
+        pipeline: ``fast`` or ``reference``; both draw the same numbers for the same image.
     """
 
     recipe: str
@@ -56,10 +57,6 @@ class ViewMaker:
     crop_scale: tuple[float, float]
     num_views: int = 2
     pipeline: str = "reference"
-
-    def __post_init__(self) -> None:
-        if self.pipeline not in PIPELINES:
-            raise ValueError(f"pipeline must be one of {PIPELINES}, got {self.pipeline!r}.")
 
     @property
     def is_fast(self) -> bool:
@@ -70,32 +67,24 @@ class ViewMaker:
         """Return memory for the decoder, for one image at a time; None if it is not used."""
         return np.empty(BUFFER_BYTES, np.uint8) if self.is_fast else None
 
-    def decode(
-        self, data: bytes | memoryview, buffer: np.ndarray | None = None
-    ) -> np.ndarray | Image.Image:
+    def decode(self, data: bytes | memoryview, buffer: np.ndarray | None = None) -> Pixels:
         """Decode an image; raises one of ``decode.UNREADABLE`` if that fails."""
         return decode_pixels(data, buffer) if self.is_fast else read_rgb(data)
 
-    def make(
-        self, image: np.ndarray | Image.Image, rng: np.random.Generator, out: np.ndarray
-    ) -> list[list[float]]:
+    def make(self, image: Pixels, rng: np.random.Generator, out: np.ndarray) -> list[list[float]]:
         """Draw the parameters of an image's views and write the views to ``out``, uint8
         (V, S, S, 3). Returns each view's colours, which the fast pipeline leaves to the device.
         """
         recipe = RECIPES[self.recipe]
         height, width = image.size[::-1] if isinstance(image, Image.Image) else image.shape[:2]
-        size = {"height": height, "width": width}
-        drawn = [
-            draw_parameters(rng, **size, recipe=recipe, crop_scale=self.crop_scale) for _ in out
-        ]
+        grey_first = recipe.grey_first
+        drawn = [draw_parameters(rng, height, width, recipe, self.crop_scale) for _ in out]
         for view, parameters in zip(out, drawn, strict=True):
             if isinstance(image, Image.Image):
-                view[:] = apply_reference(
-                    image, parameters, size=self.size, grey_first=recipe.grey_first
-                )
+                view[:] = apply_reference(image, parameters, self.size, grey_first)
             else:
                 resized_crop(image, parameters, view)
-        return [colour_row(parameters, grey_first=recipe.grey_first) for parameters in drawn]
+        return [colour_row(parameters, grey_first) for parameters in drawn]
 
 
 def resized_crop(pixels: np.ndarray, parameters: ViewParameters, out: np.ndarray) -> None:
@@ -140,19 +129,11 @@ class ViewBatch:
         self._colours = torch.zeros(make.num_views, self.count, ROW)
         self._numbers = torch.full((2, self.count), -1)
 
-    def fill(
-        self,
-        place: int,
-        image: np.ndarray | Image.Image,
-        rng: np.random.Generator,
-        *,
-        label: int,
-        index: int,
-    ) -> None:
-        """Write the views, label and number of an image from ``ViewMaker.decode`` to a place."""
+    def fill(self, place: int, image: Pixels, rng: np.random.Generator, *numbers: int) -> None:
+        """Write the views, and label and index, of a decoded image to a place."""
         colours = self.make_views.make(image, rng, self._views.numpy()[:, place])
         self._colours.numpy()[:, place] = colours
-        self._numbers.numpy()[:, place] = label, index
+        self._numbers.numpy()[:, place] = numbers
 
     def finished(self) -> dict[str, Any]:
         """Return the batch: ``views`` uint8 (V, N, 3, S, S), RGB, channels last in memory;
@@ -161,10 +142,9 @@ class ViewBatch:
         """
         if self.given_up:
             return {"views": None, "unreadable": self.unreadable, "given_up": self.given_up}
-        colours = {"colours": self._colours} if self.make_views.is_fast else {}
         return {
             "views": self._views.permute(0, 1, 4, 2, 3),
-            **colours,
+            **({"colours": self._colours} if self.make_views.is_fast else {}),
             "label": self._numbers[0].clone(),
             "index": self._numbers[1].clone(),
             "unreadable": self.unreadable,
@@ -183,30 +163,22 @@ class Views(Dataset):
     def __getitem__(self, places: list[tuple[int, int]]) -> dict[str, Any]:
         batch = ViewBatch(self.make_views, len(places))
 
-        def fill(part: range) -> tuple[list[str], int]:
+        def fill(part: range) -> list[list[str]]:
             buffer = self.make_views.new_buffer()
-            unreadable: list[str] = []
-            given_up = sum(
-                not self._fill(batch, place, places[place], buffer, unreadable) for place in part
-            )
-            return unreadable, given_up
+            return [self._fill(batch, place, places[place], buffer) for place in part]
 
-        for unreadable, given_up in native.in_threads(fill, len(places)):
-            batch.unreadable += unreadable
-            batch.given_up += given_up
+        unreadable = list(itertools.chain(*native.in_threads(fill, len(places))))
+        batch.unreadable = list(itertools.chain(*unreadable))
+        batch.given_up = sum(len(names) == ATTEMPTS for names in unreadable)
         return batch.finished()
 
     def _fill(
-        self,
-        batch: ViewBatch,
-        place: int,
-        where: tuple[int, int],
-        buffer: np.ndarray | None,
-        unreadable: list[str],
-    ) -> bool:
-        """Fill a place of the batch; False when no readable image was found for it."""
+        self, batch: ViewBatch, place: int, where: tuple[int, int], buffer: np.ndarray | None
+    ) -> list[str]:
+        """Fill a place of the batch; returns the names of those images that were replaced."""
         rng, index, labels = generator_at(self.seed, "views", *where), where[1], self.source.labels
-        for _ in range(ATTEMPTS):
+        unreadable: list[str] = []
+        while len(unreadable) < ATTEMPTS:
             try:
                 image = self.make_views.decode(self.source.content(index), buffer)
             except UNREADABLE:
@@ -214,10 +186,9 @@ class Views(Dataset):
                 # The batch keeps its size, which the queue's order and other processes rely on.
                 index = int(rng.integers(len(self.source)))
                 continue
-            label = int(labels[index]) if len(labels) else -1
-            batch.fill(place, image, rng, label=label, index=index)
-            return True
-        return False
+            batch.fill(place, image, rng, int(labels[index]) if len(labels) else -1, index)
+            break
+        return unreadable
 
 
 def finish(

@@ -33,7 +33,7 @@ ROW = 2 * STEPS + 1
 _TO_GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as PIL has it
 
 
-def colour_row(parameters: ViewParameters, *, grey_first: bool) -> list[float]:
+def colour_row(parameters: ViewParameters, grey_first: bool) -> list[float]:
     """Return a view's colours and blur as :data:`ROW` numbers: operation (see :data:`CODES`) and
     factor of each step in its order, then the blur's sigma, px, 0.0 for none.
     """
