@@ -260,4 +260,4 @@ def last_iteration(folder: Path) -> int:
             return int(json.loads(line)["iteration"])
         except (ValueError, LookupError, TypeError):
             continue  # a kill may have cut the last line off
-    return None
+    return 0
