@@ -44,15 +44,11 @@ def draw_detections(
 ) -> np.ndarray:
     """Return a copy of an image with a tint, a box and a label for each object.
 
-    Args:
-        image: uint8 (H, W, 3).
-        objects: ``boxes`` (N, 4), ``classes`` (N,) indices[, ``scores`` (N,) in 0-1, ``masks``
-            bool (N, H, W)]. The object with the highest score lies on top, else the first.
-        class_names: Name of each class index.
+    ``objects`` holds ``boxes`` (N, 4), ``classes`` (N,) indices[, ``scores`` (N,) in 0-1, ``masks``
+    bool (N, H, W)]. The object with the highest score lies on top, else the first.
     """
     canvas = np.ascontiguousarray(image).copy()
-    shorter = min(canvas.shape[:2])
-    line = max(1, round(shorter / 300))
+    line = max(1, round(min(canvas.shape[:2]) / 300))
     corners = np.rint(np.asarray(objects["boxes"], dtype=np.float64).reshape(-1, 4)).astype(int)
     classes = [int(index) for index in objects["classes"]]
     colours = [class_colour(index) for index in classes]
@@ -62,9 +58,8 @@ def draw_detections(
         mask = objects["masks"][i]
         tinted = (1 - _TINT) * canvas[mask] + _TINT * np.array(colours[i])
         canvas[mask] = np.round(tinted).astype(np.uint8)
-        contours, _ = cv2.findContours(
-            mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
-        )
+        pixels, how = mask.astype(np.uint8), (cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        contours, _ = cv2.findContours(pixels, *how)
         cv2.drawContours(canvas, contours, -1, colours[i], line, cv2.LINE_AA)
     for i in order:
         x0, y0, x1, y1 = corners[i].tolist()
@@ -75,21 +70,16 @@ def draw_detections(
         name = unicodedata.normalize("NFKD", class_names[classes[i]]).encode("ascii", "ignore")
         text = name.decode().replace("_", " ").strip() or f"class {classes[i]}"
         text = f"{text} {scores[i]:.2f}" if "scores" in objects else text
-        scale = min(max(shorter / 900, 0.35), 2.0)
-        _draw_label(canvas, text, corners[i].tolist(), colours[i], scale, taken)
+        _draw_label(canvas, text, corners[i].tolist(), colours[i], taken)
     return canvas
 
 
 def _draw_label(
-    canvas: np.ndarray,
-    text: str,
-    box: list[int],
-    colour: tuple[int, int, int],
-    scale: float,
-    taken: list[tuple[int, int, int, int]],
+    canvas: np.ndarray, text: str, box: list[int], colour: tuple[int, int, int], taken: list
 ) -> None:
     """Write a label inside the image, at the corner of the box where it covers others least."""
     height, width = canvas.shape[:2]
+    scale = min(max(min(height, width) / 900, 0.35), 2.0)
     thickness = max(1, round(scale))
     (text_width, text_height), below = cv2.getTextSize(text, _FONT, scale, thickness)
     w, h = text_width + 4, text_height + below + 2
@@ -103,9 +93,8 @@ def _draw_label(
         )
 
     corners = ((x0, y0 - h), (x0, y0), (x0, y1 - h), (x0, y1), (x1 - w, y0 - h), (x1 - w, y1))
-    places = [
-        (min(max(x, 0), max(width - w, 0)), min(max(y, 0), max(height - h, 0))) for x, y in corners
-    ]
+    most_x, most_y = max(width - w, 0), max(height - h, 0)
+    places = [(min(max(x, 0), most_x), min(max(y, 0), most_y)) for x, y in corners]
     left, top = min(places, key=covered)
     taken.append((left, top, w, h))
     cv2.rectangle(canvas, (left, top), (left + w - 1, top + h - 1), colour, cv2.FILLED)
@@ -124,13 +113,7 @@ def fit(image: np.ndarray) -> tuple[np.ndarray, float]:
 def save_grid(
     path: str | os.PathLike[str], rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]
 ) -> None:
-    """Write images in rows and columns as PNG and, next to it, as SVG.
-
-    Args:
-        path: The PNG.
-        rows: The images, no side longer than ``CELL`` px.
-        titles: One above each column.
-    """
+    """Write images, with sides of at most ``CELL`` px, as PNG and, next to it, as SVG."""
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -41,14 +41,8 @@ def write_pool(folder: Path, *, count: int, size: int, seed: int) -> int:
 def write_voc_scenes(root: Path, *, splits: dict[str, int], size: int, seed: int) -> dict[str, int]:
     """Write scenes of 1 to 6 objects in VOC's layout, and their class names in ``classes.txt``.
 
-    Args:
-        root: Folder of the data set.
-        splits: Number of scenes by split, e.g. ``{"train": 100, "test": 200}``.
-        size: Side of a scene, px.
-        seed: Seed of the images.
-
-    Returns:
-        Number of objects by split.
+    ``splits`` holds the number of scenes by split, ``size`` is their side in px. Returns the number
+    of objects by split.
     """
     objects = dict.fromkeys(splits, 0)
     for split, count in splits.items():
@@ -155,26 +149,19 @@ def _write_jpeg(path: Path, image: np.ndarray) -> None:
 
 _XML = """<annotation>
   <filename>{id}.jpg</filename>
-  <size>
-    <width>{size}</width>
-    <height>{size}</height>
-    <depth>3</depth>
-  </size>{objects}
+  <size><width>{size}</width><height>{size}</height><depth>3</depth></size>{objects}
 </annotation>
 """
 
 
 def _object_xml(box: Box) -> str:
     # VOC counts pixels from 1 and includes the last one: [x0, x1) becomes x0 + 1 ... x1.
-    name, x0, y0, x1, y1 = box
+    name, *corners = box
+    names, shifts = ("xmin", "ymin", "xmax", "ymax"), (1, 1, 0, 0)
+    numbers = zip(names, corners, shifts, strict=True)
+    bounds = "".join(f"<{n}>{corner + shift}</{n}>" for n, corner, shift in numbers)
     return f"""
   <object>
-    <name>{name}</name>
-    <difficult>0</difficult>
-    <bndbox>
-      <xmin>{x0 + 1}</xmin>
-      <ymin>{y0 + 1}</ymin>
-      <xmax>{x1}</xmax>
-      <ymax>{y1}</ymax>
-    </bndbox>
+    <name>{name}</name><difficult>0</difficult>
+    <bndbox>{bounds}</bndbox>
   </object>"""

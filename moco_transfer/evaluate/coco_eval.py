@@ -38,7 +38,11 @@ _ANNOTATED_IN = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints
 
 
 class CocoEvaluator(PredictionWriter):
-    """Computes COCO's AP over a test set."""
+    """Computes COCO's AP over a test set, for some of ``metric_names.TASKS``.
+
+    Raises:
+        InputError: If the data set has no ground truth for a task.
+    """
 
     def __init__(
         self,
@@ -47,11 +51,6 @@ class CocoEvaluator(PredictionWriter):
         *,
         output_file: str | os.PathLike[str] | None = None,
     ) -> None:
-        """Evaluate some of ``metric_names.TASKS`` on a data set in COCO's or VOC's format.
-
-        Raises:
-            InputError: If the data set has no ground truth for a task.
-        """
         super().__init__(dataset, output_file)
         self.tasks = tuple(tasks)
         self.extras = tuple(_PREDICTED_IN[task] for task in tasks if task in _PREDICTED_IN)
@@ -82,11 +81,7 @@ def _check_ground_truth(dataset: DetectionDataset, tasks: tuple[str, ...]) -> No
 def evaluate_results(
     results: list[dict], dataset: DetectionDataset, tasks: tuple[str, ...] = ("bbox",)
 ) -> Metrics:
-    """Score COCO results, such as a file of them, against a data set.
-
-    Returns:
-        For each of ``tasks``, some of ``metric_names.TASKS``, COCO's numbers by name and
-        ``AP-<class>``, 0-100.
+    """Return COCO's numbers by name and ``AP-<class>``, 0-100, for each of ``tasks``.
 
     Raises:
         InputError: If results are for images or classes that the data set does not have.
@@ -100,15 +95,15 @@ def evaluate_results(
                 f" {dataset.name!r}, the first is {unknown[0]!r}; evaluate on the data set of the"
                 " predictions."
             )
-    truth = coco_truth(dataset)
+    truth = _coco_truth(dataset)
     return {task: _evaluate_task(truth, results, task, dataset) for task in tasks}
 
 
-def coco_truth(dataset: DetectionDataset) -> dict[str, Any]:
+def _coco_truth(dataset: DetectionDataset) -> dict[str, Any]:
     """Return a data set's ground truth as the content of a COCO json file.
 
-    Fields that pycocotools needs and other tools leave out (``iscrowd``, ``area``) are added, and
-    ids start at 1: pycocotools takes an object with id 0 as never found.
+    ``iscrowd`` and ``area``, which some tools leave out, are added, and ids start at 1: pycocotools
+    takes an object with id 0 as never found.
     """
     truth = load_json(Path(dataset.json_file)) if dataset.json_file else _from_records(dataset)
     truth.setdefault("info", {})
@@ -132,11 +127,11 @@ def _from_records(dataset: DetectionDataset) -> dict[str, Any]:
     annotations = []
     for number, (image_id, annotation) in enumerate(objects, start=1):
         x0, y0, x1, y1 = annotation["bbox"]
-        box = {"bbox": [round(v, 3) for v in (x0, y0, x1 - x0, y1 - y0)]}
         category = dataset.category_ids[annotation["category_id"]]
-        ids = {"id": number, "image_id": image_id, "category_id": category}
-        area = {"area": (x1 - x0) * (y1 - y0), "iscrowd": annotation.get("iscrowd", 0)}
-        annotations.append(ids | box | area)
+        entry = {"id": number, "image_id": image_id, "category_id": category}
+        entry |= {"area": (x1 - x0) * (y1 - y0), "iscrowd": annotation.get("iscrowd", 0)}
+        entry["bbox"] = [round(v, 3) for v in (x0, y0, x1 - x0, y1 - y0)]
+        annotations.append(entry)
     ids_and_names = zip(dataset.category_ids, dataset.class_names, strict=True)
     categories = [{"id": i, "name": name} for i, name in ids_and_names]
     return {"images": images, "annotations": annotations, "categories": categories}
@@ -179,14 +174,10 @@ def _index(content: dict[str, Any]) -> COCO:
 
 
 def _class_metrics(precision: np.ndarray, dataset: DetectionDataset) -> dict[str, float]:
-    """Return each class's AP from precision (T IoU, R recall, C, A areas, M max. detections), -1
-    where there is none.
-    """
-    counts = Counter(dataset.class_names)
+    """Return each class's AP from precision (IoU, recall, class, area, detections), -1 for none."""
+    counts, names = Counter(dataset.class_names), dataset.class_names
     metrics, absent = {}, []
-    for index, (name, category_id) in enumerate(
-        zip(dataset.class_names, dataset.category_ids, strict=True)
-    ):
+    for index, (name, category_id) in enumerate(zip(names, dataset.category_ids, strict=True)):
         values = precision[:, :, index, 0, -1]  # all areas, 100 detections
         values = values[values > -1]
         if values.size:
@@ -196,10 +187,7 @@ def _class_metrics(precision: np.ndarray, dataset: DetectionDataset) -> dict[str
             absent.append(name)
     if absent:
         logger.warning(
-            "%s has no ground truth for %d of its %d classes, which are left out of the mean: %s.",
-            dataset.name,
-            len(absent),
-            len(dataset.class_names),
-            ", ".join(absent),
+            f"{dataset.name} has no ground truth for {len(absent)} of its {len(names)} classes,"
+            f" which are left out of the mean: {', '.join(absent)}."
         )
     return metrics

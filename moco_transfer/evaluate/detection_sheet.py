@@ -27,14 +27,9 @@ def draw_detection_sheet(
 ) -> Path:
     """Write a PNG whose first column is the ground truth, and an SVG next to it; return the PNG.
 
-    Of each image it shows as many predictions as there are objects, those with the highest scores:
-    a score threshold would hide all boxes of a detector with low scores.
-
-    Args:
-        path: The PNG to write.
-        dataset: The test set.
-        columns: Title -> predictions in COCO's result format.
-        image_ids: The images to show, one row each.
+    ``columns`` maps titles to predictions in COCO's result format; each image is a row. It shows as
+    many predictions as there are objects, those with the highest scores: a score threshold would
+    hide all boxes of a detector with low scores.
 
     Raises:
         InputError: If an image is not in the set or unreadable, or a prediction's category is not.
@@ -61,18 +56,14 @@ def draw_detection_sheet(
     for image_id in image_ids:
         image, scale = fit(read_and_check(records[image_id], "RGB"))
         truth = records[image_id]["annotations"]
-        cells: list[dict] = [
-            {"boxes": [a["bbox"] for a in truth], "classes": [a["category_id"] for a in truth]}
-        ]
+        boxes, classes = [a["bbox"] for a in truth], [a["category_id"] for a in truth]
+        cells: list[dict] = [{"boxes": boxes, "classes": classes}]
         for of_title in by_image.values():
             best = sorted(of_title.get(image_id, []), key=lambda p: -p["score"])[: len(truth)]
-            cells.append(
-                {
-                    "boxes": [(x, y, x + w, y + h) for x, y, w, h in (p["bbox"] for p in best)],
-                    "classes": [class_of[p["category_id"]] for p in best],
-                    "scores": [p["score"] for p in best],
-                }
-            )
+            boxes = [(x, y, x + w, y + h) for x, y, w, h in (p["bbox"] for p in best)]
+            classes = [class_of[p["category_id"]] for p in best]
+            scores = [p["score"] for p in best]
+            cells.append({"boxes": boxes, "classes": classes, "scores": scores})
         for cell in cells:
             cell["boxes"] = scale * np.array(cell["boxes"])
         rows.append([draw_detections(image, cell, dataset.class_names) for cell in cells])

@@ -29,10 +29,9 @@ Metrics = dict[str, dict[str, float]]
 
 
 class PredictionWriter:
-    """Collects and writes the predictions on a test set, and computes nothing.
+    """Collects and writes the predictions on a test set: the base of the evaluators.
 
-    For test sets without annotations, and the base of the evaluators. On several processes each
-    gets its share of the images.
+    Alone it serves test sets without annotations. Each process gets its share of the images.
     """
 
     #: Model outputs that are kept in addition to boxes, scores and classes.
@@ -41,7 +40,6 @@ class PredictionWriter:
     def __init__(
         self, dataset: DetectionDataset, output_file: str | os.PathLike[str] | None = None
     ) -> None:
-        """Collect predictions on ``dataset``; ``output_file`` is where to write them, if at all."""
         self.dataset, self.output_file = dataset, output_file
         self.reset()
 
@@ -50,12 +48,10 @@ class PredictionWriter:
         self._found: list[tuple[int | str, dict[str, Any]]] = []
 
     def process(self, batch: list[dict], outputs: list[dict[str, Tensor]]) -> None:
-        """Take the detections of some images; ``image_id`` of their batch items is used.
+        """Take the outputs of a model for a batch, whose ``image_id`` is used.
 
-        Args:
-            batch: What went into the model.
-            outputs: What came out: ``boxes`` (N, 4) XYXY px of the original image, ``scores`` (N,),
-                ``classes`` (N,)[, ``masks`` (N, H, W) bool, ``keypoints`` (N, K, 3)].
+        An output has ``boxes`` (N, 4) XYXY px of the original image, ``scores`` (N,), ``classes``
+        (N,)[, ``masks`` (N, H, W) bool, ``keypoints`` (N, K, 3)].
 
         Raises:
             InputError: If a class index is not one of the data set's.
@@ -84,11 +80,8 @@ class PredictionWriter:
         logger.info("%d detections on %d images of %s", len(results), len(found), name)
         if len(found) < num_records:
             logger.warning(
-                "Only %d of the %d images of %s were evaluated; objects in the others count as"
-                " missed.",
-                len(found),
-                num_records,
-                name,
+                f"Only {len(found)} of the {num_records} images of {name} were evaluated; objects"
+                " in the others count as missed."
             )
         if not results:
             logger.warning("The model predicted nothing on %s, so every AP is 0.", name)
@@ -100,9 +93,8 @@ class PredictionWriter:
         ``found`` has each image's id and boxes (N, 4) XYXY float32, scores (N,), classes (N,).
         """
         logger.warning(
-            "Data set %r has no ground truth: predictions are in %s, and no AP is computed.",
-            self.dataset.name,
-            self.output_file,
+            f"Data set {self.dataset.name!r} has no ground truth: predictions are in"
+            f" {self.output_file}, and no AP is computed."
         )
         return {}
 
@@ -110,13 +102,7 @@ class PredictionWriter:
 def to_coco_results(
     image_id: int | str, output: dict[str, Tensor], category_ids: tuple[int, ...]
 ) -> list[dict]:
-    """Turn a model's output for one image, see ``PredictionWriter.process``, into COCO results.
-
-    ``category_ids`` holds the data set's category id of each contiguous class.
-
-    Raises:
-        InputError: If a class index is not one of the data set's.
-    """
+    """Turn a model's output for one image, see ``PredictionWriter.process``, into COCO results."""
     found = _to_numpy(output, PredictionWriter.extras, len(category_ids))
     return _as_results(image_id, found, category_ids)
 
@@ -152,11 +138,10 @@ def _as_results(
     corners = found["boxes"]
     # The difference in float32, as in Detectron2.
     boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+    columns = boxes.tolist(), found["scores"].tolist(), found["classes"].tolist()
     results = [
         {"image_id": image_id, "category_id": category_ids[c], "bbox": box, "score": score}
-        for box, score, c in zip(
-            boxes.tolist(), found["scores"].tolist(), found["classes"].tolist(), strict=True
-        )
+        for box, score, c in zip(*columns, strict=True)
     ]
     if "masks" in found:
         for result, rle in zip(results, found["masks"], strict=True):

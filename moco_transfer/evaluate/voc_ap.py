@@ -46,13 +46,9 @@ class VocDetections:
 
 
 def voc_ap(recall: np.ndarray, precision: np.ndarray, use_11_points: bool) -> float:
-    """Return the average precision of one curve, 0-1; 0 without detections.
+    """Return the average precision, 0-1, of recall and precision (D,) after each detection.
 
-    Args:
-        recall: Recall (D,) after each detection, not falling, 0-1.
-        precision: Precision (D,) after each detection, 0-1.
-        use_11_points: True for VOC 2007's mean over recall 0, 0.1, ..., 1; False for the area under
-            the curve.
+    ``use_11_points`` takes VOC 2007's mean over recall 0, 0.1, ..., 1 instead of the area.
     """
     if use_11_points:
         # Best precision at this recall or a higher one; 0 for recalls that are never reached.
@@ -83,12 +79,8 @@ def voc_eval(
             continue
         # Not a stable sort: with tied scores the order, and so the AP, is then Detectron2's.
         mine = mine[np.argsort(-detections.scores[mine])]
-        overlap, best = best_overlaps(
-            detections.boxes[mine],
-            detections.images[mine],
-            truth.boxes[theirs],
-            truth.images[theirs],
-        )
+        found = detections.boxes[mine], detections.images[mine]
+        overlap, best = best_overlaps(*found, truth.boxes[theirs], truth.images[theirs])
         for row, threshold in enumerate(thresholds):
             curve = recall_precision(overlap, best, difficult, threshold=threshold)
             aps[row, index] = voc_ap(*curve, use_11_points)
@@ -106,14 +98,8 @@ def best_overlaps(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find for each detection of a class the ground-truth box of its image that it overlaps most.
 
-    Args:
-        boxes: Detections (D, 4).
-        images: Their images (D,).
-        truth_boxes: Ground truth (G, 4) of the class.
-        truth_images: Their images (G,).
-
-    Returns:
-        IoU (D,), -inf without a box; index (D,) of the box, the first of equal ones, -1 without.
+    Boxes are (D, 4) and (G, 4), images (D,) and (G,). Returns IoU (D,), -inf without a box, and the
+    index (D,) of the box, the first of equal ones, -1 without.
     """
     by_image = np.argsort(truth_images, kind="stable")
     first = np.searchsorted(truth_images[by_image], images, side="left")
@@ -149,17 +135,13 @@ def recall_precision(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return recall and precision (D,) after each detection of one class.
 
-    Args:
-        overlap: IoU (D,) with the best box, by falling score.
-        best: Index (D,) of that box.
-        difficult: Which boxes (G,) do not count; at least one must.
-        threshold: IoU that must be exceeded.
+    ``overlap`` and ``best`` (D,), by falling score, are those of ``best_overlaps``. Boxes that are
+    ``difficult`` (G,) do not count; at least one must.
     """
     found = overlap > threshold
     counted = found.copy()
     counted[found] = ~difficult[best[found]]
-    # The first detection on a box takes it. Of repeated indices the last assignment stays, so
-    # assign backwards.
+    # The first detection on a box takes it: of repeated indices the last assignment stays.
     claims = np.flatnonzero(counted)[::-1]
     taken_by = np.full(len(difficult), -1)
     taken_by[best[claims]] = claims

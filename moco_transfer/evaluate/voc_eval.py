@@ -26,7 +26,14 @@ logger = logging.getLogger(__name__)
 
 
 class VocEvaluator(PredictionWriter):
-    """Computes VOC's AP over a test set: the 11-point AP of year 2007, else the area."""
+    """Computes VOC's AP over a test set: the 11-point AP of year 2007, else the area.
+
+    With ``coco_style`` the same detections are also scored by COCO's rules (100 an image, 101
+    points, exclusive edges, difficult boxes as ordinary ones, unrounded), as "bbox_coco".
+
+    Raises:
+        InputError: If the data set has no box to be found.
+    """
 
     extras = ()
 
@@ -37,14 +44,6 @@ class VocEvaluator(PredictionWriter):
         *,
         coco_style: bool = False,
     ) -> None:
-        """Evaluate on ``dataset``; write the predictions to ``output_file``, if it is given.
-
-        With ``coco_style`` the same detections are also scored by COCO's rules (100 an image, 101
-        points, exclusive edges, difficult boxes as ordinary ones, unrounded), as "bbox_coco".
-
-        Raises:
-            InputError: If the data set has no box to be found.
-        """
         super().__init__(dataset, output_file)
         self.coco_style = coco_style
         self.truth = ground_truth(dataset.records)
@@ -62,19 +61,12 @@ class VocEvaluator(PredictionWriter):
         absent = [name for index, name in enumerate(names) if index not in there]
         if absent:
             logger.warning(
-                "%s has no ground truth for %d of its %d classes (%s); each counts as AP 0 in the"
-                " mean, as in Detectron2.",
-                self.dataset.name,
-                len(absent),
-                len(names),
-                ", ".join(absent),
+                f"{self.dataset.name} has no ground truth for {len(absent)} of its {len(names)}"
+                f" classes ({', '.join(absent)}); each counts as AP 0 in the mean, as in"
+                " Detectron2."
             )
-        aps = 100 * voc_eval(
-            _detections(found, self.dataset.records),
-            self.truth,
-            num_classes=len(names),
-            use_11_points=self.dataset.year == 2007,
-        )
+        detections, of_2007 = _detections(found, self.dataset.records), self.dataset.year == 2007
+        aps = 100 * voc_eval(detections, self.truth, num_classes=len(names), use_11_points=of_2007)
         of_iou, of_class = aps.mean(axis=1), aps.mean(axis=0).tolist()
         metrics = {
             "AP": float(np.mean(of_iou)),
@@ -120,9 +112,7 @@ def _detections(
 def round_as_text(values: np.ndarray, digits: int) -> np.ndarray:
     """Return ``float(f"{value:.<digits>f}")`` for each float32 value; digits 1 to 3.
 
-    A float32 has 24 bits and 10^digits at most 10, so their product is exact in float64's 53:
-    rounding it, ties to even, is rounding the value itself, and dividing a whole number gives the
-    nearest double to the decimal text.
+    A float32 has 24 bits and 10^digits at most 10: their product is exact in float64.
     """
     scale = 10.0**digits
     return np.rint(values.astype(np.float64) * scale) / scale

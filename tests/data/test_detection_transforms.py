@@ -70,7 +70,7 @@ def test_train_mapper__moves_boxes_polygons_and_keypoints_by_known_numbers(image
     }
     crowd = {"bbox": [0.0, 0.0, 20.0, 10.0], "category_id": 0, "iscrowd": 1}
     empty = {**person, "bbox": [3.0, 3.0, 3.0, 8.0]}
-    mapper = TrainMapper((20,), 100, masks="polygon", keypoint_mirror=(0, 2, 1))
+    mapper = TrainMapper((20,), 100, masks=True, keypoint_mirror=(0, 2, 1))
     record = _record(path, annotations=[person, crowd, empty])
     item = mapper.apply(
         record, read_and_check(record, "RGB"), ResizeAndFlip((10, 20), (20, 40), "horizontal")
@@ -132,42 +132,15 @@ def test_test_mapper__resizes_with_pillows_bilinear_filter(image_file):
     assert set(item) == {"image", "height", "width", "image_id", "file_name"}
 
 
-def test_train_mapper__bitmask_from_polygon_and_rle(image_file):
-    from pycocotools import mask as mask_api
-
-    path, _ = image_file
-    bitmap = np.zeros((10, 20), dtype=np.uint8)
-    bitmap[2:6, 4:10] = 1
-    rle = mask_api.encode(np.asfortranarray(bitmap))
-    annotations = [
-        {"bbox": [4.0, 2.0, 10.0, 6.0], "category_id": 0, "segmentation": rle},
-        {
-            "bbox": [4.0, 2.0, 10.0, 6.0],
-            "category_id": 1,
-            "segmentation": [[4, 2, 10, 2, 10, 6, 4, 6]],
-        },
-        {
-            "bbox": [4.0, 2.0, 10.0, 6.0],
-            "category_id": 2,
-            "segmentation": mask_api.encode(np.asfortranarray(bitmap * 0)),
-        },
-    ]
-    record = _record(path, annotations=annotations)
-    mapper = TrainMapper((20,), 100, masks="bitmask")
-    item = mapper.apply(
-        record, read_and_check(record, "RGB"), ResizeAndFlip((10, 20), (20, 40), "horizontal")
-    )
-    expected = torch.zeros(20, 40, dtype=torch.bool)
-    expected[4:12, 20:32] = True  # columns 8..19 mirrored: 40 - 20 .. 40 - 8
-    assert item["gt_classes"].tolist() == [0, 1], "an empty mask is left out"
-    assert torch.equal(item["gt_masks"][0], expected)
-    assert torch.equal(item["gt_masks"][1], expected)
-    with pytest.raises(InputError, match="set INPUT.MASK_FORMAT bitmask"):
-        TrainMapper((20,), 100, masks="polygon")(record, np.random.default_rng(0))
+def test_train_mapper__refuses_an_rle_mask(image_file):
+    rle = {"bbox": [4.0, 2.0, 10.0, 6.0], "category_id": 0, "segmentation": {"counts": "0"}}
+    record = _record(image_file[0], annotations=[rle])
+    with pytest.raises(InputError, match="has an RLE mask"):
+        TrainMapper((20,), 100, masks=True)(record, np.random.default_rng(0))
 
 
 def test_train_mapper__an_image_without_objects(image_file):
-    item = TrainMapper((10,), 100, masks="polygon", keypoint_mirror=MIRROR)(
+    item = TrainMapper((10,), 100, masks=True, keypoint_mirror=MIRROR)(
         _record(image_file[0]), np.random.default_rng(0)
     )
     assert item["gt_boxes"].shape == (0, 4)
@@ -199,13 +172,11 @@ def test_mappers__refuse_wrong_input(image_file, tmp_path):
         TestMapper(10, 100)(_record(tmp_path / "c.png"))
     with pytest.raises(InputError, match="INPUT.FORMAT is 'L'"):
         TestMapper(10, 100, "L")(_record(path))
-    with pytest.raises(InputError, match="INPUT.RANDOM_FLIP is 'both'"):
-        TrainMapper((10,), 100, flip="both")
     with pytest.raises(InputError, match="for MIN_SIZE_TRAIN_SAMPLING 'range' exactly two"):
         TrainMapper((10, 12, 14), 100, "range")
     bare = _record(path, annotations=[{"bbox": [1.0, 1.0, 5.0, 5.0], "category_id": 0}])
     with pytest.raises(InputError, match="has no segmentation; MODEL.MASK_ON"):
-        TrainMapper((10,), 100, masks="polygon")(bare, rng)
+        TrainMapper((10,), 100, masks=True)(bare, rng)
     with pytest.raises(InputError, match="has no keypoints; MODEL.KEYPOINT_ON"):
         TrainMapper((10,), 100, keypoint_mirror=MIRROR)(bare, rng)
 
@@ -258,32 +229,28 @@ def test_train_mapper__masks_and_keypoints_equal_detectron2_on_coco(shared_data,
         shared_data / "coco/annotations/person_keypoints_val2017.json", shared_data / "coco/val2017"
     )
     records = [record for record in contents.records if record["annotations"]][:12]
-    for mask_format in ("polygon", "bitmask"):
-        mapper = TrainMapper((240,), 400, flip=flip, masks=mask_format, keypoint_mirror=MIRROR)
-        for record in records:
-            theirs = _detectron2_item(
-                record,
-                240,
-                400,
-                flip,
-                "RGB",
-                use_instance_mask=True,
-                instance_mask_format=mask_format,
-                use_keypoint=True,
-                keypoint_hflip_indices=np.array(MIRROR),
-            )["instances"]
-            shape = resized_shape(record["height"], record["width"], shorter_edge=240, max_size=400)
-            pixels = read_and_check(record, "RGB")
-            ours = mapper.apply(record, pixels, ResizeAndFlip(pixels.shape[:2], shape, flip))
-            assert torch.equal(ours["gt_boxes"], theirs.gt_boxes.tensor)
-            if len(theirs) == 0:
-                continue
-            assert torch.equal(ours["gt_keypoints"], theirs.gt_keypoints.tensor)
-            if mask_format == "bitmask":
-                assert torch.equal(ours["gt_masks"], theirs.gt_masks.tensor)
-                continue
-            for mine, other in zip(ours["gt_masks"], theirs.gt_masks.polygons, strict=True):
-                assert all(np.array_equal(a, b) for a, b in zip(mine, other, strict=True))
+    mapper = TrainMapper((240,), 400, flip=flip, masks=True, keypoint_mirror=MIRROR)
+    for record in records:
+        theirs = _detectron2_item(
+            record,
+            240,
+            400,
+            flip,
+            "RGB",
+            use_instance_mask=True,
+            instance_mask_format="polygon",
+            use_keypoint=True,
+            keypoint_hflip_indices=np.array(MIRROR),
+        )["instances"]
+        shape = resized_shape(record["height"], record["width"], shorter_edge=240, max_size=400)
+        pixels = read_and_check(record, "RGB")
+        ours = mapper.apply(record, pixels, ResizeAndFlip(pixels.shape[:2], shape, flip))
+        assert torch.equal(ours["gt_boxes"], theirs.gt_boxes.tensor)
+        if len(theirs) == 0:
+            continue
+        assert torch.equal(ours["gt_keypoints"], theirs.gt_keypoints.tensor)
+        for mine, other in zip(ours["gt_masks"], theirs.gt_masks.polygons, strict=True):
+            assert all(np.array_equal(a, b) for a, b in zip(mine, other, strict=True))
 
 
 @pytest.mark.detectron2

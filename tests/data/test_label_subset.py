@@ -88,7 +88,7 @@ def test_read__error(tmp_path):
     with pytest.raises(MissingFileError, match="nowhere.json does not exist"):
         read_label_subset(tmp_path / "nowhere.json")
     for text, message in (
-        ("{", "is not valid JSON"),
+        ("{", "is not json"),
         (json.dumps({"format": "x"}), "format is 'x'"),
         ("[]", "format is 'list'"),
     ):

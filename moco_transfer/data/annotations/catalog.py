@@ -34,33 +34,20 @@ _Path: TypeAlias = str | os.PathLike[str]
 
 @dataclass(frozen=True, eq=False)
 class DetectionDataset:
-    """A data set; its files are read when its records or classes are first asked for.
-
-    Attributes:
-        name: The name in the catalogue.
-        kind: ``coco`` (one json) or ``voc`` (a split of XML files).
-        image_root: Folder of the images.
-        json_file: For coco.
-        root, split, classes: For voc.
-        year: For voc, the metric: 2007 is the 11-point AP, 2012 the area under the curve.
-        first_pixel: For voc, 1 for inclusive pixels from 1, 0 for continuous coordinates from 0.
-        unique_annotation_ids: For coco, see :func:`~.coco.read_coco`.
-        published_images: Number of images in the published split; 0 if there is none.
-        image_ids: Only these images are used, as text; None for all.
-    """
+    """A data set; its files are read when its records or classes are first asked for."""
 
     name: str
-    kind: str
+    kind: str  # coco (one json) or voc (a split of XML files)
     image_root: str
-    json_file: str | None = None
-    root: str | None = None
+    json_file: str | None = None  # of coco
+    root: str | None = None  # of voc, as the next four
     split: str | None = None
     classes: tuple[str, ...] = ()
-    year: int | None = None
-    first_pixel: int = 1
-    unique_annotation_ids: bool = True
-    published_images: int = 0
-    image_ids: frozenset[str] | None = None
+    year: int | None = None  # of the metric: 2007 is the 11-point AP, 2012 the area
+    first_pixel: int = 1  # 1 for inclusive pixels from 1, 0 for continuous coordinates from 0
+    unique_annotation_ids: bool = True  # of coco, see read_coco
+    published_images: int = 0  # in the published split; 0 if there is none
+    image_ids: frozenset[str] | None = None  # only these images are used; None for all
 
     def read(self, on_problem: OnProblem = raise_problem) -> Contents:
         """Read the files; ``on_problem`` may collect problems instead of raising the first."""
@@ -68,12 +55,8 @@ class DetectionDataset:
         if self.kind == "voc":
             where = self.root or "", self.split or "", self.classes
             return read_voc(*where, first_pixel=self.first_pixel, on_problem=on_problem)
-        return read_coco(
-            self.json_file or "",
-            self.image_root,
-            unique_annotation_ids=self.unique_annotation_ids,
-            on_problem=on_problem,
-        )
+        files, unique = (self.json_file or "", self.image_root), self.unique_annotation_ids
+        return read_coco(*files, unique_annotation_ids=unique, on_problem=on_problem)
 
     @cached_property
     def _contents(self) -> Contents:
@@ -82,10 +65,8 @@ class DetectionDataset:
     @property
     def records(self) -> list[dict]:
         """All records, images without boxes included; see :mod:`.records` for their fields."""
-        records = self._contents.records
-        if self.image_ids is None:
-            return records
-        return [record for record in records if str(record["image_id"]) in self.image_ids]
+        records, ids = self._contents.records, self.image_ids
+        return records if ids is None else [r for r in records if str(r["image_id"]) in ids]
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -162,10 +143,9 @@ def register_dataset(name: str, kind: str = "coco", **where: Any) -> None:
         name: New name. Registering the same data set again is allowed.
         kind: ``coco`` or ``voc``.
         **where: For coco ``json_file`` and ``image_root``. For voc ``root``, ``split``,
-            ``class_names`` (in the order of the class indices), and optionally ``year``: 2012
-            (default) scores with the area under the precision-recall curve, 2007 with VOC 2007's 11
-            points; and ``first_pixel``: 1 (default) for VOC's inclusive pixels from 1, 0 for
-            continuous coordinates from 0.
+            ``class_names`` in the order of the class indices, ``year`` (2012, default, scores with
+            the area under the precision-recall curve, 2007 with 11 points) and ``first_pixel`` (1,
+            default, for VOC's inclusive pixels from 1, 0 for continuous coordinates from 0).
 
     Raises:
         InputError: If the kind or a field is unknown, a field is missing, or the name is taken.
@@ -196,22 +176,18 @@ def _own_voc(
     year: int = 2012,
     first_pixel: int = 1,
 ) -> DetectionDataset:
-    classes = tuple(class_names)
+    classes, of_set = tuple(class_names), f"Data set {name!r}:"
     if isinstance(class_names, str) or not classes or len(set(classes)) != len(classes):
         raise InputError(
-            f"Data set {name!r}: class_names is {class_names!r}, expected a list of different"
-            " names."
+            f"{of_set} class_names is {class_names!r}, expected a list of different names."
         )
     if year not in (2007, 2012) or first_pixel not in (0, 1):
         raise InputError(
-            f"Data set {name!r}: year is {year!r}, expected 2007 (11-point AP) or 2012 (area AP);"
-            f" first_pixel is {first_pixel!r}, expected 1 (VOC's) or 0."
+            f"{of_set} year is {year!r}, expected 2007 (11-point AP) or 2012 (area AP); first_pixel"
+            f" is {first_pixel!r}, expected 1 (VOC's) or 0."
         )
-    images = str(Path(root) / "JPEGImages")
-    root = os.fspath(root)
-    return DetectionDataset(
-        name, "voc", images, None, root, split, classes, year, first_pixel=first_pixel
-    )
+    where = str(Path(root) / "JPEGImages"), None, os.fspath(root), split
+    return DetectionDataset(name, "voc", *where, classes, year, first_pixel)
 
 
 def dataset_names() -> list[str]:
@@ -220,11 +196,7 @@ def dataset_names() -> list[str]:
 
 
 def get_dataset(name: str) -> DetectionDataset:
-    """Return the data set of a name; nothing is read from disk yet.
-
-    Raises:
-        UnknownKeyError: If no data set has that name.
-    """
+    """Return the data set of a name, or raise UnknownKeyError; nothing is read from disk yet."""
     known = _OWN.get(name) or _BUILTIN.get(name)
     if known is None:
         names = dataset_names()
@@ -243,11 +215,6 @@ def get_dataset(name: str) -> DetectionDataset:
 def parse_dataset_flag(flag: str) -> str:
     """Register what a ``--dataset`` flag describes and return its name.
 
-    Args:
-        flag: ``NAME=coco:JSON:IMAGES`` or ``NAME=voc:ROOT:SPLIT:CLASSES[:OPTIONS]``. CLASSES is a
-            comma list (``RBC,WBC``) or a file with one class a line; OPTIONS is a comma list of
-            ``year=2007|2012`` and ``first_pixel=0|1``.
-
     Raises:
         InputError: If the flag has another form, or :func:`register_dataset` refuses it.
     """
@@ -259,12 +226,10 @@ def parse_dataset_flag(flag: str) -> str:
             " a line; OPTIONS are year=2007|2012 and first_pixel=0|1."
         )
     where: dict[str, Any] = {key: text for key, text in match.groupdict().items() if text}
-    name, options = where.pop("name"), where.pop("options", None)
+    name, options = where.pop("name"), where.pop("options", "")
     if "root" in where:
         where["class_names"] = _parse_classes(where["class_names"])
-    for option in options.split(",") if options else ():
-        key, _, value = option.partition("=")
-        where[key] = int(value)
+    where |= {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", options)}
     register_dataset(name, "voc" if "root" in where else "coco", **where)
     return name
 

@@ -66,10 +66,7 @@ class DatasetReport:
 def check_dataset(name: str, *, open_images: bool = True) -> DatasetReport:
     """Read a data set's annotations and images, and list all that is wrong.
 
-    Args:
-        name: A name of the catalogue.
-        open_images: Whether each image is decoded, to find damaged images, sizes that differ from
-            the annotations', and equal images.
+    ``open_images`` decodes each image, to find damaged images, wrong sizes and equal images.
 
     Raises:
         UnknownKeyError: If no data set has that name.

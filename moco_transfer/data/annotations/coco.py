@@ -39,18 +39,11 @@ def read_coco(
     unique_annotation_ids: bool = True,
     on_problem: OnProblem = raise_problem,
 ) -> Contents:
-    """Read a file in COCO's instances or keypoint format.
+    """Read a file in COCO's instances or keypoint format; its images lie in ``image_root``.
 
-    Args:
-        json_file: The annotation file.
-        image_root: Folder that the file's ``file_name`` entries are relative to.
-        unique_annotation_ids: Whether a repeated annotation id is refused. Only COCO 2014's
-            published minival lists have some.
-        on_problem: Called with each problem; raises the first by default.
-
-    Returns:
-        Records sorted by image id, and classes in the order of their ids. Crowd regions stay in
-        the records for the evaluation.
+    ``unique_annotation_ids`` refuses repeated ids, which only COCO 2014's minival lists have.
+    ``on_problem`` is called with each problem. Records are sorted by image id, classes by their
+    ids; crowd regions stay for the evaluation.
 
     Raises:
         MissingFileError: If the file, the folder or images are missing.
@@ -94,12 +87,7 @@ def read_coco(
 
 
 def load_json(json_file: Path) -> Any:
-    """Return the content of a json file.
-
-    Raises:
-        MissingFileError: If it does not exist.
-        InputError: If it is not json; names the line.
-    """
+    """Return the content of a json file; MissingFileError, or InputError if it is not json."""
     try:
         return json.loads(json_file.read_bytes())
     except FileNotFoundError as error:
@@ -164,6 +152,7 @@ def _is_box(value: Any) -> bool:
     )
 
 
+_POINTS = "finite numbers [x, y, visibility, ...], three for each point"
 # Key, value of an absent field, whether a value is legal, and what is expected.
 _Fields = tuple[tuple[str, Any, Callable[[Any], bool], str], ...]
 _CATEGORY_FIELDS: _Fields = (
@@ -183,12 +172,7 @@ _ANNOTATION_FIELDS: _Fields = (
     ("ignore", 0, lambda v: not v, "none: it is not part of COCO's format, use 'iscrowd': 1"),
     ("iscrowd", 0, lambda v: isinstance(v, (int, float)) and v in (0, 1), "0 or 1"),
     ("area", 0, lambda v: _are_finite([v]), "a number of square pixels"),
-    (
-        "keypoints",
-        [],
-        lambda v: not v or _are_finite(v) and len(v) % 3 == 0,
-        "finite numbers [x, y, visibility, ...], three for each point",
-    ),
+    ("keypoints", [], lambda v: not v or _are_finite(v) and len(v) % 3 == 0, _POINTS),
 )
 
 
@@ -204,10 +188,7 @@ def _check(entry: Any, fields: _Fields) -> None:
 def _add_annotation(
     raw: Any, records: dict, class_of: dict, counts: Counter[str], seen: set | None
 ) -> None:
-    """Add an annotation to its record, and count what is odd about it.
-
-    A repeated id is refused if ``seen`` holds the earlier ones.
-    """
+    """Add an annotation to its record, and count what is odd about it; ``seen`` are earlier ids."""
     _check(raw, _ANNOTATION_FIELDS)
     for key, known in (("image_id", records), ("category_id", class_of)):
         value = raw.get(key)
@@ -224,11 +205,8 @@ def _add_annotation(
     if segmentation is not None and len(segmentation) == 0:
         counts["invalid_polygons"] += 1  # Detectron2 leaves the whole instance out
         return
-    annotation = {
-        "bbox": box,
-        "category_id": class_of[raw["category_id"]],
-        "iscrowd": int(raw.get("iscrowd", 0)),
-    }
+    category, iscrowd = class_of[raw["category_id"]], int(raw.get("iscrowd", 0))
+    annotation = {"bbox": box, "category_id": category, "iscrowd": iscrowd}
     if "area" in raw:
         annotation["area"] = raw["area"]
     if segmentation is not None:
@@ -280,10 +258,7 @@ def _segmentation(segmentation: Any, record: dict) -> Any:
 
 
 def _rle(rle: dict, shape: list[int]) -> dict:
-    """Return the compressed form.
-
-    What is not a mask of this image is refused: pycocotools would write beyond its memory.
-    """
+    """Return the compressed form. For other shapes pycocotools would write beyond its memory."""
     counts, size, total = rle.get("counts"), rle.get("size"), shape[0] * shape[1]
     if not isinstance(counts, (str, bytes, list)) or not isinstance(size, (list, tuple)):
         raise _Fault(f"segmentation is {_short(rle)}, expected an RLE with 'counts' and 'size'")
@@ -306,14 +281,11 @@ def _rle(rle: dict, shape: list[int]) -> dict:
 
 
 def _run_lengths(counts: str | bytes) -> list[int]:
-    """Return the run lengths of COCO's compressed RLE.
+    """Return the run lengths of COCO's compressed RLE, or raise ValueError.
 
-    Each number is written in groups of 5 bits, lowest first, one character from "0" on per group.
-    Bit 32 says that another group follows; bit 16 of the last group is the sign. From the fourth
-    number on it is the difference from the length two before.
-
-    Raises:
-        ValueError: If it is something else.
+    A number is written in groups of 5 bits, lowest first, one character from "0" on per group. Bit
+    32 announces another group; bit 16 of the last is the sign. From the fourth number on it is the
+    difference from the length two before.
     """
     lengths: list[int] = []
     value = shift = 0

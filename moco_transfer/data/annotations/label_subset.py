@@ -1,11 +1,8 @@
-"""A fixed part of the labelled training images: drawn once, kept in a file, the same in all rows
-and seeds of a table.
-"""
+"""A fixed part of the labelled training images, the same in all rows and seeds of a table."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ...runtime.errors import InputError, MissingFileError
-from ...runtime.files import atomic_write_text
+from ...runtime.errors import InputError
+from ...runtime.files import atomic_write_text, sha256_of
 from .catalog import DetectionDataset
+from .coco import load_json
 from .records import is_trainable
 
 FORMAT = "moco_transfer.label_subset/1"
@@ -24,19 +22,12 @@ FORMAT = "moco_transfer.label_subset/1"
 
 @dataclass(frozen=True)
 class LabelSubset:
-    """Which images of which training set are used.
+    """Which images of which training set are used."""
 
-    Attributes:
-        fraction: The share that was asked for, in (0, 1).
-        seed: Of the draw.
-        images: Data set name to the image ids.
-        sha256: Of the file's contents; "" before it is written.
-    """
-
-    fraction: float
-    seed: int
-    images: dict[str, list[str]]
-    sha256: str = ""
+    fraction: float  # the share that was asked for, in (0, 1)
+    seed: int  # of the draw
+    images: dict[str, list[str]]  # data set name -> image ids
+    sha256: str = ""  # of the file's contents; "" before it is written
 
     def count(self) -> int:
         """Return how many images are used."""
@@ -84,34 +75,18 @@ def write_label_subset(file: str | Path, subset: LabelSubset) -> None:
 
 
 def read_label_subset(file: str | Path) -> LabelSubset:
-    """Read what :func:`write_label_subset` wrote.
-
-    Raises:
-        MissingFileError: If there is no such file.
-        InputError: If it is something else.
-    """
-    try:
-        text = Path(file).read_text(encoding="utf-8")
-        data: Any = json.loads(text)
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{file} does not exist; expected a label subset.") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} is not valid JSON ({error}); expected a label subset.") from error
+    """Read what :func:`write_label_subset` wrote; InputError if it is missing or something else."""
+    data = load_json(Path(file))
     found = data.get("format") if isinstance(data, dict) else type(data).__name__
     if found != FORMAT or not isinstance(data.get("images"), dict):
         raise InputError(f"{file} is not a label subset: format is {found!r}, expected {FORMAT!r}.")
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return LabelSubset(data["fraction"], data["seed"], data["images"], digest)
+    return LabelSubset(data["fraction"], data["seed"], data["images"], sha256_of(file))
 
 
 def take_label_subset(
     datasets: Sequence[DetectionDataset], subset: LabelSubset, file: str | Path
 ) -> list[DetectionDataset]:
-    """Return the data sets with only the subset's images.
-
-    Raises:
-        InputError: If the subset is of other data sets, or an image of it does not exist.
-    """
+    """Return the data sets with only the subset's images, or raise InputError for other data."""
     names = [dataset.name for dataset in datasets]
     if names != list(subset.images):
         raise InputError(

@@ -26,23 +26,14 @@ OnProblem = Callable[[InputError], None]
 
 @dataclass
 class Contents:
-    """What a reader found.
+    """What a reader found."""
 
-    Attributes:
-        records: One per image.
-        class_names: In the order of the contiguous class indices.
-        category_ids: The file's category id of each contiguous class index.
-        left_out: Counts of what training leaves out or changes.
-        keypoint_names: Of the first category that has keypoints, else empty.
-        has_annotations: False for a test set whose ground truth is not published.
-    """
-
-    records: list[dict]
-    class_names: tuple[str, ...]
-    category_ids: tuple[int, ...]
-    left_out: dict[str, int] = field(default_factory=dict)
-    keypoint_names: tuple[str, ...] = ()
-    has_annotations: bool = True
+    records: list[dict]  # one per image
+    class_names: tuple[str, ...]  # in the order of the contiguous class indices
+    category_ids: tuple[int, ...]  # the file's category id of each contiguous class index
+    left_out: dict[str, int] = field(default_factory=dict)  # counts of what training leaves out
+    keypoint_names: tuple[str, ...] = ()  # of the first category that has keypoints
+    has_annotations: bool = True  # False for a test set whose ground truth is not published
 
 
 def raise_problem(problem: InputError) -> None:

@@ -40,17 +40,11 @@ def read_voc(
     first_pixel: int = 1,
     on_problem: OnProblem = raise_problem,
 ) -> Contents:
-    """Read one split of a data set in VOC's layout.
+    """Read one split, such as ``trainval``, with classes in the order of ``class_names``.
 
-    Args:
-        root: Folder with ``Annotations``, ``ImageSets/Main`` and ``JPEGImages``.
-        split: Name of the image list, such as ``trainval``.
-        class_names: Legal class names in the order of the class indices.
-        first_pixel: 1 for VOC's inclusive pixels 1 .. W; 0 for continuous coordinates 0 .. W.
-        on_problem: Called with each problem; raises the first by default.
-
-    Returns:
-        Records in the order of the list, images without boxes included (a test set needs them).
+    ``first_pixel`` is 1 for VOC's inclusive pixels 1 .. W, 0 for continuous coordinates 0 .. W.
+    ``on_problem`` is called with each problem. Records are in the order of the list, images without
+    boxes included.
 
     Raises:
         MissingFileError: If a folder, the list, an XML or an image is missing.
@@ -69,12 +63,9 @@ def read_voc(
     without_xml = [image_id for image_id in ids if image_id not in with_xml]
     if without_xml:
         first = root / "Annotations" / f"{without_xml[0]}.xml"
-        on_problem(
-            MissingFileError(
-                f"{len(without_xml)} of the {len(ids)} images in {image_list} have no XML; the"
-                f" first is {first}. An image without boxes needs an XML without <object>."
-            )
-        )
+        fault = f"{len(without_xml)} of the {len(ids)} images in {image_list} have no XML"
+        fix = "An image without boxes needs an XML without <object>."
+        on_problem(MissingFileError(f"{fault}; the first is {first}. {fix}"))
     present = os.listdir(root / "JPEGImages")
     images: dict[str, str] = {}
     for suffix in _SUFFIXES:  # if an id has several images, .jpg wins as in Detectron2

@@ -17,9 +17,7 @@ from PIL import Image
 
 
 def resized_shape(height: int, width: int, *, shorter_edge: int, max_size: int) -> tuple[int, int]:
-    """Return (height, width) in px for a shorter edge of ``shorter_edge`` px, or a longer one of
-    ``max_size`` where that is smaller. A ``shorter_edge`` of 0 keeps the size, as in Detectron2.
-    """
+    """Return (height, width) for this shorter edge, px, and longest ``max_size``; 0 keeps both."""
     if shorter_edge == 0:
         return height, width
     scale = shorter_edge * 1.0 / min(height, width)
@@ -43,22 +41,16 @@ def draw_shorter_edge(
 
 @dataclass(frozen=True)
 class ResizeAndFlip:
-    """A geometric change of an image and its annotations.
+    """A geometric change of an image and its annotations."""
 
-    Attributes:
-        old_shape: (height, width) of the image as read, px.
-        new_shape: (height, width) after resizing, px.
-        flip: ``none``, ``horizontal`` or ``vertical``, done after resizing.
-    """
+    old_shape: tuple[int, int]  # (height, width) of the image as read, px
+    new_shape: tuple[int, int]  # after resizing
+    flip: str = "none"  # or horizontal or vertical, done after resizing
 
-    old_shape: tuple[int, int]
-    new_shape: tuple[int, int]
-    flip: str = "none"
-
-    def apply_image(self, pixels: np.ndarray, *, nearest: bool = False) -> np.ndarray:
-        """Resize uint8 pixels (H, W[, 3]) with Pillow; ``nearest`` is for masks."""
-        resampling = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
-        resized = np.asarray(Image.fromarray(pixels).resize(self.new_shape[::-1], resampling))
+    def apply_image(self, pixels: np.ndarray) -> np.ndarray:
+        """Resize uint8 pixels (H, W, 3) with Pillow and mirror them."""
+        image, size = Image.fromarray(pixels), self.new_shape[::-1]
+        resized = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
         if self.flip == "horizontal":
             return resized[:, ::-1]
         return resized[::-1] if self.flip == "vertical" else resized

@@ -40,17 +40,10 @@ def training_batches(
     aspect_ratio_grouping: bool = True,
     start_iteration: int = 0,
 ) -> Iterator[list[Draw]]:
-    """Yield this rank's batches without end.
+    """Yield this rank's batches without end, from ``start_iteration`` on.
 
-    Args:
-        records: Detection records; only their width and height are used.
-        batch_size_per_rank: Images in a batch.
-        seed: Seed of the shuffle, the same on every rank, >= 0.
-        rank: This process.
-        world_size: Number of processes.
-        aspect_ratio_grouping: Whether a batch holds only wide (w > h) or only other images, which
-            saves padding.
-        start_iteration: Number of batches to skip.
+    ``seed`` is the same on every rank. With ``aspect_ratio_grouping`` a batch holds only wide (w >
+    h) or only other images, which saves padding.
 
     Raises:
         InputError: If there is no record, or the batch size or the seed is out of its range.
@@ -126,18 +119,6 @@ class _Loader(DataLoader):
             yield items
 
 
-class _Batches:
-    """A batch sampler: :func:`training_batches`, but it can be iterated again."""
-
-    def __init__(self, records: list[dict], **settings: Any) -> None:
-        self._shapes = [{"width": r["width"], "height": r["height"]} for r in records]
-        self._settings = settings
-        training_batches(self._shapes, **settings)  # raises here rather than in the middle of a run
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        return training_batches(self._shapes, **self._settings)
-
-
 def as_list(items: list[dict]) -> list[dict]:
     """Collate images of different sizes: not at all. Named, because workers pickle it."""
     return items
@@ -153,18 +134,11 @@ def train_loader(
 ) -> DataLoader:
     """Return an endless loader of this rank's training batches, lists of the mapper's items.
 
-    Args:
-        records: Records to train on.
-        mapper: Called with a record and a generator that is seeded by (seed, draw number), so that
-            augmentation is the same for any number of workers.
-        seed: Seed of shuffle and augmentation.
-        num_workers: Processes that load ahead, 0 for none.
-        **settings: As for :func:`training_batches`.
-
-    Raises:
-        InputError: As :func:`training_batches`.
+    It can be iterated once. The mapper gets a record and a generator that is seeded by (seed, draw
+    number), so that augmentation is the same for any number of workers. ``settings`` and errors are
+    those of :func:`training_batches`.
     """
-    batches = _Batches(records, seed=seed, **settings)
+    batches = training_batches(records, seed=seed, **settings)
     return _Loader(_Items(records, mapper, seed), batches, num_workers)
 
 

@@ -34,25 +34,14 @@ def check_batch_size(batch_size_total: int, *, num_images: int, world_size: int)
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """All batches of a run from ``start_iteration`` on, as lists of (epoch, index).
 
-    Args:
-        num_images: Images in the source.
-        batch_size_total: Images per iteration over all processes.
-        epochs: Length of the run.
-        seed: The run's seed.
-        rank: This process.
-        world_size: Number of processes.
-        start_iteration: Iterations already finished.
-
-    Attributes:
-        iterations_per_epoch: Whole batches in the data.
-        max_iterations: Iterations of the whole run, the finished ones included.
-        order: What the order depends on besides the seed and the batch: nothing.
+    ``batch_size_total`` counts the images of all processes; ``max_iterations`` is the length of the
+    whole run.
 
     Raises:
         InputError: See :func:`check_batch_size`.
     """
 
-    order: dict[str, int] = {}
+    order: dict[str, int] = {}  # what the order depends on besides the seed and the batch: nothing
 
     def __init__(
         self,

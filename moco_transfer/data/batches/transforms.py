@@ -56,12 +56,11 @@ class TrainMapper:
         sample_style: ``choice`` or ``range``.
         flip: ``horizontal``, ``vertical`` or ``none``; done to half of the images.
         image_format: ``RGB`` or ``BGR``.
-        masks: Form of the item's ``gt_masks``: ``polygon`` (lists of polygons) or ``bitmask``
-            (needed for RLE annotations); None for no masks.
+        masks: Whether the item has ``gt_masks``.
         keypoint_mirror: See ``DetectionDataset.keypoint_mirror``; None for no ``gt_keypoints``.
 
     Raises:
-        InputError: If an argument has an illegal value.
+        InputError: If a size is illegal.
     """
 
     def __init__(
@@ -72,45 +71,27 @@ class TrainMapper:
         flip: str = "horizontal",
         image_format: str = "RGB",
         *,
-        masks: str | None = None,
+        masks: bool = False,
         keypoint_mirror: tuple[int, ...] | None = None,
     ) -> None:
-        self.min_sizes = (min_sizes, min_sizes) if isinstance(min_sizes, int) else tuple(min_sizes)
-        for key, value, legal in (
-            ("MIN_SIZE_TRAIN_SAMPLING", sample_style, ("choice", "range")),
-            ("RANDOM_FLIP", flip, ("horizontal", "vertical", "none")),
-            ("MASK_FORMAT", masks or "polygon", ("polygon", "bitmask")),
-        ):
-            if value not in legal:
-                raise InputError(f"INPUT.{key} is {value!r}, expected one of {', '.join(legal)}.")
-        count = len(self.min_sizes)
-        if (
-            count < 1
-            or sample_style == "range"
-            and count != 2
-            or min(*self.min_sizes, max_size) < 1
-        ):
+        wrong_count = len(min_sizes) != 2 if sample_style == "range" else not min_sizes
+        if wrong_count or min(*min_sizes, max_size) < 1:
             raise InputError(
                 f"INPUT.MIN_SIZE_TRAIN is {min_sizes!r} and MAX_SIZE_TRAIN {max_size}; expected"
                 " lengths in px, for MIN_SIZE_TRAIN_SAMPLING 'range' exactly two minima."
             )
-        self.max_size, self.sample_style = max_size, sample_style
+        self.min_sizes, self.max_size, self.sample_style = min_sizes, max_size, sample_style
         self.flip, self.image_format = flip, image_format
         self.masks, self.keypoint_mirror = masks, keypoint_mirror
 
     def __call__(self, record: dict, rng: np.random.Generator) -> dict:
-        """Return the training item of a record.
-
-        Args:
-            record: A detection record; not changed.
-            rng: Source of the shorter edge and of the flip, drawn in this order.
+        """Return the training item of a record; draws the shorter edge, then the flip.
 
         Returns:
             ``image`` float32 (3, H, W), 0-255; ``height``, ``width`` (int, as read); ``image_id``;
             ``file_name``; ``gt_boxes`` float32 (N, 4) XYXY in px of ``image``; ``gt_classes`` int64
-            (N,); with masks ``gt_masks``: N lists of float64 polygons, or bool (N, H, W); with
-            keypoints ``gt_keypoints`` float32 (N, K, 3). Crowd regions and empty objects are left
-            out.
+            (N,); with masks ``gt_masks``: N lists of float64 polygons; with keypoints
+            ``gt_keypoints`` float32 (N, K, 3). Crowd regions and empty objects are left out.
 
         Raises:
             InputError: If the image cannot be read or has another size, or an object lacks its
@@ -133,13 +114,9 @@ class TrainMapper:
             "image": to_tensor(change.apply_image(pixels)),
             **{key: record[key] for key in ("height", "width", "image_id", "file_name")},
         }
-        if self.masks == "polygon":
+        if self.masks:
             polygons = _polygons(objects, change, record)
             item["gt_masks"] = [p for p, kept in zip(polygons, keep.tolist(), strict=True) if kept]
-        elif self.masks == "bitmask":
-            masks = _bitmasks(objects, change, record)
-            keep = keep & masks.flatten(1).any(dim=1)  # a mask may vanish where its box does not
-            item["gt_masks"] = masks[keep]
         classes = torch.tensor([a["category_id"] for a in objects], dtype=torch.int64)
         item["gt_boxes"], item["gt_classes"] = boxes[keep], classes[keep]
         if self.keypoint_mirror is not None:
@@ -151,25 +128,12 @@ class TrainMapper:
 def _polygons(objects: list[dict], change: ResizeAndFlip, record: dict) -> list:
     segmentations = [_required(a, "segmentation", "MASK_ON", record) for a in objects]
     if any(isinstance(segmentation, dict) for segmentation in segmentations):
-        raise InputError(f"{record['file_name']} has an RLE mask; set INPUT.MASK_FORMAT bitmask.")
-    return [_map_polygons(segmentation, change) for segmentation in segmentations]
+        raise InputError(f"{record['file_name']} has an RLE mask; this engine needs polygons.")
 
+    def mapped(polygon: list) -> np.ndarray:
+        return change.apply_points(np.asarray(polygon, np.float64).reshape(-1, 2)).reshape(-1)
 
-def _bitmasks(objects: list[dict], change: ResizeAndFlip, record: dict) -> Tensor:
-    """Return bool (N, H, W); polygons are drawn after resizing, RLEs resized (nearest)."""
-    from pycocotools import mask as mask_api
-
-    masks = np.zeros((len(objects), *change.new_shape), dtype=bool)
-    for mask, annotation in zip(masks, objects, strict=True):
-        segmentation = _required(annotation, "segmentation", "MASK_ON", record)
-        if isinstance(segmentation, dict):
-            mask[:] = change.apply_image(mask_api.decode(segmentation), nearest=True)
-        else:
-            polygons = [p.tolist() for p in _map_polygons(segmentation, change)]
-            mask[:] = mask_api.decode(
-                mask_api.merge(mask_api.frPyObjects(polygons, *change.new_shape))
-            )
-    return torch.from_numpy(masks)
+    return [[mapped(polygon) for polygon in polygons] for polygons in segmentations]
 
 
 def _keypoints(
@@ -196,23 +160,11 @@ def _required(annotation: dict, key: str, config_key: str, record: dict) -> Any:
     return annotation[key]
 
 
-def _map_polygons(polygons: list, change: ResizeAndFlip) -> list[np.ndarray]:
-    return [
-        change.apply_points(np.asarray(polygon, dtype=np.float64).reshape(-1, 2)).reshape(-1)
-        for polygon in polygons
-    ]
-
-
 class TestMapper:
     """Turns a record into an inference item: resized, neither mirrored nor annotated.
 
-    Args:
-        min_size: Length of the shorter edge, px; 0 keeps the size, whatever ``max_size`` is.
-        max_size: Upper limit of the longer edge, px.
-        image_format: ``RGB`` or ``BGR``.
-
-    Raises:
-        InputError: If a size is illegal.
+    Sizes are those of the shorter and longer edge, px; ``min_size`` 0 keeps the image as it is.
+    InputError for an illegal size.
     """
 
     __test__ = False  # pytest would collect the name
@@ -226,8 +178,7 @@ class TestMapper:
         self.min_size, self.max_size, self.image_format = min_size, max_size, image_format
 
     def __call__(self, record: dict) -> dict:
-        """Return ``image`` float32 (3, H, W) 0-255, ``height`` and ``width`` of the image as
-        read, ``image_id``, ``file_name``.
+        """Return ``image``, ``height``, ``width``, ``image_id``, ``file_name`` as ``TrainMapper``.
 
         Raises:
             InputError: If the image cannot be read or has another size than its annotation says.

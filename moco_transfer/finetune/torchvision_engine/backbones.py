@@ -52,20 +52,16 @@ class Backbone(nn.Module):
 
 
 class Block(nn.Module):
-    """Convolutions and a shortcut: two 3x3 below depth 50, else a bottleneck of 1x1, 3x3, 1x1."""
+    """Two 3x3 convolutions below depth 50, else a bottleneck of 1x1, 3x3, 1x1; and a shortcut.
+
+    ``channels`` are those in and out, ``width`` those of a bottleneck's 3x3 convolution.
+    """
 
     def __init__(
-        self,
-        shape: ResNetShape,
-        in_channels: int,
-        out_channels: int,
-        *,
-        width: int,
-        stride: int,
-        dilation: int,
+        self, shape: ResNetShape, channels: tuple[int, int], width: int, stride: int, dilation: int
     ) -> None:
-        """Build; a bottleneck's 3x3 convolution has ``width`` channels and ``dilation``."""
         super().__init__()
+        in_channels, out_channels = channels
         conv = functools.partial(ConvNorm, norm=shape.norm, bias=False)
         changes = in_channels != out_channels
         self.shortcut = conv(in_channels, out_channels, 1, stride=stride) if changes else None
@@ -109,10 +105,10 @@ def make_stage(name: str, shape: ResNetShape, *, stride: int, dilation: int = 1)
     channels = shape.channels(name)
     before = shape.stem_out_channels if index == 0 else channels // 2
     width = shape.num_groups * shape.width_per_group * 2**index
-    block = functools.partial(Block, shape, out_channels=channels, width=width, dilation=dilation)
+    first = Block(shape, (before, channels), width, stride, dilation)
     repeats = BLOCKS[shape.depth][index] - 1
-    others = (block(channels, stride=1) for _ in range(repeats))
-    return nn.Sequential(block(before, stride=stride), *others)
+    others = (Block(shape, (channels, channels), width, 1, dilation) for _ in range(repeats))
+    return nn.Sequential(first, *others)
 
 
 class ResNet(Backbone):
@@ -128,8 +124,7 @@ class ResNet(Backbone):
     ) -> None:
         """Build; the first ``freeze_at`` of stem, res2, ... never train.
 
-        ``out_features`` are the stages to return, among 'res2' to 'res5'. A ``res5_dilation`` of 2
-        makes res5 keep res4's size (DC5).
+        A ``res5_dilation`` of 2 makes res5 keep res4's size (DC5).
         """
         super().__init__()
         conv1 = ConvNorm(
@@ -166,14 +161,12 @@ class ResNet(Backbone):
 class FPN(Backbone):
     """Lateral 1x1 convolutions, a top-down path that adds, 3x3 convolutions, and p6 from p5.
 
-    Images are padded so that upsampled maps fit exactly. State-dict keys: ``bottom_up.*``,
-    ``fpn_lateral2.*``, ``fpn_output2.*``, ...
+    State-dict keys: ``bottom_up.*``, ``fpn_lateral2.*``, ``fpn_output2.*``, ...
     """
 
     def __init__(
         self, bottom_up: ResNet, *, in_features: Sequence[str], out_channels: int, norm: str
     ) -> None:
-        """Build on consecutive features of ``bottom_up``, finest first."""
         super().__init__()
         self.bottom_up = bottom_up
         self.levels = [int(name.removeprefix("res")) for name in in_features]
@@ -207,8 +200,7 @@ class FPN(Backbone):
 class DilatedC5(Backbone):
     """A ResNet whose res5 is dilated, and a 3x3 convolution with norm that reduces its channels.
 
-    The paper words it as "an extra 3x3 convolution (with BN) that reduces dimension to 512"; it
-    mentions no ReLU, so there is none. State-dict keys: ``bottom_up.*`` and ``reduce.*``.
+    The paper mentions no ReLU, so there is none. State-dict keys: ``bottom_up.*``, ``reduce.*``.
     """
 
     def __init__(self, bottom_up: ResNet, *, out_channels: int = 512, norm: str) -> None:

@@ -39,30 +39,23 @@ class Detections:
 
 
 class BoxHead(nn.Sequential):
-    """3x3 convolutions, then fully connected layers, each with ReLU.
+    """3x3 convolutions, then fully connected layers, each with ReLU, for resolution^2 cells.
 
     State-dict keys: ``conv1``, ..., ``fc1``, ...
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        resolution: int,
-        *,
-        conv_channels: Sequence[int],
-        fc_channels: Sequence[int],
-        norm: str,
+        self, in_channels: int, resolution: int, convs: Sequence[int], fcs: Sequence[int], norm: str
     ) -> None:
-        """Build for regions of resolution x resolution cells; ``norm`` is of the convolutions."""
         super().__init__()
-        for index, channels in enumerate(conv_channels, start=1):
+        for index, channels in enumerate(convs, start=1):
             conv = ConvNorm(in_channels, channels, 3, norm=norm, relu=True)
             c2_msra_fill(conv)
             self.add_module(f"conv{index}", conv)
             in_channels = channels
         self.out_channels = in_channels * resolution**2
         self.add_module("flatten", nn.Flatten())
-        for index, channels in enumerate(fc_channels, start=1):
+        for index, channels in enumerate(fcs, start=1):
             fc = nn.Linear(self.out_channels, channels)
             c2_xavier_fill(fc)
             self.add_module(f"fc{index}", fc)
@@ -121,8 +114,7 @@ class BoxPredictor(nn.Module):
         box_sum = smooth_l1_loss(
             per_class[objects, column], wanted, settings.smooth_l1_beta, reduction="sum"
         )
-        # Divided by all regions, not by the objects among them: each object then weighs the same in
-        # every batch.
+        # Divided by all regions, so that each object weighs the same in every batch.
         box_loss = box_sum / max(classes.numel(), 1)
         cls_loss = F.cross_entropy(logits, classes) if classes.numel() else logits.sum() * 0
         return {"loss_cls": cls_loss, "loss_box_reg": box_loss * settings.bbox_reg_loss_weight}
@@ -136,9 +128,8 @@ class BoxPredictor(nn.Module):
     ) -> list[Detections]:
         """Return the detections of each image, for proposals (Ri, 4) and image sizes (h, w)."""
         scores = F.softmax(logits, dim=1)
-        refined = decode_boxes(
-            deltas, torch.cat(list(boxes)), weights=self.settings.bbox_reg_weights
-        )
+        weights = self.settings.bbox_reg_weights
+        refined = decode_boxes(deltas, torch.cat(list(boxes)), weights=weights)
         counts = [len(b) for b in boxes]
         per_image = zip(refined.split(counts), scores.split(counts), image_sizes, strict=True)
         return [self._suppress(*image) for image in per_image]

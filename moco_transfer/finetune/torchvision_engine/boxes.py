@@ -88,13 +88,9 @@ class AnchorGenerator(nn.Module):
         strides: Sequence[int],
         offset: float,
     ) -> None:
-        """Build.
+        """Build; px, and height / width: one list for each level, or one for all.
 
-        Args:
-            sizes: Of the anchors, px; one list for each level, or one for all.
-            aspect_ratios: Height / width; one list for each level, or one for all.
-            strides: Of each level, px.
-            offset: Centre of the first anchor, as a share of the stride, in [0, 1).
+        ``offset`` is the centre of the first anchor, as a share of the stride, in [0, 1).
         """
         super().__init__()
         self.strides, self.offset = tuple(strides), offset
@@ -105,10 +101,7 @@ class AnchorGenerator(nn.Module):
         self.num_anchors = self.get_buffer("cell_0").shape[0]  # A, equal on all levels
 
     def forward(self, grid_sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-        """Return the anchors (Hl * Wl * A, 4) of each level, for the given (Hl, Wl).
-
-        Their order is row, column, size, aspect ratio.
-        """
+        """Return each level's anchors (Hl * Wl * A, 4), by row, column, size, aspect ratio."""
         return [self._grid(level, *size) for level, size in enumerate(grid_sizes)]
 
     def _grid(self, level: int, height: int, width: int) -> Tensor:

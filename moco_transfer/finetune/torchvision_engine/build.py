@@ -38,8 +38,8 @@ from .solver import clip_gradients, make_sgd, set_lr
 class TorchvisionEngine(Engine):
     """The embedded engine.
 
-    It seeds every iteration and every image by its place in the run, so that a resumed run needs
-    no saved random states to equal an uninterrupted one bit for bit.
+    Iterations and images are seeded by their place in the run, so that a resumed run equals an
+    uninterrupted one bit for bit without saved random states.
     """
 
     name = "torchvision"
@@ -80,12 +80,9 @@ class TorchvisionEngine(Engine):
         clip = self.cfg.SOLVER.CLIP_GRADIENTS
         if not clip.ENABLED:
             return None
-        return lambda: clip_gradients(
-            [p for group in optimizer.param_groups for p in group["params"]],
-            clip_type=clip.CLIP_TYPE,
-            clip_value=clip.CLIP_VALUE,
-            norm_type=clip.NORM_TYPE,
-        )
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        settings = {key.lower(): clip[key] for key in ("CLIP_TYPE", "CLIP_VALUE", "NORM_TYPE")}
+        return lambda: clip_gradients(parameters, **settings)
 
     def training_batches(
         self, train_sets: Sequence[DetectionDataset], start_iteration: int
@@ -110,23 +107,18 @@ class TorchvisionEngine(Engine):
             _train_mapper(self.cfg, train_sets[0].keypoint_mirror),
             batch_size_per_rank=self.cfg.SOLVER.IMS_PER_BATCH // get_world_size(),
             seed=seed,
-            rank=get_rank(),
-            world_size=get_world_size(),
             aspect_ratio_grouping=self.cfg.DATALOADER.ASPECT_RATIO_GROUPING,
             start_iteration=start_iteration,
-            num_workers=self.cfg.DATALOADER.NUM_WORKERS,
+            **self._place(),
         )
+
+    def _place(self) -> dict[str, int]:
+        num_workers = self.cfg.DATALOADER.NUM_WORKERS
+        return {"rank": get_rank(), "world_size": get_world_size(), "num_workers": num_workers}
 
     def test_batches(self, dataset: DetectionDataset) -> Batches:
         """See ``Engine.test_batches``."""
-        return test_loader(
-            dataset.records,
-            _test_mapper(self.cfg),
-            batch_size=1,
-            rank=get_rank(),
-            world_size=get_world_size(),
-            num_workers=self.cfg.DATALOADER.NUM_WORKERS,
-        )
+        return test_loader(dataset.records, _test_mapper(self.cfg), **self._place())
 
     def detector(self, model: nn.Module) -> Callable[[list[dict]], list[dict[str, Tensor]]]:
         """See ``Engine.detector``."""
@@ -136,10 +128,9 @@ class TorchvisionEngine(Engine):
 def _train_mapper(cfg: CfgNode, keypoint_mirror: tuple[int, ...]) -> TrainMapper:
     inputs = cfg.INPUT
     sizes = tuple(inputs.MIN_SIZE_TRAIN), inputs.MAX_SIZE_TRAIN, inputs.MIN_SIZE_TRAIN_SAMPLING
-    masks = inputs.MASK_FORMAT if cfg.MODEL.MASK_ON else None
     mirror = keypoint_mirror if cfg.MODEL.KEYPOINT_ON else None
     flip, order = inputs.RANDOM_FLIP, inputs.FORMAT
-    return TrainMapper(*sizes, flip, order, masks=masks, keypoint_mirror=mirror)
+    return TrainMapper(*sizes, flip, order, masks=cfg.MODEL.MASK_ON, keypoint_mirror=mirror)
 
 
 def _test_mapper(cfg: CfgNode) -> TestMapper:
@@ -156,12 +147,9 @@ def build_model(cfg: CfgNode) -> GeneralizedRCNN:
     """
     check_config(cfg)
     backbone = _backbone(cfg)
+    rpn, heads, pixels = _rpn(cfg, backbone), _roi_heads(cfg, backbone), cfg.MODEL
     model = GeneralizedRCNN(
-        backbone=backbone,
-        proposal_generator=_rpn(cfg, backbone),
-        roi_heads=_roi_heads(cfg, backbone),
-        pixel_mean=cfg.MODEL.PIXEL_MEAN,
-        pixel_std=cfg.MODEL.PIXEL_STD,
+        backbone, rpn, heads, pixel_mean=pixels.PIXEL_MEAN, pixel_std=pixels.PIXEL_STD
     )
     # The faster layout of convolutions on a CPU, and on a GPU's tensor cores.
     on_cpu = cfg.MODEL.DEVICE == "cpu" or not torch.cuda.is_available()
@@ -172,27 +160,15 @@ def build_model(cfg: CfgNode) -> GeneralizedRCNN:
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.SGD:
     """Return SGD on the model's trainable parameters at SOLVER.BASE_LR."""
-    solver = cfg.SOLVER
-    return make_sgd(
-        model,
-        lr=solver.BASE_LR,
-        momentum=solver.MOMENTUM,
-        nesterov=solver.NESTEROV,
-        weight_decay=solver.WEIGHT_DECAY,
-        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
-        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
-        bias_lr_factor=solver.BIAS_LR_FACTOR,
-    )
+    names = ("MOMENTUM", "NESTEROV", "WEIGHT_DECAY", "WEIGHT_DECAY_NORM", "WEIGHT_DECAY_BIAS")
+    settings = {key.lower(): cfg.SOLVER[key] for key in (*names, "BIAS_LR_FACTOR")}
+    return make_sgd(model, lr=cfg.SOLVER.BASE_LR, **settings)
 
 
 def build_learning_rate(cfg: CfgNode) -> Callable[[int], float]:
-    """Return the learning rate of the step that ends each 0-based iteration.
+    """Return the learning rate of each 0-based iteration, or raise InputError for illegal values.
 
-    Source:
-        facebookresearch/detectron2@02b5c4e solver/build.py and lr_scheduler.py.
-
-    Raises:
-        InputError: If the steps do not ascend, or a number lies outside its range.
+    Source: facebookresearch/detectron2@02b5c4e solver/build.py and lr_scheduler.py.
     """
     solver, steps = cfg.SOLVER, list(cfg.SOLVER.STEPS)
     length, base_lr, end_lr = solver.MAX_ITER, solver.BASE_LR, solver.BASE_LR_END
@@ -219,11 +195,7 @@ def build_learning_rate(cfg: CfgNode) -> Callable[[int], float]:
 
 
 def check_config(cfg: CfgNode) -> None:
-    """Refuse a model that this engine does not implement, before anything is built.
-
-    Raises:
-        InputError: Naming the key, its value and what is implemented.
-    """
+    """Raise InputError, with key and value, for a model that this engine does not implement."""
     keys.check_keys(flatten_config(cfg), flatten_config(DETECTION_DEFAULTS))
     resnets, heads, fpn = cfg.MODEL.RESNETS, cfg.MODEL.ROI_HEADS, cfg.MODEL.FPN.IN_FEATURES
     backbone, box = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.ROI_BOX_HEAD
@@ -257,10 +229,10 @@ def _require(holds: bool, sentence: str) -> None:
         raise InputError(f"{sentence}.")
 
 
-def _settings(kind: Any, *nodes: CfgNode, **more: Any) -> Any:
+def _settings(kind: Any, *nodes: CfgNode) -> Any:
     """Return a dataclass whose fields are named as the keys of ``nodes``, in lower case."""
     values = {key.lower(): value for node in nodes for key, value in node.items()}
-    return kind(**{f.name: values[f.name] for f in fields(kind) if f.name not in more}, **more)
+    return kind(**{f.name: values[f.name] for f in fields(kind)})
 
 
 def _backbone(cfg: CfgNode) -> Backbone:
@@ -281,12 +253,10 @@ def _rpn(cfg: CfgNode, backbone: Backbone) -> RPN:
     channels = _channels("MODEL.RPN.IN_FEATURES", rpn.IN_FEATURES, backbone)
     levels = len(rpn.IN_FEATURES)
     for key in ("SIZES", "ASPECT_RATIOS"):
-        values = anchors[key]
-        _require(
-            len(values) in (1, levels) and len({len(v) for v in values}) == 1,
-            f"MODEL.ANCHOR_GENERATOR.{key} {values} must hold one list, or one of equal length for"
-            f" each of the {levels} levels",
-        )
+        lengths = list(map(len, anchors[key]))
+        needs = f"must hold one list, or one of equal length for each of the {levels} levels"
+        fits = len(lengths) in (1, levels) and len(set(lengths)) == 1
+        _require(fits, f"MODEL.ANCHOR_GENERATOR.{key} {anchors[key]} {needs}")
     generator = AnchorGenerator(
         sizes=anchors.SIZES,
         aspect_ratios=anchors.ASPECT_RATIOS,
@@ -304,13 +274,8 @@ def _roi_heads(cfg: CfgNode, backbone: Backbone) -> RoIHeads:
     box_pooler, mask_pooler = (_pooler(part, backbone, heads.IN_FEATURES) for part in (box, mask))
     kind: Callable[..., RoIHeads]
     if heads.NAME == keys.STANDARD_HEADS:
-        box_head = BoxHead(
-            channels,
-            box.POOLER_RESOLUTION,
-            conv_channels=[box.CONV_DIM] * box.NUM_CONV,
-            fc_channels=[box.FC_DIM] * box.NUM_FC,
-            norm=box.NORM,
-        )
+        convs, fcs = [box.CONV_DIM] * box.NUM_CONV, [box.FC_DIM] * box.NUM_FC
+        box_head = BoxHead(channels, box.POOLER_RESOLUTION, convs, fcs, norm=box.NORM)
         kind = functools.partial(StandardRoIHeads, box_head, mask_pooler)
         predictor_channels = box_head.out_channels
     else:
@@ -318,25 +283,17 @@ def _roi_heads(cfg: CfgNode, backbone: Backbone) -> RoIHeads:
         extra_norm = heads.NAME == keys.RES5_HEADS_EXTRA_NORM
         kind = functools.partial(Res5RoIHeads, make_res5(shape, extra_norm=extra_norm))
         channels = predictor_channels = shape.channels("res5")
-    most = cfg.TEST.DETECTIONS_PER_IMAGE
-    box_predictor = BoxPredictor(
-        predictor_channels, _settings(BoxSettings, heads, box, detections_per_image=most)
-    )
+    settings = _settings(BoxSettings, heads, box, cfg.TEST)  # with TEST.DETECTIONS_PER_IMAGE
     mask_head = None
     if cfg.MODEL.MASK_ON:
-        mask_head = MaskHead(
-            channels,
-            heads.NUM_CLASSES,
-            num_conv=mask.NUM_CONV,
-            conv_dim=mask.CONV_DIM,
-            norm=mask.NORM,
-            cls_agnostic_mask=mask.CLS_AGNOSTIC_MASK,
-        )
+        names = ("NUM_CONV", "CONV_DIM", "NORM", "CLS_AGNOSTIC_MASK")
+        mask_settings = {key.lower(): mask[key] for key in names}
+        mask_head = MaskHead(channels, heads.NUM_CLASSES, **mask_settings)
     return kind(
         in_features=heads.IN_FEATURES,
         sampler=_settings(RegionSampler, heads),
         box_pooler=box_pooler,
-        box_predictor=box_predictor,
+        box_predictor=BoxPredictor(predictor_channels, settings),
         mask_head=mask_head,
     )
 
@@ -351,11 +308,9 @@ def _pooler(part: CfgNode, backbone: Backbone, in_features: list[str]) -> RoIPoo
 
 
 def _channels(key: str, names: list[str], backbone: Backbone) -> int:
-    """Return the channels of features of the backbone; refuse unknown ones and unequal channels."""
-    _require(
-        bool(names) and set(names) <= set(backbone.channels),
-        f"{key} {list(names)} is not what the backbone returns: {', '.join(backbone.channels)}",
-    )
+    known = ", ".join(backbone.channels)
+    exist = bool(names) and set(names) <= set(backbone.channels)
+    _require(exist, f"{key} {list(names)} is not what the backbone returns: {known}")
     channels = {backbone.channels[name] for name in names}
     _require(len(channels) == 1, f"{key} {list(names)} must have equal numbers of channels")
     return channels.pop()

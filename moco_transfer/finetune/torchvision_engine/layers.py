@@ -40,10 +40,9 @@ class ConvNorm(nn.Conv2d):
         relu: bool = False,
         **conv: Any,
     ) -> None:
-        """Pad so that an odd kernel keeps the size at stride 1.
+        """Pad so that an odd kernel keeps the size; without ``norm`` there is a bias by default.
 
-        By default there is a bias if no ``norm``, a key of ``NORMS``, follows. ``conv`` is
-        ``stride``, ``dilation`` and ``groups``.
+        ``norm`` is a key of ``NORMS``; ``conv`` is ``stride``, ``dilation`` and ``groups``.
         """
         padding = conv.get("dilation", 1) * (kernel_size // 2)
         bias = norm == "" if bias is None else bias
@@ -125,11 +124,7 @@ def _affine(norm: Any) -> tuple[Tensor, Tensor]:
 
 
 def freeze(module: nn.Module) -> nn.Module:
-    """Stop all gradients, and turn every BN inside into a FrozenBatchNorm2d. In place.
-
-    Returns:
-        The module, or its frozen replacement when it is itself a BN layer.
-    """
+    """Return the module, frozen in place; a BN layer becomes a FrozenBatchNorm2d."""
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -146,8 +141,7 @@ class NaiveSyncBatchNorm2d(nn.BatchNorm2d):
     """BN with mean and second moment averaged over the ranks, each rank with equal weight.
 
     MoCo's published detection configs train with it ('naiveSyncBN'). It equals BN over all images
-    only when every rank has the same N, H and W, and its running variance is the biased one. In
-    one process it is plain BN.
+    only if every rank has the same N, H and W. Its running variance is the biased one.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from .sampling import GroundTruth, SampledRegions
 
 
 class MaskHead(nn.Module):
-    """3x3 convolutions, a transposed convolution that doubles the size, a 1x1 to logits per class.
+    """3x3 convolutions (0 in C4), a transposed one that doubles the size, a 1x1 to class logits.
 
     State-dict keys: ``mask_fcn1``, ..., ``deconv``, ``predictor``.
     """
@@ -45,7 +45,6 @@ class MaskHead(nn.Module):
         norm: str = "",
         cls_agnostic_mask: bool = False,
     ) -> None:
-        """Build; ``num_conv`` may be 0 (the C4 head)."""
         super().__init__()
         self.convs = [f"mask_fcn{index}" for index in range(1, num_conv + 1)]
         for name in self.convs:

@@ -39,17 +39,15 @@ class GeneralizedRCNN(nn.Module):
 
     def __init__(
         self,
-        *,
         backbone: Backbone,
         proposal_generator: RPN,
         roi_heads: RoIHeads,
+        *,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
     ) -> None:
-        """Build; the pixel statistics are three numbers each, on the 0-255 scale."""
         super().__init__()
-        self.backbone = backbone
-        self.proposal_generator = proposal_generator
+        self.backbone, self.proposal_generator = backbone, proposal_generator
         self.roi_heads = roi_heads
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             statistics = torch.tensor(values, dtype=torch.float32).view(3, 1, 1)
@@ -80,12 +78,11 @@ class GeneralizedRCNN(nn.Module):
         if not self.training:
             proposals, _ = self.proposal_generator(features, images.sizes)
             detections = self.roi_heads.detect(features, [p.boxes for p in proposals], images.sizes)
-            return [
-                to_original_size(
-                    found, size, (record.get("height", size[0]), record.get("width", size[1]))
-                )
-                for found, size, record in zip(detections, images.sizes, batch, strict=True)
-            ]
+            outputs = []
+            for found, (h, w), record in zip(detections, images.sizes, batch, strict=True):
+                original = record.get("height", h), record.get("width", w)
+                outputs.append(to_original_size(found, (h, w), original))
+            return outputs
         with_masks = self.roi_heads.mask_head is not None
         device = images.tensor.device
         truth = [GroundTruth.read(r, device=device, with_masks=with_masks) for r in batch]
@@ -94,11 +91,7 @@ class GeneralizedRCNN(nn.Module):
         return {**losses, **rpn_losses}
 
     def preprocess(self, batch: Sequence[Mapping[str, Any]]) -> ImageList:
-        """Return the images of a batch, normalised, padded and on the model's device.
-
-        They have the memory format of the filters, so that ``model.to(memory_format=...)`` is all
-        that a caller has to do.
-        """
+        """Return the images, normalised, padded, on the model's device, in its memory format."""
         images = [record["image"].to(self.pixel_mean) for record in batch]
         normalised = [(image - self.pixel_mean) / self.pixel_std for image in images]
         filters = next(p for p in self.backbone.parameters() if p.dim() == 4)
@@ -122,10 +115,9 @@ class ImageList:
 def pad_images(
     images: Sequence[Tensor], *, divisibility: int, memory_format: torch.memory_format
 ) -> ImageList:
-    """Put images (3, h, w) into the upper left corners of one zero tensor.
+    """Put normalised images (3, h, w) into the upper left corners of one zero tensor.
 
-    They are normalised already, so the padding is the mean colour. The tensor's sides are multiples
-    of ``divisibility``, if that is more than 1.
+    The tensor's sides are multiples of ``divisibility``, if that is more than 1.
     """
     sizes = [(image.shape[-2], image.shape[-1]) for image in images]
     step = max(divisibility, 1)

@@ -44,7 +44,6 @@ class RoIHeads(nn.Module, abc.ABC):
         box_predictor: BoxPredictor,
         mask_head: MaskHead | None = None,
     ) -> None:
-        """Build on features of the backbone, finest first."""
         super().__init__()
         self.add_module(self.box_head_key, box_head)
         self.in_features, self.sampler = tuple(in_features), sampler
@@ -146,10 +145,7 @@ class Res5RoIHeads(RoIHeads):
 
 
 def make_res5(shape: ResNetShape, *, extra_norm: bool) -> nn.Sequential:
-    """Return res5 of stride 2, with keys ``0.*``, ``1.*``, ..., for the trunk's shape.
-
-    With ``extra_norm`` MoCo's ``norm.*`` follows: self-supervised features have another scale.
-    """
+    """Return res5 of stride 2; ``extra_norm`` adds MoCo's ``norm.*``."""
     res5 = make_stage("res5", shape, stride=2)
     if extra_norm:
         res5.add_module("norm", NORMS[shape.norm](shape.channels("res5")))

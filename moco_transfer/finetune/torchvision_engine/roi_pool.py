@@ -37,12 +37,7 @@ class RoIPooler(nn.Module):
     """Reads a P x P grid of features for every box, from the level that fits the box's size."""
 
     def __init__(
-        self,
-        *,
-        resolution: int,
-        strides: Sequence[int],
-        sampling_ratio: int = 0,
-        aligned: bool = True,
+        self, resolution: int, strides: Sequence[int], sampling_ratio: int = 0, aligned: bool = True
     ) -> None:
         """Build for feature maps of ``strides``, finest first; see ``CellGrid`` for the rest."""
         super().__init__()

@@ -90,7 +90,7 @@ class RPNHead(nn.Module):
 
 
 class RPN(nn.Module):
-    """Anchors, head, proposals and losses. State-dict keys: ``rpn_head.*``."""
+    """Anchors, one head for all levels, proposals and losses. State-dict keys: ``rpn_head.*``."""
 
     def __init__(
         self,
@@ -99,12 +99,9 @@ class RPN(nn.Module):
         anchor_generator: AnchorGenerator,
         settings: RPNSettings,
     ) -> None:
-        """Build; the levels of ``in_features``, finest first, share the head."""
         super().__init__()
         self.in_features = tuple(in_features)
-        self.rpn_head = head
-        self.anchor_generator = anchor_generator
-        self.settings = settings
+        self.rpn_head, self.anchor_generator, self.settings = head, anchor_generator, settings
 
     def forward(
         self,
@@ -170,12 +167,9 @@ class RPN(nn.Module):
             drawn += [objects + image * num_anchors, background + image * num_anchors]
             targets += [torch.ones(objects.numel()), torch.zeros(background.numel())]
             positives.append(objects + image * num_anchors)
-            object_boxes = truth_i.boxes[object_index]
-            wanted.append(
-                encode_boxes(anchors[objects], object_boxes, weights=settings.bbox_reg_weights)
-            )
-        # One look-up for the whole batch: its backward fills one zero tensor of all anchors, not
-        # one for each image.
+            found, weights = truth_i.boxes[object_index], settings.bbox_reg_weights
+            wanted.append(encode_boxes(anchors[objects], found, weights=weights))
+        # One look-up for the batch, so that backward fills one zero tensor of all anchors.
         drawn_logits = logits.flatten()[torch.cat(drawn)]
         positive_deltas = deltas.flatten(0, 1)[torch.cat(positives)]
         cls_sum = F.binary_cross_entropy_with_logits(
@@ -184,8 +178,7 @@ class RPN(nn.Module):
         loc_sum = smooth_l1_loss(
             positive_deltas, torch.cat(wanted), settings.smooth_l1_beta, reduction="sum"
         )
-        # Both sums are divided by the number of anchors asked for, so that each anchor counts
-        # equally in every batch.
+        # Divided by the number of anchors asked for: each anchor counts equally in every batch.
         normalizer = settings.batch_size_per_image * len(truth)
         loc_weight = settings.loss_weight * settings.bbox_reg_loss_weight
         return {
@@ -211,9 +204,8 @@ class RPN(nn.Module):
         ):
             best, index = logits_l.topk(min(pre_nms, logits_l.shape[1]), dim=1)
             best_deltas = deltas_l.gather(1, index[..., None].expand(-1, -1, 4))
-            boxes.append(
-                decode_boxes(best_deltas, anchors_l[index], weights=settings.bbox_reg_weights)
-            )
+            weights = settings.bbox_reg_weights
+            boxes.append(decode_boxes(best_deltas, anchors_l[index], weights=weights))
             scores.append(best)
             level_ids.append(torch.full((best.shape[1],), level, device=best.device))
         per_image = zip(torch.cat(boxes, dim=1), torch.cat(scores, dim=1), image_sizes, strict=True)

@@ -45,16 +45,11 @@ class GroundTruth:
 def match(
     iou: Tensor, *, thresholds: Sequence[float], labels: Sequence[int], allow_low_quality: bool
 ) -> tuple[Tensor, Tensor]:
-    """Match every anchor or proposal to the object that it overlaps most, by IoU (G, R).
+    """Return for every region the object (R,) that it overlaps most by IoU (G, R), and a label.
 
-    Args:
-        iou: (G, R), intersection over union.
-        thresholds: Ascending; they cut the best IoU into intervals, each closed below.
-        labels: Label of each of the len(thresholds) + 1 intervals, from the lowest.
-        allow_low_quality: Also label 1 what overlaps an object as much as its best region does.
-
-    Returns:
-        The object (R,) in [0, G), 0 without objects; the label (R,). Both int64.
+    Ascending ``thresholds`` cut the best IoU into intervals, each closed below, with ``labels``
+    from the lowest. ``allow_low_quality`` also labels 1 what overlaps an object as much as its best
+    region does. Without objects the object is 0.
     """
     num_objects, num_regions = iou.shape
     if num_objects == 0:
@@ -74,8 +69,8 @@ def sample(
 ) -> tuple[Tensor, Tensor]:
     """Draw positives and negatives at random; return the indices of both, in random order.
 
-    In labels (R,) ``background`` is a negative, -1 is ignored, anything else is a positive.
-    Negatives fill up to ``num_samples`` where positives are short.
+    In labels (R,) ``background`` is a negative, -1 is ignored, anything else a positive. Negatives
+    fill up to ``num_samples``.
     """
     is_background = labels == background
     positives = torch.nonzero(~is_background & (labels != -1)).squeeze(1)

@@ -1,8 +1,4 @@
-"""SGD as Detectron2 sets it up: parameter groups, gradient clipping.
-
-Source:
-    Behaviour checked against facebookresearch/detectron2@02b5c4e solver/build.py.
-"""
+"""SGD with Detectron2's parameter groups and clipping; checked against its solver/build.py."""
 
 from __future__ import annotations
 
@@ -57,7 +53,7 @@ def make_sgd(
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group of the optimizer the learning rate ``lr`` times its "lr_factor"."""
+    """Give every group the learning rate ``lr`` times its "lr_factor"."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_factor", 1.0)
 
@@ -65,11 +61,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def clip_gradients(
     parameters: Iterable[Tensor], *, clip_type: str, clip_value: float, norm_type: float
 ) -> None:
-    """Limit each parameter's gradient in place, on its own.
-
-    ``clip_type`` "value" clips each element to [-clip_value, clip_value], "norm" scales the
-    gradient down to the norm clip_value; ``norm_type`` is p of the norm.
-    """
+    """Limit each parameter's gradient in place, on its own: its elements, or its p-norm."""
     for parameter in parameters:
         if clip_type == "value":
             nn.utils.clip_grad_value_(parameter, clip_value)

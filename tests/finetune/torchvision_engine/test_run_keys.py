@@ -144,7 +144,9 @@ def test_min_size_test_0__does_not_resize(tmp_path):
 def test_every_key_outside_model__is_read_or_said_to_have_no_effect(repository):
     folder = repository / "moco_transfer" / "finetune"
     source = "\n".join(
-        f.read_text() for f in folder.rglob("*.py") if "detectron2_engine" not in f.parts
+        file.read_text()
+        for file in folder.rglob("*.*")
+        if file.suffix in (".py", ".yaml") and "detectron2_engine" not in file.parts
     )
     unread = {
         key
