@@ -28,14 +28,11 @@ from ..runtime.files import atomic_write_text
 
 CONSOLE = "console.txt"  # what a run printed, in its folder
 SAVES_WITHIN_SEC = 120
-LAUNCHERS = ("local", "torchrun", "slurm")
 _SETTINGS = "launcher.json"
 _PR_SET_PDEATHSIG = 1
 _MANY = 10**6  # Slurm decides how many jobs run at a time
 # The parameters that submitit names itself; all others are Slurm's own.
-_SUBMITITS = (
-    "timeout_min", "nodes", "gpus_per_node", "cpus_per_task", "mem_gb", "name", "stderr_to_stdout",
-)  # fmt: skip
+_SUBMITITS = ("timeout_min", "nodes", "gpus_per_node", "cpus_per_task", "mem_gb", "name")
 
 
 @dataclass(frozen=True)
@@ -55,21 +52,11 @@ class LaunchSettings:
 
     @classmethod
     def read(cls, output: Path) -> LaunchSettings | None:
-        """Return what :meth:`save` wrote, or None where nothing was.
-
-        Raises:
-            InputError: If the file holds something else.
-        """
+        """Return what :meth:`save` wrote, or None where nothing was."""
         file = output / _SETTINGS
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
-            settings = cls(**(data | {"slurm": tuple(data["slurm"])}))
-            numbers = (settings.jobs, settings.nproc_per_node)
-            if settings.launcher not in LAUNCHERS or not all(
-                isinstance(number, int | None) for number in numbers
-            ):
-                raise ValueError(f"{data!r} names no launcher")
-            return settings
+            return cls(**(data | {"slurm": tuple(data["slurm"])}))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, LookupError) as error:
@@ -94,10 +81,9 @@ class LaunchSettings:
                 raise InputError("--slurm nodes: a run uses one node; give it more gpus_per_node.")
             return SlurmLauncher(output / "slurm", self._slurm())
         if self.launcher == "torchrun":
-            return LocalLauncher(lanes=1, lock=lock)
+            return LocalLauncher(1, lock=lock)
         several = (self.jobs or num_gpus) > 1
-        lanes = self.lanes(num_gpus)
-        return LocalLauncher(lanes=lanes, num_gpus=num_gpus * several, lock=lock)
+        return LocalLauncher(self.lanes(num_gpus), num_gpus=num_gpus * several, lock=lock)
 
     def _slurm(self) -> dict[str, str]:
         for word in self.slurm:
@@ -135,19 +121,13 @@ def train_command(arguments: Sequence[str], *, num_processes: int = 1) -> list[s
 
 
 class LocalLauncher:
-    """Runs as child processes.
-
-    Args:
-        lanes: Runs at a time, each with an equal share of the cores.
-        num_gpus: GPUs that the runs take turns on, each seeing one; 0 leaves CUDA_VISIBLE_DEVICES
-            alone.
-        lock: A file descriptor that every run holds open, so that the lock on it lasts as long as
-            the last of them.
+    """Runs as child processes, ``lanes`` at a time. Each sees one of ``num_gpus`` (0 leaves
+    CUDA_VISIBLE_DEVICES alone) and holds ``lock`` open, so that it lasts as long as the last run.
     """
 
     outlives_benchmark = False
 
-    def __init__(self, *, lanes: int, num_gpus: int = 0, lock: int | None = None) -> None:
+    def __init__(self, lanes: int, *, num_gpus: int = 0, lock: int | None = None) -> None:
         self.lanes, self.num_gpus, self.lock = lanes, num_gpus, lock
 
     def start(self, command: Sequence[str], folder: Path, lane: int) -> LocalJob:
@@ -187,17 +167,13 @@ class LocalJob:
 
 
 def _end_with_parent() -> None:
-    """Ask the kernel to send SIGTERM when the benchmark dies, also of SIGKILL: a run that nobody
-    watches would meet its successor.
-    """
+    # SIGTERM when the benchmark dies, also of SIGKILL: an unwatched run would meet its successor.
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class TrainJob:
-    """What a Slurm job does: it runs the command, and is queued again when it is preempted or out
-    of time.
-    """
+    """A Slurm job: it runs the command, and is queued again when preempted or out of time."""
 
     def __init__(self, command: Sequence[str], folder: str) -> None:
         self.command, self.folder = list(command), folder
@@ -221,10 +197,9 @@ class TrainJob:
 class SlurmLauncher:
     """Runs as Slurm jobs through submitit, which stay in the queue when the benchmark ends.
 
-    Args:
-        folder: For submitit's files, and for ``jobs.json``, by which a second call finds its jobs.
-        parameters: submitit's (timeout_min, gpus_per_node, ...) and Slurm's (partition, ...).
-        cluster: submitit's executor; ``slurm``, or ``local`` for a trial without Slurm.
+    ``folder`` is for submitit's files, and for ``jobs.json``, by which a second call finds its
+    jobs. ``parameters`` are submitit's (timeout_min, ...) or Slurm's (partition, ...). ``cluster``
+    is submitit's executor.
 
     Raises:
         InputError: If submitit is not installed, Slurm is not there, or a parameter is not known.

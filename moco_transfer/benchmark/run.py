@@ -53,17 +53,13 @@ def run_cells(
     *,
     on_finished: Callable[[Cell], None],
 ) -> list[Failure]:
-    """Run cells, as many at a time as the launcher takes, and return the runs that failed.
+    """Run incomplete cells, each with its number of iterations, and return the runs that failed.
 
-    Args:
-        cells: Those that are not complete, each with its number of iterations, in their order.
-        launcher: See :mod:`moco_transfer.benchmark.launch`.
-        command: The command of a cell.
-        on_finished: Called after each cell that has its results.
+    ``launcher`` (see :mod:`.launch`) starts the ``command`` of each; ``on_finished`` is called
+    after each that has its results.
 
     Raises:
-        Stopped: On SIGTERM or Ctrl-C, after the runs have saved. Further signals change nothing
-            until then.
+        Stopped: On SIGTERM or Ctrl-C, after the runs have saved; further signals change nothing.
     """
     waiting, failures = list(cells), []
     running: dict[int, tuple[Cell, Any]] = {}

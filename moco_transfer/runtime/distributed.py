@@ -119,10 +119,10 @@ def _gloo_group(processes: Any) -> Any:
 
 
 def cpu_group() -> Any:
-    """Return a group of all processes for tensors on the CPU. Collective when first called.
+    """Return a group for tensors on the CPU, None (the default) unless that is NCCL's.
 
-    For what the host must know in each iteration: a value on a GPU would make it wait. None, the
-    default group, unless that is NCCL's.
+    For what the host must know in each iteration: a value on a GPU would make it wait. Collective
+    when first called.
     """
     if get_world_size() == 1 or dist.get_backend() == "gloo":
         return None

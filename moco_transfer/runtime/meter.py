@@ -23,7 +23,6 @@ from .distributed import (
 
 class Meter:
     """Sums of one log period. Only ``means``, ``state`` and ``first_bad`` wait for the device.
-
     ``count`` includes the iterations before a resume, ``waited_sec`` does not.
     """
 

@@ -29,7 +29,7 @@ class MetricsFile:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
-            self._truncate(start_iteration)
+            self._drop_after(start_iteration)
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open during the run
         self._writer: Any = None
         if tensorboard:
@@ -57,7 +57,7 @@ class MetricsFile:
         if self._writer is not None:
             self._writer.close()
 
-    def _truncate(self, start_iteration: int) -> None:
+    def _drop_after(self, start_iteration: int) -> None:
         rows = read_metrics(self.path)
         kept = [row for row in rows if start_iteration and row["iteration"] <= start_iteration]
         if len(kept) < len(rows):

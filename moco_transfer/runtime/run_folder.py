@@ -15,15 +15,17 @@ def open_run_folder(output_dir: str | Path, *, resume: bool) -> Path:
     """Return OUTPUT_DIR as a path; nothing is written. Collective.
 
     Raises:
-        InputError: If the folder holds a run and ``resume`` is not set: its results would be mixed.
+        InputError: If it is a file, or holds a run and ``resume`` is not set.
     """
     folder = Path(output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"OUTPUT_DIR {folder} is a file, expected a folder.")
+    files = [name for name in (LAST, "metrics.json", "results.json") if (folder / name).exists()]
     # Decided on one process: the first to write would look like an old run to the others.
-    found = broadcast_object(_files_of_a_run(folder) if is_main_process() else None)
-    if found and not resume:
+    if (found := broadcast_object(files)) and not resume:
         raise InputError(
-            f"OUTPUT_DIR {folder} already holds a run ({found}). Continue it with --resume, or"
-            " choose another OUTPUT_DIR."
+            f"OUTPUT_DIR {folder} already holds a run ({', '.join(found)}). Continue it with"
+            " --resume, or choose another OUTPUT_DIR."
         )
     return folder
 
@@ -34,10 +36,3 @@ def record_settings(folder: Path, config_text: str) -> None:
         atomic_write_text(folder / "config.yaml", config_text)
         atomic_write_text(folder / "env.txt", environment_report())
     barrier()
-
-
-def _files_of_a_run(folder: Path) -> str:
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"OUTPUT_DIR {folder} is a file, expected a folder.")
-    present = [name for name in (LAST, "metrics.json", "results.json") if (folder / name).exists()]
-    return ", ".join(present)

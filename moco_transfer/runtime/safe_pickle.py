@@ -30,8 +30,7 @@ _DAMAGE = (
 )
 
 
-class _ForbiddenGlobalError(pickle.UnpicklingError):
-    """The pickle names a function or class that is none of numpy's array builders."""
+class _ForbiddenGlobalError(pickle.UnpicklingError): ...
 
 
 class _Dtype:
@@ -138,8 +137,8 @@ class _ArrayUnpickler(_Unpickler):  # type: ignore[misc]
 def read_pickle(file: BinaryIO, where: str | os.PathLike[str]) -> Any:
     """Return what a pickle holds: dict, list, tuple, str, bytes, numbers, None and numpy arrays.
 
-    Reads every protocol, files of Python 2 included (Detectron2's and Caffe2's model zoos, CIFAR's
-    batches), whose strings are decoded as latin1.
+    Reads every protocol; strings of Python 2 (Detectron2's and Caffe2's model zoos, CIFAR's
+    batches) are decoded as latin1. ``where`` is its name in messages.
 
     Raises:
         InputError: If it is truncated or damaged, or asks for anything but arrays of plain numbers;
@@ -151,8 +150,7 @@ def read_pickle(file: BinaryIO, where: str | os.PathLike[str]) -> Any:
     except _ForbiddenGlobalError as error:
         raise InputError(
             f"{where} is a pickle that asks for {str(error)[:100]!r}; only numpy arrays, numbers,"
-            " strings and containers are read, and nothing in it was run. Save it again with those"
-            " alone, or a checkpoint with torch.save."
+            " strings and containers are read, and nothing in it was run. Save it with those alone."
         ) from None
     except _DAMAGE as error:
         reason = " ".join(str(error).split())[:100] or type(error).__name__

@@ -17,7 +17,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from moco_transfer.report import build_tables, read_runs
-from moco_transfer.report.html.page import embed_image, render_page
+from moco_transfer.report.html.page import render_page
 from moco_transfer.report.html.plots import STYLES, figure_name, inline_svg, swatch
 from moco_transfer.report.pretraining import find_pretraining
 
@@ -240,14 +240,6 @@ def test_render_page__embeds_the_sheet_of_its_own_table(three_rows, make_run):
     assert [address for address in page.addresses if address.startswith("data:image")] == [
         "data:image/png;base64,cG5nIG9mIHg="
     ]
-
-
-def test_embed_image__takes_svg_first(tmp_path):
-    assert embed_image(tmp_path / "a.b", "c") is None
-    (tmp_path / "a.b.png").write_bytes(b"1")
-    assert embed_image(tmp_path / "a.b", "c").uri == "data:image/png;base64,MQ=="
-    (tmp_path / "a.b.svg").write_bytes(b"2")
-    assert embed_image(tmp_path / "a.b", "c").uri == "data:image/svg+xml;base64,Mg=="
 
 
 def test_inline_svg__follows_the_page():

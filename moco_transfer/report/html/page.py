@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -34,17 +34,9 @@ from .plots import (
     swatch,
 )
 
-#: What `sheet` writes; the first ending that is there is embedded.
+#: What `sheet` writes, before the table's name and .png.
 SHEET_NAME = "detections"
-_ENDINGS = {".svg": "image/svg+xml", ".png": "image/png", ".jpg": "image/jpeg"}
 _TALL_INCHES = 8.0  # a higher panel is folded away
-
-
-class Image(NamedTuple):
-    """An embedded image: what it shows, and its data as a URI."""
-
-    caption: str
-    uri: str
 
 
 def render_page(
@@ -144,24 +136,13 @@ def sheet_folder(table: Table) -> Path:
     return Path(os.path.commonpath([Path(run.folder).parent for run in table.runs]))
 
 
-def _sheet(table: Table, folders: Sequence[str | Path]) -> Image | None:
-    caption = (
-        "Detections of each initialisation next to the ground truth: as many of each image, the"
-        " surest, as it has objects"
-    )
-    own = [Path(run.folder).parent for run in table.runs]
-    places = dict.fromkeys([*map(Path, folders), sheet_folder(table), *own])
-    name = f"{SHEET_NAME}_{figure_name(table)}"
-    return next(filter(None, (embed_image(place / name, caption) for place in places)), None)
-
-
-def embed_image(stem: Path, caption: str) -> Image | None:
-    """Return the image ``stem`` + .svg, .png or .jpg as data, the first that is there, or None."""
-    for ending, kind in _ENDINGS.items():
-        file = stem.with_name(stem.name + ending)
-        if file.is_file():
-            return Image(caption, _data_uri(kind, file.read_bytes()))
-    return None
+def _sheet(table: Table, folders: Sequence[str | Path]) -> str | None:
+    """Return the image that `sheet` has drawn of a table as a URI."""
+    places = [*map(Path, folders), sheet_folder(table)]
+    places += [Path(run.folder).parent for run in table.runs]
+    files = (place / f"{SHEET_NAME}_{figure_name(table)}.png" for place in places)
+    file = next(filter(Path.is_file, files), None)
+    return _data_uri("image/png", file.read_bytes()) if file else None
 
 
 def _differences(base: str, own: str) -> list[tuple[str, str, str]]:
