@@ -63,10 +63,8 @@ class HeldImages:
 
 
 def looks_like_cifar10(root: str | os.PathLike[str]) -> bool:
-    """Return whether a folder or an archive holds CIFAR-10, by its first names alone.
-
-    Raises:
-        InputError: For an archive of the class folders, which would be read as one tar shard.
+    """Return whether a folder or an archive holds CIFAR-10, by its first names alone. InputError
+    for an archive of the class folders, which would be read as one tar shard.
     """
     root = Path(root)
     if root.is_dir():
@@ -84,11 +82,7 @@ def looks_like_cifar10(root: str | os.PathLike[str]) -> bool:
 
 def read_cifar10(root: str | os.PathLike[str], *, split: str = "train") -> ImageFolder | HeldImages:
     """Read the ``train`` or ``test`` split of CIFAR-10 from a folder or an archive; batches are
-    held in memory (160 MB).
-
-    Raises:
-        MissingFileError: If a batch is missing.
-        InputError: If a file is damaged.
+    held in memory (160 MB). InputError if a batch is missing or damaged.
     """
     root, names = Path(root), _BATCHES[split]
     if (root / split).is_dir():

@@ -39,14 +39,12 @@ _NPY = b"\x93NUMPY"
 
 
 def decode_pixels(data: bytes | memoryview, buffer: np.ndarray | None = None) -> np.ndarray:
-    """Decode an image; raises one of :data:`UNREADABLE` if that fails.
+    """Return the pixels of :func:`read_rgb`, uint8 (H, W, 3), perhaps read-only; raises one of
+    :data:`UNREADABLE` if that fails.
 
     Args:
         data: The file's bytes; also a ``.npy`` file of uint8 (H, W, 3), which is not copied.
         buffer: uint8 (n,), which the result may lie in, to reuse its memory.
-
-    Returns:
-        uint8 (H, W, 3), RGB, perhaps read-only; the pixels of :func:`read_rgb`.
     """
     if is_npy(data):
         start = 10 + int.from_bytes(data[8:10], "little")
@@ -131,18 +129,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def read_image(path: str, colour_order: str) -> np.ndarray:
-    """Read an image for detection, rotated upright as its EXIF orientation says.
-
-    Args:
-        path: The file.
-        colour_order: ``RGB`` or ``BGR``.
-
-    Returns:
-        uint8 (H, W, 3), perhaps read-only.
-
-    Raises:
-        MissingFileError: If the file does not exist.
-        InputError: If it cannot be decoded, or the colour order is another.
+    """Read an image for detection, rotated upright as its EXIF orientation says; returns uint8
+    (H, W, 3), perhaps read-only. InputError if it cannot be read, or ``colour_order`` is neither
+    ``RGB`` nor ``BGR``.
     """
     if colour_order not in ("RGB", "BGR"):
         raise InputError(f"INPUT.FORMAT is {colour_order!r}, expected RGB or BGR.")
@@ -153,10 +142,7 @@ def read_image(path: str, colour_order: str) -> np.ndarray:
     except FileNotFoundError as error:
         raise MissingFileError(f"The image {path} does not exist.") from error
     except UNREADABLE as error:
-        raise InputError(
-            f"The image {path} cannot be decoded ({error}). Replace it or remove it from the data"
-            " set."
-        ) from error
+        raise InputError(f"The image {path} cannot be decoded ({error}). Replace it.") from error
     with contextlib.suppress(Exception):  # damaged EXIF raises nearly anything; pixels are good
         with Image.open(io.BytesIO(data)) as header:
             orientation = header.getexif().get(ExifTags.Base.Orientation, 1)

@@ -49,10 +49,7 @@ class IndexedSource(ImageSource, Protocol):
         ...
 
     def content(self, index: int) -> bytes | memoryview:
-        """Return the encoded image, for ``decode.decode_pixels`` or ``decode.read_rgb``.
-
-        Raises one of ``decode.UNREADABLE`` if it cannot be read.
-        """
+        """Return the encoded image; raises one of ``decode.UNREADABLE`` if it cannot be read."""
         ...
 
 
@@ -63,13 +60,8 @@ class Table(Sequence[Item]):
     counts are written when it is read. Forked workers share the arrays. For spawned workers they
     move to shared memory when they are first sent.
 
-    Attributes:
-        ends: int64 (n + 1,), where each item begins and ends in ``data``.
-        data: uint8 (bytes,).
-
-    Args:
-        items: The items' bytes, in order.
-        decode: From an item's bytes to what indexing returns, such as :func:`decode_name`.
+    ``data``, uint8, holds the items' bytes; ``ends``, int64 (n + 1,), where each begins and ends.
+    ``decode`` makes of an item's bytes what indexing returns.
     """
 
     def __init__(self, items: Iterable[bytes], decode: Callable[[bytes], Item]) -> None:
@@ -106,11 +98,10 @@ class Table(Sequence[Item]):
 
 def name_table(names: Iterable[str]) -> Table[str]:
     """Return file names as a table."""
-    return Table(map(os.fsencode, names), decode_name)
+    return Table(map(os.fsencode, names), _decode_name)
 
 
-def decode_name(data: bytes) -> str:
-    """``os.fsdecode``, in a form that can be pickled."""
+def _decode_name(data: bytes) -> str:  # os.fsdecode itself cannot be pickled
     return os.fsdecode(data)
 
 

@@ -69,10 +69,7 @@ def _mapped(file: str, state: tuple[int, int]) -> memoryview:
 
 def open_local_shards(root: str, files: list[Path]) -> LocalShards:
     """Open local shards; those that ``pack`` wrote are checked by their size. Collective.
-
-    Raises:
-        MissingFileError: If a shard of a pack is missing, or the pack was interrupted.
-        InputError: If a shard is damaged, or not what was packed.
+    InputError if a shard is damaged or not what was packed, or if the pack was interrupted.
     """
     about: dict[str, Any] = {}
     folder = files[0].parent
@@ -100,12 +97,7 @@ def open_local_shards(root: str, files: list[Path]) -> LocalShards:
 
 
 def read_pack_file(folder: Path) -> dict[str, Any]:
-    """Return what a folder's pack.json holds.
-
-    Raises:
-        MissingFileError: If there is none.
-        InputError: If it is damaged or of another version.
-    """
+    """Return what a folder's pack.json holds; InputError if there is none, or it is damaged."""
     path = folder / PACK_FILE
     try:
         about = json.loads(path.read_text(encoding="utf-8"))

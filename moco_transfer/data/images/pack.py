@@ -94,13 +94,8 @@ def pack(
     on_image: Callable[[], None] = lambda: None,
 ) -> list[str]:
     """Write tar shards, or continue where an earlier run was interrupted; ``num_workers`` processes
-    decode (0: this one), and ``on_image`` is called after each image.
-
-    Returns:
-        Why images were left out, one sentence each.
-
-    Raises:
-        InputError: If the folder holds a pack of something else.
+    decode (0: this one), and ``on_image`` is called after each image. Returns why images were left
+    out, one sentence each. InputError if the folder holds a pack of something else.
     """
     dst, step = Path(dst), settings.images_per_shard
     parts = {
@@ -171,11 +166,7 @@ def _finished_shards(dst: Path, origin: str) -> dict[str, dict[str, Any]]:
 
 
 def _write_shard(
-    file: Path,
-    source: IndexedSource,
-    places: range,
-    payloads: Iterator[Any],
-    on_image: Callable[[], None],
+    file: Path, source: IndexedSource, places: range, payloads: Iterator[Any], on_image: Any
 ) -> dict[str, Any]:
     left_out: list[str] = []
     keys: set[str] = set()
@@ -188,20 +179,16 @@ def _write_shard(
                 continue
             key = _key_of(source, index, keys)
             keys.add(key)
-            members = {payload[0]: payload[1]}
-            if len(source.labels):
-                members["cls"] = str(source.labels[index]).encode()
-            for extension, data in members.items():
+            label = [("cls", str(source.labels[index]).encode())] if len(source.labels) else []
+            for extension, data in (payload, *label):
                 info = tarfile.TarInfo(f"{key}.{extension}")
                 info.size = len(data)
                 archive.addfile(info, io.BytesIO(data))
-    size, sha256 = file.stat().st_size, sha256_of(file)
-    found = {"filesize": size, "sha256": sha256, "left_out": left_out}
-    return {"url": file.name, "nsamples": len(keys), **found}
+    entry = {"url": file.name, "nsamples": len(keys), "filesize": file.stat().st_size}
+    return {**entry, "sha256": sha256_of(file), "left_out": left_out}
 
 
 def _path_of(source: IndexedSource, index: int) -> str:
-    """Return the image's path in its source, empty for an image of a shard."""
     return source.names[index] if isinstance(source, ImageFolder) else ""
 
 
@@ -214,10 +201,8 @@ def _key_of(source: IndexedSource, index: int, used: set[str]) -> str:
 
 
 def check_pack(root: str | os.PathLike[str]) -> int:
-    """Compare every byte of a pack with what was written; returns the number of images.
-
-    Raises:
-        InputError: Naming the first shard that differs.
+    """Compare every byte of a pack with what was written; returns the number of images. InputError
+    names the first shard that differs.
     """
     folder = Path(root)
     entries = read_pack_file(folder)["shardlist"]

@@ -67,9 +67,7 @@ def read_shard(url: str) -> Iterator[tuple[str, bytes, int]]:
     """Yield (shard and member, encoded image, label or -1) for each image of a shard, in order.
 
     A shard by URL whose transfer breaks off is opened again; what came already is skipped.
-
-    Raises:
-        InputError: If it cannot be read to its end.
+    InputError if it cannot be read to its end.
     """
     done = 0
     for attempt in range(1, _ATTEMPTS + 1):

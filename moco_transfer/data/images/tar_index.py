@@ -16,18 +16,11 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from ...runtime.distributed import (
-    all_gather_object,
-    broadcast_object,
-    get_rank,
-    get_world_size,
-    is_main_process,
-)
+from ...runtime import distributed
 from ...runtime.errors import InputError
 from ...runtime.files import atomic_path
 from .image_source import EXTENSIONS, Table, is_image, name_table
@@ -40,8 +33,6 @@ BROKEN = (OSError, tarfile.TarError, EOFError, zlib.error, ValueError)
 # webdataset's rules: names that it keeps for itself, and a sample's key.
 _META = re.compile(r"__[^/]*__($|/)")
 _KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
-
-Content = TypeVar("Content")
 
 
 @dataclass(frozen=True)
@@ -60,18 +51,17 @@ class ShardIndex:
 
 def index_shards(files: list[Path]) -> list[ShardIndex]:
     """Index local shards, each process its part of those that are not indexed yet. Collective.
-
-    Raises:
-        InputError: If a shard is damaged; names it.
+    InputError names a damaged shard.
     """
     # Every process indexes: while one did it alone, the process group of the others would time out.
-    fresh = [file for file in files if _read(file) is None] if is_main_process() else []
-    fresh = broadcast_object(fresh)
-    if fresh and is_main_process():
+    is_main = distributed.is_main_process()
+    fresh = [file for file in files if _read(file) is None] if is_main else []
+    fresh = distributed.broadcast_object(fresh)
+    if fresh and is_main:
         logger.info("reading the headers of %d shards", len(fresh))
-    own = tqdm(fresh[get_rank() :: get_world_size()], "indexing shards", leave=False, disable=None)
+    own = fresh[distributed.get_rank() :: distributed.get_world_size()]
     made: dict[Path, ShardIndex] = {}
-    for part in all_gather_object({file: _index_and_keep(file) for file in own}):
+    for part in distributed.all_gather_object({file: _index_and_keep(file) for file in own}):
         made |= part
     return [made.get(file) or _read(file) or index_shard(file) for file in files]
 
@@ -100,8 +90,7 @@ def _read(shard: Path) -> ShardIndex | None:
 
 def _index_and_keep(shard: Path) -> ShardIndex:
     index, file = index_shard(shard), Path(f"{shard}.index.npz")
-    arrays = {name: getattr(index, name) for name in ("state", "offsets", "sizes", "labels")}
-    arrays |= {"ends": index.names.ends, "names": index.names.data}
+    arrays = vars(index) | {"ends": index.names.ends, "names": index.names.data}
     try:
         with atomic_path(file) as temporary, open(temporary, "wb") as out:
             np.savez(out, **arrays)
@@ -111,11 +100,7 @@ def _index_and_keep(shard: Path) -> ShardIndex:
 
 
 def index_shard(file: Path) -> ShardIndex:
-    """Index one tar file by its headers.
-
-    Raises:
-        InputError: If it is damaged or cut off.
-    """
+    """Index one tar file by its headers; InputError if it is damaged or cut off."""
     state, rows, names, unclear = _state_of(file), [], [], []
     try:
         with tarfile.open(file) as archive:
@@ -153,14 +138,12 @@ def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             yield member
 
 
-def group_samples(
-    members: Iterable[tuple[str, Content]],
-) -> Iterator[dict[str, tuple[str, Content]]]:
+def group_samples(members: Iterable[tuple[str, Any]]) -> Iterator[dict[str, tuple[str, Any]]]:
     """Group a shard's members, (name, content), as webdataset does; yields each sample's members by
     extension. ValueError if a sample has two of one extension.
     """
     key: str | None = None
-    sample: dict[str, tuple[str, Content]] = {}
+    sample: dict[str, tuple[str, Any]] = {}
     for name, content in members:
         match = _KEY.match(name)
         if _META.match(name) or match is None:

@@ -17,14 +17,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ...runtime.distributed import get_rank, get_world_size, is_main_process
-from ...runtime.errors import InputError, MissingFileError
+from ...runtime.errors import InputError
 from ...runtime.stop import ignore_sigterm
-from ..images.cifar10 import HeldImages
 from ..images.decode import UNREADABLE, read_rgb
-from ..images.folder import ImageFolder
 from ..images.image_source import IndexedSource
-from ..images.local_shards import LocalShards
-from ..images.sources import open_indexed
+from ..images.sources import Indexed, open_indexed
 from .augmentation import centre_view
 
 logger = logging.getLogger(__name__)
@@ -54,13 +51,8 @@ def protocol_resize(size: int) -> int:
 def find_labelled(
     train: str | os.PathLike[str], test: str | os.PathLike[str]
 ) -> tuple[IndexedSource, IndexedSource]:
-    """Find two sets of labelled images that have the same classes.
-
-    Args:
-        train: What a classifier learns from: class folders, a list file with labels, local tar
-            shards, or CIFAR-10 (of which the training images are used).
-        test: What it is tested on, in the same forms (of CIFAR-10 the test images). Its classes
-            are numbered as those of ``train``.
+    """Find two sets of labelled images: class folders, list files with labels, local tar shards, or
+    CIFAR-10 (its training and test images). Classes of ``test`` are numbered as ``train``'s.
 
     Raises:
         MissingFileError: If one does not exist.
@@ -71,25 +63,19 @@ def find_labelled(
     unknown = sorted(set(asked.class_names) - set(known.class_names))
     if unknown:
         raise InputError(
-            f"{test} has {len(unknown)} classes that {train} lacks, the first is {unknown[0]!r} "
-            f"(there: {', '.join(known.class_names[:5])}, …). Give images of the same classes."
+            f"{test} has {len(unknown)} classes that {train} lacks, the first is {unknown[0]!r}"
+            f" (there: {', '.join(known.class_names[:5])}, …). Give images of the same classes."
         )
     number = np.array([known.class_names.index(name) for name in asked.class_names], np.int64)
     labels = number[asked.labels]
     return known, dataclasses.replace(asked, labels=labels, class_names=known.class_names)
 
 
-def _open_labelled(root: str, split: str) -> ImageFolder | HeldImages | LocalShards:
-    if not os.path.exists(root):
-        raise MissingFileError(
-            f"{root} does not exist. Give a folder of class folders, a list file with labels, tar"
-            " shards, or CIFAR-10."
-        )
+def _open_labelled(root: str, split: str) -> Indexed:
     source = open_indexed(root, split=split)
     if len(source.class_names) < 2:
         raise InputError(
-            f"{root}: expected images of at least two classes, found {len(source.class_names)}:"
-            f" {source.describe()}."
+            f"{root}: expected images of at least two classes, found {len(source.class_names)}."
         )
     return source
 
@@ -119,10 +105,7 @@ class CentreViews(Dataset):
 
 class LabelledBatches:
     """This process's share (every ``world_size``-th) of labelled images in batches, as often as
-    asked; small sets are decoded only once.
-
-    Raises:
-        InputError: If there are fewer images than processes.
+    asked; small sets are decoded only once. InputError if there are fewer images than processes.
     """
 
     def __init__(
@@ -134,10 +117,7 @@ class LabelledBatches:
         num_workers: int = 0,
     ) -> None:
         if len(images) < get_world_size():
-            raise InputError(
-                f"{len(images)} images are fewer than the {get_world_size()} processes. Start"
-                " fewer processes."
-            )
+            raise InputError(f"{len(images)} images are fewer than {get_world_size()} processes.")
         self.images, self.view = images, view
         self.batch_size, self.num_workers = batch_size, num_workers
         self._kept: list[tuple[Tensor, ...]] = []
@@ -161,8 +141,8 @@ class LabelledBatches:
         self._reading = iter(self._kept or loader)
         keep = not self._kept and len(own) * 3 * self.view.size**2 <= _KEEP_BYTES
         kept = []
-        shown = {"desc": description, "unit": "batch", "leave": False, "total": len(loader)}
-        for batch in tqdm(self._reading, **shown, disable=None if is_main_process() else True):
+        hidden = None if is_main_process() else True
+        for batch in tqdm(self._reading, description, len(loader), leave=False, disable=hidden):
             if keep:  # a copy: workers' tensors hold a file descriptor each
                 kept.append(tuple(part.clone() for part in batch))
             yield tuple(batch)

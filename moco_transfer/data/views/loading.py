@@ -38,28 +38,20 @@ def plan_batches(
     """Decide which images this process reads in each iteration from ``start_iteration`` on.
 
     ``batch_size_total`` counts the images of all processes. The order of a stream of shards depends
-    on ``num_workers`` and ``shuffle_buffer`` too.
-
-    Raises:
-        InputError: If a batch does not divide among the processes, there are fewer images than
-            one batch, or a stream has fewer shards than workers.
+    on ``num_workers`` and ``shuffle_buffer`` too. InputError if the images cannot be divided so.
     """
-    place = {"rank": get_rank(), "world_size": get_world_size(), "start_iteration": start_iteration}
+    order = {"batch_size_total": batch_size_total, "epochs": epochs, "seed": seed}
+    order |= {"rank": get_rank(), "world_size": get_world_size()}
+    order["start_iteration"] = start_iteration
     if isinstance(source, ShardStream):
-        return ShardBatches(
-            source, batch_size_total, epochs, seed, num_workers, shuffle_buffer, **place
-        )
-    return EpochBatches(
-        len(source), batch_size_total=batch_size_total, epochs=epochs, seed=seed, **place
-    )
+        streams = {"num_workers": num_workers, "shuffle_buffer": shuffle_buffer}
+        return ShardBatches(source, **order, **streams)
+    return EpochBatches(len(source), **order)
 
 
 class Loader:
     """The batches of a run from its ``start_iteration`` on, each as ``ViewBatch.finished`` returns
-    it.
-
-    One pass is the whole run, so workers never restart at an epoch's end. With ``num_workers`` 0
-    this process loads; ``pin_memory`` puts batches where a GPU can copy them itself.
+    it. One pass is the whole run, so workers never restart at an epoch's end.
     """
 
     def __init__(
@@ -73,13 +65,12 @@ class Loader:
     ) -> None:
         views: ShardViews | Views
         if isinstance(batches, ShardBatches):
-            views, sampler = ShardViews(batches, make_views), None
+            views = ShardViews(batches, make_views)
         else:
-            source = cast(IndexedSource, source)
-            views, sampler = Views(source, make_views, seed=batches.seed), batches
+            views = Views(cast(IndexedSource, source), make_views, seed=batches.seed)
         self._loader = DataLoader(
             views,
-            sampler=sampler,
+            sampler=None if isinstance(batches, ShardBatches) else batches,
             batch_size=None,
             num_workers=num_workers,
             pin_memory=pin_memory,
@@ -105,10 +96,8 @@ class Loader:
 
 
 def to_device(batches: Iterable[dict[str, Any]], device: torch.device) -> Iterator[dict[str, Any]]:
-    """Yield the batches with their tensors on the device.
-
-    On a GPU the next batch is copied on a stream of its own while the current step runs; batches
-    must lie in pinned memory for that. Elsewhere they are passed on.
+    """Yield the batches with their tensors on the device. A GPU copies the next batch, from pinned
+    memory, on a stream of its own while the current step runs.
     """
     if device.type != "cuda":
         yield from batches

@@ -55,8 +55,7 @@ def crop_resize(
     """Crop (top, left, height, width) of uint8 (H, W, 3), resize with Pillow's antialiased bilinear
     filter to ``out``, uint8 (S, S, 3), and mirror.
 
-    Raises:
-        ValueError: If the crop is not inside the image, or an array is not as described.
+    ValueError if the crop is not inside the image, or an array is not as described.
     """
     top, left, height, width = crop
     inside = top + height <= image.shape[0] and left + width <= image.shape[1]
@@ -66,15 +65,12 @@ def crop_resize(
     square = out.shape == (len(out), len(out), 3) and out.flags.c_contiguous
     if not right or not square or image.shape[2] != 3:
         raise ValueError(
-            f"expected uint8 (H, W, 3) and (S, S, 3) without gaps, got {image.dtype}"
-            f" {image.shape} and {out.dtype} {out.shape}."
+            f"expected uint8 (H, W, 3), (S, S, 3) without gaps, got {image.shape}, {out.shape}."
         )
-    source, target = image.ctypes.data, out.ctypes.data
     library = _library()
     assert library is not None
-    if library.mt_crop_resize(
-        source, image.strides[0], top, left, height, width, len(out), flip, target
-    ):
+    place = (top, left, height, width, len(out), flip)
+    if library.mt_crop_resize(image.ctypes.data, image.strides[0], *place, out.ctypes.data):
         raise MemoryError("no memory for a resized view")
 
 
@@ -91,8 +87,7 @@ def finish_views(
         bias: float32 (3,).
         out: float32 (B, 3, S, S), contiguous or channels-last; written.
 
-    Raises:
-        ValueError: If a tensor is not as described: the loops would read past its end.
+    ValueError if a tensor is not as described: the loops would read past its end.
     """
     batch, size = views.shape[:2]
     reach = kernels.shape[1] - 1
@@ -103,10 +98,8 @@ def finish_views(
         channels_last = tensor is out and out.is_contiguous(memory_format=torch.channels_last)
         gaps = not tensor.is_contiguous() and not channels_last
         if (tensor.dtype, tensor.shape, tensor.device.type) != (dtype, shape, "cpu") or gaps:
-            raise ValueError(
-                f"expected contiguous {dtype} {shape} on the CPU, got {tensor.dtype}"
-                f" {tuple(tensor.shape)} with strides {tensor.stride()} on {tensor.device}."
-            )
+            got = f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
+            raise ValueError(f"expected contiguous {dtype} {shape} on the CPU, got {got}.")
     channel, column = (size * size, 1) if out.is_contiguous() else (1, 3)
     view, step, kernel, by, plus, target = (tensor.data_ptr() for tensor in tensors)
     jumps = [t.stride(0) * t.element_size() for t in (views, steps, kernels, out)]
@@ -127,9 +120,7 @@ def finish_views(
 
 def in_threads(work: Callable[[range], Result], count: int) -> list[Result]:
     """Call ``work`` with parts of ``range(count)``, one for each of ``torch.get_num_threads()``
-    threads (1 in a data worker); for loops that release Python's lock.
-
-    Returns what it returned, in the order of the parts.
+    threads (1 in a data worker); returns the results in the order of the parts.
     """
     threads = max(1, min(torch.get_num_threads(), count))
     parts = [range(count * t // threads, count * (t + 1) // threads) for t in range(threads)]

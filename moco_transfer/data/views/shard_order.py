@@ -50,42 +50,28 @@ class ShardBatches:
     """All batches of a run from ``start_iteration`` on, on one process.
 
     Iteration t is made by the process's worker t mod ``num_streams``; its stream in the whole run
-    is ``rank * num_streams`` + that.
-
-    Attributes:
-        shards: The shards.
-        batch_size_total: Images per iteration over all processes.
-        epochs, seed: Of the run.
-        num_workers: Data workers per process; 0 reads in the training process.
-        shuffle_buffer: Images in a block; 1 does not shuffle within shards.
-        rank, world_size: This process, and the number of processes.
-        start_iteration: Iterations already finished.
-
-    Raises:
-        InputError: If a batch does not divide among the processes, the shards hold less than one
-            batch, or there are fewer shards than streams.
+    is ``rank * num_streams`` + that. InputError if the images or the shards cannot be divided so.
     """
 
     shards: ShardStream
-    batch_size_total: int
+    batch_size_total: int  # images per iteration over all processes
     epochs: int
     seed: int
-    num_workers: int
-    shuffle_buffer: int
+    num_workers: int  # per process; 0 reads in the training process
+    shuffle_buffer: int  # images in a block; 1 does not shuffle within shards
     rank: int = 0
     world_size: int = 1
-    start_iteration: int = 0
+    start_iteration: int = 0  # iterations already finished
 
     def __post_init__(self) -> None:
-        num_images = len(self.shards)
-        check_batch_size(self.batch_size_total, num_images=num_images, world_size=self.world_size)
+        images = len(self.shards)
+        check_batch_size(self.batch_size_total, num_images=images, world_size=self.world_size)
         streams, shards = self.world_size * self.num_streams, len(self.shards.urls)
         if shards < streams:
             raise InputError(
                 f"{self.shards.root} has {shards} shards, fewer than the {streams} data workers"
-                f" ({self.world_size} processes x {self.num_streams}), each of which reads its own."
-                f" Set DATA.NUM_WORKERS to at most {shards // self.world_size}, start at most"
-                f" {shards} processes, or write the images into at least {streams} shards."
+                f" ({self.world_size} processes x {self.num_streams}). Set DATA.NUM_WORKERS to at"
+                f" most {shards // self.world_size}, or start at most {shards} processes."
             )
 
     @property
@@ -184,10 +170,8 @@ class ShardBatches:
 
     def read(self, stream: int, epoch: int, *, skip: int = 0) -> Iterator[ShardImage]:
         """Yield the images of a stream's shards in an epoch, over and over, without the first
-        ``skip``; shards that lie wholly in what is skipped are not opened.
-
-        Raises:
-            InputError: If a shard cannot be read, or holds more or fewer images than was counted.
+        ``skip``; shards that lie wholly in what is skipped are not opened. InputError if a shard
+        cannot be read, or holds more or fewer images than was counted.
         """
         again = 0
         while True:
@@ -205,11 +189,8 @@ class ShardBatches:
                     number = self.shards.number_of(shard, position)
                     yield ShardImage(number, again, name, data, label)
             if not found:
-                urls = ", ".join(self.shards.urls[i] for i in self.shards_of(stream, epoch)[:3])
-                raise InputError(
-                    f"The shards {urls} … hold no image. Name images such as 000017.jpg, or leave"
-                    " these shards out."
-                )
+                first = self.shards.urls[self.shards_of(stream, epoch)[0]]
+                raise InputError(f"The shards {first} … hold no image, such as 000017.jpg.")
             again += 1
 
     def _counted(self, shard: int) -> Iterator[tuple[str, bytes, int]]:
@@ -223,6 +204,5 @@ class ShardBatches:
         if expected is not None and read != expected:
             raise InputError(
                 f"Shard {url} holds {'more' if read > expected else read} images, the index says"
-                f" {expected}: it has changed or is cut off. Make its index again, and start a new"
-                " run."
+                f" {expected}. Make its index again, and start a new run."
             )

@@ -5,10 +5,10 @@ read in any order.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any
 
-import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ...runtime.errors import InputError
@@ -21,10 +21,8 @@ from .view_batch import ATTEMPTS, ViewBatch, ViewMaker
 class ShardViews(IterableDataset):
     """This worker's batches of a run, each as ``ViewBatch.finished`` returns it.
 
-    Views are a function of (seed, epoch, index), the image's number in the whole set, and of how
-    often the epoch has come round to the image. An image that cannot be decoded is replaced by the
-    next of its block that can be, so that a batch keeps its size and nothing else changes. A worker
-    holds ``shuffle_buffer`` encoded images.
+    Views are a function of (seed, epoch, image's number), and of how often the epoch has come to
+    the image. An image that cannot be decoded is replaced by the next of its block that can be.
 
     A problem with a shard arrives as a batch {"error": sentence}: an exception would reach the main
     process with a traceback in it.
@@ -52,31 +50,26 @@ class ShardViews(IterableDataset):
         followed by what replaces it.
         """
         waiting = _blocks(self.batches, stream, start)
-        block, used = next(waiting, (None, 0))
+        block = next(waiting, None)
         while block is not None:
             block.fill(1.0)
-            following, following_used = next(waiting, (None, 0))
+            following = next(waiting, None)
             order = self.batches.order_in(block.block, stream)
             for turn, place in enumerate(order):
                 if following is not None:  # read ahead, so that nothing waits for the next block
                     following.fill((turn + 1) / len(order))
-                if turn >= used:
+                if turn >= block.used:
                     rest = (block.images[i] for i in order[turn:])
                     yield block.block.epoch, chain(rest, following.images if following else ())
                 block.images[place] = None
-            block, used = following, following_used
+            block = following
 
     def _fill(
-        self,
-        batch: ViewBatch,
-        place: int,
-        epoch: int,
-        candidates: Iterator[ShardImage],
-        buffer: np.ndarray | None,
+        self, batch: ViewBatch, place: int, epoch: int, images: Iterator[ShardImage], buffer: Any
     ) -> None:
-        """Write the views of the first candidate that can be decoded."""
+        """Write the views of the first image that can be decoded."""
         rng = None
-        for candidate in islice(candidates, ATTEMPTS):
+        for candidate in islice(images, ATTEMPTS):
             if rng is None:
                 again = [candidate.again] if candidate.again else []
                 rng = generator_at(self.batches.seed, "views", epoch, candidate.number, *again)
@@ -90,22 +83,22 @@ class ShardViews(IterableDataset):
         batch.given_up += 1
 
 
+@dataclass
 class _FilledBlock:
-    """A block and as many of its images as have been read."""
-
-    def __init__(self, block: Block, reader: Iterator[ShardImage]) -> None:
-        self.block, self._reader = block, reader
-        self.images: list[Any] = []
+    block: Block
+    used: int  # images of it that are used up
+    reader: Iterator[ShardImage]
+    images: list[Any] = field(default_factory=list)  # those that have been read
 
     def fill(self, share: float) -> None:
         while len(self.images) < share * self.block.size:
-            self.images.append(next(self._reader))
+            self.images.append(next(self.reader))
 
 
-def _blocks(batches: ShardBatches, stream: int, start: int) -> Iterator[tuple[_FilledBlock, int]]:
+def _blocks(batches: ShardBatches, stream: int, start: int) -> Iterator[_FilledBlock]:
     epoch = -1
     reader: Iterator[ShardImage] = iter(())
     for block, used in batches.blocks(stream, start):
         if block.epoch != epoch:
             epoch, reader = block.epoch, batches.read(stream, block.epoch, skip=block.start)
-        yield _FilledBlock(block, reader), used
+        yield _FilledBlock(block, used, reader)
