@@ -10,28 +10,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from .aggregate import Row
 from .records import METRICS_FILE, Problem, RunRecord
-from .seed_statistics import summarize
+from .seed_statistics import Summary, summarize
 
 #: Loss curves have at most this many points.
 MAX_BINS = 60
 _LARGEST = 1e39  # a larger value is damage: no float32 loss has it
 
 Points = list[tuple[float, float]]
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Mean, sample std (0.0 where one seed has a value) and n over seeds at rising iterations."""
-
-    iterations: tuple[float, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    n: tuple[int, ...]
+Curve = dict[float, Summary]  # over seeds, at rising iterations
 
 
 def metric_curve(row: Row, kind: str, metric: str) -> tuple[Curve, list[Problem]]:
@@ -77,9 +67,7 @@ def mean_curve(series: Sequence[Points]) -> Curve:
     at: dict[float, list[float]] = {}
     for iteration, value in (point for points in series for point in points):
         at.setdefault(iteration, []).append(value)
-    found = [(iteration, summarize(at[iteration])) for iteration in sorted(at)]
-    columns = zip(*((i, s.mean, s.std or 0.0, s.n) for i, s in found), strict=True)
-    return Curve(*columns) if found else Curve((), (), (), ())
+    return {iteration: summarize(at[iteration]) for iteration in sorted(at)}
 
 
 def read_series(file: Path, keys: Sequence[str]) -> tuple[dict[str, Points], list[Problem]]:

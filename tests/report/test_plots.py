@@ -69,17 +69,14 @@ def _row(folder):
 def test_metric_curve__mean_and_std_over_seeds(two_seeds):
     curve, problems = metric_curve(_row(two_seeds), "bbox", "AP")
     assert problems == []
-    assert curve.iterations == (50, 100)
-    assert curve.mean == (21.0, 41.0)
-    assert (
-        curve.std == (pytest.approx(math.sqrt(2)),) * 2
-    )  # values 1 below and 1 above the mean: sqrt(2 / 1)
-    assert curve.n == (2, 2)
+    assert [(i, at.mean, at.n) for i, at in curve.items()] == [(50, 21.0, 2), (100, 41.0, 2)]
+    # Values 1 below and 1 above the mean: sqrt(2 / 1).
+    assert [at.std for at in curve.values()] == [pytest.approx(math.sqrt(2))] * 2
 
 
 def test_metric_curve__last_iteration_counted_from_zero(two_seeds):
     _log(two_seeds / "m0", {"iteration": 50, "bbox/AP": 20.0}, {"iteration": 99, "bbox/AP": 40.0})
-    assert metric_curve(_row(two_seeds), "bbox", "AP")[0].iterations == (50, 100)
+    assert metric_curve(_row(two_seeds), "bbox", "AP")[0].keys() == {50, 100}
 
 
 def test_metric_curve__of_one_of_several_test_sets(make_run, tmp_path):
@@ -87,16 +84,14 @@ def test_metric_curve__of_one_of_several_test_sets(make_run, tmp_path):
     folder = make_run("a", metrics=metrics, dataset={"train": [], "test": ["x", "y"]})
     _log(folder, {"iteration": 50, "x/bbox/AP": 1.0, "y/bbox/AP": 2.0})
     tables = build_tables(read_runs([tmp_path])[0])
-    assert [metric_curve(table.rows[0], "bbox", "AP")[0].mean for table in tables] == [
-        (1.0, 4.0),
-        (2.0, 8.0),
-    ]
+    curves = [metric_curve(table.rows[0], "bbox", "AP")[0].values() for table in tables]
+    assert [[at.mean for at in curve] for curve in curves] == [[1.0, 4.0], [2.0, 8.0]]
 
 
 def test_loss_curve__few_points_stay_as_they_are(two_seeds):
     curve, _ = loss_curve(_row(two_seeds))
-    assert curve.iterations == (20, 40, 60, 80, 100)
-    assert curve.mean == pytest.approx((2.8, 2.6, 2.4, 2.2, 2.0))
+    assert list(curve) == [20, 40, 60, 80, 100]
+    assert [at.mean for at in curve.values()] == pytest.approx([2.8, 2.6, 2.4, 2.2, 2.0])
 
 
 def test_bin_means__hand_computed():
@@ -110,8 +105,8 @@ def test_bin_means__hand_computed():
 
 def test_mean_curve__counts_the_seeds_at_each_iteration():
     curve = mean_curve([[(1, 2.0), (2, 4.0)], [(2, 6.0)]])
-    assert (curve.iterations, curve.mean, curve.n) == ((1, 2), (2.0, 5.0), (1, 2))
-    assert curve.std == (0.0, pytest.approx(math.sqrt(2)))
+    assert [(i, at.mean, at.n) for i, at in curve.items()] == [(1, 2.0, 1), (2, 5.0, 2)]
+    assert (curve[1].std, curve[2].std) == (None, pytest.approx(math.sqrt(2)))
 
 
 def test_loss_curve__names_damaged_and_missing_files(two_seeds):
@@ -119,7 +114,7 @@ def test_loss_curve__names_damaged_and_missing_files(two_seeds):
         file.write('{"iteration": 120, "total_l')
     (two_seeds / "m1/metrics.json").unlink()
     curve, problems = loss_curve(_row(two_seeds))
-    assert curve.n == (1,) * 5
+    assert [at.n for at in curve.values()] == [1] * 5
     assert [str(problem) for problem in problems] == [
         f"{two_seeds / 'm0/metrics.json'}: 1 damaged lines are left out of the curve.",
         (

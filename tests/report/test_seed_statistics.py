@@ -92,5 +92,5 @@ def test_paired_t_test__equal_differences():
 
 
 def test_paired_t_test__refuses_unpaired_rows():
-    with pytest.raises(ValueError, match="got 3 and 2 values"):
+    with pytest.raises(ValueError, match="shorter"):
         paired_t_test([1.0, 2.0, 3.0], [1.0, 2.0])

@@ -283,19 +283,17 @@ def _draw_curves(
     for row in table.rows:
         curve, found = read(row)
         problems += found
-        longest = max(longest, len(curve.iterations))
-        if not curve.iterations:
+        longest = max(longest, len(curve))
+        if not curve:
             continue
-        color = styles[row.init][0]
-        _plot(axis, curve.iterations, curve.mean, styles[row.init])
+        color, x = styles[row.init][0], list(curve)
+        _plot(axis, x, [at.mean for at in curve.values()], styles[row.init])
         low, high = (
-            [mean + sign * std for mean, std in zip(curve.mean, curve.std, strict=True)]
-            for sign in (-1, 1)
+            [at.mean + sign * (at.std or 0.0) for at in curve.values()] for sign in (-1, 1)
         )
-        axis.fill_between(curve.iterations, low, high, color=color, alpha=0.2, linewidth=0)
-        if len(curve.iterations) == 1:  # a band over one point has no width
-            std = {"yerr": curve.std, "color": color, "capsize": 3, "linewidth": 1.2}
-            axis.errorbar(curve.iterations, curve.mean, **std)  # type: ignore[arg-type]
+        axis.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
+        for at in curve.values() if len(x) == 1 else ():  # a band over one point has no width
+            axis.errorbar(x, [at.mean], yerr=[at.std or 0.0], color=color, capsize=3, linewidth=1.2)
     axis.set_ylabel(label)
     if label.startswith("AP"):
         axis.set_ylim(0, max(1.0, 1.08 * axis.dataLim.y1))
