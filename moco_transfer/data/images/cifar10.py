@@ -16,7 +16,6 @@ import tarfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from ...runtime.errors import InputError, MissingFileError
 from ...runtime.safe_pickle import read_pickle
 from .decode import encode_npy
 from .folder import ImageFolder, find_images
-from .image_source import count_in_words
+from .image_source import IndexedSource, count_in_words
 
 CIFAR10_CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -36,15 +35,14 @@ _FOLDER = "cifar-10-batches-py"
 
 
 @dataclass(frozen=True)
-class HeldImages:
-    """Small images held in memory; an ``IndexedSource``."""
+class HeldImages(IndexedSource):
+    """Small images held in memory."""
 
     root: str  # where they come from, for messages
     files: np.ndarray  # uint8 (number of images, bytes): each row is a .npy file
     labels: np.ndarray
     class_names: tuple[str, ...] = CIFAR10_CLASSES
-    pixel_change: ClassVar[str] = ""
-    is_raw: ClassVar[bool] = True
+    is_raw: bool = True
 
     def __len__(self) -> int:
         return len(self.files)
@@ -54,7 +52,7 @@ class HeldImages:
         return f"{self.root}: image {index}"
 
     def content(self, index: int) -> memoryview:
-        """Return image ``index`` as a ``.npy`` file."""
+        """Return the encoded image."""
         return self.files[index].data
 
     def describe(self) -> str:

@@ -33,8 +33,7 @@ UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 # What PIL's own code lets through when a header is damaged, seen on randomly changed files.
 _LEAKS = (TypeError, LookupError, EOFError, ArithmeticError, struct.error, zlib.error)
-# JPEG's markers that carry the size; the three left out mean other things.
-_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_USUAL = ("Gray", "YCbCr", "RGB")  # what simplejpeg calls the colour spaces; not CMYK and YCCK
 _NPY = b"\x93NUMPY"
 
 
@@ -50,10 +49,12 @@ def decode_pixels(data: bytes | memoryview, buffer: np.ndarray | None = None) ->
         start = 10 + int.from_bytes(data[8:10], "little")
         shape = _npy_shape(bytes(data[:start]))
         return np.frombuffer(data, np.uint8, 3 * shape[0] * shape[1], start).reshape(shape)
-    if simplejpeg is not None and _is_usual_jpeg(data):
+    if simplejpeg is not None and data[:2] == b"\xff\xd8":
         # ValueError: PIL reads it or explains; or the buffer is too small.
         with contextlib.suppress(ValueError):
-            return simplejpeg.decode_jpeg(data, "RGB", buffer=buffer)
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+            if colours in _USUAL and height * width <= (Image.MAX_IMAGE_PIXELS or float("inf")):
+                return simplejpeg.decode_jpeg(data, "RGB", buffer=buffer)
     return np.asarray(read_rgb(data))
 
 
@@ -78,24 +79,6 @@ def _npy_shape(header: bytes) -> tuple[int, ...]:
     if fortran_order or dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or 0 in shape:
         raise ValueError(f"expected uint8 (H, W, 3) in C order, got {dtype} {shape}")
     return shape
-
-
-def _is_usual_jpeg(data: bytes | memoryview) -> bool:
-    """Whether it is a JPEG of 8 bits in grey or three colours and not too large for PIL; looks at
-    headers alone.
-    """
-    place, end = 2, len(data) - 10
-    if data[:2] != b"\xff\xd8":
-        return False
-    while place < end and data[place] == 0xFF:
-        marker, length = data[place + 1], data[place + 2] << 8 | data[place + 3]
-        if marker in _START_OF_FRAME:
-            height = data[place + 5] << 8 | data[place + 6]
-            width = data[place + 7] << 8 | data[place + 8]
-            limit = Image.MAX_IMAGE_PIXELS or float("inf")
-            return data[place + 4] == 8 and data[place + 9] in (1, 3) and height * width <= limit
-        place += 2 + length if marker != 0xFF else 1  # bytes 0xff may fill gaps between segments
-    return False
 
 
 def read_rgb(file: str | os.PathLike[str] | IO[bytes] | bytes | memoryview) -> Image.Image:

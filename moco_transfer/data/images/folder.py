@@ -7,19 +7,26 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
 from ...runtime.errors import InputError, MissingFileError
-from .image_source import EXTENSIONS, Table, count_in_words, is_image, name_table, printable
+from .image_source import (
+    EXTENSIONS,
+    IndexedSource,
+    Table,
+    count_in_words,
+    is_image,
+    name_table,
+    printable,
+)
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ImageFolder:
-    """Images in files: those below one folder, or those that a list names; an ``IndexedSource``."""
+class ImageFolder(IndexedSource):
+    """Images in files: those below one folder, or those that a list names."""
 
     root: Path
     # Relative to root; sorted (a list's: in its order), so that index i is the same everywhere.
@@ -27,8 +34,6 @@ class ImageFolder:
     labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     class_names: tuple[str, ...] = ()
     listed_in: Path | None = None  # the list, None where the folder itself was searched
-    pixel_change: ClassVar[str] = ""
-    is_raw: ClassVar[bool] = False
 
     def __len__(self) -> int:
         return len(self.names)
@@ -38,11 +43,11 @@ class ImageFolder:
         return os.path.join(self.root, self.names[index])
 
     def name(self, index: int) -> str:
-        """Return the path of image ``index`` as a log can hold it."""
+        """Return where image ``index`` comes from."""
         return printable(self.path(index))
 
     def content(self, index: int) -> bytes:
-        """Return the file's bytes."""
+        """Return the encoded image."""
         with open(self.path(index), "rb", buffering=0) as file:
             return file.read()
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,7 +13,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 Item = TypeVar("Item")
 
 
-class ImageSource(Protocol):
+class ImageSource:
     """What DATA.ROOT can name: a folder, a list file, CIFAR-10, local or remote tar shards.
 
     Attributes:
@@ -25,40 +24,36 @@ class ImageSource(Protocol):
         is_raw: Whether images are stored decoded.
     """
 
-    @property
-    def labels(self) -> np.ndarray: ...  # noqa: D102
-    @property
-    def class_names(self) -> tuple[str, ...]: ...  # noqa: D102
-    @property
-    def pixel_change(self) -> str: ...  # noqa: D102
-    @property
-    def is_raw(self) -> bool: ...  # noqa: D102
+    labels: np.ndarray
+    class_names: tuple[str, ...] = ()
+    pixel_change: str = ""
+    is_raw: bool = False
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        raise NotImplementedError
 
     def describe(self) -> str:
         """Return in words how many images there are and where."""
-        ...
+        raise NotImplementedError
 
 
-class IndexedSource(ImageSource, Protocol):
+class IndexedSource(ImageSource):
     """An image source whose images can be read in any order: all but remote shards."""
 
     def name(self, index: int) -> str:
         """Return where image ``index`` comes from, as a log can hold it."""
-        ...
+        raise NotImplementedError
 
     def content(self, index: int) -> bytes | memoryview:
         """Return the encoded image; raises one of ``decode.UNREADABLE`` if it cannot be read."""
-        ...
+        raise NotImplementedError
 
 
 class Table(Sequence[Item]):
     """An immutable sequence (file names, encoded images, pickles) in two arrays.
 
-    A list of a million Python objects would be copied into each data worker, because reference
-    counts are written when it is read. Forked workers share the arrays. For spawned workers they
-    move to shared memory when they are first sent.
+    A list of a million Python objects would be copied into each forked data worker, because
+    reference counts are written when it is read.
 
     ``data``, uint8, holds the items' bytes; ``ends``, int64 (n + 1,), where each begins and ends.
     ``decode`` makes of an item's bytes what indexing returns.
@@ -69,22 +64,6 @@ class Table(Sequence[Item]):
         self.ends = np.cumsum([0, *map(len, parts)], dtype=np.int64)
         self.data = np.frombuffer(b"".join(parts), np.uint8)
         self._decode = decode
-        self._shared: tuple[Any, ...] | None = None
-
-    def __getstate__(self) -> tuple[Any, ...]:
-        arrays: tuple[Any, ...] = (self.ends, self.data)
-        if multiprocessing.context.get_spawning_popen() is not None:
-            import torch  # not needed otherwise
-
-            if self._shared is None:
-                self._shared = tuple(torch.tensor(array).share_memory_() for array in arrays)
-                self.ends, self.data = (tensor.numpy() for tensor in self._shared)
-            arrays = self._shared
-        return (*arrays, self._decode)
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.ends, self.data = (np.asarray(array) for array in state[:2])
-        self._decode, self._shared = state[2], None
 
     def __len__(self) -> int:
         return len(self.ends) - 1

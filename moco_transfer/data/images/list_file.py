@@ -115,7 +115,4 @@ def _number(file: Path, rows: list[_Row]) -> tuple[np.ndarray, tuple[str, ...]]:
             f"{file}, line {rows[int(numbers.argmax())].line}: label {highest} is not the number of"
             " a class. Number the classes from 0 on."
         )
-    empty = highest + 1 - len(np.unique(numbers))
-    if empty:
-        logger.warning("%s: %d of the classes 0 to %d have no image", file, empty, highest)
     return numbers, tuple(map(str, range(highest + 1)))

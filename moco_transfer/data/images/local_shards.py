@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...runtime.errors import InputError, MissingFileError
-from .image_source import count_in_words, printable
+from .image_source import IndexedSource, count_in_words, printable
 from .tar_index import ShardIndex, index_shards
 
 PACK_FILE = "pack.json"
@@ -21,8 +21,8 @@ PACK_FORMAT = "moco_transfer.pack/2"
 
 
 @dataclass(frozen=True)
-class LocalShards:
-    """The images of tar shards, in the order of the shards; an ``IndexedSource``."""
+class LocalShards(IndexedSource):
+    """The images of tar shards, in the order of the shards."""
 
     root: str  # what was named, for messages
     files: list[Path] = field(repr=False)
@@ -44,18 +44,18 @@ class LocalShards:
         return self.files[shard], self.shards[shard], index - int(self._starts[shard])
 
     def name(self, index: int) -> str:
-        """Return shard and member of image ``index``."""
+        """Return where image ``index`` comes from."""
         file, shard, place = self._place(index)
         return printable(f"{file}: {shard.names[place]}")
 
     def content(self, index: int) -> memoryview:
-        """Return the encoded image in the memory map, not copied."""
+        """Return the encoded image."""
         file, shard, place = self._place(index)
         offset = int(shard.offsets[place])
         return _mapped(str(file), shard.state)[offset : offset + int(shard.sizes[place])]
 
     def describe(self) -> str:
-        """Return in words how many images there are, where, and what happened to their pixels."""
+        """Return in words how many images there are and where."""
         pixels = f"; pixels: {self.pixel_change}" if self.pixel_change else ""
         return f"{count_in_words(self)} in {len(self.files)} shards of {self.root}{pixels}"
 

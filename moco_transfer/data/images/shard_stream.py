@@ -8,13 +8,13 @@ import re
 import tarfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import IO, ClassVar
+from dataclasses import dataclass, field
+from typing import IO
 
 import numpy as np
 
 from ...runtime.errors import InputError
-from .image_source import count_in_words, printable
+from .image_source import ImageSource, count_in_words, printable
 from .tar_index import BROKEN, group_samples, image_of, label_of
 
 logger = logging.getLogger(__name__)
@@ -23,17 +23,15 @@ _ATTEMPTS = 3  # openings of a shard by URL; curl itself retries for minutes
 
 
 @dataclass(frozen=True)
-class ShardStream:
-    """Shards in a fixed order; an ``ImageSource`` whose images cannot be read by number."""
+class ShardStream(ImageSource):
+    """Shards in a fixed order."""
 
     root: str  # what was named, for messages
     urls: tuple[str, ...]
     num_images: int
     counts: np.ndarray  # int64 (number of shards,); empty where only their sum is known
     class_names: tuple[str, ...] = ()  # empty where not every image is known to have a label
-    labels: ClassVar[np.ndarray] = np.zeros(0, np.int64)
-    pixel_change: ClassVar[str] = ""
-    is_raw: ClassVar[bool] = False
+    labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __len__(self) -> int:
         return self.num_images

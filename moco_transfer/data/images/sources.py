@@ -161,9 +161,10 @@ def _open_shards(root: str, num_images: int) -> LocalShards | ShardStream:
         )
     if len(set(names)) < len(names):
         raise InputError(f"{root} names {len(names) - len(set(names))} shards twice.")
-    schemes = set(map(scheme_of, names)) - {""}
-    _check_schemes(root, schemes)
-    if schemes or num_images:
+    is_remote = any(map(scheme_of, names))
+    if is_remote:
+        _need_webdataset(root)
+    if is_remote or num_images:
         total = int(counts.sum()) or num_images
         if not total:
             raise InputError(
@@ -210,20 +211,6 @@ def _need_webdataset(root: str) -> None:
     if importlib.util.find_spec("webdataset") is None:
         raise InputError(
             f"DATA.ROOT {root} needs webdataset. Install it: pip install 'moco-transfer[shards]'."
-        )
-
-
-def _check_schemes(root: str, schemes: set[str]) -> None:
-    if not schemes:
-        return
-    _need_webdataset(root)
-    from webdataset.gopen import gopen_schemes
-
-    unknown = schemes - set(gopen_schemes)
-    if unknown:
-        raise InputError(
-            f"DATA.ROOT {root}: webdataset does not read {unknown.pop()}: URLs. Give a program that"
-            " prints a shard, e.g. 'pipe:aws s3 cp s3://bucket/train-{000..146}.tar -'."
         )
 
 

@@ -27,29 +27,20 @@ from torchvision.transforms import functional as F
 _RATIO = (3 / 4, 4 / 3)  # aspect ratios of torchvision's RandomResizedCrop
 _LOG_RATIO = (math.log(_RATIO[0]), math.log(_RATIO[1]))
 _ADJUST = {
-    "brightness": F.adjust_brightness,
-    "contrast": F.adjust_contrast,
-    "saturation": F.adjust_saturation,
-    "hue": F.adjust_hue,
+    **{"brightness": F.adjust_brightness, "contrast": F.adjust_contrast},
+    **{"saturation": F.adjust_saturation, "hue": F.adjust_hue},
 }
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a view may undergo. Probabilities are in [0, 1].
+    """What a view may undergo, with which probability."""
 
-    Attributes:
-        jitter: Strength of brightness, contrast, saturation and hue, as torchvision's ColorJitter
-            takes them.
-        jitter_p, grey_p, blur_p: How often each is applied.
-        grey_first: Grey before the jitter (v1) or after it (v2).
-    """
-
-    jitter: tuple[float, float, float, float]
+    jitter: tuple[float, float, float, float]  # as torchvision's ColorJitter takes it
     jitter_p: float
     grey_p: float
     blur_p: float
-    grey_first: bool
+    grey_first: bool  # grey before the jitter (v1) or after it (v2)
 
     @functools.cached_property
     def jitter_ranges(self) -> tuple[tuple[str, float, float], ...]:
@@ -70,21 +61,13 @@ RECIPES = {
 
 
 class ViewParameters(NamedTuple):
-    """One view's random numbers.
+    """One view's random numbers."""
 
-    Attributes:
-        crop: (top, left, height, width), px of the source image.
-        flip: Mirror left and right.
-        grey: Drop the colours.
-        jitter: The four operations in their random order, as (name, factor), or empty.
-        blur_sigma: Standard deviation of the Gaussian blur, px; 0.0 for none.
-    """
-
-    crop: tuple[int, int, int, int]
+    crop: tuple[int, int, int, int]  # (top, left, height, width), px of the source image
     flip: bool
     grey: bool
-    jitter: tuple[tuple[str, float], ...]
-    blur_sigma: float
+    jitter: tuple[tuple[str, float], ...]  # operations in random order, (name, factor), or empty
+    blur_sigma: float  # px; 0.0 for none
 
 
 def draw_parameters(
@@ -103,9 +86,8 @@ def draw_parameters(
     crop = _draw_crop(rng, height, width, crop_scale)
     jitter: tuple[tuple[str, float], ...] = ()
     if recipe.jitter_p > 0 and random() < recipe.jitter_p:
-        factors = [
-            (name, low + (high - low) * random()) for name, low, high in recipe.jitter_ranges
-        ]
+        ranges = recipe.jitter_ranges
+        factors = [(name, low + (high - low) * random()) for name, low, high in ranges]
         jitter = tuple(factors[i] for i in rng.permutation(4))
     grey = recipe.grey_p > 0 and random() < recipe.grey_p
     blurred = recipe.blur_p > 0 and random() < recipe.blur_p

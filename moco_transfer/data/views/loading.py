@@ -16,8 +16,7 @@ from ..batches.samplers import EpochBatches
 from ..images.image_source import ImageSource, IndexedSource
 from ..images.shard_stream import ShardStream
 from .shard_order import ShardBatches
-from .shard_views import ShardViews
-from .view_batch import ViewMaker, Views
+from .view_batch import ShardViews, ViewMaker, Views
 
 Batches: TypeAlias = EpochBatches | ShardBatches
 """The order of a run: what each process reads in each iteration."""

@@ -45,11 +45,8 @@ def colour_row(parameters: ViewParameters, grey_first: bool) -> list[float]:
 
 def blur_kernels(sigmas: np.ndarray) -> np.ndarray:
     """Return the kernels of PIL's GaussianBlur for ``sigmas`` (B,), px, at most 8: three box blurs
-    of fractional width with the Gaussian's variance.
-
-    Returns:
-        float32 (B, R + 1), from the centre outwards; all zeros where sigma is 0. R is a multiple of
-        3.
+    of fractional width with the Gaussian's variance. Returns float32 (B, R + 1), from the centre
+    outwards; all zeros where sigma is 0. R is a multiple of 3.
     """
     variance = np.asarray(sigmas, np.float64)[:, None] ** 2 / 3  # of one box
     # Places on each side with the full weight; one more has `edge`.
@@ -83,8 +80,7 @@ def finish_views(
         mean: Per channel, 0-255.
         std: Per channel, 0-255.
 
-    Returns:
-        float32 (B, 3, S, S), channels-last, (value - mean) / std.
+    Returns float32 (B, 3, S, S), channels-last, (value - mean) / std.
     """
     scale = 1 / torch.tensor(std, dtype=torch.float32)
     bias = -torch.tensor(mean, dtype=torch.float32) * scale
