@@ -23,9 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parent.parent)
-)  # runs from a source tree without installation
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without installation
 
 MODELS = {"r50_c4": "pascal_voc_R_50_C4_24k", "mask_r50_fpn": "coco_R_50_FPN_1x"}
 ENGINES = ("detectron2", "ours", "detectron2-bf16", "ours-bf16")
@@ -43,9 +41,7 @@ def load_config(model: str):
 
 
 def draw_weights(model: str) -> dict:
-    """Return the weights that all engines take: initial ones, with BN statistics and scores spread
-    so that objects are found.
-    """
+    """Return weights for all engines: initial ones, but scores spread so that objects appear."""
     import torch
 
     from moco_transfer.finetune.torchvision_engine.build import build_model
@@ -170,9 +166,7 @@ class Detectron2:
         instances.gt_classes = record["gt_classes"].clone()
         instances.gt_masks = PolygonMasks(record["gt_masks"])
         return {
-            "image": record["image"],
-            "height": record["height"],
-            "width": record["width"],
+            **{key: record[key] for key in ("image", "height", "width")},
             "instances": instances,
         }
 
@@ -195,9 +189,7 @@ def forget_peak(device: str) -> None:
 
 
 def peak_mb(device: str) -> float:
-    """Return the most memory held at once since ``forget_peak``: tensors on a GPU, else the whole
-    process.
-    """
+    """Return the most memory since ``forget_peak``: tensors on a GPU, else the whole process."""
     if device == "cuda":
         import torch
 
@@ -206,9 +198,7 @@ def peak_mb(device: str) -> float:
 
 
 def step(engine: Ours | Detectron2, task: str, records: list[dict], dtype) -> dict:
-    """Do one training step on all records, or inference on the first; return seconds and what came
-    out.
-    """
+    """Do one training step on all records, or inference on the first; return its figures."""
     import torch
 
     device = next(engine.model.parameters()).device.type
@@ -229,11 +219,10 @@ def step(engine: Ours | Detectron2, task: str, records: list[dict], dtype) -> di
         engine.optimizer.step()
     if device == "cuda":
         torch.cuda.synchronize()
-    out = (
-        {"losses": {name: loss.item() for name, loss in losses.items()}}
-        if task == "train"
-        else {"detections": found}
-    )
+    if task == "train":
+        out = {"losses": {name: loss.item() for name, loss in losses.items()}}
+    else:
+        out = {"detections": found}
     return {
         "sec": time.perf_counter() - start,
         "cpu_sec": time.process_time() - own,
@@ -262,9 +251,7 @@ def work(model: str, engine: str, folder: Path) -> None:
 
 
 def measure(model: str, args: argparse.Namespace, folder: Path) -> dict[str, dict[str, list[dict]]]:
-    """Return for each engine and task the replies to its steps; the first, which warms up, is left
-    out.
-    """
+    """Return for each engine and task the replies to its steps, without the first, a warm-up."""
     command = [sys.executable, __file__, "--worker", str(folder), "--models", model, "--engines"]
     workers = {
         engine: subprocess.Popen(
@@ -308,21 +295,14 @@ def summarise(model: str, replies: dict[str, dict[str, list[dict]]]) -> list[dic
         }
         peaks = {engine: max(r["peak_mb"] for r in replies[engine][task]) for engine in seconds}
         for engine, values in seconds.items():
-            row = {
-                "model": model,
-                "task": task,
-                "engine": engine,
-                "sec": round(statistics.median(values), 3),
-            }
-            row["sec_min"], row["peak_mb"] = round(min(values), 3), round(peaks[engine])
-            row["cpu_sec"] = round(
-                statistics.median(r["cpu_sec"] for r in replies[engine][task]), 3
-            )
+            row = {"model": model, "task": task, "engine": engine}
+            row |= {"sec": round(statistics.median(values), 3), "sec_min": round(min(values), 3)}
+            cpu_sec = statistics.median(r["cpu_sec"] for r in replies[engine][task])
+            row |= {"peak_mb": round(peaks[engine]), "cpu_sec": round(cpu_sec, 3)}
             for other in ("detectron2", "detectron2-bf16"):
                 if other in seconds and not engine.startswith("detectron2"):
-                    ratios = [
-                        theirs / own for theirs, own in zip(seconds[other], values, strict=True)
-                    ]
+                    pairs = zip(seconds[other], values, strict=True)
+                    ratios = [theirs / own for theirs, own in pairs]
                     row[f"times_{other}"] = round(statistics.median(ratios), 2)
                     row[f"memory_of_{other}"] = round(peaks[engine] / peaks[other], 3)
             print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)

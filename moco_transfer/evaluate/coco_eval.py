@@ -66,7 +66,7 @@ def _check_ground_truth(dataset: DetectionDataset, tasks: tuple[str, ...]) -> No
     if not dataset.has_ground_truth or not annotations:
         raise InputError(
             f"Data set {dataset.name!r} has no ground truth: none of its {len(dataset.records)}"
-            " images holds an object, so no AP can be computed; test on a split with annotations."
+            " images holds an object; test on a split with annotations."
         )
     for task in tasks:
         field = _ANNOTATED_IN[task]
@@ -92,8 +92,7 @@ def evaluate_results(
         if unknown:
             raise InputError(
                 f"{len(unknown)} {what} ids of the predictions are not in data set"
-                f" {dataset.name!r}, the first is {unknown[0]!r}; evaluate on the data set of the"
-                " predictions."
+                f" {dataset.name!r}, the first is {unknown[0]!r}."
             )
     truth = _coco_truth(dataset)
     return {task: _evaluate_task(truth, results, task, dataset) for task in tasks}

@@ -38,10 +38,9 @@ def draw_detection_sheet(
     records = {record["image_id"]: record for record in dataset.records}
     unknown = [image_id for image_id in image_ids if image_id not in records]
     if unknown or not image_ids:
-        raise InputError(
-            f"Data set {dataset.name!r} has no image"
-            f" {unknown[0] if unknown else 'with objects'!r} to show; it has {len(records)}."
-        )
+        which = repr(unknown[0]) if unknown else "with objects"
+        total = f"it has {len(records)}"
+        raise InputError(f"Data set {dataset.name!r} has no image {which} to show; {total}.")
     by_image: dict[str, dict] = {title: {} for title in columns}
     for title, predictions in columns.items():
         for found in predictions:

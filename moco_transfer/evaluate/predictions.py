@@ -19,8 +19,9 @@ from pycocotools import mask as mask_api
 from torch import Tensor
 
 from ..data.annotations.catalog import DetectionDataset
+from ..data.annotations.coco import load_json
 from ..runtime.distributed import gather_object, is_main_process
-from ..runtime.errors import InputError, MissingFileError
+from ..runtime.errors import InputError
 from ..runtime.files import atomic_write_text
 
 logger = logging.getLogger(__name__)
@@ -70,11 +71,8 @@ class PredictionWriter:
             return {}
         name, num_records = self.dataset.name, len(self.dataset.records)
         found = [image for share in shares for image in share]
-        results = [
-            result
-            for image_id, output in found
-            for result in _as_results(image_id, output, self.dataset.category_ids)
-        ]
+        ids = self.dataset.category_ids
+        results = [r for image_id, output in found for r in _as_results(image_id, output, ids)]
         if self.output_file is not None:
             atomic_write_text(self.output_file, json.dumps(results))
         logger.info("%d detections on %d images of %s", len(results), len(found), name)
@@ -126,9 +124,7 @@ def _to_numpy(
     if "masks" in extras and "masks" in output:
         masks = output["masks"].detach().cpu().numpy().astype(np.uint8).transpose(1, 2, 0)
         rles = mask_api.encode(np.asfortranarray(masks)) if len(classes) else []
-        found["masks"] = [
-            {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")} for rle in rles
-        ]
+        found["masks"] = [{"size": [*r["size"]], "counts": r["counts"].decode()} for r in rles]
     return found
 
 
@@ -156,12 +152,7 @@ def _as_results(
 
 def load_predictions(path: str | os.PathLike[str]) -> list[dict]:
     """Read COCO results; InputError if the file is no list of detections, or does not exist."""
-    try:
-        results = json.loads(Path(path).read_bytes())
-    except FileNotFoundError as error:
-        raise MissingFileError(f"The predictions {path} do not exist.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not json ({error}). Evaluate again to write it.") from error
+    results = load_json(Path(path))
     needed = {"image_id", "category_id", "score"}
     if not isinstance(results, list) or not all(
         isinstance(r, dict) and needed <= set(r) and math.isfinite(r["score"]) for r in results

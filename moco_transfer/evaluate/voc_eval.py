@@ -49,9 +49,8 @@ class VocEvaluator(PredictionWriter):
         self.truth = ground_truth(dataset.records)
         if self.truth.difficult.all():
             raise InputError(
-                f"Data set {dataset.name!r} has no ground truth: its {len(dataset.records)}"
-                " images hold no box that is not difficult, so no AP can be computed; test on a"
-                " split with annotations."
+                f"Data set {dataset.name!r} has no ground truth: its {len(dataset.records)} images"
+                " hold no box that is not difficult."
             )
 
     def score(self, found: list[tuple[int | str, dict[str, Any]]], results: list[dict]) -> Metrics:
@@ -68,11 +67,8 @@ class VocEvaluator(PredictionWriter):
         detections, of_2007 = _detections(found, self.dataset.records), self.dataset.year == 2007
         aps = 100 * voc_eval(detections, self.truth, num_classes=len(names), use_11_points=of_2007)
         of_iou, of_class = aps.mean(axis=1), aps.mean(axis=0).tolist()
-        metrics = {
-            "AP": float(np.mean(of_iou)),
-            "AP50": float(of_iou[IOU_THRESHOLDS.index(0.5)]),
-            "AP75": float(of_iou[IOU_THRESHOLDS.index(0.75)]),
-        }
+        metrics = {"AP": float(np.mean(of_iou))}
+        metrics |= {f"AP{t}": float(of_iou[IOU_THRESHOLDS.index(t / 100)]) for t in (50, 75)}
         metrics |= {class_metric(name): ap for name, ap in zip(names, of_class, strict=True)}
         if not self.coco_style:
             return {"bbox": metrics}

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from moco_transfer.data.annotations.records import leave_out_empty, leave_out_few_keypoints
+from moco_transfer.data.annotations.records import leave_out_empty
 from moco_transfer.data.batches.loader import shard_of, test_loader, train_loader, training_batches
 from moco_transfer.data.images.image_source import Table
 from moco_transfer.runtime.errors import InputError
@@ -152,12 +152,6 @@ def test_leave_out_empty__crowd_alone_is_empty():
         {"annotations": [{}]},
     ]
     assert leave_out_empty(records) == (records[2:], 2)
-
-
-def test_leave_out_few_keypoints__counts_labelled_points_of_the_image():
-    people = [{"keypoints": [1, 1, 2, 0, 0, 0]}, {"keypoints": [1, 1, 1, 2, 2, 0]}]
-    records = [{"annotations": people}, {"annotations": people[:1]}, {"annotations": [{}]}]
-    assert leave_out_few_keypoints(records, 2) == (records[:1], 2)
 
 
 @pytest.mark.detectron2

@@ -80,7 +80,7 @@ def test_take__error(datasets, tmp_path):
     ):
         take_label_subset(datasets[1:], subset, "s.json")
     subset.images[datasets[0].name][0] = "nobody"
-    with pytest.raises(InputError, match="1 .*'label_subset_0'.*'nobody'"):
+    with pytest.raises(InputError, match="1 of .*'nobody'.*'label_subset_0'"):
         take_label_subset(datasets, subset, "s.json")
 
 

@@ -119,9 +119,7 @@ def builtin_datasets() -> dict[str, DetectionDataset]:
     """Return the data sets of ``catalog.yaml``, with paths relative to :func:`datasets_root`."""
     table = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
     classes = {"voc": VOC_CLASSES, "coco": ()}
-    return {
-        name: DetectionDataset(name, classes=classes[f["kind"]], **f) for name, f in table.items()
-    }
+    return {n: DetectionDataset(n, classes=classes[f["kind"]], **f) for n, f in table.items()}
 
 
 _BUILTIN = builtin_datasets()
@@ -178,9 +176,7 @@ def _own_voc(
 ) -> DetectionDataset:
     classes, of_set = tuple(class_names), f"Data set {name!r}:"
     if isinstance(class_names, str) or not classes or len(set(classes)) != len(classes):
-        raise InputError(
-            f"{of_set} class_names is {class_names!r}, expected a list of different names."
-        )
+        raise InputError(f"{of_set} class_names {class_names!r} is not a list of different names.")
     if year not in (2007, 2012) or first_pixel not in (0, 1):
         raise InputError(
             f"{of_set} year is {year!r}, expected 2007 (11-point AP) or 2012 (area AP); first_pixel"
@@ -202,8 +198,7 @@ def get_dataset(name: str) -> DetectionDataset:
         names = dataset_names()
         raise UnknownKeyError(
             f"There is no data set {name!r}.{did_you_mean(name, names)} Known: {', '.join(names)}."
-            " Add your own with --dataset NAME=coco:JSON:IMAGES or --dataset"
-            " NAME=voc:ROOT:SPLIT:CLASSES."
+            " Add your own with --dataset."
         )
     paths = {key: getattr(known, key) for key in ("image_root", "json_file", "root")}
     if name in _BUILTIN:
@@ -264,7 +259,6 @@ def check_same_classes(datasets: Sequence[DetectionDataset]) -> None:
         for index, (a, b) in enumerate(itertools.zip_longest(mine, theirs, fillvalue="nothing")):
             if a != b:
                 raise InputError(
-                    f"Data sets {datasets[0].name!r} ({len(mine)} classes) and {other.name!r}"
-                    f" ({len(theirs)}) have different classes: index {index} is {a!r} in the first"
-                    f" and {b!r} in the second; give both the same list in the same order."
+                    f"Data sets {datasets[0].name!r} and {other.name!r} have different classes:"
+                    f" index {index} is {a!r} in the first and {b!r} in the second."
                 )

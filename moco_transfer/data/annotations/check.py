@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -86,10 +87,8 @@ def check_dataset(name: str, *, open_images: bool = True) -> DatasetReport:
     boxes, names = Counter(a["category_id"] for a in objects), Counter(contents.class_names)
     report.num_boxes = len(objects)
     report.num_masks = sum(bool(a.get("segmentation")) for a in objects)
-    report.boxes_of_class = {
-        f"{name} (index {i})" if names[name] > 1 else name: boxes[i]
-        for i, name in enumerate(contents.class_names)
-    }
+    for i, name in enumerate(contents.class_names):
+        report.boxes_of_class[f"{name} (index {i})" if names[name] > 1 else name] = boxes[i]
     _remark(report, dataset, contents)
     if open_images:
         _open_images(report, contents.records)
@@ -99,15 +98,14 @@ def check_dataset(name: str, *, open_images: bool = True) -> DatasetReport:
 def shared_images(reports: Sequence[DatasetReport]) -> list[str]:
     """Return one sentence for each pair of data sets with images in common, byte for byte."""
     sentences = []
-    for i, one in enumerate(reports):
-        for other in reports[i + 1 :]:
-            theirs = set(other.digests.values())
-            shared = [path for path, digest in one.digests.items() if digest in theirs]
-            if shared:
-                sentences.append(
-                    f"{one.name} and {other.name} have {len(shared)} image(s) in common, the first"
-                    f" is {shared[0]}: AP is too high if one is trained on and the other tested on."
-                )
+    for one, other in itertools.combinations(reports, 2):
+        theirs = set(other.digests.values())
+        shared = [path for path, digest in one.digests.items() if digest in theirs]
+        if shared:
+            sentences.append(
+                f"{one.name} and {other.name} have {len(shared)} image(s) in common, the first is"
+                f" {shared[0]}: AP is too high if one is trained on and the other tested on."
+            )
     return sentences
 
 
@@ -118,19 +116,13 @@ def _remark(report: DatasetReport, dataset: DetectionDataset, contents: Contents
             f"the published split has {dataset.published_images} images, this copy"
             f" {report.num_images}: results do not compare with published ones."
         )
-    boxes = Counter(
-        (number, a["category_id"], *a["bbox"])
-        for number, record in enumerate(records)
-        for a in record["annotations"]
-        if not a["iscrowd"]
-    )
+    objects = [(i, a) for i, r in enumerate(records) for a in r["annotations"] if not a["iscrowd"]]
+    boxes = Counter((i, a["category_id"], *a["bbox"]) for i, a in objects)
     repeated = [key for key, count in boxes.items() if count > 1]
     if repeated:
         number, where = sum(boxes[key] - 1 for key in repeated), records[repeated[0][0]]
-        remarks.append(
-            f"boxes that repeat another of the same class in the same image: {number}, for example"
-            f" in {where['file_name']}."
-        )
+        what = f"boxes that repeat another of the same class in the same image: {number}"
+        remarks.append(f"{what}, for example in {where['file_name']}.")
     twice = [path for path, n in Counter(r["file_name"] for r in records).items() if n > 1]
     if twice:
         remarks.append(f"images listed more than once: {len(twice)}, for example {twice[0]}.")
@@ -153,21 +145,15 @@ def _open_images(report: DatasetReport, records: Sequence[dict]) -> None:
         results = threads.map(_open_image, records)
         bar = tqdm(records, desc=report.name, unit="image", disable=None)
         for record, (problem, digest) in zip(bar, results, strict=True):
-            if problem:
-                report.problems.append(problem)
-            if digest:
-                report.digests[record["file_name"]] = digest
+            report.problems += [problem] if problem else []
+            report.digests |= {record["file_name"]: digest} if digest else {}
     first: dict[str, str] = {}
-    copies = [
-        (path, first[digest])
-        for path, digest in report.digests.items()
-        if first.setdefault(digest, path) != path
-    ]
+    digests = report.digests.items()
+    copies = [(p, first[digest]) for p, digest in digests if first.setdefault(digest, p) != p]
     if copies:
-        report.remarks.append(
-            f"copies of other images, byte for byte: {len(copies)}, for example {copies[0][0]} of"
-            f" {copies[0][1]}."
-        )
+        example = f"{copies[0][0]} of {copies[0][1]}"
+        remark = f"copies of other images, byte for byte: {len(copies)}, for example {example}."
+        report.remarks.append(remark)
 
 
 def _open_image(record: dict) -> tuple[str | None, str | None]:

@@ -21,10 +21,8 @@ from ...runtime.errors import InputError, MissingFileError
 from .records import Contents, OnProblem, check_image_files, has_area, is_trainable, raise_problem
 
 _FAR = 1e9  # px; larger numbers are mistakes, and the comparison is False for NaN
-_COUNTED = (
-    "images_without_boxes", "crowd_regions", "boxes_without_area", "boxes_reaching_out",
-    "invalid_polygons",
-)  # fmt: skip
+_COUNTED = """images_without_boxes crowd_regions boxes_without_area boxes_reaching_out
+    invalid_polygons"""
 _FOUR_FLOATS, _TWO_FLOATS = struct.Struct("4f"), struct.Struct("2f")
 
 
@@ -55,10 +53,8 @@ def read_coco(
         value = content.get(key) if isinstance(content, dict) else None
         is_list = isinstance(value, list) and value
         if not is_list and not (key == "annotations" and value in (None, [])):
-            raise InputError(
-                f"{json_file} is not in COCO's format: {key!r} is {_short(value)}, expected a"
-                " non-empty list of objects; export it as COCO instances."
-            )
+            fault = f"{key!r} is {_short(value)}, expected a non-empty list of objects"
+            raise InputError(f"{json_file} is not in COCO's format: {fault}.")
     categories = _read_categories(content["categories"], json_file)
     class_of = {category["id"]: index for index, category in enumerate(categories)}
     records = _read_images(content["images"], json_file, Path(image_root), on_problem)
@@ -80,7 +76,7 @@ def read_coco(
         ordered,
         tuple(category["name"] for category in categories),
         tuple(class_of),
-        {key: counts[key] for key in _COUNTED},
+        {key: counts[key] for key in _COUNTED.split()},
         next((tuple(c["keypoints"]) for c in categories if c.get("keypoints")), ()),
         "annotations" in content,
     )
@@ -126,13 +122,9 @@ def _read_images(images: list, json_file: Path, image_root: Path, on_problem: On
         except _Fault as fault:
             on_problem(InputError(f"{json_file}, image {number} of the list: {fault}."))
             continue
-        records[image["id"]] = {
-            "file_name": os.path.join(image_root, image["file_name"]),
-            "height": image["height"],
-            "width": image["width"],
-            "image_id": image["id"],
-            "annotations": [],
-        }
+        size = {"height": image["height"], "width": image["width"]}
+        file = {"file_name": os.path.join(image_root, image["file_name"])}
+        records[image["id"]] = {**file, **size, "image_id": image["id"], "annotations": []}
     return records
 
 
@@ -145,11 +137,8 @@ def _are_finite(numbers: Any) -> bool:
 
 
 def _is_box(value: Any) -> bool:
-    return (
-        isinstance(value, (list, tuple))
-        and len(value) == 4
-        and all(isinstance(number, (int, float)) and abs(number) < _FAR for number in value)
-    )
+    is_list = isinstance(value, list) and len(value) == 4
+    return is_list and all(isinstance(n, (int, float)) and abs(n) < _FAR for n in value)
 
 
 _POINTS = "finite numbers [x, y, visibility, ...], three for each point"
@@ -249,10 +238,8 @@ def _segmentation(segmentation: Any, record: dict) -> Any:
     polygons = [polygon for polygon in segmentation if len(polygon) % 2 == 0 and len(polygon) >= 6]
     if not all(map(_are_finite, polygons)):
         raise _Fault(f"{fault} polygons of finite numbers")
-    if polygons and not any(
-        min(p[0::2]) < width and max(p[0::2]) >= 0 and min(p[1::2]) < height and max(p[1::2]) >= 0
-        for p in polygons
-    ):
+    spans = [(min(p[0::2]), max(p[0::2]), min(p[1::2]), max(p[1::2])) for p in polygons]
+    if spans and not any(x < width and r >= 0 and y < height and b >= 0 for x, r, y, b in spans):
         raise _Fault(f"{fault} a polygon inside the {width} x {height} image {record['file_name']}")
     return polygons
 

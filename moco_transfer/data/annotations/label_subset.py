@@ -98,9 +98,7 @@ def take_label_subset(
         wanted = frozenset(subset.images[dataset.name])
         unknown = wanted - {str(record["image_id"]) for record in dataset.records}
         if unknown:
-            raise InputError(
-                f"{file}: {len(unknown)} of its images are not in data set {dataset.name!r}, for"
-                f" example {min(unknown)!r}. The subset was drawn from other data."
-            )
+            what = f"{len(unknown)} of its images, for example {min(unknown)!r},"
+            raise InputError(f"{file}: {what} are not in data set {dataset.name!r}.")
         parts.append(dataclasses.replace(dataset, image_ids=wanted))
     return parts

@@ -16,7 +16,7 @@ Difference from Detectron2: boxes are always XYXY, so there is no "bbox_mode".
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ...runtime.errors import InputError, MissingFileError
@@ -60,39 +60,13 @@ def leave_out_empty(records: list[dict]) -> tuple[list[dict], int]:
     return kept, len(records) - len(kept)
 
 
-def leave_out_few_keypoints(records: list[dict], min_keypoints: int) -> tuple[list[dict], int]:
-    """Return the records with ``min_keypoints`` labelled keypoints and the number of the others.
-
-    Source: detectron2/data/build.py filter_images_with_few_keypoints.
-    """
-
-    def num_labelled(record: dict) -> int:
-        return sum(v > 0 for a in record["annotations"] for v in a.get("keypoints", [])[2::3])
-
-    kept = [record for record in records if num_labelled(record) >= min_keypoints]
-    return kept, len(records) - len(kept)
-
-
-def missing_files(paths: Iterable[str]) -> list[str]:
-    """Return those of ``paths`` that do not exist, in their order.
-
-    Lists each folder once: on a network file system, asking for each file is far slower.
-    """
-    paths = list(paths)
-    present: dict[str, set[str]] = {}
-    for folder in {os.path.dirname(path) for path in paths}:
-        try:
-            present[folder] = set(os.listdir(folder or "."))
-        except (FileNotFoundError, NotADirectoryError):
-            present[folder] = set()
-    return [p for p in paths if os.path.basename(p) not in present[os.path.dirname(p)]]
-
-
 def check_image_files(records: list[dict], where: object, on_problem: OnProblem) -> None:
     """Report how many images named by ``where`` are missing, and the first of them."""
-    missing = missing_files(record["file_name"] for record in records)
+    paths = [os.path.split(record["file_name"]) for record in records]
+    # One list a folder: on a network file system, asking for each file is far slower.
+    folders = {folder or "." for folder, _ in paths}
+    there = {f: set(os.listdir(f)) if os.path.isdir(f) else set() for f in folders}
+    missing = [os.path.join(*path) for path in paths if path[1] not in there[path[0] or "."]]
     if missing:
         text = f"{len(missing)} of the {len(records)} images that {where} names do not exist"
-        on_problem(
-            MissingFileError(f"{text}; the first is {missing[0]}. Add them or correct the folder.")
-        )
+        on_problem(MissingFileError(f"{text}; the first is {missing[0]}."))

@@ -14,13 +14,13 @@ Source:
 
 from __future__ import annotations
 
-import math
 import os
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from pathlib import Path
 
 from ...runtime.errors import InputError, MissingFileError, did_you_mean
+from ..images.image_source import is_image
 from .records import Contents, OnProblem, check_image_files, has_area, is_trainable, raise_problem
 
 VOC_CLASSES = (
@@ -28,8 +28,6 @@ VOC_CLASSES = (
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
     "tvmonitor",
 )  # fmt: skip
-
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".JPG", ".JPEG", ".PNG", ".BMP")
 
 
 def read_voc(
@@ -53,10 +51,8 @@ def read_voc(
     root = Path(root)
     for folder in (root / "Annotations", root / "JPEGImages"):
         if not folder.is_dir():
-            raise MissingFileError(
-                f"{folder} does not exist; a data set in VOC's layout has Annotations,"
-                " ImageSets/Main and JPEGImages."
-            )
+            parts = "Annotations, ImageSets/Main and JPEGImages"
+            raise MissingFileError(f"{folder} does not exist; VOC's layout has {parts}.")
     image_list = root / "ImageSets" / "Main" / f"{split}.txt"
     ids = _read_image_list(image_list)
     with_xml = {name[:-4] for name in os.listdir(root / "Annotations") if name.endswith(".xml")}
@@ -66,12 +62,9 @@ def read_voc(
         fault = f"{len(without_xml)} of the {len(ids)} images in {image_list} have no XML"
         fix = "An image without boxes needs an XML without <object>."
         on_problem(MissingFileError(f"{fault}; the first is {first}. {fix}"))
-    present = os.listdir(root / "JPEGImages")
-    images: dict[str, str] = {}
-    for suffix in _SUFFIXES:  # if an id has several images, .jpg wins as in Detectron2
-        for name in present:
-            if name.endswith(suffix):
-                images.setdefault(name[: -len(suffix)], name)
+    # If an id has several images, .jpg comes last and wins, as in Detectron2.
+    files = sorted(os.listdir(root / "JPEGImages"), key=lambda name: name.endswith(".jpg"))
+    images = {os.path.splitext(name)[0]: name for name in files if is_image(name)}
     records = []
     for image_id in ids:
         if image_id in with_xml:
@@ -85,10 +78,8 @@ def read_voc(
                 records.append({"file_name": file, "image_id": image_id, **found})
     check_image_files(records, image_list, on_problem)
     boxes = [a["bbox"] for record in records for a in record["annotations"]]
-    left_out = {
-        "images_without_boxes": sum(not is_trainable(record) for record in records),
-        "boxes_without_area": sum(not has_area(bbox) for bbox in boxes),
-    }
+    left_out = {"images_without_boxes": sum(not is_trainable(record) for record in records)}
+    left_out["boxes_without_area"] = sum(not has_area(bbox) for bbox in boxes)
     return Contents(records, class_names, tuple(range(len(class_names))), left_out)
 
 
@@ -103,12 +94,11 @@ def _read_image_list(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a text file; expected one image id a line.") from error
     ids = [line.strip() for line in lines if line.strip()]
-    odd = [image_id for image_id in ids if len(image_id.split()) > 1]
-    repeated = [image_id for image_id, count in Counter(ids).items() if count > 1]
-    if not ids or odd or repeated:
-        fault = f"has the line {odd[0]!r}" if odd else "lists no image"
-        fault = f"lists image {repeated[0]!r} more than once" if repeated and not odd else fault
-        raise InputError(f"{path} {fault}; expected one image id a line, each once.")
+    faults = [f"has the line {i!r}" for i in ids if len(i.split()) > 1]
+    faults += [f"lists image {i!r} more than once" for i, n in Counter(ids).items() if n > 1]
+    faults += [] if ids else ["lists no image"]
+    if faults:
+        raise InputError(f"{path} {faults[0]}; expected one image id a line, each once.")
     return ids
 
 
@@ -143,32 +133,25 @@ def _read_object(
     if name not in class_names:
         raise InputError(
             f"class {name!r} is not one of the {len(class_names)} classes of this data set:"
-            f" {', '.join(class_names)}.{did_you_mean(name, class_names)} Correct the XML or the"
-            " list of classes."
+            f" {', '.join(class_names)}.{did_you_mean(name, class_names)}"
         )
     corners = []
     for corner in ("xmin", "ymin", "xmax", "ymax"):
         text = (node.findtext(f"bndbox/{corner}") or "").strip()
         try:
             corners.append(float(text))
-        except ValueError:
-            corners.append(math.nan)
-        if not math.isfinite(corners[-1]):
-            raise InputError(f"bndbox/{corner} is {text!r}, expected a number of pixels.")
+        except ValueError as error:
+            raise InputError(f"bndbox/{corner} is {text!r}, expected pixels.") from error
     x0, y0, x1, y1 = corners
     if not (first_pixel <= x0 <= x1 <= w and first_pixel <= y0 <= y1 <= h):
+        way_out = ", or use first_pixel=0 if its tool counts from 0" if first_pixel else ""
         raise InputError(
             f"box xmin {x0:g}, ymin {y0:g}, xmax {x1:g}, ymax {y1:g} does not lie in the {w} x {h}"
-            f" image; legal is {first_pixel} <= xmin <= xmax <= {w} and {first_pixel} <= ymin <="
-            f" ymax <= {h}. Correct the XML"
-            + (", or use first_pixel=0 if its tool counts from 0." if first_pixel else ".")
+            f" image, whose pixels count from {first_pixel}. Correct the XML{way_out}."
         )
     difficult = (node.findtext("difficult") or "0").strip()
     if difficult not in ("0", "1"):
         raise InputError(f"difficult is {difficult!r}, expected 0 or 1.")
-    return {
-        "bbox": [x0 - first_pixel, y0 - first_pixel, x1, y1],
-        "category_id": class_names.index(name),
-        "iscrowd": 0,
-        "difficult": int(difficult),
-    }
+    box = {"bbox": [x0 - first_pixel, y0 - first_pixel, x1, y1]}
+    category = {"category_id": class_names.index(name)}
+    return {**box, **category, "iscrowd": 0, "difficult": int(difficult)}

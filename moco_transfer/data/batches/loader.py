@@ -1,7 +1,7 @@
 """Loaders of detection records: a batch is a function of (seed, world size, rank, iteration) only.
 
-A resumed run therefore gets exactly the images and the augmentation that it would have had. Nothing
-of the loader is saved, and neither the number of workers nor how far they read ahead matters.
+A resumed run therefore gets the images and the augmentation that it would have had, without a saved
+state of the loader and for any number of workers.
 
 Terms:
     draw number: position in the endless shuffled stream that all ranks share; rank r takes r, r +
@@ -101,15 +101,10 @@ class _Loader(DataLoader):
     """A DataLoader that raises the problems which its workers passed on."""
 
     def __init__(self, items: Dataset, batches: Iterable[list], num_workers: int) -> None:
-        super().__init__(
-            items,
-            batch_sampler=batches,
-            num_workers=num_workers,
-            collate_fn=as_list,
-            worker_init_fn=ignore_sigterm,
-            # The default draws from the global generator, which a resumed run would then shift.
-            generator=torch.Generator().manual_seed(0),
-        )
+        # The default generator is the global one, which a resumed run would then shift.
+        own: dict[str, Any] = {"generator": torch.Generator().manual_seed(0)}
+        own |= {"collate_fn": list, "worker_init_fn": ignore_sigterm}
+        super().__init__(items, batch_sampler=batches, num_workers=num_workers, **own)
 
     def __iter__(self) -> Iterator[list[dict]]:  # type: ignore[override]
         for items in super().__iter__():
@@ -117,11 +112,6 @@ class _Loader(DataLoader):
                 if isinstance(item, InputError):
                     raise item
             yield items
-
-
-def as_list(items: list[dict]) -> list[dict]:
-    """Collate images of different sizes: not at all. Named, because workers pickle it."""
-    return items
 
 
 def train_loader(

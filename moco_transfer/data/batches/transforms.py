@@ -22,6 +22,7 @@ from ...runtime.errors import InputError
 from ..images.decode import read_image
 from .geometry import ResizeAndFlip, draw_shorter_edge, resized_shape
 
+_COPIED = ("height", "width", "image_id", "file_name")
 _MIN_BOX_SIDE = 1e-5  # px; smaller boxes are left out, as in Detectron2's filter_empty_instances
 
 
@@ -110,10 +111,8 @@ class TrainMapper:
         corners = np.array([a["bbox"] for a in objects], dtype=np.float64).reshape(-1, 4)
         boxes = torch.from_numpy(change.apply_boxes(corners)).float()
         keep = ((boxes[:, 2:] - boxes[:, :2]) > _MIN_BOX_SIDE).all(dim=1)
-        item = {
-            "image": to_tensor(change.apply_image(pixels)),
-            **{key: record[key] for key in ("height", "width", "image_id", "file_name")},
-        }
+        item = {key: record[key] for key in _COPIED}
+        item["image"] = to_tensor(change.apply_image(pixels))
         if self.masks:
             polygons = _polygons(objects, change, record)
             item["gt_masks"] = [p for p, kept in zip(polygons, keep.tolist(), strict=True) if kept]
@@ -153,10 +152,8 @@ def _keypoints(
 
 def _required(annotation: dict, key: str, config_key: str, record: dict) -> Any:
     if key not in annotation:
-        raise InputError(
-            f"An object of {record['file_name']} has no {key}; MODEL.{config_key} True needs one"
-            " for each object."
-        )
+        fault = f"An object of {record['file_name']} has no {key}"
+        raise InputError(f"{fault}; MODEL.{config_key} True needs one for each.")
     return annotation[key]
 
 
@@ -187,5 +184,4 @@ class TestMapper:
         shape = pixels.shape[:2]
         new_shape = resized_shape(*shape, shorter_edge=self.min_size, max_size=self.max_size)
         image = to_tensor(ResizeAndFlip(shape, new_shape).apply_image(pixels))
-        keys = ("height", "width", "image_id", "file_name")
-        return {"image": image, **{key: record[key] for key in keys}}
+        return {"image": image, **{key: record[key] for key in _COPIED}}

@@ -117,8 +117,8 @@ class ResNet(Backbone):
     def __init__(
         self,
         shape: ResNetShape,
-        *,
         out_features: Sequence[str],
+        *,
         res5_dilation: int = 1,
         freeze_at: int = 0,
     ) -> None:
@@ -127,9 +127,8 @@ class ResNet(Backbone):
         A ``res5_dilation`` of 2 makes res5 keep res4's size (DC5).
         """
         super().__init__()
-        conv1 = ConvNorm(
-            3, shape.stem_out_channels, 7, stride=2, norm=shape.norm, bias=False, relu=True
-        )
+        stem = shape.stem_out_channels
+        conv1 = ConvNorm(3, stem, 7, stride=2, norm=shape.norm, bias=False, relu=True)
         c2_msra_fill(conv1)
         pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         self.stem = nn.Sequential(OrderedDict(conv1=conv1, pool=pool))

@@ -106,14 +106,10 @@ class BoxPredictor(nn.Module):
         objects = torch.nonzero((classes >= 0) & (classes < settings.num_classes)).squeeze(1)
         per_class = deltas.unflatten(1, (-1, 4))
         column = torch.zeros_like(objects) if settings.cls_agnostic_bbox_reg else classes[objects]
-        wanted = encode_boxes(
-            torch.cat([r.boxes for r in regions])[objects],
-            torch.cat([r.target_boxes for r in regions])[objects],
-            weights=settings.bbox_reg_weights,
-        )
-        box_sum = smooth_l1_loss(
-            per_class[objects, column], wanted, settings.smooth_l1_beta, reduction="sum"
-        )
+        boxes, beta = torch.cat([r.boxes for r in regions])[objects], settings.smooth_l1_beta
+        targets = torch.cat([r.target_boxes for r in regions])[objects]
+        wanted = encode_boxes(boxes, targets, weights=settings.bbox_reg_weights)
+        box_sum = smooth_l1_loss(per_class[objects, column], wanted, beta, reduction="sum")
         # Divided by all regions, so that each object weighs the same in every batch.
         box_loss = box_sum / max(classes.numel(), 1)
         cls_loss = F.cross_entropy(logits, classes) if classes.numel() else logits.sum() * 0
@@ -141,9 +137,8 @@ class BoxPredictor(nn.Module):
         region, classes = torch.nonzero(scores > settings.score_thresh_test, as_tuple=True)
         scores = scores[region, classes]
         per_class = boxes.unflatten(1, (-1, 4))
-        boxes = clip_boxes_to_image(
-            per_class[region, 0 if settings.cls_agnostic_bbox_reg else classes], image_size
-        )
+        column = 0 if settings.cls_agnostic_bbox_reg else classes
+        boxes = clip_boxes_to_image(per_class[region, column], image_size)
         keep = batched_nms(boxes, scores, classes, settings.nms_thresh_test)
         if settings.detections_per_image >= 0:
             keep = keep[: settings.detections_per_image]

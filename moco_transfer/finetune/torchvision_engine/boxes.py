@@ -68,12 +68,8 @@ def pairwise_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
 
 def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tensor:
     """Return anchors (A, 4) around the origin: sqrt(area) in px, then height / width, innermost."""
-    boxes = []
-    for size in sizes:
-        for ratio in aspect_ratios:
-            width = math.sqrt(size**2 / ratio)
-            height = ratio * width
-            boxes.append([-width / 2, -height / 2, width / 2, height / 2])
+    widths = [(math.sqrt(size**2 / ratio), ratio) for size in sizes for ratio in aspect_ratios]
+    boxes = [(-w / 2, -ratio * w / 2, w / 2, ratio * w / 2) for w, ratio in widths]
     return torch.tensor(boxes, dtype=torch.float32)
 
 
@@ -82,7 +78,6 @@ class AnchorGenerator(nn.Module):
 
     def __init__(
         self,
-        *,
         sizes: Sequence[Sequence[float]],
         aspect_ratios: Sequence[Sequence[float]],
         strides: Sequence[int],
@@ -106,10 +101,8 @@ class AnchorGenerator(nn.Module):
 
     def _grid(self, level: int, height: int, width: int) -> Tensor:
         cell, stride = self.get_buffer(f"cell_{level}"), self.strides[level]
-        y, x = (
-            (torch.arange(n, device=cell.device, dtype=torch.float32) + self.offset) * stride
-            for n in (height, width)
-        )
+        steps = (torch.arange(n, device=cell.device, dtype=torch.float32) for n in (height, width))
+        y, x = ((step + self.offset) * stride for step in steps)
         corners = [x.expand(height, -1), y[:, None].expand(-1, width)] * 2
         shifts = torch.stack(corners, dim=-1)  # (Hl, Wl, 4): x, y, x, y
         return (shifts.reshape(-1, 1, 4) + cell.float()).reshape(-1, 4)

@@ -207,10 +207,9 @@ def check_config(cfg: CfgNode) -> None:
             _require(got == needed, f"MODEL.RESNETS.DEPTH 18 and 34 need {key} {needed}, got {got}")
     if backbone == keys.FPN:
         consecutive = bool(fpn) and ".".join(fpn) in ".".join(STAGE_NAMES)
-        _require(
-            consecutive and set(fpn) <= set(resnets.OUT_FEATURES),
-            f"MODEL.FPN.IN_FEATURES {list(fpn)} must be consecutive stages among OUT_FEATURES",
-        )
+        needs = "must be consecutive stages among OUT_FEATURES"
+        fits = consecutive and set(fpn) <= set(resnets.OUT_FEATURES)
+        _require(fits, f"MODEL.FPN.IN_FEATURES {list(fpn)} {needs}")
     if backbone == keys.DC5:
         dilated = list(resnets.OUT_FEATURES) == ["res5"] and resnets.RES5_DILATION == 2
         needs = "RESNETS.OUT_FEATURES ['res5'] and RES5_DILATION 2"
@@ -236,13 +235,9 @@ def _settings(kind: Any, *nodes: CfgNode) -> Any:
 
 
 def _backbone(cfg: CfgNode) -> Backbone:
-    resnets, fpn = cfg.MODEL.RESNETS, cfg.MODEL.FPN
-    trunk = ResNet(
-        _settings(ResNetShape, resnets),
-        out_features=resnets.OUT_FEATURES,
-        res5_dilation=resnets.RES5_DILATION,
-        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-    )
+    resnets, fpn, frozen = cfg.MODEL.RESNETS, cfg.MODEL.FPN, cfg.MODEL.BACKBONE.FREEZE_AT
+    shape, stages = _settings(ResNetShape, resnets), resnets.OUT_FEATURES
+    trunk = ResNet(shape, stages, res5_dilation=resnets.RES5_DILATION, freeze_at=frozen)
     if cfg.MODEL.BACKBONE.NAME == keys.FPN:
         return FPN(trunk, in_features=fpn.IN_FEATURES, out_channels=fpn.OUT_CHANNELS, norm=fpn.NORM)
     return DilatedC5(trunk, norm=resnets.NORM) if cfg.MODEL.BACKBONE.NAME == keys.DC5 else trunk
@@ -257,12 +252,8 @@ def _rpn(cfg: CfgNode, backbone: Backbone) -> RPN:
         needs = f"must hold one list, or one of equal length for each of the {levels} levels"
         fits = len(lengths) in (1, levels) and len(set(lengths)) == 1
         _require(fits, f"MODEL.ANCHOR_GENERATOR.{key} {anchors[key]} {needs}")
-    generator = AnchorGenerator(
-        sizes=anchors.SIZES,
-        aspect_ratios=anchors.ASPECT_RATIOS,
-        strides=[backbone.strides[name] for name in rpn.IN_FEATURES],
-        offset=anchors.OFFSET,
-    )
+    strides = [backbone.strides[name] for name in rpn.IN_FEATURES]
+    generator = AnchorGenerator(anchors.SIZES, anchors.ASPECT_RATIOS, strides, anchors.OFFSET)
     head = RPNHead(channels, generator.num_anchors, conv_channels=rpn.CONV_DIMS)
     settings = _settings(RPNSettings, cfg.MODEL.PROPOSAL_GENERATOR, rpn)
     return RPN(rpn.IN_FEATURES, head, generator, settings)
@@ -299,12 +290,8 @@ def _roi_heads(cfg: CfgNode, backbone: Backbone) -> RoIHeads:
 
 
 def _pooler(part: CfgNode, backbone: Backbone, in_features: list[str]) -> RoIPooler:
-    return RoIPooler(
-        resolution=part.POOLER_RESOLUTION,
-        strides=[backbone.strides[name] for name in in_features],
-        sampling_ratio=part.POOLER_SAMPLING_RATIO,
-        aligned=keys.POOLERS[part.POOLER_TYPE],
-    )
+    strides, aligned = [backbone.strides[n] for n in in_features], keys.POOLERS[part.POOLER_TYPE]
+    return RoIPooler(part.POOLER_RESOLUTION, strides, part.POOLER_SAMPLING_RATIO, aligned)
 
 
 def _channels(key: str, names: list[str], backbone: Backbone) -> int:

@@ -52,7 +52,7 @@ class ConvNorm(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, out_channels, H', W') for x (N, in_channels, H, W)."""
-        folded = None if self.norm is None else fixed_affine(self.norm)
+        folded = fixed_affine(self.norm)
         if folded is None:
             return self.finish(self._conv_forward(x, self.weight, self.bias))
         # A norm with fixed statistics is part of the filters: one pass over the features less.
@@ -79,10 +79,7 @@ def init_normal(layer: Any, *, std: float) -> None:
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """BN as a fixed affine map per channel: its vectors are buffers and never change.
-
-    The buffers carry BN's names, so the checkpoint of a BN layer loads into it.
-    """
+    """BN as a fixed affine map per channel: buffers with BN's names, which never change."""
 
     weight: Tensor
     bias: Tensor
@@ -90,13 +87,12 @@ class FrozenBatchNorm2d(nn.Module):
     running_var: Tensor
 
     def __init__(self, num_features: int, eps: float = 1e-5) -> None:
-        """Start as the identity: the variance is 1 - eps, so that variance + eps is 1."""
         super().__init__()
         self.num_features, self.eps = num_features, eps
         self.register_buffer("weight", torch.ones(num_features))
         self.register_buffer("bias", torch.zeros(num_features))
         self.register_buffer("running_mean", torch.zeros(num_features))
-        self.register_buffer("running_var", torch.ones(num_features) - eps)
+        self.register_buffer("running_var", torch.ones(num_features) - eps)  # the identity
         # Only a frozen copy of a trained layer has a count and its key.
         self.register_buffer("num_batches_tracked", None)
 
@@ -111,8 +107,8 @@ class FrozenBatchNorm2d(nn.Module):
         return x * scale.to(x.dtype).view(1, -1, 1, 1) + shift.to(x.dtype).view(1, -1, 1, 1)
 
 
-def fixed_affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
-    """Return a norm as scale (C,) and shift (C,); None for GN and for BN in training."""
+def fixed_affine(norm: nn.Module | None) -> tuple[Tensor, Tensor] | None:
+    """Return a norm as scale (C,) and shift (C,); None for GN, no norm and BN in training."""
     is_frozen = isinstance(norm, FrozenBatchNorm2d)
     is_evaluated = isinstance(norm, nn.BatchNorm2d) and not norm.training
     return _affine(norm) if is_frozen or is_evaluated else None

@@ -58,17 +58,14 @@ class GeneralizedRCNN(nn.Module):
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Return losses in training, detections in inference.
 
-        Args:
-            batch: One record per image: "image" float32 or uint8 (3, h, w) 0-255; in training
-                "gt_boxes" (G, 4) in px of that image, "gt_classes" (G,) int64 and, for a model with
-                masks, "gt_masks" (G lists of polygons); in inference "height" and "width" of the
-                original image (default: the image's own size).
+        A record has "image" float32 or uint8 (3, h, w) 0-255; in training "gt_boxes" (G, 4) in px
+        of that image, "gt_classes" (G,) int64[, "gt_masks" (G lists of polygons)]; in inference
+        "height" and "width" of the original image (default: the image's own size).
 
         Returns:
-            In training {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"[, "loss_mask"]},
-            scalar float32 tensors to be added up. In inference, for each image {"boxes": (D, 4) in
-            px of the original image, "scores": (D,) descending, "classes": (D,) int64[, "masks":
-            (D, H, W) bool]}.
+            In training scalar float32 {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"[,
+            "loss_mask"]}. In inference, for each image {"boxes": (D, 4) in px of the original one,
+            "scores": (D,) descending, "classes": (D,) int64[, "masks": (D, H, W) bool]}.
 
         Raises:
             FloatingPointError: If predictions are not finite in training.

@@ -29,7 +29,10 @@ Boxes = Sequence[Tensor]  # one (Ri, 4) for each image
 
 
 class RoIHeads(nn.Module, abc.ABC):
-    """What both kinds of second stage share: training on drawn regions, and detection."""
+    """What both kinds of second stage share: training on drawn regions, and detection.
+
+    ``in_features`` of the backbone are given finest first.
+    """
 
     box_head_key: str  # of the box network, in the state dict
     box_pooler: RoIPooler
@@ -54,14 +57,11 @@ class RoIHeads(nn.Module, abc.ABC):
     def box_features(self, levels: list[Tensor], boxes: Boxes) -> Tensor:
         """Return the features of M regions that ``box_predictor`` reads, before averaging."""
 
-    @abc.abstractmethod
     def mask_features(
         self, levels: list[Tensor], boxes: Boxes, box_features: Tensor | None = None
     ) -> Tensor:
-        """Return the features of M regions that ``mask_head`` reads.
-
-        ``box_features`` are those of the same regions, where they are known.
-        """
+        """Return the features of M regions that ``mask_head`` reads: here the boxes' own."""
+        return self.box_features(levels, boxes) if box_features is None else box_features
 
     def losses(
         self, features: Features, proposals: Boxes, truth: Sequence[GroundTruth]
@@ -136,12 +136,6 @@ class Res5RoIHeads(RoIHeads):
         pool = self.box_pooler
         hidden = first.forward_pooled(levels[0], lambda x, step: pool([x], boxes, step=step))
         return self.res5[1:](hidden)
-
-    def mask_features(
-        self, levels: list[Tensor], boxes: Boxes, box_features: Tensor | None = None
-    ) -> Tensor:
-        """Return (M, C, P / 2, P / 2)."""
-        return self.box_features(levels, boxes) if box_features is None else box_features
 
 
 def make_res5(shape: ResNetShape, *, extra_norm: bool) -> nn.Sequential:

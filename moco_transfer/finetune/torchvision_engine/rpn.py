@@ -59,23 +59,20 @@ class RPNSettings:
 
 
 class RPNHead(nn.Module):
-    """3x3 convolutions with ReLU, then one 1x1 convolution each for objectness and for deltas."""
+    """3x3 convolutions with ReLU (-1 channels: as before), then 1x1 for objectness and deltas."""
 
     def __init__(
         self, in_channels: int, num_anchors: int, *, conv_channels: Sequence[int] = (-1,)
     ) -> None:
-        """Build; -1 in ``conv_channels`` means as many as come in."""
         super().__init__()
         layers: list[nn.Module] = []
         for channels in conv_channels:
             out_channels = in_channels if channels == -1 else channels
             layers.append(ConvNorm(in_channels, out_channels, 3, relu=True))
             in_channels = out_channels
-        if len(layers) == 1:  # the key of published checkpoints is 'conv', not 'conv.conv0'
-            self.conv = layers[0]
-        else:
-            names = (f"conv{index}" for index in range(len(layers)))
-            self.conv = nn.Sequential(OrderedDict(zip(names, layers, strict=True)))
+        # The key of published checkpoints is 'conv', not 'conv.conv0'.
+        several = nn.Sequential(OrderedDict((f"conv{i}", layer) for i, layer in enumerate(layers)))
+        self.conv = layers[0] if len(layers) == 1 else several
         self.objectness_logits = nn.Conv2d(in_channels, num_anchors, kernel_size=1)
         self.anchor_deltas = nn.Conv2d(in_channels, num_anchors * 4, kernel_size=1)
         for layer in (*layers, self.objectness_logits, self.anchor_deltas):
@@ -223,9 +220,7 @@ class RPN(nn.Module):
         """Clip the boxes of one image, drop small ones, suppress within levels, keep the best."""
         finite = boxes.isfinite().all(dim=1) & scores.isfinite()
         if self.training and not finite.all():
-            raise FloatingPointError(
-                "The RPN predicts boxes or scores that are not finite: training has diverged."
-            )
+            raise FloatingPointError("The RPN's predictions are not finite: training has diverged.")
         boxes = clip_boxes_to_image(boxes, image_size)
         keep = finite & is_larger_than(boxes, self.settings.min_size)
         boxes, scores, levels = boxes[keep], scores[keep], levels[keep]
