@@ -7,6 +7,7 @@ import importlib
 import shlex
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 from typing import NoReturn
 
 from .. import __version__
@@ -60,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     program = f"moco-transfer {verb}"
     try:
-        status = _run(verb, words)
+        module, args = _parse(verb, words)
+        status = module.run(args)
     except tuple(_STATUS) as error:
         print(f"{program}: {str(error) or 'interrupted.'}", file=sys.stderr)
         status = next(code for kind, code in _STATUS.items() if isinstance(error, kind))
@@ -73,8 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _run(verb: str, words: list[str]) -> int:
-    """Parse the words of a verb and run it, under torchrun where they ask for it."""
+def _parse(verb: str, words: list[str]) -> tuple[ModuleType, argparse.Namespace]:
+    """Return a verb's module and its parsed words; torchrun takes over where they ask for it."""
     if verb not in VERBS:
         hint = did_you_mean(verb, VERBS)
         raise InputError(f"there is no such verb.{hint} Verbs: {', '.join(VERBS)}.")
@@ -92,7 +94,7 @@ def _run(verb: str, words: list[str]) -> int:
     command = verb in SEVERAL_PROCESSES and torchrun_command("moco_transfer", [verb, *words])
     if command:
         replace_by_torchrun(command)
-    return int(module.run(args))
+    return module, args
 
 
 def _overview() -> str:
