@@ -4,8 +4,8 @@ time.
 
 from __future__ import annotations
 
-import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..report.records import last_iteration
+from ..runtime.stop import StopRequest
 from .launch import CONSOLE, SAVES_WITHIN_SEC
 from .matrix import Cell
 from .state import COMPLETE, state_of
@@ -36,14 +37,15 @@ class Failure:
         return f"{self.cell.folder}: {status} (all output: {self.cell.folder / CONSOLE})"
 
 
+@dataclass(eq=False)
 class Stopped(Exception):
     """SIGTERM or Ctrl-C came, and the runs (also those in a queue) were told to save and end;
     ``num_killed`` did not end in time.
     """
 
-    def __init__(self, signum: int, *, num_running: int, num_killed: int) -> None:
-        super().__init__(signum)
-        self.signum, self.num_running, self.num_killed = signum, num_running, num_killed
+    signum: int
+    num_running: int
+    num_killed: int
 
 
 def run_cells(
@@ -64,7 +66,9 @@ def run_cells(
     waiting, failures = list(cells), []
     running: dict[int, tuple[Cell, Any]] = {}
     total = sum(iterations for _, iterations in cells)
-    with _StopSignals() as stop, tqdm(total=total, unit="it", disable=None) as bar:
+    # A flag: an exception between the start of a run and its entry in the list would lose it.
+    stop = StopRequest(signal.SIGTERM, signal.SIGINT)
+    with stop, tqdm(total=total, unit="it", disable=None) as bar:
         bar.update(sum(last_iteration(cell.folder) for cell, _ in cells))
         try:
             while (waiting or running) and not stop.signum:
@@ -89,6 +93,8 @@ def run_cells(
                 bar.n = sum(done)
                 bar.refresh()
         finally:
+            if stop.signum:
+                tqdm.write(f"stopping: runs save and end (up to {SAVES_WITHIN_SEC} s)", sys.stderr)
             jobs = [job for _, job in running.values()]
             for job in jobs:
                 job.ask_to_stop()
@@ -97,30 +103,6 @@ def run_cells(
         if stop.signum:
             raise Stopped(stop.signum, num_running=len(jobs), num_killed=num_killed)
     return failures
-
-
-class _StopSignals:
-    """Notes SIGTERM and Ctrl-C: an exception between the start of a run and its entry in the list
-    would lose it.
-    """
-
-    def __init__(self) -> None:
-        self.signum = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _StopSignals:
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            self._before[signum] = signal.signal(signum, self._note)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)
-
-    def _note(self, signum: int, frame: object) -> None:
-        text = "still waiting for runs to save" if self.signum else "stopping: runs save and end"
-        self.signum = self.signum or signum
-        os.write(2, f"\n{text} (up to {SAVES_WITHIN_SEC} s) ...\n".encode())
 
 
 def _last_words(folder: Path) -> str:

@@ -14,26 +14,34 @@ from .distributed import cpu_group, get_world_size
 
 
 class StopRequest:
-    """Notices SIGTERM between ``__enter__`` and ``__exit__``; loops ask for it between iterations.
+    """Notices ``signals`` between ``__enter__`` and ``__exit__``; loops ask between iterations.
 
-    ``requested``: whether this process received it. Data workers need :func:`ignore_sigterm`.
+    ``signum`` is the first that this process received, or 0. Data workers need
+    :func:`ignore_sigterm`.
     """
 
-    def __init__(self) -> None:
-        self.requested = False
-        self._previous: Any = None
+    def __init__(self, *signals: int) -> None:
+        self.signum = 0
+        self._signals = signals or (signal.SIGTERM,)
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
         with contextlib.suppress(ValueError):  # not the main thread, as in some notebooks
-            self._previous = signal.signal(signal.SIGTERM, self._notice)
+            for signum in self._signals:
+                self._before[signum] = signal.signal(signum, self._notice)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
 
     def _notice(self, signum: int, frame: object) -> None:
-        self.requested = True
+        self.signum = self.signum or signum
+
+    @property
+    def requested(self) -> bool:
+        """Whether this process received a signal."""
+        return self.signum > 0
 
     def agreed(self) -> bool:
         """Return whether any process received SIGTERM. Collective; no GPU is waited for."""
