@@ -1,8 +1,7 @@
 """Generated images for the demo: objects that differ in shape and texture, never in colour.
 
-The same call draws the same images on every machine (JPEG files may differ by the encoder). A pool
-of images with one object each stands for ImageNet. Scenes of several objects, in PASCAL VOC's
-layout, stand for the detection data. Images are BGR.
+A pool of images with one object each stands for ImageNet; scenes of several objects, in PASCAL
+VOC's layout, stand for the detection data. Images are BGR, the same on every machine.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The evaluator of data sets in COCO's format, and of others by COCO's rules.
-
-pycocotools computes the numbers: its twelve for boxes and masks, ten for key points, and each
-class's AP.
+"""The evaluator of data sets in COCO's format, and of others by COCO's rules, with pycocotools.
 
 Source:
     facebookresearch/detectron2@02b5c4e evaluation/coco_evaluation.py COCOEvaluator, and

@@ -90,10 +90,8 @@ class PredictionWriter:
 
         ``found`` has each image's id and boxes (N, 4) XYXY float32, scores (N,), classes (N,).
         """
-        logger.warning(
-            f"Data set {self.dataset.name!r} has no ground truth: predictions are in"
-            f" {self.output_file}, and no AP is computed."
-        )
+        name, file = self.dataset.name, self.output_file
+        logger.warning(f"Data set {name!r} has no ground truth: {file} has the predictions, no AP.")
         return {}
 
 

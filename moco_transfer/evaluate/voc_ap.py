@@ -9,10 +9,8 @@ Conventions:
     second one on the same box is wrong; one whose best box is difficult does not count.
 Source:
     voc_eval and voc_ap of facebookresearch/detectron2@02b5c4e evaluation/pascal_voc_evaluation.py.
-    There a Python loop matches each detection for each threshold; but the best box does not depend
-    on the threshold, so here it is found once. Ties in the score are ordered by the same numpy
-    call. Difference: a class without ground truth gets 0, where Detectron2's area metric gives NaN
-    if it has detections.
+    The best box does not depend on the threshold, so here it is found once. Difference: a class
+    without ground truth gets 0, where Detectron2's area metric gives NaN if it has detections.
 """
 
 from __future__ import annotations

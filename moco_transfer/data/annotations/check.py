@@ -96,7 +96,7 @@ def check_dataset(name: str, *, open_images: bool = True) -> DatasetReport:
 
 
 def shared_images(reports: Sequence[DatasetReport]) -> list[str]:
-    """Return one sentence for each pair of data sets with images in common, byte for byte."""
+    """Return a sentence for each pair of data sets with images in common, byte for byte."""
     sentences = []
     for one, other in itertools.combinations(reports, 2):
         theirs = set(other.digests.values())

@@ -2,8 +2,8 @@
 
 Source:
     detectron2/data/datasets/coco.py load_coco_json. Records are equal, apart from boxes that are
-    XYXY here (added in float32, as Detectron2's BoxMode.convert does later). Detectron2 drops
-    annotations whose image is not in the file; here they are refused, because the file is broken.
+    XYXY here (added in float32, as Detectron2's BoxMode.convert does later). Annotations whose
+    image is not in the file are refused.
 """
 
 from __future__ import annotations

@@ -1,11 +1,7 @@
 """Resize the shorter edge and mirror images, boxes, polygons and keypoints.
 
-Conventions:
-    Boxes, polygons and keypoints are continuous coordinates: the image covers [0, W] x [0, H], so
-    mirroring maps x to W - x.
-Source:
-    ResizeShortestEdge, RandomFlip and ResizeTransform of detectron2/data/transforms, HFlipTransform
-    of fvcore.
+Coordinates are continuous: the image covers [0, W] x [0, H], so mirroring maps x to W - x.
+Source: detectron2/data/transforms ResizeShortestEdge, RandomFlip, ResizeTransform; fvcore.
 """
 
 from __future__ import annotations

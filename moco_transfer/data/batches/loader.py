@@ -7,9 +7,8 @@ Terms:
     draw number: position in the endless shuffled stream that all ranks share; rank r takes r, r +
         W, r + 2 W, ...
 Source:
-    The stream equals detectron2/data/samplers/distributed_sampler.py TrainingSampler with the same
-    seed; grouping by aspect ratio follows data/common.py AspectRatioGroupedDataset; shards of the
-    test set follow InferenceSampler.
+    detectron2/data/samplers/distributed_sampler.py TrainingSampler (the same stream for a seed) and
+    InferenceSampler; data/common.py AspectRatioGroupedDataset.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """The order of a pre-training run, as a function of the seed and the iteration.
 
-Epoch e visits the images in a permutation drawn from (seed, e); iteration i takes the i-th slice
-of BATCH_SIZE_TOTAL of it, and each process takes its part of the slice. The images of an iteration
-therefore do not depend on the number of processes, a run resumes in the middle of an epoch, and the
-last, partial batch of an epoch is left out (as in the official code).
+Epoch e visits the images in a permutation drawn from (seed, e). Iteration i takes the i-th slice
+of BATCH_SIZE_TOTAL of it, and each process its part: the images do not depend on the number of
+processes. The last, partial batch of an epoch is left out (as in the official code).
 """
 
 from __future__ import annotations

@@ -97,10 +97,7 @@ class MaskHead(nn.Module):
 
 
 def rasterize(polygons: Sequence, box: np.ndarray, *, size: int) -> np.ndarray:
-    """Draw an object on a grid over a box (4,); return (size, size) uint8 of 0 and 1.
-
-    ``polygons`` are lists [x0, y0, x1, y1, ...]; they and the box are in px of the image.
-    """
+    """Draw polygons, px of the image, on a grid over a box (4,); return (size, size) of 0 and 1."""
     if len(polygons) == 0:
         return np.zeros((size, size), dtype=np.uint8)
     sides = (box[2:] - box[:2]).astype(np.float64)
@@ -111,11 +108,7 @@ def rasterize(polygons: Sequence, box: np.ndarray, *, size: int) -> np.ndarray:
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Scale mask probabilities (D, S, S) to their boxes (D, 4), in px of an image of (H, W) px.
-
-    Returns:
-        (D, H, W) bool: the pixels with a probability of at least 0.5.
-    """
+    """Return the pixels, (D, H, W) bool, where masks (D, S, S) on their boxes reach 0.5."""
     height, width = image_size
     pasted = torch.zeros(len(masks), height, width, dtype=torch.bool, device=masks.device)
     bounds = boxes.cpu()

@@ -31,11 +31,7 @@ from .sampling import GroundTruth
 
 
 class GeneralizedRCNN(nn.Module):
-    """A two-stage detector.
-
-    State-dict keys: ``backbone.*``, ``proposal_generator.*``, ``roi_heads.*``; pixel statistics are
-    not in it.
-    """
+    """A two-stage detector; keys ``backbone.*``, ``proposal_generator.*``, ``roi_heads.*``."""
 
     def __init__(
         self,

@@ -1,9 +1,8 @@
 """RoIAlign over one feature map or the levels of a pyramid.
 
 On a GPU it is torchvision's operator. On the CPU that sums sample by sample on one core, so here
-the same sums are two small matrix products for each region: a cell is the mean of bilinear samples
-on a grid in it, both are products of a part along y and a part along x, and the whole is
-``rows @ features @ columns.T``.
+the same sums are two small matrix products for each region, ``rows @ features @ columns.T``: both
+the mean over a cell and bilinear samples are products of a part along y and a part along x.
 
 Shapes in this module:
     N: images    C: channels    H, W: height and width of a feature map    M: boxes of all images
@@ -49,8 +48,7 @@ class RoIPooler(nn.Module):
     ) -> Tensor:
         """Return (M, C, Q, Q) in the order of the boxes, one (Ri, 4) for each image.
 
-        There is one feature (N, C, Hl, Wl) for each stride. Every ``step``-th cell along both sides
-        is kept: what a 1x1 convolution of that stride reads.
+        Every ``step``-th cell along both sides is kept: what a 1x1 convolution of it reads.
         """
         all_boxes = torch.cat(list(boxes))
         owner = torch.cat([b.new_full((len(b), 1), image) for image, b in enumerate(boxes)])
@@ -86,10 +84,7 @@ class CellGrid:
 
 
 def roi_align(feature: Tensor, rois: Tensor, grid: CellGrid, *, step: int = 1) -> Tensor:
-    """Return the regions (M, C, Q, Q) that rois (M, 5) pool from a feature (N, C, H, W).
-
-    Every ``step``-th cell along both sides is kept, from the first: Q = ceil(P / step).
-    """
+    """Return (M, C, Q, Q) for rois (M, 5) of a feature (N, C, H, W); Q = ceil(P / step)."""
     if feature.device.type == "cpu":
         return _SeparableRoIAlign.apply(feature, rois, grid, step)
     pooled = torchvision.ops.roi_align(
@@ -172,8 +167,7 @@ def _sample_positions(
 ) -> tuple[Tensor, Tensor]:
     """Return the samples' positions (M, Q, G) in feature cells, and each one's share of a cell.
 
-    G is the largest number of samples of any region; the share of surplus samples, and of samples
-    outside the map, is 0.
+    G is the most samples of any region; surplus samples and those outside the map have share 0.
     """
     offset = 0.5 if grid.aligned else 0.0
     start = low * grid.scale - offset

@@ -23,9 +23,8 @@ def make_sgd(
 ) -> torch.optim.SGD:
     """Return SGD on the trainable parameters, grouped by weight decay and learning-rate factor.
 
-    Norms decay by ``weight_decay_norm``. Biases, a norm's included, decay by ``weight_decay_bias``
-    unless it is None, and learn ``bias_lr_factor`` times as fast: "lr_factor" of their group.
-    Parameters shared by two modules enter once, under the first.
+    Biases, a norm's included, decay by ``weight_decay_bias`` unless it is None, and learn
+    ``bias_lr_factor`` times as fast. Parameters shared by two modules enter under the first.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()
