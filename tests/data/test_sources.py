@@ -20,8 +20,7 @@ from PIL import Image
 
 from moco_transfer.data.images.cifar10 import CIFAR10_CLASSES, HeldImages, read_cifar10
 from moco_transfer.data.images.decode import read_rgb
-from moco_transfer.data.images.folder import ImageFolder
-from moco_transfer.data.images.list_file import read_list_file
+from moco_transfer.data.images.folder import ImageFolder, read_list_file
 from moco_transfer.data.images.sources import open_source
 from moco_transfer.runtime.errors import InputError, MissingFileError
 

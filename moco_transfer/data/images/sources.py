@@ -18,9 +18,8 @@ import numpy as np
 from ...runtime.errors import InputError, MissingFileError
 from ..annotations.catalog import builtin_datasets
 from .cifar10 import HeldImages, looks_like_cifar10, read_cifar10
-from .folder import ImageFolder, find_images
+from .folder import ImageFolder, find_images, read_list_file
 from .image_source import is_image, name_table
-from .list_file import read_list_file
 from .local_shards import LocalShards, open_local_shards
 from .shard_stream import ShardStream, scheme_of
 

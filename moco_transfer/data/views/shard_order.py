@@ -133,9 +133,7 @@ class ShardBatches:
         return range(start + (stream - start) % self.num_streams, stop, self.num_streams)
 
     def blocks(self, stream: int, start: int) -> Iterator[tuple[Block, int]]:
-        """Yield a stream's blocks from the one on that iteration ``start`` needs, each with the
-        number of its images that are used up.
-        """
+        """Yield a stream's blocks from iteration ``start`` on, each with how many are used up."""
         per_epoch = self.iterations_per_epoch
         for epoch in range(start // per_epoch, self.epochs):
             begin = epoch * per_epoch
@@ -157,7 +155,7 @@ class ShardBatches:
 
     def shards_of(self, stream: int, epoch: int, again: int = 0) -> np.ndarray:
         """Return the numbers of the shards that a stream of this process reads in an epoch, in
-        order; ``again``: how often it has read all of them in this epoch already.
+        order; ``again``: how often it has read all of them already.
         """
         streams = self.world_size * self.num_streams
         own = self._order(epoch)[self.rank * self.num_streams + stream :: streams]
