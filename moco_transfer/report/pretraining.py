@@ -43,10 +43,8 @@ class PretrainingRun:
 def find_pretraining(
     paths: Iterable[str | os.PathLike[str]], records: Sequence[RunRecord] = ()
 ) -> tuple[list[PretrainingRun], list[Problem]]:
-    """Find the pre-training runs below ``paths``, and those whose weights started ``records``.
-
-    Returns:
-        The runs, in the order of their folders, and a problem for each damaged metrics.json.
+    """Return the pre-training runs below ``paths``, and those whose weights started ``records``, by
+    folder, and a problem for each damaged metrics.json.
     """
     started: dict[Path, dict[str, None]] = {}
     for record in records:

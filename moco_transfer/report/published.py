@@ -74,10 +74,8 @@ def setting_for_task(task: str, test_set: Sequence[str]) -> PublishedSetting | N
 
 
 def find_settings(words: Sequence[str]) -> list[PublishedSetting]:
-    """Return the setting of that name, else every setting whose name holds each word, else [].
-
-    Args:
-        words: Parts of a name in any case, e.g. ``["coco", "fpn"]``; none means all.
+    """Return the setting of that name, else every setting whose name holds each word, in any case,
+    e.g. ``["coco", "fpn"]``; no words mean all.
     """
     wanted = " ".join(words).casefold().split()
     settings = published_settings()

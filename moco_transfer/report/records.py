@@ -80,12 +80,9 @@ class RunRecord:
 def read_runs(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[RunRecord], list[Problem]]:
     """Read every run below ``paths``: run folders, folders above them at any depth, results.json.
 
-    Links to folders are followed, each run is read once, and folders whose name starts with a dot
-    are skipped. So is an ``eval_*`` folder of a run on the run's own test set.
-
-    Returns:
-        The runs in the order of their paths, and a problem for each results.json that cannot be
-        used, each named path without a run, and each fine-tuning run without results.json.
+    Links to folders are followed and each run is read once. Skipped are folders whose name starts
+    with a dot, and an ``eval_*`` folder of a run on the run's own test set. A problem names each
+    unusable results.json, named path without a run, and fine-tuning run without results.json.
     """
     records: list[RunRecord] = []
     problems: list[Problem] = []
@@ -112,11 +109,8 @@ def read_runs(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[RunRecord],
 
 
 def read_run(file: str | os.PathLike[str]) -> list[RunRecord] | Problem:
-    """Read one results.json.
-
-    Returns:
-        One record per test set (several nest their metrics below their names), none for results of
-        ``knn`` and ``linear``, or a :class:`Problem` for a damaged file or another schema.
+    """Return one record per test set of a results.json (several nest their metrics below their
+    names), none for results of ``knn`` and ``linear``, or a problem for a damaged file.
     """
     file = Path(file)
     try:

@@ -103,12 +103,7 @@ def finding_sentences(table: Table) -> list[str]:
 
 
 def legend_sentences(table: Table, *, emphasis: str) -> list[str]:
-    """Return what a reader has to know below a table.
-
-    Args:
-        table: The table.
-        emphasis: How a clear difference looks, e.g. ``"bold"``.
-    """
+    """Return what is said below a table; ``emphasis``: how a clear difference looks ("bold")."""
     lines = [f"{metric_sentence(table)} Mean ± sample std (n - 1) over n seeds; n = 1 has no ±."]
     if table.baseline and table.has_differences:
         base = table.baseline.init

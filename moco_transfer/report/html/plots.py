@@ -83,9 +83,8 @@ class Panel:
 
 
 def curve_panels(table: Table) -> list[Panel]:
-    """Return AP over iterations, one panel per kind of result, and the training loss.
-
-    Drawing reads metrics.json in the folders of the table's averaged runs.
+    """Return AP over iterations, one panel per kind of result, and the training loss; drawing
+    reads metrics.json of the averaged runs.
     """
     over = "over iterations: mean over seeds, band of one std where n >= 2"
     panels = []
@@ -99,9 +98,7 @@ def curve_panels(table: Table) -> list[Panel]:
 
 
 def breakdown_panels(table: Table, kind: str = "bbox") -> list[Panel]:
-    """Return AP by object size (COCO's: small below 32^2 px, large from 96^2 px) and by class, as
-    far as the runs have them: one marker per row, a bar of one std where n >= 2.
-
+    """Return AP by object size and by class, as far as the runs have them: one marker per row.
     Classes are ordered by the AP of the baseline row (of the first row without one).
     """
     found = {metric for row in table.rows for row_kind, metric in row.values if row_kind == kind}
@@ -162,13 +159,8 @@ def pretraining_curves(run: PretrainingRun) -> Figure:
 def draw_panels(
     panels: Sequence[Panel], *, height: float, more_width: float = 0.0, table: Table | None = None
 ) -> tuple[Figure, list[Problem]]:
-    """Draw panels in one row, and return the problems met.
-
-    Args:
-        panels: At least one.
-        height: Of the figure, inches.
-        more_width: Inches in addition to the width of the panels.
-        table: Gives the figure a legend of its rows, and a title.
+    """Draw panels next to each other, sizes in inches, and return the problems met; ``table`` gives
+    the figure a legend of its rows, and a title.
     """
     size = (_WIDTH * len(panels) + more_width, height)
     figure = Figure(figsize=size, layout="constrained")
@@ -200,13 +192,10 @@ def figure_bytes(figure: Figure, file_format: str) -> bytes:
 
 
 def inline_svg(figure: Figure, attributes: str, *, prefix: str = "") -> str:
-    """Return a figure as one ``<svg>`` element that scales with its container.
+    """Return a figure as one ``<svg>`` element with ``attributes``, scaling with its container.
 
-    Args:
-        figure: What to draw. Colours of rows become ``var(--row-N)``, N being the place in
-            ``STYLES``; grid, stripes and text follow the page.
-        attributes: Of the element, e.g. ``role="img"``.
-        prefix: Put before every id, so that a page can hold several figures.
+    Colours of rows become ``var(--row-N)``, N being the place in ``STYLES``. ``prefix`` comes
+    before every id, so that a page can hold several figures.
     """
     text = figure_bytes(figure, "svg").decode("utf-8")
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
