@@ -28,16 +28,13 @@ class BackboneWeights:
     """The backbone in a Detectron2 file.
 
     Attributes:
-        arrays: Detectron2's name without ``backbone.bottom_up.`` (``stem.conv1.weight``,
-            ``res2.0.conv1.norm.running_var``) -> array, BN's ``num_batches_tracked`` included when
-            the file has it.
+        arrays: Detectron2's name without ``backbone.bottom_up.`` -> array.
         stamp: What the file says about its origin; None in a file that this program did not write.
         sha256: Of the file, 64 hexadecimal digits.
         kind: "backbone", or "detector" when the file holds a whole fine-tuned detector.
         state_dict: The detector's own keys -> array; empty for a backbone.
         arch: The architecture that agrees best with the arrays.
-        top: The file's outermost dict, for what it says next to the tensors (``__author__``,
-            ``config``).
+        top: The file's outermost dict (``__author__``, ``config``).
     """
 
     arrays: dict[str, np.ndarray]
@@ -52,13 +49,8 @@ class BackboneWeights:
 def load_backbone(path: str | os.PathLike[str]) -> BackboneWeights:
     """Read the backbone of a Detectron2 ``.pkl`` or ``.pth``; no code in the file is run.
 
-    The caller checks with :func:`moco_transfer.convert.coverage` that every tensor is there: only
-    the caller knows which of the backbone's stages it needs.
-
-    Args:
-        path: A file that ``moco-transfer convert`` wrote, Detectron2's own, or the checkpoint of a
-            fine-tuned detector. Also a name of :mod:`moco_transfer.convert.zoo`, whose file is
-            converted here, with every tensor accounted for.
+    The caller checks the coverage, because it knows which stages it needs. A name of
+    :mod:`moco_transfer.convert.zoo` is converted here, with every tensor accounted for.
 
     Raises:
         MissingFileError: If there is no such file.

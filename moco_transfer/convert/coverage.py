@@ -14,9 +14,6 @@ from .formats import Source
 from .key_maps import WRITE_NAME
 from .read import listed
 
-NAMES_SHOWN = 10
-"""Names listed per kind in a sentence; the rest are counted."""
-
 ADVICE = (
     "Refusing to start from a partly random backbone; re-run tools/convert.py or pass"
     " --allow-partial to record it in results.json."
@@ -27,11 +24,7 @@ ADVICE = (
 class Coverage:
     """The comparison of what a file has with what a backbone needs, name by name.
 
-    Attributes:
-        missing: Expected names that the file lacks.
-        unused: Names in the file that nothing expects.
-        misshapen: Name -> (shape in the file, shape expected) where the two differ.
-        matched: Names present with the right shape.
+    ``unused`` are names that nothing expects; ``misshapen``: name -> (shape there, expected).
     """
 
     missing: tuple[str, ...] = ()
@@ -63,15 +56,9 @@ class Coverage:
 
 
 def coverage(have: Mapping[str, Any], expected: Mapping[str, Any]) -> Coverage:
-    """Compare what a file has with what a backbone needs.
+    """Compare what a file has with what a backbone needs, each name -> array, tensor or shape.
 
-    Args:
-        have: Name -> array, tensor or shape.
-        expected: Name -> array, tensor or shape. BN's ``num_batches_tracked`` is ignored on both
-            sides.
-
-    Returns:
-        Every name of either side in exactly one of the four lists, in its own side's order.
+    BN's ``num_batches_tracked`` is ignored on both sides.
     """
     got, want = (
         {
@@ -94,8 +81,8 @@ def coverage(have: Mapping[str, Any], expected: Mapping[str, Any]) -> Coverage:
 
 
 def _counted(title: str, names: Sequence[str]) -> str:
-    rest = f", … and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    shown = f": {', '.join(names[:NAMES_SHOWN])}{rest}" if names else ""
+    rest = f", … and {len(names) - 10} more" if len(names) > 10 else ""
+    shown = f": {', '.join(names[:10])}{rest}" if names else ""
     return f"{title} ({len(names)}){shown}."
 
 
@@ -113,18 +100,12 @@ def source_coverage(source: Source, arch: str) -> Coverage:
 
 
 def check_source(source: Source, arch: str, path: object) -> None:
-    """Account for every tensor of an encoder.
-
-    Raises:
-        InputError: If one is missing, unused, misshapen, no floating-point number or not finite;
-            the message names them.
-    """
+    """Raise an InputError that names missing, unused, misshapen, integer or non-finite tensors."""
     if has_small_stem(source.state):
         raise InputError(
             f"{path} is a {arch} for small images, as for CIFAR: {source.names['conv1.weight']}"
-            f" is {tuple(source.state['conv1.weight'].shape)}, a 3x3 convolution of stride 1, but"
-            " the stem of a detector is 7x7 with stride 2 (as in torchvision and timm), so it"
-            f" cannot become a backbone; pre-train {arch} itself, with the 7x7 stem."
+            f" is {tuple(source.state['conv1.weight'].shape)}, but the stem of a detector is 7x7;"
+            f" pre-train {arch} itself."
         )
     covered = source_coverage(source, arch)
     if not covered.is_complete:
@@ -132,14 +113,10 @@ def check_source(source: Source, arch: str, path: object) -> None:
         raise InputError(covered.sentence(path, arch, advice=advice))
     weights = {n: t for n, t in source.state.items() if not n.endswith(BATCH_COUNTER)}
     integer = [source.names[n] for n, t in weights.items() if not t.dtype.is_floating_point]
-    if integer:
-        raise InputError(
-            f"{path}: {len(integer)} tensors ({listed(integer)}) are whole numbers, expected"
-            " floating-point weights."
-        )
     broken = [source.names[n] for n, t in weights.items() if not bool(torch.isfinite(t).all())]
-    if broken:
-        raise InputError(
-            f"{path}: {len(broken)} tensors ({listed(broken)}) have NaN or infinite values; the"
-            " training diverged: take an earlier checkpoint."
-        )
+    for names, what in (
+        (integer, "are whole numbers, expected floating-point weights"),
+        (broken, "have NaN or infinite values: the training diverged; take an earlier checkpoint"),
+    ):
+        if names:
+            raise InputError(f"{path}: {len(names)} tensors ({listed(names)}) {what}.")

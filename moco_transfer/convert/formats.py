@@ -1,7 +1,4 @@
-"""Recognise whose checkpoint a file is by its keys, and take an encoder out of it.
-
-The tensors come out under torchvision's names.
-"""
+"""Recognise whose checkpoint a file is, and take an encoder out of it under torchvision's names."""
 
 from __future__ import annotations
 
@@ -19,11 +16,8 @@ from .key_maps import READ_NAME
 from .layouts import AVERAGES, CONTAINERS, HEADS, LAYOUTS, OUTSIDE, Layout
 from .read import Content, listed
 
-OUR_FORMAT = "moco_transfer.pretrain/1"
-"""The ``format`` entry of our own checkpoints, with its version."""
-
-MIN_TENSORS = 8
-"""Names of one naming under one prefix that make a ResNet of it; ResNet-18 has 100."""
+OUR_FORMAT = "moco_transfer.pretrain/1"  # the ``format`` entry of our own checkpoints
+MIN_TENSORS = 8  # of one naming under one prefix make a ResNet; ResNet-18 has 100
 
 _PART = r"(?:conv[123]|bn[123]|downsample\.[01])\.\w+"
 _FINGERPRINT = {
@@ -73,14 +67,11 @@ class Source:
     """An encoder taken out of a checkpoint.
 
     Attributes:
-        layout: Whose checkpoint it is.
         naming: Key of READ_NAME: how the file names the encoder's tensors.
         format: The layout's name for the stamp; "moco_transfer" for our own checkpoints.
-        prefix: What stands before the encoder's names in the file.
         encoder: "q" or "k"; None where the layout knows one encoder only.
         state: torchvision's name -> tensor, BN's counters included.
-        names: torchvision's name -> full name in the file.
-        own_names: torchvision's name -> the file's name without its prefix.
+        names: torchvision's name -> full name in the file; ``own_names``: without the prefix.
         unknown: Full names under the prefix that are neither backbone nor a known head.
         dropped: Full name -> why it is not taken.
     """
@@ -107,15 +98,11 @@ def read_source(
 ) -> Source:
     """Take an encoder out of a checkpoint.
 
-    Args:
-        content: The file.
-        encoder: "q" for the encoder that was trained, "k" for the one that follows it.
-        source_format: A layout's name, or the full prefix of the encoder's names in the file, for a
-            file that can be read in several ways or in none; None to recognise it.
+    ``encoder``: "q" for the trained one, "k" for the one that follows it. ``source_format``: a
+    layout's name, or the prefix of the encoder's names in the file; None to recognise it.
 
     Raises:
-        InputError: If the file fits no layout, fits two that give different tensors, or lacks the
-            encoder asked for.
+        InputError: If the file fits no layout, or two that differ, or lacks the encoder.
     """
     if encoder not in ("q", "k"):
         raise InputError(f"encoder must be 'q' (trained) or 'k' (momentum), got {encoder!r}.")
@@ -142,7 +129,7 @@ def find_prefixes(names: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def _normal(prefix: str) -> tuple[str, bool]:
-    """Return a prefix without its wrappers, and whether it lies in a moving average's dict."""
+    """Return a prefix without wrappers, and whether it lies in a moving average's dict."""
     bare = _CONTAINER.sub("", prefix, count=1)
     average = _AVERAGE.match(bare)
     bare = _WRAPPER.sub("", bare[average.end() :]) if average else _SUFFIXED.sub(r"\1.", bare)
@@ -162,8 +149,8 @@ def _readings(
     if source_format is not None and source_format not in known_formats():
         hint = did_you_mean(source_format, known_formats())
         raise InputError(
-            f"Unknown source format {source_format!r}.{hint} Known: {', '.join(known_formats())},"
-            " or the prefix of a ResNet in the file."
+            f"Unknown source format {source_format!r}.{hint} Known: {', '.join(known_formats())}"
+            " and prefixes in the file."
         )
     texts = [f"{k}={v}" for k, v in content.top.items() if isinstance(v, str) and len(v) < 100]
     lines = [*content.tensors, *texts, f"container={content.container}"]
@@ -203,11 +190,9 @@ def _choose(readings: list[_Reading], content: Content, encoder: str) -> _Readin
             torch.equal(tensor, theirs[name]) for name, tensor in tensors.items()
         ):
             one, two = best.layout.format, other.layout.format
-            options = (one, two) if one != two else (repr(best.prefix), repr(other.prefix))
             raise InputError(
-                f"{content.path} can be read in two ways: as {one} (under {best.prefix!r}) and as"
-                f" {two} (under {other.prefix!r}), and their tensors differ; pass --from"
-                f" {options[0]} or --from {options[1]}."
+                f"{content.path} can be read as {one} (under {best.prefix!r}) and as {two} (under"
+                f" {other.prefix!r}), which differ; pass one of these names or prefixes as --from."
             )
     return best
 
@@ -222,8 +207,7 @@ def _no_reading(content: Content, places: list[str], source_format: str | None) 
     else:
         what = (
             f"is in no known layout: it has a ResNet under {', '.join(map(repr, places))}, expected"
-            f" one of {', '.join(known)}, also behind 'module.' or 'state_dict.'; if it is a ResNet"
-            f" of torchvision's, pass --from {places[0]!r}"
+            f" one of {', '.join(known)}; to read it anyway, pass --from {places[0]!r}"
         )
     first = listed((name[:80] for name in content.tensors), 3)
     return InputError(f"{content.path} {what}. First keys: {first}")
@@ -233,10 +217,8 @@ def _take(content: Content, reading: _Reading, places: list[str]) -> Source:
     own_format = str(content.top.get("format", ""))
     is_ours = own_format.startswith(OUR_FORMAT.rstrip("1"))
     if is_ours and own_format != OUR_FORMAT:
-        raise InputError(
-            f"{content.path} has format {own_format[:80]!r}, this version reads {OUR_FORMAT};"
-            " update moco-transfer."
-        )
+        what = f"has format {own_format[:80]!r}, this version reads {OUR_FORMAT}"
+        raise InputError(f"{content.path} {what}; update moco-transfer.")
     others = tuple(prefix for prefix in places if prefix not in ("", reading.prefix))
     inside = tuple(prefix for prefix in others if prefix.startswith(reading.prefix))
     source = Source(
@@ -250,9 +232,8 @@ def _take(content: Content, reading: _Reading, places: list[str]) -> Source:
         own = None if full_name.startswith(inside) else reading.own_name(full_name)
         if own is None:
             other = next((prefix for prefix in others if full_name.startswith(prefix)), None)
-            where = (
-                f"the other encoder, under {other!r}" if other else f"outside of {source.prefix!r}"
-            )
+            where = f"outside of {source.prefix!r}"
+            where = f"the other encoder, under {other!r}" if other else where
             source.dropped[full_name] = _why(full_name, OUTSIDE) or where
         elif name := READ_NAME[reading.naming](own):
             source.state[name] = tensor

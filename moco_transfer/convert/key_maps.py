@@ -1,11 +1,10 @@
 """How each project names the tensors of a ResNet: tables between those names and torchvision's.
 
-torchvision's names (``conv1.weight``, ``layer1.0.bn2.bias``, ``layer2.0.downsample.0.weight``) are
-the common ones of this package: every source is read into them, every target written from them.
+Every source is read into torchvision's names, every target written from them.
 
 Source:
-    Detectron2: modeling/backbone/resnet.py; Caffe2: checkpoint/c2_model_loading.py, both
-        facebookresearch/detectron2@02b5c4e2.
+    facebookresearch/detectron2@02b5c4e2 modeling/backbone/resnet.py, and for Caffe2
+        checkpoint/c2_model_loading.py.
     Sequential: ``nn.Sequential(*list(resnet.children())[:-1])`` as in lightly's examples.
 """
 
@@ -15,8 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from ..models.resnets import BATCH_COUNTER
 
-_MOST_BLOCKS = 48
-"""Blocks in a stage; ResNet-152 has 36."""
+_MOST_BLOCKS = 48  # in a stage; ResNet-152 has 36
 
 # Convolutions and norms alternate.
 _STEM = ("conv1.", "bn1.")

@@ -15,16 +15,13 @@ class Layout:
     """One project's way to store an encoder.
 
     Attributes:
-        format: The name for ``--from`` and for the stamp.
-        title: The project, in words.
+        format: The name for ``--from`` and for the stamp; ``title`` is the project, in words.
         query: Prefixes of the encoder "q", the one that is trained (query, online, student), the
             preferred one first.
-        key: Prefixes of the encoder "k", the one that follows it (key, momentum, target, a moving
-            average of the weights).
+        key: Prefixes of the encoder "k" (key, momentum, target, moving average).
         namings: Keys of :data:`moco_transfer.convert.key_maps.READ_NAME`.
-        marker: A regular expression that some line of the file must match; "" for none. A line is
-            the full name of a tensor, ``key=value`` of a short text in the outer dict, or
-            ``container=torch``.
+        marker: A regular expression that some line of the file must match; "" for none. A line is a
+            tensor's full name, ``key=value`` of the outer dict, or ``container=torch``.
         unless: A regular expression that no line may match; "" for none.
         mechanism: What it was trained with, None where the layout does not tell.
         epoch: Dotted path of the number of epochs finished, such as ``meta.epoch``; "" for none.

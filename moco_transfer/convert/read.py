@@ -33,11 +33,8 @@ _ZIP = b"PK\x03\x04"
 _LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 _PICKLE = re.compile(rb"\x80[\x00-\x05]|[(}\]c]")
 
-MAX_NAME = 1000
-"""Characters of a tensor's full name; VISSL's have about 90."""
-
-MAX_DEPTH = 8
-"""Dicts and lists within each other that are searched for tensors; VISSL's trunk lies 5 deep."""
+MAX_NAME = 1000  # characters of a tensor's full name; VISSL's have about 90
+MAX_DEPTH = 8  # of dicts and lists that are searched for tensors; VISSL's trunk lies 5 deep
 
 
 @dataclass(frozen=True)
@@ -45,12 +42,10 @@ class Content:
     """What a file holds.
 
     Attributes:
-        path: The file.
         container: "torch", "pickle" or "safetensors".
         tensors: Every tensor under the dotted path of its keys and positions in lists
             (``state_dict.module.encoder_q.conv1.weight``), on the CPU.
-        top: The outermost dict, for the numbers and strings next to the tensors (``epoch``,
-            ``arch``, the stamp).
+        top: The outermost dict, with what is next to the tensors (``epoch``, the stamp).
         metadata: The text that a safetensors file carries.
     """
 
@@ -62,16 +57,11 @@ class Content:
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Content:
-    """Read a checkpoint file of any container.
-
-    Args:
-        path: A ``.pth``/``.pth.tar``/``.ckpt``/``.torch`` of torch.save, a ``.pkl`` of numpy arrays
-            or a ``.safetensors``.
+    """Read a file of torch.save, a pickle of numpy arrays, or a safetensors file.
 
     Raises:
         MissingFileError: If there is no such file.
-        InputError: If it is a folder, empty, truncated, damaged, of another kind, asks for code, or
-            holds no tensor.
+        InputError: If it is truncated, damaged, of another kind, asks for code, or has no tensor.
     """
     path = Path(path)
     head = _head(path)
@@ -89,20 +79,14 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Content:
             container, top = "pickle", read_pickle(file, path)
     else:
         raise InputError(
-            f"{path} is no checkpoint: it starts with {head[:8]!r}, not like a .pth, .pkl or"
-            " .safetensors file."
+            f"{path} is no checkpoint (.pth, .pkl or .safetensors): it starts with {head[:8]!r}."
         )
     if not isinstance(top, Mapping):
-        raise InputError(
-            f"{path} holds a {type(top).__name__}, expected a dict of tensors (a state dict)."
-        )
+        raise InputError(f"{path} holds a {type(top).__name__}, expected a dict of tensors.")
     tensors = named_tensors(top, path)
     if not tensors:
         keys = [printable(name)[:80] for name in top]
-        raise InputError(
-            f"{path} holds no tensor. Its keys: {listed(keys)}. Pass a checkpoint that holds a"
-            " state dict."
-        )
+        raise InputError(f"{path} holds no tensor, expected a state dict. Its keys: {listed(keys)}")
     return Content(path=path, container=container, tensors=tensors, top=top, metadata=metadata)
 
 
@@ -113,12 +97,9 @@ def _head(path: Path) -> bytes:
         with open(path, "rb") as file:
             head = file.read(64)
     except FileNotFoundError:
-        raise MissingFileError(
-            f"{path} does not exist. Check the path of the checkpoint."
-        ) from None
+        raise MissingFileError(f"{path} does not exist; check the path.") from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"Cannot read {path}: {reason}.") from error
+        raise InputError(f"Cannot read {path}: {error}.") from error
     if not head:
         raise InputError(f"{path} is empty (0 bytes). Copy or download the checkpoint again.")
     return head
@@ -137,8 +118,7 @@ def _read_torch_zip(path: Path) -> Any:
         raise _damaged(path, f"its record {broken!r} fails its checksum")
     if not is_torch or not any(info.filename.endswith("data.pkl") for info in infos):
         raise InputError(
-            f"{path} is a zip archive but not one that torch.save wrote; unpack it and pass the"
-            " checkpoint inside."
+            f"{path} is a zip archive that torch.save did not write; pass the checkpoint inside."
         )
     # Memory-mapped, so that a table that claims too many bytes meets the end of the file, not other
     # memory, and the momentum encoder and the optimizer stay on the disk.
@@ -155,8 +135,8 @@ def _torch_load(path: Path, *, mmap: bool) -> Any:
         if not named:
             raise _damaged(path, error) from error
         raise InputError(
-            f"{path} asks for {named[1][:100]!r}, which is neither a tensor nor a plain value;"
-            " nothing in it was run. Save its state_dict() alone with torch.save and convert that."
+            f"{path} asks for {named[1][:100]!r}, which is neither a tensor nor a plain value, and"
+            " was not run; save its state_dict() alone with torch.save."
         ) from None
     except Exception as error:  # torch's reader raises any kind of exception for a damaged file
         raise _damaged(path, error) from error
@@ -169,8 +149,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
         raise InputError(
-            f"{path} is not a whole safetensors file ({_short(error)}): truncated or damaged; get"
-            " it again."
+            f"{path} is not a whole safetensors file ({_short(error)}); copy or download it again."
         ) from error
 
 
@@ -178,9 +157,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _stand_ins() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     """Return (stand-in, full name) pairs for ``torch.serialization.safe_globals``.
 
-    Lightning, mmengine, timm and others keep arguments, paths and histories next to the tensors.
     Each name of :data:`INERT` resolves to a class that takes whatever it is given and keeps
-    nothing; the class named is never imported. Other names are refused.
+    nothing; the class named is never imported.
     """
 
     class Inert:
@@ -198,11 +176,9 @@ def _stand_ins() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
 
 
 def named_tensors(top: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
-    """Return every tensor in dicts and lists within each other, under the dotted path of its keys.
+    """Return every tensor in nested dicts and lists, under the dotted path of its keys.
 
-    Raises:
-        InputError: If a name is longer than MAX_NAME, or a tensor is no plain one on the CPU;
-            the message names ``path``.
+    An InputError names a tensor that is no plain one on the CPU, or has too long a name.
     """
     tensors: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -214,28 +190,20 @@ def named_tensors(top: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
         for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
             name = f"{prefix}{printable(key)}"
             if len(name) > MAX_NAME:
-                raise InputError(
-                    f"{path}: a name of {len(name)} characters ({name[:80]}…), expected at most"
-                    f" {MAX_NAME}."
-                )
+                what = f"a name of {len(name)} characters ({name[:80]}…)"
+                raise InputError(f"{path}: {what}, expected at most {MAX_NAME}.")
             if isinstance(value, np.ndarray):
                 value = torch.from_numpy(value)
             if isinstance(value, Tensor):
-                tensors[name] = _plain(value, name, path)
+                tensors[name] = value.detach()
+                if value.layout != torch.strided or value.is_quantized or value.is_meta:
+                    what = f"tensor {name} is quantized, sparse or on the meta device"
+                    raise InputError(f"{path}: {what}; save a float checkpoint.")
             elif isinstance(value, (Mapping, list, tuple)):
                 walk(value, f"{name}.", depth + 1)
 
     walk(top, "", 1)
     return tensors
-
-
-def _plain(tensor: Tensor, name: str, path: Path) -> Tensor:
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-        kind = "quantized" if tensor.is_quantized else f"{tensor.layout} on {tensor.device}"
-        raise InputError(
-            f"{path}: tensor {name} is {kind}, expected plain numbers; save a float checkpoint."
-        )
-    return tensor.detach()
 
 
 def printable(name: Any) -> str:
@@ -256,6 +224,4 @@ def _short(error: object) -> str:
 
 
 def _damaged(path: Path, reason: object) -> InputError:
-    return InputError(
-        f"{path} is truncated or damaged ({_short(reason)}); copy or download it again."
-    )
+    return InputError(f"{path} is truncated or damaged ({_short(reason)}); get it again.")

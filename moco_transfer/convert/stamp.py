@@ -1,11 +1,9 @@
 """The stamp: where weights come from and which pixels they expect, kept inside the converted file.
 
 Pixel statistics are on the 0-255 scale, in the channel order that ``format`` names. An entry is
-None where the source does not say; nothing is guessed.
-
-Detectron2 ``.pkl`` and official files: key ``moco_transfer`` of the outer dict (Detectron2 passes
-unknown keys through). torchvision ``.pth``: the state dict's own ``_metadata``, which
-load_state_dict ignores. timm ``.safetensors``: the metadata, as JSON.
+None where the source does not say. The stamp is the key ``moco_transfer``: of the outer dict in
+Detectron2 and official files, of the state dict's ``_metadata`` (which load_state_dict ignores) in
+torchvision's, of the metadata, as JSON, in timm's.
 """
 
 from __future__ import annotations
@@ -33,11 +31,7 @@ _KEPT = ("mechanism", "encoder", "epoch", "format", "pixel_mean", "pixel_std", "
 
 
 def read_stamp(content: Content) -> dict[str, Any] | None:
-    """Return the stamp that a converted file carries, or None.
-
-    Raises:
-        InputError: If its schema is unknown or its entries make no sense.
-    """
+    """Return the stamp that a converted file carries, or None; InputError if it makes no sense."""
     hidden = getattr(content.top, "_metadata", None)
     stamp = content.top.get(KEY, hidden.get(KEY) if isinstance(hidden, Mapping) else None)
     try:
@@ -47,29 +41,21 @@ def read_stamp(content: Content) -> dict[str, Any] | None:
     if stamp is None:
         return None
     schema = stamp.get("schema") if isinstance(stamp, Mapping) else type(stamp).__name__
-    if schema != SCHEMA:
+    stride = stamp.get("stride_in_1x1") if isinstance(stamp, Mapping) else None
+    if schema != SCHEMA or stride not in (True, False, None):
         raise InputError(
-            f"{content.path}: its stamp has schema {schema!r}, this version reads {SCHEMA}; convert"
-            " it again."
+            f"{content.path}: its stamp has schema {schema!r} and stride_in_1x1 {stride!r},"
+            f" expected {SCHEMA} and True or False; convert it again."
         )
-    order, stride = stamp.get("format"), stamp.get("stride_in_1x1")
-    if order is not None:
-        mean, std = stamp.get("pixel_mean"), stamp.get("pixel_std")
-        _check_pixels(content, {"format": order, "mean": mean, "std": std})
-    if stride not in (True, False, None):
-        raise InputError(
-            f"{content.path}: its stamp has stride_in_1x1 {stride!r}, expected True or False."
-        )
+    if stamp.get("format") is not None:
+        _check_pixels(content, *(stamp.get(k) for k in ("format", "pixel_mean", "pixel_std")))
     return dict(stamp)
 
 
 def make_stamp(content: Content, source: Source, *, arch: str, sha256: str) -> dict[str, Any]:
-    """Return the stamp of a file that is about to be written.
+    """Return the stamp of a file to be written.
 
     ``source`` was taken out of ``content``, whose file has the SHA-256 ``sha256`` (hexadecimal).
-
-    Raises:
-        InputError: If our own checkpoint states its pixels in a way that cannot be understood.
     """
     pixels, stride = _pixels(content, source)
     stamp = {
@@ -101,7 +87,9 @@ def make_stamp(content: Content, source: Source, *, arch: str, sha256: str) -> d
 def _pixels(content: Content, source: Source) -> tuple[Mapping[str, Any] | None, bool | None]:
     """Return the pixels and STRIDE_IN_1X1 that an encoder was trained with; None: not known."""
     if source.format == KEY and "pixels" in content.top:
-        return _check_pixels(content, content.top["pixels"]), False
+        pixels = content.top["pixels"]
+        pixels = pixels if isinstance(pixels, Mapping) else {}
+        return _check_pixels(content, *(pixels.get(k) for k in ("format", "mean", "std"))), False
     if source.naming == "caffe2":
         return MSRA_PIXELS, True
     if source.naming != "detectron2" or content.top.get("__author__") in _TORCHVISION_AUTHORS:
@@ -111,8 +99,8 @@ def _pixels(content: Content, source: Source) -> tuple[Mapping[str, Any] | None,
     try:  # one of our detectors
         config = yaml.safe_load(content.top["config"])
         model, order = config["MODEL"], config["INPUT"]["FORMAT"]
-        pixels = {"format": order, "mean": model["PIXEL_MEAN"], "std": model["PIXEL_STD"]}
-        return _check_pixels(content, pixels), bool(model["RESNETS"]["STRIDE_IN_1X1"])
+        pixels = _check_pixels(content, order, model["PIXEL_MEAN"], model["PIXEL_STD"])
+        return pixels, bool(model["RESNETS"]["STRIDE_IN_1X1"])
     except (yaml.YAMLError, LookupError, TypeError, AttributeError) as error:
         raise InputError(
             f"{content.path}: its 'config' does not state INPUT.FORMAT and MODEL.PIXEL_MEAN"
@@ -120,16 +108,15 @@ def _pixels(content: Content, source: Source) -> tuple[Mapping[str, Any] | None,
         ) from error
 
 
-def _check_pixels(content: Content, pixels: Any) -> Mapping[str, Any]:
-    def is_triple(values: Any) -> bool:
-        is_list = isinstance(values, (list, tuple)) and len(values) == 3
-        return is_list and all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
-
-    is_order = isinstance(pixels, Mapping) and pixels.get("format") in ("RGB", "BGR")
-    triples = is_order and is_triple(pixels.get("mean")) and is_triple(pixels.get("std"))
-    if not triples or min(pixels["std"]) <= 0:
+def _check_pixels(content: Content, order: Any, mean: Any, std: Any) -> dict[str, Any]:
+    try:
+        is_good = order in ("RGB", "BGR") and len(mean) == len(std) == 3 and min(std) > 0
+        is_good = is_good and all(math.isfinite(value) for value in (*mean, *std))
+    except TypeError:
+        is_good = False
+    if not is_good:
         raise InputError(
-            f"{content.path}: its pixels are {str(pixels)[:100]!r}, expected format RGB or BGR, and"
-            " mean and std of 3 numbers on the 0-255 scale."
+            f"{content.path}: its pixels are {order!r:.50}, {mean!r:.50}, {std!r:.50}, expected"
+            " format RGB or BGR, and mean and std of 3 numbers on the 0-255 scale."
         )
-    return pixels
+    return {"format": order, "mean": mean, "std": std}

@@ -1,16 +1,13 @@
 """Prove a conversion: the file read and the file written compute the same features of an image.
 
-A source in torchvision's layout runs in torchvision's ResNet. One in Detectron2's layout runs in
-:func:`detectron2_features`, which is written from Detectron2's definition of the network and uses
-Detectron2's names alone. It knows none of this package's key maps, so that a wrong map shows as
-another feature.
+torchvision's layout runs in torchvision's ResNet, Detectron2's in :func:`detectron2_features`. That
+function uses none of this package's key maps, so that a wrong map shows as another feature.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,24 +27,6 @@ TOLERANCE = 1e-5
 STAGES = ("res2", "res3", "res4", "res5")
 
 
-@dataclass(frozen=True)
-class Verification:
-    """The largest difference of each stage's features, as a share of its largest (at least 1).
-
-    Attributes:
-        differences: res2 to res5 -> difference.
-        image: What the features are of.
-    """
-
-    differences: dict[str, float]
-    image: str = "a generated image"
-
-    def __str__(self) -> str:
-        """Return one line, for the log."""
-        shown = ", ".join(f"{stage} {value:.1e}" for stage, value in self.differences.items())
-        return f"verified: features of {self.image} agree to {TOLERANCE:.0e} ({shown})"
-
-
 def generated_image(*, size: int = 64, seed: int = 0) -> Tensor:
     """Return a colour ramp with noise (1, 3, size, size), float32, normalised."""
     ramp = torch.linspace(-2, 2, size).expand(size, size)
@@ -57,27 +36,19 @@ def generated_image(*, size: int = 64, seed: int = 0) -> Tensor:
 
 
 def real_image(path: str | os.PathLike[str], stamp: Mapping[str, Any], size: int = 224) -> Tensor:
-    """Return an image file (1, 3, size, size), float32, resized to a square of ``size`` px.
+    """Return an image file (1, 3, size, size), float32, resized to a square.
 
-    Normalised by the stamp's pixels; where those are None, by ImageNet's in RGB.
-
-    Raises:
-        InputError: If it cannot be read as an image.
+    Normalised by the stamp's pixels; where those are None, by ImageNet's in RGB. An InputError
+    names a file that cannot be read as an image.
     """
     try:
         with Image.open(path) as image:
             square = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"Cannot read {path} as an image ({error}); name another, or leave it out for a"
-            " generated one."
-        ) from error
-    values = np.array(square, np.float32)
-    if stamp["format"] == "BGR":
-        values = values[..., ::-1]
-    is_known = stamp["format"] is not None
-    mean = np.array(stamp["pixel_mean"] if is_known else IMAGENET_PIXELS["mean"], np.float32)
-    std = np.array(stamp["pixel_std"] if is_known else IMAGENET_PIXELS["std"], np.float32)
+        raise InputError(f"Cannot read {path} as an image ({error}); name another.") from error
+    values = np.array(square, np.float32)[..., :: -1 if stamp["format"] == "BGR" else 1]
+    mean = np.array(stamp["pixel_mean"] or IMAGENET_PIXELS["mean"], np.float32)
+    std = np.array(stamp["pixel_std"] or IMAGENET_PIXELS["std"], np.float32)
     return torch.from_numpy(np.ascontiguousarray(((values - mean) / std).transpose(2, 0, 1)))[None]
 
 
@@ -119,12 +90,8 @@ def detectron2_features(
 ) -> dict[str, Tensor]:
     """Return the features res2 to res5 of Detectron2's ResNet, in evaluation mode.
 
-    ``weights``: Detectron2's name -> tensor; ``image``: (N, 3, H, W), float32, normalised;
-    ``stride_in_1x1``: where a bottleneck halves the image.
-
-    Source:
-        facebookresearch/detectron2@02b5c4e2 modeling/backbone/resnet.py, BasicStem, BasicBlock,
-        BottleneckBlock, make_stage.
+    ``weights``: Detectron2's name -> tensor; ``image``: (N, 3, H, W), float32, normalised. Source:
+    facebookresearch/detectron2@02b5c4e2 modeling/backbone/resnet.py.
     """
 
     def convolve(x: Tensor, name: str, *, stride: int = 1) -> Tensor:
@@ -132,7 +99,8 @@ def detectron2_features(
         # A grouped convolution has fewer input channels per filter than its input has.
         groups = x.shape[1] // weight.shape[1]
         x = F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2, groups=groups)
-        mean, var, scale, shift = (weights[f"{name}.norm.{part}"].float() for part in _NORM)
+        norm = ("running_mean", "running_var", "weight", "bias")
+        mean, var, scale, shift = (weights[f"{name}.norm.{part}"].float() for part in norm)
         return F.batch_norm(x, mean, var, scale, shift, training=False, eps=BATCH_NORM_EPS)
 
     def block(x: Tensor, name: str, *, stride: int) -> Tensor:
@@ -157,21 +125,19 @@ def detectron2_features(
     return features
 
 
-_NORM = ("running_mean", "running_var", "weight", "bias")
-
-
 def compare(
     before: Mapping[str, Tensor], after: Mapping[str, Tensor], *, path: object
 ) -> dict[str, float]:
-    """Compare stage -> features (N, C, H, W) of the file read with those of the file written.
-
-    Returns:
-        Stage -> largest difference.
+    """Return stage -> largest difference of the features (N, C, H, W) of two files.
 
     Raises:
         InputError: If a feature differs by more than the tolerance or is not finite.
     """
-    differences = {stage: _difference(before[stage], after[stage]) for stage in STAGES}
+    differences = {
+        stage: (before[stage] - after[stage]).abs().max().item()
+        / max(1.0, before[stage].abs().max().item())
+        for stage in STAGES
+    }
     # NaN compares as False with everything: it has to fail.
     wrong = [f"{stage} {v:.1e}" for stage, v in differences.items() if not v <= TOLERANCE]
     if wrong:
@@ -180,9 +146,3 @@ def compare(
             f" expected at most {TOLERANCE:.0e}: {', '.join(wrong)})."
         )
     return differences
-
-
-def _difference(left: Tensor, right: Tensor) -> float:
-    if left.shape != right.shape:
-        return float("nan")
-    return (left - right).abs().max().item() / max(1.0, left.abs().max().item())

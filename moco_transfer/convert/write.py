@@ -1,12 +1,8 @@
 """Write an encoder in the layout of Detectron2, torchvision, timm or the official MoCo code.
 
-Tensors keep their values and their type, bit for bit. The one exception is bfloat16 in a Detectron2
-``.pkl`` and in an official checkpoint: numpy, which the official converter writes with, lacks it,
-so it becomes float32, which holds every bfloat16 exactly.
-
-The official layout is what facebookresearch/moco@7397dfe main_moco.py saves. Its main_lincls.py and
-detection/convert-pretrain-to-detectron2.py take what begins with ``module.encoder_q.`` and ignore
-everything else.
+Tensors keep their values and types, except that bfloat16, which numpy lacks, becomes float32,
+exactly, in a Detectron2 ``.pkl`` and in an official checkpoint. The official layout is what
+facebookresearch/moco@7397dfe main_moco.py saves; its tools read ``module.encoder_q.`` alone.
 """
 
 from __future__ import annotations
@@ -32,15 +28,10 @@ from .key_maps import detectron2_name
 from .read import Content
 from .stamp import KEY
 
-SUFFIXES = {
-    "detectron2": (".pkl",),
-    "torchvision": (".pth", ".pt"),
-    "timm": (".safetensors",),
-    "moco": (".tar", ".pth", ".pt"),
-}
+SUFFIXES = {"detectron2": (".pkl",), "torchvision": (".pth", ".pt"), "timm": (".safetensors",)}
+SUFFIXES |= {"moco": (".tar", ".pth", ".pt")}
 """Target -> endings of its files, by which Detectron2's and timm's readers choose how to read."""
 
-AUTHOR = "moco_transfer"
 KEY_ENCODER = "module.encoder_k."
 _QUERY = "encoder_q."
 
@@ -49,13 +40,9 @@ _PROTOCOL = 4
 
 
 def companions(content: Content, source: Source) -> dict[str, str]:
-    """Return what the official layout holds next to the trained backbone.
+    """Return name in the source -> name to write, of the head, the key encoder and the queue.
 
-    That is the encoder's head, the whole key encoder, the queue and its pointer, as far as the
-    source has them under the official names, with or without ``module.``. Of another project's
-    layout nothing is taken: its heads have other names and another meaning.
-
-    Returns full name in the source -> name in the file to write.
+    Only of official names, with or without ``module.``: another project's heads mean other things.
     """
     if source.layout.format != "moco" or not source.prefix.endswith(_QUERY):
         return {}
@@ -74,16 +61,15 @@ def write(
     to: str,
     extra: Mapping[str, Tensor],
 ) -> dict[str, str]:
-    """Write a backbone (torchvision's name -> tensor) and its stamp to ``path``, in place.
+    """Write a backbone; return torchvision's name -> name in the file.
 
-    ``extra``, for "moco" alone: name in the file -> tensor next to the trained backbone. Returns
-    torchvision's name -> name in the file written.
+    ``extra``, for "moco" alone: name in the file -> tensor next to the trained backbone.
     """
     names = {name: name for name in state}
     if to == "detectron2":
         names = {name: detectron2_name(name) or name for name in state}
         model = {names[name]: as_array(tensor) for name, tensor in state.items()}
-        content = {"model": model, "__author__": AUTHOR, "matching_heuristics": True}
+        content = {"model": model, "__author__": KEY, "matching_heuristics": True}
         with open(path, "wb") as file:
             pickle.dump(content | {KEY: dict(stamp)}, file, protocol=_PROTOCOL)
     elif to == "torchvision":
@@ -105,10 +91,7 @@ def write(
 
 
 def _official(tensors: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
-    """Return the state dict of an official checkpoint.
-
-    BN's counters, which old files lack, are added as 0: main_lincls.py looks each of them up.
-    """
+    # BN's counters, which old files lack, are added as 0: main_lincls.py looks each of them up.
     whole = OrderedDict(
         (name, tensor.float() if tensor.dtype == torch.bfloat16 else tensor.clone())
         for name, tensor in tensors.items()

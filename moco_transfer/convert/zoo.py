@@ -1,15 +1,13 @@
 """Published weights by name: fetched once into iopath's cache and checked against their hash.
 
 Names:
-    ``moco_v1_200ep``, ``moco_v2_200ep``, ``moco_v2_800ep``; ``torchvision/R-50`` and ``MSRA/R-50``
-    (the supervised baselines); torchvision's own, such as ``ResNet50_Weights.IMAGENET1K_V2``;
+    The keys of :data:`ZOO`; torchvision's own, such as ``ResNet50_Weights.IMAGENET1K_V2``;
     ``detectron2://…`` as in Detectron2's configs; any http(s) address.
 Environment:
     MOCO_TRANSFER_MIRROR: an address or a folder (a path, or file://…), asked instead of a file's
         own host, that has the files under the same paths
         (``…/moco/moco_checkpoints/moco_v2_200ep/moco_v2_200ep_pretrain.pth.tar``).
-    FVCORE_CACHE: where downloads are kept (default ``~/.torch/iopath_cache``), shared with
-        Detectron2.
+    FVCORE_CACHE: where downloads are kept (default ``~/.torch/iopath_cache``).
 """
 
 from __future__ import annotations
@@ -19,15 +17,14 @@ import logging
 import os
 import re
 import socket
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlparse
 
 from iopath.common.file_io import HTTPURLHandler, PathManager
-from torchvision import models
+from torchvision.models import get_weight
 
-from ..models.resnets import ARCHITECTURES
-from ..runtime.errors import InputError, did_you_mean
+from ..runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -40,16 +37,8 @@ _HOST = "https://dl.fbaipublicfiles.com"
 _MOCO = f"{_HOST}/moco/moco_checkpoints/{{0}}/{{0}}_pretrain.pth.tar"
 
 
-@dataclass(frozen=True)
-class Published:
-    """A file on the net.
-
-    Attributes:
-        url: Its address.
-        algorithm: "md5" or "sha256".
-        digest: The published hexadecimal digest or its beginning; "" where none was published, and
-            nothing can be checked then.
-    """
+class Published(NamedTuple):
+    """A file on the net; ``digest`` is hexadecimal, or its beginning, or "" if none is known."""
 
     url: str
     algorithm: str = "sha256"
@@ -66,12 +55,8 @@ ZOO = {
     "MSRA/R-50": Published(f"{_HOST}/detectron2/ImageNetPretrained/MSRA/R-50.pkl"),
 }
 
-_DETECTRON2 = "detectron2://"
 # The digest in a file's name: torch.hub writes SHA-256 after a dash, Detectron2 MD5 after "_".
-_DIGEST_IN_NAME = (
-    (re.compile(r"-([0-9a-f]{8,64})\.(?:pth|pt)$"), "sha256"),
-    (re.compile(r"_([0-9a-f]{6,32})\.pkl$"), "md5"),
-)
+_DIGEST_IN_NAME = {"sha256": r"-([0-9a-f]{8,64})\.(?:pth|pt)$", "md5": r"_([0-9a-f]{6,32})\.pkl$"}
 
 
 def published(name: str) -> Published | None:
@@ -82,16 +67,18 @@ def published(name: str) -> Published | None:
     """
     if name in ZOO:
         return ZOO[name]
+    url = re.sub("^detectron2://", f"{_HOST}/detectron2/", name)
     if re.fullmatch(r"\w+_Weights\.\w+", name):
-        known = _torchvision_weights()
-        if name not in known:
-            raise InputError(
-                f"Unknown weights {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}."
-            )
-        return _at(known[name])
-    if name.startswith(_DETECTRON2):
-        return _at(f"{_HOST}/detectron2/{name.removeprefix(_DETECTRON2)}")
-    return _at(name) if name.startswith(("https://", "http://")) else None
+        try:
+            url = get_weight(name).url
+        except (ValueError, KeyError):
+            raise InputError(f"torchvision has no weights {name!r}; check the name.") from None
+    if not url.startswith(("https://", "http://")):
+        return None
+    for algorithm, pattern in _DIGEST_IN_NAME.items():
+        if found := re.search(pattern, url):
+            return Published(url, algorithm, found[1])
+    return Published(url)
 
 
 def local_file(name: str | os.PathLike[str]) -> Path:
@@ -105,74 +92,38 @@ def local_file(name: str | os.PathLike[str]) -> Path:
         return Path(name)
     mirror = os.environ.get(MIRROR, "").rstrip("/").removeprefix("file://")
     url = mirror + urlparse(source.url).path if mirror else source.url
-    is_folder = "://" not in url
-    path = _from_folder(url, source, str(name)) if is_folder else _fetch(url, source, str(name))
-    digest = _digest(path, source.algorithm)
+    is_download = "://" in url
+    path = _download(url, f"{name}") if is_download else Path(url)
+    try:
+        digest = hashlib.new(source.algorithm, path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"Cannot read {path}, needed for {name} ({MIRROR}): {error}.") from error
     if not source.digest:
-        logger.warning(
-            "%s: no hash of it was published, so it is taken as it is (%s %s)",
-            *(name, source.algorithm, digest),
-        )
+        logger.warning("%s has no published hash to check (%s %s)", name, source.algorithm, digest)
     elif not digest.startswith(source.digest):
-        if not is_folder:  # so that the next call does not find it in the cache
+        if is_download:  # so that the next call does not find it in the cache
             path.unlink(missing_ok=True)
-        what = "copy it there" if is_folder else "it was deleted: call again to download it"
         raise InputError(
             f"{path} is not the published {name}: its {source.algorithm} begins with"
-            f" {digest[: len(source.digest)]}, expected {source.digest}; {what} again."
+            f" {digest[: len(source.digest)]}, expected {source.digest};"
+            f" {'it was deleted: download' if is_download else 'copy'} it again."
         )
     return path
 
 
-def _torchvision_weights() -> dict[str, str]:
-    """Return torchvision's weights of the networks that can be converted: name -> address."""
-    listed = models.list_models(module=models)
-    return {
-        f"{type(weights).__name__}.{name}": weights.url
-        for arch in ARCHITECTURES
-        if arch in listed
-        for name, weights in models.get_model_weights(arch).__members__.items()
-    }
-
-
-def _at(url: str) -> Published:
-    found = ((pattern.search(url), algorithm) for pattern, algorithm in _DIGEST_IN_NAME)
-    return next((Published(url, algorithm, m[1]) for m, algorithm in found if m), Published(url))
-
-
-def _from_folder(path: str, source: Published, name: str) -> Path:
-    if not os.path.isfile(path):
-        raise InputError(
-            f"The mirror {os.environ[MIRROR]} ({MIRROR}) has no {path}, needed for {name}; copy it"
-            f" there from {source.url}."
-        )
-    return Path(path)
-
-
-def _fetch(url: str, source: Published, name: str) -> Path:
-    if not url.startswith(("http://", "https://")):
-        raise InputError(
-            f"{MIRROR} is {os.environ[MIRROR]!r}, expected a folder, or an address that begins with"
-            " http:// or https://."
-        )
+def _download(url: str, name: str) -> Path:
     manager = PathManager()
     manager.register_handler(HTTPURLHandler())
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT_SEC)  # iopath sets none, and would wait forever
     try:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"{MIRROR} is no folder and no http address")
         return Path(manager.get_local_path(url))
     except (OSError, ValueError) as error:  # URLError and HTTPError are OSErrors
         raise InputError(
-            f"Cannot download {name} from {url} ({error}); without a network, fetch {source.url}"
-            f" elsewhere and pass the file, or name a folder or address that has it in {MIRROR}."
+            f"Cannot download {name} from {url} ({error}); fetch the file elsewhere and pass it,"
+            f" or name a folder or an http address that has it in {MIRROR}."
         ) from error
     finally:
         socket.setdefaulttimeout(before)
-
-
-def _digest(path: Path, algorithm: str) -> str:
-    state = hashlib.new(algorithm)
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            state.update(block)
-    return state.hexdigest()

@@ -1,8 +1,7 @@
 """Every ResNet of the project: builders, and the names and shapes of its tensors.
 
-Names are torchvision's, those of the published checkpoints. Stride is in the 3x3 convolution
-(Detectron2: STRIDE_IN_1X1 False). The tensors of a backbone leave out the head ``fc`` and BN's
-``num_batches_tracked``: ResNet-50 has 265, 53 convolutions and 4 for each of 53 batch norms.
+Names are torchvision's; stride is in the 3x3 convolution (STRIDE_IN_1X1 False). A backbone's
+tensors leave out the head ``fc`` and BN's ``num_batches_tracked``: ResNet-50 has 265.
 """
 
 from __future__ import annotations
@@ -18,40 +17,21 @@ from torchvision.models.resnet import Bottleneck, ResNet
 
 Shape = tuple[int, ...]
 
-BLOCKS = {
-    18: (2, 2, 2, 2),
-    34: (3, 4, 6, 3),
-    50: (3, 4, 6, 3),
-    101: (3, 4, 23, 3),
-    152: (3, 8, 36, 3),
-}
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
+BLOCKS |= {101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 """Depth -> blocks in each of the four stages; bottlenecks from depth 50 on."""
 
-BASIC_BLOCKS = ("resnet18", "resnet34")
-"""Networks without bottlenecks: no 1x1 convolution in their main path that could have a stride."""
-
-WIDENED = ("resnet50_w2x", "resnet50_w4x")
-"""Networks whose every layer, stem included, is wider than ResNet-50's."""
-
-BATCH_COUNTER = "num_batches_tracked"
-"""BN's step counter: optional in a file, never counted in a coverage."""
-
-BATCH_NORM_EPS = 1e-5
-"""Added to a variance before the square root, by torch's default and Detectron2's."""
+BASIC_BLOCKS = ("resnet18", "resnet34")  # without bottlenecks
+WIDENED = ("resnet50_w2x", "resnet50_w4x")  # wider in every layer, stem included
+BATCH_COUNTER = "num_batches_tracked"  # optional in a file, never counted in a coverage
+BATCH_NORM_EPS = 1e-5  # torch's default and Detectron2's
 
 
 class WideResNet50(ResNet):
     """ResNet-50 with every width multiplied, stem and outputs too: R50w2x and w4x of Table 1.
 
-    Not torchvision's ``wide_resnet50_2``, whose inner widths alone are doubled.
-
-    Args:
-        width: Multiplier, 2 or 4.
-        num_classes: Outputs of ``fc``, whose input has 2048 x width channels.
-        norm_layer: Called with the number of channels.
-
-    Source:
-        Widths: Kolesnikov et al. 2019, arXiv:1901.09005, as cited by arXiv:1911.05722 Table 1.
+    torchvision's ``wide_resnet50_2`` doubles inner widths alone. Source: Kolesnikov et al. 2019,
+    arXiv:1901.09005, as cited by arXiv:1911.05722 Table 1.
     """
 
     def __init__(
@@ -60,13 +40,8 @@ class WideResNet50(ResNet):
         # A block has planes x width_per_group / 64 inner and planes x expansion output channels.
         expansion = Bottleneck.expansion * width
         block = type(f"Bottleneck{width}x", (Bottleneck,), {"expansion": expansion})
-        super().__init__(
-            block,
-            list(BLOCKS[50]),
-            num_classes=num_classes,
-            width_per_group=64 * width,
-            norm_layer=norm_layer,
-        )
+        shared: dict[str, Any] = {"num_classes": num_classes, "norm_layer": norm_layer}
+        super().__init__(block, list(BLOCKS[50]), width_per_group=64 * width, **shared)
         # torchvision's stem always has 64 channels: build it and layer1, which reads it, again.
         self.inplanes = 64 * width
         self.conv1 = nn.Conv2d(3, self.inplanes, kernel_size=7, stride=2, padding=3, bias=False)
@@ -80,20 +55,14 @@ class WideResNet50(ResNet):
 def _for_small_images(factory: Callable[..., ResNet], **kwargs: Any) -> ResNet:
     """Return a ResNet for images of about 32 px: a 3x3 stem of stride 1, and no max-pool.
 
-    Source:
-        The official CIFAR-10 demo (facebookresearch/moco branch colab-notebook @f736491), whose
-        stem has ``nn.Conv2d``'s own initialisation. Names stay torchvision's; the demo numbers its
-        layers.
+    Source: the official CIFAR-10 demo (facebookresearch/moco branch colab-notebook @f736491), whose
+    stem has ``nn.Conv2d``'s own initialisation.
     """
     encoder = factory(**kwargs)
     channels = encoder.conv1.out_channels
     encoder.conv1 = nn.Conv2d(3, channels, kernel_size=3, stride=1, padding=1, bias=False)
     encoder.maxpool = nn.Identity()
     return encoder
-
-
-def _resnext50_32x8d(**kwargs: Any) -> ResNet:
-    return ResNet(Bottleneck, list(BLOCKS[50]), groups=32, width_per_group=8, **kwargs)
 
 
 ENCODERS: dict[str, Callable[..., ResNet]] = {
@@ -103,7 +72,9 @@ ENCODERS: dict[str, Callable[..., ResNet]] = {
     "resnet101": models.resnet101,
     "resnet152": models.resnet152,
     "resnext50_32x4d": models.resnext50_32x4d,
-    "resnext50_32x8d": _resnext50_32x8d,
+    "resnext50_32x8d": functools.partial(
+        ResNet, Bottleneck, [3, 4, 6, 3], groups=32, width_per_group=8
+    ),
     "resnext101_32x8d": models.resnext101_32x8d,
     "resnext101_64x4d": models.resnext101_64x4d,
     "wide_resnet50_2": models.wide_resnet50_2,
@@ -122,16 +93,9 @@ ARCHITECTURES = tuple(name for name in ENCODERS if not name.endswith("_cifar"))
 def build_encoder(
     arch: str, *, num_classes: int, norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d
 ) -> ResNet:
-    """Build a ResNet whose last layer ``fc`` has ``num_classes`` outputs.
+    """Build a ResNet that maps (N, 3, H, W) normalised RGB to (N, num_classes).
 
-    Args:
-        arch: A key of :data:`ENCODERS`.
-        num_classes: Feature dimension (contrast) or number of classes (supervised).
-        norm_layer: Called with the number of channels.
-
-    Returns:
-        A module that maps (N, 3, H, W) normalised RGB to (N, num_classes), initialised at random
-        as torchvision does.
+    ``arch`` is a key of :data:`ENCODERS`. The weights are random, as torchvision's.
     """
     encoder = ENCODERS[arch](num_classes=num_classes, norm_layer=norm_layer)
     if isinstance(encoder.maxpool, nn.MaxPool2d):
@@ -144,8 +108,8 @@ def build_encoder(
 def add_mlp_head(encoder: nn.Module) -> None:
     """Put a hidden layer before ``fc``, in place: fc.0 (D -> D), ReLU, fc.2 (D -> C).
 
-    MoCo v2, arXiv:2003.04297 Sec. 3. The last layer is kept, as in facebookresearch/moco@7397dfe
-    moco/builder.py, so its initialisation is the linear head's.
+    MoCo v2, arXiv:2003.04297 Sec. 3. The last layer keeps its initialisation, as in
+    facebookresearch/moco@7397dfe moco/builder.py.
     """
     fc: Any = encoder.fc
     encoder.fc = nn.Sequential(nn.Linear(fc.in_features, fc.in_features), nn.ReLU(), fc)
@@ -171,13 +135,9 @@ def has_small_stem(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def recognise(tensors: Mapping[str, Tensor]) -> str:
-    """Return the architecture that agrees best with ``tensors``; an exact one when there is one.
+    """Return the architecture that agrees best with torchvision's name -> backbone tensor.
 
-    The score counts tensors of the right name and shape, less those missing and left over: a file
-    with a gap is recognised too, so that its gap can be named.
-
-    Args:
-        tensors: torchvision's name -> tensor, backbone tensors only.
+    A file with a gap is recognised too, so that its gap can be named.
     """
     shapes = {n: tuple(t.shape) for n, t in tensors.items() if not n.endswith(BATCH_COUNTER)}
 

@@ -147,10 +147,7 @@ def test_convert__compares_on_a_real_image(saved, tmp_path, official, capsys):
     Image.effect_noise((40, 30), 50).convert("RGB").save(tmp_path / "noise.png")
     words = ["convert", str(saved(official)), str(tmp_path / "m.pkl"), "--image"]
     assert main([*words, str(tmp_path / "noise.png")]) == 0
-    assert (
-        f"verified: features of {tmp_path / 'noise.png'} agree to 1e-05 (res2 "
-        in capsys.readouterr().out
-    )
+    assert "verified: features agree to 1e-05 (res2 " in capsys.readouterr().out
     (tmp_path / "m.pkl").write_bytes(b"earlier")
     (tmp_path / "text.png").write_bytes(b"no image")
     assert main([*words, str(tmp_path / "text.png")]) == 2

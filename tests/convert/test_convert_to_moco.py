@@ -132,9 +132,9 @@ def test_to_moco__the_official_tools_find_every_tensor(written, ours, r18):
     assert (
         len(report.carried) == 4 + 124 + 2 and not report.dropped
     )  # head, key encoder with its head, queue and pointer
-    assert report.verification is not None and max(report.verification.differences.values()) == 0
+    assert max(report.differences.values()) == 0
     assert (
-        "carried       130: head (4), key encoder (124), queue (1), queue's pointer (1)"
+        "carried       130: encoder_k (124), encoder_q (4), queue (1), queue_ptr (1)"
         in report.table()
     )
     assert content["state_dict"].keys() == {f"module.{name}" for name in ours["state_dict"]}
@@ -193,9 +193,7 @@ def test_to_moco__from_a_backbone_alone_adds_what_the_tools_look_up(saved, tmp_p
     }
     report = convert_checkpoint(saved(bare), tmp_path / "official.pth.tar", to="moco", verify=False)
     assert (
-        report.carried == {}
-        and "carried       0: the source has no head, key encoder or queue of MoCo's"
-        in report.table()
+        report.carried == {} and "carried       0: no head, key encoder or queue" in report.table()
     )
     network = as_lincls_loads_it(tmp_path / "official.pth.tar")
     assert torch.equal(network.layer4[1].bn2.running_var, r18["layer4.1.bn2.running_var"])
@@ -305,4 +303,4 @@ def test_to_moco__the_command(written, tmp_path, capsys):
 def test_to_moco__arch_that_torchvision_lacks(caplog, tmp_path):
     stamp = {"arch": "resnet50_w2x", "format": None, "pixel_mean": None, "pixel_std": None}
     warn_of_official_assumptions(stamp, "x.pth")
-    assert "torchvision has no resnet50_w2x, so main_lincls.py cannot build one" in caplog.text
+    assert "torchvision has no resnet50_w2x, so main_lincls.py fails" in caplog.text

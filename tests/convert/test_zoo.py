@@ -91,7 +91,7 @@ def test_published__names_and_paths(name, expected):
 
 
 def test_published__a_misspelt_name_of_torchvision():
-    with pytest.raises(InputError, match="Did you mean 'ResNet50_Weights.IMAGENET1K_V1'"):
+    with pytest.raises(InputError, match="Resnet50_Weights.IMAGENET1K_V1"):
         zoo.published("Resnet50_Weights.IMAGENET1K_V1")
 
 
@@ -135,9 +135,7 @@ def test_local_file__a_download_with_a_wrong_hash_is_not_kept(server, mirror, mo
     right = zoo.ZOO["moco_v2_200ep"]
     monkeypatch.setitem(zoo.ZOO, "moco_v2_200ep", zoo.Published(right.url, "md5", "00000000"))
     for _ in range(2):
-        with pytest.raises(
-            InputError, match="expected 00000000; it was deleted: call again to download it again"
-        ):
+        with pytest.raises(InputError, match="expected 00000000; it was deleted"):
             zoo.local_file("moco_v2_200ep")
     monkeypatch.setitem(zoo.ZOO, "moco_v2_200ep", right)
     assert zoo.local_file("moco_v2_200ep").is_file()
@@ -162,14 +160,15 @@ def test_convert__a_name_of_torchvisions_weights(mirror, tmp_path, monkeypatch, 
     torch.save(r18, path)
     with pytest.raises(InputError, match=f"is not the published {name}: its sha256 begins with"):
         convert_checkpoint(name, tmp_path / "t.pkl")
-    monkeypatch.setattr(zoo, "_digest", lambda _path, _algorithm: "f37072fd")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    monkeypatch.setattr(zoo, "published", lambda _name: published._replace(digest=digest))
     report = convert_checkpoint(name, tmp_path / "t.pkl")
     assert (report.source_format, report.arch, report.stamp["source"]) == (
         "torchvision",
         arch,
         "resnet18-f37072fd.pth",
     )
-    assert report.verification is not None
+    assert report.differences
 
 
 def test_convert__msra_by_name_is_caffe2(mirror, tmp_path, small):
@@ -197,7 +196,7 @@ def test_convert__a_name_from_an_address_of_a_folder(mirror, tmp_path, monkeypat
     assert convert_checkpoint("moco_v2_200ep", tmp_path / "m.pkl", verify=False).arch == "resnet18"
     monkeypatch.setenv(zoo.MIRROR, "s3://bucket")
     with pytest.raises(
-        InputError, match="MOCO_TRANSFER_MIRROR is 's3://bucket', expected a folder, or an address"
+        InputError, match="s3://bucket.*MOCO_TRANSFER_MIRROR is no folder and no http address"
     ):
         zoo.local_file("moco_v2_200ep")
 
@@ -218,12 +217,13 @@ def test_local_file__without_a_network(tmp_path, monkeypatch):
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
     monkeypatch.setenv(zoo.MIRROR, "http://127.0.0.1:1")
     with pytest.raises(
-        InputError,
-        match=r"Cannot download moco_v1_200ep from http://127.0.0.1:1/moco/.* pass the file",
+        InputError, match=r"Cannot download moco_v1_200ep from http://127.0.0.1:1/moco/"
     ):
         zoo.local_file("moco_v1_200ep")
     monkeypatch.setenv(zoo.MIRROR, str(tmp_path))
-    with pytest.raises(InputError, match="The mirror .* has no .*moco_v1_200ep_pretrain.pth.tar"):
+    with pytest.raises(
+        InputError, match="moco_v1_200ep_pretrain.pth.tar, needed for moco_v1_200ep"
+    ):
         zoo.local_file("moco_v1_200ep")
 
 
@@ -244,4 +244,4 @@ def test_local_file__says_when_nothing_was_published_to_check(mirror, caplog):
     path.parent.mkdir(parents=True)
     path.write_bytes(b"x")
     assert zoo.local_file("MSRA/R-50") == path
-    assert "no hash of it was published" in caplog.text
+    assert "MSRA/R-50 has no published hash" in caplog.text
