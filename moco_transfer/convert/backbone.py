@@ -30,7 +30,6 @@ class BackboneWeights:
     Attributes:
         arrays: Detectron2's name without ``backbone.bottom_up.`` -> array.
         stamp: What the file says about its origin; None in a file that this program did not write.
-        sha256: Of the file, 64 hexadecimal digits.
         kind: "backbone", or "detector" when the file holds a whole fine-tuned detector.
         state_dict: The detector's own keys -> array; empty for a backbone.
         arch: The architecture that agrees best with the arrays.

@@ -46,14 +46,12 @@ class ConversionReport:
 
     Attributes:
         source: The file read; ``source_format`` is its layout, ``source_title`` that in words.
-        arch: torchvision's name of the network.
         encoder: "q" or "k"; None where the source knows one encoder only.
         stamp: What the file written carries about its origin.
         expected: torchvision's names of the tensors that the backbone needs (265 for ResNet-50).
         mapped: Name in the source -> name in the file written, BN's counters included.
         dropped: Name in the source -> why it was not taken.
         carried: As ``mapped``, of the head, key encoder and queue in a file for ``--to moco``.
-        to: "detectron2", "torchvision", "timm" or "moco".
         output: The file written, with its ``sha256``.
         differences: res2 to res5 -> largest difference of the features; empty if not verified.
     """
@@ -82,16 +80,14 @@ class ConversionReport:
         verified = f"verified: features agree to {TOLERANCE:.0e} ({found})"
         kinds = Counter(name.split(".")[1] for name in self.carried.values())
         carried = ", ".join(f"{kind} ({count})" for kind, count in sorted(kinds.items()))
+        carried = f"{len(self.carried)}: {carried or 'no head, key encoder or queue'}"
         rows = [
             ("source", f"{self.source} ({self.source_title}{encoder})"),
             ("architecture", self.arch),
             ("expected", f"{len(self.expected)} backbone tensors"),
             ("mapped", f"{len(self.mapped) - counters}{more}"),
             ("missing", "0"),
-            *(
-                [("carried", f"{len(self.carried)}: {carried or 'no head, key encoder or queue'}")]
-                * (self.to == "moco")
-            ),
+            *([("carried", carried)] if self.to == "moco" else []),
             ("dropped", str(len(self.dropped))),
             *(("", f"{n} x {why}") for why, n in Counter(self.dropped.values()).most_common()),
             ("features", verified if found else "not verified (asked not to, or over 1 GB)"),
@@ -123,8 +119,8 @@ def convert_checkpoint(
         arch: torchvision's name of the network; None to recognise it by its shapes.
 
     Raises:
-        InputError: If the source cannot be read or recognised, lacks a tensor, has one too many, of
-            another shape or with a value that is not finite, or if the features differ.
+        InputError: If the source cannot be read or recognised, a tensor is missing, left over,
+            misshapen or not finite, or the features differ.
         MissingFileError: If there is no file ``src``.
     """
     src, dst = local_file(src), Path(dst)
@@ -198,10 +194,7 @@ def _check_arguments(src: Path, dst: Path, to: str, arch: str | None, encoder: s
 def _check_network(source: Source, stamp: dict[str, Any], src: Path, to: str) -> None:
     """Refuse what the target's network lacks or computes differently; warn of what is not known."""
     if to == "timm" and stamp["arch"] in WIDENED:
-        raise InputError(
-            f"timm has no {stamp['arch']}, whose stem is wider than 64 channels; use"
-            " --to torchvision."
-        )
+        raise InputError(f"timm has no {stamp['arch']}, whose stem is wider; use --to torchvision.")
     if any("(fused" in name for name in source.names.values()):
         logger.warning("%s has fused batch norms; keep MODEL.RESNETS.NORM FrozenBN", src)
     if to == "moco":
@@ -217,14 +210,12 @@ def _check_network(source: Source, stamp: dict[str, Any], src: Path, to: str) ->
 
 def warn_of_official_assumptions(stamp: dict[str, Any], path: object) -> None:
     """Warn of what facebookresearch/moco's tools assume and these weights do not have."""
-    arch, known = stamp["arch"], torchvision.models.list_models(module=torchvision.models)
-    if arch not in known:
-        logger.warning("%s: torchvision has no %s, so main_lincls.py fails", path, arch)
+    if stamp["arch"] not in torchvision.models.list_models(module=torchvision.models):
+        logger.warning("%s: torchvision has no %s, so main_lincls.py fails", path, stamp["arch"])
     order, mean, std = stamp["format"], stamp["pixel_mean"], stamp["pixel_std"]
     if order is not None and {"format": order, "mean": mean, "std": std} != IMAGENET_PIXELS:
         logger.warning(
-            "%s was trained on %s pixels of mean %s and std %s; change the official tools, which"
-            " use RGB with ImageNet's",
+            "%s was trained on %s pixels of mean %s and std %s; the official tools use ImageNet's",
             *(path, order, mean, std),
         )
 

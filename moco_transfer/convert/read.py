@@ -91,8 +91,6 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Content:
 
 
 def _head(path: Path) -> bytes:
-    if path.is_dir():
-        raise InputError(f"{path} is a folder, expected a checkpoint file; name a file inside it.")
     try:
         with open(path, "rb") as file:
             head = file.read(64)
@@ -120,8 +118,7 @@ def _read_torch_zip(path: Path) -> Any:
         raise InputError(
             f"{path} is a zip archive that torch.save did not write; pass the checkpoint inside."
         )
-    # Memory-mapped, so that a table that claims too many bytes meets the end of the file, not other
-    # memory, and the momentum encoder and the optimizer stay on the disk.
+    # Memory-mapped: a table that claims too many bytes meets the end of the file, not other memory.
     return _torch_load(path, mmap=True)
 
 

@@ -21,9 +21,7 @@ from ..models.resnets import BATCH_COUNTER, BATCH_NORM_EPS, build_encoder
 from ..runtime.errors import InputError
 from .formats import Source
 
-TOLERANCE = 1e-5
-"""Largest difference allowed between features, as a share of the stage's largest (at least 1)."""
-
+TOLERANCE = 1e-5  # of features, as a share of the stage's largest (at least 1)
 STAGES = ("res2", "res3", "res4", "res5")
 
 

@@ -29,9 +29,7 @@ from ..runtime.errors import InputError
 logger = logging.getLogger(__name__)
 
 MIRROR = "MOCO_TRANSFER_MIRROR"
-
-TIMEOUT_SEC = 30.0
-"""How long a host may be silent."""
+TIMEOUT_SEC = 30.0  # how long a host may be silent
 
 _HOST = "https://dl.fbaipublicfiles.com"
 _MOCO = f"{_HOST}/moco/moco_checkpoints/{{0}}/{{0}}_pretrain.pth.tar"

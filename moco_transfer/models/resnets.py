@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,29 +28,28 @@ BATCH_COUNTER = "num_batches_tracked"  # optional in a file, never counted in a 
 BATCH_NORM_EPS = 1e-5  # torch's default and Detectron2's
 
 
-class WideResNet50(ResNet):
-    """ResNet-50 with every width multiplied, stem and outputs too: R50w2x and w4x of Table 1.
+def _widened_resnet50(
+    width: int, *, norm_layer: Callable[[int], nn.Module], num_classes: int
+) -> ResNet:
+    """Return ResNet-50 with every width multiplied, stem too: R50w2x and w4x of MoCo's Table 1.
 
     torchvision's ``wide_resnet50_2`` doubles inner widths alone. Source: Kolesnikov et al. 2019,
     arXiv:1901.09005, as cited by arXiv:1911.05722 Table 1.
     """
-
-    def __init__(
-        self, width: int, *, num_classes: int, norm_layer: Callable[[int], nn.Module]
-    ) -> None:
-        # A block has planes x width_per_group / 64 inner and planes x expansion output channels.
-        expansion = Bottleneck.expansion * width
-        block = type(f"Bottleneck{width}x", (Bottleneck,), {"expansion": expansion})
-        shared: dict[str, Any] = {"num_classes": num_classes, "norm_layer": norm_layer}
-        super().__init__(block, list(BLOCKS[50]), width_per_group=64 * width, **shared)
-        # torchvision's stem always has 64 channels: build it and layer1, which reads it, again.
-        self.inplanes = 64 * width
-        self.conv1 = nn.Conv2d(3, self.inplanes, kernel_size=7, stride=2, padding=3, bias=False)
-        self.bn1 = norm_layer(self.inplanes)
-        self.layer1 = self._make_layer(block, 64, 3)
-        for part in (self.conv1, *self.layer1.modules()):
-            if isinstance(part, nn.Conv2d):  # as ResNet.__init__ does
-                nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+    # A block has planes x width_per_group / 64 inner and planes x expansion output channels.
+    expansion = Bottleneck.expansion * width
+    block = type(f"Bottleneck{width}x", (Bottleneck,), {"expansion": expansion})
+    shared: dict[str, Any] = {"num_classes": num_classes, "norm_layer": norm_layer}
+    encoder = ResNet(block, list(BLOCKS[50]), width_per_group=64 * width, **shared)
+    # torchvision's stem always has 64 channels: build it and layer1, which reads it, again.
+    encoder.inplanes = 64 * width
+    encoder.conv1 = nn.Conv2d(3, 64 * width, kernel_size=7, stride=2, padding=3, bias=False)
+    encoder.bn1 = norm_layer(64 * width)
+    encoder.layer1 = encoder._make_layer(block, 64, 3)
+    for part in (encoder.conv1, *encoder.layer1.modules()):
+        if isinstance(part, nn.Conv2d):  # as ResNet.__init__ does
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+    return encoder
 
 
 def _for_small_images(factory: Callable[..., ResNet], **kwargs: Any) -> ResNet:
@@ -66,24 +66,20 @@ def _for_small_images(factory: Callable[..., ResNet], **kwargs: Any) -> ResNet:
 
 
 ENCODERS: dict[str, Callable[..., ResNet]] = {
-    "resnet50": models.resnet50,
-    "resnet18": models.resnet18,
-    "resnet34": models.resnet34,
-    "resnet101": models.resnet101,
-    "resnet152": models.resnet152,
-    "resnext50_32x4d": models.resnext50_32x4d,
+    name: getattr(models, name)
+    for name in (
+        *("resnet50", "resnet18", "resnet34", "resnet101", "resnet152", "resnext50_32x4d"),
+        *("resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2"),
+    )
+} | {
     "resnext50_32x8d": functools.partial(
         ResNet, Bottleneck, [3, 4, 6, 3], groups=32, width_per_group=8
     ),
-    "resnext101_32x8d": models.resnext101_32x8d,
-    "resnext101_64x4d": models.resnext101_64x4d,
-    "wide_resnet50_2": models.wide_resnet50_2,
-    "wide_resnet101_2": models.wide_resnet101_2,
-    "resnet50_w2x": functools.partial(WideResNet50, 2),
-    "resnet50_w4x": functools.partial(WideResNet50, 4),
-    "resnet18_cifar": functools.partial(_for_small_images, models.resnet18),
-    "resnet34_cifar": functools.partial(_for_small_images, models.resnet34),
-    "resnet50_cifar": functools.partial(_for_small_images, models.resnet50),
+    **{f"resnet50_w{width}x": functools.partial(_widened_resnet50, width) for width in (2, 4)},
+    **{
+        f"resnet{depth}_cifar": functools.partial(_for_small_images, build)
+        for depth, build in {18: models.resnet18, 34: models.resnet34, 50: models.resnet50}.items()
+    },
 }
 
 ARCHITECTURES = tuple(name for name in ENCODERS if not name.endswith("_cifar"))
@@ -116,16 +112,12 @@ def add_mlp_head(encoder: nn.Module) -> None:
 
 
 @functools.cache
-def _shapes(arch: str) -> tuple[tuple[str, Shape], ...]:
+def backbone_shapes(arch: str) -> Mapping[str, Shape]:
+    """Return name -> shape of every backbone tensor of ``arch``, in the order of the network."""
     with torch.device("meta"):  # allocates nothing
         state = build_encoder(arch, num_classes=1).state_dict()
     names = (n for n in state if not n.startswith("fc.") and not n.endswith(BATCH_COUNTER))
-    return tuple((name, tuple(state[name].shape)) for name in names)
-
-
-def backbone_shapes(arch: str) -> dict[str, Shape]:
-    """Return name -> shape of every backbone tensor of ``arch``, in the order of the network."""
-    return dict(_shapes(arch))
+    return MappingProxyType({name: tuple(state[name].shape) for name in names})
 
 
 def has_small_stem(tensors: Mapping[str, Tensor]) -> bool:

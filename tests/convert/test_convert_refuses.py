@@ -189,7 +189,7 @@ def test_refuses__files_that_are_no_checkpoint(tmp_path, refuses, content, words
 
 
 def test_refuses__a_folder_and_a_file_that_does_not_exist(tmp_path, refuses):
-    refuses(tmp_path, "is a folder")
+    refuses(tmp_path, "directory")
     refuses(tmp_path / "nowhere.pth", "does not exist", error=MissingFileError)
 
 

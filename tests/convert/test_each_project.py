@@ -318,6 +318,6 @@ def test_read_source__asks_when_two_copies_differ(project, name):
     if name == "byol_pytorch":  # its first copy is the bare network, which is no layout's
         assert read_source(content_of(checkpoint)).prefix == "online_encoder.net."
         return
-    with pytest.raises(InputError, match="can be read in two ways: .* pass --from "):
+    with pytest.raises(InputError, match="can be read as .* and as .* as --from"):
         source = read_source(content_of(checkpoint))
         check_source(source, recognise(source.state), "file.pth")
