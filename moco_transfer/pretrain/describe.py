@@ -20,36 +20,40 @@ def describe(plan: PretrainPlan) -> list[str]:
     length = f"{plan.epochs} epochs of {per_epoch} iterations"
     if end % per_epoch:
         length = f"{end} iterations, {per_epoch} an epoch"
-    batch, world_size = plan.batch_size_total, get_world_size()
-    split = f"{batch // world_size} per process x {world_size} on {plan.device}"
+    batch, world_size, views = plan.batch_size_total, get_world_size(), plan.view_maker
     parts = f" in {plan.accumulate} micro-batches" if plan.accumulate > 1 else ""
     lr = f"lr {plan.lr_at.lr:g} = SOLVER.BASE_LR {plan.base_lr:g} x {batch}"
-    lr += f" / {plan.reference_batch_size}, {plan.lr_at.describe()}"
-    weights = "random"
+    weights = plan.init.description if plan.init is not None else "random"
     if plan.resume is not None:
         weights = f"resumed from {plan.resume.path}: iteration {plan.resume.iteration} of {end}"
-    elif plan.init is not None:
-        weights = plan.init.describe()
-    views = f"{plan.view_maker.num_views} view(s) of {plan.view_maker.size} px"
+    norm = "BN over the images of a process"
+    if plan.mechanism in ("moco", "end_to_end"):
+        images, groups = _groups(plan)
+        norm = f"BN statistics over {groups} groups of about {images * world_size // groups} images"
+        norm += f", keys {'shuffled among them' if plan.shuffle else 'not shuffled'}"
+    files = "config.yaml, env.txt, log.txt, metrics.json"
+    files += f"{', tensorboard/' if plan.tensorboard else ''}, last_checkpoint, checkpoint_*.pth"
+    files += f" every {plan.checkpoint_period_epochs} epoch(s)"
+    if plan.checkpoint_period_iters:
+        files += f" and {plan.checkpoint_period_iters} iterations"
     lines = {
         "data": plan.source.describe(),
-        "views": f"{views}, {plan.view_maker.recipe}, {plan.view_maker.pipeline} pipeline",
+        "views": f"{views.num_views} view(s) of {views.size} px, {views.recipe}, {views.pipeline}"
+        " pipeline",
         "model": f"{plan.mechanism} {plan.arch}, {plan.num_negatives} negatives",
         "weights": weights,
-        "batch": f"{batch} = {split}{parts}",
-        "schedule": f"{length}; {lr}",
+        "batch": f"{batch} = {batch // world_size} per process x {world_size} on"
+        f" {plan.device}{parts}",
+        "schedule": f"{length}; {lr} / {plan.reference_batch_size}, {plan.lr_at.describe()}",
         "precision": plan.precision.describe(),
-        "norm": _norm(plan),
-        "output": f"{plan.output_dir}: {_files(plan)}",
+        "norm": norm,
+        "output": f"{plan.output_dir}: {files}, {plan.keep_checkpoints or 'all'} kept",
     }
     if isinstance(plan.batches, ShardBatches):
         lines["order"] = plan.batches.describe()
     if plan.mechanism == "moco":
         filling = -(-plan.queue_size // (batch * (2 if plan.symmetric else 1)))
-        lines["queue"] = (
-            f"starts with random columns: for the first {filling} iterations, until keys fill it,"
-            " the loss may rise"
-        )
+        lines["queue"] = f"filled by keys after {filling} iterations; until then the loss may rise"
     if plan.knn is not None:
         lines["kNN"] = plan.knn.describe()
     return [f"{subject}: {text}" for subject, text in lines.items()]
@@ -65,26 +69,6 @@ def _groups(plan: PretrainPlan) -> tuple[int, int]:
     """Return the images of a forward pass on one process, and the BN groups of all processes."""
     images = plan.batch_size_total // get_world_size() // plan.accumulate
     return images, num_groups(images, plan.bn_group_size) * get_world_size()
-
-
-def _norm(plan: PretrainPlan) -> str:
-    if plan.mechanism in ("supervised", "memory_bank"):
-        return "BN over the images of a process"
-    images, groups = _groups(plan)
-    shuffled = "keys shuffled among them" if plan.shuffle else "keys not shuffled"
-    about = images * get_world_size() // groups
-    return f"BN statistics over {groups} groups of about {about} images, {shuffled}"
-
-
-def _files(plan: PretrainPlan) -> str:
-    period = f"every {plan.checkpoint_period_epochs} epoch(s)"
-    if plan.checkpoint_period_iters:
-        period += f" and {plan.checkpoint_period_iters} iterations"
-    tensorboard = ", tensorboard/" if plan.tensorboard else ""
-    return (
-        f"config.yaml, env.txt, log.txt, metrics.json{tensorboard}, last_checkpoint,"
-        f" checkpoint_*.pth {period}, {plan.keep_checkpoints or 'all'} kept"
-    )
 
 
 def _contrast_warnings(plan: PretrainPlan) -> Iterator[str]:
@@ -111,17 +95,16 @@ def _contrast_warnings(plan: PretrainPlan) -> Iterator[str]:
     if plan.mechanism == "memory_bank" and others < plan.queue_size:
         yield (
             f"MOCO.QUEUE_SIZE {plan.queue_size} is larger than the number of images outside a"
-            f" batch, {others} of {images}: all of those are the negatives, so that K is {others}."
-            " Set MOCO.QUEUE_SIZE to at most that, or use more images."
+            f" batch, {others} of {images}: K is {others}."
         )
 
 
 def _machine_warnings(plan: PretrainPlan) -> Iterator[str]:
     if plan.view_maker.is_fast and plan.device.type == "cpu" and not native.available():
         yield (
-            "The compiled loops of DATA.PIPELINE fast are missing (no C compiler when moco-transfer"
-            f" was installed, or {native.OFF} is set): views take about four times as long on this"
-            " CPU. Install a compiler and then moco-transfer again."
+            "The compiled loops of DATA.PIPELINE fast are missing (no C compiler at installation,"
+            f" or {native.OFF} is set): views take about four times as long. Install a compiler"
+            " and then moco-transfer again."
         )
     if plan.precision.is_emulated:
         yield (

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import yaml
@@ -29,16 +29,15 @@ from ..models.resnets import BATCH_COUNTER, Shape
 from ..runtime.checkpoint import load_checkpoint
 from ..runtime.errors import InputError, did_you_mean
 
+Pixel: TypeAlias = tuple[float, ...]
+
 
 @dataclass(frozen=True)
 class TrainedEncoder:
     """An encoder and what it expects; ``mechanism`` and ``epoch`` are empty where unknown.
 
-    Attributes:
-        network: Maps normalised RGB (N, 3, H, W) to (N, C); on the CPU, in evaluation mode, without
-            gradients.
-        view: Size and pixel statistics of its images.
-        has_head: Whether the head came with it; otherwise ``fc`` must not be used.
+    ``network``: normalised RGB (N, 3, H, W) -> (N, C); on the CPU, in evaluation mode, without
+    gradients. ``has_head``: whether the head came with it; otherwise ``fc`` must not be used.
     """
 
     network: nn.Module
@@ -51,24 +50,10 @@ class TrainedEncoder:
 
 @dataclass(frozen=True)
 class StartWeights:
-    """What a run's encoders start from: the whole trunk of ``encoder_q``, the head where it fits.
+    """What a run's encoders start from: the whole trunk of ``encoder_q``, the head if it fits."""
 
-    ``stamp``: what the file holds about itself, for the log.
-    """
-
-    path: str
     tensors: dict[str, Tensor]
-    has_head: bool
-    stamp: str
-
-    def describe(self) -> str:
-        """Return coverage and stamp in words."""
-        trunk = sum(not n.startswith("fc.") and not n.endswith(BATCH_COUNTER) for n in self.tensors)
-        head = "head too" if self.has_head else "head initialised at random"
-        return (
-            f"started from {self.path}: {trunk} of {trunk} trunk tensors, {head}; {self.stamp};"
-            " queue, optimiser and schedule are fresh"
-        )
+    description: str  # coverage and stamp
 
 
 def trained_encoder(
@@ -76,55 +61,35 @@ def trained_encoder(
 ) -> TrainedEncoder | None:
     """Build the encoder in a checkpoint of ours or an official one; None for other layouts.
 
-    ``encoder``: ``q`` for the encoder that was trained, ``k`` for its momentum copy.
-
-    Raises:
-        InputError: If the file lacks the encoder, a tensor of it, or the name of its architecture.
+    ``encoder``: ``q`` for the encoder that was trained, ``k`` for its momentum copy. Raises
+    InputError if the file lacks the encoder, a tensor of it, or the name of its architecture.
     """
     state = checkpoint.get("state_dict")
     if not isinstance(state, Mapping):
         return None
-    names = map(str, state)
-    module = next((n.partition("encoder_q.")[0] for n in names if "encoder_q." in n), None)
+    module = next((n.partition("encoder_q.")[0] for n in map(str, state) if "encoder_q." in n), 0)
     if module not in ("", "module."):
         return None
     prefix = f"{module}encoder_{encoder}."
     tensors = _without_prefix(state, prefix)
     if not tensors:
-        raise InputError(
-            f"{path} has no key encoder: no key of 'state_dict' starts with {prefix!r}. Use encoder"
-            " q."
-        )
+        raise InputError(f"{path} has no key encoder: no key {prefix!r}… Use encoder q.")
     arch = checkpoint.get("arch")
     if arch not in ENCODERS:
-        raise InputError(
-            f"{path}: its architecture is {arch!r}.{did_you_mean(str(arch), ENCODERS)} Known:"
-            f" {', '.join(ENCODERS)}."
-        )
-    return TrainedEncoder(
-        network=_filled(arch, tensors, path, prefix),
-        arch=arch,
-        view=_view(checkpoint),
-        has_head=True,
-        mechanism=str(checkpoint.get("mechanism", "moco")),
-        epoch=checkpoint.get("epoch"),
-    )
+        near, known = did_you_mean(str(arch), ENCODERS), ", ".join(ENCODERS)
+        raise InputError(f"{path}: its architecture is {arch!r}.{near} Known: {known}.")
+    network = _filled(arch, tensors, path, prefix)
+    mechanism, epoch = str(checkpoint.get("mechanism", "moco")), checkpoint.get("epoch")
+    return TrainedEncoder(network, arch, _view(checkpoint), True, mechanism, epoch)
 
 
 def backbone_encoder(
-    tensors: Mapping[str, Tensor],
-    path: str,
-    *,
-    arch: str,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    tensors: Mapping[str, Tensor], path: str, *, arch: str, mean: Pixel, std: Pixel
 ) -> TrainedEncoder:
-    """Build an encoder without a head from a backbone's tensors (torchvision's names, no ``fc``).
+    """Build an encoder from a backbone's tensors (torchvision's names, no ``fc``).
 
-    ``mean`` and ``std``: of the pixels it was trained on, RGB, 0-255.
-
-    Raises:
-        InputError: If a tensor is missing or misshapen.
+    ``mean`` and ``std``: of the pixels it was trained on, RGB, 0-255. Raises InputError if a tensor
+    is missing or misshapen.
     """
     network = _filled(arch, tensors, path, "", head=False)
     return TrainedEncoder(network, arch, EvaluationView(224, 256, mean, std), has_head=False)
@@ -133,10 +98,8 @@ def backbone_encoder(
 def read_start_weights(path: str, arch: str, head: Mapping[str, Shape]) -> StartWeights:
     """Read the weights for ``--init-from``: the trained encoder, of which the trunk must be whole.
 
-    ``head``: shapes of the run's ``fc.*`` tensors; a head that does not fit is left out.
-
-    Raises:
-        InputError: If the file has no whole encoder of this architecture.
+    ``head``: shapes of the run's ``fc.*`` tensors; a head that does not fit is left out. Raises
+    InputError if the file has no whole encoder of this architecture.
     """
     loaded = load_checkpoint(path)
     state = loaded.get("state_dict", loaded)
@@ -145,8 +108,7 @@ def read_start_weights(path: str, arch: str, head: Mapping[str, Shape]) -> Start
     prefix = next((p for p in prefixes if f"{p}conv1.weight" in tensors), None)
     if prefix is None:
         raise InputError(
-            f"{path} has no encoder to start from: expected module.encoder_q.conv1.weight,"
-            f" encoder_q.conv1.weight or conv1.weight. First keys: {', '.join(list(tensors)[:4])}."
+            f"{path} has no encoder to start from; first keys: {', '.join(list(tensors)[:4])}."
             " Pass a checkpoint of pretrain, of official MoCo, or of torchvision."
         )
     theirs = _without_prefix(tensors, prefix)
@@ -160,7 +122,10 @@ def read_start_weights(path: str, arch: str, head: Mapping[str, Shape]) -> Start
         stamp = f"stamp: {kind} {loaded.get('arch')}, epoch {epoch}"
         if "pixels" in loaded:
             stamp += f", pixel mean {loaded['pixels']['mean']}"
-    return StartWeights(path, taken, has_head, stamp)
+    count = sum(not name.endswith(BATCH_COUNTER) for name in trunk)
+    coverage = f"{count} of {count} trunk tensors, head {'too' if has_head else 'at random'}"
+    fresh = "queue, optimiser and schedule are fresh"
+    return StartWeights(taken, f"started from {path}: {coverage}; {stamp}; {fresh}")
 
 
 @torch.no_grad()
@@ -178,7 +143,6 @@ def _without_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tenso
 def _check_tensors(
     tensors: Mapping[str, Tensor], expected: Mapping[str, Shape], path: str, arch: str, prefix: str
 ) -> None:
-    """Refuse missing, unknown and misshapen tensors, and values that are not finite."""
     # BN's counters are optional: old files lack them, and evaluation does not read them.
     got = {n: tuple(t.shape) for n, t in tensors.items() if not n.endswith(BATCH_COUNTER)}
     differing = [n for n in sorted(expected.keys() | got.keys()) if expected.get(n) != got.get(n)]
@@ -201,19 +165,13 @@ def _filled(
     arch: str, tensors: Mapping[str, Tensor], path: str, prefix: str, *, head: bool = True
 ) -> nn.Module:
     last = tensors.get("fc.2.weight", tensors.get("fc.weight"))
-    if head and last is None:
-        raise InputError(
-            f"{path} lacks the head of its encoder: neither {prefix}fc.weight nor"
-            f" {prefix}fc.2.weight is there."
-        )
     network = build_encoder(arch, num_classes=1 if last is None else len(last))
     if head and "fc.2.weight" in tensors:
         add_mlp_head(network)
-    expected = {
-        name: tuple(tensor.shape)
-        for name, tensor in network.state_dict().items()
-        if (head or not name.startswith("fc.")) and not name.endswith(BATCH_COUNTER)
-    }
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    expected = {n: s for n, s in shapes.items() if not n.endswith(BATCH_COUNTER)}
+    if not head:
+        expected = {n: s for n, s in expected.items() if not n.startswith("fc.")}
     _check_tensors(tensors, expected, path, arch, prefix)
     network.load_state_dict(dict(tensors), strict=False)  # complete but for counters
     return network.eval().requires_grad_(False)

@@ -45,8 +45,6 @@ class EndToEnd(nn.Module):
         shuffle: bool = True,
     ) -> None:
         super().__init__()
-        if dim < 1 or temperature <= 0:
-            raise ValueError(f"dim and temperature must be positive, got {dim}, {temperature}.")
         self.temperature, self.shuffle = temperature, shuffle
         self.num_negatives = 0
         self.measured: dict[str, Tensor] = {}
@@ -70,30 +68,26 @@ class EndToEnd(nn.Module):
         self.measured = describe_contrast(q, logits, temperature=self.temperature)
         return logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
 
-    def loss(
-        self, views: list[Tensor], labels: Tensor, index: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of two views of images and its measures; the rest is not used."""
+    def loss(self, views: list[Tensor], *_: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of two views of images and its measures."""
         return info_nce(self(*views)[0]), self.measured
 
     def begin_step(self, index: Tensor) -> None:
-        """Do nothing: no state but the encoder."""
+        """Do nothing."""
 
     def end_step(self) -> None:
-        """Do nothing: no state but the encoder."""
+        """Do nothing."""
 
     def _encode_keys_shuffled(self, im_k: Tensor) -> Tensor:
         """Return the keys of all processes in the order of the images, with gradient."""
-        if not self.training:
-            return unit(self.encoder_q(im_k))
-        if not self.shuffle:
-            return _gather_with_gradient(unit(self.encoder_q(im_k)))
-        permutation = draw_permutation(len(im_k))
-        shuffled = _gather_with_gradient(unit(self.encoder_q(shuffle_rows(im_k, permutation))))
+        permutation = None
+        if self.training and self.shuffle:
+            permutation = draw_permutation(len(im_k))
+            im_k = shuffle_rows(im_k, permutation)
+        k = unit(self.encoder_q(im_k))
+        if self.training and get_world_size() > 1:
+            k = torch.cat(all_gather(k))  # each process gets its gradient summed
+        if permutation is None:
+            return k
         # Place p holds image permutation[p]; the inverse gives the place of image i.
-        return shuffled[sent(torch.argsort(permutation), shuffled.device)]
-
-
-def _gather_with_gradient(rows: Tensor) -> Tensor:
-    """Return the rows of all processes (W * N, C); each gets its gradient summed. Collective."""
-    return torch.cat(all_gather(rows)) if get_world_size() > 1 else rows
+        return k[sent(torch.argsort(permutation), k.device)]

@@ -37,18 +37,12 @@ class Compute:
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """The features of a set's readable images, in the set's order.
+    """The features of a set's readable images, in the set's order."""
 
-    Attributes:
-        features: (N, C), float32, on the device they were computed on.
-        labels: (N,), int64.
-        num_unreadable: Images left out because they could not be decoded.
-    """
-
-    features: Tensor
-    labels: Tensor
+    features: Tensor  # (N, C), float32, on the device they were computed on
+    labels: Tensor  # (N,), int64
     class_names: tuple[str, ...]
-    num_unreadable: int
+    num_unreadable: int  # left out because they could not be decoded
 
 
 def trunk_of(encoder: nn.Module) -> nn.Sequential:
@@ -78,26 +72,21 @@ def extract_features(
 ) -> FeatureSet:
     """Run a network in evaluation mode over labelled images; each process encodes its share.
 
-    Collective; the result is equal on every process, and the network's mode is restored.
-
-    Raises:
-        InputError: If none of the images can be read.
-        FeaturesStopped: If any process was told to stop.
+    Collective; the result is equal on every process, and the network's mode is restored. Raises
+    FeaturesStopped if any process was told to stop.
     """
     was_training = network.training
     network.eval()
-    features, labels, indices = [], [], []
+    parts = []
     for views, label, index in batches(description):
         if stop is not None and stop.requested:
             break
-        features.append(encode(network, views, batches.view, compute))
-        labels.append(label)
-        indices.append(index)
+        parts.append((encode(network, views, batches.view, compute), label, index))
     network.train(was_training)
     if stop is not None and stop.agreed():
         raise FeaturesStopped
-    label, index = (torch.cat(parts).to(compute.device) for parts in (labels, indices))
-    rows, label = _in_order(torch.cat(features), label, index, total=len(batches.images))
+    own = (torch.cat(each).to(compute.device) for each in zip(*parts, strict=True))
+    rows, label = _in_order(*own, total=len(batches.images))
     readable = label != UNREADABLE_LABEL
     if not readable.any():
         raise InputError(
@@ -109,12 +98,7 @@ def extract_features(
 
 
 def top1_and_top5(ranked: Tensor, labels: Tensor) -> dict[str, float]:
-    """Return ``top1`` and ``top5``, percent: the label is the first, or one of five, of a row.
-
-    Args:
-        ranked: int64 (N, at least 5 or all classes), the likeliest class first.
-        labels: int64 (N,).
-    """
+    """Return ``top1`` and ``top5``, percent, of labels (N,) among ranked classes (N, 5 or more)."""
     hits = ranked[:, :5] == labels[:, None]
     top1, top5 = hits[:, 0].sum().item(), hits.any(1).sum().item()
     return {"top1": 100 * top1 / len(hits), "top5": 100 * top5 / len(hits)}

@@ -30,12 +30,10 @@ def unit(features: Tensor) -> Tensor:
 
 @torch.no_grad()
 def enqueue(queue: Tensor, queue_ptr: Tensor, keys: Tensor) -> None:
-    """Overwrite the oldest columns by the newest keys, in place; wraps around at the end.
+    """Overwrite the oldest columns of ``queue`` (C, K), in place; wraps around at the end.
 
-    Args:
-        queue: (C, K), changed in place.
-        queue_ptr: int64 (1,), the next column to overwrite; changed in place.
-        keys: (B, C), oldest first, equal on every process. Of more than K the last K stay.
+    ``queue_ptr``: int64 (1,), the next column to overwrite; changed in place. ``keys``: (B, C),
+    oldest first, equal on every process; of more than K the last K stay.
     """
     kept = min(len(keys), queue.shape[1])
     newest = torch.arange(len(keys) - kept, len(keys), device=queue.device)
@@ -47,10 +45,7 @@ def enqueue(queue: Tensor, queue_ptr: Tensor, keys: Tensor) -> None:
 
 
 def _times_transposed(gradient: Tensor, queue: Tensor, version: int) -> Tensor:
-    """Return ``gradient @ queue.T`` (N, C) with the queue as it was at a version.
-
-    ``version`` is ``queue._version`` then, at most one ``enqueue`` ago; RuntimeError otherwise.
-    """
+    # With the queue as it was when queue._version was `version`, at most one enqueue ago.
     product = gradient @ queue.T
     if queue._version == version:
         return product
@@ -82,24 +77,18 @@ class _Logits(Function):
 
 
 def contrastive_logits(q: Tensor, k: Tensor, queue: Tensor, *, temperature: float) -> Tensor:
-    """Return (1 + K)-way logits in which class 0 is the positive key.
+    """Return (1 + K)-way logits, class 0 the positive key: ``cat([q . k, q @ queue], dim=1) / T``.
 
     Args:
         q: Query features (N, C), rows of unit L2 norm; carries the gradient.
         k: Key features (N, C) of the same images, unit norm, no gradient.
         queue: Negative keys (C, K), unit-norm columns, no gradient. Before the backward pass only
             one ``enqueue`` may change it.
-        temperature: Softmax temperature T > 0 (0.07 in v1, 0.2 in v2).
+        temperature: Softmax temperature T > 0.
 
     Returns:
-        ``cat([q . k, q @ queue], dim=1) / T``: (N, 1 + K) in q's dtype, under autocast too. The
-        target is 0 for every row.
-
-    Raises:
-        ValueError: If the feature dimensions differ.
+        (N, 1 + K) in q's dtype, under autocast too.
     """
-    if q.shape[1] != queue.shape[0]:
-        raise ValueError(f"q has {q.shape[1]} dimensions, the queue {queue.shape[0]}.")
     with torch.autocast(q.device.type, enabled=False):
         return _Logits.apply(q, k, queue, temperature)
 
@@ -120,12 +109,5 @@ class _FirstClassCrossEntropy(Function):
 
 
 def info_nce(logits: Tensor) -> Tensor:
-    """Return the mean cross-entropy of class 0: ``F.cross_entropy(logits, zeros)`` in less memory.
-
-    Args:
-        logits: (N, 1 + K), float32 or float64, similarities already divided by the temperature.
-
-    Returns:
-        Scalar, natural logarithm; ln(1 + K) for uniform logits.
-    """
+    """Return ``F.cross_entropy(logits (N, 1 + K), zeros)`` in less memory; ln(1 + K) at chance."""
     return _FirstClassCrossEntropy.apply(logits)

@@ -34,23 +34,15 @@ def knn_scores(
     k: int = 200,
     temperature: float = 0.1,
 ) -> Tensor:
-    """Return each class's votes among the k nearest neighbours of each feature.
+    """Return each class's votes among the k nearest neighbours of each feature (or all M).
 
-    Args:
-        features: (N, C), float, rows of unit L2 norm.
-        bank: (M, C), unit norm.
-        bank_labels: int64 (M,), in [0, num_classes).
-        num_classes: Number of classes.
-        k: Neighbours; the whole bank when it is smaller.
-        temperature: T > 0; the smaller, the more the nearest neighbours count.
+    ``features`` (N, C) and ``bank`` (M, C): rows of unit norm. ``bank_labels``: int64 (M,).
 
     Returns:
         (N, num_classes): the sum of exp((s - s_max) / T) over the neighbours of a class, s the
         cosine and s_max the nearest one's. The common factor exp(s_max / T) is left out, so that a
         small T does not overflow; it changes no order.
     """
-    if k < 1 or temperature <= 0:
-        raise ValueError(f"k and temperature must be positive, got {k} and {temperature}.")
     scores = features.new_zeros(len(features), num_classes)
     rows = max(1, _SIMILARITIES // len(bank))
     for start in range(0, len(features), rows):
@@ -68,34 +60,26 @@ def knn_accuracy(
 
     Features need not have unit norm. Labels of ``test`` are numbered as those of ``train``.
     """
+    features, bank = (F.normalize(each.features, dim=1) for each in (test, train))
+    classes = len(train.class_names)
     scores = knn_scores(
-        F.normalize(test.features, dim=1),
-        F.normalize(train.features, dim=1),
-        train.labels,
-        num_classes=len(train.class_names),
-        k=k,
-        temperature=temperature,
+        features, bank, train.labels, num_classes=classes, k=k, temperature=temperature
     )
     return top1_and_top5(scores.argsort(dim=1, descending=True), test.labels)
 
 
 @dataclass(frozen=True)
 class KnnPlan:
-    """The kNN measurements of a run.
+    """The kNN measurements of a run, every ``period_epochs`` and at the end."""
 
-    Every ``period_epochs`` and at the end, ``test`` is classified with the bank ``train``.
-    ``features``: ``head``, the encoder's output as in the official demo, or ``trunk``, the pooled
-    features before the head.
-    """
-
-    train: IndexedSource
+    train: IndexedSource  # the bank
     test: IndexedSource
     view: EvaluationView
     num_workers: int
     period_epochs: int
     k: int
     temperature: float
-    features: str
+    features: str  # head: the encoder's output, as in the official demo; trunk: pooled, before it
 
     def describe(self) -> str:
         """Return the plan in words."""
@@ -110,21 +94,19 @@ class KnnMonitor:
 
     def __init__(self, plan: KnnPlan) -> None:
         self.plan = plan
-        self._train, self._test = (
-            LabelledBatches(images, plan.view, num_workers=plan.num_workers)
-            for images in (plan.train, plan.test)
-        )
+        self._sets = {
+            name: LabelledBatches(images, plan.view, num_workers=plan.num_workers)
+            for name, images in (("kNN bank", plan.train), ("kNN test", plan.test))
+        }
 
     def __call__(self, encoder: nn.Module, compute: Compute, stop: StopRequest) -> dict[str, float]:
-        """Return ``knn_top1`` in percent and ``knn_sec``. Collective.
-
-        Raises:
-            FeaturesStopped: If any process was told to stop.
-        """
+        """Return ``knn_top1`` in percent and ``knn_sec``; raises FeaturesStopped. Collective."""
         since, plan = time.perf_counter(), self.plan
         average_bn_statistics(encoder)
         network = encoder if plan.features == "head" else trunk_of(encoder)
-        train = extract_features(network, self._train, compute, description="kNN bank", stop=stop)
-        test = extract_features(network, self._test, compute, description="kNN test", stop=stop)
+        train, test = (
+            extract_features(network, batches, compute, description=name, stop=stop)
+            for name, batches in self._sets.items()
+        )
         top1 = knn_accuracy(train, test, k=plan.k, temperature=plan.temperature)["top1"]
         return {"knn_top1": top1, "knn_sec": time.perf_counter() - since}

@@ -77,30 +77,20 @@ class LinearProtocol:
 class LinearPlan:
     """What is measured on what; labels of ``train`` and ``test`` are numbered equally.
 
-    Attributes:
-        origin: Where the encoder comes from, for results.json; a resume needs the same.
-        compute: Where and how the trunk computes; the classifier is float32.
-        cache_features: Compute the training features once, without augmentation, instead of on new
-            crops in each epoch.
-        resume: Continue from the last checkpoint in ``output``, where there is one.
+    ``origin``: where the encoder comes from, for results.json. ``cache_features``: compute the
+    training features once, without augmentation, instead of on new crops in each epoch.
     """
 
     encoder: TrainedEncoder
     train: IndexedSource
     test: IndexedSource
     origin: dict[str, Any]
-    compute: Compute
+    compute: Compute  # of the trunk; the classifier is float32
     output: Path
     protocol: LinearProtocol = LinearProtocol()
     cache_features: bool = False
     num_workers: int = 0
     resume: bool = False
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What a resumed run must share with the checkpoint."""
-        protocol = dataclasses.asdict(self.protocol)
-        return self.origin | {"cache_features": self.cache_features, "protocol": protocol}
 
 
 def shuffled_batches(
@@ -108,8 +98,7 @@ def shuffled_batches(
 ) -> Iterator[list[tuple[int, int]]]:
     """Yield this process's part of every batch from a place in the run on, as (epoch, index).
 
-    The last, partial batch of an epoch is kept, as in main_lincls.py. A process's part may
-    therefore be smaller than another's by one image.
+    The last, partial batch of an epoch is kept, so one process may get an image more than another.
     """
     size = protocol.batch_size_total
     for now in range(epoch, protocol.epochs):
@@ -121,10 +110,10 @@ def shuffled_batches(
 
 @dataclass
 class LinearRun:
-    """A classifier in training.
+    """A classifier in training; a resumed run needs equal ``settings``.
 
     ``epoch`` epochs and ``step`` iterations of the next are finished. ``sums``: of the loss and of
-    correct answers in those, over this process's images. A resumed run needs equal ``settings``.
+    correct answers in those, over this process's images.
     """
 
     classifier: nn.Linear
@@ -135,10 +124,10 @@ class LinearRun:
     epoch: int = 0
     step: int = 0
 
-    def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds, on process 0. Collective."""
+    def save(self, checkpoints: CheckpointFolder, per_epoch: int) -> None:
+        """Write a checkpoint on process 0. Collective."""
         weights = self.classifier.state_dict()
-        return {
+        state = {
             "format": FORMAT,
             "state_dict": {f"fc.{name}": tensor for name, tensor in weights.items()},
             "optimizer": self.optimizer.state_dict(),
@@ -147,15 +136,13 @@ class LinearRun:
             "sums": gather_object(self.sums.cpu()),
             "origin": self.settings,
         }
+        if is_main_process():
+            within = f"_iter{self.epoch * per_epoch + self.step:08d}" if self.step else ""
+            checkpoints.save(state, f"{self.epoch:04d}{within}")
 
 
 def new_run(
-    dim: int,
-    num_classes: int,
-    protocol: LinearProtocol,
-    *,
-    device: torch.device,
-    settings: dict[str, Any],
+    dim: int, num_classes: int, protocol: LinearProtocol, *, device: Any, settings: dict[str, Any]
 ) -> LinearRun:
     """Return a run at its start: weights from N(0, 0.01), bias 0, equal on every process."""
     seed_everything(protocol.seed, "linear weights")
@@ -163,12 +150,9 @@ def new_run(
     nn.init.normal_(classifier.weight, std=0.01)
     nn.init.zeros_(classifier.bias)
     classifier.to(device)
-    optimizer = torch.optim.SGD(
-        classifier.parameters(),
-        lr=protocol.lr,
-        momentum=protocol.sgd_momentum,
-        weight_decay=protocol.weight_decay,
-    )
+    lr, momentum, decay = protocol.lr, protocol.sgd_momentum, protocol.weight_decay
+    weights = classifier.parameters()
+    optimizer = torch.optim.SGD(weights, lr, momentum=momentum, weight_decay=decay)
     return LinearRun(classifier, optimizer, protocol, settings, torch.zeros(2, device=device))
 
 
@@ -204,14 +188,8 @@ def train_classifier(
 ) -> dict[str, float] | None:
     """Train to the end, from wherever ``run`` stands, testing after each epoch. Collective.
 
-    Args:
-        run: Classifier and optimiser; changed in place.
-        batches: This process's (features (b, C), labels (b,)) in the order of
-            :func:`shuffled_batches`, on the classifier's device.
-        test: Features of the images to be classified.
-        num_train: Training images.
-        checkpoints: Where rank 0 saves after each epoch.
-        metrics: Where rank 0 writes, None on other processes.
+    ``batches``: this process's (features (b, C), labels (b,)) in the order of
+    :func:`shuffled_batches`, on the classifier's device. ``metrics``: None but on process 0.
 
     Returns:
         The last epoch's ``loss``, ``acc1``, ``top1`` and ``top5``, percent; None when it was told
@@ -219,38 +197,32 @@ def train_classifier(
     """
     protocol, size = run.protocol, run.protocol.batch_size_total
     per_epoch = -(-num_train // size)
-    bar = tqdm(
-        total=protocol.epochs * per_epoch,
-        initial=run.epoch * per_epoch + run.step,
-        desc="linear",
-        unit="it",
-        disable=None if is_main_process() else True,
-    )
+    total, initial = protocol.epochs * per_epoch, run.epoch * per_epoch + run.step
+    hidden = None if is_main_process() else True
+    bar = tqdm(total=total, initial=initial, desc="linear", unit="it", disable=hidden)
     row = accuracy_on(run.classifier, test) if run.epoch == protocol.epochs else {}
     with StopRequest() as stop, bar:
         source = iter(batches)
         while run.epoch < protocol.epochs:
             if stop.agreed():
-                _save(run, checkpoints, per_epoch)
+                run.save(checkpoints, per_epoch)
                 logger.warning("Told to stop (SIGTERM): saved. Continue with --resume.")
                 return None
-            for group in run.optimizer.param_groups:
-                group["lr"] = protocol.lr_in(run.epoch)
+            lr = run.optimizer.param_groups[0]["lr"] = protocol.lr_in(run.epoch)
             batch_size = min(size, num_train - run.step * size)
             run.sums += _step(run, *next(source), batch_size=batch_size)
             run.step += 1
             bar.update()
             if run.step == per_epoch:
-                row = _end_epoch(run, test, num_train)
+                row = _end_epoch(run, test, num_train, lr)
                 if metrics is not None:
-                    lr, epoch = protocol.lr_in(run.epoch - 1), run.epoch - 1
-                    metrics.write(run.epoch * per_epoch, {"epoch": epoch, "lr": lr} | row)
-                _save(run, checkpoints, per_epoch)
+                    place = {"epoch": run.epoch - 1, "lr": lr}
+                    metrics.write(run.epoch * per_epoch, place | row)
+                run.save(checkpoints, per_epoch)
     return row
 
 
 def _step(run: LinearRun, features: Tensor, labels: Tensor, *, batch_size: int) -> Tensor:
-    """Take an SGD step; return this process's sums of loss and correct answers."""
     logits = run.classifier(features)
     loss = F.cross_entropy(logits, labels, reduction="sum")
     run.optimizer.zero_grad(set_to_none=True)
@@ -262,9 +234,7 @@ def _step(run: LinearRun, features: Tensor, labels: Tensor, *, batch_size: int) 
     return torch.stack([loss.detach(), (logits.argmax(1) == labels).sum().to(loss.dtype)])
 
 
-def _end_epoch(run: LinearRun, test: FeatureSet, num_train: int) -> dict[str, float]:
-    """Begin the next epoch, test, and log."""
-    lr = run.protocol.lr_in(run.epoch)
+def _end_epoch(run: LinearRun, test: FeatureSet, num_train: int, lr: float) -> dict[str, float]:
     run.epoch, run.step = run.epoch + 1, 0
     if get_world_size() > 1:
         dist.all_reduce(run.sums)
@@ -282,13 +252,6 @@ def _end_epoch(run: LinearRun, test: FeatureSet, num_train: int) -> dict[str, fl
     return row
 
 
-def _save(run: LinearRun, checkpoints: CheckpointFolder, per_epoch: int) -> None:
-    state = run.state()
-    if is_main_process():
-        within = f"_iter{run.epoch * per_epoch + run.step:08d}" if run.step else ""
-        checkpoints.save(state, f"{run.epoch:04d}{within}")
-
-
 @torch.no_grad()
 def accuracy_on(classifier: Callable[[Tensor], Tensor], test: FeatureSet) -> dict[str, float]:
     """Return ``top1`` and ``top5``, percent, of a classifier on features that every process has."""
@@ -297,10 +260,9 @@ def accuracy_on(classifier: Callable[[Tensor], Tensor], test: FeatureSet) -> dic
 
 
 def evaluate_linear(plan: LinearPlan) -> dict[str, Any] | None:
-    """Train the classifier and write ``results.json``. Collective.
+    """Train the classifier and write what is returned into ``results.json``. Collective.
 
-    Returns:
-        What results.json holds, or None when the run was told to stop and has saved.
+    None when the run was told to stop (SIGTERM) and has saved.
     """
     since, compute, protocol = time.perf_counter(), plan.compute, plan.protocol
     trunk = trunk_of(plan.encoder.network).to(compute.device).eval()
@@ -312,31 +274,33 @@ def evaluate_linear(plan: LinearPlan) -> dict[str, Any] | None:
     test = features_of(plan.test, "test features")
     cached = features_of(plan.train, "training features") if plan.cache_features else None
     dim, num_classes = test.features.shape[1], len(test.class_names)
-    run = new_run(dim, num_classes, protocol, device=compute.device, settings=plan.settings)
+    settings = plan.origin | {"cache_features": plan.cache_features}
+    settings |= {"protocol": dataclasses.asdict(protocol)}
+    run = new_run(dim, num_classes, protocol, device=compute.device, settings=settings)
     checkpoints = CheckpointFolder(plan.output, keep=2)
     last = checkpoints.last() if plan.resume else None
     if last is not None:
         restore(run, load_checkpoint(last), str(last))
-    record_settings(plan.output, yaml.safe_dump(plan.settings))
+    record_settings(plan.output, yaml.safe_dump(settings))
     num_train = len(plan.train) if cached is None else len(cached.labels)
     order = shuffled_batches(num_train, protocol, epoch=run.epoch, step=run.step)
+    batches = _encoded_batches(plan, trunk, order, dim)
     if cached is not None:
-        batches = _cached_batches(cached, order)
-    else:
-        batches = _encoded_batches(plan, trunk, order, dim)
+        index = (torch.tensor([i for _, i in each], dtype=torch.int64) for each in order)
+        batches = ((cached.features[i], cached.labels[i]) for i in index)
     start = run.epoch * -(-num_train // protocol.batch_size_total) + run.step
-    file = plan.output / "metrics.json"
-    metrics = MetricsFile(file, start_iteration=start) if is_main_process() else None
-    places: dict[str, Any] = {"num_train": num_train, "checkpoints": checkpoints}
-    with contextlib.closing(metrics) if metrics else contextlib.nullcontext():
-        row = train_classifier(run, batches, test, metrics=metrics, **places)
+    with contextlib.ExitStack() as stack:
+        metrics = None
+        if is_main_process():
+            metrics = MetricsFile(plan.output / "metrics.json", start_iteration=start)
+            stack.callback(metrics.close)
+        row = train_classifier(
+            run, batches, test, num_train=num_train, checkpoints=checkpoints, metrics=metrics
+        )
     if row is None:
         return None
-    record = {
-        "schema": FORMAT,
-        **plan.origin,
-        "top1": row["top1"],
-        "top5": row["top5"],
+    record = {"schema": FORMAT, **plan.origin, "top1": row["top1"], "top5": row["top5"]}
+    record |= {
         "train_loss": row.get("loss"),
         "protocol": dataclasses.asdict(protocol) | {"steps": list(protocol.steps)},
         "cache_features": plan.cache_features,
@@ -355,18 +319,9 @@ def evaluate_linear(plan: LinearPlan) -> dict[str, Any] | None:
     return record
 
 
-def _cached_batches(
-    cached: FeatureSet, order: Iterator[list[tuple[int, int]]]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    for places in order:
-        index = torch.tensor([i for _, i in places], dtype=torch.int64, device=cached.labels.device)
-        yield cached.features[index], cached.labels[index]
-
-
 def _encoded_batches(
     plan: LinearPlan, trunk: nn.Module, order: Iterator[list[tuple[int, int]]], dim: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (features, labels) of new crops of the training images."""
     view, device = plan.encoder.view, plan.compute.device
     make_views = ViewMaker("supervised", view.size, _CROP_SCALE, 1)
     loader = DataLoader(
@@ -378,7 +333,7 @@ def _encoded_batches(
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),
     )
-    for batch in loader:
+    for batch in loader:  # new crops of the training images
         for path in batch["unreadable"]:
             logger.warning("replaced unreadable image %s by another", path)
         if batch["given_up"]:

@@ -53,11 +53,6 @@ class MemoryBank(nn.Module):
         mlp: bool = False,
     ) -> None:
         super().__init__()
-        if not 0 <= momentum <= 1 or num_images < 2 or min(dim, num_negatives, temperature) <= 0:
-            raise ValueError(
-                f"momentum {momentum} must be in [0, 1], num_images {num_images} at least 2, and"
-                f" dim {dim}, num_negatives {num_negatives}, temperature {temperature} positive."
-            )
         self.momentum, self.temperature = momentum, temperature
         self._wanted_negatives = num_negatives
         self.num_negatives = min(num_negatives, num_images - 1)
@@ -75,9 +70,7 @@ class MemoryBank(nn.Module):
 
         Between ``begin_step`` and ``end_step`` these two draw the negatives and move the bank.
 
-        Args:
-            im_q: Images (N, 3, H, W), normalised RGB.
-            index: int64 (N,), each image's number in the data, [0, S).
+        ``im_q``: (N, 3, H, W), normalised RGB. ``index``: int64 (N,), their numbers in the data.
         """
         one_pass = self._drawn is None
         q = unit(self.encoder_q(im_q))  # (N, C)
@@ -106,10 +99,6 @@ class MemoryBank(nn.Module):
         is_other = torch.ones(len(self.bank), dtype=torch.bool, device=index.device)
         is_other[all_gather_rows(index) if self.training else index] = False
         others = is_other.nonzero().squeeze(1)
-        if not len(others):
-            raise ValueError(
-                f"All {len(self.bank)} images are in one batch: no negatives are left."
-            )
         if len(others) > self._wanted_negatives:
             # On the CPU, whose generator is seeded for each iteration.
             draw = torch.randint(len(others), (self._wanted_negatives,)).to(index.device)

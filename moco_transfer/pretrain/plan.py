@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -99,7 +100,7 @@ class PretrainPlan:
 
     log_period: int
     checkpoint_period_epochs: int
-    checkpoint_period_iters: int
+    checkpoint_period_iters: int  # 0: none
     keep_checkpoints: int
     tensorboard: bool
     knn: KnnPlan | None = None
@@ -115,6 +116,12 @@ class PretrainPlan:
     def max_iterations(self) -> int:
         """Length of the run."""
         return self.lr_at.max_iterations
+
+    @property
+    def checkpoint_periods(self) -> list[int]:
+        """Iterations between checkpoints."""
+        periods = self.checkpoint_period_epochs * self.iterations_per_epoch
+        return [period for period in (periods, self.checkpoint_period_iters) if period]
 
     @property
     def epochs(self) -> int:
@@ -143,14 +150,14 @@ class PretrainPlan:
     def header(self) -> dict[str, Any]:
         """What every checkpoint of the run holds about itself."""
         mean, std = ([float(v) for v in values] for values in self.pixels)
-        classes = list(self.source.class_names) if self.mechanism == "supervised" else []
+        supervised = self.mechanism == "supervised"
         return {
             "format": CHECKPOINT_FORMAT,
             "mechanism": self.mechanism,
             "arch": self.arch,
             "pixels": {"format": "RGB", "mean": mean, "std": std},
             "pixel_change": self.source.pixel_change,
-            "classes": classes,
+            "classes": list(self.source.class_names) if supervised else [],
             "config": self.config_text,
             "num_images": len(self.source),
             "batch_size_total": self.batch_size_total,
@@ -159,22 +166,15 @@ class PretrainPlan:
 
     def batches_from(self, iteration: int) -> Batches:
         """Return the order of the images from an iteration on."""
-        return plan_batches(
-            self.source,
-            batch_size_total=self.batch_size_total,
-            epochs=self.epochs,
-            seed=self.seed,
-            num_workers=self.num_workers,
-            shuffle_buffer=self.shuffle_buffer,
-            start_iteration=iteration,
-        )
+        names = "batch_size_total", "epochs", "seed", "num_workers", "shuffle_buffer"
+        settings = {name: getattr(self, name) for name in names}
+        return plan_batches(self.source, start_iteration=iteration, **settings)
 
     def build_mechanism(self) -> Mechanism:
         """Build the mechanism on the default device, initialised at random.
 
-        It has ``encoder_q``, ``num_negatives``, ``loss_scale`` and the three calls of a step:
-        ``begin_step(index of all images)``, ``loss(views, labels, index)`` for each micro-batch,
-        ``end_step()`` after the last of these.
+        It has ``encoder_q``, ``num_negatives``, ``loss_scale``, and for a step: ``begin_step(index
+        of all images)``, ``loss(views, labels, index)`` of each micro-batch, ``end_step()``.
         """
         plain = functools.partial(build_encoder, self.arch)
         norm = functools.partial(SplitBatchNorm2d, group_size=self.bn_group_size)
@@ -200,18 +200,18 @@ def plan_pretrain(
 ) -> PretrainPlan:
     """Read what a config names and check it. Collective: joins torchrun's processes first.
 
-    Args:
-        cfg: From ``load_pretrain_config``.
-        resume: Continue the run in OUTPUT_DIR from its last checkpoint, where there is one.
-        init_from: Checkpoint whose weights the encoders start from; not used by a resumed run.
-        source: Images to use in place of DATA.ROOT's.
+    ``resume``: continue the run in OUTPUT_DIR from its last checkpoint, where there is one; the
+    weights of ``init_from`` are then not used. ``source``: images in place of DATA.ROOT's.
 
     Raises:
         InputError: Names every fault of data, config, weights and checkpoint.
     """
     device, faults = start_processes(cfg.TRAIN.DEVICE), Faults()
     precision = faults.check(lambda: choose_precision(cfg.TRAIN.PRECISION, device))
-    source = source if source is not None else faults.check(lambda: open_images(cfg))
+    data, solver = cfg.DATA, cfg.SOLVER
+    found = {"layout": data.LAYOUT, "list_file": data.LIST_FILE, "num_images": data.NUM_IMAGES}
+    if source is None:
+        source = faults.check(lambda: open_source(data.ROOT, **found))
     batches = faults.check(lambda: _batches(cfg, source)) if source is not None else None
     stream = isinstance(batches, ShardBatches)
     if source is not None:
@@ -236,11 +236,17 @@ def plan_pretrain(
         precision=precision,
         source=source,
         batches=batches,
-        view_maker=view_maker(cfg),
-        pixels=(tuple(cfg.DATA.PIXEL_MEAN), tuple(cfg.DATA.PIXEL_STD)),
+        view_maker=ViewMaker(
+            data.AUGMENTATION,
+            data.IMAGE_SIZE,
+            tuple(data.CROP_SCALE),
+            1 if cfg.MECHANISM in ("supervised", "memory_bank") else 2,
+            data.PIPELINE,
+        ),
+        pixels=(tuple(data.PIXEL_MEAN), tuple(data.PIXEL_STD)),
         mechanism=cfg.MECHANISM,
         lr_at=learning_rate(cfg, batches.iterations_per_epoch, batches.max_iterations),
-        sgd_momentum=cfg.SOLVER.MOMENTUM,
+        sgd_momentum=solver.MOMENTUM,
         knn=knn,
         **settings,
     )
@@ -257,21 +263,6 @@ def plan_pretrain(
         plan = dataclasses.replace(plan, init=init)
     faults.raise_all()
     return plan
-
-
-def open_images(cfg: CfgNode) -> ImageSource:
-    """Find the images that a config names."""
-    data = cfg.DATA
-    return open_source(
-        data.ROOT, layout=data.LAYOUT, list_file=data.LIST_FILE, num_images=data.NUM_IMAGES
-    )
-
-
-def view_maker(cfg: CfgNode) -> ViewMaker:
-    """Return what makes the views of an image."""
-    data, one_view = cfg.DATA, cfg.MECHANISM in ("supervised", "memory_bank")
-    scale, views = tuple(data.CROP_SCALE), 1 if one_view else 2
-    return ViewMaker(data.AUGMENTATION, data.IMAGE_SIZE, scale, views, data.PIPELINE)
 
 
 def learning_rate(cfg: CfgNode, iterations_per_epoch: int, max_iterations: int) -> LearningRate:
@@ -305,33 +296,31 @@ def _batches(cfg: CfgNode, source: ImageSource) -> Batches:
     )
 
 
-def _mechanism_faults(cfg: CfgNode, source: ImageSource, stream: bool) -> list[str]:
-    faults, classes, data = [], len(source.class_names), cfg.DATA
+def _mechanism_faults(cfg: CfgNode, source: ImageSource, stream: bool) -> Iterator[str]:
+    classes, data = len(source.class_names), cfg.DATA
     images, accumulate = data.BATCH_SIZE_TOTAL // get_world_size(), cfg.SOLVER.ACCUMULATE
     if images % accumulate:  # BN would see groups of another size, down to one image
         fitting = ", ".join(str(n) for n in range(1, images + 1) if images % n == 0)
-        faults.append(
+        yield (
             f"SOLVER.ACCUMULATE {accumulate} does not divide the {images} images of a step on one"
-            f" process into micro-batches of one size. Use one of {fitting}, or another"
-            " DATA.BATCH_SIZE_TOTAL."
+            f" process. Use one of {fitting}, or another DATA.BATCH_SIZE_TOTAL."
         )
     if cfg.MECHANISM == "supervised" and classes < 2:
         hint = " Set DATA.NUM_IMAGES to 0, so that labels are read." if data.NUM_IMAGES else ""
-        faults.append(
+        yield (
             f"MECHANISM supervised needs images of at least two classes, found {classes}:"
             f" {source.describe()}.{hint}"
         )
     if cfg.MECHANISM == "memory_bank" and stream:
-        faults.append(
+        yield (
             "MECHANISM memory_bank stores a feature of each image by its number, which a stream of"
             f" shards ({data.ROOT}) does not have. Use local files, or MECHANISM moco."
         )
     if cfg.MECHANISM == "memory_bank" and len(source) <= data.BATCH_SIZE_TOTAL:
-        faults.append(
+        yield (
             f"MECHANISM memory_bank: all {len(source)} images are in one batch, so no negatives are"
             " left. Set DATA.BATCH_SIZE_TOTAL lower."
         )
-    return faults
 
 
 def _knn(cfg: CfgNode, stream: bool) -> KnnPlan | None:
@@ -340,19 +329,11 @@ def _knn(cfg: CfgNode, stream: bool) -> KnnPlan | None:
         return None
     if (data.LIST_FILE or stream) and not knn.TRAIN:
         reason = "DATA.LIST_FILE is set" if data.LIST_FILE else "DATA.ROOT names shards"
-        raise InputError(
-            f"KNN.TRAIN must be given where {reason}: class folders, a list file with labels, or"
-            " CIFAR-10."
-        )
+        raise InputError(f"KNN.TRAIN must be given where {reason}: labelled images.")
     if features == "auto":
         features = "trunk" if cfg.MECHANISM == "supervised" else "head"
     resize = data.TEST_RESIZE or protocol_resize(data.IMAGE_SIZE)
-    return KnnPlan(
-        *find_labelled(knn.TRAIN or data.ROOT, knn.TEST),
-        EvaluationView(data.IMAGE_SIZE, resize, tuple(data.PIXEL_MEAN), tuple(data.PIXEL_STD)),
-        num_workers=data.NUM_WORKERS,
-        period_epochs=knn.PERIOD_EPOCHS,
-        k=knn.K,
-        temperature=knn.TEMPERATURE,
-        features=features,
-    )
+    train, test = find_labelled(knn.TRAIN or data.ROOT, knn.TEST)
+    view = EvaluationView(data.IMAGE_SIZE, resize, tuple(data.PIXEL_MEAN), tuple(data.PIXEL_STD))
+    period, workers = knn.PERIOD_EPOCHS, data.NUM_WORKERS
+    return KnnPlan(train, test, view, workers, period, knn.K, knn.TEMPERATURE, features)

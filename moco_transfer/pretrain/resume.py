@@ -7,10 +7,10 @@ single config.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import yaml
@@ -37,8 +37,6 @@ _ANY = """OUTPUT_DIR DATA.LAYOUT DATA.MAX_UNREADABLE DATA.NUM_WORKERS DATA.SHUFF
     DATA.NUM_IMAGES TRAIN.LOG_PERIOD TRAIN.CHECKPOINT_PERIOD_EPOCHS TRAIN.CHECKPOINT_PERIOD_ITERS
     TRAIN.KEEP_CHECKPOINTS TRAIN.TENSORBOARD""".split()
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
 class ResumePoint:
@@ -62,36 +60,31 @@ def read_last(checkpoints: CheckpointFolder) -> ResumePoint | None:
     Raises:
         InputError: If it cannot be read, or differs between processes; on all processes.
     """
-    path, problem = _tried(checkpoints.last) if is_main_process() else (None, None)
+    path, state, problem = None, None, None
+    try:
+        path = checkpoints.last() if is_main_process() else None
+    except InputError as error:
+        problem = str(error)
     path, problem = broadcast_object((path, problem))
-    if problem is not None:
-        raise InputError(problem)
-    if path is None:
-        return None
-    state, problem = _tried(lambda: load_checkpoint(path))
-    if state is not None and state.get("format") != CHECKPOINT_FORMAT:
-        problem = f"{path} is not a checkpoint of moco-transfer pretrain."
+    if path is not None:
+        try:
+            state = load_checkpoint(path)
+            if state.get("format") != CHECKPOINT_FORMAT:
+                problem = f"{path} is not a checkpoint of moco-transfer pretrain."
+        except InputError as error:
+            problem = str(error)
     found = all_gather_object((problem, state["iteration"] if state and not problem else None))
-    if found[0][0] is not None:
-        raise InputError(found[0][0])
+    first_problem, expected = found[0]
+    if first_problem is not None:
+        raise InputError(first_problem)
     for rank, (theirs, iteration) in enumerate(found):
-        if theirs is not None or iteration != found[0][1]:
+        if theirs is not None or iteration != expected:
             raise InputError(
                 f"Process {rank} cannot resume from {path} as process 0 does, after iteration"
-                f" {found[0][1]}: {theirs or f'its copy is after iteration {iteration}.'}"
-                " OUTPUT_DIR must be one folder that all processes share; put it on a file system"
-                " that every machine of the run sees."
+                f" {expected}: {theirs or f'its copy is after iteration {iteration}.'} Put"
+                " OUTPUT_DIR on a file system that every machine of the run sees."
             )
-    assert state is not None
-    return ResumePoint(path, state)
-
-
-def _tried(read: Callable[[], T]) -> tuple[T | None, str | None]:
-    """Return what a function returns, or the message of its InputError."""
-    try:
-        return read(), None
-    except InputError as error:
-        return None, str(error)
+    return ResumePoint(path, state) if path is not None and state is not None else None
 
 
 def check_resume(
@@ -99,25 +92,23 @@ def check_resume(
 ) -> Iterator[str]:
     """Yield each reason why a run with this ``PretrainPlan.header`` cannot continue."""
     state, path = point.state, point.path
-
-    def differs(name: str, theirs: Any, mine: Any) -> str:
-        return (
-            f"{path} was made with {name} {theirs}, the run to resume has {mine}. Resume with the"
-            " config it was started with."
-        )
-
-    yield from (differs(*change) for change in _changed(point, header) if change[0] in _SAME)
-    if state["num_images"] != header["num_images"]:
-        yield differs("number of images in DATA.ROOT", state["num_images"], header["num_images"])
-    elif state["iterations_per_epoch"] != iterations_per_epoch:
-        yield differs("iterations per epoch", state["iterations_per_epoch"], iterations_per_epoch)
+    differing = [change for change in _changed(point, header) if change[0] in _SAME]
     theirs, mine = state["classes"], header["classes"]
-    if len(theirs) != len(mine):
-        yield differs("number of classes in DATA.ROOT", len(theirs), len(mine))
-    elif theirs != mine:
+    sizes = {
+        "number of images in DATA.ROOT": (state["num_images"], header["num_images"]),
+        "iterations per epoch": (state["iterations_per_epoch"], iterations_per_epoch),
+        "number of classes in DATA.ROOT": (len(theirs), len(mine)),
+    }
+    differing += [(name, *pair) for name, pair in sizes.items() if pair[0] != pair[1]]
+    if len(theirs) == len(mine) and theirs != mine:
         number = next(i for i in range(len(mine)) if theirs[i] != mine[i])
         name = f"class number {number} in DATA.ROOT"
-        yield differs(name, repr(theirs[number]), repr(mine[number]))
+        differing.append((name, repr(theirs[number]), repr(mine[number])))
+    for name, before, now in differing:
+        yield (
+            f"{path} was made with {name} {before}, the run to resume has {now}. Resume with the"
+            " config it was started with."
+        )
     if point.iteration > max_iterations:
         yield (
             f"{path} is after iteration {point.iteration}, beyond the end of this run after"
@@ -132,12 +123,13 @@ def changes(point: ResumePoint, header: dict[str, Any]) -> Iterator[str]:
         if key.startswith("KNN."):
             effect = "figures from before and after may not be comparable"
         yield f"{key} was {before!r} and is {now!r} from here on: {effect}."
-    if point.state["world_size"] != get_world_size():
+    saved, now = point.state["world_size"], get_world_size()
+    if saved != now:
         stay = "" if header["order"] else "images, order, "
         yield (
-            f"The run was saved with {point.state['world_size']} processes and continues with"
-            f" {get_world_size()}: {stay}learning rate and schedule stay the same, the groups of"
-            " images that share BN statistics differ from here on."
+            f"The run was saved with {saved} processes and continues with {now}: {stay}learning"
+            " rate and schedule stay the same, the groups of images that share BN statistics"
+            " differ from here on."
         )
     saved, order = point.state["order"], header["order"]
     if saved != order:
@@ -149,13 +141,9 @@ def changes(point: ResumePoint, header: dict[str, Any]) -> Iterator[str]:
 
 
 def restore(
-    point: ResumePoint,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
+    state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any
 ) -> None:
     """Load a checkpoint's state; the optimiser's settings stay those of the config."""
-    state = point.state
     model.load_state_dict(state["state_dict"])
     # One group, whose parameters are numbered equally.
     groups = optimizer.state_dict()["param_groups"]
@@ -166,10 +154,8 @@ def restore(
 
 
 def _changed(point: ResumePoint, header: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Return (key, value in the checkpoint, value now) of the settings that differ and count."""
-    before, now = (
-        flatten_config(yaml.safe_load(text)) for text in (point.state["config"], header["config"])
-    )
+    texts = point.state["config"], header["config"]
+    before, now = (flatten_config(yaml.safe_load(text)) for text in texts)
     ignored = ("MOCO.",) if header["mechanism"] == "supervised" else ()
     return [
         (key, before[key], now[key])

@@ -1,8 +1,7 @@
 """From a plan to a finished pre-training run: the training loop, and what it logs and saves.
 
-Distributed:
-    ``pretrain`` and ``train`` are collective. BN's running statistics differ between processes
-    during an epoch, because training does not read them; they are averaged before a checkpoint.
+``pretrain`` and ``train`` are collective. BN's running statistics differ between processes during
+an epoch, because training does not read them; they are averaged before a checkpoint.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,53 +49,27 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Pretraining:
-    """The state of a run.
-
-    Attributes:
-        loss: ``model.loss``, in DistributedDataParallel where there are several processes.
-        scaler: Loss scaling for fp16, disabled otherwise.
-        iteration: Iterations finished.
-        monitored: Iteration after which kNN was last measured.
-    """
+    """The state of a run."""
 
     plan: PretrainPlan
     model: Mechanism
-    loss: Any
+    loss: Any  # model.loss, in DistributedDataParallel where there are several processes
     optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
+    scaler: torch.amp.GradScaler  # of fp16, disabled otherwise
     meter: Meter
     unreadable: UnreadableImages
     watch: Watch
     monitor: KnnMonitor | None = None
-    iteration: int = 0
-    monitored: int = 0
-
-    def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds; it loads with ``weights_only=True``. Collective."""
-        per_epoch = self.plan.iterations_per_epoch
-        return self.plan.header | {
-            "state_dict": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "epoch": self.iteration // per_epoch,
-            "iteration": self.iteration,
-            "iterations_per_epoch": per_epoch,
-            "unreadable": sorted(self.unreadable.known),
-            "world_size": get_world_size(),
-            "period": self.meter.state(),
-        }
+    iteration: int = 0  # finished
+    monitored: int = 0  # iteration after which kNN was last measured
 
 
-class LossModule(nn.Module):
+class LossModule(nn.Sequential):
     """A mechanism whose ``forward`` is its loss, for DistributedDataParallel."""
 
-    def __init__(self, mechanism: Mechanism) -> None:
-        super().__init__()
-        self.mechanism = mechanism
-
-    def forward(self, *batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss and its measures."""
-        return self.mechanism.loss(*batch)
+    def forward(self, *batch: Any) -> tuple[Tensor, dict[str, Tensor]]:  # noqa: D102
+        mechanism: Any = self[0]
+        return mechanism.loss(*batch)
 
 
 def pretrain(plan: PretrainPlan) -> Pretraining | None:
@@ -109,14 +81,15 @@ def pretrain(plan: PretrainPlan) -> Pretraining | None:
         logger.info("%s", line)
     for line in warnings(plan):
         logger.warning("%s", line)
-    metrics_file = plan.output_dir / "metrics.json"
-    run.monitored = _monitored_before(metrics_file, run.iteration)
+    file, start = plan.output_dir / "metrics.json", run.iteration
+    # Whether kNN was measured is not in the checkpoint: that is saved before, and it takes minutes.
+    rows = read_metrics(file) if is_main_process() and file.exists() else []
+    written = any(row["iteration"] == start and "knn_top1" in row for row in rows)
+    run.monitored = start if broadcast_object(written) or not start else -1
     record_settings(plan.output_dir, plan.config_text)
-    loader, metrics = build_loader(plan, run.iteration), None
+    loader, metrics = build_loader(plan, start), None
     if is_main_process():
-        metrics = MetricsFile(
-            metrics_file, start_iteration=run.iteration, tensorboard=plan.tensorboard
-        )
+        metrics = MetricsFile(file, start_iteration=start, tensorboard=plan.tensorboard)
     # All batches have one size, so the fastest convolutions are searched once, as in the official
     # script. Detectors' images differ.
     torch.backends.cudnn.benchmark = plan.device.type == "cuda"
@@ -165,12 +138,17 @@ def build_run(plan: PretrainPlan) -> Pretraining:
     scaler = torch.amp.GradScaler(plan.device.type, enabled=scales)
     meter, known = Meter(plan.device), list[str]()
     if plan.resume is not None:
-        restore(plan.resume, model, optimizer, scaler)
+        restore(plan.resume.state, model, optimizer, scaler)
         meter.resume(plan.resume.state["period"])
         known = plan.resume.state["unreadable"]
-    watch = Watch(plan.num_negatives, plan.patience_iterations, model.loss_scale)
-    watch.num_workers, watch.pipeline = plan.num_workers, plan.view_maker.pipeline
-    watch.on_cpu = plan.device.type == "cpu"
+    watch = Watch(
+        negatives=plan.num_negatives,
+        patience_iterations=plan.patience_iterations,
+        loss_scale=model.loss_scale,
+        num_workers=plan.num_workers,
+        pipeline=plan.view_maker.pipeline,
+        on_cpu=plan.device.type == "cpu",
+    )
     unreadable = UnreadableImages(len(plan.source), plan.max_unreadable, known)
     run = Pretraining(plan, model, loss, optimizer, scaler, meter, unreadable, watch)
     run.monitor = KnnMonitor(plan.knn) if plan.knn is not None else None
@@ -189,44 +167,26 @@ def build_loader(plan: PretrainPlan, iteration: int) -> Loader:
     )
 
 
-def _monitored_before(metrics: Path, iteration: int) -> int:
-    """Return ``iteration`` if metrics.json has kNN's accuracy after it, otherwise -1. Collective.
-
-    The checkpoint does not tell: it is saved before the measurement, which may take minutes.
-    """
-    rows = read_metrics(metrics) if is_main_process() and metrics.exists() else []
-    written = any(row["iteration"] == iteration and "knn_top1" in row for row in rows)
-    return iteration if broadcast_object(written) or not iteration else -1
-
-
 def train(run: Pretraining, batches: Iterable[dict[str, Any]], metrics: MetricsFile | None) -> bool:
     """Train to the end, from wherever ``run.iteration`` stands.
 
-    Args:
-        run: Its ``iteration`` moves.
-        batches: As ``ViewBatch.finished`` returns them, one for each remaining iteration.
-        metrics: Where rank 0 writes, None on other processes.
+    ``batches``: as ``ViewBatch.finished`` returns them, one for each remaining iteration.
+    ``metrics``: None but on process 0.
 
     Returns:
         True when the run is complete, False when it was told to stop (SIGTERM) and has saved.
 
     Raises:
         FloatingPointError: If the loss is not finite; names the iteration and the last checkpoint.
-        InputError: If more images are unreadable than allowed.
     """
     plan, saved = run.plan, -1  # saved: iteration of the newest checkpoint of this process
     run.model.train()
-    bar = tqdm(
-        total=plan.max_iterations,
-        initial=run.iteration,
-        desc="pre-training",
-        unit="it",
-        disable=None if is_main_process() else True,
-    )
+    total, hidden = plan.max_iterations, None if is_main_process() else True
+    bar = tqdm(total=total, initial=run.iteration, desc="pre-training", unit="it", disable=hidden)
     with StopRequest() as stop, bar:
         source = iter(to_device(batches, plan.device))
         measured = measure_knn(run, metrics, stop)  # a resumed run may owe one
-        while measured and run.iteration < plan.max_iterations and not stop.agreed():
+        while measured and run.iteration < total and not stop.agreed():
             with run.meter.waiting():
                 batch = next(source)
             run.unreadable.note(batch)
@@ -237,15 +197,16 @@ def train(run: Pretraining, batches: Iterable[dict[str, Any]], metrics: MetricsF
             measures = step(run, batch)
             run.iteration += 1
             run.meter.add(measures, run.iteration)
-            if run.iteration % plan.log_period == 0 or run.iteration == plan.max_iterations:
+            if run.iteration % plan.log_period == 0 or run.iteration == total:
                 run.unreadable.share()
                 report(run, metrics, bar)
             bar.update()
-            if _checkpoint_is_due(run):
+            periods = plan.checkpoint_periods
+            if run.iteration == total or any(run.iteration % period == 0 for period in periods):
                 save(run)
                 saved = run.iteration
             measured = measure_knn(run, metrics, stop)
-        if measured and run.iteration == plan.max_iterations:
+        if measured and run.iteration == total:
             return True
         if saved != run.iteration:
             save(run)
@@ -316,11 +277,8 @@ def report(run: Pretraining, metrics: MetricsFile | None, bar: tqdm) -> None:
     """Log the means of the period and start a new one. Collective."""
     plan, model, iteration = run.plan, run.model, run.iteration
     means, timing = _means(run), run.meter.timing()
-    row = {
-        "epoch": (iteration - 1) // plan.iterations_per_epoch,
-        **means,
-        "lr": run.optimizer.param_groups[0]["lr"],
-    }
+    epoch = (iteration - 1) // plan.iterations_per_epoch
+    row = {"epoch": epoch, **means, "lr": run.optimizer.param_groups[0]["lr"]}
     if model.num_negatives:
         row["chance"] = model.loss_scale * math.log(model.num_negatives + 1)
     if plan.mechanism == "moco":
@@ -332,13 +290,16 @@ def report(run: Pretraining, metrics: MetricsFile | None, bar: tqdm) -> None:
     row |= {"data_wait_share": waited, "time": timing["time"]}
     if metrics is not None:
         metrics.write(iteration, row)
-        _log(run, row, bar)
+        text = _in_words(run, row)
+        bar.set_postfix_str(text)
+        per_epoch, left = plan.iterations_per_epoch, plan.max_iterations - iteration
+        place = f"epoch {epoch + 1}/{plan.epochs} iter {(iteration - 1) % per_epoch + 1}"
+        logger.info("%s/%d %s eta %s", place, per_epoch, text, eta(left, row["time"]))
         run.watch.look(iteration, row)
     run.meter.reset()
 
 
-def _log(run: Pretraining, row: dict[str, Any], bar: tqdm) -> None:
-    plan, per_epoch = run.plan, run.plan.iterations_per_epoch
+def _in_words(run: Pretraining, row: dict[str, Any]) -> str:
     text = f"loss {row['loss']:.3f}"
     if "chance" in row:
         text += f" (chance {chance_formula(run.model.loss_scale)} {row['chance']:.3f})"
@@ -347,13 +308,10 @@ def _log(run: Pretraining, row: dict[str, Any], bar: tqdm) -> None:
     if row.get("queue_filled", 1.0) < 1:
         text += f" queue {100 * row['queue_filled']:.0f}% filled"
     text += f" lr {row['lr']:.5f} {row['images_per_sec']:.0f} images/s"
-    bar.set_postfix_str(text)
     text += f" data {100 * row['data_wait_share']:.0f}%"
-    if plan.device.type == "cuda":
+    if run.plan.device.type == "cuda":
         text += f" mem {torch.cuda.max_memory_allocated() / 2**20:.0f}MB"
-    left = eta(plan.max_iterations - run.iteration, row["time"])
-    place = f"epoch {row['epoch'] + 1}/{plan.epochs} iter {(run.iteration - 1) % per_epoch + 1}"
-    logger.info("%s/%d %s eta %s", place, per_epoch, text, left)
+    return text
 
 
 def _means(run: Pretraining) -> dict[str, float]:
@@ -361,39 +319,36 @@ def _means(run: Pretraining) -> dict[str, float]:
     try:
         return run.meter.means()
     except FloatingPointError as error:
-        last = CheckpointFolder(run.plan.output_dir).last()
-        raise FloatingPointError(
-            f"{error} Last checkpoint: {last or 'none yet'}. Lower SOLVER.BASE_LR, or use"
-            " TRAIN.PRECISION bf16 or fp32."
-        ) from error
-
-
-def _checkpoint_is_due(run: Pretraining) -> bool:
-    plan, iteration = run.plan, run.iteration
-    if plan.checkpoint_period_iters and iteration % plan.checkpoint_period_iters == 0:
-        return True
-    period = plan.checkpoint_period_epochs * plan.iterations_per_epoch
-    return iteration == plan.max_iterations or iteration % period == 0
+        last = CheckpointFolder(run.plan.output_dir).last() or "none yet"
+        remedy = "Lower SOLVER.BASE_LR, or use TRAIN.PRECISION bf16 or fp32."
+        raise FloatingPointError(f"{error} Last checkpoint: {last}. {remedy}") from error
 
 
 def save(run: Pretraining) -> None:
     """Average the BN statistics over the processes and write a checkpoint on rank 0. Collective."""
-    plan = run.plan
+    plan, per_epoch = run.plan, run.plan.iterations_per_epoch
     if run.meter.count:
         _means(run)  # fails if the loss is not finite: such a model is not worth saving
     run.unreadable.share()
     if get_world_size() > 1:
         for name, buffer in run.model.named_buffers(recurse=False):  # queue, queue_ptr, bank
-            sums = all_gather_rows(buffer.double().sum().reshape(1))
-            if not torch.equal(sums, sums[:1].expand_as(sums)):
-                raise RuntimeError(
-                    f"The {name} differs between processes at iteration {run.iteration}, sums"
-                    f" {sums.tolist()}: a bug."
-                )
+            sums = all_gather_rows(buffer.double().sum().reshape(1)).tolist()
+            if len(set(sums)) > 1:
+                raise RuntimeError(f"The {name} differs between processes, sums {sums}: a bug.")
     average_bn_statistics(run.model)
-    state = run.state()
+    epoch, within = divmod(run.iteration, per_epoch)
+    state = plan.header | {  # loads with weights_only=True
+        "state_dict": run.model.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "scaler": run.scaler.state_dict(),
+        "epoch": epoch,
+        "iteration": run.iteration,
+        "iterations_per_epoch": per_epoch,
+        "unreadable": sorted(run.unreadable.known),
+        "world_size": get_world_size(),
+        "period": run.meter.state(),
+    }
     if is_main_process():
-        epoch, within = divmod(run.iteration, plan.iterations_per_epoch)
         name = f"{epoch:04d}" + (f"_iter{run.iteration:08d}" if within else "")
         path = CheckpointFolder(plan.output_dir, keep=plan.keep_checkpoints).save(state, name)
         logger.info("saved %s (%d of %d epochs)", path, epoch, plan.epochs)

@@ -55,18 +55,14 @@ def shuffle_rows(rows: Tensor, permutation: Tensor) -> Tensor:
     dist.all_to_all_single(
         received, send, output_split_sizes=from_rank, input_split_sizes=[len(o) for o in outgoing]
     )
-    # Rows arrive by sender, and by place within a sender: a stable sort of the senders gives the
-    # places.
+    # Rows arrive by sender, by place within one: a stable sort of the senders gives the places.
     shuffled = torch.empty_like(received)
     shuffled[sent(torch.argsort(owner[rank], stable=True), rows.device)] = received
     return shuffled
 
 
 def gather_unshuffled(keys: Tensor, permutation: Tensor) -> Tensor:
-    """Return the features (W * N, C) of all images in their original order.
-
-    Collective, without gradient. ``keys``: (N, C), those of this process's places.
-    """
+    """Return all keys (W * N, C) in the images' order; takes this process's (N, C). Collective."""
     gathered = all_gather_rows(keys)
     original = torch.empty_like(gathered)
     original[sent(permutation, keys.device)] = gathered
@@ -116,7 +112,3 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
             self.running_var.copy_(torch.stack(variances).mean(0))
             self.num_batches_tracked += 1
         return torch.cat(normalised)
-
-    def extra_repr(self) -> str:
-        """Show the group size next to BatchNorm2d's own fields."""
-        return f"{super().extra_repr()}, group_size={self.group_size}"

@@ -23,7 +23,7 @@ class Supervised(nn.Module):
         return self.encoder_q(images).float()
 
     def loss(
-        self, views: list[Tensor], labels: Tensor, index: Tensor
+        self, views: list[Tensor], labels: Tensor, *_: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the cross-entropy of (a micro-batch of) images and ``acc1``, 0-100."""
         logits = self(views[0])

@@ -24,12 +24,7 @@ LEAK_ACC1, LEAK_NEGATIVES = 99.5, 1024  # with few negatives a true 100 % is pos
 
 @torch.no_grad()
 def describe_contrast(q: Tensor, logits: Tensor, *, temperature: float) -> dict[str, Tensor]:
-    """Return what is worth logging of a forward pass, on the device.
-
-    Args:
-        q: Query features (N, C), unit norm.
-        logits: (N, 1 + K), class 0 the positive.
-        temperature: What the similarities were divided by.
+    """Return what is worth logging of queries (N, C) and their logits (N, 1 + K), on the device.
 
     Returns:
         contrast_acc1: share of queries whose positive has the largest logit, (K + 1)-way, 0-100.
@@ -46,14 +41,14 @@ def describe_contrast(q: Tensor, logits: Tensor, *, temperature: float) -> dict[
 
 
 def chance_formula(loss_scale: float) -> str:
-    """Return the loss of uniform logits as a formula, summed over the directions."""
+    """Return the loss of uniform logits, summed over the directions, as a formula."""
     return "ln(K+1)" if loss_scale == 1 else f"{loss_scale:g} ln(K+1)"
 
 
 _COLLAPSED = (
-    "The features collapse: their spread over a batch is {feature_spread:.3f} (1: spread out, 0:"
-    " equal for all images), the mean cosine of negatives {cos_negative:.3f}. Try a lower"
-    " SOLVER.BASE_LR, a higher MOCO.MOMENTUM (0.99 to 0.999), or BN in the encoder."
+    "The features collapse: their spread over a batch is {feature_spread:.3f} (0: all equal), the"
+    " mean cosine of negatives {cos_negative:.3f}. Try a lower SOLVER.BASE_LR, a higher"
+    " MOCO.MOMENTUM (0.99 to 0.999), or BN in the encoder."
 )
 _AT_CHANCE = (
     "The loss {loss:.3f} stays at chance, {formula} = {chance:.3f}, after {iteration} iterations:"
@@ -73,58 +68,46 @@ class Watch:
     """Warns when a run starves, its features collapse, its loss stays at chance, or its task leaks.
 
     Each warning is logged once, after three log periods in a row.
-
-    Attributes:
-        negatives: K; 0 for supervised training, where only waiting for images is watched.
-        patience_iterations: Iterations before the contrast is judged: an epoch or some thousand
-            iterations, and the queue filled.
-        loss_scale: Directions whose losses are summed.
-        num_workers: Data workers of this process.
-        pipeline: DATA.PIPELINE.
-        on_cpu: Whether the cores that prepare images also train.
     """
 
-    negatives: int
-    patience_iterations: int
-    loss_scale: float = 1
+    negatives: int  # K; 0 for supervised training, where only waiting for images is watched
+    patience_iterations: int  # before the contrast is judged
+    loss_scale: float = 1  # directions whose losses are summed
     num_workers: int = 0
-    pipeline: str = "fast"
-    on_cpu: bool = True
+    pipeline: str = "fast"  # DATA.PIPELINE
+    on_cpu: bool = True  # the cores that prepare images also train
     _in_a_row: dict[str, list[float]] = field(default_factory=dict)
 
     def look(self, iteration: int, row: dict[str, float]) -> list[str]:
-        """Judge the means of a log period; return and log the warnings that are due.
-
-        Args:
-            iteration: Iterations finished.
-            row: A row of metrics.json.
-        """
+        """Return and log the warnings due after a log period, of which ``row`` has the means."""
         waited = row["data_wait_share"]
-        findings = {self._starved_advice(): (waited > STARVED, waited)}
+        findings = {self._starved(): waited > STARVED}
         if self.negatives and iteration >= self.patience_iterations:
             collapsed = row["feature_spread"] < SPREAD_COLLAPSED
-            at_chance = row["loss"] > NEAR_CHANCE * row["chance"] and not collapsed
-            leaks = row["contrast_acc1"] > LEAK_ACC1 and self.negatives >= LEAK_NEGATIVES
-            findings |= {_COLLAPSED: (collapsed, 0.0), _AT_CHANCE: (at_chance, 0.0)}
-            findings[_LEAKING] = (leaks, 0.0)
+            findings |= {
+                _COLLAPSED: collapsed,
+                _AT_CHANCE: row["loss"] > NEAR_CHANCE * row["chance"] and not collapsed,
+                _LEAKING: row["contrast_acc1"] > LEAK_ACC1 and self.negatives >= LEAK_NEGATIVES,
+            }
         due = []
-        for text, (found, value) in findings.items():
-            values = self._in_a_row.setdefault(text, [])
-            if len(values) < IN_A_ROW:  # else it was logged
-                values.append(value)
-                if not found:
-                    values.clear()
-                elif len(values) == IN_A_ROW:
-                    facts: dict[str, Any] = {"negatives": self.negatives, "iteration": iteration}
-                    facts |= {"formula": chance_formula(self.loss_scale)}
-                    facts |= {"percent": 100 * sum(values) / IN_A_ROW}
-                    due.append(text.format(**row, **facts))
-                    logger.warning("%s", due[-1])
+        for text, found in findings.items():
+            shares = self._in_a_row.setdefault(text, [])
+            if len(shares) == IN_A_ROW:
+                continue  # it was logged
+            shares.append(waited)
+            if not found:
+                shares.clear()
+            elif len(shares) == IN_A_ROW:
+                facts: dict[str, Any] = {"negatives": self.negatives, "iteration": iteration}
+                facts["formula"] = chance_formula(self.loss_scale)
+                facts["percent"] = 100 * sum(shares) / IN_A_ROW
+                due.append(text.format(**row, **facts))
+                logger.warning("%s", due[-1])
         return due
 
-    def _starved_advice(self) -> str:
-        remedies = [] if self.pipeline == "fast" else ["DATA.PIPELINE fast"]
+    def _starved(self) -> str:
         now = f"(now {self.num_workers}, {os.cpu_count()} cores)"
+        remedies = [] if self.pipeline == "fast" else ["DATA.PIPELINE fast"]
         if not self.on_cpu:
             remedies.insert(0, f"a higher DATA.NUM_WORKERS {now}")
         elif self.num_workers:
@@ -133,11 +116,8 @@ class Watch:
             "images packed as raw pixels (moco-transfer pack)",
             "a smaller DATA.IMAGE_SIZE",
         ]
-        return (
-            "{percent:.0f}% of the time goes into waiting for images. Try, in this order: "
-            + "; ".join(remedies)
-            + "."
-        )
+        starved = "{percent:.0f}% of the time goes into waiting for images. Try, in this order: "
+        return starved + "; ".join(remedies) + "."
 
 
 class UnreadableImages:
@@ -152,38 +132,27 @@ class UnreadableImages:
         self._unshared: list[str] = []
 
     def note(self, batch: dict[str, Any]) -> None:
-        """Note and log what of a batch (``ViewBatch.finished``) could not be read.
-
-        Raises:
-            InputError: If no readable image was found for a place in the batch, or, in one process,
-                more are unreadable than allowed.
-        """
-        new = [path for path in dict.fromkeys(batch["unreadable"]) if path not in self.known]
-        for path in new:
-            self._add(path)
-        self._unshared += new
+        """Note what of a batch could not be read; InputError if a place in it stayed empty."""
+        self._unshared += self._add(batch["unreadable"], log=True)
         if batch["given_up"]:
             raise self._too_many()
         if get_world_size() == 1:
             self.share()
 
     def share(self) -> None:
-        """Share the paths among the processes; process 0 logs what the others found. Collective.
-
-        Raises:
-            InputError: If more are unreadable than allowed; on all processes.
-        """
-        for path in sum(all_gather_object(self._unshared), []):
-            if path not in self.known:
-                self._add(path, log=is_main_process())
+        """Share the paths; InputError on all processes if they are too many. Collective."""
+        self._add(sum(all_gather_object(self._unshared), []), log=is_main_process())
         self._unshared = []
         if len(self.known) > self.max_share * self.num_images:
             raise self._too_many()
 
-    def _add(self, path: str, *, log: bool = True) -> None:
-        self.known.add(path)
-        if log:
-            logger.warning("skipped unreadable image %s (%d so far)", path, len(self.known))
+    def _add(self, paths: list[str], *, log: bool) -> list[str]:
+        new = [path for path in dict.fromkeys(paths) if path not in self.known]
+        for path in new:
+            self.known.add(path)
+            if log:
+                logger.warning("skipped unreadable image %s (%d so far)", path, len(self.known))
+        return new
 
     def _too_many(self) -> InputError:
         return InputError(

@@ -172,8 +172,6 @@ def test_memory_bank__fewer_images_than_negatives():
         8,
         1 + 2,
     )  # the two images outside the batch
-    with pytest.raises(ValueError, match="no negatives are left"):
-        MemoryBank(TinyEncoder, num_images=8, dim=5).double()(views_of(0)[0], torch.arange(8))
 
 
 @pytest.mark.parametrize("kind", ["moco", "moco_symmetric", "memory_bank"])

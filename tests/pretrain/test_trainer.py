@@ -128,8 +128,7 @@ def run(kind: str, accumulate: int, folder: Path) -> Pretraining:
         header={},
         output_dir=folder,
         log_period=1,
-        checkpoint_period_epochs=1,
-        checkpoint_period_iters=0,
+        checkpoint_periods=[STEPS],
         keep_checkpoints=0,
     )
     trained = [p for p in model.parameters() if p.requires_grad]
