@@ -31,11 +31,8 @@ def describe(plan: PretrainPlan) -> list[str]:
         images, groups = _groups(plan)
         norm = f"BN statistics over {groups} groups of about {images * world_size // groups} images"
         norm += f", keys {'shuffled among them' if plan.shuffle else 'not shuffled'}"
-    files = "config.yaml, env.txt, log.txt, metrics.json"
-    files += f"{', tensorboard/' if plan.tensorboard else ''}, last_checkpoint, checkpoint_*.pth"
-    files += f" every {plan.checkpoint_period_epochs} epoch(s)"
-    if plan.checkpoint_period_iters:
-        files += f" and {plan.checkpoint_period_iters} iterations"
+    files = f"config.yaml, log.txt, metrics.json{', tensorboard/' if plan.tensorboard else ''},"
+    files += f" checkpoint_*.pth every {' and '.join(map(str, plan.checkpoint_periods))} iterations"
     lines = {
         "data": plan.source.describe(),
         "views": f"{views.num_views} view(s) of {views.size} px, {views.recipe}, {views.pipeline}"

@@ -1,9 +1,8 @@
 """Take a trained encoder out of a checkpoint: to compute features, or to start a run from it.
 
 Read here are checkpoints of ``moco-transfer pretrain``, the official ones of
-facebookresearch/moco@7397dfe (also saved under DistributedDataParallel: ``module.`` in front), and
-torchvision's state dicts. Other layouts are read by ``moco_transfer.convert``; for features,
-:func:`backbone_encoder` takes what that finds.
+facebookresearch/moco@7397dfe (``module.`` in front), and torchvision's state dicts. Other layouts
+are read by ``moco_transfer.convert``; :func:`backbone_encoder` takes what that finds.
 """
 
 from __future__ import annotations

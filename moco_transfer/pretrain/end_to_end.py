@@ -5,9 +5,8 @@ Shapes in this module:
 Distributed:
     In training every process calls ``forward``, with equal N.
 Source:
-    He et al. 2019, arXiv:1911.05722, Sec. 3.2 and 4.1: the same pretext task and InfoNCE, ShuffleBN
-    as in MoCo. The authors never released code for it. Queries and keys share one encoder here
-    ("f_q and f_k can be identical").
+    He et al. 2019, arXiv:1911.05722, Sec. 3.2 and 4.1, of which no code was released. Queries and
+    keys share one encoder here ("f_q and f_k can be identical").
 """
 
 from __future__ import annotations
@@ -59,8 +58,7 @@ class EndToEnd(nn.Module):
         own = torch.arange(len(q), device=q.device) + (get_rank() * len(q) if self.training else 0)
         with torch.autocast(q.device.type, enabled=False):
             similarities = q @ k_all.T / self.temperature  # (N, W * N)
-        is_negative = torch.ones_like(similarities, dtype=torch.bool)
-        is_negative[torch.arange(len(q)), own] = False
+        is_negative = torch.arange(len(k_all), device=q.device) != own[:, None]
         l_pos = similarities.gather(1, own[:, None])  # (N, 1)
         l_neg = similarities[is_negative].view(len(q), -1)  # (N, W * N - 1)
         logits = torch.cat([l_pos, l_neg], dim=1)

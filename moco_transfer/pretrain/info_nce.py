@@ -1,10 +1,8 @@
 """InfoNCE over a positive key and a queue of K negatives, with two copies of the logits at most.
 
-At N = 256 and K = 65,536 one copy is 67 MB. Written plainly, the negatives, their concatenation
-with the positive, the log-softmax and two gradients are alive together. Here the logits are written
-once, in place, and the backward pass makes the one gradient. It needs the queue of the forward
-pass, which ``enqueue`` has changed by then: in place of a copy of 32 MB, ``enqueue`` keeps the few
-columns that it overwrites.
+At N = 256 and K = 65,536 one copy is 67 MB; written plainly, five are alive together. Here the
+logits are written once, in place, and the backward pass makes the one gradient. It needs the queue
+of the forward pass: ``enqueue`` keeps the few columns that it overwrites, in place of a copy.
 
 Shapes in this module:
     N: images on this process    C: feature dimension    K: negatives

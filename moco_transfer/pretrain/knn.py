@@ -1,4 +1,4 @@
-"""The weighted kNN classifier on frozen features, and the monitor that runs it during pre-training.
+"""The weighted kNN classifier on frozen features, and how pre-training is measured by it.
 
 Shapes in this module:
     N: images to classify    M: images of the bank    C: dimension of the features
@@ -10,6 +10,7 @@ Source:
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import dataclass
 
@@ -88,25 +89,20 @@ class KnnPlan:
             f" {self.temperature:g}, {self.features} features, every {self.period_epochs} epoch(s)"
         )
 
+    @functools.cached_property
+    def _batches(self) -> list[LabelledBatches]:  # small sets are decoded once
+        workers = self.num_workers
+        sets = self.train, self.test
+        return [LabelledBatches(each, self.view, num_workers=workers) for each in sets]
 
-class KnnMonitor:
-    """Classifies labelled images by the features of an encoder in training."""
-
-    def __init__(self, plan: KnnPlan) -> None:
-        self.plan = plan
-        self._sets = {
-            name: LabelledBatches(images, plan.view, num_workers=plan.num_workers)
-            for name, images in (("kNN bank", plan.train), ("kNN test", plan.test))
-        }
-
-    def __call__(self, encoder: nn.Module, compute: Compute, stop: StopRequest) -> dict[str, float]:
+    def measure(self, encoder: nn.Module, compute: Compute, stop: StopRequest) -> dict[str, float]:
         """Return ``knn_top1`` in percent and ``knn_sec``; raises FeaturesStopped. Collective."""
-        since, plan = time.perf_counter(), self.plan
+        since = time.perf_counter()
         average_bn_statistics(encoder)
-        network = encoder if plan.features == "head" else trunk_of(encoder)
+        network = encoder if self.features == "head" else trunk_of(encoder)
         train, test = (
             extract_features(network, batches, compute, description=name, stop=stop)
-            for name, batches in self._sets.items()
+            for batches, name in zip(self._batches, ("kNN bank", "kNN test"), strict=True)
         )
-        top1 = knn_accuracy(train, test, k=plan.k, temperature=plan.temperature)["top1"]
+        top1 = knn_accuracy(train, test, k=self.k, temperature=self.temperature)["top1"]
         return {"knn_top1": top1, "knn_sec": time.perf_counter() - since}

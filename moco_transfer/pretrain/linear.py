@@ -5,9 +5,7 @@ Shapes in this module:
 Distributed:
     An iteration's images do not depend on the number of processes.
 Source:
-    arXiv:1911.05722 Sec. 4.1; facebookresearch/moco@7397dfe main_lincls.py: lr 30, weight decay 0,
-    momentum 0.9, batch 256, 100 epochs, lr times 0.1 at 60 and 80, weights N(0, 0.01), bias 0, the
-    network in evaluation mode, the last partial batch used.
+    arXiv:1911.05722 Sec. 4.1; facebookresearch/moco@7397dfe main_lincls.py.
 """
 
 from __future__ import annotations
@@ -334,13 +332,11 @@ def _encoded_batches(
         generator=torch.Generator(),
     )
     for batch in loader:  # new crops of the training images
-        for path in batch["unreadable"]:
+        unreadable = batch["unreadable"]
+        for path in unreadable:
             logger.warning("replaced unreadable image %s by another", path)
         if batch["given_up"]:
-            raise InputError(
-                "20 training images in a row cannot be read, the last is"
-                f" {batch['unreadable'][-1]}. Repair or remove them."
-            )
+            raise InputError(f"20 training images in a row cannot be read, last {unreadable[-1]}.")
         labels = batch["label"].to(device)
         if len(labels):
             yield encode(trunk, batch["views"][0], view, plan.compute), labels

@@ -5,9 +5,8 @@ Shapes in this module:
 Distributed:
     In training every process calls ``forward``, with equal N.
 Source:
-    He et al. 2019, arXiv:1911.05722, Sec. 3.2 and 4.1 (InfoNCE, K negatives sampled per
-    mini-batch); Wu et al. 2018, arXiv:1805.01978, for the momentum on the representation. The
-    authors never released code for this comparison.
+    He et al. 2019, arXiv:1911.05722, Sec. 3.2 and 4.1 (InfoNCE, K negatives per mini-batch), of
+    which no code was released; Wu et al. 2018, arXiv:1805.01978 (momentum on the representation).
 """
 
 from __future__ import annotations
@@ -87,15 +86,12 @@ class MemoryBank(nn.Module):
     def loss(
         self, views: list[Tensor], labels: Tensor, index: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of (a micro-batch of) images and its measures; ``labels`` is not used."""
+        """Return the loss of (a micro-batch of) images and its measures."""
         return info_nce(self(views[0], index)[0]), self.measured
 
     @torch.no_grad()
     def begin_step(self, index: Tensor) -> None:
-        """Draw the step's negatives, equal on every process, from the images outside the batch.
-
-        ``index``: int64, the numbers of all images of the step on this process.
-        """
+        """Draw the step's negatives, equal on every process; ``index``: all own images' numbers."""
         is_other = torch.ones(len(self.bank), dtype=torch.bool, device=index.device)
         is_other[all_gather_rows(index) if self.training else index] = False
         others = is_other.nonzero().squeeze(1)

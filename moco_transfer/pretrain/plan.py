@@ -41,9 +41,7 @@ from .supervised import Supervised
 
 Mechanism: TypeAlias = MoCo | MemoryBank | EndToEnd | Supervised
 
-PATIENCE = 5000
-"""Iterations after which a run is judged even in its first epoch: about ImageNet's epoch at a
-batch of 256. An epoch of a billion images would be most of the run."""
+PATIENCE = 5000  # iterations after which a run is judged in its first epoch: one of ImageNet
 
 _SAME_NAME = {  # fields of the plan that are named as their config keys, by section
     "DATA": "batch_size_total num_workers shuffle_buffer max_unreadable",
@@ -57,10 +55,7 @@ _SAME_NAME = {  # fields of the plan that are named as their config keys, by sec
 
 @dataclass(frozen=True)
 class PretrainPlan:
-    """What a run will do; change it with ``dataclasses.replace``.
-
-    Fields without a comment are named after their config keys (``config/pretrain_schema.yaml``).
-    """
+    """What a run will do; fields without a comment are named after their config keys."""
 
     config_text: str  # the whole config, for config.yaml and the checkpoints
     output_dir: Path
@@ -130,10 +125,14 @@ class PretrainPlan:
 
     @property
     def num_negatives(self) -> int:
-        """Negatives K of a step; 0 for supervised."""
+        """Negatives K of a step."""
         others = len(self.source) - self.batch_size_total
-        kinds = {"moco": self.queue_size, "memory_bank": min(self.queue_size, others)}
-        return (kinds | {"end_to_end": self.batch_size_total - 1}).get(self.mechanism, 0)
+        return {
+            "moco": self.queue_size,
+            "memory_bank": min(self.queue_size, others),
+            "end_to_end": self.batch_size_total - 1,
+            "supervised": 0,
+        }[self.mechanism]
 
     @property
     def patience_iterations(self) -> int:

@@ -1,8 +1,7 @@
 """``--resume``: find the checkpoint to continue from, and compare it with the run's plan.
 
 Settings without which the checkpoint's state or numbers mean nothing must be the same. Any other
-may change: it applies from here on and is named in a warning, because the run is no longer one of a
-single config.
+may change; a warning names it.
 """
 
 from __future__ import annotations
@@ -54,11 +53,9 @@ class ResumePoint:
 def read_last(checkpoints: CheckpointFolder) -> ResumePoint | None:
     """Return the checkpoint that process 0 finds newest, None without one. Collective.
 
-    Process 0 decides for all: on a slow or unshared file system another may see an older one, and
-    processes that continue from different iterations wait for one another forever.
-
     Raises:
-        InputError: If it cannot be read, or differs between processes; on all processes.
+        InputError: If it cannot be read or, on an unshared file system, differs between processes,
+            which would wait for one another forever; on all processes.
     """
     path, state, problem = None, None, None
     try:
@@ -134,9 +131,8 @@ def changes(point: ResumePoint, header: dict[str, Any]) -> Iterator[str]:
     saved, order = point.state["order"], header["order"]
     if saved != order:
         yield (
-            f"The order of images in shards differs from here on ({saved} -> {order}): in the epoch"
-            " that is resumed some images may come again and others not at all, and the run does"
-            " not equal an uninterrupted one."
+            f"The order of images in shards differs from here on ({saved} -> {order}): in the"
+            " resumed epoch some images may come again and others not at all."
         )
 
 

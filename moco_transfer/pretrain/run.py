@@ -39,7 +39,6 @@ from ..runtime.stop import StopRequest
 from .describe import describe, warnings
 from .encoder_file import start_from
 from .features import FeaturesStopped
-from .knn import KnnMonitor
 from .plan import Mechanism, PretrainPlan
 from .resume import restore
 from .watch import UnreadableImages, Watch, chance_formula
@@ -59,7 +58,6 @@ class Pretraining:
     meter: Meter
     unreadable: UnreadableImages
     watch: Watch
-    monitor: KnnMonitor | None = None
     iteration: int = 0  # finished
     monitored: int = 0  # iteration after which kNN was last measured
 
@@ -67,7 +65,8 @@ class Pretraining:
 class LossModule(nn.Sequential):
     """A mechanism whose ``forward`` is its loss, for DistributedDataParallel."""
 
-    def forward(self, *batch: Any) -> tuple[Tensor, dict[str, Tensor]]:  # noqa: D102
+    def forward(self, *batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss and its measures."""
         mechanism: Any = self[0]
         return mechanism.loss(*batch)
 
@@ -141,30 +140,18 @@ def build_run(plan: PretrainPlan) -> Pretraining:
         restore(plan.resume.state, model, optimizer, scaler)
         meter.resume(plan.resume.state["period"])
         known = plan.resume.state["unreadable"]
-    watch = Watch(
-        negatives=plan.num_negatives,
-        patience_iterations=plan.patience_iterations,
-        loss_scale=model.loss_scale,
-        num_workers=plan.num_workers,
-        pipeline=plan.view_maker.pipeline,
-        on_cpu=plan.device.type == "cpu",
-    )
+    watch = Watch(plan.num_negatives, plan.patience_iterations, model.loss_scale)
     unreadable = UnreadableImages(len(plan.source), plan.max_unreadable, known)
     run = Pretraining(plan, model, loss, optimizer, scaler, meter, unreadable, watch)
-    run.monitor = KnnMonitor(plan.knn) if plan.knn is not None else None
     run.iteration = plan.resume.iteration if plan.resume is not None else 0
     return run
 
 
 def build_loader(plan: PretrainPlan, iteration: int) -> Loader:
     """Return the batches of the run from an iteration on."""
-    return Loader(
-        plan.source,
-        plan.batches_from(iteration),
-        plan.view_maker,
-        num_workers=plan.num_workers,
-        pin_memory=plan.device.type == "cuda",
-    )
+    settings: dict[str, Any] = {"num_workers": plan.num_workers}
+    settings["pin_memory"] = plan.device.type == "cuda"
+    return Loader(plan.source, plan.batches_from(iteration), plan.view_maker, **settings)
 
 
 def train(run: Pretraining, batches: Iterable[dict[str, Any]], metrics: MetricsFile | None) -> bool:
@@ -255,14 +242,14 @@ def step(run: Pretraining, batch: dict[str, Any]) -> dict[str, Tensor]:
 def measure_knn(run: Pretraining, metrics: MetricsFile | None, stop: StopRequest) -> bool:
     """Measure kNN where it is due; return False if told to stop before it was done. Collective."""
     plan, iteration = run.plan, run.iteration
-    if run.monitor is None or run.monitored == iteration:
+    if plan.knn is None or run.monitored == iteration:
         return True
-    period = plan.iterations_per_epoch * run.monitor.plan.period_epochs
+    period = plan.iterations_per_epoch * plan.knn.period_epochs
     if iteration % period and iteration != plan.max_iterations:
         return True
     with run.meter.paused():
         try:
-            row = run.monitor(run.model.encoder_q, plan.compute, stop)
+            row = plan.knn.measure(run.model.encoder_q, plan.compute, stop)
         except FeaturesStopped:
             return False
         run.monitored = iteration

@@ -1,20 +1,18 @@
 """ShuffleBN and SplitBN: BN statistics that do not tell a query which key is its own.
 
 The paper computes them per GPU, 32 images each, and shuffles the keys among the GPUs (ShuffleBN).
-On one device the groups are virtual (SplitBN): a batch is cut into groups, each normalised by its
-own statistics, and the keys' batch is shuffled before the cut. Shuffling without the cut would
-change nothing, because the statistics of one group do not depend on its order.
+On one device a batch is cut into groups, each normalised by its own statistics, and the keys' batch
+is shuffled before the cut (SplitBN); without the cut, shuffling would change nothing.
 
 Shapes in this module:
     N: images on this process    W: processes    C: feature dimension
 Distributed:
-    The functions marked "collective" are called by every process, with equal N. The permutation is
-    drawn and cut into messages on the CPU: read back from a GPU, it would make the host wait.
+    "Collective" functions are called by every process, with equal N. The permutation stays on the
+    CPU: read back from a GPU, it would make the host wait.
 Source:
-    arXiv:1911.05722 Sec. 3.3. Difference from facebookresearch/moco@7397dfe: images go only where
-    they are needed (all-to-all instead of all-gather), and one gather of features serves the
-    unshuffling and the queue. SplitBN: SplitBatchNorm of the official CIFAR-10 demo (branch
-    colab-notebook @f736491); groups are consecutive rows here, every n-th row there.
+    arXiv:1911.05722 Sec. 3.3; facebookresearch/moco@7397dfe, but images are sent by all-to-all.
+    SplitBN: the official CIFAR-10 demo (branch colab-notebook @f736491); groups are consecutive
+    rows here, every n-th row there.
 """
 
 from __future__ import annotations
@@ -29,12 +27,10 @@ from ..runtime.distributed import all_gather_rows, cpu_group, get_rank, get_worl
 
 
 def draw_permutation(batch_size: int) -> Tensor:
-    """Return a random permutation of the W * N images of all processes. Collective.
+    """Return a random permutation of the images of all processes, equal on each. Collective.
 
-    int64 (W * N,), on the CPU, equal on every process: entry p is the image that goes to place p,
-    which belongs to process p // N.
+    int64 (W * N,), on the CPU: entry p is the image that goes to place p, of process p // N.
     """
-    # From the generator that the training loop seeds for each iteration.
     permutation = torch.randperm(batch_size * get_world_size())
     if get_world_size() > 1:
         dist.broadcast(permutation, src=0, group=cpu_group())
@@ -77,9 +73,8 @@ def num_groups(batch_size: int, group_size: int) -> int:
 class SplitBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d whose training statistics are those of groups of ``group_size`` images.
 
-    It has BatchNorm2d's state-dict keys, and in evaluation it is BatchNorm2d. Group sizes differ by
-    at most 1; ``group_size`` 0 makes one group. The running statistics move once per batch, by the
-    mean over the groups.
+    Group sizes differ by at most 1; 0 makes one group. The running statistics move once per batch,
+    by the mean over the groups.
     """
 
     running_mean: Tensor

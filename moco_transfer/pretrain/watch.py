@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +44,11 @@ def chance_formula(loss_scale: float) -> str:
     return "ln(K+1)" if loss_scale == 1 else f"{loss_scale:g} ln(K+1)"
 
 
+_STARVED = (
+    "{percent:.0f}% of the time goes into waiting for images. Try, in this order: DATA.NUM_WORKERS"
+    " (higher with a GPU, 0 on a CPU); DATA.PIPELINE fast; images packed as raw pixels"
+    " (moco-transfer pack); a smaller DATA.IMAGE_SIZE."
+)
 _COLLAPSED = (
     "The features collapse: their spread over a batch is {feature_spread:.3f} (0: all equal), the"
     " mean cosine of negatives {cos_negative:.3f}. Try a lower SOLVER.BASE_LR, a higher"
@@ -73,15 +77,12 @@ class Watch:
     negatives: int  # K; 0 for supervised training, where only waiting for images is watched
     patience_iterations: int  # before the contrast is judged
     loss_scale: float = 1  # directions whose losses are summed
-    num_workers: int = 0
-    pipeline: str = "fast"  # DATA.PIPELINE
-    on_cpu: bool = True  # the cores that prepare images also train
     _in_a_row: dict[str, list[float]] = field(default_factory=dict)
 
     def look(self, iteration: int, row: dict[str, float]) -> list[str]:
         """Return and log the warnings due after a log period, of which ``row`` has the means."""
         waited = row["data_wait_share"]
-        findings = {self._starved(): waited > STARVED}
+        findings = {_STARVED: waited > STARVED}
         if self.negatives and iteration >= self.patience_iterations:
             collapsed = row["feature_spread"] < SPREAD_COLLAPSED
             findings |= {
@@ -104,20 +105,6 @@ class Watch:
                 due.append(text.format(**row, **facts))
                 logger.warning("%s", due[-1])
         return due
-
-    def _starved(self) -> str:
-        now = f"(now {self.num_workers}, {os.cpu_count()} cores)"
-        remedies = [] if self.pipeline == "fast" else ["DATA.PIPELINE fast"]
-        if not self.on_cpu:
-            remedies.insert(0, f"a higher DATA.NUM_WORKERS {now}")
-        elif self.num_workers:
-            remedies.insert(0, f"DATA.NUM_WORKERS 0 {now}: on a CPU, workers slow the step down")
-        remedies += [
-            "images packed as raw pixels (moco-transfer pack)",
-            "a smaller DATA.IMAGE_SIZE",
-        ]
-        starved = "{percent:.0f}% of the time goes into waiting for images. Try, in this order: "
-        return starved + "; ".join(remedies) + "."
 
 
 class UnreadableImages:

@@ -6,7 +6,6 @@ Seen red under: the first fault raised alone; a folder made by ``--dry-run``.
 from __future__ import annotations
 
 import dataclasses
-import traceback
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,12 @@ import torch
 from moco_transfer.cli.main import main
 from moco_transfer.data.scenes import write_pool
 from moco_transfer.data.views import native
-from moco_transfer.pretrain import info_nce, moco, plan
 from moco_transfer.pretrain.describe import describe, warnings
 from moco_transfer.pretrain.plan import plan_pretrain
 from moco_transfer.runtime.distributed import max_over_processes
 from moco_transfer.runtime.errors import InputError
 
-from .small_runs import SmallEncoder, config, words
+from .small_runs import config, words
 from .two_processes import run_in_two_processes
 
 
@@ -99,20 +97,3 @@ def share_of_waiting(rank: int) -> torch.Tensor:
 def test_share_of_waiting__is_the_longest_of_all_processes(tmp_path):
     found = run_in_two_processes(share_of_waiting, tmp_path)
     assert [float(share) for share in found] == [pytest.approx(0.7)] * 2
-
-
-def test_stack__from_the_command_line_to_the_logits_at_most_eight_calls(
-    pool, tmp_path, monkeypatch
-):
-    depths = []
-
-    def logits_of(*args, **more):
-        frames = [f for f in traceback.extract_stack() if "/moco_transfer/" in f.filename]
-        depths.append([frame.name for frame in frames])
-        return info_nce.contrastive_logits(*args, **more)
-
-    monkeypatch.setattr(moco, "contrastive_logits", logits_of)
-    monkeypatch.setattr(plan, "build_encoder", SmallEncoder)
-    overrides = words(pool, tmp_path / "run", SOLVER__EPOCHS=1)
-    assert main(["pretrain", "--config-file", "demo_moco", *overrides]) == 0
-    assert depths and len(depths[0]) + 1 <= 8, depths[0]  # and contrastive_logits itself

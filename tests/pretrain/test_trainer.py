@@ -129,6 +129,7 @@ def run(kind: str, accumulate: int, folder: Path) -> Pretraining:
         output_dir=folder,
         log_period=1,
         checkpoint_periods=[STEPS],
+        knn=None,
         keep_checkpoints=0,
     )
     trained = [p for p in model.parameters() if p.requires_grad]
