@@ -110,8 +110,7 @@ def _machine_warnings(plan: PretrainPlan) -> Iterator[str]:
         )
     if isinstance(plan.batches, ShardBatches) and plan.batches.uneven() > _UNEVEN:
         yield (
-            "The shards do not divide evenly among the streams:"
-            f" {100 * plan.batches.uneven():.0f}% of an epoch's images are seen twice in it, and as"
+            f"{100 * plan.batches.uneven():.0f}% of an epoch's images are seen twice in it, and as"
             " many not at all. Choose DATA.NUM_WORKERS so that processes x workers divides the"
             f" number of shards, {len(plan.batches.shards.urls)}."
         )

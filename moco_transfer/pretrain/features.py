@@ -1,7 +1,6 @@
 """Features of labelled images by a frozen encoder, for the kNN classifier and the linear protocol.
 
-Shapes in this module:
-    N: images of a set    C: dimension of the features
+N: images of a set    C: dimension of the features
 """
 
 from __future__ import annotations
@@ -89,10 +88,8 @@ def extract_features(
     rows, label = _in_order(*own, total=len(batches.images))
     readable = label != UNREADABLE_LABEL
     if not readable.any():
-        raise InputError(
-            f"{description}: none of the {len(batches.images)} images can be read, the first is"
-            f" {batches.images.name(0)}. Repair them or choose others."
-        )
+        first = batches.images.name(0)
+        raise InputError(f"{description}: none of the images can be read, the first is {first}.")
     names, unreadable = batches.images.class_names, int((~readable).sum())
     return FeatureSet(rows[readable], label[readable], names, unreadable)
 

@@ -1,11 +1,9 @@
 """The weighted kNN classifier on frozen features, and how pre-training is measured by it.
 
-Shapes in this module:
-    N: images to classify    M: images of the bank    C: dimension of the features
+N: images to classify    M: images of the bank    C: dimension of the features
 Source:
-    Wu et al. 2018 (InstDisc), arXiv:1805.01978, Sec. 3.4: a neighbour with cosine s votes for its
-    class with weight exp(s / T). Settings (k = 200, T = 0.1) and behaviour of the official CIFAR-10
-    demo (facebookresearch/moco branch colab-notebook @f736491).
+    Wu et al. 2018 (InstDisc), arXiv:1805.01978, Sec. 3.4. Settings and behaviour of the official
+    CIFAR-10 demo (facebookresearch/moco branch colab-notebook @f736491).
 """
 
 from __future__ import annotations
@@ -41,8 +39,7 @@ def knn_scores(
 
     Returns:
         (N, num_classes): the sum of exp((s - s_max) / T) over the neighbours of a class, s the
-        cosine and s_max the nearest one's. The common factor exp(s_max / T) is left out, so that a
-        small T does not overflow; it changes no order.
+        cosine and s_max the nearest one's, which keeps a small T from overflowing.
     """
     scores = features.new_zeros(len(features), num_classes)
     rows = max(1, _SIMILARITIES // len(bank))
@@ -57,10 +54,7 @@ def knn_scores(
 def knn_accuracy(
     train: FeatureSet, test: FeatureSet, *, k: int, temperature: float
 ) -> dict[str, float]:
-    """Return ``top1`` and ``top5``, percent, of the kNN classifier.
-
-    Features need not have unit norm. Labels of ``test`` are numbered as those of ``train``.
-    """
+    """Return ``top1`` and ``top5``, percent, of the kNN classifier with the bank ``train``."""
     features, bank = (F.normalize(each.features, dim=1) for each in (test, train))
     classes = len(train.class_names)
     scores = knn_scores(

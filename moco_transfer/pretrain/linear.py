@@ -1,11 +1,7 @@
 """The linear protocol: one fully connected layer on frozen, globally average-pooled features.
 
-Shapes in this module:
-    B: images of an iteration over all processes    C: dimension of the features
-Distributed:
-    An iteration's images do not depend on the number of processes.
-Source:
-    arXiv:1911.05722 Sec. 4.1; facebookresearch/moco@7397dfe main_lincls.py.
+An iteration's images do not depend on the number of processes. C: dimension of the features.
+Source: arXiv:1911.05722 Sec. 4.1; facebookresearch/moco@7397dfe main_lincls.py.
 """
 
 from __future__ import annotations
@@ -159,10 +155,9 @@ def restore(run: LinearRun, state: dict[str, Any], path: str) -> None:
     if state.get("format") != FORMAT:
         raise InputError(f"{path} is not a checkpoint of moco-transfer linear.")
     for key, mine in run.settings.items():
-        if state["origin"].get(key) != mine:
+        if (theirs := state["origin"].get(key)) != mine:
             raise InputError(
-                f"{path} was made with {key} {state['origin'].get(key)!r}, the run to resume has"
-                f" {mine!r}. Resume with the same."
+                f"{path} was made with {key} {theirs!r}, the run to resume has {mine!r}."
             )
     weights = state["state_dict"]
     run.classifier.load_state_dict({n.removeprefix("fc."): t for n, t in weights.items()})
@@ -187,11 +182,8 @@ def train_classifier(
     """Train to the end, from wherever ``run`` stands, testing after each epoch. Collective.
 
     ``batches``: this process's (features (b, C), labels (b,)) in the order of
-    :func:`shuffled_batches`, on the classifier's device. ``metrics``: None but on process 0.
-
-    Returns:
-        The last epoch's ``loss``, ``acc1``, ``top1`` and ``top5``, percent; None when it was told
-        to stop (SIGTERM) and has saved.
+    :func:`shuffled_batches`. Returns the last epoch's ``loss``, ``acc1``, ``top1`` and ``top5``,
+    percent; None when it was told to stop (SIGTERM) and has saved.
     """
     protocol, size = run.protocol, run.protocol.batch_size_total
     per_epoch = -(-num_train // size)
@@ -240,7 +232,7 @@ def _end_epoch(run: LinearRun, test: FeatureSet, num_train: int, lr: float) -> d
     run.sums = torch.zeros_like(run.sums)
     if not math.isfinite(loss):
         raise FloatingPointError(
-            f"The loss is {loss} after epoch {run.epoch} at lr {lr:g}. Lower --lr."
+            f"The loss is {loss} in epoch {run.epoch} at lr {lr:g}. Lower --lr."
         )
     row = {"loss": loss, "acc1": 100 * correct} | accuracy_on(run.classifier, test)
     logger.info(

@@ -32,9 +32,8 @@ class MemoryBank(nn.Module):
     for the whole step; with K or fewer of them, all are taken. An image that is in the batch twice
     moves once, towards the later of its queries.
 
-    Arguments and attributes as in :class:`~moco_transfer.pretrain.moco.MoCo`, and: ``num_images``
-    S; ``momentum``, the share of the old feature kept when an image is seen; the buffer ``bank``
-    (S, C) of unit rows; ``num_negatives``, K of the last step.
+    As in :class:`~moco_transfer.pretrain.moco.MoCo`, and: ``momentum``, the share of the old
+    feature that is kept; ``bank`` (S, C), unit rows; ``num_negatives``, K of the last step.
     """
 
     bank: Tensor

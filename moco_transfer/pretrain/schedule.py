@@ -1,7 +1,6 @@
 """The learning rate of pre-training as a function of the place in the run.
 
-Not fvcore's schedulers: those take the place as a share of the run and add 1e-6 to it, which moves
-a step of IG-1B's 1.25 M iterations by one iteration.
+Not fvcore's schedulers: they move a step of IG-1B's 1.25 M iterations by one iteration.
 """
 
 from __future__ import annotations
@@ -15,10 +14,8 @@ class LearningRate:
     """The effective learning rate of each iteration.
 
     Attributes:
-        lr: Effective learning rate before any factor.
-        schedule: ``step``: times ``gamma`` at each of ``steps`` (MoCo v1: 0.1 at epochs 120 and
-            160). ``cosine``: half a period, 1 to 0 (v2). ``exponential``: times ``gamma`` every
-            ``decay_period`` (IG-1B: 0.9 every 62,500 iterations, Sec. 4).
+        schedule: ``step``: times ``gamma`` at each of ``steps`` (MoCo v1). ``cosine``: half a
+            period, 1 to 0 (v2). ``exponential``: times ``gamma`` every ``decay_period`` (IG-1B).
         by_iteration: Whether place and length are counted in iterations. Otherwise in epochs,
             constant within one (facebookresearch/moco@7397dfe main_moco.py).
         first_epoch: Number of the first epoch; 1 in the official CIFAR-10 demo.
