@@ -23,7 +23,6 @@ from ..data.views.view_batch import finish
 from ..runtime.checkpoint import CheckpointFolder
 from ..runtime.device import keep_freed_memory
 from ..runtime.distributed import (
-    all_gather_rows,
     average_bn_statistics,
     broadcast_module_state,
     broadcast_object,
@@ -317,11 +316,6 @@ def save(run: Pretraining) -> None:
     if run.meter.count:
         _means(run)  # fails if the loss is not finite: such a model is not worth saving
     run.unreadable.share()
-    if get_world_size() > 1:
-        for name, buffer in run.model.named_buffers(recurse=False):  # queue, queue_ptr, bank
-            sums = all_gather_rows(buffer.double().sum().reshape(1)).tolist()
-            if len(set(sums)) > 1:
-                raise RuntimeError(f"The {name} differs between processes, sums {sums}: a bug.")
     average_bn_statistics(run.model)
     epoch, within = divmod(run.iteration, per_epoch)
     state = plan.header | {  # loads with weights_only=True

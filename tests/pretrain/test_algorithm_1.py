@@ -84,11 +84,12 @@ def test_moco__one_process_with_split_bn(mlp, symmetric, accumulate, monkeypatch
 
 
 def in_process(rank: int) -> list[dict]:
-    return [in_process_case(rank, *case) for case in CASES]
+    with pytest.MonkeyPatch.context() as patch:
+        return [in_process_case(rank, patch, *case) for case in CASES]
 
 
-def in_process_case(rank: int, mlp: bool, symmetric: bool) -> dict:
-    moco_module.draw_permutation = numbered_permutations()
+def in_process_case(rank: int, patch: pytest.MonkeyPatch, mlp: bool, symmetric: bool) -> dict:
+    patch.setattr(moco_module, "draw_permutation", numbered_permutations())
     model = build(MoCo, nn.BatchNorm2d, mlp=mlp, symmetric=symmetric)
     wrapped = nn.parallel.DistributedDataParallel(LossModule(model), broadcast_buffers=False)
     own = slice(rank * IMAGES // 2, (rank + 1) * IMAGES // 2)

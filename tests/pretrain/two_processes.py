@@ -1,16 +1,19 @@
-"""Run a function in two gloo processes and return what each found."""
+"""Run a function in two gloo processes, which are started once, and return what each found."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+
+_PAIR: list[ProcessPoolExecutor] = []
 
 
 def _body(rank: int, function: Callable[..., Any], port: int, folder: str, args: tuple) -> None:
@@ -26,7 +29,7 @@ def run_in_two_processes(function: Callable[..., Any], folder: Path, *args: Any)
 
     Args:
         function: At the top of a module, so that a new process can import it; returns tensors in
-            plain containers.
+            plain containers, and leaves no module changed.
         folder: Where results are handed over.
         args: Passed on.
 
@@ -36,5 +39,18 @@ def run_in_two_processes(function: Callable[..., Any], folder: Path, *args: Any)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    mp.spawn(_body, args=(function, port, str(folder), args), nprocs=2)
+    if not _PAIR:
+        spawn = multiprocessing.get_context("spawn")
+        _PAIR[:] = [ProcessPoolExecutor(1, spawn) for _ in range(2)]
+    jobs = [
+        executor.submit(_body, rank, function, port, str(folder), args)
+        for rank, executor in enumerate(_PAIR)
+    ]
+    failed = [job for job in wait(jobs, return_when=FIRST_EXCEPTION).done if job.exception()]
+    if failed:  # the other waits for it in a collective
+        for executor in _PAIR:
+            for process in executor._processes.values():
+                process.kill()
+        _PAIR.clear()
+        failed[0].result()
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
