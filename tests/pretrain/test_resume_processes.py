@@ -231,7 +231,7 @@ def test_resume__a_checkpoint_that_one_process_cannot_read_or_that_differs(story
         f"Process 1 cannot resume from {path} as process 0 does, after iteration 9: Checkpoint"
         f" {path} does not exist."
     )
-    assert "OUTPUT_DIR must be one folder that all processes share" in first["absent"]
+    assert "Put OUTPUT_DIR on a file system that every machine of the run sees" in first["absent"]
     assert first["older"].startswith(
         f"Process 1 cannot resume from {path} as process 0 does, after iteration 9: its copy is"
         " after iteration 6."

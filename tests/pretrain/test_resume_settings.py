@@ -10,7 +10,6 @@ the end of the run.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from pathlib import Path
 
@@ -18,8 +17,6 @@ import pytest
 
 from moco_transfer.data.scenes import write_pool
 from moco_transfer.pretrain import plan
-from moco_transfer.pretrain import run as run_module
-from moco_transfer.runtime.distributed import all_gather_rows
 from moco_transfer.runtime.errors import InputError
 
 from .small_runs import SmallEncoder, config, last_state, pretrain
@@ -140,13 +137,3 @@ def test_resume__in_another_precision(before, after, pool, tmp_path, caplog, fp1
         )
     assert f"TRAIN.PRECISION was '{before}' and is '{after}' from here on" in caplog.text
     assert run.iteration == 6 and bool(last_state(tmp_path / "run")["scaler"]) == (after == "fp16")
-
-
-def test_save__one_process_computes_no_fingerprint(pool, tmp_path, monkeypatch):
-    """Red under: the fingerprint, whose float64 an MPS device does not have, in one process too."""
-    asked = []
-    monkeypatch.setattr(
-        run_module, "all_gather_rows", lambda rows: asked.append(rows) or all_gather_rows(rows)
-    )
-    pretrain(config(pool, tmp_path / "run", SOLVER__EPOCHS=1))
-    assert not asked and os.path.exists(tmp_path / "run" / "checkpoint_0001.pth")
