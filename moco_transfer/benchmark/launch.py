@@ -99,9 +99,7 @@ class LaunchSettings:
 
 
 def run_environment(*, lanes: int, lane: int, num_gpus: int) -> dict[str, str]:
-    """Return the environment of run ``lane`` of ``lanes`` that share the machine: its part of the
-    cores, and its GPU; without ``num_gpus`` CUDA_VISIBLE_DEVICES is left alone.
-    """
+    """Return the environment of one of ``lanes`` runs: its part of the cores, and its GPU."""
     environment = dict(os.environ)
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // lanes)))
     if num_gpus:
@@ -264,11 +262,7 @@ class SlurmJob:
 @contextlib.contextmanager
 def output_lock(output: Path, *, wait_sec: float = SAVES_WITHIN_SEC) -> Iterator[int]:
     """Hold the output folder for one benchmark and the runs that it started; yield the lock's file
-    descriptor.
-
-    Raises:
-        InputError: If another benchmark, or a run of one that was killed, still holds it after
-            ``wait_sec`` seconds.
+    descriptor. InputError if it is still held after ``wait_sec``, e.g. by runs of a killed one.
     """
     output.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(output / ".lock", os.O_RDWR | os.O_CREAT, 0o644)

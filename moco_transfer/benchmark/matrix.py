@@ -157,10 +157,7 @@ class Matrix:
 
     def save(self) -> Path:
         """Write matrix.yaml into the output folder, so that ``benchmark --output FOLDER`` alone
-        continues, and return its path.
-
-        Raises:
-            InputError: If the matrix there gives another meaning to a name.
+        continues, and return its path; InputError if a name there has another meaning.
         """
         file, new = self.output / "matrix.yaml", self.with_absolute_paths()
         if file.exists():
@@ -201,11 +198,7 @@ def _check_names(kind: str, names: Sequence[str], example: str) -> None:
 
 
 def parse_init(text: str) -> Initialisation:
-    """Return the initialisation of ``--init random`` or ``--init NAME=FILE``.
-
-    Raises:
-        InputError: If a name other than random has no file, or random has one.
-    """
+    """Return the initialisation of ``random`` or ``NAME=FILE``; InputError for anything else."""
     name, _, weights = text.partition("=")
     if bool(weights) == (name == RANDOM):
         what = "random takes no file" if weights else "a file is missing"
@@ -216,10 +209,7 @@ def parse_init(text: str) -> Initialisation:
 
 def parse_task(item: Any) -> Task:
     """Return the task of a config's name or file, or of a YAML mapping with ``config`` and
-    optionally ``name``, ``datasets``, ``overrides``.
-
-    Raises:
-        InputError: If the mapping has no config, an unknown key, or a value of another type.
+    optionally ``name``, ``datasets``, ``overrides``; InputError for anything else.
     """
     if isinstance(item, str):
         return Task(Path(item).stem, item)
@@ -232,11 +222,7 @@ def parse_task(item: Any) -> Task:
 
 
 def parse_seeds(value: Any) -> tuple[int, ...]:
-    """Return the seeds of a number of runs (0, 1, ...) or of a list.
-
-    Raises:
-        InputError: If it is neither.
-    """
+    """Return the seeds of a number of runs (0, 1, ...) or of a list; InputError for others."""
     if isinstance(value, list) and all(isinstance(seed, int) for seed in value):
         return tuple(value)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -245,11 +231,7 @@ def parse_seeds(value: Any) -> tuple[int, ...]:
 
 
 def parse_fractions(values: Sequence[Any]) -> tuple[float, ...]:
-    """Return label fractions, each once; all labels where none is given.
-
-    Raises:
-        InputError: If one is no number.
-    """
+    """Return label fractions, each once; 1 where none is given, InputError if one is no number."""
     try:
         return tuple(dict.fromkeys(map(float, values))) or (1.0,)
     except (TypeError, ValueError) as error:

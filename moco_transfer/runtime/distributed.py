@@ -35,8 +35,7 @@ def start_processes(device: str = "auto") -> torch.device:
     missing = [name for name in _TORCHRUN_VARIABLES if name not in os.environ]
     if missing and "WORLD_SIZE" not in missing:
         raise InputError(
-            f"The environment sets WORLD_SIZE but not {', '.join(missing)}: start several processes"
-            " with torchrun, or unset WORLD_SIZE to run in one process."
+            f"WORLD_SIZE is set, but not {', '.join(missing)}: use torchrun, or unset WORLD_SIZE."
         )
     chosen = _choose_device(device)
     if not missing and not dist.is_initialized():
@@ -58,10 +57,10 @@ def joined_group() -> bool:
 
 
 def exit_process(status: int) -> NoReturn:
-    """End a process that belonged to a group as ``sys.exit`` does, without interpreter teardown.
+    """End a process that belonged to a group, without interpreter teardown.
 
-    gloo's threads can outlive ``destroy_process_group`` and abort during teardown with status -6
-    (pytorch/pytorch#179291), so that torchrun reports a complete run as failed.
+    gloo's threads can abort during teardown with status -6 (pytorch/pytorch#179291), so that
+    torchrun reports a complete run as failed.
     """
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -130,10 +129,7 @@ def cpu_group() -> Any:
 
 
 def gather_object(obj: Any) -> list[Any]:
-    """Return every process's object by rank on rank 0, an empty list elsewhere. Collective.
-
-    Objects travel pickled over the CPU: for predictions and reports, not for tensors of a step.
-    """
+    """Return every process's object by rank on rank 0, an empty list elsewhere. Collective."""
     if get_world_size() == 1:
         return [obj]
     gathered: list[Any] | None = [None] * get_world_size() if is_main_process() else None

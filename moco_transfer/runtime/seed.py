@@ -25,9 +25,7 @@ def derive_seed(seed: int, *position: int | str) -> int:
     if seed < 0:
         raise InputError(f"SEED is {seed}: expected an integer >= 0.")
     words = [seed, *(zlib.crc32(p.encode()) if isinstance(p, str) else int(p) for p in position)]
-    # The same numbers either way; SeedSequence takes an array in half the time.
-    entropy = np.array(words, np.uint32) if min(words) >= 0 and max(words) < 2**32 else words
-    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def generator_at(seed: int, *position: int | str) -> np.random.Generator:
@@ -36,10 +34,8 @@ def generator_at(seed: int, *position: int | str) -> np.random.Generator:
 
 
 def seed_everything(seed: int, *position: int | str) -> None:
-    """Seed the global generators of Python, NumPy and torch (all devices) for one position.
-
-    Called at the start of each iteration: torch's operators draw from its global generator, and a
-    resumed run must find it where the uninterrupted one had it.
+    """Seed the global generators of Python, NumPy and torch (all devices) for one position: at the
+    start of each iteration, so that a resumed run finds them as the uninterrupted one did.
     """
     value = derive_seed(seed, *position)
     random.seed(value)
