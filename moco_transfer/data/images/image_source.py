@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing.context
 import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
@@ -53,7 +55,8 @@ class Table(Sequence[Item]):
     """An immutable sequence (file names, encoded images, pickles) in two arrays.
 
     A list of a million Python objects would be copied into each forked data worker, because
-    reference counts are written when it is read.
+    reference counts are written when it is read. For spawned workers the arrays move to shared
+    memory when they are first sent.
 
     ``data``, uint8, holds the items' bytes; ``ends``, int64 (n + 1,), where each begins and ends.
     ``decode`` makes of an item's bytes what indexing returns.
@@ -64,6 +67,20 @@ class Table(Sequence[Item]):
         self.ends = np.cumsum([0, *map(len, parts)], dtype=np.int64)
         self.data = np.frombuffer(b"".join(parts), np.uint8)
         self._decode = decode
+        self._shared: tuple[Any, ...] | None = None
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        arrays: tuple[Any, ...] = (self.ends, self.data)
+        if multiprocessing.context.get_spawning_popen() is not None:
+            if self._shared is None:
+                self._shared = tuple(torch.tensor(array).share_memory_() for array in arrays)
+                self.ends, self.data = (tensor.numpy() for tensor in self._shared)
+            arrays = self._shared
+        return (*arrays, self._decode)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.ends, self.data = (np.asarray(array) for array in state[:2])
+        self._decode, self._shared = state[2], None
 
     def __len__(self) -> int:
         return len(self.ends) - 1
