@@ -105,7 +105,7 @@ _FORBIDDEN_OPCODES = (
 _Unpickler: Any = pickle._Unpickler
 
 
-class _ArrayUnpickler(_Unpickler):  # type: ignore[misc]
+class _ArrayUnpickler(_Unpickler):
     dispatch: dict[int, Any] = {
         op: load
         for op, load in _Unpickler.dispatch.items()
