@@ -6,18 +6,12 @@ from typing import Any
 
 
 def build_model(cfg: Any, engine: str = "torchvision") -> Any:
-    """Build the detector that a config describes, with random weights; state-dict keys and shapes
-    are the same on both engines.
+    """Build the detector of a config (``load_detection_config``) with random weights and
+    Detectron2's state-dict keys.
 
-    Args:
-        cfg: From ``moco_transfer.config.load_detection_config``.
-        engine: ``torchvision``, the embedded one (see ``torchvision_engine.rcnn`` for input and
-            output), or ``detectron2``: Detectron2's own model on the CPU, with its input and output
-            (``instances``).
-
-    Raises:
-        InputError: If the engine is unknown or not installed, or does not implement what the config
-            asks for.
+    ``torchvision`` is the embedded engine (``torchvision_engine.rcnn`` has input and output);
+    ``detectron2`` gives Detectron2's own model on the CPU. Raises InputError if the engine is
+    unknown, not installed, or does not implement what the config asks for.
     """
     import importlib
 

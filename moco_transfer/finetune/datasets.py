@@ -36,19 +36,18 @@ class Reads:
     """Remembers what was read, faults included: the plans of many runs read each file once."""
 
     def __init__(self) -> None:
-        self._known: dict[Any, tuple[Any, InputError | None]] = {}
+        self._known: dict[Any, Any] = {}
 
     def once(self, key: Any, read: Callable[[], T]) -> T:
         """Return ``read()``, or what it gave (or raised) when it was called for this key before."""
         if key not in self._known:
             try:
-                self._known[key] = read(), None
+                self._known[key] = read()
             except InputError as error:
-                self._known[key] = None, error
-        value, failure = self._known[key]
-        if failure is not None:
-            raise failure
-        return value
+                self._known[key] = error
+        if isinstance(self._known[key], InputError):
+            raise self._known[key]
+        return self._known[key]
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,7 @@ class DataRequest:
     Attributes:
         train, test: Names of data sets; ``train`` does not matter for ``eval_only``.
         num_classes: That all must have; None takes it from the data.
-        masks: Whether the detector has a mask head.
-        polygons: Whether the masks to train on must be polygons (INPUT.MASK_FORMAT).
+        masks, polygons: Whether there is a mask head, and INPUT.MASK_FORMAT is polygon.
         eval_only: Test sets without ground truth are then legal: predictions are written.
         label_subset: File that lists the training images to use, or the subset itself.
     """
@@ -121,7 +119,7 @@ def read_data(request: DataRequest, reads: Reads) -> RunData:
             check_class_count(both[0], request.num_classes)
     key = (tuple(train_sets), tuple(test_sets), request.masks, request.polygons, request.eval_only)
     sentences = reads.once(key, lambda: list(_faults(train_sets, test_sets, request)))
-    findings += [Finding("", sentence, option="") for sentence in sentences]
+    findings += [Finding("", sentence) for sentence in sentences]
     subset = None
     with collecting(findings):
         if isinstance(request.label_subset, LabelSubset):
@@ -145,16 +143,14 @@ def _faults(
             yield from _mask_faults(dataset, polygons=request.polygons and dataset in train_sets)
     if train_sets and not any(is_trainable(r) for d in train_sets for r in d.records):
         names = ", ".join(d.name for d in train_sets)
-        yield (
-            f"No image of DATASETS.TRAIN {names} has a box. Look at it with moco-transfer"
-            " check-data."
-        )
+        yield f"No image of DATASETS.TRAIN {names} has a box. See moco-transfer check-data."
     for dataset in test_sets:
         if not request.eval_only and not has_objects(dataset):
+            without = "difficult boxes" if dataset.kind == "voc" else "crowd regions"
             yield (
-                f"DATASETS.TEST: {dataset.name!r} has no ground truth: {_emptiness(dataset)}, so"
-                " the run could not be evaluated at its end. Name a set with annotated objects;"
-                " --eval-only writes the predictions on this one."
+                f"DATASETS.TEST: {dataset.name!r} has no ground truth ({len(dataset.records)}"
+                f" images, {without} not counted), so the run could not be evaluated. Name a set"
+                " with annotated objects; --eval-only writes the predictions on this one."
             )
 
 
@@ -167,39 +163,33 @@ def has_objects(dataset: DetectionDataset) -> bool:
     return dataset.has_ground_truth and any(is_trainable(record) for record in dataset.records)
 
 
-def _emptiness(dataset: DetectionDataset) -> str:
-    if not dataset.has_ground_truth:
-        return "its file has no annotations"
-    kind = "difficult boxes" if dataset.kind == "voc" else "crowd regions"
-    return f"its {len(dataset.records)} images hold no object, {kind} not counted"
-
-
 def _mask_faults(dataset: DetectionDataset, *, polygons: bool) -> Iterator[str]:
+    name = f"data set {dataset.name!r}"
     if dataset.kind == "voc":
         yield (
-            f"MODEL.MASK_ON is True, but data set {dataset.name!r} is in VOC's layout, which has"
-            " boxes alone. Set MODEL.MASK_ON False, or give the data in COCO's format with"
-            " 'segmentation'."
+            f"MODEL.MASK_ON is True, but {name} is in VOC's layout, which has boxes alone. Set"
+            " MODEL.MASK_ON False, or give the data in COCO's format with 'segmentation'."
         )
-        return
-    if not dataset.has_ground_truth:
-        return
-    objects = [(r, a) for r in dataset.records for a in r["annotations"] if not a["iscrowd"]]
-    without = [record for record, annotation in objects if not annotation.get("segmentation")]
-    if without:
-        yield (
-            f"MODEL.MASK_ON is True, but {len(without)} of the {len(objects)} objects of data set"
-            f" {dataset.name!r} have no 'segmentation'; the first is in {without[0]['file_name']}."
-            " Set MODEL.MASK_ON False to train on the boxes alone, or add the masks."
-        )
-    encoded = [r for r, annotation in objects if isinstance(annotation.get("segmentation"), dict)]
-    if polygons and encoded:
-        yield (
-            f"{len(encoded)} of the {len(objects)} masks of data set {dataset.name!r} are"
-            f" run-length encoded, the first in {encoded[0]['file_name']}; INPUT.MASK_FORMAT"
-            " 'polygon' trains on polygons. Export polygons, or use --engine detectron2 with"
-            " INPUT.MASK_FORMAT bitmask."
-        )
+    elif dataset.has_ground_truth:
+        objects = [
+            (record["file_name"], annotation.get("segmentation"))
+            for record in dataset.records
+            for annotation in record["annotations"]
+            if not annotation["iscrowd"]
+        ]
+        if without := [file for file, mask in objects if not mask]:
+            yield (
+                f"MODEL.MASK_ON is True, but {len(without)} of the {len(objects)} objects of {name}"
+                f" have no 'segmentation'; the first is in {without[0]}. Set MODEL.MASK_ON False to"
+                " train on the boxes alone, or add the masks."
+            )
+        encoded = [file for file, mask in objects if isinstance(mask, dict)]
+        if polygons and encoded:
+            yield (
+                f"{len(encoded)} of the {len(objects)} masks of {name} are run-length encoded, the"
+                f" first in {encoded[0]}; INPUT.MASK_FORMAT 'polygon' trains on polygons. Export"
+                " polygons, or use --engine detectron2 with INPUT.MASK_FORMAT bitmask."
+            )
 
 
 def training_records(train_sets: Sequence[DetectionDataset], *, filter_empty: bool) -> list[dict]:
@@ -214,9 +204,7 @@ def training_records(train_sets: Sequence[DetectionDataset], *, filter_empty: bo
 
 
 def annotation_digests(datasets: Sequence[DetectionDataset], reads: Reads) -> dict[str, str]:
-    """Return, by name, the SHA-256 of what data sets' annotations say, wherever their folders are;
-    of the whole set also where a label subset is used.
-    """
+    """Return, by name, the SHA-256 of the annotations of whole data sets, wherever they are."""
     whole = [get_dataset(dataset.name) for dataset in datasets]
     return {d.name: reads.once(("digest", d), functools.partial(_digest, d)) for d in whole}
 
@@ -224,13 +212,10 @@ def annotation_digests(datasets: Sequence[DetectionDataset], reads: Reads) -> di
 def _digest(dataset: DetectionDataset) -> str:
     if dataset.json_file is not None:
         return sha256_of(dataset.json_file)
+    keys, root = ("height", "width", "annotations"), dataset.image_root
     images = [
-        [
-            record["image_id"],
-            os.path.relpath(record["file_name"], dataset.image_root),
-            *(record[key] for key in ("height", "width", "annotations")),
-        ]
-        for record in dataset.records
+        [r["image_id"], os.path.relpath(r["file_name"], root), *(r[key] for key in keys)]
+        for r in dataset.records
     ]
     content = [dataset.class_names, dataset.year, images]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -239,11 +224,8 @@ def _digest(dataset: DetectionDataset) -> str:
 def make_evaluator(
     dataset: DetectionDataset, tasks: Sequence[str], output_dir: Path, *, coco_style: bool = False
 ) -> VocEvaluator | CocoEvaluator | PredictionWriter:
-    """Return the evaluator of a data set, which writes ``predictions_<name>.json`` as well.
-
-    It is chosen by what the data set says of itself, never by its name. On a data set without
-    ground truth it writes the predictions and computes nothing. ``tasks`` are of ``bbox``, ``segm``
-    and ``keypoints``; a data set in VOC's layout has boxes alone (``coco_style``: see there).
+    """Return the evaluator of a data set, which writes ``predictions_<name>.json`` as well, and
+    nothing else on a data set without ground truth. ``coco_style`` is for VOC's layout.
     """
     predictions = output_dir / f"predictions_{dataset.name}.json"
     if not has_objects(dataset):

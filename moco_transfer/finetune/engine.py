@@ -31,12 +31,7 @@ Batches = Iterable[list[dict]]
 
 
 class Engine(abc.ABC):
-    """One engine, for one run.
-
-    Args:
-        cfg: The config of the run: scaled, with the data's classes and a seed of 0 or more.
-        device: Where the run computes.
-    """
+    """One engine, for one run, whose config is scaled and has the data's classes and its seed."""
 
     name: str
 
@@ -53,7 +48,7 @@ class Engine(abc.ABC):
         """Return the detector, with weights drawn from the seed and Detectron2's keys."""
 
     def skeleton(self) -> Any:
-        """Return the detector on torch's meta device: its layers and shapes, without memory."""
+        """Return the detector on torch's meta device: layers and shapes without memory."""
         import torch
 
         with torch.device("meta"):
@@ -104,32 +99,28 @@ class Engine(abc.ABC):
 
 
 def choose_engine(name: str) -> str:
-    """Return the engine for a ``--engine`` word; ``auto`` is Detectron2 where it is installed and
-    loads, and the embedded engine elsewhere.
+    """Return the engine for a ``--engine`` word; ``auto`` is Detectron2 where it loads, and the
+    embedded engine elsewhere.
 
     Raises:
         InputError: If the word is unknown, or the engine that it names cannot be used here.
     """
     if name not in ("auto", *ENGINES):
-        raise InputError(
-            f"Unknown engine {name!r}.{did_you_mean(name, ENGINES)} Expected one of: auto,"
-            f" {', '.join(ENGINES)}."
-        )
+        hint, known = did_you_mean(name, ENGINES), ", ".join(ENGINES)
+        raise InputError(f"Unknown engine {name!r}.{hint} Expected one of: auto, {known}.")
     problem = None if name == "torchvision" else detectron2_problem()
     if problem is None:
         return "detectron2" if name == "auto" else name
-    installed = detectron2_is_installed()
+    is_broken = detectron2_is_installed()
     if name == "detectron2":
-        state = "is installed but does not load" if installed else "is not installed"
+        state = "installed but does not load" if is_broken else "not installed"
         raise InputError(
-            f"Engine 'detectron2' {state}: {problem}. Install it as {DETECTRON2_GUIDE} says"
+            f"Engine 'detectron2' is {state}: {problem}. Install it as {DETECTRON2_GUIDE} says"
             f" (tested: {DETECTRON2_TRIED}), or use --engine torchvision, which takes the same"
             " config and weights."
         )
-    if installed:
-        logger.warning(
-            "Detectron2 is installed but does not load (%s); using torchvision.", problem
-        )
+    if is_broken:
+        logger.warning("Detectron2 is installed but does not load (%s).", problem)
     return "torchvision"
 
 

@@ -1,10 +1,8 @@
 """The hand-over of weights to a detector: everything that is expected is there and fits, or the run
-does not start. Whether the config suits the weights is for ``lint.py``.
+does not start.
 
-Names:
-    A backbone file names its tensors ``stem.…``, ``res2.…`` to ``res5.…``. In a detector they live
-    below ``backbone.bottom_up.`` (FPN), ``backbone.`` (C4) or ``roi_heads.`` (C4's res5, which is
-    part of its head).
+A backbone file names its tensors ``stem.…``, ``res2.…`` to ``res5.…``. In a detector they are below
+``backbone.bottom_up.`` (FPN), ``backbone.`` (C4) or ``roi_heads.`` (C4's res5).
 """
 
 from __future__ import annotations
@@ -33,17 +31,13 @@ DETECTOR, UNKNOWN = "detector", "unknown"
 _TRUNK_KEY = re.compile(
     r"(?:backbone\.bottom_up|backbone|roi_heads)\.((?:stem|res[2345])\.(?!norm\.).*)"
 )
-_BATCH_COUNTER = "num_batches_tracked"
 
 # Layouts (``source_format`` of a stamp) that were trained one way only.
 _SUPERVISED_FORMATS = ("caffe2",)
 _SELF_SUPERVISED_FORMATS = ("openselfsup", "lightly", "solo_learn", "vissl")
-# torchvision publishes resnet50-0676ba61.pth and the like; other files may have its layout without
-# being its own.
+# torchvision publishes resnet50-0676ba61.pth and the like.
 _TORCHVISION_FILE = re.compile(r"(wide_)?resne(x)?t[\w]*-[0-9a-f]{8}\.pth")
-# The official converter writes no stamp, but an author; the official code has one way of
-# normalising images and one trunk, torchvision's.
-_MOCO_AUTHOR = "MOCO"
+# The official converter writes no stamp, but an author.
 _MOCO_PIXELS = {
     "format": "RGB",
     "pixel_mean": [*IMAGENET_MEAN],
@@ -58,8 +52,7 @@ class InitialWeights:
 
     Attributes:
         path: As the config names it; "" for random initialisation.
-        kind: ``random``, ``self-supervised``, ``supervised``, ``detector`` (a fine-tuned one) or
-            ``unknown``.
+        kind: One of the five constants above.
         content, stamp: The tensors, and what the file says of their origin; None without.
         pixels: ``format``, ``pixel_mean``, ``pixel_std``, ``stride_in_1x1``, ``arch`` that the
             weights were trained with; what is not known is None or absent.
@@ -86,13 +79,8 @@ class InitialWeights:
 
 
 def read_weights(path: str, *, init: str | None = None) -> InitialWeights:
-    """Read what MODEL.WEIGHTS names; no code in it is run. Raises as ``convert.load_backbone``.
-
-    Args:
-        path: A converted backbone, a name of published weights, a fine-tuned detector's checkpoint,
-            or ``""`` for none.
-        init: What the user calls this initialisation; believed (``supervised``) where the file does
-            not say what it is.
+    """Read what MODEL.WEIGHTS names; raises as ``convert.load_backbone``. ``init`` is what the user
+    calls it, believed (``supervised``) where the file does not say what it is.
     """
     if not path:
         return InitialWeights("", RANDOM, None, None, {})
@@ -113,7 +101,7 @@ def _kind(content: BackboneWeights, init: str | None) -> str:
     source_format, source = origin.get("source_format"), str(origin.get("source", ""))
     if source_format in _SUPERVISED_FORMATS or _TORCHVISION_FILE.fullmatch(source):
         return SUPERVISED
-    is_moco = content.stamp is None and content.top.get("__author__") == _MOCO_AUTHOR
+    is_moco = content.stamp is None and content.top.get("__author__") == "MOCO"
     if is_moco or source_format in _SELF_SUPERVISED_FORMATS:
         return SELF_SUPERVISED
     return SUPERVISED if (init or "").startswith(SUPERVISED) else UNKNOWN
@@ -137,16 +125,16 @@ def _trained_with(content: BackboneWeights) -> dict[str, Any]:
 
 
 def trunk_places(keys: Sequence[str]) -> dict[str, str]:
-    """Return, for each tensor of the pre-trained trunk, its key among a detector's:
-    ``res2.0.conv1.weight`` -> ``backbone.….weight``.
-    """
-    found = ((key, _TRUNK_KEY.fullmatch(key)) for key in keys if not key.endswith(_BATCH_COUNTER))
+    """Return the key in a detector of each tensor of the pre-trained trunk."""
+    found = (
+        (key, _TRUNK_KEY.fullmatch(key)) for key in keys if not key.endswith("num_batches_tracked")
+    )
     return {match[1]: key for key, match in found if match}
 
 
 def weights_coverage(state: Mapping[str, Any], weights: InitialWeights) -> Coverage | None:
-    """Return which of a detector's tensors (``state``, on the meta device for example) the weights
-    provide: of all for a detector, of the trunk for a backbone; None for random initialisation.
+    """Return which of a detector's tensors (``state``) the weights provide: of all for a detector,
+    of the trunk for a backbone; None for random initialisation.
     """
     if weights.content is None:
         return None
@@ -157,7 +145,7 @@ def weights_coverage(state: Mapping[str, Any], weights: InitialWeights) -> Cover
 
 
 def coverage_gap(found: Coverage | None, weights: InitialWeights, arch: str) -> str | None:
-    """Return what is missing in a coverage in words, None where nothing is."""
+    """Return what is missing in a coverage in words, None where nothing is missing."""
     if found is None or found.is_complete:
         return None
     if weights.kind != DETECTOR:
@@ -166,8 +154,7 @@ def coverage_gap(found: Coverage | None, weights: InitialWeights, arch: str) -> 
     return (
         f"{weights.path} is a detector of another config: it covers {len(found.matched)} of"
         f" {found.num_expected} tensors. Missing: {_some(found.missing)}. Unused:"
-        f" {_some(found.unused)}. Misshapen: {_some(misshapen)}. Use the config that it was trained"
-        " with (config.yaml next to it)."
+        f" {_some(found.unused)}. Misshapen: {_some(misshapen)}. Use the config.yaml next to it."
     )
 
 
@@ -178,22 +165,13 @@ def _some(names: Sequence[str]) -> str:
 
 def describe_weights(weights: InitialWeights, found: Coverage | None) -> dict[str, Any]:
     """Return what results.json says of the weights."""
-    covered = None
+    covered: dict[str, Any] | None = None
     if found is not None:
-        covered = {
-            "expected": found.num_expected,
-            "matched": len(found.matched),
-            "missing": list(found.missing),
-            "unused": list(found.unused),
-            "misshapen": sorted(found.misshapen),
-        }
-    return {
-        "path": weights.path,
-        "kind": weights.kind,
-        "sha256": weights.sha256,
-        "stamp": weights.stamp,
-        "coverage": covered,
-    }
+        covered = {"expected": found.num_expected, "matched": len(found.matched)}
+        names = {"missing": found.missing, "unused": found.unused, "misshapen": found.misshapen}
+        covered |= {key: list(value) for key, value in names.items()}
+    described = {key: getattr(weights, key) for key in ("path", "kind", "sha256", "stamp")}
+    return described | {"coverage": covered}
 
 
 def load_weights(model: nn.Module, weights: InitialWeights) -> None:

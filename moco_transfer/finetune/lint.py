@@ -35,17 +35,16 @@ Settings = Mapping[str, Any]  # a config, flattened: {"MODEL.RESNETS.NORM": "Syn
 
 @dataclass(frozen=True)
 class Finding:
-    """A reason not to start a run.
+    """A reason not to start a run, with its fix.
 
     Attributes:
-        name: Short name, recorded in results.json when it was overruled; "" for a plain fault.
-        sentence: What is wrong and the fix.
+        name: Recorded in results.json when it was overruled; "" for a plain fault.
         option: The option that starts the run nevertheless; "" where there is none.
     """
 
     name: str
     sentence: str
-    option: str = "--force"
+    option: str = ""
 
 
 class PlanError(InputError):
@@ -74,7 +73,7 @@ def collecting(findings: list[Finding]) -> Iterator[None]:
     except PlanError as error:
         findings += error.findings
     except InputError as error:
-        finding = Finding("", str(error), option="")
+        finding = Finding("", str(error))
         if finding not in findings:  # two readers of a data set fail in the same words
             findings.append(finding)
 
@@ -87,26 +86,18 @@ def lint(
     reference: tuple[int, float] | None,
     eval_only: bool = False,
 ) -> list[Finding]:
-    """Compare a config with the weights that it starts from.
+    """Compare a config, as written and not scaled, with the weights that it starts from.
 
-    Args:
-        settings: The config as the user wrote it, not yet scaled to the number of processes.
-        weights: From ``handover.read_weights``.
-        world_size: Number of processes.
-        reference: SOLVER.IMS_PER_BATCH and BASE_LR that the config was written with; None skips
-            the rule.
-        eval_only: Only the pixels matter then.
-
-    Returns:
-        All findings, in the order in which a reader would fix them.
+    ``reference`` is SOLVER.IMS_PER_BATCH and BASE_LR that the config was written with; None skips
+    the rule. For ``eval_only`` the pixels alone matter.
     """
-    pairs = [*_colours(settings, weights), *_pixels(settings, weights)]
+    pairs = [*_pixels(settings, weights)]
     if not eval_only:
         if weights.kind in (RANDOM, SELF_SUPERVISED, UNKNOWN):
             pairs += _norms(settings, weights)
         pairs += _per_process_norms(settings, world_size)
         pairs += _batch_and_lr(settings, *reference) if reference is not None else []
-    return [Finding(name, sentence) for name, sentence in pairs]
+    return [Finding(name, sentence, "--force") for name, sentence in pairs]
 
 
 Pairs = Iterator[tuple[str, str]]  # name and sentence of findings
@@ -119,22 +110,18 @@ def _norms(settings: Settings, weights: InitialWeights) -> Pairs:
         UNKNOWN: f"{weights.path} does not say how it was trained (--init supervised says that it"
         " had labels), and weights without supervision need",
     }[weights.kind]
-    norm, freeze_at = settings["MODEL.RESNETS.NORM"], settings["MODEL.BACKBONE.FREEZE_AT"]
-    fpn_norm = settings["MODEL.FPN.NORM"]
-    if norm in _FROZEN:
-        got = "is FrozenBN, which keeps BN as it was pre-trained" if norm else "is empty"
-        fix = "BN that is trained. Set MODEL.RESNETS.NORM SyncBN."
-        yield "frozen-norm", f"MODEL.RESNETS.NORM {got}, but {whose} {fix}"
-    if freeze_at > 0:
-        fix = "every layer trained. Set MODEL.BACKBONE.FREEZE_AT 0."
-        yield "frozen-layers", f"MODEL.BACKBONE.FREEZE_AT is {freeze_at}, but {whose} {fix}"
-    if "fpn" in settings["MODEL.BACKBONE.NAME"] and fpn_norm in _FROZEN:
-        fix = "BN in the FPN as well. Set MODEL.FPN.NORM SyncBN."
-        yield "fpn-norm", f"MODEL.FPN.NORM is {fpn_norm!r}, but {whose} {fix}"
-    if settings["MODEL.ROI_HEADS.NAME"] == "Res5ROIHeads":
-        got = "MODEL.ROI_HEADS.NAME 'Res5ROIHeads' has no norm behind res5"
-        fix = "one. Set MODEL.ROI_HEADS.NAME Res5ROIHeadsExtraNorm."
-        yield "res5-norm", f"{got}, but {whose} {fix}"
+    norm, fpn_norm = settings["MODEL.RESNETS.NORM"], settings["MODEL.FPN.NORM"]
+    freeze_at, heads = settings["MODEL.BACKBONE.FREEZE_AT"], settings["MODEL.ROI_HEADS.NAME"]
+    has_fpn, better_heads = "fpn" in settings["MODEL.BACKBONE.NAME"], "Res5ROIHeadsExtraNorm"
+    for name, is_wrong, key, need, fix in (
+        ("frozen-norm", norm in _FROZEN, "RESNETS.NORM", "BN that is trained", "SyncBN"),
+        ("frozen-layers", freeze_at > 0, "BACKBONE.FREEZE_AT", "every layer trained", 0),
+        ("fpn-norm", has_fpn and fpn_norm in _FROZEN, "FPN.NORM", "BN in the FPN", "SyncBN"),
+        ("res5-norm", heads == "Res5ROIHeads", "ROI_HEADS.NAME", "BN behind res5", better_heads),
+    ):
+        if is_wrong:
+            got = f"MODEL.{key} is {settings[f'MODEL.{key}']!r}"
+            yield name, f"{got}, but {whose} {need}. Set MODEL.{key} {fix}."
 
 
 def _per_process_norms(settings: Settings, world_size: int) -> Pairs:
@@ -149,58 +136,54 @@ def _per_process_norms(settings: Settings, world_size: int) -> Pairs:
         )
 
 
-def _colours(settings: Settings, weights: InitialWeights) -> Pairs:
-    order, trained = settings["INPUT.FORMAT"], weights.pixels.get("format")
-    rgb = _near(settings["MODEL.PIXEL_MEAN"], IMAGENET_MEAN)
-    bgr = _near(settings["MODEL.PIXEL_MEAN"], IMAGENET_MEAN[::-1])
-    if trained and trained != order:
-        twin = "the *_msra.yaml twin of the config" if trained == "BGR" else "the one without _msra"
-        yield (
-            "colour-order",
-            f"{weights.path} was trained on {trained} images, but the config says INPUT.FORMAT"
-            f" {order!r}. Set INPUT.FORMAT {trained} with its pixel statistics, or use {twin}.",
-        )
-    elif not trained and ((order == "BGR" and rgb) or (order == "RGB" and bgr)):
-        mean = f'MODEL.PIXEL_MEAN "{list(IMAGENET_MEAN)}"'
-        yield (
-            "colour-order",
-            f"INPUT.FORMAT is {order!r}, but MODEL.PIXEL_MEAN is ImageNet's in the order"
-            f" {'RGB' if rgb else 'BGR'}. Set {'INPUT.FORMAT RGB' if rgb else mean}.",
-        )
-
-
 def _pixels(settings: Settings, weights: InitialWeights) -> Pairs:
-    known = weights.pixels
-    for name in ("mean", "std"):
-        key, theirs = f"MODEL.PIXEL_{name.upper()}", known.get(f"pixel_{name}")
-        if theirs and not _near(settings[key], theirs):
-            shown, got = ([round(float(v), 3) for v in vs] for vs in (theirs, settings[key]))
+    known, order = weights.pixels, settings["INPUT.FORMAT"]
+    for name, key, field in (
+        ("colour-order", "INPUT.FORMAT", "format"),
+        ("pixel-mean", "MODEL.PIXEL_MEAN", "pixel_mean"),
+        ("pixel-std", "MODEL.PIXEL_STD", "pixel_std"),
+        ("stride", "MODEL.RESNETS.STRIDE_IN_1X1", "stride_in_1x1"),
+    ):
+        ours, theirs = settings[key], known.get(field)
+        if name == "stride" and known.get("arch") in BASIC_BLOCKS:  # which have no 1x1 convolution
+            continue
+        if theirs is not None and not _equal(ours, theirs):
+            twin = (
+                " (configs named *_msra are BGR, the others RGB)" if key == "INPUT.FORMAT" else ""
+            )
             yield (
-                f"pixel-{name}",
-                f"{weights.path} was trained with pixel {name} {shown}, but the config says {key}"
-                f' {got}. Set {key} "{shown}".',
+                name,
+                f"{weights.path} was trained with {field} {_shown(theirs)}, but the config says"
+                f" {key} {_shown(ours)}. Set {key} {_shown(theirs)}{twin}.",
             )
     mean = settings["MODEL.PIXEL_MEAN"]
-    if 0 < max(mean) <= 1 and not known.get("pixel_mean"):
-        scaled = [round(255 * float(v), 3) for v in mean]
+    for of, imagenet in (("RGB", IMAGENET_MEAN), ("BGR", IMAGENET_MEAN[::-1])):
+        if known.get("format") is None and of != order and _equal(mean, imagenet):
+            yield (
+                "colour-order",
+                f"INPUT.FORMAT is {order!r}, but MODEL.PIXEL_MEAN is ImageNet's in the order {of}."
+                f" Set INPUT.FORMAT {of}, or MODEL.PIXEL_MEAN {_shown(imagenet[::-1])}.",
+            )
+    if 0 < max(mean) <= 1 and known.get("pixel_mean") is None:
         yield (
             "pixel-scale",
-            f"MODEL.PIXEL_MEAN {list(mean)} is for pixels of 0-1, here they are 0-255. Set it to"
-            f" {scaled}.",
-        )
-    key, wanted = "MODEL.RESNETS.STRIDE_IN_1X1", known.get("stride_in_1x1")
-    has_1x1 = known.get("arch") not in BASIC_BLOCKS
-    if wanted is not None and has_1x1 and bool(settings[key]) != bool(wanted):
-        yield (
-            "stride",
-            f"{weights.path} has its stride in the {'1x1' if wanted else '3x3'} convolutions, but"
-            f" the config says {key} {settings[key]}. Set {key} {bool(wanted)}.",
+            f"MODEL.PIXEL_MEAN {list(mean)} is for pixels of 0-1, here they are 0-255. Set"
+            f" MODEL.PIXEL_MEAN {_shown([255 * float(v) for v in mean])}.",
         )
 
 
-def _near(ours: Sequence[float], theirs: Sequence[float]) -> bool:
+def _equal(ours: Any, theirs: Any) -> bool:
+    if not isinstance(theirs, (list, tuple)):
+        return ours == theirs
     pairs = zip(ours, theirs, strict=False)
     return len(ours) == len(theirs) and all(abs(a - b) <= _PIXEL_TOLERANCE for a, b in pairs)
+
+
+def _shown(value: Any) -> str:
+    """Return a value as a command line takes it."""
+    if isinstance(value, (list, tuple)):
+        return f'"{[round(float(v), 3) for v in value]}"'
+    return str(value)
 
 
 def _batch_and_lr(settings: Settings, written_batch: int, written_lr: float) -> Pairs:
@@ -219,11 +202,8 @@ def _batch_and_lr(settings: Settings, written_batch: int, written_lr: float) -> 
 
 
 def remarks(settings: Settings, *, world_size: int) -> list[str]:
-    """Return what is legal and may surprise, one sentence each.
-
-    Args:
-        settings: The config, scaled to the number of processes.
-        world_size: Number of processes.
+    """Return what is legal and may surprise in a config that was scaled to the number of processes,
+    one sentence each.
     """
     norm, batch = settings["MODEL.RESNETS.NORM"], settings["SOLVER.IMS_PER_BATCH"]
     max_iter, warmup = settings["SOLVER.MAX_ITER"], settings["SOLVER.WARMUP_ITERS"]
@@ -243,14 +223,10 @@ def remarks(settings: Settings, *, world_size: int) -> list[str]:
             " lag behind the weights."
         )
     if beyond:
-        found.append(
-            f"SOLVER.STEPS {', '.join(map(str, beyond))} lie beyond SOLVER.MAX_ITER {max_iter} and"
-            " never come."
-        )
+        steps = ", ".join(map(str, beyond))
+        found.append(f"SOLVER.STEPS {steps} lie beyond SOLVER.MAX_ITER {max_iter} and never come.")
     if warmup > max_iter / 2:
-        found.append(
-            f"SOLVER.WARMUP_ITERS {warmup} is more than half of the run of {max_iter} iterations."
-        )
+        found.append(f"SOLVER.WARMUP_ITERS {warmup} is more than half of {max_iter} iterations.")
     for head in ("ROI_BOX_HEAD", *(["ROI_MASK_HEAD"] if settings["MODEL.MASK_ON"] else [])):
         if head_norm := settings[f"MODEL.{head}.NORM"]:
             found.append(

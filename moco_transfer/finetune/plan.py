@@ -1,10 +1,8 @@
 """From the words of ``moco-transfer train`` to the plan of a run.
 
 The only file of fine-tuning, next to each engine's ``build``, that reads a config. Data, weights
-and an earlier checkpoint are read and held against the config and each other; every fault is
-collected and all are raised together (``lint.PlanError``). Nothing is written.
-
-A benchmark makes the plan of each run: with one ``Reads`` for all of them every file is read once.
+and an earlier checkpoint are compared with the config and each other; every fault is collected and
+all are raised together (``lint.PlanError``). Nothing is written.
 """
 
 from __future__ import annotations
@@ -42,6 +40,16 @@ _FREE_KEYS = (
     "MODEL.WEIGHTS MODEL.DEVICE OUTPUT_DIR SEED DATALOADER.NUM_WORKERS SOLVER.CHECKPOINT_PERIOD"
     " TEST.EXPECTED_RESULTS VIS_PERIOD CUDNN_BENCHMARK"
 )
+_SCHEDULE_KEYS = {
+    "batch": "SOLVER.IMS_PER_BATCH",
+    "lr": "SOLVER.BASE_LR",
+    "iterations": "SOLVER.MAX_ITER",
+    "steps": "SOLVER.STEPS",
+    "warmup": "SOLVER.WARMUP_ITERS",
+    "checkpoint_period": "SOLVER.CHECKPOINT_PERIOD",
+    "eval_period": "TEST.EVAL_PERIOD",
+    "reference": "SOLVER.REFERENCE_WORLD_SIZE",
+}
 
 
 @dataclass(frozen=True)
@@ -50,12 +58,9 @@ class Request:
 
     Attributes:
         config_file: A YAML file, or the name of a config that comes with the package.
-        overrides: KEY VALUE words.
-        datasets: ``--dataset`` flags.
-        engine: ``auto``, ``detectron2`` or ``torchvision``.
+        overrides, datasets: KEY VALUE words, and ``--dataset`` flags.
         task, init: Name and row in tables; by default the config file's and the weights' own.
         label_subset: File that lists the training images to use, or the subset itself.
-        resume: Continue from the last checkpoint in OUTPUT_DIR, if there is one.
         eval_only: Evaluate MODEL.WEIGHTS (with ``resume`` the last checkpoint); train nothing.
         allow_partial, force: Start in spite of a gap in the coverage, or of the linter's findings.
         coco_style: Evaluate VOC test sets by COCO's numbers too, at the end.
@@ -91,14 +96,12 @@ class FinetunePlan:
             (YAML), ``config_hash``, and more.
         engine: With the config of the run: scaled, with the data's classes and the seed.
         tasks: What is evaluated: ``bbox``[, ``segm``, ``keypoints``].
-        weights, coverage: MODEL.WEIGHTS, and which tensors they provide (None for random ones).
-        checkpoint, checkpoint_path: What the run continues from, if it does.
+        coverage: Which tensors MODEL.WEIGHTS provides; None for random initialisation.
         schedule, written_schedule: As it runs, and as the config has it.
         precise_bn: Batches per process for PreciseBN, 0 for none.
         amp_dtype: Type of autocast, None for float32.
         norm: Which normalisation the detector has here, in words.
         output_dir: Folder that is written to; an evaluation may have one inside OUTPUT_DIR.
-        remarks, overruled: What is legal and may surprise; findings that the user overruled.
     """
 
     request: Request
@@ -128,13 +131,9 @@ def plan_finetuning(
     device: torch.device | None = None,
     reads: Reads | None = None,
 ) -> FinetunePlan:
-    """Return the plan of a run. Collective where SEED is negative.
-
-    Args:
-        request: What is asked.
-        world_size: Number of processes; by default those of this process's group.
-        device: Where the run computes; by default a GPU if MODEL.DEVICE is cuda and there is one.
-        reads: Shared by the plans of many runs.
+    """Return the plan of a run on ``world_size`` processes (by default this process's group) and a
+    device (by default a GPU if MODEL.DEVICE is cuda and there is one). Collective where SEED is
+    negative.
 
     Raises:
         InputError: If the config cannot be read or the engine is not there.
@@ -180,7 +179,8 @@ class _Planner:
         """Read config, data, weights and checkpoint, and build the engine."""
         written, request = self.written, self.request
         if written.MODEL.DEVICE not in ("cuda", "cpu"):
-            self._add(f"MODEL.DEVICE must be 'cuda' or 'cpu', got {written.MODEL.DEVICE!r}.")
+            got = f"got {written.MODEL.DEVICE!r}"
+            self.findings.append(Finding("", f"MODEL.DEVICE must be 'cuda' or 'cpu', {got}."))
         self.written_schedule = self.schedule = _schedule(written)
         with collecting(self.findings):
             self.kind.check(written)
@@ -221,10 +221,9 @@ class _Planner:
         )
         if request.eval_only and self.checkpoint is None and weights.kind != handover.DETECTOR:
             got = f"{weights.path} is a backbone without one" if weights.path else "there is none"
-            self._add(
-                f"--eval-only needs a detector, but {got}. Give MODEL.WEIGHTS a checkpoint_*.pth"
-                " that moco-transfer train wrote, or --resume to take the one in OUTPUT_DIR."
-            )
+            fix = "Give MODEL.WEIGHTS a checkpoint_*.pth, or --resume to take OUTPUT_DIR's last."
+            sentence = f"--eval-only needs a detector, but {got}. {fix}"
+            self.findings.append(Finding("", sentence))
         elif self.skeleton is not None:
             self.coverage = handover.weights_coverage(self.skeleton.state_dict(), weights)
             gap = handover.coverage_gap(
@@ -242,7 +241,7 @@ class _Planner:
             header = self._resumed(self._header(data, weights))
         output_dir = Path(cfg.OUTPUT_DIR)
         if fault := folder_fault(output_dir, resume=request.resume or request.eval_only):
-            self._add(fault)
+            self.findings.append(Finding("", fault))
         elif request.eval_only and data is not None:
             names = [dataset.name for dataset in data.test_sets]
             output_dir = evaluation_folder(output_dir, names, cfg.dump())
@@ -275,9 +274,6 @@ class _Planner:
             overruled=tuple(self.findings),
         )
 
-    def _add(self, sentence: str) -> None:
-        self.findings.append(Finding("", sentence, option=""))
-
     def _header(self, data: RunData, weights: InitialWeights) -> dict[str, Any]:
         """Return what every checkpoint says of the run, plain numbers and strings."""
         request, subset = self.request, data.subset
@@ -305,10 +301,9 @@ class _Planner:
         checkpoint, eval_only = self.checkpoint, self.request.eval_only
         if checkpoint is None:
             return header
-        path = str(self.checkpoint_path)
-        faults = list(resume_faults(checkpoint, path, header, eval_only=eval_only))
-        if faults:
-            self.findings += [Finding("", sentence, option="") for sentence in faults]
+        faults = resume_faults(checkpoint, str(self.checkpoint_path), header, eval_only=eval_only)
+        if sentences := list(faults):
+            self.findings += [Finding("", sentence) for sentence in sentences]
             return header
         # The file may be called something else now: the run is recorded as it began.
         notes = resume_notes(checkpoint, header, eval_only=eval_only)
@@ -326,8 +321,7 @@ def data_request(cfg: CfgNode, request: Request) -> DataRequest:
         if name not in (*train, *test):
             raise InputError(
                 f"--dataset {name} is named neither in DATASETS.TRAIN {list(train)} nor in"
-                f" DATASETS.TEST {list(test)}. Add DATASETS.TRAIN {name} or DATASETS.TEST {name},"
-                " or leave the flag out."
+                f" DATASETS.TEST {list(test)}. Add it to one of them, or leave the flag out."
             )
     key = "MODEL.ROI_HEADS.NUM_CLASSES"
     from_data = bool(own) and not is_set_by_user(request.config_file, request.overrides, key)
@@ -343,17 +337,9 @@ def data_request(cfg: CfgNode, request: Request) -> DataRequest:
 
 
 def _schedule(cfg: CfgNode) -> Schedule:
-    solver = cfg.SOLVER
-    return Schedule(
-        batch=solver.IMS_PER_BATCH,
-        lr=solver.BASE_LR,
-        iterations=solver.MAX_ITER,
-        steps=tuple(solver.STEPS),
-        warmup=solver.WARMUP_ITERS,
-        checkpoint_period=solver.CHECKPOINT_PERIOD,
-        eval_period=cfg.TEST.EVAL_PERIOD,
-        reference=solver.REFERENCE_WORLD_SIZE,
-    )
+    settings = flatten_config(cfg)
+    values = {field: settings[key] for field, key in _SCHEDULE_KEYS.items()}
+    return Schedule(**values | {"steps": tuple(values["steps"])})
 
 
 def _settled(
@@ -365,11 +351,8 @@ def _settled(
     cfg = cfg.clone()
     cfg.defrost()
     if schedule != _schedule(cfg):
-        solver = cfg.SOLVER
-        solver.IMS_PER_BATCH, solver.BASE_LR = schedule.batch, schedule.lr
-        solver.MAX_ITER, solver.STEPS = schedule.iterations, schedule.steps
-        solver.WARMUP_ITERS, solver.CHECKPOINT_PERIOD = schedule.warmup, schedule.checkpoint_period
-        solver.REFERENCE_WORLD_SIZE, cfg.TEST.EVAL_PERIOD = schedule.reference, schedule.eval_period
+        for field, key in _SCHEDULE_KEYS.items():
+            cfg.merge_from_list([key, getattr(schedule, field)])
     if data is not None and data.count_from_data:
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(data.class_names)
     if cfg.SEED < 0:
@@ -383,14 +366,11 @@ def config_hash(cfg: CfgNode) -> str:
     """Return 12 hexadecimal digits that are equal for runs whose results may be averaged: weights,
     seed, device, output folder and what changes no number are left out.
     """
-    plain = _plain(cfg)
+    cfg = cfg.clone()
+    cfg.defrost()
     for key in _FREE_KEYS.split():
-        *path, leaf = key.split(".")
-        node = plain
-        for part in path:
-            node = node[part]
-        node[leaf] = None
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
+        cfg.merge_from_list([key, None])
+    return hashlib.sha256(json.dumps(_plain(cfg), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _plain(value: Any) -> Any:

@@ -1,8 +1,6 @@
-"""A trained detector on images of one's own: loading it, finding the images, what it detects in
-them, and the files that show it.
+"""A trained detector on images of one's own: loading it, finding images, detecting and drawing.
 
-Conventions:
-    Boxes are XYXY, px of the image turned upright as its EXIF orientation says.
+Boxes are XYXY, px of the image turned upright as its EXIF orientation says.
 """
 
 from __future__ import annotations
@@ -25,7 +23,6 @@ from torch import nn
 from tqdm import tqdm
 
 from ..config import load_detection_config, read_detection_config
-from ..data.annotations.catalog import get_dataset
 from ..data.batches.geometry import ResizeAndFlip, resized_shape
 from ..data.batches.transforms import to_tensor
 from ..data.drawing import draw_detections
@@ -41,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 SCHEMA = 1
 DETECTIONS_FILE = "detections.json"
+_EXPECTED = "expected the OUTPUT_DIR of moco-transfer train, or a checkpoint in it."
 _JPEG, _PNG = (".jpg", ".jpeg"), ".png"  # drawings are saved as these; other images as .png
 
 
@@ -48,13 +46,8 @@ _JPEG, _PNG = (".jpg", ".jpeg"), ".png"  # drawings are saved as these; other im
 class Detector:
     """A trained detector that takes images; :func:`load_detector` makes one.
 
-    Attributes:
-        model: In evaluation mode, on ``device``.
-        class_names: Name of each class index.
-        image_format: ``RGB`` or ``BGR``, what the model takes.
-        min_size, max_size: Shorter edge after resizing, px (0 for none), and limit of the longer.
-        score_threshold: Detections score more than this.
-        source: The checkpoint.
+    ``image_format`` (RGB or BGR) is what ``model`` takes; ``min_size`` is the shorter edge after
+    resizing, px (0 for none), ``max_size`` the limit of the longer; ``source`` is the checkpoint.
     """
 
     model: nn.Module
@@ -67,10 +60,7 @@ class Detector:
     source: str
 
     def __call__(self, source: str | os.PathLike[str] | np.ndarray) -> dict[str, np.ndarray]:
-        """Return what is found in an image.
-
-        Args:
-            source: A file, or pixels RGB uint8 (H, W, 3).
+        """Return what is found in an image file, or in pixels RGB uint8 (H, W, 3).
 
         Returns:
             ``boxes`` float32 (N, 4) XYXY in px of the source, ``scores`` float32 (N,) 0-1
@@ -78,8 +68,7 @@ class Detector:
             ``masks`` bool (N, H, W).
 
         Raises:
-            MissingFileError: If the file does not exist.
-            InputError: If it cannot be decoded, or the array is not RGB uint8.
+            InputError: If the file cannot be read, or the array is not RGB uint8.
         """
         pixels = source if isinstance(source, np.ndarray) else read_image(os.fspath(source), "RGB")
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
@@ -107,17 +96,14 @@ def load_detector(
     """Load a fine-tuned detector for use on images; no code in its files is run.
 
     Args:
-        path: OUTPUT_DIR of ``moco-transfer train`` (its newest checkpoint is taken), or a
-            checkpoint. Detectron2's own run folders and checkpoints work as well.
+        path: OUTPUT_DIR of ``moco-transfer train`` or of Detectron2, or a checkpoint.
         score_threshold: Detections score more than this, 0-1.
         device: ``auto`` (a GPU when there is one), ``cpu`` or ``cuda``.
-        class_names: Names in the order of the class indices; by default those that the run
-            recorded.
+        class_names: By default those that the run recorded.
         config_file: By default the config in the checkpoint, else config.yaml next to it.
 
     Raises:
-        MissingFileError: If there is no such folder or file.
-        InputError: If it is no detector, its config is not to be had, or the two do not match.
+        InputError: If it is no detector, its config is missing, or the two do not match.
     """
     from .torchvision_engine.build import build_model
     from .torchvision_engine.implemented_keys import WAY_OUT
@@ -126,62 +112,46 @@ def load_detector(
         raise InputError(
             f"The score threshold must be at least 0 and less than 1, got {score_threshold}."
         )
-    has_gpu = torch.cuda.is_available()
-    if device == "cuda" and not has_gpu:
-        raise InputError("Device 'cuda' is asked for, but this PyTorch sees none. Use cpu or auto.")
-    chosen = torch.device(("cuda" if has_gpu else "cpu") if device == "auto" else device)
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     checkpoint = _find_checkpoint(Path(path))
     weights = read_weights(str(checkpoint))
     if weights.content is None or weights.kind != DETECTOR:
-        raise InputError(
-            f"{checkpoint} holds no detector. Give the OUTPUT_DIR of moco-transfer train, or a"
-            " checkpoint in it."
-        )
+        raise InputError(f"{checkpoint} holds no detector; {_EXPECTED}")
     top = weights.content.top
     cfg = _config(checkpoint, top, config_file).clone()
     cfg.defrost()
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(score_threshold)
-    cfg.freeze()
     try:
         model = build_model(cfg)
     except InputError as error:
-        reason = str(error).removesuffix(WAY_OUT).rstrip()
         raise InputError(
-            f"{checkpoint} cannot be used for images here: {reason} Only Detectron2 runs such a"
-            " detector, e.g. its demo.py with the config.yaml and the checkpoint; train"
-            " --eval-only --engine detectron2 writes its predictions on a data set."
+            f"{checkpoint}: {str(error).removesuffix(WAY_OUT).rstrip()} Only Detectron2 runs such a"
+            " detector; train --eval-only --engine detectron2 writes its predictions on a data set."
         ) from error
     gap = coverage_gap(weights_coverage(model.state_dict(), weights), weights, "")
     if gap is not None:
         raise InputError(gap)
     load_weights(model, weights)
-    names = _class_names(
-        checkpoint,
-        [class_names, top.get("class_names")],
-        next(iter(cfg.DATASETS.TRAIN), ""),
-        count=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-    )
     return Detector(
         model=model.eval().to(chosen),
-        class_names=names,
+        class_names=_class_names(
+            checkpoint, class_names, top.get("class_names"), cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        ),
         image_format=cfg.INPUT.FORMAT,
         min_size=cfg.INPUT.MIN_SIZE_TEST,
         max_size=cfg.INPUT.MAX_SIZE_TEST,
         score_threshold=score_threshold,
-        device=chosen,
+        device=torch.device(chosen),
         source=str(checkpoint),
     )
 
 
 def _find_checkpoint(path: Path) -> Path:
-    expected = "expected the OUTPUT_DIR of moco-transfer train, or a checkpoint in it."
     if not path.exists():
-        raise MissingFileError(f"{path} does not exist; {expected}")
-    if path.is_file():
-        return path
-    last = CheckpointFolder(path).last()
+        raise MissingFileError(f"{path} does not exist; {_EXPECTED}")
+    last = path if path.is_file() else CheckpointFolder(path).last()
     if last is None:
-        raise InputError(f"The folder {path} has no last_checkpoint; {expected}")
+        raise InputError(f"The folder {path} has no last_checkpoint; {_EXPECTED}")
     return last
 
 
@@ -198,32 +168,19 @@ def _config(checkpoint: Path, top: Mapping[str, Any], config_file: str | None) -
 
 
 def _class_names(
-    checkpoint: Path, candidates: list[Any], dataset: str, *, count: int
+    checkpoint: Path, given: Sequence[str] | None, recorded: Any, count: int
 ) -> tuple[str, ...]:
-    """Return the first ``count`` names of: the user, the checkpoint, results.json, the data set.
-
-    Numbers where none of them has names.
-    """
-    given = candidates[0]
+    """Return the names that the user, the checkpoint or results.json gives, else numbers."""
     if given is not None and len(given) != count:
-        raise InputError(
-            f"{checkpoint} has {count} classes, but {len(given)} names are given:"
-            f" {', '.join(given[:10])}."
-        )
-    recorded = registered = None
+        raise InputError(f"{checkpoint} has {count} classes, but {len(given)} names are given.")
+    results = None
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         text = (checkpoint.parent / "results.json").read_text(encoding="utf-8")
-        recorded = json.loads(text)["dataset"]["classes"]
-    with contextlib.suppress(InputError, LookupError):  # its files may be elsewhere
-        registered = get_dataset(dataset).class_names
-    for names in (*candidates, recorded, registered):
+        results = json.loads(text)["dataset"]["classes"]
+    for names in (given, recorded, results):
         if isinstance(names, (list, tuple)) and len(names) == count:
             return tuple(map(str, names))
-    logger.warning(
-        "%s does not name its %d classes; they are numbered. Name them with --classes.",
-        checkpoint,
-        count,
-    )
+    logger.warning("%s does not name its %d classes. Name them with --classes.", checkpoint, count)
     return tuple(f"class {index}" for index in range(count))
 
 
@@ -236,26 +193,23 @@ class Image(NamedTuple):
 
 def find_images(paths: Sequence[str], output_dir: str) -> list[Image]:
     """Return the images that files and folders stand for, each once, with a name of its own below
-    the output folder.
-
-    A folder is searched at any depth and keeps its structure; what lies in the output folder is
-    left out.
+    the output folder. Folders are searched at any depth, without the output folder.
 
     Raises:
-        MissingFileError: If a path does not exist.
-        InputError: If a folder holds no image, or a drawing would overwrite an image.
+        InputError: If a path does not exist, a folder holds no image, or a drawing would overwrite
+            an image.
     """
     output = Path(output_dir).resolve()
     found: dict[Path, tuple[Path, Path]] = {}  # by resolved path, so that each comes once
     for path in map(Path, paths):
         if not path.exists():
             raise MissingFileError(f"The image {path} does not exist.")
-        files = [path]
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
         if path.is_dir():
-            files = [f for f in sorted(path.rglob("*")) if f.suffix.lower() in EXTENSIONS]
-            files = [f for f in files if f.is_file() and output not in f.resolve().parents]
-            if not files:
-                raise InputError(f"The folder {path} holds no image ({', '.join(EXTENSIONS)}).")
+            files = [f for f in files if f.suffix.lower() in EXTENSIONS and f.is_file()]
+            files = [f for f in files if output not in f.resolve().parents]
+        if not files:
+            raise InputError(f"The folder {path} holds no image ({', '.join(EXTENSIONS)}).")
         for file in files:
             relative = file.relative_to(path) if path.is_dir() else Path(file.name)
             found.setdefault(file.resolve(), (file, relative))
@@ -267,24 +221,17 @@ def find_images(paths: Sequence[str], output_dir: str) -> list[Image]:
         drawn = next(name for name in names if name not in images)
         images[drawn] = Image(str(file), drawn)
         if (output / drawn).resolve() in found:
-            raise InputError(
-                f"--output {output_dir} would overwrite the image {output / drawn}. Choose another"
-                " folder."
-            )
+            raise InputError(f"--output {output_dir} would overwrite the image {output / drawn}.")
     return list(images.values())
 
 
 def predict_images(
     detector: Detector, images: Sequence[Image], output_dir: str
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Draw what a detector finds on each image that can be read, and write ``detections.json`` next
-    to the drawings; drawings of the same name are replaced.
+    """Draw what a detector finds on each image that can be read, and write ``detections.json``.
 
-    Returns:
-        What detections.json says of the whole (``skipped``: file and reason), and of each image.
-
-    Raises:
-        InputError: If no image could be read, or the folder cannot be written to.
+    Returns what detections.json holds: its head (``skipped``: file and reason), and an entry for
+    each image. Raises InputError if no image could be read.
     """
     entries, skipped = [], []
     for image in tqdm(images, desc="predicting", unit="image", disable=None):
@@ -294,8 +241,7 @@ def predict_images(
             logger.warning("skipped: %s", error)
             skipped.append({"file": image.path, "reason": str(error)})
             continue
-        detections = detector(pixels)
-        target = Path(output_dir) / image.drawn
+        detections, target = detector(pixels), Path(output_dir) / image.drawn
         drawn = draw_detections(pixels, detections, detector.class_names)
         quality = [cv2.IMWRITE_JPEG_QUALITY, 95] if target.suffix.lower() in _JPEG else []
         encoded = cv2.imencode(target.suffix.lower(), drawn[:, :, ::-1], quality)[1]
@@ -314,10 +260,7 @@ def predict_images(
         "classes": list(detector.class_names),
         "skipped": skipped,
     }
-    # One line an image.
-    lines = ",\n".join(f"  {json.dumps(entry, ensure_ascii=False)}" for entry in entries)
-    start = json.dumps(head, indent=1, ensure_ascii=False).removesuffix("\n}")
-    text = f'{start},\n "images": [\n{lines}\n ]\n}}\n'
+    text = json.dumps(head | {"images": entries}, indent=1, ensure_ascii=False) + "\n"
     atomic_write_text(Path(output_dir) / DETECTIONS_FILE, text)
     return head, entries
 

@@ -1,6 +1,4 @@
-"""Whether a checkpoint is of the run that is to continue from it, and which folder an evaluation
-may write into.
-"""
+"""Whether a run can continue from a checkpoint, and which folder an evaluation may write into."""
 
 from __future__ import annotations
 
@@ -19,8 +17,7 @@ Header = Mapping[str, Any]  # what a checkpoint says of its run; ``FinetunePlan.
 
 def resume_faults(state: Header, path: str, header: Header, *, eval_only: bool) -> Iterator[str]:
     """Yield a sentence for each reason why a run, which says ``header`` of itself, cannot continue
-    from the checkpoint at ``path``: it is of another kind, engine or config, or of a run from other
-    weights, images or seed (which do not matter for ``eval_only``).
+    from the checkpoint at ``path``. Weights, images and seed do not matter for ``eval_only``.
     """
     if state.get("format") != header["format"]:
         yield (
@@ -28,53 +25,29 @@ def resume_faults(state: Header, path: str, header: Header, *, eval_only: bool) 
             f" expected {header['format']!r})."
         )
         return
-    if state["engine"] != header["engine"]:
-        yield (
-            f"{path} was made by the engine {state['engine']!r}, this run's is"
-            f" {header['engine']!r}. Resume with --engine {state['engine']}."
-        )
-    elif state["config_hash"] != header["config_hash"]:
-        yield (
-            f"{path} was made with another config (hash {state['config_hash']}, now"
-            f" {header['config_hash']}). Resume with the config.yaml next to it."
-        )
-    if not eval_only:
-        yield from _other_start(state, path, header)
-
-
-def _other_start(state: Header, path: str, header: Header) -> Iterator[str]:
-    def weights(of: Header) -> str:
-        digest = of["weights_sha256"]
-        return f"{of['weights']['path']!r} with sha256 {digest}" if digest else "none"
-
-    def labels(of: Header) -> str:
-        digest = of["label_subset_sha256"]
-        return f"the subset with sha256 {digest}" if digest else "all images"
-
-    again = "or choose another OUTPUT_DIR to train from scratch"
-    if state["weights_sha256"] != header["weights_sha256"]:
-        yield (
-            f"{path} is of a run that began with other weights ({weights(state)}), MODEL.WEIGHTS is"
-            f" now {weights(header)}. Give it those, {again}."
-        )
-    if state["label_subset_sha256"] != header["label_subset_sha256"]:
-        yield (
-            f"{path} is of a run on other labels ({labels(state)}), --label-subset now says"
-            f" {labels(header)}. Give it the same, {again}."
-        )
-    for role, digests in header["datasets"].items():
-        for name in (
-            n for n, digest in digests.items() if state["datasets"][role].get(n) != digest
+    advice = {
+        "engine": f"Resume with --engine {state['engine']}.",
+        "config_hash": "Resume with the config.yaml next to it.",
+        "weights_sha256": f"Give MODEL.WEIGHTS {state['weights']['path']!r} of then.",
+        "label_subset_sha256": "Give --label-subset the file of then.",
+        "seed": f"Resume with SEED {state['seed']}.",
+    }
+    for key in ("engine", "config_hash") if eval_only else advice:
+        if state[key] != header[key] and (
+            key != "config_hash" or state["engine"] == header["engine"]
         ):
             yield (
-                f"{path} is of a run on other data: the annotations of {name!r} in"
-                f" DATASETS.{role.upper()} have changed since it began. Put them back, {again}."
+                f"{path} is of a run with {key} {state[key]!r}, now it is {header[key]!r}."
+                f" {advice[key]} Or train from scratch in another OUTPUT_DIR."
             )
-    if state["seed"] != header["seed"]:
-        yield (
-            f"{path} is of a run with SEED {state['seed']}, now it is {header['seed']}. Resume with"
-            f" SEED {state['seed']}, {again}."
-        )
+    for role, digests in {} if eval_only else header["datasets"].items():
+        for name, digest in digests.items():
+            if state["datasets"][role].get(name) != digest:
+                yield (
+                    f"{path} is of a run on other data: the annotations of {name!r} in"
+                    f" DATASETS.{role.upper()} have changed since it began. Put them back, or train"
+                    " from scratch in another OUTPUT_DIR."
+                )
 
 
 def resume_notes(state: Header, header: Header, *, eval_only: bool) -> list[str]:
@@ -93,8 +66,7 @@ def folder_fault(folder: Path, *, resume: bool) -> str | None:
     """Return why a run cannot have a folder, in a sentence: it is a file, or holds another run."""
     if folder.exists() and not folder.is_dir():
         return f"OUTPUT_DIR {folder} is a file, expected a folder."
-    present = _run_files(folder)
-    if present and not resume:
+    if (present := _run_files(folder)) and not resume:
         return (
             f"OUTPUT_DIR {folder} already holds a run ({', '.join(present)}). Continue it with"
             " --resume, or choose another OUTPUT_DIR."

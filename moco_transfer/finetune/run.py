@@ -35,13 +35,9 @@ def finetune(
 ) -> dict[str, Any] | None:
     """Fine-tune a detector and evaluate it, or only evaluate. Collective.
 
-    Args:
-        plan: From ``plan.plan_finetuning``.
-        on_start: Called with the folder that the run writes into.
-
-    Returns:
-        The record that results.json holds (metrics on process 0 alone), or None when the run was
-        stopped by SIGTERM and has saved.
+    ``on_start`` is called with the folder that the run writes into. Returns the record that
+    results.json holds (metrics on process 0 alone), or None when SIGTERM stopped the run and it has
+    saved.
     """
     barrier()  # every process has made its plan before one begins to write
     record_settings(plan.output_dir, plan.header["config"])
@@ -76,7 +72,7 @@ def finetune(
 def _loop_inputs(
     plan: FinetunePlan, run: FineTuning, stop: StopRequest
 ) -> Iterator[dict[str, Any]]:
-    """Yield what :func:`train` takes from the plan; metrics.json is open meanwhile."""
+    """Yield what :func:`train` takes from the plan, with metrics.json open."""
     engine, train_sets = plan.engine, plan.data.train_sets
 
     def precise_bn() -> None:
@@ -106,10 +102,8 @@ def _loop_inputs(
 def _evaluate(
     plan: FinetunePlan, run: FineTuning, stop: StopRequest, *, at_end: bool = False
 ) -> Results | None:
-    """Evaluate on every test set; with several, metrics are nested once more, below the set's name,
-    as Detectron2 does. Collective.
-
-    A set without ground truth, which ``eval_only`` alone admits, has predictions and no metrics.
+    """Evaluate on every test set; metrics of several are nested below their names, as Detectron2
+    does. Sets without ground truth have predictions and no metrics.
     """
     results: dict[str, Any] = {}
     coco_style = at_end and plan.request.coco_style
@@ -138,7 +132,6 @@ def _evaluate(
 def _record(
     plan: FinetunePlan, run: FineTuning, metrics: Results, *, wall_sec: float
 ) -> dict[str, Any]:
-    """Return what results.json holds: what the run was and what came of it."""
     header, request, data = plan.header, plan.request, plan.data
     dataset: dict[str, Any] = {
         "train": [title_of(d.name, data.subset) for d in data.train_sets],

@@ -14,15 +14,12 @@ from ..runtime.errors import InputError
 
 @dataclass(frozen=True)
 class Schedule:
-    """What SOLVER and TEST say of the length of a run.
+    """What SOLVER and TEST say of the length of a run, in iterations.
 
     Attributes:
         batch: Images per iteration, over all processes.
-        lr: Base learning rate.
-        iterations: Length of the run.
         steps: Iterations at which the learning rate drops.
-        warmup: Iterations of the warm-up.
-        checkpoint_period, eval_period: In iterations; 0 evaluates at the end alone.
+        eval_period: 0 evaluates at the end alone.
         reference: Number of processes that the numbers are for; 0 for any.
     """
 
@@ -43,18 +40,12 @@ class Schedule:
             InputError: If the batch does not divide among them, or among those of the reference.
         """
         new, old = self, self.reference
-        if old < 0:
-            raise InputError(
-                f"SOLVER.REFERENCE_WORLD_SIZE is {old}, expected a number of processes, or 0 to"
-                " take the schedule as it is."
-            )
-        if old and self.batch % old:
+        if old < 0 or (old and self.batch % old):
             raise InputError(
                 f"SOLVER.IMS_PER_BATCH {self.batch} is the batch of SOLVER.REFERENCE_WORLD_SIZE"
-                f" {old} processes together and does not divide among them; this run has"
-                f" {world_size} and scales batch, learning rate and length by itself. Leave the"
-                " batch as the config has it, or set SOLVER.REFERENCE_WORLD_SIZE 0 to take your"
-                " numbers as they are."
+                f" {old} processes and does not divide among them. Leave the batch as the config"
+                " has it (it is scaled to the processes of this run), or set"
+                " SOLVER.REFERENCE_WORLD_SIZE 0 to take your numbers as they are."
             )
         if old and old != world_size:
             scale = world_size / old
@@ -79,21 +70,16 @@ class Schedule:
 
     def describe(self, written: Schedule, world_size: int) -> str:
         """Return this schedule in words, next to each number the one it was scaled from."""
-        names = {"warmup": "warm-up", "checkpoint_period": "checkpoint every"}
-        names |= {"eval_period": "evaluation every"}
         parts = []
-        for field in (field.name for field in fields(self) if field.name != "reference"):
-            old, new, name = getattr(written, field), getattr(self, field), names.get(field, field)
-            old, new = (f"{v:g}" if isinstance(v, float) else v for v in (old, new))
-            if new:
-                parts.append(f"{name} {new}" if old == new else f"{name} {old} -> {new}")
-        processes = (
-            f"{world_size} process{'' if world_size == 1 else 'es'} with"
-            f" {self.batch // world_size} images each"
-        )
+        for name in (field.name for field in fields(self) if field.name != "reference"):
+            old, new = (
+                f"{v:g}" if isinstance(v, float) else str(v)
+                for v in (getattr(written, name), getattr(self, name))
+            )
+            if getattr(self, name):
+                parts.append(f"{name.replace('_', ' ')} {new if old == new else f'{old} -> {new}'}")
+        origin = f"for {world_size} process{'es' * (world_size > 1)} with"
+        origin += f" {self.batch // world_size} images each"
         if written.reference and written.reference != world_size:
-            origin = f"scaled from {written.reference} processes to {processes}"
-        else:
-            count = "this number" if written.reference else "any number"
-            origin = f"for {processes}, as written for {count} of processes"
+            origin += f", scaled from {written.reference} processes"
         return f"{origin}: {', '.join(parts)}"

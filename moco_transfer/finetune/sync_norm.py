@@ -1,12 +1,4 @@
-"""Normalisation over all ranks, for both engines: SyncBN, PreciseBN, and which norm a run used.
-
-Shapes in this module:
-    N: images on this rank    C: channels    H, W: height and width    S: N * H * W, the number of
-        positions of a channel
-Distributed:
-    Forward and backward of a synchronised layer in training are collective: every rank calls them
-        equally often.
-"""
+"""Normalisation over all ranks, for both engines: SyncBN, PreciseBN, and which norm a run used."""
 
 from __future__ import annotations
 
@@ -25,7 +17,7 @@ from ..runtime.distributed import average_bn_statistics, get_world_size
 
 # By their names, so that this module needs neither engine; Detectron2's and the embedded one's.
 _NAIVE = ("NaiveSyncBatchNorm", "NaiveSyncBatchNorm2d")
-_FROZEN = ("FrozenBatchNorm2d",)
+_FROZEN = "FrozenBatchNorm2d"
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -64,7 +56,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 class _CrossRankNorm(torch.autograd.Function):
     """Normalise with the statistics of all ranks; one collective forward, one backward.
 
-    With x_hat = (x - mean) / std over all S positions of all ranks, d loss / d x is
+    With x_hat = (x - mean) / std over all N * H * W positions of all ranks, d loss / d x is
     weight / std * (dy - avg(dy) - x_hat * avg(dy * x_hat)), and both averages run over all ranks.
     """
 
@@ -109,34 +101,22 @@ class _CrossRankNorm(torch.autograd.Function):
         return grad_x.to(x.dtype), grad_weight, grad_bias, None
 
 
-def describe_norm(
-    model: nn.Module, world_size: int | None = None, device: torch.device | None = None
-) -> str:
-    """Return in words which normalisation a model really uses in a run, for results.json.
-
-    By default as it works in this process's group. For example ``"BN (SyncBN in one process) x
-    61"`` or ``"SyncBN over 8 ranks (nccl) x 53 + FrozenBN x 10"``; ``"none"`` without norms.
+def describe_norm(model: nn.Module, world_size: int, device: torch.device) -> str:
+    """Return which normalisation a model really uses in a run, for results.json, such as ``"BN
+    (SyncBN in one process) x 61"`` or ``"SyncBN over 8 ranks (nccl) x 53 + FrozenBN x 10"``.
     """
-    if world_size is None:
-        world_size = get_world_size()
-    if device is not None:
-        backend = "nccl" if device.type == "cuda" else "gloo"
-    else:
-        backend = dist.get_backend() if world_size > 1 else ""
+    backend = "nccl" if device.type == "cuda" else "gloo"
     counts: Counter[str] = Counter()
     for module in model.modules():
         kind = type(module).__name__
         if isinstance(module, (SyncBatchNorm2d, nn.SyncBatchNorm)) or kind in _NAIVE:
             name = "naiveSyncBN" if kind in _NAIVE else "SyncBN"
-            if world_size == 1:
-                counts[f"BN ({name} in one process)"] += 1
-            else:
-                counts[f"{name} over {world_size} ranks ({backend})"] += 1
+            over = f"{name} over {world_size} ranks ({backend})"
+            counts[f"BN ({name} in one process)" if world_size == 1 else over] += 1
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-            counts[
-                "BN" if world_size == 1 else f"BN per rank (not synchronised, {world_size} ranks)"
-            ] += 1
-        elif kind in _FROZEN:
+            per_rank = f"BN per rank (not synchronised, {world_size} ranks)"
+            counts["BN" if world_size == 1 else per_rank] += 1
+        elif kind == _FROZEN:
             counts["FrozenBN"] += 1
         elif isinstance(module, nn.GroupNorm):
             counts["GN"] += 1
@@ -147,12 +127,9 @@ def recompute_bn_statistics(
     model: nn.Module, batches: Iterable[list[dict]], *, num_iterations: int
 ) -> None:
     """Replace BN's running statistics by their averages over training batches (PreciseBN), if a BN
-    layer is trained. Collective.
+    layer is trained. The model (not in DistributedDataParallel) stays in training mode. Collective.
 
-    fvcore computes; here all processes get the same statistics: each sees its own images, and
-    detectron2's hook leaves the difference (detectron2 issue 5398).
-
-    The model comes without DistributedDataParallel and is left in training mode.
+    All processes get the same statistics; Detectron2's hook leaves each its own (its issue 5398).
     """
     model.train()
     if get_bn_modules(model):
@@ -162,16 +139,10 @@ def recompute_bn_statistics(
 
 
 def sync_on_cpu(model: nn.Module) -> nn.Module:
-    """Replace every ``torch.nn.SyncBatchNorm``, which works on CUDA alone, by one that also works
-    over CPU processes, and return the model; its parameters and keys stay.
+    """Turn every ``torch.nn.SyncBatchNorm``, which works on CUDA alone, into one that also works
+    over CPU processes, in place, and return the model.
     """
-    if isinstance(model, nn.SyncBatchNorm):
-        layer = SyncBatchNorm2d(
-            model.num_features, model.eps, model.momentum, model.affine, model.track_running_stats
-        )
-        for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
-            setattr(layer, name, getattr(model, name))
-        return layer.train(model.training)
-    for name, child in model.named_children():
-        setattr(model, name, sync_on_cpu(child))
+    for module in model.modules():
+        if isinstance(module, nn.SyncBatchNorm):
+            module.__class__ = cast(Any, SyncBatchNorm2d)
     return model

@@ -1,8 +1,4 @@
-"""The fine-tuning loop and the evaluation pass, which both engines run through.
-
-Distributed:
-    All functions are collective but where they say otherwise.
-"""
+"""The fine-tuning loop and the evaluation pass of both engines; all of it is collective."""
 
 from __future__ import annotations
 
@@ -42,13 +38,10 @@ class FineTuning:
     """The state of a run.
 
     Attributes:
-        model, wrapped: The detector on the engine's device, and in DistributedDataParallel where
-            there are several processes.
-        scaler: Loss scaling for fp16 on CUDA, disabled otherwise.
+        wrapped: The model, in DistributedDataParallel where there are several processes.
         amp_dtype: Autocast type, None for float32.
         header: What every checkpoint says about the run.
-        begin_iteration: Called before each iteration with the number of those that are finished;
-            sets the learning rate.
+        begin_iteration: Sets the learning rate after a number of iterations.
         clip: Limits the gradients in place, None for no clipping.
         iteration: Iterations finished.
         last_losses: Means of the last log period.
@@ -67,9 +60,7 @@ class FineTuning:
     last_losses: dict[str, float] | None = None
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds; ``model`` has Detectron2's keys, so its own loader takes
-        the file. Collective.
-        """
+        """Return what a checkpoint holds; Detectron2's own loader takes it."""
         return self.header | {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -95,9 +86,7 @@ def start(
     *,
     amp_dtype: torch.dtype | None = None,
 ) -> FineTuning:
-    """Return a run at iteration 0: the model on its device, equal on all processes, with the
-    engine's optimizer and schedule. Collective.
-    """
+    """Return a run at iteration 0, the model on its device and equal on all processes."""
     device = engine.device
     model = model.to(device)
     broadcast_module_state([*model.parameters(), *model.buffers()])
@@ -130,15 +119,12 @@ def train(
     precise_bn: Callable[[], None],
     evaluation: Callable[[], Results | None],
 ) -> bool:
-    """Train from ``run.iteration`` to the end. Collective.
+    """Train from ``run.iteration`` to the end; False when the run was told to stop and has saved.
 
     The losses are read when they are logged, so that a GPU need not wait for them in every
     iteration, and before anything is evaluated or saved. The last iteration has a checkpoint;
-    ``precise_bn`` is called before it and before an evaluation. ``evaluation`` returns metrics by
-    task on process 0, None when it was stopped; the one at the end of the run is the caller's.
-
-    Returns:
-        True when the run is complete, False when it was told to stop and has saved.
+    ``precise_bn`` is called before it and before an evaluation. ``evaluation`` returns None when it
+    was stopped; the one at the end of the run is the caller's.
 
     Raises:
         FloatingPointError: If loss or predictions are not finite.
@@ -185,11 +171,7 @@ def train(
 
 
 def step(run: FineTuning, batch: list[dict]) -> dict[str, Tensor]:
-    """Do one iteration: forward, backward, clip, update.
-
-    Returns:
-        The losses, detached, on the device.
-    """
+    """Do one iteration and return the losses, detached, on the device."""
     device, dtype = run.engine.device.type, run.amp_dtype
     with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
         losses = run.wrapped(batch)
@@ -204,7 +186,6 @@ def step(run: FineTuning, batch: list[dict]) -> dict[str, Tensor]:
 
 
 def _log(run: FineTuning, meter: Meter, metrics: MetricsFile | None, iterations: int) -> None:
-    """Log the means of the period and start a new one. Collective."""
     means = run.last_losses = meter.means()
     total, timing = sum(means.values()), meter.timing()
     row = {"total_loss": total, **means, "lr": run.optimizer.param_groups[0]["lr"], **timing}
@@ -220,14 +201,13 @@ def _log(run: FineTuning, meter: Meter, metrics: MetricsFile | None, iterations:
 
 
 def _first_fault(run: FineTuning, meter: Meter, problem: FloatingPointError) -> str:
-    """Return in words which iteration was the first to go wrong, when a step finds its predictions
-    not finite: an earlier one may have spoilt the weights. Not collective.
+    """Return which iteration was the first to go wrong: an earlier one than that which finds its
+    predictions not finite may have spoilt the weights. Not collective.
     """
     if meter.first_bad() >= 0:
         means = meter.local_means()
         return f"Iteration {meter.first_bad()}: the loss is not finite ({means})."
-    # This process's own losses were finite; another one's gradients may have come in with the
-    # update before.
+    # Gradients of another process may have come in with the update before.
     if run.iteration > 1 and not all(bool(p.isfinite().all()) for p in run.model.parameters()):
         return f"Iteration {run.iteration - 1}: the update left weights that are not finite."
     return f"Iteration {run.iteration}: {problem}"
@@ -245,7 +225,7 @@ def _advice(checkpoints: CheckpointFolder) -> Iterator[None]:
 
 
 def save(run: FineTuning, checkpoints: CheckpointFolder) -> None:
-    """Average the BN statistics over the processes and write a checkpoint. Collective."""
+    """Average the BN statistics over the processes and write a checkpoint."""
     average_bn_statistics(run.model)
     state = run.state()
     if is_main_process():
@@ -262,11 +242,8 @@ def evaluate(
     stop: StopRequest,
     num_images: int,
 ) -> Results | None:
-    """Run the detector over this process's share of a test set, in float32 as Detectron2 does, also
-    after training under autocast. Collective.
-
-    ``batches`` hold an image each, ``num_images`` is the size of the whole set; the evaluator has
-    ``reset()``, ``process(batch, outputs)`` and ``evaluate()``.
+    """Run the detector over this process's share of a test set of ``num_images``, one a batch, in
+    float32 as Detectron2 does, also after training under autocast.
 
     Returns:
         Metrics by task on process 0, ``{}`` elsewhere; None when it was told to stop.

@@ -84,11 +84,8 @@ def test_train__force_is_recorded_and_marks_the_table(forced_run, capsys):
         " lint_train=voc:"
     )
     log = (forced_run / "log.txt").read_text()
-    assert "--force overrules frozen-norm: MODEL.RESNETS.NORM is FrozenBN" in log
-    assert (
-        "for 1 process with 2 images each, as written for any number of processes:"
-        " batch 2, lr 0.005, iterations 1," in log
-    )
+    assert "--force overrules frozen-norm: MODEL.RESNETS.NORM is 'FrozenBN'" in log
+    assert "for 1 process with 2 images each: batch 2, lr 0.005, iterations 1," in log
     assert main(["report", str(forced_run)]) == 0
     assert "overruled a check of the config (frozen-norm, frozen-layers)" in capsys.readouterr().out
 

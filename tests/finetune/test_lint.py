@@ -139,7 +139,7 @@ def test_lint__detectron2s_defaults__everything_at_once(tmp_path):
 
 
 def test_plan_error__one_finding_is_one_sentence_and_a_gap_names_its_own_option():
-    one = Finding("stride", "Wrong. Set X.")
+    one = Finding("stride", "Wrong. Set X.", "--force")
     gap = Finding("coverage", "x covers 1 of 2.", "--allow-partial")
     assert str(PlanError([one])).startswith("Wrong. Set X. Or start with --force")
     assert str(PlanError([gap])) == "x covers 1 of 2."
@@ -152,15 +152,12 @@ def test_lint__pixels():
         found = lint(settings(C4, *overrides), weights(pixels=pixels), world_size=1, reference=None)
         return [finding.sentence for finding in found]
 
-    assert sentences(pixels={**RGB, "format": "BGR", "pixel_mean": None, "pixel_std": None}) == [
-        "moco.pkl was trained on BGR images, but the config says INPUT.FORMAT 'RGB'. "
-        "Set INPUT.FORMAT BGR with its pixel statistics, or use the *_msra.yaml twin of the config."
-    ]
-    assert sentences("MODEL.PIXEL_MEAN", "[123.675, 116.28, 100.0]", pixels=RGB) == [
-        "moco.pkl was trained with pixel mean [123.675, 116.28, 103.53], but the config says"
-        ' MODEL.PIXEL_MEAN [123.675, 116.28, 100.0]. Set MODEL.PIXEL_MEAN "[123.675, 116.28,'
-        ' 103.53]".'
-    ]
+    (order,) = sentences(pixels={**RGB, "format": "BGR", "pixel_mean": None, "pixel_std": None})
+    assert order.startswith("moco.pkl was trained with format BGR")
+    assert "Set INPUT.FORMAT BGR" in order and "_msra" in order
+    (mean,) = sentences("MODEL.PIXEL_MEAN", "[123.675, 116.28, 100.0]", pixels=RGB)
+    assert "[123.675, 116.28, 100.0]" in mean
+    assert mean.endswith('Set MODEL.PIXEL_MEAN "[123.675, 116.28, 103.53]".')
     assert sentences("MODEL.PIXEL_STD", "[1.0, 1.0, 1.0]", pixels=RGB)[0].endswith(
         'Set MODEL.PIXEL_STD "[58.395, 57.12, 57.375]".'
     )
@@ -194,7 +191,7 @@ def test_lint__pixels_that_contradict_themselves_where_the_weights_say_nothing()
         "MODEL.PIXEL_MEAN", "[0.485, 0.456, 0.406]", "MODEL.PIXEL_STD", "[0.229, 0.224, 0.225]"
     )
     assert small.endswith(
-        "is for pixels of 0-1, here they are 0-255. Set it to [123.675, 116.28, 103.53]."
+        'for pixels of 0-1, here they are 0-255. Set MODEL.PIXEL_MEAN "[123.675, 116.28, 103.53]".'
     )
 
 

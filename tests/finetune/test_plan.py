@@ -67,18 +67,19 @@ def test_schedule__a_batch_that_is_no_multiple_of_the_reference_is_rejected():
     # image.
     with pytest.raises(InputError, match=r"IMS_PER_BATCH 2 .* 8 processes.*REFERENCE_WORLD_SIZE 0"):
         Schedule(2, 0.0025, 100, (), 0, 10, 0, reference=8).for_processes(1)
-    with pytest.raises(InputError, match="REFERENCE_WORLD_SIZE is -1"):
+    with pytest.raises(InputError, match="REFERENCE_WORLD_SIZE -1"):
         Schedule(2, 0.0025, 100, (), 0, 10, 0, reference=-1).for_processes(1)
 
 
 def test_schedule__in_words_both_numbers_of_everything_that_moved():
     assert VOC_24K.for_processes(1).describe(VOC_24K, 1) == (
-        "scaled from 8 processes to 1 process with 2 images each: batch 16 -> 2, lr 0.02 -> 0.0025,"
-        " iterations 24000 -> 192000, steps (18000, 22000) -> (144000, 176000), warm-up 100 -> 800,"
-        " checkpoint every 5000 -> 40000, evaluation every 5000 -> 40000"
+        "for 1 process with 2 images each, scaled from 8 processes: batch 16 -> 2,"
+        " lr 0.02 -> 0.0025,"
+        " iterations 24000 -> 192000, steps (18000, 22000) -> (144000, 176000), warmup 100 -> 800,"
+        " checkpoint period 5000 -> 40000, eval period 5000 -> 40000"
     )
-    assert "as written for this number of processes: batch 16," in VOC_24K.describe(VOC_24K, 8)
-    assert "as written for any number of processes: batch 4, lr 0.01," in ANY.describe(ANY, 2)
+    assert "for 8 processes with 2 images each: batch 16," in VOC_24K.describe(VOC_24K, 8)
+    assert "for 2 processes with 2 images each: batch 4, lr 0.01," in ANY.describe(ANY, 2)
 
 
 def test_config_hash__free_keys_do_not_count_and_others_do():

@@ -1,9 +1,7 @@
-"""The Detectron2 engine, and the plugin for your own train_net; the only place that imports
-detectron2.
+"""The Detectron2 engine and plugin; the only place that imports detectron2.
 
-Importing it registers what the configs name and Detectron2 lacks: the heads
-``Res5ROIHeadsExtraNorm`` (also of basic blocks) and the backbone ``build_resnet_dc5_backbone``. A
-train_net.py of your own then needs two lines:
+Importing it registers what the configs name and Detectron2 lacks. A train_net.py of your own then
+needs two lines:
 
     import moco_transfer.finetune.detectron2_engine
     cfg.merge_from_file(moco_transfer.config.path("pascal_voc_R_50_C4_24k"))

@@ -2,10 +2,9 @@
 
 Source:
     He et al. 2019, arXiv:1911.05722, App. A.1. ``Res5ROIHeadsExtraNorm`` equals the class of this
-    name in facebookresearch/moco@7397dfe detection/train_net.py for bottlenecks; added are basic
-    blocks, so that layer4 of a ResNet-18 or -34 finds its place (Detectron2's own Res5ROIHeads
-    builds bottlenecks whatever the depth). ``DilatedC5``: res5 with dilation 2 and stride 1, "plus
-    an extra 3x3 convolution (with BN) that reduces dimension to 512"; no code of it was published.
+    name in facebookresearch/moco@7397dfe detection/train_net.py; added are basic blocks for
+    ResNet-18 and -34. ``DilatedC5``: res5 with dilation 2 and stride 1, "plus an extra 3x3
+    convolution (with BN) that reduces dimension to 512"; no code of it was published.
 """
 
 from __future__ import annotations
@@ -20,9 +19,6 @@ from detectron2.modeling import (
     Backbone,
     build_resnet_backbone,
 )
-
-# ResNet.make_default_stages would choose the block as well, but builds, and draws random numbers
-# for, all four stages.
 from detectron2.modeling.backbone.resnet import BasicBlock, ResNet
 from detectron2.modeling.roi_heads import Res5ROIHeads
 from torch import Tensor, nn
@@ -32,10 +28,8 @@ _BASIC_BLOCKS = {18: 2, 34: 3}  # in res5, by depth; deeper networks have bottle
 
 
 class DilatedC5(Backbone):
-    """A ResNet whose res5 is dilated, and the convolution that reduces its channels; no ReLU, as
-    the paper mentions none.
-
-    State-dict keys: ``bottom_up.*`` and ``reduce.*``.
+    """A ResNet whose res5 is dilated, and the convolution (without ReLU) that reduces its channels;
+    state-dict keys ``bottom_up.*`` and ``reduce.*``.
     """
 
     def __init__(self, bottom_up: Backbone, *, norm: str, out_channels: int = OUT_CHANNELS) -> None:
@@ -72,15 +66,12 @@ def build_resnet_dc5_backbone(cfg: Any, input_shape: ShapeSpec) -> DilatedC5:
 @ROI_HEADS_REGISTRY.register()
 class Res5ROIHeadsExtraNorm(Res5ROIHeads):
     """Detectron2's Res5ROIHeads, its res5 of the blocks that the trunk has and followed by
-    MODEL.RESNETS.NORM.
-
-    State-dict keys: ``res5.0.*``, ``res5.1.*``, ..., ``res5.norm.*``, ``box_predictor.*``[,
-    ``mask_head.*``].
+    MODEL.RESNETS.NORM (``res5.norm.*``).
     """
 
     @classmethod
     def from_config(cls, cfg: Any, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """Return the arguments of the constructor, as Detectron2's ``@configurable`` wants them."""
+        """Return the arguments of the constructor."""
         arguments = super().from_config(cfg, input_shape)
         resnets = cfg.MODEL.RESNETS
         out_channels = resnets.RES2_OUT_CHANNELS * 8

@@ -10,9 +10,11 @@ import contextlib
 import functools
 import logging
 import os
+import random
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode as Detectron2Config
@@ -43,12 +45,10 @@ from moco_transfer.runtime.stop import ignore_sigterm
 from ..engine import Batches, Engine
 from ..sync_norm import sync_on_cpu
 from .datasets import add_datasets
-from .random_state import kept_random_state, random_state, set_random_state
 from .resumed_sampler import ResumedSampler
 
 logger = logging.getLogger(__name__)
 
-_RANDOM_STATES = "random_states"  # of all ranks, in a checkpoint
 _SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 
 
@@ -60,11 +60,7 @@ def build_model(cfg: CfgNode) -> nn.Module:
 
 
 def to_detectron2(cfg: CfgNode, device: str) -> Detectron2Config:
-    """Return Detectron2's own config with our values, frozen.
-
-    Args:
-        cfg: From ``load_detection_config``.
-        device: For MODEL.DEVICE, which has to exist: Detectron2 does not fall back to the CPU.
+    """Return Detectron2's own config with our values and this MODEL.DEVICE, frozen.
 
     Raises:
         InputError: If this version of Detectron2 does not know a key, or wants another type.
@@ -74,8 +70,8 @@ def to_detectron2(cfg: CfgNode, device: str) -> Detectron2Config:
         theirs.merge_from_other_cfg(cfg)
     except (KeyError, ValueError) as error:
         raise InputError(
-            f"Detectron2 does not take this config: {error}. Compare its version with the tested"
-            " one (moco-transfer doctor)."
+            f"Detectron2 does not take this config: {error}. moco-transfer doctor names the tested"
+            " version."
         ) from error
     theirs.MODEL.DEVICE = device
     theirs.freeze()
@@ -84,11 +80,31 @@ def to_detectron2(cfg: CfgNode, device: str) -> Detectron2Config:
 
 @functools.cache
 def _join_local_group() -> None:
-    """Tell Detectron2 which processes share this host: its launcher would, torchrun does not.
-    Collective.
-    """
+    """Tell Detectron2 which processes share this host: its launcher would, torchrun does not."""
     if dist.is_initialized():
         comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+
+
+def random_state() -> dict[str, Any]:
+    """Return where Python's, NumPy's and torch's generators stand, as a checkpoint may hold it."""
+    name, keys, *rest = cast(Any, np.random.get_state())
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put the generators where :func:`random_state` found them."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
 
 
 class _Images(DatasetFromList):
@@ -101,13 +117,13 @@ class _Images(DatasetFromList):
 
 
 class Detectron2Engine(Engine):
-    """Detectron2 itself; the loop that both engines share does what it leaves to its caller."""
+    """Detectron2 itself; ``Engine`` documents the methods."""
 
     name = "detectron2"
 
     @staticmethod
     def check(cfg: CfgNode) -> None:
-        """See ``Engine.check``; Detectron2 itself rejects what its model does not implement."""
+        # Detectron2 itself rejects what its model does not implement.
         only = {
             "DATALOADER.SAMPLER_TRAIN": (cfg.DATALOADER.SAMPLER_TRAIN, _SAMPLERS),
             "VIS_PERIOD": (cfg.VIS_PERIOD, (0,)),
@@ -132,15 +148,13 @@ class Detectron2Engine(Engine):
             build_lr_scheduler(self.theirs, anything)
         except (ValueError, AssertionError) as error:
             raise InputError(
-                f"Detectron2 does not take SOLVER.{solver.LR_SCHEDULER_NAME} with MAX_ITER"
-                f" {solver.MAX_ITER}, STEPS {tuple(solver.STEPS)} and WARMUP_ITERS"
-                f" {solver.WARMUP_ITERS}: {error}."
+                f"Detectron2 does not take SOLVER.MAX_ITER {solver.MAX_ITER}, STEPS"
+                f" {tuple(solver.STEPS)} and WARMUP_ITERS {solver.WARMUP_ITERS}: {error}."
             ) from error
         add_datasets(dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]))
         self._storage: EventStorage | None = None
 
     def build_model(self) -> nn.Module:
-        """See ``Engine.build_model``."""
         torch.backends.cudnn.benchmark = self.theirs.CUDNN_BENCHMARK
         if self.theirs.FLOAT32_PRECISION:
             torch.set_float32_matmul_precision(self.theirs.FLOAT32_PRECISION)
@@ -149,7 +163,7 @@ class Detectron2Engine(Engine):
         return self._synchronised(detectron2_model(self.theirs))
 
     def skeleton(self) -> nn.Module:
-        """See ``Engine.skeleton``: Detectron2 moves its models to MODEL.DEVICE."""
+        # Detectron2 moves its models to MODEL.DEVICE.
         with torch.device("meta"):
             return self._synchronised(detectron2_model(to_detectron2(self.cfg, "meta")))
 
@@ -157,11 +171,10 @@ class Detectron2Engine(Engine):
         return sync_on_cpu(model) if self.device.type == "cpu" else model
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """See ``Engine.build_optimizer``; Detectron2's clips gradients itself."""
+        # Detectron2's clips gradients itself.
         return build_optimizer(self.theirs, model)
 
     def iteration_starter(self, optimizer: torch.optim.Optimizer) -> Callable[[int], None]:
-        """See ``Engine.iteration_starter``."""
         schedule = build_lr_scheduler(self.theirs, optimizer)
 
         def begin(iteration: int) -> None:
@@ -175,35 +188,34 @@ class Detectron2Engine(Engine):
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
-        """See ``Engine.training``: Detectron2's modules log numbers into a storage."""
+        # Detectron2's modules log numbers into a storage.
         with EventStorage() as self._storage:
             yield
         self._storage = None
 
-    def aside(self) -> contextlib.AbstractContextManager:
-        """See ``Engine.aside``."""
-        return kept_random_state()
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        state = random_state()
+        try:
+            yield
+        finally:
+            set_random_state(state)
 
     def state(self) -> dict[str, Any]:
-        """See ``Engine.state``."""
-        return {_RANDOM_STATES: gather_object(random_state())}
+        return {"random_states": gather_object(random_state())}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """See ``Engine.restore``."""
-        states = state[_RANDOM_STATES]
+        states = state["random_states"]  # of all ranks
         if len(states) == get_world_size():  # else resume_notes says that the numbers are others
             set_random_state(states[get_rank()])
 
     def training_batches(
         self, train_sets: Sequence[DetectionDataset], start_iteration: int
     ) -> Batches:
-        """See ``Engine.training_batches``."""
         return self._train_loader(train_sets, self.theirs.DATALOADER.NUM_WORKERS, start_iteration)
 
     def statistics_batches(self, train_sets: Sequence[DetectionDataset], iteration: int) -> Batches:
-        """See ``Engine.statistics_batches``; as in Detectron2's trainer the stream of training from
-        its beginning, without workers.
-        """
+        # As in Detectron2's trainer the stream of training from its beginning, without workers.
         return self._train_loader(train_sets, 0, 0)
 
     def _train_loader(
@@ -219,8 +231,7 @@ class Detectron2Engine(Engine):
                 num_workers=num_workers,
                 batches_used=start_iteration,
             )
-            # A generator of the loader's own: drawing the workers' seeds must not move the one that
-            # has just been put in place.
+            # Its own generator: drawing the workers' seeds must not move the global one.
             more["seed"] = derive_seed(cfg.SEED, "resumed", start_iteration, get_rank()) % 2**31
         return build_detection_train_loader(
             cfg, dataset=images, sampler=sampler, num_workers=num_workers, **more
@@ -230,9 +241,7 @@ class Detectron2Engine(Engine):
     def _training_data(
         self, train_sets: tuple[DetectionDataset, ...]
     ) -> tuple[Dataset, Sampler, list[bool]]:
-        """Return Detectron2's training images packed as it packs them, their endless order, and
-        which of them are wider than high.
-        """
+        """Return Detectron2's training images, their endless order, and which of them are wide."""
         cfg, loader = self.theirs, self.theirs.DATALOADER
         keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
         proposals = cfg.DATASETS.PROPOSAL_FILES_TRAIN
@@ -257,11 +266,9 @@ class Detectron2Engine(Engine):
         return _Images(records, copy=False), sampler, is_wide
 
     def test_batches(self, dataset: DetectionDataset) -> Batches:
-        """See ``Engine.test_batches``."""
         return build_detection_test_loader(self.theirs, dataset.name)
 
     def detector(self, model: nn.Module) -> Callable[[list[dict]], list[dict[str, Tensor]]]:
-        """See ``Engine.detector``."""
         augmented = self.theirs.TEST.AUG.ENABLED
         detect = GeneralizedRCNNWithTTA(self.theirs, model) if augmented else model
         return lambda batch: [_detections(output["instances"]) for output in detect(batch)]

@@ -15,22 +15,17 @@ from detectron2.structures import BoxMode
 from moco_transfer.data.annotations.catalog import DetectionDataset, dataset_names, get_dataset
 from moco_transfer.runtime.errors import InputError
 
-_EVALUATOR_TYPES = {"voc": "pascal_voc", "coco": "coco"}  # Detectron2's words
-
-# What Detectron2's evaluator of VOC reads of each object next to the name, without asking whether
-# it is there; all but the pose by int().
-_POSE = "pose"
-_VOC_FIELDS = [_POSE, "truncated", "difficult"]
-_VOC_FIELDS += [f"bndbox/{side}" for side in ("xmin", "ymin", "xmax", "ymax")]
+# What Detectron2's evaluator of VOC reads of each object by int(), without asking for it.
+_VOC_NUMBERS = (
+    "truncated",
+    "difficult",
+    *(f"bndbox/{x}" for x in ("xmin", "ymin", "xmax", "ymax")),
+)
 
 
 def add_datasets(names: Iterable[str] | None = None) -> None:
-    """Make data sets of ``moco_transfer.data``'s catalogue known to Detectron2, with all the
-    metadata that it wants.
-
-    Args:
-        names: By default all. A name that Detectron2 knows already, such as a built-in one, stays
-            as it is there.
+    """Make data sets of ``moco_transfer.data``'s catalogue (by default all) known to Detectron2; a
+    name that Detectron2 knows already stays as it is there.
 
     Raises:
         UnknownKeyError: If our catalogue lacks a name.
@@ -78,12 +73,11 @@ def build_evaluator(
 
 def _check_voc(dataset_name: str) -> None:
     metadata = MetadataCatalog.get(dataset_name)
-    fix = "or evaluate with `moco-transfer train`, whose own evaluator takes it."
+    fix = "or evaluate with `moco-transfer train`."
     if metadata.get("first_pixel", 1) != 1:
         raise InputError(
             f"Data set {dataset_name!r} counts pixels from {metadata.first_pixel}, but Detectron2's"
-            " evaluator of VOC reads every XML as counted from 1: each box would be off by a"
-            f" pixel. Write the XML from 1, {fix}"
+            f" evaluator of VOC reads every XML as counted from 1. Write the XML from 1, {fix}"
         )
     root = Path(metadata.dirname)
     image_list = root / "ImageSets" / "Main" / f"{metadata.split}.txt"
@@ -91,50 +85,47 @@ def _check_voc(dataset_name: str) -> None:
     files = [root / "Annotations" / f"{image_id}.xml" for image_id in ids]
     for file in filter(Path.exists, files):
         for number, node in enumerate(ElementTree.parse(file).getroot().findall("object"), 1):
-            for field in _VOC_FIELDS:
-                text = node.findtext(field)
+            values = {field: node.findtext(field) for field in ("pose", *_VOC_NUMBERS)}
+            for field, text in values.items():
                 is_whole = text is not None and text.strip().lstrip("-").isdecimal()
-                if text is None or (field != _POSE and not is_whole):
-                    got = "missing" if text is None else repr(text)
+                if text is None or not (is_whole or field == "pose"):
                     raise InputError(
-                        f"{file}, object {number}: {field.split('/')[-1]} is {got}, and"
-                        " Detectron2's evaluator of VOC fails without"
-                        f" {'it' if text is None else 'a whole number'}. Write it, {fix}"
+                        f"{file}, object {number}: {field.split('/')[-1]} is"
+                        f" {'missing' if text is None else repr(text)}, and Detectron2's evaluator"
+                        f" of VOC needs {'it' if text is None else 'a whole number'}. Write it,"
+                        f" {fix}"
                     )
 
 
 def _records(dataset: DetectionDataset) -> list[dict]:
-    """Return Detectron2's "dataset dicts": ours, and what kind of box theirs are."""
     kind = {"bbox_mode": BoxMode.XYXY_ABS}
     return [r | {"annotations": [a | kind for a in r["annotations"]]} for r in dataset.records]
 
 
 def _describe(dataset: DetectionDataset) -> None:
-    metadata = MetadataCatalog.get(dataset.name)
-    metadata.set(evaluator_type=_EVALUATOR_TYPES[dataset.kind])
+    metadata, classes = MetadataCatalog.get(dataset.name), list(dataset.class_names)
     if dataset.kind == "voc":
-        metadata.set(thing_classes=list(dataset.class_names), dirname=dataset.root)
-        metadata.set(split=dataset.split, year=dataset.year)
-        # Not Detectron2's word: build_evaluator asks for it.
-        metadata.set(first_pixel=dataset.first_pixel)
+        metadata.set(evaluator_type="pascal_voc", thing_classes=classes, dirname=dataset.root)
+        # ``first_pixel`` is not Detectron2's word: build_evaluator asks for it.
+        metadata.set(split=dataset.split, year=dataset.year, first_pixel=dataset.first_pixel)
         return
-    metadata.set(json_file=dataset.json_file, image_root=dataset.image_root)
+    metadata.set(evaluator_type="coco", json_file=dataset.json_file, image_root=dataset.image_root)
     if not os.path.exists(dataset.json_file or ""):
         return
     indices = {category: index for index, category in enumerate(dataset.category_ids)}
-    metadata.set(thing_classes=list(dataset.class_names), thing_dataset_id_to_contiguous_id=indices)
-    names = dataset.keypoint_names
-    if names:
+    metadata.set(thing_classes=classes, thing_dataset_id_to_contiguous_id=indices)
+    if names := dataset.keypoint_names:
         pairs = [(names[i], names[j]) for i, j in enumerate(dataset.keypoint_mirror) if i < j]
         metadata.set(keypoint_names=list(names), keypoint_flip_map=pairs)
 
 
 def _check_same_place(dataset: DetectionDataset) -> None:
-    """Reject a name that would mean one data set here and another in Detectron2, which fixed its
-    folders when it was imported.
+    """Reject a name that means another data set in Detectron2, which fixed its folders when it was
+    imported.
     """
-    metadata = MetadataCatalog.get(dataset.name).as_dict()
-    theirs = metadata.get("dirname" if dataset.kind == "voc" else "json_file")
+    theirs = MetadataCatalog.get(dataset.name).get(
+        "dirname" if dataset.kind == "voc" else "json_file"
+    )
     ours = (dataset.root if dataset.kind == "voc" else dataset.json_file) or ""
     if theirs is not None and os.path.realpath(theirs) != os.path.realpath(ours):
         raise InputError(

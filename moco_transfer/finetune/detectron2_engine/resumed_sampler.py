@@ -1,13 +1,11 @@
 """Detectron2's stream of training images, continued where an interrupted run left it.
 
-Detectron2's own loader begins its stream again when a run is resumed: the first images of an epoch
-are seen again and others not at all. The stream is a function of the seed, and which of it was used
-a function of the iterations finished; so the same loader can be given the rest, and every batch
-holds the images that it would have held. How they are augmented is drawn again.
+Detectron2's own loader begins its stream again when a run is resumed. The stream is a function of
+the seed, and which of it was used a function of the iterations finished; so the loader is given the
+rest, and every batch holds the images that it would have held, augmented with new draws.
 
 Source:
-    Order of detectron2@02b5c4e data/common.py (ToIterableDataset, AspectRatioGroupedDataset),
-    checked by running it.
+    Order of detectron2@02b5c4e data/common.py (ToIterableDataset, AspectRatioGroupedDataset).
 """
 
 from __future__ import annotations
@@ -23,11 +21,9 @@ class ResumedSampler(Sampler):
 
     Args:
         sampler: An endless stream of indices, the same each time it is iterated.
-        is_wide: For each image of the data set whether it is wider than high; None without
-            grouping by aspect ratio.
+        is_wide: Whether each image is wider than high; None without grouping by aspect ratio.
         batch_size: Images of this process in a batch.
-        num_workers: Workers of the loader; with several, images arrive in another order than they
-            are drawn.
+        num_workers: With several, images arrive in another order than they are drawn.
         batches_used: Batches that were trained on.
     """
 
@@ -54,23 +50,21 @@ class ResumedSampler(Sampler):
         return _transposed(itertools.chain(waiting, arriving), size, workers)
 
     def _waiting_after(self, arriving: Iterator[int], is_wide: Sequence[bool]) -> list[int]:
-        """Take from the stream what the batches used up; return what had arrived and was in none of
-        them, in its order.
-        """
-        waiting: tuple[list[int], list[int]] = ([], [])
-        in_order: list[int] = []
+        """Take what the batches used; return what arrived and is in none of them, in its order."""
+        buckets: tuple[list[int], list[int]] = ([], [])
+        waiting: list[int] = []
         left = self._batches_used
         while left:
             index = next(arriving)
-            bucket = waiting[not is_wide[index]]
+            bucket = buckets[not is_wide[index]]
             bucket.append(index)
-            in_order.append(index)
+            waiting.append(index)
             if len(bucket) == self._batch_size:
                 for used in bucket:
-                    in_order.remove(used)
+                    waiting.remove(used)
                 bucket.clear()
                 left -= 1
-        return in_order
+        return waiting
 
 
 def _transposed(stream: Iterator[int], rows: int, columns: int) -> Iterator[int]:

@@ -263,7 +263,7 @@ def test_evaluator__refuses_metadata_without_a_type():
             "<pose>Unspecified</pose>",
             "",
             (
-                r"object 1: pose is missing, and Detectron2's evaluator of VOC fails without it\."
+                r"object 1: pose is missing, and Detectron2's evaluator of VOC needs it\."
                 r" Write it, or"
             ),
         ),
@@ -272,7 +272,7 @@ def test_evaluator__refuses_metadata_without_a_type():
             "</xmin>",
             ".5</xmin>",
             (
-                r"object 1: xmin is '\d+\.5', and Detectron2's evaluator of VOC fails without a"
+                r"object 1: xmin is '\d+\.5', and Detectron2's evaluator of VOC needs a"
                 r" whole number"
             ),
         ),

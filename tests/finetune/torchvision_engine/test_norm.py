@@ -74,11 +74,11 @@ def test_describe__names_what_is_really_used():
         *(NORMS[name](32) for name in ("SyncBN", "naiveSyncBN", "FrozenBN", "BN", "GN"))
     )
     assert (
-        describe_norm(model)
+        describe_norm(model, 1, torch.device("cpu"))
         == "BN (SyncBN in one process) x 1 + BN (naiveSyncBN in one process) x 1 + FrozenBN x 1 +"
         " BN x 1 + GN x 1"
     )
-    assert describe_norm(nn.Linear(2, 2)) == "none"
+    assert describe_norm(nn.Linear(2, 2), 1, torch.device("cpu")) == "none"
 
 
 def free_port() -> int:
@@ -126,7 +126,7 @@ def _sync_step(rank: int, name: str) -> dict:
         "mean": norm.running_mean,
         "var": norm.running_var,
     }
-    return {"y": y.detach(), "grad": x.grad, "text": describe_norm(norm)} | parameters
+    return {"y": y.detach(), "grad": x.grad, "text": describe_norm(norm, 2, x.device)} | parameters
 
 
 def _everything(rank: int) -> dict[str, dict]:
