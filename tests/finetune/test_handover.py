@@ -207,7 +207,7 @@ def test_read_weights__the_official_converters_file_does_not_suit_an_msra_config
     }
     assert {"colour-order", "pixel-mean", "pixel-std", "stride"} <= set(findings)
     assert (
-        "was trained on RGB images, but the config says INPUT.FORMAT 'BGR'"
+        "was trained with format RGB, but the config says INPUT.FORMAT BGR"
         in findings["colour-order"]
     )
 
