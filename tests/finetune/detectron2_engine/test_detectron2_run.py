@@ -255,7 +255,7 @@ def test_linter__stamp_and_config_are_held_to_each_other_before_the_first_iterat
     )
     assert result.returncode == 2, result.stderr
     assert (
-        "bgr.pkl was trained on BGR images, but the config says INPUT.FORMAT 'RGB'."
+        "bgr.pkl was trained with format BGR, but the config says INPUT.FORMAT RGB."
         in result.stderr
     )
     assert (
