@@ -128,7 +128,8 @@ def _torch_load(path: Path, *, mmap: bool) -> Any:
             warnings.simplefilter("ignore")  # a damaged byte may look like another pickle version
             return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
-        named = re.search(r"(?:GLOBAL|[Uu]nsupported \S+) (\S+)", str(error))
+        patterns = (r"GLOBAL (\S+)", r"[Uu]nsupported \S+ (\S+)")
+        named = next(filter(None, (re.search(p, str(error)) for p in patterns)), None)
         if not named:
             raise _damaged(path, error) from error
         raise InputError(

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
@@ -73,6 +72,8 @@ class Table(Sequence[Item]):
         arrays: tuple[Any, ...] = (self.ends, self.data)
         if multiprocessing.context.get_spawning_popen() is not None:
             if self._shared is None:
+                import torch  # readers of file names alone need none
+
                 self._shared = tuple(torch.tensor(array).share_memory_() for array in arrays)
                 self.ends, self.data = (tensor.numpy() for tensor in self._shared)
             arrays = self._shared
