@@ -95,7 +95,8 @@ def test_read_checkpoint__runs_nothing(tmp_path, writer, call):
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=writer == "torch")
-    with pytest.raises(InputError, match=rf"evil\.pkl asks for .*{call.__name__}"):
+    asked = f"({call.__name__}|dict)"  # getattr's own argument is refused first by PyTorch
+    with pytest.raises(InputError, match=rf"evil\.pkl .*asks for '[\w.]*{asked}'"):
         read_checkpoint(path)
     assert not mark.exists()
 
