@@ -102,7 +102,7 @@ def test_benchmark__holds_an_interrupted_run_against_the_matrix(
     (folder / "results.json").unlink()
     assert benchmark("--output", output, *matrix_words, "SOLVER.BASE_LR", "0.004") == 2
     error = capsys.readouterr().err
-    assert str(folder / "checkpoint_0000006.pth") in error and "another config" in error
+    assert str(folder / "checkpoint_0000006.pth") in error and "config_hash" in error
     # The same matrix evaluates it again.
     assert benchmark("--output", output, *matrix_words) == 0
     assert records(output)[0]["metrics"] == records(whole)[0]["metrics"]

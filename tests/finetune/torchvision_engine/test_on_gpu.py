@@ -121,7 +121,9 @@ def test_syncbn_over_nccl__is_built_wrapped_and_stepped(nccl, monkeypatch):
         sum(found.values()).backward()
         assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
         losses.append({name: float(loss.detach()) for name, loss in found.items()})
-    assert sync_norm.describe_norm(model, 2, DEVICE).startswith("SyncBN over 2 ranks (nccl)")
+    assert sync_norm.describe_norm(model, 2, torch.device(DEVICE)).startswith(
+        "SyncBN over 2 ranks (nccl)"
+    )
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
