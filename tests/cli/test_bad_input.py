@@ -128,7 +128,7 @@ def test_train__weights(capsys, tmp_path, scenes):
     assert "does not exist" in say(tmp_path / "none.pkl")
     assert "expected Detectron2's names; convert it first" in say(source)
     assert "Refusing to start from a partly random backbone" in say(tmp_path / "r34.pkl")
-    assert "INPUT.FORMAT 'BGR'" in say(tmp_path / "moco.pkl", INPUT__FORMAT="BGR")
+    assert "INPUT.FORMAT BGR" in say(tmp_path / "moco.pkl", INPUT__FORMAT="BGR")
     assert "MODEL.PIXEL_STD" in say(tmp_path / "moco.pkl", MODEL__PIXEL_STD="1.0,1.0,1.0")
     assert not (tmp_path / "det").exists()
 
