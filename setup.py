@@ -15,7 +15,7 @@ VERSION = re.search(
 CONFIGS = "moco_transfer.configs"
 
 # Plain C without Python's headers, loaded through ctypes (moco_transfer/data/views/native.py).
-# Optional: where there is no compiler the installation goes on, and torch's operators do the same
+# Optional: where there is no compiler the installation continues, and torch's operators do the same
 # more slowly.
 VIEW_KERNELS = Extension(
     "moco_transfer.data.views.view_kernels",

@@ -1,6 +1,6 @@
 """``moco-transfer convert`` as it is typed.
 
-Seen red under: --inspect that writes a file beside the one inspected; --image ignored; the
+Seen red under: --inspect that writes a file next to the one inspected; --image ignored; the
     coverage counted wrongly.
 """
 

@@ -1,4 +1,4 @@
-"""The fast pipeline beside the reference: same random numbers, same images within the tolerances
+"""Fast pipeline against the reference: same random numbers, same images within the tolerances
 of view_batch.py and view_colours.py.
 
 Went red under: crop's top and left swapped; the flip left out; a filter without antialiasing; views

@@ -120,7 +120,7 @@ def test_lint__norms_of_weights_without_supervision(kind, config, overrides, nam
     )  # Detectron2's default suits those
     assert lint(cfg, weights("detector"), world_size=1, reference=None) == []
     key, value = fix.removeprefix("Set ").removesuffix(".").split(" ")
-    assert names(config, *overrides, key, value, kind=kind) == []  # the fix mends
+    assert names(config, *overrides, key, value, kind=kind) == []  # the fix removes it
 
 
 def test_lint__detectron2s_defaults__everything_at_once(tmp_path):
@@ -230,7 +230,7 @@ def test_lint__batch_and_learning_rate(overrides, set_to):
     if set_to:
         assert "the config was written for batch 16 with 0.02" in found[0].sentence
         assert f"Set SOLVER.BASE_LR {set_to}" in found[0].sentence
-        assert names(C4, *overrides, "SOLVER.BASE_LR", set_to) == []  # the fix mends
+        assert names(C4, *overrides, "SOLVER.BASE_LR", set_to) == []  # the fix removes it
 
 
 def test_reference__a_file_of_the_users_that_changes_half_of_the_pair_has_none_of_its_own(tmp_path):

@@ -1,4 +1,4 @@
-"""Lets the tests of this folder import the modules beside them, however pytest was started."""
+"""Lets the tests of this folder import the modules next to them, however pytest was started."""
 
 from __future__ import annotations
 

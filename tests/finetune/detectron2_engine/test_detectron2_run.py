@@ -104,7 +104,7 @@ def test_run__leaves_what_the_embedded_engines_does(finished, scenes, tmp_path):
         (row["iteration"], row.keys()) for row in rows[1]
     ]
     assert [row["lr"] for row in rows[0]] == pytest.approx([row["lr"] for row in rows[1]], rel=1e-6)
-    # They learn alike, from different random weights: the last twenty losses, and that there is
+    # Both learn the same, from different random weights: the last twenty losses, and that there is
     # something to find.
     assert rows[0][-1]["total_loss"] == pytest.approx(rows[1][-1]["total_loss"], rel=0.4)
     assert min(run["metrics"]["scenes_train"]["bbox"]["AP50"] for run in (theirs, ours)) > 20
