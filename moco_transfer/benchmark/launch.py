@@ -109,15 +109,6 @@ def run_environment(*, lanes: int, lane: int, num_gpus: int) -> dict[str, str]:
     return environment
 
 
-def train_command(arguments: Sequence[str], *, num_processes: int = 1) -> list[str]:
-    """Return the command of ``train`` with ``arguments``; several processes need torchrun."""
-    module = ["-m", "moco_transfer", "train", *arguments]
-    if num_processes == 1:
-        return [sys.executable, *module]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-    return [sys.executable, *torchrun, str(num_processes), *module]
-
-
 class LocalLauncher:
     """Runs as child processes, ``lanes`` at a time. Each sees one of ``num_gpus`` (0 leaves
     CUDA_VISIBLE_DEVICES alone) and holds ``lock`` open, so that it lasts as long as the last run.

@@ -96,10 +96,6 @@ class Matrix:
             known = ", ".join(rows)
             raise InputError(f"The baseline {self.baseline!r} is no row. Rows are {known}.")
 
-    def parts(self) -> list[Task | Initialisation]:
-        """Return tasks and rows."""
-        return [*self.tasks, *self.inits]
-
     def cells(self) -> list[Cell]:
         """Return the runs, seed by seed, so that a first comparison of all rows is there early."""
 
@@ -162,10 +158,11 @@ class Matrix:
         file, new = self.output / "matrix.yaml", self.with_absolute_paths()
         if file.exists():
             old = read_matrix(file, self.output).with_absolute_paths()
-            before = {(type(part), part.name): part for part in old.parts()}
-            for part in new.parts():
-                known = before.get((type(part), part.name), part)
-                if known != part:
+            known_parts: list[Task | Initialisation] = [*old.tasks, *old.inits]
+            parts: list[Task | Initialisation] = [*new.tasks, *new.inits]
+            before = {(type(part), part.name): part for part in known_parts}
+            for part in parts:
+                if (known := before.get((type(part), part.name), part)) != part:
                     what = f"{file} has another {part.name}: {known}, now {part}"
                     raise InputError(f"{what}. Choose another --output or another name.")
         atomic_write_text(file, new.dump())
@@ -254,25 +251,34 @@ def read_matrix(file: str | Path, output: str | Path) -> Matrix:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{file} cannot be read as YAML: {reason}") from error
-    inits = (data.get("inits") or {}) if isinstance(data, Mapping) else None
-    if not isinstance(inits, Mapping):
-        what = f"inits is {inits!r}" if inits else f"the file holds {type(data).__name__}"
-        raise InputError(f"{file}: {what}, expected a mapping such as inits: {{random: ''}}.")
     try:
-        _refuse_unknown(data, Matrix)
-        return Matrix(
-            Path(output),
-            tuple(map(parse_task, _list(data, "tasks"))),
-            tuple(parse_init(f"{n}={weights}" if weights else n) for n, weights in inits.items()),
-            parse_seeds(data.get("seeds", 1)),
-            parse_fractions(_list(data, "label_fractions")),
-            str(data.get("engine", "auto")),
-            _words(data, "datasets"),
-            _words(data, "overrides"),
-            str(data.get("baseline") or ""),
-        )
+        return make_matrix(data, output)
     except InputError as error:
         raise type(error)(f"{file}: {error}") from error
+
+
+def make_matrix(data: Any, output: str | Path) -> Matrix:
+    """Return the matrix of a mapping with :func:`read_matrix`'s keys; ``inits`` may be a list of
+    ``random`` and ``NAME=FILE`` too. InputError for anything else.
+    """
+    if not isinstance(data, Mapping):
+        expected = "expected a mapping with tasks and inits"
+        raise InputError(f"the file holds {type(data).__name__}, {expected}.")
+    _refuse_unknown(data, Matrix)
+    inits = data.get("inits")
+    if isinstance(inits, Mapping):
+        inits = [f"{name}={weights}" if weights else name for name, weights in inits.items()]
+    return Matrix(
+        Path(output),
+        tuple(map(parse_task, _list(data, "tasks"))),
+        tuple(map(parse_init, _list({"inits": inits}, "inits"))),
+        parse_seeds(data.get("seeds", 1)),
+        parse_fractions(_list(data, "label_fractions")),
+        str(data.get("engine", "auto")),
+        _words(data, "datasets"),
+        _words(data, "overrides"),
+        str(data.get("baseline") or ""),
+    )
 
 
 def _refuse_unknown(data: Mapping[Any, Any], kind: type[Task | Matrix]) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,20 +28,6 @@ if TYPE_CHECKING:
 
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")  # of a config: SEED, SOLVER.MAX_ITER
 _LAUNCHER_OF = {"jobs": "local", "num_gpus": "torchrun", "slurm": "slurm"}  # option -> launcher
-
-EPILOG = """examples:
-  the paper's comparison on VOC and COCO, five seeds each, one run per GPU at a time:
-    moco-transfer benchmark --tasks pascal_voc_R_50_C4_24k coco_R_50_FPN_1x \\
-        --init random --init supervised=R50.pkl --init moco=moco.pkl --seeds 5 --output runs
-  each run on all eight GPUs, or through Slurm:
-    ... --launcher torchrun --num-gpus 8
-    ... --launcher slurm --slurm partition=gpu gpus_per_node=8 timeout_min=1440
-  your own data, from a file that lists the whole matrix (see the quick start in the docs):
-    moco-transfer benchmark --matrix cells.yaml --output runs
-
---label-fraction 0.01 0.1 1 draws shares of the labelled images once, keeps them in OUTPUT/subsets,
-and gives every row and seed the same.
-"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the matrix; returns 0, 1 when a run failed or no table could be made, 143 on SIGTERM, 130
     on Ctrl-C.
     """
-    from ..benchmark.launch import output_lock, train_command
+    from ..benchmark.launch import output_lock
     from ..benchmark.overview import overview
     from ..benchmark.plan import plan_benchmark
     from ..benchmark.run import Stopped, run_cells
@@ -92,11 +79,13 @@ def run(args: argparse.Namespace) -> int:
     matrix, is_saved = _matrix(args)
     settings = _settings(args, matrix.output if is_saved else None)
     num_processes, num_gpus = settings.num_processes(), _num_gpus()
+    train = [sys.executable, "-m", "moco_transfer", "train"]
+    train += ["--num-gpus", str(num_processes)] if num_processes > 1 else []
     plan = plan_benchmark(matrix, world_size=num_processes)
     print(overview(plan, settings, lanes=settings.lanes(num_gpus)), flush=True)
 
     def command(cell: Cell) -> list[str]:
-        return train_command(matrix.arguments(cell), num_processes=num_processes)
+        return [*train, *matrix.arguments(cell)]
 
     if args.dry_run:
         _print_plan(plan, command)
@@ -156,30 +145,21 @@ def _return_overrides(args: argparse.Namespace) -> None:
 
 def _matrix(args: argparse.Namespace) -> tuple[Matrix, bool]:
     """Return the matrix, and whether it is the one that an earlier call has saved."""
-    from ..benchmark import matrix as parts
+    from ..benchmark.matrix import make_matrix, read_matrix
 
     saved = Path(args.output) / "matrix.yaml"
+    keys = {"init": "inits", "label_fraction": "label_fractions", "dataset": "datasets"}
     names = ("tasks", "init", "seeds", "label_fraction", "engine", "dataset", "overrides")
-    named = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name)]
-    if args.matrix and named:
-        also = ", ".join(named)
+    given = {name: getattr(args, name) for name in names if getattr(args, name)}
+    if args.matrix and given:
+        also = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise InputError(f"--matrix {args.matrix} holds the whole matrix; leave out {also}.")
-    is_saved = not args.matrix and not named and saved.exists()
+    is_saved = not args.matrix and not given and saved.exists()
     if args.matrix or is_saved:
-        matrix = parts.read_matrix(args.matrix or saved, args.output)
+        matrix = read_matrix(args.matrix or saved, args.output)
         return (replace(matrix, baseline=args.baseline) if args.baseline else matrix), is_saved
-    matrix = parts.Matrix(
-        Path(args.output),
-        tuple(map(parts.parse_task, args.tasks)),
-        tuple(map(parts.parse_init, args.init)),
-        tuple(range(args.seeds or 1)),
-        parts.parse_fractions(args.label_fraction),
-        args.engine or "auto",
-        tuple(args.dataset),
-        tuple(args.overrides),
-        args.baseline,
-    )
-    return matrix, False
+    data = {keys.get(name, name): value for name, value in given.items()}
+    return make_matrix(data | {"baseline": args.baseline}, args.output), False
 
 
 def _settings(args: argparse.Namespace, saved_in: Path | None) -> LaunchSettings:

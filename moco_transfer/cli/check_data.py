@@ -11,18 +11,6 @@ import argparse
 
 from . import options
 
-EPILOG = """examples:
-  What a built-in name finds below $DETECTRON2_DATASETS:
-    moco-transfer check-data voc_2007_trainval voc_2012_trainval voc_2007_test
-  Your own data, in COCO's or VOC's format:
-    moco-transfer check-data mine --dataset mine=coco:annotations.json:images
-    moco-transfer check-data cells --dataset cells=voc:BCCD:train:RBC,WBC,Platelets
-  All that a run will use, compared with its config (number of classes, masks):
-    moco-transfer check-data --config-file coco_R_50_FPN_1x
-
-VOC's --dataset may end in :first_pixel=0,year=2007; CLASSES is a comma list or a file.
-"""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``check-data``."""
@@ -33,8 +21,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     config = "check the data sets of this config, and whether they fit it"
     add("--config-file", metavar="FILE", help=config)
     add("--fast", action="store_true", help="read the annotations only, do not open the images")
-    shown = "problems to print for each data set (default 20)"
-    add("--max-problems", type=options.natural, default=20, metavar="N", help=shown)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         where, how = args.config_file or "the command", "NAMEs, such as voc_2007_test, or --dataset"
         raise InputError(f"No data set is named in {where}: give {how}.")
     reports = [check_dataset(name, open_images=not args.fast) for name in names]
-    print("\n".join(report.text(args.max_problems) for report in reports))
+    print("\n".join(report.text() for report in reports))
     for sentence in shared_images(reports):
         print(f"remark: {sentence}")
     if not all(report.is_usable for report in reports):

@@ -13,31 +13,6 @@ import argparse
 
 from . import options
 
-FORMATS = (
-    "moco, moco_v3, torchvision, timm, lightly, solo_learn, vissl, openselfsup (and mmselfsup),"
-    " densecl, swav, byol, simsiam, dino, detectron2, caffe2, backbone, encoder"
-)
-
-EPILOG = f"""examples:
-  A checkpoint of moco-transfer pretrain, an official MoCo file, or published weights by name:
-    moco-transfer convert out/moco_v2/checkpoint_0200.pth out/moco_v2/backbone.pkl
-    moco-transfer convert moco_v2_800ep backbone.pkl
-  Back to torchvision, on to timm, or for the official tools (both encoders, heads, queue):
-    moco-transfer convert backbone.pkl resnet50.pth --to torchvision
-    moco-transfer convert out/moco_v2/checkpoint_0200.pth official.pth.tar --to moco
-  What a file is, what it was trained on, and what it covers:
-    moco-transfer convert --inspect backbone.pkl
-
-names of published weights:
-  moco_v1_200ep, moco_v2_200ep, moco_v2_800ep, torchvision/R-50, MSRA/R-50, torchvision's own
-  (ResNet50_Weights.IMAGENET1K_V2), detectron2://... and any http(s) address. MOCO_TRANSFER_MIRROR
-  names a folder or an address to ask instead of their hosts, with the files under the same paths;
-  FVCORE_CACHE is where downloads are kept.
-
-layouts (--from): {FORMATS};
-  or the prefix of the encoder's keys in the file, such as state_dict.tower.visual.
-"""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``convert``."""

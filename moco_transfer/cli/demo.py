@@ -18,10 +18,6 @@ from pathlib import Path
 
 from . import options
 
-EPILOG = """example:
-  moco-transfer demo --output demo_output            (what `make demo` runs)
-"""
-
 POOL_IMAGES, POOL_SIZE = 4000, 72
 SCENES, SCENE_SIZE = {"train": 100, "test": 200}, 160
 IMAGE_SEED = 0

@@ -9,10 +9,6 @@ import importlib
 import os
 from typing import Any
 
-EPILOG = """example:
-  moco-transfer doctor
-"""
-
 _TESTED_PAIR = "torch 2.11.0 and torchvision 0.26.0"
 _VERSIONS = ("python", "torch", "CUDA", "torchvision", "detectron2", "pycocotools", "OpenCV")
 

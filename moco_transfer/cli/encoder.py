@@ -27,9 +27,9 @@ def open_encoder(args: argparse.Namespace) -> TrainedEncoder:
     content = read_checkpoint(args.checkpoint)
     found = trained_encoder(content.top, args.checkpoint, encoder=args.encoder)
     found = found or _converted(content, args)
-    size = args.image_size or found.view.size
-    resize = args.resize or (protocol_resize(size) if args.image_size else found.view.resize)
-    view = dataclasses.replace(found.view, size=size, resize=max(resize, size))
+    if (size := args.image_size) is None:
+        return found
+    view = dataclasses.replace(found.view, size=size, resize=protocol_resize(size))
     return dataclasses.replace(found, view=view)
 
 

@@ -12,14 +12,6 @@ import argparse
 
 from . import options
 
-EPILOG = """examples:
-  A run on CIFAR-10, as its monitor measures it:
-    moco-transfer knn out/cifar10/checkpoint_0200.pth --train cifar10/train --test cifar10/test
-  An official checkpoint on ImageNet, by the pooled features before the head, on 8 GPUs:
-    torchrun --nproc_per_node 8 tools/knn_eval.py moco_v2_800ep_pretrain.pth.tar \\
-        --train imagenet/train --test imagenet/val --features trunk
-"""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``knn``."""

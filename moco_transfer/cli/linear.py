@@ -12,15 +12,6 @@ import argparse
 
 from . import options
 
-EPILOG = """examples:
-  The published protocol on ImageNet with 8 GPUs:
-    moco-transfer linear --num-gpus 8 out/moco_v2/checkpoint_0200.pth \\
-        --train imagenet/train --test imagenet/val --output out/linear
-  Minutes instead of days: features computed once, without augmentation:
-    moco-transfer linear out/cifar10/checkpoint_0200.pth --train cifar10/train \\
-        --test cifar10/test --output out/linear --cache-features
-"""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``linear``."""

@@ -7,6 +7,7 @@ import importlib
 import shlex
 import sys
 from collections.abc import Sequence
+from importlib import resources
 from types import ModuleType
 from typing import NoReturn
 
@@ -80,11 +81,13 @@ def _parse(verb: str, words: list[str]) -> tuple[ModuleType, argparse.Namespace]
     if verb not in VERBS:
         hint = did_you_mean(verb, VERBS)
         raise InputError(f"there is no such verb.{hint} Verbs: {', '.join(VERBS)}.")
-    module = importlib.import_module(f".{verb.replace('-', '_')}", __package__)
+    name = verb.replace("-", "_")
+    module = importlib.import_module(f".{name}", __package__)
+    examples = resources.files(__package__) / "examples" / f"{name}.txt"
     parser = _Parser(
         prog=f"moco-transfer {verb}",
         description=module.__doc__,
-        epilog=getattr(module, "EPILOG", None),
+        epilog=examples.read_text(encoding="utf-8"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[launch_options()] if verb in SEVERAL_PROCESSES else [],
     )

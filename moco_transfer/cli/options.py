@@ -58,8 +58,6 @@ def add_encoder(parser: argparse.ArgumentParser) -> None:
     add_role(parser)
     size = "side of an image (default: that of pre-training; 224 if unknown)"
     add("--image-size", type=count, metavar="PX", help=size)
-    resize = "shorter side before the centre crop (default: side x 256/224, or the run's)"
-    add("--resize", type=count, metavar="PX", help=resize)
     add("--workers", type=natural, default=4, metavar="N", help="data workers (default 4)")
     add("--device", default="auto", metavar="auto|cpu|cuda|mps", help="where to compute")
     precisions, text = ("auto", "fp32", "bf16", "fp16"), "of the encoder (default fp32)"

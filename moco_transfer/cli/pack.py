@@ -12,15 +12,6 @@ import argparse
 
 from . import options
 
-EPILOG = """examples:
-  A folder of many small files on a network disk:
-    moco-transfer pack /data/imagenet/train /fast/imagenet-train --workers 8
-  No decoding any more (shorter side 256 px, about 260 KB an image):
-    moco-transfer pack /data/imagenet/train /fast/imagenet-raw --as raw --workers 8
-  Compare every byte with what was written:
-    moco-transfer pack --check /fast/imagenet-raw
-"""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``pack``."""
@@ -31,8 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--as", dest="form", default="original", choices=forms, help=kept)
     size = "shorter side of --as jpeg and raw (default 256)"
     add("--size", type=options.count, default=256, metavar="PX", help=size)
-    shard = "images in a shard (default 4096)"
-    add("--images-per-shard", type=options.count, default=4096, metavar="N", help=shard)
     workers = "processes that decode (default 0: this one)"
     add("--workers", type=options.natural, default=0, metavar="N", help=workers)
     add("--check", metavar="DST", help="only compare every byte of a pack with what was written")
@@ -52,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.src or not args.dst or args.size < 8:
         raise InputError("Give SRC, DST and a --size of at least 8; or --check DST alone.")
     source = open_indexed(args.src)
-    settings = PackSettings(args.form, args.size, args.images_per_shard)
+    settings = PackSettings(args.form, args.size)
     with tqdm(total=len(source), desc="packing", unit="images", disable=None) as bar:
         for reason in pack(
             source, args.dst, settings, num_workers=args.workers, on_image=bar.update

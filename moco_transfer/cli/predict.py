@@ -11,14 +11,6 @@ import argparse
 import collections
 from pathlib import Path
 
-EPILOG = """examples:
-  A folder of images, with the newest checkpoint of a run:
-    moco-transfer predict out/cells/moco BCCD/JPEGImages --output out/cells/drawn
-  Some images, a certain checkpoint, only what is fairly sure:
-    moco-transfer predict out/cells/moco/checkpoint_0000250.pth a.jpg b.png --output drawn \\
-        --threshold 0.7
-"""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``predict``."""

@@ -11,18 +11,6 @@ import argparse
 
 from . import options
 
-EPILOG = """examples:
-  MoCo v2 on ImageNet with 8 GPUs, as published:
-    moco-transfer pretrain --num-gpus 8 --config-file moco_v2_R_50_200ep \\
-        DATA.ROOT /data/imagenet/train OUTPUT_DIR out/moco_v2
-  The same on one GPU or a CPU (BN statistics over virtual groups, see MOCO.BN_GROUP_SIZE):
-    moco-transfer pretrain --config-file moco_v2_R_50_200ep DATA.ROOT images OUTPUT_DIR out/moco_v2
-  Start a new run from existing weights (ours, official MoCo, torchvision):
-    moco-transfer pretrain --config-file moco_v2_R_50_200ep \\
-        --init-from moco_v2_800ep_pretrain.pth.tar DATA.ROOT images OUTPUT_DIR out/more
-  Any config key can follow as KEY VALUE; moco_transfer/config/pretrain_schema.yaml explains each.
-"""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``pretrain``."""

@@ -10,13 +10,6 @@ from __future__ import annotations
 
 import argparse
 
-EPILOG = """examples:
-  the paper's Table 2b, what MoCo v2 adds to it, and who has repeated it:
-    moco-transfer reference voc07+12 R50-C4
-  every COCO setting with an FPN:
-    moco-transfer reference coco fpn
-"""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the argument of ``reference``."""

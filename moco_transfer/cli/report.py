@@ -15,17 +15,15 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..report import (
     Problem,
     RunRecord,
     Table,
     build_tables,
-    insert_between_markers,
-    marked_paths,
+    fill_sections,
     read_runs,
     render_csv,
     render_latex,
@@ -36,24 +34,7 @@ from ..report.pretraining import PretrainingRun, find_pretraining
 from ..runtime.errors import InputError, MissingFileError
 from ..runtime.files import atomic_write_bytes, atomic_write_text
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 logger = logging.getLogger(__name__)
-
-EPILOG = """examples:
-  the table of all runs below out/ on the terminal, for a paper, and every trial for a spreadsheet:
-    moco-transfer report out
-    moco-transfer report out --format latex --output table.tex
-    moco-transfer report out --format csv --output trials.csv
-  one page with tables, plots, images and every run's config, for a browser; it needs no network:
-    moco-transfer report out --format html --output report.html
-  slim records of the runs for a repository, and the sections of a README between
-  <!-- results:begin docs/results/voc --> and <!-- results:end --> made from the named records
-  (RUNS fill a section that names nothing):
-    moco-transfer report out/voc --keep docs/results/voc
-    moco-transfer report --readme README.md
-"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,23 +52,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--baseline", default="", metavar="NAME", help=baseline)
     add("--output", metavar="FILE", help="write the table to FILE instead of the terminal")
     plots = "also draw curves and AP by class and size: PNG and SVG"
-    add("--plots", metavar="FOLDER", help=plots)
+    add("--plots", type=Path, metavar="FOLDER", help=plots)
     keep = "also write slim records into FOLDER: no weights, no absolute paths"
     add("--keep", metavar="FOLDER", help=keep)
-    readme = "replace the text between <!-- results:begin --> and <!-- results:end --> in FILE"
+    readme = "instead of RUNS: fill the sections of FILE that name their records"
     add("--readme", "--into", dest="readme", type=Path, metavar="FILE", help=readme)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print or write the table; returns 0: it names problems with single runs itself."""
-    if args.readme and args.format != "markdown":
-        raise InputError(f"--readme needs Markdown, got --format {args.format}; use --output FILE.")
-    if not args.runs and (not args.readme or args.output or args.plots or args.keep):
-        raise InputError("No runs are named: give run folders, or --readme FILE alone.")
-    if args.readme and not args.readme.is_file():
-        raise MissingFileError(f"--readme {args.readme} does not exist.")
-    if not args.runs:
-        _fill_named_sections(args.readme, args.baseline)
+    if bool(args.runs) == bool(args.readme):
+        raise InputError("Give either run folders, or --readme FILE, whose sections name them.")
+    if args.readme:
+        _fill_sections(args.readme, args.baseline)
         return 0
     records, problems = read_named_runs(args.runs)
     names = sorted({run.init for run in records})
@@ -100,24 +77,14 @@ def run(args: argparse.Namespace) -> int:
         pretraining, faults = find_pretraining(args.runs, records)
         problems += faults
     text = _render(args, tables, problems, pretraining)
-    if args.readme:  # the section that names these runs, else the one that names nothing
-        wanted = {Path(path).resolve() for path in args.runs}
-        for section in marked_paths(args.readme.read_text(encoding="utf-8")):
-            if {(args.readme.parent / path).resolve() for path in section} == wanted:
-                break
-        else:
-            section = ()
-        _insert(args.readme, {section: text})
     if args.output:
-        atomic_write_text(Path(args.output), text)
+        atomic_write_text(args.output, text)
     if args.plots:
-        _write_plots(Path(args.plots), tables, pretraining)
+        _write_plots(args.plots, tables, pretraining)
     if args.keep:
         kept = keep_records(records, pretraining, args.keep)
-        size = sum(file.stat().st_size for target in kept for file in target.iterdir()) / 1e3
-        what = "without weights and absolute paths"
-        print(f"Kept {len(kept)} runs in {args.keep} ({size:.0f} kB), {what}.")
-    if not args.readme and not args.output and not args.keep:
+        print(f"Kept {len(kept)} runs in {args.keep}, without weights and absolute paths.")
+    if not args.output and not args.keep:
         sys.stdout.write(text)
     return 0
 
@@ -153,24 +120,21 @@ def _render(
         folders = [path for path in args.runs if Path(path).is_dir()]
         return render_page(tables, problems, pretraining=pretraining, folders=folders)
     if args.format == "csv":  # it has no place for sentences
-        _log([*problems, *(problem for table in tables for problem in table.problems)])
+        for problem in (*problems, *(problem for table in tables for problem in table.problems)):
+            logger.warning("%s", problem)
         return render_csv(tables)
     return (render_markdown if args.format == "markdown" else render_latex)(tables, problems)
-
-
-def _log(problems: Iterable[Problem]) -> None:
-    for problem in problems:
-        logger.warning("%s", problem)
 
 
 def _write_plots(folder: Path, tables: list[Table], pretraining: list[PretrainingRun]) -> None:
     from ..report.html import plots
 
-    figures: dict[str, Figure] = {}
+    figures = {}
     for table in tables:
         name = plots.figure_name(table)
         figures[f"{name}_curves"], problems = plots.learning_curves(table)
-        _log(problems)
+        for problem in problems:
+            logger.warning("%s", problem)
         for kind in table.kinds:
             if figure := plots.breakdown(table, kind):
                 figures[f"{name}_{kind}_by_class_and_size"] = figure
@@ -184,24 +148,17 @@ def _write_plots(folder: Path, tables: list[Table], pretraining: list[Pretrainin
             logger.info("Wrote %s", file)
 
 
-def _fill_named_sections(readme: Path, baseline: str) -> None:
-    contents = {}
-    for paths in filter(None, marked_paths(readme.read_text(encoding="utf-8"))):
+def _fill_sections(readme: Path, baseline: str) -> None:
+    def table_of(paths: Sequence[str]) -> str:
         records, problems = read_named_runs([str(readme.parent / path) for path in paths])
         text = render_markdown(build_tables(records, baseline=baseline), problems)
         # Paths in warnings are the README's own, wherever the command runs.
-        contents[paths] = text.replace(f"{readme.parent}/", "")
-    if not contents:
-        what = "write <!-- results:begin FOLDER --> and <!-- results:end -->"
-        raise InputError(f"{readme} has no section that names its records; {what}.")
-    _insert(readme, contents)
+        return text.replace(f"{readme.parent}/", "")
 
-
-def _insert(readme: Path, contents: dict[tuple[str, ...], str]) -> None:
-    text = readme.read_text(encoding="utf-8")
+    if not readme.is_file():
+        raise MissingFileError(f"--readme {readme} does not exist.")
     try:
-        for paths, content in contents.items():
-            text = insert_between_markers(text, content, paths)
-    except ValueError as error:
-        raise InputError(f"{readme}: {error}; put each marker on a line of its own.") from error
+        text = fill_sections(readme.read_text(encoding="utf-8"), table_of)
+    except InputError as error:
+        raise InputError(f"{readme}: {error}") from error
     atomic_write_text(readme, text)

@@ -3,8 +3,9 @@ one column for each row of the transfer table.
 
 Reads fine-tuned runs as `report` does and writes one sheet per table, as PNG and SVG, into the
 folder that holds its runs, where `report --format html` finds it. Each row is shown by the run of
-the lowest seed that all rows have. The images are the first of the test set that have an object.
-Of each image as many predictions are drawn, those with the highest scores, as it has objects.
+the lowest seed that all rows have. The images are the first four of the test set that have an
+object. Of each image as many predictions are drawn, those with the highest scores, as it has
+objects.
 """
 
 from __future__ import annotations
@@ -24,26 +25,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-EPILOG = """examples:
-  all runs below out/voc, with the test set below $DETECTRON2_DATASETS:
-    moco-transfer sheet out/voc
-  your own test set (where a run has recorded its command, --dataset is taken from it):
-    moco-transfer sheet out/cells --dataset cells_test=voc:BCCD:test:RBC,WBC,Platelets
-  other images, another seed:
-    moco-transfer sheet out/voc --images 000012 000034 --seed 2
-"""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``sheet``."""
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUNS", help="run folders, or folders that contain some")
     options.add_datasets(parser)
-    number = "show the first N images that have an object (default 4)"
-    add("--num-images", type=options.count, default=4, metavar="N", help=number)
     add("--images", nargs="+", metavar="ID", help="show these images of the test set instead")
-    seed = "show the runs of this seed (default: the lowest that all rows have)"
-    add("--seed", type=int, metavar="N", help=seed)
     output = "folder for the sheets (default: the folder that holds the runs)"
     add("--output", metavar="DIR", help=output)
 
@@ -64,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         folder = Path(args.output) if args.output else sheet_folder(table)
         path = folder / f"{SHEET_NAME}_{figure_name(table)}.png"
         try:
-            _draw(path, _test_set(table), _one_run_per_row(table, args.seed), args)
+            _draw(path, _test_set(table), _one_run_per_row(table), args.images)
         except InputError as error:
             faults.append(f"no sheet of {table.setting.task}: {error}")
     if faults:
@@ -88,21 +76,14 @@ def _test_set(table: Table) -> DetectionDataset:
     return get_dataset(name)
 
 
-def _one_run_per_row(table: Table, seed: int | None) -> dict[str, RunRecord]:
+def _one_run_per_row(table: Table) -> dict[str, RunRecord]:
     rows = {row.init: {run.seed: run for run in row.runs} for row in table.rows if row.runs}
     common = set.intersection(*map(set, rows.values())) if rows else set()
-    if seed is None and common:
-        seed = min(common)
-    if seed is not None:
-        rows = {init: {seed: runs[seed]} for init, runs in rows.items() if seed in runs}
-    if not rows:
-        seeds = sorted({run.seed for run in table.runs})
-        raise InputError(f"no run with seed {seed} is in the table; it has seeds {seeds}.")
-    return {init: runs[min(runs)] for init, runs in rows.items()}
+    return {init: runs[min(common or runs)] for init, runs in rows.items()}
 
 
 def _draw(
-    path: Path, dataset: DetectionDataset, chosen: dict[str, RunRecord], args: argparse.Namespace
+    path: Path, dataset: DetectionDataset, chosen: dict[str, RunRecord], images: list[str] | None
 ) -> None:
     from ..evaluate.detection_sheet import draw_detection_sheet, first_images
     from ..evaluate.predictions import load_predictions
@@ -115,10 +96,8 @@ def _draw(
             logger.warning("row %s is left out of the sheet: %s", init, error)
     if not columns:
         raise InputError(f"No run has {name}; `train` writes it into its run folder.")
-    ids = first_images(dataset, args.num_images)
-    if args.images:
-        by_text = {str(record["image_id"]): record["image_id"] for record in dataset.records}
-        ids = [by_text.get(text, text) for text in args.images]
+    by_text = {str(record["image_id"]): record["image_id"] for record in dataset.records}
+    ids = [by_text.get(text, text) for text in images or ()] or first_images(dataset)
     draw_detection_sheet(path, dataset, columns, image_ids=ids)
     seeds = ", ".join(f"{init} seed {chosen[init].seed}" for init in columns)
     print(f"Wrote {path} and its .svg: {len(ids)} images of {dataset.name}; {seeds}.")

@@ -14,22 +14,6 @@ import argparse
 
 from . import options
 
-EPILOG = """examples:
-  See what a run will do:
-    moco-transfer train --dry-run --config-file pascal_voc_R_50_C4_24k MODEL.WEIGHTS backbone.pkl
-  PASCAL VOC 07+12 as published, 8 GPUs:
-    moco-transfer train --num-gpus 8 --config-file pascal_voc_R_50_C4_24k \\
-        MODEL.WEIGHTS backbone.pkl OUTPUT_DIR out/voc_moco_seed0 SEED 0
-  Your own images in VOC's layout (three classes), a small detector, one CPU:
-    moco-transfer train --config-file own_R_18_FPN_small \\
-        --dataset cells_train=voc:BCCD:train:RBC,WBC,Platelets \\
-        --dataset cells_test=voc:BCCD:test:RBC,WBC,Platelets \\
-        DATASETS.TRAIN cells_train DATASETS.TEST cells_test \\
-        MODEL.WEIGHTS backbone.pkl OUTPUT_DIR out/cells
-  Evaluate a checkpoint:
-    ... --eval-only MODEL.WEIGHTS out/cells/checkpoint_0000250.pth OUTPUT_DIR out/cells_eval
-"""
-
 _FLAGS = {
     "--eval-only": "evaluate MODEL.WEIGHTS, or with --resume the last checkpoint; train nothing",
     "--allow-partial": "start although MODEL.WEIGHTS does not cover the whole backbone; recorded",

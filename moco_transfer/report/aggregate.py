@@ -166,9 +166,9 @@ def _row_order(init: str) -> tuple[int, list[tuple[bool, int, str]]]:
 
 def _problems(setting: Setting, rows: Sequence[Row], baseline: str) -> Iterator[Problem]:
     """Yield what a reader has to know about missing, conflicting and mixed runs."""
-    for check in (_conflicts, _undefined_metrics, _missing_seeds, _mixed_runs):
-        for row in rows:
-            yield from (Problem(f"row {row.init}", message) for message in check(row, rows))
+    for row in rows:
+        messages = (*_run_faults(row, rows), *_undefined_metrics(row, rows))
+        yield from (Problem(f"row {row.init}", message) for message in messages)
     # The config hash knows only a training set's name there; an evaluated run has none.
     trained = [run for row in rows for run in row.runs if run.train_set]
     folders = _grouped(trained, lambda run: " + ".join(run.train_set))
@@ -187,13 +187,24 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def _conflicts(row: Row, rows: Sequence[Row]) -> Iterator[str]:
+def _run_faults(row: Row, rows: Sequence[Row]) -> Iterator[str]:
+    """Name conflicting and missing seeds, and averaged runs of other lengths or weight files."""
     for seed, claims in itertools.groupby(row.conflicts, key=lambda run: run.seed):
         shown = [f"{run.folder} ({headline(run)})" for run in claims]
         yield (
             f"{len(shown)} runs claim seed {seed}, none of them is averaged: {'; '.join(shown)}."
             " Remove or move all but one."
         )
+    seeds = {run.seed for other in rows for run in other.all_runs}
+    if missing := sorted(seeds - {run.seed for run in row.all_runs}):
+        yield f"no run with seed {', '.join(map(str, missing))}, which another row has."
+    iterations = sorted({run.iterations for run in row.runs})
+    if len(iterations) > 1:
+        yield f"averages runs of {', '.join(map(str, iterations))} iterations."
+    files = sorted({run.weights["sha256"][:8] for run in row.runs if run.weights.get("sha256")})
+    if len(files) > 1:
+        short = ", ".join(files)
+        yield f"averages runs from {len(files)} different weight files (sha256 {short})."
 
 
 def headline(run: RunRecord) -> str:
@@ -217,21 +228,3 @@ def _undefined_metrics(row: Row, rows: Sequence[Row]) -> Iterator[str]:
             by_runs.setdefault(bad, []).append(f"{kind} {metric}")
     for folders, metrics in by_runs.items():
         yield f"no finite {_listed(metrics)} in {', '.join(folders)}; left out of the mean."
-
-
-def _missing_seeds(row: Row, rows: Sequence[Row]) -> Iterator[str]:
-    missing = {run.seed for other in rows for run in other.all_runs}
-    missing -= {run.seed for run in row.all_runs}
-    if missing:
-        seeds = ", ".join(map(str, sorted(missing)))
-        yield f"no run with seed {seeds}, which another row has."
-
-
-def _mixed_runs(row: Row, rows: Sequence[Row]) -> Iterator[str]:
-    iterations = sorted({run.iterations for run in row.runs})
-    if len(iterations) > 1:
-        yield f"averages runs of {', '.join(map(str, iterations))} iterations."
-    files = sorted({run.weights["sha256"][:8] for run in row.runs if run.weights.get("sha256")})
-    if len(files) > 1:
-        short = ", ".join(files)
-        yield f"averages runs from {len(files)} different weight files (sha256 {short})."

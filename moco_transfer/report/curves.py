@@ -7,13 +7,12 @@ shows how far seeds differ, not how far one batch differs from the next.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from .aggregate import Row
-from .records import METRICS_FILE, Problem, RunRecord
+from .records import METRICS_FILE, Problem, RunRecord, metric_rows
 from .seed_statistics import Summary, summarize
 
 #: Loss curves have at most this many points.
@@ -75,24 +74,18 @@ def read_series(file: Path, keys: Sequence[str]) -> tuple[dict[str, Points], lis
     for an unreadable file or damaged lines. Lines that a resumed run wrote again replace old ones.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not text"
         return {}, [Problem(str(file), f"cannot be read ({reason}); the run has no curve.")]
     found: dict[str, dict[float, float]] = {}
-    damaged = 0
-    for line in lines:
-        try:
-            entry = json.loads(line)
-            iteration = entry["iteration"]
-            if not 0 <= iteration < _LARGEST:  # nor NaN
-                raise ValueError("no iteration")
-            for key in keys:
-                value = entry.get(key)
-                if value is not None and -_LARGEST < value < _LARGEST:
-                    found.setdefault(key, {})[float(iteration)] = float(value)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            damaged += bool(line.strip())
+    rows = list(metric_rows(text))
+    for row in filter(None, rows):
+        for key in keys:
+            value = row.get(key)
+            if isinstance(value, (int, float)) and -_LARGEST < value < _LARGEST:
+                found.setdefault(key, {})[float(row["iteration"])] = float(value)
+    damaged = rows.count(None)
     message = f"{damaged} damaged lines are left out of the curve."
     problems = [Problem(str(file), message)] if damaged else []
     return {key: sorted(points.items()) for key, points in found.items()}, problems

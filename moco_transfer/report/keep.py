@@ -17,7 +17,7 @@ from typing import Any
 from moco_transfer.runtime.files import atomic_write_text
 
 from .pretraining import COLUMNS, PretrainingRun
-from .records import CONFIG_FILE, METRICS_FILE, RESULTS_FILE, RunRecord, text_of
+from .records import CONFIG_FILE, METRICS_FILE, RESULTS_FILE, RunRecord, metric_rows, text_of
 
 # A path from the root on: two names at least, not the inside of a URL or of a relative path.
 _ABSOLUTE = re.compile(r"(?<![\w./~-])(?:/[^\s/:,;'\"=\[\](){}]+)+/([^\s/:,;'\"=\[\](){}]*)")
@@ -62,14 +62,13 @@ def _keep_texts(source: str, target: Path, wanted: Callable[[str], bool]) -> Non
     if config := text_of(source, CONFIG_FILE):
         atomic_write_text(target / CONFIG_FILE, without_places(config))
     lines = []
-    for line in text_of(source, METRICS_FILE).splitlines():
-        try:
-            row = {k: v for k, v in json.loads(line).items() if k == "iteration" or wanted(k)}
-        except (ValueError, AttributeError):
-            continue  # a line that a kill cut off
-        if len(row) > 1:
-            rounded = {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()}
-            lines.append(json.dumps(rounded) + "\n")
+    for row in filter(None, metric_rows(text_of(source, METRICS_FILE))):
+        kept = {
+            key: round(value, 5) if isinstance(value, float) else value
+            for key, value in row.items()
+            if key == "iteration" or wanted(key)
+        }
+        lines += [json.dumps(kept) + "\n"] if len(kept) > 1 else []
     if lines:
         atomic_write_text(target / METRICS_FILE, "".join(lines))
 

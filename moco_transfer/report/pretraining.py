@@ -6,7 +6,7 @@ the loss, the kNN accuracy and the cosines of the run that made its weights.
 
 from __future__ import annotations
 
-import json
+import itertools
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,15 @@ import yaml
 
 from .curves import Points, read_series
 from .published import load_yaml
-from .records import CONFIG_FILE, METRICS_FILE, RESULTS_FILE, Problem, RunRecord, text_of
+from .records import (
+    CONFIG_FILE,
+    METRICS_FILE,
+    RESULTS_FILE,
+    Problem,
+    RunRecord,
+    metric_rows,
+    text_of,
+)
 
 #: What is drawn of a pre-training run.
 COLUMNS = (
@@ -77,33 +85,18 @@ def _folders_with_metrics(paths: Iterable[str | os.PathLike[str]]) -> Iterable[P
 
 
 def _read(folder: Path, inits: tuple[str, ...]) -> tuple[PretrainingRun | None, list[Problem]]:
-    lines = text_of(folder, METRICS_FILE).splitlines()[:_LINES_READ]
-    if not any(map(_is_of_pretraining, lines)):
+    rows = itertools.islice(metric_rows(text_of(folder, METRICS_FILE)), _LINES_READ)
+    # A detector logs total_loss, the kNN monitor no loss.
+    if not any("loss" in row and row.keys() & {"contrast_acc1", "acc1"} for row in rows if row):
         return None, []
     series, problems = read_series(folder / METRICS_FILE, COLUMNS)
     if "loss" not in series:
         return None, problems
-    config = read_config(text_of(folder, CONFIG_FILE))
-    parts = (config.get("SOLVER"), config.get("MODEL"))
-    solver, model = (part if isinstance(part, dict) else {} for part in parts)
-    mechanism, arch = str(config.get("MECHANISM") or ""), str(model.get("ARCH") or "")
-    epochs, last = solver.get("EPOCHS"), int(series["loss"][-1][0])
+    try:
+        config = load_yaml(text_of(folder, CONFIG_FILE))
+        mechanism, arch = str(config["MECHANISM"]), str(config["MODEL"]["ARCH"])
+        epochs = config["SOLVER"]["EPOCHS"]
+    except (ValueError, LookupError, TypeError, RecursionError, yaml.YAMLError):
+        mechanism, arch, epochs = "", "", None  # no config, or a damaged one
+    last = int(series["loss"][-1][0])
     return PretrainingRun(str(folder), mechanism, arch, epochs, last, series, inits), problems
-
-
-def _is_of_pretraining(line: str) -> bool:
-    # A detector logs total_loss, the kNN monitor no loss.
-    try:
-        row = json.loads(line)
-        return "loss" in row and not row.keys().isdisjoint(("contrast_acc1", "acc1"))
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        return False  # damaged, or no table
-
-
-def read_config(text: str) -> dict[Any, Any]:
-    """Return a YAML config, {} where the text is damaged or no table of keys."""
-    try:
-        config = load_yaml(text)
-    except (ValueError, RecursionError, yaml.YAMLError):  # ValueError: an impossible date
-        return {}
-    return config if isinstance(config, dict) else {}

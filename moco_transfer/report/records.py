@@ -11,8 +11,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,19 @@ _KINDS: dict[str, Any] = {
     "a string": str, "an integer": int, "a table": dict, "a number": (int, float),
     "a list": (list, str), "a list of names": list,
 }  # fmt: skip
-#: Optional keys inside tables that a record holds as they are.
-_PARTS = {
-    "weights.path": "a string", "weights.sha256": "a string", "weights.stamp": "a table",
-    "weights.coverage": "a table", "flags.forced": "a list", "dataset.label_subset": "a table",
-    "weights.coverage.missing": "a list", "weights.coverage.misshapen": "a list",
+#: Keys of results.json: what each must hold, and the default of those that may be absent or null.
+_KEYS: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("task", "config_hash", "engine", "init", "norm"), ("a string",)),
+    **dict.fromkeys(("seed", "iterations"), ("an integer",)),
+    **dict.fromkeys(("dataset", "metrics"), ("a table",)),
+    "dataset.test": ("a list of names",), "dataset.train": ("a list of names", ()),
+    "dataset.label_subset": ("a table", {}), "dataset.label_subset.sha256": ("a string", ""),
+    "config": ("a string", ""), "wall_sec": ("a number", None), "world_size": ("an integer", 1),
+    **dict.fromkeys(("versions", "weights", "flags"), ("a table", {})),
+    **dict.fromkeys(("git", "command", "weights.path", "weights.sha256"), ("a string", None)),
+    **dict.fromkeys(("weights.stamp", "weights.coverage"), ("a table", None)),
+    **dict.fromkeys(("weights.coverage.missing", "weights.coverage.misshapen"), ("a list", None)),
+    "flags.forced": ("a list", None),
 }  # fmt: skip
 _LARGEST = 1e15  # of any metric, duration or count; a damaged one may not even fit a float
 _NO_METRICS = "key 'metrics' is empty: the run was never evaluated"
@@ -144,35 +151,22 @@ def _records(folder: str, data: Any) -> list[RunRecord]:
         raise ValueError(f"has no key 'schema'; expected the {RESULTS_FILE} of a fine-tuning run")
     if data["schema"] != SCHEMA:
         raise ValueError(f"has schema {str(data['schema'])[:60]}, expected {SCHEMA}")
-    get = partial(_get, data)
-    get("dataset", "a table")
-    names, metrics = get("dataset.test", "a list of names"), get("metrics", "a table")
+    found = {key: _get(data, key, *rule) for key, rule in _KEYS.items()}
+    names, metrics = found["dataset.test"], found["metrics"]
     by_test_set = {tuple(names): metrics}
     if len(names) > 1 and set(metrics) <= set(names):
         by_test_set = {(name,): metrics[name] for name in names if name in metrics}
-    for key, expected in _PARTS.items():
-        get(key, expected, None)
-    record = RunRecord(
-        **{key: get(key, "a string") for key in ("task", "config_hash", "engine", "init", "norm")},
-        **{key: get(key, "an integer") for key in ("seed", "iterations")},
-        folder=folder,
-        config=str(data.get("config") or ""),
-        test_set=(),
-        train_set=tuple(get("dataset.train", "a list of names", ())),
-        metrics={},
-        wall_sec=get("wall_sec", "a number", None),
-        world_size=get("world_size", "an integer", 1) or 1,
-        versions={key: str(value) for key, value in get("versions", "a table", {}).items()},
-        git=get("git", "a string", None),
-        weights=get("weights", "a table", {}),
-        flags=get("flags", "a table", {}),
-        command=get("command", "a string", None) or None,
-        label_subset=get("dataset.label_subset.sha256", "a string", ""),
-    )
     parts = [(part, _metrics(values)) for part, values in by_test_set.items()]
     if not parts:
         raise ValueError(_NO_METRICS)
-    return [replace(record, test_set=part, metrics=values) for part, values in parts]
+    same = {key: value for key, value in found.items() if key in RunRecord.__dataclass_fields__}
+    same |= {
+        "folder": folder,
+        "train_set": tuple(found["dataset.train"]),
+        "label_subset": found["dataset.label_subset.sha256"],
+        "versions": {key: str(value) for key, value in found["versions"].items()},
+    }
+    return [RunRecord(**same | {"test_set": part, "metrics": values}) for part, values in parts]
 
 
 def _metrics(metrics: Any) -> dict[str, dict[str, float]]:
@@ -193,9 +187,11 @@ def _metrics(metrics: Any) -> dict[str, dict[str, float]]:
 def _get(data: dict[str, Any], key: str, expected: str, *default: Any) -> Any:
     """Return the value at a dotted key; ``default`` where it is absent or null."""
     value: Any = data
+    path = ""
     for part in key.split("."):
+        path = f"{path}.{part}" if path else part
         if not default and part not in value:
-            raise ValueError(f"has no key '{key}'")
+            raise ValueError(f"has no key '{path}'")
         value = value.get(part) if isinstance(value, dict) else None
     return default[0] if default and value is None else _checked(key, value, expected)
 
@@ -241,17 +237,24 @@ def _walk(root: Path, seen: set[Path]) -> Iterator[Path | Problem]:
             yield from _walk(Path(entry.path), seen)
 
 
+def metric_rows(text: str) -> Iterator[dict[str, Any] | None]:
+    """Yield the lines of a metrics.json; None for a damaged one, such as a last line that a kill
+    cut off.
+    """
+    for line in filter(str.strip, text.splitlines()):
+        try:
+            row = json.loads(line)
+            yield row if 0 <= row["iteration"] < _LARGEST else None
+        except (ValueError, LookupError, TypeError, RecursionError):
+            yield None
+
+
 def last_iteration(folder: Path) -> int:
     """Return the last iteration in metrics.json, 0 where there is none."""
     try:
         with open(folder / METRICS_FILE, "rb") as file:
             file.seek(max(0, file.seek(0, 2) - 8192))
-            lines = file.read().decode("utf-8", "replace").splitlines()
+            rows = list(metric_rows(file.read().decode("utf-8", "replace")))
     except OSError:
         return 0
-    for line in reversed(lines):
-        try:
-            return int(json.loads(line)["iteration"])
-        except (ValueError, LookupError, TypeError):
-            continue  # a kill may have cut the last line off
-    return 0
+    return next((int(row["iteration"]) for row in reversed(rows) if row), 0)

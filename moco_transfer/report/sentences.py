@@ -11,7 +11,7 @@ from moco_transfer.evaluate.metric_names import BBOX_METRICS, RECALL_METRICS
 
 from .aggregate import BASELINES, Setting, Table
 from .cells import DAGGER, NOTHING, kind_name, p_text, published_row, run_caveats, signed_text
-from .published import PublishedRow, PublishedSetting
+from .published import PublishedSetting
 from .records import CONFIG_FILE, RunRecord, text_of
 
 _COCO_AP = (
@@ -188,34 +188,3 @@ def _schedule_sentences(runs: Sequence[RunRecord], setting: PublishedSetting) ->
         other = f"runs here trained for {', '.join(differing)}, the published ones for {length}"
         sentences.append(f"Warning: {other}.")
     return sentences
-
-
-def render_published(setting: PublishedSetting) -> str:
-    """Return all rows of a published setting as Markdown: values, gap to the supervised row of the
-    same source, source.
-    """
-    facts = [setting.title]
-    facts += [f"{setting.iterations} iterations"] if setting.iterations else []
-    facts += [f"mean of {setting.trials} trials"] if setting.trials else []
-    if setting.std:
-        std = ", ".join(f"{column} {value}" for column, value in setting.std.items())
-        facts.append(f"std {std} ({setting.std_source})")
-    header = ["row", *setting.columns, "source"]
-    lines = [header, ["---"] * len(header)]
-    for row in setting.rows:  # papers print one decimal, some repositories two
-        items = ((v, 1 if v == round(v, 1) else 2, c) for c, v in row.values.items())
-        values = [f"{v:.{digits}f}{_gap(setting, row, column)}" for v, digits, column in items]
-        lines.append([row.label, *values, row.source + " (independent)" * row.is_independent])
-    grid = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    blocks = [f"### {setting.name}", "; ".join(facts) + ".", grid, setting.note]
-    return "\n\n".join(filter(None, blocks)) + "\n"
-
-
-def _gap(setting: PublishedSetting, row: PublishedRow, column: str) -> str:
-    """Return the gap to the supervised row: the paper's, or that of an independent row's source."""
-    groups = {id(r): r.source if r.is_independent else "" for r in setting.rows}
-    same = (r for r in setting.rows if groups[id(r)] == groups[id(row)])
-    base = next((r for r in same if r.init == "supervised"), None)
-    if base is None or row.init in ("supervised", "random"):
-        return ""
-    return f" ({signed_text(row.values[column] - base.values[column])})"

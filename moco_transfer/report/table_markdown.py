@@ -1,21 +1,24 @@
 """The transfer tables as Markdown, and the sections of a README that hold them.
 
-A section is between ``<!-- results:begin -->`` and ``<!-- results:end -->``. The first may name the
-records that it is made from: ``<!-- results:begin docs/results/voc -->``.
+A section is between ``<!-- results:begin FOLDER ... -->``, which names the records that it is made
+from, and ``<!-- results:end -->``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+
+from moco_transfer.runtime.errors import InputError
 
 from .aggregate import Table
-from .cells import NOTHING, Cell, kind_name, transfer_grid
+from .cells import NOTHING, Cell, kind_name, signed_text, transfer_grid
+from .published import PublishedRow, PublishedSetting
 from .records import Problem
 from .sentences import legend_sentences, separation_sentences, setting_sentence
 
-_END = "<!-- results:end -->"
-_BEGIN = re.compile(r"<!-- results:begin((?: [^\s<>]+)*) -->")
+_BEGIN, _END = "<!-- results:begin", "<!-- results:end -->"
+_SECTION = re.compile(rf"({_BEGIN}((?: [^\s<>]+)+) -->).*?{_END}", re.DOTALL)
 
 
 def render_markdown(tables: Sequence[Table], problems: Sequence[Problem] = ()) -> str:
@@ -27,17 +30,49 @@ def render_markdown(tables: Sequence[Table], problems: Sequence[Problem] = ()) -
         blocks += [f"### {_plain(table.setting.task)}", _plain(setting_sentence(table))]
         for kind in table.kinds:
             blocks += [f"**{kind_name(kind).capitalize()}**"] if len(table.kinds) > 1 else []
-            blocks.append(_grid(table, kind))
+            rows = transfer_grid(table, kind).rows
+            header = [name.replace(": ", " ") for name in rows[0]]
+            blocks.append(_grid([header, *([*map(_text, row.values())] for row in rows)]))
         legend = legend_sentences(table, emphasis="bold")
         blocks.append(_bullets([*legend, *_warnings(table.problems)]))
     blocks.append(_bullets(_warnings(problems)))
     return "\n\n".join(filter(None, blocks)) + "\n"
 
 
-def _grid(table: Table, kind: str) -> str:
-    rows = transfer_grid(table, kind).rows
-    header = [name.replace(": ", " ") for name in rows[0]]
-    lines = [header, ["---"] * len(header), *(map(_text, row.values()) for row in rows)]
+def render_published(setting: PublishedSetting) -> str:
+    """Return all rows of a published setting as Markdown: values, gap to the supervised row of the
+    same source, source.
+    """
+    std = ", ".join(f"{column} {value}" for column, value in setting.std.items())
+    facts = {
+        setting.title: True,
+        f"{setting.iterations} iterations": setting.iterations,
+        f"mean of {setting.trials} trials": setting.trials,
+        f"std {std} ({setting.std_source})": setting.std,
+    }
+    rows = [["row", *setting.columns, "source"]]
+    for row in setting.rows:  # papers print one decimal, some repositories two
+        items = ((v, 1 if v == round(v, 1) else 2, c) for c, v in row.values.items())
+        values = [f"{v:.{digits}f}{_gap(setting, row, column)}" for v, digits, column in items]
+        rows.append([row.label, *values, row.source + " (independent)" * row.is_independent])
+    told = "; ".join(fact for fact, is_known in facts.items() if is_known)
+    blocks = [f"### {setting.name}", f"{told}.", _grid(rows), setting.note]
+    return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def _gap(setting: PublishedSetting, row: PublishedRow, column: str) -> str:
+    """Return the gap to the supervised row: the paper's, or that of an independent row's source."""
+    groups = {id(r): r.source if r.is_independent else "" for r in setting.rows}
+    same = (r for r in setting.rows if groups[id(r)] == groups[id(row)])
+    base = next((r for r in same if r.init == "supervised"), None)
+    if base is None or row.init in ("supervised", "random"):
+        return ""
+    return f" ({signed_text(row.values[column] - base.values[column])})"
+
+
+def _grid(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells, the header first, as a Markdown table."""
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
@@ -58,26 +93,18 @@ def _plain(text: str) -> str:
     return " ".join(text.split())  # a line break in a name would end the cell or the bullet
 
 
-def marked_paths(text: str) -> list[tuple[str, ...]]:
-    """Return what each section of a Markdown file names, () for a section that names nothing."""
-    return [tuple(match[1].split()) for match in _BEGIN.finditer(text)]
-
-
-def insert_between_markers(text: str, content: str, paths: tuple[str, ...] = ()) -> str:
-    """Return ``text`` with ``content`` between the two markers of the section that names ``paths``.
+def fill_sections(text: str, table_of: Callable[[tuple[str, ...]], str]) -> str:
+    """Return a Markdown file with every section filled by ``table_of`` the folders that it names.
 
     Raises:
-        ValueError: If a marker is missing, occurs more than once, or the order is wrong.
+        InputError: If there is no section, or one has not exactly one beginning and end.
     """
-    begin = f"<!-- results:begin{''.join(f' {path}' for path in paths)} -->"
-    sections = marked_paths(text)
-    wanted = {begin: (sections.count(paths), 1), _END: (text.count(_END), len(sections))}
-    for marker, (found, expected) in wanted.items():
-        if found != expected:
-            once = "once" if expected == 1 else f"{expected} times, once for each section"
-            raise ValueError(f"expected the line {marker} {once}, found it {found} times")
-    head, rest = text.split(begin)
-    inside, end, tail = rest.partition(_END)
-    if not end or _BEGIN.search(inside):
-        raise ValueError(f"expected {begin} before its {_END}, found them the other way round")
-    return f"{head}{begin}\n\n{content.strip()}\n\n{_END}{tail}"
+    found = len(_SECTION.findall(text)), text.count(_BEGIN), text.count(_END)
+    if not found[0] or len(set(found)) > 1:
+        expected = f"expected {_BEGIN} FOLDER ... --> before each {_END}"
+        raise InputError(f"{expected}, found {found[1]} and {found[2]} in {found[0]} sections.")
+
+    def filled(section: re.Match[str]) -> str:
+        return f"{section[1]}\n\n{table_of(tuple(section[2].split())).strip()}\n\n{_END}"
+
+    return _SECTION.sub(filled, text)

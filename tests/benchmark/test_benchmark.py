@@ -63,7 +63,7 @@ def test_benchmark__dry_run_prints_plan_and_commands_and_writes_nothing(
     out = capsys.readouterr().out
     commands = [line for line in out.splitlines() if " -m moco_transfer train " in line]
     assert len(commands) == 2
-    assert all("torch.distributed.run --standalone --nproc_per_node 2" in c for c in commands)
+    assert all(" train --num-gpus 2 --config-file demo_R_18_FPN " in c for c in commands)
     assert out.count("scenes_train: 6 images") == 1  # the plan of one run of the task
     assert str(output / "demo_R_18_FPN/random/seed0") in out
     assert "random initialisation" in out and "supervised.pkl (supervised): " in out

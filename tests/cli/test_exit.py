@@ -32,9 +32,8 @@ class TornDown:
 held = TornDown()
 atexit.register(print, "atexit")
 verb = types.SimpleNamespace(__doc__="", add_arguments=lambda parser: None, run=run)
-sys.modules["moco_transfer.cli.verb"] = verb
-main.VERBS["verb"] = ""
-sys.exit(main.main(["verb"]))
+sys.modules["moco_transfer.cli.doctor"] = verb  # a verb of which only the name is taken
+sys.exit(main.main(["doctor"]))
 """
 
 

@@ -169,7 +169,7 @@ def official(tmp_path_factory):
 
 def test_open_encoder__the_same_trunk_by_our_reader_and_by_converts(official, pool, capsys):
     def opened(name, **more):
-        options = {"encoder": "q", "image_size": None, "resize": None} | more
+        options = {"encoder": "q", "image_size": None} | more
         return encoder_options.open_encoder(
             argparse.Namespace(checkpoint=str(official / name), **options)
         )

@@ -54,15 +54,7 @@ def test_sheet__takes_the_lowest_common_seed_and_the_recorded_data_set(trained, 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (
-            ["sheet", "{runs}", "--seed", "7"],
-            "no run with seed 7 is in the table; it has seeds [0, 1].",
-        ),
         (["sheet", "{runs}", "--images", "nothing"], "has no image 'nothing' to show; it has 3."),
-        (
-            ["sheet", "{runs}", "--num-images", "0"],
-            "--num-images: expected a number above 0, got 0",
-        ),
         (["sheet", "{runs}/gone"], "gone does not exist; expected a run folder"),
     ],
 )

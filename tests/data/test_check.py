@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moco_transfer.cli import check_data, main
+from moco_transfer.cli import main
 from moco_transfer.data import register_dataset
 from moco_transfer.data.annotations import catalog
 from moco_transfer.data.annotations.check import check_dataset
@@ -161,7 +161,6 @@ def test_check_data__command_line(make_voc, make_coco, capsys):
     assert main.main(["check-data"]) == 2
     assert "No data set is named" in capsys.readouterr().err
     assert json.loads(json_file.read_text())["images"], "nothing is written"
-    assert check_data.EPILOG
 
 
 def test_check_dataset__an_image_whose_header_is_whole_and_whose_pixels_are_cut_off(make_voc):

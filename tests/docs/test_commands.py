@@ -118,8 +118,8 @@ def test_commands__run(command, world, monkeypatch, capsys):
 
 @pytest.mark.parametrize("verb", program.VERBS)
 def test_examples_of_help__are_accepted(verb, monkeypatch):
-    module = importlib.import_module(f"moco_transfer.cli.{verb.replace('-', '_')}")
-    text = re.sub(r"\\\n\s*", "", getattr(module, "EPILOG", None) or "")
+    file = REPOSITORY / "moco_transfer" / "cli" / "examples" / f"{verb.replace('-', '_')}.txt"
+    text = re.sub(r"\\\n\s*", "", file.read_text(encoding="utf-8"))
     lines = [line.strip() for line in text.splitlines() if line.startswith("    ")]
     monkeypatch.chdir(REPOSITORY)
     for line in lines:

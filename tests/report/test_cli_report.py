@@ -32,28 +32,26 @@ def test_report__prints_the_table(three_rows, capsys):
 
 def test_report__writes_files_instead_of_printing(three_rows, capsys):
     readme = three_rows / "README.md"
-    readme.write_text("# T\n<!-- results:begin -->\n<!-- results:end -->\nend\n")
-    assert _run(three_rows, "--into", readme, "--output", three_rows / "new/table.md") == 0
+    readme.write_text("# T\n<!-- results:begin . -->\n<!-- results:end -->\nend\n")
+    assert _run(three_rows, "--output", three_rows / "new/table.md") == 0
+    assert _run("--into", readme) == 0
     assert capsys.readouterr().out == ""
     table = (three_rows / "new/table.md").read_text()
     assert table.startswith("### pascal_voc_R_18_FPN\n")
     assert (
         readme.read_text()
-        == f"# T\n<!-- results:begin -->\n\n{table.strip()}\n\n<!-- results:end -->\nend\n"
+        == f"# T\n<!-- results:begin . -->\n\n{table.strip()}\n\n<!-- results:end -->\nend\n"
     )
 
 
 def test_report__refuses_a_file_without_markers_and_leaves_it(three_rows):
     readme = three_rows / "README.md"
     readme.write_text("# T\n")
-    with pytest.raises(
-        InputError,
-        match="README.md: expected the line <!-- results:begin --> once, found it 0 times",
-    ):
-        _run(three_rows, "--into", readme)
+    with pytest.raises(InputError, match="README.md: expected <!-- results:begin FOLDER"):
+        _run("--into", readme)
     assert readme.read_text() == "# T\n"
     with pytest.raises(MissingFileError, match="no.md does not exist"):
-        _run(three_rows, "--into", three_rows / "no.md")
+        _run("--into", three_rows / "no.md")
 
 
 def test_report__refuses_when_there_is_no_run(tmp_path, make_run):

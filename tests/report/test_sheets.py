@@ -28,7 +28,7 @@ def test_sheet__goes_on_past_a_table_that_cannot_be_drawn(make_run, tmp_path, mo
         make_run(task, task=task)
     drawn = []
 
-    def draw(path, dataset, chosen, args):
+    def draw(path, dataset, chosen, images):
         if "_b_" in path.name:
             raise InputError("no predictions")
         drawn.append(path.name)

@@ -13,7 +13,8 @@ import sys
 
 import pytest
 
-from moco_transfer.report import build_tables, insert_between_markers, read_runs, render_markdown
+from moco_transfer.report import build_tables, fill_sections, read_runs, render_markdown
+from moco_transfer.runtime.errors import InputError
 
 
 def _markdown(folder):
@@ -152,25 +153,28 @@ def test_render_markdown__boxes_and_masks_and_pretraining(make_run, tmp_path):
     assert "AP by pycocotools" in text
 
 
-def test_insert_between_markers__changes_nothing_outside():
-    text = "# Title\n<!-- results:begin -->\nold\n<!-- results:end -->\ntail\n"
-    once = insert_between_markers(text, "| new |\n")
-    assert once == "# Title\n<!-- results:begin -->\n\n| new |\n\n<!-- results:end -->\ntail\n"
-    assert insert_between_markers(once, "| new |\n") == once
+def test_fill_sections__changes_nothing_outside():
+    begin, end = "<!-- results:begin a b -->", "<!-- results:end -->"
+    text = f"# Title\n{begin}\nold\n{end}\ntail\n"
+    once = fill_sections(text, lambda paths: f"| {paths} |\n")
+    assert once == f"# Title\n{begin}\n\n| {('a', 'b')} |\n\n{end}\ntail\n"
+    assert fill_sections(once, lambda paths: f"| {paths} |\n") == once
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "found"),
     [
-        ("no markers", "results:begin --> once, found it 0 times"),
-        ("<!-- results:begin -->", "results:end --> once, found it 0 times"),
-        ("<!-- results:end --><!-- results:begin -->", "the other way round"),
-        ("<!-- results:begin --><!-- results:begin --><!-- results:end -->", "found it 2 times"),
+        ("no markers", (0, 0, 0)),
+        ("<!-- results:begin a -->", (1, 0, 0)),
+        ("<!-- results:begin --><!-- results:end -->", (1, 1, 0)),
+        ("<!-- results:end --><!-- results:begin a -->", (1, 1, 0)),
+        ("<!-- results:begin a --><!-- results:begin b --><!-- results:end -->", (2, 1, 1)),
+        ("<!-- results:begin a -->" * 2 + "<!-- results:end -->" * 2, (2, 2, 1)),
     ],
 )
-def test_insert_between_markers__refuses(text, message):
-    with pytest.raises(ValueError, match=message):
-        insert_between_markers(text, "x")
+def test_fill_sections__refuses(text, found):
+    with pytest.raises(InputError, match="found {} and {} in {} sections".format(*found)):
+        fill_sections(text, lambda paths: "x")
 
 
 def test_report__imports_no_torch():

@@ -7,7 +7,6 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from markupsafe import Markup
 
 from ..aggregate import Table
 from ..cells import run_caveats, transfer_grid, trials_grid
-from ..pretraining import PretrainingRun, read_config
+from ..pretraining import PretrainingRun
 from ..records import CONFIG_FILE, Problem, text_of
 from ..sentences import finding_sentences, legend_sentences, separation_sentences, setting_sentence
 from ..table_csv import render_csv
@@ -53,14 +52,13 @@ def render_page(
     places where sheets of detections may lie.
     """
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_template),
+        loader=jinja2.PackageLoader(__package__),
         autoescape=lambda name: name is None or name.endswith(".html"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    shared = {"run_caveats": run_caveats, "differences": _differences, "text_of": text_of}
-    environment.globals |= shared
+    environment.globals |= {"run_caveats": run_caveats, "text_of": text_of}
     return environment.get_template("page.html").render(
         title=title,
         sections=[_section(table, number, folders) for number, table in enumerate(tables, start=1)],
@@ -74,10 +72,6 @@ def render_page(
     )
 
 
-def _template(name: str) -> str:
-    return (resources.files(__package__) / "templates" / name).read_text(encoding="utf-8")
-
-
 def _data_uri(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
@@ -88,8 +82,8 @@ def _section(table: Table, number: int, folders: Sequence[str | Path]) -> dict[s
     breakdowns = (panel for kind in table.kinds for panel in breakdown_panels(table, kind))
     plots, unread = _plots([*curve_panels(table), *breakdowns], anchor)
     swatches = {init: Markup(swatch(style)) for init, style in row_styles(table).items()}
-    configs = {run.folder: text_of(run.folder, CONFIG_FILE) for run in table.runs}
-    anchors = {folder: f"{anchor}-run-{i}" for i, folder in enumerate(configs, start=1)}
+    anchors = {run.folder: f"{anchor}-run-{i}" for i, run in enumerate(table.runs, start=1)}
+    configs = (text_of(run.folder, CONFIG_FILE) for run in table.runs)
     return {
         "anchor": anchor,
         "title": table.setting.task,
@@ -103,8 +97,7 @@ def _section(table: Table, number: int, folders: Sequence[str | Path]) -> dict[s
         "plots": plots,
         "sheet": _sheet(table, folders),
         "trials": trials_grid(table, anchors),
-        "config": next(filter(None, configs.values()), ""),
-        "configs": configs,
+        "config": next(filter(None, configs), ""),
         "anchors": anchors,
         "runs": table.runs,
     }
@@ -143,20 +136,3 @@ def _sheet(table: Table, folders: Sequence[str | Path]) -> str | None:
     files = (place / f"{SHEET_NAME}_{figure_name(table)}.png" for place in places)
     file = next(filter(Path.is_file, files), None)
     return _data_uri("image/png", file.read_bytes()) if file else None
-
-
-def _differences(base: str, own: str) -> list[tuple[str, str, str]]:
-    """Return (key, value, value in ``base``) where a run's config is not the one that is shown."""
-    try:
-        a, b = (_flat(read_config(text)) for text in (base, own))
-    except RecursionError:  # an anchor inside itself
-        return []
-    keys = sorted(key for key in a.keys() | b.keys() if own and a.get(key) != b.get(key))
-    return [(key, b.get(key, "absent"), a.get(key, "absent")) for key in keys]
-
-
-def _flat(node: Any, path: str = "") -> dict[str, str]:
-    """Return a config as dotted key to value, both as text."""
-    if not isinstance(node, dict) or not node:
-        return {path[1:]: repr(node)} if path else {}
-    return {k: v for key, item in node.items() for k, v in _flat(item, f"{path}.{key}").items()}
