@@ -37,7 +37,8 @@ from moco_transfer.data.images.folder import ImageFolder, find_images  # noqa: E
 from moco_transfer.data.images.pack import PackSettings, pack  # noqa: E402
 from moco_transfer.data.images.sources import open_indexed  # noqa: E402
 from moco_transfer.data.views import native  # noqa: E402
-from moco_transfer.data.views.view_batch import ViewMaker, Views, finish  # noqa: E402
+from moco_transfer.data.views.view_batch import ViewMaker, Views  # noqa: E402
+from moco_transfer.data.views.view_colours import finish_views  # noqa: E402
 
 BATCH = 32
 
@@ -60,7 +61,7 @@ def run_ours(views: Views, places: list[int], epoch: int, *, to_float: bool) -> 
         batch = views[[(epoch, index) for index in places[start : start + BATCH]]]
         if to_float:
             for view, colours in zip(batch["views"], batch["colours"], strict=True):
-                finish(view, colours, mean, std)
+                finish_views(view, colours, mean, std)
 
 
 def main() -> None:

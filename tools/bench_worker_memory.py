@@ -69,8 +69,8 @@ def measure(folder: Path, count: int, args: argparse.Namespace) -> list[list[tup
     source = ImageFolder(
         folder,
         name_table(names(count)),
-        np.arange(count, dtype=np.int64) % 1000,
-        tuple(map(str, range(1000))),
+        labels=np.arange(count, dtype=np.int64) % 1000,
+        class_names=tuple(map(str, range(1000))),
     )
     batch, per_epoch = 64, args.epoch // 64
     settings = {

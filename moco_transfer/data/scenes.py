@@ -154,13 +154,11 @@ _XML = """<annotation>
 
 
 def _object_xml(box: Box) -> str:
+    name, x0, y0, x1, y1 = box
     # VOC counts pixels from 1 and includes the last one: [x0, x1) becomes x0 + 1 ... x1.
-    name, *corners = box
-    names, shifts = ("xmin", "ymin", "xmax", "ymax"), (1, 1, 0, 0)
-    numbers = zip(names, corners, shifts, strict=True)
-    bounds = "".join(f"<{n}>{corner + shift}</{n}>" for n, corner, shift in numbers)
+    corners = f"<xmin>{x0 + 1}</xmin><ymin>{y0 + 1}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax>"
     return f"""
   <object>
     <name>{name}</name><difficult>0</difficult>
-    <bndbox>{bounds}</bndbox>
+    <bndbox>{corners}</bndbox>
   </object>"""

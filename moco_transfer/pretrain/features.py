@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.views.labelled import UNREADABLE_LABEL, EvaluationView, LabelledBatches
-from ..data.views.view_batch import normalize
+from ..data.views.view_colours import normalize
 from ..runtime.distributed import all_gather_rows, get_world_size
 from ..runtime.errors import InputError
 from ..runtime.stop import StopRequest

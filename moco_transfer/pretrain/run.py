@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from ..data.views.loading import Loader, to_device
-from ..data.views.view_batch import finish
+from ..data.views.view_colours import finish_views
 from ..runtime.checkpoint import CheckpointFolder
 from ..runtime.device import keep_freed_memory
 from ..runtime.distributed import (
@@ -218,7 +218,7 @@ def step(run: Pretraining, batch: dict[str, Any]) -> dict[str, Tensor]:
     for part in micro_batches:
         is_last = part.stop == len(index)
         images = [
-            finish(view[part], None if colour is None else colour[part], *plan.pixels)
+            finish_views(view[part], None if colour is None else colour[part], *plan.pixels)
             for view, colour in zip(views, colours, strict=True)
         ]
         if plan.channels_last:

@@ -29,7 +29,8 @@ from moco_transfer.data.images.folder import find_images
 from moco_transfer.data.views import native
 from moco_transfer.data.views.augmentation import RECIPES, ViewParameters, draw_parameters
 from moco_transfer.data.views.loading import Loader, plan_batches
-from moco_transfer.data.views.view_batch import ViewMaker, Views, finish, resized_crop
+from moco_transfer.data.views.view_batch import ViewMaker, Views, resized_crop
+from moco_transfer.data.views.view_colours import finish_views
 from moco_transfer.runtime.seed import derive_seed
 
 
@@ -86,10 +87,6 @@ def test_resized_crop__white_stays_white_and_bad_crops_are_refused():
     if native.available():
         with pytest.raises(ValueError, match="not inside"):
             native.crop_resize(np.zeros((5, 5, 3), np.uint8), (0, 1, 5, 5), flip=False, out=out)
-        with pytest.raises(ValueError, match="without gaps"):
-            native.crop_resize(
-                np.zeros((5, 5, 3), np.uint8), (0, 0, 5, 5), flip=False, out=out[:, :10]
-            )
 
 
 @pytest.mark.parametrize("recipe", ["v1", "v2", "cifar", "supervised"])
@@ -104,8 +101,8 @@ def test_pipelines__same_views_from_the_same_place(back_end, images, recipe):
     assert torch.equal(ours["index"], theirs["index"]) and "colours" not in theirs
     for v in range(2):
         difference = (
-            finish(ours["views"][v], ours["colours"][v], *nothing)
-            - finish(theirs["views"][v], None, *nothing)
+            finish_views(ours["views"][v], ours["colours"][v], *nothing)
+            - finish_views(theirs["views"][v], None, *nothing)
         ).abs()
         assert difference.mean((1, 2, 3)).max() < 3
         if recipe == "supervised":

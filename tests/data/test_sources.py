@@ -126,17 +126,20 @@ def test_open_source__root_of_a_data_set_gives_its_training_images_alone(tmp_pat
     assert open_source(str(tmp_path / "imagenet"), layout="folders").class_names == ("train", "val")
 
 
-def test_open_source__name_of_a_data_set(tmp_path, monkeypatch):
-    for name in ("coco/train2017/1.jpg", "VOC2007/JPEGImages/a.jpg", "VOC2007/JPEGImages/b.jpg"):
-        save(tmp_path / name)
-    (tmp_path / "VOC2007/ImageSets/Main").mkdir(parents=True)
-    (tmp_path / "VOC2007/ImageSets/Main/trainval.txt").write_text("b\n")
+def test_open_source__name_of_a_data_set(make_voc, make_coco, tmp_path, monkeypatch):
+    make_voc({"a": (9, 8, []), "b": (9, 8, [])}, "train", tmp_path / "VOC2007")
+    make_voc({"b": (9, 8, [])}, "trainval", tmp_path / "VOC2007")
+    json_file, images = make_coco([{"id": 1, "file_name": "1.jpg", "width": 9, "height": 8}], [])
+    (tmp_path / "coco/annotations").mkdir(parents=True)
+    json_file.rename(tmp_path / "coco/annotations/instances_minival2014.json")
+    save(images / "of another part.jpg")
+    images.rename(tmp_path / "coco/val2014")
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    assert open_source("coco_2017_train").path(0) == str(tmp_path / "coco/train2017/1.jpg")
-    assert list(open_source("voc_2007_trainval").names) == ["b.jpg"]
-    with pytest.raises(InputError, match="coco_2014_minival names a part of"):
-        open_source("coco_2014_minival")
-    with pytest.raises(MissingFileError, match="Set DETECTRON2_DATASETS"):
+    voc, coco = open_source("voc_2007_trainval"), open_source("coco_2014_minival")
+    assert list(voc.names) == [str(tmp_path / "VOC2007/JPEGImages/b.jpg")] == [voc.path(0)]
+    assert list(coco.names) == [str(tmp_path / "coco/val2014/1.jpg")] and coco.class_names == ()
+    assert "1 images listed in coco_2014_minival" in coco.describe()
+    with pytest.raises(MissingFileError, match="Set it to the folder that holds coco"):
         open_source("coco_2017_val")
 
 
@@ -238,7 +241,7 @@ def test_cifar10__batches_in_a_folder_and_in_an_archive(tmp_path, cifar_pixels):
         archive.add(folder, folder.name)
     for root in (tmp_path / "py", folder, tmp_path / "py.tar.gz"):
         source = open_source(str(root))
-        assert isinstance(source, HeldImages) and source.is_raw
+        assert isinstance(source, HeldImages)
         assert source.class_names == CIFAR10_CLASSES and "50 images" in source.describe()
         assert source.labels.tolist() == labels.tolist()
         assert np.array_equal([as_array(source, i) for i in range(50)], pixels)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moco_transfer.data.views.view_batch import _per_channel, normalize
+from moco_transfer.data.views.view_colours import _per_channel, normalize
 from moco_transfer.pretrain.run import step
 
 from .small_runs import run_without_images

@@ -21,7 +21,8 @@ from moco_transfer.data.views.augmentation import (
     apply_reference,
     draw_parameters,
 )
-from moco_transfer.data.views.view_batch import ViewMaker, Views, normalize
+from moco_transfer.data.views.view_batch import ViewMaker, Views
+from moco_transfer.data.views.view_colours import normalize
 from moco_transfer.runtime.errors import InputError, MissingFileError
 
 

@@ -8,61 +8,70 @@ processes. The last, partial batch of an epoch is left out (as in the official c
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-from torch.utils.data import Sampler
+from dataclasses import dataclass, field
 
 from ...runtime.errors import InputError
 from ...runtime.seed import generator_at
 
 
-def check_batch_size(batch_size_total: int, *, num_images: int, world_size: int) -> None:
-    """Raise InputError for a batch that the processes cannot share or the data cannot fill."""
-    if batch_size_total % world_size:
-        lower = batch_size_total // world_size * world_size
-        raise InputError(
-            f"DATA.BATCH_SIZE_TOTAL {batch_size_total} does not divide among {world_size}"
-            f" processes. Use {lower or world_size} or {lower + world_size}."
-        )
-    if num_images < batch_size_total:
-        raise InputError(
-            f"DATA.ROOT holds {num_images} images, less than one batch of {batch_size_total}. Set"
-            f" DATA.BATCH_SIZE_TOTAL to at most {num_images}, or add images."
-        )
+@dataclass(kw_only=True)
+class Batches:
+    """All batches of a run from ``start_iteration`` on: what one process reads in each.
 
-
-class EpochBatches(Sampler[list[tuple[int, int]]]):
-    """All batches of a run from ``start_iteration`` on, as lists of (epoch, index).
-
-    ``batch_size_total`` counts the images of all processes; ``max_iterations`` is the length of the
-    whole run.
-
-    Raises:
-        InputError: See :func:`check_batch_size`.
+    InputError for a batch that the processes cannot share or the images cannot fill.
     """
 
-    order: dict[str, int] = {}  # what the order depends on besides the seed and the batch: nothing
+    num_images: int = field(init=False)
+    batch_size_total: int  # images per iteration over all processes
+    epochs: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    start_iteration: int = 0  # iterations already finished
 
-    def __init__(
-        self,
-        num_images: int,
-        *,
-        batch_size_total: int,
-        epochs: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        start_iteration: int = 0,
-    ) -> None:
-        check_batch_size(batch_size_total, num_images=num_images, world_size=world_size)
-        self.num_images, self.seed, self.rank = num_images, seed, rank
-        self.batch_size_total = batch_size_total
-        self.batch_size_per_rank = batch_size_total // world_size
-        self.iterations_per_epoch = num_images // batch_size_total
-        self.max_iterations = epochs * self.iterations_per_epoch
-        self.start_iteration = start_iteration
+    def __post_init__(self) -> None:
+        batch, processes = self.batch_size_total, self.world_size
+        if batch % processes:
+            lower = batch // processes * processes
+            raise InputError(
+                f"DATA.BATCH_SIZE_TOTAL {batch} does not divide among {processes} processes. Use"
+                f" {lower or processes} or {lower + processes}."
+            )
+        if self.num_images < batch:
+            raise InputError(
+                f"DATA.ROOT holds {self.num_images} images, less than one batch of {batch}. Set"
+                f" DATA.BATCH_SIZE_TOTAL to at most {self.num_images}, or add images."
+            )
+
+    @property
+    def order(self) -> dict[str, int]:
+        """What the order depends on besides the seed and the batch."""
+        return {}
+
+    @property
+    def batch_size_per_rank(self) -> int:
+        """Images per iteration on this process."""
+        return self.batch_size_total // self.world_size
+
+    @property
+    def iterations_per_epoch(self) -> int:
+        """Iterations in an epoch; the last, partial batch is left out."""
+        return self.num_images // self.batch_size_total
+
+    @property
+    def max_iterations(self) -> int:
+        """Iterations of the whole run, the finished ones included."""
+        return self.epochs * self.iterations_per_epoch
 
     def __len__(self) -> int:
         return max(0, self.max_iterations - self.start_iteration)
+
+
+@dataclass
+class EpochBatches(Batches):
+    """Batches of images that can be read in any order, as lists of (epoch, index)."""
+
+    num_images: int
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         iteration = self.start_iteration

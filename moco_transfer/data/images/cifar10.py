@@ -23,7 +23,7 @@ from ...runtime.errors import InputError, MissingFileError
 from ...runtime.safe_pickle import read_pickle
 from .decode import encode_npy
 from .folder import ImageFolder, find_images
-from .image_source import IndexedSource, count_in_words
+from .image_source import IndexedSource
 
 CIFAR10_CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -40,9 +40,6 @@ class HeldImages(IndexedSource):
 
     root: str  # where they come from, for messages
     files: np.ndarray  # uint8 (number of images, bytes): each row is a .npy file
-    labels: np.ndarray
-    class_names: tuple[str, ...] = CIFAR10_CLASSES
-    is_raw: bool = True
 
     def __len__(self) -> int:
         return len(self.files)
@@ -55,9 +52,8 @@ class HeldImages(IndexedSource):
         """Return the encoded image."""
         return self.files[index].data
 
-    def describe(self) -> str:
-        """Return in words how many images there are and where."""
-        return f"{count_in_words(self)}, held in memory, from {self.root}"
+    def _where(self) -> str:
+        return f", held in memory, from {self.root}"
 
 
 def looks_like_cifar10(root: str | os.PathLike[str]) -> bool:
@@ -102,7 +98,8 @@ def read_cifar10(root: str | os.PathLike[str], *, split: str = "train") -> Image
     head = encode_npy(np.zeros((32, 32, 3), np.uint8))[: -3 * 32 * 32]
     heads = np.tile(np.frombuffer(head, np.uint8), (len(labels), 1))
     flat = pixels.transpose(0, 2, 3, 1).reshape(len(labels), -1)
-    return HeldImages(str(root), np.concatenate([heads, flat], axis=1), labels)
+    files, classes = np.concatenate([heads, flat], axis=1), CIFAR10_CLASSES
+    return HeldImages(str(root), files, labels=labels, class_names=classes)
 
 
 def _unpack(file: Path, names: list[str]) -> dict[str, bytes]:

@@ -17,15 +17,14 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from ...runtime.errors import InputError, MissingFileError
-from . import image_source
-from .image_source import IndexedSource, is_image, name_table, printable
+from .image_source import EXTENSIONS, IndexedSource, Table, is_image, name_table, printable
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +35,7 @@ class ImageFolder(IndexedSource):
 
     root: Path
     # Relative to root; sorted (a list's: in its order), so that index i is the same everywhere.
-    names: image_source.Table[str]
-    labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    class_names: tuple[str, ...] = ()
+    names: Table[str]
     listed_in: Path | None = None  # the list, None where the folder itself was searched
 
     def __len__(self) -> int:
@@ -57,10 +54,9 @@ class ImageFolder(IndexedSource):
         with open(self.path(index), "rb", buffering=0) as file:
             return file.read()
 
-    def describe(self) -> str:
-        """Return in words how many images there are and where."""
+    def _where(self) -> str:
         where = f"listed in {self.listed_in}" if self.listed_in else f"below {self.root}"
-        return f"{image_source.count_in_words(self)} {where}; the first is {self.name(0)}"
+        return f" {where}; the first is {self.name(0)}"
 
 
 def find_images(root: str | os.PathLike[str], *, layout: str = "auto") -> ImageFolder:
@@ -83,9 +79,7 @@ def find_images(root: str | os.PathLike[str], *, layout: str = "auto") -> ImageF
         raise MissingFileError(f"Data folder {root} does not exist or is a file (DATA.ROOT).")
     names = sorted(_walk(root))
     if not names:
-        raise InputError(
-            f"Data folder {root} holds no image ({', '.join(image_source.EXTENSIONS)})."
-        )
+        raise InputError(f"Data folder {root} holds no image ({', '.join(EXTENSIONS)}).")
     tops = [name.split(os.sep, 1)[0] if os.sep in name else "" for name in names]
     loose = [name for name, top in zip(names, tops, strict=True) if not top]
     if layout == "folders" and loose:
@@ -96,7 +90,8 @@ def find_images(root: str | os.PathLike[str], *, layout: str = "auto") -> ImageF
     classes, labels = np.unique(np.array(tops, object), return_inverse=True)
     if layout == "flat" or (layout == "auto" and (loose or len(classes) < 2)):
         return ImageFolder(root, name_table(names))
-    return ImageFolder(root, name_table(names), labels.astype(np.int64), tuple(classes))
+    numbers = labels.astype(np.int64)
+    return ImageFolder(root, name_table(names), labels=numbers, class_names=tuple(classes))
 
 
 def _walk(root: Path) -> Iterator[str]:
@@ -168,7 +163,7 @@ def read_list_file(file: str | os.PathLike[str], root: str | os.PathLike[str] = 
         logger.warning("%s: %d lines repeat an earlier line's image", file, repeated)
     numbers, class_names = _number(file, rows) if rows[0].label else (np.zeros(0, np.int64), ())
     names = name_table(row.name for row in rows)
-    return ImageFolder(root, names, numbers, class_names, listed_in=file)
+    return ImageFolder(root, names, file, labels=numbers, class_names=class_names)
 
 
 def _split(line: str) -> tuple[str, str]:

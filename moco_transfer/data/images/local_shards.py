@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import mmap
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from ...runtime.errors import InputError, MissingFileError
-from .image_source import IndexedSource, count_in_words, printable
+from ..annotations.coco import load_json
+from .image_source import IndexedSource, printable
 from .tar_index import ShardIndex, index_shards
 
 PACK_FILE = "pack.json"
@@ -27,10 +27,6 @@ class LocalShards(IndexedSource):
     root: str  # what was named, for messages
     files: list[Path] = field(repr=False)
     shards: list[ShardIndex] = field(repr=False)
-    labels: np.ndarray = field(repr=False)  # empty where not every image has one
-    class_names: tuple[str, ...] = ()  # of a pack; else "0", "1", …
-    pixel_change: str = ""
-    is_raw: bool = False
 
     @functools.cached_property
     def _starts(self) -> np.ndarray:
@@ -54,10 +50,9 @@ class LocalShards(IndexedSource):
         offset = int(shard.offsets[place])
         return _mapped(str(file), shard.state)[offset : offset + int(shard.sizes[place])]
 
-    def describe(self) -> str:
-        """Return in words how many images there are and where."""
+    def _where(self) -> str:
         pixels = f"; pixels: {self.pixel_change}" if self.pixel_change else ""
-        return f"{count_in_words(self)} in {len(self.files)} shards of {self.root}{pixels}"
+        return f" in {len(self.files)} shards of {self.root}{pixels}"
 
 
 @functools.lru_cache(maxsize=256)  # each holds a file descriptor
@@ -92,19 +87,17 @@ def open_local_shards(root: str, files: list[Path]) -> LocalShards:
     if not len(labels) or labels.min() < 0:
         labels = np.zeros(0, np.int64)
     classes = about.get("class_names") or map(str, range(labels.max(initial=-1) + 1))
-    pixel_change, is_raw = about.get("pixel_change", ""), about.get("form") == "raw"
-    return LocalShards(root, files, shards, labels, tuple(classes), pixel_change, is_raw)
+    known, pixels = tuple(classes), about.get("pixel_change", "")
+    return LocalShards(root, files, shards, labels=labels, class_names=known, pixel_change=pixels)
 
 
 def read_pack_file(folder: Path) -> dict[str, Any]:
     """Return what a folder's pack.json holds; InputError if there is none, or it is damaged."""
-    path = folder / PACK_FILE
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        if about["format"] != PACK_FORMAT:
-            raise ValueError(f"format {about['format']!r}, expected {PACK_FORMAT!r}")
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{path} does not exist: {folder} is no pack.") from error
-    except (ValueError, LookupError, TypeError) as error:
-        raise InputError(f"{path} is damaged ({error!r}). Pack into a new folder.") from error
+    about = load_json(folder / PACK_FILE)
+    found = about.get("format") if isinstance(about, dict) else None
+    if found != PACK_FORMAT:
+        raise InputError(
+            f"{folder / PACK_FILE}: format is {found!r}, expected {PACK_FORMAT!r}. Pack into a new"
+            " folder."
+        )
     return about

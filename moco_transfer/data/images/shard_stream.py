@@ -8,14 +8,14 @@ import re
 import tarfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import IO
 
 import numpy as np
 
 from ...runtime.errors import InputError
-from .image_source import ImageSource, count_in_words, printable
-from .tar_index import BROKEN, group_samples, image_of, label_of
+from .image_source import ImageSource, printable
+from .tar_index import BROKEN, files_of, group_samples, image_of, label_of
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +30,6 @@ class ShardStream(ImageSource):
     urls: tuple[str, ...]
     num_images: int
     counts: np.ndarray  # int64 (number of shards,); empty where only their sum is known
-    class_names: tuple[str, ...] = ()  # empty where not every image is known to have a label
-    labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __len__(self) -> int:
         return self.num_images
@@ -48,17 +46,15 @@ class ShardStream(ImageSource):
         first = int(self.counts[:shard].sum()) if self.is_counted else shard << 32
         return first + position
 
-    def describe(self) -> str:
-        """Return in words how many images there are and where."""
-        where = f"{len(self.urls)} shards of {self.root}, read as a stream"
-        return f"{count_in_words(self)} in {where}; the first is {self.urls[0]}"
+    def _where(self) -> str:
+        where = f" in {len(self.urls)} shards of {self.root}, read as a stream"
+        return f"{where}; the first is {self.urls[0]}"
 
 
 def scheme_of(name: str) -> str:
-    """Return the scheme of a URL (``https:``, ``pipe:``), empty for paths and ``file:``."""
+    """Return the scheme of a URL, such as ``https`` or ``pipe``; empty for a path."""
     match = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]+):", name)  # two letters at least: C: is a drive
-    scheme = match[1].lower() if match else ""
-    return "" if scheme == "file" else scheme
+    return match[1].lower() if match else ""
 
 
 def read_shard(url: str) -> Iterator[tuple[str, bytes, int]]:
@@ -90,7 +86,8 @@ def _images(url: str) -> Iterator[tuple[str, bytes, int]]:
     stream = _opened(url)
     try:
         with tarfile.open(fileobj=stream, mode="r|*") as archive:
-            for sample in group_samples(_members(archive)):
+            members = ((m.name, archive.extractfile(m)) for m in files_of(archive))
+            for sample in group_samples((name, file.read()) for name, file in members if file):
                 extension = image_of(sample)
                 if extension is not None:
                     name, data = sample[extension]
@@ -110,11 +107,3 @@ def _opened(url: str) -> IO[bytes]:
     from webdataset.gopen import gopen
 
     return gopen(url)
-
-
-def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
-    for member in archive:
-        archive.members = []  # type: ignore[attr-defined]  # else it keeps every header
-        opened = archive.extractfile(member) if member.isreg() else None
-        if opened is not None:
-            yield member.name, opened.read()

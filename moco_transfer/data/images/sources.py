@@ -5,28 +5,22 @@ CIFAR-10, tar shards.
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import os
 from pathlib import Path
-from typing import TypeAlias
-from urllib.parse import urlparse
-from urllib.request import url2pathname
 
 import numpy as np
 
 from ...runtime.errors import InputError, MissingFileError
-from ..annotations.catalog import builtin_datasets
-from .cifar10 import HeldImages, looks_like_cifar10, read_cifar10
+from ..annotations.catalog import dataset_names, get_dataset
+from ..annotations.coco import load_json
+from .cifar10 import looks_like_cifar10, read_cifar10
 from .folder import ImageFolder, find_images, read_list_file
-from .image_source import is_image, name_table
+from .image_source import IndexedSource, is_image, name_table
 from .local_shards import LocalShards, open_local_shards
 from .shard_stream import ShardStream, scheme_of
 
 logger = logging.getLogger(__name__)
-
-Indexed: TypeAlias = ImageFolder | HeldImages | LocalShards
-"""Every kind of ``IndexedSource``."""
 
 _TAR = (".tar", ".tar.gz", ".tgz")
 # Folders next to train/ that show that the root holds the splits of a data set, not its classes.
@@ -35,7 +29,7 @@ _OTHER_SPLITS = ("val", "test", "valid", "validation")
 
 def open_source(
     root: str, *, layout: str = "auto", list_file: str = "", num_images: int = 0
-) -> Indexed | ShardStream:
+) -> IndexedSource | ShardStream:
     """Find the images that a run trains on. Collective for tar shards.
 
     The arguments are the values of DATA.ROOT, LAYOUT, LIST_FILE and NUM_IMAGES, described in
@@ -50,7 +44,7 @@ def open_source(
     if not root and not list_file:
         raise InputError("DATA.ROOT is not set. Give the folder with the images.")
     layout = "list" if list_file else _recognize(root) if layout == "auto" else layout
-    source: Indexed
+    source: IndexedSource
     if layout == "shards":
         return _open_shards(root, num_images)
     if layout == "list":
@@ -58,7 +52,8 @@ def open_source(
     elif layout == "cifar10":
         source = read_cifar10(root)
     elif layout == "name":
-        source = _from_name(root)
+        names = [record["file_name"] for record in get_dataset(root).records]
+        source = ImageFolder(Path(), name_table(names), Path(root))
     else:
         source = find_images(_training_split(Path(root), layout), layout=layout)
     if num_images not in (0, len(source)):
@@ -69,7 +64,7 @@ def open_source(
     return source
 
 
-def open_indexed(root: str, *, split: str = "train") -> Indexed:
+def open_indexed(root: str, *, split: str = "train") -> IndexedSource:
     """Find images that can be read in any order; of CIFAR-10 the given split.
 
     Raises:
@@ -91,10 +86,10 @@ def _recognize(root: str) -> str:
     does not exist.
     """
     path, name = Path(root), root.lower()
-    if scheme_of(root) or name.startswith("file:") or "{" in root and not path.exists():
+    if scheme_of(root) or "{" in root and not path.exists():
         return "shards"
     if not path.exists():
-        return "name" if root in builtin_datasets() else "auto"
+        return "name" if root in dataset_names() else "auto"
     if path.is_file() and not name.endswith(_TAR):
         if is_image(root):
             raise InputError(f"DATA.ROOT {root} is one image. Give a folder, a list or tar shards.")
@@ -126,26 +121,6 @@ def _training_split(root: Path, layout: str) -> Path:
     if found != root:
         logger.info("%s holds the splits of a data set; images are read from %s", root, found)
     return found
-
-
-def _from_name(name: str) -> ImageFolder:
-    datasets = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
-    data = builtin_datasets()[name]
-    folder, split = datasets / data.image_root, None
-    if data.kind == "voc":
-        split = datasets / str(data.root) / "ImageSets" / "Main" / f"{data.split}.txt"
-    elif name.rsplit("_", 1)[1] not in ("train", "val", "test"):
-        raise InputError(f"DATA.ROOT {name} names a part of {folder}. Use DATA.LIST_FILE for that.")
-    if not (split or folder).exists():
-        raise MissingFileError(
-            f"Data set {name}: {split or folder} does not exist. Set DETECTRON2_DATASETS to the"
-            " folder that holds coco, VOC2007 and VOC2012."
-        )
-    if split is None:
-        return find_images(folder, layout="flat")
-    rows = split.read_text(encoding="utf-8").splitlines()
-    names = name_table(f"{row.split()[0]}.jpg" for row in rows if row.strip())
-    return ImageFolder(folder, names, listed_in=split)
 
 
 def _open_shards(root: str, num_images: int) -> LocalShards | ShardStream:
@@ -182,7 +157,8 @@ def _open_shards(root: str, num_images: int) -> LocalShards | ShardStream:
         )
     if all(name.lower().endswith(".tar") for name in names):
         return source
-    return ShardStream(root, tuple(names), len(source), held, source.class_names)  # compressed
+    classes = source.class_names  # below: compressed
+    return ShardStream(root, tuple(names), len(source), held, class_names=classes)
 
 
 def _list_shards(root: str) -> tuple[list[str], np.ndarray]:
@@ -199,11 +175,7 @@ def _list_shards(root: str) -> tuple[list[str], np.ndarray]:
             names = list(braceexpand.braceexpand(root))
         except ValueError as error:
             raise InputError(f"DATA.ROOT {root}: {error}.") from error
-    return [_as_path(name) for name in names], np.zeros(0, np.int64)
-
-
-def _as_path(name: str) -> str:
-    return url2pathname(urlparse(name).path) if name.lower().startswith("file:") else name
+    return names, np.zeros(0, np.int64)
 
 
 def _need_webdataset(root: str) -> None:
@@ -216,13 +188,11 @@ def _need_webdataset(root: str) -> None:
 def _read_index_file(file: Path) -> tuple[list[str], np.ndarray]:
     """Return the shards that an index in webdataset's format lists, and their images."""
     try:
-        entries = json.loads(file.read_text(encoding="utf-8"))["shardlist"]
-        urls = [_as_path(str(entry["url"])) for entry in entries]
+        entries = load_json(file)["shardlist"]
+        urls = [str(entry["url"]) for entry in entries]
         counts = np.array([int(entry["nsamples"]) for entry in entries], np.int64)
         if not urls or counts.min() < 0:
             raise ValueError("no shard, or a negative number of images")
-    except FileNotFoundError as error:
-        raise MissingFileError(f"Index file {file} does not exist (DATA.ROOT).") from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f'{file} is not an index of shards ({error!r}). Expected {{"shardlist": [{{"url": …,'

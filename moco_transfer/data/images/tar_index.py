@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ...runtime import distributed
 from ...runtime.errors import InputError
@@ -76,9 +77,9 @@ def _read(shard: Path) -> ShardIndex | None:
     file = Path(f"{shard}.index.npz")
     try:
         with np.load(file, allow_pickle=False) as kept:
-            state = tuple(kept["state"].tolist())
             names = name_table(())
-            names.ends, names.data = kept["ends"], kept["names"]
+            names.ends, names.data = map(torch.from_numpy, (kept["ends"], kept["names"]))
+            state = tuple(kept["state"].tolist())
             index = ShardIndex(state, kept["offsets"], kept["sizes"], kept["labels"], names)
     except FileNotFoundError:
         return None
@@ -104,7 +105,7 @@ def index_shard(file: Path) -> ShardIndex:
     state, rows, names, unclear = _state_of(file), [], [], []
     try:
         with tarfile.open(file) as archive:
-            for sample in group_samples((member.name, member) for member in _members(archive)):
+            for sample in group_samples((member.name, member) for member in files_of(archive)):
                 image = image_of(sample)
                 if image is None:
                     unclear += [name for name, _ in sample.values() if is_image(name)]
@@ -131,9 +132,10 @@ def index_shard(file: Path) -> ShardIndex:
     return ShardIndex(state, offsets, sizes, labels, name_table(names))
 
 
-def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+def files_of(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield an archive's files, without keeping their headers."""
     while (member := archive.next()) is not None:
-        archive.members = []  # type: ignore[attr-defined]  # else it keeps every header
+        archive.members = []  # type: ignore[attr-defined]
         if member.isreg():
             yield member
 

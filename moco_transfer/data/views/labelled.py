@@ -21,7 +21,7 @@ from ...runtime.errors import InputError
 from ...runtime.stop import ignore_sigterm
 from ..images.decode import UNREADABLE, read_rgb
 from ..images.image_source import IndexedSource
-from ..images.sources import Indexed, open_indexed
+from ..images.sources import open_indexed
 from .augmentation import centre_view
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def find_labelled(
     return known, dataclasses.replace(asked, labels=labels, class_names=known.class_names)
 
 
-def _open_labelled(root: str, split: str) -> Indexed:
+def _open_labelled(root: str, split: str) -> IndexedSource:
     source = open_indexed(root, split=split)
     if len(source.class_names) < 2:
         raise InputError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,14 +12,11 @@ from torch.utils.data import DataLoader
 from ...runtime.distributed import get_rank, get_world_size
 from ...runtime.errors import InputError
 from ...runtime.stop import ignore_sigterm
-from ..batches.samplers import EpochBatches
+from ..batches.samplers import Batches, EpochBatches
 from ..images.image_source import ImageSource, IndexedSource
 from ..images.shard_stream import ShardStream
 from .shard_order import ShardBatches
 from .view_batch import ShardViews, ViewMaker, Views
-
-Batches: TypeAlias = EpochBatches | ShardBatches
-"""The order of a run: what each process reads in each iteration."""
 
 _STAYS = ("colours",)  # read on the CPU; see view_colours.py
 
@@ -40,8 +37,11 @@ def plan_batches(
     on ``num_workers`` and ``shuffle_buffer`` too. InputError if the images cannot be divided so.
     """
     order = {"batch_size_total": batch_size_total, "epochs": epochs, "seed": seed}
-    order |= {"rank": get_rank(), "world_size": get_world_size()}
-    order["start_iteration"] = start_iteration
+    order |= {
+        "rank": get_rank(),
+        "world_size": get_world_size(),
+        "start_iteration": start_iteration,
+    }
     if isinstance(source, ShardStream):
         streams = {"num_workers": num_workers, "shuffle_buffer": shuffle_buffer}
         return ShardBatches(source, **order, **streams)
@@ -63,13 +63,13 @@ class Loader:
         pin_memory: bool,
     ) -> None:
         views: ShardViews | Views
-        if isinstance(batches, ShardBatches):
-            views = ShardViews(batches, make_views)
-        else:
+        if isinstance(batches, EpochBatches):
             views = Views(cast(IndexedSource, source), make_views, seed=batches.seed)
+        else:
+            views = ShardViews(cast(ShardBatches, batches), make_views)
         self._loader = DataLoader(
             views,
-            sampler=None if isinstance(batches, ShardBatches) else batches,
+            sampler=batches if isinstance(batches, EpochBatches) else None,
             batch_size=None,
             num_workers=num_workers,
             pin_memory=pin_memory,

@@ -55,21 +55,14 @@ def crop_resize(
     """Crop (top, left, height, width) of uint8 (H, W, 3), resize with Pillow's antialiased bilinear
     filter to ``out``, uint8 (S, S, 3), and mirror.
 
-    ValueError if the crop is not inside the image, or an array is not as described.
+    ``out`` has no gaps, and ``image`` none but between rows. ValueError if the crop is not inside.
     """
     top, left, height, width = crop
-    inside = top + height <= image.shape[0] and left + width <= image.shape[1]
-    if top < 0 or left < 0 or height < 1 or width < 1 or not inside:
+    if not (0 <= top < top + height <= len(image) and 0 <= left < left + width <= image.shape[1]):
         raise ValueError(f"crop {crop} is not inside an image of {image.shape[:2]}.")
-    right = image.dtype == out.dtype == np.uint8 and image.strides[1:] == (3, 1)
-    square = out.shape == (len(out), len(out), 3) and out.flags.c_contiguous
-    if not right or not square or image.shape[2] != 3:
-        raise ValueError(
-            f"expected uint8 (H, W, 3), (S, S, 3) without gaps, got {image.shape}, {out.shape}."
-        )
     library = _library()
     assert library is not None
-    place = (top, left, height, width, len(out), flip)
+    place = (*crop, len(out), flip)
     if library.mt_crop_resize(image.ctypes.data, image.strides[0], *place, out.ctypes.data):
         raise MemoryError("no memory for a resized view")
 
@@ -86,21 +79,11 @@ def finish_views(
         scale: float32 (3,); a value v becomes v * scale + bias.
         bias: float32 (3,).
         out: float32 (B, 3, S, S), contiguous or channels-last; written.
-
-    ValueError if a tensor is not as described: the loops would read past its end.
     """
     batch, size = views.shape[:2]
     reach = kernels.shape[1] - 1
-    tensors = (views, steps, kernels, scale, bias, out)
-    shapes = ((batch, size, size, 3), (batch, 10), (batch, max(reach, 0) + 1), (3,), (3,))
-    for tensor, shape in zip(tensors, (*shapes, (batch, 3, size, size)), strict=True):
-        dtype = torch.uint8 if tensor is views else torch.float32
-        channels_last = tensor is out and out.is_contiguous(memory_format=torch.channels_last)
-        gaps = not tensor.is_contiguous() and not channels_last
-        if (tensor.dtype, tensor.shape, tensor.device.type) != (dtype, shape, "cpu") or gaps:
-            got = f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
-            raise ValueError(f"expected contiguous {dtype} {shape} on the CPU, got {got}.")
     channel, column = (size * size, 1) if out.is_contiguous() else (1, 3)
+    tensors = (views, steps, kernels, scale, bias, out)
     view, step, kernel, by, plus, target = (tensor.data_ptr() for tensor in tensors)
     jumps = [t.stride(0) * t.element_size() for t in (views, steps, kernels, out)]
     library = _library()

@@ -15,24 +15,15 @@ middle of an epoch without saved state.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...runtime.errors import InputError
 from ...runtime.seed import generator_at
-from ..batches.samplers import check_batch_size
+from ..batches.samplers import Batches
 from ..images.shard_stream import ShardStream, read_shard
-
-
-class Block(NamedTuple):
-    """Images that are shuffled among themselves."""
-
-    epoch: int
-    number: int  # in the epoch and the stream, from 0
-    start: int  # images of this stream in this epoch that are read before it
-    size: int
 
 
 class ShardImage(NamedTuple):
@@ -45,27 +36,37 @@ class ShardImage(NamedTuple):
     label: int  # -1 without
 
 
-@dataclass(frozen=True)
-class ShardBatches:
-    """All batches of a run from ``start_iteration`` on, on one process.
+@dataclass
+class Block:
+    """Images that are shuffled among themselves."""
+
+    epoch: int
+    order: np.ndarray  # int64 (size,), in which they are used
+    used: int  # of them that an earlier run has used
+    reader: Iterator[ShardImage]
+    images: list[Any] = field(default_factory=list)  # those read so far, None once used
+
+    def fill(self, share: float) -> None:
+        """Read until a share of the images, 0-1, is there."""
+        while len(self.images) < share * len(self.order):
+            self.images.append(next(self.reader))
+
+
+@dataclass
+class ShardBatches(Batches):
+    """Batches of images that are read as a stream.
 
     Iteration t is made by the process's worker t mod ``num_streams``; its stream in the whole run
-    is ``rank * num_streams`` + that. InputError if the images or the shards cannot be divided so.
+    is ``rank * num_streams`` + that. InputError if the shards cannot be divided so.
     """
 
     shards: ShardStream
-    batch_size_total: int  # images per iteration over all processes
-    epochs: int
-    seed: int
-    num_workers: int  # per process; 0 reads in the training process
-    shuffle_buffer: int  # images in a block; 1 does not shuffle within shards
-    rank: int = 0
-    world_size: int = 1
-    start_iteration: int = 0  # iterations already finished
+    num_workers: int = field(kw_only=True)  # per process; 0 reads in the training process
+    shuffle_buffer: int = field(kw_only=True)  # images in a block; 1 keeps the order of the shards
 
     def __post_init__(self) -> None:
-        images = len(self.shards)
-        check_batch_size(self.batch_size_total, num_images=images, world_size=self.world_size)
+        self.num_images = len(self.shards)
+        super().__post_init__()
         streams, shards = self.world_size * self.num_streams, len(self.shards.urls)
         if shards < streams:
             raise InputError(
@@ -80,24 +81,6 @@ class ShardBatches:
         return max(1, self.num_workers)
 
     @property
-    def batch_size_per_rank(self) -> int:
-        """Images per iteration on this process."""
-        return self.batch_size_total // self.world_size
-
-    @property
-    def iterations_per_epoch(self) -> int:
-        """Iterations in an epoch; the last, partial batch is left out."""
-        return len(self.shards) // self.batch_size_total
-
-    @property
-    def max_iterations(self) -> int:
-        """Iterations of the whole run, the finished ones included."""
-        return self.epochs * self.iterations_per_epoch
-
-    def __len__(self) -> int:
-        return max(0, self.max_iterations - self.start_iteration)
-
-    @property
     def order(self) -> dict[str, int]:
         """What the order depends on besides the seed and the batch."""
         return {
@@ -106,7 +89,7 @@ class ShardBatches:
             "DATA.SHUFFLE_BUFFER": self.shuffle_buffer,
             "shards": len(self.shards.urls),
             # Without counts an image has another number, and so other views.
-            **({} if self.shards.is_counted else {"DATA.NUM_IMAGES": len(self.shards)}),
+            **({} if self.shards.is_counted else {"DATA.NUM_IMAGES": self.num_images}),
         }
 
     def describe(self) -> str:
@@ -132,31 +115,25 @@ class ShardBatches:
         """Return the iterations from ``start`` up to ``stop`` that a stream makes."""
         return range(start + (stream - start) % self.num_streams, stop, self.num_streams)
 
-    def blocks(self, stream: int, start: int) -> Iterator[tuple[Block, int]]:
-        """Yield a stream's blocks from iteration ``start`` on, each with how many are used up."""
-        per_epoch = self.iterations_per_epoch
+    def blocks(self, stream: int, start: int) -> Iterator[Block]:
+        """Yield a stream's blocks from iteration ``start`` on."""
+        per_epoch, size = self.iterations_per_epoch, self.shuffle_buffer
         for epoch in range(start // per_epoch, self.epochs):
             begin = epoch * per_epoch
             quota, used = (
                 len(self.iterations_of(stream, begin, stop)) * self.batch_size_per_rank
                 for stop in (begin + per_epoch, max(start, begin))
             )
-            for number in range(used // self.shuffle_buffer, -(-quota // self.shuffle_buffer)):
-                at = number * self.shuffle_buffer
-                block = Block(epoch, number, at, min(self.shuffle_buffer, quota - at))
-                yield block, max(0, used - at)
+            reader = self._read(stream, epoch, skip=used // size * size)
+            for number in range(used // size, -(-quota // size)):
+                order = np.arange(min(size, quota - number * size))
+                if size > 1:
+                    place = (epoch, self.rank, stream, number)
+                    order = generator_at(self.seed, "block", *place).permutation(order)
+                yield Block(epoch, order, max(0, used - number * size), reader)
 
-    def order_in(self, block: Block, stream: int) -> np.ndarray:
-        """Return the order in which a block's images are used, int64 (block.size,)."""
-        if self.shuffle_buffer == 1:
-            return np.arange(block.size)
-        generator = generator_at(self.seed, "block", block.epoch, self.rank, stream, block.number)
-        return generator.permutation(block.size)
-
-    def shards_of(self, stream: int, epoch: int, again: int = 0) -> np.ndarray:
-        """Return the numbers of the shards that a stream of this process reads in an epoch, in
-        order; ``again``: how often it has read all of them already.
-        """
+    def _shards_of(self, stream: int, epoch: int, again: int) -> np.ndarray:
+        """Return the shards of a stream in their order; ``again``: how often it has read them."""
         streams = self.world_size * self.num_streams
         own = self._order(epoch)[self.rank * self.num_streams + stream :: streams]
         if not again:
@@ -166,15 +143,14 @@ class ShardBatches:
     def _order(self, epoch: int) -> np.ndarray:
         return generator_at(self.seed, "shards", epoch).permutation(len(self.shards.urls))
 
-    def read(self, stream: int, epoch: int, *, skip: int = 0) -> Iterator[ShardImage]:
+    def _read(self, stream: int, epoch: int, skip: int) -> Iterator[ShardImage]:
         """Yield the images of a stream's shards in an epoch, over and over, without the first
-        ``skip``; shards that lie wholly in what is skipped are not opened. InputError if a shard
-        cannot be read, or holds more or fewer images than was counted.
+        ``skip``; shards that lie wholly in what is skipped are not opened.
         """
         again = 0
         while True:
             found = 0
-            for shard in map(int, self.shards_of(stream, epoch, again)):
+            for shard in map(int, self._shards_of(stream, epoch, again)):
                 if self.shards.is_counted and skip >= self.shards.counts[shard]:
                     skip -= int(self.shards.counts[shard])
                     found += int(self.shards.counts[shard])
@@ -187,7 +163,7 @@ class ShardBatches:
                     number = self.shards.number_of(shard, position)
                     yield ShardImage(number, again, name, data, label)
             if not found:
-                first = self.shards.urls[self.shards_of(stream, epoch)[0]]
+                first = self.shards.urls[self._shards_of(stream, epoch, 0)[0]]
                 raise InputError(f"The shards {first} … hold no image, such as 000017.jpg.")
             again += 1
 

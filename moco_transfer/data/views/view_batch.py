@@ -15,7 +15,6 @@ Pipelines:
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -25,7 +24,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from ...runtime.errors import InputError
@@ -34,8 +32,8 @@ from ..images.decode import BUFFER_BYTES, UNREADABLE, decode_pixels, read_rgb
 from ..images.image_source import IndexedSource
 from . import native
 from .augmentation import RECIPES, ViewParameters, apply_reference, draw_parameters
-from .shard_order import Block, ShardBatches, ShardImage
-from .view_colours import ROW, colour_row, finish_views
+from .shard_order import ShardBatches, ShardImage
+from .view_colours import ROW, colour_row
 
 Pixels: TypeAlias = np.ndarray | Image.Image
 
@@ -217,18 +215,17 @@ class ShardViews(IterableDataset):
         """Yield, for each place of the run from ``start`` on, the epoch and the image to use,
         followed by what replaces it.
         """
-        waiting = _blocks(self.batches, stream, start)
+        waiting = self.batches.blocks(stream, start)
         block = next(waiting, None)
         while block is not None:
             block.fill(1.0)
             following = next(waiting, None)
-            order = self.batches.order_in(block.block, stream)
-            for turn, place in enumerate(order):
+            for turn, place in enumerate(block.order):
                 if following is not None:  # read ahead, so that nothing waits for the next block
-                    following.fill((turn + 1) / len(order))
+                    following.fill((turn + 1) / len(block.order))
                 if turn >= block.used:
-                    rest = (block.images[i] for i in order[turn:])
-                    yield block.block.epoch, chain(rest, following.images if following else ())
+                    rest = (block.images[i] for i in block.order[turn:])
+                    yield block.epoch, chain(rest, following.images if following else ())
                 block.images[place] = None
             block = following
 
@@ -249,46 +246,3 @@ class ShardViews(IterableDataset):
             batch.fill(place, image, rng, candidate.label, candidate.number)
             return
         batch.given_up += 1
-
-
-@dataclass
-class _FilledBlock:
-    block: Block
-    used: int  # images of it that are used up
-    reader: Iterator[ShardImage]
-    images: list[Any] = field(default_factory=list)  # those that have been read
-
-    def fill(self, share: float) -> None:
-        while len(self.images) < share * self.block.size:
-            self.images.append(next(self.reader))
-
-
-def _blocks(batches: ShardBatches, stream: int, start: int) -> Iterator[_FilledBlock]:
-    epoch = -1
-    reader: Iterator[ShardImage] = iter(())
-    for block, used in batches.blocks(stream, start):
-        if block.epoch != epoch:
-            epoch, reader = block.epoch, batches.read(stream, block.epoch, skip=block.start)
-        yield _FilledBlock(block, used, reader)
-
-
-def finish(
-    views: Tensor, colours: Tensor | None, mean: tuple[float, ...], std: tuple[float, ...]
-) -> Tensor:
-    """Return what the encoder sees: views uint8 (N, 3, S, S) normalised to float32, after their
-    colours (float32 (N, ROW), on the CPU) in the fast pipeline. mean and std are 0-255.
-    """
-    if colours is None:
-        return normalize(views, mean, std)
-    return finish_views(views, colours, mean=mean, std=std)
-
-
-def normalize(views: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Return (views - mean) / std in float32; views (..., 3, H, W), mean and std are 0-255."""
-    centre, spread = (_per_channel(tuple(values), views.device) for values in (mean, std))
-    return (views.to(torch.float32) - centre) / spread
-
-
-@functools.lru_cache(maxsize=32)  # a tensor made on a GPU in each step would make the host wait
-def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1)

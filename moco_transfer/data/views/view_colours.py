@@ -20,6 +20,8 @@ Faithfulness, in levels (1/255), held by tests/data/test_view_colours.py:
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -68,20 +70,33 @@ def blur_kernels(sigmas: np.ndarray) -> np.ndarray:
     return np.where(variance > 0, kernel[:, 3 * radius :], 0.0).astype(np.float32)
 
 
+def normalize(views: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Return (views - mean) / std in float32; views (..., 3, H, W), mean and std are 0-255."""
+    centre, spread = (_per_channel(tuple(values), views.device) for values in (mean, std))
+    return (views.to(torch.float32) - centre) / spread
+
+
+@functools.lru_cache(maxsize=32)  # a tensor made on a GPU in each step would make the host wait
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1)
+
+
 def finish_views(
-    views: Tensor, colours: Tensor, *, mean: tuple[float, ...], std: tuple[float, ...]
+    views: Tensor, colours: Tensor | None, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Tensor:
-    """Apply colours and blur, and normalise.
+    """Return what the encoder sees: views after their colours and blur, normalised.
 
     Args:
         views: uint8 (B, 3, S, S), 0-255, RGB, on any device.
         colours: float32 (B, ROW), from :func:`colour_row`, on the CPU, so that choosing the views
-            of an operation does not wait for the device.
+            of an operation does not wait for the device; None for finished colours.
         mean: Per channel, 0-255.
         std: Per channel, 0-255.
 
-    Returns float32 (B, 3, S, S), channels-last, (value - mean) / std.
+    Returns float32 (B, 3, S, S), with colours channels-last, (value - mean) / std.
     """
+    if colours is None:
+        return normalize(views, mean, std)
     scale = 1 / torch.tensor(std, dtype=torch.float32)
     bias = -torch.tensor(mean, dtype=torch.float32) * scale
     kernels = torch.from_numpy(blur_kernels(colours[:, -1].numpy()))
