@@ -19,7 +19,7 @@ from ..data.annotations.catalog import (
     get_dataset,
 )
 from ..data.annotations.label_subset import LabelSubset, read_label_subset, take_label_subset
-from ..data.annotations.records import is_trainable, leave_out_empty
+from ..data.annotations.records import is_trainable
 from ..evaluate.coco_eval import CocoEvaluator
 from ..evaluate.predictions import PredictionWriter
 from ..evaluate.voc_eval import VocEvaluator
@@ -195,12 +195,11 @@ def _mask_faults(dataset: DetectionDataset, *, polygons: bool) -> Iterator[str]:
 def training_records(train_sets: Sequence[DetectionDataset], *, filter_empty: bool) -> list[dict]:
     """Return the records to train on, those without a box left out if asked for."""
     records = [record for dataset in train_sets for record in dataset.records]
-    total = len(records)
-    if filter_empty:
-        records, left_out = leave_out_empty(records)
-        if left_out:
-            logger.info("%d of %d training images have no box and are left out", left_out, total)
-    return records
+    kept = [record for record in records if is_trainable(record)] if filter_empty else records
+    left_out = len(records) - len(kept)
+    if left_out:
+        logger.info("%d of %d training images have no box and are left out", left_out, len(records))
+    return kept
 
 
 def annotation_digests(datasets: Sequence[DetectionDataset], reads: Reads) -> dict[str, str]:

@@ -23,8 +23,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..config import load_detection_config, read_detection_config
-from ..data.batches.geometry import ResizeAndFlip, resized_shape
-from ..data.batches.transforms import to_tensor
+from ..data.batches.transforms import ResizeAndFlip, resized_shape, to_tensor
 from ..data.drawing import draw_detections
 from ..data.images.decode import read_image
 from ..data.images.image_source import EXTENSIONS

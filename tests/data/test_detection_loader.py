@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from moco_transfer.data.annotations.records import leave_out_empty
+from moco_transfer.data.annotations.records import is_trainable
 from moco_transfer.data.batches.loader import shard_of, test_loader, train_loader, training_batches
 from moco_transfer.data.images.image_source import Table
 from moco_transfer.runtime.errors import InputError
@@ -144,14 +144,14 @@ def test_table__of_records_gives_copies():
     assert pickle.loads(pickle.dumps(packed))[22] == RECORDS[22]
 
 
-def test_leave_out_empty__crowd_alone_is_empty():
+def test_is_trainable__crowd_alone_is_empty():
     records = [
         {"annotations": []},
         {"annotations": [{"iscrowd": 1}]},
         {"annotations": [{"iscrowd": 1}, {"iscrowd": 0}]},
         {"annotations": [{}]},
     ]
-    assert leave_out_empty(records) == (records[2:], 2)
+    assert [is_trainable(record) for record in records] == [False, False, True, True]
 
 
 @pytest.mark.detectron2

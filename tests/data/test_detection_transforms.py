@@ -15,8 +15,14 @@ from PIL import Image
 
 from moco_transfer.data.annotations.coco import read_coco
 from moco_transfer.data.annotations.voc import VOC_CLASSES, read_voc
-from moco_transfer.data.batches.geometry import ResizeAndFlip, draw_shorter_edge, resized_shape
-from moco_transfer.data.batches.transforms import TestMapper, TrainMapper, read_and_check
+from moco_transfer.data.batches.transforms import (
+    ResizeAndFlip,
+    TestMapper,
+    TrainMapper,
+    draw_shorter_edge,
+    read_and_check,
+    resized_shape,
+)
 from moco_transfer.data.images.decode import read_image
 from moco_transfer.runtime.errors import InputError, MissingFileError
 

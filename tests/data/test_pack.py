@@ -24,6 +24,7 @@ from moco_transfer.data.batches.samplers import EpochBatches
 from moco_transfer.data.images.cifar10 import HeldImages
 from moco_transfer.data.images.decode import decode_pixels, encode_npy, read_rgb
 from moco_transfer.data.images.folder import find_images
+from moco_transfer.data.images.image_source import Table
 from moco_transfer.data.images.local_shards import LocalShards
 from moco_transfer.data.images.pack import PackSettings, check_pack, pack
 from moco_transfer.data.images.sources import open_source
@@ -198,7 +199,7 @@ def test_pack__again_writes_nothing_and_refuses_changed_files(folder, tmp_path, 
 def test_pack__held_images_count_by_their_bytes(tmp_path):
     def held(colour):
         data = encode_npy(np.full((8, 8, 3), colour, np.uint8))
-        return HeldImages("held", np.frombuffer(data, np.uint8)[None], labels=np.zeros(1, np.int64))
+        return HeldImages("held", Table([data], bytes), labels=np.zeros(1, np.int64))
 
     pack(held(10), tmp_path / "p", PackSettings())
     packed = open_source(str(tmp_path / "p"))

@@ -31,12 +31,11 @@ import torch
 from PIL import Image
 from shard_tools import number_of, png, write_shards, write_tar
 
-from moco_transfer.data.images import shard_stream, tar_index
+from moco_transfer.data.images import local_shards, shard_stream
 from moco_transfer.data.images.folder import find_images
-from moco_transfer.data.images.local_shards import LocalShards
+from moco_transfer.data.images.local_shards import LocalShards, index_shard
 from moco_transfer.data.images.shard_stream import ShardStream
 from moco_transfer.data.images.sources import open_source
-from moco_transfer.data.images.tar_index import index_shard
 from moco_transfer.data.views import shard_order
 from moco_transfer.data.views.loading import Loader, plan_batches
 from moco_transfer.data.views.shard_order import ShardBatches
@@ -156,7 +155,7 @@ def test_open_shards__index_is_kept_and_made_again_when_a_shard_changes(tmp_path
     assert sorted(tmp_path.glob("*.npz")) == kept
     indexed = []
     monkeypatch.setattr(
-        tar_index, "index_shard", lambda file: indexed.append(file.name) or index_shard(file)
+        local_shards, "index_shard", lambda file: indexed.append(file.name) or index_shard(file)
     )
     again = open_source(str(tmp_path))
     assert len(again) == 8 and indexed == []
@@ -181,7 +180,9 @@ def test_open_shards__num_images_is_trusted_and_nothing_counted(tmp_path, monkey
     """What IG-1B's hundred thousand shards need; what differs is what docs/images.md says."""
     write_shards(tmp_path, [6] * 4, labels=True)
     counted = read(plan(stream(tmp_path), num_workers=2, epochs=2))
-    monkeypatch.setattr(tar_index, "index_shard", lambda file: pytest.fail(f"{file} was counted"))
+    monkeypatch.setattr(
+        local_shards, "index_shard", lambda file: pytest.fail(f"{file} was counted")
+    )
     trusted = open_source(str(tmp_path / "train-{000..003}.tar"), num_images=24)
     assert isinstance(trusted, ShardStream) and len(trusted) == 24
     assert not trusted.is_counted and trusted.class_names == ()

@@ -15,11 +15,11 @@ Difference from Detectron2: boxes are always XYXY, so there is no "bbox_mode".
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ...runtime.errors import InputError, MissingFileError
+from ..images.image_source import missing_files
 
 OnProblem = Callable[[InputError], None]
 
@@ -47,26 +47,17 @@ def has_area(bbox: list[float]) -> bool:
 
 
 def is_trainable(record: dict) -> bool:
-    """Return whether a record holds a box that is not a crowd region."""
-    return any(annotation.get("iscrowd", 0) == 0 for annotation in record["annotations"])
-
-
-def leave_out_empty(records: list[dict]) -> tuple[list[dict], int]:
-    """Return the records that can be trained on and the number of the others.
+    """Return whether a record holds a box that is not a crowd region.
 
     Source: detectron2/data/build.py filter_images_with_only_crowd_annotations.
     """
-    kept = [record for record in records if is_trainable(record)]
-    return kept, len(records) - len(kept)
+    return any(annotation.get("iscrowd", 0) == 0 for annotation in record["annotations"])
 
 
 def check_image_files(records: list[dict], where: object, on_problem: OnProblem) -> None:
     """Report how many images named by ``where`` are missing, and the first of them."""
-    paths = [os.path.split(record["file_name"]) for record in records]
-    # One list a folder: on a network file system, asking for each file is far slower.
-    folders = {folder or "." for folder, _ in paths}
-    there = {f: set(os.listdir(f)) if os.path.isdir(f) else set() for f in folders}
-    missing = [os.path.join(*path) for path in paths if path[1] not in there[path[0] or "."]]
+    paths = [record["file_name"] for record in records]
+    missing = missing_files(paths)
     if missing:
         text = f"{len(missing)} of the {len(records)} images that {where} names do not exist"
-        on_problem(MissingFileError(f"{text}; the first is {missing[0]}."))
+        on_problem(MissingFileError(f"{text}; the first is {paths[missing[0]]}."))

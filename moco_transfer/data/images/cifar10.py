@@ -23,7 +23,7 @@ from ...runtime.errors import InputError, MissingFileError
 from ...runtime.safe_pickle import read_pickle
 from .decode import encode_npy
 from .folder import ImageFolder, find_images
-from .image_source import IndexedSource
+from .image_source import IndexedSource, Table
 
 CIFAR10_CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -39,7 +39,7 @@ class HeldImages(IndexedSource):
     """Small images held in memory."""
 
     root: str  # where they come from, for messages
-    files: np.ndarray  # uint8 (number of images, bytes): each row is a .npy file
+    files: Table[bytes]  # encoded images
 
     def __len__(self) -> int:
         return len(self.files)
@@ -48,9 +48,9 @@ class HeldImages(IndexedSource):
         """Return where image ``index`` comes from."""
         return f"{self.root}: image {index}"
 
-    def content(self, index: int) -> memoryview:
+    def content(self, index: int) -> bytes:
         """Return the encoded image."""
-        return self.files[index].data
+        return self.files[index]
 
     def _where(self) -> str:
         return f", held in memory, from {self.root}"
@@ -95,11 +95,8 @@ def read_cifar10(root: str | os.PathLike[str], *, split: str = "train") -> Image
     batches = [_parse(found[name], f"{root}: {name}") for name in names]
     pixels = np.concatenate([pixels for pixels, _ in batches]).reshape(-1, 3, 32, 32)
     labels = np.concatenate([labels for _, labels in batches])
-    head = encode_npy(np.zeros((32, 32, 3), np.uint8))[: -3 * 32 * 32]
-    heads = np.tile(np.frombuffer(head, np.uint8), (len(labels), 1))
-    flat = pixels.transpose(0, 2, 3, 1).reshape(len(labels), -1)
-    files, classes = np.concatenate([heads, flat], axis=1), CIFAR10_CLASSES
-    return HeldImages(str(root), files, labels=labels, class_names=classes)
+    files = Table(map(encode_npy, pixels.transpose(0, 2, 3, 1)), bytes)
+    return HeldImages(str(root), files, labels=labels, class_names=CIFAR10_CLASSES)
 
 
 def _unpack(file: Path, names: list[str]) -> dict[str, bytes]:

@@ -13,7 +13,6 @@ with # are left out.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 from collections.abc import Iterator
@@ -24,7 +23,15 @@ from typing import NamedTuple
 import numpy as np
 
 from ...runtime.errors import InputError, MissingFileError
-from .image_source import EXTENSIONS, IndexedSource, Table, is_image, name_table, printable
+from .image_source import (
+    EXTENSIONS,
+    IndexedSource,
+    Table,
+    is_image,
+    missing_files,
+    name_table,
+    printable,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +157,14 @@ def read_list_file(file: str | os.PathLike[str], root: str | os.PathLike[str] = 
     rows = [_Row(number, *_split(line)) for number, line in lines if line and line[0] != "#"]
     if not rows:
         raise InputError(f"{file} lists no image. Expected one path per line.")
-    _check_exist(file, root, rows)
+    missing = missing_files(os.path.join(root, row.name) for row in rows)
+    if missing:
+        row = rows[missing[0]]
+        raise MissingFileError(
+            f"{file}, line {row.line}: no image {printable(os.path.join(root, row.name))}"
+            f" ({len(missing)} of {len(rows)} lines name none). Expected `path` or `path label`,"
+            f" the path relative to {root}."
+        )
     for row in rows:
         if bool(row.label) != bool(rows[0].label):
             has = f"the label {row.label!r}" if row.label else "no label"
@@ -173,27 +187,6 @@ def _split(line: str) -> tuple[str, str]:
     head, _, label = line.replace("\t", " ").rpartition(" ")
     head = line[: len(head)].rstrip()
     return (head, label) if is_image(head) or "\t" in line else (line, "")
-
-
-def _check_exist(file: Path, root: Path, rows: list[_Row]) -> None:
-    present: dict[str, set[str]] = {}  # each folder is listed once, which file servers like
-    missing = []
-    for row in rows:
-        folder, leaf = os.path.split(row.name)
-        if folder not in present:
-            present[folder] = set()
-            # ValueError: a NUL byte, of a file that is no text
-            with contextlib.suppress(OSError, ValueError):
-                with os.scandir(os.path.join(root, folder)) as entries:
-                    present[folder] = {entry.name for entry in entries if not entry.is_dir()}
-        if leaf not in present[folder]:
-            missing.append(row)
-    if missing:
-        raise MissingFileError(
-            f"{file}, line {missing[0].line}: there is no image"
-            f" {printable(os.path.join(root, missing[0].name))} ({len(missing)} of {len(rows)}"
-            f" lines name none). Expected `path` or `path label`, the path relative to {root}."
-        )
 
 
 def _number(file: Path, rows: list[_Row]) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -89,6 +90,23 @@ def _decode_name(data: bytes) -> str:  # os.fsdecode itself cannot be pickled
 def printable(name: str) -> str:
     """Return a file name for logs and terminals: bytes that are no UTF-8 are escaped."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def missing_files(paths: Iterable[str]) -> list[int]:
+    """Return the places of the paths that do not exist. Each folder is listed once: on a network
+    file system, asking for each file is far slower.
+    """
+    names: dict[str, set[str]] = {}
+    missing = []
+    for place, path in enumerate(paths):
+        folder, leaf = os.path.split(path)
+        if folder not in names:
+            names[folder] = set()
+            with contextlib.suppress(OSError, ValueError):  # ValueError: a NUL byte in the name
+                names[folder] = set(os.listdir(folder or "."))
+        if leaf not in names[folder]:
+            missing.append(place)
+    return missing
 
 
 def is_image(name: str) -> bool:

@@ -1,7 +1,7 @@
 """Writing images as tar shards: as they are, encoded again smaller, or as raw pixels.
 
     DST/shard-00000.tar            webdataset's layout: KEY.jpg (or .png, …; raw: KEY.npy), KEY.cls
-    DST/shard-00000.tar.index.npz  where each image lies (``tar_index.py``)
+    DST/shard-00000.tar.index.npz  where each image lies (``local_shards.py``)
     DST/pack.json                  what happened to the pixels; number of images, size and SHA-256
                                    of each shard, in webdataset's index format
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from ...runtime.errors import InputError
 from .image_source import ImageSource, printable
-from .tar_index import BROKEN, files_of, group_samples, image_of, label_of
+from .local_shards import BROKEN, files_of, group_samples, image_of, label_of
 
 logger = logging.getLogger(__name__)
 

@@ -58,8 +58,12 @@ def find_labelled(
         MissingFileError: If one does not exist.
         InputError: If one has no classes, or ``test`` has a class that ``train`` lacks.
     """
-    known = _open_labelled(os.fspath(train), "train")
-    asked = _open_labelled(os.fspath(test), "test")
+    roots = (os.fspath(train), "train"), (os.fspath(test), "test")
+    known, asked = (open_indexed(root, split=split) for root, split in roots)
+    for source, (root, _) in zip((known, asked), roots, strict=True):
+        found = len(source.class_names)
+        if found < 2:
+            raise InputError(f"{root}: expected images of at least two classes, found {found}.")
     unknown = sorted(set(asked.class_names) - set(known.class_names))
     if unknown:
         raise InputError(
@@ -69,15 +73,6 @@ def find_labelled(
     number = np.array([known.class_names.index(name) for name in asked.class_names], np.int64)
     labels = number[asked.labels]
     return known, dataclasses.replace(asked, labels=labels, class_names=known.class_names)
-
-
-def _open_labelled(root: str, split: str) -> IndexedSource:
-    source = open_indexed(root, split=split)
-    if len(source.class_names) < 2:
-        raise InputError(
-            f"{root}: expected images of at least two classes, found {len(source.class_names)}."
-        )
-    return source
 
 
 class CentreViews(Dataset):

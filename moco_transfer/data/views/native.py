@@ -109,10 +109,5 @@ def in_threads(work: Callable[[range], Result], count: int) -> list[Result]:
     parts = [range(count * t // threads, count * (t + 1) // threads) for t in range(threads)]
     if threads == 1:
         return [work(parts[0])]
-    return list(_threads(os.getpid(), threads).map(work, parts))
-
-
-@functools.cache
-def _threads(process: int, count: int) -> ThreadPoolExecutor:
-    # By process: a forked one has none of its parent's threads.
-    return ThreadPoolExecutor(count, thread_name_prefix="images")
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, parts))

@@ -131,17 +131,15 @@ class ViewBatch:
     def finished(self) -> dict[str, Any]:
         """Return the batch: ``views`` uint8 (V, N, 3, S, S), RGB, channels last in memory;
         ``colours`` float32 (V, N, ROW) in the fast pipeline alone; ``label`` (-1 without classes)
-        and ``index`` int64 (N,); ``unreadable``; and ``given_up`` (not 0: ``views`` is None).
+        and ``index`` int64 (N,); ``unreadable``; and ``given_up``, places without views.
         """
-        if self.given_up:
-            return {"views": None, "unreadable": self.unreadable, "given_up": self.given_up}
         return {
             "views": self._views.permute(0, 1, 4, 2, 3),
             **({"colours": self._colours} if self.make_views.is_fast else {}),
             "label": self._numbers[0].clone(),
             "index": self._numbers[1].clone(),
             "unreadable": self.unreadable,
-            "given_up": 0,
+            "given_up": self.given_up,
         }
 
 
