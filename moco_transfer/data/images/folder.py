@@ -161,9 +161,9 @@ def read_list_file(file: str | os.PathLike[str], root: str | os.PathLike[str] = 
     if missing:
         row = rows[missing[0]]
         raise MissingFileError(
-            f"{file}, line {row.line}: no image {printable(os.path.join(root, row.name))}"
-            f" ({len(missing)} of {len(rows)} lines name none). Expected `path` or `path label`,"
-            f" the path relative to {root}."
+            f"{file}, line {row.line}: there is no image"
+            f" {printable(os.path.join(root, row.name))} ({len(missing)} of {len(rows)} lines name"
+            f" none). Expected `path` or `path label`, the path relative to {root}."
         )
     for row in rows:
         if bool(row.label) != bool(rows[0].label):
