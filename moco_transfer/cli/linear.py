@@ -16,10 +16,8 @@ from . import options
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``linear``."""
     options.add_encoder(parser)
-    add, output = (
-        parser.add_argument,
-        "folder for checkpoints and results.json (default: %(default)s)",
-    )
+    add = parser.add_argument
+    output = "folder for checkpoints and results.json (default: %(default)s)"
     add("--output", default="output/linear", metavar="DIR", help=output)
     cache = "compute the training features once, without augmentation"
     add("--cache-features", action="store_true", help=cache)

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from typing import Any
 
 _DATASET = (
     "your own data set: NAME=coco:JSON:IMAGES or NAME=voc:ROOT:SPLIT:CLASSES; may be repeated"
 )
 
 
-def count(text: str) -> int:
-    """Return a whole number of at least 1."""
-    return int(_above(0, int(text)))
+def _number(kind: Callable[[str], float], *, above: int) -> Callable[[str], Any]:
+    def number(text: str) -> float:
+        if not (value := kind(text)) > above:
+            raise argparse.ArgumentTypeError(f"expected a number above {above}, got {value:g}")
+        return value
+
+    return number
 
 
-def natural(text: str) -> int:
-    """Return a whole number of at least 0."""
-    return int(_above(-1, int(text)))
-
-
-def positive(text: str) -> float:
-    """Return a number greater than 0."""
-    return _above(0, float(text))
-
-
-def _above(bound: int, value: float) -> float:
-    if not value > bound:
-        raise argparse.ArgumentTypeError(f"expected a number above {bound}, got {value:g}")
-    return value
+count = _number(int, above=0)
+natural = _number(int, above=-1)
+positive = _number(float, above=0)
 
 
 def add_config(parser: argparse.ArgumentParser, *, example: str) -> None:

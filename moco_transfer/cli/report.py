@@ -129,19 +129,19 @@ def _render(
 def _write_plots(folder: Path, tables: list[Table], pretraining: list[PretrainingRun]) -> None:
     from ..report.html import plots
 
-    figures = {}
-    for table in tables:
-        name = plots.figure_name(table)
-        figures[f"{name}_curves"], problems = plots.learning_curves(table)
-        for problem in problems:
-            logger.warning("%s", problem)
-        for kind in table.kinds:
-            if figure := plots.breakdown(table, kind):
-                figures[f"{name}_{kind}_by_class_and_size"] = figure
-    for number, item in enumerate(pretraining, start=1):
-        name = f"pretraining_{number}_{Path(item.folder).name}"
-        figures[name] = plots.pretraining_curves(item)
-    for name, figure in figures.items():
+    drawn = [
+        (f"{plots.figure_name(table)}_{panel.name}", *plots.draw_panel(panel, table))
+        for table in tables
+        for panel in plots.table_panels(table)
+    ]
+    drawn += [
+        (f"pretraining_{number}_{Path(item.folder).name}_{panel.name}", *plots.draw_panel(panel))
+        for number, item in enumerate(pretraining, start=1)
+        for panel in plots.pretraining_panels(item)
+    ]
+    for problem in dict.fromkeys(problem for *_, problems in drawn for problem in problems):
+        logger.warning("%s", problem)
+    for name, figure, _ in drawn:
         for ending in ("png", "svg"):
             file = folder / f"{name}.{ending}"
             atomic_write_bytes(file, plots.figure_bytes(figure, ending))

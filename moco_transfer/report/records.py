@@ -211,30 +211,29 @@ def _checked(key: str, value: Any, expected: str) -> Any:
 
 def _walk(root: Path, seen: set[Path]) -> Iterator[Path | Problem]:
     """Yield results.json files depth first by name. ``seen`` ends cycles of links."""
-    if not root.exists() or (resolved := root.resolve()) in seen:
-        return
-    seen.add(resolved)
     if root.is_file():
-        if root.name == RESULTS_FILE:
+        if root.name == RESULTS_FILE and root.resolve() not in seen:
+            seen.add(root.resolve())
             yield root
         return
-    try:
-        entries = sorted(os.scandir(root), key=lambda entry: entry.name)
-    except OSError as error:
-        reason = error.strerror or error
-        yield Problem(str(root), f"cannot be read ({reason}); nothing below it is in the table.")
-        return
-    names = {entry.name for entry in entries}
-    if RESULTS_FILE in names:
-        yield from _walk(root / RESULTS_FILE, seen)
-    # A pre-training folder rightly has no results.json: only a detector logs loss_rpn_cls.
-    elif '"loss_rpn_cls"' in text_of(root, METRICS_FILE):
-        last = f"last logged iteration {last_iteration(root)}"
-        message = f"has no {RESULTS_FILE}: not finished ({last}). Continue it with --resume."
-        yield Problem(str(root), message)
-    for entry in entries:
-        if not entry.name.startswith(".") and entry.is_dir():
-            yield from _walk(Path(entry.path), seen)
+    unread: list[OSError] = []  # a missing root is named by the caller
+    for place, folders, files in os.walk(root, onerror=unread.append, followlinks=True):
+        folder = Path(place)
+        if folder.resolve() in seen:
+            folders.clear()
+            continue
+        seen.add(folder.resolve())
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if RESULTS_FILE in files:
+            yield from _walk(folder / RESULTS_FILE, seen)
+        # A pre-training folder rightly has no results.json: only a detector logs loss_rpn_cls.
+        elif METRICS_FILE in files and '"loss_rpn_cls"' in text_of(folder, METRICS_FILE):
+            last = f"last logged iteration {last_iteration(folder)}"
+            message = f"has no {RESULTS_FILE}: not finished ({last}). Continue it with --resume."
+            yield Problem(str(folder), message)
+    for error in unread if root.exists() else ():
+        message = f"cannot be read ({error.strerror}); nothing below it is in the table."
+        yield Problem(error.filename, message)
 
 
 def metric_rows(text: str) -> Iterator[dict[str, Any] | None]:

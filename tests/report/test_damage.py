@@ -18,7 +18,7 @@ import pytest
 
 from moco_transfer.report import build_tables, read_runs, render_csv, render_latex, render_markdown
 from moco_transfer.report.html.page import render_page
-from moco_transfer.report.html.plots import breakdown, figure_bytes, figure_name, learning_curves
+from moco_transfer.report.html.plots import draw_panel, figure_bytes, figure_name, table_panels
 from moco_transfer.report.pretraining import find_pretraining
 
 NUMBERS = (7, -1, 0, 1e308, 10**400, float("nan"), float("inf"))
@@ -189,8 +189,8 @@ def test_images__of_names_that_hold_anything(make_run, tmp_path, name):
         )
     (table,) = build_tables(read_runs([tmp_path])[0])
     assert len(figure_name(table).encode()) < 200
-    for figure in (learning_curves(table)[0], breakdown(table)):
-        svg = figure_bytes(figure, "svg").decode()
+    for panel in table_panels(table):
+        svg = figure_bytes(draw_panel(panel, table)[0], "svg").decode()
         if name == r"$\foo$":
             assert name in svg  # letter by letter
     _all_forms(tmp_path)

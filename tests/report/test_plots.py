@@ -25,12 +25,12 @@ from moco_transfer.cli import report
 from moco_transfer.report import build_tables, read_runs
 from moco_transfer.report.curves import bin_means, loss_curve, mean_curve, metric_curve
 from moco_transfer.report.html.plots import (
-    breakdown,
+    draw_panel,
     figure_bytes,
     figure_name,
-    learning_curves,
     row_styles,
     swatch,
+    table_panels,
 )
 
 
@@ -124,13 +124,14 @@ def test_loss_curve__names_damaged_and_missing_files(two_seeds):
     ]
 
 
-def test_learning_curves__one_panel_per_kind_and_rows_told_apart_in_grey(three_rows):
+def test_table_panels__one_curve_per_kind_and_rows_told_apart_in_grey(three_rows):
     for seed in range(3):
         _log(three_rows / f"moco_{seed}", {"iteration": 50, "bbox/AP": 30.0, "total_loss": 1.0})
     (table,) = build_tables(read_runs([three_rows])[0])
-    figure, problems = learning_curves(table)
-    assert len(problems) == 6  # random and supervised have no metrics.json: each is named once
-    assert [axis.get_ylabel() for axis in figure.axes] == ["AP of boxes (0-100)", "training loss"]
+    (figure, problems), (losses, _) = (draw_panel(panel, table) for panel in table_panels(table))
+    assert len(problems) == 6  # random and supervised have no metrics.json
+    labels = [axis.get_ylabel() for axis in (*figure.axes, *losses.axes)]
+    assert labels == ["AP of boxes (0-100)", "training loss"]
     lines = [line for line in figure.axes[0].lines if len(line.get_xdata())]
     assert [list(line.get_xdata()) for line in lines if line.get_marker() == "o"] == [[50.0, 100.0]]
     assert figure.axes[0].get_ylim()[1] > 56.2 + 1.4  # the best row and its band fit into the panel
@@ -169,33 +170,35 @@ def test_row_styles__many_rows_differ_in_line_or_marker(make_run, tmp_path):
     assert row_styles(first)["random"] == styles["random"]
     assert all("<svg" in swatch(style) for style in styles.values())
     heights = []
-    for figure in (learning_curves(first)[0], learning_curves(table)[0]):
+    for figure in (draw_panel(table_panels(each)[0], each)[0] for each in (first, table)):
         figure_bytes(figure, "png")
         heights.append(figure.axes[0].get_window_extent().height)
     assert heights[1] > 0.8 * heights[0], "the legend has taken the axes' place"
 
 
-def test_breakdown__classes_by_the_baselines_ap_and_sizes(two_seeds, make_run):
+def test_table_panels__classes_by_the_baselines_ap_and_sizes(two_seeds, make_run):
     make_run("r", "random", 0, bbox={"AP": 1.0, "AP-dog": 5.0, "AP-cat": 6.0})
     make_run("s", "supervised", 0, bbox={"AP": 1.0, "AP-dog": 70.0, "AP-cat": 10.0})
     (table,) = build_tables(read_runs([two_seeds])[0])
-    sizes, classes = breakdown(table).axes
+    figures = [draw_panel(panel, table)[0] for panel in table_panels(table)[2:]]
+    sizes, classes = (figure.axes[0] for figure in figures)
     assert [label.get_text() for label in sizes.get_yticklabels()] == ["small"]
     assert [label.get_text() for label in classes.get_yticklabels()] == ["cat", "dog"]
 
 
-def test_breakdown__nothing_to_draw(make_run, tmp_path):
+def test_table_panels__no_breakdown_to_draw(make_run, tmp_path):
     make_run("s")
     (table,) = build_tables(read_runs([tmp_path])[0])
-    assert breakdown(table) is None
+    assert [panel.name for panel in table_panels(table)] == ["bbox_curve", "loss_curve"]
 
 
 def test_figure_bytes__same_figure_same_bytes(two_seeds):
     (table,) = build_tables(read_runs([two_seeds])[0])
-    first, second = (figure_bytes(learning_curves(table)[0], "svg") for _ in range(2))
+    panel = table_panels(table)[1]
+    first, second = (figure_bytes(draw_panel(panel, table)[0], "svg") for _ in range(2))
     assert first == second
     assert b"training loss" in first
-    assert figure_bytes(learning_curves(table)[0], "png").startswith(b"\x89PNG")
+    assert figure_bytes(draw_panel(panel, table)[0], "png").startswith(b"\x89PNG")
 
 
 def test_figure_name__tells_tables_apart_and_is_a_file_name(make_run, tmp_path):
@@ -215,7 +218,7 @@ def test_report__writes_plots(two_seeds, capsys):
     stem = "pascal_voc_R_18_FPN_voc_2007_test_01234567_torchvision_BN"
     assert sorted(path.name for path in (two_seeds / "plots").iterdir()) == [
         f"{stem}_{name}.{ending}"
-        for name in ("bbox_by_class_and_size", "curves")
+        for name in ("bbox_by_class", "bbox_by_size", "bbox_curve", "loss_curve")
         for ending in ("png", "svg")
     ]
 

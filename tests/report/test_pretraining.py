@@ -12,7 +12,7 @@ import json
 import pytest
 
 from moco_transfer.report import read_runs
-from moco_transfer.report.html.plots import figure_bytes, pretraining_curves, pretraining_panels
+from moco_transfer.report.html.plots import draw_panel, figure_bytes, pretraining_panels
 from moco_transfer.report.pretraining import find_pretraining
 
 MOCO = {
@@ -130,7 +130,8 @@ def test_pretraining_panels__what_the_run_logged(make_pretraining, tmp_path):
         "knn_top1_curve",
     ]
     assert [panel.name for panel in pretraining_panels(supervised)] == ["loss_curve", "acc1_curve"]
-    loss, cosines, accuracy, knn = pretraining_curves(moco).axes
+    figures = [draw_panel(panel)[0] for panel in pretraining_panels(moco)]
+    loss, cosines, accuracy, knn = (figure.axes[0] for figure in figures)
     assert [list(line.get_ydata()) for line in loss.lines] == [
         [5.0, 5.0],
         [5.5, 5.5],
@@ -144,4 +145,4 @@ def test_pretraining_panels__what_the_run_logged(make_pretraining, tmp_path):
         [41.0],
     ]
     assert len({line.get_linestyle() for line in cosines.lines}) == 2  # told apart in grey
-    assert b"mean cosine" in figure_bytes(pretraining_curves(moco), "svg")
+    assert b"mean cosine" in figure_bytes(figures[1], "svg")

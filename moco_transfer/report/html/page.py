@@ -23,14 +23,13 @@ from ..table_latex import render_latex
 from .plots import (
     STYLES,
     Panel,
-    breakdown_panels,
-    curve_panels,
-    draw_panels,
+    draw_panel,
     figure_name,
     inline_svg,
     pretraining_panels,
     row_styles,
     swatch,
+    table_panels,
 )
 
 #: What `sheet` writes, before the table's name and .png.
@@ -79,8 +78,7 @@ def _data_uri(kind: str, data: bytes) -> str:
 def _section(table: Table, number: int, folders: Sequence[str | Path]) -> dict[str, Any]:
     """Return what the page shows of one table."""
     anchor = f"table-{number}"
-    breakdowns = (panel for kind in table.kinds for panel in breakdown_panels(table, kind))
-    plots, unread = _plots([*curve_panels(table), *breakdowns], anchor)
+    plots, unread = _plots(table_panels(table), anchor)
     swatches = {init: Markup(swatch(style)) for init, style in row_styles(table).items()}
     anchors = {run.folder: f"{anchor}-run-{i}" for i, run in enumerate(table.runs, start=1)}
     configs = (text_of(run.folder, CONFIG_FILE) for run in table.runs)
@@ -114,7 +112,7 @@ def _plots(panels: Sequence[Panel], anchor: str) -> tuple[list[dict[str, Any]], 
     plots: list[dict[str, Any]] = []
     problems: dict[Problem, None] = {}
     for panel in panels:
-        figure, found = draw_panels([panel], height=panel.height)
+        figure, found = draw_panel(panel)
         problems |= dict.fromkeys(found)
         if figure.axes[0].has_data():
             caption = panel.caption[0].upper() + panel.caption[1:]

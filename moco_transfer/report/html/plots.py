@@ -1,7 +1,7 @@
 """Plots of a table and of pre-training: curves of AP and loss, AP by class and by object size.
 
-The page shows the panels of a plot one by one, a file shows them next to each other. Rows differ in
-line style, marker and brightness as well as in colour, so that they can be told apart in grey.
+Each plot is one panel: in the page, or in a file with a legend and a title. Rows differ in line
+style, marker and brightness as well as in colour, so that they can be told apart in grey.
 Figures are drawn without pyplot: nothing global changes and no display is needed. Inside the page
 their colours come from its style sheet, light or dark.
 """
@@ -18,6 +18,7 @@ from functools import cache, partial
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -34,20 +35,17 @@ from ..curves import Curve, bin_means, loss_curve, metric_curve
 from ..pretraining import PretrainingRun
 from ..records import Problem
 
-_COLOURS = (
-    "#9e9e9e", "#b85c00", "#0b3c8c", "#2a9d5c", "#7b1fa2", "#56a8e0", "#5c2e00", "#d1495b",
-    "#00798c", "#e0a800", "#6d597a", "#1b4332", "#f28ab2", "#34618e",
-)  # fmt: skip
-_DASHES = (
-    (5, 1), (3, 1, 1, 1), (1, 1), (7, 2, 2, 2), (2, 2), (9, 2), (5, 1, 1, 1, 1, 1), (3, 3),
-    (7, 1, 3, 1), (1, 3),
-)  # fmt: skip
-_LINES = (":", "--", "-", "-.", *((0, dashes) for dashes in _DASHES))
-_MARKERS = ("s", "^", "o", "D", "v", "P", "X", "<", ">", "*", "p", "d", "h", (4, 1, 0))
 #: Colour, line style and marker of a row.
 Style = tuple[str, Any, Any]
 #: Of random, of supervised, and of the others in turn; neighbours differ in brightness.
-STYLES: tuple[Style, ...] = tuple(zip(_COLOURS, _LINES, _MARKERS, strict=True))
+STYLES: tuple[Style, ...] = (
+    ("#9e9e9e", ":", "s"), ("#b85c00", "--", "^"), ("#0b3c8c", "-", "o"), ("#2a9d5c", "-.", "D"),
+    ("#7b1fa2", (0, (5, 1)), "v"), ("#56a8e0", (0, (3, 1, 1, 1)), "P"),
+    ("#5c2e00", (0, (1, 1)), "X"), ("#d1495b", (0, (7, 2, 2, 2)), "<"),
+    ("#00798c", (0, (2, 2)), ">"), ("#e0a800", (0, (9, 2)), "*"),
+    ("#6d597a", (0, (5, 1, 1, 1, 1, 1)), "p"), ("#1b4332", (0, (3, 3)), "d"),
+    ("#f28ab2", (0, (7, 1, 3, 1)), "h"), ("#34618e", (0, (1, 3)), (4, 1, 0)),
+)  # fmt: skip
 #: Of grid lines, of the stripes behind classes, and of remarks.
 GRID, STRIPE, REMARK = "#e0e0e0", "#f4f4f4", "#555555"
 #: Colour of a figure -> its replacement in the page.
@@ -79,12 +77,12 @@ class Panel:
     name: str  # different from those of its table's other panels
     caption: str  # a clause without a full stop
     draw: Callable[[Axes], list[Problem]]  # returns what was wrong with the files it read
-    height: float = 3.2  # inches, when it is drawn alone
+    height: float = 3.2  # inches
 
 
-def curve_panels(table: Table) -> list[Panel]:
-    """Return AP over iterations, one panel per kind of result, and the training loss; drawing
-    reads metrics.json of the averaged runs.
+def table_panels(table: Table) -> list[Panel]:
+    """Return AP over iterations, one panel per kind of result, the training loss, and AP by object
+    size and class. Drawing curves reads metrics.json of the averaged runs.
     """
     over = "over iterations: mean over seeds, band of one std where n >= 2"
     panels = []
@@ -94,7 +92,8 @@ def curve_panels(table: Table) -> list[Panel]:
         draw = partial(_draw_curves, table, read, f"{label} (0-100)")
         panels.append(Panel(f"{kind}_curve", f"{label} {over}", draw))
     draw = partial(_draw_curves, table, loss_curve, "training loss")
-    return [*panels, Panel("loss_curve", f"training loss {over}", draw)]
+    panels.append(Panel("loss_curve", f"training loss {over}", draw))
+    return [*panels, *(panel for kind in table.kinds for panel in breakdown_panels(table, kind))]
 
 
 def breakdown_panels(table: Table, kind: str = "bbox") -> list[Panel]:
@@ -136,47 +135,23 @@ def pretraining_panels(run: PretrainingRun) -> list[Panel]:
     return panels
 
 
-def learning_curves(table: Table) -> tuple[Figure, list[Problem]]:
-    """Draw :func:`curve_panels` next to each other, and return the problems with files."""
-    return draw_panels(curve_panels(table), height=3.6, table=table)
-
-
-def breakdown(table: Table, kind: str = "bbox") -> Figure | None:
-    """Draw :func:`breakdown_panels` next to each other; None where there is nothing to draw."""
-    panels = breakdown_panels(table, kind)
-    height = max([2.6, *(0.4 + panel.height for panel in panels)])
-    return draw_panels(panels, height=height, more_width=0.6, table=table)[0] if panels else None
-
-
-def pretraining_curves(run: PretrainingRun) -> Figure:
-    """Draw :func:`pretraining_panels` next to each other."""
-    figure, _ = draw_panels(pretraining_panels(run), height=3.4)
-    title = ", ".join(filter(None, (run.mechanism, run.arch, run.folder)))
-    figure.suptitle(plain_text(title), fontsize=10)
-    return figure
-
-
-def draw_panels(
-    panels: Sequence[Panel], *, height: float, more_width: float = 0.0, table: Table | None = None
-) -> tuple[Figure, list[Problem]]:
-    """Draw panels next to each other, sizes in inches, and return the problems met; ``table`` gives
-    the figure a legend of its rows, and a title.
+def draw_panel(panel: Panel, table: Table | None = None) -> tuple[Figure, list[Problem]]:
+    """Draw a panel and return the problems met; ``table`` gives the figure a legend of its rows,
+    and a title.
     """
-    size = (_WIDTH * len(panels) + more_width, height)
-    figure = Figure(figsize=size, layout="constrained")
-    problems: dict[Problem, None] = {}
-    for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        problems |= dict.fromkeys(panel.draw(axis))
-        is_curve = panel.name.endswith("_curve")
-        if is_curve:
-            axis.set_xlabel("iteration")
-            axis.set_xlim(left=0)
-            axis.xaxis.set_major_locator(MaxNLocator(5))  # keeps numbers of six digits apart
-        axis.grid(color=GRID, linewidth=0.6, axis="both" if is_curve else "x")
-        axis.spines[["top", "right"]].set_visible(False)
+    figure = Figure(figsize=(_WIDTH, panel.height), layout="constrained")
+    axis = figure.subplots()
+    problems = panel.draw(axis)
+    is_curve = panel.name.endswith("_curve")
+    if is_curve:
+        axis.set_xlabel("iteration")
+        axis.set_xlim(left=0)
+        axis.xaxis.set_major_locator(MaxNLocator(5))  # keeps numbers of six digits apart
+    axis.grid(color=GRID, linewidth=0.6, axis="both" if is_curve else "x")
+    axis.spines[["top", "right"]].set_visible(False)
     if table is not None:
         _decorate(figure, table)
-    return figure, list(problems)
+    return figure, problems
 
 
 def figure_bytes(figure: Figure, file_format: str) -> bytes:
@@ -256,9 +231,7 @@ def row_styles(table: Table) -> dict[str, Style]:
     return styles
 
 
-def _plot(
-    axis: Axes, x: Sequence[float], y: Sequence[float], style: Style, label: str | None = None
-) -> Line2D:
+def _plot(axis: Axes, x: Any, y: Any, style: Style, label: str | None = None) -> Line2D:
     color, line, marker = style
     every = max(1, len(x) // 8)  # markers separate lines in grey; 60 of them would overlap
     how = {"color": color, "linestyle": line, "marker": marker, "markevery": every}
@@ -276,13 +249,12 @@ def _draw_curves(
         if not curve:
             continue
         color, x = styles[row.init][0], list(curve)
-        _plot(axis, x, [at.mean for at in curve.values()], styles[row.init])
-        low, high = (
-            [at.mean + sign * (at.std or 0.0) for at in curve.values()] for sign in (-1, 1)
-        )
-        axis.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
-        for at in curve.values() if len(x) == 1 else ():  # a band over one point has no width
-            axis.errorbar(x, [at.mean], yerr=[at.std or 0.0], color=color, capsize=3, linewidth=1.2)
+        mean = np.array([at.mean for at in curve.values()])
+        std = np.array([at.std or 0.0 for at in curve.values()])
+        _plot(axis, x, mean, styles[row.init])
+        axis.fill_between(x, mean - std, mean + std, color=color, alpha=0.2, linewidth=0)
+        if len(x) == 1:  # a band over one point has no width
+            axis.errorbar(x, mean, yerr=std, color=color, capsize=3, linewidth=1.2)
     axis.set_ylabel(label)
     if label.startswith("AP"):
         axis.set_ylim(0, max(1.0, 1.08 * axis.dataLim.y1))
@@ -333,18 +305,18 @@ def _draw_pretraining(
 
 
 def _decorate(figure: Figure, table: Table) -> None:
-    """Add the legend of rows and the title."""
-    styles, setting = row_styles(table), table.setting
+    """Add the legend of rows and the title; they make the figure higher, not its axes lower."""
+    styles, setting, inches = row_styles(table), table.setting, figure.get_figwidth()
     handles = [_plot(figure.axes[0], [], [], styles[row.init]) for row in table.rows]
     labels = [plain_text(f"{row.init} (n={len(row.runs)})") for row in table.rows]
-    inches = 0.7 + 0.1 * max(map(len, labels))  # of an entry at the default font size
-    columns = max(1, min(len(labels), int(figure.get_figwidth() / inches)))
-    lines = -(-len(labels) // columns)
-    # A long legend makes the figure higher, not its axes lower.
-    figure.set_figheight(figure.get_figheight() + 0.23 * max(0, lines - 2))
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+    of_entry = 0.6 + 0.08 * max(map(len, labels))  # inches, at this font size
+    columns = max(1, min(len(labels), int(inches / of_entry)))
+    legend: dict[str, Any] = {"loc": "outside lower center", "ncols": columns}
+    figure.legend(handles, labels, **legend, frameon=False, fontsize=9)
     tested = f"{setting.task} on {' + '.join(setting.test_set)}"
-    width = int(12 * figure.get_figwidth())  # about 12 letters of this size fit into an inch
     how = f"{setting.engine}, {setting.norm}; mean ± std over n seeds"
-    title = "\n".join(textwrap.fill(line, width) for line in (tested, how))
-    figure.suptitle(plain_text(title), fontsize=10)
+    # About 13 letters of this size fit into an inch.
+    title = "\n".join(textwrap.fill(line, int(13 * inches)) for line in (tested, how))
+    figure.suptitle(plain_text(title), fontsize=9)
+    lines = -(-len(labels) // columns) + title.count("\n") + 1
+    figure.set_figheight(figure.get_figheight() + 0.2 * lines)
