@@ -54,5 +54,5 @@ def run(args: argparse.Namespace) -> int:
     if args.config_file:
         data = read_data(request, Reads())
         count = f"{len(data.class_names)} classes{' from the data' * data.count_from_data}"
-        print(f"{args.config_file}: fits, with {count}{' and masks' * request.masks}")
+        print(f"{args.config_file}: fits, with {count}{' and masks' * ('segm' in data.tasks)}")
     return 0

@@ -23,7 +23,6 @@ from pycocotools.cocoeval import COCOeval
 
 from ..data.annotations.catalog import DetectionDataset
 from ..data.annotations.coco import load_json
-from ..runtime.errors import InputError
 from .metric_names import BBOX_METRICS, KEYPOINT_METRICS, RECALL_METRICS, class_metric
 from .predictions import Metrics, PredictionWriter
 
@@ -31,15 +30,10 @@ logger = logging.getLogger(__name__)
 
 _KEYPOINT_NUMBERS = (*KEYPOINT_METRICS, "AR", "AR50", "AR75", "ARm", "ARl")
 _PREDICTED_IN = {"segm": "masks", "keypoints": "keypoints"}
-_ANNOTATED_IN = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
 
 
 class CocoEvaluator(PredictionWriter):
-    """Computes COCO's AP over a test set, for some of ``metric_names.TASKS``.
-
-    Raises:
-        InputError: If the data set has no ground truth for a task.
-    """
+    """Computes COCO's AP over a test set, for some of ``metric_names.TASKS``."""
 
     def __init__(
         self,
@@ -51,46 +45,16 @@ class CocoEvaluator(PredictionWriter):
         super().__init__(dataset, output_file)
         self.tasks = tuple(tasks)
         self.extras = tuple(_PREDICTED_IN[task] for task in tasks if task in _PREDICTED_IN)
-        _check_ground_truth(dataset, self.tasks)
 
     def score(self, found: list[tuple[int | str, dict[str, Any]]], results: list[dict]) -> Metrics:
         """Return COCO's numbers by name and ``AP-<class>``, for each task."""
         return evaluate_results(results, self.dataset, self.tasks)
 
 
-def _check_ground_truth(dataset: DetectionDataset, tasks: tuple[str, ...]) -> None:
-    annotations = [a for r in dataset.records for a in r["annotations"] if not a.get("iscrowd", 0)]
-    if not dataset.has_ground_truth or not annotations:
-        raise InputError(
-            f"Data set {dataset.name!r} has no ground truth: none of its {len(dataset.records)}"
-            " images holds an object; test on a split with annotations."
-        )
-    for task in tasks:
-        field = _ANNOTATED_IN[task]
-        without = sum(field not in annotation for annotation in annotations)
-        if without and (task == "segm" or without == len(annotations)):
-            raise InputError(
-                f"Data set {dataset.name!r}: {without} of {len(annotations)} objects have no"
-                f" {field}, which task {task!r} needs; annotate them, or evaluate bbox only."
-            )
-
-
 def evaluate_results(
     results: list[dict], dataset: DetectionDataset, tasks: tuple[str, ...] = ("bbox",)
 ) -> Metrics:
-    """Return COCO's numbers by name and ``AP-<class>``, 0-100, for each of ``tasks``.
-
-    Raises:
-        InputError: If results are for images or classes that the data set does not have.
-    """
-    images = {record["image_id"] for record in dataset.records}
-    for what, known in (("image", images), ("category", set(dataset.category_ids))):
-        unknown = sorted({result[f"{what}_id"] for result in results} - known, key=str)
-        if unknown:
-            raise InputError(
-                f"{len(unknown)} {what} ids of the predictions are not in data set"
-                f" {dataset.name!r}, the first is {unknown[0]!r}."
-            )
+    """Return COCO's numbers by name and ``AP-<class>``, 0-100, for each of ``tasks``."""
     truth = _coco_truth(dataset)
     return {task: _evaluate_task(truth, results, task, dataset) for task in tasks}
 

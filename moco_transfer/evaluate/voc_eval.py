@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from ..data.annotations.catalog import DetectionDataset
-from ..runtime.errors import InputError
 from .coco_eval import evaluate_results
 from .metric_names import class_metric
 from .predictions import Metrics, PredictionWriter
@@ -30,9 +29,6 @@ class VocEvaluator(PredictionWriter):
 
     With ``coco_style`` the same detections are also scored by COCO's rules (100 an image, 101
     points, exclusive edges, difficult boxes as ordinary ones, unrounded), as "bbox_coco".
-
-    Raises:
-        InputError: If the data set has no box to be found.
     """
 
     extras = ()
@@ -47,11 +43,6 @@ class VocEvaluator(PredictionWriter):
         super().__init__(dataset, output_file)
         self.coco_style = coco_style
         self.truth = ground_truth(dataset.records)
-        if self.truth.difficult.all():
-            raise InputError(
-                f"Data set {dataset.name!r} has no ground truth: its {len(dataset.records)} images"
-                " hold no box that is not difficult."
-            )
 
     def score(self, found: list[tuple[int | str, dict[str, Any]]], results: list[dict]) -> Metrics:
         """Return "bbox" with AP over IoU 0.50 to 0.95, AP50, AP75 and ``AP-<class>``."""

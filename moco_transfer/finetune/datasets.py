@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# Task of a head, the key of MODEL that adds the head, and what it needs of an annotation.
+_HEADS = (("segm", "MASK_ON", "segmentation"), ("keypoints", "KEYPOINT_ON", "keypoints"))
+
 
 class Reads:
     """Remembers what was read, faults included: the plans of many runs read each file once."""
@@ -50,16 +53,22 @@ class Reads:
         return self._known[key]
 
 
+def evaluated_tasks(heads: Mapping[str, bool]) -> tuple[str, ...]:
+    """Return what is evaluated, ``bbox``[, ``segm``, ``keypoints``], of a config's MODEL keys."""
+    return ("bbox", *(task for task, head, _ in _HEADS if heads[head]))
+
+
 @dataclass(frozen=True)
 class RunData:
     """The data sets of a run: no training sets for an evaluation, their images of the label subset
-    alone where there is one, and whether the number of classes is the data's.
+    alone where there is one, whether the number of classes is the data's, and what is evaluated.
     """
 
     train_sets: list[DetectionDataset]
     test_sets: list[DetectionDataset]
     subset: LabelSubset | None
     count_from_data: bool
+    tasks: tuple[str, ...]
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -74,7 +83,8 @@ class DataRequest:
     Attributes:
         train, test: Names of data sets; ``train`` does not matter for ``eval_only``.
         num_classes: That all must have; None takes it from the data.
-        masks, polygons: Whether there is a mask head, and INPUT.MASK_FORMAT is polygon.
+        tasks: See :func:`evaluated_tasks`.
+        polygons: Whether INPUT.MASK_FORMAT is polygon.
         eval_only: Test sets without ground truth are then legal: predictions are written.
         label_subset: File that lists the training images to use, or the subset itself.
     """
@@ -82,7 +92,7 @@ class DataRequest:
     train: tuple[str, ...]
     test: tuple[str, ...]
     num_classes: int | None
-    masks: bool
+    tasks: tuple[str, ...]
     polygons: bool
     eval_only: bool = False
     label_subset: str | LabelSubset | None = None
@@ -98,12 +108,9 @@ def read_data(request: DataRequest, reads: Reads) -> RunData:
     roles = {"TRAIN": () if request.eval_only else request.train, "TEST": request.test}
     sets: dict[str, list[DetectionDataset]] = {"TRAIN": [], "TEST": []}
     for role, names in roles.items():
-        with collecting(findings):
-            if not names and not (role == "TRAIN" and request.eval_only):
-                raise InputError(
-                    f"DATASETS.{role} names no data set. Give e.g. DATASETS.{role}"
-                    " voc_2007_trainval, or your own with --dataset."
-                )
+        if not names and not (role == "TRAIN" and request.eval_only):
+            give = f"Give e.g. DATASETS.{role} voc_2007_trainval, or your own with --dataset."
+            findings.append(Finding("", f"DATASETS.{role} names no data set. {give}"))
         for name in names:
             with collecting(findings):
                 sets[role].append(get_dataset(name))
@@ -117,7 +124,7 @@ def read_data(request: DataRequest, reads: Reads) -> RunData:
     with collecting(findings):
         if request.num_classes is not None:
             check_class_count(both[0], request.num_classes)
-    key = (tuple(train_sets), tuple(test_sets), request.masks, request.polygons, request.eval_only)
+    key = (tuple(train_sets), tuple(test_sets), request.tasks, request.polygons, request.eval_only)
     sentences = reads.once(key, lambda: list(_faults(train_sets, test_sets, request)))
     findings += [Finding("", sentence) for sentence in sentences]
     subset = None
@@ -130,7 +137,7 @@ def read_data(request: DataRequest, reads: Reads) -> RunData:
             train_sets = take_label_subset(train_sets, subset, where)
     if findings:
         raise PlanError(findings)
-    return RunData(train_sets, test_sets, subset, request.num_classes is None)
+    return RunData(train_sets, test_sets, subset, request.num_classes is None, request.tasks)
 
 
 def _faults(
@@ -138,9 +145,8 @@ def _faults(
     test_sets: Sequence[DetectionDataset],
     request: DataRequest,
 ) -> Iterator[str]:
-    if request.masks:
-        for dataset in dict.fromkeys([*train_sets, *test_sets]):
-            yield from _mask_faults(dataset, polygons=request.polygons and dataset in train_sets)
+    for dataset in dict.fromkeys([*train_sets, *test_sets]):
+        yield from _head_faults(dataset, request, of_training=dataset in train_sets)
     if train_sets and not any(is_trainable(r) for d in train_sets for r in d.records):
         names = ", ".join(d.name for d in train_sets)
         yield f"No image of DATASETS.TRAIN {names} has a box. See moco-transfer check-data."
@@ -163,33 +169,33 @@ def has_objects(dataset: DetectionDataset) -> bool:
     return dataset.has_ground_truth and any(is_trainable(record) for record in dataset.records)
 
 
-def _mask_faults(dataset: DetectionDataset, *, polygons: bool) -> Iterator[str]:
-    name = f"data set {dataset.name!r}"
-    if dataset.kind == "voc":
+def _head_faults(
+    dataset: DetectionDataset, request: DataRequest, *, of_training: bool
+) -> Iterator[str]:
+    """Yield what the heads need and the objects of a data set lack; VOC's have boxes alone."""
+    objects = [
+        (record["file_name"], annotation)
+        for record in dataset.records
+        for annotation in record["annotations"]
+        if not annotation["iscrowd"]
+    ]
+    for task, head, key in _HEADS:
+        without = [file for file, annotation in objects if not annotation.get(key)]
+        # COCO has key points of some objects only.
+        too_few = without and (task == "segm" or len(without) == len(objects))
+        if task in request.tasks and too_few:
+            yield (
+                f"MODEL.{head} is True, but {len(without)} of the {len(objects)} objects of data"
+                f" set {dataset.name!r} have no {key!r}; the first is in {without[0]}. Set"
+                f" MODEL.{head} False, or give the data in COCO's format with {key!r}."
+            )
+    encoded = [file for file, a in objects if isinstance(a.get("segmentation"), dict)]
+    if "segm" in request.tasks and request.polygons and of_training and encoded:
         yield (
-            f"MODEL.MASK_ON is True, but {name} is in VOC's layout, which has boxes alone. Set"
-            " MODEL.MASK_ON False, or give the data in COCO's format with 'segmentation'."
+            f"{len(encoded)} of the {len(objects)} masks of data set {dataset.name!r} are"
+            f" run-length encoded, the first in {encoded[0]}; INPUT.MASK_FORMAT 'polygon' trains on"
+            " polygons. Export polygons, or use --engine detectron2 with INPUT.MASK_FORMAT bitmask."
         )
-    elif dataset.has_ground_truth:
-        objects = [
-            (record["file_name"], annotation.get("segmentation"))
-            for record in dataset.records
-            for annotation in record["annotations"]
-            if not annotation["iscrowd"]
-        ]
-        if without := [file for file, mask in objects if not mask]:
-            yield (
-                f"MODEL.MASK_ON is True, but {len(without)} of the {len(objects)} objects of {name}"
-                f" have no 'segmentation'; the first is in {without[0]}. Set MODEL.MASK_ON False to"
-                " train on the boxes alone, or add the masks."
-            )
-        encoded = [file for file, mask in objects if isinstance(mask, dict)]
-        if polygons and encoded:
-            yield (
-                f"{len(encoded)} of the {len(objects)} masks of {name} are run-length encoded, the"
-                f" first in {encoded[0]}; INPUT.MASK_FORMAT 'polygon' trains on polygons. Export"
-                " polygons, or use --engine detectron2 with INPUT.MASK_FORMAT bitmask."
-            )
 
 
 def training_records(train_sets: Sequence[DetectionDataset], *, filter_empty: bool) -> list[dict]:

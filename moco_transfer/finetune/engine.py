@@ -56,15 +56,11 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def build_optimizer(self, model: Any) -> Any:
-        """Return the optimizer that SOLVER describes."""
+        """Return the optimizer that SOLVER describes, which clips gradients itself."""
 
     @abc.abstractmethod
     def iteration_starter(self, optimizer: Any) -> Callable[[int], None]:
         """Return what sets learning rate and random generators after so many iterations."""
-
-    def gradient_clipping(self, optimizer: Any) -> Callable[[], None] | None:
-        """Return what limits the gradients in place; None where the optimizer does, or nothing."""
-        return None
 
     def training(self) -> contextlib.AbstractContextManager:
         """Return the context of the whole training."""

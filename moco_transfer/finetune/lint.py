@@ -227,10 +227,4 @@ def remarks(settings: Settings, *, world_size: int) -> list[str]:
         found.append(f"SOLVER.STEPS {steps} lie beyond SOLVER.MAX_ITER {max_iter} and never come.")
     if warmup > max_iter / 2:
         found.append(f"SOLVER.WARMUP_ITERS {warmup} is more than half of {max_iter} iterations.")
-    for head in ("ROI_BOX_HEAD", *(["ROI_MASK_HEAD"] if settings["MODEL.MASK_ON"] else [])):
-        if head_norm := settings[f"MODEL.{head}.NORM"]:
-            found.append(
-                f"MODEL.{head}.NORM {head_norm}: MoCo's heads have no norm (moco issue 34), so"
-                " published numbers do not compare."
-            )
     return found

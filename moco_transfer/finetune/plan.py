@@ -11,10 +11,10 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from fvcore.common.config import CfgNode
@@ -27,13 +27,15 @@ from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
 from ..runtime.distributed import broadcast_object, get_world_size, start_processes
 from ..runtime.errors import InputError
 from . import handover
-from .datasets import DataRequest, Reads, RunData, annotation_digests, make_evaluator, read_data
+from .datasets import DataRequest, Reads, RunData, annotation_digests, evaluated_tasks, read_data
 from .engine import Engine, engine_class
 from .handover import InitialWeights
 from .lint import Finding, PlanError, collecting, lint, remarks
 from .resume import CHECKPOINT_FORMAT, evaluation_folder, folder_fault, resume_faults, resume_notes
 from .schedule import Schedule
 from .sync_norm import describe_norm
+
+T = TypeVar("T")
 
 # Keys in which the rows of a table may differ, and those that change no number.
 _FREE_KEYS = (
@@ -81,11 +83,6 @@ class Request:
     coco_style: bool = False
     command: str | None = None
 
-    def overrules(self, finding: Finding) -> bool:
-        """Return whether the user starts the run in spite of a finding."""
-        allowed = {"--force": self.force, "--allow-partial": self.allow_partial}
-        return allowed.get(finding.option, False)
-
 
 @dataclass(frozen=True)
 class FinetunePlan:
@@ -95,7 +92,6 @@ class FinetunePlan:
         header: What every checkpoint says of the run: ``task``, ``init``, ``seed``, ``config``
             (YAML), ``config_hash``, and more.
         engine: With the config of the run: scaled, with the data's classes and the seed.
-        tasks: What is evaluated: ``bbox``[, ``segm``, ``keypoints``].
         coverage: Which tensors MODEL.WEIGHTS provides; None for random initialisation.
         schedule, written_schedule: As it runs, and as the config has it.
         precise_bn: Batches per process for PreciseBN, 0 for none.
@@ -109,7 +105,6 @@ class FinetunePlan:
     engine: Engine
     world_size: int
     data: RunData
-    tasks: tuple[str, ...]
     weights: InitialWeights
     coverage: Coverage | None
     checkpoint: dict[str, Any] | None
@@ -140,7 +135,6 @@ def plan_finetuning(
         PlanError: With everything else that prevents the run.
     """
     planner = _Planner(request, world_size or get_world_size(), device, reads or Reads())
-    planner.read()
     planner.compare()
     return planner.plan()
 
@@ -152,63 +146,48 @@ def join_processes(request: Request) -> torch.device:
 
 
 class _Planner:
-    """What is known of a run on the way to its plan; parts that cannot be had stay None."""
+    """What is known of a run on the way to its plan; parts that cannot be had are None."""
 
     def __init__(
         self, request: Request, world_size: int, device: torch.device | None, reads: Reads
     ) -> None:
-        self.request, self.world_size, self.reads = request, world_size, reads
-        self.written = self.cfg = load_detection_config(request.config_file, request.overrides)
-        self.kind = engine_class(request.engine)
-        model = self.cfg.MODEL
-        # Configs say cuda, Detectron2's default; a laptop runs them unchanged on its CPU.
-        use_gpu = model.DEVICE == "cuda" and torch.cuda.is_available()
-        self.device = device or torch.device("cuda" if use_gpu else "cpu")
-        heads = {"segm": model.MASK_ON, "keypoints": model.KEYPOINT_ON}
-        self.tasks = ("bbox", *(task for task, is_on in heads.items() if is_on))
-        self.findings: list[Finding] = []
-        self.data: RunData | None = None
-        self.weights: InitialWeights | None = None
-        self.coverage: Coverage | None = None
-        self.engine: Engine | None = None
-        self.skeleton: torch.nn.Module | None = None
-        self.checkpoint: dict[str, Any] | None = None
-        self.checkpoint_path: Path | None = None
-
-    def read(self) -> None:
         """Read config, data, weights and checkpoint, and build the engine."""
-        written, request = self.written, self.request
+        self.request, self.world_size, self.reads = request, world_size, reads
+        self.findings: list[Finding] = []
+        self.coverage: Coverage | None = None
+        self.written = written = load_detection_config(request.config_file, request.overrides)
+        self.kind = engine_class(request.engine)
+        # Configs say cuda, Detectron2's default; a laptop runs them unchanged on its CPU.
+        use_gpu = written.MODEL.DEVICE == "cuda" and torch.cuda.is_available()
+        self.device = device or torch.device("cuda" if use_gpu else "cpu")
         if written.MODEL.DEVICE not in ("cuda", "cpu"):
             got = f"got {written.MODEL.DEVICE!r}"
             self.findings.append(Finding("", f"MODEL.DEVICE must be 'cuda' or 'cpu', {got}."))
-        self.written_schedule = self.schedule = _schedule(written)
-        with collecting(self.findings):
-            self.kind.check(written)
-        with collecting(self.findings):
-            self.schedule = self.written_schedule.for_processes(self.world_size)
-        with collecting(self.findings):
-            self.data = read_data(data_request(written, request), self.reads)
-        with collecting(self.findings):
-            path, init = written.MODEL.WEIGHTS, request.init
-            read = functools.partial(handover.read_weights, path, init=init)
-            self.weights = self.reads.once(("weights", path, init), read)
-        with collecting(self.findings):
-            if request.resume:
-                self.checkpoint_path = CheckpointFolder(written.OUTPUT_DIR).last()
-            if self.checkpoint_path is not None:
-                self.checkpoint = load_checkpoint(self.checkpoint_path)
+        self._try(self.kind.check, written)
+        self.written_schedule = _schedule(written)
+        scaled = self._try(self.written_schedule.for_processes, world_size)
+        self.schedule = scaled or self.written_schedule
+        self.data = self._try(lambda: read_data(data_request(written, request), reads))
+        path, init = written.MODEL.WEIGHTS, request.init
+        read = functools.partial(handover.read_weights, path, init=init)
+        self.weights = self._try(reads.once, ("weights", path, init), read)
+        last = CheckpointFolder(written.OUTPUT_DIR).last
+        self.checkpoint_path = self._try(last) if request.resume else None
+        found = self.checkpoint_path
+        self.checkpoint = self._try(load_checkpoint, found) if found is not None else None
         self.cfg = _settled(written, self.schedule, self.data, self.checkpoint)
+        self.engine = self._try(self.kind, self.cfg, self.device)
+        key = ("skeleton", self.kind, self.device, config_hash(self.cfg))
+        self.skeleton = self._try(reads.once, key, self.engine.skeleton) if self.engine else None
+
+    def _try(self, read: Callable[..., T], *args: Any) -> T | None:
+        """Return ``read(*args)``, or None where it finds a fault, which is collected."""
         with collecting(self.findings):
-            self.engine = self.kind(self.cfg, self.device)
-            key = ("skeleton", self.kind, self.device, config_hash(self.cfg))
-            self.skeleton = self.reads.once(key, self.engine.skeleton)
+            return read(*args)
+        return None
 
     def compare(self) -> None:
         """Compare config, data and weights."""
-        for dataset in self.data.test_sets if self.data is not None else ():
-            with collecting(self.findings):  # rather than after the training
-                key = ("evaluator", dataset, self.tasks)
-                self.reads.once(key, functools.partial(make_evaluator, dataset, self.tasks, Path()))
         request, weights = self.request, self.weights
         if weights is None:
             return
@@ -245,7 +224,8 @@ class _Planner:
         elif request.eval_only and data is not None:
             names = [dataset.name for dataset in data.test_sets]
             output_dir = evaluation_folder(output_dir, names, cfg.dump())
-        standing = [finding for finding in self.findings if not request.overrules(finding)]
+        overruled = {"--force": request.force, "--allow-partial": request.allow_partial}
+        standing = [finding for finding in self.findings if not overruled.get(finding.option)]
         if standing or not data or not weights or not self.engine or self.skeleton is None:
             raise PlanError(standing)
         notes = header["resume_notes"]
@@ -258,7 +238,6 @@ class _Planner:
             engine=self.engine,
             world_size=self.world_size,
             data=data,
-            tasks=self.tasks,
             weights=weights,
             coverage=self.coverage,
             checkpoint=self.checkpoint,
@@ -329,7 +308,7 @@ def data_request(cfg: CfgNode, request: Request) -> DataRequest:
         train,
         test,
         num_classes=None if from_data else cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-        masks=cfg.MODEL.MASK_ON,
+        tasks=evaluated_tasks(cfg.MODEL),
         polygons=cfg.INPUT.MASK_FORMAT == "polygon",
         eval_only=request.eval_only,
         label_subset=request.label_subset,

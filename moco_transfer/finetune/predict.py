@@ -5,7 +5,6 @@ Boxes are XYXY, px of the image turned upright as its EXIF orientation says.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import logging
@@ -23,7 +22,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..config import load_detection_config, read_detection_config
-from ..data.batches.transforms import ResizeAndFlip, resized_shape, to_tensor
+from ..data.batches.transforms import TestMapper
 from ..data.drawing import draw_detections
 from ..data.images.decode import read_image
 from ..data.images.image_source import EXTENSIONS
@@ -45,15 +44,13 @@ _JPEG, _PNG = (".jpg", ".jpeg"), ".png"  # drawings are saved as these; other im
 class Detector:
     """A trained detector that takes images; :func:`load_detector` makes one.
 
-    ``image_format`` (RGB or BGR) is what ``model`` takes; ``min_size`` is the shorter edge after
-    resizing, px (0 for none), ``max_size`` the limit of the longer; ``source`` is the checkpoint.
+    ``mapper`` has the order of channels and the size that ``model`` takes; ``source`` is the
+    checkpoint.
     """
 
     model: nn.Module
     class_names: tuple[str, ...]
-    image_format: str
-    min_size: int
-    max_size: int
+    mapper: TestMapper
     score_threshold: float
     device: torch.device
     source: str
@@ -75,10 +72,8 @@ class Detector:
                 f"A source must be RGB uint8 (H, W, 3), got {pixels.dtype} {pixels.shape}."
             )
         height, width = pixels.shape[:2]
-        ordered = pixels if self.image_format == "RGB" else pixels[:, :, ::-1]
-        shape = resized_shape(height, width, shorter_edge=self.min_size, max_size=self.max_size)
-        resize = ResizeAndFlip((height, width), shape)
-        image = to_tensor(resize.apply_image(np.ascontiguousarray(ordered))).to(self.device)
+        ordered = pixels if self.mapper.image_format == "RGB" else pixels[:, :, ::-1]
+        image = self.mapper.prepare(np.ascontiguousarray(ordered)).to(self.device)
         with torch.inference_mode():
             (output,) = self.model([{"image": image, "height": height, "width": width}])
         return {name: values.cpu().numpy() for name, values in output.items()}
@@ -131,14 +126,11 @@ def load_detector(
     if gap is not None:
         raise InputError(gap)
     load_weights(model, weights)
+    inputs, count = cfg.INPUT, cfg.MODEL.ROI_HEADS.NUM_CLASSES
     return Detector(
         model=model.eval().to(chosen),
-        class_names=_class_names(
-            checkpoint, class_names, top.get("class_names"), cfg.MODEL.ROI_HEADS.NUM_CLASSES
-        ),
-        image_format=cfg.INPUT.FORMAT,
-        min_size=cfg.INPUT.MIN_SIZE_TEST,
-        max_size=cfg.INPUT.MAX_SIZE_TEST,
+        class_names=_class_names(checkpoint, class_names, top.get("class_names"), count),
+        mapper=TestMapper(inputs.MIN_SIZE_TEST, inputs.MAX_SIZE_TEST, inputs.FORMAT),
         score_threshold=score_threshold,
         device=torch.device(chosen),
         source=str(checkpoint),
@@ -169,14 +161,10 @@ def _config(checkpoint: Path, top: Mapping[str, Any], config_file: str | None) -
 def _class_names(
     checkpoint: Path, given: Sequence[str] | None, recorded: Any, count: int
 ) -> tuple[str, ...]:
-    """Return the names that the user, the checkpoint or results.json gives, else numbers."""
+    """Return the names that the user or the checkpoint gives, else numbers."""
     if given is not None and len(given) != count:
         raise InputError(f"{checkpoint} has {count} classes, but {len(given)} names are given.")
-    results = None
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        text = (checkpoint.parent / "results.json").read_text(encoding="utf-8")
-        results = json.loads(text)["dataset"]["classes"]
-    for names in (given, recorded, results):
+    for names in (given, recorded):
         if isinstance(names, (list, tuple)) and len(names) == count:
             return tuple(map(str, names))
     logger.warning("%s does not name its %d classes. Name them with --classes.", checkpoint, count)

@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from .describe import describe_plan
 from .handover import load_weights
 from .plan import FinetunePlan
 from .sync_norm import describe_norm, recompute_bn_statistics
-from .trainer import FineTuning, Results, evaluate, start, train
+from .trainer import FineTuning, Results, evaluate, train
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def finetune(
         logger.log(logging.WARNING if surprising else logging.INFO, "%s", line)
     model = plan.engine.build_model()
     load_weights(model, plan.weights)
-    run = start(plan.engine, model, plan.header, amp_dtype=plan.amp_dtype)
+    run = FineTuning(plan.engine, model, plan.header, amp_dtype=plan.amp_dtype)
     if plan.checkpoint is not None:
         run.restore(plan.checkpoint)
         logger.info("resumed from %s at iteration %d", plan.checkpoint_path, run.iteration)
@@ -55,8 +55,17 @@ def finetune(
     with StopRequest() as stop:
         finished = plan.request.eval_only
         if not finished:
-            with _loop_inputs(plan, run, stop) as inputs:
-                finished = train(run, **inputs)
+            with _metrics_file(plan, run) as metrics_file, plan.engine.training():
+                finished = train(
+                    run,
+                    plan.engine.training_batches(plan.data.train_sets, run.iteration),
+                    plan.schedule,
+                    checkpoints=CheckpointFolder(plan.output_dir, keep=1),
+                    metrics=metrics_file,
+                    stop=stop,
+                    precise_bn=lambda: _precise_bn(plan, run),
+                    evaluation=lambda: _evaluate(plan, run, stop),
+                )
         metrics = _evaluate(plan, run, stop, at_end=True) if finished else None
     if metrics is None:
         logger.warning("Stopped by SIGTERM at iteration %d. Continue with --resume.", run.iteration)
@@ -68,35 +77,19 @@ def finetune(
     return record
 
 
-@contextlib.contextmanager
-def _loop_inputs(
-    plan: FinetunePlan, run: FineTuning, stop: StopRequest
-) -> Iterator[dict[str, Any]]:
-    """Yield what :func:`train` takes from the plan, with metrics.json open."""
-    engine, train_sets = plan.engine, plan.data.train_sets
+def _metrics_file(plan: FinetunePlan, run: FineTuning) -> Any:
+    """Return metrics.json, open, on process 0, and a context of None elsewhere."""
+    if not is_main_process():
+        return contextlib.nullcontext()
+    file = plan.output_dir / "metrics.json"
+    return contextlib.closing(MetricsFile(file, start_iteration=run.iteration, tensorboard=True))
 
-    def precise_bn() -> None:
-        if plan.precise_bn:
-            with engine.aside():
-                batches = engine.statistics_batches(train_sets, run.iteration)
-                recompute_bn_statistics(run.model, batches, num_iterations=plan.precise_bn)
 
-    with contextlib.ExitStack() as stack:
-        metrics = None
-        if is_main_process():
-            file = plan.output_dir / "metrics.json"
-            metrics = MetricsFile(file, start_iteration=run.iteration, tensorboard=True)
-            stack.callback(metrics.close)
-        stack.enter_context(engine.training())
-        yield {
-            "batches": engine.training_batches(train_sets, run.iteration),
-            "schedule": plan.schedule,
-            "checkpoints": CheckpointFolder(plan.output_dir, keep=1),
-            "metrics": metrics,
-            "stop": stop,
-            "precise_bn": precise_bn,
-            "evaluation": lambda: _evaluate(plan, run, stop),
-        }
+def _precise_bn(plan: FinetunePlan, run: FineTuning) -> None:
+    if plan.precise_bn:
+        with plan.engine.aside():
+            batches = plan.engine.statistics_batches(plan.data.train_sets, run.iteration)
+            recompute_bn_statistics(run.model, batches, num_iterations=plan.precise_bn)
 
 
 def _evaluate(
@@ -108,7 +101,7 @@ def _evaluate(
     results: dict[str, Any] = {}
     coco_style = at_end and plan.request.coco_style
     for dataset in plan.data.test_sets:
-        evaluator = make_evaluator(dataset, plan.tasks, plan.output_dir, coco_style=coco_style)
+        evaluator = make_evaluator(dataset, plan.data.tasks, plan.output_dir, coco_style=coco_style)
         with plan.engine.aside():
             found = evaluate(
                 run.model,
@@ -140,21 +133,16 @@ def _record(
     }
     if data.subset is not None:
         dataset["label_subset"] = data.subset.describe()
+    of_plan = ("task", "config_hash", "engine", "init", "seed", "weights", "world_size")
     return {
         "schema": SCHEMA,
-        "task": header["task"],
+        **{key: header[key] for key in of_plan},
         "config": request.config_file,
         "command": request.command,
-        "config_hash": header["config_hash"],
-        "engine": plan.engine.name,
-        "init": header["init"],
-        "seed": header["seed"],
-        "weights": header["weights"],
         "metrics": metrics,
         "norm": describe_norm(run.model, plan.world_size, plan.engine.device),
         "iterations": run.iteration,
         "wall_sec": wall_sec,
-        "world_size": plan.world_size,
         "device": plan.engine.device.type,
         "flags": {
             "allow_partial": request.allow_partial,

@@ -49,16 +49,14 @@ class Schedule:
             )
         if old and old != world_size:
             scale = world_size / old
+            in_iterations = ("iterations", "warmup", "checkpoint_period", "eval_period")
             new = replace(
                 self,
                 batch=round(self.batch * scale),
                 lr=self.lr * scale,
-                iterations=round(self.iterations / scale),
                 steps=tuple(round(step / scale) for step in self.steps),
-                warmup=round(self.warmup / scale),
-                checkpoint_period=round(self.checkpoint_period / scale),
-                eval_period=round(self.eval_period / scale),
                 reference=world_size,
+                **{name: round(getattr(self, name) / scale) for name in in_iterations},
             )
         if new.batch % world_size or world_size > new.batch:
             raise InputError(

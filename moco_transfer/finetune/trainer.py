@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,31 +32,39 @@ LOG_PERIOD = 20  # iterations per log line, as Detectron2's writers have it
 Results = dict[str, dict[str, float]]  # metrics by task; by data set and task where there are many
 
 
-@dataclass
 class FineTuning:
-    """The state of a run.
+    """The state of a run, at first of iteration 0, with equal weights on all processes.
 
     Attributes:
         wrapped: The model, in DistributedDataParallel where there are several processes.
         amp_dtype: Autocast type, None for float32.
         header: What every checkpoint says about the run.
         begin_iteration: Sets the learning rate after a number of iterations.
-        clip: Limits the gradients in place, None for no clipping.
         iteration: Iterations finished.
         last_losses: Means of the last log period.
     """
 
-    engine: Engine
-    model: nn.Module
-    wrapped: nn.Module
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    amp_dtype: torch.dtype | None
-    header: dict[str, Any]
-    begin_iteration: Callable[[int], None]
-    clip: Callable[[], None] | None
-    iteration: int = 0
-    last_losses: dict[str, float] | None = None
+    def __init__(
+        self,
+        engine: Engine,
+        model: nn.Module,
+        header: dict[str, Any],
+        *,
+        amp_dtype: torch.dtype | None = None,
+    ) -> None:
+        device = engine.device
+        self.engine, self.header, self.amp_dtype = engine, header, amp_dtype
+        self.model = model.to(device)
+        self.wrapped: nn.Module = model
+        broadcast_module_state([*model.parameters(), *model.buffers()])
+        if get_world_size() > 1:
+            ids = [device.index] if device.type == "cuda" else None
+            self.wrapped = DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+        self.optimizer = engine.build_optimizer(model)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
+        self.begin_iteration = engine.iteration_starter(self.optimizer)
+        self.iteration = 0
+        self.last_losses: dict[str, float] | None = None
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds; Detectron2's own loader takes it."""
@@ -77,35 +84,6 @@ class FineTuning:
         self.scaler.load_state_dict(state["scaler"])
         self.iteration, self.last_losses = state["iteration"], state["last_losses"]
         self.engine.restore(state)
-
-
-def start(
-    engine: Engine,
-    model: nn.Module,
-    header: dict[str, Any],
-    *,
-    amp_dtype: torch.dtype | None = None,
-) -> FineTuning:
-    """Return a run at iteration 0, the model on its device and equal on all processes."""
-    device = engine.device
-    model = model.to(device)
-    broadcast_module_state([*model.parameters(), *model.buffers()])
-    wrapped: nn.Module = model
-    if get_world_size() > 1:
-        ids = [device.index] if device.type == "cuda" else None
-        wrapped = DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
-    optimizer = engine.build_optimizer(model)
-    return FineTuning(
-        engine=engine,
-        model=model,
-        wrapped=wrapped,
-        optimizer=optimizer,
-        scaler=torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16),
-        amp_dtype=amp_dtype,
-        header=header,
-        begin_iteration=engine.iteration_starter(optimizer),
-        clip=engine.gradient_clipping(optimizer),
-    )
 
 
 def train(
@@ -177,9 +155,6 @@ def step(run: FineTuning, batch: list[dict]) -> dict[str, Tensor]:
         losses = run.wrapped(batch)
     run.optimizer.zero_grad(set_to_none=True)
     run.scaler.scale(sum(losses.values())).backward()
-    if run.clip is not None:
-        run.scaler.unscale_(run.optimizer)
-        run.clip()
     run.scaler.step(run.optimizer)
     run.scaler.update()
     return {name: loss.detach() for name, loss in losses.items()}

@@ -135,7 +135,7 @@ def test_train__number_of_classes_is_the_datas_unless_the_user_wrote_one(scenes,
         "--dataset lint_train is named neither in DATASETS.TRAIN ['voc_2007_trainval'] nor in"
         " DATASETS.TEST" in refused(*unused)
     )
-    assert "is in VOC's layout, which has boxes alone" in refused(
+    assert "have no 'segmentation'" in refused(
         *train_words(scenes, tmp_path / "run", MODEL__MASK_ON=True)
     )
     assert not (tmp_path / "run").exists()

@@ -301,7 +301,7 @@ def test_check_data__holds_the_data_to_a_config(make_coco, make_voc, capsys):
         )
         == 2
     )
-    assert "is in VOC's layout, which has boxes alone" in capsys.readouterr().err
+    assert "'mine_voc' have no 'segmentation'" in capsys.readouterr().err
     assert main.main(["check-data", "--config-file", "pascal_voc_R_18_FPN_small", *voc]) == 2
     assert "--dataset mine_voc is named neither in DATASETS.TRAIN" in capsys.readouterr().err
 

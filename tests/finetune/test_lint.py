@@ -276,6 +276,3 @@ def test_remarks__what_is_legal_and_may_surprise():
     assert sentences("TEST.PRECISE_BN.ENABLED", False)[0].startswith(
         "TEST.PRECISE_BN.ENABLED is False"
     )
-    assert sentences("MODEL.ROI_BOX_HEAD.NORM", "SyncBN")[0].startswith(
-        "MODEL.ROI_BOX_HEAD.NORM SyncBN: MoCo's heads have no norm"
-    )

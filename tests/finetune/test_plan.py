@@ -6,6 +6,7 @@ Seen red under: lr by the inverse; steps left; reference not divided; seed in th
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -123,7 +124,7 @@ def test_plan__every_fault_at_once_and_nothing_written(words, tmp_path, monkeypa
         "MODEL.DEVICE must be",
         "INPUT.CROP.ENABLED",
         "IMS_PER_BATCH 3 does not divide among 2",
-        "MODEL.MASK_ON is True, but data set 'plan_train'",
+        "objects of data set 'plan_train' have no 'segmentation'",
         "nothing.pkl",
     ):
         assert part in sentences
@@ -176,3 +177,36 @@ def test_dry_run__prints_the_plan_and_touches_nothing(words, tmp_path, capsys):
     ):
         assert part in out
     assert os.listdir(tmp_path) == []
+
+
+def test_heads__need_their_annotations(tmp_path):
+    from moco_transfer.data.annotations.catalog import DetectionDataset
+    from moco_transfer.finetune.datasets import DataRequest, _head_faults
+
+    (tmp_path / "a.jpg").touch()
+
+    def said(tasks, *annotations, of_training=True):
+        content = {
+            "images": [{"id": 1, "file_name": "a.jpg", "height": 20, "width": 30}],
+            "categories": [{"id": 7, "name": "nut", "keypoints": ["top"]}],
+            "annotations": [
+                {"id": n, "image_id": 1, "category_id": 7, "bbox": [2, 3, 10, 5], **more}
+                for n, more in enumerate(annotations, start=1)
+            ],
+        }
+        (tmp_path / "a.json").write_text(json.dumps(content))
+        dataset = DetectionDataset("nuts", "coco", str(tmp_path), str(tmp_path / "a.json"))
+        request = DataRequest(("nuts",), ("nuts",), 1, tasks=("bbox", *tasks), polygons=True)
+        return list(_head_faults(dataset, request, of_training=of_training))
+
+    polygon = {"segmentation": [[2, 3, 12, 3, 12, 8]]}
+    encoded = {"segmentation": {"size": [20, 30], "counts": [60, 5, 535]}}
+    points = {"keypoints": [4, 4, 2]}
+    assert said((), {}) == said(["segm"], polygon) == said(["keypoints"], points, {}) == []
+    (fault,) = said(["segm"], polygon, {})
+    assert "MODEL.MASK_ON is True, but 1 of the 2 objects of data set 'nuts' have no" in fault
+    (fault,) = said(["keypoints"], {}, {})
+    assert "MODEL.KEYPOINT_ON is True, but 2 of the 2 objects" in fault
+    (fault,) = said(["segm"], encoded, polygon)
+    assert "1 of the 2 masks of data set 'nuts' are run-length encoded" in fault
+    assert said(["segm"], encoded, polygon, of_training=False) == []

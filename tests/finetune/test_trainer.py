@@ -38,17 +38,13 @@ class Toy(nn.Module):
 
 
 def toy_run(model: nn.Module, *, lr: float = 0.0) -> trainer.FineTuning:
-    return trainer.FineTuning(
-        engine=SimpleNamespace(device=torch.device("cpu"), state=dict),
-        model=model,
-        wrapped=model,
-        optimizer=torch.optim.SGD(model.parameters(), lr=lr),
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
-        amp_dtype=None,
-        header={},
-        begin_iteration=lambda iteration: None,
-        clip=None,
+    engine = SimpleNamespace(
+        device=torch.device("cpu"),
+        state=dict,
+        build_optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=lr),
+        iteration_starter=lambda optimizer: lambda iteration: None,
     )
+    return trainer.FineTuning(engine, model, {})
 
 
 def train(

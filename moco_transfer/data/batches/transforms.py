@@ -247,8 +247,11 @@ class TestMapper:
         Raises:
             InputError: If the image cannot be read or has another size than its annotation says.
         """
-        pixels = read_and_check(record, self.image_format)
+        image = self.prepare(read_and_check(record, self.image_format))
+        return {"image": image, **{key: record[key] for key in _COPIED}}
+
+    def prepare(self, pixels: np.ndarray) -> Tensor:
+        """Return pixels uint8 (H, W, 3) in the mapper's order as ``image``."""
         shape = pixels.shape[:2]
         new_shape = resized_shape(*shape, shorter_edge=self.min_size, max_size=self.max_size)
-        image = to_tensor(ResizeAndFlip(shape, new_shape).apply_image(pixels))
-        return {"image": image, **{key: record[key] for key in _COPIED}}
+        return to_tensor(ResizeAndFlip(shape, new_shape).apply_image(pixels))

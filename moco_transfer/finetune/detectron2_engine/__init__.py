@@ -7,7 +7,7 @@ needs two lines:
     cfg.merge_from_file(moco_transfer.config.path("pascal_voc_R_50_C4_24k"))
 
 and, for data sets registered with ``moco_transfer.data.register_dataset``, :func:`add_datasets`;
-:func:`build_evaluator` is Detectron2's evaluator for a data set, chosen by its metadata.
+:func:`build_evaluator` is this project's evaluator for a data set.
 """
 
 from ... import config  # noqa: F401 - so that the second line finds it

@@ -44,7 +44,7 @@ from moco_transfer.runtime.stop import ignore_sigterm
 
 from ..engine import Batches, Engine
 from ..sync_norm import sync_on_cpu
-from .datasets import add_datasets
+from .datasets import add_datasets, detections
 from .resumed_sampler import ResumedSampler
 
 logger = logging.getLogger(__name__)
@@ -171,7 +171,6 @@ class Detectron2Engine(Engine):
         return sync_on_cpu(model) if self.device.type == "cpu" else model
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        # Detectron2's clips gradients itself.
         return build_optimizer(self.theirs, model)
 
     def iteration_starter(self, optimizer: torch.optim.Optimizer) -> Callable[[int], None]:
@@ -271,11 +270,4 @@ class Detectron2Engine(Engine):
     def detector(self, model: nn.Module) -> Callable[[list[dict]], list[dict[str, Tensor]]]:
         augmented = self.theirs.TEST.AUG.ENABLED
         detect = GeneralizedRCNNWithTTA(self.theirs, model) if augmented else model
-        return lambda batch: [_detections(output["instances"]) for output in detect(batch)]
-
-
-def _detections(instances: Any) -> dict[str, Tensor]:
-    fields = {"scores": "scores", "classes": "pred_classes"}
-    fields |= {"masks": "pred_masks", "keypoints": "pred_keypoints"}
-    found = {ours: instances.get(f) for ours, f in fields.items() if instances.has(f)}
-    return {"boxes": instances.pred_boxes.tensor, **found}
+        return lambda batch: [detections(output["instances"]) for output in detect(batch)]

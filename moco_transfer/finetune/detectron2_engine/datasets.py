@@ -1,26 +1,21 @@
-"""Our data sets in Detectron2's catalogues, and its evaluators for them."""
+"""Our data sets in Detectron2's catalogues, and our evaluators behind its interface."""
 
 from __future__ import annotations
 
 import os
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDetectionEvaluator
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode
+from torch import Tensor
 
 from moco_transfer.data.annotations.catalog import DetectionDataset, dataset_names, get_dataset
 from moco_transfer.runtime.errors import InputError
 
-# What Detectron2's evaluator of VOC reads of each object by int(), without asking for it.
-_VOC_NUMBERS = (
-    "truncated",
-    "difficult",
-    *(f"bndbox/{x}" for x in ("xmin", "ymin", "xmax", "ymax")),
-)
+from ..datasets import evaluated_tasks, make_evaluator
 
 
 def add_datasets(names: Iterable[str] | None = None) -> None:
@@ -40,61 +35,40 @@ def add_datasets(names: Iterable[str] | None = None) -> None:
             _describe(dataset)
 
 
+class _Evaluator(DatasetEvaluator):
+    """An evaluator of this project, whose numbers are Detectron2's, with Detectron2's interface."""
+
+    def __init__(self, ours: Any) -> None:
+        self.reset, self.evaluate, self._ours = ours.reset, ours.evaluate, ours
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Take the outputs of a model of Detectron2 for a batch."""
+        self._ours.process(inputs, [detections(output["instances"]) for output in outputs])
+
+
 def build_evaluator(
     cfg: Any, dataset_name: str, output_folder: str | None = None
 ) -> DatasetEvaluator:
-    """Return Detectron2's own evaluator for a data set, by the ``evaluator_type`` of its metadata.
+    """Return the evaluator that ``moco-transfer train`` uses, for a data set of our catalogue.
 
-    Detectron2's evaluator of VOC fails at the end of a training on XML files that lack what it does
-    not use, and reads every file as counted from pixel 1; so the files are checked here.
-
-    Args:
-        cfg: OUTPUT_DIR and TEST.KEYPOINT_OKS_SIGMAS are used.
-        dataset_name: A name in Detectron2's catalogue.
-        output_folder: Where COCO's evaluator writes; OUTPUT_DIR/inference by default.
+    Unlike Detectron2's evaluator of VOC it needs no ``<pose>`` and ``<truncated>`` in the XML, and
+    heeds ``first_pixel``. It writes its predictions into ``output_folder`` (by default
+    OUTPUT_DIR/inference).
 
     Raises:
-        InputError: If the metadata name no evaluator that is known here, or Detectron2's would fail
-            on this data set or score it wrongly.
+        UnknownKeyError: If our catalogue lacks the name.
     """
-    kind = getattr(MetadataCatalog.get(dataset_name), "evaluator_type", None)
-    if kind == "coco":
-        folder, sigmas = output_folder, cfg.TEST.KEYPOINT_OKS_SIGMAS
-        folder = folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-        return COCOEvaluator(dataset_name, output_dir=folder, kpt_oks_sigmas=sigmas)
-    if kind != "pascal_voc":
-        raise InputError(
-            f"Data set {dataset_name!r} has evaluator_type {kind!r} in its metadata, expected"
-            " 'coco' or 'pascal_voc'."
-        )
-    _check_voc(dataset_name)
-    return PascalVOCDetectionEvaluator(dataset_name)
+    folder = Path(output_folder or os.path.join(cfg.OUTPUT_DIR, "inference"))
+    ours = make_evaluator(get_dataset(dataset_name), evaluated_tasks(cfg.MODEL), folder)
+    return _Evaluator(ours)
 
 
-def _check_voc(dataset_name: str) -> None:
-    metadata = MetadataCatalog.get(dataset_name)
-    fix = "or evaluate with `moco-transfer train`."
-    if metadata.get("first_pixel", 1) != 1:
-        raise InputError(
-            f"Data set {dataset_name!r} counts pixels from {metadata.first_pixel}, but Detectron2's"
-            f" evaluator of VOC reads every XML as counted from 1. Write the XML from 1, {fix}"
-        )
-    root = Path(metadata.dirname)
-    image_list = root / "ImageSets" / "Main" / f"{metadata.split}.txt"
-    ids = image_list.read_text(encoding="utf-8").split() if image_list.exists() else []
-    files = [root / "Annotations" / f"{image_id}.xml" for image_id in ids]
-    for file in filter(Path.exists, files):
-        for number, node in enumerate(ElementTree.parse(file).getroot().findall("object"), 1):
-            values = {field: node.findtext(field) for field in ("pose", *_VOC_NUMBERS)}
-            for field, text in values.items():
-                is_whole = text is not None and text.strip().lstrip("-").isdecimal()
-                if text is None or not (is_whole or field == "pose"):
-                    raise InputError(
-                        f"{file}, object {number}: {field.split('/')[-1]} is"
-                        f" {'missing' if text is None else repr(text)}, and Detectron2's evaluator"
-                        f" of VOC needs {'it' if text is None else 'a whole number'}. Write it,"
-                        f" {fix}"
-                    )
+def detections(instances: Any) -> dict[str, Tensor]:
+    """Return Detectron2's output for an image as the embedded engine gives it."""
+    fields = {"scores": "scores", "classes": "pred_classes"}
+    fields |= {"masks": "pred_masks", "keypoints": "pred_keypoints"}
+    found = {ours: instances.get(f) for ours, f in fields.items() if instances.has(f)}
+    return {"boxes": instances.pred_boxes.tensor, **found}
 
 
 def _records(dataset: DetectionDataset) -> list[dict]:
@@ -106,8 +80,7 @@ def _describe(dataset: DetectionDataset) -> None:
     metadata, classes = MetadataCatalog.get(dataset.name), list(dataset.class_names)
     if dataset.kind == "voc":
         metadata.set(evaluator_type="pascal_voc", thing_classes=classes, dirname=dataset.root)
-        # ``first_pixel`` is not Detectron2's word: build_evaluator asks for it.
-        metadata.set(split=dataset.split, year=dataset.year, first_pixel=dataset.first_pixel)
+        metadata.set(split=dataset.split, year=dataset.year)
         return
     metadata.set(evaluator_type="coco", json_file=dataset.json_file, image_root=dataset.image_root)
     if not os.path.exists(dataset.json_file or ""):

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import box_area
+from torchvision.ops import box_iou
 
 # A delta may not enlarge a 16 px anchor beyond a typical image, 1000 px: exp() stays finite in
 # early training.
@@ -57,13 +57,8 @@ def is_larger_than(boxes: Tensor, min_size: float) -> Tensor:
 
 def pairwise_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
     """Return the intersection over union (A, B) of every pair of boxes (A, 4) and (B, 4)."""
-    upper_left = torch.maximum(boxes_a[:, None, :2], boxes_b[:, :2])
-    lower_right = torch.minimum(boxes_a[:, None, 2:], boxes_b[:, 2:])
-    sides = (lower_right - upper_left).clamp_(min=0)
-    overlap = sides[..., 0] * sides[..., 1]
-    union = box_area(boxes_a)[:, None] + box_area(boxes_b) - overlap
-    # Two boxes without area would give 0 / 0.
-    return torch.where(overlap > 0, overlap / union, torch.zeros_like(overlap))
+    # Two boxes without area give 0 / 0.
+    return box_iou(boxes_a, boxes_b).nan_to_num_(0.0)
 
 
 def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tensor:

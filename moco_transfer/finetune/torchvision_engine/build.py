@@ -32,11 +32,12 @@ from .roi_heads import Res5RoIHeads, RoIHeads, StandardRoIHeads, make_res5
 from .roi_pool import RoIPooler
 from .rpn import RPN, RPNHead, RPNSettings
 from .sampling import RegionSampler
-from .solver import clip_gradients, make_sgd, set_lr
+
+_NORM_LAYERS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
 
 
 class TorchvisionEngine(Engine):
-    """The embedded engine.
+    """The embedded engine; ``Engine`` documents the methods.
 
     Iterations and images are seeded by their place in the run, so that a resumed run equals an
     uninterrupted one bit for bit without saved random states.
@@ -46,13 +47,12 @@ class TorchvisionEngine(Engine):
 
     @staticmethod
     def check(cfg: CfgNode) -> None:
-        """See ``Engine.check``; keys of the model are checked when it is built."""
+        # Keys of the model are checked when it is built.
         keys.check_keys(flatten_config(cfg), {}, of_a_run=True)
         _train_mapper(cfg, ())  # rejects illegal sizes
         _test_mapper(cfg)
 
     def build_model(self) -> nn.Module:
-        """See ``Engine.build_model``."""
         torch.backends.cudnn.benchmark = self.cfg.CUDNN_BENCHMARK
         if self.cfg.FLOAT32_PRECISION:
             torch.set_float32_matmul_precision(self.cfg.FLOAT32_PRECISION)
@@ -61,11 +61,9 @@ class TorchvisionEngine(Engine):
         return build_model(self.cfg)
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """See ``Engine.build_optimizer``."""
         return build_optimizer(self.cfg, model)
 
     def iteration_starter(self, optimizer: torch.optim.Optimizer) -> Callable[[int], None]:
-        """See ``Engine.iteration_starter``."""
         lr_at = build_learning_rate(self.cfg)
 
         def begin(iteration: int) -> None:
@@ -75,23 +73,12 @@ class TorchvisionEngine(Engine):
 
         return begin
 
-    def gradient_clipping(self, optimizer: torch.optim.Optimizer) -> Callable[[], None] | None:
-        """See ``Engine.gradient_clipping``."""
-        clip = self.cfg.SOLVER.CLIP_GRADIENTS
-        if not clip.ENABLED:
-            return None
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        settings = {key.lower(): clip[key] for key in ("CLIP_TYPE", "CLIP_VALUE", "NORM_TYPE")}
-        return lambda: clip_gradients(parameters, **settings)
-
     def training_batches(
         self, train_sets: Sequence[DetectionDataset], start_iteration: int
     ) -> Batches:
-        """See ``Engine.training_batches``."""
         return self._batches(train_sets, self.cfg.SEED, start_iteration)
 
     def statistics_batches(self, train_sets: Sequence[DetectionDataset], iteration: int) -> Batches:
-        """See ``Engine.statistics_batches``."""
         seed_everything(self.cfg.SEED, "precise_bn", iteration, get_rank())
         seed = derive_seed(self.cfg.SEED, "precise_bn", iteration) % 2**31
         return self._batches(train_sets, seed, 0)
@@ -117,11 +104,9 @@ class TorchvisionEngine(Engine):
         return {"rank": get_rank(), "world_size": get_world_size(), "num_workers": num_workers}
 
     def test_batches(self, dataset: DetectionDataset) -> Batches:
-        """See ``Engine.test_batches``."""
         return test_loader(dataset.records, _test_mapper(self.cfg), **self._place())
 
     def detector(self, model: nn.Module) -> Callable[[list[dict]], list[dict[str, Tensor]]]:
-        """See ``Engine.detector``."""
         return model
 
 
@@ -159,10 +144,53 @@ def build_model(cfg: CfgNode) -> GeneralizedRCNN:
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.SGD:
-    """Return SGD on the model's trainable parameters at SOLVER.BASE_LR."""
-    names = ("MOMENTUM", "NESTEROV", "WEIGHT_DECAY", "WEIGHT_DECAY_NORM", "WEIGHT_DECAY_BIAS")
-    settings = {key.lower(): cfg.SOLVER[key] for key in (*names, "BIAS_LR_FACTOR")}
-    return make_sgd(model, lr=cfg.SOLVER.BASE_LR, **settings)
+    """Return SGD at SOLVER.BASE_LR on the trainable parameters, in Detectron2's groups of weight
+    decay and learning-rate factor; it clips the gradients itself if SOLVER.CLIP_GRADIENTS says so.
+
+    Biases, a norm's included, decay by WEIGHT_DECAY_BIAS unless it is None. Parameters shared by
+    two modules enter under the first. Source: detectron2@02b5c4e solver/build.py.
+    """
+    solver, clip = cfg.SOLVER, cfg.SOLVER.CLIP_GRADIENTS
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    seen: set[nn.Parameter] = set()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad or parameter in seen:
+                continue
+            seen.add(parameter)
+            is_norm, is_bias = isinstance(module, _NORM_LAYERS), name == "bias"
+            decay = solver.WEIGHT_DECAY_NORM if is_norm else solver.WEIGHT_DECAY
+            if is_bias and solver.WEIGHT_DECAY_BIAS is not None:
+                decay = solver.WEIGHT_DECAY_BIAS
+            factor = solver.BIAS_LR_FACTOR if is_bias else 1.0
+            groups.setdefault((decay, factor), []).append(parameter)
+    on_cpu = all(parameter.device.type == "cpu" for parameter in seen)
+    optimizer = torch.optim.SGD(
+        [{"params": p, "weight_decay": d, "lr_factor": f} for (d, f), p in groups.items()],
+        lr=solver.BASE_LR,
+        momentum=solver.MOMENTUM,
+        nesterov=solver.NESTEROV,
+        # Fused, a step makes no copies of all gradients; on devices foreach saves launches.
+        **({"fused": True} if on_cpu else {"foreach": True}),
+    )
+    set_lr(optimizer, solver.BASE_LR)
+
+    def limit(*_: Any) -> None:
+        for parameter in (p for p in seen if p.grad is not None):  # each on its own
+            if clip.CLIP_TYPE == "value":
+                nn.utils.clip_grad_value_(parameter, clip.CLIP_VALUE)
+            else:
+                nn.utils.clip_grad_norm_(parameter, clip.CLIP_VALUE, clip.NORM_TYPE)
+
+    if clip.ENABLED:
+        optimizer.register_step_pre_hook(limit)
+    return optimizer
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group the learning rate ``lr`` times its "lr_factor"."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_factor"]
 
 
 def build_learning_rate(cfg: CfgNode) -> Callable[[int], float]:
@@ -201,26 +229,21 @@ def check_config(cfg: CfgNode) -> None:
     backbone, box = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.ROI_BOX_HEAD
     if not resnets.OUT_FEATURES or not set(resnets.OUT_FEATURES) <= set(STAGE_NAMES):
         raise keys.refusal("MODEL.RESNETS.OUT_FEATURES", list(resnets.OUT_FEATURES), STAGE_NAMES)
-    if resnets.DEPTH < 50:
-        for key, needed in (("RES2_OUT_CHANNELS", 64), ("RES5_DILATION", 1), ("NUM_GROUPS", 1)):
-            got = resnets[key]
-            _require(got == needed, f"MODEL.RESNETS.DEPTH 18 and 34 need {key} {needed}, got {got}")
-    if backbone == keys.FPN:
-        consecutive = bool(fpn) and ".".join(fpn) in ".".join(STAGE_NAMES)
-        needs = "must be consecutive stages among OUT_FEATURES"
-        fits = consecutive and set(fpn) <= set(resnets.OUT_FEATURES)
-        _require(fits, f"MODEL.FPN.IN_FEATURES {list(fpn)} {needs}")
-    if backbone == keys.DC5:
-        dilated = list(resnets.OUT_FEATURES) == ["res5"] and resnets.RES5_DILATION == 2
-        needs = "RESNETS.OUT_FEATURES ['res5'] and RES5_DILATION 2"
-        _require(dilated, f"MODEL.BACKBONE.NAME {backbone!r} needs {needs}")
+    basic = (resnets.RES2_OUT_CHANNELS, resnets.RES5_DILATION, resnets.NUM_GROUPS) == (64, 1, 1)
+    needs = "need RES2_OUT_CHANNELS 64, RES5_DILATION 1 and NUM_GROUPS 1"
+    _require(resnets.DEPTH >= 50 or basic, f"MODEL.RESNETS.DEPTH 18 and 34 {needs}")
+    consecutive = bool(fpn) and ".".join(fpn) in ".".join(STAGE_NAMES)
+    fits = backbone != keys.FPN or consecutive and set(fpn) <= set(resnets.OUT_FEATURES)
+    needs = "must be consecutive stages among OUT_FEATURES"
+    _require(fits, f"MODEL.FPN.IN_FEATURES {list(fpn)} {needs}")
+    dilated = list(resnets.OUT_FEATURES) == ["res5"] and resnets.RES5_DILATION == 2
+    needs = "RESNETS.OUT_FEATURES ['res5'] and RES5_DILATION 2"
+    _require(backbone != keys.DC5 or dilated, f"MODEL.BACKBONE.NAME {backbone!r} needs {needs}")
+    fits, needs = len(heads.IN_FEATURES) == 1, f"reads one feature, got {heads.IN_FEATURES}"
     if heads.NAME == keys.STANDARD_HEADS:
-        has_layers = box.NAME != "" and box.NUM_FC + box.NUM_CONV > 0
-        needs = "ROI_BOX_HEAD.NAME 'FastRCNNConvFCHead' and NUM_FC or NUM_CONV above 0"
-        _require(has_layers, f"MODEL.ROI_HEADS.NAME {heads.NAME!r} needs {needs}")
-    else:
-        got = f"reads one feature, got {heads.IN_FEATURES}"
-        _require(len(heads.IN_FEATURES) == 1, f"MODEL.ROI_HEADS.NAME {heads.NAME!r} {got}")
+        fits = box.NAME != "" and box.NUM_FC + box.NUM_CONV > 0
+        needs = "needs ROI_BOX_HEAD.NAME 'FastRCNNConvFCHead' and NUM_FC or NUM_CONV above 0"
+    _require(fits, f"MODEL.ROI_HEADS.NAME {heads.NAME!r} {needs}")
 
 
 def _require(holds: bool, sentence: str) -> None:

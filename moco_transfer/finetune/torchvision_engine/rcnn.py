@@ -14,7 +14,6 @@ Source:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -66,25 +65,27 @@ class GeneralizedRCNN(nn.Module):
         Raises:
             FloatingPointError: If predictions are not finite in training.
         """
-        images = self.preprocess(batch)
-        features = self.backbone(images.tensor)
+        images, sizes = self.preprocess(batch)
+        features = self.backbone(images)
         if not self.training:
-            proposals, _ = self.proposal_generator(features, images.sizes)
-            detections = self.roi_heads.detect(features, [p.boxes for p in proposals], images.sizes)
+            proposals, _, _ = self.proposal_generator(features, sizes)
             outputs = []
-            for found, (h, w), record in zip(detections, images.sizes, batch, strict=True):
+            detections = self.roi_heads.detect(features, proposals, sizes)
+            for found, (h, w), record in zip(detections, sizes, batch, strict=True):
                 original = record.get("height", h), record.get("width", w)
                 outputs.append(to_original_size(found, (h, w), original))
             return outputs
         with_masks = self.roi_heads.mask_head is not None
-        device = images.tensor.device
-        truth = [GroundTruth.read(r, device=device, with_masks=with_masks) for r in batch]
-        proposals, rpn_losses = self.proposal_generator(features, images.sizes, truth)
-        losses = self.roi_heads.losses(features, [p.boxes for p in proposals], truth)
-        return {**losses, **rpn_losses}
+        truth = [GroundTruth.read(r, device=images.device, with_masks=with_masks) for r in batch]
+        proposals, _, rpn_losses = self.proposal_generator(features, sizes, truth)
+        return {**self.roi_heads.losses(features, proposals, truth), **rpn_losses}
 
-    def preprocess(self, batch: Sequence[Mapping[str, Any]]) -> ImageList:
-        """Return the images, normalised, padded, on the model's device, in its memory format."""
+    def preprocess(
+        self, batch: Sequence[Mapping[str, Any]]
+    ) -> tuple[Tensor, list[tuple[int, int]]]:
+        """Return the images, normalised and padded, on the model's device and in its memory format,
+        and their sizes (h, w); see :func:`pad_images`.
+        """
         images = [record["image"].to(self.pixel_mean) for record in batch]
         normalised = [(image - self.pixel_mean) / self.pixel_std for image in images]
         filters = next(p for p in self.backbone.parameters() if p.dim() == 4)
@@ -97,18 +98,11 @@ class GeneralizedRCNN(nn.Module):
         )
 
 
-@dataclass(frozen=True)
-class ImageList:
-    """Images of different sizes in one tensor."""
-
-    tensor: Tensor  # (N, 3, largest h, largest w); zero right of and below each image
-    sizes: list[tuple[int, int]]  # (h, w) of each
-
-
 def pad_images(
     images: Sequence[Tensor], *, divisibility: int, memory_format: torch.memory_format
-) -> ImageList:
-    """Put normalised images (3, h, w) into the upper left corners of one zero tensor.
+) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Put normalised images (3, h, w) into the upper left corners of one zero tensor (N, 3, h, w),
+    and return it with each image's size.
 
     The tensor's sides are multiples of ``divisibility``, if that is more than 1.
     """
@@ -119,7 +113,7 @@ def pad_images(
     batch = batch.contiguous(memory_format=memory_format)
     for slot, image, (h, w) in zip(batch, images, sizes, strict=True):
         slot[:, :h, :w].copy_(image)
-    return ImageList(batch, sizes)
+    return batch, sizes
 
 
 def to_original_size(

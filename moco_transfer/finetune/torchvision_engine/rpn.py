@@ -30,14 +30,6 @@ from .sampling import GroundTruth, match, sample
 
 
 @dataclass(frozen=True)
-class Proposals:
-    """Candidate boxes of one image."""
-
-    boxes: Tensor  # (R, 4), clipped to the image; no gradient
-    logits: Tensor  # (R,) objectness before the sigmoid, descending
-
-
-@dataclass(frozen=True)
 class RPNSettings:
     """Settings of the proposal network, named as Detectron2's keys of MODEL.RPN."""
 
@@ -105,8 +97,9 @@ class RPN(nn.Module):
         features: Mapping[str, Tensor],
         image_sizes: Sequence[tuple[int, int]],
         truth: Sequence[GroundTruth] | None = None,
-    ) -> tuple[list[Proposals], dict[str, Tensor]]:
-        """Return the proposals of each image and, when ground truth is given, the two losses.
+    ) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor]]:
+        """Return each image's proposals (R, 4), clipped to it, without gradient; their objectness
+        (R,) before the sigmoid, descending; and, when ground truth is given, the two losses.
 
         ``image_sizes`` are (h, w) before padding, px. Losses draw anchors from torch's generator.
 
@@ -121,7 +114,8 @@ class RPN(nn.Module):
         if truth is not None:
             merged = torch.cat(anchors), torch.cat(logits, dim=1), torch.cat(deltas, dim=1)
             losses = self._losses(*merged, image_sizes, truth)
-        return self._propose(anchors, logits, deltas, image_sizes), losses
+        proposals = self._propose(anchors, logits, deltas, image_sizes)
+        return [boxes for boxes, _ in proposals], [scores for _, scores in proposals], losses
 
     @torch.no_grad()
     def _label(
@@ -190,7 +184,7 @@ class RPN(nn.Module):
         logits: Sequence[Tensor],
         deltas: Sequence[Tensor],
         image_sizes: Sequence[tuple[int, int]],
-    ) -> list[Proposals]:
+    ) -> list[tuple[Tensor, Tensor]]:
         settings = self.settings
         pre_nms, post_nms = settings.pre_nms_topk_test, settings.post_nms_topk_test
         if self.training:
@@ -216,7 +210,7 @@ class RPN(nn.Module):
         image_size: tuple[int, int],
         levels: Tensor,
         post_nms: int,
-    ) -> Proposals:
+    ) -> tuple[Tensor, Tensor]:
         """Clip the boxes of one image, drop small ones, suppress within levels, keep the best."""
         finite = boxes.isfinite().all(dim=1) & scores.isfinite()
         if self.training and not finite.all():
@@ -225,4 +219,4 @@ class RPN(nn.Module):
         keep = finite & is_larger_than(boxes, self.settings.min_size)
         boxes, scores, levels = boxes[keep], scores[keep], levels[keep]
         best = batched_nms(boxes, scores, levels, self.settings.nms_thresh)[:post_nms]
-        return Proposals(boxes[best], scores[best])
+        return boxes[best], scores[best]

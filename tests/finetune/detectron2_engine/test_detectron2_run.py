@@ -149,7 +149,7 @@ from detectron2.data import build_detection_test_loader
 from detectron2.checkpoint import DetectionCheckpointer
 from moco_transfer.config import load_detection_config
 from moco_transfer.data.annotations.catalog import parse_dataset_flag
-from moco_transfer.finetune.detectron2_engine import add_datasets, build_evaluator
+from moco_transfer.finetune.detectron2_engine import add_datasets
 from moco_transfer.finetune.detectron2_engine.build import to_detectron2
 from detectron2.modeling import build_model
 folder, flag = sys.argv[1:]
@@ -159,7 +159,7 @@ cfg = to_detectron2(load_detection_config(folder + "/config.yaml"), "cpu")
 model = build_model(cfg)
 DetectionCheckpointer(model).load(folder + "/checkpoint_0000100.pth")
 loader = build_detection_test_loader(cfg, "scenes_train")
-evaluator = build_evaluator(cfg, "scenes_train")
+evaluator = evaluation.PascalVOCDetectionEvaluator("scenes_train")
 print(json.dumps(evaluation.inference_on_dataset(model, loader, evaluator)))
 """
     theirs = run_python("-c", program, finished, dataset_flags(scenes)[0])

@@ -71,7 +71,7 @@ def test_refusal__key_that_the_engine_has_never_heard_of():
 @pytest.mark.parametrize(
     ("case", "settings", "words"),
     [
-        ("r18_fpn", {"MODEL__RESNETS__RES2_OUT_CHANNELS": 256}, "RES2_OUT_CHANNELS 64, got 256"),
+        ("r18_fpn", {"MODEL__RESNETS__RES2_OUT_CHANNELS": 256}, "need RES2_OUT_CHANNELS 64"),
         ("r50_dc5", {"MODEL__RESNETS__RES5_DILATION": 1}, "RES5_DILATION 2"),
         ("r50_fpn", {"MODEL__FPN__IN_FEATURES": ["res2", "res4"]}, "consecutive"),
         (

@@ -76,13 +76,13 @@ def infer(model: torch.nn.Module, records: list[dict]) -> list[dict]:
     """Proposals and detections, in the form of ``make_detectron2_fixtures.infer``."""
     proposals: list = []
     hook = model.proposal_generator.register_forward_hook(
-        lambda module, inputs, output: proposals.extend(output[0])
+        lambda module, inputs, output: proposals.extend(zip(output[0], output[1], strict=True))
     )
     outputs = model.eval()(records)
     hook.remove()
     return [
-        {"proposals": found.boxes, "logits": found.logits, **output}
-        for found, output in zip(proposals, outputs, strict=True)
+        {"proposals": boxes, "logits": logits, **output}
+        for (boxes, logits), output in zip(proposals, outputs, strict=True)
     ]
 
 

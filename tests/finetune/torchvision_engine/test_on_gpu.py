@@ -53,7 +53,7 @@ def run_of(case: str, device: str, *, amp: bool) -> trainer.FineTuning:
     model = engine.build_model()
     model.load_state_dict(draw_weights(model))
     amp_dtype = (torch.float16 if device == "cuda" else torch.bfloat16) if amp else None
-    run = trainer.start(engine, model, {}, amp_dtype=amp_dtype)
+    run = trainer.FineTuning(engine, model, {}, amp_dtype=amp_dtype)
     run.wrapped.train()
     run.begin_iteration(0)
     return run

@@ -127,17 +127,11 @@ def test_pooler__keeps_the_order_of_boxes_over_levels():
 
 def test_pad__corner_multiple_and_zero():
     images = [torch.ones(3, 40, 33), torch.ones(3, 20, 70)]
-    padded = pad_images(images, divisibility=32, memory_format=torch.contiguous_format)
-    assert padded.tensor.shape == (2, 3, 64, 96) and padded.sizes == [(40, 33), (20, 70)]
-    assert padded.tensor[0, :, :40, :33].eq(1).all() and padded.tensor.sum() == 3 * (
-        40 * 33 + 20 * 70
-    )
-    assert pad_images(images, divisibility=0, memory_format=torch.channels_last).tensor.shape == (
-        2,
-        3,
-        40,
-        70,
-    )
+    padded, sizes = pad_images(images, divisibility=32, memory_format=torch.contiguous_format)
+    assert padded.shape == (2, 3, 64, 96) and sizes == [(40, 33), (20, 70)]
+    assert padded[0, :, :40, :33].eq(1).all() and padded.sum() == 3 * (40 * 33 + 20 * 70)
+    padded, _ = pad_images(images, divisibility=0, memory_format=torch.channels_last)
+    assert padded.shape == (2, 3, 40, 70)
 
 
 def test_trunk__equals_torchvisions_resnet():
@@ -302,7 +296,7 @@ def test_layout__channels_last_filters_give_the_same_detector():
     with torch.no_grad():
         reference = model(records)[0]
         model.to(memory_format=torch.channels_last)
-        assert model.preprocess(records).tensor.is_contiguous(memory_format=torch.channels_last)
+        assert model.preprocess(records)[0].is_contiguous(memory_format=torch.channels_last)
         output = model(records)[0]
     torch.testing.assert_close(output["boxes"], reference["boxes"])
     torch.testing.assert_close(output["scores"], reference["scores"])

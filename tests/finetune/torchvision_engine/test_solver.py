@@ -20,8 +20,8 @@ from moco_transfer.finetune.torchvision_engine.build import (
     build_learning_rate,
     build_model,
     build_optimizer,
+    set_lr,
 )
-from moco_transfer.finetune.torchvision_engine.solver import clip_gradients, make_sgd, set_lr
 from moco_transfer.runtime.errors import InputError
 
 FIXTURE = Path(__file__).parent / "fixtures" / "learning_rates.json"
@@ -113,16 +113,13 @@ def test_groups__norms_without_decay_shared_parameters_once():
             "frozen": nn.Linear(2, 2).requires_grad_(False),
         }
     )
-    optimizer = make_sgd(
-        model,
-        lr=0.5,
-        momentum=0.9,
-        nesterov=False,
-        weight_decay=0.1,
-        weight_decay_norm=0.0,
-        weight_decay_bias=None,
-        bias_lr_factor=2.0,
-    )
+    settings = {
+        "BASE_LR": 0.5,
+        "WEIGHT_DECAY": 0.1,
+        "WEIGHT_DECAY_NORM": 0.0,
+        "BIAS_LR_FACTOR": 2.0,
+    }
+    optimizer = build_optimizer(make_solver_config("multistep", **settings), model)
     groups = optimizer.param_groups
     found = {(g["weight_decay"], g["lr_factor"]): len(g["params"]) for g in groups}
     assert found == {(0.1, 1.0): 1, (0.1, 2.0): 1, (0.0, 1.0): 1, (0.0, 2.0): 1}
@@ -131,16 +128,21 @@ def test_groups__norms_without_decay_shared_parameters_once():
 
 
 def test_clip__each_parameter_for_itself():
-    a, b = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
-    a.grad, b.grad = torch.tensor([3.0, 4.0]), torch.tensor([0.3, 0.4])
-    clip_gradients(
-        [a, b, nn.Parameter(torch.zeros(1))], clip_type="norm", clip_value=1.0, norm_type=2.0
-    )
-    torch.testing.assert_close(a.grad, torch.tensor([0.6, 0.8]))  # norm 5 -> 1
-    torch.testing.assert_close(b.grad, torch.tensor([0.3, 0.4]))  # norm .5 stays
-    clip_gradients([a, b], clip_type="value", clip_value=0.35, norm_type=2.0)
-    torch.testing.assert_close(a.grad, torch.tensor([0.35, 0.35]))
-    torch.testing.assert_close(b.grad, torch.tensor([0.3, 0.35]))
+    def clipped(kind: str, limit: float) -> list[torch.Tensor]:
+        """Two gradients, read after a step that clips them; a third parameter has none."""
+        model = nn.ParameterList([torch.zeros(2), torch.zeros(2), torch.zeros(1)])
+        model[0].grad, model[1].grad = torch.tensor([3.0, 4.0]), torch.tensor([0.3, 0.4])
+        clip = {"ENABLED": True, "CLIP_TYPE": kind, "CLIP_VALUE": limit, "NORM_TYPE": 2.0}
+        settings = {f"SOLVER__CLIP_GRADIENTS__{key}": value for key, value in clip.items()}
+        build_optimizer(make_config("r18_fpn", **settings), model).step()
+        return [model[0].grad, model[1].grad]
+
+    a, b = clipped("norm", 1.0)
+    torch.testing.assert_close(a, torch.tensor([0.6, 0.8]))  # norm 5 -> 1
+    torch.testing.assert_close(b, torch.tensor([0.3, 0.4]))  # norm .5 stays
+    a, b = clipped("value", 0.35)
+    torch.testing.assert_close(a, torch.tensor([0.35, 0.35]))
+    torch.testing.assert_close(b, torch.tensor([0.3, 0.35]))
 
 
 @pytest.mark.detectron2
@@ -177,13 +179,6 @@ def test_steps__equal_detectron2s_optimizer_with_clipping(clip):
             torch.manual_seed(seed)
             for parameter in model.parameters():
                 parameter.grad = torch.randn_like(parameter)
-            if build is build_optimizer:  # ours clips in the loop, Detectron2 in the optimizer
-                clip_gradients(
-                    model.parameters(),
-                    clip_type=clip["CLIP_TYPE"],
-                    clip_value=clip["CLIP_VALUE"],
-                    norm_type=clip.get("NORM_TYPE", 2.0),
-                )
             optimizer.step()
         results.append(model.state_dict())
     for name, value in results[0].items():
