@@ -60,6 +60,7 @@ setup(
         "moco_transfer.convert": ["*.yaml"],
         "moco_transfer.data.annotations": ["*.yaml"],
         "moco_transfer.finetune.torchvision_engine": ["*.yaml"],
+        "moco_transfer.pretrain": ["*.yaml"],
         "moco_transfer.report": ["*.yaml"],
         "moco_transfer.report.html": ["templates/*"],
     },
