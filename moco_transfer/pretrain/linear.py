@@ -134,12 +134,8 @@ class LinearRun:
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
         self.classifier.to(device)
-        self.optimizer = torch.optim.SGD(
-            self.classifier.parameters(),
-            protocol.lr,
-            momentum=protocol.sgd_momentum,
-            weight_decay=protocol.weight_decay,
-        )
+        options = {"momentum": protocol.sgd_momentum, "weight_decay": protocol.weight_decay}
+        self.optimizer = torch.optim.SGD(self.classifier.parameters(), protocol.lr, **options)
 
     def save(self, checkpoints: CheckpointFolder) -> None:
         """Write a checkpoint on process 0. Collective."""

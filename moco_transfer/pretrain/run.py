@@ -165,7 +165,7 @@ def train(run: Pretraining, batches: Iterable[dict[str, Any]], metrics: MetricsF
     Raises:
         FloatingPointError: If the loss is not finite; names the iteration and the last checkpoint.
     """
-    plan, saved = run.plan, -1  # saved: iteration of the newest checkpoint of this process
+    plan = run.plan
     run.model.train()
     total, hidden = plan.max_iterations, None if is_main_process() else True
     bar = tqdm(total=total, initial=run.iteration, desc="pre-training", unit="it", disable=hidden)
@@ -191,12 +191,10 @@ def train(run: Pretraining, batches: Iterable[dict[str, Any]], metrics: MetricsF
             periods = plan.checkpoint_periods
             if run.iteration == total or any(run.iteration % period == 0 for period in periods):
                 save(run)
-                saved = run.iteration
             measured = measure_knn(run, metrics, stop)
         if measured and run.iteration == total:
             return True
-        if saved != run.iteration:
-            save(run)
+        save(run)
     logger.warning(
         "Told to stop (SIGTERM): saved after iteration %d. Continue with --resume.", run.iteration
     )
