@@ -21,11 +21,12 @@ ALLOWED = {
     "evaluate": {"data", "runtime"},
     "pretrain": {"runtime", "config", "models", "data", "convert"},
     "finetune": {"runtime", "config", "models", "data", "convert", "evaluate"},
+    "suggest": {"data", "runtime"},
     "benchmark": {"finetune", "report", "data", "runtime", "config"},
     "report": {"evaluate", "runtime"},  # metric names, errors and files alone, see below
     "cli": {
         *("runtime", "config", "models", "data", "convert", "evaluate"),
-        *("pretrain", "finetune", "benchmark", "report"),
+        *("pretrain", "finetune", "suggest", "benchmark", "report"),
     },
 }
 LIGHT = ("runtime.errors", "runtime.files", "evaluate.metric_names")

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import itertools
 import json
 import multiprocessing
@@ -202,8 +201,7 @@ class Ours:
 
     def turn(self, num_workers: int, iterations: int) -> Turn:
         """Take a turn with a loader of its own, from where the last one ended."""
-        rest = dataclasses.replace(self.plan.batches, start_iteration=self.taken)
-        loader = build_loader(dataclasses.replace(self.plan, batches=rest))
+        loader = build_loader(self.plan, self.taken)
         self.taken += iterations + _UNCOUNTED
         before = set(_children())
         batches = to_device(loader, self.device)

@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--arch", metavar="NAME", help="the network, e.g. resnet50; default: by its shapes")
     verify = "compare the features res2 to res5 of both files (default: yes up to 1 GB)"
     add("--verify", action=argparse.BooleanOptionalAction, default=None, help=verify)
+    add("--image", metavar="FILE", help="compare the features of this image, not a generated one")
     add("--inspect", metavar="FILE", help="print what FILE is and write nothing")
 
 
@@ -39,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(
             "Expected SRC and DST, the file to read and the file to write, or --inspect FILE."
         )
+    if args.image is not None and args.verify is False:
+        raise InputError("--image and --no-verify contradict each other: leave one of them out.")
     if args.inspect is not None:
         print(describe(args.inspect, encoder=args.encoder, source_format=args.source_format))
         return 0
@@ -48,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         to=args.to,
         encoder=args.encoder,
         source_format=args.source_format,
-        verify=args.verify,
+        verify=args.image or args.verify,
         arch=args.arch,
     )
     print(report.table())

@@ -28,6 +28,7 @@ VERBS = {
     "report": "results.json files -> the transfer table, plots, the page",
     "sheet": "fine-tuned runs -> their detections next to the ground truth",
     "check-data": "checks a detection data set before a run",
+    "suggest": "images[, annotations] -> configs for both steps, a reason for each value",
     "pack": "images -> tar shards with an index, for faster reading",
     "reference": "the published numbers, by name",
     "doctor": "what works on this machine, and the next step for what does not",
@@ -92,7 +93,8 @@ def _parse(verb: str, words: list[str]) -> tuple[ModuleType, argparse.Namespace]
         parents=[launch_options()] if verb in SEVERAL_PROCESSES else [],
     )
     module.add_arguments(parser)
-    args = parser.parse_args(words)
+    mixed = getattr(module, "MIXED_WORDS", False)
+    args = parser.parse_intermixed_args(words) if mixed else parser.parse_args(words)
     args.command = shlex.join(["moco-transfer", verb, *words])  # what a run records
     command = verb in SEVERAL_PROCESSES and torchrun_command("moco_transfer", [verb, *words])
     if command:

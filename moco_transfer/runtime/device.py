@@ -14,22 +14,17 @@ DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Compute:
-    """Where and in which precision a network computes."""
+class Precision:
+    """The precision of a run."""
 
-    device: torch.device
-    name: str = "fp32"  # or bf16, fp16
-    reason: str = "as asked"
+    name: str  # fp32, bf16 or fp16
+    reason: str
     is_emulated: bool = False  # computed in software, more slowly than fp32
 
     @property
     def dtype(self) -> torch.dtype | None:
         """Autocast type, None for fp32."""
         return DTYPES[self.name]
-
-    def autocast(self) -> torch.autocast:
-        """Return the context of a forward pass."""
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
 
     def describe(self) -> str:
         """Return ``bf16 (reason)``."""
@@ -48,7 +43,7 @@ def computes_bf16(device: torch.device) -> bool:
     return any(found.get(flag) for flag in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16"))
 
 
-def choose_precision(asked: str, device: torch.device) -> Compute:
+def choose_precision(asked: str, device: torch.device) -> Precision:
     """Return the precision for ``auto`` (what the device computes natively) or one of DTYPES.
 
     Raises:
@@ -57,15 +52,15 @@ def choose_precision(asked: str, device: torch.device) -> Compute:
     native = computes_bf16(device)
     if asked == "auto":
         if native:
-            return Compute(device, "bf16", f"this {device.type} computes bfloat16 natively")
+            return Precision("bf16", f"this {device.type} computes bfloat16 natively")
         if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0):
-            return Compute(device, "fp16", "this GPU computes float16 natively, not bfloat16")
-        return Compute(device, "fp32", f"this {device.type} does not compute bfloat16 natively")
+            return Precision("fp16", "this GPU computes float16 natively, not bfloat16")
+        return Precision("fp32", f"this {device.type} does not compute bfloat16 natively")
     if asked not in DTYPES:
         raise InputError(f"Precision {asked!r}: expected auto, {', '.join(DTYPES)}.")
     if asked == "fp16" and device.type != "cuda":
         raise InputError("Precision fp16 needs a GPU (CUDA); use auto, fp32 or bf16.")
-    return Compute(device, asked, is_emulated=asked == "bf16" and not native)
+    return Precision(asked, "as asked", is_emulated=asked == "bf16" and not native)
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:

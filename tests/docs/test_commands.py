@@ -22,7 +22,7 @@ RUN = "run"
 # `world`, with options added behind the verb, or it is only parsed, for the reason given.
 RULES: list[tuple[str, str | list[str]]] = [
     (r"moco-transfer [\w-]+$(?<!doctor)(?<!reference)", "names a verb"),
-    (r"moco-transfer (doctor|reference|check-data|report)\b", RUN),
+    (r"moco-transfer (doctor|reference|check-data|report|suggest)\b", RUN),
     (r"moco-transfer convert (SRC|moco_v2|ResNet50_W)", "downloads, or has a placeholder"),
     (r"moco-transfer convert ", RUN),
     (r"moco-transfer (pretrain|train) .*(R_18|small)", ["--dry-run"]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from moco_transfer.pretrain import plan
-from moco_transfer.runtime.device import Compute, choose_precision
+from moco_transfer.runtime.device import Precision, choose_precision
 
 
 @pytest.fixture
@@ -13,10 +13,6 @@ def fp16_on_the_cpu(monkeypatch):
     """Loss scaling and its state are the same on a CPU, where users may not choose fp16."""
 
     def choose(asked, device):
-        return (
-            Compute(device, "fp16", "a test")
-            if asked == "fp16"
-            else choose_precision(asked, device)
-        )
+        return Precision("fp16", "a test") if asked == "fp16" else choose_precision(asked, device)
 
     monkeypatch.setattr(plan, "choose_precision", choose)
