@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import itertools
 import json
 import os
 import signal
@@ -123,7 +124,7 @@ class LocalLauncher:
         """Start a run; what it prints is added to ``console.txt`` in its folder."""
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / CONSOLE, "ab") as console:
-            process = subprocess.Popen(
+            return LocalJob(
                 command,
                 stdout=console,
                 stderr=subprocess.STDOUT,
@@ -132,26 +133,22 @@ class LocalLauncher:
                 start_new_session=True,  # Ctrl-C must not reach it: it is told to save and end
                 preexec_fn=_end_with_parent,
             )
-        return LocalJob(process)
 
 
-class LocalJob:
+class LocalJob(subprocess.Popen[bytes]):
     """A run that is a child process."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-        self.poll = process.poll
-        self.ask_to_stop = process.terminate
+    ask_to_stop = subprocess.Popen.terminate
 
     def wait_until_stopped(self, until: float) -> bool:
         """Wait until it has ended, kill it at ``until`` (of ``time.monotonic``), and return whether
         it ended by itself.
         """
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(max(0.0, until - time.monotonic()))
+            self.wait(max(0.0, until - time.monotonic()))
             return True
-        self._process.kill()
-        self._process.wait()
+        self.kill()
+        self.wait()
         return False
 
 
@@ -256,21 +253,16 @@ def output_lock(output: Path, *, wait_sec: float = SAVES_WITHIN_SEC) -> Iterator
     descriptor. InputError if it is still held after ``wait_sec``, e.g. by runs of a killed one.
     """
     output.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(output / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     until = time.monotonic() + wait_sec
-    is_waiting = False
-    try:
-        while True:
+    with open(output / ".lock", "a", encoding="utf-8") as file:
+        for attempt in itertools.count():
             with contextlib.suppress(BlockingIOError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             if time.monotonic() > until:
                 who = "another benchmark or a run of one"
                 raise InputError(f"{output} is in use by {who}. Wait, or choose another --output.")
-            if not is_waiting:
+            if attempt == 0:
                 print(f"{output} is in use; waiting up to {wait_sec:.0f} s.", flush=True)
-            is_waiting = True
             time.sleep(0.2)
-        yield descriptor
-    finally:
-        os.close(descriptor)
+        yield file.fileno()

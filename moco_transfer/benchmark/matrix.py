@@ -80,12 +80,6 @@ class Matrix:
 
     def __post_init__(self) -> None:
         """Check the parts."""
-        for fraction in self.label_fractions:
-            if not 0 < fraction <= 1:
-                raise InputError(f"label fraction {fraction:g} is not in (0, 1].")
-        seeds = {seed for seed in self.seeds if seed >= 0}
-        if len(seeds) != len(self.seeds) or not seeds:
-            raise InputError(f"seeds are {list(self.seeds)}, expected different numbers from 0 on.")
         rows = [init.name for init in self.inits]
         _check_names("task", [task.name for task in self.tasks], "--tasks pascal_voc_R_50_C4_24k")
         _check_names("init", rows, "--init moco=backbone.pkl")
@@ -220,20 +214,25 @@ def parse_task(item: Any) -> Task:
 
 def parse_seeds(value: Any) -> tuple[int, ...]:
     """Return the seeds of a number of runs (0, 1, ...) or of a list; InputError for others."""
-    if isinstance(value, list) and all(isinstance(seed, int) for seed in value):
-        return tuple(value)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InputError(f"seeds is {value!r}, expected how many (>= 1), or a list.")
-    return tuple(range(value))
+    is_count = isinstance(value, int) and not isinstance(value, bool)
+    seeds = list(range(value)) if is_count else value
+    fits = isinstance(seeds, list) and all(isinstance(s, int) and s >= 0 for s in seeds)
+    if not fits or not seeds or len(set(seeds)) < len(seeds):
+        expected = "expected how many (at least 1), or a list of different numbers from 0 on"
+        raise InputError(f"seeds is {value!r}, {expected}.")
+    return tuple(seeds)
 
 
 def parse_fractions(values: Sequence[Any]) -> tuple[float, ...]:
-    """Return label fractions, each once; 1 where none is given, InputError if one is no number."""
+    """Return label fractions, each once; 1 where none is given, InputError for other values."""
     try:
-        return tuple(dict.fromkeys(map(float, values))) or (1.0,)
-    except (TypeError, ValueError) as error:
+        fractions = tuple(dict.fromkeys(map(float, values))) or (1.0,)
+    except (TypeError, ValueError):
+        fractions = (0.0,)
+    if not all(0 < fraction <= 1 for fraction in fractions):
         found = f"label_fractions holds {', '.join(map(repr, values))}"
-        raise InputError(f"{found}, expected numbers in (0, 1].") from error
+        raise InputError(f"{found}, expected numbers in (0, 1].")
+    return fractions
 
 
 def read_matrix(file: str | Path, output: str | Path) -> Matrix:

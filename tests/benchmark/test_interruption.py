@@ -110,7 +110,7 @@ def test_benchmark__child_of_a_killed_parent_saves_ends_and_holds_the_lock_until
         "output = Path(sys.argv[1]); command = [sys.executable, str(output / 'child.py')]\n"
         "with output_lock(output, wait_sec=0.1) as lock:\n"
         "    job = LocalLauncher(lanes=1, lock=lock).start(command, output / 'run', 0)\n"
-        "    print(job._process.pid, flush=True); time.sleep(600)"
+        "    print(job.pid, flush=True); time.sleep(600)"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]
     process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
