@@ -37,9 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from ..runtime.errors import InputError
 
     if (args.inspect is None) != (args.src is not None and args.dst is not None):
-        raise InputError(
-            "Expected SRC and DST, the file to read and the file to write, or --inspect FILE."
-        )
+        raise InputError("Expected SRC to read and DST to write, or --inspect FILE.")
     if args.image is not None and args.verify is False:
         raise InputError("--image and --no-verify contradict each other: leave one of them out.")
     if args.inspect is not None:
@@ -62,16 +60,16 @@ def run(args: argparse.Namespace) -> int:
 
 def _next_step(to: str, output: str, arch: str) -> str:
     if to == "detectron2":
-        out = f"OUTPUT_DIR out/{arch}"
-        return f"moco-transfer train --config-file {_config(arch)} MODEL.WEIGHTS {output} {out}"
+        train = f"moco-transfer train --config-file {_config(arch)}"
+        return f"{train} MODEL.WEIGHTS {output} OUTPUT_DIR out/{arch}"
     if to == "moco":
         first = f"python main_lincls.py -a {arch} --pretrained {output} …"
         second = f"python detection/convert-pretrain-to-detectron2.py {output} backbone.pkl"
         return f"in a checkout of facebookresearch/moco, {first} or {second}"
     if to == "torchvision":
-        is_ours = arch in ("resnext50_32x8d", "resnet50_w2x", "resnet50_w4x")
-        ours = f"moco_transfer.models.build_encoder({arch!r}, num_classes=1)"
-        made = ours if is_ours else f"torchvision.models.{arch}()"
+        made = f"torchvision.models.{arch}()"
+        if arch in ("resnext50_32x8d", "resnet50_w2x", "resnet50_w4x"):
+            made = f"moco_transfer.models.build_encoder({arch!r}, num_classes=1)"
         load = f"model.load_state_dict(torch.load({output!r}, weights_only=True))"
         return f"model = {made}; model.fc = torch.nn.Identity(); {load}"
     name, width = ("resnext50_32x4d", "base_width=8, ") if arch == "resnext50_32x8d" else (arch, "")

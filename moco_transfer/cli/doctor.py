@@ -9,7 +9,6 @@ import importlib
 import os
 from typing import Any
 
-_TESTED_PAIR = "torch 2.11.0 and torchvision 0.26.0"
 _VERSIONS = ("python", "torch", "CUDA", "torchvision", "detectron2", "pycocotools", "OpenCV")
 
 
@@ -24,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     works = True
     for probe, is_needed, remedy in (
         (_torch, True, "Nothing trains or converts without torch. Install it from pytorch.org."),
-        (_operators, True, f"Install a pair that fits together, such as {_TESTED_PAIR}."),
+        (_operators, True, "Install a tested pair: torch 2.11.0 and torchvision 0.26.0."),
         (_pycocotools, True, "pip install pycocotools"),
         (_opencv, True, "pip install opencv-python-headless"),
         (_detectron2, False, "Nothing else needs it: train uses the embedded engine."),
@@ -38,8 +37,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"{'FAILS' if is_needed else 'note '} {name}: {reason}. {remedy}")
             works &= not is_needed
     print(f"note  {_data()}")
-    threads = os.environ.get("OMP_NUM_THREADS", "not set")
-    print(f"note  {os.cpu_count()} cores; OMP_NUM_THREADS={threads}")
+    print(f"note  {os.cpu_count()} cores; OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')}")
     return 0 if works else 1
 
 

@@ -47,9 +47,8 @@ def run(args: argparse.Namespace) -> int:
     contrastive = found.has_head and found.mechanism != "supervised"
     features = args.features or ("head" if contrastive else "trunk")
     if features == "head" and not found.has_head:
-        raise InputError(
-            f"{args.checkpoint} holds a backbone without a head. Use --features trunk."
-        )
+        what = "holds a backbone without a head"
+        raise InputError(f"{args.checkpoint} {what}. Use --features trunk.")
     device = start_processes(args.device)
     set_up_logging()
     network = (found.network if features == "head" else trunk_of(found.network)).to(device)

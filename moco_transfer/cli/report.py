@@ -46,8 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "markdown or latex: mean, std and differences; csv: every trial in full precision; html:"
         " one page with tables, plots, images and configs (default: %(default)s)"
     )
-    choices = ("markdown", "latex", "csv", "html")
-    add("--format", choices=choices, default="markdown", help=formats)
+    add("--format", choices=("markdown", "latex", "csv", "html"), default="markdown", help=formats)
     baseline = "row that differences refer to (default: supervised, else random)"
     add("--baseline", default="", metavar="NAME", help=baseline)
     add("--output", metavar="FILE", help="write the table to FILE instead of the terminal")
