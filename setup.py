@@ -60,9 +60,9 @@ setup(
         "moco_transfer.convert": ["*.yaml"],
         "moco_transfer.data.annotations": ["*.yaml"],
         "moco_transfer.finetune.torchvision_engine": ["*.yaml"],
-        "moco_transfer.report": ["*.yaml"],
+        "moco_transfer.pretrain": ["*.yaml"],
+        "moco_transfer.report": ["*.yaml", "templates/*"],
         "moco_transfer.suggest": ["*.yaml"],
-        "moco_transfer.report.html": ["templates/*"],
     },
     ext_modules=[VIEW_KERNELS],
     install_requires=[

@@ -28,7 +28,6 @@ class Cell:
     text: str
     key: float | str | None = None  # its column is sorted by; None comes last
     style: str = ""  # "better" or "worse" where it exceeds the spread, "name" or "text" for words
-    link: str = ""  # anchor in the page
     init: str = ""  # row whose line and marker the page shows before the text
 
 
@@ -55,31 +54,6 @@ def transfer_grid(table: Table, kind: str) -> Grid:
     shown = always | filled
     rows = [{name: cell for name, cell in row.items() if name in shown} for row in rows]
     return Grid(f"Transfer, {kind_name(kind)}", rows)
-
-
-def trials_grid(table: Table, anchors: dict[str, str]) -> Grid:
-    """Return every run of a table with its own numbers; ``anchors`` are by run folder."""
-    rows = []
-    for row in table.rows:
-        for run in row.all_runs:
-            cells = {
-                "init": Cell(run.init, run.init, "name", init=row.init),
-                "seed": Cell(str(run.seed), run.seed, link=anchors[run.folder]),
-            }
-            for kind in table.kinds:
-                for metric in HEADLINE_METRICS:
-                    name = metric if len(table.kinds) == 1 else f"{metric} {kind_name(kind)}"
-                    value = run.value(kind, metric)
-                    is_number = value is not None and not math.isnan(value)
-                    text = NOTHING if value is None else f"{value:.1f}" if is_number else "NaN"
-                    cells[name] = Cell(text, value if is_number else None)
-            status = "conflict" if run in row.conflicts else "averaged"
-            status = "; ".join([status, *run_caveats(run)])
-            hours = NOTHING if run.wall_sec is None else f"{run.wall_sec / 3600:.2f}"
-            cells["iterations"] = Cell(str(run.iterations), run.iterations)
-            cells["hours"] = Cell(hours, run.wall_sec)
-            rows.append(cells | {"status": Cell(status, status, "text")})
-    return Grid("Every run", rows)
 
 
 def _transfer_cells(table: Table, row: Row, kind: str) -> dict[str, Cell]:

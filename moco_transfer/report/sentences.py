@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from moco_transfer.evaluate.metric_names import BBOX_METRICS, RECALL_METRICS
 
 from .aggregate import BASELINES, Setting, Table
-from .cells import DAGGER, NOTHING, kind_name, p_text, published_row, run_caveats, signed_text
+from .cells import DAGGER, published_row, run_caveats
 from .published import PublishedSetting
 from .records import CONFIG_FILE, RunRecord, text_of
 
@@ -74,32 +74,6 @@ def metric_sentence(table: Table) -> str:
     found = {metric for run in table.runs for group in run.metrics.values() for metric in group}
     is_coco = bool(found & {*BBOX_METRICS[3:], *RECALL_METRICS}) or table.kinds != ["bbox"]
     return _COCO_AP if is_coco else _VOC_AP
-
-
-def finding_sentences(table: Table) -> list[str]:
-    """Return how far the AP of each row is from the baseline's, and whether it exceeds the
-    spread.
-    """
-    sentences = []
-    for row in table.rows:
-        for kind in table.kinds:
-            difference, base = table.difference(row, kind, "AP"), table.baseline
-            if difference is None or base is None:
-                continue
-            gap = signed_text(difference.value)
-            where = f"{gap.lstrip('+-')} {'above' if difference.value > 0 else 'below'}"
-            what = "AP" if len(table.kinds) == 1 else f"AP of {kind_name(kind)}"
-            if difference.exceeds_spread:
-                verdict = "more than the std of both rows"
-            elif min(side.summary(kind, "AP").n for side in (row, base)) < 2:
-                verdict = "a single run shows no spread, so nothing follows"
-            else:
-                verdict = "within the std over seeds, so no difference is shown"
-            p = p_text(difference.test)
-            test = "" if p == NOTHING else f", paired t test p {p}"
-            where = "level with" if gap == "0.0" else where
-            sentences.append(f"{row.init}: {what} {where} {base.init}, {verdict}{test}.")
-    return sentences
 
 
 def legend_sentences(table: Table, *, emphasis: str) -> list[str]:

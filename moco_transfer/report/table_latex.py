@@ -5,18 +5,16 @@ to the baseline row, in colour where it exceeds the std of both rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from . import sentences
 from .aggregate import HEADLINE_METRICS, Table
 from .cells import DAGGER, DISTANCE, NOTHING, PUBLISHED, Cell, transfer_grid
 from .records import Problem
+from .templating import render
 
 _KIND_MARKS = {"bbox": "bb", "segm": "mk", "keypoints": "kp"}
 _COLOURS = {"better": "green!50!black", "worse": "red!70!black"}
-_PREAMBLE = (
-    r"Needs \usepackage{booktabs} and \usepackage{xcolor}. Generated from results.json files; do"
-    " not edit by hand."
-)
 _ESCAPES = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
@@ -31,10 +29,14 @@ def render_latex(tables: Sequence[Table], problems: Sequence[Problem] = ()) -> s
     Problems with files and the tables' warnings become comments: the author sees them, the paper
     does not print them.
     """
-    blocks = [_comment(_PREAMBLE), *map(_comment, sentences.separation_sentences(tables))]
-    blocks += [_environment(table, number) for number, table in enumerate(tables, start=1)]
-    blocks += [_comment(f"Warning: {problem}") for problem in problems]
-    return "\n\n".join(blocks) + "\n"
+    return render(
+        "table.tex",
+        separation=sentences.separation_sentences(tables),
+        tables=map(_parts, tables),
+        problems=problems,
+        tex=escape_latex,
+        comment=_comment,
+    )
 
 
 def escape_latex(text: str) -> str:
@@ -43,11 +45,11 @@ def escape_latex(text: str) -> str:
     return escaped.replace("--", "-{}-")  # two hyphens would print as a dash
 
 
-def _environment(table: Table, number: int) -> str:
+def _parts(table: Table) -> dict[str, Any]:
+    """Return what the template shows of a table."""
     base = table.baseline.init if table.baseline and table.has_differences else ""
     gaps = f"; in brackets the difference to the {base} row" if base else ""
     mean = f"Mean ± sample std over n seeds{gaps}."
-    caption = f"{table.setting.task}: {sentences.setting_sentence(table)} {mean}"
     published = sentences.published_sentences(table)
     notes = [
         sentences.metric_sentence(table),
@@ -57,20 +59,16 @@ def _environment(table: Table, number: int) -> str:
     if any(sentence.startswith("Distance") for sentence in published):
         notes.append("It is in brackets below the published values.")
     notes += [*sentences.dagger_sentences(table), *sentences.version_sentences(table)]
-    lines = [r"\begin{table}", r"\centering\footnotesize\setlength{\tabcolsep}{2pt}"]
-    for kind in table.kinds:
-        lines += [*_tabular(table, kind), r"\par\medskip"]
-    lines += [
-        rf"\caption{{{escape_latex(caption)}}}",
-        rf"\label{{tab:transfer-{number}}}",
-        rf"\par\smallskip\raggedright\scriptsize {escape_latex(' '.join(notes))}",
-        r"\end{table}",
-        *(_comment(f"Warning: {problem}") for problem in table.problems),
-    ]
-    return "\n".join(lines)
+    return {
+        "grids": [_rows(table, kind) for kind in table.kinds],
+        "caption": f"{table.setting.task}: {sentences.setting_sentence(table)} {mean}",
+        "notes": " ".join(notes),
+        "problems": table.problems,
+    }
 
 
-def _tabular(table: Table, kind: str) -> list[str]:
+def _rows(table: Table, kind: str) -> list[list[str]]:
+    """Return the cells of one kind of result, the header first."""
     mark = _KIND_MARKS.get(kind) if len(table.kinds) > 1 else None
     above = rf"^\mathrm{{{mark}}}" if mark else ""
     header = ["init"]
@@ -79,15 +77,13 @@ def _tabular(table: Table, kind: str) -> list[str]:
         header.append(f"AP${above}{below}$" if above or below else "AP")
     rows = transfer_grid(table, kind).rows
     header += ["published", "$n$"] if PUBLISHED in rows[0] else ["$n$"]
-    body = []
+    lines = [header]
     for row in rows:
         name = escape_latex(row["init"].text).replace(r"$\dagger$", r"$^\dagger$")
         cells = [name, *(_mean(row[m], row.get(f"Δ {m}")) for m in HEADLINE_METRICS)]
         cells += [_published(row)] if PUBLISHED in row else []
-        body.append(" & ".join([*cells, row["n"].text]) + r" \\")
-    first = [rf"\begin{{tabular}}{{l{'c' * (len(header) - 1)}}}", r"\toprule"]
-    names = [" & ".join(header) + r" \\", r"\midrule"]
-    return [*first, *names, *body, r"\bottomrule", r"\end{tabular}"]
+        lines.append([*cells, row["n"].text])
+    return lines
 
 
 def _mean(mean: Cell, gap: Cell | None) -> str:
@@ -115,5 +111,5 @@ def _signs(text: str) -> str:
     return text.replace("-", "$-$").replace("+", "$+$")
 
 
-def _comment(text: str) -> str:
-    return "% " + " ".join(text.split()).replace(DAGGER, "")
+def _comment(what: object) -> str:
+    return " ".join(str(what).split()).replace(DAGGER, "")

@@ -16,6 +16,7 @@ from .cells import NOTHING, Cell, kind_name, signed_text, transfer_grid
 from .published import PublishedRow, PublishedSetting
 from .records import Problem
 from .sentences import legend_sentences, separation_sentences, setting_sentence
+from .templating import render
 
 _BEGIN, _END = "<!-- results:begin", "<!-- results:end -->"
 _SECTION = re.compile(rf"({_BEGIN}((?: [^\s<>]+)+) -->).*?{_END}", re.DOTALL)
@@ -32,7 +33,8 @@ def render_markdown(tables: Sequence[Table], problems: Sequence[Problem] = ()) -
             blocks += [f"**{kind_name(kind).capitalize()}**"] if len(table.kinds) > 1 else []
             rows = transfer_grid(table, kind).rows
             header = [name.replace(": ", " ") for name in rows[0]]
-            blocks.append(_grid([header, *([*map(_text, row.values())] for row in rows)]))
+            lines = [header, ["---"] * len(header), *(map(_text, row.values()) for row in rows)]
+            blocks.append("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
         legend = legend_sentences(table, emphasis="bold")
         blocks.append(_bullets([*legend, *_warnings(table.problems)]))
     blocks.append(_bullets(_warnings(problems)))
@@ -43,21 +45,7 @@ def render_published(setting: PublishedSetting) -> str:
     """Return all rows of a published setting as Markdown: values, gap to the supervised row of the
     same source, source.
     """
-    std = ", ".join(f"{column} {value}" for column, value in setting.std.items())
-    facts = {
-        setting.title: True,
-        f"{setting.iterations} iterations": setting.iterations,
-        f"mean of {setting.trials} trials": setting.trials,
-        f"std {std} ({setting.std_source})": setting.std,
-    }
-    rows = [["row", *setting.columns, "source"]]
-    for row in setting.rows:  # papers print one decimal, some repositories two
-        items = ((v, 1 if v == round(v, 1) else 2, c) for c, v in row.values.items())
-        values = [f"{v:.{digits}f}{_gap(setting, row, column)}" for v, digits, column in items]
-        rows.append([row.label, *values, row.source + " (independent)" * row.is_independent])
-    told = "; ".join(fact for fact, is_known in facts.items() if is_known)
-    blocks = [f"### {setting.name}", f"{told}.", _grid(rows), setting.note]
-    return "\n\n".join(filter(None, blocks)) + "\n"
+    return render("published.md", setting=setting, gap=_gap)
 
 
 def _gap(setting: PublishedSetting, row: PublishedRow, column: str) -> str:
@@ -68,12 +56,6 @@ def _gap(setting: PublishedSetting, row: PublishedRow, column: str) -> str:
     if base is None or row.init in ("supervised", "random"):
         return ""
     return f" ({signed_text(row.values[column] - base.values[column])})"
-
-
-def _grid(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of cells, the header first, as a Markdown table."""
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _text(cell: Cell) -> str:

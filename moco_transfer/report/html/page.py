@@ -6,20 +6,20 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
-from ..aggregate import Table
-from ..cells import run_caveats, transfer_grid, trials_grid
+from .. import sentences
+from ..aggregate import HEADLINE_METRICS, Table
+from ..cells import NOTHING, kind_name, p_text, run_caveats, signed_text, transfer_grid
 from ..pretraining import PretrainingRun
 from ..records import CONFIG_FILE, Problem, text_of
-from ..sentences import finding_sentences, legend_sentences, separation_sentences, setting_sentence
 from ..table_csv import render_csv
 from ..table_latex import render_latex
+from ..templating import render
 from .plots import (
     STYLES,
     Panel,
@@ -35,6 +35,11 @@ from .plots import (
 #: What `sheet` writes, before the table's name and .png.
 SHEET_NAME = "detections"
 _TALL_INCHES = 8.0  # a higher panel is folded away
+#: What the template calls.
+_SHOWN: tuple[Callable[..., Any], ...] = (
+    sentences.legend_sentences, sentences.setting_sentence, kind_name, p_text, run_caveats,
+    signed_text, text_of, transfer_grid,
+)  # fmt: skip
 
 
 def render_page(
@@ -50,24 +55,20 @@ def render_page(
     The folders of the tables' runs are read again, for curves and configs. ``folders`` are other
     places where sheets of detections may lie.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(__package__),
-        autoescape=lambda name: name is None or name.endswith(".html"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals |= {"run_caveats": run_caveats, "text_of": text_of}
-    return environment.get_template("page.html").render(
+    return render(
+        "page.html",
         title=title,
         sections=[_section(table, number, folders) for number, table in enumerate(tables, start=1)],
         pretraining=[_pretraining(run, number) for number, run in enumerate(pretraining, start=1)],
-        separation=separation_sentences(tables),
+        separation=sentences.separation_sentences(tables),
         problems=problems,
         latex=render_latex(tables, problems),
         csv_uri=_data_uri("text/csv;charset=utf-8", render_csv(tables).encode("utf-8")),
         num_runs=sum(len(table.runs) for table in tables),
         row_colours=[color for color, _, _ in STYLES],
+        headline_metrics=HEADLINE_METRICS,
+        nothing=NOTHING,
+        **{function.__name__: function for function in _SHOWN},
     )
 
 
@@ -84,20 +85,13 @@ def _section(table: Table, number: int, folders: Sequence[str | Path]) -> dict[s
     configs = (text_of(run.folder, CONFIG_FILE) for run in table.runs)
     return {
         "anchor": anchor,
-        "title": table.setting.task,
-        "sentence": setting_sentence(table),
-        "findings": finding_sentences(table),
-        "grids": [transfer_grid(table, kind) for kind in table.kinds],
-        "legend": legend_sentences(table, emphasis="green or red, with ▲ or ▼,"),
+        "table": table,
         "problems": [*table.problems, *unread],
         "swatches": swatches,
-        "rows": [(f"{row.init} (n = {len(row.runs)})", swatches[row.init]) for row in table.rows],
         "plots": plots,
         "sheet": _sheet(table, folders),
-        "trials": trials_grid(table, anchors),
         "config": next(filter(None, configs), ""),
         "anchors": anchors,
-        "runs": table.runs,
     }
 
 

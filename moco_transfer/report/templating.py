@@ -1,0 +1,25 @@
+"""Fills the templates of this package: the page, the LaTeX tables, the published numbers."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+
+def render(name: str, **context: Any) -> str:
+    """Return a file of ``templates`` filled with ``context``; in HTML, values are escaped."""
+    return _environment().get_template(name).render(**context)
+
+
+@functools.cache
+def _environment() -> Any:
+    import jinja2  # takes 0.1 s, and the table in Markdown does not need it
+
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader(__package__),
+        autoescape=lambda name: bool(name and name.endswith(".html")),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
