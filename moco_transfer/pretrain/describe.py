@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..data.views import native
-from ..data.views.shard_order import ShardBatches
+from ..data.views.order import ShardBatches
 from ..runtime.distributed import get_world_size
 from .plan import PretrainPlan
 from .resume import changes

@@ -16,12 +16,11 @@ from typing import Any, TypeAlias
 import torch
 from fvcore.common.config import CfgNode
 
-from ..data.batches.samplers import Batches
 from ..data.images.image_source import ImageSource
 from ..data.images.sources import open_source
 from ..data.views.labelled import EvaluationView, find_labelled, protocol_resize
 from ..data.views.loading import plan_batches
-from ..data.views.shard_order import ShardBatches
+from ..data.views.order import Batches, ShardBatches
 from ..data.views.view_batch import ViewMaker
 from ..models import build_encoder
 from ..runtime.checkpoint import CheckpointFolder

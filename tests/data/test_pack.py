@@ -20,14 +20,14 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from moco_transfer.cli.main import main
-from moco_transfer.data.batches.samplers import EpochBatches
 from moco_transfer.data.images.cifar10 import HeldImages
 from moco_transfer.data.images.decode import decode_pixels, encode_npy, read_rgb
 from moco_transfer.data.images.folder import find_images
 from moco_transfer.data.images.image_source import Table
-from moco_transfer.data.images.local_shards import LocalShards
 from moco_transfer.data.images.pack import PackSettings, check_pack, pack
 from moco_transfer.data.images.sources import open_source
+from moco_transfer.data.images.tar_shards import LocalShards
+from moco_transfer.data.views.order import EpochBatches
 from moco_transfer.data.views.view_batch import ViewMaker, Views
 from moco_transfer.runtime.errors import InputError, MissingFileError
 

@@ -22,13 +22,13 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as F
 
-from moco_transfer.data.batches.samplers import EpochBatches
 from moco_transfer.data.images import decode as decode_module
 from moco_transfer.data.images.decode import BUFFER_BYTES, UNREADABLE, decode_pixels, read_rgb
 from moco_transfer.data.images.folder import find_images
 from moco_transfer.data.views import native
 from moco_transfer.data.views.augmentation import RECIPES, ViewParameters, draw_parameters
 from moco_transfer.data.views.loading import Loader, plan_batches
+from moco_transfer.data.views.order import EpochBatches
 from moco_transfer.data.views.view_batch import ViewMaker, Views, resized_crop
 from moco_transfer.data.views.view_colours import finish_views
 from moco_transfer.runtime.seed import derive_seed

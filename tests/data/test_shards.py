@@ -31,14 +31,13 @@ import torch
 from PIL import Image
 from shard_tools import number_of, png, write_shards, write_tar
 
-from moco_transfer.data.images import local_shards, shard_stream
+from moco_transfer.data.images import tar_shards
 from moco_transfer.data.images.folder import find_images
-from moco_transfer.data.images.local_shards import LocalShards, index_shard
-from moco_transfer.data.images.shard_stream import ShardStream
 from moco_transfer.data.images.sources import open_source
-from moco_transfer.data.views import shard_order
+from moco_transfer.data.images.tar_shards import LocalShards, ShardStream, index_shard
+from moco_transfer.data.views import order as run_order
 from moco_transfer.data.views.loading import Loader, plan_batches
-from moco_transfer.data.views.shard_order import ShardBatches
+from moco_transfer.data.views.order import ShardBatches
 from moco_transfer.data.views.view_batch import ViewMaker, Views
 from moco_transfer.runtime.errors import InputError, MissingFileError
 
@@ -120,7 +119,7 @@ def test_open_shards__counts_what_webdataset_reads(tmp_path):
         samples = list(tariterators.group_by_keys(members, lcase=False))
     webdatasets = [sample["__key__"] for sample in samples]
     assert {name.rpartition(".")[0] for name, _ in expected} <= set(webdatasets)
-    streamed = list(shard_stream.read_shard(str(path)))
+    streamed = list(tar_shards.read_shard(str(path)))
     index = index_shard(path)
     assert [(name.removeprefix(f"{path}: "), label) for name, _, label in streamed] == expected
     assert list(zip(index.names, index.labels, strict=True)) == expected
@@ -155,7 +154,7 @@ def test_open_shards__index_is_kept_and_made_again_when_a_shard_changes(tmp_path
     assert sorted(tmp_path.glob("*.npz")) == kept
     indexed = []
     monkeypatch.setattr(
-        local_shards, "index_shard", lambda file: indexed.append(file.name) or index_shard(file)
+        tar_shards, "index_shard", lambda file: indexed.append(file.name) or index_shard(file)
     )
     again = open_source(str(tmp_path))
     assert len(again) == 8 and indexed == []
@@ -180,9 +179,7 @@ def test_open_shards__num_images_is_trusted_and_nothing_counted(tmp_path, monkey
     """What IG-1B's hundred thousand shards need; what differs is what docs/images.md says."""
     write_shards(tmp_path, [6] * 4, labels=True)
     counted = read(plan(stream(tmp_path), num_workers=2, epochs=2))
-    monkeypatch.setattr(
-        local_shards, "index_shard", lambda file: pytest.fail(f"{file} was counted")
-    )
+    monkeypatch.setattr(tar_shards, "index_shard", lambda file: pytest.fail(f"{file} was counted"))
     trusted = open_source(str(tmp_path / "train-{000..003}.tar"), num_images=24)
     assert isinstance(trusted, ShardStream) and len(trusted) == 24
     assert not trusted.is_counted and trusted.class_names == ()
@@ -425,10 +422,8 @@ def test_resume__in_the_middle_of_an_epoch_equals_the_whole_run(tmp_path, num_wo
 def test_resume__does_not_open_shards_that_are_used_up(tmp_path, monkeypatch):
     source = stream(write_shards(tmp_path, [10] * 6))
     opened = []
-    read_shard = shard_stream.read_shard
-    monkeypatch.setattr(
-        shard_order, "read_shard", lambda url: opened.append(url) or read_shard(url)
-    )
+    read_shard = tar_shards.read_shard
+    monkeypatch.setattr(run_order, "read_shard", lambda url: opened.append(url) or read_shard(url))
     read(plan(source, epochs=1, start_iteration=12))  # 48 of 60 images are used
     assert len(opened) == 2
 
@@ -544,7 +539,7 @@ def test_url__same_images_as_local_and_resumes(tmp_path, served):
 
 
 def test_url__transfer_that_breaks_off_goes_on(tmp_path, served, caplog, monkeypatch):
-    monkeypatch.setattr(shard_stream.time, "sleep", lambda _: None)
+    monkeypatch.setattr(tar_shards.time, "sleep", lambda _: None)
     for s in (0, 1):  # long enough that the transfer cannot end before the first images are read
         members = [
             (f"{n}.{ext}", content)
@@ -559,14 +554,14 @@ def test_url__transfer_that_breaks_off_goes_on(tmp_path, served, caplog, monkeyp
 
 
 def test_url__that_does_not_exist__one_sentence(tmp_path, served, monkeypatch):
-    monkeypatch.setattr(shard_stream.time, "sleep", lambda _: None)
+    monkeypatch.setattr(tar_shards.time, "sleep", lambda _: None)
     remote = open_source(f"{served}/none-{{0..1}}.tar", num_images=8)
     with pytest.raises(InputError, match="Shard http.*none-[01].tar cannot be read after 0 images"):
         read(plan(remote))
 
 
 def test_pipe__program_that_writes_a_shard(tmp_path, monkeypatch):
-    monkeypatch.setattr(shard_stream.time, "sleep", lambda _: None)
+    monkeypatch.setattr(tar_shards.time, "sleep", lambda _: None)
     write_shards(tmp_path, [6, 6])
     source = open_source(f"pipe:cat {tmp_path}/train-{{000..001}}.tar", num_images=12)
     assert sorted(numbers(read(plan(source, epochs=1)))) == list(range(12))
@@ -591,8 +586,8 @@ def test_url__transfer_that_fails_behind_a_clean_end__error(tmp_path, monkeypatc
                 super().close()
                 raise OSError("curl: exit 18")
 
-    monkeypatch.setattr(shard_stream.time, "sleep", lambda _: None)
+    monkeypatch.setattr(tar_shards.time, "sleep", lambda _: None)
     importlib.import_module("webdataset.gopen")
     monkeypatch.setattr(sys.modules["webdataset.gopen"], "gopen", lambda url: Failing(content))
     with pytest.raises(InputError, match="cannot be read after 1 images .*exit 18"):
-        list(shard_stream.read_shard("https://example.org/x.tar"))
+        list(tar_shards.read_shard("https://example.org/x.tar"))

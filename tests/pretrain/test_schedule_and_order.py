@@ -9,7 +9,7 @@ import math
 
 import pytest
 
-from moco_transfer.data.batches.samplers import EpochBatches
+from moco_transfer.data.views.order import EpochBatches
 from moco_transfer.pretrain.schedule import LearningRate
 from moco_transfer.runtime.errors import InputError
 

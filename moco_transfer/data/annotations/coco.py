@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import struct
 from collections import Counter
 from collections.abc import Callable
@@ -271,23 +272,16 @@ def _run_lengths(counts: str | bytes) -> list[int]:
     """Return the run lengths of COCO's compressed RLE, or raise ValueError.
 
     A number is written in groups of 5 bits, lowest first, one character from "0" on per group. Bit
-    32 announces another group; bit 16 of the last is the sign. From the fourth number on it is the
-    difference from the length two before.
+    32 announces another group ("P" to "o"); bit 16 of the last is the sign. From the fourth number
+    on it is the difference from the length two before.
     """
+    data = counts.encode() if isinstance(counts, str) else counts
+    if not re.fullmatch(rb"([P-o]*[0-O])*", data):
+        raise ValueError("it is cut off, or has a character that RLE does not use")
     lengths: list[int] = []
-    value = shift = 0
-    for code in counts.encode() if isinstance(counts, str) else counts:
-        code -= 48
-        if not 0 <= code < 64:
-            raise ValueError("it has a character that RLE does not use")
-        value |= (code & 31) << shift
-        shift += 5
-        if code & 32:
-            continue
-        if code & 16:
-            value -= 1 << shift
+    for number in re.findall(rb"[P-o]*[0-O]", data):
+        value = sum((code - 48 & 31) << 5 * i for i, code in enumerate(number))
+        if number[-1] - 48 & 16:
+            value -= 1 << 5 * len(number)
         lengths.append(value + lengths[-2] if len(lengths) > 2 else value)
-        value = shift = 0
-    if shift:
-        raise ValueError("it is cut off")
     return lengths

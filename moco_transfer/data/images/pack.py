@@ -1,7 +1,7 @@
 """Writing images as tar shards: as they are, encoded again smaller, or as raw pixels.
 
     DST/shard-00000.tar            webdataset's layout: KEY.jpg (or .png, …; raw: KEY.npy), KEY.cls
-    DST/shard-00000.tar.index.npz  where each image lies (``local_shards.py``)
+    DST/shard-00000.tar.index.npz  where each image lies (``tar_shards.py``)
     DST/pack.json                  what happened to the pixels; number of images, size and SHA-256
                                    of each shard, in webdataset's index format
 
@@ -32,7 +32,7 @@ from ...runtime.files import atomic_path, atomic_write_text, sha256_of
 from .decode import UNREADABLE, decode_pixels, encode_npy, is_npy, read_rgb
 from .folder import ImageFolder
 from .image_source import IndexedSource
-from .local_shards import PACK_FILE, PACK_FORMAT, open_local_shards, read_pack_file
+from .tar_shards import PACK_FILE, PACK_FORMAT, open_local_shards, read_pack_file
 
 logger = logging.getLogger(__name__)
 

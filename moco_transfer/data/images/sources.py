@@ -17,8 +17,7 @@ from ..annotations.coco import load_json
 from .cifar10 import looks_like_cifar10, read_cifar10
 from .folder import ImageFolder, find_images, read_list_file
 from .image_source import IndexedSource, is_image, name_table
-from .local_shards import LocalShards, open_local_shards
-from .shard_stream import ShardStream, scheme_of
+from .tar_shards import LocalShards, ShardStream, open_local_shards, scheme_of
 
 logger = logging.getLogger(__name__)
 

@@ -12,36 +12,20 @@ from torch.utils.data import DataLoader
 from ...runtime.distributed import get_rank, get_world_size
 from ...runtime.errors import InputError
 from ...runtime.stop import ignore_sigterm
-from ..batches.samplers import Batches, EpochBatches
 from ..images.image_source import ImageSource, IndexedSource
-from ..images.shard_stream import ShardStream
-from .shard_order import ShardBatches
+from ..images.tar_shards import ShardStream
+from .order import Batches, EpochBatches, ShardBatches
 from .view_batch import ShardViews, ViewMaker, Views
-
-_STAYS = ("colours",)  # read on the CPU; see view_colours.py
 
 
 def plan_batches(
-    source: ImageSource,
-    *,
-    batch_size_total: int,
-    epochs: int,
-    seed: int,
-    num_workers: int,
-    shuffle_buffer: int,
-    start_iteration: int,
+    source: ImageSource, *, num_workers: int, shuffle_buffer: int, **order: int
 ) -> Batches:
-    """Decide which images this process reads in each iteration from ``start_iteration`` on.
-
-    ``batch_size_total`` counts the images of all processes. The order of a stream of shards depends
-    on ``num_workers`` and ``shuffle_buffer`` too. InputError if the images cannot be divided so.
+    """Decide which images this process reads in each iteration; ``order`` holds the fields of
+    :class:`Batches` but the processes. The order of a stream of shards depends on ``num_workers``
+    and ``shuffle_buffer`` too. InputError if the images cannot be divided so.
     """
-    order = {"batch_size_total": batch_size_total, "epochs": epochs, "seed": seed}
-    order |= {
-        "rank": get_rank(),
-        "world_size": get_world_size(),
-        "start_iteration": start_iteration,
-    }
+    order |= {"rank": get_rank(), "world_size": get_world_size()}
     if isinstance(source, ShardStream):
         streams = {"num_workers": num_workers, "shuffle_buffer": shuffle_buffer}
         return ShardBatches(source, **order, **streams)
@@ -95,8 +79,8 @@ class Loader:
 
 
 def to_device(batches: Iterable[dict[str, Any]], device: torch.device) -> Iterator[dict[str, Any]]:
-    """Yield the batches with their tensors on the device. A GPU copies the next batch, from pinned
-    memory, on a stream of its own while the current step runs.
+    """Yield the batches with their tensors on the device, but the colours, which the CPU reads. A
+    GPU copies the next batch, from pinned memory, on a stream of its own while the step runs.
     """
     if device.type != "cuda":
         yield from batches
@@ -113,11 +97,9 @@ def to_device(batches: Iterable[dict[str, Any]], device: torch.device) -> Iterat
 
     waiting: dict[str, Any] | None = None
     for batch in batches:
-        ahead = dict(batch)
+        moves = [n for n, value in batch.items() if isinstance(value, Tensor) and n != "colours"]
         with torch.cuda.stream(stream):
-            for name, value in batch.items():
-                if isinstance(value, Tensor) and name not in _STAYS:
-                    ahead[name] = value.to(device, non_blocking=True)
+            ahead = batch | {name: batch[name].to(device, non_blocking=True) for name in moves}
         if waiting is not None:
             yield ready(waiting)
         waiting = ahead

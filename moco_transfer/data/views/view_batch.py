@@ -32,7 +32,7 @@ from ..images.decode import BUFFER_BYTES, UNREADABLE, decode_pixels, read_rgb
 from ..images.image_source import IndexedSource
 from . import native
 from .augmentation import RECIPES, ViewParameters, apply_reference, draw_parameters
-from .shard_order import ShardBatches, ShardImage
+from .order import ShardBatches, ShardImage
 from .view_colours import ROW, colour_row
 
 Pixels: TypeAlias = np.ndarray | Image.Image

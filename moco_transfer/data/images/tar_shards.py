@@ -1,24 +1,27 @@
-"""Local tar shards, whose images are read in any order from a memory map.
+"""Tar shards: local ones, whose images are read in any order from a memory map, and streams.
 
 A shard is a tar file of samples as webdataset reads them: successive files that share their name up
 to the first dot are one sample, such as 000017.jpg and 000017.cls. A sample's image is its first
 file whose extension is an image's, or a ``.npy`` file of uint8 (H, W, 3). Its label is the number
-in ``.cls``. Where each image lies is read once from the headers and kept in SHARD.tar.index.npz.
+in ``.cls``. Where each image of a local shard lies is read once from the headers and kept in
+SHARD.tar.index.npz.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import mmap
 import re
 import tarfile
+import time
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -27,7 +30,15 @@ from ...runtime import distributed
 from ...runtime.errors import InputError, MissingFileError
 from ...runtime.files import atomic_path
 from ..annotations.coco import load_json
-from .image_source import EXTENSIONS, IndexedSource, Table, is_image, name_table, printable
+from .image_source import (
+    EXTENSIONS,
+    ImageSource,
+    IndexedSource,
+    Table,
+    is_image,
+    name_table,
+    printable,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +46,10 @@ PACK_FILE = "pack.json"
 """Written by ``pack``: what happened to the pixels, and size and SHA-256 of each shard."""
 PACK_FORMAT = "moco_transfer.pack/2"
 
-BROKEN = (OSError, tarfile.TarError, EOFError, zlib.error, ValueError)
+_BROKEN = (OSError, tarfile.TarError, EOFError, zlib.error, ValueError)
 """What reading a damaged tar file raises."""
+
+_ATTEMPTS = 3  # openings of a shard by URL; curl itself retries for minutes
 
 # webdataset's rules: names that it keeps for itself, and a sample's key.
 _META = re.compile(r"__[^/]*__($|/)")
@@ -90,6 +103,35 @@ class LocalShards(IndexedSource):
     def _where(self) -> str:
         pixels = f"; pixels: {self.pixel_change}" if self.pixel_change else ""
         return f" in {len(self.files)} shards of {self.root}{pixels}"
+
+
+@dataclass(frozen=True)
+class ShardStream(ImageSource):
+    """Shards that are read as a stream: by URL, from a program, compressed, or uncounted."""
+
+    root: str  # what was named, for messages
+    urls: tuple[str, ...]
+    num_images: int
+    counts: np.ndarray  # int64 (number of shards,); empty where only their sum is known
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether each shard's number of images is known, and so each image's number in all."""
+        return len(self.counts) > 0
+
+    def number_of(self, shard: int, position: int) -> int:
+        """Return an image's number: in the whole set where the shards are counted, else one that
+        no other image has.
+        """
+        first = int(self.counts[:shard].sum()) if self.is_counted else shard << 32
+        return first + position
+
+    def _where(self) -> str:
+        where = f" in {len(self.urls)} shards of {self.root}, read as a stream"
+        return f"{where}; the first is {self.urls[0]}"
 
 
 @functools.lru_cache(maxsize=256)  # each holds a file descriptor
@@ -191,21 +233,21 @@ def index_shard(file: Path) -> ShardIndex:
     state, rows, names, unclear = _state_of(file), [], [], []
     try:
         with tarfile.open(file) as archive:
-            for sample in group_samples((member.name, member) for member in files_of(archive)):
-                image = image_of(sample)
+            for sample in _group_samples((member.name, member) for member in _files_of(archive)):
+                image = _image_of(sample)
                 if image is None:
                     unclear += [name for name, _ in sample.values() if is_image(name)]
                     continue
                 name, member = sample[image]
                 opened = archive.extractfile(sample["cls"][1]) if "cls" in sample else None
-                label = label_of(opened.read()) if opened is not None else -1
+                label = _label_of(opened.read()) if opened is not None else -1
                 rows.append((member.offset_data, member.size, label))
                 names.append(name)
             end = archive.offset
             assert archive.fileobj is not None
             if archive.fileobj.seek(end) != end or archive.fileobj.read(512) != bytes(512):
                 raise ValueError(f"no end of archive after {end} bytes, {len(rows)} images")
-    except BROKEN as error:
+    except _BROKEN as error:
         raise InputError(
             f"Shard {file} cannot be read ({error}). Write or download it again."
         ) from error
@@ -218,7 +260,7 @@ def index_shard(file: Path) -> ShardIndex:
     return ShardIndex(state, offsets, sizes, labels, name_table(names))
 
 
-def files_of(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+def _files_of(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """Yield an archive's files, without keeping their headers."""
     while (member := archive.next()) is not None:
         archive.members = []  # type: ignore[attr-defined]
@@ -226,7 +268,7 @@ def files_of(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             yield member
 
 
-def group_samples(members: Iterable[tuple[str, Any]]) -> Iterator[dict[str, tuple[str, Any]]]:
+def _group_samples(members: Iterable[tuple[str, Any]]) -> Iterator[dict[str, tuple[str, Any]]]:
     """Group a shard's members, (name, content), as webdataset does; yields each sample's members by
     extension. ValueError if a sample has two of one extension.
     """
@@ -247,13 +289,71 @@ def group_samples(members: Iterable[tuple[str, Any]]) -> Iterator[dict[str, tupl
         yield sample
 
 
-def image_of(extensions: Iterable[str]) -> str | None:
+def _image_of(extensions: Iterable[str]) -> str | None:
     """Return a sample's first extension that is an image's, None if there is none."""
     found = [extension for extension in extensions if f".{extension.lower()}" in EXTENSIONS]
     return found[0] if found else "npy" if "npy" in extensions else None
 
 
-def label_of(content: bytes) -> int:
+def _label_of(content: bytes) -> int:
     """Return the class number that a ``.cls`` file holds, -1 if it holds something else."""
     text = content.strip()
     return int(text) if text.isdigit() else -1
+
+
+def scheme_of(name: str) -> str:
+    """Return the scheme of a URL, such as ``https`` or ``pipe``; empty for a path."""
+    match = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]+):", name)  # two letters at least: C: is a drive
+    return match[1].lower() if match else ""
+
+
+def read_shard(url: str) -> Iterator[tuple[str, bytes, int]]:
+    """Yield (shard and member, encoded image, label or -1) for each image of a shard, in order.
+
+    A shard by URL whose transfer breaks off is opened again; what came already is skipped.
+    InputError if it cannot be read to its end.
+    """
+    done = 0
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            for number, image in enumerate(_images(url)):
+                if number >= done:
+                    yield image
+                    done = number + 1
+            return
+        except _BROKEN as error:
+            reason = f"{type(error).__name__}: {error.args[0] if error.args else error}"
+            if not scheme_of(url) or attempt == _ATTEMPTS:
+                raise InputError(
+                    f"Shard {url} cannot be read after {done} images ({reason}). Repair it or"
+                    " leave it out, then --resume."
+                ) from error
+            logger.warning("shard %s broke off after %d images (%s); retrying", url, done, reason)
+            time.sleep(attempt)
+
+
+def _images(url: str) -> Iterator[tuple[str, bytes, int]]:
+    stream = _opened(url)
+    try:
+        with tarfile.open(fileobj=stream, mode="r|*") as archive:
+            members = ((m.name, archive.extractfile(m)) for m in _files_of(archive))
+            for sample in _group_samples((name, file.read()) for name, file in members if file):
+                extension = _image_of(sample)
+                if extension is not None:
+                    name, data = sample[extension]
+                    label = _label_of(sample["cls"][1]) if "cls" in sample else -1
+                    yield printable(f"{url}: {name}"), data, label
+    except BaseException:
+        with contextlib.suppress(OSError):  # an unwanted transfer ends with an error of its own
+            stream.close()
+        raise
+    # Raises if the program that fetched the shard failed although tar saw a clean end.
+    stream.close()
+
+
+def _opened(url: str) -> IO[bytes]:
+    if not scheme_of(url):
+        return open(url, "rb")
+    from webdataset.gopen import gopen
+
+    return gopen(url)
