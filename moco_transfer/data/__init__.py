@@ -2,16 +2,6 @@
 data sets.
 """
 
-from __future__ import annotations
+from .annotations.catalog import register_dataset
 
 __all__ = ["register_dataset"]
-
-
-def __getattr__(name: str):
-    # Lazy, so that importing the package (a pre-training run does) loads neither torch nor the
-    # detection readers.
-    if name == "register_dataset":
-        from .annotations.catalog import register_dataset
-
-        return register_dataset
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

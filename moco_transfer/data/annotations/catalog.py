@@ -145,8 +145,7 @@ def register_dataset(name: str, kind: str = "coco", **where: Any) -> None:
             the area under the precision-recall curve, 2007 with 11 points) and ``first_pixel`` (1,
             default, for VOC's inclusive pixels from 1, 0 for continuous coordinates from 0).
 
-    Raises:
-        InputError: If the kind or a field is unknown, a field is missing, or the name is taken.
+    InputError if the kind or a field is unknown, a field is missing, or the name is taken.
     """
     makers: dict[str, Callable[..., DetectionDataset]] = {"coco": _own_coco, "voc": _own_voc}
     if kind not in makers:
@@ -208,10 +207,8 @@ def get_dataset(name: str) -> DetectionDataset:
 
 
 def parse_dataset_flag(flag: str) -> str:
-    """Register what a ``--dataset`` flag describes and return its name.
-
-    Raises:
-        InputError: If the flag has another form, or :func:`register_dataset` refuses it.
+    """Register what a ``--dataset`` flag describes and return its name. InputError if the flag has
+    another form, or :func:`register_dataset` refuses it.
     """
     match = _FLAG.fullmatch(flag)
     if match is None:

@@ -68,9 +68,7 @@ def check_dataset(name: str, *, open_images: bool = True) -> DatasetReport:
     """Read a data set's annotations and images, and list all that is wrong.
 
     ``open_images`` decodes each image, to find damaged images, wrong sizes and equal images.
-
-    Raises:
-        UnknownKeyError: If no data set has that name.
+    UnknownKeyError if no data set has that name.
     """
     dataset = get_dataset(name)
     points = "11 points" if dataset.year == 2007 else "the area under the curve"

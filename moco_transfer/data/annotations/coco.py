@@ -42,11 +42,8 @@ def read_coco(
 
     ``unique_annotation_ids`` refuses repeated ids, which only COCO 2014's minival lists have.
     ``on_problem`` is called with each problem. Records are sorted by image id, classes by their
-    ids; crowd regions stay for the evaluation.
-
-    Raises:
-        MissingFileError: If the file, the folder or images are missing.
-        InputError: If the file is not json, not in COCO's format, or contradicts itself.
+    ids; crowd regions stay for the evaluation. MissingFileError if the file, the folder or images
+    are missing; InputError if the file is not json, not in COCO's format, or contradicts itself.
     """
     json_file = Path(json_file)
     content = load_json(json_file)

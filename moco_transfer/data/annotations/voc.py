@@ -42,11 +42,8 @@ def read_voc(
 
     ``first_pixel`` is 1 for VOC's inclusive pixels 1 .. W, 0 for continuous coordinates 0 .. W.
     ``on_problem`` is called with each problem. Records are in the order of the list, images without
-    boxes included.
-
-    Raises:
-        MissingFileError: If a folder, the list, an XML or an image is missing.
-        InputError: If the list or an XML cannot be used.
+    boxes included. MissingFileError if a folder, the list, an XML or an image is missing;
+    InputError if the list or an XML cannot be used.
     """
     root = Path(root)
     for folder in (root / "Annotations", root / "JPEGImages"):

@@ -43,9 +43,7 @@ def training_batches(
 
     ``seed`` is the same on every rank. With ``aspect_ratio_grouping`` a batch holds only wide (w >
     h) or only other images, which saves padding.
-
-    Raises:
-        InputError: If there is no record, or the batch size or the seed is out of its range.
+    InputError if there is no record, or the batch size or the seed is out of its range.
     """
     if not records:
         raise InputError("There is no image to train on: the data set is empty or all left out.")

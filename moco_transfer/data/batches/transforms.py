@@ -14,7 +14,7 @@ Source:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -100,10 +100,8 @@ class ResizeAndFlip:
 
 
 def read_and_check(record: dict, image_format: str) -> np.ndarray:
-    """Read a record's image, uint8 (H, W, 3) in the order ``RGB`` or ``BGR``.
-
-    Raises:
-        InputError: If it cannot be read, or its size is not what the annotations were drawn on.
+    """Read a record's image, uint8 (H, W, 3) in the order ``RGB`` or ``BGR``. InputError if it
+    cannot be read, or its size is not what the annotations were drawn on.
     """
     pixels = read_image(record["file_name"], image_format)
     height, width = pixels.shape[:2]
@@ -121,42 +119,28 @@ def to_tensor(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float()
 
 
+@dataclass(frozen=True)
 class TrainMapper:
     """Turns a record into a training item; all that is drawn depends on the given generator.
-
-    Args:
-        min_sizes: Lengths of the shorter edge, px; for ``range`` exactly two.
-        max_size: Upper limit of the longer edge, px.
-        sample_style: ``choice`` or ``range``.
-        flip: ``horizontal``, ``vertical`` or ``none``; done to half of the images.
-        image_format: ``RGB`` or ``BGR``.
-        masks: Whether the item has ``gt_masks``.
-        keypoint_mirror: See ``DetectionDataset.keypoint_mirror``; None for no ``gt_keypoints``.
-
-    Raises:
-        InputError: If a size is illegal.
+    InputError if a size is illegal.
     """
 
-    def __init__(
-        self,
-        min_sizes: tuple[int, ...],
-        max_size: int,
-        sample_style: str = "choice",
-        flip: str = "horizontal",
-        image_format: str = "RGB",
-        *,
-        masks: bool = False,
-        keypoint_mirror: tuple[int, ...] | None = None,
-    ) -> None:
-        wrong_count = len(min_sizes) != 2 if sample_style == "range" else not min_sizes
-        if wrong_count or min(*min_sizes, max_size) < 1:
+    min_sizes: tuple[int, ...]  # of the shorter edge, px; for range exactly two
+    max_size: int  # upper limit of the longer edge, px
+    sample_style: str = "choice"  # or range
+    flip: str = "horizontal"  # or vertical or none; done to half of the images
+    image_format: str = "RGB"  # or BGR
+    masks: bool = field(default=False, kw_only=True)  # whether the item has gt_masks
+    # See DetectionDataset.keypoint_mirror; None for no gt_keypoints.
+    keypoint_mirror: tuple[int, ...] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        wrong = self.sample_style == "range" and len(self.min_sizes) != 2
+        if wrong or not self.min_sizes or min(*self.min_sizes, self.max_size) < 1:
             raise InputError(
-                f"INPUT.MIN_SIZE_TRAIN is {min_sizes!r} and MAX_SIZE_TRAIN {max_size}; expected"
-                " lengths in px, for MIN_SIZE_TRAIN_SAMPLING 'range' exactly two minima."
+                f"INPUT.MIN_SIZE_TRAIN is {self.min_sizes!r} and MAX_SIZE_TRAIN {self.max_size};"
+                " expected lengths in px, for MIN_SIZE_TRAIN_SAMPLING 'range' exactly two minima."
             )
-        self.min_sizes, self.max_size, self.sample_style = min_sizes, max_size, sample_style
-        self.flip, self.image_format = flip, image_format
-        self.masks, self.keypoint_mirror = masks, keypoint_mirror
 
     def __call__(self, record: dict, rng: np.random.Generator) -> dict:
         """Return the training item of a record; draws the shorter edge, then the flip.
@@ -167,9 +151,7 @@ class TrainMapper:
             (N,); with masks ``gt_masks``: N lists of float64 polygons; with keypoints
             ``gt_keypoints`` float32 (N, K, 3). Crowd regions and empty objects are left out.
 
-        Raises:
-            InputError: If the image cannot be read or has another size, or an object lacks its
-                mask or keypoints.
+        InputError if :func:`read_and_check` raises it, or an object lacks its mask or keypoints.
         """
         pixels = read_and_check(record, self.image_format)
         shorter_edge = draw_shorter_edge(self.min_sizes, self.sample_style, rng)
@@ -230,6 +212,7 @@ def _required(annotation: dict, key: str, config_key: str, record: dict) -> Any:
     return annotation[key]
 
 
+@dataclass(frozen=True)
 class TestMapper:
     """Turns a record into an inference item: resized, neither mirrored nor annotated.
 
@@ -238,14 +221,13 @@ class TestMapper:
 
     __test__ = False  # pytest would collect the name
 
-    def __init__(self, min_size: int, max_size: int, image_format: str = "RGB") -> None:
-        self.min_size, self.max_size, self.image_format = min_size, max_size, image_format
+    min_size: int
+    max_size: int
+    image_format: str = "RGB"
 
     def __call__(self, record: dict) -> dict:
         """Return ``image``, ``height``, ``width``, ``image_id``, ``file_name`` as ``TrainMapper``.
-
-        Raises:
-            InputError: If the image cannot be read or has another size than its annotation says.
+        InputError if :func:`read_and_check` raises it.
         """
         image = self.prepare(read_and_check(record, self.image_format))
         return {"image": image, **{key: record[key] for key in _COPIED}}

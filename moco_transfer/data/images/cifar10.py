@@ -81,12 +81,7 @@ def read_cifar10(root: str | os.PathLike[str], *, split: str = "train") -> Image
     root, names = Path(root), _BATCHES[split]
     if (root / split).is_dir():
         return find_images(root / split, layout="folders")
-    if root.is_dir():
-        folder = root / _FOLDER if (root / _FOLDER).is_dir() else root
-        paths = [folder / name for name in names if (folder / name).is_file()]
-        found = {path.name: path.read_bytes() for path in paths}
-    else:
-        found = _unpack(root, names)
+    found = _read_files(root, names)
     missing = sorted(set(names) - set(found))
     if missing:
         raise MissingFileError(
@@ -99,16 +94,19 @@ def read_cifar10(root: str | os.PathLike[str], *, split: str = "train") -> Image
     return HeldImages(str(root), files, labels=labels, class_names=CIFAR10_CLASSES)
 
 
-def _unpack(file: Path, names: list[str]) -> dict[str, bytes]:
+def _read_files(root: Path, names: list[str]) -> dict[str, bytes]:
+    if root.is_dir():
+        paths = [root / folder / name for folder in (_FOLDER, "") for name in names]
+        return {path.name: path.read_bytes() for path in paths if path.is_file()}
     found: dict[str, bytes] = {}
     try:
-        with tarfile.open(file) as archive:
+        with tarfile.open(root) as archive:
             for member in archive:
                 opened = archive.extractfile(member) if member.isreg() else None
                 if opened is not None and os.path.basename(member.name) in names:
                     found[os.path.basename(member.name)] = opened.read()
     except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
-        raise InputError(f"Archive {file} cannot be read ({error}). Download it again.") from error
+        raise InputError(f"Archive {root} cannot be read ({error}). Download it again.") from error
     return found
 
 

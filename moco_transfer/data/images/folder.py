@@ -76,10 +76,8 @@ def find_images(root: str | os.PathLike[str], *, layout: str = "auto") -> ImageF
             or ``auto``: ``folders`` when no image lies directly in the root and there are at least
             two class folders.
 
-    Raises:
-        MissingFileError: If there is no such folder.
-        InputError: If it holds no image, a folder in it cannot be listed, or with ``folders``
-            images lie outside class folders.
+    MissingFileError if there is no such folder; InputError if it holds no image, a folder in it
+    cannot be listed, or with ``folders`` images lie outside class folders.
     """
     root = Path(root)
     if not root.is_dir():
@@ -143,9 +141,8 @@ def read_list_file(file: str | os.PathLike[str], root: str | os.PathLike[str] = 
         file: UTF-8 text; bytes that are no UTF-8 are kept, as file names may hold them.
         root: Folder that the paths are relative to; empty for the file's own.
 
-    Raises:
-        MissingFileError: If the file or an image does not exist.
-        InputError: If the file lists nothing, or a line's label does not fit the others'.
+    MissingFileError if the file or an image does not exist; InputError if the file lists nothing,
+    or a line's label does not fit the others'.
     """
     file = Path(file)
     root = Path(root) if os.fspath(root) else file.parent

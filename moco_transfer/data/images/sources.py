@@ -32,11 +32,8 @@ def open_source(
     """Find the images that a run trains on. Collective for tar shards.
 
     The arguments are the values of DATA.ROOT, LAYOUT, LIST_FILE and NUM_IMAGES, described in
-    ``config/pretrain_schema.yaml``.
-
-    Raises:
-        MissingFileError: If what is named does not exist.
-        InputError: If it holds no images, is damaged, or does not fit ``layout``.
+    ``config/pretrain_schema.yaml``. MissingFileError if what is named does not exist, InputError if
+    it holds no images, is damaged, or does not fit ``layout``.
     """
     if list_file and layout not in ("auto", "list"):
         raise InputError(f"DATA.LIST_FILE needs DATA.LAYOUT auto or list, got {layout!r}.")
@@ -64,10 +61,8 @@ def open_source(
 
 
 def open_indexed(root: str, *, split: str = "train") -> IndexedSource:
-    """Find images that can be read in any order; of CIFAR-10 the given split.
-
-    Raises:
-        MissingFileError, InputError: As :func:`open_source`, and for a stream of shards.
+    """Find images that can be read in any order; of CIFAR-10 the given split. Errors are those of
+    :func:`open_source`, and InputError for a stream of shards.
     """
     if os.path.exists(root) and looks_like_cifar10(root):
         return read_cifar10(root, split=split)

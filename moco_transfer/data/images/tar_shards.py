@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
+import itertools
 import logging
 import mmap
 import re
@@ -21,7 +23,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -233,8 +235,8 @@ def index_shard(file: Path) -> ShardIndex:
     state, rows, names, unclear = _state_of(file), [], [], []
     try:
         with tarfile.open(file) as archive:
-            for sample in _group_samples((member.name, member) for member in _files_of(archive)):
-                image = _image_of(sample)
+            members = ((member.name, member) for member in _files_of(archive))
+            for sample, image in _samples(members):
                 if image is None:
                     unclear += [name for name, _ in sample.values() if is_image(name)]
                     continue
@@ -268,31 +270,24 @@ def _files_of(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             yield member
 
 
-def _group_samples(members: Iterable[tuple[str, Any]]) -> Iterator[dict[str, tuple[str, Any]]]:
+def _samples(
+    members: Iterable[tuple[str, Any]],
+) -> Iterator[tuple[dict[str, tuple[str, Any]], str | None]]:
     """Group a shard's members, (name, content), as webdataset does; yields each sample's members by
-    extension. ValueError if a sample has two of one extension.
+    extension, and the first extension that is an image's. ValueError if a sample has two of one
+    extension.
     """
-    key: str | None = None
-    sample: dict[str, tuple[str, Any]] = {}
-    for name, content in members:
-        match = _KEY.match(name)
-        if _META.match(name) or match is None:
-            continue
-        if match[1] != key:
-            if sample:
-                yield sample
-            key, sample = match[1], {}
-        if match[2] in sample:
-            raise ValueError(f"{name} is there twice in a row")
-        sample[match[2]] = name, content
-    if sample:
-        yield sample
-
-
-def _image_of(extensions: Iterable[str]) -> str | None:
-    """Return a sample's first extension that is an image's, None if there is none."""
-    found = [extension for extension in extensions if f".{extension.lower()}" in EXTENSIONS]
-    return found[0] if found else "npy" if "npy" in extensions else None
+    keyed = ((_KEY.match(name), name, content) for name, content in members)
+    named = (member for member in keyed if member[0] and not _META.match(member[1]))
+    for _, group in itertools.groupby(named, lambda member: member[0] and member[0][1]):
+        sample: dict[str, tuple[str, Any]] = {}
+        for match, name, content in group:
+            extension = match[2] if match else ""
+            if extension in sample:
+                raise ValueError(f"{name} is there twice in a row")
+            sample[extension] = name, content
+        images = [extension for extension in sample if f".{extension.lower()}" in EXTENSIONS]
+        yield sample, images[0] if images else "npy" if "npy" in sample else None
 
 
 def _label_of(content: bytes) -> int:
@@ -333,14 +328,14 @@ def read_shard(url: str) -> Iterator[tuple[str, bytes, int]]:
 
 
 def _images(url: str) -> Iterator[tuple[str, bytes, int]]:
-    stream = _opened(url)
+    webdataset = importlib.import_module("webdataset.gopen") if scheme_of(url) else None
+    stream = webdataset.gopen(url) if webdataset else open(url, "rb")
     try:
         with tarfile.open(fileobj=stream, mode="r|*") as archive:
             members = ((m.name, archive.extractfile(m)) for m in _files_of(archive))
-            for sample in _group_samples((name, file.read()) for name, file in members if file):
-                extension = _image_of(sample)
-                if extension is not None:
-                    name, data = sample[extension]
+            for sample, image in _samples((name, file.read()) for name, file in members if file):
+                if image is not None:
+                    name, data = sample[image]
                     label = _label_of(sample["cls"][1]) if "cls" in sample else -1
                     yield printable(f"{url}: {name}"), data, label
     except BaseException:
@@ -349,11 +344,3 @@ def _images(url: str) -> Iterator[tuple[str, bytes, int]]:
         raise
     # Raises if the program that fetched the shard failed although tar saw a clean end.
     stream.close()
-
-
-def _opened(url: str) -> IO[bytes]:
-    if not scheme_of(url):
-        return open(url, "rb")
-    from webdataset.gopen import gopen
-
-    return gopen(url)

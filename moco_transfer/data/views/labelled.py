@@ -53,10 +53,8 @@ def find_labelled(
 ) -> tuple[IndexedSource, IndexedSource]:
     """Find two sets of labelled images: class folders, list files with labels, local tar shards, or
     CIFAR-10 (its training and test images). Classes of ``test`` are numbered as ``train``'s.
-
-    Raises:
-        MissingFileError: If one does not exist.
-        InputError: If one has no classes, or ``test`` has a class that ``train`` lacks.
+    MissingFileError if one does not exist; InputError if one has no classes, or ``test`` has a
+    class that ``train`` lacks.
     """
     roots = (os.fspath(train), "train"), (os.fspath(test), "test")
     known, asked = (open_indexed(root, split=split) for root, split in roots)
@@ -98,23 +96,21 @@ class CentreViews(Dataset):
         return torch.from_numpy(pixels.copy()), int(self.images.labels[index]), index
 
 
+@dataclass
 class LabelledBatches:
     """This process's share (every ``world_size``-th) of labelled images in batches, as often as
     asked; small sets are decoded only once. InputError if there are fewer images than processes.
     """
 
-    def __init__(
-        self,
-        images: IndexedSource,
-        view: EvaluationView,
-        *,
-        batch_size: int = 512,
-        num_workers: int = 0,
-    ) -> None:
-        if len(images) < get_world_size():
-            raise InputError(f"{len(images)} images are fewer than {get_world_size()} processes.")
-        self.images, self.view = images, view
-        self.batch_size, self.num_workers = batch_size, num_workers
+    images: IndexedSource
+    view: EvaluationView
+    batch_size: int = 512
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        count, processes = len(self.images), get_world_size()
+        if count < processes:
+            raise InputError(f"{count} images are fewer than {processes} processes.")
         self._kept: list[tuple[Tensor, ...]] = []
         self._reading: Iterator[tuple[Tensor, ...]] = iter(())
 

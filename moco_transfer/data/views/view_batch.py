@@ -1,9 +1,8 @@
 """From images to batches of views: two for contrast, one with its label for the supervised
 baseline.
 
-A batch is allocated once, in a data worker in shared memory, and filled place by place with uint8.
-Every draw is a function of (seed, epoch, index), so neither the number of workers nor an
-interruption changes it.
+A batch is filled place by place. Every draw is a function of (seed, epoch, index), so neither the
+number of workers nor an interruption changes it.
 
 Pipelines:
     fast: the decoder of ``decode.py``; crop, resize and flip in uint8; colours, blur and
