@@ -329,7 +329,7 @@ def read_shard(url: str) -> Iterator[tuple[str, bytes, int]]:
 
 def _images(url: str) -> Iterator[tuple[str, bytes, int]]:
     webdataset = importlib.import_module("webdataset.gopen") if scheme_of(url) else None
-    stream = webdataset.gopen(url) if webdataset else open(url, "rb")
+    stream = webdataset.gopen(url) if webdataset else open(url, "rb")  # noqa: SIM115
     try:
         with tarfile.open(fileobj=stream, mode="r|*") as archive:
             members = ((m.name, archive.extractfile(m)) for m in _files_of(archive))
