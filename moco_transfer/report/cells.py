@@ -28,15 +28,6 @@ class Cell:
     text: str
     key: float | str | None = None  # its column is sorted by; None comes last
     style: str = ""  # "better" or "worse" where it exceeds the spread, "name" or "text" for words
-    init: str = ""  # row whose line and marker the page shows before the text
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Rows of cells by the names of their columns; every row has the same columns."""
-
-    caption: str
-    rows: list[dict[str, Cell]]
 
 
 def kind_name(kind: str) -> str:
@@ -44,16 +35,17 @@ def kind_name(kind: str) -> str:
     return _KIND_NAMES.get(kind, kind)
 
 
-def transfer_grid(table: Table, kind: str) -> Grid:
-    """Return the table of one kind of result, without the columns that are empty in every row."""
+def transfer_rows(table: Table, kind: str) -> list[dict[str, Cell]]:
+    """Return the table of one kind of result: rows of cells by the names of their columns, without
+    the columns that are empty in every row.
+    """
     rows = [_transfer_cells(table, row, kind) for row in table.rows]
     always = {"init", "n", "engine", *HEADLINE_METRICS}
     if table.has_differences:
         always |= {f"Δ {metric}" for metric in HEADLINE_METRICS}
     filled = {name for row in rows for name, cell in row.items() if cell.text not in ("", NOTHING)}
     shown = always | filled
-    rows = [{name: cell for name, cell in row.items() if name in shown} for row in rows]
-    return Grid(f"Transfer, {kind_name(kind)}", rows)
+    return [{name: cell for name, cell in row.items() if name in shown} for row in rows]
 
 
 def _transfer_cells(table: Table, row: Row, kind: str) -> dict[str, Cell]:
@@ -61,7 +53,7 @@ def _transfer_cells(table: Table, row: Row, kind: str) -> dict[str, Cell]:
     mark = DAGGER if any(map(run_caveats, row.all_runs)) else ""
     pretrain = pretrain_text(row)
     cells = {
-        "init": Cell(row.init + mark, row.init, "name", init=row.init),
+        "init": Cell(row.init + mark, row.init, "name"),
         "pre-train": Cell(pretrain or NOTHING, pretrain or None, "text"),
     }
     for metric in HEADLINE_METRICS:

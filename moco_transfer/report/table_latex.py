@@ -9,7 +9,7 @@ from typing import Any
 
 from . import sentences
 from .aggregate import HEADLINE_METRICS, Table
-from .cells import DAGGER, DISTANCE, NOTHING, PUBLISHED, Cell, transfer_grid
+from .cells import DAGGER, DISTANCE, NOTHING, PUBLISHED, Cell, transfer_rows
 from .records import Problem
 from .templating import render
 
@@ -75,7 +75,7 @@ def _rows(table: Table, kind: str) -> list[list[str]]:
     for metric in HEADLINE_METRICS:
         below = f"_{{{metric[2:]}}}" if metric[2:] else ""
         header.append(f"AP${above}{below}$" if above or below else "AP")
-    rows = transfer_grid(table, kind).rows
+    rows = transfer_rows(table, kind)
     header += ["published", "$n$"] if PUBLISHED in rows[0] else ["$n$"]
     lines = [header]
     for row in rows:

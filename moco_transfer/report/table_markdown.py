@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from moco_transfer.runtime.errors import InputError
 
 from .aggregate import Table
-from .cells import NOTHING, Cell, kind_name, signed_text, transfer_grid
+from .cells import NOTHING, Cell, kind_name, signed_text, transfer_rows
 from .published import PublishedRow, PublishedSetting
 from .records import Problem
 from .sentences import legend_sentences, separation_sentences, setting_sentence
@@ -31,7 +31,7 @@ def render_markdown(tables: Sequence[Table], problems: Sequence[Problem] = ()) -
         blocks += [f"### {_plain(table.setting.task)}", _plain(setting_sentence(table))]
         for kind in table.kinds:
             blocks += [f"**{kind_name(kind).capitalize()}**"] if len(table.kinds) > 1 else []
-            rows = transfer_grid(table, kind).rows
+            rows = transfer_rows(table, kind)
             header = [name.replace(": ", " ") for name in rows[0]]
             lines = [header, ["---"] * len(header), *(map(_text, row.values()) for row in rows)]
             blocks.append("\n".join(f"| {' | '.join(cells)} |" for cells in lines))

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from .. import sentences
 from ..aggregate import HEADLINE_METRICS, Table
-from ..cells import NOTHING, kind_name, p_text, run_caveats, signed_text, transfer_grid
+from ..cells import NOTHING, kind_name, p_text, run_caveats, signed_text, transfer_rows
 from ..pretraining import PretrainingRun
 from ..records import CONFIG_FILE, Problem, text_of
 from ..table_csv import render_csv
@@ -38,7 +38,7 @@ _TALL_INCHES = 8.0  # a higher panel is folded away
 #: What the template calls.
 _SHOWN: tuple[Callable[..., Any], ...] = (
     sentences.legend_sentences, sentences.setting_sentence, kind_name, p_text, run_caveats,
-    signed_text, text_of, transfer_grid,
+    signed_text, text_of, transfer_rows,
 )  # fmt: skip
 
 
