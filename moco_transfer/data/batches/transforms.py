@@ -15,7 +15,6 @@ Source:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -151,7 +150,8 @@ class TrainMapper:
             (N,); with masks ``gt_masks``: N lists of float64 polygons; with keypoints
             ``gt_keypoints`` float32 (N, K, 3). Crowd regions and empty objects are left out.
 
-        InputError if :func:`read_and_check` raises it, or an object lacks its mask or keypoints.
+        InputError if :func:`read_and_check` raises it, or an object lacks its keypoints. Masks are
+        polygons, which the plan has checked.
         """
         pixels = read_and_check(record, self.image_format)
         shorter_edge = draw_shorter_edge(self.min_sizes, self.sample_style, rng)
@@ -169,7 +169,7 @@ class TrainMapper:
         item = {key: record[key] for key in _COPIED}
         item["image"] = to_tensor(change.apply_image(pixels))
         if self.masks:
-            polygons = _polygons(objects, change, record)
+            polygons = _polygons(objects, change)
             item["gt_masks"] = [p for p, kept in zip(polygons, keep.tolist(), strict=True) if kept]
         classes = torch.tensor([a["category_id"] for a in objects], dtype=torch.int64)
         item["gt_boxes"], item["gt_classes"] = boxes[keep], classes[keep]
@@ -179,15 +179,11 @@ class TrainMapper:
         return item
 
 
-def _polygons(objects: list[dict], change: ResizeAndFlip, record: dict) -> list:
-    segmentations = [_required(a, "segmentation", "MASK_ON", record) for a in objects]
-    if any(isinstance(segmentation, dict) for segmentation in segmentations):
-        raise InputError(f"{record['file_name']} has an RLE mask; this engine needs polygons.")
-
+def _polygons(objects: list[dict], change: ResizeAndFlip) -> list:
     def mapped(polygon: list) -> np.ndarray:
         return change.apply_points(np.asarray(polygon, np.float64).reshape(-1, 2)).reshape(-1)
 
-    return [[mapped(polygon) for polygon in polygons] for polygons in segmentations]
+    return [[mapped(polygon) for polygon in a["segmentation"]] for a in objects]
 
 
 def _keypoints(
@@ -195,21 +191,15 @@ def _keypoints(
 ) -> Tensor:
     mapped = []
     for annotation in objects:
-        given = _required(annotation, "keypoints", "KEYPOINT_ON", record)
-        points = np.asarray(given, dtype=np.float64).reshape(-1, 3)
-        if change.flip == "horizontal" and len(points) != len(mirror):
-            names = f"{len(points)} keypoints, but the data set names {len(mirror)}"
-            raise InputError(f"{record['file_name']}: {names}.")
+        points = np.asarray(annotation.get("keypoints", []), dtype=np.float64).reshape(-1, 3)
+        if not len(points) or change.flip == "horizontal" and len(points) != len(mirror):
+            raise InputError(
+                f"{record['file_name']}: an object has {len(points)} keypoints, but the data set"
+                f" names {len(mirror)}; MODEL.KEYPOINT_ON True needs them for each object."
+            )
         mapped.append(change.apply_keypoints(points, mirror))
     shape = (-1, len(mapped[0]) if mapped else len(mirror), 3)
     return torch.from_numpy(np.array(mapped, dtype=np.float64).reshape(shape)).float()
-
-
-def _required(annotation: dict, key: str, config_key: str, record: dict) -> Any:
-    if key not in annotation:
-        fault = f"An object of {record['file_name']} has no {key}"
-        raise InputError(f"{fault}; MODEL.{config_key} True needs one for each.")
-    return annotation[key]
 
 
 @dataclass(frozen=True)

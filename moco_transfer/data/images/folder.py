@@ -70,14 +70,10 @@ def find_images(root: str | os.PathLike[str], *, layout: str = "auto") -> ImageF
     """List the images below a folder, sorted by path; links are followed, names that start with a
     dot are left out.
 
-    Args:
-        root: The folder, searched recursively.
-        layout: ``folders`` (each image lies in a class folder of the root), ``flat`` (no classes),
-            or ``auto``: ``folders`` when no image lies directly in the root and there are at least
-            two class folders.
-
-    MissingFileError if there is no such folder; InputError if it holds no image, a folder in it
-    cannot be listed, or with ``folders`` images lie outside class folders.
+    ``layout`` is ``folders`` (each image lies in a class folder of the root), ``flat`` (no
+    classes), or ``auto``: ``folders`` when no image lies directly in the root and there are at
+    least two class folders. MissingFileError if there is no such folder; InputError if it holds no
+    image, a folder in it cannot be listed, or with ``folders`` images lie outside class folders.
     """
     root = Path(root)
     if not root.is_dir():
@@ -137,12 +133,9 @@ class _Row(NamedTuple):
 def read_list_file(file: str | os.PathLike[str], root: str | os.PathLike[str] = "") -> ImageFolder:
     """Read a list file; the images are in its order, class names are numbered in sorted order.
 
-    Args:
-        file: UTF-8 text; bytes that are no UTF-8 are kept, as file names may hold them.
-        root: Folder that the paths are relative to; empty for the file's own.
-
-    MissingFileError if the file or an image does not exist; InputError if the file lists nothing,
-    or a line's label does not fit the others'.
+    Paths are relative to ``root``, if empty to the file's folder; bytes that are no UTF-8 are kept,
+    as file names may hold them. MissingFileError if the file or an image does not exist; InputError
+    if the file lists nothing, or a line's label does not fit the others'.
     """
     file = Path(file)
     root = Path(root) if os.fspath(root) else file.parent

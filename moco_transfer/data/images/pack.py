@@ -53,8 +53,8 @@ class PackSettings:
     def pixel_change(self) -> str:
         """What happens to the pixels, in words; empty for nothing."""
         resized = f"shorter side at most {self.shorter_side} px (PIL bilinear, antialiased)"
-        encoded = f"{resized}, encoded again as JPEG quality {QUALITY} 4:4:4"
-        return {"original": "", "jpeg": encoded, "raw": resized}[self.form]
+        encoded = f", encoded again as JPEG quality {QUALITY} 4:4:4" if self.form == "jpeg" else ""
+        return "" if self.form == "original" else resized + encoded
 
 
 class _Payloads(Dataset):

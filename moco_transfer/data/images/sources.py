@@ -22,8 +22,6 @@ from .tar_shards import LocalShards, ShardStream, open_local_shards, scheme_of
 logger = logging.getLogger(__name__)
 
 _TAR = (".tar", ".tar.gz", ".tgz")
-# Folders next to train/ that show that the root holds the splits of a data set, not its classes.
-_OTHER_SPLITS = ("val", "test", "valid", "validation")
 
 
 def open_source(
@@ -110,8 +108,10 @@ def _training_split(root: Path, layout: str) -> Path:
         found = next(folder for folder in years if folder.is_dir())
     elif (root / "JPEGImages").is_dir() and (root / "Annotations").is_dir():
         found = root / "JPEGImages"
-    elif (root / "train").is_dir() and any((root / name).is_dir() for name in _OTHER_SPLITS):
-        found = root / "train"
+    elif (root / "train").is_dir():
+        # Other splits next to it show that the root's folders are no classes.
+        others = ("val", "test", "valid", "validation")
+        found = root / "train" if any((root / name).is_dir() for name in others) else root
     if found != root:
         logger.info("%s holds the splits of a data set; images are read from %s", root, found)
     return found
