@@ -15,6 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..report.records import last_iteration
+from ..runtime.progress import progress
 from ..runtime.stop import StopRequest
 from .launch import CONSOLE, SAVES_WITHIN_SEC
 from .matrix import Cell
@@ -68,7 +69,7 @@ def run_cells(
     total = sum(iterations for _, iterations in cells)
     # A flag: an exception between the start of a run and its entry in the list would lose it.
     stop = StopRequest(signal.SIGTERM, signal.SIGINT)
-    with stop, tqdm(total=total, unit="it", disable=None) as bar:
+    with stop, progress(total=total) as bar:
         bar.update(sum(last_iteration(cell.folder) for cell, _ in cells))
         try:
             while (waiting or running) and not stop.signum:
@@ -90,8 +91,7 @@ def run_cells(
                 ended = len(cells) - len(waiting) - len(running)
                 bar.set_description(f"{ended}/{len(cells)} runs", refresh=False)
                 done = (min(total, last_iteration(cell.folder)) for cell, total in cells)
-                bar.n = sum(done)
-                bar.refresh()
+                bar.update(sum(done) - bar.n)
         finally:
             if stop.signum:
                 tqdm.write(f"stopping: runs save and end (up to {SAVES_WITHIN_SEC} s)", sys.stderr)

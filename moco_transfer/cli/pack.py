@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     from ..data.images.pack import PackSettings, check_pack, pack
     from ..data.images.sources import open_indexed
     from ..runtime.errors import InputError
+    from ..runtime.progress import progress
 
     if args.check:
         print(f"{args.check}: {check_pack(args.check)} images, every byte as it was written")
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("Give SRC, DST and a --size of at least 8; or --check DST alone.")
     source = open_indexed(args.src)
     settings = PackSettings(args.form, args.size)
-    with tqdm(total=len(source), desc="packing", unit="images", disable=None) as bar:
+    with progress(None, "packing", total=len(source), unit="images") as bar:
         for reason in pack(
             source, args.dst, settings, num_workers=args.workers, on_image=bar.update
         ):

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
-from tqdm import tqdm
 
 from ..config import load_detection_config, read_detection_config
 from ..data.batches.transforms import TestMapper
@@ -30,6 +29,7 @@ from ..evaluate.predictions import to_coco_results
 from ..runtime.checkpoint import CheckpointFolder
 from ..runtime.errors import InputError, MissingFileError
 from ..runtime.files import atomic_write_bytes, atomic_write_text
+from ..runtime.progress import progress
 from .handover import DETECTOR, coverage_gap, load_weights, read_weights, weights_coverage
 
 logger = logging.getLogger(__name__)
@@ -221,7 +221,7 @@ def predict_images(
     each image. Raises InputError if no image could be read.
     """
     entries, skipped = [], []
-    for image in tqdm(images, desc="predicting", unit="image", disable=None):
+    for image in progress(images, "predicting", unit="images"):
         try:
             pixels = read_image(image.path, "RGB")
         except InputError as error:

@@ -23,7 +23,6 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from ..data.images.image_source import IndexedSource
 from ..data.views.labelled import LabelledBatches
@@ -34,6 +33,7 @@ from ..runtime.environment import git_commit, package_versions
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_write_text
 from ..runtime.metrics import MetricsFile
+from ..runtime.progress import progress
 from ..runtime.run_folder import record_settings
 from ..runtime.seed import generator_at, seed_everything
 from ..runtime.stop import StopRequest, ignore_sigterm
@@ -188,8 +188,7 @@ def train_classifier(
     protocol, size = run.protocol, run.protocol.batch_size_total
     per_epoch = -(-num_train // size)
     total, initial = protocol.epochs * per_epoch, run.epoch * per_epoch + run.step
-    hidden = None if is_main_process() else True
-    bar = tqdm(total=total, initial=initial, desc="linear", unit="it", disable=hidden)
+    bar = progress(None, "linear", total=total, initial=initial)
     row = accuracy_on(run.classifier, test) if run.epoch == protocol.epochs else {}
     with StopRequest() as stop, bar:
         source = iter(batches)

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from tqdm import tqdm
-
 from ...runtime.errors import InputError, MissingFileError
 from ...runtime.files import sha256_of
+from ...runtime.progress import progress
 from ..batches.transforms import read_and_check
 from .catalog import DetectionDataset, get_dataset
 from .records import Contents
@@ -141,7 +140,7 @@ def _open_images(report: DatasetReport, records: Sequence[dict]) -> None:
     """Decode all images; add the problems, the digests and a remark on equal images."""
     with ThreadPoolExecutor(_THREADS) as threads:
         results = threads.map(_open_image, records)
-        bar = tqdm(records, desc=report.name, unit="image", disable=None)
+        bar = progress(records, report.name, unit="images")
         for record, (problem, digest) in zip(bar, results, strict=True):
             report.problems += [problem] if problem else []
             report.digests |= {record["file_name"]: digest} if digest else {}

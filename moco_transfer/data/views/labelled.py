@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
-from ...runtime.distributed import get_rank, get_world_size, is_main_process
+from ...runtime.distributed import get_rank, get_world_size
 from ...runtime.errors import InputError
+from ...runtime.progress import progress
 from ...runtime.stop import ignore_sigterm
 from ..images.decode import UNREADABLE, read_rgb
 from ..images.image_source import IndexedSource
@@ -132,8 +132,7 @@ class LabelledBatches:
         self._reading = iter(self._kept or loader)
         keep = not self._kept and len(own) * 3 * self.view.size**2 <= _KEEP_BYTES
         kept = []
-        hidden = None if is_main_process() else True
-        for batch in tqdm(self._reading, description, len(loader), leave=False, disable=hidden):
+        for batch in progress(self._reading, description, total=len(loader), leave=False):
             if keep:  # a copy: workers' tensors hold a file descriptor each
                 kept.append(tuple(part.clone() for part in batch))
             yield tuple(batch)
