@@ -74,6 +74,7 @@ class Matrix:
     seeds: tuple[int, ...] = (0,)
     label_fractions: tuple[float, ...] = (1.0,)  # shares of the labelled images in (0, 1]
     engine: str = "auto"
+    precision: str = "auto"
     datasets: tuple[str, ...] = ()  # --dataset flags for every task
     overrides: tuple[str, ...] = ()  # KEY VALUE words for every task
     baseline: str = ""  # row that differences refer to; "" means supervised, else random
@@ -117,6 +118,7 @@ class Matrix:
     def arguments(self, cell: Cell) -> list[str]:
         """Return the words after ``moco-transfer train`` for a run."""
         arguments = ["--config-file", cell.task.config, "--engine", self.engine]
+        arguments += ["--precision", self.precision] if self.precision != "auto" else []
         arguments += ["--task", cell.task.name, "--init", cell.init.name, "--resume"]
         subset = self.subset_file(cell)
         arguments += ["--label-subset", str(subset)] if subset else []
@@ -237,7 +239,8 @@ def parse_fractions(values: Sequence[Any]) -> tuple[float, ...]:
 
 def read_matrix(file: str | Path, output: str | Path) -> Matrix:
     """Read a matrix from YAML: ``tasks`` (names or mappings), ``inits`` (name: file), ``seeds``,
-    and optionally ``label_fractions``, ``engine``, ``datasets``, ``overrides`` and ``baseline``.
+    and optionally ``label_fractions``, ``engine``, ``precision``, ``datasets``, ``overrides``,
+    ``baseline``.
 
     Raises:
         MissingFileError: If there is no such file.
@@ -274,6 +277,7 @@ def make_matrix(data: Any, output: str | Path) -> Matrix:
         parse_seeds(data.get("seeds", 1)),
         parse_fractions(_list(data, "label_fractions")),
         str(data.get("engine", "auto")),
+        str(data.get("precision", "auto")),
         _words(data, "datasets"),
         _words(data, "overrides"),
         str(data.get("baseline") or ""),

@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--label-fraction", nargs="+", default=[], metavar="F", help=fraction)
     engine = "which engine runs (default: auto)"
     add("--engine", metavar="auto|torchvision|detectron2", help=engine)
+    options.add_precision(what, "")
     options.add_datasets(what)
     baseline = "row that differences refer to (default: supervised, else random)"
     add("--baseline", default="", metavar="NAME", help=baseline)
@@ -149,7 +150,7 @@ def _matrix(args: argparse.Namespace) -> tuple[Matrix, bool]:
 
     saved = Path(args.output) / "matrix.yaml"
     keys = {"init": "inits", "label_fraction": "label_fractions", "dataset": "datasets"}
-    names = ("tasks", "init", "seeds", "label_fraction", "engine", "dataset", "overrides")
+    names = "tasks init seeds label_fraction engine precision dataset overrides".split()
     given = {name: getattr(args, name) for name in names if getattr(args, name)}
     if args.matrix and given:
         also = ", ".join(f"--{name.replace('_', '-')}" for name in given)

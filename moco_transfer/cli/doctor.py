@@ -37,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"{'FAILS' if is_needed else 'note '} {name}: {reason}. {remedy}")
             works &= not is_needed
     print(f"note  {_data()}")
+    print(f"note  {_precision()}")
     print(f"note  {os.cpu_count()} cores; OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')}")
     return 0 if works else 1
 
@@ -67,6 +68,15 @@ def _torch() -> str:
         return f"torch {torch.__version__} on the CPU ({threads} threads); no CUDA device"
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return f"torch {torch.__version__}, CUDA {torch.version.cuda}: {', '.join(names)}"
+
+
+def _precision() -> str:
+    import torch
+
+    from ..runtime.device import choose_precision
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return f"precision auto on this {device.type} is {choose_precision('auto', device).describe()}"
 
 
 def _operators() -> str:

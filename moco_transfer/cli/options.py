@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 _DATASET = (
     "your own data set: NAME=coco:JSON:IMAGES or NAME=voc:ROOT:SPLIT:CLASSES; may be repeated"
 )
@@ -55,8 +56,17 @@ def add_encoder(parser: argparse.ArgumentParser) -> None:
     add("--image-size", type=count, metavar="PX", help=size)
     add("--workers", type=natural, default=4, metavar="N", help="data workers (default 4)")
     add("--device", default="auto", metavar="auto|cpu|cuda|mps", help="where to compute")
-    precisions, text = ("auto", "fp32", "bf16", "fp16"), "of the encoder (default fp32)"
-    add("--precision", default="fp32", choices=precisions, help=text)
+    precision = "of the encoder (default fp32)"
+    add("--precision", default="fp32", choices=PRECISIONS, help=precision)
+
+
+def add_precision(parser: argparse.ArgumentParser | argparse._ArgumentGroup, default: str) -> None:
+    """Add ``--precision`` of a detector's training."""
+    text = (
+        "of the training (default: auto, fp32 where SOLVER.AMP is off, else what is fastest here:"
+        " bf16, fp16 with loss scaling, or fp32)"
+    )
+    parser.add_argument("--precision", default=default, choices=PRECISIONS, help=text)
 
 
 def add_role(parser: argparse.ArgumentParser) -> None:

@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add(option, action="store_true", help=text)
     engine = "default: auto, Detectron2 where it is installed, else torchvision's operators"
     add("--engine", default="auto", metavar="auto|detectron2|torchvision", help=engine)
+    options.add_precision(parser, "auto")
     add("--init", metavar="NAME", help="row of the table (default: what the weights' stamp says)")
     task = "name of the task in tables (default: the config file's)"
     add("--task", default="", metavar="NAME", help=task)

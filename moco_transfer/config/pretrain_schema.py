@@ -26,7 +26,7 @@ ONE_OF = {
     "SOLVER.SCHEDULE": ("step", "cosine", "exponential"),
     "KNN.FEATURES": ("auto", "head", "trunk"),
     "SOLVER.SCHEDULE_BY": ("epoch", "iteration"),
-    "TRAIN.PRECISION": ("fp32", "bf16", "fp16"),
+    "TRAIN.PRECISION": ("auto", "fp32", "bf16", "fp16"),
 }
 
 AT_LEAST = {

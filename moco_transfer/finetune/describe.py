@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
 from ..data.annotations.records import is_trainable
 from .plan import FinetunePlan
 
@@ -52,7 +50,7 @@ def _how(plan: FinetunePlan) -> Iterator[tuple[str, str]]:
     files = "config.yaml, env.txt, log.txt, results.json"
     if not plan.request.eval_only:
         yield "schedule", plan.schedule.describe(plan.written_schedule, plan.world_size)
-        yield "precision", str(plan.amp_dtype or torch.float32).removeprefix("torch.")
+        yield "precision", plan.precision.describe()
         yield "PreciseBN", f"over {plan.precise_bn} batches" if plan.precise_bn else "off"
         files += ", metrics.json, tensorboard/, checkpoint_*.pth"
     yield "norm", plan.norm

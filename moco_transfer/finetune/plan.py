@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from ..convert import Coverage
 from ..data.annotations.catalog import parse_dataset_flag
 from ..data.annotations.label_subset import LabelSubset, subset_suffix
 from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
+from ..runtime.device import FP32, Precision, choose_precision
 from ..runtime.distributed import broadcast_object, get_world_size, start_processes
 from ..runtime.errors import InputError
 from . import handover
@@ -67,6 +68,8 @@ class Request:
         allow_partial, force: Start in spite of a gap in the coverage, or of the linter's findings.
         coco_style: Evaluate VOC test sets by COCO's numbers too, at the end.
         command: The command line, recorded in results.json.
+        precision: auto, fp32, bf16 or fp16 of the training. auto: fp32 without SOLVER.AMP; with it
+            what suits the device, on the engine Detectron2 with a GPU its fp16.
     """
 
     config_file: str
@@ -82,6 +85,7 @@ class Request:
     force: bool = False
     coco_style: bool = False
     command: str | None = None
+    precision: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ class FinetunePlan:
         coverage: Which tensors MODEL.WEIGHTS provides; None for random initialisation.
         schedule, written_schedule: As it runs, and as the config has it.
         precise_bn: Batches per process for PreciseBN, 0 for none.
-        amp_dtype: Type of autocast, None for float32.
+        precision: That of the training; evaluation is in float32.
         norm: Which normalisation the detector has here, in words.
         output_dir: Folder that is written to; an evaluation may have one inside OUTPUT_DIR.
     """
@@ -112,7 +116,7 @@ class FinetunePlan:
     schedule: Schedule
     written_schedule: Schedule
     precise_bn: int
-    amp_dtype: torch.dtype | None
+    precision: Precision
     norm: str
     output_dir: Path
     remarks: tuple[str, ...]
@@ -175,6 +179,7 @@ class _Planner:
         self.checkpoint_path = self._try(last) if request.resume else None
         found = self.checkpoint_path
         self.checkpoint = self._try(load_checkpoint, found) if found is not None else None
+        self.precision = self._try(self._precision) or FP32
         self.cfg = _settled(written, self.schedule, self.data, self.checkpoint)
         self.engine = self._try(self.kind, self.cfg, self.device)
         key = ("skeleton", self.kind, self.device, config_hash(self.cfg))
@@ -212,6 +217,17 @@ class _Planner:
                 option = "" if weights.kind == handover.DETECTOR else "--allow-partial"
                 self.findings.append(Finding("coverage", gap, option))
 
+    def _precision(self) -> Precision:
+        """Return the precision that was asked for; auto keeps that of the run to resume."""
+        asked, before = self.request.precision, (self.checkpoint or {}).get("precision")
+        if asked == "auto" and before:
+            return replace(choose_precision(before, self.device), reason="as the run began")
+        if asked == "auto" and not self.written.SOLVER.AMP.ENABLED:
+            return FP32
+        if asked == "auto" and self.device.type == "cuda" and self.kind.name == "detectron2":
+            asked = "fp16"  # what its AMP is
+        return choose_precision(asked, self.device)
+
     def plan(self) -> FinetunePlan:
         """Return the plan, or raise with every finding that is not overruled."""
         request, cfg, data, weights = self.request, self.cfg, self.data, self.weights
@@ -231,7 +247,6 @@ class _Planner:
         notes = header["resume_notes"]
         if not request.eval_only:
             notes = [*remarks(flatten_config(cfg), world_size=self.world_size), *notes]
-        half = torch.float16 if self.device.type == "cuda" else torch.bfloat16
         return FinetunePlan(
             request=request,
             header=header,
@@ -245,8 +260,7 @@ class _Planner:
             schedule=self.schedule,
             written_schedule=self.written_schedule,
             precise_bn=cfg.TEST.PRECISE_BN.NUM_ITER if cfg.TEST.PRECISE_BN.ENABLED else 0,
-            # Detectron2's AMP is fp16 with loss scaling on CUDA; a CPU computes in bf16.
-            amp_dtype=half if cfg.SOLVER.AMP.ENABLED else None,
+            precision=self.precision,
             norm=describe_norm(self.skeleton, self.world_size, self.device),
             output_dir=output_dir,
             remarks=tuple(notes),
@@ -261,6 +275,7 @@ class _Planner:
         return {
             "format": CHECKPOINT_FORMAT,
             "engine": self.kind.name,
+            "precision": self.precision.name,
             "task": task + subset_suffix(subset.fraction if subset is not None else 1),
             "class_names": list(data.class_names),
             "init": request.init or (self.checkpoint or {}).get("init") or weights.row,

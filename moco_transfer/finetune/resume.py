@@ -30,6 +30,7 @@ def resume_faults(state: Header, path: str, header: Header, *, eval_only: bool) 
         "config_hash": "Resume with the config.yaml next to it.",
         "weights_sha256": f"Give MODEL.WEIGHTS {state['weights']['path']!r} of then.",
         "label_subset_sha256": "Give --label-subset the file of then.",
+        "precision": f"Resume with --precision {state.get('precision')}.",
         "seed": f"Resume with SEED {state['seed']}.",
     }
     for key in ("engine", "config_hash") if eval_only else advice:

@@ -47,7 +47,7 @@ def finetune(
         logger.log(logging.WARNING if surprising else logging.INFO, "%s", line)
     model = plan.engine.build_model()
     load_weights(model, plan.weights)
-    run = FineTuning(plan.engine, model, plan.header, amp_dtype=plan.amp_dtype)
+    run = FineTuning(plan.engine, model, plan.header, precision=plan.precision)
     if plan.checkpoint is not None:
         run.restore(plan.checkpoint)
         logger.info("resumed from %s at iteration %d", plan.checkpoint_path, run.iteration)
@@ -133,7 +133,16 @@ def _record(
     }
     if data.subset is not None:
         dataset["label_subset"] = data.subset.describe()
-    of_plan = ("task", "config_hash", "engine", "init", "seed", "weights", "world_size")
+    of_plan = (
+        "task",
+        "config_hash",
+        "engine",
+        "init",
+        "seed",
+        "weights",
+        "world_size",
+        "precision",
+    )
     return {
         "schema": SCHEMA,
         **{key: header[key] for key in of_plan},

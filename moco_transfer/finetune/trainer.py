@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from ..runtime.checkpoint import CheckpointFolder
+from ..runtime.device import FP32, Precision, slowdown
 from ..runtime.distributed import (
     average_bn_statistics,
     broadcast_module_state,
@@ -21,6 +21,7 @@ from ..runtime.distributed import (
 )
 from ..runtime.meter import Meter, eta
 from ..runtime.metrics import MetricsFile
+from ..runtime.progress import logged, progress
 from ..runtime.stop import StopRequest
 from .engine import Engine
 from .schedule import Schedule
@@ -37,7 +38,7 @@ class FineTuning:
 
     Attributes:
         wrapped: The model, in DistributedDataParallel where there are several processes.
-        amp_dtype: Autocast type, None for float32.
+        precision: That of the iterations; evaluation is in float32.
         header: What every checkpoint says about the run.
         begin_iteration: Sets the learning rate after a number of iterations.
         iteration: Iterations finished.
@@ -50,10 +51,10 @@ class FineTuning:
         model: nn.Module,
         header: dict[str, Any],
         *,
-        amp_dtype: torch.dtype | None = None,
+        precision: Precision = FP32,
     ) -> None:
         device = engine.device
-        self.engine, self.header, self.amp_dtype = engine, header, amp_dtype
+        self.engine, self.header, self.precision = engine, header, precision
         self.model = model.to(device)
         self.wrapped: nn.Module = model
         broadcast_module_state([*model.parameters(), *model.buffers()])
@@ -61,7 +62,7 @@ class FineTuning:
             ids = [device.index] if device.type == "cuda" else None
             self.wrapped = DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
         self.optimizer = engine.build_optimizer(model)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision.name == "fp16")
         self.begin_iteration = engine.iteration_starter(self.optimizer)
         self.iteration = 0
         self.last_losses: dict[str, float] | None = None
@@ -109,13 +110,14 @@ def train(
     """
     run.wrapped.train()
     meter, batch_iterator = Meter(run.engine.device), iter(batches)
-    length, period = schedule.iterations, schedule.eval_period
-    hidden = None if is_main_process() else True
-    bar = tqdm(desc="fine-tuning", total=length, initial=run.iteration, disable=hidden)
+    first, length, period = run.iteration, schedule.iterations, schedule.eval_period
+    bar = progress(None, "fine-tuning", total=length, initial=run.iteration)
     with bar, _advice(checkpoints):
         while run.iteration < length:
             with meter.waiting():
                 batch = next(batch_iterator)
+            if run.precision.is_emulated and run.iteration == first:
+                _warn_of_emulation(run, batch)
             run.begin_iteration(run.iteration)
             run.iteration += 1
             try:
@@ -126,6 +128,7 @@ def train(
             is_last, stopping = run.iteration == length, stop.agreed()
             if run.iteration % LOG_PERIOD == 0 or is_last:
                 _log(run, meter, metrics, length)
+                logged(bar)
             evaluating = period > 0 and run.iteration % period == 0 and not is_last
             saving = is_last or stopping or run.iteration % schedule.checkpoint_period == 0
             if meter.count and (evaluating or saving):
@@ -150,7 +153,7 @@ def train(
 
 def step(run: FineTuning, batch: list[dict]) -> dict[str, Tensor]:
     """Do one iteration and return the losses, detached, on the device."""
-    device, dtype = run.engine.device.type, run.amp_dtype
+    device, dtype = run.engine.device.type, run.precision.dtype
     with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
         losses = run.wrapped(batch)
     run.optimizer.zero_grad(set_to_none=True)
@@ -158,6 +161,17 @@ def step(run: FineTuning, batch: list[dict]) -> dict[str, Tensor]:
     run.scaler.step(run.optimizer)
     run.scaler.update()
     return {name: loss.detach() for name, loss in losses.items()}
+
+
+def _warn_of_emulation(run: FineTuning, batch: list[dict]) -> None:
+    def loss(model: nn.Module) -> Tensor:
+        return torch.stack(list(model(batch).values())).sum()
+
+    times = slowdown(run.precision, run.engine.device, run.model, loss)
+    logger.warning(
+        f"{run.precision.name} is emulated on this {run.engine.device.type}: a step takes"
+        f" {times:.1f} times as long as in fp32. Leave out --precision {run.precision.name}."
+    )
 
 
 def _log(run: FineTuning, meter: Meter, metrics: MetricsFile | None, iterations: int) -> None:
@@ -225,10 +239,8 @@ def evaluate(
     """
     model.eval()
     evaluator.reset()
-    world_size, is_main = get_world_size(), is_main_process()
-    bar = tqdm(
-        batches, "evaluating", -(-num_images // world_size), disable=None if is_main else True
-    )
+    world_size = get_world_size()
+    bar = progress(batches, "evaluating", total=-(-num_images // world_size), unit="images")
     for number, batch in enumerate(bar):
         # All processes have this many batches, and must ask equally often.
         if number < num_images // world_size and stop.agreed():

@@ -103,11 +103,6 @@ def _machine_warnings(plan: PretrainPlan) -> Iterator[str]:
             f" or {native.OFF} is set): views take about four times as long. Install a compiler"
             " and then moco-transfer again."
         )
-    if plan.precision.is_emulated:
-        yield (
-            f"TRAIN.PRECISION {plan.precision.name} is emulated on this {plan.device.type} and"
-            " slower than fp32. Set TRAIN.PRECISION auto."
-        )
     if isinstance(plan.batches, ShardBatches) and plan.batches.uneven() > _UNEVEN:
         yield (
             f"{100 * plan.batches.uneven():.0f}% of an epoch's images are seen twice in it, and as"

@@ -158,6 +158,7 @@ class PretrainPlan:
             "pixel_change": self.source.pixel_change,
             "classes": list(self.source.class_names) if supervised else [],
             "config": self.config_text,
+            "precision": self.precision.name,
             "num_images": len(self.source),
             "batch_size_total": self.batch_size_total,
             "order": self.batches.order,
@@ -206,7 +207,6 @@ def plan_pretrain(
         InputError: Names every fault of data, config, weights and checkpoint.
     """
     device, faults = start_processes(cfg.TRAIN.DEVICE), Faults()
-    precision = faults.check(lambda: choose_precision(cfg.TRAIN.PRECISION, device))
     data, solver = cfg.DATA, cfg.SOLVER
     found = {"layout": data.LAYOUT, "list_file": data.LIST_FILE, "num_images": data.NUM_IMAGES}
     if source is None:
@@ -219,6 +219,10 @@ def plan_pretrain(
     knn = faults.check(lambda: _knn(cfg, stream))
     faults.check(lambda: open_run_folder(cfg.OUTPUT_DIR, resume=resume))
     last = faults.check(lambda: read_last(CheckpointFolder(cfg.OUTPUT_DIR))) if resume else None
+    asked = cfg.TRAIN.PRECISION
+    if asked == "auto" and last is not None:  # the run stays what it was
+        asked = last.state.get("precision", asked)
+    precision = faults.check(lambda: choose_precision(asked, device))
     faults.raise_all()
     assert precision is not None and source is not None and batches is not None
 

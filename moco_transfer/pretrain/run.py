@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ..data.views.loading import Loader, to_device
 from ..data.views.view_colours import finish_views
 from ..runtime.checkpoint import CheckpointFolder
-from ..runtime.device import keep_freed_memory
+from ..runtime.device import keep_freed_memory, slowdown
 from ..runtime.distributed import (
     average_bn_statistics,
     broadcast_module_state,
@@ -32,6 +32,7 @@ from ..runtime.distributed import (
 )
 from ..runtime.meter import Meter, eta
 from ..runtime.metrics import MetricsFile, read_metrics
+from ..runtime.progress import logged, progress
 from ..runtime.run_folder import record_settings
 from ..runtime.seed import seed_everything
 from ..runtime.stop import StopRequest
@@ -165,10 +166,14 @@ def train(run: Pretraining, batches: Iterable[dict[str, Any]], metrics: MetricsF
     Raises:
         FloatingPointError: If the loss is not finite; names the iteration and the last checkpoint.
     """
-    plan, saved = run.plan, -1  # saved: iteration of the newest checkpoint of this process
+    plan, first, saved = (
+        run.plan,
+        run.iteration,
+        -1,
+    )  # saved: iteration of the newest checkpoint of this process
     run.model.train()
-    total, hidden = plan.max_iterations, None if is_main_process() else True
-    bar = tqdm(total=total, initial=run.iteration, desc="pre-training", unit="it", disable=hidden)
+    total = plan.max_iterations
+    bar = progress(None, "pre-training", total=total, initial=run.iteration)
     with StopRequest() as stop, bar:
         source = iter(to_device(batches, plan.device))
         measured = measure_knn(run, metrics, stop)  # a resumed run may owe one
@@ -176,6 +181,8 @@ def train(run: Pretraining, batches: Iterable[dict[str, Any]], metrics: MetricsF
             with run.meter.waiting():
                 batch = next(source)
             run.unreadable.note(batch)
+            if plan.precision.is_emulated and run.iteration == first:
+                _warn_of_emulation(run, batch)
             seed_everything(plan.seed, "iteration", run.iteration)
             for group in run.optimizer.param_groups:
                 group["lr"] = plan.lr_at(run.iteration)
@@ -186,6 +193,7 @@ def train(run: Pretraining, batches: Iterable[dict[str, Any]], metrics: MetricsF
             if run.iteration % plan.log_period == 0 or run.iteration == total:
                 run.unreadable.share()
                 report(run, metrics, bar)
+                logged(bar)
             bar.update()
             periods = plan.checkpoint_periods
             if run.iteration == total or any(run.iteration % period == 0 for period in periods):
@@ -200,6 +208,20 @@ def train(run: Pretraining, batches: Iterable[dict[str, Any]], metrics: MetricsF
         "Told to stop (SIGTERM): saved after iteration %d. Continue with --resume.", run.iteration
     )
     return False
+
+
+def _warn_of_emulation(run: Pretraining, batch: dict[str, Any]) -> None:
+    plan, colours = run.plan, batch.get("colours", [None])[0]
+    images = finish_views(batch["views"][0].to(plan.device), colours, *plan.pixels)
+
+    def loss(encoder: nn.Module) -> Tensor:
+        return encoder(images).square().mean()
+
+    times = slowdown(plan.precision, plan.device, run.model.encoder_q, loss)
+    logger.warning(
+        f"{plan.precision.name} is emulated on this {plan.device.type}: the encoder takes"
+        f" {times:.1f} times as long as in fp32. Set TRAIN.PRECISION auto."
+    )
 
 
 def step(run: Pretraining, batch: dict[str, Any]) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Aggregate runs into tables: one table per setting, one row per initialisation.
 
-Runs that differ in task, test set, config hash, engine, norm or labelled images are never averaged.
+Runs that differ in task, test set, config hash, engine, norm, precision or labelled
+images are never averaged.
 Two runs that claim the same seed of a row are both named and neither is averaged. A NaN is named
 and left out of the mean of its metric. Differences are taken from unrounded means.
 """
@@ -39,6 +40,7 @@ class Setting:
     config_hash: str
     engine: str
     norm: str
+    precision: str = ""  # "" where it was not recorded
     label_subset: str = ""
 
 

@@ -31,7 +31,8 @@ _KEYS: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("dataset", "metrics"), ("a table",)),
     "dataset.test": ("a list of names",), "dataset.train": ("a list of names", ()),
     "dataset.label_subset": ("a table", {}), "dataset.label_subset.sha256": ("a string", ""),
-    "config": ("a string", ""), "wall_sec": ("a number", None), "world_size": ("an integer", 1),
+    **dict.fromkeys(("config", "precision"), ("a string", "")),
+    "wall_sec": ("a number", None), "world_size": ("an integer", 1),
     **dict.fromkeys(("versions", "weights", "flags"), ("a table", {})),
     **dict.fromkeys(("git", "command", "weights.path", "weights.sha256"), ("a string", None)),
     **dict.fromkeys(("weights.stamp", "weights.coverage"), ("a table", None)),
@@ -77,6 +78,7 @@ class RunRecord:
     weights: dict[str, Any]  # path, sha256, stamp, coverage
     flags: dict[str, Any]  # allow_partial (bool), forced (overruled checks)
     command: str | None = None
+    precision: str = ""  # of the training: fp32, bf16, fp16; "" where it was not recorded
     label_subset: str = ""  # sha256 of the list of labelled images; "" for all labels
 
     def value(self, kind: str, metric: str) -> float | None:

@@ -25,6 +25,7 @@ _SEPARATING = {
     "config_hash": "config hash",
     "engine": "engine",
     "norm": "norm",
+    "precision": "precision",
     "label_subset": "the images whose labels they use",
 }
 _BATCH = re.compile(r"^ +IMS_PER_BATCH: *(\d{1,9}) *$", re.MULTILINE)
@@ -59,10 +60,11 @@ def setting_sentence(table: Table) -> str:
     train_set = _joined(" + ".join(run.train_set) for run in runs if run.train_set)
     trained = f"Trained on {train_set}, t" if train_set else "T"
     world_size = _joined(run.world_size for run in runs)
+    precision = f", {setting.precision}" if setting.precision else ""
     subset = f", label subset {setting.label_subset[:8]}" if setting.label_subset else ""
     return (
         f"{trained}ested on {' + '.join(setting.test_set)}; engine {setting.engine}, norm"
-        f" {setting.norm}, {_joined(run.iterations for run in runs)} iterations,"
+        f" {setting.norm}{precision}, {_joined(run.iterations for run in runs)} iterations,"
         f" {world_size} process{'' if world_size == '1' else 'es'},"
         f" config {setting.config_hash[:8]}{subset}."
     )

@@ -12,8 +12,8 @@ from .aggregate import HEADLINE_METRICS, Table
 from .cells import run_caveats
 
 _COLUMNS = (
-    "task", "test_set", "train_set", "config_hash", "engine", "norm", "init", "seed", "status",
-    "caveats", "iterations", "wall_sec", "world_size", "weights_sha256", "git", "folder",
+    "task", "test_set", "train_set", "config_hash", "engine", "norm", "precision", "init", "seed",
+    "status", "caveats", "iterations", "wall_sec", "world_size", "weights_sha256", "git", "folder",
 )  # fmt: skip
 
 

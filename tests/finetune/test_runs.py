@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from moco_transfer.finetune.plan import Request, plan_finetuning
 from moco_transfer.finetune.resume import evaluation_folder
 from moco_transfer.finetune.run import finetune
 from moco_transfer.finetune.torchvision_engine.build import TorchvisionEngine
+from moco_transfer.runtime import device
 from moco_transfer.runtime.errors import InputError
 from moco_transfer.runtime.files import sha256_of
 from moco_transfer.runtime.stop import StopRequest
@@ -393,11 +395,41 @@ def test_evaluation__is_in_float32_also_when_training_is_under_autocast(tmp_path
         return model
 
     monkeypatch.setattr(TorchvisionEngine, "build_model", watched)
-    run(tmp_path / "run", "SOLVER.AMP.ENABLED", "True", "TEST.EVAL_PERIOD", "1")
+    run(tmp_path / "run", "TEST.EVAL_PERIOD", "1", precision="bf16")
     assert set(seen["training"]) == {(True, torch.bfloat16)}
     assert (
         set(seen["evaluation"]) == {(False, torch.float32)} and len(seen["evaluation"]) == 2 * 2
     )  # two images, twice
+
+
+@pytest.mark.parametrize("speed", [0.5, 2.0])
+def test_precision__auto_is_what_is_faster_here_and_stays_in_a_resumed_run(
+    tmp_path, monkeypatch, speed
+):
+    monkeypatch.setattr(device, "computes_bf16", lambda device: True)
+    monkeypatch.setattr(device, "bf16_speed", lambda: speed)
+    expected = "bf16" if speed > 1 else "fp32"
+    assert interrupt(tmp_path / "run")["precision"] == expected
+    other = "fp32" if speed > 1 else "bf16"
+    rejected(tmp_path / "run", match="precision", precision=other)
+    monkeypatch.setattr(device, "bf16_speed", lambda: 1 / speed)  # another machine
+    record = run(tmp_path / "run", resume=True)
+    assert record["precision"] == expected
+
+
+def test_precision__without_amp_is_float32(tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "computes_bf16", lambda device: True)
+    monkeypatch.setattr(device, "bf16_speed", lambda: 2.0)
+    words = [*TINY.split(), "OUTPUT_DIR", str(tmp_path), "SOLVER.AMP.ENABLED", "False"]
+    request = Request("demo_R_18_FPN", words, engine="torchvision")
+    assert plan_finetuning(request).precision.name == "fp32"
+
+
+def test_emulated_precision__is_warned_of_with_the_measured_ratio(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(device, "computes_bf16", lambda device: False)
+    run(tmp_path / "run", precision="bf16")
+    (warning,) = {r.getMessage() for r in caplog.records if "is emulated" in r.getMessage()}
+    assert re.search(r"\d+\.\d times", warning)
 
 
 def test_diverged_run__one_sentence_and_status_1(tmp_path, capsys):

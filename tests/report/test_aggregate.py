@@ -72,6 +72,7 @@ def test_build_tables__orders_rows(make_run, tmp_path):
         {"config_hash": "ffff"},
         {"engine": "detectron2"},
         {"norm": "SyncBN"},
+        {"precision": "bf16"},
         {"task": "coco_R_18_FPN"},
         {"dataset": {"train": [], "test": ["voc_2012_val"]}},
     ],

@@ -6,7 +6,8 @@ Went red under: bf16 on a CPU without it; fp16 on a GPU that has bf16; an emulat
 import pytest
 import torch
 
-from moco_transfer.runtime.device import choose_precision
+from moco_transfer.runtime import device as module
+from moco_transfer.runtime.device import Precision, bf16_speed, choose_precision, slowdown
 from moco_transfer.runtime.errors import InputError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -14,7 +15,8 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 @pytest.fixture
 def machine(monkeypatch):
-    def pretend(*, cpu=None, capability=None):
+    def pretend(*, cpu=None, capability=None, speed=2.0):
+        monkeypatch.setattr(module, "bf16_speed", lambda: speed)
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu or {})
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
@@ -26,16 +28,17 @@ def machine(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("flags", "expected"),
+    ("flags", "speed", "expected"),
     [
-        ({"avx512_bf16": True}, "bf16"),
-        ({"amx_bf16": True}, "bf16"),
-        ({"avx512_f": True, "avx512_bf16": False}, "fp32"),
-        ({}, "fp32"),
+        ({"avx512_bf16": True}, 1.8, "bf16"),
+        ({"avx512_bf16": True}, 0.5, "fp32"),  # there, and slower than float32
+        ({"amx_bf16": True}, 4.0, "bf16"),
+        ({"avx512_f": True, "avx512_bf16": False}, 4.0, "fp32"),
+        ({}, 4.0, "fp32"),
     ],
 )
-def test_auto__cpu(machine, flags, expected):
-    machine(cpu=flags)
+def test_auto__cpu(machine, flags, speed, expected):
+    machine(cpu=flags, speed=speed)
     assert choose_precision("auto", CPU).name == expected
 
 
@@ -62,3 +65,22 @@ def test_asked__refuses_what_the_device_has_not(machine, asked):
     machine()
     with pytest.raises(InputError, match=asked):
         choose_precision(asked, CPU)
+
+
+def test_bf16_speed__is_a_ratio_of_measured_times():
+    assert 0.01 < bf16_speed() < 100
+
+
+def test_slowdown__is_measured_on_a_copy_with_the_random_state_kept():
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.BatchNorm1d(64))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    inputs, state = torch.randn(32, 64), torch.get_rng_state()
+
+    def loss(network):
+        return network(inputs + torch.rand_like(inputs)).float().square().mean()
+
+    bf16 = Precision("bf16", "as asked", is_emulated=True)
+    assert slowdown(bf16, CPU, model, loss) > 0
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+    assert all(parameter.grad is None for parameter in model.parameters())

@@ -204,6 +204,7 @@ def figure_name(table: Table) -> str:
     """Return a file name without ending that differs between the tables of a report."""
     setting = table.setting
     parts = [setting.task, *setting.test_set, setting.config_hash[:8], setting.engine, setting.norm]
+    parts += [setting.precision] if setting.precision else []
     parts += [f"labels-{setting.label_subset[:8]}"] if setting.label_subset else []
     name = re.sub(r"[^\w.-]+", "-", "_".join(filter(None, parts)))
     encoded = name.encode("utf-8")

@@ -235,21 +235,12 @@ def _train_steps(rank: int, world_size: int, num_steps: int) -> dict:
         record["gt_boxes"] = torch.tensor(
             [[4.0, 6.0, 40.0, 50.0], [20.0, 10.0, 60.0, 34.0], [30.0, 30.0, 62.0, 62.0]]
         )
-    run = trainer.FineTuning(
-        engine=SimpleNamespace(device=torch.device("cpu"), state=dict),
-        model=model,
-        wrapped=(
-            model
-            if world_size == 1
-            else nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
-        ),
-        optimizer=build_optimizer(cfg, model),
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
-        amp_dtype=None,
-        header={},
-        begin_iteration=lambda iteration: None,
-        clip=None,
+    engine = SimpleNamespace(
+        device=torch.device("cpu"),
+        build_optimizer=lambda model: build_optimizer(cfg, model),
+        iteration_starter=lambda optimizer: lambda iteration: None,
     )
+    run = trainer.FineTuning(engine, model, {})
     for _ in range(num_steps):
         trainer.step(run, records if world_size == 1 else records[2 * rank : 2 * rank + 2])
     return model.state_dict()

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from moco_transfer.finetune import build_model, sync_norm, trainer
 from moco_transfer.finetune.torchvision_engine.build import TorchvisionEngine
 from moco_transfer.finetune.torchvision_engine.roi_pool import CellGrid, roi_align
+from moco_transfer.runtime.device import Precision
 
 pytestmark = pytest.mark.gpu
 
@@ -52,8 +53,8 @@ def run_of(case: str, device: str, *, amp: bool) -> trainer.FineTuning:
     engine = TorchvisionEngine(cfg, torch.device(device))
     model = engine.build_model()
     model.load_state_dict(draw_weights(model))
-    amp_dtype = (torch.float16 if device == "cuda" else torch.bfloat16) if amp else None
-    run = trainer.FineTuning(engine, model, {}, amp_dtype=amp_dtype)
+    name = "fp32" if not amp else "fp16" if device == "cuda" else "bf16"
+    run = trainer.FineTuning(engine, model, {}, precision=Precision(name, "as asked"))
     run.wrapped.train()
     run.begin_iteration(0)
     return run
@@ -72,7 +73,7 @@ def test_step__fp32_losses_are_the_cpus(case, monkeypatch):
 def test_step__fp16_with_loss_scaling():
     reference = trainer.step(run_of("r18_fpn_mask", "cpu", amp=False), draw_images())
     run = run_of("r18_fpn_mask", DEVICE, amp=True)
-    assert run.scaler.is_enabled() and run.amp_dtype is torch.float16
+    assert run.scaler.is_enabled() and run.precision.name == "fp16"
     dtypes = set()
     run.model.backbone.register_forward_hook(
         lambda module, inputs, output: dtypes.update(value.dtype for value in output.values())
