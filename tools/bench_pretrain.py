@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import itertools
 import json
 import multiprocessing
@@ -201,7 +202,8 @@ class Ours:
 
     def turn(self, num_workers: int, iterations: int) -> Turn:
         """Take a turn with a loader of its own, from where the last one ended."""
-        loader = build_loader(self.plan, self.taken)
+        rest = dataclasses.replace(self.plan.batches, start_iteration=self.taken)
+        loader = build_loader(dataclasses.replace(self.plan, batches=rest))
         self.taken += iterations + _UNCOUNTED
         before = set(_children())
         batches = to_device(loader, self.device)

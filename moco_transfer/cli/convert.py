@@ -27,7 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--arch", metavar="NAME", help="the network, e.g. resnet50; default: by its shapes")
     verify = "compare the features res2 to res5 of both files (default: yes up to 1 GB)"
     add("--verify", action=argparse.BooleanOptionalAction, default=None, help=verify)
-    add("--image", metavar="FILE", help="compare the features of this image, not a generated one")
     add("--inspect", metavar="FILE", help="print what FILE is and write nothing")
 
 
@@ -38,8 +37,6 @@ def run(args: argparse.Namespace) -> int:
 
     if (args.inspect is None) != (args.src is not None and args.dst is not None):
         raise InputError("Expected SRC to read and DST to write, or --inspect FILE.")
-    if args.image is not None and args.verify is False:
-        raise InputError("--image and --no-verify contradict each other: leave one of them out.")
     if args.inspect is not None:
         print(describe(args.inspect, encoder=args.encoder, source_format=args.source_format))
         return 0
@@ -49,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         to=args.to,
         encoder=args.encoder,
         source_format=args.source_format,
-        verify=args.image or args.verify,
+        verify=args.verify,
         arch=args.arch,
     )
     print(report.table())

@@ -36,15 +36,16 @@ def run(args: argparse.Namespace) -> int:
     from ..data.views.labelled import LabelledBatches, find_labelled
     from ..pretrain.features import extract_features, trunk_of
     from ..pretrain.knn import knn_accuracy
+    from ..runtime.device import Compute, choose_precision
     from ..runtime.distributed import is_main_process, start_processes
     from ..runtime.errors import InputError
     from ..runtime.files import atomic_write_text
     from ..runtime.log import set_up_logging
-    from .encoder import compute_of, open_encoder, origin_of
+    from .encoder import open_encoder, origin_of
 
     folders = find_labelled(args.train, args.test)
     found = open_encoder(args)
-    contrastive = found.has_head and found.mechanism != "supervised"
+    contrastive = found.has_head and found.mechanism not in ("", "supervised")
     features = args.features or ("head" if contrastive else "trunk")
     if features == "head" and not found.has_head:
         what = "holds a backbone without a head"
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     device = start_processes(args.device)
     set_up_logging()
     network = (found.network if features == "head" else trunk_of(found.network)).to(device)
-    compute, sets = compute_of(args, device), []
+    compute, sets = Compute(device, choose_precision(args.precision, device)), []
     for images, name in zip(folders, ("bank", "test"), strict=True):
         batches = LabelledBatches(images, found.view, num_workers=args.workers)
         sets.append(extract_features(network, batches, compute, description=name))

@@ -35,10 +35,11 @@ def run(args: argparse.Namespace) -> int:
     """Train the layer; returns the exit status."""
     from ..data.views.labelled import find_labelled
     from ..pretrain.linear import LinearPlan, LinearProtocol, evaluate_linear
+    from ..runtime.device import Compute, choose_precision
     from ..runtime.distributed import is_main_process, start_processes
     from ..runtime.log import set_up_logging
     from ..runtime.run_folder import open_run_folder
-    from .encoder import compute_of, open_encoder, origin_of
+    from .encoder import open_encoder, origin_of
 
     train, test = find_labelled(args.train, args.test)
     found = open_encoder(args)
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         train,
         test,
         origin_of(args, found),
-        compute_of(args, device),
+        Compute(device, choose_precision(args.precision, device)),
         output,
         protocol,
         cache_features=args.cache_features,

@@ -1,7 +1,6 @@
 """Configs: strict YAML with ``_BASE_``, one syntax for both schemas; needs no torch."""
 
 from .load import (
-    flatten_config,
     is_set_by_user,
     load_detection_config,
     load_pretrain_config,
@@ -9,6 +8,7 @@ from .load import (
     reference_batch_and_lr,
 )
 from .paths import available, path
+from .schema_file import flatten_config
 
 __all__ = [
     "available",

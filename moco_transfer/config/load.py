@@ -16,8 +16,8 @@ from fvcore.common.config import CfgNode
 
 from ..runtime.errors import InputError, MissingFileError, UnknownKeyError, did_you_mean
 from . import paths
-from .detection_schema import DETECTION_DEFAULTS
 from .pretrain_schema import PRETRAIN_DEFAULTS, check_pretrain_values
+from .schema_file import DETECTION_DEFAULTS, flatten_config
 
 PathLike = str | os.PathLike[str]
 
@@ -63,17 +63,6 @@ def read_detection_config(text: str, where: str) -> CfgNode:
     _merge_all(cfg, flatten_config(DETECTION_DEFAULTS), where, _parse(text, where))
     cfg.freeze()
     return cfg
-
-
-def flatten_config(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``{"SOLVER.BASE_LR": 0.02, …}``: every key of a config, by its full path."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat |= {f"{key}.{name}": leaf for name, leaf in flatten_config(value).items()}
-        else:
-            flat[key] = value
-    return flat
 
 
 def is_set_by_user(path: PathLike, overrides: Sequence[str], key: str) -> bool:
@@ -153,10 +142,8 @@ def _chain(file: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, dict[str
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise MissingFileError(
-            f"Config {file} does not exist (named as _BASE_ by"
-            f" {seen[-1] if seen else 'the command line'})."
-        ) from error
+        where = f"named as _BASE_ by {seen[-1]}"  # _find looked for the first file
+        raise MissingFileError(f"Config {file} does not exist ({where}).") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: not YAML ({error}).") from error
     content = _parse(text, str(file))
@@ -178,9 +165,8 @@ def _parse(text: str, where: str) -> dict[str, Any]:
         raise InputError(f"{where}{line}: not YAML ({problem}).") from error
     content = {} if content is None else content
     if not isinstance(content, dict):
-        raise InputError(
-            f"{where}: expected KEY: VALUE lines at the top, got a {type(content).__name__}."
-        )
+        got = type(content).__name__
+        raise InputError(f"{where}: expected KEY: VALUE lines at the top, got a {got}.")
     return flatten_config({str(key): value for key, value in content.items()})
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fvcore.common.config import CfgNode
 
 from ..runtime.errors import InputError
-from .schema_file import read_schema
+from .schema_file import flatten_config, read_schema
 
 PRETRAIN_DEFAULTS = read_schema("pretrain_schema")
 
@@ -51,17 +49,18 @@ def check_pretrain_values(cfg: CfgNode, where: str) -> None:
     Raises:
         InputError: Naming the key, what is legal and what it is.
     """
+    values = flatten_config(cfg)
     for key, legal in ONE_OF.items():
-        if (value := _get(cfg, key)) not in legal:
+        if values[key] not in legal:
             raise InputError(
-                f"{where}: {key} must be one of {', '.join(map(repr, legal))}, got {value!r}."
+                f"{where}: {key} must be one of {', '.join(map(repr, legal))}, got {values[key]!r}."
             )
     for key, low in AT_LEAST.items():
-        if _get(cfg, key) < low:
-            raise InputError(f"{where}: {key} must be at least {low}, got {_get(cfg, key)}.")
+        if values[key] < low:
+            raise InputError(f"{where}: {key} must be at least {low}, got {values[key]}.")
     for rule, holds in _rules(cfg).items():
         if not holds:
-            raise InputError(f"{where}: {rule}, got {_get(cfg, rule.split(' ')[0])!r}.")
+            raise InputError(f"{where}: {rule}, got {values[rule.split(' ')[0]]!r}.")
 
 
 def _rules(cfg: CfgNode) -> dict[str, bool]:
@@ -90,10 +89,3 @@ def _rules(cfg: CfgNode) -> dict[str, bool]:
             len(data.PIXEL_STD) == 3 and min(data.PIXEL_STD) > 0
         ),
     }
-
-
-def _get(cfg: CfgNode, key: str) -> Any:
-    node: Any = cfg
-    for part in key.split("."):
-        node = node[part]
-    return node

@@ -31,7 +31,7 @@ from .coverage import check_source, source_coverage
 from .formats import Source, read_source
 from .read import Content, read_checkpoint
 from .stamp import make_stamp, read_stamp
-from .verify import TOLERANCE, compare, features_of, generated_image, real_image
+from .verify import TOLERANCE, compare, features_of, generated_image
 from .write import KEY_ENCODER, SUFFIXES, companions, write
 from .zoo import local_file
 
@@ -102,7 +102,7 @@ def convert_checkpoint(
     to: str = "detectron2",
     encoder: str = "q",
     source_format: str | None = None,
-    verify: bool | str | os.PathLike[str] | None = None,
+    verify: bool | None = None,
     arch: str | None = None,
 ) -> ConversionReport:
     """Convert a pre-trained backbone, or refuse and write nothing.
@@ -114,8 +114,8 @@ def convert_checkpoint(
             with both encoders, their heads and the queue as far as the source has them).
         encoder: "q" for the encoder that was trained, "k" for its momentum copy.
         source_format: A layout, where the keys can be read in two ways; None to recognise it.
-        verify: Whether to compare the features of both files, on a generated image; a path
-            compares them on the image there; None for "if the source has at most 1 GB".
+        verify: Whether to compare the features of both files, on a generated image; None for "if
+            the source has at most 1 GB".
         arch: torchvision's name of the network; None to recognise it by its shapes.
 
     Raises:
@@ -143,7 +143,7 @@ def convert_checkpoint(
         with atomic_path(dst) as tmp:
             names = write(tmp, source.state, stamp, to=to, extra=extra)
             if verify:
-                differences = _verify(encoders, extra, read_checkpoint(tmp), stamp, dst, verify)
+                differences = _verify(encoders, extra, read_checkpoint(tmp), stamp, dst)
             sha256 = sha256_of(tmp)
     except OSError as error:  # a full disk, for one
         reason = error.strerror or error
@@ -226,10 +226,9 @@ def _verify(
     written: Content,
     stamp: dict[str, Any],
     dst: Path,
-    verify: bool | str | os.PathLike[str],
 ) -> dict[str, float]:
     """Compare each encoder's features before and after, and bit by bit what is carried along."""
-    image = generated_image() if verify is True else real_image(str(verify), stamp)
+    image = generated_image()
     network = {"arch": stamp["arch"], "stride_in_1x1": bool(stamp["stride_in_1x1"])}
     found: dict[str, float] = {}
     for role, before in encoders.items():

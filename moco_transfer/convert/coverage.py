@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..models.resnets import BATCH_COUNTER, backbone_shapes, has_small_stem
+from ..models.resnets import ARCHITECTURES, BATCH_COUNTER, backbone_shapes, has_small_stem
 from ..runtime.errors import InputError
 from .formats import Source
 from .key_maps import WRITE_NAME
@@ -101,7 +101,7 @@ def source_coverage(source: Source, arch: str) -> Coverage:
 
 def check_source(source: Source, arch: str, path: object) -> None:
     """Raise an InputError that names missing, unused, misshapen, integer or non-finite tensors."""
-    if has_small_stem(source.state):
+    if has_small_stem(source.state) and arch in ARCHITECTURES:
         raise InputError(
             f"{path} is a {arch} for small images, as for CIFAR: {source.names['conv1.weight']}"
             f" is {tuple(source.state['conv1.weight'].shape)}, but the stem of a detector is 7x7;"
@@ -109,8 +109,7 @@ def check_source(source: Source, arch: str, path: object) -> None:
         )
     covered = source_coverage(source, arch)
     if not covered.is_complete:
-        advice = "Refusing to write a partly random backbone; nothing was written."
-        raise InputError(covered.sentence(path, arch, advice=advice))
+        raise InputError(covered.sentence(path, arch, advice="Refusing a partly random backbone."))
     weights = {n: t for n, t in source.state.items() if not n.endswith(BATCH_COUNTER)}
     integer = [source.names[n] for n, t in weights.items() if not t.dtype.is_floating_point]
     broken = [source.names[n] for n, t in weights.items() if not bool(torch.isfinite(t).all())]

@@ -55,12 +55,6 @@ class _Reading:
                 prefix = head
         return name[len(prefix) :] if name.startswith(prefix) else None
 
-    def tensors(self, content: Content) -> dict[str, Tensor]:
-        """Return torchvision's name -> tensor of the encoder."""
-        read = READ_NAME[self.naming]
-        named = ((self.own_name(name), tensor) for name, tensor in content.tensors.items())
-        return {read(own) or "": tensor for own, tensor in named if own and read(own)}
-
 
 @dataclass(frozen=True)
 class Source:
@@ -110,7 +104,25 @@ def read_source(
     readings = _readings(content, places, source_format)
     if not readings:
         raise _no_reading(content, [prefix for _, prefix in places], source_format)
-    return _take(content, _choose(readings, content, encoder), [prefix for _, prefix in places])
+    fits = [reading for reading in readings if reading.role == encoder]
+    if not fits:
+        has = readings[0]
+        raise InputError(
+            f"{content.path} ({has.layout.title}) has no encoder {encoder!r}, only {has.role!r}"
+            f" under {has.prefix!r}; pass --encoder {has.role}."
+        )
+    # In order of preference.
+    best, *others = (_take(content, fit, [prefix for _, prefix in places]) for fit in fits)
+    for other in others:
+        if best.state.keys() != other.state.keys() or not all(
+            torch.equal(tensor, other.state[name]) for name, tensor in best.state.items()
+        ):
+            one, two = best.layout.format, other.layout.format
+            raise InputError(
+                f"{content.path} can be read as {one} (under {best.prefix!r}) and as {two} (under"
+                f" {other.prefix!r}), which differ; pass one of these names or prefixes as --from."
+            )
+    return best
 
 
 def known_formats() -> tuple[str, ...]:
@@ -172,29 +184,6 @@ def _readings_as(layout: Layout, places: list[tuple[str, str]]) -> list[_Reading
         if naming in layout.namings and bare in (layout.query if is_average else prefixes):
             found.append((prefixes.index(bare), _Reading(layout, naming, prefix, role)))
     return [reading for _, reading in sorted(found, key=lambda one: one[0])]
-
-
-def _choose(readings: list[_Reading], content: Content, encoder: str) -> _Reading:
-    fits = [reading for reading in readings if reading.role == encoder]
-    if not fits:
-        has = readings[0]
-        raise InputError(
-            f"{content.path} ({has.layout.title}) has no encoder {encoder!r}, only {has.role!r}"
-            f" under {has.prefix!r}; pass --encoder {has.role}."
-        )
-    best, *others = fits  # in order of preference
-    tensors = best.tensors(content)
-    for other in others:
-        theirs = other.tensors(content) if other.prefix != best.prefix else tensors
-        if tensors.keys() != theirs.keys() or not all(
-            torch.equal(tensor, theirs[name]) for name, tensor in tensors.items()
-        ):
-            one, two = best.layout.format, other.layout.format
-            raise InputError(
-                f"{content.path} can be read as {one} (under {best.prefix!r}) and as {two} (under"
-                f" {other.prefix!r}), which differ; pass one of these names or prefixes as --from."
-            )
-    return best
 
 
 def _no_reading(content: Content, places: list[str], source_format: str | None) -> InputError:

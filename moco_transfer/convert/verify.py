@@ -6,17 +6,12 @@ function uses none of this package's key maps, so that a wrong map shows as anot
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..models import IMAGENET_PIXELS
 from ..models.resnets import BATCH_COUNTER, BATCH_NORM_EPS, build_encoder
 from ..runtime.errors import InputError
 from .formats import Source
@@ -31,23 +26,6 @@ def generated_image(*, size: int = 64, seed: int = 0) -> Tensor:
     image = torch.stack([ramp, ramp.T, ramp.flip(1)])
     noise = torch.rand(3, size, size, generator=torch.Generator().manual_seed(seed))
     return (image + noise).unsqueeze(0)
-
-
-def real_image(path: str | os.PathLike[str], stamp: Mapping[str, Any], size: int = 224) -> Tensor:
-    """Return an image file (1, 3, size, size), float32, resized to a square.
-
-    Normalised by the stamp's pixels; where those are None, by ImageNet's in RGB. An InputError
-    names a file that cannot be read as an image.
-    """
-    try:
-        with Image.open(path) as image:
-            square = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"Cannot read {path} as an image ({error}); name another.") from error
-    values = np.array(square, np.float32)[..., :: -1 if stamp["format"] == "BGR" else 1]
-    mean = np.array(stamp["pixel_mean"] or IMAGENET_PIXELS["mean"], np.float32)
-    std = np.array(stamp["pixel_std"] or IMAGENET_PIXELS["std"], np.float32)
-    return torch.from_numpy(np.ascontiguousarray(((values - mean) / std).transpose(2, 0, 1)))[None]
 
 
 def features_of(

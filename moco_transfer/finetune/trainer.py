@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -29,6 +28,10 @@ from .schedule import Schedule
 logger = logging.getLogger(__name__)
 
 LOG_PERIOD = 20  # iterations per log line, as Detectron2's writers have it
+_REMEDY = (
+    "Lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS, or check that the weights' statistics are"
+    " the config's."
+)
 
 Results = dict[str, dict[str, float]]  # metrics by task; by data set and task where there are many
 
@@ -112,7 +115,7 @@ def train(
     meter, batch_iterator = Meter(run.engine.device), iter(batches)
     first, length, period = run.iteration, schedule.iterations, schedule.eval_period
     bar = progress(None, "fine-tuning", total=length, initial=run.iteration)
-    with bar, _advice(checkpoints):
+    with bar, checkpoints.advising(_REMEDY):
         while run.iteration < length:
             with meter.waiting():
                 batch = next(batch_iterator)
@@ -200,17 +203,6 @@ def _first_fault(run: FineTuning, meter: Meter, problem: FloatingPointError) -> 
     if run.iteration > 1 and not all(bool(p.isfinite().all()) for p in run.model.parameters()):
         return f"Iteration {run.iteration - 1}: the update left weights that are not finite."
     return f"Iteration {run.iteration}: {problem}"
-
-
-@contextlib.contextmanager
-def _advice(checkpoints: CheckpointFolder) -> Iterator[None]:
-    try:
-        yield
-    except FloatingPointError as error:
-        raise FloatingPointError(
-            f"{error} Last checkpoint: {checkpoints.last() or 'none yet'}. Lower SOLVER.BASE_LR,"
-            " lengthen SOLVER.WARMUP_ITERS, or check that the weights' statistics are the config's."
-        ) from error
 
 
 def save(run: FineTuning, checkpoints: CheckpointFolder) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from ..data.views import native
 from ..data.views.order import ShardBatches
 from ..runtime.distributed import get_world_size
 from .plan import PretrainPlan
 from .resume import changes
 from .shuffle import num_groups
+from .watch import WARNINGS
 
 _UNEVEN = 0.01  # share of an epoch's images seen twice beyond which it is worth a warning
 
@@ -23,7 +22,10 @@ def describe(plan: PretrainPlan) -> list[str]:
     batch, world_size, views = plan.batch_size_total, get_world_size(), plan.view_maker
     parts = f" in {plan.accumulate} micro-batches" if plan.accumulate > 1 else ""
     lr = f"lr {plan.lr_at.lr:g} = SOLVER.BASE_LR {plan.base_lr:g} x {batch}"
-    weights = plan.init.description if plan.init is not None else "random"
+    weights = "random"
+    if (init := plan.init) is not None:
+        origin = f"{init.mechanism or 'mechanism unknown'} {init.arch}, epoch {init.epoch}"
+        weights = f"from {init.path} ({origin}); queue, optimiser and schedule are fresh"
     if plan.resume is not None:
         weights = f"resumed from {plan.resume.path}: iteration {plan.resume.iteration} of {end}"
     norm = "BN over the images of a process"
@@ -42,7 +44,7 @@ def describe(plan: PretrainPlan) -> list[str]:
         "batch": f"{batch} = {batch // world_size} per process x {world_size} on"
         f" {plan.device}{parts}",
         "schedule": f"{length}; {lr} / {plan.reference_batch_size}, {plan.lr_at.describe()}",
-        "precision": plan.precision.describe(),
+        "precision": plan.compute.precision.describe(),
         "norm": norm,
         "output": f"{plan.output_dir}: {files}, {plan.keep_checkpoints or 'all'} kept",
     }
@@ -58,54 +60,33 @@ def describe(plan: PretrainPlan) -> list[str]:
 
 def warnings(plan: PretrainPlan) -> list[str]:
     """Return what is legal but seldom wanted."""
-    found = [*_contrast_warnings(plan), *_machine_warnings(plan)]
-    return found if plan.resume is None else [*found, *changes(plan.resume, plan.header)]
+    images, others = len(plan.source), len(plan.source) - plan.batch_size_total
+    per_pass, groups = _groups(plan)
+    in_groups = plan.mechanism in ("moco", "end_to_end")
+    shards = plan.batches if isinstance(plan.batches, ShardBatches) else None
+    uneven = shards.uneven() if shards is not None else 0.0
+    fast_on_cpu = plan.view_maker.is_fast and plan.device.type == "cpu"
+    found = {
+        "not_shuffled": in_groups and not plan.shuffle,
+        "one_group": in_groups and plan.shuffle and groups == 1,
+        "queue_too_large": plan.mechanism == "moco" and images < plan.queue_size,
+        "bank_too_large": plan.mechanism == "memory_bank" and others < plan.queue_size,
+        "no_compiled_loops": fast_on_cpu and not native.available(),
+        "uneven_shards": uneven > _UNEVEN,
+    }
+    facts = {"groups": groups, "images_of_a_pass": per_pass, "half": max(1, per_pass // 2)}
+    facts |= {"images": images, "others": others, "quarter": max(1, images // 4)}
+    facts["queue_size"] = plan.queue_size
+    words = {"off": native.OFF, "shards": str(len(shards.shards.urls)) if shards else ""}
+    texts = [
+        WARNINGS[name].format(**facts, **words, uneven=100 * uneven)
+        for name, holds in found.items()
+        if holds
+    ]
+    return texts if plan.resume is None else [*texts, *changes(plan.resume, plan.header)]
 
 
 def _groups(plan: PretrainPlan) -> tuple[int, int]:
     """Return the images of a forward pass on one process, and the BN groups of all processes."""
     images = plan.batch_size_total // get_world_size() // plan.accumulate
     return images, num_groups(images, plan.bn_group_size) * get_world_size()
-
-
-def _contrast_warnings(plan: PretrainPlan) -> Iterator[str]:
-    images, others = len(plan.source), len(plan.source) - plan.batch_size_total
-    if plan.mechanism in ("moco", "end_to_end"):
-        per_pass, groups = _groups(plan)
-        if not plan.shuffle:
-            yield (
-                "MOCO.SHUFFLE is False: a key is encoded among the same images as its query, in"
-                f" each of {groups} groups that share BN statistics, so the pretext task leaks"
-                " (Sec. 3.3 and Fig. A.1 of the paper). Set it to True, except for an ablation."
-            )
-        elif groups == 1:
-            yield (
-                f"All {per_pass} images share their BN statistics, so the pretext task leaks (Sec."
-                f" 3.3 of the paper). Set MOCO.BN_GROUP_SIZE to at most {max(1, per_pass // 2)}."
-            )
-    if plan.mechanism == "moco" and images < plan.queue_size:
-        yield (
-            f"MOCO.QUEUE_SIZE {plan.queue_size} is larger than the number of images, {images}: the"
-            " queue then holds other views of the query's own image as negatives. At most a"
-            f" quarter of the images, {max(1, images // 4)}, is advisable."
-        )
-    if plan.mechanism == "memory_bank" and others < plan.queue_size:
-        yield (
-            f"MOCO.QUEUE_SIZE {plan.queue_size} is larger than the number of images outside a"
-            f" batch, {others} of {images}: K is {others}."
-        )
-
-
-def _machine_warnings(plan: PretrainPlan) -> Iterator[str]:
-    if plan.view_maker.is_fast and plan.device.type == "cpu" and not native.available():
-        yield (
-            "The compiled loops of DATA.PIPELINE fast are missing (no C compiler at installation,"
-            f" or {native.OFF} is set): views take about four times as long. Install a compiler"
-            " and then moco-transfer again."
-        )
-    if isinstance(plan.batches, ShardBatches) and plan.batches.uneven() > _UNEVEN:
-        yield (
-            f"{100 * plan.batches.uneven():.0f}% of an epoch's images are seen twice in it, and as"
-            " many not at all. Choose DATA.NUM_WORKERS so that processes x workers divides the"
-            f" number of shards, {len(plan.batches.shards.urls)}."
-        )

@@ -1,34 +1,31 @@
-"""Take a trained encoder out of a checkpoint: to compute features, or to start a run from it.
+"""Take a trained encoder out of a file: to compute features, or to start a run from it.
 
-Read here are checkpoints of ``moco-transfer pretrain``, the official ones of
-facebookresearch/moco@7397dfe (``module.`` in front), and torchvision's state dicts. Other layouts
-are read by ``moco_transfer.convert``; :func:`backbone_encoder` takes what that finds.
+Any file is read that ``moco_transfer.convert`` reads: checkpoints of ``moco-transfer pretrain``,
+official ones of facebookresearch/moco@7397dfe, torchvision's state dicts, and the other layouts.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import yaml
 from torch import Tensor, nn
 
+from ..convert.coverage import check_source
+from ..convert.formats import Source, read_source
+from ..convert.read import Content, read_checkpoint
+from ..convert.stamp import make_stamp
 from ..data.views.labelled import EvaluationView, protocol_resize
-from ..models import (
-    ENCODERS,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    add_mlp_head,
-    backbone_shapes,
-    build_encoder,
-)
-from ..models.resnets import BATCH_COUNTER, Shape
-from ..runtime.checkpoint import load_checkpoint
-from ..runtime.errors import InputError, did_you_mean
+from ..models import ENCODERS, add_mlp_head, build_encoder, recognise
+from ..runtime.errors import InputError
 
-Pixel: TypeAlias = tuple[float, ...]
+logger = logging.getLogger(__name__)
+
+_WITH_HEAD = ("moco", "torchvision")  # layouts whose ``fc`` is the encoder's own
 
 
 @dataclass(frozen=True)
@@ -45,143 +42,83 @@ class TrainedEncoder:
     has_head: bool
     mechanism: str = ""
     epoch: int | None = None
+    path: str = ""
 
 
-@dataclass(frozen=True)
-class StartWeights:
-    """What a run's encoders start from: the whole trunk of ``encoder_q``, the head if it fits."""
+def read_encoder(path: str, *, encoder: str = "q", arch: str | None = None) -> TrainedEncoder:
+    """Read an encoder, of which every tensor but the head must be there.
 
-    tensors: dict[str, Tensor]
-    description: str  # coverage and stamp
+    ``encoder``: ``q`` for the one that was trained, ``k`` for its momentum copy. ``arch``: what it
+    has to be; None for what the file names, or else what fits best.
 
-
-def trained_encoder(
-    checkpoint: Mapping[str, Any], path: str, *, encoder: str = "q"
-) -> TrainedEncoder | None:
-    """Build the encoder in a checkpoint of ours or an official one; None for other layouts.
-
-    ``encoder``: ``q`` for the encoder that was trained, ``k`` for its momentum copy. Raises
-    InputError if the file lacks the encoder, a tensor of it, or the name of its architecture.
+    Raises:
+        MissingFileError: If there is no such file.
+        InputError: If it is of no known layout, lacks the encoder or a tensor of it, holds values
+            that are not finite, or expects other pixels than RGB.
     """
-    state = checkpoint.get("state_dict")
-    if not isinstance(state, Mapping):
-        return None
-    module = next((n.partition("encoder_q.")[0] for n in map(str, state) if "encoder_q." in n), 0)
-    if module not in ("", "module."):
-        return None
-    prefix = f"{module}encoder_{encoder}."
-    tensors = _without_prefix(state, prefix)
-    if not tensors:
-        raise InputError(f"{path} has no key encoder: no key {prefix!r}… Use encoder q.")
-    arch = checkpoint.get("arch")
-    if arch not in ENCODERS:
-        near, known = did_you_mean(str(arch), ENCODERS), ", ".join(ENCODERS)
-        raise InputError(f"{path}: its architecture is {arch!r}.{near} Known: {known}.")
-    network = _filled(arch, tensors, path, prefix)
-    mechanism, epoch = str(checkpoint.get("mechanism", "moco")), checkpoint.get("epoch")
-    return TrainedEncoder(network, arch, _view(checkpoint), True, mechanism, epoch)
-
-
-def backbone_encoder(
-    tensors: Mapping[str, Tensor], path: str, *, arch: str, mean: Pixel, std: Pixel
-) -> TrainedEncoder:
-    """Build an encoder from a backbone's tensors (torchvision's names, no ``fc``).
-
-    ``mean`` and ``std``: of the pixels it was trained on, RGB, 0-255. Raises InputError if a tensor
-    is missing or misshapen.
-    """
-    network = _filled(arch, tensors, path, "", head=False)
-    return TrainedEncoder(network, arch, EvaluationView(224, 256, mean, std), has_head=False)
-
-
-def read_start_weights(path: str, arch: str, head: Mapping[str, Shape]) -> StartWeights:
-    """Read the weights for ``--init-from``: the trained encoder, of which the trunk must be whole.
-
-    ``head``: shapes of the run's ``fc.*`` tensors; a head that does not fit is left out. Raises
-    InputError if the file has no whole encoder of this architecture.
-    """
-    loaded = load_checkpoint(path)
-    state = loaded.get("state_dict", loaded)
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    prefixes = ("module.encoder_q.", "encoder_q.", "")
-    prefix = next((p for p in prefixes if f"{p}conv1.weight" in tensors), None)
-    if prefix is None:
+    content = read_checkpoint(path)
+    source = read_source(content, encoder=encoder)
+    named = str(content.top.get("arch"))
+    arch = arch or (named if named in ENCODERS else recognise(source.state))
+    check_source(source, arch, path)
+    stamp = make_stamp(content, source, arch=arch, sha256="")
+    if stamp["format"] != "RGB" or stamp["stride_in_1x1"] is not False:
         raise InputError(
-            f"{path} has no encoder to start from; first keys: {', '.join(list(tensors)[:4])}."
-            " Pass a checkpoint of pretrain, of official MoCo, or of torchvision."
+            f"{path} ({source.title}) expects {stamp['format'] or 'unknown'} pixels and"
+            f" STRIDE_IN_1X1 {stamp['stride_in_1x1']}; features need RGB and False. Use the"
+            " checkpoint that it was made from."
         )
-    theirs = _without_prefix(tensors, prefix)
-    trunk = {name: value for name, value in theirs.items() if not name.startswith("fc.")}
-    _check_tensors(trunk, backbone_shapes(arch), path, arch, prefix)
-    has_head = all(name in theirs and theirs[name].shape == head[name] for name in head)
-    taken = trunk | ({name: theirs[name] for name in head} if has_head else {})
-    stamp = "no stamp"
-    if "format" in loaded or "arch" in loaded:
-        kind, epoch = loaded.get("mechanism", "moco"), loaded.get("epoch")
-        stamp = f"stamp: {kind} {loaded.get('arch')}, epoch {epoch}"
-        if "pixels" in loaded:
-            stamp += f", pixel mean {loaded['pixels']['mean']}"
-    count = sum(not name.endswith(BATCH_COUNTER) for name in trunk)
-    coverage = f"{count} of {count} trunk tensors, head {'too' if has_head else 'at random'}"
-    fresh = "queue, optimiser and schedule are fresh"
-    return StartWeights(taken, f"started from {path}: {coverage}; {stamp}; {fresh}")
+    network, has_head = _filled(arch, source.state, _head(content, source))
+    view = _view(content.top, stamp)
+    mechanism, epoch = stamp["mechanism"] or "", stamp["epoch"]
+    return TrainedEncoder(network, arch, view, has_head, mechanism, epoch, path)
 
 
 @torch.no_grad()
-def start_from(model: Any, weights: StartWeights) -> None:
-    """Load weights into ``encoder_q``, and into ``encoder_k`` where there is one."""
-    model.encoder_q.load_state_dict(model.encoder_q.state_dict() | weights.tensors)
+def start_from(model: Any, encoder: TrainedEncoder) -> None:
+    """Load an encoder into ``encoder_q``, and into ``encoder_k`` where there is one.
+
+    The whole trunk is taken, the head only if that of ``model`` has the same shapes.
+    """
+    own, theirs = model.encoder_q.state_dict(), encoder.network.state_dict()
+    heads = [
+        {name: tensor.shape for name, tensor in state.items() if name.startswith("fc.")}
+        for state in (own, theirs)
+    ]
+    takes_head = encoder.has_head and heads[0] == heads[1]
+    taken = {n: t for n, t in theirs.items() if takes_head or not n.startswith("fc.")}
+    model.encoder_q.load_state_dict(own | taken)
     if hasattr(model, "encoder_k"):  # both encoders start equal
         model.encoder_k.load_state_dict(model.encoder_q.state_dict())
+    head = "too" if takes_head else "at random"
+    logger.info("started from %s: whole trunk, head %s", encoder.path, head)
 
 
-def _without_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
-
-
-def _check_tensors(
-    tensors: Mapping[str, Tensor], expected: Mapping[str, Shape], path: str, arch: str, prefix: str
-) -> None:
-    # BN's counters are optional: old files lack them, and evaluation does not read them.
-    got = {n: tuple(t.shape) for n, t in tensors.items() if not n.endswith(BATCH_COUNTER)}
-    differing = [n for n in sorted(expected.keys() | got.keys()) if expected.get(n) != got.get(n)]
-    if differing:
-        name = differing[0]
-        raise InputError(
-            f"{path} does not hold a whole {arch}: {len(differing)} of {len(expected)} tensors"
-            f" differ, the first is {prefix}{name} (shape {got.get(name, 'absent')} in the file,"
-            f" {expected.get(name, 'absent')} in a {arch}). Check MODEL.ARCH."
-        )
-    broken = [n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
-    if broken:
-        raise InputError(
-            f"{path}: {prefix}{broken[0]} holds values that are not finite: the training diverged."
-            " Use an earlier checkpoint."
-        )
+def _head(content: Content, source: Source) -> dict[str, Tensor]:
+    prefix = f"{source.prefix}fc."
+    tensors = content.tensors if source.layout.format in _WITH_HEAD else {}
+    return {f"fc.{n.removeprefix(prefix)}": t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def _filled(
-    arch: str, tensors: Mapping[str, Tensor], path: str, prefix: str, *, head: bool = True
-) -> nn.Module:
-    last = tensors.get("fc.2.weight", tensors.get("fc.weight"))
+    arch: str, trunk: Mapping[str, Tensor], head: Mapping[str, Tensor]
+) -> tuple[nn.Module, bool]:
+    """Build an encoder with these tensors; return it and whether its head is among them."""
+    last = head.get("fc.2.weight", head.get("fc.weight"))
     network = build_encoder(arch, num_classes=1 if last is None else len(last))
-    if head and "fc.2.weight" in tensors:
+    if "fc.2.weight" in head:
         add_mlp_head(network)
-    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    expected = {n: s for n, s in shapes.items() if not n.endswith(BATCH_COUNTER)}
-    if not head:
-        expected = {n: s for n, s in expected.items() if not n.startswith("fc.")}
-    _check_tensors(tensors, expected, path, arch, prefix)
-    network.load_state_dict(dict(tensors), strict=False)  # complete but for counters
-    return network.eval().requires_grad_(False)
+    expected = {name: t.shape for name, t in network.state_dict().items() if name.startswith("fc.")}
+    has_head = {name: tensor.shape for name, tensor in head.items()} == expected
+    # BN's counters are optional: old files lack them, and evaluation does not read them.
+    network.load_state_dict({**trunk, **(head if has_head else {})}, strict=False)
+    return network.eval().requires_grad_(False), has_head
 
 
-def _view(checkpoint: Mapping[str, Any]) -> EvaluationView:
-    if "config" not in checkpoint:  # the official code's, or `convert --to moco` with a stamp
-        stamp = checkpoint.get("moco_transfer", {})
-        mean = stamp.get("pixel_mean") or IMAGENET_MEAN
-        return EvaluationView(224, 256, tuple(mean), tuple(stamp.get("pixel_std") or IMAGENET_STD))
-    data = yaml.safe_load(checkpoint["config"])["DATA"]
+def _view(top: Mapping[str, Any], stamp: Mapping[str, Any]) -> EvaluationView:
+    pixels = tuple(stamp["pixel_mean"]), tuple(stamp["pixel_std"])
+    if not str(top.get("format", "")).startswith("moco_transfer.pretrain/"):
+        return EvaluationView(224, 256, *pixels)
+    data = yaml.safe_load(top["config"])["DATA"]
     size = data["IMAGE_SIZE"]
-    resize = data["TEST_RESIZE"] or protocol_resize(size)
-    return EvaluationView(size, resize, tuple(data["PIXEL_MEAN"]), tuple(data["PIXEL_STD"]))
+    return EvaluationView(size, data["TEST_RESIZE"] or protocol_resize(size), *pixels)

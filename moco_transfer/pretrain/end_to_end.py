@@ -3,7 +3,7 @@
 Shapes in this module:
     N: images on this process    C: feature dimension    W: processes
 Distributed:
-    In training every process calls ``forward``, with equal N.
+    Every process calls ``forward``, with equal N.
 Source:
     He et al. 2019, arXiv:1911.05722, Sec. 3.2 and 4.1, of which no code was released. Queries and
     keys share one encoder here ("f_q and f_k can be identical").
@@ -55,7 +55,7 @@ class EndToEnd(nn.Module):
         """Return logits (N, W * N), class 0 the positive, and targets; as ``MoCo.forward``."""
         q = unit(self.encoder_q(im_q))  # (N, C)
         k_all = self._encode_keys_shuffled(im_k)  # (W * N, C)
-        own = torch.arange(len(q), device=q.device) + (get_rank() * len(q) if self.training else 0)
+        own = torch.arange(len(q), device=q.device) + get_rank() * len(q)
         with torch.autocast(q.device.type, enabled=False):
             similarities = q @ k_all.T / self.temperature  # (N, W * N)
         is_negative = torch.arange(len(k_all), device=q.device) != own[:, None]
@@ -79,11 +79,11 @@ class EndToEnd(nn.Module):
     def _encode_keys_shuffled(self, im_k: Tensor) -> Tensor:
         """Return the keys of all processes in the order of the images, with gradient."""
         permutation = None
-        if self.training and self.shuffle:
+        if self.shuffle:
             permutation = draw_permutation(len(im_k))
             im_k = shuffle_rows(im_k, permutation)
         k = unit(self.encoder_q(im_k))
-        if self.training and get_world_size() > 1:
+        if get_world_size() > 1:
             k = torch.cat(all_gather(k))  # each process gets its gradient summed
         if permutation is None:
             return k

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..data.views.labelled import UNREADABLE_LABEL, EvaluationView, LabelledBatches
 from ..data.views.view_colours import normalize
+from ..runtime.device import Compute
 from ..runtime.distributed import all_gather_rows, get_world_size
 from ..runtime.errors import InputError
 from ..runtime.stop import StopRequest
@@ -19,19 +20,6 @@ from ..runtime.stop import StopRequest
 
 class FeaturesStopped(Exception):
     """The run was told to stop before all features were computed; raised on all processes."""
-
-
-@dataclass(frozen=True)
-class Compute:
-    """Where and how a network computes; ``dtype``: autocast type, None for fp32."""
-
-    device: torch.device
-    dtype: torch.dtype | None = None
-    channels_last: bool = True
-
-    def autocast(self) -> torch.autocast:
-        """Return the context of a forward pass."""
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
 
 
 @dataclass(frozen=True)
@@ -54,10 +42,8 @@ def trunk_of(encoder: nn.Module) -> nn.Sequential:
 def encode(network: nn.Module, views: Tensor, view: EvaluationView, compute: Compute) -> Tensor:
     """Return the features (N, C), float32, no gradient, of uint8 RGB images (N, 3, H, W), 0-255."""
     images = normalize(views.to(compute.device, non_blocking=True), view.mean, view.std)
-    if compute.channels_last:
-        images = images.to(memory_format=torch.channels_last)
     with compute.autocast():
-        return network(images).float()
+        return network(images.to(memory_format=torch.channels_last)).float()
 
 
 @torch.no_grad()

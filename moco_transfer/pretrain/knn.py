@@ -8,18 +8,17 @@ Source:
 
 from __future__ import annotations
 
-import functools
 import time
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.images.image_source import IndexedSource
-from ..data.views.labelled import EvaluationView, LabelledBatches
+from ..data.views.labelled import LabelledBatches
+from ..runtime.device import Compute
 from ..runtime.distributed import average_bn_statistics
 from ..runtime.stop import StopRequest
-from .features import Compute, FeatureSet, extract_features, top1_and_top5, trunk_of
+from .features import FeatureSet, extract_features, top1_and_top5, trunk_of
 
 _SIMILARITIES = 2**26  # entries of the similarity matrix held at once, 256 MB
 
@@ -67,10 +66,8 @@ def knn_accuracy(
 class KnnPlan:
     """The kNN measurements of a run, every ``period_epochs`` and at the end."""
 
-    train: IndexedSource  # the bank
-    test: IndexedSource
-    view: EvaluationView
-    num_workers: int
+    train: LabelledBatches  # the bank
+    test: LabelledBatches
     period_epochs: int
     k: int
     temperature: float
@@ -78,16 +75,9 @@ class KnnPlan:
 
     def describe(self) -> str:
         """Return the plan in words."""
-        return (
-            f"top-1 on {len(self.test)} images, bank of {len(self.train)}, k {self.k}, T"
-            f" {self.temperature:g}, {self.features} features, every {self.period_epochs} epoch(s)"
-        )
-
-    @functools.cached_property
-    def _batches(self) -> list[LabelledBatches]:  # small sets are decoded once
-        workers = self.num_workers
-        sets = self.train, self.test
-        return [LabelledBatches(each, self.view, num_workers=workers) for each in sets]
+        sizes = f"{len(self.test.images)} images, bank of {len(self.train.images)}"
+        votes = f"k {self.k}, T {self.temperature:g}, {self.features} features"
+        return f"top-1 on {sizes}, {votes}, every {self.period_epochs} epoch(s)"
 
     def measure(self, encoder: nn.Module, compute: Compute, stop: StopRequest) -> dict[str, float]:
         """Return ``knn_top1`` in percent and ``knn_sec``; raises FeaturesStopped. Collective."""
@@ -96,7 +86,7 @@ class KnnPlan:
         network = encoder if self.features == "head" else trunk_of(encoder)
         train, test = (
             extract_features(network, batches, compute, description=name, stop=stop)
-            for batches, name in zip(self._batches, ("kNN bank", "kNN test"), strict=True)
+            for name, batches in (("kNN bank", self.train), ("kNN test", self.test))
         )
         top1 = knn_accuracy(train, test, k=self.k, temperature=self.temperature)["top1"]
         return {"knn_top1": top1, "knn_sec": time.perf_counter() - since}

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -28,6 +29,7 @@ from ..data.images.image_source import IndexedSource
 from ..data.views.labelled import LabelledBatches
 from ..data.views.view_batch import ViewMaker, Views
 from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
+from ..runtime.device import Compute
 from ..runtime.distributed import gather_object, get_rank, get_world_size, is_main_process
 from ..runtime.environment import git_commit, package_versions
 from ..runtime.errors import InputError
@@ -38,7 +40,7 @@ from ..runtime.run_folder import record_settings
 from ..runtime.seed import generator_at, seed_everything
 from ..runtime.stop import StopRequest, ignore_sigterm
 from .encoder_file import TrainedEncoder
-from .features import Compute, FeatureSet, encode, extract_features, top1_and_top5, trunk_of
+from .features import FeatureSet, encode, extract_features, top1_and_top5, trunk_of
 
 logger = logging.getLogger(__name__)
 
@@ -88,86 +90,87 @@ class LinearPlan:
 
 
 def shuffled_batches(
-    num_images: int, protocol: LinearProtocol, *, epoch: int = 0, step: int = 0
+    num_images: int, protocol: LinearProtocol, *, start: int = 0
 ) -> Iterator[list[tuple[int, int]]]:
-    """Yield this process's part of every batch from a place in the run on, as (epoch, index).
+    """Yield this process's part of every batch from an iteration on, as (epoch, index).
 
     The last, partial batch of an epoch is kept, so one process may get an image more than another.
     """
-    size = protocol.batch_size_total
-    for now in range(epoch, protocol.epochs):
-        order = generator_at(protocol.seed, "linear order", now).permutation(num_images)
-        for start in range(step * size if now == epoch else 0, num_images, size):
-            own = order[start : start + size][get_rank() :: get_world_size()]
-            yield [(now, int(i)) for i in own]
+    size, order = protocol.batch_size_total, np.empty(0, np.int64)
+    per_epoch = math.ceil(num_images / size)
+    for iteration in range(start, protocol.epochs * per_epoch):
+        epoch, step = divmod(iteration, per_epoch)
+        if step == 0 or iteration == start:
+            order = generator_at(protocol.seed, "linear order", epoch).permutation(num_images)
+        own = order[step * size : (step + 1) * size][get_rank() :: get_world_size()]
+        yield [(epoch, int(i)) for i in own]
 
 
-@dataclass
 class LinearRun:
-    """A classifier in training; a resumed run needs equal ``settings``.
+    """A classifier in training; weights from N(0, 0.01), bias 0, equal on every process.
 
-    ``epoch`` epochs and ``step`` iterations of the next are finished. ``sums``: of the loss and of
-    correct answers in those, over this process's images.
+    Attributes:
+        settings: What a run to resume must have had.
+        num_train: Images of an epoch.
+        iteration: Iterations finished.
+        sums: Of the loss and of correct answers in this epoch, over this process's images.
     """
 
-    classifier: nn.Linear
-    optimizer: torch.optim.SGD
-    protocol: LinearProtocol
-    settings: dict[str, Any]
-    sums: Tensor
-    epoch: int = 0
-    step: int = 0
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        protocol: LinearProtocol,
+        *,
+        num_train: int,
+        device: torch.device,
+        settings: dict[str, Any],
+    ) -> None:
+        self.protocol, self.settings, self.num_train = protocol, settings, num_train
+        self.per_epoch = math.ceil(num_train / protocol.batch_size_total)
+        self.iteration, self.sums = 0, torch.zeros(2, device=device)
+        seed_everything(protocol.seed, "linear weights")
+        self.classifier = nn.Linear(dim, num_classes)
+        nn.init.normal_(self.classifier.weight, std=0.01)
+        nn.init.zeros_(self.classifier.bias)
+        self.classifier.to(device)
+        options = {"momentum": protocol.sgd_momentum, "weight_decay": protocol.weight_decay}
+        self.optimizer = torch.optim.SGD(self.classifier.parameters(), protocol.lr, **options)
 
-    def save(self, checkpoints: CheckpointFolder, per_epoch: int) -> None:
+    def save(self, checkpoints: CheckpointFolder) -> None:
         """Write a checkpoint on process 0. Collective."""
+        epoch, step = divmod(self.iteration, self.per_epoch)
         weights = self.classifier.state_dict()
         state = {
             "format": FORMAT,
             "state_dict": {f"fc.{name}": tensor for name, tensor in weights.items()},
             "optimizer": self.optimizer.state_dict(),
-            "epoch": self.epoch,
-            "step": self.step,
+            "epoch": epoch,
+            "step": step,
             "sums": gather_object(self.sums.cpu()),
             "origin": self.settings,
         }
         if is_main_process():
-            within = f"_iter{self.epoch * per_epoch + self.step:08d}" if self.step else ""
-            checkpoints.save(state, f"{self.epoch:04d}{within}")
+            checkpoints.save(state, f"{epoch:04d}" + (f"_iter{self.iteration:08d}" if step else ""))
 
-
-def new_run(
-    dim: int, num_classes: int, protocol: LinearProtocol, *, device: Any, settings: dict[str, Any]
-) -> LinearRun:
-    """Return a run at its start: weights from N(0, 0.01), bias 0, equal on every process."""
-    seed_everything(protocol.seed, "linear weights")
-    classifier = nn.Linear(dim, num_classes)
-    nn.init.normal_(classifier.weight, std=0.01)
-    nn.init.zeros_(classifier.bias)
-    classifier.to(device)
-    lr, momentum, decay = protocol.lr, protocol.sgd_momentum, protocol.weight_decay
-    weights = classifier.parameters()
-    optimizer = torch.optim.SGD(weights, lr, momentum=momentum, weight_decay=decay)
-    return LinearRun(classifier, optimizer, protocol, settings, torch.zeros(2, device=device))
-
-
-def restore(run: LinearRun, state: dict[str, Any], path: str) -> None:
-    """Put a checkpoint's state into a run; refuses one of other features or settings."""
-    if state.get("format") != FORMAT:
-        raise InputError(f"{path} is not a checkpoint of moco-transfer linear.")
-    for key, mine in run.settings.items():
-        if (theirs := state["origin"].get(key)) != mine:
-            raise InputError(
-                f"{path} was made with {key} {theirs!r}, the run to resume has {mine!r}."
-            )
-    weights = state["state_dict"]
-    run.classifier.load_state_dict({n.removeprefix("fc."): t for n, t in weights.items()})
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.epoch, run.step, sums = state["epoch"], state["step"], state["sums"]
-    if len(sums) == get_world_size():
-        run.sums = sums[get_rank()].to(run.sums.device)
-    elif is_main_process():  # another number of processes
-        run.sums = sum(sums).to(run.sums.device)
-    logger.info("resumed from %s: %d of %d epochs", path, run.epoch, run.protocol.epochs)
+    def restore(self, state: dict[str, Any], path: str) -> None:
+        """Continue from a checkpoint's state; refuses one of other features or settings."""
+        if state.get("format") != FORMAT:
+            raise InputError(f"{path} is not a checkpoint of moco-transfer linear.")
+        for key, mine in self.settings.items():
+            if (theirs := state["origin"].get(key)) != mine:
+                raise InputError(
+                    f"{path} was made with {key} {theirs!r}, the run to resume has {mine!r}."
+                )
+        weights = state["state_dict"]
+        self.classifier.load_state_dict({n.removeprefix("fc."): t for n, t in weights.items()})
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.iteration, sums = state["epoch"] * self.per_epoch + state["step"], state["sums"]
+        if len(sums) == get_world_size():
+            self.sums = sums[get_rank()].to(self.sums.device)
+        elif is_main_process():  # another number of processes
+            self.sums = sum(sums).to(self.sums.device)
+        logger.info("resumed from %s: iteration %d", path, self.iteration)
 
 
 def train_classifier(
@@ -175,7 +178,6 @@ def train_classifier(
     batches: Iterable[tuple[Tensor, Tensor]],
     test: FeatureSet,
     *,
-    num_train: int,
     checkpoints: CheckpointFolder,
     metrics: MetricsFile | None,
 ) -> dict[str, float] | None:
@@ -185,59 +187,55 @@ def train_classifier(
     :func:`shuffled_batches`. Returns the last epoch's ``loss``, ``acc1``, ``top1`` and ``top5``,
     percent; None when it was told to stop (SIGTERM) and has saved.
     """
-    protocol, size = run.protocol, run.protocol.batch_size_total
-    per_epoch = -(-num_train // size)
-    total, initial = protocol.epochs * per_epoch, run.epoch * per_epoch + run.step
-    bar = progress(None, "linear", total=total, initial=initial)
-    row = accuracy_on(run.classifier, test) if run.epoch == protocol.epochs else {}
+    total = run.protocol.epochs * run.per_epoch
+    bar = progress(None, "linear", total=total, initial=run.iteration)
+    row = accuracy_on(run.classifier, test) if run.iteration == total else {}
     with StopRequest() as stop, bar:
-        source = iter(batches)
-        while run.epoch < protocol.epochs:
+        for features, labels in batches:
             if stop.agreed():
-                run.save(checkpoints, per_epoch)
+                run.save(checkpoints)
                 logger.warning("Told to stop (SIGTERM): saved. Continue with --resume.")
                 return None
-            lr = run.optimizer.param_groups[0]["lr"] = protocol.lr_in(run.epoch)
-            batch_size = min(size, num_train - run.step * size)
-            run.sums += _step(run, *next(source), batch_size=batch_size)
-            run.step += 1
+            _step(run, features, labels)
             bar.update()
-            if run.step == per_epoch:
-                row = _end_epoch(run, test, num_train, lr)
-                if metrics is not None:
-                    place = {"epoch": run.epoch - 1, "lr": lr}
-                    metrics.write(run.epoch * per_epoch, place | row)
-                run.save(checkpoints, per_epoch)
+            if run.iteration % run.per_epoch == 0:
+                row = _end_epoch(run, test, metrics)
+                run.save(checkpoints)
     return row
 
 
-def _step(run: LinearRun, features: Tensor, labels: Tensor, *, batch_size: int) -> Tensor:
+def _step(run: LinearRun, features: Tensor, labels: Tensor) -> None:
+    epoch, step = divmod(run.iteration, run.per_epoch)
+    size = run.protocol.batch_size_total
+    run.optimizer.param_groups[0]["lr"] = run.protocol.lr_in(epoch)
     logits = run.classifier(features)
     loss = F.cross_entropy(logits, labels, reduction="sum")
     run.optimizer.zero_grad(set_to_none=True)
-    (loss / batch_size).backward()
+    (loss / min(size, run.num_train - step * size)).backward()
     if get_world_size() > 1:
         for parameter in run.classifier.parameters():  # parts were divided by the whole batch
             dist.all_reduce(parameter.grad)
     run.optimizer.step()
-    return torch.stack([loss.detach(), (logits.argmax(1) == labels).sum().to(loss.dtype)])
+    correct = (logits.argmax(1) == labels).sum().to(loss.dtype)
+    run.sums += torch.stack([loss.detach(), correct])
+    run.iteration += 1
 
 
-def _end_epoch(run: LinearRun, test: FeatureSet, num_train: int, lr: float) -> dict[str, float]:
-    run.epoch, run.step = run.epoch + 1, 0
+def _end_epoch(run: LinearRun, test: FeatureSet, metrics: MetricsFile | None) -> dict[str, float]:
+    epoch, lr = run.iteration // run.per_epoch, run.optimizer.param_groups[0]["lr"]
     if get_world_size() > 1:
         dist.all_reduce(run.sums)
-    loss, correct = (run.sums / num_train).tolist()
+    loss, correct = (run.sums / run.num_train).tolist()
     run.sums = torch.zeros_like(run.sums)
     if not math.isfinite(loss):
-        raise FloatingPointError(
-            f"The loss is {loss} in epoch {run.epoch} at lr {lr:g}. Lower --lr."
-        )
+        raise FloatingPointError(f"The loss is {loss} in epoch {epoch} at lr {lr:g}. Lower --lr.")
     row = {"loss": loss, "acc1": 100 * correct} | accuracy_on(run.classifier, test)
     logger.info(
-        f"epoch {run.epoch}/{run.protocol.epochs} loss {loss:.3f} acc1 {row['acc1']:.2f} lr {lr:g}"
+        f"epoch {epoch}/{run.protocol.epochs} loss {loss:.3f} acc1 {row['acc1']:.2f} lr {lr:g}"
         f" test top-1 {row['top1']:.2f} top-5 {row['top5']:.2f}"
     )
+    if metrics is not None:
+        metrics.write(run.iteration, {"epoch": epoch - 1, "lr": lr} | row)
     return row
 
 
@@ -262,30 +260,26 @@ def evaluate_linear(plan: LinearPlan) -> dict[str, Any] | None:
 
     test = features_of(plan.test, "test features")
     cached = features_of(plan.train, "training features") if plan.cache_features else None
+    num_train = len(plan.train) if cached is None else len(cached.labels)
     dim, num_classes = test.features.shape[1], len(test.class_names)
     settings = plan.origin | {"cache_features": plan.cache_features}
     settings |= {"protocol": dataclasses.asdict(protocol)}
-    run = new_run(dim, num_classes, protocol, device=compute.device, settings=settings)
+    shared: dict[str, Any] = {"num_train": num_train, "device": compute.device}
+    run = LinearRun(dim, num_classes, protocol, settings=settings, **shared)
     checkpoints = CheckpointFolder(plan.output, keep=2)
-    last = checkpoints.last() if plan.resume else None
-    if last is not None:
-        restore(run, load_checkpoint(last), str(last))
+    if plan.resume and (last := checkpoints.last()) is not None:
+        run.restore(load_checkpoint(last), str(last))
     record_settings(plan.output, yaml.safe_dump(settings))
-    num_train = len(plan.train) if cached is None else len(cached.labels)
-    order = shuffled_batches(num_train, protocol, epoch=run.epoch, step=run.step)
-    batches = _encoded_batches(plan, trunk, order, dim)
+    order = shuffled_batches(num_train, protocol, start=run.iteration)
+    batches = _encoded_batches(plan, trunk, order)
     if cached is not None:
         index = (torch.tensor([i for _, i in each], dtype=torch.int64) for each in order)
         batches = ((cached.features[i], cached.labels[i]) for i in index)
-    start = run.epoch * -(-num_train // protocol.batch_size_total) + run.step
-    with contextlib.ExitStack() as stack:
-        metrics = None
-        if is_main_process():
-            metrics = MetricsFile(plan.output / "metrics.json", start_iteration=start)
-            stack.callback(metrics.close)
-        row = train_classifier(
-            run, batches, test, num_train=num_train, checkpoints=checkpoints, metrics=metrics
-        )
+    metrics = None
+    if is_main_process():
+        metrics = MetricsFile(plan.output / "metrics.json", start_iteration=run.iteration)
+    with contextlib.closing(metrics) if metrics else contextlib.nullcontext():
+        row = train_classifier(run, batches, test, checkpoints=checkpoints, metrics=metrics)
     if row is None:
         return None
     record = {"schema": FORMAT, **plan.origin, "top1": row["top1"], "top5": row["top5"]}
@@ -309,7 +303,7 @@ def evaluate_linear(plan: LinearPlan) -> dict[str, Any] | None:
 
 
 def _encoded_batches(
-    plan: LinearPlan, trunk: nn.Module, order: Iterator[list[tuple[int, int]]], dim: int
+    plan: LinearPlan, trunk: nn.Module, order: Iterator[list[tuple[int, int]]]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     view, device = plan.encoder.view, plan.compute.device
     make_views = ViewMaker("supervised", view.size, _CROP_SCALE, 1)
@@ -328,8 +322,5 @@ def _encoded_batches(
             logger.warning("replaced unreadable image %s by another", path)
         if batch["given_up"]:
             raise InputError(f"20 training images in a row cannot be read, last {unreadable[-1]}.")
-        labels = batch["label"].to(device)
-        if len(labels):
-            yield encode(trunk, batch["views"][0], view, plan.compute), labels
-        else:  # fewer images left than processes
-            yield torch.zeros(0, dim, device=device), labels
+        # Empty where fewer images are left than processes.
+        yield encode(trunk, batch["views"][0], view, plan.compute), batch["label"].to(device)

@@ -3,7 +3,7 @@
 Shapes in this module:
     N: images on this process    C: feature dimension    K: negatives    S: images in the data
 Distributed:
-    In training every process calls ``forward``, with equal N.
+    Every process calls ``forward``, with equal N.
 Source:
     He et al. 2019, arXiv:1911.05722, Sec. 3.2 and 4.1 (InfoNCE, K negatives per mini-batch), of
     which no code was released; Wu et al. 2018, arXiv:1805.01978 (momentum on the representation).
@@ -60,25 +60,18 @@ class MemoryBank(nn.Module):
             add_mlp_head(self.encoder_q)
         bank = F.normalize(torch.randn(dim, num_images), dim=0).T.contiguous()
         self.register_buffer("bank", bank)
-        self._drawn: Tensor | None = None  # the step's negatives, between begin_step and end_step
+        self._drawn = torch.empty(0, dtype=torch.int64)  # the step's negatives
         self._seen: list[tuple[Tensor, Tensor]] = []  # the step's numbers (N,), queries (N, C)
 
     def forward(self, im_q: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (N, 1 + K) and targets (N,) of zeros; in training the bank moves.
-
-        Between ``begin_step`` and ``end_step`` these two draw the negatives and move the bank.
+        """Return logits (N, 1 + K) and targets (N,) of zeros, between begin_step and end_step.
 
         ``im_q``: (N, 3, H, W), normalised RGB. ``index``: int64 (N,), their numbers in the data.
         """
-        one_pass = self._drawn is None
         q = unit(self.encoder_q(im_q))  # (N, C)
-        if one_pass:
-            self.begin_step(index)
         k, negatives = self.bank[index], self.bank[self._drawn].T  # (N, C), (C, K)
         logits = contrastive_logits(q, k, negatives, temperature=self.temperature)
         self._seen.append((index, q.detach()))
-        if one_pass:
-            self.end_step()
         self.measured = describe_contrast(q, logits, temperature=self.temperature)
         return logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
 
@@ -92,7 +85,7 @@ class MemoryBank(nn.Module):
     def begin_step(self, index: Tensor) -> None:
         """Draw the step's negatives, equal on every process; ``index``: all own images' numbers."""
         is_other = torch.ones(len(self.bank), dtype=torch.bool, device=index.device)
-        is_other[all_gather_rows(index) if self.training else index] = False
+        is_other[all_gather_rows(index)] = False
         others = is_other.nonzero().squeeze(1)
         if len(others) > self._wanted_negatives:
             # On the CPU, whose generator is seeded for each iteration.
@@ -105,11 +98,8 @@ class MemoryBank(nn.Module):
     @torch.no_grad()
     def end_step(self) -> None:
         """Move the bank's features of the step's images; after the last loss of the step."""
-        index, q = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
-        self._drawn, self._seen = None, []
-        if not self.training:
-            return
-        index, q = all_gather_rows(index), all_gather_rows(q)  # rank after rank
+        own = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
+        index, q = map(all_gather_rows, own)  # rank after rank
         moved = unit(self.momentum * self.bank[index] + (1 - self.momentum) * q).to(self.bank.dtype)
         # Equal numbers all write what the last of them would: a GPU keeps no order among them.
         places = torch.arange(len(index), device=index.device)

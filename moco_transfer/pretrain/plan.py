@@ -18,19 +18,18 @@ from fvcore.common.config import CfgNode
 
 from ..data.images.image_source import ImageSource
 from ..data.images.sources import open_source
-from ..data.views.labelled import EvaluationView, find_labelled, protocol_resize
+from ..data.views.labelled import EvaluationView, LabelledBatches, find_labelled, protocol_resize
 from ..data.views.loading import plan_batches
 from ..data.views.order import Batches, ShardBatches
 from ..data.views.view_batch import ViewMaker
 from ..models import build_encoder
 from ..runtime.checkpoint import CheckpointFolder
-from ..runtime.device import Precision, choose_precision
+from ..runtime.device import Compute, choose_precision
 from ..runtime.distributed import get_world_size, start_processes
 from ..runtime.errors import Faults, InputError
 from ..runtime.run_folder import open_run_folder
-from .encoder_file import StartWeights, read_start_weights
+from .encoder_file import TrainedEncoder, read_encoder
 from .end_to_end import EndToEnd
-from .features import Compute
 from .knn import KnnPlan
 from .memory_bank import MemoryBank
 from .moco import MoCo
@@ -43,15 +42,6 @@ Mechanism: TypeAlias = MoCo | MemoryBank | EndToEnd | Supervised
 
 PATIENCE = 5000  # iterations after which a run is judged in its first epoch: one of ImageNet
 
-_SAME_NAME = {  # fields of the plan that are named as their config keys, by section
-    "DATA": "batch_size_total num_workers shuffle_buffer max_unreadable",
-    "MODEL": "arch",
-    "MOCO": "dim queue_size momentum bank_momentum temperature mlp symmetric shuffle bn_group_size",
-    "SOLVER": "base_lr reference_batch_size weight_decay accumulate",
-    "TRAIN": "channels_last compile log_period checkpoint_period_epochs checkpoint_period_iters"
-    " keep_checkpoints tensorboard",
-}
-
 
 @dataclass(frozen=True)
 class PretrainPlan:
@@ -61,15 +51,14 @@ class PretrainPlan:
     output_dir: Path
     seed: int
     device: torch.device
-    precision: Precision
+    compute: Compute
     channels_last: bool
     compile: bool
 
     source: ImageSource
-    batches: Batches  # the order of the images, from iteration 0 on
+    batches: Batches  # the order of the images, from the first iteration to run on
     batch_size_total: int
     num_workers: int
-    shuffle_buffer: int
     view_maker: ViewMaker
     pixels: tuple[tuple[float, ...], tuple[float, ...]]  # mean and std, RGB, 0-255
     max_unreadable: float
@@ -94,12 +83,11 @@ class PretrainPlan:
     accumulate: int
 
     log_period: int
-    checkpoint_period_epochs: int
-    checkpoint_period_iters: int  # 0: none
+    checkpoint_periods: list[int]  # iterations between checkpoints
     keep_checkpoints: int
     tensorboard: bool
     knn: KnnPlan | None = None
-    init: StartWeights | None = None  # what the encoders start from, None for random weights
+    init: TrainedEncoder | None = None  # what the encoders start from, None for random weights
     resume: ResumePoint | None = None  # the checkpoint to continue from
 
     @property
@@ -111,12 +99,6 @@ class PretrainPlan:
     def max_iterations(self) -> int:
         """Length of the run."""
         return self.lr_at.max_iterations
-
-    @property
-    def checkpoint_periods(self) -> list[int]:
-        """Iterations between checkpoints."""
-        periods = self.checkpoint_period_epochs * self.iterations_per_epoch
-        return [period for period in (periods, self.checkpoint_period_iters) if period]
 
     @property
     def epochs(self) -> int:
@@ -141,11 +123,6 @@ class PretrainPlan:
         return max(min(self.iterations_per_epoch, PATIENCE), filling)
 
     @property
-    def compute(self) -> Compute:
-        """Where and how the networks compute."""
-        return Compute(self.device, self.precision.dtype, self.channels_last)
-
-    @property
     def header(self) -> dict[str, Any]:
         """What every checkpoint of the run holds about itself."""
         mean, std = ([float(v) for v in values] for values in self.pixels)
@@ -158,17 +135,11 @@ class PretrainPlan:
             "pixel_change": self.source.pixel_change,
             "classes": list(self.source.class_names) if supervised else [],
             "config": self.config_text,
-            "precision": self.precision.name,
+            "precision": self.compute.precision.name,
             "num_images": len(self.source),
             "batch_size_total": self.batch_size_total,
             "order": self.batches.order,
         }
-
-    def batches_from(self, iteration: int) -> Batches:
-        """Return the order of the images from an iteration on."""
-        names = "batch_size_total", "epochs", "seed", "num_workers", "shuffle_buffer"
-        settings = {name: getattr(self, name) for name in names}
-        return plan_batches(self.source, start_iteration=iteration, **settings)
 
     def build_mechanism(self) -> Mechanism:
         """Build the mechanism on the default device, initialised at random.
@@ -207,63 +178,57 @@ def plan_pretrain(
         InputError: Names every fault of data, config, weights and checkpoint.
     """
     device, faults = start_processes(cfg.TRAIN.DEVICE), Faults()
-    data, solver = cfg.DATA, cfg.SOLVER
+    faults.check(lambda: open_run_folder(cfg.OUTPUT_DIR, resume=resume))
+    last = faults.check(lambda: read_last(CheckpointFolder(cfg.OUTPUT_DIR))) if resume else None
+    asked, init, data = cfg.TRAIN.PRECISION, None, cfg.DATA
+    if asked == "auto" and last is not None:  # the run stays what it was
+        asked = last.state.get("precision", asked)
+    precision = faults.check(lambda: choose_precision(asked, device))
+    if init_from is not None and last is None:
+        init = faults.check(lambda: read_encoder(init_from, arch=cfg.MODEL.ARCH))
     found = {"layout": data.LAYOUT, "list_file": data.LIST_FILE, "num_images": data.NUM_IMAGES}
     if source is None:
         source = faults.check(lambda: open_source(data.ROOT, **found))
-    batches = faults.check(lambda: _batches(cfg, source)) if source is not None else None
+    start = last.iteration if last is not None else 0
+    batches = faults.check(lambda: _batches(cfg, source, start)) if source is not None else None
     stream = isinstance(batches, ShardBatches)
     if source is not None:
         for fault in _mechanism_faults(cfg, source, stream):
             faults.add(fault)
     knn = faults.check(lambda: _knn(cfg, stream))
-    faults.check(lambda: open_run_folder(cfg.OUTPUT_DIR, resume=resume))
-    last = faults.check(lambda: read_last(CheckpointFolder(cfg.OUTPUT_DIR))) if resume else None
-    asked = cfg.TRAIN.PRECISION
-    if asked == "auto" and last is not None:  # the run stays what it was
-        asked = last.state.get("precision", asked)
-    precision = faults.check(lambda: choose_precision(asked, device))
     faults.raise_all()
-    assert precision is not None and source is not None and batches is not None
+    assert precision is not None and batches is not None
 
+    fields = {field.name for field in dataclasses.fields(PretrainPlan)}
     settings: dict[str, Any] = {
-        name: cfg[section][name.upper()]
-        for section, names in _SAME_NAME.items()
-        for name in names.split()
+        key.lower(): value
+        for section in ("DATA", "MODEL", "SOLVER", "TRAIN", "MOCO")  # ``momentum`` is MOCO's
+        for key, value in cfg[section].items()
+        if key.lower() in fields
     }
-    plan = PretrainPlan(
-        config_text=cfg.dump(),
-        output_dir=Path(cfg.OUTPUT_DIR),
-        seed=cfg.SEED,
-        device=device,
-        precision=precision,
-        source=source,
-        batches=batches,
-        view_maker=ViewMaker(
-            data.AUGMENTATION,
-            data.IMAGE_SIZE,
-            tuple(data.CROP_SCALE),
-            1 if cfg.MECHANISM in ("supervised", "memory_bank") else 2,
-            data.PIPELINE,
-        ),
-        pixels=(tuple(data.PIXEL_MEAN), tuple(data.PIXEL_STD)),
-        mechanism=cfg.MECHANISM,
-        lr_at=learning_rate(cfg, batches.iterations_per_epoch, batches.max_iterations),
-        sgd_momentum=solver.MOMENTUM,
-        knn=knn,
-        **settings,
-    )
+    per_epoch = batches.iterations_per_epoch
+    periods = cfg.TRAIN.CHECKPOINT_PERIOD_EPOCHS * per_epoch, cfg.TRAIN.CHECKPOINT_PERIOD_ITERS
+    views = 1 if cfg.MECHANISM in ("supervised", "memory_bank") else 2
+    crops = data.IMAGE_SIZE, tuple(data.CROP_SCALE)
+    settings |= {
+        "config_text": cfg.dump(),
+        "output_dir": Path(cfg.OUTPUT_DIR),
+        "seed": cfg.SEED,
+        "device": device,
+        "compute": Compute(device, precision),
+        "source": source,
+        "batches": batches,
+        "view_maker": ViewMaker(data.AUGMENTATION, *crops, views, data.PIPELINE),
+        "pixels": (tuple(data.PIXEL_MEAN), tuple(data.PIXEL_STD)),
+        "mechanism": cfg.MECHANISM,
+        "lr_at": learning_rate(cfg, per_epoch, batches.max_iterations),
+        "checkpoint_periods": [period for period in periods if period],
+        "sgd_momentum": cfg.SOLVER.MOMENTUM,
+    }
+    plan = PretrainPlan(knn=knn, init=init, resume=last, **settings)
     if last is not None:
-        length = plan.iterations_per_epoch, plan.max_iterations
-        for fault in check_resume(last, plan.header, *length):
+        for fault in check_resume(last, plan.header, plan.max_iterations):
             faults.add(fault)
-        plan = dataclasses.replace(plan, resume=last)
-    elif init_from is not None:
-        with torch.device("meta"):
-            state = plan.build_mechanism().encoder_q.state_dict()
-        head = {name: tuple(t.shape) for name, t in state.items() if name.startswith("fc.")}
-        init = faults.check(lambda: read_start_weights(init_from, plan.arch, head))
-        plan = dataclasses.replace(plan, init=init)
     faults.raise_all()
     return plan
 
@@ -285,7 +250,7 @@ def learning_rate(cfg: CfgNode, iterations_per_epoch: int, max_iterations: int) 
     )
 
 
-def _batches(cfg: CfgNode, source: ImageSource) -> Batches:
+def _batches(cfg: CfgNode, source: ImageSource, start_iteration: int) -> Batches:
     # A run measured in iterations ends within its last epoch.
     per_epoch = max(1, len(source) // cfg.DATA.BATCH_SIZE_TOTAL)
     return plan_batches(
@@ -295,7 +260,7 @@ def _batches(cfg: CfgNode, source: ImageSource) -> Batches:
         seed=cfg.SEED,
         num_workers=cfg.DATA.NUM_WORKERS,
         shuffle_buffer=cfg.DATA.SHUFFLE_BUFFER,
-        start_iteration=0,
+        start_iteration=start_iteration,
     )
 
 
@@ -338,5 +303,7 @@ def _knn(cfg: CfgNode, stream: bool) -> KnnPlan | None:
     resize = data.TEST_RESIZE or protocol_resize(data.IMAGE_SIZE)
     train, test = find_labelled(knn.TRAIN or data.ROOT, knn.TEST)
     view = EvaluationView(data.IMAGE_SIZE, resize, tuple(data.PIXEL_MEAN), tuple(data.PIXEL_STD))
-    period, workers = knn.PERIOD_EPOCHS, data.NUM_WORKERS
-    return KnnPlan(train, test, view, workers, period, knn.K, knn.TEMPERATURE, features)
+    bank, asked = (
+        LabelledBatches(images, view, num_workers=data.NUM_WORKERS) for images in (train, test)
+    )
+    return KnnPlan(bank, asked, knn.PERIOD_EPOCHS, knn.K, knn.TEMPERATURE, features)

@@ -6,6 +6,7 @@ may change; a warning names it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from ..runtime.distributed import (
     get_world_size,
     is_main_process,
 )
-from ..runtime.errors import InputError
+from ..runtime.errors import Faults, InputError
 
 CHECKPOINT_FORMAT = "moco_transfer.pretrain/1"
 
@@ -57,20 +58,14 @@ def read_last(checkpoints: CheckpointFolder) -> ResumePoint | None:
         InputError: If it cannot be read or, on an unshared file system, differs between processes,
             which would wait for one another forever; on all processes.
     """
-    path, state, problem = None, None, None
-    try:
-        path = checkpoints.last() if is_main_process() else None
-    except InputError as error:
-        problem = str(error)
-    path, problem = broadcast_object((path, problem))
-    if path is not None:
-        try:
-            state = load_checkpoint(path)
-            if state.get("format") != CHECKPOINT_FORMAT:
-                problem = f"{path} is not a checkpoint of moco-transfer pretrain."
-        except InputError as error:
-            problem = str(error)
-    found = all_gather_object((problem, state["iteration"] if state and not problem else None))
+    faults = Faults()
+    path = faults.check(checkpoints.last) if is_main_process() else None
+    path = broadcast_object(path)
+    state = faults.check(lambda: load_checkpoint(path)) if path is not None else None
+    if state is not None and state.get("format") != CHECKPOINT_FORMAT:
+        faults.add(f"{path} is not a checkpoint of moco-transfer pretrain.")
+    problem = str(faults.errors[0]) if faults.errors else None
+    found = all_gather_object((problem, None if problem or not state else state["iteration"]))
     first_problem, expected = found[0]
     if first_problem is not None:
         raise InputError(first_problem)
@@ -84,23 +79,17 @@ def read_last(checkpoints: CheckpointFolder) -> ResumePoint | None:
     return ResumePoint(path, state) if path is not None and state is not None else None
 
 
-def check_resume(
-    point: ResumePoint, header: dict[str, Any], iterations_per_epoch: int, max_iterations: int
-) -> Iterator[str]:
+def check_resume(point: ResumePoint, header: dict[str, Any], max_iterations: int) -> Iterator[str]:
     """Yield each reason why a run with this ``PretrainPlan.header`` cannot continue."""
     state, path = point.state, point.path
     differing = [change for change in _changed(point, header) if change[0] in _SAME]
-    theirs, mine = state["classes"], header["classes"]
-    sizes = {
-        "number of images in DATA.ROOT": (state["num_images"], header["num_images"]),
-        "iterations per epoch": (state["iterations_per_epoch"], iterations_per_epoch),
-        "number of classes in DATA.ROOT": (len(theirs), len(mine)),
-    }
-    differing += [(name, *pair) for name, pair in sizes.items() if pair[0] != pair[1]]
-    if len(theirs) == len(mine) and theirs != mine:
-        number = next(i for i in range(len(mine)) if theirs[i] != mine[i])
-        name = f"class number {number} in DATA.ROOT"
-        differing.append((name, repr(theirs[number]), repr(mine[number])))
+    if (before := state["num_images"]) != (now := header["num_images"]):
+        differing.append(("number of images in DATA.ROOT", before, now))
+    classes = itertools.zip_longest(state["classes"], header["classes"])
+    for number, (before, now) in enumerate(classes):
+        if before != now:
+            differing.append((f"class number {number} in DATA.ROOT", repr(before), repr(now)))
+            break
     for name, before, now in differing:
         yield (
             f"{path} was made with {name} {before}, the run to resume has {now}. Resume with the"

@@ -41,7 +41,7 @@ from .encoder_file import start_from
 from .features import FeaturesStopped
 from .plan import Mechanism, PretrainPlan
 from .resume import restore
-from .watch import UnreadableImages, Watch, chance_formula
+from .watch import UnreadableImages, Watch
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def pretrain(plan: PretrainPlan) -> Pretraining | None:
     written = any(row["iteration"] == start and "knn_top1" in row for row in rows)
     run.monitored = start if broadcast_object(written) or not start else -1
     record_settings(plan.output_dir, plan.config_text)
-    loader, metrics = build_loader(plan, start), None
+    loader, metrics = build_loader(plan), None
     if is_main_process():
         metrics = MetricsFile(file, start_iteration=start, tensorboard=plan.tensorboard)
     # All batches have one size, so the fastest convolutions are searched once, as in the official
@@ -126,7 +126,7 @@ def build_run(plan: PretrainPlan) -> Pretraining:
         )
     # fused: one pass over the parameters on a CPU. Not under loss scaling: where the scaler skips
     # the first step, torch 2.11's fused SGD reads a momentum that nothing has written yet.
-    scales = plan.precision.name == "fp16"
+    scales = plan.compute.precision.name == "fp16"
     optimizer = torch.optim.SGD(
         [p for p in model.parameters() if p.requires_grad],
         lr=plan.lr_at.lr,
@@ -140,18 +140,18 @@ def build_run(plan: PretrainPlan) -> Pretraining:
         restore(plan.resume.state, model, optimizer, scaler)
         meter.resume(plan.resume.state["period"])
         known = plan.resume.state["unreadable"]
-    watch = Watch(plan.num_negatives, plan.patience_iterations, model.loss_scale)
+    watch = Watch(plan.num_negatives, plan.patience_iterations)
     unreadable = UnreadableImages(len(plan.source), plan.max_unreadable, known)
     run = Pretraining(plan, model, loss, optimizer, scaler, meter, unreadable, watch)
     run.iteration = plan.resume.iteration if plan.resume is not None else 0
     return run
 
 
-def build_loader(plan: PretrainPlan, iteration: int) -> Loader:
-    """Return the batches of the run from an iteration on."""
-    settings: dict[str, Any] = {"num_workers": plan.num_workers}
-    settings["pin_memory"] = plan.device.type == "cuda"
-    return Loader(plan.source, plan.batches_from(iteration), plan.view_maker, **settings)
+def build_loader(plan: PretrainPlan) -> Loader:
+    """Return the batches of the run, from the first iteration to run on."""
+    pin_memory = plan.device.type == "cuda"
+    source = plan.source, plan.batches, plan.view_maker
+    return Loader(*source, num_workers=plan.num_workers, pin_memory=pin_memory)
 
 
 def train(run: Pretraining, batches: Iterable[dict[str, Any]], metrics: MetricsFile | None) -> bool:
@@ -166,22 +166,19 @@ def train(run: Pretraining, batches: Iterable[dict[str, Any]], metrics: MetricsF
     Raises:
         FloatingPointError: If the loss is not finite; names the iteration and the last checkpoint.
     """
-    plan, first, saved = (
-        run.plan,
-        run.iteration,
-        -1,
-    )  # saved: iteration of the newest checkpoint of this process
+    plan, first = run.plan, run.iteration
     run.model.train()
     total = plan.max_iterations
     bar = progress(None, "pre-training", total=total, initial=run.iteration)
-    with StopRequest() as stop, bar:
+    remedy = "Lower SOLVER.BASE_LR, or use TRAIN.PRECISION bf16 or fp32."
+    with StopRequest() as stop, bar, CheckpointFolder(plan.output_dir).advising(remedy):
         source = iter(to_device(batches, plan.device))
         measured = measure_knn(run, metrics, stop)  # a resumed run may owe one
         while measured and run.iteration < total and not stop.agreed():
             with run.meter.waiting():
                 batch = next(source)
             run.unreadable.note(batch)
-            if plan.precision.is_emulated and run.iteration == first:
+            if plan.compute.precision.is_emulated and run.iteration == first:
                 _warn_of_emulation(run, batch)
             seed_everything(plan.seed, "iteration", run.iteration)
             for group in run.optimizer.param_groups:
@@ -198,12 +195,10 @@ def train(run: Pretraining, batches: Iterable[dict[str, Any]], metrics: MetricsF
             periods = plan.checkpoint_periods
             if run.iteration == total or any(run.iteration % period == 0 for period in periods):
                 save(run)
-                saved = run.iteration
             measured = measure_knn(run, metrics, stop)
         if measured and run.iteration == total:
             return True
-        if saved != run.iteration:
-            save(run)
+        save(run)
     logger.warning(
         "Told to stop (SIGTERM): saved after iteration %d. Continue with --resume.", run.iteration
     )
@@ -217,9 +212,9 @@ def _warn_of_emulation(run: Pretraining, batch: dict[str, Any]) -> None:
     def loss(encoder: nn.Module) -> Tensor:
         return encoder(images).square().mean()
 
-    times = slowdown(plan.precision, plan.device, run.model.encoder_q, loss)
+    times = slowdown(plan.compute.precision, plan.device, run.model.encoder_q, loss)
     logger.warning(
-        f"{plan.precision.name} is emulated on this {plan.device.type}: the encoder takes"
+        f"{plan.compute.precision.name} is emulated on this {plan.device.type}: the encoder takes"
         f" {times:.1f} times as long as in fp32. Set TRAIN.PRECISION auto."
     )
 
@@ -284,7 +279,7 @@ def measure_knn(run: Pretraining, metrics: MetricsFile | None, stop: StopRequest
 def report(run: Pretraining, metrics: MetricsFile | None, bar: tqdm) -> None:
     """Log the means of the period and start a new one. Collective."""
     plan, model, iteration = run.plan, run.model, run.iteration
-    means, timing = _means(run), run.meter.timing()
+    means, timing = run.meter.means(), run.meter.timing()
     epoch = (iteration - 1) // plan.iterations_per_epoch
     row = {"epoch": epoch, **means, "lr": run.optimizer.param_groups[0]["lr"]}
     if model.num_negatives:
@@ -310,7 +305,7 @@ def report(run: Pretraining, metrics: MetricsFile | None, bar: tqdm) -> None:
 def _in_words(run: Pretraining, row: dict[str, Any]) -> str:
     text = f"loss {row['loss']:.3f}"
     if "chance" in row:
-        text += f" (chance {chance_formula(run.model.loss_scale)} {row['chance']:.3f})"
+        text += f" (chance {row['chance']:.3f})"
     acc1 = "contrast_acc1" if "contrast_acc1" in row else "acc1"
     text += f" {acc1} {row[acc1]:.1f}"
     if row.get("queue_filled", 1.0) < 1:
@@ -322,21 +317,11 @@ def _in_words(run: Pretraining, row: dict[str, Any]) -> str:
     return text
 
 
-def _means(run: Pretraining) -> dict[str, float]:
-    """Return the period's means. Collective; raises FloatingPointError with a remedy."""
-    try:
-        return run.meter.means()
-    except FloatingPointError as error:
-        last = CheckpointFolder(run.plan.output_dir).last() or "none yet"
-        remedy = "Lower SOLVER.BASE_LR, or use TRAIN.PRECISION bf16 or fp32."
-        raise FloatingPointError(f"{error} Last checkpoint: {last}. {remedy}") from error
-
-
 def save(run: Pretraining) -> None:
     """Average the BN statistics over the processes and write a checkpoint on rank 0. Collective."""
     plan, per_epoch = run.plan, run.plan.iterations_per_epoch
     if run.meter.count:
-        _means(run)  # fails if the loss is not finite: such a model is not worth saving
+        run.meter.means()  # fails if the loss is not finite: such a model is not worth saving
     run.unreadable.share()
     average_bn_statistics(run.model)
     epoch, within = divmod(run.iteration, per_epoch)

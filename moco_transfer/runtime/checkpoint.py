@@ -7,8 +7,10 @@ finished epochs (pre-training) or iterations (fine-tuning).
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,15 @@ class CheckpointFolder:
                 " or name another checkpoint there."
             )
         return path
+
+    @contextlib.contextmanager
+    def advising(self, remedy: str) -> Iterator[None]:
+        """Add the newest checkpoint and a remedy to a FloatingPointError of the block."""
+        try:
+            yield
+        except FloatingPointError as error:
+            last = self.last() or "none yet"
+            raise FloatingPointError(f"{error} Last checkpoint: {last}. {remedy}") from error
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

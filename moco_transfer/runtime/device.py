@@ -43,6 +43,19 @@ class Precision:
 FP32 = Precision("fp32", "the default")
 
 
+@dataclass(frozen=True)
+class Compute:
+    """Where and in which precision a network computes."""
+
+    device: torch.device
+    precision: Precision = FP32
+
+    def autocast(self) -> torch.autocast:
+        """Return the context of a forward pass."""
+        dtype = self.precision.dtype
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+
 def computes_bf16(device: torch.device) -> bool:
     """Return whether the device has instructions for bfloat16."""
     if device.type == "cuda":

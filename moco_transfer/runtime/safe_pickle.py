@@ -1,16 +1,15 @@
 """Read a pickle of numpy arrays, numbers, strings and containers; nothing it asks for is run.
 
 A pickle is a program: its opcodes may name any function of any module and call it. Here only the
-names that numpy and Python write for arrays resolve, each to a stand-in of this module. Opcodes
-that make objects in other ways (NEWOBJ, INST, OBJ, EXT, persistent ids) are unknown; BUILD fills a
-stand-in or fails. The unpickler is the pure-Python one: the C one reserves memory for any memo
+names that numpy and Python write for arrays resolve, each to a function of this module. Opcodes
+that make objects in other ways (NEWOBJ, INST, OBJ, EXT, persistent ids) are unknown; BUILD fills an
+array or fails. The unpickler is the pure-Python one: the C one reserves memory for any memo
 index that a damaged file names, many GB for a flipped bit.
 """
 
 from __future__ import annotations
 
 import io
-import math
 import os
 import pickle
 import re
@@ -34,32 +33,14 @@ class _ForbiddenGlobalError(pickle.UnpicklingError): ...
 
 
 class _Dtype:
-    """Stands in for numpy.dtype: a plain number type of 1 to 8 bytes."""
+    """Stands in for numpy.dtype: a plain number type of 1 to 8 bytes, whose BUILD sets the order
+    of the bytes.
+    """
 
     def __init__(self, code: Any, _align: Any = False, _copy: Any = True) -> None:
         if not (isinstance(code, str) and _DTYPE.fullmatch(code)):
             raise pickle.UnpicklingError(f"arrays of type {code!r} are not supported")
-        self.dtype = np.dtype(code)
-
-    def set_state(self, state: Any) -> None:
-        if state[1] not in ("<", ">", "|", "="):
-            raise pickle.UnpicklingError(f"byte order {state[1]!r}")
-        self.dtype = self.dtype.newbyteorder(state[1])
-
-
-class _Subtype:
-    """Stands in for numpy.ndarray, which is only ever named as an argument of _reconstruct."""
-
-
-class _Array:
-    """Stands in for an array that its BUILD opcode has yet to fill."""
-
-    def __init__(self, _subtype: Any, _shape: Any, _code: Any) -> None:
-        self.value: np.ndarray | None = None
-
-    def set_state(self, state: Any) -> None:
-        _version, shape, dtype, is_fortran, data = state
-        self.value = _array(data, dtype, shape, "F" if is_fortran else "C")
+        self.value = np.dtype(code)
 
 
 def _array(data: Any, dtype: Any, shape: Any, order: Any, _axes: Any = None) -> np.ndarray:
@@ -68,28 +49,23 @@ def _array(data: Any, dtype: Any, shape: Any, order: Any, _axes: Any = None) -> 
     if any(type(side) is not int or side < 0 for side in shape) or order not in ("C", "F"):
         raise pickle.UnpicklingError(f"array shape {shape!r}")
     raw = data.encode("latin1") if isinstance(data, str) else data  # Python 2 wrote bytes as str
-    size = math.prod(shape) * dtype.dtype.itemsize
-    if not isinstance(raw, (bytes, bytearray)) or len(raw) != size:
-        raise pickle.UnpicklingError(f"an array of shape {shape} whose data have another length")
-    array = np.frombuffer(bytearray(raw), dtype=dtype.dtype).reshape(shape, order=order)
+    if not isinstance(raw, (bytes, bytearray)):
+        raise pickle.UnpicklingError(f"array data of type {type(raw).__name__}")
+    array = np.frombuffer(bytearray(raw), dtype=dtype.value).reshape(shape, order=order)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def _scalar(dtype: Any, data: Any = b"") -> int | float | bool:
-    return _array(data, dtype, (), "C").item()
-
-
-def _encode(text: Any, encoding: Any = "latin1") -> bytes:
-    if not isinstance(text, str) or encoding != "latin1":
+def _encode(text: str, encoding: str = "latin1") -> bytes:
+    if encoding != "latin1":
         raise pickle.UnpicklingError(f"bytes encoded as {encoding!r}")
-    return text.encode("latin1")
+    return str.encode(text, "latin1")
 
 
-_ALLOWED = {
-    "numpy.ndarray": _Subtype,
+_ALLOWED: dict[str, Any] = {
+    "numpy.ndarray": None,  # only ever named as an argument of _reconstruct
     "numpy.dtype": _Dtype,
-    "numpy.core.multiarray._reconstruct": _Array,
-    "numpy.core.multiarray.scalar": _scalar,
+    "numpy.core.multiarray._reconstruct": lambda *_: np.empty(0),  # BUILD fills it
+    "numpy.core.multiarray.scalar": lambda dtype, data: _array(data, dtype, (), "C").item(),
     "numpy.core.numeric._frombuffer": _array,
     "_codecs.encode": _encode,
     "collections.OrderedDict": lambda items=(): dict(items),
@@ -119,11 +95,16 @@ class _ArrayUnpickler(_Unpickler):
         return _ALLOWED[full_name]
 
     def load_build(self) -> None:
-        state = self.stack.pop()
-        target = self.stack[-1]
-        if not isinstance(target, (_Array, _Dtype)):
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, _Dtype):
+            target.value = target.value.newbyteorder(state[1])
+        elif isinstance(target, np.ndarray):
+            _version, shape, dtype, is_fortran, data = state
+            array = _array(data, dtype, shape, "F" if is_fortran else "C")
+            made: Any = array.__reduce__()
+            target.__setstate__(made[2])
+        else:
             raise pickle.UnpicklingError(f"state for a {type(target).__name__}")
-        target.set_state(state)
 
     dispatch[pickle.BUILD[0]] = load_build
 
@@ -146,7 +127,7 @@ def read_pickle(file: BinaryIO, where: str | os.PathLike[str]) -> Any:
     """
     try:
         content = io.BytesIO(file.read())  # which no damaged length reads beyond its end
-        return _resolve(_ArrayUnpickler(content, encoding="latin1").load(), {})
+        return _ArrayUnpickler(content, encoding="latin1").load()
     except _ForbiddenGlobalError as error:
         raise InputError(
             f"{where} is a pickle that asks for {str(error)[:100]!r}; only numpy arrays, numbers,"
@@ -157,23 +138,3 @@ def read_pickle(file: BinaryIO, where: str | os.PathLike[str]) -> Any:
         raise InputError(
             f"{where} is not a whole pickle of numpy arrays ({reason}). Copy it again."
         ) from error
-
-
-def _resolve(value: Any, done: dict[int, Any]) -> Any:
-    """Put arrays in the place of their stand-ins; ``done`` (by id) walks shared containers once."""
-    if isinstance(value, _Array):
-        if value.value is None:
-            raise pickle.UnpicklingError("an array without data")
-        return value.value
-    if callable(value) or isinstance(value, (_Dtype, _Subtype)):
-        raise pickle.UnpicklingError("a type where a value is expected")
-    if not isinstance(value, (dict, list, tuple)):
-        return value
-    if id(value) not in done:
-        made: Any
-        if isinstance(value, dict):
-            made = {key: _resolve(item, done) for key, item in value.items()}
-        else:
-            made = type(value)(_resolve(item, done) for item in value)
-        done[id(value)] = (made, value)  # keeps the value alive, so that its id stays its own
-    return done[id(value)][0]

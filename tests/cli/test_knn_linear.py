@@ -167,7 +167,7 @@ def official(tmp_path_factory):
     return folder
 
 
-def test_open_encoder__the_same_trunk_by_our_reader_and_by_converts(official, pool, capsys):
+def test_open_encoder__the_same_trunk_of_an_official_file_and_of_a_backbone(official, pool, capsys):
     def opened(name, **more):
         options = {"encoder": "q", "image_size": None} | more
         return encoder_options.open_encoder(
@@ -190,7 +190,7 @@ def test_open_encoder__the_same_trunk_by_our_reader_and_by_converts(official, po
     assert backbone.view.mean == (123.675, 116.28, 103.53)
     images = torch.randn(2, 3, 64, 64)
     assert torch.equal(trunk_of(whole.network)(images), trunk_of(backbone.network)(images))
-    with pytest.raises(InputError, match="has no key encoder"):
+    with pytest.raises(InputError, match="has no encoder 'k'"):
         opened("official.pth.tar", encoder="k")
     asked = (
         "knn",

@@ -127,7 +127,7 @@ def test_config__needs_no_torch():
 def test_detection_schema__equals_detectron2():
     from detectron2.config import get_cfg
 
-    from moco_transfer.config.detection_schema import DETECTION_DEFAULTS
+    from moco_transfer.config.schema_file import DETECTION_DEFAULTS
 
     def leaves(node, prefix=""):
         for key, value in node.items():
@@ -160,8 +160,8 @@ def test_load__is_frozen(load, name):
 
 def test_schemas__agree_with_the_models_that_config_may_not_import():
     from moco_transfer import models
-    from moco_transfer.config.detection_schema import DETECTION_DEFAULTS
     from moco_transfer.config.pretrain_schema import ONE_OF, PRETRAIN_DEFAULTS
+    from moco_transfer.config.schema_file import DETECTION_DEFAULTS
 
     data, detector = PRETRAIN_DEFAULTS["DATA"], DETECTION_DEFAULTS["MODEL"]
     assert data["PIXEL_MEAN"] == models.IMAGENET_MEAN and data["PIXEL_STD"] == models.IMAGENET_STD

@@ -1,6 +1,6 @@
 """``moco-transfer convert`` as it is typed.
 
-Seen red under: --inspect that writes a file next to the one inspected; --image ignored; the
+Seen red under: --inspect that writes a file next to the one inspected; the
     coverage counted wrongly.
 """
 
@@ -139,22 +139,6 @@ def test_next_step__loads_the_file_that_was_written(tmp_path, arch, to):
     assert loaded.keys() == state.keys() and all(
         torch.equal(loaded[name], tensor) for name, tensor in state.items()
     )
-
-
-def test_convert__compares_on_a_real_image(saved, tmp_path, official, capsys):
-    from PIL import Image
-
-    Image.effect_noise((40, 30), 50).convert("RGB").save(tmp_path / "noise.png")
-    words = ["convert", str(saved(official)), str(tmp_path / "m.pkl"), "--image"]
-    assert main([*words, str(tmp_path / "noise.png")]) == 0
-    assert "verified: features agree to 1e-05 (res2 " in capsys.readouterr().out
-    (tmp_path / "m.pkl").write_bytes(b"earlier")
-    (tmp_path / "text.png").write_bytes(b"no image")
-    assert main([*words, str(tmp_path / "text.png")]) == 2
-    assert (
-        "as an image" in capsys.readouterr().err and (tmp_path / "m.pkl").read_bytes() == b"earlier"
-    )
-    assert main([*words, str(tmp_path / "noise.png"), "--no-verify"]) == 2
 
 
 def test_help__names_every_layout(capsys):

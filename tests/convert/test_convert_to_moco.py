@@ -26,9 +26,8 @@ from moco_transfer.convert.formats import read_source
 from moco_transfer.convert.read import read_checkpoint
 from moco_transfer.convert.write import companions
 from moco_transfer.models import build_encoder
-from moco_transfer.pretrain.encoder_file import trained_encoder
+from moco_transfer.pretrain.encoder_file import read_encoder
 from moco_transfer.pretrain.moco import MoCo
-from moco_transfer.runtime.checkpoint import load_checkpoint
 from moco_transfer.runtime.errors import InputError
 
 
@@ -175,7 +174,7 @@ def test_to_moco__is_read_back_by_convert_and_by_the_probes(saved, tmp_path, our
         )
     again = read_checkpoint(tmp_path / "official.pth.tar")
     assert len(companions(again, read_source(again))) == 130
-    probe = trained_encoder(load_checkpoint(tmp_path / "official.pth.tar"), "official.pth.tar")
+    probe = read_encoder(str(tmp_path / "official.pth.tar"))
     assert (
         probe.arch == "resnet18"
         and probe.has_head

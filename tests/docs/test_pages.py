@@ -12,8 +12,8 @@ from itertools import product
 import pytest
 
 from moco_transfer.cli.main import VERBS, main
-from moco_transfer.config.detection_schema import DETECTION_DEFAULTS
 from moco_transfer.config.pretrain_schema import PRETRAIN_DEFAULTS
+from moco_transfer.config.schema_file import DETECTION_DEFAULTS
 
 from .commands import PAGES, REPOSITORY
 

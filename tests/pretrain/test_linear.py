@@ -23,18 +23,18 @@ from moco_transfer.data.views.labelled import EvaluationView, find_labelled
 from moco_transfer.models import build_encoder
 from moco_transfer.pretrain import linear
 from moco_transfer.pretrain.encoder_file import TrainedEncoder
-from moco_transfer.pretrain.features import Compute, FeatureSet
+from moco_transfer.pretrain.features import FeatureSet
 from moco_transfer.pretrain.linear import (
     LinearPlan,
     LinearProtocol,
+    LinearRun,
     accuracy_on,
     evaluate_linear,
-    new_run,
-    restore,
     shuffled_batches,
     train_classifier,
 )
 from moco_transfer.runtime.checkpoint import CheckpointFolder, load_checkpoint
+from moco_transfer.runtime.device import Compute
 from moco_transfer.runtime.errors import InputError
 
 CPU = torch.device("cpu")
@@ -49,20 +49,23 @@ def feature_set(count: int, seed: int) -> FeatureSet:
     return FeatureSet(features, labels, ("a", "b", "c"), 0)
 
 
+def new_run(dim: int, classes: int, protocol: LinearProtocol, **settings) -> LinearRun:
+    settings = {"settings": {}} | settings
+    return LinearRun(dim, classes, protocol, num_train=22, device=CPU, **settings)
+
+
 def train(protocol: LinearProtocol, folder, *, resume: bool = False):
     train_set, test_set = feature_set(22, seed=1), feature_set(30, seed=2)
-    run = new_run(5, 3, protocol, device=CPU, settings={"checkpoint_sha256": "ab"})
+    run = new_run(5, 3, protocol, settings={"checkpoint_sha256": "ab"})
     checkpoints = CheckpointFolder(folder)
     if resume:
-        restore(run, load_checkpoint(checkpoints.last()), "checkpoint")
-    order = shuffled_batches(22, protocol, epoch=run.epoch, step=run.step)
+        run.restore(load_checkpoint(checkpoints.last()), "checkpoint")
+    order = shuffled_batches(22, protocol, start=run.iteration)
     batches = (
         (train_set.features[[i for _, i in places]], train_set.labels[[i for _, i in places]])
         for places in order
     )
-    return run, train_classifier(
-        run, batches, test_set, num_train=22, checkpoints=checkpoints, metrics=None
-    )
+    return run, train_classifier(run, batches, test_set, checkpoints=checkpoints, metrics=None)
 
 
 def plain_loop(protocol: LinearProtocol) -> tuple[nn.Linear, float, float]:
@@ -72,7 +75,7 @@ def plain_loop(protocol: LinearProtocol) -> tuple[nn.Linear, float, float]:
     """
     train_set, test_set = feature_set(22, seed=1), feature_set(30, seed=2)
     layer = nn.Linear(5, 3)
-    layer.load_state_dict(new_run(5, 3, protocol, device=CPU, settings={}).classifier.state_dict())
+    layer.load_state_dict(new_run(5, 3, protocol).classifier.state_dict())
     optimizer = torch.optim.SGD(layer.parameters(), lr=protocol.lr, momentum=0.9, weight_decay=0.0)
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [6, 8], 0.1)
     batches = shuffled_batches(22, protocol)
@@ -114,7 +117,7 @@ def test_protocol__is_the_papers():
         protocol.batch_size_total,
         protocol.epochs,
     ) == (0, 0.9, 256, 100)
-    run = new_run(2048, 1000, protocol, device=CPU, settings={})
+    run = new_run(2048, 1000, protocol)
     assert (
         run.classifier.weight.std().item() == pytest.approx(0.01, rel=0.01)
         and run.classifier.weight.mean().abs() < 1e-4
@@ -138,7 +141,7 @@ def test_shuffled_batches__every_image_once_in_an_epoch_the_partial_batch_too():
         assert sorted(seen) == list(range(22))
     assert [i for _, i in batches[0]] != [i for _, i in batches[3]]
     for epoch, step in ((1, 0), (0, 2), (1, 1)):
-        rest = list(shuffled_batches(22, protocol, epoch=epoch, step=step))
+        rest = list(shuffled_batches(22, protocol, start=3 * epoch + step))
         assert rest == batches[3 * epoch + step :]
 
 
@@ -194,13 +197,9 @@ def test_restore__other_features_or_settings__error(tmp_path):
     with pytest.raises(
         InputError, match="was made with checkpoint_sha256 'ab', the run to resume has 'cd'"
     ):
-        restore(
-            new_run(5, 3, LinearProtocol(), device=CPU, settings={"checkpoint_sha256": "cd"}),
-            state,
-            "x",
-        )
+        new_run(5, 3, LinearProtocol(), settings={"checkpoint_sha256": "cd"}).restore(state, "x")
     with pytest.raises(InputError, match="not a checkpoint of moco-transfer linear"):
-        restore(new_run(5, 3, LinearProtocol(), device=CPU, settings={}), {"format": "other"}, "x")
+        new_run(5, 3, LinearProtocol()).restore({"format": "other"}, "x")
 
 
 def test_train_classifier__loss_that_is_not_finite__error(tmp_path):

@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from moco_transfer.pretrain.end_to_end import EndToEnd
-from moco_transfer.pretrain.features import Compute
 from moco_transfer.pretrain.memory_bank import MemoryBank
 from moco_transfer.pretrain.moco import MoCo
 from moco_transfer.pretrain.run import LossModule, Pretraining, train
 from moco_transfer.pretrain.supervised import Supervised
 from moco_transfer.pretrain.watch import UnreadableImages, Watch
+from moco_transfer.runtime.device import Compute
 from moco_transfer.runtime.distributed import get_rank, get_world_size
 from moco_transfer.runtime.meter import Meter
 from moco_transfer.runtime.metrics import MetricsFile
@@ -282,7 +282,9 @@ def test_logits__are_float32_under_autocast_and_not_only_by_type(kind):
         else None
     )
     positive = model.bank[index].clone() if kind == "memory_bank" else None
-    if kind != "memory_bank":
+    if kind == "memory_bank":
+        model.begin_step(index)
+    else:
         model.shuffle = False
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits, _ = model(views[0], index) if kind == "memory_bank" else model(*views)

@@ -13,7 +13,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from ...config import flatten_config
-from ...config.detection_schema import DETECTION_DEFAULTS
+from ...config.schema_file import DETECTION_DEFAULTS
 from ...data.annotations.catalog import DetectionDataset
 from ...data.batches.loader import test_loader, train_loader
 from ...data.batches.transforms import TestMapper, TrainMapper

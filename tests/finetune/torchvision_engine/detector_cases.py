@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 
-from moco_transfer.config.detection_schema import DETECTION_DEFAULTS
+from moco_transfer.config.schema_file import DETECTION_DEFAULTS
 
 NUM_CLASSES = 5
 

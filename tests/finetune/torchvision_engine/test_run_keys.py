@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from moco_transfer.config import available, load_detection_config
-from moco_transfer.config.detection_schema import DETECTION_DEFAULTS
+from moco_transfer.config.schema_file import DETECTION_DEFAULTS
 from moco_transfer.data.batches.transforms import TestMapper
 from moco_transfer.finetune.plan import Request, plan_finetuning
 from moco_transfer.finetune.torchvision_engine.build import TorchvisionEngine
