@@ -38,13 +38,45 @@ _HEAD_BLOCK = re.compile(r"res5\.\d+\.")
 
 
 @dataclass(frozen=True)
-class _Reading:
-    """One way to read a file: its layout, and the full prefix under which the encoder lies."""
+class Source:
+    """A place in a checkpoint where an encoder lies, and the encoder once it is taken out.
+
+    Attributes:
+        naming: Key of READ_NAME: how the file names the encoder's tensors.
+        prefix: What stands before each of these names.
+        role: "q" or "k".
+        is_ours: Whether this program's ``pretrain`` wrote the file.
+        state: torchvision's name -> tensor, BN's counters included.
+        names: torchvision's name -> full name in the file; ``own_names``: without the prefix.
+        unknown: Full names under the prefix that are neither backbone nor a known head.
+        dropped: Full name -> why it is not taken.
+    """
 
     layout: Layout
     naming: str
     prefix: str
     role: str
+    is_ours: bool = False
+    state: dict[str, Tensor] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    own_names: dict[str, str] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+    dropped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def format(self) -> str:
+        """The layout's name for the stamp."""
+        return "moco_transfer" if self.is_ours else self.layout.format
+
+    @property
+    def title(self) -> str:
+        """The project whose checkpoint it is, in words."""
+        return "moco-transfer" if self.is_ours else self.layout.title
+
+    @property
+    def encoder(self) -> str | None:
+        """The role; None where the layout knows one encoder only."""
+        return self.role if self.layout.key or self.role == "k" else None
 
     def own_name(self, name: str) -> str | None:
         """Return a tensor's name without the prefix; None for one outside of the encoder."""
@@ -54,37 +86,6 @@ class _Reading:
             if name.startswith(head) and _HEAD_BLOCK.match(name.removeprefix(head)):
                 prefix = head
         return name[len(prefix) :] if name.startswith(prefix) else None
-
-
-@dataclass(frozen=True)
-class Source:
-    """An encoder taken out of a checkpoint.
-
-    Attributes:
-        naming: Key of READ_NAME: how the file names the encoder's tensors.
-        format: The layout's name for the stamp; "moco_transfer" for our own checkpoints.
-        encoder: "q" or "k"; None where the layout knows one encoder only.
-        state: torchvision's name -> tensor, BN's counters included.
-        names: torchvision's name -> full name in the file; ``own_names``: without the prefix.
-        unknown: Full names under the prefix that are neither backbone nor a known head.
-        dropped: Full name -> why it is not taken.
-    """
-
-    layout: Layout
-    naming: str
-    format: str
-    prefix: str
-    encoder: str | None
-    state: dict[str, Tensor] = field(default_factory=dict)
-    names: dict[str, str] = field(default_factory=dict)
-    own_names: dict[str, str] = field(default_factory=dict)
-    unknown: list[str] = field(default_factory=list)
-    dropped: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def title(self) -> str:
-        """The project whose checkpoint it is, in words."""
-        return "moco-transfer" if self.format == "moco_transfer" else self.layout.title
 
 
 def read_source(
@@ -151,13 +152,13 @@ def _normal(prefix: str) -> tuple[str, bool]:
 
 def _readings(
     content: Content, places: list[tuple[str, str]], source_format: str | None
-) -> list[_Reading]:
+) -> list[Source]:
     """Return every way to read the file; the marked layouts alone when one of them fits."""
     for naming, prefix in places:
         if source_format and prefix == source_format:  # --from may name the place itself
             title = f"a ResNet under {prefix!r}"
             layout = Layout("prefix", title, (prefix,), namings=(naming,))
-            return [_Reading(layout, naming, prefix, role) for role in ("q", "k")]
+            return [Source(layout, naming, prefix, role) for role in ("q", "k")]
     if source_format is not None and source_format not in known_formats():
         hint = did_you_mean(source_format, known_formats())
         raise InputError(
@@ -166,7 +167,7 @@ def _readings(
         )
     texts = [f"{k}={v}" for k, v in content.top.items() if isinstance(v, str) and len(v) < 100]
     lines = [*content.tensors, *texts, f"container={content.container}"]
-    found: list[_Reading] = []
+    found: list[Source] = []
     for layout in LAYOUTS:
         if source_format == layout.format or (source_format is None and layout.fits(lines)):
             found += _readings_as(layout, places)
@@ -174,7 +175,7 @@ def _readings(
     return marked if marked and source_format is None else found
 
 
-def _readings_as(layout: Layout, places: list[tuple[str, str]]) -> list[_Reading]:
+def _readings_as(layout: Layout, places: list[tuple[str, str]]) -> list[Source]:
     """Return the places that one layout explains, its preferred prefix first."""
     prefixes = layout.prefixes
     found = []
@@ -182,7 +183,7 @@ def _readings_as(layout: Layout, places: list[tuple[str, str]]) -> list[_Reading
         bare, is_average = _normal(prefix)
         role = "q" if bare in layout.query and not is_average else "k"
         if naming in layout.namings and bare in (layout.query if is_average else prefixes):
-            found.append((prefixes.index(bare), _Reading(layout, naming, prefix, role)))
+            found.append((prefixes.index(bare), Source(layout, naming, prefix, role)))
     return [reading for _, reading in sorted(found, key=lambda one: one[0])]
 
 
@@ -202,7 +203,7 @@ def _no_reading(content: Content, places: list[str], source_format: str | None) 
     return InputError(f"{content.path} {what}. First keys: {first}")
 
 
-def _take(content: Content, reading: _Reading, places: list[str]) -> Source:
+def _take(content: Content, reading: Source, places: list[str]) -> Source:
     own_format = str(content.top.get("format", ""))
     is_ours = own_format.startswith(OUR_FORMAT.rstrip("1"))
     if is_ours and own_format != OUR_FORMAT:
@@ -210,13 +211,7 @@ def _take(content: Content, reading: _Reading, places: list[str]) -> Source:
         raise InputError(f"{content.path} {what}; update moco-transfer.")
     others = tuple(prefix for prefix in places if prefix not in ("", reading.prefix))
     inside = tuple(prefix for prefix in others if prefix.startswith(reading.prefix))
-    source = Source(
-        layout=reading.layout,
-        naming=reading.naming,
-        format="moco_transfer" if is_ours else reading.layout.format,
-        prefix=reading.prefix,
-        encoder=reading.role if reading.layout.key or reading.role == "k" else None,
-    )
+    source = Source(reading.layout, reading.naming, reading.prefix, reading.role, is_ours)
     for full_name, tensor in content.tensors.items():
         own = None if full_name.startswith(inside) else reading.own_name(full_name)
         if own is None:

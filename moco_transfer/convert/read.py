@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import functools
 import os
-import pickle
 import re
 import struct
-import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -24,6 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..runtime.checkpoint import damaged, printable, torch_load
 from ..runtime.errors import InputError, MissingFileError
 from ..runtime.safe_pickle import read_pickle
 from .layouts import INERT
@@ -33,7 +32,6 @@ _ZIP = b"PK\x03\x04"
 _LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 _PICKLE = re.compile(rb"\x80[\x00-\x05]|[(}\]c]")
 
-MAX_NAME = 1000  # characters of a tensor's full name; VISSL's have about 90
 MAX_DEPTH = 8  # of dicts and lists that are searched for tensors; VISSL's trunk lies 5 deep
 
 
@@ -67,10 +65,13 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Content:
     head = _head(path)
     metadata: Mapping[str, str] = {}
     top: Any
-    if head.startswith(_ZIP):
-        container, top = "torch", _read_torch_zip(path)
-    elif head.startswith(_LEGACY_TORCH):
-        container, top = "torch", _torch_load(path, mmap=False)
+    if head.startswith((_ZIP, _LEGACY_TORCH)):
+        if is_zip := head.startswith(_ZIP):
+            _check_torch_zip(path)
+        # Memory-mapped: a table that claims too many bytes meets the end of the file, not other
+        # memory.
+        with torch.serialization.safe_globals(_stand_ins()):
+            container, top = "torch", torch_load(path, mmap=is_zip)
     elif head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < 1 << 40:
         container = "safetensors"
         top, metadata = _read_safetensors(path)
@@ -93,17 +94,14 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Content:
 def _head(path: Path) -> bytes:
     try:
         with open(path, "rb") as file:
-            head = file.read(64)
+            return file.read(64)
     except FileNotFoundError:
         raise MissingFileError(f"{path} does not exist; check the path.") from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise InputError(f"Cannot read {path}: {error}.") from error
-    if not head:
-        raise InputError(f"{path} is empty (0 bytes). Copy or download the checkpoint again.")
-    return head
 
 
-def _read_torch_zip(path: Path) -> Any:
+def _check_torch_zip(path: Path) -> None:
     """Check every record's checksum before torch's own reader, which trusts the archive."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -111,33 +109,13 @@ def _read_torch_zip(path: Path) -> Any:
             is_torch = all(info.compress_type == zipfile.ZIP_STORED for info in infos)
             broken = archive.testzip() if is_torch else None
     except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     if broken:
-        raise _damaged(path, f"its record {broken!r} fails its checksum")
+        raise damaged(path, f"its record {broken!r} fails its checksum")
     if not is_torch or not any(info.filename.endswith("data.pkl") for info in infos):
         raise InputError(
             f"{path} is a zip archive that torch.save did not write; pass the checkpoint inside."
         )
-    # Memory-mapped: a table that claims too many bytes meets the end of the file, not other memory.
-    return _torch_load(path, mmap=True)
-
-
-def _torch_load(path: Path, *, mmap: bool) -> Any:
-    try:
-        with torch.serialization.safe_globals(_stand_ins()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a damaged byte may look like another pickle version
-            return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        patterns = (r"GLOBAL (\S+)", r"[Uu]nsupported \S+ (\S+)")
-        named = next(filter(None, (re.search(p, str(error)) for p in patterns)), None)
-        if not named:
-            raise _damaged(path, error) from error
-        raise InputError(
-            f"{path} asks for {named[1][:100]!r}, which is neither a tensor nor a plain value, and"
-            " was not run; save its state_dict() alone with torch.save."
-        ) from None
-    except Exception as error:  # torch's reader raises any kind of exception for a damaged file
-        raise _damaged(path, error) from error
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -146,9 +124,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             names = file.keys()
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
-        raise InputError(
-            f"{path} is not a whole safetensors file ({_short(error)}); copy or download it again."
-        ) from error
+        raise damaged(path, error) from error
 
 
 @functools.cache
@@ -176,7 +152,7 @@ def _stand_ins() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
 def named_tensors(top: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
     """Return every tensor in nested dicts and lists, under the dotted path of its keys.
 
-    An InputError names a tensor that is no plain one on the CPU, or has too long a name.
+    An InputError names a tensor that is no plain one on the CPU.
     """
     tensors: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -187,9 +163,6 @@ def named_tensors(top: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
         seen.add(id(node))
         for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
             name = f"{prefix}{printable(key)}"
-            if len(name) > MAX_NAME:
-                what = f"a name of {len(name)} characters ({name[:80]}…)"
-                raise InputError(f"{path}: {what}, expected at most {MAX_NAME}.")
             if isinstance(value, np.ndarray):
                 value = torch.from_numpy(value)
             if isinstance(value, Tensor):
@@ -204,22 +177,7 @@ def named_tensors(top: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def printable(name: Any) -> str:
-    """Return a key as one line of text, with what cannot be printed escaped."""
-    text = str(name)
-    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
-
-
 def listed(names: Iterable[str], most: int = 5) -> str:
     """Return the first names, with ``…`` where there are more, or "none"."""
     names = list(names)
     return ", ".join(names[:most]) + (", …" if len(names) > most else "") if names else "none"
-
-
-def _short(error: object) -> str:
-    # Of torch's C++ stack trace the first line alone.
-    return printable((str(error).strip().splitlines() or [type(error).__name__])[0][:120])
-
-
-def _damaged(path: Path, reason: object) -> InputError:
-    return InputError(f"{path} is truncated or damaged ({_short(reason)}); get it again.")

@@ -134,8 +134,9 @@ class LinearRun:
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
         self.classifier.to(device)
-        options = {"momentum": protocol.sgd_momentum, "weight_decay": protocol.weight_decay}
-        self.optimizer = torch.optim.SGD(self.classifier.parameters(), protocol.lr, **options)
+        momentum, decay = protocol.sgd_momentum, protocol.weight_decay
+        weights = self.classifier.parameters()
+        self.optimizer = torch.optim.SGD(weights, protocol.lr, momentum, weight_decay=decay)
 
     def save(self, checkpoints: CheckpointFolder) -> None:
         """Write a checkpoint on process 0. Collective."""

@@ -104,25 +104,18 @@ def check_resume(point: ResumePoint, header: dict[str, Any], max_iterations: int
 
 def changes(point: ResumePoint, header: dict[str, Any]) -> Iterator[str]:
     """Yield what differs, and may, between a checkpoint and the run that continues from it."""
-    for key, before, now in _changed(point, header):
-        effect = "the run equals none that had either throughout"
-        if key.startswith("KNN."):
-            effect = "figures from before and after may not be comparable"
+    differing = _changed(point, header)
+    processes = "number of processes", point.state["world_size"], get_world_size()
+    order = "order of images in shards", point.state["order"], header["order"]
+    differing += [fact for fact in (processes, order) if fact[1] != fact[2]]
+    effects = {
+        "KNN": "figures from before and after may not be comparable",
+        processes[0]: "other groups of images share BN statistics, lr and schedule stay the same",
+        order[0]: "in the resumed epoch some images may come again and others not at all",
+    }
+    for key, before, now in differing:
+        effect = effects.get(key.split(".")[0], "the run equals none that had either throughout")
         yield f"{key} was {before!r} and is {now!r} from here on: {effect}."
-    saved, now = point.state["world_size"], get_world_size()
-    if saved != now:
-        stay = "" if header["order"] else "images, order, "
-        yield (
-            f"The run was saved with {saved} processes and continues with {now}: {stay}learning"
-            " rate and schedule stay the same, the groups of images that share BN statistics"
-            " differ from here on."
-        )
-    saved, order = point.state["order"], header["order"]
-    if saved != order:
-        yield (
-            f"The order of images in shards differs from here on ({saved} -> {order}): in the"
-            " resumed epoch some images may come again and others not at all."
-        )
 
 
 def restore(

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import pickle
-import zipfile
+import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,29 +70,45 @@ class CheckpointFolder:
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Return the dictionary in a file that ``torch.save`` wrote, on the CPU; no code in it is run.
-
-    Raises:
-        MissingFileError: If there is no such file.
-        InputError: If it is truncated, not a checkpoint, or holds objects other than tensors and
-            plain containers.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path} is a folder, expected a checkpoint such as checkpoint_0200.pth.")
-    if not path.exists():
-        raise MissingFileError(f"Checkpoint {path} does not exist.")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path} cannot be read safely (weights only): {reason}") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"{path} is truncated or not a PyTorch checkpoint ({reason}). Copy it again, or use an"
-            " earlier checkpoint."
-        ) from error
+    """Return the dictionary in a file that ``torch.save`` wrote; raises as :func:`torch_load`."""
+    state = torch_load(path)
     if not isinstance(state, dict):
         raise InputError(f"{path} holds a {type(state).__name__}, expected a dictionary.")
     return state
+
+
+def torch_load(path: str | Path, *, mmap: bool = False) -> Any:
+    """Return what ``torch.save`` wrote, on the CPU; no code in it is run.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        InputError: If it is truncated, damaged, or holds objects other than tensors and plain
+            containers.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a damaged byte may look like another pickle version
+            return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)
+    except FileNotFoundError as error:
+        raise MissingFileError(f"Checkpoint {path} does not exist.") from error
+    except Exception as error:  # torch's reader raises any kind of exception for a damaged file
+        patterns = (r"GLOBAL (\S+)", r"[Uu]nsupported \S+ (\S+)")
+        named = next(filter(None, (re.search(p, str(error)) for p in patterns)), None)
+        if named and isinstance(error, pickle.UnpicklingError):
+            raise InputError(
+                f"{path} asks for {named[1][:100]!r}, which is neither a tensor nor a plain value,"
+                " and was not run; save its state_dict() alone with torch.save."
+            ) from None
+        raise damaged(path, error) from error
+
+
+def damaged(path: object, reason: object) -> InputError:
+    """Return the error for a file that is not whole; of a C++ stack trace the first line alone."""
+    line = printable((str(reason).strip().splitlines() or [type(reason).__name__])[0][:120])
+    return InputError(f"{path} is truncated or damaged ({line}); get it again.")
+
+
+def printable(name: object) -> str:
+    """Return a key as one line of text, with what cannot be printed escaped."""
+    text = str(name)
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")

@@ -35,15 +35,13 @@ def torchrun_command(module: str, words: Sequence[str]) -> list[str] | None:
         InputError: If the options contradict each other, or torchrun has started this process.
     """
     asked, rest = launch_options().parse_known_args(list(words))
-    if asked.num_gpus < 1 or not 0 <= asked.machine_rank < asked.num_machines:
+    has_address = asked.num_machines == 1 or (asked.dist_url or "").startswith("tcp://")
+    is_ranked = 0 <= asked.machine_rank < asked.num_machines
+    if asked.num_gpus < 1 or not is_ranked or not has_address:
         raise InputError(
-            f"--num-gpus {asked.num_gpus} --num-machines {asked.num_machines} --machine-rank "
-            f"{asked.machine_rank}: expected at least one process and a rank below --num-machines."
-        )
-    if asked.num_machines > 1 and not (asked.dist_url or "").startswith("tcp://"):
-        raise InputError(
-            f"--num-machines {asked.num_machines} needs --dist-url tcp://HOST:PORT, the address of "
-            f"machine 0; got {asked.dist_url}."
+            f"--num-gpus {asked.num_gpus} --num-machines {asked.num_machines} --machine-rank"
+            f" {asked.machine_rank} --dist-url {asked.dist_url}: expected at least one process, a"
+            " rank below --num-machines, and for several machines tcp://HOST:PORT of machine 0."
         )
     if asked.num_gpus == asked.num_machines == 1:
         return None

@@ -6,14 +6,11 @@ Look at it with ``jq -s 'map({iteration, loss})' metrics.json``.
 from __future__ import annotations
 
 import json
-import logging
 import math
 from pathlib import Path
 from typing import Any
 
 from .files import atomic_write_text
-
-logger = logging.getLogger(__name__)
 
 
 class MetricsFile:
@@ -29,7 +26,9 @@ class MetricsFile:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
-            self._drop_after(start_iteration)
+            rows = read_metrics(self.path) if start_iteration else []
+            kept = (json.dumps(row) for row in rows if row["iteration"] <= start_iteration)
+            atomic_write_text(self.path, "".join(f"{line}\n" for line in kept))
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open during the run
         self._writer: Any = None
         if tensorboard:
@@ -56,16 +55,6 @@ class MetricsFile:
         self._file.close()
         if self._writer is not None:
             self._writer.close()
-
-    def _drop_after(self, start_iteration: int) -> None:
-        rows = read_metrics(self.path)
-        kept = [row for row in rows if start_iteration and row["iteration"] <= start_iteration]
-        if len(kept) < len(rows):
-            logger.info(
-                "%s: dropped %d lines after iteration %d; the run computes them again.",
-                *(self.path.name, len(rows) - len(kept), start_iteration),
-            )
-        atomic_write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

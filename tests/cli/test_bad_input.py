@@ -219,6 +219,4 @@ def test_resume__checkpoint_of_another_run(capsys, tmp_path, pool):
     checkpoint = tmp_path / "run" / "checkpoint_0001.pth"
     checkpoint.write_bytes(checkpoint.read_bytes()[:20000])
     resume = pretrain_words(pool, tmp_path, SOLVER__EPOCHS=1)
-    assert "truncated or not a PyTorch checkpoint" in refused(
-        capsys, *resume[:3], "--resume", *resume[3:]
-    )
+    assert "truncated or damaged" in refused(capsys, *resume[:3], "--resume", *resume[3:])

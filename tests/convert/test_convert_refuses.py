@@ -175,7 +175,7 @@ def test_refuses__a_flipped_byte(saved, refuses, official_small):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "is empty"),
+        (b"", "is no checkpoint"),
         (b"hello, this is a text\n" * 9, "is no checkpoint"),
         (b"\x89PNG\r\n\x1a\n" + bytes(99), "is no checkpoint"),
         # fmt: skip
@@ -399,7 +399,7 @@ def test_refuses__names_on_several_lines_are_shown_on_one(saved, refuses, offici
         saved(changed(official_small, **{"bad\nname\x1b[2J": torch.zeros(1)})), r"bad\nname\x1b[2J"
     )
     refuses(saved({"state_dict": {}, "two\nlines": 3}), r"two\nlines")
-    refuses(saved({"x" * 2000: torch.zeros(1)}), "a name of 2000 characters")
+    refuses(saved({"x" * 2000: torch.zeros(1)}), "holds no ResNet")
 
 
 def test_refuses__when_the_disk_is_full(saved, refuses, official_small, monkeypatch):

@@ -62,7 +62,7 @@ def test_load_checkpoint__damaged__one_sentence(tmp_path, damage):
 def test_load_checkpoint__missing_folder_or_other_object__error(tmp_path):
     with pytest.raises(MissingFileError, match="does not exist"):
         load_checkpoint(tmp_path / "none.pth")
-    with pytest.raises(InputError, match="is a folder"):
+    with pytest.raises(InputError, match="truncated or damaged"):
         load_checkpoint(tmp_path)
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(InputError, match="holds a list"):
