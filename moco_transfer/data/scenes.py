@@ -17,13 +17,12 @@ from ..runtime.seed import generator_at
 SHAPES, TEXTURES = ("disc", "square", "triangle", "star"), ("striped", "dotted")
 CLASSES = tuple(f"{texture}_{shape}" for shape in SHAPES for texture in TEXTURES)
 _SUPERSAMPLE = 3  # objects are drawn this much larger and shrunk, so that edges are smooth
-_MAX_OBJECTS = 6
 
 Box = tuple[str, int, int, int, int]  # class name, x0, y0, x1, y1: px, 0-based, [x0, x1), [y0, y1)
 
 
-def write_pool(folder: Path, *, count: int, size: int, seed: int) -> int:
-    """Write ``count`` images of one object as ``<folder>/<class>/<number>.jpg``; return the count.
+def write_pool(folder: Path, *, count: int, size: int, seed: int) -> None:
+    """Write ``count`` images of one object as ``<folder>/<class>/<number>.jpg``.
 
     The object fills 45 to 90 % of the side of ``size`` px.
     """
@@ -34,7 +33,6 @@ def write_pool(folder: Path, *, count: int, size: int, seed: int) -> int:
         x, y = int(rng.integers(0, size - side + 1)), int(rng.integers(0, size - side + 1))
         _paste(image, name, rng, x, y, side)
         _write_jpeg(folder / name / f"{i:05d}.jpg", image)
-    return count
 
 
 def write_voc_scenes(root: Path, *, splits: dict[str, int], size: int, seed: int) -> dict[str, int]:
@@ -67,7 +65,7 @@ def _draw_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[B
 
     image = _background(rng, size)
     boxes: list[Box] = []
-    for _ in range(int(rng.integers(1, _MAX_OBJECTS + 1))):
+    for _ in range(int(rng.integers(1, 7))):
         for _ in range(20):
             side = int(size * rng.uniform(0.18, 0.42))
             x, y = int(rng.integers(0, size - side + 1)), int(rng.integers(0, size - side + 1))

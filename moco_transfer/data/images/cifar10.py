@@ -25,10 +25,7 @@ from .decode import encode_npy
 from .folder import ImageFolder, find_images
 from .image_source import IndexedSource, Table
 
-CIFAR10_CLASSES = (
-    *("airplane", "automobile", "bird", "cat", "deer"),
-    *("dog", "frog", "horse", "ship", "truck"),
-)
+CIFAR10_CLASSES = (*"airplane automobile bird cat deer dog frog horse ship truck".split(),)
 
 _BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
 _FOLDER = "cifar-10-batches-py"

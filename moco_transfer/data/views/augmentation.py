@@ -26,10 +26,8 @@ from torchvision.transforms import functional as F
 
 _RATIO = (3 / 4, 4 / 3)  # aspect ratios of torchvision's RandomResizedCrop
 _LOG_RATIO = (math.log(_RATIO[0]), math.log(_RATIO[1]))
-_ADJUST = {
-    **{"brightness": F.adjust_brightness, "contrast": F.adjust_contrast},
-    **{"saturation": F.adjust_saturation, "hue": F.adjust_hue},
-}
+_JITTER = ("brightness", "contrast", "saturation", "hue")
+_ADJUST = {name: getattr(F, f"adjust_{name}") for name in _JITTER}
 
 
 @dataclass(frozen=True)

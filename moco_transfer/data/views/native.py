@@ -12,13 +12,11 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-
-Result = TypeVar("Result")
 
 OFF = "MOCO_TRANSFER_NO_NATIVE"
 """Environment variable; set to anything to switch the compiled loops off."""
@@ -101,7 +99,7 @@ def finish_views(
         raise MemoryError("no memory for the colours of a view")
 
 
-def in_threads(work: Callable[[range], Result], count: int) -> list[Result]:
+def in_threads(work: Callable[[range], Any], count: int) -> list[Any]:
     """Call ``work`` with parts of ``range(count)``, one for each of ``torch.get_num_threads()``
     threads (1 in a data worker); returns the results in the order of the parts.
     """
