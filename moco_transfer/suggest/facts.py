@@ -56,8 +56,6 @@ class Machine:
     gpus: int  # 0: the CPU
     memory: float  # GiB of each GPU, or of the host
     cpus: int
-    precision: str = "fp32"  # that it computes in natively
-    why: str = "this CPU does not compute bfloat16 natively"
     is_assumed: bool = False  # the GPUs are not here to ask
 
     @property

@@ -132,6 +132,5 @@ def _length(choices: Choices, n: int, batch: int, machine: Machine) -> None:
     take("SOLVER.STEPS", [round(length * share) for share in shares], f"{why} of the run")
     take("SOLVER.WARMUP_ITERS", min(1000, max(1, length // 10)), "a tenth, at most Detectron2's")
     take("SOLVER.CHECKPOINT_PERIOD", max(1, length // 10), "ten in a run")
-    take("SOLVER.AMP.ENABLED", machine.precision != "fp32", machine.why)
     workers = max(1, min(4, machine.cpus // machine.processes)) if machine.gpus else 1
     take("DATALOADER.NUM_WORKERS", workers, f"of {machine.cpus} cores")

@@ -83,18 +83,15 @@ def look_at_machine(gpus: int | None) -> Machine:
     """Ask this machine; ``gpus`` replaces their number, 0 for the CPU."""
     import torch
 
-    from ..runtime.device import choose_precision
-
     here, cpus = torch.cuda.device_count(), os.cpu_count() or 1
     gpus = here if gpus is None else gpus
     if gpus and not here:
-        (gib, cores), why = _ASSUMED, "GPUs from Volta on compute float16 natively"
-        return Machine(gpus, gib, cores * gpus, "fp16", why, is_assumed=True)
-    precision = choose_precision("auto", torch.device("cuda" if gpus else "cpu"))
+        gib, cores = _ASSUMED
+        return Machine(gpus, gib, cores * gpus, is_assumed=True)
     if gpus:
         total = torch.cuda.get_device_properties(0).total_memory
     elif hasattr(os, "sysconf"):
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     else:  # Windows
         total = 8 << 30
-    return Machine(gpus, total / 2**30, cpus, precision.name, precision.reason)
+    return Machine(gpus, total / 2**30, cpus)

@@ -51,7 +51,6 @@ def suggest_pretraining(
     take("MOCO.BN_GROUP_SIZE", group, why)
     choices.take_fixed("pretrain")
     take("TRAIN.DEVICE", "cuda" if machine.gpus else "cpu", machine.describe())
-    take("TRAIN.PRECISION", machine.precision, machine.why)
     take("TRAIN.LOG_PERIOD", max(1, min(50, images.count // batch)), "an epoch, at most 50")
     return choices.finished()
 

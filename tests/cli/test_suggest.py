@@ -1,7 +1,7 @@
 """`suggest` as a user meets it: the printed commands run as they are, bad input is one sentence.
 
 Went red under: a finetune.yaml without the data's number of classes; a checkpoint's name by
-iterations instead of epochs; files written before a fault was found.
+iterations instead of epochs; the folder of --output made before the faults were found.
 """
 
 from __future__ import annotations

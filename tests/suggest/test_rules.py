@@ -41,7 +41,7 @@ COCO = Objects(
 
 
 def gpus(count: int, memory: float = 16) -> Machine:
-    return Machine(count, memory, 8 * count, "fp16", "native")
+    return Machine(count, memory, 8 * count)
 
 
 def pretraining(count: int, machine: Machine, short_side: int = 400, **given) -> dict:
