@@ -42,11 +42,13 @@ class Coverage:
         """Number of tensors that the backbone needs (265 for ResNet-50)."""
         return len(self.matched) + len(self.missing) + len(self.misshapen)
 
-    def sentence(self, path: object, arch: str, *, advice: str = ADVICE) -> str:
+    def sentence(
+        self, path: object, arch: str, *, part: str = "backbone", advice: str = ADVICE
+    ) -> str:
         """Return the coverage of ``path`` in words; ``advice`` follows only a gap."""
         wrong = [f"{n} is {got}, expected {want}" for n, (got, want) in self.misshapen.items()]
         parts = [
-            f"{path} covers {len(self.matched)} of {self.num_expected} backbone tensors of {arch}.",
+            f"{path} covers {len(self.matched)} of {self.num_expected} {part} tensors of {arch}.",
             _counted("Missing", self.missing),
             _counted("Unused", self.unused),
             *([_counted("Misshapen", wrong)] if wrong else []),

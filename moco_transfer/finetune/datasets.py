@@ -23,7 +23,6 @@ from ..data.annotations.records import is_trainable
 from ..evaluate.coco_eval import CocoEvaluator
 from ..evaluate.predictions import PredictionWriter
 from ..evaluate.voc_eval import VocEvaluator
-from ..runtime.errors import InputError
 from ..runtime.files import sha256_of
 from .lint import Finding, PlanError, collecting
 
@@ -36,20 +35,15 @@ _HEADS = (("segm", "MASK_ON", "segmentation"), ("keypoints", "KEYPOINT_ON", "key
 
 
 class Reads:
-    """Remembers what was read, faults included: the plans of many runs read each file once."""
+    """Remembers what was read: the plans of many runs read each file once."""
 
     def __init__(self) -> None:
         self._known: dict[Any, Any] = {}
 
     def once(self, key: Any, read: Callable[[], T]) -> T:
-        """Return ``read()``, or what it gave (or raised) when it was called for this key before."""
+        """Return ``read()``, or what it gave when it was called for this key before."""
         if key not in self._known:
-            try:
-                self._known[key] = read()
-            except InputError as error:
-                self._known[key] = error
-        if isinstance(self._known[key], InputError):
-            raise self._known[key]
+            self._known[key] = read()
         return self._known[key]
 
 

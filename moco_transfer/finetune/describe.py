@@ -12,11 +12,10 @@ CLASSES_SHOWN = 20
 
 def describe_plan(plan: FinetunePlan) -> list[str]:
     """Return the plan, a line for each part of it."""
-    parts = [*_what(plan), *_weights(plan), *_how(plan)]
-    return [f"{name + ':':11} {text}" for name, text in parts]
+    return [f"{name + ':':11} {text}" for name, text in _parts(plan)]
 
 
-def _what(plan: FinetunePlan) -> Iterator[tuple[str, str]]:
+def _parts(plan: FinetunePlan) -> Iterator[tuple[str, str]]:
     header, data, device = plan.header, plan.data, plan.engine.device
     processes = f"{plan.world_size} process{'' if plan.world_size == 1 else 'es'}"
     yield "task", f"{header['task']}, row {header['init']}, seed {header['seed']}"
@@ -30,23 +29,17 @@ def _what(plan: FinetunePlan) -> Iterator[tuple[str, str]]:
     names = data.class_names
     shown = ", ".join(names[:CLASSES_SHOWN]) + (", ..." if len(names) > CLASSES_SHOWN else "")
     yield "classes", f"{len(names)}{', from the data' if data.count_from_data else ''}: {shown}"
-
-
-def _weights(plan: FinetunePlan) -> Iterator[tuple[str, str]]:
     weights, found = plan.weights, plan.coverage
     if plan.checkpoint is not None:
         yield "resumes", f"{plan.checkpoint_path}, after iteration {plan.checkpoint['iteration']}"
     if found is None:
         yield "weights", "random initialisation"
-        return
-    covered = f"{len(found.matched)} of {found.num_expected} tensors"
-    yield "weights", f"{weights.path} ({weights.kind}): {covered}, sha256 {weights.sha256}"
-    stamp = {key: value for key, value in (weights.stamp or {}).items() if value is not None}
-    missing = "none: its colour order and pixel statistics cannot be checked"
-    yield "stamp", ", ".join(f"{key} {value}" for key, value in stamp.items()) or missing
-
-
-def _how(plan: FinetunePlan) -> Iterator[tuple[str, str]]:
+    else:
+        covered = f"{len(found.matched)} of {found.num_expected} tensors"
+        yield "weights", f"{weights.path} ({weights.kind}): {covered}, sha256 {weights.sha256}"
+        stamp = {key: value for key, value in (weights.stamp or {}).items() if value is not None}
+        missing = "none: its colour order and pixel statistics cannot be checked"
+        yield "stamp", ", ".join(f"{key} {value}" for key, value in stamp.items()) or missing
     files = "config.yaml, env.txt, log.txt, results.json"
     if not plan.request.eval_only:
         yield "schedule", plan.schedule.describe(plan.written_schedule, plan.world_size)

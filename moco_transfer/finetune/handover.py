@@ -21,6 +21,7 @@ from torch import nn
 
 from ..convert import BackboneWeights, Coverage, coverage, load_backbone
 from ..models.pixels import IMAGENET_MEAN, IMAGENET_STD
+from ..models.resnets import BATCH_COUNTER
 
 logger = logging.getLogger(__name__)
 
@@ -126,9 +127,7 @@ def _trained_with(content: BackboneWeights) -> dict[str, Any]:
 
 def trunk_places(keys: Sequence[str]) -> dict[str, str]:
     """Return the key in a detector of each tensor of the pre-trained trunk."""
-    found = (
-        (key, _TRUNK_KEY.fullmatch(key)) for key in keys if not key.endswith("num_batches_tracked")
-    )
+    found = ((key, _TRUNK_KEY.fullmatch(key)) for key in keys if not key.endswith(BATCH_COUNTER))
     return {match[1]: key for key, match in found if match}
 
 
@@ -150,17 +149,8 @@ def coverage_gap(found: Coverage | None, weights: InitialWeights, arch: str) -> 
         return None
     if weights.kind != DETECTOR:
         return found.sentence(weights.path, arch)
-    misshapen = [f"{name} {got} instead of {want}" for name, (got, want) in found.misshapen.items()]
-    return (
-        f"{weights.path} is a detector of another config: it covers {len(found.matched)} of"
-        f" {found.num_expected} tensors. Missing: {_some(found.missing)}. Unused:"
-        f" {_some(found.unused)}. Misshapen: {_some(misshapen)}. Use the config.yaml next to it."
-    )
-
-
-def _some(names: Sequence[str]) -> str:
-    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + rest if names else "none"
+    advice = "It is a detector of another config: use the config.yaml next to it."
+    return found.sentence(weights.path, "this config", part="detector", advice=advice)
 
 
 def describe_weights(weights: InitialWeights, found: Coverage | None) -> dict[str, Any]:

@@ -27,12 +27,13 @@ from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
 from ..runtime.device import FP32, Precision, choose_precision
 from ..runtime.distributed import broadcast_object, get_world_size, start_processes
 from ..runtime.errors import InputError
+from ..runtime.run_folder import open_run_folder
 from . import handover
 from .datasets import DataRequest, Reads, RunData, annotation_digests, evaluated_tasks, read_data
 from .engine import Engine, engine_class
 from .handover import InitialWeights
 from .lint import Finding, PlanError, collecting, lint, remarks
-from .resume import CHECKPOINT_FORMAT, evaluation_folder, folder_fault, resume_faults, resume_notes
+from .resume import CHECKPOINT_FORMAT, evaluation_folder, resume_faults, resume_notes
 from .schedule import Schedule
 from .sync_norm import describe_norm
 
@@ -235,11 +236,10 @@ class _Planner:
         if data is not None and weights is not None:
             header = self._resumed(self._header(data, weights))
         output_dir = Path(cfg.OUTPUT_DIR)
-        if fault := folder_fault(output_dir, resume=request.resume or request.eval_only):
-            self.findings.append(Finding("", fault))
-        elif request.eval_only and data is not None:
-            names = [dataset.name for dataset in data.test_sets]
-            output_dir = evaluation_folder(output_dir, names, cfg.dump())
+        keeps = request.resume or request.eval_only
+        folder = self._try(functools.partial(open_run_folder, output_dir, resume=keeps))
+        if folder is not None and request.eval_only and data is not None:
+            output_dir = evaluation_folder(folder, [dataset.name for dataset in data.test_sets])
         overruled = {"--force": request.force, "--allow-partial": request.allow_partial}
         standing = [finding for finding in self.findings if not overruled.get(finding.option)]
         if standing or not data or not weights or not self.engine or self.skeleton is None:
@@ -279,7 +279,7 @@ class _Planner:
             "task": task + subset_suffix(subset.fraction if subset is not None else 1),
             "class_names": list(data.class_names),
             "init": request.init or (self.checkpoint or {}).get("init") or weights.row,
-            "weights": _plain(handover.describe_weights(weights, self.coverage)),
+            "weights": handover.describe_weights(weights, self.coverage),
             "weights_sha256": weights.sha256,
             "label_subset_sha256": subset.sha256 if subset is not None else None,
             "datasets": {r: annotation_digests(roles[r], self.reads) for r in roles},
@@ -364,11 +364,4 @@ def config_hash(cfg: CfgNode) -> str:
     cfg.defrost()
     for key in _FREE_KEYS.split():
         cfg.merge_from_list([key, None])
-    return hashlib.sha256(json.dumps(_plain(cfg), sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _plain(value: Any) -> Any:
-    """Return a value with dicts and lists alone, as json and a checkpoint hold them."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+    return hashlib.sha256(json.dumps(cfg, sort_keys=True).encode()).hexdigest()[:12]

@@ -138,11 +138,11 @@ def load_detector(
 
 
 def _find_checkpoint(path: Path) -> Path:
-    if not path.exists():
-        raise MissingFileError(f"{path} does not exist; {_EXPECTED}")
     last = path if path.is_file() else CheckpointFolder(path).last()
     if last is None:
-        raise InputError(f"The folder {path} has no last_checkpoint; {_EXPECTED}")
+        raise MissingFileError(
+            f"{path} is no file, and no folder with last_checkpoint; {_EXPECTED}"
+        )
     return last
 
 

@@ -12,6 +12,8 @@ from ..runtime.checkpoint import LAST
 
 CHECKPOINT_FORMAT = "moco_transfer.finetune/1"
 
+_FILES = (LAST, "config.yaml", "metrics.json", "results.json", "predictions_*.json")
+
 Header = Mapping[str, Any]  # what a checkpoint says of its run; ``FinetunePlan.header``
 
 
@@ -41,14 +43,14 @@ def resume_faults(state: Header, path: str, header: Header, *, eval_only: bool) 
                 f"{path} is of a run with {key} {state[key]!r}, now it is {header[key]!r}."
                 f" {advice[key]} Or train from scratch in another OUTPUT_DIR."
             )
-    for role, digests in {} if eval_only else header["datasets"].items():
-        for name, digest in digests.items():
-            if state["datasets"][role].get(name) != digest:
-                yield (
-                    f"{path} is of a run on other data: the annotations of {name!r} in"
-                    f" DATASETS.{role.upper()} have changed since it began. Put them back, or train"
-                    " from scratch in another OUTPUT_DIR."
-                )
+    sets = {} if eval_only else header["datasets"]
+    for role, name in [(role, name) for role, digests in sets.items() for name in digests]:
+        if state["datasets"][role].get(name) != sets[role][name]:
+            yield (
+                f"{path} is of a run on other data: the annotations of {name!r} in"
+                f" DATASETS.{role.upper()} have changed since it began. Put them back, or train"
+                " from scratch in another OUTPUT_DIR."
+            )
 
 
 def resume_notes(state: Header, header: Header, *, eval_only: bool) -> list[str]:
@@ -63,36 +65,11 @@ def resume_notes(state: Header, header: Header, *, eval_only: bool) -> list[str]
     return notes
 
 
-def folder_fault(folder: Path, *, resume: bool) -> str | None:
-    """Return why a run cannot have a folder, in a sentence: it is a file, or holds another run."""
-    if folder.exists() and not folder.is_dir():
-        return f"OUTPUT_DIR {folder} is a file, expected a folder."
-    if (present := _run_files(folder)) and not resume:
-        return (
-            f"OUTPUT_DIR {folder} already holds a run ({', '.join(present)}). Continue it with"
-            " --resume, or choose another OUTPUT_DIR."
-        )
-    return None
-
-
-def _run_files(folder: Path) -> list[str]:
-    return [name for name in (LAST, "metrics.json", "results.json") if (folder / name).exists()]
-
-
-def evaluation_folder(output_dir: Path, test_names: Sequence[str], config_text: str) -> Path:
+def evaluation_folder(output_dir: Path, test_names: Sequence[str]) -> Path:
     """Return where an evaluation may write without replacing anything: ``output_dir`` where it
     holds no run and no other evaluation, else ``eval_<test sets>[_<number>]`` in it.
-
-    An interrupted evaluation of the same config (``config_text``) is repeated in its folder.
     """
     name = "eval_" + re.sub(r"[^\w.+-]", "_", "+".join(test_names))
     numbered = (output_dir / f"{name}_{number}" for number in itertools.count(2))
     folders = itertools.chain([output_dir, output_dir / name], numbered)
-    return next(folder for folder in folders if _is_free(folder, config_text))
-
-
-def _is_free(folder: Path, config_text: str) -> bool:
-    if _run_files(folder) or any(folder.glob("predictions_*.json")):
-        return False
-    config = folder / "config.yaml"
-    return not config.exists() or config.read_text(encoding="utf-8") == config_text
+    return next(f for f in folders if not any(any(f.glob(pattern)) for pattern in _FILES))

@@ -15,9 +15,12 @@ from torch import Tensor, nn
 
 from ..runtime.distributed import average_bn_statistics, get_world_size
 
-# By their names, so that this module needs neither engine; Detectron2's and the embedded one's.
-_NAIVE = ("NaiveSyncBatchNorm", "NaiveSyncBatchNorm2d")
-_FROZEN = "FrozenBatchNorm2d"
+# By the names of their classes, so that this module needs neither engine.
+_NORMS = {
+    **dict.fromkeys(("SyncBatchNorm2d", "SyncBatchNorm"), "SyncBN"),
+    **dict.fromkeys(("NaiveSyncBatchNorm2d", "NaiveSyncBatchNorm"), "naiveSyncBN"),
+    **{"BatchNorm2d": "BN", "FrozenBatchNorm2d": "FrozenBN", "GroupNorm": "GN"},
+}
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -105,22 +108,14 @@ def describe_norm(model: nn.Module, world_size: int, device: torch.device) -> st
     """Return which normalisation a model really uses in a run, for results.json, such as ``"BN
     (SyncBN in one process) x 61"`` or ``"SyncBN over 8 ranks (nccl) x 53 + FrozenBN x 10"``.
     """
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    counts: Counter[str] = Counter()
-    for module in model.modules():
-        kind = type(module).__name__
-        if isinstance(module, (SyncBatchNorm2d, nn.SyncBatchNorm)) or kind in _NAIVE:
-            name = "naiveSyncBN" if kind in _NAIVE else "SyncBN"
-            over = f"{name} over {world_size} ranks ({backend})"
-            counts[f"BN ({name} in one process)" if world_size == 1 else over] += 1
-        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-            per_rank = f"BN per rank (not synchronised, {world_size} ranks)"
-            counts["BN" if world_size == 1 else per_rank] += 1
-        elif kind == _FROZEN:
-            counts["FrozenBN"] += 1
-        elif isinstance(module, nn.GroupNorm):
-            counts["GN"] += 1
-    return " + ".join(f"{name} x {n}" for name, n in counts.items()) or "none"
+    kinds = (type(module).__name__ for module in model.modules())
+    counts = Counter(_NORMS[kind] for kind in kinds if kind in _NORMS)
+    over = f"over {world_size} ranks ({'nccl' if device.type == 'cuda' else 'gloo'})"
+    words = {n: f"{n} {over}" for n in ("SyncBN", "naiveSyncBN")}
+    words["BN"] = f"BN per rank (not synchronised, {world_size} ranks)"
+    if world_size == 1:
+        words = {n: f"BN ({n} in one process)" for n in ("SyncBN", "naiveSyncBN")}
+    return " + ".join(f"{words.get(name, name)} x {n}" for name, n in counts.items()) or "none"
 
 
 def recompute_bn_statistics(

@@ -150,7 +150,12 @@ def train(
                     return False
                 run.wrapped.train()
                 if metrics is not None:
-                    metrics.write(run.iteration, flatten(results))
+                    named = (
+                        (f"{task}/{name}", value)
+                        for task, of_task in results.items()
+                        for name, value in of_task.items()
+                    )
+                    metrics.write(run.iteration, dict(named))
     return True
 
 
@@ -240,8 +245,3 @@ def evaluate(
             return None
         evaluator.process(batch, detect(batch))
     return evaluator.evaluate()
-
-
-def flatten(results: Results) -> dict[str, float]:
-    """Return ``{"bbox": {"AP": 1.0}}`` as ``{"bbox/AP": 1.0}``, as Detectron2 names them."""
-    return {f"{task}/{name}": value for task in results for name, value in results[task].items()}

@@ -268,8 +268,8 @@ def test_read_weights__a_detector_of_another_config_is_refused(tmp_path):
     weights = read_weights(str(tmp_path / "a.pth"))
     gap = gap_of(detector(), weights)
     assert (
-        "a.pth is a detector of another config" in gap
-        and "roi_heads.box_predictor.cls_score.weight (4, 256) instead of (9, 256)" in gap
+        "It is a detector of another config" in gap
+        and "roi_heads.box_predictor.cls_score.weight is (4, 256), expected (9, 256)" in gap
     )
 
 

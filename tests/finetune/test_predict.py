@@ -165,10 +165,12 @@ def test_load_detector__a_checkpoint_and_detectron2s_run_folder(run, tmp_path):
 
 def test_load_detector__what_is_none(run, tmp_path):
     folder = run[0]
-    with pytest.raises(MissingFileError, match="nowhere does not exist; expected the OUTPUT_DIR"):
+    with pytest.raises(
+        MissingFileError, match="nowhere is no file, and no folder with last_checkpoint; expected"
+    ):
         load_detector(tmp_path / "nowhere")
     with pytest.raises(
-        InputError, match="has no last_checkpoint; expected the OUTPUT_DIR of moco-transfer train"
+        InputError, match="no folder with last_checkpoint; expected the OUTPUT_DIR of moco-transfer"
     ):
         load_detector(tmp_path)
     torch.save(
@@ -181,7 +183,7 @@ def test_load_detector__what_is_none(run, tmp_path):
     )
     with pytest.raises(InputError, match="bare.pth does not hold its config.*--config-file FILE"):
         load_detector(tmp_path / "bare.pth")
-    with pytest.raises(InputError, match="bare.pth is a detector of another config"):
+    with pytest.raises(InputError, match="bare.pth covers .* It is a detector of another config"):
         load_detector(tmp_path / "bare.pth", config_file="demo_R_18_FPN")
     with pytest.raises(InputError, match="has 3 classes, but 2 names are given"):
         load_detector(folder, class_names=["a", "b"])

@@ -274,16 +274,12 @@ def test_eval_only__in_a_folder_of_its_own_replaces_no_other_evaluation(finished
     ["last_checkpoint", "metrics.json", "results.json", "predictions_other.json", "config.yaml"],
 )
 def test_evaluation_folder__anything_of_a_run_keeps_the_folder_for_it(tmp_path, name):
-    assert evaluation_folder(tmp_path, ["a", "b/c"], "SEED: 1") == tmp_path
+    assert evaluation_folder(tmp_path, ["a", "b/c"]) == tmp_path
     (tmp_path / name).write_text("of another")
-    assert evaluation_folder(tmp_path, ["a", "b/c"], "SEED: 1") == tmp_path / "eval_a+b_c"
+    assert evaluation_folder(tmp_path, ["a", "b/c"]) == tmp_path / "eval_a+b_c"
     (tmp_path / "eval_a+b_c").mkdir()
-    (tmp_path / "eval_a+b_c" / "config.yaml").write_text(
-        "SEED: 1"
-    )  # the same evaluation, which did not come to its end
-    assert evaluation_folder(tmp_path, ["a", "b/c"], "SEED: 1") == tmp_path / "eval_a+b_c"
-    (tmp_path / "eval_a+b_c" / "results.json").write_text("{}")
-    assert evaluation_folder(tmp_path, ["a", "b/c"], "SEED: 1") == tmp_path / "eval_a+b_c_2"
+    (tmp_path / "eval_a+b_c" / name).write_text("of another")
+    assert evaluation_folder(tmp_path, ["a", "b/c"]) == tmp_path / "eval_a+b_c_2"
 
 
 def test_eval_only__command_line_names_the_folder(finished, capsys):

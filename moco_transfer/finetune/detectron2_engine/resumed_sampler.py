@@ -12,54 +12,42 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from torch.utils.data import Sampler
 
 
+@dataclass(eq=False)
 class ResumedSampler(Sampler):
-    """The rest of a sampler's stream, begun with the images that wait for others of their shape.
+    """The rest of a sampler's stream, begun with the images that wait for others of their shape."""
 
-    Args:
-        sampler: An endless stream of indices, the same each time it is iterated.
-        is_wide: Whether each image is wider than high; None without grouping by aspect ratio.
-        batch_size: Images of this process in a batch.
-        num_workers: With several, images arrive in another order than they are drawn.
-        batches_used: Batches that were trained on.
-    """
-
-    def __init__(
-        self,
-        sampler: Sampler,
-        is_wide: Sequence[bool] | None,
-        *,
-        batch_size: int,
-        num_workers: int,
-        batches_used: int,
-    ) -> None:
-        self._sampler, self._is_wide, self._batches_used = sampler, is_wide, batches_used
-        self._batch_size, self._num_workers = batch_size, num_workers
+    sampler: Sampler  # an endless stream of indices, the same each time it is iterated
+    is_wide: Sequence[bool] | None  # of each image; None without grouping by aspect ratio
+    batch_size: int  # images of this process in a batch
+    num_workers: int  # with several, images arrive in another order than they are drawn
+    batches_used: int  # that were trained on
 
     def __iter__(self) -> Iterator[int]:
         """Yield indices of images without end."""
-        drawn, size, workers = iter(self._sampler), self._batch_size, self._num_workers
-        if self._is_wide is None:  # whole batches arrive in the order in which they are drawn
-            return itertools.islice(drawn, self._batches_used * size, None)
+        drawn, size, workers = iter(self.sampler), self.batch_size, self.num_workers
+        if self.is_wide is None:  # whole batches arrive in the order in which they are drawn
+            return itertools.islice(drawn, self.batches_used * size, None)
         # Each worker gets a batch's images in turn and gives one in turn.
         arriving = _transposed(drawn, workers, size)
-        waiting = self._waiting_after(arriving, self._is_wide)
+        waiting = self._waiting_after(arriving, self.is_wide)
         return _transposed(itertools.chain(waiting, arriving), size, workers)
 
     def _waiting_after(self, arriving: Iterator[int], is_wide: Sequence[bool]) -> list[int]:
         """Take what the batches used; return what arrived and is in none of them, in its order."""
         buckets: tuple[list[int], list[int]] = ([], [])
         waiting: list[int] = []
-        left = self._batches_used
+        left = self.batches_used
         while left:
             index = next(arriving)
             bucket = buckets[not is_wide[index]]
             bucket.append(index)
             waiting.append(index)
-            if len(bucket) == self._batch_size:
+            if len(bucket) == self.batch_size:
                 for used in bucket:
                     waiting.remove(used)
                 bucket.clear()

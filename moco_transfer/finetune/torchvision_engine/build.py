@@ -285,12 +285,12 @@ def _rpn(cfg: CfgNode, backbone: Backbone) -> RPN:
 def _roi_heads(cfg: CfgNode, backbone: Backbone) -> RoIHeads:
     heads, box, mask = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_MASK_HEAD
     channels = _channels("MODEL.ROI_HEADS.IN_FEATURES", heads.IN_FEATURES, backbone)
-    box_pooler, mask_pooler = (_pooler(part, backbone, heads.IN_FEATURES) for part in (box, mask))
+    pooler = functools.partial(_pooler, backbone=backbone, in_features=heads.IN_FEATURES)
     kind: Callable[..., RoIHeads]
     if heads.NAME == keys.STANDARD_HEADS:
         convs, fcs = [box.CONV_DIM] * box.NUM_CONV, [box.FC_DIM] * box.NUM_FC
         box_head = BoxHead(channels, box.POOLER_RESOLUTION, convs, fcs, norm=box.NORM)
-        kind = functools.partial(StandardRoIHeads, box_head, mask_pooler)
+        kind = functools.partial(StandardRoIHeads, box_head, mask_pooler=pooler(mask))
         predictor_channels = box_head.out_channels
     else:
         shape = _settings(ResNetShape, cfg.MODEL.RESNETS)
@@ -306,7 +306,7 @@ def _roi_heads(cfg: CfgNode, backbone: Backbone) -> RoIHeads:
     return kind(
         in_features=heads.IN_FEATURES,
         sampler=_settings(RegionSampler, heads),
-        box_pooler=box_pooler,
+        box_pooler=pooler(box),
         box_predictor=BoxPredictor(predictor_channels, settings),
         mask_head=mask_head,
     )
@@ -321,6 +321,4 @@ def _channels(key: str, names: list[str], backbone: Backbone) -> int:
     known = ", ".join(backbone.channels)
     exist = bool(names) and set(names) <= set(backbone.channels)
     _require(exist, f"{key} {list(names)} is not what the backbone returns: {known}")
-    channels = {backbone.channels[name] for name in names}
-    _require(len(channels) == 1, f"{key} {list(names)} must have equal numbers of channels")
-    return channels.pop()
+    return backbone.channels[names[0]]

@@ -31,7 +31,8 @@ Boxes = Sequence[Tensor]  # one (Ri, 4) for each image
 class RoIHeads(nn.Module, abc.ABC):
     """What both kinds of second stage share: training on drawn regions, and detection.
 
-    ``in_features`` of the backbone are given finest first.
+    ``in_features`` of the backbone are given finest first. Without a ``mask_pooler`` the mask head
+    reads the box head's features.
     """
 
     box_head_key: str  # of the box network, in the state dict
@@ -46,22 +47,17 @@ class RoIHeads(nn.Module, abc.ABC):
         box_pooler: RoIPooler,
         box_predictor: BoxPredictor,
         mask_head: MaskHead | None = None,
+        mask_pooler: RoIPooler | None = None,
     ) -> None:
         super().__init__()
         self.add_module(self.box_head_key, box_head)
         self.in_features, self.sampler = tuple(in_features), sampler
         self.box_pooler, self.box_predictor = box_pooler, box_predictor
-        self.mask_head = mask_head
+        self.mask_head, self.mask_pooler = mask_head, mask_pooler
 
     @abc.abstractmethod
     def box_features(self, levels: list[Tensor], boxes: Boxes) -> Tensor:
         """Return the features of M regions that ``box_predictor`` reads, before averaging."""
-
-    def mask_features(
-        self, levels: list[Tensor], boxes: Boxes, box_features: Tensor | None = None
-    ) -> Tensor:
-        """Return the features of M regions that ``mask_head`` reads: here the boxes' own."""
-        return self.box_features(levels, boxes) if box_features is None else box_features
 
     def losses(
         self, features: Features, proposals: Boxes, truth: Sequence[GroundTruth]
@@ -73,10 +69,9 @@ class RoIHeads(nn.Module, abc.ABC):
         logits, deltas = self.box_predictor(hidden)
         losses = self.box_predictor.losses(logits, deltas, regions)
         if self.mask_head is not None:
-            chosen = [self.sampler.objects(r) for r in regions]
-            objects = [r.select(mask) for r, mask in zip(regions, chosen, strict=True)]
-            boxes, own_hidden = [r.boxes for r in objects], hidden[torch.cat(chosen)]
-            pooled = self.mask_features(levels, boxes, own_hidden)
+            chosen, objects = zip(*map(self.sampler.objects, regions), strict=True)
+            boxes, pooler = [r.boxes for r in objects], self.mask_pooler
+            pooled = pooler(levels, boxes) if pooler is not None else hidden[torch.cat(chosen)]
             mask_logits = self.mask_head(pooled, torch.cat([r.classes for r in objects]))
             losses["loss_mask"] = self.mask_head.loss(mask_logits, objects, truth)
         return losses
@@ -90,8 +85,8 @@ class RoIHeads(nn.Module, abc.ABC):
         detections = self.box_predictor.detect(logits, deltas, proposals, image_sizes)
         if self.mask_head is None:
             return detections
-        pooled = self.mask_features(levels, [d.boxes for d in detections])
-        return self.mask_head.predict(pooled, detections)
+        pool = self.mask_pooler or self.box_features
+        return self.mask_head.predict(pool(levels, [d.boxes for d in detections]), detections)
 
 
 class StandardRoIHeads(RoIHeads):
@@ -103,19 +98,9 @@ class StandardRoIHeads(RoIHeads):
     box_head_key = "box_head"
     box_head: BoxHead
 
-    def __init__(self, box_head: BoxHead, mask_pooler: RoIPooler, **shared: Any) -> None:
-        super().__init__(box_head, **shared)
-        self.mask_pooler = mask_pooler
-
     def box_features(self, levels: list[Tensor], boxes: Boxes) -> Tensor:
         """Return (M, features of the last layer)."""
         return torch.flatten(self.box_head(self.box_pooler(levels, boxes)), 1)
-
-    def mask_features(
-        self, levels: list[Tensor], boxes: Boxes, box_features: Tensor | None = None
-    ) -> Tensor:
-        """Return (M, C, P, P)."""
-        return self.mask_pooler(levels, boxes)
 
 
 class Res5RoIHeads(RoIHeads):

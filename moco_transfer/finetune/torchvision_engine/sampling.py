@@ -91,11 +91,6 @@ class SampledRegions:
     target_boxes: Tensor  # (S, 4), what each should become; undefined for background
     target_index: Tensor  # (S,) int64, the object of each; undefined for background
 
-    def select(self, chosen: Tensor) -> SampledRegions:
-        """Return the regions that a mask (S,) chooses."""
-        parts = (self.boxes, self.classes, self.target_boxes, self.target_index)
-        return SampledRegions(*(part[chosen] for part in parts))
-
 
 @dataclass(frozen=True)
 class RegionSampler:
@@ -138,6 +133,7 @@ class RegionSampler:
         target_boxes = truth.boxes[index] if len(truth.boxes) else boxes
         return SampledRegions(boxes, classes[drawn], target_boxes, index)
 
-    def objects(self, regions: SampledRegions) -> Tensor:
-        """Return the mask (S,) of the regions that are objects."""
-        return (regions.classes >= 0) & (regions.classes < self.num_classes)
+    def objects(self, regions: SampledRegions) -> tuple[Tensor, SampledRegions]:
+        """Return which of the regions are objects, a mask (S,), and those regions alone."""
+        chosen = (regions.classes >= 0) & (regions.classes < self.num_classes)
+        return chosen, SampledRegions(*(part[chosen] for part in vars(regions).values()))
