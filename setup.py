@@ -55,7 +55,7 @@ setup(
     package_data={
         f"{CONFIGS}.pretrain": ["*.yaml"],
         f"{CONFIGS}.detection": ["*.yaml"],
-        "moco_transfer.cli": ["examples/*.txt"],
+        "moco_transfer.cli": ["*.yaml", "examples/*.txt"],
         "moco_transfer.config": ["*.yaml"],
         "moco_transfer.convert": ["*.yaml"],
         "moco_transfer.data.annotations": ["*.yaml"],

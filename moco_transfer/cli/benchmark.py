@@ -33,37 +33,24 @@ _LAUNCHER_OF = {"jobs": "local", "num_gpus": "torchrun", "slurm": "slurm"}  # op
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``benchmark``."""
     what = parser.add_argument_group("what is run")
-    add, output = what.add_argument, "folder of all runs, of matrix.yaml and of the table"
-    add("--output", required=True, metavar="FOLDER", help=output)
-    matrix = "YAML file with the whole matrix, instead of the options of this group"
-    add("--matrix", metavar="FILE", help=matrix)
-    tasks = "detection configs: files, or names of the package's"
-    add("--tasks", nargs="+", default=[], metavar="CONFIG", help=tasks)
-    init = "a row: random, or NAME=FILE; may be repeated"
-    add("--init", action="append", default=[], metavar="NAME=FILE", help=init)
-    seeds = "runs per row, with seeds 0 to N-1 (default: 1)"
-    add("--seeds", type=options.count, metavar="N", help=seeds)
-    fraction = "shares of the labelled images (default: 1)"
-    add("--label-fraction", nargs="+", default=[], metavar="F", help=fraction)
-    engine = "which engine runs (default: auto)"
-    add("--engine", metavar="auto|torchvision|detectron2", help=engine)
-    options.add_precision(what, "")
-    options.add_datasets(what)
-    baseline = "row that differences refer to (default: supervised, else random)"
-    add("--baseline", default="", metavar="NAME", help=baseline)
-    overrides = "config keys to change in every run"
-    add("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=overrides)
+    add = what.add_argument
+    add("--output", required=True, metavar="FOLDER")
+    add("--matrix", metavar="FILE")
+    add("--tasks", nargs="+", default=[], metavar="CONFIG")
+    add("--init", action="append", default=[], metavar="NAME=FILE")
+    add("--seeds", type=options.count, metavar="N")
+    add("--label-fraction", nargs="+", default=[], metavar="F")
+    add("--engine", metavar="auto|torchvision|detectron2")
+    add("--precision", default="", choices=options.PRECISIONS)
+    add("--dataset", action="append", default=[], metavar="NAME=...")
+    add("--baseline", default="", metavar="NAME")
+    add("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE")
     add = parser.add_argument_group("how it is run").add_argument
-    launcher = "one process a run, torchrun, or Slurm (default: local)"
-    add("--launcher", choices=("local", "torchrun", "slurm"), help=launcher)
-    jobs = "local: runs at a time (default: one per GPU, or one)"
-    add("--jobs", type=options.count, metavar="N", help=jobs)
-    gpus = "torchrun: processes of a run (default: one per GPU)"
-    add("--num-gpus", "--nproc-per-node", type=options.count, metavar="N", help=gpus)
-    slurm = "slurm: partition, account, gpus_per_node, timeout_min, mem_gb, ..."
-    add("--slurm", nargs="+", default=[], metavar="KEY=VALUE", help=slurm)
-    dry_run = "print the matrix, a plan of each task and every command; run and write nothing"
-    add("--dry-run", action="store_true", help=dry_run)
+    add("--launcher", choices=("local", "torchrun", "slurm"))
+    add("--jobs", type=options.count, metavar="N")
+    add("--num-gpus", "--nproc-per-node", type=options.count, metavar="N")
+    add("--slurm", nargs="+", default=[], metavar="KEY=VALUE")
+    add("--dry-run", action="store_true")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,18 +9,14 @@ from __future__ import annotations
 
 import argparse
 
-from . import options
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``check-data``."""
     add = parser.add_argument
-    names = "data sets (default: those of --dataset); with --config-file: KEY VALUE pairs"
-    add("names", nargs="*", metavar="NAME", help=names)
-    options.add_datasets(parser)
-    config = "check the data sets of this config, and whether they fit it"
-    add("--config-file", metavar="FILE", help=config)
-    add("--fast", action="store_true", help="read the annotations only, do not open the images")
+    add("names", nargs="*", metavar="NAME")
+    add("--dataset", action="append", default=[], metavar="NAME=...")
+    add("--config-file", metavar="FILE")
+    add("--fast", action="store_true")
 
 
 def run(args: argparse.Namespace) -> int:

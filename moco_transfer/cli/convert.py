@@ -11,23 +11,18 @@ from __future__ import annotations
 
 import argparse
 
-from . import options
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``convert``."""
     add = parser.add_argument
-    add("src", nargs="?", metavar="SRC", help="checkpoint to read, or a name of published weights")
-    add("dst", nargs="?", metavar="DST", help="file to write; a missing folder is made")
-    targets = "detectron2 (.pkl, default), torchvision (.pth), timm (.safetensors), moco (.pth.tar)"
-    add("--to", default="detectron2", metavar="TARGET", help=targets)
-    options.add_role(parser)
-    layout = "the layout of SRC, when its keys can be read in two ways"
-    add("--from", dest="source_format", metavar="FORMAT", help=layout)
-    add("--arch", metavar="NAME", help="the network, e.g. resnet50; default: by its shapes")
-    verify = "compare the features res2 to res5 of both files (default: yes up to 1 GB)"
-    add("--verify", action=argparse.BooleanOptionalAction, default=None, help=verify)
-    add("--inspect", metavar="FILE", help="print what FILE is and write nothing")
+    add("src", nargs="?", metavar="SRC")
+    add("dst", nargs="?", metavar="DST")
+    add("--to", default="detectron2", metavar="TARGET")
+    add("--encoder", default="q", choices=("q", "k"))
+    add("--from", dest="source_format", metavar="FORMAT")
+    add("--arch", metavar="NAME")
+    add("--verify", action=argparse.BooleanOptionalAction, default=None)
+    add("--inspect", metavar="FILE")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -27,10 +27,9 @@ _Step = tuple[str, list[str], Path | None]  # title, words, result (None: always
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``demo``."""
-    add, output = parser.add_argument, "folder for everything (default: demo_output)"
-    add("--output", default="demo_output", metavar="DIR", help=output)
-    seeds = "fine-tuning runs per initialisation (default: 3)"
-    add("--seeds", type=options.count, default=3, metavar="N", help=seeds)
+    add = parser.add_argument
+    add("--output", default="demo_output", metavar="DIR")
+    add("--seeds", type=options.count, default=3, metavar="N")
 
 
 def run(args: argparse.Namespace) -> int:

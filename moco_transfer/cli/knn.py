@@ -17,15 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``knn``."""
     options.add_encoder(parser)
     add = parser.add_argument
-    add("--k", type=options.count, default=200, metavar="N", help="neighbours (default 200)")
-    votes = "of the votes (default 0.1)"
-    add("--temperature", type=options.positive, default=0.1, metavar="T", help=votes)
-    features = (
-        "head: the encoder's output, as in the official demo; trunk: the pooled features before it"
-        " (default: head where the file has one made for contrast, otherwise trunk)"
-    )
-    add("--features", choices=("head", "trunk"), help=features)
-    add("--output", metavar="DIR", help="also write results.json there")
+    add("--k", type=options.count, default=200, metavar="N")
+    add("--temperature", type=options.positive, default=0.1, metavar="T")
+    add("--features", choices=("head", "trunk"))
+    add("--output", metavar="DIR")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -17,18 +17,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``linear``."""
     options.add_encoder(parser)
     add = parser.add_argument
-    output = "folder for checkpoints and results.json (default: %(default)s)"
-    add("--output", default="output/linear", metavar="DIR", help=output)
-    cache = "compute the training features once, without augmentation"
-    add("--cache-features", action="store_true", help=cache)
-    add("--resume", action="store_true", help="continue the run in --output")
-    epochs = "passes over --train (default 100)"
-    add("--epochs", type=options.count, default=100, metavar="N", help=epochs)
-    add("--lr", type=options.positive, default=30.0, help="not scaled by the batch (default 30)")
-    batch = "images per iteration over all processes (default 256)"
-    add("--batch-size", type=options.count, default=256, metavar="N", help=batch)
-    seed = "of weights, order and crops (default 0)"
-    add("--seed", type=options.natural, default=0, metavar="N", help=seed)
+    add("--output", default="output/linear", metavar="DIR")
+    add("--cache-features", action="store_true")
+    add("--resume", action="store_true")
+    add("--epochs", type=options.count, default=100, metavar="N")
+    add("--lr", type=options.positive, default=30.0)
+    add("--batch-size", type=options.count, default=256, metavar="N")
+    add("--seed", type=options.natural, default=0, metavar="N")
 
 
 def run(args: argparse.Namespace) -> int:

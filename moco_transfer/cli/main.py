@@ -9,7 +9,9 @@ import sys
 from collections.abc import Sequence
 from importlib import resources
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
+
+import yaml
 
 from .. import __version__
 from ..runtime.errors import InputError, did_you_mean
@@ -84,15 +86,19 @@ def _parse(verb: str, words: list[str]) -> tuple[ModuleType, argparse.Namespace]
         raise InputError(f"there is no such verb.{hint} Verbs: {', '.join(VERBS)}.")
     name = verb.replace("-", "_")
     module = importlib.import_module(f".{name}", __package__)
-    examples = resources.files(__package__) / "examples" / f"{name}.txt"
+    files = resources.files(__package__)
     parser = _Parser(
         prog=f"moco-transfer {verb}",
         description=module.__doc__,
-        epilog=examples.read_text(encoding="utf-8"),
+        epilog=(files / "examples" / f"{name}.txt").read_text(encoding="utf-8"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[launch_options()] if verb in SEVERAL_PROCESSES else [],
     )
     module.add_arguments(parser)
+    texts: dict[str, Any] = yaml.safe_load((files / "help.yaml").read_text(encoding="utf-8"))
+    texts = texts["shared"] | texts.get(verb, {})
+    for action in parser._actions:
+        action.help = action.help or texts.get((*action.option_strings, action.dest)[0])
     mixed = getattr(module, "MIXED_WORDS", False)
     args = parser.parse_intermixed_args(words) if mixed else parser.parse_args(words)
     args.command = shlex.join(["moco-transfer", verb, *words])  # what a run records

@@ -15,16 +15,13 @@ from . import options
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``pack``."""
-    add, src = parser.add_argument, "folder, list file or data set's name, as DATA.ROOT takes it"
-    add("src", nargs="?", metavar="SRC", help=src)
-    add("dst", nargs="?", metavar="DST", help="folder to write")
-    forms, kept = ("original", "jpeg", "raw"), "what is kept (default original)"
-    add("--as", dest="form", default="original", choices=forms, help=kept)
-    size = "shorter side of --as jpeg and raw (default 256)"
-    add("--size", type=options.count, default=256, metavar="PX", help=size)
-    workers = "processes that decode (default 0: this one)"
-    add("--workers", type=options.natural, default=0, metavar="N", help=workers)
-    add("--check", metavar="DST", help="only compare every byte of a pack with what was written")
+    add = parser.add_argument
+    add("src", nargs="?", metavar="SRC")
+    add("dst", nargs="?", metavar="DST")
+    add("--as", dest="form", default="original", choices=("original", "jpeg", "raw"))
+    add("--size", type=options.count, default=256, metavar="PX")
+    add("--workers", type=options.natural, default=0, metavar="N")
+    add("--check", metavar="DST")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -15,20 +15,13 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``predict``."""
     add = parser.add_argument
-    detector = "OUTPUT_DIR of `moco-transfer train`, or a checkpoint in it"
-    add("detector", metavar="RUN_FOLDER_OR_CHECKPOINT", help=detector)
-    images = "files, and folders that are searched at any depth"
-    add("images", nargs="+", metavar="IMAGES", help=images)
-    output = "folder for the drawings and detections.json"
-    add("--output", required=True, metavar="DIR", help=output)
-    threshold = "show what scores more than this, 0-1 (default 0.5)"
-    add("--threshold", type=float, default=0.5, metavar="SCORE", help=threshold)
-    classes = "names of the classes in their order, where the run did not record them"
-    add("--classes", metavar="A,B,...", help=classes)
-    config = "config of a checkpoint that does not hold it, e.g. one of Detectron2's"
-    add("--config-file", metavar="FILE", help=config)
-    devices, where = ("auto", "cpu", "cuda"), "where to compute (default: a GPU when there is one)"
-    add("--device", default="auto", choices=devices, help=where)
+    add("detector", metavar="RUN_FOLDER_OR_CHECKPOINT")
+    add("images", nargs="+", metavar="IMAGES")
+    add("--output", required=True, metavar="DIR")
+    add("--threshold", type=float, default=0.5, metavar="SCORE")
+    add("--classes", metavar="A,B,...")
+    add("--config-file", metavar="FILE")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -14,9 +14,8 @@ from . import options
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``pretrain``."""
-    options.add_config(parser, example="SOLVER.EPOCHS 100")
-    init_from = "start the encoders from a checkpoint's weights, everything else fresh"
-    parser.add_argument("--init-from", metavar="FILE", help=init_from)
+    options.add_config(parser)
+    parser.add_argument("--init-from", metavar="FILE")
 
 
 def run(args: argparse.Namespace) -> int:

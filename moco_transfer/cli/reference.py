@@ -13,8 +13,7 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the argument of ``reference``."""
-    name = "a setting, or words of its name in any case"
-    parser.add_argument("name", nargs="*", metavar="NAME", help=name)
+    parser.add_argument("name", nargs="*", metavar="NAME")
 
 
 def run(args: argparse.Namespace) -> int:

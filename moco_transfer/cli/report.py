@@ -41,22 +41,13 @@ logger = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``report``."""
     add = parser.add_argument
-    runs = "run folders (with a results.json), or folders that hold run folders at any depth"
-    add("runs", nargs="*", metavar="RUNS", help=runs)
-    formats = (
-        "markdown or latex: mean, std and differences; csv: every trial in full precision; html:"
-        " one page with tables, plots, images and configs (default: %(default)s)"
-    )
-    add("--format", choices=("markdown", "latex", "csv", "html"), default="markdown", help=formats)
-    baseline = "row that differences refer to (default: supervised, else random)"
-    add("--baseline", default="", metavar="NAME", help=baseline)
-    add("--output", metavar="FILE", help="write the table to FILE instead of the terminal")
-    plots = "also draw curves and AP by class and size: PNG and SVG"
-    add("--plots", type=Path, metavar="FOLDER", help=plots)
-    keep = "also write slim records into FOLDER: no weights, no absolute paths"
-    add("--keep", metavar="FOLDER", help=keep)
-    readme = "instead of RUNS: fill the sections of FILE that name their records"
-    add("--readme", "--into", dest="readme", type=Path, metavar="FILE", help=readme)
+    add("runs", nargs="*", metavar="RUNS")
+    add("--format", choices=("markdown", "latex", "csv", "html"), default="markdown")
+    add("--baseline", default="", metavar="NAME")
+    add("--output", metavar="FILE")
+    add("--plots", type=Path, metavar="FOLDER")
+    add("--keep", metavar="FOLDER")
+    add("--readme", "--into", dest="readme", type=Path, metavar="FILE")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..runtime.errors import InputError, MissingFileError
-from . import options
 
 if TYPE_CHECKING:
     from ..data.annotations.catalog import DetectionDataset
@@ -29,11 +28,10 @@ logger = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``sheet``."""
     add = parser.add_argument
-    add("runs", nargs="+", metavar="RUNS", help="run folders, or folders that contain some")
-    options.add_datasets(parser)
-    add("--images", nargs="+", metavar="ID", help="show these images of the test set instead")
-    output = "folder for the sheets (default: the folder that holds the runs)"
-    add("--output", metavar="DIR", help=output)
+    add("runs", nargs="+", metavar="RUNS")
+    add("--dataset", action="append", default=[], metavar="NAME=...")
+    add("--images", nargs="+", metavar="ID")
+    add("--output", metavar="DIR")
 
 
 def run(args: argparse.Namespace) -> int:

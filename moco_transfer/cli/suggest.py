@@ -25,18 +25,12 @@ MIXED_WORDS = True  # options may stand between DATA and the KEY VALUE words
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``suggest``."""
     add = parser.add_argument
-    add("data", metavar="DATA", help="images to pre-train on, as DATA.ROOT takes them")
-    overrides = "config values of your own, e.g. MOCO.QUEUE_SIZE 1024"
-    add("overrides", nargs="*", metavar="KEY VALUE", help=overrides)
-    images = "plan for N images, where DATA holds a sample of them"
-    add("--images", type=options.count, metavar="N", help=images)
-    gpus = "plan for G GPUs, 0 for the CPU (default: those of this machine)"
-    add("--gpus", type=options.natural, metavar="G", help=gpus)
-    dataset = "annotations, as `train` takes them, or a known name; the first is trained on, the"
-    dataset += " others are tested on"
-    add("--dataset", action="append", default=[], metavar="NAME[=...]", help=dataset)
-    output = "write pretrain.yaml and finetune.yaml into DIR (default: print them only)"
-    add("--output", metavar="DIR", help=output)
+    add("data", metavar="DATA")
+    add("overrides", nargs="*", metavar="KEY VALUE")
+    add("--images", type=options.count, metavar="N")
+    add("--gpus", type=options.natural, metavar="G")
+    add("--dataset", action="append", default=[], metavar="NAME[=...]")
+    add("--output", metavar="DIR")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -14,29 +14,21 @@ import argparse
 
 from . import options
 
-_FLAGS = {
-    "--eval-only": "evaluate MODEL.WEIGHTS, or with --resume the last checkpoint; train nothing",
-    "--allow-partial": "start although MODEL.WEIGHTS does not cover the whole backbone; recorded",
-    "--force": "start although config and weights do not match; recorded, marked in the table",
-    "--coco-style": "evaluate a VOC test set by COCO's twelve numbers too (bbox_coco)",
-}
+_FLAGS = ("--eval-only", "--allow-partial", "--force", "--coco-style")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``train``."""
-    options.add_config(parser, example="SOLVER.MAX_ITER 9000")
-    options.add_datasets(parser)
+    options.add_config(parser)
     add = parser.add_argument
-    for option, text in _FLAGS.items():
-        add(option, action="store_true", help=text)
-    engine = "default: auto, Detectron2 where it is installed, else torchvision's operators"
-    add("--engine", default="auto", metavar="auto|detectron2|torchvision", help=engine)
-    options.add_precision(parser, "auto")
-    add("--init", metavar="NAME", help="row of the table (default: what the weights' stamp says)")
-    task = "name of the task in tables (default: the config file's)"
-    add("--task", default="", metavar="NAME", help=task)
-    subset = "train on the images that FILE lists (from `benchmark --label-fraction`); recorded"
-    add("--label-subset", metavar="FILE", help=subset)
+    add("--dataset", action="append", default=[], metavar="NAME=...")
+    for option in _FLAGS:
+        add(option, action="store_true")
+    add("--engine", default="auto", metavar="auto|detectron2|torchvision")
+    add("--precision", default="auto", choices=options.PRECISIONS)
+    add("--init", metavar="NAME")
+    add("--task", default="", metavar="NAME")
+    add("--label-subset", metavar="FILE")
 
 
 def run(args: argparse.Namespace) -> int:
