@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..runtime.checkpoint import CheckpointFolder
-from ..runtime.device import FP32, Precision, slowdown
+from ..runtime.device import FP32, Precision
 from ..runtime.distributed import (
     average_bn_statistics,
     broadcast_module_state,
@@ -113,14 +113,12 @@ def train(
     """
     run.wrapped.train()
     meter, batch_iterator = Meter(run.engine.device), iter(batches)
-    first, length, period = run.iteration, schedule.iterations, schedule.eval_period
+    length, period = schedule.iterations, schedule.eval_period
     bar = progress(None, "fine-tuning", total=length, initial=run.iteration)
     with bar, checkpoints.advising(_REMEDY):
         while run.iteration < length:
             with meter.waiting():
                 batch = next(batch_iterator)
-            if run.precision.is_emulated and run.iteration == first:
-                _warn_of_emulation(run, batch)
             run.begin_iteration(run.iteration)
             run.iteration += 1
             try:
@@ -169,17 +167,6 @@ def step(run: FineTuning, batch: list[dict]) -> dict[str, Tensor]:
     run.scaler.step(run.optimizer)
     run.scaler.update()
     return {name: loss.detach() for name, loss in losses.items()}
-
-
-def _warn_of_emulation(run: FineTuning, batch: list[dict]) -> None:
-    def loss(model: nn.Module) -> Tensor:
-        return torch.stack(list(model(batch).values())).sum()
-
-    times = slowdown(run.precision, run.engine.device, run.model, loss)
-    logger.warning(
-        f"{run.precision.name} is emulated on this {run.engine.device.type}: a step takes"
-        f" {times:.1f} times as long as in fp32. Leave out --precision {run.precision.name}."
-    )
 
 
 def _log(run: FineTuning, meter: Meter, metrics: MetricsFile | None, iterations: int) -> None:

@@ -21,14 +21,14 @@ from tqdm import tqdm
 from ..data.views.loading import Loader, to_device
 from ..data.views.view_colours import finish_views
 from ..runtime.checkpoint import CheckpointFolder
-from ..runtime.device import keep_freed_memory, slowdown
+from ..runtime.device import keep_freed_memory
 from ..runtime.distributed import (
+    all_gather_object,
     average_bn_statistics,
     broadcast_module_state,
     broadcast_object,
     get_world_size,
     is_main_process,
-    max_over_processes,
 )
 from ..runtime.meter import Meter, eta
 from ..runtime.metrics import MetricsFile, read_metrics
@@ -166,7 +166,7 @@ def train(run: Pretraining, batches: Iterable[dict[str, Any]], metrics: MetricsF
     Raises:
         FloatingPointError: If the loss is not finite; names the iteration and the last checkpoint.
     """
-    plan, first = run.plan, run.iteration
+    plan = run.plan
     run.model.train()
     total = plan.max_iterations
     bar = progress(None, "pre-training", total=total, initial=run.iteration)
@@ -178,8 +178,6 @@ def train(run: Pretraining, batches: Iterable[dict[str, Any]], metrics: MetricsF
             with run.meter.waiting():
                 batch = next(source)
             run.unreadable.note(batch)
-            if plan.compute.precision.is_emulated and run.iteration == first:
-                _warn_of_emulation(run, batch)
             seed_everything(plan.seed, "iteration", run.iteration)
             for group in run.optimizer.param_groups:
                 group["lr"] = plan.lr_at(run.iteration)
@@ -203,20 +201,6 @@ def train(run: Pretraining, batches: Iterable[dict[str, Any]], metrics: MetricsF
         "Told to stop (SIGTERM): saved after iteration %d. Continue with --resume.", run.iteration
     )
     return False
-
-
-def _warn_of_emulation(run: Pretraining, batch: dict[str, Any]) -> None:
-    plan, colours = run.plan, batch.get("colours", [None])[0]
-    images = finish_views(batch["views"][0].to(plan.device), colours, *plan.pixels)
-
-    def loss(encoder: nn.Module) -> Tensor:
-        return encoder(images).square().mean()
-
-    times = slowdown(plan.compute.precision, plan.device, run.model.encoder_q, loss)
-    logger.warning(
-        f"{plan.compute.precision.name} is emulated on this {plan.device.type}: the encoder takes"
-        f" {times:.1f} times as long as in fp32. Set TRAIN.PRECISION auto."
-    )
 
 
 def step(run: Pretraining, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -288,7 +272,7 @@ def report(run: Pretraining, metrics: MetricsFile | None, bar: tqdm) -> None:
         enqueued = iteration * plan.batch_size_total * model.loss_scale
         row["queue_filled"] = min(1.0, enqueued / plan.queue_size)
     # The slowest to get its images: the others wait for it in the step.
-    waited = max_over_processes(min(1.0, timing["data_time"] / timing["time"]))
+    waited = max(all_gather_object(min(1.0, timing["data_time"] / timing["time"])))
     row["images_per_sec"] = plan.batch_size_total / timing["time"]
     row |= {"data_wait_share": waited, "time": timing["time"]}
     if metrics is not None:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..runtime.device import sent
-from ..runtime.distributed import all_gather_rows, cpu_group, get_rank, get_world_size
+from ..runtime.distributed import all_gather_rows, get_rank, get_world_size
 
 
 def draw_permutation(batch_size: int) -> Tensor:
@@ -33,7 +33,7 @@ def draw_permutation(batch_size: int) -> Tensor:
     """
     permutation = torch.randperm(batch_size * get_world_size())
     if get_world_size() > 1:
-        dist.broadcast(permutation, src=0, group=cpu_group())
+        dist.broadcast(permutation, src=0)
     return permutation
 
 

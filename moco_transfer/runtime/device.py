@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import functools
+import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +13,8 @@ from torch import Tensor, nn
 
 from .distributed import broadcast_object
 from .errors import InputError
+
+logger = logging.getLogger(__name__)
 
 # How much faster than float32 a CPU's bfloat16 must be for `auto` to take it. CPUs with AMX reach 2
 # and more; AVX512-BF16 alone may take twice as long as float32, though it is there.
@@ -28,7 +29,6 @@ class Precision:
 
     name: str  # fp32, bf16 or fp16
     reason: str
-    is_emulated: bool = False  # computed in software, more slowly than fp32
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -110,29 +110,9 @@ def choose_precision(asked: str, device: torch.device) -> Precision:
         raise InputError(f"Precision {asked!r}: expected auto, {', '.join(DTYPES)}.")
     if asked == "fp16" and device.type != "cuda":
         raise InputError("Precision fp16 needs a GPU (CUDA); use auto, fp32 or bf16.")
-    return Precision(asked, "as asked", is_emulated=asked == "bf16" and not native)
-
-
-def slowdown(
-    precision: Precision,
-    device: torch.device,
-    model: nn.Module,
-    loss: Callable[[nn.Module], Tensor],
-) -> float:
-    """Return how many times as long as in float32 a forward and a backward pass take.
-
-    Both are those of copies of ``model``, the better of two; the random state stays what it was.
-    """
-    best = {precision.dtype: float("inf"), None: float("inf")}
-    for dtype in (*best, *best):
-        network = copy.deepcopy(model)
-        with torch.random.fork_rng():
-            since = time.perf_counter()
-            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-                value = loss(network)
-            value.backward()
-            best[dtype] = min(best[dtype], time.perf_counter() - since)
-    return best[precision.dtype] / best[None]
+    if asked == "bf16" and not native:
+        logger.warning("bf16 is emulated on this %s, slower than fp32: use auto", device.type)
+    return Precision(asked, "as asked")
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:

@@ -6,7 +6,6 @@ Every function works without a process group, as for world size 1.
 from __future__ import annotations
 
 import atexit
-import functools
 import os
 import sys
 from collections.abc import Iterable
@@ -39,7 +38,8 @@ def start_processes(device: str = "auto") -> torch.device:
         )
     chosen = _choose_device(device)
     if not missing and not dist.is_initialized():
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        # gloo as well: what the host must know in each iteration would wait for the GPU in NCCL.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
         global _joined_group
         _joined_group = True
     return chosen
@@ -47,7 +47,7 @@ def start_processes(device: str = "auto") -> torch.device:
 
 def stop_processes() -> None:
     """Leave the process group; a no-op in one process."""
-    if _initialized():
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 
@@ -87,18 +87,14 @@ def _choose_device(device: str) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def _initialized() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
 def get_rank() -> int:
     """Return this process's rank, 0 in one process."""
-    return dist.get_rank() if _initialized() else 0
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def get_world_size() -> int:
     """Return the number of processes, 1 without a process group."""
-    return dist.get_world_size() if _initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main_process() -> bool:
@@ -110,22 +106,6 @@ def barrier() -> None:
     """Wait for all processes. Collective."""
     if get_world_size() > 1:
         dist.barrier()
-
-
-@functools.cache
-def _gloo_group(processes: Any) -> Any:
-    return dist.new_group(backend="gloo")
-
-
-def cpu_group() -> Any:
-    """Return a group for tensors on the CPU, None (the default) unless that is NCCL's.
-
-    For what the host must know in each iteration: a value on a GPU would make it wait. Collective
-    when first called.
-    """
-    if get_world_size() == 1 or dist.get_backend() == "gloo":
-        return None
-    return _gloo_group(dist.group.WORLD)  # cached by group: a restart may make another
 
 
 def gather_object(obj: Any) -> list[Any]:
@@ -191,15 +171,6 @@ def mean_over_processes(values: dict[str, float], device: torch.device) -> dict[
     packed = torch.tensor([values[name] for name in names], dtype=torch.float32, device=device)
     dist.all_reduce(packed)
     return dict(zip(names, (packed / get_world_size()).tolist(), strict=True))
-
-
-def max_over_processes(value: float) -> float:
-    """Return the largest of all processes' values. Collective; no GPU is waited for."""
-    if get_world_size() == 1:
-        return value
-    packed = torch.tensor([value], dtype=torch.float64)
-    dist.all_reduce(packed, op=dist.ReduceOp.MAX, group=cpu_group())
-    return float(packed)
 
 
 def broadcast_module_state(tensors: Iterable[Tensor]) -> None:

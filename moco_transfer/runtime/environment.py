@@ -26,16 +26,14 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-def git_commit(folder: str | Path | None = None) -> str | None:
-    """Return the commit of the tree around ``folder`` (this package by default), with ``+`` where
-    it has changes; None outside a tree.
-    """
+def git_commit() -> str | None:
+    """Return the commit of the tree around this package, ``+`` with changes; None without."""
 
     def git(*words: str) -> str:
-        command = ["git", "-C", str(folder or Path(__file__).resolve().parent), *words]
-        return subprocess.run(
-            command, check=True, capture_output=True, text=True, timeout=10
-        ).stdout.strip()
+        command = ["git", "-C", str(Path(__file__).resolve().parent), *words]
+        return subprocess.check_output(
+            command, text=True, timeout=10, stderr=subprocess.DEVNULL
+        ).strip()
 
     try:
         changed = git("status", "--porcelain", "--untracked-files=no")

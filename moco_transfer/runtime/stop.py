@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .distributed import cpu_group, get_world_size
+from .distributed import get_world_size
 
 
 class StopRequest:
@@ -48,7 +48,7 @@ class StopRequest:
         if get_world_size() == 1:
             return self.requested
         flag = torch.tensor([float(self.requested)])
-        torch.distributed.all_reduce(flag, group=cpu_group())
+        torch.distributed.all_reduce(flag)
         return bool(flag.item() > 0)
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import logging
 import pickle
-import re
 from pathlib import Path
 
 import pytest
@@ -419,13 +418,6 @@ def test_precision__without_amp_is_float32(tmp_path, monkeypatch):
     words = [*TINY.split(), "OUTPUT_DIR", str(tmp_path), "SOLVER.AMP.ENABLED", "False"]
     request = Request("demo_R_18_FPN", words, engine="torchvision")
     assert plan_finetuning(request).precision.name == "fp32"
-
-
-def test_emulated_precision__is_warned_of_with_the_measured_ratio(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(device, "computes_bf16", lambda device: False)
-    run(tmp_path / "run", precision="bf16")
-    (warning,) = {r.getMessage() for r in caplog.records if "is emulated" in r.getMessage()}
-    assert re.search(r"\d+\.\d times", warning)
 
 
 def test_diverged_run__one_sentence_and_status_1(tmp_path, capsys):

@@ -16,7 +16,7 @@ from moco_transfer.data.scenes import write_pool
 from moco_transfer.data.views import native
 from moco_transfer.pretrain.describe import describe, warnings
 from moco_transfer.pretrain.plan import plan_pretrain
-from moco_transfer.runtime.distributed import max_over_processes
+from moco_transfer.runtime.distributed import all_gather_object
 from moco_transfer.runtime.errors import InputError
 
 from .small_runs import config, words
@@ -91,7 +91,7 @@ def test_warnings__missing_compiled_loops(pool, tmp_path, monkeypatch):
 
 
 def share_of_waiting(rank: int) -> torch.Tensor:
-    return torch.tensor(max_over_processes([0.1, 0.7][rank]))
+    return torch.tensor(max(all_gather_object([0.1, 0.7][rank])))
 
 
 def test_share_of_waiting__is_the_longest_of_all_processes(tmp_path):
