@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from moco_transfer.data.scenes import write_pool, write_voc_scenes
+from generated_images import write_pool, write_voc_scenes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -27,7 +26,7 @@ TINY_PRETRAIN = {
 TINY_DETECTION = {
     "DATALOADER.NUM_WORKERS": "0",
     "SOLVER.IMS_PER_BATCH": "2",
-    "SOLVER.BASE_LR": "0.005",
+    "SOLVER.BASE_LR": "0.015",
     "SOLVER.MAX_ITER": "6",
     "SOLVER.STEPS": "4",
     "SOLVER.CHECKPOINT_PERIOD": "2",

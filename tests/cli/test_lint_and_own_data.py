@@ -56,7 +56,7 @@ def test_train__all_findings_at_once_and_nothing_written(scenes, tmp_path, capsy
         "frozen-layers:",
         "batch-and-lr:",
     ]
-    assert "Set SOLVER.BASE_LR 0.005" in said[3] and "--force" in said[4]
+    assert "Set SOLVER.BASE_LR 0.015" in said[3] and "--force" in said[4]
     assert not (tmp_path / "run").exists()
 
 
@@ -67,7 +67,7 @@ def forced_run(scenes, tmp_path_factory):
     assert (
         main(
             train_words(
-                scenes, folder, "--force", **(FROZEN | {"SOLVER__BASE_LR": 0.005} | one_iteration)
+                scenes, folder, "--force", **(FROZEN | {"SOLVER__BASE_LR": 0.015} | one_iteration)
             )
         )
         == 0
@@ -85,7 +85,7 @@ def test_train__force_is_recorded_and_marks_the_table(forced_run, capsys):
     )
     log = (forced_run / "log.txt").read_text()
     assert "--force overrules frozen-norm: MODEL.RESNETS.NORM is 'FrozenBN'" in log
-    assert "for 1 process with 2 images each: batch 2, lr 0.005, iterations 1," in log
+    assert "for 1 process with 2 images each: batch 2, lr 0.015, iterations 1," in log
     assert main(["report", str(forced_run)]) == 0
     assert "overruled a check of the config (frozen-norm, frozen-layers)" in capsys.readouterr().out
 

@@ -11,11 +11,11 @@ import shutil
 
 import numpy as np
 import pytest
+from generated_images import CLASSES
 from PIL import Image
 
 from moco_transfer.cli.main import main
 from moco_transfer.config import load_detection_config, load_pretrain_config
-from moco_transfer.data.scenes import CLASSES
 
 from .test_bad_input import refused
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from generated_images import CLASSES, write_voc_scenes
 
 from moco_transfer.data.annotations.catalog import get_dataset, register_dataset
 from moco_transfer.data.annotations.label_subset import (
@@ -18,7 +19,6 @@ from moco_transfer.data.annotations.label_subset import (
     title_of,
     write_label_subset,
 )
-from moco_transfer.data.scenes import CLASSES, write_voc_scenes
 from moco_transfer.runtime.errors import InputError, MissingFileError
 
 

@@ -17,8 +17,7 @@ def world(tmp_path_factory, repository) -> Path:
     """The working folder: images, data sets, a checkpoint of MoCo, records of runs."""
     import torch
     import torchvision
-
-    from moco_transfer.data.scenes import write_pool
+    from generated_images import write_pool
 
     root = tmp_path_factory.mktemp("world")
     write_pool(root / "images", count=64, size=40, seed=0)

@@ -11,10 +11,10 @@ import os
 
 import pytest
 import torchvision
+from generated_images import write_voc_scenes
 
 from moco_transfer.cli.main import main
 from moco_transfer.config import load_detection_config
-from moco_transfer.data.scenes import write_voc_scenes
 from moco_transfer.finetune.datasets import Reads
 from moco_transfer.finetune.lint import PlanError
 from moco_transfer.finetune.plan import Request, config_hash, plan_finetuning

@@ -18,13 +18,13 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from generated_images import write_voc_scenes
 
 from moco_transfer.cli.main import main
 from moco_transfer.convert import convert_checkpoint
 from moco_transfer.data import register_dataset
 from moco_transfer.data.annotations import catalog
 from moco_transfer.data.annotations.label_subset import LabelSubset, write_label_subset
-from moco_transfer.data.scenes import write_voc_scenes
 from moco_transfer.finetune.plan import Request, plan_finetuning
 from moco_transfer.finetune.resume import evaluation_folder
 from moco_transfer.finetune.run import finetune

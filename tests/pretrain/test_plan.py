@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from generated_images import write_pool
 
 from moco_transfer.cli.main import main
-from moco_transfer.data.scenes import write_pool
 from moco_transfer.data.views import native
 from moco_transfer.pretrain.describe import describe, warnings
 from moco_transfer.pretrain.plan import plan_pretrain

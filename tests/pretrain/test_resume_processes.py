@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from generated_images import write_pool
 
-from moco_transfer.data.scenes import write_pool
 from moco_transfer.pretrain import plan, resume
 from moco_transfer.runtime.checkpoint import load_checkpoint
 from moco_transfer.runtime.errors import InputError, MissingFileError

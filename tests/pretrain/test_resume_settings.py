@@ -14,8 +14,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from generated_images import write_pool
 
-from moco_transfer.data.scenes import write_pool
 from moco_transfer.pretrain import plan
 from moco_transfer.runtime.errors import InputError
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from generated_images import write_pool
 
 from moco_transfer.config import load_pretrain_config
-from moco_transfer.data.scenes import write_pool
 from moco_transfer.models import build_encoder
 from moco_transfer.pretrain import end_to_end, moco, plan
 from moco_transfer.pretrain import run as run_module

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from generated_images import write_pool
 
 from moco_transfer.cli.main import main
 from moco_transfer.config import load_pretrain_config
-from moco_transfer.data.scenes import write_pool
 from moco_transfer.pretrain import plan
 
 from .small_runs import SmallEncoder, pretrain

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from generated_images import write_pool
 
-from moco_transfer.data.scenes import write_pool
 from moco_transfer.pretrain import knn, plan
 from moco_transfer.pretrain import run as run_module
 

@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from moco_transfer.data.scenes import write_voc_scenes
+from generated_images import write_voc_scenes
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 

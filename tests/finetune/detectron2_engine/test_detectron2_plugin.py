@@ -107,9 +107,10 @@ def test_state_dict__keys_and_shapes_equal_the_embedded_engines(name):
 
 
 def test_engine__trains_on_the_label_subset_alone(tmp_path):
+    from generated_images import CLASSES, write_voc_scenes
+
     from moco_transfer.data.annotations.catalog import get_dataset
     from moco_transfer.data.annotations.label_subset import draw_label_subset, take_label_subset
-    from moco_transfer.data.scenes import CLASSES, write_voc_scenes
     from moco_transfer.finetune.detectron2_engine.build import Detectron2Engine
 
     write_voc_scenes(tmp_path, splits={"train": 8}, size=48, seed=0)

@@ -135,7 +135,7 @@ def test_two_gpus__end_with_equal_weights(tmp_path, repository):
     import subprocess
     import sys
 
-    from moco_transfer.data.scenes import write_voc_scenes
+    from generated_images import write_voc_scenes
 
     write_voc_scenes(tmp_path / "scenes", splits={"train": 6, "test": 3}, size=64, seed=0)
     flag = f"own=voc:{tmp_path / 'scenes'}:train:{tmp_path / 'scenes' / 'classes.txt'}"

@@ -1,4 +1,4 @@
-"""Generated images for the demo: objects that differ in shape and texture, never in colour.
+"""Generated images for tests: objects that differ in shape and texture, never in colour.
 
 A pool of images with one object each stands for ImageNet; scenes of several objects, in PASCAL
 VOC's layout, stand for the detection data. Images are BGR, the same on every machine.
@@ -11,8 +11,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..runtime.files import atomic_write_text
-from ..runtime.seed import generator_at
+from moco_transfer.runtime.files import atomic_write_text
+from moco_transfer.runtime.seed import generator_at
 
 SHAPES, TEXTURES = ("disc", "square", "triangle", "star"), ("striped", "dotted")
 CLASSES = tuple(f"{texture}_{shape}" for shape in SHAPES for texture in TEXTURES)
