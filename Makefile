@@ -1,4 +1,4 @@
-# make demo: the whole pipeline on generated images, on a CPU.
+# make demo: the whole pipeline on real images, on a CPU.
 # make test, make lint, make docs: the checks of CI. Each target sets up .venv first, once.
 PYTHON ?= python3
 VENV := .venv
