@@ -2,9 +2,8 @@
 GPUs, or through Slurm.
 
 A launcher has ``lanes``, how many runs it takes at a time, and ``start(command, folder, lane)``,
-which returns a job. A job has ``poll()``, the exit status or None while it runs, ``ask_to_stop()``,
-which tells it to save and end, and ``wait_until_stopped(until)``, which is False where that took
-too long. ``outlives_benchmark``: jobs stay when the benchmark ends, and both do nothing.
+which returns a job with ``poll()``: the exit status, or None while it runs. The jobs of a launcher
+with ``outlives_benchmark`` stay when the benchmark ends; those of others are child processes.
 """
 
 from __future__ import annotations
@@ -120,11 +119,11 @@ class LocalLauncher:
     def __init__(self, lanes: int, *, num_gpus: int = 0, lock: int | None = None) -> None:
         self.lanes, self.num_gpus, self.lock = lanes, num_gpus, lock
 
-    def start(self, command: Sequence[str], folder: Path, lane: int) -> LocalJob:
+    def start(self, command: Sequence[str], folder: Path, lane: int) -> subprocess.Popen[bytes]:
         """Start a run; what it prints is added to ``console.txt`` in its folder."""
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / CONSOLE, "ab") as console:
-            return LocalJob(
+            return subprocess.Popen(
                 command,
                 stdout=console,
                 stderr=subprocess.STDOUT,
@@ -133,23 +132,6 @@ class LocalLauncher:
                 start_new_session=True,  # Ctrl-C must not reach it: it is told to save and end
                 preexec_fn=_end_with_parent,
             )
-
-
-class LocalJob(subprocess.Popen[bytes]):
-    """A run that is a child process."""
-
-    ask_to_stop = subprocess.Popen.terminate
-
-    def wait_until_stopped(self, until: float) -> bool:
-        """Wait until it has ended, kill it at ``until`` (of ``time.monotonic``), and return whether
-        it ended by itself.
-        """
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.wait(max(0.0, until - time.monotonic()))
-            return True
-        self.kill()
-        self.wait()
-        return False
 
 
 def _end_with_parent() -> None:
@@ -238,13 +220,6 @@ class SlurmJob:
         if not self.job.done():
             return None
         return 1 if self.job.exception() is not None else int(self.job.result())
-
-    def ask_to_stop(self) -> None:
-        """Leave it in the queue."""
-
-    def wait_until_stopped(self, until: float) -> bool:
-        """Do not wait for it."""
-        return True
 
 
 @contextlib.contextmanager

@@ -128,17 +128,16 @@ class Matrix:
 
     def with_absolute_paths(self) -> Matrix:
         """Return the same matrix with paths that hold in any folder."""
-        tasks = (
-            replace(
-                task,
-                config=_absolute(task.config, only_files=True),
-                datasets=tuple(map(_absolute_flag, task.datasets)),
-            )
-            for task in self.tasks
+
+        def flags(datasets: Sequence[str]) -> tuple[str, ...]:
+            return tuple(map(_absolute_flag, datasets))
+
+        tasks = tuple(
+            Task(t.name, _absolute(t.config, only_files=True), flags(t.datasets), t.overrides)
+            for t in self.tasks
         )
-        inits = (replace(init, weights=_absolute(init.weights)) for init in self.inits)
-        datasets = tuple(map(_absolute_flag, self.datasets))
-        return replace(self, tasks=tuple(tasks), inits=tuple(inits), datasets=datasets)
+        inits = tuple(Initialisation(i.name, _absolute(i.weights)) for i in self.inits)
+        return replace(self, tasks=tasks, inits=inits, datasets=flags(self.datasets))
 
     def dump(self) -> str:
         """Return the matrix as YAML that :func:`read_matrix` reads again."""
@@ -149,19 +148,10 @@ class Matrix:
 
     def save(self) -> Path:
         """Write matrix.yaml into the output folder, so that ``benchmark --output FOLDER`` alone
-        continues, and return its path; InputError if a name there has another meaning.
+        continues, and return its path.
         """
-        file, new = self.output / "matrix.yaml", self.with_absolute_paths()
-        if file.exists():
-            old = read_matrix(file, self.output).with_absolute_paths()
-            known_parts: list[Task | Initialisation] = [*old.tasks, *old.inits]
-            parts: list[Task | Initialisation] = [*new.tasks, *new.inits]
-            before = {(type(part), part.name): part for part in known_parts}
-            for part in parts:
-                if (known := before.get((type(part), part.name), part)) != part:
-                    what = f"{file} has another {part.name}: {known}, now {part}"
-                    raise InputError(f"{what}. Choose another --output or another name.")
-        atomic_write_text(file, new.dump())
+        file = self.output / "matrix.yaml"
+        atomic_write_text(file, self.with_absolute_paths().dump())
         return file
 
 
@@ -267,13 +257,10 @@ def make_matrix(data: Any, output: str | Path) -> Matrix:
         expected = "expected a mapping with tasks and inits"
         raise InputError(f"the file holds {type(data).__name__}, {expected}.")
     _refuse_unknown(data, Matrix)
-    inits = data.get("inits")
-    if isinstance(inits, Mapping):
-        inits = [f"{name}={weights}" if weights else name for name, weights in inits.items()]
     return Matrix(
         Path(output),
         tuple(map(parse_task, _list(data, "tasks"))),
-        tuple(map(parse_init, _list({"inits": inits}, "inits"))),
+        tuple(map(parse_init, _list(data, "inits"))),
         parse_seeds(data.get("seeds", 1)),
         parse_fractions(_list(data, "label_fractions")),
         str(data.get("engine", "auto")),
@@ -293,14 +280,16 @@ def _refuse_unknown(data: Mapping[Any, Any], kind: type[Task | Matrix]) -> None:
 
 
 def _list(data: Mapping[str, Any], key: str) -> list[Any]:
+    """Return a list; ``inits`` and ``overrides`` may be mappings."""
     value = data.get(key) or []
+    if key == "inits" and isinstance(value, Mapping):
+        value = [f"{name}={weights}" if weights else name for name, weights in value.items()]
+    if key == "overrides" and isinstance(value, Mapping):
+        value = [word for pair in value.items() for word in pair]
     if not isinstance(value, list):
         raise InputError(f"{key} is {value!r}, expected a list.")
     return value
 
 
 def _words(data: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    """Return a list of words; KEY VALUE words may be a mapping."""
-    if key == "overrides" and isinstance(data.get(key), Mapping):
-        return tuple(str(word) for pair in data[key].items() for word in pair)
     return tuple(map(str, _list(data, key)))

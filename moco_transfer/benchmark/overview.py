@@ -80,8 +80,6 @@ def _baseline(matrix: Matrix) -> list[str]:
     found = next((name for name in (matrix.baseline, *BASELINES) if name in names), None)
     if len(names) == 1 or found == BASELINES[0]:
         return []
-    hint = "--baseline NAME takes another"
-    if found is None:
-        return [f"no row is called {' or '.join(BASELINES)}: the table has no differences; {hint}"]
-    why = "" if matrix.baseline else f" (no row is called {BASELINES[0]}; {hint})"
-    return [f"differences refer to the row {found}{why}"]
+    none = f"no row is called {' or '.join(BASELINES)}: the table has no differences"
+    line = f"differences refer to the row {found}" if found else none
+    return [line if matrix.baseline else f"{line}; --baseline NAME takes another"]

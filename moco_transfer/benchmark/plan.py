@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -40,16 +40,13 @@ class PlannedCell:
 
 @dataclass(frozen=True)
 class BenchmarkPlan:
-    """The runs of a matrix in their order, and the label subsets that are drawn for them."""
+    """The runs of a matrix in their order, and the label subsets to be written for them; one that
+    is there stays for good.
+    """
 
     matrix: Matrix
     cells: tuple[PlannedCell, ...]
     new_subsets: dict[Path, LabelSubset]
-
-    def save_subsets(self) -> None:
-        """Write the label subsets that are not there yet; one that is there stays for good."""
-        for file, subset in self.new_subsets.items():
-            write_label_subset(file, subset)
 
 
 def plan_benchmark(matrix: Matrix, *, world_size: int) -> BenchmarkPlan:
@@ -97,7 +94,7 @@ class _Planner:
 
     def _finetune_plan(self, cell: Cell, state: CellState) -> FinetunePlan:
         matrix = self.matrix
-        words = matrix.words(cell)
+        words, subset = matrix.words(cell), matrix.subset_file(cell)
         if state.name == COMPLETE:  # its record is compared, whether checkpoints are there or not
             words[-1] = str(cell.folder / "not_there")
         request = Request(
@@ -108,21 +105,18 @@ class _Planner:
             precision=matrix.precision,
             task=cell.task.name,
             init=cell.init.name,
-            label_subset=self._label_subset(cell),
+            label_subset=self.reads.once(("subset", subset), partial(self._subset, subset, cell)),
             resume=True,
         )
         return plan_finetuning(request, world_size=self.world_size, reads=self.reads)
 
-    def _label_subset(self, cell: Cell) -> LabelSubset | None:
-        file = self.matrix.subset_file(cell)
+    def _subset(self, file: Path | None, cell: Cell) -> LabelSubset | None:
+        """Read the labelled images of a run, or draw them for the first run that has them."""
         if file is None:
             return None
-        return self.reads.once(("subset", file), lambda: self._read_or_draw(file, cell))
-
-    def _read_or_draw(self, file: Path, cell: Cell) -> LabelSubset:
         if file.exists():
             return read_label_subset(file)
-        whole = Cell(cell.task, cell.init, cell.seed, 1.0, cell.folder)
+        whole = replace(cell, fraction=1.0)
         sets = self._finetune_plan(whole, state_of(cell)).data.train_sets
         with tempfile.TemporaryDirectory() as folder:  # as it reads from a file: with its digest
             write_label_subset(Path(folder) / file.name, draw_label_subset(sets, cell.fraction))

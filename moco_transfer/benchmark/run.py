@@ -5,6 +5,7 @@ time.
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -96,13 +97,25 @@ def run_cells(
             if stop.signum:
                 tqdm.write(f"stopping: runs save and end (up to {SAVES_WITHIN_SEC} s)", sys.stderr)
             jobs = [job for _, job in running.values()]
-            for job in jobs:
-                job.ask_to_stop()
-            until = time.monotonic() + SAVES_WITHIN_SEC
-            num_killed = sum(not job.wait_until_stopped(until) for job in jobs)
+            num_killed = 0 if launcher.outlives_benchmark else _stop(jobs)
         if stop.signum:
             raise Stopped(stop.signum, num_running=len(jobs), num_killed=num_killed)
     return failures
+
+
+def _stop(jobs: Sequence[subprocess.Popen[bytes]]) -> int:
+    """Tell runs to save and end, kill those that do not in time, and return how many."""
+    for job in jobs:
+        job.terminate()
+    until, num_killed = time.monotonic() + SAVES_WITHIN_SEC, 0
+    for job in jobs:
+        try:
+            job.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            job.kill()
+            job.wait()
+            num_killed += 1
+    return num_killed
 
 
 def _last_words(folder: Path) -> str:

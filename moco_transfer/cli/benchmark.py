@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
     from ..benchmark.plan import plan_benchmark
     from ..benchmark.run import Stopped, run_cells
     from ..benchmark.state import COMPLETE, state_of
+    from ..data.annotations.label_subset import write_label_subset
 
     _return_overrides(args)
     matrix, is_saved = _matrix(args)
@@ -83,7 +84,8 @@ def run(args: argparse.Namespace) -> int:
         todo = [(cell, iterations) for cell, iterations, state in states if state != COMPLETE]
         launcher = settings.make(matrix.output, num_gpus=num_gpus, lock=lock)
         matrix.save()
-        plan.save_subsets()
+        for file, subset in plan.new_subsets.items():
+            write_label_subset(file, subset)
         settings.save(matrix.output)
         try:
             failures = run_cells(todo, launcher, command, on_finished=_print_finished)
