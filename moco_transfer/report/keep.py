@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from moco_transfer.runtime.files import atomic_write_text
 
@@ -35,8 +34,6 @@ def keep_records(
         runs.setdefault(run.folder, run)
     for source, run in runs.items():
         target = _free(Path(folder) / _name(run.task) / f"{_name(run.init)}_seed{run.seed}", taken)
-        data = json.loads((Path(source) / RESULTS_FILE).read_text(encoding="utf-8"))
-        atomic_write_text(target / RESULTS_FILE, json.dumps(_published(data), indent=1) + "\n")
         _keep_texts(source, target, lambda key: key == "total_loss" or key.endswith("/AP"))
     for item in pretraining:
         name = _name("_".join(item.inits) or Path(item.folder).name)
@@ -50,17 +47,10 @@ def without_places(text: str) -> str:
     return _ABSOLUTE.sub(lambda match: match[1], text)
 
 
-def _published(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _published(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_published(item) for item in value]
-    return without_places(value) if isinstance(value, str) else value
-
-
 def _keep_texts(source: str, target: Path, wanted: Callable[[str], bool]) -> None:
-    if config := text_of(source, CONFIG_FILE):
-        atomic_write_text(target / CONFIG_FILE, without_places(config))
+    for name in (RESULTS_FILE, CONFIG_FILE):
+        if text := text_of(source, name):
+            atomic_write_text(target / name, without_places(text))
     lines = []
     for row in filter(None, metric_rows(text_of(source, METRICS_FILE))):
         kept = {

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from .curves import Points, read_series
-from .published import load_yaml
+from .published import parse_yaml
 from .records import (
     CONFIG_FILE,
     METRICS_FILE,
@@ -93,7 +93,7 @@ def _read(folder: Path, inits: tuple[str, ...]) -> tuple[PretrainingRun | None, 
     if "loss" not in series:
         return None, problems
     try:
-        config = load_yaml(text_of(folder, CONFIG_FILE))
+        config = parse_yaml(text_of(folder, CONFIG_FILE))
         mechanism, arch = str(config["MECHANISM"]), str(config["MODEL"]["ARCH"])
         epochs = config["SOLVER"]["EPOCHS"]
     except (ValueError, LookupError, TypeError, RecursionError, yaml.YAMLError):

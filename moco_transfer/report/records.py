@@ -12,8 +12,11 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
+
+from .published import parse_yaml
 
 RESULTS_FILE = "results.json"
 METRICS_FILE = "metrics.json"
@@ -24,21 +27,9 @@ _KINDS: dict[str, Any] = {
     "a string": str, "an integer": int, "a table": dict, "a number": (int, float),
     "a list": (list, str), "a list of names": list,
 }  # fmt: skip
-#: Keys of results.json: what each must hold, and the default of those that may be absent or null.
-_KEYS: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("task", "config_hash", "engine", "init", "norm"), ("a string",)),
-    **dict.fromkeys(("seed", "iterations"), ("an integer",)),
-    **dict.fromkeys(("dataset", "metrics"), ("a table",)),
-    "dataset.test": ("a list of names",), "dataset.train": ("a list of names", ()),
-    "dataset.label_subset": ("a table", {}), "dataset.label_subset.sha256": ("a string", ""),
-    **dict.fromkeys(("config", "precision"), ("a string", "")),
-    "wall_sec": ("a number", None), "world_size": ("an integer", 1),
-    **dict.fromkeys(("versions", "weights", "flags"), ("a table", {})),
-    **dict.fromkeys(("git", "command", "weights.path", "weights.sha256"), ("a string", None)),
-    **dict.fromkeys(("weights.stamp", "weights.coverage"), ("a table", None)),
-    **dict.fromkeys(("weights.coverage.missing", "weights.coverage.misshapen"), ("a list", None)),
-    "flags.forced": ("a list", None),
-}  # fmt: skip
+_KEYS: dict[str, tuple[Any, ...]] = parse_yaml(
+    (resources.files(__package__) / "results_keys.yaml").read_text("utf-8")
+)
 _LARGEST = 1e15  # of any metric, duration or count; a damaged one may not even fit a float
 _NO_METRICS = "key 'metrics' is empty: the run was never evaluated"
 

@@ -5,9 +5,7 @@ to the baseline row, in colour where it exceeds the std of both rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from . import sentences
 from .aggregate import HEADLINE_METRICS, Table
 from .cells import DAGGER, DISTANCE, NOTHING, PUBLISHED, Cell, transfer_rows
 from .records import Problem
@@ -31,8 +29,8 @@ def render_latex(tables: Sequence[Table], problems: Sequence[Problem] = ()) -> s
     """
     return render(
         "table.tex",
-        separation=sentences.separation_sentences(tables),
-        tables=map(_parts, tables),
+        tables=tables,
+        rows=_rows,
         problems=problems,
         tex=escape_latex,
         comment=_comment,
@@ -43,28 +41,6 @@ def escape_latex(text: str) -> str:
     """Return ``text`` with every special character made literal and line breaks as blanks."""
     escaped = "".join(_ESCAPES.get(character, character) for character in " ".join(text.split()))
     return escaped.replace("--", "-{}-")  # two hyphens would print as a dash
-
-
-def _parts(table: Table) -> dict[str, Any]:
-    """Return what the template shows of a table."""
-    base = table.baseline.init if table.baseline and table.has_differences else ""
-    gaps = f"; in brackets the difference to the {base} row" if base else ""
-    mean = f"Mean ± sample std over n seeds{gaps}."
-    published = sentences.published_sentences(table)
-    notes = [
-        sentences.metric_sentence(table),
-        *(["A difference is coloured where it exceeds the std of both rows."] if base else []),
-        *published,
-    ]
-    if any(sentence.startswith("Distance") for sentence in published):
-        notes.append("It is in brackets below the published values.")
-    notes += [*sentences.dagger_sentences(table), *sentences.version_sentences(table)]
-    return {
-        "grids": [_rows(table, kind) for kind in table.kinds],
-        "caption": f"{table.setting.task}: {sentences.setting_sentence(table)} {mean}",
-        "notes": " ".join(notes),
-        "problems": table.problems,
-    }
 
 
 def _rows(table: Table, kind: str) -> list[list[str]]:

@@ -7,15 +7,14 @@ from, and ``<!-- results:end -->``.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from moco_transfer.runtime.errors import InputError
 
 from .aggregate import Table
-from .cells import NOTHING, Cell, kind_name, signed_text, transfer_rows
+from .cells import NOTHING, Cell, signed_text, transfer_rows
 from .published import PublishedRow, PublishedSetting
 from .records import Problem
-from .sentences import legend_sentences, separation_sentences, setting_sentence
 from .templating import render
 
 _BEGIN, _END = "<!-- results:begin", "<!-- results:end -->"
@@ -26,19 +25,8 @@ def render_markdown(tables: Sequence[Table], problems: Sequence[Problem] = ()) -
     """Return all tables as one Markdown text, each with its legend and its warnings below it, and
     the files that could not be used at the end.
     """
-    blocks = [_bullets(separation_sentences(tables))]
-    for table in tables:
-        blocks += [f"### {_plain(table.setting.task)}", _plain(setting_sentence(table))]
-        for kind in table.kinds:
-            blocks += [f"**{kind_name(kind).capitalize()}**"] if len(table.kinds) > 1 else []
-            rows = transfer_rows(table, kind)
-            header = [name.replace(": ", " ") for name in rows[0]]
-            lines = [header, ["---"] * len(header), *(map(_text, row.values()) for row in rows)]
-            blocks.append("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
-        legend = legend_sentences(table, emphasis="bold")
-        blocks.append(_bullets([*legend, *_warnings(table.problems)]))
-    blocks.append(_bullets(_warnings(problems)))
-    return "\n\n".join(filter(None, blocks)) + "\n"
+    text = render("tables.md", tables=tables, problems=problems, grid=_grid, plain=_plain)
+    return text.rstrip("\n") + "\n"
 
 
 def render_published(setting: PublishedSetting) -> str:
@@ -58,21 +46,20 @@ def _gap(setting: PublishedSetting, row: PublishedRow, column: str) -> str:
     return f" ({signed_text(row.values[column] - base.values[column])})"
 
 
+def _grid(table: Table, kind: str) -> list[list[str]]:
+    """Return the cells of one kind of result, the header first."""
+    rows = transfer_rows(table, kind)
+    header = [name.replace(": ", " ") for name in rows[0]]
+    return [header, ["---"] * len(header), *([*map(_text, row.values())] for row in rows)]
+
+
 def _text(cell: Cell) -> str:
     text = _plain(cell.text or NOTHING).replace("|", "\\|")
     return f"**{text}**" if cell.style in ("better", "worse") else text
 
 
-def _warnings(problems: Iterable[Problem]) -> list[str]:
-    return [f"**Warning:** {problem}" for problem in problems]
-
-
-def _bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {_plain(line)}" for line in lines)
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.split())  # a line break in a name would end the cell or the bullet
+def _plain(text: object) -> str:
+    return " ".join(str(text).split())  # a line break in a name would end the cell or the bullet
 
 
 def fill_sections(text: str, table_of: Callable[[tuple[str, ...]], str]) -> str:

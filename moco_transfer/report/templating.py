@@ -5,6 +5,9 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from . import cells, sentences
+from .records import text_of
+
 
 def render(name: str, **context: Any) -> str:
     """Return a file of ``templates`` filled with ``context``; in HTML, values are escaped."""
@@ -15,7 +18,7 @@ def render(name: str, **context: Any) -> str:
 def _environment() -> Any:
     import jinja2  # takes 0.1 s, and the table in Markdown does not need it
 
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__),
         autoescape=lambda name: bool(name and name.endswith(".html")),
         undefined=jinja2.StrictUndefined,
@@ -23,3 +26,11 @@ def _environment() -> Any:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    called = (
+        sentences.dagger_sentences, sentences.legend_sentences, sentences.metric_sentence,
+        sentences.published_sentences, sentences.separation_sentences, sentences.setting_sentence,
+        sentences.version_sentences, cells.kind_name, cells.p_text, cells.run_caveats,
+        cells.signed_text, cells.transfer_rows, text_of,
+    )  # fmt: skip
+    environment.globals |= {function.__name__: function for function in called}
+    return environment

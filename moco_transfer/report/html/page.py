@@ -6,15 +6,14 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from .. import sentences
 from ..aggregate import HEADLINE_METRICS, Table
-from ..cells import NOTHING, kind_name, p_text, run_caveats, signed_text, transfer_rows
+from ..cells import NOTHING
 from ..pretraining import PretrainingRun
 from ..records import CONFIG_FILE, Problem, text_of
 from ..table_csv import render_csv
@@ -35,11 +34,6 @@ from .plots import (
 #: What `sheet` writes, before the table's name and .png.
 SHEET_NAME = "detections"
 _TALL_INCHES = 8.0  # a higher panel is folded away
-#: What the template calls.
-_SHOWN: tuple[Callable[..., Any], ...] = (
-    sentences.legend_sentences, sentences.setting_sentence, kind_name, p_text, run_caveats,
-    signed_text, text_of, transfer_rows,
-)  # fmt: skip
 
 
 def render_page(
@@ -60,7 +54,7 @@ def render_page(
         title=title,
         sections=[_section(table, number, folders) for number, table in enumerate(tables, start=1)],
         pretraining=[_pretraining(run, number) for number, run in enumerate(pretraining, start=1)],
-        separation=sentences.separation_sentences(tables),
+        tables=tables,
         problems=problems,
         latex=render_latex(tables, problems),
         csv_uri=_data_uri("text/csv;charset=utf-8", render_csv(tables).encode("utf-8")),
@@ -68,7 +62,6 @@ def render_page(
         row_colours=[color for color, _, _ in STYLES],
         headline_metrics=HEADLINE_METRICS,
         nothing=NOTHING,
-        **{function.__name__: function for function in _SHOWN},
     )
 
 
