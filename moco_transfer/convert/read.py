@@ -22,8 +22,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..runtime.checkpoint import damaged, printable, torch_load
-from ..runtime.errors import InputError, MissingFileError
+from ..runtime.checkpoint import torch_load
+from ..runtime.errors import InputError, MissingFileError, damaged, printable
 from ..runtime.safe_pickle import read_pickle
 from .layouts import INERT
 

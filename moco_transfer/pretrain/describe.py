@@ -63,8 +63,9 @@ def warnings(plan: PretrainPlan) -> list[str]:
     images, others = len(plan.source), len(plan.source) - plan.batch_size_total
     per_pass, groups = _groups(plan)
     in_groups = plan.mechanism in ("moco", "end_to_end")
-    shards = plan.batches if isinstance(plan.batches, ShardBatches) else None
-    uneven = shards.uneven() if shards is not None else 0.0
+    uneven, shards = 0.0, 0
+    if isinstance(plan.batches, ShardBatches):
+        uneven, shards = plan.batches.uneven(), len(plan.batches.shards.urls)
     fast_on_cpu = plan.view_maker.is_fast and plan.device.type == "cpu"
     found = {
         "not_shuffled": in_groups and not plan.shuffle,
@@ -76,10 +77,9 @@ def warnings(plan: PretrainPlan) -> list[str]:
     }
     facts = {"groups": groups, "images_of_a_pass": per_pass, "half": max(1, per_pass // 2)}
     facts |= {"images": images, "others": others, "quarter": max(1, images // 4)}
-    facts["queue_size"] = plan.queue_size
-    words = {"off": native.OFF, "shards": str(len(shards.shards.urls)) if shards else ""}
+    facts |= {"queue_size": plan.queue_size, "shards": shards}
     texts = [
-        WARNINGS[name].format(**facts, **words, uneven=100 * uneven)
+        WARNINGS[name].format(**facts, off=native.OFF, uneven=100 * uneven)
         for name, holds in found.items()
         if holds
     ]

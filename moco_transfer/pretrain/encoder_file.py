@@ -6,6 +6,7 @@ official ones of facebookresearch/moco@7397dfe, torchvision's state dicts, and t
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,16 +17,14 @@ import yaml
 from torch import Tensor, nn
 
 from ..convert.coverage import check_source
-from ..convert.formats import Source, read_source
-from ..convert.read import Content, read_checkpoint
+from ..convert.formats import read_source
+from ..convert.read import read_checkpoint
 from ..convert.stamp import make_stamp
 from ..data.views.labelled import EvaluationView, protocol_resize
 from ..models import ENCODERS, add_mlp_head, build_encoder, recognise
 from ..runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
-
-_WITH_HEAD = ("moco", "torchvision")  # layouts whose ``fc`` is the encoder's own
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,17 @@ def read_encoder(path: str, *, encoder: str = "q", arch: str | None = None) -> T
             f" STRIDE_IN_1X1 {stamp['stride_in_1x1']}; features need RGB and False. Use the"
             " checkpoint that it was made from."
         )
-    network, has_head = _filled(arch, source.state, _head(content, source))
-    view = _view(content.top, stamp)
+    # The layouts whose ``fc`` is the encoder's own.
+    tensors = content.tensors if source.layout.format in ("moco", "torchvision") else {}
+    start = f"{source.prefix}fc."
+    head = {n.removeprefix(source.prefix): t for n, t in tensors.items() if n.startswith(start)}
+    network, has_head = _filled(arch, source.state, head)
+    view = EvaluationView(224, 256, tuple(stamp["pixel_mean"]), tuple(stamp["pixel_std"]))
+    if str(content.top.get("format", "")).startswith("moco_transfer.pretrain/"):
+        data = yaml.safe_load(content.top["config"])["DATA"]
+        size = data["IMAGE_SIZE"]
+        resize = data["TEST_RESIZE"] or protocol_resize(size)
+        view = dataclasses.replace(view, size=size, resize=resize)
     mechanism, epoch = stamp["mechanism"] or "", stamp["epoch"]
     return TrainedEncoder(network, arch, view, has_head, mechanism, epoch, path)
 
@@ -94,12 +102,6 @@ def start_from(model: Any, encoder: TrainedEncoder) -> None:
     logger.info("started from %s: whole trunk, head %s", encoder.path, head)
 
 
-def _head(content: Content, source: Source) -> dict[str, Tensor]:
-    prefix = f"{source.prefix}fc."
-    tensors = content.tensors if source.layout.format in _WITH_HEAD else {}
-    return {f"fc.{n.removeprefix(prefix)}": t for n, t in tensors.items() if n.startswith(prefix)}
-
-
 def _filled(
     arch: str, trunk: Mapping[str, Tensor], head: Mapping[str, Tensor]
 ) -> tuple[nn.Module, bool]:
@@ -113,12 +115,3 @@ def _filled(
     # BN's counters are optional: old files lack them, and evaluation does not read them.
     network.load_state_dict({**trunk, **(head if has_head else {})}, strict=False)
     return network.eval().requires_grad_(False), has_head
-
-
-def _view(top: Mapping[str, Any], stamp: Mapping[str, Any]) -> EvaluationView:
-    pixels = tuple(stamp["pixel_mean"]), tuple(stamp["pixel_std"])
-    if not str(top.get("format", "")).startswith("moco_transfer.pretrain/"):
-        return EvaluationView(224, 256, *pixels)
-    data = yaml.safe_load(top["config"])["DATA"]
-    size = data["IMAGE_SIZE"]
-    return EvaluationView(size, data["TEST_RESIZE"] or protocol_resize(size), *pixels)

@@ -29,7 +29,7 @@ class EndToEnd(nn.Module):
     """InfoNCE over the mini-batch of all processes: K = W * N - 1 negatives, all with gradient.
 
     Micro-batches would change the negatives. Arguments and attributes as in
-    :class:`~moco_transfer.pretrain.moco.MoCo`; ``num_negatives`` is K of the last step.
+    :class:`~moco_transfer.pretrain.moco.MoCo`.
     """
 
     loss_scale = 1
@@ -45,7 +45,6 @@ class EndToEnd(nn.Module):
     ) -> None:
         super().__init__()
         self.temperature, self.shuffle = temperature, shuffle
-        self.num_negatives = 0
         self.measured: dict[str, Tensor] = {}
         self.encoder_q = encoder_factory(num_classes=dim)
         if mlp:
@@ -62,7 +61,6 @@ class EndToEnd(nn.Module):
         l_pos = similarities.gather(1, own[:, None])  # (N, 1)
         l_neg = similarities[is_negative].view(len(q), -1)  # (N, W * N - 1)
         logits = torch.cat([l_pos, l_neg], dim=1)
-        self.num_negatives = l_neg.shape[1]
         self.measured = describe_contrast(q, logits, temperature=self.temperature)
         return logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
 

@@ -166,11 +166,9 @@ class LinearRun:
         weights = state["state_dict"]
         self.classifier.load_state_dict({n.removeprefix("fc."): t for n, t in weights.items()})
         self.optimizer.load_state_dict(state["optimizer"])
-        self.iteration, sums = state["epoch"] * self.per_epoch + state["step"], state["sums"]
-        if len(sums) == get_world_size():
-            self.sums = sums[get_rank()].to(self.sums.device)
-        elif is_main_process():  # another number of processes
-            self.sums = sum(sums).to(self.sums.device)
+        self.iteration = state["epoch"] * self.per_epoch + state["step"]
+        if is_main_process():
+            self.sums = sum(state["sums"]).to(self.sums.device)
         logger.info("resumed from %s: iteration %d", path, self.iteration)
 
 

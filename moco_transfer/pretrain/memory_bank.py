@@ -33,7 +33,7 @@ class MemoryBank(nn.Module):
     moves once, towards the later of its queries.
 
     As in :class:`~moco_transfer.pretrain.moco.MoCo`, and: ``momentum``, the share of the old
-    feature that is kept; ``bank`` (S, C), unit rows; ``num_negatives``, K of the last step.
+    feature that is kept; ``bank`` (S, C), unit rows.
     """
 
     bank: Tensor
@@ -52,8 +52,7 @@ class MemoryBank(nn.Module):
     ) -> None:
         super().__init__()
         self.momentum, self.temperature = momentum, temperature
-        self._wanted_negatives = num_negatives
-        self.num_negatives = min(num_negatives, num_images - 1)
+        self.num_negatives = num_negatives
         self.measured: dict[str, Tensor] = {}
         self.encoder_q = encoder_factory(num_classes=dim)
         if mlp:
@@ -87,13 +86,13 @@ class MemoryBank(nn.Module):
         is_other = torch.ones(len(self.bank), dtype=torch.bool, device=index.device)
         is_other[all_gather_rows(index)] = False
         others = is_other.nonzero().squeeze(1)
-        if len(others) > self._wanted_negatives:
+        if len(others) > self.num_negatives:
             # On the CPU, whose generator is seeded for each iteration.
-            draw = torch.randint(len(others), (self._wanted_negatives,)).to(index.device)
+            draw = torch.randint(len(others), (self.num_negatives,)).to(index.device)
             if get_world_size() > 1:
                 dist.broadcast(draw, src=0)
             others = others[draw]
-        self._drawn, self._seen, self.num_negatives = others, [], len(others)
+        self._drawn, self._seen = others, []
 
     @torch.no_grad()
     def end_step(self) -> None:

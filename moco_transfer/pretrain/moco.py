@@ -3,7 +3,7 @@
 Shapes in this module:
     N: images on this process    W: processes    C: feature dimension    K: queue size
 Distributed:
-    In training every process calls ``forward``, with equal N.
+    Every process calls ``forward``, with equal N.
 Source:
     He et al. 2019, arXiv:1911.05722, Sec. 3, Alg. 1; v2: Chen et al. 2020, arXiv:2003.04297.
     Behaviour checked against facebookresearch/moco@7397dfe moco/builder.py (differences: see MoCo).
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models import add_mlp_head
-from ..runtime.distributed import get_rank, get_world_size
+from ..runtime.distributed import all_gather_rows, get_rank, get_world_size
 from .info_nce import contrastive_logits, enqueue, info_nce, unit
 from .shuffle import draw_permutation, gather_unshuffled, shuffle_rows
 from .watch import describe_contrast
@@ -48,7 +48,6 @@ class MoCo(nn.Module):
         shuffle: Permute the keys' batch over all processes before the key encoder (ShuffleBN).
 
     Attributes:
-        num_negatives: K.
         loss_scale: Directions whose losses are summed.
         measured: Detached scalars of the last forward pass (``watch.describe_contrast``).
     """
@@ -76,7 +75,7 @@ class MoCo(nn.Module):
             )
         self.momentum, self.temperature = momentum, temperature
         self.symmetric, self.shuffle = symmetric, shuffle
-        self.num_negatives, self.loss_scale = queue_size, 2 if symmetric else 1
+        self.loss_scale = 2 if symmetric else 1
         self.measured: dict[str, Tensor] = {}
         self.encoder_q = encoder_factory(num_classes=dim)
         self.encoder_k = encoder_factory(num_classes=dim)
@@ -92,8 +91,8 @@ class MoCo(nn.Module):
     def forward(self, im_q: Tensor, im_k: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits and targets of the pretext task; one step of Algorithm 1 up to the loss.
 
-        In training, the key encoder moves and the keys are enqueued. Between ``begin_step`` and
-        ``end_step`` these two do it, once for all forward passes of the step.
+        The key encoder moves and the keys are enqueued. Between ``begin_step`` and ``end_step``
+        these two do it, once for all forward passes of the step.
 
         Args:
             im_q: Query images (N, 3, H, W), normalised RGB.
@@ -103,13 +102,12 @@ class MoCo(nn.Module):
             Logits (N, 1 + K), float32 under autocast too, and targets (N,) of zeros, int64. Their
             cross-entropy is Eq. (1).
         """
-        one_pass = self.training and self._step_keys is None
         q = unit(self.encoder_q(im_q))  # queries: (N, C)
         with torch.no_grad():
-            if one_pass:
+            if self._step_keys is None:
                 self._momentum_update()  # Eq. (2)
             k_all = self._encode_keys_shuffled(im_k)  # keys of all processes: (W * N, C)
-        k = k_all.view(-1, *q.shape)[get_rank() if self.training else 0]  # own keys: (N, C)
+        k = k_all.view(-1, *q.shape)[get_rank()]  # own keys: (N, C)
 
         # l_pos = einsum("nc,nc->n", q, k)[:, None]: (N, 1)
         # l_neg = einsum("nc,ck->nk", q, queue): (N, K)
@@ -117,9 +115,9 @@ class MoCo(nn.Module):
         logits = contrastive_logits(q, k, self.queue, temperature=self.temperature)
         target = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)  # positive: 0
 
-        if one_pass:
+        if self._step_keys is None:
             enqueue(self.queue, self.queue_ptr, k_all)
-        elif self._step_keys is not None:
+        else:
             self._step_keys.append(k_all)
         self.measured = describe_contrast(q, logits, temperature=self.temperature)
         return logits, target
@@ -160,15 +158,9 @@ class MoCo(nn.Module):
         )
 
     def _encode_keys_shuffled(self, im_k: Tensor) -> Tensor:
-        """Return the keys of all processes (W * N, C), in the order of the images.
-
-        In evaluation, those of this process alone (N, C).
-        """
-        if not self.training:
-            return unit(self.encoder_k(im_k))
+        """Return the keys of all processes (W * N, C), in the order of the images."""
         if not self.shuffle:
-            in_order = torch.arange(len(im_k) * get_world_size(), device=im_k.device)
-            return gather_unshuffled(unit(self.encoder_k(im_k)), in_order)
+            return all_gather_rows(unit(self.encoder_k(im_k)))
         permutation = draw_permutation(len(im_k))
         shuffled = unit(self.encoder_k(shuffle_rows(im_k, permutation)))
         return gather_unshuffled(shuffled, permutation)

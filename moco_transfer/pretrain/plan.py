@@ -144,7 +144,7 @@ class PretrainPlan:
     def build_mechanism(self) -> Mechanism:
         """Build the mechanism on the default device, initialised at random.
 
-        It has ``encoder_q``, ``num_negatives``, ``loss_scale``, and for a step: ``begin_step(index
+        It has ``encoder_q``, ``loss_scale``, and for a step: ``begin_step(index
         of all images)``, ``loss(views, labels, index)`` of each micro-batch, ``end_step()``.
         """
         plain = functools.partial(build_encoder, self.arch)

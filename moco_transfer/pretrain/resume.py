@@ -59,8 +59,7 @@ def read_last(checkpoints: CheckpointFolder) -> ResumePoint | None:
             which would wait for one another forever; on all processes.
     """
     faults = Faults()
-    path = faults.check(checkpoints.last) if is_main_process() else None
-    path = broadcast_object(path)
+    path = broadcast_object(faults.check(checkpoints.last) if is_main_process() else None)
     state = faults.check(lambda: load_checkpoint(path)) if path is not None else None
     if state is not None and state.get("format") != CHECKPOINT_FORMAT:
         faults.add(f"{path} is not a checkpoint of moco-transfer pretrain.")

@@ -266,8 +266,8 @@ def report(run: Pretraining, metrics: MetricsFile | None, bar: tqdm) -> None:
     means, timing = run.meter.means(), run.meter.timing()
     epoch = (iteration - 1) // plan.iterations_per_epoch
     row = {"epoch": epoch, **means, "lr": run.optimizer.param_groups[0]["lr"]}
-    if model.num_negatives:
-        row["chance"] = model.loss_scale * math.log(model.num_negatives + 1)
+    if plan.num_negatives:
+        row["chance"] = model.loss_scale * math.log(plan.num_negatives + 1)
     if plan.mechanism == "moco":
         enqueued = iteration * plan.batch_size_total * model.loss_scale
         row["queue_filled"] = min(1.0, enqueued / plan.queue_size)

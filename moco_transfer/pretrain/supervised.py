@@ -12,7 +12,6 @@ class Supervised(nn.Module):
     """A classifier; its trunk is the ``encoder_q`` of a checkpoint, as MoCo's is."""
 
     loss_scale = 1
-    num_negatives = 0
 
     def __init__(self, encoder_factory: Callable[..., nn.Module], *, num_classes: int) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from .errors import InputError, MissingFileError
+from .errors import InputError, MissingFileError, damaged
 from .files import atomic_path, atomic_write_text
 
 LAST = "last_checkpoint"
@@ -100,15 +100,3 @@ def torch_load(path: str | Path, *, mmap: bool = False) -> Any:
                 " and was not run; save its state_dict() alone with torch.save."
             ) from None
         raise damaged(path, error) from error
-
-
-def damaged(path: object, reason: object) -> InputError:
-    """Return the error for a file that is not whole; of a C++ stack trace the first line alone."""
-    line = printable((str(reason).strip().splitlines() or [type(reason).__name__])[0][:120])
-    return InputError(f"{path} is truncated or damaged ({line}); get it again.")
-
-
-def printable(name: object) -> str:
-    """Return a key as one line of text, with what cannot be printed escaped."""
-    text = str(name)
-    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")

@@ -38,6 +38,21 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
+def damaged(path: object, reason: object) -> InputError:
+    """Return the error for a file that is not whole; of a C++ stack trace the first line alone."""
+    line = printable((str(reason).strip().splitlines() or [type(reason).__name__])[0][:120])
+    return InputError(f"{path} is truncated or damaged ({line}); get it again.")
+
+
+def printable(name: object) -> str:
+    """Return a name of a key or file as one line of text, with what cannot be printed escaped."""
+    text = str(name)
+    if text.isprintable():
+        return text
+    # Python holds a byte of a file name that is no UTF-8 as U+DC80 to U+DCFF.
+    return text.encode("unicode_escape").decode("ascii").replace("\\udc", "\\x")
+
+
 class Faults:
     """Collects the input errors of independent checks, so that all are reported together."""
 

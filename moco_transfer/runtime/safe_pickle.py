@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .errors import InputError
+from .errors import InputError, damaged
 
 _DTYPE = re.compile(r"[<>|=]?(f[248]|[iu][1248]|b1)")
 
@@ -134,7 +134,4 @@ def read_pickle(file: BinaryIO, where: str | os.PathLike[str]) -> Any:
             " strings and containers are read, and nothing in it was run. Save it with those alone."
         ) from None
     except _DAMAGE as error:
-        reason = " ".join(str(error).split())[:100] or type(error).__name__
-        raise InputError(
-            f"{where} is not a whole pickle of numpy arrays ({reason}). Copy it again."
-        ) from error
+        raise damaged(where, error) from error

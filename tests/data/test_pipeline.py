@@ -25,7 +25,6 @@ from torchvision.transforms import functional as F
 from moco_transfer.data.images import decode as decode_module
 from moco_transfer.data.images.decode import BUFFER_BYTES, UNREADABLE, decode_pixels, read_rgb
 from moco_transfer.data.images.folder import find_images
-from moco_transfer.data.views import native
 from moco_transfer.data.views.augmentation import RECIPES, ViewParameters, draw_parameters
 from moco_transfer.data.views.loading import Loader, plan_batches
 from moco_transfer.data.views.order import EpochBatches
@@ -75,7 +74,7 @@ def test_resized_crop__is_pils_within_a_level(back_end, crop, size):
         assert np.abs(out.astype(int) - theirs).max() <= 1
 
 
-def test_resized_crop__white_stays_white_and_bad_crops_are_refused():
+def test_resized_crop__white_stays_white():
     out = np.zeros((20, 20, 3), np.uint8)
     for height in (5, 20, 47, 150, 400):
         resized_crop(
@@ -84,9 +83,6 @@ def test_resized_crop__white_stays_white_and_bad_crops_are_refused():
             out,
         )
         assert (out == 255).all(), height
-    if native.available():
-        with pytest.raises(ValueError, match="not inside"):
-            native.crop_resize(np.zeros((5, 5, 3), np.uint8), (0, 1, 5, 5), flip=False, out=out)
 
 
 @pytest.mark.parametrize("recipe", ["v1", "v2", "cifar", "supervised"])

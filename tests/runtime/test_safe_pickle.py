@@ -111,18 +111,18 @@ def test_read_pickle__a_plain_pickle_would_have_run(tmp_path):
     ("program", "words"),
     [
         (b"\x80\x02cnumpy\nndarray\n.", "holds a NoneType"),
-        (b"\x80\x02cnumpy\nndarray\n)R.", "not a whole pickle"),
+        (b"\x80\x02cnumpy\nndarray\n)R.", "truncated or damaged"),
         (b"\x80\x02ccollections\nOrderedDict\n}U\x01ac_codecs\nencode\nsb.", "state for a"),
         (b"\x80\x02cnumpy\ndtype\n(U\x01OK\x00K\x01tR.", "not supported"),
-        (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f.", "not a whole pickle"),
-        (b"\x80\x05\x96\xff\xff\xff\xff\xff\xff\xff\x7f.", "not a whole pickle"),
-        (b"\x80\x02(i__builtin__\neval\n.", "not a whole pickle|asks for"),
-        (b"\x80\x02ccollections\nOrderedDict\n)\x81.", "not a whole pickle|asks for"),
-        (b"\x80\x02U\x01xQ.", "not a whole pickle|asks for"),
-        (b"\x80\x02((((.", "not a whole pickle|asks for"),
+        (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f.", "truncated or damaged"),
+        (b"\x80\x05\x96\xff\xff\xff\xff\xff\xff\xff\x7f.", "truncated or damaged"),
+        (b"\x80\x02(i__builtin__\neval\n.", "truncated or damaged|asks for"),
+        (b"\x80\x02ccollections\nOrderedDict\n)\x81.", "truncated or damaged|asks for"),
+        (b"\x80\x02U\x01xQ.", "truncated or damaged|asks for"),
+        (b"\x80\x02((((.", "truncated or damaged|asks for"),
         (b"\x80\x04]\x94h\x00a.", "holds a list"),  # a list that contains itself
         (b"\x80\x02" + b"]" * 9999 + b"a" * 9998 + b".", "holds a list"),
-        (b"\x80\x02c\xff\n\xff\n.", "not a whole pickle|asks for"),
+        (b"\x80\x02c\xff\n\xff\n.", "truncated or damaged|asks for"),
     ],
 )
 def test_read_pickle__hostile_programs(tmp_path, program, words):

@@ -22,16 +22,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...runtime.errors import InputError, MissingFileError
-from .image_source import (
-    EXTENSIONS,
-    IndexedSource,
-    Table,
-    is_image,
-    missing_files,
-    name_table,
-    printable,
-)
+from ...runtime.errors import InputError, MissingFileError, printable
+from .image_source import EXTENSIONS, IndexedSource, Table, is_image, missing_files, name_table
 
 logger = logging.getLogger(__name__)
 

@@ -87,11 +87,6 @@ def _decode_name(data: bytes) -> str:  # os.fsdecode itself cannot be pickled
     return os.fsdecode(data)
 
 
-def printable(name: str) -> str:
-    """Return a file name for logs and terminals: bytes that are no UTF-8 are escaped."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
 def missing_files(paths: Iterable[str]) -> list[int]:
     """Return the places of the paths that do not exist. Each folder is listed once: on a network
     file system, asking for each file is far slower.

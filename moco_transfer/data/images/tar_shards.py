@@ -29,18 +29,10 @@ import numpy as np
 import torch
 
 from ...runtime import distributed
-from ...runtime.errors import InputError, MissingFileError
+from ...runtime.errors import InputError, MissingFileError, printable
 from ...runtime.files import atomic_path
 from ..annotations.coco import load_json
-from .image_source import (
-    EXTENSIONS,
-    ImageSource,
-    IndexedSource,
-    Table,
-    is_image,
-    name_table,
-    printable,
-)
+from .image_source import EXTENSIONS, ImageSource, IndexedSource, Table, is_image, name_table
 
 logger = logging.getLogger(__name__)
 
