@@ -298,6 +298,8 @@ def _roi_heads(cfg: CfgNode, backbone: Backbone) -> RoIHeads:
         kind = functools.partial(Res5RoIHeads, make_res5(shape, extra_norm=extra_norm))
         channels = predictor_channels = shape.channels("res5")
     settings = _settings(BoxSettings, heads, box, cfg.TEST)  # with TEST.DETECTIONS_PER_IMAGE
+    # Before the mask head: the order in which weights are drawn is part of a seed's numbers.
+    box_predictor = BoxPredictor(predictor_channels, settings)
     mask_head = None
     if cfg.MODEL.MASK_ON:
         names = ("NUM_CONV", "CONV_DIM", "NORM", "CLS_AGNOSTIC_MASK")
@@ -307,7 +309,7 @@ def _roi_heads(cfg: CfgNode, backbone: Backbone) -> RoIHeads:
         in_features=heads.IN_FEATURES,
         sampler=_settings(RegionSampler, heads),
         box_pooler=pooler(box),
-        box_predictor=BoxPredictor(predictor_channels, settings),
+        box_predictor=box_predictor,
         mask_head=mask_head,
     )
 

@@ -109,3 +109,17 @@ def test_depths__build(depth):
         model = build_model(make_config("r50_c4", **settings))
     assert len(model.roi_heads.res5) == 4  # three blocks and MoCo's norm
     assert model.training
+
+
+@pytest.mark.parametrize("case", ["r18_fpn", "r18_c4"])
+def test_mask_head__is_drawn_last(case):
+    """A seed's other weights are the same with and without it; red where it came before the box
+    predictor.
+    """
+    states = []
+    for name in (case, f"{case}_mask"):
+        torch.manual_seed(0)
+        states.append(build_model(make_config(name)).state_dict())
+    boxes, masks = states
+    assert masks.keys() > boxes.keys()
+    assert all(torch.equal(value, masks[name]) for name, value in boxes.items())
