@@ -24,7 +24,7 @@ from pycocotools.cocoeval import COCOeval
 from ..data.annotations.catalog import DetectionDataset
 from ..data.annotations.coco import load_json
 from .metric_names import BBOX_METRICS, KEYPOINT_METRICS, RECALL_METRICS, class_metric
-from .predictions import Metrics, PredictionWriter
+from .predictions import Metrics, PredictionWriter, warn_absent
 
 logger = logging.getLogger(__name__)
 
@@ -145,9 +145,5 @@ def _class_metrics(precision: np.ndarray, dataset: DetectionDataset) -> dict[str
             metrics[class_metric(unique)] = 100 * float(np.mean(values))
         else:
             absent.append(name)
-    if absent:
-        logger.warning(
-            f"{dataset.name} has no ground truth for {len(absent)} of its {len(names)} classes,"
-            f" which are left out of the mean: {', '.join(absent)}."
-        )
+    warn_absent(dataset, absent, "they are left out of the mean")
     return metrics

@@ -95,6 +95,16 @@ class PredictionWriter:
         return {}
 
 
+def warn_absent(dataset: DetectionDataset, absent: list[str], consequence: str) -> None:
+    """Log the classes that have no ground truth, if there are some, and what follows."""
+    if absent:
+        counts = f"{len(absent)} of its {len(dataset.class_names)} classes"
+        listed = ", ".join(absent)
+        logger.warning(
+            f"{dataset.name} has no ground truth for {counts} ({listed}); {consequence}."
+        )
+
+
 def to_coco_results(
     image_id: int | str, output: dict[str, Tensor], category_ids: tuple[int, ...]
 ) -> list[dict]:

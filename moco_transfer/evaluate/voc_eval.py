@@ -9,7 +9,6 @@ Source:
 
 from __future__ import annotations
 
-import logging
 import os
 from typing import Any
 
@@ -18,10 +17,8 @@ import numpy as np
 from ..data.annotations.catalog import DetectionDataset
 from .coco_eval import evaluate_results
 from .metric_names import class_metric
-from .predictions import Metrics, PredictionWriter
+from .predictions import Metrics, PredictionWriter, warn_absent
 from .voc_ap import IOU_THRESHOLDS, VocDetections, VocGroundTruth, voc_eval
-
-logger = logging.getLogger(__name__)
 
 
 class VocEvaluator(PredictionWriter):
@@ -49,12 +46,7 @@ class VocEvaluator(PredictionWriter):
         names = self.dataset.class_names
         there = set(self.truth.classes[~self.truth.difficult].tolist())
         absent = [name for index, name in enumerate(names) if index not in there]
-        if absent:
-            logger.warning(
-                f"{self.dataset.name} has no ground truth for {len(absent)} of its {len(names)}"
-                f" classes ({', '.join(absent)}); each counts as AP 0 in the mean, as in"
-                " Detectron2."
-            )
+        warn_absent(self.dataset, absent, "each counts as AP 0 in the mean, as in Detectron2")
         detections, of_2007 = _detections(found, self.dataset.records), self.dataset.year == 2007
         aps = 100 * voc_eval(detections, self.truth, num_classes=len(names), use_11_points=of_2007)
         of_iou, of_class = aps.mean(axis=1), aps.mean(axis=0).tolist()

@@ -125,7 +125,9 @@ def build_tables(records: Iterable[RunRecord], *, baseline: str = "") -> list[Ta
     ``baseline`` names the row that differences refer to; "" means supervised, else random.
     """
     tables = []
-    for setting, runs in sorted(_grouped(records, _setting_of).items()):
+    names = Setting.__dataclass_fields__
+    of_setting = _grouped(records, lambda run: Setting(*(getattr(run, name) for name in names)))
+    for setting, runs in sorted(of_setting.items()):
         by_init = _grouped(runs, lambda run: run.init)
         rows = tuple(_build_row(init, by_init[init]) for init in sorted(by_init, key=_row_order))
         problems = tuple(_problems(setting, rows, baseline))
@@ -140,10 +142,6 @@ def _grouped(
     for run in runs:
         groups.setdefault(key(run), []).append(run)
     return groups
-
-
-def _setting_of(run: RunRecord) -> Setting:
-    return Setting(*(getattr(run, name) for name in Setting.__dataclass_fields__))
 
 
 def _build_row(init: str, records: Sequence[RunRecord]) -> Row:

@@ -29,9 +29,7 @@ def keep_records(
     ``folder/pretrain/NAME``, with a number behind a name that is taken; return the new folders.
     """
     taken: set[Path] = set()
-    runs: dict[str, RunRecord] = {}
-    for run in records:  # a run on several test sets has several records
-        runs.setdefault(run.folder, run)
+    runs = {run.folder: run for run in records}  # a run on several test sets has several records
     for source, run in runs.items():
         target = _free(Path(folder) / _name(run.task) / f"{_name(run.init)}_seed{run.seed}", taken)
         _keep_texts(source, target, lambda key: key == "total_loss" or key.endswith("/AP"))
@@ -64,8 +62,10 @@ def _keep_texts(source: str, target: Path, wanted: Callable[[str], bool]) -> Non
 
 
 def _free(path: Path, taken: set[Path]) -> Path:
-    names = (path.with_name(f"{path.name}_{number}") for number in itertools.count(2))
-    free = next(name for name in itertools.chain([path], names) if name not in taken)
+    numbers = itertools.count(2)
+    free = path
+    while free in taken:
+        free = path.with_name(f"{path.name}_{next(numbers)}")
     taken.add(free)
     return free
 

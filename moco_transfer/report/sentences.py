@@ -42,13 +42,12 @@ def separation_sentences(tables: Sequence[Table]) -> list[str]:
         groups.setdefault((table.setting.task, table.setting.test_set), []).append(table.setting)
     sentences = []
     for (task, _), settings in groups.items():
-        found = {key: sorted({getattr(s, key) for s in settings}) for key in _SEPARATING}
-        short = {key: 8 if key in ("config_hash", "label_subset") else None for key in found}
-        parts = [
-            f"{_SEPARATING[key]} ({', '.join(value[: short[key]] or 'all' for value in values)})"
-            for key, values in found.items()
-            if len(values) > 1
-        ]
+        parts = []
+        for key, name in _SEPARATING.items():
+            values = sorted({getattr(setting, key) for setting in settings})
+            digits = 8 if key in ("config_hash", "label_subset") else None
+            shown = ", ".join(value[:digits] or "all" for value in values)
+            parts += [f"{name} ({shown})"] if len(values) > 1 else []
         why = f"because its runs differ in {' and '.join(parts)}; such runs are never averaged."
         sentences += [f"{task}: {len(settings)} tables, {why}"] if parts else []
     return sentences
@@ -144,23 +143,20 @@ def published_sentences(table: Table) -> list[str]:
 
 def _schedule_sentences(runs: Sequence[RunRecord], setting: PublishedSetting) -> list[str]:
     """Return where runs are shorter or longer than the published ones, counted in images."""
-    scaled: dict[str, None] = {}
-    differing: dict[str, None] = {}
     published = setting.iterations or 0
-    for run in runs:
-        if run.iterations == published or not published:
-            continue
+    lengths: dict[bool, dict[str, None]] = {True: {}, False: {}}
+    for run in runs if published else ():
         # Parsing the whole config of each run would be slow.
         match = _BATCH.search(text_of(run.folder, CONFIG_FILE))
         batch = int(match[1]) if match else 0
         gap = abs(run.iterations * batch - published * setting.batch)
         is_scaled = bool(match) and gap <= batch  # scaled schedules round their iterations
         text = f"{run.iterations} iterations" + (f" of {batch} images" if match else "")
-        (scaled if is_scaled else differing)[text] = None
+        if run.iterations != published:
+            lengths[is_scaled][text] = None
+    scaled, differing = map(", ".join, lengths.values())
     length = f"{published} of {setting.batch} images"
     same = f"as many images as the published ones with {length}"
-    sentences = [f"Runs here trained for {', '.join(scaled)}: {same}."] if scaled else []
-    if differing:
-        other = f"runs here trained for {', '.join(differing)}, the published ones for {length}"
-        sentences.append(f"Warning: {other}.")
-    return sentences
+    sentences = [f"Runs here trained for {scaled}: {same}."] if scaled else []
+    other = f"runs here trained for {differing}, the published ones for {length}"
+    return [*sentences, f"Warning: {other}."] if differing else sentences

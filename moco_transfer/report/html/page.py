@@ -73,18 +73,16 @@ def _section(table: Table, number: int, folders: Sequence[str | Path]) -> dict[s
     """Return what the page shows of one table."""
     anchor = f"table-{number}"
     plots, unread = _plots(table_panels(table), anchor)
-    swatches = {init: Markup(swatch(style)) for init, style in row_styles(table).items()}
-    anchors = {run.folder: f"{anchor}-run-{i}" for i, run in enumerate(table.runs, start=1)}
     configs = (text_of(run.folder, CONFIG_FILE) for run in table.runs)
     return {
         "anchor": anchor,
         "table": table,
         "problems": [*table.problems, *unread],
-        "swatches": swatches,
+        "swatches": {init: Markup(swatch(style)) for init, style in row_styles(table).items()},
         "plots": plots,
         "sheet": _sheet(table, folders),
         "config": next(filter(None, configs), ""),
-        "anchors": anchors,
+        "anchors": {run.folder: f"{anchor}-run-{i}" for i, run in enumerate(table.runs, start=1)},
     }
 
 
