@@ -54,12 +54,12 @@ def test_auto__gpu(machine, capability, expected):
 def test_asked__is_kept_and_emulation_warned_of(machine, caplog):
     machine(cpu={"avx512_bf16": True})
     assert choose_precision("bf16", CPU).dtype == torch.bfloat16
-    machine(cpu={})
+    machine(cpu={}, speed=0.25)
     assert choose_precision("fp32", CPU).dtype is None
     assert not caplog.records
     chosen = choose_precision("bf16", CPU)
     assert (chosen.name, chosen.dtype) == ("bf16", torch.bfloat16)
-    assert "bf16 is emulated" in caplog.text
+    assert "bf16 is emulated" in caplog.text and "4.0 times" in caplog.text
 
 
 @pytest.mark.parametrize("asked", ["fp16", "fp8"])
