@@ -142,9 +142,8 @@ def build_run(plan: PretrainPlan) -> Pretraining:
         known = plan.resume.state["unreadable"]
     watch = Watch(plan.num_negatives, plan.patience_iterations)
     unreadable = UnreadableImages(len(plan.source), plan.max_unreadable, known)
-    run = Pretraining(plan, model, loss, optimizer, scaler, meter, unreadable, watch)
-    run.iteration = plan.resume.iteration if plan.resume is not None else 0
-    return run
+    start = plan.resume.iteration if plan.resume is not None else 0
+    return Pretraining(plan, model, loss, optimizer, scaler, meter, unreadable, watch, start)
 
 
 def build_loader(plan: PretrainPlan) -> Loader:

@@ -150,16 +150,13 @@ def average_bn_statistics(module: torch.nn.Module) -> None:
 
     Training does not read them, so each process has its own; whoever saves or evaluates needs one.
     """
-    names = ("running_mean", "running_var")
-    buffers = [b for name, b in module.named_buffers() if name.endswith(names)]
-    if get_world_size() == 1 or not buffers:
+    if get_world_size() == 1:
         return
-    # One message for all: a ResNet-50 has 106 such buffers.
-    flat = torch.cat([b.detach().reshape(-1).to(torch.float64) for b in buffers])
-    dist.all_reduce(flat)
-    means = flat.div_(get_world_size()).split([b.numel() for b in buffers])
-    for buffer, mean in zip(buffers, means, strict=True):
-        buffer.copy_(mean.view_as(buffer))
+    for name, buffer in module.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            total = buffer.to(torch.float64)
+            dist.all_reduce(total)
+            buffer.copy_(total / get_world_size())
 
 
 def mean_over_processes(values: dict[str, float], device: torch.device) -> dict[str, float]:

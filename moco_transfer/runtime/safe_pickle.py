@@ -1,10 +1,9 @@
 """Read a pickle of numpy arrays, numbers, strings and containers; nothing it asks for is run.
 
 A pickle is a program: its opcodes may name any function of any module and call it. Here only the
-names that numpy and Python write for arrays resolve, each to a function of this module. Opcodes
-that make objects in other ways (NEWOBJ, INST, OBJ, EXT, persistent ids) are unknown; BUILD fills an
-array or fails. The unpickler is the pure-Python one: the C one reserves memory for any memo
-index that a damaged file names, many GB for a flipped bit.
+names that numpy and Python write for arrays resolve, each to a function of this module, whichever
+opcode asks for them; BUILD fills an array or fails. The unpickler is the pure-Python one: the C one
+reserves memory for any memo index that a damaged file names, many GB for a flipped bit.
 """
 
 from __future__ import annotations
@@ -72,21 +71,11 @@ _ALLOWED: dict[str, Any] = {
     "__builtin__.bytes": lambda: b"",  # how protocols 0 to 2 write it
 }
 
-_FORBIDDEN_OPCODES = (
-    *(pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.INST, pickle.OBJ, pickle.PERSID, pickle.BINPERSID),
-    *(pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER),
-)
-
-
 _Unpickler: Any = pickle._Unpickler
 
 
 class _ArrayUnpickler(_Unpickler):
-    dispatch: dict[int, Any] = {
-        op: load
-        for op, load in _Unpickler.dispatch.items()
-        if bytes([op]) not in _FORBIDDEN_OPCODES
-    }
+    dispatch: dict[int, Any] = dict(_Unpickler.dispatch)
 
     def find_class(self, module: Any, name: Any) -> Any:
         full_name = f"{module}.{name}".replace("numpy._core.", "numpy.core.", 1)

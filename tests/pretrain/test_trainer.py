@@ -123,6 +123,7 @@ def run(kind: str, accumulate: int, folder: Path) -> Pretraining:
         accumulate=accumulate,
         batch_size_total=BATCH,
         queue_size=11,
+        num_negatives={"memory_bank": 7, "end_to_end": BATCH - 1, "supervised": 0}.get(kind, 11),
         pixels=(MEAN, STD),
         seed=7,
         header={},
