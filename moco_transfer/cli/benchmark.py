@@ -37,18 +37,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", required=True, metavar="FOLDER")
     add("--matrix", metavar="FILE")
     add("--tasks", nargs="+", default=[], metavar="CONFIG")
-    add("--init", action="append", default=[], metavar="NAME=FILE")
+    add("--init", dest="inits", action="append", default=[], metavar="NAME=FILE")
     add("--seeds", type=options.count, metavar="N")
-    add("--label-fraction", nargs="+", default=[], metavar="F")
+    add("--label-fraction", dest="label_fractions", nargs="+", default=[], metavar="F")
     add("--engine", metavar="auto|torchvision|detectron2")
     add("--precision", default="", choices=options.PRECISIONS)
-    add("--dataset", action="append", default=[], metavar="NAME=...")
+    add("--dataset", dest="datasets", action="append", default=[], metavar="NAME=...")
     add("--baseline", default="", metavar="NAME")
     add("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE")
     add = parser.add_argument_group("how it is run").add_argument
     add("--launcher", choices=("local", "torchrun", "slurm"))
     add("--jobs", type=options.count, metavar="N")
-    add("--num-gpus", "--nproc-per-node", type=options.count, metavar="N")
+    add("--num-gpus", type=options.count, metavar="N")
     add("--slurm", nargs="+", default=[], metavar="KEY=VALUE")
     add("--dry-run", action="store_true")
 
@@ -126,7 +126,7 @@ def _return_overrides(args: argparse.Namespace) -> None:
     """Give KEY VALUE words back that an option of several words took with it: ``--label-fraction
     0.1 SOLVER.MAX_ITER 9000``.
     """
-    for name in ("tasks", "label_fraction", "slurm"):
+    for name in ("tasks", "label_fractions", "slurm"):
         values = getattr(args, name)
         start = next((i for i, word in enumerate(values) if _KEY.fullmatch(word)), len(values))
         args.overrides = [*values[start:], *args.overrides]
@@ -138,18 +138,18 @@ def _matrix(args: argparse.Namespace) -> tuple[Matrix, bool]:
     from ..benchmark.matrix import make_matrix, read_matrix
 
     saved = Path(args.output) / "matrix.yaml"
-    keys = {"init": "inits", "label_fraction": "label_fractions", "dataset": "datasets"}
-    names = "tasks init seeds label_fraction engine precision dataset overrides".split()
+    names = "tasks inits seeds label_fractions engine precision datasets overrides".split()
     given = {name: getattr(args, name) for name in names if getattr(args, name)}
     if args.matrix and given:
-        also = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise InputError(f"--matrix {args.matrix} holds the whole matrix; leave out {also}.")
+        also = ", ".join(given)
+        raise InputError(
+            f"--matrix {args.matrix} holds the whole matrix; give no {also} next to it."
+        )
     is_saved = not args.matrix and not given and saved.exists()
     if args.matrix or is_saved:
         matrix = read_matrix(args.matrix or saved, args.output)
         return (replace(matrix, baseline=args.baseline) if args.baseline else matrix), is_saved
-    data = {keys.get(name, name): value for name, value in given.items()}
-    return make_matrix(data | {"baseline": args.baseline}, args.output), False
+    return make_matrix(given | {"baseline": args.baseline}, args.output), False
 
 
 def _settings(args: argparse.Namespace, saved_in: Path | None) -> LaunchSettings:

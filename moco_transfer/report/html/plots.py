@@ -102,12 +102,8 @@ def breakdown_panels(table: Table, kind: str = "bbox") -> list[Panel]:
     """
     found = {metric for row in table.rows for row_kind, metric in row.values if row_kind == kind}
     base = table.baseline or table.rows[0]
-
-    def place(metric: str) -> tuple[float, str]:
-        summary = base.summary(kind, metric)
-        return summary.mean if summary.n else 0.0, metric
-
-    classes = sorted(filter(is_class_metric, found), key=place)
+    means = {m: base.summary(kind, m).mean if (kind, m) in base.values else 0.0 for m in found}
+    classes = sorted(filter(is_class_metric, found), key=lambda metric: (means[metric], metric))
     groups = {
         "object size": {metric: name for metric, name in _SIZES.items() if metric in found},
         "class": {metric: metric.removeprefix(class_metric("")) for metric in classes},
@@ -203,9 +199,9 @@ def swatch(style: Style) -> str:
 def figure_name(table: Table) -> str:
     """Return a file name without ending that differs between the tables of a report."""
     setting = table.setting
-    parts = [setting.task, *setting.test_set, setting.config_hash[:8], setting.engine, setting.norm]
-    parts += [setting.precision] if setting.precision else []
-    parts += [f"labels-{setting.label_subset[:8]}"] if setting.label_subset else []
+    labels = f"labels-{setting.label_subset[:8]}" if setting.label_subset else ""
+    parts = [setting.task, *setting.test_set, setting.config_hash[:8], setting.engine]
+    parts += [setting.norm, setting.precision, labels]
     name = re.sub(r"[^\w.-]+", "-", "_".join(filter(None, parts)))
     encoded = name.encode("utf-8")
     if len(encoded) <= _LONGEST_NAME:
