@@ -277,7 +277,7 @@ def report(run: Pretraining, metrics: MetricsFile | None, bar: tqdm) -> None:
     if metrics is not None:
         metrics.write(iteration, row)
         text = _in_words(run, row)
-        bar.set_postfix_str(text)
+        bar.set_postfix_str(text, refresh=False)
         per_epoch, left = plan.iterations_per_epoch, plan.max_iterations - iteration
         place = f"epoch {epoch + 1}/{plan.epochs} iter {(iteration - 1) % per_epoch + 1}"
         logger.info("%s/%d %s eta %s", place, per_epoch, text, eta(left, row["time"]))
