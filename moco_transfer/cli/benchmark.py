@@ -1,11 +1,4 @@
-"""Run a matrix of fine-tuning runs, task x initialisation x seed, and make the table.
-
-Configs, data and weights of all runs are checked first, and every fault is reported at once. Each
-run has a folder of its own: OUTPUT/TASK/INIT/seedN. Complete runs are skipped and interrupted ones
-resumed, so the same command, or `benchmark --output OUTPUT` alone, continues after any
-interruption. A run that fails is named at the end and does not stop the others. At the end OUTPUT
-holds table.md, report.html and, for each table, a sheet of detections.
-"""
+"""A matrix of fine-tuning runs, and its table."""
 
 from __future__ import annotations
 

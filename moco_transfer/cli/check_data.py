@@ -1,9 +1,4 @@
-"""Check detection data sets before a run: missing, damaged and repeated images, unknown classes,
-boxes out of the image or without area, sizes, ids, counts.
-
-Prints a report for each NAME. Exits with status 2 if one of them has a problem that would stop a
-run, or if they do not fit each other or the config. Writes nothing.
-"""
+"""Checks of detection data sets before a run."""
 
 from __future__ import annotations
 

@@ -1,11 +1,4 @@
-"""Convert a pre-trained checkpoint into a backbone file for the detector, with every tensor
-accounted for.
-
-Reads SRC, recognises whose checkpoint it is by its keys, and writes DST only when no tensor of the
-backbone is missing, left over or misshapen and both files compute the same features of an image.
-Otherwise it reports what is wrong, ends with status 2 and leaves DST as it was. No code inside SRC
-is run.
-"""
+"""From a pre-trained checkpoint to a backbone file for the detector."""
 
 from __future__ import annotations
 

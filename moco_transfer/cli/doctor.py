@@ -1,6 +1,4 @@
-"""Report what works on this machine: versions, devices, engines, data sets, and the next step for
-what does not.
-"""
+"""What works on this machine."""
 
 from __future__ import annotations
 

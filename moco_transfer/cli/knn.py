@@ -1,10 +1,4 @@
-"""Test an encoder's features with a weighted kNN classifier: no training, one number.
-
-Every image of --test is classified by its k nearest neighbours (cosine) among the images of
---train, a neighbour's vote weighing exp(cosine / T). Images are seen without augmentation. Settings
-are those of the official CIFAR-10 demo; the config's KNN section measures the same during
-pre-training.
-"""
+"""The kNN test of an encoder's features."""
 
 from __future__ import annotations
 

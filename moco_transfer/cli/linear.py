@@ -1,10 +1,4 @@
-"""Test an encoder's features with the linear protocol: a linear layer on frozen, pooled features.
-
-As in the paper: the encoder in evaluation mode, weights of the layer from N(0, 0.01), lr 30, weight
-decay 0, momentum 0.9, batch 256, 100 epochs, lr times 0.1 at 60 and 80 % of them; training crops of
-8 to 100 % of the image and flips, testing on the centre crop. Writes config, metrics.json,
-checkpoint_*.pth and, at the end, results.json with top1 and top5 of the last epoch into --output.
-"""
+"""The linear protocol on an encoder's features."""
 
 from __future__ import annotations
 

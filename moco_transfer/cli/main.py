@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from importlib import resources
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import yaml
 
@@ -17,25 +17,11 @@ from .. import __version__
 from ..runtime.errors import InputError, did_you_mean
 from ..runtime.launch import launch_options, replace_by_torchrun, torchrun_command
 
+_FILES = resources.files(__package__)
+_HELP: dict[str, dict[str, str]] = yaml.safe_load((_FILES / "help.yaml").read_text("utf-8"))
 # Verb -> what it does; its module here has the same name. Modules are imported only when their
 # verb is used: `report` and `--help` do not import torch.
-VERBS = {
-    "pretrain": "images -> checkpoint: MoCo v1, v2, its rivals, or the supervised baseline",
-    "knn": "checkpoint, labelled folders -> kNN top-1 of the features",
-    "linear": "checkpoint, labelled folders -> top-1 and top-5 of the linear protocol",
-    "convert": "checkpoint -> backbone.pkl for the detector, every tensor accounted for",
-    "train": "backbone.pkl -> fine-tuned detector and results.json",
-    "benchmark": "a matrix of runs, task x initialisation x seed, resumable -> the table",
-    "predict": "a trained detector's boxes and masks, drawn on your own images",
-    "report": "results.json files -> the transfer table, plots, the page",
-    "sheet": "fine-tuned runs -> their detections next to the ground truth",
-    "check-data": "checks a detection data set before a run",
-    "suggest": "images[, annotations] -> configs for both steps, a reason for each value",
-    "pack": "images -> tar shards with an index, for faster reading",
-    "reference": "the published numbers, by name",
-    "doctor": "what works on this machine, and the next step for what does not",
-    "demo": "the whole pipeline on generated images, in minutes, on a CPU",
-}
+VERBS = {verb: texts["summary"] for verb, texts in _HELP.items() if verb != "shared"}
 SEVERAL_PROCESSES = ("pretrain", "linear", "train")  # `benchmark` starts its runs itself
 # FloatingPointError: a loss that is not finite. 130: a program ended by Ctrl-C.
 _STATUS = {InputError: 2, FloatingPointError: 1, KeyboardInterrupt: 130}
@@ -86,17 +72,15 @@ def _parse(verb: str, words: list[str]) -> tuple[ModuleType, argparse.Namespace]
         raise InputError(f"there is no such verb.{hint} Verbs: {', '.join(VERBS)}.")
     name = verb.replace("-", "_")
     module = importlib.import_module(f".{name}", __package__)
-    files = resources.files(__package__)
+    texts = _HELP["shared"] | _HELP[verb]
     parser = _Parser(
         prog=f"moco-transfer {verb}",
-        description=module.__doc__,
-        epilog=(files / "examples" / f"{name}.txt").read_text(encoding="utf-8"),
+        description=texts["description"],
+        epilog=(_FILES / "examples" / f"{name}.txt").read_text(encoding="utf-8"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[launch_options()] if verb in SEVERAL_PROCESSES else [],
     )
     module.add_arguments(parser)
-    texts: dict[str, Any] = yaml.safe_load((files / "help.yaml").read_text(encoding="utf-8"))
-    texts = texts["shared"] | texts.get(verb, {})
     for action in parser._actions:
         action.help = action.help or texts.get((*action.option_strings, action.dest)[0])
     mixed = getattr(module, "MIXED_WORDS", False)

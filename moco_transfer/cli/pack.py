@@ -1,10 +1,4 @@
-"""Pack images into tar shards (WebDataset's layout) with an index, for faster reading.
-
-As they are (--as original), encoded again smaller (--as jpeg), or as raw pixels (--as raw), which
-need no decoding but about 1.5 times the space of a full-size ImageNet. Local shards are read in the
-same order as the folder. What happened to the pixels is recorded in DST/pack.json and in the config
-of every run that trains on DST. Run again after an interruption, it continues.
-"""
+"""Images packed into tar shards with an index."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""Draw a trained detector's boxes, masks and labels on images of one's own.
-
-Writes each image, drawn on, into the folder of --output, and detections.json with every
-detection's class, score and box (XYXY, px; masks as COCO's RLE). The names of the classes are those
-that the run recorded. Images that cannot be read are named and skipped.
-"""
+"""A trained detector on images of one's own."""
 
 from __future__ import annotations
 

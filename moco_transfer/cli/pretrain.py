@@ -1,9 +1,4 @@
-"""Pre-train a ResNet with MoCo, its rivals (memory bank, end to end), or supervised.
-
-Reads the images of DATA.ROOT and writes into OUTPUT_DIR: config.yaml, env.txt, log.txt,
-metrics.json, checkpoint_*.pth and last_checkpoint. The learning rate is SOLVER.BASE_LR x
-DATA.BATCH_SIZE_TOTAL / 256.
-"""
+"""Pre-training: from images to a checkpoint."""
 
 from __future__ import annotations
 

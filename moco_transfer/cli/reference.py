@@ -1,10 +1,4 @@
-"""Print published transfer numbers by name: the rows of the MoCo papers and of independent
-repetitions, with sources.
-
-A name is `<data> <detector>`, such as `voc07+12 R50-C4`; a part of it prints every setting that
-matches. The gap to the supervised row of the same source is in brackets, as the papers print it.
-Without a name, all names are listed.
-"""
+"""Published transfer numbers by name."""
 
 from __future__ import annotations
 

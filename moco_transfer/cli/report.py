@@ -1,15 +1,4 @@
-"""Make the transfer table from run folders: mean and std over seeds, and the difference to the
-supervised row.
-
-A run folder holds the results.json that `train` wrote. Runs are grouped by task, test set, config
-hash, engine, norm, precision and label subset (one table each) and by initialisation (one row
-each); runs that differ in any of these are never averaged. Below its table are named: unusable
-files, two runs with the same seed in a row, seeds that a row lacks, and metrics that are not a
-number.
-
-The page (--format html) and the plots also show the pre-training runs that lie below RUNS or made
-the weights; the page shows the images that `sheet` has written.
-"""
+"""From run folders to the transfer table."""
 
 from __future__ import annotations
 

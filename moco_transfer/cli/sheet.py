@@ -1,12 +1,4 @@
-"""Draw the detections of each initialisation next to the ground truth: one row for each test image,
-one column for each row of the transfer table.
-
-Reads fine-tuned runs as `report` does and writes one sheet per table, as PNG and SVG, into the
-folder that holds its runs, where `report --format html` finds it. Each row is shown by the run of
-the lowest seed that all rows have. The images are the first four of the test set that have an
-object. Of each image as many predictions are drawn, those with the highest scores, as it has
-objects.
-"""
+"""Detections of each initialisation next to the ground truth."""
 
 from __future__ import annotations
 

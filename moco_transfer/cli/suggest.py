@@ -1,10 +1,4 @@
-"""Look at images and annotations, and print a config for each step with a reason for each value.
-
-DATA is what DATA.ROOT takes: a folder, a list, a data set's root or name, local tar shards. The
-second config is for the annotations of --dataset, or of DATA if it is a data set's name, or else
-for PASCAL VOC if that is below $DETECTRON2_DATASETS. KEY VALUE words win over the rules; a key of
-both configs needs a prefix: pretrain.SOLVER.BASE_LR or finetune.SOLVER.BASE_LR.
-"""
+"""Configs for the user's images, each value with a reason."""
 
 from __future__ import annotations
 

@@ -1,12 +1,4 @@
-"""Fine-tune a detector from a converted backbone, evaluate it, and write results.json.
-
-Configs have Detectron2's keys. Images come from Detectron2's data set names below
-$DETECTRON2_DATASETS (voc_2007_trainval, coco_2017_train, ...) or from your own folders with
---dataset; the number of classes and the metric are then the data's. Weights must cover the whole
-backbone, and the config must suit them (BN, frozen layers, colour order, pixel statistics, batch
-and learning rate), or the run does not start; all faults are reported together. MODEL.WEIGHTS ""
-is random initialisation.
-"""
+"""Fine-tuning: from a backbone file to a detector and its results.json."""
 
 from __future__ import annotations
 
