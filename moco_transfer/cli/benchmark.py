@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.errors import InputError
-from . import options
 
 if TYPE_CHECKING:
     from ..benchmark.launch import LaunchSettings
@@ -21,29 +20,6 @@ if TYPE_CHECKING:
 
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")  # of a config: SEED, SOLVER.MAX_ITER
 _LAUNCHER_OF = {"jobs": "local", "num_gpus": "torchrun", "slurm": "slurm"}  # option -> launcher
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``benchmark``."""
-    what = parser.add_argument_group("what is run")
-    add = what.add_argument
-    add("--output", required=True, metavar="FOLDER")
-    add("--matrix", metavar="FILE")
-    add("--tasks", nargs="+", default=[], metavar="CONFIG")
-    add("--init", dest="inits", action="append", default=[], metavar="NAME=FILE")
-    add("--seeds", type=options.count, metavar="N")
-    add("--label-fraction", dest="label_fractions", nargs="+", default=[], metavar="F")
-    add("--engine", metavar="auto|torchvision|detectron2")
-    add("--precision", default="", choices=options.PRECISIONS)
-    add("--dataset", dest="datasets", action="append", default=[], metavar="NAME=...")
-    add("--baseline", default="", metavar="NAME")
-    add("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE")
-    add = parser.add_argument_group("how it is run").add_argument
-    add("--launcher", choices=("local", "torchrun", "slurm"))
-    add("--jobs", type=options.count, metavar="N")
-    add("--num-gpus", type=options.count, metavar="N")
-    add("--slurm", nargs="+", default=[], metavar="KEY=VALUE")
-    add("--dry-run", action="store_true")
 
 
 def run(args: argparse.Namespace) -> int:

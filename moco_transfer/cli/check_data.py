@@ -5,15 +5,6 @@ from __future__ import annotations
 import argparse
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``check-data``."""
-    add = parser.add_argument
-    add("names", nargs="*", metavar="NAME")
-    add("--dataset", action="append", default=[], metavar="NAME=...")
-    add("--config-file", metavar="FILE")
-    add("--fast", action="store_true")
-
-
 def run(args: argparse.Namespace) -> int:
     """Check and report; returns 0 if all data sets are usable, else 2."""
     from ..config import load_detection_config

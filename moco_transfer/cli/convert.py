@@ -5,19 +5,6 @@ from __future__ import annotations
 import argparse
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``convert``."""
-    add = parser.add_argument
-    add("src", nargs="?", metavar="SRC")
-    add("dst", nargs="?", metavar="DST")
-    add("--to", default="detectron2", metavar="TARGET")
-    add("--encoder", default="q", choices=("q", "k"))
-    add("--from", dest="source_format", metavar="FORMAT")
-    add("--arch", metavar="NAME")
-    add("--verify", action=argparse.BooleanOptionalAction, default=None)
-    add("--inspect", metavar="FILE")
-
-
 def run(args: argparse.Namespace) -> int:
     """Convert or inspect; returns 0."""
     from ..convert import convert_checkpoint, describe  # imports torch, which takes seconds

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from . import options
-
 INITS = ("random", "supervised", "moco")
 # How long each step takes, in training steps of ResNet-18 on 64 images of 64 px on all cores: on
 # two cores of a server CPU, where such a step takes 0.35 s.
@@ -24,14 +22,6 @@ class _Step(NamedTuple):
     words: list[str]
     result: Path  # what exists when the step is done
     cost: int = 0  # in units of _COSTS
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``demo``."""
-    add = parser.add_argument
-    add("--output", default="demo_output", metavar="DIR")
-    add("--seeds", type=options.count, default=3, metavar="N")
-    add("--wheel", default="", metavar="FILE")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,10 +10,6 @@ from typing import Any
 _VERSIONS = ("python", "torch", "CUDA", "torchvision", "detectron2", "pycocotools", "OpenCV")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``doctor``: none."""
-
-
 def run(args: argparse.Namespace) -> int:
     """Print the report; 0 if pre-training, conversion, fine-tuning and evaluation can run here."""
     for name, version in _versions().items():

@@ -4,18 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from . import options
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``knn``."""
-    options.add_encoder(parser)
-    add = parser.add_argument
-    add("--k", type=options.count, default=200, metavar="N")
-    add("--temperature", type=options.positive, default=0.1, metavar="T")
-    add("--features", choices=("head", "trunk"))
-    add("--output", metavar="DIR")
-
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print; returns 0."""

@@ -4,21 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from . import options
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``linear``."""
-    options.add_encoder(parser)
-    add = parser.add_argument
-    add("--output", default="output/linear", metavar="DIR")
-    add("--cache-features", action="store_true")
-    add("--resume", action="store_true")
-    add("--epochs", type=options.count, default=100, metavar="N")
-    add("--lr", type=options.positive, default=30.0)
-    add("--batch-size", type=options.count, default=256, metavar="N")
-    add("--seed", type=options.natural, default=0, metavar="N")
-
 
 def run(args: argparse.Namespace) -> int:
     """Train the layer; returns the exit status."""

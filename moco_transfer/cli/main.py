@@ -11,17 +11,14 @@ from importlib import resources
 from types import ModuleType
 from typing import NoReturn
 
-import yaml
-
 from .. import __version__
 from ..runtime.errors import InputError, did_you_mean
 from ..runtime.launch import launch_options, replace_by_torchrun, torchrun_command
+from .options import DESCRIPTIONS, add_options
 
-_FILES = resources.files(__package__)
-_HELP: dict[str, dict[str, str]] = yaml.safe_load((_FILES / "help.yaml").read_text("utf-8"))
 # Verb -> what it does; its module here has the same name. Modules are imported only when their
 # verb is used: `report` and `--help` do not import torch.
-VERBS = {verb: texts["summary"] for verb, texts in _HELP.items() if verb != "shared"}
+VERBS = {verb: about["summary"] for verb, about in DESCRIPTIONS.items() if verb != "shared"}
 SEVERAL_PROCESSES = ("pretrain", "linear", "train")  # `benchmark` starts its runs itself
 # FloatingPointError: a loss that is not finite. 130: a program ended by Ctrl-C.
 _STATUS = {InputError: 2, FloatingPointError: 1, KeyboardInterrupt: 130}
@@ -72,19 +69,17 @@ def _parse(verb: str, words: list[str]) -> tuple[ModuleType, argparse.Namespace]
         raise InputError(f"there is no such verb.{hint} Verbs: {', '.join(VERBS)}.")
     name = verb.replace("-", "_")
     module = importlib.import_module(f".{name}", __package__)
-    texts = _HELP["shared"] | _HELP[verb]
+    examples = resources.files(__package__) / "examples"
     parser = _Parser(
         prog=f"moco-transfer {verb}",
-        description=texts["description"],
-        epilog=(_FILES / "examples" / f"{name}.txt").read_text(encoding="utf-8"),
+        description=DESCRIPTIONS[verb]["description"],
+        epilog=(examples / f"{name}.txt").read_text(encoding="utf-8"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[launch_options()] if verb in SEVERAL_PROCESSES else [],
     )
-    module.add_arguments(parser)
-    for action in parser._actions:
-        action.help = action.help or texts.get((*action.option_strings, action.dest)[0])
-    mixed = getattr(module, "MIXED_WORDS", False)
-    args = parser.parse_intermixed_args(words) if mixed else parser.parse_args(words)
+    add_options(parser, verb)
+    is_mixed = DESCRIPTIONS[verb].get("mixed")
+    args = parser.parse_intermixed_args(words) if is_mixed else parser.parse_args(words)
     args.command = shlex.join(["moco-transfer", verb, *words])  # what a run records
     command = verb in SEVERAL_PROCESSES and torchrun_command("moco_transfer", [verb, *words])
     if command:

@@ -4,19 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from . import options
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``pack``."""
-    add = parser.add_argument
-    add("src", nargs="?", metavar="SRC")
-    add("dst", nargs="?", metavar="DST")
-    add("--as", dest="form", default="original", choices=("original", "jpeg", "raw"))
-    add("--size", type=options.count, default=256, metavar="PX")
-    add("--workers", type=options.natural, default=0, metavar="N")
-    add("--check", metavar="DST")
-
 
 def run(args: argparse.Namespace) -> int:
     """Pack or check; returns 0."""

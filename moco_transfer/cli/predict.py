@@ -7,18 +7,6 @@ import collections
 from pathlib import Path
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``predict``."""
-    add = parser.add_argument
-    add("detector", metavar="RUN_FOLDER_OR_CHECKPOINT")
-    add("images", nargs="+", metavar="IMAGES")
-    add("--output", required=True, metavar="DIR")
-    add("--threshold", type=float, default=0.5, metavar="SCORE")
-    add("--classes", metavar="A,B,...")
-    add("--config-file", metavar="FILE")
-    add("--device", default="auto", choices=("auto", "cpu", "cuda"))
-
-
 def run(args: argparse.Namespace) -> int:
     """Predict and draw; returns 0, images that were skipped are counted and named."""
     from ..finetune.predict import DETECTIONS_FILE, find_images, load_detector, predict_images

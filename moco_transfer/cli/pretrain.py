@@ -4,14 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from . import options
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``pretrain``."""
-    options.add_config(parser)
-    parser.add_argument("--init-from", metavar="FILE")
-
 
 def run(args: argparse.Namespace) -> int:
     """Pre-train; returns the exit status."""

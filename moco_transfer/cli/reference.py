@@ -5,11 +5,6 @@ from __future__ import annotations
 import argparse
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the argument of ``reference``."""
-    parser.add_argument("name", nargs="*", metavar="NAME")
-
-
 def run(args: argparse.Namespace) -> int:
     """Print the settings that the name means, or all names; returns 0."""
     from ..report import find_settings, published_settings, render_published

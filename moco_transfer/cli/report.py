@@ -27,18 +27,6 @@ from ..runtime.files import atomic_write_bytes, atomic_write_text
 logger = logging.getLogger(__name__)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``report``."""
-    add = parser.add_argument
-    add("runs", nargs="*", metavar="RUNS")
-    add("--format", choices=("markdown", "latex", "csv", "html"), default="markdown")
-    add("--baseline", default="", metavar="NAME")
-    add("--output", metavar="FILE")
-    add("--plots", type=Path, metavar="FOLDER")
-    add("--keep", metavar="FOLDER")
-    add("--readme", "--into", dest="readme", type=Path, metavar="FILE")
-
-
 def run(args: argparse.Namespace) -> int:
     """Print or write the table; returns 0: it names problems with single runs itself."""
     if bool(args.runs) == bool(args.readme):

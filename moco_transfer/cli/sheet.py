@@ -17,15 +17,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``sheet``."""
-    add = parser.add_argument
-    add("runs", nargs="+", metavar="RUNS")
-    add("--dataset", action="append", default=[], metavar="NAME=...")
-    add("--images", nargs="+", metavar="ID")
-    add("--output", metavar="DIR")
-
-
 def run(args: argparse.Namespace) -> int:
     """Draw one sheet per table, past a table that cannot be drawn; returns 0."""
     from ..data.annotations.catalog import parse_dataset_flag

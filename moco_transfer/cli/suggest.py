@@ -8,23 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import options
-
 if TYPE_CHECKING:
     from ..suggest.facts import Objects
-
-MIXED_WORDS = True  # options may stand between DATA and the KEY VALUE words
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``suggest``."""
-    add = parser.add_argument
-    add("data", metavar="DATA")
-    add("overrides", nargs="*", metavar="KEY VALUE")
-    add("--images", type=options.count, metavar="N")
-    add("--gpus", type=options.natural, metavar="G")
-    add("--dataset", action="append", default=[], metavar="NAME[=...]")
-    add("--output", metavar="DIR")
 
 
 def run(args: argparse.Namespace) -> int:

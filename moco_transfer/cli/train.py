@@ -4,23 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import options
-
 _FLAGS = ("--eval-only", "--allow-partial", "--force", "--coco-style")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``train``."""
-    options.add_config(parser)
-    add = parser.add_argument
-    add("--dataset", action="append", default=[], metavar="NAME=...")
-    for option in _FLAGS:
-        add(option, action="store_true")
-    add("--engine", default="auto", metavar="auto|detectron2|torchvision")
-    add("--precision", default="auto", choices=options.PRECISIONS)
-    add("--init", metavar="NAME")
-    add("--task", default="", metavar="NAME")
-    add("--label-subset", metavar="FILE")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -20,6 +20,7 @@ import pytest
 from moco_transfer.benchmark.launch import LaunchSettings, LocalLauncher, run_environment
 from moco_transfer.benchmark.run import Stopped
 from moco_transfer.cli import benchmark as verb
+from moco_transfer.cli.options import add_options
 from moco_transfer.runtime.errors import InputError
 
 
@@ -68,7 +69,7 @@ def _arguments(*words):
     import argparse
 
     parser = argparse.ArgumentParser()
-    verb.add_arguments(parser)
+    add_options(parser, "benchmark")
     return parser.parse_args(["--output", "runs", *words])
 
 

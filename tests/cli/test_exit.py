@@ -31,7 +31,7 @@ class TornDown:
 
 held = TornDown()
 atexit.register(print, "atexit")
-verb = types.SimpleNamespace(add_arguments=lambda parser: None, run=run)
+verb = types.SimpleNamespace(run=run)
 sys.modules["moco_transfer.cli.doctor"] = verb  # a verb of which only the name is taken
 sys.exit(main.main(["doctor"]))
 """

@@ -214,7 +214,7 @@ def test_r18_configs__voc_and_coco_c4_and_fpn():
 
 @pytest.mark.parametrize("name", LEAVES)
 def test_header__its_command_runs_this_config(name):
-    from moco_transfer.cli import train
+    from moco_transfer.cli.options import add_options
 
     text = header(name)
     start = next(i for i, line in enumerate(text) if line.startswith("Command:"))
@@ -228,7 +228,7 @@ def test_header__its_command_runs_this_config(name):
     import argparse
 
     parser = argparse.ArgumentParser()
-    train.add_arguments(parser)
+    add_options(parser, "train")
     args = parser.parse_args(words)
     assert args.config_file == name
     load_detection_config(args.config_file, args.overrides)

@@ -16,12 +16,13 @@ import sys
 import pytest
 
 from moco_transfer.cli import report
+from moco_transfer.cli.options import add_options
 from moco_transfer.runtime.errors import InputError, MissingFileError
 
 
 def _run(*arguments):
     parser = argparse.ArgumentParser()
-    report.add_arguments(parser)
+    add_options(parser, "report")
     return report.run(parser.parse_args([str(argument) for argument in arguments]))
 
 
@@ -78,9 +79,9 @@ def test_report__tabulates_500_runs_in_two_seconds_without_torch(tmp_path, resul
         )
         (folder / "results.json").write_text(json.dumps(data))
     code = (
-        "import argparse, sys; from moco_transfer.cli import report;p = argparse.ArgumentParser();"
-        " report.add_arguments(p); report.run(p.parse_args(sys.argv[1:]));assert 'torch' not in"
-        " sys.modules"
+        "import argparse, sys; from moco_transfer.cli import options, report;"
+        "p = argparse.ArgumentParser(); options.add_options(p, 'report');"
+        "report.run(p.parse_args(sys.argv[1:])); assert 'torch' not in sys.modules"
     )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(

@@ -22,6 +22,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from moco_transfer.cli import report
+from moco_transfer.cli.options import add_options
 from moco_transfer.report import build_tables, read_runs
 from moco_transfer.report.curves import bin_means, loss_curve, mean_curve, metric_curve
 from moco_transfer.report.html.plots import (
@@ -213,7 +214,7 @@ def test_figure_name__tells_tables_apart_and_is_a_file_name(make_run, tmp_path):
 
 def test_report__writes_plots(two_seeds, capsys):
     parser = argparse.ArgumentParser()
-    report.add_arguments(parser)
+    add_options(parser, "report")
     assert report.run(parser.parse_args([str(two_seeds), "--plots", str(two_seeds / "plots")])) == 0
     stem = "pascal_voc_R_18_FPN_voc_2007_test_01234567_torchvision_BN"
     assert sorted(path.name for path in (two_seeds / "plots").iterdir()) == [

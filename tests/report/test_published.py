@@ -13,6 +13,7 @@ import argparse
 import pytest
 
 from moco_transfer.cli import reference
+from moco_transfer.cli.options import add_options
 from moco_transfer.report import (
     build_tables,
     find_settings,
@@ -26,7 +27,7 @@ from moco_transfer.runtime.errors import InputError
 
 def _reference(capsys, *words):
     parser = argparse.ArgumentParser()
-    reference.add_arguments(parser)
+    add_options(parser, "reference")
     assert reference.run(parser.parse_args(list(words))) == 0
     return capsys.readouterr().out
 

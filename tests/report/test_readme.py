@@ -14,12 +14,13 @@ import shutil
 import pytest
 
 from moco_transfer.cli import report
+from moco_transfer.cli.options import add_options
 from moco_transfer.runtime.errors import InputError
 
 
 def _run(*arguments):
     parser = argparse.ArgumentParser()
-    report.add_arguments(parser)
+    add_options(parser, "report")
     return report.run(parser.parse_args([str(argument) for argument in arguments]))
 
 

@@ -13,13 +13,14 @@ import argparse
 import pytest
 
 from moco_transfer.cli import sheet
+from moco_transfer.cli.options import add_options
 from moco_transfer.report import build_tables, read_runs
 from moco_transfer.runtime.errors import InputError
 
 
 def _run(*arguments):
     parser = argparse.ArgumentParser()
-    sheet.add_arguments(parser)
+    add_options(parser, "sheet")
     return sheet.run(parser.parse_args([str(argument) for argument in arguments]))
 
 
