@@ -25,7 +25,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without installation
 
-MODELS = {"r50_c4": "pascal_voc_R_50_C4_24k", "mask_r50_fpn": "coco_R_50_FPN_1x"}
+MODELS = {
+    "r50_c4": "pascal_voc_R_50_C4_24k",
+    "mask_r50_fpn": "coco_R_50_FPN_1x",
+    "r18_fpn_small": "own_R_18_FPN_small",  # of our own; --engines ours ours-bf16
+}
 ENGINES = ("detectron2", "ours", "detectron2-bf16", "ours-bf16")
 # One process: synchronised BN is BN, and Detectron2's SyncBN does not run on a CPU. The lr leaves
 # the weights as they are.
@@ -319,8 +323,8 @@ def main() -> None:
         "--models",
         nargs="+",
         choices=MODELS,
-        default=list(MODELS),
-        help="which detectors (default: all)",
+        default=["r50_c4", "mask_r50_fpn"],
+        help="which detectors (default: r50_c4 mask_r50_fpn)",
     )
     parser.add_argument(
         "--engines",
