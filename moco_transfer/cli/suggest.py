@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 def run(args: argparse.Namespace) -> int:
     """Print both configs and the commands to run them; returns 0."""
     from ..runtime.files import atomic_write_text
-    from ..suggest import look
+    from ..suggest import facts
     from ..suggest.finetuning import suggest_finetuning
     from ..suggest.pretraining import suggest_pretraining
 
     given, output = _given(args.overrides), Path(args.output or "suggested")
-    images, machine = look.look_at_images(args.data, args.images), look.look_at_machine(args.gpus)
+    images, machine = facts.look_at_images(args.data, args.images), facts.look_at_machine(args.gpus)
     objects = _objects(args, given["finetune"])
     values = suggest_pretraining(images, machine, given["pretrain"], f"{output}/pretrain")
     header = f"Written by moco-transfer suggest for {machine.describe()}."
@@ -72,7 +72,7 @@ def _given(words: list[str]) -> dict[str, dict[str, Any]]:
 def _objects(args: argparse.Namespace, given: dict[str, Any]) -> Objects | None:
     """Read the annotations that the words name, else those of DATA or of VOC, if they are there."""
     from ..data.annotations.catalog import builtin_datasets, datasets_root, parse_dataset_flag
-    from ..suggest.look import look_at_objects
+    from ..suggest.facts import look_at_objects
 
     names = [parse_dataset_flag(flag) if "=" in flag else flag for flag in args.dataset]
     train, test = given.get("DATASETS.TRAIN", names[:1]), given.get("DATASETS.TEST", names[1:])
