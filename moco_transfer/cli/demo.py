@@ -11,17 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
+
 INITS = ("random", "supervised", "moco")
-# How long each step takes, in training steps of ResNet-18 on 64 images of 64 px on all cores: on
-# two cores of a server CPU, where such a step takes 0.35 s.
-_COSTS = {"pretrain moco": 320, "pretrain supervised": 125, "knn": 20, "fine-tuning run": 68}
+STEPS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
 class _Step(NamedTuple):
     title: str
     words: list[str]
     result: Path  # what exists when the step is done
-    cost: int = 0  # in units of _COSTS
+    cost: int  # in the unit of demo.yaml
 
 
 def run(args: argparse.Namespace) -> int:
@@ -71,45 +71,23 @@ def _cut_tiles(out: Path, wheel: str) -> None:
 def _steps(out: Path, seeds: int) -> Iterator[_Step]:
     from ..config import load_pretrain_config
 
-    images, checkpoints = out / "images", {"random": _random_encoder(out / "random.pth")}
-    for number, name, root, how in (
-        (2, "moco", "pool", "a ResNet-18 with MoCo, without labels"),
-        (3, "supervised", "labelled/train", "the same ResNet-18 with labels: tree or ground"),
-    ):
-        epochs = load_pretrain_config(f"demo_{name}").SOLVER.EPOCHS
-        checkpoints[name] = out / name / f"checkpoint_{epochs:04d}.pth"
-        words = ["pretrain", "--config-file", f"demo_{name}", "DATA.ROOT", str(images / root)]
-        words += ["OUTPUT_DIR", str(out / name)]
-        cost = _COSTS[f"pretrain {name}"]
-        yield _Step(f"[{number}/6] pre-train {how}", words, checkpoints[name], cost)
-    for name in INITS[1:]:
-        title = f"[4/6] convert the {name} checkpoint to a detector's backbone"
-        target = out / name / "backbone.pkl"
-        yield _Step(title, ["convert", str(checkpoints[name]), str(target)], target)
-    for name in INITS:
-        words = ["knn", str(checkpoints[name]), "--output", str(out / "knn" / name), "--k", "50"]
-        for split in ("train", "test"):
-            words += [f"--{split}", str(images / "labelled" / split)]
-        words += ["--features", "trunk", "--image-size", "64", "--workers", "0"]
-        title = f"[5/6] classify the test photograph's tiles by their neighbours, {name} features"
-        yield _Step(title, words, out / "knn" / name / "results.json", _COSTS["knn"])
-    # One engine on every machine, so that the table is that of the documentation.
-    words = ["benchmark", "--output", str(out / "runs"), "--engine", "torchvision"]
-    words += ["--tasks", "demo_R_18_FPN", "--seeds", str(seeds), "--init", "random"]
-    for name in INITS[1:]:
-        words += ["--init", f"{name}={out / name / 'backbone.pkl'}"]
-    data = images / "detection"
-    for split in ("train", "test"):
-        words += ["--dataset", f"demo_{split}=voc:{data}:{split}:{data / 'classes.txt'}"]
-    # A small detector uses a second core badly, a second run uses it well.
-    words += ["--jobs", str(min(2, os.cpu_count() or 1))]
-    title = f"[6/6] fine-tune the same detector from three initialisations, {seeds} seeds each"
-    missing = len(INITS) * seeds - len(list((out / "runs").rglob("results.json")))
-    cost = max(0, missing) * _COSTS["fine-tuning run"]
-    yield _Step(title, words, out / "runs" / "table.md", cost)
+    _write_random_encoder(out / "random.pth")
+    checkpoints = {"": "", "random": "random.pth"}
+    for init in INITS[1:]:
+        epochs = load_pretrain_config(f"demo_{init}").SOLVER.EPOCHS
+        checkpoints[init] = f"{init}/checkpoint_{epochs:04d}.pth"
+    missing_runs = len(INITS) * seeds - len(list((out / "runs").rglob("results.json")))
+    facts = {"out": shlex.quote(str(out)), "seeds": seeds, "jobs": min(2, os.cpu_count() or 1)}
+    for step in STEPS:
+        for init in step["inits"]:
+            facts |= {"init": init, "checkpoint": checkpoints[init]}
+            words = shlex.split(step["command"].format(**facts))
+            cost = step["cost"] * (max(0, missing_runs) if words[0] == "benchmark" else 1)
+            result = out / step["result"].format(**facts)
+            yield _Step(step["title"].format(**facts), words, result, cost)
 
 
-def _random_encoder(file: Path) -> Path:
+def _write_random_encoder(file: Path) -> None:
     """Write an untrained ResNet-18, whose features show what pre-training adds."""
     import torch
 
@@ -120,11 +98,10 @@ def _random_encoder(file: Path) -> Path:
         with torch.random.fork_rng(), atomic_path(file) as target:
             torch.manual_seed(0)
             torch.save(build_encoder("resnet18", num_classes=128).state_dict(), target)
-    return file
 
 
 def _print_estimate(steps: list[_Step]) -> None:
-    units = sum(step.cost for step in steps if step.cost and not step.result.exists())
+    units = sum(step.cost for step in steps if not step.result.exists())
     if units:
         seconds = _seconds_of_a_training_step()
         print(

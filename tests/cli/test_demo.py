@@ -72,8 +72,8 @@ def test_demo__runs_each_step_once(calls, words, tmp_path, capsys):
     message = capsys.readouterr().out
     assert message.count("by hand: moco-transfer") == len(VERBS)
     assert message.count("MIT licence") == 1 and message.count("61.8 %") == 3
-    costs = demo._COSTS
-    units = sum(costs.values()) + 2 * costs["knn"] + 5 * costs["fine-tuning run"]
+    moco, supervised, _, knn, fine_tuning_run = (step["cost"] for step in demo.STEPS)
+    units = moco + supervised + 3 * knn + 6 * fine_tuning_run
     assert f"about {units * 6 / 60:.0f} minutes" in message
     calls.clear()
     assert main.main(words) == 0
