@@ -62,6 +62,7 @@ setup(
         "moco_transfer.finetune.torchvision_engine": ["*.yaml"],
         "moco_transfer.pretrain": ["*.yaml"],
         "moco_transfer.report": ["*.yaml", "templates/*"],
+        "moco_transfer.report.html": ["*.yaml"],
         "moco_transfer.suggest": ["*.yaml"],
     },
     ext_modules=[VIEW_KERNELS],

@@ -93,18 +93,16 @@ class Matrix:
 
     def cells(self) -> list[Cell]:
         """Return the runs, seed by seed, so that a first comparison of all rows is there early."""
-
-        def cell(task: Task, init: Initialisation, seed: int, fraction: float) -> Cell:
-            folder = self.output / (task.name + subset_suffix(fraction)) / init.name
-            return Cell(task, init, seed, fraction, folder / f"seed{seed}")
-
         return [
-            cell(task, init, seed, fraction)
+            Cell(
+                task, init, seed, fraction,
+                self.output / (task.name + subset_suffix(fraction)) / init.name / f"seed{seed}",
+            )
             for seed in self.seeds
             for task in self.tasks
             for fraction in self.label_fractions
             for init in self.inits
-        ]
+        ]  # fmt: skip
 
     def subset_file(self, cell: Cell) -> Path | None:
         """Return where the labelled images of a run are listed, or None for all of them."""

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from ..report import BASELINES
 from .launch import LaunchSettings
 from .matrix import Cell, Matrix
-from .plan import BenchmarkPlan, PlannedCell
-from .state import COMPLETE, INTERRUPTED
+from .plan import COMPLETE, INTERRUPTED, BenchmarkPlan, PlannedCell
 
 _HEADER = ("task", "iterations", "complete", "interrupted", "to run", "hours to go")
 

@@ -20,7 +20,7 @@ from ..runtime.progress import progress
 from ..runtime.stop import StopRequest
 from .launch import CONSOLE, SAVES_WITHIN_SEC
 from .matrix import Cell
-from .state import COMPLETE, state_of
+from .plan import COMPLETE, state_of
 
 _POLL_SEC = 0.5
 

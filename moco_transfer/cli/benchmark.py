@@ -28,9 +28,8 @@ def run(args: argparse.Namespace) -> int:
     """
     from ..benchmark.launch import output_lock
     from ..benchmark.overview import overview
-    from ..benchmark.plan import plan_benchmark
+    from ..benchmark.plan import COMPLETE, plan_benchmark, state_of
     from ..benchmark.run import Stopped, run_cells
-    from ..benchmark.state import COMPLETE, state_of
     from ..data.annotations.label_subset import write_label_subset
 
     _return_overrides(args)
@@ -66,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _print_plan(plan: BenchmarkPlan, command: Any) -> None:
     """Print the plan of one run of each task, the weights of its other rows, and every command."""
-    from ..benchmark.state import COMPLETE
+    from ..benchmark.plan import COMPLETE
 
     rows: dict[str, dict[str, PlannedCell]] = {}
     for planned in plan.cells:
@@ -149,7 +148,7 @@ def _num_gpus() -> int:
 def _print_finished(cell: Cell) -> None:
     from tqdm import tqdm
 
-    from ..benchmark.state import state_of
+    from ..benchmark.plan import state_of
     from ..report.aggregate import headline
 
     if (record := state_of(cell).record) is not None:
@@ -158,7 +157,7 @@ def _print_finished(cell: Cell) -> None:
 
 def _finish(matrix: Matrix, failures: list[Failure]) -> int:
     """Name the failures and write table.md, the sheets and report.html; return the exit status."""
-    from ..benchmark.state import COMPLETE, state_of
+    from ..benchmark.plan import COMPLETE, state_of
     from .main import main
 
     for failure in failures:

@@ -12,8 +12,7 @@ import json
 from moco_transfer.benchmark.launch import LaunchSettings
 from moco_transfer.benchmark.matrix import Initialisation, Matrix, Task
 from moco_transfer.benchmark.overview import overview, until_done
-from moco_transfer.benchmark.plan import BenchmarkPlan, PlannedCell
-from moco_transfer.benchmark.state import state_of
+from moco_transfer.benchmark.plan import BenchmarkPlan, PlannedCell, state_of
 
 
 def make_matrix(output, names=("random", "supervised", "moco"), **more):

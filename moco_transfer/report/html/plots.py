@@ -15,6 +15,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from importlib import resources
 from typing import Any
 
 import matplotlib
@@ -33,19 +34,19 @@ from ..aggregate import FIRST_ROWS, Row, Table
 from ..cells import kind_name
 from ..curves import Curve, bin_means, loss_curve, metric_curve
 from ..pretraining import PretrainingRun
+from ..published import parse_yaml
 from ..records import Problem
+
+_TABLES = parse_yaml((resources.files(__package__) / "plots.yaml").read_text("utf-8"))
+
+
+def _as_tuples(item: Any) -> Any:
+    return tuple(map(_as_tuples, item)) if isinstance(item, list) else item
+
 
 #: Colour, line style and marker of a row.
 Style = tuple[str, Any, Any]
-#: Of random, of supervised, and of the others in turn; neighbours differ in brightness.
-STYLES: tuple[Style, ...] = (
-    ("#9e9e9e", ":", "s"), ("#b85c00", "--", "^"), ("#0b3c8c", "-", "o"), ("#2a9d5c", "-.", "D"),
-    ("#7b1fa2", (0, (5, 1)), "v"), ("#56a8e0", (0, (3, 1, 1, 1)), "P"),
-    ("#5c2e00", (0, (1, 1)), "X"), ("#d1495b", (0, (7, 2, 2, 2)), "<"),
-    ("#00798c", (0, (2, 2)), ">"), ("#e0a800", (0, (9, 2)), "*"),
-    ("#6d597a", (0, (5, 1, 1, 1, 1, 1)), "p"), ("#1b4332", (0, (3, 3)), "d"),
-    ("#f28ab2", (0, (7, 1, 3, 1)), "h"), ("#34618e", (0, (1, 3)), (4, 1, 0)),
-)  # fmt: skip
+STYLES: tuple[Style, ...] = _as_tuples(_TABLES["styles"])
 #: Of grid lines, of the stripes behind classes, and of remarks.
 GRID, STRIPE, REMARK = "#e0e0e0", "#f4f4f4", "#555555"
 #: Colour of a figure -> its replacement in the page.
@@ -58,16 +59,6 @@ _PAGE_COLOURS = {
 _WIDTH = 4.2  # of a panel, inches
 _LONGEST_NAME = 180  # bytes; file systems take 255, endings and prefixes included
 _SIZES = {"APl": "large", "APm": "medium", "APs": "small"}
-#: Columns of metrics.json, label of the axis, caption.
-_PRETRAINING = (
-    (("loss",), "loss", "loss"),
-    (("cos_positive", "cos_negative"), "mean cosine",
-     "mean cosine of queries with their positives and with the negatives"),
-    (("contrast_acc1",), "(K+1)-way accuracy (%)",
-     "accuracy of the pretext task: the positive among K + 1 keys"),
-    (("acc1",), "top-1 (%)", "top-1 on the training images, as the run saw them"),
-    (("knn_top1",), "kNN top-1 (%)", "top-1 of a kNN classifier on the features"),
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -121,9 +112,9 @@ def breakdown_panels(table: Table, kind: str = "bbox") -> list[Panel]:
 def pretraining_panels(run: PretrainingRun) -> list[Panel]:
     """Return the loss next to chance, the mean cosines, and accuracies: those that were logged."""
     panels = []
-    for columns, label, caption in _PRETRAINING:
+    for columns, label, caption in _TABLES["pretraining"]:
         if columns[0] in run.series:
-            has_chance = columns == ("loss",) and "chance" in run.series
+            has_chance = columns == ["loss"] and "chance" in run.series
             caption += ", and chance, ln(K+1), dotted" if has_chance else ""
             name = columns[0].replace("cos_positive", "cosine")
             draw = partial(_draw_pretraining, run, columns, label)
