@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from .options import DESCRIPTIONS
+
 
 def run(args: argparse.Namespace) -> int:
     """Convert or inspect; returns 0."""
@@ -31,21 +33,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _next_step(to: str, output: str, arch: str) -> str:
-    if to == "detectron2":
-        train = f"moco-transfer train --config-file {_config(arch)}"
-        return f"{train} MODEL.WEIGHTS {output} OUTPUT_DIR out/{arch}"
-    if to == "moco":
-        first = f"python main_lincls.py -a {arch} --pretrained {output} …"
-        second = f"python detection/convert-pretrain-to-detectron2.py {output} backbone.pkl"
-        return f"in a checkout of facebookresearch/moco, {first} or {second}"
-    if to == "torchvision":
-        made = f"torchvision.models.{arch}()"
-        if arch in ("resnext50_32x8d", "resnet50_w2x", "resnet50_w4x"):
-            made = f"moco_transfer.models.build_encoder({arch!r}, num_classes=1)"
-        load = f"model.load_state_dict(torch.load({output!r}, weights_only=True))"
-        return f"model = {made}; model.fc = torch.nn.Identity(); {load}"
-    name, width = ("resnext50_32x4d", "base_width=8, ") if arch == "resnext50_32x8d" else (arch, "")
-    return f"model = timm.create_model({name!r}, {width}num_classes=0, checkpoint_path={output!r})"
+    model = f"torchvision.models.{arch}()"
+    if arch in ("resnext50_32x8d", "resnet50_w2x", "resnet50_w4x"):
+        model = f"moco_transfer.models.build_encoder({arch!r}, num_classes=1)"
+    timm = "'resnext50_32x4d', base_width=8" if arch == "resnext50_32x8d" else repr(arch)
+    names = {"output": output, "arch": arch, "model": model, "timm": timm}
+    return str(DESCRIPTIONS["convert"]["next"][to].format(**names, config=_config(arch)))
 
 
 def _config(arch: str) -> str:
