@@ -106,14 +106,16 @@ def _batch(choices: Choices, machine: Machine, gib: float) -> int:
     """Choose batch and learning rate, ``gib`` being the memory of an image; return the batch."""
     room = max(1, int((0.8 * machine.memory - 1) / gib))
     most, why = 4, "a CPU: smaller and more steps"
+    base, source = 0.04, "a short run: twice the paper's"
     if machine.gpus:
         most, why = max(1, 16 // machine.processes), "the paper's 16 in all"
+        base, source = 0.02, "the paper's"
     if room < most:
         why = f"{machine.memory:.0f} GiB hold about {room} images a process"
     batch = power_of_two(min(room, most)) * machine.processes
     batch = choices.take("SOLVER.IMS_PER_BATCH", batch, why)
-    lr = float(f"{0.02 * batch / 16:.6g}")
-    choices.take("SOLVER.BASE_LR", lr, f"the paper's at 16 images: 0.02 x {batch} / 16")
+    lr = float(f"{base * batch / 16:.6g}")
+    choices.take("SOLVER.BASE_LR", lr, f"{source} for 16 images: {base} x {batch} / 16")
     what = "GPUs that this schedule is for; it is scaled to others"
     choices.take("SOLVER.REFERENCE_WORLD_SIZE", machine.gpus, what if machine.gpus else "as it is")
     return int(batch)

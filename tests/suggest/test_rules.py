@@ -155,6 +155,7 @@ def test_finetuning__by_the_size_and_number_of_objects():
     found = finetuning(BLOOD_CELLS, CPU, "resnet18")
     assert found["INPUT.MIN_SIZE_TEST"] == 160 and found["MODEL.RESNETS.DEPTH"] == 18
     assert found["MODEL.ANCHOR_GENERATOR.SIZES"][0] == [16]  # the platelets' 14 px
+    assert (found["SOLVER.IMS_PER_BATCH"], found["SOLVER.BASE_LR"]) == (4, 0.01)
     assert found["TEST.DETECTIONS_PER_IMAGE"] == 100
     smaller = dataclasses.replace(BLOOD_CELLS, sides=(0.02, 0.04, 0.2), per_image=(200, 574))
     found = finetuning(smaller, CPU, "resnet18")
