@@ -29,7 +29,9 @@ CREDIT = (
     "Photographs and annotations: deepforest 2.1.0 (MIT licence, (c) 2019 Ben Weinstein), made from"
     " NEON's airborne images."
 )
-PHOTOGRAPHS = {  # split -> names in the wheel; those of `unlabelled` have no annotations
+# Split -> names in the wheel. The detector trains on the first, whose forest is that of the test;
+# those of `unlabelled` have no annotations.
+PHOTOGRAPHS = {
     "train": ("2019_YELL_2_528000_4978000_image_crop2", "OSBS_029", "SOAP_061"),
     "test": ("2019_YELL_2_541000_4977000_image_crop",),
     "unlabelled": ("SOAP_031",),
@@ -95,7 +97,7 @@ def write_tiles(wheel: Path, root: Path) -> dict[str, int]:
         own = [photograph for photograph in photographs if photograph.split == split]
         labelled = partial / "labelled" / split
         counts[f"labelled_{split}"] = sum(_write_labelled(each, labelled) for each in own)
-        counts |= _write_detection(own, partial / "detection", split)
+        counts |= _write_detection(own[0], partial / "detection", split)
     (partial / "detection" / "classes.txt").write_text("tree\n")
     partial.rename(root)
     return counts
@@ -175,27 +177,25 @@ def _write_labelled(photograph: Photograph, folder: Path) -> int:
     return len(names | {_save(photograph, x, y, size, folder / "ground") for x, y in ground})
 
 
-def _write_detection(photographs: list[Photograph], root: Path, split: str) -> dict[str, int]:
+def _write_detection(photograph: Photograph, root: Path, split: str) -> dict[str, int]:
     """Write the tiles with trees of a split; return the numbers of tiles and of trees.
 
     A tree of which less than half lies in a tile is difficult in a test tile, which evaluation
     ignores, and left out of a training tile.
     """
-    size, names, objects = DETECTION_SIZE, [], 0
-    for photograph in photographs:
-        boxes = photograph.boxes
-        for x, y in _grid(photograph, size, size):
-            parts = np.clip(boxes - (x, y, x, y), 0, size)
-            share = _areas(parts) / _areas(boxes)
-            whole = share >= _VISIBLE
-            kept = whole if split == "train" else share > 0
-            if whole.any():
-                names.append(_save(photograph, x, y, size, root / "JPEGImages"))
-                objects += int(whole.sum())
-                xml = _xml(names[-1], parts[kept].astype(int), ~whole[kept])
-                file = root / "Annotations" / f"{names[-1]}.xml"
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(xml)
+    size, boxes, names, objects = DETECTION_SIZE, photograph.boxes, [], 0
+    for x, y in _grid(photograph, size, size):
+        parts = np.clip(boxes - (x, y, x, y), 0, size)
+        share = _areas(parts) / _areas(boxes)
+        whole = share >= _VISIBLE
+        kept = whole if split == "train" else share > 0
+        if whole.any():
+            names.append(_save(photograph, x, y, size, root / "JPEGImages"))
+            objects += int(whole.sum())
+            xml = _xml(names[-1], parts[kept].astype(int), ~whole[kept])
+            file = root / "Annotations" / f"{names[-1]}.xml"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(xml)
     _write_list(root, split, names)
     return {f"detection_{split}": len(names), f"trees_{split}": objects}
 
