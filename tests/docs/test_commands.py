@@ -31,7 +31,7 @@ RULES: list[tuple[str, str | list[str]]] = [
     (r"moco-transfer benchmark ", "needs COCO and takes hours; tests/benchmark runs one"),
     (r"moco-transfer predict ", "needs a trained detector; tests/finetune runs it"),
     (r"moco-transfer pack ", "needs ImageNet; tests/data packs"),
-    (r"moco-transfer demo", "takes 7 minutes, and the network"),
+    (r"moco-transfer demo", "takes 8 minutes, and the network"),
     (r"(MOCO_\w+=1 )?python tools/(bench|plot|screenshot)_", "takes minutes, on an idle machine"),
     (r"make |pip |pre-commit |git |export |python -m (venv|pytest)", "sets up the machine"),
 ]
