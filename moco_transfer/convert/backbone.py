@@ -25,24 +25,17 @@ _DETECTOR_PARTS = ("roi_heads.", "proposal_generator.", "backbone.fpn_", "head."
 
 @dataclass(frozen=True)
 class BackboneWeights:
-    """The backbone in a Detectron2 file.
+    """The backbone in a Detectron2 file."""
 
-    Attributes:
-        arrays: Detectron2's name without ``backbone.bottom_up.`` -> array.
-        stamp: What the file says about its origin; None in a file that this program did not write.
-        kind: "backbone", or "detector" when the file holds a whole fine-tuned detector.
-        state_dict: The detector's own keys -> array; empty for a backbone.
-        arch: The architecture that agrees best with the arrays.
-        top: The file's outermost dict (``__author__``, ``config``).
-    """
-
-    arrays: dict[str, np.ndarray]
-    stamp: dict[str, Any] | None
+    arrays: dict[str, np.ndarray]  # Detectron2's name without ``backbone.bottom_up.`` -> array
+    stamp: dict[str, Any] | None  # of its origin; None in a file that this program did not write
     sha256: str
-    kind: str
-    state_dict: dict[str, np.ndarray] = field(default_factory=dict)
-    arch: str = ""
-    top: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    kind: str  # backbone, or detector when the file holds a whole fine-tuned detector
+    state_dict: dict[str, np.ndarray] = field(
+        default_factory=dict
+    )  # the detector's, under its keys
+    arch: str = ""  # the architecture that agrees best with the arrays
+    top: Mapping[str, Any] = field(default_factory=dict, repr=False)  # the file's outermost dict
 
 
 def load_backbone(path: str | os.PathLike[str]) -> BackboneWeights:

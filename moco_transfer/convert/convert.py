@@ -42,34 +42,22 @@ VERIFY_UP_TO = 1_000_000_000  # bytes of the source, unless told otherwise
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What a conversion read, did and wrote.
-
-    Attributes:
-        source: The file read; ``source_format`` is its layout, ``source_title`` that in words.
-        encoder: "q" or "k"; None where the source knows one encoder only.
-        stamp: What the file written carries about its origin.
-        expected: torchvision's names of the tensors that the backbone needs (265 for ResNet-50).
-        mapped: Name in the source -> name in the file written, BN's counters included.
-        dropped: Name in the source -> why it was not taken.
-        carried: As ``mapped``, of the head, key encoder and queue in a file for ``--to moco``.
-        output: The file written, with its ``sha256``.
-        differences: res2 to res5 -> largest difference of the features; empty if not verified.
-    """
+    """What a conversion read, did and wrote."""
 
     source: Path
-    source_format: str
+    source_format: str  # the layout of the file read, in words ``source_title``
     source_title: str
     arch: str
-    encoder: str | None
-    stamp: dict[str, Any]
-    expected: tuple[str, ...]
-    mapped: dict[str, str]
-    dropped: dict[str, str]
-    carried: dict[str, str]
+    encoder: str | None  # q or k; None where the source knows one encoder only
+    stamp: dict[str, Any]  # what the file written carries about its origin
+    expected: tuple[str, ...]  # torchvision's names of what the backbone needs (265 in ResNet-50)
+    mapped: dict[str, str]  # name in the source -> name in the file written, BN's counters included
+    dropped: dict[str, str]  # name in the source -> why it was not taken
+    carried: dict[str, str]  # as mapped, of the head, key encoder and queue, for --to moco
     to: str
     output: Path
-    sha256: str
-    differences: dict[str, float]
+    sha256: str  # of the file written
+    differences: dict[str, float]  # res2 to res5 -> largest, of the features; empty: not verified
 
     def table(self) -> str:
         """Return the coverage as text: tensors expected, mapped, and dropped with the reasons."""

@@ -39,29 +39,20 @@ _HEAD_BLOCK = re.compile(r"res5\.\d+\.")
 
 @dataclass(frozen=True)
 class Source:
-    """A place in a checkpoint where an encoder lies, and the encoder once it is taken out.
-
-    Attributes:
-        naming: Key of READ_NAME: how the file names the encoder's tensors.
-        prefix: What stands before each of these names.
-        role: "q" or "k".
-        is_ours: Whether this program's ``pretrain`` wrote the file.
-        state: torchvision's name -> tensor, BN's counters included.
-        names: torchvision's name -> full name in the file; ``own_names``: without the prefix.
-        unknown: Full names under the prefix that are neither backbone nor a known head.
-        dropped: Full name -> why it is not taken.
-    """
+    """A place in a checkpoint where an encoder lies, and the encoder once it is taken out."""
 
     layout: Layout
-    naming: str
-    prefix: str
-    role: str
-    is_ours: bool = False
+    naming: str  # key of READ_NAME: how the file names the encoder's tensors
+    prefix: str  # what stands before each of these names
+    role: str  # q or k
+    is_ours: bool = False  # whether this program's ``pretrain`` wrote the file
+    # torchvision's name -> tensor, BN's counters included; full name in the file; without prefix.
     state: dict[str, Tensor] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     own_names: dict[str, str] = field(default_factory=dict)
+    # Full names under the prefix that are neither backbone nor a known head.
     unknown: list[str] = field(default_factory=list)
-    dropped: dict[str, str] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)  # full name -> why it is not taken
 
     @property
     def format(self) -> str:

@@ -10,18 +10,15 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
-from ..models.resnets import BATCH_COUNTER
+import yaml
 
 _MOST_BLOCKS = 48  # in a stage; ResNet-152 has 36
 
-# Convolutions and norms alternate.
-_STEM = ("conv1.", "bn1.")
-_PARTS = ("conv1.", "bn1.", "conv2.", "bn2.", "conv3.", "bn3.", "downsample.0.", "downsample.1.")
 
-
-def _places(stem: tuple[str, ...], block: str, parts: tuple[str, ...]) -> Iterator[str]:
+def _places(stem: list[str], block: str, parts: list[str]) -> Iterator[str]:
     """Yield where the convolutions and norms of a ResNet lie, in the same order for all namings."""
     yield from stem
     for stage in (1, 2, 3, 4):
@@ -30,19 +27,12 @@ def _places(stem: tuple[str, ...], block: str, parts: tuple[str, ...]) -> Iterat
             yield from (place + part for part in parts)
 
 
-_CONV = {"weight": "weight"}
-_NORM = {n: n for n in ("weight", "bias", "running_mean", "running_var", BATCH_COUNTER)}
-
-
 def _table(
-    stem: tuple[str, ...],
-    block: str,
-    parts: tuple[str, ...],
-    conv: Mapping[str, str] = _CONV,
-    norm: Mapping[str, str] = _NORM,
+    stem: list[str], block: str, parts: list[str], conv: dict[str, str], norm: dict[str, str]
 ) -> dict[str, str]:
-    """Return a naming's name -> torchvision's, of every tensor."""
-    ours = _places(_STEM, "layer{layer}.{0}.", _PARTS)
+    """Return a naming's name -> torchvision's, of every tensor; see ``key_maps.yaml``."""
+    own = _ROWS["torchvision"]
+    ours = _places(own["stem"], own["block"], own["parts"])
     pairs = enumerate(zip(_places(stem, block, parts), ours, strict=True))
     return {
         theirs + tensor: our + name
@@ -51,35 +41,8 @@ def _table(
     }
 
 
-_TABLES = {
-    "torchvision": _table(_STEM, "layer{layer}.{0}.", _PARTS),
-    "detectron2": _table(
-        ("stem.conv1.", "stem.conv1.norm."),
-        "res{res}.{0}.",
-        (
-            *("conv1.", "conv1.norm.", "conv2.", "conv2.norm.", "conv3.", "conv3.norm."),
-            *("shortcut.", "shortcut.norm."),
-        ),
-    ),
-    # Positions among the children of torchvision's ResNet: conv1, bn1, relu, maxpool, layer1 ...
-    "sequential": _table(("0.", "1."), "{child}.{0}.", _PARTS),
-    "caffe2": _table(
-        ("conv1_", "res_conv1_bn_"),
-        "res{res}_{0}_",
-        (
-            *("branch2a_", "branch2a_bn_", "branch2b_", "branch2b_bn_"),
-            *("branch2c_", "branch2c_bn_", "branch1_", "branch1_bn_"),
-        ),
-        {"w": "weight"},
-        # "s" and "b" are all that Detectron 1's batch norm has, fused into scale and shift; see
-        # formats._fill_fused_norms.
-        {
-            **{"gamma": "weight", "s": "weight", "beta": "bias", "b": "bias"},
-            **{"running_mean": "running_mean", "rm": "running_mean"},
-            **{"running_var": "running_var", "riv": "running_var"},
-        },
-    ),
-}
+_ROWS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+_TABLES = {naming: _table(**row) for naming, row in _ROWS.items()}
 
 READ_NAME: dict[str, Callable[[str], str | None]] = {n: t.get for n, t in _TABLES.items()}
 """Naming -> function: one of its names -> torchvision's, None when it is no backbone tensor."""

@@ -14,28 +14,21 @@ import yaml
 class Layout:
     """One project's way to store an encoder.
 
-    Attributes:
-        format: The name for ``--from`` and for the stamp; ``title`` is the project, in words.
-        query: Prefixes of the encoder "q", the one that is trained (query, online, student), the
-            preferred one first.
-        key: Prefixes of the encoder "k" (key, momentum, target, moving average).
-        namings: Keys of :data:`moco_transfer.convert.key_maps.READ_NAME`.
-        marker: A regular expression that some line of the file must match; "" for none. A line is a
-            tensor's full name, ``key=value`` of the outer dict, or ``container=torch``.
-        unless: A regular expression that no line may match; "" for none.
-        mechanism: What it was trained with, None where the layout does not tell.
-        epoch: Dotted path of the number of epochs finished, such as ``meta.epoch``; "" for none.
+    Expressions are regular, "" for none, and are searched in the lines of a file: a tensor's full
+    name, ``key=value`` of the outer dict, or ``container=torch``.
     """
 
-    format: str
-    title: str
+    format: str  # the name for ``--from`` and for the stamp
+    title: str  # the project, in words
+    # Prefixes of the encoder "q", which is trained (query, online, student), preferred one first,
+    # and of "k" (key, momentum, target, moving average).
     query: Sequence[str]
     key: Sequence[str] = ()
-    namings: Sequence[str] = ("torchvision",)
-    marker: str = ""
-    unless: str = ""
-    mechanism: str | None = None
-    epoch: str = ""
+    namings: Sequence[str] = ("torchvision",)  # keys of key_maps.READ_NAME
+    marker: str = ""  # an expression that some line must match
+    unless: str = ""  # an expression that no line may match
+    mechanism: str | None = None  # what it was trained with, None where the layout does not tell
+    epoch: str = ""  # dotted path of the number of epochs finished, such as meta.epoch; "" for none
 
     @property
     def prefixes(self) -> list[str]:

@@ -37,21 +37,15 @@ MAX_DEPTH = 8  # of dicts and lists that are searched for tensors; VISSL's trunk
 
 @dataclass(frozen=True)
 class Content:
-    """What a file holds.
-
-    Attributes:
-        container: "torch", "pickle" or "safetensors".
-        tensors: Every tensor under the dotted path of its keys and positions in lists
-            (``state_dict.module.encoder_q.conv1.weight``), on the CPU.
-        top: The outermost dict, with what is next to the tensors (``epoch``, the stamp).
-        metadata: The text that a safetensors file carries.
-    """
+    """What a file holds."""
 
     path: Path
-    container: str
+    container: str  # torch, pickle or safetensors
+    # Every tensor, on the CPU, under the dotted path of its keys and positions in lists
+    # (state_dict.module.encoder_q.conv1.weight).
     tensors: dict[str, Tensor]
-    top: Mapping[str, Any] = field(default_factory=dict)
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    top: Mapping[str, Any] = field(default_factory=dict)  # outermost dict (epoch, the stamp, ...)
+    metadata: Mapping[str, str] = field(default_factory=dict)  # text in a safetensors file
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Content:

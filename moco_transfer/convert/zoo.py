@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlparse
 
+import yaml
 from iopath.common.file_io import HTTPURLHandler, PathManager
 from torchvision.models import get_weight
 
@@ -32,7 +33,6 @@ MIRROR = "MOCO_TRANSFER_MIRROR"
 TIMEOUT_SEC = 30.0  # how long a host may be silent
 
 _HOST = "https://dl.fbaipublicfiles.com"
-_MOCO = f"{_HOST}/moco/moco_checkpoints/{{0}}/{{0}}_pretrain.pth.tar"
 
 
 class Published(NamedTuple):
@@ -43,15 +43,8 @@ class Published(NamedTuple):
     digest: str = ""
 
 
-ZOO = {
-    "moco_v1_200ep": Published(_MOCO.format("moco_v1_200ep"), "md5", "b251726a"),
-    "moco_v2_200ep": Published(_MOCO.format("moco_v2_200ep"), "md5", "59fd9945"),
-    "moco_v2_800ep": Published(_MOCO.format("moco_v2_800ep"), "md5", "a04e12f8"),
-    "torchvision/R-50": Published(
-        "https://download.pytorch.org/models/resnet50-0676ba61.pth", "sha256", "0676ba61"
-    ),
-    "MSRA/R-50": Published(f"{_HOST}/detectron2/ImageNetPretrained/MSRA/R-50.pkl"),
-}
+_TABLE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+ZOO = {name: Published(**row) for name, row in _TABLE.items()}
 
 # The digest in a file's name: torch.hub writes SHA-256 after a dash, Detectron2 MD5 after "_".
 _DIGEST_IN_NAME = {"sha256": r"-([0-9a-f]{8,64})\.(?:pth|pt)$", "md5": r"_([0-9a-f]{6,32})\.pkl$"}
