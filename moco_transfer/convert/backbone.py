@@ -43,10 +43,8 @@ def load_backbone(path: str | os.PathLike[str]) -> BackboneWeights:
 
     The caller checks the coverage, because it knows which stages it needs. A name of
     :mod:`moco_transfer.convert.zoo` is converted here, with every tensor accounted for.
-
-    Raises:
-        MissingFileError: If there is no such file.
-        InputError: If it is no checkpoint, is damaged, or is in another layout than Detectron2's.
+    MissingFileError if there is no such file; InputError if it is no checkpoint, is damaged, or is
+    in another layout than Detectron2's.
     """
     file = local_file(path)
     content = read_checkpoint(file)

@@ -86,9 +86,7 @@ def read_source(
 
     ``encoder``: "q" for the trained one, "k" for the one that follows it. ``source_format``: a
     layout's name, or the prefix of the encoder's names in the file; None to recognise it.
-
-    Raises:
-        InputError: If the file fits no layout, or two that differ, or lacks the encoder.
+    InputError if the file fits no layout, or two that differ, or lacks the encoder.
     """
     if encoder not in ("q", "k"):
         raise InputError(f"encoder must be 'q' (trained) or 'k' (momentum), got {encoder!r}.")

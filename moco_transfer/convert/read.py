@@ -49,11 +49,8 @@ class Content:
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Content:
-    """Read a file of torch.save, a pickle of numpy arrays, or a safetensors file.
-
-    Raises:
-        MissingFileError: If there is no such file.
-        InputError: If it is truncated, damaged, of another kind, asks for code, or has no tensor.
+    """Read a file of torch.save, a pickle of numpy arrays, or a safetensors file. MissingFileError
+    if there is none; InputError if it is damaged, of another kind, asks for code, or has no tensor.
     """
     path = Path(path)
     head = _head(path)

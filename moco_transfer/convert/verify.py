@@ -104,10 +104,8 @@ def detectron2_features(
 def compare(
     before: Mapping[str, Tensor], after: Mapping[str, Tensor], *, path: object
 ) -> dict[str, float]:
-    """Return stage -> largest difference of the features (N, C, H, W) of two files.
-
-    Raises:
-        InputError: If a feature differs by more than the tolerance or is not finite.
+    """Return stage -> largest difference of the features (N, C, H, W) of two files. InputError if
+    a feature differs by more than the tolerance or is not finite.
     """
     differences = {
         stage: (before[stage] - after[stage]).abs().max().item()

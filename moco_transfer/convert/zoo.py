@@ -51,10 +51,8 @@ _DIGEST_IN_NAME = {"sha256": r"-([0-9a-f]{8,64})\.(?:pth|pt)$", "md5": r"_([0-9a
 
 
 def published(name: str) -> Published | None:
-    """Return what ``name`` stands for, or None when it can only be a path.
-
-    Raises:
-        InputError: If it has the form of one of torchvision's names but is none.
+    """Return what ``name`` stands for, or None when it can only be a path. InputError if it has
+    the form of one of torchvision's names but is none.
     """
     if name in ZOO:
         return ZOO[name]
@@ -74,9 +72,7 @@ def published(name: str) -> Published | None:
 
 def local_file(name: str | os.PathLike[str]) -> Path:
     """Return ``name`` itself when it is a path, else the checked download that it stands for.
-
-    Raises:
-        InputError: If a download fails or its hash is not the published one.
+    InputError if a download fails or its hash is not the published one.
     """
     source = None if os.path.exists(name) else published(os.fspath(name))
     if source is None:

@@ -169,21 +169,17 @@ class TrainMapper:
         item = {key: record[key] for key in _COPIED}
         item["image"] = to_tensor(change.apply_image(pixels))
         if self.masks:
-            polygons = _polygons(objects, change)
-            item["gt_masks"] = [p for p, kept in zip(polygons, keep.tolist(), strict=True) if kept]
+            item["gt_masks"] = [
+                [change.apply_points(np.reshape(p, (-1, 2))).reshape(-1) for p in a["segmentation"]]
+                for a, kept in zip(objects, keep.tolist(), strict=True)
+                if kept
+            ]
         classes = torch.tensor([a["category_id"] for a in objects], dtype=torch.int64)
         item["gt_boxes"], item["gt_classes"] = boxes[keep], classes[keep]
         if self.keypoint_mirror is not None:
             points = _keypoints(objects, change, record, self.keypoint_mirror)
             item["gt_keypoints"] = points[keep]
         return item
-
-
-def _polygons(objects: list[dict], change: ResizeAndFlip) -> list:
-    def mapped(polygon: list) -> np.ndarray:
-        return change.apply_points(np.asarray(polygon, np.float64).reshape(-1, 2)).reshape(-1)
-
-    return [[mapped(polygon) for polygon in a["segmentation"]] for a in objects]
 
 
 def _keypoints(

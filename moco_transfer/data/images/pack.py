@@ -135,14 +135,15 @@ def _hash_of_origin(source: IndexedSource, settings: PackSettings) -> str:
     digest = hashlib.sha256(repr(what).encode())
     digest.update(np.asarray(source.labels, np.int64).tobytes())
     for index in range(len(source)):
-        data = b"missing"  # reading it reports the reason
+        path, data = "", b"missing"  # reading it reports the reason
         with contextlib.suppress(OSError):
             if isinstance(source, ImageFolder):
+                path = source.names[index]
                 status = os.stat(source.path(index))
                 data = f"{status.st_size} {status.st_mtime_ns}".encode()
             else:
                 data = hashlib.sha256(source.content(index)).digest()
-        digest.update(os.fsencode(_path_of(source, index)) + b"\0" + data + b"\n")
+        digest.update(os.fsencode(path) + b"\0" + data + b"\n")
     return digest.hexdigest()
 
 
@@ -188,13 +189,10 @@ def _write_shard(
     return {**entry, "sha256": sha256_of(file), "left_out": left_out}
 
 
-def _path_of(source: IndexedSource, index: int) -> str:
-    return source.names[index] if isinstance(source, ImageFolder) else ""
-
-
 def _key_of(source: IndexedSource, index: int, used: set[str]) -> str:
     """Return the image's path without what webdataset would misread, unique in its shard."""
-    stem = os.path.splitext(_path_of(source, index))[0]
+    path = source.names[index] if isinstance(source, ImageFolder) else ""
+    stem = os.path.splitext(path)[0]
     folder, _, leaf = "/".join(part for part in stem.split("/") if part.strip(".")).rpartition("/")
     key = f"{folder}/{leaf.replace('.', '_')}".lstrip("/")
     return f"{index:09d}" if not leaf or key in used or key.startswith("__") else key

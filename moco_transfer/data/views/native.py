@@ -25,7 +25,7 @@ _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 
 
 @functools.cache
-def _library() -> ctypes.CDLL | None:
+def _library() -> Any:  # a CDLL, or None without the loops
     if os.environ.get(OFF):
         return None
     for path in sorted(Path(__file__).parent.glob("view_kernels*.so")):
@@ -55,10 +55,8 @@ def crop_resize(
 
     ``out`` has no gaps, and ``image`` none but between rows; the crop lies inside it.
     """
-    library = _library()
-    assert library is not None
     place = (*crop, len(out), flip)
-    if library.mt_crop_resize(image.ctypes.data, image.strides[0], *place, out.ctypes.data):
+    if _library().mt_crop_resize(image.ctypes.data, image.strides[0], *place, out.ctypes.data):
         raise MemoryError("no memory for a resized view")
 
 
@@ -81,9 +79,7 @@ def finish_views(
     tensors = (views, steps, kernels, scale, bias, out)
     view, step, kernel, by, plus, target = (tensor.data_ptr() for tensor in tensors)
     jumps = [t.stride(0) * t.element_size() for t in (views, steps, kernels, out)]
-    library = _library()
-    assert library is not None
-    finish = library.mt_finish_view
+    finish = _library().mt_finish_view
 
     def work(places: range) -> int:
         failed = 0

@@ -163,11 +163,8 @@ class ShardBatches(Batches):
 
     def describe(self) -> str:
         """Return in words how the shards are dealt out, and what depends on it."""
-        return (
-            f"the shards are dealt out to {self.world_size} processes x {self.num_streams} data"
-            f" workers in each epoch, and images are shuffled in blocks of {self.shuffle_buffer}:"
-            " which images meet in a batch depends on these numbers"
-        )
+        numbers = ", ".join(f"{name}: {number}" for name, number in self.order.items())
+        return f"which images meet in a batch depends on {numbers}"
 
     def uneven(self) -> float:
         """Return the share of the images of the first epoch that are left out while others are
