@@ -21,6 +21,7 @@ def run(args: argparse.Namespace) -> int:
         (_pycocotools, True, "pip install pycocotools"),
         (_opencv, True, "pip install opencv-python-headless"),
         (_detectron2, False, "Nothing else needs it: train uses the embedded engine."),
+        (_precision, False, "Runs name their precision themselves."),
         (_compiled_loops, False, "Without them torch's operators do the same more slowly."),
     ):
         try:
@@ -31,7 +32,6 @@ def run(args: argparse.Namespace) -> int:
             print(f"{'FAILS' if is_needed else 'note '} {name}: {reason}. {remedy}")
             works &= not is_needed
     print(f"note  {_data()}")
-    print(f"note  {_precision()}")
     print(f"note  {os.cpu_count()} cores; OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')}")
     return 0 if works else 1
 

@@ -40,8 +40,8 @@ def main(kind: str, config: str, overrides: list[str]) -> None:
         from moco_transfer.finetune.plan import Request, join_processes, plan_finetuning
 
         built = []
-        original = run.start
-        run.start = lambda *args, **more: built.append(original(*args, **more)) or built[-1]
+        original = run.FineTuning
+        run.FineTuning = lambda *args, **more: built.append(original(*args, **more)) or built[-1]
         request = Request(config, overrides[1:], overrides[:1], engine=engine, task="test")
         run.finetune(plan_finetuning(request, device=join_processes(request)))
         state = built[0].model.state_dict()

@@ -269,7 +269,7 @@ def test_read_weights__a_detector_of_another_config_is_refused(tmp_path):
     gap = gap_of(detector(), weights)
     assert (
         "It is a detector of another config" in gap
-        and "roi_heads.box_predictor.cls_score.weight is (4, 256), expected (9, 256)" in gap
+        and "roi_heads.box_predictor.cls_score.weight is (4, 256), expected (81, 256)" in gap
     )
 
 

@@ -211,6 +211,11 @@ class TestMapper:
     max_size: int
     image_format: str = "RGB"
 
+    def __post_init__(self) -> None:
+        if self.min_size < 0 or self.max_size < 1:
+            found = f"INPUT.MIN_SIZE_TEST is {self.min_size}, MAX_SIZE_TEST {self.max_size}"
+            raise InputError(f"{found}; expected lengths in px, or MIN_SIZE_TEST 0.")
+
     def __call__(self, record: dict) -> dict:
         """Return ``image``, ``height``, ``width``, ``image_id``, ``file_name`` as ``TrainMapper``.
         InputError if :func:`read_and_check` raises it.
