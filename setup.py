@@ -59,6 +59,7 @@ setup(
         "moco_transfer.config": ["*.yaml"],
         "moco_transfer.convert": ["*.yaml"],
         "moco_transfer.data.annotations": ["*.yaml"],
+        "moco_transfer.finetune": ["*.yaml"],
         "moco_transfer.finetune.torchvision_engine": ["*.yaml"],
         "moco_transfer.pretrain": ["*.yaml"],
         "moco_transfer.report": ["*.yaml", "templates/*"],

@@ -24,7 +24,7 @@ from ..evaluate.coco_eval import CocoEvaluator
 from ..evaluate.predictions import PredictionWriter
 from ..evaluate.voc_eval import VocEvaluator
 from ..runtime.files import sha256_of
-from .lint import Finding, PlanError, collecting
+from .lint import TEXTS, Finding, PlanError, collecting
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +103,7 @@ def read_data(request: DataRequest, reads: Reads) -> RunData:
     sets: dict[str, list[DetectionDataset]] = {"TRAIN": [], "TEST": []}
     for role, names in roles.items():
         if not names and not (role == "TRAIN" and request.eval_only):
-            give = f"Give e.g. DATASETS.{role} voc_2007_trainval, or your own with --dataset."
-            findings.append(Finding("", f"DATASETS.{role} names no data set. {give}"))
+            findings.append(Finding("", TEXTS["no_data_set"].format(role=role)))
         for name in names:
             with collecting(findings):
                 sets[role].append(get_dataset(name))
@@ -142,16 +141,12 @@ def _faults(
     for dataset in dict.fromkeys([*train_sets, *test_sets]):
         yield from _head_faults(dataset, request, of_training=dataset in train_sets)
     if train_sets and not any(is_trainable(r) for d in train_sets for r in d.records):
-        names = ", ".join(d.name for d in train_sets)
-        yield f"No image of DATASETS.TRAIN {names} has a box. See moco-transfer check-data."
+        yield TEXTS["no_box"].format(names=", ".join(d.name for d in train_sets))
     for dataset in test_sets:
         if not request.eval_only and not has_objects(dataset):
             without = "difficult boxes" if dataset.kind == "voc" else "crowd regions"
-            yield (
-                f"DATASETS.TEST: {dataset.name!r} has no ground truth ({len(dataset.records)}"
-                f" images, {without} not counted), so the run could not be evaluated. Name a set"
-                " with annotated objects; --eval-only writes the predictions on this one."
-            )
+            facts = {"name": dataset.name, "images": len(dataset.records), "without": without}
+            yield TEXTS["no_ground_truth"].format(**facts)
 
 
 def has_objects(dataset: DetectionDataset) -> bool:
@@ -173,23 +168,17 @@ def _head_faults(
         for annotation in record["annotations"]
         if not annotation["iscrowd"]
     ]
+    about = {"name": dataset.name, "objects": len(objects)}
     for task, head, key in _HEADS:
         without = [file for file, annotation in objects if not annotation.get(key)]
         # COCO has key points of some objects only.
         too_few = without and (task == "segm" or len(without) == len(objects))
         if task in request.tasks and too_few:
-            yield (
-                f"MODEL.{head} is True, but {len(without)} of the {len(objects)} objects of data"
-                f" set {dataset.name!r} have no {key!r}; the first is in {without[0]}. Set"
-                f" MODEL.{head} False, or give the data in COCO's format with {key!r}."
-            )
+            facts = {"head": head, "key": key, "without": len(without), "first": without[0]}
+            yield TEXTS["lacks"].format(**about, **facts)
     encoded = [file for file, a in objects if isinstance(a.get("segmentation"), dict)]
     if "segm" in request.tasks and request.polygons and of_training and encoded:
-        yield (
-            f"{len(encoded)} of the {len(objects)} masks of data set {dataset.name!r} are"
-            f" run-length encoded, the first in {encoded[0]}; INPUT.MASK_FORMAT 'polygon' trains on"
-            " polygons. Export polygons, or use --engine detectron2 with INPUT.MASK_FORMAT bitmask."
-        )
+        yield TEXTS["encoded"].format(**about, encoded=len(encoded), first=encoded[0])
 
 
 def training_records(train_sets: Sequence[DetectionDataset], *, filter_empty: bool) -> list[dict]:

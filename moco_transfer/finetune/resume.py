@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.checkpoint import LAST
+from .lint import TEXTS
 
 CHECKPOINT_FORMAT = "moco_transfer.finetune/1"
 
@@ -22,10 +23,8 @@ def resume_faults(state: Header, path: str, header: Header, *, eval_only: bool) 
     from the checkpoint at ``path``. Weights, images and seed do not matter for ``eval_only``.
     """
     if state.get("format") != header["format"]:
-        yield (
-            f"{path} is not a checkpoint of moco-transfer train (format {state.get('format')!r},"
-            f" expected {header['format']!r})."
-        )
+        facts = {"theirs": state.get("format"), "ours": header["format"]}
+        yield TEXTS["format"].format(path=path, **facts)
         return
     advice = {
         "engine": f"Resume with --engine {state['engine']}.",
@@ -39,29 +38,20 @@ def resume_faults(state: Header, path: str, header: Header, *, eval_only: bool) 
         if state[key] != header[key] and (
             key != "config_hash" or state["engine"] == header["engine"]
         ):
-            yield (
-                f"{path} is of a run with {key} {state[key]!r}, now it is {header[key]!r}."
-                f" {advice[key]} Or train from scratch in another OUTPUT_DIR."
-            )
+            facts = {"key": key, "theirs": state[key], "ours": header[key], "advice": advice[key]}
+            yield TEXTS["other_run"].format(path=path, **facts)
     sets = {} if eval_only else header["datasets"]
     for role, name in [(role, name) for role, digests in sets.items() for name in digests]:
         if state["datasets"][role].get(name) != sets[role][name]:
-            yield (
-                f"{path} is of a run on other data: the annotations of {name!r} in"
-                f" DATASETS.{role.upper()} have changed since it began. Put them back, or train"
-                " from scratch in another OUTPUT_DIR."
-            )
+            yield TEXTS["other_data"].format(path=path, name=name, role=role.upper())
 
 
 def resume_notes(state: Header, header: Header, *, eval_only: bool) -> list[str]:
     """Return what is recorded of a resumption, earlier ones first, a sentence each."""
     notes = list(state["resume_notes"])
     if not eval_only and state["world_size"] != header["world_size"]:
-        notes.append(
-            f"resumed after iteration {state['iteration']} on a world size of"
-            f" {header['world_size']}, before it {state['world_size']}: the iterations see other"
-            " images and random numbers than those of a run on one number of processes."
-        )
+        facts = {"now": header["world_size"], "before": state["world_size"]}
+        notes.append(TEXTS["world_size"].format(iteration=state["iteration"], **facts))
     return notes
 
 
