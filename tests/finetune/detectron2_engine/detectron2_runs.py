@@ -43,7 +43,7 @@ TINY = {
     "DATASETS.TEST": "scenes_test",
     "DATALOADER.NUM_WORKERS": 0,
     "SOLVER.IMS_PER_BATCH": 2,
-    "SOLVER.BASE_LR": 0.005,
+    "SOLVER.BASE_LR": 0.008,
     "SOLVER.MAX_ITER": 6,
     "SOLVER.STEPS": "4",
     "SOLVER.WARMUP_ITERS": 2,

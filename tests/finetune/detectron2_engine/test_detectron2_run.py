@@ -55,7 +55,7 @@ LONG = {
     "SOLVER__MAX_ITER": 100,
     "SOLVER__STEPS": "90",
     "SOLVER__IMS_PER_BATCH": 4,
-    "SOLVER__BASE_LR": 0.015,
+    "SOLVER__BASE_LR": 0.016,
     "SOLVER__AMP__ENABLED": False,
     "DATASETS__TEST": "scenes_train,scenes_test",
     "MODEL__FPN__OUT_CHANNELS": 32,
@@ -336,7 +336,7 @@ def test_resume__two_processes_told_to_stop_save_and_end_with_the_same_bits(scen
         "SOLVER__CHECKPOINT_PERIOD": 1,
         "SOLVER__MAX_ITER": 10,
         "SOLVER__IMS_PER_BATCH": 4,
-        "SOLVER__BASE_LR": 0.01,
+        "SOLVER__BASE_LR": 0.016,
         "MODEL__DEVICE": "cpu",
     }
     whole = train(scenes, tmp_path / "whole", "--num-gpus", 2, **more)
@@ -410,7 +410,7 @@ def test_two_processes__torchrun_ends_with_equal_weights_and_statistics(scenes, 
         OUTPUT_DIR=tmp_path / "run",
         SOLVER__MAX_ITER=10,
         SOLVER__IMS_PER_BATCH=4,
-        SOLVER__BASE_LR=0.01,
+        SOLVER__BASE_LR=0.016,
         MODEL__DEVICE="cpu",
         INPUT__MIN_SIZE_TRAIN="48,64,96",
         TEST__PRECISE_BN__NUM_ITER=4,
@@ -428,7 +428,7 @@ def test_two_processes__num_gpus_torchrun_and_two_machines_agree(scenes, tmp_pat
     more = {
         "SOLVER__MAX_ITER": 3,
         "SOLVER__IMS_PER_BATCH": 4,
-        "SOLVER__BASE_LR": 0.01,
+        "SOLVER__BASE_LR": 0.016,
         "MODEL__DEVICE": "cpu",
     }
     launched = train(scenes, tmp_path / "launched", "--num-gpus", 2, **more)

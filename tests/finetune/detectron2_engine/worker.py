@@ -40,8 +40,8 @@ def main() -> None:
     torch.set_num_threads(1)
     cut = sys.argv.index("--")
     made = []
-    original = run.start
-    run.start = lambda *args, **more: made.append(original(*args, **more)) or made[-1]
+    original = run.FineTuning
+    run.FineTuning = lambda *args, **more: made.append(original(*args, **more)) or made[-1]
     recompute = run.recompute_bn_statistics
 
     def recompute_and_check(model, batches, **more):
