@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import os
 from typing import Any
 
@@ -99,7 +100,7 @@ def _detectron2() -> str:
     if problem is None:
         version = importlib.import_module("detectron2").__version__
         return f"Detectron2 {version} (train --engine detectron2 and auto use it; {tried})"
-    is_there, guide = engines.detectron2_is_installed(), engines.DETECTRON2_GUIDE
+    is_there, guide = importlib.util.find_spec("detectron2"), engines.DETECTRON2_GUIDE
     state = f"it does not load ({problem})" if is_there else "not installed"
     raise RuntimeError(f"{state}; for --engine detectron2 install it as {guide} says ({tried})")
 

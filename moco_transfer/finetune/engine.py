@@ -107,7 +107,7 @@ def choose_engine(name: str) -> str:
     problem = None if name == "torchvision" else detectron2_problem()
     if problem is None:
         return "detectron2" if name == "auto" else name
-    is_broken = detectron2_is_installed()
+    is_broken = importlib.util.find_spec("detectron2") is not None
     if name == "detectron2":
         state = "installed but does not load" if is_broken else "not installed"
         raise InputError(
@@ -118,11 +118,6 @@ def choose_engine(name: str) -> str:
     if is_broken:
         logger.warning("Detectron2 is installed but does not load (%s).", problem)
     return "torchvision"
-
-
-def detectron2_is_installed() -> bool:
-    """Return whether there is a package of that name, in whatever state."""
-    return importlib.util.find_spec("detectron2") is not None
 
 
 def detectron2_problem() -> str | None:

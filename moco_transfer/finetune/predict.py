@@ -107,7 +107,11 @@ def load_detector(
             f"The score threshold must be at least 0 and less than 1, got {score_threshold}."
         )
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    checkpoint = _find_checkpoint(Path(path))
+    checkpoint = Path(path) if Path(path).is_file() else CheckpointFolder(Path(path)).last()
+    if checkpoint is None:
+        raise MissingFileError(
+            f"{path} is no file, and no folder with last_checkpoint; {_EXPECTED}"
+        )
     weights = read_weights(str(checkpoint))
     if weights.content is None or weights.kind != DETECTOR:
         raise InputError(f"{checkpoint} holds no detector; {_EXPECTED}")
@@ -135,15 +139,6 @@ def load_detector(
         device=torch.device(chosen),
         source=str(checkpoint),
     )
-
-
-def _find_checkpoint(path: Path) -> Path:
-    last = path if path.is_file() else CheckpointFolder(path).last()
-    if last is None:
-        raise MissingFileError(
-            f"{path} is no file, and no folder with last_checkpoint; {_EXPECTED}"
-        )
-    return last
 
 
 def _config(checkpoint: Path, top: Mapping[str, Any], config_file: str | None) -> CfgNode:

@@ -148,11 +148,7 @@ def train(
                     return False
                 run.wrapped.train()
                 if metrics is not None:
-                    named = (
-                        (f"{task}/{name}", value)
-                        for task, of_task in results.items()
-                        for name, value in of_task.items()
-                    )
+                    named = [(f"{t}/{name}", v) for t in results for name, v in results[t].items()]
                     metrics.write(run.iteration, dict(named))
     return True
 
