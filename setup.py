@@ -90,6 +90,8 @@ setup(
         # selenium drives an installed Chromium (Debian: chromium, chromium-driver); its tests skip
         # where there is none.
         "test": [
+            "ipykernel>=6",
+            "nbclient>=0.10",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "selenium>=4.20",
@@ -97,7 +99,12 @@ setup(
             "webdataset>=0.2.86",
         ],
         "lint": ["ruff>=0.15", "mypy>=1.15", "codespell>=2.4"],
-        "docs": ["mkdocs>=1.6", "mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
+        "docs": [
+            "mkdocs>=1.6",
+            "mkdocs-material>=9.6",
+            "mkdocstrings[python]>=0.29",
+            "mkdocs-jupyter>=0.25",
+        ],
         "browser": ["selenium>=4.20"],
         "shards": ["webdataset>=0.2.86"],
         "slurm": ["submitit>=1.5"],

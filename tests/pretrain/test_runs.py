@@ -38,6 +38,7 @@ TINY = {
     "MOCO.BN_GROUP_SIZE": 4,
     "SOLVER.EPOCHS": 1,
     "SOLVER.STEPS": "()",
+    "SOLVER.BASE_LR": 0.06,
     "SOLVER.SCHEDULE": "step",
     "TRAIN.LOG_PERIOD": 1,
     "TRAIN.PRECISION": "fp32",
