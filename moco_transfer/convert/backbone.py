@@ -31,9 +31,8 @@ class BackboneWeights:
     stamp: dict[str, Any] | None  # of its origin; None in a file that this program did not write
     sha256: str
     kind: str  # backbone, or detector when the file holds a whole fine-tuned detector
-    state_dict: dict[str, np.ndarray] = field(
-        default_factory=dict
-    )  # the detector's, under its keys
+    # The detector's, under its keys.
+    state_dict: dict[str, np.ndarray] = field(default_factory=dict)
     arch: str = ""  # the architecture that agrees best with the arrays
     top: Mapping[str, Any] = field(default_factory=dict, repr=False)  # the file's outermost dict
 

@@ -35,7 +35,7 @@ def resume_faults(state: Header, path: str, header: Header, *, eval_only: bool) 
         "seed": f"Resume with SEED {state['seed']}.",
     }
     for key in ("engine", "config_hash") if eval_only else advice:
-        if state[key] != header[key] and (
+        if state.get(key, header[key]) != header[key] and (
             key != "config_hash" or state["engine"] == header["engine"]
         ):
             facts = {"key": key, "theirs": state[key], "ours": header[key], "advice": advice[key]}

@@ -133,16 +133,7 @@ def _record(
     }
     if data.subset is not None:
         dataset["label_subset"] = data.subset.describe()
-    of_plan = (
-        "task",
-        "config_hash",
-        "engine",
-        "init",
-        "seed",
-        "weights",
-        "world_size",
-        "precision",
-    )
+    of_plan = "task config_hash engine init seed weights world_size precision".split()
     return {
         "schema": SCHEMA,
         **{key: header[key] for key in of_plan},

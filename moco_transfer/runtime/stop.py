@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import multiprocessing.util
 import signal
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ class StopRequest:
     """Notices ``signals`` between ``__enter__`` and ``__exit__``; loops ask between iterations.
 
     ``signum`` is the first that this process received, or 0. Data workers need
-    :func:`ignore_sigterm`.
+    :func:`sigterm_held` and :func:`ignore_sigterm`.
     """
 
     def __init__(self, *signals: int) -> None:
@@ -50,6 +51,16 @@ class StopRequest:
         flag = torch.tensor([float(self.requested)])
         torch.distributed.all_reduce(flag)
         return bool(flag.item() > 0)
+
+
+@contextlib.contextmanager
+def sigterm_held() -> Iterator[None]:
+    """Hold SIGTERM back while data workers start, which inherit this until they ignore it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def ignore_sigterm(worker: int) -> None:

@@ -1,7 +1,7 @@
 """SIGTERM sets a flag while the block runs; the earlier handler is restored; workers never hang.
 
 Seen red under: the handler not restored; the flag set for a request that was not sent; workers that
-ignore SIGTERM left to multiprocessing at exit.
+ignore SIGTERM left to multiprocessing at exit; SIGTERM not held back while workers start.
 """
 
 from __future__ import annotations
@@ -52,3 +52,20 @@ def test_ignore_sigterm__a_process_with_an_unfinished_loader_ends():
     command = [sys.executable, "-c", UNFINISHED_LOADER]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# Each forked worker is sent SIGTERM before its first line runs.
+EARLY_SIGTERM = """
+import os, signal
+from moco_transfer.data.batches.loader import test_loader
+os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGTERM))
+records = [{"image_id": number} for number in range(6)]
+batches = test_loader(records, lambda record: record, rank=0, world_size=1, num_workers=2)
+print([record["image_id"] for batch in batches for record in batch])
+"""
+
+
+def test_workers__that_get_sigterm_while_they_start_go_on():
+    command = [sys.executable, "-c", EARLY_SIGTERM]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout) == (0, "[0, 1, 2, 3, 4, 5]\n"), done.stderr

@@ -23,7 +23,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ...runtime.errors import InputError
-from ...runtime.stop import ignore_sigterm
+from ...runtime.stop import ignore_sigterm, sigterm_held
 from ..images.image_source import Table
 
 Draw = tuple[int, int]  # (index of the record, draw number)
@@ -104,7 +104,9 @@ class _Loader(DataLoader):
         super().__init__(items, batch_sampler=batches, num_workers=num_workers, **own)
 
     def __iter__(self) -> Iterator[list[dict]]:  # type: ignore[override]
-        for items in super().__iter__():
+        with sigterm_held():
+            batches = super().__iter__()
+        for items in batches:
             for item in items:
                 if isinstance(item, InputError):
                     raise item

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from ...runtime.distributed import get_rank, get_world_size
 from ...runtime.errors import InputError
 from ...runtime.progress import progress
-from ...runtime.stop import ignore_sigterm
+from ...runtime.stop import ignore_sigterm, sigterm_held
 from ..images.decode import UNREADABLE, read_rgb
 from ..images.image_source import IndexedSource
 from ..images.sources import open_indexed
@@ -129,7 +129,8 @@ class LabelledBatches:
             generator=torch.Generator(),
         )
         # Held here for the reason that loading.Loader gives.
-        self._reading = iter(self._kept or loader)
+        with sigterm_held():
+            self._reading = iter(self._kept or loader)
         keep = not self._kept and len(own) * 3 * self.view.size**2 <= _KEEP_BYTES
         kept = []
         for batch in progress(self._reading, description, total=len(loader), leave=False):

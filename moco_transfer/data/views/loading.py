@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from ...runtime.distributed import get_rank, get_world_size
 from ...runtime.errors import InputError
-from ...runtime.stop import ignore_sigterm
+from ...runtime.stop import ignore_sigterm, sigterm_held
 from ..images.image_source import ImageSource, IndexedSource
 from ..images.tar_shards import ShardStream
 from .order import Batches, EpochBatches, ShardBatches
@@ -70,7 +70,8 @@ class Loader:
         # Held here, not in this generator's frame: when a pass is interrupted, torch waits seconds
         # for busy workers as soon as nobody holds their iterator, and a run that is told to stop
         # has to save first.
-        self._iterator = iter(self._loader)
+        with sigterm_held():
+            self._iterator = iter(self._loader)
         for batch in self._iterator:
             if "error" in batch:
                 raise InputError(batch["error"])
