@@ -32,6 +32,13 @@ VIEW_KERNELS = Extension(
     optional=True,
 )
 
+HOTCOCO_WHEELS = (
+    'platform_python_implementation == "CPython" and (sys_platform == "darwin"'
+    ' or sys_platform == "win32" and platform_machine == "AMD64"'
+    ' or sys_platform == "linux" and platform_machine == "x86_64"'
+    ' or sys_platform == "linux" and platform_machine == "aarch64")'
+)
+
 setup(
     name="moco-transfer",
     version=VERSION,
@@ -75,6 +82,8 @@ setup(
         "fvcore>=0.1.5.post20221221",
         "iopath>=0.1.9",
         "pycocotools>=2.0.7",
+        # Where it has wheels; elsewhere pycocotools evaluates.
+        f"hotcoco>=1.3,<2; {HOTCOCO_WHEELS}",
         "opencv-python-headless>=4.8",
         "simplejpeg>=1.7",
         "numpy>=1.26",

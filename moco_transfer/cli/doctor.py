@@ -8,7 +8,16 @@ import importlib.util
 import os
 from typing import Any
 
-_VERSIONS = ("python", "torch", "CUDA", "torchvision", "detectron2", "pycocotools", "OpenCV")
+_VERSIONS = (
+    "python",
+    "torch",
+    "CUDA",
+    "torchvision",
+    "detectron2",
+    "pycocotools",
+    "hotcoco",
+    "OpenCV",
+)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -20,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
         (_torch, True, "Nothing trains or converts without torch. Install it from pytorch.org."),
         (_operators, True, "Install a tested pair: torch 2.11.0 and torchvision 0.26.0."),
         (_pycocotools, True, "pip install pycocotools"),
+        (_hotcoco, False, "pycocotools evaluates, slowly; no LVIS, no TIDE. pip install hotcoco"),
         (_opencv, True, "pip install opencv-python-headless"),
         (_detectron2, False, "Nothing else needs it: train uses the embedded engine."),
         (_precision, False, "Runs name their precision themselves."),
@@ -85,7 +95,12 @@ def _operators() -> str:
 
 def _pycocotools() -> str:
     importlib.import_module("pycocotools.mask")
-    return "COCO AP and masks (pycocotools)"
+    return "masks in run-length form (pycocotools)"
+
+
+def _hotcoco() -> str:
+    version = importlib.import_module("hotcoco").__version__
+    return f"COCO's and LVIS's AP, and TIDE errors (hotcoco {version})"
 
 
 def _opencv() -> str:

@@ -1,1 +1,1 @@
-"""Evaluators (VOC's AP as Detectron2 computes it, COCO's as pycocotools does), and predictions."""
+"""Evaluators: VOC's AP as Detectron2 computes it, COCO's and LVIS's by hotcoco; predictions."""

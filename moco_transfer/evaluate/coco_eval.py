@@ -1,9 +1,12 @@
-"""The evaluator of data sets in COCO's format, and of others by COCO's rules, with pycocotools.
+"""The evaluator by COCO's and LVIS's rules: boxes, masks and key points, with hotcoco.
+
+pycocotools, whose numbers hotcoco gives, takes its place where it cannot be imported; LVIS and the
+TIDE errors need hotcoco. The ground truth are the records that were read, whatever their format.
 
 Source:
     facebookresearch/detectron2@02b5c4e evaluation/coco_evaluation.py COCOEvaluator, and
-    data/datasets/coco.py convert_to_coco_dict for other formats (VOC's difficult objects count as
-    ordinary ones). Differences: the six recalls are reported too; no predictions give AP 0, not
+    data/datasets/coco.py convert_to_coco_dict (boxes rounded to 0.001 px, VOC's difficult objects
+    are ordinary ones). Differences: the six recalls are reported too; no predictions give AP 0, not
     NaN; what cannot be computed (no ground truth of that size or class) is left out and logged.
 """
 
@@ -14,26 +17,47 @@ import io
 import logging
 import os
 from collections import Counter
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from ..data.annotations.catalog import DetectionDataset
-from ..data.annotations.coco import load_json
-from .metric_names import BBOX_METRICS, KEYPOINT_METRICS, RECALL_METRICS, class_metric
+from ..runtime.errors import InputError
+from .matches import TaskMatches, matches_of_coco, write_matches
+from .metric_names import (
+    BBOX_METRICS,
+    KEYPOINT_METRICS,
+    LVIS_METRICS,
+    RECALL_METRICS,
+    TIDE_ERRORS,
+    class_metric,
+)
 from .predictions import Metrics, PredictionWriter, warn_absent
 
 logger = logging.getLogger(__name__)
 
 _KEYPOINT_NUMBERS = (*KEYPOINT_METRICS, "AR", "AR50", "AR75", "ARm", "ARl")
+_COCO_NUMBERS = (*BBOX_METRICS, *RECALL_METRICS)
+_LVIS_NUMBERS = (*LVIS_METRICS, "AR300", *RECALL_METRICS[3:])
 _PREDICTED_IN = {"segm": "masks", "keypoints": "keypoints"}
+# With a bbox, the sizes of masks (small, medium, large) would be those of the boxes.
+_RESULT_KEYS = {"bbox": ["bbox"], "segm": ["segmentation"], "keypoints": ["bbox", "keypoints"]}
+_OF_LVIS = ("neg_category_ids", "not_exhaustive_category_ids")
+_TIDE_NAMES = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")  # hotcoco's, in TIDE_ERRORS' order
 
 
 class CocoEvaluator(PredictionWriter):
-    """Computes COCO's AP over a test set, for some of ``metric_names.TASKS``."""
+    """Computes AP over a test set by COCO's rules, for some of ``metric_names.TASKS``.
+
+    Args:
+        dataset: The test set.
+        tasks: What is evaluated.
+        output_file: Where the predictions go; the matches go next to it.
+        oks_sigmas: Standard deviation of each key point; empty for COCO's 17.
+        lvis_style: LVIS's federated AP of 300 detections an image.
+    """
 
     def __init__(
         self,
@@ -41,93 +65,193 @@ class CocoEvaluator(PredictionWriter):
         tasks: tuple[str, ...] = ("bbox",),
         *,
         output_file: str | os.PathLike[str] | None = None,
+        oks_sigmas: tuple[float, ...] = (),
+        lvis_style: bool = False,
     ) -> None:
         super().__init__(dataset, output_file)
-        self.tasks = tuple(tasks)
+        self.tasks, self.oks_sigmas, self.lvis_style = tuple(tasks), oks_sigmas, lvis_style
         self.extras = tuple(_PREDICTED_IN[task] for task in tasks if task in _PREDICTED_IN)
 
     def score(self, found: list[tuple[int | str, dict[str, Any]]], results: list[dict]) -> Metrics:
         """Return COCO's numbers by name and ``AP-<class>``, for each task."""
-        return evaluate_results(results, self.dataset, self.tasks)
+        scores = CocoScores(
+            results, self.dataset, oks_sigmas=self.oks_sigmas, lvis_style=self.lvis_style
+        )
+        self.tide = {task: tide for task in self.tasks if (tide := scores.tide(task))}
+        if self.output_file is not None:
+            matches = {task: scores.matches(task) for task in self.tasks}
+            path = Path(self.output_file).with_name(f"matches_{self.dataset.name}.npz")
+            self.matches = write_matches(path, scores.image_ids, "coco", matches)
+        return {task: scores.metrics(task) for task in self.tasks}
 
 
 def evaluate_results(
     results: list[dict], dataset: DetectionDataset, tasks: tuple[str, ...] = ("bbox",)
 ) -> Metrics:
     """Return COCO's numbers by name and ``AP-<class>``, 0-100, for each of ``tasks``."""
-    truth = _coco_truth(dataset)
-    return {task: _evaluate_task(truth, results, task, dataset) for task in tasks}
+    scores = CocoScores(results, dataset)
+    return {task: scores.metrics(task) for task in tasks}
 
 
-def _coco_truth(dataset: DetectionDataset) -> dict[str, Any]:
-    """Return a data set's ground truth as the content of a COCO json file.
+class CocoScores:
+    """What COCO's rules say of results on a data set; see ``CocoEvaluator`` for the arguments.
 
-    ``iscrowd`` and ``area``, which some tools leave out, are added, and ids start at 1: pycocotools
-    takes an object with id 0 as never found.
+    ``ignore_difficult`` takes VOC's difficult objects for crowd regions.
     """
-    truth = load_json(Path(dataset.json_file)) if dataset.json_file else _from_records(dataset)
-    truth.setdefault("info", {})
-    annotations = truth["annotations"]
-    for annotation in annotations:
-        annotation.setdefault("iscrowd", 0)
-        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
-    if not all(annotation.get("id") for annotation in annotations):
-        logger.warning("%s: an annotation has id 0 or none; all are renumbered.", dataset.name)
-        for number, annotation in enumerate(annotations, start=1):
-            annotation["id"] = number
-    return truth
 
+    def __init__(
+        self,
+        results: list[dict],
+        dataset: DetectionDataset,
+        *,
+        oks_sigmas: tuple[float, ...] = (),
+        lvis_style: bool = False,
+        ignore_difficult: bool = False,
+    ) -> None:
+        self._results, self._dataset = results, dataset
+        self._oks_sigmas, self._lvis_style = oks_sigmas, lvis_style
+        self._ignore_difficult = ignore_difficult
+        self.image_ids = sorted(record["image_id"] for record in dataset.records)
+        # Ids may be texts, which the libraries do not take; equal scores keep the order of images.
+        self._number = {image_id: n for n, image_id in enumerate(self.image_ids, start=1)}
+        self._loaded: dict[str, tuple[Any, Any]] = {}
+        self._of_all_sizes: dict[str, Any] = {}
 
-def _from_records(dataset: DetectionDataset) -> dict[str, Any]:
-    images = [
-        {key: record[key] for key in ("height", "width", "file_name")} | {"id": record["image_id"]}
-        for record in dataset.records
-    ]
-    objects = [(record["image_id"], a) for record in dataset.records for a in record["annotations"]]
-    annotations = []
-    for number, (image_id, annotation) in enumerate(objects, start=1):
+    @cached_property
+    def _library(self) -> tuple[Any, Any]:
+        """The classes COCO and COCOeval."""
+        try:
+            import hotcoco
+        except ImportError as error:
+            if self._lvis_style:
+                name = self._dataset.name
+                raise InputError(
+                    f"Data set {name!r} is scored by LVIS's rules, which needs hotcoco: {error}."
+                ) from error
+            from pycocotools import coco, cocoeval
+
+            return coco.COCO, cocoeval.COCOeval
+        return hotcoco.COCO, hotcoco.COCOeval
+
+    def metrics(self, task: str) -> dict[str, float]:
+        """Return the numbers of a task by name, 0-100."""
+        scored = self._evaluate(task)
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            scored.accumulate()
+            if hasattr(scored, "summary_lines"):
+                print("\n".join(scored.summary_lines()))
+            else:
+                scored.summarize()
+        table = [line for line in printed.getvalue().splitlines() if " = " in line]
+        logger.info("\n".join(table))
+        names: tuple[str, ...] = _LVIS_NUMBERS if self._lvis_style else _COCO_NUMBERS
+        if task == "keypoints":
+            names = _KEYPOINT_NUMBERS
+        numbers = zip(names, scored.stats, strict=True)
+        metrics = {name: 100 * float(value) for name, value in numbers if value >= 0}
+        if absent := ", ".join(name for name in names if name not in metrics):
+            logger.warning("%s: no ground truth of the size of %s.", self._dataset.name, absent)
+        if task != "keypoints":
+            metrics |= _class_metrics(scored.eval["precision"], self._dataset)
+        return metrics
+
+    def tide(self, task: str) -> dict[str, float]:
+        """Return how many points of AP50, 0-100, repairing each of ``TIDE_ERRORS`` would give;
+        nothing without hotcoco.
+
+        Source: Bolya et al., TIDE: A General Toolbox for Identifying Object Detection Errors.
+        """
+        scored = self._evaluate_all_sizes(task)
+        if not hasattr(scored, "tide_errors"):
+            return {}
+        gains = scored.tide_errors(pos_thr=0.5, bg_thr=0.1)["delta_ap"]
+        return {ours: 100 * gains[n] for ours, n in zip(TIDE_ERRORS, _TIDE_NAMES, strict=True)}
+
+    def matches(self, task: str) -> TaskMatches:
+        """Return which detections are true positives."""
+        return matches_of_coco(self._evaluate_all_sizes(task), self._dataset.category_ids)
+
+    def _evaluate_all_sizes(self, task: str) -> Any:
+        if task not in self._of_all_sizes:
+            self._of_all_sizes[task] = self._evaluate(task, all_sizes=True)
+        return self._of_all_sizes[task]
+
+    def _evaluate(self, task: str, *, all_sizes: bool = False) -> Any:
+        """Match detections and objects of all sizes together, or of each size as well."""
+        if task not in self._loaded:
+            self._loaded[task] = self._load(task)
+        lvis = {"lvis_style": True} if self._lvis_style else {}
+        scored = self._library[1](*self._loaded[task], task, **lvis)
+        if task == "keypoints" and self._oks_sigmas:
+            scored.params.kpt_oks_sigmas = np.array(self._oks_sigmas)
+        if all_sizes:
+            scored.params.areaRng, scored.params.areaRngLbl = [[0, 1e10]], ["all"]
+        with contextlib.redirect_stdout(io.StringIO()):
+            scored.evaluate()
+        return scored
+
+    def _load(self, task: str) -> tuple[Any, Any]:
+        """Return ground truth and detections as COCO objects."""
+        keys, api = ("score", "category_id", *_RESULT_KEYS[task]), self._library[0]
+        results = [
+            {key: result[key] for key in keys} | {"image_id": self._number[result["image_id"]]}
+            for result in self._results
+        ]
+        with contextlib.redirect_stdout(io.StringIO()):
+            content = self._truth(task)
+            truth = _indexed(api(), content)
+            # pycocotools' loadRes fails on an empty list.
+            nothing = _indexed(api(), content | {"annotations": []})
+            return truth, truth.loadRes(results) if results else nothing
+
+    def _truth(self, task: str) -> dict[str, Any]:
+        """Return the records as the content of a COCO json file, with what a task needs.
+
+        Ids of annotations start at 1: pycocotools takes an object with id 0 as never found.
+        """
+        dataset = self._dataset
+        keys = ("height", "width", "file_name", *_OF_LVIS)
+        images: list[dict] = []
+        annotations: list[dict] = []
+        for record in dataset.records:
+            number = self._number[record["image_id"]]
+            images.append({key: record[key] for key in keys if key in record} | {"id": number})
+            for annotation in record["annotations"]:
+                entry = self._entry(annotation, record, task)
+                annotations.append(entry | {"id": len(annotations) + 1, "image_id": number})
+        categories: list[dict[str, Any]] = [
+            {"id": category, "name": name}
+            for category, name in zip(dataset.category_ids, dataset.class_names, strict=True)
+        ]
+        if self._lvis_style:
+            for category, frequency in zip(categories, dataset.frequencies, strict=True):
+                category["frequency"] = frequency
+        return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+
+    def _entry(self, annotation: dict, record: dict, task: str) -> dict[str, Any]:
         x0, y0, x1, y1 = annotation["bbox"]
-        category = dataset.category_ids[annotation["category_id"]]
-        entry = {"id": number, "image_id": image_id, "category_id": category}
-        entry |= {"area": (x1 - x0) * (y1 - y0), "iscrowd": annotation.get("iscrowd", 0)}
-        entry["bbox"] = [round(v, 3) for v in (x0, y0, x1 - x0, y1 - y0)]
-        annotations.append(entry)
-    ids_and_names = zip(dataset.category_ids, dataset.class_names, strict=True)
-    categories = [{"id": i, "name": name} for i, name in ids_and_names]
-    return {"images": images, "annotations": annotations, "categories": categories}
+        box = [round(v, 3) for v in (x0, y0, x1 - x0, y1 - y0)]
+        crowd = annotation.get("iscrowd", 0)
+        if self._ignore_difficult:
+            crowd = max(crowd, int(annotation.get("difficult", 0)))
+        category = self._dataset.category_ids[annotation["category_id"]]
+        entry = {"category_id": category, "bbox": box, "iscrowd": crowd}
+        entry["area"] = annotation.get("area", box[2] * box[3])
+        if task == "segm":
+            size = [record["height"], record["width"]]
+            nothing = {"size": size, "counts": [size[0] * size[1]]}
+            entry["segmentation"] = annotation.get("segmentation") or nothing
+        if task == "keypoints":
+            num_points = len(self._dataset.keypoint_names) or len(self._oks_sigmas) or 17
+            points = annotation.get("keypoints") or [0.5, 0.5, 0] * num_points
+            # Files hold pixel indices, records continuous coordinates.
+            entry["keypoints"] = [v if i % 3 == 2 else v - 0.5 for i, v in enumerate(points)]
+            entry["num_keypoints"] = sum(visibility > 0 for visibility in points[2::3])
+        return entry
 
 
-def _evaluate_task(
-    truth: dict[str, Any], results: list[dict], task: str, dataset: DetectionDataset
-) -> dict[str, float]:
-    # With a bbox, the sizes of masks (small, medium, large) would be those of the boxes.
-    dropped = {"bbox"} if task == "segm" else set()
-    # pycocotools adds keys to results and annotations, and other tasks read them as well.
-    results = [{k: v for k, v in result.items() if k not in dropped} for result in results]
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        api = _index(truth | {"annotations": [dict(a) for a in truth["annotations"]]})
-        # loadRes fails on an empty list.
-        found = api.loadRes(results) if results else _index(truth | {"annotations": []})
-        scored = COCOeval(api, found, task)
-        scored.evaluate()
-        scored.accumulate()
-        scored.summarize()
-    table = [line for line in printed.getvalue().splitlines() if line.startswith(" Average")]
-    logger.info("\n".join(table))
-    names = _KEYPOINT_NUMBERS if task == "keypoints" else (*BBOX_METRICS, *RECALL_METRICS)
-    numbers = zip(names, scored.stats, strict=True)
-    metrics = {name: 100 * float(value) for name, value in numbers if value >= 0}
-    absent = [name for name in names if name not in metrics]
-    if absent:
-        logger.warning("%s: no ground truth of the size of %s.", dataset.name, ", ".join(absent))
-    if task != "keypoints":
-        metrics |= _class_metrics(scored.eval["precision"], dataset)
-    return metrics
-
-
-def _index(content: dict[str, Any]) -> COCO:
-    api = COCO()
+def _indexed(api: Any, content: dict[str, Any]) -> Any:
     api.dataset = content
     api.createIndex()
     return api
@@ -138,7 +262,7 @@ def _class_metrics(precision: np.ndarray, dataset: DetectionDataset) -> dict[str
     counts, names = Counter(dataset.class_names), dataset.class_names
     metrics, absent = {}, []
     for index, (name, category_id) in enumerate(zip(names, dataset.category_ids, strict=True)):
-        values = precision[:, :, index, 0, -1]  # all areas, 100 detections
+        values = precision[:, :, index, 0, -1]  # all areas, most detections
         values = values[values > -1]
         if values.size:
             unique = name if counts[name] == 1 else f"{name} (id {category_id})"

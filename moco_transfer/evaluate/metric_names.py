@@ -15,8 +15,14 @@ BBOX_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 """Of boxes and masks, in tables; VOC has the first three."""
 KEYPOINT_METRICS = ("AP", "AP50", "AP75", "APm", "APl")
 
+LVIS_METRICS = (*BBOX_METRICS, "APr", "APc", "APf")
+"""Of boxes and masks of LVIS; the last are of rare, common and frequent classes."""
+
 RECALL_METRICS = ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """After BBOX_METRICS they complete COCO's twelve numbers in pycocotools' order."""
+
+TIDE_ERRORS = ("classification", "localisation", "both", "duplicate", "background", "missed")
+"""Kinds of errors in results.json's ``tide``: AP50, 0-100, that repairing one would give."""
 
 _CLASS_PREFIX = "AP-"
 

@@ -45,7 +45,9 @@ class PredictionWriter:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all detections."""
+        """Forget all detections, and what was found of them."""
+        self.tide: dict[str, dict[str, float]] = {}  # task -> points of AP50 by TIDE_ERRORS
+        self.matches = ""  # name of the file of matches, if one was written
         self._found: list[tuple[int | str, dict[str, Any]]] = []
 
     def process(self, batch: list[dict], outputs: list[dict[str, Tensor]]) -> None:

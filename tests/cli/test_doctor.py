@@ -28,7 +28,10 @@ importlib.metadata.version = version
 from moco_transfer.cli.main import main
 sys.exit(main(["doctor"]))
 """
-NAMES = ("python", "torch", "CUDA", "torchvision", "detectron2", "pycocotools", "OpenCV")
+NAMES = (
+    *("python", "torch", "CUDA", "torchvision", "detectron2"),
+    *("pycocotools", "hotcoco", "OpenCV"),
+)
 
 
 def versions_of(lines: list[str]) -> dict[str, str]:

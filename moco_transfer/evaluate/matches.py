@@ -1,0 +1,112 @@
+"""Which detections hit an object: what a bootstrap over test images needs to compute AP again.
+
+A file ``matches_<test set>.npz`` has ``image_ids`` (I,), ``metric`` (how AP follows from the rest:
+coco, voc_area or voc_11), and for each task T:
+    T/image    (D,) int32    index into image_ids
+    T/class    (D,) int32    contiguous class index
+    T/score    (D,) float32
+    T/hit      (D,) uint16   bit t is set if it is a true positive at IoU 0.50 + 0.05 t
+    T/ignored  (D,) uint16   bit t is set if it counts as neither right nor wrong
+    T/truth    (N, 3) int32  image, class, number of objects that count
+Detections come by class, then by falling score in the evaluator's own order, so that AP over all
+images is the evaluator's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..runtime.files import atomic_path
+
+
+@dataclass(frozen=True)
+class TaskMatches:
+    """The arrays of one task; ``hit`` and ``ignored`` are (T, D) bool, T thresholds of IoU."""
+
+    image: np.ndarray
+    classes: np.ndarray
+    score: np.ndarray
+    hit: np.ndarray
+    ignored: np.ndarray
+    truth: np.ndarray
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays of a file by name."""
+        return {
+            "image": self.image.astype(np.int32),
+            "class": self.classes.astype(np.int32),
+            "score": self.score.astype(np.float32),
+            "hit": _bits(self.hit),
+            "ignored": _bits(self.ignored),
+            "truth": self.truth.astype(np.int32).reshape(-1, 3),
+        }
+
+
+def _bits(flags: np.ndarray) -> np.ndarray:
+    """Return (D,) with bit t from row t of (T, D)."""
+    bit = 2 ** np.arange(len(flags), dtype=np.uint16)
+    return (flags * bit[:, None]).sum(axis=0, dtype=np.uint16)
+
+
+def write_matches(
+    path: Path, image_ids: Sequence[int | str], metric: str, by_task: Mapping[str, TaskMatches]
+) -> str:
+    """Write a file of matches and return its name."""
+    arrays = {"image_ids": np.array(image_ids), "metric": np.array(metric)}
+    for task, matches in by_task.items():
+        arrays |= {f"{task}/{name}": array for name, array in matches.arrays().items()}
+    with atomic_path(path) as tmp, open(tmp, "wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    return path.name
+
+
+def matches_of_coco(scored: Any, category_ids: Sequence[int]) -> TaskMatches:
+    """Return what a COCOeval of one area range found; its images are numbered from 1."""
+    class_of = {category: index for index, category in enumerate(category_ids)}
+    with _no_garbage_collection():
+        entries = [entry for entry in scored.evalImgs if entry is not None]
+        entries.sort(key=lambda entry: (class_of[entry["category_id"]], entry["image_id"]))
+        counts = [len(entry["dtScores"]) for entry in entries]
+        images = np.array([entry["image_id"] - 1 for entry in entries], np.int64)
+        classes = np.array([class_of[entry["category_id"]] for entry in entries], np.int64)
+        rows = range(len(scored.params.iouThrs))
+        matched = np.array([_joined(entries, "dtMatches", row, sum(counts)) for row in rows])
+        ignored = np.array([_joined(entries, "dtIgnore", row, sum(counts)) for row in rows])
+        scores = np.fromiter(itertools.chain.from_iterable(e["dtScores"] for e in entries), float)
+        objects = np.array([np.sum(np.logical_not(e["gtIgnore"])) for e in entries], np.int64)
+    image, of_class = np.repeat(images, counts), np.repeat(classes, counts)
+    order = np.lexsort((-scores, of_class))  # stable: equal scores stay in the order of images
+    counted = objects > 0
+    return TaskMatches(
+        image=image[order],
+        classes=of_class[order],
+        score=scores[order],
+        hit=(matched & ~ignored)[:, order],
+        ignored=ignored[:, order],
+        truth=np.stack([images, classes, objects], axis=1)[counted],
+    )
+
+
+def _joined(entries: list[Any], key: str, row: int, count: int) -> np.ndarray:
+    values = itertools.chain.from_iterable(entry[key][row] for entry in entries)
+    return np.fromiter(values, bool, count)
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """The collector would walk hotcoco's millions of small lists again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
