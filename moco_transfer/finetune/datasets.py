@@ -18,12 +18,14 @@ from ..data.annotations.catalog import (
     check_same_classes,
     get_dataset,
 )
+from ..data.annotations.keypoints import labelled_keypoints
 from ..data.annotations.label_subset import LabelSubset, read_label_subset, take_label_subset
 from ..data.annotations.records import is_trainable
 from ..evaluate.coco_eval import CocoEvaluator
 from ..evaluate.predictions import PredictionWriter
 from ..evaluate.voc_eval import VocEvaluator
 from ..runtime.files import sha256_of
+from .keypoints import KeypointRequest, keypoint_faults
 from .lint import TEXTS, Finding, PlanError, collecting
 
 logger = logging.getLogger(__name__)
@@ -55,7 +57,8 @@ def evaluated_tasks(heads: Mapping[str, bool]) -> tuple[str, ...]:
 @dataclass(frozen=True)
 class RunData:
     """The data sets of a run: no training sets for an evaluation, their images of the label subset
-    alone where there is one, whether the number of classes is the data's, and what is evaluated.
+    alone where there is one, whether the number of classes is the data's, what is evaluated, and
+    what was asked of the keypoints, None without them.
     """
 
     train_sets: list[DetectionDataset]
@@ -63,11 +66,17 @@ class RunData:
     subset: LabelSubset | None
     count_from_data: bool
     tasks: tuple[str, ...]
+    keypoints: KeypointRequest | None = None
+
+    @property
+    def any_set(self) -> DetectionDataset:
+        """One of the data sets; all have the same classes and keypoints."""
+        return [*self.train_sets, *self.test_sets][0]
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """In the order of the class indices."""
-        return tuple([*self.train_sets, *self.test_sets][0].class_names)
+        return tuple(self.any_set.class_names)
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,7 @@ class DataRequest:
         polygons: Whether INPUT.MASK_FORMAT is polygon.
         eval_only: Test sets without ground truth are then legal: predictions are written.
         label_subset: File that lists the training images to use, or the subset itself.
+        keypoints: What ``keypoints`` among the tasks asks for.
     """
 
     train: tuple[str, ...]
@@ -90,6 +100,7 @@ class DataRequest:
     polygons: bool
     eval_only: bool = False
     label_subset: str | LabelSubset | None = None
+    keypoints: KeypointRequest | None = None
 
 
 def read_data(request: DataRequest, reads: Reads) -> RunData:
@@ -117,7 +128,8 @@ def read_data(request: DataRequest, reads: Reads) -> RunData:
     with collecting(findings):
         if request.num_classes is not None:
             check_class_count(both[0], request.num_classes)
-    key = (tuple(train_sets), tuple(test_sets), request.tasks, request.polygons, request.eval_only)
+    of_request = request.tasks, request.polygons, request.eval_only, request.keypoints
+    key = (tuple(train_sets), tuple(test_sets), *of_request)
     sentences = reads.once(key, lambda: list(_faults(train_sets, test_sets, request)))
     findings += [Finding("", sentence) for sentence in sentences]
     subset = None
@@ -130,7 +142,8 @@ def read_data(request: DataRequest, reads: Reads) -> RunData:
             train_sets = take_label_subset(train_sets, subset, where)
     if findings:
         raise PlanError(findings)
-    return RunData(train_sets, test_sets, subset, request.num_classes is None, request.tasks)
+    from_data, tasks = request.num_classes is None, request.tasks
+    return RunData(train_sets, test_sets, subset, from_data, tasks, request.keypoints)
 
 
 def _faults(
@@ -140,6 +153,9 @@ def _faults(
 ) -> Iterator[str]:
     for dataset in dict.fromkeys([*train_sets, *test_sets]):
         yield from _head_faults(dataset, request, of_training=dataset in train_sets)
+    if request.keypoints is not None:
+        scored = list(filter(has_objects, test_sets))
+        yield from keypoint_faults(request.keypoints, train_sets, scored)
     if train_sets and not any(is_trainable(r) for d in train_sets for r in d.records):
         yield TEXTS["no_box"].format(names=", ".join(d.name for d in train_sets))
     for dataset in test_sets:
@@ -181,14 +197,23 @@ def _head_faults(
         yield TEXTS["encoded"].format(**about, encoded=len(encoded), first=encoded[0])
 
 
-def training_records(train_sets: Sequence[DetectionDataset], *, filter_empty: bool) -> list[dict]:
-    """Return the records to train on, those without a box left out if asked for."""
+def training_records(
+    train_sets: Sequence[DetectionDataset], *, filter_empty: bool, min_keypoints: int = 0
+) -> list[dict]:
+    """Return the records to train on: without those that have no box, if asked for, and those with
+    fewer than ``min_keypoints`` labelled keypoints. Both are counted in the log.
+    """
     records = [record for dataset in train_sets for record in dataset.records]
     kept = [record for record in records if is_trainable(record)] if filter_empty else records
-    left_out = len(records) - len(kept)
-    if left_out:
-        logger.info("%d of %d training images have no box and are left out", left_out, len(records))
-    return kept
+    enough = [record for record in kept if labelled_keypoints(record) >= min_keypoints]
+    few = f"fewer than {min_keypoints} labelled keypoints"
+    counts = {"no box": len(records) - len(kept), few: len(kept) - len(enough)}
+    for what, count in counts.items():
+        if count:
+            logger.info(
+                "%d of %d training images have %s and are left out", count, len(records), what
+            )
+    return enough
 
 
 def annotation_digests(datasets: Sequence[DetectionDataset], reads: Reads) -> dict[str, str]:
@@ -210,14 +235,21 @@ def _digest(dataset: DetectionDataset) -> str:
 
 
 def make_evaluator(
-    dataset: DetectionDataset, tasks: Sequence[str], output_dir: Path, *, coco_style: bool = False
+    dataset: DetectionDataset,
+    tasks: Sequence[str],
+    output_dir: Path,
+    *,
+    coco_style: bool = False,
+    oks_sigmas: Sequence[float] = (),
 ) -> VocEvaluator | CocoEvaluator | PredictionWriter:
     """Return the evaluator of a data set, which writes ``predictions_<name>.json`` as well, and
-    nothing else on a data set without ground truth. ``coco_style`` is for VOC's layout.
+    nothing else on a data set without ground truth. ``coco_style`` is for VOC's layout,
+    ``oks_sigmas`` for keypoints, by default COCO's.
     """
     predictions = output_dir / f"predictions_{dataset.name}.json"
     if not has_objects(dataset):
         return PredictionWriter(dataset, predictions)
     if dataset.kind == "voc":
         return VocEvaluator(dataset, predictions, coco_style=coco_style)
-    return CocoEvaluator(dataset, tuple(tasks), output_file=predictions)
+    sigmas = tuple(oks_sigmas)
+    return CocoEvaluator(dataset, tuple(tasks), output_file=predictions, oks_sigmas=sigmas)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..data.annotations.keypoints import labelled_keypoints, mirrored_pairs
 from ..data.annotations.records import is_trainable
 from .plan import FinetunePlan
 
@@ -25,10 +26,20 @@ def _parts(plan: FinetunePlan) -> Iterator[tuple[str, str]]:
             records = dataset.records
             objects = sum(len(record["annotations"]) for record in records)
             empty = sum(not is_trainable(record) for record in records)
-            yield role, f"{dataset.name}: {len(records)} images ({empty} empty), {objects} objects"
+            text = f"{dataset.name}: {len(records)} images ({empty} empty), {objects} objects"
+            if data.keypoints is not None and role == "train on":
+                least = data.keypoints.least
+                few = sum(is_trainable(r) and labelled_keypoints(r) < least for r in records)
+                text += f"; {few} images with fewer than {least} labelled keypoints are left out"
+            yield role, text
     names = data.class_names
     shown = ", ".join(names[:CLASSES_SHOWN]) + (", ..." if len(names) > CLASSES_SHOWN else "")
     yield "classes", f"{len(names)}{', from the data' if data.count_from_data else ''}: {shown}"
+    if data.keypoints is not None:
+        points = data.any_set.keypoint_names
+        pairs = ", ".join(map("/".join, mirrored_pairs(points))) or "none"
+        count = f"{len(points)}{', from the data' if data.keypoints.count is None else ''}"
+        yield "keypoints", f"{count}: {', '.join(points)}; mirrored pairs: {pairs}"
     weights, found = plan.weights, plan.coverage
     if plan.checkpoint is not None:
         yield "resumes", f"{plan.checkpoint_path}, after iteration {plan.checkpoint['iteration']}"

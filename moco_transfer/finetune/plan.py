@@ -32,6 +32,7 @@ from . import handover
 from .datasets import DataRequest, Reads, RunData, annotation_digests, evaluated_tasks, read_data
 from .engine import Engine, engine_class
 from .handover import InitialWeights
+from .keypoints import KeypointRequest
 from .lint import Finding, PlanError, collecting, lint, remarks
 from .resume import CHECKPOINT_FORMAT, evaluation_folder, resume_faults, resume_notes
 from .schedule import Schedule
@@ -272,7 +273,11 @@ class _Planner:
         request, subset = self.request, data.subset
         task = request.task or Path(request.config_file).stem
         roles = {} if request.eval_only else {"train": data.train_sets, "test": data.test_sets}
-        return {
+        points: dict[str, Any] = {}
+        if data.keypoints is not None:
+            lines = [list(line) for line in data.any_set.skeleton]
+            points = {"keypoints": list(data.any_set.keypoint_names), "skeleton": lines}
+        return points | {
             "format": CHECKPOINT_FORMAT,
             "engine": self.kind.name,
             "precision": self.precision.name,
@@ -307,7 +312,8 @@ class _Planner:
 def data_request(cfg: CfgNode, request: Request) -> DataRequest:
     """Register the data sets of ``--dataset`` flags, and return what the config asks of its data.
 
-    With data sets of the user's own the number of classes is the data's, unless the user set it.
+    With data sets of the user's own the numbers of classes and keypoints are the data's, unless the
+    user set them.
     """
     train, test = tuple(cfg.DATASETS.TRAIN), tuple(cfg.DATASETS.TEST)
     own = [parse_dataset_flag(flag) for flag in request.datasets]
@@ -317,16 +323,24 @@ def data_request(cfg: CfgNode, request: Request) -> DataRequest:
                 f"--dataset {name} is named neither in DATASETS.TRAIN {list(train)} nor in"
                 f" DATASETS.TEST {list(test)}. Add it to one of them, or leave the flag out."
             )
-    key = "MODEL.ROI_HEADS.NUM_CLASSES"
-    from_data = bool(own) and not is_set_by_user(request.config_file, request.overrides, key)
+
+    def unless_from_data(key: str, value: int) -> int | None:
+        given = is_set_by_user(request.config_file, request.overrides, key)
+        return value if given or not own else None
+
+    points, classes = cfg.MODEL.ROI_KEYPOINT_HEAD, cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    count = unless_from_data("MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", points.NUM_KEYPOINTS)
+    sigmas = tuple(cfg.TEST.KEYPOINT_OKS_SIGMAS)
+    keypoints = KeypointRequest(count, points.MIN_KEYPOINTS_PER_IMAGE, sigmas)
     return DataRequest(
         train,
         test,
-        num_classes=None if from_data else cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+        num_classes=unless_from_data("MODEL.ROI_HEADS.NUM_CLASSES", classes),
         tasks=evaluated_tasks(cfg.MODEL),
         polygons=cfg.INPUT.MASK_FORMAT == "polygon",
         eval_only=request.eval_only,
         label_subset=request.label_subset,
+        keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else None,
     )
 
 
@@ -339,8 +353,8 @@ def _schedule(cfg: CfgNode) -> Schedule:
 def _settled(
     cfg: CfgNode, schedule: Schedule, data: RunData | None, checkpoint: Mapping[str, Any] | None
 ) -> CfgNode:
-    """Return the config of the run: with its schedule, the data's number of classes, and the seed
-    that is used where SEED asks for a different one in each run.
+    """Return the config of the run: with its schedule, the data's numbers of classes and keypoints,
+    and the seed that is used where SEED asks for a different one in each run.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -349,6 +363,8 @@ def _settled(
             cfg.merge_from_list([key, getattr(schedule, field)])
     if data is not None and data.count_from_data:
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(data.class_names)
+    if data is not None and data.keypoints is not None and data.keypoints.count is None:
+        cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = len(data.any_set.keypoint_names)
     if cfg.SEED < 0:
         drawn = broadcast_object(time.time_ns() % 2**31)
         cfg.SEED = (checkpoint or {}).get("seed", drawn)

@@ -101,7 +101,13 @@ def _evaluate(
     results: dict[str, Any] = {}
     coco_style = at_end and plan.request.coco_style
     for dataset in plan.data.test_sets:
-        evaluator = make_evaluator(dataset, plan.data.tasks, plan.output_dir, coco_style=coco_style)
+        evaluator = make_evaluator(
+            dataset,
+            plan.data.tasks,
+            plan.output_dir,
+            coco_style=coco_style,
+            oks_sigmas=plan.data.keypoints.oks_sigmas if plan.data.keypoints else (),
+        )
         with plan.engine.aside():
             found = evaluate(
                 run.model,

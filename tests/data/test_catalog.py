@@ -16,6 +16,7 @@ from moco_transfer.data.annotations.catalog import (
     get_dataset,
     parse_dataset_flag,
 )
+from moco_transfer.data.annotations.coco import read_coco
 from moco_transfer.runtime.errors import InputError, MissingFileError, UnknownKeyError
 
 
@@ -160,15 +161,38 @@ def test_check_same_classes__names_the_first_difference():
         check_same_classes([get_dataset("a"), get_dataset("b")])
 
 
-def test_keypoint_mirror__swaps_left_and_right(make_coco):
-    names = ["nose", "left_eye", "right_eye", "left_ear", "right_ear"]
+@pytest.mark.parametrize(
+    ("names", "mirror"),
+    [
+        (["nose", "left_eye", "right_eye", "left_ear", "right_ear"], (0, 2, 1, 4, 3)),
+        (["L_hip", "tail", "R_hip"], (2, 1, 0)),
+        (["hip_l", "hip.r", "hip.l", "hip_r"], (3, 2, 1, 0)),
+        (["LeftEye", "RightEye", "lefthoof", "righthoof"], (1, 0, 3, 2)),
+        (["LHip", "RHip", "kneeL", "kneeR", "Paw Right", "Paw Left"], (1, 0, 3, 2, 5, 4)),
+        (["l", "R", "L", "r"], (3, 2, 1, 0)),
+        # Without a twin: a name that only looks like a side, and a side that stands alone.
+        (["bright", "L1", "leg", "left_fin"], (0, 1, 2, 3)),
+    ],
+)
+def test_keypoint_mirror__swaps_left_and_right(make_coco, names, mirror):
     json_file, images = make_coco(
         [{"id": 1, "file_name": "a.jpg", "width": 9, "height": 8}],
         [],
-        categories=[{"id": 1, "name": "person", "keypoints": names}],
+        categories=[{"id": 1, "name": "person", "keypoints": names, "skeleton": [[1, 2]]}],
     )
     register_dataset("people", "coco", json_file=json_file, image_root=images)
-    assert get_dataset("people").keypoint_mirror == (0, 2, 1, 4, 3)
+    assert get_dataset("people").keypoint_mirror == mirror
+    assert get_dataset("people").skeleton == ((0, 1),)
+
+
+def test_keypoint_names__are_those_that_all_categories_with_keypoints_share(make_coco):
+    def names(*lists):
+        categories = [{"id": i, "name": str(i), "keypoints": n} for i, n in enumerate(lists)]
+        image = {"id": 1, "file_name": "a.jpg", "width": 9, "height": 8}
+        return read_coco(*make_coco([image], [], categories=categories)).keypoint_names
+
+    assert names(["a", "b"], [], ["a", "b"]) == ("a", "b")
+    assert names(["a", "b"], ["b", "a"]) == names([], []) == ()
 
 
 @pytest.mark.detectron2

@@ -53,6 +53,7 @@ def test_read_coco__sorts_images_and_classes_by_id_and_turns_boxes_into_corners(
         "boxes_without_area": 0,
         "boxes_reaching_out": 0,
         "invalid_polygons": 0,
+        "images_without_keypoints": 0,
     }
 
 
@@ -76,6 +77,18 @@ def test_read_coco__counts_boxes_without_area_and_leaves_invalid_polygons_out(ma
 def test_read_coco__shifts_keypoints_by_half_a_pixel(make_coco):
     contents = read_coco(*make_coco(IMAGES, [_annotation(keypoints=[4, 6, 2, 0, 0, 0])]))
     assert contents.records[1]["annotations"][0]["keypoints"] == [4.5, 6.5, 2, 0.5, 0.5, 0]
+
+
+def test_read_coco__as_many_keypoints_as_the_category_names(make_coco):
+    categories = [{"id": 7, "name": "dog", "keypoints": ["nose", "tail"]}, {"id": 3, "name": "cat"}]
+    points = [4, 6, 2, 0, 0, 0]
+    files = make_coco(IMAGES, [_annotation(keypoints=points)], categories)
+    assert read_coco(*files).left_out["images_without_keypoints"] == 0
+    unlabelled = make_coco(IMAGES, [_annotation(keypoints=[0] * 6), _annotation(id=5)], categories)
+    assert read_coco(*unlabelled).left_out["images_without_keypoints"] == 1
+    wrong = make_coco(IMAGES, [_annotation(keypoints=points[:3])], categories)
+    with pytest.raises(InputError, match="keypoints has 1 points, but its category names 2"):
+        read_coco(*wrong)
 
 
 def test_read_coco__compresses_rle(make_coco):
@@ -207,6 +220,19 @@ def test_read_coco__refuses_repeated_ids(make_coco):
         (
             '{"images": [{}], "categories": [{"id": 1, "name": "a", "keypoints": 3}]}',
             "keypoints is 3",
+        ),
+        (
+            '{"images": [{}], "categories": [{"id": 1, "name": "a", "keypoints": ["x", "x"]}]}',
+            "'x', 'x'",
+        ),
+        (
+            '{"images": [{}], "categories": [{"id": 1, "name": "a", "skeleton": [[0, 1]]}]}',
+            r"skeleton is \[\[0, 1\]\]",
+        ),
+        (
+            '{"images": [{}], "categories":'
+            ' [{"id": 1, "name": "a", "keypoints": ["x"], "skeleton": [[1, 2]]}]}',
+            "connects keypoint 2",
         ),
     ],
 )

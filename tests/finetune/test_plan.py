@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torchvision
 from generated_images import write_voc_scenes
+from PIL import Image
 
 from moco_transfer.cli.main import main
 from moco_transfer.config import load_detection_config
@@ -210,3 +213,107 @@ def test_heads__need_their_annotations(tmp_path):
     (fault,) = said(["segm"], encoded, polygon)
     assert "1 of the 2 masks of data set 'nuts' are run-length encoded" in fault
     assert said(["segm"], encoded, polygon, of_training=False) == []
+
+
+@pytest.fixture
+def own_names(monkeypatch):
+    from moco_transfer.data.annotations import catalog
+
+    monkeypatch.setattr(catalog, "_OWN", {})
+
+
+def write_keypoints(folder: Path, name: str, *objects: dict, **category: object) -> str:
+    """Write a data set of an image for each object, and return its --dataset flag."""
+    images = [
+        {"id": i, "file_name": f"{i}.jpg", "height": 20, "width": 30} for i in range(len(objects))
+    ]
+    for image in images:
+        Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(folder / image["file_name"])
+    nut = {"id": 7, "name": "nut", "keypoints": ["left_end", "right_end"], "skeleton": [[1, 2]]}
+    content = {
+        "images": images,
+        "categories": [nut | category],
+        "annotations": [
+            {"id": i + 1, "image_id": i, "category_id": 7, "bbox": [2, 3, 10, 5], **found}
+            for i, found in enumerate(objects)
+        ],
+    }
+    (folder / f"{name}.json").write_text(json.dumps(content))
+    return f"{name}=coco:{folder / name}.json:{folder}"
+
+
+LABELLED, UNLABELLED = {"keypoints": [4, 4, 2, 8, 5, 1]}, {"keypoints": [0] * 6}
+
+
+def plan_keypoints(tmp_path, train: str, test: str, *words: str):
+    names = [flag.split("=")[0] for flag in (train, test)]
+    settings = ["DATASETS.TRAIN", f"('{names[0]}',)", "DATASETS.TEST", f"('{names[1]}',)"]
+    settings += ["OUTPUT_DIR", str(tmp_path / "run"), "MODEL.DEVICE", "cpu", *words]
+    config, flags = "coco_keypoint_R_18_FPN_320px", list(dict.fromkeys((train, test)))
+    return plan_finetuning(Request(config, settings, flags, engine="torchvision"))
+
+
+SIGMAS = ("TEST.KEYPOINT_OKS_SIGMAS", "[0.1, 0.2]")
+
+
+def test_keypoints__number_names_and_skeleton_come_from_the_data(tmp_path, own_names):
+    from moco_transfer.finetune.describe import describe_plan
+
+    flag = write_keypoints(tmp_path, "nuts", LABELLED, UNLABELLED, {})
+    plan = plan_keypoints(tmp_path, flag, flag, *SIGMAS)
+    assert plan.engine.cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS == 2
+    assert plan.header["keypoints"] == ["left_end", "right_end"]
+    assert plan.header["skeleton"] == [[0, 1]]
+    assert plan.data.keypoints.oks_sigmas == (0.1, 0.2)
+    text = "\n".join(describe_plan(plan))
+    assert "2 images with fewer than 1 labelled keypoints are left out" in text
+    assert "left_end/right_end" in text
+    batches = plan.engine.training_batches(plan.data.train_sets, 0)
+    for batch, _ in zip(batches, range(2), strict=False):
+        assert {item["image_id"] for item in batch} == {0}
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("objects", "category", "words", "facts"),
+    [
+        (
+            [LABELLED],
+            {},
+            (),
+            ["TEST.KEYPOINT_OKS_SIGMAS", "COCO's 17", "2 keypoints", "[0.05, 0.05]"],
+        ),
+        ([LABELLED], {}, (SIGMAS[0], "[0.1]"), ["has 1 numbers", "2 keypoints"]),
+        ([LABELLED], {}, (SIGMAS[0], "[0.1, 0.0]"), ["[0.1, 0.0]", "above 0"]),
+        (
+            [LABELLED],
+            {},
+            (*SIGMAS, "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", "17"),
+            ["NUM_KEYPOINTS is 17", "2 keypoints (left_end, right_end)", "NUM_KEYPOINTS 2"],
+        ),
+        ([LABELLED], {"keypoints": [], "skeleton": []}, SIGMAS, ["'nuts' name no keypoints"]),
+        ([UNLABELLED, {}], {}, SIGMAS, ["No image of DATASETS.TRAIN nuts has 1"]),
+        (
+            [LABELLED],
+            {},
+            (*SIGMAS, "MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE", "3"),
+            ["No image of DATASETS.TRAIN nuts has 3"],
+        ),
+    ],
+)
+def test_keypoints__that_contradict_the_config_are_refused_in_a_sentence(
+    tmp_path, own_names, objects, category, words, facts
+):
+    flag = write_keypoints(tmp_path, "nuts", *objects, **category)
+    with pytest.raises(InputError) as error:
+        plan_keypoints(tmp_path, flag, flag, *words)
+    assert all(fact in str(error.value) for fact in facts), str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_keypoints__that_differ_between_training_and_test_are_refused(tmp_path, own_names):
+    train = write_keypoints(tmp_path, "train", LABELLED)
+    test = write_keypoints(tmp_path, "test", LABELLED, keypoints=["right_end", "left_end"])
+    with pytest.raises(InputError) as error:
+        plan_keypoints(tmp_path, train, test, *SIGMAS)
+    assert "'train'" in str(error.value) and "right_end, left_end" in str(error.value)

@@ -24,6 +24,7 @@ import yaml
 
 from ...runtime.errors import InputError, MissingFileError, UnknownKeyError, did_you_mean
 from .coco import read_coco
+from .keypoints import mirror_of
 from .records import Contents, OnProblem, raise_problem
 from .voc import VOC_CLASSES, read_voc
 
@@ -80,16 +81,20 @@ class DetectionDataset:
 
     @property
     def keypoint_names(self) -> tuple[str, ...]:
-        """Names of the keypoints in their order, empty if the data set has none."""
+        """Names of the keypoints in their order; empty if there are none, or the categories have
+        different ones.
+        """
         return self._contents.keypoint_names if self.kind == "coco" else ()
 
     @property
     def keypoint_mirror(self) -> tuple[int, ...]:
         """For each keypoint the index of the one that takes its place in a mirrored image."""
-        names, sides = self.keypoint_names, {"left": "right", "right": "left"}
-        parts = [name.partition("_") for name in names]
-        mirrored = [sides.get(side, side) + bar + part for side, bar, part in parts]
-        return tuple(names.index(name) if name in names else i for i, name in enumerate(mirrored))
+        return mirror_of(self.keypoint_names)
+
+    @property
+    def skeleton(self) -> tuple[tuple[int, int], ...]:
+        """Indices of the keypoints that the lines of a drawing connect."""
+        return self._contents.skeleton if self.kind == "coco" else ()
 
     @property
     def has_ground_truth(self) -> bool:

@@ -13,6 +13,7 @@ from ...runtime.files import sha256_of
 from ...runtime.progress import progress
 from ..batches.transforms import read_and_check
 from .catalog import DetectionDataset, get_dataset
+from .keypoints import mirrored_pairs
 from .records import Contents
 
 _LEFT_OUT = {
@@ -21,6 +22,7 @@ _LEFT_OUT = {
     "boxes_without_area": "boxes without area (not trained on)",
     "boxes_reaching_out": "boxes that reach out of the image by 1 px or more (clipped in training)",
     "invalid_polygons": "objects whose polygons all have fewer than 3 points (left out)",
+    "images_without_keypoints": "images with a box and no keypoint (left out by MODEL.KEYPOINT_ON)",
 }
 _THREADS = 8  # more than cores: they hide the wait for the disk
 
@@ -37,6 +39,8 @@ class DatasetReport:
     num_boxes: int = 0
     boxes_of_class: dict[str, int] = field(default_factory=dict)  # in the order of class indices
     num_masks: int = 0
+    num_with_keypoints: int = 0  # objects with a labelled keypoint
+    keypoints: tuple[str, ...] = ()  # their names
     left_out: dict[str, int] = field(default_factory=dict)  # counts of what training leaves out
     digests: dict[str, str] = field(default_factory=dict, repr=False)  # by file name, if opened
 
@@ -48,6 +52,11 @@ class DatasetReport:
     def text(self, max_problems: int = 20) -> str:
         """Return the report for people, with at most ``max_problems`` problems."""
         masks = f", masks: {self.num_masks}" if self.num_masks else ""
+        points = [
+            f"  objects with keypoints: {self.num_with_keypoints}, {len(self.keypoints)} each"
+        ]
+        pairs = ", ".join(map("/".join, mirrored_pairs(self.keypoints))) or "none"
+        points.append(f"  keypoints that change places in a mirrored image: {pairs}")
         classes = ", ".join(f"{name} {count}" for name, count in self.boxes_of_class.items())
         more, count = len(self.problems) - max_problems, len(self.problems)
         lines = [
@@ -55,6 +64,7 @@ class DatasetReport:
             f" {len(self.boxes_of_class)}{masks}, scored by {self.metric}",
             *(f"  {_LEFT_OUT[key]}: {number}" for key, number in self.left_out.items() if number),
             *([f"  boxes by class: {classes}"] if classes else []),
+            *(points if self.keypoints else []),
             *(f"  remark: {remark}" for remark in self.remarks),
             *(f"  PROBLEM: {problem}" for problem in self.problems[:max_problems]),
             *([f"  ... and {more} more"] if more > 0 else []),
@@ -84,6 +94,8 @@ def check_dataset(name: str, *, open_images: bool = True) -> DatasetReport:
     boxes, names = Counter(a["category_id"] for a in objects), Counter(contents.class_names)
     report.num_boxes = len(objects)
     report.num_masks = sum(bool(a.get("segmentation")) for a in objects)
+    report.keypoints = contents.keypoint_names
+    report.num_with_keypoints = sum(any(a.get("keypoints", ())[2::3]) for a in objects)
     for i, name in enumerate(contents.class_names):
         report.boxes_of_class[f"{name} (index {i})" if names[name] > 1 else name] = boxes[i]
     _remark(report, dataset, contents)

@@ -8,6 +8,7 @@ Source:
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -19,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import InputError, MissingFileError
+from .keypoints import labelled_keypoints
 from .records import Contents, OnProblem, check_image_files, has_area, is_trainable, raise_problem
 
 _FAR = 1e9  # px; larger numbers are mistakes, and the comparison is False for NaN
 _COUNTED = """images_without_boxes crowd_regions boxes_without_area boxes_reaching_out
-    invalid_polygons"""
+    invalid_polygons images_without_keypoints"""
 _FOUR_FLOATS, _TWO_FLOATS = struct.Struct("4f"), struct.Struct("2f")
 
 
@@ -55,13 +57,14 @@ def read_coco(
             raise InputError(f"{json_file} is not in COCO's format: {fault}.")
     categories = _read_categories(content["categories"], json_file)
     class_of = {category["id"]: index for index, category in enumerate(categories)}
+    num_points = [len(category.get("keypoints") or ()) for category in categories]
     records = _read_images(content["images"], json_file, Path(image_root), on_problem)
     counts: Counter[str] = Counter()
-    seen: set = set()
+    seen: set | None = set() if unique_annotation_ids else None
     for number, raw in enumerate(content.get("annotations") or [], start=1):
         name = raw.get("id", f"number {number}") if isinstance(raw, dict) else f"number {number}"
         try:
-            _add_annotation(raw, records, class_of, counts, seen if unique_annotation_ids else None)
+            _add_annotation(raw, records, class_of, num_points, counts, seen)
         except _Fault as fault:
             where = f"{json_file}, annotation {_short(name)}"
             on_problem(InputError(f"{where}: {fault}; correct the file."))
@@ -70,12 +73,17 @@ def read_coco(
         raise MissingFileError(f"The image folder of {json_file} does not exist: {image_root}.")
     check_image_files(ordered, json_file, on_problem)
     counts["images_without_boxes"] = sum(not is_trainable(record) for record in ordered)
+    names, skeleton = _shared_keypoints(categories)
+    if names:
+        with_boxes = filter(is_trainable, ordered)
+        counts["images_without_keypoints"] = sum(not labelled_keypoints(r) for r in with_boxes)
     return Contents(
         ordered,
         tuple(category["name"] for category in categories),
         tuple(class_of),
         {key: counts[key] for key in _COUNTED.split()},
-        next((tuple(c["keypoints"]) for c in categories if c.get("keypoints")), ()),
+        names,
+        skeleton,
         "annotations" in content,
     )
 
@@ -100,12 +108,26 @@ def _read_categories(categories: list, json_file: Path) -> list[dict]:
     try:
         for category in categories:
             _check(category, _CATEGORY_FIELDS)
+            last = max(itertools.chain.from_iterable(category.get("skeleton") or ()), default=0)
+            if last > len(category.get("keypoints") or ()):
+                raise _Fault(f"skeleton connects keypoint {last}, which 'keypoints' does not name")
         repeated = [i for i, n in Counter(c["id"] for c in categories).items() if n > 1]
         if repeated:
             raise _Fault(f"id {repeated[0]} occurs more than once")
     except _Fault as fault:
         raise InputError(f"{json_file}, 'categories': {fault}; correct the file.") from fault
     return sorted(categories, key=lambda category: category["id"])
+
+
+def _shared_keypoints(
+    categories: list[dict],
+) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
+    """Return names of the keypoints and skeleton; empty if categories have different keypoints."""
+    with_points = [category for category in categories if category.get("keypoints")]
+    if len({tuple(category["keypoints"]) for category in with_points}) != 1:
+        return (), ()
+    lines = with_points[0].get("skeleton") or []
+    return tuple(with_points[0]["keypoints"]), tuple((a - 1, b - 1) for a, b in lines)
 
 
 def _read_images(images: list, json_file: Path, image_root: Path, on_problem: OnProblem) -> dict:
@@ -139,13 +161,26 @@ def _is_box(value: Any) -> bool:
     return is_list and all(isinstance(n, (int, float)) and abs(n) < _FAR for n in value)
 
 
+def _is_skeleton(value: Any) -> bool:
+    lines = [] if value is None else value
+    are_pairs = isinstance(lines, list) and all(isinstance(v, list) and len(v) == 2 for v in lines)
+    return are_pairs and all(isinstance(n, int) and n >= 1 for line in lines for n in line)
+
+
+def _are_names(value: Any) -> bool:
+    names = value or []
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return is_list and len(set(names)) == len(names)
+
+
 _POINTS = "finite numbers [x, y, visibility, ...], three for each point"
 # Key, value of an absent field, whether a value is legal, and what is expected.
 _Fields = tuple[tuple[str, Any, Callable[[Any], bool], str], ...]
 _CATEGORY_FIELDS: _Fields = (
     ("id", None, lambda v: isinstance(v, int), "an integer"),
     ("name", None, lambda v: isinstance(v, str), "a text"),
-    ("keypoints", [], lambda v: isinstance(v or [], list), "a list of names"),
+    ("keypoints", [], _are_names, "a list of different names"),
+    ("skeleton", [], _is_skeleton, "pairs [a, b] of numbers of keypoints, the first is 1"),
 )
 _IMAGE_FIELDS: _Fields = (
     ("id", None, lambda v: isinstance(v, (int, str)), "a number or a text"),
@@ -173,9 +208,17 @@ def _check(entry: Any, fields: _Fields) -> None:
 
 
 def _add_annotation(
-    raw: Any, records: dict, class_of: dict, counts: Counter[str], seen: set | None
+    raw: Any,
+    records: dict,
+    class_of: dict,
+    num_points: list[int],
+    counts: Counter[str],
+    seen: set | None,
 ) -> None:
-    """Add an annotation to its record, and count what is odd about it; ``seen`` are earlier ids."""
+    """Add an annotation to its record, and count what is odd about it.
+
+    ``num_points`` is the number of keypoints that each class names; ``seen`` are earlier ids.
+    """
     _check(raw, _ANNOTATION_FIELDS)
     for key, known in (("image_id", records), ("category_id", class_of)):
         value = raw.get(key)
@@ -198,9 +241,12 @@ def _add_annotation(
         annotation["area"] = raw["area"]
     if segmentation is not None:
         annotation["segmentation"] = segmentation
-    if raw.get("keypoints"):  # pixel indices become the continuous coordinates of the boxes
-        points = enumerate(raw["keypoints"])
-        annotation["keypoints"] = [v if i % 3 == 2 else v + 0.5 for i, v in points]
+    if points := raw.get("keypoints"):
+        if num_points[category] not in (0, len(points) // 3):
+            named = f"but its category names {num_points[category]}"
+            raise _Fault(f"keypoints has {len(points) // 3} points, {named}")
+        # Pixel indices become the continuous coordinates of the boxes.
+        annotation["keypoints"] = [v if i % 3 == 2 else v + 0.5 for i, v in enumerate(points)]
     record["annotations"].append(annotation)
     counts["crowd_regions"] += annotation["iscrowd"]
     counts["boxes_without_area"] += not has_area(box)

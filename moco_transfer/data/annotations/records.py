@@ -9,7 +9,8 @@ A record is a dict, one per image, with the fields of Detectron2's "dataset dict
         difficult     0 or 1, VOC only
         area          px^2, COCO only: the area of the mask, which decides small / medium / large
         segmentation  COCO only: list of polygons [x0, y0, x1, y1, ...] or a compressed RLE dict
-        keypoints     COCO only: [x, y, visibility] * K, in the continuous coordinates of the boxes
+        keypoints     COCO only: [x, y, visibility] * K, in the continuous coordinates of the boxes;
+                      visibility is 0 (not labelled), 1 (labelled, hidden) or 2 (visible)
 Difference from Detectron2: boxes are always XYXY, so there is no "bbox_mode".
 """
 
@@ -32,7 +33,8 @@ class Contents:
     class_names: tuple[str, ...]  # in the order of the contiguous class indices
     category_ids: tuple[int, ...]  # the file's category id of each contiguous class index
     left_out: dict[str, int] = field(default_factory=dict)  # counts of what training leaves out
-    keypoint_names: tuple[str, ...] = ()  # of the first category that has keypoints
+    keypoint_names: tuple[str, ...] = ()  # that all categories with keypoints share
+    skeleton: tuple[tuple[int, int], ...] = ()  # indices of the keypoints that lines connect
     has_annotations: bool = True  # False for a test set whose ground truth is not published
 
 

@@ -148,10 +148,11 @@ class TrainMapper:
             ``image`` float32 (3, H, W), 0-255; ``height``, ``width`` (int, as read); ``image_id``;
             ``file_name``; ``gt_boxes`` float32 (N, 4) XYXY in px of ``image``; ``gt_classes`` int64
             (N,); with masks ``gt_masks``: N lists of float64 polygons; with keypoints
-            ``gt_keypoints`` float32 (N, K, 3). Crowd regions and empty objects are left out.
+            ``gt_keypoints`` float32 (N, K, 3): x, y, visibility, all 0 for objects without them.
+            Crowd regions and empty objects are left out.
 
-        InputError if :func:`read_and_check` raises it, or an object lacks its keypoints. Masks are
-        polygons, which the plan has checked.
+        InputError if :func:`read_and_check` raises it. Masks are polygons, and keypoints as many as
+        the data set names, which the plan and the reader have checked.
         """
         pixels = read_and_check(record, self.image_format)
         shorter_edge = draw_shorter_edge(self.min_sizes, self.sample_style, rng)
@@ -177,25 +178,16 @@ class TrainMapper:
         classes = torch.tensor([a["category_id"] for a in objects], dtype=torch.int64)
         item["gt_boxes"], item["gt_classes"] = boxes[keep], classes[keep]
         if self.keypoint_mirror is not None:
-            points = _keypoints(objects, change, record, self.keypoint_mirror)
-            item["gt_keypoints"] = points[keep]
+            item["gt_keypoints"] = _keypoints(objects, change, self.keypoint_mirror)[keep]
         return item
 
 
-def _keypoints(
-    objects: list[dict], change: ResizeAndFlip, record: dict, mirror: tuple[int, ...]
-) -> Tensor:
-    mapped = []
-    for annotation in objects:
-        points = np.asarray(annotation.get("keypoints", []), dtype=np.float64).reshape(-1, 3)
-        if not len(points) or change.flip == "horizontal" and len(points) != len(mirror):
-            raise InputError(
-                f"{record['file_name']}: an object has {len(points)} keypoints, but the data set"
-                f" names {len(mirror)}; MODEL.KEYPOINT_ON True needs them for each object."
-            )
-        mapped.append(change.apply_keypoints(points, mirror))
-    shape = (-1, len(mapped[0]) if mapped else len(mirror), 3)
-    return torch.from_numpy(np.array(mapped, dtype=np.float64).reshape(shape)).float()
+def _keypoints(objects: list[dict], change: ResizeAndFlip, mirror: tuple[int, ...]) -> Tensor:
+    unlabelled = [0.0] * 3 * len(mirror)
+    points = np.array([a.get("keypoints") or unlabelled for a in objects], dtype=np.float64)
+    shaped = points.reshape(len(objects), len(mirror), 3)
+    mapped = np.array([change.apply_keypoints(p, mirror) for p in shaped]).reshape(shaped.shape)
+    return torch.from_numpy(mapped).float()
 
 
 @dataclass(frozen=True)

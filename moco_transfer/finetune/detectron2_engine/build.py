@@ -128,8 +128,6 @@ class Detectron2Engine(Engine):
             "DATALOADER.SAMPLER_TRAIN": (cfg.DATALOADER.SAMPLER_TRAIN, _SAMPLERS),
             "VIS_PERIOD": (cfg.VIS_PERIOD, (0,)),
             "TEST.EXPECTED_RESULTS": (list(cfg.TEST.EXPECTED_RESULTS), ([],)),
-            # The evaluators are shared with the embedded engine and know COCO's sigmas alone.
-            "TEST.KEYPOINT_OKS_SIGMAS": (list(cfg.TEST.KEYPOINT_OKS_SIGMAS), ([],)),
         }
         for key, (value, implemented) in only.items():
             if value not in implemented:

@@ -59,7 +59,8 @@ def build_evaluator(
         UnknownKeyError: If our catalogue lacks the name.
     """
     folder = Path(output_folder or os.path.join(cfg.OUTPUT_DIR, "inference"))
-    ours = make_evaluator(get_dataset(dataset_name), evaluated_tasks(cfg.MODEL), folder)
+    dataset, tasks = get_dataset(dataset_name), evaluated_tasks(cfg.MODEL)
+    ours = make_evaluator(dataset, tasks, folder, oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS)
     return _Evaluator(ours)
 
 
@@ -72,8 +73,10 @@ def detections(instances: Any) -> dict[str, Tensor]:
 
 
 def _records(dataset: DetectionDataset) -> list[dict]:
-    kind = {"bbox_mode": BoxMode.XYXY_ABS}
-    return [r | {"annotations": [a | kind for a in r["annotations"]]} for r in dataset.records]
+    common: dict[str, Any] = {"bbox_mode": BoxMode.XYXY_ABS}
+    if dataset.keypoint_names:  # each object needs some: 0 is not labelled
+        common["keypoints"] = [0.0] * 3 * len(dataset.keypoint_names)
+    return [r | {"annotations": [common | a for a in r["annotations"]]} for r in dataset.records]
 
 
 def _describe(dataset: DetectionDataset) -> None:

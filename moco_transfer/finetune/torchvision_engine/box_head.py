@@ -36,6 +36,7 @@ class Detections:
     scores: Tensor  # (D,) in [0, 1], descending
     classes: Tensor  # (D,) int64 in [0, K)
     masks: Tensor | None = None  # (D, S, S) probabilities on a grid over each box
+    keypoints: Tensor | None = None  # (D, P, 3): x, y and score of each of P keypoints
 
 
 class BoxHead(nn.Sequential):

@@ -26,6 +26,7 @@ from . import implemented_keys as keys
 from .backbones import FPN, STAGE_NAMES, Backbone, DilatedC5, ResNet, ResNetShape
 from .box_head import BoxHead, BoxPredictor, BoxSettings
 from .boxes import AnchorGenerator
+from .keypoint_head import KeypointHead
 from .mask_head import MaskHead
 from .rcnn import GeneralizedRCNN
 from .roi_heads import Res5RoIHeads, RoIHeads, StandardRoIHeads, make_res5
@@ -88,7 +89,11 @@ class TorchvisionEngine(Engine):
     ) -> Batches:
         if not hasattr(self, "_records"):  # read and logged once in a run
             filter_empty = self.cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-            self._records = training_records(train_sets, filter_empty=filter_empty)
+            points = self.cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+            least = points if self.cfg.MODEL.KEYPOINT_ON else 0
+            self._records = training_records(
+                train_sets, filter_empty=filter_empty, min_keypoints=least
+            )
         return train_loader(
             self._records,
             _train_mapper(self.cfg, train_sets[0].keypoint_mirror),
@@ -244,6 +249,8 @@ def check_config(cfg: CfgNode) -> None:
         fits = box.NAME != "" and box.NUM_FC + box.NUM_CONV > 0
         needs = "needs ROI_BOX_HEAD.NAME 'FastRCNNConvFCHead' and NUM_FC or NUM_CONV above 0"
     _require(fits, f"MODEL.ROI_HEADS.NAME {heads.NAME!r} {needs}")
+    fits, needs = heads.NAME == keys.STANDARD_HEADS, "needs MODEL.ROI_HEADS.NAME 'StandardROIHeads'"
+    _require(fits or not cfg.MODEL.KEYPOINT_ON, f"MODEL.KEYPOINT_ON True {needs}")
 
 
 def _require(holds: bool, sentence: str) -> None:
@@ -298,19 +305,37 @@ def _roi_heads(cfg: CfgNode, backbone: Backbone) -> RoIHeads:
         kind = functools.partial(Res5RoIHeads, make_res5(shape, extra_norm=extra_norm))
         channels = predictor_channels = shape.channels("res5")
     settings = _settings(BoxSettings, heads, box, cfg.TEST)  # with TEST.DETECTIONS_PER_IMAGE
-    # Before the mask head: the order in which weights are drawn is part of a seed's numbers.
+    # Before the other heads: the order in which weights are drawn is part of a seed's numbers.
     box_predictor = BoxPredictor(predictor_channels, settings)
     mask_head = None
     if cfg.MODEL.MASK_ON:
         names = ("NUM_CONV", "CONV_DIM", "NORM", "CLS_AGNOSTIC_MASK")
         mask_settings = {key.lower(): mask[key] for key in names}
         mask_head = MaskHead(channels, heads.NUM_CLASSES, **mask_settings)
+    if cfg.MODEL.KEYPOINT_ON:
+        keypoint_head = _keypoint_head(cfg, channels, pooler(cfg.MODEL.ROI_KEYPOINT_HEAD))
+        kind = functools.partial(kind, keypoint_head=keypoint_head)
     return kind(
         in_features=heads.IN_FEATURES,
         sampler=_settings(RegionSampler, heads),
         box_pooler=pooler(box),
         box_predictor=box_predictor,
         mask_head=mask_head,
+    )
+
+
+def _keypoint_head(cfg: CfgNode, in_channels: int, pooler: RoIPooler) -> KeypointHead:
+    heads, points = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_KEYPOINT_HEAD
+    # The most keypoints that the objects drawn in an image can have.
+    most = points.NUM_KEYPOINTS * heads.BATCH_SIZE_PER_IMAGE * heads.POSITIVE_FRACTION
+    by_visible = points.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS
+    return KeypointHead(
+        in_channels,
+        pooler,
+        num_keypoints=points.NUM_KEYPOINTS,
+        conv_dims=points.CONV_DIMS,
+        loss_weight=points.LOSS_WEIGHT,
+        normalizer=None if by_visible else most,
     )
 
 

@@ -1,4 +1,4 @@
-"""Faster and Mask R-CNN: features, proposals, then a head on every proposal.
+"""Faster, Mask and Keypoint R-CNN: features, proposals, then a head on every proposal.
 
 Shapes in this module:
     N: images    D: detections of one image    h, w: size of an image as given to the model, px
@@ -54,13 +54,15 @@ class GeneralizedRCNN(nn.Module):
         """Return losses in training, detections in inference.
 
         A record has "image" float32 or uint8 (3, h, w) 0-255; in training "gt_boxes" (G, 4) in px
-        of that image, "gt_classes" (G,) int64[, "gt_masks" (G lists of polygons)]; in inference
-        "height" and "width" of the original image (default: the image's own size).
+        of that image, "gt_classes" (G,) int64[, "gt_masks" (G lists of polygons)][, "gt_keypoints"
+        (G, P, 3): x, y, visibility]; in inference "height" and "width" of the original image
+        (default: the image's own size).
 
         Returns:
             In training scalar float32 {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"[,
-            "loss_mask"]}. In inference, for each image {"boxes": (D, 4) in px of the original one,
-            "scores": (D,) descending, "classes": (D,) int64[, "masks": (D, H, W) bool]}.
+            "loss_mask"][, "loss_keypoint"]}. In inference, for each image {"boxes": (D, 4) in px
+            of the original one, "scores": (D,) descending, "classes": (D,) int64[, "masks":
+            (D, H, W) bool][, "keypoints": (D, P, 3) x, y, score]}.
 
         Raises:
             FloatingPointError: If predictions are not finite in training.
@@ -75,8 +77,11 @@ class GeneralizedRCNN(nn.Module):
                 original = record.get("height", h), record.get("width", w)
                 outputs.append(to_original_size(found, (h, w), original))
             return outputs
-        with_masks = self.roi_heads.mask_head is not None
-        truth = [GroundTruth.read(r, device=images.device, with_masks=with_masks) for r in batch]
+        heads = {
+            "with_masks": self.roi_heads.mask_head is not None,
+            "with_keypoints": self.roi_heads.keypoint_head is not None,
+        }
+        truth = [GroundTruth.read(record, device=images.device, **heads) for record in batch]
         proposals, _, rpn_losses = self.proposal_generator(features, sizes, truth)
         return {**self.roi_heads.losses(features, proposals, truth), **rpn_losses}
 
@@ -127,4 +132,7 @@ def to_original_size(
     output = {"boxes": boxes[keep], "scores": found.scores[keep], "classes": found.classes[keep]}
     if found.masks is not None:
         output["masks"] = paste_masks(found.masks[keep], output["boxes"], original_size)
+    if found.keypoints is not None:
+        to_original = torch.tensor([scale_x, scale_y, 1.0]).to(found.keypoints)
+        output["keypoints"] = found.keypoints[keep] * to_original
     return output

@@ -1,4 +1,4 @@
-"""The second stage: regions drawn and pooled, then boxes and masks.
+"""The second stage: regions drawn and pooled, then boxes, masks and keypoints.
 
 Features of the M regions of all images are (M, C, P, P), P the side of a pooled region in cells.
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .backbones import ResNetShape, make_stage
 from .box_head import BoxHead, BoxPredictor, Detections
+from .keypoint_head import KeypointHead
 from .layers import NORMS
 from .mask_head import MaskHead
 from .roi_pool import RoIPooler
@@ -48,12 +49,14 @@ class RoIHeads(nn.Module, abc.ABC):
         box_predictor: BoxPredictor,
         mask_head: MaskHead | None = None,
         mask_pooler: RoIPooler | None = None,
+        keypoint_head: KeypointHead | None = None,
     ) -> None:
         super().__init__()
         self.add_module(self.box_head_key, box_head)
         self.in_features, self.sampler = tuple(in_features), sampler
         self.box_pooler, self.box_predictor = box_pooler, box_predictor
         self.mask_head, self.mask_pooler = mask_head, mask_pooler
+        self.keypoint_head = keypoint_head
 
     @abc.abstractmethod
     def box_features(self, levels: list[Tensor], boxes: Boxes) -> Tensor:
@@ -62,18 +65,22 @@ class RoIHeads(nn.Module, abc.ABC):
     def losses(
         self, features: Features, proposals: Boxes, truth: Sequence[GroundTruth]
     ) -> dict[str, Tensor]:
-        """Return loss_cls, loss_box_reg and, with a mask head, loss_mask; draws regions."""
+        """Return loss_cls, loss_box_reg and, with their heads, loss_mask and loss_keypoint; draws
+        regions.
+        """
         levels = [features[name] for name in self.in_features]
         regions = [self.sampler.draw(*image) for image in zip(proposals, truth, strict=True)]
         hidden = self.box_features(levels, [r.boxes for r in regions])
         logits, deltas = self.box_predictor(hidden)
         losses = self.box_predictor.losses(logits, deltas, regions)
+        chosen, objects = zip(*map(self.sampler.objects, regions), strict=True)
         if self.mask_head is not None:
-            chosen, objects = zip(*map(self.sampler.objects, regions), strict=True)
             boxes, pooler = [r.boxes for r in objects], self.mask_pooler
             pooled = pooler(levels, boxes) if pooler is not None else hidden[torch.cat(chosen)]
             mask_logits = self.mask_head(pooled, torch.cat([r.classes for r in objects]))
             losses["loss_mask"] = self.mask_head.loss(mask_logits, objects, truth)
+        if self.keypoint_head is not None:
+            losses["loss_keypoint"] = self.keypoint_head.loss(levels, objects, truth)
         return losses
 
     def detect(
@@ -83,16 +90,19 @@ class RoIHeads(nn.Module, abc.ABC):
         levels = [features[name] for name in self.in_features]
         logits, deltas = self.box_predictor(self.box_features(levels, proposals))
         detections = self.box_predictor.detect(logits, deltas, proposals, image_sizes)
-        if self.mask_head is None:
-            return detections
-        pool = self.mask_pooler or self.box_features
-        return self.mask_head.predict(pool(levels, [d.boxes for d in detections]), detections)
+        if self.mask_head is not None:
+            pool = self.mask_pooler or self.box_features
+            pooled = pool(levels, [d.boxes for d in detections])
+            detections = self.mask_head.predict(pooled, detections)
+        if self.keypoint_head is not None:
+            detections = self.keypoint_head.predict(levels, detections)
+        return detections
 
 
 class StandardRoIHeads(RoIHeads):
-    """Heads of FPN and DC5 detectors: boxes and masks each pool their own features.
+    """Heads of FPN and DC5 detectors: boxes, masks and keypoints each pool their own features.
 
-    State-dict keys: ``box_head.*``, ``box_predictor.*``, ``mask_head.*``.
+    State-dict keys: ``box_head.*``, ``box_predictor.*``, ``mask_head.*``, ``keypoint_head.*``.
     """
 
     box_head_key = "box_head"

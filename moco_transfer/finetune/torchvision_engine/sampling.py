@@ -30,16 +30,24 @@ class GroundTruth:
     boxes: Tensor  # (G, 4) float32, XYXY in px of the resized image
     classes: Tensor  # (G,) int64, contiguous ids from 0
     polygons: list[list[Any]]  # of each object [[x0, y0, x1, y1, ...], ...]; none without masks
+    keypoints: Tensor  # (G, P, 3) float32: x, y, visibility of P keypoints; P is 0 without them
 
     @classmethod
     def read(
-        cls, record: Mapping[str, Any], *, device: torch.device, with_masks: bool
+        cls,
+        record: Mapping[str, Any],
+        *,
+        device: torch.device,
+        with_masks: bool,
+        with_keypoints: bool,
     ) -> GroundTruth:
         """Return the objects of a training record, from its "gt_*" entries."""
         boxes = torch.as_tensor(record["gt_boxes"], dtype=torch.float32, device=device)
         classes = torch.as_tensor(record["gt_classes"], dtype=torch.int64, device=device)
         polygons = list(record["gt_masks"]) if with_masks else []
-        return cls(boxes.reshape(-1, 4), classes, polygons)
+        keypoints = record["gt_keypoints"] if with_keypoints else boxes.new_zeros(len(boxes), 0, 3)
+        points = torch.as_tensor(keypoints, dtype=torch.float32, device=device)
+        return cls(boxes.reshape(-1, 4), classes, polygons, points)
 
 
 def match(

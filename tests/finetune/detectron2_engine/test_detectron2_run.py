@@ -43,8 +43,6 @@ from detectron2_runs import (
     train_command,
 )
 
-from moco_transfer.cli.main import main
-
 pytestmark = pytest.mark.detectron2
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
@@ -464,22 +462,6 @@ def test_two_processes__num_gpus_torchrun_and_two_machines_agree(scenes, tmp_pat
     records = [read(tmp_path / name) for name in ("launched", "torchrun", "machines")]
     assert [record["world_size"] for record in records] == [2, 2, 2]
     assert records[0]["last_losses"] == records[1]["last_losses"] == records[2]["last_losses"]
-
-
-def test_check__key_point_sigmas_are_rejected_not_ignored(capsys):
-    words = [
-        "--engine",
-        "detectron2",
-        "--config-file",
-        "demo_R_18_FPN",
-        "TEST.KEYPOINT_OKS_SIGMAS",
-        "[0.1, 0.2]",
-    ]
-    assert main(["train", *words]) == 2
-    assert (
-        "moco-transfer does not implement TEST.KEYPOINT_OKS_SIGMAS [0.1, 0.2] (only [])"
-        in capsys.readouterr().err
-    )
 
 
 def test_schedule__that_detectron2_refuses_is_one_sentence_and_no_folder(scenes, tmp_path):

@@ -36,7 +36,6 @@ def test_refusal__names_key_value_and_the_way_out():
     ("key", "value"),
     [
         ("MODEL.META_ARCHITECTURE", "RetinaNet"),
-        ("MODEL.KEYPOINT_ON", True),
         ("MODEL.LOAD_PROPOSALS", True),
         ("MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone"),
         ("MODEL.RESNETS.NORM", "LN"),
@@ -49,6 +48,8 @@ def test_refusal__names_key_value_and_the_way_out():
         ("MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", True),
         ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIPool"),
         ("MODEL.ROI_MASK_HEAD.NAME", "PointRendMaskHead"),
+        ("MODEL.ROI_KEYPOINT_HEAD.NAME", "KRCNNConvHead"),
+        ("MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE", "ROIPool"),
         ("SOLVER.LR_SCHEDULER_NAME", "WarmupStepWithFixedGammaLR"),
         ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model"),
         ("MODEL.RESNETS.OUT_FEATURES", ["stem"]),
@@ -87,6 +88,7 @@ def test_refusal__key_that_the_engine_has_never_heard_of():
         ("r50_fpn", {"MODEL__ROI_BOX_HEAD__NUM_FC": 0}, "NUM_FC or NUM_CONV above 0"),
         ("r50_fpn", {"MODEL__ROI_BOX_HEAD__NAME": ""}, "needs ROI_BOX_HEAD.NAME"),
         ("r50_fpn", {"MODEL__ROI_HEADS__NAME": "Res5ROIHeads"}, "reads one feature"),
+        ("r18_c4", {"MODEL__KEYPOINT_ON": True}, "KEYPOINT_ON True needs .*'StandardROIHeads'"),
     ],
 )
 def test_refusal__parts_that_do_not_fit(case, settings, words):
@@ -111,15 +113,22 @@ def test_depths__build(depth):
     assert model.training
 
 
-@pytest.mark.parametrize("case", ["r18_fpn", "r18_c4"])
-def test_mask_head__is_drawn_last(case):
-    """A seed's other weights are the same with and without it; red where it came before the box
-    predictor.
+@pytest.mark.parametrize(
+    ("smaller", "larger"),
+    [
+        ("r18_fpn", {"MODEL__MASK_ON": True}),
+        ("r18_c4", {"MODEL__MASK_ON": True}),
+        ("r18_fpn_mask", {"MODEL__KEYPOINT_ON": True}),
+    ],
+)
+def test_mask_and_keypoint_heads__are_drawn_last(smaller, larger):
+    """A seed's other weights are the same with and without them; red where one came before the box
+    predictor, or keypoints before masks.
     """
     states = []
-    for name in (case, f"{case}_mask"):
+    for settings in ({}, larger):
         torch.manual_seed(0)
-        states.append(build_model(make_config(name)).state_dict())
-    boxes, masks = states
-    assert masks.keys() > boxes.keys()
-    assert all(torch.equal(value, masks[name]) for name, value in boxes.items())
+        states.append(build_model(make_config(smaller, **settings)).state_dict())
+    before, after = states
+    assert after.keys() > before.keys()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
