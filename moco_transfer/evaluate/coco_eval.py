@@ -17,15 +17,15 @@ import io
 import logging
 import os
 from collections import Counter
+from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..data.annotations.catalog import DetectionDataset
 from ..runtime.errors import InputError
-from .matches import TaskMatches, matches_of_coco, write_matches
+from .matches import TaskMatches, matches_of_coco
 from .metric_names import (
     BBOX_METRICS,
     KEYPOINT_METRICS,
@@ -43,7 +43,7 @@ _COCO_NUMBERS = (*BBOX_METRICS, *RECALL_METRICS)
 _LVIS_NUMBERS = (*LVIS_METRICS, "AR300", *RECALL_METRICS[3:])
 _PREDICTED_IN = {"segm": "masks", "keypoints": "keypoints"}
 # With a bbox, the sizes of masks (small, medium, large) would be those of the boxes.
-_RESULT_KEYS = {"bbox": ["bbox"], "segm": ["segmentation"], "keypoints": ["bbox", "keypoints"]}
+_RESULT_KEYS = {"segm": ["segmentation"], "keypoints": ["bbox", "keypoints"]}
 _OF_LVIS = ("neg_category_ids", "not_exhaustive_category_ids")
 _TIDE_NAMES = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")  # hotcoco's, in TIDE_ERRORS' order
 
@@ -80,8 +80,7 @@ class CocoEvaluator(PredictionWriter):
         self.tide = {task: tide for task in self.tasks if (tide := scores.tide(task))}
         if self.output_file is not None:
             matches = {task: scores.matches(task) for task in self.tasks}
-            path = Path(self.output_file).with_name(f"matches_{self.dataset.name}.npz")
-            self.matches = write_matches(path, scores.image_ids, "coco", matches)
+            self.write_matches(scores.image_ids, "coco", matches)
         return {task: scores.metrics(task) for task in self.tasks}
 
 
@@ -193,17 +192,29 @@ class CocoScores:
 
     def _load(self, task: str) -> tuple[Any, Any]:
         """Return ground truth and detections as COCO objects."""
-        keys, api = ("score", "category_id", *_RESULT_KEYS[task]), self._library[0]
-        results = [
-            {key: result[key] for key in keys} | {"image_id": self._number[result["image_id"]]}
-            for result in self._results
-        ]
+        api = self._library[0]
+        results = self._boxes() if task == "bbox" else self._renumbered(_RESULT_KEYS[task])
         with contextlib.redirect_stdout(io.StringIO()):
             content = self._truth(task)
             truth = _indexed(api(), content)
             # pycocotools' loadRes fails on an empty list.
             nothing = _indexed(api(), content | {"annotations": []})
-            return truth, truth.loadRes(results) if results else nothing
+            return truth, truth.loadRes(results) if self._results else nothing
+
+    def _renumbered(self, keys: Sequence[str]) -> list[dict]:
+        """Return the results with our numbers of images and these keys alone."""
+        keys, number = ("score", "category_id", *keys), self._number
+        return [
+            {k: r[k] for k in keys} | {"image_id": number[r["image_id"]]} for r in self._results
+        ]
+
+    def _boxes(self) -> np.ndarray:
+        """Return the results as an array (N, 7), which the libraries load faster."""
+        number = self._number
+        rows = [
+            (number[r["image_id"]], *r["bbox"], r["score"], r["category_id"]) for r in self._results
+        ]
+        return np.array(rows, float).reshape(-1, 7)
 
     def _truth(self, task: str) -> dict[str, Any]:
         """Return the records as the content of a COCO json file, with what a task needs.

@@ -14,10 +14,8 @@ images is the evaluator's.
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,17 +69,16 @@ def write_matches(
 def matches_of_coco(scored: Any, category_ids: Sequence[int]) -> TaskMatches:
     """Return what a COCOeval of one area range found; its images are numbered from 1."""
     class_of = {category: index for index, category in enumerate(category_ids)}
-    with _no_garbage_collection():
-        entries = [entry for entry in scored.evalImgs if entry is not None]
-        entries.sort(key=lambda entry: (class_of[entry["category_id"]], entry["image_id"]))
-        counts = [len(entry["dtScores"]) for entry in entries]
-        images = np.array([entry["image_id"] - 1 for entry in entries], np.int64)
-        classes = np.array([class_of[entry["category_id"]] for entry in entries], np.int64)
-        rows = range(len(scored.params.iouThrs))
-        matched = np.array([_joined(entries, "dtMatches", row, sum(counts)) for row in rows])
-        ignored = np.array([_joined(entries, "dtIgnore", row, sum(counts)) for row in rows])
-        scores = np.fromiter(itertools.chain.from_iterable(e["dtScores"] for e in entries), float)
-        objects = np.array([np.sum(np.logical_not(e["gtIgnore"])) for e in entries], np.int64)
+    entries = [entry for entry in scored.evalImgs if entry is not None]
+    entries.sort(key=lambda entry: (class_of[entry["category_id"]], entry["image_id"]))
+    counts = [len(entry["dtScores"]) for entry in entries]
+    images = np.array([entry["image_id"] - 1 for entry in entries], np.int64)
+    classes = np.array([class_of[entry["category_id"]] for entry in entries], np.int64)
+    rows = range(len(scored.params.iouThrs))
+    matched = np.array([_joined(entries, "dtMatches", row, sum(counts)) for row in rows])
+    ignored = np.array([_joined(entries, "dtIgnore", row, sum(counts)) for row in rows])
+    scores = np.fromiter(itertools.chain.from_iterable(e["dtScores"] for e in entries), float)
+    objects = np.array([np.sum(np.logical_not(e["gtIgnore"])) for e in entries], np.int64)
     image, of_class = np.repeat(images, counts), np.repeat(classes, counts)
     order = np.lexsort((-scores, of_class))  # stable: equal scores stay in the order of images
     counted = objects > 0
@@ -98,15 +95,3 @@ def matches_of_coco(scored: Any, category_ids: Sequence[int]) -> TaskMatches:
 def _joined(entries: list[Any], key: str, row: int, count: int) -> np.ndarray:
     values = itertools.chain.from_iterable(entry[key][row] for entry in entries)
     return np.fromiter(values, bool, count)
-
-
-@contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """The collector would walk hotcoco's millions of small lists again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -7,10 +7,13 @@ set's own), ``bbox`` [x, y, width, height] in px of the original image, ``score`
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import logging
 import math
 import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from ..data.annotations.coco import load_json
 from ..runtime.distributed import gather_object, is_main_process
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_write_text
+from .matches import TaskMatches, write_matches
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +75,11 @@ class PredictionWriter:
         shares = gather_object(self._found)
         if not is_main_process():
             return {}
+        with _no_garbage_collection():
+            return self._evaluate([image for share in shares for image in share])
+
+    def _evaluate(self, found: list[tuple[int | str, dict[str, Any]]]) -> Metrics:
         name, num_records = self.dataset.name, len(self.dataset.records)
-        found = [image for share in shares for image in share]
         ids = self.dataset.category_ids
         results = [r for image_id, output in found for r in _as_results(image_id, output, ids)]
         if self.output_file is not None:
@@ -87,6 +94,13 @@ class PredictionWriter:
             logger.warning("The model predicted nothing on %s, so every AP is 0.", name)
         return self.score(found, results)
 
+    def write_matches(
+        self, image_ids: Sequence[int | str], metric: str, by_task: Mapping[str, TaskMatches]
+    ) -> None:
+        """Write a file of matches next to the predictions."""
+        path = Path(self.output_file or "").with_name(f"matches_{self.dataset.name}.npz")
+        self.matches = write_matches(path, image_ids, metric, by_task)
+
     def score(self, found: list[tuple[int | str, dict[str, Any]]], results: list[dict]) -> Metrics:
         """Return the metrics by task of all detections, which ``results`` holds in COCO's format.
 
@@ -95,6 +109,20 @@ class PredictionWriter:
         name, file = self.dataset.name, self.output_file
         logger.warning(f"Data set {name!r} has no ground truth: {file} has the predictions, no AP.")
         return {}
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """The collector would walk millions of small objects, none of them garbage, and double the
+    time.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def warn_absent(dataset: DetectionDataset, absent: list[str], consequence: str) -> None:

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .matches import TaskMatches
+
 IOU_THRESHOLDS = tuple(percent / 100.0 for percent in range(50, 100, 5))
 """IoU 0.50, 0.55, ..., 0.95, each the double that Detectron2 compares with."""
 
@@ -66,23 +68,48 @@ def voc_eval(
     num_classes: int,
     use_11_points: bool,
     thresholds: tuple[float, ...] = IOU_THRESHOLDS,
-) -> np.ndarray:
-    """Return each class's AP at each IoU threshold, (T, C), 0-1; 0 for a class without objects."""
+) -> tuple[np.ndarray, TaskMatches]:
+    """Return each class's AP at each IoU threshold, (T, C), 0-1, 0 for a class without objects; and
+    the matches that it follows from.
+    """
     aps = np.zeros((len(thresholds), num_classes))
     of_class = _positions_by_class(detections.classes, num_classes)
     truth_of_class = _positions_by_class(truth.classes, num_classes)
+    order, hits, ignored = [], [], []
     for index, (mine, theirs) in enumerate(zip(of_class, truth_of_class, strict=True)):
-        difficult = truth.difficult[theirs]
-        if difficult.all() or len(mine) == 0:
-            continue
         # Not a stable sort: with tied scores the order, and so the AP, is then Detectron2's.
         mine = mine[np.argsort(-detections.scores[mine])]
         found = detections.boxes[mine], detections.images[mine]
         overlap, best = best_overlaps(*found, truth.boxes[theirs], truth.images[theirs])
-        for row, threshold in enumerate(thresholds):
-            curve = recall_precision(overlap, best, difficult, threshold=threshold)
+        difficult = truth.difficult[theirs]
+        verdicts = [judge(overlap, best, difficult, threshold=t) for t in thresholds]
+        order.append(mine)
+        hits.append(np.array([hit for hit, _ in verdicts]))
+        ignored.append(np.array([neither for _, neither in verdicts]))
+        num_objects = int((~difficult).sum())
+        if num_objects == 0 or len(mine) == 0:
+            continue
+        for row, (hit, neither) in enumerate(verdicts):
+            curve = recall_precision(hit, neither, num_objects)
             aps[row, index] = voc_ap(*curve, use_11_points)
-    return aps
+    positions = np.concatenate(order)
+    return aps, TaskMatches(
+        image=detections.images[positions],
+        classes=detections.classes[positions],
+        score=detections.scores[positions],
+        hit=np.concatenate(hits, axis=1),
+        ignored=np.concatenate(ignored, axis=1),
+        truth=_count_objects(truth, num_classes),
+    )
+
+
+def _count_objects(truth: VocGroundTruth, num_classes: int) -> np.ndarray:
+    """Return (N, 3): image, class, and how many of its objects there are not difficult."""
+    counted = ~truth.difficult
+    place, counts = np.unique(
+        truth.images[counted] * num_classes + truth.classes[counted], return_counts=True
+    )
+    return np.stack([place // num_classes, place % num_classes, counts], axis=1)
 
 
 def _positions_by_class(classes: np.ndarray, num_classes: int) -> list[np.ndarray]:
@@ -128,26 +155,32 @@ def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return intersection / (area_a + area_b - intersection)
 
 
-def recall_precision(
+def judge(
     overlap: np.ndarray, best: np.ndarray, difficult: np.ndarray, *, threshold: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return recall and precision (D,) after each detection of one class.
+    """Return which detections (D,) of one class are right, and which are neither right nor wrong.
 
     ``overlap`` and ``best`` (D,), by falling score, are those of ``best_overlaps``. Boxes that are
-    ``difficult`` (G,) do not count; at least one must.
+    ``difficult`` (G,) do not count.
     """
     found = overlap > threshold
-    counted = found.copy()
-    counted[found] = ~difficult[best[found]]
+    neither = np.zeros(len(overlap), dtype=bool)
+    neither[found] = difficult[best[found]]
     # The first detection on a box takes it: of repeated indices the last assignment stays.
-    claims = np.flatnonzero(counted)[::-1]
+    claims = np.flatnonzero(found & ~neither)[::-1]
     taken_by = np.full(len(difficult), -1)
     taken_by[best[claims]] = claims
-    correct = np.zeros(len(overlap), dtype=bool)
-    correct[taken_by[taken_by >= 0]] = True
-    true_positives = np.cumsum(correct, dtype=np.float64)
-    false_positives = np.cumsum(~found | (counted & ~correct), dtype=np.float64)
-    recall = true_positives / float((~difficult).sum())
+    right = np.zeros(len(overlap), dtype=bool)
+    right[taken_by[taken_by >= 0]] = True
+    return right, neither
+
+
+def recall_precision(
+    right: np.ndarray, neither: np.ndarray, num_objects: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return recall and precision (D,) after each detection of one class, from :func:`judge`."""
+    true_positives = np.cumsum(right, dtype=np.float64)
+    false_positives = np.cumsum(~(right | neither), dtype=np.float64)
     # All detections so far may be on difficult boxes: neither right nor wrong.
     decided = np.maximum(true_positives + false_positives, np.finfo(np.float64).eps)
-    return recall, true_positives / decided
+    return true_positives / float(num_objects), true_positives / decided

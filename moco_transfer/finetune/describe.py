@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from ..data.annotations.keypoints import labelled_keypoints, mirrored_pairs
 from ..data.annotations.records import is_trainable
+from .datasets import has_objects
 from .plan import FinetunePlan
 
 CLASSES_SHOWN = 20
@@ -58,8 +59,11 @@ def _parts(plan: FinetunePlan) -> Iterator[tuple[str, str]]:
         yield "PreciseBN", f"over {plan.precise_bn} batches" if plan.precise_bn else "off"
         files += ", metrics.json, tensorboard/, checkpoint_*.pth"
     yield "norm", plan.norm
-    predictions = ", ".join(f"predictions_{dataset.name}.json" for dataset in plan.data.test_sets)
-    yield "writes", f"{plan.output_dir}: {files}, {predictions}"
+    for dataset in plan.data.test_sets:
+        files += f", predictions_{dataset.name}.json"
+        if has_objects(dataset):
+            files += f", matches_{dataset.name}.npz"
+    yield "writes", f"{plan.output_dir}: {files}"
     for remark in plan.remarks:
         yield "note", remark
     for finding in plan.overruled:

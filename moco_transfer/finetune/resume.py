@@ -13,7 +13,14 @@ from .lint import TEXTS
 
 CHECKPOINT_FORMAT = "moco_transfer.finetune/1"
 
-_FILES = (LAST, "config.yaml", "metrics.json", "results.json", "predictions_*.json")
+_FILES = (
+    LAST,
+    "config.yaml",
+    "metrics.json",
+    "results.json",
+    "predictions_*.json",
+    "matches_*.npz",
+)
 
 Header = Mapping[str, Any]  # what a checkpoint says of its run; ``FinetunePlan.header``
 

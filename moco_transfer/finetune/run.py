@@ -23,7 +23,7 @@ from .describe import describe_plan
 from .handover import load_weights
 from .plan import FinetunePlan
 from .sync_norm import describe_norm, recompute_bn_statistics
-from .trainer import FineTuning, Results, evaluate, train
+from .trainer import FineTuning, evaluate, train
 
 logger = logging.getLogger(__name__)
 
@@ -64,13 +64,13 @@ def finetune(
                     metrics=metrics_file,
                     stop=stop,
                     precise_bn=lambda: _precise_bn(plan, run),
-                    evaluation=lambda: _evaluate(plan, run, stop),
+                    evaluation=lambda: (_evaluate(plan, run, stop) or {}).get("metrics"),
                 )
-        metrics = _evaluate(plan, run, stop, at_end=True) if finished else None
-    if metrics is None:
+        evaluated = _evaluate(plan, run, stop, at_end=True) if finished else None
+    if evaluated is None:
         logger.warning("Stopped by SIGTERM at iteration %d. Continue with --resume.", run.iteration)
         return None
-    record = _record(plan, run, metrics, wall_sec=round(time.time() - started, 1))
+    record = _record(plan, run, evaluated, wall_sec=round(time.time() - started, 1))
     if is_main_process():
         text = json.dumps(record, indent=2) + "\n"
         atomic_write_text(plan.output_dir / "results.json", text)
@@ -94,11 +94,15 @@ def _precise_bn(plan: FinetunePlan, run: FineTuning) -> None:
 
 def _evaluate(
     plan: FinetunePlan, run: FineTuning, stop: StopRequest, *, at_end: bool = False
-) -> Results | None:
-    """Evaluate on every test set; metrics of several are nested below their names, as Detectron2
-    does. Sets without ground truth have predictions and no metrics.
+) -> dict[str, Any] | None:
+    """Evaluate on every test set, and return results.json's ``metrics``, ``tide`` and ``matches``.
+
+    Metrics of several sets are nested below their names, as Detectron2 does. Sets without ground
+    truth have predictions alone.
     """
     results: dict[str, Any] = {}
+    tide: dict[str, Any] = {}
+    matches: dict[str, str] = {}
     coco_style = at_end and plan.request.coco_style
     for dataset in plan.data.test_sets:
         evaluator = make_evaluator(
@@ -120,16 +124,21 @@ def _evaluate(
         if found is None:
             return None
         results[dataset.name] = found
+        if evaluator.tide:
+            tide[dataset.name] = evaluator.tide
+        if evaluator.matches:
+            matches[dataset.name] = evaluator.matches
         for task, metrics in found.items():
             shown = (f"{k} {v:.2f}" for k, v in metrics.items() if not k.startswith("AP-"))
             logger.info("%s %s: %s", dataset.name, task, ", ".join(shown))
+    metrics = {name: metrics for name, metrics in results.items() if metrics}
     if len(results) == 1:
-        return next(iter(results.values()))
-    return {name: metrics for name, metrics in results.items() if metrics}
+        metrics = next(iter(results.values()))
+    return {"metrics": metrics, "tide": tide, "matches": matches}
 
 
 def _record(
-    plan: FinetunePlan, run: FineTuning, metrics: Results, *, wall_sec: float
+    plan: FinetunePlan, run: FineTuning, evaluated: dict[str, Any], *, wall_sec: float
 ) -> dict[str, Any]:
     header, request, data = plan.header, plan.request, plan.data
     dataset: dict[str, Any] = {
@@ -145,7 +154,7 @@ def _record(
         **{key: header[key] for key in of_plan},
         "config": request.config_file,
         "command": request.command,
-        "metrics": metrics,
+        **evaluated,
         "norm": describe_norm(run.model, plan.world_size, plan.engine.device),
         "iterations": run.iteration,
         "wall_sec": wall_sec,

@@ -15,6 +15,7 @@ from moco_transfer.evaluate.voc_ap import (
     VocDetections,
     VocGroundTruth,
     best_overlaps,
+    judge,
     recall_precision,
     voc_ap,
     voc_eval,
@@ -42,9 +43,12 @@ def _found(boxes, scores, *, classes=None, images=None):
 
 
 def _ap50(found, truth, use_11_points=False):
-    return voc_eval(found, truth, num_classes=1, use_11_points=use_11_points, thresholds=(0.5,))[
-        0, 0
-    ]
+    return _aps(found, truth, 1, use_11_points, thresholds=(0.5,))[0, 0]
+
+
+def _aps(found, truth, num_classes, use_11_points=False, **settings):
+    settings |= {"num_classes": num_classes, "use_11_points": use_11_points}
+    return voc_eval(found, truth, **settings)[0]
 
 
 def test_voc_ap__area_and_11_points_by_hand():
@@ -88,7 +92,8 @@ def test_voc_eval__a_second_detection_of_an_object_is_wrong():
     overlap, best = best_overlaps(
         found.boxes[::-1], found.images, np.array([box], float), np.zeros(1, int)
     )
-    recall, precision = recall_precision(overlap, best, np.array([False]), threshold=0.5)
+    verdicts = judge(overlap, best, np.array([False]), threshold=0.5)
+    recall, precision = recall_precision(*verdicts, 1)
     assert recall.tolist() == [1, 1]
     assert precision.tolist() == [1, 0.5]
 
@@ -115,28 +120,15 @@ def test_voc_eval__difficult_boxes_count_as_nothing():
 def test_voc_eval__looks_in_the_same_image_and_class_only():
     box = [1, 1, 10, 10]
     truth = _truth([box, box], classes=[0, 1], images=[4, 2])
-    assert voc_eval(
-        _found([box], [0.9], classes=[1], images=[2]), truth, num_classes=2, use_11_points=False
-    )[0].tolist() == [0, 1]
-    assert (
-        voc_eval(
-            _found([box], [0.9], classes=[1], images=[4]), truth, num_classes=2, use_11_points=False
-        ).max()
-        == 0
-    )
-    assert (
-        voc_eval(
-            _found([box], [0.9], classes=[1], images=[9]), truth, num_classes=2, use_11_points=False
-        ).max()
-        == 0
-    )
+    same = _aps(_found([box], [0.9], classes=[1], images=[2]), truth, 2)
+    assert same[0].tolist() == [0, 1]
+    for image in (4, 9):
+        assert _aps(_found([box], [0.9], classes=[1], images=[image]), truth, 2).max() == 0
 
 
 def test_voc_eval__all_thresholds():
     # 8 of 10 columns: IoU exactly 0.8, so right at .50 ... .75 and wrong from .80 on.
-    aps = voc_eval(
-        _found([[1, 1, 8, 10]], [0.9]), _truth([[1, 1, 10, 10]]), num_classes=1, use_11_points=False
-    )
+    aps = _aps(_found([[1, 1, 8, 10]], [0.9]), _truth([[1, 1, 10, 10]]), 1)
     assert aps[:, 0].tolist() == [1, 1, 1, 1, 1, 1, 0, 0, 0, 0]
 
 

@@ -25,6 +25,7 @@ from moco_transfer.convert import convert_checkpoint
 from moco_transfer.data import register_dataset
 from moco_transfer.data.annotations import catalog
 from moco_transfer.data.annotations.label_subset import LabelSubset, write_label_subset
+from moco_transfer.evaluate.metric_names import TIDE_ERRORS
 from moco_transfer.finetune.plan import Request, plan_finetuning
 from moco_transfer.finetune.resume import evaluation_folder
 from moco_transfer.finetune.run import finetune
@@ -241,7 +242,8 @@ def test_eval_only__in_the_folder_of_a_run_leaves_the_run_alone(finished):
     assert opened[1] == finished / "eval_mine_test_2"
     after = files(finished)
     assert {name: after[name] for name in before} == before
-    added = {"config.yaml", "env.txt", "results.json", "predictions_mine_test.json"}
+    added = {"config.yaml", "env.txt", "results.json"}
+    added |= {"predictions_mine_test.json", "matches_mine_test.npz"}
     assert set(after) - set(before) == {
         f"{folder}/{name}" for folder in ("eval_mine_test", "eval_mine_test_2") for name in added
     }
@@ -249,7 +251,12 @@ def test_eval_only__in_the_folder_of_a_run_leaves_the_run_alone(finished):
     # The run's last checkpoint, by --resume: what it began with is on record, not what
     # MODEL.WEIGHTS says now.
     assert again["weights"] == trained["weights"] and again["init"] == trained["init"] == "random"
-    assert again["metrics"] == record["metrics"] == trained["metrics"]
+    for key in ("metrics", "tide", "matches"):
+        assert again[key] == record[key] == trained[key]
+    assert trained["matches"] == {"mine_test": "matches_mine_test.npz"}
+    assert {task: tuple(kinds) for task, kinds in trained["tide"]["mine_test"].items()} == {
+        "bbox": TIDE_ERRORS
+    }
 
 
 def test_eval_only__in_a_folder_of_its_own_replaces_no_other_evaluation(finished, tmp_path):
@@ -260,6 +267,7 @@ def test_eval_only__in_a_folder_of_its_own_replaces_no_other_evaluation(finished
         "env.txt",
         "results.json",
         "predictions_mine_test.json",
+        "matches_mine_test.npz",
     }
     before = files(tmp_path / "eval")
     run(tmp_path / "eval", *words, eval_only=True)
