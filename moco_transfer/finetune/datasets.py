@@ -8,7 +8,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,8 +57,9 @@ def evaluated_tasks(heads: Mapping[str, bool]) -> tuple[str, ...]:
 @dataclass(frozen=True)
 class RunData:
     """The data sets of a run: no training sets for an evaluation, their images of the label subset
-    alone where there is one, whether the number of classes is the data's, what is evaluated, and
-    what was asked of the keypoints, None without them.
+    alone where there is one, whether the number of classes is the data's, what is evaluated,
+    what was asked of the keypoints, None without them; the INPUT.MASK_FORMAT that the masks to
+    train on need, None for the config's own; and what may surprise.
     """
 
     train_sets: list[DetectionDataset]
@@ -67,6 +68,8 @@ class RunData:
     count_from_data: bool
     tasks: tuple[str, ...]
     keypoints: KeypointRequest | None = None
+    mask_format: str | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def any_set(self) -> DetectionDataset:
@@ -87,7 +90,7 @@ class DataRequest:
         train, test: Names of data sets; ``train`` does not matter for ``eval_only``.
         num_classes: That all must have; None takes it from the data.
         tasks: See :func:`evaluated_tasks`.
-        polygons: Whether INPUT.MASK_FORMAT is polygon.
+        mask_format: INPUT.MASK_FORMAT; None takes it from the data.
         eval_only: Test sets without ground truth are then legal: predictions are written.
         label_subset: File that lists the training images to use, or the subset itself.
         keypoints: What ``keypoints`` among the tasks asks for.
@@ -97,7 +100,7 @@ class DataRequest:
     test: tuple[str, ...]
     num_classes: int | None
     tasks: tuple[str, ...]
-    polygons: bool
+    mask_format: str | None = None
     eval_only: bool = False
     label_subset: str | LabelSubset | None = None
     keypoints: KeypointRequest | None = None
@@ -128,7 +131,7 @@ def read_data(request: DataRequest, reads: Reads) -> RunData:
     with collecting(findings):
         if request.num_classes is not None:
             check_class_count(both[0], request.num_classes)
-    of_request = request.tasks, request.polygons, request.eval_only, request.keypoints
+    of_request = request.tasks, request.mask_format, request.eval_only, request.keypoints
     key = (tuple(train_sets), tuple(test_sets), *of_request)
     sentences = reads.once(key, lambda: list(_faults(train_sets, test_sets, request)))
     findings += [Finding("", sentence) for sentence in sentences]
@@ -143,7 +146,24 @@ def read_data(request: DataRequest, reads: Reads) -> RunData:
     if findings:
         raise PlanError(findings)
     from_data, tasks = request.num_classes is None, request.tasks
-    return RunData(train_sets, test_sets, subset, from_data, tasks, request.keypoints)
+    data = RunData(train_sets, test_sets, subset, from_data, tasks, request.keypoints)
+    whole = sets["TRAIN"]
+    encoded = reads.once(("encoded", *whole), lambda: _encoded_masks(whole))
+    if not encoded or "segm" not in tasks or request.mask_format is not None:
+        return data
+    remark = TEXTS["bitmask"].format(encoded=len(encoded))
+    return replace(data, mask_format="bitmask", remarks=(remark,))
+
+
+def _encoded_masks(train_sets: Sequence[DetectionDataset]) -> list[str]:
+    """Return the image of each object to train on whose mask is run-length encoded."""
+    return [
+        record["file_name"]
+        for dataset in train_sets
+        for record in dataset.records
+        for annotation in record["annotations"]
+        if not annotation["iscrowd"] and isinstance(annotation.get("segmentation"), dict)
+    ]
 
 
 def _faults(
@@ -187,27 +207,34 @@ def _head_faults(
     about = {"name": dataset.name, "objects": len(objects)}
     for task, head, key in _HEADS:
         without = [file for file, annotation in objects if not annotation.get(key)]
-        # COCO has key points of some objects only.
-        too_few = without and (task == "segm" or len(without) == len(objects))
-        if task in request.tasks and too_few:
+        # COCO has key points of some objects only; masks without a pixel are left out.
+        is_incomplete = task == "segm" and any(key not in a for _, a in objects)
+        too_few = is_incomplete or len(without) == len(objects)
+        if task in request.tasks and without and too_few:
             facts = {"head": head, "key": key, "without": len(without), "first": without[0]}
             yield TEXTS["lacks"].format(**about, **facts)
-    encoded = [file for file, a in objects if isinstance(a.get("segmentation"), dict)]
-    if "segm" in request.tasks and request.polygons and of_training and encoded:
+    of_polygons = "segm" in request.tasks and request.mask_format == "polygon" and of_training
+    if of_polygons and (encoded := _encoded_masks([dataset])):
         yield TEXTS["encoded"].format(**about, encoded=len(encoded), first=encoded[0])
 
 
 def training_records(
-    train_sets: Sequence[DetectionDataset], *, filter_empty: bool, min_keypoints: int = 0
+    train_sets: Sequence[DetectionDataset],
+    *,
+    filter_empty: bool,
+    masks: bool = False,
+    min_keypoints: int = 0,
 ) -> list[dict]:
-    """Return the records to train on: without those that have no box, if asked for, and those with
-    fewer than ``min_keypoints`` labelled keypoints. Both are counted in the log.
+    """Return the records to train on: without those that have no box (for ``masks``, no box with a
+    mask), if asked for, and those with fewer than ``min_keypoints`` labelled keypoints. Both are
+    counted in the log.
     """
     records = [record for dataset in train_sets for record in dataset.records]
-    kept = [record for record in records if is_trainable(record)] if filter_empty else records
+    kept = [r for r in records if is_trainable(r, masks=masks)] if filter_empty else records
     enough = [record for record in kept if labelled_keypoints(record) >= min_keypoints]
     few = f"fewer than {min_keypoints} labelled keypoints"
-    counts = {"no box": len(records) - len(kept), few: len(kept) - len(enough)}
+    none = "no box with a mask" if masks else "no box"
+    counts = {none: len(records) - len(kept), few: len(kept) - len(enough)}
     for what, count in counts.items():
         if count:
             logger.info(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import yaml
 from fvcore.common.config import CfgNode
 
 from ..config import flatten_config, is_set_by_user, load_detection_config, reference_batch_and_lr
@@ -247,7 +248,8 @@ class _Planner:
             raise PlanError(standing)
         notes = header["resume_notes"]
         if not request.eval_only:
-            notes = [*remarks(flatten_config(cfg), world_size=self.world_size), *notes]
+            of_config = remarks(flatten_config(cfg), world_size=self.world_size)
+            notes = [*of_config, *data.remarks, *notes]
         return FinetunePlan(
             request=request,
             header=header,
@@ -312,8 +314,8 @@ class _Planner:
 def data_request(cfg: CfgNode, request: Request) -> DataRequest:
     """Register the data sets of ``--dataset`` flags, and return what the config asks of its data.
 
-    With data sets of the user's own the numbers of classes and keypoints are the data's, unless the
-    user set them.
+    With data sets of the user's own the numbers of classes and keypoints are the data's, and with
+    any the form of the masks, unless the user set them.
     """
     train, test = tuple(cfg.DATASETS.TRAIN), tuple(cfg.DATASETS.TEST)
     own = [parse_dataset_flag(flag) for flag in request.datasets]
@@ -323,10 +325,10 @@ def data_request(cfg: CfgNode, request: Request) -> DataRequest:
                 f"--dataset {name} is named neither in DATASETS.TRAIN {list(train)} nor in"
                 f" DATASETS.TEST {list(test)}. Add it to one of them, or leave the flag out."
             )
+    by_user = functools.partial(is_set_by_user, request.config_file, request.overrides)
 
     def unless_from_data(key: str, value: int) -> int | None:
-        given = is_set_by_user(request.config_file, request.overrides, key)
-        return value if given or not own else None
+        return value if not own or by_user(key) else None
 
     points, classes = cfg.MODEL.ROI_KEYPOINT_HEAD, cfg.MODEL.ROI_HEADS.NUM_CLASSES
     count = unless_from_data("MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", points.NUM_KEYPOINTS)
@@ -337,7 +339,7 @@ def data_request(cfg: CfgNode, request: Request) -> DataRequest:
         test,
         num_classes=unless_from_data("MODEL.ROI_HEADS.NUM_CLASSES", classes),
         tasks=evaluated_tasks(cfg.MODEL),
-        polygons=cfg.INPUT.MASK_FORMAT == "polygon",
+        mask_format=cfg.INPUT.MASK_FORMAT if by_user("INPUT.MASK_FORMAT") else None,
         eval_only=request.eval_only,
         label_subset=request.label_subset,
         keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else None,
@@ -365,6 +367,12 @@ def _settled(
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(data.class_names)
     if data is not None and data.keypoints is not None and data.keypoints.count is None:
         cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = len(data.any_set.keypoint_names)
+    if data is not None and data.mask_format is not None:
+        cfg.INPUT.MASK_FORMAT = data.mask_format
+    elif data is not None and not data.train_sets and checkpoint is not None:
+        # An evaluation reads no training set: what the run took from it.
+        before = yaml.safe_load(checkpoint["config"])
+        cfg.INPUT.MASK_FORMAT = before["INPUT"]["MASK_FORMAT"]
     if cfg.SEED < 0:
         drawn = broadcast_object(time.time_ns() % 2**31)
         cfg.SEED = (checkpoint or {}).get("seed", drawn)

@@ -76,7 +76,7 @@ def test_train_mapper__moves_boxes_polygons_and_keypoints_by_known_numbers(image
     }
     crowd = {"bbox": [0.0, 0.0, 20.0, 10.0], "category_id": 0, "iscrowd": 1}
     empty = {**person, "bbox": [3.0, 3.0, 3.0, 8.0]}
-    mapper = TrainMapper((20,), 100, masks=True, keypoint_mirror=(0, 2, 1))
+    mapper = TrainMapper((20,), 100, mask_format="polygon", keypoint_mirror=(0, 2, 1))
     record = _record(path, annotations=[person, crowd, empty])
     item = mapper.apply(
         record, read_and_check(record, "RGB"), ResizeAndFlip((10, 20), (20, 40), "horizontal")
@@ -139,7 +139,7 @@ def test_test_mapper__resizes_with_pillows_bilinear_filter(image_file):
 
 
 def test_train_mapper__an_image_without_objects(image_file):
-    item = TrainMapper((10,), 100, masks=True, keypoint_mirror=MIRROR)(
+    item = TrainMapper((10,), 100, mask_format="polygon", keypoint_mirror=MIRROR)(
         _record(image_file[0]), np.random.default_rng(0)
     )
     assert item["gt_boxes"].shape == (0, 4)
@@ -231,7 +231,7 @@ def test_train_mapper__masks_and_keypoints_equal_detectron2_on_coco(shared_data,
         shared_data / "coco/annotations/person_keypoints_val2017.json", shared_data / "coco/val2017"
     )
     records = [record for record in contents.records if record["annotations"]][:12]
-    mapper = TrainMapper((240,), 400, flip=flip, masks=True, keypoint_mirror=MIRROR)
+    mapper = TrainMapper((240,), 400, flip=flip, mask_format="polygon", keypoint_mirror=MIRROR)
     for record in records:
         theirs = _detectron2_item(
             record,

@@ -199,7 +199,9 @@ def test_heads__need_their_annotations(tmp_path):
         }
         (tmp_path / "a.json").write_text(json.dumps(content))
         dataset = DetectionDataset("nuts", "coco", str(tmp_path), str(tmp_path / "a.json"))
-        request = DataRequest(("nuts",), ("nuts",), 1, tasks=("bbox", *tasks), polygons=True)
+        request = DataRequest(
+            ("nuts",), ("nuts",), 1, tasks=("bbox", *tasks), mask_format="polygon"
+        )
         return list(_head_faults(dataset, request, of_training=of_training))
 
     polygon = {"segmentation": [[2, 3, 12, 3, 12, 8]]}

@@ -48,12 +48,14 @@ def has_area(bbox: list[float]) -> bool:
     return bbox[2] > bbox[0] and bbox[3] > bbox[1]
 
 
-def is_trainable(record: dict) -> bool:
-    """Return whether a record holds a box that is not a crowd region.
+def is_trainable(record: dict, *, masks: bool = False) -> bool:
+    """Return whether a record holds a box, with ``masks`` one with a mask, that is not a crowd
+    region.
 
     Source: detectron2/data/build.py filter_images_with_only_crowd_annotations.
     """
-    return any(annotation.get("iscrowd", 0) == 0 for annotation in record["annotations"])
+    objects = (a for a in record["annotations"] if a.get("iscrowd", 0) == 0)
+    return any(not masks or bool(a.get("segmentation")) for a in objects)
 
 
 def check_image_files(records: list[dict], where: object, on_problem: OnProblem) -> None:

@@ -7,18 +7,21 @@ Conventions:
     continuous: the image covers [0, W] x [0, H], so mirroring maps x to W - x.
 Source:
     detectron2/data/{dataset_mapper,detection_utils}.py and transforms/ (ResizeShortestEdge,
-    RandomFlip, ResizeTransform). Images and annotations are equal, bit for bit, given the same size
-    and mirroring. Known difference: a COCO box of four whole numbers is scaled exactly here;
-    Detectron2 rounds its scaled corners down.
+    RandomFlip, ResizeTransform), structures/masks.py polygons_to_bitmask. Images and annotations
+    are equal, bit for bit, given the same size and mirroring. Known difference: a COCO box of four
+    whole numbers is scaled exactly here; Detectron2 rounds its scaled corners down.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from pycocotools import mask as mask_api
 from torch import Tensor
 
 from ...runtime.errors import InputError
@@ -59,10 +62,11 @@ class ResizeAndFlip:
     new_shape: tuple[int, int]  # after resizing
     flip: str = "none"  # or horizontal or vertical, done after resizing
 
-    def apply_image(self, pixels: np.ndarray) -> np.ndarray:
-        """Resize uint8 pixels (H, W, 3) with Pillow and mirror them."""
-        image, size = Image.fromarray(pixels), self.new_shape[::-1]
-        resized = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+    def apply_image(
+        self, pixels: np.ndarray, resample: Image.Resampling = Image.Resampling.BILINEAR
+    ) -> np.ndarray:
+        """Resize uint8 pixels (H, W, 3) or (H, W) with Pillow and mirror them."""
+        resized = np.asarray(Image.fromarray(pixels).resize(self.new_shape[::-1], resample))
         if self.flip == "horizontal":
             return resized[:, ::-1]
         return resized[::-1] if self.flip == "vertical" else resized
@@ -77,6 +81,20 @@ class ResizeAndFlip:
         elif self.flip == "vertical":
             y = new_height - y
         return np.stack((x, y), axis=1)
+
+    def apply_polygons(self, polygons: Sequence) -> list[np.ndarray]:
+        """Map polygons [x0, y0, x1, y1, ...]; float64."""
+        return [self.apply_points(np.reshape(p, (-1, 2))).reshape(-1) for p in polygons]
+
+    def apply_mask(self, mask: Any) -> dict:
+        """Map a mask, an RLE or polygons, to an RLE of the resized image, as Detectron2's bitmasks:
+        an RLE pixel by pixel, to the nearest; polygons are mapped before they are drawn.
+        """
+        if not isinstance(mask, dict):
+            polygons = [polygon.tolist() for polygon in self.apply_polygons(mask)]
+            return draw_polygons(polygons, *self.new_shape)
+        pixels = self.apply_image(mask_api.decode(mask), Image.Resampling.NEAREST)
+        return mask_api.encode(np.asfortranarray(pixels))
 
     def apply_boxes(self, boxes: np.ndarray) -> np.ndarray:
         """Map boxes (N, 4) XYXY and clip them to the image; float64."""
@@ -96,6 +114,11 @@ class ResizeAndFlip:
             mapped = mapped[list(mirror)]
         mapped[mapped[:, 2] == 0] = 0
         return mapped
+
+
+def draw_polygons(polygons: Sequence[list[float]], height: int, width: int) -> dict:
+    """Return the RLE of a mask of polygons (at least one)."""
+    return mask_api.merge(mask_api.frPyObjects(polygons, height, width))
 
 
 def read_and_check(record: dict, image_format: str) -> np.ndarray:
@@ -129,7 +152,8 @@ class TrainMapper:
     sample_style: str = "choice"  # or range
     flip: str = "horizontal"  # or vertical or none; done to half of the images
     image_format: str = "RGB"  # or BGR
-    masks: bool = field(default=False, kw_only=True)  # whether the item has gt_masks
+    # polygon or bitmask, in Detectron2's sense; empty for no gt_masks.
+    mask_format: str = field(default="", kw_only=True)
     # See DetectionDataset.keypoint_mirror; None for no gt_keypoints.
     keypoint_mirror: tuple[int, ...] | None = field(default=None, kw_only=True)
 
@@ -147,12 +171,13 @@ class TrainMapper:
         Returns:
             ``image`` float32 (3, H, W), 0-255; ``height``, ``width`` (int, as read); ``image_id``;
             ``file_name``; ``gt_boxes`` float32 (N, 4) XYXY in px of ``image``; ``gt_classes`` int64
-            (N,); with masks ``gt_masks``: N lists of float64 polygons; with keypoints
-            ``gt_keypoints`` float32 (N, K, 3): x, y, visibility, all 0 for objects without them.
-            Crowd regions and empty objects are left out.
+            (N,); with masks ``gt_masks``: N lists of float64 polygons, or N RLE of the image for
+            ``bitmask``; with keypoints ``gt_keypoints`` float32 (N, K, 3): x, y, visibility, all 0
+            for objects without them. Crowd regions, empty objects and empty masks are left out.
 
-        InputError if :func:`read_and_check` raises it. Masks are polygons, and keypoints as many as
-        the data set names, which the plan and the reader have checked.
+        InputError if :func:`read_and_check` raises it. Each object has its mask, of polygons for
+        ``polygon``, and keypoints as many as the data set names: the plan and the reader have
+        checked that.
         """
         pixels = read_and_check(record, self.image_format)
         shorter_edge = draw_shorter_edge(self.min_sizes, self.sample_style, rng)
@@ -169,17 +194,24 @@ class TrainMapper:
         keep = ((boxes[:, 2:] - boxes[:, :2]) > _MIN_BOX_SIDE).all(dim=1)
         item = {key: record[key] for key in _COPIED}
         item["image"] = to_tensor(change.apply_image(pixels))
-        if self.masks:
-            item["gt_masks"] = [
-                [change.apply_points(np.reshape(p, (-1, 2))).reshape(-1) for p in a["segmentation"]]
-                for a, kept in zip(objects, keep.tolist(), strict=True)
-                if kept
-            ]
+        if self.mask_format:
+            masks = [self._mask(a["segmentation"], change) for a in objects]
+            keep &= torch.tensor([mask is not None for mask in masks], dtype=torch.bool)
+            item["gt_masks"] = [m for m, kept in zip(masks, keep.tolist(), strict=True) if kept]
         classes = torch.tensor([a["category_id"] for a in objects], dtype=torch.int64)
         item["gt_boxes"], item["gt_classes"] = boxes[keep], classes[keep]
         if self.keypoint_mirror is not None:
             item["gt_keypoints"] = _keypoints(objects, change, self.keypoint_mirror)[keep]
         return item
+
+    def _mask(self, mask: Any, change: ResizeAndFlip) -> Any:
+        """Return an object's mask after a change, or None where nothing is left of it."""
+        if len(mask) == 0:
+            return None
+        if self.mask_format == "polygon":
+            return change.apply_polygons(mask)
+        moved = change.apply_mask(mask)
+        return moved if mask_api.area(moved) else None
 
 
 def _keypoints(objects: list[dict], change: ResizeAndFlip, mirror: tuple[int, ...]) -> Tensor:

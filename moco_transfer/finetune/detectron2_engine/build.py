@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from moco_transfer.data.annotations.catalog import DetectionDataset
+from moco_transfer.data.annotations.records import is_trainable
 from moco_transfer.runtime.distributed import gather_object, get_rank, get_world_size
 from moco_transfer.runtime.errors import InputError
 from moco_transfer.runtime.seed import derive_seed
@@ -253,6 +254,9 @@ class Detectron2Engine(Engine):
             files = (record["file_name"] for dataset in train_sets for record in dataset.records)
             used = set(map(os.path.realpath, files))
             records = [r for r in records if os.path.realpath(r["file_name"]) in used]
+        if loader.FILTER_EMPTY_ANNOTATIONS and cfg.MODEL.MASK_ON:
+            # Its mapper leaves objects without a mask out of their images.
+            records = [record for record in records if is_trainable(record, masks=True)]
         sampler: Sampler = TrainingSampler(len(records), seed=cfg.SEED)
         if loader.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
             shares = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(

@@ -90,9 +90,11 @@ class TorchvisionEngine(Engine):
         if not hasattr(self, "_records"):  # read and logged once in a run
             filter_empty = self.cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
             points = self.cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
-            least = points if self.cfg.MODEL.KEYPOINT_ON else 0
             self._records = training_records(
-                train_sets, filter_empty=filter_empty, min_keypoints=least
+                train_sets,
+                filter_empty=filter_empty,
+                masks=self.cfg.MODEL.MASK_ON,
+                min_keypoints=points if self.cfg.MODEL.KEYPOINT_ON else 0,
             )
         return train_loader(
             self._records,
@@ -120,7 +122,8 @@ def _train_mapper(cfg: CfgNode, keypoint_mirror: tuple[int, ...]) -> TrainMapper
     sizes = tuple(inputs.MIN_SIZE_TRAIN), inputs.MAX_SIZE_TRAIN, inputs.MIN_SIZE_TRAIN_SAMPLING
     mirror = keypoint_mirror if cfg.MODEL.KEYPOINT_ON else None
     flip, order = inputs.RANDOM_FLIP, inputs.FORMAT
-    return TrainMapper(*sizes, flip, order, masks=cfg.MODEL.MASK_ON, keypoint_mirror=mirror)
+    masks = inputs.MASK_FORMAT if cfg.MODEL.MASK_ON else ""
+    return TrainMapper(*sizes, flip, order, mask_format=masks, keypoint_mirror=mirror)
 
 
 def _test_mapper(cfg: CfgNode) -> TestMapper:

@@ -1,4 +1,4 @@
-"""Second stage for masks: network on pooled regions, targets from polygons, loss, and pasting.
+"""Second stage for masks: network on pooled regions, targets, loss, and pasting.
 
 Shapes in this module:
     F: foreground regions    D: detections of one image    K: classes
@@ -23,7 +23,9 @@ import torch.nn.functional as F
 from fvcore.nn.weight_init import c2_msra_fill
 from pycocotools import mask as coco_mask
 from torch import Tensor, nn
+from torchvision.ops import roi_align
 
+from ...data.batches.transforms import draw_polygons
 from .box_head import Detections
 from .layers import ConvNorm, init_normal
 from .sampling import GroundTruth, SampledRegions
@@ -80,14 +82,10 @@ class MaskHead(nn.Module):
         if logits.shape[0] == 0:
             return logits.sum() * 0
         targets = [
-            rasterize(truth_i.polygons[index], box, size=logits.shape[-1])
+            mask_targets(truth_i.masks, found, size=logits.shape[-1])
             for found, truth_i in zip(objects, truth, strict=True)
-            for index, box in zip(
-                found.target_index.tolist(), found.boxes.cpu().numpy(), strict=True
-            )
         ]
-        target = torch.from_numpy(np.stack(targets)).to(logits)
-        return F.binary_cross_entropy_with_logits(logits, target)
+        return F.binary_cross_entropy_with_logits(logits, torch.cat(targets).to(logits))
 
     def predict(self, x: Tensor, detections: Sequence[Detections]) -> list[Detections]:
         """Return the detections with mask probabilities (D, S, S), for their pooled features x."""
@@ -96,15 +94,38 @@ class MaskHead(nn.Module):
         return [replace(d, masks=m) for d, m in zip(detections, masks.split(counts), strict=True)]
 
 
+def mask_targets(masks: Sequence[Any], regions: SampledRegions, *, size: int) -> Tensor:
+    """Return what the mask of each region (F) of an image should be, (F, size, size) uint8 of 0
+    and 1, from its objects' masks (``GroundTruth.masks``).
+    """
+    boxes, index = regions.boxes, regions.target_index
+    targets = torch.zeros(len(boxes), size, size, dtype=torch.uint8, device=boxes.device)
+    for number in index.unique().tolist():  # an RLE is decoded once, and one at a time
+        chosen, mask = index == number, masks[number]
+        if isinstance(mask, dict):
+            targets[chosen] = crop_and_resize(mask, boxes[chosen], size=size)
+        else:
+            drawn = [rasterize(mask, box, size=size) for box in boxes[chosen].cpu().numpy()]
+            targets[chosen] = torch.from_numpy(np.stack(drawn)).to(targets.device)
+    return targets
+
+
+def crop_and_resize(rle: dict, boxes: Tensor, *, size: int) -> Tensor:
+    """Read an RLE of the image on a grid over each of the boxes (F, 4); return (F, size, size)
+    uint8, 1 where at least half of a cell's samples lie on the mask.
+    """
+    pixels = torch.from_numpy(coco_mask.decode(rle)).to(boxes.device, torch.float32)
+    shares = roi_align(pixels[None, None], [boxes.float()], size, aligned=True)
+    return (shares[:, 0] >= 0.5).byte()
+
+
 def rasterize(polygons: Sequence, box: np.ndarray, *, size: int) -> np.ndarray:
     """Draw polygons, px of the image, on a grid over a box (4,); return (size, size) of 0 and 1."""
-    if len(polygons) == 0:
-        return np.zeros((size, size), dtype=np.uint8)
     sides = (box[2:] - box[:2]).astype(np.float64)
     scale = size / np.maximum(sides, 0.1)  # a box without area must not divide by 0
     corners = [np.asarray(p, np.float64).reshape(-1, 2) for p in polygons]
     drawn = [((xy - box[:2].astype(np.float64)) * scale).ravel().tolist() for xy in corners]
-    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(drawn, size, size)))
+    return coco_mask.decode(draw_polygons(drawn, size, size))
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:

@@ -54,9 +54,9 @@ class GeneralizedRCNN(nn.Module):
         """Return losses in training, detections in inference.
 
         A record has "image" float32 or uint8 (3, h, w) 0-255; in training "gt_boxes" (G, 4) in px
-        of that image, "gt_classes" (G,) int64[, "gt_masks" (G lists of polygons)][, "gt_keypoints"
-        (G, P, 3): x, y, visibility]; in inference "height" and "width" of the original image
-        (default: the image's own size).
+        of that image, "gt_classes" (G,) int64[, "gt_masks" (G, see ``GroundTruth``)][,
+        "gt_keypoints" (G, P, 3): x, y, visibility]; in inference "height" and "width" of the
+        original image (default: the image's own size).
 
         Returns:
             In training scalar float32 {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"[,

@@ -29,7 +29,7 @@ class GroundTruth:
 
     boxes: Tensor  # (G, 4) float32, XYXY in px of the resized image
     classes: Tensor  # (G,) int64, contiguous ids from 0
-    polygons: list[list[Any]]  # of each object [[x0, y0, x1, y1, ...], ...]; none without masks
+    masks: list[Any]  # of each object [[x0, y0, x1, y1, ...], ...] or an RLE; none without masks
     keypoints: Tensor  # (G, P, 3) float32: x, y, visibility of P keypoints; P is 0 without them
 
     @classmethod
@@ -44,10 +44,10 @@ class GroundTruth:
         """Return the objects of a training record, from its "gt_*" entries."""
         boxes = torch.as_tensor(record["gt_boxes"], dtype=torch.float32, device=device)
         classes = torch.as_tensor(record["gt_classes"], dtype=torch.int64, device=device)
-        polygons = list(record["gt_masks"]) if with_masks else []
+        masks = list(record["gt_masks"]) if with_masks else []
         keypoints = record["gt_keypoints"] if with_keypoints else boxes.new_zeros(len(boxes), 0, 3)
         points = torch.as_tensor(keypoints, dtype=torch.float32, device=device)
-        return cls(boxes.reshape(-1, 4), classes, polygons, points)
+        return cls(boxes.reshape(-1, 4), classes, masks, points)
 
 
 def match(

@@ -16,6 +16,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 from moco_transfer.config.schema_file import DETECTION_DEFAULTS
+from moco_transfer.data.batches.transforms import draw_polygons
 
 NUM_CLASSES = 5
 
@@ -127,6 +128,7 @@ CASES: dict[str, dict] = {
         }
     ),
     "rx50_fpn": _R50 | _FPN | {"MODEL.RESNETS.NUM_GROUPS": 32, "MODEL.RESNETS.WIDTH_PER_GROUP": 4},
+    "r18_fpn_bitmask": _R18 | _FPN | _MASK | _NARROW_HEADS | {"INPUT.MASK_FORMAT": "bitmask"},
     "r34_fpn": _R34 | _FPN | _NARROW_HEADS,
     "r101_c4": _R101 | _C4,
     # Boxes are pooled from all of p2, p3, p4 and p5, which takes an image of 640 px and so a narrow
@@ -261,7 +263,11 @@ def images_of(case: str, *, live: bool = False) -> list[dict]:
         return draw_large_images(
             seed=5 if live else 7
         )  # of the first seeds those with detections on every level
-    return draw_images(seed=int(live))
+    records = draw_images(seed=int(live))
+    for record in records if case == "r18_fpn_bitmask" else ():
+        size = tuple(record["image"].shape[1:])
+        record["gt_masks"] = [draw_polygons(polygons, *size) for polygons in record["gt_masks"]]
+    return records
 
 
 def draw_images(count: int = 2, seed: int = 0) -> list[dict]:

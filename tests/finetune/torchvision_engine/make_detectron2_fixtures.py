@@ -30,9 +30,10 @@ from detectron2.modeling import build_model
 from detectron2.modeling.proposal_generator import proposal_utils
 from detectron2.modeling.roi_heads import fast_rcnn
 from detectron2.solver import build_lr_scheduler
-from detectron2.structures import Boxes, Instances, PolygonMasks
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 from fixture_format import pack, summarise
+from pycocotools import mask as mask_api
 
 import moco_transfer.finetune.detectron2_engine  # noqa: F401 - registers the heads and the trunk that Detectron2 lacks
 
@@ -46,10 +47,11 @@ def as_detectron2(records: list[dict]) -> list[dict]:
         instances = Instances(tuple(record["image"].shape[1:]))
         instances.gt_boxes = Boxes(record["gt_boxes"].clone())
         instances.gt_classes = record["gt_classes"].clone()
-        if "gt_masks" in record:
-            instances.gt_masks = PolygonMasks(
-                [[np.array(p) for p in polygons] for polygons in record["gt_masks"]]
-            )
+        masks = record.get("gt_masks")
+        if masks is not None and isinstance(masks[0], dict):
+            instances.gt_masks = BitMasks(np.stack([mask_api.decode(rle) for rle in masks]))
+        elif masks is not None:
+            instances.gt_masks = PolygonMasks([[np.array(p) for p in mask] for mask in masks])
         keep = {key: record[key] for key in ("image", "height", "width")}
         batch.append({**keep, "instances": instances})
     return batch

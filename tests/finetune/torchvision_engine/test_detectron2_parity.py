@@ -327,7 +327,14 @@ def test_live__twenty_real_images(case, shared_data):
 @pytest.mark.detectron2
 @pytest.mark.parametrize(
     "case",
-    ["r18_fpn_gn_frozen", "r18_fpn_head_conv", "r18_fpn_mask", "r34_fpn", "r50_fpn_mask_levels"],
+    [
+        "r18_fpn_gn_frozen",
+        "r18_fpn_head_conv",
+        "r18_fpn_mask",
+        "r18_fpn_bitmask",
+        "r34_fpn",
+        "r50_fpn_mask_levels",
+    ],
 )
 def test_live__generated_images(case):
     import make_detectron2_fixtures as reference

@@ -63,7 +63,7 @@ def plan(tmp_path: Path, *words: str):
         ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
         ("INPUT.CROP.ENABLED", "True"),
         ("INPUT.FORMAT", "L"),
-        ("INPUT.MASK_FORMAT", "bitmask"),
+        ("INPUT.MASK_FORMAT", "rle"),
         ("INPUT.MIN_SIZE_TRAIN_SAMPLING", "middle"),
         ("INPUT.RANDOM_FLIP", "both"),
         ("TEST.AUG.ENABLED", "True"),

@@ -1,0 +1,119 @@
+"""Runs with masks as people have them, on either engine: run-length encoded by one tool or another,
+with nothing set by the user.
+
+Seen red under: MASK_FORMAT left at polygon; taken from the test set; not taken from the run that is
+evaluated; a user's own polygon overruled.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from pycocotools import mask as mask_api
+
+from moco_transfer.cli.main import main
+
+WIDTH, HEIGHT = 96, 72
+TINY = """SOLVER.MAX_ITER 3 SOLVER.STEPS (2,) SOLVER.IMS_PER_BATCH 2 SOLVER.BASE_LR 0.0025
+    INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64 DATALOADER.NUM_WORKERS 0 SEED 0
+    TEST.PRECISE_BN.ENABLED False MODEL.MASK_ON True MODEL.DEVICE cpu MODEL.FPN.OUT_CHANNELS 16
+    MODEL.ROI_BOX_HEAD.FC_DIM 16 MODEL.ROI_MASK_HEAD.CONV_DIM 16"""
+ENGINES = ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
+
+
+def rectangles(folder: Path, count: int = 4) -> dict:
+    """Write images of two rectangles and return their annotations, with polygons."""
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    (folder / "images").mkdir(parents=True)
+    for number in range(1, count + 1):
+        pixels = np.full((HEIGHT, WIDTH, 3), 120, np.uint8)
+        for category in (1, 2):
+            w, h = (int(side) for side in rng.integers(18, 36, 2))
+            x, y = int(rng.integers(0, WIDTH - w)), int(rng.integers(0, HEIGHT - h))
+            pixels[y : y + h, x : x + w] = (220, 60, 50) if category == 1 else (50, 90, 220)
+            about = {"id": len(annotations) + 1, "image_id": number, "category_id": category}
+            polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
+            shape = {"bbox": [x, y, w, h], "area": w * h, "segmentation": [polygon]}
+            annotations.append({**about, **shape, "iscrowd": 0})
+        Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
+        size = {"width": WIDTH, "height": HEIGHT}
+        images.append({"id": number, "file_name": f"{number}.png", **size})
+    categories = [{"id": 1, "name": "red"}, {"id": 2, "name": "blue"}]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def encode(annotation: dict, *, compressed: bool) -> dict:
+    """Return the RLE of an annotation's box."""
+    x, y, w, h = annotation["bbox"]
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8, order="F")
+    mask[y : y + h, x : x + w] = 1
+    if compressed:
+        rle = mask_api.encode(mask)
+        return {"size": rle["size"], "counts": rle["counts"].decode()}
+    pixels = mask.ravel(order="F")
+    ends = [*np.flatnonzero(np.diff(pixels)) + 1, len(pixels)]
+    return {"size": [HEIGHT, WIDTH], "counts": np.diff([0, *ends]).tolist()}
+
+
+def write(folder: Path, content: dict) -> str:
+    """Write a json file and return what ``--dataset`` calls it."""
+    (folder / "a.json").write_text(json.dumps(content))
+    return f"coco:{folder / 'a.json'}:{folder / 'images'}"
+
+
+def train(engine: str, name: str, place: str, output_dir: Path, *words: str) -> int:
+    """Return the exit status; ``words`` are options, then pairs KEY VALUE."""
+    command = ["train", "--config-file", "own_R_18_FPN_small", "--engine", engine, "--force"]
+    data = ["DATASETS.TRAIN", name, "DATASETS.TEST", name, "OUTPUT_DIR", str(output_dir)]
+    return main([*command, "--dataset", f"{name}={place}", *words, *TINY.split(), *data])
+
+
+def check_run(output_dir: Path, mask_format: str) -> dict:
+    record = json.loads((output_dir / "results.json").read_text())
+    assert all(math.isfinite(loss) for loss in record["last_losses"].values())
+    assert "loss_mask" in record["last_losses"] and set(record["metrics"]) >= {"bbox", "segm"}
+    config = yaml.safe_load((output_dir / "config.yaml").read_text())
+    assert config["INPUT"]["MASK_FORMAT"] == mask_format
+    return record
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_run_length_encoded_masks__train_with_nothing_set(tmp_path, engine):
+    content = rectangles(tmp_path)
+    for annotation in content["annotations"][::2]:  # the others keep their polygons
+        compressed = annotation["id"] % 4 == 1
+        annotation["segmentation"] = encode(annotation, compressed=compressed)
+    place, run = write(tmp_path, content), tmp_path / "run"
+    assert train(engine, f"{engine}_mixed", place, run) == 0
+    record = check_run(run, "bitmask")
+    (remark,) = [text for text in record["remarks"] if "INPUT.MASK_FORMAT" in text]
+    assert "4 of the masks" in remark
+    # An evaluation of the run reads no training set, and has the run's configuration.
+    assert train(engine, f"{engine}_mixed", place, run, "--eval-only", "--resume") == 0
+    (evaluation,) = run.glob("eval_*/results.json")
+    assert json.loads(evaluation.read_text())["config_hash"] == record["config_hash"]
+
+
+def test_polygon__of_the_user_is_obeyed(tmp_path, capsys):
+    content = rectangles(tmp_path)
+    asked = ["--dry-run", "INPUT.MASK_FORMAT", "polygon"]
+    assert train("torchvision", "polygons", write(tmp_path, content), tmp_path / "run", *asked) == 0
+    assert "MASK_FORMAT" not in capsys.readouterr().out
+    content["annotations"][0]["segmentation"] = encode(content["annotations"][0], compressed=True)
+    assert train("torchvision", "polygons", write(tmp_path, content), tmp_path / "run", *asked) == 2
+    sentence = capsys.readouterr().err
+    assert all(fact in sentence for fact in ("1 of the 8", "1.png", "INPUT.MASK_FORMAT bitmask"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_bitmask__of_the_user_takes_polygons(tmp_path):
+    place, run = write(tmp_path, rectangles(tmp_path)), tmp_path / "run"
+    assert train("torchvision", "boxes", place, run, "INPUT.MASK_FORMAT", "bitmask") == 0
+    check_run(run, "bitmask")
