@@ -6,13 +6,11 @@ Three containers, recognised by their first bytes and not by the file's name: wh
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import struct
 import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,15 +20,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..runtime.checkpoint import torch_load
+from ..runtime.checkpoint import torch_load, zip_fault
 from ..runtime.errors import InputError, MissingFileError, damaged, printable
-from ..runtime.safe_pickle import read_pickle
-from .layouts import INERT
+from ..runtime.safe_pickle import StandIn, read_pickle, stand_in
 
 _ZIP = b"PK\x03\x04"
 # The magic number with which torch < 1.6 began, as a protocol-2 pickle of a long.
 _LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 _PICKLE = re.compile(rb"\x80[\x00-\x05]|[(}\]c]")
+
+_SAVE = "Save its tensors: torch.save({call}, 'state_dict.pth')"
 
 MAX_DEPTH = 8  # of dicts and lists that are searched for tensors; VISSL's trunk lies 5 deep
 
@@ -61,8 +60,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Content:
             _check_torch_zip(path)
         # Memory-mapped: a table that claims too many bytes meets the end of the file, not other
         # memory.
-        with torch.serialization.safe_globals(_stand_ins()):
-            container, top = "torch", torch_load(path, mmap=is_zip)
+        container, top = "torch", torch_load(path, mmap=is_zip, resolve=stand_in)
     elif head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < 1 << 40:
         container = "safetensors"
         top, metadata = _read_safetensors(path)
@@ -77,8 +75,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Content:
         raise InputError(f"{path} holds a {type(top).__name__}, expected a dict of tensors.")
     tensors = named_tensors(top, path)
     if not tensors:
-        keys = [printable(name)[:80] for name in top]
-        raise InputError(f"{path} holds no tensor, expected a state dict. Its keys: {listed(keys)}")
+        raise _no_tensor(path, top)
     return Content(path=path, container=container, tensors=tensors, top=top, metadata=metadata)
 
 
@@ -94,19 +91,33 @@ def _head(path: Path) -> bytes:
 
 def _check_torch_zip(path: Path) -> None:
     """Check every record's checksum before torch's own reader, which trusts the archive."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            infos = archive.infolist()
-            is_torch = all(info.compress_type == zipfile.ZIP_STORED for info in infos)
-            broken = archive.testzip() if is_torch else None
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise damaged(path, error) from error
-    if broken:
-        raise damaged(path, f"its record {broken!r} fails its checksum")
-    if not is_torch or not any(info.filename.endswith("data.pkl") for info in infos):
+    if fault := zip_fault(path):
+        raise damaged(path, fault)
+    with zipfile.ZipFile(path) as archive:
+        infos = archive.infolist()
+    names = [info.filename.rpartition("/")[2] for info in infos]
+    if "constants.pkl" in names:
+        call = f"torch.jit.load({str(path)!r}, map_location='cpu').state_dict()"
+        raise InputError(f"{path} is a TorchScript program. {_SAVE.format(call=call)}")
+    is_stored = all(info.compress_type == zipfile.ZIP_STORED for info in infos)
+    if not is_stored or "data.pkl" not in names:
         raise InputError(
             f"{path} is a zip archive that torch.save did not write; pass the checkpoint inside."
         )
+
+
+def _no_tensor(path: Path, top: Mapping[Any, Any]) -> InputError:
+    """Return the error for a file without tensors; a whole model has them in objects, not read."""
+    for place, value in [("", top), *((f"[{key!r}]", value) for key, value in top.items())]:
+        if isinstance(value, StandIn) and value.is_model:
+            call = f"torch.load({str(path)!r}, weights_only=False){place}.state_dict()"
+            what = f"a whole model ({value.stands_for}{' at ' * bool(place)}{place})"
+            save = f"Where its code is installed, {_SAVE[0].lower()}{_SAVE[1:].format(call=call)}"
+            return InputError(f"{path} holds {what}, not its state dict. {save}")
+    if isinstance(top, StandIn):
+        return InputError(f"{path} holds a {top.stands_for}, expected a dict of tensors.")
+    keys = [printable(name)[:80] for name in top]
+    return InputError(f"{path} holds no tensor, expected a state dict. Its keys: {listed(keys)}")
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -116,28 +127,6 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
         raise damaged(path, error) from error
-
-
-@functools.cache
-def _stand_ins() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """Return (stand-in, full name) pairs for ``torch.serialization.safe_globals``.
-
-    Each name of :data:`INERT` resolves to a class that takes whatever it is given and keeps
-    nothing; the class named is never imported.
-    """
-
-    class Inert:
-        def __new__(cls, *_args: Any, **_kwargs: Any) -> Inert:
-            return object.__new__(cls)
-
-        def __init__(self, *_args: Any, **_kwargs: Any) -> None: ...
-
-        def __setstate__(self, _state: Any) -> None: ...
-
-    # A class each: torch finds a stand-in by its name, and a name by its stand-in.
-    inert = [(type("Inert", (Inert,), {}), name) for name in INERT]
-    # Filled item by item afterwards, which torch's reader does for a dict only.
-    return [*inert, (lambda *_args: {}, "collections.defaultdict")]
 
 
 def named_tensors(top: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:

@@ -11,14 +11,18 @@ import contextlib
 import pickle
 import re
 import warnings
-from collections.abc import Iterator
+import zipfile
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .errors import InputError, MissingFileError, damaged
+from .errors import InputError, MissingFileError, damaged, printable
 from .files import atomic_path, atomic_write_text
+from .safe_pickle import ForbiddenNameError, StandIn
 
 LAST = "last_checkpoint"
 """The text file that holds the name of the newest checkpoint."""
@@ -77,26 +81,99 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return state
 
 
-def torch_load(path: str | Path, *, mmap: bool = False) -> Any:
+def torch_load(
+    path: str | Path, *, mmap: bool = False, resolve: Callable[[str], Any] | None = None
+) -> Any:
     """Return what ``torch.save`` wrote, on the CPU; no code in it is run.
+
+    ``resolve`` gives what stands in for a class or function of a full name, such as
+    ``safe_pickle.stand_in``; without it a file that names one is refused.
 
     Raises:
         MissingFileError: If there is no such file.
-        InputError: If it is truncated, damaged, or holds objects other than tensors and plain
-            containers.
+        InputError: If it is truncated or damaged, holds objects other than tensors, plain
+            containers and what ``resolve`` knows, or is of a kind that torch cannot read.
     """
+    known: dict[str, Any] = {}
+    while True:  # once more for each name that the file asks for
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a damaged byte may look like another version
+                with torch.serialization.safe_globals([(v, name) for name, v in known.items()]):
+                    return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)
+        except FileNotFoundError as error:
+            raise MissingFileError(f"Checkpoint {path} does not exist.") from error
+        except Exception as error:  # torch's reader raises any kind for a damaged file
+            if resolve is None or not _learn(path, error, known, resolve):
+                raise _unreadable(path, error) from error
+
+
+_NAMED = (r"GLOBAL (\S+)", r"[Uu]nsupported (?!operand)\S+ (\S+)")
+_FILLED = re.compile(r"Can only (\w+) .*but got <class '(\S+)'>")
+
+
+def _learn(
+    path: str | Path, error: Exception, known: dict[str, Any], resolve: Callable[[str], Any]
+) -> bool:
+    """Add to ``known`` what torch's reader stopped at: a name, or a container to be filled."""
+    if match := _FILLED.search(str(error)):  # torch fills its own kinds of containers alone
+        maker = _maker_of(OrderedDict if match[1].startswith("SETITEM") else list)
+        is_new = issubclass(known.get(match[2], object), StandIn)
+        known |= {match[2]: maker} if is_new else {}
+        return is_new
+    name = _asked_for(error)
+    if name is None or name in known:
+        return False
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a damaged byte may look like another pickle version
-            return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)
-    except FileNotFoundError as error:
-        raise MissingFileError(f"Checkpoint {path} does not exist.") from error
-    except Exception as error:  # torch's reader raises any kind of exception for a damaged file
-        patterns = (r"GLOBAL (\S+)", r"[Uu]nsupported \S+ (\S+)")
-        named = next(filter(None, (re.search(p, str(error)) for p in patterns)), None)
-        if named and isinstance(error, pickle.UnpicklingError):
-            raise InputError(
-                f"{path} asks for {named[1][:100]!r}, which is neither a tensor nor a plain value,"
-                " and was not run; save its state_dict() alone with torch.save."
-            ) from None
-        raise damaged(path, error) from error
+        known[name] = resolve(name)
+    except ForbiddenNameError as refused:
+        raise _unreadable(path, refused) from None
+    return True
+
+
+def _maker_of(kind: type) -> type:
+    """Return a class whose objects are of another one."""
+    return type("Maker", (), {"__new__": lambda *_args, **_options: kind()})
+
+
+def _asked_for(error: Exception) -> str | None:
+    """Return the full name that was refused, None for another error."""
+    reason = str(error)
+    if isinstance(error, ForbiddenNameError):
+        return reason
+    named = next(filter(None, (re.search(pattern, reason) for pattern in _NAMED)), None)
+    if named is None or not isinstance(error, pickle.UnpicklingError):
+        return None
+    return named[1] if "." in named[1] else f"builtins.{named[1]}"
+
+
+def _unreadable(path: str | Path, error: Exception) -> InputError:
+    reason, name = str(error), _asked_for(error)
+    if name:
+        return InputError(
+            f"{path} asks for {name[:100]!r}, which is neither a tensor nor a plain value, and was"
+            " not run; save its state_dict() alone with torch.save."
+        )
+    reason = reason.partition("WeightsUnpickler error: ")[2] or reason
+    # Before 1.6 the source of a pickled model's classes was saved too, as a persistent object.
+    is_model, is_other = "persistent_load of storage" in reason, "Unsupported operand" in reason
+    if not is_model and zip_fault(path) is not None:
+        return damaged(path, reason)
+    first = printable((reason.strip().splitlines() or [type(error).__name__])[0][:120])
+    what = "in another pickle protocol than 2" if is_other else "with more than tensors"
+    call = f"torch.load({str(path)!r}, weights_only=False)"
+    call = call if is_other else f"{call}.state_dict()"
+    return InputError(
+        f"{path} is not damaged, but was saved {what} ({first}). Where its code is installed, save"
+        f" its tensors: torch.save({call}, 'state_dict.pth')"
+    )
+
+
+def zip_fault(path: str | Path) -> str | None:
+    """Return what is wrong with a zip archive, None for a whole one; every byte is read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, ValueError, OSError) as error:
+        return str(error) or type(error).__name__
+    return f"its record {broken!r} fails its checksum" if broken else None
