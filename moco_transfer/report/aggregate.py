@@ -12,16 +12,17 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from moco_transfer.evaluate.metric_names import BBOX_METRICS
+from moco_transfer.evaluate.metric_names import KEYPOINT_METRICS, LVIS_METRICS
 
 from .records import Problem, RunRecord
 from .seed_statistics import PairedTest, Summary, paired_t_test, summarize
 
-#: The metrics that every table shows: AP, AP50, AP75, of boxes, masks and keypoints.
-HEADLINE_METRICS = BBOX_METRICS[:3]
+#: The metrics that every table shows; others of its task where some run has them.
+_ALWAYS_SHOWN = ("AP", "AP50")
+_BY_SIZE = ("APs", "APm", "APl")  # columns of keypoints alone, which have few others
 #: The first rows, in this order; all others follow by name.
 FIRST_ROWS = ("random", "supervised")
 #: The row that differences refer to: the first of these that a table has.
@@ -97,6 +98,11 @@ class Table:
         """The kinds of result that some run has (bbox, segm, ...), in the order of the runs."""
         return list(dict.fromkeys(kind for run in self.runs for kind in run.metrics))
 
+    def headline_metrics(self, kind: str) -> tuple[str, ...]:
+        """Return the metrics that are the columns of a kind of result."""
+        found = {metric for run in self.runs for metric in run.metrics.get(kind, {})}
+        return tuple(m for m in task_metrics(kind) if m in found or m in _ALWAYS_SHOWN)
+
     @property
     def has_differences(self) -> bool:
         """Whether some row can be compared with the baseline."""
@@ -119,6 +125,15 @@ class Table:
         return Difference(gap, exceeds, paired_t_test(*pairs) if len(common) >= 3 else None)
 
 
+def task_metrics(kind: str) -> tuple[str, ...]:
+    """Return what can be a column of a kind of result, in order: AP, AP50, AP75, and LVIS's APr,
+    APc, APf, or APm and APl of keypoints.
+    """
+    if kind == "keypoints":
+        return KEYPOINT_METRICS
+    return tuple(metric for metric in LVIS_METRICS if metric not in _BY_SIZE)
+
+
 def build_tables(records: Iterable[RunRecord], *, baseline: str = "") -> list[Table]:
     """Group runs into tables, one per setting, in the order of the settings.
 
@@ -130,8 +145,8 @@ def build_tables(records: Iterable[RunRecord], *, baseline: str = "") -> list[Ta
     for setting, runs in sorted(of_setting.items()):
         by_init = _grouped(runs, lambda run: run.init)
         rows = tuple(_build_row(init, by_init[init]) for init in sorted(by_init, key=_row_order))
-        problems = tuple(_problems(setting, rows, baseline))
-        tables.append(Table(setting, rows, problems, baseline))
+        table = Table(setting, rows, (), baseline)
+        tables.append(replace(table, problems=tuple(_problems(table))))
     return tables
 
 
@@ -164,10 +179,11 @@ def _row_order(init: str) -> tuple[int, list[tuple[bool, int, str]]]:
     return place, [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
 
 
-def _problems(setting: Setting, rows: Sequence[Row], baseline: str) -> Iterator[Problem]:
+def _problems(table: Table) -> Iterator[Problem]:
     """Yield what a reader has to know about missing, conflicting and mixed runs."""
+    setting, rows, baseline = table.setting, table.rows, table.baseline_name
     for row in rows:
-        messages = (*_run_faults(row, rows), *_undefined_metrics(row, rows))
+        messages = (*_run_faults(row, rows), *_undefined_metrics(row, table))
         yield from (Problem(f"row {row.init}", message) for message in messages)
     # The config hash knows only a training set's name there; an evaluated run has none.
     trained = [run for row in rows for run in row.runs if run.train_set]
@@ -213,16 +229,16 @@ def headline(run: RunRecord) -> str:
     return ", ".join(aps) or "no AP"
 
 
-def _undefined_metrics(row: Row, rows: Sequence[Row]) -> Iterator[str]:
+def _undefined_metrics(row: Row, table: Table) -> Iterator[str]:
     """Name each metric that is NaN, and each headline metric that a run lacks."""
-    kinds = dict.fromkeys(kind for r in rows for run in r.all_runs for kind in run.metrics)
-    names = dict.fromkeys(itertools.product(kinds, HEADLINE_METRICS))
+    headline = [(kind, metric) for kind in table.kinds for metric in table.headline_metrics(kind)]
+    names = dict.fromkeys(headline)
     groups = (group for run in row.runs for group in run.metrics.items())
     names |= dict.fromkeys((kind, metric) for kind, group in groups for metric in group)
     by_runs: dict[tuple[str, ...], list[str]] = {}
     for kind, metric in names:
         # A run may lack APs or a class: its test set has no such object.
-        absent = math.nan if metric in HEADLINE_METRICS else 0.0
+        absent = math.nan if (kind, metric) in headline else 0.0
         values = ((run.folder, run.metrics.get(kind, {}).get(metric, absent)) for run in row.runs)
         if bad := tuple(folder for folder, value in values if not math.isfinite(value)):
             by_runs.setdefault(bad, []).append(f"{kind} {metric}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .aggregate import HEADLINE_METRICS, Row, Table
+from .aggregate import Row, Table
 from .published import PublishedRow, PublishedSetting, setting_for_task
 from .records import RunRecord
 from .seed_statistics import PairedTest, Summary
@@ -16,8 +16,9 @@ from .seed_statistics import PairedTest, Summary
 #: Shown where there is no value.
 NOTHING = "–"
 DAGGER = "†"
-#: Headers of the columns with published numbers; the page breaks the line at the colon.
-PUBLISHED, DISTANCE = f"published: {' / '.join(HEADLINE_METRICS)}", "distance: in std"
+#: Headers of the columns with published numbers; the page breaks the line at the colon, and the
+#: names of the published metrics follow the first.
+PUBLISHED, DISTANCE = "published: ", "distance: in std"
 _KIND_NAMES = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
 
 
@@ -40,26 +41,27 @@ def transfer_rows(table: Table, kind: str) -> list[dict[str, Cell]]:
     the columns that are empty in every row.
     """
     rows = [_transfer_cells(table, row, kind) for row in table.rows]
-    always = {"init", "n", "engine", *HEADLINE_METRICS}
+    metrics = table.headline_metrics(kind)
+    always = {"init", "n", "engine", *metrics}
     if table.has_differences:
-        always |= {f"Δ {metric}" for metric in HEADLINE_METRICS}
+        always |= {f"Δ {metric}" for metric in metrics}
     filled = {name for row in rows for name, cell in row.items() if cell.text not in ("", NOTHING)}
     shown = always | filled
     return [{name: cell for name, cell in row.items() if name in shown} for row in rows]
 
 
 def _transfer_cells(table: Table, row: Row, kind: str) -> dict[str, Cell]:
-    n = len(row.runs)
+    n, metrics = len(row.runs), table.headline_metrics(kind)
     mark = DAGGER if any(map(run_caveats, row.all_runs)) else ""
     pretrain = pretrain_text(row)
     cells = {
         "init": Cell(row.init + mark, row.init, "name"),
         "pre-train": Cell(pretrain or NOTHING, pretrain or None, "text"),
     }
-    for metric in HEADLINE_METRICS:
+    for metric in metrics:
         summary = row.summary(kind, metric)
         cells[metric] = Cell(summary_text(summary, row_n=n), summary.mean if summary.n else None)
-    for metric in HEADLINE_METRICS:
+    for metric in metrics:
         cells[f"Δ {metric}"] = Cell(NOTHING)
         if difference := table.difference(row, kind, metric):
             style = "better" if difference.value > 0 else "worse"
@@ -72,20 +74,23 @@ def _transfer_cells(table: Table, row: Row, kind: str) -> dict[str, Cell]:
 
 
 def _published_cells(table: Table, row: Row, kind: str) -> dict[str, Cell]:
+    setting = setting_for_task(table.setting.task, table.setting.test_set)
+    columns = setting.columns if setting else []
+    metrics = [m for m in table.headline_metrics(kind) if f"{kind}/{m}" in columns]
+    header = PUBLISHED + " / ".join(metrics)
     found = published_row(table, row, kind)
     if found is None:
-        return {PUBLISHED: Cell(NOTHING), DISTANCE: Cell(NOTHING)}
+        return {header: Cell(NOTHING), DISTANCE: Cell(NOTHING)}
     setting, published = found
     values, distances = [], []
-    for metric in HEADLINE_METRICS:
+    for metric in metrics:
         column, summary = f"{kind}/{metric}", row.summary(kind, metric)
-        values.append(published.values.get(column))
+        values.append(published.values[column])
         distance = setting.distance_in_std(row.init, column, summary.mean)
         distances.append(distance if summary.n else None)
-    texts = [NOTHING if value is None else f"{value:.1f}" for value in values]
     distance_texts = [NOTHING if value is None else signed_text(value) for value in distances]
     return {
-        PUBLISHED: Cell(" / ".join(texts), values[0]),
+        header: Cell(" / ".join(f"{value:.1f}" for value in values), values[0]),
         DISTANCE: Cell(" / ".join(distance_texts) if setting.std else "", distances[0]),
     }
 
@@ -95,7 +100,7 @@ def published_row(
 ) -> tuple[PublishedSetting, PublishedRow] | None:
     """Return the published row next to one of ours, or None."""
     setting = setting_for_task(table.setting.task, table.setting.test_set)
-    published = setting.row_for(row.init) if setting else None
+    published = setting.row_for(row.init, table.setting.task) if setting else None
     if not setting or not published or not any(c.startswith(f"{kind}/") for c in published.values):
         return None
     return setting, published

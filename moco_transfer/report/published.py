@@ -24,6 +24,7 @@ class PublishedRow:
     values: dict[str, float]  # column ("bbox/AP50") -> value on 0-100
     source: str  # full reference and table
     is_independent: bool  # measured by others than the method's authors
+    task: str = ""  # the only config whose runs it is shown next to; "" for all of its setting
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,13 @@ class PublishedSetting:
         """Metric columns such as ``"bbox/AP50"``, in the order of the source."""
         return list(self.rows[0].values)
 
-    def row_for(self, init: str) -> PublishedRow | None:
-        """Return the published row of our ``init``; the authors' own before independent ones."""
+    def row_for(self, init: str, task: str = "") -> PublishedRow | None:
+        """Return the published row of our ``init``: that of the config ``task`` before others, the
+        authors' own before independent ones.
+        """
         init = _load()["aliases"].get(init, init)
-        rows = [row for row in self.rows if row.init == init]
-        return min(rows, key=lambda row: row.is_independent, default=None)
+        rows = [row for row in self.rows if row.init == init and row.task in ("", task)]
+        return min(rows, key=lambda row: (row.is_independent, not row.task), default=None)
 
     def distance_in_std(self, init: str, column: str, value: float) -> float | None:
         """Return (``value`` - published mean) / published std, or None where one is missing."""
@@ -100,7 +103,8 @@ def _setting(item: dict[str, Any]) -> PublishedSetting:
     for row in facts.pop("rows"):
         values = dict(zip(columns, map(float, row["values"]), strict=True))
         source, independent = _full_source(row["source"]), bool(row.get("independent"))
-        rows.append(PublishedRow(row["init"], row["label"], values, source, independent))
+        names = row["init"], row["label"]
+        rows.append(PublishedRow(*names, values, source, independent, row.get("task", "")))
     return PublishedSetting(
         **facts,
         rows=rows,

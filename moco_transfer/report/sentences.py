@@ -7,15 +7,27 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from moco_transfer.evaluate.metric_names import BBOX_METRICS, RECALL_METRICS
+from moco_transfer.evaluate.metric_names import BBOX_METRICS, LVIS_METRICS, RECALL_METRICS
 
 from .aggregate import BASELINES, Setting, Table
-from .cells import DAGGER, published_row, run_caveats
+from .cells import DAGGER, kind_name, published_row, run_caveats
 from .published import PublishedSetting
 from .records import CONFIG_FILE, RunRecord, text_of
 
 _COCO_AP = (
-    "AP by pycocotools: mean over IoU .50:.05:.95, 101 recall points; AP50 and AP75 at one IoU."
+    "AP by COCO's rules: mean over IoU .50:.05:.95, 101 recall points; AP50 and AP75 at one IoU."
+)
+_KEYPOINT_AP = (
+    "AP by COCO's rules: mean over OKS .50:.05:.95, the similarity of keypoints, 101 recall points;"
+    " AP50 and AP75 at one OKS, APm and APl of medium and large objects."
+)
+_LVIS_AP = (
+    "AP by LVIS's rules: COCO's, each class on the images that are labelled for it alone, 300"
+    " detections an image; APr, APc and APf of rare, common and frequent classes."
+)
+_CITYSCAPES_AP = (
+    "AP by cityscapesscripts: mean over IoU .50:.05:.95, area under the curve, objects in groups"
+    " ignored; AP50 at one IoU."
 )
 _VOC_AP = (
     "AP as Detectron2 evaluates VOC: mean over IoU .50:.05:.95, 11 recall points on VOC 2007 and"
@@ -70,10 +82,25 @@ def setting_sentence(table: Table) -> str:
 
 
 def metric_sentence(table: Table) -> str:
-    """Return what AP means in this table: COCO's definition or VOC's."""
-    # results.json does not name its evaluator; only COCO's gives AP by size, recall and masks.
-    found = {metric for run in table.runs for group in run.metrics.values() for metric in group}
-    is_coco = bool(found & {*BBOX_METRICS[3:], *RECALL_METRICS}) or table.kinds != ["bbox"]
+    """Return what AP means in this table, for each kind of result where that differs."""
+    kinds: dict[str, list[str]] = {}
+    for kind in table.kinds:
+        kinds.setdefault(_meaning_of_ap(table, kind), []).append(kind_name(kind).capitalize())
+    if len(kinds) == 1:
+        return next(iter(kinds))
+    return " ".join(f"{' and '.join(names)}: {meaning}" for meaning, names in kinds.items())
+
+
+def _meaning_of_ap(table: Table, kind: str) -> str:
+    # results.json does not name its evaluator: the metrics that only one of them gives do.
+    found = {metric for run in table.runs for metric in run.metrics.get(kind, {})}
+    if kind == "keypoints":
+        return _KEYPOINT_AP
+    if found & {*LVIS_METRICS} - {*BBOX_METRICS}:
+        return _LVIS_AP
+    if kind == "segm" and "AP75" not in found:
+        return _CITYSCAPES_AP
+    is_coco = kind != "bbox" or found & {*BBOX_METRICS[3:], *RECALL_METRICS}
     return _COCO_AP if is_coco else _VOC_AP
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from moco_transfer.evaluate.metric_names import TASKS
 
-from .aggregate import HEADLINE_METRICS, Table
+from .aggregate import Table, task_metrics
 from .cells import run_caveats
 
 _COLUMNS = (
@@ -48,6 +48,6 @@ def _metric_columns(tables: Sequence[Table]) -> list[tuple[str, str]]:
 
     def place(column: tuple[str, str]) -> tuple[int, str, int]:
         kind, metric = column
-        return [*TASKS, kind].index(kind), kind, [*HEADLINE_METRICS, metric].index(metric)
+        return [*TASKS, kind].index(kind), kind, [*task_metrics(kind), metric].index(metric)
 
     return sorted(found, key=place)  # stable: other metrics keep the order of the runs

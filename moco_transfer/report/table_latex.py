@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .aggregate import HEADLINE_METRICS, Table
+from .aggregate import Table
 from .cells import DAGGER, DISTANCE, NOTHING, PUBLISHED, Cell, transfer_rows
 from .records import Problem
 from .templating import render
 
 _KIND_MARKS = {"bbox": "bb", "segm": "mk", "keypoints": "kp"}
+_SIDE_BY_SIDE = 3  # with more metrics, a difference is below its mean
 _COLOURS = {"better": "green!50!black", "worse": "red!70!black"}
 _ESCAPES = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
@@ -47,40 +48,47 @@ def _rows(table: Table, kind: str) -> list[list[str]]:
     """Return the cells of one kind of result, the header first."""
     mark = _KIND_MARKS.get(kind) if len(table.kinds) > 1 else None
     above = rf"^\mathrm{{{mark}}}" if mark else ""
+    metrics = table.headline_metrics(kind)
     header = ["init"]
-    for metric in HEADLINE_METRICS:
+    for metric in metrics:
         below = f"_{{{metric[2:]}}}" if metric[2:] else ""
         header.append(f"AP${above}{below}$" if above or below else "AP")
     rows = transfer_rows(table, kind)
-    header += ["published", "$n$"] if PUBLISHED in rows[0] else ["$n$"]
+    published = next((name for name in rows[0] if name.startswith(PUBLISHED)), None)
+    header += ["published", "$n$"] if published else ["$n$"]
     lines = [header]
+    stacked = len(metrics) > _SIDE_BY_SIDE
     for row in rows:
         name = escape_latex(row["init"].text).replace(r"$\dagger$", r"$^\dagger$")
-        cells = [name, *(_mean(row[m], row.get(f"Δ {m}")) for m in HEADLINE_METRICS)]
-        cells += [_published(row)] if PUBLISHED in row else []
+        cells = [name, *(_mean(row[m], row.get(f"Δ {m}"), stacked) for m in metrics)]
+        cells += [_published(row[published], row.get(DISTANCE))] if published else []
         lines.append([*cells, row["n"].text])
     return lines
 
 
-def _mean(mean: Cell, gap: Cell | None) -> str:
+def _mean(mean: Cell, gap: Cell | None, stacked: bool) -> str:
     text = escape_latex(mean.text).replace(r" $\pm$ ", r"\,$\pm$\,")
     if gap is None or gap.text == NOTHING:
         return text
     bracket = _signs(f"({gap.text})")
-    colour = _COLOURS.get(gap.style)
-    return f"{text} " + (rf"\textcolor{{{colour}}}{{{bracket}}}" if colour else bracket)
+    if colour := _COLOURS.get(gap.style):
+        bracket = rf"\textcolor{{{colour}}}{{{bracket}}}"
+    return _stack(text, bracket) if stacked else f"{text} {bracket}"
 
 
-def _published(row: dict[str, Cell]) -> str:
+def _published(published: Cell, distance: Cell | None) -> str:
     """Return the published values and, below them, our distance: next to each other they would not
     fit a page.
     """
-    values = escape_latex(row[PUBLISHED].text.replace(" / ", "/"))
-    distance = row[DISTANCE].text.replace(" / ", "/") if DISTANCE in row else ""
-    if distance in ("", NOTHING):
+    values = escape_latex(published.text.replace(" / ", "/"))
+    below = distance.text.replace(" / ", "/") if distance else ""
+    if below in ("", NOTHING):
         return values
-    below = rf"\scriptsize {_signs(f'({escape_latex(distance)})')}"
-    return rf"\begin{{tabular}}{{@{{}}c@{{}}}}{values}\\{below}\end{{tabular}}"
+    return _stack(values, _signs(f"({escape_latex(below)})"))
+
+
+def _stack(text: str, below: str) -> str:
+    return rf"\begin{{tabular}}{{@{{}}c@{{}}}}{text}\\\scriptsize {below}\end{{tabular}}"
 
 
 def _signs(text: str) -> str:

@@ -110,7 +110,7 @@ def test_render_markdown__no_dagger_where_nothing_stayed_random(make_run, tmp_pa
 
 def test_render_markdown__masks_are_evaluated_as_coco(make_run, tmp_path):
     make_run("m", metrics={"segm": {"AP": 35.1, "AP50": 55.9, "AP75": 37.7}})
-    assert "AP by pycocotools" in _markdown(tmp_path)
+    assert "AP by COCO's rules: mean over IoU" in _markdown(tmp_path)
 
 
 def test_render_markdown__names_what_is_missing_and_shows_the_rest(make_run, tmp_path):
@@ -150,7 +150,7 @@ def test_render_markdown__boxes_and_masks_and_pretraining(make_run, tmp_path):
     text = _markdown(tmp_path)
     assert "**Boxes**" in text and "**Masks**" in text
     assert "| moco\\|v1 | moco, epoch 200 | 35.1 | 55.9 | 37.7 | 1 | torchvision |" in _grid(text)
-    assert "AP by pycocotools" in text
+    assert "AP by COCO's rules: mean over IoU" in text
 
 
 def test_fill_sections__changes_nothing_outside():

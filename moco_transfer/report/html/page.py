@@ -12,7 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..aggregate import HEADLINE_METRICS, Table
+from ..aggregate import Table
 from ..cells import NOTHING
 from ..pretraining import PretrainingRun
 from ..records import CONFIG_FILE, Problem, text_of
@@ -60,7 +60,6 @@ def render_page(
         csv_uri=_data_uri("text/csv;charset=utf-8", render_csv(tables).encode("utf-8")),
         num_runs=sum(len(table.runs) for table in tables),
         row_colours=[color for color, _, _ in STYLES],
-        headline_metrics=HEADLINE_METRICS,
         nothing=NOTHING,
     )
 

@@ -59,6 +59,8 @@ _PAGE_COLOURS = {
 _WIDTH = 4.2  # of a panel, inches
 _LONGEST_NAME = 180  # bytes; file systems take 255, endings and prefixes included
 _SIZES = {"APl": "large", "APm": "medium", "APs": "small"}
+_FREQUENCIES = {"APf": "frequent", "APc": "common", "APr": "rare"}
+_MOST_CLASSES = 200  # LVIS's 1,203 would make a figure of six metres
 
 
 @dataclass(frozen=True)
@@ -88,15 +90,18 @@ def table_panels(table: Table) -> list[Panel]:
 
 
 def breakdown_panels(table: Table, kind: str = "bbox") -> list[Panel]:
-    """Return AP by object size and by class, as far as the runs have them: one marker per row.
-    Classes are ordered by the AP of the baseline row (of the first row without one).
+    """Return AP by object size, by the frequency of classes and by class, as far as the runs have
+    them: one marker per row. Classes are ordered by the AP of the baseline row (of the first row
+    without one).
     """
     found = {metric for row in table.rows for row_kind, metric in row.values if row_kind == kind}
     base = table.baseline or table.rows[0]
     means = {m: base.summary(kind, m).mean if (kind, m) in base.values else 0.0 for m in found}
     classes = sorted(filter(is_class_metric, found), key=lambda metric: (means[metric], metric))
+    classes = classes if len(classes) <= _MOST_CLASSES else []
     groups = {
         "object size": {metric: name for metric, name in _SIZES.items() if metric in found},
+        "class frequency": {m: name for m, name in _FREQUENCIES.items() if m in found},
         "class": {metric: metric.removeprefix(class_metric("")) for metric in classes},
     }
     panels = []
