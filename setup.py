@@ -99,11 +99,13 @@ setup(
         # selenium drives an installed Chromium (Debian: chromium, chromium-driver); its tests skip
         # where there is none.
         "test": [
+            "cityscapesScripts>=2.3",
             "ipykernel>=6",
             "nbclient>=0.10",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "selenium>=4.20",
+            "shapely>=2",
             "submitit>=1.5",
             "webdataset>=0.2.86",
         ],
@@ -116,6 +118,7 @@ setup(
         ],
         "browser": ["selenium>=4.20"],
         "shards": ["webdataset>=0.2.86"],
+        "cityscapes": ["cityscapesScripts>=2.3", "shapely>=2"],
         "slurm": ["submitit>=1.5"],
     },
     entry_points={"console_scripts": ["moco-transfer = moco_transfer.cli.main:main"]},

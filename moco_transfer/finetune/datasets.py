@@ -18,9 +18,11 @@ from ..data.annotations.catalog import (
     check_same_classes,
     get_dataset,
 )
+from ..data.annotations.cityscapes import check_packages
 from ..data.annotations.keypoints import labelled_keypoints
 from ..data.annotations.label_subset import LabelSubset, read_label_subset, take_label_subset
 from ..data.annotations.records import is_trainable
+from ..evaluate.cityscapes_eval import CityscapesEvaluator
 from ..evaluate.coco_eval import CocoEvaluator
 from ..evaluate.predictions import PredictionWriter
 from ..evaluate.voc_eval import VocEvaluator
@@ -131,6 +133,9 @@ def read_data(request: DataRequest, reads: Reads) -> RunData:
     with collecting(findings):
         if request.num_classes is not None:
             check_class_count(both[0], request.num_classes)
+    with collecting(findings):
+        if "segm" in request.tasks and any(d.kind == "cityscapes" for d in test_sets):
+            check_packages("cityscapesscripts")
     of_request = request.tasks, request.mask_format, request.eval_only, request.keypoints
     key = (tuple(train_sets), tuple(test_sets), *of_request)
     sentences = reads.once(key, lambda: list(_faults(train_sets, test_sets, request)))
@@ -278,5 +283,7 @@ def make_evaluator(
         return PredictionWriter(dataset, predictions)
     if dataset.kind == "voc":
         return VocEvaluator(dataset, predictions, coco_style=coco_style)
+    if dataset.kind == "cityscapes":
+        return CityscapesEvaluator(dataset, tuple(tasks), output_file=predictions)
     sigmas = tuple(oks_sigmas)
     return CocoEvaluator(dataset, tuple(tasks), output_file=predictions, oks_sigmas=sigmas)

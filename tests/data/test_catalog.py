@@ -211,11 +211,14 @@ def test_catalog__has_detectron2_names_places_and_metadata(monkeypatch):
             assert (ours.year, ours.split) == (theirs.year, theirs.split)
             assert list(ours.class_names) == theirs.thing_classes
             assert theirs.dirname.endswith(ours.root.removeprefix("datasets/"))
+        elif ours.kind == "cityscapes":
+            assert list(ours.class_names) == theirs.thing_classes
+            assert (ours.root + "/", ours.image_root + "/") == (theirs.gt_dir, theirs.image_dir)
         else:
             assert theirs.json_file.endswith(ours.json_file.removeprefix("datasets/"))
             assert theirs.image_root.endswith(ours.image_root.removeprefix("datasets/"))
         compared += 1
-    assert compared == 23
+    assert compared == 25
     assert create_keypoint_hflip_indices("keypoints_coco_2017_train") == [
         0,
         2,

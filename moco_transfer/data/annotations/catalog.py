@@ -3,6 +3,7 @@
 ``catalog.yaml`` lists the built-in names. They are found below the folder in DETECTRON2_DATASETS
 (default ``datasets``), in Detectron2's layout:
     coco/{train2017,val2017,annotations,...}  VOC2007/{Annotations,ImageSets,JPEGImages}  VOC2012/
+    cityscapes/{leftImg8bit,gtFine}/{train,val}
 What a data set is (format, classes, year of the VOC metric) is stored with its name and never
 guessed from it.
 """
@@ -23,6 +24,7 @@ from typing import Any, TypeAlias
 import yaml
 
 from ...runtime.errors import InputError, MissingFileError, UnknownKeyError, did_you_mean
+from .cityscapes import CITYSCAPES_LABELS, read_cityscapes
 from .coco import read_coco
 from .keypoints import mirror_of
 from .records import Contents, OnProblem, raise_problem
@@ -38,21 +40,25 @@ class DetectionDataset:
     """A data set; its files are read when its records or classes are first asked for."""
 
     name: str
-    kind: str  # coco (one json) or voc (a split of XML files)
+    kind: str  # coco (one json), voc (a split of XML files) or cityscapes
     image_root: str
     json_file: str | None = None  # of coco
-    root: str | None = None  # of voc, as the next four
+    root: str | None = None  # of voc, as the next four; of cityscapes gtFine/SPLIT
     split: str | None = None
     classes: tuple[str, ...] = ()
     year: int | None = None  # of the metric: 2007 is the 11-point AP, 2012 the area
     first_pixel: int = 1  # 1 for inclusive pixels from 1, 0 for continuous coordinates from 0
     unique_annotation_ids: bool = True  # of coco, see read_coco
+    masks: str = "instanceIds"  # of cityscapes, see read_cityscapes
     published_images: int = 0  # in the published split; 0 if there is none
     image_ids: frozenset[str] | None = None  # only these images are used; None for all
 
     def read(self, on_problem: OnProblem = raise_problem) -> Contents:
         """Read the files; ``on_problem`` may collect problems instead of raising the first."""
         self._check_place()
+        if self.kind == "cityscapes":
+            gt_root, masks = self.root or "", self.masks
+            return read_cityscapes(self.image_root, gt_root, masks=masks, on_problem=on_problem)
         if self.kind == "voc":
             where = self.root or "", self.split or "", self.classes
             return read_voc(*where, first_pixel=self.first_pixel, on_problem=on_problem)
@@ -77,7 +83,7 @@ class DetectionDataset:
     @property
     def category_ids(self) -> tuple[int, ...]:
         """The file's category id of each contiguous class index; for voc the index itself."""
-        return self._contents.category_ids if self.kind == "coco" else (*range(len(self.classes)),)
+        return (*range(len(self.classes)),) if self.kind == "voc" else self._contents.category_ids
 
     @property
     def keypoint_names(self) -> tuple[str, ...]:
@@ -99,7 +105,7 @@ class DetectionDataset:
     @property
     def has_ground_truth(self) -> bool:
         """False for a test set without published annotations."""
-        return self.kind == "voc" or self._contents.has_annotations
+        return not self.json_file or self._contents.has_annotations
 
     def _check_place(self) -> None:
         place = Path(self.json_file or self.root or "")
@@ -123,7 +129,7 @@ def datasets_root() -> Path:
 def builtin_datasets() -> dict[str, DetectionDataset]:
     """Return the data sets of ``catalog.yaml``, with paths relative to :func:`datasets_root`."""
     table = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
-    classes = {"voc": VOC_CLASSES, "coco": ()}
+    classes = {"voc": VOC_CLASSES, "coco": (), "cityscapes": tuple(CITYSCAPES_LABELS)}
     return {n: DetectionDataset(n, classes=classes[f["kind"]], **f) for n, f in table.items()}
 
 
@@ -132,11 +138,13 @@ _OWN: dict[str, DetectionDataset] = {}
 # Reading a json of COCO's size takes seconds: callers share a data set while one of them holds it.
 _LOADED: weakref.WeakValueDictionary[tuple, DetectionDataset] = weakref.WeakValueDictionary()
 
-_FLAG = re.compile(
-    r"(?P<name>[^=]+)=(coco:(?P<json_file>[^:]+):(?P<image_root>[^:]+)"
-    r"|voc:(?P<root>[^:]+):(?P<split>[^:]+):(?P<class_names>[^:]+)"
-    r"(:(?P<options>(year|first_pixel)=\d+(,(year|first_pixel)=\d+)*))?)"
-)
+# Of --dataset NAME=KIND:...: what the parts are, and the pattern of an option in the last one.
+_PARTS = {
+    "coco": ("json_file", "image_root"),
+    "voc": ("root", "split", "class_names"),
+    "cityscapes": ("image_root", "gt_root"),
+}
+_OPTION = {"voc": r"(year|first_pixel)=\d+", "cityscapes": "masks=(instanceIds|polygons)"}
 
 
 def register_dataset(name: str, kind: str = "coco", **where: Any) -> None:
@@ -144,15 +152,17 @@ def register_dataset(name: str, kind: str = "coco", **where: Any) -> None:
 
     Args:
         name: New name. Registering the same data set again is allowed.
-        kind: ``coco`` or ``voc``.
+        kind: ``coco``, ``voc`` or ``cityscapes``.
         **where: For coco ``json_file`` and ``image_root``. For voc ``root``, ``split``,
             ``class_names`` in the order of the class indices, ``year`` (2012, default, scores with
             the area under the precision-recall curve, 2007 with 11 points) and ``first_pixel`` (1,
-            default, for VOC's inclusive pixels from 1, 0 for continuous coordinates from 0).
+            default, for VOC's inclusive pixels from 1, 0 for continuous coordinates from 0). For
+            cityscapes ``image_root``, ``gt_root`` and ``masks``, see :func:`read_cityscapes`.
 
     InputError if the kind or a field is unknown, a field is missing, or the name is taken.
     """
-    makers: dict[str, Callable[..., DetectionDataset]] = {"coco": _own_coco, "voc": _own_voc}
+    makers: dict[str, Callable[..., DetectionDataset]]
+    makers = {"coco": _own_coco, "voc": _own_voc, "cityscapes": _own_cityscapes}
     if kind not in makers:
         raise InputError(f"Data set {name!r}: kind is {kind!r}, expected {' or '.join(makers)}.")
     try:
@@ -190,6 +200,16 @@ def _own_voc(
     return DetectionDataset(name, "voc", *where, classes, year, first_pixel)
 
 
+def _own_cityscapes(
+    name: str, *, image_root: _Path, gt_root: _Path, masks: str = "instanceIds"
+) -> DetectionDataset:
+    if masks not in ("instanceIds", "polygons"):
+        known = "expected instanceIds or polygons"
+        raise InputError(f"Data set {name!r}: masks is {masks!r}, {known}.")
+    where, classes = (os.fspath(image_root), None, os.fspath(gt_root)), tuple(CITYSCAPES_LABELS)
+    return DetectionDataset(name, "cityscapes", *where, classes=classes, masks=masks)
+
+
 def dataset_names() -> list[str]:
     """Return all names in the catalogue, built-in ones first."""
     return [*_BUILTIN, *_OWN]
@@ -215,19 +235,24 @@ def parse_dataset_flag(flag: str) -> str:
     """Register what a ``--dataset`` flag describes and return its name. InputError if the flag has
     another form, or :func:`register_dataset` refuses it.
     """
-    match = _FLAG.fullmatch(flag)
-    if match is None:
+    name, _, place = flag.partition("=")
+    kind, *parts = place.split(":")
+    names, option = _PARTS.get(kind, ()), _OPTION.get(kind, "")
+    words, options = parts[: len(names)], ":".join(parts[len(names) :])
+    is_legal = name and names and all(parts) and len(words) == len(names)
+    if not is_legal or options and not (option and re.fullmatch(f"{option}(,{option})*", options)):
         raise InputError(
-            f"--dataset {flag!r} is not understood; expected NAME=coco:JSON:IMAGES or"
-            " NAME=voc:ROOT:SPLIT:CLASSES[:OPTIONS]. CLASSES is a comma list or a file with a class"
-            " a line; OPTIONS are year=2007|2012 and first_pixel=0|1."
+            f"--dataset {flag!r} is not understood; expected NAME=coco:JSON:IMAGES,"
+            " NAME=voc:ROOT:SPLIT:CLASSES[:OPTIONS] or NAME=cityscapes:LEFTIMG:GTFINE[:OPTIONS]."
+            " CLASSES is a comma list or a file with a class a line; OPTIONS are year=2007|2012 and"
+            " first_pixel=0|1, of Cityscapes masks=instanceIds|polygons."
         )
-    where: dict[str, Any] = {key: text for key, text in match.groupdict().items() if text}
-    name, options = where.pop("name"), where.pop("options", "")
-    if "root" in where:
+    where: dict[str, Any] = dict(zip(names, words, strict=True))
+    if "class_names" in where:
         where["class_names"] = _parse_classes(where["class_names"])
-    where |= {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", options)}
-    register_dataset(name, "voc" if "root" in where else "coco", **where)
+    for key, value in re.findall(r"(\w+)=(\w+)", options):
+        where[key] = int(value) if value.isdecimal() else value
+    register_dataset(name, kind, **where)
     return name
 
 

@@ -24,6 +24,7 @@ _LEFT_OUT = {
     "invalid_polygons": "objects whose polygons all have fewer than 3 points (left out)",
     "images_without_keypoints": "images with a box and no keypoint (left out by MODEL.KEYPOINT_ON)",
 }
+_METRICS = {"coco": "COCO AP", "cityscapes": "COCO AP of boxes and Cityscapes AP of masks"}
 _THREADS = 8  # more than cores: they hide the wait for the disk
 
 
@@ -81,7 +82,7 @@ def check_dataset(name: str, *, open_images: bool = True) -> DatasetReport:
     """
     dataset = get_dataset(name)
     points = "11 points" if dataset.year == 2007 else "the area under the curve"
-    report = DatasetReport(name, "COCO AP" if dataset.kind == "coco" else f"VOC AP by {points}")
+    report = DatasetReport(name, _METRICS.get(dataset.kind, f"VOC AP by {points}"))
     problems: list[InputError] = []
     try:
         contents = dataset.read(on_problem=problems.append)

@@ -7,10 +7,11 @@ A record is a dict, one per image, with the fields of Detectron2's "dataset dict
         category_id   contiguous class index 0 .. C-1
         iscrowd       0 or 1; a crowd region is never trained on
         difficult     0 or 1, VOC only
-        area          px^2, COCO only: the area of the mask, which decides small / medium / large
-        segmentation  COCO only: list of polygons [x0, y0, x1, y1, ...] or a compressed RLE dict
+        area          px^2, not VOC: the area of the mask, which decides small / medium / large
+        segmentation  not VOC: list of polygons [x0, y0, x1, y1, ...] or a compressed RLE dict
         keypoints     COCO only: [x, y, visibility] * K, in the continuous coordinates of the boxes;
                       visibility is 0 (not labelled), 1 (labelled, hidden) or 2 (visible)
+    instance_file (str), Cityscapes only: the PNG that is evaluated
 Difference from Detectron2: boxes are always XYXY, so there is no "bbox_mode".
 """
 

@@ -17,10 +17,14 @@ from moco_transfer.runtime.errors import InputError
 
 from ..datasets import evaluated_tasks, make_evaluator
 
+# Detectron2's reader of Cityscapes imports a package that nobody outside its company has (issue
+# 5436).
+_UNREADABLE = ("cityscapes",)
+
 
 def add_datasets(names: Iterable[str] | None = None) -> None:
     """Make data sets of ``moco_transfer.data``'s catalogue (by default all) known to Detectron2; a
-    name that Detectron2 knows already stays as it is there.
+    name that Detectron2 knows already stays as it is there, unless it cannot read its files.
 
     Raises:
         UnknownKeyError: If our catalogue lacks a name.
@@ -28,6 +32,9 @@ def add_datasets(names: Iterable[str] | None = None) -> None:
     """
     for name in dataset_names() if names is None else names:
         dataset = get_dataset(name)
+        if dataset.kind in _UNREADABLE and name in DatasetCatalog:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
         if name in DatasetCatalog:
             _check_same_place(dataset)
         else:  # read by name when it is needed: the files may not be here at all
@@ -84,6 +91,10 @@ def _describe(dataset: DetectionDataset) -> None:
     if dataset.kind == "voc":
         metadata.set(evaluator_type="pascal_voc", thing_classes=classes, dirname=dataset.root)
         metadata.set(split=dataset.split, year=dataset.year)
+        return
+    if dataset.kind == "cityscapes":
+        metadata.set(evaluator_type="cityscapes_instance", thing_classes=classes)
+        metadata.set(image_dir=dataset.image_root, gt_dir=dataset.root)
         return
     metadata.set(evaluator_type="coco", json_file=dataset.json_file, image_root=dataset.image_root)
     if not os.path.exists(dataset.json_file or ""):

@@ -32,8 +32,8 @@ SMALL = """
 
 
 def write_few(folder: Path) -> None:
-    """Register test sets of a few images: few_voc, few_coco and few_cells; and BCCD for training,
-    as cells_train.
+    """Register test sets of a few images: few_voc, few_coco, few_cells and few_cityscapes; and BCCD
+    for training, as cells_train.
     """
     root = datasets_root()
     for name, source, split, classes in (
@@ -60,6 +60,13 @@ def write_few(folder: Path) -> None:
     register_dataset(
         "few_coco", "coco", json_file=str(folder / "few_coco.json"), image_root=val.image_root
     )
+    val = get_dataset("cityscapes_fine_instance_seg_val")
+    for file in sorted(Path(val.image_root).glob("*/*"))[:FEW]:
+        place = folder / "few_cityscapes" / file.parent.name
+        place.mkdir(parents=True, exist_ok=True)
+        (place / file.name).symlink_to(file)
+    images = folder / "few_cityscapes"
+    register_dataset("few_cityscapes", "cityscapes", image_root=images, gt_root=val.root)
 
 
 def train(name: str, folder: Path) -> None:
@@ -67,7 +74,8 @@ def train(name: str, folder: Path) -> None:
     kind.
     """
     own = not load_detection_config(name).DATASETS.TRAIN or name.startswith("demo")
-    kind = "cells" if own else "coco" if name.startswith("coco") else "voc"
+    kinds = ("coco", "cityscapes", "voc")
+    kind = "cells" if own else next(kind for kind in kinds if kind in name)
     words = [
         *SMALL.split(),
         "MODEL.WEIGHTS",

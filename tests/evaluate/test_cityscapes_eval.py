@@ -1,0 +1,118 @@
+"""The evaluator of Cityscapes against cityscapesscripts' script, which reads a PNG of each
+detection, and Detectron2's evaluator.
+
+Seen red under: groups as objects; void not ignored; objects of other classes matched; an empty mask
+kept; boxes scored as masks; a detection counted once for all images.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cityscapes_cases import (
+    detectron2_numbers,
+    draw_outputs,
+    let_script_run,
+    script_numbers,
+    write_truth,
+)
+from PIL import Image
+
+from moco_transfer.data.annotations.catalog import DetectionDataset
+
+script = pytest.importorskip(
+    "cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling",
+    reason="cityscapesscripts is not installed",
+)
+
+RECORDED = Path(__file__).parent / "fixtures" / "detectron2_cityscapes.json"
+
+
+@pytest.fixture(autouse=True)
+def _script_runs(monkeypatch, tmp_path):
+    let_script_run(monkeypatch, tmp_path)
+
+
+def _ours(dataset, outputs):
+    from moco_transfer.evaluate.cityscapes_eval import CityscapesEvaluator
+
+    evaluator = CityscapesEvaluator(dataset, ("bbox", "segm"))
+    evaluator.process(dataset.records, outputs)
+    return evaluator.evaluate()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_masks__equal_the_scripts_numbers(seed, tmp_path):
+    dataset = write_truth(tmp_path / "data", seed)
+    outputs = draw_outputs(dataset, seed)
+    files = sorted((tmp_path / "data").rglob("*"))
+    theirs = script_numbers(dataset, outputs, tmp_path / "predictions")
+    ours = _ours(dataset, outputs)["segm"]
+    assert ours == {name: value for name, value in theirs.items() if not np.isnan(value)}
+    assert sorted((tmp_path / "data").rglob("*")) == files, "nothing is written next to the data"
+
+
+@pytest.fixture
+def real(shared_data):
+    """The validation images of the sample."""
+    root = shared_data / "cityscapes"
+    places = (str(root / part / "val") for part in ("leftImg8bit", "gtFine"))
+    images, truth = places
+    return DetectionDataset("real", "cityscapes", images, root=truth)
+
+
+def test_real_images__equal_the_scripts_numbers(real, tmp_path):
+    outputs = draw_outputs(real, 0)
+    theirs = script_numbers(real, outputs, tmp_path / "predictions")
+    metrics = _ours(real, outputs)
+    assert metrics["segm"] == {k: v for k, v in theirs.items() if not np.isnan(v)}
+    assert 5 < metrics["segm"]["AP"] < metrics["segm"]["AP50"] < 95
+    assert {"AP", "AP50", "AP75", "APs"} <= set(metrics["bbox"])
+
+
+@pytest.mark.detectron2
+def test_real_images__equal_detectron2s_evaluator(real, monkeypatch):
+    outputs = draw_outputs(real, 0)
+    theirs = detectron2_numbers(real, outputs, monkeypatch)
+    ours = _ours(real, outputs)["segm"]
+    assert set(theirs) == {"AP", "AP50"} and {k: ours[k] for k in theirs} == theirs
+
+
+@pytest.mark.parametrize("row", json.loads(RECORDED.read_text()), ids=lambda row: str(row["seed"]))
+def test_masks__equal_what_detectron2s_evaluator_gave(row, tmp_path):
+    dataset = write_truth(tmp_path / "data", row["seed"])
+    ours = _ours(dataset, draw_outputs(dataset, row["seed"]))["segm"]
+    assert (ours["AP"], ours["AP50"]) == pytest.approx((row["AP"], row["AP50"]), abs=1e-9)
+
+
+def test_masks__detections_that_are_all_ignored_give_ap_0(tmp_path):
+    """The script itself fails on them."""
+    dataset = write_truth(tmp_path / "data", 0)
+    outputs = draw_outputs(dataset, 0)
+    for record, output in zip(dataset.records, outputs, strict=True):
+        void = np.asarray(Image.open(record["instance_file"])) == 0
+        output["masks"][:] = torch.from_numpy(void)
+    with pytest.raises(IndexError):
+        script_numbers(dataset, outputs, tmp_path / "predictions")
+    assert set(_ours(dataset, outputs)["segm"].values()) == {0.0}
+
+
+def test_evaluator__leaves_the_scripts_settings_alone(tmp_path):
+    before = dict(vars(script.args))
+    dataset = write_truth(tmp_path / "data", 0)
+    _ours(dataset, draw_outputs(dataset, 0))
+    assert vars(script.args) == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data"], "no matches.json here"
+
+
+def test_evaluator__predictions_of_a_set_without_masks_are_boxes_alone(tmp_path):
+    from moco_transfer.evaluate.cityscapes_eval import CityscapesEvaluator
+
+    dataset = write_truth(tmp_path / "data", 0)
+    evaluator = CityscapesEvaluator(dataset, ("bbox",))
+    evaluator.process(dataset.records, draw_outputs(dataset, 0))
+    assert set(evaluator.evaluate()) == {"bbox"}
