@@ -6,8 +6,11 @@ Every function works without a process group, as for world size 1.
 from __future__ import annotations
 
 import atexit
+import datetime
+import logging
 import os
 import sys
+import time
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
@@ -17,7 +20,11 @@ from torch import Tensor
 
 from .errors import InputError
 
+logger = logging.getLogger(__name__)
+
 _TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+PATIENCE = 20.0  # s until a process says for whom it waits, and between two such lines
+LONGEST_WAIT = 600.0  # s until it gives up
 _joined_group = False
 
 
@@ -29,20 +36,103 @@ def start_processes(device: str = "auto") -> torch.device:
             ``cuda`` becomes ``cuda:LOCAL_RANK``.
 
     Raises:
-        InputError: If the device is absent, or only some of torchrun's variables are set.
+        InputError: If the device is absent, only some of torchrun's variables are set or make no
+            sense, the port is in use, or a process does not come.
     """
-    missing = [name for name in _TORCHRUN_VARIABLES if name not in os.environ]
-    if missing and "WORLD_SIZE" not in missing:
+    missing = [name for name in _TORCHRUN_VARIABLES if not os.environ.get(name)]
+    set_alone = next((name for name in ("WORLD_SIZE", "RANK") if name not in missing), None)
+    if missing and set_alone:
+        hint = " (LOCAL_RANK is 0 where each machine has one process)" * ("LOCAL_RANK" in missing)
         raise InputError(
-            f"WORLD_SIZE is set, but not {', '.join(missing)}: use torchrun, or unset WORLD_SIZE."
+            f"{set_alone} is set, but not {', '.join(missing)}: use torchrun, set them{hint}, or"
+            f" unset {set_alone}."
         )
     chosen = _choose_device(device)
     if not missing and not dist.is_initialized():
         # gloo as well: what the host must know in each iteration would wait for the GPU in NCCL.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun has them together
+            dist.init_process_group(backend)
+        else:
+            rank, world_size = _whole_number("RANK"), _whole_number("WORLD_SIZE", least=1)
+            store = meet(rank, world_size)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
         global _joined_group
         _joined_group = True
     return chosen
+
+
+def _whole_number(name: str, *, least: int = 0) -> int:
+    """Return the number in a variable of the environment; InputError if there is none."""
+    text = os.environ[name]
+    if not (text.isascii() and text.isdigit() and int(text) >= least):
+        raise InputError(f"{name} is {text!r}, expected a whole number from {least} on.")
+    return int(text)
+
+
+def meet(rank: int, world_size: int) -> dist.Store:
+    """Return the store of a group without torchrun, as soon as all its processes are there. torch
+    itself would wait half an hour for them without a word.
+    """
+    host, port = os.environ["MASTER_ADDR"], _whole_number("MASTER_PORT")
+    if rank >= world_size or port >= 1 << 16:
+        raise InputError(
+            f"RANK {rank}, WORLD_SIZE {world_size}, MASTER_PORT {port}: expected a rank below"
+            " WORLD_SIZE and a port below 65536."
+        )
+    where, wait = f"{host}:{port}", datetime.timedelta(seconds=PATIENCE)
+    patience = _Patience(where, world_size)
+    while True:
+        try:
+            store = dist.TCPStore(
+                *(host, port, world_size, rank == 0, wait), wait_for_workers=False
+            )
+            break
+        except dist.DistError as error:
+            if "EADDRINUSE" in str(error):
+                raise InputError(
+                    f"MASTER_PORT {port} of this machine is in use, by another program or a run"
+                    " that has not ended. Give all processes another MASTER_PORT."
+                ) from error
+            if rank == 0:
+                raise InputError(
+                    f"Process 0 cannot wait for the others at {where} ({_first_line(error)})."
+                    " MASTER_ADDR is the name or address of its machine."
+                ) from error
+            patience.waits_for([0])
+    if store.add(f"here/{rank}", 1) > 1:
+        raise InputError(f"Two processes with RANK {rank} came to {where}. Number them from 0 on.")
+    try:
+        while missing := [r for r in range(world_size) if not store.check([f"here/{r}"])]:
+            patience.waits_for(missing)
+            time.sleep(0.05)
+    except dist.DistError as error:
+        raise InputError(f"Process 0 at {where} has ended: its message says why.") from error
+    return dist.PrefixStore("group", store)
+
+
+class _Patience:
+    """Says from time to time which processes are missing, and gives up in the end."""
+
+    def __init__(self, where: str, world_size: int) -> None:
+        self._where, self._world_size = where, world_size
+        self._since, self._said = time.monotonic(), 0
+
+    def waits_for(self, missing: list[int]) -> None:
+        """Note that these ranks are still missing; InputError after :data:`LONGEST_WAIT`."""
+        waited = time.monotonic() - self._since
+        ranks = ", ".join(map(str, missing[:8])) + ", …" * (len(missing) > 8)
+        facts = f"{len(missing)} of {self._world_size} processes at {self._where} (RANK {ranks})"
+        remedy = "Start them with the same MASTER_ADDR and MASTER_PORT, or unset WORLD_SIZE."
+        if waited > LONGEST_WAIT:
+            raise InputError(f"Waited {waited:.0f} s in vain for {facts}. {remedy}")
+        if waited > PATIENCE * (self._said + 1):
+            self._said += 1
+            logger.warning("waiting for %s since %.0f s. %s", facts, waited, remedy)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:120]
 
 
 def stop_processes() -> None:

@@ -66,5 +66,9 @@ def replace_by_torchrun(command: list[str]) -> None:
     """
     count = int(next(w for w in command if w.startswith("--nproc_per_node")).rpartition("=")[2])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    machines = [word.partition("=")[2] for word in command if word.startswith("--nnodes=")]
+    if machines:  # torchrun waits for the others without a word
+        place = " ".join(word for word in command if word.startswith("--master_"))
+        print(f"waiting for {machines[0]} machines ({place})", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os.execv(command[0], command)

@@ -11,6 +11,7 @@ import functools
 import logging
 import os
 import random
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
@@ -38,7 +39,12 @@ from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from moco_transfer.data.annotations.catalog import DetectionDataset
 from moco_transfer.data.annotations.records import is_trainable
-from moco_transfer.runtime.distributed import gather_object, get_rank, get_world_size
+from moco_transfer.runtime.distributed import (
+    all_gather_object,
+    gather_object,
+    get_rank,
+    get_world_size,
+)
 from moco_transfer.runtime.errors import InputError
 from moco_transfer.runtime.seed import derive_seed
 from moco_transfer.runtime.stop import ignore_sigterm
@@ -83,7 +89,9 @@ def to_detectron2(cfg: CfgNode, device: str) -> Detectron2Config:
 def _join_local_group() -> None:
     """Tell Detectron2 which processes share this host: its launcher would, torchrun does not."""
     if dist.is_initialized():
-        comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+        hosts = all_gather_object(socket.gethostname())
+        given = os.environ.get("LOCAL_WORLD_SIZE")  # by torchrun alone
+        comm.create_local_process_group(int(given or hosts.count(socket.gethostname())))
 
 
 def random_state() -> dict[str, Any]:
