@@ -1,7 +1,7 @@
-"""Train configs for three iterations each on Detectron2, in one process; the tests look at what
+"""Train configs for three iterations each on an engine, in one process; the tests look at what
 each left behind.
 
-    DETECTRON2_DATASETS=DATA python run_configs.py OUTPUT_FOLDER CONFIG...
+    DETECTRON2_DATASETS=DATA python run_configs.py OUTPUT_FOLDER ENGINE CONFIG...
 
 A config that fails leaves ``error.txt`` instead of results.json.
 """
@@ -32,8 +32,8 @@ SMALL = """
 
 
 def write_few(folder: Path) -> None:
-    """Register test sets of a few images: few_voc, few_coco, few_cells and few_cityscapes; and BCCD
-    for training, as cells_train.
+    """Register test sets of a few images: few_voc, few_coco, few_people, few_cells and
+    few_cityscapes; and BCCD for training, as cells_train.
     """
     root = datasets_root()
     for name, source, split, classes in (
@@ -51,15 +51,16 @@ def write_few(folder: Path) -> None:
     register_dataset(
         "cells_train", "voc", root=str(root / "BCCD"), split="train", class_names=CELLS
     )
-    val = get_dataset("coco_2017_val")
-    content = json.loads(Path(val.json_file).read_text())
-    content["images"] = content["images"][:FEW]
-    kept = {image["id"] for image in content["images"]}
-    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
-    (folder / "few_coco.json").write_text(json.dumps(content))
-    register_dataset(
-        "few_coco", "coco", json_file=str(folder / "few_coco.json"), image_root=val.image_root
-    )
+    for name, source in (("few_coco", "coco_2017_val"), ("few_people", "keypoints_coco_2017_val")):
+        val = get_dataset(source)
+        content = json.loads(Path(val.json_file).read_text())
+        used = {a["image_id"] for a in content["annotations"] if a.get("num_keypoints", 1)}
+        content["images"] = [image for image in content["images"] if image["id"] in used][:FEW]
+        kept = {image["id"] for image in content["images"]}
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+        file = folder / f"{name}.json"
+        file.write_text(json.dumps(content))
+        register_dataset(name, "coco", json_file=str(file), image_root=val.image_root)
     val = get_dataset("cityscapes_fine_instance_seg_val")
     for file in sorted(Path(val.image_root).glob("*/*"))[:FEW]:
         place = folder / "few_cityscapes" / file.parent.name
@@ -69,13 +70,13 @@ def write_few(folder: Path) -> None:
     register_dataset("few_cityscapes", "cityscapes", image_root=images, gt_root=val.root)
 
 
-def train(name: str, folder: Path) -> None:
+def train(name: str, engine: str, folder: Path) -> None:
     """Train one config on the data that it names, and evaluate it on a few images of the same
     kind.
     """
     own = not load_detection_config(name).DATASETS.TRAIN or name.startswith("demo")
-    kinds = ("coco", "cityscapes", "voc")
-    kind = "cells" if own else next(kind for kind in kinds if kind in name)
+    kinds = {"keypoint": "people", "coco": "coco", "cityscapes": "cityscapes", "voc": "voc"}
+    kind = "cells" if own else next(kind for word, kind in kinds.items() if word in name)
     words = [
         *SMALL.split(),
         "MODEL.WEIGHTS",
@@ -87,7 +88,7 @@ def train(name: str, folder: Path) -> None:
     ]
     if own:
         words += ["DATASETS.TRAIN", "('cells_train',)", "MODEL.ROI_HEADS.NUM_CLASSES", "3"]
-    finetune(plan_finetuning(Request(name, words, engine="detectron2", force=True)))
+    finetune(plan_finetuning(Request(name, words, engine=engine, force=True)))
 
 
 def main() -> None:
@@ -95,9 +96,9 @@ def main() -> None:
     output = Path(sys.argv[1])
     output.mkdir(parents=True, exist_ok=True)
     write_few(output)
-    for name in sys.argv[2:]:
+    for name in sys.argv[3:]:
         try:
-            train(name, output / name)
+            train(name, sys.argv[2], output / name)
         except Exception:
             (output / name).mkdir(exist_ok=True)
             (output / name / "error.txt").write_text(traceback.format_exc())

@@ -1,7 +1,7 @@
 """The numbers of an engine that the parity tests compare, and how Detectron2's lie in
 ``fixtures/*.npz``. Imports no Detectron2.
 
-A fixture holds the boxes, scores, classes and masks of every image one after the other, with
+A fixture holds boxes, scores, classes, masks and keypoints of every image one after the other, with
 their counts, and for each batch the losses, the norm of every gradient and a digest of every BN
 statistic after the step. Arrays by name would be mostly their own headers.
 """
@@ -71,6 +71,9 @@ def pack(
         arrays["masks"] = np.packbits(
             torch.cat([output["masks"].flatten() for output in outputs]).numpy()
         )
+    if "keypoints" in outputs[0]:
+        keypoints = torch.cat([output["keypoints"] for output in outputs])
+        arrays["keypoints"] = keypoints.float().numpy()
     names = {kind: sorted(steps[0][kind]) for kind in ("losses", "gradient_norms", "statistics")}
     arrays["names"] = np.array(json.dumps(names))
     arrays["losses"] = np.array(
@@ -90,6 +93,8 @@ def unpack_outputs(fixture: Mapping[str, np.ndarray]) -> list[dict[str, torch.Te
     counts = fixture["counts"].T.tolist()
     split = {name: torch.from_numpy(fixture[name]).split(counts[0]) for name in _PER_PROPOSAL}
     split |= {name: torch.from_numpy(fixture[name]).split(counts[1]) for name in _PER_DETECTION}
+    if "keypoints" in fixture:
+        split["keypoints"] = torch.from_numpy(fixture["keypoints"]).split(counts[1])
     if "masks" in fixture:
         shapes = [
             (count, *size)

@@ -26,11 +26,15 @@ import detector_cases as cases
 import numpy as np
 import torch
 import torchvision
+from detectron2.data import DatasetMapper
+from detectron2.data import transforms as T
+from detectron2.data.datasets import load_coco_json
+from detectron2.data.detection_utils import create_keypoint_hflip_indices
 from detectron2.modeling import build_model
 from detectron2.modeling.proposal_generator import proposal_utils
 from detectron2.modeling.roi_heads import fast_rcnn
 from detectron2.solver import build_lr_scheduler
-from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
 from detectron2.utils.events import EventStorage
 from fixture_format import pack, summarise
 from pycocotools import mask as mask_api
@@ -52,9 +56,34 @@ def as_detectron2(records: list[dict]) -> list[dict]:
             instances.gt_masks = BitMasks(np.stack([mask_api.decode(rle) for rle in masks]))
         elif masks is not None:
             instances.gt_masks = PolygonMasks([[np.array(p) for p in mask] for mask in masks])
+        if "gt_keypoints" in record:
+            instances.gt_keypoints = Keypoints(record["gt_keypoints"].clone())
         keep = {key: record[key] for key in ("image", "height", "width")}
         batch.append({**keep, "instances": instances})
     return batch
+
+
+def people_of_detectron2(coco_folder: Path) -> list[list[dict]]:
+    """Return the images of ``detector_cases.real_people`` as Detectron2 itself reads, resizes and
+    mirrors them, in batches.
+    """
+    file = coco_folder / "annotations" / "person_keypoints_val2017.json"
+    read = load_coco_json(str(file), str(coco_folder / "val2017"), "keypoints_coco_2017_val")
+    records = {record["image_id"]: record for record in read}
+    indices = create_keypoint_hflip_indices("keypoints_coco_2017_train")
+    batch = []
+    for ours, change in cases.real_people(coco_folder):
+        changes = [T.ResizeShortestEdge([64], 160, "choice")]
+        changes += [T.RandomFlip(1.0)] if change.flip == "horizontal" else []
+        mapper = DatasetMapper(
+            True,
+            augmentations=changes,
+            image_format="RGB",
+            use_keypoint=True,
+            keypoint_hflip_indices=indices,
+        )
+        batch.append(mapper(records[ours["image_id"]]))
+    return cases.in_batches(batch)
 
 
 def build_reference(cfg, weights: dict[str, torch.Tensor]) -> torch.nn.Module:
@@ -68,7 +97,7 @@ def build_reference(cfg, weights: dict[str, torch.Tensor]) -> torch.nn.Module:
 def infer(model: torch.nn.Module, records: list[dict]) -> list[dict]:
     """Return for each image Detectron2's proposals and detections."""
     model.eval()
-    batch = as_detectron2(records)
+    batch = records if "instances" in records[0] else as_detectron2(records)
     images = model.preprocess_image(batch)
     proposals, _ = model.proposal_generator(images, model.backbone(images.tensor), None)
     outputs = []
@@ -82,7 +111,11 @@ def infer(model: torch.nn.Module, records: list[dict]) -> list[dict]:
                 "scores": instances.scores,
                 "classes": instances.pred_classes,
             }
-            | ({"masks": instances.pred_masks} if instances.has("pred_masks") else {})
+            | {
+                name: instances.get(f"pred_{name}")
+                for name in ("masks", "keypoints")
+                if instances.has(f"pred_{name}")
+            }
         )
     return outputs
 
@@ -92,7 +125,7 @@ def train_step(model: torch.nn.Module, records: list[dict]) -> dict:
     model.train()
     model.zero_grad()
     with EventStorage():
-        losses = model(as_detectron2(records))
+        losses = model(records if "instances" in records[0] else as_detectron2(records))
     sum(losses.values()).backward()
     return summarise(model, losses)
 
@@ -143,7 +176,10 @@ def generated(case: str) -> dict[str, np.ndarray]:
 
 def on_real_images(case: str, coco_folder: Path) -> dict[str, np.ndarray]:
     """Return the fixture of a case on images of COCO val."""
-    batches = cases.real_batches(coco_folder, masks=case.endswith("mask"))
+    if case.endswith("keypoint"):
+        batches = people_of_detectron2(coco_folder)
+    else:
+        batches = cases.real_batches(coco_folder, masks=case.endswith("mask"))
     records = [record for batch in batches for record in batch]
     if len(records) < cases.NUM_REAL_IMAGES:
         raise SystemExit(

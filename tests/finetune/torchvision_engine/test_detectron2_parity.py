@@ -7,7 +7,9 @@ of the second stage set to 1; box loss divided by the foreground regions only; t
 out of C4; masks cut at .4. Where every level is pooled: regions given back in the order of their
 levels; 230 px for the canonical 224; p5 never used. BN statistics of the channels in reverse order,
 their norms the same; on real images: pixels 1.0001 times as large, boxes scaled by the width
-alone.
+alone. Keypoints: the box's right edge taken for outside; half a pixel left out of the decoding;
+    the width in whole pixels; bilinear for bicubic; scores normalised over the pixels; the loss
+    divided by another number; left and right not swapped in a mirrored image.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from detector_cases import (
     images_of,
     make_config,
     real_batches,
+    real_people_batches,
     real_records,
 )
 from fixture_format import digest, summarise, unpack_outputs, unpack_step
@@ -43,7 +46,7 @@ FIXTURES = Path(__file__).parent / "fixtures"
 # A mask detector's box branch is the Faster detector's: without the slow ones each architecture is
 # still covered.
 SLOW = {"r18_c4", "r50_c4", "r50_c4_mask", "r50_fpn", "r50_dc5", "rx50_fpn", "r101_c4"}
-REAL_BY_DEFAULT = ("r18_fpn_mask", "r18_c4", "r50_c4")
+REAL_BY_DEFAULT = ("r18_fpn_mask", "r18_c4", "r50_c4", "r18_fpn_keypoint")
 NUM_BATCHES = NUM_REAL_IMAGES // REAL_BATCH
 
 
@@ -120,6 +123,10 @@ def check_outputs(ours: list[dict], theirs: list[dict], limits: Limits = EXACT) 
             our["scores"].double(), their["scores"].double(), rtol=0, atol=limits.score
         )
         assert our["classes"].tolist() == their["classes"].tolist()
+        if "keypoints" in our:
+            points, expected = our["keypoints"].double(), their["keypoints"].double()
+            torch.testing.assert_close(points[..., :2], expected[..., :2], rtol=0, atol=0.01)
+            torch.testing.assert_close(points[..., 2], expected[..., 2], rtol=0, atol=1e-5)
         if "masks" in our:
             overlap = (our["masks"] & their["masks"]).flatten(1).sum(1)
             union = (our["masks"] | their["masks"]).flatten(1).sum(1)
@@ -231,7 +238,10 @@ def real_fixture(case: str, shared_data: Path) -> tuple[dict[str, np.ndarray], l
     """The numbers on real images, and these in batches."""
     with np.load(FIXTURES / f"real_{case}.npz") as file:
         fixture = dict(file)
-    batches = real_batches(shared_data / "coco", masks=case.endswith("mask"))
+    if case.endswith("keypoint"):
+        batches = real_people_batches(shared_data / "coco")
+    else:
+        batches = real_batches(shared_data / "coco", masks=case.endswith("mask"))
     if (
         image_checksums([record for batch in batches for record in batch])
         != fixture["checksums"].tolist()
@@ -325,6 +335,27 @@ def test_live__twenty_real_images(case, shared_data):
 
 
 @pytest.mark.detectron2
+@pytest.mark.slow
+def test_live__keypoints_of_twenty_real_images_as_detectron2_reads_and_mirrors_them(shared_data):
+    import make_detectron2_fixtures as reference
+
+    model, weights = build_drawn("r18_fpn_keypoint", torch.float64)
+    config = make_config("r18_fpn_keypoint")
+    detectron2 = reference.build_reference(config, weights).double()
+    ours = real_people_batches(shared_data / "coco")
+    theirs = reference.people_of_detectron2(shared_data / "coco")
+    assert sum(map(len, ours)) == sum(map(len, theirs)) == NUM_REAL_IMAGES
+    with reference.nms_in_float32():
+        for our, their in zip(ours, theirs, strict=True):
+            for m in (model, detectron2):
+                m.load_state_dict(weights)
+            outputs = reference.infer(detectron2, their)
+            assert all(len(output["keypoints"]) for output in outputs)
+            check_outputs(infer(model, our), outputs)
+            check_step(train_step(model, our), reference.train_step(detectron2, their))
+
+
+@pytest.mark.detectron2
 @pytest.mark.parametrize(
     "case",
     [
@@ -334,6 +365,8 @@ def test_live__twenty_real_images(case, shared_data):
         "r18_fpn_bitmask",
         "r34_fpn",
         "r50_fpn_mask_levels",
+        "r18_fpn_keypoint",
+        "r18_fpn_mask_keypoint",
     ],
 )
 def test_live__generated_images(case):
@@ -377,7 +410,7 @@ def test_live__sampling_draws_what_detectron2_draws():
 
 
 @pytest.mark.detectron2
-@pytest.mark.parametrize("case", ["r18_c4", "r18_fpn_mask"])
+@pytest.mark.parametrize("case", ["r18_c4", "r18_fpn_mask", "r18_fpn_keypoint"])
 def test_live__initial_weights_have_detectron2s_spread(case):
     """Means and standard deviations of every drawn tensor agree as far as its size lets them."""
     import make_detectron2_fixtures as reference
