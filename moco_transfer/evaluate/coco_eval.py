@@ -17,7 +17,6 @@ import io
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -34,7 +33,7 @@ from .metric_names import (
     TIDE_ERRORS,
     class_metric,
 )
-from .predictions import Metrics, PredictionWriter, warn_absent
+from .predictions import Metrics, PredictionWriter, warn_absent, without_garbage_collection
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +42,11 @@ _COCO_NUMBERS = (*BBOX_METRICS, *RECALL_METRICS)
 _LVIS_NUMBERS = (*LVIS_METRICS, "AR300", *RECALL_METRICS[3:])
 _PREDICTED_IN = {"segm": "masks", "keypoints": "keypoints"}
 # With a bbox, the sizes of masks (small, medium, large) would be those of the boxes.
-_RESULT_KEYS = {"segm": ["segmentation"], "keypoints": ["bbox", "keypoints"]}
-_OF_LVIS = ("neg_category_ids", "not_exhaustive_category_ids")
+_RESULT_KEYS = {"bbox": ["bbox"], "segm": ["segmentation"], "keypoints": ["bbox", "keypoints"]}
+_IMAGE_KEYS = (
+    *("height", "width", "file_name"),
+    *("neg_category_ids", "not_exhaustive_category_ids"),  # of LVIS
+)
 _TIDE_NAMES = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")  # hotcoco's, in TIDE_ERRORS' order
 
 
@@ -72,10 +74,15 @@ class CocoEvaluator(PredictionWriter):
         self.tasks, self.oks_sigmas, self.lvis_style = tuple(tasks), oks_sigmas, lvis_style
         self.extras = tuple(_PREDICTED_IN[task] for task in tasks if task in _PREDICTED_IN)
 
+    @without_garbage_collection()
     def score(self, found: list[tuple[int | str, dict[str, Any]]], results: list[dict]) -> Metrics:
         """Return COCO's numbers by name and ``AP-<class>``, for each task."""
         scores = CocoScores(
-            results, self.dataset, oks_sigmas=self.oks_sigmas, lvis_style=self.lvis_style
+            results,
+            self.dataset,
+            found=found,
+            oks_sigmas=self.oks_sigmas,
+            lvis_style=self.lvis_style,
         )
         self.tide = {task: tide for task in self.tasks if (tide := scores.tide(task))}
         if self.output_file is not None:
@@ -84,18 +91,26 @@ class CocoEvaluator(PredictionWriter):
         return {task: scores.metrics(task) for task in self.tasks}
 
 
+@without_garbage_collection()
 def evaluate_results(
-    results: list[dict], dataset: DetectionDataset, tasks: tuple[str, ...] = ("bbox",)
+    results: list[dict],
+    dataset: DetectionDataset,
+    tasks: tuple[str, ...] = ("bbox",),
+    *,
+    found: list[tuple[int | str, dict[str, Any]]] | None = None,
 ) -> Metrics:
-    """Return COCO's numbers by name and ``AP-<class>``, 0-100, for each of ``tasks``."""
-    scores = CocoScores(results, dataset)
+    """Return COCO's numbers by name and ``AP-<class>``, 0-100, for each of ``tasks``; see
+    ``CocoScores``.
+    """
+    scores = CocoScores(results, dataset, found=found)
     return {task: scores.metrics(task) for task in tasks}
 
 
 class CocoScores:
     """What COCO's rules say of results on a data set; see ``CocoEvaluator`` for the arguments.
 
-    ``ignore_difficult`` takes VOC's difficult objects for crowd regions.
+    ``found`` has the same detections as arrays, see ``PredictionWriter.score``: boxes are then
+    loaded faster. ``ignore_difficult`` takes VOC's difficult objects for crowd regions.
     """
 
     def __init__(
@@ -103,11 +118,12 @@ class CocoScores:
         results: list[dict],
         dataset: DetectionDataset,
         *,
+        found: list[tuple[int | str, dict[str, Any]]] | None = None,
         oks_sigmas: tuple[float, ...] = (),
         lvis_style: bool = False,
         ignore_difficult: bool = False,
     ) -> None:
-        self._results, self._dataset = results, dataset
+        self._results, self._found, self._dataset = results, found, dataset
         self._oks_sigmas, self._lvis_style = oks_sigmas, lvis_style
         self._ignore_difficult = ignore_difficult
         self.image_ids = sorted(record["image_id"] for record in dataset.records)
@@ -192,8 +208,7 @@ class CocoScores:
 
     def _load(self, task: str) -> tuple[Any, Any]:
         """Return ground truth and detections as COCO objects."""
-        api = self._library[0]
-        results = self._boxes() if task == "bbox" else self._renumbered(_RESULT_KEYS[task])
+        api, results = self._library[0], self._results_of(task)
         with contextlib.redirect_stdout(io.StringIO()):
             content = self._truth(task)
             truth = _indexed(api(), content)
@@ -201,65 +216,76 @@ class CocoScores:
             nothing = _indexed(api(), content | {"annotations": []})
             return truth, truth.loadRes(results) if self._results else nothing
 
-    def _renumbered(self, keys: Sequence[str]) -> list[dict]:
-        """Return the results with our numbers of images and these keys alone."""
-        keys, number = ("score", "category_id", *keys), self._number
-        return [
-            {k: r[k] for k in keys} | {"image_id": number[r["image_id"]]} for r in self._results
-        ]
-
-    def _boxes(self) -> np.ndarray:
-        """Return the results as an array (N, 7), which the libraries load faster."""
-        number = self._number
-        rows = [
-            (number[r["image_id"]], *r["bbox"], r["score"], r["category_id"]) for r in self._results
-        ]
-        return np.array(rows, float).reshape(-1, 7)
+    def _results_of(self, task: str) -> list[dict] | np.ndarray:
+        """Return the results with our numbers of images, and what a task needs of them."""
+        number, found = self._number, self._found
+        if task != "bbox" or not found:
+            keys = ("score", "category_id", *_RESULT_KEYS[task])
+            return [
+                {"image_id": number[result["image_id"]]} | {key: result[key] for key in keys}
+                for result in self._results
+            ]
+        boxes, scores, classes = (
+            np.concatenate([output[key] for _, output in found])
+            for key in ("boxes", "scores", "classes")
+        )
+        images = np.repeat([number[i] for i, _ in found], [len(o["scores"]) for _, o in found])
+        category_ids = np.array(self._dataset.category_ids)[classes]
+        sizes = boxes[:, 2:] - boxes[:, :2]  # in float32, as in the predictions file
+        return np.column_stack([images, boxes[:, :2], sizes, scores, category_ids]).astype(float)
 
     def _truth(self, task: str) -> dict[str, Any]:
         """Return the records as the content of a COCO json file, with what a task needs.
 
         Ids of annotations start at 1: pycocotools takes an object with id 0 as never found.
         """
-        dataset = self._dataset
-        keys = ("height", "width", "file_name", *_OF_LVIS)
-        images: list[dict] = []
-        annotations: list[dict] = []
-        for record in dataset.records:
-            number = self._number[record["image_id"]]
-            images.append({key: record[key] for key in keys if key in record} | {"id": number})
-            for annotation in record["annotations"]:
-                entry = self._entry(annotation, record, task)
-                annotations.append(entry | {"id": len(annotations) + 1, "image_id": number})
-        categories: list[dict[str, Any]] = [
-            {"id": category, "name": name}
-            for category, name in zip(dataset.category_ids, dataset.class_names, strict=True)
+        records, ids = self._dataset.records, self._dataset.category_ids
+        names = self._dataset.class_names
+        images = [
+            {"id": self._number[record["image_id"]]}
+            | {key: record[key] for key in _IMAGE_KEYS if key in record}
+            for record in records
         ]
+        objects = [(record, a) for record in records for a in record["annotations"]]
+        boxes = np.array([a["bbox"] for _, a in objects], float).reshape(-1, 4)
+        boxes[:, 2:] -= boxes[:, :2]
+        annotations = [
+            {
+                "id": number,
+                "image_id": self._number[record["image_id"]],
+                "category_id": ids[a["category_id"]],
+                "bbox": box,
+                "area": a.get("area", box[2] * box[3]),
+                "iscrowd": a.get("iscrowd", 0),
+            }
+            for number, ((record, a), box) in enumerate(
+                zip(objects, boxes.round(3).tolist(), strict=True), start=1
+            )
+        ]
+        for entry, (record, a) in zip(annotations, objects, strict=True):
+            if self._ignore_difficult and a.get("difficult", 0):
+                entry["iscrowd"] = 1
+            if task == "segm":
+                entry["segmentation"] = a.get("segmentation") or _empty_mask(record)
+            if task == "keypoints":
+                entry |= self._keypoints(a)
+        categories: list[dict] = [{"id": i, "name": n} for i, n in zip(ids, names, strict=True)]
         if self._lvis_style:
-            for category, frequency in zip(categories, dataset.frequencies, strict=True):
+            for category, frequency in zip(categories, self._dataset.frequencies, strict=True):
                 category["frequency"] = frequency
         return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
-    def _entry(self, annotation: dict, record: dict, task: str) -> dict[str, Any]:
-        x0, y0, x1, y1 = annotation["bbox"]
-        box = [round(v, 3) for v in (x0, y0, x1 - x0, y1 - y0)]
-        crowd = annotation.get("iscrowd", 0)
-        if self._ignore_difficult:
-            crowd = max(crowd, int(annotation.get("difficult", 0)))
-        category = self._dataset.category_ids[annotation["category_id"]]
-        entry = {"category_id": category, "bbox": box, "iscrowd": crowd}
-        entry["area"] = annotation.get("area", box[2] * box[3])
-        if task == "segm":
-            size = [record["height"], record["width"]]
-            nothing = {"size": size, "counts": [size[0] * size[1]]}
-            entry["segmentation"] = annotation.get("segmentation") or nothing
-        if task == "keypoints":
-            num_points = len(self._dataset.keypoint_names) or len(self._oks_sigmas) or 17
-            points = annotation.get("keypoints") or [0.5, 0.5, 0] * num_points
-            # Files hold pixel indices, records continuous coordinates.
-            entry["keypoints"] = [v if i % 3 == 2 else v - 0.5 for i, v in enumerate(points)]
-            entry["num_keypoints"] = sum(visibility > 0 for visibility in points[2::3])
-        return entry
+    def _keypoints(self, annotation: dict) -> dict[str, Any]:
+        num_points = len(self._dataset.keypoint_names) or len(self._oks_sigmas) or 17
+        points = annotation.get("keypoints") or [0.5, 0.5, 0] * num_points
+        # Files hold pixel indices, records continuous coordinates.
+        indices = [v if i % 3 == 2 else v - 0.5 for i, v in enumerate(points)]
+        return {"keypoints": indices, "num_keypoints": sum(v > 0 for v in points[2::3])}
+
+
+def _empty_mask(record: dict) -> dict[str, Any]:
+    height, width = record["height"], record["width"]
+    return {"size": [height, width], "counts": [height * width]}
 
 
 def _indexed(api: Any, content: dict[str, Any]) -> Any:

@@ -24,6 +24,8 @@ import numpy as np
 
 from ..runtime.files import atomic_path
 
+_FLAGS = ("dtMatches", "dtIgnore")  # of COCOeval's evalImgs: ids of objects, 0 for none
+
 
 @dataclass(frozen=True)
 class TaskMatches:
@@ -71,27 +73,30 @@ def matches_of_coco(scored: Any, category_ids: Sequence[int]) -> TaskMatches:
     class_of = {category: index for index, category in enumerate(category_ids)}
     entries = [entry for entry in scored.evalImgs if entry is not None]
     entries.sort(key=lambda entry: (class_of[entry["category_id"]], entry["image_id"]))
-    counts = [len(entry["dtScores"]) for entry in entries]
     images = np.array([entry["image_id"] - 1 for entry in entries], np.int64)
     classes = np.array([class_of[entry["category_id"]] for entry in entries], np.int64)
-    rows = range(len(scored.params.iouThrs))
-    matched = np.array([_joined(entries, "dtMatches", row, sum(counts)) for row in rows])
-    ignored = np.array([_joined(entries, "dtIgnore", row, sum(counts)) for row in rows])
+    objects = [len(entry["gtIgnore"]) - int(sum(entry["gtIgnore"])) for entry in entries]
+    truth = np.stack([images, classes, objects], axis=1).astype(np.int64)
+    counts = np.array([len(entry["dtScores"]) for entry in entries], np.int64)
     scores = np.fromiter(itertools.chain.from_iterable(e["dtScores"] for e in entries), float)
-    objects = np.array([np.sum(np.logical_not(e["gtIgnore"])) for e in entries], np.int64)
-    image, of_class = np.repeat(images, counts), np.repeat(classes, counts)
+    num_thresholds = len(scored.params.iouThrs)
+    matched, ignored = (_joined(entries, k, counts, num_thresholds) for k in _FLAGS)
+    of_class = np.repeat(classes, counts)
     order = np.lexsort((-scores, of_class))  # stable: equal scores stay in the order of images
-    counted = objects > 0
     return TaskMatches(
-        image=image[order],
+        image=np.repeat(images, counts)[order],
         classes=of_class[order],
         score=scores[order],
         hit=(matched & ~ignored)[:, order],
         ignored=ignored[:, order],
-        truth=np.stack([images, classes, objects], axis=1)[counted],
+        truth=truth[truth[:, 2] > 0],
     )
 
 
-def _joined(entries: list[Any], key: str, row: int, count: int) -> np.ndarray:
-    values = itertools.chain.from_iterable(entry[key][row] for entry in entries)
-    return np.fromiter(values, bool, count)
+def _joined(entries: list[Any], key: str, counts: np.ndarray, num_thresholds: int) -> np.ndarray:
+    """Return the flags (T, d) of all entries as (T, D)."""
+    rows = itertools.chain.from_iterable(entry[key] for entry in entries)
+    flat = np.fromiter(itertools.chain.from_iterable(rows), bool)
+    begin = np.repeat(np.cumsum(counts) - counts, counts)  # of each detection's entry
+    row = np.arange(num_thresholds)[:, None] * np.repeat(counts, counts)
+    return flat[(num_thresholds - 1) * begin + row + np.arange(len(begin))]

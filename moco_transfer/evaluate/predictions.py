@@ -33,6 +33,20 @@ logger = logging.getLogger(__name__)
 Metrics = dict[str, dict[str, float]]
 
 
+@contextlib.contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """The collector would walk millions of small objects, none of them garbage, and double the
+    time.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 class PredictionWriter:
     """Collects and writes the predictions on a test set: the base of the evaluators.
 
@@ -75,9 +89,9 @@ class PredictionWriter:
         shares = gather_object(self._found)
         if not is_main_process():
             return {}
-        with _no_garbage_collection():
-            return self._evaluate([image for share in shares for image in share])
+        return self._evaluate([image for share in shares for image in share])
 
+    @without_garbage_collection()
     def _evaluate(self, found: list[tuple[int | str, dict[str, Any]]]) -> Metrics:
         name, num_records = self.dataset.name, len(self.dataset.records)
         ids = self.dataset.category_ids
@@ -109,20 +123,6 @@ class PredictionWriter:
         name, file = self.dataset.name, self.output_file
         logger.warning(f"Data set {name!r} has no ground truth: {file} has the predictions, no AP.")
         return {}
-
-
-@contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """The collector would walk millions of small objects, none of them garbage, and double the
-    time.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def warn_absent(dataset: DetectionDataset, absent: list[str], consequence: str) -> None:

@@ -16,7 +16,6 @@ import numpy as np
 
 from ..data.annotations.catalog import DetectionDataset
 from .coco_eval import CocoScores, evaluate_results
-from .matches import TaskMatches
 from .metric_names import class_metric
 from .predictions import Metrics, PredictionWriter, warn_absent
 from .voc_ap import IOU_THRESHOLDS, VocDetections, VocGroundTruth, voc_eval
@@ -52,22 +51,20 @@ class VocEvaluator(PredictionWriter):
         aps, matches = voc_eval(
             detections, self.truth, num_classes=len(names), use_11_points=of_2007
         )
-        self._keep(matches, "voc_11" if of_2007 else "voc_area", results)
+        scores = CocoScores(results, self.dataset, found=found, ignore_difficult=True)
+        self.tide = {"bbox": tide} if (tide := scores.tide("bbox")) else {}
+        if self.output_file is not None:
+            image_ids = [record["image_id"] for record in self.dataset.records]
+            metric = "voc_11" if of_2007 else "voc_area"
+            self.write_matches(image_ids, metric, {"bbox": matches})
         of_iou, of_class = (100 * aps).mean(axis=1), (100 * aps).mean(axis=0).tolist()
         metrics = {"AP": float(np.mean(of_iou))}
         metrics |= {f"AP{t}": float(of_iou[IOU_THRESHOLDS.index(t / 100)]) for t in (50, 75)}
         metrics |= {class_metric(name): ap for name, ap in zip(names, of_class, strict=True)}
         if not self.coco_style:
             return {"bbox": metrics}
-        return {"bbox": metrics, "bbox_coco": evaluate_results(results, self.dataset)["bbox"]}
-
-    def _keep(self, matches: TaskMatches, metric: str, results: list[dict]) -> None:
-        """Write the matches, and find the TIDE errors by COCO's rules without difficult objects."""
-        tide = CocoScores(results, self.dataset, ignore_difficult=True).tide("bbox")
-        self.tide = {"bbox": tide} if tide else {}
-        if self.output_file is not None:
-            image_ids = [record["image_id"] for record in self.dataset.records]
-            self.write_matches(image_ids, metric, {"bbox": matches})
+        by_coco = evaluate_results(results, self.dataset, found=found)
+        return {"bbox": metrics, "bbox_coco": by_coco["bbox"]}
 
 
 def ground_truth(records: list[dict]) -> VocGroundTruth:
