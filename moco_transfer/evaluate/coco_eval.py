@@ -246,7 +246,13 @@ class CocoScores:
             | {key: record[key] for key in _IMAGE_KEYS if key in record}
             for record in records
         ]
-        objects = [(record, a) for record in records for a in record["annotations"]]
+        objects = [
+            (record, a)
+            for record in records
+            for a in record["annotations"]
+            # Nothing could match a mask without a polygon of 3 points.
+            if task != "segm" or a.get("segmentation")
+        ]
         boxes = np.array([a["bbox"] for _, a in objects], float).reshape(-1, 4)
         boxes[:, 2:] -= boxes[:, :2]
         annotations = [
@@ -262,11 +268,11 @@ class CocoScores:
                 zip(objects, boxes.round(3).tolist(), strict=True), start=1
             )
         ]
-        for entry, (record, a) in zip(annotations, objects, strict=True):
+        for entry, (_, a) in zip(annotations, objects, strict=True):
             if self._ignore_difficult and a.get("difficult", 0):
                 entry["iscrowd"] = 1
             if task == "segm":
-                entry["segmentation"] = a.get("segmentation") or _empty_mask(record)
+                entry["segmentation"] = a["segmentation"]
             if task == "keypoints":
                 entry |= self._keypoints(a)
         categories: list[dict] = [{"id": i, "name": n} for i, n in zip(ids, names, strict=True)]
@@ -281,11 +287,6 @@ class CocoScores:
         # Files hold pixel indices, records continuous coordinates.
         indices = [v if i % 3 == 2 else v - 0.5 for i, v in enumerate(points)]
         return {"keypoints": indices, "num_keypoints": sum(v > 0 for v in points[2::3])}
-
-
-def _empty_mask(record: dict) -> dict[str, Any]:
-    height, width = record["height"], record["width"]
-    return {"size": [height, width], "counts": [height * width]}
 
 
 def _indexed(api: Any, content: dict[str, Any]) -> Any:
