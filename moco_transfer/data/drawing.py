@@ -28,6 +28,7 @@ _COLOURS = (
 )  # fmt: skip
 _GOLDEN = 0.618034  # steps of the golden ratio keep the hues of neighbouring classes apart
 _TINT = 0.4  # share of the colour in a mask
+_KEYPOINT_SCORE = 0.05  # keypoints with a lower one are not drawn, as in Detectron2's drawings
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
@@ -40,12 +41,16 @@ def class_colour(index: int) -> tuple[int, int, int]:
 
 
 def draw_detections(
-    image: np.ndarray, objects: Mapping[str, np.ndarray], class_names: Sequence[str]
+    image: np.ndarray,
+    objects: Mapping[str, np.ndarray],
+    class_names: Sequence[str],
+    skeleton: Sequence[tuple[int, int]] = (),
 ) -> np.ndarray:
-    """Return a copy of an image with a tint, a box and a label for each object.
+    """Return a copy of an image with a tint, a box, keypoints and a label for each object.
 
     ``objects`` holds ``boxes`` (N, 4), ``classes`` (N,) indices[, ``scores`` (N,) in 0-1, ``masks``
-    bool (N, H, W)]. The object with the highest score lies on top, else the first.
+    bool (N, H, W), ``keypoints`` (N, K, 3): x, y and score or visibility]. The object with the
+    highest score lies on top, else the first. ``skeleton`` are the pairs of keypoints with a line.
     """
     canvas = np.ascontiguousarray(image).copy()
     line = max(1, round(min(canvas.shape[:2]) / 300))
@@ -64,6 +69,8 @@ def draw_detections(
     for i in order:
         x0, y0, x1, y1 = corners[i].tolist()
         cv2.rectangle(canvas, (x0, y0), (x1 - 1, y1 - 1), colours[i], line)
+        if "keypoints" in objects:
+            _draw_keypoints(canvas, objects["keypoints"][i], colours[i], line, skeleton)
     taken: list[tuple[int, int, int, int]] = []
     for i in order[::-1]:  # the highest score chooses its place first
         # OpenCV's fonts have ASCII letters only.
@@ -72,6 +79,25 @@ def draw_detections(
         text = f"{text} {scores[i]:.2f}" if "scores" in objects else text
         _draw_label(canvas, text, corners[i].tolist(), colours[i], taken)
     return canvas
+
+
+def _draw_keypoints(
+    canvas: np.ndarray,
+    keypoints: np.ndarray,
+    colour: tuple[int, int, int],
+    line: int,
+    skeleton: Sequence[tuple[int, int]],
+) -> None:
+    """Draw lines in the object's colour and, on top of them, a white point for each keypoint."""
+    shown = {
+        k: (int(x), int(y)) for k, (x, y, score) in enumerate(keypoints) if score >= _KEYPOINT_SCORE
+    }
+    for a, b in skeleton:
+        if a in shown and b in shown:
+            cv2.line(canvas, shown[a], shown[b], colour, line + 1, cv2.LINE_AA)
+    for point in shown.values():
+        cv2.circle(canvas, point, line + 1, colour, cv2.FILLED, cv2.LINE_AA)
+        cv2.circle(canvas, point, line, (255, 255, 255), cv2.FILLED, cv2.LINE_AA)
 
 
 def _draw_label(

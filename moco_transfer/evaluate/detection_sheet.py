@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,15 +57,32 @@ def draw_detection_sheet(
         image, scale = fit(read_and_check(records[image_id], "RGB"))
         truth = records[image_id]["annotations"]
         boxes, classes = [a["bbox"] for a in truth], [a["category_id"] for a in truth]
-        cells: list[dict] = [{"boxes": boxes, "classes": classes}]
+        cells: list[dict[str, Any]] = [
+            {"boxes": boxes, "classes": classes, **_keypoints(dataset, truth)}
+        ]
         for of_title in by_image.values():
             best = sorted(of_title.get(image_id, []), key=lambda p: -p["score"])[: len(truth)]
             boxes = [(x, y, x + w, y + h) for x, y, w, h in (p["bbox"] for p in best)]
             classes = [class_of[p["category_id"]] for p in best]
             scores = [p["score"] for p in best]
-            cells.append({"boxes": boxes, "classes": classes, "scores": scores})
+            found = {"boxes": boxes, "classes": classes, "scores": scores}
+            cells.append(found | _keypoints(dataset, best, pixels=0.5))
         for cell in cells:
             cell["boxes"] = scale * np.array(cell["boxes"])
-        rows.append([draw_detections(image, cell, dataset.class_names) for cell in cells])
+            if "keypoints" in cell:
+                cell["keypoints"][..., :2] *= scale
+        names, skeleton = dataset.class_names, dataset.skeleton
+        rows.append([draw_detections(image, cell, names, skeleton) for cell in cells])
     save_grid(path, rows, ("ground truth", *(f"{title} (highest scores)" for title in columns)))
     return Path(path)
+
+
+def _keypoints(dataset: DetectionDataset, objects: Sequence[dict], pixels: float = 0.0) -> dict:
+    """Return keypoints (N, K, 3) to draw, if objects of this set have some; ``pixels`` is added to
+    make pixel indices continuous coordinates.
+    """
+    if not dataset.keypoint_names or not any("keypoints" in found for found in objects):
+        return {}
+    nothing = [0.0] * 3 * len(dataset.keypoint_names)
+    points = [np.reshape(found.get("keypoints") or nothing, (-1, 3)) for found in objects]
+    return {"keypoints": np.array(points, dtype=np.float64) + [pixels, pixels, 0.0]}

@@ -45,7 +45,8 @@ class Detector:
     """A trained detector that takes images; :func:`load_detector` makes one.
 
     ``mapper`` has the order of channels and the size that ``model`` takes; ``source`` is the
-    checkpoint.
+    checkpoint. ``keypoint_names`` and ``skeleton`` (pairs of indices) are those that the run
+    recorded.
     """
 
     model: nn.Module
@@ -54,6 +55,8 @@ class Detector:
     score_threshold: float
     device: torch.device
     source: str
+    keypoint_names: tuple[str, ...] = ()
+    skeleton: tuple[tuple[int, int], ...] = ()
 
     def __call__(self, source: str | os.PathLike[str] | np.ndarray) -> dict[str, np.ndarray]:
         """Return what is found in an image file, or in pixels RGB uint8 (H, W, 3).
@@ -61,7 +64,8 @@ class Detector:
         Returns:
             ``boxes`` float32 (N, 4) XYXY in px of the source, ``scores`` float32 (N,) 0-1
             descending, ``classes`` int64 (N,) indices into ``class_names``, and with a mask head
-            ``masks`` bool (N, H, W).
+            ``masks`` bool (N, H, W), with a keypoint head ``keypoints`` float32 (N, K, 3): x, y in
+            px of the source, and score.
 
         Raises:
             InputError: If the file cannot be read, or the array is not RGB uint8.
@@ -138,6 +142,9 @@ def load_detector(
         score_threshold=score_threshold,
         device=torch.device(chosen),
         source=str(checkpoint),
+        **_keypoints(
+            top, cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if cfg.MODEL.KEYPOINT_ON else 0
+        ),
     )
 
 
@@ -164,6 +171,16 @@ def _class_names(
             return tuple(map(str, names))
     logger.warning("%s does not name its %d classes. Name them with --classes.", checkpoint, count)
     return tuple(f"class {index}" for index in range(count))
+
+
+def _keypoints(recorded: Mapping[str, Any], count: int) -> dict[str, tuple]:
+    """Return names and skeleton as a checkpoint records them, empty if they do not fit."""
+    names, skeleton = (recorded.get(key) for key in ("keypoints", "skeleton"))
+    if not isinstance(names, list) or len(names) != count or not isinstance(skeleton, list):
+        return {}
+    pairs = [line for line in skeleton if isinstance(line, list) and len(line) == 2]
+    lines = tuple((a, b) for a, b in pairs if a in range(count) and b in range(count))
+    return {"keypoint_names": tuple(map(str, names)), "skeleton": lines}
 
 
 class Image(NamedTuple):
@@ -224,7 +241,7 @@ def predict_images(
             skipped.append({"file": image.path, "reason": str(error)})
             continue
         detections, target = detector(pixels), Path(output_dir) / image.drawn
-        drawn = draw_detections(pixels, detections, detector.class_names)
+        drawn = draw_detections(pixels, detections, detector.class_names, detector.skeleton)
         quality = [cv2.IMWRITE_JPEG_QUALITY, 95] if target.suffix.lower() in _JPEG else []
         encoded = cv2.imencode(target.suffix.lower(), drawn[:, :, ::-1], quality)[1]
         atomic_write_bytes(target, encoded.tobytes())
@@ -242,6 +259,8 @@ def predict_images(
         "classes": list(detector.class_names),
         "skipped": skipped,
     }
+    if detector.keypoint_names:
+        head["keypoints"] = list(detector.keypoint_names)
     text = json.dumps(head | {"images": entries}, indent=1, ensure_ascii=False) + "\n"
     atomic_write_text(Path(output_dir) / DETECTIONS_FILE, text)
     return head, entries
@@ -253,13 +272,18 @@ def _entries(
     """Return an image's detections for detections.json; masks are COCO's compressed RLE."""
     tensors = {name: torch.from_numpy(values) for name, values in detections.items()}
     coco = to_coco_results(path, tensors, tuple(range(len(class_names))))
-    return [
-        {
+    entries: list[dict[str, Any]] = []
+    for index, result in enumerate(coco):
+        entry: dict[str, Any] = {
             "class": class_names[result["category_id"]],
             "class_index": result["category_id"],
             "score": round(result["score"], 5),
-            "box": [round(v, 2) for v in box],
-            **{key: result[key] for key in ("segmentation",) if key in result},
+            "box": [round(v, 2) for v in detections["boxes"][index].tolist()],
         }
-        for result, box in zip(coco, detections["boxes"].tolist(), strict=True)
-    ]
+        if "segmentation" in result:
+            entry["segmentation"] = result["segmentation"]
+        if "keypoints" in detections:
+            points = detections["keypoints"][index].tolist()
+            entry["keypoints"] = [[round(x, 2), round(y, 2), round(p, 5)] for x, y, p in points]
+        entries.append(entry)
+    return entries

@@ -101,3 +101,18 @@ def test_save_grid__images_where_they_belong_and_the_titles_in_svg(tmp_path):
     first = [file.read_bytes() for file in files]
     save_grid(tmp_path / "grid.png", rows, titles)
     assert [file.read_bytes() for file in files] == first
+
+
+def test_draw_detections__skeleton_between_the_keypoints_that_are_found():
+    grey = np.full((60, 80, 3), 100, np.uint8)
+    objects = {
+        "boxes": np.array([[2.0, 20.0, 78.0, 58.0]]),
+        "classes": np.array([1]),
+        "keypoints": np.array([[[10.0, 30.0, 0.9], [50.0, 30.0, 1.0], [50.0, 50.0, 0.0]]]),
+    }
+    drawn = draw_detections(grey, objects, ["a", "b"], skeleton=((0, 1), (1, 2)))
+    assert (drawn[30, 10] == 255).all() and (drawn[30, 50] == 255).all()
+    assert tuple(drawn[30, 30]) == class_colour(1)  # the line
+    assert (drawn[35:55, 40:60] == 100).all()  # neither the third point nor a line to it
+    plain = draw_detections(grey, objects, ["a", "b"])
+    assert (plain[30, 20:40] == 100).all() and (plain[30, 10] == 255).all()

@@ -90,3 +90,26 @@ def test_detection_sheet__refuses(dataset, tmp_path):
     with pytest.raises(InputError, match=r"7.png cannot be decoded"):
         draw_detection_sheet(tmp_path / "s.png", dataset, {}, image_ids=[7])
     assert not (tmp_path / "s.png").exists()
+
+
+def test_detection_sheet__keypoints_of_objects_and_predictions(tmp_path):
+    Image.new("RGB", (80, 80), (100, 100, 100)).save(tmp_path / "7.png")
+    image = {"id": 7, "file_name": "7.png", "width": 80, "height": 80}
+    truth = {"id": 1, "image_id": 7, "category_id": 100, "bbox": [10, 10, 60, 60], "iscrowd": 0}
+    truth["keypoints"] = [20, 50, 2, 60, 50, 2]
+    category = {"id": 100, "name": "a", "keypoints": ["l", "r"], "skeleton": [[1, 2]]}
+    content = {"images": [image], "annotations": [truth], "categories": [category]}
+    (tmp_path / "set.json").write_text(json.dumps(content))
+    name = f"sheet_{tmp_path.name}"
+    register_dataset(name, "coco", json_file=tmp_path / "set.json", image_root=tmp_path)
+    found = _found(7, 0, [10.0, 10.0, 60.0, 60.0], 0.9) | {"keypoints": [20, 60, 0.7, 60, 60, 0.7]}
+    columns = {"a": [found], "b": [_found(7, 0, [10.0, 10.0, 60.0, 60.0], 0.9)]}
+    sheet = tmp_path / "s.png"
+    draw_detection_sheet(sheet, get_dataset(name), columns, image_ids=[7])
+    pixels = np.asarray(Image.open(sheet).convert("RGB"))
+    scale, lefts = CELL / 80, [GAP + column * (CELL + GAP) for column in range(3)]
+    rows = [28 + round(y * scale) for y in (50.5, 60.5)]
+    middle = [left + round(40 * scale) for left in lefts]
+    assert tuple(pixels[rows[0], middle[0]]) == class_colour(0)  # ground truth's line
+    assert tuple(pixels[rows[1], middle[1]]) == class_colour(0)
+    assert (pixels[rows, middle[2]] == 100).all()

@@ -37,11 +37,16 @@ TINY = {
 }
 
 
-def save_run(folder, *, header=True, masks=False, name="checkpoint_0000007.pth"):
+KEYPOINTS = ["nose", "left_eye", "right_eye"]
+
+
+def save_run(folder, *, header=True, masks=False, points=False, name="checkpoint_0000007.pth"):
     """Write a run folder with a detector of random weights whose scores and boxes depend on the
     image; return config and model.
     """
     overrides = {**TINY, "MODEL.MASK_ON": str(masks), "MODEL.ROI_MASK_HEAD.CONV_DIM": "8"}
+    overrides |= {"MODEL.KEYPOINT_ON": str(points), "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS": "(8,)"}
+    overrides["MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"] = str(len(KEYPOINTS))
     cfg = load_detection_config(
         "demo_R_18_FPN", [word for pair in overrides.items() for word in pair]
     )
@@ -54,6 +59,7 @@ def save_run(folder, *, header=True, masks=False, name="checkpoint_0000007.pth")
     state = {"model": model.state_dict(), "iteration": 7}
     if header:
         state |= {"format": "moco_transfer.finetune/1", "config": cfg.dump(), "class_names": NAMES}
+        state |= {"keypoints": KEYPOINTS, "skeleton": [[0, 1], [0, 2]]} if points else {}
     else:  # Detectron2's run folder
         (folder / "config.yaml").write_text(cfg.dump())
     torch.save(state, folder / name)
@@ -302,3 +308,28 @@ def test_predict__masks_are_written_as_coco_rle(mask_run, tmp_path):
         [mask_api.decode(said["segmentation"]).astype(bool) for said in entry["detections"]]
     )
     np.testing.assert_array_equal(decoded, found["masks"])
+
+
+def test_predict__keypoints_are_written_and_drawn_with_the_skeleton_of_the_run(tmp_path):
+    folder, image = tmp_path / "run", write_image(tmp_path / "a.png")
+    save_run(folder, points=True)
+    words = ["predict", str(folder), str(image), "--output", str(tmp_path / "out")]
+    assert main([*words, "--threshold", "0.05", "--device", "cpu"]) == 0
+    record = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert record["keypoints"] == KEYPOINTS
+    detector = load_detector(folder, score_threshold=0.05, device="cpu")
+    assert detector.skeleton == ((0, 1), (0, 2))
+    found = detector(image)
+    assert found["keypoints"].shape == (len(found["scores"]), 3, 3) and len(found["scores"])
+    said = [entry["keypoints"] for entry in record["images"][0]["detections"]]
+    np.testing.assert_allclose(said, found["keypoints"], atol=0.006)
+    boxes = found["boxes"][:, None, :]  # a keypoint lies in its object's box
+    assert (found["keypoints"][..., :2] >= boxes[..., :2]).all()
+    assert (found["keypoints"][..., :2] <= boxes[..., 2:]).all()
+
+
+def test_load_detector__keypoints_of_detectron2s_checkpoint_have_no_skeleton(tmp_path):
+    save_run(tmp_path / "run", points=True, header=False)
+    detector = load_detector(tmp_path / "run", score_threshold=0.05)
+    assert detector.skeleton == detector.keypoint_names == ()
+    assert detector(write_image(tmp_path / "a.png"))["keypoints"].shape[1:] == (3, 3)
