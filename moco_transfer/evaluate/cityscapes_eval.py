@@ -61,7 +61,8 @@ def mask_metrics(results: list[dict], dataset: DetectionDataset) -> dict[str, fl
     values |= {class_metric(name): of_class["ap"] for name, of_class in averages["classes"].items()}
     metrics = {name: 100 * float(value) for name, value in values.items() if not np.isnan(value)}
     absent = [name for name in dataset.class_names if class_metric(name) not in metrics]
-    warn_absent(dataset, absent, "they are left out of the mean")
+    consequence = "they are left out of the mean of masks, where objects below 100 px do not count"
+    warn_absent(dataset, absent, consequence)
     return metrics
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 # Distribution names, in the order of `moco-transfer doctor` and env.txt.
 PACKAGES = (
     *("torch", "torchvision", "detectron2", "fvcore", "iopath", "pycocotools", "hotcoco"),
-    *("opencv-python-headless", "opencv-python", "numpy", "Pillow"),
+    *("opencv-python-headless", "opencv-python", "numpy", "Pillow", "cityscapesScripts"),
 )
 
 

@@ -51,7 +51,7 @@ class Objects:
     sides: tuple[float, float, float]
     elongated: float  # share of boxes with one side more than three times the other
     per_image: tuple[int, int]  # objects an image: 90th percentile and maximum
-    has_polygons: bool = False  # each object has a mask of polygons
+    has_masks: bool = False  # each object has a mask
 
     def describe(self) -> str:
         """Return the facts in words."""
@@ -118,12 +118,12 @@ def look_at_objects(train: Sequence[str], test: Sequence[str]) -> Objects:
     datasets = [get_dataset(name) for name in (*train, *test)]
     check_same_classes(datasets)
     records = [r for d in datasets[: len(train)] for r in d.records if is_trainable(r)]
-    boxes, counts, polygons = [], [], []
+    boxes, counts, masks = [], [], []
     for record in records:
         shorter = min(record["height"], record["width"])
         kept = [a for a in record["annotations"] if not a["iscrowd"] and has_area(a["bbox"])]
         boxes += [np.subtract(a["bbox"][2:], a["bbox"][:2]) / shorter for a in kept]
-        polygons += [isinstance(a.get("segmentation"), list) for a in kept]
+        masks += [bool(a.get("segmentation")) for a in kept]
         counts.append(len(kept))
     if not boxes:
         raise InputError(
@@ -140,7 +140,7 @@ def look_at_objects(train: Sequence[str], test: Sequence[str]) -> Objects:
         sides=(float(low), float(small), float(high)),
         elongated=float(np.mean(sides.max(1) > 3 * sides.min(1))),
         per_image=(int(np.percentile(counts, 90)), max(counts)),
-        has_polygons=all(polygons),
+        has_masks=all(masks),
     )
 
 

@@ -35,7 +35,7 @@ def suggest_finetuning(
     take("DATASETS.TEST", objects.test, why)
     choices.take_fixed("finetune")
     choices.take_fixed("gpu" if machine.gpus else "cpu")
-    if machine.gpus and objects.has_polygons:
+    if machine.gpus and objects.has_masks:
         choices.take_fixed("mask")
     take("MODEL.DEVICE", "cuda" if machine.gpus else "cpu", machine.describe())
     take("MODEL.RESNETS.DEPTH", _DEPTHS.get(arch, 50), f"{arch} is pre-trained")

@@ -36,7 +36,7 @@ COCO = Objects(
     sides=(0.026, 0.033, 0.65),
     elongated=0.19,
     per_image=(21, 93),
-    has_polygons=True,
+    has_masks=True,
 )
 
 

@@ -13,6 +13,7 @@ import shutil
 
 import pytest
 import torch
+from cityscapes_files import write_split
 from detectron2_runs import dataset_flags, run_python
 
 from moco_transfer.config import load_detection_config
@@ -236,6 +237,27 @@ def test_datasets__refuse_a_built_in_name_that_lies_elsewhere(tmp_path, monkeypa
         ),
     ):
         add_datasets(["voc_2007_test"])
+
+
+CITYSCAPES = """
+from detectron2.data import DatasetCatalog, MetadataCatalog
+import moco_transfer.finetune.detectron2_engine as plugin
+plugin.add_datasets()
+plugin.add_datasets()
+name = "cityscapes_fine_instance_seg_val"
+records, about = DatasetCatalog.get(name), MetadataCatalog.get(name)
+print(len(records), len(records[0]["annotations"]), about.thing_classes[2], about.evaluator_type)
+"""
+
+
+def test_datasets__cityscapes_is_read_by_us_under_detectron2s_names(tmp_path):
+    """Detectron2's own reader imports a package that is not public (issue 5436)."""
+    for folder in write_split(tmp_path / "files", count=2):
+        (tmp_path / "cityscapes" / folder.name).mkdir(parents=True)
+        folder.rename(tmp_path / "cityscapes" / folder.name / "val")
+    result = run_python("-c", CITYSCAPES, DETECTRON2_DATASETS=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "2 4 car cityscapes_instance"
 
 
 @pytest.mark.parametrize("first_pixel", [0, 1])

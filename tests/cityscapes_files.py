@@ -1,9 +1,9 @@
 """A small split in Cityscapes' layout, and Detectron2's reader of it.
 
-    python tests/data/cityscapes_files.py
+    python tests/cityscapes_files.py
 
-writes fixtures/cityscapes_detectron2.json, what Detectron2 (facebookresearch/detectron2@02b5c4e2)
-with shapely 2.2.0 reads from the split's polygons and from its ids, for machines without it.
+writes data/fixtures/detectron2_cityscapes.json: what Detectron2 with shapely 2.2.0 reads from the
+split's polygons and from its ids (facebookresearch/detectron2@02b5c4e2), for machines without it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-FIXTURE = Path(__file__).parent / "fixtures" / "cityscapes_detectron2.json"
+FIXTURE = Path(__file__).parent / "data" / "fixtures" / "detectron2_cityscapes.json"
 STEM = "town_000000_000019"
 SIZE = (60, 40)  # width, height
 # Label, id in the PNG and polygon, from the back to the front.
@@ -35,25 +35,28 @@ OBJECTS = (
 )
 
 
-def write_split(folder: Path) -> tuple[Path, Path]:
-    """Write one image with its files; return the folders of images and of ground truth."""
+def write_split(folder: Path, *, count: int = 1) -> tuple[Path, Path]:
+    """Write images of the same objects, with their files; return the folders of images and of
+    ground truth.
+    """
     ids = Image.fromarray(np.zeros(SIZE[::-1], np.uint16))
     for _, one, polygon in OBJECTS:
         if one is not None:
             ImageDraw.Draw(ids).polygon(polygon, fill=one)
     labels = np.asarray(ids)
     labels = np.where(labels >= 1000, labels // 1000, labels).astype(np.uint8)
+    objects = [{"label": label, "polygon": polygon} for label, _, polygon in OBJECTS]
+    content = {"imgHeight": SIZE[1], "imgWidth": SIZE[0], "objects": objects}
     images, truth = folder / "leftImg8bit", folder / "gtFine"
     for root in (images, truth):
         (root / "town").mkdir(parents=True)
-    Image.fromarray(np.full((*SIZE[::-1], 3), 90, np.uint8)).save(
-        images / "town" / f"{STEM}_leftImg8bit.png"
-    )
-    ids.save(truth / "town" / f"{STEM}_gtFine_instanceIds.png")
-    Image.fromarray(labels).save(truth / "town" / f"{STEM}_gtFine_labelIds.png")
-    objects = [{"label": label, "polygon": polygon} for label, _, polygon in OBJECTS]
-    content = {"imgHeight": SIZE[1], "imgWidth": SIZE[0], "objects": objects}
-    (truth / "town" / f"{STEM}_gtFine_polygons.json").write_text(json.dumps(content))
+    for number in range(count):
+        stem = STEM.replace("000000", f"{number:06d}")
+        pixels = np.random.default_rng(number).integers(0, 256, (*SIZE[::-1], 3), np.uint8)
+        Image.fromarray(pixels).save(images / "town" / f"{stem}_leftImg8bit.png")
+        ids.save(truth / "town" / f"{stem}_gtFine_instanceIds.png")
+        Image.fromarray(labels).save(truth / "town" / f"{stem}_gtFine_labelIds.png")
+        (truth / "town" / f"{stem}_gtFine_polygons.json").write_text(json.dumps(content))
     return images, truth
 
 
