@@ -2,9 +2,11 @@
 
 Source:
     facebookresearch/detectron2@02b5c4e evaluation/pascal_voc_evaluation.py
-    PascalVOCDetectionEvaluator, whose numbers it gives. Detections pass through text there, which
-    rounds scores to 3 digits and coordinates to 1, and so they are rounded here. The AP of each
-    class is added.
+    PascalVOCDetectionEvaluator, whose numbers it gives where each class has an object. Detections
+    pass through text there, which rounds scores to 3 digits and coordinates to 1, and so they are
+    rounded here. The AP of each class is added. Difference: classes without an object that counts
+    are left out of the mean, as by COCO's rules; there they are 0, or NaN by the area metric if
+    there are detections.
 """
 
 from __future__ import annotations
@@ -44,9 +46,9 @@ class VocEvaluator(PredictionWriter):
     def score(self, found: list[tuple[int | str, dict[str, Any]]], results: list[dict]) -> Metrics:
         """Return "bbox" with AP over IoU 0.50 to 0.95, AP50, AP75 and ``AP-<class>``."""
         names = self.dataset.class_names
-        there = set(self.truth.classes[~self.truth.difficult].tolist())
-        absent = [name for index, name in enumerate(names) if index not in there]
-        warn_absent(self.dataset, absent, "each counts as AP 0 in the mean, as in Detectron2")
+        there = np.isin(range(len(names)), self.truth.classes[~self.truth.difficult])
+        absent = [name for name, has_objects in zip(names, there, strict=True) if not has_objects]
+        warn_absent(self.dataset, absent, "they are left out of the mean")
         detections, of_2007 = _detections(found, self.dataset.records), self.dataset.year == 2007
         aps, matches = voc_eval(
             detections, self.truth, num_classes=len(names), use_11_points=of_2007
@@ -57,10 +59,12 @@ class VocEvaluator(PredictionWriter):
             image_ids = [record["image_id"] for record in self.dataset.records]
             metric = "voc_11" if of_2007 else "voc_area"
             self.write_matches(image_ids, metric, {"bbox": matches})
-        of_iou, of_class = (100 * aps).mean(axis=1), (100 * aps).mean(axis=0).tolist()
+        of_iou = 100 * aps.compress(there, axis=1).mean(axis=1)
+        of_class = (100 * aps).mean(axis=0).tolist()
         metrics = {"AP": float(np.mean(of_iou))}
         metrics |= {f"AP{t}": float(of_iou[IOU_THRESHOLDS.index(t / 100)]) for t in (50, 75)}
-        metrics |= {class_metric(name): ap for name, ap in zip(names, of_class, strict=True)}
+        found_in = zip(names, of_class, there, strict=True)
+        metrics |= {class_metric(name): ap for name, ap, has_objects in found_in if has_objects}
         if not self.coco_style:
             return {"bbox": metrics}
         by_coco = evaluate_results(results, self.dataset, found=found)

@@ -182,7 +182,9 @@ def _faults(
         scored = list(filter(has_objects, test_sets))
         yield from keypoint_faults(request.keypoints, train_sets, scored)
     if train_sets and not any(is_trainable(r) for d in train_sets for r in d.records):
-        yield TEXTS["no_box"].format(names=", ".join(d.name for d in train_sets))
+        crowds = sum(len(record["annotations"]) for d in train_sets for record in d.records)
+        facts = {"names": ", ".join(d.name for d in train_sets), "crowds": crowds}
+        yield TEXTS["all_crowd" if crowds else "no_box"].format(**facts)
     for dataset in test_sets:
         if not request.eval_only and not has_objects(dataset):
             without = "difficult boxes" if dataset.kind == "voc" else "crowd regions"

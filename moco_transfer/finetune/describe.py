@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..data.annotations.keypoints import labelled_keypoints, mirrored_pairs
-from ..data.annotations.records import is_trainable
+from ..data.annotations.records import LEFT_OUT, count_left_out, is_trainable
 from .datasets import has_objects
 from .plan import FinetunePlan
 
@@ -26,13 +26,17 @@ def _parts(plan: FinetunePlan) -> Iterator[tuple[str, str]]:
         for dataset in sets:
             records = dataset.records
             objects = sum(len(record["annotations"]) for record in records)
-            empty = sum(not is_trainable(record) for record in records)
+            masks = "segm" in data.tasks
+            empty = sum(not is_trainable(record, masks=masks) for record in records)
             text = f"{dataset.name}: {len(records)} images ({empty} empty), {objects} objects"
             if data.keypoints is not None and role == "train on":
                 least = data.keypoints.least
                 few = sum(is_trainable(r) and labelled_keypoints(r) < least for r in records)
                 text += f"; {few} images with fewer than {least} labelled keypoints are left out"
             yield role, text
+            for key, number in count_left_out(records).items():
+                if number and not key.startswith("images"):
+                    yield "of them", f"{number} {LEFT_OUT[key]}"
     names = data.class_names
     shown = ", ".join(names[:CLASSES_SHOWN]) + (", ..." if len(names) > CLASSES_SHOWN else "")
     yield "classes", f"{len(names)}{', from the data' if data.count_from_data else ''}: {shown}"

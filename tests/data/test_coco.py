@@ -52,26 +52,27 @@ def test_read_coco__sorts_images_and_classes_by_id_and_turns_boxes_into_corners(
         "crowd_regions": 1,
         "boxes_without_area": 0,
         "boxes_reaching_out": 0,
-        "invalid_polygons": 0,
+        "empty_masks": 0,
         "images_without_keypoints": 0,
     }
 
 
-def test_read_coco__counts_boxes_without_area_and_leaves_invalid_polygons_out(make_coco):
+def test_read_coco__counts_boxes_without_area_and_masks_without_a_pixel(make_coco):
+    polygon, nothing = [[1, 1, 9, 1, 9, 9]], {"size": [30, 40], "counts": "`U1"}
     annotations = [
         _annotation(bbox=[3, 3, 0, 5]),
         _annotation(id=4, bbox=[30, 3, 10.9, 5]),  # 40.9 of 40 px: rounding
         _annotation(id=5, bbox=[30, 3, 11, 5]),
         _annotation(id=2, segmentation=[[1, 1, 9, 9]]),
-        _annotation(id=3, segmentation=[[1, 1, 9, 9], [1, 1, 9, 1, 9, 9]]),
+        _annotation(id=3, segmentation=[[1, 1, 9, 9], *polygon]),
+        _annotation(id=6, segmentation=nothing),
     ]
     contents = read_coco(*make_coco(IMAGES, annotations))
     kept = contents.records[1]["annotations"]
-    assert len(kept) == 4
-    assert kept[3]["segmentation"] == [[1, 1, 9, 1, 9, 9]]
+    assert [annotation.get("segmentation") for annotation in kept[3:]] == [[], polygon, nothing]
     assert contents.left_out["boxes_without_area"] == 1
     assert contents.left_out["boxes_reaching_out"] == 1
-    assert contents.left_out["invalid_polygons"] == 1
+    assert contents.left_out["empty_masks"] == 2
 
 
 def test_read_coco__shifts_keypoints_by_half_a_pixel(make_coco):

@@ -15,7 +15,7 @@ from moco_transfer.evaluate.metric_names import TIDE_ERRORS
 from moco_transfer.evaluate.voc_ap import voc_ap
 from moco_transfer.evaluate.voc_eval import VocEvaluator
 
-CLASS_NAMES = ("a", "b", "c", "of no object")
+CLASS_NAMES = ("a", "b", "c")
 
 
 def _voc_aps(file, num_classes: int) -> np.ndarray:
@@ -39,7 +39,7 @@ def test_voc_evaluator__ap_of_the_file_of_matches(
     voc_dataset, as_outputs, run, tmp_path, year, metric, seed
 ):
     truth, detections = draw_set(seed)
-    dataset = voc_dataset(truth, CLASS_NAMES, year)
+    dataset = voc_dataset(truth, (*CLASS_NAMES, "of no object"), year)
     evaluator = VocEvaluator(dataset, tmp_path / "predictions_made.json")
     metrics = run(evaluator, as_outputs(detections))["bbox"]
     assert evaluator.matches == "matches_made.npz" and set(evaluator.tide) == {"bbox"}
@@ -60,7 +60,7 @@ def test_coco_evaluator__writes_matches_next_to_the_predictions(
     coco_dataset, as_outputs, run, tmp_path
 ):
     truth, detections = (integer_images(drawn) for drawn in draw_set(3))
-    dataset = coco_dataset(truth, CLASS_NAMES, (2, 5, 90, 91))
+    dataset = coco_dataset(truth, CLASS_NAMES, (2, 5, 90))
     evaluator = CocoEvaluator(dataset, ("bbox", "segm"), output_file=tmp_path / "predictions.json")
     run(evaluator, as_outputs(detections, masks=True))
     assert {f.name for f in tmp_path.glob("*.npz")} == {evaluator.matches} == {"matches_made.npz"}

@@ -75,19 +75,36 @@ def test_voc_evaluator__equals_detectron2_on_1000_sets(tmp_path, voc_dataset, as
 
 
 @pytest.mark.detectron2
-def test_voc_evaluator__a_class_without_ground_truth_counts_as_0_like_detectron2(
-    tmp_path, voc_dataset, as_output, run, caplog
+def test_voc_evaluator__detectron2_counts_an_absent_class_as_0_or_has_no_number(
+    tmp_path, voc_dataset, as_output, run
 ):
     truth, detections = draw_set(5)
     names = (*CLASS_NAMES, "never")
     detections["000000"] = [*detections["000000"], (3, 0.9, [1.0, 2.0, 30.0, 40.0])]
     theirs = voc_numbers(tmp_path / "x", truth, detections, names, 2007)
+    ours = _ours(voc_dataset, as_output, run, truth, detections, 2007, names)
+    assert ours["AP"] * 3 / 4 == pytest.approx(theirs["AP"], abs=1e-9)
+    assert np.isnan(voc_numbers(tmp_path / "y", truth, detections, names, 2012)["AP"])
+
+
+@pytest.mark.parametrize("year", [2007, 2012, None])
+def test_absent_class__is_left_out_of_the_mean_by_both_metrics(
+    voc_dataset, as_output, run, caplog, year
+):
+    """``bar`` is difficult, and so does not count by VOC's metric; by COCO's it is not there."""
+    difficult = [(1, [20, 20, 40, 40], True)] if year else []
+    truth = {"1": [(0, [0, 0, 10, 10], False), *difficult], "2": [(0, [5, 5, 25, 25], False)]}
+    found = {
+        "1": as_output([(0, 0.9, [0, 0, 10, 10]), (1, 0.9, [50, 50, 60, 60])]),
+        "2": as_output([(0, 0.8, [5, 5, 25, 25])]),
+    }
+    dataset = voc_dataset(truth, ("disc", "bar"), year or 2012)
+    evaluator = VocEvaluator(dataset) if year else CocoEvaluator(dataset)
     with caplog.at_level(logging.WARNING):
-        ours = _ours(voc_dataset, as_output, run, truth, detections, 2007, names)
-    assert ours["AP"] == pytest.approx(theirs["AP"], abs=1e-9)
-    assert "no ground truth for 1 of its 4 classes (never)" in caplog.text
-    area = _ours(voc_dataset, as_output, run, truth, detections, 2012, names)
-    assert area["AP-never"] == 0 and np.isfinite(area["AP"]), "Detectron2's area metric says NaN"
+        metrics = run(evaluator, found)["bbox"]
+    assert [metrics[key] for key in ("AP", "AP50", "AP75")] == pytest.approx([100, 100, 100])
+    assert [key for key in metrics if key.startswith("AP-")] == ["AP-disc"]
+    assert "no ground truth for 1 of its 2 classes (bar)" in caplog.text
 
 
 def test_voc_evaluator__scores_in_0_based_boxes_by_hand(voc_dataset, as_output, run):

@@ -1,28 +1,35 @@
 """Runs with masks as people have them, on either engine: run-length encoded by one tool or another,
-with nothing set by the user.
+with nothing set by the user; and masks that are none.
 
 Seen red under: MASK_FORMAT left at polygon; taken from the test set; not taken from the run that is
-evaluated; a user's own polygon overruled.
+evaluated; a user's own polygon overruled; boxes left out with their masks; objects without a pixel
+scored as masks.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from pycocotools import mask as mask_api
 
 from moco_transfer.cli.main import main
+from moco_transfer.data import register_dataset
+from moco_transfer.data.annotations.catalog import get_dataset
+from moco_transfer.data.batches.transforms import TrainMapper
+from moco_transfer.evaluate.coco_eval import CocoEvaluator
 
 WIDTH, HEIGHT = 96, 72
 TINY = """SOLVER.MAX_ITER 3 SOLVER.STEPS (2,) SOLVER.IMS_PER_BATCH 2 SOLVER.BASE_LR 0.0025
     INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64 DATALOADER.NUM_WORKERS 0 SEED 0
-    TEST.PRECISE_BN.ENABLED False MODEL.MASK_ON True MODEL.DEVICE cpu MODEL.FPN.OUT_CHANNELS 16
+    TEST.PRECISE_BN.ENABLED False MODEL.DEVICE cpu MODEL.FPN.OUT_CHANNELS 16
     MODEL.ROI_BOX_HEAD.FC_DIM 16 MODEL.ROI_MASK_HEAD.CONV_DIM 16"""
 ENGINES = ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
 
@@ -68,10 +75,13 @@ def write(folder: Path, content: dict) -> str:
     return f"coco:{folder / 'a.json'}:{folder / 'images'}"
 
 
-def train(engine: str, name: str, place: str, output_dir: Path, *words: str) -> int:
+def train(
+    engine: str, name: str, place: str, output_dir: Path, *words: str, masks: bool = True
+) -> int:
     """Return the exit status; ``words`` are options, then pairs KEY VALUE."""
     command = ["train", "--config-file", "own_R_18_FPN_small", "--engine", engine, "--force"]
     data = ["DATASETS.TRAIN", name, "DATASETS.TEST", name, "OUTPUT_DIR", str(output_dir)]
+    data += ["MODEL.MASK_ON", str(masks)]
     return main([*command, "--dataset", f"{name}={place}", *words, *TINY.split(), *data])
 
 
@@ -117,3 +127,73 @@ def test_bitmask__of_the_user_takes_polygons(tmp_path):
     place, run = write(tmp_path, rectangles(tmp_path)), tmp_path / "run"
     assert train("torchvision", "boxes", place, run, "INPUT.MASK_FORMAT", "bitmask") == 0
     check_run(run, "bitmask")
+
+
+def write_broken_masks(folder: Path) -> str:
+    """One object with ``[[]]``, one with a line for a polygon, one that begins with a line, a crowd
+    region without a mask, all else with polygons.
+    """
+    content = rectangles(folder)
+    empty, line, mixed, crowd = content["annotations"][:4]
+    empty["segmentation"] = [[]]
+    line["segmentation"] = [[1, 1, 5, 5]]
+    mixed["segmentation"].insert(0, [1, 1, 5, 5])
+    crowd |= {"segmentation": [], "iscrowd": 1}
+    return write(folder, content)
+
+
+def check_counts(log: str, *, empty: int) -> None:
+    for role in ("train", "test"):
+        assert re.search(rf"{role} on: .* 4 images \({empty} empty\), 8 objects\n", log)
+    assert len(re.findall(" 2 objects whose mask has no pixel", log)) == 2
+    assert len(re.findall(" 1 crowd regions", log)) == 2
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_broken_masks__are_counted_and_the_run_ends_well(tmp_path, engine):
+    place, run = write_broken_masks(tmp_path), tmp_path / "run"
+    assert train(engine, f"{engine}_broken", place, run) == 0
+    check_run(run, "polygon")
+    log = (run / "log.txt").read_text()
+    check_counts(log, empty=1)  # the first image has no mask to train on
+    if engine == "torchvision":
+        assert "1 of 4 training images have no box with a mask" in log
+
+
+def test_broken_masks__do_not_matter_for_boxes(tmp_path, capsys):
+    place, run = write_broken_masks(tmp_path), tmp_path / "run"
+    assert train("torchvision", "broken", place, run, "--dry-run", masks=False) == 0
+    check_counts(capsys.readouterr().out, empty=0)
+
+
+def test_what_training_sees__is_what_is_scored(tmp_path):
+    """Finding each box that training sees, and each mask, scores 100."""
+    _, json_file, images = write_broken_masks(tmp_path).split(":")
+    register_dataset("seen", "coco", json_file=json_file, image_root=images)
+    dataset = get_dataset("seen")
+    evaluator, found = CocoEvaluator(dataset, ("bbox", "segm")), 0
+    mapper = TrainMapper((HEIGHT,), WIDTH, flip="none")
+    for record in dataset.records:
+        item = mapper(record, np.random.default_rng(0))
+        boxes = item["gt_boxes"]
+        masks = torch.zeros(len(boxes), HEIGHT, WIDTH, dtype=torch.bool)
+        for mask, (x0, y0, x1, y1) in zip(masks, boxes.int().tolist(), strict=True):
+            mask[y0:y1, x0:x1] = True
+        output = {"boxes": boxes, "scores": torch.ones(len(boxes)), "classes": item["gt_classes"]}
+        evaluator.process([record], [output | {"masks": masks}])
+        found += len(boxes)
+    metrics = evaluator.evaluate()
+    assert found == 7, "all but the crowd region"
+    assert metrics["bbox"]["AP"] == pytest.approx(100)
+    assert metrics["segm"]["AR100"] == pytest.approx(100)
+
+
+def test_crowd_regions_alone__one_sentence(tmp_path, capsys):
+    content = rectangles(tmp_path)
+    for annotation in content["annotations"]:
+        annotation |= {"segmentation": encode(annotation, compressed=False), "iscrowd": 1}
+    place, run = write(tmp_path, content), tmp_path / "run"
+    assert train("torchvision", "crowds", place, run) == 2
+    sentence = capsys.readouterr().err
+    assert "Each of the 8 boxes" in sentence and "'iscrowd' to 0" in sentence
+    assert not run.exists()

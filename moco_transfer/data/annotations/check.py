@@ -14,16 +14,8 @@ from ...runtime.progress import progress
 from ..batches.transforms import read_and_check
 from .catalog import DetectionDataset, get_dataset
 from .keypoints import mirrored_pairs
-from .records import Contents
+from .records import LEFT_OUT, Contents
 
-_LEFT_OUT = {
-    "images_without_boxes": "images without a box (left out of training, kept in a test set)",
-    "crowd_regions": "crowd regions (not trained on, ignored in the evaluation)",
-    "boxes_without_area": "boxes without area (not trained on)",
-    "boxes_reaching_out": "boxes that reach out of the image by 1 px or more (clipped in training)",
-    "invalid_polygons": "objects whose polygons all have fewer than 3 points (left out)",
-    "images_without_keypoints": "images with a box and no keypoint (left out by MODEL.KEYPOINT_ON)",
-}
 _METRICS = {"coco": "COCO AP", "cityscapes": "COCO AP of boxes and Cityscapes AP of masks"}
 _THREADS = 8  # more than cores: they hide the wait for the disk
 
@@ -40,6 +32,7 @@ class DatasetReport:
     num_boxes: int = 0
     boxes_of_class: dict[str, int] = field(default_factory=dict)  # in the order of class indices
     num_masks: int = 0
+    num_encoded: int = 0  # of them, in run-length form
     num_with_keypoints: int = 0  # objects with a labelled keypoint
     keypoints: tuple[str, ...] = ()  # their names
     left_out: dict[str, int] = field(default_factory=dict)  # counts of what training leaves out
@@ -52,7 +45,8 @@ class DatasetReport:
 
     def text(self, max_problems: int = 20) -> str:
         """Return the report for people, with at most ``max_problems`` problems."""
-        masks = f", masks: {self.num_masks}" if self.num_masks else ""
+        encoded = f" ({self.num_encoded} run-length encoded)" if self.num_encoded else ""
+        masks = f", masks: {self.num_masks}{encoded}" if self.num_masks else ""
         points = [
             f"  objects with keypoints: {self.num_with_keypoints}, {len(self.keypoints)} each"
         ]
@@ -63,7 +57,7 @@ class DatasetReport:
         lines = [
             f"{self.name}: images: {self.num_images}, boxes: {self.num_boxes}, classes:"
             f" {len(self.boxes_of_class)}{masks}, scored by {self.metric}",
-            *(f"  {_LEFT_OUT[key]}: {number}" for key, number in self.left_out.items() if number),
+            *(f"  {LEFT_OUT[key]}: {number}" for key, number in self.left_out.items() if number),
             *([f"  boxes by class: {classes}"] if classes else []),
             *(points if self.keypoints else []),
             *(f"  remark: {remark}" for remark in self.remarks),
@@ -95,6 +89,7 @@ def check_dataset(name: str, *, open_images: bool = True) -> DatasetReport:
     boxes, names = Counter(a["category_id"] for a in objects), Counter(contents.class_names)
     report.num_boxes = len(objects)
     report.num_masks = sum(bool(a.get("segmentation")) for a in objects)
+    report.num_encoded = sum(isinstance(a.get("segmentation"), dict) for a in objects)
     report.keypoints = contents.keypoint_names
     report.num_with_keypoints = sum(any(a.get("keypoints", ())[2::3]) for a in objects)
     for i, name in enumerate(contents.class_names):

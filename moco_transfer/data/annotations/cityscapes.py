@@ -29,7 +29,7 @@ from ...runtime.errors import InputError, MissingFileError
 from ...runtime.progress import progress
 from ..images.decode import UNREADABLE
 from .coco import load_json
-from .records import Contents, OnProblem, is_trainable, raise_problem
+from .records import Contents, OnProblem, count_left_out, raise_problem
 
 #: Class names, in the order of their indices, and labels: what cityscapesscripts' table of labels
 #: has with hasInstances and without ignoreInEval.
@@ -79,9 +79,8 @@ def read_cityscapes(
                 on_problem(truth)
             else:
                 records.append({"file_name": str(image), "image_id": image.name, **truth})
-    left_out = {"images_without_boxes": sum(not is_trainable(record) for record in records)}
-    left_out["crowd_regions"] = sum(a["iscrowd"] for r in records for a in r["annotations"])
-    return Contents(records, tuple(CITYSCAPES_LABELS), tuple(CITYSCAPES_LABELS.values()), left_out)
+    names_and_ids = tuple(CITYSCAPES_LABELS), tuple(CITYSCAPES_LABELS.values())
+    return Contents(records, *names_and_ids, count_left_out(records))
 
 
 def check_packages(*names: str) -> None:

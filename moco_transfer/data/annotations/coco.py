@@ -2,8 +2,9 @@
 
 Source:
     detectron2/data/datasets/coco.py load_coco_json. Records are equal, apart from boxes that are
-    XYXY here (added in float32, as Detectron2's BoxMode.convert does later). Annotations whose
-    image is not in the file are refused.
+    XYXY here (added in float32, as Detectron2's BoxMode.convert does later), and that objects whose
+    polygons have fewer than 3 points stay, for their boxes. Annotations whose image is not in the
+    file are refused.
 """
 
 from __future__ import annotations
@@ -20,12 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import InputError, MissingFileError
-from .keypoints import labelled_keypoints
-from .records import Contents, OnProblem, check_image_files, has_area, is_trainable, raise_problem
+from .records import Contents, OnProblem, check_image_files, count_left_out, raise_problem
 
 _FAR = 1e9  # px; larger numbers are mistakes, and the comparison is False for NaN
-_COUNTED = """images_without_boxes crowd_regions boxes_without_area boxes_reaching_out
-    invalid_polygons images_without_keypoints"""
 _FOUR_FLOATS, _TWO_FLOATS = struct.Struct("4f"), struct.Struct("2f")
 
 
@@ -59,12 +57,11 @@ def read_coco(
     class_of = {category["id"]: index for index, category in enumerate(categories)}
     num_points = [len(category.get("keypoints") or ()) for category in categories]
     records = _read_images(content["images"], json_file, Path(image_root), on_problem)
-    counts: Counter[str] = Counter()
     seen: set | None = set() if unique_annotation_ids else None
     for number, raw in enumerate(content.get("annotations") or [], start=1):
         name = raw.get("id", f"number {number}") if isinstance(raw, dict) else f"number {number}"
         try:
-            _add_annotation(raw, records, class_of, num_points, counts, seen)
+            _add_annotation(raw, records, class_of, num_points, seen)
         except _Fault as fault:
             where = f"{json_file}, annotation {_short(name)}"
             on_problem(InputError(f"{where}: {fault}; correct the file."))
@@ -72,16 +69,12 @@ def read_coco(
     if not Path(image_root).is_dir():
         raise MissingFileError(f"The image folder of {json_file} does not exist: {image_root}.")
     check_image_files(ordered, json_file, on_problem)
-    counts["images_without_boxes"] = sum(not is_trainable(record) for record in ordered)
     names, skeleton = _shared_keypoints(categories)
-    if names:
-        with_boxes = filter(is_trainable, ordered)
-        counts["images_without_keypoints"] = sum(not labelled_keypoints(r) for r in with_boxes)
     return Contents(
         ordered,
         tuple(category["name"] for category in categories),
         tuple(class_of),
-        {key: counts[key] for key in _COUNTED.split()},
+        count_left_out(ordered, keypoints=bool(names)),
         names,
         skeleton,
         "annotations" in content,
@@ -208,14 +201,9 @@ def _check(entry: Any, fields: _Fields) -> None:
 
 
 def _add_annotation(
-    raw: Any,
-    records: dict,
-    class_of: dict,
-    num_points: list[int],
-    counts: Counter[str],
-    seen: set | None,
+    raw: Any, records: dict, class_of: dict, num_points: list[int], seen: set | None
 ) -> None:
-    """Add an annotation to its record, and count what is odd about it.
+    """Add an annotation to its record.
 
     ``num_points`` is the number of keypoints that each class names; ``seen`` are earlier ids.
     """
@@ -232,9 +220,6 @@ def _add_annotation(
     record = records[raw["image_id"]]
     box = _xyxy(raw["bbox"], record)
     segmentation = _segmentation(raw.get("segmentation"), record)
-    if segmentation is not None and len(segmentation) == 0:
-        counts["invalid_polygons"] += 1  # Detectron2 leaves the whole instance out
-        return
     category, iscrowd = class_of[raw["category_id"]], int(raw.get("iscrowd", 0))
     annotation = {"bbox": box, "category_id": category, "iscrowd": iscrowd}
     if "area" in raw:
@@ -248,11 +233,6 @@ def _add_annotation(
         # Pixel indices become the continuous coordinates of the boxes.
         annotation["keypoints"] = [v if i % 3 == 2 else v + 0.5 for i, v in enumerate(points)]
     record["annotations"].append(annotation)
-    counts["crowd_regions"] += annotation["iscrowd"]
-    counts["boxes_without_area"] += not has_area(box)
-    # COCO's own boxes overhang by rounding, always by less than a pixel.
-    reach = max(-box[0], -box[1], box[2] - record["width"], box[3] - record["height"])
-    counts["boxes_reaching_out"] += reach >= 1
 
 
 def _xyxy(box: list[float], record: dict) -> list[float]:

@@ -8,7 +8,8 @@ A record is a dict, one per image, with the fields of Detectron2's "dataset dict
         iscrowd       0 or 1; a crowd region is never trained on
         difficult     0 or 1, VOC only
         area          px^2, not VOC: the area of the mask, which decides small / medium / large
-        segmentation  not VOC: list of polygons [x0, y0, x1, y1, ...] or a compressed RLE dict
+        segmentation  not VOC: list of polygons [x0, y0, x1, y1, ...] or a compressed RLE dict;
+                      [] if no polygon has 3 points, absent if there is no mask
         keypoints     COCO only: [x, y, visibility] * K, in the continuous coordinates of the boxes;
                       visibility is 0 (not labelled), 1 (labelled, hidden) or 2 (visible)
     instance_file (str), Cityscapes only: the PNG that is evaluated
@@ -19,9 +20,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
+
+from pycocotools import mask as mask_api
 
 from ...runtime.errors import InputError, MissingFileError
 from ..images.image_source import missing_files
+from .keypoints import labelled_keypoints
 
 OnProblem = Callable[[InputError], None]
 
@@ -56,7 +61,44 @@ def is_trainable(record: dict, *, masks: bool = False) -> bool:
     Source: detectron2/data/build.py filter_images_with_only_crowd_annotations.
     """
     objects = (a for a in record["annotations"] if a.get("iscrowd", 0) == 0)
-    return any(not masks or bool(a.get("segmentation")) for a in objects)
+    return any(not masks or has_pixels(a.get("segmentation")) for a in objects)
+
+
+def has_pixels(segmentation: Any) -> bool:
+    """Return whether there is a mask to train on; polygons may be thinner than a pixel."""
+    return mask_api.area(segmentation) > 0 if isinstance(segmentation, dict) else bool(segmentation)
+
+
+LEFT_OUT = {
+    "images_without_boxes": "images without a box (left out of training, kept in a test set)",
+    "crowd_regions": "crowd regions (not trained on, ignored in the evaluation)",
+    "boxes_without_area": "boxes without area (not trained on)",
+    "boxes_reaching_out": "boxes that reach out of the image by 1 px or more (clipped in training)",
+    "empty_masks": "objects whose mask has no pixel, or no polygon of 3 points (not trained on with"
+    " MODEL.MASK_ON; their boxes are scored)",
+    "images_without_keypoints": "images with a box and no keypoint (left out by MODEL.KEYPOINT_ON)",
+}
+"""What training leaves out or changes, by the keys of :func:`count_left_out`."""
+
+
+def count_left_out(records: list[dict], *, keypoints: bool = False) -> dict[str, int]:
+    """Count what training leaves out of records, those without ``keypoints`` if asked for."""
+    counts = dict.fromkeys(LEFT_OUT, 0)
+    for record in records:
+        width, height = record["width"], record["height"]
+        has_box = is_trainable(record)
+        counts["images_without_boxes"] += not has_box
+        if keypoints:
+            counts["images_without_keypoints"] += has_box and not labelled_keypoints(record)
+        for annotation in record["annotations"]:
+            x0, y0, x1, y1 = box = annotation["bbox"]
+            counts["crowd_regions"] += annotation["iscrowd"]
+            counts["boxes_without_area"] += not has_area(box)
+            # COCO's own boxes overhang by rounding, always by less than a pixel.
+            counts["boxes_reaching_out"] += max(-x0, -y0, x1 - width, y1 - height) >= 1
+            mask = annotation.get("segmentation")
+            counts["empty_masks"] += mask is not None and not has_pixels(mask)
+    return counts
 
 
 def check_image_files(records: list[dict], where: object, on_problem: OnProblem) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ...runtime.errors import InputError, MissingFileError, did_you_mean
 from ..images.image_source import is_image
-from .records import Contents, OnProblem, check_image_files, has_area, is_trainable, raise_problem
+from .records import Contents, OnProblem, check_image_files, count_left_out, raise_problem
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -74,10 +74,8 @@ def read_voc(
             else:
                 records.append({"file_name": file, "image_id": image_id, **found})
     check_image_files(records, image_list, on_problem)
-    boxes = [a["bbox"] for record in records for a in record["annotations"]]
-    left_out = {"images_without_boxes": sum(not is_trainable(record) for record in records)}
-    left_out["boxes_without_area"] = sum(not has_area(bbox) for bbox in boxes)
-    return Contents(records, class_names, tuple(range(len(class_names))), left_out)
+    indices = tuple(range(len(class_names)))
+    return Contents(records, class_names, indices, count_left_out(records))
 
 
 def _read_image_list(path: Path) -> list[str]:
