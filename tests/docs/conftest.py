@@ -36,6 +36,9 @@ def world(tmp_path_factory, repository) -> Path:
         ],
     }
     (root / "annotations.json").write_text(json.dumps(coco))
+    coco["categories"][0]["keypoints"] = ["beak", "left_wing", "right_wing"]
+    coco["annotations"][0]["keypoints"] = [9, 9, 2, 15, 15, 2, 20, 20, 1]
+    (root / "birds.json").write_text(json.dumps(coco))
 
     weights = torchvision.models.resnet18(num_classes=128).state_dict()
     state = {f"module.encoder_{e}.{key}": value for e in "qk" for key, value in weights.items()}
