@@ -71,6 +71,7 @@ class RunRecord:
     command: str | None = None
     precision: str = ""  # of the training: fp32, bf16, fp16; "" where it was not recorded
     label_subset: str = ""  # sha256 of the list of labelled images; "" for all labels
+    classes: tuple[str, ...] = ()  # of the data; () where they were not recorded
 
     def value(self, kind: str, metric: str) -> float | None:
         """Return a metric on 0-100; NaN where it is undefined, None where the run lacks it."""
@@ -156,6 +157,7 @@ def _records(folder: str, data: Any) -> list[RunRecord]:
     same |= {
         "folder": folder,
         "train_set": tuple(found["dataset.train"]),
+        "classes": tuple(found["dataset.classes"]),
         "label_subset": found["dataset.label_subset.sha256"],
         "versions": {key: str(value) for key, value in found["versions"].items()},
     }

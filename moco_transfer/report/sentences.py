@@ -7,7 +7,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from moco_transfer.evaluate.metric_names import BBOX_METRICS, LVIS_METRICS, RECALL_METRICS
+from moco_transfer.evaluate.metric_names import (
+    BBOX_METRICS,
+    LVIS_METRICS,
+    RECALL_METRICS,
+    class_metric,
+    is_class_metric,
+)
 
 from .aggregate import BASELINES, Setting, Table
 from .cells import DAGGER, kind_name, published_row, run_caveats
@@ -40,6 +46,7 @@ _SEPARATING = {
     "precision": "precision",
     "label_subset": "the images whose labels they use",
 }
+_NAMED = 5  # classes, at most
 _BATCH = re.compile(r"^ +IMS_PER_BATCH: *(\d{1,9}) *$", re.MULTILINE)
 
 
@@ -115,8 +122,22 @@ def legend_sentences(table: Table, *, emphasis: str) -> list[str]:
         if any(difference and difference.test for difference in found):
             pairs = "over the seeds that both rows have"
             lines.append(f"p: two-sided paired t test against the {base} row {pairs}.")
-    lines += [*_baseline_sentences(table), *published_sentences(table)]
+    lines += [*_absent_sentences(table), *_baseline_sentences(table), *published_sentences(table)]
     return [*lines, *version_sentences(table), *dagger_sentences(table)]
+
+
+def _absent_sentences(table: Table) -> list[str]:
+    """Return how many classes the test set has no object of: only the others have an AP."""
+    run = table.runs[0]
+    found = {metric for metric in run.metrics.get("bbox", {}) if is_class_metric(metric)}
+    # Classes of one name have their id in the metric's.
+    found |= {re.sub(r" \(id \d+\)$", "", metric) for metric in found}
+    absent = [name for name in run.classes if class_metric(name) not in found]
+    if not found or not absent:
+        return []
+    names = ", ".join(absent[:_NAMED]) + ", ..." * (len(absent) > _NAMED)
+    count = f"{len(absent)} of the {len(run.classes)} classes"
+    return [f"{count} ({names}) have no object in the test set, and are left out of the means."]
 
 
 def _baseline_sentences(table: Table) -> list[str]:

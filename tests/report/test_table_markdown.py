@@ -45,6 +45,16 @@ def test_render_markdown__golden(three_rows):
     )
 
 
+def test_render_markdown__names_classes_that_the_test_set_lacks(make_run, tmp_path):
+    classes = ["cat", "catfish", "dog", "dog"]
+    found = {"AP": 50.0, "AP50": 1.0, "AP75": 1.0, "AP-catfish": 40.0, "AP-dog (id 3)": 60.0}
+    dataset = {"train": ["voc_2007_trainval"], "test": ["voc_2007_test"], "classes": classes}
+    make_run("s", "supervised", bbox=found, dataset=dataset)
+    assert "- 1 of the 4 classes (cat) have no object in the test set" in _markdown(tmp_path)
+    make_run("t", "other", bbox=found | {"AP-cat": 0.0}, dataset=dataset | {"test": ["mine"]})
+    assert _markdown(tmp_path / "t").count("classes") == 0
+
+
 def test_render_markdown__one_run_has_no_spread_and_no_bold(make_run, tmp_path):
     make_run("s", "supervised", bbox={"AP": 50.04, "AP50": 1.0, "AP75": 1.0})
     make_run("m", "moco", bbox={"AP": 50.0, "AP50": 2.0, "AP75": 0.0})
