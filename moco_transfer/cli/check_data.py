@@ -36,5 +36,7 @@ def run(args: argparse.Namespace) -> int:
     if args.config_file:
         data = read_data(request, Reads())
         count = f"{len(data.class_names)} classes{' from the data' * data.count_from_data}"
-        print(f"{args.config_file}: fits, with {count}{' and masks' * ('segm' in data.tasks)}")
+        heads = {"segm": ", masks", "keypoints": f", {len(data.any_set.keypoint_names)} keypoints"}
+        more = "".join(text for task, text in heads.items() if task in data.tasks)
+        print(f"{args.config_file}: fits, with {count}{more}")
     return 0

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from detectron2_runs import REPOSITORY, run_python
 from pycocotools.coco import COCO
 
@@ -48,13 +49,13 @@ def few(
     return target
 
 
-def train(config: str, output_dir, datasets: dict[str, str], *words: str, **variables: str):
+def train(
+    config: str, output_dir, datasets: dict[str, str], *words: str, engine: str = "detectron2"
+):
     flags = [word for name, place in datasets.items() for word in ("--dataset", f"{name}={place}")]
     tool = REPOSITORY / "tools" / "train_net.py"
     settings = [*COMMON.split(), "OUTPUT_DIR", output_dir, *words]
-    return run_python(
-        tool, "--engine", "detectron2", "--config-file", config, *flags, *settings, **variables
-    )
+    return run_python(tool, "--engine", engine, "--config-file", config, *flags, *settings)
 
 
 def test_masks__run_length_encoded_with_crops_repeats_and_test_time_augmentation(
@@ -103,16 +104,34 @@ def test_masks__run_length_encoded_with_crops_repeats_and_test_time_augmentation
     )
 
 
-def test_key_points__of_a_set_of_ones_own(tmp_path, shared_data):
+@pytest.mark.parametrize("engine", ["detectron2", "torchvision"])
+def test_key_points__of_a_set_of_ones_own(tmp_path, shared_data, engine):
+    """Three keypoints, and an object that has none."""
     source = shared_data / "coco" / "annotations" / "person_keypoints_val2017.json"
     json_file = few(source, tmp_path / "people.json", count=4, with_key_points=True)
+    content = json.loads(json_file.read_text())
+    names = {"keypoints": ["nose", "left_eye", "right_eye"], "skeleton": [[1, 2], [1, 3]]}
+    content["categories"][0] |= names
+    for annotation in content["annotations"]:
+        annotation["keypoints"] = annotation["keypoints"][:9]
+        del annotation["num_keypoints"]
+    del content["annotations"][-1]["keypoints"]
+    json_file.write_text(json.dumps(content))
     people = f"coco:{json_file}:{shared_data / 'coco' / 'val2017'}"
     words = """DATASETS.TRAIN people DATASETS.TEST people MODEL.KEYPOINT_ON True MODEL.MASK_ON
         False INPUT.RANDOM_FLIP horizontal TEST.DETECTIONS_PER_IMAGE 10
-        MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.0 MODEL.RPN.POST_NMS_TOPK_TEST 20"""
-    result = train("coco_R_18_FPN_small", tmp_path / "run", {"people": people}, *words.split())
+        MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.0 MODEL.RPN.POST_NMS_TOPK_TEST 20
+        TEST.KEYPOINT_OKS_SIGMAS [0.1,0.2,0.3] MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS (16,16)"""
+    config, run = "coco_R_18_FPN_small", tmp_path / "run"
+    result = train(config, run, {"people": people}, *words.split(), engine=engine)
     assert result.returncode == 0, result.stderr
-    record = json.loads((tmp_path / "run" / "results.json").read_text())
+    record = json.loads((run / "results.json").read_text())
+    assert record["engine"] == engine
     assert (
         set(record["metrics"]) == {"bbox", "keypoints"} and "loss_keypoint" in record["last_losses"]
     )
+    predictions = json.loads((run / "predictions_people.json").read_text())
+    assert predictions and all(len(found["keypoints"]) == 9 for found in predictions)
+    header = torch.load(run / "checkpoint_0000002.pth", weights_only=True)
+    assert (header["keypoints"], header["skeleton"]) == (names["keypoints"], [[0, 1], [0, 2]])
+    assert "NUM_KEYPOINTS: 3" in header["config"]

@@ -60,7 +60,7 @@ def run_of(case: str, device: str, *, amp: bool) -> trainer.FineTuning:
     return run
 
 
-@pytest.mark.parametrize("case", ["r18_c4_mask", "r18_fpn_mask"])
+@pytest.mark.parametrize("case", ["r18_c4_mask", "r18_fpn_mask", "r18_fpn_keypoint"])
 def test_step__fp32_losses_are_the_cpus(case, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     reference = trainer.step(run_of(case, "cpu", amp=False), draw_images())

@@ -1,7 +1,7 @@
 """Twenty images of COCO val learned by heart, with masks and with keypoints, and the checkpoints
 carried to Detectron2 and back.
 
-The run of masks takes about a quarter of an hour on two idle cores, that of keypoints about half of it.
+The run of masks takes about a quarter of an hour on two idle cores, that of keypoints half as long.
 ``MOCO_TRANSFER_TEST_RUN=FOLDER`` keeps them there, and uses them if they are done.
 """
 
