@@ -48,7 +48,7 @@ def test_check_dataset__counts_a_good_voc_set(make_voc):
 def test_check_dataset__collects_every_problem(make_voc):
     root = make_voc(
         {
-            "a": (40, 30, [("hourse", (2, 2, 9, 9), 0), ("dog", (0, 2, 9, 9), 0)]),
+            "a": (40, 30, [("hourse", (2, 2, 9, 9), 0), ("dog", (41, 2, 49, 9), 0)]),
             "b": (40, 30, []),
             "c": (40, 30, []),
             "d": (9, 9, []),

@@ -139,6 +139,13 @@ def _remark(report: DatasetReport, dataset: DetectionDataset, contents: Contents
     difficult = sum(a.get("difficult", 0) for record in records for a in record["annotations"])
     if difficult:
         remarks.append(f"difficult boxes: {difficult} (trained on, ignored in the evaluation).")
+    if dataset.kind == "voc" and dataset.first_pixel == 1:
+        from_0 = sum(min(a["bbox"][:2]) == -1 for _, a in objects)
+        if from_0:
+            remarks.append(
+                f"boxes that begin at pixel 0: {from_0}. If their tool counts from 0, use"
+                " first_pixel=0; else they are out by a pixel."
+            )
     ids = contents.category_ids
     if dataset.kind == "coco" and ids != tuple(range(1, len(ids) + 1)):
         remarks.append(f"category ids {ids[0]} to {ids[-1]} become indices 0 to {len(ids) - 1}.")

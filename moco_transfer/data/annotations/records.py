@@ -25,6 +25,7 @@ from typing import Any
 from pycocotools import mask as mask_api
 
 from ...runtime.errors import InputError, MissingFileError
+from ..images.decode import read_size
 from ..images.image_source import missing_files
 from .keypoints import labelled_keypoints
 
@@ -47,6 +48,38 @@ class Contents:
 def raise_problem(problem: InputError) -> None:
     """Stop at the first problem; ``check_dataset`` collects them instead."""
     raise problem
+
+
+def lies_in(bbox: list[float], width: int, height: int) -> bool:
+    """Return whether a box XYXY is one in an image of this size. It may reach out: tools are off by
+    a pixel. As in Detectron2 and pycocotools it is clipped in training, not in the evaluation.
+    """
+    x0, y0, x1, y1 = bbox
+    return x0 <= x1 and y0 <= y1 and x0 < width and y0 < height and x1 >= 0 and y1 >= 0
+
+
+def size_of(file_name: str, height: Any, width: Any) -> tuple[int, int]:
+    """Return (height, width) as the annotations say it, in px; the image's where they do not.
+
+    (0, 0) if the image does not exist, which :func:`check_image_files` reports; InputError if it
+    cannot be read.
+    """
+    sides = [_as_pixels(side) for side in (height, width)]
+    if all(sides):
+        return sides[0], sides[1]
+    try:
+        return read_size(file_name)
+    except MissingFileError:
+        return 0, 0
+
+
+def _as_pixels(side: Any) -> int:
+    """Return 96 for 96, 96.0 or "96.0"; 0 for what is no length."""
+    try:
+        number = float(side)
+        return int(number) if number > 0 and number.is_integer() else 0
+    except (TypeError, ValueError, OverflowError):
+        return 0
 
 
 def has_area(bbox: list[float]) -> bool:
@@ -91,9 +124,10 @@ def count_left_out(records: list[dict], *, keypoints: bool = False) -> dict[str,
         if keypoints:
             counts["images_without_keypoints"] += has_box and not labelled_keypoints(record)
         for annotation in record["annotations"]:
-            x0, y0, x1, y1 = box = annotation["bbox"]
+            x0, y0, x1, y1 = annotation["bbox"]
             counts["crowd_regions"] += annotation["iscrowd"]
-            counts["boxes_without_area"] += not has_area(box)
+            clipped = [max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)]
+            counts["boxes_without_area"] += not has_area(clipped)
             # COCO's own boxes overhang by rounding, always by less than a pixel.
             counts["boxes_reaching_out"] += max(-x0, -y0, x1 - width, y1 - height) >= 1
             mask = annotation.get("segmentation")

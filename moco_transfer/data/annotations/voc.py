@@ -9,11 +9,13 @@ Conventions:
     x0 = 0, x1 = W, so 1 is taken from xmin and ymin only.
 Source:
     detectron2/data/datasets/pascal_voc.py load_voc_instances; records are equal. Boxes outside the
-    image, unknown classes and malformed numbers are refused here.
+    image, unknown classes and malformed numbers are refused here. A size that is missing is the
+    image's own.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
@@ -21,7 +23,16 @@ from pathlib import Path
 
 from ...runtime.errors import InputError, MissingFileError, did_you_mean
 from ..images.image_source import is_image
-from .records import Contents, OnProblem, check_image_files, count_left_out, raise_problem
+from .faults import Fault, Faults
+from .records import (
+    Contents,
+    OnProblem,
+    check_image_files,
+    count_left_out,
+    lies_in,
+    raise_problem,
+    size_of,
+)
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -51,8 +62,8 @@ def read_voc(
             parts = "Annotations, ImageSets/Main and JPEGImages"
             raise MissingFileError(f"{folder} does not exist; VOC's layout has {parts}.")
     image_list = root / "ImageSets" / "Main" / f"{split}.txt"
-    ids = _read_image_list(image_list)
     with_xml = {name[:-4] for name in os.listdir(root / "Annotations") if name.endswith(".xml")}
+    ids = _read_image_list(image_list, with_xml)
     without_xml = [image_id for image_id in ids if image_id not in with_xml]
     if without_xml:
         first = root / "Annotations" / f"{without_xml[0]}.xml"
@@ -62,25 +73,27 @@ def read_voc(
     # If an id has several images, .jpg comes last and wins, as in Detectron2.
     files = sorted(os.listdir(root / "JPEGImages"), key=lambda name: name.endswith(".jpg"))
     images = {os.path.splitext(name)[0]: name for name in files if is_image(name)}
-    records = []
+    records, faults = [], Faults()
     for image_id in ids:
         if image_id in with_xml:
             file = str(root / "JPEGImages" / images.get(image_id, f"{image_id}.jpg"))
             xml = root / "Annotations" / f"{image_id}.xml"
             try:
-                found = _read_xml(xml, class_names, first_pixel, on_problem)
+                found = _read_xml(xml, file, class_names, first_pixel, faults)
             except InputError as problem:
                 on_problem(problem)
             else:
                 records.append({"file_name": file, "image_id": image_id, **found})
+    faults.report(on_problem)
     check_image_files(records, image_list, on_problem)
     indices = tuple(range(len(class_names)))
     return Contents(records, class_names, indices, count_left_out(records))
 
 
-def _read_image_list(path: Path) -> list[str]:
+def _read_image_list(path: Path, with_xml: set[str]) -> list[str]:
+    """Return the ids of a list, which may have blanks or stand in quotes."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as error:
         splits = sorted(p.stem for p in path.parent.glob("*.txt"))[:10]
         raise MissingFileError(
@@ -89,7 +102,8 @@ def _read_image_list(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a text file; expected one image id a line.") from error
     ids = [line.strip() for line in lines if line.strip()]
-    faults = [f"has the line {i!r}" for i in ids if len(i.split()) > 1]
+    ids = [i if i in with_xml or i.strip("\"'") not in with_xml else i.strip("\"'") for i in ids]
+    faults = [f"has the line {i!r}" for i in ids if i not in with_xml and i.split()[0] in with_xml]
     faults += [f"lists image {i!r} more than once" for i, n in Counter(ids).items() if n > 1]
     faults += [] if ids else ["lists no image"]
     if faults:
@@ -98,27 +112,22 @@ def _read_image_list(path: Path) -> list[str]:
 
 
 def _read_xml(
-    path: Path, class_names: tuple[str, ...], first_pixel: int, on_problem: OnProblem
+    path: Path, image: str, class_names: tuple[str, ...], first_pixel: int, faults: Faults
 ) -> dict:
-    """Return height, width and annotations; report the objects that are wrong."""
+    """Return height, width and annotations; collect the faults of objects."""
     try:
         tree = ElementTree.parse(path).getroot()
     except ElementTree.ParseError as error:
         raise InputError(f"{path} is not readable XML: {error}; write it again.") from error
-    sides = []
-    for side in ("width", "height"):
-        text = (tree.findtext(f"./size/{side}") or "").strip()
-        if not text.isdecimal() or int(text) == 0:
-            raise InputError(f"{path}: size/{side} is {text!r}, expected the {side} in pixels.")
-        sides.append(int(text))
+    height, width = size_of(image, *(tree.findtext(f"./size/{s}") for s in ("height", "width")))
     annotations = []
-    for number, node in enumerate(tree.findall("object"), start=1):
+    for number, node in enumerate(tree.findall("object") if height else (), start=1):
         try:
-            annotations.append(_read_object(node, class_names, first_pixel, *sides))
-        except InputError as problem:
+            annotations.append(_read_object(node, class_names, first_pixel, width, height))
+        except Fault as fault:
             name = (node.findtext("name") or "").strip()
-            on_problem(InputError(f"{path}, object {number} ({name}): {problem}"))
-    return {"height": sides[1], "width": sides[0], "annotations": annotations}
+            faults.add(f"{path}, object {number} ({name})", fault)
+    return {"height": height, "width": width, "annotations": annotations}
 
 
 def _read_object(
@@ -126,7 +135,7 @@ def _read_object(
 ) -> dict:
     name = (node.findtext("name") or "").strip()
     if name not in class_names:
-        raise InputError(
+        raise Fault(
             f"class {name!r} is not one of the {len(class_names)} classes of this data set:"
             f" {', '.join(class_names)}.{did_you_mean(name, class_names)}"
         )
@@ -136,17 +145,18 @@ def _read_object(
         try:
             corners.append(float(text))
         except ValueError as error:
-            raise InputError(f"bndbox/{corner} is {text!r}, expected pixels.") from error
+            raise Fault(f"bndbox/{corner} is {text!r}, expected pixels.", "no number") from error
     x0, y0, x1, y1 = corners
-    if not (first_pixel <= x0 <= x1 <= w and first_pixel <= y0 <= y1 <= h):
-        way_out = ", or use first_pixel=0 if its tool counts from 0" if first_pixel else ""
-        raise InputError(
+    box = [x0 - first_pixel, y0 - first_pixel, x1, y1]
+    is_finite = math.isfinite(sum(corners))
+    if not (is_finite and x0 <= x1 and y0 <= y1 and lies_in(box, w, h)):
+        raise Fault(
             f"box xmin {x0:g}, ymin {y0:g}, xmax {x1:g}, ymax {y1:g} does not lie in the {w} x {h}"
-            f" image, whose pixels count from {first_pixel}. Correct the XML{way_out}."
+            f" image, whose pixels count from {first_pixel}. Correct the XML.",
+            "box",
         )
     difficult = (node.findtext("difficult") or "0").strip()
     if difficult not in ("0", "1"):
-        raise InputError(f"difficult is {difficult!r}, expected 0 or 1.")
-    box = {"bbox": [x0 - first_pixel, y0 - first_pixel, x1, y1]}
-    category = {"category_id": class_names.index(name)}
-    return {**box, **category, "iscrowd": 0, "difficult": int(difficult)}
+        raise Fault(f"difficult is {difficult!r}, expected 0 or 1.", "difficult")
+    category = class_names.index(name)
+    return {"bbox": box, "category_id": category, "iscrowd": 0, "difficult": int(difficult)}

@@ -111,6 +111,20 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def read_size(path: str) -> tuple[int, int]:
+    """Return (height, width) of what :func:`read_image` returns, where possible from the header
+    alone; InputError if the image cannot be read.
+    """
+    try:
+        with Image.open(path) as header:
+            width, height = header.size
+            is_turned = header.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    except Exception:  # another form than PIL reads, or damaged: the decoder says which
+        height, width = read_image(path, "RGB").shape[:2]
+        return height, width
+    return (width, height) if is_turned else (height, width)
+
+
 def read_image(path: str, colour_order: str) -> np.ndarray:
     """Read an image for detection, rotated upright as its EXIF orientation says; returns uint8
     (H, W, 3), perhaps read-only. InputError if it cannot be read, or ``colour_order`` is neither
