@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from ..config import name_of
 from ..data.annotations.label_subset import subset_suffix
 from ..runtime.errors import InputError, MissingFileError, UnknownKeyError, did_you_mean
 from ..runtime.files import atomic_write_text
@@ -193,12 +194,12 @@ def parse_task(item: Any) -> Task:
     optionally ``name``, ``datasets``, ``overrides``; InputError for anything else.
     """
     if isinstance(item, str):
-        return Task(Path(item).stem, item)
+        return Task(name_of(item), item)
     if not isinstance(item, Mapping) or not isinstance(item.get("config"), str):
         expected = "expected the name of a config, or a mapping with the key 'config'"
         raise InputError(f"{item!r} is no task; {expected}.")
     _refuse_unknown(item, Task)
-    name = str(item.get("name", Path(item["config"]).stem))
+    name = str(item.get("name", name_of(item["config"])))
     return Task(name, item["config"], _words(item, "datasets"), _words(item, "overrides"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,7 +52,7 @@ def _test_set(table: Table) -> DetectionDataset:
             words = shlex.split(run.command or "")
         except ValueError:  # an unbalanced quotation mark
             continue
-        if flag := next((w for w in words if w.startswith((f"{name}=voc:", f"{name}=coco:"))), ""):
+        if flag := next((w for w in words if re.match(rf"{re.escape(name)}=\w+:", w)), ""):
             parse_dataset_flag(flag)
             break
     return get_dataset(name)

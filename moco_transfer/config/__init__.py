@@ -7,7 +7,7 @@ from .load import (
     read_detection_config,
     reference_batch_and_lr,
 )
-from .paths import available, path
+from .paths import available, name_of, path
 from .schema_file import flatten_config
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "is_set_by_user",
     "load_detection_config",
     "load_pretrain_config",
+    "name_of",
     "path",
     "read_detection_config",
     "reference_batch_and_lr",

@@ -23,6 +23,11 @@ def available() -> dict[str, Path]:
     return found
 
 
+def name_of(config_file: str) -> str:
+    """Return the name of a config that is given by name or as a file; it may have dots (LVIS's)."""
+    return Path(config_file).name.removesuffix(".yaml")
+
+
 def path(name: str) -> str:
     """Return the absolute path of a config that comes with the package.
 

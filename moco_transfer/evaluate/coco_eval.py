@@ -8,12 +8,14 @@ Source:
     data/datasets/coco.py convert_to_coco_dict (boxes rounded to 0.001 px, VOC's difficult objects
     are ordinary ones). Differences: the six recalls are reported too; no predictions give AP 0, not
     NaN; what cannot be computed (no ground truth of that size or class) is left out and logged.
+    lvis-dataset/lvis-api results.py and lvis.py: what LVIS counts, see ``_counted_by_lvis``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import logging
 import os
 from collections import Counter
@@ -21,6 +23,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from pycocotools import mask as mask_api
 
 from ..data.annotations.catalog import DetectionDataset
 from ..runtime.errors import InputError
@@ -47,6 +50,7 @@ _IMAGE_KEYS = (
     *("height", "width", "file_name"),
     *("neg_category_ids", "not_exhaustive_category_ids"),  # of LVIS
 )
+_DETECTIONS_OF_LVIS = 300  # an image, over all classes
 _TIDE_NAMES = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")  # hotcoco's, in TIDE_ERRORS' order
 
 
@@ -214,17 +218,18 @@ class CocoScores:
             truth = _indexed(api(), content)
             # pycocotools' loadRes fails on an empty list.
             nothing = _indexed(api(), content | {"annotations": []})
-            return truth, truth.loadRes(results) if self._results else nothing
+            return truth, truth.loadRes(results) if len(results) else nothing
 
     def _results_of(self, task: str) -> list[dict] | np.ndarray:
         """Return the results with our numbers of images, and what a task needs of them."""
         number, found = self._number, self._found
-        if task != "bbox" or not found:
+        if task != "bbox" or not found or self._lvis_style:
             keys = ("score", "category_id", *_RESULT_KEYS[task])
-            return [
+            results = [
                 {"image_id": number[result["image_id"]]} | {key: result[key] for key in keys}
                 for result in self._results
             ]
+            return _counted_by_lvis(results, task) if self._lvis_style else results
         boxes, scores, classes = (
             np.concatenate([output[key] for _, output in found])
             for key in ("boxes", "scores", "classes")
@@ -252,6 +257,8 @@ class CocoScores:
             for a in record["annotations"]
             # Nothing could match a mask without a polygon of 3 points.
             if task != "segm" or a.get("segmentation")
+            # LVIS knows no object without area.
+            if not self._lvis_style or a.get("area", 1) > 0
         ]
         boxes = np.array([a["bbox"] for _, a in objects], float).reshape(-1, 4)
         boxes[:, 2:] -= boxes[:, :2]
@@ -287,6 +294,16 @@ class CocoScores:
         # Files hold pixel indices, records continuous coordinates.
         indices = [v if i % 3 == 2 else v - 0.5 for i, v in enumerate(points)]
         return {"keypoints": indices, "num_keypoints": sum(v > 0 for v in points[2::3])}
+
+
+def _counted_by_lvis(results: list[dict], task: str) -> list[dict]:
+    """Return the best 300 detections of each image, those without area left out afterwards."""
+    best = sorted(results, key=lambda result: (result["image_id"], -result["score"]))
+    by_image = itertools.groupby(best, key=lambda result: result["image_id"])
+    kept = [r for _, image in by_image for r in itertools.islice(image, _DETECTIONS_OF_LVIS)]
+    if task == "segm":
+        return [result for result in kept if mask_api.area(result["segmentation"]) > 0]
+    return [result for result in kept if result["bbox"][2] * result["bbox"][3] > 0]
 
 
 def _indexed(api: Any, content: dict[str, Any]) -> Any:

@@ -30,6 +30,8 @@ from .matches import TaskMatches, write_matches
 
 logger = logging.getLogger(__name__)
 
+_LISTED = 80  # classes without ground truth that a warning names: all of COCO's, not all of LVIS's
+
 Metrics = dict[str, dict[str, float]]
 
 
@@ -129,7 +131,7 @@ def warn_absent(dataset: DetectionDataset, absent: list[str], consequence: str) 
     """Log the classes that have no ground truth, if there are some, and what follows."""
     if absent:
         counts = f"{len(absent)} of its {len(dataset.class_names)} classes"
-        listed = ", ".join(absent)
+        listed = ", ".join(absent[:_LISTED]) + ", ..." * (len(absent) > _LISTED)
         logger.warning(
             f"{dataset.name} has no ground truth for {counts} ({listed}); {consequence}."
         )

@@ -287,5 +287,10 @@ def make_evaluator(
         return VocEvaluator(dataset, predictions, coco_style=coco_style)
     if dataset.kind == "cityscapes":
         return CityscapesEvaluator(dataset, tuple(tasks), output_file=predictions)
-    sigmas = tuple(oks_sigmas)
-    return CocoEvaluator(dataset, tuple(tasks), output_file=predictions, oks_sigmas=sigmas)
+    return CocoEvaluator(
+        dataset,
+        tuple(tasks),
+        output_file=predictions,
+        oks_sigmas=tuple(oks_sigmas),
+        lvis_style=dataset.kind == "lvis",
+    )

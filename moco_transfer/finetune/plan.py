@@ -20,7 +20,13 @@ import torch
 import yaml
 from fvcore.common.config import CfgNode
 
-from ..config import flatten_config, is_set_by_user, load_detection_config, reference_batch_and_lr
+from ..config import (
+    flatten_config,
+    is_set_by_user,
+    load_detection_config,
+    name_of,
+    reference_batch_and_lr,
+)
 from ..convert import Coverage
 from ..data.annotations.catalog import parse_dataset_flag
 from ..data.annotations.label_subset import LabelSubset, subset_suffix
@@ -273,7 +279,7 @@ class _Planner:
     def _header(self, data: RunData, weights: InitialWeights) -> dict[str, Any]:
         """Return what every checkpoint says of the run, plain numbers and strings."""
         request, subset = self.request, data.subset
-        task = request.task or Path(request.config_file).stem
+        task = request.task or name_of(request.config_file)
         roles = {} if request.eval_only else {"train": data.train_sets, "test": data.test_sets}
         points: dict[str, Any] = {}
         if data.keypoints is not None:

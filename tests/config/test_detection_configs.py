@@ -69,16 +69,34 @@ PROTOCOLS = {
     "coco_keypoint_R_50_FPN_1x": (90000, (60000, 80000), 1000, PEOPLE, COCO_SIZES, False, 1),
     "coco_keypoint_R_50_FPN_2x": (180000, (120000, 160000), 1000, PEOPLE, COCO_SIZES, False, 1),
     "cityscapes_R_50_FPN_24k": (24000, (18000,), 1000, CITIES, CITY_SIZES, True, 8),
+    **{
+        f"lvis_{v}_R_50_FPN_2x": (
+            180000,
+            (120000, 160000),
+            1000,
+            (f"lvis_{v}_train",),
+            COCO_SIZES,
+            True,
+            n,
+        )
+        for v, n in (("v0.5", 1230), ("v1", 1203))
+    },
 }
 TEST_SETS = {  # by classes
     20: "voc_2007_test",
     80: "coco_2017_val",
     1: "keypoints_coco_2017_val",
     8: "cityscapes_fine_instance_seg_val",
+    1230: "lvis_v0.5_val",
+    1203: "lvis_v1_val",
 }
 # Batch, learning rate, shorter edge at test time and longer edge; of mmselfsup's for Cityscapes.
 SIZES = {"cityscapes_R_50_FPN_24k": (8, 0.01, 1024, 2048)}
-NOT_PUBLISHED = {"coco_keypoint_R_50_FPN_1x", "coco_keypoint_R_50_FPN_1x_msra"}
+NOT_PUBLISHED = {
+    f"{name}{twin}"
+    for name in ("coco_keypoint_R_50_FPN_1x", "lvis_v1_R_50_FPN_2x")
+    for twin in ("", "_msra")
+}
 
 # What the header says of where its milestones come from.
 MILESTONES = {
@@ -104,6 +122,12 @@ MILESTONES = {
     "coco_keypoint_R_50_FPN_2x": "twice Detectron2's 1x, as in the released C4 2x config",
     "cityscapes_R_50_FPN_24k": (
         "not published. Chosen is that of mmselfsup's config, 3/4 of the run"
+    ),
+    "lvis_v0.5_R_50_FPN_2x": (
+        "twice the 1x of Detectron2's LVISv0.5, which are those of its LVISv1"
+    ),
+    "lvis_v1_R_50_FPN_2x": (
+        "those of Detectron2's LVISv1-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
     ),
     "coco_R_50_FPN_6x": "not published. Chosen is the rule of He et al. 2019 (arXiv:1811.08883)",
 }
@@ -193,6 +217,11 @@ def test_config__protocol_of_the_paper(name):
             "SyncBN",
             2,
         )
+    if "lvis" in name:
+        loader = cfg.DATALOADER
+        assert loader.SAMPLER_TRAIN == "RepeatFactorTrainingSampler" and loader.REPEAT_SQRT
+        assert (loader.REPEAT_THRESHOLD, cfg.TEST.DETECTIONS_PER_IMAGE) == (0.001, 300)
+        assert model.ROI_HEADS.SCORE_THRESH_TEST == 0.0001
 
 
 def test_config__every_protocol_has_its_msra_twin():
@@ -210,6 +239,8 @@ def test_msra_twin__differs_in_pixels_stride_and_weights_alone(name):
         "MODEL.PIXEL_STD": (1.0, 1.0, 1.0),
         "MODEL.RESNETS.STRIDE_IN_1X1": True,
         "INPUT.FORMAT": "BGR",
+        # The paper's supervised row of LVIS has its BN frozen (App. A.4).
+        **({"MODEL.RESNETS.NORM": "FrozenBN", "MODEL.FPN.NORM": ""} if "lvis" in name else {}),
     }
     assert len(CONFIGS[name].read_text(encoding="utf-8").splitlines()) <= 10
 
@@ -275,6 +306,8 @@ def test_header__published_numbers_are_those_of_the_reference(name):
             if "keypoint" in name
             else ["segm/AP", "segm/AP50"]
             if "cityscapes" in name
+            else ["segm/AP", "segm/AP50", "segm/AP75"]
+            if "lvis" in name
             else ["bbox/AP", "segm/AP"]
         )
     ]

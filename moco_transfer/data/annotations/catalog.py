@@ -3,6 +3,7 @@
 ``catalog.yaml`` lists the built-in names. They are found below the folder in DETECTRON2_DATASETS
 (default ``datasets``), in Detectron2's layout:
     coco/{train2017,val2017,annotations,...}  VOC2007/{Annotations,ImageSets,JPEGImages}  VOC2012/
+    lvis/lvis_v0.5_train.json, ... (of COCO's images)
     cityscapes/{leftImg8bit,gtFine}/{train,val}
 What a data set is (format, classes, year of the VOC metric) is stored with its name and never
 guessed from it.
@@ -11,6 +12,7 @@ guessed from it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import os
 import re
@@ -40,9 +42,9 @@ class DetectionDataset:
     """A data set; its files are read when its records or classes are first asked for."""
 
     name: str
-    kind: str  # coco (one json), voc (a split of XML files) or cityscapes
+    kind: str  # coco and lvis (one json), voc (a split of XML files) or cityscapes
     image_root: str
-    json_file: str | None = None  # of coco
+    json_file: str | None = None  # of coco and lvis
     root: str | None = None  # of voc, as the next four; of cityscapes gtFine/SPLIT
     split: str | None = None
     classes: tuple[str, ...] = ()
@@ -63,7 +65,8 @@ class DetectionDataset:
             where = self.root or "", self.split or "", self.classes
             return read_voc(*where, first_pixel=self.first_pixel, on_problem=on_problem)
         files, unique = (self.json_file or "", self.image_root), self.unique_annotation_ids
-        return read_coco(*files, unique_annotation_ids=unique, on_problem=on_problem)
+        lvis = self.kind == "lvis"
+        return read_coco(*files, unique_annotation_ids=unique, lvis=lvis, on_problem=on_problem)
 
     @cached_property
     def _contents(self) -> Contents:
@@ -90,7 +93,7 @@ class DetectionDataset:
         """Names of the keypoints in their order; empty if there are none, or the categories have
         different ones.
         """
-        return self._contents.keypoint_names if self.kind == "coco" else ()
+        return self._contents.keypoint_names if self.json_file else ()
 
     @property
     def keypoint_mirror(self) -> tuple[int, ...]:
@@ -106,6 +109,11 @@ class DetectionDataset:
     def has_ground_truth(self) -> bool:
         """False for a test set without published annotations."""
         return not self.json_file or self._contents.has_annotations
+
+    @property
+    def frequencies(self) -> tuple[str, ...]:
+        """Of LVIS, by class: "r", "c" or "f" (rare, common, frequent); empty for others."""
+        return self._contents.frequencies if self.kind == "lvis" else ()
 
     def _check_place(self) -> None:
         place = Path(self.json_file or self.root or "")
@@ -129,8 +137,10 @@ def datasets_root() -> Path:
 def builtin_datasets() -> dict[str, DetectionDataset]:
     """Return the data sets of ``catalog.yaml``, with paths relative to :func:`datasets_root`."""
     table = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
-    classes = {"voc": VOC_CLASSES, "coco": (), "cityscapes": tuple(CITYSCAPES_LABELS)}
-    return {n: DetectionDataset(n, classes=classes[f["kind"]], **f) for n, f in table.items()}
+    classes = {"voc": VOC_CLASSES, "cityscapes": tuple(CITYSCAPES_LABELS)}
+    return {
+        n: DetectionDataset(n, classes=classes.get(f["kind"], ()), **f) for n, f in table.items()
+    }
 
 
 _BUILTIN = builtin_datasets()
@@ -141,6 +151,7 @@ _LOADED: weakref.WeakValueDictionary[tuple, DetectionDataset] = weakref.WeakValu
 # Of --dataset NAME=KIND:...: what the parts are, and the pattern of an option in the last one.
 _PARTS = {
     "coco": ("json_file", "image_root"),
+    "lvis": ("json_file", "image_root"),
     "voc": ("root", "split", "class_names"),
     "cityscapes": ("image_root", "gt_root"),
 }
@@ -152,8 +163,8 @@ def register_dataset(name: str, kind: str = "coco", **where: Any) -> None:
 
     Args:
         name: New name. Registering the same data set again is allowed.
-        kind: ``coco``, ``voc`` or ``cityscapes``.
-        **where: For coco ``json_file`` and ``image_root``. For voc ``root``, ``split``,
+        kind: ``coco``, ``lvis``, ``voc`` or ``cityscapes``.
+        **where: For coco and lvis ``json_file`` and ``image_root``. For voc ``root``, ``split``,
             ``class_names`` in the order of the class indices, ``year`` (2012, default, scores with
             the area under the precision-recall curve, 2007 with 11 points) and ``first_pixel`` (1,
             default, for VOC's inclusive pixels from 1, 0 for continuous coordinates from 0). For
@@ -161,8 +172,12 @@ def register_dataset(name: str, kind: str = "coco", **where: Any) -> None:
 
     InputError if the kind or a field is unknown, a field is missing, or the name is taken.
     """
-    makers: dict[str, Callable[..., DetectionDataset]]
-    makers = {"coco": _own_coco, "voc": _own_voc, "cityscapes": _own_cityscapes}
+    makers: dict[str, Callable[..., DetectionDataset]] = {
+        "coco": functools.partial(_own_json, kind="coco"),
+        "lvis": functools.partial(_own_json, kind="lvis"),
+        "voc": _own_voc,
+        "cityscapes": _own_cityscapes,
+    }
     if kind not in makers:
         raise InputError(f"Data set {name!r}: kind is {kind!r}, expected {' or '.join(makers)}.")
     try:
@@ -175,8 +190,8 @@ def register_dataset(name: str, kind: str = "coco", **where: Any) -> None:
     _OWN[name] = dataset
 
 
-def _own_coco(name: str, *, json_file: _Path, image_root: _Path) -> DetectionDataset:
-    return DetectionDataset(name, "coco", os.fspath(image_root), os.fspath(json_file))
+def _own_json(name: str, *, kind: str, json_file: _Path, image_root: _Path) -> DetectionDataset:
+    return DetectionDataset(name, kind, os.fspath(image_root), os.fspath(json_file))
 
 
 def _own_voc(
@@ -243,9 +258,10 @@ def parse_dataset_flag(flag: str) -> str:
     if not is_legal or options and not (option and re.fullmatch(f"{option}(,{option})*", options)):
         raise InputError(
             f"--dataset {flag!r} is not understood; expected NAME=coco:JSON:IMAGES,"
-            " NAME=voc:ROOT:SPLIT:CLASSES[:OPTIONS] or NAME=cityscapes:LEFTIMG:GTFINE[:OPTIONS]."
-            " CLASSES is a comma list or a file with a class a line; OPTIONS are year=2007|2012 and"
-            " first_pixel=0|1, of Cityscapes masks=instanceIds|polygons."
+            " NAME=lvis:JSON:IMAGES, NAME=voc:ROOT:SPLIT:CLASSES[:OPTIONS] or"
+            " NAME=cityscapes:LEFTIMG:GTFINE[:OPTIONS]. CLASSES is a comma list or a file with a"
+            " class a line; OPTIONS are year=2007|2012 and first_pixel=0|1, of Cityscapes"
+            " masks=instanceIds|polygons."
         )
     where: dict[str, Any] = dict(zip(names, words, strict=True))
     if "class_names" in where:

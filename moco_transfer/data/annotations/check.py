@@ -16,7 +16,12 @@ from .catalog import DetectionDataset, get_dataset
 from .keypoints import mirrored_pairs
 from .records import LEFT_OUT, Contents
 
-_METRICS = {"coco": "COCO AP", "cityscapes": "COCO AP of boxes and Cityscapes AP of masks"}
+_METRICS = {
+    "coco": "COCO AP",
+    "lvis": "LVIS AP",
+    "cityscapes": "COCO AP of boxes and Cityscapes AP of masks",
+}
+_SHOWN = 100  # classes that are listed; of LVIS's 1230 these are the most frequent
 _THREADS = 8  # more than cores: they hide the wait for the disk
 
 
@@ -52,7 +57,10 @@ class DatasetReport:
         ]
         pairs = ", ".join(map("/".join, mirrored_pairs(self.keypoints))) or "none"
         points.append(f"  keypoints that change places in a mirrored image: {pairs}")
-        classes = ", ".join(f"{name} {count}" for name, count in self.boxes_of_class.items())
+        counts = list(self.boxes_of_class.items())
+        if left := max(0, len(counts) - _SHOWN):
+            counts = sorted(counts, key=lambda pair: -pair[1])[:_SHOWN] + [("other classes:", left)]
+        classes = ", ".join(f"{name} {count}" for name, count in counts)
         more, count = len(self.problems) - max_problems, len(self.problems)
         lines = [
             f"{self.name}: images: {self.num_images}, boxes: {self.num_boxes}, classes:"
@@ -135,7 +143,8 @@ def _remark(report: DatasetReport, dataset: DetectionDataset, contents: Contents
     if report.num_boxes == 0:
         remarks.append("there is no box: neither training nor AP is possible.")
     elif absent:
-        remarks.append(f"classes without a box: {len(absent)} ({', '.join(absent)}).")
+        names = ", ".join(absent[:_SHOWN]) + ", ..." * (len(absent) > _SHOWN)
+        remarks.append(f"classes without a box: {len(absent)} ({names}).")
     difficult = sum(a.get("difficult", 0) for record in records for a in record["annotations"])
     if difficult:
         remarks.append(f"difficult boxes: {difficult} (trained on, ignored in the evaluation).")
@@ -147,7 +156,7 @@ def _remark(report: DatasetReport, dataset: DetectionDataset, contents: Contents
                 " first_pixel=0; else they are out by a pixel."
             )
     ids = contents.category_ids
-    if dataset.kind == "coco" and ids != tuple(range(1, len(ids) + 1)):
+    if dataset.json_file and ids != tuple(range(1, len(ids) + 1)):
         remarks.append(f"category ids {ids[0]} to {ids[-1]} become indices 0 to {len(ids) - 1}.")
 
 

@@ -1,10 +1,10 @@
-"""COCO's json format: images, annotations, categories; boxes as XYWH.
+"""COCO's json format, which is LVIS's as well: images, annotations, categories; boxes as XYWH.
 
 Source:
-    detectron2/data/datasets/coco.py load_coco_json. Records are equal, apart from boxes that are
-    XYXY here (added in float32, as Detectron2's BoxMode.convert does later), and that objects whose
-    polygons have fewer than 3 points stay, for their boxes. Annotations whose image is not in the
-    file are refused.
+    detectron2/data/datasets/coco.py load_coco_json and lvis.py load_lvis_json. Records are equal,
+    apart from boxes that are XYXY here (added in float32, as Detectron2's BoxMode.convert does
+    later), and that objects whose polygons have fewer than 3 points stay, for their boxes.
+    Annotations whose image is not in the file are refused.
 """
 
 from __future__ import annotations
@@ -36,11 +36,14 @@ def read_coco(
     image_root: str | os.PathLike[str],
     *,
     unique_annotation_ids: bool = True,
+    lvis: bool = False,
     on_problem: OnProblem = raise_problem,
 ) -> Contents:
     """Read a file in COCO's instances or keypoint format; its images lie in ``image_root``.
 
     ``unique_annotation_ids`` refuses repeated ids, which only COCO 2014's minival lists have.
+    ``lvis`` reads LVIS's format: its images lie in the folders below ``image_root`` that end their
+    ``coco_url``, and its categories have a ``frequency``.
     ``on_problem`` is called with each problem. Records are sorted by image id, classes by their
     ids; crowd regions stay for the evaluation. MissingFileError if the file, the folder or images
     are missing; InputError if the file is not json, not in COCO's format, or contradicts itself.
@@ -53,10 +56,10 @@ def read_coco(
         if not is_list and not (key == "annotations" and value in (None, [])):
             fault = f"{key!r} is {_short(value)}, expected a non-empty list of objects"
             raise InputError(f"{json_file} is not in COCO's format: {fault}.")
-    categories = _read_categories(content["categories"], json_file)
+    categories = _read_categories(content["categories"], json_file, lvis)
     class_of = {category["id"]: index for index, category in enumerate(categories)}
     num_points = [len(category.get("keypoints") or ()) for category in categories]
-    records = _read_images(content["images"], json_file, Path(image_root), on_problem)
+    records = _read_images(content["images"], json_file, Path(image_root), on_problem, lvis)
     seen: set | None = set() if unique_annotation_ids else None
     for number, raw in enumerate(content.get("annotations") or [], start=1):
         name = raw.get("id", f"number {number}") if isinstance(raw, dict) else f"number {number}"
@@ -78,6 +81,7 @@ def read_coco(
         names,
         skeleton,
         "annotations" in content,
+        tuple(category["frequency"] for category in categories) if lvis else (),
     )
 
 
@@ -96,11 +100,11 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _read_categories(categories: list, json_file: Path) -> list[dict]:
+def _read_categories(categories: list, json_file: Path, lvis: bool) -> list[dict]:
     """Return the categories in the order of their ids."""
     try:
         for category in categories:
-            _check(category, _CATEGORY_FIELDS)
+            _check(category, _CATEGORY_FIELDS + _LVIS_CATEGORY_FIELDS * lvis)
             last = max(itertools.chain.from_iterable(category.get("skeleton") or ()), default=0)
             if last > len(category.get("keypoints") or ()):
                 raise _Fault(f"skeleton connects keypoint {last}, which 'keypoints' does not name")
@@ -123,11 +127,14 @@ def _shared_keypoints(
     return tuple(with_points[0]["keypoints"]), tuple((a - 1, b - 1) for a, b in lines)
 
 
-def _read_images(images: list, json_file: Path, image_root: Path, on_problem: OnProblem) -> dict:
+def _read_images(
+    images: list, json_file: Path, image_root: Path, on_problem: OnProblem, lvis: bool
+) -> dict:
     records: dict = {}
     for number, image in enumerate(images, start=1):
+        image = _with_place(image) if lvis else image
         try:
-            _check(image, _IMAGE_FIELDS)
+            _check(image, _IMAGE_FIELDS + _LVIS_IMAGE_FIELDS * lvis)
             if image["id"] in records:
                 raise _Fault(f"id {image['id']} occurs more than once")
             if records and type(image["id"]) is not type(next(iter(records))):
@@ -138,7 +145,17 @@ def _read_images(images: list, json_file: Path, image_root: Path, on_problem: On
         size = {"height": image["height"], "width": image["width"]}
         file = {"file_name": os.path.join(image_root, image["file_name"])}
         records[image["id"]] = {**file, **size, "image_id": image["id"], "annotations": []}
+        if lvis:
+            records[image["id"]] |= {key: image.get(key, []) for key, *_ in _LVIS_IMAGE_FIELDS}
     return records
+
+
+def _with_place(image: Any) -> Any:
+    """Return LVIS's image with COCO 2017's folder and name, which its address alone has: v0.5's
+    ``file_name`` is COCO 2014's, v1 has none.
+    """
+    url = image.get("coco_url") if isinstance(image, dict) else None
+    return image | {"file_name": "/".join(url.split("/")[-2:])} if isinstance(url, str) else image
 
 
 def _are_finite(numbers: Any) -> bool:
@@ -167,6 +184,9 @@ def _are_names(value: Any) -> bool:
 
 
 _POINTS = "finite numbers [x, y, visibility, ...], three for each point"
+_FREQUENCY = (
+    "'r', 'c' or 'f' (rare, common, frequent), as LVIS has it; other files are of kind coco"
+)
 # Key, value of an absent field, whether a value is legal, and what is expected.
 _Fields = tuple[tuple[str, Any, Callable[[Any], bool], str], ...]
 _CATEGORY_FIELDS: _Fields = (
@@ -180,6 +200,11 @@ _IMAGE_FIELDS: _Fields = (
     ("file_name", None, lambda v: isinstance(v, str), "a path"),
     ("width", None, lambda v: isinstance(v, int) and v > 0, "pixels"),
     ("height", None, lambda v: isinstance(v, int) and v > 0, "pixels"),
+)
+_LVIS_CATEGORY_FIELDS: _Fields = (("frequency", None, lambda v: v in ("r", "c", "f"), _FREQUENCY),)
+_LVIS_IMAGE_FIELDS: _Fields = tuple(
+    (key, [], lambda v: isinstance(v, list) and all(isinstance(i, int) for i in v), "a list of ids")
+    for key in ("neg_category_ids", "not_exhaustive_category_ids")
 )
 _ANNOTATION_FIELDS: _Fields = (
     ("id", None, lambda v: isinstance(v, (int, float, str, type(None))), "a number"),

@@ -13,6 +13,8 @@ A record is a dict, one per image, with the fields of Detectron2's "dataset dict
         keypoints     COCO only: [x, y, visibility] * K, in the continuous coordinates of the boxes;
                       visibility is 0 (not labelled), 1 (labelled, hidden) or 2 (visible)
     instance_file (str), Cityscapes only: the PNG that is evaluated
+    neg_category_ids, not_exhaustive_category_ids (lists of the file's ids), LVIS only: classes that
+                      are not in the image, and of which some objects are not annotated
 Difference from Detectron2: boxes are always XYXY, so there is no "bbox_mode".
 """
 
@@ -43,6 +45,7 @@ class Contents:
     keypoint_names: tuple[str, ...] = ()  # that all categories with keypoints share
     skeleton: tuple[tuple[int, int], ...] = ()  # indices of the keypoints that lines connect
     has_annotations: bool = True  # False for a test set whose ground truth is not published
+    frequencies: tuple[str, ...] = ()  # of LVIS: "r", "c" or "f" (rare, common, frequent) by class
 
 
 def raise_problem(problem: InputError) -> None:

@@ -4,22 +4,26 @@ A resumed run therefore gets the images and the augmentation that it would have 
 state of the loader and for any number of workers.
 
 Terms:
+    repeat factor: how often an image comes in a round of the data, on average; at least 1
     draw number: position in the endless shuffled stream that all ranks share; rank r takes r, r +
         W, r + 2 W, ...
 Source:
-    detectron2/data/samplers/distributed_sampler.py TrainingSampler (the same stream for a seed) and
-    InferenceSampler; data/common.py AspectRatioGroupedDataset.
+    detectron2/data/samplers/distributed_sampler.py TrainingSampler and RepeatFactorTrainingSampler
+    (the same streams for a seed) and InferenceSampler; data/common.py AspectRatioGroupedDataset.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import pickle
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ...runtime.errors import InputError
@@ -37,12 +41,14 @@ def training_batches(
     rank: int = 0,
     world_size: int = 1,
     aspect_ratio_grouping: bool = True,
+    repeat_factors: Tensor | None = None,
     start_iteration: int = 0,
 ) -> Iterator[list[Draw]]:
     """Yield this rank's batches without end, from ``start_iteration`` on.
 
     ``seed`` is the same on every rank. With ``aspect_ratio_grouping`` a batch holds only wide (w >
-    h) or only other images, which saves padding.
+    h) or only other images, which saves padding. ``repeat_factors`` are those of
+    :func:`category_repeat_factors`; None draws each image once a round.
     InputError if there is no record, or the batch size or the seed is out of its range.
     """
     if not records:
@@ -50,16 +56,38 @@ def training_batches(
     if batch_size_per_rank < 1 or seed < 0:
         raise InputError(f"Illegal batch size per rank {batch_size_per_rank} or seed {seed}.")
     group_of = [int(not r["width"] > r["height"]) if aspect_ratio_grouping else 0 for r in records]
-    draws = itertools.islice(_endless_draws(len(records), seed), rank, None, world_size)
+    stream = _endless_draws(len(records), seed, repeat_factors)
+    draws = itertools.islice(stream, rank, None, world_size)
     return itertools.islice(_group(draws, group_of, batch_size_per_rank), start_iteration, None)
 
 
-def _endless_draws(num_records: int, seed: int) -> Iterator[Draw]:
+def category_repeat_factors(records: list[dict], threshold: float, *, sqrt: bool) -> Tensor:
+    """Return each record's repeat factor (N,), float32: that of the rarest class in it.
+
+    A class in a share f of the records has the factor threshold / f, or its square root (``sqrt``),
+    but at least 1. Source: Gupta et al., LVIS, arXiv:1908.03195v2 App. B.2.
+    """
+    classes = [{a["category_id"] for a in record["annotations"]} for record in records]
+    counts = Counter(itertools.chain.from_iterable(classes))
+    ratio = {c: threshold / (count / len(records)) for c, count in counts.items()}
+    factors = {c: max(1.0, math.sqrt(r) if sqrt else r) for c, r in ratio.items()}
+    return torch.tensor([max((factors[c] for c in held), default=1.0) for held in classes])
+
+
+def _endless_draws(
+    num_records: int, seed: int, repeat_factors: Tensor | None = None
+) -> Iterator[Draw]:
     generator = torch.Generator().manual_seed(seed)
     numbers = itertools.count()
+    indices = torch.arange(num_records)
     while True:
-        order = torch.randperm(num_records, generator=generator).tolist()
-        yield from zip(order, numbers, strict=False)
+        order = indices
+        if repeat_factors is not None:  # the fraction is rounded by chance, again in each round
+            whole = repeat_factors.trunc()
+            more = torch.rand(num_records, generator=generator) < repeat_factors - whole
+            order = indices.repeat_interleave(whole.long() + more)
+        order = order[torch.randperm(len(order), generator=generator)]
+        yield from zip(order.tolist(), numbers, strict=False)
 
 
 def _group(draws: Iterator[Draw], group_of: list[int], batch_size: int) -> Iterator[list[Draw]]:

@@ -18,8 +18,8 @@ from moco_transfer.runtime.errors import InputError
 from ..datasets import evaluated_tasks, make_evaluator
 
 # Detectron2's reader of Cityscapes imports a package that nobody outside its company has (issue
-# 5436).
-_UNREADABLE = ("cityscapes",)
+# 5436), that of LVIS one that needs NumPy < 1.24.
+_UNREADABLE = ("cityscapes", "lvis")
 
 
 def add_datasets(names: Iterable[str] | None = None) -> None:
@@ -96,7 +96,8 @@ def _describe(dataset: DetectionDataset) -> None:
         metadata.set(evaluator_type="cityscapes_instance", thing_classes=classes)
         metadata.set(image_dir=dataset.image_root, gt_dir=dataset.root)
         return
-    metadata.set(evaluator_type="coco", json_file=dataset.json_file, image_root=dataset.image_root)
+    kind = {"evaluator_type": dataset.kind}  # coco or lvis, as Detectron2 calls them
+    metadata.set(**kind, json_file=dataset.json_file, image_root=dataset.image_root)
     if not os.path.exists(dataset.json_file or ""):
         return
     indices = {category: index for index, category in enumerate(dataset.category_ids)}

@@ -27,6 +27,9 @@ from .boxes import decode_boxes, encode_boxes
 from .layers import ConvNorm, init_normal
 from .sampling import SampledRegions
 
+# With a score above .05, as for COCO, 1000 proposals have no more; LVIS's .0001 admits a million.
+_FEW_CANDIDATES = 20_000
+
 
 @dataclass(frozen=True)
 class Detections:
@@ -140,7 +143,19 @@ class BoxPredictor(nn.Module):
         per_class = boxes.unflatten(1, (-1, 4))
         column = 0 if settings.cls_agnostic_bbox_reg else classes
         boxes = clip_boxes_to_image(per_class[region, column], image_size)
-        keep = batched_nms(boxes, scores, classes, settings.nms_thresh_test)
-        if settings.detections_per_image >= 0:
-            keep = keep[: settings.detections_per_image]
+        keep = _best(boxes, scores, classes, settings)
         return Detections(boxes[keep], scores[keep], classes[keep])
+
+
+def _best(boxes: Tensor, scores: Tensor, classes: Tensor, settings: BoxSettings) -> Tensor:
+    """Return the indices of the detections that survive non-maximum suppression, best first."""
+    limit, share = settings.detections_per_image, _FEW_CANDIDATES
+    while limit >= 0 and share < len(scores):
+        # A box is removed by better ones alone: what survives among the best survives among all.
+        best = torch.nonzero(scores >= scores.topk(share).values[-1]).squeeze(1)
+        keep = batched_nms(boxes[best], scores[best], classes[best], settings.nms_thresh_test)
+        if len(keep) >= limit:
+            return best[keep[:limit]]
+        share *= 4
+    keep = batched_nms(boxes, scores, classes, settings.nms_thresh_test)
+    return keep[:limit] if limit >= 0 else keep

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...config import flatten_config
 from ...config.schema_file import DETECTION_DEFAULTS
 from ...data.annotations.catalog import DetectionDataset
-from ...data.batches.loader import test_loader, train_loader
+from ...data.batches.loader import category_repeat_factors, test_loader, train_loader
 from ...data.batches.transforms import TestMapper, TrainMapper
 from ...runtime.distributed import get_rank, get_world_size
 from ...runtime.errors import InputError
@@ -87,8 +87,9 @@ class TorchvisionEngine(Engine):
     def _batches(
         self, train_sets: Sequence[DetectionDataset], seed: int, start_iteration: int
     ) -> Batches:
+        loader = self.cfg.DATALOADER
         if not hasattr(self, "_records"):  # read and logged once in a run
-            filter_empty = self.cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+            filter_empty = loader.FILTER_EMPTY_ANNOTATIONS
             points = self.cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
             self._records = training_records(
                 train_sets,
@@ -96,12 +97,17 @@ class TorchvisionEngine(Engine):
                 masks=self.cfg.MODEL.MASK_ON,
                 min_keypoints=points if self.cfg.MODEL.KEYPOINT_ON else 0,
             )
+        factors = None
+        if loader.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
+            threshold, sqrt = loader.REPEAT_THRESHOLD, loader.REPEAT_SQRT
+            factors = category_repeat_factors(self._records, threshold, sqrt=sqrt)
         return train_loader(
             self._records,
             _train_mapper(self.cfg, train_sets[0].keypoint_mirror),
             batch_size_per_rank=self.cfg.SOLVER.IMS_PER_BATCH // get_world_size(),
             seed=seed,
-            aspect_ratio_grouping=self.cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+            aspect_ratio_grouping=loader.ASPECT_RATIO_GROUPING,
+            repeat_factors=factors,
             start_iteration=start_iteration,
             **self._place(),
         )
