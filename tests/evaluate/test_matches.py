@@ -1,7 +1,7 @@
 """AP computed again from the file of matches, and TIDE errors by hand.
 
-Mutations that were seen to turn this red: difficult objects in truth; bits in reverse; a hit that
-counts as ignored too; Dupe and Bkg exchanged; difficult objects as ordinary ones in TIDE.
+Mutations that were seen to turn this red: difficult objects in truth; bits in reverse; Dupe and Bkg
+exchanged, Cls and Loc; difficult objects as ordinary ones in TIDE.
 """
 
 from __future__ import annotations
