@@ -136,7 +136,7 @@ def read_data(request: DataRequest, reads: Reads) -> RunData:
     with collecting(findings):
         if "segm" in request.tasks and any(d.kind == "cityscapes" for d in test_sets):
             check_packages("cityscapesscripts")
-    of_request = request.tasks, request.mask_format, request.eval_only, request.keypoints
+    of_request = request.tasks, request.mask_format, request.eval_only
     key = (tuple(train_sets), tuple(test_sets), *of_request)
     sentences = reads.once(key, lambda: list(_faults(train_sets, test_sets, request)))
     findings += [Finding("", sentence) for sentence in sentences]
@@ -148,6 +148,10 @@ def read_data(request: DataRequest, reads: Reads) -> RunData:
             subset, where = read_label_subset(request.label_subset), request.label_subset
         if subset is not None and train_sets:
             train_sets = take_label_subset(train_sets, subset, where)
+    if request.keypoints is not None:
+        scored = list(filter(has_objects, test_sets))
+        sentences = list(keypoint_faults(request.keypoints, train_sets, scored))
+        findings += [Finding("", sentence) for sentence in sentences]
     if findings:
         raise PlanError(findings)
     from_data, tasks = request.num_classes is None, request.tasks
@@ -178,9 +182,6 @@ def _faults(
 ) -> Iterator[str]:
     for dataset in dict.fromkeys([*train_sets, *test_sets]):
         yield from _head_faults(dataset, request, of_training=dataset in train_sets)
-    if request.keypoints is not None:
-        scored = list(filter(has_objects, test_sets))
-        yield from keypoint_faults(request.keypoints, train_sets, scored)
     if train_sets and not any(is_trainable(r) for d in train_sets for r in d.records):
         crowds = sum(len(record["annotations"]) for d in train_sets for record in d.records)
         facts = {"names": ", ".join(d.name for d in train_sets), "crowds": crowds}

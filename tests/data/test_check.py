@@ -311,3 +311,17 @@ def test_check_dataset__real_data(shared_data, monkeypatch):
         report = check_dataset(name)
         assert report.is_usable and report.num_images == num_images
         assert "results do not compare with published ones" in report.remarks[0]
+
+
+def test_check_dataset__keypoints_and_the_pairs_that_change_places(make_coco):
+    images = [{"id": i, "file_name": f"{i}.jpg", "width": 40, "height": 30} for i in (1, 2)]
+    box = {"category_id": 7, "bbox": [1, 2, 10, 20], "iscrowd": 0}
+    points = {"id": 1, "image_id": 1, "keypoints": [4, 4, 2, 9, 9, 0, 0, 0, 0]}
+    annotations = [box | points, box | {"id": 2, "image_id": 2}]
+    names = ["tail", "left_ear", "right_ear"]
+    files = make_coco(images, annotations, [{"id": 7, "name": "dog", "keypoints": names}])
+    register_dataset("dogs", "coco", json_file=files[0], image_root=files[1])
+    report = check_dataset("dogs")
+    assert (report.is_usable, report.num_with_keypoints) == (True, 1)
+    assert report.left_out["images_without_keypoints"] == 1
+    assert "left_ear/right_ear" in report.text() and "keypoints: 1, 3 each" in report.text()
