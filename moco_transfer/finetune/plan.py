@@ -41,17 +41,12 @@ from .engine import Engine, engine_class
 from .handover import InitialWeights
 from .keypoints import KeypointRequest
 from .lint import Finding, PlanError, collecting, lint, remarks
-from .resume import CHECKPOINT_FORMAT, evaluation_folder, resume_faults, resume_notes
+from .resume import CHECKPOINT_FORMAT, FREE_KEYS, evaluation_folder, resume_faults, resume_notes
 from .schedule import Schedule
 from .sync_norm import describe_norm
 
 T = TypeVar("T")
 
-# Keys in which the rows of a table may differ, and those that change no number.
-_FREE_KEYS = (
-    "MODEL.WEIGHTS MODEL.DEVICE OUTPUT_DIR SEED DATALOADER.NUM_WORKERS SOLVER.CHECKPOINT_PERIOD"
-    " TEST.EXPECTED_RESULTS VIS_PERIOD CUDNN_BENCHMARK"
-)
 _SCHEDULE_KEYS = {
     "batch": "SOLVER.IMS_PER_BATCH",
     "lr": "SOLVER.BASE_LR",
@@ -392,6 +387,6 @@ def config_hash(cfg: CfgNode) -> str:
     """
     cfg = cfg.clone()
     cfg.defrost()
-    for key in _FREE_KEYS.split():
+    for key in FREE_KEYS.split():
         cfg.merge_from_list([key, None])
     return hashlib.sha256(json.dumps(cfg, sort_keys=True).encode()).hexdigest()[:12]

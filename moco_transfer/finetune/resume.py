@@ -8,10 +8,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from ..config import flatten_config
 from ..runtime.checkpoint import LAST
 from .lint import TEXTS
 
 CHECKPOINT_FORMAT = "moco_transfer.finetune/1"
+
+# Keys in which the rows of a table may differ, and those that change no number.
+FREE_KEYS = (
+    "MODEL.WEIGHTS MODEL.DEVICE OUTPUT_DIR SEED DATALOADER.NUM_WORKERS SOLVER.CHECKPOINT_PERIOD"
+    " TEST.EXPECTED_RESULTS VIS_PERIOD CUDNN_BENCHMARK"
+)
 
 _FILES = (
     LAST,
@@ -45,12 +54,33 @@ def resume_faults(state: Header, path: str, header: Header, *, eval_only: bool) 
         if state.get(key, header[key]) != header[key] and (
             key != "config_hash" or state["engine"] == header["engine"]
         ):
-            facts = {"key": key, "theirs": state[key], "ours": header[key], "advice": advice[key]}
-            yield TEXTS["other_run"].format(path=path, **facts)
+            what = (
+                "; ".join(_changes(key, state, header))
+                or f"{key} {state[key]!r} -> {header[key]!r}"
+            )
+            yield TEXTS["other_run"].format(path=path, what=what, advice=advice[key])
     sets = {} if eval_only else header["datasets"]
     for role, name in [(role, name) for role, digests in sets.items() for name in digests]:
         if state["datasets"][role].get(name) != sets[role][name]:
             yield TEXTS["other_data"].format(path=path, name=name, role=role.upper())
+
+
+def _changes(key: str, state: Header, header: Header) -> Iterator[str]:
+    """Yield what a digest stands for and how it differs: each key of a config, a file."""
+    if key == "config_hash":
+        before, now = (flatten_config(yaml.safe_load(run["config"])) for run in (state, header))
+        for name in sorted(before.keys() | now.keys()):
+            if before.get(name) != now.get(name) and name not in FREE_KEYS.split():
+                yield f"{name} {before.get(name)} -> {now.get(name)}"
+    if key == "weights_sha256":
+        paths = [run["weights"]["path"] for run in (state, header)]
+        content = ", whose content has changed since" if paths[0] == paths[1] else f" -> {paths[1]}"
+        yield f"MODEL.WEIGHTS {paths[0]}{content}"
+    if key == "label_subset_sha256":
+        had = ["none" if run.get(key) is None else "a list" for run in (state, header)]
+        yield f"--label-subset {had[0]} -> {'another' * (had[0] == had[1]) or had[1]}"
+    if key == "seed":
+        yield f"SEED {state[key]} -> {header[key]}"
 
 
 def resume_notes(state: Header, header: Header, *, eval_only: bool) -> list[str]:

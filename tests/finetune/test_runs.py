@@ -139,14 +139,14 @@ def test_resume__other_weights_are_rejected(tmp_path, weights):
     interrupt(tmp_path / "run", "MODEL.WEIGHTS", file)
     rejected(
         tmp_path / "run",
-        match=r"weights_sha256 '.*', now it is None\. Give MODEL\.WEIGHTS '.*moco\.pkl'",
+        match=r"MODEL\.WEIGHTS .*moco\.pkl ->.*\. Give MODEL\.WEIGHTS '.*moco\.pkl'",
     )
     file.write_bytes(weights[1].read_bytes())
     rejected(
         tmp_path / "run",
         "MODEL.WEIGHTS",
         file,
-        match=r"weights_sha256 '.*', now it is '.*another OUTPUT_DIR",
+        match=r"MODEL\.WEIGHTS .*moco\.pkl, whose content has changed.*another OUTPUT_DIR",
     )
     assert run(tmp_path / "run", "MODEL.WEIGHTS", weights[0], resume=True)["weights"][
         "path"
@@ -158,17 +158,15 @@ def test_resume__other_labels_data_and_seed_are_rejected(tmp_path, scenes, mine)
     subset = str(tmp_path / "half.json")
     write_label_subset(subset, LabelSubset(0.5, 0, {"mine_train": names[:2]}))
     interrupt(tmp_path / "run", label_subset=subset)
-    rejected(
-        tmp_path / "run", match=r"label_subset_sha256 '.*', now it is None\. Give --label-subset"
-    )
+    rejected(tmp_path / "run", match=r"--label-subset a list -> none\)\. Give --label-subset")
     write_label_subset(subset, LabelSubset(0.5, 0, {"mine_train": names[2:]}))
-    rejected(tmp_path / "run", match=r"label_subset_sha256 '.*', now it is '", label_subset=subset)
+    rejected(tmp_path / "run", match=r"--label-subset a list -> another", label_subset=subset)
     write_label_subset(subset, LabelSubset(0.5, 0, {"mine_train": names[:2]}))
     rejected(
         tmp_path / "run",
         "SEED",
         "1",
-        match=r"seed 0, now it is 1\. Resume with SEED 0",
+        match=r"SEED 0 -> 1\)\. Resume with SEED 0",
         label_subset=subset,
     )
     for split in ("train", "test"):
@@ -210,12 +208,9 @@ def test_resume__another_number_of_processes_is_said_and_recorded(tmp_path, capl
 
 def test_resume__another_config_is_rejected_and_config_yaml_stays(tmp_path):
     interrupt(tmp_path / "run")
-    rejected(
-        tmp_path / "run",
-        "SOLVER.MOMENTUM",
-        "0.8",
-        match="config_hash .* Resume with the config.yaml",
-    )
+    other = ["SOLVER.MOMENTUM", "0.8", "INPUT.MIN_SIZE_TEST", "48", "OUTPUT_DIR", tmp_path / "run"]
+    changes = r"INPUT.MIN_SIZE_TEST \d+ -> 48; SOLVER.MOMENTUM 0.9 -> 0.8"
+    rejected(tmp_path / "run", *other, match=rf"\({changes}\)\. Resume with the config.yaml")
 
 
 @pytest.fixture(scope="module")
