@@ -16,6 +16,7 @@ from moco_transfer.data.annotations.catalog import (
     get_dataset,
     parse_dataset_flag,
 )
+from moco_transfer.data.annotations.cityscapes import CITYSCAPES_LABELS
 from moco_transfer.data.annotations.coco import read_coco
 from moco_transfer.runtime.errors import InputError, MissingFileError, UnknownKeyError
 
@@ -212,7 +213,7 @@ def test_catalog__has_detectron2_names_places_and_metadata(monkeypatch):
             assert list(ours.class_names) == theirs.thing_classes
             assert theirs.dirname.endswith(ours.root.removeprefix("datasets/"))
         elif ours.kind == "cityscapes":
-            assert list(ours.class_names) == theirs.thing_classes
+            assert list(CITYSCAPES_LABELS) == theirs.thing_classes
             assert (ours.root + "/", ours.image_root + "/") == (theirs.gt_dir, theirs.image_dir)
         else:
             assert theirs.json_file.endswith(ours.json_file.removeprefix("datasets/"))

@@ -26,7 +26,6 @@ from typing import Any, TypeAlias
 import yaml
 
 from ...runtime.errors import InputError, MissingFileError, UnknownKeyError, did_you_mean
-from .cityscapes import CITYSCAPES_LABELS, read_cityscapes
 from .coco import read_coco
 from .keypoints import mirror_of
 from .records import Contents, OnProblem, raise_problem
@@ -59,6 +58,8 @@ class DetectionDataset:
         """Read the files; ``on_problem`` may collect problems instead of raising the first."""
         self._check_place()
         if self.kind == "cityscapes":
+            from .cityscapes import read_cityscapes  # imports torch, which `doctor` may not find
+
             gt_root, masks = self.root or "", self.masks
             return read_cityscapes(self.image_root, gt_root, masks=masks, on_problem=on_problem)
         if self.kind == "voc":
@@ -137,7 +138,7 @@ def datasets_root() -> Path:
 def builtin_datasets() -> dict[str, DetectionDataset]:
     """Return the data sets of ``catalog.yaml``, with paths relative to :func:`datasets_root`."""
     table = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
-    classes = {"voc": VOC_CLASSES, "cityscapes": tuple(CITYSCAPES_LABELS)}
+    classes = {"voc": VOC_CLASSES}
     return {
         n: DetectionDataset(n, classes=classes.get(f["kind"], ()), **f) for n, f in table.items()
     }
@@ -221,8 +222,8 @@ def _own_cityscapes(
     if masks not in ("instanceIds", "polygons"):
         known = "expected instanceIds or polygons"
         raise InputError(f"Data set {name!r}: masks is {masks!r}, {known}.")
-    where, classes = (os.fspath(image_root), None, os.fspath(gt_root)), tuple(CITYSCAPES_LABELS)
-    return DetectionDataset(name, "cityscapes", *where, classes=classes, masks=masks)
+    where = os.fspath(image_root), None, os.fspath(gt_root)
+    return DetectionDataset(name, "cityscapes", *where, masks=masks)
 
 
 def dataset_names() -> list[str]:

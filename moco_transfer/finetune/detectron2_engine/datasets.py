@@ -13,6 +13,7 @@ from detectron2.structures import BoxMode
 from torch import Tensor
 
 from moco_transfer.data.annotations.catalog import DetectionDataset, dataset_names, get_dataset
+from moco_transfer.data.annotations.cityscapes import CITYSCAPES_LABELS
 from moco_transfer.runtime.errors import InputError
 
 from ..datasets import evaluated_tasks, make_evaluator
@@ -87,13 +88,13 @@ def _records(dataset: DetectionDataset) -> list[dict]:
 
 
 def _describe(dataset: DetectionDataset) -> None:
-    metadata, classes = MetadataCatalog.get(dataset.name), list(dataset.class_names)
+    metadata = MetadataCatalog.get(dataset.name)
     if dataset.kind == "voc":
-        metadata.set(evaluator_type="pascal_voc", thing_classes=classes, dirname=dataset.root)
-        metadata.set(split=dataset.split, year=dataset.year)
+        metadata.set(evaluator_type="pascal_voc", thing_classes=list(dataset.class_names))
+        metadata.set(dirname=dataset.root, split=dataset.split, year=dataset.year)
         return
     if dataset.kind == "cityscapes":
-        metadata.set(evaluator_type="cityscapes_instance", thing_classes=classes)
+        metadata.set(evaluator_type="cityscapes_instance", thing_classes=list(CITYSCAPES_LABELS))
         metadata.set(image_dir=dataset.image_root, gt_dir=dataset.root)
         return
     kind = {"evaluator_type": dataset.kind}  # coco or lvis, as Detectron2 calls them
@@ -101,6 +102,7 @@ def _describe(dataset: DetectionDataset) -> None:
     if not os.path.exists(dataset.json_file or ""):
         return
     indices = {category: index for index, category in enumerate(dataset.category_ids)}
+    classes = list(dataset.class_names)
     metadata.set(thing_classes=classes, thing_dataset_id_to_contiguous_id=indices)
     if names := dataset.keypoint_names:
         pairs = [(names[i], names[j]) for i, j in enumerate(dataset.keypoint_mirror) if i < j]
