@@ -14,19 +14,18 @@ Source:
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import itertools
 import logging
 import os
 from collections import Counter
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as mask_api
 
 from ..data.annotations.catalog import DetectionDataset
-from ..runtime.errors import InputError
 from .matches import TaskMatches, matches_of_coco
 from .metric_names import (
     BBOX_METRICS,
@@ -110,6 +109,26 @@ def evaluate_results(
     return {task: scores.metrics(task) for task in tasks}
 
 
+def has_hotcoco() -> bool:
+    """Whether hotcoco can be imported, which scores LVIS and finds TIDE errors."""
+    try:
+        importlib.import_module("hotcoco")
+    except ImportError:
+        return False
+    return True
+
+
+def _library() -> tuple[Any, Any]:
+    """Return the classes COCO and COCOeval."""
+    if has_hotcoco():
+        import hotcoco
+
+        return hotcoco.COCO, hotcoco.COCOeval
+    from pycocotools import coco, cocoeval
+
+    return coco.COCO, cocoeval.COCOeval
+
+
 class CocoScores:
     """What COCO's rules say of results on a data set; see ``CocoEvaluator`` for the arguments.
 
@@ -135,22 +154,6 @@ class CocoScores:
         self._number = {image_id: n for n, image_id in enumerate(self.image_ids, start=1)}
         self._loaded: dict[str, tuple[Any, Any]] = {}
         self._of_all_sizes: dict[str, Any] = {}
-
-    @cached_property
-    def _library(self) -> tuple[Any, Any]:
-        """The classes COCO and COCOeval."""
-        try:
-            import hotcoco
-        except ImportError as error:
-            if self._lvis_style:
-                name = self._dataset.name
-                raise InputError(
-                    f"Data set {name!r} is scored by LVIS's rules, which needs hotcoco: {error}."
-                ) from error
-            from pycocotools import coco, cocoeval
-
-            return coco.COCO, cocoeval.COCOeval
-        return hotcoco.COCO, hotcoco.COCOeval
 
     def metrics(self, task: str) -> dict[str, float]:
         """Return the numbers of a task by name, 0-100."""
@@ -201,7 +204,7 @@ class CocoScores:
         if task not in self._loaded:
             self._loaded[task] = self._load(task)
         lvis = {"lvis_style": True} if self._lvis_style else {}
-        scored = self._library[1](*self._loaded[task], task, **lvis)
+        scored = _library()[1](*self._loaded[task], task, **lvis)
         if task == "keypoints" and self._oks_sigmas:
             scored.params.kpt_oks_sigmas = np.array(self._oks_sigmas)
         if all_sizes:
@@ -212,7 +215,7 @@ class CocoScores:
 
     def _load(self, task: str) -> tuple[Any, Any]:
         """Return ground truth and detections as COCO objects."""
-        api, results = self._library[0], self._results_of(task)
+        api, results = _library()[0], self._results_of(task)
         with contextlib.redirect_stdout(io.StringIO()):
             content = self._truth(task)
             truth = _indexed(api(), content)

@@ -23,7 +23,7 @@ from ..data.annotations.keypoints import labelled_keypoints
 from ..data.annotations.label_subset import LabelSubset, read_label_subset, take_label_subset
 from ..data.annotations.records import is_trainable
 from ..evaluate.cityscapes_eval import CityscapesEvaluator
-from ..evaluate.coco_eval import CocoEvaluator
+from ..evaluate.coco_eval import CocoEvaluator, has_hotcoco
 from ..evaluate.predictions import PredictionWriter
 from ..evaluate.voc_eval import VocEvaluator
 from ..runtime.files import sha256_of
@@ -191,6 +191,8 @@ def _faults(
             without = "difficult boxes" if dataset.kind == "voc" else "crowd regions"
             facts = {"name": dataset.name, "images": len(dataset.records), "without": without}
             yield TEXTS["no_ground_truth"].format(**facts)
+        if dataset.kind == "lvis" and has_objects(dataset) and not has_hotcoco():
+            yield TEXTS["no_hotcoco"].format(name=dataset.name)
 
 
 def has_objects(dataset: DetectionDataset) -> bool:

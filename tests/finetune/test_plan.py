@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -338,3 +339,25 @@ def test_keypoints__a_label_subset_without_any_is_refused(tmp_path, own_names):
     plan("0")
     with pytest.raises(InputError, match="No image of DATASETS.TRAIN nuts has 1"):
         plan("1")
+
+
+def test_lvis__without_hotcoco_is_refused_before_anything_is_written(
+    tmp_path, own_names, monkeypatch
+):
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "1.jpg")
+    thing = {"id": 1, "image_id": 1, "category_id": 7, "bbox": [2, 3, 10, 5], "area": 50}
+    thing["segmentation"] = [[2, 3, 12, 3, 12, 8, 2, 8]]
+    image = {"id": 1, "file_name": "1.jpg", "height": 20, "width": 30}
+    image |= {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+    content = {"images": [image], "annotations": [thing]}
+    content["categories"] = [{"id": 7, "name": "nut", "frequency": "r"}]
+    (tmp_path / "nuts.json").write_text(json.dumps(content))
+    settings = ["DATASETS.TRAIN", "('nuts',)", "DATASETS.TEST", "('nuts',)", "MODEL.DEVICE", "cpu"]
+    settings += ["OUTPUT_DIR", str(tmp_path / "run")]
+    flags = [f"nuts=lvis:{tmp_path / 'nuts.json'}:{tmp_path}"]
+    request = Request("lvis_v0.5_R_18_FPN_small", settings, flags, engine="torchvision")
+    plan_finetuning(request)
+    monkeypatch.setitem(sys.modules, "hotcoco", None)  # cannot be imported
+    with pytest.raises(PlanError, match="'nuts'.*hotcoco"):
+        plan_finetuning(request)
+    assert not (tmp_path / "run").exists()
