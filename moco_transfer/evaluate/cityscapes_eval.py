@@ -19,7 +19,7 @@ from pycocotools import mask as mask_api
 
 from ..data.annotations.catalog import DetectionDataset
 from ..data.annotations.cityscapes import label_of, read_masks
-from .coco_eval import CocoEvaluator
+from .coco_eval import CocoEvaluator, CocoScores
 from .metric_names import class_metric
 from .predictions import Metrics, warn_absent
 
@@ -27,7 +27,9 @@ _NO_DISTANCE = {"medDist": -1, "distConf": 0.0}  # the script's, for data withou
 
 
 class CityscapesEvaluator(CocoEvaluator):
-    """Computes Cityscapes' AP and AP50 of masks, and COCO's numbers of boxes."""
+    """Computes Cityscapes' AP and AP50 of masks, and COCO's numbers of boxes; the TIDE errors of
+    both are by COCO's rules.
+    """
 
     def __init__(
         self,
@@ -42,7 +44,11 @@ class CityscapesEvaluator(CocoEvaluator):
     def score(self, found: list[tuple[int | str, dict[str, Any]]], results: list[dict]) -> Metrics:
         """Return COCO's numbers of boxes and, with masks, "segm" with AP, AP50, ``AP-<class>``."""
         metrics = super().score(found, results)
-        return metrics | ({"segm": mask_metrics(results, self.dataset)} if self.extras else {})
+        if self.extras:
+            metrics["segm"] = mask_metrics(results, self.dataset)
+            tide = CocoScores(results, self.dataset).tide("segm")
+            self.tide |= {"segm": tide} if tide else {}
+        return metrics
 
 
 def mask_metrics(results: list[dict], dataset: DetectionDataset) -> dict[str, float]:

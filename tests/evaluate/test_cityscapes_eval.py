@@ -101,6 +101,18 @@ def test_masks__detections_that_are_all_ignored_give_ap_0(tmp_path):
     assert set(_ours(dataset, outputs)["segm"].values()) == {0.0}
 
 
+def test_evaluator__tide_errors_of_boxes_and_masks(tmp_path):
+    from moco_transfer.evaluate.cityscapes_eval import CityscapesEvaluator
+
+    pytest.importorskip("hotcoco", reason="hotcoco is not installed")
+    dataset = write_truth(tmp_path / "data", 0)
+    evaluator = CityscapesEvaluator(dataset, ("bbox", "segm"))
+    evaluator.process(dataset.records, draw_outputs(dataset, 0))
+    evaluator.evaluate()
+    assert set(evaluator.tide) == {"bbox", "segm"}
+    assert evaluator.tide["segm"] != evaluator.tide["bbox"], "all boxes are the same in this test"
+
+
 def test_evaluator__leaves_the_scripts_settings_alone(tmp_path):
     before = dict(vars(script.args))
     dataset = write_truth(tmp_path / "data", 0)
