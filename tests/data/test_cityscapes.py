@@ -215,5 +215,7 @@ def test_flag__refuses_other_forms(rest, _own_names):
 def test_builtin__without_gtfine_names_the_variable(tmp_path, monkeypatch):
     (tmp_path / "cityscapes" / "leftImg8bit").mkdir(parents=True)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    with pytest.raises(MissingFileError, match="gtFine.*DETECTRON2_DATASETS"):
+    with pytest.raises(
+        MissingFileError, match="gtFine/val.*DETECTRON2_DATASETS.*holds cityscapes/gtFine"
+    ):
         get_dataset("cityscapes_fine_instance_seg_val").records  # noqa: B018

@@ -122,11 +122,12 @@ class DetectionDataset:
             return
         if self.name not in _BUILTIN:
             raise MissingFileError(f"Data set {self.name!r}: {place} does not exist.")
-        value = os.environ.get(DATASETS_VARIABLE)
+        value, parts = os.environ.get(DATASETS_VARIABLE), place.relative_to(datasets_root()).parts
+        holds = "/".join(parts[: 2 if self.kind == "cityscapes" else 1])  # cityscapes/gtFine
         raise MissingFileError(
             f"Data set {self.name!r} is expected at {place}, which does not exist;"
             f" {DATASETS_VARIABLE} is {repr(value) if value else 'not set (datasets is used)'}. Set"
-            f" it to the folder that holds {place.relative_to(datasets_root()).parts[0]}."
+            f" it to the folder that holds {holds}."
         )
 
 

@@ -98,13 +98,12 @@ def _check_files(stems: list[Path], ending: str, gt_root: str | os.PathLike[str]
     missing = [stem for stem in stems if not Path(f"{stem}{ending}").is_file()]
     if missing:
         first = missing[0]
-        there = sorted(
-            p.name.removeprefix(first.name) for p in first.parent.glob(f"{first.name}_*")
-        )
+        files = sorted(path.name for path in first.parent.glob(f"{first.name}_*"))
+        there = ", ".join(files) if files else "nothing"
         raise MissingFileError(
-            f"{gt_root}: {len(missing)} of the {len(stems)} images have no *{ending}, which the"
-            f" objects are in; the first is {first.name}, with {', '.join(there) or 'nothing'}."
-            " Cityscapes' gtFine_trainvaltest.zip has them all."
+            f"{gt_root}: {len(missing)} of the {len(stems)} images have no *{ending}, which tells"
+            f" their objects apart. Of the first there is {there}. Unpack Cityscapes'"
+            " gtFine_trainvaltest.zip, which has all files."
         )
 
 
