@@ -256,7 +256,7 @@ def bench_voc(folder: Path, num_images: int, rounds: int) -> dict:
         "all": lambda: run(VocEvaluator(get_dataset("bench_voc")), outputs),
         "detectron2": lambda: run(PascalVOCDetectionEvaluator("bench_voc"), instances),
     }
-    about = f"VOC, {num_images} images, {20 * num_images} detections, 10 thresholds"
+    about = f"VOC, {num_images} images, {25 * num_images} detections, 10 thresholds"
     return take_turns(about, works, rounds, 1e-9)
 
 

@@ -288,10 +288,8 @@ def test_evaluator__is_ours_with_detectron2s_interface(scenes, tmp_path, first_p
     evaluator = build_evaluator(cfg, name)
     assert isinstance(evaluator, DatasetEvaluator)
     evaluator.reset()
-    classes = set()
     for record in get_dataset(name).records:
         objects = record["annotations"]
-        classes |= {a["category_id"] for a in objects}
         found = Instances(
             (record["height"], record["width"]),
             pred_boxes=Boxes(torch.tensor([a["bbox"] for a in objects]).reshape(-1, 4)),
@@ -300,7 +298,7 @@ def test_evaluator__is_ours_with_detectron2s_interface(scenes, tmp_path, first_p
         )
         evaluator.process([record], [{"instances": found}])
     metrics = evaluator.evaluate()["bbox"]
-    assert metrics["AP50"] == pytest.approx(100 * len(classes) / len(names))
+    assert metrics["AP50"] == pytest.approx(100)
     assert (tmp_path / "out" / "inference" / f"predictions_{name}.json").is_file()
 
 
