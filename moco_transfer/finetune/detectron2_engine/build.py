@@ -138,12 +138,6 @@ class Detectron2Engine(Engine):
             "VIS_PERIOD": (cfg.VIS_PERIOD, (0,)),
             "TEST.EXPECTED_RESULTS": (list(cfg.TEST.EXPECTED_RESULTS), ([],)),
         }
-        name = cfg.MODEL.ROI_HEADS.NAME
-        if cfg.MODEL.KEYPOINT_ON and name.startswith("Res5"):  # an assertion in Detectron2
-            raise InputError(
-                f"MODEL.ROI_HEADS.NAME {name!r} has no keypoint head; MODEL.KEYPOINT_ON True needs"
-                " 'StandardROIHeads'."
-            )
         for key, (value, implemented) in only.items():
             if value not in implemented:
                 raise InputError(
@@ -164,6 +158,12 @@ class Detectron2Engine(Engine):
                 f"Detectron2 does not take SOLVER.MAX_ITER {solver.MAX_ITER}, STEPS"
                 f" {tuple(solver.STEPS)} and WARMUP_ITERS {solver.WARMUP_ITERS}: {error}."
             ) from error
+        name = cfg.MODEL.ROI_HEADS.NAME
+        if cfg.MODEL.KEYPOINT_ON and name.startswith("Res5"):  # an assertion in Detectron2
+            raise InputError(
+                f"MODEL.ROI_HEADS.NAME {name!r} has no keypoint head; MODEL.KEYPOINT_ON True needs"
+                " 'StandardROIHeads'."
+            )
         add_datasets(dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]))
         self._storage: EventStorage | None = None
 

@@ -135,3 +135,18 @@ def test_key_points__of_a_set_of_ones_own(tmp_path, shared_data, engine):
     header = torch.load(run / "checkpoint_0000002.pth", weights_only=True)
     assert (header["keypoints"], header["skeleton"]) == (names["keypoints"], [[0, 1], [0, 2]])
     assert "NUM_KEYPOINTS: 3" in header["config"]
+
+
+def test_key_points__of_a_c4_detector_are_refused_in_a_sentence(tmp_path, shared_data, monkeypatch):
+    from moco_transfer.finetune.plan import Request, plan_finetuning
+    from moco_transfer.runtime.errors import InputError
+
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(shared_data))
+    words = """DATASETS.TRAIN ('keypoints_coco_2017_train',)
+        DATASETS.TEST ('keypoints_coco_2017_val',) MODEL.ROI_HEADS.NUM_CLASSES 1
+        MODEL.KEYPOINT_ON True MODEL.MASK_ON False MODEL.DEVICE cpu OUTPUT_DIR"""
+    for engine in ("detectron2", "torchvision"):
+        request = Request("coco_R_50_C4_1x", [*words.split(), str(tmp_path / "run")], engine=engine)
+        with pytest.raises(InputError, match=r"MODEL\.KEYPOINT_ON True needs .*StandardROIHeads"):
+            plan_finetuning(request)
+    assert not (tmp_path / "run").exists()
