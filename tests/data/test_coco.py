@@ -3,10 +3,13 @@
 Seen red under: boxes kept XYWH; the corner added in float64; classes indexed by file order instead
 of by id; crowd regions dropped; the half pixel of keypoints forgotten; polygons of two points kept;
 a check of types, finiteness, ids, iscrowd, area, size or runs of a mask left out; the sign, the
-difference or the end of a compressed run ignored.
+difference or the end of a compressed run ignored; ids compared as they are written; a size of 0
+believed; a repeated fault reported twice.
 """
 
 from __future__ import annotations
+
+import json
 
 import numpy as np
 import pytest
@@ -119,10 +122,11 @@ def test_read_coco__compresses_rle(make_coco):
         ({"bbox": [1, 2, float("nan"), 3]}, "bbox is .*nan"),
         ({"bbox": [1, 2, -3, 4]}, r"bbox .*\[1, 2, -3, 4\] .*40 x 30"),
         ({"bbox": [41, 2, 3, 4]}, r"bbox .*\[41, 2, 3, 4\] .*40 x 30"),
+        ({"bbox": [30, 2, 400, 4]}, r"bbox .*\[30, 2, 400, 4\] .*40 x 30"),
         ({"bbox": []}, r"bbox is \[\]"),
         ({"ignore": 1}, "ignore is 1.*use 'iscrowd': 1"),
         ({"iscrowd": "no"}, "iscrowd is 'no'"),
-        ({"iscrowd": None}, "iscrowd is None"),
+        ({"iscrowd": [1]}, r"iscrowd is \[1\]"),
         ({"iscrowd": 2}, "iscrowd is 2"),
         ({"area": "large"}, "area is 'large'"),
         ({"area": float("nan")}, "area is nan"),
@@ -193,18 +197,86 @@ def test_read_coco__takes_every_rle_that_pycocotools_writes(make_coco):
                 read_coco(*make_coco(IMAGES, [_annotation(segmentation={**rle, "counts": broken})]))
 
 
+# What tools write, and what it means.
+POLYGON = [1, 1, 9, 1, 9, 9]
+VARIANTS = {
+    "iscrowd null": ({"iscrowd": None}, {}),
+    "iscrowd empty": ({"iscrowd": ""}, {}),
+    "iscrowd text": ({"iscrowd": "1"}, {"iscrowd": 1}),
+    "iscrowd bool": ({"iscrowd": True}, {"iscrowd": 1}),
+    "area null": ({"area": None}, {}),
+    "ids as text": ({"image_id": "5", "category_id": "7"}, {}),
+    "ids as floats": ({"image_id": 5.0, "category_id": 7.0}, {}),
+    "no id": ({"id": None}, {}),
+    "empty segmentation": ({"segmentation": ""}, {}),
+    "flat polygon": ({"segmentation": POLYGON}, {"segmentation": [POLYGON]}),
+    "polygon of points": ({"segmentation": [[1, 1], [9, 1], [9, 9]]}, {"segmentation": [POLYGON]}),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_read_coco__takes_what_has_one_meaning(make_coco, name):
+    written, means = VARIANTS[name]
+    (odd,) = read_coco(*make_coco(IMAGES, [_annotation(**written)])).records[1]["annotations"]
+    (plain,) = read_coco(*make_coco(IMAGES, [_annotation(**means)])).records[1]["annotations"]
+    if "area" in written:
+        del plain["area"]
+    assert odd == plain
+
+
+@pytest.mark.parametrize("sides", [{}, {"width": 40.0, "height": 30.0}, {"width": 0, "height": ""}])
+def test_read_coco__sizes_are_whole_numbers_or_the_images(make_coco, sides):
+    json_file, images = make_coco(IMAGES, [_annotation()])
+    content = json.loads(json_file.read_text())
+    content["images"][0] = {"id": 5, "file_name": "b.jpg"} | sides
+    json_file.write_text(json.dumps(content))
+    record = read_coco(json_file, images).records[1]
+    assert [record["height"], record["width"]] == [30, 40]
+    assert all(isinstance(record[side], int) for side in ("height", "width"))
+    (images / "b.jpg").unlink()
+    problems = []
+    read_coco(json_file, images, on_problem=problems.append)
+    assert [type(problem) for problem in problems] == [MissingFileError], "nothing follows from it"
+
+
+def test_read_coco__category_ids_as_text_are_numbers(make_coco):
+    categories = [{"id": "7", "name": "dog"}, {"id": "10", "name": "cat"}]
+    contents = read_coco(*make_coco(IMAGES, [_annotation()], categories=categories))
+    assert contents.category_ids == (7, 10) and contents.class_names == ("dog", "cat")
+
+
+def test_read_coco__a_repeated_fault_is_one_line(make_coco):
+    wrong = [_annotation(id=n, iscrowd="no", bbox=[n, 2, 3, 4]) for n in range(3)]
+    problems = []
+    read_coco(*make_coco(IMAGES, wrong), on_problem=problems.append)
+    (problem,) = map(str, problems)
+    assert "annotation 0 and 2 more: iscrowd is 'no'" in problem
+    with pytest.raises(InputError, match="annotation 0 and 2 more"):
+        read_coco(*make_coco(IMAGES, wrong))
+
+
+def test_read_coco__nothing_follows_from_an_image_that_is_wrong(make_coco):
+    image = {"id": 9, "file_name": 3, "width": 5, "height": 5}
+    problems = []
+    annotations = [_annotation(image_id=9), _annotation(image_id=9), _annotation()]
+    place = make_coco(IMAGES, annotations)
+    content = json.loads(place[0].read_text())
+    content["images"].append(image)
+    place[0].write_text(json.dumps(content))
+    contents = read_coco(*place, on_problem=problems.append)
+    assert len(problems) == 1 and "file_name is 3" in str(problems[0])
+    assert [len(record["annotations"]) for record in contents.records] == [0, 1]
+
+
 def test_read_coco__refuses_repeated_ids(make_coco):
-    with pytest.raises(InputError, match="annotation 1: .*more than once"):
-        read_coco(*make_coco(IMAGES, [_annotation(), _annotation()]))
     with pytest.raises(InputError, match="image 2 .*id 5 occurs more than once"):
         read_coco(*make_coco([IMAGES[0], IMAGES[0]], []))
     with pytest.raises(InputError, match="categories.*id 3 occurs more than once"):
         read_coco(
             *make_coco(IMAGES, [], categories=[{"id": 3, "name": "a"}, {"id": 3, "name": "b"}])
         )
-    contents = read_coco(
-        *make_coco(IMAGES, [_annotation(), _annotation()]), unique_annotation_ids=False
-    )
+    # Annotations' ids mean nothing here: all are kept.
+    contents = read_coco(*make_coco(IMAGES, [_annotation(), _annotation()]))
     assert len(contents.records[1]["annotations"]) == 2
 
 

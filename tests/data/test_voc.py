@@ -60,6 +60,7 @@ def test_read_voc__finds_images_of_other_suffixes(make_voc):
         ((41, 2, 49, 9), "box xmin 41, ymin 2, xmax 49, ymax 9 does not lie in the 40 x 30 image"),
         ((2, -9, 9, -2), "ymax -2 does not lie in the 40 x 30 image"),
         ((9, 2, 8, 9), "does not lie in"),
+        ((2, 2, 4000, 9), "xmax 4000, ymax 9 does not lie in the 40 x 30 image"),
         ((2, 2, "inf", 9), "xmax inf"),
         (("two", 2, 9, 9), "bndbox/xmin is 'two', expected pixels"),
         (("nan", 2, 9, 9), "box xmin nan"),

@@ -49,7 +49,6 @@ class DetectionDataset:
     classes: tuple[str, ...] = ()
     year: int | None = None  # of the metric: 2007 is the 11-point AP, 2012 the area
     first_pixel: int = 1  # 1 for inclusive pixels from 1, 0 for continuous coordinates from 0
-    unique_annotation_ids: bool = True  # of coco, see read_coco
     masks: str = "instanceIds"  # of cityscapes, see read_cityscapes
     published_images: int = 0  # in the published split; 0 if there is none
     image_ids: frozenset[str] | None = None  # only these images are used; None for all
@@ -65,9 +64,8 @@ class DetectionDataset:
         if self.kind == "voc":
             where = self.root or "", self.split or "", self.classes
             return read_voc(*where, first_pixel=self.first_pixel, on_problem=on_problem)
-        files, unique = (self.json_file or "", self.image_root), self.unique_annotation_ids
-        lvis = self.kind == "lvis"
-        return read_coco(*files, unique_annotation_ids=unique, lvis=lvis, on_problem=on_problem)
+        files, lvis = (self.json_file or "", self.image_root), self.kind == "lvis"
+        return read_coco(*files, lvis=lvis, on_problem=on_problem)
 
     @cached_property
     def _contents(self) -> Contents:

@@ -1,0 +1,89 @@
+"""Fields of COCO's and LVIS's json: which values are legal, and what they mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from .faults import Fault, short
+
+CROWD = {None: 0, "": 0, 0: 0, "0": 0, 1: 1, "1": 1}
+"""What tools write for ``iscrowd``, and what they mean."""
+
+_FAR = 1e9  # px; larger numbers are mistakes, and the comparison is False for NaN
+
+
+def as_text(value: Any) -> str | None:
+    """Return an id as a text, for it may be 7 in one place of a file and "7" or 7.0 in another;
+    None for what is no id.
+    """
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value) if isinstance(value, (int, str)) else None
+
+
+def are_finite(numbers: Any) -> bool:
+    """Return whether all are finite numbers; one sum is fast for the millions of a COCO file."""
+    try:
+        return math.isfinite(sum(numbers))
+    except (TypeError, OverflowError):
+        return False
+
+
+def _is_box(value: Any) -> bool:
+    is_list = isinstance(value, list) and len(value) == 4
+    return is_list and all(isinstance(n, (int, float)) and abs(n) < _FAR for n in value)
+
+
+def _is_skeleton(value: Any) -> bool:
+    lines = [] if value is None else value
+    are_pairs = isinstance(lines, list) and all(isinstance(v, list) and len(v) == 2 for v in lines)
+    return are_pairs and all(isinstance(n, int) and n >= 1 for line in lines for n in line)
+
+
+def _are_names(value: Any) -> bool:
+    names = value or []
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return is_list and len(set(names)) == len(names)
+
+
+_POINTS = "finite numbers [x, y, visibility, ...], three for each point"
+_FREQUENCY = (
+    "'r', 'c' or 'f' (rare, common, frequent), as LVIS has it; other files are of kind coco"
+)
+# Key, value of an absent field, whether a value is legal, and what is expected.
+Fields = tuple[tuple[str, Any, Callable[[Any], bool], str], ...]
+CATEGORY_FIELDS: Fields = (
+    ("id", None, lambda v: (as_text(v) or "").isdecimal(), "an integer"),
+    ("name", None, lambda v: isinstance(v, str), "a text"),
+    ("keypoints", [], _are_names, "a list of different names"),
+    ("skeleton", [], _is_skeleton, "pairs [a, b] of numbers of keypoints, the first is 1"),
+)
+IMAGE_FIELDS: Fields = (
+    ("id", None, lambda v: as_text(v) is not None, "a whole number or a text"),
+    ("file_name", None, lambda v: isinstance(v, str), "a path"),
+)
+LVIS_CATEGORY_FIELDS: Fields = (("frequency", None, lambda v: v in ("r", "c", "f"), _FREQUENCY),)
+LVIS_IMAGE_FIELDS: Fields = tuple(
+    (key, [], lambda v: isinstance(v, list) and all(isinstance(i, int) for i in v), "a list of ids")
+    for key in ("neg_category_ids", "not_exhaustive_category_ids")
+)
+ANNOTATION_FIELDS: Fields = (
+    ("id", None, lambda v: isinstance(v, (int, float, str, type(None))), "a number"),
+    ("bbox", None, _is_box, "four finite numbers [x, y, width, height]"),
+    ("ignore", 0, lambda v: not v, "none: it is not part of COCO's format, use 'iscrowd': 1"),
+    ("iscrowd", 0, lambda v: not isinstance(v, (list, dict)) and v in CROWD, "0 or 1"),
+    ("area", None, lambda v: v is None or are_finite([v]), "a number of square pixels"),
+    ("keypoints", [], lambda v: not v or are_finite(v) and len(v) % 3 == 0, _POINTS),
+)
+
+
+def check(entry: Any, fields: Fields) -> None:
+    """Raise a Fault if an entry of the file is no object, or a field has no legal value."""
+    if not isinstance(entry, dict):
+        raise Fault(f"it is {short(entry)}, expected an object", "no object")
+    for key, absent, is_legal, expected in fields:
+        value = entry.get(key, absent)
+        if not is_legal(value):
+            raise Fault(f"{key} is {short(value)}, expected {expected}", key)
