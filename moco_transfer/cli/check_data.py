@@ -39,4 +39,6 @@ def run(args: argparse.Namespace) -> int:
         heads = {"segm": ", masks", "keypoints": f", {len(data.any_set.keypoint_names)} keypoints"}
         more = "".join(text for task, text in heads.items() if task in data.tasks)
         print(f"{args.config_file}: fits, with {count}{more}")
+        for sentence in data.remarks:
+            print(f"remark: {sentence}")
     return 0

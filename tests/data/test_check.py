@@ -270,9 +270,9 @@ def test_check_data__holds_the_data_to_a_config(make_coco, make_voc, capsys):
     )
     assert "1 of the 1 objects of data set 'mine' have no 'segmentation'" in capsys.readouterr().err
     masks = [*coco, *names, "MODEL.MASK_ON", "True"]
-    for segmentation, status in (
-        ([[1, 2, 11, 2, 11, 22]], 0),
-        ({"size": [30, 40], "counts": [0, 600, 600]}, 0),
+    for segmentation, mask_format in (
+        ([[1, 2, 11, 2, 11, 22]], ""),
+        ({"size": [30, 40], "counts": [0, 600, 600]}, "INPUT.MASK_FORMAT is bitmask"),
     ):
         json_file.write_text(
             json_file.read_text().replace(
@@ -280,7 +280,8 @@ def test_check_data__holds_the_data_to_a_config(make_coco, make_voc, capsys):
             )
         )
         catalog._LOADED.clear()
-        assert main.main(["check-data", "--config-file", "own_R_18_FPN_small", *masks]) == status
+        assert main.main(["check-data", "--config-file", "own_R_18_FPN_small", *masks]) == 0
+        assert mask_format in capsys.readouterr().out
     root = make_voc({"a": (40, 30, [("dog", (2, 2, 9, 9), 0)])})
     voc, names = (
         ["--dataset", f"mine_voc=voc:{root}:train:dog"],
