@@ -14,6 +14,7 @@ from typing import NoReturn
 from .. import __version__
 from ..runtime.errors import InputError, did_you_mean
 from ..runtime.launch import launch_options, replace_by_torchrun, torchrun_command
+from ..runtime.machine import explain, raise_file_limit
 from .options import DESCRIPTIONS, add_options
 
 # Verb -> what it does; its module here has the same name. Modules are imported only when their
@@ -36,8 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after the program's name; those of the process by default.
 
     Returns:
-        Exit status: 0 done, 1 training diverged, 2 unusable input, 130 interrupted, 143 stopped by
-        SIGTERM after saving. Does not return in a process that torchrun started: it ends there.
+        Exit status: 0 done, 1 training diverged or the machine is too small, 2 unusable input, 130
+        interrupted, 143 stopped by SIGTERM after saving. Does not return in a process that torchrun
+        started: it ends there.
     """
     verb, *words = list(sys.argv[1:] if argv is None else argv) or [""]
     if verb in ("", "-h", "--help"):
@@ -49,10 +51,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     program = f"moco-transfer {verb}"
     try:
         module, args = _parse(verb, words)
+        raise_file_limit()
         status = module.run(args)
     except tuple(_STATUS) as error:
         print(f"{program}: {str(error) or 'interrupted.'}", file=sys.stderr)
         status = next(code for kind, code in _STATUS.items() if isinstance(error, kind))
+    except Exception as error:
+        sentence = explain(error, DESCRIPTIONS[verb].get("settings"))
+        if sentence is None:
+            raise
+        print(f"{program}: {sentence}", file=sys.stderr)
+        status = 1
     finally:
         distributed = sys.modules.get("moco_transfer.runtime.distributed")  # imports torch
         if distributed is not None:

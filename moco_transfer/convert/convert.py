@@ -127,15 +127,11 @@ def convert_checkpoint(
     extra = {there: content.tensors[here] for here, there in carried.items()}
     verify = src.stat().st_size <= VERIFY_UP_TO if verify is None else verify
     differences: dict[str, float] = {}
-    try:
-        with atomic_path(dst) as tmp:
-            names = write(tmp, source.state, stamp, to=to, extra=extra)
-            if verify:
-                differences = _verify(encoders, extra, read_checkpoint(tmp), stamp, dst)
-            sha256 = sha256_of(tmp)
-    except OSError as error:  # a full disk, for one
-        reason = error.strerror or error
-        raise InputError(f"Cannot write {dst}: {reason}; nothing was changed.") from error
+    with atomic_path(dst) as tmp:
+        names = write(tmp, source.state, stamp, to=to, extra=extra)
+        if verify:
+            differences = _verify(encoders, extra, read_checkpoint(tmp), stamp, dst)
+        sha256 = sha256_of(tmp)
     logger.info("Converted %s to %s (%s): %d tensors", src, dst, to, len(names))
     return ConversionReport(
         source=src,

@@ -7,7 +7,6 @@ facebookresearch/moco@7397dfe main_moco.py saves; its tools read ``module.encode
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import pickle
@@ -104,9 +103,8 @@ def _official(tensors: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
 
 
 def _torch_save(content: Any, path: str | os.PathLike[str]) -> None:
-    buffer = io.BytesIO()  # torch's own writer answers a full disk with a RuntimeError
-    torch.save(content, buffer)
-    Path(path).write_bytes(buffer.getbuffer())
+    with open(path, "wb") as file:  # given a path, torch's writer would not say why it failed
+        torch.save(content, file)
 
 
 def as_array(tensor: Tensor) -> np.ndarray:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..runtime.errors import InputError, did_you_mean
+from ..runtime.machine import check_shared_memory
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +35,31 @@ class Engine(abc.ABC):
     """One engine, for one run, whose config is scaled and has the data's classes and its seed."""
 
     name: str
+    bytes_per_pixel = 12  # of an image that a data worker hands over: float32, three colours
 
     def __init__(self, cfg: Any, device: Any) -> None:
         self.cfg, self.device = cfg, device
+
+    def images_per_item(self, world_size: int) -> int:
+        """Return how many training images a data worker hands over at a time."""
+        return self.cfg.SOLVER.IMS_PER_BATCH // world_size
+
+    def check_shared_memory(self, records: Sequence[dict], *, train: bool, world_size: int) -> None:
+        """Raise InputError if what data workers prepare of these images, resized, does not fit."""
+        from ..data.batches.transforms import resized_shape  # imports torch
+
+        sizes, most = self.cfg.INPUT.MIN_SIZE_TRAIN, self.cfg.INPUT.MAX_SIZE_TRAIN
+        if not train:
+            sizes, most = (self.cfg.INPUT.MIN_SIZE_TEST,), self.cfg.INPUT.MAX_SIZE_TEST
+        edges = {"shorter_edge": round(sum(sizes) / len(sizes)), "max_size": most}
+        shapes = [resized_shape(r["height"], r["width"], **edges) for r in records[:1000]]
+        pixels = sum(height * width for height, width in shapes) / max(1, len(shapes))
+        check_shared_memory(
+            pixels * self.bytes_per_pixel * (self.images_per_item(world_size) if train else 1),
+            batches=2,  # torch's prefetch_factor
+            key="DATALOADER.NUM_WORKERS",
+            num_workers=self.cfg.DATALOADER.NUM_WORKERS,
+        )
 
     @staticmethod
     @abc.abstractmethod

@@ -39,6 +39,7 @@ def finetune(
     results.json holds (metrics on process 0 alone), or None when SIGTERM stopped the run and it has
     saved.
     """
+    _check_shared_memory(plan)
     barrier()  # every process has made its plan before one begins to write
     record_settings(plan.output_dir, plan.header["config"])
     on_start(plan.output_dir)
@@ -75,6 +76,13 @@ def finetune(
         text = json.dumps(record, indent=2) + "\n"
         atomic_write_text(plan.output_dir / "results.json", text)
     return record
+
+
+def _check_shared_memory(plan: FinetunePlan) -> None:
+    """Raise InputError if what the data workers prepare does not fit there."""
+    for dataset in [*plan.data.train_sets, *plan.data.test_sets]:
+        is_train, processes = dataset in plan.data.train_sets, plan.world_size
+        plan.engine.check_shared_memory(dataset.records, train=is_train, world_size=processes)
 
 
 def _metrics_file(plan: FinetunePlan, run: FineTuning) -> Any:

@@ -38,7 +38,7 @@ from ..runtime.metrics import MetricsFile
 from ..runtime.progress import progress
 from ..runtime.run_folder import record_settings
 from ..runtime.seed import generator_at, seed_everything
-from ..runtime.stop import StopRequest, ignore_sigterm
+from ..runtime.stop import StopRequest, prepare_worker
 from .encoder_file import TrainedEncoder
 from .features import FeatureSet, encode, extract_features, top1_and_top5, trunk_of
 
@@ -311,7 +311,7 @@ def _encoded_batches(
         sampler=order,
         batch_size=None,
         num_workers=plan.num_workers,
-        worker_init_fn=ignore_sigterm if plan.num_workers else None,
+        worker_init_fn=prepare_worker if plan.num_workers else None,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),
     )

@@ -19,7 +19,7 @@ from fvcore.common.config import CfgNode
 from ..data.images.image_source import ImageSource
 from ..data.images.sources import open_source
 from ..data.views.labelled import EvaluationView, LabelledBatches, find_labelled, protocol_resize
-from ..data.views.loading import plan_batches
+from ..data.views.loading import PREFETCHED, plan_batches
 from ..data.views.order import Batches, ShardBatches
 from ..data.views.view_batch import ViewMaker
 from ..models import build_encoder
@@ -27,6 +27,7 @@ from ..runtime.checkpoint import CheckpointFolder
 from ..runtime.device import Compute, choose_precision
 from ..runtime.distributed import get_world_size, start_processes
 from ..runtime.errors import Faults, InputError
+from ..runtime.machine import check_shared_memory
 from ..runtime.run_folder import open_run_folder
 from .encoder_file import TrainedEncoder, read_encoder
 from .end_to_end import EndToEnd
@@ -196,6 +197,7 @@ def plan_pretrain(
         for fault in _mechanism_faults(cfg, source, stream):
             faults.add(fault)
     knn = faults.check(lambda: _knn(cfg, stream))
+    faults.check(lambda: _check_workers(cfg))
     faults.raise_all()
     assert precision is not None and batches is not None
 
@@ -262,6 +264,14 @@ def _batches(cfg: CfgNode, source: ImageSource, start_iteration: int) -> Batches
         shuffle_buffer=cfg.DATA.SHUFFLE_BUFFER,
         start_iteration=start_iteration,
     )
+
+
+def _check_workers(cfg: CfgNode) -> None:
+    data, views = cfg.DATA, 1 if cfg.MECHANISM in ("supervised", "memory_bank") else 2
+    images = data.BATCH_SIZE_TOTAL / get_world_size()
+    batch_bytes = views * images * 3 * data.IMAGE_SIZE**2
+    key, workers = "DATA.NUM_WORKERS", data.NUM_WORKERS
+    check_shared_memory(batch_bytes, batches=PREFETCHED, key=key, num_workers=workers)
 
 
 def _mechanism_faults(cfg: CfgNode, source: ImageSource, stream: bool) -> Iterator[str]:

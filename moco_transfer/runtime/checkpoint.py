@@ -41,8 +41,9 @@ class CheckpointFolder:
         ``name``: epochs or iterations finished, with leading zeros so that names sort by age.
         """
         path = self.folder / f"checkpoint_{name}.pth"
-        with atomic_path(path) as tmp:
-            torch.save(state, tmp)
+        # Given a path, torch's writer would not say why it failed.
+        with atomic_path(path) as tmp, open(tmp, "wb") as file:
+            torch.save(state, file)
         atomic_write_text(self.folder / LAST, path.name + "\n")
         if self.keep > 0:
             others = sorted(p for p in self.folder.glob("checkpoint_*.pth") if p != path)

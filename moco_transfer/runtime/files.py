@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import InputError, MissingFileError
+from .machine import writing
 
 
 @contextlib.contextmanager
@@ -20,7 +21,7 @@ def atomic_path(dst: str | os.PathLike[str]) -> Iterator[Path]:
     is empty and in the folder of ``dst``, which is made when it is missing.
 
     Raises:
-        InputError: If the folder cannot be written to or ``dst`` is a folder.
+        InputError: If the folder cannot be written to, ``dst`` is a folder, or the disk is full.
     """
     dst = Path(dst)
     if dst.is_dir():
@@ -43,8 +44,10 @@ def atomic_path(dst: str | os.PathLike[str]) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # Windows and some network file systems refuse folders
             _fsync(dst.parent)
     except BaseException:
+        written = tmp.stat().st_size if tmp.exists() else 0
         tmp.unlink(missing_ok=True)
-        raise
+        with writing(dst, f"; nothing was changed. {written:,} bytes had been written"):
+            raise
 
 
 def atomic_write_bytes(dst: str | os.PathLike[str], data: bytes) -> None:

@@ -35,6 +35,14 @@ class _TerminalHandler(logging.StreamHandler):
             self.handleError(record)
 
 
+class _FileHandler(logging.FileHandler):
+    """Drops lines that a full disk refuses: what the run needs to write says so."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 def set_up_logging(output_dir: str | Path | None = None, *, quiet: bool = False) -> None:
     """Send the package's log lines to the terminal (rank 0; with ``quiet`` only warnings) and add
     them to ``OUTPUT_DIR/log.txt``, those of other ranks to ``log.txt.rank1``, ...
@@ -52,7 +60,7 @@ def set_up_logging(output_dir: str | Path | None = None, *, quiet: bool = False)
     if output_dir is not None:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         name = "log.txt" if get_rank() == 0 else f"log.txt.rank{get_rank()}"
-        handlers.append(logging.FileHandler(Path(output_dir) / name, encoding="utf-8"))
+        handlers.append(_FileHandler(Path(output_dir) / name, encoding="utf-8"))
     for handler in handlers:
         handler.setFormatter(_Formatter())
         root.addHandler(handler)

@@ -5,12 +5,14 @@ Look at it with ``jq -s 'map({iteration, loss})' metrics.json``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from pathlib import Path
 from typing import Any
 
 from .files import atomic_write_text
+from .machine import writing
 
 
 class MetricsFile:
@@ -43,18 +45,21 @@ class MetricsFile:
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in values.items()
         }
-        self._file.write(json.dumps({"iteration": iteration} | row) + "\n")
-        self._file.flush()
+        with writing(self.path):
+            self._file.write(json.dumps({"iteration": iteration} | row) + "\n")
+            self._file.flush()
         if self._writer is not None:
-            for name, value in values.items():
-                if isinstance(value, (int, float)):
-                    self._writer.add_scalar(name, value, iteration)
+            with writing(self.path.parent / "tensorboard"):
+                for name, value in values.items():
+                    if isinstance(value, (int, float)):
+                        self._writer.add_scalar(name, value, iteration)
 
     def close(self) -> None:
         """Close the file and the TensorBoard writer."""
-        self._file.close()
-        if self._writer is not None:
-            self._writer.close()
+        with contextlib.suppress(OSError):  # of a full disk: writing has said so
+            self._file.close()
+            if self._writer is not None:
+                self._writer.close()
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

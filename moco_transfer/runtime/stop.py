@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import multiprocessing.queues
 import multiprocessing.util
+import os
 import signal
+import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from .distributed import get_world_size
+from .machine import NO_OPEN_FILE, NO_SHARED_MEMORY
 
 
 class StopRequest:
     """Notices ``signals`` between ``__enter__`` and ``__exit__``; loops ask between iterations.
 
     ``signum`` is the first that this process received, or 0. Data workers need
-    :func:`sigterm_held` and :func:`ignore_sigterm`.
+    :func:`sigterm_held` and :func:`prepare_worker`.
     """
 
     def __init__(self, *signals: int) -> None:
@@ -63,11 +68,24 @@ def sigterm_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def ignore_sigterm(worker: int) -> None:
-    """Let a data worker ignore SIGTERM, for ``worker_init_fn``: schedulers and torchrun send it to
-    all processes of a job, and the training process needs its workers until it has saved.
+def prepare_worker(worker: int) -> None:
+    """Prepare a data worker, for ``worker_init_fn``.
+
+    It ignores SIGTERM: schedulers and torchrun send it to all processes of a job, and the training
+    process needs its workers until it has saved. And it ends when it cannot hand over a batch.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    queue: Any = multiprocessing.queues.Queue
+    queue._on_queue_feeder_error = staticmethod(_end_worker)
+
+
+def _end_worker(error: Exception, _batch: Any) -> None:
+    # The queue's own thread moves batches into shared memory. By default it prints the error and
+    # drops the batch, for which the training process would wait for ever.
+    print(f"data worker: {error}", file=sys.stderr, flush=True)
+    time.sleep(1)  # the training process may still be taking earlier batches from this one
+    no_file = isinstance(error, OSError) or "Too many open files" in str(error)
+    os._exit(NO_OPEN_FILE if no_file else NO_SHARED_MEMORY)
 
 
 @atexit.register

@@ -52,7 +52,7 @@ def test_start__says_who_is_missing_and_where(
     environment, port, monkeypatch, caplog, rank, missing
 ):
     monkeypatch.setattr(distributed, "PATIENCE", 0.3)
-    monkeypatch.setattr(distributed, "LONGEST_WAIT", 1.0)
+    monkeypatch.setattr(distributed, "LONGEST_WAIT", 4.0)
     environment(**process(port, rank))
     # Not through caplog's own level: set_up_logging may have ended the propagation.
     monkeypatch.setattr(distributed.logger, "parent", None)

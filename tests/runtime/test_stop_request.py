@@ -41,14 +41,14 @@ def test_another_thread__works_without_signals():
 UNFINISHED_LOADER = """
 import sys
 from torch.utils.data import DataLoader
-from moco_transfer.runtime.stop import ignore_sigterm
-loader = DataLoader(range(10**6), num_workers=1, worker_init_fn=ignore_sigterm)
+from moco_transfer.runtime.stop import prepare_worker
+loader = DataLoader(range(10**6), num_workers=1, worker_init_fn=prepare_worker)
 sys.modules["held"] = held = iter(loader)  # outlives this module
 next(held)
 """
 
 
-def test_ignore_sigterm__a_process_with_an_unfinished_loader_ends():
+def test_prepare_worker__a_process_with_an_unfinished_loader_ends():
     command = [sys.executable, "-c", UNFINISHED_LOADER]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stderr) == (0, "")

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ...runtime.errors import InputError
-from ...runtime.stop import ignore_sigterm, sigterm_held
+from ...runtime.stop import prepare_worker, sigterm_held
 from ..images.image_source import Table
 
 Draw = tuple[int, int]  # (index of the record, draw number)
@@ -128,7 +128,7 @@ class _Loader(DataLoader):
     def __init__(self, items: Dataset, batches: Iterable[list], num_workers: int) -> None:
         # The default generator is the global one, which a resumed run would then shift.
         own: dict[str, Any] = {"generator": torch.Generator().manual_seed(0)}
-        own |= {"collate_fn": list, "worker_init_fn": ignore_sigterm}
+        own |= {"collate_fn": list, "worker_init_fn": prepare_worker}
         super().__init__(items, batch_sampler=batches, num_workers=num_workers, **own)
 
     def __iter__(self) -> Iterator[list[dict]]:  # type: ignore[override]

@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from ...runtime.distributed import get_rank, get_world_size
 from ...runtime.errors import InputError
+from ...runtime.machine import check_shared_memory
 from ...runtime.progress import progress
-from ...runtime.stop import ignore_sigterm, sigterm_held
+from ...runtime.stop import prepare_worker, sigterm_held
 from ..images.decode import UNREADABLE, read_rgb
 from ..images.image_source import IndexedSource
 from ..images.sources import open_indexed
@@ -111,6 +112,9 @@ class LabelledBatches:
         count, processes = len(self.images), get_world_size()
         if count < processes:
             raise InputError(f"{count} images are fewer than {processes} processes.")
+        batch = min(self.batch_size, -(-count // processes)) * 3 * self.view.size**2
+        batches, key = min(2, -(-count // self.batch_size)), "the number of data workers"
+        check_shared_memory(batch, batches=batches, key=key, num_workers=self.num_workers)
         self._kept: list[tuple[Tensor, ...]] = []
         self._reading: Iterator[tuple[Tensor, ...]] = iter(())
 
@@ -124,7 +128,7 @@ class LabelledBatches:
             batch_size=self.batch_size,
             sampler=own,
             num_workers=self.num_workers,
-            worker_init_fn=ignore_sigterm if self.num_workers else None,
+            worker_init_fn=prepare_worker if self.num_workers else None,
             # The workers' seeds must not advance the run's own random numbers.
             generator=torch.Generator(),
         )

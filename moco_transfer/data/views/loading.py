@@ -11,11 +11,13 @@ from torch.utils.data import DataLoader
 
 from ...runtime.distributed import get_rank, get_world_size
 from ...runtime.errors import InputError
-from ...runtime.stop import ignore_sigterm, sigterm_held
+from ...runtime.stop import prepare_worker, sigterm_held
 from ..images.image_source import ImageSource, IndexedSource
 from ..images.tar_shards import ShardStream
 from .order import Batches, EpochBatches, ShardBatches
 from .view_batch import ShardViews, ViewMaker, Views
+
+PREFETCHED = 4  # batches that each data worker prepares ahead
 
 
 def plan_batches(
@@ -57,8 +59,8 @@ class Loader:
             batch_size=None,
             num_workers=num_workers,
             pin_memory=pin_memory,
-            prefetch_factor=4 if num_workers else None,
-            worker_init_fn=ignore_sigterm if num_workers else None,
+            prefetch_factor=PREFETCHED if num_workers else None,
+            worker_init_fn=prepare_worker if num_workers else None,
         )
         self._batches = batches
         self._iterator: Iterator[dict[str, Any]] = iter(())

@@ -47,7 +47,7 @@ from moco_transfer.runtime.distributed import (
 )
 from moco_transfer.runtime.errors import InputError
 from moco_transfer.runtime.seed import derive_seed
-from moco_transfer.runtime.stop import ignore_sigterm
+from moco_transfer.runtime.stop import prepare_worker
 
 from ..engine import Batches, Engine
 from ..sync_norm import sync_on_cpu
@@ -121,7 +121,7 @@ class _Images(DatasetFromList):
 
     def __getitem__(self, index: int) -> dict:
         if get_worker_info() is not None:
-            ignore_sigterm(0)
+            prepare_worker(0)
         return super().__getitem__(index)
 
 
@@ -129,6 +129,11 @@ class Detectron2Engine(Engine):
     """Detectron2 itself; ``Engine`` documents the methods."""
 
     name = "detectron2"
+    bytes_per_pixel = 3  # uint8
+
+    def images_per_item(self, world_size: int) -> int:
+        grouped = self.cfg.DATALOADER.ASPECT_RATIO_GROUPING  # in the training process
+        return 1 if grouped else super().images_per_item(world_size)
 
     @staticmethod
     def check(cfg: CfgNode) -> None:
