@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,8 @@ class PredictionWriter:
         self, image_ids: Sequence[int | str], metric: str, by_task: Mapping[str, TaskMatches]
     ) -> None:
         """Write a file of matches next to the predictions."""
-        path = Path(self.output_file or "").with_name(f"matches_{self.dataset.name}.npz")
+        name = re.sub(r"[^\w.+-]", "_", self.dataset.name)  # it may have a slash
+        path = Path(self.output_file or "").with_name(f"matches_{name}.npz")
         self.matches = write_matches(path, image_ids, metric, by_task)
 
     def score(self, found: list[tuple[int | str, dict[str, Any]]], results: list[dict]) -> Metrics:

@@ -73,6 +73,15 @@ def test_coco_evaluator__writes_matches_next_to_the_predictions(
     assert CocoEvaluator(dataset).matches == "", "an evaluator without a file writes none"
 
 
+def test_voc_evaluator__a_name_with_a_slash(voc_dataset, as_outputs, run, tmp_path):
+    truth, detections = draw_set(0)
+    dataset = voc_dataset(truth, CLASS_NAMES)
+    object.__setattr__(dataset, "name", "b/c")
+    evaluator = VocEvaluator(dataset, tmp_path / "predictions_b" / "c.json")
+    run(evaluator, as_outputs(detections))
+    assert (tmp_path / "predictions_b" / evaluator.matches).is_file()
+
+
 # Image 1 has a dog, image 2 a cat that is found with score 0.5. Detections of image 1, whether it
 # has a second dog, and the points of AP50 that repairing the error gives: the mean of both classes.
 FIRST, SECOND, HALF = [0, 0, 40, 40], [60, 60, 90, 90], [24, 0, 64, 40]  # IoU of HALF: 1/4
