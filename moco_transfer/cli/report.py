@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     if args.baseline and args.baseline not in names:
         rows = ", ".join(names)
         raise InputError(f"--baseline {args.baseline}: no run is of that row. Rows are {rows}.")
-    tables = build_tables(records, baseline=args.baseline)
+    tables = _tables(records, args.baseline)
     pretraining: list[PretrainingRun] = []
     if args.format == "html" or args.plots or args.keep:
         pretraining, faults = find_pretraining(args.runs, records)
@@ -55,6 +55,16 @@ def run(args: argparse.Namespace) -> int:
     if not args.output and not args.keep:
         sys.stdout.write(text)
     return 0
+
+
+def _tables(records: list[RunRecord], baseline: str) -> list[Table]:
+    """Build the tables, with intervals over test images where runs have files of matches."""
+    tables = build_tables(records, baseline=baseline)
+    if not any(run.matches for run in records):
+        return tables
+    from ..report.bootstrap import with_intervals  # numpy takes 0.1 s
+
+    return with_intervals(tables)
 
 
 def read_named_runs(paths: Sequence[str]) -> tuple[list[RunRecord], list[Problem]]:
@@ -119,7 +129,7 @@ def _write_plots(folder: Path, tables: list[Table], pretraining: list[Pretrainin
 def _fill_sections(readme: Path, baseline: str) -> None:
     def table_of(paths: Sequence[str]) -> str:
         records, problems = read_named_runs([str(readme.parent / path) for path in paths])
-        text = render_markdown(build_tables(records, baseline=baseline), problems)
+        text = render_markdown(_tables(records, baseline), problems)
         # Paths in warnings are the README's own, wherever the command runs.
         return text.replace(f"{readme.parent}/", "")
 

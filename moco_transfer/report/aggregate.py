@@ -11,8 +11,8 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from moco_transfer.evaluate.metric_names import KEYPOINT_METRICS, LVIS_METRICS
@@ -27,6 +27,8 @@ _BY_SIZE = ("APs", "APm", "APl")  # columns of keypoints alone, which have few o
 FIRST_ROWS = ("random", "supervised")
 #: The row that differences refer to: the first of these that a table has.
 BASELINES = ("supervised", "random")
+#: Samples of the test images behind an interval.
+NUM_SAMPLES = 1000
 _NAMES_SHOWN = 6  # names listed in a warning; the rest are counted
 
 _K = TypeVar("_K")
@@ -55,6 +57,16 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """The middle 95 % of a difference in AP over samples of the test images, in points."""
+
+    low: float
+    high: float
+    n: int  # seeds that both rows have, and a file of matches of
+    num_images: int
+
+
+@dataclass(frozen=True)
 class Row:
     """One initialisation in one setting."""
 
@@ -72,6 +84,11 @@ class Row:
         """Return mean, std and n of a metric over the seeds of this row (n = 0: no run has it)."""
         return summarize(self.values.get((kind, metric), {}).values())
 
+    def tide(self, kind: str, metric: str) -> Summary:
+        """Return mean, std and n of one of the TIDE errors, in points of AP50."""
+        groups = (run.tide.get(kind, {}) for run in self.runs)
+        return summarize(filter(math.isfinite, (g[metric] for g in groups if metric in g)))
+
 
 @dataclass(frozen=True)
 class Table:
@@ -81,6 +98,8 @@ class Table:
     rows: tuple[Row, ...]  # random, supervised, then the others by name
     problems: tuple[Problem, ...]  # what is missing and why
     baseline_name: str = ""  # "" for the first of BASELINES
+    #: (row, kind) -> interval of the difference in AP, where `bootstrap` has found one.
+    intervals: Mapping[tuple[str, str], Interval] = field(default_factory=dict)
 
     @property
     def baseline(self) -> Row | None:

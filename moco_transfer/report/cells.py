@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .aggregate import Row, Table
+from .aggregate import Interval, Row, Table
 from .published import PublishedRow, PublishedSetting, setting_for_task
 from .records import RunRecord
 from .seed_statistics import PairedTest, Summary
@@ -68,6 +68,10 @@ def _transfer_cells(table: Table, row: Row, kind: str) -> dict[str, Cell]:
             style = style if difference.exceeds_spread else ""
             cells[f"Δ {metric}"] = Cell(signed_text(difference.value), difference.value, style)
     test = getattr(table.difference(row, kind, "AP"), "test", None)
+    interval = table.intervals.get((row.init, kind))
+    cells["95% CI (AP)"] = Cell(
+        interval_text(interval, row_n=n), interval.low if interval else None
+    )
     cells["p (AP)"] = Cell(p_text(test), test.p if test and not math.isnan(test.p) else None)
     cells |= _published_cells(table, row, kind)
     return cells | {"n": Cell(str(n), n), "engine": Cell(table.setting.engine)}
@@ -145,6 +149,14 @@ def signed_text(value: float) -> str:
     """Return ``+3.5``, ``-0.3`` or, where it rounds to nothing, ``0.0`` without a sign."""
     text = f"{value:+.1f}"
     return text[1:] if float(text) == 0 else text
+
+
+def interval_text(interval: Interval | None, *, row_n: int) -> str:
+    """Return ``+0.3 to +1.9``, with its number of seeds where that is not the row's."""
+    if interval is None:
+        return NOTHING
+    text = f"{signed_text(interval.low)} to {signed_text(interval.high)}"
+    return text if interval.n == row_n else f"{text} (n={interval.n})"
 
 
 def p_text(test: PairedTest | None) -> str:

@@ -1,8 +1,8 @@
 """Slim copies of run folders, small enough for a repository: what tables, curves and page need.
 
-A copy holds results.json, config.yaml and the drawn columns of metrics.json. Absolute paths are cut
-down to their last name, because records are kept to be published. Relative paths and metrics stay
-as they are.
+A copy holds results.json, config.yaml, the drawn columns of metrics.json, and AP on samples of the
+test images instead of the matches. Absolute paths are cut down to their last name, because records
+are kept to be published. Relative paths and metrics stay as they are.
 """
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ from pathlib import Path
 from moco_transfer.runtime.files import atomic_write_text
 
 from .pretraining import COLUMNS, PretrainingRun
-from .records import CONFIG_FILE, METRICS_FILE, RESULTS_FILE, RunRecord, metric_rows, text_of
+from .records import (
+    CONFIG_FILE,
+    METRICS_FILE,
+    RESULTS_FILE,
+    Problem,
+    RunRecord,
+    metric_rows,
+    text_of,
+)
 
 # A path from the root on: two names at least, not the inside of a URL or of a relative path.
 _ABSOLUTE = re.compile(r"(?<![\w./~-])(?:/[^\s/:,;'\"=\[\](){}]+)+/([^\s/:,;'\"=\[\](){}]*)")
@@ -29,15 +37,27 @@ def keep_records(
     ``folder/pretrain/NAME``, with a number behind a name that is taken; return the new folders.
     """
     taken: set[Path] = set()
-    runs = {run.folder: run for run in records}  # a run on several test sets has several records
-    for source, run in runs.items():
+    runs: dict[str, list[RunRecord]] = {}  # a run on several test sets has several records
+    for run in records:
+        runs.setdefault(run.folder, []).append(run)
+    for source, (run, *others) in runs.items():
         target = _free(Path(folder) / _name(run.task) / f"{_name(run.init)}_seed{run.seed}", taken)
         _keep_texts(source, target, lambda key: key == "total_loss" or key.endswith("/AP"))
+        for of_test_set in (run, *others):
+            _keep_samples(of_test_set, target)
     for item in pretraining:
         name = _name("_".join(item.inits) or Path(item.folder).name)
         target = _free(Path(folder) / "pretrain" / name, taken)
         _keep_texts(item.folder, target, lambda key: key in COLUMNS)
     return sorted(taken)
+
+
+def _keep_samples(run: RunRecord, target: Path) -> None:
+    from .bootstrap import kept_file, kept_text, sampled_aps  # numpy takes 0.1 s
+
+    sampled = sampled_aps(run) if run.matches else {}
+    if sampled and not isinstance(sampled, Problem):
+        atomic_write_text(kept_file(run, target), kept_text(sampled))
 
 
 def without_places(text: str) -> str:

@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,8 @@ class RunRecord:
     precision: str = ""  # of the training: fp32, bf16, fp16; "" where it was not recorded
     label_subset: str = ""  # sha256 of the list of labelled images; "" for all labels
     classes: tuple[str, ...] = ()  # of the data; () where they were not recorded
+    tide: dict[str, dict[str, float]] = field(default_factory=dict)  # kind -> error -> AP50 points
+    matches: str = ""  # name of the file of matches in the folder; "" where there is none
 
     def value(self, kind: str, metric: str) -> float | None:
         """Return a metric on 0-100; NaN where it is undefined, None where the run lacks it."""
@@ -161,20 +163,35 @@ def _records(folder: str, data: Any) -> list[RunRecord]:
         "label_subset": found["dataset.label_subset.sha256"],
         "versions": {key: str(value) for key, value in found["versions"].items()},
     }
-    return [RunRecord(**same | {"test_set": part, "metrics": values}) for part, values in parts]
+    return [
+        RunRecord(**same | {"test_set": part, "metrics": values} | _of_test_set(found, part))
+        for part, values in parts
+    ]
+
+
+def _of_test_set(found: dict[str, Any], part: tuple[str, ...]) -> dict[str, Any]:
+    """Return the TIDE errors and the file of matches of one test set."""
+    name = part[0] if len(part) == 1 else ""
+    tide = _checked(f"tide.{name}", found["tide"].get(name) or {}, "a table")
+    matches = _checked(f"matches.{name}", found["matches"].get(name) or "", "a string")
+    return {"tide": _numbers("tide", tide), "matches": Path(matches).name}
 
 
 def _metrics(metrics: Any) -> dict[str, dict[str, float]]:
     if not isinstance(metrics, dict) or not any(metrics.values()):
         raise ValueError(_NO_METRICS)
+    return _numbers("metrics", metrics)
+
+
+def _numbers(key: str, groups: dict[str, Any]) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
-    for kind, group in metrics.items():
+    for kind, group in groups.items():
         found[kind] = {}
-        for name, value in _checked(f"metrics.{kind}", group, "a table").items():
+        for name, value in _checked(f"{key}.{kind}", group, "a table").items():
             # NaN and infinity are named below the table, and only their metric is left out.
             value = math.nan if value is None else value
             if not isinstance(value, float) or math.isfinite(value):
-                value = float(_checked(f"metrics.{kind}.{name}", value, "a number"))
+                value = float(_checked(f"{key}.{kind}.{name}", value, "a number"))
             found[kind][name] = value
     return found
 

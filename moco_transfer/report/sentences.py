@@ -15,8 +15,8 @@ from moco_transfer.evaluate.metric_names import (
     is_class_metric,
 )
 
-from .aggregate import BASELINES, Setting, Table
-from .cells import DAGGER, kind_name, published_row, run_caveats
+from .aggregate import BASELINES, NUM_SAMPLES, Setting, Table
+from .cells import DAGGER, NOTHING, interval_text, kind_name, p_text, published_row, run_caveats
 from .published import PublishedSetting
 from .records import CONFIG_FILE, RunRecord, text_of
 
@@ -122,6 +122,7 @@ def legend_sentences(table: Table, *, emphasis: str) -> list[str]:
         if any(difference and difference.test for difference in found):
             pairs = "over the seeds that both rows have"
             lines.append(f"p: two-sided paired t test against the {base} row {pairs}.")
+        lines += interval_sentences(table)
     lines += [*_absent_sentences(table), *_baseline_sentences(table), *published_sentences(table)]
     return [*lines, *version_sentences(table), *dagger_sentences(table)]
 
@@ -138,6 +139,33 @@ def _absent_sentences(table: Table) -> list[str]:
     names = ", ".join(absent[:_NAMED]) + ", ..." * (len(absent) > _NAMED)
     count = f"{len(absent)} of the {len(run.classes)} classes"
     return [f"{count} ({names}) have no object in the test set, and are left out of the means."]
+
+
+def interval_sentences(table: Table) -> list[str]:
+    """Return what the interval of a difference means, where the table has one."""
+    if not table.intervals:
+        return []
+    num_images = _joined(interval.num_images for interval in table.intervals.values())
+    return [
+        f"95% CI: bootstrap percentiles of Δ AP over the {num_images} test images,"
+        f" {NUM_SAMPLES} samples, the same images for both rows and each seed. It speaks of other"
+        " test images, for these trained models; p speaks of other seeds."
+    ]
+
+
+def comparison_sentences(table: Table) -> list[str]:
+    """Return the p and the interval of each row as text, where columns have no room."""
+    found = []
+    for row, kind in ((row, kind) for row in table.rows for kind in table.kinds):
+        difference, interval = (
+            table.difference(row, kind, "AP"),
+            table.intervals.get((row.init, kind)),
+        )
+        p = p_text(difference.test if difference else None)
+        parts = [f"95% CI {interval_text(interval, row_n=len(row.runs))}"] if interval else []
+        parts += [f"p {p}"] if p != NOTHING else []
+        found += [f"{row.init} {kind_name(kind)} {', '.join(parts)}"] if parts else []
+    return [f"Differences in AP: {'; '.join(found)}."] if found else []
 
 
 def _baseline_sentences(table: Table) -> list[str]:

@@ -21,13 +21,15 @@ def render_csv(tables: Sequence[Table]) -> str:
     """Return all runs of all tables as CSV (RFC 4180), one line per run in the order of the tables.
 
     ``status`` is ``averaged`` or ``conflict`` (two runs claim the seed; neither is averaged). The
-    metrics follow as ``bbox/AP``, ...: empty where a run lacks one, ``nan`` where it is undefined.
-    Numbers read back as the same floats.
+    metrics follow as ``bbox/AP``, ... and the TIDE errors as ``bbox/tide/missed``, ...: empty where
+    a run lacks one, ``nan`` where it is undefined. Numbers read back as the same floats.
     """
-    metrics = _metric_columns(tables)
+    metrics, errors = _metric_columns(tables), _tide_columns(tables)
     buffer = io.StringIO()
     writer = csv.writer(buffer)
-    writer.writerow([*_COLUMNS, *(f"{kind}/{metric}" for kind, metric in metrics)])
+    names = [f"{kind}/{metric}" for kind, metric in metrics]
+    names += [f"{kind}/tide/{error}" for kind, error in errors]
+    writer.writerow([*_COLUMNS, *names])
     conflicts = {id(run) for table in tables for row in table.rows for run in row.conflicts}
     for run in (run for table in tables for run in table.runs):
         derived = {
@@ -38,8 +40,14 @@ def render_csv(tables: Sequence[Table]) -> str:
             "weights_sha256": run.weights.get("sha256"),
         }
         facts = [derived[c] if c in derived else getattr(run, c) for c in _COLUMNS]
-        writer.writerow([*facts, *(run.value(kind, metric) for kind, metric in metrics)])
+        facts += [run.value(kind, metric) for kind, metric in metrics]
+        writer.writerow([*facts, *(run.tide.get(kind, {}).get(error) for kind, error in errors)])
     return buffer.getvalue()
+
+
+def _tide_columns(tables: Sequence[Table]) -> list[tuple[str, str]]:
+    groups = [run.tide for table in tables for run in table.runs]
+    return list(dict.fromkeys((kind, e) for group in groups for kind in group for e in group[kind]))
 
 
 def _metric_columns(tables: Sequence[Table]) -> list[tuple[str, str]]:

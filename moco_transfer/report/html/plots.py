@@ -28,7 +28,7 @@ from matplotlib.patches import PathPatch
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Affine2D
 
-from moco_transfer.evaluate.metric_names import class_metric, is_class_metric
+from moco_transfer.evaluate.metric_names import TIDE_ERRORS, class_metric, is_class_metric
 
 from ..aggregate import FIRST_ROWS, Row, Table
 from ..cells import kind_name
@@ -36,6 +36,7 @@ from ..curves import Curve, bin_means, loss_curve, metric_curve
 from ..pretraining import PretrainingRun
 from ..published import parse_yaml
 from ..records import Problem
+from ..seed_statistics import Summary
 
 _TABLES = parse_yaml((resources.files(__package__) / "plots.yaml").read_text("utf-8"))
 
@@ -86,6 +87,7 @@ def table_panels(table: Table) -> list[Panel]:
         panels.append(Panel(f"{kind}_curve", f"{label} {over}", draw))
     draw = partial(_draw_curves, table, loss_curve, "training loss")
     panels.append(Panel("loss_curve", f"training loss {over}", draw))
+    panels += [tide_panel(table, kind) for kind in table.kinds if _has_tide(table, kind)]
     return [*panels, *(panel for kind in table.kinds for panel in breakdown_panels(table, kind))]
 
 
@@ -108,10 +110,30 @@ def breakdown_panels(table: Table, kind: str = "bbox") -> list[Panel]:
     for what, names in groups.items():
         caption = f"AP of {kind_name(kind)} by {what}: mean over seeds, bar of one std where n >= 2"
         each = max(0.26 if len(names) <= 10 else 0.2, 0.06 * len(table.rows))  # inches
-        draw = partial(_draw_markers, table, kind, names)
+        label = f"AP of {kind_name(kind)} (0-100)"
+        draw = partial(_draw_markers, table, partial(Row.summary, kind=kind), names, label)
         name = f"{kind}_by_{what.split()[-1]}"
         panels += [Panel(name, caption, draw, max(2.2, 1.0 + each * len(names)))] if names else []
     return panels
+
+
+def _has_tide(table: Table, kind: str) -> bool:
+    return any(row.tide(kind, error).n for row in table.rows for error in TIDE_ERRORS)
+
+
+def tide_panel(table: Table, kind: str) -> Panel:
+    """Return the TIDE errors of each row: what AP50 would gain if one kind of error were repaired,
+    mean and std over seeds.
+    """
+    name = kind_name(kind)
+    caption = (
+        f"errors in {name} by kind (TIDE): points of AP50 that repairing one kind alone would give,"
+        " mean over seeds, bar of one std where n >= 2"
+    )
+    names = {error: error for error in reversed(TIDE_ERRORS)}
+    label = f"AP50 of {name} to be gained (points)"
+    draw = partial(_draw_markers, table, partial(Row.tide, kind=kind), names, label)
+    return Panel(f"{kind}_tide", caption, draw, max(2.6, 1.0 + 0.06 * 6 * len(table.rows)))
 
 
 def pretraining_panels(run: PretrainingRun) -> list[Panel]:
@@ -256,7 +278,9 @@ def _draw_curves(
     return problems
 
 
-def _draw_markers(table: Table, kind: str, names: dict[str, str], axis: Axes) -> list[Problem]:
+def _draw_markers(
+    table: Table, summary_of: Callable[..., Summary], names: dict[str, str], label: str, axis: Axes
+) -> list[Problem]:
     styles = row_styles(table)
     step = min(0.2, 0.7 / max(1, len(table.rows) - 1))
     top = step * (len(table.rows) - 1) / 2
@@ -265,7 +289,7 @@ def _draw_markers(table: Table, kind: str, names: dict[str, str], axis: Axes) ->
     axis.set_ylim(-0.5, len(names) - 0.5)
     for place, row in enumerate(table.rows):
         color, _, marker = styles[row.init]
-        summaries = [(index, row.summary(kind, metric)) for index, metric in enumerate(names)]
+        summaries = [(index, summary_of(row, metric=name)) for index, name in enumerate(names)]
         shown = [(index + top - place * step, summary) for index, summary in summaries if summary.n]
         axis.errorbar(
             [summary.mean for _, summary in shown],
@@ -274,7 +298,7 @@ def _draw_markers(table: Table, kind: str, names: dict[str, str], axis: Axes) ->
             color=color, linestyle="none", marker=marker, markersize=4.5, elinewidth=1.2,
         )  # fmt: skip
     axis.set_yticks(range(len(names)), list(map(plain_text, names.values())))
-    axis.set_xlabel(f"AP of {kind_name(kind)} (0-100)")
+    axis.set_xlabel(label)
     axis.set_xlim(0, max(1.0, 1.05 * axis.dataLim.x1))
     return []
 

@@ -1,0 +1,303 @@
+"""How far a difference in AP depends on which test images there are: a paired bootstrap.
+
+The test images are drawn again with replacement, the same for every run of a table, and AP is
+computed from each run's file of matches: which detections hit an object in which image
+(``evaluate/matches.py`` describes it). An image that is drawn twice counts twice, with its
+detections and objects. The interval holds the middle 95 % of the differences, each the mean over
+the seeds that both rows have.
+
+Source:
+    Efron and Tibshirani, An Introduction to the Bootstrap, 13.3: the percentile interval.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import logging
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moco_transfer.evaluate.metric_names import is_class_metric
+from moco_transfer.runtime.files import atomic_write_text
+
+from .aggregate import NUM_SAMPLES, Interval, Row, Table
+from .records import Problem, RunRecord
+
+logger = logging.getLogger(__name__)
+
+_THRESHOLDS = 10  # of IoU
+_RECALLS = {"coco": np.linspace(0, 1, 101), "voc_11": np.arange(0.0, 1.1, 0.1)}
+_TOGETHER = 32  # samples at a time: fast, and their arrays stay in the processor's cache
+_DAMAGE = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, zipfile.BadZipFile,
+    zlib.error,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SampledAP:
+    """AP, 0-100, of one run and one kind of result."""
+
+    images: str  # identifies the test images and their order
+    num_images: int
+    ap: float  # on all of them, each once
+    samples: np.ndarray  # (NUM_SAMPLES,) to 4 decimals; NaN where a sample has no object
+
+
+@dataclass(frozen=True)
+class _Hits:
+    """The H true positives of a class at one IoU threshold, by falling score."""
+
+    place: np.ndarray  # (H,) among the class's hitting detections
+    ignored_image: np.ndarray  # images of what counts as neither right nor wrong
+    ignored_before: np.ndarray  # (H,) how many of these come before each
+
+
+@dataclass(frozen=True)
+class _OfClass:
+    """A class's U detections that hit at some threshold, and which detections lead to each."""
+
+    number: int
+    image: np.ndarray  # of all detections up to the last that hits
+    hit_image: np.ndarray  # (U,)
+    begin: np.ndarray  # (U,) where the detections begin that end with this one
+    hits: list[_Hits]
+
+
+class Ranking:
+    """The detections of one run, and its AP with any weights of the images.
+
+    Shapes: I images, D detections, N pairs of an image and a class that it shows, S samples.
+    """
+
+    def __init__(
+        self, found: Mapping[str, np.ndarray], image_of: np.ndarray, metric: str, num_classes: int
+    ) -> None:
+        """Arrange the arrays of a task; ``image_of`` (I,) numbers the file's images anew.
+
+        ``num_classes`` is the divisor of VOC's mean; COCO's is over the classes with objects.
+        """
+        classes, truth = found["class"].astype(np.int64), found["truth"].astype(np.int64)
+        if len(classes) and (classes[0] < 0 or (np.diff(classes) < 0).any()):
+            raise ValueError("its detections are not in the order of their classes")
+        self.metric, self.num_classes = metric, num_classes
+        self.truth_image, self.truth_class = image_of[truth[:, 0]], truth[:, 1]
+        self.num_objects = truth[:, 2, None]
+        numbers, begins = np.unique(classes, return_index=True)
+        parts = [slice(*ends) for ends in itertools.pairwise([*begins, len(classes)])]
+        arrays = image_of[found["image"]], found["hit"], found["ignored"]
+        self.of_classes = [
+            _of_class(int(number), *(array[part] for array in arrays))
+            for number, part in zip(numbers, parts, strict=True)
+            if found["hit"][part].any()
+        ]
+
+    def aps(self, weight: np.ndarray) -> np.ndarray:
+        """Return AP (S,), 0-100, where each image counts ``weight`` (I, S) times; NaN without any
+        object.
+        """
+        last = max([one.number for one in self.of_classes], default=0)
+        objects = np.zeros((1 + max(last, self.truth_class.max(initial=0)), weight.shape[1]))
+        np.add.at(objects, self.truth_class, weight[self.truth_image] * self.num_objects)
+        total = np.zeros(weight.shape[1])
+        for one in self.of_classes:
+            total += self._sum_over_thresholds(one, weight, np.maximum(objects[one.number], 1))
+        shown = np.count_nonzero(objects, axis=0)
+        num_classes = shown if self.metric == "coco" else self.num_classes
+        with np.errstate(invalid="ignore"):
+            return np.where(shown > 0, 100 * total / (_THRESHOLDS * num_classes), np.nan)
+
+    def _sum_over_thresholds(
+        self, one: _OfClass, weight: np.ndarray, objects: np.ndarray
+    ) -> np.ndarray:
+        """Return the sum (S,) of a class's APs, 0-1, where it has ``objects`` (S,)."""
+        total = np.zeros(weight.shape[1])
+        hit_weight = weight[one.hit_image]
+        seen = np.cumsum(np.add.reduceat(weight[one.image], one.begin), axis=0, dtype=np.int32)
+        for hits in one.hits:
+            right = np.cumsum(hit_weight[hits.place], axis=0, dtype=np.int32)
+            decided = seen[hits.place]
+            if len(hits.ignored_image):
+                ignored = np.zeros((1 + len(hits.ignored_image), len(total)), np.int32)
+                np.cumsum(weight[hits.ignored_image], axis=0, out=ignored[1:])
+                decided -= ignored[hits.ignored_before]
+            best = right / np.maximum(decided, 1)  # precision, here or at a higher recall
+            np.maximum.accumulate(best[::-1], axis=0, out=best[::-1])
+            gained = self._reached(right / objects)
+            gained[1:] -= gained[:-1].copy()
+            total += (best * gained).sum(axis=0)
+        return total
+
+    def _reached(self, recall: np.ndarray) -> np.ndarray:
+        """Return which share of recall, or of the recall points, is reached with each hit."""
+        if self.metric not in _RECALLS:
+            return recall
+        points = _RECALLS[self.metric]
+        nearest = np.rint(recall * (len(points) - 1)).astype(np.int64)
+        return (nearest + (points.take(nearest) <= recall)) / len(points)
+
+
+def _of_class(number: int, image: np.ndarray, hit: np.ndarray, ignored: np.ndarray) -> _OfClass:
+    hitting = np.flatnonzero(hit)
+    hits = []
+    for threshold in range(_THRESHOLDS):
+        place = np.flatnonzero(hit[hitting] >> threshold & 1)
+        neither = np.flatnonzero(ignored >> threshold & 1)
+        before = np.searchsorted(neither, hitting[place])
+        hits += [_Hits(place, image[neither], before)] if len(place) else []
+    begin = np.concatenate([[0], hitting[:-1] + 1])
+    return _OfClass(number, image[: hitting[-1] + 1], image[hitting], begin, hits)
+
+
+def sampled_aps(run: RunRecord) -> dict[str, SampledAP] | Problem:
+    """Return the AP of each kind of result on samples of the test images; nothing where the run has
+    no file of matches. What was computed is kept next to the file.
+    """
+    problem: Problem | None = None
+    for file, read in ((kept_file(run, run.folder), _kept), (_matches(run), _compute)):
+        if file.is_file():
+            try:
+                return read(file, run)
+            except _DAMAGE as error:
+                fault = f"no file of the matches of this run ({error or type(error).__name__})"
+                what = f"{fault}; the run has no part in intervals over test images."
+                problem = Problem(str(file), what)
+    return problem or {}
+
+
+def _matches(run: RunRecord) -> Path:
+    return Path(run.folder) / run.matches
+
+
+def _compute(file: Path, run: RunRecord) -> dict[str, SampledAP]:
+    with np.load(file) as arrays:
+        found = {name: arrays[name] for name in arrays.files}
+    ids, metric = found["image_ids"], str(found["metric"])
+    image_of = np.argsort(np.argsort(ids))  # two runs may have read the images in another order
+    sampled = {}
+    for kind in (kind for kind in run.metrics if f"{kind}/hit" in found):
+        of_kind = {
+            name.split("/")[1]: a for name, a in found.items() if name.startswith(f"{kind}/")
+        }
+        num_classes = sum(map(is_class_metric, run.metrics[kind]))
+        ranking = Ranking(of_kind, image_of, metric, num_classes)
+        ap = float(ranking.aps(np.ones((len(ids), 1), np.int32))[0])
+        _check_ap(run, kind, ap)
+        samples = np.concatenate([ranking.aps(weight) for weight in _draw(len(ids))])
+        images = hashlib.sha256("\n".join(map(str, np.sort(ids))).encode()).hexdigest()
+        sampled[kind] = SampledAP(images, len(ids), ap, samples.round(4))
+    with contextlib.suppress(OSError):  # the folder may be read-only
+        atomic_write_text(kept_file(run, run.folder), kept_text(sampled))
+    return sampled
+
+
+def _check_ap(run: RunRecord, kind: str, ap: float) -> None:
+    recorded = run.value(kind, "AP")
+    if recorded is None or not abs(ap - recorded) < 1e-6:
+        raise ValueError(f"it gives {kind} AP {ap}, results.json has {recorded}")
+
+
+def _draw(num_images: int) -> Iterator[np.ndarray]:
+    """Yield how often each image is drawn (I, S), NUM_SAMPLES times in all."""
+    # The sequence of RandomState is the same in every version of NumPy.
+    random = np.random.RandomState(0)
+    for begin in range(0, NUM_SAMPLES, _TOGETHER):
+        drawn = [
+            np.bincount(random.randint(0, num_images, num_images), minlength=num_images)
+            for _ in range(min(_TOGETHER, NUM_SAMPLES - begin))
+        ]
+        yield np.stack(drawn, axis=1).astype(np.int32)
+
+
+def kept_file(run: RunRecord, folder: str | Path) -> Path:
+    """Return where the APs of a run on samples of the test images are kept."""
+    return Path(folder) / f"{Path(run.matches).stem}_bootstrap.json"
+
+
+def kept_text(sampled: Mapping[str, SampledAP]) -> str:
+    """Return the content of a file that keeps APs."""
+    as_lists = ((kind, dataclasses.asdict(values)) for kind, values in sampled.items())
+    found = {kind: values | {"samples": values["samples"].tolist()} for kind, values in as_lists}
+    return json.dumps(found) + "\n"
+
+
+def _kept(file: Path, run: RunRecord) -> dict[str, SampledAP]:
+    found = json.loads(file.read_text("utf-8"))
+    sampled = {}
+    for kind, values in found.items():
+        _check_ap(run, kind, values["ap"])
+        sampled[kind] = SampledAP(**values | {"samples": np.array(values["samples"], float)})
+        if (shape := sampled[kind].samples.shape) != (NUM_SAMPLES,):
+            raise ValueError(f"its samples have the shape {shape}, expected ({NUM_SAMPLES},)")
+    return sampled
+
+
+def with_intervals(tables: Iterable[Table]) -> list[Table]:
+    """Return the tables with the interval of each row's difference to the baseline in AP, as far as
+    the runs have files of matches, and with problems for files that cannot be used.
+    """
+    tables = list(tables)
+    runs = [
+        run
+        for table in tables
+        if table.has_differences
+        for row in table.rows
+        for run in row.runs
+        if run.matches
+    ]
+    new = [
+        run for run in runs if _matches(run).is_file() and not kept_file(run, run.folder).is_file()
+    ]
+    if new:
+        what = "the next report takes them from matches_*_bootstrap.json in the folders"
+        logger.info("Computing AP on samples of the test images of %d runs; %s.", len(new), what)
+    with ThreadPoolExecutor() as pool:  # numpy works on several threads at a time
+        found = dict(zip(map(_key, runs), pool.map(sampled_aps, runs), strict=True))
+    return [_with_intervals(table, found) for table in tables]
+
+
+def _key(run: RunRecord) -> tuple[str, tuple[str, ...]]:
+    return run.folder, run.test_set
+
+
+def _with_intervals(table: Table, found: Mapping[Any, dict[str, SampledAP] | Problem]) -> Table:
+    base = table.baseline
+    if base is None or not table.has_differences:
+        return table
+    of_runs = (found.get(_key(run)) for row in table.rows for run in row.runs)
+    problems = [problem for problem in of_runs if isinstance(problem, Problem)]
+    intervals = {}
+    for row in table.rows:
+        for kind in table.kinds:
+            theirs, ours = (_by_seed(side, kind, found) for side in (base, row))
+            if row is base or not (common := sorted(ours.keys() & theirs.keys())):
+                continue
+            pairs = [(ours[seed], theirs[seed]) for seed in common]
+            if len({side.images for pair in pairs for side in pair}) > 1:
+                message = f"no interval of its {kind} AP: its runs and the baseline's were tested"
+                problems.append(Problem(f"row {row.init}", f"{message} on different images."))
+                continue
+            gaps = np.mean([a.samples - b.samples for a, b in pairs], axis=0)
+            low, high = np.nanpercentile(gaps, [2.5, 97.5])
+            interval = Interval(float(low), float(high), len(common), pairs[0][0].num_images)
+            intervals[row.init, kind] = interval
+    return dataclasses.replace(table, intervals=intervals, problems=(*table.problems, *problems))
+
+
+def _by_seed(
+    row: Row, kind: str, found: Mapping[Any, dict[str, SampledAP] | Problem]
+) -> dict[int, SampledAP]:
+    """Return a row's APs of a kind of result by seed."""
+    of_runs = ((run.seed, found.get(_key(run))) for run in row.runs)
+    return {seed: of[kind] for seed, of in of_runs if isinstance(of, dict) and kind in of}
