@@ -1,5 +1,5 @@
-"""Image sources, the two-view pipeline, samplers, VOC and COCO readers, the catalogue of detection
-data sets.
+"""Image sources, the two-view pipeline, samplers, readers of annotations, and the catalogue of
+detection data sets.
 """
 
 from .annotations.catalog import register_dataset

@@ -1,7 +1,7 @@
 """Which detections hit an object: what a bootstrap over test images needs to compute AP again.
 
 A file ``matches_<test set>.npz`` has ``image_ids`` (I,), ``metric`` (how AP follows from the rest:
-coco, voc_area or voc_11), and for each task T:
+coco, voc_area or voc_11; ``T/metric`` of a task with another one, cityscapes), and for each task T:
     T/image    (D,) int32    index into image_ids
     T/class    (D,) int32    contiguous class index
     T/score    (D,) float32
@@ -37,10 +37,12 @@ class TaskMatches:
     hit: np.ndarray
     ignored: np.ndarray
     truth: np.ndarray
+    metric: str = ""  # of this task, if it is not that of the file
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays of a file by name."""
-        return {
+        metric = {"metric": np.array(self.metric)} if self.metric else {}
+        return metric | {
             "image": self.image.astype(np.int32),
             "class": self.classes.astype(np.int32),
             "score": self.score.astype(np.float32),

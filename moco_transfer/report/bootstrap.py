@@ -28,7 +28,6 @@ from typing import Any
 
 import numpy as np
 
-from moco_transfer.evaluate.metric_names import is_class_metric
 from moco_transfer.runtime.files import atomic_write_text
 
 from .aggregate import NUM_SAMPLES, Interval, Row, Table
@@ -81,24 +80,20 @@ class Ranking:
     Shapes: I images, D detections, N pairs of an image and a class that it shows, S samples.
     """
 
-    def __init__(
-        self, found: Mapping[str, np.ndarray], image_of: np.ndarray, metric: str, num_classes: int
-    ) -> None:
-        """Arrange the arrays of a task; ``image_of`` (I,) numbers the file's images anew.
-
-        ``num_classes`` is the divisor of VOC's mean; COCO's is over the classes with objects.
-        """
+    def __init__(self, found: Mapping[str, np.ndarray], image_of: np.ndarray, metric: str) -> None:
+        """Arrange the arrays of a task; ``image_of`` (I,) numbers the file's images anew."""
         classes, truth = found["class"].astype(np.int64), found["truth"].astype(np.int64)
         if len(classes) and (classes[0] < 0 or (np.diff(classes) < 0).any()):
             raise ValueError("its detections are not in the order of their classes")
-        self.metric, self.num_classes = metric, num_classes
+        self.metric = metric
         self.truth_image, self.truth_class = image_of[truth[:, 0]], truth[:, 1]
         self.num_objects = truth[:, 2, None]
         numbers, begins = np.unique(classes, return_index=True)
         parts = [slice(*ends) for ends in itertools.pairwise([*begins, len(classes)])]
-        arrays = image_of[found["image"]], found["hit"], found["ignored"]
+        arrays = image_of[found["image"]], found["hit"], found["ignored"], found["score"]
+        arrange = _scores_of_class if metric == "cityscapes" else _of_class
         self.of_classes = [
-            _of_class(int(number), *(array[part] for array in arrays))
+            arrange(int(number), *(array[part] for array in arrays))
             for number, part in zip(numbers, parts, strict=True)
             if found["hit"][part].any()
         ]
@@ -112,11 +107,14 @@ class Ranking:
         np.add.at(objects, self.truth_class, weight[self.truth_image] * self.num_objects)
         total = np.zeros(weight.shape[1])
         for one in self.of_classes:
-            total += self._sum_over_thresholds(one, weight, np.maximum(objects[one.number], 1))
+            some = np.maximum(objects[one.number], 1)
+            if isinstance(one, _ScoresOfClass):
+                total += one.areas(weight) / some
+            else:
+                total += self._sum_over_thresholds(one, weight, some)
         shown = np.count_nonzero(objects, axis=0)
-        num_classes = shown if self.metric == "coco" else self.num_classes
         with np.errstate(invalid="ignore"):
-            return np.where(shown > 0, 100 * total / (_THRESHOLDS * num_classes), np.nan)
+            return np.where(shown > 0, 100 * total / (_THRESHOLDS * shown), np.nan)
 
     def _sum_over_thresholds(
         self, one: _OfClass, weight: np.ndarray, objects: np.ndarray
@@ -148,7 +146,9 @@ class Ranking:
         return (nearest + (points.take(nearest) <= recall)) / len(points)
 
 
-def _of_class(number: int, image: np.ndarray, hit: np.ndarray, ignored: np.ndarray) -> _OfClass:
+def _of_class(
+    number: int, image: np.ndarray, hit: np.ndarray, ignored: np.ndarray, score: np.ndarray
+) -> _OfClass:
     hitting = np.flatnonzero(hit)
     hits = []
     for threshold in range(_THRESHOLDS):
@@ -158,6 +158,52 @@ def _of_class(number: int, image: np.ndarray, hit: np.ndarray, ignored: np.ndarr
         hits += [_Hits(place, image[neither], before)] if len(place) else []
     begin = np.concatenate([[0], hitting[:-1] + 1])
     return _OfClass(number, image[: hitting[-1] + 1], image[hitting], begin, hits)
+
+
+@dataclass(frozen=True)
+class _ScoresOfClass:
+    """A class's detections for Cityscapes' AP: the area below precision over recall, by trapezoids
+    from score to score, where detections of equal scores count at once.
+    """
+
+    number: int
+    image: np.ndarray  # of all detections
+    # By threshold: images of hits, images of what is ignored, and for the detections with a higher
+    # score than each hit and for those with at least its score, how many there are of
+    # detections, hits and ignored ones.
+    hits: list[tuple[np.ndarray, np.ndarray, list[tuple[np.ndarray, np.ndarray, np.ndarray]]]]
+
+    def areas(self, weight: np.ndarray) -> np.ndarray:
+        """Return the sum (S,) over the thresholds of the areas, in objects instead of recall."""
+        total, seen = np.zeros(weight.shape[1]), _sums(weight[self.image])
+        for hit_image, ignored_image, ends in self.hits:
+            right, ignored = _sums(weight[hit_image]), _sums(weight[ignored_image])
+            for num_seen, num_hits, num_ignored in ends:
+                decided = seen[num_seen] - ignored[num_ignored]
+                precision = np.where(decided > 0, right[num_hits] / np.maximum(decided, 1), 1)
+                total += (weight[hit_image] * precision).sum(axis=0) / 2
+        return total
+
+
+def _scores_of_class(
+    number: int, image: np.ndarray, hit: np.ndarray, ignored: np.ndarray, score: np.ndarray
+) -> _ScoresOfClass:
+    begins, which = np.unique(-score, return_index=True, return_inverse=True)[1:]
+    limits = begins[which], np.append(begins[1:], len(score))[which]
+    hits = []
+    for threshold in range(_THRESHOLDS):
+        hitting, neither = (np.flatnonzero(bits >> threshold & 1) for bits in (hit, ignored))
+        ends = [limit[hitting] for limit in limits]
+        counts = [(n, np.searchsorted(hitting, n), np.searchsorted(neither, n)) for n in ends]
+        hits.append((image[hitting], image[neither], counts))
+    return _ScoresOfClass(number, image, hits)
+
+
+def _sums(values: np.ndarray) -> np.ndarray:
+    """Return the sums (n + 1, S) of the first 0, 1, ... n rows."""
+    sums = np.zeros((1 + len(values), *values.shape[1:]), np.int32)
+    np.cumsum(values, axis=0, out=sums[1:])
+    return sums
 
 
 def sampled_aps(run: RunRecord) -> dict[str, SampledAP] | Problem:
@@ -190,8 +236,7 @@ def _compute(file: Path, run: RunRecord) -> dict[str, SampledAP]:
         of_kind = {
             name.split("/")[1]: a for name, a in found.items() if name.startswith(f"{kind}/")
         }
-        num_classes = sum(map(is_class_metric, run.metrics[kind]))
-        ranking = Ranking(of_kind, image_of, metric, num_classes)
+        ranking = Ranking(of_kind, image_of, str(of_kind.get("metric", metric)))
         ap = float(ranking.aps(np.ones((len(ids), 1), np.int32))[0])
         _check_ap(run, kind, ap)
         samples = np.concatenate([ranking.aps(weight) for weight in _draw(len(ids))])

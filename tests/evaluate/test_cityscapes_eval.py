@@ -23,6 +23,9 @@ from cityscapes_cases import (
 from PIL import Image
 
 from moco_transfer.data.annotations.catalog import DetectionDataset
+from moco_transfer.evaluate.cityscapes_eval import CityscapesEvaluator, mask_metrics, overlaps_of
+from moco_transfer.evaluate.predictions import load_predictions
+from moco_transfer.report.bootstrap import Ranking
 
 script = pytest.importorskip(
     "cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling",
@@ -38,8 +41,6 @@ def _script_runs(monkeypatch, tmp_path):
 
 
 def _ours(dataset, outputs):
-    from moco_transfer.evaluate.cityscapes_eval import CityscapesEvaluator
-
     evaluator = CityscapesEvaluator(dataset, ("bbox", "segm"))
     evaluator.process(dataset.records, outputs)
     return evaluator.evaluate()
@@ -101,9 +102,34 @@ def test_masks__detections_that_are_all_ignored_give_ap_0(tmp_path):
     assert set(_ours(dataset, outputs)["segm"].values()) == {0.0}
 
 
-def test_evaluator__tide_errors_of_boxes_and_masks(tmp_path):
-    from moco_transfer.evaluate.cityscapes_eval import CityscapesEvaluator
+@pytest.mark.parametrize("seed", range(20))
+def test_matches__give_the_ap_of_drawn_images(seed, tmp_path):
+    """As the report's bootstrap draws them, against the script's AP of copies of the images."""
+    dataset = write_truth(tmp_path / "data", seed)
+    file = tmp_path / "predictions_made.json"
+    evaluator = CityscapesEvaluator(dataset, ("bbox", "segm"), output_file=file)
+    evaluator.process(dataset.records, draw_outputs(dataset, seed))
+    metrics = evaluator.evaluate()
+    with np.load(tmp_path / "matches_made.npz") as file:
+        found = {name: file[name] for name in file.files}
+    assert (str(found["metric"]), str(found["segm/metric"])) == ("coco", "cityscapes")
+    of_masks = {k.removeprefix("segm/"): v for k, v in found.items() if k.startswith("segm/")}
+    images = found["image_ids"].tolist()
+    ranking = Ranking(of_masks, np.arange(len(images)), "cityscapes")
+    once = np.ones((len(images), 1), np.int32)
+    assert ranking.aps(once)[0] == pytest.approx(metrics["segm"]["AP"], abs=1e-9)
+    overlaps = overlaps_of(load_predictions(evaluator.output_file), dataset)
+    rng = np.random.default_rng(seed)
+    for size in (len(images), 2):  # with few images, a class may have no object
+        drawn = rng.integers(0, len(images), size)
+        copies = {number: overlaps[images[image]] for number, image in enumerate(drawn)}
+        expected = mask_metrics(copies, dataset).get("AP", np.nan)
+        weight = np.bincount(drawn, minlength=len(images)).astype(np.int32)
+        ap = ranking.aps(weight[:, None])[0]
+        assert ap == pytest.approx(expected, abs=1e-9, nan_ok=True)
 
+
+def test_evaluator__tide_errors_of_boxes_and_masks(tmp_path):
     pytest.importorskip("hotcoco", reason="hotcoco is not installed")
     dataset = write_truth(tmp_path / "data", 0)
     evaluator = CityscapesEvaluator(dataset, ("bbox", "segm"))
@@ -122,8 +148,6 @@ def test_evaluator__leaves_the_scripts_settings_alone(tmp_path):
 
 
 def test_evaluator__predictions_of_a_set_without_masks_are_boxes_alone(tmp_path):
-    from moco_transfer.evaluate.cityscapes_eval import CityscapesEvaluator
-
     dataset = write_truth(tmp_path / "data", 0)
     evaluator = CityscapesEvaluator(dataset, ("bbox",))
     evaluator.process(dataset.records, draw_outputs(dataset, 0))

@@ -2,7 +2,7 @@
 against an evaluation of the drawn images themselves, those drawn twice copied.
 
 COCO's reference is pycocotools; VOC's is voc_eval, which has Detectron2's numbers.
-Seen red under: a class without drawn objects counted in COCO's mean, or not counted in VOC's;
+Seen red under: a class without drawn objects counted in the mean;
 ignored detections counted as wrong; the ignored ones of other classes or thresholds subtracted;
 precision not the best at a higher recall; a recall point reached with > for >=; the best precision
 of the next class taken over.
@@ -27,10 +27,10 @@ CLASS_NAMES = ("a", "b", "c", "of no object")
 CATEGORY_IDS = (2, 5, 90, 91)
 
 
-def _ranking(folder, kind, num_images, num_classes=0):
+def _ranking(folder, kind, num_images):
     with np.load(folder / "matches_made.npz") as file:
         found = {name.split("/")[1]: file[name] for name in file.files if name.startswith(kind)}
-        return Ranking(found, np.arange(num_images), str(file["metric"]), num_classes)
+        return Ranking(found, np.arange(num_images), str(file["metric"]))
 
 
 def _copies(drawn, images):
@@ -100,7 +100,7 @@ def test_voc__ap_of_drawn_images_is_that_of_the_evaluator(
     truth, detections = draw_set(seed, ties=False)
     evaluator = VocEvaluator(voc_dataset(truth, CLASS_NAMES, year), tmp_path / "predictions.json")
     run(evaluator, as_outputs(detections))
-    ranking = _ranking(tmp_path, "bbox", len(truth), len(CLASS_NAMES))
+    ranking = _ranking(tmp_path, "bbox", len(truth))
     rng = np.random.default_rng(seed)
     for size in (len(truth), len(truth), 5):
         drawn = rng.integers(0, len(truth), size)
@@ -129,7 +129,7 @@ def test_all_images__ap_is_the_evaluators_with_ties_and_crowds(
         dataset = voc_dataset(truth, CLASS_NAMES, year)
         evaluator = VocEvaluator(dataset, tmp_path / "predictions.json")
         metrics = run(evaluator, as_outputs(detections))
-        ap = _ranking(tmp_path, "bbox", len(truth), len(CLASS_NAMES)).aps(once)[0]
+        ap = _ranking(tmp_path, "bbox", len(truth)).aps(once)[0]
         assert ap == pytest.approx(metrics["bbox"]["AP"], abs=1e-12)
 
 
@@ -139,7 +139,7 @@ def test_ap__of_nothing():
     found |= {name: nothing.astype(np.uint16) for name in ("hit", "ignored")}
     objects = np.array([[0, 0, 2]], np.int32)
     weight = np.ones((2, 1), np.int32)
-    assert Ranking(found | {"truth": objects}, np.arange(2), "coco", 1).aps(weight) == [0]
-    assert Ranking(found | {"truth": objects}, np.arange(2), "voc_area", 1).aps(weight) == [0]
-    of_none = Ranking(found | {"truth": objects[:0]}, np.arange(2), "coco", 1)
+    assert Ranking(found | {"truth": objects}, np.arange(2), "coco").aps(weight) == [0]
+    assert Ranking(found | {"truth": objects}, np.arange(2), "voc_area").aps(weight) == [0]
+    of_none = Ranking(found | {"truth": objects[:0]}, np.arange(2), "coco")
     assert np.isnan(of_none.aps(weight)), "no object, no AP"
