@@ -4,7 +4,7 @@
     python tools/bench_evaluate.py         (VOC needs Detectron2; taskset -c 0 for one core)
 
 Detections are shifted objects, duplicates and false ones. COCO: 5,000 images, 80 classes, boxes,
-masks and key points (of one class). Timed is the way from ground truth and results in memory to the
+masks and keypoints (of one class). Timed is the way from ground truth and results in memory to the
 numbers, which must agree to 1e-10; "numbers" is what pycocotools gives, "all" has the TIDE errors
 and the file of matches as well. VOC: 4,952 images and 20 classes, from reading the annotations to
 the numbers, TIDE errors and matches. Ours and theirs take turns. Printed are the medians of wall
@@ -98,7 +98,7 @@ def take_turns(
 
 
 def draw_coco(num_images: int, num_classes: int) -> tuple[dict, list[dict], list]:
-    """Return the content of a json file, results with boxes, masks and key points, and what of
+    """Return the content of a json file, results with boxes, masks and keypoints, and what of
     them evaluators hold as arrays.
     """
     from pycocotools import mask as mask_api
@@ -110,7 +110,7 @@ def draw_coco(num_images: int, num_classes: int) -> tuple[dict, list[dict], list
     results: list[dict] = []
 
     def points(boxes: np.ndarray, third: np.ndarray) -> list:
-        """Draw key points (N, 17, 3) on the diagonals of the boxes."""
+        """Draw keypoints (N, 17, 3) on the diagonals of the boxes."""
         part = np.linspace(0, 1, NUM_POINTS)[None, :, None]
         place = boxes[:, None, :2] + part * (boxes[:, None, 2:] - boxes[:, None, :2])
         return np.concatenate([place.round(), third], axis=2).reshape(len(boxes), -1).tolist()

@@ -1,4 +1,4 @@
-"""The evaluator by COCO's and LVIS's rules: boxes, masks and key points, with hotcoco.
+"""The evaluator by COCO's and LVIS's rules: boxes, masks and keypoints, with hotcoco.
 
 pycocotools, whose numbers hotcoco gives, takes its place where it cannot be imported; LVIS and the
 TIDE errors need hotcoco. The ground truth are the records that were read, whatever their format.
@@ -60,7 +60,7 @@ class CocoEvaluator(PredictionWriter):
         dataset: The test set.
         tasks: What is evaluated.
         output_file: Where the predictions go; the matches go next to it.
-        oks_sigmas: Standard deviation of each key point; empty for COCO's 17.
+        oks_sigmas: Standard deviation of each keypoint; empty for COCO's 17.
         lvis_style: LVIS's federated AP of 300 detections an image.
     """
 

@@ -9,7 +9,7 @@ of that size or class) is left out, never NaN.
 from __future__ import annotations
 
 TASKS = ("bbox", "segm", "keypoints")
-"""Boxes, masks, key points: keys of results.json's ``metrics``."""
+"""Boxes, masks, keypoints: keys of results.json's ``metrics``."""
 
 BBOX_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 """Of boxes and masks, in tables; VOC has the first three."""

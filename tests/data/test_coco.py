@@ -145,6 +145,7 @@ def test_read_coco__compresses_rle(make_coco):
             r"\[41, 2, 50.*40 x 30 .*b\.jpg",
         ),
         ({"segmentation": [[1, -2, 9, -2, 9, -9]]}, "40 x 30"),
+        ({"segmentation": [[1, 2, 1e9, 2, 9, 9]]}, "40 x 30"),
         ({"segmentation": {"size": [1, 2]}}, "'counts'"),
         ({"segmentation": {"counts": [0, 1200]}}, "'size'"),
         (

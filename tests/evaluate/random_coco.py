@@ -16,7 +16,7 @@ NUM_POINTS = 17
 
 
 def draw_coco(seed: int) -> tuple[dict, list[dict]]:
-    """Return the content of a json file, and results with boxes, masks and key points."""
+    """Return the content of a json file, and results with boxes, masks and keypoints."""
     rng = np.random.default_rng(seed)
     num_classes = int(rng.choice([1, 1, 2, 5]))
     category_ids = sorted(rng.choice(np.arange(1, 91), num_classes, replace=False).tolist())

@@ -1,7 +1,7 @@
 """Equality with pycocotools on the json file, and AP computed again from the file of matches.
 
 Mutations that were seen to turn this red: no crowds; the area of the box for that of the object;
-the box kept when masks are evaluated; key points half a pixel off; images in reverse order; hits
+the box kept when masks are evaluated; keypoints half a pixel off; images in reverse order; hits
 that are ignored; ignored objects in truth; equal scores in reverse order; boxes not rounded.
 """
 

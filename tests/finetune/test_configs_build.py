@@ -37,7 +37,8 @@ def test_config__builds_and_has_a_place_for_every_tensor_of_the_trunk(name):
     assert (
         model.roi_heads.box_predictor.cls_score.out_features == cfg.MODEL.ROI_HEADS.NUM_CLASSES + 1
     )
-    assert any("mask_head" in key for key in model.state_dict()) == cfg.MODEL.MASK_ON
+    for head, is_on in (("mask_head", cfg.MODEL.MASK_ON), ("keypoint_head", cfg.MODEL.KEYPOINT_ON)):
+        assert any(head in key for key in model.state_dict()) == is_on
     assert all(parameter.requires_grad for parameter in model.parameters())
     in_the_head = {key.split(".")[0] for name, key in places.items() if name.startswith("res5.")}
     assert in_the_head == ({"roi_heads"} if "_C4_" in name else {"backbone"})
@@ -57,6 +58,12 @@ def test_config__builds_and_has_a_place_for_every_tensor_of_the_trunk(name):
         ),  # App. A.1: reduced to 512 channels
         ("pascal_voc_R_50_DC5_24k", "roi_heads.box_head.fc1.weight", (1024, 512 * 7 * 7)),
         ("coco_R_50_FPN_1x", "backbone.fpn_output2.norm.weight", (256,)),
+        ("coco_keypoint_R_50_FPN_2x", "roi_heads.keypoint_head.conv_fcn8.bias", (512,)),
+        (
+            "coco_keypoint_R_50_FPN_2x",
+            "roi_heads.keypoint_head.score_lowres.weight",
+            (512, 17, 4, 4),
+        ),
     ],
 )
 def test_config__what_its_protocol_is_known_by(name, key, shape):

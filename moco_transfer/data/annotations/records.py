@@ -54,12 +54,13 @@ def raise_problem(problem: InputError) -> None:
 
 
 def lies_in(bbox: list[float], width: int, height: int) -> bool:
-    """Return whether the middle of a box XYXY lies in an image of this size. The box may reach out,
-    tools are off by a pixel: as in Detectron2 and pycocotools it is clipped in training, not in the
-    evaluation.
+    """Return whether a box XYXY touches an image of this size, and reaches out of it by no more than
+    that size. Tools are off by a pixel, or mark what the edge hides: as in Detectron2 and
+    pycocotools such a box is clipped in training, not in the evaluation.
     """
     x0, y0, x1, y1 = bbox
-    return x0 <= x1 and y0 <= y1 and 0 <= x0 + x1 <= 2 * width and 0 <= y0 + y1 <= 2 * height
+    in_x = -width <= x0 <= x1 <= 2 * width and x0 < width and x1 >= 0
+    return in_x and -height <= y0 <= y1 <= 2 * height and y0 < height and y1 >= 0
 
 
 def size_of(file_name: str, height: Any, width: Any) -> tuple[int, int]:

@@ -46,6 +46,7 @@ FIXTURES = Path(__file__).parent / "fixtures"
 # A mask detector's box branch is the Faster detector's: without the slow ones each architecture is
 # still covered.
 SLOW = {"r18_c4", "r50_c4", "r50_c4_mask", "r50_fpn", "r50_dc5", "rx50_fpn", "r101_c4"}
+SLOW |= {"r50_fpn_keypoint"}
 REAL_BY_DEFAULT = ("r18_fpn_mask", "r18_c4", "r50_c4", "r18_fpn_keypoint")
 NUM_BATCHES = NUM_REAL_IMAGES // REAL_BATCH
 
