@@ -149,7 +149,7 @@ def interval_sentences(table: Table) -> list[str]:
     return [
         f"95% CI: bootstrap percentiles of Δ AP over the {num_images} test images,"
         f" {NUM_SAMPLES} samples, the same images for both rows and each seed. It speaks of other"
-        " test images, for these trained models; p speaks of other seeds."
+        " test images, not of other seeds."
     ]
 
 
@@ -157,10 +157,8 @@ def comparison_sentences(table: Table) -> list[str]:
     """Return the p and the interval of each row as text, where columns have no room."""
     found = []
     for row, kind in ((row, kind) for row in table.rows for kind in table.kinds):
-        difference, interval = (
-            table.difference(row, kind, "AP"),
-            table.intervals.get((row.init, kind)),
-        )
+        difference = table.difference(row, kind, "AP")
+        interval = table.intervals.get((row.init, kind))
         p = p_text(difference.test if difference else None)
         parts = [f"95% CI {interval_text(interval, row_n=len(row.runs))}"] if interval else []
         parts += [f"p {p}"] if p != NOTHING else []

@@ -12,7 +12,7 @@ from .records import Problem
 from .templating import render
 
 _KIND_MARKS = {"bbox": "bb", "segm": "mk", "keypoints": "kp"}
-_SIDE_BY_SIDE = 3  # with more metrics, a difference is below its mean
+_SIDE_BY_SIDE = 3  # with more metrics, a difference is below its mean, the rest small
 _COLOURS = {"better": "green!50!black", "worse": "red!70!black"}
 _ESCAPES = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
@@ -61,13 +61,17 @@ def _rows(table: Table, kind: str) -> list[list[str]]:
     for row in rows:
         name = escape_latex(row["init"].text).replace(r"$\dagger$", r"$^\dagger$")
         cells = [name, *(_mean(row[m], row.get(f"Δ {m}"), stacked) for m in metrics)]
-        cells += [_published(row[published], row.get(DISTANCE))] if published else []
+        if published:
+            values = _published(row[published], row.get(DISTANCE))
+            cells.append(rf"\scriptsize {values}" if stacked else values)
         lines.append([*cells, row["n"].text])
     return lines
 
 
 def _mean(mean: Cell, gap: Cell | None, stacked: bool) -> str:
-    text = escape_latex(mean.text).replace(r" $\pm$ ", r"\,$\pm$\,")
+    number, _, std = escape_latex(mean.text).partition(r" $\pm$ ")
+    std = rf"\,$\pm$\,{std}" if std else ""
+    text = number + (rf"{{\scriptsize{std}}}" if stacked and std else std)
     if gap is None or gap.text == NOTHING:
         return text
     bracket = _signs(f"({gap.text})")

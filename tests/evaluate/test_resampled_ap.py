@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from random_coco import draw_coco, read_without_images
 from random_detections import draw_set, enlarged, integer_images
 
-from moco_transfer.evaluate.coco_eval import CocoEvaluator
+from moco_transfer.evaluate.coco_eval import CocoEvaluator, CocoScores
+from moco_transfer.evaluate.metric_names import TASKS
 from moco_transfer.evaluate.voc_eval import VocEvaluator
 from moco_transfer.report.bootstrap import Ranking
 
@@ -131,6 +133,18 @@ def test_all_images__ap_is_the_evaluators_with_ties_and_crowds(
         metrics = run(evaluator, as_outputs(detections))
         ap = _ranking(tmp_path, "bbox", len(truth)).aps(once)[0]
         assert ap == pytest.approx(metrics["bbox"]["AP"], abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_all_images__ap_of_boxes_masks_and_keypoints(tmp_path, seed):
+    content, results = draw_coco(seed)
+    dataset = read_without_images(content, tmp_path)
+    scores = CocoScores(results, dataset)
+    once = np.ones((len(dataset.records), 1), np.int32)
+    for task in TASKS:
+        ranking = Ranking(scores.matches(task).arrays(), np.arange(len(once)), "coco")
+        expected = scores.metrics(task).get("AP", np.nan)
+        assert ranking.aps(once)[0] == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
 
 def test_ap__of_nothing():

@@ -146,6 +146,25 @@ def test_render_latex__compiles_and_fits_the_page(three_rows, make_run):
                 task="pascal_voc_R_50_C4_24k",
                 dataset=dataset,
             )
+    for init in ("random", "supervised", "moco_v2_200ep"):
+        for seed in range(3):
+            numbers = {
+                "AP": 24.1,
+                "AP50": 37.4,
+                "AP75": 25.5,
+                "APr": 11.1,
+                "APc": 23.3,
+                "APf": 30.3,
+            }
+            of_seed = {name: value + seed / 5 + len(init) for name, value in numbers.items()}
+            make_run(
+                f"lvis_{init}{seed}",
+                init,
+                seed,
+                metrics={"bbox": of_seed, "segm": of_seed},
+                task="lvis_v0.5_R_50_FPN_2x",
+                dataset={"train": ["lvis_v0.5_train"], "test": ["lvis_v0.5_val"]},
+            )
     (three_rows / "table.tex").write_text(_latex(three_rows), encoding="utf-8")
     (three_rows / "paper.tex").write_text(
         r"\documentclass{article}\usepackage{booktabs}\usepackage{xcolor}\begin{document}\input{table.tex}\end{document}"

@@ -133,7 +133,9 @@ def tide_panel(table: Table, kind: str) -> Panel:
     names = {error: error for error in reversed(TIDE_ERRORS)}
     label = f"AP50 of {name} to be gained (points)"
     draw = partial(_draw_markers, table, partial(Row.tide, kind=kind), names, label)
-    return Panel(f"{kind}_tide", caption, draw, max(2.6, 1.0 + 0.06 * 6 * len(table.rows)))
+    return Panel(
+        f"{kind}_tide", caption, draw, 1.0 + len(names) * max(0.36, 0.09 * len(table.rows))
+    )
 
 
 def pretraining_panels(run: PretrainingRun) -> list[Panel]:
