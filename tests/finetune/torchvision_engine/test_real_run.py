@@ -1,4 +1,4 @@
-"""Twenty images of COCO val learned by heart, with masks and with keypoints, and the checkpoints
+"""Twenty images of COCO learned by heart, with masks and with keypoints, and the checkpoints
 carried to Detectron2 and back.
 
 The run of masks takes about a quarter of an hour on two idle cores, that of keypoints half as long.
@@ -151,7 +151,7 @@ def detectron2_metrics(trained: Trained, model_and_cfg: tuple, output: Path) -> 
 
     (model, cfg), name = model_and_cfg, trained.run.name
     if name not in DatasetCatalog.list():
-        file, images = trained.folder / "twenty.json", trained.coco / "val2017"
-        register_coco_instances(name, {}, str(file), str(images))
+        file = trained.folder / "twenty.json"
+        register_coco_instances(name, {}, str(file), str(trained.coco))
     evaluator = COCOEvaluator(name, trained.tasks, False, str(output), use_fast_impl=False)
     return inference_on_dataset(model, build_detection_test_loader(cfg, name), evaluator)
