@@ -77,7 +77,8 @@ def read_encoder(path: str, *, encoder: str = "q", arch: str | None = None) -> T
         data = yaml.safe_load(content.top["config"])["DATA"]
         size = data["IMAGE_SIZE"]
         resize = data["TEST_RESIZE"] or protocol_resize(size)
-        view = dataclasses.replace(view, size=size, resize=resize)
+        upright = data.get("EXIF", False)  # older checkpoints saw images as they are stored
+        view = dataclasses.replace(view, size=size, resize=resize, upright=upright)
     mechanism, epoch = stamp["mechanism"] or "", stamp["epoch"]
     return TrainedEncoder(network, arch, view, has_head, mechanism, epoch, path)
 

@@ -220,7 +220,7 @@ def plan_pretrain(
         "compute": Compute(device, precision),
         "source": source,
         "batches": batches,
-        "view_maker": ViewMaker(data.AUGMENTATION, *crops, views, data.PIPELINE),
+        "view_maker": ViewMaker(data.AUGMENTATION, *crops, views, data.PIPELINE, data.EXIF),
         "pixels": (tuple(data.PIXEL_MEAN), tuple(data.PIXEL_STD)),
         "mechanism": cfg.MECHANISM,
         "lr_at": learning_rate(cfg, per_epoch, batches.max_iterations),
@@ -312,7 +312,8 @@ def _knn(cfg: CfgNode, stream: bool) -> KnnPlan | None:
         features = "trunk" if cfg.MECHANISM == "supervised" else "head"
     resize = data.TEST_RESIZE or protocol_resize(data.IMAGE_SIZE)
     train, test = find_labelled(knn.TRAIN or data.ROOT, knn.TEST)
-    view = EvaluationView(data.IMAGE_SIZE, resize, tuple(data.PIXEL_MEAN), tuple(data.PIXEL_STD))
+    pixels = tuple(data.PIXEL_MEAN), tuple(data.PIXEL_STD)
+    view = EvaluationView(data.IMAGE_SIZE, resize, *pixels, upright=data.EXIF)
     bank, asked = (
         LabelledBatches(images, view, num_workers=data.NUM_WORKERS) for images in (train, test)
     )

@@ -92,10 +92,11 @@ class UnreadableImages:
         self.num_images, self.max_share = num_images, max_share
         self.known = set(known)
         self._unshared: list[str] = []
+        self._why: dict[str, str] = {}  # of paths that this process has met
 
     def note(self, batch: dict[str, Any]) -> None:
         """Note what of a batch could not be read; InputError if a place in it stayed empty."""
-        self._unshared += self._add(batch["unreadable"])
+        self._unshared += self._add(batch["unreadable"], batch.get("reasons", {}))
         if batch["given_up"]:
             raise self._too_many()
         if get_world_size() == 1:
@@ -103,21 +104,24 @@ class UnreadableImages:
 
     def share(self) -> None:
         """Share the paths; InputError on all processes if they are too many. Collective."""
-        self._add(sum(all_gather_object(self._unshared), []))
+        self._add(sum(all_gather_object(self._unshared), []), {})
         self._unshared = []
         if len(self.known) > self.max_share * self.num_images:
             raise self._too_many()
 
-    def _add(self, paths: list[str]) -> list[str]:
+    def _add(self, paths: list[str], reasons: dict[str, str]) -> list[str]:
         new = [path for path in dict.fromkeys(paths) if path not in self.known]
         for path in new:
             self.known.add(path)
-            logger.warning("skipped unreadable image %s (%d so far)", path, len(self.known))
+            self._why |= {path: f": {reasons[path]}"} if path in reasons else {}
+            why, count = self._why.get(path, ""), len(self.known)
+            logger.warning("skipped unreadable image %s (%d so far)%s", path, count, why)
         return new
 
     def _too_many(self) -> InputError:
         return InputError(
             f"{len(self.known)} of {self.num_images} images cannot be read, more than"
-            f" DATA.MAX_UNREADABLE {self.max_share:g} allows; the first is {min(self.known)}."
+            f" DATA.MAX_UNREADABLE {self.max_share:g} allows; the first is"
+            f" {min(self.known)}{self._why.get(min(self.known), '')}."
             " Repair or remove them, or raise DATA.MAX_UNREADABLE."
         )

@@ -46,7 +46,10 @@ def environment_report() -> str:
     """Return the text of env.txt: machine, versions, devices, threads, variables."""
     import torch  # not at the top: `report` imports this module without torch
 
-    names = ("DETECTRON2_DATASETS", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "WORLD_SIZE")
+    names = (
+        *("DETECTRON2_DATASETS", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "WORLD_SIZE"),
+        "MOCO_TRANSFER_MAX_PIXELS",
+    )
     lines = [
         f"platform: {platform.platform()}",
         f"cpu cores: {os.cpu_count()}",

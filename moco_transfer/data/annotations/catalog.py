@@ -29,6 +29,7 @@ from ...runtime.errors import InputError, MissingFileError, UnknownKeyError, did
 from .coco import read_coco
 from .keypoints import mirror_of
 from .records import Contents, OnProblem, raise_problem
+from .upright import turn_upright
 from .voc import VOC_CLASSES, read_voc
 
 DATASETS_VARIABLE = "DETECTRON2_DATASETS"
@@ -50,11 +51,18 @@ class DetectionDataset:
     year: int | None = None  # of the metric: 2007 is the 11-point AP, 2012 the area
     first_pixel: int = 1  # 1 for inclusive pixels from 1, 0 for continuous coordinates from 0
     masks: str = "instanceIds"  # of cityscapes, see read_cityscapes
+    exif: str = ""  # apply: the annotations were drawn on the pixels as stored, see upright.py
     published_images: int = 0  # in the published split; 0 if there is none
     image_ids: frozenset[str] | None = None  # only these images are used; None for all
 
     def read(self, on_problem: OnProblem = raise_problem) -> Contents:
         """Read the files; ``on_problem`` may collect problems instead of raising the first."""
+        contents = self._read(on_problem)
+        if self.exif == "apply":
+            turn_upright(contents.records)
+        return contents
+
+    def _read(self, on_problem: OnProblem) -> Contents:
         self._check_place()
         if self.kind == "cityscapes":
             from .cityscapes import read_cityscapes  # imports torch, which `doctor` may not find
@@ -155,7 +163,12 @@ _PARTS = {
     "voc": ("root", "split", "class_names"),
     "cityscapes": ("image_root", "gt_root"),
 }
-_OPTION = {"voc": r"(year|first_pixel)=\d+", "cityscapes": "masks=(instanceIds|polygons)"}
+_OPTION = {
+    "coco": "exif=apply",
+    "lvis": "exif=apply",
+    "voc": r"((year|first_pixel)=\d+|exif=apply)",
+    "cityscapes": "masks=(instanceIds|polygons)",
+}
 
 
 def register_dataset(name: str, kind: str = "coco", **where: Any) -> None:
@@ -168,6 +181,7 @@ def register_dataset(name: str, kind: str = "coco", **where: Any) -> None:
             ``class_names`` in the order of the class indices, ``year`` (2012, default, scores with
             the area under the precision-recall curve, 2007 with 11 points) and ``first_pixel`` (1,
             default, for VOC's inclusive pixels from 1, 0 for continuous coordinates from 0). For
+            these ``exif="apply"`` where annotations belong to the pixels as stored. For
             cityscapes ``image_root``, ``gt_root`` and ``masks``, see :func:`read_cityscapes`.
 
     InputError if the kind or a field is unknown, a field is missing, or the name is taken.
@@ -182,6 +196,8 @@ def register_dataset(name: str, kind: str = "coco", **where: Any) -> None:
         raise InputError(f"Data set {name!r}: kind is {kind!r}, expected {' or '.join(makers)}.")
     try:
         dataset = makers[kind](name, **where)
+        if dataset.exif not in ("", "apply"):
+            raise TypeError(f"exif is {dataset.exif!r}, expected apply or nothing")
     except TypeError as error:
         raise InputError(f"Data set {name!r}: {error}.") from error
     known = _OWN.get(name, dataset)
@@ -190,8 +206,10 @@ def register_dataset(name: str, kind: str = "coco", **where: Any) -> None:
     _OWN[name] = dataset
 
 
-def _own_json(name: str, *, kind: str, json_file: _Path, image_root: _Path) -> DetectionDataset:
-    return DetectionDataset(name, kind, os.fspath(image_root), os.fspath(json_file))
+def _own_json(
+    name: str, *, kind: str, json_file: _Path, image_root: _Path, exif: str = ""
+) -> DetectionDataset:
+    return DetectionDataset(name, kind, os.fspath(image_root), os.fspath(json_file), exif=exif)
 
 
 def _own_voc(
@@ -202,6 +220,7 @@ def _own_voc(
     class_names: Sequence[str],
     year: int = 2012,
     first_pixel: int = 1,
+    exif: str = "",
 ) -> DetectionDataset:
     classes, of_set = tuple(class_names), f"Data set {name!r}:"
     if isinstance(class_names, str) or not classes or len(set(classes)) != len(classes):
@@ -212,7 +231,7 @@ def _own_voc(
             f" is {first_pixel!r}, expected 1 (VOC's) or 0."
         )
     where = str(Path(root) / "JPEGImages"), None, os.fspath(root), split
-    return DetectionDataset(name, "voc", *where, classes, year, first_pixel)
+    return DetectionDataset(name, "voc", *where, classes, year, first_pixel, exif=exif)
 
 
 def _own_cityscapes(
@@ -257,11 +276,11 @@ def parse_dataset_flag(flag: str) -> str:
     is_legal = name and names and all(parts) and len(words) == len(names)
     if not is_legal or options and not (option and re.fullmatch(f"{option}(,{option})*", options)):
         raise InputError(
-            f"--dataset {flag!r} is not understood; expected NAME=coco:JSON:IMAGES,"
-            " NAME=lvis:JSON:IMAGES, NAME=voc:ROOT:SPLIT:CLASSES[:OPTIONS] or"
+            f"--dataset {flag!r} is not understood; expected NAME=coco:JSON:IMAGES[:exif=apply],"
+            " NAME=lvis:JSON:IMAGES[:exif=apply], NAME=voc:ROOT:SPLIT:CLASSES[:OPTIONS] or"
             " NAME=cityscapes:LEFTIMG:GTFINE[:OPTIONS]. CLASSES is a comma list or a file with a"
-            " class a line; OPTIONS are year=2007|2012 and first_pixel=0|1, of Cityscapes"
-            " masks=instanceIds|polygons."
+            " class a line; OPTIONS are year=2007|2012, first_pixel=0|1 and exif=apply, of"
+            " Cityscapes masks=instanceIds|polygons."
         )
     where: dict[str, Any] = dict(zip(names, words, strict=True))
     if "class_names" in where:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from ...runtime.errors import InputError, MissingFileError
 from ...runtime.files import sha256_of
 from ...runtime.progress import progress
-from ..batches.transforms import read_and_check
+from ..batches.transforms import TurnedError, read_and_check
+from ..images.decode import has_16_bits, orientation_of
 from .catalog import DetectionDataset, get_dataset
 from .keypoints import mirrored_pairs
 from .records import LEFT_OUT, Contents
@@ -104,7 +105,7 @@ def check_dataset(name: str, *, open_images: bool = True) -> DatasetReport:
         report.boxes_of_class[f"{name} (index {i})" if names[name] > 1 else name] = boxes[i]
     _remark(report, dataset, contents)
     if open_images:
-        _open_images(report, contents.records)
+        _open_images(report, contents.records, dataset.exif)
     return report
 
 
@@ -160,14 +161,31 @@ def _remark(report: DatasetReport, dataset: DetectionDataset, contents: Contents
         remarks.append(f"category ids {ids[0]} to {ids[-1]} become indices 0 to {len(ids) - 1}.")
 
 
-def _open_images(report: DatasetReport, records: Sequence[dict]) -> None:
-    """Decode all images; add the problems, the digests and a remark on equal images."""
+@dataclass(frozen=True)
+class _Opened:
+    """What was seen of an image."""
+
+    problem: InputError | None = None
+    digest: str = ""
+    is_turned: bool = False  # by its EXIF tag
+    is_dark: bool = False  # 16 bits of which the upper 4 are not used
+    is_plain: bool = False  # of one colour
+
+
+def _open_images(report: DatasetReport, records: Sequence[dict], exif: str) -> None:
+    """Decode all images; add the problems, the digests and remarks."""
     with ThreadPoolExecutor(_THREADS) as threads:
         results = threads.map(_open_image, records)
-        bar = progress(records, report.name, unit="images")
-        for record, (problem, digest) in zip(bar, results, strict=True):
-            report.problems += [problem] if problem else []
-            report.digests |= {record["file_name"]: digest} if digest else {}
+        opened = list(progress(results, report.name, total=len(records), unit="images"))
+    files = [record["file_name"] for record in records]
+    problems = [one.problem for one in opened if one.problem]
+    turned = [problem for problem in problems if isinstance(problem, TurnedError)]
+    report.problems += [str(problem) for problem in problems if problem not in turned]
+    if turned:  # one line for a repeated fault
+        more = f" ({len(turned)} images are so.)" if len(turned) > 1 else ""
+        report.problems.append(f"{turned[0]}{more}")
+    pairs = zip(files, opened, strict=True)
+    report.digests |= {file: one.digest for file, one in pairs if one.digest}
     first: dict[str, str] = {}
     digests = report.digests.items()
     copies = [(p, first[digest]) for p, digest in digests if first.setdefault(digest, p) != p]
@@ -175,14 +193,34 @@ def _open_images(report: DatasetReport, records: Sequence[dict]) -> None:
         example = f"{copies[0][0]} of {copies[0][1]}"
         remark = f"copies of other images, byte for byte: {len(copies)}, for example {example}."
         report.remarks.append(remark)
+    advice = "their annotations are turned too" if exif else "if boxes were drawn on the pixels as"
+    advice += "" if exif else " stored, add the option exif=apply to --dataset"
+    for field_name, text in _SEEN.items():
+        found = [f for f, one in zip(files, opened, strict=True) if getattr(one, field_name)]
+        if found:
+            remark = text.format(count=len(found), advice=advice)
+            report.remarks.append(f"{remark}, for example {found[0]}.")
 
 
-def _open_image(record: dict) -> tuple[str | None, str | None]:
-    """Return why a run would refuse an image, and the digest of one that it reads."""
+_SEEN = {
+    "is_turned": ("images that their EXIF tag turns: {count}. They are read upright; {advice}"),
+    "is_dark": (
+        "images of 16 bits without a value above 4095, as 12-bit data have: {count}. They are"
+        " nearly black, because the upper 8 bits are used: multiply them by 16"
+    ),
+    "is_plain": "images of one colour: {count}",
+}
+
+
+def _open_image(record: dict) -> _Opened:
+    """Return why a run would refuse an image, or what is odd about it."""
     try:
-        read_and_check(record, "RGB")
-        return None, sha256_of(record["file_name"])
+        pixels = read_and_check(record, "RGB")
     except MissingFileError:  # already reported by check_image_files
-        return None, None
+        return _Opened()
     except InputError as problem:
-        return str(problem), None
+        return _Opened(problem)
+    file, brightest = record["file_name"], int(pixels.max())
+    is_dark = brightest < 16 and has_16_bits(file)
+    is_plain = bool((pixels == pixels[0, 0]).all())
+    return _Opened(None, sha256_of(file), orientation_of(file) != 1, is_dark, is_plain)

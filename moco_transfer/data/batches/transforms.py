@@ -25,7 +25,7 @@ from pycocotools import mask as mask_api
 from torch import Tensor
 
 from ...runtime.errors import InputError
-from ..images.decode import read_image
+from ..images.decode import orientation_of, read_image
 
 _COPIED = ("height", "width", "image_id", "file_name")
 _MIN_BOX_SIDE = 1e-5  # px; smaller boxes are left out, as in Detectron2's filter_empty_instances
@@ -121,13 +121,26 @@ def draw_polygons(polygons: Sequence[list[float]], height: int, width: int) -> d
     return mask_api.merge(mask_api.frPyObjects(polygons, height, width))
 
 
+class TurnedError(InputError):
+    """An image's annotations belong to its pixels as stored, and its EXIF tag turns it."""
+
+
 def read_and_check(record: dict, image_format: str) -> np.ndarray:
     """Read a record's image, uint8 (H, W, 3) in the order ``RGB`` or ``BGR``. InputError if it
     cannot be read, or its size is not what the annotations were drawn on.
     """
     pixels = read_image(record["file_name"], image_format)
     height, width = pixels.shape[:2]
+    stored = height, width
     if (height, width) != (record["height"], record["width"]):
+        if orientation_of(record["file_name"]) >= 5:
+            stored = width, height
+        if stored == (record["height"], record["width"]):
+            raise TurnedError(
+                f"The image {record['file_name']} is {width} x {height} px, but its annotation says"
+                f" {record['width']} x {record['height']}, the pixels as stored, which its EXIF tag"
+                " turns. Add the option exif=apply to --dataset, which turns the annotations too."
+            )
         raise InputError(
             f"The image {record['file_name']} is {width} x {height} px, but its annotation says"
             f" {record['width']} x {record['height']}. The boxes belong to another version of it"

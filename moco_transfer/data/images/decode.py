@@ -10,10 +10,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import logging
 import os
+import re
 import struct
+import warnings
 import zlib
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -24,6 +27,11 @@ try:
     import simplejpeg
 except ImportError:  # a platform without its wheel
     simplejpeg = None
+
+logger = logging.getLogger(__name__)
+
+PIXEL_LIMIT = "MOCO_TRANSFER_MAX_PIXELS"
+"""Environment variable: pixels of the largest image that is decoded; by default PIL's limit."""
 
 BUFFER_BYTES = 64 << 20
 """For 21 million pixels; unused pages take no memory."""
@@ -37,14 +45,35 @@ _USUAL = ("Gray", "YCbCr", "RGB")  # what simplejpeg calls the colour spaces; no
 _NPY = b"\x93NUMPY"
 
 
-def decode_pixels(data: bytes | memoryview, buffer: np.ndarray | None = None) -> np.ndarray:
+def set_pixel_limit() -> None:
+    """Let PIL, here and in Detectron2, decode images of as many pixels as :data:`PIXEL_LIMIT` says.
+    InputError if that is no number.
+    """
+    text = os.environ.get(PIXEL_LIMIT, "")
+    if not text:
+        return
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise InputError(f"{PIXEL_LIMIT} is {text!r}, expected a number of pixels.")
+    Image.MAX_IMAGE_PIXELS = -(-int(text) // 2)  # PIL warns above it and refuses above twice that
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+
+set_pixel_limit()
+
+
+def decode_pixels(
+    data: bytes | memoryview, buffer: np.ndarray | None = None, *, upright: bool = False
+) -> np.ndarray:
     """Return the pixels of :func:`read_rgb`, uint8 (H, W, 3), perhaps read-only; raises one of
     :data:`UNREADABLE` if that fails.
 
     Args:
         data: The file's bytes; also a ``.npy`` file of uint8 (H, W, 3), which is not copied.
         buffer: uint8 (n,), which the result may lie in, to reuse its memory.
+        upright: Whether to turn the image as its EXIF orientation says.
     """
+    if upright and (orientation := orientation_of(data)) != 1:
+        return np.asarray(_turned(Image.fromarray(decode_pixels(data, buffer)), orientation))
     if is_npy(data):
         start = 10 + int.from_bytes(data[8:10], "little")
         shape = _npy_shape(bytes(data[:start]))
@@ -81,13 +110,37 @@ def _npy_shape(header: bytes) -> tuple[int, ...]:
     return shape
 
 
-def read_rgb(file: str | os.PathLike[str] | IO[bytes] | bytes | memoryview) -> Image.Image:
+def orientation_of(file: str | os.PathLike[str] | bytes | memoryview) -> int:
+    """Return an image's EXIF orientation, 1 to 8; 1, upright, where it does not say or is
+    damaged.
+    """
+    opened: Any = file
+    if isinstance(file, (bytes, memoryview)):
+        if is_npy(file) or file[:2] == b"\xff\xd8" and b"Exif" not in bytes(file[: 1 << 16]):
+            return 1  # without PIL, which takes far longer
+        opened = io.BytesIO(file)
+    with contextlib.suppress(Exception):  # damaged EXIF raises nearly anything; pixels are good
+        with Image.open(opened) as image:
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return orientation if orientation in range(1, 9) else 1
+    return 1
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    image.getexif()[ExifTags.Base.Orientation] = orientation
+    return ImageOps.exif_transpose(image)
+
+
+def read_rgb(
+    file: str | os.PathLike[str] | IO[bytes] | bytes | memoryview, *, upright: bool = False
+) -> Image.Image:
     """Decode an image to RGB, as torchvision's default loader and the official code do; raises one
     of :data:`UNREADABLE` if that fails.
 
     Two things differ from a bare ``convert("RGB")``: grey values of 16 bits keep their 8 upper bits
     (PIL would clip them at 255), and pixels without a known range (32 bits, float) are rejected.
-    Transparency is dropped and EXIF's orientation is not applied.
+    Transparency is dropped; ``upright`` turns the image as its EXIF orientation says, which the
+    official code does not.
     """
     if isinstance(file, (bytes, memoryview)):
         if is_npy(file):
@@ -95,15 +148,39 @@ def read_rgb(file: str | os.PathLike[str] | IO[bytes] | bytes | memoryview) -> I
         file = io.BytesIO(file)
     try:
         with Image.open(file) as image:
-            return _to_rgb(image)
+            orientation = 1
+            if upright:
+                with contextlib.suppress(Exception):  # as in orientation_of
+                    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            pixels = _to_rgb(image)
+            return pixels if orientation == 1 else _turned(pixels, orientation)
+    except Image.DecompressionBombError as error:
+        number = (re.findall(r"\d+", str(error)) or ["?"])[0]
+        raise Image.DecompressionBombError(
+            f"it has {number} pixels, more than PIL's limit against decompression bombs; if you"
+            f" trust the file, set {PIXEL_LIMIT}={number} in the environment"
+        ) from error
     except _LEAKS as error:
         raise ValueError(f"damaged image ({type(error).__name__}: {error})") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def has_16_bits(file: str | os.PathLike[str] | IO[bytes]) -> bool:
+    """Return whether an image that can be read has 16 bits of grey."""
+    with Image.open(file) as image:
+        return _is_16_bits(image)
+
+
+def _is_16_bits(image: Image.Image) -> bool:
     # Older versions of PIL use mode I for 16 bits.
-    if image.mode.startswith("I;16") or image.mode == "I" and image.format in ("PNG", "PPM"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    return image.mode.startswith("I;16") or image.mode == "I" and image.format in ("PNG", "PPM")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if _is_16_bits(image):
+        values = np.asarray(image)
+        if values.max() < 1 << 12:
+            _warn_of_12_bits()
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode!r} have no known range, use 8 or 16 bits")
     if image.mode == "P" and "transparency" in image.info:
@@ -125,6 +202,14 @@ def read_size(path: str) -> tuple[int, int]:
     return (width, height) if is_turned else (height, width)
 
 
+@functools.cache
+def _warn_of_12_bits() -> None:
+    logger.warning(
+        "an image of 16 bits has no value above 4095, as 12-bit data have: it is nearly black,"
+        " because the upper 8 bits are used; multiply such images by 16 (see check-data)"
+    )
+
+
 def read_image(path: str, colour_order: str) -> np.ndarray:
     """Read an image for detection, rotated upright as its EXIF orientation says; returns uint8
     (H, W, 3), perhaps read-only. InputError if it cannot be read, or ``colour_order`` is neither
@@ -134,17 +219,11 @@ def read_image(path: str, colour_order: str) -> np.ndarray:
         raise InputError(f"INPUT.FORMAT is {colour_order!r}, expected RGB or BGR.")
     try:
         with open(path, "rb", buffering=0) as file:
-            data = file.read()
-        pixels = decode_pixels(data)
+            pixels = decode_pixels(file.read(), upright=True)
     except FileNotFoundError as error:
         raise MissingFileError(f"The image {path} does not exist.") from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"The image {path} is not decoded: {error}.") from error
     except UNREADABLE as error:
         raise InputError(f"The image {path} cannot be decoded ({error}). Replace it.") from error
-    with contextlib.suppress(Exception):  # damaged EXIF raises nearly anything; pixels are good
-        with Image.open(io.BytesIO(data)) as header:
-            orientation = header.getexif().get(ExifTags.Base.Orientation, 1)
-        if orientation != 1:
-            image = Image.fromarray(pixels)
-            image.getexif()[ExifTags.Base.Orientation] = orientation
-            pixels = np.asarray(ImageOps.exif_transpose(image))
     return pixels if colour_order == "RGB" else pixels[:, :, ::-1]

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,9 +71,15 @@ def find_images(root: str | os.PathLike[str], *, layout: str = "auto") -> ImageF
     root = Path(root)
     if not root.is_dir():
         raise MissingFileError(f"Data folder {root} does not exist or is a file (DATA.ROOT).")
-    names = sorted(_walk(root))
+    others: Counter[str] = Counter()
+    names = sorted(_walk(root, others))
+    passed = ", ".join(f"{suffix} {count}" for suffix, count in others.most_common(5))
+    passed = f"{others.total()} files of other kinds ({passed})" if others else ""
     if not names:
-        raise InputError(f"Data folder {root} holds no image ({', '.join(EXTENSIONS)}).")
+        but = f", but {passed}" if passed else ""
+        raise InputError(f"Data folder {root} holds no image ({', '.join(EXTENSIONS)}){but}.")
+    if passed:
+        logger.info("%s: passed over %s", root, passed)
     tops = [name.split(os.sep, 1)[0] if os.sep in name else "" for name in names]
     loose = [name for name, top in zip(names, tops, strict=True) if not top]
     if layout == "folders" and loose:
@@ -87,7 +94,8 @@ def find_images(root: str | os.PathLike[str], *, layout: str = "auto") -> ImageF
     return ImageFolder(root, name_table(names), labels=numbers, class_names=tuple(classes))
 
 
-def _walk(root: Path) -> Iterator[str]:
+def _walk(root: Path, others: Counter[str]) -> Iterator[str]:
+    """Yield the names of images below a folder, and count the suffixes of other files."""
     # Each folder carries those that it lies in: a link to one of them would be followed for ever.
     waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while waiting:
@@ -109,6 +117,8 @@ def _walk(root: Path) -> Iterator[str]:
                 waiting.append((name, above | {identity}))
             elif is_image(entry.name):
                 yield name
+            else:
+                others[printable(os.path.splitext(entry.name)[1].lower() or entry.name)] += 1
 
 
 # A label above this and above the number of images is an id; a classifier with as many outputs

@@ -70,7 +70,7 @@ class _Payloads(Dataset):
                 decode_pixels(data)  # what cannot be decoded is left out
                 extension = os.path.splitext(self.source.name(index))[1][1:] or "jpg"
                 return "npy" if is_npy(data) else extension, bytes(data)
-            image = read_rgb(data)
+            image = read_rgb(data, upright=True)  # the tag would be lost
         except UNREADABLE as error:
             return f"{self.source.name(index)}: {error}"
         side = self.settings.shorter_side

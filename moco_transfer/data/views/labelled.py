@@ -42,6 +42,7 @@ class EvaluationView:
     resize: int  # shorter side before the centre crop, px
     mean: tuple[float, ...]  # of the pixels, RGB, 0-255
     std: tuple[float, ...]
+    upright: bool = False  # whether images are turned as their EXIF orientation says
 
 
 def protocol_resize(size: int) -> int:
@@ -89,7 +90,7 @@ class CentreViews(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
         size = self.view.size
         try:
-            image = read_rgb(self.images.content(index))
+            image = read_rgb(self.images.content(index), upright=self.view.upright)
         except UNREADABLE as error:
             logger.warning("skipped unreadable image %s (%s)", self.images.name(index), error)
             return torch.zeros(3, size, size, dtype=torch.uint8), UNREADABLE_LABEL, index

@@ -49,6 +49,7 @@ class ViewMaker:
     crop_scale: tuple[float, float]  # share of the image's area that a crop covers, (low, high]
     num_views: int = 2  # independent draws for contrast; 1 for the supervised baseline
     pipeline: str = "reference"  # or fast; both draw the same numbers for the same image
+    upright: bool = False  # whether images are turned as their EXIF orientation says
 
     @property
     def is_fast(self) -> bool:
@@ -61,7 +62,9 @@ class ViewMaker:
 
     def decode(self, data: bytes | memoryview, buffer: np.ndarray | None = None) -> Pixels:
         """Decode an image; raises one of ``decode.UNREADABLE`` if that fails."""
-        return decode_pixels(data, buffer) if self.is_fast else read_rgb(data)
+        if self.is_fast:
+            return decode_pixels(data, buffer, upright=self.upright)
+        return read_rgb(data, upright=self.upright)
 
     def make(self, image: Pixels, rng: np.random.Generator, out: np.ndarray) -> list[list[float]]:
         """Draw the parameters of an image's views and write the views to ``out``, uint8
@@ -106,6 +109,7 @@ class ViewBatch:
     count: int
     # Names of images that could not be decoded and were replaced.
     unreadable: list[str] = field(default_factory=list)
+    reasons: dict[str, str] = field(default_factory=dict)  # of them: PIL's own
     given_up: int = 0  # places for which no readable image was found
 
     def __post_init__(self) -> None:
@@ -130,7 +134,8 @@ class ViewBatch:
     def finished(self) -> dict[str, Any]:
         """Return the batch: ``views`` uint8 (V, N, 3, S, S), RGB, channels last in memory;
         ``colours`` float32 (V, N, ROW) in the fast pipeline alone; ``label`` (-1 without classes)
-        and ``index`` int64 (N,); ``unreadable``; and ``given_up``, places without views.
+        and ``index`` int64 (N,); ``unreadable`` and ``reasons``; and ``given_up``, places without
+        views.
         """
         return {
             "views": self._views.permute(0, 1, 4, 2, 3),
@@ -138,6 +143,7 @@ class ViewBatch:
             "label": self._numbers[0].clone(),
             "index": self._numbers[1].clone(),
             "unreadable": self.unreadable,
+            "reasons": self.reasons,
             "given_up": self.given_up,
         }
 
@@ -171,8 +177,9 @@ class Views(Dataset):
         while len(unreadable) < ATTEMPTS:
             try:
                 image = self.make_views.decode(self.source.content(index), buffer)
-            except UNREADABLE:
+            except UNREADABLE as error:
                 unreadable.append(self.source.name(index))
+                batch.reasons[unreadable[-1]] = str(error)
                 # The batch keeps its size, which the queue's order and other processes rely on.
                 index = int(rng.integers(len(self.source)))
                 continue
@@ -237,8 +244,9 @@ class ShardViews(IterableDataset):
                 rng = generator_at(self.batches.seed, "views", epoch, candidate.number, *again)
             try:
                 image = self.make_views.decode(candidate.data, buffer)
-            except UNREADABLE:
+            except UNREADABLE as error:
                 batch.unreadable.append(candidate.name)
+                batch.reasons[candidate.name] = str(error)
                 continue
             batch.fill(place, image, rng, candidate.label, candidate.number)
             return
