@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from moco_transfer.data import register_dataset
 from moco_transfer.data.annotations.catalog import get_dataset
 from moco_transfer.data.batches.transforms import TrainMapper
 from moco_transfer.evaluate.coco_eval import CocoEvaluator
+from moco_transfer.finetune.datasets import DataRequest, Reads, read_data
 
 WIDTH, HEIGHT = 96, 72
 TINY = """SOLVER.MAX_ITER 3 SOLVER.STEPS (2,) SOLVER.IMS_PER_BATCH 2 SOLVER.BASE_LR 0.0025
@@ -75,6 +77,10 @@ def write(folder: Path, content: dict) -> str:
     return f"coco:{folder / 'a.json'}:{folder / 'images'}"
 
 
+def paths(place: str) -> dict[str, str]:
+    return dict(zip(("json_file", "image_root"), place.split(":")[1:], strict=True))
+
+
 def train(
     engine: str, name: str, place: str, output_dir: Path, *words: str, masks: bool = True
 ) -> int:
@@ -109,6 +115,22 @@ def test_run_length_encoded_masks__train_with_nothing_set(tmp_path, engine):
     assert train(engine, f"{engine}_mixed", place, run, "--eval-only", "--resume") == 0
     (evaluation,) = run.glob("eval_*/results.json")
     assert json.loads(evaluation.read_text())["config_hash"] == record["config_hash"]
+
+
+def test_mask_format__is_that_of_the_training_set(tmp_path):
+    """Runs that are tested on other data stay comparable."""
+    content = rectangles(tmp_path)
+    register_dataset("plain", "coco", **paths(write(tmp_path, content)))
+    for annotation in content["annotations"]:
+        annotation["segmentation"] = encode(annotation, compressed=True)
+    (tmp_path / "b.json").write_text(json.dumps(content))
+    images = {"image_root": tmp_path / "images"}
+    register_dataset("encoded", "coco", json_file=tmp_path / "b.json", **images)
+    ask = partial(DataRequest, num_classes=2, tasks=("bbox", "segm"))
+    assert read_data(ask(("plain",), ("encoded",)), Reads()).mask_format is None
+    assert read_data(ask(("encoded",), ("plain",)), Reads()).mask_format == "bitmask"
+    boxes = ask(("encoded",), ("plain",), tasks=("bbox",))
+    assert read_data(boxes, Reads()).mask_format is None
 
 
 def test_polygon__of_the_user_is_obeyed(tmp_path, capsys):
@@ -168,8 +190,7 @@ def test_broken_masks__do_not_matter_for_boxes(tmp_path, capsys):
 
 def test_what_training_sees__is_what_is_scored(tmp_path):
     """Finding each box that training sees, and each mask, scores 100."""
-    _, json_file, images = write_broken_masks(tmp_path).split(":")
-    register_dataset("seen", "coco", json_file=json_file, image_root=images)
+    register_dataset("seen", "coco", **paths(write_broken_masks(tmp_path)))
     dataset = get_dataset("seen")
     evaluator, found = CocoEvaluator(dataset, ("bbox", "segm")), 0
     mapper = TrainMapper((HEIGHT,), WIDTH, flip="none")

@@ -54,7 +54,7 @@ def raise_problem(problem: InputError) -> None:
 
 
 def lies_in(bbox: list[float], width: int, height: int) -> bool:
-    """Return whether a box XYXY touches an image of this size, and reaches out of it by no more than
+    """Return whether a box XYXY touches an image of this size and reaches out of it by no more than
     that size. Tools are off by a pixel, or mark what the edge hides: as in Detectron2 and
     pycocotools such a box is clipped in training, not in the evaluation.
     """
