@@ -130,6 +130,16 @@ def test_exif_apply__turns_boxes_masks_and_keypoints_with_the_image(coco, orient
     assert first["keypoints"] == [column + 0.5, row + 0.5, 2]
 
 
+def test_exif_apply__a_missing_size_is_that_of_the_stored_pixels(coco, tmp_path):
+    images = {"a.jpg": (gradient(), {"exif": tagged(6)}, [{"bbox": [1, 1, 9, 9]}])}
+    parse_dataset_flag(coco(images, ":exif=apply"))
+    expected = get_dataset("a").read().records
+    content = json.loads((tmp_path / "a.json").read_text())
+    del content["images"][0]["width"], content["images"][0]["height"]
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    assert get_dataset("a").read().records == expected
+
+
 def test_exif__boxes_on_stored_pixels_are_one_line_that_names_the_option(coco):
     box = [{"bbox": [1, 1, 9, 9]}]
     images = {f"{n}.jpg": (gradient(), {"exif": tagged(6)}, box) for n in range(3)}

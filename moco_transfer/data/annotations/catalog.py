@@ -69,11 +69,12 @@ class DetectionDataset:
 
             gt_root, masks = self.root or "", self.masks
             return read_cityscapes(self.image_root, gt_root, masks=masks, on_problem=on_problem)
+        how: dict[str, Any] = {"as_stored": self.exif == "apply", "on_problem": on_problem}
         if self.kind == "voc":
             where = self.root or "", self.split or "", self.classes
-            return read_voc(*where, first_pixel=self.first_pixel, on_problem=on_problem)
-        files, lvis = (self.json_file or "", self.image_root), self.kind == "lvis"
-        return read_coco(*files, lvis=lvis, on_problem=on_problem)
+            return read_voc(*where, first_pixel=self.first_pixel, **how)
+        files = self.json_file or "", self.image_root
+        return read_coco(*files, lvis=self.kind == "lvis", **how)
 
     @cached_property
     def _contents(self) -> Contents:

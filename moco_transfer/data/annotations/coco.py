@@ -50,12 +50,14 @@ def read_coco(
     image_root: str | os.PathLike[str],
     *,
     lvis: bool = False,
+    as_stored: bool = False,
     on_problem: OnProblem = raise_problem,
 ) -> Contents:
     """Read a file in COCO's instances or keypoint format; its images lie in ``image_root``.
 
     ``lvis`` reads LVIS's format: its images lie in the folders below ``image_root`` that end their
     ``coco_url``, and its categories have a ``frequency``.
+    ``as_stored`` takes missing sizes from the pixels as stored, not upright.
     ``on_problem`` is called with each problem. Records are sorted by image id, classes by their
     ids; crowd regions stay for the evaluation. MissingFileError if the file, the folder or images
     are missing; InputError if the file is not json, not in COCO's format, or contradicts itself.
@@ -71,7 +73,8 @@ def read_coco(
     categories = _read_categories(content["categories"], json_file, lvis)
     class_of = {as_text(category["id"]): index for index, category in enumerate(categories)}
     num_points = [len(category.get("keypoints") or ()) for category in categories]
-    records = _read_images(content["images"], json_file, Path(image_root), on_problem, lvis)
+    form = {"lvis": lvis, "as_stored": as_stored}
+    records = _read_images(content["images"], json_file, Path(image_root), on_problem, **form)
     faults = Faults()
     for number, raw in enumerate(content.get("annotations") or [], start=1):
         name = raw.get("id", f"number {number}") if isinstance(raw, dict) else f"number {number}"
@@ -137,7 +140,13 @@ def _shared_keypoints(
 
 
 def _read_images(
-    images: list, json_file: Path, image_root: Path, on_problem: OnProblem, lvis: bool
+    images: list,
+    json_file: Path,
+    image_root: Path,
+    on_problem: OnProblem,
+    *,
+    lvis: bool,
+    as_stored: bool,
 ) -> dict[str | None, dict | None]:
     """Return the record of each id as a text; None where there is a fault, which is reported."""
     records: dict[str | None, dict | None] = {}
@@ -155,7 +164,8 @@ def _read_images(
             if len(kinds) > 1:
                 raise Fault("ids must be all numbers or all strings")
             file = os.path.join(image_root, image["file_name"])
-            height, width = size_of(file, image.get("height"), image.get("width"))
+            sides = image.get("height"), image.get("width")
+            height, width = size_of(file, *sides, as_stored=as_stored)
         except Fault as fault:
             place = f"{json_file}, image {number} of the list"
             faults.add(place, Fault(f"{fault}.", fault.kind))

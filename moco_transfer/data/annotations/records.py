@@ -63,8 +63,9 @@ def lies_in(bbox: list[float], width: int, height: int) -> bool:
     return in_x and -height <= y0 <= y1 <= 2 * height and y0 < height and y1 >= 0
 
 
-def size_of(file_name: str, height: Any, width: Any) -> tuple[int, int]:
-    """Return (height, width) as the annotations say it, in px; the image's where they do not.
+def size_of(file_name: str, height: Any, width: Any, *, as_stored: bool = False) -> tuple[int, int]:
+    """Return (height, width), px, as the annotations say it; where they do not, the image's, turned
+    upright or ``as_stored``.
 
     (0, 0) if the image does not exist, which :func:`check_image_files` reports; InputError if it
     cannot be read.
@@ -73,7 +74,7 @@ def size_of(file_name: str, height: Any, width: Any) -> tuple[int, int]:
     if all(sides):
         return sides[0], sides[1]
     try:
-        return read_size(file_name)
+        return read_size(file_name, as_stored=as_stored)
     except MissingFileError:
         return 0, 0
 

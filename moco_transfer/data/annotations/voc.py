@@ -15,10 +15,12 @@ Source:
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from ...runtime.errors import InputError, MissingFileError, did_you_mean
@@ -47,11 +49,13 @@ def read_voc(
     class_names: tuple[str, ...],
     *,
     first_pixel: int = 1,
+    as_stored: bool = False,
     on_problem: OnProblem = raise_problem,
 ) -> Contents:
     """Read one split, such as ``trainval``, with classes in the order of ``class_names``.
 
     ``first_pixel`` is 1 for VOC's inclusive pixels 1 .. W, 0 for continuous coordinates 0 .. W.
+    ``as_stored`` takes missing sizes from the pixels as stored, not upright.
     ``on_problem`` is called with each problem. Records are in the order of the list, images without
     boxes included. MissingFileError if a folder, the list, an XML or an image is missing;
     InputError if the list or an XML cannot be used.
@@ -79,7 +83,8 @@ def read_voc(
             file = str(root / "JPEGImages" / images.get(image_id, f"{image_id}.jpg"))
             xml = root / "Annotations" / f"{image_id}.xml"
             try:
-                found = _read_xml(xml, file, class_names, first_pixel, faults)
+                size = functools.partial(size_of, file, as_stored=as_stored)
+                found = _read_xml(xml, size, class_names, first_pixel, faults)
             except InputError as problem:
                 on_problem(problem)
             else:
@@ -112,14 +117,20 @@ def _read_image_list(path: Path, with_xml: set[str]) -> list[str]:
 
 
 def _read_xml(
-    path: Path, image: str, class_names: tuple[str, ...], first_pixel: int, faults: Faults
+    path: Path,
+    size: Callable[..., tuple[int, int]],
+    class_names: tuple[str, ...],
+    first_pixel: int,
+    faults: Faults,
 ) -> dict:
-    """Return height, width and annotations; collect the faults of objects."""
+    """Return height, width and annotations; collect the faults of objects. ``size`` says what the
+    two texts of a size mean.
+    """
     try:
         tree = ElementTree.parse(path).getroot()
     except ElementTree.ParseError as error:
         raise InputError(f"{path} is not readable XML: {error}; write it again.") from error
-    height, width = size_of(image, *(tree.findtext(f"./size/{s}") for s in ("height", "width")))
+    height, width = size(*(tree.findtext(f"./size/{side}") for side in ("height", "width")))
     annotations = []
     for number, node in enumerate(tree.findall("object") if height else (), start=1):
         try:

@@ -188,18 +188,18 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def read_size(path: str) -> tuple[int, int]:
-    """Return (height, width) of what :func:`read_image` returns, where possible from the header
-    alone; InputError if the image cannot be read.
+def read_size(path: str, *, as_stored: bool = False) -> tuple[int, int]:
+    """Return (height, width) of what :func:`read_image` returns, or of the pixels before they are
+    turned upright, where possible from the header alone; InputError if the image cannot be read.
     """
+    is_turned = orientation_of(path) >= 5
     try:
         with Image.open(path) as header:
             width, height = header.size
-            is_turned = header.getexif().get(ExifTags.Base.Orientation, 1) >= 5
     except Exception:  # another form than PIL reads, or damaged: the decoder says which
         height, width = read_image(path, "RGB").shape[:2]
-        return height, width
-    return (width, height) if is_turned else (height, width)
+        is_turned, as_stored = is_turned and as_stored, False
+    return (width, height) if is_turned and not as_stored else (height, width)
 
 
 @functools.cache
