@@ -27,6 +27,7 @@ from ..models.resnets import (
 )
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_path, sha256_of
+from .architecture import named_architecture
 from .coverage import check_source, source_coverage
 from .formats import Source, read_source
 from .read import Content, read_checkpoint
@@ -37,6 +38,11 @@ from .zoo import local_file
 
 logger = logging.getLogger(__name__)
 
+# What the comparison covers: names and shapes do not tell an anti-aliased ResNet from a plain one.
+VERIFIED = (
+    "the tensors read and those written, in a plain {arch}; not what another program computes with"
+    " them (other pooling, padding or activations)"
+)
 VERIFY_UP_TO = 1_000_000_000  # bytes of the source, unless told otherwise
 
 
@@ -79,6 +85,7 @@ class ConversionReport:
             ("dropped", str(len(self.dropped))),
             *(("", f"{n} x {why}") for why, n in Counter(self.dropped.values()).most_common()),
             ("features", verified if found else "not verified (asked not to, or over 1 GB)"),
+            *([("", VERIFIED.format(arch=self.arch))] if found else []),
         ]
         return _in_columns(rows)
 
@@ -115,7 +122,7 @@ def convert_checkpoint(
     _check_arguments(src, dst, to, arch, encoder)
     content = read_checkpoint(src)
     source = read_source(content, encoder=encoder, source_format=source_format)
-    arch = arch or recognise(source.state)
+    arch = arch or named_architecture(content, recognise(source.state))
     check_source(source, arch, src)
     carried = companions(content, source) if to == "moco" else {}
     encoders = {"q": source}
@@ -248,6 +255,10 @@ def describe(
     covered = source_coverage(source, arch).sentence(path.name, arch, advice="").rstrip()
     layout = f"{source.title} ({source.format}), under {source.prefix!r}"
     rows += [("layout", layout), ("coverage", covered)]
+    try:
+        named_architecture(content, arch)
+    except InputError as error:
+        rows.append(("", str(error)))
     if has_small_stem(source.state):
         rows.append(("", "its 3x3 stem is for small images (CIFAR): no detector's backbone"))
     stamp = read_stamp(content)

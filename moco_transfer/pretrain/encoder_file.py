@@ -16,6 +16,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from ..convert.architecture import named_architecture
 from ..convert.coverage import check_source
 from ..convert.formats import read_source
 from ..convert.read import read_checkpoint
@@ -58,7 +59,9 @@ def read_encoder(path: str, *, encoder: str = "q", arch: str | None = None) -> T
     content = read_checkpoint(path)
     source = read_source(content, encoder=encoder)
     named = str(content.top.get("arch"))
-    arch = arch or (named if named in ENCODERS else recognise(source.state))
+    if arch is None:
+        recognised = recognise(source.state)
+        arch = named if named in ENCODERS else named_architecture(content, recognised)
     check_source(source, arch, path)
     stamp = make_stamp(content, source, arch=arch, sha256="")
     if stamp["format"] != "RGB" or stamp["stride_in_1x1"] is not False:

@@ -8,6 +8,7 @@ out of the line that is printed.
 
 from __future__ import annotations
 
+import json
 import pickle
 import sys
 import types
@@ -17,8 +18,9 @@ from collections import OrderedDict, defaultdict
 import pytest
 import torch
 import torchvision
+from safetensors.torch import save_file
 
-from moco_transfer.convert import convert_checkpoint
+from moco_transfer.convert import convert_checkpoint, describe
 from moco_transfer.convert.read import read_checkpoint
 from moco_transfer.runtime.errors import InputError
 
@@ -159,3 +161,44 @@ def test_read__ordered_dict_with_metadata_keeps_it(tmp_path):
     state._metadata = {"moco_transfer": {"schema": 1}}
     torch.save(state, tmp_path / "m.pth")
     assert read_checkpoint(tmp_path / "m.pth").top._metadata["moco_transfer"] == {"schema": 1}
+
+
+def hub_file(folder, state, architecture, **more):
+    """Write a file as timm's hub has it, with config.json next to it."""
+    folder.mkdir()
+    save_file({n: t.contiguous() for n, t in state.items()}, folder / "model.safetensors")
+    config = {"architecture": architecture, "num_classes": 1000} | more
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder / "model.safetensors"
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet18.a1_in1k", "gluon_resnet18_v1b", "tv_resnet18"]
+)
+def test_convert__a_plain_resnet_by_its_config(tmp_path, r18, name):
+    report = convert_checkpoint(hub_file(tmp_path / "hub", r18, name), tmp_path / "new.pkl")
+    assert report.arch == "resnet18"
+    assert "not what another program computes" in report.table()
+
+
+@pytest.mark.parametrize("name", ["resnetaa18", "resnetblur18", "my_net"])
+def test_refuses__what_config_json_says_is_another_network(tmp_path, r18, name):
+    file = hub_file(tmp_path / "hub", r18, name)
+    with pytest.raises(InputError, match=rf"config.json .*'{name}'.*--arch resnet18"):
+        convert_checkpoint(file, tmp_path / "new.pkl")
+    assert not (tmp_path / "new.pkl").exists() and "config.json" in describe(file)
+    assert convert_checkpoint(file, tmp_path / "new.pkl", arch="resnet18").arch == "resnet18"
+
+
+def test_refuses__a_plain_name_with_other_arguments(tmp_path, r18):
+    file = hub_file(tmp_path / "hub", r18, "resnet18", model_args={"aa_layer": "avg"})
+    with pytest.raises(InputError, match="aa_layer"):
+        convert_checkpoint(file, tmp_path / "new.pkl")
+
+
+def test_refuses__an_anti_aliased_network_that_the_checkpoint_names(tmp_path, r18):
+    torch.save({"arch": "resnetaa18", "state_dict": r18}, tmp_path / "timm.pth")
+    with pytest.raises(InputError, match="'resnetaa18'"):
+        convert_checkpoint(tmp_path / "timm.pth", tmp_path / "new.pkl")
+    torch.save({"arch": "anything", "state_dict": r18}, tmp_path / "other.pth")
+    assert convert_checkpoint(tmp_path / "other.pth", tmp_path / "new.pkl").arch == "resnet18"
