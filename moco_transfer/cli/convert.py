@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from .options import DESCRIPTIONS
 
@@ -37,7 +38,8 @@ def _next_step(to: str, output: str, arch: str) -> str:
     if arch in ("resnext50_32x8d", "resnet50_w2x", "resnet50_w4x"):
         model = f"moco_transfer.models.build_encoder({arch!r}, num_classes=1)"
     timm = "'resnext50_32x4d', base_width=8" if arch == "resnext50_32x8d" else repr(arch)
-    names = {"output": output, "arch": arch, "model": model, "timm": timm}
+    folder = os.path.dirname(output) or "."
+    names = {"output": output, "folder": folder, "arch": arch, "model": model, "timm": timm}
     return str(DESCRIPTIONS["convert"]["next"][to].format(**names, config=_config(arch)))
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of many projects in; Detectron2, torchvision, timm or official MoCo files out.
+"""Checkpoints of many projects in; Detectron2, torchvision, timm, Hugging Face or MoCo files out.
 
 The steps of a conversion: :mod:`read` (containers, no code run) -> :mod:`formats` (whose
 checkpoint, under torchvision's names) -> :mod:`coverage` (nothing missing, left over, misshapen) ->

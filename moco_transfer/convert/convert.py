@@ -30,6 +30,7 @@ from ..runtime.files import atomic_path, sha256_of
 from .architecture import named_architecture
 from .coverage import check_source, source_coverage
 from .formats import Source, read_source
+from .huggingface import WEIGHTS, can_hold, write_configs
 from .read import Content, read_checkpoint
 from .stamp import make_stamp, read_stamp
 from .verify import TOLERANCE, compare, features_of, generated_image
@@ -103,10 +104,12 @@ def convert_checkpoint(
     """Convert a pre-trained backbone, or refuse and write nothing.
 
     Args:
-        src: The checkpoint, or a name of :mod:`moco_transfer.convert.zoo`; no code in it is run.
+        src: The checkpoint, a folder with Hugging Face's model.safetensors, or a name of
+            :mod:`moco_transfer.convert.zoo`; no code in it is run.
         dst: The file to write. It appears whole or not at all; an existing one stays on failure.
-        to: "detectron2" (.pkl), "torchvision" (.pth), "timm" (.safetensors) or "moco" (.pth.tar,
-            with both encoders, their heads and the queue as far as the source has them).
+        to: "detectron2" (.pkl), "torchvision" (.pth), "timm" (.safetensors), "huggingface"
+            (model.safetensors, with config.json) or "moco" (.pth.tar, with both encoders, their
+            heads and the queue as far as the source has them).
         encoder: "q" for the encoder that was trained, "k" for its momentum copy.
         source_format: A layout, where the keys can be read in two ways; None to recognise it.
         verify: Whether to compare the features of both files, on a generated image; None for "if
@@ -118,7 +121,7 @@ def convert_checkpoint(
             misshapen or not finite, or the features differ.
         MissingFileError: If there is no file ``src``.
     """
-    src, dst = local_file(src), Path(dst)
+    src, dst = _weights_file(src), Path(dst)
     _check_arguments(src, dst, to, arch, encoder)
     content = read_checkpoint(src)
     source = read_source(content, encoder=encoder, source_format=source_format)
@@ -139,6 +142,8 @@ def convert_checkpoint(
         if verify:
             differences = _verify(encoders, extra, read_checkpoint(tmp), stamp, dst)
         sha256 = sha256_of(tmp)
+    if to == "huggingface":
+        write_configs(dst.parent, source.state, stamp)
     logger.info("Converted %s to %s (%s): %d tensors", src, dst, to, len(names))
     return ConversionReport(
         source=src,
@@ -158,6 +163,11 @@ def convert_checkpoint(
     )
 
 
+def _weights_file(name: str | os.PathLike[str]) -> Path:
+    path = local_file(name)
+    return path / WEIGHTS if (path / WEIGHTS).is_file() else path
+
+
 def _in_columns(rows: list[tuple[str, str]]) -> str:
     return "\n".join(f"{title:<13} {text}" for title, text in rows)
 
@@ -174,6 +184,8 @@ def _check_arguments(src: Path, dst: Path, to: str, arch: str | None, encoder: s
         raise InputError(f"Unknown architecture {arch!r}; known: {', '.join(ARCHITECTURES)}.")
     if dst.exists() and src.exists() and dst.samefile(src):
         raise InputError(f"{dst} is the source itself; name another file to write.")
+    if to == "huggingface" and dst.name != WEIGHTS:
+        raise InputError(f"transformers reads FOLDER/{WEIGHTS}, got {dst}; name such a file.")
     if dst.suffix not in SUFFIXES[to]:  # Detectron2 and timm choose their reader by it
         for other in (target for target, ends in SUFFIXES.items() if dst.suffix in ends):
             raise InputError(
@@ -186,16 +198,22 @@ def _check_network(source: Source, stamp: dict[str, Any], src: Path, to: str) ->
     """Refuse what the target's network lacks or computes differently; warn of what is not known."""
     if to == "timm" and stamp["arch"] in WIDENED:
         raise InputError(f"timm has no {stamp['arch']}, whose stem is wider; use --to torchvision.")
+    if to == "huggingface" and not can_hold(stamp["arch"]):
+        raise InputError(
+            f"transformers' ResNet has no {stamp['arch']}; use --to torchvision or --to timm."
+        )
+    if to == "huggingface" and stamp["format"] == "BGR":
+        logger.warning("%s was trained on BGR pixels; transformers' processors give RGB", src)
     if any("(fused" in name for name in source.names.values()):
         logger.warning("%s has fused batch norms; keep MODEL.RESNETS.NORM FrozenBN", src)
     if to == "moco":
         warn_of_official_assumptions(stamp, src)
     if to != "detectron2" and stamp["stride_in_1x1"] is None:
         logger.warning("%s does not state STRIDE_IN_1X1; a %s ResNet has False", src, to)
-    elif to != "detectron2" and stamp["stride_in_1x1"]:
+    elif to not in ("detectron2", "huggingface") and stamp["stride_in_1x1"]:
         raise InputError(
             f"{src} has its strides in the 1x1 convolutions (STRIDE_IN_1X1 True), as no {to} ResNet"
-            " has; only --to detectron2 can hold it."
+            " has; --to detectron2 or huggingface can hold it."
         )
 
 
@@ -240,7 +258,7 @@ def describe(
 
     A file in no known layout is described as such. Nothing is written.
     """
-    path = local_file(path)
+    path = _weights_file(path)
     content = read_checkpoint(path)
     rows = [
         ("file", f"{path} ({path.stat().st_size / 1e6:.1f} MB, {content.container})"),

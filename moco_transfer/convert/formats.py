@@ -26,6 +26,7 @@ _FINGERPRINT = {
         "torchvision": rf"layer[1-4]\.\d+\.{_PART}",
         "detectron2": r"res[2-5]\.\d+\.(?:conv[123]|shortcut)(?:\.norm)?\.\w+",
         "sequential": rf"[4-7]\.\d+\.{_PART}",
+        "huggingface": r"encoder\.stages\.[0-3]\.layers\.\d+\.(?:layer\.[012]|shortcut)\.\w+\.\w+",
         "caffe2": r"res[2-5]_\d+_branch(?:1|2[abc])\w*",
     }.items()
 }

@@ -23,7 +23,9 @@ def _places(stem: list[str], block: str, parts: list[str]) -> Iterator[str]:
     yield from stem
     for stage in (1, 2, 3, 4):
         for index in range(_MOST_BLOCKS):
-            place = block.format(index, layer=stage, res=stage + 1, child=stage + 3)
+            place = block.format(
+                index, stage=stage - 1, layer=stage, res=stage + 1, child=stage + 3
+            )
             yield from (place + part for part in parts)
 
 

@@ -3,7 +3,7 @@
 Pixel statistics are on the 0-255 scale, in the channel order that ``format`` names. An entry is
 None where the source does not say. The stamp is the key ``moco_transfer``: of the outer dict in
 Detectron2 and official files, of the state dict's ``_metadata`` (which load_state_dict ignores) in
-torchvision's, of the metadata, as JSON, in timm's.
+torchvision's, of the metadata, as JSON, in timm's and Hugging Face's.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import yaml
 from ..models import BASIC_BLOCKS, IMAGENET_PIXELS, MSRA_PIXELS
 from ..runtime.errors import InputError
 from .formats import Source
+from .huggingface import read_facts
 from .read import Content
 
 KEY = "moco_transfer"
@@ -90,6 +91,8 @@ def _pixels(content: Content, source: Source) -> tuple[Mapping[str, Any] | None,
         pixels = content.top["pixels"]
         pixels = pixels if isinstance(pixels, Mapping) else {}
         return _check_pixels(content, *(pixels.get(k) for k in ("format", "mean", "std"))), False
+    if source.naming == "huggingface":
+        return read_facts(content.path)
     if source.naming == "caffe2":
         return MSRA_PIXELS, True
     if source.naming != "detectron2" or content.top.get("__author__") in _TORCHVISION_AUTHORS:

@@ -1,11 +1,13 @@
 """Prove a conversion: the file read and the file written compute the same features of an image.
 
-torchvision's layout runs in torchvision's ResNet, Detectron2's in :func:`detectron2_features`. That
-function uses none of this package's key maps, so that a wrong map shows as another feature.
+torchvision's layout runs in torchvision's ResNet, Detectron2's and Hugging Face's in
+:func:`detectron2_features`. Their names reach that function without this package's key maps, so
+that a wrong map shows as another feature.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import torch
@@ -15,6 +17,7 @@ from torch.nn import functional as F
 from ..models.resnets import BATCH_COUNTER, BATCH_NORM_EPS, build_encoder
 from ..runtime.errors import InputError
 from .formats import Source
+from .key_maps import detectron2_name
 
 TOLERANCE = 1e-5  # of features, as a share of the stage's largest (at least 1)
 STAGES = ("res2", "res3", "res4", "res5")
@@ -32,8 +35,12 @@ def features_of(
     source: Source, image: Tensor, *, arch: str, stride_in_1x1: bool
 ) -> dict[str, Tensor]:
     """Return the features of an encoder in the network that its file's names belong to."""
-    if source.naming == "detectron2":
-        weights = {source.own_names[name]: tensor for name, tensor in source.state.items()}
+    weights = {source.own_names[name]: tensor for name, tensor in source.state.items()}
+    if source.naming == "huggingface":
+        weights = {_detectron2_name(name): tensor for name, tensor in weights.items()}
+    elif stride_in_1x1 and source.naming != "detectron2":  # torchvision has no such ResNet
+        weights = {detectron2_name(n) or n: tensor for n, tensor in source.state.items()}
+    if stride_in_1x1 or source.naming in ("detectron2", "huggingface"):
         return detectron2_features(weights, image, stride_in_1x1=stride_in_1x1)
     return torchvision_features(source.state, image, arch=arch)
 
@@ -99,6 +106,14 @@ def detectron2_features(
             x = block(x, f"{stage}.{index}", stride=2 if index == 0 and stage != "res2" else 1)
         features[stage] = x
     return features
+
+
+def _detectron2_name(name: str) -> str:
+    """Return Detectron2's name of a Hugging Face tensor."""
+    name = name.replace("embedder.embedder.", "stem.conv1.")
+    name = re.sub(r"encoder\.stages\.(\d)\.layers", lambda at: f"res{int(at[1]) + 2}", name)
+    name = re.sub(r"\.layer\.(\d)", lambda at: f".conv{int(at[1]) + 1}", name)
+    return name.replace(".convolution.", ".").replace(".normalization.", ".norm.")
 
 
 def compare(

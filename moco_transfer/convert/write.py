@@ -1,4 +1,4 @@
-"""Write an encoder in the layout of Detectron2, torchvision, timm or the official MoCo code.
+"""Write an encoder in the layout of Detectron2, torchvision, timm, Hugging Face or official MoCo.
 
 Tensors keep their values and types, except that bfloat16, which numpy lacks, becomes float32,
 exactly, in a Detectron2 ``.pkl`` and in an official checkpoint. The official layout is what
@@ -23,12 +23,12 @@ from torch import Tensor
 
 from ..models.resnets import BATCH_COUNTER
 from .formats import Source
-from .key_maps import detectron2_name
+from .key_maps import WRITE_NAME, detectron2_name
 from .read import Content
 from .stamp import KEY
 
 SUFFIXES = {"detectron2": (".pkl",), "torchvision": (".pth", ".pt"), "timm": (".safetensors",)}
-SUFFIXES |= {"moco": (".tar", ".pth", ".pt")}
+SUFFIXES |= {"huggingface": (".safetensors",), "moco": (".tar", ".pth", ".pt")}
 """Target -> endings of its files, by which Detectron2's and timm's readers choose how to read."""
 
 KEY_ENCODER = "module.encoder_k."
@@ -82,19 +82,26 @@ def write(
         whole = {"arch": stamp["arch"], "state_dict": tensors, **epoch, KEY: dict(stamp)}
         _torch_save(whole, path)
     else:
+        if to == "huggingface":
+            state = _with_counters(state)
+            names = {name: WRITE_NAME[to](name) or name for name in state}
         # Copies, because safetensors refuses tensors that share memory.
-        own = {n: t.clone(memory_format=torch.contiguous_format) for n, t in state.items()}
+        own = {names[n]: t.clone(memory_format=torch.contiguous_format) for n, t in state.items()}
         metadata = {"format": "pt", KEY: json.dumps(dict(stamp))}
         Path(path).write_bytes(safetensors.torch.save(own, metadata))
     return names
 
 
 def _official(tensors: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
-    # BN's counters, which old files lack, are added as 0: main_lincls.py looks each of them up.
-    whole = OrderedDict(
-        (name, tensor.float() if tensor.dtype == torch.bfloat16 else tensor.clone())
-        for name, tensor in tensors.items()
+    return _with_counters(
+        {n: t.float() if t.dtype == torch.bfloat16 else t.clone() for n, t in tensors.items()}
     )
+
+
+def _with_counters(tensors: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
+    # BN's counters, which old files lack, are added as 0: main_lincls.py looks each of them up,
+    # and transformers calls them missing.
+    whole = OrderedDict(tensors)
     for name in tensors:
         if name.endswith(".running_var"):
             counter = name.removesuffix("running_var") + BATCH_COUNTER

@@ -96,6 +96,7 @@ def test_inspect__says_what_a_file_is(saved, tmp_path, official_small, capsys):
                 " checkpoint_path='x')"
             ),
         ),
+        ("huggingface", "resnet50", "AutoModel.from_pretrained('.')"),
     ],
 )
 def test_next_step__names_a_config_that_exists(to, arch, words):
