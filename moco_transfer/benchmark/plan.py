@@ -151,6 +151,8 @@ class _Planner:
         return self.new_subsets[file]
 
     def _faults(self, cell: Cell, state: CellState, plan: FinetunePlan) -> Iterator[str]:
+        if not plan.data.test_sets:
+            yield "DATASETS.TEST names no data set: a benchmark compares results on one."
         for dataset in (*plan.data.train_sets, *plan.data.test_sets):
             key = ("images", dataset.name, cell.task_name)
             yield from self.reads.once(key, partial(_image_faults, dataset))

@@ -12,6 +12,7 @@ def run(args: argparse.Namespace) -> int:
     from ..finetune.describe import describe_plan
     from ..finetune.plan import Request, join_processes, plan_finetuning
     from ..finetune.run import finetune
+    from ..runtime.checkpoint import CheckpointFolder
     from ..runtime.distributed import is_main_process
     from ..runtime.log import set_up_logging
 
@@ -28,7 +29,13 @@ def run(args: argparse.Namespace) -> int:
     record = finetune(plan, on_start=set_up_logging)
     if record is None:
         return 143  # 128 + SIGTERM
-    if is_main_process():
+    if is_main_process() and not plan.data.test_sets:
+        last = CheckpointFolder(plan.output_dir).last()
+        print(f"Done: {last}; DATASETS.TEST is empty, so nothing was evaluated.")
+        print(
+            f"To do so: the same command with --eval-only MODEL.WEIGHTS {last} DATASETS.TEST NAME"
+        )
+    elif is_main_process():
         done = f"Done: {plan.output_dir}/results.json ({record['init']})."
         print(f"{done} Next: moco-transfer report {plan.output_dir.parent}")
     return 0

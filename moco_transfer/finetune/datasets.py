@@ -118,7 +118,7 @@ def read_data(request: DataRequest, reads: Reads) -> RunData:
     roles = {"TRAIN": () if request.eval_only else request.train, "TEST": request.test}
     sets: dict[str, list[DetectionDataset]] = {"TRAIN": [], "TEST": []}
     for role, names in roles.items():
-        if not names and not (role == "TRAIN" and request.eval_only):
+        if not names and (role == "TEST") == request.eval_only:  # a run without a test set is one
             findings.append(Finding("", TEXTS["no_data_set"].format(role=role)))
         for name in names:
             with collecting(findings):

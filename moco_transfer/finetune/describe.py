@@ -56,7 +56,9 @@ def _parts(plan: FinetunePlan) -> Iterator[tuple[str, str]]:
         stamp = {key: value for key, value in (weights.stamp or {}).items() if value is not None}
         missing = "none: its colour order and pixel statistics cannot be checked"
         yield "stamp", ", ".join(f"{key} {value}" for key, value in stamp.items()) or missing
-    files = "config.yaml, env.txt, log.txt, results.json"
+    files = "config.yaml, env.txt, log.txt" + ", results.json" * bool(data.test_sets)
+    if not data.test_sets:
+        yield "test on", "nothing: the run ends with its last checkpoint"
     if not plan.request.eval_only:
         yield "schedule", plan.schedule.describe(plan.written_schedule, plan.world_size)
         yield "precision", plan.precision.describe()

@@ -72,7 +72,7 @@ def finetune(
         logger.warning("Stopped by SIGTERM at iteration %d. Continue with --resume.", run.iteration)
         return None
     record = _record(plan, run, evaluated, wall_sec=round(time.time() - started, 1))
-    if is_main_process():
+    if is_main_process() and plan.data.test_sets:
         text = json.dumps(record, indent=2) + "\n"
         atomic_write_text(plan.output_dir / "results.json", text)
     return record

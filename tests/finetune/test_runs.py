@@ -191,6 +191,20 @@ def test_resume__a_seed_that_was_drawn_stays(tmp_path):
     assert run(tmp_path / "run", "SEED", "-1", resume=True)["seed"] == state["seed"]
 
 
+def test_train__without_a_test_set_ends_with_the_checkpoint(tmp_path):
+    folder = tmp_path / "run"
+    assert run(folder, "DATASETS.TEST", "()", "TEST.EVAL_PERIOD", "1")["iterations"] == 2
+    names = {path.name for path in folder.iterdir()}
+    assert {"checkpoint_0000002.pth", "last_checkpoint", "metrics.json"} <= names
+    assert "results.json" not in names and not list(folder.glob("predictions_*"))
+    last = folder / "checkpoint_0000002.pth"
+    record = run(folder, "MODEL.WEIGHTS", last, eval_only=True)
+    assert set(record["metrics"]["bbox"]) >= {"AP", "AP50"}
+    rejected(
+        folder, "DATASETS.TEST", "()", match=r"DATASETS.TEST names no data set", eval_only=True
+    )
+
+
 def test_resume__another_number_of_processes_is_said_and_recorded(tmp_path, caplog):
     file = tmp_path / "run" / "checkpoint_0000001.pth"
     state = interrupt(tmp_path / "run")
