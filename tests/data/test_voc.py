@@ -163,7 +163,7 @@ def test_read_voc__a_repeated_fault_is_one_line(make_voc):
 
 
 def _damage_list(root):
-    (root / "ImageSets/Main/train.txt").write_text("a 1\n")
+    (root / "ImageSets/Main/train.txt").write_text("a dog\n")
 
 
 def _empty_list(root):
@@ -194,7 +194,7 @@ def _drop_image(root):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_damage_list, "'a 1'; expected one image id a line"),
+        (_damage_list, "'a dog'; expected one image id a line"),
         (_empty_list, "lists no image"),
         (_repeat_in_list, "lists image 'a' more than once"),
         (_add_to_list, "2 of the 3 images in .* have no XML; the first is .*zz.xml"),

@@ -26,6 +26,7 @@ from typing import Any, TypeAlias
 import yaml
 
 from ...runtime.errors import InputError, MissingFileError, UnknownKeyError, did_you_mean
+from ..text import read_text
 from .coco import read_coco
 from .keypoints import mirror_of
 from .records import Contents, OnProblem, raise_problem
@@ -295,7 +296,7 @@ def parse_dataset_flag(flag: str) -> str:
 def _parse_classes(text: str) -> tuple[str, ...]:
     path = Path(text)
     if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
         return tuple(line.strip() for line in lines if line.strip())
     if "/" in text or text.endswith(".txt"):
         raise MissingFileError(f"The file of class names {text} does not exist.")

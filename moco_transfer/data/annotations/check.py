@@ -125,6 +125,7 @@ def shared_images(reports: Sequence[DatasetReport]) -> list[str]:
 
 def _remark(report: DatasetReport, dataset: DetectionDataset, contents: Contents) -> None:
     records, remarks = contents.records, report.remarks
+    remarks += contents.remarks
     if dataset.published_images not in (0, report.num_images):
         remarks.append(
             f"the published split has {dataset.published_images} images, this copy"

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import InputError, MissingFileError
+from ..images.near_names import Found, find_image_files
+from ..text import not_text, read_bytes
 from .coco_fields import (
     ANNOTATION_FIELDS,
     CATEGORY_FIELDS,
@@ -73,8 +75,15 @@ def read_coco(
     categories = _read_categories(content["categories"], json_file, lvis)
     class_of = {as_text(category["id"]): index for index, category in enumerate(categories)}
     num_points = [len(category.get("keypoints") or ()) for category in categories]
+    images = [_with_place(image) if lvis else image for image in content["images"]]
+    named = [
+        i["file_name"]
+        for i in images
+        if isinstance(i, dict) and isinstance(i.get("file_name"), str)
+    ]
+    found = find_image_files(named, image_root)
     form = {"lvis": lvis, "as_stored": as_stored}
-    records = _read_images(content["images"], json_file, Path(image_root), on_problem, **form)
+    records = _read_images(images, json_file, found, on_problem, **form)
     faults = Faults()
     for number, raw in enumerate(content.get("annotations") or [], start=1):
         name = raw.get("id", f"number {number}") if isinstance(raw, dict) else f"number {number}"
@@ -98,16 +107,19 @@ def read_coco(
         skeleton,
         "annotations" in content,
         tuple(category["frequency"] for category in categories) if lvis else (),
+        tuple(found.remarks()),
     )
 
 
 def load_json(json_file: Path) -> Any:
     """Return the content of a json file; MissingFileError, or InputError if it is not json."""
     try:
-        return json.loads(json_file.read_bytes())
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{json_file} does not exist.") from error
-    except (OSError, ValueError) as error:
+        return json.loads(read_bytes(json_file))  # UTF-8, 16 and 32, with a byte order mark or not
+    except UnicodeDecodeError as error:
+        raise not_text(json_file, error) from error
+    except InputError:
+        raise
+    except ValueError as error:
         raise InputError(f"{json_file} is not json ({error}); copy or export it again.") from error
 
 
@@ -142,7 +154,7 @@ def _shared_keypoints(
 def _read_images(
     images: list,
     json_file: Path,
-    image_root: Path,
+    found: Found,
     on_problem: OnProblem,
     *,
     lvis: bool,
@@ -152,7 +164,6 @@ def _read_images(
     records: dict[str | None, dict | None] = {}
     kinds, faults = set(), Faults()
     for number, image in enumerate(images, start=1):
-        image = _with_place(image) if lvis else image
         name = as_text(image.get("id")) if isinstance(image, dict) else None
         is_repeated = name in records
         records.setdefault(name, None)
@@ -163,7 +174,7 @@ def _read_images(
                 raise Fault(f"id {name} occurs more than once", "repeated")
             if len(kinds) > 1:
                 raise Fault("ids must be all numbers or all strings")
-            file = os.path.join(image_root, image["file_name"])
+            file = found.path(image["file_name"])
             sides = image.get("height"), image.get("width")
             height, width = size_of(file, *sides, as_stored=as_stored)
         except Fault as fault:

@@ -29,6 +29,7 @@ from pycocotools import mask as mask_api
 from ...runtime.errors import InputError, MissingFileError
 from ..images.decode import read_size
 from ..images.image_source import missing_files
+from ..images.near_names import lies_near
 from .keypoints import labelled_keypoints
 
 OnProblem = Callable[[InputError], None]
@@ -46,6 +47,7 @@ class Contents:
     skeleton: tuple[tuple[int, int], ...] = ()  # indices of the keypoints that lines connect
     has_annotations: bool = True  # False for a test set whose ground truth is not published
     frequencies: tuple[str, ...] = ()  # of LVIS: "r", "c" or "f" (rare, common, frequent) by class
+    remarks: tuple[str, ...] = ()  # what may surprise
 
 
 def raise_problem(problem: InputError) -> None:
@@ -147,4 +149,5 @@ def check_image_files(records: list[dict], where: object, on_problem: OnProblem)
     missing = missing_files(paths)
     if missing:
         text = f"{len(missing)} of the {len(records)} images that {where} names do not exist"
-        on_problem(MissingFileError(f"{text}; the first is {paths[missing[0]]}."))
+        first = paths[missing[0]]
+        on_problem(MissingFileError(f"{text}; the first is {first}.{lies_near(first)}"))

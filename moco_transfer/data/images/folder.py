@@ -24,7 +24,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ...runtime.errors import InputError, MissingFileError, printable
-from .image_source import EXTENSIONS, IndexedSource, Table, is_image, missing_files, name_table
+from ..text import read_text
+from .image_source import EXTENSIONS, IndexedSource, Table, is_image, name_table
+from .near_names import find_image_files, lies_near
 
 logger = logging.getLogger(__name__)
 
@@ -142,21 +144,25 @@ def read_list_file(file: str | os.PathLike[str], root: str | os.PathLike[str] = 
     file = Path(file)
     root = Path(root) if os.fspath(root) else file.parent
     try:
-        text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
-    except OSError as error:
-        raise MissingFileError(f"Cannot read list file {file}: {error.strerror}.") from error
+        text = read_text(file, errors="surrogateescape")
+    except InputError as error:
+        raise MissingFileError(f"List file {error}") from error
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1)]
     rows = [_Row(number, *_split(line)) for number, line in lines if line and line[0] != "#"]
     if not rows:
         raise InputError(f"{file} lists no image. Expected one path per line.")
-    missing = missing_files(os.path.join(root, row.name) for row in rows)
-    if missing:
+    found = find_image_files([row.name for row in rows], root)
+    if missing := [place for place, row in enumerate(rows) if row.name not in found.paths]:
         row = rows[missing[0]]
         raise MissingFileError(
             f"{file}, line {row.line}: there is no image"
             f" {printable(os.path.join(root, row.name))} ({len(missing)} of {len(rows)} lines name"
             f" none). Expected `path` or `path label`, the path relative to {root}."
+            f"{printable(lies_near(os.path.join(root, row.name)))}"
         )
+    for remark in found.remarks():
+        logger.warning("%s: %s", file, printable(remark))
+    rows = [row._replace(name=found.paths[row.name]) for row in rows]
     for row in rows:
         if bool(row.label) != bool(rows[0].label):
             has = f"the label {row.label!r}" if row.label else "no label"

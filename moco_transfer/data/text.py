@@ -1,0 +1,93 @@
+"""Text files as people's programs write them: with a byte order mark, or in an encoding that XML
+declares.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..runtime.errors import InputError, MissingFileError
+
+_MARKS = (  # UTF-32's begins with UTF-16's
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_DECLARED = re.compile(rb"\s*<\?xml[^>]*?\sencoding\s*=\s*[\"']([\w.:-]+)[\"']")
+_WIDER = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932"}  # what programs mean by it
+
+
+def read_text(path: str | os.PathLike[str], *, errors: str = "strict") -> str:
+    """Return the text of a file in UTF-8, or in what its byte order mark says.
+
+    ``errors`` is of ``bytes.decode``. MissingFileError if there is no file, InputError if it cannot
+    be read or has another encoding.
+    """
+    return _decode(read_bytes(path), path, "utf-8", errors)
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Return the content of a file; MissingFileError, or InputError if it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{path} does not exist.") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} cannot be read: {reason}.") from error
+
+
+def read_xml(path: str | os.PathLike[str]) -> ElementTree.Element:
+    """Return the root of an XML file, in any encoding of Python that it declares."""
+    data = read_bytes(path)
+    declared = _DECLARED.match(data)
+    name = declared[1].decode().lower() if declared else "utf-8"
+    # Who can read the declaration as ASCII reads no UTF-16: C# writes it so, and saves UTF-8.
+    name = "utf-8" if name.startswith(("utf-16", "utf-32", "ucs-2", "unicode")) else name
+    text = _decode(data, path, _WIDER.get(name, name), "strict")
+    try:
+        return ElementTree.fromstring(text.lstrip())
+    except ElementTree.ParseError as error:
+        raise InputError(f"{path} is not readable XML: {error}; write it again.") from error
+
+
+def read_yaml(path: str | os.PathLike[str]) -> Any:
+    """Return the content of a yaml file; InputError if it is none."""
+    try:
+        return yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"{path} is not readable yaml: {reason}.") from error
+
+
+def _decode(data: bytes, path: str | os.PathLike[str], encoding: str, errors: str) -> str:
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), encoding)
+    try:
+        return data.decode(encoding, errors)
+    except UnicodeDecodeError as error:
+        raise not_text(path, error) from error
+    except LookupError as error:
+        raise InputError(
+            f"{path} declares the encoding {encoding!r}, which Python does not know; save it as"
+            " UTF-8."
+        ) from error
+
+
+def not_text(path: str | os.PathLike[str], error: UnicodeDecodeError) -> InputError:
+    """Return the error for a file that is not in the encoding that it should have."""
+    data, line = error.object, error.object.count(b"\n", 0, error.start) + 1
+    what = f"is not in {error.encoding} (byte 0x{data[error.start]:02x} in line {line})"
+    if data[:2].count(0) == 1 and data[:400].count(0) >= len(data[:400]) // 3:
+        what = "is UTF-16 without a byte order mark"
+    elif 0 in data[:400]:
+        what = "is a binary file, not a text"
+    return InputError(f"{path} {what}; save it as UTF-8.")
