@@ -72,7 +72,10 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
 def _decode(data: bytes, path: str | os.PathLike[str], encoding: str, errors: str) -> str:
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), encoding)
     try:
-        return data.decode(encoding, errors)
+        text = data.decode(encoding, errors)
+        if errors == "strict" and "\0" in text[:400]:
+            raise UnicodeDecodeError(encoding, data, data.find(0), len(data), "no text")
+        return text
     except UnicodeDecodeError as error:
         raise not_text(path, error) from error
     except LookupError as error:

@@ -88,7 +88,8 @@ def _find_split(root: Path, split: str) -> tuple[Path | None, Path, Path]:
     if not (root / "ImageSets").is_dir() and split in _WHOLE and _has_xml(xml_root):
         return None, xml_root, image_root
     splits = sorted(p.stem for p in (root / "ImageSets" / "Main").glob("*.txt"))[:10]
-    splits += sorted(p.name for p in root.iterdir() if p.is_dir() and _has_xml(p))[:10]
+    folders = [p for place in (root, xml_root) for p in place.iterdir() if p != xml_root]
+    splits += sorted({p.name for p in folders if _has_xml(p)})[:10]
     whole = " SPLIT all reads the XML files that are there." * _has_xml(xml_root)
     raise MissingFileError(
         f"{lists[0] / split}.txt does not exist. Splits that exist: {', '.join(splits) or 'none'}."
