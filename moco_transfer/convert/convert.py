@@ -28,6 +28,7 @@ from ..models.resnets import (
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_path, sha256_of
 from .architecture import named_architecture
+from .channels import as_rgb, check_channels, stamp_of_channels, with_channels
 from .coverage import check_source, source_coverage
 from .formats import Source, read_source
 from .huggingface import WEIGHTS, can_hold, write_configs
@@ -100,6 +101,7 @@ def convert_checkpoint(
     source_format: str | None = None,
     verify: bool | None = None,
     arch: str | None = None,
+    input_channels: int = 3,
 ) -> ConversionReport:
     """Convert a pre-trained backbone, or refuse and write nothing.
 
@@ -115,6 +117,7 @@ def convert_checkpoint(
         verify: Whether to compare the features of both files, on a generated image; None for "if
             the source has at most 1 GB".
         arch: torchvision's name of the network; None to recognise it by its shapes.
+        input_channels: Of the images that the file written is for: 1 for grey, or several bands.
 
     Raises:
         InputError: If the source cannot be read or recognised, a tensor is missing, left over,
@@ -123,6 +126,7 @@ def convert_checkpoint(
     """
     src, dst = _weights_file(src), Path(dst)
     _check_arguments(src, dst, to, arch, encoder)
+    check_channels(input_channels, to)
     content = read_checkpoint(src)
     source = read_source(content, encoder=encoder, source_format=source_format)
     arch = arch or named_architecture(content, recognise(source.state))
@@ -134,16 +138,18 @@ def convert_checkpoint(
         check_source(encoders["k"], arch, src)
     stamp = make_stamp(content, source, arch=arch, sha256=sha256_of(src))
     _check_network(source, stamp, src, to)
+    stamp = stamp_of_channels(stamp, input_channels)
+    adapted = with_channels(source, input_channels)
     extra = {there: content.tensors[here] for here, there in carried.items()}
     verify = src.stat().st_size <= VERIFY_UP_TO if verify is None else verify
     differences: dict[str, float] = {}
     with atomic_path(dst) as tmp:
-        names = write(tmp, source.state, stamp, to=to, extra=extra)
+        names = write(tmp, adapted.state, stamp, to=to, extra=extra)
         if verify:
             differences = _verify(encoders, extra, read_checkpoint(tmp), stamp, dst)
         sha256 = sha256_of(tmp)
     if to == "huggingface":
-        write_configs(dst.parent, source.state, stamp)
+        write_configs(dst.parent, adapted.state, stamp)
     logger.info("Converted %s to %s (%s): %d tensors", src, dst, to, len(names))
     return ConversionReport(
         source=src,
@@ -237,12 +243,12 @@ def _verify(
     dst: Path,
 ) -> dict[str, float]:
     """Compare each encoder's features before and after, and bit by bit what is carried along."""
-    image = generated_image()
+    image = generated_image(channels=stamp.get("input_channels", 3))
     network = {"arch": stamp["arch"], "stride_in_1x1": bool(stamp["stride_in_1x1"])}
     found: dict[str, float] = {}
     for role, before in encoders.items():
         after = features_of(read_source(written, encoder=role), image, **network)
-        here = compare(features_of(before, image, **network), after, path=dst)
+        here = compare(features_of(before, as_rgb(image), **network), after, path=dst)
         found = {stage: max(value, found.get(stage, 0.0)) for stage, value in here.items()}
     for name, tensor in extra.items():
         there = written.tensors.get(f"state_dict.{name}")

@@ -113,13 +113,13 @@ def _pixels(content: Content, source: Source) -> tuple[Mapping[str, Any] | None,
 
 def _check_pixels(content: Content, order: Any, mean: Any, std: Any) -> dict[str, Any]:
     try:
-        is_good = order in ("RGB", "BGR") and len(mean) == len(std) == 3 and min(std) > 0
+        is_good = len(mean) == len(std) == {"RGB": 3, "BGR": 3, "L": 1}[order] and min(std) > 0
         is_good = is_good and all(math.isfinite(value) for value in (*mean, *std))
-    except TypeError:
+    except (TypeError, KeyError):
         is_good = False
     if not is_good:
         raise InputError(
             f"{content.path}: its pixels are {order!r:.50}, {mean!r:.50}, {std!r:.50}, expected"
-            " format RGB or BGR, and mean and std of 3 numbers on the 0-255 scale."
+            " format RGB or BGR (L for grey), and mean and std for each channel on 0-255."
         )
     return {"format": order, "mean": mean, "std": std}

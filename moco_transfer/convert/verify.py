@@ -7,6 +7,7 @@ that a wrong map shows as another feature.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 
@@ -23,11 +24,12 @@ TOLERANCE = 1e-5  # of features, as a share of the stage's largest (at least 1)
 STAGES = ("res2", "res3", "res4", "res5")
 
 
-def generated_image(*, size: int = 64, seed: int = 0) -> Tensor:
-    """Return a colour ramp with noise (1, 3, size, size), float32, normalised."""
+def generated_image(*, size: int = 64, seed: int = 0, channels: int = 3) -> Tensor:
+    """Return ramps with noise (1, channels, size, size), float32, normalised."""
     ramp = torch.linspace(-2, 2, size).expand(size, size)
-    image = torch.stack([ramp, ramp.T, ramp.flip(1)])
-    noise = torch.rand(3, size, size, generator=torch.Generator().manual_seed(seed))
+    ramps = itertools.cycle([ramp, ramp.T, ramp.flip(1)])
+    image = torch.stack([*itertools.islice(ramps, channels)])
+    noise = torch.rand(channels, size, size, generator=torch.Generator().manual_seed(seed))
     return (image + noise).unsqueeze(0)
 
 
@@ -51,10 +53,11 @@ def torchvision_features(
 ) -> dict[str, Tensor]:
     """Return the features of layer1 to layer4 of torchvision's ResNet, as res2 to res5.
 
-    ``state``: torchvision's name -> tensor; ``image``: (N, 3, H, W), float32, normalised.
+    ``state``: torchvision's name -> tensor; ``image``: (N, C, H, W), float32, normalised.
     """
     with torch.device("meta"):
         model = build_encoder(arch, num_classes=1).eval()
+        model.conv1.weight = nn.Parameter(torch.empty(state["conv1.weight"].shape))
     model.fc = nn.Identity()
     zero = torch.zeros((), dtype=torch.long)
     names = model.state_dict()

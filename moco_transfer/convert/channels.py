@@ -1,0 +1,72 @@
+"""Weights for images of one or of several channels, made from weights for RGB.
+
+The first convolution alone changes, and it stays linear: of grey images its filters are the sums
+over R, G and B, so that a grey image gives the features of its RGB copy; of N bands they are R, G,
+B, R, ... times 3/N, so that N equal bands do.
+
+Source: timm 1.0 models/_manipulate.py adapt_input_conv, which repeats and scales likewise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..runtime.errors import InputError
+from .formats import Source
+
+_STEM = "conv1.weight"
+_TARGETS = ("torchvision", "timm", "huggingface")
+
+
+def check_channels(channels: int, to: str) -> None:
+    """Raise InputError for a number of channels that is none, or that a target's network lacks."""
+    if not 1 <= channels <= 64:
+        raise InputError(f"--input-channels {channels}: expected 1 (grey) to 64.")
+    if channels != 3 and to not in _TARGETS:
+        raise InputError(
+            f"--input-channels {channels} does not go with --to {to}: detectors and the official"
+            f" tools read 3 channels here; use --to {', '.join(_TARGETS)}."
+        )
+
+
+def _mixing(channels: int) -> Tensor:
+    """Return (3, channels): how much of R, G and B each new channel is."""
+    if channels == 1:
+        return torch.ones(3, 1)
+    return torch.eye(3).repeat(1, channels)[:, :channels] * (3 / channels)
+
+
+def with_channels(source: Source, channels: int) -> Source:
+    """Return an encoder whose first convolution takes images of this many channels."""
+    if channels == 3:
+        return source
+    stem = source.state[_STEM]
+    changed = torch.einsum("okhw,kc->ochw", stem.double(), _mixing(channels).double())
+    return dataclasses.replace(source, state=source.state | {_STEM: changed.to(stem.dtype)})
+
+
+def as_rgb(image: Tensor) -> Tensor:
+    """Return the image (N, 3, H, W) whose features by the weights for RGB are those of ``image``
+    (N, C, H, W) by the changed ones.
+    """
+    channels = image.shape[1]
+    return image if channels == 3 else torch.einsum("nchw,kc->nkhw", image, _mixing(channels))
+
+
+def stamp_of_channels(stamp: Mapping[str, Any], channels: int) -> dict[str, Any]:
+    """Return the stamp with the number of channels: grey has the mean of the statistics, and those
+    of other bands are not known.
+    """
+    if channels == 3:
+        return dict(stamp)
+    grey = channels == 1 and stamp["format"] is not None
+    pixels = {
+        "format": "L" if grey else None,
+        **{k: [sum(stamp[k]) / 3] if grey else None for k in ("pixel_mean", "pixel_std")},
+    }
+    return {**stamp, **pixels, "input_channels": channels}
