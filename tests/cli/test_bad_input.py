@@ -210,6 +210,23 @@ def test_train__coco_categories_that_the_config_does_not_cover(capsys, tmp_path,
     )
 
 
+def test_train__lvis_without_frequencies(capsys, tmp_path, scenes):
+    content = {
+        "images": [{"id": 1, "file_name": "train_0000.jpg", "height": 64, "width": 64}],
+        "annotations": [],
+        "categories": [{"id": 5, "name": "acorn"}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    flag = f"own_lvis=lvis:{tmp_path / 'a.json'}:{scenes / 'JPEGImages'}"
+    sets = {"DATASETS__TRAIN": "own_lvis", "DATASETS__TEST": "own_lvis"}
+    settings = words(TINY_DETECTION, **sets, OUTPUT_DIR=tmp_path / "det")
+    message = refused(
+        capsys, "train", "--config-file", "demo_R_18_FPN", "--dataset", flag, *settings
+    )
+    assert str(tmp_path / "a.json") in message and "frequency is None" in message
+    assert not (tmp_path / "det").exists()
+
+
 def test_resume__checkpoint_of_another_run(capsys, tmp_path, pool):
     assert main(pretrain_words(pool, tmp_path, SOLVER__EPOCHS=1)) == 0
     resume = pretrain_words(pool, tmp_path, SOLVER__EPOCHS=1, MOCO__DIM=64)

@@ -11,7 +11,13 @@ import sys
 
 import pytest
 
-from moco_transfer.config import available, load_detection_config, load_pretrain_config, path
+from moco_transfer.config import (
+    available,
+    load_detection_config,
+    load_pretrain_config,
+    name_of,
+    path,
+)
 from moco_transfer.runtime.errors import InputError, MissingFileError, UnknownKeyError
 
 
@@ -113,6 +119,11 @@ def test_path__names_files_of_the_package():
 def test_shipped_configs__load(name):
     load = load_pretrain_config if name.startswith("pretrain/") else load_detection_config
     load(available()[name])
+
+
+@pytest.mark.parametrize("name", sorted(n for n in available() if "/" not in n))
+def test_name_of__a_config_by_name_and_by_file(name):
+    assert name_of(name) == name_of(f"{name}.yaml") == name_of(path(name)) == name
 
 
 def test_config__needs_no_torch():

@@ -2,20 +2,31 @@
 any number of workers.
 
 Seen red under: augmentation seeded by index instead of by draw; draw numbers restarted on each
-rank; start_iteration ignored; grouping by w >= h; the remainder given to the last rank twice.
+rank; start_iteration ignored; grouping by w >= h; the remainder given to the last rank twice;
+    repeat factors of the most frequent class; fractions rounded once for all rounds.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from make_repeat_factors import COUNT, SEED, records
 
+from moco_transfer.data.annotations.catalog import get_dataset
 from moco_transfer.data.annotations.records import is_trainable
-from moco_transfer.data.batches.loader import shard_of, test_loader, train_loader, training_batches
+from moco_transfer.data.batches.loader import (
+    category_repeat_factors,
+    shard_of,
+    test_loader,
+    train_loader,
+    training_batches,
+)
 from moco_transfer.data.images.image_source import Table
 from moco_transfer.runtime.errors import InputError
 
@@ -152,6 +163,80 @@ def test_is_trainable__crowd_alone_is_empty():
         {"annotations": [{}]},
     ]
     assert [is_trainable(record) for record in records] == [False, False, True, True]
+
+
+def test_category_repeat_factors__by_hand():
+    held = [[0], [0, 1], [0], [], [2, 2, 0]]
+    images = [{"annotations": [{"category_id": c} for c in classes]} for classes in held]
+    # Shares: class 0 in 4 of 5 images, 1 and 2 in one.
+    expected = [1, 4**0.5, 1, 1, 4**0.5]
+    assert category_repeat_factors(images, 0.8, sqrt=True).tolist() == expected
+    assert category_repeat_factors(images, 0.8, sqrt=False).tolist() == [1, 4, 1, 1, 4]
+    assert category_repeat_factors(images, 0, sqrt=True).tolist() == [1] * 5
+
+
+def test_training_batches__repeat_rare_images_as_often_as_their_factor_says():
+    factors = torch.tensor([1.0] * 20 + [1.5, 2.0, 3.25])
+    rounds = 400
+    count = rounds * int(factors.sum())
+    batches = _take(
+        count, batch_size_per_rank=1, repeat_factors=factors, aspect_ratio_grouping=False
+    )
+    drawn = torch.bincount(torch.tensor([index for ((index, _),) in batches]))
+    # In a round 2.0 is twice and 3.25 three or four times: 400 rounds miss the mean by .02 x 3.
+    share = drawn / drawn[:20].double().mean()
+    assert share[:20].sub(1).abs().max() < 0.01
+    assert share[20:].tolist() == pytest.approx([1.5, 2.0, 3.25], abs=0.08)
+    first = [index for ((index, _),) in batches[:27]]
+    assert first.count(21) == 2 and {first.count(22)} <= {3, 4}
+
+
+@pytest.mark.parametrize("grouping", [True, False])
+def test_training_batches__with_repeats_depend_on_the_iteration_alone(grouping):
+    repeated = {"repeat_factors": torch.linspace(1, 4, 23), "aspect_ratio_grouping": grouping}
+    whole = _take(60, **repeated)
+    assert _take(43, start_iteration=17, **repeated) == whole[17:]
+    numbers = [number for batch in whole for _, number in batch]
+    assert len(set(numbers)) == 240, "an image that comes again is augmented again"
+    if not grouping:
+        shares = [_take(20, rank=r, world_size=3, **repeated) for r in range(3)]
+        draws = [[draw for batch in share for draw in batch] for share in shares]
+        assert [d for turn in zip(*draws, strict=True) for d in turn] == [
+            draw for batch in whole for draw in batch
+        ]
+
+
+def test_category_repeat_factors__and_order_equal_detectron2s():
+    file = Path(__file__).parent / "fixtures" / "repeat_factors.json"
+    for case in map(json.loads, file.read_text().splitlines()):
+        factors = category_repeat_factors(records(), case["threshold"], sqrt=case["sqrt"])
+        assert factors.tolist() == case["factors"]
+        images = [record | {"width": 1, "height": 1} for record in records()]
+        batches = training_batches(images, batch_size_per_rank=1, seed=SEED, repeat_factors=factors)
+        order = [index for ((index, _),) in itertools.islice(batches, COUNT)]
+        assert order == case["order"]
+        assert (max(case["factors"]) > 1) == (case["threshold"] > 0.001)
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize("name", ["lvis_v0.5_train", "coco_2017_train", "voc_2007_trainval"])
+@pytest.mark.parametrize("threshold", [0.001, 0.02, 0.3])
+def test_category_repeat_factors__of_real_data_equal_detectron2s(
+    shared_data, monkeypatch, name, threshold
+):
+    from detectron2.data.samplers import RepeatFactorTrainingSampler as Theirs
+
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(shared_data))
+    images = [record for record in get_dataset(name).records if is_trainable(record)]
+    for sqrt in (True, False):
+        theirs = Theirs.repeat_factors_from_category_frequency(images, threshold, sqrt=sqrt)
+        ours = category_repeat_factors(images, threshold, sqrt=sqrt)
+        assert torch.equal(ours, theirs)
+        batches = training_batches(
+            images, batch_size_per_rank=1, seed=7, repeat_factors=ours, aspect_ratio_grouping=False
+        )
+        order = [index for ((index, _),) in itertools.islice(batches, 500)]
+        assert order == list(itertools.islice(Theirs(theirs, seed=7), 500))
 
 
 @pytest.mark.detectron2

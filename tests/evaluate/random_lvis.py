@@ -5,10 +5,15 @@ detections an image, tied scores, boxes and masks without area, images without d
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
 from pycocotools import mask as mask_api
+
+from moco_transfer.data.annotations.catalog import DetectionDataset
+from moco_transfer.data.annotations.coco import read_coco
 
 # lvis-api's names of the thirteen numbers, and ours.
 NUMBERS = {
@@ -121,3 +126,16 @@ def _outline(rng, box: list[float]) -> list[float]:
         return [x0, y0, x1, y0, x1, y1, x0, y1]
     x, y = (x0 + x1) / 2, (y0 + y1) / 2
     return [x0, y0, x, y0, x, y, x1, y, x1, y1, x0, y1]
+
+
+def read_without_images(content: dict, folder: Path) -> DetectionDataset:
+    """Write the content into the folder, and read it, though its images are nowhere."""
+    file = folder / "lvis.json"
+    file.write_text(json.dumps(content))
+    dataset = DetectionDataset("drawn", "lvis", str(folder), str(file))
+
+    def ignore(problem: Exception) -> None:
+        assert "do not exist" in str(problem), problem
+
+    dataset.__dict__["_contents"] = read_coco(file, folder, lvis=True, on_problem=ignore)
+    return dataset

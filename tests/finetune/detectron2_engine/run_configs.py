@@ -32,8 +32,8 @@ SMALL = """
 
 
 def write_few(folder: Path) -> None:
-    """Register test sets of a few images: few_voc, few_coco, few_people, few_cells and
-    few_cityscapes; and BCCD for training, as cells_train.
+    """Register test sets of a few images: few_voc, few_coco, few_people, few_lvis, few_cells
+    and few_cityscapes; BCCD for training, as cells_train; and LVIS v1 as few_lvis_v1.
     """
     root = datasets_root()
     for name, source, split, classes in (
@@ -61,6 +61,20 @@ def write_few(folder: Path) -> None:
         file = folder / f"{name}.json"
         file.write_text(json.dumps(content))
         register_dataset(name, "coco", json_file=str(file), image_root=val.image_root)
+    for name, source in (("few_lvis", "lvis_v0.5_val"), ("few_lvis_v1", "lvis_v0.5_train")):
+        of_lvis = get_dataset(source)
+        content = json.loads(Path(of_lvis.json_file).read_text())
+        content["images"] = content["images"][:FEW]
+        kept = {image["id"] for image in content["images"]}
+        last = 1203 if name == "few_lvis_v1" else 1230
+        for key, field in (("annotations", "category_id"), ("categories", "id")):
+            content[key] = [entry for entry in content[key] if entry[field] <= last]
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+        for image in content["images"]:
+            del image["file_name"]  # v1 has none
+        file = folder / f"{name}.json"
+        file.write_text(json.dumps(content))
+        register_dataset(name, "lvis", json_file=str(file), image_root=of_lvis.image_root)
     val = get_dataset("cityscapes_fine_instance_seg_val")
     for file in sorted(Path(val.image_root).glob("*/*"))[:FEW]:
         place = folder / "few_cityscapes" / file.parent.name
@@ -75,7 +89,14 @@ def train(name: str, engine: str, folder: Path) -> None:
     kind.
     """
     own = not load_detection_config(name).DATASETS.TRAIN or name.startswith("demo")
-    kinds = {"keypoint": "people", "coco": "coco", "cityscapes": "cityscapes", "voc": "voc"}
+    kinds = {
+        "keypoint": "people",
+        "lvis_v1": "lvis_v1",
+        "lvis": "lvis",
+        "coco": "coco",
+        "cityscapes": "cityscapes",
+        "voc": "voc",
+    }
     kind = "cells" if own else next(kind for word, kind in kinds.items() if word in name)
     words = [
         *SMALL.split(),
@@ -88,6 +109,8 @@ def train(name: str, engine: str, folder: Path) -> None:
     ]
     if own:
         words += ["DATASETS.TRAIN", "('cells_train',)", "MODEL.ROI_HEADS.NUM_CLASSES", "3"]
+    if kind == "lvis_v1":
+        words += ["DATASETS.TRAIN", "('few_lvis_v1',)"]
     finetune(plan_finetuning(Request(name, words, engine=engine, force=True)))
 
 

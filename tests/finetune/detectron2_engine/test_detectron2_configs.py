@@ -70,7 +70,8 @@ def check_run(folder: Path, engine: str) -> None:
     assert all(math.isfinite(value) for value in record["last_losses"].values())
     tasks = {"bbox": True, "segm": model.MASK_ON, "keypoints": model.KEYPOINT_ON}
     assert set(record["metrics"]) == {task for task, on in tasks.items() if on}
-    assert record["norm"].startswith("BN (SyncBN in one process)")
+    frozen = model.RESNETS.NORM == "FrozenBN"  # the paper's supervised row of LVIS
+    assert record["norm"].startswith("FrozenBN" if frozen else "BN (SyncBN in one process)")
     for file in ("config.yaml", "env.txt", "metrics.json", "last_checkpoint"):
         assert (folder / file).is_file(), file
     assert list(folder.glob("predictions_*.json"))

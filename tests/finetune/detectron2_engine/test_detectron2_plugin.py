@@ -225,6 +225,21 @@ def test_datasets__coco_with_its_categories(tmp_path):
     )
 
 
+def test_datasets__lvis_is_read_without_the_package_lvis(shared_data, monkeypatch):
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+    from detectron2.data.datasets.lvis import get_lvis_instances_meta
+
+    from moco_transfer.finetune.detectron2_engine import add_datasets
+
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(shared_data))
+    theirs = get_lvis_instances_meta("lvis_v0.5_val")["thing_classes"]
+    add_datasets(["lvis_v0.5_val"])
+    metadata, records = MetadataCatalog.get("lvis_v0.5_val"), DatasetCatalog.get("lvis_v0.5_val")
+    assert (metadata.evaluator_type, len(records)) == ("lvis", 128)
+    assert metadata.thing_classes == theirs and metadata.json_file.startswith(str(shared_data))
+    assert {"neg_category_ids", "not_exhaustive_category_ids"} <= records[0].keys()
+
+
 def test_datasets__refuse_a_built_in_name_that_lies_elsewhere(tmp_path, monkeypatch):
     from moco_transfer.finetune.detectron2_engine import add_datasets
 

@@ -244,6 +244,34 @@ def test_detections__suppressed_within_a_class_only_and_the_best_kept():
     torch.testing.assert_close(found.boxes, proposals)
 
 
+@pytest.mark.parametrize("sharpness", [0.01, 1])
+def test_detections__of_many_classes_are_those_of_suppressing_all_candidates(sharpness):
+    # 30 x 1230 candidates, of which 300 are kept: most are never looked at.
+    settings = BoxSettings(num_classes=1230, score_thresh_test=0.0001, detections_per_image=300)
+    rng = torch.Generator().manual_seed(0)
+    # Even numbers, which decoding leaves as they are.
+    corners, sizes = (2 * torch.randint(2, 30, (30, 2), generator=rng).float() for _ in range(2))
+    proposals = torch.cat([corners, (corners + sizes).clamp(max=100)], dim=1)
+    logits = torch.randn(30, 1231, generator=rng) * sharpness
+    (found,) = BoxPredictor(4, settings).detect(
+        logits, torch.zeros(30, 4 * 1230), [proposals], [(100, 100)]
+    )
+    scores = logits.softmax(dim=1)[:, :-1]
+    boxes = proposals[:, None].expand(-1, 1230, -1).reshape(-1, 4)
+    classes = torch.arange(1230).repeat(30)
+    candidates = torch.nonzero(scores.flatten() > 0.0001).squeeze(1)
+    assert len(candidates) > 20_000
+    args = boxes[candidates], scores.flatten()[candidates], classes[candidates]
+    kept = torchvision.ops.batched_nms(*args, 0.5)
+    torch.testing.assert_close(found.scores, args[1][kept[:300]], rtol=0, atol=0)
+    # Where scores are equal their order is not defined.
+    survivors = {
+        (*b, c) for b, c in zip(args[0][kept].tolist(), args[2][kept].tolist(), strict=True)
+    }
+    ours = zip(found.boxes.tolist(), found.classes.tolist(), strict=True)
+    assert {(*b, c) for b, c in ours} <= survivors
+
+
 def small_model(case: str = "r18_fpn_mask", **overrides):
     model = build_model(make_config(case, **overrides))
     model.load_state_dict(draw_weights(model))

@@ -30,8 +30,6 @@ WITHOUT_EFFECT = {
     "GLOBAL.HACK",  # nothing reads it in Detectron2 either
     "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN",  # of PROPOSAL_FILES
     "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST",
-    "DATALOADER.REPEAT_THRESHOLD",  # of SAMPLER_TRAIN RepeatFactorTrainingSampler
-    "DATALOADER.REPEAT_SQRT",
     "INPUT.CROP.TYPE",  # of CROP.ENABLED
     "INPUT.CROP.SIZE",
     "SOLVER.NUM_DECAYS",  # of LR_SCHEDULER_NAME WarmupStepWithFixedGammaLR
@@ -60,7 +58,7 @@ def plan(tmp_path: Path, *words: str):
     [
         ("DATASETS.PROPOSAL_FILES_TRAIN", "('proposals.pkl',)"),
         ("DATASETS.PROPOSAL_FILES_TEST", "('proposals.pkl',)"),
-        ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
+        ("DATALOADER.SAMPLER_TRAIN", "RandomSubsetTrainingSampler"),
         ("INPUT.CROP.ENABLED", "True"),
         ("INPUT.FORMAT", "L"),
         ("INPUT.MASK_FORMAT", "rle"),
