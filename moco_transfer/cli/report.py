@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..report import (
     Problem,
@@ -62,9 +63,17 @@ def _tables(records: list[RunRecord], baseline: str) -> list[Table]:
     tables = build_tables(records, baseline=baseline)
     if not any(run.matches for run in records):
         return tables
+    from tqdm import tqdm
+
     from ..report.bootstrap import with_intervals  # numpy takes 0.1 s
 
-    return with_intervals(tables)
+    def show(results: Iterator[Any], total: int) -> Iterable[Any]:
+        # Not runtime.progress, which imports torch.
+        period = 0.1 if sys.stderr.isatty() else 10
+        text = "AP on samples of the test images, kept for the next report"
+        return tqdm(results, text, total, leave=False, mininterval=period, delay=5, unit="run")
+
+    return with_intervals(tables, show=show)
 
 
 def read_named_runs(paths: Sequence[str]) -> tuple[list[RunRecord], list[Problem]]:

@@ -17,10 +17,9 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import logging
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +31,6 @@ from moco_transfer.runtime.files import atomic_write_text
 
 from .aggregate import NUM_SAMPLES, Interval, Row, Table
 from .records import Problem, RunRecord
-
-logger = logging.getLogger(__name__)
 
 _THRESHOLDS = 10  # of IoU
 _RECALLS = {"coco": np.linspace(0, 1, 101), "voc_11": np.arange(0.0, 1.1, 0.1)}
@@ -288,9 +285,13 @@ def _kept(file: Path, run: RunRecord) -> dict[str, SampledAP]:
     return sampled
 
 
-def with_intervals(tables: Iterable[Table]) -> list[Table]:
+def with_intervals(
+    tables: Iterable[Table], *, show: Callable[[Iterator[Any], int], Iterable[Any]] = lambda i, _: i
+) -> list[Table]:
     """Return the tables with the interval of each row's difference to the baseline in AP, as far as
     the runs have files of matches, and with problems for files that cannot be used.
+
+    ``show`` passes on the results of the runs, whose number it gets, to tell how far the work is.
     """
     tables = list(tables)
     runs = [
@@ -301,14 +302,9 @@ def with_intervals(tables: Iterable[Table]) -> list[Table]:
         for run in row.runs
         if run.matches
     ]
-    new = [
-        run for run in runs if _matches(run).is_file() and not kept_file(run, run.folder).is_file()
-    ]
-    if new:
-        what = "the next report takes them from matches_*_bootstrap.json in the folders"
-        logger.info("Computing AP on samples of the test images of %d runs; %s.", len(new), what)
     with ThreadPoolExecutor() as pool:  # numpy works on several threads at a time
-        found = dict(zip(map(_key, runs), pool.map(sampled_aps, runs), strict=True))
+        sampled = show(pool.map(sampled_aps, runs), len(runs))
+        found = dict(zip(map(_key, runs), sampled, strict=True))
     return [_with_intervals(table, found) for table in tables]
 
 

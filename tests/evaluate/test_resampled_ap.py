@@ -35,6 +35,17 @@ def _ranking(folder, kind, num_images):
         return Ranking(found, np.arange(num_images), str(file["metric"]))
 
 
+def _draw(seed, num_images):
+    """Return samples of image numbers; with few images, a class may have no object."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, num_images, size) for size in (num_images, num_images, 5)]
+
+
+def _weights(samples, num_images):
+    counts = [np.bincount(drawn, minlength=num_images) for drawn in samples]
+    return np.stack(counts, axis=1).astype(np.int32)
+
+
 def _copies(drawn, images):
     """Return {number: what belongs to the image} for drawn image numbers, in rising order."""
     values = list(images.values())
@@ -85,13 +96,13 @@ def test_coco__ap_of_drawn_images_is_that_of_pycocotools(
     truth, detections = (integer_images(drawn) for drawn in drawn_set)
     dataset = coco_dataset(truth, CLASS_NAMES, CATEGORY_IDS)
     run(CocoEvaluator(dataset, output_file=tmp_path / "predictions.json"), as_outputs(detections))
-    ranking = _ranking(tmp_path, "bbox", len(truth))
-    rng = np.random.default_rng(seed)
-    for size in (len(truth), len(truth), 5):  # with few images, a class may have no object
-        drawn = rng.integers(0, len(truth), size)
-        expected = _pycocotools_ap(_copies(drawn, truth), _copies(drawn, detections), "bbox")
-        weight = np.bincount(drawn, minlength=len(truth)).astype(np.int32)
-        assert ranking.aps(weight[:, None])[0] == pytest.approx(expected, abs=1e-12)
+    samples = _draw(seed, len(truth))
+    expected = [
+        _pycocotools_ap(_copies(drawn, truth), _copies(drawn, detections), "bbox")
+        for drawn in samples
+    ]
+    aps = _ranking(tmp_path, "bbox", len(truth)).aps(_weights(samples, len(truth)))
+    assert aps.tolist() == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("year", [2007, 2012])
@@ -102,15 +113,13 @@ def test_voc__ap_of_drawn_images_is_that_of_the_evaluator(
     truth, detections = draw_set(seed, ties=False)
     evaluator = VocEvaluator(voc_dataset(truth, CLASS_NAMES, year), tmp_path / "predictions.json")
     run(evaluator, as_outputs(detections))
-    ranking = _ranking(tmp_path, "bbox", len(truth))
-    rng = np.random.default_rng(seed)
-    for size in (len(truth), len(truth), 5):
-        drawn = rng.integers(0, len(truth), size)
+    samples, expected = _draw(seed, len(truth)), []
+    for drawn in samples:
         copies = voc_dataset(_copies(drawn, truth), CLASS_NAMES, year)
         found = as_outputs(_copies(drawn, detections))
-        expected = run(VocEvaluator(copies), found)["bbox"]["AP"]
-        weight = np.bincount(drawn, minlength=len(truth)).astype(np.int32)
-        assert ranking.aps(weight[:, None])[0] == pytest.approx(expected, abs=1e-12)
+        expected.append(run(VocEvaluator(copies), found)["bbox"]["AP"])
+    aps = _ranking(tmp_path, "bbox", len(truth)).aps(_weights(samples, len(truth)))
+    assert aps.tolist() == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(8))

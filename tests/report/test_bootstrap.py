@@ -10,6 +10,8 @@ other detections taken; a problem for a record without a file.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -220,6 +222,12 @@ def test_damaged_kept_file__is_computed_again(two_rows, tmp_path, text):
     second = _tables(tmp_path)[0]
     assert (second.intervals, second.problems) == (first.intervals, first.problems)
     assert len(file.read_text()) > 1000
+
+
+def test_bootstrap__needs_no_torch():
+    code = "import sys, moco_transfer.report.bootstrap; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_kept_records__give_the_same_table(two_rows, tmp_path):
