@@ -15,6 +15,7 @@ from ..batches.transforms import TurnedError, read_and_check
 from ..images.decode import has_16_bits, orientation_of
 from .catalog import DetectionDataset, get_dataset
 from .keypoints import mirrored_pairs
+from .plausible import near_pairs, odd_frequencies, odd_scales, perceptual_hash, unit_fault
 from .records import LEFT_OUT, Contents
 
 _METRICS = {
@@ -43,6 +44,7 @@ class DatasetReport:
     keypoints: tuple[str, ...] = ()  # their names
     left_out: dict[str, int] = field(default_factory=dict)  # counts of what training leaves out
     digests: dict[str, str] = field(default_factory=dict, repr=False)  # by file name, if opened
+    hashes: dict[str, int] = field(default_factory=dict, repr=False)  # perceptual, as digests
 
     @property
     def is_usable(self) -> bool:
@@ -93,6 +95,9 @@ def check_dataset(name: str, *, open_images: bool = True) -> DatasetReport:
         report.problems = [str(p) for p in (*problems, problem)]
         return report
     report.problems = [str(problem) for problem in problems]
+    fault = unit_fault(contents.records, xywh=dataset.json_file is not None)
+    report.problems += [f"{dataset.json_file or dataset.root}: {fault}."] if fault else []
+    report.remarks += odd_scales(contents.records) if fault is None else []
     report.left_out, report.num_images = contents.left_out, len(contents.records)
     objects = [a for r in contents.records for a in r["annotations"] if not a["iscrowd"]]
     boxes, names = Counter(a["category_id"] for a in objects), Counter(contents.class_names)
@@ -110,7 +115,9 @@ def check_dataset(name: str, *, open_images: bool = True) -> DatasetReport:
 
 
 def shared_images(reports: Sequence[DatasetReport]) -> list[str]:
-    """Return a sentence for each pair of data sets with images in common, byte for byte."""
+    """Return sentences for each pair of data sets with images in common, byte for byte or as they
+    look, and for classes that are far more frequent in one of them.
+    """
     sentences = []
     for one, other in itertools.combinations(reports, 2):
         theirs = set(other.digests.values())
@@ -119,6 +126,19 @@ def shared_images(reports: Sequence[DatasetReport]) -> list[str]:
             sentences.append(
                 f"{one.name} and {other.name} have {len(shared)} image(s) in common, the first is"
                 f" {shared[0]}: AP is too high if one is trained on and the other tested on."
+            )
+        files, others = list(one.hashes), list(other.hashes)
+        pairs = near_pairs(list(one.hashes.values()), list(other.hashes.values()))
+        near = [(files[i], others[j]) for i, j in pairs if files[i] not in shared]
+        if near:
+            sentences.append(
+                f"{len(near)} image(s) of {one.name} look like one of {other.name}, for example"
+                f" {near[0][0]} like {near[0][1]}: versions of one photograph make AP too high."
+            )
+        if odd := odd_frequencies(one.boxes_of_class, other.boxes_of_class):
+            sentences.append(
+                f"classes whose share of the boxes differs tenfold between {one.name} and"
+                f" {other.name}: {', '.join(odd[:10])}{', ...' * (len(odd) > 10)}."
             )
     return sentences
 
@@ -171,6 +191,7 @@ class _Opened:
     is_turned: bool = False  # by its EXIF tag
     is_dark: bool = False  # 16 bits of which the upper 4 are not used
     is_plain: bool = False  # of one colour
+    hash: int = 0  # perceptual
 
 
 def _open_images(report: DatasetReport, records: Sequence[dict], exif: str) -> None:
@@ -187,6 +208,8 @@ def _open_images(report: DatasetReport, records: Sequence[dict], exif: str) -> N
         report.problems.append(f"{turned[0]}{more}")
     pairs = zip(files, opened, strict=True)
     report.digests |= {file: one.digest for file, one in pairs if one.digest}
+    pairs = zip(files, opened, strict=True)
+    report.hashes |= {file: one.hash for file, one in pairs if one.digest}
     first: dict[str, str] = {}
     digests = report.digests.items()
     copies = [(p, first[digest]) for p, digest in digests if first.setdefault(digest, p) != p]
@@ -224,4 +247,5 @@ def _open_image(record: dict) -> _Opened:
     file, brightest = record["file_name"], int(pixels.max())
     is_dark = brightest < 16 and has_16_bits(file)
     is_plain = bool((pixels == pixels[0, 0]).all())
-    return _Opened(None, sha256_of(file), orientation_of(file) != 1, is_dark, is_plain)
+    seen = orientation_of(file) != 1, is_dark, is_plain, perceptual_hash(pixels)
+    return _Opened(None, sha256_of(file), *seen)
