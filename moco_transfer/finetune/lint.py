@@ -178,11 +178,13 @@ def remarks(settings: Settings, *, world_size: int) -> list[str]:
     is_trained = norm not in ("FrozenBN", "", "GN")
     few = is_trained and batch < _FEW_IMAGES
     alone = world_size == 1 and norm != "BN"
+    repeats = settings["DATALOADER.SAMPLER_TRAIN"] == "RepeatFactorTrainingSampler"
     found = {
         "few_images": few and not alone,
         "few_images_of_one_process": few and alone,
         "running_averages": is_trained and not settings["TEST.PRECISE_BN.ENABLED"],
         "steps": bool(beyond),
+        "repeats": repeats and settings["DATALOADER.REPEAT_THRESHOLD"] <= 0,
         "warmup": warmup > max_iter / 2,
     }
     facts = {"norm": norm, "batch": batch, "max_iter": max_iter, "warmup": warmup}

@@ -52,6 +52,7 @@ class Objects:
     elongated: float  # share of boxes with one side more than three times the other
     per_image: tuple[int, int]  # objects an image: 90th percentile and maximum
     has_masks: bool = False  # each object has a mask
+    is_lvis: bool = False  # scored by LVIS's rules
 
     def describe(self) -> str:
         """Return the facts in words."""
@@ -141,6 +142,7 @@ def look_at_objects(train: Sequence[str], test: Sequence[str]) -> Objects:
         elongated=float(np.mean(sides.max(1) > 3 * sides.min(1))),
         per_image=(int(np.percentile(counts, 90)), max(counts)),
         has_masks=all(masks),
+        is_lvis=any(dataset.kind == "lvis" for dataset in datasets),
     )
 
 

@@ -37,6 +37,8 @@ def suggest_finetuning(
     choices.take_fixed("gpu" if machine.gpus else "cpu")
     if machine.gpus and objects.has_masks:
         choices.take_fixed("mask")
+    if objects.is_lvis:
+        choices.take_fixed("lvis")
     take("MODEL.DEVICE", "cuda" if machine.gpus else "cpu", machine.describe())
     take("MODEL.RESNETS.DEPTH", _DEPTHS.get(arch, 50), f"{arch} is pre-trained")
     if has_basic_blocks:
@@ -97,6 +99,8 @@ def _heads(choices: Choices, objects: Objects, machine: Machine) -> None:
     choices.take("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", rois, why)
     found = max(100, math.ceil(1.5 * most / 100) * 100)
     why = f"COCO's 100, or 1.5 times the most objects in an image, {most}"
+    if objects.is_lvis:
+        found, why = 300, "what LVIS counts"
     choices.take("TEST.DETECTIONS_PER_IMAGE", found, why)
     regions = max(1000 if machine.gpus else 300, 3 * found)
     choices.take("MODEL.RPN.POST_NMS_TOPK_TEST", regions, "at least three for each detection")

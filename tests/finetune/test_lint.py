@@ -276,3 +276,6 @@ def test_remarks__what_is_legal_and_may_surprise():
     assert sentences("TEST.PRECISE_BN.ENABLED", False)[0].startswith(
         "TEST.PRECISE_BN.ENABLED is False"
     )
+    sampler = ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler")
+    assert sentences(*sampler)[0].startswith("DATALOADER.REPEAT_THRESHOLD is 0")
+    assert sentences(*sampler, "DATALOADER.REPEAT_THRESHOLD", 0.001) == []

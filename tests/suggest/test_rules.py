@@ -151,6 +151,15 @@ def test_finetuning__as_the_paper_on_coco():
     assert found["MODEL.RESNETS.NORM"] == found["MODEL.FPN.NORM"] == "SyncBN"
 
 
+def test_finetuning__of_lvis_keeps_low_scores_and_repeats_rare_classes():
+    found = finetuning(dataclasses.replace(COCO, classes=1230, is_lvis=True), gpus(8))
+    assert found["DATALOADER.SAMPLER_TRAIN"] == "RepeatFactorTrainingSampler"
+    assert found["DATALOADER.REPEAT_THRESHOLD"] == 0.001
+    assert found["MODEL.ROI_HEADS.SCORE_THRESH_TEST"] == 0.0001
+    assert found["TEST.DETECTIONS_PER_IMAGE"] == 300
+    assert "DATALOADER.SAMPLER_TRAIN" not in finetuning(COCO, gpus(8))
+
+
 def test_finetuning__by_the_size_and_number_of_objects():
     found = finetuning(BLOOD_CELLS, CPU, "resnet18")
     assert found["INPUT.MIN_SIZE_TEST"] == 160 and found["MODEL.RESNETS.DEPTH"] == 18
