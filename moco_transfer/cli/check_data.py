@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from ..data.annotations.check import DatasetReport
 
 
 def run(args: argparse.Namespace) -> int:
@@ -10,7 +18,6 @@ def run(args: argparse.Namespace) -> int:
     from ..config import load_detection_config
     from ..data.annotations.catalog import check_same_classes, get_dataset, parse_dataset_flag
     from ..data.annotations.check import check_dataset, shared_images
-    from ..runtime.errors import InputError
 
     if args.config_file:
         from ..finetune import plan  # imports torch
@@ -30,6 +37,9 @@ def run(args: argparse.Namespace) -> int:
     print("\n".join(report.text() for report in reports))
     for sentence in shared_images(reports):
         print(f"remark: {sentence}")
+    if args.sheet is not None:
+        for report in reports:
+            _draw_sheet(args.sheet, report)
     if not all(report.is_usable for report in reports):
         return 2
     check_same_classes([get_dataset(name) for name in names])
@@ -42,3 +52,18 @@ def run(args: argparse.Namespace) -> int:
         for sentence in data.remarks:
             print(f"remark: {sentence}")
     return 0
+
+
+def _draw_sheet(folder: Path, report: DatasetReport) -> None:
+    """Draw the first annotated images that can be read, as training sees them."""
+    from ..data.annotations.catalog import get_dataset
+    from ..evaluate.detection_sheet import draw_detection_sheet, first_images
+
+    name = re.sub(r"[^\w.+-]", "_", report.name)
+    path = folder / f"{name}.png"
+    try:
+        dataset = get_dataset(report.name)
+        draw_detection_sheet(path, dataset, {}, image_ids=first_images(dataset))
+        print(f"{report.name}: drawn in {path}")
+    except InputError as error:
+        print(f"{report.name}: no sheet ({error})")

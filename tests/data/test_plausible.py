@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from moco_transfer.cli.main import main
 from moco_transfer.data.annotations import catalog
 from moco_transfer.data.annotations.catalog import register_dataset
 from moco_transfer.data.annotations.check import check_dataset, shared_images
@@ -116,3 +117,13 @@ def test_class_shares_that_differ_tenfold__are_warned_of(data_set):
     sentences = [s for s in shared_images([one, other]) if "tenfold" in s]
     assert len(sentences) == 1 and "a (95.0% and 7.5%)" in sentences[0]
     assert "b (5.0% and 92.5%)" in sentences[0]
+
+
+def test_check_data__draws_what_a_run_would_see(data_set, tmp_path, capsys, monkeypatch):
+    name = data_set("seen", [[[10, 10, 50, 40], [5, 5, 20, 20]], [[30, 20, 60, 50]]])
+    assert main(["check-data", name, "--sheet", str(tmp_path / "sheets")]) == 0
+    sheet = Image.open(tmp_path / "sheets" / "seen.png")
+    assert sheet.height > 2 * HEIGHT
+    printed = capsys.readouterr().out
+    # areas 2000, 400 and 3000: square roots 44.7, 20 and 54.8
+    assert "median 45" in printed and "boxes in an image: median 2, most 2" in printed

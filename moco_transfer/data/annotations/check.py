@@ -15,7 +15,14 @@ from ..batches.transforms import TurnedError, read_and_check
 from ..images.decode import has_16_bits, orientation_of
 from .catalog import DetectionDataset, get_dataset
 from .keypoints import mirrored_pairs
-from .plausible import near_pairs, odd_frequencies, odd_scales, perceptual_hash, unit_fault
+from .plausible import (
+    near_pairs,
+    odd_frequencies,
+    odd_scales,
+    perceptual_hash,
+    sizes_in_words,
+    unit_fault,
+)
 from .records import LEFT_OUT, Contents
 
 _METRICS = {
@@ -38,6 +45,7 @@ class DatasetReport:
     num_images: int = 0
     num_boxes: int = 0
     boxes_of_class: dict[str, int] = field(default_factory=dict)  # in the order of class indices
+    sizes: str = ""  # of the boxes, and how many an image has
     num_masks: int = 0
     num_encoded: int = 0  # of them, in run-length form
     num_with_keypoints: int = 0  # objects with a labelled keypoint
@@ -70,6 +78,7 @@ class DatasetReport:
             f" {len(self.boxes_of_class)}{masks}, scored by {self.metric}",
             *(f"  {LEFT_OUT[key]}: {number}" for key, number in self.left_out.items() if number),
             *([f"  boxes by class: {classes}"] if classes else []),
+            *([f"  {self.sizes}"] if self.sizes else []),
             *(points if self.keypoints else []),
             *(f"  remark: {remark}" for remark in self.remarks),
             *(f"  PROBLEM: {problem}" for problem in self.problems[:max_problems]),
@@ -101,7 +110,7 @@ def check_dataset(name: str, *, open_images: bool = True) -> DatasetReport:
     report.left_out, report.num_images = contents.left_out, len(contents.records)
     objects = [a for r in contents.records for a in r["annotations"] if not a["iscrowd"]]
     boxes, names = Counter(a["category_id"] for a in objects), Counter(contents.class_names)
-    report.num_boxes = len(objects)
+    report.num_boxes, report.sizes = len(objects), sizes_in_words(contents.records)
     report.num_masks = sum(bool(a.get("segmentation")) for a in objects)
     report.num_encoded = sum(isinstance(a.get("segmentation"), dict) for a in objects)
     report.keypoints = contents.keypoint_names

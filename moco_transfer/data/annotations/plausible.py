@@ -48,6 +48,20 @@ def unit_fault(records: Sequence[dict], *, xywh: bool) -> str | None:
     return None
 
 
+def sizes_in_words(records: Sequence[dict]) -> str:
+    """Return the distribution of the boxes' sizes and of their number in an image."""
+    boxes, _ = _boxes(records)
+    if len(boxes) == 0:
+        return ""
+    sides = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1).clip(min=0))
+    low, median, high = np.percentile(sides, [5, 50, 95])
+    counts = [sum(not a["iscrowd"] for a in record["annotations"]) for record in records]
+    return (
+        f"box size (square root of the area, px): 5 % below {low:.0f}, median {median:.0f}, 5 %"
+        f" above {high:.0f}; boxes in an image: median {np.median(counts):.0f}, most {max(counts)}"
+    )
+
+
 def odd_scales(records: Sequence[dict]) -> Iterator[str]:
     """Yield what looks like annotations of other versions of the images."""
     boxes, sizes = _boxes(records)
