@@ -114,12 +114,12 @@ def _render(
 
 
 def _write_plots(folder: Path, tables: list[Table], pretraining: list[PretrainingRun]) -> None:
-    from ..report.html import plots
+    from ..report.html import confusions, plots
 
     drawn = [
         (f"{plots.figure_name(table)}_{panel.name}", *plots.draw_panel(panel, table))
         for table in tables
-        for panel in plots.table_panels(table)
+        for panel in (*plots.table_panels(table), *confusions.confusion_panels(table))
     ]
     drawn += [
         (f"pretraining_{number}_{Path(item.folder).name}_{panel.name}", *plots.draw_panel(panel))

@@ -51,17 +51,18 @@ class CityscapesEvaluator(CocoEvaluator):
         metrics = super().score(found, results)
         if self.extras:
             metrics["segm"] = mask_metrics(self._overlaps, self.dataset)
-            tide = CocoScores(results, self.dataset).tide("segm")
-            self.tide |= {"segm": tide} if tide else {}
+            scores = CocoScores(results, self.dataset)
+            self.tide |= {"segm": tide} if (tide := scores.tide("segm")) else {}
+            self.confusion |= {"segm": pairs} if (pairs := scores.confusion("segm")) else {}
         return metrics
 
-    def write_matches(
+    def take_matches(
         self, image_ids: Sequence[int | str], metric: str, by_task: Mapping[str, TaskMatches]
     ) -> None:
-        """Write a file of matches next to the predictions."""
+        """Take the matches of masks too, see ``PredictionWriter``."""
         overlaps = [self._overlaps[image_id] for image_id in image_ids] if self.extras else []
         masks = {"segm": mask_matches(overlaps)} if overlaps else {}
-        super().write_matches(image_ids, metric, {**by_task, **masks})
+        super().take_matches(image_ids, metric, {**by_task, **masks})
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ import io
 import itertools
 import logging
 import os
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -31,10 +30,12 @@ from .metric_names import (
     BBOX_METRICS,
     KEYPOINT_METRICS,
     LVIS_METRICS,
+    NO_CLASS,
     RECALL_METRICS,
     TIDE_ERRORS,
     class_metric,
 )
+from .operating_point import IOU, SCORE, unique_names
 from .predictions import Metrics, PredictionWriter, warn_absent, without_garbage_collection
 
 logger = logging.getLogger(__name__)
@@ -88,9 +89,9 @@ class CocoEvaluator(PredictionWriter):
             lvis_style=self.lvis_style,
         )
         self.tide = {task: tide for task in self.tasks if (tide := scores.tide(task))}
-        if self.output_file is not None:
-            matches = {task: scores.matches(task) for task in self.tasks}
-            self.write_matches(scores.image_ids, "coco", matches)
+        self.confusion = {task: pairs for task in self.tasks if (pairs := scores.confusion(task))}
+        matches = {task: scores.matches(task) for task in self.tasks}
+        self.take_matches(scores.image_ids, "coco", matches)
         return {task: scores.metrics(task) for task in self.tasks}
 
 
@@ -190,6 +191,38 @@ class CocoScores:
         gains = scored.tide_errors(pos_thr=0.5, bg_thr=0.1)["delta_ap"]
         return {ours: 100 * gains[n] for ours, n in zip(TIDE_ERRORS, _TIDE_NAMES, strict=True)}
 
+    def confusion(self, task: str) -> dict[str, dict[str, int]]:
+        """Return class of an object -> class of the detection on it -> count, ``NO_CLASS`` for
+        none, of detections above ``operating_point.SCORE``; without crowds and what is on them.
+
+        Nothing without hotcoco, for keypoints, and for LVIS, whose images name some classes only.
+        """
+        if not has_hotcoco() or self._lvis_style or task == "keypoints":
+            return {}
+        entries = [entry for entry in self._evaluate_all_sizes(task).evalImgs if entry is not None]
+        on_crowds = {
+            number
+            for entry in entries
+            for number, ignored in zip(entry["dtIds"], entry["dtIgnore"][0], strict=True)
+            if ignored
+        }
+        content = self._truth(task)
+        content["annotations"] = [a for a in content["annotations"] if not a["iscrowd"]]
+        results = self._results_of(task)
+        kept = [n - 1 for n in range(1, len(results) + 1) if n not in on_crowds]
+        results = (
+            results[kept] if isinstance(results, np.ndarray) else [results[index] for index in kept]
+        )
+        scored = _library()[1](*_load(content, results), task)
+        found = scored.confusion_matrix(iou_thr=IOU, min_score=SCORE)
+        name_of = dict(zip(self._dataset.category_ids, unique_names(self._dataset), strict=True))
+        names = [*(name_of[i] for i in found["cat_ids"]), NO_CLASS]
+        pairs: dict[str, dict[str, int]] = {}
+        for true, predicted in np.argwhere(found["matrix"]):
+            count = int(found["matrix"][true, predicted])
+            pairs.setdefault(names[true], {})[names[predicted]] = count
+        return pairs
+
     def matches(self, task: str) -> TaskMatches:
         """Return which detections are true positives."""
         return matches_of_coco(self._evaluate_all_sizes(task), self._dataset.category_ids)
@@ -202,7 +235,7 @@ class CocoScores:
     def _evaluate(self, task: str, *, all_sizes: bool = False) -> Any:
         """Match detections and objects of all sizes together, or of each size as well."""
         if task not in self._loaded:
-            self._loaded[task] = self._load(task)
+            self._loaded[task] = _load(self._truth(task), self._results_of(task))
         lvis = {"lvis_style": True} if self._lvis_style else {}
         scored = _library()[1](*self._loaded[task], task, **lvis)
         if task == "keypoints" and self._oks_sigmas:
@@ -212,16 +245,6 @@ class CocoScores:
         with contextlib.redirect_stdout(io.StringIO()):
             scored.evaluate()
         return scored
-
-    def _load(self, task: str) -> tuple[Any, Any]:
-        """Return ground truth and detections as COCO objects."""
-        api, results = _library()[0], self._results_of(task)
-        with contextlib.redirect_stdout(io.StringIO()):
-            content = self._truth(task)
-            truth = _indexed(api(), content)
-            # pycocotools' loadRes fails on an empty list.
-            nothing = _indexed(api(), content | {"annotations": []})
-            return truth, truth.loadRes(results) if len(results) else nothing
 
     def _results_of(self, task: str) -> list[dict] | np.ndarray:
         """Return the results with our numbers of images, and what a task needs of them."""
@@ -309,6 +332,16 @@ def _counted_by_lvis(results: list[dict], task: str) -> list[dict]:
     return [result for result in kept if result["bbox"][2] * result["bbox"][3] > 0]
 
 
+def _load(content: dict[str, Any], results: list[dict] | np.ndarray) -> tuple[Any, Any]:
+    """Return ground truth and detections as COCO objects."""
+    api = _library()[0]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = _indexed(api(), content)
+        # pycocotools' loadRes fails on an empty list.
+        nothing = _indexed(api(), content | {"annotations": []})
+        return truth, truth.loadRes(results) if len(results) else nothing
+
+
 def _indexed(api: Any, content: dict[str, Any]) -> Any:
     api.dataset = content
     api.createIndex()
@@ -317,14 +350,12 @@ def _indexed(api: Any, content: dict[str, Any]) -> Any:
 
 def _class_metrics(precision: np.ndarray, dataset: DetectionDataset) -> dict[str, float]:
     """Return each class's AP from precision (IoU, recall, class, area, detections), -1 for none."""
-    counts, names = Counter(dataset.class_names), dataset.class_names
     metrics, absent = {}, []
-    for index, (name, category_id) in enumerate(zip(names, dataset.category_ids, strict=True)):
+    for index, name in enumerate(unique_names(dataset)):
         values = precision[:, :, index, 0, -1]  # all areas, most detections
         values = values[values > -1]
         if values.size:
-            unique = name if counts[name] == 1 else f"{name} (id {category_id})"
-            metrics[class_metric(unique)] = 100 * float(np.mean(values))
+            metrics[class_metric(name)] = 100 * float(np.mean(values))
         else:
             absent.append(name)
     warn_absent(dataset, absent, "they are left out of the mean")

@@ -24,6 +24,12 @@ RECALL_METRICS = ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 TIDE_ERRORS = ("classification", "localisation", "both", "duplicate", "background", "missed")
 """Kinds of errors in results.json's ``tide``: AP50, 0-100, that repairing one would give."""
 
+RATES = ("precision", "recall", "F1")
+"""Of the detections above a score, 0-100: results.json's ``operating_point``."""
+
+NO_CLASS = "(none)"
+"""In ``confusion``: no object where a detection is, or no detection where an object is."""
+
 _CLASS_PREFIX = "AP-"
 
 

@@ -28,6 +28,7 @@ from ..runtime.distributed import gather_object, is_main_process
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_write_text
 from .matches import TaskMatches, write_matches
+from .operating_point import operating_point, unique_names
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,9 @@ class PredictionWriter:
     def reset(self) -> None:
         """Forget all detections, and what was found of them."""
         self.tide: dict[str, dict[str, float]] = {}  # task -> points of AP50 by TIDE_ERRORS
+        # Task -> see ``operating_point``; task -> class -> class predicted there -> count.
+        self.operating_point: dict[str, dict[str, float]] = {}
+        self.confusion: dict[str, dict[str, dict[str, int]]] = {}
         self.matches = ""  # name of the file of matches, if one was written
         self._found: list[tuple[int | str, dict[str, Any]]] = []
 
@@ -111,12 +115,16 @@ class PredictionWriter:
             logger.warning("The model predicted nothing on %s, so every AP is 0.", name)
         return self.score(found, results)
 
-    def write_matches(
+    def take_matches(
         self, image_ids: Sequence[int | str], metric: str, by_task: Mapping[str, TaskMatches]
     ) -> None:
-        """Write a file of matches next to the predictions."""
+        """Find the operating points, and write a file of matches next to the predictions."""
+        names = unique_names(self.dataset)
+        self.operating_point = {task: operating_point(m, names) for task, m in by_task.items()}
+        if self.output_file is None:
+            return
         name = re.sub(r"[^\w.+-]", "_", self.dataset.name)  # it may have a slash
-        path = Path(self.output_file or "").with_name(f"matches_{name}.npz")
+        path = Path(self.output_file).with_name(f"matches_{name}.npz")
         self.matches = write_matches(path, image_ids, metric, by_task)
 
     def score(self, found: list[tuple[int | str, dict[str, Any]]], results: list[dict]) -> Metrics:

@@ -55,10 +55,10 @@ class VocEvaluator(PredictionWriter):
         )
         scores = CocoScores(results, self.dataset, found=found, ignore_difficult=True)
         self.tide = {"bbox": tide} if (tide := scores.tide("bbox")) else {}
-        if self.output_file is not None:
-            image_ids = [record["image_id"] for record in self.dataset.records]
-            metric = "voc_11" if of_2007 else "voc_area"
-            self.write_matches(image_ids, metric, {"bbox": matches})
+        self.confusion = {"bbox": pairs} if (pairs := scores.confusion("bbox")) else {}
+        image_ids = [record["image_id"] for record in self.dataset.records]
+        metric = "voc_11" if of_2007 else "voc_area"
+        self.take_matches(image_ids, metric, {"bbox": matches})
         of_iou = 100 * aps.compress(there, axis=1).mean(axis=1)
         of_class = (100 * aps).mean(axis=0).tolist()
         metrics = {"AP": float(np.mean(of_iou))}

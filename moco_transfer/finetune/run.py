@@ -27,6 +27,8 @@ from .trainer import FineTuning, evaluate, train
 
 logger = logging.getLogger(__name__)
 
+_OF_TEST_SET = ("tide", "operating_point", "confusion", "matches")  # attributes of an evaluator
+
 SCHEMA = 1
 
 
@@ -103,14 +105,13 @@ def _precise_bn(plan: FinetunePlan, run: FineTuning) -> None:
 def _evaluate(
     plan: FinetunePlan, run: FineTuning, stop: StopRequest, *, at_end: bool = False
 ) -> dict[str, Any] | None:
-    """Evaluate on every test set, and return results.json's ``metrics``, ``tide`` and ``matches``.
+    """Evaluate on every test set, and return results.json's ``metrics`` and ``_OF_TEST_SET``.
 
     Metrics of several sets are nested below their names, as Detectron2 does. Sets without ground
     truth have predictions alone.
     """
     results: dict[str, Any] = {}
-    tide: dict[str, Any] = {}
-    matches: dict[str, str] = {}
+    others: dict[str, dict[str, Any]] = {key: {} for key in _OF_TEST_SET}
     coco_style = at_end and plan.request.coco_style
     for dataset in plan.data.test_sets:
         evaluator = make_evaluator(
@@ -132,17 +133,16 @@ def _evaluate(
         if found is None:
             return None
         results[dataset.name] = found
-        if evaluator.tide:
-            tide[dataset.name] = evaluator.tide
-        if evaluator.matches:
-            matches[dataset.name] = evaluator.matches
+        for key, of_test_set in others.items():
+            if value := getattr(evaluator, key):
+                of_test_set[dataset.name] = value
         for task, metrics in found.items():
             shown = (f"{k} {v:.2f}" for k, v in metrics.items() if not k.startswith("AP-"))
             logger.info("%s %s: %s", dataset.name, task, ", ".join(shown))
     metrics = {name: metrics for name, metrics in results.items() if metrics}
     if len(results) == 1:
         metrics = next(iter(results.values()))
-    return {"metrics": metrics, "tide": tide, "matches": matches}
+    return {"metrics": metrics, **others}
 
 
 def _record(

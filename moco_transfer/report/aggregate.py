@@ -86,8 +86,27 @@ class Row:
 
     def tide(self, kind: str, metric: str) -> Summary:
         """Return mean, std and n of one of the TIDE errors, in points of AP50."""
-        groups = (run.tide.get(kind, {}) for run in self.runs)
-        return summarize(filter(math.isfinite, (g[metric] for g in groups if metric in g)))
+        return _summary([run.tide.get(kind, {}) for run in self.runs], metric)
+
+    def rate(self, kind: str, metric: str) -> Summary:
+        """Return mean, std and n of the detections' precision, recall or F1, 0-100."""
+        return _summary([run.operating_point.get(kind, {}) for run in self.runs], metric)
+
+    def confusion(self, kind: str) -> dict[str, dict[str, float]]:
+        """Return class of objects -> class of the detections on them -> count, the mean over the
+        runs that have recorded it.
+        """
+        runs = [run.confusion[kind] for run in self.runs if kind in run.confusion]
+        found: dict[str, dict[str, float]] = {}
+        for true, of_class in (pair for run in runs for pair in run.items()):
+            row = found.setdefault(true, {})
+            for predicted, count in of_class.items():
+                row[predicted] = row.get(predicted, 0.0) + count / len(runs)
+        return found
+
+
+def _summary(groups: list[dict[str, float]], metric: str) -> Summary:
+    return summarize(filter(math.isfinite, (g[metric] for g in groups if metric in g)))
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,11 @@ def transfer_rows(table: Table, kind: str) -> list[dict[str, Cell]]:
     return [{name: cell for name, cell in row.items() if name in shown} for row in rows]
 
 
+def rated_rows(table: Table, kind: str) -> list[Row]:
+    """Return the rows with a recall of the detections above a score."""
+    return [row for row in table.rows if row.rate(kind, "recall").n]
+
+
 def _transfer_cells(table: Table, row: Row, kind: str) -> dict[str, Cell]:
     n, metrics = len(row.runs), table.headline_metrics(kind)
     mark = DAGGER if any(map(run_caveats, row.all_runs)) else ""

@@ -73,6 +73,9 @@ class RunRecord:
     label_subset: str = ""  # sha256 of the list of labelled images; "" for all labels
     classes: tuple[str, ...] = ()  # of the data; () where they were not recorded
     tide: dict[str, dict[str, float]] = field(default_factory=dict)  # kind -> error -> AP50 points
+    # Kind -> RATES -> value; kind -> class of objects -> class of detections on them -> count.
+    operating_point: dict[str, dict[str, float]] = field(default_factory=dict)
+    confusion: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     matches: str = ""  # name of the file of matches in the folder; "" where there is none
 
     def value(self, kind: str, metric: str) -> float | None:
@@ -170,11 +173,19 @@ def _records(folder: str, data: Any) -> list[RunRecord]:
 
 
 def _of_test_set(found: dict[str, Any], part: tuple[str, ...]) -> dict[str, Any]:
-    """Return the TIDE errors and the file of matches of one test set."""
+    """Return what is recorded of one test set next to its metrics."""
     name = part[0] if len(part) == 1 else ""
-    tide = _checked(f"tide.{name}", found["tide"].get(name) or {}, "a table")
+    tables = {
+        key: _checked(f"{key}.{name}", found[key].get(name) or {}, "a table")
+        for key in ("tide", "operating_point", "confusion")
+    }
+    confusion = {
+        kind: _numbers(f"confusion.{kind}", _checked(f"confusion.{kind}", pairs, "a table"))
+        for kind, pairs in tables.pop("confusion").items()
+    }
     matches = _checked(f"matches.{name}", found["matches"].get(name) or "", "a string")
-    return {"tide": _numbers("tide", tide), "matches": Path(matches).name}
+    numbers = {key: _numbers(key, table) for key, table in tables.items()}
+    return {**numbers, "confusion": confusion, "matches": Path(matches).name}
 
 
 def _metrics(metrics: Any) -> dict[str, dict[str, float]]:

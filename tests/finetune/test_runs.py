@@ -260,9 +260,10 @@ def test_eval_only__in_the_folder_of_a_run_leaves_the_run_alone(finished):
     # The run's last checkpoint, by --resume: what it began with is on record, not what
     # MODEL.WEIGHTS says now.
     assert again["weights"] == trained["weights"] and again["init"] == trained["init"] == "random"
-    for key in ("metrics", "tide", "matches"):
+    for key in ("metrics", "tide", "operating_point", "confusion", "matches"):
         assert again[key] == record[key] == trained[key]
     assert trained["matches"] == {"mine_test": "matches_mine_test.npz"}
+    assert "recall" in trained["operating_point"]["mine_test"]["bbox"]
     assert {task: tuple(kinds) for task, kinds in trained["tide"]["mine_test"].items()} == {
         "bbox": TIDE_ERRORS
     }

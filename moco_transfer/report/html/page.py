@@ -19,6 +19,7 @@ from ..records import CONFIG_FILE, Problem, text_of
 from ..table_csv import render_csv
 from ..table_latex import render_latex
 from ..templating import render
+from .confusions import confusion_panels
 from .plots import (
     STYLES,
     Panel,
@@ -71,7 +72,7 @@ def _data_uri(kind: str, data: bytes) -> str:
 def _section(table: Table, number: int, folders: Sequence[str | Path]) -> dict[str, Any]:
     """Return what the page shows of one table."""
     anchor = f"table-{number}"
-    plots, unread = _plots(table_panels(table), anchor)
+    plots, unread = _plots([*table_panels(table), *confusion_panels(table)], anchor)
     configs = (text_of(run.folder, CONFIG_FILE) for run in table.runs)
     return {
         "anchor": anchor,

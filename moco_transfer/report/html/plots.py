@@ -72,6 +72,7 @@ class Panel:
     caption: str  # a clause without a full stop
     draw: Callable[[Axes], list[Problem]]  # returns what was wrong with the files it read
     height: float = 3.2  # inches
+    has_grid: bool = True
 
 
 def table_panels(table: Table) -> list[Panel]:
@@ -163,7 +164,8 @@ def draw_panel(panel: Panel, table: Table | None = None) -> tuple[Figure, list[P
         axis.set_xlabel("iteration")
         axis.set_xlim(left=0)
         axis.xaxis.set_major_locator(MaxNLocator(5))  # keeps numbers of six digits apart
-    axis.grid(color=GRID, linewidth=0.6, axis="both" if is_curve else "x")
+    if panel.has_grid:
+        axis.grid(color=GRID, linewidth=0.6, axis="both" if is_curve else "x")
     axis.spines[["top", "right"]].set_visible(False)
     if table is not None:
         _decorate(figure, table)
