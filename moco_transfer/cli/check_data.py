@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def run(args: argparse.Namespace) -> int:
     """Check and report; returns 0 if all data sets are usable, else 2."""
     from ..config import load_detection_config
-    from ..data.annotations.catalog import check_same_classes, get_dataset, parse_dataset_flag
+    from ..data.annotations.catalog import align_classes, get_dataset, parse_dataset_flag
     from ..data.annotations.check import check_dataset, shared_images
 
     if args.config_file:
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
             _draw_sheet(args.sheet, report)
     if not all(report.is_usable for report in reports):
         return 2
-    check_same_classes([get_dataset(name) for name in names])
+    align_classes([get_dataset(name) for name in names])
     if args.config_file:
         data = read_data(request, Reads())
         count = f"{len(data.class_names)} classes{' from the data' * data.count_from_data}"

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 from ..data.annotations.catalog import (
     DetectionDataset,
+    align_classes,
     check_class_count,
-    check_same_classes,
     get_dataset,
 )
 from ..data.annotations.cityscapes import check_packages
@@ -127,10 +127,10 @@ def read_data(request: DataRequest, reads: Reads) -> RunData:
                 sets[role][-1].records  # noqa: B018 - read now
     if findings:
         raise PlanError(findings)
-    train_sets, test_sets = sets["TRAIN"], sets["TEST"]
-    both = [*train_sets, *test_sets]
+    both = [*sets["TRAIN"], *sets["TEST"]]
     with collecting(findings):
-        check_same_classes(both)
+        both = align_classes(both)
+    train_sets, test_sets = both[: len(sets["TRAIN"])], both[len(sets["TRAIN"]) :]
     with collecting(findings):
         if request.num_classes is not None:
             check_class_count(both[0], request.num_classes)
@@ -156,13 +156,15 @@ def read_data(request: DataRequest, reads: Reads) -> RunData:
     if findings:
         raise PlanError(findings)
     from_data, tasks = request.num_classes is None, request.tasks
-    data = RunData(train_sets, test_sets, subset, from_data, tasks, request.keypoints)
-    whole = sets["TRAIN"]
+    remarks = tuple(f"{d.name}: {remark}" for d in dict.fromkeys(both) for remark in d.remarks)
+    of_heads = tasks, request.keypoints, None, remarks
+    data = RunData(train_sets, test_sets, subset, from_data, *of_heads)
+    whole = both[: len(sets["TRAIN"])]
     encoded = reads.once(("encoded", *whole), lambda: _encoded_masks(whole))
     if not encoded or "segm" not in tasks or request.mask_format is not None:
         return data
-    remark = TEXTS["bitmask"].format(encoded=len(encoded))
-    return replace(data, mask_format="bitmask", remarks=(remark,))
+    remarks = (*remarks, TEXTS["bitmask"].format(encoded=len(encoded)))
+    return replace(data, mask_format="bitmask", remarks=remarks)
 
 
 def _encoded_masks(train_sets: Sequence[DetectionDataset]) -> list[str]:
@@ -263,7 +265,7 @@ def annotation_digests(datasets: Sequence[DetectionDataset], reads: Reads) -> di
 
 
 def _digest(dataset: DetectionDataset) -> str:
-    if dataset.json_file is not None:
+    if dataset.json_file is not None and not dataset.chosen:
         return sha256_of(dataset.json_file)
     keys, root = ("height", "width", "annotations"), dataset.image_root
     images = [

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..data.annotations.catalog import check_same_classes, get_dataset
+from ..data.annotations.catalog import align_classes, get_dataset
 from ..data.annotations.records import has_area, is_trainable
 from ..data.images.decode import UNREADABLE, decode_pixels
 from ..data.images.sources import open_indexed
@@ -117,7 +117,7 @@ def look_at_objects(train: Sequence[str], test: Sequence[str]) -> Objects:
         InputError: If one cannot be read, has other classes, or no image has a box to train on.
     """
     datasets = [get_dataset(name) for name in (*train, *test)]
-    check_same_classes(datasets)
+    datasets = align_classes(datasets)
     records = [r for d in datasets[: len(train)] for r in d.records if is_trainable(r)]
     boxes, counts, masks = [], [], []
     for record in records:

@@ -11,8 +11,8 @@ import pytest
 from moco_transfer.data import register_dataset
 from moco_transfer.data.annotations import catalog
 from moco_transfer.data.annotations.catalog import (
+    align_classes,
     check_class_count,
-    check_same_classes,
     get_dataset,
     parse_dataset_flag,
 )
@@ -104,7 +104,11 @@ def test_parse_dataset_flag__coco(make_coco):
         "mine",
         "mine=coco:a.json",
         "=coco:a:b",
-        "mine=yolo:a:b",
+        "mine=yolo:a",
+        "mine=yolo:a:b:year=2007",
+        "mine=coco:a:b:classes=",
+        "mine=coco:a:b:classes=a:classes=b",
+        "mine=labelme:a:b",
         "mine=voc:root:train",
         "mine=coco:a:",
         "mine=voc:a:b:c:d:e",
@@ -127,8 +131,8 @@ def test_parse_dataset_flag__refuses_wrong_parts(tmp_path):
 
 
 def test_register_dataset__refuses_what_it_does_not_know(tmp_path):
-    with pytest.raises(InputError, match="kind is 'yolo'"):
-        register_dataset("mine", "yolo")
+    with pytest.raises(InputError, match="kind is 'labelme'"):
+        register_dataset("mine", "labelme")
     with pytest.raises(InputError, match="json_file"):
         register_dataset("mine", "coco", image_root="x")
     with pytest.raises(InputError, match="mine.*'images'"):
@@ -154,12 +158,71 @@ def test_check_class_count__names_the_value_to_set(make_coco):
         check_class_count(get_dataset("two"), 80)
 
 
-def test_check_same_classes__names_the_first_difference():
+def test_align_classes__names_the_first_difference():
     register_dataset("a", "voc", root="r", split="s", class_names=["dog", "cat"])
     register_dataset("b", "voc", root="r", split="s", class_names=["dog", "cow", "cat"])
-    check_same_classes([get_dataset("a"), get_dataset("a")])
+    assert len(align_classes([get_dataset("a"), get_dataset("a")])) == 2
     with pytest.raises(InputError, match="index 1 is 'cat' .* 'cow'"):
-        check_same_classes([get_dataset("a"), get_dataset("b")])
+        align_classes([get_dataset("a"), get_dataset("b")])
+
+
+def test_align_classes__another_order_is_matched_by_name(make_coco, make_voc):
+    root = make_voc({"a": (40, 30, [("cat", (2, 2, 9, 9), 0), ("dog", (3, 3, 9, 9), 0)])})
+    image = {"id": 1, "file_name": "a.jpg", "width": 9, "height": 8}
+    one = {"id": 1, "image_id": 1, "category_id": 7, "bbox": [1, 1, 4, 4]}
+    json_file, images = make_coco([image], [one])  # cat has id 3, dog id 7
+    register_dataset("v", "voc", root=root, split="train", class_names=["dog", "cat"])
+    register_dataset("c", "coco", json_file=json_file, image_root=images)
+    first, second = align_classes([get_dataset("v"), get_dataset("c")])
+    assert first.class_names == second.class_names == ("dog", "cat")
+    assert [a["category_id"] for a in first.records[0]["annotations"]] == [1, 0]
+    assert [a["category_id"] for a in second.records[0]["annotations"]] == [0]
+    assert second.category_ids == (7, 3), "results have the file's ids"
+    assert get_dataset("c").class_names == ("dog", "cat"), "for whoever asks by name"
+    # The next run begins with the other one.
+    second, first = align_classes([get_dataset("c"), get_dataset("v")])
+    assert second.class_names == first.class_names == ("cat", "dog")
+    assert [a["category_id"] for a in first.records[0]["annotations"]] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("classes", "names", "ids", "found"),
+    [
+        ("dog", ("dog",), (7,), [0]),
+        ("dog,cat", ("dog", "cat"), (7, 3), [1, 0]),
+        ("cat+dog", ("cat+dog",), (3,), [0, 0]),
+        ("c++,cat+dog", ("c++", "cat+dog"), (9, 3), [1, 1, 0]),
+    ],
+)
+def test_classes__a_subset_an_order_or_a_merging(make_coco, make_voc, classes, names, ids, found):
+    image = {"id": 1, "file_name": "a.jpg", "width": 40, "height": 30}
+    ones = [
+        {"id": i, "image_id": 1, "category_id": c, "bbox": [i, 1, 4, 4]}
+        for i, c in enumerate((3, 7, 9), start=1)
+    ]
+    categories = [{"id": i, "name": n} for i, n in ((3, "cat"), (7, "dog"), (9, "c++"))]
+    json_file, images = make_coco([image], ones, categories)
+    dataset = get_dataset(parse_dataset_flag(f"c=coco:{json_file}:{images}:classes={classes}"))
+    assert (dataset.class_names, dataset.category_ids) == (names, ids)
+    assert [a["category_id"] for a in dataset.records[0]["annotations"]] == found
+    objects = [(n, (i + 1, 2, i + 4, 5), 0) for i, n in enumerate(("cat", "dog", "c++"), start=1)]
+    root = make_voc({"a": (40, 30, objects)})
+    flag = f"v=voc:{root}:train:c++,dog,cat:first_pixel=0:classes={classes}"
+    dataset = get_dataset(parse_dataset_flag(flag))
+    assert (dataset.class_names, dataset.category_ids) == (names, tuple(range(len(names))))
+    assert [a["category_id"] for a in dataset.records[0]["annotations"]] == found
+
+
+@pytest.mark.parametrize(
+    ("classes", "facts"),
+    [("dgo", "no class 'dgo'.*mean 'dog'"), ("dog,cat+dog", "twice"), ("dog+", "no class ''")],
+)
+def test_classes__refuses_what_has_no_meaning(make_coco, classes, facts):
+    json_file, images = make_coco([{"id": 1, "file_name": "a.jpg", "width": 9, "height": 8}], [])
+    with pytest.raises(InputError, match=facts):
+        _ = get_dataset(
+            parse_dataset_flag(f"c=coco:{json_file}:{images}:classes={classes}")
+        ).records
 
 
 @pytest.mark.parametrize(

@@ -26,12 +26,15 @@ from typing import Any, TypeAlias
 import yaml
 
 from ...runtime.errors import InputError, MissingFileError, UnknownKeyError, did_you_mean
+from ..images.near_names import lies_near
 from ..text import read_text
+from .class_selection import select_classes
 from .coco import read_coco
 from .keypoints import mirror_of
 from .records import Contents, OnProblem, raise_problem
 from .upright import turn_upright
 from .voc import VOC_CLASSES, read_voc
+from .yolo import read_yolo
 
 DATASETS_VARIABLE = "DETECTRON2_DATASETS"
 
@@ -43,12 +46,13 @@ class DetectionDataset:
     """A data set; its files are read when its records or classes are first asked for."""
 
     name: str
-    kind: str  # coco and lvis (one json), voc (a split of XML files) or cityscapes
+    kind: str  # coco and lvis (one json), voc (a split of XML files), yolo or cityscapes
     image_root: str
     json_file: str | None = None  # of coco and lvis
-    root: str | None = None  # of voc, as the next four; of cityscapes gtFine/SPLIT
-    split: str | None = None
-    classes: tuple[str, ...] = ()
+    root: str | None = None  # of voc; of cityscapes gtFine/SPLIT, of yolo data.yaml
+    split: str | None = None  # of voc and yolo
+    classes: tuple[str, ...] = ()  # all that a voc may have
+    chosen: tuple[str, ...] = ()  # those that are used, see select_classes; empty for all
     year: int | None = None  # of the metric: 2007 is the 11-point AP, 2012 the area
     first_pixel: int = 1  # 1 for inclusive pixels from 1, 0 for continuous coordinates from 0
     masks: str = "instanceIds"  # of cityscapes, see read_cityscapes
@@ -61,7 +65,7 @@ class DetectionDataset:
         contents = self._read(on_problem)
         if self.exif == "apply":
             turn_upright(contents.records)
-        return contents
+        return select_classes(contents, self.chosen, self.name) if self.chosen else contents
 
     def _read(self, on_problem: OnProblem) -> Contents:
         self._check_place()
@@ -74,6 +78,8 @@ class DetectionDataset:
         if self.kind == "voc":
             where = self.root or "", self.split or "", self.classes
             return read_voc(*where, first_pixel=self.first_pixel, **how)
+        if self.kind == "yolo":
+            return read_yolo(self.root or "", self.split or "", **how)
         files = self.json_file or "", self.image_root
         return read_coco(*files, lvis=self.kind == "lvis", **how)
 
@@ -90,12 +96,13 @@ class DetectionDataset:
     @property
     def class_names(self) -> tuple[str, ...]:
         """Class names in the order of the contiguous class indices."""
-        return self.classes or self._contents.class_names
+        return self.chosen or self.classes or self._contents.class_names
 
     @property
     def category_ids(self) -> tuple[int, ...]:
         """The file's category id of each contiguous class index; for voc the index itself."""
-        return (*range(len(self.classes)),) if self.kind == "voc" else self._contents.category_ids
+        names = self.chosen or self.classes
+        return (*range(len(names)),) if self.kind == "voc" else self._contents.category_ids
 
     @property
     def keypoint_names(self) -> tuple[str, ...]:
@@ -120,16 +127,23 @@ class DetectionDataset:
         return not self.json_file or self._contents.has_annotations
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        """What may surprise in how its files were read."""
+        return self._contents.remarks
+
+    @property
     def frequencies(self) -> tuple[str, ...]:
         """Of LVIS, by class: "r", "c" or "f" (rare, common, frequent); empty for others."""
         return self._contents.frequencies if self.kind == "lvis" else ()
 
     def _check_place(self) -> None:
         place = Path(self.json_file or self.root or "")
-        if place.is_dir() or self.json_file and place.exists():
+        if place.is_dir() or self.kind in ("coco", "lvis", "yolo") and place.exists():
             return
         if self.name not in _BUILTIN:
-            raise MissingFileError(f"Data set {self.name!r}: {place} does not exist.")
+            near = lies_near(place, lambda name: name.lower().endswith(place.suffix.lower()))
+            text = f"Data set {self.name!r}: {place} does not exist.{near * bool(place.suffix)}"
+            raise MissingFileError(text)
         value, parts = os.environ.get(DATASETS_VARIABLE), place.relative_to(datasets_root()).parts
         holds = "/".join(parts[: 2 if self.kind == "cityscapes" else 1])  # cityscapes/gtFine
         raise MissingFileError(
@@ -155,6 +169,7 @@ def builtin_datasets() -> dict[str, DetectionDataset]:
 
 _BUILTIN = builtin_datasets()
 _OWN: dict[str, DetectionDataset] = {}
+_ORDERS: dict[tuple, tuple[str, ...]] = {}  # fields of a data set -> classes, see align_classes
 # Reading a json of COCO's size takes seconds: callers share a data set while one of them holds it.
 _LOADED: weakref.WeakValueDictionary[tuple, DetectionDataset] = weakref.WeakValueDictionary()
 
@@ -163,28 +178,34 @@ _PARTS = {
     "coco": ("json_file", "image_root"),
     "lvis": ("json_file", "image_root"),
     "voc": ("root", "split", "class_names"),
+    "yolo": ("data_yaml", "split"),
     "cityscapes": ("image_root", "gt_root"),
 }
 _OPTION = {
     "coco": "exif=apply",
     "lvis": "exif=apply",
     "voc": r"((year|first_pixel)=\d+|exif=apply)",
+    "yolo": "exif=apply",
     "cityscapes": "masks=(instanceIds|polygons)",
 }
 
 
-def register_dataset(name: str, kind: str = "coco", **where: Any) -> None:
+def register_dataset(
+    name: str, kind: str = "coco", *, classes: Sequence[str] = (), **where: Any
+) -> None:
     """Add a data set to the catalogue, for DATASETS.TRAIN and DATASETS.TEST.
 
     Args:
         name: New name. Registering the same data set again is allowed.
-        kind: ``coco``, ``lvis``, ``voc`` or ``cityscapes``.
+        kind: ``coco``, ``lvis``, ``voc``, ``yolo`` or ``cityscapes``.
+        classes: The classes that are used, in their order; ``a+b`` makes one of two. Empty for all.
         **where: For coco and lvis ``json_file`` and ``image_root``. For voc ``root``, ``split``,
             ``class_names`` in the order of the class indices, ``year`` (2012, default, scores with
             the area under the precision-recall curve, 2007 with 11 points) and ``first_pixel`` (1,
             default, for VOC's inclusive pixels from 1, 0 for continuous coordinates from 0). For
-            these ``exif="apply"`` where annotations belong to the pixels as stored. For
-            cityscapes ``image_root``, ``gt_root`` and ``masks``, see :func:`read_cityscapes`.
+            yolo ``data_yaml`` and ``split``. For these ``exif="apply"`` where annotations belong to
+            the pixels as stored. For cityscapes ``image_root``, ``gt_root`` and ``masks``, see
+            :func:`read_cityscapes`.
 
     InputError if the kind or a field is unknown, a field is missing, or the name is taken.
     """
@@ -192,12 +213,13 @@ def register_dataset(name: str, kind: str = "coco", **where: Any) -> None:
         "coco": functools.partial(_own_json, kind="coco"),
         "lvis": functools.partial(_own_json, kind="lvis"),
         "voc": _own_voc,
+        "yolo": _own_yolo,
         "cityscapes": _own_cityscapes,
     }
     if kind not in makers:
         raise InputError(f"Data set {name!r}: kind is {kind!r}, expected {' or '.join(makers)}.")
     try:
-        dataset = makers[kind](name, **where)
+        dataset = dataclasses.replace(makers[kind](name, **where), chosen=tuple(classes))
         if dataset.exif not in ("", "apply"):
             raise TypeError(f"exif is {dataset.exif!r}, expected apply or nothing")
     except TypeError as error:
@@ -233,7 +255,14 @@ def _own_voc(
             f" is {first_pixel!r}, expected 1 (VOC's) or 0."
         )
     where = str(Path(root) / "JPEGImages"), None, os.fspath(root), split
-    return DetectionDataset(name, "voc", *where, classes, year, first_pixel, exif=exif)
+    return DetectionDataset(
+        name, "voc", *where, classes, year=year, first_pixel=first_pixel, exif=exif
+    )
+
+
+def _own_yolo(name: str, *, data_yaml: _Path, split: str, exif: str = "") -> DetectionDataset:
+    where = str(Path(data_yaml).parent), None, os.fspath(data_yaml), split
+    return DetectionDataset(name, "yolo", *where, exif=exif)
 
 
 def _own_cityscapes(
@@ -253,6 +282,16 @@ def dataset_names() -> list[str]:
 
 def get_dataset(name: str) -> DetectionDataset:
     """Return the data set of a name, or raise UnknownKeyError; nothing is read from disk yet."""
+    known = _known(name)
+    paths = {key: getattr(known, key) for key in ("image_root", "json_file", "root")}
+    if name in _BUILTIN:
+        paths = {key: path and str(datasets_root() / path) for key, path in paths.items()}
+    chosen = _ORDERS.get(dataclasses.astuple(known), known.chosen)
+    dataset = dataclasses.replace(known, chosen=chosen, **paths)
+    return _LOADED.setdefault(dataclasses.astuple(dataset), dataset)
+
+
+def _known(name: str) -> DetectionDataset:
     known = _OWN.get(name) or _BUILTIN.get(name)
     if known is None:
         names = dataset_names()
@@ -260,11 +299,7 @@ def get_dataset(name: str) -> DetectionDataset:
             f"There is no data set {name!r}.{did_you_mean(name, names)} Known: {', '.join(names)}."
             " Add your own with --dataset."
         )
-    paths = {key: getattr(known, key) for key in ("image_root", "json_file", "root")}
-    if name in _BUILTIN:
-        paths = {key: path and str(datasets_root() / path) for key, path in paths.items()}
-    dataset = dataclasses.replace(known, **paths)
-    return _LOADED.setdefault(dataclasses.astuple(dataset), dataset)
+    return known
 
 
 def parse_dataset_flag(flag: str) -> str:
@@ -274,22 +309,28 @@ def parse_dataset_flag(flag: str) -> str:
     name, _, place = flag.partition("=")
     kind, *parts = place.split(":")
     names, option = _PARTS.get(kind, ()), _OPTION.get(kind, "")
-    words, options = parts[: len(names)], ":".join(parts[len(names) :])
-    is_legal = name and names and all(parts) and len(words) == len(names)
-    if not is_legal or options and not (option and re.fullmatch(f"{option}(,{option})*", options)):
+    words, more = parts[: len(names)], parts[len(names) :]
+    chosen = [part.removeprefix("classes=") for part in more if part.startswith("classes=")]
+    options = ":".join(part for part in more if not part.startswith("classes="))
+    is_legal = name and names and all([*parts, *chosen]) and len(words) == len(names)
+    is_legal = is_legal and len(chosen) <= 1
+    if not is_legal or options and not re.fullmatch(f"{option}(,{option})*", options):
         raise InputError(
-            f"--dataset {flag!r} is not understood; expected NAME=coco:JSON:IMAGES[:exif=apply],"
-            " NAME=lvis:JSON:IMAGES[:exif=apply], NAME=voc:ROOT:SPLIT:CLASSES[:OPTIONS] or"
-            " NAME=cityscapes:LEFTIMG:GTFINE[:OPTIONS]. CLASSES is a comma list or a file with a"
-            " class a line; OPTIONS are year=2007|2012, first_pixel=0|1 and exif=apply, of"
-            " Cityscapes masks=instanceIds|polygons."
+            f"--dataset {flag!r} is not understood; expected NAME=coco:JSON:IMAGES[:OPTIONS],"
+            " NAME=lvis:JSON:IMAGES[:OPTIONS], NAME=voc:ROOT:SPLIT:CLASSES[:OPTIONS],"
+            " NAME=yolo:DATA.YAML:SPLIT[:OPTIONS] or NAME=cityscapes:LEFTIMG:GTFINE[:OPTIONS]."
+            " CLASSES is a comma list or a file with a class a line; OPTIONS are exif=apply, of VOC"
+            " year=2007|2012 and first_pixel=0|1, of Cityscapes masks=instanceIds|polygons, and for"
+            " all :classes=a,b+c, which takes some classes, or several as one."
         )
     where: dict[str, Any] = dict(zip(names, words, strict=True))
     if "class_names" in where:
         where["class_names"] = _parse_classes(where["class_names"])
     for key, value in re.findall(r"(\w+)=(\w+)", options):
         where[key] = int(value) if value.isdecimal() else value
-    register_dataset(name, kind, **where)
+    register_dataset(
+        name, kind, classes=[c.strip() for c in ",".join(chosen).split(",") if c], **where
+    )
     return name
 
 
@@ -316,13 +357,24 @@ def check_class_count(
         )
 
 
-def check_same_classes(datasets: Sequence[DetectionDataset]) -> None:
-    """Raise InputError if class indices mean different things in two data sets."""
-    for other in datasets[1:]:
-        mine, theirs = datasets[0].class_names, other.class_names
+def align_classes(datasets: Sequence[DetectionDataset]) -> list[DetectionDataset]:
+    """Return the data sets of a run, with classes in the order of the first: they are matched by
+    name. ``get_dataset`` returns them so from now on. InputError if their classes differ.
+    """
+    for dataset in datasets[:1]:
+        _ORDERS.pop(dataclasses.astuple(_known(dataset.name)), None)
+    aligned = [get_dataset(dataset.name) for dataset in datasets]
+    for place, other in enumerate(aligned[1:], start=1):
+        mine, theirs = aligned[0].class_names, other.class_names
+        if mine != theirs and len(set(mine)) == len(mine) and sorted(mine) == sorted(theirs):
+            _ORDERS[dataclasses.astuple(_known(other.name))] = mine
+            aligned[place] = get_dataset(other.name)
+            continue
         for index, (a, b) in enumerate(itertools.zip_longest(mine, theirs, fillvalue="nothing")):
             if a != b:
                 raise InputError(
-                    f"Data sets {datasets[0].name!r} and {other.name!r} have different classes:"
-                    f" index {index} is {a!r} in the first and {b!r} in the second."
+                    f"Data sets {aligned[0].name!r} and {other.name!r} have different classes:"
+                    f" index {index} is {a!r} in the first and {b!r} in the second. Choose the same"
+                    " ones with :classes=NAME,... at the end of --dataset."
                 )
+    return aligned

@@ -28,6 +28,7 @@ from .records import LEFT_OUT, Contents
 _METRICS = {
     "coco": "COCO AP",
     "lvis": "LVIS AP",
+    "yolo": "COCO AP",
     "cityscapes": "COCO AP of boxes and Cityscapes AP of masks",
 }
 _SHOWN = 100  # classes that are listed; of LVIS's 1230 these are the most frequent

@@ -94,12 +94,15 @@ def _describe(dataset: DetectionDataset) -> None:
         metadata.set(dirname=dataset.root, split=dataset.split, year=dataset.year)
         return
     if dataset.kind == "cityscapes":
-        metadata.set(evaluator_type="cityscapes_instance", thing_classes=list(CITYSCAPES_LABELS))
+        classes = list(dataset.chosen or CITYSCAPES_LABELS)
+        metadata.set(evaluator_type="cityscapes_instance", thing_classes=classes)
         metadata.set(image_dir=dataset.image_root, gt_dir=dataset.root)
         return
-    kind = {"evaluator_type": dataset.kind}  # coco or lvis, as Detectron2 calls them
-    metadata.set(**kind, json_file=dataset.json_file, image_root=dataset.image_root)
-    if not os.path.exists(dataset.json_file or ""):
+    kind = "lvis" if dataset.kind == "lvis" else "coco"  # as Detectron2 calls them
+    metadata.set(evaluator_type=kind, image_root=dataset.image_root)
+    if dataset.json_file is not None:
+        metadata.set(json_file=dataset.json_file)
+    if not os.path.exists(dataset.json_file or dataset.root or ""):
         return
     indices = {category: index for index, category in enumerate(dataset.category_ids)}
     classes = list(dataset.class_names)

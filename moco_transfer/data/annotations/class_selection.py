@@ -1,0 +1,58 @@
+"""Some of a data set's classes, in an order of one's own, or several of them as one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from ...runtime.errors import InputError, did_you_mean
+from .records import Contents, count_left_out
+
+
+def select_classes(contents: Contents, chosen: Sequence[str], name: str) -> Contents:
+    """Return contents with the classes of ``chosen`` alone, in this order; ``a+b`` makes one class
+    of two, whose id is that of ``a``. Images stay, whether they have such objects or not.
+
+    InputError of the data set ``name`` if a class is unknown or occurs twice.
+    """
+    groups = [_members(word, contents.class_names, name) for word in chosen]
+    index_of = {old: index for index, group in enumerate(groups) for old in group}
+    if len(index_of) < sum(map(len, groups)):
+        raise InputError(f"Data set {name!r}: classes {','.join(chosen)} name a class twice.")
+    if contents.frequencies and any(len(group) > 1 for group in groups):
+        raise InputError(f"Data set {name!r}: classes of LVIS cannot be merged.")
+    ids = tuple(contents.category_ids[group[0]] for group in groups)
+    records = []
+    for record in contents.records:
+        of_lvis = {
+            key: [i for i in record[key] if i in ids]
+            for key in ("neg_category_ids", "not_exhaustive_category_ids")
+            if key in record
+        }
+        kept = [
+            {**annotation, "category_id": index_of[annotation["category_id"]]}
+            for annotation in record["annotations"]
+            if annotation["category_id"] in index_of
+        ]
+        records.append({**record, **of_lvis, "annotations": kept})
+    return dataclasses.replace(
+        contents,
+        records=records,
+        class_names=tuple(chosen),
+        category_ids=ids,
+        left_out=count_left_out(records, keypoints=bool(contents.keypoint_names)),
+        frequencies=tuple(contents.frequencies[g[0]] for g in groups if contents.frequencies),
+    )
+
+
+def _members(word: str, names: Sequence[str], name: str) -> list[int]:
+    """Return the indices of the classes that a word names; a file may use one name twice."""
+    parts = [word] if word in names else word.split("+")
+    for part in parts:
+        if part not in names:
+            some = ", ".join(names[:20]) + ", ..." * (len(names) > 20)
+            raise InputError(
+                f"Data set {name!r} has no class {part!r}; it has {some}."
+                f"{did_you_mean(part, names)}"
+            )
+    return [index for part in parts for index, known in enumerate(names) if known == part]
