@@ -55,8 +55,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _draw_sheet(folder: Path, report: DatasetReport) -> None:
-    """Draw the first annotated images that can be read, as training sees them."""
+    """Draw the first annotated images, as training sees them, and histograms of all boxes."""
     from ..data.annotations.catalog import get_dataset
+    from ..data.histograms import draw_histograms
     from ..evaluate.detection_sheet import draw_detection_sheet, first_images
 
     name = re.sub(r"[^\w.+-]", "_", report.name)
@@ -64,6 +65,8 @@ def _draw_sheet(folder: Path, report: DatasetReport) -> None:
     try:
         dataset = get_dataset(report.name)
         draw_detection_sheet(path, dataset, {}, image_ids=first_images(dataset))
-        print(f"{report.name}: drawn in {path}")
+        chart = path.with_name(f"{name}_histograms.png")
+        draw_histograms(chart, dataset.records, dataset.class_names)
+        print(f"{report.name}: drawn in {path} and {chart.name}")
     except InputError as error:
         print(f"{report.name}: no sheet ({error})")

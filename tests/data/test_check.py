@@ -130,7 +130,9 @@ def test_check_dataset__coco_names_every_fault_of_a_file_that_was_written_by_han
 
 
 def test_check_dataset__an_image_turned_by_exif(make_coco):
-    json_file, images = make_coco([{"id": 5, "file_name": "b.jpg", "width": 40, "height": 30}], [])
+    box = {"id": 1, "image_id": 5, "category_id": 7, "bbox": [1, 2, 10, 20], "area": 200}
+    image = {"id": 5, "file_name": "b.jpg", "width": 40, "height": 30}
+    json_file, images = make_coco([image], [box])
     image = Image.open(images / "b.jpg")
     exif = image.getexif()
     exif[274] = 6
@@ -152,7 +154,9 @@ def test_check_data__command_line(make_voc, make_coco, capsys):
     flag = ["--dataset", f"mine=voc:{root}:train:dog"]
     assert main.main(["check-data", *flag]) == 0
     assert "mine: images: 1, boxes: 1, classes: 1," in capsys.readouterr().out
-    json_file, images = make_coco([{"id": 5, "file_name": "b.jpg", "width": 40, "height": 30}], [])
+    box = {"id": 1, "image_id": 5, "category_id": 7, "bbox": [1, 2, 10, 20], "area": 200}
+    image = {"id": 5, "file_name": "b.jpg", "width": 40, "height": 30}
+    json_file, images = make_coco([image], [box])
     assert main.main(["check-data", *flag, "--dataset", f"other=coco:{json_file}:{images}"]) == 2
     assert "index 0 is 'dog' in the first and 'cat' in the second" in capsys.readouterr().err
     (root / "JPEGImages" / "a.jpg").unlink()

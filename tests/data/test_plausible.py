@@ -11,6 +11,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
+from pycocotools import mask as mask_api
 
 from moco_transfer.cli.main import main
 from moco_transfer.data.annotations import catalog
@@ -123,7 +124,36 @@ def test_check_data__draws_what_a_run_would_see(data_set, tmp_path, capsys, monk
     name = data_set("seen", [[[10, 10, 50, 40], [5, 5, 20, 20]], [[30, 20, 60, 50]]])
     assert main(["check-data", name, "--sheet", str(tmp_path / "sheets")]) == 0
     sheet = Image.open(tmp_path / "sheets" / "seen.png")
+    assert Image.open(tmp_path / "sheets" / "seen_histograms.png").width > 900
     assert sheet.height > 2 * HEIGHT
     printed = capsys.readouterr().out
     # areas 2000, 400 and 3000: square roots 44.7, 20 and 54.8
     assert "median 45" in printed and "boxes in an image: median 2, most 2" in printed
+
+
+def test_mask_in_run_length_form__apart_from_its_box(data_set):
+    there = np.zeros((HEIGHT, WIDTH), np.uint8, order="F")
+    there[50:70, 60:90] = 1
+    rle = mask_api.encode(there)
+    more = {"segmentation": rle | {"counts": rle["counts"].decode()}}
+    box = [10, 10, 20, 20]
+    apart = check_dataset(data_set("apart", [[box], [[55, 45, 30, 20]]], more=more)).remarks
+    assert [r for r in apart if "masks that lie outside of their box: 1," in r]
+
+
+@pytest.mark.parametrize("level", [0, 128])
+def test_images_of_one_colour__are_remarked(data_set, level):
+    plain = np.full((HEIGHT, WIDTH, 3), level, np.uint8)
+    plain[::2, ::2] += 2  # what compression leaves
+    black, box = Image.fromarray(plain), [[10, 10, 50, 50]]
+    remarks = check_dataset(data_set("all", [box, box], images=[black, black])).remarks
+    assert any("images of one colour: 2 of 2" in r and "all/1.png" in r for r in remarks)
+    remarks = check_dataset(data_set("some", [box, box], images=[black, scene(3)])).remarks
+    assert any("images of one colour: 1 of 2" in r for r in remarks)
+
+
+@pytest.mark.parametrize("crowd", [None, 1])
+def test_no_box__is_not_usable(data_set, crowd):
+    boxes = [[[10, 10, 50, 50]], []] if crowd else [[], []]
+    name = data_set("nothing", boxes, more={"iscrowd": 1})
+    assert main(["check-data", name]) == 2

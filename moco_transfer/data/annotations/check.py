@@ -32,6 +32,7 @@ _METRICS = {
     "cityscapes": "COCO AP of boxes and Cityscapes AP of masks",
 }
 _SHOWN = 100  # classes that are listed; of LVIS's 1230 these are the most frequent
+_NOISE = 2  # levels by which a compressed image of one colour may differ
 _THREADS = 8  # more than cores: they hide the wait for the disk
 
 
@@ -172,8 +173,11 @@ def _remark(report: DatasetReport, dataset: DetectionDataset, contents: Contents
     if twice:
         remarks.append(f"images listed more than once: {len(twice)}, for example {twice[0]}.")
     absent = [name for name, count in report.boxes_of_class.items() if count == 0]
-    if report.num_boxes == 0:
-        remarks.append("there is no box: neither training nor AP is possible.")
+    if report.num_boxes == 0 and not report.problems:  # else a consequence of theirs
+        report.problems.append(
+            "there is no box to train on or to score, crowd regions not counted. Predictions alone"
+            " take --eval-only."
+        )
     elif absent:
         names = ", ".join(absent[:_SHOWN]) + ", ..." * (len(absent) > _SHOWN)
         remarks.append(f"classes without a box: {len(absent)} ({names}).")
@@ -232,7 +236,7 @@ def _open_images(report: DatasetReport, records: Sequence[dict], exif: str) -> N
     for field_name, text in _SEEN.items():
         found = [f for f, one in zip(files, opened, strict=True) if getattr(one, field_name)]
         if found:
-            remark = text.format(count=len(found), advice=advice)
+            remark = text.format(count=len(found), total=len(files), advice=advice)
             report.remarks.append(f"{remark}, for example {found[0]}.")
 
 
@@ -242,7 +246,7 @@ _SEEN = {
         "images of 16 bits without a value above 4095, as 12-bit data have: {count}. They are"
         " nearly black, because the upper 8 bits are used: multiply them by 16"
     ),
-    "is_plain": "images of one colour: {count}",
+    "is_plain": "images of one colour: {count} of {total}",
 }
 
 
@@ -256,6 +260,7 @@ def _open_image(record: dict) -> _Opened:
         return _Opened(problem)
     file, brightest = record["file_name"], int(pixels.max())
     is_dark = brightest < 16 and has_16_bits(file)
-    is_plain = bool((pixels == pixels[0, 0]).all())
+    spread = pixels.max(axis=(0, 1)) - pixels.min(axis=(0, 1))
+    is_plain = bool(spread.max() <= _NOISE)
     seen = orientation_of(file) != 1, is_dark, is_plain, perceptual_hash(pixels)
     return _Opened(None, sha256_of(file), *seen)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from pycocotools import mask as mask_api
 
 _FEW = 20  # boxes below which a pattern may be chance
 _TENFOLD = 10
@@ -82,12 +83,16 @@ def odd_scales(records: Sequence[dict]) -> Iterator[str]:
 
 
 def _is_apart(annotation: dict) -> bool:
-    """Return whether the polygons of an object do not touch its box."""
-    polygons = annotation.get("segmentation")
-    if not isinstance(polygons, list) or not polygons:
+    """Return whether the mask of an object does not touch its box."""
+    mask = annotation.get("segmentation")
+    if not mask:
         return False
-    x = [value for polygon in polygons for value in polygon[0::2]]
-    y = [value for polygon in polygons for value in polygon[1::2]]
+    if isinstance(mask, dict):
+        left, top, width, height = mask_api.toBbox(mask)
+        x, y = [left, left + width], [top, top + height]
+    else:
+        x = [value for polygon in mask for value in polygon[0::2]]
+        y = [value for polygon in mask for value in polygon[1::2]]
     x0, y0, x1, y1 = annotation["bbox"]
     return min(x) > x1 or max(x) < x0 or min(y) > y1 or max(y) < y0
 
