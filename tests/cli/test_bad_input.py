@@ -70,6 +70,7 @@ def test_pretrain__unreadable_images(capsys, tmp_path, pool):
     assert main(done) == 0
     log = (tmp_path / "allowed" / "log.txt").read_text()
     assert log.count("skipped unreadable image") == 4 and str(some[0]) in log
+    assert log.count("so far): ") == 4  # and the reason
 
 
 def moco_checkpoint(path: Path, arch: str = "resnet18") -> Path:
