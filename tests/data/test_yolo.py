@@ -1,7 +1,7 @@
 """YOLO's layout: boxes and polygons against numbers computed by hand, and all that may be wrong.
 
 Seen red under: a centre taken for a corner; width and height exchanged; the first folder ``images``
-replaced; labels of another suffix's image; a class that does not exist; shares above 1.
+replaced; a class that does not exist; shares above 1.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def test_read_yolo__boxes_polygons_and_images_without_labels(make_yolo):
     ],
 )
 def test_read_yolo__data_yaml_in_every_form(make_yolo, tmp_path, yaml):
-    below = tmp_path / "set"
-    file = make_yolo({"images/train/a.jpg": None}, yaml, images="set")
+    below = tmp_path / "images/set"
+    file = make_yolo({"images/train/a.jpg": None}, yaml, images="images/set")
     file.rename(below / "data.yaml")
     (below / "labels/train").mkdir(parents=True)
     (below / "labels/train/a.txt").write_text("1 0.5 0.5 0.25 0.5\n")

@@ -135,7 +135,7 @@ def _read_object(
             f" image, whose pixels count from {first_pixel}. Correct the XML.",
             "box",
         )
-    difficult = (node.findtext("difficult") or "0").strip()
+    difficult = (node.findtext("difficult") or "").strip() or "0"
     if difficult not in ("0", "1"):
         raise Fault(f"difficult is {difficult!r}, expected 0 or 1.", "difficult")
     return {"bbox": box, "category_id": class_of[name], "iscrowd": 0, "difficult": int(difficult)}
