@@ -318,7 +318,7 @@ def parse_dataset_flag(flag: str) -> str:
         raise InputError(
             f"--dataset {flag!r} is not understood; expected NAME=coco:JSON:IMAGES[:OPTIONS],"
             " NAME=lvis:JSON:IMAGES[:OPTIONS], NAME=voc:ROOT:SPLIT:CLASSES[:OPTIONS],"
-            " NAME=yolo:DATA.YAML:SPLIT[:OPTIONS] or NAME=cityscapes:LEFTIMG:GTFINE[:OPTIONS]."
+            " NAME=yolo:data.yaml:SPLIT[:OPTIONS] or NAME=cityscapes:LEFTIMG:GTFINE[:OPTIONS]."
             " CLASSES is a comma list or a file with a class a line; OPTIONS are exif=apply, of VOC"
             " year=2007|2012 and first_pixel=0|1, of Cityscapes masks=instanceIds|polygons, and for"
             " all :classes=a,b+c, which takes some classes, or several as one."
