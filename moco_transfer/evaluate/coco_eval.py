@@ -199,20 +199,11 @@ class CocoScores:
         """
         if not has_hotcoco() or self._lvis_style or task == "keypoints":
             return {}
-        entries = [entry for entry in self._evaluate_all_sizes(task).evalImgs if entry is not None]
-        on_crowds = {
-            number
-            for entry in entries
-            for number, ignored in zip(entry["dtIds"], entry["dtIgnore"][0], strict=True)
-            if ignored
-        }
-        content = self._truth(task)
+        content, results = self._truth(task), self._results_of(task)
+        results = _chosen(results, np.flatnonzero(_columns(results)[1] >= SCORE).tolist())
+        on_crowds = _on_crowds(content, results, task)
+        results = _chosen(results, [n for n in range(len(results)) if n not in on_crowds])
         content["annotations"] = [a for a in content["annotations"] if not a["iscrowd"]]
-        results = self._results_of(task)
-        kept = [n - 1 for n in range(1, len(results) + 1) if n not in on_crowds]
-        results = (
-            results[kept] if isinstance(results, np.ndarray) else [results[index] for index in kept]
-        )
         scored = _library()[1](*_load(content, results), task)
         found = scored.confusion_matrix(iou_thr=IOU, min_score=SCORE)
         name_of = dict(zip(self._dataset.category_ids, unique_names(self._dataset), strict=True))
@@ -340,6 +331,40 @@ def _load(content: dict[str, Any], results: list[dict] | np.ndarray) -> tuple[An
         # pycocotools' loadRes fails on an empty list.
         nothing = _indexed(api(), content | {"annotations": []})
         return truth, truth.loadRes(results) if len(results) else nothing
+
+
+def _columns(results: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return images, scores, and areas of boxes (1 where there is none) of D results."""
+    if not isinstance(results, np.ndarray):
+        empty = [0, 0, 1, 1]
+        rows = [[r["image_id"], *r.get("bbox", empty), r["score"]] for r in results]
+        results = np.array(rows, float).reshape(-1, 6)
+    return results[:, 0], results[:, 5], results[:, 3] * results[:, 4]
+
+
+def _chosen(results: Any, places: list[int]) -> Any:
+    return results[places] if isinstance(results, np.ndarray) else [results[n] for n in places]
+
+
+def _on_crowds(content: dict[str, Any], results: Any, task: str) -> set[int]:
+    """Return the places of results that COCO's rules ignore: on a crowd, or of negative area."""
+    numbers, _, areas = _columns(results)
+    images = {a["image_id"] for a in content["annotations"] if a["iscrowd"]}
+    images |= set(map(int, numbers[areas < 0]))
+    if not images or not len(results):
+        return set()
+    scored = _library()[1](*_load(content, results), task)
+    scored.params.imgIds, scored.params.iouThrs = sorted(images), np.array([IOU])
+    scored.params.areaRng, scored.params.areaRngLbl = [[0, 1e10]], ["all"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        scored.evaluate()
+    return {
+        number - 1  # loadRes counts from 1
+        for entry in scored.evalImgs
+        if entry is not None
+        for number, ignored in zip(entry["dtIds"], entry["dtIgnore"][0], strict=True)
+        if ignored
+    }
 
 
 def _indexed(api: Any, content: dict[str, Any]) -> Any:
