@@ -171,6 +171,21 @@ def test_read_voc__other_layouts_are_read_as_the_plain_one(make_voc, tmp_path, l
     assert [r["image_id"].split("/")[-1] for r in records[1]] == ["a", "b"]
 
 
+def test_read_voc__an_image_may_have_the_name_that_its_xml_says(make_voc):
+    root = make_voc({"a": (40, 30, BOXES), "b": (40, 30, [])})
+    (root / "JPEGImages/a.jpg").rename(root / "JPEGImages/DSC_7.JPG")
+    path = root / "Annotations/a.xml"
+    text = path.read_text().replace("<annotation>", "<annotation><filename>DSC_7.JPG</filename>")
+    path.write_text(text)
+    records = read_voc(root, "train", CLASSES).records
+    assert [r["file_name"] for r in records] == [
+        str(root / "JPEGImages" / name) for name in ("DSC_7.JPG", "b.jpg")
+    ]
+    path.write_text(text.replace("DSC_7.JPG", "b.jpg"))  # which is the other one's
+    with pytest.raises(MissingFileError, match=r"JPEGImages/a\.jpg\. "):
+        read_voc(root, "train", CLASSES)
+
+
 def test_read_voc__a_folder_without_splits_is_no_test_set(make_voc, tmp_path):
     _kaggle(make_voc({"a": (40, 30, BOXES)}), tmp_path / "kaggle")
     assert len(read_voc(tmp_path / "kaggle", "all", CLASSES).records) == 1

@@ -1,8 +1,8 @@
 """Data sets with seeded oddities: read as their plain twin, or refused in one sentence; and one set
 in three formats.
 
-Seen red under: a byte order mark kept; backslashes kept; YOLO's labels looked for in one case; ids as
-floats; VOC's pixels counted from 0.
+Seen red under: a byte order mark kept; backslashes kept; YOLO's labels looked for in one case; ids
+as floats; VOC's pixels counted from 0.
 """
 
 from __future__ import annotations

@@ -112,6 +112,14 @@ def test_read_yolo__a_wrong_line_is_one_sentence(make_yolo, line, facts):
     assert facts in str(error.value) and "\n" not in str(error.value)
 
 
+def test_read_yolo__labels_in_another_encoding_are_one_line(make_yolo, tmp_path):
+    file = make_yolo({"a.jpg": "", "b.jpg": ""})
+    for name in "ab":
+        (tmp_path / f"labels/{name}.txt").write_bytes(b"0 \xff")
+    with pytest.raises(InputError, match=r"labels/a\.txt and 1 more: .*save it as UTF-8"):
+        read_yolo(file, "train")
+
+
 @pytest.mark.parametrize(
     ("yaml", "facts"),
     [

@@ -340,7 +340,8 @@ def _parse_classes(text: str) -> tuple[str, ...]:
         lines = read_text(path).splitlines()
         return tuple(line.strip() for line in lines if line.strip())
     if "/" in text or text.endswith(".txt"):
-        raise MissingFileError(f"The file of class names {text} does not exist.")
+        near = lies_near(path, lambda name: name.endswith(path.suffix))
+        raise MissingFileError(f"The file of class names {text} does not exist.{near}")
     return tuple(name.strip() for name in text.split(","))
 
 

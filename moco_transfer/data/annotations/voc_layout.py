@@ -9,6 +9,7 @@ Ids may have folders: ``cam1/a`` is Annotations/cam1/a.xml.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections import Counter
@@ -18,7 +19,7 @@ from pathlib import Path
 from ...runtime.errors import InputError, MissingFileError
 from ..images.image_source import is_image
 from ..images.near_names import find_names, lies_near, list_files
-from ..text import read_text
+from ..text import read_text, read_xml
 from .records import OnProblem
 
 _XML_FOLDERS = ("annotations", "annotation", "xmls", "xml", "labels")
@@ -63,9 +64,20 @@ def find_voc(root: Path, split: str, on_problem: OnProblem) -> VocFiles:
         ids = _read_image_list(image_list, list(xmls), xml_root, on_problem, remarks)
     found = find_names(ids, list(images), image_root)
     remarks += found.remarks()
-    paths = {i: images[found.paths[i]] if i in found.paths else f"{i}.jpg" for i in ids}
+    # A last resort is the name that the XML has.
+    lost = {i: _named_in(xml_root / xmls[i]) for i in ids if i not in found.paths}
+    free = [name for name in images if name not in found.paths.values()]
+    named = find_names(filter(None, lost.values()), free, image_root).paths
+    stems = found.paths | {i: named[n] for i, n in lost.items() if n in named}
+    paths = {i: images[stems[i]] if i in stems else f"{i}.jpg" for i in ids}
     full = {i: os.path.join(image_root, path) for i, path in paths.items()}
     return VocFiles(where, {i: xml_root / xmls[i] for i in ids}, full, remarks)
+
+
+def _named_in(xml: Path) -> str:
+    with contextlib.suppress(InputError):  # which the reader reports
+        return (read_xml(xml).findtext("filename") or "").strip()
+    return ""
 
 
 def _is_xml(name: str) -> bool:

@@ -73,7 +73,7 @@ def read_yolo(
             record |= {"image_id": os.path.relpath(image, file.parent), "annotations": []}
             records.append(record)
             if image in labels and size[0]:
-                _read_labels(labels[image], record, len(names), faults, on_problem)
+                _read_labels(labels[image], record, len(names), faults)
     faults.report(on_problem)
     check_image_files(records, f"{file}, {split}", on_problem)
     indices = tuple(range(len(names)))
@@ -169,14 +169,12 @@ def _find_labels(images: list[str]) -> tuple[dict[str, str], list[str]]:
     return labels, remarks
 
 
-def _read_labels(
-    path: str, record: dict, num_classes: int, faults: Faults, on_problem: OnProblem
-) -> None:
+def _read_labels(path: str, record: dict, num_classes: int, faults: Faults) -> None:
     """Add the annotations of a label file to a record."""
     try:
         text = read_text(path)
     except InputError as problem:
-        on_problem(problem)
+        faults.add(path, Fault(str(problem).removeprefix(f"{path} "), "text"))
         return
     for number, line in enumerate(text.splitlines(), start=1):
         if words := line.split():
