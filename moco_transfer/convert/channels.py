@@ -2,7 +2,8 @@
 
 The first convolution alone changes, and it stays linear: of grey images its filters are the sums
 over R, G and B, so that a grey image gives the features of its RGB copy; of N bands they are R, G,
-B, R, ... times 3/N, so that N equal bands do.
+B, R, ... times 3/N, so that N equal bands do. Weights for grey
+images are read as weights for RGB.
 
 Source: timm 1.0 models/_manipulate.py adapt_input_conv, which repeats and scales likewise.
 """
@@ -10,6 +11,7 @@ Source: timm 1.0 models/_manipulate.py adapt_input_conv, which repeats and scale
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +20,8 @@ from torch import Tensor
 
 from ..runtime.errors import InputError
 from .formats import Source
+
+logger = logging.getLogger(__name__)
 
 _STEM = "conv1.weight"
 _TARGETS = ("torchvision", "timm", "huggingface")
@@ -41,6 +45,23 @@ def _mixing(channels: int) -> Tensor:
     return torch.eye(3).repeat(1, channels)[:, :channels] * (3 / channels)
 
 
+def rgb_weights(source: Source) -> Source:
+    """Return an encoder for grey images as one for RGB, whose filters are a third each: copies of a
+    grey image in R, G and B have its features. Any other encoder is returned as it is.
+    """
+    stem = source.state.get(_STEM)
+    if stem is None or rgb_filters(_STEM, stem) is stem:
+        return source
+    logger.warning("%s takes grey images; R, G and B get a third of each filter", source.title)
+    return dataclasses.replace(source, state=source.state | {_STEM: rgb_filters(_STEM, stem)})
+
+
+def rgb_filters(name: str, tensor: Tensor) -> Tensor:
+    """Return a tensor, changed if it is the first convolution of an encoder for grey images."""
+    is_grey = name.endswith(_STEM) and tensor.ndim == 4 and tensor.shape[1] == 1
+    return tensor.repeat(1, 3, 1, 1) / 3 if is_grey else tensor
+
+
 def with_channels(source: Source, channels: int) -> Source:
     """Return an encoder whose first convolution takes images of this many channels."""
     if channels == 3:
@@ -62,8 +83,11 @@ def stamp_of_channels(stamp: Mapping[str, Any], channels: int) -> dict[str, Any]
     """Return the stamp with the number of channels: grey has the mean of the statistics, and those
     of other bands are not known.
     """
+    stamp = dict(stamp)
+    if stamp["format"] == "L":  # of a source for grey images
+        stamp |= {"format": "RGB", **{k: 3 * stamp[k] for k in ("pixel_mean", "pixel_std")}}
     if channels == 3:
-        return dict(stamp)
+        return stamp
     grey = channels == 1 and stamp["format"] is not None
     pixels = {
         "format": "L" if grey else None,

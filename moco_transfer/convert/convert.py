@@ -28,7 +28,14 @@ from ..models.resnets import (
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_path, sha256_of
 from .architecture import named_architecture
-from .channels import as_rgb, check_channels, stamp_of_channels, with_channels
+from .channels import (
+    as_rgb,
+    check_channels,
+    rgb_filters,
+    rgb_weights,
+    stamp_of_channels,
+    with_channels,
+)
 from .coverage import check_source, source_coverage
 from .formats import Source, read_source
 from .huggingface import WEIGHTS, can_hold, write_configs
@@ -128,19 +135,19 @@ def convert_checkpoint(
     _check_arguments(src, dst, to, arch, encoder)
     check_channels(input_channels, to)
     content = read_checkpoint(src)
-    source = read_source(content, encoder=encoder, source_format=source_format)
+    source = rgb_weights(read_source(content, encoder=encoder, source_format=source_format))
     arch = arch or named_architecture(content, recognise(source.state))
     check_source(source, arch, src)
     carried = companions(content, source) if to == "moco" else {}
     encoders = {"q": source}
     if any(name.startswith(KEY_ENCODER) for name in carried.values()):
-        encoders["k"] = read_source(content, encoder="k", source_format=source_format)
+        encoders["k"] = rgb_weights(read_source(content, encoder="k", source_format=source_format))
         check_source(encoders["k"], arch, src)
     stamp = make_stamp(content, source, arch=arch, sha256=sha256_of(src))
     _check_network(source, stamp, src, to)
     stamp = stamp_of_channels(stamp, input_channels)
     adapted = with_channels(source, input_channels)
-    extra = {there: content.tensors[here] for here, there in carried.items()}
+    extra = {there: rgb_filters(here, content.tensors[here]) for here, there in carried.items()}
     verify = src.stat().st_size <= VERIFY_UP_TO if verify is None else verify
     differences: dict[str, float] = {}
     with atomic_path(dst) as tmp:
@@ -272,7 +279,7 @@ def describe(
         ("tensors", str(len(content.tensors))),
     ]
     try:
-        source = read_source(content, encoder=encoder, source_format=source_format)
+        source = rgb_weights(read_source(content, encoder=encoder, source_format=source_format))
     except InputError as error:
         return _in_columns([*rows, ("layout", str(error))])
     arch = recognise(source.state)

@@ -14,7 +14,7 @@ import torchvision
 from networks import seeded
 
 from moco_transfer.cli.main import main
-from moco_transfer.convert import convert_checkpoint
+from moco_transfer.convert import convert_checkpoint, load_backbone
 from moco_transfer.convert.read import read_checkpoint
 from moco_transfer.runtime.errors import InputError
 
@@ -80,3 +80,34 @@ def test_convert__refuses_channels_that_nobody_reads(tmp_path, saved, small, to,
         there = tmp_path / (name if "." in name else "a.safetensors")
         convert_checkpoint(saved(small), there, to=to, input_channels=channels, verify=False)
     assert {path.name for path in tmp_path.iterdir()} == {"source.pth"}
+
+
+def test_convert__weights_for_grey_images_into_a_detector_and_back(tmp_path, saved, network):
+    state = {n: t for n, t in network.state_dict().items() if not n.startswith("fc.")}
+    source, grey_file = saved(state), tmp_path / "grey.safetensors"
+    convert_checkpoint(source, grey_file, to="timm", input_channels=1)
+    report = convert_checkpoint(grey_file, tmp_path / "backbone.pkl")
+    assert report.stamp["format"] == "RGB" and len(report.stamp["pixel_mean"]) == 3
+    assert "input_channels" not in report.stamp
+    grey_stem = read_checkpoint(grey_file).tensors["conv1.weight"]
+    stem = torch.from_numpy(load_backbone(report.output).arrays["stem.conv1.weight"])
+    assert stem.shape == (64, 3, 7, 7)
+    assert torch.allclose(stem.sum(1, keepdim=True), grey_stem, atol=1e-6)
+    assert torch.equal(stem[:, 0], stem[:, 2])
+    again = convert_checkpoint(grey_file, tmp_path / "2.pth", to="torchvision", input_channels=1)
+    assert again.stamp["format"] == "L" and again.stamp["input_channels"] == 1
+    kept = read_checkpoint(again.output).tensors["conv1.weight"]
+    assert torch.allclose(kept, grey_stem, atol=1e-6)
+
+
+def test_convert__an_official_checkpoint_for_grey_images_keeps_both_encoders(
+    tmp_path, saved, official
+):
+    state = dict(official["state_dict"])
+    for role in ("q", "k"):
+        name = f"module.encoder_{role}.conv1.weight"
+        state[name] = state[name].sum(1, keepdim=True)
+    convert_checkpoint(saved({**official, "state_dict": state}), tmp_path / "3.pth", to="moco")
+    tensors = read_checkpoint(tmp_path / "3.pth").tensors
+    for role in ("q", "k"):
+        assert tensors[f"state_dict.module.encoder_{role}.conv1.weight"].shape == (64, 3, 7, 7)
