@@ -78,7 +78,7 @@ def _decode(data: bytes, path: str | os.PathLike[str], encoding: str, errors: st
         return text
     except UnicodeDecodeError as error:
         raise not_text(path, error) from error
-    except LookupError as error:
+    except (LookupError, UnicodeError) as error:  # codecs that are no encoding of texts
         raise InputError(
             f"{path} declares the encoding {encoding!r}, which Python does not know; save it as"
             " UTF-8."

@@ -7,6 +7,7 @@ name accepted from another folder; two names given one file; the first of two fi
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import unicodedata
 
@@ -53,6 +54,7 @@ def test_read_xml__in_what_python_can_decode(tmp_path, declared, encoding):
         ("<a>b</a>".encode("utf-16-le"), "UTF-16 without"),
         (b"\xff\x00\x01\x00\x00", "save it as UTF-8"),
         (b'<?xml version="1.0" encoding="base64"?><a/>', "base64"),
+        (b'<?xml version="1.0" encoding="undefined"?><a/>', "undefined"),
     ],
 )
 def test_read_xml__what_it_cannot_read_is_one_sentence(tmp_path, data, facts):
@@ -116,6 +118,19 @@ def test_missing_images__the_message_names_what_is_there(make_coco):
     (images / "a2.jpg").rename(images / "a22.jpg")
     with pytest.raises(MissingFileError, match=r"1 of the 2 images .*a2\.jpg\..* has .*a22\.jpg"):
         read_coco(json_file, images)
+
+
+def test_missing_images__only_near_folders_are_searched(make_coco, monkeypatch):
+    """The nearest folder that exists may be the root of the disk."""
+    json_file, images = make_coco([{"id": 1, "width": 9, "height": 8, "file_name": "a.jpg"}], [])
+    text = json_file.read_text().replace("a.jpg", "/nowhere/b.jpg")
+    json_file.write_text(text)
+    seen = []
+    walk = os.walk
+    monkeypatch.setattr(os, "walk", lambda top: (seen.append(p) or p for p in walk(top)))
+    with pytest.raises(MissingFileError, match=r"the first is /nowhere/b\.jpg\."):
+        read_coco(json_file, images)
+    assert sum(len(names) for _, _, names in seen[:-1]) <= 2000
 
 
 def _roboflow(voc, root):

@@ -26,7 +26,7 @@ from typing import Any
 
 from pycocotools import mask as mask_api
 
-from ...runtime.errors import InputError, MissingFileError
+from ...runtime.errors import InputError, MissingFileError, printable
 from ..images.decode import read_size
 from ..images.image_source import missing_files
 from ..images.near_names import lies_near
@@ -150,4 +150,4 @@ def check_image_files(records: list[dict], where: object, on_problem: OnProblem)
     if missing:
         text = f"{len(missing)} of the {len(records)} images that {where} names do not exist"
         first = paths[missing[0]]
-        on_problem(MissingFileError(f"{text}; the first is {first}.{lies_near(first)}"))
+        on_problem(MissingFileError(f"{text}; the first is {printable(first)}.{lies_near(first)}"))

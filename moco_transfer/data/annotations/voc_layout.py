@@ -89,7 +89,7 @@ def _find_split(root: Path, split: str) -> tuple[Path | None, Path, Path]:
     names = next((list(same) for same in _SAME_SPLITS if split in same), [split])
     names.sort(key=lambda name: name != split)
     lists = [root / "ImageSets" / "Main", root / "ImageSets", root]
-    image_list = next((f for d in lists if (f := d / f"{split}.txt").is_file()), None)
+    image_list = next((f for d in lists if os.path.isfile(f := d / f"{split}.txt")), None)
     xml_root, image_root = _subfolder(root, _XML_FOLDERS), _subfolder(root, _IMAGE_FOLDERS)
     if image_list is not None:
         return image_list, xml_root, image_root

@@ -98,7 +98,7 @@ def _read_yaml(file: Path, split: str) -> tuple[tuple[str, ...], list[str], list
     if isinstance(names, dict):
         by_index = {str(index): name for index, name in names.items()}
         names = [by_index.get(str(index)) for index in range(len(by_index))]
-    if not isinstance(names, list) or not names or None in names:
+    if not isinstance(names, list) or not names or not all(map(_is_name, names)):
         expected = "a list of class names, or a mapping from the indices 0, 1, ... to names"
         raise InputError(f"{file}: names is {short(content.get('names'))}, expected {expected}.")
     if content.get("nc", len(names)) != len(names):
@@ -106,7 +106,11 @@ def _read_yaml(file: Path, split: str) -> tuple[tuple[str, ...], list[str], list
     known = [key for key in ("train", "val", "test") if content.get(key)]
     key = split if split in known else _SAME_SPLITS.get(split, split)
     entries = [content.get(key)] if isinstance(content.get(key), str) else content.get(key)
-    if not isinstance(entries, list) or not all(isinstance(e, str) and e for e in entries):
+    if (
+        not isinstance(entries, list)
+        or not entries
+        or not all(isinstance(e, str) and e for e in entries)
+    ):
         has = f"has {', '.join(known) or 'none of train, val and test'}"
         raise InputError(
             f"{file}: {split} is {short(entries)}, expected a folder or list of images; it {has}."
@@ -116,24 +120,28 @@ def _read_yaml(file: Path, split: str) -> tuple[tuple[str, ...], list[str], list
     return tuple(map(str, names)), entries, [file.parent / path, Path(path), file.parent]
 
 
+def _is_name(name: Any) -> bool:
+    return isinstance(name, (str, int, float))  # yaml takes some words for numbers
+
+
 def _find_images(entry: str, roots: list[Path], where: str) -> list[str]:
     """Return the images of a folder, or of a list."""
     entry = entry.replace("\\", "/")
     # Roboflow's ../train/images begin one folder too high, and ultralytics looks below as well.
     places = [root / e for e in (entry, entry.removeprefix("../")) for root in roots]
-    place = next((place for place in places if place.exists()), places[0])
-    if place.is_dir():
+    place = next((place for place in places if os.path.exists(place)), places[0])
+    if os.path.isdir(place):
         images = [str(place / name) for name in list_files(place, is_image)]
         if not images:
             raise InputError(f"{where}: {place} holds no image.")
         return images
-    if not place.exists():
+    if not os.path.exists(place):
         raise MissingFileError(f"{where}: {place} does not exist.{lies_near(place, _is_text)}")
     lines = [line.strip() for line in read_text(place).splitlines() if line.strip()]
     if not lines:
         raise InputError(f"{where}: {place} lists no image.")
     bases = [place.parent, *roots]
-    base = next((base for base in bases if (base / lines[0]).exists()), roots[0])
+    base = next((base for base in bases if os.path.exists(base / lines[0])), roots[0])
     found = find_image_files(lines, base)
     return [os.path.normpath(found.path(line)) for line in lines]
 

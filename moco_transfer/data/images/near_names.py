@@ -5,15 +5,18 @@ backslashes, other folders.
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from ...runtime.errors import printable
 from .image_source import EXTENSIONS, is_image, missing_files
 
 _SUFFIXES = (*EXTENSIONS, ".xml", ".txt")
+_SEEN = 2000  # files that a message is chosen from
 _Parts = tuple[str, ...]
 
 
@@ -107,12 +110,13 @@ def lies_near(path: str | os.PathLike[str], is_wanted: Callable[[str], bool] = i
     folder, leaf = os.path.split(os.fspath(path).replace("\\", "/"))
     while folder and not os.path.isdir(folder):
         folder = os.path.dirname(folder) if folder != os.path.dirname(folder) else ""
-    files = list_files(folder or ".", is_wanted)
-    bases = {file.rpartition("/")[2] for file in files[:2000]}  # the comparison is slow
+    # Bounded: the folder may be the root of the disk, and the comparison is slow.
+    files = [file for file in itertools.islice(_walk(folder or "."), _SEEN) if is_wanted(file)]
+    bases = {file.rpartition("/")[2] for file in files}
     close = set(difflib.get_close_matches(leaf, bases, n=3))
     near = [file for file in files if file.rpartition("/")[2] in close] or files
     some = ", ".join(near[:3]) + ", ..." * (len(near) > 3)
-    return f" {folder or '.'} has {some or 'no such file'}."
+    return printable(f" {folder or '.'} has {some or 'no such file'}.")
 
 
 def find_image_files(names: Sequence[str], folder: str | os.PathLike[str]) -> Found:
@@ -131,10 +135,12 @@ def list_files(folder: str | os.PathLike[str], is_wanted: Callable[[str], bool])
     """Return the wanted files below a folder, relative to it, with slashes, sorted; names that
     start with a dot are left out.
     """
-    found = []
+    return sorted(filter(is_wanted, _walk(folder)))
+
+
+def _walk(folder: str | os.PathLike[str]) -> Iterator[str]:
     for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         below = os.path.relpath(place, folder).replace(os.sep, "/")
         start = "" if below == "." else f"{below}/"
-        found += [start + n for n in names if not n.startswith(".") and is_wanted(n)]
-    return sorted(found)
+        yield from (start + name for name in sorted(names) if not name.startswith("."))
