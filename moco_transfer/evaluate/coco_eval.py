@@ -203,7 +203,6 @@ class CocoScores:
         results = _chosen(results, np.flatnonzero(_columns(results)[1] >= SCORE).tolist())
         on_crowds = _on_crowds(content, results, task)
         results = _chosen(results, [n for n in range(len(results)) if n not in on_crowds])
-        content["annotations"] = [a for a in content["annotations"] if not a["iscrowd"]]
         scored = _library()[1](*_load(content, results), task)
         found = scored.confusion_matrix(iou_thr=IOU, min_score=SCORE)
         name_of = dict(zip(self._dataset.category_ids, unique_names(self._dataset), strict=True))

@@ -1,8 +1,8 @@
 """Precision, recall, F1 and confusions: by hand, and against pycocotools given only the detections
 above the score.
 
-Seen red under: crowds counted as errors; difficult objects as missed; detections below the score
-kept; rows and columns of the confusions exchanged; recall of all detections divided by theirs.
+Seen red under: detections on crowds counted as errors, in either; detections below the score kept;
+rows and columns of the confusions exchanged; recall divided by the number of detections.
 """
 
 from __future__ import annotations

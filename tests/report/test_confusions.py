@@ -34,8 +34,8 @@ def recorded(make_run, tmp_path):
             "moco",
             seed,
             operating_point={
-                "voc_2007_test": {"bbox": RATES[seed]},
                 "other": {"bbox": {"recall": 99.0}},
+                "voc_2007_test": {"bbox": RATES[seed]},
             },
             confusion={"voc_2007_test": {"bbox": CONFUSION[seed]}},
         )
@@ -56,6 +56,8 @@ def test_page__rates_with_their_spread(recorded):
 
 def test_confusion__mean_over_seeds_in_percent_of_the_row(recorded):
     (table,) = build_tables(read_runs([recorded])[0])
+    row = next(row for row in table.rows if row.init == "moco")
+    assert row.confusion("bbox")["dog"] == {"dog": 7.0, "cat": 1.0, NONE: 2.0}
     (panel,) = confusion_panels(table)
     axis = draw_panel(panel, table)[0].axes[0]
     names = [tick.get_text() for tick in axis.get_yticklabels()]
