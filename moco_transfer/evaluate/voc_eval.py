@@ -59,8 +59,9 @@ class VocEvaluator(PredictionWriter):
         image_ids = [record["image_id"] for record in self.dataset.records]
         metric = "voc_11" if of_2007 else "voc_area"
         self.take_matches(image_ids, metric, {"bbox": matches})
-        of_iou = 100 * aps.compress(there, axis=1).mean(axis=1)
-        of_class = (100 * aps).mean(axis=0).tolist()
+        aps = 100 * aps  # before the means, as in Detectron2: after them the last digits differ
+        of_iou = aps.compress(there, axis=1).mean(axis=1)
+        of_class = aps.mean(axis=0).tolist()
         metrics = {"AP": float(np.mean(of_iou))}
         metrics |= {f"AP{t}": float(of_iou[IOU_THRESHOLDS.index(t / 100)]) for t in (50, 75)}
         found_in = zip(names, of_class, there, strict=True)
