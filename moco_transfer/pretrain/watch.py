@@ -92,7 +92,7 @@ class UnreadableImages:
         self.num_images, self.max_share = num_images, max_share
         self.known = set(known)
         self._unshared: list[str] = []
-        self._why: dict[str, str] = {}  # of paths that this process has met
+        self._why: dict[str, str] = {}  # of paths that were met since the start
 
     def note(self, batch: dict[str, Any]) -> None:
         """Note what of a batch could not be read; InputError if a place in it stayed empty."""
@@ -104,7 +104,9 @@ class UnreadableImages:
 
     def share(self) -> None:
         """Share the paths; InputError on all processes if they are too many. Collective."""
-        self._add(sum(all_gather_object(self._unshared), []), {})
+        mine = {path: self._why[path] for path in self._unshared}
+        for theirs in all_gather_object(mine):
+            self._add(list(theirs), theirs)
         self._unshared = []
         if len(self.known) > self.max_share * self.num_images:
             raise self._too_many()
@@ -113,15 +115,17 @@ class UnreadableImages:
         new = [path for path in dict.fromkeys(paths) if path not in self.known]
         for path in new:
             self.known.add(path)
-            self._why |= {path: f": {reasons[path]}"} if path in reasons else {}
-            why, count = self._why.get(path, ""), len(self.known)
-            logger.warning("skipped unreadable image %s (%d so far)%s", path, count, why)
+            why = self._why[path] = reasons.get(path, "")
+            named = f"{path} ({len(self.known)} so far)"
+            logger.warning("skipped unreadable image %s%s", named, f": {why}" if why else "")
         return new
 
     def _too_many(self) -> InputError:
+        first = min(self.known)
+        why = self._why.get(first)
         return InputError(
             f"{len(self.known)} of {self.num_images} images cannot be read, more than"
             f" DATA.MAX_UNREADABLE {self.max_share:g} allows; the first is"
-            f" {min(self.known)}{self._why.get(min(self.known), '')}."
+            f" {first}{f': {why}' if why else ''}."
             " Repair or remove them, or raise DATA.MAX_UNREADABLE."
         )
