@@ -102,7 +102,9 @@ def test_benchmark__holds_an_interrupted_run_against_the_matrix(
     (folder / "results.json").unlink()
     assert benchmark("--output", output, *matrix_words, "SOLVER.BASE_LR", "0.004") == 2
     error = capsys.readouterr().err
-    assert str(folder / "checkpoint_0000006.pth") in error and "config_hash" in error
+    assert (
+        str(folder / "checkpoint_0000006.pth") in error and "SOLVER.BASE_LR 0.015 -> 0.004" in error
+    )
     # The same matrix evaluates it again.
     assert benchmark("--output", output, *matrix_words) == 0
     assert records(output)[0]["metrics"] == records(whole)[0]["metrics"]
@@ -209,7 +211,7 @@ def test_finish__takes_the_baseline_where_it_has_a_run(tmp_path, results):
         record = results(cell.init.name, bbox={"AP": 10.0 + len(cell.init.name)})
         (cell.folder / "results.json").write_text(json.dumps(record))
     verb._finish(matrix, [])
-    assert "| random | 16.0 | – | – | +3.0 |" in (tmp_path / "table.md").read_text()
+    assert "| random | 16.0 | – | +3.0 |" in (tmp_path / "table.md").read_text()
     assert "difference of the means to the sup row" in (tmp_path / "report.html").read_text()
     shutil.rmtree(matrix.cells()[1].folder)
     assert verb._finish(matrix, []) == 0

@@ -130,7 +130,9 @@ def test_voc__garbage_is_refused_or_usable(make_voc, seed):
         assert all("c.xml" in str(problem) for problem in problems)
         return
     where = str(root / "JPEGImages"), None, str(root), "train"
-    dataset = DetectionDataset("made", "voc", *where, ("dog", "cat"), rng.choice([2007, 2012]))
+    dataset = DetectionDataset(
+        "made", "voc", *where, classes=("dog", "cat"), year=rng.choice([2007, 2012])
+    )
     try:
         check_usable(dataset, VocEvaluator(dataset), CocoEvaluator(dataset))
     except Exception as problem:  # another size than the image has
