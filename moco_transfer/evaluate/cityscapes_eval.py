@@ -21,7 +21,7 @@ import numpy as np
 from pycocotools import mask as mask_api
 
 from ..data.annotations.catalog import DetectionDataset
-from ..data.annotations.cityscapes import CITYSCAPES_LABELS, label_of, read_masks
+from ..data.annotations.cityscapes import label_of, read_masks
 from .coco_eval import CocoEvaluator, CocoScores
 from .matches import TaskMatches
 from .metric_names import class_metric
@@ -61,7 +61,7 @@ class CityscapesEvaluator(CocoEvaluator):
     ) -> None:
         """Take the matches of masks too, see ``PredictionWriter``."""
         overlaps = [self._overlaps[image_id] for image_id in image_ids] if self.extras else []
-        masks = {"segm": mask_matches(overlaps)} if overlaps else {}
+        masks = {"segm": mask_matches(overlaps, self.dataset)} if overlaps else {}
         super().take_matches(image_ids, metric, {**by_task, **masks})
 
 
@@ -86,14 +86,14 @@ def overlaps_of(results: list[dict], dataset: DetectionDataset) -> dict[int | st
     for result in results:
         of_image[result["image_id"]].append(result)
     files = {record["image_id"]: record["instance_file"] for record in dataset.records}
-    return {image_id: _overlaps(files[image_id], found) for image_id, found in of_image.items()}
+    evaluated = set(dataset.category_ids)
+    return {i: _overlaps(files[i], found, evaluated) for i, found in of_image.items()}
 
 
-def _overlaps(instance_file: str, results: list[dict]) -> Overlaps:
+def _overlaps(instance_file: str, results: list[dict], evaluated: set[int]) -> Overlaps:
     from cityscapesscripts.helpers.labels import labels
 
     void = {label.id for label in labels if label.ignoreInEval}
-    evaluated = set(CITYSCAPES_LABELS.values())
     _, masks = read_masks(instance_file, lambda one: one in void or label_of(one) in evaluated)
     ids, found = np.array([*masks], np.int64), [result["segmentation"] for result in results]
     sizes, object_sizes = (_areas(rles) for rles in (found, list(masks.values())))
@@ -118,12 +118,15 @@ def _areas(masks: list[dict]) -> np.ndarray:
     return mask_api.area(masks).astype(np.int64) if masks else np.zeros(0, np.int64)
 
 
-def _settings() -> tuple[Any, Any]:
-    """Return the script as a module, and a copy of its settings, which are global."""
+def _settings(dataset: DetectionDataset) -> tuple[Any, Any]:
+    """Return the script as a module, and a copy of its settings, which are global, for the classes
+    of a data set.
+    """
     from cityscapesscripts.evaluation import evalInstanceLevelSemanticLabeling as script
 
     args = copy.copy(script.args)
     script.setInstanceLabels(args)
+    args.instLabels = [name for name in args.instLabels if name in dataset.class_names]
     return script, args
 
 
@@ -131,8 +134,9 @@ def mask_metrics(
     overlaps: Mapping[int | str, Overlaps], dataset: DetectionDataset
 ) -> dict[str, float]:
     """Return AP, AP50 and ``AP-<class>`` of masks, 0-100."""
-    script, args = _settings()
-    matches = {image_id: _as_script(image) for image_id, image in overlaps.items()}
+    script, args = _settings(dataset)
+    names = dict(zip(dataset.category_ids, dataset.class_names, strict=True))
+    matches = {image_id: _as_script(image, names) for image_id, image in overlaps.items()}
     precisions = np.zeros((1, len(args.instLabels), len(args.overlaps)))
     one = copy.copy(args)
     for c, o in np.ndindex(precisions.shape[1:]):
@@ -152,13 +156,12 @@ def mask_metrics(
     return metrics
 
 
-def _as_script(image: Overlaps) -> dict[str, dict[str, list[dict]]]:
+def _as_script(image: Overlaps, names: Mapping[int, str]) -> dict[str, dict[str, list[dict]]]:
     """Return an image's objects and detections by class, each with those of its class that it
-    overlaps: what the script's ``assignGt2Preds`` returns.
+    overlaps: what the script's ``assignGt2Preds`` returns. ``names`` are those of the labels.
     """
-    names = {label: name for name, label in CITYSCAPES_LABELS.items()}
-    truth: dict[str, list[dict]] = {name: [] for name in CITYSCAPES_LABELS}
-    predicted: dict[str, list[dict]] = {name: [] for name in CITYSCAPES_LABELS}
+    truth: dict[str, list[dict]] = {name: [] for name in names.values()}
+    predicted: dict[str, list[dict]] = {name: [] for name in names.values()}
     detections: list[dict[str, Any]] = []
     columns = image.labels, image.scores, image.sizes, image.in_void
     for label, score, size, in_void in zip(*(column.tolist() for column in columns), strict=True):
@@ -177,11 +180,11 @@ def _as_script(image: Overlaps) -> dict[str, dict[str, list[dict]]]:
     return {"groundTruth": truth, "prediction": predicted}
 
 
-def mask_matches(images: Sequence[Overlaps]) -> TaskMatches:
+def mask_matches(images: Sequence[Overlaps], dataset: DetectionDataset) -> TaskMatches:
     """Return which detections of all images are true positives by the script's rules."""
-    _, args = _settings()
+    _, args = _settings(dataset)
     smallest, thresholds = args.minRegionSizes[0], args.overlaps
-    class_of = {label: index for index, label in enumerate(CITYSCAPES_LABELS.values())}
+    class_of = {label: index for index, label in enumerate(dataset.category_ids)}
     hits, ignored, truth = [], [], []
     for number, image in enumerate(images):
         found = _hits(image, smallest, thresholds)
@@ -217,15 +220,15 @@ def _hits(image: Overlaps, smallest: int, thresholds: np.ndarray) -> tuple[np.nd
     shared = np.where(image.labels[:, None] == _labels_of(image.ids), image.shared, 0)
     iou = shared / np.maximum(image.object_sizes + image.sizes[:, None] - shared, 1)
     is_group, is_small = image.ids < 1000, image.object_sizes < smallest
-    beside = image.in_void + shared @ (1 * is_group + is_small)  # small groups twice, as there
-    share = beside / np.maximum(image.sizes, 1)
+    uncounted = image.in_void + shared @ (1 * is_group + is_small)  # small groups twice, as there
+    fraction = uncounted / np.maximum(image.sizes, 1)
     for t, threshold in enumerate(thresholds):
         over = iou > threshold
         right = over & ~(is_group | is_small)
         for column in right.T[right.any(axis=0)]:
             hit[t, np.argmax(np.where(column, image.scores, -np.inf))] = True
         hits_one, hits_counted = over.any(axis=1), right.any(axis=1)
-        ignored[t] |= np.where(hits_one, ~hits_counted, share > threshold)
+        ignored[t] |= np.where(hits_one, ~hits_counted, fraction > threshold)
     return hit, ignored
 
 

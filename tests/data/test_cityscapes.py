@@ -219,3 +219,11 @@ def test_builtin__without_gtfine_names_the_variable(tmp_path, monkeypatch):
         MissingFileError, match="gtFine/val.*DETECTRON2_DATASETS.*holds cityscapes/gtFine"
     ):
         get_dataset("cityscapes_fine_instance_seg_val").records  # noqa: B018
+
+
+def test_classes__cannot_be_merged(split):
+    """The PNG of the objects, which is scored, has the file's classes."""
+    images, truth = split
+    flag = f"merged=cityscapes:{images}:{truth}:classes=person+rider,car"
+    with pytest.raises(InputError, match=r"person\+rider"):
+        _ = get_dataset(parse_dataset_flag(flag)).records

@@ -65,7 +65,10 @@ class DetectionDataset:
         contents = self._read(on_problem)
         if self.exif == "apply":
             turn_upright(contents.records)
-        return select_classes(contents, self.chosen, self.name) if self.chosen else contents
+        if not self.chosen:
+            return contents
+        can_merge = self.kind not in ("lvis", "cityscapes")
+        return select_classes(contents, self.chosen, self.name, can_merge=can_merge)
 
     def _read(self, on_problem: OnProblem) -> Contents:
         self._check_place()

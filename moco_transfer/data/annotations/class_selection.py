@@ -9,18 +9,25 @@ from ...runtime.errors import InputError, did_you_mean
 from .records import Contents, count_left_out
 
 
-def select_classes(contents: Contents, chosen: Sequence[str], name: str) -> Contents:
+def select_classes(
+    contents: Contents, chosen: Sequence[str], name: str, *, can_merge: bool = True
+) -> Contents:
     """Return contents with the classes of ``chosen`` alone, in this order; ``a+b`` makes one class
     of two, whose id is that of ``a``. Images stay, whether they have such objects or not.
 
-    InputError of the data set ``name`` if a class is unknown or occurs twice.
+    InputError of the data set ``name`` if a class is unknown or occurs twice, or if there are two
+    in one and not ``can_merge``: LVIS and Cityscapes are scored by the classes of their files.
     """
     groups = [_members(word, contents.class_names, name) for word in chosen]
     index_of = {old: index for index, group in enumerate(groups) for old in group}
     if len(index_of) < sum(map(len, groups)):
         raise InputError(f"Data set {name!r}: classes {','.join(chosen)} name a class twice.")
-    if contents.frequencies and any(len(group) > 1 for group in groups):
-        raise InputError(f"Data set {name!r}: classes of LVIS cannot be merged.")
+    if not can_merge and any(len(group) > 1 for group in groups):
+        merged = next(word for word, group in zip(chosen, groups, strict=True) if len(group) > 1)
+        raise InputError(
+            f"Data set {name!r}: {merged} makes one class of several, but LVIS and Cityscapes are"
+            " scored by the classes of their files; choose single ones."
+        )
     ids = tuple(contents.category_ids[group[0]] for group in groups)
     records = []
     for record in contents.records:
