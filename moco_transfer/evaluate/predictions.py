@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..data.annotations.catalog import DetectionDataset
 from ..data.annotations.coco import load_json
+from ..data.annotations.masks import with_text
 from ..runtime.distributed import gather_object, is_main_process
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_write_text
@@ -174,7 +175,7 @@ def _to_numpy(
     if "masks" in extras and "masks" in output:
         masks = output["masks"].detach().cpu().numpy().astype(np.uint8).transpose(1, 2, 0)
         rles = mask_api.encode(np.asfortranarray(masks)) if len(classes) else []
-        found["masks"] = [{"size": [*r["size"]], "counts": r["counts"].decode()} for r in rles]
+        found["masks"] = [*map(with_text, rles)]
     return found
 
 

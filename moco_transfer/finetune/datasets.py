@@ -265,7 +265,7 @@ def annotation_digests(datasets: Sequence[DetectionDataset], reads: Reads) -> di
 
 
 def _digest(dataset: DetectionDataset) -> str:
-    if dataset.json_file is not None and not dataset.chosen:
+    if dataset.json_file is not None and not dataset.chosen and not dataset.exif:
         return sha256_of(dataset.json_file)
     keys, root = ("height", "width", "annotations"), dataset.image_root
     images = [

@@ -23,10 +23,10 @@ from pycocotools import mask as mask_api
 
 from moco_transfer.cli.main import main
 from moco_transfer.data import register_dataset
-from moco_transfer.data.annotations.catalog import get_dataset
+from moco_transfer.data.annotations.catalog import get_dataset, parse_dataset_flag
 from moco_transfer.data.batches.transforms import TrainMapper
 from moco_transfer.evaluate.coco_eval import CocoEvaluator
-from moco_transfer.finetune.datasets import DataRequest, Reads, read_data
+from moco_transfer.finetune.datasets import DataRequest, Reads, annotation_digests, read_data
 
 WIDTH, HEIGHT = 96, 72
 TINY = """SOLVER.MAX_ITER 3 SOLVER.STEPS (2,) SOLVER.IMS_PER_BATCH 2 SOLVER.BASE_LR 0.0025
@@ -218,3 +218,15 @@ def test_crowd_regions_alone__one_sentence(tmp_path, capsys):
     sentence = capsys.readouterr().err
     assert "Each of the 8 boxes" in sentence and "'iscrowd' to 0" in sentence
     assert not run.exists()
+
+
+def test_digest__is_of_the_annotations_that_are_used(tmp_path):
+    """Red under: run lengths as bytes, which JSON cannot hold; options left out of the digest."""
+    content = rectangles(tmp_path)
+    for annotation in content["annotations"]:
+        annotation["segmentation"] = encode(annotation, compressed=False)
+    place = write(tmp_path, content)
+    flags = {"whole": "", "some": ":classes=red", "turned": ":exif=apply"}
+    names = [parse_dataset_flag(f"{name}={place}{options}") for name, options in flags.items()]
+    digests = annotation_digests([get_dataset(name) for name in names], Reads())
+    assert len(set(digests.values())) == 3

@@ -30,6 +30,7 @@ from ...runtime.errors import InputError, MissingFileError
 from ...runtime.progress import progress
 from ..images.decode import UNREADABLE
 from .coco import load_json
+from .masks import with_text
 from .records import Contents, OnProblem, count_left_out, raise_problem
 
 #: Class names, in the order of their indices, and labels: what cityscapesscripts' table of labels
@@ -144,7 +145,7 @@ def read_masks(
             edges = np.stack((starts[mine], ends[mine]), axis=1).ravel()
             runs = np.diff(edges, prepend=0, append=[ids.size] * int(edges[-1] < ids.size))
             mask = mask_api.frPyObjects({"counts": runs.tolist(), "size": shape}, *shape)
-            masks[one] = {"size": shape, "counts": mask["counts"].decode()}
+            masks[one] = with_text(mask)
     return shape, masks
 
 

@@ -61,7 +61,12 @@ def _rle(rle: dict, shape: list[int]) -> dict:
         raise Fault(fault, "rle counts") from error
     if not isinstance(counts, list):
         return rle
-    return mask_api.frPyObjects(rle, *shape)
+    return with_text(mask_api.frPyObjects(rle, *shape))
+
+
+def with_text(rle: dict) -> dict:
+    """Return pycocotools' compressed RLE with ``counts`` as a text, as JSON files have it."""
+    return {"size": [*rle["size"]], "counts": rle["counts"].decode()}
 
 
 def _run_lengths(counts: str | bytes) -> list[int]:

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from pycocotools import mask as mask_api
 
 from ..images.decode import orientation_of
+from .masks import with_text
 
 # EXIF orientation -> the place in the upright image of a place (x, y) in the stored one, which is
 # w x h px; coordinates are continuous.
@@ -61,8 +63,6 @@ def _turn(record: dict, orientation: int) -> None:
 
 
 def _turned_mask(mask: dict, orientation: int) -> dict:
-    from pycocotools import mask as mask_api
-
     pixels = mask_api.decode(mask)
     height, width = pixels.shape
     rows, columns = np.nonzero(pixels)
@@ -70,4 +70,4 @@ def _turned_mask(mask: dict, orientation: int) -> dict:
     x, y = _PLACES[orientation](columns + 0.5, rows + 0.5, width, height)
     upright = np.zeros(pixels.T.shape if orientation >= 5 else pixels.shape, np.uint8, order="F")
     upright[y.astype(int), x.astype(int)] = 1
-    return mask_api.encode(upright)
+    return with_text(mask_api.encode(upright))
