@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from moco_transfer.evaluate.metric_names import RATES
+
 from .aggregate import Interval, Row, Table
 from .published import PublishedRow, PublishedSetting, setting_for_task
 from .records import RunRecord
@@ -50,9 +52,20 @@ def transfer_rows(table: Table, kind: str) -> list[dict[str, Cell]]:
     return [{name: cell for name, cell in row.items() if name in shown} for row in rows]
 
 
-def rated_rows(table: Table, kind: str) -> list[Row]:
-    """Return the rows with a recall of the detections above a score."""
-    return [row for row in table.rows if row.rate(kind, "recall").n]
+def rate_rows(table: Table, kind: str) -> list[dict[str, Cell]]:
+    """Return precision, recall and F1 of the detections above a score, for rows that have them."""
+    return [
+        {
+            "init": Cell(row.init, row.init, "name"),
+            **{rate: _mean_cell(row.rate(kind, rate), len(row.runs)) for rate in RATES},
+        }
+        for row in table.rows
+        if row.rate(kind, "recall").n
+    ]
+
+
+def _mean_cell(summary: Summary, n: int) -> Cell:
+    return Cell(summary_text(summary, row_n=n), summary.mean if summary.n else None)
 
 
 def _transfer_cells(table: Table, row: Row, kind: str) -> dict[str, Cell]:
@@ -64,8 +77,7 @@ def _transfer_cells(table: Table, row: Row, kind: str) -> dict[str, Cell]:
         "pre-train": Cell(pretrain or NOTHING, pretrain or None, "text"),
     }
     for metric in metrics:
-        summary = row.summary(kind, metric)
-        cells[metric] = Cell(summary_text(summary, row_n=n), summary.mean if summary.n else None)
+        cells[metric] = _mean_cell(row.summary(kind, metric), n)
     for metric in metrics:
         cells[f"Δ {metric}"] = Cell(NOTHING)
         if difference := table.difference(row, kind, metric):

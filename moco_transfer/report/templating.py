@@ -30,7 +30,7 @@ def _environment() -> Any:
         sentences.comparison_sentences, sentences.dagger_sentences, sentences.interval_sentences,
         sentences.legend_sentences, sentences.metric_sentence, sentences.published_sentences,
         sentences.separation_sentences, sentences.setting_sentence, sentences.version_sentences,
-        cells.interval_text, cells.kind_name, cells.p_text, cells.rated_rows, cells.run_caveats,
+        cells.interval_text, cells.kind_name, cells.p_text, cells.rate_rows, cells.run_caveats,
         cells.signed_text, cells.summary_text, cells.transfer_rows, text_of,
     )  # fmt: skip
     environment.globals |= {function.__name__: function for function in called}
