@@ -78,7 +78,7 @@ class Ranking:
     """
 
     def __init__(self, found: Mapping[str, np.ndarray], image_of: np.ndarray, metric: str) -> None:
-        """Arrange the arrays of a task; ``image_of`` (I,) numbers the file's images anew."""
+        """Arrange the arrays of a task; ``image_of`` (I,) is the new number of each image."""
         classes, truth = found["class"].astype(np.int64), found["truth"].astype(np.int64)
         if len(classes) and (classes[0] < 0 or (np.diff(classes) < 0).any()):
             raise ValueError("its detections are not in the order of their classes")

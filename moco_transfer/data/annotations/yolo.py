@@ -3,12 +3,12 @@
 Layout:
     path, train, val, test, names    in data.yaml; a split is a folder of images, a list of images
                                      (a text file), or several of these
-    .../images/a.jpg                 the labels are .../labels/a.txt; beside the image where the
+    .../images/a.jpg                 the labels are .../labels/a.txt; next to the image if the
                                      path has no folder ``images``; without a file no objects
 Lines:
     CLASS X Y WIDTH HEIGHT           the centre and size of a box
     CLASS X Y X Y X Y ...            a polygon, whose bounds are the box
-    Numbers are shares of the upright image, 0 to 1; classes count from 0.
+    Numbers are fractions of the upright image, 0 to 1; classes count from 0.
 Source:
     ultralytics' documentation of its dataset formats, and data/utils.py check_det_dataset. There a
     line of 4 numbers in a file with polygons is two points; here it is a box.
