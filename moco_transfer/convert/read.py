@@ -112,7 +112,7 @@ def _no_tensor(path: Path, top: Mapping[Any, Any]) -> InputError:
         if isinstance(value, StandIn) and value.is_model:
             call = f"torch.load({str(path)!r}, weights_only=False){place}.state_dict()"
             what = f"a whole model ({value.stands_for}{' at ' * bool(place)}{place})"
-            save = f"Where its code is installed, {_SAVE[0].lower()}{_SAVE[1:].format(call=call)}"
+            save = f"If you trust it and have its code: {_SAVE.format(call=call)}"
             return InputError(f"{path} holds {what}, not its state dict. {save}")
     if isinstance(top, StandIn):
         return InputError(f"{path} holds a {top.stands_for}, expected a dict of tensors.")

@@ -165,8 +165,8 @@ def _unreadable(path: str | Path, error: Exception) -> InputError:
     call = f"torch.load({str(path)!r}, weights_only=False)"
     call = call if is_other else f"{call}.state_dict()"
     return InputError(
-        f"{path} is not damaged, but was saved {what} ({first}). Where its code is installed, save"
-        f" its tensors: torch.save({call}, 'state_dict.pth')"
+        f"{path} is not damaged, but was saved {what} ({first}). If you trust it and have its code,"
+        f" save its tensors: torch.save({call}, 'state_dict.pth')"
     )
 
 
