@@ -252,7 +252,10 @@ def _walk(root: Path, seen: set[Path]) -> Iterator[Path | Problem]:
         # A pre-training folder rightly has no results.json: only a detector logs loss_rpn_cls.
         elif METRICS_FILE in files and '"loss_rpn_cls"' in text_of(folder, METRICS_FILE):
             last = f"last logged iteration {last_iteration(folder)}"
-            message = f"has no {RESULTS_FILE}: not finished ({last}). Continue it with --resume."
+            message = (
+                f"has no {RESULTS_FILE}: not finished, or trained without a test set ({last})."
+                " Continue it with --resume, or evaluate it with --eval-only."
+            )
             yield Problem(str(folder), message)
     for error in unread if root.exists() else ():
         message = f"cannot be read ({error.strerror}); nothing below it is in the table."
