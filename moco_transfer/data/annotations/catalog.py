@@ -4,7 +4,7 @@
 (default ``datasets``), in Detectron2's layout:
     coco/{train2017,val2017,annotations,...}  VOC2007/{Annotations,ImageSets,JPEGImages}  VOC2012/
     lvis/lvis_v0.5_train.json, ... (of COCO's images)
-    cityscapes/{leftImg8bit,gtFine}/{train,val}
+    cityscapes/{leftImg8bit,gtFine}/{train,val}  VOC2012/{SegmentationClass,SegmentationClassAug}
 What a data set is (format, classes, year of the VOC metric) is stored with its name and never
 guessed from it.
 """
@@ -32,6 +32,7 @@ from .class_selection import select_classes
 from .coco import read_coco
 from .keypoints import mirror_of
 from .records import Contents, OnProblem, raise_problem
+from .semantic.reader import read_semantic, select_ids, semantic_fields
 from .upright import turn_upright
 from .voc import VOC_CLASSES, read_voc
 from .yolo import read_yolo
@@ -46,16 +47,18 @@ class DetectionDataset:
     """A data set; its files are read when its records or classes are first asked for."""
 
     name: str
-    kind: str  # coco and lvis (one json), voc (a split of XML files), yolo or cityscapes
+    kind: str  # coco and lvis (one json), voc (a split of XML files), yolo, cityscapes or semantic
     image_root: str
     json_file: str | None = None  # of coco and lvis
-    root: str | None = None  # of voc; of cityscapes gtFine/SPLIT, of yolo data.yaml
+    root: str | None = None  # of voc; of cityscapes gtFine/SPLIT, of yolo data.yaml; of labels
     split: str | None = None  # of voc and yolo
-    classes: tuple[str, ...] = ()  # all that a voc may have
+    classes: tuple[str, ...] = ()  # all that a voc or semantic may have
     chosen: tuple[str, ...] = ()  # those that are used, see select_classes; empty for all
     year: int | None = None  # of the metric: 2007 is the 11-point AP, 2012 the area
     first_pixel: int = 1  # 1 for inclusive pixels from 1, 0 for continuous coordinates from 0
     masks: str = "instanceIds"  # of cityscapes, see read_cityscapes
+    list_file: str | None = None  # of semantic, see read_semantic; as the endings
+    endings: tuple[str, str] = ("", "")
     exif: str = ""  # apply: the annotations were drawn on the pixels as stored, see upright.py
     published_images: int = 0  # in the published split; 0 if there is none
     image_ids: frozenset[str] | None = None  # only these images are used; None for all
@@ -63,6 +66,8 @@ class DetectionDataset:
     def read(self, on_problem: OnProblem = raise_problem) -> Contents:
         """Read the files; ``on_problem`` may collect problems instead of raising the first."""
         contents = self._read(on_problem)
+        if self.kind == "semantic":
+            return select_ids(contents, self.chosen, self.name)
         if self.exif == "apply":
             turn_upright(contents.records)
         if not self.chosen:
@@ -81,6 +86,9 @@ class DetectionDataset:
         if self.kind == "voc":
             where = self.root or "", self.split or "", self.classes
             return read_voc(*where, first_pixel=self.first_pixel, **how)
+        if self.kind == "semantic":
+            roots = self.image_root, self.root or "", self.classes
+            return read_semantic(*roots, self.list_file, self.endings, **how)
         if self.kind == "yolo":
             return read_yolo(self.root or "", self.split or "", **how)
         files = self.json_file or "", self.image_root
@@ -105,7 +113,8 @@ class DetectionDataset:
     def category_ids(self) -> tuple[int, ...]:
         """The file's category id of each contiguous class index; for voc the index itself."""
         names = self.chosen or self.classes
-        return (*range(len(names)),) if self.kind == "voc" else self._contents.category_ids
+        is_listed = self.kind in ("voc", "semantic")
+        return (*range(len(names)),) if is_listed else self._contents.category_ids
 
     @property
     def keypoint_names(self) -> tuple[str, ...]:
@@ -164,10 +173,11 @@ def datasets_root() -> Path:
 def builtin_datasets() -> dict[str, DetectionDataset]:
     """Return the data sets of ``catalog.yaml``, with paths relative to :func:`datasets_root`."""
     table = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
-    classes = {"voc": VOC_CLASSES}
-    return {
-        n: DetectionDataset(n, classes=classes.get(f["kind"], ()), **f) for n, f in table.items()
-    }
+    for fields in table.values():
+        of_kind = VOC_CLASSES if fields["kind"] == "voc" else ()
+        fields["classes"] = tuple(fields.get("classes", of_kind))
+        fields["endings"] = tuple(fields.get("endings", ("", "")))
+    return {n: DetectionDataset(n, **f) for n, f in table.items()}
 
 
 _BUILTIN = builtin_datasets()
@@ -176,6 +186,7 @@ _ORDERS: dict[tuple, tuple[str, ...]] = {}  # fields of a data set -> classes, s
 # Reading a json of COCO's size takes seconds: callers share a data set while one of them holds it.
 _LOADED: weakref.WeakValueDictionary[tuple, DetectionDataset] = weakref.WeakValueDictionary()
 
+_PLACES = ("image_root", "json_file", "root", "list_file")
 # Of --dataset NAME=KIND:...: what the parts are, and the pattern of an option in the last one.
 _PARTS = {
     "coco": ("json_file", "image_root"),
@@ -183,6 +194,7 @@ _PARTS = {
     "voc": ("root", "split", "class_names"),
     "yolo": ("data_yaml", "split"),
     "cityscapes": ("image_root", "gt_root"),
+    "semantic": ("image_root", "label_root", "class_names"),
 }
 _OPTION = {
     "coco": "exif=apply",
@@ -190,6 +202,7 @@ _OPTION = {
     "voc": r"((year|first_pixel)=\d+|exif=apply)",
     "yolo": "exif=apply",
     "cityscapes": "masks=(instanceIds|polygons)",
+    "semantic": "((list_file|image_ending|label_ending)=[^,=]+|exif=apply)",
 }
 
 
@@ -200,7 +213,7 @@ def register_dataset(
 
     Args:
         name: New name. Registering the same data set again is allowed.
-        kind: ``coco``, ``lvis``, ``voc``, ``yolo`` or ``cityscapes``.
+        kind: ``coco``, ``lvis``, ``voc``, ``yolo``, ``cityscapes`` or ``semantic``.
         classes: The classes that are used, in their order; ``a+b`` makes one of two. Empty for all.
         **where: For coco and lvis ``json_file`` and ``image_root``. For voc ``root``, ``split``,
             ``class_names`` in the order of the class indices, ``year`` (2012, default, scores with
@@ -208,7 +221,8 @@ def register_dataset(
             default, for VOC's inclusive pixels from 1, 0 for continuous coordinates from 0). For
             yolo ``data_yaml`` and ``split``. For these ``exif="apply"`` where annotations belong to
             the pixels as stored. For cityscapes ``image_root``, ``gt_root`` and ``masks``, see
-            :func:`read_cityscapes`.
+            :func:`read_cityscapes`. For semantic ``image_root``, ``label_root``, ``class_names``,
+            ``list_file``, ``image_ending`` and ``label_ending``, see :func:`read_semantic`.
 
     InputError if the kind or a field is unknown, a field is missing, or the name is taken.
     """
@@ -218,6 +232,7 @@ def register_dataset(
         "voc": _own_voc,
         "yolo": _own_yolo,
         "cityscapes": _own_cityscapes,
+        "semantic": lambda name, **w: DetectionDataset(name, "semantic", **semantic_fields(**w)),
     }
     if kind not in makers:
         raise InputError(f"Data set {name!r}: kind is {kind!r}, expected {' or '.join(makers)}.")
@@ -286,7 +301,7 @@ def dataset_names() -> list[str]:
 def get_dataset(name: str) -> DetectionDataset:
     """Return the data set of a name, or raise UnknownKeyError; nothing is read from disk yet."""
     known = _known(name)
-    paths = {key: getattr(known, key) for key in ("image_root", "json_file", "root")}
+    paths = {key: getattr(known, key) for key in _PLACES}
     if name in _BUILTIN:
         paths = {key: path and str(datasets_root() / path) for key, path in paths.items()}
     chosen = _ORDERS.get(dataclasses.astuple(known), known.chosen)
@@ -321,15 +336,16 @@ def parse_dataset_flag(flag: str) -> str:
         raise InputError(
             f"--dataset {flag!r} is not understood; expected NAME=coco:JSON:IMAGES[:OPTIONS],"
             " NAME=lvis:JSON:IMAGES[:OPTIONS], NAME=voc:ROOT:SPLIT:CLASSES[:OPTIONS],"
-            " NAME=yolo:data.yaml:SPLIT[:OPTIONS] or NAME=cityscapes:LEFTIMG:GTFINE[:OPTIONS]."
-            " CLASSES is a comma list or a file with a class a line; OPTIONS are exif=apply, of VOC"
-            " year=2007|2012 and first_pixel=0|1, of Cityscapes masks=instanceIds|polygons, and for"
-            " all :classes=a,b+c, which takes some classes, or several as one."
+            " NAME=yolo:data.yaml:SPLIT[:OPTIONS], NAME=cityscapes:LEFTIMG:GTFINE[:OPTIONS] or"
+            " NAME=semantic:IMAGES:LABELS:CLASSES[:OPTIONS]. CLASSES is a comma list or a file with"
+            " a class a line; OPTIONS are exif=apply, of VOC year=2007|2012 and first_pixel=0|1, of"
+            " Cityscapes masks=instanceIds|polygons, of semantic list_file=, image_ending= and"
+            " label_ending=, and for all :classes=a,b+c: some classes, or several as one."
         )
     where: dict[str, Any] = dict(zip(names, words, strict=True))
     if "class_names" in where:
         where["class_names"] = _parse_classes(where["class_names"])
-    for key, value in re.findall(r"(\w+)=(\w+)", options):
+    for key, value in re.findall(r"(\w+)=([^,]+)", options):
         where[key] = int(value) if value.isdecimal() else value
     register_dataset(
         name, kind, classes=[c.strip() for c in ",".join(chosen).split(",") if c], **where
@@ -339,7 +355,7 @@ def parse_dataset_flag(flag: str) -> str:
 
 def _parse_classes(text: str) -> tuple[str, ...]:
     path = Path(text)
-    if path.is_file():
+    if os.path.isfile(text):  # False for a list longer than a name may be
         lines = read_text(path).splitlines()
         return tuple(line.strip() for line in lines if line.strip())
     if "/" in text or text.endswith(".txt"):

@@ -18,7 +18,7 @@ def select_classes(
     InputError of the data set ``name`` if a class is unknown or occurs twice, or if there are two
     in one and not ``can_merge``: LVIS and Cityscapes are scored by the classes of their files.
     """
-    groups = [_members(word, contents.class_names, name) for word in chosen]
+    groups = [members(word, contents.class_names, name) for word in chosen]
     index_of = {old: index for index, group in enumerate(groups) for old in group}
     if len(index_of) < sum(map(len, groups)):
         raise InputError(f"Data set {name!r}: classes {','.join(chosen)} name a class twice.")
@@ -52,7 +52,7 @@ def select_classes(
     )
 
 
-def _members(word: str, names: Sequence[str], name: str) -> list[int]:
+def members(word: str, names: Sequence[str], name: str) -> list[int]:
     """Return the indices of the classes that a word names; a file may use one name twice."""
     parts = [word] if word in names else word.split("+")
     for part in parts:
