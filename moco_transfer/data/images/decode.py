@@ -42,7 +42,7 @@ UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 # What PIL's own code lets through when a header is damaged, seen on randomly changed files.
 _LEAKS = (TypeError, LookupError, EOFError, ArithmeticError, struct.error, zlib.error)
 _USUAL = ("Gray", "YCbCr", "RGB")  # what simplejpeg calls the colour spaces; not CMYK and YCCK
-_NPY = b"\x93NUMPY"
+_NPY, _JPEG = b"\x93NUMPY", b"\xff\xd8"
 
 
 def set_pixel_limit() -> None:
@@ -72,19 +72,19 @@ def decode_pixels(
         buffer: uint8 (n,), which the result may lie in, to reuse its memory.
         upright: Whether to turn the image as its EXIF orientation says.
     """
-    if upright and (orientation := orientation_of(data)) != 1:
-        return np.asarray(_turned(Image.fromarray(decode_pixels(data, buffer)), orientation))
     if is_npy(data):
         start = 10 + int.from_bytes(data[8:10], "little")
         shape = _npy_shape(bytes(data[:start]))
         return np.frombuffer(data, np.uint8, 3 * shape[0] * shape[1], start).reshape(shape)
-    if simplejpeg is not None and data[:2] == b"\xff\xd8":
+    if simplejpeg is not None and data[:2] == _JPEG:
+        if upright and (orientation := orientation_of(data)) != 1:
+            return np.asarray(_turned(Image.fromarray(decode_pixels(data, buffer)), orientation))
         # ValueError: PIL reads it or explains; or the buffer is too small.
         with contextlib.suppress(ValueError):
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
             if colours in _USUAL and height * width <= (Image.MAX_IMAGE_PIXELS or float("inf")):
                 return simplejpeg.decode_jpeg(data, "RGB", buffer=buffer)
-    return np.asarray(read_rgb(data))
+    return np.asarray(read_rgb(data, upright=upright))
 
 
 def is_npy(data: bytes | memoryview) -> bool:
@@ -116,7 +116,7 @@ def orientation_of(file: str | os.PathLike[str] | bytes | memoryview) -> int:
     """
     opened: Any = file
     if isinstance(file, (bytes, memoryview)):
-        if is_npy(file) or file[:2] == b"\xff\xd8" and b"Exif" not in bytes(file[: 1 << 16]):
+        if is_npy(file) or file[:2] == _JPEG and b"Exif" not in bytes(file[: 1 << 16]):
             return 1  # without PIL, which takes far longer
         opened = io.BytesIO(file)
     with contextlib.suppress(Exception):  # damaged EXIF raises nearly anything; pixels are good
@@ -140,7 +140,7 @@ def read_rgb(
     Two things differ from a bare ``convert("RGB")``: grey values of 16 bits keep their 8 upper bits
     (PIL would clip them at 255), and pixels without a known range (32 bits, float) are rejected.
     Transparency is dropped; ``upright`` turns the image as its EXIF orientation says, which the
-    official code does not.
+    official code does not. A TIFF is always turned: PIL does it.
     """
     if isinstance(file, (bytes, memoryview)):
         if is_npy(file):
@@ -149,7 +149,7 @@ def read_rgb(
     try:
         with Image.open(file) as image:
             orientation = 1
-            if upright:
+            if upright and image.format != "TIFF":
                 with contextlib.suppress(Exception):  # as in orientation_of
                     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
             pixels = _to_rgb(image)
@@ -196,6 +196,8 @@ def read_size(path: str, *, as_stored: bool = False) -> tuple[int, int]:
     try:
         with Image.open(path) as header:
             width, height = header.size
+            if is_turned and header.format == "TIFF":  # whose size PIL's versions give either way
+                raise ValueError
     except Exception:  # another form than PIL reads, or damaged: the decoder says which
         height, width = read_image(path, "RGB").shape[:2]
         is_turned, as_stored = is_turned and as_stored, False
