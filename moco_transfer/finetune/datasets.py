@@ -21,7 +21,6 @@ from ..data.annotations.catalog import (
 from ..data.annotations.cityscapes import check_packages
 from ..data.annotations.keypoints import labelled_keypoints
 from ..data.annotations.label_subset import LabelSubset, read_label_subset, take_label_subset
-from ..data.annotations.plausible import unit_fault
 from ..data.annotations.records import is_trainable
 from ..evaluate.cityscapes_eval import CityscapesEvaluator
 from ..evaluate.coco_eval import CocoEvaluator, has_hotcoco
@@ -184,8 +183,6 @@ def _faults(
     request: DataRequest,
 ) -> Iterator[str]:
     for dataset in dict.fromkeys([*train_sets, *test_sets]):
-        if fault := unit_fault(dataset.records, xywh=dataset.json_file is not None):
-            yield TEXTS["unit"].format(name=dataset.name, fault=fault)
         yield from _head_faults(dataset, request, of_training=dataset in train_sets)
     if train_sets and not any(is_trainable(r) for d in train_sets for r in d.records):
         crowds = sum(len(record["annotations"]) for d in train_sets for record in d.records)

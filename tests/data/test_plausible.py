@@ -69,7 +69,7 @@ def test_normalised_boxes__stop_training_before_it_starts(data_set, tmp_path):
     name = data_set("unit", [[[0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 0.5, 0.5]], [[0, 0, 1, 0.25]]])
     sets = ["DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", f"('{name}',)"]
     words = [*sets, "MODEL.ROI_HEADS.NUM_CLASSES", "2", "OUTPUT_DIR", str(tmp_path / "out")]
-    with pytest.raises(InputError, match="'unit': all 3 boxes look normalised"):
+    with pytest.raises(InputError, match=r"a\.json: all 3 boxes look normalised"):
         plan_finetuning(Request("own_R_18_FPN_small", words, engine="torchvision", force=True))
     assert not (tmp_path / "out").exists()
 

@@ -27,10 +27,10 @@ import yaml
 
 from ...runtime.errors import InputError, MissingFileError, UnknownKeyError, did_you_mean
 from ..images.near_names import lies_near
-from ..text import read_text
-from .class_selection import select_classes
+from .class_selection import parse_classes, select_classes
 from .coco import read_coco
 from .keypoints import mirror_of
+from .plausible import unit_fault
 from .records import Contents, OnProblem, raise_problem
 from .semantic.reader import read_semantic, select_ids, semantic_fields
 from .upright import turn_upright
@@ -68,6 +68,8 @@ class DetectionDataset:
         contents = self._read(on_problem)
         if self.kind == "semantic":
             return select_ids(contents, self.chosen, self.name)
+        if fault := unit_fault(contents.records, xywh=self.json_file is not None):
+            on_problem(InputError(f"{self.json_file or self.root}: {fault}."))
         if self.exif == "apply":
             turn_upright(contents.records)
         if not self.chosen:
@@ -344,24 +346,13 @@ def parse_dataset_flag(flag: str) -> str:
         )
     where: dict[str, Any] = dict(zip(names, words, strict=True))
     if "class_names" in where:
-        where["class_names"] = _parse_classes(where["class_names"])
+        where["class_names"] = parse_classes(where["class_names"])
     for key, value in re.findall(r"(\w+)=([^,]+)", options):
         where[key] = int(value) if value.isdecimal() else value
     register_dataset(
         name, kind, classes=[c.strip() for c in ",".join(chosen).split(",") if c], **where
     )
     return name
-
-
-def _parse_classes(text: str) -> tuple[str, ...]:
-    path = Path(text)
-    if os.path.isfile(text):  # False for a list longer than a name may be
-        lines = read_text(path).splitlines()
-        return tuple(line.strip() for line in lines if line.strip())
-    if "/" in text or text.endswith(".txt"):
-        near = lies_near(path, lambda name: name.endswith(path.suffix))
-        raise MissingFileError(f"The file of class names {text} does not exist.{near}")
-    return tuple(name.strip() for name in text.split(","))
 
 
 def check_class_count(

@@ -106,9 +106,8 @@ def check_dataset(name: str, *, open_images: bool = True) -> DatasetReport:
         report.problems = [str(p) for p in (*problems, problem)]
         return report
     report.problems = [str(problem) for problem in problems]
-    fault = unit_fault(contents.records, xywh=dataset.json_file is not None)
-    report.problems += [f"{dataset.json_file or dataset.root}: {fault}."] if fault else []
-    report.remarks += odd_scales(contents.records) if fault is None else []
+    if unit_fault(contents.records, xywh=dataset.json_file is not None) is None:
+        report.remarks += odd_scales(contents.records)
     report.left_out, report.num_images = contents.left_out, len(contents.records)
     objects = [a for r in contents.records for a in r["annotations"] if not a["iscrowd"]]
     boxes, names = Counter(a["category_id"] for a in objects), Counter(contents.class_names)

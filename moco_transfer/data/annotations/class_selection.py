@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
-from ...runtime.errors import InputError, did_you_mean
+from ...runtime.errors import InputError, MissingFileError, did_you_mean
+from ..images.near_names import lies_near
+from ..text import read_text
 from .records import Contents, count_left_out
 
 
@@ -63,3 +66,15 @@ def members(word: str, names: Sequence[str], name: str) -> list[int]:
                 f"{did_you_mean(part, names)}"
             )
     return [index for part in parts for index, known in enumerate(names) if known == part]
+
+
+def parse_classes(text: str) -> tuple[str, ...]:
+    """Return the class names of a comma list or of a file with a class a line."""
+    path = Path(text)
+    if os.path.isfile(text):  # False for a list longer than a name may be
+        lines = read_text(path).splitlines()
+        return tuple(line.strip() for line in lines if line.strip())
+    if "/" in text or text.endswith(".txt"):
+        near = lies_near(path, lambda name: name.endswith(path.suffix))
+        raise MissingFileError(f"The file of class names {text} does not exist.{near}")
+    return tuple(name.strip() for name in text.split(","))
