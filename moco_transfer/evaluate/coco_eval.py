@@ -55,7 +55,7 @@ _TIDE_NAMES = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")  # hotcoco's, in TID
 
 
 class CocoEvaluator(PredictionWriter):
-    """Computes AP over a test set by COCO's rules, for some of ``metric_names.TASKS``.
+    """Computes AP over a test set by COCO's rules, for some of ``metric_names.AP_TASKS``.
 
     Args:
         dataset: The test set.

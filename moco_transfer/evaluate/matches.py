@@ -10,6 +10,13 @@ coco, voc_area or voc_11; ``T/metric`` of a task with another one, cityscapes), 
     T/truth    (N, 3) int32  image, class, number of objects that count
 Detections come by class, then by falling score in the evaluator's own order, so that AP over all
 images is the evaluator's.
+
+Of semantic segmentation it has ``image_ids``, ``metric`` (semantic) and the M entries of the
+images' confusion matrices that are not 0:
+    sem_seg/image      (M,) int32    index into image_ids
+    sem_seg/true       (M,) uint16   contiguous class of the ground truth
+    sem_seg/predicted  (M,) uint16   contiguous class that was predicted
+    sem_seg/pixels     (M,) int64    how many pixels
 """
 
 from __future__ import annotations
@@ -18,7 +25,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -58,8 +65,15 @@ def _bits(flags: np.ndarray) -> np.ndarray:
     return (flags * bit[:, None]).sum(axis=0, dtype=np.uint16)
 
 
+class Arrays(Protocol):
+    """What a task has in a file of matches."""
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays by name."""
+
+
 def write_matches(
-    path: Path, image_ids: Sequence[int | str], metric: str, by_task: Mapping[str, TaskMatches]
+    path: Path, image_ids: Sequence[int | str], metric: str, by_task: Mapping[str, Arrays]
 ) -> str:
     """Write a file of matches and return its name."""
     arrays = {"image_ids": np.array(image_ids), "metric": np.array(metric)}

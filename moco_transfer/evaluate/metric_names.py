@@ -8,8 +8,11 @@ of that size or class) is left out, never NaN.
 
 from __future__ import annotations
 
-TASKS = ("bbox", "segm", "keypoints")
-"""Boxes, masks, keypoints: keys of results.json's ``metrics``."""
+AP_TASKS = ("bbox", "segm", "keypoints")
+"""Tasks whose metric is AP of objects."""
+
+TASKS = (*AP_TASKS, "sem_seg")
+"""Boxes, masks, keypoints, semantic segmentation: keys of results.json's ``metrics``."""
 
 BBOX_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 """Of boxes and masks, in tables; VOC has the first three."""
@@ -17,6 +20,10 @@ KEYPOINT_METRICS = ("AP", "AP50", "AP75", "APm", "APl")
 
 LVIS_METRICS = (*BBOX_METRICS, "APr", "APc", "APf")
 """Of boxes and masks of LVIS; the last are of rare, common and frequent classes."""
+
+SEMANTIC_METRICS = ("mIoU", "fwIoU", "mACC", "pACC")
+"""Of semantic segmentation, as Detectron2 names them: IoU averaged over classes and, weighted by
+their pixels, over classes; accuracy averaged over classes; accuracy of all pixels."""
 
 RECALL_METRICS = ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """After BBOX_METRICS they complete COCO's twelve numbers in pycocotools' order."""
@@ -30,14 +37,24 @@ RATES = ("precision", "recall", "F1")
 NO_CLASS = "(none)"
 """In ``confusion``: no object where a detection is, or no detection where an object is."""
 
-_CLASS_PREFIX = "AP-"
+_CLASS_PREFIXES = ("AP-", "IoU-", "ACC-")
 
 
-def class_metric(class_name: str) -> str:
-    """Return the name of one class's AP, such as ``AP-dog``."""
-    return _CLASS_PREFIX + class_name
+def headline_metric(task: str) -> str:
+    """Return the metric that a task is judged by."""
+    return SEMANTIC_METRICS[0] if task == "sem_seg" else BBOX_METRICS[0]
+
+
+def class_metric(class_name: str, task: str = "bbox") -> str:
+    """Return the name of the metric of one class, such as ``AP-dog``, ``IoU-dog`` of sem_seg."""
+    return ("IoU-" if task == "sem_seg" else "AP-") + class_name
+
+
+def class_accuracy(class_name: str) -> str:
+    """Return the name of one class's accuracy in semantic segmentation, such as ``ACC-dog``."""
+    return f"ACC-{class_name}"
 
 
 def is_class_metric(metric: str) -> bool:
-    """Whether a metric's name is one class's AP."""
-    return metric.startswith(_CLASS_PREFIX)
+    """Whether a metric's name is that of one class."""
+    return metric.startswith(_CLASS_PREFIXES)

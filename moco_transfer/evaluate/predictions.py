@@ -2,7 +2,8 @@
 
 The format is a json list with one object per detection: ``image_id``, ``category_id`` (the data
 set's own), ``bbox`` [x, y, width, height] in px of the original image, ``score``, and
-``segmentation`` (compressed RLE) and ``keypoints`` where there are some.
+``segmentation`` (compressed RLE) and ``keypoints`` where there are some. Of semantic segmentation
+it has one object per class in an image: ``image_id``, ``category_id``, ``segmentation``.
 """
 
 from __future__ import annotations
@@ -60,6 +61,9 @@ class PredictionWriter:
 
     #: Model outputs that are kept in addition to boxes, scores and classes.
     extras: tuple[str, ...] = ("masks", "keypoints")
+    #: What a prediction is, and what follows for the metrics where an image was not evaluated.
+    predicted = "detections"
+    unseen = "objects in the others count as missed"
 
     def __init__(
         self, dataset: DetectionDataset, output_file: str | os.PathLike[str] | None = None
@@ -102,19 +106,29 @@ class PredictionWriter:
     @without_garbage_collection()
     def _evaluate(self, found: list[tuple[int | str, dict[str, Any]]]) -> Metrics:
         name, num_records = self.dataset.name, len(self.dataset.records)
-        ids = self.dataset.category_ids
-        results = [r for image_id, output in found for r in _as_results(image_id, output, ids)]
+        results = [r for image_id, output in found for r in self.results_of(image_id, output)]
         if self.output_file is not None:
             atomic_write_text(self.output_file, json.dumps(results))
-        logger.info("%d detections on %d images of %s", len(results), len(found), name)
+        logger.info("%d %s on %d images of %s", len(results), self.predicted, len(found), name)
         if len(found) < num_records:
             logger.warning(
-                f"Only {len(found)} of the {num_records} images of {name} were evaluated; objects"
-                " in the others count as missed."
+                f"Only {len(found)} of the {num_records} images of {name} were evaluated;"
+                f" {self.unseen}."
             )
         if not results:
             logger.warning("The model predicted nothing on %s, so every AP is 0.", name)
         return self.score(found, results)
+
+    def results_of(self, image_id: int | str, output: dict[str, Any]) -> list[dict]:
+        """Return what was found on an image in COCO's result format."""
+        return _as_results(image_id, output, self.dataset.category_ids)
+
+    def matches_file(self) -> Path | None:
+        """Return where the file of matches goes, None if nothing is written."""
+        if self.output_file is None:
+            return None
+        name = re.sub(r"[^\w.+-]", "_", self.dataset.name)  # it may have a slash
+        return Path(self.output_file).with_name(f"matches_{name}.npz")
 
     def take_matches(
         self, image_ids: Sequence[int | str], metric: str, by_task: Mapping[str, TaskMatches]
@@ -122,11 +136,8 @@ class PredictionWriter:
         """Find the operating points, and write a file of matches next to the predictions."""
         names = unique_names(self.dataset)
         self.operating_point = {task: operating_point(m, names) for task, m in by_task.items()}
-        if self.output_file is None:
-            return
-        name = re.sub(r"[^\w.+-]", "_", self.dataset.name)  # it may have a slash
-        path = Path(self.output_file).with_name(f"matches_{name}.npz")
-        self.matches = write_matches(path, image_ids, metric, by_task)
+        if path := self.matches_file():
+            self.matches = write_matches(path, image_ids, metric, by_task)
 
     def score(self, found: list[tuple[int | str, dict[str, Any]]], results: list[dict]) -> Metrics:
         """Return the metrics by task of all detections, which ``results`` holds in COCO's format.
@@ -148,6 +159,14 @@ def warn_absent(dataset: DetectionDataset, absent: list[str], consequence: str) 
         )
 
 
+def unknown_class(index: int, num_classes: int) -> InputError:
+    """Return the error for a predicted class that a data set does not have."""
+    return InputError(
+        f"The model predicts class {index}, but the data set has {num_classes} classes (0 to"
+        f" {num_classes - 1}); evaluate on the data set that the model was trained for."
+    )
+
+
 def to_coco_results(
     image_id: int | str, output: dict[str, Tensor], category_ids: tuple[int, ...]
 ) -> list[dict]:
@@ -163,10 +182,7 @@ def _to_numpy(
     classes = output["classes"].detach().cpu().long().numpy()
     wrong = classes[(classes < 0) | (classes >= num_classes)]
     if len(wrong):
-        raise InputError(
-            f"The model predicts class {wrong[0]}, but the data set has {num_classes} classes (0 to"
-            f" {num_classes - 1}); evaluate on the data set that the model was trained for."
-        )
+        raise unknown_class(wrong[0], num_classes)
     names = [n for n in ("boxes", "scores", "keypoints") if n in output]
     found: dict[str, Any] = {n: output[n].detach().float().cpu().numpy() for n in names}
     found |= {"classes": classes, "boxes": found["boxes"].reshape(-1, 4)}

@@ -25,6 +25,7 @@ from ..data.annotations.records import is_trainable
 from ..evaluate.cityscapes_eval import CityscapesEvaluator
 from ..evaluate.coco_eval import CocoEvaluator, has_hotcoco
 from ..evaluate.predictions import PredictionWriter
+from ..evaluate.semantic_eval import SemanticEvaluator
 from ..evaluate.voc_eval import VocEvaluator
 from ..runtime.files import sha256_of
 from .keypoints import KeypointRequest, keypoint_faults
@@ -280,12 +281,14 @@ def make_evaluator(
     *,
     coco_style: bool = False,
     oks_sigmas: Sequence[float] = (),
-) -> VocEvaluator | CocoEvaluator | PredictionWriter:
+) -> PredictionWriter:
     """Return the evaluator of a data set, which writes ``predictions_<name>.json`` as well, and
     nothing else on a data set without ground truth. ``coco_style`` is for VOC's layout,
     ``oks_sigmas`` for keypoints, by default COCO's.
     """
     predictions = output_dir / f"predictions_{dataset.name}.json"
+    if dataset.kind == "semantic":
+        return SemanticEvaluator(dataset, predictions)
     if not has_objects(dataset):
         return PredictionWriter(dataset, predictions)
     if dataset.kind == "voc":

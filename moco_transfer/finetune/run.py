@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.annotations.label_subset import title_of
+from ..evaluate.metric_names import is_class_metric
 from ..runtime.checkpoint import CheckpointFolder
 from ..runtime.distributed import barrier, is_main_process
 from ..runtime.environment import git_commit, package_versions
@@ -137,7 +138,7 @@ def _evaluate(
             if value := getattr(evaluator, key):
                 of_test_set[dataset.name] = value
         for task, metrics in found.items():
-            shown = (f"{k} {v:.2f}" for k, v in metrics.items() if not k.startswith("AP-"))
+            shown = (f"{k} {v:.2f}" for k, v in metrics.items() if not is_class_metric(k))
             logger.info("%s %s: %s", dataset.name, task, ", ".join(shown))
     metrics = {name: metrics for name, metrics in results.items() if metrics}
     if len(results) == 1:

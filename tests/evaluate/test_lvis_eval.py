@@ -23,13 +23,13 @@ CASES = [
     json.loads(line)
     for line in (Path(__file__).parent / "fixtures" / "lvis_api.json").read_text().splitlines()
 ]
-TASKS = ("bbox", "segm")
+AP_TASKS = ("bbox", "segm")
 
 
 def _check(content: dict, case: dict, folder: Path) -> CocoScores:
     results, _ = draw_results(content, case["seed"])
     scores = CocoScores(results, read_without_images(content, folder), lvis_style=True)
-    for task in TASKS:
+    for task in AP_TASKS:
         theirs = dict(zip(NUMBERS.values(), case[task], strict=True))
         metrics = scores.metrics(task)
         ours = {name: value for name, value in metrics.items() if not is_class_metric(name)}
@@ -42,10 +42,10 @@ def _check(content: dict, case: dict, folder: Path) -> CocoScores:
 @pytest.mark.parametrize("case", [c for c in CASES if c["of"] == "drawn"], ids=lambda c: c["seed"])
 def test_drawn_sets__equal_lvis_api_and_their_matches(tmp_path, case):
     scores = _check(draw_lvis(case["seed"]), case, tmp_path)
-    by_task = {task: scores.matches(task) for task in TASKS}
+    by_task = {task: scores.matches(task) for task in AP_TASKS}
     write_matches(tmp_path / "matches.npz", scores.image_ids, "coco", by_task)
     with np.load(tmp_path / "matches.npz") as file:
-        for task in TASKS:
+        for task in AP_TASKS:
             metrics = scores.metrics(task)
             for name, value in ap_of_matches(file, task).items():
                 assert abs(metrics[name] - value) < 1e-9, (task, name)
@@ -59,7 +59,7 @@ def test_lvis_own_annotations__equal_lvis_api(tmp_path, shared_data, case):
 
 
 def test_fixture__has_what_it_is_for():
-    numbers = np.array([case[task] for case in CASES for task in TASKS])
+    numbers = np.array([case[task] for case in CASES for task in AP_TASKS])
     named = dict(zip(NUMBERS.values(), numbers.T, strict=True))
     assert set(LVIS_METRICS) <= set(named)
     assert all((named[name] > 0).any() for name in LVIS_METRICS)
@@ -69,7 +69,7 @@ def test_fixture__has_what_it_is_for():
 def test_make_evaluator__of_an_lvis_set_has_federated_numbers(tmp_path):
     content = draw_lvis(3)
     dataset = read_without_images(content, tmp_path)
-    evaluator = make_evaluator(dataset, TASKS, tmp_path)
+    evaluator = make_evaluator(dataset, AP_TASKS, tmp_path)
     results, _ = draw_results(content, 3)
     metrics = evaluator.score([], results)
     assert (

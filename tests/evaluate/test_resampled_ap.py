@@ -21,7 +21,7 @@ from random_coco import draw_coco, read_without_images
 from random_detections import draw_set, enlarged, integer_images
 
 from moco_transfer.evaluate.coco_eval import CocoEvaluator, CocoScores
-from moco_transfer.evaluate.metric_names import TASKS
+from moco_transfer.evaluate.metric_names import AP_TASKS
 from moco_transfer.evaluate.voc_eval import VocEvaluator
 from moco_transfer.report.bootstrap import Ranking
 
@@ -150,7 +150,7 @@ def test_all_images__ap_of_boxes_masks_and_keypoints(tmp_path, seed):
     dataset = read_without_images(content, tmp_path)
     scores = CocoScores(results, dataset)
     once = np.ones((len(dataset.records), 1), np.int32)
-    for task in TASKS:
+    for task in AP_TASKS:
         ranking = Ranking(scores.matches(task).arrays(), np.arange(len(once)), "coco")
         expected = scores.metrics(task).get("AP", np.nan)
         assert ranking.aps(once)[0] == pytest.approx(expected, abs=1e-12, nan_ok=True)
