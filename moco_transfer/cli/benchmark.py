@@ -171,6 +171,8 @@ def _finish(matrix: Matrix, failures: list[Failure]) -> int:
         if (status := main(["report", *words, "--output", str(table)])) == 0:
             # A sheet that cannot be drawn prints why; the page has none then.
             main(["sheet", str(output)])
+            if len(matrix.tasks) > 1:
+                main(["report", *words, "--summary", "--output", str(output / "summary.md")])
             status = main(["report", *words, "--format", "html", "--output", str(page)])
             written = f"{table} and {page}" if status == 0 else str(table)
             print(f"\n{table.read_text(encoding='utf-8')}\nwrote {written}")

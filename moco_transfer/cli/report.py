@@ -35,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
     if args.readme:
         _fill_sections(args.readme, args.baseline)
         return 0
+    if args.summary and args.format == "html":
+        raise InputError("--summary is for a text; the page has the summary by itself.")
     records, problems = read_named_runs(args.runs)
     names = sorted({run.init for run in records})
     if args.baseline and args.baseline not in names:
@@ -106,9 +108,20 @@ def _render(
 
         folders = [path for path in args.runs if Path(path).is_dir()]
         return render_page(tables, problems, pretraining=pretraining, folders=folders)
+    if args.summary:
+        from ..report.comparisons.across_tasks import build_comparisons
+        from ..report.comparisons.summary import render_summary
+
+        comparisons = build_comparisons(tables)
+        of_csv = [problem for comparison in comparisons for problem in comparison.problems]
+    else:
+        of_csv = [problem for table in tables for problem in table.problems]
     if args.format == "csv":  # it has no place for sentences
-        for problem in (*problems, *(problem for table in tables for problem in table.problems)):
+        for problem in (*problems, *of_csv):
             logger.warning("%s", problem)
+    if args.summary:
+        return render_summary(comparisons, args.format, problems)
+    if args.format == "csv":
         return render_csv(tables)
     return (render_markdown if args.format == "markdown" else render_latex)(tables, problems)
 

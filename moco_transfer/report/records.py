@@ -71,12 +71,30 @@ class RunRecord:
     command: str | None = None
     precision: str = ""  # of the training: fp32, bf16, fp16; "" where it was not recorded
     label_subset: str = ""  # sha256 of the list of labelled images; "" for all labels
+    # Of that list: the share of the labelled images, or the objects of each class that were asked
+    # for, and how many images it has; None where there is no such list, or it does not say so.
+    label_fraction: float | None = None
+    label_shots: int | None = None
+    labelled_images: int | None = None
     classes: tuple[str, ...] = ()  # of the data; () where they were not recorded
     tide: dict[str, dict[str, float]] = field(default_factory=dict)  # kind -> error -> AP50 points
     # Kind -> RATES -> value; kind -> class of objects -> class of detections on them -> count.
     operating_point: dict[str, dict[str, float]] = field(default_factory=dict)
     confusion: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     matches: str = ""  # name of the file of matches in the folder; "" where there is none
+
+    @property
+    def base_task(self) -> str:
+        """The task without what says how many of the labels were used."""
+        suffix = self.labels.replace("%", "pct").replace("-", "")
+        return self.task.removesuffix(f"_{suffix}") if suffix else self.task
+
+    @property
+    def labels(self) -> str:
+        """The amount of labels, ``10%`` or ``5-shot``; "" for all, and where it is not known."""
+        if self.label_shots is not None:
+            return f"{self.label_shots}-shot"
+        return "" if self.label_fraction is None else f"{100 * self.label_fraction:g}%"
 
     def value(self, kind: str, metric: str) -> float | None:
         """Return a metric on 0-100; NaN where it is undefined, None where the run lacks it."""
@@ -164,6 +182,9 @@ def _records(folder: str, data: Any) -> list[RunRecord]:
         "train_set": tuple(found["dataset.train"]),
         "classes": tuple(found["dataset.classes"]),
         "label_subset": found["dataset.label_subset.sha256"],
+        "label_fraction": found["dataset.label_subset.fraction"],
+        "label_shots": found["dataset.label_subset.shots"],
+        "labelled_images": found["dataset.label_subset.pictures"],
         "versions": {key: str(value) for key, value in found["versions"].items()},
     }
     return [

@@ -7,7 +7,7 @@ from, and ``<!-- results:end -->``.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from moco_transfer.runtime.errors import InputError
 
@@ -47,8 +47,11 @@ def _gap(setting: PublishedSetting, row: PublishedRow, column: str) -> str:
 
 
 def _grid(table: Table, kind: str) -> list[list[str]]:
-    """Return the cells of one kind of result, the header first."""
-    rows = transfer_rows(table, kind)
+    return markdown_grid(transfer_rows(table, kind))
+
+
+def markdown_grid(rows: Sequence[Mapping[str, Cell]]) -> list[list[str]]:
+    """Return rows of cells as lines of texts, the header first."""
     header = [name.replace(": ", " ") for name in rows[0]]
     return [header, ["---"] * len(header), *([*map(_text, row.values())] for row in rows)]
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from tiny_wheel import GREEN, RED, write_wheel
 
-from moco_transfer.data import aerial_tiles
+from moco_transfer.data import aerial_tiles, tiles
 from moco_transfer.data.aerial_tiles import PHOTOGRAPHS, find_wheel, write_tiles
 from moco_transfer.data.annotations.voc import read_voc
 from moco_transfer.runtime.errors import InputError, MissingFileError
@@ -86,11 +86,11 @@ def test_write_tiles__pool_and_labelled_tiles(wheel, tmp_path):
 def test_write_tiles__after_an_interruption_all_is_as_without(wheel, tmp_path, monkeypatch):
     write_tiles(wheel, tmp_path / "whole")
 
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(aerial_tiles, "_write_detection", interrupted)
+        patched.setattr(tiles, "write_detection", interrupted)
         with pytest.raises(KeyboardInterrupt):
             write_tiles(wheel, tmp_path / "cut")
     assert not (tmp_path / "cut").exists()

@@ -4,7 +4,7 @@ Seen red under: boxes kept XYWH; the corner added in float64; classes indexed by
 of by id; crowd regions dropped; the half pixel of keypoints forgotten; polygons of two points kept;
 a check of types, finiteness, ids, iscrowd, area, size or runs of a mask left out; the sign, the
 difference or the end of a compressed run ignored; ids compared as they are written; a size of 0
-believed; a repeated fault reported twice.
+believed; a repeated fault reported twice; points of dense pose left out, or their ranges unchecked.
 """
 
 from __future__ import annotations
@@ -356,3 +356,38 @@ def test_read_coco__equals_detectron2(shared_data, name):
             for key in ("category_id", "iscrowd", "segmentation", "keypoints"):
                 assert a.get(key) == b.get(key)
     assert np.all(np.diff(ours.category_ids) > 0)
+
+
+DENSE_POSE = {
+    "dp_x": [10.5, 200.0],
+    "dp_y": [20.0, 255.0],
+    "dp_I": [1.0, 24.0],
+    "dp_U": [0.5, 1.0],
+    "dp_V": [0.0, 0.25],
+    "dp_masks": [[], {"size": [256, 256], "counts": "PPPo0"}],
+}
+
+
+def test_read_coco__dense_pose_as_the_file_has_it(make_coco):
+    annotations = [_annotation(**DENSE_POSE), _annotation(id=2)]
+    with_points, without = read_coco(*make_coco(IMAGES, annotations)).records[1]["annotations"]
+    assert {key: with_points[key] for key in DENSE_POSE} == DENSE_POSE
+    assert not DENSE_POSE.keys() & without.keys()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("dp_I", [1.0, 25.0]),
+        ("dp_I", [1.5, 2.0]),
+        ("dp_U", [0.5]),
+        ("dp_V", [0.5, -0.1]),
+        ("dp_x", None),
+        ("dp_y", [1.0, float("nan")]),
+        ("dp_masks", [{"size": [30, 40], "counts": "PPPo0"}]),
+    ],
+)
+def test_read_coco__refuses_dense_pose_that_is_none(make_coco, key, value):
+    annotation = _annotation(**DENSE_POSE | {key: value})
+    with pytest.raises(InputError, match=rf"annotation 1: {key} is"):
+        read_coco(*make_coco(IMAGES, [annotation]))

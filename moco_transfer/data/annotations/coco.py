@@ -31,6 +31,7 @@ from .coco_fields import (
     LVIS_IMAGE_FIELDS,
     as_text,
     check,
+    dense_pose_of,
 )
 from .faults import Fault, Faults, short
 from .masks import read_mask
@@ -223,7 +224,7 @@ def _add_annotation(raw: Any, records: dict, class_of: dict, num_points: list[in
             raise Fault(f"keypoints has {len(points) // 3} points, {named}")
         # Pixel indices become the continuous coordinates of the boxes.
         annotation["keypoints"] = [v if i % 3 == 2 else v + 0.5 for i, v in enumerate(points)]
-    record["annotations"].append(annotation)
+    record["annotations"].append(annotation | dense_pose_of(raw))
 
 
 def _xyxy(box: list[float], record: dict) -> list[float]:

@@ -79,6 +79,34 @@ ANNOTATION_FIELDS: Fields = (
 )
 
 
+DENSE_POSE = ("dp_x", "dp_y", "dp_I", "dp_U", "dp_V")
+"""Of points on a person: place in the box, 0-256 of its sides; part 1-24; place on the part."""
+
+_MOST_OF_POINTS = dict(zip(DENSE_POSE, (256, 256, 24, 1, 1), strict=True))
+_PARTS = "dp_masks"
+
+
+def dense_pose_of(raw: dict) -> dict[str, Any]:
+    """Return the points of an annotation in DensePose-COCO's format, and ``dp_masks``, its parts on
+    256 x 256 cells of the box; {} without points. Fault if they are not in that format.
+    """
+    if DENSE_POSE[0] not in raw:
+        return {}
+    for key, most in _MOST_OF_POINTS.items():
+        values, count = raw.get(key), len(raw[DENSE_POSE[0]] or ())
+        is_list = isinstance(values, list) and are_finite(values) and len(values) == count
+        if not is_list or not all(0 <= value <= most for value in values):
+            expected = f"{count} numbers of 0-{most}, as many as dp_x has"
+            raise Fault(f"{key} is {short(values)}, expected {expected}", key)
+    if any(part != int(part) for part in raw["dp_I"]):
+        raise Fault(f"dp_I is {short(raw['dp_I'])}, expected whole numbers", "dp_I")
+    masks = raw.get(_PARTS, [])
+    if not all(not m or isinstance(m, dict) and m.get("size") == [256, 256] for m in masks):
+        expected = "a run-length encoded mask of [256, 256], or [], for each part"
+        raise Fault(f"{_PARTS} is {short(masks)}, expected {expected}", _PARTS)
+    return {key: raw[key] for key in (*DENSE_POSE, _PARTS) if key in raw}
+
+
 def check(entry: Any, fields: Fields) -> None:
     """Raise a Fault if an entry of the file is no object, or a field has no legal value."""
     if not isinstance(entry, dict):

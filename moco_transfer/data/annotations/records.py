@@ -12,6 +12,8 @@ A record is a dict, one per image, with the fields of Detectron2's "dataset dict
                       [] if no polygon has 3 points, absent if there is no mask
         keypoints     COCO only: [x, y, visibility] * K, in the continuous coordinates of the boxes;
                       visibility is 0 (not labelled), 1 (labelled, hidden) or 2 (visible)
+        dp_x, dp_y, dp_I, dp_U, dp_V, dp_masks  COCO only, as the file has them: dense pose, see
+                      coco_fields.py
     instance_file (str), Cityscapes only: the PNG that is evaluated
     neg_category_ids, not_exhaustive_category_ids (lists of the file's ids), LVIS only: classes that
                       are not in the image, and of which some objects are not annotated

@@ -14,6 +14,8 @@ from markupsafe import Markup
 
 from ..aggregate import Table
 from ..cells import NOTHING
+from ..comparisons.across_tasks import Comparison, build_comparisons
+from ..comparisons.summary import caption, standing_rows, summary_sentences, task_rows
 from ..pretraining import PretrainingRun
 from ..records import CONFIG_FILE, Problem, text_of
 from ..table_csv import render_csv
@@ -28,6 +30,7 @@ from .plots import (
     inline_svg,
     pretraining_panels,
     row_styles,
+    styles_of,
     swatch,
     table_panels,
 )
@@ -54,6 +57,7 @@ def render_page(
         "page.html",
         title=title,
         sections=[_section(table, number, folders) for number, table in enumerate(tables, start=1)],
+        summaries=[_summary(comparison) for comparison in build_comparisons(tables)],
         pretraining=[_pretraining(run, number) for number, run in enumerate(pretraining, start=1)],
         tables=tables,
         problems=problems,
@@ -83,6 +87,19 @@ def _section(table: Table, number: int, folders: Sequence[str | Path]) -> dict[s
         "sheet": _sheet(table, folders),
         "config": next(filter(None, configs), ""),
         "anchors": {run.folder: f"{anchor}-run-{i}" for i, run in enumerate(table.runs, start=1)},
+    }
+
+
+def _summary(comparison: Comparison) -> dict[str, Any]:
+    """Return what the page shows of the initialisations over several tasks."""
+    styles = styles_of(comparison.inits)
+    return {
+        "title": caption(comparison),
+        "standings": standing_rows(comparison),
+        "tasks": task_rows(comparison),
+        "sentences": summary_sentences(comparison),
+        "problems": comparison.problems,
+        "swatches": {init: Markup(swatch(styles[init])) for init in comparison.inits},
     }
 
 

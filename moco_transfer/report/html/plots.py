@@ -238,12 +238,17 @@ def plain_text(text: str) -> str:
 
 
 def row_styles(table: Table) -> dict[str, Style]:
-    """Return the style of each row; random and supervised look the same in every table, and no two
-    rows share line style and marker, which is all that grey leaves.
+    """Return the style of each row."""
+    return styles_of([row.init for row in table.rows])
+
+
+def styles_of(inits: Sequence[str]) -> dict[str, Style]:
+    """Return the style of each initialisation; random and supervised look the same everywhere, and
+    no two share line style and marker, which is all that grey leaves.
     """
     others = STYLES[len(FIRST_ROWS) :]
     styles = dict(zip(FIRST_ROWS, STYLES, strict=False))
-    for index, name in enumerate(r.init for r in table.rows if r.init not in FIRST_ROWS):
+    for index, name in enumerate(init for init in inits if init not in FIRST_ROWS):
         # From the second turn on, each line has the marker of another.
         turn, place = divmod(index, len(others))
         styles[name] = (*others[place][:2], others[(place + turn) % len(others)][2])

@@ -1,0 +1,28 @@
+#!/bin/bash
+# The many-domain matrix: pre-trainings, fine-tunings, page. Interrupted, it continues where it was.
+# From the repository's root, after prepare.py, with BCCD and VOCdevkit (links will do) next to it:
+#   examples/many_domains/run.sh IMAGENET_IMAGES CIFAR10
+set -e
+here=examples/many_domains
+
+pretrain() {  # NAME CONFIG IMAGES EPOCHS [KEY VALUE ...]
+    local out=domains/pretrain/$1 config=$2 images=$3 epochs=$4
+    local checkpoint=$out/checkpoint_$(printf %04d "$epochs").pth
+    shift 4
+    [ -f "$checkpoint" ] || moco-transfer pretrain --resume --config-file "$config" \
+        DATA.ROOT "$images" OUTPUT_DIR "$out" SOLVER.EPOCHS "$epochs" "$@"
+    [ -f "$out/backbone.pkl" ] || moco-transfer convert "$checkpoint" "$out/backbone.pkl"
+}
+
+# Nearly 200 iterations of 64 images each for MoCo; one pass over 50,000 labelled images.
+pretrain imagenet demo_moco "$1" 13
+pretrain supervised demo_supervised "$2" 1 DATA.IMAGE_SIZE 32 DATA.AUGMENTATION supervised
+while read -r domain epochs; do
+    pretrain "$domain" demo_moco "domains/$domain/pool" "$epochs"
+    moco-transfer benchmark --matrix "$here/$domain.yaml" --output "domains/runs/$domain"
+done <<END
+trees 22
+nuclei 15
+cells 5
+END
+moco-transfer report domains/runs --baseline random --format html --output domains/report.html

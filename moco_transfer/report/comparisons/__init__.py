@@ -1,0 +1,1 @@
+"""Comparisons over several tables: initialisations over many tasks, and over amounts of labels."""
