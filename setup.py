@@ -57,11 +57,13 @@ setup(
         CONFIGS,
         f"{CONFIGS}.pretrain",
         f"{CONFIGS}.detection",
+        f"{CONFIGS}.segmentation",
     ],
     package_dir={"moco_transfer": "moco_transfer", CONFIGS: "configs"},
     package_data={
         f"{CONFIGS}.pretrain": ["*.yaml"],
         f"{CONFIGS}.detection": ["*.yaml"],
+        f"{CONFIGS}.segmentation": ["*.yaml"],
         "moco_transfer.cli": ["*.yaml", "examples/*.txt"],
         "moco_transfer.config": ["*.yaml"],
         "moco_transfer.convert": ["*.yaml"],

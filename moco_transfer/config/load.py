@@ -17,7 +17,13 @@ from fvcore.common.config import CfgNode
 from ..runtime.errors import InputError, MissingFileError, UnknownKeyError, did_you_mean
 from . import paths
 from .pretrain_schema import PRETRAIN_DEFAULTS, check_pretrain_values
-from .schema_file import DETECTION_DEFAULTS, flatten_config
+from .schema_file import (
+    SEGMENTATION_DEFAULTS,
+    SEGMENTATION_KEYS,
+    SEGMENTOR,
+    defaults_for,
+    flatten_config,
+)
 
 PathLike = str | os.PathLike[str]
 
@@ -40,17 +46,18 @@ def load_pretrain_config(path: PathLike, overrides: Sequence[str] = ()) -> CfgNo
         MissingFileError: If the file, or a file it names as ``_BASE_``, does not exist.
         InputError: If a key is unknown, a value has the wrong type or is outside its legal values.
     """
-    cfg = _load(path, overrides, PRETRAIN_DEFAULTS, "pretrain")
+    cfg = _load(path, overrides, "pretrain")
     check_pretrain_values(cfg, str(path))
     return cfg
 
 
 def load_detection_config(path: PathLike, overrides: Sequence[str] = ()) -> CfgNode:
-    """Read a detection config, which has exactly Detectron2's keys and defaults.
+    """Read a detection config, which has exactly Detectron2's keys and defaults, or one of semantic
+    segmentation, which has ours as well.
 
     Args, Returns, Raises: as :func:`load_pretrain_config`.
     """
-    return _load(path, overrides, DETECTION_DEFAULTS, "detection")
+    return _load(path, overrides, "detection")
 
 
 def read_detection_config(text: str, where: str) -> CfgNode:
@@ -59,8 +66,9 @@ def read_detection_config(text: str, where: str) -> CfgNode:
     Raises:
         InputError: If it is not YAML, or a key or a value is not legal; it names ``where``.
     """
-    cfg = CfgNode(DETECTION_DEFAULTS)
-    _merge_all(cfg, flatten_config(DETECTION_DEFAULTS), where, _parse(text, where))
+    content = _parse(text, where)
+    cfg, known = _new(defaults_for([content]))
+    _merge_all(cfg, known, where, content)
     cfg.freeze()
     return cfg
 
@@ -87,20 +95,29 @@ def reference_batch_and_lr(path: PathLike) -> tuple[int, float]:
     Raises:
         As :func:`load_pretrain_config`.
     """
-    cfg = CfgNode(DETECTION_DEFAULTS)
-    known = flatten_config(DETECTION_DEFAULTS)
+    chain = _chain(_find(path, "detection"))
+    # With all keys that there are: the architecture may be named in an override.
+    cfg, known = _new(SEGMENTATION_DEFAULTS)
     pair = (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR)
-    for file, content in _chain(_find(path, "detection")):
+    for file, content in chain:
         _merge_all(cfg, known, str(file), content)
         if _is_shipped(file) or {"SOLVER.IMS_PER_BATCH", "SOLVER.BASE_LR"} <= set(content):
             pair = (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR)
     return pair
 
 
-def _load(path: PathLike, overrides: Sequence[str], defaults: dict[str, Any], kind: str) -> CfgNode:
-    cfg = CfgNode(defaults)  # a copy
-    known = flatten_config(defaults)
-    for file, content in _chain(_find(path, kind)):
+def _new(defaults: dict[str, Any]) -> tuple[CfgNode, dict[str, Any]]:
+    """Return a config of default values, and the same flat."""
+    return CfgNode(defaults), flatten_config(defaults)  # a copy
+
+
+def _load(path: PathLike, overrides: Sequence[str], kind: str) -> CfgNode:
+    chain = _chain(_find(path, kind))
+    written = dict(zip(overrides[::2], overrides[1::2], strict=False))
+    is_detection = kind == "detection"
+    contents = [*(content for _, content in chain), written]
+    cfg, known = _new(defaults_for(contents) if is_detection else PRETRAIN_DEFAULTS)
+    for file, content in chain:
         _merge_all(cfg, known, str(file), content)
     if len(overrides) % 2:
         raise InputError(
@@ -125,10 +142,12 @@ def _find(path: PathLike, kind: str) -> Path:
         raise InputError(f"Config {file} is a folder, expected a YAML file.")
     stem = file.name.removesuffix(".yaml")
     configs = paths.available()
-    found = configs.get(f"{kind}/{stem}") or configs.get(stem)
+    folders = ("detection", "segmentation") if kind == "detection" else (kind,)
+    named = [f"{folder}/{stem}" for folder in folders]
+    found = next((configs[name] for name in (*named, stem) if name in configs), None)
     if found is not None and file.parent == Path("."):
         return found
-    names = [name.split("/")[1] for name in configs if name.startswith(f"{kind}/")]
+    names = [name.split("/")[1] for name in configs if name.split("/")[0] in folders]
     raise MissingFileError(
         f"Config {file} does not exist.{did_you_mean(stem, names)} Give a YAML file or one of:"
         f" {', '.join(names)}."
@@ -178,6 +197,8 @@ def _merge_all(
             inside = [name for name in known if name.startswith(f"{key}.")]
             what = f"{key!r} is a section, not a key; it holds {', '.join(inside[:6])}."
             hint = f"unknown key {key!r}.{did_you_mean(key, known)}"
+            if key in SEGMENTATION_KEYS:
+                hint = f"{key} needs MODEL.META_ARCHITECTURE {SEGMENTOR}."
             raise UnknownKeyError(f"{where}: {what if inside else hint}")
         try:
             cfg.merge_from_list([key, value])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..runtime.errors import MissingFileError, did_you_mean
 
+KINDS = ("pretrain", "detection", "segmentation")
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -17,7 +18,7 @@ def available() -> dict[str, Path]:
     root = _PACKAGE.parent / "configs"
     root = root if (root / "detection").is_dir() else _PACKAGE / "configs"
     found: dict[str, Path] = {}
-    for file in (*sorted(root.glob("pretrain/*.yaml")), *sorted(root.glob("detection/*.yaml"))):
+    for file in (f for kind in KINDS for f in sorted((root / kind).glob("*.yaml"))):
         found[f"{file.parent.name}/{file.stem}"] = file
         found.setdefault(file.stem, file)
     return found

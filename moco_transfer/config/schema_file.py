@@ -2,12 +2,12 @@
 
 A detection config that loads here loads in an untouched ``detectron2.config.get_cfg()`` and the
 other way round: one YAML serves both engines. With Detectron2 installed a test compares every key,
-value and type with its config.
+value and type with its config. Semantic segmentation alone has keys of ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,4 +40,23 @@ def flatten_config(tree: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def _merged(tree: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config with the keys of another one, which has none of its leaves."""
+    both = {key: _merged(tree[key], more[key]) for key in tree.keys() & more.keys()}
+    return {**tree, **more, **both}
+
+
+SEGMENTOR = "SemanticSegmentor"
 DETECTION_DEFAULTS = read_schema("detection_schema")
+_OWN = read_schema("segmentation_schema")
+SEGMENTATION_KEYS = frozenset(flatten_config(_OWN))  # of ours, not of Detectron2's
+SEGMENTATION_DEFAULTS = _merged(DETECTION_DEFAULTS, _OWN)
+
+
+def defaults_for(contents: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the defaults of a detection config of these files and overrides, each flat, the last
+    one winning: Detectron2's, and for a SemanticSegmentor ours as well.
+    """
+    key = "MODEL.META_ARCHITECTURE"
+    named = [content[key] for content in contents if key in content]
+    return SEGMENTATION_DEFAULTS if named and named[-1] == SEGMENTOR else DETECTION_DEFAULTS

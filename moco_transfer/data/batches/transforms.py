@@ -27,7 +27,7 @@ from torch import Tensor
 from ...runtime.errors import InputError
 from ..images.decode import orientation_of, read_image
 
-_COPIED = ("height", "width", "image_id", "file_name")
+COPIED = ("height", "width", "image_id", "file_name")
 _MIN_BOX_SIDE = 1e-5  # px; smaller boxes are left out, as in Detectron2's filter_empty_instances
 
 
@@ -205,7 +205,7 @@ class TrainMapper:
         corners = np.array([a["bbox"] for a in objects], dtype=np.float64).reshape(-1, 4)
         boxes = torch.from_numpy(change.apply_boxes(corners)).float()
         keep = ((boxes[:, 2:] - boxes[:, :2]) > _MIN_BOX_SIDE).all(dim=1)
-        item = {key: record[key] for key in _COPIED}
+        item = {key: record[key] for key in COPIED}
         item["image"] = to_tensor(change.apply_image(pixels))
         if self.mask_format:
             masks = [self._mask(a["segmentation"], change) for a in objects]
@@ -258,7 +258,7 @@ class TestMapper:
         InputError if :func:`read_and_check` raises it.
         """
         image = self.prepare(read_and_check(record, self.image_format))
-        return {"image": image, **{key: record[key] for key in _COPIED}}
+        return {"image": image, **{key: record[key] for key in COPIED}}
 
     def prepare(self, pixels: np.ndarray) -> Tensor:
         """Return pixels uint8 (H, W, 3) in the mapper's order as ``image``."""

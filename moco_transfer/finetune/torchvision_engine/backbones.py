@@ -1,21 +1,24 @@
-"""ResNet and ResNeXt trunks, the feature pyramid on top of one, and the dilated-C5 trunk.
+"""ResNet and ResNeXt trunks, the feature pyramid on top of one, the dilated-C5 trunk, and what the
+networks on a trunk share: pixel statistics, and one tensor of a batch of images.
 
 A feature of stride s is (N, C, ceil(H / s), ceil(W / s)).
 
 Source:
     He et al. 2016, arXiv:1512.03385; Xie et al. 2017, arXiv:1611.05431; Lin et al. 2017,
     arXiv:1612.03144. Behaviour checked against facebookresearch/detectron2@02b5c4e
-    modeling/backbone/resnet.py and fpn.py. DC5: He et al. 2019, arXiv:1911.05722, Appendix A.1 (no
-    code was published).
+    modeling/backbone/resnet.py and fpn.py, structures/image_list.py. DC5: He et al. 2019,
+    arXiv:1911.05722, Appendix A.1 (no code was published).
 """
 
 from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from fvcore.nn.weight_init import c2_msra_fill, c2_xavier_fill
 from torch import Tensor, nn
@@ -73,8 +76,9 @@ class Block(nn.Module):
             self.conv2 = grouped(width, width, 3, stride=second, relu=True)
             self.conv3 = conv(width, out_channels, 1)
         else:
-            self.conv1 = conv(in_channels, out_channels, 3, stride=stride, relu=True)
-            self.conv2 = conv(out_channels, out_channels, 3)
+            dilated = functools.partial(conv, dilation=dilation)
+            self.conv1 = dilated(in_channels, out_channels, 3, stride=stride, relu=True)
+            self.conv2 = dilated(out_channels, out_channels, 3)
         for layer in self.children():
             c2_msra_fill(layer)
 
@@ -124,7 +128,7 @@ class ResNet(Backbone):
     ) -> None:
         """Build; the first ``freeze_at`` of stem, res2, ... never train.
 
-        A ``res5_dilation`` of 2 makes res5 keep res4's size (DC5).
+        A ``res5_dilation`` of 2 makes res5 keep res4's size.
         """
         super().__init__()
         stem = shape.stem_out_channels
@@ -213,3 +217,54 @@ class DilatedC5(Backbone):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Return "dc5", of stride 16."""
         return {"dc5": self.reduce(self.bottom_up(x)["res5"])}
+
+
+class ImageNetwork(nn.Module):
+    """A network on normalised images. Pixels are 0-255 in the channel order of the statistics."""
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(
+        self, backbone: Backbone, *, pixel_mean: Sequence[float], pixel_std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+            statistics = torch.tensor(values, dtype=torch.float32).view(3, 1, 1)
+            self.register_buffer(name, statistics, persistent=False)
+
+    def preprocess(
+        self, batch: Sequence[Mapping[str, Any]]
+    ) -> tuple[Tensor, list[tuple[int, int]]]:
+        """Return the images, normalised and padded, on the model's device and in its memory format,
+        and their sizes (h, w); see :func:`pad_images`.
+        """
+        images = [record["image"].to(self.pixel_mean) for record in batch]
+        normalised = [(image - self.pixel_mean) / self.pixel_std for image in images]
+        filters = next(p for p in self.backbone.parameters() if p.dim() == 4)
+        last = filters.is_contiguous(memory_format=torch.channels_last)
+        channels_last = last and not filters.is_contiguous()
+        return pad_images(
+            normalised,
+            divisibility=self.backbone.size_divisibility,
+            memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+        )
+
+
+def pad_images(
+    images: Sequence[Tensor], *, divisibility: int, memory_format: torch.memory_format
+) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Put normalised images (3, h, w) into the upper left corners of one zero tensor (N, 3, h, w),
+    and return it with each image's size.
+
+    The tensor's sides are multiples of ``divisibility``, if that is more than 1.
+    """
+    sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+    step = max(divisibility, 1)
+    height, width = (-(-max(side) // step) * step for side in zip(*sizes, strict=True))
+    batch = images[0].new_zeros(len(images), 3, height, width)
+    batch = batch.contiguous(memory_format=memory_format)
+    for slot, image, (h, w) in zip(batch, images, sizes, strict=True):
+        slot[:, :h, :w].copy_(image)
+    return batch, sizes

@@ -13,9 +13,10 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from ...config import flatten_config
-from ...config.schema_file import DETECTION_DEFAULTS
+from ...config.schema_file import DETECTION_DEFAULTS, SEGMENTOR
 from ...data.annotations.catalog import DetectionDataset
 from ...data.batches.loader import category_repeat_factors, test_loader, train_loader
+from ...data.batches.segmentation import SegmentationMapper
 from ...data.batches.transforms import TestMapper, TrainMapper
 from ...runtime.distributed import get_rank, get_world_size
 from ...runtime.errors import InputError
@@ -23,7 +24,7 @@ from ...runtime.seed import derive_seed, seed_everything
 from ..datasets import training_records
 from ..engine import Batches, Engine
 from . import implemented_keys as keys
-from .backbones import FPN, STAGE_NAMES, Backbone, DilatedC5, ResNet, ResNetShape
+from .backbones import FPN, STAGE_NAMES, Backbone, DilatedC5, ImageNetwork, ResNet, ResNetShape
 from .box_head import BoxHead, BoxPredictor, BoxSettings
 from .boxes import AnchorGenerator
 from .keypoint_head import KeypointHead
@@ -33,6 +34,7 @@ from .roi_heads import Res5RoIHeads, RoIHeads, StandardRoIHeads, make_res5
 from .roi_pool import RoIPooler
 from .rpn import RPN, RPNHead, RPNSettings
 from .sampling import RegionSampler
+from .segmentor import FCNHead, PixelSettings, SemanticSegmentor
 
 _NORM_LAYERS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
 
@@ -52,6 +54,11 @@ class TorchvisionEngine(Engine):
         keys.check_keys(flatten_config(cfg), {}, of_a_run=True)
         _train_mapper(cfg, ())  # rejects illegal sizes
         _test_mapper(cfg)
+        if _is_segmentor(cfg):
+            size, stride = cfg.TEST.SLIDING_WINDOW.SIZE, cfg.TEST.SLIDING_WINDOW.STRIDE
+            needs = "expected a side in px and a step of 1 to the side, or 0 for the whole image"
+            got = f"TEST.SLIDING_WINDOW has SIZE {size} and STRIDE {stride}"
+            _require(size == 0 or 1 <= stride <= size, f"{got}; {needs}")
 
     def build_model(self) -> nn.Module:
         torch.backends.cudnn.benchmark = self.cfg.CUDNN_BENCHMARK
@@ -89,7 +96,8 @@ class TorchvisionEngine(Engine):
     ) -> Batches:
         loader = self.cfg.DATALOADER
         if not hasattr(self, "_records"):  # read and logged once in a run
-            filter_empty = loader.FILTER_EMPTY_ANNOTATIONS
+            # The images of semantic segmentation have no objects.
+            filter_empty = loader.FILTER_EMPTY_ANNOTATIONS and not _is_segmentor(self.cfg)
             points = self.cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
             self._records = training_records(
                 train_sets,
@@ -123,11 +131,20 @@ class TorchvisionEngine(Engine):
         return model
 
 
+def _is_segmentor(cfg: CfgNode) -> bool:
+    return cfg.MODEL.META_ARCHITECTURE == SEGMENTOR
+
+
 def _train_mapper(cfg: CfgNode, keypoint_mirror: tuple[int, ...]) -> TrainMapper:
     inputs = cfg.INPUT
     sizes = tuple(inputs.MIN_SIZE_TRAIN), inputs.MAX_SIZE_TRAIN, inputs.MIN_SIZE_TRAIN_SAMPLING
     mirror = keypoint_mirror if cfg.MODEL.KEYPOINT_ON else None
     flip, order = inputs.RANDOM_FLIP, inputs.FORMAT
+    if _is_segmentor(cfg):
+        crop = tuple(inputs.CROP.SIZE) if inputs.CROP.ENABLED else ()
+        more = {"scale": tuple(inputs.RANDOM_SCALE), "crop": crop}
+        more["pixel_mean"] = tuple(cfg.MODEL.PIXEL_MEAN)
+        return SegmentationMapper(*sizes, flip, order, **more)
     masks = inputs.MASK_FORMAT if cfg.MODEL.MASK_ON else ""
     return TrainMapper(*sizes, flip, order, mask_format=masks, keypoint_mirror=mirror)
 
@@ -136,8 +153,9 @@ def _test_mapper(cfg: CfgNode) -> TestMapper:
     return TestMapper(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.INPUT.FORMAT)
 
 
-def build_model(cfg: CfgNode) -> GeneralizedRCNN:
-    """Return the detector of a config, on the CPU, in training mode, with freshly drawn weights.
+def build_model(cfg: CfgNode) -> ImageNetwork:
+    """Return the network of a config, on the CPU, in training mode, with freshly drawn weights: a
+    detector, or a segmentor.
 
     The config has Detectron2's keys: from ``load_detection_config``, or Detectron2's own.
 
@@ -146,10 +164,13 @@ def build_model(cfg: CfgNode) -> GeneralizedRCNN:
     """
     check_config(cfg)
     backbone = _backbone(cfg)
-    rpn, heads, pixels = _rpn(cfg, backbone), _roi_heads(cfg, backbone), cfg.MODEL
-    model = GeneralizedRCNN(
-        backbone, rpn, heads, pixel_mean=pixels.PIXEL_MEAN, pixel_std=pixels.PIXEL_STD
-    )
+    pixels = {"pixel_mean": cfg.MODEL.PIXEL_MEAN, "pixel_std": cfg.MODEL.PIXEL_STD}
+    model: ImageNetwork
+    if _is_segmentor(cfg):
+        model = _segmentor(cfg, backbone, pixels)
+    else:
+        rpn, heads = _rpn(cfg, backbone), _roi_heads(cfg, backbone)
+        model = GeneralizedRCNN(backbone, rpn, heads, **pixels)
     # The faster layout of convolutions on a CPU, and on a GPU's tensor cores.
     on_cpu = cfg.MODEL.DEVICE == "cpu" or not torch.cuda.is_available()
     if on_cpu or cfg.SOLVER.AMP.ENABLED:
@@ -243,8 +264,11 @@ def check_config(cfg: CfgNode) -> None:
     backbone, box = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.ROI_BOX_HEAD
     if not resnets.OUT_FEATURES or not set(resnets.OUT_FEATURES) <= set(STAGE_NAMES):
         raise keys.refusal("MODEL.RESNETS.OUT_FEATURES", list(resnets.OUT_FEATURES), STAGE_NAMES)
-    basic = (resnets.RES2_OUT_CHANNELS, resnets.RES5_DILATION, resnets.NUM_GROUPS) == (64, 1, 1)
-    needs = "need RES2_OUT_CHANNELS 64, RES5_DILATION 1 and NUM_GROUPS 1"
+    # Detectron2 does not dilate basic blocks; the plugin's own backbone does.
+    dilations = (1, 2) if backbone == keys.DILATED else (1,)
+    basic = (resnets.RES2_OUT_CHANNELS, resnets.NUM_GROUPS) == (64, 1)
+    basic = basic and resnets.RES5_DILATION in dilations
+    needs = f"need RES2_OUT_CHANNELS 64, NUM_GROUPS 1 and RES5_DILATION 1, or {keys.DILATED}"
     _require(resnets.DEPTH >= 50 or basic, f"MODEL.RESNETS.DEPTH 18 and 34 {needs}")
     consecutive = bool(fpn) and ".".join(fpn) in ".".join(STAGE_NAMES)
     fits = backbone != keys.FPN or consecutive and set(fpn) <= set(resnets.OUT_FEATURES)
@@ -280,6 +304,22 @@ def _backbone(cfg: CfgNode) -> Backbone:
     if cfg.MODEL.BACKBONE.NAME == keys.FPN:
         return FPN(trunk, in_features=fpn.IN_FEATURES, out_channels=fpn.OUT_CHANNELS, norm=fpn.NORM)
     return DilatedC5(trunk, norm=resnets.NORM) if cfg.MODEL.BACKBONE.NAME == keys.DC5 else trunk
+
+
+def _segmentor(cfg: CfgNode, backbone: Backbone, pixels: dict[str, Any]) -> SemanticSegmentor:
+    head, window = cfg.MODEL.SEM_SEG_HEAD, cfg.TEST.SLIDING_WINDOW
+    channels = _channels("MODEL.SEM_SEG_HEAD.IN_FEATURES", head.IN_FEATURES, backbone)
+    name, *others = head.IN_FEATURES
+    _require(
+        not others, f"FCNHead reads one feature, got SEM_SEG_HEAD.IN_FEATURES {[name, *others]}"
+    )
+    common, stride = head.COMMON_STRIDE, backbone.strides[name]
+    needs = f"is {common}, expected {stride}, the stride of {name}"
+    _require(common == stride, f"MODEL.SEM_SEG_HEAD.COMMON_STRIDE {needs}")
+    names = ("CONVS_DIM", "NUM_CONVS", "DILATION", "NORM")
+    fcn = FCNHead(channels, head.NUM_CLASSES, **{key.lower(): head[key] for key in names})
+    settings = PixelSettings(head.IGNORE_VALUE, head.LOSS_WEIGHT, window.SIZE, window.STRIDE)
+    return SemanticSegmentor(backbone, fcn, settings, in_feature=name, **pixels)
 
 
 def _rpn(cfg: CfgNode, backbone: Backbone) -> RPN:

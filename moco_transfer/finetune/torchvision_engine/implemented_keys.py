@@ -8,11 +8,13 @@ from typing import Any
 
 import yaml
 
+from ...config.schema_file import SEGMENTOR
 from ...models import BLOCKS
 from ...runtime.errors import InputError
 from .layers import NORMS
 
 FPN, DC5 = "build_resnet_fpn_backbone", "build_resnet_dc5_backbone"
+DILATED = "build_resnet_dilated_backbone"
 STANDARD_HEADS, RES5_HEADS_EXTRA_NORM = "StandardROIHeads", "Res5ROIHeadsExtraNorm"
 POOLERS = {"ROIAlignV2": True, "ROIAlign": False}  # whether the pixel centres lie at .5
 
@@ -33,10 +35,14 @@ def check_keys(
     Raises:
         InputError: Naming the key, its value and what is implemented.
     """
+    kind = "run" if of_a_run else "model"
+    table = _TABLES[kind]
+    if values["MODEL.META_ARCHITECTURE"] == SEGMENTOR:
+        table = table | _TABLES[f"{kind}_of_segmentor"]
     for key, value in values.items():
         section, leaf = key.rpartition(".")[::2]
         is_free = leaf in _TABLES["free"].get(section, "").split()
-        allowed = _TABLES["run" if of_a_run else "model"].get(key)
+        allowed = table.get(key)
         if isinstance(allowed, str):
             allowed = _KNOWN[allowed]
         if allowed is None and key.startswith("MODEL.") and not is_free and not of_a_run:

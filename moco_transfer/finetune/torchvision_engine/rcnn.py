@@ -8,7 +8,7 @@ Pixels are 0-255 in the channel order of the statistics; boxes are XYXY, absolut
 Source:
     Ren et al. 2015, arXiv:1506.01497; He et al. 2017, arXiv:1703.06870. Behaviour checked against
     facebookresearch/detectron2@02b5c4e modeling/meta_arch/rcnn.py,
-    modeling/postprocessing.py and structures/image_list.py.
+    modeling/postprocessing.py.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
-from .backbones import Backbone
+from .backbones import Backbone, ImageNetwork
 from .box_head import Detections
 from .boxes import is_larger_than
 from .mask_head import paste_masks
@@ -29,7 +29,7 @@ from .rpn import RPN
 from .sampling import GroundTruth
 
 
-class GeneralizedRCNN(nn.Module):
+class GeneralizedRCNN(ImageNetwork):
     """A two-stage detector; keys ``backbone.*``, ``proposal_generator.*``, ``roi_heads.*``."""
 
     def __init__(
@@ -41,12 +41,8 @@ class GeneralizedRCNN(nn.Module):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
     ) -> None:
-        super().__init__()
-        self.backbone, self.proposal_generator = backbone, proposal_generator
-        self.roi_heads = roi_heads
-        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
-            statistics = torch.tensor(values, dtype=torch.float32).view(3, 1, 1)
-            self.register_buffer(name, statistics, persistent=False)
+        super().__init__(backbone, pixel_mean=pixel_mean, pixel_std=pixel_std)
+        self.proposal_generator, self.roi_heads = proposal_generator, roi_heads
 
     def forward(
         self, batch: Sequence[Mapping[str, Any]]
@@ -84,41 +80,6 @@ class GeneralizedRCNN(nn.Module):
         truth = [GroundTruth.read(record, device=images.device, **heads) for record in batch]
         proposals, _, rpn_losses = self.proposal_generator(features, sizes, truth)
         return {**self.roi_heads.losses(features, proposals, truth), **rpn_losses}
-
-    def preprocess(
-        self, batch: Sequence[Mapping[str, Any]]
-    ) -> tuple[Tensor, list[tuple[int, int]]]:
-        """Return the images, normalised and padded, on the model's device and in its memory format,
-        and their sizes (h, w); see :func:`pad_images`.
-        """
-        images = [record["image"].to(self.pixel_mean) for record in batch]
-        normalised = [(image - self.pixel_mean) / self.pixel_std for image in images]
-        filters = next(p for p in self.backbone.parameters() if p.dim() == 4)
-        last = filters.is_contiguous(memory_format=torch.channels_last)
-        channels_last = last and not filters.is_contiguous()
-        return pad_images(
-            normalised,
-            divisibility=self.backbone.size_divisibility,
-            memory_format=torch.channels_last if channels_last else torch.contiguous_format,
-        )
-
-
-def pad_images(
-    images: Sequence[Tensor], *, divisibility: int, memory_format: torch.memory_format
-) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Put normalised images (3, h, w) into the upper left corners of one zero tensor (N, 3, h, w),
-    and return it with each image's size.
-
-    The tensor's sides are multiples of ``divisibility``, if that is more than 1.
-    """
-    sizes = [(image.shape[-2], image.shape[-1]) for image in images]
-    step = max(divisibility, 1)
-    height, width = (-(-max(side) // step) * step for side in zip(*sizes, strict=True))
-    batch = images[0].new_zeros(len(images), 3, height, width)
-    batch = batch.contiguous(memory_format=memory_format)
-    for slot, image, (h, w) in zip(batch, images, sizes, strict=True):
-        slot[:, :h, :w].copy_(image)
-    return batch, sizes
 
 
 def to_original_size(

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 import torchvision
 from detector_cases import draw_images, draw_weights, make_config
 
-from moco_transfer.finetune.torchvision_engine.backbones import ResNet, ResNetShape
+from moco_transfer.finetune.torchvision_engine.backbones import ResNet, ResNetShape, pad_images
 from moco_transfer.finetune.torchvision_engine.box_head import BoxPredictor, BoxSettings, Detections
 from moco_transfer.finetune.torchvision_engine.boxes import (
     AnchorGenerator,
@@ -30,7 +30,7 @@ from moco_transfer.finetune.torchvision_engine.boxes import (
 )
 from moco_transfer.finetune.torchvision_engine.build import build_model
 from moco_transfer.finetune.torchvision_engine.mask_head import MaskHead, paste_masks, rasterize
-from moco_transfer.finetune.torchvision_engine.rcnn import pad_images, to_original_size
+from moco_transfer.finetune.torchvision_engine.rcnn import to_original_size
 from moco_transfer.finetune.torchvision_engine.roi_pool import RoIPooler, assign_levels
 from moco_transfer.finetune.torchvision_engine.sampling import match, sample
 
