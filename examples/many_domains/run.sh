@@ -1,7 +1,7 @@
 #!/bin/bash
 # The many-domain matrix: pre-trainings, fine-tunings, page. Interrupted, it continues where it was.
 # From the repository's root, after prepare.py, with BCCD and VOCdevkit (links will do) next to it:
-#   examples/many_domains/run.sh IMAGENET_IMAGES CIFAR10
+#   examples/many_domains/run.sh IMAGENET_IMAGES CIFAR10_TEST_IMAGES
 set -e
 here=examples/many_domains
 
@@ -14,9 +14,9 @@ pretrain() {  # NAME CONFIG IMAGES EPOCHS [KEY VALUE ...]
     [ -f "$out/backbone.pkl" ] || moco-transfer convert "$checkpoint" "$out/backbone.pkl"
 }
 
-# Nearly 200 iterations of 64 images each for MoCo; one pass over 50,000 labelled images.
+# Nearly 200 iterations of 64 images each for MoCo; two passes over CIFAR-10's 10,000 test images.
 pretrain imagenet demo_moco "$1" 13
-pretrain supervised demo_supervised "$2" 1 DATA.IMAGE_SIZE 32 DATA.AUGMENTATION supervised
+pretrain supervised demo_supervised "$2" 2 DATA.IMAGE_SIZE 32 DATA.AUGMENTATION supervised
 while read -r domain epochs; do
     pretrain "$domain" demo_moco "domains/$domain/pool" "$epochs"
     moco-transfer benchmark --matrix "$here/$domain.yaml" --output "domains/runs/$domain"
