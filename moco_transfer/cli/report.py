@@ -38,10 +38,6 @@ def run(args: argparse.Namespace) -> int:
     if args.summary and args.format == "html":
         raise InputError("--summary is for a text; the page has the summary by itself.")
     records, problems = read_named_runs(args.runs)
-    names = sorted({run.init for run in records})
-    if args.baseline and args.baseline not in names:
-        rows = ", ".join(names)
-        raise InputError(f"--baseline {args.baseline}: no run is of that row. Rows are {rows}.")
     tables = _tables(records, args.baseline)
     pretraining: list[PretrainingRun] = []
     if args.format == "html" or args.plots or args.keep:
@@ -62,6 +58,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _tables(records: list[RunRecord], baseline: str) -> list[Table]:
     """Build the tables, with intervals over test images where runs have files of matches."""
+    names = sorted({run.init for run in records})
+    if baseline and baseline not in names:
+        rows = ", ".join(names)
+        raise InputError(f"--baseline {baseline}: no run is of that row. Rows are {rows}.")
     tables = build_tables(records, baseline=baseline)
     if not any(run.matches for run in records):
         return tables
@@ -109,21 +109,24 @@ def _render(
         folders = [path for path in args.runs if Path(path).is_dir()]
         return render_page(tables, problems, pretraining=pretraining, folders=folders)
     if args.summary:
-        from ..report.comparisons.across_tasks import build_comparisons
-        from ..report.comparisons.summary import render_summary
-
-        comparisons = build_comparisons(tables)
-        of_csv = [problem for comparison in comparisons for problem in comparison.problems]
-    else:
-        of_csv = [problem for table in tables for problem in table.problems]
+        return _summary(tables, problems, args.format)
     if args.format == "csv":  # it has no place for sentences
-        for problem in (*problems, *of_csv):
+        for problem in (*problems, *(problem for table in tables for problem in table.problems)):
             logger.warning("%s", problem)
-    if args.summary:
-        return render_summary(comparisons, args.format, problems)
-    if args.format == "csv":
         return render_csv(tables)
     return (render_markdown if args.format == "markdown" else render_latex)(tables, problems)
+
+
+def _summary(tables: list[Table], problems: list[Problem], style: str) -> str:
+    from ..report.comparisons.across_tasks import build_comparisons
+    from ..report.comparisons.summary import render_summary
+
+    comparisons = build_comparisons(tables)
+    if style == "csv":
+        of_tasks = [problem for comparison in comparisons for problem in comparison.problems]
+        for problem in (*problems, *of_tasks):
+            logger.warning("%s", problem)
+    return render_summary(comparisons, style, problems)
 
 
 def _write_plots(folder: Path, tables: list[Table], pretraining: list[PretrainingRun]) -> None:
@@ -149,16 +152,25 @@ def _write_plots(folder: Path, tables: list[Table], pretraining: list[Pretrainin
 
 
 def _fill_sections(readme: Path, baseline: str) -> None:
-    def table_of(paths: Sequence[str]) -> str:
-        records, problems = read_named_runs([str(readme.parent / path) for path in paths])
-        text = render_markdown(_tables(records, baseline), problems)
+    def text_of(words: Sequence[str]) -> str:
+        given = dict(word.partition("=")[::2] for word in words if word.startswith("--"))
+        if unknown := given.keys() - {"--summary", "--baseline"}:
+            known = "--summary and --baseline=NAME"
+            raise InputError(f"a section has the option {min(unknown)}; known are {known}.")
+        paths = [str(readme.parent / word) for word in words if not word.startswith("--")]
+        records, problems = read_named_runs(paths)
+        tables = _tables(records, given.get("--baseline", baseline))
+        if "--summary" in given:
+            text = _summary(tables, problems, "markdown")
+        else:
+            text = render_markdown(tables, problems)
         # Paths in warnings are the README's own, wherever the command runs.
         return text.replace(f"{readme.parent}/", "")
 
     if not readme.is_file():
         raise MissingFileError(f"--readme {readme} does not exist.")
     try:
-        text = fill_sections(readme.read_text(encoding="utf-8"), table_of)
+        text = fill_sections(readme.read_text(encoding="utf-8"), text_of)
     except InputError as error:
         raise InputError(f"{readme}: {error}") from error
     atomic_write_text(readme, text)

@@ -1,8 +1,8 @@
 """Sections of a README that name their records, and this repository's own.
 
 Seen red under: the first section filled for the second; text between sections lost; paths taken
-    from the working folder instead
-of the README's; a section without an end taken to the end of the next.
+from the working folder instead of the README's; a section without an end taken to the end of the
+next; a section's --baseline ignored.
 """
 
 from __future__ import annotations
@@ -46,6 +46,31 @@ def test_report__fills_every_section_that_names_its_records(
     before = readme.read_text()
     assert _run("--readme", readme) == 0
     assert readme.read_text() == before
+
+
+def test_report__fills_a_section_with_the_summary(make_run, tmp_path):
+    """By hand: random is 1 below moco in voc, 3 in coco, on average 2."""
+    for task, gap in {"voc": 1, "coco": 3}.items():
+        for seed in (0, 1):
+            for init, ap in {"random": 40 + seed - gap, "moco": 40 + seed}.items():
+                bbox = {"AP": ap, "AP50": 1.0, "AP75": 1.0}
+                make_run(f"docs/{task}/{init}{seed}", init, seed, task=task, bbox=bbox)
+    page = tmp_path / "page.md"
+    begin = "<!-- results:begin --summary --baseline=moco docs/voc docs/coco -->"
+    page.write_text(f"{begin}\n<!-- results:end -->\n")
+    assert _run("--readme", page) == 0
+    rows = [line for line in page.read_text().splitlines() if line.startswith("| ")]
+    assert "| Δ random |" in "".join(rows)
+    assert any(line.startswith("| random |") and "-2.0 |" in line for line in rows)
+
+
+@pytest.mark.parametrize("word", ["--sumary", "--baseline=none"])
+def test_report__refuses_an_unknown_option_of_a_section(make_run, tmp_path, word):
+    make_run("docs/voc/m0", "moco", 0)
+    page = tmp_path / "page.md"
+    page.write_text(f"<!-- results:begin {word} docs/voc --><!-- results:end -->")
+    with pytest.raises(InputError, match=rf"page\.md.*{word.partition('=')[0]}"):
+        _run("--readme", page)
 
 
 def test_report__refuses_what_names_no_runs(tmp_path):
