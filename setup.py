@@ -73,6 +73,7 @@ setup(
         "moco_transfer.pretrain": ["*.yaml"],
         "moco_transfer.report": ["*.yaml", "templates/*"],
         "moco_transfer.report.html": ["*.yaml"],
+        "moco_transfer.reproduce": ["*.yaml", "templates/*"],
         "moco_transfer.suggest": ["*.yaml"],
     },
     ext_modules=[VIEW_KERNELS],

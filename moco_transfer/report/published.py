@@ -31,7 +31,7 @@ class PublishedRow:
 class PublishedSetting:
     """One published protocol and its rows; None and "" mean that no source states it."""
 
-    name: str  # as `moco-transfer reference` calls it, e.g. "voc07+12 R50-C4"
+    name: str  # as `moco-transfer reproduce --reference` calls it, e.g. "voc07+12 R50-C4"
     title: str  # what was trained and tested on what
     tasks: list[str]  # detection configs (without .yaml) that follow this protocol
     rows: list[PublishedRow]

@@ -212,10 +212,10 @@ def published_sentences(table: Table) -> list[str]:
         formula = "(our mean - published mean) / published std"
         sentences.append(f"Distance: {formula}; std {std} from {setting.std_source}.")
     sentences += [setting.note] if setting.note else []
-    return [*sentences, *_schedule_sentences(table.runs, setting)]
+    return [*sentences, *schedule_sentences(table.runs, setting)]
 
 
-def _schedule_sentences(runs: Sequence[RunRecord], setting: PublishedSetting) -> list[str]:
+def schedule_sentences(runs: Sequence[RunRecord], setting: PublishedSetting) -> list[str]:
     """Return where runs are shorter or longer than the published ones, counted in images."""
     published = setting.iterations or 0
     lengths: dict[bool, dict[str, None]] = {True: {}, False: {}}

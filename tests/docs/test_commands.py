@@ -21,8 +21,10 @@ RUN = "run"
 # The first pattern that matches a command decides: it is executed in the folder of the fixture
 # `world`, with options added behind the verb, or it is only parsed, for the reason given.
 RULES: list[tuple[str, str | list[str]]] = [
-    (r"moco-transfer [\w-]+$(?<!doctor)(?<!reference)", "names a verb"),
-    (r"moco-transfer (doctor|reference|check-data|report|suggest)\b", RUN),
+    (r"moco-transfer [\w-]+$(?<!doctor)(?<!reproduce)", "names a verb"),
+    (r"moco-transfer reproduce --docs", "writes a page; tests/reproduce compares it"),
+    (r"moco-transfer reproduce .*--output", ["--dry-run"]),
+    (r"moco-transfer (doctor|reproduce|check-data|report|suggest)\b", RUN),
     (r"moco-transfer convert (SRC|moco_v2|ResNet50_W)", "downloads, or has a placeholder"),
     (r"moco-transfer convert ", RUN),
     (r"moco-transfer (pretrain|train) .*(R_18|small)", ["--dry-run"]),

@@ -12,7 +12,7 @@ import argparse
 
 import pytest
 
-from moco_transfer.cli import reference
+from moco_transfer.cli import reproduce
 from moco_transfer.cli.options import add_options
 from moco_transfer.report import (
     build_tables,
@@ -27,8 +27,8 @@ from moco_transfer.runtime.errors import InputError
 
 def _reference(capsys, *words):
     parser = argparse.ArgumentParser()
-    add_options(parser, "reference")
-    assert reference.run(parser.parse_args(list(words))) == 0
+    add_options(parser, "reproduce")
+    assert reproduce.run(parser.parse_args(["--reference", *words])) == 0
     return capsys.readouterr().out
 
 
