@@ -156,7 +156,8 @@ def _make(args: argparse.Namespace, tables: list[PaperTable]) -> int:
 
 def _overview(steps: list[Step], left: list[Step]) -> str:
     known = [step.gpu_hours for step in left if step.gpu_hours is not None]
-    unknown = len(left) - len(known)
+    quick = sum(step.words[0] == "convert" for step in left)
+    unknown = len(left) - quick - len(known)
     cost = f"about {sum(known):.0f} GPU hours by published times" if known else ""
     more = f"{unknown} of unknown length" if unknown else ""
     about = "; ".join(filter(None, (cost, more)))

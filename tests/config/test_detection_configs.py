@@ -361,7 +361,7 @@ def test_header__says_where_the_milestones_come_from(name):
 
 def test_published__names_configs_that_exist():
     tasks = [task for setting in published_settings() for task in setting.tasks]
-    assert set(tasks) <= set(LEAVES)
+    assert set(tasks) <= set(available())
     assert (set(PROTOCOLS) | set(TWINS)) - NOT_PUBLISHED <= set(tasks)
 
 
