@@ -58,6 +58,7 @@ class FeatureResult:
     folder: Path
     checkpoint: Path
     epochs: int | None = None  # of the linear layer
+    counts: tuple[int, ...] = ()  # training images, test images, classes; () if not recorded
     note: str = ""
 
     @property
@@ -105,7 +106,7 @@ class Records:
                 if one.metric == metric and name in one.names:
                     about = "features" if row.vary else f"features of {name}"
                     found.setdefault(about, {}).setdefault(column, []).append(one)
-        return [_of_features(row, about, columns) for about, columns in found.items()]
+        return [_of_features(part, row, about, columns) for about, columns in found.items()]
 
 
 def _found(table: Table, row: Row, part: Part) -> Found:
@@ -121,19 +122,28 @@ def _found(table: Table, row: Row, part: Part) -> Found:
     return Found(row.init, about, values, folders, tuple(dict.fromkeys(remarks)))
 
 
-def _of_features(row: PaperRow, about: str, columns: Mapping[str, list[FeatureResult]]) -> Found:
+def _of_features(
+    part: Part, row: PaperRow, about: str, columns: Mapping[str, list[FeatureResult]]
+) -> Found:
     values = {c: summarize(one.value for one in results) for c, results in columns.items()}
     remarks: dict[str, None] = {}
     for column, results in columns.items():
         for one in results:
-            if one.epochs not in (None, _PROTOCOL_EPOCHS):
-                remarks[f"linear layer of {one.epochs} epochs, {_PROTOCOL_EPOCHS} published"] = None
-            if one.note:
-                remarks[one.note] = None
-            for difference in _differences(one, row.pretrainings[column]):
-                remarks[difference] = None
+            own = _protocol_differences(part, one)
+            remarks |= dict.fromkeys([*own, *_differences(one, row.pretrainings[column])])
     folders = tuple(str(one.folder) for results in columns.values() for one in results)
     return Found(row.label, about, values, folders, tuple(remarks))
+
+
+def _protocol_differences(part: Part, one: FeatureResult) -> Iterator[str]:
+    """Yield what a test of features has otherwise than the published one."""
+    if one.note:
+        yield one.note
+    if one.epochs not in (None, _PROTOCOL_EPOCHS):
+        yield f"linear layer of {one.epochs} epochs, published {_PROTOCOL_EPOCHS}"
+    if one.counts and part.counts and one.counts != part.counts:
+        text = "{} training and {} test images of {} classes"
+        yield f"{text.format(*one.counts)}, published {text.format(*part.counts)}"
 
 
 def _differences(one: FeatureResult, pretraining: Pretraining) -> Iterator[str]:
@@ -181,7 +191,10 @@ def _feature_tests(paths: Iterable[str]) -> Iterator[FeatureResult]:
             continue  # a record of `train`, or one that read_runs has named
         if metric and math.isfinite(value):
             epochs = (data.get("protocol") or {}).get("epochs")
-            yield FeatureResult(metric, value, file.parent, checkpoint, epochs)
+            names = ("num_train", "num_test", "num_classes")
+            counts = tuple(data[name] for name in names if name in data)
+            counts = counts if len(counts) == len(names) else ()
+            yield FeatureResult(metric, value, file.parent, checkpoint, epochs, counts)
 
 
 def _monitors(paths: Iterable[str]) -> Iterator[FeatureResult]:

@@ -63,6 +63,8 @@ class Part:
     metric: str = ""  # of every number then, e.g. "linear/top1"
     has_gaps: bool = False  # whether the paper prints the gaps to the supervised row
     setting: PublishedSetting | None = None  # of a fine-tuning part
+    #: Training images, test images and classes of the published test of features; () elsewhere.
+    counts: tuple[int, ...] = ()
     trials: int | None = None  # behind each number; None: not stated
     gpu_hours: float | None = None  # of one fine-tuning run
     hours_source: str = ""
@@ -113,10 +115,13 @@ def full_source(source: str) -> str:
 
 
 def _table(item: Mapping[str, Any]) -> PaperTable:
-    parts = tuple(_part(part, item["place"]) for part in item["parts"])
+    images = item.get("images", "imagenet")
+    counts = tuple(_data()["images"][images])
+    found = (_part(part, item["place"]) for part in item["parts"])
+    parts = tuple(replace(part, counts=() if part.setting else counts) for part in found)
     key, _, place = item["place"].partition(", ")
     about = item["name"], full_source(key), place, item["title"]
-    return PaperTable(*about, parts, item.get("images", "imagenet"))
+    return PaperTable(*about, parts, images)
 
 
 def _part(item: Mapping[str, Any], place: str) -> Part:

@@ -92,7 +92,8 @@ def test_runs__of_frozen_and_tuned_bn(make_run, cells):
 def _write_features(folder, checkpoint, top1, epochs=100):
     folder.mkdir(parents=True)
     record = {"schema": "moco_transfer.linear/1", "checkpoint": str(checkpoint), "top1": top1}
-    record |= {"protocol": {"epochs": epochs}}
+    record |= {"protocol": {"epochs": epochs}, "num_train": 1000, "num_test": 500}
+    record["num_classes"] = 1000
     (folder / "results.json").write_text(json.dumps(record))
 
 
@@ -108,7 +109,8 @@ def test_features__by_the_name_of_the_pre_training(cells, tmp_path):
     assert list(found) == [("MoCo", "256")]
     (run,) = found["MoCo", "256"]
     assert (run["mean"], run["n"]) == (12.5, 1)
-    (epochs, layer) = sorted(run["remarks"])
+    images, epochs, layer = sorted(run["remarks"])
+    assert "1000" in images and "1281167" in images
     assert "SOLVER.EPOCHS 2" in epochs and "200" in epochs
     assert "1 epochs" in layer and "100" in layer
 
@@ -117,7 +119,7 @@ def test_features__of_a_checkpoint_without_a_config(cells, tmp_path):
     _write_features(tmp_path / "linear" / "moco_v2" / "seed0", tmp_path / "official.pth", 67.4)
     found, _ = cells("v2-table2")
     (run,) = found["MoCo v2, 200 ep, batch 256", "linear/top1"]
-    assert run["mean"] == 67.4 and "official.pth" in run["remarks"][0]
+    assert run["mean"] == 67.4 and "official.pth" in run["remarks"][1]
 
 
 def test_monitor__the_last_value_of_a_pre_training(cells, tmp_path):
