@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..config.schema_file import SEGMENTOR
 from ..data.annotations.catalog import (
     DetectionDataset,
     align_classes,
@@ -25,6 +26,7 @@ from ..data.annotations.records import is_trainable
 from ..evaluate.cityscapes_eval import CityscapesEvaluator
 from ..evaluate.coco_eval import CocoEvaluator, has_hotcoco
 from ..evaluate.predictions import PredictionWriter
+from ..evaluate.semantic_eval import TASK as SEMANTIC_TASK
 from ..evaluate.semantic_eval import SemanticEvaluator
 from ..evaluate.voc_eval import VocEvaluator
 from ..runtime.files import sha256_of
@@ -52,8 +54,12 @@ class Reads:
         return self._known[key]
 
 
-def evaluated_tasks(heads: Mapping[str, bool]) -> tuple[str, ...]:
-    """Return what is evaluated, ``bbox``[, ``segm``, ``keypoints``], of a config's MODEL keys."""
+def evaluated_tasks(heads: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what is evaluated, ``bbox``[, ``segm``, ``keypoints``] or ``sem_seg``, of a config's
+    MODEL keys.
+    """
+    if heads["META_ARCHITECTURE"] == SEGMENTOR:
+        return (SEMANTIC_TASK,)
     return ("bbox", *(task for task, head, _ in _HEADS if heads[head]))
 
 
@@ -125,15 +131,20 @@ def read_data(request: DataRequest, reads: Reads) -> RunData:
             with collecting(findings):
                 sets[role].append(get_dataset(name))
                 sets[role][-1].records  # noqa: B018 - read now
+    both = [*sets["TRAIN"], *sets["TEST"]]
+    is_semantic = SEMANTIC_TASK in request.tasks
+    for name in dict.fromkeys(d.name for d in both if (d.kind == "semantic") != is_semantic):
+        sentence = TEXTS["needs_labels" if is_semantic else "needs_boxes"].format(name=name)
+        findings.append(Finding("", sentence))
     if findings:
         raise PlanError(findings)
-    both = [*sets["TRAIN"], *sets["TEST"]]
     with collecting(findings):
         both = align_classes(both)
     train_sets, test_sets = both[: len(sets["TRAIN"])], both[len(sets["TRAIN"]) :]
     with collecting(findings):
         if request.num_classes is not None:
-            check_class_count(both[0], request.num_classes)
+            key = f"MODEL.{'SEM_SEG_HEAD' if is_semantic else 'ROI_HEADS'}.NUM_CLASSES"
+            check_class_count(both[0], request.num_classes, key)
     with collecting(findings):
         if "segm" in request.tasks and any(d.kind == "cityscapes" for d in test_sets):
             check_packages("cityscapesscripts")
@@ -173,7 +184,7 @@ def _encoded_masks(train_sets: Sequence[DetectionDataset]) -> list[str]:
         record["file_name"]
         for dataset in train_sets
         for record in dataset.records
-        for annotation in record["annotations"]
+        for annotation in record.get("annotations", ())
         if not annotation["iscrowd"] and isinstance(annotation.get("segmentation"), dict)
     ]
 
@@ -199,8 +210,8 @@ def _faults(
 
 
 def has_objects(dataset: DetectionDataset) -> bool:
-    """Return whether AP is defined on a data set: whether it holds an object that is neither a
-    crowd region nor VOC's difficult.
+    """Return whether a data set can be scored: whether it holds an object that is neither a crowd
+    region nor VOC's difficult, or label images.
     """
     if dataset.kind == "voc":
         return any(not a.get("difficult", 0) for r in dataset.records for a in r["annotations"])
@@ -214,7 +225,7 @@ def _head_faults(
     objects = [
         (record["file_name"], annotation)
         for record in dataset.records
-        for annotation in record["annotations"]
+        for annotation in record.get("annotations", ())
         if not annotation["iscrowd"]
     ]
     about = {"name": dataset.name, "objects": len(objects)}
@@ -265,13 +276,19 @@ def annotation_digests(datasets: Sequence[DetectionDataset], reads: Reads) -> di
 def _digest(dataset: DetectionDataset) -> str:
     if dataset.json_file is not None and not dataset.chosen and not dataset.exif:
         return sha256_of(dataset.json_file)
-    keys, root = ("height", "width", "annotations"), dataset.image_root
+    root = dataset.image_root
     images = [
-        [r["image_id"], os.path.relpath(r["file_name"], root), *(r[key] for key in keys)]
+        [r["image_id"], os.path.relpath(r["file_name"], root), r["height"], r["width"], _labels(r)]
         for r in dataset.records
     ]
     content = [dataset.class_names, dataset.year, images]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _labels(record: dict) -> Any:
+    """Return a record's annotations, or what stands for its label image."""
+    file = record.get("sem_seg_file_name")
+    return record["annotations"] if file is None else [sha256_of(file), record["sem_seg_ids"]]
 
 
 def make_evaluator(

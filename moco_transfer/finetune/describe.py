@@ -25,10 +25,14 @@ def _parts(plan: FinetunePlan) -> Iterator[tuple[str, str]]:
     for role, sets in (("train on", data.train_sets), ("test on", data.test_sets)):
         for dataset in sets:
             records = dataset.records
+            text = f"{dataset.name}: {len(records)} images"
+            if dataset.kind == "semantic":
+                yield role, f"{text} and label images"
+                continue
             objects = sum(len(record["annotations"]) for record in records)
             masks = "segm" in data.tasks
             empty = sum(not is_trainable(record, masks=masks) for record in records)
-            text = f"{dataset.name}: {len(records)} images ({empty} empty), {objects} objects"
+            text += f" ({empty} empty), {objects} objects"
             if data.keypoints is not None and role == "train on":
                 least = data.keypoints.least
                 few = sum(is_trainable(r) and labelled_keypoints(r) < least for r in records)

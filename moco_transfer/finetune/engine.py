@@ -53,6 +53,8 @@ class Engine(abc.ABC):
             sizes, most = (self.cfg.INPUT.MIN_SIZE_TEST,), self.cfg.INPUT.MAX_SIZE_TEST
         edges = {"shorter_edge": round(sum(sizes) / len(sizes)), "max_size": most}
         shapes = [resized_shape(r["height"], r["width"], **edges) for r in records[:1000]]
+        if train and self.cfg.INPUT.CROP.ENABLED:
+            shapes = [tuple(self.cfg.INPUT.CROP.SIZE)]
         pixels = sum(height * width for height, width in shapes) / max(1, len(shapes))
         check_shared_memory(
             pixels * self.bytes_per_pixel * (self.images_per_item(world_size) if train else 1),

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from ..config.schema_file import SEGMENTOR
 from ..models.pixels import IMAGENET_MEAN
 from ..models.resnets import BASIC_BLOCKS
 from ..runtime.errors import InputError
@@ -99,13 +100,20 @@ Pairs = Iterator[tuple[str, str]]  # name and sentence of findings
 
 
 def _norms(settings: Settings, weights: InitialWeights) -> Pairs:
-    whose = TEXTS["whose"].get(weights.kind)
-    for name, rule in TEXTS["norms"].items():
+    whose, rules = TEXTS["whose"].get(weights.kind), TEXTS["norms"]
+    if _is_segmentor(settings):
+        rules = {k: rule for k, rule in rules.items() if k != "res5-norm"}
+        rules |= TEXTS["norms_of_segmentor"]
+    for name, rule in rules.items():
         value = settings[rule["key"]]
         applies = whose is not None and (name != "fpn-norm" or _has_fpn(settings))
         if applies and value in rule["wrong"]:
             needs = whose.format(path=weights.path)
             yield name, TEXTS["norm"].format(**rule, value=value, whose=needs)
+
+
+def _is_segmentor(settings: Settings) -> bool:
+    return settings["MODEL.META_ARCHITECTURE"] == SEGMENTOR
 
 
 def _has_fpn(settings: Settings) -> bool:
@@ -114,6 +122,7 @@ def _has_fpn(settings: Settings) -> bool:
 
 def _per_process_norms(settings: Settings, world_size: int) -> Pairs:
     keys = ["MODEL.RESNETS.NORM", "MODEL.FPN.NORM"][: 1 + _has_fpn(settings)]
+    keys += ["MODEL.SEM_SEG_HEAD.NORM"] * _is_segmentor(settings)
     wrong = [key for key in keys if settings[key] == "BN"]
     if world_size > 1 and wrong:
         name, fix = "per-process-norm", " and ".join(f"{key} SyncBN" for key in wrong)
@@ -189,4 +198,9 @@ def remarks(settings: Settings, *, world_size: int) -> list[str]:
     }
     facts = {"norm": norm, "batch": batch, "max_iter": max_iter, "warmup": warmup}
     facts["steps"] = ", ".join(map(str, beyond))
+    if _is_segmentor(settings) and settings["INPUT.CROP.ENABLED"]:
+        crop, stride = [*settings["INPUT.CROP.SIZE"]], settings["MODEL.SEM_SEG_HEAD.COMMON_STRIDE"]
+        fitting = [max(0, round((side - 1) / stride)) * stride + 1 for side in crop]
+        found["crop"] = crop != fitting
+        facts |= {"crop": crop, "stride": stride, "fitting": fitting}
     return [TEXTS["remarks"][name].format(**facts) for name, holds in found.items() if holds]

@@ -1,5 +1,5 @@
-"""What both engines do with the logits of a fully convolutional network: their loss, and the classes
-of an image of any size.
+"""What both engines do with the logits of a fully convolutional network: their loss, and classes
+of images of any size.
 
 Shapes in this module:
     N: images    C: classes    H, W: image as given to the network, px
@@ -64,12 +64,10 @@ def image_logits(
 ) -> Tensor:
     """Return the logits (1, C, H, W) of an image (1, 3, H, W), whole or window by window.
 
-    Args:
-        logits_of: The network: from (1, 3, H, W) to (1, C, h, w).
-        image: Normalised.
-        window, step: Side of the windows and distance of their corners, px; the last of a row or
-            column is moved back into the image. Where windows overlap their logits are averaged. 0
-            for the whole image. Source: open-mmlab/mmsegmentation 0.x ``slide_inference``.
+    ``logits_of`` is the network, from normalised (1, 3, H, W) to (1, C, h, w). ``window`` is the
+    side of the windows, ``step`` the distance of their corners, px; the last of a row or column is
+    moved back into the image, and where windows overlap their logits are averaged. A window of 0 is
+    the whole image. Source: open-mmlab/mmsegmentation 0.x ``slide_inference``.
     """
     height, width = image.shape[-2:]
     if not window:

@@ -27,6 +27,7 @@ from ..config import (
     name_of,
     reference_batch_and_lr,
 )
+from ..config.schema_file import SEGMENTOR
 from ..convert import Coverage
 from ..data.annotations.catalog import parse_dataset_flag
 from ..data.annotations.label_subset import LabelSubset, subset_suffix
@@ -331,20 +332,25 @@ def data_request(cfg: CfgNode, request: Request) -> DataRequest:
     def unless_from_data(key: str, value: int) -> int | None:
         return value if not own or by_user(key) else None
 
-    points, classes = cfg.MODEL.ROI_KEYPOINT_HEAD, cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    points, head = cfg.MODEL.ROI_KEYPOINT_HEAD, _classifier(cfg)
     count = unless_from_data("MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", points.NUM_KEYPOINTS)
     sigmas = tuple(cfg.TEST.KEYPOINT_OKS_SIGMAS)
     keypoints = KeypointRequest(count, points.MIN_KEYPOINTS_PER_IMAGE, sigmas)
     return DataRequest(
         train,
         test,
-        num_classes=unless_from_data("MODEL.ROI_HEADS.NUM_CLASSES", classes),
+        num_classes=unless_from_data(f"MODEL.{head}.NUM_CLASSES", cfg.MODEL[head].NUM_CLASSES),
         tasks=evaluated_tasks(cfg.MODEL),
         mask_format=cfg.INPUT.MASK_FORMAT if by_user("INPUT.MASK_FORMAT") else None,
         eval_only=request.eval_only,
         label_subset=request.label_subset,
         keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else None,
     )
+
+
+def _classifier(cfg: CfgNode) -> str:
+    """Return which key of MODEL holds NUM_CLASSES."""
+    return "SEM_SEG_HEAD" if cfg.MODEL.META_ARCHITECTURE == SEGMENTOR else "ROI_HEADS"
 
 
 def _schedule(cfg: CfgNode) -> Schedule:
@@ -365,7 +371,7 @@ def _settled(
         for field, key in _SCHEDULE_KEYS.items():
             cfg.merge_from_list([key, getattr(schedule, field)])
     if data is not None and data.count_from_data:
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(data.class_names)
+        cfg.MODEL[_classifier(cfg)].NUM_CLASSES = len(data.class_names)
     if data is not None and data.keypoints is not None and data.keypoints.count is None:
         cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = len(data.any_set.keypoint_names)
     if data is not None and data.mask_format is not None:

@@ -44,5 +44,5 @@ def mirrored_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
 
 def labelled_keypoints(record: dict) -> int:
     """Return how many keypoints of an image are labelled, visible or not."""
-    objects = record["annotations"]
+    objects = record.get("annotations", ())
     return sum(v > 0 for annotation in objects for v in annotation.get("keypoints", ())[2::3])

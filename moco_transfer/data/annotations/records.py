@@ -99,12 +99,14 @@ def has_area(bbox: list[float]) -> bool:
 
 def is_trainable(record: dict, *, masks: bool = False) -> bool:
     """Return whether a record holds a box, with ``masks`` one with a mask, that is not a crowd
-    region.
+    region; or a label image of semantic segmentation.
 
     Source: detectron2/data/build.py filter_images_with_only_crowd_annotations.
     """
-    objects = (a for a in record["annotations"] if a.get("iscrowd", 0) == 0)
-    return any(not masks or has_pixels(a.get("segmentation")) for a in objects)
+    objects = (a for a in record.get("annotations", ()) if a.get("iscrowd", 0) == 0)
+    return "sem_seg_file_name" in record or any(
+        not masks or has_pixels(a.get("segmentation")) for a in objects
+    )
 
 
 def has_pixels(segmentation: Any) -> bool:

@@ -96,8 +96,7 @@ class TorchvisionEngine(Engine):
     ) -> Batches:
         loader = self.cfg.DATALOADER
         if not hasattr(self, "_records"):  # read and logged once in a run
-            # The images of semantic segmentation have no objects.
-            filter_empty = loader.FILTER_EMPTY_ANNOTATIONS and not _is_segmentor(self.cfg)
+            filter_empty = loader.FILTER_EMPTY_ANNOTATIONS
             points = self.cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
             self._records = training_records(
                 train_sets,
@@ -142,9 +141,9 @@ def _train_mapper(cfg: CfgNode, keypoint_mirror: tuple[int, ...]) -> TrainMapper
     flip, order = inputs.RANDOM_FLIP, inputs.FORMAT
     if _is_segmentor(cfg):
         crop = tuple(inputs.CROP.SIZE) if inputs.CROP.ENABLED else ()
-        more = {"scale": tuple(inputs.RANDOM_SCALE), "crop": crop}
-        more["pixel_mean"] = tuple(cfg.MODEL.PIXEL_MEAN)
-        return SegmentationMapper(*sizes, flip, order, **more)
+        scale, mean = tuple(inputs.RANDOM_SCALE), tuple(cfg.MODEL.PIXEL_MEAN)
+        own: dict[str, Any] = {"scale": scale, "crop": crop, "pixel_mean": mean}
+        return SegmentationMapper(*sizes, flip, order, **own)
     masks = inputs.MASK_FORMAT if cfg.MODEL.MASK_ON else ""
     return TrainMapper(*sizes, flip, order, mask_format=masks, keypoint_mirror=mirror)
 
