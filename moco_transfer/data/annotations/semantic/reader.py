@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from ....runtime.errors import InputError, MissingFileError, printable
-from ....runtime.progress import progress
 from ...images.decode import orientation_of, read_size
 from ...images.image_source import is_image
 from ...images.near_names import find_names, lies_near, list_files
@@ -53,6 +52,8 @@ def read_semantic(
     ``on_problem`` is called with each problem. MissingFileError if a folder, an image or a label
     image is missing; InputError if a list or label image cannot be read.
     """
+    from ....runtime.progress import progress  # imports torch, which `doctor` may not find
+
     image_ending, label_ending = endings
     images = _files(image_root, image_ending, ".jpg")
     labels = _files(label_root, label_ending, ".png")
