@@ -17,13 +17,7 @@ from fvcore.common.config import CfgNode
 from ..runtime.errors import InputError, MissingFileError, UnknownKeyError, did_you_mean
 from . import paths
 from .pretrain_schema import PRETRAIN_DEFAULTS, check_pretrain_values
-from .schema_file import (
-    SEGMENTATION_DEFAULTS,
-    SEGMENTATION_KEYS,
-    SEGMENTOR,
-    defaults_for,
-    flatten_config,
-)
+from .schema_file import ALL_DEFAULTS, EXTENSION_KEYS, defaults_for, flatten_config
 
 PathLike = str | os.PathLike[str]
 
@@ -52,8 +46,8 @@ def load_pretrain_config(path: PathLike, overrides: Sequence[str] = ()) -> CfgNo
 
 
 def load_detection_config(path: PathLike, overrides: Sequence[str] = ()) -> CfgNode:
-    """Read a detection config, which has exactly Detectron2's keys and defaults, or one of semantic
-    segmentation, which has ours as well.
+    """Read a detection config, which has exactly Detectron2's keys and defaults; configs of
+    semantic segmentation have ours as well, and those of dense pose its project's.
 
     Args, Returns, Raises: as :func:`load_pretrain_config`.
     """
@@ -97,7 +91,7 @@ def reference_batch_and_lr(path: PathLike) -> tuple[int, float]:
     """
     chain = _chain(_find(path, "detection"))
     # With all keys that there are: the architecture may be named in an override.
-    cfg, known = _new(SEGMENTATION_DEFAULTS)
+    cfg, known = _new(ALL_DEFAULTS)
     pair = (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR)
     for file, content in chain:
         _merge_all(cfg, known, str(file), content)
@@ -197,8 +191,8 @@ def _merge_all(
             inside = [name for name in known if name.startswith(f"{key}.")]
             what = f"{key!r} is a section, not a key; it holds {', '.join(inside[:6])}."
             hint = f"unknown key {key!r}.{did_you_mean(key, known)}"
-            if key in SEGMENTATION_KEYS:
-                hint = f"{key} needs MODEL.META_ARCHITECTURE {SEGMENTOR}."
+            if key in EXTENSION_KEYS:
+                hint = f"{key} needs {EXTENSION_KEYS[key]}."
             raise UnknownKeyError(f"{where}: {what if inside else hint}")
         try:
             cfg.merge_from_list([key, value])

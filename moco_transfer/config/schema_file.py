@@ -2,11 +2,13 @@
 
 A detection config that loads here loads in an untouched ``detectron2.config.get_cfg()`` and the
 other way round: one YAML serves both engines. With Detectron2 installed a test compares every key,
-value and type with its config. Semantic segmentation alone has keys of ours.
+value and type with its config. Semantic segmentation has keys of ours as
+well, dense pose those of a project of Detectron2.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -48,15 +50,28 @@ def _merged(tree: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
 
 SEGMENTOR = "SemanticSegmentor"
 DETECTION_DEFAULTS = read_schema("detection_schema")
-_OWN = read_schema("segmentation_schema")
-SEGMENTATION_KEYS = frozenset(flatten_config(_OWN))  # of ours, not of Detectron2's
-SEGMENTATION_DEFAULTS = _merged(DETECTION_DEFAULTS, _OWN)
+# Keys that Detectron2 itself lacks, and what a config must set to have them (None: to any value).
+_EXTENSIONS = {
+    "segmentation_schema": ("MODEL.META_ARCHITECTURE", SEGMENTOR),
+    "densepose_schema": ("MODEL.DENSEPOSE_ON", None),
+}
+_SCHEMAS = {name: read_schema(name) for name in _EXTENSIONS}
+#: Each such key, and what it needs.
+EXTENSION_KEYS = {
+    key: " ".join(filter(None, _EXTENSIONS[name]))
+    for name, schema in _SCHEMAS.items()
+    for key in flatten_config(schema)
+}
+ALL_DEFAULTS = functools.reduce(_merged, _SCHEMAS.values(), DETECTION_DEFAULTS)
 
 
 def defaults_for(contents: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the defaults of a detection config of these files and overrides, each flat, the last
-    one winning: Detectron2's, and for a SemanticSegmentor ours as well.
+    one winning: Detectron2's, and those of each extension that the config has.
     """
-    key = "MODEL.META_ARCHITECTURE"
-    named = [content[key] for content in contents if key in content]
-    return SEGMENTATION_DEFAULTS if named and named[-1] == SEGMENTOR else DETECTION_DEFAULTS
+    settings = {key: value for content in contents for key, value in content.items()}
+    defaults = DETECTION_DEFAULTS
+    for name, (key, needed) in _EXTENSIONS.items():
+        if key in settings and needed in (None, settings[key]):
+            defaults = _merged(defaults, _SCHEMAS[name])
+    return defaults

@@ -31,6 +31,7 @@ COCO_SIZES = (640, 672, 704, 736, 768, 800)
 CITY_SIZES = (800, 832, 864, 896, 928, 960, 992, 1024)
 CITIES = ("cityscapes_fine_instance_seg_train",)
 PEOPLE = ("keypoints_coco_2017_train",)
+POSES = ("densepose_coco_2014_train", "densepose_coco_2014_valminusminival")
 VOC_0712 = ("voc_2007_trainval", "voc_2012_trainval")
 # name: (iterations, steps, warm-up, training sets, shorter edges, masks, classes)
 PROTOCOLS = {
@@ -66,6 +67,7 @@ PROTOCOLS = {
         True,
         80,
     ),
+    "coco_densepose_R_50_FPN_s1x": (130000, (100000, 120000), 1000, POSES, COCO_SIZES, False, 1),
     "coco_keypoint_R_50_FPN_1x": (90000, (60000, 80000), 1000, PEOPLE, COCO_SIZES, False, 1),
     "coco_keypoint_R_50_FPN_2x": (180000, (120000, 160000), 1000, PEOPLE, COCO_SIZES, False, 1),
     "cityscapes_R_50_FPN_24k": (24000, (18000,), 1000, CITIES, CITY_SIZES, True, 8),
@@ -100,7 +102,10 @@ TEST_SETS = {  # by classes
     1203: "lvis_v1_val",
 }
 # Batch, learning rate, shorter edge at test time and longer edge; of mmselfsup's for Cityscapes.
-SIZES = {"cityscapes_R_50_FPN_24k": (8, 0.01, 1024, 2048)}
+SIZES = {
+    "cityscapes_R_50_FPN_24k": (8, 0.01, 1024, 2048),
+    "coco_densepose_R_50_FPN_s1x": (16, 0.002, 800, 1333),
+}
 NOT_PUBLISHED = {
     f"{name}{twin}"
     for name in ("coco_keypoint_R_50_FPN_1x", "lvis_v1_R_50_FPN_2x")
@@ -127,6 +132,7 @@ MILESTONES = {
     ),
     "coco_R_50_FPN_1x": "those of Detectron2's 1x, which the paper's \"1x schedule\" names",
     "coco_R_50_FPN_2x": "twice the 1x, as in the released C4 2x config",
+    "coco_densepose_R_50_FPN_s1x": "those of Detectron2's s1x",
     "coco_keypoint_R_50_FPN_1x": "those of Detectron2's 1x",
     "coco_keypoint_R_50_FPN_2x": "twice Detectron2's 1x, as in the released C4 2x config",
     "cityscapes_R_50_FPN_24k": (
@@ -169,13 +175,11 @@ def test_config__protocol_of_the_paper(name):
         solver.REFERENCE_WORLD_SIZE,
         solver.MOMENTUM,
     )
-    assert (solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM, solver.GAMMA, solver.WARMUP_FACTOR) == (
-        1e-4,
-        0.0,
-        0.1,
-        0.001,
-    )
-    assert (train, (TEST_SETS[classes],)) == (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
+    is_pose = "densepose" in name
+    decays = (solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM, solver.GAMMA)
+    assert (*decays, solver.WARMUP_FACTOR) == (1e-4, 0.0, 0.1, 0.1 if is_pose else 0.001)
+    test_set = "densepose_coco_2014_minival" if is_pose else TEST_SETS[classes]
+    assert (train, (test_set,)) == (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
     assert (sizes, test_size, max_size, max_size) == (
         cfg.INPUT.MIN_SIZE_TRAIN,
         cfg.INPUT.MIN_SIZE_TEST,
@@ -217,7 +221,16 @@ def test_config__protocol_of_the_paper(name):
         )
         assert (model.ROI_BOX_HEAD.NUM_FC, model.ROI_BOX_HEAD.POOLER_RESOLUTION) == (2, 7)
     else:
-        if classes == 1:
+        if is_pose:  # densepose_rcnn_R_50_FPN_s1x_legacy.yaml and its base
+            box, head = model.ROI_BOX_HEAD, model.ROI_DENSEPOSE_HEAD
+            pools = ("ROIAlign", 7, 2), ("ROIAlign", 14, 2)
+            keys = ("POOLER_TYPE", "POOLER_RESOLUTION", "POOLER_SAMPLING_RATIO")
+            assert tuple(tuple(h[key] for key in keys) for h in (box, head)) == pools
+            assert (head.NAME, head.NUM_COARSE_SEGM_CHANNELS) == ("DensePoseV1ConvXHead", 15)
+            assert (head.HEATMAP_SIZE, head.DECODER_ON, head.NUM_STACKED_CONVS) == (56, False, 8)
+            weights = (head.INDEX_WEIGHTS, head.PART_WEIGHTS, head.POINT_REGRESSION_WEIGHTS)
+            assert weights == (2.0, 0.3, 0.1)
+        elif classes == 1:
             head = model.ROI_KEYPOINT_HEAD
             assert model.KEYPOINT_ON and model.ROI_BOX_HEAD.SMOOTH_L1_BETA == 0.5
             assert (head.CONV_DIMS, head.NUM_KEYPOINTS) == ((512,) * 8, 17)
@@ -314,6 +327,8 @@ def test_header__published_numbers_are_those_of_the_reference(name):
             if "voc" in name
             else ["keypoints/AP", "keypoints/AP50", "keypoints/AP75"]
             if "keypoint" in name
+            else ["densepose/AP", "densepose/AP50", "densepose/AP75"]
+            if "densepose" in name
             else ["segm/AP", "segm/AP50"]
             if "cityscapes" in name
             else ["segm/AP", "segm/AP50", "segm/AP75"]
@@ -366,7 +381,7 @@ def test_published__names_configs_that_exist():
 
 
 @pytest.mark.detectron2
-@pytest.mark.parametrize("name", sorted(PROTOCOLS))
+@pytest.mark.parametrize("name", [name for name in sorted(PROTOCOLS) if "densepose" not in name])
 def test_config__an_untouched_detectron2_reads_the_same(name):
     from detectron2.config import get_cfg
 
