@@ -8,15 +8,16 @@ of that size or class) is left out, never NaN.
 
 from __future__ import annotations
 
-AP_TASKS = ("bbox", "segm", "keypoints")
-"""Tasks whose metric is AP of objects."""
+AP_TASKS = ("bbox", "segm", "keypoints", "densepose")
+"""Tasks whose metric is AP of objects: boxes, masks, keypoints, dense pose."""
 
 TASKS = (*AP_TASKS, "sem_seg")
-"""Boxes, masks, keypoints, semantic segmentation: keys of results.json's ``metrics``."""
+"""These and semantic segmentation: keys of results.json's ``metrics``."""
 
 BBOX_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 """Of boxes and masks, in tables; VOC has the first three."""
 KEYPOINT_METRICS = ("AP", "AP50", "AP75", "APm", "APl")
+"""Of keypoints, and of dense pose by the geodesic point similarity (GPS) in place of IoU."""
 
 LVIS_METRICS = (*BBOX_METRICS, "APr", "APc", "APf")
 """Of boxes and masks of LVIS; the last are of rare, common and frequent classes."""

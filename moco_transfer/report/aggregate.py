@@ -165,9 +165,9 @@ class Table:
 
 def task_metrics(kind: str) -> tuple[str, ...]:
     """Return what can be a column of a kind of result, in order: AP, AP50, AP75, and LVIS's APr,
-    APc, APf, or APm and APl of keypoints.
+    APc, APf, or APm and APl of keypoints and dense pose.
     """
-    if kind == "keypoints":
+    if kind in ("keypoints", "densepose"):
         return KEYPOINT_METRICS
     return tuple(metric for metric in LVIS_METRICS if metric not in _BY_SIZE)
 

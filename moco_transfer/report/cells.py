@@ -21,7 +21,12 @@ DAGGER = "†"
 #: Headers of the columns with published numbers; the page breaks the line at the colon, and the
 #: names of the published metrics follow the first.
 PUBLISHED, DISTANCE = "published: ", "distance: in std"
-_KIND_NAMES = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
+_KIND_NAMES = {
+    "bbox": "boxes",
+    "segm": "masks",
+    "keypoints": "keypoints",
+    "densepose": "dense pose",
+}
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,10 @@ _KEYPOINT_AP = (
     "AP by COCO's rules: mean over OKS .50:.05:.95, the similarity of keypoints, 101 recall points;"
     " AP50 and AP75 at one OKS, APm and APl of medium and large objects."
 )
+_DENSEPOSE_AP = (
+    "AP as Detectron2's DensePose evaluates it: mean over GPS .50:.05:.95, the geodesic similarity"
+    " of points on the body; AP50 and AP75 at one GPS, APm and APl of medium and large people."
+)
 _LVIS_AP = (
     "AP by LVIS's rules: COCO's, each class on the images that are labelled for it alone, 300"
     " detections an image; APr, APc and APf of rare, common and frequent classes."
@@ -103,6 +107,8 @@ def _meaning_of_ap(table: Table, kind: str) -> str:
     found = {metric for run in table.runs for metric in run.metrics.get(kind, {})}
     if kind == "keypoints":
         return _KEYPOINT_AP
+    if kind == "densepose":
+        return _DENSEPOSE_AP
     if found & {*LVIS_METRICS} - {*BBOX_METRICS}:
         return _LVIS_AP
     if kind == "segm" and "AP75" not in found:

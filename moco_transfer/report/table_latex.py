@@ -11,7 +11,7 @@ from .cells import DAGGER, DISTANCE, NOTHING, PUBLISHED, Cell, transfer_rows
 from .records import Problem
 from .templating import render
 
-_KIND_MARKS = {"bbox": "bb", "segm": "mk", "keypoints": "kp"}
+_KIND_MARKS = {"bbox": "bb", "segm": "mk", "keypoints": "kp", "densepose": "dp"}
 _SIDE_BY_SIDE = 3  # with more metrics, a difference is below its mean, the rest small
 _COLOURS = {"better": "green!50!black", "worse": "red!70!black"}
 _ESCAPES = {
