@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
         (_hotcoco, False, "pycocotools evaluates, slowly; no LVIS, no TIDE. pip install hotcoco"),
         (_opencv, True, "pip install opencv-python-headless"),
         (_detectron2, False, "Nothing else needs it: train uses the embedded engine."),
+        (_densepose, False, "Dense pose alone needs it."),
         (_precision, False, "Runs name their precision themselves."),
         (_compiled_loops, False, "Without them torch's operators do the same more slowly."),
     ):
@@ -118,6 +119,22 @@ def _detectron2() -> str:
     is_there, guide = importlib.util.find_spec("detectron2"), engines.DETECTRON2_GUIDE
     state = f"it does not load ({problem})" if is_there else "not installed"
     raise RuntimeError(f"{state}; for --engine detectron2 install it as {guide} says ({tried})")
+
+
+def _densepose() -> str:
+    from ..finetune import engine as engines
+
+    files = (engines.MIRROR_FILE, *engines.GEODESIC_FILES)
+    missing = engines.densepose_files_missing(files)
+    if problem := engines.densepose_problem():
+        is_there = importlib.util.find_spec(engines.DENSEPOSE_PROJECT)
+        state = f"does not load ({problem})" if is_there else "not installed"
+        place = f"its files belong in {engines.densepose_folder()}: {', '.join(files)}"
+        steps = f"for coco_densepose_* configs install it from {engines.DENSEPOSE_GUIDE}"
+        raise RuntimeError(f"Detectron2's project DensePose: {state}; {steps}; {place}")
+    if missing:
+        raise RuntimeError(f"Detectron2's project DensePose: {missing}")
+    return "dense pose (Detectron2's project DensePose and its four files)"
 
 
 def _compiled_loops() -> str:

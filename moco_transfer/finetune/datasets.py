@@ -38,7 +38,11 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # Task of a head, the key of MODEL that adds the head, and what it needs of an annotation.
-_HEADS = (("segm", "MASK_ON", "segmentation"), ("keypoints", "KEYPOINT_ON", "keypoints"))
+_HEADS = (
+    ("segm", "MASK_ON", "segmentation"),
+    ("keypoints", "KEYPOINT_ON", "keypoints"),
+    ("densepose", "DENSEPOSE_ON", "dp_x"),
+)
 
 
 class Reads:
@@ -55,12 +59,12 @@ class Reads:
 
 
 def evaluated_tasks(heads: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what is evaluated, ``bbox``[, ``segm``, ``keypoints``] or ``sem_seg``, of a config's
-    MODEL keys.
+    """Return what is evaluated, ``bbox``[, ``segm``, ``keypoints``, ``densepose``] or ``sem_seg``,
+    of a config's MODEL keys.
     """
     if heads["META_ARCHITECTURE"] == SEGMENTOR:
         return (SEMANTIC_TASK,)
-    return ("bbox", *(task for task, head, _ in _HEADS if heads[head]))
+    return ("bbox", *(task for task, head, _ in _HEADS if heads.get(head)))
 
 
 @dataclass(frozen=True)
@@ -314,7 +318,7 @@ def make_evaluator(
         return CityscapesEvaluator(dataset, tuple(tasks), output_file=predictions)
     return CocoEvaluator(
         dataset,
-        tuple(tasks),
+        tuple(task for task in tasks if task != "densepose"),  # the engine's, Engine.evaluator
         output_file=predictions,
         oks_sigmas=tuple(oks_sigmas),
         lvis_style=dataset.kind == "lvis",

@@ -12,7 +12,9 @@ import contextlib
 import importlib
 import importlib.util
 import logging
+import os
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import InputError, did_you_mean
@@ -27,6 +29,14 @@ ENGINES = {
 }
 DETECTRON2_TRIED = "0.6 at commit 02b5c4e2, with torch 2.11.0"
 DETECTRON2_GUIDE = "https://detectron2.readthedocs.io/en/latest/tutorials/install.html"
+
+# Dense pose needs a project in Detectron2's repository, and files of a body's surface. The project
+# itself would fetch those at the beginning of training and after it.
+DENSEPOSE_PROJECT = "densepose"
+DENSEPOSE_GUIDE = "https://github.com/facebookresearch/detectron2/tree/main/projects/DensePose"
+DENSEPOSE_URL = "https://dl.fbaipublicfiles.com/densepose/data/"
+MIRROR_FILE = "UV_symmetry_transforms.mat"  # for mirrored images; read for tests as well
+GEODESIC_FILES = ("SMPL_subdiv.mat", "SMPL_SUBDIV_TRANSFORM.mat", "Pdist_matrix.pkl")
 
 Batches = Iterable[list[dict]]
 
@@ -118,6 +128,10 @@ class Engine(abc.ABC):
     def detector(self, model: Any) -> Callable[[list[dict]], list[dict]]:
         """Return what detects in a batch; output as of the embedded engine (``rcnn.py``)."""
 
+    def evaluator(self, ours: Any, dataset: Any) -> Any:
+        """Return ``ours``, the evaluator of a test set, with what this engine evaluates itself."""
+        return ours
+
 
 def choose_engine(name: str) -> str:
     """Return the engine for a ``--engine`` word; ``auto`` is Detectron2 where it loads, and the
@@ -153,6 +167,34 @@ def detectron2_problem() -> str | None:
         # Not there, or built for another torch, NumPy or Pillow: how that fails varies by version.
         return (str(error) or type(error).__name__).splitlines()[0]
     return None
+
+
+def densepose_problem() -> str | None:
+    """Return why Detectron2's project DensePose cannot be used here, None where it can."""
+    try:
+        importlib.import_module(DENSEPOSE_PROJECT)
+    except Exception as error:
+        return (str(error) or type(error).__name__).splitlines()[0]
+    return None
+
+
+def densepose_folder() -> Path:
+    """Return where the project looks for its files before it fetches them."""
+    cache = os.environ.get("FVCORE_CACHE", "~/.torch/iopath_cache")
+    return Path(os.path.expanduser(cache)) / "densepose" / "data"
+
+
+def densepose_files_missing(names: Sequence[str]) -> str:
+    """Return what is missing of the files ``names`` and what to do, "" where all are there."""
+    folder = densepose_folder()
+    missing = [name for name in names if not (folder / name).is_file()]
+    if not missing:
+        return ""
+    return (
+        f"{folder} lacks {', '.join(missing)}, which the project would fetch in the middle of a"
+        f" run. Put it there from {DENSEPOSE_URL}, or set FVCORE_CACHE to the folder that holds"
+        " densepose/data"
+    )
 
 
 def engine_class(name: str) -> type[Engine]:

@@ -115,13 +115,14 @@ def _evaluate(
     others: dict[str, dict[str, Any]] = {key: {} for key in _OF_TEST_SET}
     coco_style = at_end and plan.request.coco_style
     for dataset in plan.data.test_sets:
-        evaluator = make_evaluator(
+        ours = make_evaluator(
             dataset,
             plan.data.tasks,
             plan.output_dir,
             coco_style=coco_style,
             oks_sigmas=plan.data.keypoints.oks_sigmas if plan.data.keypoints else (),
         )
+        evaluator = plan.engine.evaluator(ours, dataset)
         with plan.engine.aside():
             found = evaluate(
                 run.model,

@@ -127,3 +127,19 @@ def test_doctor__a_detectron2_that_does_not_load(not_imported, broken, monkeypat
 def test_doctor__a_detectron2_that_works(capsys):
     assert main(["doctor"]) == 0
     assert "ok    Detectron2 0." in capsys.readouterr().out
+
+
+def test_dense_pose__the_embedded_engine_refuses_it_by_name(capsys, tmp_path):
+    config = "coco_densepose_R_50_FPN_s1x"
+    words = [
+        "--engine",
+        "torchvision",
+        "--config-file",
+        config,
+        "OUTPUT_DIR",
+        str(tmp_path / "run"),
+    ]
+    assert main(["train", *words]) == 2
+    message = capsys.readouterr().err
+    assert message.count("dense pose (MODEL.DENSEPOSE_ON True)") == 1
+    assert "--engine detectron2" in message and not (tmp_path / "run").exists()

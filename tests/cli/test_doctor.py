@@ -1,7 +1,7 @@
 """`moco-transfer doctor` if something is missing; for Detectron2 see test_detectron2.py.
 
 Seen red under: engines.py importing torch at its top; the check of torchvision, OpenCV or
-pycocotools always reporting ok.
+pycocotools always reporting ok; a file of dense pose not looked for.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -84,3 +85,28 @@ def test_doctor__all_works_and_the_compiled_loops_are_switched_off(monkeypatch, 
     assert not [line for line in lines if line.startswith("FAILS")]
     (line,) = [line for line in lines if "compiled loops" in line]
     assert line.startswith("note ") and "unset MOCO_TRANSFER_NO_NATIVE" in line
+
+
+def test_doctor__says_what_dense_pose_lacks_and_where_it_belongs(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    place = str(tmp_path / "densepose" / "data")
+    files = "UV_symmetry_transforms.mat SMPL_subdiv.mat SMPL_SUBDIV_TRANSFORM.mat Pdist_matrix.pkl"
+
+    def line_of_doctor() -> str:
+        assert main(["doctor"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        (line,) = [line for line in lines if "ense pose" in line or "DensePose" in line]
+        return line
+
+    monkeypatch.setitem(sys.modules, "densepose", None)
+    without_project = line_of_doctor()
+    assert without_project.startswith("note ") and "projects/DensePose" in without_project
+    monkeypatch.setitem(sys.modules, "densepose", types.ModuleType("densepose"))
+    without_files = line_of_doctor()
+    assert without_files.startswith("note ")
+    for text in (place, *files.split()):
+        assert text in without_project and text in without_files
+    (tmp_path / "densepose" / "data").mkdir(parents=True)
+    for name in files.split():
+        (tmp_path / "densepose" / "data" / name).write_bytes(b"")
+    assert line_of_doctor().startswith("ok ")

@@ -37,6 +37,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
+from moco_transfer.config import flatten_config
 from moco_transfer.data.annotations.catalog import DetectionDataset
 from moco_transfer.data.annotations.records import is_trainable
 from moco_transfer.runtime.distributed import (
@@ -49,8 +50,10 @@ from moco_transfer.runtime.errors import InputError
 from moco_transfer.runtime.seed import derive_seed
 from moco_transfer.runtime.stop import prepare_worker
 
+from ..datasets import has_objects
 from ..engine import Batches, Engine
 from ..sync_norm import sync_on_cpu
+from . import dense_pose
 from .datasets import add_datasets, detections
 from .resumed_sampler import ResumedSampler
 
@@ -73,6 +76,8 @@ def to_detectron2(cfg: CfgNode, device: str) -> Detectron2Config:
         InputError: If this version of Detectron2 does not know a key, or wants another type.
     """
     theirs = get_cfg()
+    if cfg.MODEL.get("DENSEPOSE_ON"):
+        dense_pose.add_keys(theirs)
     try:
         theirs.merge_from_other_cfg(cfg)
     except (KeyError, ValueError) as error:
@@ -149,6 +154,12 @@ class Detectron2Engine(Engine):
                     f"moco-transfer does not implement {key} {value!r} (only"
                     f" {' or '.join(map(repr, implemented))}); Detectron2's own train_net.py does."
                 )
+        if cfg.MODEL.get("DENSEPOSE_ON"):
+            settings = flatten_config(cfg)
+            for key, possible in dense_pose.POSSIBLE.items():
+                if settings[key] not in possible:
+                    expected = " or ".join(map(repr, possible))
+                    raise InputError(f"Dense pose needs {key} {expected}, got {settings[key]!r}.")
 
     def __init__(self, cfg: CfgNode, device: torch.device) -> None:
         super().__init__(cfg, device)
@@ -170,6 +181,9 @@ class Detectron2Engine(Engine):
                 " 'StandardROIHeads'."
             )
         add_datasets(dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]))
+        self._dense_pose = bool(cfg.MODEL.get("DENSEPOSE_ON"))
+        if self._dense_pose:
+            dense_pose.prepare(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
         self._storage: EventStorage | None = None
 
     def build_model(self) -> nn.Module:
@@ -250,6 +264,8 @@ class Detectron2Engine(Engine):
             )
             # Its own generator: drawing the workers' seeds must not move the global one.
             more["seed"] = derive_seed(cfg.SEED, "resumed", start_iteration, get_rank()) % 2**31
+        if self._dense_pose:
+            more["mapper"] = dense_pose.mapper(cfg, is_train=True)
         return build_detection_train_loader(
             cfg, dataset=images, sampler=sampler, num_workers=num_workers, **more
         )
@@ -276,6 +292,8 @@ class Detectron2Engine(Engine):
         if loader.FILTER_EMPTY_ANNOTATIONS and cfg.MODEL.MASK_ON:
             # Its mapper leaves objects without a mask out of their images.
             records = [record for record in records if is_trainable(record, masks=True)]
+        if self._dense_pose:
+            records = [record for record in records if dense_pose.is_annotated(record)]
         sampler: Sampler = TrainingSampler(len(records), seed=cfg.SEED)
         if loader.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
             shares = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
@@ -286,9 +304,15 @@ class Detectron2Engine(Engine):
         return _Images(records, copy=False), sampler, is_wide
 
     def test_batches(self, dataset: DetectionDataset) -> Batches:
-        return build_detection_test_loader(self.theirs, dataset.name)
+        more = {"mapper": dense_pose.mapper(self.theirs, False)} if self._dense_pose else {}
+        return build_detection_test_loader(self.theirs, dataset.name, **more)
 
     def detector(self, model: nn.Module) -> Callable[[list[dict]], list[dict[str, Tensor]]]:
         augmented = self.theirs.TEST.AUG.ENABLED
         detect = GeneralizedRCNNWithTTA(self.theirs, model) if augmented else model
         return lambda batch: [detections(output["instances"]) for output in detect(batch)]
+
+    def evaluator(self, ours: Any, dataset: DetectionDataset) -> Any:
+        if self._dense_pose and has_objects(dataset):
+            return dense_pose.DensePoseEvaluator(ours, dataset)
+        return ours

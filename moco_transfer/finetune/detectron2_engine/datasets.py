@@ -17,6 +17,7 @@ from moco_transfer.data.annotations.cityscapes import CITYSCAPES_LABELS
 from moco_transfer.runtime.errors import InputError
 
 from ..datasets import evaluated_tasks, make_evaluator
+from .dense_pose import PROJECT_NAMES, load_project
 
 # Detectron2's reader of Cityscapes imports a package that nobody outside its company has (issue
 # 5436), that of LVIS one that needs NumPy < 1.24.
@@ -33,7 +34,9 @@ def add_datasets(names: Iterable[str] | None = None) -> None:
     """
     for name in dataset_names() if names is None else names:
         dataset = get_dataset(name)
-        if dataset.kind in _UNREADABLE and name in DatasetCatalog:
+        if name in PROJECT_NAMES:
+            load_project()
+        if (dataset.kind in _UNREADABLE or name in PROJECT_NAMES) and name in DatasetCatalog:
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
         if name in DatasetCatalog:
@@ -77,6 +80,8 @@ def detections(instances: Any) -> dict[str, Tensor]:
     fields = {"scores": "scores", "classes": "pred_classes"}
     fields |= {"masks": "pred_masks", "keypoints": "pred_keypoints"}
     found = {ours: instances.get(f) for ours, f in fields.items() if instances.has(f)}
+    if instances.has("pred_densepose"):  # for its own evaluator
+        found["instances"] = instances
     return {"boxes": instances.pred_boxes.tensor, **found}
 
 

@@ -35,6 +35,10 @@ def check_keys(
     Raises:
         InputError: Naming the key, its value and what is implemented.
     """
+    if values.get("MODEL.DENSEPOSE_ON"):
+        raise InputError(
+            f"The 'torchvision' engine has no dense pose (MODEL.DENSEPOSE_ON True). {WAY_OUT}"
+        )
     kind = "run" if of_a_run else "model"
     table = _TABLES[kind]
     if values["MODEL.META_ARCHITECTURE"] == SEGMENTOR:
