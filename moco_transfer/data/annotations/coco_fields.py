@@ -100,7 +100,7 @@ def dense_pose_of(raw: dict) -> dict[str, Any]:
             raise Fault(f"{key} is {short(values)}, expected {expected}", key)
     if any(part != int(part) for part in raw["dp_I"]):
         raise Fault(f"dp_I is {short(raw['dp_I'])}, expected whole numbers", "dp_I")
-    masks = raw.get(_PARTS, [])
+    masks: Any = raw.get(_PARTS) or []
     if not all(not m or isinstance(m, dict) and m.get("size") == [256, 256] for m in masks):
         expected = "a run-length encoded mask of [256, 256], or [], for each part"
         raise Fault(f"{_PARTS} is {short(masks)}, expected {expected}", _PARTS)
