@@ -93,7 +93,8 @@ def dense_pose_of(raw: dict) -> dict[str, Any]:
     if DENSE_POSE[0] not in raw:
         return {}
     for key, most in _MOST_OF_POINTS.items():
-        values, count = raw.get(key), len(raw[DENSE_POSE[0]] or ())
+        values: Any = raw.get(key)
+        count = len(raw[DENSE_POSE[0]] or ())
         is_list = isinstance(values, list) and are_finite(values) and len(values) == count
         if not is_list or not all(0 <= value <= most for value in values):
             expected = f"{count} numbers of 0-{most}, as many as dp_x has"

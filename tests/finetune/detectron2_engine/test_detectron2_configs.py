@@ -1,6 +1,6 @@
 """Every shipped detection config trains on Detectron2 (that of dense pose in test_dense_pose.py),
-those of keypoints, LVIS and Cityscapes on the embedded engine as well; that each loads in Detectron2's untouched config is tested in
-tests/config/test_load.py.
+those of keypoints, LVIS and Cityscapes on the embedded engine as well; that each loads in
+Detectron2's untouched config is tested in tests/config/test_load.py.
 """
 
 from __future__ import annotations
