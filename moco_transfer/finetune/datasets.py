@@ -147,8 +147,8 @@ def read_data(request: DataRequest, reads: Reads) -> RunData:
     train_sets, test_sets = both[: len(sets["TRAIN"])], both[len(sets["TRAIN"]) :]
     with collecting(findings):
         if request.num_classes is not None:
-            key = f"MODEL.{'SEM_SEG_HEAD' if is_semantic else 'ROI_HEADS'}.NUM_CLASSES"
-            check_class_count(both[0], request.num_classes, key)
+            head = "SEM_SEG_HEAD" if is_semantic else "ROI_HEADS"
+            check_class_count(both[0], request.num_classes, f"MODEL.{head}.NUM_CLASSES")
     with collecting(findings):
         if "segm" in request.tasks and any(d.kind == "cityscapes" for d in test_sets):
             check_packages("cityscapesscripts")

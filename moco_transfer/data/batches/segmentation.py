@@ -90,7 +90,8 @@ class SegmentationMapper(TrainMapper):
         if not self.scale:
             edge = draw_shorter_edge(self.min_sizes, self.sample_style, rng)
             return resized_shape(*shape, shorter_edge=edge, max_size=self.max_size)
-        factor = rng.uniform(*self.scale)
+        least, most = self.scale
+        factor = rng.uniform(least, most)
         height, width = (max(1, int(side * factor + 0.5)) for side in shape)
         return height, width
 

@@ -215,8 +215,9 @@ def select_ids(contents: Contents, chosen: Sequence[str], name: str) -> Contents
     indices = tuple(index_of.get(old, IGNORED) for old in range(len(contents.class_names)))
     records = [{**record, "sem_seg_ids": indices} for record in contents.records]
     ids = tuple(group[0] for group in groups)
-    names = {"class_names": tuple(chosen), "category_ids": ids}
-    return dataclasses.replace(contents, records=records, **names)
+    return dataclasses.replace(
+        contents, records=records, class_names=tuple(chosen), category_ids=ids
+    )
 
 
 def semantic_fields(
