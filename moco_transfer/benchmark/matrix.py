@@ -1,5 +1,5 @@
-"""What a benchmark consists of: tasks, initialisations, seeds and fractions of the labels, and the
-runs that follow from them.
+"""What a benchmark consists of: tasks, initialisations, seeds and amounts of labels, and the runs
+that follow from them.
 """
 
 from __future__ import annotations
@@ -8,13 +8,14 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ..config import name_of
-from ..data.annotations.label_subset import subset_suffix
+from ..data.annotations.label_subset import LabelDraw
 from ..runtime.errors import InputError, MissingFileError, UnknownKeyError, did_you_mean
 from ..runtime.files import atomic_write_text
 
@@ -45,20 +46,18 @@ class Initialisation:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of the matrix; ``fraction`` is the share of the labelled images, in (0, 1], and
-    ``folder`` its OUTPUT_DIR.
-    """
+    """One run of the matrix; ``labels`` is how many of them it uses, ``folder`` its OUTPUT_DIR."""
 
     task: Task
     init: Initialisation
     seed: int
-    fraction: float
+    labels: LabelDraw
     folder: Path
 
     @property
     def task_name(self) -> str:
         """The task's name in results.json; runs on a part of the labels are a task of their own."""
-        return self.task.name + subset_suffix(self.fraction)
+        return self.task.name + self.labels.suffix
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,9 @@ class Matrix:
     tasks: tuple[Task, ...]
     inits: tuple[Initialisation, ...]
     seeds: tuple[int, ...] = (0,)
-    label_fractions: tuple[float, ...] = (1.0,)  # shares of the labelled images in (0, 1]
+    label_fractions: tuple[float, ...] = ()  # shares of the labelled images in (0, 1]
+    shots: tuple[int, ...] = ()  # objects of each class; without these and shares: all labels
+    subset_per_seed: bool = False  # each seed has its own part of the labels, the same in all rows
     engine: str = "auto"
     precision: str = "auto"
     datasets: tuple[str, ...] = ()  # --dataset flags for every task
@@ -85,6 +86,9 @@ class Matrix:
         rows = [init.name for init in self.inits]
         _check_names("task", [task.name for task in self.tasks], "--tasks pascal_voc_R_50_C4_24k")
         _check_names("init", rows, "--init moco=backbone.pkl")
+        if self.subset_per_seed and all(draw.is_all for draw in self.amounts(0)):
+            expected = "--label-fraction below 1 or --shots"
+            raise InputError(f"--subset-per-seed draws a part of the labels: give {expected} too.")
         for words in (self.overrides, *(task.overrides for task in self.tasks)):
             if len(words) % 2:
                 raise InputError(f"KEY VALUE words, expected pairs: {' '.join(words)}.")
@@ -92,22 +96,33 @@ class Matrix:
             known = ", ".join(rows)
             raise InputError(f"The baseline {self.baseline!r} is no row. Rows are {known}.")
 
+    def amounts(self, seed: int) -> list[LabelDraw]:
+        """Return how many labels the runs of a seed use."""
+        own = self.subset_per_seed
+        draw = partial(LabelDraw, seed=seed if own else 0, per_seed=own)
+        fractions = self.label_fractions or (() if self.shots else (1.0,))
+        shares = [draw(fraction) if fraction < 1 else LabelDraw() for fraction in fractions]
+        return [*shares, *(draw(None, shots) for shots in self.shots)]
+
     def cells(self) -> list[Cell]:
         """Return the runs, seed by seed, so that a first comparison of all rows is there early."""
         return [
             Cell(
-                task, init, seed, fraction,
-                self.output / (task.name + subset_suffix(fraction)) / init.name / f"seed{seed}",
+                task, init, seed, labels,
+                self.output / (task.name + labels.suffix) / init.name / f"seed{seed}",
             )
             for seed in self.seeds
             for task in self.tasks
-            for fraction in self.label_fractions
+            for labels in self.amounts(seed)
             for init in self.inits
         ]  # fmt: skip
 
     def subset_file(self, cell: Cell) -> Path | None:
         """Return where the labelled images of a run are listed, or None for all of them."""
-        return None if cell.fraction == 1 else self.output / "subsets" / f"{cell.task_name}.json"
+        if cell.labels.is_all:
+            return None
+        seed = f"_seed{cell.seed}" if cell.labels.per_seed else ""
+        return self.output / "subsets" / f"{cell.task_name}{seed}.json"
 
     def words(self, cell: Cell) -> list[str]:
         """Return the KEY VALUE words of a run."""
@@ -214,22 +229,24 @@ def parse_seeds(value: Any) -> tuple[int, ...]:
     return tuple(seeds)
 
 
-def parse_fractions(values: Sequence[Any]) -> tuple[float, ...]:
-    """Return label fractions, each once; 1 where none is given, InputError for other values."""
+def parse_amounts(values: Sequence[Any], key: str) -> tuple[Any, ...]:
+    """Return ``label_fractions`` or ``shots``, each once; InputError for other values."""
+    is_share = key == "label_fractions"
+    expected = "numbers in (0, 1]" if is_share else "whole numbers of at least 1"
     try:
-        fractions = tuple(dict.fromkeys(map(float, values))) or (1.0,)
+        found = tuple(dict.fromkeys(map(float, values)))
+        fits = all(0 < x <= 1 if is_share else x >= 1 and x.is_integer() for x in found)
     except (TypeError, ValueError):
-        fractions = (0.0,)
-    if not all(0 < fraction <= 1 for fraction in fractions):
-        found = f"label_fractions holds {', '.join(map(repr, values))}"
-        raise InputError(f"{found}, expected numbers in (0, 1].")
-    return fractions
+        fits = False
+    if not fits:
+        raise InputError(f"{key} holds {', '.join(map(repr, values))}, expected {expected}.")
+    return found if is_share else tuple(map(int, found))
 
 
 def read_matrix(file: str | Path, output: str | Path) -> Matrix:
     """Read a matrix from YAML: ``tasks`` (names or mappings), ``inits`` (name: file), ``seeds``,
-    and optionally ``label_fractions``, ``engine``, ``precision``, ``datasets``, ``overrides``,
-    ``baseline``.
+    and optionally ``label_fractions``, ``shots``, ``subset_per_seed``, ``engine``, ``precision``,
+    ``datasets``, ``overrides``, ``baseline``.
 
     Raises:
         MissingFileError: If there is no such file.
@@ -261,7 +278,9 @@ def make_matrix(data: Any, output: str | Path) -> Matrix:
         tuple(map(parse_task, _list(data, "tasks"))),
         tuple(map(parse_init, _list(data, "inits"))),
         parse_seeds(data.get("seeds", 1)),
-        parse_fractions(_list(data, "label_fractions")),
+        parse_amounts(_list(data, "label_fractions"), "label_fractions"),
+        parse_amounts(_list(data, "shots"), "shots"),
+        data.get("subset_per_seed", False) is True,
         str(data.get("engine", "auto")),
         str(data.get("precision", "auto")),
         _words(data, "datasets"),

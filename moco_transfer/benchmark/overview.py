@@ -16,8 +16,8 @@ _HEADER = ("task", "iterations", "complete", "interrupted", "to run", "hours to 
 
 
 def overview(plan: BenchmarkPlan, settings: LaunchSettings, *, lanes: int) -> str:
-    """Return the matrix as a table: one line per task and label fraction, and the sum for ``lanes``
-    runs at a time.
+    """Return the matrix as a table: one line per task and amount of labels, and the sum, for
+    ``lanes`` runs at a time.
     """
     matrix = plan.matrix
     rows: list[tuple[str, ...]] = [_HEADER]
@@ -38,10 +38,12 @@ def overview(plan: BenchmarkPlan, settings: LaunchSettings, *, lanes: int) -> st
     how = f"{settings.launcher}, {settings.num_processes()} process(es) a run"
     how += f", {lanes} runs at a time" if 1 < lanes < len(plan.cells) else ""
     fractions = ", ".join(f"{fraction:g}" for fraction in matrix.label_fractions)
+    amounts = [f"label fractions {fractions}"] if fractions else []
+    amounts += [f"shots {', '.join(map(str, matrix.shots))}"] if matrix.shots else []
     parts = [
         f"{len(matrix.tasks)} task(s)",
         f"{len(matrix.inits)} initialisation(s): {', '.join(i.name for i in matrix.inits)}",
-        *([] if fractions == "1" else [f"label fractions {fractions}"]),
+        *([" and ".join(amounts)] if amounts and amounts != ["label fractions 1"] else []),
         f"{len(matrix.seeds)} seed(s)",
     ]
     first = f"{len(plan.cells)} runs = {' x '.join(parts)} -> {matrix.output} ({how})"

@@ -5,7 +5,6 @@ once. Nothing is written.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,12 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from ..data.annotations.catalog import DetectionDataset
-from ..data.annotations.label_subset import (
-    LabelSubset,
-    draw_label_subset,
-    read_label_subset,
-    write_label_subset,
-)
+from ..data.annotations.label_subset import LabelSubset, read_label_subset
 from ..finetune.datasets import Reads
 from ..finetune.describe import describe_plan
 from ..finetune.lint import Finding, collecting
@@ -132,23 +126,16 @@ class _Planner:
             precision=matrix.precision,
             task=cell.task.name,
             init=cell.init.name,
-            label_subset=self.reads.once(("subset", subset), partial(self._subset, subset, cell)),
+            label_subset=cell.labels,
             resume=True,
         )
-        return plan_finetuning(request, world_size=self.world_size, reads=self.reads)
-
-    def _subset(self, file: Path | None, cell: Cell) -> LabelSubset | None:
-        """Read the labelled images of a run, or draw them for the first run that has them."""
-        if file is None:
-            return None
-        if file.exists():
-            return read_label_subset(file)
-        whole = replace(cell, fraction=1.0)
-        sets = self._finetune_plan(whole, state_of(cell)).data.train_sets
-        with tempfile.TemporaryDirectory() as folder:  # as it reads from a file: with its digest
-            write_label_subset(Path(folder) / file.name, draw_label_subset(sets, cell.fraction))
-            self.new_subsets[file] = read_label_subset(Path(folder) / file.name)
-        return self.new_subsets[file]
+        if subset is not None and subset.exists():
+            read = partial(read_label_subset, subset, cell.labels)
+            request = replace(request, label_subset=self.reads.once(("subset", subset), read))
+        plan = plan_finetuning(request, world_size=self.world_size, reads=self.reads)
+        if subset is not None and plan.data.subset is not None and not subset.exists():
+            self.new_subsets[subset] = plan.data.subset
+        return plan
 
     def _faults(self, cell: Cell, state: CellState, plan: FinetunePlan) -> Iterator[str]:
         if not plan.data.test_sets:
@@ -167,7 +154,10 @@ class _Planner:
             "precision": (record.precision or header["precision"], header["precision"]),
             "config hash": (record.config_hash, header["config_hash"]),
             "sha256 of the weights": (record.weights.get("sha256"), header["weights_sha256"]),
-            "label subset": (record.label_subset or None, header["label_subset_sha256"]),
+            "label subset": (
+                record.label_draw or record.label_subset or None,
+                header["label_subset_sha256"],
+            ),
         }
         other = [f"{key} {was!r}, now {now!r}" for key, (was, now) in pairs.items() if was != now]
         if other:

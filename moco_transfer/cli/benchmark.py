@@ -94,7 +94,7 @@ def _return_overrides(args: argparse.Namespace) -> None:
     """Give KEY VALUE words back that an option of several words took with it: ``--label-fraction
     0.1 SOLVER.MAX_ITER 9000``.
     """
-    for name in ("tasks", "label_fractions", "slurm"):
+    for name in ("tasks", "label_fractions", "shots", "slurm"):
         values = getattr(args, name)
         start = next((i for i, word in enumerate(values) if _KEY.fullmatch(word)), len(values))
         args.overrides = [*values[start:], *args.overrides]
@@ -106,7 +106,8 @@ def _matrix(args: argparse.Namespace) -> tuple[Matrix, bool]:
     from ..benchmark.matrix import make_matrix, read_matrix
 
     saved = Path(args.output) / "matrix.yaml"
-    names = "tasks inits seeds label_fractions engine precision datasets overrides".split()
+    names = "tasks inits seeds label_fractions shots subset_per_seed engine precision"
+    names = f"{names} datasets overrides".split()
     given = {name: getattr(args, name) for name in names if getattr(args, name)}
     if args.matrix and given:
         also = ", ".join(given)

@@ -3,8 +3,29 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-_FLAGS = ("--eval-only", "--allow-partial", "--force", "--coco-style")
+from ..runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from ..data.annotations.label_subset import LabelDraw
+
+_AMOUNTS = ("label_subset", "label_fraction", "shots")  # one of them at most
+
+
+def _label_subset(args: argparse.Namespace) -> str | LabelDraw | None:
+    """Return the file of the training images, or how many labels are to be drawn."""
+    from ..data.annotations.label_subset import LabelDraw
+
+    given = [name for name in _AMOUNTS if getattr(args, name) is not None]
+    if len(given) > 1:
+        options = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise InputError(f"{options} exclude each other: give one of them.")
+    if args.subset_seed and given not in (["label_fraction"], ["shots"]):
+        raise InputError("--subset-seed is for --label-fraction and --shots.")
+    if not given or args.label_subset is not None:
+        return args.label_subset
+    return LabelDraw(args.label_fraction, args.shots, args.subset_seed)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -18,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
     fields = Request.__dataclass_fields__
     same = {name: value for name, value in vars(args).items() if name in fields}
+    same["label_subset"] = _label_subset(args)
     request = Request(**same, datasets=args.dataset)
     device = join_processes(request)
     set_up_logging()

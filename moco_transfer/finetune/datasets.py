@@ -21,7 +21,12 @@ from ..data.annotations.catalog import (
 )
 from ..data.annotations.cityscapes import check_packages
 from ..data.annotations.keypoints import labelled_keypoints
-from ..data.annotations.label_subset import LabelSubset, read_label_subset, take_label_subset
+from ..data.annotations.label_subset import (
+    LabelDraw,
+    LabelSubset,
+    read_label_subset,
+    take_label_subset,
+)
 from ..data.annotations.records import is_trainable
 from ..evaluate.cityscapes_eval import CityscapesEvaluator
 from ..evaluate.coco_eval import CocoEvaluator, has_hotcoco
@@ -29,6 +34,7 @@ from ..evaluate.predictions import PredictionWriter
 from ..evaluate.semantic_eval import TASK as SEMANTIC_TASK
 from ..evaluate.semantic_eval import SemanticEvaluator
 from ..evaluate.voc_eval import VocEvaluator
+from ..runtime.errors import InputError
 from ..runtime.files import sha256_of
 from .keypoints import KeypointRequest, keypoint_faults
 from .lint import TEXTS, Finding, PlanError, collecting
@@ -105,7 +111,8 @@ class DataRequest:
         tasks: See :func:`evaluated_tasks`.
         mask_format: INPUT.MASK_FORMAT; None takes it from the data.
         eval_only: Test sets without ground truth are then legal: predictions are written.
-        label_subset: File that lists the training images to use, or the subset itself.
+        label_subset: File that lists the training images to use, the subset itself, or what is to
+            be drawn.
         keypoints: What ``keypoints`` among the tasks asks for.
     """
 
@@ -115,7 +122,7 @@ class DataRequest:
     tasks: tuple[str, ...]
     mask_format: str | None = None
     eval_only: bool = False
-    label_subset: str | LabelSubset | None = None
+    label_subset: str | LabelSubset | LabelDraw | None = None
     keypoints: KeypointRequest | None = None
 
 
@@ -158,11 +165,10 @@ def read_data(request: DataRequest, reads: Reads) -> RunData:
     findings += [Finding("", sentence) for sentence in sentences]
     subset = None
     with collecting(findings):
-        if isinstance(request.label_subset, LabelSubset):
-            subset, where = request.label_subset, "the label subset"
-        elif request.label_subset is not None:
-            subset, where = read_label_subset(request.label_subset), request.label_subset
+        subset = _label_subset(request.label_subset, train_sets, reads)
         if subset is not None and train_sets:
+            asked = request.label_subset
+            where = asked if isinstance(asked, str) else "the label subset"
             train_sets = take_label_subset(train_sets, subset, where)
     if request.keypoints is not None:
         scored = list(filter(has_objects, test_sets))
@@ -172,6 +178,7 @@ def read_data(request: DataRequest, reads: Reads) -> RunData:
         raise PlanError(findings)
     from_data, tasks = request.num_classes is None, request.tasks
     remarks = tuple(f"{d.name}: {remark}" for d in dict.fromkeys(both) for remark in d.remarks)
+    remarks += tuple(subset.remarks if subset is not None else ())
     of_heads = tasks, request.keypoints, None, remarks
     data = RunData(train_sets, test_sets, subset, from_data, *of_heads)
     whole = both[: len(sets["TRAIN"])]
@@ -180,6 +187,21 @@ def read_data(request: DataRequest, reads: Reads) -> RunData:
         return data
     remarks = (*remarks, TEXTS["bitmask"].format(encoded=len(encoded)))
     return replace(data, mask_format="bitmask", remarks=remarks)
+
+
+def _label_subset(
+    asked: str | LabelSubset | LabelDraw | None, train_sets: list[DetectionDataset], reads: Reads
+) -> LabelSubset | None:
+    """Return the subset of a file, or draw one; an evaluation has no training images to draw."""
+    if isinstance(asked, str):
+        return read_label_subset(asked)
+    if not isinstance(asked, LabelDraw):
+        return asked
+    if asked.is_all:
+        return None
+    if not train_sets:
+        raise InputError(f"An evaluation trains on no labels: give no {asked} with --eval-only.")
+    return reads.once(("drawn", asked, *train_sets), lambda: asked.draw(train_sets))
 
 
 def _encoded_masks(train_sets: Sequence[DetectionDataset]) -> list[str]:

@@ -30,7 +30,7 @@ from ..config import (
 from ..config.schema_file import SEGMENTOR
 from ..convert import Coverage
 from ..data.annotations.catalog import parse_dataset_flag
-from ..data.annotations.label_subset import LabelSubset, subset_suffix
+from ..data.annotations.label_subset import LabelDraw, LabelSubset
 from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
 from ..runtime.device import FP32, Precision, choose_precision
 from ..runtime.distributed import broadcast_object, get_world_size, start_processes
@@ -68,7 +68,8 @@ class Request:
         config_file: A YAML file, or the name of a config that comes with the package.
         overrides, datasets: KEY VALUE words, and ``--dataset`` flags.
         task, init: Name and row in tables; by default the config file's and the weights' own.
-        label_subset: File that lists the training images to use, or the subset itself.
+        label_subset: File that lists the training images to use, the subset itself, or what is to
+            be drawn.
         eval_only: Evaluate MODEL.WEIGHTS (with ``resume`` the last checkpoint); train nothing.
         allow_partial, force: Start in spite of a gap in the coverage, or of the linter's findings.
         coco_style: Evaluate VOC test sets by COCO's numbers too, at the end.
@@ -83,7 +84,7 @@ class Request:
     engine: str = "auto"
     task: str = ""
     init: str | None = None
-    label_subset: str | LabelSubset | None = None
+    label_subset: str | LabelSubset | LabelDraw | None = None
     resume: bool = False
     eval_only: bool = False
     allow_partial: bool = False
@@ -285,7 +286,7 @@ class _Planner:
             "format": CHECKPOINT_FORMAT,
             "engine": self.kind.name,
             "precision": self.precision.name,
-            "task": task + subset_suffix(subset.fraction if subset is not None else 1),
+            "task": task + (subset.amount.suffix if subset is not None else ""),
             "class_names": list(data.class_names),
             "init": request.init or (self.checkpoint or {}).get("init") or weights.row,
             "weights": handover.describe_weights(weights, self.coverage),

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..data.annotations.label_subset import title_of
+from ..data.annotations.label_subset import LabelDraw, title_of, write_label_subset
 from ..evaluate.metric_names import is_class_metric
 from ..runtime.checkpoint import CheckpointFolder
 from ..runtime.distributed import barrier, is_main_process
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 _OF_TEST_SET = ("tide", "operating_point", "confusion", "matches")  # attributes of an evaluator
 
 SCHEMA = 1
+SUBSET_FILE = "label_subset.json"  # the training images that a run has drawn
 
 
 def finetune(
@@ -45,6 +46,9 @@ def finetune(
     _check_shared_memory(plan)
     barrier()  # every process has made its plan before one begins to write
     record_settings(plan.output_dir, plan.header["config"])
+    drawn = plan.data.subset if isinstance(plan.request.label_subset, LabelDraw) else None
+    if drawn is not None and is_main_process():
+        write_label_subset(plan.output_dir / SUBSET_FILE, drawn)
     on_start(plan.output_dir)
     for line in describe_plan(plan):
         surprising = line.startswith(("note", "overruled"))

@@ -230,6 +230,10 @@ def _problems(table: Table) -> Iterator[Problem]:
         shown = (f"{key} in {_listed([r.folder for r in runs])}" for key, runs in folders.items())
         message = "holds runs that were trained on different sets, so that rows differ in more than"
         yield Problem(setting.task, f"{message} their weights: {'; '.join(shown)}.")
+    by_seed = _grouped((run for row in rows for run in row.runs), lambda run: run.seed)
+    if mixed := [s for s, runs in by_seed.items() if len({run.label_draw for run in runs}) > 1]:
+        message = f"rows have other labelled images with seed {', '.join(map(str, sorted(mixed)))}"
+        yield Problem(setting.task, f"{message}, so that they differ in more than their weights.")
     if baseline and not any(row.init == baseline and row.runs for row in rows):
         names = ", ".join(row.init for row in rows)
         message = f"has no averaged run of the baseline {baseline!r} that was asked for"

@@ -21,11 +21,12 @@ from .published import parse_yaml
 RESULTS_FILE = "results.json"
 METRICS_FILE = "metrics.json"
 CONFIG_FILE = "config.yaml"
+BY_SEED = "by seed"  # a list of labelled images for each seed
 SCHEMA = 1
 _FEATURE_SCHEMAS = ("moco_transfer.knn/", "moco_transfer.linear/")  # no rows of a transfer table
 _KINDS: dict[str, Any] = {
     "a string": str, "an integer": int, "a table": dict, "a number": (int, float),
-    "a list": (list, str), "a list of names": list,
+    "a list": (list, str), "a list of names": list, "true or false": bool,
 }  # fmt: skip
 _KEYS: dict[str, tuple[Any, ...]] = parse_yaml(
     (resources.files(__package__) / "results_keys.yaml").read_text("utf-8")
@@ -70,12 +71,14 @@ class RunRecord:
     flags: dict[str, Any]  # allow_partial (bool), forced (overruled checks)
     command: str | None = None
     precision: str = ""  # of the training: fp32, bf16, fp16; "" where it was not recorded
-    label_subset: str = ""  # sha256 of the list of labelled images; "" for all labels
+    # sha256 of the list of labelled images, or BY_SEED; "" for all labels.
+    label_subset: str = ""
     # Of that list: the share of the labelled images, or the objects of each class that were asked
     # for, and how many images it has; None where there is no such list, or it does not say so.
     label_fraction: float | None = None
     label_shots: int | None = None
     labelled_images: int | None = None
+    label_draw: str = ""  # its sha256 where label_subset is BY_SEED
     classes: tuple[str, ...] = ()  # of the data; () where they were not recorded
     tide: dict[str, dict[str, float]] = field(default_factory=dict)  # kind -> error -> AP50 points
     # Kind -> RATES -> value; kind -> class of objects -> class of detections on them -> count.
@@ -176,12 +179,14 @@ def _records(folder: str, data: Any) -> list[RunRecord]:
     parts = [(part, _metrics(values)) for part, values in by_test_set.items()]
     if not parts:
         raise ValueError(_NO_METRICS)
+    is_per_seed = found["dataset.label_subset.per_seed"]
     same = {key: value for key, value in found.items() if key in RunRecord.__dataclass_fields__}
     same |= {
         "folder": folder,
         "train_set": tuple(found["dataset.train"]),
         "classes": tuple(found["dataset.classes"]),
-        "label_subset": found["dataset.label_subset.sha256"],
+        "label_subset": BY_SEED if is_per_seed else found["dataset.label_subset.sha256"],
+        "label_draw": found["dataset.label_subset.sha256"] if is_per_seed else "",
         "label_fraction": found["dataset.label_subset.fraction"],
         "label_shots": found["dataset.label_subset.shots"],
         "labelled_images": found["dataset.label_subset.pictures"],
@@ -241,8 +246,9 @@ def _get(data: dict[str, Any], key: str, expected: str, *default: Any) -> Any:
 
 
 def _checked(key: str, value: Any, expected: str) -> Any:
-    fits = isinstance(value, _KINDS[expected]) and not isinstance(value, bool)
-    if isinstance(value, (int, float)):  # bool is an int in Python, and `"seed": true` is no seed
+    is_bool = isinstance(value, bool)  # an int in Python, and `"seed": true` is no seed
+    fits = isinstance(value, _KINDS[expected]) and is_bool == (expected == "true or false")
+    if isinstance(value, (int, float)):
         fits = fits and -_LARGEST < value < _LARGEST
     if expected == "a list of names" and fits:
         fits = all(isinstance(name, str) for name in value) and bool(value or key != "dataset.test")

@@ -153,7 +153,7 @@ def test_benchmark__label_fraction(matrix_words, benchmark, tmp_path, capsys):
     assert (labels["fraction"], labels["seed"], labels["sha256"]) == (0.5, 0, sha256)
     assert "50 % of its labelled images: 3" in (output / "table.md").read_text()
 
-    # Continuing leaves the file as it is; a subset of other images is other runs.
+    # Continuing leaves the file as it is; a subset of another draw is another matrix's.
     before = (file.stat().st_mtime_ns, file.stat().st_ino)
     assert benchmark("--output", output, "--dry-run") == 0
     assert (file.stat().st_mtime_ns, file.stat().st_ino) == before
@@ -161,7 +161,7 @@ def test_benchmark__label_fraction(matrix_words, benchmark, tmp_path, capsys):
     file.write_text(json.dumps(subset))
     capsys.readouterr()
     assert benchmark("--output", output) == 2
-    assert f"holds another run (label subset '{sha256}', now" in capsys.readouterr().err
+    assert "seed 1; this matrix asks for 50 %" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -216,3 +216,47 @@ def test_finish__takes_the_baseline_where_it_has_a_run(tmp_path, results):
     shutil.rmtree(matrix.cells()[1].folder)
     assert verb._finish(matrix, []) == 0
     assert "| random | 16.0 |" in (tmp_path / "table.md").read_text()
+
+
+def test_benchmark__shots_of_each_row_survive_a_restart(matrix_words, benchmark, tmp_path, capsys):
+    output = tmp_path / "runs"
+    short = ["SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "1"]
+    words = ["--shots", "2", "--seeds", "2", "--subset-per-seed", *matrix_words, *short]
+    assert benchmark("--output", output, *words) == 0
+    files = sorted((output / "subsets").iterdir())
+    task = "demo_R_18_FPN"
+    names = [f"{task}_2shot_seed{seed}.json" for seed in (0, 1)]
+    assert [file.name for file in files] == names
+    used: dict[str, set[str]] = {}
+    for record in records(output):
+        subset = record["dataset"]["label_subset"]
+        used.setdefault(f"{record['task']}_seed{record['seed']}.json", set()).add(subset["sha256"])
+        assert subset["shots"] == 2 and len(subset["objects"]) == 8
+    digests = {file.name: {hashlib.sha256(file.read_bytes()).hexdigest()} for file in files}
+    assert used == digests  # of both rows
+    table = (output / "table.md").read_text()
+    assert table.count("### ") == 1 and "| random |" in table and "| 2 | torchvision |" in table
+
+    # Killed between two runs: the results of one are not there yet; the lists are.
+    gone = output / f"{task}_2shot" / "supervised" / "seed1"
+    shutil.rmtree(gone)
+    before = [file.read_bytes() for file in files]
+    capsys.readouterr()
+    assert benchmark("--output", output) == 0
+    assert [file.read_bytes() for file in files] == before
+    again = json.loads((gone / "results.json").read_text())["dataset"]["label_subset"]["sha256"]
+    assert {again} == digests[f"{task}_2shot_seed1.json"]
+
+    # Lists of other images or of another amount: nothing starts.
+    files[1].write_bytes(before[0])
+    assert benchmark("--output", output) == 2
+    assert "holds 2 objects of each class, seed 0;" in capsys.readouterr().err
+    data = json.loads(before[1])
+    data["images"]["scenes_train"].pop()
+    files[1].write_text(json.dumps(data))
+    assert benchmark("--output", output) == 2
+    assert "its images are not those" in capsys.readouterr().err
+    del data["sha256_of_images"]
+    files[1].write_text(json.dumps(data))
+    assert benchmark("--output", output) == 2
+    assert "holds another run (label subset" in capsys.readouterr().err

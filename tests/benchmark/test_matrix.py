@@ -7,6 +7,7 @@ Seen red under: seeds as the innermost loop; the subset's words left out; a name
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from moco_transfer.benchmark.matrix import (
     parse_task,
     read_matrix,
 )
+from moco_transfer.data.annotations.label_subset import LabelDraw
 from moco_transfer.runtime.errors import InputError, MissingFileError
 
 YAML = """
@@ -70,6 +72,24 @@ def test_matrix__words_of_a_run(matrix):
     assert "--label-subset" not in matrix.arguments(matrix.cells()[7])
 
 
+def test_matrix__shots_and_a_subset_for_each_seed(matrix, tmp_path):
+    more = {"label_fractions": (), "shots": (1, 5)}
+    shots = replace(matrix, **more)
+    folders = dict.fromkeys(cell.folder.parts[1] for cell in shots.cells())
+    names = [f"{task}_{k}shot" for task in ("coco_R_50_FPN_1x", "cells") for k in (1, 5)]
+    assert list(folders) == names
+    files = {str(shots.subset_file(cell)) for cell in shots.cells()}
+    assert files == {f"out/subsets/{name}.json" for name in names}
+    each = replace(matrix, label_fractions=(1.0,), shots=(5,), subset_per_seed=True)
+    files = {(cell.labels.seed, str(each.subset_file(cell))) for cell in each.cells()}
+    names = ("cells", "coco_R_50_FPN_1x")
+    assert files == {(0, "None")} | {
+        (seed, f"out/subsets/{name}_5shot_seed{seed}.json") for seed in (3, 5) for name in names
+    }
+    (tmp_path / "again.yaml").write_text(each.dump())
+    assert read_matrix(tmp_path / "again.yaml", "out") == each
+
+
 def test_matrix__dump_reads_as_the_same(matrix, tmp_path):
     (tmp_path / "again.yaml").write_text(matrix.dump())
     assert read_matrix(tmp_path / "again.yaml", "out") == matrix
@@ -97,6 +117,8 @@ def test_matrix__dump_reads_as_the_same(matrix, tmp_path):
             "holds 0, expected numbers in (0, 1]",
         ),
         ("tasks: [a]\ninits: {random: ''}\nlabel_fractions: [ten]", "label_fractions holds 'ten'"),
+        ("tasks: [a]\ninits: {random: ''}\nshots: [1.5]", "shots holds 1.5, expected whole"),
+        ("tasks: [a]\ninits: {random: ''}\nsubset_per_seed: true", "--label-fraction below 1"),
         ("tasks: [a]\ninits: {random: ''}\noverrides: [SEED]", "expected pairs"),
         ("- a", "holds list"),
         ("tasks: [", "cannot be read as YAML"),
@@ -124,7 +146,7 @@ def test_parse():
     file = "configs/detection/coco_R_50_C4_1x.yaml"
     assert parse_task(file) == Task("coco_R_50_C4_1x", file)
     matrix = Matrix(Path("o"), (Task("a", "a"),), (Initialisation("random"),), parse_seeds(2))
-    assert (matrix.seeds, matrix.label_fractions) == ((0, 1), (1.0,))
+    assert (matrix.seeds, matrix.amounts(0)) == ((0, 1), [LabelDraw()])
 
 
 def test_matrix__saved_paths_hold_in_any_folder(tmp_path, monkeypatch):

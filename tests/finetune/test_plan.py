@@ -323,14 +323,14 @@ def test_keypoints__that_differ_between_training_and_test_are_refused(tmp_path, 
 
 
 def test_keypoints__a_label_subset_without_any_is_refused(tmp_path, own_names):
-    from moco_transfer.data.annotations.label_subset import LabelSubset
+    from moco_transfer.data.annotations.label_subset import LabelDraw, LabelSubset
 
     flag = write_keypoints(tmp_path, "nuts", LABELLED, UNLABELLED)
     words = ["DATASETS.TRAIN", "('nuts',)", "DATASETS.TEST", "('nuts',)", *SIGMAS]
     words += ["OUTPUT_DIR", str(tmp_path / "run"), "MODEL.DEVICE", "cpu"]
 
     def plan(image: str):
-        subset = LabelSubset(0.5, 0, {"nuts": [image]}, "0" * 64)
+        subset = LabelSubset(LabelDraw(0.5), {"nuts": [image]})
         config = "coco_keypoint_R_18_FPN_320px"
         return plan_finetuning(
             Request(config, words, [flag], engine="torchvision", label_subset=subset)

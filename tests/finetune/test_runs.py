@@ -24,7 +24,7 @@ from moco_transfer.cli.main import main
 from moco_transfer.convert import convert_checkpoint
 from moco_transfer.data import register_dataset
 from moco_transfer.data.annotations import catalog
-from moco_transfer.data.annotations.label_subset import LabelSubset, write_label_subset
+from moco_transfer.data.annotations.label_subset import LabelDraw, LabelSubset, write_label_subset
 from moco_transfer.evaluate.metric_names import TIDE_ERRORS
 from moco_transfer.finetune.plan import Request, plan_finetuning
 from moco_transfer.finetune.resume import evaluation_folder
@@ -156,12 +156,12 @@ def test_resume__other_weights_are_rejected(tmp_path, weights):
 def test_resume__other_labels_data_and_seed_are_rejected(tmp_path, scenes, mine):
     names = sorted((scenes / "ImageSets" / "Main" / "train.txt").read_text().split())
     subset = str(tmp_path / "half.json")
-    write_label_subset(subset, LabelSubset(0.5, 0, {"mine_train": names[:2]}))
+    write_label_subset(subset, LabelSubset(LabelDraw(0.5), {"mine_train": names[:2]}))
     interrupt(tmp_path / "run", label_subset=subset)
     rejected(tmp_path / "run", match=r"--label-subset a list -> none\)\. Give --label-subset")
-    write_label_subset(subset, LabelSubset(0.5, 0, {"mine_train": names[2:]}))
+    write_label_subset(subset, LabelSubset(LabelDraw(0.5), {"mine_train": names[2:]}))
     rejected(tmp_path / "run", match=r"--label-subset a list -> another", label_subset=subset)
-    write_label_subset(subset, LabelSubset(0.5, 0, {"mine_train": names[:2]}))
+    write_label_subset(subset, LabelSubset(LabelDraw(0.5), {"mine_train": names[:2]}))
     rejected(
         tmp_path / "run",
         "SEED",

@@ -5,8 +5,9 @@ Seen red under: std with n; config hash, engine, norm or test set left out of th
 as the baseline; a baseline without an averaged run; the first of two conflicting runs averaged; NaN
 averaged; an absent headline metric not named; a paired test over other than the common seeds, or
 over two; the difference with its sign turned; `exceeds_spread` with the smaller std; digits in
-names not compared as numbers; the label subset left out of the key. Written against, and not tried:
-training sets not compared; a named baseline not looked at.
+names not compared as numbers; the label subset left out of the key; the lists
+of each seed not compared. Written against, and not tried: training sets not compared; a named
+baseline not looked at.
 """
 
 from __future__ import annotations
@@ -277,3 +278,19 @@ def test_difference__that_is_shown_as_zero_is_not_marked(make_run, tmp_path):
     moco = next(row for row in table.rows if row.init == "moco")
     assert not table.difference(moco, "bbox", "AP").exceeds_spread
     assert table.difference(moco, "bbox", "AP50").exceeds_spread
+
+
+def test_build_tables__averages_draws_of_each_seed_where_rows_share_them(make_run, tmp_path):
+    values = {"random": (10.0, 14.0), "moco": (20.0, 26.0)}
+    for init, aps in values.items():
+        for seed, ap in enumerate(aps):
+            sets = _subset(f"{seed}{seed}" * 32)
+            sets["label_subset"]["per_seed"] = True
+            make_run(f"{init}{seed}", init, seed, bbox={"AP": ap, **FULL}, dataset=sets)
+    (table,) = _tables(tmp_path)
+    assert [row.summary("bbox", "AP").mean for row in table.rows] == [12.0, 23.0]
+    assert "by seed" in render_markdown([table]) and not table.problems
+    file = tmp_path / "moco1" / "results.json"
+    file.write_text(file.read_text().replace("11" * 32, "ee" * 32))
+    (table,) = _tables(tmp_path)
+    assert ["other labelled images with seed 1" in str(p) for p in table.problems] == [True]

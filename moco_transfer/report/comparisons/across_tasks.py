@@ -6,7 +6,6 @@ order. Runs on different amounts of labels, engines or precisions are compared a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +14,14 @@ from ..aggregate import BASELINES, FIRST_ROWS, Row, Table
 from ..records import Problem
 from ..seed_statistics import Summary, summarize
 from .rank_statistics import (
-    CONFIDENCE, Friedman, friedman, holm, ranks_of, sign_test, t_interval, wilcoxon,
+    CONFIDENCE,
+    Friedman,
+    friedman,
+    holm,
+    ranks_of,
+    sign_test,
+    t_interval,
+    wilcoxon,
 )  # fmt: skip
 
 

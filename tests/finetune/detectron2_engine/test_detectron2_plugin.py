@@ -8,6 +8,7 @@ build_evaluator of Detectron2's own evaluator.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 
@@ -111,7 +112,7 @@ def test_engine__trains_on_the_label_subset_alone(tmp_path):
     from generated_images import CLASSES, write_voc_scenes
 
     from moco_transfer.data.annotations.catalog import get_dataset
-    from moco_transfer.data.annotations.label_subset import draw_label_subset, take_label_subset
+    from moco_transfer.data.annotations.label_subset import LabelDraw, take_label_subset
     from moco_transfer.finetune.detectron2_engine.build import Detectron2Engine
 
     write_voc_scenes(tmp_path, splits={"train": 8}, size=48, seed=0)
@@ -119,7 +120,7 @@ def test_engine__trains_on_the_label_subset_alone(tmp_path):
         "subset_of_scenes", "voc", root=str(tmp_path), split="train", class_names=CLASSES
     )
     whole = [get_dataset("subset_of_scenes")]
-    part = take_label_subset(whole, draw_label_subset(whole, 0.25), "subset.json")
+    part = take_label_subset(whole, LabelDraw(0.25).draw(whole), "subset.json")
     names = ["DATASETS.TRAIN", "('subset_of_scenes',)", "DATASETS.TEST", "('subset_of_scenes',)"]
     engine = Detectron2Engine(load_detection_config("demo_R_18_FPN", names), torch.device("cpu"))
     images, _, _ = engine._training_data(tuple(part))
@@ -127,6 +128,37 @@ def test_engine__trains_on_the_label_subset_alone(tmp_path):
         images
     ) == 2
     assert len(engine._training_data(tuple(whole))[0]) == 8
+
+
+@pytest.mark.parametrize("labels", [{"fraction": None, "shots": 2}, {"fraction": 0.5}])
+def test_engines__train_on_the_same_part_of_the_labels(tmp_path, labels):
+    from generated_images import CLASSES, write_voc_scenes
+
+    from moco_transfer.data.annotations.label_subset import LabelDraw
+    from moco_transfer.finetune.plan import Request, plan_finetuning
+
+    write_voc_scenes(tmp_path / "scenes", splits={"train": 12, "test": 2}, size=48, seed=0)
+    scenes, classes = tmp_path / "scenes", ",".join(CLASSES)
+    name = f"part_{len(labels)}"  # a data set's name stays registered
+    flags = [f"{name}_{split}=voc:{scenes}:{split}:{classes}" for split in ("train", "test")]
+    words = ["DATASETS.TRAIN", f"{name}_train", "DATASETS.TEST", f"{name}_test"]
+    words += ["MODEL.DEVICE", "cpu"]
+    words += ["MODEL.WEIGHTS", "", "OUTPUT_DIR", str(tmp_path / "run")]
+    plans = [
+        plan_finetuning(
+            Request("demo_R_18_FPN", words, flags, engine=engine, label_subset=LabelDraw(**labels)),
+            device=torch.device("cpu"),
+        )
+        for engine in ("torchvision", "detectron2")
+    ]
+    digests = [plan.header["label_subset_sha256"] for plan in plans]
+    assert digests[0] == digests[1] and len(digests[0]) == 64
+    images, _, _ = plans[1].engine._training_data(tuple(plans[1].data.train_sets))
+    used = sorted(str(image["image_id"]) for image in images)
+    batches = plans[0].engine.training_batches(plans[0].data.train_sets, 0)
+    assert used == sorted(plans[0].data.subset.images[f"{name}_train"]) and len(used) < 12
+    seen = {str(image["image_id"]) for batch in itertools.islice(batches, 20) for image in batch}
+    assert seen == set(used)
 
 
 def test_pth__moves_between_the_engines_with_the_same_features():
