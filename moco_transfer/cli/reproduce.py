@@ -158,7 +158,7 @@ def _overview(steps: list[Step], left: list[Step]) -> str:
     known = [step.gpu_hours for step in left if step.gpu_hours is not None]
     quick = sum(step.words[0] == "convert" for step in left)
     unknown = len(left) - quick - len(known)
-    cost = f"about {sum(known):.0f} GPU hours by published times" if known else ""
+    cost = f"about {sum(known):.0f} GPU hours at the published length and speed" if known else ""
     more = f"{unknown} of unknown length" if unknown else ""
     about = "; ".join(filter(None, (cost, more)))
     return f"{len(steps)} commands, {len(left)} to run ({about})"

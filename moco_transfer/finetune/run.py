@@ -159,6 +159,7 @@ def _record(
         "train": [title_of(d.name, data.subset) for d in data.train_sets],
         "test": [d.name for d in data.test_sets],
         "classes": list(data.class_names),
+        "num_images": {d.name: len(d.records) for d in data.test_sets},
     }
     if data.subset is not None:
         dataset["label_subset"] = data.subset.describe()

@@ -39,6 +39,7 @@ class PublishedSetting:
     std: dict[str, float]  # column -> published std over trials
     std_source: str
     test_set: Sequence[str] = ()  # that a run of such a task must have to be comparable
+    test_images: int | None = None  # of the published test set
     iterations: int | None = None
     trials: int | None = None  # behind each mean
     note: str = ""

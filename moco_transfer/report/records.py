@@ -80,6 +80,7 @@ class RunRecord:
     labelled_images: int | None = None
     label_draw: str = ""  # its sha256 where label_subset is BY_SEED
     classes: tuple[str, ...] = ()  # of the data; () where they were not recorded
+    num_images: int | None = None  # of the test set; None where it was not recorded
     tide: dict[str, dict[str, float]] = field(default_factory=dict)  # kind -> error -> AP50 points
     # Kind -> RATES -> value; kind -> class of objects -> class of detections on them -> count.
     operating_point: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -211,7 +212,10 @@ def _of_test_set(found: dict[str, Any], part: tuple[str, ...]) -> dict[str, Any]
     }
     matches = _checked(f"matches.{name}", found["matches"].get(name) or "", "a string")
     numbers = {key: _numbers(key, table) for key, table in tables.items()}
-    return {**numbers, "confusion": confusion, "matches": Path(matches).name}
+    counts = found["dataset.num_images"]
+    known = [counts[one] for one in part if isinstance(counts.get(one), int)]
+    size = sum(known) if len(known) == len(part) else None
+    return {**numbers, "confusion": confusion, "matches": Path(matches).name, "num_images": size}
 
 
 def _metrics(metrics: Any) -> dict[str, dict[str, float]]:

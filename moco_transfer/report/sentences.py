@@ -222,7 +222,9 @@ def published_sentences(table: Table) -> list[str]:
 
 
 def schedule_sentences(runs: Sequence[RunRecord], setting: PublishedSetting) -> list[str]:
-    """Return where runs are shorter or longer than the published ones, counted in images."""
+    """Return where runs are shorter or longer than the published ones, counted in images, or were
+    tested on another number of images.
+    """
     published = setting.iterations or 0
     lengths: dict[bool, dict[str, None]] = {True: {}, False: {}}
     for run in runs if published else ():
@@ -239,4 +241,10 @@ def schedule_sentences(runs: Sequence[RunRecord], setting: PublishedSetting) -> 
     same = f"as many images as the published ones with {length}"
     sentences = [f"Runs here trained for {scaled}: {same}."] if scaled else []
     other = f"runs here trained for {differing}, the published ones for {length}"
-    return [*sentences, f"Warning: {other}."] if differing else sentences
+    sentences += [f"Warning: {other}."] if differing else []
+    sizes = {run.num_images for run in runs} - {None, setting.test_images}
+    if sizes and setting.test_images:
+        found = ", ".join(map(str, sizes))
+        other = f"runs here were tested on {found} images, the published ones on"
+        sentences.append(f"Warning: {other} {setting.test_images}.")
+    return sentences

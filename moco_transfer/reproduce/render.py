@@ -137,9 +137,14 @@ def part_notes(part: Part, records: Records) -> list[str]:
 
 
 def _remarks(part: Part, records: Records) -> Iterator[str]:
+    """Yield each remark on runs here once, with the rows that it is about."""
     found = [one for row in part.rows for one in records.of_row(part, row)]
+    by_remark: dict[str, dict[str, None]] = {}
     for one in [*found, *records.others(part)]:
-        yield from (f"here: {one.label}, {one.about}: {remark}" for remark in one.remarks)
+        for remark in one.remarks:
+            by_remark.setdefault(remark, {})[one.label] = None
+    for remark, labels in by_remark.items():
+        yield f"Here, {', '.join(labels)}: {remark}"
 
 
 def table_notes(table: PaperTable) -> list[str]:
