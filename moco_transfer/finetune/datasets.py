@@ -160,8 +160,8 @@ def read_data(request: DataRequest, reads: Reads) -> RunData:
         if "segm" in request.tasks and any(d.kind == "cityscapes" for d in test_sets):
             check_packages("cityscapesscripts")
     of_request = request.tasks, request.mask_format, request.eval_only
-    key = (tuple(train_sets), tuple(test_sets), *of_request)
-    sentences = reads.once(key, lambda: list(_faults(train_sets, test_sets, request)))
+    asked = (tuple(train_sets), tuple(test_sets), *of_request)
+    sentences = reads.once(asked, lambda: list(_faults(train_sets, test_sets, request)))
     findings += [Finding("", sentence) for sentence in sentences]
     subset = None
     with collecting(findings):
