@@ -73,11 +73,33 @@ def draw_detections(
             _draw_keypoints(canvas, objects["keypoints"][i], colours[i], line, skeleton)
     taken: list[tuple[int, int, int, int]] = []
     for i in order[::-1]:  # the highest score chooses its place first
-        # OpenCV's fonts have ASCII letters only.
-        name = unicodedata.normalize("NFKD", class_names[classes[i]]).encode("ascii", "ignore")
-        text = name.decode().replace("_", " ").strip() or f"class {classes[i]}"
+        text = _ascii(class_names[classes[i]]) or f"class {classes[i]}"
         text = f"{text} {scores[i]:.2f}" if "scores" in objects else text
         _draw_label(canvas, text, corners[i].tolist(), colours[i], taken)
+    return canvas
+
+
+def draw_labels(image: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
+    """Return a copy of an image with each pixel tinted in the colour of its class in ``labels``,
+    integers (H, W), and the class's name inside its largest region. ``background`` has no tint;
+    pixels of no class, such as ignored ones, are dark.
+    """
+    canvas = np.array(image)
+    is_class = labels < len(class_names)
+    canvas[~is_class] //= 3
+    found = np.unique(labels[is_class]).tolist()
+    taken: list[tuple[int, int, int, int]] = []
+    for index in found:
+        if class_names[index] != "background":
+            mask = labels == index
+            tinted = (1 - _TINT) * canvas[mask] + _TINT * np.array(class_colour(index))
+            canvas[mask] = np.round(tinted).astype(np.uint8)
+    for index in found:
+        inside = np.pad((labels == index).astype(np.uint8), 1)  # the edge is no part of a region
+        depth = cv2.distanceTransform(inside, cv2.DIST_L2, 3)[1:-1, 1:-1]
+        y, x = np.unravel_index(int(depth.argmax()), depth.shape)
+        text = _ascii(class_names[index]) or f"class {index}"
+        _draw_label(canvas, text, [int(x), int(y), int(x), int(y)], class_colour(index), taken)
     return canvas
 
 
@@ -98,6 +120,12 @@ def _draw_keypoints(
     for point in shown.values():
         cv2.circle(canvas, point, line + 1, colour, cv2.FILLED, cv2.LINE_AA)
         cv2.circle(canvas, point, line, (255, 255, 255), cv2.FILLED, cv2.LINE_AA)
+
+
+def _ascii(name: str) -> str:
+    """Return a name in ASCII letters, which OpenCV's fonts have; perhaps empty."""
+    letters = unicodedata.normalize("NFKD", name).encode("ascii", "ignore")
+    return letters.decode().replace("_", " ").strip()
 
 
 def _draw_label(

@@ -1,22 +1,27 @@
-"""The detections of several detectors next to the ground truth, as PNG and SVG."""
+"""The predictions of several runs next to the ground truth, as PNG and SVG."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+from pycocotools import mask as mask_api
 
 from ..data.annotations.catalog import DetectionDataset
+from ..data.annotations.semantic.labels import IGNORED, read_labels
 from ..data.batches.transforms import read_and_check
-from ..data.drawing import draw_detections, fit, save_grid
+from ..data.drawing import draw_detections, draw_labels, fit, save_grid
 from ..runtime.errors import InputError
 
 
 def first_images(dataset: DetectionDataset, count: int = 4) -> list[int | str]:
-    """Return the ids of the first ``count`` images that have an object."""
-    return [record["image_id"] for record in dataset.records if record["annotations"]][:count]
+    """Return the ids of the first ``count`` images that have an object or a label image."""
+    shown = (r["image_id"] for r in dataset.records if r.get("annotations", True))
+    return list(itertools.islice(shown, count))
 
 
 def draw_detection_sheet(
@@ -30,7 +35,7 @@ def draw_detection_sheet(
 
     ``columns`` maps titles to predictions in COCO's result format; each image is a row. It shows as
     many predictions as there are objects, those with the highest scores: a score threshold would
-    hide all boxes of a detector with low scores.
+    hide all boxes of a detector with low scores. Semantic segmentation is shown as tinted images.
 
     Raises:
         InputError: If an image is not in the set or unreadable, or a prediction's category is not.
@@ -52,29 +57,57 @@ def draw_detection_sheet(
                         f"{title}: a prediction has category {found['category_id']}, which data set"
                         f" {dataset.name!r} does not have. Were they made on another set?"
                     )
-    rows = []
-    for image_id in image_ids:
-        image, scale = fit(read_and_check(records[image_id], "RGB"))
-        truth = records[image_id]["annotations"]
-        boxes, classes = [a["bbox"] for a in truth], [a["category_id"] for a in truth]
-        cells: list[dict[str, Any]] = [
-            {"boxes": boxes, "classes": classes, **_keypoints(dataset, truth)}
-        ]
-        for of_title in by_image.values():
-            best = sorted(of_title.get(image_id, []), key=lambda p: -p["score"])[: len(truth)]
-            boxes = [(x, y, x + w, y + h) for x, y, w, h in (p["bbox"] for p in best)]
-            classes = [class_of[p["category_id"]] for p in best]
-            scores = [p["score"] for p in best]
-            found = {"boxes": boxes, "classes": classes, "scores": scores}
-            cells.append(found | _keypoints(dataset, best, pixels=0.5))
-        for cell in cells:
-            cell["boxes"] = scale * np.array(cell["boxes"])
-            if "keypoints" in cell:
-                cell["keypoints"][..., :2] *= scale
-        names, skeleton = dataset.class_names, dataset.skeleton
-        rows.append([draw_detections(image, cell, names, skeleton) for cell in cells])
-    save_grid(path, rows, ("ground truth", *(f"{title} (highest scores)" for title in columns)))
+    draw, how = _draw_objects, "highest scores"
+    if dataset.kind == "semantic":
+        draw, how = _draw_label_images, "prediction"
+    rows = [
+        draw(dataset, records[i], [of.get(i, []) for of in by_image.values()]) for i in image_ids
+    ]
+    save_grid(path, rows, ("ground truth", *(f"{title} ({how})" for title in columns)))
     return Path(path)
+
+
+def _draw_objects(
+    dataset: DetectionDataset, record: dict, predictions: Sequence[Sequence[dict]]
+) -> list[np.ndarray]:
+    """Return an image with the ground truth, and with the predictions of each column."""
+    class_of = {category: index for index, category in enumerate(dataset.category_ids)}
+    image, scale = fit(read_and_check(record, "RGB"))
+    truth = record["annotations"]
+    boxes, classes = [a["bbox"] for a in truth], [a["category_id"] for a in truth]
+    cells: list[dict[str, Any]] = [
+        {"boxes": boxes, "classes": classes, **_keypoints(dataset, truth)}
+    ]
+    for of_column in predictions:
+        best = sorted(of_column, key=lambda p: -p["score"])[: len(truth)]
+        boxes = [(x, y, x + w, y + h) for x, y, w, h in (p["bbox"] for p in best)]
+        classes = [class_of[p["category_id"]] for p in best]
+        scores = [p["score"] for p in best]
+        found = {"boxes": boxes, "classes": classes, "scores": scores}
+        cells.append(found | _keypoints(dataset, best, pixels=0.5))
+    for cell in cells:
+        cell["boxes"] = scale * np.array(cell["boxes"])
+        if "keypoints" in cell:
+            cell["keypoints"][..., :2] *= scale
+    names, skeleton = dataset.class_names, dataset.skeleton
+    return [draw_detections(image, cell, names, skeleton) for cell in cells]
+
+
+def _draw_label_images(
+    dataset: DetectionDataset, record: dict, predictions: Sequence[Sequence[dict]]
+) -> list[np.ndarray]:
+    """As :func:`_draw_objects`, tinted by class: a prediction has a mask for each class."""
+    class_of = {category: index for index, category in enumerate(dataset.category_ids)}
+    image, _ = fit(read_and_check(record, "RGB"))
+    cells = [read_labels(record)]
+    for of_column in predictions:
+        labels = np.full(cells[0].shape, IGNORED, np.int64)
+        for found in of_column:
+            labels[mask_api.decode(found["segmentation"]) > 0] = class_of[found["category_id"]]
+        cells.append(labels)
+    size = image.shape[1::-1]
+    small = [cv2.resize(c.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) for c in cells]
+    return [draw_labels(image, labels, dataset.class_names) for labels in small]
 
 
 def _keypoints(dataset: DetectionDataset, objects: Sequence[dict], pixels: float = 0.0) -> dict:
