@@ -1,6 +1,6 @@
 #!/bin/bash
 # The many-domain matrix: pre-trainings, fine-tunings, page. Interrupted, it continues where it was.
-# From the repository's root, after prepare.py, with BCCD and VOCdevkit (links will do) next to it:
+# voc.yaml takes VOC from DETECTRON2_DATASETS. From the repository's root, after prepare.py, with BCCD and VOCdevkit (links will do) next to it:
 #   examples/many_domains/run.sh IMAGENET_IMAGES CIFAR10_TEST_IMAGES
 set -e
 here=examples/many_domains
@@ -24,5 +24,6 @@ done <<END
 trees 22
 nuclei 15
 cells 5
+voc 12
 END
 moco-transfer report domains/runs --baseline random --format html --output domains/report.html
