@@ -7,6 +7,7 @@ BN statistics of two processes as they are.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,8 +15,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from moco_transfer.cli.main import main
 
@@ -100,6 +103,36 @@ def test_train__sigkill_and_resume_is_bit_equal(scenes, tmp_path):
     )
     assert_same_bits(a["model"], b["model"])
     assert (tmp_path / "cut" / "results.json").exists()
+
+
+def test_train__sigkill_and_resume_of_segmentation_is_bit_equal(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(5):
+        for part, shape in (("images", (48, 40, 3)), ("labels", (48, 40))):
+            (tmp_path / part).mkdir(exist_ok=True)
+            pixels = rng.integers(0, 256 if part == "images" else 3, shape, dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / part / f"{number}.png")
+    flag = f"mine=semantic:{tmp_path / 'images'}:{tmp_path / 'labels'}:sky,sea,sand"
+    start_of = ["train", "--config-file", "voc_R_18_FCN_small", "--engine", "torchvision"]
+    settings = {key: value for key, value in TINY_DETECTION.items() if "MODEL" not in key}
+    settings |= {"DATASETS.TRAIN": "mine", "DATASETS.TEST": "mine", "INPUT.CROP.SIZE": "33,33"}
+    settings |= {"INPUT.MIN_SIZE_TRAIN": "32,64", "SOLVER.CHECKPOINT_PERIOD": "1"}
+    settings["SOLVER.BASE_LR"] = "0.005"
+
+    def of(folder: Path) -> list[str]:
+        return [*start_of, "--dataset", flag, *words(settings, OUTPUT_DIR=folder)]
+
+    assert main(of(tmp_path / "whole")) == 0
+    kill_after_first_checkpoint(start(*of(tmp_path / "cut")), tmp_path / "cut")
+    assert main(["train", "--resume", *of(tmp_path / "cut")[1:]]) == 0
+    a, b = (
+        torch.load(tmp_path / n / "checkpoint_0000006.pth", weights_only=True)
+        for n in ("whole", "cut")
+    )
+    assert_same_bits(a["model"], b["model"])
+    assert a["iteration"] == b["iteration"] == 6
+    results = [json.loads((tmp_path / n / "results.json").read_text()) for n in ("whole", "cut")]
+    assert results[0]["metrics"] == results[1]["metrics"]
 
 
 def test_pretrain__sigterm_saves_first(pool, tmp_path):
