@@ -1,8 +1,8 @@
 """What the site takes from the code, so that it cannot become stale.
 
 A page names it in a comment of its own line: ``<!-- generated: cli -->`` is replaced by each verb's
-``--help``, ``pretrain-keys`` and ``detection-keys`` by the config schemas, ``configs`` by the list
-of bundled configs.
+``--help``, ``pretrain-keys``, ``detection-keys`` and ``segmentation-keys`` by the config schemas,
+``configs`` by the list of bundled configs.
 """
 
 from __future__ import annotations
@@ -68,4 +68,5 @@ GENERATED = {
     "configs": _configs,
     "pretrain-keys": lambda: _schema("pretrain_schema"),
     "detection-keys": lambda: _schema("detection_schema"),
+    "segmentation-keys": lambda: _schema("segmentation_schema"),
 }
