@@ -73,7 +73,9 @@ def _print_plan(plan: BenchmarkPlan, command: Any) -> None:
     for first, *others in (list(task.values()) for task in rows.values()):
         print("\n".join(["", str(first.cell.folder), *(f"  {line}" for line in first.lines)]))
         for other in others:
-            lines = [line for line in other.lines if line.startswith(("weights:", "stamp:"))]
+            lines = [
+                line for line in other.lines if line.startswith(("weights:", "new part:", "stamp:"))
+            ]
             print("\n".join([f"  row {other.cell.init.name}", *(f"    {line}" for line in lines)]))
     left = (planned.cell for planned in plan.cells if planned.state.name != COMPLETE)
     print("\n".join(["", *(shlex.join(command(cell)) for cell in left)]))

@@ -49,17 +49,9 @@ def _parts(plan: FinetunePlan) -> Iterator[tuple[str, str]]:
         pairs = ", ".join(map("/".join, mirrored_pairs(points))) or "none"
         count = f"{len(points)}{', from the data' if data.keypoints.count is None else ''}"
         yield "keypoints", f"{count}: {', '.join(points)}; mirrored pairs: {pairs}"
-    weights, found = plan.weights, plan.coverage
     if plan.checkpoint is not None:
         yield "resumes", f"{plan.checkpoint_path}, after iteration {plan.checkpoint['iteration']}"
-    if found is None:
-        yield "weights", "random initialisation"
-    else:
-        covered = f"{len(found.matched)} of {found.num_expected} tensors"
-        yield "weights", f"{weights.path} ({weights.kind}): {covered}, sha256 {weights.sha256}"
-        stamp = {key: value for key, value in (weights.stamp or {}).items() if value is not None}
-        missing = "none: its colour order and pixel statistics cannot be checked"
-        yield "stamp", ", ".join(f"{key} {value}" for key, value in stamp.items()) or missing
+    yield from _of_weights(plan)
     files = "config.yaml, env.txt, log.txt" + ", results.json" * bool(data.test_sets)
     if not data.test_sets:
         yield "test on", "nothing: the run ends with its last checkpoint"
@@ -78,3 +70,17 @@ def _parts(plan: FinetunePlan) -> Iterator[tuple[str, str]]:
         yield "note", remark
     for finding in plan.overruled:
         yield "overruled", f"{finding.option} overrules {finding.name}: {finding.sentence}"
+
+
+def _of_weights(plan: FinetunePlan) -> Iterator[tuple[str, str]]:
+    weights, found = plan.weights, plan.coverage
+    if found is None:
+        yield "weights", "random initialisation"
+    else:
+        covered = f"{len(found.matched)} of {found.num_expected} tensors"
+        yield "weights", f"{weights.path} ({weights.kind}): {covered}, sha256 {weights.sha256}"
+        for part, why in weights.parts.items():
+            yield "new part", f"{part}: {why.removeprefix('new: ')}"
+        stamp = {key: value for key, value in (weights.stamp or {}).items() if value is not None}
+        missing = "none: its colour order and pixel statistics cannot be checked"
+        yield "stamp", ", ".join(f"{key} {value}" for key, value in stamp.items()) or missing

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ import yaml
 from torch import nn
 
 from ..convert import BackboneWeights, Coverage, coverage, load_backbone
+from ..models import MSRA_PIXELS
 from ..models.pixels import IMAGENET_MEAN, IMAGENET_STD
 from ..models.resnets import BATCH_COUNTER
+from .parts import NO_WEIGHT, new_parts, without_parts
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,8 @@ _SUPERVISED_FORMATS = ("caffe2",)
 _SELF_SUPERVISED_FORMATS = ("openselfsup", "lightly", "solo_learn", "vissl")
 # torchvision publishes resnet50-0676ba61.pth and the like.
 _TORCHVISION_FILE = re.compile(r"(wide_)?resne(x)?t[\w]*-[0-9a-f]{8}\.pth")
+# What Detectron2's model zoo calls itself in its files, and its ResNets.
+_ZOO_AUTHOR, _ZOO_ARCHS = "Detectron2 Model Zoo", ("resnet50", "resnet101")
 # The official converter writes no stamp, but an author.
 _MOCO_PIXELS = {
     "format": "RGB",
@@ -57,6 +61,7 @@ class InitialWeights:
         content, stamp: The tensors, and what the file says of their origin; None without.
         pixels: ``format``, ``pixel_mean``, ``pixel_std``, ``stride_in_1x1``, ``arch`` that the
             weights were trained with; what is not known is None or absent.
+        parts: Of a detector that another one starts from: part -> why it is new or left out.
     """
 
     path: str
@@ -64,6 +69,7 @@ class InitialWeights:
     content: BackboneWeights | None
     stamp: Mapping[str, Any] | None
     pixels: Mapping[str, Any]
+    parts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def sha256(self) -> str | None:
@@ -88,7 +94,9 @@ def read_weights(path: str, *, init: str | None = None) -> InitialWeights:
     content = load_backbone(path)
     stamp, pixels = content.stamp, content.stamp or {}
     if content.kind == DETECTOR:
-        return InitialWeights(path, DETECTOR, content, stamp, pixels or _trained_with(content))
+        return InitialWeights(
+            path, DETECTOR, content, stamp, pixels or _trained_with(content, path)
+        )
     kind = _kind(content, init)
     if stamp is None and kind == SELF_SUPERVISED:
         pixels = _MOCO_PIXELS | {"arch": content.arch}
@@ -108,11 +116,16 @@ def _kind(content: BackboneWeights, init: str | None) -> str:
     return SUPERVISED if (init or "").startswith(SUPERVISED) else UNKNOWN
 
 
-def _trained_with(content: BackboneWeights) -> dict[str, Any]:
-    """Return the pixels in the config of one of our detectors; ``{}`` for another's."""
+def _trained_with(content: BackboneWeights, path: str) -> dict[str, Any]:
+    """Return the pixels in the config of a detector, inside the file or, as Detectron2 writes it,
+    next to it; what is known of Detectron2's model zoo; else ``{}``.
+    """
     text = content.top.get("config")
-    config: Any = yaml.safe_load(text) if isinstance(text, str) else None
+    file = Path(path).with_name("config.yaml")
+    if not isinstance(text, str):
+        text = file.read_text(encoding="utf-8") if file.is_file() else ""
     try:
+        config: Any = yaml.safe_load(text)
         model = config["MODEL"]
         return {
             "format": config["INPUT"]["FORMAT"],
@@ -121,8 +134,15 @@ def _trained_with(content: BackboneWeights) -> dict[str, Any]:
             "stride_in_1x1": model["RESNETS"]["STRIDE_IN_1X1"],
             "arch": f"resnet{model['RESNETS']['DEPTH']}",
         }
-    except (LookupError, TypeError):
+    except (LookupError, TypeError, yaml.YAMLError):
+        pass
+    # Its first baselines start from MSRA's ResNets, the later ones, with norms in the FPN, do not.
+    has_norm = any(".fpn_" in key and ".norm." in key for key in content.state_dict)
+    is_zoo = content.top.get("__author__") == _ZOO_AUTHOR and content.arch in _ZOO_ARCHS
+    if not is_zoo or has_norm:
         return {}
+    pixels = {f"pixel_{key}": list(MSRA_PIXELS[key]) for key in ("mean", "std")}
+    return pixels | {"format": "BGR", "stride_in_1x1": True, "arch": content.arch}
 
 
 def trunk_places(keys: Sequence[str]) -> dict[str, str]:
@@ -131,14 +151,27 @@ def trunk_places(keys: Sequence[str]) -> dict[str, str]:
     return {match[1]: key for key, match in found if match}
 
 
+def as_start(weights: InitialWeights, state: Mapping[str, Any], dataset: Any) -> InitialWeights:
+    """Return a detector's weights with the parts that they cannot give another detector, whose
+    tensors are ``state`` and whose classes and keypoints a data set's; others as they are.
+    """
+    content = weights.content
+    if content is None or weights.kind != DETECTOR:
+        return weights
+    names = {"class_names": dataset.class_names, "keypoints": dataset.keypoint_names}
+    return replace(weights, parts=new_parts(state, content.state_dict, names, content.top))
+
+
 def weights_coverage(state: Mapping[str, Any], weights: InitialWeights) -> Coverage | None:
     """Return which of a detector's tensors (``state``) the weights provide: of all for a detector,
-    of the trunk for a backbone; None for random initialisation.
+    without the parts that start new, of the trunk for a backbone; None for random initialisation.
     """
     if weights.content is None:
         return None
     if weights.kind == DETECTOR:
-        return coverage(weights.content.state_dict, state)
+        have = without_parts(weights.content.state_dict, weights.parts)
+        have = {key: array for key, array in have.items() if not NO_WEIGHT.fullmatch(key)}
+        return coverage(have, without_parts(state, weights.parts))
     places = trunk_places(list(state))
     return coverage(weights.content.arrays, {name: state[key] for name, key in places.items()})
 
@@ -149,7 +182,10 @@ def coverage_gap(found: Coverage | None, weights: InitialWeights, arch: str) -> 
         return None
     if weights.kind != DETECTOR:
         return found.sentence(weights.path, arch)
-    advice = "It is a detector of another config: use the config.yaml next to it."
+    advice = (
+        "It is a detector of another config: use the config.yaml next to it, or its backbone alone:"
+        f" moco-transfer convert {weights.path} backbone.pkl"
+    )
     return found.sentence(weights.path, "this config", part="detector", advice=advice)
 
 
@@ -161,6 +197,12 @@ def describe_weights(weights: InitialWeights, found: Coverage | None) -> dict[st
         names = {"missing": found.missing, "unused": found.unused, "misshapen": found.misshapen}
         covered |= {key: list(value) for key, value in names.items()}
     described = {key: getattr(weights, key) for key in ("path", "kind", "sha256", "stamp")}
+    if weights.parts:
+        described["parts"] = dict(weights.parts)
+    if weights.kind == DETECTOR and weights.content is not None:
+        sets = weights.content.top.get("datasets")
+        sets = sets.get("train") if isinstance(sets, Mapping) else None
+        described["trained_on"] = list(sets) if isinstance(sets, Mapping) else []
     return described | {"coverage": covered}
 
 

@@ -18,7 +18,7 @@ from ..config.schema_file import SEGMENTOR
 from ..models.pixels import IMAGENET_MEAN
 from ..models.resnets import BASIC_BLOCKS
 from ..runtime.errors import InputError
-from .handover import InitialWeights
+from .handover import DETECTOR, InitialWeights
 
 TEXTS: dict[str, Any] = yaml.safe_load(
     Path(__file__).with_name("findings.yaml").read_text(encoding="utf-8")
@@ -89,6 +89,8 @@ def lint(
     the rule. For ``eval_only`` the pixels alone matter.
     """
     pairs = [*_pixels(settings, weights)]
+    if weights.kind == DETECTOR and not weights.pixels and not eval_only:
+        pairs.append(("unknown-pixels", TEXTS["unknown-pixels"].format(path=weights.path)))
     if not eval_only:
         pairs += _norms(settings, weights)
         pairs += _per_process_norms(settings, world_size)

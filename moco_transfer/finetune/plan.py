@@ -41,7 +41,7 @@ from .datasets import DataRequest, Reads, RunData, annotation_digests, evaluated
 from .engine import Engine, engine_class
 from .handover import InitialWeights
 from .keypoints import KeypointRequest
-from .lint import Finding, PlanError, collecting, lint, remarks
+from .lint import TEXTS, Finding, PlanError, collecting, lint, remarks
 from .resume import CHECKPOINT_FORMAT, FREE_KEYS, evaluation_folder, resume_faults, resume_notes
 from .schedule import Schedule
 from .sync_norm import describe_norm
@@ -202,6 +202,9 @@ class _Planner:
         request, weights = self.request, self.weights
         if weights is None:
             return
+        if self.skeleton is not None and self.data is not None and not request.eval_only:
+            weights = handover.as_start(weights, self.skeleton.state_dict(), self.data.any_set)
+            self.weights = weights
         self.findings += lint(
             flatten_config(self.written),
             weights,
@@ -211,9 +214,7 @@ class _Planner:
         )
         if request.eval_only and self.checkpoint is None and weights.kind != handover.DETECTOR:
             got = f"{weights.path} is a backbone without one" if weights.path else "there is none"
-            fix = "Give MODEL.WEIGHTS a checkpoint_*.pth, or --resume to take OUTPUT_DIR's last."
-            sentence = f"--eval-only needs a detector, but {got}. {fix}"
-            self.findings.append(Finding("", sentence))
+            self.findings.append(Finding("", TEXTS["no_detector"].format(got=got)))
         elif self.skeleton is not None:
             self.coverage = handover.weights_coverage(self.skeleton.state_dict(), weights)
             gap = handover.coverage_gap(

@@ -142,6 +142,9 @@ def run_caveats(run: RunRecord) -> list[str]:
         if gaps or "missing" not in coverage:
             extent = f"{gaps} backbone tensors stayed random" if gaps else "--allow-partial"
             caveats.append(f"started from partly covered weights ({extent})")
+    if parts := run.weights.get("parts"):
+        names = "; ".join(f"{part}: {why}" for part, why in parts.items())
+        caveats.append(f"started from a whole detector ({names})")
     if forced := run.flags.get("forced"):
         names = forced if isinstance(forced, str) else ", ".join(map(str, forced))
         caveats.append(f"overruled a check of the config ({names})")
@@ -154,7 +157,10 @@ def pretrain_text(row: Row) -> str:
     for run in row.runs:
         stamp = run.weights.get("stamp") or {}
         epoch = stamp.get("epoch")
+        detector = "detector" if run.weights.get("kind") == "detector" else None
+        sets = " + ".join(run.weights.get("trained_on") or ())
         parts = (stamp.get("mechanism"), None if epoch is None else f"epoch {epoch}")
+        parts += (f"detector on {sets}" if detector and sets else detector,)
         texts.append(", ".join(str(part) for part in parts if part))
     return " / ".join(dict.fromkeys(filter(None, texts)))
 

@@ -260,3 +260,25 @@ def test_benchmark__shots_of_each_row_survive_a_restart(matrix_words, benchmark,
     files[1].write_text(json.dumps(data))
     assert benchmark("--output", output) == 2
     assert "holds another run (label subset" in capsys.readouterr().err
+
+
+def test_benchmark__detector_of_other_classes(whole, matrix_words, benchmark, tmp_path, capsys):
+    detector = next((whole / "demo_R_18_FPN" / "random" / "seed0").glob("checkpoint_*.pth"))
+    two = [
+        word.replace("scenes_", "two_").replace("classes.txt", "classes.txt:classes=a,b")
+        for word in matrix_words
+    ]
+    names = (torch.load(detector, weights_only=True))["class_names"]
+    two = [word.replace("classes=a,b", f"classes={names[0]},{names[5]}") for word in two]
+    words = [*two, "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "1"]
+    start = words.index("--dataset")
+    words = ["--tasks", "demo_R_18_FPN", "--init", f"coco={detector}", *words[start:]]
+    assert benchmark("--output", tmp_path / "runs", "--dry-run", *words) == 0
+    assert "box predictor: other class names (8 there, 2 here)" in capsys.readouterr().out
+    assert benchmark("--output", tmp_path / "runs", *words) == 0
+    (record,) = records(tmp_path / "runs")
+    assert record["weights"]["kind"] == "detector"
+    assert list(record["weights"]["parts"]) == ["box predictor"]
+    assert record["weights"]["trained_on"] == ["scenes_train"]
+    table = (tmp_path / "runs" / "table.md").read_text()
+    assert "| coco† | detector on scenes_train |" in table and "box predictor: new" in table

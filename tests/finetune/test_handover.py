@@ -3,13 +3,15 @@ what kind of weights they are.
 
 Seen red under: --init beats the file; torchvision layout is supervised; res5 not part of the trunk;
     writes to a copy;
-the official converter's file without pixels, or with a stride for basic blocks.
+the official converter's file without pixels, or with a stride for basic blocks; a predictor of
+other classes loaded where its shape fits; half a head loaded; the zoo's pixels taken for RGB.
 """
 
 from __future__ import annotations
 
 import logging
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ import torchvision
 from moco_transfer.config import flatten_config, load_detection_config
 from moco_transfer.convert import convert_checkpoint
 from moco_transfer.convert.key_maps import WRITE_NAME, detectron2_name
-from moco_transfer.finetune import build_model
+from moco_transfer.finetune import build_model, handover
 from moco_transfer.finetune.handover import (
     coverage_gap,
     describe_weights,
@@ -310,3 +312,95 @@ def test_read_weights__msras_own_file_suits_the_msra_twin(tmp_path, monkeypatch)
         "supervised",
     )
     assert torch.equal(model.backbone.stem.conv1.weight, torch.from_numpy(blobs["conv1_w"]))
+
+
+def as_start(weights, model, class_names):
+    dataset = SimpleNamespace(class_names=class_names, keypoint_names=())
+    return handover.as_start(weights, model.state_dict(), dataset)
+
+
+def test_as_start__a_detector_of_other_classes_gives_all_but_its_predictor(tmp_path):
+    three = ["MODEL.ROI_HEADS.NUM_CLASSES", "3"]
+    source = save_detector(tmp_path / "a.pth", overrides=three)
+    content = torch.load(tmp_path / "a.pth", weights_only=True)
+    torch.save(content | {"class_names": ["a", "b", "c"]}, tmp_path / "a.pth")
+    weights = read_weights(str(tmp_path / "a.pth"))
+    cases = {
+        ("a", "b", "c"): {},
+        ("x", "y", "z"): {"box predictor": "new: other class names (3 there, 3 here)"},
+        ("a", "b"): {"box predictor": "new: other class names (3 there, 2 here)"},
+    }
+    for names, parts in cases.items():
+        count = ["MODEL.ROI_HEADS.NUM_CLASSES", str(len(names))]
+        model = build_model(load_detection_config("demo_R_18_FPN", count))
+        drawn = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+        start = as_start(weights, model, names)
+        assert start.parts == parts and gap_of(model, start) is None
+        record = load(model, start)
+        assert record.get("parts", {}) == parts
+        for key, tensor in model.state_dict().items():
+            is_new = bool(parts) and key.startswith("roi_heads.box_predictor.")
+            expected = drawn[key] if is_new else source.state_dict()[key]
+            assert torch.equal(tensor, expected), key
+
+
+def test_as_start__heads_that_one_of_them_lacks_are_named_and_the_backbone_is_whole(tmp_path):
+    source = save_detector(tmp_path / "a.pth", overrides=["MODEL.MASK_ON", "True"])
+    weights = read_weights(str(tmp_path / "a.pth"))
+    boxes = detector()
+    assert as_start(weights, boxes, ("a",)).parts == {
+        "box predictor": "new: the file does not name its class names",
+        "mask predictor": "left out: this config has none",
+        "mask head": "left out: this config has none",
+    }
+    save_detector(tmp_path / "b.pth")
+    start = as_start(read_weights(str(tmp_path / "b.pth")), source, ("a",))
+    assert start.parts["mask head"] == "new: the file has none"
+    # A C4 detector has its backbone elsewhere; half a backbone is none.
+    save_detector(tmp_path / "c.pth", "pascal_voc_R_18_C4_320px")
+    start = as_start(read_weights(str(tmp_path / "c.pth")), boxes, ("a",))
+    assert "backbone.bottom_up.stem.conv1.weight" in gap_of(boxes, start)
+    anchors = ["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[1.0]]"]
+    other = build_model(load_detection_config("demo_R_18_FPN", anchors))
+    assert as_start(weights, other, ("a",)).parts["RPN"] == "new: of another shape"
+
+
+def zoo_file(path, *, author="Detectron2 Model Zoo"):
+    """Write a detector as Detectron2's model zoo has it: FrozenBN, biases in the FPN, 80 classes,
+    and the anchors among the weights.
+    """
+    words = ["MODEL.FPN.NORM", "", "MODEL.RESNETS.NORM", "FrozenBN"]
+    model = build_model(load_detection_config("coco_R_50_FPN_1x_msra", words))
+    arrays = {key: tensor.numpy() for key, tensor in model.state_dict().items()}
+    arrays["proposal_generator.anchor_generator.cell_anchors.0"] = np.zeros((3, 4), np.float32)
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": author}))
+    return arrays
+
+
+def test_as_start__a_file_of_the_model_zoo_suits_the_msra_twin_alone(tmp_path):
+    arrays = zoo_file(tmp_path / "model_final_280758.pkl")
+    weights = read_weights(str(tmp_path / "model_final_280758.pkl"))
+    assert (weights.kind, weights.pixels["format"]) == ("detector", "BGR")
+    twin, plain = (
+        load_detection_config(f"coco_R_50_FPN_1x{name}", ["MODEL.ROI_HEADS.NUM_CLASSES", "3"])
+        for name in ("_msra", "")
+    )
+    assert lint(flatten_config(twin), weights, world_size=8, reference=None) == []
+    found = lint(flatten_config(plain), weights, world_size=8, reference=None)
+    assert {f.name for f in found} == {"colour-order", "pixel-mean", "pixel-std", "stride"}
+    model = build_model(twin)
+    start = as_start(weights, model, ("a", "b", "c"))
+    assert set(start.parts) == {"box predictor", "mask predictor", "norms of the FPN"}
+    assert gap_of(model, start) is None
+    load(model, start)
+    key = "backbone.fpn_lateral2.weight"
+    assert torch.equal(model.state_dict()[key], torch.from_numpy(arrays[key]))
+    # Another program's file does not say what its pixels are; Detectron2's config next to it does.
+    zoo_file(tmp_path / "model_final.pth.pkl", author="somebody")
+    unknown = read_weights(str(tmp_path / "model_final.pth.pkl"))
+    found = lint(flatten_config(twin), unknown, world_size=8, reference=None)
+    assert [f.name for f in found] == ["unknown-pixels"]
+    (tmp_path / "config.yaml").write_text(twin.dump())
+    known = read_weights(str(tmp_path / "model_final.pth.pkl"))
+    assert known.pixels["stride_in_1x1"] is True
+    assert lint(flatten_config(twin), known, world_size=8, reference=None) == []
