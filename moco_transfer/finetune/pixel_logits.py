@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..runtime.distributed import get_world_size
+from ..runtime.errors import InputError
 
 Sides = tuple[int, int]  # height and width, px
 
@@ -57,6 +58,15 @@ def pixel_loss(logits: Tensor, labels: Tensor, *, stride: int, ignored: int) -> 
     if get_world_size() > 1:
         dist.all_reduce(count)
     return total * get_world_size() / count.clamp(min=1)
+
+
+def check_window(size: int, step: int) -> None:
+    """Raise InputError if TEST.SLIDING_WINDOW is not legal; see :func:`image_logits`."""
+    if size != 0 and not 1 <= step <= size:
+        raise InputError(
+            f"TEST.SLIDING_WINDOW has SIZE {size} and STRIDE {step}; expected a side in px and a"
+            " step of 1 to the side, or 0 for the whole image."
+        )
 
 
 def image_logits(

@@ -13,11 +13,21 @@ and, for data sets registered with ``moco_transfer.data.register_dataset``, :fun
 from ... import config  # noqa: F401 - so that the second line finds it
 from .blocks import DilatedC5, Res5ROIHeadsExtraNorm, build_resnet_dc5_backbone
 from .datasets import add_datasets, build_evaluator
+from .segmentation import (
+    FCNHead,
+    add_segmentation_keys,
+    build_resnet_dilated_backbone,
+    segmentation_mapper,
+)
 
 __all__ = [
     "DilatedC5",
+    "FCNHead",
     "Res5ROIHeadsExtraNorm",
     "add_datasets",
+    "add_segmentation_keys",
     "build_evaluator",
     "build_resnet_dc5_backbone",
+    "build_resnet_dilated_backbone",
+    "segmentation_mapper",
 ]

@@ -38,8 +38,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from moco_transfer.config import flatten_config
+from moco_transfer.config.schema_file import SEGMENTOR
 from moco_transfer.data.annotations.catalog import DetectionDataset
 from moco_transfer.data.annotations.records import is_trainable
+from moco_transfer.data.annotations.semantic.labels import IGNORED
 from moco_transfer.runtime.distributed import (
     all_gather_object,
     gather_object,
@@ -52,8 +54,9 @@ from moco_transfer.runtime.stop import prepare_worker
 
 from ..datasets import has_objects
 from ..engine import Batches, Engine
+from ..pixel_logits import check_window
 from ..sync_norm import sync_on_cpu
-from . import dense_pose
+from . import dense_pose, segmentation
 from .datasets import add_datasets, detections
 from .resumed_sampler import ResumedSampler
 
@@ -78,6 +81,8 @@ def to_detectron2(cfg: CfgNode, device: str) -> Detectron2Config:
     theirs = get_cfg()
     if cfg.MODEL.get("DENSEPOSE_ON"):
         dense_pose.add_keys(theirs)
+    if cfg.MODEL.META_ARCHITECTURE == SEGMENTOR:
+        segmentation.add_segmentation_keys(theirs)
     try:
         theirs.merge_from_other_cfg(cfg)
     except (KeyError, ValueError) as error:
@@ -130,6 +135,18 @@ class _Images(DatasetFromList):
         return super().__getitem__(index)
 
 
+def _segmentor_keys(cfg: CfgNode) -> dict[str, tuple[Any, tuple[Any, ...]]]:
+    """Return keys of semantic segmentation, their values, and those that are implemented."""
+    head, crop = cfg.MODEL.SEM_SEG_HEAD, cfg.INPUT.CROP
+    return {
+        "MODEL.SEM_SEG_HEAD.NAME": (head.NAME, ("FCNHead",)),
+        "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": (head.IGNORE_VALUE, (IGNORED,)),
+        "INPUT.CROP.TYPE": (crop.TYPE, ("absolute",) if crop.ENABLED else (crop.TYPE,)),
+        "DATALOADER.SAMPLER_TRAIN": (cfg.DATALOADER.SAMPLER_TRAIN, ("TrainingSampler",)),
+        "TEST.AUG.ENABLED": (cfg.TEST.AUG.ENABLED, (False,)),
+    }
+
+
 class Detectron2Engine(Engine):
     """Detectron2 itself; ``Engine`` documents the methods."""
 
@@ -148,6 +165,11 @@ class Detectron2Engine(Engine):
             "VIS_PERIOD": (cfg.VIS_PERIOD, (0,)),
             "TEST.EXPECTED_RESULTS": (list(cfg.TEST.EXPECTED_RESULTS), ([],)),
         }
+        if cfg.MODEL.META_ARCHITECTURE == SEGMENTOR:
+            only |= _segmentor_keys(cfg)
+            check_window(cfg.TEST.SLIDING_WINDOW.SIZE, cfg.TEST.SLIDING_WINDOW.STRIDE)
+            for is_train in (True, False):  # rejects illegal sizes
+                segmentation.segmentation_mapper(cfg, is_train)
         for key, (value, implemented) in only.items():
             if value not in implemented:
                 raise InputError(
@@ -181,6 +203,9 @@ class Detectron2Engine(Engine):
                 " 'StandardROIHeads'."
             )
         add_datasets(dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]))
+        self._segmentor = cfg.MODEL.META_ARCHITECTURE == SEGMENTOR
+        if self._segmentor:
+            self.bytes_per_pixel = 20  # float32, and the class as int64
         self._dense_pose = bool(cfg.MODEL.get("DENSEPOSE_ON"))
         if self._dense_pose:
             dense_pose.prepare(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
@@ -264,11 +289,20 @@ class Detectron2Engine(Engine):
             )
             # Its own generator: drawing the workers' seeds must not move the global one.
             more["seed"] = derive_seed(cfg.SEED, "resumed", start_iteration, get_rank()) % 2**31
-        if self._dense_pose:
-            more["mapper"] = dense_pose.mapper(cfg, is_train=True)
         return build_detection_train_loader(
-            cfg, dataset=images, sampler=sampler, num_workers=num_workers, **more
+            cfg,
+            dataset=images,
+            sampler=sampler,
+            num_workers=num_workers,
+            **more,
+            **self._mapper(is_train=True),
         )
+
+    def _mapper(self, *, is_train: bool) -> dict[str, Any]:
+        """Return the loader's argument ``mapper`` where Detectron2's own does not do."""
+        if self._segmentor:
+            return {"mapper": segmentation.segmentation_mapper(self.theirs, is_train)}
+        return {"mapper": dense_pose.mapper(self.theirs, is_train)} if self._dense_pose else {}
 
     @functools.cache  # noqa: B019 - an engine lives as long as its run
     def _training_data(
@@ -304,10 +338,14 @@ class Detectron2Engine(Engine):
         return _Images(records, copy=False), sampler, is_wide
 
     def test_batches(self, dataset: DetectionDataset) -> Batches:
-        more = {"mapper": dense_pose.mapper(self.theirs, False)} if self._dense_pose else {}
-        return build_detection_test_loader(self.theirs, dataset.name, **more)
+        mapper = self._mapper(is_train=False)
+        return build_detection_test_loader(self.theirs, dataset.name, **mapper)
 
     def detector(self, model: nn.Module) -> Callable[[list[dict]], list[dict[str, Tensor]]]:
+        if self._segmentor:
+            window = self.theirs.TEST.SLIDING_WINDOW
+            places = {"window": window.SIZE, "step": window.STRIDE}
+            return functools.partial(segmentation.segment, model, **places)
         augmented = self.theirs.TEST.AUG.ENABLED
         detect = GeneralizedRCNNWithTTA(self.theirs, model) if augmented else model
         return lambda batch: [detections(output["instances"]) for output in detect(batch)]

@@ -14,14 +14,15 @@ from torch import Tensor
 
 from moco_transfer.data.annotations.catalog import DetectionDataset, dataset_names, get_dataset
 from moco_transfer.data.annotations.cityscapes import CITYSCAPES_LABELS
+from moco_transfer.data.annotations.semantic.labels import IGNORED
 from moco_transfer.runtime.errors import InputError
 
 from ..datasets import evaluated_tasks, make_evaluator
 from .dense_pose import PROJECT_NAMES, load_project
 
 # Detectron2's reader of Cityscapes imports a package that nobody outside its company has (issue
-# 5436), that of LVIS one that needs NumPy < 1.24.
-_UNREADABLE = ("cityscapes", "lvis")
+# 5436), that of LVIS one that needs NumPy < 1.24. Label images have ids and a size to check.
+_UNREADABLE = ("cityscapes", "lvis", "semantic")
 
 
 def add_datasets(names: Iterable[str] | None = None) -> None:
@@ -54,7 +55,11 @@ class _Evaluator(DatasetEvaluator):
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Take the outputs of a model of Detectron2 for a batch."""
-        self._ours.process(inputs, [detections(output["instances"]) for output in outputs])
+        if "sem_seg" in outputs[0]:  # logits
+            found = [{"sem_seg": output["sem_seg"].argmax(dim=0)} for output in outputs]
+        else:
+            found = [detections(output["instances"]) for output in outputs]
+        self._ours.process(inputs, found)
 
 
 def build_evaluator(
@@ -86,6 +91,8 @@ def detections(instances: Any) -> dict[str, Tensor]:
 
 
 def _records(dataset: DetectionDataset) -> list[dict]:
+    if dataset.kind == "semantic":
+        return [dict(record) for record in dataset.records]
     common: dict[str, Any] = {"bbox_mode": BoxMode.XYXY_ABS}
     if dataset.keypoint_names:  # each object needs some: 0 is not labelled
         common["keypoints"] = [0.0] * 3 * len(dataset.keypoint_names)
@@ -102,6 +109,10 @@ def _describe(dataset: DetectionDataset) -> None:
         classes = list(dataset.chosen or CITYSCAPES_LABELS)
         metadata.set(evaluator_type="cityscapes_instance", thing_classes=classes)
         metadata.set(image_dir=dataset.image_root, gt_dir=dataset.root)
+        return
+    if dataset.kind == "semantic":
+        metadata.set(evaluator_type="sem_seg", stuff_classes=list(dataset.class_names))
+        metadata.set(ignore_label=IGNORED, image_root=dataset.image_root, sem_seg_root=dataset.root)
         return
     kind = "lvis" if dataset.kind == "lvis" else "coco"  # as Detectron2 calls them
     metadata.set(evaluator_type=kind, image_root=dataset.image_root)

@@ -23,6 +23,7 @@ from ...runtime.errors import InputError
 from ...runtime.seed import derive_seed, seed_everything
 from ..datasets import training_records
 from ..engine import Batches, Engine
+from ..pixel_logits import check_window
 from . import implemented_keys as keys
 from .backbones import FPN, STAGE_NAMES, Backbone, DilatedC5, ImageNetwork, ResNet, ResNetShape
 from .box_head import BoxHead, BoxPredictor, BoxSettings
@@ -55,10 +56,7 @@ class TorchvisionEngine(Engine):
         _train_mapper(cfg, ())  # rejects illegal sizes
         _test_mapper(cfg)
         if _is_segmentor(cfg):
-            size, stride = cfg.TEST.SLIDING_WINDOW.SIZE, cfg.TEST.SLIDING_WINDOW.STRIDE
-            needs = "expected a side in px and a step of 1 to the side, or 0 for the whole image"
-            got = f"TEST.SLIDING_WINDOW has SIZE {size} and STRIDE {stride}"
-            _require(size == 0 or 1 <= stride <= size, f"{got}; {needs}")
+            check_window(cfg.TEST.SLIDING_WINDOW.SIZE, cfg.TEST.SLIDING_WINDOW.STRIDE)
 
     def build_model(self) -> nn.Module:
         torch.backends.cudnn.benchmark = self.cfg.CUDNN_BENCHMARK
