@@ -67,8 +67,11 @@ def write_people(shared_data: Path, root: Path) -> Path:
         kept = sorted({a["image_id"] for a in people})[images]
         content["images"] = [image for image in content["images"] if image["id"] in kept]
         sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+        bare = kept[-1] if part == "train2017" else None  # an image whose people have no points
         content["annotations"] = [
-            a | _dense_pose(a, sizes[a["image_id"]]) for a in people if a["image_id"] in kept
+            a | (_dense_pose(a, sizes[a["image_id"]]) if a["image_id"] != bare else {})
+            for a in people
+            if a["image_id"] in kept
         ]
         file = coco / "annotations" / f"densepose_{split}.json"
         file.write_text(json.dumps(content))
