@@ -3,7 +3,7 @@ what they refuse, and that each shipped config trains on real images.
 
 Seen red under: a digest without the label images; res5's norm asked of a segmentor; the number of
 classes of the detector's head compared with the data; label images taken for a data set without
-objects; PreciseBN left out.
+objects.
 """
 
 from __future__ import annotations
