@@ -20,8 +20,8 @@ def run(args: argparse.Namespace) -> int:
     from ..runtime.log import set_up_logging
     from .encoder import open_encoder, origin_of
 
-    folders = find_labelled(args.train, args.test)
     found = open_encoder(args)
+    folders = find_labelled(args.train, args.test, channels=len(found.view.mean))
     contrastive = found.has_head and found.mechanism not in ("", "supervised")
     features = args.features or ("head" if contrastive else "trunk")
     if features == "head" and not found.has_head:

@@ -15,8 +15,8 @@ def run(args: argparse.Namespace) -> int:
     from ..runtime.run_folder import open_run_folder
     from .encoder import open_encoder, origin_of
 
-    train, test = find_labelled(args.train, args.test)
     found = open_encoder(args)
+    train, test = find_labelled(args.train, args.test, channels=len(found.view.mean))
     device = start_processes(args.device)
     output = open_run_folder(args.output, resume=args.resume)
     set_up_logging(output)

@@ -67,6 +67,7 @@ def _rules(cfg: CfgNode) -> dict[str, bool]:
     """Return rule -> whether it holds; a rule begins with the key that it is about."""
     data, moco, solver = cfg.DATA, cfg.MOCO, cfg.SOLVER
     low, high = data.CROP_SCALE
+    channels, given = data.CHANNELS, (len(data.PIXEL_MEAN), len(data.PIXEL_STD))
     return {
         "MOCO.TEMPERATURE must be > 0": moco.TEMPERATURE > 0,
         "MOCO.MOMENTUM must be in [0, 1]": 0 <= moco.MOMENTUM <= 1,
@@ -84,8 +85,14 @@ def _rules(cfg: CfgNode) -> dict[str, bool]:
         ),
         "DATA.MAX_UNREADABLE must be in [0, 1]": 0 <= data.MAX_UNREADABLE <= 1,
         "DATA.CROP_SCALE must be 0 < low <= high <= 1": 0 < low <= high <= 1,
-        "DATA.PIXEL_MEAN must have three numbers": len(data.PIXEL_MEAN) == 3,
-        "DATA.PIXEL_STD must have three numbers > 0": (
-            len(data.PIXEL_STD) == 3 and min(data.PIXEL_STD) > 0
+        "DATA.CHANNELS must be 1 to 64": 1 <= channels <= 64,
+        f"DATA.PIXEL_MEAN must have DATA.CHANNELS {channels} numbers, or be () to be measured": (
+            given[0] in (0, channels)
+        ),
+        "DATA.PIXEL_STD must have as many numbers > 0 as DATA.PIXEL_MEAN": (
+            given[0] == given[1] and min(data.PIXEL_STD, default=1) > 0
+        ),
+        f"DATA.PIPELINE must be fast for DATA.CHANNELS {channels}": (
+            channels in (1, 3) or data.PIPELINE == "fast"
         ),
     }

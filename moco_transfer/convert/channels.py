@@ -3,7 +3,7 @@
 The first convolution alone changes, and it stays linear: of grey images its filters are the sums
 over R, G and B, so that a grey image gives the features of its RGB copy; of N bands they are R, G,
 B, R, ... times 3/N, so that N equal bands do. Weights for grey
-images are read as weights for RGB.
+images are read as weights for RGB; those for N bands stay as they are.
 
 Source: timm 1.0 models/_manipulate.py adapt_input_conv, which repeats and scales likewise.
 """
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..models import BANDS
 from ..runtime.errors import InputError
 from .formats import Source
 
@@ -36,6 +37,28 @@ def check_channels(channels: int, to: str) -> None:
             f"--input-channels {channels} does not go with --to {to}: detectors and the official"
             f" tools read 3 channels here; use --to {', '.join(_TARGETS)}."
         )
+
+
+def channels_of(source: Source) -> int:
+    """Return the channels of the images that an encoder takes; 3 where it has no such tensor."""
+    stem = source.state.get(_STEM)
+    return int(stem.shape[1]) if stem is not None and stem.ndim == 4 else 3
+
+
+def channels_to_write(source: Source, asked: int, to: str) -> int:
+    """Return the channels of the file to write, of an encoder for RGB or for N bands. InputError
+    where N bands cannot become ``asked`` channels, or the target reads 3 alone.
+    """
+    own = channels_of(source)
+    if own == 3:
+        return asked
+    if to not in _TARGETS or asked not in (3, own):
+        raise InputError(
+            f"{source.title} takes images of {own} bands, which --to {to} with --input-channels"
+            f" {asked} cannot hold: detectors and the official tools read 3 channels here; use --to"
+            f" {', '.join(_TARGETS)}."
+        )
+    return own
 
 
 def _mixing(channels: int) -> Tensor:
@@ -64,7 +87,7 @@ def rgb_filters(name: str, tensor: Tensor) -> Tensor:
 
 def with_channels(source: Source, channels: int) -> Source:
     """Return an encoder whose first convolution takes images of this many channels."""
-    if channels == 3:
+    if channels in (3, channels_of(source)):
         return source
     stem = source.state[_STEM]
     changed = torch.einsum("okhw,kc->ochw", stem.double(), _mixing(channels).double())
@@ -88,6 +111,8 @@ def stamp_of_channels(stamp: Mapping[str, Any], channels: int) -> dict[str, Any]
         stamp |= {"format": "RGB", **{k: 3 * stamp[k] for k in ("pixel_mean", "pixel_std")}}
     if channels == 3:
         return stamp
+    if stamp["format"] == BANDS:  # of a source for bands
+        return {**stamp, "input_channels": channels}
     grey = channels == 1 and stamp["format"] is not None
     pixels = {
         "format": "L" if grey else None,

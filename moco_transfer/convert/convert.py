@@ -30,6 +30,8 @@ from ..runtime.files import atomic_path, sha256_of
 from .architecture import named_architecture
 from .channels import (
     as_rgb,
+    channels_of,
+    channels_to_write,
     check_channels,
     rgb_filters,
     rgb_weights,
@@ -137,7 +139,8 @@ def convert_checkpoint(
     content = read_checkpoint(src)
     source = rgb_weights(read_source(content, encoder=encoder, source_format=source_format))
     arch = arch or named_architecture(content, recognise(source.state))
-    check_source(source, arch, src)
+    input_channels = channels_to_write(source, input_channels, to)
+    check_source(source, arch, src, channels_of(source))
     carried = companions(content, source) if to == "moco" else {}
     encoders = {"q": source}
     if any(name.startswith(KEY_ENCODER) for name in carried.values()):
@@ -255,7 +258,8 @@ def _verify(
     found: dict[str, float] = {}
     for role, before in encoders.items():
         after = features_of(read_source(written, encoder=role), image, **network)
-        here = compare(features_of(before, as_rgb(image), **network), after, path=dst)
+        seen = as_rgb(image) if channels_of(before) == 3 else image
+        here = compare(features_of(before, seen, **network), after, path=dst)
         found = {stage: max(value, found.get(stage, 0.0)) for stage, value in here.items()}
     for name, tensor in extra.items():
         there = written.tensors.get(f"state_dict.{name}")
@@ -283,7 +287,11 @@ def describe(
     except InputError as error:
         return _in_columns([*rows, ("layout", str(error))])
     arch = recognise(source.state)
-    covered = source_coverage(source, arch).sentence(path.name, arch, advice="").rstrip()
+    covered = (
+        source_coverage(source, arch, channels_of(source))
+        .sentence(path.name, arch, advice="")
+        .rstrip()
+    )
     layout = f"{source.title} ({source.format}), under {source.prefix!r}"
     rows += [("layout", layout), ("coverage", covered)]
     try:

@@ -88,28 +88,32 @@ def _counted(title: str, names: Sequence[str]) -> str:
     return f"{title} ({len(names)}){shown}."
 
 
-def source_coverage(source: Source, arch: str) -> Coverage:
-    """Compare an encoder with the backbone ``arch``, under the names in the encoder's file."""
+def source_coverage(source: Source, arch: str, channels: int = 3) -> Coverage:
+    """Compare an encoder with the backbone ``arch`` for images of so many channels, under the names
+    in the encoder's file.
+    """
     name_there = WRITE_NAME[source.naming]
     have: dict[str, Any] = {source.names[name]: tensor for name, tensor in source.state.items()}
     return coverage(
         have | {name: () for name in source.unknown},
         {
             source.names.get(name, f"{source.prefix}{name_there(name)}"): shape
-            for name, shape in backbone_shapes(arch).items()
+            for name, shape in backbone_shapes(arch, channels).items()
         },
     )
 
 
-def check_source(source: Source, arch: str, path: object) -> None:
-    """Raise an InputError that names missing, unused, misshapen, integer or non-finite tensors."""
+def check_source(source: Source, arch: str, path: object, channels: int = 3) -> None:
+    """Raise an InputError that names missing, unused, misshapen, integer or non-finite tensors;
+    ``channels``: of the images that the encoder takes.
+    """
     if has_small_stem(source.state) and arch in ARCHITECTURES:
         raise InputError(
             f"{path} is a {arch} for small images, as for CIFAR: {source.names['conv1.weight']}"
             f" is {tuple(source.state['conv1.weight'].shape)}, but the stem of a detector is 7x7;"
             f" pre-train {arch} itself."
         )
-    covered = source_coverage(source, arch)
+    covered = source_coverage(source, arch, channels)
     if not covered.is_complete:
         raise InputError(covered.sentence(path, arch, advice="Refusing a partly random backbone."))
     weights = {n: t for n, t in source.state.items() if not n.endswith(BATCH_COUNTER)}

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from ..models import BASIC_BLOCKS, IMAGENET_PIXELS, MSRA_PIXELS
+from ..models import BANDS, BASIC_BLOCKS, IMAGENET_PIXELS, MSRA_PIXELS
 from ..runtime.errors import InputError
 from .formats import Source
 from .huggingface import read_facts
@@ -113,13 +113,15 @@ def _pixels(content: Content, source: Source) -> tuple[Mapping[str, Any] | None,
 
 def _check_pixels(content: Content, order: Any, mean: Any, std: Any) -> dict[str, Any]:
     try:
-        is_good = len(mean) == len(std) == {"RGB": 3, "BGR": 3, "L": 1}[order] and min(std) > 0
+        channels = {"RGB": 3, "BGR": 3, "L": 1, BANDS: len(mean)}[order]
+        is_good = len(mean) == len(std) == channels and min(std) > 0
         is_good = is_good and all(math.isfinite(value) for value in (*mean, *std))
     except (TypeError, KeyError):
         is_good = False
     if not is_good:
         raise InputError(
             f"{content.path}: its pixels are {order!r:.50}, {mean!r:.50}, {std!r:.50}, expected"
-            " format RGB or BGR (L for grey), and mean and std for each channel on 0-255."
+            f" format RGB or BGR (L for grey, {BANDS} for others), and mean and std for each"
+            " channel on 0-255."
         )
     return {"format": order, "mean": mean, "std": std}

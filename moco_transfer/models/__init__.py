@@ -1,6 +1,6 @@
 """Every ResNet (builders, tensor names and shapes), and the pixel statistics of weights."""
 
-from .pixels import IMAGENET_MEAN, IMAGENET_PIXELS, IMAGENET_STD, MSRA_PIXELS
+from .pixels import BANDS, CHANNEL_ORDERS, IMAGENET_MEAN, IMAGENET_PIXELS, IMAGENET_STD, MSRA_PIXELS
 from .resnets import (
     BASIC_BLOCKS,
     BLOCKS,
@@ -12,8 +12,10 @@ from .resnets import (
 )
 
 __all__ = [
+    "BANDS",
     "BASIC_BLOCKS",
     "BLOCKS",
+    "CHANNEL_ORDERS",
     "ENCODERS",
     "IMAGENET_MEAN",
     "IMAGENET_PIXELS",

@@ -1,5 +1,10 @@
 """Pixel statistics that weights were trained with: 0-255, channels in the order of ``format``."""
 
+CHANNEL_ORDERS = {1: "L", 3: "RGB"}
+"""Number of channels -> ``format``, as PIL calls it."""
+BANDS = "bands"
+"""``format`` of any other number of channels."""
+
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 """torchvision's ImageNet mean, RGB."""
 IMAGENET_STD = (58.395, 57.12, 57.375)

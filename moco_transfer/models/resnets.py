@@ -87,13 +87,23 @@ ARCHITECTURES = tuple(name for name in ENCODERS if not name.endswith("_cifar"))
 
 
 def build_encoder(
-    arch: str, *, num_classes: int, norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d
+    arch: str,
+    *,
+    num_classes: int,
+    norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
+    in_channels: int = 3,
 ) -> ResNet:
-    """Build a ResNet that maps (N, 3, H, W) normalised RGB to (N, num_classes).
+    """Build a ResNet that maps normalised images (N, in_channels, H, W) to (N, num_classes).
 
     ``arch`` is a key of :data:`ENCODERS`. The weights are random, as torchvision's.
     """
     encoder = ENCODERS[arch](num_classes=num_classes, norm_layer=norm_layer)
+    if in_channels != 3:
+        stem: Any = encoder.conv1
+        shape = stem.out_channels, stem.kernel_size, stem.stride, stem.padding
+        encoder.conv1 = nn.Conv2d(in_channels, *shape, bias=False)
+        if not arch.endswith("_cifar"):  # as ResNet.__init__ does
+            nn.init.kaiming_normal_(encoder.conv1.weight, mode="fan_out", nonlinearity="relu")
     if isinstance(encoder.maxpool, nn.MaxPool2d):
         # ReLU after max-pooling works on a quarter of the values; output and gradients are equal.
         relu = nn.ReLU(inplace=True)
@@ -112,10 +122,10 @@ def add_mlp_head(encoder: nn.Module) -> None:
 
 
 @functools.cache
-def backbone_shapes(arch: str) -> Mapping[str, Shape]:
+def backbone_shapes(arch: str, in_channels: int = 3) -> Mapping[str, Shape]:
     """Return name -> shape of every backbone tensor of ``arch``, in the order of the network."""
     with torch.device("meta"):  # allocates nothing
-        state = build_encoder(arch, num_classes=1).state_dict()
+        state = build_encoder(arch, num_classes=1, in_channels=in_channels).state_dict()
     names = (n for n in state if not n.startswith("fc.") and not n.endswith(BATCH_COUNTER))
     return MappingProxyType({name: tuple(state[name].shape) for name in names})
 

@@ -12,6 +12,9 @@ from .watch import WARNINGS
 
 _UNEVEN = 0.01  # share of an epoch's images seen twice beyond which it is worth a warning
 
+_OF_CHANNELS = {3: "", 1: "; grey images: of colours brightness and contrast alone have an effect"}
+_OF_BANDS = "; {} bands: brightness and contrast alone, no saturation, hue or grey"
+
 
 def describe(plan: PretrainPlan) -> list[str]:
     """Return what the run will do, one line a subject."""
@@ -38,7 +41,7 @@ def describe(plan: PretrainPlan) -> list[str]:
     lines = {
         "data": plan.source.describe(),
         "views": f"{views.num_views} view(s) of {views.size} px, {views.recipe}, {views.pipeline}"
-        " pipeline",
+        f" pipeline{_OF_CHANNELS.get(views.channels, _OF_BANDS).format(views.channels)}",
         "model": f"{plan.mechanism} {plan.arch}, {plan.num_negatives} negatives",
         "weights": weights,
         "batch": f"{batch} = {batch // world_size} per process x {world_size} on"

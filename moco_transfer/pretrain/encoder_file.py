@@ -17,12 +17,13 @@ import yaml
 from torch import Tensor, nn
 
 from ..convert.architecture import named_architecture
+from ..convert.channels import channels_of
 from ..convert.coverage import check_source
 from ..convert.formats import read_source
 from ..convert.read import read_checkpoint
 from ..convert.stamp import make_stamp
 from ..data.views.labelled import EvaluationView, protocol_resize
-from ..models import ENCODERS, add_mlp_head, build_encoder, recognise
+from ..models import BANDS, ENCODERS, add_mlp_head, build_encoder, recognise
 from ..runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -32,8 +33,9 @@ logger = logging.getLogger(__name__)
 class TrainedEncoder:
     """An encoder and what it expects; ``mechanism`` and ``epoch`` are empty where unknown.
 
-    ``network``: normalised RGB (N, 3, H, W) -> (N, C); on the CPU, in evaluation mode, without
-    gradients. ``has_head``: whether the head came with it; otherwise ``fc`` must not be used.
+    ``network``: normalised images (N, 3, H, W), RGB, or of other channels -> (N, C); on the CPU, in
+    evaluation mode, without gradients. ``has_head``: whether the head came with it; otherwise
+    ``fc`` must not be used.
     """
 
     network: nn.Module
@@ -45,16 +47,19 @@ class TrainedEncoder:
     path: str = ""
 
 
-def read_encoder(path: str, *, encoder: str = "q", arch: str | None = None) -> TrainedEncoder:
+def read_encoder(
+    path: str, *, encoder: str = "q", arch: str | None = None, channels: int | None = None
+) -> TrainedEncoder:
     """Read an encoder, of which every tensor but the head must be there.
 
     ``encoder``: ``q`` for the one that was trained, ``k`` for its momentum copy. ``arch``: what it
-    has to be; None for what the file names, or else what fits best.
+    has to be; None for what the file names, or else what fits best. ``channels``: that it has to
+    take, whose statistics need not be known; None for those that the file has.
 
     Raises:
         MissingFileError: If there is no such file.
         InputError: If it is of no known layout, lacks the encoder or a tensor of it, holds values
-            that are not finite, or expects other pixels than RGB.
+            that are not finite, or expects BGR or unknown pixels.
     """
     content = read_checkpoint(path)
     source = read_source(content, encoder=encoder)
@@ -62,9 +67,18 @@ def read_encoder(path: str, *, encoder: str = "q", arch: str | None = None) -> T
     if arch is None:
         recognised = recognise(source.state)
         arch = named if named in ENCODERS else named_architecture(content, recognised)
-    check_source(source, arch, path)
+    found = channels_of(source)
+    check_source(source, arch, path, found)
+    if channels not in (None, found):
+        raise InputError(
+            f"{path} takes images of {found} channels, DATA.CHANNELS is {channels}. Change it with"
+            f" moco-transfer convert --to torchvision --input-channels {channels}, from weights for"
+            " RGB."
+        )
     stamp = make_stamp(content, source, arch=arch, sha256="")
-    if stamp["format"] != "RGB" or stamp["stride_in_1x1"] is not False:
+    if stamp["format"] is None and channels not in (None, 3):  # as `convert --input-channels` says
+        stamp |= {"format": BANDS, "pixel_mean": [0.0] * found, "pixel_std": [1.0] * found}
+    if stamp["format"] in (None, "BGR") or stamp["stride_in_1x1"] is not False:
         raise InputError(
             f"{path} ({source.title}) expects {stamp['format'] or 'unknown'} pixels and"
             f" STRIDE_IN_1X1 {stamp['stride_in_1x1']}; features need RGB and False. Use the"
@@ -111,7 +125,8 @@ def _filled(
 ) -> tuple[nn.Module, bool]:
     """Build an encoder with these tensors; return it and whether its head is among them."""
     last = head.get("fc.2.weight", head.get("fc.weight"))
-    network = build_encoder(arch, num_classes=1 if last is None else len(last))
+    classes, channels = 1 if last is None else len(last), trunk["conv1.weight"].shape[1]
+    network = build_encoder(arch, num_classes=classes, in_channels=channels)
     if "fc.2.weight" in head:
         add_mlp_head(network)
     expected = {name: t.shape for name, t in network.state_dict().items() if name.startswith("fc.")}

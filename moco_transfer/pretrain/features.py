@@ -40,7 +40,7 @@ def trunk_of(encoder: nn.Module) -> nn.Sequential:
 
 @torch.no_grad()
 def encode(network: nn.Module, views: Tensor, view: EvaluationView, compute: Compute) -> Tensor:
-    """Return the features (N, C), float32, no gradient, of uint8 RGB images (N, 3, H, W), 0-255."""
+    """Return the features (N, C), float32, no gradient, of uint8 images (N, C, H, W), 0-255."""
     images = normalize(views.to(compute.device, non_blocking=True), view.mean, view.std)
     with compute.autocast():
         return network(images.to(memory_format=torch.channels_last)).float()

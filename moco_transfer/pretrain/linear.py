@@ -305,7 +305,10 @@ def _encoded_batches(
     plan: LinearPlan, trunk: nn.Module, order: Iterator[list[tuple[int, int]]]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     view, device = plan.encoder.view, plan.compute.device
-    make_views = ViewMaker("supervised", view.size, _CROP_SCALE, 1, upright=view.upright)
+    channels = len(view.mean)
+    pipeline = "reference" if channels in (1, 3) else "fast"  # which holds bands
+    crops = "supervised", view.size, _CROP_SCALE, 1
+    make_views = ViewMaker(*crops, pipeline, view.upright, channels)
     loader = DataLoader(
         Views(plan.train, make_views, seed=plan.protocol.seed),
         sampler=order,

@@ -16,13 +16,15 @@ from typing import Any, TypeAlias
 import torch
 from fvcore.common.config import CfgNode
 
-from ..data.images.image_source import ImageSource
+from ..data.images.bands import held_channels
+from ..data.images.image_source import ImageSource, IndexedSource
 from ..data.images.sources import open_source
 from ..data.views.labelled import EvaluationView, LabelledBatches, find_labelled, protocol_resize
 from ..data.views.loading import PREFETCHED, plan_batches
 from ..data.views.order import Batches, ShardBatches
+from ..data.views.pixel_statistics import measure_pixels
 from ..data.views.view_batch import ViewMaker
-from ..models import build_encoder
+from ..models import BANDS, CHANNEL_ORDERS, build_encoder
 from ..runtime.checkpoint import CheckpointFolder
 from ..runtime.device import Compute, choose_precision
 from ..runtime.distributed import get_world_size, start_processes
@@ -61,7 +63,7 @@ class PretrainPlan:
     batch_size_total: int
     num_workers: int
     view_maker: ViewMaker
-    pixels: tuple[tuple[float, ...], tuple[float, ...]]  # mean and std, RGB, 0-255
+    pixels: tuple[tuple[float, ...], tuple[float, ...]]  # mean and std of each channel, 0-255
     max_unreadable: float
 
     mechanism: str
@@ -132,7 +134,7 @@ class PretrainPlan:
             "format": CHECKPOINT_FORMAT,
             "mechanism": self.mechanism,
             "arch": self.arch,
-            "pixels": {"format": "RGB", "mean": mean, "std": std},
+            "pixels": {"format": CHANNEL_ORDERS.get(len(mean), BANDS), "mean": mean, "std": std},
             "pixel_change": self.source.pixel_change,
             "classes": list(self.source.class_names) if supervised else [],
             "config": self.config_text,
@@ -148,9 +150,9 @@ class PretrainPlan:
         It has ``encoder_q``, ``loss_scale``, and for a step: ``begin_step(index
         of all images)``, ``loss(views, labels, index)`` of each micro-batch, ``end_step()``.
         """
-        plain = functools.partial(build_encoder, self.arch)
+        plain = functools.partial(build_encoder, self.arch, in_channels=len(self.pixels[0]))
         norm = functools.partial(SplitBatchNorm2d, group_size=self.bn_group_size)
-        grouped = functools.partial(build_encoder, self.arch, norm_layer=norm)
+        grouped = functools.partial(plain, norm_layer=norm)
         head: dict[str, Any] = {"dim": self.dim, "temperature": self.temperature, "mlp": self.mlp}
         if self.mechanism == "supervised":
             return Supervised(plain, num_classes=len(self.source.class_names))
@@ -186,8 +188,10 @@ def plan_pretrain(
         asked = last.state.get("precision", asked)
     precision = faults.check(lambda: choose_precision(asked, device))
     if init_from is not None and last is None:
-        init = faults.check(lambda: read_encoder(init_from, arch=cfg.MODEL.ARCH))
+        asked_of_init: dict[str, Any] = {"arch": cfg.MODEL.ARCH, "channels": data.CHANNELS}
+        init = faults.check(lambda: read_encoder(init_from, **asked_of_init))
     found = {"layout": data.LAYOUT, "list_file": data.LIST_FILE, "num_images": data.NUM_IMAGES}
+    found["arrays"] = data.CHANNELS != 3
     if source is None:
         source = faults.check(lambda: open_source(data.ROOT, **found))
     start = last.iteration if last is not None else 0
@@ -196,7 +200,8 @@ def plan_pretrain(
     if source is not None:
         for fault in _mechanism_faults(cfg, source, stream):
             faults.add(fault)
-    knn = faults.check(lambda: _knn(cfg, stream))
+    pixels = faults.check(lambda: _pixels(cfg, source))
+    knn = faults.check(lambda: _knn(cfg, stream, pixels)) if pixels is not None else None
     faults.check(lambda: _check_workers(cfg))
     faults.raise_all()
     assert precision is not None and batches is not None
@@ -212,6 +217,7 @@ def plan_pretrain(
     periods = cfg.TRAIN.CHECKPOINT_PERIOD_EPOCHS * per_epoch, cfg.TRAIN.CHECKPOINT_PERIOD_ITERS
     views = 1 if cfg.MECHANISM in ("supervised", "memory_bank") else 2
     crops = data.IMAGE_SIZE, tuple(data.CROP_SCALE)
+    how = data.PIPELINE, data.EXIF, data.CHANNELS
     settings |= {
         "config_text": cfg.dump(),
         "output_dir": Path(cfg.OUTPUT_DIR),
@@ -220,8 +226,8 @@ def plan_pretrain(
         "compute": Compute(device, precision),
         "source": source,
         "batches": batches,
-        "view_maker": ViewMaker(data.AUGMENTATION, *crops, views, data.PIPELINE, data.EXIF),
-        "pixels": (tuple(data.PIXEL_MEAN), tuple(data.PIXEL_STD)),
+        "view_maker": ViewMaker(data.AUGMENTATION, *crops, views, *how),
+        "pixels": pixels,
         "mechanism": cfg.MECHANISM,
         "lr_at": learning_rate(cfg, per_epoch, batches.max_iterations),
         "checkpoint_periods": [period for period in periods if period],
@@ -269,7 +275,7 @@ def _batches(cfg: CfgNode, source: ImageSource, start_iteration: int) -> Batches
 def _check_workers(cfg: CfgNode) -> None:
     data, views = cfg.DATA, 1 if cfg.MECHANISM in ("supervised", "memory_bank") else 2
     images = data.BATCH_SIZE_TOTAL / get_world_size()
-    batch_bytes = views * images * 3 * data.IMAGE_SIZE**2
+    batch_bytes = views * images * held_channels(data.CHANNELS) * data.IMAGE_SIZE**2
     key, workers = "DATA.NUM_WORKERS", data.NUM_WORKERS
     check_shared_memory(batch_bytes, batches=PREFETCHED, key=key, num_workers=workers)
 
@@ -301,7 +307,25 @@ def _mechanism_faults(cfg: CfgNode, source: ImageSource, stream: bool) -> Iterat
         )
 
 
-def _knn(cfg: CfgNode, stream: bool) -> KnnPlan | None:
+def _pixels(
+    cfg: CfgNode, source: ImageSource | None
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return mean and standard deviation, given or measured; None without images to measure."""
+    data = cfg.DATA
+    if len(data.PIXEL_MEAN):
+        return tuple(data.PIXEL_MEAN), tuple(data.PIXEL_STD)
+    if source is not None and not isinstance(source, IndexedSource):
+        raise InputError(
+            f"DATA.PIXEL_MEAN () cannot be measured on a stream of shards ({data.ROOT}). Give one"
+            " number for each channel."
+        )
+    how = {"channels": data.CHANNELS, "upright": data.EXIF}
+    return measure_pixels(source, **how) if source is not None else None
+
+
+def _knn(
+    cfg: CfgNode, stream: bool, pixels: tuple[tuple[float, ...], tuple[float, ...]]
+) -> KnnPlan | None:
     data, knn, features = cfg.DATA, cfg.KNN, cfg.KNN.FEATURES
     if not knn.TEST:
         return None
@@ -311,8 +335,7 @@ def _knn(cfg: CfgNode, stream: bool) -> KnnPlan | None:
     if features == "auto":
         features = "trunk" if cfg.MECHANISM == "supervised" else "head"
     resize = data.TEST_RESIZE or protocol_resize(data.IMAGE_SIZE)
-    train, test = find_labelled(knn.TRAIN or data.ROOT, knn.TEST)
-    pixels = tuple(data.PIXEL_MEAN), tuple(data.PIXEL_STD)
+    train, test = find_labelled(knn.TRAIN or data.ROOT, knn.TEST, channels=data.CHANNELS)
     view = EvaluationView(data.IMAGE_SIZE, resize, *pixels, upright=data.EXIF)
     bank, asked = (
         LabelledBatches(images, view, num_workers=data.NUM_WORKERS) for images in (train, test)

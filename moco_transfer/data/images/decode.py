@@ -40,7 +40,7 @@ UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What PIL raises for files that are truncated, are no image, or claim absurd sizes."""
 
 # What PIL's own code lets through when a header is damaged, seen on randomly changed files.
-_LEAKS = (TypeError, LookupError, EOFError, ArithmeticError, struct.error, zlib.error)
+LEAKS = (TypeError, LookupError, EOFError, ArithmeticError, struct.error, zlib.error)
 _USUAL = ("Gray", "YCbCr", "RGB")  # what simplejpeg calls the colour spaces; not CMYK and YCCK
 _NPY, _JPEG = b"\x93NUMPY", b"\xff\xd8"
 
@@ -160,7 +160,7 @@ def read_rgb(
             f"it has {number} pixels, more than PIL's limit against decompression bombs; if you"
             f" trust the file, set {PIXEL_LIMIT}={number} in the environment"
         ) from error
-    except _LEAKS as error:
+    except LEAKS as error:
         raise ValueError(f"damaged image ({type(error).__name__}: {error})") from error
 
 
@@ -175,12 +175,16 @@ def _is_16_bits(image: Image.Image) -> bool:
     return image.mode.startswith("I;16") or image.mode == "I" and image.format in ("PNG", "PPM")
 
 
+def upper_bits(values: np.ndarray) -> np.ndarray:
+    """Return the 8 upper bits of values of 16, as uint8; warns once of what looks like 12."""
+    if values.max() < 1 << 12:
+        _warn_of_12_bits()
+    return (values >> 8).astype(np.uint8)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if _is_16_bits(image):
-        values = np.asarray(image)
-        if values.max() < 1 << 12:
-            _warn_of_12_bits()
-        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(upper_bits(np.asarray(image))).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode!r} have no known range, use 8 or 16 bits")
     if image.mode == "P" and "transparency" in image.info:

@@ -61,20 +61,24 @@ class ImageFolder(IndexedSource):
         return f" {where}; the first is {self.name(0)}"
 
 
-def find_images(root: str | os.PathLike[str], *, layout: str = "auto") -> ImageFolder:
+def find_images(
+    root: str | os.PathLike[str], *, layout: str = "auto", arrays: bool = False
+) -> ImageFolder:
     """List the images below a folder, sorted by path; links are followed, names that start with a
     dot are left out.
 
     ``layout`` is ``folders`` (each image lies in a class folder of the root), ``flat`` (no
     classes), or ``auto``: ``folders`` when no image lies directly in the root and there are at
-    least two class folders. MissingFileError if there is no such folder; InputError if it holds no
-    image, a folder in it cannot be listed, or with ``folders`` images lie outside class folders.
+    least two class folders. ``arrays`` takes .npy files too.
+
+    MissingFileError if there is no such folder; InputError if it holds no image, a folder in it
+    cannot be listed, or with ``folders`` images lie outside class folders.
     """
     root = Path(root)
     if not root.is_dir():
         raise MissingFileError(f"Data folder {root} does not exist or is a file (DATA.ROOT).")
     others: Counter[str] = Counter()
-    names = sorted(_walk(root, others))
+    names = sorted(_walk(root, others, arrays))
     passed = ", ".join(f"{suffix} {count}" for suffix, count in others.most_common(5))
     passed = f"{others.total()} files of other kinds ({passed})" if others else ""
     if not names:
@@ -96,7 +100,7 @@ def find_images(root: str | os.PathLike[str], *, layout: str = "auto") -> ImageF
     return ImageFolder(root, name_table(names), labels=numbers, class_names=tuple(classes))
 
 
-def _walk(root: Path, others: Counter[str]) -> Iterator[str]:
+def _walk(root: Path, others: Counter[str], arrays: bool) -> Iterator[str]:
     """Yield the names of images below a folder, and count the suffixes of other files."""
     # Each folder carries those that it lies in: a link to one of them would be followed for ever.
     waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
@@ -117,7 +121,7 @@ def _walk(root: Path, others: Counter[str]) -> Iterator[str]:
                 continue
             if entry.is_dir():
                 waiting.append((name, above | {identity}))
-            elif is_image(entry.name):
+            elif is_image(entry.name, arrays=arrays):
                 yield name
             else:
                 others[printable(os.path.splitext(entry.name)[1].lower() or entry.name)] += 1
@@ -180,11 +184,11 @@ def read_list_file(file: str | os.PathLike[str], root: str | os.PathLike[str] = 
 
 def _split(line: str) -> tuple[str, str]:
     # Paths may hold blanks: the label is what follows the last one, where an image precedes it.
-    if is_image(line):
+    if is_image(line, arrays=True):
         return line, ""
     head, _, label = line.replace("\t", " ").rpartition(" ")
     head = line[: len(head)].rstrip()
-    return (head, label) if is_image(head) or "\t" in line else (line, "")
+    return (head, label) if is_image(head, arrays=True) or "\t" in line else (line, "")
 
 
 def _number(file: Path, rows: list[_Row]) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -104,6 +104,8 @@ def missing_files(paths: Iterable[str]) -> list[int]:
     return missing
 
 
-def is_image(name: str) -> bool:
-    """Return whether a file's extension is one of :data:`EXTENSIONS`, in upper or lower case."""
-    return name.lower().endswith(EXTENSIONS)
+def is_image(name: str, *, arrays: bool = False) -> bool:
+    """Return whether a file's extension is one of :data:`EXTENSIONS`, with ``arrays`` or .npy, in
+    upper or lower case.
+    """
+    return name.lower().endswith((*EXTENSIONS, ".npy") if arrays else EXTENSIONS)

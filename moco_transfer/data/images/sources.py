@@ -25,13 +25,20 @@ _TAR = (".tar", ".tar.gz", ".tgz")
 
 
 def open_source(
-    root: str, *, layout: str = "auto", list_file: str = "", num_images: int = 0
+    root: str,
+    *,
+    layout: str = "auto",
+    list_file: str = "",
+    num_images: int = 0,
+    arrays: bool = False,
 ) -> IndexedSource | ShardStream:
     """Find the images that a run trains on. Collective for tar shards.
 
     The arguments are the values of DATA.ROOT, LAYOUT, LIST_FILE and NUM_IMAGES, described in
-    ``config/pretrain_schema.yaml``. MissingFileError if what is named does not exist, InputError if
-    it holds no images, is damaged, or does not fit ``layout``.
+    ``config/pretrain_schema.yaml``; ``arrays`` takes .npy files of a folder too.
+
+    MissingFileError if what is named does not exist, InputError if it holds no images, is damaged,
+    or does not fit ``layout``.
     """
     if list_file and layout not in ("auto", "list"):
         raise InputError(f"DATA.LIST_FILE needs DATA.LAYOUT auto or list, got {layout!r}.")
@@ -49,7 +56,7 @@ def open_source(
         names = [record["file_name"] for record in get_dataset(root).records]
         source = ImageFolder(Path(), name_table(names), Path(root))
     else:
-        source = find_images(_training_split(Path(root), layout), layout=layout)
+        source = find_images(_training_split(Path(root), layout), layout=layout, arrays=arrays)
     if num_images not in (0, len(source)):
         raise InputError(
             f"DATA.NUM_IMAGES is {num_images}, but there are {len(source)} images. It is for tar"
@@ -58,13 +65,13 @@ def open_source(
     return source
 
 
-def open_indexed(root: str, *, split: str = "train") -> IndexedSource:
+def open_indexed(root: str, *, split: str = "train", arrays: bool = False) -> IndexedSource:
     """Find images that can be read in any order; of CIFAR-10 the given split. Errors are those of
     :func:`open_source`, and InputError for a stream of shards.
     """
     if os.path.exists(root) and looks_like_cifar10(root):
         return read_cifar10(root, split=split)
-    source = open_source(root)
+    source = open_source(root, arrays=arrays)
     if isinstance(source, ShardStream):
         raise InputError(
             f"{root} is a stream of tar shards, expected images that can be read in any order. Copy"

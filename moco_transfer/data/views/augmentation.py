@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image, ImageFilter
 from torchvision.transforms import functional as F
 
@@ -131,9 +132,14 @@ def apply_reference(
     return np.asarray(F.hflip(view) if parameters.flip else view)
 
 
-def centre_view(image: Image.Image, *, size: int, resize: int) -> np.ndarray:
-    """Return the view of evaluation, uint8 (size, size, 3): the shorter side resized to ``resize``
-    px (256 for 224 in the linear protocol), then the centre cropped.
+def centre_view(image: Image.Image | np.ndarray, *, size: int, resize: int) -> np.ndarray:
+    """Return the view of evaluation, uint8 (size, size, C): the shorter side resized to ``resize``
+    px (256 for 224 in the linear protocol), then the centre cropped. An array (H, W, C) of bands is
+    resized by torch, within a level of PIL.
     """
+    if isinstance(image, np.ndarray):
+        planes = torch.from_numpy(image.copy()).permute(2, 0, 1)
+        resized = F.resize(planes, [resize], F.InterpolationMode.BILINEAR, antialias=True)
+        return F.center_crop(resized, [size, size]).permute(1, 2, 0).numpy()
     resized = F.resize(image, [resize], F.InterpolationMode.BILINEAR)
     return np.asarray(F.center_crop(resized, [size, size]))

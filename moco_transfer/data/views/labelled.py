@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -20,6 +21,7 @@ from ...runtime.errors import InputError
 from ...runtime.machine import check_shared_memory
 from ...runtime.progress import progress
 from ...runtime.stop import prepare_worker, sigterm_held
+from ..images.bands import decode_channels, held_channels
 from ..images.decode import UNREADABLE, read_rgb
 from ..images.image_source import IndexedSource
 from ..images.sources import open_indexed
@@ -40,9 +42,22 @@ class EvaluationView:
 
     size: int  # side, px
     resize: int  # shorter side before the centre crop, px
-    mean: tuple[float, ...]  # of the pixels, RGB, 0-255
+    mean: tuple[float, ...]  # of the pixels, 0-255: one number for grey, three for RGB, N for bands
     std: tuple[float, ...]
     upright: bool = False  # whether images are turned as their EXIF orientation says
+
+    def pixels(self, data: bytes | memoryview) -> np.ndarray:
+        """Return an encoded image's view, uint8 (size, size, C), C of ``bands.held_channels``;
+        raises one of ``decode.UNREADABLE`` if it cannot be decoded.
+        """
+        channels = len(self.mean)
+        image: Image.Image | np.ndarray
+        if channels == 3:
+            image = read_rgb(data, upright=self.upright)
+        else:
+            image = decode_channels(data, channels, upright=self.upright)
+            image = Image.fromarray(image) if channels == 1 else image
+        return centre_view(image, size=self.size, resize=self.resize)
 
 
 def protocol_resize(size: int) -> int:
@@ -51,15 +66,15 @@ def protocol_resize(size: int) -> int:
 
 
 def find_labelled(
-    train: str | os.PathLike[str], test: str | os.PathLike[str]
+    train: str | os.PathLike[str], test: str | os.PathLike[str], *, channels: int = 3
 ) -> tuple[IndexedSource, IndexedSource]:
     """Find two sets of labelled images: class folders, list files with labels, local tar shards, or
-    CIFAR-10 (its training and test images). Classes of ``test`` are numbered as ``train``'s.
-    MissingFileError if one does not exist; InputError if one has no classes, or ``test`` has a
-    class that ``train`` lacks.
+    CIFAR-10 (its training and test images); .npy files too for other ``channels`` than 3. Classes
+    of ``test`` are numbered as ``train``'s. MissingFileError if one does not exist; InputError if
+    one has no classes, or ``test`` has a class that ``train`` lacks.
     """
     roots = (os.fspath(train), "train"), (os.fspath(test), "test")
-    known, asked = (open_indexed(root, split=split) for root, split in roots)
+    known, asked = (open_indexed(root, split=split, arrays=channels != 3) for root, split in roots)
     for source, (root, _) in zip((known, asked), roots, strict=True):
         found = len(source.class_names)
         if found < 2:
@@ -76,7 +91,7 @@ def find_labelled(
 
 
 class CentreViews(Dataset):
-    """The centred views of labelled images; item i is (uint8 (3, size, size) RGB, label, i).
+    """The centred views of labelled images; item i is (uint8 (C, size, size), label, i).
 
     An image that cannot be decoded is logged and has the label :data:`UNREADABLE_LABEL`.
     """
@@ -90,11 +105,11 @@ class CentreViews(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
         size = self.view.size
         try:
-            image = read_rgb(self.images.content(index), upright=self.view.upright)
+            pixels = self.view.pixels(self.images.content(index)).transpose(2, 0, 1)
         except UNREADABLE as error:
             logger.warning("skipped unreadable image %s (%s)", self.images.name(index), error)
-            return torch.zeros(3, size, size, dtype=torch.uint8), UNREADABLE_LABEL, index
-        pixels = centre_view(image, size=size, resize=self.view.resize).transpose(2, 0, 1)
+            channels = held_channels(len(self.view.mean))
+            return torch.zeros(channels, size, size, dtype=torch.uint8), UNREADABLE_LABEL, index
         return torch.from_numpy(pixels.copy()), int(self.images.labels[index]), index
 
 
@@ -113,14 +128,18 @@ class LabelledBatches:
         count, processes = len(self.images), get_world_size()
         if count < processes:
             raise InputError(f"{count} images are fewer than {processes} processes.")
-        batch = min(self.batch_size, -(-count // processes)) * 3 * self.view.size**2
+        batch = min(self.batch_size, -(-count // processes)) * self._view_bytes
         batches, key = min(2, -(-count // self.batch_size)), "the number of data workers"
         check_shared_memory(batch, batches=batches, key=key, num_workers=self.num_workers)
         self._kept: list[tuple[Tensor, ...]] = []
         self._reading: Iterator[tuple[Tensor, ...]] = iter(())
 
+    @property
+    def _view_bytes(self) -> int:
+        return held_channels(len(self.view.mean)) * self.view.size**2
+
     def __call__(self, description: str) -> Iterator[tuple[Tensor, ...]]:
-        """Yield (views uint8 (B, 3, size, size), labels int64 (B,), indices int64 (B,)), with a
+        """Yield (views uint8 (B, C, size, size), labels int64 (B,), indices int64 (B,)), with a
         progress bar.
         """
         own = range(get_rank(), len(self.images), get_world_size())
@@ -136,7 +155,7 @@ class LabelledBatches:
         # Held here for the reason that loading.Loader gives.
         with sigterm_held():
             self._reading = iter(self._kept or loader)
-        keep = not self._kept and len(own) * 3 * self.view.size**2 <= _KEEP_BYTES
+        keep = not self._kept and len(own) * self._view_bytes <= _KEEP_BYTES
         kept = []
         for batch in progress(self._reading, description, total=len(loader), leave=False):
             if keep:  # a copy: workers' tensors hold a file descriptor each

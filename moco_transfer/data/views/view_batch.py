@@ -27,7 +27,8 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from ...runtime.errors import InputError
 from ...runtime.seed import generator_at
-from ..images.decode import BUFFER_BYTES, UNREADABLE, decode_pixels, read_rgb
+from ..images.bands import decode_channels, held_channels
+from ..images.decode import BUFFER_BYTES, UNREADABLE, read_rgb
 from ..images.image_source import IndexedSource
 from . import native
 from .augmentation import RECIPES, ViewParameters, apply_reference, draw_parameters
@@ -50,6 +51,7 @@ class ViewMaker:
     num_views: int = 2  # independent draws for contrast; 1 for the supervised baseline
     pipeline: str = "reference"  # or fast; both draw the same numbers for the same image
     upright: bool = False  # whether images are turned as their EXIF orientation says
+    channels: int = 3  # that the network reads; others than 1 and 3 for the fast pipeline alone
 
     @property
     def is_fast(self) -> bool:
@@ -63,12 +65,14 @@ class ViewMaker:
     def decode(self, data: bytes | memoryview, buffer: np.ndarray | None = None) -> Pixels:
         """Decode an image; raises one of ``decode.UNREADABLE`` if that fails."""
         if self.is_fast:
-            return decode_pixels(data, buffer, upright=self.upright)
+            return decode_channels(data, self.channels, buffer, upright=self.upright)
+        if self.channels == 1:
+            return Image.fromarray(decode_channels(data, 1, upright=self.upright))
         return read_rgb(data, upright=self.upright)
 
     def make(self, image: Pixels, rng: np.random.Generator, out: np.ndarray) -> list[list[float]]:
         """Draw the parameters of an image's views and write the views to ``out``, uint8
-        (V, S, S, 3). Returns each view's colours, which the fast pipeline leaves to the device.
+        (V, S, S, C). Returns each view's colours, which the fast pipeline leaves to the device.
         """
         recipe = RECIPES[self.recipe]
         height, width = image.size[::-1] if isinstance(image, Image.Image) else image.shape[:2]
@@ -86,11 +90,11 @@ def resized_crop(pixels: np.ndarray, parameters: ViewParameters, out: np.ndarray
     """Write the crop, resized to (S, S) by PIL's antialiased bilinear filter and mirrored where the
     parameters say so.
 
-    ``pixels`` is uint8 (H, W, 3), ``out`` uint8 (S, S, 3). PIL rounds to whole levels between its
-    two passes, the compiled loop does not: at most 1 level apart. Without the loop torch's filter
-    is used, also at most 1 level from PIL's.
+    ``pixels`` is uint8 (H, W, C), ``out`` uint8 (S, S, C). PIL rounds to whole levels between its
+    two passes, the compiled loop for C = 3 does not: at most 1 level apart. Without the loop
+    torch's filter is used, also at most 1 level from PIL's.
     """
-    if native.available():
+    if native.available() and pixels.shape[2] == 3:
         native.crop_resize(pixels, parameters.crop, flip=parameters.flip, out=out)
         return
     top, left, height, width = parameters.crop
@@ -114,7 +118,8 @@ class ViewBatch:
 
     def __post_init__(self) -> None:
         make = self.make_views
-        shape = (make.num_views, self.count, make.size, make.size, 3)
+        channels = held_channels(make.channels)
+        shape = (make.num_views, self.count, make.size, make.size, channels)
         self._views = torch.empty(0, dtype=torch.uint8)
         if get_worker_info() is not None:
             # As torch's own collating does: a tensor made elsewhere would be copied when sent.
@@ -132,7 +137,7 @@ class ViewBatch:
         self._numbers.numpy()[:, place] = numbers
 
     def finished(self) -> dict[str, Any]:
-        """Return the batch: ``views`` uint8 (V, N, 3, S, S), RGB, channels last in memory;
+        """Return the batch: ``views`` uint8 (V, N, C, S, S), RGB or bands, channels last in memory;
         ``colours`` float32 (V, N, ROW) in the fast pipeline alone; ``label`` (-1 without classes)
         and ``index`` int64 (N,); ``unreadable`` and ``reasons``; and ``given_up``, places without
         views.

@@ -6,7 +6,9 @@ file. Both compute in float32 what torchvision's operators on float tensors comp
 0-255 after each step and not rounded in between.
 
 Shapes in this module:
-    B: views    S: side of a view, px    R: reach of the widest blur, px
+    B: views    S: side of a view, px    R: reach of the widest blur, px    C: channels
+Other channels than three are no colours: of the steps brightness and contrast alone change them,
+contrast around the mean of all channels.
 Faithfulness, in levels (1/255), held by tests/data/test_view_colours.py:
     0.02  from torchvision's operators on float tensors (it weighs red by 0.2989, PIL and this file
           by 0.299).
@@ -71,14 +73,18 @@ def blur_kernels(sigmas: np.ndarray) -> np.ndarray:
 
 
 def normalize(views: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Return (views - mean) / std in float32; views (..., 3, H, W), mean and std are 0-255."""
+    """Return (views - mean) / std in float32; views (..., C, H, W), mean and std (C,) are 0-255.
+    With one number for both, of three equal channels the first alone is returned.
+    """
+    if len(mean) == 1:
+        views = views[..., :1, :, :]
     centre, spread = (_per_channel(tuple(values), views.device) for values in (mean, std))
     return (views.to(torch.float32) - centre) / spread
 
 
 @functools.lru_cache(maxsize=32)  # a tensor made on a GPU in each step would make the host wait
 def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1)
+    return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
 
 
 def finish_views(
@@ -87,20 +93,24 @@ def finish_views(
     """Return what the encoder sees: views after their colours and blur, normalised.
 
     Args:
-        views: uint8 (B, 3, S, S), 0-255, RGB, on any device.
+        views: uint8 (B, C, S, S), 0-255, RGB for C = 3, on any device; three equal channels of
+            grey images where mean and std have one number.
         colours: float32 (B, ROW), from :func:`colour_row`, on the CPU, so that choosing the views
             of an operation does not wait for the device; None for finished colours.
         mean: Per channel, 0-255.
         std: Per channel, 0-255.
 
-    Returns float32 (B, 3, S, S), with colours channels-last, (value - mean) / std.
+    Returns float32 (B, C, S, S), with colours channels-last, (value - mean) / std; C is 1 for grey.
     """
     if colours is None:
         return normalize(views, mean, std)
+    if len(mean) == 1:
+        grey = finish_views(views, colours, 3 * mean, 3 * std)[:, :1]
+        return grey.contiguous(memory_format=torch.channels_last)
     scale = 1 / torch.tensor(std, dtype=torch.float32)
     bias = -torch.tensor(mean, dtype=torch.float32) * scale
     kernels = torch.from_numpy(blur_kernels(colours[:, -1].numpy()))
-    if views.device.type == "cpu" and native.available():
+    if views.device.type == "cpu" and native.available() and views.shape[1] == 3:
         out = torch.empty(views.shape, memory_format=torch.channels_last)
         steps = colours[:, :-1].contiguous()
         native.finish_views(
@@ -115,15 +125,16 @@ def finish_views(
     if len(blurred):
         where = blurred.to(views.device, non_blocking=True)
         x[where] = _blur(x[where], kernels[blurred].to(views.device, non_blocking=True))
-    scale, bias = (t.to(views.device, non_blocking=True).view(3, 1, 1) for t in (scale, bias))
+    scale, bias = (t.to(views.device, non_blocking=True).view(-1, 1, 1) for t in (scale, bias))
     return x.mul_(scale).add_(bias).contiguous(memory_format=torch.channels_last)
 
 
 def _apply_step(x: Tensor, codes: Tensor, factors: Tensor) -> None:
-    """Change x (B, 3, S, S) in place: each view by its operation; codes and factors (B,) on the
+    """Change x (B, C, S, S) in place: each view by its operation; codes and factors (B,) on the
     CPU.
     """
-    for code, operation in enumerate((None, _brightness, _contrast, _saturation, _hue, _grey)):
+    operations = (None, _brightness, _contrast, *(_OF_COLOURS if x.shape[1] == 3 else ()))
+    for code, operation in enumerate(operations):
         chosen = (codes == code).nonzero().flatten()
         if operation is None or not len(chosen):
             continue
@@ -132,6 +143,8 @@ def _apply_step(x: Tensor, codes: Tensor, factors: Tensor) -> None:
 
 
 def _to_grey(x: Tensor) -> Tensor:
+    if x.shape[1] != 3:
+        return x.mean(1, keepdim=True)
     return (x[:, 0] * _TO_GREY[0] + x[:, 1] * _TO_GREY[1] + x[:, 2] * _TO_GREY[2]).unsqueeze(1)
 
 
@@ -170,8 +183,11 @@ def _hue(x: Tensor, factor: Tensor) -> Tensor:
     return high - torch.minimum((2 * chroma - distance).clamp_(min=0), chroma)
 
 
+_OF_COLOURS = (_saturation, _hue, _grey)
+
+
 def _blur(x: Tensor, kernels: Tensor) -> Tensor:
-    """Blur x (B, 3, S, S) along columns and rows with kernels (B, R + 1); edges are continued by
+    """Blur x (B, C, S, S) along columns and rows with kernels (B, R + 1); edges are continued by
     their own value.
     """
     reach, size = kernels.shape[1] - 1, x.shape[-1]
