@@ -123,7 +123,7 @@ class FCNHead(nn.Module):
                 f" MODEL.SEM_SEG_HEAD.IN_FEATURES {features}."
             )
         shape = input_shape[features[0]]
-        if head.COMMON_STRIDE != shape.stride:
+        if shape.stride != head.COMMON_STRIDE:
             raise InputError(
                 f"MODEL.SEM_SEG_HEAD.COMMON_STRIDE is {head.COMMON_STRIDE}, expected"
                 f" {shape.stride}, the stride of {features[0]}."

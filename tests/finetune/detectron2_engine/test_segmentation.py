@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from moco_transfer.config import available, load_detection_config
+from moco_transfer.config import available, flatten_config, load_detection_config
 from moco_transfer.data import register_dataset
 from moco_transfer.data.annotations.catalog import get_dataset
 from moco_transfer.finetune import build_model
@@ -229,3 +229,15 @@ def test_refused__by_key(place, key, value):
     with pytest.raises(InputError, match=key.rsplit(".", 1)[0]):
         plan_finetuning(request("voc_R_18_FCN_small", place / "refused", key, value))
     assert not (place / "refused").exists()
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_plugin__detectron2s_config_takes_the_file_with_our_keys(name):
+    from detectron2.config import get_cfg
+
+    from moco_transfer.finetune.detectron2_engine import add_segmentation_keys
+
+    theirs = get_cfg()
+    add_segmentation_keys(theirs)
+    theirs.merge_from_file(str(available()[f"segmentation/{name}"]))
+    assert flatten_config(theirs) == flatten_config(load_detection_config(name))
