@@ -1,4 +1,4 @@
-"""Checks of detection data sets before a run."""
+"""Checks of data sets before a run."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
         data = read_data(request, Reads())
         count = f"{len(data.class_names)} classes{' from the data' * data.count_from_data}"
         heads = {"segm": ", masks", "keypoints": f", {len(data.any_set.keypoint_names)} keypoints"}
+        heads["sem_seg"] = ", label images"
         more = "".join(text for task, text in heads.items() if task in data.tasks)
         print(f"{args.config_file}: fits, with {count}{more}")
         for sentence in data.remarks:
@@ -55,9 +56,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _draw_sheet(folder: Path, report: DatasetReport) -> None:
-    """Draw the first annotated images, as training sees them, and histograms of all boxes."""
+    """Draw the first annotated images, as training sees them, and histograms of all of them."""
     from ..data.annotations.catalog import get_dataset
-    from ..data.histograms import draw_histograms
+    from ..data.histograms import draw_histograms, draw_label_histograms
     from ..evaluate.detection_sheet import draw_detection_sheet, first_images
 
     name = re.sub(r"[^\w.+-]", "_", report.name)
@@ -66,7 +67,10 @@ def _draw_sheet(folder: Path, report: DatasetReport) -> None:
         dataset = get_dataset(report.name)
         draw_detection_sheet(path, dataset, {}, image_ids=first_images(dataset))
         chart = path.with_name(f"{name}_histograms.png")
-        draw_histograms(chart, dataset.records, dataset.class_names)
+        if report.labels is not None:
+            draw_label_histograms(chart, report.labels)
+        else:
+            draw_histograms(chart, dataset.records, dataset.class_names)
         print(f"{report.name}: drawn in {path} and {chart.name}")
     except InputError as error:
         print(f"{report.name}: no sheet ({error})")

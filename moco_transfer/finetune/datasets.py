@@ -28,6 +28,7 @@ from ..data.annotations.label_subset import (
     take_label_subset,
 )
 from ..data.annotations.records import is_trainable
+from ..data.annotations.semantic.check import label_faults
 from ..evaluate.cityscapes_eval import CityscapesEvaluator
 from ..evaluate.coco_eval import CocoEvaluator, has_hotcoco
 from ..evaluate.predictions import PredictionWriter
@@ -221,6 +222,9 @@ def _faults(
     request: DataRequest,
 ) -> Iterator[str]:
     for dataset in dict.fromkeys([*train_sets, *test_sets]):
+        if dataset.kind == "semantic":
+            faults = label_faults(dataset.records, dataset.class_names)
+            yield from (f"Data set {dataset.name!r}: {fault}" for fault in faults)
         yield from _head_faults(dataset, request, of_training=dataset in train_sets)
     if train_sets and not any(is_trainable(r) for d in train_sets for r in d.records):
         crowds = sum(len(record["annotations"]) for d in train_sets for record in d.records)

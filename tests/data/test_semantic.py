@@ -60,8 +60,19 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_ids__of_each_form_with_one_meaning(tmp_path, form):
     FORMS[form](IDS).save(tmp_path / "a.png")
-    ids = read_ids(tmp_path / "a.png", 3)
+    ids = read_ids(tmp_path / "a.png", 3, voc_colours=True)
     assert ids.dtype == np.uint8 and np.array_equal(ids, IDS)
+
+
+def test_ids__of_vocs_colours_only_if_the_classes_are_vocs(tmp_path):
+    images, labels = write_pairs(tmp_path, "a")
+    Image.fromarray(voc_palette()[IDS]).save(labels / "a.png")
+    names = get_dataset("voc_2012_sem_seg_val").class_names
+    (record,) = read_semantic(images, labels, names).records
+    assert np.array_equal(read_labels(record), IDS)
+    (record,) = read_semantic(images, labels, ("x", "y", "z")).records
+    with pytest.raises(InputError, match=r"4 colours.*\(128, 0, 0\)"):
+        read_labels(record)
 
 
 def test_ids__of_packed_bits_are_the_values_of_the_file(tmp_path):

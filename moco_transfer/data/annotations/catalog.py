@@ -32,7 +32,7 @@ from .coco import read_coco
 from .keypoints import mirror_of
 from .plausible import unit_fault
 from .records import Contents, OnProblem, raise_problem
-from .semantic.reader import read_semantic, select_ids, semantic_fields
+from .semantic.reader import how_to_make, read_semantic, select_ids, semantic_fields
 from .upright import turn_upright
 from .voc import VOC_CLASSES, read_voc
 from .yolo import read_yolo
@@ -163,7 +163,7 @@ class DetectionDataset:
         raise MissingFileError(
             f"Data set {self.name!r} is expected at {place}, which does not exist;"
             f" {DATASETS_VARIABLE} is {repr(value) if value else 'not set (datasets is used)'}. Set"
-            f" it to the folder that holds {holds}."
+            f" it to the folder that holds {holds}.{how_to_make(place)}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Check a detection data set before a run: all problems at once, and what training leaves out."""
+"""Check a data set before a run: all problems at once, and what training leaves out."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ from .plausible import (
     unit_fault,
 )
 from .records import LEFT_OUT, Contents
+from .semantic.check import LabelFacts, look_at_labels
 
 _METRICS = {
     "coco": "COCO AP",
     "lvis": "LVIS AP",
     "yolo": "COCO AP",
     "cityscapes": "COCO AP of boxes and Cityscapes AP of masks",
+    "semantic": "mIoU",
 }
 _SHOWN = 100  # classes that are listed; of LVIS's 1230 these are the most frequent
 _NOISE = 2  # levels by which a compressed image of one colour may differ
@@ -53,6 +55,7 @@ class DatasetReport:
     num_with_keypoints: int = 0  # objects with a labelled keypoint
     keypoints: tuple[str, ...] = ()  # their names
     left_out: dict[str, int] = field(default_factory=dict)  # counts of what training leaves out
+    labels: LabelFacts | None = None  # of semantic segmentation, in place of boxes
     digests: dict[str, str] = field(default_factory=dict, repr=False)  # by file name, if opened
     hashes: dict[str, int] = field(default_factory=dict, repr=False)  # perceptual, as digests
 
@@ -61,8 +64,29 @@ class DatasetReport:
         """Whether no problem was found."""
         return not self.problems
 
+    @property
+    def unit(self) -> str:
+        """What :attr:`counts` counts."""
+        return "boxes" if self.labels is None else "pixels"
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many there are of each class."""
+        return self.boxes_of_class if self.labels is None else self.labels.pixels
+
     def text(self, max_problems: int = 20) -> str:
         """Return the report for people, with at most ``max_problems`` problems."""
+        more, count = len(self.problems) - max_problems, len(self.problems)
+        lines = [
+            *(self._of_boxes() if self.labels is None else self._of_labels(self.labels)),
+            *(f"  remark: {remark}" for remark in self.remarks),
+            *(f"  PROBLEM: {problem}" for problem in self.problems[:max_problems]),
+            *([f"  ... and {more} more"] if more > 0 else []),
+            "  usable" if self.is_usable else f"  NOT usable: {count} problem(s)",
+        ]
+        return "\n".join(lines)
+
+    def _of_boxes(self) -> list[str]:
         encoded = f" ({self.num_encoded} run-length encoded)" if self.num_encoded else ""
         masks = f", masks: {self.num_masks}{encoded}" if self.num_masks else ""
         points = [
@@ -74,20 +98,26 @@ class DatasetReport:
         if left := max(0, len(counts) - _SHOWN):
             counts = sorted(counts, key=lambda pair: -pair[1])[:_SHOWN] + [("other classes:", left)]
         classes = ", ".join(f"{name} {count}" for name, count in counts)
-        more, count = len(self.problems) - max_problems, len(self.problems)
-        lines = [
+        return [
             f"{self.name}: images: {self.num_images}, boxes: {self.num_boxes}, classes:"
             f" {len(self.boxes_of_class)}{masks}, scored by {self.metric}",
             *(f"  {LEFT_OUT[key]}: {number}" for key, number in self.left_out.items() if number),
             *([f"  boxes by class: {classes}"] if classes else []),
             *([f"  {self.sizes}"] if self.sizes else []),
             *(points if self.keypoints else []),
-            *(f"  remark: {remark}" for remark in self.remarks),
-            *(f"  PROBLEM: {problem}" for problem in self.problems[:max_problems]),
-            *([f"  ... and {more} more"] if more > 0 else []),
-            "  usable" if self.is_usable else f"  NOT usable: {count} problem(s)",
         ]
-        return "\n".join(lines)
+
+    def _of_labels(self, labels: LabelFacts) -> list[str]:
+        classes = ", ".join(f"{name} {share:.2%}" for name, share in labels.shares().items())
+        total = labels.ignored + sum(labels.pixels.values())
+        counts = sorted(labels.classes_of_images) or [0]
+        return [
+            f"{self.name}: images: {self.num_images}, pixels: {total}, classes:"
+            f" {len(labels.pixels)}, scored by {self.metric}",
+            f"  pixels by class: {classes}",
+            f"  ignored pixels: {labels.ignored / max(1, total):.2%}; classes in an image: median"
+            f" {counts[len(counts) // 2]}, most {counts[-1]}",
+        ]
 
 
 def check_dataset(name: str, *, open_images: bool = True) -> DatasetReport:
@@ -99,6 +129,7 @@ def check_dataset(name: str, *, open_images: bool = True) -> DatasetReport:
     dataset = get_dataset(name)
     points = "11 points" if dataset.year == 2007 else "the area under the curve"
     report = DatasetReport(name, _METRICS.get(dataset.kind, f"VOC AP by {points}"))
+    report.labels = LabelFacts() if dataset.kind == "semantic" else None
     problems: list[InputError] = []
     try:
         contents = dataset.read(on_problem=problems.append)
@@ -106,6 +137,16 @@ def check_dataset(name: str, *, open_images: bool = True) -> DatasetReport:
         report.problems = [str(p) for p in (*problems, problem)]
         return report
     report.problems = [str(problem) for problem in problems]
+    if dataset.kind == "semantic":
+        _check_labels(report, dataset, contents)
+    else:
+        _check_boxes(report, dataset, contents)
+    if open_images:
+        _open_images(report, contents.records, dataset.exif)
+    return report
+
+
+def _check_boxes(report: DatasetReport, dataset: DetectionDataset, contents: Contents) -> None:
     if unit_fault(contents.records, xywh=dataset.json_file is not None) is None:
         report.remarks += odd_scales(contents.records)
     report.left_out, report.num_images = contents.left_out, len(contents.records)
@@ -119,9 +160,6 @@ def check_dataset(name: str, *, open_images: bool = True) -> DatasetReport:
     for i, name in enumerate(contents.class_names):
         report.boxes_of_class[f"{name} (index {i})" if names[name] > 1 else name] = boxes[i]
     _remark(report, dataset, contents)
-    if open_images:
-        _open_images(report, contents.records, dataset.exif)
-    return report
 
 
 def shared_images(reports: Sequence[DatasetReport]) -> list[str]:
@@ -135,7 +173,7 @@ def shared_images(reports: Sequence[DatasetReport]) -> list[str]:
         if shared:
             sentences.append(
                 f"{one.name} and {other.name} have {len(shared)} image(s) in common, the first is"
-                f" {shared[0]}: AP is too high if one is trained on and the other tested on."
+                f" {shared[0]}: results are too high if one is trained on and the other tested on."
             )
         files, others = list(one.hashes), list(other.hashes)
         pairs = near_pairs(list(one.hashes.values()), list(other.hashes.values()))
@@ -143,24 +181,58 @@ def shared_images(reports: Sequence[DatasetReport]) -> list[str]:
         if near:
             sentences.append(
                 f"{len(near)} image(s) of {one.name} look like one of {other.name}, for example"
-                f" {near[0][0]} like {near[0][1]}: versions of one photograph make AP too high."
+                f" {near[0][0]} like {near[0][1]}: versions of one photograph make results too"
+                " high."
             )
-        if odd := odd_frequencies(one.boxes_of_class, other.boxes_of_class):
+        if one.unit != other.unit:
+            continue
+        counts = one.counts, other.counts
+        if one.labels is not None:
+            sentences += _absent(one, other) + _absent(other, one)
+            names = [n for n in one.counts if one.counts[n] and other.counts.get(n)]
+            counts = tuple({n: side[n] for n in names} for side in counts)
+        if odd := odd_frequencies(*counts):
             sentences.append(
-                f"classes whose share of the boxes differs tenfold between {one.name} and"
+                f"classes whose share of the {one.unit} differs tenfold between {one.name} and"
                 f" {other.name}: {', '.join(odd[:10])}{', ...' * (len(odd) > 10)}."
             )
     return sentences
 
 
-def _remark(report: DatasetReport, dataset: DetectionDataset, contents: Contents) -> None:
-    records, remarks = contents.records, report.remarks
-    remarks += contents.remarks
+def _absent(one: DatasetReport, other: DatasetReport) -> list[str]:
+    names = [name for name, n in one.counts.items() if n and other.counts.get(name, 1) == 0]
+    text = f"classes with pixels in {one.name} and none in {other.name}: {', '.join(names)}."
+    return [text] if names else []
+
+
+def _check_labels(report: DatasetReport, dataset: DetectionDataset, contents: Contents) -> None:
+    """Decode the label images: they are annotations, which ``check-data --fast`` reads as well."""
+    report.num_images = len(contents.records)
+    report.labels = look_at_labels(contents.records, contents.class_names, report.name)
+    report.problems += report.labels.problems
+    report.remarks += contents.remarks
+    _remark_images(report, dataset, contents.records)
+    report.remarks += report.labels.remarks
+
+
+def _remark_images(
+    report: DatasetReport, dataset: DetectionDataset, records: Sequence[dict]
+) -> None:
     if dataset.published_images not in (0, report.num_images):
-        remarks.append(
+        report.remarks.append(
             f"the published split has {dataset.published_images} images, this copy"
             f" {report.num_images}: results do not compare with published ones."
         )
+    twice = [path for path, n in Counter(r["file_name"] for r in records).items() if n > 1]
+    if twice:
+        text = f"images listed more than once: {len(twice)}, for example {twice[0]}."
+        report.remarks.append(text)
+
+
+def _remark(report: DatasetReport, dataset: DetectionDataset, contents: Contents) -> None:
+    records, remarks = contents.records, report.remarks
+    remarks += contents.remarks
+    _remark_images(report, dataset, records)
     objects = [(i, a) for i, r in enumerate(records) for a in r["annotations"] if not a["iscrowd"]]
     boxes = Counter((i, a["category_id"], *a["bbox"]) for i, a in objects)
     repeated = [key for key, count in boxes.items() if count > 1]
@@ -168,9 +240,6 @@ def _remark(report: DatasetReport, dataset: DetectionDataset, contents: Contents
         number, where = sum(boxes[key] - 1 for key in repeated), records[repeated[0][0]]
         what = f"boxes that repeat another of the same class in the same image: {number}"
         remarks.append(f"{what}, for example in {where['file_name']}.")
-    twice = [path for path, n in Counter(r["file_name"] for r in records).items() if n > 1]
-    if twice:
-        remarks.append(f"images listed more than once: {len(twice)}, for example {twice[0]}.")
     absent = [name for name, count in report.boxes_of_class.items() if count == 0]
     if report.num_boxes == 0 and not report.problems:  # else a consequence of theirs
         report.problems.append(
@@ -230,8 +299,9 @@ def _open_images(report: DatasetReport, records: Sequence[dict], exif: str) -> N
         example = f"{copies[0][0]} of {copies[0][1]}"
         remark = f"copies of other images, byte for byte: {len(copies)}, for example {example}."
         report.remarks.append(remark)
-    advice = "their annotations are turned too" if exif else "if boxes were drawn on the pixels as"
-    advice += "" if exif else " stored, add the option exif=apply to --dataset"
+    advice = "if their stored pixels were annotated, add the option exif=apply to --dataset"
+    if exif:
+        advice = "their annotations are turned too"
     for field_name, text in _SEEN.items():
         found = [f for f, one in zip(files, opened, strict=True) if getattr(one, field_name)]
         if found:

@@ -67,6 +67,11 @@ def category_repeat_factors(records: list[dict], threshold: float, *, sqrt: bool
     A class in a share f of the records has the factor threshold / f, or its square root (``sqrt``),
     but at least 1. Source: Gupta et al., LVIS, arXiv:1908.03195v2 App. B.2.
     """
+    if any("sem_seg_file_name" in record for record in records):
+        raise InputError(
+            "DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler counts objects, and label images"
+            " have none. Use TrainingSampler."
+        )
     classes = [{a["category_id"] for a in record["annotations"]} for record in records]
     counts = Counter(itertools.chain.from_iterable(classes))
     ratio = {c: threshold / (count / len(records)) for c, count in counts.items()}

@@ -131,19 +131,21 @@ def read_and_check(record: dict, image_format: str) -> np.ndarray:
     """
     pixels = read_image(record["file_name"], image_format)
     height, width = pixels.shape[:2]
-    stored = height, width
+    stored, annotation = (height, width), "annotation says"
+    if label := record.get("sem_seg_file_name"):
+        annotation = f"label image {label} is"
     if (height, width) != (record["height"], record["width"]):
         if orientation_of(record["file_name"]) >= 5:
             stored = width, height
         if stored == (record["height"], record["width"]):
             raise TurnedError(
-                f"The image {record['file_name']} is {width} x {height} px, but its annotation says"
+                f"The image {record['file_name']} is {width} x {height} px, but its {annotation}"
                 f" {record['width']} x {record['height']}, the pixels as stored, which its EXIF tag"
                 " turns. Add the option exif=apply to --dataset, which turns the annotations too."
             )
         raise InputError(
-            f"The image {record['file_name']} is {width} x {height} px, but its annotation says"
-            f" {record['width']} x {record['height']}. The boxes belong to another version of it"
+            f"The image {record['file_name']} is {width} x {height} px, but its {annotation}"
+            f" {record['width']} x {record['height']}. It belongs to another version of the image"
             " (resized, or rotated by its EXIF tag): annotate this one or restore the other."
         )
     return pixels

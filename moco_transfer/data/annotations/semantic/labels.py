@@ -2,7 +2,7 @@
 
 A label image is a grey image of 8 or 16 bits, or a palette image whose indices are the ids:
 contiguous ids 0 .. C-1, and 255 for pixels that are neither trained on nor scored. Two more forms
-have one meaning and are read: three equal channels, and VOC's colours without their palette.
+have one meaning and are read: three equal channels, and for VOC's classes VOC's colours.
 Source:
     VOC's palette: VOCdevkit 2012, VOClabelcolormap.m.
 """
@@ -44,7 +44,8 @@ def read_labels(record: dict) -> np.ndarray:
     no class.
     """
     file = record["sem_seg_file_name"]
-    ids = read_ids(file, len(record["sem_seg_ids"]))
+    is_voc = record.get("sem_seg_palette") == "voc"
+    ids = read_ids(file, len(record["sem_seg_ids"]), voc_colours=is_voc)
     if record.get("sem_seg_as_stored"):
         ids = _upright(ids, orientation_of(record["file_name"]))
     if ids.shape != (record["height"], record["width"]):
@@ -62,9 +63,12 @@ def index_table(indices: Sequence[int]) -> np.ndarray:
     return table
 
 
-def read_ids(file: str | os.PathLike[str], num_classes: int) -> np.ndarray:
+def read_ids(
+    file: str | os.PathLike[str], num_classes: int, *, voc_colours: bool = False
+) -> np.ndarray:
     """Return the ids of a label image as the file has them, uint8 (H, W): 0 .. ``num_classes`` - 1,
-    or 255. MissingFileError or InputError if there is no file, or it is no such label image.
+    or 255. ``voc_colours`` says that the classes are VOC's. MissingFileError or InputError if there
+    is no file, or it is no such label image.
     """
     try:
         with Image.open(file) as image:
@@ -82,7 +86,7 @@ def read_ids(file: str | os.PathLike[str], num_classes: int) -> np.ndarray:
     except UNREADABLE as error:
         raise InputError(f"The label image {file} cannot be decoded ({error}).") from error
     if mode in _COLOURS:
-        return _of_colours(pixels, file, num_classes)
+        return _of_colours(pixels, file, num_classes, voc_colours)
     if pixels.ndim != 2 or pixels.dtype.kind not in "iub":
         raise InputError(f"{file} has pixels of mode {mode}; expected one whole number a pixel.")
     ids = pixels // _SCALED.get(raw, 1) if isinstance(raw, str) else pixels
@@ -108,7 +112,9 @@ def _scheme(file: str) -> str:
     return " Write the class indices in the order of the classes, counted from 0."
 
 
-def _of_colours(pixels: np.ndarray, file: object, num_classes: int) -> np.ndarray:
+def _of_colours(
+    pixels: np.ndarray, file: object, num_classes: int, voc_colours: bool
+) -> np.ndarray:
     """Return the ids that colours (H, W, 3), perhaps with alpha, or grey and alpha (H, W, 2) stand
     for.
     """
@@ -117,7 +123,7 @@ def _of_colours(pixels: np.ndarray, file: object, num_classes: int) -> np.ndarra
         ids = colours[..., 0]
         if ((ids < num_classes) | (ids == IGNORED)).all():
             return np.ascontiguousarray(ids)
-    if colours.shape[2] == 3:
+    if voc_colours and colours.shape[2] == 3:
         places = np.array([1 << 16, 1 << 8, 1], np.int32)
         codes, known = colours.astype(np.int32) @ places, voc_palette().astype(np.int32) @ places
         order = np.argsort(known)

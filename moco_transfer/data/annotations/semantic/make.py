@@ -98,7 +98,7 @@ def _ids(path: Path) -> set[str]:
 def _voc_labels(voc: Path, sbd: Path, image_id: str, target: Path) -> None:
     own = voc / "SegmentationClass" / f"{image_id}.png"
     if own.exists():
-        read_ids(own, _NUM_VOC_CLASSES)
+        read_ids(own, _NUM_VOC_CLASSES, voc_colours=True)
         with atomic_path(target) as tmp:
             shutil.copyfile(own, tmp)
         return

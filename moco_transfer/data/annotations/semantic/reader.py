@@ -8,6 +8,7 @@ An ending that all names share belongs to no ID: cam1/a_sat.jpg and cam1/a_mask.
 Records have no annotations but
     sem_seg_file_name (str)   the label image
     sem_seg_ids (tuple)       the class index of each id of the file, 255 for an ignored one
+    sem_seg_palette ("voc")   only if the classes are VOC's, see labels.py
     sem_seg_as_stored (True)  only if the labels belong to the pixels before their EXIF tag's turn
 """
 
@@ -28,6 +29,7 @@ from ...images.near_names import find_names, lies_near, list_files
 from ...text import read_text
 from ..class_selection import members
 from ..records import Contents, OnProblem, check_image_files, raise_problem
+from ..voc import VOC_CLASSES
 from .labels import IGNORED, MOST_CLASSES
 
 _THREADS = 8  # more than cores: they hide the wait for the disk
@@ -68,6 +70,9 @@ def read_semantic(
         paths = _find(ids, images, image_root, remarks)
         pairs = {i: (paths.get(i, f"{i}{image_ending or '.jpg'}"), found[i]) for i in found}
     records, indices = [], tuple(range(len(class_names)))
+    more: dict[str, Any] = {"sem_seg_as_stored": True} if as_stored else {}
+    if tuple(class_names) == ("background", *VOC_CLASSES):
+        more["sem_seg_palette"] = "voc"
     files = [
         (i, os.path.join(image_root, image), os.path.join(label_root, label))
         for i, (image, label) in pairs.items()
@@ -81,7 +86,7 @@ def read_semantic(
                 continue
             record = {"file_name": image, "image_id": image_id, "height": size[0]}
             record |= {"width": size[1], "sem_seg_file_name": label, "sem_seg_ids": indices}
-            records.append(record | ({"sem_seg_as_stored": True} if as_stored else {}))
+            records.append(record | more)
     check_image_files(records, list_file or label_root, on_problem)
     return Contents(records, tuple(class_names), indices, remarks=tuple(remarks))
 
@@ -105,7 +110,8 @@ def _files(root: str | os.PathLike[str], ending: str, preferred: str) -> dict[st
     files = [name for name in list_files(root, is_image) if name.endswith(ending)]
     if not files:
         what = f"*{ending}" if ending else "image"
-        raise MissingFileError(f"{root} has no {what}.{lies_near(os.path.join(root, '_'))}")
+        near = how_to_make(f"_{ending}") or lies_near(os.path.join(root, "_"))
+        raise MissingFileError(f"{root} has no {what}.{near}")
     files.sort(key=lambda name: name.endswith(preferred))
     cut = len(ending)
     return {name[:-cut] if cut else os.path.splitext(name)[0]: name for name in files}
@@ -178,6 +184,9 @@ def _find(
 
 
 def _read_list(path: Path) -> list[str]:
+    if not path.exists():
+        near = how_to_make(path) or lies_near(path, lambda name: name.endswith(path.suffix))
+        raise MissingFileError(f"{path} does not exist.{near}")
     lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     repeated = [line for line, count in Counter(lines).items() if count > 1]
     if repeated or not lines:
@@ -196,9 +205,18 @@ def _report_missing(
         on_problem(
             MissingFileError(
                 f"{len(missing)} of the {len(ids)} images of {where} have no label image; the first"
-                f" is {printable(first)}.{lies_near(first)}"
+                f" is {printable(first)}.{how_to_make(first) or lies_near(first)}"
             )
         )
+
+
+def how_to_make(path: str | os.PathLike[str]) -> str:
+    """Return a sentence, with a blank, for missing files that ``make-labels`` makes; else ""."""
+    name = os.path.basename(path)
+    if name in ("SegmentationClassAug", "trainaug.txt"):
+        return " moco-transfer make-labels voc-aug makes it from SBD's files."
+    is_of_cityscapes = name.endswith("_gtFine_labelTrainIds.png")
+    return " moco-transfer make-labels cityscapes makes them." * is_of_cityscapes
 
 
 def select_ids(contents: Contents, chosen: Sequence[str], name: str) -> Contents:
