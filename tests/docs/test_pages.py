@@ -13,7 +13,7 @@ import pytest
 
 from moco_transfer.cli.main import VERBS, main
 from moco_transfer.config.pretrain_schema import PRETRAIN_DEFAULTS
-from moco_transfer.config.schema_file import DETECTION_DEFAULTS
+from moco_transfer.config.schema_file import ALL_DEFAULTS
 
 from .commands import PAGES, REPOSITORY
 
@@ -61,7 +61,7 @@ def _alternatives(path: str) -> list[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pages__name_config_keys_that_exist(page):
-    keys = set(_keys(PRETRAIN_DEFAULTS)) | set(_keys(DETECTION_DEFAULTS))
+    keys = set(_keys(PRETRAIN_DEFAULTS)) | set(_keys(ALL_DEFAULTS))
     named = {
         key
         for code in _code(page)
