@@ -257,6 +257,9 @@ def build_learning_rate(cfg: CfgNode) -> Callable[[int], float]:
 def check_config(cfg: CfgNode) -> None:
     """Raise InputError, with key and value, for a model that this engine does not implement."""
     keys.check_keys(flatten_config(cfg), flatten_config(DETECTION_DEFAULTS))
+    for key in ("PIXEL_MEAN", "PIXEL_STD"):
+        needs = "images are read in three channels, grey ones as three equal channels"
+        _require(len(cfg.MODEL[key]) == 3, f"MODEL.{key} must have 3 numbers: {needs}")
     resnets, heads, fpn = cfg.MODEL.RESNETS, cfg.MODEL.ROI_HEADS, cfg.MODEL.FPN.IN_FEATURES
     backbone, box = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.ROI_BOX_HEAD
     if not resnets.OUT_FEATURES or not set(resnets.OUT_FEATURES) <= set(STAGE_NAMES):
