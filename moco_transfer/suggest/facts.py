@@ -117,6 +117,11 @@ def look_at_objects(train: Sequence[str], test: Sequence[str]) -> Objects:
         InputError: If one cannot be read, has other classes, or no image has a box to train on.
     """
     datasets = [get_dataset(name) for name in (*train, *test)]
+    if labelled := [dataset.name for dataset in datasets if dataset.kind == "semantic"]:
+        raise InputError(
+            f"suggest has rules for detectors alone, and {labelled[0]!r} has label images. Take a"
+            " config of configs/segmentation, such as voc_R_18_FCN_small."
+        )
     datasets = align_classes(datasets)
     records = [r for d in datasets[: len(train)] for r in d.records if is_trainable(r)]
     boxes, counts, masks = [], [], []

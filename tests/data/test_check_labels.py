@@ -167,3 +167,11 @@ def test_missing_files__say_how_they_are_made(tmp_path, monkeypatch):
     Image.new("RGB", SHAPE).save(town / "town_000000_000019_leftImg8bit.png")
     (problem,) = check_dataset("cityscapes_fine_sem_seg_val").problems
     assert "make-labels cityscapes" in problem
+
+
+def test_suggest__has_no_rules_for_label_images(tmp_path, capsys):
+    make_set(tmp_path, "mine", {"a": _labels(1)})
+    root = tmp_path / "mine"
+    flag = f"mine=semantic:{root}/images:{root}/labels:sky,tree,road"
+    assert main(["suggest", str(root / "images"), "--dataset", flag]) == 2
+    assert "'mine'" in capsys.readouterr().err

@@ -24,6 +24,8 @@ RULES: list[tuple[str, str | list[str]]] = [
     (r"moco-transfer [\w-]+$(?<!doctor)(?<!reproduce)", "names a verb"),
     (r"moco-transfer reproduce --docs", "writes a page; tests/reproduce compares it"),
     (r"moco-transfer reproduce .*--output", ["--dry-run"]),
+    (r"moco-transfer check-data fields ", "tests/data/test_check_labels.py checks such sets"),
+    (r"moco-transfer make-labels ", "needs SBD or Cityscapes; tests/data makes label images"),
     (r"moco-transfer (doctor|reproduce|check-data|report|suggest)\b", RUN),
     (r"moco-transfer convert (SRC|moco_v2|ResNet50_W)", "downloads, or has a placeholder"),
     (r"moco-transfer convert ", RUN),
