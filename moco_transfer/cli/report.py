@@ -72,7 +72,7 @@ def _tables(records: list[RunRecord], baseline: str) -> list[Table]:
     def show(results: Iterator[Any], total: int) -> Iterable[Any]:
         # Not runtime.progress, which imports torch.
         period = 0.1 if sys.stderr.isatty() else 10
-        text = "AP on samples of the test images, kept for the next report"
+        text = "AP or mIoU on samples of the test images, kept for the next report"
         return tqdm(results, text, total, leave=False, mininterval=period, delay=5, unit="run")
 
     return with_intervals(tables, show=show)

@@ -15,13 +15,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from moco_transfer.evaluate.metric_names import KEYPOINT_METRICS, LVIS_METRICS
+from moco_transfer.evaluate.metric_names import (
+    KEYPOINT_METRICS,
+    LVIS_METRICS,
+    SEMANTIC_METRICS,
+    headline_metric,
+)
 
 from .records import Problem, RunRecord
 from .seed_statistics import PairedTest, Summary, paired_t_test, summarize
 
 #: The metrics that every table shows; others of its task where some run has them.
-_ALWAYS_SHOWN = ("AP", "AP50")
+_ALWAYS_SHOWN = ("AP", "AP50", "mIoU")
 _BY_SIZE = ("APs", "APm", "APl")  # columns of keypoints alone, which have few others
 #: The first rows, in this order; all others follow by name.
 FIRST_ROWS = ("random", "supervised")
@@ -58,7 +63,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Interval:
-    """The middle 95 % of a difference in AP over samples of the test images, in points."""
+    """The middle 95 % of a difference in AP or mIoU over samples of the test images, in points."""
 
     low: float
     high: float
@@ -117,7 +122,7 @@ class Table:
     rows: tuple[Row, ...]  # random, supervised, then the others by name
     problems: tuple[Problem, ...]  # what is missing and why
     baseline_name: str = ""  # "" for the first of BASELINES
-    #: (row, kind) -> interval of the difference in AP, where `bootstrap` has found one.
+    #: (row, kind) -> interval of the difference in AP or mIoU, where `bootstrap` has found one.
     intervals: Mapping[tuple[str, str], Interval] = field(default_factory=dict)
 
     @property
@@ -165,8 +170,11 @@ class Table:
 
 def task_metrics(kind: str) -> tuple[str, ...]:
     """Return what can be a column of a kind of result, in order: AP, AP50, AP75, and LVIS's APr,
-    APc, APf, or APm and APl of keypoints and dense pose.
+    APc, APf, or APm and APl of keypoints and dense pose; mIoU, mACC and pACC of semantic
+    segmentation.
     """
+    if kind == "sem_seg":
+        return tuple(metric for metric in SEMANTIC_METRICS if metric != "fwIoU")
     if kind in ("keypoints", "densepose"):
         return KEYPOINT_METRICS
     return tuple(metric for metric in LVIS_METRICS if metric not in _BY_SIZE)
@@ -266,9 +274,10 @@ def _run_faults(row: Row, rows: Sequence[Row]) -> Iterator[str]:
 
 
 def headline(run: RunRecord) -> str:
-    """Return the APs of a run in a few words, e.g. ``bbox AP 40.5``."""
-    aps = (f"{kind} AP {group['AP']:.1f}" for kind, group in run.metrics.items() if "AP" in group)
-    return ", ".join(aps) or "no AP"
+    """Return what a run is judged by in a few words, e.g. ``bbox AP 40.5``."""
+    named = ((kind, headline_metric(kind), group) for kind, group in run.metrics.items())
+    shown = (f"{kind} {name} {group[name]:.1f}" for kind, name, group in named if name in group)
+    return ", ".join(shown) or "no AP"
 
 
 def _undefined_metrics(row: Row, table: Table) -> Iterator[str]:

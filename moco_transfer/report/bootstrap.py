@@ -1,10 +1,10 @@
-"""How far a difference in AP depends on which test images there are: a paired bootstrap.
+"""How far a difference in AP or mIoU depends on which test images there are: a paired bootstrap.
 
 The test images are drawn again with replacement, the same for every run of a table, and AP is
-computed from each run's file of matches: which detections hit an object in which image
-(``evaluate/matches.py`` describes it). An image that is drawn twice counts twice, with its
-detections and objects. The interval holds the middle 95 % of the differences, each the mean over
-the seeds that both rows have.
+computed from each run's file of matches: which detections hit an object in which image, or mIoU
+from each image's confusion matrix (``evaluate/matches.py`` describes both). An image that is drawn
+twice counts twice, with its detections, objects and pixels. The interval holds the middle 95 % of
+the differences, each the mean over the seeds that both rows have.
 
 Source:
     Efron and Tibshirani, An Introduction to the Bootstrap, 13.3: the percentile interval.
@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from moco_transfer.evaluate.metric_names import headline_metric
 from moco_transfer.runtime.files import atomic_write_text
 
 from .aggregate import NUM_SAMPLES, Interval, Row, Table
@@ -34,6 +35,7 @@ from .records import Problem, RunRecord
 
 _THRESHOLDS = 10  # of IoU
 _RECALLS = {"coco": np.linspace(0, 1, 101), "voc_11": np.arange(0.0, 1.1, 0.1)}
+_ENTRY = ("image", "true", "predicted")
 _TOGETHER = 32  # samples at a time: fast, and their arrays stay in the processor's cache
 _DAMAGE = (
     OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, zipfile.BadZipFile,
@@ -43,12 +45,40 @@ _DAMAGE = (
 
 @dataclass(frozen=True)
 class SampledAP:
-    """AP, 0-100, of one run and one kind of result."""
+    """AP, of sem_seg mIoU, 0-100, of one run and one kind of result."""
 
     images: str  # identifies the test images and their order
     num_images: int
     ap: float  # on all of them, each once
     samples: np.ndarray  # (NUM_SAMPLES,) to 4 decimals; NaN where a sample has no object
+
+
+class PixelClasses:
+    """The pixels of I images by their C classes, and mIoU with any weights of the images."""
+
+    def __init__(self, found: Mapping[str, np.ndarray], image_of: np.ndarray) -> None:
+        """Sum the entries of confusion matrices; ``image_of`` (I,) is the new number of each
+        image.
+        """
+        image, true, predicted = (found[name].astype(np.int64) for name in _ENTRY)
+        classes = 1 + max(true.max(initial=0), predicted.max(initial=0))
+        counts = np.zeros((3, classes, len(image_of)))  # right, labelled, predicted
+        right = true == predicted
+        for number, of_class, chosen in ((0, true, right), (1, true, ...), (2, predicted, ...)):
+            places = of_class[chosen], image_of[image[chosen]]
+            np.add.at(counts[number], places, found["pixels"][chosen])
+        self.right, self.labelled, self.predicted = counts
+
+    def scores(self, weight: np.ndarray) -> np.ndarray:
+        """Return mIoU (S,), 0-100, where each image counts ``weight`` (I, S) times; NaN without a
+        labelled pixel.
+        """
+        parts = (self.right, self.labelled, self.predicted)
+        right, labelled, predicted = (part @ weight.astype(float) for part in parts)
+        iou = right / np.maximum(labelled + predicted - right, 1)  # 0 of classes without a pixel
+        shown = np.count_nonzero(labelled, axis=0)
+        with np.errstate(invalid="ignore"):
+            return 100 * np.where(labelled > 0, iou, 0).sum(axis=0) / np.where(shown, shown, np.nan)
 
 
 @dataclass(frozen=True)
@@ -204,8 +234,8 @@ def _sums(values: np.ndarray) -> np.ndarray:
 
 
 def sampled_aps(run: RunRecord) -> dict[str, SampledAP] | Problem:
-    """Return the AP of each kind of result on samples of the test images; nothing where the run has
-    no file of matches. What was computed is kept next to the file.
+    """Return AP or mIoU of each kind of result on samples of the test images; nothing where the run
+    has no file of matches. What was computed is kept next to the file.
     """
     problem: Problem | None = None
     for file, read in ((kept_file(run, run.folder), _kept), (_matches(run), _compute)):
@@ -229,14 +259,17 @@ def _compute(file: Path, run: RunRecord) -> dict[str, SampledAP]:
     ids, metric = found["image_ids"], str(found["metric"])
     image_of = np.argsort(np.argsort(ids))  # two runs may have read the images in another order
     sampled = {}
-    for kind in (kind for kind in run.metrics if f"{kind}/hit" in found):
+    for kind in (kind for kind in run.metrics if f"{kind}/image" in found):
         of_kind = {
             name.split("/")[1]: a for name, a in found.items() if name.startswith(f"{kind}/")
         }
-        ranking = Ranking(of_kind, image_of, str(of_kind.get("metric", metric)))
-        ap = float(ranking.aps(np.ones((len(ids), 1), np.int32))[0])
+        if kind == "sem_seg":
+            scores = PixelClasses(of_kind, image_of).scores
+        else:
+            scores = Ranking(of_kind, image_of, str(of_kind.get("metric", metric))).aps
+        ap = float(scores(np.ones((len(ids), 1), np.int32))[0])
         _check_ap(run, kind, ap)
-        samples = np.concatenate([ranking.aps(weight) for weight in _draw(len(ids))])
+        samples = np.concatenate([scores(weight) for weight in _draw(len(ids))])
         images = hashlib.sha256("\n".join(map(str, np.sort(ids))).encode()).hexdigest()
         sampled[kind] = SampledAP(images, len(ids), ap, samples.round(4))
     with contextlib.suppress(OSError):  # the folder may be read-only
@@ -245,9 +278,10 @@ def _compute(file: Path, run: RunRecord) -> dict[str, SampledAP]:
 
 
 def _check_ap(run: RunRecord, kind: str, ap: float) -> None:
-    recorded = run.value(kind, "AP")
+    metric = headline_metric(kind)
+    recorded = run.value(kind, metric)
     if recorded is None or not abs(ap - recorded) < 1e-6:
-        raise ValueError(f"it gives {kind} AP {ap}, results.json has {recorded}")
+        raise ValueError(f"it gives {kind} {metric} {ap}, results.json has {recorded}")
 
 
 def _draw(num_images: int) -> Iterator[np.ndarray]:
@@ -263,7 +297,7 @@ def _draw(num_images: int) -> Iterator[np.ndarray]:
 
 
 def kept_file(run: RunRecord, folder: str | Path) -> Path:
-    """Return where the APs of a run on samples of the test images are kept."""
+    """Return where the AP or mIoU of a run on samples of the test images are kept."""
     return Path(folder) / f"{Path(run.matches).stem}_bootstrap.json"
 
 
@@ -288,8 +322,8 @@ def _kept(file: Path, run: RunRecord) -> dict[str, SampledAP]:
 def with_intervals(
     tables: Iterable[Table], *, show: Callable[[Iterator[Any], int], Iterable[Any]] = lambda i, _: i
 ) -> list[Table]:
-    """Return the tables with the interval of each row's difference to the baseline in AP, as far as
-    the runs have files of matches, and with problems for files that cannot be used.
+    """Return the tables with the interval of each row's difference to the baseline, as far as the
+    runs have files of matches, and with problems for files that cannot be used.
 
     ``show`` passes on the results of the runs, whose number it gets, to tell how far the work is.
     """
@@ -326,8 +360,9 @@ def _with_intervals(table: Table, found: Mapping[Any, dict[str, SampledAP] | Pro
                 continue
             pairs = [(ours[seed], theirs[seed]) for seed in common]
             if len({side.images for pair in pairs for side in pair}) > 1:
-                message = f"no interval of its {kind} AP: its runs and the baseline's were tested"
-                problems.append(Problem(f"row {row.init}", f"{message} on different images."))
+                message = f"no interval of its {kind} {headline_metric(kind)}: its runs and the"
+                message += " baseline's were tested on different images."
+                problems.append(Problem(f"row {row.init}", message))
                 continue
             gaps = np.mean([a.samples - b.samples for a, b in pairs], axis=0)
             low, high = np.nanpercentile(gaps, [2.5, 97.5])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from moco_transfer.evaluate.metric_names import RATES
+from moco_transfer.evaluate.metric_names import RATES, headline_metric
 
 from .aggregate import Interval, Row, Table
 from .published import PublishedRow, PublishedSetting, setting_for_task
@@ -26,6 +26,7 @@ _KIND_NAMES = {
     "segm": "masks",
     "keypoints": "keypoints",
     "densepose": "dense pose",
+    "sem_seg": "semantic segmentation",
 }
 
 
@@ -89,12 +90,14 @@ def _transfer_cells(table: Table, row: Row, kind: str) -> dict[str, Cell]:
             style = "better" if difference.value > 0 else "worse"
             style = style if difference.exceeds_spread else ""
             cells[f"Δ {metric}"] = Cell(signed_text(difference.value), difference.value, style)
-    test = getattr(table.difference(row, kind, "AP"), "test", None)
+    judged_by = headline_metric(kind)
+    test = getattr(table.difference(row, kind, judged_by), "test", None)
     interval = table.intervals.get((row.init, kind))
-    cells["95% CI (AP)"] = Cell(
+    cells[f"95% CI ({judged_by})"] = Cell(
         interval_text(interval, row_n=n), interval.low if interval else None
     )
-    cells["p (AP)"] = Cell(p_text(test), test.p if test and not math.isnan(test.p) else None)
+    p = test.p if test and not math.isnan(test.p) else None
+    cells[f"p ({judged_by})"] = Cell(p_text(test), p)
     cells |= _published_cells(table, row, kind)
     return cells | {"n": Cell(str(n), n), "engine": Cell(table.setting.engine)}
 

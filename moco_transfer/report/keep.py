@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from moco_transfer.evaluate.metric_names import headline_metric
 from moco_transfer.runtime.files import atomic_write_text
 
 from .pretraining import COLUMNS, PretrainingRun
@@ -42,7 +43,7 @@ def keep_records(
         runs.setdefault(run.folder, []).append(run)
     for source, (run, *others) in runs.items():
         target = _free(Path(folder) / _name(run.task) / f"{_name(run.init)}_seed{run.seed}", taken)
-        _keep_texts(source, target, lambda key: key == "total_loss" or key.endswith("/AP"))
+        _keep_texts(source, target, _is_drawn)
         for of_test_set in (run, *others):
             _keep_samples(of_test_set, target)
     for item in pretraining:
@@ -50,6 +51,11 @@ def keep_records(
         target = _free(Path(folder) / "pretrain" / name, taken)
         _keep_texts(item.folder, target, lambda key: key in COLUMNS)
     return sorted(taken)
+
+
+def _is_drawn(key: str) -> bool:
+    kind, _, metric = key.rpartition("/")
+    return key == "total_loss" or bool(kind) and metric == headline_metric(kind.split("/")[-1])
 
 
 def _keep_samples(run: RunRecord, target: Path) -> None:

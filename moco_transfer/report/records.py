@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import resources
@@ -31,6 +32,7 @@ _KINDS: dict[str, Any] = {
 _KEYS: dict[str, tuple[Any, ...]] = parse_yaml(
     (resources.files(__package__) / "results_keys.yaml").read_text("utf-8")
 )
+_FINETUNING_LOSS = re.compile(r'"loss_(rpn_cls|sem_seg)"')  # that no pre-training logs
 _LARGEST = 1e15  # of any metric, duration or count; a damaged one may not even fit a float
 _NO_METRICS = "key 'metrics' is empty: the run was never evaluated"
 
@@ -280,8 +282,8 @@ def _walk(root: Path, seen: set[Path]) -> Iterator[Path | Problem]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         if RESULTS_FILE in files:
             yield from _walk(folder / RESULTS_FILE, seen)
-        # A pre-training folder rightly has no results.json: only a detector logs loss_rpn_cls.
-        elif METRICS_FILE in files and '"loss_rpn_cls"' in text_of(folder, METRICS_FILE):
+        # A pre-training folder rightly has no results.json.
+        elif METRICS_FILE in files and _FINETUNING_LOSS.search(text_of(folder, METRICS_FILE)):
             last = f"last logged iteration {last_iteration(folder)}"
             message = (
                 f"has no {RESULTS_FILE}: not finished, or trained without a test set ({last})."

@@ -4,18 +4,20 @@ which rows carry a dagger, and where the published numbers come from.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from moco_transfer.evaluate.metric_names import (
     BBOX_METRICS,
     LVIS_METRICS,
     RECALL_METRICS,
     class_metric,
+    headline_metric,
     is_class_metric,
 )
 
-from .aggregate import BASELINES, NUM_SAMPLES, Setting, Table
+from .aggregate import BASELINES, NUM_SAMPLES, Difference, Row, Setting, Table
 from .cells import DAGGER, NOTHING, interval_text, kind_name, p_text, published_row, run_caveats
 from .published import PublishedSetting
 from .records import CONFIG_FILE, RunRecord, text_of
@@ -43,6 +45,12 @@ _VOC_AP = (
     "AP as Detectron2 evaluates VOC: mean over IoU .50:.05:.95, 11 recall points on VOC 2007 and"
     " the area under the curve on other sets, difficult objects ignored; AP50 and AP75 at one IoU."
 )
+_MIOU = (
+    "IoU and accuracy of pixels as Detectron2 computes them, from one confusion matrix of all test"
+    " images: mIoU and mACC are means over the classes that have a labelled pixel, pACC is the"
+    " share of pixels that are right; ignored pixels count nowhere."
+)
+_OTHER_METRICS = {"keypoints": _KEYPOINT_AP, "densepose": _DENSEPOSE_AP, "sem_seg": _MIOU}
 _SEPARATING = {
     "config_hash": "config hash",
     "engine": "engine",
@@ -105,10 +113,8 @@ def metric_sentence(table: Table) -> str:
 def _meaning_of_ap(table: Table, kind: str) -> str:
     # results.json does not name its evaluator: the metrics that only one of them gives do.
     found = {metric for run in table.runs for metric in run.metrics.get(kind, {})}
-    if kind == "keypoints":
-        return _KEYPOINT_AP
-    if kind == "densepose":
-        return _DENSEPOSE_AP
+    if kind in _OTHER_METRICS:
+        return _OTHER_METRICS[kind]
     if found & {*LVIS_METRICS} - {*BBOX_METRICS}:
         return _LVIS_AP
     if kind == "segm" and "AP75" not in found:
@@ -124,8 +130,7 @@ def legend_sentences(table: Table, *, emphasis: str) -> list[str]:
         base = table.baseline.init
         how = f"{emphasis} where it exceeds the std of both rows"
         lines.append(f"Δ: difference of the means to the {base} row; {how}.")
-        found = (table.difference(row, kind, "AP") for row in table.rows for kind in table.kinds)
-        if any(difference and difference.test for difference in found):
+        if any(difference.test for _, _, difference in _differences(table)):
             pairs = "over the seeds that both rows have"
             lines.append(f"p: two-sided paired t test against the {base} row {pairs}.")
         lines += interval_sentences(table)
@@ -133,18 +138,31 @@ def legend_sentences(table: Table, *, emphasis: str) -> list[str]:
     return [*lines, *version_sentences(table), *dagger_sentences(table)]
 
 
+def _differences(table: Table) -> Iterator[tuple[Row, str, Difference]]:
+    """Yield the rows' differences in what each kind of result is judged by."""
+    for row, kind in itertools.product(table.rows, table.kinds):
+        if difference := table.difference(row, kind, headline_metric(kind)):
+            yield row, kind, difference
+
+
+def _judged_by(table: Table) -> str:
+    return " and ".join(dict.fromkeys(map(headline_metric, table.kinds)))
+
+
 def _absent_sentences(table: Table) -> list[str]:
-    """Return how many classes the test set has no object of: only the others have an AP."""
+    """Return how many classes the test set does not show: only the others have a metric."""
     run = table.runs[0]
-    found = {metric for metric in run.metrics.get("bbox", {}) if is_class_metric(metric)}
+    kind = "sem_seg" if "sem_seg" in run.metrics else "bbox"
+    found = {metric for metric in run.metrics.get(kind, {}) if is_class_metric(metric)}
     # Classes of one name have their id in the metric's.
     found |= {re.sub(r" \(id \d+\)$", "", metric) for metric in found}
-    absent = [name for name in run.classes if class_metric(name) not in found]
+    absent = [name for name in run.classes if class_metric(name, kind) not in found]
     if not found or not absent:
         return []
     names = ", ".join(absent[:_NAMED]) + ", ..." * (len(absent) > _NAMED)
     count = f"{len(absent)} of the {len(run.classes)} classes"
-    return [f"{count} ({names}) have no object in the test set, and are left out of the means."]
+    what = "labelled pixel" if kind == "sem_seg" else "object"
+    return [f"{count} ({names}) have no {what} in the test set, and are left out of the means."]
 
 
 def interval_sentences(table: Table) -> list[str]:
@@ -153,7 +171,7 @@ def interval_sentences(table: Table) -> list[str]:
         return []
     num_images = _joined(interval.num_images for interval in table.intervals.values())
     return [
-        f"95% CI: bootstrap percentiles of Δ AP over the {num_images} test images,"
+        f"95% CI: bootstrap percentiles of Δ {_judged_by(table)} over the {num_images} test images,"
         f" {NUM_SAMPLES} samples, the same images for both rows and each seed. It speaks of other"
         " test images, not of other seeds."
     ]
@@ -162,14 +180,13 @@ def interval_sentences(table: Table) -> list[str]:
 def comparison_sentences(table: Table) -> list[str]:
     """Return the p and the interval of each row as text, where columns have no room."""
     found = []
-    for row, kind in ((row, kind) for row in table.rows for kind in table.kinds):
-        difference = table.difference(row, kind, "AP")
+    for row, kind, difference in _differences(table):
         interval = table.intervals.get((row.init, kind))
-        p = p_text(difference.test if difference else None)
+        p = p_text(difference.test)
         parts = [f"95% CI {interval_text(interval, row_n=len(row.runs))}"] if interval else []
         parts += [f"p {p}"] if p != NOTHING else []
         found += [f"{row.init} {kind_name(kind)} {', '.join(parts)}"] if parts else []
-    return [f"Differences in AP: {'; '.join(found)}."] if found else []
+    return [f"Differences in {_judged_by(table)}: {'; '.join(found)}."] if found else []
 
 
 def _baseline_sentences(table: Table) -> list[str]:

@@ -11,7 +11,7 @@ from .cells import DAGGER, DISTANCE, NOTHING, PUBLISHED, Cell, transfer_rows
 from .records import Problem
 from .templating import render
 
-_KIND_MARKS = {"bbox": "bb", "segm": "mk", "keypoints": "kp", "densepose": "dp"}
+_KIND_MARKS = {"bbox": "bb", "segm": "mk", "keypoints": "kp", "densepose": "dp", "sem_seg": "sem"}
 _SIDE_BY_SIDE = 3  # with more metrics, a difference is below its mean, the rest small
 _COLOURS = {"better": "green!50!black", "worse": "red!70!black"}
 _ESCAPES = {
@@ -51,8 +51,9 @@ def _rows(table: Table, kind: str) -> list[list[str]]:
     metrics = table.headline_metrics(kind)
     header = ["init"]
     for metric in metrics:
-        below = f"_{{{metric[2:]}}}" if metric[2:] else ""
-        header.append(f"AP${above}{below}$" if above or below else "AP")
+        name, below = (metric, "") if kind == "sem_seg" else (metric[:2], metric[2:])
+        below = f"_{{{below}}}" if below else ""
+        header.append(f"{name}${above}{below}$" if above or below else name)
     rows = transfer_rows(table, kind)
     published = next((name for name in rows[0] if name.startswith(PUBLISHED)), None)
     header += ["published", "$n$"] if published else ["$n$"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from moco_transfer.evaluate.metric_names import headline_metric
+
 from . import cells, sentences
 from .records import text_of
 
@@ -31,7 +33,7 @@ def _environment() -> Any:
         sentences.legend_sentences, sentences.metric_sentence, sentences.published_sentences,
         sentences.separation_sentences, sentences.setting_sentence, sentences.version_sentences,
         cells.interval_text, cells.kind_name, cells.p_text, cells.rate_rows, cells.run_caveats,
-        cells.signed_text, cells.summary_text, cells.transfer_rows, text_of,
+        cells.signed_text, cells.summary_text, cells.transfer_rows, headline_metric, text_of,
     )  # fmt: skip
     environment.globals |= {function.__name__: function for function in called}
     return environment

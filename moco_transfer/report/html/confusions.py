@@ -14,13 +14,13 @@ from ..cells import kind_name
 from ..records import Problem
 from .plots import STYLES, Panel, plain_text
 
-_MOST_CLASSES = 20  # more would be too small to read
+_MOST_CELLS = 21  # in a row; more would be too small to read
 _LONGEST = 14  # letters of a class
 _DARKEST = 0.55  # so that the number in a cell can be read
 
 
 def confusion_panels(table: Table) -> list[Panel]:
-    """Return a panel for each row that has confusions, of boxes, or else of masks."""
+    """Return a panel for each row that has confusions, of boxes, or else of masks or pixels."""
     for kind in table.kinds:
         rows = [row for row in table.rows if row.confusion(kind)]
         if rows:
@@ -30,23 +30,37 @@ def confusion_panels(table: Table) -> list[Panel]:
 
 def _panel(table: Table, row: Row, kind: str) -> Panel:
     found = row.confusion(kind)
+    of_pixels = kind == "sem_seg"
+    most = _MOST_CELLS if of_pixels else _MOST_CELLS - 1
     counts = {name: sum(found[name].values()) for name in found if name != NO_CLASS}
     seen = {*counts, *(name for of_class in found.values() for name in of_class)} - {NO_CLASS}
-    shown = sorted(seen, key=lambda name: (-counts.get(name, 0), name))[:_MOST_CLASSES]
-    most = f", the {_MOST_CLASSES} most frequent classes" if len(seen) > _MOST_CLASSES else ""
+    shown = sorted(seen, key=lambda name: (-counts.get(name, 0), name))[:most]
+    which = f", the {most} most frequent classes" if len(seen) > most else ""
     caption = (
         f"{row.init}: what is detected in place of each object, % of its row ({kind_name(kind)} of"
-        f" score and IoU from 0.5 on, mean over seeds{most}); {NO_CLASS}: missed, or where no"
+        f" score and IoU from 0.5 on, mean over seeds{which}); {NO_CLASS}: missed, or where no"
         " object is"
     )
-    names = [*shown, NO_CLASS]
+    if of_pixels:
+        caption = (
+            f"{row.init}: what the pixels of each class are taken for, % of its row (mean over"
+            f" seeds{which})"
+        )
+    names = shown if of_pixels else [*shown, NO_CLASS]
+    axes = ("predicted", "labelled") if of_pixels else ("detected", "object")
     name = f"{kind}_confusion_{table.rows.index(row) + 1}"
     height = 1.4 + 0.26 * len(names)
-    return Panel(name, caption, partial(_draw, row.init, found, names), height, has_grid=False)
+    return Panel(
+        name, caption, partial(_draw, row.init, found, names, axes), height, has_grid=False
+    )
 
 
 def _draw(
-    title: str, found: dict[str, dict[str, float]], names: list[str], axis: Axes
+    title: str,
+    found: dict[str, dict[str, float]],
+    names: list[str],
+    labels: tuple[str, str],
+    axis: Axes,
 ) -> list[Problem]:
     for y, true in enumerate(names):
         total = sum(found.get(true, {}).values())
@@ -64,6 +78,6 @@ def _draw(
     axis.set_xlim(-0.5, len(names) - 0.5)
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.set_title(plain_text(title), fontsize=9)
-    axis.set_xlabel("detected")
-    axis.set_ylabel("object")
+    axis.set_xlabel(labels[0])
+    axis.set_ylabel(labels[1])
     return []

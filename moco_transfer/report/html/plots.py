@@ -1,4 +1,5 @@
-"""Plots of a table and of pre-training: curves of AP and loss, AP by class and by object size.
+"""Plots of a table and of pre-training: curves of AP or mIoU and of the loss, AP by class and by
+object size, IoU by class.
 
 Each plot is one panel: in the page, or in a file with a legend and a title. Rows differ in line
 style, marker and brightness as well as in colour, so that they can be told apart in grey.
@@ -28,7 +29,7 @@ from matplotlib.patches import PathPatch
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Affine2D
 
-from moco_transfer.evaluate.metric_names import TIDE_ERRORS, class_metric, is_class_metric
+from moco_transfer.evaluate.metric_names import TIDE_ERRORS, class_metric, headline_metric
 
 from ..aggregate import FIRST_ROWS, Row, Table
 from ..cells import kind_name
@@ -59,6 +60,7 @@ _PAGE_COLOURS = {
 
 _WIDTH = 4.2  # of a panel, inches
 _LONGEST_NAME = 180  # bytes; file systems take 255, endings and prefixes included
+_SCALE = "(0-100)"
 _SIZES = {"APl": "large", "APm": "medium", "APs": "small"}
 _FREQUENCIES = {"APf": "frequent", "APc": "common", "APr": "rare"}
 _MOST_CLASSES = 200  # LVIS's 1,203 would make a figure of six metres
@@ -76,15 +78,15 @@ class Panel:
 
 
 def table_panels(table: Table) -> list[Panel]:
-    """Return AP over iterations, one panel per kind of result, the training loss, and AP by object
-    size and class. Drawing curves reads metrics.json of the averaged runs.
+    """Return AP or mIoU over iterations, one panel per kind of result, the training loss, and AP by
+    object size and class. Drawing curves reads metrics.json of the averaged runs.
     """
     over = "over iterations: mean over seeds, band of one std where n >= 2"
     panels = []
     for kind in table.kinds:
-        label = f"AP of {kind_name(kind)}"
-        read = partial(metric_curve, kind=kind, metric="AP")
-        draw = partial(_draw_curves, table, read, f"{label} (0-100)")
+        label = f"{headline_metric(kind)} of {kind_name(kind)}"
+        read = partial(metric_curve, kind=kind, metric=headline_metric(kind))
+        draw = partial(_draw_curves, table, read, f"{label} {_SCALE}")
         panels.append(Panel(f"{kind}_curve", f"{label} {over}", draw))
     draw = partial(_draw_curves, table, loss_curve, "training loss")
     panels.append(Panel("loss_curve", f"training loss {over}", draw))
@@ -93,26 +95,29 @@ def table_panels(table: Table) -> list[Panel]:
 
 
 def breakdown_panels(table: Table, kind: str = "bbox") -> list[Panel]:
-    """Return AP by object size, by the frequency of classes and by class, as far as the runs have
-    them: one marker per row. Classes are ordered by the AP of the baseline row (of the first row
-    without one).
+    """Return AP by object size, by the frequency of classes and by class, or IoU by class, as far
+    as the runs have them: one marker per row. Classes are ordered by the metric of the baseline row
+    (of the first row without one).
     """
     found = {metric for row in table.rows for row_kind, metric in row.values if row_kind == kind}
     base = table.baseline or table.rows[0]
     means = {m: base.summary(kind, m).mean if (kind, m) in base.values else 0.0 for m in found}
-    classes = sorted(filter(is_class_metric, found), key=lambda metric: (means[metric], metric))
+    prefix = class_metric("", kind)
+    of_classes = (metric for metric in found if metric.startswith(prefix))
+    classes = sorted(of_classes, key=lambda metric: (means[metric], metric))
     classes = classes if len(classes) <= _MOST_CLASSES else []
     groups = {
         "object size": {metric: name for metric, name in _SIZES.items() if metric in found},
         "class frequency": {m: name for m, name in _FREQUENCIES.items() if m in found},
-        "class": {metric: metric.removeprefix(class_metric("")) for metric in classes},
+        "class": {metric: metric.removeprefix(prefix) for metric in classes},
     }
     panels = []
     for what, names in groups.items():
-        caption = f"AP of {kind_name(kind)} by {what}: mean over seeds, bar of one std where n >= 2"
+        of_kind = f"{prefix[:-1]} of {kind_name(kind)}"
+        caption = f"{of_kind} by {what}: mean over seeds, bar of one std where n >= 2"
         each = max(0.26 if len(names) <= 10 else 0.2, 0.06 * len(table.rows))  # inches
-        label = f"AP of {kind_name(kind)} (0-100)"
-        draw = partial(_draw_markers, table, partial(Row.summary, kind=kind), names, label)
+        summary = partial(Row.summary, kind=kind)
+        draw = partial(_draw_markers, table, summary, names, f"{of_kind} {_SCALE}")
         name = f"{kind}_by_{what.split()[-1]}"
         panels += [Panel(name, caption, draw, max(2.2, 1.0 + each * len(names)))] if names else []
     return panels
@@ -280,7 +285,7 @@ def _draw_curves(
         if len(x) == 1:  # a band over one point has no width
             axis.errorbar(x, mean, yerr=std, color=color, capsize=3, linewidth=1.2)
     axis.set_ylabel(label)
-    if label.startswith("AP"):
+    if label.endswith(_SCALE):
         axis.set_ylim(0, max(1.0, 1.08 * axis.dataLim.y1))
         if longest == 1:
             axis.set_title("evaluated once, at the end", fontsize=9, color=REMARK)
