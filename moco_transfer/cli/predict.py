@@ -1,4 +1,4 @@
-"""A trained detector on images of one's own."""
+"""A trained detector or segmenter on images of one's own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from pathlib import Path
 
 def run(args: argparse.Namespace) -> int:
     """Predict and draw; returns 0, images that were skipped are counted and named."""
-    from ..finetune.predict import DETECTIONS_FILE, find_images, load_detector, predict_images
+    from ..finetune.predict import (
+        CLASSES_FILE,
+        DETECTIONS_FILE,
+        find_images,
+        load_detector,
+        predict_images,
+    )
     from ..runtime.log import set_up_logging
 
     set_up_logging()
@@ -22,11 +28,19 @@ def run(args: argparse.Namespace) -> int:
         config_file=args.config_file,
     )
     head, entries = predict_images(detector, images, args.output)
-    counts = collections.Counter(d["class"] for entry in entries for d in entry["detections"])
-    found = ", ".join(f"{name} {counts[name]}" for name in head["classes"] if counts[name])
     drawn = f"{len(entries)} images drawn in {args.output}"
-    print(f"{drawn}; detections above {args.threshold:g}: {found or 'none'}.")
-    print(f"Every detection: {Path(args.output) / DETECTIONS_FILE}")
+    if detector.score_threshold is None:
+        pixels: collections.Counter[str] = collections.Counter()
+        for each in (each for entry in entries for each in entry["classes"]):
+            pixels[each["class"]] += each["pixels"]
+        shares = (f"{name} {100 * n / pixels.total():.1f} %" for name, n in pixels.most_common())
+        print(f"{drawn}; pixels: {', '.join(shares)}.")
+        print(f"The pixels of each class: {Path(args.output) / CLASSES_FILE}")
+    else:
+        counts = collections.Counter(d["class"] for entry in entries for d in entry["detections"])
+        found = ", ".join(f"{name} {counts[name]}" for name in head["classes"] if counts[name])
+        print(f"{drawn}; detections above {detector.score_threshold:g}: {found or 'none'}.")
+        print(f"Every detection: {Path(args.output) / DETECTIONS_FILE}")
     if skipped := [each["file"] for each in head["skipped"]]:
         print(f"Skipped, because they cannot be read: {len(skipped)} ({', '.join(skipped)})")
     return 0

@@ -1,4 +1,4 @@
-"""Detections of each initialisation next to the ground truth."""
+"""Predictions of each initialisation next to the ground truth."""
 
 from __future__ import annotations
 
@@ -70,10 +70,11 @@ def _draw(
     from ..evaluate.detection_sheet import draw_detection_sheet, first_images
     from ..evaluate.predictions import load_predictions
 
+    of_pixels = dataset.kind == "semantic"
     name, columns = f"predictions_{dataset.name}.json", {}
     for init, record in chosen.items():
         try:
-            columns[init] = load_predictions(Path(record.folder) / name)
+            columns[init] = load_predictions(Path(record.folder) / name, of_pixels=of_pixels)
         except MissingFileError as error:
             logger.warning("row %s is left out of the sheet: %s", init, error)
     if not columns:

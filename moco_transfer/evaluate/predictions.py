@@ -217,15 +217,19 @@ def _as_results(
     return results
 
 
-def load_predictions(path: str | os.PathLike[str]) -> list[dict]:
-    """Read COCO results; InputError if the file is no list of detections, or does not exist."""
+def load_predictions(path: str | os.PathLike[str], *, of_pixels: bool = False) -> list[dict]:
+    """Read COCO results; InputError if the file is no list of detections, or for ``of_pixels`` of
+    classes in images, or does not exist.
+    """
     results = load_json(Path(path))
-    needed = {"image_id", "category_id", "score"}
+    needed = {"image_id", "category_id", "segmentation" if of_pixels else "score"}
     if not isinstance(results, list) or not all(
-        isinstance(r, dict) and needed <= set(r) and math.isfinite(r["score"]) for r in results
+        isinstance(r, dict) and needed <= set(r) and math.isfinite(r.get("score", 0))
+        for r in results
     ):
+        others = "segmentation" if of_pixels else "bbox and a finite score"
         raise InputError(
             f"{path} is not in COCO's result format: expected a list of objects with image_id,"
-            " category_id, bbox and a finite score."
+            f" category_id, {others}."
         )
     return results

@@ -1,4 +1,5 @@
-"""A trained detector on images of one's own: loading it, finding images, detecting and drawing.
+"""A trained detector or segmenter on images of one's own: loading it, finding images, predicting
+and drawing.
 
 Boxes are XYXY, px of the image turned upright as its EXIF orientation says.
 """
@@ -21,11 +22,13 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from ..config import load_detection_config, read_detection_config
+from ..config.schema_file import SEGMENTOR
 from ..data.batches.transforms import TestMapper
-from ..data.drawing import draw_detections
+from ..data.drawing import draw_detections, draw_labels
 from ..data.images.decode import read_image
 from ..data.images.image_source import EXTENSIONS
 from ..evaluate.predictions import to_coco_results
+from ..evaluate.semantic_eval import encode_classes
 from ..runtime.checkpoint import CheckpointFolder
 from ..runtime.errors import InputError, MissingFileError
 from ..runtime.files import atomic_write_bytes, atomic_write_text
@@ -35,24 +38,25 @@ from .handover import DETECTOR, coverage_gap, load_weights, read_weights, weight
 logger = logging.getLogger(__name__)
 
 SCHEMA = 1
-DETECTIONS_FILE = "detections.json"
+DETECTIONS_FILE, CLASSES_FILE = "detections.json", "classes.json"
+_DEFAULT_THRESHOLD = 0.5
 _EXPECTED = "expected the OUTPUT_DIR of moco-transfer train, or a checkpoint in it."
 _JPEG, _PNG = (".jpg", ".jpeg"), ".png"  # drawings are saved as these; other images as .png
 
 
 @dataclass(frozen=True)
 class Detector:
-    """A trained detector that takes images; :func:`load_detector` makes one.
+    """A trained detector or segmenter that takes images; :func:`load_detector` makes one.
 
     ``mapper`` has the order of channels and the size that ``model`` takes; ``source`` is the
-    checkpoint. ``keypoint_names`` and ``skeleton`` (pairs of indices) are those that the run
-    recorded.
+    checkpoint. A segmenter has no ``score_threshold``. ``keypoint_names`` and ``skeleton`` (pairs
+    of indices) are those that the run recorded.
     """
 
     model: nn.Module
     class_names: tuple[str, ...]
     mapper: TestMapper
-    score_threshold: float
+    score_threshold: float | None
     device: torch.device
     source: str
     keypoint_names: tuple[str, ...] = ()
@@ -65,7 +69,8 @@ class Detector:
             ``boxes`` float32 (N, 4) XYXY in px of the source, ``scores`` float32 (N,) 0-1
             descending, ``classes`` int64 (N,) indices into ``class_names``, and with a mask head
             ``masks`` bool (N, H, W), with a keypoint head ``keypoints`` float32 (N, K, 3): x, y in
-            px of the source, and score.
+            px of the source, and score. Of a segmenter ``sem_seg`` int64 (H, W) alone, indices into
+            ``class_names``.
 
         Raises:
             InputError: If the file cannot be read, or the array is not RGB uint8.
@@ -86,27 +91,28 @@ class Detector:
 def load_detector(
     path: str | os.PathLike[str],
     *,
-    score_threshold: float = 0.5,
+    score_threshold: float | None = None,
     device: str = "auto",
     class_names: Sequence[str] | None = None,
     config_file: str | None = None,
 ) -> Detector:
-    """Load a fine-tuned detector for use on images; no code in its files is run.
+    """Load a fine-tuned detector or segmenter for use on images; no code in its files is run.
 
     Args:
         path: OUTPUT_DIR of ``moco-transfer train`` or of Detectron2, or a checkpoint.
-        score_threshold: Detections score more than this, 0-1.
+        score_threshold: Detections score more than this, 0-1; None for 0.5. Not for a segmenter.
         device: ``auto`` (a GPU when there is one), ``cpu`` or ``cuda``.
         class_names: By default those that the run recorded.
         config_file: By default the config in the checkpoint, else config.yaml next to it.
 
     Raises:
-        InputError: If it is no detector, its config is missing, or the two do not match.
+        InputError: If it is no detector, its config is missing, or the two do not match, or a
+            segmenter shall have a threshold.
     """
     from .torchvision_engine.build import build_model
     from .torchvision_engine.implemented_keys import WAY_OUT
 
-    if not 0 <= score_threshold < 1:
+    if score_threshold is not None and not 0 <= score_threshold < 1:
         raise InputError(
             f"The score threshold must be at least 0 and less than 1, got {score_threshold}."
         )
@@ -122,7 +128,18 @@ def load_detector(
     top = weights.content.top
     cfg = _config(checkpoint, top, config_file).clone()
     cfg.defrost()
-    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(score_threshold)
+    segments = cfg.MODEL.META_ARCHITECTURE == SEGMENTOR
+    if segments and score_threshold is not None:
+        raise InputError(
+            f"{checkpoint} gives each pixel a class, without a score: leave out the threshold."
+        )
+    threshold = (
+        None
+        if segments
+        else float(_DEFAULT_THRESHOLD if score_threshold is None else score_threshold)
+    )
+    if threshold is not None:
+        cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = threshold
     try:
         model = build_model(cfg)
     except InputError as error:
@@ -134,12 +151,13 @@ def load_detector(
     if gap is not None:
         raise InputError(gap)
     load_weights(model, weights)
-    inputs, count = cfg.INPUT, cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    inputs, heads = cfg.INPUT, cfg.MODEL.SEM_SEG_HEAD if segments else cfg.MODEL.ROI_HEADS
+    names = class_names, top.get("class_names")
     return Detector(
         model=model.eval().to(chosen),
-        class_names=_class_names(checkpoint, class_names, top.get("class_names"), count),
+        class_names=_class_names(checkpoint, *names, heads.NUM_CLASSES),
         mapper=TestMapper(inputs.MIN_SIZE_TEST, inputs.MAX_SIZE_TEST, inputs.FORMAT),
-        score_threshold=score_threshold,
+        score_threshold=threshold,
         device=torch.device(chosen),
         source=str(checkpoint),
         **_keypoints(
@@ -227,9 +245,10 @@ def find_images(paths: Sequence[str], output_dir: str) -> list[Image]:
 def predict_images(
     detector: Detector, images: Sequence[Image], output_dir: str
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Draw what a detector finds on each image that can be read, and write ``detections.json``.
+    """Draw what a detector finds on each image that can be read, and write ``detections.json``, or
+    ``classes.json`` of a segmenter.
 
-    Returns what detections.json holds: its head (``skipped``: file and reason), and an entry for
+    Returns what the file holds: its head (``skipped``: file and reason), and an entry for
     each image. Raises InputError if no image could be read.
     """
     entries, skipped = [], []
@@ -240,14 +259,18 @@ def predict_images(
             logger.warning("skipped: %s", error)
             skipped.append({"file": image.path, "reason": str(error)})
             continue
-        detections, target = detector(pixels), Path(output_dir) / image.drawn
-        drawn = draw_detections(pixels, detections, detector.class_names, detector.skeleton)
+        predicted, target = detector(pixels), Path(output_dir) / image.drawn
+        if "sem_seg" in predicted:
+            drawn = draw_labels(pixels, predicted["sem_seg"], detector.class_names)
+            found = {"classes": _class_entries(predicted["sem_seg"], detector.class_names)}
+        else:
+            drawn = draw_detections(pixels, predicted, detector.class_names, detector.skeleton)
+            found = {"detections": _entries(image.path, predicted, detector.class_names)}
         quality = [cv2.IMWRITE_JPEG_QUALITY, 95] if target.suffix.lower() in _JPEG else []
         encoded = cv2.imencode(target.suffix.lower(), drawn[:, :, ::-1], quality)[1]
         atomic_write_bytes(target, encoded.tobytes())
-        found = _entries(image.path, detections, detector.class_names)
         size = {"width": pixels.shape[1], "height": pixels.shape[0]}
-        entries.append({"file": image.path, "drawn": image.drawn, **size, "detections": found})
+        entries.append({"file": image.path, "drawn": image.drawn, **size, **found})
     if not entries:
         raise InputError(
             f"None of the {len(images)} images can be read; the first: {skipped[0]['reason']}"
@@ -259,11 +282,30 @@ def predict_images(
         "classes": list(detector.class_names),
         "skipped": skipped,
     }
+    if detector.score_threshold is None:
+        del head["score_threshold"]
     if detector.keypoint_names:
         head["keypoints"] = list(detector.keypoint_names)
     text = json.dumps(head | {"images": entries}, indent=1, ensure_ascii=False) + "\n"
-    atomic_write_text(Path(output_dir) / DETECTIONS_FILE, text)
+    name = CLASSES_FILE if detector.score_threshold is None else DETECTIONS_FILE
+    atomic_write_text(Path(output_dir) / name, text)
     return head, entries
+
+
+def _class_entries(labels: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the classes of an image's pixels, the most frequent first; masks are COCO's RLE."""
+    counts = np.bincount(labels.ravel())
+    order = [index for index in np.argsort(-counts, kind="stable").tolist() if counts[index]]
+    masks = encode_classes(labels, np.array(order))
+    return [
+        {
+            "class": class_names[index],
+            "class_index": index,
+            "pixels": int(counts[index]),
+            "segmentation": mask,
+        }
+        for index, mask in zip(order, masks, strict=True)
+    ]
 
 
 def _entries(

@@ -333,3 +333,47 @@ def test_load_detector__keypoints_of_detectron2s_checkpoint_have_no_skeleton(tmp
     detector = load_detector(tmp_path / "run", score_threshold=0.05)
     assert detector.skeleton == detector.keypoint_names == ()
     assert detector(write_image(tmp_path / "a.png"))["keypoints"].shape[1:] == (3, 3)
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory):
+    """Return a run folder with a segmenter of random weights, and the model."""
+    folder = tmp_path_factory.mktemp("segmenter")
+    words = "MODEL.SEM_SEG_HEAD.NUM_CLASSES 3 MODEL.SEM_SEG_HEAD.CONVS_DIM 8 INPUT.MIN_SIZE_TEST 64"
+    cfg = load_detection_config("voc_R_18_FCN_small", words.split())
+    torch.manual_seed(3)
+    model = build_model(cfg).eval()
+    names = ["background", "ring", "cross"]
+    state = {"model": model.state_dict(), "iteration": 7, "class_names": names}
+    state |= {"format": "moco_transfer.finetune/1", "config": cfg.dump()}
+    torch.save(state, folder / "checkpoint_0000007.pth")
+    (folder / "last_checkpoint").write_text("checkpoint_0000007.pth")
+    return folder, model
+
+
+def test_segmenter__classes_of_pixels_at_the_images_size(segmenter, tmp_path, capsys):
+    folder, model = segmenter
+    file = write_image(tmp_path / "images/a.png")
+    found = load_detector(folder, device="cpu")(str(file))
+    assert [*found] == ["sem_seg"] and found["sem_seg"].shape == (70, 90)
+    image = TestMapper(64, 384, "RGB").prepare(np.asarray(Image.open(file)))
+    (expected,) = model([{"image": image, "height": 70, "width": 90}])
+    assert np.array_equal(found["sem_seg"], expected["sem_seg"].numpy())
+    out = tmp_path / "out"
+    assert main(["predict", str(folder), str(file), "--output", str(out), "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    (entry,) = json.loads((out / "classes.json").read_text())["images"]
+    again = np.full((70, 90), -1)
+    for each in entry["classes"]:
+        mask = mask_api.decode(each["segmentation"]) == 1
+        assert mask.sum() == each["pixels"] and f"{each['class']} " in said
+        again[mask] = each["class_index"]
+    assert np.array_equal(again, found["sem_seg"])
+    drawn, pixels = np.asarray(Image.open(out / "a.png")), np.asarray(Image.open(file))
+    changed = (drawn != pixels).any(axis=2)
+    assert changed[found["sem_seg"] > 0].mean() > 0.9, "tinted"
+
+
+def test_segmenter__has_no_threshold(segmenter, tmp_path):
+    with pytest.raises(InputError, match="without a score"):
+        load_detector(segmenter[0], score_threshold=0.5, device="cpu")

@@ -341,7 +341,7 @@ def test_ledger__what_the_rows_of_a_table_are_pre_trained_with(cells):
             found = "M" * cfg.MOCO.MLP + "A" * (cfg.DATA.AUGMENTATION == "v2")
             assert found + "C" * (cfg.SOLVER.SCHEDULE == "cosine") == crosses[init]
             epochs, temperature = 800 if "800" in init else 200, 0.2 if cfg.MOCO.MLP else 0.07
-            assert (cfg.SOLVER.EPOCHS, cfg.MOCO.TEMPERATURE) == (epochs, temperature)
+            assert (epochs, temperature) == (cfg.SOLVER.EPOCHS, cfg.MOCO.TEMPERATURE)
             seen.add(init)
     assert seen == {*crosses, *(f"MoCo, {name}" for name in networks)}
 

@@ -35,7 +35,7 @@ from .plots import (
     table_panels,
 )
 
-#: What `sheet` writes, before the table's name and .png.
+#: What `sheet` writes, of pixels too, before the table's name and .png.
 SHEET_NAME = "detections"
 _TALL_INCHES = 8.0  # a higher panel is folded away
 
