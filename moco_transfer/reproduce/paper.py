@@ -218,7 +218,7 @@ def _transfer_part(item: Mapping[str, Any], source: str) -> Part:
     known, assumed = _protocols(names)
     protocol = _data()["protocols"][setting.name]
     rows = tuple(_transfer_row(setting, name, source) for name in item["rows"])
-    iterations = setting.iterations or protocol.get("iterations") or _iterations(setting)
+    iterations = setting.iterations or _iterations(setting)
     hours = None
     if iterations and "seconds" in protocol:
         hours = protocol["seconds"] * iterations * _NUM_GPUS / 3600

@@ -203,7 +203,6 @@ PRINTED = {
 WITH_GAPS = ("table2", "table4", "table5", "table6", "tablea1")
 #: Numbers of which nothing here makes a run: other methods, unreleased data, classifiers.
 OTHERS = ("Exemplar", "RelativePosition", "Jigsaw", "Rotation", "Colorization", "DeepCluster")
-WITHOUT_CONFIG = ("coco-densepose R50-FPN s1x",)
 OTHERS += ("BigBiGAN", "InstDisc", "LocalAgg", "CPC", "CMC", "AMDIM", "SimCLR")
 
 
@@ -261,8 +260,6 @@ def test_ledger__no_number_is_without_a_config_or_the_reason_why(cells):
     for cell in cells:
         place = f"{cell['table']} {cell['row']} {cell['column']}"
         assert cell["source"].count(", ") >= 1, place
-        if cell["part"] in WITHOUT_CONFIG:
-            continue
         if not (cell["finetune"] or cell["pretrain"]):
             assert cell["why_not"], place
         if any(name in cell["row"] for name in (*OTHERS, "IG-1B", "IN-14M", "YFCC")):
