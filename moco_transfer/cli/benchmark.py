@@ -108,8 +108,8 @@ def _matrix(args: argparse.Namespace) -> tuple[Matrix, bool]:
     from ..benchmark.matrix import make_matrix, read_matrix
 
     saved = Path(args.output) / "matrix.yaml"
-    names = "tasks inits seeds label_fractions shots subset_per_seed engine precision"
-    names = f"{names} datasets overrides".split()
+    names = ["tasks", "inits", "seeds", "label_fractions", "shots", "subset_per_seed"]
+    names += ["engine", "precision", "datasets", "overrides"]
     given = {name: getattr(args, name) for name in names if getattr(args, name)}
     if args.matrix and given:
         also = ", ".join(given)

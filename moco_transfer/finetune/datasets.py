@@ -168,8 +168,8 @@ def read_data(request: DataRequest, reads: Reads) -> RunData:
     with collecting(findings):
         subset = _label_subset(request.label_subset, train_sets, reads)
         if subset is not None and train_sets:
-            asked = request.label_subset
-            where = asked if isinstance(asked, str) else "the label subset"
+            wanted = request.label_subset
+            where = wanted if isinstance(wanted, str) else "the label subset"
             train_sets = take_label_subset(train_sets, subset, where)
     if request.keypoints is not None:
         scored = list(filter(has_objects, test_sets))

@@ -15,7 +15,7 @@ import functools
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -189,7 +189,7 @@ def _save(ids: np.ndarray, target: Path, palette: np.ndarray | None = None) -> N
         image.save(tmp, format="PNG")
 
 
-def _make(makers: dict[Path, Callable[[Path], None]], what: str) -> Made:
+def _make(makers: Mapping[Path, Callable[[Path], None]], what: str) -> Made:
     """Write the files that are missing; a file that cannot be made does not stop the others."""
     there = {folder: set(os.listdir(folder)) for folder in _folders(makers) if folder.is_dir()}
     missing = {t: m for t, m in makers.items() if t.name not in there.get(t.parent, ())}
