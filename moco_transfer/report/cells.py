@@ -162,8 +162,8 @@ def pretrain_text(row: Row) -> str:
         epoch = stamp.get("epoch")
         detector = "detector" if run.weights.get("kind") == "detector" else None
         sets = " + ".join(run.weights.get("trained_on") or ())
-        parts = (stamp.get("mechanism"), None if epoch is None else f"epoch {epoch}")
-        parts += (f"detector on {sets}" if detector and sets else detector,)
+        parts = [stamp.get("mechanism"), None if epoch is None else f"epoch {epoch}"]
+        parts.append(f"detector on {sets}" if detector and sets else detector)
         texts.append(", ".join(str(part) for part in parts if part))
     return " / ".join(dict.fromkeys(filter(None, texts)))
 

@@ -186,12 +186,12 @@ def shared_images(reports: Sequence[DatasetReport]) -> list[str]:
             )
         if one.unit != other.unit:
             continue
-        counts = one.counts, other.counts
+        shares = one.counts, other.counts
         if one.labels is not None:
             sentences += _absent(one, other) + _absent(other, one)
             names = [n for n in one.counts if one.counts[n] and other.counts.get(n)]
-            counts = tuple({n: side[n] for n in names} for side in counts)
-        if odd := odd_frequencies(*counts):
+            shares = {n: one.counts[n] for n in names}, {n: other.counts[n] for n in names}
+        if odd := odd_frequencies(*shares):
             sentences.append(
                 f"classes whose share of the {one.unit} differs tenfold between {one.name} and"
                 f" {other.name}: {', '.join(odd[:10])}{', ...' * (len(odd) > 10)}."

@@ -82,13 +82,15 @@ def label_faults(records: Sequence[dict], class_names: Sequence[str]) -> Iterato
     because a loader would find it hours later, and masks of 0 and 255 never. The whole set is
     opened where the sample looks like such masks.
     """
-    places = np.unique(np.linspace(0, len(records) - 1, _SAMPLE).astype(int)) if records else []
+    if not records:
+        return
+    places = np.unique(np.linspace(0, len(records) - 1, _SAMPLE).astype(int)).tolist()
     seen = [_look(records[place], len(class_names)) for place in places]
     problems = _grouped([one.problem for one in seen if one.problem])
     yield from problems
-    if problems or not records:
+    if problems:
         return
-    table = np.sum([one.counts for one in seen], axis=0)
+    table = np.sum([one.counts for one in seen if one.counts is not None], axis=0)
     for record in records:
         if not (fault := _fault(table, class_names)):
             return
