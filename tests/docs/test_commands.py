@@ -29,6 +29,7 @@ RULES: list[tuple[str, str | list[str]]] = [
     (r"moco-transfer (doctor|reproduce|check-data|report|suggest)\b", RUN),
     (r"moco-transfer convert (SRC|moco_v2|ResNet50_W)", "downloads, or has a placeholder"),
     (r"moco-transfer convert ", RUN),
+    (r"moco-transfer pretrain .*DATA.CHANNELS 5", "needs images of five bands"),
     (r"moco-transfer (pretrain|train) .*(R_18|small)", ["--dry-run"]),
     (r"moco-transfer (knn|linear) out/moco", ["--workers", "0", "--image-size", "32"]),
     (r"moco-transfer (pretrain|train) ", "needs ImageNet, CIFAR-10, VOC or several GPUs"),

@@ -28,7 +28,7 @@ from .rank_statistics import (
 @dataclass(frozen=True)
 class PairedDifference:
     """A row minus the base row in one task: difference of the means in points, and Student's 95 %
-    interval over the seeds that both have, None below two.
+    interval over the seeds, None below two or where the rows have different seeds.
     """
 
     value: float
@@ -67,7 +67,8 @@ class TaskScores:
         if init == base or init not in self.means or base not in self.means:
             return None
         ours, theirs = (self._row(i).values[self.kind, self.metric] for i in (init, base))
-        pairs = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+        seeds = sorted(ours) if ours.keys() == theirs.keys() else ()
+        pairs = [ours[seed] - theirs[seed] for seed in seeds]
         gap = self.means[init].mean - self.means[base].mean
         return PairedDifference(gap, t_interval(pairs))
 
