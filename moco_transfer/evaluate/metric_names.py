@@ -8,11 +8,11 @@ of that size or class) is left out, never NaN.
 
 from __future__ import annotations
 
-AP_TASKS = ("bbox", "segm", "keypoints", "densepose")
-"""Tasks whose metric is AP of objects: boxes, masks, keypoints, dense pose."""
+AP_TASKS = ("bbox", "segm", "keypoints")
+"""Tasks that `coco_eval` measures: AP of boxes, masks, keypoints."""
 
-TASKS = (*AP_TASKS, "sem_seg")
-"""These and semantic segmentation: keys of results.json's ``metrics``."""
+TASKS = (*AP_TASKS, "densepose", "sem_seg")
+"""These, dense pose and semantic segmentation: keys of results.json's ``metrics``."""
 
 BBOX_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 """Of boxes and masks, in tables; VOC has the first three."""

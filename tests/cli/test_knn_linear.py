@@ -140,20 +140,6 @@ def refusal(capsys, *arguments: object) -> str:
     return capsys.readouterr().err
 
 
-def test_cli_knn__refuses_what_it_cannot_use(pool, tmp_path, capsys):
-    (tmp_path / "one" / "only").mkdir(parents=True)
-    (tmp_path / "one" / "only" / "0.png").write_bytes(next(pool.glob("*/*")).read_bytes())
-    asked = ("knn", tmp_path / "absent.pth", "--train", pool, "--test")
-    assert "expected images of at least two classes, found 0" in refusal(
-        capsys, *asked, tmp_path / "one"
-    )
-    assert f"{tmp_path / 'nowhere'} does not exist" in refusal(capsys, *asked, tmp_path / "nowhere")
-    assert f"{tmp_path / 'absent.pth'} does not exist" in refusal(capsys, *asked, pool)
-    assert "--temperature: expected a number above 0, got 0" in refusal(
-        capsys, *asked, pool, "--temperature", 0
-    )
-
-
 @pytest.fixture(scope="module")
 def official(tmp_path_factory):
     """A file in the layout of the official checkpoints, and the network in it."""
@@ -165,6 +151,21 @@ def official(tmp_path_factory):
     del network.fc
     torch.save(network.state_dict(), folder / "backbone.pth")
     return folder
+
+
+def test_cli_knn__refuses_what_it_cannot_use(official, pool, tmp_path, capsys):
+    (tmp_path / "one" / "only").mkdir(parents=True)
+    (tmp_path / "one" / "only" / "0.png").write_bytes(next(pool.glob("*/*")).read_bytes())
+    asked = ("knn", official / "official.pth.tar", "--train", pool, "--test")
+    assert "expected images of at least two classes, found 0" in refusal(
+        capsys, *asked, tmp_path / "one"
+    )
+    assert f"{tmp_path / 'nowhere'} does not exist" in refusal(capsys, *asked, tmp_path / "nowhere")
+    absent = ("knn", tmp_path / "absent.pth", "--train", pool, "--test")
+    assert f"{tmp_path / 'absent.pth'} does not exist" in refusal(capsys, *absent, pool)
+    assert "--temperature: expected a number above 0, got 0" in refusal(
+        capsys, *asked, pool, "--temperature", 0
+    )
 
 
 def test_open_encoder__the_same_trunk_of_an_official_file_and_of_a_backbone(official, pool, capsys):

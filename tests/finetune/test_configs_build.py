@@ -1,5 +1,7 @@
 """Every shipped detection config builds a detector whose trunk takes every tensor of its weights.
 
+Left out are those of dense pose, which Detectron2 alone builds.
+
 The numbers are counted from the architectures: 53 convolutions of a ResNet-50 and 20 of a ResNet-18
     (shortcuts included), 5 tensors each
 with BN. Built on torch's meta device, which allocates nothing.
@@ -19,7 +21,7 @@ from moco_transfer.finetune.handover import trunk_places
 LEAVES = sorted(
     name.split("/")[1]
     for name in available()
-    if name.startswith("detection/") and "Base-" not in name
+    if name.startswith("detection/") and "Base-" not in name and "densepose" not in name
 )
 
 

@@ -45,9 +45,11 @@ NOT_OF_THE_MATHEMATICS = ("images_per_sec", "data_wait_share", "time", "knn_sec"
 class SmallEncoder(nn.Module):
     """In place of a ResNet, whose checkpoints take seconds to write."""
 
-    def __init__(self, arch: str, *, num_classes: int, norm_layer=nn.BatchNorm2d) -> None:
+    def __init__(
+        self, arch: str, *, num_classes: int, norm_layer=nn.BatchNorm2d, in_channels: int = 3
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 8, 3, stride=2, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, 8, 3, stride=2, bias=False)
         self.bn1 = norm_layer(8)
         self.fc = nn.Linear(8, num_classes)
 
@@ -58,8 +60,15 @@ class SmallEncoder(nn.Module):
 class EncoderWithoutBN(SmallEncoder):
     """One whose result does not depend on how images are dealt out to processes."""
 
-    def __init__(self, arch: str, *, num_classes: int, norm_layer=None) -> None:
-        super().__init__(arch, num_classes=num_classes, norm_layer=lambda channels: nn.Identity())
+    def __init__(
+        self, arch: str, *, num_classes: int, norm_layer=None, in_channels: int = 3
+    ) -> None:
+        super().__init__(
+            arch,
+            num_classes=num_classes,
+            norm_layer=lambda channels: nn.Identity(),
+            in_channels=in_channels,
+        )
 
 
 class NoImages:

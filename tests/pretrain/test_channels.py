@@ -131,7 +131,7 @@ def test_the_whole_road__pretrain_resume_knn_linear_convert(tmp_path, channels, 
     _write_classes(images, channels)
     words = [*SMALL.split(), "DATA.ROOT", str(images), "OUTPUT_DIR", str(out)]
     words += ["DATA.CHANNELS", str(channels), "DATA.PIXEL_MEAN", "()", "DATA.PIXEL_STD", "()"]
-    words += ["KNN.TEST", str(images)]
+    words += ["KNN.TEST", str(images), "SOLVER.BASE_LR", "0.0001"]
     config = ["pretrain", "--config-file", "moco_v2_R_18_96px"]
     assert main([*config, *words]) == 0
     assert main([*config, "--resume", *words, "SOLVER.MAX_ITER", "4"]) == 0

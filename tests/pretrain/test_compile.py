@@ -28,9 +28,9 @@ pytestmark = [
 class Small(nn.Module):
     """A convolution, groups of batch statistics, and a linear layer."""
 
-    def __init__(self, arch: str, *, num_classes: int, norm_layer) -> None:
+    def __init__(self, arch: str, *, num_classes: int, norm_layer, in_channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3, stride=2, bias=False)
+        self.conv = nn.Conv2d(in_channels, 8, 3, stride=2, bias=False)
         self.norm = SplitBatchNorm2d(8, group_size=4)
         self.fc = nn.Linear(8, num_classes)
 

@@ -159,7 +159,7 @@ def test_run__a_bank_that_takes_all_other_images_says_so(pool, tmp_path, caplog)
 class Flat(torch.nn.Module):
     """An encoder whose features are the same for every image, whatever it learns."""
 
-    def __init__(self, arch: str, *, num_classes: int, norm_layer=None) -> None:
+    def __init__(self, arch: str, *, num_classes: int, norm_layer=None, in_channels=3) -> None:
         super().__init__()
         self.fc = torch.nn.Linear(1, num_classes)
 
