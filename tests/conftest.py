@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 from pathlib import Path
 
@@ -27,6 +28,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 marker
             ):  # not item.keywords, which hold the ids of parameters too
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def _log_of_one_test():
+    """Close what a run logs to: its captured terminal and its folder end with the test."""
+    yield
+    log = logging.getLogger("moco_transfer")
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
+    log.propagate = True
 
 
 @pytest.fixture(scope="session")

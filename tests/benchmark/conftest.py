@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,12 +41,7 @@ def benchmark():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(LaunchSettings, "make", lambda self, output, **more: InThisProcess())
             patch.setattr("moco_transfer.benchmark.run._POLL_SEC", 0.0)
-            try:
-                return main(["benchmark", *map(str, arguments)])
-            finally:  # runs log to the captured terminal of one test
-                log = logging.getLogger("moco_transfer")
-                log.handlers.clear()
-                log.propagate = True
+            return main(["benchmark", *map(str, arguments)])
 
     return run
 
