@@ -50,7 +50,7 @@ def _environment() -> Any:
 
     return jinja2.Environment(
         loader=jinja2.PackageLoader(__package__),
-        autoescape=False,  # Markdown
+        autoescape=False,  # noqa: S701 - Markdown
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -101,7 +101,9 @@ def torch_load(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a damaged byte may look like another version
                 with torch.serialization.safe_globals([(v, name) for name, v in known.items()]):
-                    return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)
+                    return torch.load(  # noqa: TID251 - here, with weights_only
+                        str(path), map_location="cpu", weights_only=True, mmap=mmap
+                    )
         except FileNotFoundError as error:
             raise MissingFileError(f"Checkpoint {path} does not exist.") from error
         except Exception as error:  # torch's reader raises any kind for a damaged file
