@@ -84,23 +84,25 @@ class SemanticEvaluator(PredictionWriter):
         """
         num_classes = len(self.dataset.category_ids)
         for item, output in zip(batch, outputs, strict=True):
-            labels = output["sem_seg"].detach().cpu().numpy().astype(np.int64)
-            if not 0 <= labels.min() <= labels.max() < num_classes:
+            predicted = output["sem_seg"].detach().cpu().numpy().astype(np.int64)
+            if not 0 <= predicted.min() <= predicted.max() < num_classes:
                 raise unknown_class(
-                    next(c for c in np.unique(labels) if not 0 <= c < num_classes), num_classes
+                    next(c for c in np.unique(predicted) if not 0 <= c < num_classes), num_classes
                 )
-            classes = np.flatnonzero(np.bincount(labels.ravel()))
-            found: dict[str, Any] = {"classes": classes, "masks": encode_classes(labels, classes)}
+            classes = np.flatnonzero(np.bincount(predicted.ravel()))
+            masks = encode_classes(predicted, classes)
+            found: dict[str, Any] = {"classes": classes, "masks": masks}
             record = self._records[item["image_id"]]
             if record.get("sem_seg_file_name"):
-                truth = read_labels(record)
-                if truth.shape != labels.shape:
+                labels = read_labels(record)
+                if labels.shape != predicted.shape:
                     raise InputError(
-                        f"{record['sem_seg_file_name']} is {_size(truth)}, the prediction for"
-                        f" {record['file_name']} {_size(labels)}: both must have the image's size."
+                        f"{record['sem_seg_file_name']} is {_size(labels)}, the prediction for"
+                        f" {record['file_name']} {_size(predicted)}: both must have the image's"
+                        " size."
                     )
-                counts = truth != IGNORED
-                matrix = confusion_matrix(truth[counts], labels[counts], num_classes)
+                counts = labels != IGNORED
+                matrix = confusion_matrix(labels[counts], predicted[counts], num_classes)
                 found["confusion"] = matrix
             self._found.append((item["image_id"], found))
 
@@ -129,11 +131,11 @@ class SemanticEvaluator(PredictionWriter):
         return {TASK: metrics}
 
 
-def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
+def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
     """Return the number of pixels, int64 (C, C), by labelled class (rows) and predicted class;
     both are classes int64 of one shape.
     """
-    pairs = (num_classes * truth + predicted).ravel()
+    pairs = (num_classes * labels + predicted).ravel()
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
