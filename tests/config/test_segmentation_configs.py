@@ -3,8 +3,8 @@
 Sources: arXiv:1911.05722 Table 6 and App. A.5; what A.5 leaves open is of CVMI-Lab/SlotCon's
     transfer/segmentation/configs (momentum, no warm-up, windows at test).
 
-Seen red under: the other set's crop or learning rate; a milestone at 80 %; warm-up; a twin that
-keeps RGB; a wrong number in a header.
+Seen red under: the other set's crop or learning rate; a milestone at 80 %; warm-up; dilation 1 in
+the head; no windows; a twin that keeps RGB; a wrong number in a header, of a twin too.
 """
 
 from __future__ import annotations
