@@ -21,7 +21,15 @@ from ..runtime.files import atomic_write_text
 
 RANDOM = "random"
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")  # it names a folder
-_PATHS = {"coco": (0, 1), "voc": (0, 2)}  # places of paths behind NAME=KIND: in a --dataset flag
+# Places of paths behind NAME=KIND: in a --dataset flag; at 2 may be the names of classes.
+_PATHS = {
+    "coco": (0, 1),
+    "lvis": (0, 1),
+    "voc": (0, 2),
+    "yolo": (0,),
+    "cityscapes": (0, 1),
+    "semantic": (0, 1, 2),
+}
 
 
 @dataclass(frozen=True)
@@ -178,9 +186,10 @@ def _absolute_flag(flag: str) -> str:
     name, equals, rest = flag.partition("=")
     kind, *fields = rest.split(":")
     for place in _PATHS.get(kind, ()):
-        if place < len(fields):  # of VOC the third may be the class names themselves
+        if place < len(fields):
             fields[place] = _absolute(fields[place], only_files=place == 2)
-    return f"{name}{equals}{':'.join([kind, *fields])}"
+    flag = f"{name}{equals}{':'.join([kind, *fields])}"
+    return re.sub(r"(?<=\blist_file=)[^,:]+", lambda found: _absolute(found[0]), flag)
 
 
 def _check_names(kind: str, names: Sequence[str], example: str) -> None:

@@ -1,7 +1,7 @@
 """The matrix: which runs it has, in which order, under which words; and what is no matrix.
 
 Seen red under: seeds as the innermost loop; the subset's words left out; a name given twice
-    accepted; ``random=FILE`` accepted.
+    accepted; ``random=FILE`` accepted; a relative folder or list of label images left as it was.
 """
 
 from __future__ import annotations
@@ -156,10 +156,16 @@ def test_matrix__saved_paths_hold_in_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.yaml").write_text("")
     (tmp_path / "classes.txt").write_text("a\n")
-    flags = ("a=voc:VOC:train:classes.txt", "b=voc:VOC:test:x,y:year=2007", "c=coco:c.json:images")
+    flags = (
+        "a=voc:VOC:train:classes.txt",
+        "b=voc:VOC:test:x,y:year=2007",
+        "d=semantic:images:labels:x,y:list_file=lists/d.txt,label_ending=_ids.png:classes=y",
+        "e=yolo:data.yaml:train",
+        "c=coco:c.json:images",
+    )
     tasks = (Task("t", "own.yaml", datasets=flags), Task("coco_R_50_C4_1x", "coco_R_50_C4_1x"))
     rows = (Initialisation("random"), Initialisation("moco", "moco.pkl"))
-    matrix = Matrix(Path("runs"), tasks, rows, baseline="moco", datasets=flags[2:])
+    matrix = Matrix(Path("runs"), tasks, rows, baseline="moco", datasets=flags[-1:])
     file = matrix.save()
     monkeypatch.chdir("/")
     saved = read_matrix(tmp_path / file, tmp_path / "runs")
@@ -170,6 +176,9 @@ def test_matrix__saved_paths_hold_in_any_folder(tmp_path, monkeypatch):
             (
                 f"a=voc:{at}/VOC:train:{at}/classes.txt",
                 f"b=voc:{at}/VOC:test:x,y:year=2007",
+                f"d=semantic:{at}/images:{at}/labels:x,y:list_file={at}/lists/d.txt,"
+                "label_ending=_ids.png:classes=y",
+                f"e=yolo:{at}/data.yaml:train",
                 f"c=coco:{at}/c.json:{at}/images",
             ),
         ),
