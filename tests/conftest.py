@@ -5,11 +5,16 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+# Triton reads it when torch imports it: without a GPU its kernels are interpreted on the CPU.
+if shutil.which("nvidia-smi") is None:
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -39,6 +44,27 @@ def _log_of_one_test():
         log.removeHandler(handler)
         handler.close()
     log.propagate = True
+
+
+@pytest.fixture
+def kernel_launches(monkeypatch) -> list[str]:
+    """Names of the Triton kernels that a test launches, in the interpreter."""
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    launch, names = interpreter.InterpretedFunction.run, []
+
+    def run(self, *args, **kwargs):
+        names.append(self.fn.__name__)
+        return launch(self, *args, **kwargs)
+
+    monkeypatch.setattr(interpreter.InterpretedFunction, "run", run)
+    return names
+
+
+@pytest.fixture
+def interpreted_triton() -> None:
+    """Skip a test of interpreted kernels where they are compiled for a GPU."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("Triton compiles for this machine's GPU: pytest -m gpu")
 
 
 @pytest.fixture(scope="session")

@@ -19,11 +19,11 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..runtime.device import sent
 from ..runtime.distributed import all_gather_rows, get_rank, get_world_size
+from .split_norm.operator import split_batch_norm
 
 
 def draw_permutation(batch_size: int) -> Tensor:
@@ -93,17 +93,9 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         groups = num_groups(len(x), self.group_size)
         if not self.training or groups == 1:
             return super().forward(x)
-        # split, not tensor_split: its gradient is one concatenation, not a batch per group.
-        small, larger = divmod(len(x), groups)
-        parts = x.split([small + (i < larger) for i in range(groups)])
-        means = [self.running_mean.clone() for _ in parts]
-        variances = [self.running_var.clone() for _ in parts]
-        normalised = [
-            F.batch_norm(part, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
-            for part, mean, var in zip(parts, means, variances, strict=True)
-        ]
+        y, _, _, batch = split_batch_norm(x, self.weight, self.bias, groups, self.eps)
         with torch.no_grad():
-            self.running_mean.copy_(torch.stack(means).mean(0))
-            self.running_var.copy_(torch.stack(variances).mean(0))
+            running = [self.running_mean, self.running_var]
+            torch._foreach_lerp_(running, list(batch), self.momentum)
             self.num_batches_tracked += 1
-        return torch.cat(normalised)
+        return y

@@ -1,4 +1,6 @@
-"""What is asked of a device: its precision, copies to it, and memory that stays allocated."""
+"""What is asked of a device: its precision, copies to it, compiled kernels, and memory that stays
+allocated.
+"""
 
 from __future__ import annotations
 
@@ -126,6 +128,25 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def runs_triton(device: torch.device) -> bool:
+    """Return whether kernels compiled by Triton run on the device; elsewhere torch's operators
+    compute the same in more launches.
+    """
+    return device.type == "cuda" and _triton_compiles()
+
+
+@functools.cache
+def _triton_compiles() -> bool:
+    try:
+        from triton.runtime import driver
+
+        driver.active.get_current_target()  # builds Triton's launcher, with a C compiler
+    except Exception as error:  # ImportError, or whatever the absence of a compiler raises
+        logger.warning("Triton does not work here, so steps are slower: %s", error)
+        return False
+    return True
 
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # glibc's malloc.h

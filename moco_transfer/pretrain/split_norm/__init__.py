@@ -1,0 +1,1 @@
+"""SplitBN as one operator: torch's batch norm of each group, or Triton kernels on a GPU."""
