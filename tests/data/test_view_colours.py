@@ -3,7 +3,8 @@ both back ends.
 
 Tolerances are in levels (1/255) and explained in view_colours.py. Went red under: hue shifted the
 other way; contrast's mean taken before the steps in front of it; grey before the jitter in v2; a
-blur kernel of one box too few; sigma halved; scale and mean swapped.
+blur kernel of one box too few; sigma halved; scale and mean swapped. The Triton kernels: contrast
+without the steps in front of it; a blur along one side alone.
 """
 
 from __future__ import annotations
@@ -193,3 +194,24 @@ def test_back_ends__agree_and_threads_change_nothing():
     assert {row[i] for row in rows for i in range(0, 10, 2)} <= set(
         map(float, view_colours.CODES.values())
     )
+
+
+def test_triton__agrees_with_torchs_operators(monkeypatch, interpreted_triton, kernel_launches):
+    """Interpreted on the CPU; half a block of each view lies outside it."""
+    rng = np.random.default_rng(5)
+    rows = []
+    for recipe in (RECIPES["v1"], RECIPES["v2"]):
+        size = {"height": 64, "width": 64, "crop_scale": (0.2, 1.0)}
+        drawn = [draw_parameters(rng, recipe=recipe, **size) for _ in range(5)]
+        rows += [colour_row(p, grey_first=recipe.grey_first) for p in drawn]
+    assert any(row[-1] > 1 for row in rows) and any(row[-1] == 0 for row in rows)
+    pixels = [random_pixels(21, seed=i) for i in range(len(rows))]
+    normalised = {"mean": (123.0, 116.0, 103.0), "std": (0.5, 2.0, 1.0)}
+    monkeypatch.setattr(native, "available", lambda: False)
+    expected = finish(pixels, rows, **normalised)
+    assert kernel_launches == []
+    monkeypatch.setattr(view_colours, "runs_triton", lambda device: True)
+    out = finish(pixels, rows, **normalised)
+    assert (out - expected).abs().max() < 2e-3
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert len(kernel_launches) == 4

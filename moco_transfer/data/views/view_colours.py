@@ -1,9 +1,9 @@
 """Colours, blur and normalisation of views on the training device, as batched operators.
 
 A data worker ships uint8 crops and, per view, a row of numbers that says what happens to it. On a
-CPU the compiled loops do it (``native.py``), elsewhere and without them torch's operators in this
-file. Both compute in float32 what torchvision's operators on float tensors compute, clipped to
-0-255 after each step and not rounded in between.
+CPU the compiled loops do it (``native.py``), on a GPU four kernels (``view_colours_triton.py``),
+and without either torch's operators in this file. All compute in float32 what torchvision's
+operators on float tensors compute, clipped to 0-255 after each step and not rounded in between.
 
 Shapes in this module:
     B: views    S: side of a view, px    R: reach of the widest blur, px    C: channels
@@ -23,11 +23,13 @@ Faithfulness, in levels (1/255), held by tests/data/test_view_colours.py:
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ...runtime.device import runs_triton, sent
 from . import native
 from .augmentation import ViewParameters
 
@@ -107,26 +109,42 @@ def finish_views(
     if len(mean) == 1:
         grey = finish_views(views, colours, 3 * mean, 3 * std)[:, :1]
         return grey.contiguous(memory_format=torch.channels_last)
+    kernels = torch.from_numpy(blur_kernels(colours[:, -1].numpy()))
     scale = 1 / torch.tensor(std, dtype=torch.float32)
     bias = -torch.tensor(mean, dtype=torch.float32) * scale
-    kernels = torch.from_numpy(blur_kernels(colours[:, -1].numpy()))
-    if views.device.type == "cpu" and native.available() and views.shape[1] == 3:
-        out = torch.empty(views.shape, memory_format=torch.channels_last)
-        steps = colours[:, :-1].contiguous()
-        native.finish_views(
-            views.permute(0, 2, 3, 1).contiguous(), steps, kernels, scale=scale, bias=bias, out=out
-        )
-        return out
+    loops = views.device.type == "cpu" and native.available()
+    if views.shape[1] == 3 and (loops or runs_triton(views.device)):
+        rows = sent(torch.cat([colours, kernels], dim=1), views.device)
+        return _finish(views, rows, scale.tolist(), bias.tolist())
     # Channel by channel, as these operators read it.
     x = views.to(torch.float32, memory_format=torch.contiguous_format)
     for step in range(STEPS):
         _apply_step(x, colours[:, 2 * step], colours[:, 2 * step + 1])
     blurred = kernels[:, 0].nonzero().flatten()
     if len(blurred):
-        where = blurred.to(views.device, non_blocking=True)
-        x[where] = _blur(x[where], kernels[blurred].to(views.device, non_blocking=True))
-    scale, bias = (t.to(views.device, non_blocking=True).view(-1, 1, 1) for t in (scale, bias))
+        where = sent(blurred, x.device)
+        x[where] = _blur(x[where], sent(kernels[blurred], x.device))
+    scale, bias = (sent(t, x.device).view(-1, 1, 1) for t in (scale, bias))
     return x.mul_(scale).add_(bias).contiguous(memory_format=torch.channels_last)
+
+
+@torch.library.custom_op("moco_transfer::finish_views", mutates_args=())
+def _finish(views: Tensor, rows: Tensor, scale: Sequence[float], bias: Sequence[float]) -> Tensor:
+    # By the compiled loops, or by four kernels on a GPU: one operator to torch. `rows` (B, ROW + R
+    # + 1) are colours and kernels; a value v becomes v * scale + bias.
+    channels_last = torch.channels_last
+    if runs_triton(views.device):
+        from . import view_colours_triton
+
+        views = views.contiguous(memory_format=channels_last)
+        return view_colours_triton.finish_views(views, rows, STEPS, scale=scale, bias=bias)
+    out = torch.empty(views.shape, memory_format=channels_last)
+    native.finish_views(
+        *(views.permute(0, 2, 3, 1).contiguous(), rows[:, : 2 * STEPS].contiguous()),
+        rows[:, ROW:].contiguous(),
+        **{"scale": torch.tensor(scale), "bias": torch.tensor(bias), "out": out},
+    )
+    return out
 
 
 def _apply_step(x: Tensor, codes: Tensor, factors: Tensor) -> None:
@@ -138,7 +156,7 @@ def _apply_step(x: Tensor, codes: Tensor, factors: Tensor) -> None:
         chosen = (codes == code).nonzero().flatten()
         if operation is None or not len(chosen):
             continue
-        where, factor = (t.to(x.device, non_blocking=True) for t in (chosen, factors[chosen]))
+        where, factor = (sent(t, x.device) for t in (chosen, factors[chosen]))
         x[where] = operation(x[where], factor.view(-1, 1, 1, 1))
 
 
