@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import InputError
-from ..runtime.files import atomic_write_text
+from ..runtime.files import atomic_write_text, make_folder
 
 CONSOLE = "console.txt"  # what a run printed, in its folder
 SAVES_WITHIN_SEC = 120
@@ -121,7 +121,7 @@ class LocalLauncher:
 
     def start(self, command: Sequence[str], folder: Path, lane: int) -> subprocess.Popen[bytes]:
         """Start a run; what it prints is added to ``console.txt`` in its folder."""
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with open(folder / CONSOLE, "ab") as console:
             return subprocess.Popen(
                 command,
@@ -148,7 +148,7 @@ class TrainJob:
 
     def __call__(self) -> int:
         """Run the command and return its exit status."""
-        Path(self.folder).mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         with open(Path(self.folder) / CONSOLE, "ab") as console:
             self._process = subprocess.Popen(self.command, stdout=console, stderr=subprocess.STDOUT)
             return self._process.wait()
@@ -227,7 +227,7 @@ def output_lock(output: Path, *, wait_sec: float = SAVES_WITHIN_SEC) -> Iterator
     """Hold the output folder for one benchmark and the runs that it started; yield the lock's file
     descriptor. InputError if it is still held after ``wait_sec``, e.g. by runs of a killed one.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     until = time.monotonic() + wait_sec
     with open(output / ".lock", "a", encoding="utf-8") as file:
         for attempt in itertools.count():

@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from .distributed import get_rank
+from .files import make_folder
 
 
 class _Formatter(logging.Formatter):
@@ -58,7 +59,7 @@ def set_up_logging(output_dir: str | Path | None = None, *, quiet: bool = False)
         handlers.append(_TerminalHandler(sys.stdout))
         handlers[0].setLevel(logging.WARNING if quiet else logging.INFO)
     if output_dir is not None:
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        make_folder(output_dir)
         name = "log.txt" if get_rank() == 0 else f"log.txt.rank{get_rank()}"
         handlers.append(_FileHandler(Path(output_dir) / name, encoding="utf-8"))
     for handler in handlers:

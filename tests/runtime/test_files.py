@@ -1,7 +1,8 @@
 """Files are whole or not there.
 
 Went red under: writing to the target directly instead of the temporary file; leaving the temporary
-    file behind.
+    file behind; no look for leftovers; no lock on the temporary file; the parent of a new folder
+    not synced.
 """
 
 from __future__ import annotations
@@ -37,6 +38,31 @@ def test_atomic_path__kill_in_the_middle_leaves_the_old_file(tmp_path):
     )
     assert subprocess.run([sys.executable, "-c", program], cwd=os.getcwd()).returncode == -9
     assert target.read_text() == "old"
+    assert len(os.listdir(tmp_path)) == 2
+    # The next process to write there removes what is left, but nothing that has another name or
+    # that is being written.
+    for name in (".a.txt.tmp", "b.12345678.tmp"):
+        (tmp_path / name).touch()
+    program = (
+        "import os\nfrom moco_transfer.runtime.files import _remove_leftovers, atomic_path\n"
+        f"with atomic_path({str(tmp_path / 'c')!r}) as tmp:\n    tmp.write_text('new')\n"
+        f"    _remove_leftovers.cache_clear()\n    with atomic_path({str(target)!r}):\n"
+        f"        print(sorted(set(os.listdir({str(tmp_path)!r})) - {{tmp.name}}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr == "" and done.stdout.count(".a.txt.") == 2, done
+    assert sorted(os.listdir(tmp_path)) == [".a.txt.tmp", "a.txt", "b.12345678.tmp", "c"]
+
+
+def test_atomic_write__a_new_folder_lasts_through_a_power_cut(tmp_path, monkeypatch):
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (synced.append(os.path.realpath(f"/proc/self/fd/{fd}")), fsync(fd))
+    )
+    atomic_write_text(tmp_path / "one" / "two" / "a", "x")
+    if os.path.exists("/proc/self/fd"):
+        expected = [str(tmp_path), str(tmp_path / "one"), str(tmp_path / "one" / "two")]
+        assert sorted(path for path in synced if os.path.isdir(path)) == expected
 
 
 def test_atomic_write__new_file_has_the_permissions_open_would_give(tmp_path):
