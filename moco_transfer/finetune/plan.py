@@ -31,7 +31,7 @@ from ..config.schema_file import SEGMENTOR
 from ..convert import Coverage
 from ..data.annotations.catalog import parse_dataset_flag
 from ..data.annotations.label_subset import LabelDraw, LabelSubset
-from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
+from ..runtime.checkpoint import CheckpointFolder
 from ..runtime.device import FP32, Precision, choose_precision
 from ..runtime.distributed import broadcast_object, get_world_size, start_processes
 from ..runtime.errors import InputError
@@ -181,10 +181,10 @@ class _Planner:
         path, init = written.MODEL.WEIGHTS, request.init
         read = functools.partial(handover.read_weights, path, init=init)
         self.weights = self._try(reads.once, ("weights", path, init), read)
-        last = CheckpointFolder(written.OUTPUT_DIR).last
-        self.checkpoint_path = self._try(last) if request.resume else None
-        found = self.checkpoint_path
-        self.checkpoint = self._try(load_checkpoint, found) if found is not None else None
+        newest = CheckpointFolder(written.OUTPUT_DIR).newest
+        found = self._try(newest) if request.resume else None
+        self.checkpoint_path = found[0] if found is not None else None
+        self.checkpoint = found[1] if found is not None else None
         self.precision = self._try(self._precision) or FP32
         self.cfg = _settled(written, self.schedule, self.data, self.checkpoint)
         self.engine = self._try(self.kind, self.cfg, self.device)

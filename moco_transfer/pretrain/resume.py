@@ -59,16 +59,18 @@ def read_last(checkpoints: CheckpointFolder) -> ResumePoint | None:
             which would wait for one another forever; on all processes.
     """
     faults = Faults()
-    path = broadcast_object(faults.check(checkpoints.last) if is_main_process() else None)
-    state = faults.check(lambda: load_checkpoint(path)) if path is not None else None
+    found = faults.check(checkpoints.newest) if is_main_process() else None
+    path, state = broadcast_object(found and found[0]), found and found[1]
+    if path is not None and not is_main_process():
+        state = faults.check(lambda: load_checkpoint(path))
     if state is not None and state.get("format") != CHECKPOINT_FORMAT:
         faults.add(f"{path} is not a checkpoint of moco-transfer pretrain.")
     problem = str(faults.errors[0]) if faults.errors else None
-    found = all_gather_object((problem, None if problem or not state else state["iteration"]))
-    first_problem, expected = found[0]
+    facts = all_gather_object((problem, None if problem or not state else state["iteration"]))
+    first_problem, expected = facts[0]
     if first_problem is not None:
         raise InputError(first_problem)
-    for rank, (theirs, iteration) in enumerate(found):
+    for rank, (theirs, iteration) in enumerate(facts):
         if theirs is not None or iteration != expected:
             raise InputError(
                 f"Process {rank} cannot resume from {path} as process 0 does, after iteration"

@@ -8,6 +8,8 @@ finished epochs (pre-training) or iterations (fine-tuning).
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import pickle
 import re
 import warnings
@@ -20,9 +22,11 @@ from typing import Any
 
 import torch
 
-from .errors import InputError, MissingFileError, damaged, printable
+from .errors import Faults, InputError, MissingFileError, damaged, printable
 from .files import atomic_path, atomic_write_text
 from .safe_pickle import ForbiddenNameError, StandIn
+
+logger = logging.getLogger(__name__)
 
 LAST = "last_checkpoint"
 """The text file that holds the name of the newest checkpoint."""
@@ -45,24 +49,60 @@ class CheckpointFolder:
         with atomic_path(path) as tmp, open(tmp, "wb") as file:
             torch.save(state, file)
         atomic_write_text(self.folder / LAST, path.name + "\n")
-        if self.keep > 0:
-            others = sorted(p for p in self.folder.glob("checkpoint_*.pth") if p != path)
-            for old in others[: max(0, len(others) - (self.keep - 1))]:
-                old.unlink(missing_ok=True)
+        self.prune(self.keep)
         return path
 
+    def prune(self, keep: int) -> None:
+        """Remove all older than the last checkpoint but ``keep`` - 1 (0: nothing)."""
+        last = self.last()
+        older = [each for each in self._by_age() if last and each.name < last.name]
+        for old in older[: -(keep - 1) or None] if keep else []:
+            old.unlink(missing_ok=True)
+
     def last(self) -> Path | None:
-        """Return the newest checkpoint, None without one; MissingFileError if it is gone."""
+        """Return what ``last_checkpoint`` names, None without it; InputError if that is no file."""
+        path = self._named()
+        if path is not None and not path.is_file():
+            raise MissingFileError(
+                f"{self.folder / LAST} names {path.name}, which is not in {self.folder}. Put the"
+                " file back, or name another checkpoint there."
+            )
+        return path
+
+    def newest(self) -> tuple[Path, dict[str, Any]] | None:
+        """Return the checkpoint to resume from and its content, None without any: what
+        ``last_checkpoint`` names or, with a warning, the newest before it that is whole.
+
+        Raises:
+            InputError: If there are checkpoints, and none of them is whole.
+        """
+        faults, found = Faults(), self._by_age()[::-1]
+        named = faults.check(self._named)
+        if named is not None:
+            older = [path for path in found if path.name < named.name]
+            # Without the file: the name may be what is damaged.
+            found = [named, *older] if faults.check(self.last) else older or found
+        for path in found:
+            state = faults.check(functools.partial(load_checkpoint, path))
+            if state is not None:
+                for fault in faults.errors:
+                    logger.warning("%s Resuming from %s, the one before.", fault, path.name)
+                return path, state
+        if faults.errors:
+            raise faults.errors[0]
+        return None
+
+    def _named(self) -> Path | None:
         pointer = self.folder / LAST
         if not pointer.exists():
             return None
-        path = self.folder / pointer.read_text(encoding="utf-8").strip()
-        if not path.is_file():
-            raise MissingFileError(
-                f"{pointer} names {path.name}, which is not in {self.folder}. Put the file back,"
-                " or name another checkpoint there."
-            )
-        return path
+        name = pointer.read_bytes().decode(errors="replace").strip()
+        if not name.isprintable() or name != Path(name).name:
+            raise damaged(pointer, f"it names {name[:80]!r}")
+        return self.folder / name
+
+    def _by_age(self) -> list[Path]:
+        return sorted(self.folder.glob("checkpoint_*.pth"))
 
     @contextlib.contextmanager
     def advising(self, remedy: str) -> Iterator[None]:
@@ -75,7 +115,11 @@ class CheckpointFolder:
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Return the dictionary in a file that ``torch.save`` wrote; raises as :func:`torch_load`."""
+    """Return the dictionary in a file that ``torch.save`` wrote; raises as :func:`torch_load`, and
+    InputError if a checksum is wrong: torch would load a changed weight without a word.
+    """
+    if zipfile.is_zipfile(path) and (fault := zip_fault(path)):
+        raise damaged(path, fault)
     state = torch_load(path)
     if not isinstance(state, dict):
         raise InputError(f"{path} holds a {type(state).__name__}, expected a dictionary.")

@@ -100,12 +100,13 @@ def _what_only_one_process_sees(
             found[name] = refusal(pretrain, settings, resume=True)
     with patch.context() as mine:
         if rank == 1:  # a file system that has not yet told of the newest checkpoint
-            mine.setattr(resume.CheckpointFolder, "last", lambda self: None)
+            mine.setattr(resume.CheckpointFolder, "newest", lambda self: None)
         found["slow to tell"] = refusal(pretrain, settings, resume=True)
     if rank == 0:
-        (folder / "cut" / "last_checkpoint").write_text("checkpoint_9999.pth\n")
+        (folder / "gone").mkdir()
+        (folder / "gone" / "last_checkpoint").write_text("checkpoint_9999.pth\n")
     dist.barrier()
-    found["gone"] = refusal(pretrain, settings, resume=True)
+    found["gone"] = refusal(pretrain, config(pool, folder / "gone"), resume=True)
     return found
 
 

@@ -1,10 +1,13 @@
 """Checkpoints: found again, safe to read, and clear when they are not.
 
-Went red under: deleting the newest file instead of the oldest; weights_only=False.
+Went red under: deleting the newest file instead of the oldest; weights_only=False; no look at the
+    checksums; what last_checkpoint names taken unseen; a newer checkpoint than that taken; a later
+    one counted among those to keep.
 """
 
 from __future__ import annotations
 
+import logging
 import pickle
 
 import pytest
@@ -31,6 +34,87 @@ def test_checkpoint_folder__pointer_to_a_missing_file__error(tmp_path):
     (tmp_path / "last_checkpoint").write_text("checkpoint_0009.pth")
     with pytest.raises(MissingFileError, match="checkpoint_0009.pth, which is not in"):
         CheckpointFolder(tmp_path).last()
+
+
+def saved(folder, *names, keep=0):
+    for number, name in enumerate(names):
+        CheckpointFolder(folder, keep=keep).save({"x": torch.full((1000,), float(number))}, name)
+
+
+def flip(path):
+    """Change a bit of a weight."""
+    content, data = torch.tensor(2.0).numpy().tobytes(), bytearray(path.read_bytes())
+    data[data.index(content * 3) + 3] ^= 1
+    path.write_bytes(data)
+
+
+def test_load_checkpoint__a_changed_weight_is_refused(tmp_path):
+    saved(tmp_path, "0001", "0002", "0003")
+    flip(tmp_path / "checkpoint_0003.pth")
+    with pytest.raises(
+        InputError, match=r"checkpoint_0003.pth is truncated or damaged \(its record"
+    ):
+        load_checkpoint(tmp_path / "checkpoint_0003.pth")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["flip", "cut", "gone", "no pointer", "pointer", "pointer to a folder", "cut pointer", "all"],
+)
+def test_newest__the_one_before_is_taken_and_named(tmp_path, damage, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("moco_transfer"), "propagate", True)
+    saved(tmp_path, "0001", "0001_iter00000007", "0002", "0003")
+    pointer, last = tmp_path / "last_checkpoint", tmp_path / "checkpoint_0002.pth"
+    pointer.write_text(last.name)  # by the user: 0003 is not wanted
+    taken, warned = "checkpoint_0001_iter00000007.pth", last.name
+    if damage == "flip":
+        flip(last)
+    elif damage in ("cut", "all"):
+        for path in tmp_path.glob("*.pth") if damage == "all" else [last]:
+            path.write_bytes(path.read_bytes()[:900])
+    elif damage == "gone":
+        last.unlink()
+    elif damage == "no pointer":
+        pointer.unlink()
+        taken, warned = "checkpoint_0003.pth", ""
+    else:
+        pointer.write_bytes(
+            {"pointer": b"\0\xff\n" * 9, "cut pointer": b"ch"}.get(
+                damage, b"../elsewhere/checkpoint"
+            )
+        )
+        taken, warned = "checkpoint_0003.pth", "last_checkpoint "
+    if damage == "all":
+        with pytest.raises(InputError, match=r"checkpoint_0002.pth is truncated or damaged"):
+            CheckpointFolder(tmp_path).newest()
+        return
+    path, state = CheckpointFolder(tmp_path).newest()
+    assert path.name == taken and int(state["x"][0]) == sorted(
+        ["checkpoint_0001.pth", "checkpoint_0001_iter00000007.pth", "checkpoint_0002.pth"]
+        + ["checkpoint_0003.pth"]
+    ).index(taken)
+    assert (warned in caplog.text and taken in caplog.text) if warned else not caplog.text
+
+
+def test_newest__without_any_is_none(tmp_path):
+    assert CheckpointFolder(tmp_path).newest() is None
+
+
+def test_save__keeps_the_one_before_and_not_a_later_one_in_its_place(tmp_path):
+    saved(tmp_path, "0001", "0002", "0003")
+    (tmp_path / "last_checkpoint").write_text("checkpoint_0001.pth")
+    saved(tmp_path, "0001_iter00000007", keep=2)
+    assert [path.name for path in sorted(tmp_path.glob("*.pth"))] == [
+        "checkpoint_0001.pth",
+        "checkpoint_0001_iter00000007.pth",
+        "checkpoint_0002.pth",
+        "checkpoint_0003.pth",
+    ]
+    saved(tmp_path, "0003", keep=2)
+    names = [path.name for path in sorted(tmp_path.glob("*.pth"))]
+    assert names == ["checkpoint_0002.pth", "checkpoint_0003.pth"]
+    CheckpointFolder(tmp_path).prune(keep=1)
+    assert [path.name for path in tmp_path.glob("*.pth")] == ["checkpoint_0003.pth"]
 
 
 class _RunsCommand:
