@@ -2,7 +2,7 @@
 
 Went red under: a shard's first image counted one too far; labels not carried over; the longer side
 made 256; a finished shard written again; a shard of another folder taken for finished; images that
-cannot be decoded packed; a changed file taken for packed.
+cannot be decoded packed; a changed file taken for packed; pack.json written after the first shard.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from moco_transfer.cli.main import main
+from moco_transfer.data.images import pack as pack_module
 from moco_transfer.data.images.cifar10 import HeldImages
 from moco_transfer.data.images.decode import decode_pixels, encode_npy, read_rgb
 from moco_transfer.data.images.folder import find_images
@@ -146,6 +147,21 @@ def test_pack__an_interrupted_packing_continues(folder, tmp_path):
     assert before.items() <= written_at(dst).items()
     packed = open_source(str(dst))
     assert [bytes(packed.content(i)) for i in range(7)] == [source.content(i) for i in range(7)]
+
+
+def test_pack__ended_just_after_the_first_shard_continues(folder, tmp_path, monkeypatch):
+    dst, write = tmp_path / "p", pack_module._write_shard
+
+    def then_end(*args):
+        write(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pack_module, "_write_shard", then_end)
+        pack(find_images(folder), dst, settings(2))
+    assert sorted(path.name for path in dst.iterdir()) == ["pack.json", "shard-00000.tar"]
+    pack(find_images(folder), dst, settings(2))
+    assert check_pack(dst) == 7
 
 
 def test_pack__damage_is_found_and_only_what_is_damaged_is_written_again(folder, tmp_path):

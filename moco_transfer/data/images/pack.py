@@ -117,13 +117,18 @@ def pack(
     missing = [i for name, part in parts.items() if name not in entries for i in part]
     made = _Payloads(source, settings)
     payloads = iter(DataLoader(made, batch_size=None, sampler=missing, num_workers=num_workers))
-    for name, part in parts.items():
-        if name not in entries:
-            entries[name] = _write_shard(dst / name, source, part, payloads, on_image)
+
+    def record() -> None:
         about["finished"] = len(entries) == len(parts)
         about["images"] = sum(entry["nsamples"] for entry in entries.values())
         about["shardlist"] = [entries[name] for name in sorted(entries)]
         atomic_write_text(dst / PACK_FILE, json.dumps(about, indent=1))
+
+    record()  # before the first shard, which would else be of an unknown pack after a kill
+    for name, part in parts.items():
+        if name not in entries:
+            entries[name] = _write_shard(dst / name, source, part, payloads, on_image)
+            record()
     open_local_shards(str(dst), [dst / name for name in parts])  # keeps the index
     return [reason for entry in about["shardlist"] for reason in entry["left_out"]]
 
