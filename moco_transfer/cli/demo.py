@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the demo; returns the exit status of the step that failed, or 0."""
     from .main import main
 
-    started, out = time.time(), Path(args.output)
+    started, out = time.perf_counter(), Path(args.output)
     _cut_tiles(out, args.wheel)
     steps = list(_steps(out, args.seeds))
     _print_estimate(steps)
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         if status := main([words[0], *resume, *words[1:]]):
             return status
     _print_knn(out)
-    minutes = (time.time() - started) / 60
+    minutes = (time.perf_counter() - started) / 60
     print(
         f"\nThis took {minutes:.1f} minutes. The table is also in {out / 'runs' / 'report.html'}."
     )

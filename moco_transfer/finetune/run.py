@@ -59,7 +59,7 @@ def finetune(
     if plan.checkpoint is not None:
         run.restore(plan.checkpoint)
         logger.info("resumed from %s at iteration %d", plan.checkpoint_path, run.iteration)
-    started = time.time()
+    since, checkpoints = time.perf_counter(), CheckpointFolder(plan.output_dir, keep=2)
     with StopRequest() as stop:
         finished = plan.request.eval_only
         if not finished:
@@ -68,7 +68,7 @@ def finetune(
                     run,
                     plan.engine.training_batches(plan.data.train_sets, run.iteration),
                     plan.schedule,
-                    checkpoints=CheckpointFolder(plan.output_dir, keep=1),
+                    checkpoints=checkpoints,
                     metrics=metrics_file,
                     stop=stop,
                     precise_bn=lambda: _precise_bn(plan, run),
@@ -78,10 +78,12 @@ def finetune(
     if evaluated is None:
         logger.warning("Stopped by SIGTERM at iteration %d. Continue with --resume.", run.iteration)
         return None
-    record = _record(plan, run, evaluated, wall_sec=round(time.time() - started, 1))
+    record = _record(plan, run, evaluated, wall_sec=round(time.perf_counter() - since, 1))
     if is_main_process() and plan.data.test_sets:
         text = json.dumps(record, indent=2) + "\n"
         atomic_write_text(plan.output_dir / "results.json", text)
+    if is_main_process() and not plan.request.eval_only:
+        checkpoints.prune(keep=1)
     return record
 
 

@@ -45,6 +45,7 @@ class FineTuning:
         header: What every checkpoint says about the run.
         begin_iteration: Sets the learning rate after a number of iterations.
         iteration: Iterations finished.
+        meter: Of the log period.
         last_losses: Means of the last log period.
     """
 
@@ -67,17 +68,18 @@ class FineTuning:
         self.optimizer = engine.build_optimizer(model)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.name == "fp16")
         self.begin_iteration = engine.iteration_starter(self.optimizer)
-        self.iteration = 0
+        self.iteration, self.meter = 0, Meter(device)
         self.last_losses: dict[str, float] | None = None
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds; Detectron2's own loader takes it."""
+        """Return what a checkpoint holds; Detectron2's own loader takes it. Collective."""
         return self.header | {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "iteration": self.iteration,
             "last_losses": self.last_losses,
+            "period": self.meter.state(),
             **self.engine.state(),
         }
 
@@ -87,6 +89,7 @@ class FineTuning:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.iteration, self.last_losses = state["iteration"], state["last_losses"]
+        self.meter.resume(state.get("period", {}))
         self.engine.restore(state)
 
 
@@ -112,7 +115,7 @@ def train(
         FloatingPointError: If loss or predictions are not finite.
     """
     run.wrapped.train()
-    meter, batch_iterator = Meter(run.engine.device), iter(batches)
+    meter, batch_iterator = run.meter, iter(batches)
     length, period = schedule.iterations, schedule.eval_period
     bar = progress(None, "fine-tuning", total=length, initial=run.iteration)
     with bar, checkpoints.advising(_REMEDY):
@@ -137,14 +140,14 @@ def train(
             if is_last or evaluating:
                 precise_bn()
             if saving:
-                save(run, checkpoints)
+                save(run, checkpoints, metrics)
             bar.update()
             if stopping and not is_last:
                 return False
             if evaluating:
                 results = evaluation()
                 if results is None:
-                    save(run, checkpoints)
+                    save(run, checkpoints, metrics)
                     return False
                 run.wrapped.train()
                 if metrics is not None:
@@ -193,10 +196,12 @@ def _first_fault(run: FineTuning, meter: Meter, problem: FloatingPointError) -> 
     return f"Iteration {run.iteration}: {problem}"
 
 
-def save(run: FineTuning, checkpoints: CheckpointFolder) -> None:
+def save(run: FineTuning, checkpoints: CheckpointFolder, metrics: MetricsFile | None) -> None:
     """Average the BN statistics over the processes and write a checkpoint."""
     average_bn_statistics(run.model)
     state = run.state()
+    if metrics is not None:
+        metrics.sync()
     if is_main_process():
         logger.info("saved %s", checkpoints.save(state, f"{run.iteration:07d}"))
 

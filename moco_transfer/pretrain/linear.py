@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from ..data.images.image_source import IndexedSource
 from ..data.views.labelled import LabelledBatches
 from ..data.views.view_batch import ViewMaker, Views
-from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
+from ..runtime.checkpoint import CheckpointFolder
 from ..runtime.device import Compute
 from ..runtime.distributed import gather_object, get_rank, get_world_size, is_main_process
 from ..runtime.environment import git_commit, package_versions
@@ -199,6 +199,8 @@ def train_classifier(
             bar.update()
             if run.iteration % run.per_epoch == 0:
                 row = _end_epoch(run, test, metrics)
+                if metrics is not None:
+                    metrics.sync()
                 run.save(checkpoints)
     return row
 
@@ -266,8 +268,8 @@ def evaluate_linear(plan: LinearPlan) -> dict[str, Any] | None:
     shared: dict[str, Any] = {"num_train": num_train, "device": compute.device}
     run = LinearRun(dim, num_classes, protocol, settings=settings, **shared)
     checkpoints = CheckpointFolder(plan.output, keep=2)
-    if plan.resume and (last := checkpoints.last()) is not None:
-        run.restore(load_checkpoint(last), str(last))
+    if plan.resume and (last := checkpoints.newest()) is not None:
+        run.restore(last[1], str(last[0]))
     record_settings(plan.output, yaml.safe_dump(settings))
     order = shuffled_batches(num_train, protocol, start=run.iteration)
     batches = _encoded_batches(plan, trunk, order)

@@ -191,11 +191,11 @@ def train(run: Pretraining, batches: Iterable[dict[str, Any]], metrics: MetricsF
             bar.update()
             periods = plan.checkpoint_periods
             if run.iteration == total or any(run.iteration % period == 0 for period in periods):
-                save(run)
+                save(run, metrics)
             measured = measure_knn(run, metrics, stop)
         if measured and run.iteration == total:
             return True
-        save(run)
+        save(run, metrics)
     logger.warning(
         "Told to stop (SIGTERM): saved after iteration %d. Continue with --resume.", run.iteration
     )
@@ -300,7 +300,7 @@ def _in_words(run: Pretraining, row: dict[str, Any]) -> str:
     return text
 
 
-def save(run: Pretraining) -> None:
+def save(run: Pretraining, metrics: MetricsFile | None) -> None:
     """Average the BN statistics over the processes and write a checkpoint on rank 0. Collective."""
     plan, per_epoch = run.plan, run.plan.iterations_per_epoch
     if run.meter.count:
@@ -319,6 +319,8 @@ def save(run: Pretraining) -> None:
         "world_size": get_world_size(),
         "period": run.meter.state(),
     }
+    if metrics is not None:
+        metrics.sync()
     if is_main_process():
         name = f"{epoch:04d}" + (f"_iter{run.iteration:08d}" if within else "")
         path = CheckpointFolder(plan.output_dir, keep=plan.keep_checkpoints).save(state, name)

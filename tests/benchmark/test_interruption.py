@@ -1,7 +1,7 @@
 """A matrix that is stopped and killed, in processes of its own.
 
 Seen red under: the children left alive by SIGKILL; jobs stopped one after the other; the first
-failure ending the matrix.
+failure ending the matrix; the losses of an unfinished log period not in the checkpoint.
 """
 
 from __future__ import annotations
@@ -93,10 +93,7 @@ def test_benchmark__killed_and_continued_is_the_uninterrupted_matrix(
             json.loads((path / "results.json").read_text()) for path in (uninterrupted, folder)
         )
         assert one["metrics"] == other["metrics"]
-        # Means of the last log period, of which a resumed run has seen only its own part.
-        assert one["last_losses"].keys() == other["last_losses"].keys()
-        expected = pytest.approx(sum(one["last_losses"].values()), rel=0.2)
-        assert sum(other["last_losses"].values()) == expected
+        assert one["last_losses"] == other["last_losses"]  # means of the last log period
 
 
 def test_benchmark__child_of_a_killed_parent_saves_ends_and_holds_the_lock_until_then(tmp_path):

@@ -1,7 +1,7 @@
 """metrics.json and seeds.
 
-Went red under: not truncating on resume; using hash() (which differs between processes) for strings
-    in derive_seed.
+Went red under: not truncating on resume; JSONDecodeError alone taken for damage; using hash()
+    (which differs between processes) for strings in derive_seed.
 """
 
 from __future__ import annotations
@@ -36,6 +36,14 @@ def test_metrics__resume_drops_what_is_done_again_and_a_cut_line(tmp_path):
         {"iteration": 20, "loss": 0.05},
         {"iteration": 30, "loss": None},
     ]
+
+
+def test_read_metrics__damaged_lines_are_left_out(tmp_path):
+    good = b'{"iteration": 3, "loss": 1.0}\n'
+    bad = (b"\0\0\n", b'{"iteration": "\xff"}\n', b"[" * 100_000, b"\n", b'{"iteration": "4"}\n')
+    long = b'{"iteration": ' + b"9" * 5000 + b"}\n"
+    (tmp_path / "metrics.json").write_bytes(b"".join((*bad, long, good)))
+    assert read_metrics(tmp_path / "metrics.json") == [{"iteration": 3, "loss": 1.0}]
 
 
 def test_derive_seed__same_in_another_process_and_different_by_place():
