@@ -31,6 +31,9 @@ SAVES_WITHIN_SEC = 120
 _SETTINGS = "launcher.json"
 _PR_SET_PDEATHSIG = 1
 _MANY = 10**6  # Slurm decides how many jobs run at a time
+_QUEUE_SEC = 5  # between two questions to Slurm's queue
+_RESULT_SEC = 20  # how late a file of another machine may appear here
+_TIME_LIMITS = 1000  # how often a run may reach its time limit, save, and be queued again
 # The parameters that submitit names itself; all others are Slurm's own.
 _SUBMITITS = ("timeout_min", "nodes", "gpus_per_node", "cpus_per_task", "mem_gb", "name")
 
@@ -150,7 +153,9 @@ class TrainJob:
         """Run the command and return its exit status."""
         make_folder(self.folder)
         with open(Path(self.folder) / CONSOLE, "ab") as console:
-            self._process = subprocess.Popen(self.command, stdout=console, stderr=subprocess.STDOUT)
+            self._process = subprocess.Popen(
+                self.command, stdout=console, stderr=subprocess.STDOUT, preexec_fn=_ignore_warning
+            )
             return self._process.wait()
 
     def checkpoint(self) -> Any:
@@ -158,7 +163,9 @@ class TrainJob:
         import submitit
 
         self._process.terminate()
-        self._process.wait()
+        # This runs in a signal handler, inside wait() above, which holds Popen's lock.
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         return submitit.helpers.DelayedSubmission(TrainJob(self.command, self.folder))
 
 
@@ -183,6 +190,7 @@ class SlurmLauncher:
             install = "pip install 'moco-transfer[slurm]'"
             raise InputError(f"--launcher slurm needs submitit. Install it: {install}") from error
         self._index = folder / "jobs.json"
+        self._queue = _Queue() if cluster == "slurm" else None
         values = {
             key if key in _SUBMITITS or key.startswith("slurm_") else f"slurm_{key}": (
                 int(value) if value.isdecimal() else value
@@ -190,7 +198,8 @@ class SlurmLauncher:
             for key, value in parameters.items()
         }
         try:
-            self._executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+            more = {"slurm_max_num_timeout": _TIME_LIMITS} if cluster == "slurm" else {}
+            self._executor = submitit.AutoExecutor(folder=folder, cluster=cluster, **more)
             self._executor.update_parameters(**values)
         except (RuntimeError, NameError, KeyError, TypeError, ValueError) as error:
             hint = "Is sbatch on this machine, and are the --slurm parameters Slurm's?"
@@ -201,24 +210,80 @@ class SlurmLauncher:
         known = json.loads(self._index.read_text(encoding="utf-8")) if self._index.exists() else {}
         if str(folder) in known:
             job = self._executor.job_class(self._executor.folder, known[str(folder)])
-            if not job.done(force_check=True):
-                return SlurmJob(job)
+            if (earlier := SlurmJob(job, folder, self._queue)).is_queued():
+                return earlier
         job = self._executor.submit(TrainJob(command, str(folder)))
+        if self._queue:
+            self._queue.forget()
         known[str(folder)] = job.job_id
         atomic_write_text(self._index, json.dumps(known, indent=1) + "\n")
-        return SlurmJob(job)
+        return SlurmJob(job, folder, self._queue)
+
+
+def _ignore_warning() -> None:
+    # Slurm sends it to all processes of a job, and it would end this one before it has saved.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
+
+class _Queue:
+    """A user's jobs in Slurm's queue. submitit asks sacct, which needs Slurm's accounting."""
+
+    def __init__(self) -> None:
+        self._ids: set[str] = set()
+        self._asked = -_QUEUE_SEC * 1.0
+
+    def forget(self) -> None:
+        """Ask again the next time."""
+        self._asked = -_QUEUE_SEC * 1.0
+
+    def has(self, job_id: str) -> bool:
+        """Whether a job waits or runs, as of the last few seconds; an unreachable Slurm is taken
+        to have it still.
+        """
+        if time.monotonic() - self._asked > _QUEUE_SEC:
+            self._asked = time.monotonic()
+            command = ["squeue", "--noheader", "--format=%A", f"--user={os.getuid()}"]
+            answer = subprocess.run(command, capture_output=True, text=True)
+            if answer.returncode:
+                self._ids.add(job_id)
+            else:
+                self._ids = set(answer.stdout.split())
+        return job_id in self._ids
 
 
 class SlurmJob:
-    """A queued run; it stays in the queue when the benchmark ends."""
+    """A queued run; it stays in the queue when the benchmark ends.
 
-    def __init__(self, job: Any) -> None:
-        self.job = job
+    ``queue`` is None for submitit's other executors, which know the state of a job themselves.
+    """
+
+    def __init__(self, job: Any, folder: Path, queue: _Queue | None) -> None:
+        self.job, self._folder, self._queue = job, folder, queue
+        self._gone_since = 0.0
+
+    def is_queued(self) -> bool:
+        """Whether it waits or runs."""
+        if self.job.paths.result_pickle.exists():
+            return False
+        return self._queue.has(self.job.job_id) if self._queue else not self.job.done()
 
     def poll(self) -> int | None:
         """Return the exit status, None while it is queued or runs."""
-        if not self.job.done():
+        if self.is_queued():
+            self._gone_since = 0.0
             return None
+        if self._queue and not self.job.paths.result_pickle.exists():
+            self._gone_since = self._gone_since or time.monotonic()
+            if time.monotonic() - self._gone_since < _RESULT_SEC:
+                return None
+            self._folder.mkdir(parents=True, exist_ok=True)  # cancelled before it began
+            with open(self._folder / CONSOLE, "a", encoding="utf-8") as console:
+                print(
+                    f"Slurm's job {self.job.job_id} ended without a result: it was cancelled or"
+                    f" killed, see {self.job.paths.stderr}.",
+                    file=console,
+                )
+            return 1
         return 1 if self.job.exception() is not None else int(self.job.result())
 
 

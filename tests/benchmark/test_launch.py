@@ -154,7 +154,8 @@ def test_slurm_launcher__runs_through_submitit_and_finds_its_jobs_again(tmp_path
     assert known == {str(tmp_path / "run"): job.job.job_id}
 
 
-def test_slurm_launcher__without_slurm(tmp_path):
+def test_slurm_launcher__without_slurm(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
     settings = LaunchSettings("slurm", slurm=("partition=gpu",))
     with pytest.raises(InputError, match="--launcher slurm"):
         settings.make(tmp_path, num_gpus=0)
