@@ -192,8 +192,8 @@ def densepose_files_missing(names: Sequence[str]) -> str:
         return ""
     return (
         f"{folder} lacks {', '.join(missing)}, which the project would fetch in the middle of a"
-        f" run. Put it there from {DENSEPOSE_URL}, or set FVCORE_CACHE to the folder that holds"
-        " densepose/data"
+        f" run. Download what is missing from {DENSEPOSE_URL} into that folder, or set FVCORE_CACHE"
+        " to the folder that holds densepose/data"
     )
 
 
