@@ -1,7 +1,8 @@
 """Semantic segmentation on Detectron2, and that it agrees with the embedded engine.
 
 Seen red under: a dilation of 5 in the head; res5 of basic blocks not dilated; the window not passed
-on; Detectron2's own mapper; the ignored label not passed on; the random state not restored.
+on; Detectron2's own mapper; the ignored label not passed on; the random state not restored; logits
+given to the evaluator as classes.
 """
 
 from __future__ import annotations
@@ -160,10 +161,12 @@ def test_model__loss_and_gradients_equal_the_embedded_engines_in_float64(name, c
         torch.testing.assert_close(parameter.grad, ours[key].grad, rtol=0, atol=1e-9 * scale)
 
 
-@pytest.mark.parametrize("window", [0, 49])
-def test_inference__logits_and_classes_equal_the_embedded_engines(window):
+@pytest.mark.parametrize(
+    ("name", "window"),
+    [("voc_R_18_FCN_small", 0), ("voc_R_18_FCN_small", 49), ("voc_R_50_FCN_d6_30k", 0)],
+)
+def test_inference__logits_and_classes_equal_the_embedded_engines(name, window):
     words = ["TEST.SLIDING_WINDOW.SIZE", str(window), "TEST.SLIDING_WINDOW.STRIDE", "32"]
-    name = "voc_R_18_FCN_small"
     theirs, ours = (model.eval() for model in pair(name, *words))
     engine = engine_class("detectron2")(load_detection_config(name, words), torch.device("cpu"))
     (record, _) = batch_of_two(21)
@@ -241,3 +244,41 @@ def test_plugin__detectron2s_config_takes_the_file_with_our_keys(name):
     add_segmentation_keys(theirs)
     theirs.merge_from_file(str(available()[f"segmentation/{name}"]))
     assert flatten_config(theirs) == flatten_config(load_detection_config(name))
+
+
+def test_plugin__a_trainer_of_ones_own_as_docs_engines_has_it(place, tmp_path):
+    """Detectron2's DefaultTrainer, with the lines that the documentation names."""
+    from detectron2.config import get_cfg
+    from detectron2.data import build_detection_test_loader, build_detection_train_loader
+    from detectron2.engine import DefaultTrainer
+
+    import moco_transfer.finetune.detectron2_engine as plugin
+
+    class Trainer(DefaultTrainer):
+        build_evaluator = staticmethod(plugin.build_evaluator)
+
+        @classmethod
+        def build_train_loader(cls, cfg):
+            return build_detection_train_loader(cfg, mapper=plugin.segmentation_mapper(cfg, True))
+
+        @classmethod
+        def build_test_loader(cls, cfg, name):
+            mapper = plugin.segmentation_mapper(cfg, False)
+            return build_detection_test_loader(cfg, name, mapper=mapper)
+
+    cfg = get_cfg()
+    plugin.add_segmentation_keys(cfg)
+    cfg.merge_from_file(plugin.config.path("voc_R_18_FCN_small"))
+    names = ["DATASETS.TRAIN", "('few_voc_2012',)", "DATASETS.TEST", "('few_voc_2012',)"]
+    cfg.merge_from_list([*SMALL, *names, "MODEL.RESNETS.NORM", "BN"])  # SyncBN is CUDA's alone
+    cfg.merge_from_list(["MODEL.SEM_SEG_HEAD.NORM", "BN", "OUTPUT_DIR", str(tmp_path / "own")])
+    plugin.add_datasets()
+    Trainer(cfg).train()
+    lines = (tmp_path / "own" / "metrics.json").read_text().splitlines()
+    logged: dict = {}
+    for line in lines:
+        logged |= json.loads(line)
+    assert 0 < logged["total_loss"] < 10
+    assert 0 <= logged["sem_seg/mIoU"] <= 100 and logged["sem_seg/pACC"] > 0
+    (predictions,) = (tmp_path / "own" / "inference").glob("predictions_few_voc_2012.json")
+    assert len({p["image_id"] for p in json.loads(predictions.read_text())}) == FEW
