@@ -25,6 +25,7 @@ from typing import Any
 
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_write_text, make_folder
+from .cell_states import LOCK
 
 CONSOLE = "console.txt"  # what a run printed, in its folder
 SAVES_WITHIN_SEC = 120
@@ -294,7 +295,7 @@ def output_lock(output: Path, *, wait_sec: float = SAVES_WITHIN_SEC) -> Iterator
     """
     make_folder(output)
     until = time.monotonic() + wait_sec
-    with open(output / ".lock", "a", encoding="utf-8") as file:
+    with open(output / LOCK, "a", encoding="utf-8") as file:
         for attempt in itertools.count():
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -8,9 +8,10 @@ import heapq
 from collections.abc import Sequence
 
 from ..report import BASELINES
+from .cell_states import COMPLETE, INTERRUPTED
 from .launch import LaunchSettings
 from .matrix import Cell, Matrix
-from .plan import COMPLETE, INTERRUPTED, BenchmarkPlan, PlannedCell
+from .plan import BenchmarkPlan, PlannedCell
 
 _HEADER = ("task", "iterations", "complete", "interrupted", "to run", "hours to go")
 

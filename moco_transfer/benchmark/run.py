@@ -18,9 +18,9 @@ from tqdm import tqdm
 from ..report.records import last_iteration
 from ..runtime.progress import progress
 from ..runtime.stop import StopRequest
+from .cell_states import COMPLETE, state_of
 from .launch import CONSOLE, SAVES_WITHIN_SEC
 from .matrix import Cell
-from .plan import COMPLETE, state_of
 
 _POLL_SEC = 0.5
 
@@ -33,10 +33,15 @@ class Failure:
     status: int
     last_words: str
 
+    @property
+    def why(self) -> str:
+        """How it ended, and where all of its output is."""
+        status = f"exit status {self.status}: {self.last_words}"
+        return f"{status} (all output: {self.cell.folder / CONSOLE})"
+
     def __str__(self) -> str:
         """Return the failure as one line."""
-        status = f"exit status {self.status}: {self.last_words}"
-        return f"{self.cell.folder}: {status} (all output: {self.cell.folder / CONSOLE})"
+        return f"{self.cell.folder}: {self.why}"
 
 
 @dataclass(eq=False)
@@ -56,16 +61,19 @@ def run_cells(
     command: Callable[[Cell], list[str]],
     *,
     on_finished: Callable[[Cell], None],
+    on_change: Callable[[Sequence[Cell], Sequence[Failure]], None] = lambda running, failures: None,
 ) -> list[Failure]:
     """Run incomplete cells, each with its number of iterations, and return the runs that failed.
 
     ``launcher`` (see :mod:`.launch`) starts the ``command`` of each; ``on_finished`` is called
-    after each that has its results.
+    after each that has its results, ``on_change`` with the runs in progress and the failures
+    whenever one of them has changed.
 
     Raises:
         Stopped: On SIGTERM or Ctrl-C, after the runs have saved; further signals change nothing.
     """
-    waiting, failures = list(cells), []
+    waiting = list(cells)
+    failures: list[Failure] = []
     running: dict[int, tuple[Cell, Any]] = {}
     total = sum(iterations for _, iterations in cells)
     # A flag: an exception between the start of a run and its entry in the list would lose it.
@@ -78,6 +86,7 @@ def run_cells(
                     cell, _ = waiting.pop(0)
                     lane = next(lane for lane in range(len(running) + 1) if lane not in running)
                     running[lane] = (cell, launcher.start(command(cell), cell.folder, lane))
+                    on_change([cell for cell, _ in running.values()], failures)
                 time.sleep(_POLL_SEC)
                 for lane, (cell, job) in list(running.items()):
                     status = job.poll()
@@ -89,6 +98,7 @@ def run_cells(
                     elif not stop.signum:  # a signal to the whole group reaches the runs as well
                         failures.append(Failure(cell, status, _last_words(cell.folder)))
                         tqdm.write(f"FAILED {failures[-1]}")
+                    on_change([cell for cell, _ in running.values()], failures)
                 ended = len(cells) - len(waiting) - len(running)
                 bar.set_description(f"{ended}/{len(cells)} runs", refresh=False)
                 done = (min(total, last_iteration(cell.folder)) for cell, total in cells)

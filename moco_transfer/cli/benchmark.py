@@ -6,6 +6,7 @@ import argparse
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,9 +27,10 @@ def run(args: argparse.Namespace) -> int:
     """Run the matrix; returns 0, 1 when a run failed or no table could be made, 143 on SIGTERM, 130
     on Ctrl-C.
     """
+    from ..benchmark.cell_states import COMPLETE, ProgressNotes, state_of
     from ..benchmark.launch import output_lock
     from ..benchmark.overview import overview
-    from ..benchmark.plan import COMPLETE, plan_benchmark, state_of
+    from ..benchmark.plan import plan_benchmark
     from ..benchmark.run import Stopped, run_cells
     from ..data.annotations.label_subset import write_label_subset
 
@@ -55,17 +57,25 @@ def run(args: argparse.Namespace) -> int:
         for file, subset in plan.new_subsets.items():
             write_label_subset(file, subset)
         settings.save(matrix.output)
+        notes = ProgressNotes(matrix.output, {p.cell.folder: p.iterations for p in plan.cells})
+
+        def note(running: Sequence[Cell], failures: Sequence[Failure]) -> None:
+            notes.write(running, {failure.cell.folder: failure.why for failure in failures})
+
+        note([], [])
         try:
-            failures = run_cells(todo, launcher, command, on_finished=_print_finished)
+            failures = run_cells(
+                todo, launcher, command, on_finished=_print_finished, on_change=note
+            )
         except Stopped as stop:
             print(_stopped(stop, launcher, matrix.output), flush=True)
             return 128 + stop.signum
-    return _finish(matrix, failures)
+        return _finish(matrix, failures)
 
 
 def _print_plan(plan: BenchmarkPlan, command: Any) -> None:
     """Print the plan of one run of each task, the weights of its other rows, and every command."""
-    from ..benchmark.plan import COMPLETE
+    from ..benchmark.cell_states import COMPLETE
 
     rows: dict[str, dict[str, PlannedCell]] = {}
     for planned in plan.cells:
@@ -151,7 +161,7 @@ def _num_gpus() -> int:
 def _print_finished(cell: Cell) -> None:
     from tqdm import tqdm
 
-    from ..benchmark.plan import state_of
+    from ..benchmark.cell_states import state_of
     from ..report.aggregate import headline
 
     if (record := state_of(cell).record) is not None:
@@ -160,7 +170,7 @@ def _print_finished(cell: Cell) -> None:
 
 def _finish(matrix: Matrix, failures: list[Failure]) -> int:
     """Name the failures and write table.md, the sheets and report.html; return the exit status."""
-    from ..benchmark.plan import COMPLETE, state_of
+    from ..benchmark.cell_states import COMPLETE, state_of
     from .main import main
 
     for failure in failures:

@@ -29,12 +29,17 @@ logger = logging.getLogger(__name__)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print or write the table; returns 0: it names problems with single runs itself."""
+    """Print or write the table; returns 0: it names problems with single runs itself. With
+    --watch the status of :func:`watch.watch`.
+    """
+    if args.watch:
+        return _watch(args)
     if bool(args.runs) == bool(args.readme):
         raise InputError("Give either run folders, or --readme FILE, whose sections name them.")
     if args.readme:
         _fill_sections(args.readme, args.baseline)
         return 0
+    args.format = args.format or "markdown"
     if args.summary and args.format == "html":
         raise InputError("--summary is for a text; the page has the summary by itself.")
     records, problems = read_named_runs(args.runs)
@@ -54,6 +59,37 @@ def run(args: argparse.Namespace) -> int:
     if not args.output and not args.keep:
         sys.stdout.write(text)
     return 0
+
+
+def _watch(args: argparse.Namespace) -> int:
+    """Write the page of a matrix while it runs."""
+    from ..report.html.page import render_page
+    from .watch import matrix_of, watch
+
+    others = ("summary", "plots", "keep", "readme")
+    if len(args.runs) != 1 or args.format not in (None, "html") or any(map(vars(args).get, others)):
+        expected = "give the one folder of a benchmark, and at most --output and --baseline"
+        raise InputError(f"--watch writes the page of a matrix: {expected}.")
+    matrix = matrix_of(Path(args.runs[0]))
+    file = Path(args.output or matrix.output / "report.html")
+
+    def page(left: set[Path], progress: str, reload_sec: int) -> str:
+        records, problems = read_runs(args.runs)
+        pretraining, faults = find_pretraining(args.runs, records)
+        # That a run has no results yet is in the progress.
+        problems = [item for item in (*problems, *faults) if Path(item.path) not in left]
+        baseline = args.baseline or matrix.baseline
+        has_row = any(run.init == baseline for run in records)
+        return render_page(
+            _tables(records, baseline if has_row else ""),
+            problems,
+            pretraining=pretraining,
+            folders=args.runs,
+            progress=progress,
+            reload_sec=reload_sec,
+        )
+
+    return watch(matrix, file, page)
 
 
 def _tables(records: list[RunRecord], baseline: str) -> list[Table]:

@@ -96,6 +96,33 @@ def test_benchmark__killed_and_continued_is_the_uninterrupted_matrix(
         assert one["last_losses"] == other["last_losses"]  # means of the last log period
 
 
+@pytest.mark.slow
+def test_benchmark__is_watched_by_a_report_in_the_same_folder(matrix_words, tmp_path):
+    output, pages = tmp_path / "runs", []
+    program = [sys.executable, "-m", "moco_transfer"]
+    command = [*program, "benchmark", "--output", str(output), *matrix_words]
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen([*command], env=environment(), **how)
+    until = time.monotonic() + 240
+    while not (output / "matrix.yaml").exists():
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.02)
+    period = "import moco_transfer.cli.watch as w, moco_transfer.cli.main as m; w.PERIOD_SEC = 1"
+    words = [sys.executable, "-c", f"{period}; raise SystemExit(m.main())"]
+    watch = subprocess.Popen([*words, "report", str(output), "--watch"], env=environment(), **how)
+    page = output / "report.html"
+    while watch.poll() is None:
+        assert time.monotonic() < until
+        if page.exists() and (text := page.read_text()) not in pages[-1:]:
+            pages.append(text)
+        time.sleep(0.05)
+    assert (watch.returncode, process.wait(60)) == (0, 0), watch.communicate()[0]
+    assert any('class="running"' in text for text in pages)
+    last = page.read_text()
+    assert last.count('class="complete"') in (0, 2)  # 0: the page that the benchmark itself writes
+    assert 'id="reload"' not in last and 'src="data:image/' in last  # with the sheet
+
+
 def test_benchmark__child_of_a_killed_parent_saves_ends_and_holds_the_lock_until_then(tmp_path):
     # The child takes a second to "save" when it is told to end.
     (tmp_path / "child.py").write_text(

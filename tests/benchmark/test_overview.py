@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 
+from moco_transfer.benchmark.cell_states import state_of
 from moco_transfer.benchmark.launch import LaunchSettings
 from moco_transfer.benchmark.matrix import Initialisation, Matrix, Task
 from moco_transfer.benchmark.overview import overview, until_done
-from moco_transfer.benchmark.plan import BenchmarkPlan, PlannedCell, state_of
+from moco_transfer.benchmark.plan import BenchmarkPlan, PlannedCell
 
 
 def make_matrix(output, names=("random", "supervised", "moco"), **more):

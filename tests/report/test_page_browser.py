@@ -3,13 +3,14 @@
 Needs Chromium and its driver (Debian: chromium, chromium-driver) and selenium (`pip install -e
 '.[browser]'`). Seen red under: numbers sorted as text; a cell without a value sorted first;
 aria-sort left at the old column; a table that widens the page; an error in the script; the toggle
-without effect.
+without effect; a page that reloads while it is paused, or closed what the reader had opened.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import time
 
 import pytest
 
@@ -223,3 +224,38 @@ def test_page__letters_stand_out_from_the_paper(page, scheme):
     assert all(ratio is not None and ratio >= 4.5 for ratio in ratios.values()), (
         ratios
     )  # WCAG 2.1, level AA
+
+
+def test_page__watched_reloads_itself_and_keeps_what_is_open(three_rows, browser):
+    tables, file = build_tables(read_runs([three_rows])[0]), three_rows / "watched.html"
+
+    def write(title, reload_sec=1):
+        file.write_text(render_page(tables, title=title, reload_sec=reload_sec), encoding="utf-8")
+
+    def wait_for(title):
+        until = time.monotonic() + 30
+        while browser.title != title:
+            assert time.monotonic() < until, browser.title
+            time.sleep(0.1)
+
+    def runs():
+        return browser.find_element("css selector", "details.runs").get_property("open")
+
+    write("first")
+    browser.get(file.as_uri())
+    assert not runs()
+    browser.find_element("css selector", "details.runs > summary").click()
+    write("second")
+    wait_for("second")
+    assert runs()
+    browser.find_element("id", "reload").click()
+    assert browser.find_element("id", "reload").text == "Reload: off"
+    write("third")
+    time.sleep(2.5)
+    assert browser.title == "second"
+    browser.refresh()
+    assert (browser.title, browser.find_element("id", "reload").text) == ("third", "Reload: off")
+    browser.find_element("id", "reload").click()
+    write("last", reload_sec=0)
+    wait_for("last")
+    assert not browser.find_elements("id", "reload") and browser.get_log("browser") == []

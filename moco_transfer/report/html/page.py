@@ -47,11 +47,14 @@ def render_page(
     pretraining: Sequence[PretrainingRun] = (),
     folders: Sequence[str | Path] = (),
     title: str = "Transfer results",
+    progress: str = "",
+    reload_sec: int = 0,
 ) -> str:
     """Return the page as one HTML text; the same runs give the same text.
 
     The folders of the tables' runs are read again, for curves and configs. ``folders`` are other
-    places where sheets of detections may lie.
+    places where sheets of detections may lie. ``progress`` is HTML about runs that are not complete
+    yet; with ``reload_sec`` the page reloads itself so often.
     """
     return render(
         "page.html",
@@ -66,6 +69,8 @@ def render_page(
         num_runs=sum(len(table.runs) for table in tables),
         row_colours=[color for color, _, _ in STYLES],
         nothing=NOTHING,
+        progress=Markup(progress),
+        reload_sec=reload_sec,
     )
 
 

@@ -42,3 +42,22 @@ toggle.addEventListener("click", () => {
   show(theme);
   store(theme);
 });
+// While a matrix runs: the page reloads itself, with what the reader has opened, until it is paused.
+const reload = document.getElementById("reload");
+if (reload) {
+  const folds = [...document.querySelectorAll("details")], key = "moco-transfer-watch";
+  const kept = () => { try { return JSON.parse(sessionStorage.getItem(key)) || {}; } catch { return {}; } };
+  const name = (fold) => fold.id || fold.querySelector("summary").textContent;
+  const { open = [], closed = [], paused = false } = kept();
+  for (const fold of folds) fold.open = !closed.includes(name(fold)) && (fold.open || open.includes(name(fold)));
+  let on = !paused;
+  const label = () => { reload.textContent = `Reload: ${on ? "on" : "off"}`; reload.setAttribute("aria-pressed", on); };
+  const keep = () => {
+    const names = (state) => folds.filter((fold) => fold.open === state).map(name);
+    try { sessionStorage.setItem(key, JSON.stringify({ open: names(true), closed: names(false), paused: !on })); } catch { /* it reloads as written */ }
+  };
+  reload.hidden = false;
+  label();
+  reload.addEventListener("click", () => { on = !on; label(); keep(); });
+  setInterval(() => { if (on && !document.hidden) { keep(); location.reload(); } }, 1000 * reload.dataset.seconds);
+}
