@@ -166,7 +166,8 @@ def _summary(tables: list[Table], problems: list[Problem], style: str) -> str:
 
 
 def _write_plots(folder: Path, tables: list[Table], pretraining: list[PretrainingRun]) -> None:
-    from ..report.html import confusions, plots
+    from ..report.comparisons.label_efficiency import build_label_curves
+    from ..report.html import confusions, label_curve, plots
 
     drawn = [
         (f"{plots.figure_name(table)}_{panel.name}", *plots.draw_panel(panel, table))
@@ -178,6 +179,12 @@ def _write_plots(folder: Path, tables: list[Table], pretraining: list[Pretrainin
         for number, item in enumerate(pretraining, start=1)
         for panel in plots.pretraining_panels(item)
     ]
+    for curve in build_label_curves(tables):
+        for panel in label_curve.label_panels(curve):
+            figure, found = plots.draw_panel(panel)
+            names = {init: init for init in curve.inits}
+            plots.decorate(figure, curve.setting, names, "mean ± std over seeds")
+            drawn.append((f"{plots.setting_name(curve.setting)}_{panel.name}", figure, found))
     for problem in dict.fromkeys(problem for *_, problems in drawn for problem in problems):
         logger.warning("%s", problem)
     for name, figure, _ in drawn:

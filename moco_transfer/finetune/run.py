@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.annotations.label_subset import LabelDraw, title_of, write_label_subset
+from ..data.annotations.records import is_trainable
 from ..evaluate.metric_names import is_class_metric
 from ..runtime.checkpoint import CheckpointFolder
 from ..runtime.distributed import barrier, is_main_process
@@ -165,6 +166,10 @@ def _record(
     }
     if data.subset is not None:
         dataset["label_subset"] = data.subset.describe()
+    elif data.train_sets:
+        dataset["num_labelled_images"] = sum(
+            is_trainable(record) for d in data.train_sets for record in d.records
+        )
     of_plan = "task config_hash engine init seed weights world_size precision".split()
     return {
         "schema": SCHEMA,

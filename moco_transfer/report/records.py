@@ -76,10 +76,10 @@ class RunRecord:
     # sha256 of the list of labelled images, or BY_SEED; "" for all labels.
     label_subset: str = ""
     # Of that list: the share of the labelled images, or the objects of each class that were asked
-    # for, and how many images it has; None where there is no such list, or it does not say so.
+    # for; None where there is no such list, or it does not say so.
     label_fraction: float | None = None
     label_shots: int | None = None
-    labelled_images: int | None = None
+    labelled_images: int | None = None  # that it was trained on; None where it was not recorded
     label_draw: str = ""  # its sha256 where label_subset is BY_SEED
     classes: tuple[str, ...] = ()  # of the data; () where they were not recorded
     num_images: int | None = None  # of the test set; None where it was not recorded
@@ -192,7 +192,8 @@ def _records(folder: str, data: Any) -> list[RunRecord]:
         "label_draw": found["dataset.label_subset.sha256"] if is_per_seed else "",
         "label_fraction": found["dataset.label_subset.fraction"],
         "label_shots": found["dataset.label_subset.shots"],
-        "labelled_images": found["dataset.label_subset.pictures"],
+        "labelled_images": found["dataset.label_subset.pictures"]
+        or found["dataset.num_labelled_images"],
         "versions": {key: str(value) for key, value in found["versions"].items()},
     }
     return [

@@ -12,8 +12,9 @@ from .aggregate import Table, task_metrics
 from .cells import run_caveats
 
 _COLUMNS = (
-    "task", "test_set", "train_set", "config_hash", "engine", "norm", "precision", "init", "seed",
-    "status", "caveats", "iterations", "wall_sec", "world_size", "weights_sha256", "git", "folder",
+    "task", "test_set", "train_set", "config_hash", "engine", "norm", "precision",
+    "label_fraction", "label_shots", "labelled_images", "init", "seed", "status", "caveats",
+    "iterations", "wall_sec", "world_size", "weights_sha256", "git", "folder",
 )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from .aggregate import Table
 from .cells import DAGGER, DISTANCE, NOTHING, PUBLISHED, Cell, transfer_rows
+from .comparisons.label_efficiency import LabelCurve, build_label_curves, label_rows
 from .records import Problem
 from .templating import render
 
@@ -31,7 +32,9 @@ def render_latex(tables: Sequence[Table], problems: Sequence[Problem] = ()) -> s
     return render(
         "table.tex",
         tables=tables,
+        curves=build_label_curves(tables),
         rows=_rows,
+        label_blocks=_label_blocks,
         problems=problems,
         tex=escape_latex,
         comment=_comment,
@@ -67,6 +70,20 @@ def _rows(table: Table, kind: str) -> list[list[str]]:
             cells.append(rf"\scriptsize {values}" if stacked else values)
         lines.append([*cells, row["n"].text])
     return lines
+
+
+def _label_blocks(curve: LabelCurve, kind: str) -> list[list[list[str]]]:
+    """Return the header, and a block of lines for each amount of labels, which is named once."""
+    rows = label_rows(curve, kind)
+    blocks: dict[str, list[list[str]]] = {}
+    for row in rows:
+        block = blocks.setdefault(row["labels"].text, [])
+        cells = [escape_latex(cell.text) for cell in row.values()]
+        cells = [
+            _signs(c) if name.startswith("Δ") else c for name, c in zip(row, cells, strict=True)
+        ]
+        block.append(["", "", *cells[2:]] if block else cells)
+    return [[list(map(escape_latex, rows[0]))], *blocks.values()]
 
 
 def _mean(mean: Cell, gap: Cell | None, stacked: bool) -> str:

@@ -13,6 +13,7 @@ from moco_transfer.runtime.errors import InputError
 
 from .aggregate import Table
 from .cells import NOTHING, Cell, signed_text, transfer_rows
+from .comparisons.label_efficiency import build_label_curves, label_rows
 from .published import PublishedRow, PublishedSetting
 from .records import Problem
 from .templating import render
@@ -25,7 +26,15 @@ def render_markdown(tables: Sequence[Table], problems: Sequence[Problem] = ()) -
     """Return all tables as one Markdown text, each with its legend and its warnings below it, and
     the files that could not be used at the end.
     """
-    text = render("tables.md", tables=tables, problems=problems, grid=_grid, plain=_plain)
+    text = render(
+        "tables.md",
+        tables=tables,
+        curves=build_label_curves(tables),
+        problems=problems,
+        grid=_grid,
+        label_grid=lambda curve, kind: markdown_grid(label_rows(curve, kind)),
+        plain=_plain,
+    )
     return text.rstrip("\n") + "\n"
 
 

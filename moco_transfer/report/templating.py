@@ -8,6 +8,7 @@ from typing import Any
 from moco_transfer.evaluate.metric_names import headline_metric
 
 from . import cells, sentences
+from .comparisons.label_efficiency import label_sentences
 from .records import text_of
 
 
@@ -33,7 +34,8 @@ def _environment() -> Any:
         sentences.legend_sentences, sentences.metric_sentence, sentences.published_sentences,
         sentences.separation_sentences, sentences.setting_sentence, sentences.version_sentences,
         cells.interval_text, cells.kind_name, cells.p_text, cells.rate_rows, cells.run_caveats,
-        cells.signed_text, cells.summary_text, cells.transfer_rows, headline_metric, text_of,
+        cells.signed_text, cells.summary_text, cells.transfer_rows, headline_metric,
+        label_sentences, text_of,
     )  # fmt: skip
     environment.globals |= {function.__name__: function for function in called}
     return environment

@@ -104,8 +104,8 @@ def _emulate(browser, *, width, scheme="light"):
 
 def _column(page, table, column):
     script = (
-        "return [...document.querySelectorAll('[id^=table] table')[arguments[0]].tBodies[0].rows].map(r =>"
-        " r.cells[arguments[1]].textContent.trim())"
+        "const table = document.querySelectorAll('[id^=table] table')[arguments[0]];"
+        " return [...table.tBodies[0].rows].map(r => r.cells[arguments[1]].textContent.trim())"
     )
     return page.execute_script(script, table, column)
 

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from ..aggregate import Table
 from ..cells import NOTHING
 from ..comparisons.across_tasks import Comparison, build_comparisons
+from ..comparisons.label_efficiency import LabelCurve, build_label_curves, label_rows
 from ..comparisons.summary import caption, standing_rows, summary_sentences, task_rows
 from ..pretraining import PretrainingRun
 from ..records import CONFIG_FILE, Problem, text_of
@@ -22,6 +23,7 @@ from ..table_csv import render_csv
 from ..table_latex import render_latex
 from ..templating import render
 from .confusions import confusion_panels
+from .label_curve import label_panels
 from .plots import (
     STYLES,
     Panel,
@@ -60,6 +62,10 @@ def render_page(
         "page.html",
         title=title,
         sections=[_section(table, number, folders) for number, table in enumerate(tables, start=1)],
+        curves=[
+            _label_curve(curve, number)
+            for number, curve in enumerate(build_label_curves(tables), start=1)
+        ],
         summaries=[_summary(comparison) for comparison in build_comparisons(tables)],
         pretraining=[_pretraining(run, number) for number, run in enumerate(pretraining, start=1)],
         tables=tables,
@@ -111,6 +117,19 @@ def _summary(comparison: Comparison) -> dict[str, Any]:
             init: Markup(swatch(styles[init]))  # noqa: S704 - our own SVG
             for init in comparison.inits
         },
+    }
+
+
+def _label_curve(curve: LabelCurve, number: int) -> dict[str, Any]:
+    """Return what the page shows of one task on several amounts of labels."""
+    anchor = f"labels-{number}"
+    styles = styles_of(curve.inits)
+    return {
+        "anchor": anchor,
+        "curve": curve,
+        "rows": {kind: label_rows(curve, kind) for kind in curve.kinds},
+        "plots": _plots(label_panels(curve), anchor)[0],
+        "swatches": {init: Markup(swatch(styles[init])) for init in curve.inits},
     }
 
 

@@ -31,7 +31,7 @@ from matplotlib.transforms import Affine2D
 
 from moco_transfer.evaluate.metric_names import TIDE_ERRORS, class_metric, headline_metric
 
-from ..aggregate import FIRST_ROWS, Row, Table
+from ..aggregate import FIRST_ROWS, Row, Setting, Table
 from ..cells import kind_name
 from ..curves import Curve, bin_means, loss_curve, metric_curve
 from ..pretraining import PretrainingRun
@@ -60,7 +60,7 @@ _PAGE_COLOURS = {
 
 _WIDTH = 4.2  # of a panel, inches
 _LONGEST_NAME = 180  # bytes; file systems take 255, endings and prefixes included
-_SCALE = "(0-100)"
+SCALE = "(0-100)"
 _SIZES = {"APl": "large", "APm": "medium", "APs": "small"}
 _FREQUENCIES = {"APf": "frequent", "APc": "common", "APr": "rare"}
 _MOST_CLASSES = 200  # LVIS's 1,203 would make a figure of six metres
@@ -86,7 +86,7 @@ def table_panels(table: Table) -> list[Panel]:
     for kind in table.kinds:
         label = f"{headline_metric(kind)} of {kind_name(kind)}"
         read = partial(metric_curve, kind=kind, metric=headline_metric(kind))
-        draw = partial(_draw_curves, table, read, f"{label} {_SCALE}")
+        draw = partial(_draw_curves, table, read, f"{label} {SCALE}")
         panels.append(Panel(f"{kind}_curve", f"{label} {over}", draw))
     draw = partial(_draw_curves, table, loss_curve, "training loss")
     panels.append(Panel("loss_curve", f"training loss {over}", draw))
@@ -117,7 +117,7 @@ def breakdown_panels(table: Table, kind: str = "bbox") -> list[Panel]:
         caption = f"{of_kind} by {what}: mean over seeds, bar of one std where n >= 2"
         each = max(0.26 if len(names) <= 10 else 0.2, 0.06 * len(table.rows))  # inches
         summary = partial(Row.summary, kind=kind)
-        draw = partial(_draw_markers, table, summary, names, f"{of_kind} {_SCALE}")
+        draw = partial(_draw_markers, table, summary, names, f"{of_kind} {SCALE}")
         name = f"{kind}_by_{what.split()[-1]}"
         panels += [Panel(name, caption, draw, max(2.2, 1.0 + each * len(names)))] if names else []
     return panels
@@ -173,7 +173,8 @@ def draw_panel(panel: Panel, table: Table | None = None) -> tuple[Figure, list[P
         axis.grid(color=GRID, linewidth=0.6, axis="both" if is_curve else "x")
     axis.spines[["top", "right"]].set_visible(False)
     if table is not None:
-        _decorate(figure, table)
+        names = {row.init: f"{row.init} (n={len(row.runs)})" for row in table.rows}
+        decorate(figure, table.setting, names, "mean ± std over n seeds")
     return figure, problems
 
 
@@ -225,7 +226,11 @@ def swatch(style: Style) -> str:
 
 def figure_name(table: Table) -> str:
     """Return a file name without ending that differs between the tables of a report."""
-    setting = table.setting
+    return setting_name(table.setting)
+
+
+def setting_name(setting: Setting) -> str:
+    """Return the file name of a setting, without ending."""
     labels = f"labels-{setting.label_subset[:8]}" if setting.label_subset else ""
     parts = [setting.task, *setting.test_set, setting.config_hash[:8], setting.engine]
     parts += [setting.norm, setting.precision, labels]
@@ -267,6 +272,19 @@ def _plot(axis: Axes, x: Any, y: Any, style: Style, label: str | None = None) ->
     return axis.plot(x, y, **how, markersize=4.5, linewidth=1.7, label=label)[0]
 
 
+def draw_curve(axis: Axes, curve: Curve, style: Style, *, has_bars: bool = False) -> None:
+    """Draw the mean of a curve with a band of one std, and with ``has_bars`` bars at the points."""
+    x = list(curve)
+    mean = np.array([at.mean for at in curve.values()])
+    std = np.array([at.std or 0.0 for at in curve.values()])
+    _plot(axis, x, mean, style)
+    axis.fill_between(x, mean - std, mean + std, color=style[0], alpha=0.2, linewidth=0)
+    if has_bars or len(x) == 1:  # a band over one point has no width
+        axis.errorbar(
+            x, mean, yerr=std, color=style[0], linestyle="none", capsize=3, elinewidth=1.2
+        )
+
+
 def _draw_curves(
     table: Table, read: Callable[[Row], tuple[Curve, list[Problem]]], label: str, axis: Axes
 ) -> list[Problem]:
@@ -277,15 +295,9 @@ def _draw_curves(
         longest = max(longest, len(curve))
         if not curve:
             continue
-        color, x = styles[row.init][0], list(curve)
-        mean = np.array([at.mean for at in curve.values()])
-        std = np.array([at.std or 0.0 for at in curve.values()])
-        _plot(axis, x, mean, styles[row.init])
-        axis.fill_between(x, mean - std, mean + std, color=color, alpha=0.2, linewidth=0)
-        if len(x) == 1:  # a band over one point has no width
-            axis.errorbar(x, mean, yerr=std, color=color, capsize=3, linewidth=1.2)
+        draw_curve(axis, curve, styles[row.init])
     axis.set_ylabel(label)
-    if label.endswith(_SCALE):
+    if label.endswith(SCALE):
         axis.set_ylim(0, max(1.0, 1.08 * axis.dataLim.y1))
         if longest == 1:
             axis.set_title("evaluated once, at the end", fontsize=9, color=REMARK)
@@ -335,17 +347,19 @@ def _draw_pretraining(
     return []
 
 
-def _decorate(figure: Figure, table: Table) -> None:
-    """Add the legend of rows and the title; they make the figure higher, not its axes lower."""
-    styles, setting, inches = row_styles(table), table.setting, figure.get_figwidth()
-    handles = [_plot(figure.axes[0], [], [], styles[row.init]) for row in table.rows]
-    labels = [plain_text(f"{row.init} (n={len(row.runs)})") for row in table.rows]
+def decorate(figure: Figure, setting: Setting, names: dict[str, str], what: str) -> None:
+    """Add the legend, ``names`` by initialisation, and the title; they make the figure higher, not
+    its axes lower.
+    """
+    styles, inches = styles_of(list(names)), figure.get_figwidth()
+    handles = [_plot(figure.axes[0], [], [], styles[init]) for init in names]
+    labels = [plain_text(name) for name in names.values()]
     of_entry = 0.6 + 0.08 * max(map(len, labels))  # inches, at this font size
     columns = max(1, min(len(labels), int(inches / of_entry)))
     legend: dict[str, Any] = {"loc": "outside lower center", "ncols": columns}
     figure.legend(handles, labels, **legend, frameon=False, fontsize=9)
     tested = f"{setting.task} on {' + '.join(setting.test_set)}"
-    how = f"{setting.engine}, {setting.norm}; mean ± std over n seeds"
+    how = f"{setting.engine}, {setting.norm}; {what}"
     # About 13 letters of this size fit into an inch.
     title = "\n".join(textwrap.fill(line, int(13 * inches)) for line in (tested, how))
     figure.suptitle(plain_text(title), fontsize=9)
