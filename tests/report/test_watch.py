@@ -56,7 +56,7 @@ class Folder:
         self.notes.write([], self.failed)
 
     def fails(self, number):
-        self.failed[self.cells[number].folder] = "exit status 3: it broke"
+        self.failed[self.cells[number].folder] = "exit status 3: <script>it broke"
         self.notes.write([], self.failed)
 
 
@@ -142,7 +142,7 @@ def test_watch__names_failed_runs_and_ends_with_the_benchmark(folder, watch):
     )
     assert status == 1 and page.read_text() == pages[-1]
     assert _states(pages[2])["random"][0] == "✗failed"
-    named = f"{folder.cells[0].folder}: exit status 3: it broke"
+    named = f"{folder.cells[0].folder}: exit status 3: <script>it broke"
     assert [named in "".join(_Page(page).texts) for page in pages] == [
         False,
         False,

@@ -27,6 +27,7 @@ from .label_curve import label_panels
 from .plots import (
     STYLES,
     Panel,
+    Style,
     draw_panel,
     figure_name,
     inline_svg,
@@ -75,7 +76,7 @@ def render_page(
         num_runs=sum(len(table.runs) for table in tables),
         row_colours=[color for color, _, _ in STYLES],
         nothing=NOTHING,
-        progress=Markup(progress),
+        progress=Markup(progress),  # noqa: S704 - our own template, which escapes
         reload_sec=reload_sec,
     )
 
@@ -93,10 +94,7 @@ def _section(table: Table, number: int, folders: Sequence[str | Path]) -> dict[s
         "anchor": anchor,
         "table": table,
         "problems": [*table.problems, *unread],
-        "swatches": {
-            init: Markup(swatch(style))  # noqa: S704 - our own SVG
-            for init, style in row_styles(table).items()
-        },
+        "swatches": _swatches(row_styles(table)),
         "plots": plots,
         "sheet": _sheet(table, folders),
         "config": next(filter(None, configs), ""),
@@ -104,32 +102,31 @@ def _section(table: Table, number: int, folders: Sequence[str | Path]) -> dict[s
     }
 
 
+def _swatches(styles: dict[str, Style]) -> dict[str, Markup]:
+    return {init: Markup(swatch(s)) for init, s in styles.items()}  # noqa: S704 - our own SVG
+
+
 def _summary(comparison: Comparison) -> dict[str, Any]:
     """Return what the page shows of the initialisations over several tasks."""
-    styles = styles_of(comparison.inits)
     return {
         "title": caption(comparison),
         "standings": standing_rows(comparison),
         "tasks": task_rows(comparison),
         "sentences": summary_sentences(comparison),
         "problems": comparison.problems,
-        "swatches": {
-            init: Markup(swatch(styles[init]))  # noqa: S704 - our own SVG
-            for init in comparison.inits
-        },
+        "swatches": _swatches(styles_of(comparison.inits)),
     }
 
 
 def _label_curve(curve: LabelCurve, number: int) -> dict[str, Any]:
     """Return what the page shows of one task on several amounts of labels."""
     anchor = f"labels-{number}"
-    styles = styles_of(curve.inits)
     return {
         "anchor": anchor,
         "curve": curve,
         "rows": {kind: label_rows(curve, kind) for kind in curve.kinds},
         "plots": _plots(label_panels(curve), anchor)[0],
-        "swatches": {init: Markup(swatch(styles[init])) for init in curve.inits},
+        "swatches": _swatches(styles_of(curve.inits)),
     }
 
 
