@@ -137,21 +137,26 @@ def test_benchmark__checks_everything_before_the_first_run(
 
 def test_benchmark__label_fraction(matrix_words, benchmark, tmp_path, capsys):
     output = tmp_path / "runs"
-    row = matrix_words.index("--init")
-    words = ["--label-fraction", "0.5", *matrix_words[: row + 2], *matrix_words[row + 4 :]]
-    words += ["SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "1"]
+    words = ["--label-fraction", "0.5", *matrix_words, "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "1"]
     file = output / "subsets" / "demo_R_18_FPN_50pct.json"
     assert benchmark("--output", output, "--dry-run", *words) == 0 and not output.exists()
     assert f"--label-subset {file}" in capsys.readouterr().out
     assert benchmark("--output", output, *words) == 0
     subset = json.loads(file.read_text())
     assert len(subset["images"]["scenes_train"]) == 3  # of six
-    (record,) = records(output)
-    assert (record["init"], record["task"]) == ("random", "demo_R_18_FPN_50pct")
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-    labels = record["dataset"]["label_subset"]
-    assert (labels["fraction"], labels["seed"], labels["sha256"]) == (0.5, 0, sha256)
+    for record, row in zip(records(output), ROWS, strict=True):
+        assert (record["init"], record["task"]) == (row, "demo_R_18_FPN_50pct")
+        labels = record["dataset"]["label_subset"]
+        assert (labels["fraction"], labels["seed"], labels["sha256"]) == (0.5, 0, sha256)
     assert "50 % of its labelled images: 3" in (output / "table.md").read_text()
+
+    # Killed between the two rows: the second one gets the list of the first.
+    gone = output / "demo_R_18_FPN_50pct" / "supervised" / "seed0"
+    shutil.rmtree(gone)
+    assert benchmark("--output", output) == 0
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == sha256
+    assert records(output)[1]["dataset"]["label_subset"] == labels
 
     # Continuing leaves the file as it is; a subset of another draw is another matrix's.
     before = (file.stat().st_mtime_ns, file.stat().st_ino)
