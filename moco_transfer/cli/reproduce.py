@@ -150,6 +150,10 @@ def _make(args: argparse.Namespace, tables: list[PaperTable]) -> int:
     if args.dry_run:
         print("\n".join(shlex.join(["moco-transfer", *step.words]) for step in left))
         return 0
+    # Before the first pre-training: the benchmark that needs them comes last.
+    if missing := [init for init in inits if init.weights and not Path(init.weights).is_file()]:
+        files = ", ".join(f"{init.name}={init.weights}" for init in missing)
+        raise MissingFileError(f"--init {files} does not exist; expected a file of weights.")
     print(_overview(steps, left), flush=True)
     return _run_steps(left)
 
