@@ -37,14 +37,14 @@ def _panel(table: Table, row: Row, kind: str) -> Panel:
     shown = sorted(seen, key=lambda name: (-counts.get(name, 0), name))[:most]
     which = f", the {most} most frequent classes" if len(seen) > most else ""
     caption = (
-        f"{row.init}: what is detected in place of each object, % of its row ({kind_name(kind)} of"
-        f" score and IoU from 0.5 on, mean over seeds{which}); {NO_CLASS}: missed, or where no"
-        " object is"
+        f"confusions of {row.init}: what is detected in place of each object, % of its row"
+        f" ({kind_name(kind)} of score and IoU from 0.5 on, mean over seeds{which}); {NO_CLASS}:"
+        " missed, or where no object is"
     )
     if of_pixels:
         caption = (
-            f"{row.init}: what the pixels of each class are taken for, % of its row (mean over"
-            f" seeds{which})"
+            f"confusions of {row.init}: what the pixels of each class are taken for, % of its"
+            f" row (mean over seeds{which})"
         )
     names = shown if of_pixels else [*shown, NO_CLASS]
     axes = ("predicted", "labelled") if of_pixels else ("detected", "object")

@@ -144,7 +144,10 @@ def _plots(panels: Sequence[Panel], anchor: str) -> tuple[list[dict[str, Any]], 
         figure, found = draw_panel(panel)
         problems |= dict.fromkeys(found)
         if figure.axes[0].has_data():
-            caption = panel.caption[0].upper() + panel.caption[1:]
+            start = panel.caption.split()[0]  # mIoU stays as it is
+            caption = (start.capitalize() if start.islower() else start) + panel.caption[
+                len(start) :
+            ]
             attributes = Markup('role="img" aria-label="{}"').format(caption)
             drawn = inline_svg(figure, attributes, prefix=f"{anchor}-{panel.name}-")
             svg = Markup(drawn)  # noqa: S704 - Matplotlib escapes what a file says
