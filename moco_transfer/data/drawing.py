@@ -61,8 +61,7 @@ def draw_detections(
     order = np.argsort(scores, kind="stable")
     for i in order if "masks" in objects else ():
         mask = objects["masks"][i]
-        tinted = (1 - _TINT) * canvas[mask] + _TINT * np.array(colours[i])
-        canvas[mask] = np.round(tinted).astype(np.uint8)
+        _tint(canvas, mask, colours[i])
         pixels, how = mask.astype(np.uint8), (cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
         contours, _ = cv2.findContours(pixels, *how)
         cv2.drawContours(canvas, contours, -1, colours[i], line, cv2.LINE_AA)
@@ -91,9 +90,7 @@ def draw_labels(image: np.ndarray, labels: np.ndarray, class_names: Sequence[str
     taken: list[tuple[int, int, int, int]] = []
     for index in found:
         if class_names[index] != "background":
-            mask = labels == index
-            tinted = (1 - _TINT) * canvas[mask] + _TINT * np.array(class_colour(index))
-            canvas[mask] = np.round(tinted).astype(np.uint8)
+            _tint(canvas, labels == index, class_colour(index))
     for index in found:
         inside = np.pad((labels == index).astype(np.uint8), 1)  # the edge is no part of a region
         depth = cv2.distanceTransform(inside, cv2.DIST_L2, 3)[1:-1, 1:-1]
@@ -101,6 +98,11 @@ def draw_labels(image: np.ndarray, labels: np.ndarray, class_names: Sequence[str
         text = _ascii(class_names[index]) or f"class {index}"
         _draw_label(canvas, text, [int(x), int(y), int(x), int(y)], class_colour(index), taken)
     return canvas
+
+
+def _tint(canvas: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> None:
+    tinted = (1 - _TINT) * canvas[mask] + _TINT * np.array(colour)
+    canvas[mask] = np.round(tinted).astype(np.uint8)
 
 
 def _draw_keypoints(
