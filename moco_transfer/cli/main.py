@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import shlex
 import sys
 from collections.abc import Sequence
@@ -49,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"moco-transfer {__version__}")
         return 0
     program = f"moco-transfer {verb}"
+    for stream in (sys.stdout, sys.stderr):  # a terminal may lack a character of a file's name
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         module, args = _parse(verb, words)
         raise_file_limit()

@@ -6,8 +6,9 @@ nearest legal key, and the whole chain is checked, not only the file that was na
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from ..runtime.errors import InputError, MissingFileError, UnknownKeyError, did_you_mean
+from ..runtime.text import parse_yaml, read_text
 from . import paths
 from .pretrain_schema import PRETRAIN_DEFAULTS, check_pretrain_values
 from .schema_file import ALL_DEFAULTS, EXTENSION_KEYS, defaults_for, flatten_config
@@ -22,6 +24,11 @@ from .schema_file import ALL_DEFAULTS, EXTENSION_KEYS, defaults_for, flatten_con
 PathLike = str | os.PathLike[str]
 
 _BASE = "_BASE_"
+_ABOVE_0 = 1e-12
+_AT_LEAST: dict[str, float] = {
+    **{"SOLVER.MAX_ITER": 1, "SOLVER.CHECKPOINT_PERIOD": 1, "MODEL.PIXEL_STD": _ABOVE_0},
+    **dict.fromkeys(("SOLVER.BASE_LR", "SOLVER.WARMUP_ITERS", "DATALOADER.NUM_WORKERS"), 0),
+}
 _TYPES = {str: "string", int: "whole number", float: "decimal number", tuple: "list", list: "list"}
 _TYPES[bool] = "truth value (True or False)"
 
@@ -51,7 +58,13 @@ def load_detection_config(path: PathLike, overrides: Sequence[str] = ()) -> CfgN
 
     Args, Returns, Raises: as :func:`load_pretrain_config`.
     """
-    return _load(path, overrides, "detection")
+    cfg = _load(path, overrides, "detection")
+    values = flatten_config(cfg)
+    for key, low in _AT_LEAST.items():
+        if min(values[key] if isinstance(values[key], (tuple, list)) else [values[key]]) < low:
+            least = "above 0" if low == _ABOVE_0 else f"at least {low}"
+            raise InputError(f"{path}: {key} is {values[key]}, expected {least}.")
+    return cfg
 
 
 def read_detection_config(text: str, where: str) -> CfgNode:
@@ -153,16 +166,16 @@ def _chain(file: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, dict[str
     if file.resolve() in seen:
         raise InputError(f"{file}: _BASE_ leads back to this file. Remove one of the _BASE_ lines.")
     try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        where = f"named as _BASE_ by {seen[-1]}"  # _find looked for the first file
-        raise MissingFileError(f"Config {file} does not exist ({where}).") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: not YAML ({error}).") from error
+        text = read_text(file)
+    except InputError as error:
+        where = f" (named as _BASE_ by {seen[-1]})" if seen else ""
+        raise type(error)(f"Config {error}{where}") from error
     content = _parse(text, str(file))
     base = content.pop(_BASE, None)
     if base is None:
         return [(file, content)]
+    if not isinstance(base, str):
+        raise InputError(f"{file}: _BASE_ is {base!r}, expected the path of one YAML file.")
     base_file = file.parent / os.path.expanduser(base)
     return [*_chain(base_file, (*seen, file.resolve())), (file, content)]
 
@@ -170,7 +183,7 @@ def _chain(file: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, dict[str
 def _parse(text: str, where: str) -> dict[str, Any]:
     """Return full key -> value of a YAML text."""
     try:
-        content = yaml.safe_load(text)
+        content = parse_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -194,16 +207,37 @@ def _merge_all(
             if key in EXTENSION_KEYS:
                 hint = f"{key} needs {EXTENSION_KEYS[key]}."
             raise UnknownKeyError(f"{where}: {what if inside else hint}")
+        default = known[key]
         try:
             cfg.merge_from_list([key, value])
+            _check_numbers(default, functools.reduce(getattr, key.split("."), cfg))
         except ValueError as error:
-            default = known[key]
             is_whole = not isinstance(value, bool) and str(value).lstrip("+-").isdigit()
             hint = f" Write {value}.0." if isinstance(default, float) and is_whole else ""
             kind = _TYPES.get(type(default), type(default).__name__)
             raise InputError(
                 f"{where}: {key} must be a {kind} such as {default!r}, got {value!r}.{hint}"
             ) from error
+
+
+def _check_numbers(default: Any, value: Any) -> None:
+    """Raise ValueError for NaN, and where a list is not one of numbers as the default is: the
+    config's own check sees only that it is a list.
+    """
+    legal = {(depth, kind in (int, float) or kind) for depth, kind, _ in _leaves(default)}
+    for depth, kind, leaf in _leaves(value):
+        is_other = isinstance(default, (tuple, list)) and legal
+        if leaf != leaf or is_other and (depth, kind in (int, float) or kind) not in legal:
+            raise ValueError(leaf)
+
+
+def _leaves(value: Any, depth: int = 0) -> Iterator[tuple[int, type, Any]]:
+    """Yield how deep each value lies in a list of lists, its type and itself."""
+    if not isinstance(value, (tuple, list)):
+        yield depth, type(value), value
+        return
+    for part in value:
+        yield from _leaves(part, depth + 1)
 
 
 def _as_list(default: Any, value: str) -> Any:

@@ -58,6 +58,10 @@ def check_pretrain_values(cfg: CfgNode, where: str) -> None:
     for key, low in AT_LEAST.items():
         if values[key] < low:
             raise InputError(f"{where}: {key} must be at least {low}, got {values[key]}.")
+    if len(cfg.DATA.CROP_SCALE) != 2:
+        raise InputError(
+            f"{where}: DATA.CROP_SCALE must be (low, high), got {cfg.DATA.CROP_SCALE}."
+        )
     for rule, holds in _rules(cfg).items():
         if not holds:
             raise InputError(f"{where}: {rule}, got {values[rule.split(' ')[0]]!r}.")
@@ -75,7 +79,7 @@ def _rules(cfg: CfgNode) -> dict[str, bool]:
         "MOCO.SYMMETRIC True needs MECHANISM moco": not moco.SYMMETRIC or cfg.MECHANISM == "moco",
         "KNN.TEMPERATURE must be > 0": cfg.KNN.TEMPERATURE > 0,
         "KNN.TRAIN must be given together with KNN.TEST": not cfg.KNN.TRAIN or bool(cfg.KNN.TEST),
-        "SOLVER.BASE_LR must be > 0": solver.BASE_LR > 0,
+        "SOLVER.BASE_LR must be > 0 and finite": 0 < solver.BASE_LR < float("inf"),
         "SOLVER.STEPS must grow": list(solver.STEPS) == sorted(set(solver.STEPS)),
         "SOLVER.ACCUMULATE must be 1 for MECHANISM end_to_end (negatives: the mini-batch)": (
             solver.ACCUMULATE == 1 or cfg.MECHANISM != "end_to_end"

@@ -40,9 +40,13 @@ def check_channels(channels: int, to: str) -> None:
 
 
 def channels_of(source: Source) -> int:
-    """Return the channels of the images that an encoder takes; 3 where it has no such tensor."""
+    """Return the channels of the images that an encoder takes; 3 where it has no square filters,
+    as TensorFlow's (H, W, in, out) are none.
+    """
     stem = source.state.get(_STEM)
-    return int(stem.shape[1]) if stem is not None and stem.ndim == 4 else 3
+    if stem is None or stem.ndim != 4 or stem.shape[2] != stem.shape[3]:
+        return 3
+    return int(stem.shape[1])
 
 
 def channels_to_write(source: Source, asked: int, to: str) -> int:

@@ -118,9 +118,12 @@ def check_source(source: Source, arch: str, path: object, channels: int = 3) -> 
         raise InputError(covered.sentence(path, arch, advice="Refusing a partly random backbone."))
     weights = {n: t for n, t in source.state.items() if not n.endswith(BATCH_COUNTER)}
     integer = [source.names[n] for n, t in weights.items() if not t.dtype.is_floating_point]
+    kinds = ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in weights.values()}))
+    empty = [source.names[n] for n, t in weights.items() if t.ndim == 4 and not bool(t.any())]
     broken = [source.names[n] for n, t in weights.items() if not bool(torch.isfinite(t).all())]
     for names, what in (
-        (integer, "are whole numbers, expected floating-point weights"),
+        (integer, f"are {kinds}, expected floating-point weights"),
+        (empty, "are all zeros: the file was written before its weights were"),
         (broken, "have NaN or infinite values: the training diverged; take an earlier checkpoint"),
     ):
         if names:

@@ -23,6 +23,7 @@ from torch import Tensor
 from ..runtime.checkpoint import torch_load, zip_fault
 from ..runtime.errors import InputError, MissingFileError, damaged, printable
 from ..runtime.safe_pickle import StandIn, read_pickle, stand_in
+from ..runtime.text import nature_of
 
 _ZIP = b"PK\x03\x04"
 # The magic number with which torch < 1.6 began, as a protocol-2 pickle of a long.
@@ -68,9 +69,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Content:
         with open(path, "rb") as file:
             container, top = "pickle", read_pickle(file, path)
     else:
-        raise InputError(
-            f"{path} is no checkpoint (.pth, .pkl or .safetensors): it starts with {head[:8]!r}."
-        )
+        what = nature_of(head) or f"no checkpoint, it starts with {head[:12]!r}"
+        raise InputError(f"{path} is {what}; expected a .pth, .pkl or .safetensors file.")
     if not isinstance(top, Mapping):
         raise InputError(f"{path} holds a {type(top).__name__}, expected a dict of tensors.")
     tensors = named_tensors(top, path)
@@ -82,11 +82,12 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Content:
 def _head(path: Path) -> bytes:
     try:
         with open(path, "rb") as file:
-            return file.read(64)
+            return file.read(512)
     except FileNotFoundError:
         raise MissingFileError(f"{path} does not exist; check the path.") from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-        raise InputError(f"Cannot read {path}: {error}.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"Cannot read {path}: {reason}.") from error
 
 
 def _check_torch_zip(path: Path) -> None:

@@ -61,7 +61,9 @@ def set_up_logging(output_dir: str | Path | None = None, *, quiet: bool = False)
     if output_dir is not None:
         make_folder(output_dir)
         name = "log.txt" if get_rank() == 0 else f"log.txt.rank{get_rank()}"
-        handlers.append(_FileHandler(Path(output_dir) / name, encoding="utf-8"))
+        handlers.append(
+            _FileHandler(Path(output_dir) / name, encoding="utf-8", errors="backslashreplace")
+        )
     for handler in handlers:
         handler.setFormatter(_Formatter())
         root.addHandler(handler)

@@ -112,4 +112,5 @@ class Meter:
 
 def eta(iterations: int, sec_per_iteration: float) -> str:
     """Return how long the iterations that are left take, as ``[D days, ]H:MM:SS``."""
-    return str(datetime.timedelta(seconds=round(iterations * sec_per_iteration)))
+    most = datetime.timedelta.max.total_seconds()
+    return str(datetime.timedelta(seconds=round(min(iterations * sec_per_iteration, most / 2))))

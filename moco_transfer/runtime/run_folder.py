@@ -7,7 +7,7 @@ from pathlib import Path
 from .checkpoint import LAST
 from .distributed import barrier, broadcast_object, is_main_process
 from .environment import environment_report
-from .errors import InputError
+from .errors import InputError, printable
 from .files import atomic_write_text
 
 
@@ -15,9 +15,11 @@ def open_run_folder(output_dir: str | Path, *, resume: bool) -> Path:
     """Return OUTPUT_DIR as a path; nothing is written. Collective.
 
     Raises:
-        InputError: If it is a file, or holds a run and ``resume`` is not set.
+        InputError: If it is no name of a folder, a file, or holds a run and ``resume`` is not set.
     """
     folder = Path(output_dir)
+    if "\0" in str(output_dir):
+        raise InputError(f"OUTPUT_DIR {printable(output_dir)} is not the name of a folder.")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"OUTPUT_DIR {folder} is a file, expected a folder.")
     files = [name for name in (LAST, "metrics.json", "results.json") if (folder / name).exists()]

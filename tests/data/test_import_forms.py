@@ -17,8 +17,8 @@ from moco_transfer.data.annotations.coco import read_coco
 from moco_transfer.data.annotations.voc import read_voc
 from moco_transfer.data.images.folder import read_list_file
 from moco_transfer.data.images.near_names import find_names
-from moco_transfer.data.text import read_text, read_xml
 from moco_transfer.runtime.errors import InputError, MissingFileError
+from moco_transfer.runtime.text import read_text, read_xml
 
 CLASSES = ("犬", "cat")
 BOXES = [("犬", (2, 2, 9, 9), 0), ("cat", (3, 4, 20, 21), 0)]

@@ -16,7 +16,9 @@ import functools
 import itertools
 import os
 import re
+import tarfile
 import weakref
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -156,6 +158,10 @@ class DetectionDataset:
             return
         if self.name not in _BUILTIN:
             near = lies_near(place, lambda name: name.lower().endswith(place.suffix.lower()))
+            if place.exists():
+                is_archive = zipfile.is_zipfile(place) or tarfile.is_tarfile(place)
+                what = "an archive: unpack it" if is_archive else "a file"
+                raise InputError(f"Data set {self.name!r}: {place} is {what}; expected a folder.")
             text = f"Data set {self.name!r}: {place} does not exist.{near * bool(place.suffix)}"
             raise MissingFileError(text)
         value, parts = os.environ.get(DATASETS_VARIABLE), place.relative_to(datasets_root()).parts

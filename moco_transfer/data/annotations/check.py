@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from ...runtime.errors import InputError, MissingFileError
+from ...runtime.errors import InputError
 from ...runtime.files import sha256_of
 from ...runtime.progress import progress
 from ..batches.transforms import TurnedError, read_and_check
 from ..images.decode import has_16_bits, orientation_of
+from ..images.image_source import missing_files
 from .catalog import DetectionDataset, get_dataset
 from .keypoints import mirrored_pairs
 from .plausible import (
@@ -279,6 +280,9 @@ class _Opened:
 def _open_images(report: DatasetReport, records: Sequence[dict], exif: str) -> None:
     """Decode all images; add the problems, the digests and remarks."""
     with ThreadPoolExecutor(_THREADS) as threads:
+        # Missing ones have been reported already, all in one sentence.
+        missing = set(missing_files([record["file_name"] for record in records]))
+        records = [record for i, record in enumerate(records) if i not in missing]
         results = threads.map(_open_image, records)
         opened = list(progress(results, report.name, total=len(records), unit="images"))
     files = [record["file_name"] for record in records]
@@ -323,8 +327,6 @@ def _open_image(record: dict) -> _Opened:
     """Return why a run would refuse an image, or what is odd about it."""
     try:
         pixels = read_and_check(record, "RGB")
-    except MissingFileError:  # already reported by check_image_files
-        return _Opened()
     except InputError as problem:
         return _Opened(problem)
     file, brightest = record["file_name"], int(pixels.max())

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...runtime.errors import InputError, MissingFileError, did_you_mean
+from ...runtime.text import read_text
 from ..images.near_names import lies_near
-from ..text import read_text
 from .records import Contents, count_left_out
 
 
@@ -70,10 +70,11 @@ def members(word: str, names: Sequence[str], name: str) -> list[int]:
 
 
 def parse_classes(text: str) -> tuple[str, ...]:
-    """Return the class names of a comma list or of a file with a class a line."""
+    """Return the class names of a comma list, or of a file with a class a line or all in one."""
     path = Path(text)
     if os.path.isfile(text):  # False for a list longer than a name may be
-        lines = read_text(path).splitlines()
+        lines = [line for line in read_text(path).splitlines() if line.strip()]
+        lines = lines[0].split(",") if len(lines) == 1 else lines
         return tuple(line.strip() for line in lines if line.strip())
     if "/" in text or text.endswith(".txt"):
         near = lies_near(path, lambda name: name.endswith(path.suffix))

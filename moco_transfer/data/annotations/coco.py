@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import InputError, MissingFileError
+from ...runtime.text import nature_of, not_text, read_bytes
 from ..images.near_names import Found, find_image_files
-from ..text import not_text, read_bytes
 from .coco_fields import (
     ANNOTATION_FIELDS,
     CATEGORY_FIELDS,
@@ -115,12 +115,19 @@ def read_coco(
 def load_json(json_file: Path) -> Any:
     """Return the content of a json file; MissingFileError, or InputError if it is not json."""
     try:
-        return json.loads(read_bytes(json_file))  # UTF-8, 16 and 32, with a byte order mark or not
+        data = read_bytes(json_file)
+        return json.loads(data)  # UTF-8, 16 and 32, with a byte order mark or not
+    except RecursionError:
+        raise InputError(
+            f"{json_file} is not json that can be read: it nests too deeply."
+        ) from None
     except UnicodeDecodeError as error:
         raise not_text(json_file, error) from error
     except InputError:
         raise
     except ValueError as error:
+        if nature := nature_of(data[:512]):
+            raise InputError(f"{json_file} is {nature}; expected json.") from error
         raise InputError(f"{json_file} is not json ({error}); copy or export it again.") from error
 
 

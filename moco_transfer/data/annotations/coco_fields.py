@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +35,27 @@ def are_finite(numbers: Any) -> bool:
 
 def _is_box(value: Any) -> bool:
     is_list = isinstance(value, list) and len(value) == 4
-    return is_list and all(isinstance(n, (int, float)) and abs(n) < _FAR for n in value)
+    return is_list and all(type(n) in (int, float) and abs(n) < _FAR for n in value)
+
+
+def _is_text(value: Any) -> bool:
+    """Return whether it is a text that files can hold: json may hold half of a character."""
+    if not isinstance(value, str) or not value.strip():
+        return False
+    with contextlib.suppress(UnicodeEncodeError):
+        value.encode()
+        return True
+    return False
+
+
+def _is_path(value: Any) -> bool:
+    """Return whether a file may have such a name; json holds its bytes that are no UTF-8 too."""
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        return False
+    with contextlib.suppress(UnicodeEncodeError):
+        os.fsencode(value)
+        return True
+    return False
 
 
 def _is_skeleton(value: Any) -> bool:
@@ -55,14 +77,14 @@ _FREQUENCY = (
 # Key, value of an absent field, whether a value is legal, and what is expected.
 Fields = tuple[tuple[str, Any, Callable[[Any], bool], str], ...]
 CATEGORY_FIELDS: Fields = (
-    ("id", None, lambda v: (as_text(v) or "").isdecimal(), "an integer"),
-    ("name", None, lambda v: isinstance(v, str), "a text"),
+    ("id", None, lambda v: (as_text(v) or "").isdecimal(), "a whole number from 0 on"),
+    ("name", None, _is_text, "a text"),
     ("keypoints", [], _are_names, "a list of different names"),
     ("skeleton", [], _is_skeleton, "pairs [a, b] of numbers of keypoints, the first is 1"),
 )
 IMAGE_FIELDS: Fields = (
     ("id", None, lambda v: as_text(v) is not None, "a whole number or a text"),
-    ("file_name", None, lambda v: isinstance(v, str), "a path"),
+    ("file_name", None, _is_path, "a path"),
 )
 LVIS_CATEGORY_FIELDS: Fields = (("frequency", None, lambda v: v in ("r", "c", "f"), _FREQUENCY),)
 LVIS_IMAGE_FIELDS: Fields = tuple(

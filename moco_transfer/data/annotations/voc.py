@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...runtime.errors import InputError, MissingFileError, did_you_mean
-from ..text import read_xml
+from ...runtime.text import read_xml
 from .faults import Fault, Faults
 from .records import (
     Contents,
@@ -99,6 +99,8 @@ def _read_xml(
     two texts of a size mean.
     """
     tree = read_xml(path)
+    if tree.tag.rpartition("}")[2] != "annotation" and tree.find("object") is None:
+        raise InputError(f"{path} is not VOC's: it is a <{tree.tag}>, expected an <annotation>.")
     height, width = size(*(tree.findtext(f"./size/{side}") for side in ("height", "width")))
     annotations = []
     for number, node in enumerate(tree.findall("object") if height else (), start=1):
@@ -114,11 +116,16 @@ def _read_object(
     node: ElementTree.Element, class_of: dict[str, int], first_pixel: int, w: int, h: int
 ) -> dict:
     name = _composed(node.findtext("name") or "")
+    if not name:
+        raise Fault("it has no <name>, expected its class.", "no name")
     if name not in class_of:
         raise Fault(
             f"class {name!r} is not one of the {len(class_of)} classes of this data set:"
             f" {', '.join(class_of)}.{did_you_mean(name, class_of)}"
         )
+    if node.find("bndbox") is None:
+        has = ", ".join(f"<{part.tag}>" for part in node) or "nothing"
+        raise Fault(f"it has no <bndbox>, which holds its box; it has {has}.", "no box")
     corners = []
     for corner in ("xmin", "ymin", "xmax", "ymax"):
         text = (node.findtext(f"bndbox/{corner}") or "").strip()

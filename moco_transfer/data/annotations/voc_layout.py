@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...runtime.errors import InputError, MissingFileError
+from ...runtime.text import read_text, read_xml
 from ..images.image_source import is_image
 from ..images.near_names import find_names, lies_near, list_files
-from ..text import read_text, read_xml
 from .records import OnProblem
 
 _XML_FOLDERS = ("annotations", "annotation", "xmls", "xml", "labels")
@@ -99,12 +99,13 @@ def _find_split(root: Path, split: str) -> tuple[Path | None, Path, Path]:
         return None, _subfolder(below, _XML_FOLDERS), _subfolder(below, _IMAGE_FOLDERS)
     if not (root / "ImageSets").is_dir() and split in _WHOLE and _has_xml(xml_root):
         return None, xml_root, image_root
-    splits = sorted(p.stem for p in (root / "ImageSets" / "Main").glob("*.txt"))[:10]
+    texts = (root / "ImageSets" / "Main").glob("*.txt")
+    splits = sorted(p.stem for p in texts if p.is_file())[:10]
     folders = [p for place in (root, xml_root) for p in place.iterdir() if p != xml_root]
     splits += sorted({p.name for p in folders if _has_xml(p)})[:10]
     whole = " SPLIT all reads the XML files that are there." * _has_xml(xml_root)
     raise MissingFileError(
-        f"{lists[0] / split}.txt does not exist. Splits that exist: {', '.join(splits) or 'none'}."
+        f"{lists[0] / split}.txt is no file. Splits that exist: {', '.join(splits) or 'none'}."
         f"{whole * (not splits)}"
     )
 

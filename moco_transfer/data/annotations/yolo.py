@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 
 from ...runtime.errors import InputError, MissingFileError, did_you_mean
+from ...runtime.text import read_text, read_yaml
 from ..images.image_source import is_image
 from ..images.near_names import find_image_files, find_names, lies_near, list_files
-from ..text import read_text, read_yaml
 from .faults import Fault, Faults, short
 from .records import Contents, OnProblem, check_image_files, count_left_out, raise_problem, size_of
 

@@ -42,7 +42,8 @@ def resized_shape(height: int, width: int, *, shorter_edge: int, max_size: int) 
     if max(new_height, new_width) > max_size:
         scale = max_size * 1.0 / max(new_height, new_width)
         new_height, new_width = new_height * scale, new_width * scale
-    return int(new_height + 0.5), int(new_width + 0.5)
+    # At least 1 px, which a line of 5000 x 2 px would lose; Detectron2 cannot resize it.
+    return max(1, int(new_height + 0.5)), max(1, int(new_width + 0.5))
 
 
 def draw_shorter_edge(

@@ -16,7 +16,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from .decode import LEAKS, decode_pixels, is_npy, orientation_of, upper_bits
+from .decode import LEAKS, decode_pixels, is_npy, orientation_of, unknown_format, upper_bits
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -59,8 +59,11 @@ def _bands(data: bytes | memoryview, upright: bool) -> np.ndarray:
     if is_npy(data):
         return np.load(io.BytesIO(data), allow_pickle=False)
     if bytes(data[:4]) not in _TIFF:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image)
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                return np.asarray(image)
+        except Image.UnidentifiedImageError as error:
+            raise ValueError(unknown_format(io.BytesIO(data))) from error
     if upright and orientation_of(data) != 1:
         raise ValueError("its orientation tag is not applied to bands; save it upright")
     try:

@@ -22,6 +22,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from ...runtime.errors import InputError, MissingFileError
+from ...runtime.text import nature_of
 
 try:
     import simplejpeg
@@ -154,6 +155,8 @@ def read_rgb(
                     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
             pixels = _to_rgb(image)
             return pixels if orientation == 1 else _turned(pixels, orientation)
+    except Image.UnidentifiedImageError as error:
+        raise ValueError(unknown_format(file)) from error
     except Image.DecompressionBombError as error:
         number = (re.findall(r"\d+", str(error)) or ["?"])[0]
         raise Image.DecompressionBombError(
@@ -162,6 +165,17 @@ def read_rgb(
         ) from error
     except LEAKS as error:
         raise ValueError(f"damaged image ({type(error).__name__}: {error})") from error
+
+
+def unknown_format(file: str | os.PathLike[str] | IO[bytes]) -> str:
+    """Return why PIL does not know a file's format, which it names by an address in memory."""
+    if isinstance(file, (str, os.PathLike)):
+        with open(file, "rb") as opened:
+            return unknown_format(opened)
+    file.seek(0)
+    head = file.read(512)
+    begins = f"in no format that PIL knows, it begins with {head[:12]!r}"
+    return f"it is {nature_of(head) or begins}"
 
 
 def has_16_bits(file: str | os.PathLike[str] | IO[bytes]) -> bool:
@@ -227,9 +241,11 @@ def read_image(path: str, colour_order: str) -> np.ndarray:
         with open(path, "rb", buffering=0) as file:
             pixels = decode_pixels(file.read(), upright=True)
     except FileNotFoundError as error:
-        raise MissingFileError(f"The image {path} does not exist.") from error
+        broken = f" It is a link to {os.readlink(path)}." if os.path.islink(path) else ""
+        raise MissingFileError(f"The image {path} does not exist.{broken}") from error
     except Image.DecompressionBombError as error:
         raise InputError(f"The image {path} is not decoded: {error}.") from error
     except UNREADABLE as error:
-        raise InputError(f"The image {path} cannot be decoded ({error}). Replace it.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"The image {path} cannot be decoded ({reason}). Replace it.") from error
     return pixels if colour_order == "RGB" else pixels[:, :, ::-1]

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...runtime.errors import InputError, MissingFileError, printable
-from ..text import read_text
+from ...runtime.text import read_text
 from .image_source import EXTENSIONS, IndexedSource, Table, is_image, name_table
 from .near_names import find_image_files, lies_near
 
@@ -119,12 +119,19 @@ def _walk(root: Path, others: Counter[str], arrays: bool) -> Iterator[str]:
             name = os.path.join(relative, entry.name)
             if entry.name.startswith("."):  # .ipynb_checkpoints, or ._name.jpg, which macOS leaves
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 waiting.append((name, above | {identity}))
             elif is_image(entry.name, arrays=arrays):
                 yield name
             else:
                 others[printable(os.path.splitext(entry.name)[1].lower() or entry.name)] += 1
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, which cannot be read as an image either
+        return False
 
 
 # A label above this and above the number of images is an id; a classifier with as many outputs
@@ -183,6 +190,8 @@ def read_list_file(file: str | os.PathLike[str], root: str | os.PathLike[str] = 
 
 
 def _split(line: str) -> tuple[str, str]:
+    if line[0] == line[-1] and line[0] in "\"'":
+        line = line[1:-1]
     # Paths may hold blanks: the label is what follows the last one, where an image precedes it.
     if is_image(line, arrays=True):
         return line, ""

@@ -88,20 +88,28 @@ def _decode_name(data: bytes) -> str:  # os.fsdecode itself cannot be pickled
 
 
 def missing_files(paths: Iterable[str]) -> list[int]:
-    """Return the places of the paths that do not exist. Each folder is listed once: on a network
-    file system, asking for each file is far slower.
+    """Return the places of the paths that are no files, as broken links are none. Each folder is
+    listed once: on a network file system, asking for each file is far slower.
     """
-    names: dict[str, set[str]] = {}
+    names: dict[str, dict[str, os.DirEntry[str]]] = {}
     missing = []
     for place, path in enumerate(paths):
         folder, leaf = os.path.split(path)
         if folder not in names:
-            names[folder] = set()
+            names[folder] = {}
             with contextlib.suppress(OSError, ValueError):  # ValueError: a NUL byte in the name
-                names[folder] = set(os.listdir(folder or "."))
-        if leaf not in names[folder]:
+                names[folder] = {e.name: e for e in os.scandir(folder or ".")}
+        if (entry := names[folder].get(leaf)) is None or not _is_file(entry):
             missing.append(place)
     return missing
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a file, or a link to one; asks the disk for links alone."""
+    try:
+        return entry.is_file()
+    except OSError:  # a link to itself
+        return False
 
 
 def is_image(name: str, *, arrays: bool = False) -> bool:

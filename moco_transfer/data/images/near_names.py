@@ -25,12 +25,13 @@ def _composed(parts: _Parts) -> _Parts:
 
 
 def _folded(parts: _Parts) -> _Parts:
-    return tuple(part.casefold() for part in _composed(parts))
+    # NFKC: macOS writes a narrow blank before PM, and some keyboards wide digits.
+    return tuple(unicodedata.normalize("NFKC", part).strip().casefold() for part in parts)
 
 
 def _without_suffix(parts: _Parts) -> _Parts:
     *folders, name = _folded(parts)
-    return (*folders, os.path.splitext(name)[0] if name.endswith(_SUFFIXES) else name)
+    return (*folders, os.path.splitext(name)[0].strip() if name.endswith(_SUFFIXES) else name)
 
 
 # What may differ, from the nearest on.
@@ -107,6 +108,10 @@ def lies_near(path: str | os.PathLike[str], is_wanted: Callable[[str], bool] = i
     """Return `` FOLDER has ...`` (with the blank) for a missing file: names like its own below the
     nearest folder that exists, or else what is there.
     """
+    if os.path.islink(path) and not os.path.exists(path):
+        return printable(f" {path} is a link to {os.readlink(path)}, which is not there.")
+    if os.path.exists(path):
+        return printable(f" {path} is a {'folder' if os.path.isdir(path) else 'file'}.")
     folder, leaf = os.path.split(os.fspath(path).replace("\\", "/"))
     while folder and not os.path.isdir(folder):
         folder = os.path.dirname(folder) if folder != os.path.dirname(folder) else ""

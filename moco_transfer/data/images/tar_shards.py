@@ -242,8 +242,10 @@ def index_shard(file: Path) -> ShardIndex:
             if archive.fileobj.seek(end) != end or archive.fileobj.read(512) != bytes(512):
                 raise ValueError(f"no end of archive after {end} bytes, {len(rows)} images")
     except _BROKEN as error:
+        # tarfile adds a line for each form of compression that it tried.
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(":")
         raise InputError(
-            f"Shard {file} cannot be read ({error}). Write or download it again."
+            f"Shard {file} cannot be read ({reason}). Write or download it again."
         ) from error
     if unclear:
         logger.warning(

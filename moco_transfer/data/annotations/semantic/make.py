@@ -26,9 +26,9 @@ from PIL import Image
 from ....runtime.errors import InputError, MissingFileError
 from ....runtime.files import atomic_path, atomic_write_text
 from ....runtime.progress import progress
+from ....runtime.text import read_text
 from ...images.decode import read_size
 from ...images.near_names import lies_near
-from ...text import read_text
 from .labels import IGNORED, check_ids, read_ids, voc_palette
 
 VOC_AUG, CITYSCAPES = "voc-aug", "cityscapes"

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from ....runtime.errors import InputError, MissingFileError, printable
+from ....runtime.text import read_text
 from ...images.decode import orientation_of, read_size
 from ...images.image_source import is_image
 from ...images.near_names import find_names, lies_near, list_files
-from ...text import read_text
 from ..class_selection import members
 from ..records import Contents, OnProblem, check_image_files, raise_problem
 from ..voc import VOC_CLASSES
