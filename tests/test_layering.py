@@ -30,7 +30,7 @@ ALLOWED = {
         *("pretrain", "finetune", "suggest", "benchmark", "report", "reproduce"),
     },
 }
-LIGHT = ("runtime.errors", "runtime.files", "evaluate.metric_names")
+LIGHT = ("runtime.errors", "runtime.files", "runtime.text", "evaluate.metric_names")
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,8 @@ from ..runtime.distributed import (
     get_world_size,
     is_main_process,
 )
-from ..runtime.meter import Meter, eta
 from ..runtime.metrics import MetricsFile
-from ..runtime.progress import logged, progress
+from ..runtime.progress import Meter, eta, logged, progress
 from ..runtime.stop import StopRequest
 from .engine import Engine
 from .schedule import Schedule

@@ -289,6 +289,12 @@ def _mechanism_faults(cfg: CfgNode, source: ImageSource, stream: bool) -> Iterat
             f"SOLVER.ACCUMULATE {accumulate} does not divide the {images} images of a step on one"
             f" process. Use one of {fitting}, or another DATA.BATCH_SIZE_TOTAL."
         )
+    elif images == accumulate:
+        yield (
+            f"One image a process and micro-batch (DATA.BATCH_SIZE_TOTAL {data.BATCH_SIZE_TOTAL},"
+            f" {get_world_size()} processes, SOLVER.ACCUMULATE {accumulate}) leaves batch"
+            " normalisation nothing to average. Give at least two."
+        )
     if cfg.MECHANISM == "supervised" and classes < 2:
         hint = " Set DATA.NUM_IMAGES to 0, so that labels are read." if data.NUM_IMAGES else ""
         yield (

@@ -30,9 +30,8 @@ from ..runtime.distributed import (
     get_world_size,
     is_main_process,
 )
-from ..runtime.meter import Meter, eta
 from ..runtime.metrics import MetricsFile, read_metrics
-from ..runtime.progress import logged, progress
+from ..runtime.progress import Meter, eta, logged, progress
 from ..runtime.run_folder import record_settings
 from ..runtime.seed import seed_everything
 from ..runtime.stop import StopRequest

@@ -1,15 +1,29 @@
-"""Progress of long work: a bar on a terminal, a line every 10 s in a log file or a notebook."""
+"""Progress of long work: a bar on a terminal, a line every 10 s in a log file or a notebook; and
+the means of a log period: sums that stay on the device, and the time that the period took.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import math
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from .distributed import is_main_process
+from .distributed import (
+    all_gather_object,
+    gather_object,
+    get_rank,
+    get_world_size,
+    is_main_process,
+    mean_over_processes,
+)
 
 LINE_PERIOD_SEC = 10.0
 _LINE = "{desc}: {n_fmt}/{total_fmt} {unit} ({percentage:.0f}%), {rate_fmt}, {remaining} left"
@@ -60,3 +74,98 @@ def progress(
 def logged(bar: tqdm) -> None:
     """Note that a log line has just told how far the work is: the bar's next line is due later."""
     bar.last_print_t = time.time()
+
+
+class Meter:
+    """Sums of one log period. Only ``means``, ``state`` and ``first_bad`` wait for the device.
+    ``count`` includes the iterations before a resume, ``waited_sec`` does not.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.reset()
+
+    def reset(self) -> None:
+        """Start a new period."""
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+        self.waited_sec = 0.0
+        self._steps = 0  # since the reset or resume: what the time is divided by
+        self._since = time.perf_counter()
+        self._first_bad = torch.full((), -1, device=self.device)
+
+    def add(self, measures: dict[str, Tensor], iteration: int) -> None:
+        """Add the measures (detached scalars on the device) of an iteration."""
+        for name, value in measures.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        is_bad = ~torch.stack(list(measures.values())).sum().isfinite() & (self._first_bad < 0)
+        self._first_bad = torch.where(is_bad, iteration, self._first_bad)
+        self.count += 1
+        self._steps += 1
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time of the block as waiting for data."""
+        since = time.perf_counter()
+        yield
+        self.waited_sec += time.perf_counter() - since
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time of the block (an evaluation) out of the period's."""
+        since = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - since
+
+    def local_means(self) -> dict[str, float]:
+        """Return the period's means on this process."""
+        return {name: float(total) / self.count for name, total in self.sums.items()}
+
+    def first_bad(self) -> int:
+        """Return this process's first iteration with a measure that is not finite, or -1."""
+        return int(self._first_bad)
+
+    def means(self) -> dict[str, float]:
+        """Return the period's means over all processes. Collective.
+
+        Raises:
+            FloatingPointError: If one is not finite; names the first such iteration of any process.
+        """
+        means = mean_over_processes(self.local_means(), self.device)
+        if not math.isfinite(sum(means.values())):  # equal on all processes, so all enter here
+            bad = [found for found in all_gather_object(self.first_bad()) if found >= 0]
+            where = f"Iteration {min(bad)}: " if bad else ""
+            raise FloatingPointError(f"{where}the loss is not finite ({means}).")
+        return means
+
+    def timing(self) -> dict[str, float]:
+        """Return ``time`` and ``data_time``: seconds per iteration, in all and waiting for data."""
+        steps = max(1, self._steps)
+        elapsed = time.perf_counter() - self._since
+        return {"time": elapsed / steps, "data_time": self.waited_sec / steps}
+
+    def state(self) -> dict[str, Any]:
+        """Return on process 0 what a checkpoint holds of an unfinished period. Collective."""
+        sums = gather_object({name: value.cpu() for name, value in self.sums.items()})
+        return {"count": self.count, "sums": sums} if self.count else {}
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Continue the period of a checkpoint; ``state`` is empty when a new one begins.
+
+        With another number of processes the sums are their mean, equal up to rounding.
+        """
+        if not state:
+            return
+        parts = state["sums"]
+        if len(parts) == get_world_size():
+            sums = dict(parts[get_rank()])
+        else:
+            sums = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
+        self.sums = {name: value.to(self.device) for name, value in sums.items()}
+        self.count = state["count"]
+
+
+def eta(iterations: int, sec_per_iteration: float) -> str:
+    """Return how long the iterations that are left take, as ``[D days, ]H:MM:SS``."""
+    most = datetime.timedelta.max.total_seconds()
+    return str(datetime.timedelta(seconds=round(min(iterations * sec_per_iteration, most / 2))))

@@ -2,7 +2,8 @@
 
 Seen red under: only the first problem; crowd regions counted as boxes; sizes compared without EXIF;
 status 0 whatever was found; headers only; crowd or class ignored in repeats; shared images not
-named; masks not checked; the user's NUM_CLASSES overruled; area of VOC boxes not counted.
+named; masks not checked; the user's NUM_CLASSES overruled; area of VOC boxes not counted; no view
+drawn; a batch of one image planned.
 """
 
 from __future__ import annotations
@@ -14,9 +15,14 @@ import pytest
 from PIL import Image
 
 from moco_transfer.cli import main
+from moco_transfer.config import load_pretrain_config
+from moco_transfer.config.pretrain_schema import PRETRAIN_DEFAULTS
 from moco_transfer.data import register_dataset
 from moco_transfer.data.annotations import catalog
-from moco_transfer.data.annotations.check import check_dataset
+from moco_transfer.data.annotations.check import PRETRAINING_BATCH, check_dataset
+from moco_transfer.data.views import view_batch
+from moco_transfer.pretrain.plan import plan_pretrain
+from moco_transfer.runtime.errors import InputError
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +48,37 @@ def test_check_dataset__counts_a_good_voc_set(make_voc):
     assert report.left_out["images_without_boxes"] == 1
     text = report.text()
     assert text.startswith("mine: images: 2, boxes: 2, classes: 2, scored by VOC AP")
-    assert "images without a box" in text and text.endswith("  usable")
+    assert "images without a box" in text
+    last = text.splitlines()[-1]
+    assert last.startswith("  usable ") and "DATA.BATCH_SIZE_TOTAL at most 2" in last
+    assert "no image was opened" in check_dataset("mine", open_images=False).text()
+
+
+def test_check_dataset__usable_is_so_for_pre_training(make_voc, tmp_path):
+    assert PRETRAIN_DEFAULTS["DATA"]["BATCH_SIZE_TOTAL"] == PRETRAINING_BATCH
+    root = make_voc({name: (40, 30, [("dog", (2, 2, 9, 9), 0)]) for name in "abc"})
+    register_dataset("mine", "voc", root=root, split="train", class_names=("dog",))
+    assert "at most 3" in check_dataset("mine").text()
+    settings = ["DATA.ROOT", "mine", "OUTPUT_DIR", str(tmp_path), "TRAIN.DEVICE", "cpu"]
+    for batch in ("1", "2", "3", "4"):
+        cfg = load_pretrain_config("demo_moco", [*settings, "DATA.BATCH_SIZE_TOTAL", batch])
+        if batch in ("2", "3"):
+            assert len(plan_pretrain(cfg).source) == 3
+            continue
+        with pytest.raises(InputError, match="DATA.BATCH_SIZE_TOTAL"):
+            plan_pretrain(cfg)
+
+
+def test_check_dataset__tries_what_pre_training_does(make_voc, monkeypatch):
+    root = make_voc({name: (40, 30, [("dog", (2, 2, 9, 9), 0)]) for name in "abc"})
+    register_dataset("mine", "voc", root=root, split="train", class_names=("dog",))
+
+    def refuse(pixels, parameters, out):
+        raise ValueError("as pre-training would")
+
+    monkeypatch.setattr(view_batch, "resized_crop", refuse)
+    problems = check_dataset("mine").problems
+    assert len(problems) == 3 and "as pre-training would" in problems[0] and "a.jpg" in problems[0]
 
 
 def test_check_dataset__collects_every_problem(make_voc):

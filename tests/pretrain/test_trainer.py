@@ -30,8 +30,8 @@ from moco_transfer.pretrain.supervised import Supervised
 from moco_transfer.pretrain.watch import UnreadableImages, Watch
 from moco_transfer.runtime.device import Compute
 from moco_transfer.runtime.distributed import get_rank, get_world_size
-from moco_transfer.runtime.meter import Meter
 from moco_transfer.runtime.metrics import MetricsFile
+from moco_transfer.runtime.progress import Meter
 
 from .tiny_encoder import TinyEncoder
 from .two_processes import run_in_two_processes

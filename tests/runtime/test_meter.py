@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from moco_transfer.runtime.meter import Meter, eta
+from moco_transfer.runtime.progress import Meter, eta
 
 CPU = torch.device("cpu")
 

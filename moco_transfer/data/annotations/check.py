@@ -7,13 +7,18 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
 
 from ...runtime.errors import InputError
 from ...runtime.files import sha256_of
 from ...runtime.progress import progress
+from ...runtime.seed import generator_at
 from ..batches.transforms import TurnedError, read_and_check
-from ..images.decode import has_16_bits, orientation_of
+from ..images.decode import UNREADABLE, has_16_bits, orientation_of
 from ..images.image_source import missing_files
+from ..views.view_batch import ViewMaker
 from .catalog import DetectionDataset, get_dataset
 from .keypoints import mirrored_pairs
 from .plausible import (
@@ -34,6 +39,8 @@ _METRICS = {
     "cityscapes": "COCO AP of boxes and Cityscapes AP of masks",
     "semantic": "mIoU",
 }
+PRETRAINING_BATCH = 256  # default of DATA.BATCH_SIZE_TOTAL, which this folder may not ask
+_VIEWS = ViewMaker("v2", 224, (0.2, 1.0), num_views=1, pipeline="fast")  # of a default config
 _SHOWN = 100  # classes that are listed; of LVIS's 1230 these are the most frequent
 _NOISE = 2  # levels by which a compressed image of one colour may differ
 _THREADS = 8  # more than cores: they hide the wait for the disk
@@ -60,6 +67,8 @@ class DatasetReport:
     digests: dict[str, str] = field(default_factory=dict, repr=False)  # by file name, if opened
     hashes: dict[str, int] = field(default_factory=dict, repr=False)  # perceptual, as digests
 
+    is_opened: bool = False  # the images, which one of the two steps may not read
+
     @property
     def is_usable(self) -> bool:
         """Whether no problem was found."""
@@ -83,9 +92,20 @@ class DatasetReport:
             *(f"  remark: {remark}" for remark in self.remarks),
             *(f"  PROBLEM: {problem}" for problem in self.problems[:max_problems]),
             *([f"  ... and {more} more"] if more > 0 else []),
-            "  usable" if self.is_usable else f"  NOT usable: {count} problem(s)",
+            f"  usable{self._as_far()}" if not count else f"  NOT usable: {count} problem(s)",
         ]
         return "\n".join(lines)
+
+    def _as_far(self) -> str:
+        """Return what pre-training on the images asks for; "" where its defaults do."""
+        if not self.is_opened:
+            return ", as far as annotations tell: no image was opened"
+        if self.num_images == 1:
+            return " for fine-tuning; pre-training needs two images"
+        if self.num_images < PRETRAINING_BATCH:
+            few = f" (pre-training: DATA.BATCH_SIZE_TOTAL at most {self.num_images}"
+            return f"{few}, the default is {PRETRAINING_BATCH})"
+        return ""
 
     def _of_boxes(self) -> list[str]:
         encoded = f" ({self.num_encoded} run-length encoded)" if self.num_encoded else ""
@@ -124,13 +144,16 @@ class DatasetReport:
 def check_dataset(name: str, *, open_images: bool = True) -> DatasetReport:
     """Read a data set's annotations and images, and list all that is wrong.
 
-    ``open_images`` decodes each image, to find damaged images, wrong sizes and equal images.
+    ``open_images`` decodes each image and draws a view of it, as fine-tuning and pre-training will,
+    to find damaged images, wrong sizes and equal images.
     UnknownKeyError if no data set has that name.
     """
     dataset = get_dataset(name)
     points = "11 points" if dataset.year == 2007 else "the area under the curve"
     report = DatasetReport(name, _METRICS.get(dataset.kind, f"VOC AP by {points}"))
-    report.labels = LabelFacts() if dataset.kind == "semantic" else None
+    report.labels, report.is_opened = None, open_images
+    if dataset.kind == "semantic":
+        report.labels = LabelFacts()
     problems: list[InputError] = []
     try:
         contents = dataset.read(on_problem=problems.append)
@@ -323,10 +346,22 @@ _SEEN = {
 }
 
 
+def _draw_view(file: str, pixels: np.ndarray) -> None:
+    """Do with an image what pre-training does; ``pixels`` are those of an upright one."""
+    try:
+        if orientation_of(file) != 1:  # turned for annotations alone
+            pixels = np.asarray(_VIEWS.decode(Path(file).read_bytes()))
+        view = np.empty((1, _VIEWS.size, _VIEWS.size, 3), np.uint8)
+        _VIEWS.make(pixels, generator_at(0, "check-data"), view)
+    except UNREADABLE as error:
+        raise InputError(f"The image {file} cannot be pre-trained on ({error}).") from error
+
+
 def _open_image(record: dict) -> _Opened:
     """Return why a run would refuse an image, or what is odd about it."""
     try:
         pixels = read_and_check(record, "RGB")
+        _draw_view(record["file_name"], pixels)
     except InputError as problem:
         return _Opened(problem)
     file, brightest = record["file_name"], int(pixels.max())
