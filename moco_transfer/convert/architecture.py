@@ -21,6 +21,9 @@ _HUB_FILES = ("pytorch_model.bin",)  # besides *.safetensors: what lies next to 
 # timm's and torchvision's names of plain ResNets, with what they put around them.
 _PREFIXES = re.compile(r"^(gluon|tv|ssl|swsl|legacy)_")
 _SUFFIXES = re.compile(r"(_v1b|\..*)$")
+# What timm's model_args say of the head, of training and of the input; timm 1.0.31 writes the first
+# three for every network.
+_HARMLESS = ("num_classes", "in_chans", "global_pool", "drop_rate", "drop_path_rate", "img_size")
 _OTHER_POOLING = re.compile(r"(^|_)(resnet|resnext|wide_resnet)(aa|blur)")
 
 
@@ -56,6 +59,8 @@ def _names(content: Content) -> Iterator[tuple[str, str, bool]]:
         return
     if isinstance(config, dict) and isinstance(name := config.get("architecture"), str):
         yield f"{file}", name, True
-        changes = config.get("model_args") or {}
-        if isinstance(changes, dict) and changes:
+        asked = config.get("model_args")
+        asked = asked if isinstance(asked, dict) else {}
+        changes = {key: value for key, value in asked.items() if key not in _HARMLESS}
+        if changes:
             yield f"{file}", f"{name} with {json.dumps(changes)}", True

@@ -22,14 +22,15 @@ def render_csv(tables: Sequence[Table]) -> str:
     """Return all runs of all tables as CSV (RFC 4180), one line per run in the order of the tables.
 
     ``status`` is ``averaged`` or ``conflict`` (two runs claim the seed; neither is averaged). The
-    metrics follow as ``bbox/AP``, ... and the TIDE errors as ``bbox/tide/missed``, ...: empty where
-    a run lacks one, ``nan`` where it is undefined. Numbers read back as the same floats.
+    metrics follow as ``bbox/AP``, ..., the TIDE errors as ``bbox/tide/missed``, ... and the rates
+    at a score as ``bbox/operating_point/precision``, ...: empty where a run lacks one, ``nan``
+    where it is undefined. Numbers read back as the same floats.
     """
-    metrics, errors = _metric_columns(tables), _tide_columns(tables)
+    metrics, others = _metric_columns(tables), _other_columns(tables)
     buffer = io.StringIO()
     writer = csv.writer(buffer)
     names = [f"{kind}/{metric}" for kind, metric in metrics]
-    names += [f"{kind}/tide/{error}" for kind, error in errors]
+    names += [f"{kind}/{group}/{name}" for group, kind, name in others]
     writer.writerow([*_COLUMNS, *names])
     conflicts = {id(run) for table in tables for row in table.rows for run in row.conflicts}
     for run in (run for table in tables for run in table.runs):
@@ -42,13 +43,22 @@ def render_csv(tables: Sequence[Table]) -> str:
         }
         facts = [derived[c] if c in derived else getattr(run, c) for c in _COLUMNS]
         facts += [run.value(kind, metric) for kind, metric in metrics]
-        writer.writerow([*facts, *(run.tide.get(kind, {}).get(error) for kind, error in errors)])
+        facts += [getattr(run, group).get(kind, {}).get(name) for group, kind, name in others]
+        writer.writerow(facts)
     return buffer.getvalue()
 
 
-def _tide_columns(tables: Sequence[Table]) -> list[tuple[str, str]]:
-    groups = [run.tide for table in tables for run in table.runs]
-    return list(dict.fromkeys((kind, e) for group in groups for kind in group for e in group[kind]))
+def _other_columns(tables: Sequence[Table]) -> list[tuple[str, str, str]]:
+    """Return (field of a run, kind, name) of the numbers that are no metrics."""
+    runs = [run for table in tables for run in table.runs]
+    found = (
+        (group, kind, name)
+        for group in ("tide", "operating_point")
+        for run in runs
+        for kind, numbers in getattr(run, group).items()
+        for name in numbers
+    )
+    return list(dict.fromkeys(found))
 
 
 def _metric_columns(tables: Sequence[Table]) -> list[tuple[str, str]]:

@@ -1,10 +1,14 @@
 """Pre-training on grey images and on bands (DATA.CHANNELS): pixels, statistics, colours, and the
 whole road of checkpoint, resume, kNN, linear, convert.
+
+Seen red under: the pages of a TIFF left as the first axis; bands decoded as RGB.
 """
 
 from __future__ import annotations
 
 import io
+import json
+import tarfile
 
 import numpy as np
 import pytest
@@ -117,6 +121,25 @@ def _write_classes(root, channels: int) -> None:
                 Image.fromarray(pixels[:, :, 0]).save(root / name / f"{number}.png")
             else:
                 np.save(root / name / f"{number}.npy", pixels)
+
+
+def test_shards__of_bands_train_as_their_folder(tmp_path):
+    _write_classes(tmp_path / "images", BANDS)
+    files = sorted((tmp_path / "images").rglob("*.npy"))
+    (tmp_path / "flat").mkdir()
+    with tarfile.open(tmp_path / "bands.tar", "w") as tar:
+        for number, file in enumerate(files):
+            tar.add(file, f"{number:04d}.npy")
+            file.rename(tmp_path / "flat" / f"{number:04d}.npy")
+    losses = {}
+    for root in (tmp_path / "flat", tmp_path / "bands.tar"):
+        out = tmp_path / f"out_{root.name}"
+        words = [*SMALL.split(), "DATA.ROOT", str(root), "OUTPUT_DIR", str(out)]
+        words += ["DATA.CHANNELS", str(BANDS), "DATA.PIXEL_MEAN", "()", "DATA.PIXEL_STD", "()"]
+        assert main(["pretrain", "--config-file", "moco_v2_R_18_96px", *words]) == 0
+        lines = (out / "metrics.json").read_text().splitlines()
+        losses[root.name] = [json.loads(line).get("loss") for line in lines]
+    assert len(losses["flat"]) >= 3 and losses["flat"] == losses["bands.tar"]
 
 
 SMALL = "MODEL.ARCH resnet18 DATA.IMAGE_SIZE 16 DATA.BATCH_SIZE_TOTAL 4 DATA.NUM_WORKERS 0"

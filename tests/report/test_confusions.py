@@ -1,11 +1,13 @@
 """Precision, recall, F1 and confusions on the page: mean and std over seeds, and a figure.
 
 Seen red under: numbers of another test set; a sum instead of the mean over seeds; the figure's axes
-exchanged; columns instead of rows adding up to 100.
+exchanged; columns instead of rows adding up to 100; the CSV without the rates.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 
 import pytest
@@ -14,6 +16,7 @@ from moco_transfer.report import build_tables, read_runs
 from moco_transfer.report.html.confusions import confusion_panels
 from moco_transfer.report.html.page import render_page
 from moco_transfer.report.html.plots import draw_panel
+from moco_transfer.report.table_csv import render_csv
 
 NONE = "(none)"
 CONFUSION = {
@@ -52,6 +55,16 @@ def test_page__rates_with_their_spread(recorded):
     table = re.sub(r"<svg.*?</svg>", "", table[: table.index("</table>")], flags=re.DOTALL)
     cells = re.findall(r"<td[^>]*>([^<]*)</td>", table)
     assert cells == ["65.0 ± 7.1", "45.0 ± 7.1", "53.1 ± 7.3"], "random has none recorded"
+
+
+def test_csv__rates_of_each_run(recorded):
+    rows = list(csv.DictReader(io.StringIO(render_csv(build_tables(read_runs([recorded])[0])))))
+    of = {(row["init"], row["seed"]): row for row in rows}
+    for seed, rates in RATES.items():
+        row = of["moco", str(seed)]
+        found = {n: row[f"bbox/operating_point/{n}"] for n in ("precision", "recall", "F1")}
+        assert found == {n: str(rates[n]) for n in found}
+        assert of["random", str(seed)]["bbox/operating_point/recall"] == ""
 
 
 def test_confusion__mean_over_seeds_in_percent_of_the_row(recorded):
