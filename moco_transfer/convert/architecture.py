@@ -63,4 +63,5 @@ def _names(content: Content) -> Iterator[tuple[str, str, bool]]:
         asked = asked if isinstance(asked, dict) else {}
         changes = {key: value for key, value in asked.items() if key not in _HARMLESS}
         if changes:
-            yield f"{file}", f"{name} with {json.dumps(changes)}", True
+            # Without the tag of its weights, behind which nothing counts.
+            yield f"{file}", f"{name.partition('.')[0]} with {json.dumps(changes)}", True

@@ -193,8 +193,9 @@ def test_refuses__what_config_json_says_is_another_network(tmp_path, r18, name):
     assert convert_checkpoint(file, tmp_path / "new.pkl", arch="resnet18").arch == "resnet18"
 
 
-def test_refuses__a_plain_name_with_other_arguments(tmp_path, r18):
-    file = hub_file(tmp_path / "hub", r18, "resnet18", model_args={"aa_layer": "avg"})
+@pytest.mark.parametrize("name", ["resnet18", "resnet18.a1_in1k"])
+def test_refuses__a_plain_name_with_other_arguments(tmp_path, r18, name):
+    file = hub_file(tmp_path / "hub", r18, name, model_args={"aa_layer": "avg"})
     with pytest.raises(InputError, match="aa_layer"):
         convert_checkpoint(file, tmp_path / "new.pkl")
 
