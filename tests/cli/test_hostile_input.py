@@ -106,6 +106,9 @@ def test_links__to_nothing_and_to_themselves(capfd, coco, tmp_path, pool):
     (images / "1.png").symlink_to("gone.png")
     status, said = check(capfd, flag)
     assert status == 2 and "1.png" in said and "gone.png" in said
+    sets = words(TINY_DETECTION, DATASETS__TRAIN="a", DATASETS__TEST="a", OUTPUT_DIR=tmp_path / "o")
+    start = ["train", "--config-file", "demo_R_18_FPN", "--dry-run", "--dataset", flag]
+    assert "gone.png" in refused(capfd, *start, *sets)
     (images / "1.png").unlink()
     (images / "1.png").symlink_to("1.png")
     status, said = check(capfd, flag)

@@ -85,7 +85,7 @@ def test_convert__caffe2_with_fused_norms(tmp_path, r18):
 
 def test_convert__caffe2_strides_have_no_place_in_torchvision(saved, tmp_path):
     shapes = backbone_shapes("resnet50").items()
-    source = saved({WRITE_NAME["caffe2"](n): torch.zeros(()).expand(shape) for n, shape in shapes})
+    source = saved({WRITE_NAME["caffe2"](n): torch.ones(()).expand(shape) for n, shape in shapes})
     for to in ("torchvision", "timm"):
         with pytest.raises(InputError, match="STRIDE_IN_1X1 True"):
             convert_checkpoint(source, tmp_path / "t", to=to)

@@ -175,9 +175,9 @@ def test_refuses__a_flipped_byte(saved, refuses, official_small):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "is no checkpoint"),
+        (b"", "is empty"),
         (b"hello, this is a text\n" * 9, "is no checkpoint"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(99), "is no checkpoint"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(99), "is an image"),
         # fmt: skip
         (b"PK\x03\x04" + bytes(99), "truncated or damaged"),
     ],

@@ -176,7 +176,7 @@ def test_convert__msra_by_name_is_caffe2(mirror, tmp_path, small):
     takes it as MODEL.WEIGHTS.
     """
     blobs = {
-        WRITE_NAME["caffe2"](name): torch.zeros(()).expand(shape).numpy()
+        WRITE_NAME["caffe2"](name): torch.ones(()).expand(shape).numpy()
         for name, shape in backbone_shapes("resnet50").items()
     }
     path = mirror / "detectron2/ImageNetPretrained/MSRA/R-50.pkl"

@@ -84,7 +84,7 @@ def test_list_file__relative_to_data_root(tmp_path):
             r"list.txt, line 2: label 306000000 is not the number of a class",
         ),
         ("# nothing\n\n", "lists no image"),
-        ("a.jpg\n\0\0\1\n", "line 2: there is no image"),
+        ("a.jpg\n\0\0\1\n", "list.txt is a binary file"),
         (".\n", "line 1: there is no image"),
     ],
 )

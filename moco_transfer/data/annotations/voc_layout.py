@@ -103,10 +103,11 @@ def _find_split(root: Path, split: str) -> tuple[Path | None, Path, Path]:
     splits = sorted(p.stem for p in texts if p.is_file())[:10]
     folders = [p for place in (root, xml_root) for p in place.iterdir() if p != xml_root]
     splits += sorted({p.name for p in folders if _has_xml(p)})[:10]
+    file = lists[0] / f"{split}.txt"
     whole = " SPLIT all reads the XML files that are there." * _has_xml(xml_root)
     raise MissingFileError(
-        f"{lists[0] / split}.txt is no file. Splits that exist: {', '.join(splits) or 'none'}."
-        f"{whole * (not splits)}"
+        f"{file} {'is a folder' if file.is_dir() else 'does not exist'}. Splits that exist:"
+        f" {', '.join(splits) or 'none'}.{whole * (not splits)}"
     )
 
 
