@@ -51,6 +51,7 @@ def assert_same(one, other, where=""):
         assert one == other, where
 
 
+@pytest.mark.slow
 def test_benchmark__killed_and_continued_is_the_uninterrupted_matrix(
     whole, matrix_words, benchmark, tmp_path, capsys
 ):

@@ -90,6 +90,7 @@ def test_monitor__serves_every_mechanism_and_equals_the_tool(mechanism, pool, tm
     assert f"kNN top-1 {measured[-1]:.2f} %" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("webdataset") is None,
     reason="webdataset is not installed (extra 'shards')",

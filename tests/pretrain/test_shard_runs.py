@@ -136,6 +136,7 @@ def test_bad_shards__one_sentence_and_no_run_folder(shards, tmp_path, capsys):
     )  # whichever comes first
 
 
+@pytest.mark.slow
 def test_two_processes__end_equal_and_read_different_images(shards, tmp_path):
     repository = Path(__file__).resolve().parents[2]
     overrides = words(
