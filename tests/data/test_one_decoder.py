@@ -1,7 +1,8 @@
 """Pre-training and detection read an image the same way; what turns or spoils it is named.
 
 Seen red under: 16 bits clipped at 255; EXIF applied by one of the two; the tag's mirror forgotten
-in the annotations; a TIFF turned twice; limit and reason left out of the message.
+in the annotations; a TIFF turned twice; limit and reason left out of the message; Detectron2's own
+reader kept.
 """
 
 from __future__ import annotations
@@ -71,6 +72,21 @@ def test_decode__detection_and_both_pipelines_see_the_same_pixels(tmp_path, name
         maker = ViewMaker("v2", 8, (0.2, 1.0), 2, pipeline, upright=True)
         seen = np.asarray(maker.decode((tmp_path / name).read_bytes()))
         assert np.array_equal(seen, detection), pipeline
+
+
+@pytest.mark.detectron2
+def test_decode__detectron2s_mappers_see_the_same_pixels(tmp_path):
+    from detectron2.data import detection_utils
+
+    from moco_transfer.finetune.detectron2_engine import add_datasets
+
+    add_datasets([])
+    for name, (image, options) in IMAGES.items():
+        image.save(tmp_path / name, **options)
+        for order in ("RGB", "BGR"):
+            ours = decode.read_image(str(tmp_path / name), order)
+            theirs = detection_utils.read_image(str(tmp_path / name), format=order)
+            assert np.array_equal(theirs, ours), (name, order)
 
 
 def test_decode__sixteen_bits_are_the_eight_upper_ones(tmp_path):

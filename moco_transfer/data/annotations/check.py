@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -347,10 +346,8 @@ _SEEN = {
 
 
 def _draw_view(file: str, pixels: np.ndarray) -> None:
-    """Do with an image what pre-training does; ``pixels`` are those of an upright one."""
+    """Do with an image's pixels, upright as DATA.EXIF has them, what pre-training does."""
     try:
-        if orientation_of(file) != 1:  # turned for annotations alone
-            pixels = np.asarray(_VIEWS.decode(Path(file).read_bytes()))
         view = np.empty((1, _VIEWS.size, _VIEWS.size, 3), np.uint8)
         _VIEWS.make(pixels, generator_at(0, "check-data"), view)
     except UNREADABLE as error:

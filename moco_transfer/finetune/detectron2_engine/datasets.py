@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog, detection_utils
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from moco_transfer.data.annotations.catalog import DetectionDataset, dataset_names, get_dataset
 from moco_transfer.data.annotations.cityscapes import CITYSCAPES_LABELS
 from moco_transfer.data.annotations.semantic.labels import IGNORED
+from moco_transfer.data.images.decode import read_image
 from moco_transfer.runtime.errors import InputError
 
 from ..datasets import evaluated_tasks, make_evaluator
@@ -25,14 +27,28 @@ from .dense_pose import PROJECT_NAMES, load_project
 _UNREADABLE = ("cityscapes", "lvis", "semantic")
 
 
+_THEIR_READER = detection_utils.read_image
+
+
+def _read_image(file_name: str, format: str | None = None) -> np.ndarray:
+    """Read an image for Detectron2's mappers by the decoder of the embedded engine. Their own clips
+    16 bits at 255, and turns a TIFF a second time as its orientation says.
+    """
+    if format not in ("RGB", "BGR"):  # label images, and networks with other inputs
+        return _THEIR_READER(file_name, format)
+    return np.array(read_image(str(file_name), format))  # a copy: it may be changed
+
+
 def add_datasets(names: Iterable[str] | None = None) -> None:
     """Make data sets of ``moco_transfer.data``'s catalogue (by default all) known to Detectron2; a
-    name that Detectron2 knows already stays as it is there, unless it cannot read its files.
+    name that Detectron2 knows already stays as it is there, unless it cannot read its files. From
+    then on Detectron2 reads images as the embedded engine does.
 
     Raises:
         UnknownKeyError: If our catalogue lacks a name.
         InputError: If Detectron2 knows a name and reads it from another place.
     """
+    detection_utils.read_image = _read_image
     for name in dataset_names() if names is None else names:
         dataset = get_dataset(name)
         if name in PROJECT_NAMES:
