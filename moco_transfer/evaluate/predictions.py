@@ -101,10 +101,13 @@ class PredictionWriter:
         shares = gather_object(self._found)
         if not is_main_process():
             return {}
-        return self._evaluate([image for share in shares for image in share])
+        return self.evaluate_found([image for share in shares for image in share])
 
     @without_garbage_collection()
-    def _evaluate(self, found: list[tuple[int | str, dict[str, Any]]]) -> Metrics:
+    def evaluate_found(self, found: list[tuple[int | str, dict[str, Any]]]) -> Metrics:
+        """Write and score the detections of all images; see :meth:`score` for ``found``, which also
+        has ``masks`` (RLE) and ``keypoints`` (N, K, 3) for tasks that need them.
+        """
         name, num_records = self.dataset.name, len(self.dataset.records)
         results = [r for image_id, output in found for r in self.results_of(image_id, output)]
         if self.output_file is not None:

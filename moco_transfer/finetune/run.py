@@ -6,13 +6,14 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..data.annotations.label_subset import LabelDraw, title_of, write_label_subset
 from ..data.annotations.records import is_trainable
 from ..evaluate.metric_names import is_class_metric
+from ..evaluate.predictions import Metrics
 from ..runtime.checkpoint import CheckpointFolder
 from ..runtime.distributed import barrier, is_main_process
 from ..runtime.environment import git_commit, package_versions
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 _OF_TEST_SET = ("tide", "operating_point", "confusion", "matches")  # attributes of an evaluator
 
 SCHEMA = 1
+RESULTS_FILE = "results.json"
 SUBSET_FILE = "label_subset.json"  # the training images that a run has drawn
 
 
@@ -82,7 +84,7 @@ def finetune(
     record = _record(plan, run, evaluated, wall_sec=round(time.perf_counter() - since, 1))
     if is_main_process() and plan.data.test_sets:
         text = json.dumps(record, indent=2) + "\n"
-        atomic_write_text(plan.output_dir / "results.json", text)
+        atomic_write_text(plan.output_dir / RESULTS_FILE, text)
     if is_main_process() and not plan.request.eval_only:
         checkpoints.prune(keep=1)
     return record
@@ -118,8 +120,7 @@ def _evaluate(
     Metrics of several sets are nested below their names, as Detectron2 does. Sets without ground
     truth have predictions alone.
     """
-    results: dict[str, Any] = {}
-    others: dict[str, dict[str, Any]] = {key: {} for key in _OF_TEST_SET}
+    evaluated: dict[str, tuple[Metrics, Any]] = {}
     coco_style = at_end and plan.request.coco_style
     for dataset in plan.data.test_sets:
         ours = make_evaluator(
@@ -141,16 +142,25 @@ def _evaluate(
             )
         if found is None:
             return None
-        results[dataset.name] = found
+        evaluated[dataset.name] = found, evaluator
+    return evaluation_record(evaluated)
+
+
+def evaluation_record(evaluated: Mapping[str, tuple[Metrics, Any]]) -> dict[str, Any]:
+    """Log what evaluators found on test sets, by name, and return results.json's ``metrics``,
+    ``tide``, ``operating_point``, ``confusion`` and ``matches``.
+    """
+    others: dict[str, dict[str, Any]] = {key: {} for key in _OF_TEST_SET}
+    for name, (found, evaluator) in evaluated.items():
         for key, of_test_set in others.items():
             if value := getattr(evaluator, key):
-                of_test_set[dataset.name] = value
-        for task, metrics in found.items():
-            shown = (f"{k} {v:.2f}" for k, v in metrics.items() if not is_class_metric(k))
-            logger.info("%s %s: %s", dataset.name, task, ", ".join(shown))
-    metrics = {name: metrics for name, metrics in results.items() if metrics}
-    if len(results) == 1:
-        metrics = next(iter(results.values()))
+                of_test_set[name] = value
+        for task, values in found.items():
+            shown = (f"{k} {v:.2f}" for k, v in values.items() if not is_class_metric(k))
+            logger.info("%s %s: %s", name, task, ", ".join(shown))
+    metrics: dict[str, Any] = {name: found for name, (found, _) in evaluated.items() if found}
+    if len(evaluated) == 1:
+        metrics = next(iter(metrics.values()), {})
     return {"metrics": metrics, **others}
 
 

@@ -1,9 +1,10 @@
 """Aggregate runs into tables: one table per setting, one row per initialisation.
 
-Runs that differ in task, test set, config hash, engine, norm, precision or labelled
-images are never averaged.
-Two runs that claim the same seed of a row are both named and neither is averaged. A NaN is named
-and left out of the mean of its metric. Differences are taken from unrounded means.
+Runs that differ in task, test set, config hash, engine, norm, precision or labelled images are
+never averaged. Detections of another program, whose setting is not known, are a row of every table
+of their test set. Two runs that claim the same seed of a row are both named and neither is
+averaged. A NaN is named and left out of the mean of its metric. Differences are taken from
+unrounded means.
 """
 
 from __future__ import annotations
@@ -85,6 +86,11 @@ class Row:
         """The averaged runs, then the conflicts."""
         return self.runs + self.conflicts
 
+    @property
+    def is_foreign(self) -> bool:
+        """Whether its detections are another program's."""
+        return any(run.is_foreign for run in self.all_runs)
+
     def summary(self, kind: str, metric: str) -> Summary:
         """Return mean, std and n of a metric over the seeds of this row (n = 0: no run has it)."""
         return summarize(self.values.get((kind, metric), {}).values())
@@ -129,12 +135,18 @@ class Table:
     def baseline(self) -> Row | None:
         """The row that differences refer to; it has an averaged run."""
         rows = {row.init: row for row in self.rows if row.runs}
-        return next((rows[name] for name in (self.baseline_name, *BASELINES) if name in rows), None)
+        known = [name for name in BASELINES if name in rows and not rows[name].is_foreign]
+        return next((rows[name] for name in (self.baseline_name, *known) if name in rows), None)
 
     @property
     def runs(self) -> list[RunRecord]:
         """All runs, row by row: the averaged ones, then those left out as conflicts."""
         return [run for row in self.rows for run in row.all_runs]
+
+    @property
+    def own_runs(self) -> list[RunRecord]:
+        """Those whose training is known; empty where all are detections of other programs."""
+        return [run for run in self.runs if not run.is_foreign]
 
     @property
     def kinds(self) -> list[str]:
@@ -165,7 +177,8 @@ class Table:
         gap = ours.mean - theirs.mean
         spread = [math.inf if side.std is None else side.std for side in (ours, theirs)]
         exceeds = abs(gap) > max(spread) and round(gap, 1) != 0
-        return Difference(gap, exceeds, paired_t_test(*pairs) if len(common) >= 3 else None)
+        is_paired = len(common) >= 3 and not (row.is_foreign or base.is_foreign)
+        return Difference(gap, exceeds, paired_t_test(*pairs) if is_paired else None)
 
 
 def task_metrics(kind: str) -> tuple[str, ...]:
@@ -187,13 +200,30 @@ def build_tables(records: Iterable[RunRecord], *, baseline: str = "") -> list[Ta
     """
     tables = []
     names = Setting.__dataclass_fields__
-    of_setting = _grouped(records, lambda run: Setting(*(getattr(run, name) for name in names)))
+    runs_of_both = _grouped(records, lambda run: run.is_foreign)
+    of_setting = _grouped(
+        runs_of_both.get(False, []), lambda run: Setting(*(getattr(run, name) for name in names))
+    )
+    for run in runs_of_both.get(True, []):
+        own = Setting(*(getattr(run, name) for name in names))
+        fitting = [runs for runs in of_setting.values() if _is_of_test_set(run, runs)]
+        for runs in fitting or [of_setting.setdefault(own, [])]:
+            is_taken = any(other.init == run.init and not other.is_foreign for other in runs)
+            runs.append(replace(run, init=f"{run.init} (other)") if is_taken else run)
     for setting, runs in sorted(of_setting.items()):
         by_init = _grouped(runs, lambda run: run.init)
         rows = tuple(_build_row(init, by_init[init]) for init in sorted(by_init, key=_row_order))
         table = Table(setting, rows, (), baseline)
         tables.append(replace(table, problems=tuple(_problems(table))))
     return tables
+
+
+def _is_of_test_set(run: RunRecord, runs: Sequence[RunRecord]) -> bool:
+    """Whether detections of another program are of the test set of the runs of a table."""
+    first = runs[0]
+    classes, sizes = {*run.classes}, {run.num_images, first.num_images} - {None}
+    same_classes = not first.classes or classes == {*first.classes}
+    return run.test_set == first.test_set and same_classes and len(sizes) <= 1
 
 
 def _grouped(
@@ -238,7 +268,8 @@ def _problems(table: Table) -> Iterator[Problem]:
         shown = (f"{key} in {_listed([r.folder for r in runs])}" for key, runs in folders.items())
         message = "holds runs that were trained on different sets, so that rows differ in more than"
         yield Problem(setting.task, f"{message} their weights: {'; '.join(shown)}.")
-    by_seed = _grouped((run for row in rows for run in row.runs), lambda run: run.seed)
+    own = (run for row in rows for run in row.runs if not run.is_foreign)
+    by_seed = _grouped(own, lambda run: run.seed)
     if mixed := [s for s, runs in by_seed.items() if len({run.label_draw for run in runs}) > 1]:
         message = f"rows have other labelled images with seed {', '.join(map(str, sorted(mixed)))}"
         yield Problem(setting.task, f"{message}, so that they differ in more than their weights.")
@@ -261,7 +292,9 @@ def _run_faults(row: Row, rows: Sequence[Row]) -> Iterator[str]:
             f"{len(shown)} runs claim seed {seed}, none of them is averaged: {'; '.join(shown)}."
             " Remove or move all but one."
         )
-    seeds = {run.seed for other in rows for run in other.all_runs}
+    seeds = {run.seed for other in rows for run in other.all_runs if not run.is_foreign}
+    if row.is_foreign:
+        return
     if missing := sorted(seeds - {run.seed for run in row.all_runs}):
         yield f"no run with seed {', '.join(map(str, missing))}, which another row has."
     iterations = sorted({run.iterations for run in row.runs})

@@ -99,7 +99,7 @@ def _transfer_cells(table: Table, row: Row, kind: str) -> dict[str, Cell]:
     p = test.p if test and not math.isnan(test.p) else None
     cells[f"p ({judged_by})"] = Cell(p_text(test), p)
     cells |= _published_cells(table, row, kind)
-    return cells | {"n": Cell(str(n), n), "engine": Cell(table.setting.engine)}
+    return cells | {"n": Cell(str(n), n), "engine": Cell(row.all_runs[0].engine)}
 
 
 def _published_cells(table: Table, row: Row, kind: str) -> dict[str, Cell]:
@@ -129,6 +129,7 @@ def published_row(
 ) -> tuple[PublishedSetting, PublishedRow] | None:
     """Return the published row next to one of ours, or None."""
     setting = setting_for_task(table.setting.task, table.setting.test_set)
+    setting = None if row.is_foreign else setting
     published = setting.row_for(row.init, table.setting.task) if setting else None
     if not setting or not published or not any(c.startswith(f"{kind}/") for c in published.values):
         return None
@@ -138,6 +139,9 @@ def published_row(
 def run_caveats(run: RunRecord) -> list[str]:
     """Return why this run's numbers need care (partly covered weights, overruled checks), or []."""
     caveats = []
+    if run.is_foreign:
+        file = run.predictions.get("path") or "a file"
+        caveats.append(f"predictions of another program ({file}), whose training is not known")
     coverage = run.weights.get("coverage") or {}
     if run.weights.get("path") and run.flags.get("allow_partial"):
         gaps = sum(len(coverage.get(what) or ()) for what in ("missing", "misshapen"))

@@ -88,6 +88,13 @@ class RunRecord:
     operating_point: dict[str, dict[str, float]] = field(default_factory=dict)
     confusion: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     matches: str = ""  # name of the file of matches in the folder; "" where there is none
+    # Of another program: path and sha256 of its detections; {} for a run of ours.
+    predictions: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether another program made the detections, so that its training is not known."""
+        return bool(self.predictions)
 
     @property
     def base_task(self) -> str:

@@ -86,7 +86,9 @@ def separation_sentences(tables: Sequence[Table]) -> list[str]:
 
 def setting_sentence(table: Table) -> str:
     """Return data sets, engine, norm, iterations and config of a table as one sentence."""
-    setting, runs = table.setting, table.runs
+    setting, runs = table.setting, table.own_runs
+    if not runs:
+        return f"Tested on {' + '.join(setting.test_set)}: predictions of other programs."
     train_set = _joined(" + ".join(run.train_set) for run in runs if run.train_set)
     trained = f"Trained on {train_set}, t" if train_set else "T"
     world_size = _joined(run.world_size for run in runs)
@@ -235,7 +237,7 @@ def published_sentences(table: Table) -> list[str]:
         formula = "(our mean - published mean) / published std"
         sentences.append(f"Distance: {formula}; std {std} from {setting.std_source}.")
     sentences += [setting.note] if setting.note else []
-    return [*sentences, *schedule_sentences(table.runs, setting)]
+    return [*sentences, *schedule_sentences(table.own_runs, setting)]
 
 
 def schedule_sentences(runs: Sequence[RunRecord], setting: PublishedSetting) -> list[str]:

@@ -94,7 +94,7 @@ class Records:
                 continue
             if list(key.test_set) != list(setting.test_set):
                 continue
-            for row in table.rows:
+            for row in (row for row in table.rows if not row.is_foreign):
                 published = setting.row_for(row.init, key.task)
                 yield table, published.label if published else "", _found(table, row, part)
 

@@ -34,6 +34,7 @@ RULES: list[tuple[str, str | list[str]]] = [
     (r"moco-transfer (knn|linear) out/moco", ["--workers", "0", "--image-size", "32"]),
     (r"moco-transfer (pretrain|train) ", "needs ImageNet, CIFAR-10, VOC or several GPUs"),
     (r"moco-transfer benchmark ", "needs COCO and takes hours; tests/benchmark runs one"),
+    (r"moco-transfer evaluate ", "needs detections; tests/cli/test_evaluate.py has some"),
     (r"moco-transfer predict ", "needs a trained detector; tests/finetune runs it"),
     (r"moco-transfer pack ", "needs ImageNet; tests/data packs"),
     (r"moco-transfer demo", "takes 8 minutes, and the network"),

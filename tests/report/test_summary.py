@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import re
 
@@ -116,6 +117,17 @@ def test_summary__missing_cells_and_amounts_of_labels(four_tasks, make_run, caps
     assert "| random | 3.00 | 0 of 2 | 1 / 0 / 2 |" in whole  # its differences are of a, b, c
     assert "c: has no run of moco" in whole and "d: has 2 tables" in whole
     assert "| c | boxes AP | 50.0 ± 0.0 |" in whole
+
+
+def test_summary__has_no_detections_of_other_programs(four_tasks, make_run, capsys):
+    assert _run(four_tasks, "--summary") == 0
+    without = capsys.readouterr().out
+    record = json.loads(next(four_tasks.rglob("results.json")).read_text())
+    foreign = {"engine": "other", "config_hash": "", "norm": "unknown", "init": "yolo"}
+    make_run("yolo", **record | foreign | {"predictions": {"path": "yolo.json"}})
+    assert _run(four_tasks) == 0 and "| yolo†" in capsys.readouterr().out
+    assert _run(four_tasks, "--summary") == 0
+    assert capsys.readouterr().out == without
 
 
 def test_summary__of_one_task_says_why_there_is_none(three_rows, capsys):

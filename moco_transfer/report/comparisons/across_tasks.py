@@ -7,7 +7,7 @@ order. Runs on different amounts of labels, engines or precisions are compared a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ..aggregate import BASELINES, FIRST_ROWS, Row, Table
@@ -179,8 +179,13 @@ def build_comparisons(tables: Sequence[Table]) -> list[Comparison]:
 
     Differences refer to the tables' baseline, else to supervised, else to random. A task with
     several tables in one group (they differ in config, norm or labelled images) is left out and
-    named.
+    named. Rows of other programs are left out.
     """
+    tables = [
+        replace(table, rows=tuple(row for row in table.rows if not row.is_foreign))
+        for table in tables
+        if table.own_runs
+    ]
     baseline = next((table.baseline_name for table in tables if table.baseline_name), "")
     groups: dict[tuple[str, str, str], list[Table]] = {}
     for table in tables:
