@@ -50,7 +50,7 @@ def read_coco_results(
         if lacking:
             raise InputError(
                 f"{path}: {lacking} of {len(results)} detections have no {key!r}; give it for all"
-                " of them, or choose other --tasks."
+                " of them, or choose other --kinds."
             )
     try:
         return wanted, _by_image(results, dataset, keys)

@@ -31,7 +31,7 @@ class PredictionsRequest:
         dataset: Name of the test set.
         output: Folder that is written; it holds no run.
         name: Row in tables, by default the file's name without its ending.
-        tasks: What is evaluated: bbox, segm, keypoints; none means what the detections have.
+        kinds: What is evaluated: bbox, segm, keypoints; none means what the detections have.
         seed: Tells several trainings of one detector apart.
         command: The command line, recorded in results.json.
     """
@@ -40,7 +40,7 @@ class PredictionsRequest:
     dataset: str
     output: str
     name: str = ""
-    tasks: Sequence[str] = ()
+    kinds: Sequence[str] = ()
     seed: int = 0
     command: str | None = None
 
@@ -64,7 +64,7 @@ def evaluate_predictions(request: PredictionsRequest) -> dict[str, Any]:
             f"Data set {dataset.name!r} has {lacks}; detections are evaluated on boxes, masks or"
             " keypoints."
         )
-    tasks, found = read_coco_results(request.predictions, dataset, request.tasks)
+    tasks, found = read_coco_results(request.predictions, dataset, request.kinds)
     keypoints = KeypointRequest(None, 1) if "keypoints" in tasks else None
     asked = DataRequest((), (dataset.name,), None, tasks, eval_only=True, keypoints=keypoints)
     (dataset,) = read_data(asked, Reads()).test_sets

@@ -202,7 +202,7 @@ def test_evaluate__masks_that_only_some_detections_have(ground_truth, tmp_path, 
     del results[0]["segmentation"]
     assert evaluate(results, ground_truth, tmp_path / "boxes") == 0
     assert [*json.loads((tmp_path / "boxes" / "results.json").read_text())["metrics"]] == ["bbox"]
-    assert evaluate(results, ground_truth, tmp_path / "run", "--tasks", "bbox", "segm") == 2
+    assert evaluate(results, ground_truth, tmp_path / "run", "--kinds", "bbox", "segm") == 2
     assert "1 of 16 detections have no 'segmentation'" in capsys.readouterr().err
 
 
