@@ -8,7 +8,7 @@ from .load import (
     reference_batch_and_lr,
 )
 from .paths import available, name_of, path
-from .schema_file import flatten_config
+from .schema_file import flatten_config, without_schema
 
 __all__ = [
     "available",
@@ -20,4 +20,5 @@ __all__ = [
     "path",
     "read_detection_config",
     "reference_batch_and_lr",
+    "without_schema",
 ]

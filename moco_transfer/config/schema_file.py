@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from fvcore.common.config import CfgNode
 
 
 class _Loader(yaml.SafeLoader):
@@ -54,8 +55,11 @@ DETECTION_DEFAULTS = read_schema("detection_schema")
 _EXTENSIONS = {
     "segmentation_schema": ("MODEL.META_ARCHITECTURE", SEGMENTOR),
     "densepose_schema": ("MODEL.DENSEPOSE_ON", None),
+    "logging_schema": ("LOGGERS", None),
 }
 _SCHEMAS = {name: read_schema(name) for name in _EXTENSIONS}
+#: Those of the program, not of the detector.
+PROGRAM_SCHEMAS = ("logging_schema",)
 #: Each such key, and what it needs.
 EXTENSION_KEYS = {
     key: " ".join(filter(None, _EXTENSIONS[name]))
@@ -63,6 +67,16 @@ EXTENSION_KEYS = {
     for key in flatten_config(schema)
 }
 ALL_DEFAULTS = functools.reduce(_merged, _SCHEMAS.values(), DETECTION_DEFAULTS)
+
+
+def without_schema(cfg: CfgNode, *names: str) -> CfgNode:
+    """Return a copy of a detection config, not frozen, without the keys of some extensions."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    for key in (key for name in names for key in flatten_config(_SCHEMAS[name])):
+        *sections, leaf = key.split(".")
+        functools.reduce(lambda node, name: node[name], sections, cfg).pop(leaf, None)
+    return cfg
 
 
 def defaults_for(contents: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from ..data.annotations.keypoints import labelled_keypoints, mirrored_pairs
 from ..data.annotations.records import LEFT_OUT, count_left_out, is_trainable
+from ..runtime.trackers.record import DEFAULT, written_by
 from .datasets import has_objects
 from .plan import FinetunePlan
 
@@ -59,7 +60,8 @@ def _parts(plan: FinetunePlan) -> Iterator[tuple[str, str]]:
         yield "schedule", plan.schedule.describe(plan.written_schedule, plan.world_size)
         yield "precision", plan.precision.describe()
         yield "PreciseBN", f"over {plan.precise_bn} batches" if plan.precise_bn else "off"
-        files += ", metrics.json, tensorboard/, checkpoint_*.pth"
+        loggers = plan.engine.cfg.get("LOGGERS", DEFAULT)
+        files += f", metrics.json{written_by(loggers)}, checkpoint_*.pth"
     yield "norm", plan.norm
     for dataset in plan.data.test_sets:
         files += f", predictions_{dataset.name}.json"

@@ -1,8 +1,7 @@
-"""From the words of ``moco-transfer train`` to the plan of a run.
+"""From the words of ``moco-transfer train`` to the plan of a run; nothing is written.
 
 The only file of fine-tuning, next to each engine's ``build``, that reads a config. Data, weights
-and an earlier checkpoint are compared with the config and each other; every fault is collected and
-all are raised together (``lint.PlanError``). Nothing is written.
+and checkpoint are compared with it; all faults are raised together (``lint.PlanError``).
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from ..config import (
     load_detection_config,
     name_of,
     reference_batch_and_lr,
+    without_schema,
 )
 from ..config.schema_file import SEGMENTOR
 from ..convert import Coverage
@@ -36,6 +36,7 @@ from ..runtime.device import FP32, Precision, choose_precision
 from ..runtime.distributed import broadcast_object, get_world_size, start_processes
 from ..runtime.errors import InputError
 from ..runtime.run_folder import open_run_folder
+from ..runtime.trackers.record import check_loggers
 from . import handover
 from .datasets import DataRequest, Reads, RunData, annotation_digests, evaluated_tasks, read_data
 from .engine import Engine, engine_class
@@ -174,6 +175,7 @@ class _Planner:
             got = f"got {written.MODEL.DEVICE!r}"
             self.findings.append(Finding("", f"MODEL.DEVICE must be 'cuda' or 'cpu', {got}."))
         self._try(self.kind.check, written)
+        self._try(check_loggers, written.get("LOGGERS", ()))
         self.written_schedule = _schedule(written)
         scaled = self._try(self.written_schedule.for_processes, world_size)
         self.schedule = scaled or self.written_schedule
@@ -390,11 +392,8 @@ def _settled(
 
 
 def config_hash(cfg: CfgNode) -> str:
-    """Return 12 hexadecimal digits that are equal for runs whose results may be averaged: weights,
-    seed, device, output folder and what changes no number are left out.
-    """
-    cfg = cfg.clone()
-    cfg.defrost()
+    """Return 12 hexadecimal digits, equal for runs that may be averaged: FREE_KEYS are left out."""
+    cfg = without_schema(cfg, "logging_schema")
     for key in FREE_KEYS.split():
         cfg.merge_from_list([key, None])
     return hashlib.sha256(json.dumps(cfg, sort_keys=True).encode()).hexdigest()[:12]

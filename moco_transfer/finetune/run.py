@@ -10,6 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from ..config import flatten_config
 from ..data.annotations.label_subset import LabelDraw, title_of, write_label_subset
 from ..data.annotations.records import is_trainable
 from ..evaluate.metric_names import is_class_metric
@@ -21,12 +24,13 @@ from ..runtime.files import atomic_write_text
 from ..runtime.metrics import MetricsFile
 from ..runtime.run_folder import record_settings
 from ..runtime.stop import StopRequest
+from ..runtime.trackers.record import DEFAULT
 from .datasets import make_evaluator
 from .describe import describe_plan
 from .handover import load_weights
 from .plan import FinetunePlan
 from .sync_norm import describe_norm, recompute_bn_statistics
-from .trainer import FineTuning, evaluate, train
+from .trainer import FineTuning, evaluate, metric_row, train
 
 logger = logging.getLogger(__name__)
 
@@ -63,10 +67,10 @@ def finetune(
         run.restore(plan.checkpoint)
         logger.info("resumed from %s at iteration %d", plan.checkpoint_path, run.iteration)
     since, checkpoints = time.perf_counter(), CheckpointFolder(plan.output_dir, keep=2)
-    with StopRequest() as stop:
+    with StopRequest() as stop, _metrics_file(plan, run) as metrics_file:
         finished = plan.request.eval_only
         if not finished:
-            with _metrics_file(plan, run) as metrics_file, plan.engine.training():
+            with plan.engine.training():
                 finished = train(
                     run,
                     plan.engine.training_batches(plan.data.train_sets, run.iteration),
@@ -78,13 +82,19 @@ def finetune(
                     evaluation=lambda: (_evaluate(plan, run, stop) or {}).get("metrics"),
                 )
         evaluated = _evaluate(plan, run, stop, at_end=True) if finished else None
-    if evaluated is None:
-        logger.warning("Stopped by SIGTERM at iteration %d. Continue with --resume.", run.iteration)
-        return None
-    record = _record(plan, run, evaluated, wall_sec=round(time.perf_counter() - since, 1))
-    if is_main_process() and plan.data.test_sets:
-        text = json.dumps(record, indent=2) + "\n"
-        atomic_write_text(plan.output_dir / RESULTS_FILE, text)
+        if evaluated is None:
+            text = "Stopped by SIGTERM at iteration %d. Continue with --resume."
+            logger.warning(text, run.iteration)
+            return None
+        record = _record(plan, run, evaluated, wall_sec=round(time.perf_counter() - since, 1))
+        if is_main_process() and plan.data.test_sets:
+            text = json.dumps(record, indent=2) + "\n"
+            atomic_write_text(plan.output_dir / RESULTS_FILE, text)
+        if metrics_file is not None:
+            if plan.data.test_sets:
+                metrics_file.write(run.iteration, metric_row(evaluated["metrics"]))
+            names = ("config.yaml", "env.txt", RESULTS_FILE)
+            metrics_file.finish(plan.output_dir / name for name in names)
     if is_main_process() and not plan.request.eval_only:
         checkpoints.prune(keep=1)
     return record
@@ -98,11 +108,13 @@ def _check_shared_memory(plan: FinetunePlan) -> None:
 
 
 def _metrics_file(plan: FinetunePlan, run: FineTuning) -> Any:
-    """Return metrics.json, open, on process 0, and a context of None elsewhere."""
-    if not is_main_process():
+    """Return metrics.json, open, on process 0 of a training, and a context of None elsewhere."""
+    if plan.request.eval_only or not is_main_process():
         return contextlib.nullcontext()
+    settings = flatten_config(yaml.safe_load(plan.header["config"]))
+    how: dict[str, Any] = {"loggers": settings.get("LOGGERS", DEFAULT), "settings": settings}
     file = plan.output_dir / "metrics.json"
-    return contextlib.closing(MetricsFile(file, start_iteration=run.iteration, tensorboard=True))
+    return contextlib.closing(MetricsFile(file, start_iteration=run.iteration, **how))
 
 
 def _precise_bn(plan: FinetunePlan, run: FineTuning) -> None:

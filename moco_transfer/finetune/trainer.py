@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -150,9 +150,17 @@ def train(
                     return False
                 run.wrapped.train()
                 if metrics is not None:
-                    named = [(f"{t}/{name}", v) for t in results for name, v in results[t].items()]
-                    metrics.write(run.iteration, dict(named))
+                    metrics.write(run.iteration, metric_row(results))
     return True
+
+
+def metric_row(results: Mapping[str, Any]) -> dict[str, float]:
+    """Return metrics by ``task/name``, or ``set/task/name`` where there are several test sets."""
+    row: dict[str, float] = {}
+    for key, value in results.items():
+        inner = metric_row(value) if isinstance(value, Mapping) else None
+        row |= {key: value} if inner is None else {f"{key}/{k}": v for k, v in inner.items()}
+    return row
 
 
 def step(run: FineTuning, batch: list[dict]) -> dict[str, Tensor]:

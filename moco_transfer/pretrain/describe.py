@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..data.views import native
 from ..data.views.order import ShardBatches
 from ..runtime.distributed import get_world_size
+from ..runtime.trackers.record import written_by
 from .plan import PretrainPlan
 from .resume import changes
 from .shuffle import num_groups
@@ -36,7 +37,7 @@ def describe(plan: PretrainPlan) -> list[str]:
         images, groups = _groups(plan)
         norm = f"BN statistics over {groups} groups of about {images * world_size // groups} images"
         norm += f", keys {'shuffled among them' if plan.shuffle else 'not shuffled'}"
-    files = f"config.yaml, log.txt, metrics.json{', tensorboard/' if plan.tensorboard else ''},"
+    files = f"config.yaml, log.txt, metrics.json{written_by(plan.loggers)},"
     files += f" checkpoint_*.pth every {' and '.join(map(str, plan.checkpoint_periods))} iterations"
     lines = {
         "data": plan.source.describe(),

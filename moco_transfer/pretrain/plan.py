@@ -31,6 +31,7 @@ from ..runtime.distributed import get_world_size, start_processes
 from ..runtime.errors import Faults, InputError
 from ..runtime.machine import check_shared_memory
 from ..runtime.run_folder import open_run_folder
+from ..runtime.trackers.record import check_loggers
 from .encoder_file import TrainedEncoder, read_encoder
 from .end_to_end import EndToEnd
 from .knn import KnnPlan
@@ -88,7 +89,7 @@ class PretrainPlan:
     log_period: int
     checkpoint_periods: list[int]  # iterations between checkpoints
     keep_checkpoints: int
-    tensorboard: bool
+    loggers: tuple[str, ...]
     knn: KnnPlan | None = None
     init: TrainedEncoder | None = None  # what the encoders start from, None for random weights
     resume: ResumePoint | None = None  # the checkpoint to continue from
@@ -222,6 +223,7 @@ def plan_pretrain(
         "config_text": cfg.dump(),
         "output_dir": Path(cfg.OUTPUT_DIR),
         "seed": cfg.SEED,
+        "loggers": check_loggers(cfg.LOGGERS),
         "device": device,
         "compute": Compute(device, precision),
         "source": source,

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from ..config import flatten_config
 from ..data.views.loading import Loader, to_device
 from ..data.views.view_colours import finish_views
 from ..runtime.checkpoint import CheckpointFolder
@@ -87,12 +89,16 @@ def pretrain(plan: PretrainPlan) -> Pretraining | None:
     record_settings(plan.output_dir, plan.config_text)
     loader, metrics = build_loader(plan), None
     if is_main_process():
-        metrics = MetricsFile(file, start_iteration=start, tensorboard=plan.tensorboard)
+        settings = flatten_config(yaml.safe_load(plan.config_text))
+        how: dict[str, Any] = {"loggers": plan.loggers, "settings": settings}
+        metrics = MetricsFile(file, start_iteration=start, **how)
     # All batches have one size, so the fastest convolutions are searched once, as in the official
     # script. Detectors' images differ.
     torch.backends.cudnn.benchmark = plan.device.type == "cuda"
     try:
         complete = train(run, loader, metrics)
+        if metrics is not None and complete:
+            metrics.finish([plan.output_dir / "config.yaml", plan.output_dir / "env.txt"])
     finally:
         torch.backends.cudnn.benchmark = False
         if metrics is not None:

@@ -9,42 +9,50 @@ import contextlib
 import json
 import math
 import os
-import threading
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .errors import InputError
 from .files import atomic_write_text, make_folder
 from .machine import writing
+from .trackers.record import Trackers
+from .trackers.writers import RunFacts
 
 
 class MetricsFile:
-    """Appends measurements of a run, with ``tensorboard`` also as event files next to it.
+    """Appends measurements of a run, and hands them to the trackers of LOGGERS.
 
     Lines after ``start_iteration``, the iterations finished, are removed: the run computes them
-    again.
+    again. ``settings`` (the config by full key) are for the trackers.
     """
 
     def __init__(
-        self, path: str | Path, *, start_iteration: int = 0, tensorboard: bool = False
+        self,
+        path: str | Path,
+        *,
+        start_iteration: int = 0,
+        loggers: Sequence[str] = (),
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = Path(path)
         make_folder(self.path.parent)
+        rows = read_metrics(self.path) if start_iteration and self.path.exists() else []
+        rows = [row for row in rows if row["iteration"] <= start_iteration]
         if self.path.exists():
-            rows = read_metrics(self.path) if start_iteration else []
-            kept = (json.dumps(row) for row in rows if row["iteration"] <= start_iteration)
-            atomic_write_text(self.path, "".join(f"{line}\n" for line in kept))
+            atomic_write_text(self.path, "".join(f"{json.dumps(row)}\n" for row in rows))
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open during the run
-        self._writer: Any = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
-
-            threading.excepthook = _without_full_disks
-            folder = str(self.path.parent / "tensorboard")
-            self._writer = SummaryWriter(folder, purge_step=start_iteration + 1)
+        self._known = {(row["iteration"], *row) for row in rows}
+        self._finished = False
+        facts = RunFacts(self.path.parent, dict(settings or {}), rows, start_iteration)
+        self._trackers = Trackers(loggers, facts)
 
     def write(self, iteration: int, values: dict[str, Any]) -> None:
-        """Append one line; a number that is not finite becomes null: JSON has no NaN."""
+        """Append one line; a number that is not finite becomes null: JSON has no NaN. What a
+        resumed run measures again at the iteration that it starts from is there already.
+        """
+        if (iteration, "iteration", *values) in self._known:
+            return
         row = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in values.items()
@@ -52,11 +60,12 @@ class MetricsFile:
         with writing(self.path):
             self._file.write(json.dumps({"iteration": iteration} | row) + "\n")
             self._file.flush()
-        if self._writer is not None:
-            with writing(self.path.parent / "tensorboard"):
-                for name, value in values.items():
-                    if isinstance(value, (int, float)):
-                        self._writer.add_scalar(name, value, iteration)
+        self._trackers.log(iteration, values)
+
+    def finish(self, files: Iterable[Path]) -> None:
+        """Hand files of a run that is complete to the trackers, those that exist."""
+        self._trackers.save([*files, self.path])
+        self._finished = True
 
     def sync(self) -> None:
         """Make the lines last through a power cut: before a checkpoint that follows them."""
@@ -64,20 +73,12 @@ class MetricsFile:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file and the TensorBoard writer."""
+        """Close the file and the trackers."""
         with contextlib.suppress(OSError, InputError):  # of a full disk: writing has said so
             self.sync()
         with contextlib.suppress(OSError):
             self._file.close()
-            if self._writer is not None:
-                self._writer.close()
-
-
-def _without_full_disks(args: threading.ExceptHookArgs) -> None:
-    """Leave out the traceback of TensorBoard's thread: the next write raises its error again."""
-    of_tensorboard = type(args.thread).__module__.startswith("tensorboard.")
-    if not (of_tensorboard and isinstance(args.exc_value, OSError)):
-        threading.__excepthook__(args)
+        self._trackers.close(finished=self._finished)
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

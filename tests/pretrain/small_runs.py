@@ -36,7 +36,7 @@ SETTINGS = {
     "TRAIN.CHECKPOINT_PERIOD_EPOCHS": 100,
     "TRAIN.KEEP_CHECKPOINTS": 0,
     "TRAIN.PRECISION": "fp32",
-    "TRAIN.TENSORBOARD": False,
+    "LOGGERS": "()",
     "KNN.K": 5,
 }
 NOT_OF_THE_MATHEMATICS = ("images_per_sec", "data_wait_share", "time", "knn_sec")

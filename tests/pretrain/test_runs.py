@@ -42,7 +42,7 @@ TINY = {
     "SOLVER.SCHEDULE": "step",
     "TRAIN.LOG_PERIOD": 1,
     "TRAIN.PRECISION": "fp32",
-    "TRAIN.TENSORBOARD": False,
+    "LOGGERS": "()",
 }
 
 
@@ -245,7 +245,7 @@ def test_run__tensorboard_has_what_metrics_json_has(pool, tmp_path, monkeypatch)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     monkeypatch.setattr(plan, "build_encoder", Flat)
-    pretrain(config(pool, tmp_path / "run", TRAIN__TENSORBOARD=True))
+    pretrain(config(pool, tmp_path / "run", LOGGERS="tensorboard"))
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
     rows = rows_of(tmp_path / "run")
@@ -262,7 +262,7 @@ def test_run__tensorboard_has_what_metrics_json_has(pool, tmp_path, monkeypatch)
             [value for _, value in written], rel=1e-6
         )
     assert len(rows) == 3
-    pretrain(config(pool, tmp_path / "none", TRAIN__TENSORBOARD=False))
+    pretrain(config(pool, tmp_path / "none", LOGGERS="()"))
     assert not (tmp_path / "none" / "tensorboard").exists()
 
 

@@ -37,7 +37,7 @@ TINY = {
     "TRAIN.CHECKPOINT_PERIOD_ITERS": "3",
     "TRAIN.KEEP_CHECKPOINTS": "0",
     "TRAIN.PRECISION": "fp32",
-    "TRAIN.TENSORBOARD": "False",
+    "LOGGERS": "()",
 }
 
 

@@ -37,8 +37,8 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
-from moco_transfer.config import flatten_config
-from moco_transfer.config.schema_file import SEGMENTOR
+from moco_transfer.config import flatten_config, without_schema
+from moco_transfer.config.schema_file import PROGRAM_SCHEMAS, SEGMENTOR
 from moco_transfer.data.annotations.catalog import DetectionDataset
 from moco_transfer.data.annotations.records import is_trainable
 from moco_transfer.data.annotations.semantic.labels import IGNORED
@@ -84,7 +84,7 @@ def to_detectron2(cfg: CfgNode, device: str) -> Detectron2Config:
     if cfg.MODEL.META_ARCHITECTURE == SEGMENTOR:
         segmentation.add_segmentation_keys(theirs)
     try:
-        theirs.merge_from_other_cfg(cfg)
+        theirs.merge_from_other_cfg(without_schema(cfg, *PROGRAM_SCHEMAS))
     except (KeyError, ValueError) as error:
         raise InputError(
             f"Detectron2 does not take this config: {error}. moco-transfer doctor names the tested"

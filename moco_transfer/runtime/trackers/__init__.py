@@ -1,0 +1,1 @@
+"""Where LOGGERS sends what a run measures, besides metrics.json."""
