@@ -127,6 +127,8 @@ setup(
         "sbd": ["scipy>=1.11"],
         "cityscapes": ["cityscapesScripts>=2.3", "shapely>=2"],
         "slurm": ["submitit>=1.5"],
+        "wandb": ["wandb>=0.19"],
+        "mlflow": ["mlflow>=3"],
     },
     entry_points={"console_scripts": ["moco-transfer = moco_transfer.cli.main:main"]},
     classifiers=["Programming Language :: Python :: 3"],

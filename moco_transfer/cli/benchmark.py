@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..benchmark.run import Failure, Stopped
 
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")  # of a config: SEED, SOLVER.MAX_ITER
+_FILES = ("table.md", "summary.md", "report.html", "**/detections_*.png")
 _LAUNCHER_OF = {"jobs": "local", "num_gpus": "torchrun", "slurm": "slurm"}  # option -> launcher
 
 
@@ -168,6 +169,21 @@ def _print_finished(cell: Cell) -> None:
         tqdm.write(f"{cell.folder}: {headline(record)} in {(record.wall_sec or 0) / 60:.1f} min")
 
 
+def _track(matrix: Matrix) -> None:
+    """Hand the tables and sheets to the trackers of LOGGERS that hold files."""
+    from ..config import load_detection_config
+    from ..runtime.trackers.record import Trackers
+    from ..runtime.trackers.writers import EXTRAS, RunFacts
+
+    cfg = load_detection_config(matrix.tasks[0].config, matrix.overrides)
+    if names := [name for name in cfg.get("LOGGERS", ()) if name in EXTRAS]:
+        folder = matrix.output / "report"
+        folder.mkdir(exist_ok=True)
+        trackers = Trackers(names, RunFacts(folder))
+        trackers.save(sorted(file for kind in _FILES for file in matrix.output.glob(kind)))
+        trackers.close(finished=True)
+
+
 def _finish(matrix: Matrix, failures: list[Failure]) -> int:
     """Name the failures and write table.md, the sheets and report.html; return the exit status."""
     from ..benchmark.cell_states import COMPLETE, state_of
@@ -188,6 +204,7 @@ def _finish(matrix: Matrix, failures: list[Failure]) -> int:
                 main(["report", *words, "--summary", "--output", str(output / "summary.md")])
             status = main(["report", *words, "--format", "html", "--output", str(page)])
             written = f"{table} and {page}" if status == 0 else str(table)
+            _track(matrix)
             print(f"\n{table.read_text(encoding='utf-8')}\nwrote {written}")
         if status:
             print(f"No complete report (see above); earlier files in {output} are unchanged.")
