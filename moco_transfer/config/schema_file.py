@@ -56,10 +56,11 @@ _EXTENSIONS = {
     "segmentation_schema": ("MODEL.META_ARCHITECTURE", SEGMENTOR),
     "densepose_schema": ("MODEL.DENSEPOSE_ON", None),
     "logging_schema": ("LOGGERS", None),
+    "selection_schema": ("TEST.KEEP_BEST", None),
 }
 _SCHEMAS = {name: read_schema(name) for name in _EXTENSIONS}
 #: Those of the program, not of the detector.
-PROGRAM_SCHEMAS = ("logging_schema",)
+PROGRAM_SCHEMAS = ("logging_schema", "selection_schema")
 #: Each such key, and what it needs.
 EXTENSION_KEYS = {
     key: " ".join(filter(None, _EXTENSIONS[name]))

@@ -97,6 +97,11 @@ class RunData:
         return [*self.train_sets, *self.test_sets][0]
 
     @property
+    def test_names(self) -> list[str]:
+        """Names of the test sets."""
+        return [dataset.name for dataset in self.test_sets]
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """In the order of the class indices."""
         return tuple(self.any_set.class_names)

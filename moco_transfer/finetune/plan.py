@@ -44,7 +44,7 @@ from .handover import InitialWeights
 from .keypoints import KeypointRequest
 from .lint import TEXTS, Finding, PlanError, collecting, lint, remarks
 from .resume import CHECKPOINT_FORMAT, FREE_KEYS, evaluation_folder, resume_faults, resume_notes
-from .schedule import Schedule
+from .schedule import Schedule, selection
 from .sync_norm import describe_norm
 
 T = TypeVar("T")
@@ -69,8 +69,7 @@ class Request:
         config_file: A YAML file, or the name of a config that comes with the package.
         overrides, datasets: KEY VALUE words, and ``--dataset`` flags.
         task, init: Name and row in tables; by default the config file's and the weights' own.
-        label_subset: File that lists the training images to use, the subset itself, or what is to
-            be drawn.
+        label_subset: File of the training images to use, the subset itself, or what to draw.
         eval_only: Evaluate MODEL.WEIGHTS (with ``resume`` the last checkpoint); train nothing.
         allow_partial, force: Start in spite of a gap in the coverage, or of the linter's findings.
         coco_style: Evaluate VOC test sets by COCO's numbers too, at the end.
@@ -175,7 +174,6 @@ class _Planner:
             got = f"got {written.MODEL.DEVICE!r}"
             self.findings.append(Finding("", f"MODEL.DEVICE must be 'cuda' or 'cpu', {got}."))
         self._try(self.kind.check, written)
-        self._try(check_loggers, written.get("LOGGERS", ()))
         self.written_schedule = _schedule(written)
         scaled = self._try(self.written_schedule.for_processes, world_size)
         self.schedule = scaled or self.written_schedule
@@ -183,6 +181,9 @@ class _Planner:
         path, init = written.MODEL.WEIGHTS, request.init
         read = functools.partial(handover.read_weights, path, init=init)
         self.weights = self._try(reads.once, ("weights", path, init), read)
+        self._try(check_loggers, written.get("LOGGERS", ()))
+        if self.data is not None and not request.eval_only:
+            self._try(selection, flatten_config(written), self.data.tasks, self.data.test_names)
         newest = CheckpointFolder(written.OUTPUT_DIR).newest
         found = self._try(newest) if request.resume else None
         self.checkpoint_path = found[0] if found is not None else None

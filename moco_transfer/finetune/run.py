@@ -17,7 +17,7 @@ from ..data.annotations.label_subset import LabelDraw, title_of, write_label_sub
 from ..data.annotations.records import is_trainable
 from ..evaluate.metric_names import is_class_metric
 from ..evaluate.predictions import Metrics
-from ..runtime.checkpoint import CheckpointFolder
+from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
 from ..runtime.distributed import barrier, is_main_process
 from ..runtime.environment import git_commit, package_versions
 from ..runtime.files import atomic_write_text
@@ -29,6 +29,7 @@ from .datasets import make_evaluator
 from .describe import describe_plan
 from .handover import load_weights
 from .plan import FinetunePlan
+from .schedule import BEST_FILE, selection
 from .sync_norm import describe_norm, recompute_bn_statistics
 from .trainer import FineTuning, evaluate, metric_row, train
 
@@ -62,7 +63,10 @@ def finetune(
         logger.log(logging.WARNING if surprising else logging.INFO, "%s", line)
     model = plan.engine.build_model()
     load_weights(model, plan.weights)
-    run = FineTuning(plan.engine, model, plan.header, precision=plan.precision)
+    settings = flatten_config(yaml.safe_load(plan.header["config"]))
+    test_names = [] if plan.request.eval_only else plan.data.test_names
+    best = selection(settings, plan.data.tasks, test_names) if test_names else None
+    run = FineTuning(plan.engine, model, plan.header, precision=plan.precision, best=best)
     if plan.checkpoint is not None:
         run.restore(plan.checkpoint)
         logger.info("resumed from %s at iteration %d", plan.checkpoint_path, run.iteration)
@@ -81,6 +85,8 @@ def finetune(
                     precise_bn=lambda: _precise_bn(plan, run),
                     evaluation=lambda: (_evaluate(plan, run, stop) or {}).get("metrics"),
                 )
+        if finished and run.best is not None:
+            run.model.load_state_dict(load_checkpoint(plan.output_dir / BEST_FILE)["model"])
         evaluated = _evaluate(plan, run, stop, at_end=True) if finished else None
         if evaluated is None:
             text = "Stopped by SIGTERM at iteration %d. Continue with --resume."
@@ -91,7 +97,7 @@ def finetune(
             text = json.dumps(record, indent=2) + "\n"
             atomic_write_text(plan.output_dir / RESULTS_FILE, text)
         if metrics_file is not None:
-            if plan.data.test_sets:
+            if plan.data.test_sets and run.best is None:
                 metrics_file.write(run.iteration, metric_row(evaluated["metrics"]))
             names = ("config.yaml", "env.txt", RESULTS_FILE)
             metrics_file.finish(plan.output_dir / name for name in names)
@@ -186,6 +192,7 @@ def _record(
         "classes": list(data.class_names),
         "num_images": {d.name: len(d.records) for d in data.test_sets},
     }
+    chosen = run.best.describe(run.iteration, data.test_names) if run.best else None
     if data.subset is not None:
         dataset["label_subset"] = data.subset.describe()
     elif data.train_sets:
@@ -201,6 +208,7 @@ def _record(
         **evaluated,
         "norm": describe_norm(run.model, plan.world_size, plan.engine.device),
         "iterations": run.iteration,
+        **({"selection": chosen} if chosen else {}),
         "wall_sec": wall_sec,
         "device": plan.engine.device.type,
         "flags": {

@@ -7,8 +7,11 @@ Source:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
+from ..runtime.distributed import broadcast_object
 from ..runtime.errors import InputError
 
 
@@ -81,3 +84,83 @@ class Schedule:
         if written.reference and written.reference != world_size:
             origin += f", scaled from {written.reference} processes"
         return f"{origin}: {', '.join(parts)}"
+
+
+BEST_FILE = "best.pth"
+
+
+@dataclass
+class Best:
+    """The best evaluation of a run: what TEST.KEEP_BEST and TEST.PATIENCE ask for.
+
+    Attributes:
+        metric: As in metrics.json: ``task/name``, or ``set/task/name`` of several test sets.
+        patience: Evaluations in a row without a better one that end the run; 0 never does.
+        value: Of the best evaluation, None before the first.
+        iteration, seen: After which it was, and after which the last one was.
+        waited: Evaluations since the best.
+    """
+
+    metric: str
+    patience: int = 0
+    value: float | None = None
+    iteration: int = 0
+    seen: int = 0
+    waited: int = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run ends here."""
+        return 0 < self.patience <= self.waited
+
+    def take(self, iteration: int, row: Mapping[str, float]) -> bool:
+        """Return whether an evaluation, which process 0 has, is the best so far. Collective.
+
+        Raises:
+            InputError: If it has no such metric.
+        """
+        known = [name for name in row if name.rpartition("/")[0] == self.metric.rpartition("/")[0]]
+        value, known = broadcast_object((row.get(self.metric), known))
+        if value is None:
+            names = ", ".join(known) or "nothing of that task"
+            raise InputError(f"TEST.KEEP_BEST {self.metric!r} was not measured; there is {names}.")
+        self.seen = iteration
+        is_best = self.value is None or value > self.value
+        self.waited = 0 if is_best else self.waited + 1
+        if is_best:
+            self.value, self.iteration = value, iteration
+        return is_best
+
+    def describe(self, iterations: int, test_sets: Sequence[str]) -> dict[str, Any]:
+        """Return what results.json says of the choice, after so many iterations."""
+        first, _, rest = self.metric.partition("/")
+        chosen_on = first if len(test_sets) > 1 and "/" in rest else test_sets[0]
+        same = {key: value for key, value in asdict(self).items() if key in _RECORDED}
+        return {**same, "chosen_on": chosen_on, "stopped_at": iterations if self.is_over else None}
+
+
+_RECORDED = ("metric", "patience", "value", "iteration")
+
+
+def selection(
+    settings: Mapping[str, Any], tasks: Sequence[str], test_sets: Sequence[str]
+) -> Best | None:
+    """Return what a config asks for, by full key; None for a fixed schedule.
+
+    Raises:
+        InputError: If nothing is evaluated during the run, or the metric is of another task or set.
+    """
+    metric, patience = settings.get("TEST.KEEP_BEST", ""), settings.get("TEST.PATIENCE", 0)
+    if not metric and not patience:
+        return None
+    places = [task if len(test_sets) == 1 else f"{n}/{task}" for n in test_sets for task in tasks]
+    if metric.rpartition("/")[0] not in places:
+        legal = ", ".join(f"{place}/AP or another metric of it" for place in places) or "none"
+        raise InputError(f"TEST.KEEP_BEST is {metric!r}, expected {legal}.")
+    if settings["TEST.EVAL_PERIOD"] <= 0 or patience < 0:
+        raise InputError(
+            f"TEST.KEEP_BEST {metric!r} needs evaluations during the run: TEST.EVAL_PERIOD is"
+            f" {settings['TEST.EVAL_PERIOD']} and TEST.PATIENCE {patience}. Set a period above 0,"
+            " and a patience of 0 (to the end) or more."
+        )
+    return Best(metric, patience)

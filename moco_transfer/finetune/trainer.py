@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from ..runtime.metrics import MetricsFile
 from ..runtime.progress import Meter, eta, logged, progress
 from ..runtime.stop import StopRequest
 from .engine import Engine
-from .schedule import Schedule
+from .schedule import BEST_FILE, Best, Schedule
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ class FineTuning:
         wrapped: The model, in DistributedDataParallel where there are several processes.
         precision: That of the iterations; evaluation is in float32.
         header: What every checkpoint says about the run.
+        best: What TEST.KEEP_BEST asks for, None for a fixed schedule.
         begin_iteration: Sets the learning rate after a number of iterations.
         iteration: Iterations finished.
         meter: Of the log period.
@@ -55,8 +58,9 @@ class FineTuning:
         header: dict[str, Any],
         *,
         precision: Precision = FP32,
+        best: Best | None = None,
     ) -> None:
-        device = engine.device
+        device, self.best = engine.device, best
         self.engine, self.header, self.precision = engine, header, precision
         self.model = model.to(device)
         self.wrapped: nn.Module = model
@@ -79,6 +83,7 @@ class FineTuning:
             "iteration": self.iteration,
             "last_losses": self.last_losses,
             "period": self.meter.state(),
+            **({"best": asdict(self.best)} if self.best else {}),
             **self.engine.state(),
         }
 
@@ -89,6 +94,7 @@ class FineTuning:
         self.scaler.load_state_dict(state["scaler"])
         self.iteration, self.last_losses = state["iteration"], state["last_losses"]
         self.meter.resume(state.get("period", {}))
+        self.best = replace(self.best, **state["best"]) if self.best else None
         self.engine.restore(state)
 
 
@@ -115,10 +121,14 @@ def train(
     """
     run.wrapped.train()
     meter, batch_iterator = run.meter, iter(batches)
-    length, period = schedule.iterations, schedule.eval_period
+    length = schedule.iterations
     bar = progress(None, "fine-tuning", total=length, initial=run.iteration)
+    measure = functools.partial(_measure, run, schedule, checkpoints, metrics, evaluation)
     with bar, checkpoints.advising(_REMEDY):
-        while run.iteration < length:
+        # A resumed run may owe the evaluation that its checkpoint was saved before.
+        if run.best and run.best.seen < run.iteration and not measure():
+            return False
+        while run.iteration < length and not (run.best and run.best.is_over):
             with meter.waiting():
                 batch = next(batch_iterator)
             run.begin_iteration(run.iteration)
@@ -132,7 +142,7 @@ def train(
             if run.iteration % LOG_PERIOD == 0 or is_last:
                 _log(run, meter, metrics, length)
                 logged(bar)
-            evaluating = period > 0 and run.iteration % period == 0 and not is_last
+            evaluating = _is_due(run, schedule)
             saving = is_last or stopping or run.iteration % schedule.checkpoint_period == 0
             if meter.count and (evaluating or saving):
                 meter.means()
@@ -143,14 +153,48 @@ def train(
             bar.update()
             if stopping and not is_last:
                 return False
-            if evaluating:
-                results = evaluation()
-                if results is None:
-                    save(run, checkpoints, metrics)
-                    return False
-                run.wrapped.train()
-                if metrics is not None:
-                    metrics.write(run.iteration, metric_row(results))
+            if evaluating and not measure():
+                return False
+    return True
+
+
+def _is_due(run: FineTuning, schedule: Schedule) -> bool:
+    """Whether the run is evaluated here: at the end only to compare it with the best."""
+    if schedule.eval_period <= 0 or run.iteration == 0:
+        return False
+    if run.iteration == schedule.iterations:
+        return run.best is not None
+    return run.iteration % schedule.eval_period == 0
+
+
+def _measure(
+    run: FineTuning,
+    schedule: Schedule,
+    checkpoints: CheckpointFolder,
+    metrics: MetricsFile | None,
+    evaluation: Callable[[], Results | None],
+) -> bool:
+    """Evaluate where it is due, and keep the best; return False if told to stop and saved."""
+    if not _is_due(run, schedule):
+        return True
+    results = evaluation()
+    if results is None:
+        save(run, checkpoints, metrics)
+        return False
+    run.wrapped.train()
+    row = metric_row(results)
+    if metrics is not None:
+        metrics.write(run.iteration, row)
+    if run.best is not None and run.best.take(run.iteration, row):
+        average_bn_statistics(run.model)
+        state = run.state()
+        if is_main_process():
+            path = checkpoints.write(state, BEST_FILE)
+            logger.info("best so far: %s %.2f, %s", run.best.metric, run.best.value, path)
+    if run.best is not None and run.best.is_over:
+        save(run, checkpoints, metrics)
+        text = "TEST.PATIENCE %d: no better %s since iteration %d; the run ends."
+        logger.info(text, run.best.patience, run.best.metric, run.best.iteration)
     return True
 
 

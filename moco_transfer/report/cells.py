@@ -142,6 +142,11 @@ def run_caveats(run: RunRecord) -> list[str]:
     if run.is_foreign:
         file = run.predictions.get("path") or "a file"
         caveats.append(f"predictions of another program ({file}), whose training is not known")
+    if metric := run.selection.get("metric"):
+        chosen_on = run.selection.get("chosen_on", "")
+        on = "on the test set itself" if chosen_on in run.test_set else f"on {chosen_on}"
+        stopped = ", stopped early" if run.selection.get("stopped_at") else ""
+        caveats.append(f"its best checkpoint was chosen by {metric} {on}{stopped}")
     coverage = run.weights.get("coverage") or {}
     if run.weights.get("path") and run.flags.get("allow_partial"):
         gaps = sum(len(coverage.get(what) or ()) for what in ("missing", "misshapen"))

@@ -88,6 +88,7 @@ class RunRecord:
     operating_point: dict[str, dict[str, float]] = field(default_factory=dict)
     confusion: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     matches: str = ""  # name of the file of matches in the folder; "" where there is none
+    selection: dict[str, Any] = field(default_factory=dict)  # {} for a fixed schedule
     # Of another program: path and sha256 of its detections; {} for a run of ours.
     predictions: dict[str, Any] = field(default_factory=dict)
 

@@ -44,10 +44,7 @@ class CheckpointFolder:
 
         ``name``: epochs or iterations finished, with leading zeros so that names sort by age.
         """
-        path = self.folder / f"checkpoint_{name}.pth"
-        # Given a path, torch's writer would not say why it failed.
-        with atomic_path(path) as tmp, open(tmp, "wb") as file:
-            torch.save(state, file)
+        path = self.write(state, f"checkpoint_{name}.pth")
         atomic_write_text(self.folder / LAST, path.name + "\n")
         self.prune(self.keep)
         return path
@@ -58,6 +55,14 @@ class CheckpointFolder:
         older = [each for each in self._by_age() if last and each.name < last.name]
         for old in older[: -(keep - 1) or None] if keep else []:
             old.unlink(missing_ok=True)
+
+    def write(self, state: dict[str, Any], file_name: str) -> Path:
+        """Write a file that is no step of the run, such as ``best.pth``; return its path."""
+        path = self.folder / file_name
+        # Given a path, torch's writer would not say why it failed.
+        with atomic_path(path) as tmp, open(tmp, "wb") as file:
+            torch.save(state, file)
+        return path
 
     def last(self) -> Path | None:
         """Return what ``last_checkpoint`` names, None without it; InputError if that is no file."""

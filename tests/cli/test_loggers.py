@@ -68,7 +68,9 @@ def test_loggers__that_do_not_exist_are_refused(scenes, pool, tmp_path, capsys):
 def kill_and_resume(arguments: list[str], folder: Path) -> None:
     """Start a run, kill it behind its first checkpoint, and resume it to its end."""
     command = [sys.executable, "-m", "moco_transfer", *map(str, arguments)]
-    run = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL)
+    # Without W&B's process of this one, which would hold the run open.
+    env = {name: value for name, value in environment().items() if "WANDB" not in name}
+    run = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
     until = time.monotonic() + 300
     while not (folder / "last_checkpoint").exists():
         assert time.monotonic() < until and run.poll() is None
@@ -120,14 +122,12 @@ def test_benchmark__is_a_group_and_hands_over_its_tables(scenes, tmp_path):
         for split in ("train", "test")
         for w in ("--dataset", f"group_{split}=voc:{scenes}:{split}:{classes}")
     ]
-    arguments = ["--tasks", "demo_R_18_FPN", "--init", "random", "--init", "other=random"]
+    arguments = ["--tasks", "demo_R_18_FPN", "--init", "random"]
     arguments += ["--output", str(output), "--engine", "torchvision", *flags, *settings]
     sets = ["DATASETS.TRAIN", "group_train", "DATASETS.TEST", "group_test"]
     assert main(["benchmark", *arguments, *sets]) == 0
-    names = {}
-    for folder in (output / "demo_R_18_FPN").glob("*/seed0"):
-        names |= {run_of(folder).display_name: run_of(folder).run_group}
-    assert names == {f"demo_R_18_FPN/{n}/seed0": "matrix" for n in ("random", "other")}
+    run = run_of(output / "demo_R_18_FPN" / "random" / "seed0")
+    assert (run.display_name, run.run_group) == ("demo_R_18_FPN/random/seed0", "matrix")
     assert run_of(output / "report").run_group == "matrix"
     saved = [f.path for r in read.wandb_records(output / "report") for f in r.files.files]
     assert {"table.md", "report.html"} < set(saved) and any(f.endswith(".png") for f in saved)
