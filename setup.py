@@ -127,6 +127,7 @@ setup(
         "sbd": ["scipy>=1.11"],
         "cityscapes": ["cityscapesScripts>=2.3", "shapely>=2"],
         "slurm": ["submitit>=1.5"],
+        "hub": ["huggingface-hub>=0.30"],
         "wandb": ["wandb>=0.19"],
         "mlflow": ["mlflow>=3"],
     },

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .options import DESCRIPTIONS
+
+if TYPE_CHECKING:
+    from ..convert import ConversionReport
 
 
 def run(args: argparse.Namespace) -> int:
     """Convert or inspect; returns 0."""
     from ..convert import convert_checkpoint, describe  # imports torch, which takes seconds
+    from ..convert.huggingface import WEIGHTS
     from ..runtime.errors import InputError
 
     if (args.inspect is None) != (args.src is not None and args.dst is not None):
@@ -18,10 +26,13 @@ def run(args: argparse.Namespace) -> int:
     if args.inspect is not None:
         print(describe(args.inspect, encoder=args.encoder, source_format=args.source_format))
         return 0
+    is_hub = args.to == "hub"
+    if not is_hub and (args.results or args.license or args.push):
+        raise InputError("--results, --license and --push are for the model card: --to hub FOLDER.")
     report = convert_checkpoint(
         args.src,
-        args.dst,
-        to=args.to,
+        os.path.join(args.dst, WEIGHTS) if is_hub else args.dst,
+        to="timm" if is_hub else args.to,
         encoder=args.encoder,
         source_format=args.source_format,
         verify=args.verify,
@@ -30,8 +41,47 @@ def run(args: argparse.Namespace) -> int:
     )
     print(report.table())
     print(f"{'wrote':<13} {report.output} ({report.to}, sha256 {report.sha256})")
+    if is_hub:
+        _write_hub(args, report)
+        return 0
     print(f"Next: {_next_step(report.to, str(report.output), report.arch, args.input_channels)}")
     return 0
+
+
+def _write_hub(args: argparse.Namespace, report: ConversionReport) -> None:
+    """Write config.json and the model card, and upload the folder if asked to."""
+    from ..convert.hub import push, write_hub_files
+    from ..convert.read import read_checkpoint
+
+    folder = report.output.parent
+    top = read_checkpoint(report.source).top
+    config = top["config"] if isinstance(top.get("config"), str) else ""
+    files = [file for path in args.results for file in sorted(Path(path).rglob("results.json"))]
+    features = list(filter(None, map(_feature_line, files)))
+    tables = _transfer_tables(args.results) if len(features) < len(files) else ""
+    more: dict[str, Any] = {"config": config, "features": features, "tables": tables}
+    write_hub_files(folder, report.stamp, licence=args.license, **more)
+    print(f"Next: timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)")
+    if args.push:
+        print(f"Uploaded: {push(folder, args.push)}")
+
+
+def _feature_line(file: Path) -> dict[str, str] | None:
+    """Return the line of a result of ``knn`` or ``linear``, None for another."""
+    record = json.loads(file.read_text(encoding="utf-8"))
+    kind = str(record.get("schema")).removeprefix("moco_transfer.").split("/")[0]
+    if kind not in ("knn", "linear"):
+        return None
+    text = f"top-1 {record['top1']:.2f} %, top-5 {record['top5']:.2f} %"
+    return {"name": {"knn": "kNN", "linear": "linear classifier"}[kind], "text": text}
+
+
+def _transfer_tables(paths: Sequence[str]) -> str:
+    from ..report import build_tables, read_runs, render_markdown
+    from ..report.keep import without_places
+
+    records, problems = read_runs(paths)
+    return without_places(render_markdown(build_tables(records), problems))
 
 
 def _next_step(to: str, output: str, arch: str, channels: int = 3) -> str:

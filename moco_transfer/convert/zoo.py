@@ -26,6 +26,7 @@ from iopath.common.file_io import HTTPURLHandler, PathManager
 from torchvision.models import get_weight
 
 from ..runtime.errors import InputError
+from .hub import SCHEME, fetch
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,8 @@ def local_file(name: str | os.PathLike[str]) -> Path:
     """Return ``name`` itself when it is a path, else the checked download that it stands for.
     InputError if a download fails or its hash is not the published one.
     """
+    if os.fspath(name).startswith(SCHEME):
+        return fetch(os.fspath(name))
     source = None if os.path.exists(name) else published(os.fspath(name))
     if source is None:
         return Path(name)

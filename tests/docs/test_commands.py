@@ -28,6 +28,7 @@ RULES: list[tuple[str, str | list[str]]] = [
     (r"moco-transfer make-labels ", "needs SBD or Cityscapes; tests/data makes label images"),
     (r"moco-transfer (doctor|reproduce|check-data|report|suggest)\b", RUN),
     (r"moco-transfer convert (SRC|moco_v2|ResNet50_W)", "downloads, or has a placeholder"),
+    (r"moco-transfer convert .*(--to hub|hf://)", "needs huggingface-hub; see test_hub.py"),
     (r"moco-transfer convert ", RUN),
     (r"moco-transfer pretrain .*DATA.CHANNELS 5", "needs images of five bands"),
     (r"moco-transfer (pretrain|train) .*(R_18|small)", ["--dry-run"]),
