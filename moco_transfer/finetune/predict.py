@@ -38,7 +38,8 @@ from .handover import DETECTOR, coverage_gap, load_weights, read_weights, weight
 logger = logging.getLogger(__name__)
 
 SCHEMA = 1
-DETECTIONS_FILE, CLASSES_FILE = "detections.json", "classes.json"
+DETECTIONS_FILE, CLASSES_FILE, COCO_FILE = "detections.json", "classes.json", "coco.json"
+_LIST = ".txt"  # of images, one path a line, relative to the list
 _DEFAULT_THRESHOLD = 0.5
 _EXPECTED = "expected the OUTPUT_DIR of moco-transfer train, or a checkpoint in it."
 _JPEG, _PNG = (".jpg", ".jpeg"), ".png"  # drawings are saved as these; other images as .png
@@ -221,7 +222,7 @@ def find_images(paths: Sequence[str], output_dir: str) -> list[Image]:
     for path in map(Path, paths):
         if not path.exists():
             raise MissingFileError(f"The image {path} does not exist.")
-        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        files = sorted(path.rglob("*")) if path.is_dir() else _listed(path)
         if path.is_dir():
             files = [f for f in files if f.suffix.lower() in EXTENSIONS and f.is_file()]
             files = [f for f in files if output not in f.resolve().parents]
@@ -242,11 +243,63 @@ def find_images(paths: Sequence[str], output_dir: str) -> list[Image]:
     return list(images.values())
 
 
+def _listed(path: Path) -> list[Path]:
+    """Return the images of a list, or the image itself."""
+    if path.suffix.lower() != _LIST:
+        return [path]
+    lines = path.read_text(encoding="utf-8").splitlines()
+    files = [path.parent / line.strip() for line in lines if line.strip()]
+    if missing := [file for file in files if not file.is_file()]:
+        raise MissingFileError(
+            f"{path} names {len(missing)} of {len(files)} images that do not exist; the first is"
+            f" {missing[0]}. Paths are relative to the list."
+        )
+    return files
+
+
+def coco_content(
+    entries: Sequence[Mapping[str, Any]], head: Mapping[str, Any]
+) -> dict[str, list[dict[str, Any]]]:
+    """Return detections as the content of a COCO file, which FiftyOne and CVAT import; its
+    ``annotations`` are also COCO's result format. Ids count from 1; ``file_name`` is the path.
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, entry in enumerate(entries, start=1):
+        size = {key: entry[key] for key in ("width", "height")}
+        images.append({"id": number, "file_name": entry["file"], **size})
+        for found in entry["detections"]:
+            x0, y0, x1, y1 = found["box"]
+            width, height = round(x1 - x0, 2), round(y1 - y0, 2)
+            annotation: dict[str, Any] = {
+                "id": len(annotations) + 1,
+                "image_id": number,
+                "category_id": found["class_index"] + 1,
+                "bbox": [x0, y0, width, height],
+                "area": round(width * height, 2),
+                "iscrowd": 0,
+                "score": found["score"],
+            }
+            if "segmentation" in found:
+                annotation["segmentation"] = found["segmentation"]
+            if "keypoints" in found:
+                # Pixel indices, each marked as visible, as annotation tools expect it.
+                points = [(x - 0.5, y - 0.5, 2) for x, y, _ in found["keypoints"]]
+                annotation |= {"keypoints": [*itertools.chain.from_iterable(points)]}
+                annotation["num_keypoints"] = len(points)
+            annotations.append(annotation)
+    named = {"keypoints": head["keypoints"]} if "keypoints" in head else {}
+    categories = [
+        {"id": number, "name": name, **named} for number, name in enumerate(head["classes"], 1)
+    ]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
 def predict_images(
     detector: Detector, images: Sequence[Image], output_dir: str
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Draw what a detector finds on each image that can be read, and write ``detections.json``, or
-    ``classes.json`` of a segmenter.
+    """Draw what a detector finds on each image that can be read, and write ``detections.json`` and,
+    the same in COCO's form, ``coco.json``, or ``classes.json`` of a segmenter.
 
     Returns what the file holds: its head (``skipped``: file and reason), and an entry for
     each image. Raises InputError if no image could be read.
@@ -289,6 +342,9 @@ def predict_images(
     text = json.dumps(head | {"images": entries}, indent=1, ensure_ascii=False) + "\n"
     name = CLASSES_FILE if detector.score_threshold is None else DETECTIONS_FILE
     atomic_write_text(Path(output_dir) / name, text)
+    if name == DETECTIONS_FILE:
+        content = json.dumps(coco_content(entries, head), ensure_ascii=False)
+        atomic_write_text(Path(output_dir) / COCO_FILE, content + "\n")
     return head, entries
 
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as mask_api
+from pycocotools.coco import COCO
 
 from moco_transfer.cli.main import main
 from moco_transfer.config import load_detection_config
@@ -377,3 +378,28 @@ def test_segmenter__classes_of_pixels_at_the_images_size(segmenter, tmp_path, ca
 def test_segmenter__has_no_threshold(segmenter, tmp_path):
     with pytest.raises(InputError, match="without a score"):
         load_detector(segmenter[0], score_threshold=0.5, device="cpu")
+
+
+def test_predict__coco_json_is_a_data_set_and_its_annotations_are_results(mask_run, tmp_path):
+    images = [write_image(tmp_path / "images" / f"{n}.png", seed=n) for n in range(3)]
+    (tmp_path / "images" / "some.txt").write_text(f"2.png\n\n{images[0]}\n")
+    output, listed = tmp_path / "out", str(tmp_path / "images" / "some.txt")
+    words = ["predict", str(mask_run[0]), listed, "--threshold", "0.05", "--output", str(output)]
+    assert main(words) == 0
+    ours = json.loads((output / "detections.json").read_text())
+    assert [entry["file"] for entry in ours["images"]] == [str(images[2]), str(images[0])]
+    truth = COCO(str(output / "coco.json"))
+    assert [truth.imgs[n]["file_name"] for n in (1, 2)] == [str(images[2]), str(images[0])]
+    results = truth.loadRes(json.loads((output / "coco.json").read_text())["annotations"])
+    for number, entry in enumerate(ours["images"], start=1):
+        found = results.loadAnns(results.getAnnIds(imgIds=[number]))
+        assert len(found) == len(entry["detections"]) > 0
+        for a, b in zip(found, entry["detections"], strict=True):
+            x, y, w, h = a["bbox"]
+            assert [x, y, x + w, y + h] == pytest.approx(b["box"], abs=0.02)
+            assert truth.cats[a["category_id"]]["name"] == b["class"] and a["score"] == b["score"]
+            assert truth.annToMask(a).shape == (70, 90)
+    (tmp_path / "images" / "bad.txt").write_text("2.png\nabsent.png\n")
+    words[2] = str(tmp_path / "images" / "bad.txt")
+    with pytest.raises(MissingFileError, match=r"names 1 of 2 images that do not exist.*absent"):
+        find_images(words[2:3], str(output))
