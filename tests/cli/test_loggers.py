@@ -1,8 +1,8 @@
 """LOGGERS from config to record: both steps, both engines, a run that is killed and resumed, and a
 matrix, whose runs are a group and whose tables a record of it.
 
-Seen red under: no row for the evaluation at the end; LOGGERS counted in the config hash; the
-tables of a matrix not handed over.
+Written against, and not tried: no row for the evaluation at the end; LOGGERS counted in the
+config hash; the tables of a matrix not handed over.
 """
 
 from __future__ import annotations

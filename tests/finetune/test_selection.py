@@ -1,7 +1,8 @@
 """TEST.KEEP_BEST and TEST.PATIENCE: which weights a run reports, when it ends, what the table says.
 
-Evaluations are replaced by a list of APs, so that the best is known. Seen red under: the last
-weights reported; the counter of patience not reset, or not in the checkpoint; the mark left out.
+Evaluations are replaced by a list of APs, so that the best is known. Written against, and not
+tried: the last weights reported; the counter of patience not reset, or not in the checkpoint; the
+mark left out.
 """
 
 from __future__ import annotations
