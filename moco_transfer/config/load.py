@@ -187,7 +187,7 @@ def _parse(text: str, where: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or error
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
         raise InputError(f"{where}{line}: not YAML ({problem}).") from error
     content = {} if content is None else content
     if not isinstance(content, dict):

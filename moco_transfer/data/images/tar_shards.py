@@ -194,6 +194,13 @@ def _state_of(file: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
+# RuntimeError: encrypted, or of a later version, as a changed byte says.
+_DAMAGED_INDEX = (
+    *(OSError, ValueError, LookupError, EOFError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+
+
 def _read(shard: Path) -> ShardIndex | None:
     """Return a shard's index if it is kept and the shard has not changed since."""
     file = Path(f"{shard}.index.npz")
@@ -205,7 +212,7 @@ def _read(shard: Path) -> ShardIndex | None:
             index = ShardIndex(state, kept["offsets"], kept["sizes"], kept["labels"], names)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except _DAMAGED_INDEX as error:
         logger.warning("%s cannot be read (%s) and is made again", file, error)
         return None
     return index if index.state == _state_of(shard) else None
