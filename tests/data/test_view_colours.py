@@ -215,3 +215,15 @@ def test_triton__agrees_with_torchs_operators(monkeypatch, interpreted_triton, k
     assert (out - expected).abs().max() < 2e-3
     assert out.is_contiguous(memory_format=torch.channels_last)
     assert len(kernel_launches) == 4
+
+
+@pytest.mark.gpu
+def test_finish_views__the_cpus_on_a_gpu():
+    rng = np.random.default_rng(5)
+    size = {"height": 64, "width": 64, "crop_scale": (0.2, 1.0)}
+    drawn = [draw_parameters(rng, recipe=RECIPES["v2"], **size) for _ in range(24)]
+    rows = torch.tensor([colour_row(p, grey_first=False) for p in drawn])
+    views = np.stack([random_pixels(65, seed=i) for i in range(24)])
+    views = torch.from_numpy(views).permute(0, 3, 1, 2)
+    on_gpu = finish_views(views.cuda(), rows, **NO_CHANGE)
+    assert (on_gpu.cpu() - finish_views(views, rows, **NO_CHANGE)).abs().max() < 2e-3

@@ -102,6 +102,24 @@ def test_one_operator__equals_each_group_by_itself(
     assert len(kernel_launches) == (6 if uses_triton else 0)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_operator__equals_each_group_by_itself_on_a_gpu(dtype):
+    torch.manual_seed(0)
+    x, dy = torch.randn(2, 65, 72, 28, 28, device="cuda", dtype=dtype)
+    x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))
+    layers = [kind(72, group_size=8).cuda() for kind in (SplitBatchNorm2d, Loop)]
+    ours, loop = (passes(layer, x, dy) for layer in layers)
+    tolerance = (
+        {"rtol": 1e-4, "atol": 1e-3} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.1}
+    )
+    for name, value in ours.items():
+        torch.testing.assert_close(
+            value, loop[name], **tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
+    assert operator.runs_triton(x.device)
+
+
 class Encoder(nn.Module):
     def __init__(self, norm, num_classes: int) -> None:
         super().__init__()
