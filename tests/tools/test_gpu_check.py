@@ -1,6 +1,6 @@
 """tools/gpu_check.sh: all of it with tiny sizes on a CPU, and the table that its lines become.
 
-Seen red under: a check that ends with an error; the rest of the page left out of the table's page.
+Seen red under: the rest of the page left out behind the table. The slow test: not tried.
 """
 
 from __future__ import annotations
