@@ -2,7 +2,7 @@
 
 Imports inside functions and under TYPE_CHECKING count. Went red under: pretrain imported in
 finetune/plan.py; torch imported in report/aggregate.py; a CfgNode parameter in pretrain/run.py; two
-files that import each other under TYPE_CHECKING.
+files that import each other under TYPE_CHECKING; ``x.is_cuda`` in finetune/sync_norm.py.
 """
 
 from __future__ import annotations
@@ -29,6 +29,21 @@ ALLOWED = {
         *("runtime", "config", "models", "data", "convert", "evaluate"),
         *("pretrain", "finetune", "suggest", "benchmark", "report", "reproduce"),
     },
+}
+# File -> how many of its lines name CUDA, and why. Elsewhere runtime is asked, so that other
+# devices, and the one of tests/devices, go the way that a GPU goes.
+NAMES_CUDA = {
+    "benchmark/launch.py": (3, "CUDA_VISIBLE_DEVICES: runs side by side get a GPU each"),
+    "cli/doctor.py": (9, "reports on it: versions, names of the GPUs"),
+    "finetune/plan.py": (5, "a value of Detectron2's key MODEL.DEVICE"),
+    "finetune/predict.py": (1, "a value of the argument `device`, in its documentation"),
+    "finetune/sync_norm.py": (2, "why torch's SyncBatchNorm is replaced on a CPU"),
+    "finetune/detectron2_engine/build.py": (
+        3,
+        "the generator of a GPU, which Detectron2 draws from",
+    ),
+    "suggest/finetuning.py": (1, "a value of MODEL.DEVICE, written into a config"),
+    "suggest/pretraining.py": (1, "a value of TRAIN.DEVICE, written into a config"),
 }
 LIGHT = ("runtime.errors", "runtime.files", "runtime.text", "evaluate.metric_names")
 
@@ -175,6 +190,17 @@ def test_files_and_functions_are_of_a_readable_size(repository, trees):
                 if length > 60:
                     wrong.append(f"{module}.{node.name}: {length} lines of code")
     assert not wrong, wrong
+
+
+def test_cuda_is_named_in_runtime_or_for_a_reason(repository):
+    found = {}
+    for file in sorted((repository / PACKAGE).rglob("*.py")):
+        name = file.relative_to(repository / PACKAGE).as_posix()
+        lines = file.read_text(encoding="utf-8").splitlines()
+        count = sum("cuda" in line.lower() for line in lines)
+        if count and not name.startswith("runtime/"):
+            found[name] = count
+    assert found == {name: count for name, (count, _) in NAMES_CUDA.items()}
 
 
 def test_folders_hold_about_a_dozen_files(repository):

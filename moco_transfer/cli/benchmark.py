@@ -154,9 +154,9 @@ def _settings(args: argparse.Namespace, saved_in: Path | None) -> LaunchSettings
 
 
 def _num_gpus() -> int:
-    import torch
+    from ..runtime.device import num_gpus  # imports torch
 
-    return torch.cuda.device_count()
+    return num_gpus()
 
 
 def _print_finished(cell: Cell) -> None:

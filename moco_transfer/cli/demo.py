@@ -115,9 +115,9 @@ def _seconds_of_a_training_step() -> float:
     import torch
 
     from ..models import build_encoder
-    from ..runtime.device import Compute, choose_precision
+    from ..runtime.device import Compute, best_device, choose_precision
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     compute = Compute(device, choose_precision("auto", device))
     network = build_encoder("resnet18", num_classes=128).to(device)
     network, best = network.to(memory_format=torch.channels_last), float("inf")

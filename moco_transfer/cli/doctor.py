@@ -77,11 +77,9 @@ def _torch() -> str:
 
 
 def _precision() -> str:
-    import torch
+    from ..runtime.device import best_device, choose_precision
 
-    from ..runtime.device import choose_precision
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     return f"precision auto on this {device.type} is {choose_precision('auto', device).describe()}"
 
 

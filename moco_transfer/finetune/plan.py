@@ -32,7 +32,7 @@ from ..convert import Coverage
 from ..data.annotations.catalog import parse_dataset_flag
 from ..data.annotations.label_subset import LabelDraw, LabelSubset
 from ..runtime.checkpoint import CheckpointFolder
-from ..runtime.device import FP32, Precision, choose_precision
+from ..runtime.device import FP32, Precision, best_device, choose_precision
 from ..runtime.distributed import broadcast_object, get_world_size, start_processes
 from ..runtime.errors import InputError
 from ..runtime.run_folder import open_run_folder
@@ -136,9 +136,8 @@ def plan_finetuning(
     device: torch.device | None = None,
     reads: Reads | None = None,
 ) -> FinetunePlan:
-    """Return the plan of a run on ``world_size`` processes (by default this process's group) and a
-    device (by default a GPU if MODEL.DEVICE is cuda and there is one). Collective where SEED is
-    negative.
+    """Return the plan of a run on ``world_size`` processes (default: this process's group) and a
+    device (a GPU if MODEL.DEVICE is cuda and there is one). Collective where SEED is negative.
 
     Raises:
         InputError: If the config cannot be read or the engine is not there.
@@ -168,11 +167,10 @@ class _Planner:
         self.written = written = load_detection_config(request.config_file, request.overrides)
         self.kind = engine_class(request.engine)
         # Configs say cuda, Detectron2's default; a laptop runs them unchanged on its CPU.
-        use_gpu = written.MODEL.DEVICE == "cuda" and torch.cuda.is_available()
-        self.device = device or torch.device("cuda" if use_gpu else "cpu")
-        if written.MODEL.DEVICE not in ("cuda", "cpu"):
-            got = f"got {written.MODEL.DEVICE!r}"
-            self.findings.append(Finding("", f"MODEL.DEVICE must be 'cuda' or 'cpu', {got}."))
+        name, cpu = written.MODEL.DEVICE, torch.device("cpu")
+        self.device = device or (best_device() if name == "cuda" else cpu)
+        if name not in ("cuda", "cpu"):
+            self.findings.append(Finding("", f"MODEL.DEVICE must be cuda or cpu, got {name!r}."))
         self._try(self.kind.check, written)
         self.written_schedule = _schedule(written)
         scaled = self._try(self.written_schedule.for_processes, world_size)
@@ -230,11 +228,13 @@ class _Planner:
     def _precision(self) -> Precision:
         """Return the precision that was asked for; auto keeps that of the run to resume."""
         asked, before = self.request.precision, (self.checkpoint or {}).get("precision")
+        if asked == "auto" and before and self.request.eval_only:  # evaluated in float32, anywhere
+            return Precision(before, "as the run was trained")
         if asked == "auto" and before:
             return replace(choose_precision(before, self.device), reason="as the run began")
         if asked == "auto" and not self.written.SOLVER.AMP.ENABLED:
             return FP32
-        if asked == "auto" and self.device.type == "cuda" and self.kind.name == "detectron2":
+        if asked == "auto" and self.device.type != "cpu" and self.kind.name == "detectron2":
             asked = "fp16"  # what its AMP is
         return choose_precision(asked, self.device)
 

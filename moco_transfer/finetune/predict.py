@@ -30,6 +30,7 @@ from ..data.images.image_source import EXTENSIONS
 from ..evaluate.predictions import to_coco_results
 from ..evaluate.semantic_eval import encode_classes
 from ..runtime.checkpoint import CheckpointFolder
+from ..runtime.device import best_device
 from ..runtime.errors import InputError, MissingFileError
 from ..runtime.files import atomic_write_bytes, atomic_write_text
 from ..runtime.progress import progress
@@ -117,7 +118,7 @@ def load_detector(
         raise InputError(
             f"The score threshold must be at least 0 and less than 1, got {score_threshold}."
         )
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    chosen = best_device() if device == "auto" else torch.device(device)
     checkpoint = Path(path) if Path(path).is_file() else CheckpointFolder(Path(path)).last()
     if checkpoint is None:
         raise MissingFileError(
@@ -159,7 +160,7 @@ def load_detector(
         class_names=_class_names(checkpoint, *names, heads.NUM_CLASSES),
         mapper=TestMapper(inputs.MIN_SIZE_TEST, inputs.MAX_SIZE_TEST, inputs.FORMAT),
         score_threshold=threshold,
-        device=torch.device(chosen),
+        device=chosen,
         source=str(checkpoint),
         **_keypoints(
             top, cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if cfg.MODEL.KEYPOINT_ON else 0

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 from torch import Tensor, nn
 
-from ..runtime.distributed import average_bn_statistics, get_world_size
+from ..runtime.distributed import average_bn_statistics, get_world_size, sync_backend
 
 # By the names of their classes, so that this module needs neither engine.
 _NORMS = {
@@ -42,7 +42,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         """Return x (N, C, H, W), normalised."""
         if not self.training or get_world_size() == 1:
             return super().forward(x)
-        if x.is_cuda:
+        if x.device.type != "cpu":
             return nn.SyncBatchNorm.forward(cast(nn.SyncBatchNorm, self), x)
         y, mean, var, count = _CrossRankNorm.apply(x, self.weight, self.bias, self.eps)
         tracked = self.num_batches_tracked, self.running_mean, self.running_var, self.momentum
@@ -110,7 +110,7 @@ def describe_norm(model: nn.Module, world_size: int, device: torch.device) -> st
     """
     kinds = (type(module).__name__ for module in model.modules())
     counts = Counter(_NORMS[kind] for kind in kinds if kind in _NORMS)
-    over = f"over {world_size} ranks ({'nccl' if device.type == 'cuda' else 'gloo'})"
+    over = f"over {world_size} ranks ({sync_backend(device)})"
     words = {n: f"{n} {over}" for n in ("SyncBN", "naiveSyncBN")}
     words["BN"] = f"BN per rank (not synchronised, {world_size} ranks)"
     if world_size == 1:

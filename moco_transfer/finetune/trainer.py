@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ..runtime.checkpoint import CheckpointFolder
 from ..runtime.device import FP32, Precision
@@ -18,6 +17,7 @@ from ..runtime.distributed import (
     average_bn_statistics,
     broadcast_module_state,
     get_world_size,
+    in_parallel,
     is_main_process,
 )
 from ..runtime.metrics import MetricsFile
@@ -66,8 +66,7 @@ class FineTuning:
         self.wrapped: nn.Module = model
         broadcast_module_state([*model.parameters(), *model.buffers()])
         if get_world_size() > 1:
-            ids = [device.index] if device.type == "cuda" else None
-            self.wrapped = DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+            self.wrapped = in_parallel(model, device)
         self.optimizer = engine.build_optimizer(model)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.name == "fp16")
         self.begin_iteration = engine.iteration_starter(self.optimizer)
@@ -91,7 +90,8 @@ class FineTuning:
         """Continue from a checkpoint."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty, which torch does not load, where the run scaled no losses
+            self.scaler.load_state_dict(state["scaler"])
         self.iteration, self.last_losses = state["iteration"], state["last_losses"]
         self.meter.resume(state.get("period", {}))
         self.best = replace(self.best, **state["best"]) if self.best else None

@@ -29,7 +29,7 @@ from ..data.images.image_source import IndexedSource
 from ..data.views.labelled import LabelledBatches
 from ..data.views.view_batch import ViewMaker, Views
 from ..runtime.checkpoint import CheckpointFolder
-from ..runtime.device import Compute
+from ..runtime.device import Compute, wants_pinned
 from ..runtime.distributed import gather_object, get_rank, get_world_size, is_main_process
 from ..runtime.environment import git_commit, package_versions
 from ..runtime.errors import InputError
@@ -317,7 +317,7 @@ def _encoded_batches(
         batch_size=None,
         num_workers=plan.num_workers,
         worker_init_fn=prepare_worker if plan.num_workers else None,
-        pin_memory=device.type == "cuda",
+        pin_memory=wants_pinned(device),
         generator=torch.Generator(),
     )
     for batch in loader:  # new crops of the training images

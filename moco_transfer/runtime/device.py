@@ -4,10 +4,13 @@ allocated.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import logging
+import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +59,53 @@ class Compute:
         """Return the context of a forward pass."""
         dtype = self.precision.dtype
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def num_gpus() -> int:
+    """Return how many GPUs (CUDA) this process may use."""
+    return torch.cuda.device_count()
+
+
+def best_device() -> torch.device:
+    """Return a GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def gpu_memory() -> int:
+    """Return the bytes that the first GPU has."""
+    return torch.cuda.get_device_properties(0).total_memory
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Return the most bytes that tensors held on a GPU so far; None for another device."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def wants_pinned(device: torch.device) -> bool:
+    """Return whether copies to the device need pinned memory, or the host would wait for them."""
+    return device.type == "cuda"
+
+
+@functools.cache
+def _copying(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+def copied(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Return the tensors on a GPU; on another device as they are.
+
+    From pinned memory they are copied on a stream of their own. The host is ahead of a GPU, so that
+    the copy runs during the step before.
+    """
+    if device.type != "cuda":
+        return tensors
+    current, stream = torch.cuda.current_stream(device), _copying(device)
+    with torch.cuda.stream(stream):
+        found = {name: t.to(device, non_blocking=True) for name, t in tensors.items()}
+    current.wait_stream(stream)
+    for tensor in found.values():
+        tensor.record_stream(current)  # its memory was allocated on the other stream
+    return found
 
 
 def computes_bf16(device: torch.device) -> bool:
@@ -126,8 +176,34 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     A plain ``.to(device)`` would wait until the GPU has finished all earlier work.
     """
     if device.type == "cuda" and tensor.device.type == "cpu":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=device.type != "mps")
+
+
+@functools.lru_cache(maxsize=256)
+def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return the numbers as float32 (n,) on the device; not to be changed. Made once, because a GPU
+    would be waited for at each copy.
+    """
+    with torch.inference_mode(False):  # whoever asks first; training may ask next
+        return torch.tensor(values, dtype=torch.float32, device=device)
+
+
+@contextlib.contextmanager
+def operators_of_a_run(device: torch.device, *, deterministic: bool) -> Iterator[None]:
+    """Let a GPU search the fastest convolutions for images of one size; or, ``deterministic``, let
+    torch use none but operators that give the same bits each time, and fail where it has none.
+    """
+    before = torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when it is first used
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not deterministic
+    torch.use_deterministic_algorithms(deterministic or before[1])
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before[0]
+        torch.use_deterministic_algorithms(before[1])
 
 
 def runs_triton(device: torch.device) -> bool:

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from .errors import InputError
 
@@ -25,6 +26,9 @@ logger = logging.getLogger(__name__)
 _TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 PATIENCE = 20.0  # s until a process says for whom it waits, and between two such lines
 LONGEST_WAIT = 600.0  # s until it gives up
+# Of a collective. NCCL's default of 10 minutes is less than process 0 may need alone, to score a
+# large test set, while the others wait for it.
+TIMEOUT = datetime.timedelta(hours=4)
 _joined_group = False
 
 
@@ -50,13 +54,14 @@ def start_processes(device: str = "auto") -> torch.device:
     chosen = _choose_device(device)
     if not missing and not dist.is_initialized():
         # gloo as well: what the host must know in each iteration would wait for the GPU in NCCL.
-        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun has them together
-            dist.init_process_group(backend)
-        else:
-            rank, world_size = _whole_number("RANK"), _whole_number("WORLD_SIZE", least=1)
-            store = meet(rank, world_size)
-            dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+        how: dict[str, Any] = {"backend": "gloo", "timeout": TIMEOUT}
+        if chosen.type == "cuda":  # device_id: NCCL joins now, and a fault of it is seen now
+            how |= {"backend": "cpu:gloo,cuda:nccl", "device_id": chosen}
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # torchrun has them together
+            how |= {"rank": _whole_number("RANK")}
+            how |= {"world_size": _whole_number("WORLD_SIZE", least=1)}
+            how |= {"store": meet(how["rank"], how["world_size"])}
+        dist.init_process_group(**how)
         global _joined_group
         _joined_group = True
     return chosen
@@ -171,10 +176,25 @@ def _choose_device(device: str) -> torch.device:
     if local_rank >= count:
         raise InputError(
             f"Process {local_rank} of this machine has no GPU of its own: {count} are visible."
-            f" Start at most {count} processes."
+            f" Start at most {count} processes, or show all GPUs to each (Slurm: --gpu-bind=none)."
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
+
+
+def in_parallel(module: torch.nn.Module, device: torch.device) -> DistributedDataParallel:
+    """Return the module, on its device, with gradients averaged over the processes. Buffers are not
+    broadcast. Collective.
+    """
+    ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(
+        module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+    )
+
+
+def sync_backend(device: torch.device) -> str:
+    """Return what carries a device's tensors between processes."""
+    return "nccl" if device.type == "cuda" else "gloo"
 
 
 def get_rank() -> int:

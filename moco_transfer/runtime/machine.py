@@ -20,6 +20,24 @@ SHARED_MEMORY = Path("/dev/shm")  # where Linux has it; others have no such limi
 NO_SHARED_MEMORY, NO_OPEN_FILE = 71, 72
 
 _DEFAULTS = {"memory": "the batch", "workers": "the number of data workers"}
+# What the libraries of a GPU say -> in a sentence. torch's own message on memory has numbers.
+_OF_GPUS = {
+    r"CUDA error: out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED": (
+        "The GPU is out of memory. Lower {memory}, or end what else uses it (nvidia-smi)."
+    ),
+    r"CUDA-capable device\(?s\)? (is/)?are busy": (
+        "The GPU is taken by another process, and admits one alone. Choose another by"
+        " CUDA_VISIBLE_DEVICES (nvidia-smi lists them)."
+    ),
+    r"no kernel image is available": (
+        "This PyTorch has no code for this GPU. moco-transfer doctor names both: install a build of"
+        " PyTorch that lists the GPU, or use the device cpu."
+    ),
+    r"Duplicate GPU detected": (
+        "Two processes of the run use the same GPU, which NCCL does not allow. Start one process a"
+        " GPU, each with its own LOCAL_RANK."
+    ),
+}
 _DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 _OF_FILES = (errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EFBIG)
 _OPEN_FILES = (errno.EMFILE, errno.ENFILE)
@@ -120,6 +138,8 @@ def explain(error: BaseException, settings: Mapping[str, str] | None = None) -> 
     is_memory = type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
     if is_memory or "DefaultCPUAllocator: can't allocate memory" in text:
         return f"{_memory(text)}. Lower {names['memory']}."
+    if found := next((what for sign, what in _OF_GPUS.items() if re.search(sign, text)), None):
+        return found.format(**names)
     refused = system_error(error)
     code = re.search(r"DataLoader worker .* exit code (\d+)", text)
     status = int(code[1]) if code else 0
@@ -146,7 +166,10 @@ def explain(error: BaseException, settings: Mapping[str, str] | None = None) -> 
             f"A data worker has ended; its own message says why ({error}). Lower"
             f" {names['workers']} or {names['memory']}, or set {names['workers']} to 0."
         )
-    if re.search(r"Connection (closed|reset) by peer|Broken pipe|heartbeat|NCCL.*timeout", text):
+    if re.search(
+        r"Connection (closed|reset) by peer|Broken pipe|heartbeat|NCCL.*timeout|Watchdog caught",
+        text,
+    ):
         first = text.strip().splitlines()[0][:120]
         return f"Another process of the run has ended; its own message says why ({first})."
     if refused is not None and refused.errno in (*_DISK_FULL, *_OF_FILES):

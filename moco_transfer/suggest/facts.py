@@ -153,15 +153,15 @@ def look_at_objects(train: Sequence[str], test: Sequence[str]) -> Objects:
 
 def look_at_machine(gpus: int | None) -> Machine:
     """Ask this machine; ``gpus`` replaces their number, 0 for the CPU."""
-    import torch
+    from ..runtime.device import gpu_memory, num_gpus
 
-    here, cpus = torch.cuda.device_count(), os.cpu_count() or 1
+    here, cpus = num_gpus(), os.cpu_count() or 1
     gpus = here if gpus is None else gpus
     if gpus and not here:
         gib, cores = _ASSUMED
         return Machine(gpus, gib, cores * gpus, is_assumed=True)
     if gpus:
-        total = torch.cuda.get_device_properties(0).total_memory
+        total = gpu_memory()
     elif hasattr(os, "sysconf"):
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     else:  # Windows

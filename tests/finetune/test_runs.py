@@ -473,3 +473,16 @@ def test_diverged_run__one_sentence_and_status_1(tmp_path, capsys):
 def test_backbones_of_the_fixture__differ(weights):
     one, other = (pickle.loads(path.read_bytes())["model"] for path in weights)
     assert not (one["stem.conv1.weight"] == other["stem.conv1.weight"]).all()
+
+
+def test_evaluation__of_a_run_of_fp16_on_a_cpu_which_has_none(tmp_path):
+    """Red under: the precision of training asked of the device; an empty state of loss scaling
+    loaded, as of a run begun on a CPU.
+    """
+    run(tmp_path / "run")
+    path = tmp_path / "run" / "checkpoint_0000002.pth"
+    state = torch.load(path, weights_only=True)
+    assert state["scaler"] == {}
+    torch.save(state | {"precision": "fp16"}, path)
+    record = run(tmp_path / "run", resume=True, eval_only=True)
+    assert record["precision"] == "fp16" and record["metrics"]["bbox"]

@@ -183,6 +183,22 @@ def test_explain__memory_of_a_gpu():
     assert all(fact in sentence for fact in ("GPU 3", "15.77 GiB", "14.57 GiB", "2.50 GiB"))
 
 
+@pytest.mark.parametrize(
+    ("said", "fact"),
+    [
+        ("CUDA error: out of memory\nCUDA kernel errors might be", "Lower THE KEY"),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "Lower THE KEY"),
+        ("CUDA error: CUDA-capable device(s) is/are busy or unavailable", "CUDA_VISIBLE_DEVICES"),
+        ("CUDA error: no kernel image is available for execution", "doctor"),
+        ("NCCL error: Duplicate GPU detected : rank 0 and rank 1 both on 1a000", "LOCAL_RANK"),
+        ("Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7)", "Another process"),
+    ],
+)
+def test_explain__what_a_gpus_libraries_say(said, fact):
+    sentence = explain(RuntimeError(said), {"memory": "THE KEY"})
+    assert fact in sentence and "\n" not in sentence
+
+
 def test_explain__leaves_errors_of_this_program_alone():
     for error in (ValueError("x"), KeyError("y"), FileNotFoundError(2, "gone"), RuntimeError("z")):
         assert explain(error) is None

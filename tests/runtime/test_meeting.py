@@ -8,6 +8,7 @@ use; RANK alone passed over.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import socket
 import subprocess
@@ -15,6 +16,8 @@ import sys
 import threading
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from moco_transfer.runtime import distributed
 from moco_transfer.runtime.errors import InputError
@@ -127,3 +130,33 @@ def test_start__both_come(port):
         for rank in (0, 1)
     ]
     assert [p.communicate(timeout=60)[0] for p in started] == ["[0, 1]\n", "[0, 1]\n"]
+
+
+@pytest.fixture
+def two_gpus(environment, monkeypatch):
+    """A machine with two GPUs; returns what is asked of torch."""
+    asked = {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: asked.update(set_device=index))
+    monkeypatch.setattr(dist, "init_process_group", lambda **how: asked.update(how))
+    monkeypatch.setattr(distributed, "_joined_group", False)
+    environment(**process(29500) | {"LOCAL_RANK": 1}, TORCHELASTIC_USE_AGENT_STORE="True")
+    return asked
+
+
+def test_start__each_process_has_the_gpu_of_its_local_rank(two_gpus):
+    """Red under: NCCL alone, its default time-out, no device_id, the first GPU for all."""
+    assert distributed.start_processes("auto") == torch.device("cuda", 1)
+    assert two_gpus["set_device"] == 1 and two_gpus["device_id"] == torch.device("cuda", 1)
+    assert two_gpus["backend"] == "cpu:gloo,cuda:nccl"
+    assert two_gpus["timeout"] >= datetime.timedelta(hours=1)
+    two_gpus.clear()
+    assert distributed.start_processes("cpu") == torch.device("cpu")
+    assert two_gpus.keys() == {"backend", "timeout"} and two_gpus["backend"] == "gloo"
+
+
+def test_start__more_processes_than_gpus(two_gpus, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(InputError, match="Process 2 of this machine has no GPU of its own: 2 are"):
+        distributed.start_processes("cuda")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ...runtime.device import copied
 from ...runtime.distributed import get_rank, get_world_size
 from ...runtime.errors import InputError
 from ...runtime.stop import prepare_worker, sigterm_held
@@ -82,29 +83,9 @@ class Loader:
 
 
 def to_device(batches: Iterable[dict[str, Any]], device: torch.device) -> Iterator[dict[str, Any]]:
-    """Yield the batches with their tensors on the device, but the colours, which the CPU reads. A
-    GPU copies the next batch, from pinned memory, on a stream of its own while the step runs.
+    """Yield each batch as it comes; for a GPU with its tensors there, but the colours, which the
+    CPU reads.
     """
-    if device.type != "cuda":
-        yield from batches
-        return
-    stream = torch.cuda.Stream(device)
-
-    def ready(batch: dict[str, Any]) -> dict[str, Any]:
-        current = torch.cuda.current_stream(device)
-        current.wait_stream(stream)
-        for value in batch.values():
-            if isinstance(value, Tensor) and value.is_cuda:
-                value.record_stream(current)  # its memory was allocated on the other stream
-        return batch
-
-    waiting: dict[str, Any] | None = None
     for batch in batches:
-        moves = [n for n, value in batch.items() if isinstance(value, Tensor) and n != "colours"]
-        with torch.cuda.stream(stream):
-            ahead = batch | {name: batch[name].to(device, non_blocking=True) for name in moves}
-        if waiting is not None:
-            yield ready(waiting)
-        waiting = ahead
-    if waiting is not None:
-        yield ready(waiting)
+        tensors = {n: t for n, t in batch.items() if isinstance(t, Tensor) and n != "colours"}
+        yield batch | copied(tensors, device)

@@ -307,7 +307,7 @@ def test_sync_bn__cuda_takes_torchs_code_and_the_cpu_may_be_wrapped(monkeypatch)
     monkeypatch.setattr(module, "get_world_size", lambda: 2)
 
     class OnCuda:
-        is_cuda = True
+        device = torch.device("cuda", 0)
 
     layer.forward(OnCuda())
     assert asked == [layer]
