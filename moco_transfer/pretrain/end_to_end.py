@@ -57,9 +57,10 @@ class EndToEnd(nn.Module):
         own = torch.arange(len(q), device=q.device) + get_rank() * len(q)
         with torch.autocast(q.device.type, enabled=False):
             similarities = q @ k_all.T / self.temperature  # (N, W * N)
-        is_negative = torch.arange(len(k_all), device=q.device) != own[:, None]
+        others = torch.arange(len(k_all) - 1, device=q.device)
+        others = others + (others >= own[:, None])  # the numbers of all keys but the own one
         l_pos = similarities.gather(1, own[:, None])  # (N, 1)
-        l_neg = similarities[is_negative].view(len(q), -1)  # (N, W * N - 1)
+        l_neg = similarities.gather(1, others)  # (N, W * N - 1)
         logits = torch.cat([l_pos, l_neg], dim=1)
         self.measured = describe_contrast(q, logits, temperature=self.temperature)
         return logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device)

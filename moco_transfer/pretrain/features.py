@@ -68,7 +68,7 @@ def extract_features(
             break
         parts.append((encode(network, views, batches.view, compute), label, index))
     network.train(was_training)
-    if stop is not None and stop.agreed():
+    if stop is not None and stop.agreed(now=True):
         raise FeaturesStopped
     own = (torch.cat(each).to(compute.device) for each in zip(*parts, strict=True))
     rows, label = _in_order(*own, total=len(batches.images))

@@ -70,7 +70,8 @@ class _Logits(Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (k,) = ctx.saved_tensors
-        to_q = _times_transposed(gradient[:, 1:], ctx.queue, ctx.version)
+        with torch.autocast(gradient.device.type, enabled=False):  # whoever calls backward under it
+            to_q = _times_transposed(gradient[:, 1:], ctx.queue, ctx.version)
         return to_q.addcmul_(gradient[:, :1], k).div_(ctx.temperature), None, None, None
 
 

@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models import add_mlp_head
-from ..runtime.distributed import all_gather_rows, get_world_size
+from ..runtime.device import sent
+from ..runtime.distributed import all_gather_rows
 from .info_nce import contrastive_logits, info_nce, unit
 from .watch import describe_contrast
 
@@ -87,11 +87,9 @@ class MemoryBank(nn.Module):
         is_other[all_gather_rows(index)] = False
         others = is_other.nonzero().squeeze(1)
         if len(others) > self.num_negatives:
-            # On the CPU, whose generator is seeded for each iteration.
-            draw = torch.randint(len(others), (self.num_negatives,)).to(index.device)
-            if get_world_size() > 1:
-                dist.broadcast(draw, src=0)
-            others = others[draw]
+            # On the CPU, whose generator all processes seed equally for each iteration.
+            draw = torch.randint(len(others), (self.num_negatives,))
+            others = others[sent(draw, index.device)]
         self._drawn, self._seen = others, []
 
     @torch.no_grad()

@@ -58,6 +58,7 @@ class PretrainPlan:
     compute: Compute
     channels_last: bool
     compile: bool
+    deterministic: bool
 
     source: ImageSource
     batches: Batches  # the order of the images, from the first iteration to run on

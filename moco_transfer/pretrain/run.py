@@ -16,26 +16,26 @@ from typing import Any
 import torch
 import yaml
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from ..config import flatten_config
 from ..data.views.loading import Loader, to_device
 from ..data.views.view_colours import finish_views
 from ..runtime.checkpoint import CheckpointFolder
-from ..runtime.device import keep_freed_memory
+from ..runtime.device import keep_freed_memory, operators_of_a_run, peak_memory, wants_pinned
 from ..runtime.distributed import (
     all_gather_object,
     average_bn_statistics,
     broadcast_module_state,
     broadcast_object,
     get_world_size,
+    in_parallel,
     is_main_process,
 )
 from ..runtime.metrics import MetricsFile, read_metrics
 from ..runtime.progress import Meter, eta, logged, progress
 from ..runtime.run_folder import record_settings
-from ..runtime.seed import seed_everything
+from ..runtime.seed import check_equal_draws, seed_everything
 from ..runtime.stop import StopRequest
 from .describe import describe, warnings
 from .encoder_file import start_from
@@ -92,15 +92,12 @@ def pretrain(plan: PretrainPlan) -> Pretraining | None:
         settings = flatten_config(yaml.safe_load(plan.config_text))
         how: dict[str, Any] = {"loggers": plan.loggers, "settings": settings}
         metrics = MetricsFile(file, start_iteration=start, **how)
-    # All batches have one size, so the fastest convolutions are searched once, as in the official
-    # script. Detectors' images differ.
-    torch.backends.cudnn.benchmark = plan.device.type == "cuda"
     try:
-        complete = train(run, loader, metrics)
+        with operators_of_a_run(plan.device, deterministic=plan.deterministic):
+            complete = train(run, loader, metrics)
         if metrics is not None and complete:
             metrics.finish([plan.output_dir / "config.yaml", plan.output_dir / "env.txt"])
     finally:
-        torch.backends.cudnn.benchmark = False
         if metrics is not None:
             metrics.close()
         # DistributedDataParallel would keep the process group alive beyond its end, and gloo's
@@ -125,10 +122,7 @@ def build_run(plan: PretrainPlan) -> Pretraining:
     loss: Any = model.loss
     if get_world_size() > 1:
         # No broadcast of buffers: the queue is equal by construction, BN is averaged when saved.
-        ids = [plan.device.index] if plan.device.type == "cuda" else None
-        loss = DistributedDataParallel(
-            LossModule(model), device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        loss = in_parallel(LossModule(model), plan.device)
     # fused: one pass over the parameters on a CPU. Not under loss scaling: where the scaler skips
     # the first step, torch 2.11's fused SGD reads a momentum that nothing has written yet.
     scales = plan.compute.precision.name == "fp16"
@@ -153,7 +147,7 @@ def build_run(plan: PretrainPlan) -> Pretraining:
 
 def build_loader(plan: PretrainPlan) -> Loader:
     """Return the batches of the run, from the first iteration to run on."""
-    pin_memory = plan.device.type == "cuda"
+    pin_memory = wants_pinned(plan.device)
     source = plan.source, plan.batches, plan.view_maker
     return Loader(*source, num_workers=plan.num_workers, pin_memory=pin_memory)
 
@@ -225,9 +219,11 @@ def step(run: Pretraining, batch: dict[str, Any]) -> dict[str, Tensor]:
         # Both views in one call: (V * n, 3, H, W).
         colour = None if colours is None else colours[:, part].flatten(0, 1)
         finished = finish_views(views[:, part].flatten(0, 1), colour, *plan.pixels)
-        images = list(finished.unflatten(0, (len(views), size)))
-        if plan.channels_last:
-            images = [image.to(memory_format=torch.channels_last) for image in images]
+        layout = torch.channels_last if plan.channels_last else torch.contiguous_format
+        images = [
+            view.contiguous(memory_format=layout)
+            for view in finished.unflatten(0, (len(views), size))
+        ]
         # Gradients are averaged over the processes once, in the last backward pass of the step.
         waits = get_world_size() > 1 and not is_last
         with run.loss.no_sync() if waits else contextlib.nullcontext():
@@ -300,14 +296,15 @@ def _in_words(run: Pretraining, row: dict[str, Any]) -> str:
         text += f" queue {100 * row['queue_filled']:.0f}% filled"
     text += f" lr {row['lr']:.5f} {row['images_per_sec']:.0f} images/s"
     text += f" data {100 * row['data_wait_share']:.0f}%"
-    if run.plan.device.type == "cuda":
-        text += f" mem {torch.cuda.max_memory_allocated() / 2**20:.0f}MB"
+    if (peak := peak_memory(run.plan.device)) is not None:
+        text += f" mem {peak / 2**20:.0f}MB"
     return text
 
 
 def save(run: Pretraining, metrics: MetricsFile | None) -> None:
     """Average the BN statistics over the processes and write a checkpoint on rank 0. Collective."""
     plan, per_epoch = run.plan, run.plan.iterations_per_epoch
+    check_equal_draws()
     if run.meter.count:
         run.meter.means()  # fails if the loss is not finite: such a model is not worth saving
     run.unreadable.share()

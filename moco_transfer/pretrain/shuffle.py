@@ -8,7 +8,8 @@ Shapes in this module:
     N: images on this process    W: processes    C: feature dimension
 Distributed:
     "Collective" functions are called by every process, with equal N. The permutation stays on the
-    CPU: read back from a GPU, it would make the host wait.
+    CPU: read back from a GPU, it would make the host wait. Each process draws it for itself, as all
+    are seeded equally for each iteration; ``run.save`` checks that they drew the same.
 Source:
     arXiv:1911.05722 Sec. 3.3; facebookresearch/moco@7397dfe, but images are sent by all-to-all.
     SplitBN: the official CIFAR-10 demo (branch colab-notebook @f736491); groups are consecutive
@@ -27,21 +28,23 @@ from .split_norm.operator import split_batch_norm
 
 
 def draw_permutation(batch_size: int) -> Tensor:
-    """Return a random permutation of the images of all processes, equal on each. Collective.
+    """Return a random permutation of the images of all processes, equal on each.
 
     int64 (W * N,), on the CPU: entry p is the image that goes to place p, of process p // N.
     """
-    permutation = torch.randperm(batch_size * get_world_size())
-    if get_world_size() > 1:
-        dist.broadcast(permutation, src=0)
-    return permutation
+    return torch.randperm(batch_size * get_world_size())
 
 
 def shuffle_rows(rows: Tensor, permutation: Tensor) -> Tensor:
-    """Send each row (N, ...) to its place; return those of this process's places. Collective."""
+    """Send each row (N, ...) to its place; return those of this process's places, in the rows'
+    memory format. Collective.
+    """
     world_size, rank, n = get_world_size(), get_rank(), len(rows)
     if world_size == 1:
         return rows[sent(permutation, rows.device)]
+    channels_last = rows.dim() == 4 and rows.is_contiguous(memory_format=torch.channels_last)
+    if channels_last and not rows.is_contiguous():  # dense in this order of dimensions
+        return shuffle_rows(rows.permute(0, 2, 3, 1), permutation).permute(0, 3, 1, 2)
     by_place = permutation.view(world_size, n)  # row r: the images that process r gets
     owner = by_place // n
     outgoing = [by_place[r][owner[r] == rank] - rank * n for r in range(world_size)]

@@ -11,6 +11,7 @@ import zlib
 import numpy as np
 import torch
 
+from .distributed import all_gather_object
 from .errors import InputError
 
 
@@ -41,3 +42,18 @@ def seed_everything(seed: int, *position: int | str) -> None:
     random.seed(value)
     np.random.seed(value % 2**32)
     torch.manual_seed(value)
+
+
+def check_equal_draws() -> None:
+    """Check that torch's generator of the CPU stands at the same place on all processes, so that
+    what each drew for all of them was the same. Collective.
+
+    Raises:
+        RuntimeError: On all processes, if it does not.
+    """
+    places = all_gather_object(zlib.crc32(torch.get_rng_state().numpy().tobytes()))
+    if len(set(places)) > 1:
+        raise RuntimeError(
+            "The processes drew different random numbers in this iteration, so images were not"
+            " shuffled equally: something in the model draws on some processes alone."
+        )

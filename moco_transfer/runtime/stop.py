@@ -30,6 +30,7 @@ class StopRequest:
         self.signum = 0
         self._signals = signals or (signal.SIGTERM,)
         self._before: dict[int, Any] = {}
+        self._asked: tuple[Any, torch.Tensor] | None = None  # flags that are on their way
 
     def __enter__(self) -> StopRequest:
         with contextlib.suppress(ValueError):  # not the main thread, as in some notebooks
@@ -40,6 +41,9 @@ class StopRequest:
     def __exit__(self, *exc: object) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
+        asked, self._asked = self._asked, None
+        if asked is not None and exc[0] is None:
+            asked[0].wait()  # or the group would end before it
 
     def _notice(self, signum: int, frame: object) -> None:
         self.signum = self.signum or signum
@@ -49,13 +53,22 @@ class StopRequest:
         """Whether this process received a signal."""
         return self.signum > 0
 
-    def agreed(self) -> bool:
-        """Return whether any process received SIGTERM. Collective; no GPU is waited for."""
+    def agreed(self, *, now: bool = False) -> bool:
+        """Return whether any process had received SIGTERM at the call before this one, or with
+        ``now`` at this one. Collective.
+
+        In a loop the flags travel while it works, so that neither a GPU nor the network is waited
+        for; ``now`` waits for all processes.
+        """
         if get_world_size() == 1:
             return self.requested
         flag = torch.tensor([float(self.requested)])
-        torch.distributed.all_reduce(flag)
-        return bool(flag.item() > 0)
+        asking = torch.distributed.all_reduce(flag, async_op=True), flag
+        answer, self._asked = (asking, None) if now else (self._asked, asking)
+        if answer is None:
+            return False
+        answer[0].wait()
+        return bool(answer[1].item() > 0)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,8 @@ code.
 
 Went red under: m and 1 - m swapped; the temperature dropped; the query encoder called for the keys;
     the queue not wrapping around; unshuffling with
-the permutation instead of its inverse; the stem's ReLU left out.
+the permutation instead of its inverse; the stem's ReLU left out; the gradient of the logits in
+autocast's type.
 """
 
 from __future__ import annotations
@@ -295,3 +296,15 @@ def test_shuffle__changes_which_images_share_statistics_and_nothing_else():
     torch.testing.assert_close(keys_of(TinyEncoder, True), keys_of(TinyEncoder, False))
     # With groups the neighbours count.
     assert not torch.allclose(keys_of(WithGroups, True), keys_of(WithGroups, False), atol=1e-3)
+
+
+def test_logits__a_backward_pass_under_autocast_is_in_float32():
+    generator = torch.Generator().manual_seed(0)
+    q, k, queue = (torch.randn(*shape, generator=generator) for shape in ((4, 6), (4, 6), (6, 9)))
+    found = []
+    for enabled in (False, True):
+        leaf = q.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            contrastive_logits(leaf, k, queue, temperature=0.2).square().sum().backward()
+        found.append(leaf.grad)
+    assert torch.equal(*found)

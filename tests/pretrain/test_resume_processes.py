@@ -10,7 +10,10 @@ Went red under: see each test.
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from generated_images import write_pool
 from moco_transfer.pretrain import plan, resume
 from moco_transfer.runtime.checkpoint import load_checkpoint
 from moco_transfer.runtime.errors import InputError, MissingFileError
+from moco_transfer.runtime.stop import StopRequest
 
 from .small_runs import (
     EncoderWithoutBN,
@@ -34,6 +38,8 @@ from .small_runs import (
 )
 from .two_processes import run_in_two_processes
 
+SETTINGS = {"TRAIN__LOG_PERIOD": 5}  # a run that is told to stop is within a period
+
 
 def refusal(function, *args: Any, **more: Any) -> str:
     try:
@@ -43,23 +49,46 @@ def refusal(function, *args: Any, **more: Any) -> str:
     return ""
 
 
+def when_told(rank: int) -> list[Any]:
+    """What ``agreed`` answers, of which process 1 comes late for the first and is told before the
+    second; and how long the first took here.
+    """
+    with StopRequest() as stop:
+        dist.barrier()
+        time.sleep(rank)
+        since = time.perf_counter()
+        answers = [stop.agreed()]
+        waited = time.perf_counter() - since
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        answers += [stop.agreed(), stop.agreed(), stop.agreed(now=True)]
+    with StopRequest() as stop:
+        dist.barrier()
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        answers.append(stop.agreed(now=True))
+    return [waited, *answers]
+
+
 def two_processes(rank: int, folder: Path, pool: Path, damaged: Path) -> dict[str, Any]:
     """What two processes do; returns what this one saw."""
     torch.set_num_threads(1)
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"answers": when_told(rank)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "build_encoder", EncoderWithoutBN)
-        pretrain(config(pool, folder / "whole", KNN__TEST=pool))
+        pretrain(config(pool, folder / "whole", **SETTINGS, KNN__TEST=pool))
         with patch.context() as told:
             told_during_training(told, epoch=2, rank=1)
             found["stopped"] = (
-                pretrain(config(pool, folder / "cut", KNN__TEST=pool), log=True) is None
+                pretrain(config(pool, folder / "cut", **SETTINGS, KNN__TEST=pool), log=True) is None
             )
         if rank == 0:
             shutil.copytree(folder / "cut", folder / "cut_for_one")
         dist.barrier()
-        pretrain(config(pool, folder / "cut", KNN__TEST=pool), resume=True)
-        pretrain(config(pool, folder / "cut_of_one", KNN__TEST=pool), resume=True, log=True)
+        pretrain(config(pool, folder / "cut", **SETTINGS, KNN__TEST=pool), resume=True)
+        pretrain(
+            config(pool, folder / "cut_of_one", **SETTINGS, KNN__TEST=pool), resume=True, log=True
+        )
         found["learning rates"] = [
             row["lr"] for row in rows_of(folder / "cut_of_one") if "lr" in row
         ]
@@ -85,7 +114,7 @@ def _what_only_one_process_sees(
     rank: int, patch: pytest.MonkeyPatch, folder: Path, pool: Path
 ) -> dict[str, str]:
     found = {}
-    settings = config(pool, folder / "cut", KNN__TEST=pool)
+    settings = config(pool, folder / "cut", **SETTINGS, KNN__TEST=pool)
 
     def absent(path):
         raise MissingFileError(f"Checkpoint {path} does not exist.")
@@ -140,10 +169,10 @@ def story(small, pool, tmp_path_factory) -> tuple[Path, list[dict[str, Any]]]:
     files = sorted(path for path in damaged.rglob("*") if path.is_file())
     for index in (first[0], first[-1]):
         files[index].write_bytes(files[index].read_bytes()[:40])
-    pretrain(config(pool, folder / "one", KNN__TEST=pool))
+    pretrain(config(pool, folder / "one", **SETTINGS, KNN__TEST=pool))
     with pytest.MonkeyPatch.context() as patch:
         told_during_training(patch, epoch=1)
-        assert pretrain(config(pool, folder / "cut_of_one", KNN__TEST=pool)) is None
+        assert pretrain(config(pool, folder / "cut_of_one", **SETTINGS, KNN__TEST=pool)) is None
     return folder, run_in_two_processes(two_processes, folder, folder, pool, damaged)
 
 
@@ -162,12 +191,12 @@ def test_two_processes__stopped_when_one_is_told_and_resumed_bit_for_bit(story):
     folder, (first, second) = story
     assert first["stopped"] and second["stopped"]
     assert (
-        "Told to stop (SIGTERM): saved after iteration 7"
+        "Told to stop (SIGTERM): saved after iteration 8"
         in (folder / "cut" / "log.txt").read_text()
     )
     stopped = last_state(folder / "cut_for_one")
     assert (
-        stopped["iteration"] == 7
+        stopped["iteration"] == 8
         and stopped["period"]["count"] == 3
         and len(stopped["period"]["sums"]) == 2
     )
@@ -178,13 +207,22 @@ def test_two_processes__stopped_when_one_is_told_and_resumed_bit_for_bit(story):
     assert rows_of(folder / "cut") == rows_of(folder / "whole")
 
 
+def test_stop_request__travels_while_the_loop_works(story):
+    """Red under: an all-reduce that is waited for at once; ``now`` that answers with the last one.
+
+    Both must stop at the same call, and none has to wait for the other's.
+    """
+    for waited, *answers in (each["answers"] for each in story[1]):
+        assert answers == [False, False, True, True, True] and waited < 0.5
+
+
 def test_resume__with_one_process_after_two(story, pool, caplog):
     """Red under: the order of a process dependent on their number; the sum for the mean of two
     processes' sums.
     """
     folder, _ = story
     with caplog.at_level(logging.WARNING):
-        pretrain(config(pool, folder / "cut_for_one", KNN__TEST=pool), resume=True)
+        pretrain(config(pool, folder / "cut_for_one", **SETTINGS, KNN__TEST=pool), resume=True)
     assert "number of processes was 2 and is 1 from here on: other groups" in caplog.text
     assert_rows_agree(rows_of(folder / "cut_for_one"), rows_of(folder / "one"))
     assert_rows_agree(rows_of(folder / "cut_for_one"), rows_of(folder / "whole"))

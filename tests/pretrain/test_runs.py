@@ -4,7 +4,7 @@ not divide, and going on.
 Went red under: optimiser not restored; views drawn from the global generator; the bank not
     restored; chance of K for ln(K + 1); the queue's filling
 counted in iterations; MAX_ITER not heeded; the watch not asked; SHUFFLE not handed on; chance of
-two directions called that of one.
+two directions called that of one; CHANNELS_LAST or DETERMINISTIC not heeded, or not switched back.
 """
 
 from __future__ import annotations
@@ -295,6 +295,24 @@ def test_run__length_in_iterations(pool, tmp_path):
     assert (
         tmp_path / "run" / "last_checkpoint"
     ).read_text().strip() == "checkpoint_0001_iter00000005.pth"
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_run__layout_and_determinism_are_those_that_are_asked_for(
+    asked, pool, tmp_path, monkeypatch
+):
+    seen, forward = set(), SmallEncoder.forward
+
+    def noting(self, images):
+        layout = images.is_contiguous(memory_format=torch.channels_last)
+        seen.add((layout, images.is_contiguous(), torch.are_deterministic_algorithms_enabled()))
+        return forward(self, images)
+
+    monkeypatch.setattr(SmallEncoder, "forward", noting)
+    changes = {"TRAIN__CHANNELS_LAST": asked, "TRAIN__DETERMINISTIC": asked}
+    pretrain(config(pool, tmp_path / "run", SOLVER__MAX_ITER=1, **changes))
+    assert seen == {(asked, not asked, asked)}
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 FP16_SYMMETRIC = {"TRAIN__PRECISION": "fp16", "MOCO__SYMMETRIC": True}

@@ -1,13 +1,14 @@
 """ShuffleBN over two gloo processes.
 
-Went red under: arrivals sorted in the other order; a process's own keys enqueued alone; each
-    process's own permutation.
+Went red under: arrivals sorted in the other order; a process's own keys enqueued alone; draws that
+differ between the processes and are not noticed; channels-last images sent as they are.
 """
 
 from __future__ import annotations
 
 import os
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -15,6 +16,7 @@ from torch import nn
 
 from moco_transfer.pretrain.moco import MoCo
 from moco_transfer.pretrain.shuffle import draw_permutation, gather_unshuffled, shuffle_rows
+from moco_transfer.runtime.seed import check_equal_draws
 
 N, WORLD = 5, 2
 
@@ -34,7 +36,7 @@ def in_process(rank: int, port: int, folder: str) -> None:
     """Body of each process; what it finds is written to a file and judged by the test."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=WORLD)
-    torch.manual_seed(100 + rank)  # different generators: the permutation must still agree
+    torch.manual_seed(100)  # as each iteration does it
     found = {"permutations": [], "shuffled": [], "restored": []}
     rows = torch.arange(N, dtype=torch.float64)[:, None].repeat(1, 3) + 100 * rank
     for _ in range(4):
@@ -43,6 +45,15 @@ def in_process(rank: int, port: int, folder: str) -> None:
         found["permutations"].append(permutation)
         found["shuffled"].append(shuffled)
         found["restored"].append(gather_unshuffled(shuffled, permutation))
+    check_equal_draws()
+    plain = torch.rand(N, 3, 4, 5) + rank
+    found["image"] = plain, shuffle_rows(plain, permutation)
+    layout = {"memory_format": torch.channels_last}
+    found["channels_last"] = shuffle_rows(plain.to(**layout), permutation)
+    assert found["channels_last"].is_contiguous(**layout)
+    torch.manual_seed(100 + rank)
+    with pytest.raises(RuntimeError, match="different random numbers"):
+        check_equal_draws()
     torch.manual_seed(0)
     model = MoCo(Flat, dim=4, queue_size=24, momentum=0.5, temperature=0.2)
     model.queue = model.queue.double()
@@ -81,6 +92,11 @@ def test_shuffle__two_processes(tmp_path):
         )
         foreign += int((a["shuffled"][i][:, 0] >= 100).sum())
     assert foreign > 0  # process 0 saw images of process 1
+    images = torch.cat([a["image"][0], b["image"][0]])
+    for name, part in ((name, part) for part in (a, b) for name in ("image", "channels_last")):
+        shuffled = part[name][1] if name == "image" else part[name]
+        places = permutation[:N] if part is a else permutation[N:]
+        assert torch.equal(shuffled, images[places]), name
     # The same step in one process: without BN, two processes with N images each equal one with 2 N.
     torch.manual_seed(0)
     model = MoCo(Flat, dim=4, queue_size=24, momentum=0.5, temperature=0.2)
