@@ -130,10 +130,12 @@ class _Items(Dataset):
 class _Loader(DataLoader):
     """A DataLoader that raises the problems which its workers passed on."""
 
-    def __init__(self, items: Dataset, batches: Iterable[list], num_workers: int) -> None:
+    def __init__(
+        self, items: Dataset, batches: Iterable[list], num_workers: int, pin_memory: bool
+    ) -> None:
         # The default generator is the global one, which a resumed run would then shift.
         own: dict[str, Any] = {"generator": torch.Generator().manual_seed(0)}
-        own |= {"collate_fn": list, "worker_init_fn": prepare_worker}
+        own |= {"collate_fn": list, "worker_init_fn": prepare_worker, "pin_memory": pin_memory}
         super().__init__(items, batch_sampler=batches, num_workers=num_workers, **own)
 
     def __iter__(self) -> Iterator[list[dict]]:  # type: ignore[override]
@@ -152,6 +154,7 @@ def train_loader(
     *,
     seed: int,
     num_workers: int = 0,
+    pin_memory: bool = False,
     **settings: Any,
 ) -> DataLoader:
     """Return an endless loader of this rank's training batches, lists of the mapper's items.
@@ -161,7 +164,7 @@ def train_loader(
     those of :func:`training_batches`.
     """
     batches = training_batches(records, seed=seed, **settings)
-    return _Loader(_Items(records, mapper, seed), batches, num_workers)
+    return _Loader(_Items(records, mapper, seed), batches, num_workers, pin_memory)
 
 
 def shard_of(num_records: int, *, rank: int, world_size: int) -> range:
@@ -179,11 +182,12 @@ def test_loader(
     rank: int = 0,
     world_size: int = 1,
     num_workers: int = 0,
+    pin_memory: bool = False,
 ) -> DataLoader:
     """Return a loader of this rank's share of a test set, in order; each image comes once."""
     shard = shard_of(len(records), rank=rank, world_size=world_size)
     batches = [list(shard[i : i + batch_size]) for i in range(0, len(shard), batch_size)]
-    return _Loader(_Items(records, mapper), batches, num_workers)
+    return _Loader(_Items(records, mapper), batches, num_workers, pin_memory)
 
 
 test_loader.__test__ = False  # type: ignore[attr-defined]  # pytest would collect the name

@@ -95,10 +95,17 @@ def to_detectron2(cfg: CfgNode, device: str) -> Detectron2Config:
     return theirs
 
 
-@functools.cache
 def _join_local_group() -> None:
     """Tell Detectron2 which processes share this host: its launcher would, torchrun does not."""
-    if dist.is_initialized():
+    if not dist.is_initialized():
+        return
+    try:
+        known = comm._LOCAL_PROCESS_GROUP is not None
+        dist.get_process_group_ranks(comm._LOCAL_PROCESS_GROUP)
+    except KeyError:  # of an earlier run in this Python
+        known, comm._LOCAL_PROCESS_GROUP = False, None
+        comm._get_global_gloo_group.cache_clear()
+    if not known:
         hosts = all_gather_object(socket.gethostname())
         given = os.environ.get("LOCAL_WORLD_SIZE")  # by torchrun alone
         comm.create_local_process_group(int(given or hosts.count(socket.gethostname())))

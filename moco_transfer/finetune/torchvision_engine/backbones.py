@@ -24,6 +24,7 @@ from fvcore.nn.weight_init import c2_msra_fill, c2_xavier_fill
 from torch import Tensor, nn
 
 from ...models import BLOCKS
+from ...runtime.device import sent
 from .layers import ConvNorm, freeze
 
 STAGE_NAMES = ("res2", "res3", "res4", "res5")
@@ -240,7 +241,8 @@ class ImageNetwork(nn.Module):
         """Return the images, normalised and padded, on the model's device and in its memory format,
         and their sizes (h, w); see :func:`pad_images`.
         """
-        images = [record["image"].to(self.pixel_mean) for record in batch]
+        to = self.pixel_mean
+        images = [sent(record["image"], to.device).to(to.dtype) for record in batch]
         normalised = [(image - self.pixel_mean) / self.pixel_std for image in images]
         filters = next(p for p in self.backbone.parameters() if p.dim() == 4)
         last = filters.is_contiguous(memory_format=torch.channels_last)

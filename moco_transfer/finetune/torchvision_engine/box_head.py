@@ -25,7 +25,7 @@ from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from .boxes import decode_boxes, encode_boxes
 from .layers import ConvNorm, init_normal
-from .sampling import SampledRegions
+from .sampling import SampledRegions, places_of_objects
 
 # With a score above .05, as for COCO, 1000 proposals have no more; LVIS's .0001 admits a million.
 _FEW_CANDIDATES = 20_000
@@ -107,7 +107,7 @@ class BoxPredictor(nn.Module):
         """Return loss_cls and loss_box_reg of predictions on each image's regions, in order."""
         settings = self.settings
         classes = torch.cat([r.classes for r in regions])
-        objects = torch.nonzero((classes >= 0) & (classes < settings.num_classes)).squeeze(1)
+        objects = places_of_objects(regions, classes.device)
         per_class = deltas.unflatten(1, (-1, 4))
         column = torch.zeros_like(objects) if settings.cls_agnostic_bbox_reg else classes[objects]
         boxes, beta = torch.cat([r.boxes for r in regions])[objects], settings.smooth_l1_beta

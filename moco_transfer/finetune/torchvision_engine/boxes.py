@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
+from ...runtime.device import constant
+
 # A delta may not enlarge a 16 px anchor beyond a typical image, 1000 px: exp() stays finite in
 # early training.
 MAX_LOG_SCALE = math.log(1000.0 / 16)
@@ -27,7 +29,7 @@ def encode_boxes(source: Tensor, target: Tensor, *, weights: Sequence[float]) ->
     """Return the deltas (R, 4) from source boxes (R, 4), of positive size, to target boxes."""
     centre, size = _centre_and_size(source)
     target_centre, target_size = _centre_and_size(target)
-    scale = torch.tensor(weights, device=source.device, dtype=torch.float32)
+    scale = constant(tuple(weights), source.device)
     shift = scale[:2] * (target_centre - centre) / size
     return torch.cat([shift, scale[2:] * torch.log(target_size / size)], dim=-1)
 
@@ -37,7 +39,7 @@ def decode_boxes(deltas: Tensor, source: Tensor, *, weights: Sequence[float]) ->
 
     There are K sets of deltas (..., K * 4) for each source box (..., 4). Computed in float32.
     """
-    scale = torch.tensor(weights, device=source.device, dtype=torch.float32)
+    scale = constant(tuple(weights), source.device)
     deltas = deltas.float().unflatten(-1, (-1, 4)) / scale
     centre, size = (t.unsqueeze(-2) for t in _centre_and_size(source.float()))
     new_centre = deltas[..., :2] * size + centre

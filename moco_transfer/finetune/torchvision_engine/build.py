@@ -18,6 +18,7 @@ from ...data.annotations.catalog import DetectionDataset
 from ...data.batches.loader import category_repeat_factors, test_loader, train_loader
 from ...data.batches.segmentation import SegmentationMapper
 from ...data.batches.transforms import TestMapper, TrainMapper
+from ...runtime.device import best_device, wants_pinned
 from ...runtime.distributed import get_rank, get_world_size
 from ...runtime.errors import InputError
 from ...runtime.seed import derive_seed, seed_everything
@@ -94,11 +95,10 @@ class TorchvisionEngine(Engine):
     ) -> Batches:
         loader = self.cfg.DATALOADER
         if not hasattr(self, "_records"):  # read and logged once in a run
-            filter_empty = loader.FILTER_EMPTY_ANNOTATIONS
             points = self.cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
             self._records = training_records(
                 train_sets,
-                filter_empty=filter_empty,
+                filter_empty=loader.FILTER_EMPTY_ANNOTATIONS,
                 masks=self.cfg.MODEL.MASK_ON,
                 min_keypoints=points if self.cfg.MODEL.KEYPOINT_ON else 0,
             )
@@ -117,9 +117,10 @@ class TorchvisionEngine(Engine):
             **self._place(),
         )
 
-    def _place(self) -> dict[str, int]:
-        num_workers = self.cfg.DATALOADER.NUM_WORKERS
-        return {"rank": get_rank(), "world_size": get_world_size(), "num_workers": num_workers}
+    def _place(self) -> dict[str, Any]:
+        loading: dict[str, Any] = {"num_workers": self.cfg.DATALOADER.NUM_WORKERS}
+        loading |= {"pin_memory": wants_pinned(self.device)}
+        return loading | {"rank": get_rank(), "world_size": get_world_size()}
 
     def test_batches(self, dataset: DetectionDataset) -> Batches:
         return test_loader(dataset.records, _test_mapper(self.cfg), **self._place())
@@ -169,8 +170,7 @@ def build_model(cfg: CfgNode) -> ImageNetwork:
         rpn, heads = _rpn(cfg, backbone), _roi_heads(cfg, backbone)
         model = GeneralizedRCNN(backbone, rpn, heads, **pixels)
     # The faster layout of convolutions on a CPU, and on a GPU's tensor cores.
-    on_cpu = cfg.MODEL.DEVICE == "cpu" or not torch.cuda.is_available()
-    if on_cpu or cfg.SOLVER.AMP.ENABLED:
+    if "cpu" in (cfg.MODEL.DEVICE, best_device().type) or cfg.SOLVER.AMP.ENABLED:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
 

@@ -80,13 +80,13 @@ class KeypointHead(nn.Module):
             cell, is_visible = heatmap_targets(
                 of_image.keypoints[found.target_index], found.boxes, size=size
             )
-            used = is_visible.any(dim=1)
+            used = is_visible.any(dim=1).nonzero().squeeze(1)
             boxes.append(found.boxes[used])
             cells.append(cell[used])
             visible.append(is_visible[used])
-        seen = torch.cat(visible)
-        logits = self(self.pooler(levels, boxes)).flatten(2)[seen]
-        total = F.cross_entropy(logits, torch.cat(cells)[seen], reduction="sum")
+        seen = torch.cat(visible).flatten().nonzero().squeeze(1)
+        logits = self(self.pooler(levels, boxes)).flatten(2).flatten(0, 1)[seen]
+        total = F.cross_entropy(logits, torch.cat(cells).flatten()[seen], reduction="sum")
         if self.normalizer is not None:
             return total * (self.loss_weight / (self.normalizer * len(truth)))
         return total / max(len(logits), 1) * self.loss_weight

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from ...data.batches.transforms import draw_polygons
+from ...runtime.device import sent
 from .box_head import Detections
 from .layers import ConvNorm, init_normal
 from .sampling import GroundTruth, SampledRegions
@@ -98,15 +99,18 @@ def mask_targets(masks: Sequence[Any], regions: SampledRegions, *, size: int) ->
     """Return what the mask of each region (F) of an image should be, (F, size, size) uint8 of 0
     and 1, from its objects' masks (``GroundTruth.masks``).
     """
-    boxes, index = regions.boxes, regions.target_index
-    targets = torch.zeros(len(boxes), size, size, dtype=torch.uint8, device=boxes.device)
-    for number in index.unique().tolist():  # an RLE is decoded once, and one at a time
-        chosen, mask = index == number, masks[number]
-        if isinstance(mask, dict):
-            targets[chosen] = crop_and_resize(mask, boxes[chosen], size=size)
+    boxes, numbers = regions.boxes, regions.target_index.tolist()
+    drawn = np.zeros((len(boxes), size, size), np.uint8)
+    of_rle: dict[int, list[int]] = {}
+    for place, (number, box) in enumerate(zip(numbers, boxes.cpu().numpy(), strict=True)):
+        if isinstance(masks[number], dict):
+            of_rle.setdefault(number, []).append(place)
         else:
-            drawn = [rasterize(mask, box, size=size) for box in boxes[chosen].cpu().numpy()]
-            targets[chosen] = torch.from_numpy(np.stack(drawn)).to(targets.device)
+            drawn[place] = rasterize(masks[number], box, size=size)
+    targets = sent(torch.from_numpy(drawn), boxes.device)
+    for number, places in of_rle.items():  # an RLE is decoded once, and one at a time
+        chosen = sent(torch.tensor(places), boxes.device)
+        targets[chosen] = crop_and_resize(masks[number], boxes[chosen], size=size)
     return targets
 
 
@@ -114,7 +118,7 @@ def crop_and_resize(rle: dict, boxes: Tensor, *, size: int) -> Tensor:
     """Read an RLE of the image on a grid over each of the boxes (F, 4); return (F, size, size)
     uint8, 1 where at least half of a cell's samples lie on the mask.
     """
-    pixels = torch.from_numpy(coco_mask.decode(rle)).to(boxes.device, torch.float32)
+    pixels = sent(torch.from_numpy(coco_mask.decode(rle)), boxes.device).float()
     shares = roi_align(pixels[None, None], [boxes.float()], size, aligned=True)
     return (shares[:, 0] >= 0.5).byte()
 

@@ -23,7 +23,7 @@ from .keypoint_head import KeypointHead
 from .layers import NORMS
 from .mask_head import MaskHead
 from .roi_pool import RoIPooler
-from .sampling import GroundTruth, RegionSampler
+from .sampling import GroundTruth, RegionSampler, places_of_objects
 
 Features = Mapping[str, Tensor]
 Boxes = Sequence[Tensor]  # one (Ri, 4) for each image
@@ -73,10 +73,13 @@ class RoIHeads(nn.Module, abc.ABC):
         hidden = self.box_features(levels, [r.boxes for r in regions])
         logits, deltas = self.box_predictor(hidden)
         losses = self.box_predictor.losses(logits, deltas, regions)
-        chosen, objects = zip(*map(self.sampler.objects, regions), strict=True)
+        objects = [each.objects() for each in regions]
         if self.mask_head is not None:
             boxes, pooler = [r.boxes for r in objects], self.mask_pooler
-            pooled = pooler(levels, boxes) if pooler is not None else hidden[torch.cat(chosen)]
+            if pooler is not None:
+                pooled = pooler(levels, boxes)
+            else:
+                pooled = hidden[places_of_objects(regions, hidden.device)]
             mask_logits = self.mask_head(pooled, torch.cat([r.classes for r in objects]))
             losses["loss_mask"] = self.mask_head.loss(mask_logits, objects, truth)
         if self.keypoint_head is not None:
@@ -126,7 +129,7 @@ class Res5RoIHeads(RoIHeads):
         """Return (M, C, P / 2, P / 2)."""
         first: Any = self.res5[0]
         # torchvision's operator, on a GPU, cannot pool every second cell alone.
-        if levels[0].is_cuda or not first.is_bottleneck:
+        if levels[0].device.type != "cpu" or not first.is_bottleneck:
             return self.res5(self.box_pooler(levels, boxes))
         pool = self.box_pooler
         hidden = first.forward_pooled(levels[0], lambda x, step: pool([x], boxes, step=step))

@@ -26,6 +26,8 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.ops import box_area
 
+from ..sync_norm import at_least_float32
+
 # A box of 224 px, the size of ImageNet's crops, is read from level 4 (stride 16), where ImageNet's
 # networks read it.
 _CANONICAL_SIZE = 224
@@ -57,7 +59,8 @@ class RoIPooler(nn.Module):
             return roi_align(features[0], rois, self.grids[0], step=step)
         levels = assign_levels(all_boxes, min_level=self.min_level, max_level=self.max_level)
         order = torch.argsort(levels, stable=True)
-        counts = torch.bincount(levels, minlength=len(features)).tolist()
+        every = torch.arange(len(features), device=levels.device)
+        counts = (levels[:, None] == every).sum(dim=0).tolist()
         pooled = [
             roi_align(feature, rois[index], grid, step=step)
             for feature, index, grid in zip(features, order.split(counts), self.grids, strict=True)
@@ -87,14 +90,15 @@ def roi_align(feature: Tensor, rois: Tensor, grid: CellGrid, *, step: int = 1) -
     """Return (M, C, Q, Q) for rois (M, 5) of a feature (N, C, H, W); Q = ceil(P / step)."""
     if feature.device.type == "cpu":
         return _SeparableRoIAlign.apply(feature, rois, grid, step)
+    # In float32, as torchvision does under autocast: half types would round boxes by up to 0.5 px.
     pooled = torchvision.ops.roi_align(
-        feature,
-        rois.to(feature.dtype),
+        at_least_float32(feature),
+        rois.to(torch.promote_types(feature.dtype, torch.float32)),
         (grid.cells, grid.cells),
         spatial_scale=grid.scale,
         sampling_ratio=grid.sampling_ratio,
         aligned=grid.aligned,
-    )
+    ).to(feature.dtype)
     return pooled if step == 1 else pooled[:, :, ::step, ::step]
 
 

@@ -131,9 +131,9 @@ class RPN(nn.Module):
         )
         if margin >= 0:
             height, width = image_size
-            limit = torch.tensor([width, height], device=anchors.device) + margin
-            starts_inside = (anchors[:, :2] >= -margin).all(dim=1)
-            label[~(starts_inside & (anchors[:, 2:] < limit).all(dim=1))] = -1
+            inside = (anchors[:, :2] >= -margin).all(dim=1)
+            inside &= (anchors[:, 2] < width + margin) & (anchors[:, 3] < height + margin)
+            label = label.where(inside, -1)
         objects, background = sample(
             label,
             num_samples=settings.batch_size_per_image,
@@ -156,7 +156,7 @@ class RPN(nn.Module):
         for image, (size, truth_i) in enumerate(zip(image_sizes, truth, strict=True)):
             objects, object_index, background = self._label(anchors, size, truth_i)
             drawn += [objects + image * num_anchors, background + image * num_anchors]
-            targets += [torch.ones(objects.numel()), torch.zeros(background.numel())]
+            targets += [torch.ones_like(objects), torch.zeros_like(background)]
             positives.append(objects + image * num_anchors)
             found, weights = truth_i.boxes[object_index], settings.bbox_reg_weights
             wanted.append(encode_boxes(anchors[objects], found, weights=weights))
@@ -199,24 +199,30 @@ class RPN(nn.Module):
             boxes.append(decode_boxes(best_deltas, anchors_l[index], weights=weights))
             scores.append(best)
             level_ids.append(torch.full((best.shape[1],), level, device=best.device))
-        per_image = zip(torch.cat(boxes, dim=1), torch.cat(scores, dim=1), image_sizes, strict=True)
-        levels = torch.cat(level_ids)
+        found, ranks, levels = (
+            torch.cat(boxes, dim=1),
+            torch.cat(scores, dim=1),
+            torch.cat(level_ids),
+        )
+        finite = found.isfinite().all(dim=2) & ranks.isfinite()
+        if self.training and not finite.all():
+            raise FloatingPointError("The RPN's predictions are not finite: training has diverged.")
+        per_image = zip(found, ranks, finite, image_sizes, strict=True)
         return [self._suppress(*image, levels, post_nms) for image in per_image]
 
     def _suppress(
         self,
         boxes: Tensor,
         scores: Tensor,
+        finite: Tensor,
         image_size: tuple[int, int],
         levels: Tensor,
         post_nms: int,
     ) -> tuple[Tensor, Tensor]:
         """Clip the boxes of one image, drop small ones, suppress within levels, keep the best."""
-        finite = boxes.isfinite().all(dim=1) & scores.isfinite()
-        if self.training and not finite.all():
-            raise FloatingPointError("The RPN's predictions are not finite: training has diverged.")
         boxes = clip_boxes_to_image(boxes, image_size)
-        keep = finite & is_larger_than(boxes, self.settings.min_size)
+        is_kept = finite & is_larger_than(boxes, self.settings.min_size)
+        keep = is_kept.nonzero().squeeze(1)
         boxes, scores, levels = boxes[keep], scores[keep], levels[keep]
         best = batched_nms(boxes, scores, levels, self.settings.nms_thresh)[:post_nms]
         return boxes[best], scores[best]

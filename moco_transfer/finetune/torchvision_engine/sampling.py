@@ -13,6 +13,7 @@ Source:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...runtime.device import constant, sent
 from .boxes import pairwise_iou
 
 
@@ -42,11 +44,11 @@ class GroundTruth:
         with_keypoints: bool,
     ) -> GroundTruth:
         """Return the objects of a training record, from its "gt_*" entries."""
-        boxes = torch.as_tensor(record["gt_boxes"], dtype=torch.float32, device=device)
-        classes = torch.as_tensor(record["gt_classes"], dtype=torch.int64, device=device)
+        boxes = sent(torch.as_tensor(record["gt_boxes"], dtype=torch.float32), device)
+        classes = sent(torch.as_tensor(record["gt_classes"], dtype=torch.int64), device)
         masks = list(record["gt_masks"]) if with_masks else []
         keypoints = record["gt_keypoints"] if with_keypoints else boxes.new_zeros(len(boxes), 0, 3)
-        points = torch.as_tensor(keypoints, dtype=torch.float32, device=device)
+        points = sent(torch.as_tensor(keypoints, dtype=torch.float32), device)
         return cls(boxes.reshape(-1, 4), classes, masks, points)
 
 
@@ -64,11 +66,13 @@ def match(
         index = torch.zeros(num_regions, dtype=torch.int64, device=iou.device)
         return index, torch.full_like(index, labels[0])
     best, index = iou.max(dim=0)
-    cuts = torch.tensor(thresholds, device=iou.device, dtype=iou.dtype)
-    label = torch.tensor(labels, device=iou.device)[torch.bucketize(best, cuts, right=True)]
+    cuts = constant(tuple(thresholds), iou.device).to(iou.dtype)
+    interval = torch.bucketize(best, cuts, right=True)
+    label = constant(tuple(labels), iou.device).long()[interval]
     if allow_low_quality:
         # Only the label changes: a region keeps the object that it overlaps most.
-        label[(iou == iou.max(dim=1, keepdim=True).values).any(dim=0)] = 1
+        is_best = (iou == iou.max(dim=1, keepdim=True).values).any(dim=0)
+        label = torch.where(is_best, 1, label)
     return index, label
 
 
@@ -98,6 +102,13 @@ class SampledRegions:
     classes: Tensor  # (S,) int64 in [0, K]; K is the background
     target_boxes: Tensor  # (S, 4), what each should become; undefined for background
     target_index: Tensor  # (S,) int64, the object of each; undefined for background
+    num_objects: int = 0  # how many of the first are objects
+
+    def objects(self) -> SampledRegions:
+        """Return those that are objects."""
+        end = self.num_objects
+        targets = self.target_boxes[:end], self.target_index[:end]
+        return SampledRegions(self.boxes[:end], self.classes[:end], *targets, end)
 
 
 @dataclass(frozen=True)
@@ -139,9 +150,11 @@ class RegionSampler:
         boxes, index = proposals[drawn], index[drawn]
         # Without objects there is no target: the region's own box stands in and is never read.
         target_boxes = truth.boxes[index] if len(truth.boxes) else boxes
-        return SampledRegions(boxes, classes[drawn], target_boxes, index)
+        return SampledRegions(boxes, classes[drawn], target_boxes, index, len(objects))
 
-    def objects(self, regions: SampledRegions) -> tuple[Tensor, SampledRegions]:
-        """Return which of the regions are objects, a mask (S,), and those regions alone."""
-        chosen = (regions.classes >= 0) & (regions.classes < self.num_classes)
-        return chosen, SampledRegions(*(part[chosen] for part in vars(regions).values()))
+
+def places_of_objects(regions: Sequence[SampledRegions], device: torch.device) -> Tensor:
+    """Return where the objects are among the regions of all images, int64."""
+    starts = itertools.accumulate((len(each.boxes) for each in regions), initial=0)
+    places = [range(s, s + each.num_objects) for s, each in zip(starts, regions, strict=False)]
+    return sent(torch.tensor([*itertools.chain(*places)], dtype=torch.int64), device)

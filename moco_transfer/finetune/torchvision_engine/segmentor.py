@@ -18,6 +18,7 @@ import torch
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import Tensor, nn
 
+from ...runtime.device import sent
 from ..pixel_logits import classes_of, image_logits, pixel_loss
 from .backbones import Backbone, ImageNetwork
 from .layers import ConvNorm, init_normal
@@ -123,6 +124,6 @@ class SemanticSegmentor(ImageNetwork):
         ignored = self.settings.ignore_value
         labels = torch.full((len(batch), *images.shape[-2:]), ignored, device=images.device)
         for slot, record, (height, width) in zip(labels, batch, sizes, strict=True):
-            slot[:height, :width] = record["sem_seg"].to(labels)
+            slot[:height, :width] = sent(record["sem_seg"], labels.device)
         found = pixel_loss(self.logits(images), labels, stride=self.stride, ignored=ignored)
         return found * self.settings.loss_weight
