@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEMO ?= demo_output
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint docs docs-serve dist clean
+.PHONY: demo test test-slow test-gpu lint docs docs-serve dist clean
 .DEFAULT_GOAL := demo
 
 # The C source too: when it changes, it is built again before it is tested.
@@ -26,6 +26,9 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	@$(BIN)/python -m pytest -q -m slow
+
+test-gpu: $(STAMP)
+	@$(BIN)/python -m pytest -q -m gpu
 
 lint: $(STAMP)
 	@$(BIN)/ruff format --check .

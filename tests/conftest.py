@@ -17,6 +17,15 @@ if shutil.which("nvidia-smi") is None:
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs from all tests but those that ask for one, which run apart (``-m gpu``): the others
+    would take the GPU too, and two of their processes the same.
+    """
+    asked = config.option.markexpr
+    if "gpu" not in asked or "not gpu" in asked:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip, with the reason, what needs something this machine lacks."""
     lacks = {}
@@ -26,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         import torch
 
         if not torch.cuda.is_available():
-            lacks["gpu"] = "no CUDA device"
+            lacks["gpu"] = "no CUDA device, or hidden: pytest -m gpu"
     for item in items:
         for marker, reason in lacks.items():
             if item.get_closest_marker(
