@@ -1,9 +1,9 @@
 """Detections of other programs: the same numbers as a run's own, a row of our table, one sentence
 for a file that does not fit.
 
-Numbers come from pycocotools, and from the run whose predictions are evaluated again. Seen red
-under: boxes taken for corners; float32 boxes; another program's row without its mark; its seed
-counted among those that our rows lack; a category id accepted that is True.
+Numbers come from pycocotools, and from the run whose predictions are evaluated again. Written
+against, and not tried: boxes taken for corners; float32 boxes; another program's row without its
+mark; its seed counted among those that our rows lack; a category id accepted that is True.
 """
 
 from __future__ import annotations
