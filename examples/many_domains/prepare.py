@@ -10,30 +10,17 @@ part of one, is in a pool.
 from __future__ import annotations
 
 import argparse
-import io
 import shutil
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from moco_transfer.data import aerial_tiles, tiles
+from moco_transfer.data import aerial_tiles, stained_tiles, tiles
 from moco_transfer.data.images.decode import read_rgb
 from moco_transfer.data.tiles import Photograph
 
-HISTOLYTICS = tiles.Wheel(
-    "histolytics==0.3.0",
-    "histolytics-0.3.0-py3-none-any.whl",
-    "de2ad5cf6a24f95637b19030c202c4969dc966e851f510418746a5b86b653137",
-)
-DETECTION_SIZE = 128  # px, side of the detector's tiles of nuclei, at the section's scale
 TILE_SIZE = 160  # px, side of the pools' tiles of cells and VOC
-NUCLEI_SIZE = 64  # px, side of the pool's tiles of nuclei: about two nuclei wide
-# Rows of the stained section, px: what is above is for training, what is below for testing. The gap
-# is wider than a nucleus.
-TRAIN_ROWS, TEST_ROWS = (0, 960), (992, 1500)
 
 
 def main() -> None:
@@ -64,43 +51,8 @@ def _trees(args: argparse.Namespace, root: Path) -> dict[str, int]:
 
 
 def _nuclei(args: argparse.Namespace, root: Path) -> dict[str, int]:
-    wheel = tiles.find_wheel(HISTOLYTICS, args.histolytics_wheel, args.output)
-    with zipfile.ZipFile(wheel) as archive:
-        licence = next(name for name in archive.namelist() if name.endswith("/LICENSE"))
-        section = _image(archive, "hgsc_nest")
-        other = Photograph("stroma", "train", _image(archive, "hgsc_stromal_he"), np.empty((0, 4)))
-        packed = io.BytesIO(archive.read("histolytics/data/hgsc_nest_inst_mask.npz"))
-        mask = next(iter(np.load(packed, allow_pickle=False).values()))
-        root.mkdir(parents=True)
-        (root / "LICENSE").write_bytes(archive.read(licence))
-    boxes, counts = _boxes_of(mask), {}
-    for split, (top, bottom) in (("train", TRAIN_ROWS), ("test", TEST_ROWS)):
-        image = section.crop((0, top, section.width, bottom))
-        part = Photograph(f"nest_{split}", split, image, boxes - (0, top, 0, top))
-        written, objects = tiles.write_detection(
-            part, root / "detection", split, size=DETECTION_SIZE, class_name="nucleus"
-        )
-        counts |= {f"detection_{split}": written, f"nuclei_{split}": objects}
-        if split == "train":
-            seen = (part, other)
-            counts["pool"] = sum(tiles.write_pool(x, root / "pool", NUCLEI_SIZE) for x in seen)
-    return counts
-
-
-def _image(archive: zipfile.ZipFile, name: str) -> Image.Image:
-    return Image.open(io.BytesIO(archive.read(f"histolytics/data/{name}.jpg"))).convert("RGB")
-
-
-def _boxes_of(mask: np.ndarray) -> np.ndarray:
-    """Return the boxes (N, 4), XYXY px, right and lower exclusive, of the ids 1..N of a mask."""
-    ys, xs = np.nonzero(mask)
-    ids, found = np.unique(mask[ys, xs], return_inverse=True)
-    boxes = np.tile(np.array([np.inf, np.inf, 0, 0]), (len(ids), 1))
-    np.minimum.at(boxes, (found, 0), xs)
-    np.minimum.at(boxes, (found, 1), ys)
-    np.maximum.at(boxes, (found, 2), xs + 1)
-    np.maximum.at(boxes, (found, 3), ys + 1)
-    return boxes
+    wheel = tiles.find_wheel(stained_tiles.WHEEL, args.histolytics_wheel, args.output)
+    return stained_tiles.write_tiles(wheel, root)
 
 
 def _cells(args: argparse.Namespace, root: Path) -> dict[str, int]:

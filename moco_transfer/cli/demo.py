@@ -49,21 +49,24 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _cut_tiles(out: Path, wheel: str) -> None:
-    from ..data import aerial_tiles as tiles
+    from ..data import stained_tiles, tiles
 
-    print(f"=== [1/6] cut aerial photographs of trees into tiles\n    {tiles.CREDIT}", flush=True)
+    print(f"=== [1/6] cut stained tissue into tiles\n    {stained_tiles.CREDIT}", flush=True)
     if (out / "images").exists():
         print(f"    {out / 'images'} exists already.", flush=True)
         return
     out.mkdir(parents=True, exist_ok=True)
-    found = tiles.find_wheel(wheel, out)
-    counts = tiles.write_tiles(found, out / "images")
+    found = tiles.find_wheel(stained_tiles.WHEEL, wheel, out)
+    counts = stained_tiles.write_tiles(found, out / "images")
     print(
         "    pool: {pool} tiles without labels\n"
-        "    labelled: {labelled_train} training and {labelled_test} test tiles, tree or ground\n"
-        "    detection: {detection_train} training tiles with {trees_train} trees,"
-        " {detection_test} test tiles with {trees_test}\n"
-        "    Test tiles are of one photograph, which is in no other tiles.".format(**counts),
+        "    labelled: {labelled_train} training and {labelled_test} test tiles, with a nucleus or"
+        " none\n"
+        "    detection: {detection_train} training tiles with {nuclei_train} nuclei,"
+        " {detection_test} test tiles with {nuclei_test}\n"
+        "    Test tiles are of the lower part of one section, which is in no other tiles.".format(
+            **counts
+        ),
         flush=True,
     )
 
@@ -133,7 +136,7 @@ def _seconds_of_a_training_step() -> float:
 
 
 def _print_knn(out: Path) -> None:
-    print("\nkNN accuracy on tiles of the test photograph, tree or ground:")
+    print("\nkNN accuracy on tiles of the tested part, with a nucleus or without:")
     for name in INITS:
         record = json.loads((out / "knn" / name / "results.json").read_text(encoding="utf-8"))
         print(f"    {name:12}{record['top1']:.1f} %")

@@ -1,4 +1,4 @@
-"""The demo's images: aerial photographs of trees from the wheel of ``deepforest``, cut into tiles.
+"""The tutorial's images: aerial photographs of trees from deepforest's wheel, cut into tiles.
 
 Photographs are of NEON (National Ecological Observatory Network), 0.1 m a pixel; two are of one
 forest, the larger is trained on and the other tested. Boxes are those of the wheel's VOC XML.
@@ -33,7 +33,6 @@ PHOTOGRAPHS = {
 }
 POOL_SIZE, DETECTION_SIZE, LABELLED_SIZE = 96, 200, 64  # px, sides of the tiles
 _CLASSES = ("Tree", "Alive", "Dead")  # the wheel's; all are trees here
-_MARGIN = 0.15  # share of a tile's side at each edge, where a tile of ground may touch a tree
 
 
 def find_wheel(given: str, folder: Path) -> Path:
@@ -61,7 +60,9 @@ def write_tiles(wheel: Path, root: Path) -> dict[str, int]:
     for split in ("train", "test"):
         own = [photograph for photograph in photographs if photograph.split == split]
         labelled = partial / "labelled" / split
-        counts[f"labelled_{split}"] = sum(_write_labelled(each, labelled) for each in own)
+        counts[f"labelled_{split}"] = sum(
+            tiles.write_labelled(each, labelled, LABELLED_SIZE, ("tree", "ground")) for each in own
+        )
         written, trees = tiles.write_detection(
             own[0], partial / "detection", split, size=DETECTION_SIZE, class_name="tree"
         )
@@ -99,22 +100,3 @@ def _unpack(wheel: Path, root: Path) -> list[Photograph]:
             file = Path(record["file_name"])
             photographs.append(Photograph(file.stem, split, read_rgb(file), boxes))
     return photographs
-
-
-def _write_labelled(photograph: Photograph, folder: Path) -> int:
-    """Write a tile centred on each tree, and at most as many without one; return their number."""
-    size, boxes = LABELLED_SIZE, photograph.boxes
-    room = np.array(photograph.image.size) - size
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    trees = np.clip(centres - size / 2, 0, room).astype(int)
-    inner = np.array([size * _MARGIN] * 2 + [size * (1 - _MARGIN)] * 2)
-    ground = []
-    for x, y in tiles.grid(photograph, size, size // 2):
-        x0, y0, x1, y1 = inner + (x, y, x, y)
-        apart = (boxes[:, 0] >= x1) | (boxes[:, 2] <= x0) | (boxes[:, 1] >= y1)
-        if (apart | (boxes[:, 3] <= y0)).all():
-            ground.append((x, y))
-    if len(ground) > len(trees):  # evenly over the photograph
-        ground = [ground[i] for i in np.linspace(0, len(ground) - 1, len(trees)).astype(int)]
-    names = {tiles.save(photograph, x, y, size, folder / "tree") for x, y in trees.tolist()}
-    return len(names | {tiles.save(photograph, x, y, size, folder / "ground") for x, y in ground})

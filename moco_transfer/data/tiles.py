@@ -17,6 +17,7 @@ from ..runtime.errors import InputError, MissingFileError
 from ..runtime.files import sha256_of
 
 _VISIBLE = 0.5  # share of a box in a tile, from which it is an object of the tile
+_MARGIN = 0.15  # share of a tile's side at each edge, where a tile without object may touch one
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,30 @@ def write_detection(
     write_list(root, split, names)
     (root / "classes.txt").write_text(f"{class_name}\n")
     return len(names), objects
+
+
+def write_labelled(
+    photograph: Photograph, folder: Path, size: int, class_names: tuple[str, str]
+) -> int:
+    """Write a tile of ``size`` px centred on each object, and at most as many without one, into a
+    folder of each class; return their number.
+    """
+    boxes, (with_object, without) = photograph.boxes, class_names
+    room = np.array(photograph.image.size) - size
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    inside = ((centres >= 0) & (centres < photograph.image.size)).all(axis=1)
+    objects = np.clip(centres[inside] - size / 2, 0, room).astype(int)
+    inner = np.array([size * _MARGIN] * 2 + [size * (1 - _MARGIN)] * 2)
+    empty = []
+    for x, y in grid(photograph, size, size // 2):
+        x0, y0, x1, y1 = inner + (x, y, x, y)
+        apart = (boxes[:, 0] >= x1) | (boxes[:, 2] <= x0) | (boxes[:, 1] >= y1)
+        if (apart | (boxes[:, 3] <= y0)).all():
+            empty.append((x, y))
+    if len(empty) > len(objects):  # evenly over the photograph
+        empty = [empty[i] for i in np.linspace(0, len(empty) - 1, len(objects)).astype(int)]
+    names = {save(photograph, x, y, size, folder / with_object) for x, y in objects.tolist()}
+    return len(names | {save(photograph, x, y, size, folder / without) for x, y in empty})
 
 
 def write_list(root: Path, split: str, names: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_wheel import write_wheel
+from tiny_wheel import write_stained_wheel
 
 from moco_transfer.cli import demo, main
 from moco_transfer.config import load_pretrain_config
@@ -57,7 +57,7 @@ def checkpoint_of(words: list[str]) -> str:
 
 @pytest.fixture
 def words(tmp_path, monkeypatch) -> list[str]:
-    wheel = write_wheel(tmp_path / "tiny.whl", monkeypatch)
+    wheel = write_stained_wheel(tmp_path / "tiny.whl", monkeypatch)
     return ["demo", "--output", str(tmp_path / "out"), "--seeds", "2", "--wheel", str(wheel)]
 
 
@@ -68,10 +68,10 @@ def test_demo__runs_each_step_once(calls, words, tmp_path, capsys):
     assert all("--resume" in made for made in calls[:2])
     inits = [word for word in calls[-1] if word.startswith(("moco=", "supervised="))]
     assert inits == [f"{name}={out / name}/backbone.pkl" for name in ("supervised", "moco")]
-    assert len(list((out / "images" / "pool").rglob("*.jpg"))) == 32
+    assert len(list((out / "images" / "pool").rglob("*.jpg"))) == 2 * 4 * 15
     message = capsys.readouterr().out
     assert message.count("by hand: moco-transfer") == len(VERBS)
-    assert message.count("MIT licence") == 1 and message.count("61.8 %") == 3
+    assert message.count("BSD 3-clause licence") == 1 and message.count("61.8 %") == 3
     moco, supervised, _, knn, fine_tuning_run = (step["cost"] for step in demo.STEPS)
     units = moco + supervised + 3 * knn + 6 * fine_tuning_run
     assert f"about {units * 6 / 60:.0f} minutes" in message

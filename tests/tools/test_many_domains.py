@@ -1,4 +1,4 @@
-"""The data of examples/many_domains: boxes from a mask, and no test pixel in a pool.
+"""The data of examples/many_domains and of the demo: boxes from a mask, no test pixel in a pool.
 
 Seen red under: a box without its last pixel; the test part's rows not subtracted; the whole section
 in the pool; BCCD's test list in the pool.
@@ -7,24 +7,18 @@ in the pool; BCCD's test list in the pool.
 from __future__ import annotations
 
 import importlib.util
-import io
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_wheel import BEYOND, WITHIN, write_stained_wheel
 
 from moco_transfer.benchmark.matrix import read_matrix
-from moco_transfer.data import tiles
 from moco_transfer.data.annotations.voc import read_voc
-from moco_transfer.runtime.files import sha256_of
 
 FOLDER = Path(__file__).parents[2] / "examples" / "many_domains"
-GREEN, RED = (40, 120, 40), (220, 30, 30)  # of what may be seen before the test, and of the rest
-# Nuclei (x0, y0, x1, y1) of the section: for training, between the parts, for testing.
-NUCLEI = [(10, 20, 26, 40), (10, 965, 30, 985), (140, 1000, 160, 1030)]
 
 
 @pytest.fixture
@@ -35,25 +29,8 @@ def prepare(monkeypatch):
     return module
 
 
-def write_wheel(path: Path) -> None:
-    section = np.full((1500, 256, 3), GREEN, np.uint8)
-    section[976:] = RED  # whole blocks of the JPEG
-    mask = np.zeros((1500, 256), np.int32)
-    for number, (x0, y0, x1, y1) in enumerate(NUCLEI, start=1):
-        mask[y0:y1, x0:x1] = number
-    packed = io.BytesIO()
-    np.savez(packed, nuc_raster=mask)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("histolytics-0.3.0.dist-info/licenses/LICENSE", "BSD")
-        archive.writestr("histolytics/data/hgsc_nest_inst_mask.npz", packed.getvalue())
-        for name, pixels in (("nest", section), ("stromal_he", section[:960])):
-            file = io.BytesIO()
-            Image.fromarray(pixels).save(file, "JPEG", quality=95)
-            archive.writestr(f"histolytics/data/hgsc_{name}.jpg", file.getvalue())
-
-
 def write_bccd(root: Path) -> None:
-    for name, colour in (("a", GREEN), ("b", RED)):
+    for name, colour in (("a", WITHIN), ("b", BEYOND)):
         image = root / "JPEGImages" / f"{name}.jpg"
         image.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (320, 160), colour).save(image)
@@ -65,9 +42,8 @@ def write_bccd(root: Path) -> None:
 
 def test_prepare__splits_nuclei_and_keeps_test_images_out_of_pools(prepare, tmp_path, monkeypatch):
     wheel, out = tmp_path / "tiny.whl", tmp_path / "domains"
-    write_wheel(wheel)
+    write_stained_wheel(wheel, monkeypatch)
     write_bccd(tmp_path / "BCCD")
-    monkeypatch.setattr(prepare, "HISTOLYTICS", tiles.Wheel("x", wheel.name, sha256_of(wheel)))
     monkeypatch.setattr(prepare, "_trees", lambda _, root: root.mkdir() or {})
     words = ["--output", out, "--bccd", tmp_path / "BCCD", "--histolytics-wheel", wheel]
     monkeypatch.setattr(sys, "argv", ["prepare.py", *map(str, words)])
@@ -85,11 +61,15 @@ def test_prepare__splits_nuclei_and_keeps_test_images_out_of_pools(prepare, tmp_
         "train": [("nest_train_0000_0000", (10, 20, 26, 40))],
         "test": [("nest_test_0000_0128", (12, 8, 32, 38))],
     }
+    for split, number in (("train", 1), ("test", 1)):
+        for name in ("nucleus", "none"):
+            tiles = list((out / "nuclei" / "labelled" / split / name).iterdir())
+            assert len(tiles) == number and Image.open(tiles[0]).size == (48, 48)
     for domain, number in (("nuclei", 2 * 4 * 15), ("cells", 2)):
         pool = list((out / domain / "pool").iterdir())
         assert len(pool) == number
         for file in pool:
-            assert np.abs(np.asarray(Image.open(file)).astype(int) - GREEN).max() < 12
+            assert np.abs(np.asarray(Image.open(file)).astype(int) - WITHIN).max() < 12
 
 
 @pytest.mark.parametrize("domain", ["trees", "nuclei", "cells", "voc"])
