@@ -74,9 +74,8 @@ def _boxes_of(mask: np.ndarray) -> np.ndarray:
     """Return the boxes (N, 4), XYXY px, right and lower exclusive, of the ids 1..N of a mask."""
     ys, xs = np.nonzero(mask)
     ids, found = np.unique(mask[ys, xs], return_inverse=True)
-    boxes = np.tile(np.array([np.inf, np.inf, 0, 0]), (len(ids), 1))
-    np.minimum.at(boxes, (found, 0), xs)
-    np.minimum.at(boxes, (found, 1), ys)
-    np.maximum.at(boxes, (found, 2), xs + 1)
-    np.maximum.at(boxes, (found, 3), ys + 1)
-    return boxes
+    low, high = np.full((2, len(ids)), np.inf), np.zeros((2, len(ids)))
+    for side, places in enumerate((xs, ys)):
+        np.minimum.at(low[side], found, places)
+        np.maximum.at(high[side], found, places + 1)
+    return np.concatenate([low, high]).T
