@@ -113,6 +113,7 @@ class LinearRun:
         settings: What a run to resume must have had.
         num_train: Images of an epoch.
         iteration: Iterations finished.
+        row: What was measured after the last finished epoch.
         sums: Of the loss and of correct answers in this epoch, over this process's images.
     """
 
@@ -129,6 +130,7 @@ class LinearRun:
         self.protocol, self.settings, self.num_train = protocol, settings, num_train
         self.per_epoch = math.ceil(num_train / protocol.batch_size_total)
         self.iteration, self.sums = 0, torch.zeros(2, device=device)
+        self.row: dict[str, float] = {}
         seed_everything(protocol.seed, "linear weights")
         self.classifier = nn.Linear(dim, num_classes)
         nn.init.normal_(self.classifier.weight, std=0.01)
@@ -150,6 +152,7 @@ class LinearRun:
             "step": step,
             "sums": gather_object(self.sums.cpu()),
             "origin": self.settings,
+            "row": self.row,
         }
         if is_main_process():
             checkpoints.save(state, f"{epoch:04d}" + (f"_iter{self.iteration:08d}" if step else ""))
@@ -167,6 +170,7 @@ class LinearRun:
         self.classifier.load_state_dict({n.removeprefix("fc."): t for n, t in weights.items()})
         self.optimizer.load_state_dict(state["optimizer"])
         self.iteration = state["epoch"] * self.per_epoch + state["step"]
+        self.row = state.get("row", {})
         if is_main_process():
             self.sums = sum(state["sums"]).to(self.sums.device)
         logger.info("resumed from %s: iteration %d", path, self.iteration)
@@ -188,7 +192,7 @@ def train_classifier(
     """
     total = run.protocol.epochs * run.per_epoch
     bar = progress(None, "linear", total=total, initial=run.iteration)
-    row = accuracy_on(run.classifier, test) if run.iteration == total else {}
+    row = run.row | accuracy_on(run.classifier, test) if run.iteration == total else {}
     with StopRequest() as stop, bar:
         for features, labels in batches:
             if stop.agreed():
@@ -198,7 +202,7 @@ def train_classifier(
             _step(run, features, labels)
             bar.update()
             if run.iteration % run.per_epoch == 0:
-                row = _end_epoch(run, test, metrics)
+                row = run.row = _end_epoch(run, test, metrics)
                 if metrics is not None:
                     metrics.sync()
                 run.save(checkpoints)

@@ -105,12 +105,31 @@ class _OnceEach(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+_MOST_VALUES = 1_000_000  # a config has hundreds
+
+
 def parse_yaml(text: str) -> Any:
     """Return the content of a yaml text; yaml.YAMLError if it is none, or a key occurs twice."""
     try:
-        return yaml.load(text, _OnceEach)  # noqa: S506, a SafeLoader
+        content = yaml.load(text, _OnceEach)  # noqa: S506, a SafeLoader
     except RecursionError:
         raise yaml.YAMLError("it nests too deeply") from None
+    except (ValueError, TypeError, LookupError, AttributeError) as error:  # of dates and numbers
+        raise yaml.YAMLError(f"{type(error).__name__}: {error}") from error
+    if _size(content, {}) > _MOST_VALUES:
+        raise yaml.YAMLError("its aliases stand for more than a million values")
+    return content
+
+
+def _size(value: Any, known: dict[int, int]) -> int:
+    """Return how many values a container stands for, each alias written out."""
+    if not isinstance(value, (dict, list)):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = _MOST_VALUES  # for one within itself
+        inner = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_size(each, known) for each in inner)
+    return known[id(value)]
 
 
 def _decode(data: bytes, path: str | os.PathLike[str], encoding: str, errors: str) -> str:

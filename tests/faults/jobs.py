@@ -17,6 +17,8 @@ import torch
 from generated_images import write_pool, write_voc_scenes
 from PIL import Image
 
+from moco_transfer.runtime.checkpoint import CheckpointFolder
+
 TINY_PRETRAIN = """DATA.IMAGE_SIZE 16 DATA.BATCH_SIZE_TOTAL 8 MOCO.QUEUE_SIZE 20
     MOCO.BN_GROUP_SIZE 4 SOLVER.EPOCHS 4 SOLVER.STEPS () TRAIN.LOG_PERIOD 2 TRAIN.PRECISION fp32
     TRAIN.CHECKPOINT_PERIOD_ITERS 2 LOGGERS tensorboard""".split()
@@ -71,10 +73,8 @@ def rows(folder: Path, upto: int = 1 << 40) -> list[dict]:
 
 def last_state(folder: Path) -> dict | None:
     """Return what the newest checkpoint holds, None without one."""
-    pointer = folder / "last_checkpoint"
-    if not pointer.exists():
-        return None
-    return torch.load(folder / pointer.read_text().strip(), weights_only=True)
+    found = CheckpointFolder(folder).newest()
+    return found[1] if found else None
 
 
 def iteration_of(state: dict) -> int:
