@@ -235,7 +235,7 @@ def small_run(sizes: Sizes, out: Path, name: str, *words: object) -> list[str]:
     text = f"""DATA.ROOT {out / "images"} DATA.LAYOUT flat DATA.IMAGE_SIZE 32 SOLVER.MAX_ITER 8
         DATA.BATCH_SIZE_TOTAL 16 MOCO.QUEUE_SIZE 64 MOCO.BN_GROUP_SIZE 4 TRAIN.DEVICE {sizes.device}
         TRAIN.CHECKPOINT_PERIOD_ITERS 3 TRAIN.KEEP_CHECKPOINTS 0 TRAIN.LOG_PERIOD 2
-        DATA.NUM_WORKERS 0 TRAIN.LOGGERS () OUTPUT_DIR {out / name}"""
+        DATA.NUM_WORKERS 0 LOGGERS () OUTPUT_DIR {out / name}"""
     shutil.rmtree(out / name, ignore_errors=True)
     config = ["pretrain", "--config-file", "moco_v2_R_18_96px"]
     return [*config, *text.split(), *map(str, words)]
