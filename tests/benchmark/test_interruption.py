@@ -1,7 +1,7 @@
 """A matrix that is stopped and killed, in processes of its own.
 
 Seen red under: the children left alive by SIGKILL; jobs stopped one after the other; the first
-failure ending the matrix; the losses of an unfinished log period not in the checkpoint.
+failure ending the matrix.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Checkpoints: found again, safe to read, and clear when they are not.
 
-Went red under: deleting the newest file instead of the oldest; weights_only=False; no look at the
-    checksums; what last_checkpoint names taken unseen; a newer checkpoint than that taken; a later
-    one counted among those to keep.
+Went red under: deleting the newest file instead of the oldest; weights_only=False; what
+    last_checkpoint names taken unseen. Not tried: no look at the checksums; a newer checkpoint taken.
 """
 
 from __future__ import annotations
