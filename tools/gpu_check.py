@@ -272,9 +272,10 @@ def ranks(sizes: Sizes, out: Path) -> dict[str, Any]:
     ]
     words = ["-m", "moco_transfer", *small_run(sizes, out, "ranks")]
     done = subprocess.run([*torchrun, *words], capture_output=True, text=True)
-    ours = [line for line in done.stderr.splitlines() if "rror" in line]
+    sentences = ("error:", "moco-transfer ")
+    ours = [line for line in done.stderr.splitlines() if line.startswith(sentences)]
     print(done.stderr[-3000:])
-    if done.returncode and not any(line.startswith("error:") for line in ours):
+    if done.returncode and not ours:
         raise SystemExit("two processes on one device end with a traceback")
     return {"trained": done.returncode == 0, "said": ours[:2]}
 

@@ -15,10 +15,11 @@ OUT=${OUT:-$PWD/gpu_check}; mkdir -p "$OUT"
 PY=${PYTHON:-python3}; [ -x .venv/bin/python ] && PY=${PYTHON:-$PWD/.venv/bin/python}
 export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
+asked() { [ "$ONLY" = "  " ] || [[ "$ONLY" == *" $1 "* ]]; }
 check() { # name, seconds at most, command
   local name=$1 most=$2 left=$((LIMIT - $(date +%s) + STARTED)) since=$SECONDS rc
   shift 2
-  [ "$ONLY" != "  " ] && [[ "$ONLY" != *" $name "* ]] && return
+  asked "$name" || return
   [ $most -gt $left ] && most=$left
   if [ $most -lt 10 ]; then echo "no time left" >"$OUT/$name.log"; rc=124
   else timeout -k 5 $most "$@" >"$OUT/$name.log" 2>&1; rc=$?; fi
@@ -49,6 +50,8 @@ ours step 80       # images/s and memory, ours and as published
 ours profile 80    # where its time goes
 check split_norm 30 $PY tools/bench_split_norm.py $SPLIT
 ours images 30
+asked fed && [ ! -d "$OUT/images" ] && # asked for alone
+  $PY tools/gpu_check.py images $TINY --out "$OUT" >"$OUT/images.log" 2>&1
 check fed 70 $PY tools/bench_pretrain.py --data "$OUT/images" --what ours $FED
 check detectors 90 $PY tools/bench_detection.py $FOUND
 ours resume 60
