@@ -51,7 +51,7 @@ def program_words(command: str) -> str:
         r"^(?:\S*bin/moco-transfer|python -m moco_transfer)(?= )", "moco-transfer", command
     )
     return re.sub(
-        r"^python tools/(?!bench_|plot_|screenshot_)(\w+)\.py",
+        r"^python tools/(?!bench_|plot_|screenshot_|count_|gpu_check)(\w+)\.py",
         lambda match: f"moco-transfer {tools.get(match[1], match[1])}",
         command,
     )

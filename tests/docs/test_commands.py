@@ -26,6 +26,10 @@ RULES: list[tuple[str, str | list[str]]] = [
     (r"moco-transfer reproduce .*--output", ["--dry-run"]),
     (r"moco-transfer check-data fields ", "tests/data/test_check_labels.py checks such sets"),
     (r"moco-transfer make-labels ", "needs SBD or Cityscapes; tests/data makes label images"),
+    (
+        r"moco-transfer report .*--watch",
+        "waits for a benchmark; tests/report/test_watch.py has one",
+    ),
     (r"moco-transfer (doctor|reproduce|check-data|report|suggest)\b", RUN),
     (r"moco-transfer convert (SRC|moco_v2|ResNet50_W)", "downloads, or has a placeholder"),
     (r"moco-transfer convert .*(--to hub|hf://)", "needs huggingface-hub; see test_hub.py"),
@@ -39,7 +43,10 @@ RULES: list[tuple[str, str | list[str]]] = [
     (r"moco-transfer predict ", "needs a trained detector; tests/finetune runs it"),
     (r"moco-transfer pack ", "needs ImageNet; tests/data packs"),
     (r"moco-transfer demo", "takes 8 minutes, and the network"),
-    (r"(MOCO_\w+=1 )?python tools/(bench|plot|screenshot)_", "takes minutes, on an idle machine"),
+    (
+        r"(MOCO_\w+=1 )?python tools/(bench|plot|screenshot|count|gpu)_",
+        "takes minutes, on an idle machine",
+    ),
     (r"make |pip |pre-commit |git |export |python -m (venv|pytest)", "sets up the machine"),
 ]
 EXTRA = {"linear": ["--epochs", "1", "--cache-features"]}
