@@ -210,7 +210,7 @@ def test_finish__names_the_failures_when_no_table_can_be_made(tmp_path, capsys):
 
 def test_finish__takes_the_baseline_where_it_has_a_run(tmp_path, results):
     rows = (Initialisation("random"), Initialisation("sup", "s.pkl"))
-    matrix = Matrix(tmp_path, (Task("pascal_voc_R_18_FPN", "c"),), rows, baseline="sup")
+    matrix = Matrix(tmp_path, (Task("pascal_voc_R_18_FPN", "demo_R_18_FPN"),), rows, baseline="sup")
     for cell in matrix.cells():
         cell.folder.mkdir(parents=True)
         record = results(cell.init.name, bbox={"AP": 10.0 + len(cell.init.name)})

@@ -112,10 +112,14 @@ def test_train__sigkill_and_resume_of_segmentation_is_bit_equal(tmp_path):
             (tmp_path / part).mkdir(exist_ok=True)
             pixels = rng.integers(0, 256 if part == "images" else 3, shape, dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / part / f"{number}.png")
-    flag = f"mine=semantic:{tmp_path / 'images'}:{tmp_path / 'labels'}:sky,sea,sand"
+    flag = f"beaches=semantic:{tmp_path / 'images'}:{tmp_path / 'labels'}:sky,sea,sand"
     start_of = ["train", "--config-file", "voc_R_18_FCN_small", "--engine", "torchvision"]
     settings = {key: value for key, value in TINY_DETECTION.items() if "MODEL" not in key}
-    settings |= {"DATASETS.TRAIN": "mine", "DATASETS.TEST": "mine", "INPUT.CROP.SIZE": "33,33"}
+    settings |= {
+        "DATASETS.TRAIN": "beaches",
+        "DATASETS.TEST": "beaches",
+        "INPUT.CROP.SIZE": "33,33",
+    }
     settings |= {"INPUT.MIN_SIZE_TRAIN": "32,64", "SOLVER.CHECKPOINT_PERIOD": "1"}
     settings["SOLVER.BASE_LR"] = "0.005"
 

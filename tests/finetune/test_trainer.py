@@ -17,7 +17,7 @@ from torch import nn
 
 from moco_transfer.finetune import trainer
 from moco_transfer.finetune.schedule import Schedule
-from moco_transfer.runtime import meter
+from moco_transfer.runtime import progress
 from moco_transfer.runtime.checkpoint import CheckpointFolder
 from moco_transfer.runtime.stop import StopRequest
 
@@ -119,9 +119,9 @@ def test_weights_that_another_process_has_spoilt__the_update_that_did_it(tmp_pat
 
 def test_loss_that_is_not_finite_on_another_process__its_iteration(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        meter, "mean_over_processes", lambda values, device: dict.fromkeys(values, float("nan"))
+        progress, "mean_over_processes", lambda values, device: dict.fromkeys(values, float("nan"))
     )
-    monkeypatch.setattr(meter, "all_gather_object", lambda mine: [mine, 12])
+    monkeypatch.setattr(progress, "all_gather_object", lambda mine: [mine, 12])
     with pytest.raises(FloatingPointError, match=r"^Iteration 12: the loss is not finite"):
         train(tmp_path, [1.0] * 45)
 

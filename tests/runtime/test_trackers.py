@@ -79,6 +79,7 @@ def test_trackers__killed_and_resumed_it_is_one_record(loggers, tmp_path):
     path, config = tmp_path / "metrics.json", tmp_path / "config.yaml"
     command = [sys.executable, "-c", KILLED, str(path), ",".join(loggers)]
     assert subprocess.run(command, timeout=300).returncode == -signal.SIGKILL
+    time.sleep(1)  # TensorBoard orders event files by the second
     config.write_text("SEED: 3\n")
     resumed = MetricsFile(path, start_iteration=30, loggers=loggers, settings={"SEED": 3})
     rows(resumed, 40, 80)  # its checkpoint is of iteration 30
