@@ -93,7 +93,8 @@ def main() -> None:
                 for n, layer in layers.items():
                     taken[n].append(milliseconds(layer, x, dy))
             found = {n: statistics.median(times[3:]) for n, times in taken.items()}
-            print(f"{name:18} {channels:5} x {side:3}  " + "  ".join(f"{n} {v:.2f} ms" for n, v in found.items()), flush=True)  # fmt: skip # noqa: E501
+            times = "  ".join(f"{n} {v:.2f} ms" for n, v in found.items())
+            print(f"{name:18} {channels:5} x {side:3}  {times}", flush=True)
             sums = {n: sums[n] + v for n, v in found.items()}
         row[name.removesuffix("_format")] = round(sums["loop"] / sums["operator"], 3)
     print(json.dumps(row))

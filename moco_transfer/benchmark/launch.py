@@ -231,11 +231,11 @@ class _Queue:
 
     def __init__(self) -> None:
         self._ids: set[str] = set()
-        self._asked = -_QUEUE_SEC * 1.0
+        self.forget()
 
     def forget(self) -> None:
         """Ask again the next time."""
-        self._asked = -_QUEUE_SEC * 1.0
+        self._asked = float("-inf")
 
     def has(self, job_id: str) -> bool:
         """Whether a job waits or runs, as of the last few seconds; an unreachable Slurm is taken

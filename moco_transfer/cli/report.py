@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _watch(args: argparse.Namespace) -> int:
     """Write the page of a matrix while it runs."""
+    from ..benchmark.watch import matrix_of, watch
     from ..report.html.page import render_page
-    from .watch import matrix_of, watch
 
     others = ("summary", "plots", "keep", "readme")
     if len(args.runs) != 1 or args.format not in (None, "html") or any(map(vars(args).get, others)):

@@ -108,7 +108,7 @@ def timm_config(stamp: Mapping[str, Any], channels: int = 3) -> dict[str, Any]:
     more = more | ({"in_chans": channels} if channels != 3 else {})
     known: Mapping[str, Any] = IMAGENET_PIXELS
     pixels = {key: stamp[f"pixel_{key}"] or known[key] for key in ("mean", "std")}
-    config = {
+    return {
         "architecture": name,
         "num_classes": 0,
         "num_features": _FEATURES[stamp["arch"] in ("resnet18", "resnet34")],
@@ -127,7 +127,6 @@ def timm_config(stamp: Mapping[str, Any], channels: int = 3) -> dict[str, Any]:
             "classifier": "fc",
         },
     }
-    return config
 
 
 def write_hub_files(
@@ -146,7 +145,7 @@ def write_hub_files(
         stamp: Of the weights.
         licence: For the card, such as ``cc-by-nc-4.0``; it is not stated where it is empty.
         config: Of the pre-training, YAML.
-        features: ``name``, ``text``, and ``value`` (0-1, top-1) of kNN and the linear protocol.
+        features: ``name`` and ``text`` of each result of kNN and the linear protocol.
         tables: Transfer tables, Markdown.
     """
     hub = _package()

@@ -60,7 +60,7 @@ def _parts(plan: FinetunePlan) -> Iterator[tuple[str, str]]:
         yield "schedule", plan.schedule.describe(plan.written_schedule, plan.world_size)
         yield "precision", plan.precision.describe()
         yield "PreciseBN", f"over {plan.precise_bn} batches" if plan.precise_bn else "off"
-        loggers = plan.engine.cfg.get("LOGGERS", DEFAULT)
+        loggers = plan.settings.get("LOGGERS", DEFAULT)
         files += f", metrics.json{written_by(loggers)}, checkpoint_*.pth"
     yield "norm", plan.norm
     for dataset in plan.data.test_sets:

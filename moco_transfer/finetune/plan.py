@@ -101,7 +101,7 @@ class FinetunePlan:
     Attributes:
         header: What every checkpoint says of the run: ``task``, ``init``, ``seed``, ``config``
             (YAML), ``config_hash``, and more.
-        engine: With the config of the run: scaled, with the data's classes and the seed.
+        settings: The config of the run by full key: scaled, with the data's classes and the seed.
         coverage: Which tensors MODEL.WEIGHTS provides; None for random initialisation.
         schedule, written_schedule: As it runs, and as the config has it.
         precise_bn: Batches per process for PreciseBN, 0 for none.
@@ -112,6 +112,7 @@ class FinetunePlan:
 
     request: Request
     header: dict[str, Any]
+    settings: dict[str, Any]
     engine: Engine
     world_size: int
     data: RunData
@@ -172,9 +173,8 @@ class _Planner:
         if name not in ("cuda", "cpu"):
             self.findings.append(Finding("", f"MODEL.DEVICE must be cuda or cpu, got {name!r}."))
         self._try(self.kind.check, written)
-        self.written_schedule = _schedule(written)
-        scaled = self._try(self.written_schedule.for_processes, world_size)
-        self.schedule = scaled or self.written_schedule
+        schedule = self.written_schedule = _schedule(written)
+        self.schedule = self._try(schedule.for_processes, world_size) or schedule
         self.data = self._try(lambda: read_data(data_request(written, request), reads))
         path, init = written.MODEL.WEIGHTS, request.init
         read = functools.partial(handover.read_weights, path, init=init)
@@ -253,13 +253,14 @@ class _Planner:
         standing = [finding for finding in self.findings if not overruled.get(finding.option)]
         if standing or not data or not weights or not self.engine or self.skeleton is None:
             raise PlanError(standing)
-        notes = header["resume_notes"]
+        notes, settings = header["resume_notes"], flatten_config(cfg)
         if not request.eval_only:
-            of_config = remarks(flatten_config(cfg), world_size=self.world_size)
+            of_config = remarks(settings, world_size=self.world_size)
             notes = [*of_config, *data.remarks, *notes]
         return FinetunePlan(
             request=request,
             header=header,
+            settings=settings,
             engine=self.engine,
             world_size=self.world_size,
             data=data,
@@ -383,8 +384,7 @@ def _settled(
         cfg.INPUT.MASK_FORMAT = data.mask_format
     elif data is not None and not data.train_sets and checkpoint is not None:
         # An evaluation reads no training set: what the run took from it.
-        before = yaml.safe_load(checkpoint["config"])
-        cfg.INPUT.MASK_FORMAT = before["INPUT"]["MASK_FORMAT"]
+        cfg.INPUT.MASK_FORMAT = yaml.safe_load(checkpoint["config"])["INPUT"]["MASK_FORMAT"]
     if cfg.SEED < 0:
         drawn = broadcast_object(time.time_ns() % 2**31)
         cfg.SEED = (checkpoint or {}).get("seed", drawn)

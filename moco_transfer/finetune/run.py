@@ -10,9 +10,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ..config import flatten_config
 from ..data.annotations.label_subset import LabelDraw, title_of, write_label_subset
 from ..data.annotations.records import is_trainable
 from ..evaluate.metric_names import is_class_metric
@@ -63,9 +60,8 @@ def finetune(
         logger.log(logging.WARNING if surprising else logging.INFO, "%s", line)
     model = plan.engine.build_model()
     load_weights(model, plan.weights)
-    settings = flatten_config(yaml.safe_load(plan.header["config"]))
     test_names = [] if plan.request.eval_only else plan.data.test_names
-    best = selection(settings, plan.data.tasks, test_names) if test_names else None
+    best = selection(plan.settings, plan.data.tasks, test_names) if test_names else None
     run = FineTuning(plan.engine, model, plan.header, precision=plan.precision, best=best)
     if plan.checkpoint is not None:
         run.restore(plan.checkpoint)
@@ -117,8 +113,8 @@ def _metrics_file(plan: FinetunePlan, run: FineTuning) -> Any:
     """Return metrics.json, open, on process 0 of a training, and a context of None elsewhere."""
     if plan.request.eval_only or not is_main_process():
         return contextlib.nullcontext()
-    settings = flatten_config(yaml.safe_load(plan.header["config"]))
-    how: dict[str, Any] = {"loggers": settings.get("LOGGERS", DEFAULT), "settings": settings}
+    loggers = plan.settings.get("LOGGERS", DEFAULT)
+    how: dict[str, Any] = {"loggers": loggers, "settings": plan.settings}
     file = plan.output_dir / "metrics.json"
     return contextlib.closing(MetricsFile(file, start_iteration=run.iteration, **how))
 

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from fvcore.common.config import CfgNode
 
+from ..config import flatten_config
 from ..data.images.bands import held_channels
 from ..data.images.image_source import ImageSource, IndexedSource
 from ..data.images.sources import open_source
@@ -52,6 +53,7 @@ class PretrainPlan:
     """What a run will do; fields without a comment are named after their config keys."""
 
     config_text: str  # the whole config, for config.yaml and the checkpoints
+    config: dict[str, Any]  # the same by full key, for trackers
     output_dir: Path
     seed: int
     device: torch.device
@@ -236,7 +238,7 @@ def plan_pretrain(
         "checkpoint_periods": [period for period in periods if period],
         "sgd_momentum": cfg.SOLVER.MOMENTUM,
     }
-    plan = PretrainPlan(knn=knn, init=init, resume=last, **settings)
+    plan = PretrainPlan(knn=knn, init=init, resume=last, config=flatten_config(cfg), **settings)
     if last is not None:
         for fault in check_resume(last, plan.header, plan.max_iterations):
             faults.add(fault)

@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..config import flatten_config
 from ..data.views.loading import Loader, to_device
 from ..data.views.view_colours import finish_views
 from ..runtime.checkpoint import CheckpointFolder
@@ -89,8 +87,7 @@ def pretrain(plan: PretrainPlan) -> Pretraining | None:
     record_settings(plan.output_dir, plan.config_text)
     loader, metrics = build_loader(plan), None
     if is_main_process():
-        settings = flatten_config(yaml.safe_load(plan.config_text))
-        how: dict[str, Any] = {"loggers": plan.loggers, "settings": settings}
+        how: dict[str, Any] = {"loggers": plan.loggers, "settings": plan.config}
         metrics = MetricsFile(file, start_iteration=start, **how)
     try:
         with operators_of_a_run(plan.device, deterministic=plan.deterministic):

@@ -108,7 +108,9 @@ def test_benchmark__is_watched_by_a_report_in_the_same_folder(matrix_words, tmp_
     while not (output / "matrix.yaml").exists():
         assert process.poll() is None and time.monotonic() < until
         time.sleep(0.02)
-    period = "import moco_transfer.cli.watch as w, moco_transfer.cli.main as m; w.PERIOD_SEC = 1"
+    period = (
+        "import moco_transfer.benchmark.watch as w, moco_transfer.cli.main as m; w.PERIOD_SEC = 1"
+    )
     words = [sys.executable, "-c", f"{period}; raise SystemExit(m.main())"]
     watch = subprocess.Popen([*words, "report", str(output), "--watch"], env=environment(), **how)
     page = output / "report.html"

@@ -112,7 +112,8 @@ def readers(folder: Path) -> dict[str, tuple[list[bytes], str, Reader]]:
     Image.new("RGB", (10, 12)).save(voc / "JPEGImages" / "1.jpg")
     (voc / "ImageSets" / "Main" / "t.txt").write_text("1\n")
     xml = b"""<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b "cat">]><annotation>
-        <filename>1.jpg</filename><size><width>10</width><height>12</height><depth>3</depth></size><object><name>&b;</name>
+        <filename>1.jpg</filename>
+        <size><width>10</width><height>12</height><depth>3</depth></size><object><name>&b;</name>
         <difficult>0</difficult><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>5</xmax><ymax>6.5</ymax>
         </bndbox></object></annotation>"""
     run = next((REPOSITORY / "docs" / "results" / "cells" / "cells").glob("*/results.json"))

@@ -15,10 +15,10 @@ import signal
 import pytest
 from test_page import _Page
 
+from moco_transfer.benchmark import watch as watching
 from moco_transfer.benchmark.cell_states import ProgressNotes
 from moco_transfer.benchmark.launch import output_lock
 from moco_transfer.benchmark.matrix import Initialisation, Matrix, Task
-from moco_transfer.cli import watch as watching
 from moco_transfer.cli.main import main
 
 

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-from ..benchmark.cell_states import COMPLETE, progress_of
-from ..benchmark.matrix import Matrix, read_matrix
 from ..report.html.progress import render_progress
 from ..runtime.errors import MissingFileError
 from ..runtime.files import atomic_write_text
 from ..runtime.stop import StopRequest
+from .cell_states import COMPLETE, progress_of
+from .matrix import Matrix, read_matrix
 
 PERIOD_SEC = 10  # between two looks at the folder, and between two reloads of the page
 _POLL_SEC = 0.1
