@@ -1,9 +1,11 @@
 """Detections of other programs: the same numbers as a run's own, a row of our table, one sentence
 for a file that does not fit.
 
-Numbers come from pycocotools, and from the run whose predictions are evaluated again. Written
-against, and not tried: boxes taken for corners; float32 boxes; another program's row without its
-mark; its seed counted among those that our rows lack; a category id accepted that is True.
+Numbers come from pycocotools, and from the run whose predictions are evaluated again.
+
+Seen red under: boxes taken for corners; ids that are not looked up; keypoints not moved to continuous coordinates.
+Not tried: float32 boxes; another program's row without its mark; its seed counted among those that
+our rows lack; a category id accepted that is True.
 """
 
 from __future__ import annotations
@@ -96,6 +98,38 @@ def test_evaluate__equals_pycocotools(ground_truth, tmp_path):
     assert record["tide"]["mine"]["bbox"] and record["confusion"]["mine"]["segm"]
     assert record["operating_point"]["mine"]["bbox"]["recall"] > 0
     assert (tmp_path / "run" / record["matches"]["mine"]).exists()
+
+
+def test_evaluate__keypoints_equal_pycocotools(tmp_path):
+    rng, annotations, results = np.random.default_rng(2), [], []
+    for number in range(12):
+        corner, size = rng.integers(0, 30, 2), rng.integers(12, 30, 2)
+        places = corner + rng.uniform(0, 1, (17, 2)).round(2) * size
+        found = places + rng.normal(0, 1, (17, 2))
+        box = [*map(float, (*corner, *size))]
+        where = {"image_id": 10 + number % 4, "category_id": 1, "bbox": box}
+        one = np.ones((17, 1))
+        points = {"keypoints": np.hstack([places, 2 * one]).ravel().tolist(), "num_keypoints": 17}
+        extent = {"id": number + 1, "area": float(size.prod()), "iscrowd": 0}
+        annotations.append(where | points | extent)
+        shown = {"keypoints": np.hstack([found, one]).ravel().tolist()}
+        results.append(where | shown | {"score": float(rng.uniform(0.3, 1))})
+    images = [{"id": 10 + n, "file_name": f"{n}.png", "height": 64, "width": 64} for n in range(4)]
+    for image in images:
+        (tmp_path / image["file_name"]).touch()
+    names = [f"point {n}" for n in range(17)]
+    person = {"id": 1, "name": "person", "keypoints": names, "skeleton": [[1, 2]]}
+    content = {"images": images, "annotations": annotations, "categories": [person]}
+    file = tmp_path / "truth.json"
+    file.write_text(json.dumps(content))
+    assert evaluate(results, file, tmp_path / "run", "--kinds", "keypoints") == 0
+    metrics = json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]["keypoints"]
+    truth = COCO(str(file))
+    scored = COCOeval(truth, truth.loadRes(copy.deepcopy(results)), "keypoints")
+    scored.evaluate(), scored.accumulate(), scored.summarize()
+    assert 10 < 100 * scored.stats[0] < 90
+    for name, value in zip(("AP", "AP50", "AP75"), scored.stats, strict=False):
+        assert metrics[name] == pytest.approx(100 * value, abs=1e-9)
 
 
 def test_evaluate__a_runs_own_predictions_give_its_results(scenes, tmp_path, capsys):

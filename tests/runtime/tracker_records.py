@@ -88,7 +88,7 @@ def of_tensorboard(folder: Path) -> Curves:
 
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
-    return {
-        name: {event.step: event.value for event in events.Scalars(name)}
-        for name in events.Tags()["scalars"]
-    }
+    curves = {name: events.Scalars(name) for name in events.Tags()["scalars"]}
+    for points in curves.values():
+        assert len({point.step for point in points}) == len(points)  # nothing twice
+    return {name: {p.step: p.value for p in points} for name, points in curves.items()}
