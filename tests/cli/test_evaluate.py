@@ -3,9 +3,8 @@ for a file that does not fit.
 
 Numbers come from pycocotools, and from the run whose predictions are evaluated again.
 
-Seen red under: boxes taken for corners; ids that are not looked up; keypoints not moved to continuous coordinates.
-Not tried: float32 boxes; another program's row without its mark; its seed counted among those that
-our rows lack; a category id accepted that is True.
+Seen red under: boxes taken for corners; ids that are not looked up, or a list as one; keypoints not
+moved to continuous coordinates; another program's row without its mark.
 """
 
 from __future__ import annotations
@@ -214,6 +213,7 @@ def drop(key):
         (change(3, "image_id", "10"), "such as '10'; it has 10, 11, 12, 13"),
         (change(4, "category_id", 0), "such as 0; it has 3, 7"),
         (change(4, "category_id", True), "such as True"),
+        (change(4, "image_id", [10]), "such as [10]"),
         (
             change(5, "segmentation", [[1, 2, 3, 4, 5, 6]]),
             "detection 5: its segmentation is a list",

@@ -1,7 +1,8 @@
 """The folder for the Hub: timm and Transformers compute the checkpoint's features from it, its card
 says what is known, and a Hub on this machine gives the same bytes back.
 
-Written against, and not tried: std of 0-255 in config.json; a licence that nobody gave.
+Seen red under: std of 0-255 in config.json; another value of fixed_input_size; a licence that
+nobody gave.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """TEST.KEEP_BEST and TEST.PATIENCE: which weights a run reports, when it ends, what the table says.
 
-Evaluations are replaced by a list of APs, so that the best is known. Written against, and not
-tried: the last weights reported; the counter of patience not reset, or not in the checkpoint; the
-mark left out.
+Evaluations are replaced by a list of APs, so that the best is known. Seen red under: the last
+weights reported; the lowest value taken for the best; the counter of patience not reset, one too
+late, or not in the checkpoint; the mark left out.
 """
 
 from __future__ import annotations
@@ -103,9 +103,10 @@ def test_patience__ends_the_run_and_survives_a_restart(scored, tmp_path, monkeyp
     assert seen == [1, 2, 3, 4, 5] and record["selection"]["stopped_at"] == 5
     assert record["iterations"] == 5
     with monkeypatch.context() as patch:
-        stops = iter([False, False, False, True])
+        # Asked in each iteration, and twice in each evaluation: the fourth iteration.
+        stops = iter([*[False] * 9, True])
         patch.setattr(StopRequest, "agreed", lambda self: next(stops, False))
-        assert scored(RISING, tmp_path / "cut", *words)[0] is None
+        assert scored(RISING, tmp_path / "cut", *words) == (None, [1, 2, 3])
     again, _ = scored(RISING, tmp_path / "cut", *words, resume=True)
     same = ("selection", "metrics", "iterations")
     assert [again[key] for key in same] == [record[key] for key in same]

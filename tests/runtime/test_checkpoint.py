@@ -1,7 +1,7 @@
 """Checkpoints: found again, safe to read, and clear when they are not.
 
 Went red under: deleting the newest file instead of the oldest; weights_only=False; what
-    last_checkpoint names taken unseen. Not tried: no look at the checksums.
+    last_checkpoint names taken unseen; no look at the checksums.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Files are whole or not there.
 
 Went red under: writing to the target directly instead of the temporary file; leaving the temporary
-    file behind; no look for leftovers; the parent of a new folder not synced. Not tried: no lock on
-    the temporary file.
+    file behind; no look for leftovers; the parent of a new folder not synced; no lock on the
+    temporary file.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Hostile YAML: one sentence at once, by every reader of configs.
 
-Written against, and not tried: PyYAML's own ValueErrors let through; aliases not counted.
+Seen red under: PyYAML's own ValueErrors let through; aliases not counted.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """metrics.json and seeds.
 
 Went red under: not truncating on resume; using hash() (which differs between processes) for strings
-    in derive_seed. Not tried: JSONDecodeError alone taken for damage.
+    in derive_seed. Also: JSONDecodeError alone taken for damage.
 """
 
 from __future__ import annotations
