@@ -192,6 +192,7 @@ def test_align_classes__another_order_is_matched_by_name(make_coco, make_voc):
         ("dog,cat", ("dog", "cat"), (7, 3), [1, 0]),
         ("cat+dog", ("cat+dog",), (3,), [0, 0]),
         ("c++,cat+dog", ("c++", "cat+dog"), (9, 3), [1, 1, 0]),
+        ("c++,pet=cat+dog", ("c++", "pet"), (9, 3), [1, 1, 0]),
     ],
 )
 def test_classes__a_subset_an_order_or_a_merging(make_coco, make_voc, classes, names, ids, found):
@@ -215,7 +216,12 @@ def test_classes__a_subset_an_order_or_a_merging(make_coco, make_voc, classes, n
 
 @pytest.mark.parametrize(
     ("classes", "facts"),
-    [("dgo", "no class 'dgo'.*mean 'dog'"), ("dog,cat+dog", "twice"), ("dog+", "no class ''")],
+    [
+        ("dgo", "no class 'dgo'.*mean 'dog'"),
+        ("dog,cat+dog", "twice"),
+        ("x=dog,x=cat", "twice"),
+        ("dog+", "no class ''"),
+    ],
 )
 def test_classes__refuses_what_has_no_meaning(make_coco, classes, facts):
     json_file, images = make_coco([{"id": 1, "file_name": "a.jpg", "width": 9, "height": 8}], [])

@@ -179,11 +179,15 @@ def test_pairs__missing_ones_are_named(tmp_path):
 
 def test_classes__chosen_merged_and_aligned_by_name(tmp_path):
     roots = ":".join(map(str, write_pairs(tmp_path, "a")))
-    one = parse_dataset_flag(f"one=semantic:{roots}:x,y,z:classes=z,x+y")
+    one = parse_dataset_flag(f"one=semantic:{roots}:x,y,z:classes=z,rest=x+y")
     (record,) = get_dataset(one).records
+    assert get_dataset(one).class_names == ("z", "rest")
     assert read_labels(record).tolist() == [[1, 1, 0], [0, 1, 255]]
     some = get_dataset(parse_dataset_flag(f"some=semantic:{roots}:x,y,z:classes=y,z"))
     assert read_labels(some.records[0]).tolist() == [[255, 0, 1], [1, 0, 255]]
+    other = parse_dataset_flag(f"other=semantic:{roots}:x,y,z:classes=rest=x+y,z")
+    _, aligned = align_classes([get_dataset(one), get_dataset(other)])
+    assert read_labels(aligned.records[0]).tolist() == [[1, 1, 0], [0, 1, 255]]
     first = parse_dataset_flag(f"first=semantic:{roots}:x,y,z")
     second = parse_dataset_flag(f"second=semantic:{roots}:z,x,y")
     _, aligned = align_classes([get_dataset(first), get_dataset(second)])

@@ -29,7 +29,7 @@ import yaml
 
 from ...runtime.errors import InputError, MissingFileError, UnknownKeyError, did_you_mean
 from ..images.near_names import lies_near
-from .class_selection import parse_classes, select_classes
+from .class_selection import group_classes, parse_classes, select_classes
 from .coco import read_coco
 from .keypoints import mirror_of
 from .plausible import unit_fault
@@ -111,7 +111,9 @@ class DetectionDataset:
     @property
     def class_names(self) -> tuple[str, ...]:
         """Class names in the order of the contiguous class indices."""
-        return self.chosen or self.classes or self._contents.class_names
+        if self.classes and self.chosen:
+            return group_classes(self.chosen, self.classes, self.name)[0]
+        return self.classes or self._contents.class_names
 
     @property
     def category_ids(self) -> tuple[int, ...]:
@@ -348,7 +350,7 @@ def parse_dataset_flag(flag: str) -> str:
             " NAME=semantic:IMAGES:LABELS:CLASSES[:OPTIONS]. CLASSES is a comma list or a file with"
             " a class a line; OPTIONS are exif=apply, of VOC year=2007|2012 and first_pixel=0|1, of"
             " Cityscapes masks=instanceIds|polygons, of semantic list_file=, image_ending= and"
-            " label_ending=, and for all :classes=a,b+c: some classes, or several as one."
+            " label_ending=, and for all :classes=a,c=b+d: some classes, or several as one."
         )
     where: dict[str, Any] = dict(zip(names, words, strict=True))
     if "class_names" in where:
@@ -384,7 +386,8 @@ def align_classes(datasets: Sequence[DetectionDataset]) -> list[DetectionDataset
     for place, other in enumerate(aligned[1:], start=1):
         mine, theirs = aligned[0].class_names, other.class_names
         if mine != theirs and len(set(mine)) == len(mine) and sorted(mine) == sorted(theirs):
-            _ORDERS[dataclasses.astuple(_known(other.name))] = mine
+            words = dict(zip(theirs, other.chosen or theirs, strict=True))  # c=a+b of the class c
+            _ORDERS[dataclasses.astuple(_known(other.name))] = tuple(words[name] for name in mine)
             aligned[place] = get_dataset(other.name)
             continue
         for index, (a, b) in enumerate(itertools.zip_longest(mine, theirs, fillvalue="nothing")):

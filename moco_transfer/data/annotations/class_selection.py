@@ -19,13 +19,11 @@ def select_classes(
     """Return contents with the classes of ``chosen`` alone, in this order; ``a+b`` makes one class
     of two, whose id is that of ``a``. Images stay, whether they have such objects or not.
 
-    InputError of the data set ``name`` if a class is unknown or occurs twice, or if there are two
-    in one and not ``can_merge``: LVIS and Cityscapes are scored by the classes of their files.
+    InputError as :func:`group_classes`, or if there are two in one and not ``can_merge``: LVIS and
+    Cityscapes are scored by the classes of their files.
     """
-    groups = [members(word, contents.class_names, name) for word in chosen]
+    class_names, groups = group_classes(chosen, contents.class_names, name)
     index_of = {old: index for index, group in enumerate(groups) for old in group}
-    if len(index_of) < sum(map(len, groups)):
-        raise InputError(f"Data set {name!r}: classes {','.join(chosen)} name a class twice.")
     if not can_merge and any(len(group) > 1 for group in groups):
         merged = next(word for word, group in zip(chosen, groups, strict=True) if len(group) > 1)
         raise InputError(
@@ -49,24 +47,39 @@ def select_classes(
     return dataclasses.replace(
         contents,
         records=records,
-        class_names=tuple(chosen),
+        class_names=class_names,
         category_ids=ids,
         left_out=count_left_out(records, keypoints=bool(contents.keypoint_names)),
         frequencies=tuple(contents.frequencies[g[0]] for g in groups if contents.frequencies),
     )
 
 
-def members(word: str, names: Sequence[str], name: str) -> list[int]:
-    """Return the indices of the classes that a word names; a file may use one name twice."""
-    parts = [word] if word in names else word.split("+")
-    for part in parts:
-        if part not in names:
-            some = ", ".join(names[:20]) + ", ..." * (len(names) > 20)
-            raise InputError(
-                f"Data set {name!r} has no class {part!r}; it has {some}."
-                f"{did_you_mean(part, names)}"
-            )
-    return [index for part in parts for index, known in enumerate(names) if known == part]
+def group_classes(
+    chosen: Sequence[str], names: Sequence[str], name: str
+) -> tuple[tuple[str, ...], list[list[int]]]:
+    """Return the names of the chosen classes, and of each the indices into ``names`` that it takes
+    in: ``a+b`` are two in one of this name, and ``c=a+b`` the same with the name c. A file may use
+    one name twice. InputError of the data set ``name`` if a class is unknown or occurs twice.
+    """
+    labels, groups = [], []
+    for word in chosen:
+        label, _, merged = word.rpartition("=")
+        if word in names:  # whatever is in it
+            label, merged = word, ""
+        parts = merged.split("+") if merged else [word]
+        for part in parts:
+            if part not in names:
+                some = ", ".join(names[:20]) + ", ..." * (len(names) > 20)
+                raise InputError(
+                    f"Data set {name!r} has no class {part!r}; it has {some}."
+                    f"{did_you_mean(part, names)}"
+                )
+        labels.append(label or word)
+        groups.append([index for part in parts for index, one in enumerate(names) if one == part])
+    indices = [index for group in groups for index in group]
+    if len(set(indices)) < len(indices) or len(set(labels)) < len(labels):
+        raise InputError(f"Data set {name!r}: classes {','.join(chosen)} name a class twice.")
+    return tuple(labels), groups
 
 
 def parse_classes(text: str) -> tuple[str, ...]:

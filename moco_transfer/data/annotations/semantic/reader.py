@@ -27,7 +27,7 @@ from ....runtime.text import read_text
 from ...images.decode import orientation_of, read_size
 from ...images.image_source import is_image
 from ...images.near_names import find_names, lies_near, list_files
-from ..class_selection import members
+from ..class_selection import group_classes
 from ..records import Contents, OnProblem, check_image_files, raise_problem
 from ..voc import VOC_CLASSES
 from .labels import IGNORED, MOST_CLASSES
@@ -221,21 +221,16 @@ def how_to_make(path: str | os.PathLike[str]) -> str:
 
 def select_ids(contents: Contents, chosen: Sequence[str], name: str) -> Contents:
     """Return contents with the classes of ``chosen`` alone, in this order; ``a+b`` makes one class
-    of two. Pixels of other classes are ignored. InputError of the data set ``name`` if a class is
-    unknown or occurs twice.
+    of two. Pixels of other classes are ignored. InputError as :func:`group_classes`.
     """
     if not chosen:
         return contents
-    groups = [members(word, contents.class_names, name) for word in chosen]
+    class_names, groups = group_classes(chosen, contents.class_names, name)
     index_of = {old: index for index, group in enumerate(groups) for old in group}
-    if len(index_of) < sum(map(len, groups)):
-        raise InputError(f"Data set {name!r}: classes {','.join(chosen)} name a class twice.")
     indices = tuple(index_of.get(old, IGNORED) for old in range(len(contents.class_names)))
     records = [{**record, "sem_seg_ids": indices} for record in contents.records]
     ids = tuple(group[0] for group in groups)
-    return dataclasses.replace(
-        contents, records=records, class_names=tuple(chosen), category_ids=ids
-    )
+    return dataclasses.replace(contents, records=records, class_names=class_names, category_ids=ids)
 
 
 def semantic_fields(
