@@ -130,6 +130,7 @@ setup(
         "hub": ["huggingface-hub>=0.30"],
         "wandb": ["wandb>=0.19"],
         "mlflow": ["mlflow>=3"],
+        "lightning": ["lightning>=2.5"],
     },
     entry_points={"console_scripts": ["moco-transfer = moco_transfer.cli.main:main"]},
     classifiers=["Programming Language :: Python :: 3"],
