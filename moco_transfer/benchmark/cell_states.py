@@ -17,6 +17,7 @@ from ..report.html.progress import RunProgress
 from ..report.records import last_iteration, text_of
 from ..runtime.checkpoint import LAST
 from ..runtime.files import atomic_write_text
+from ..runtime.health.hangs import hang
 from .matrix import Cell, Matrix
 
 COMPLETE, INTERRUPTED, MISSING = "complete", "interrupted", "missing"
@@ -81,7 +82,7 @@ def progress_of(matrix: Matrix) -> tuple[list[RunProgress], bool]:
         if state.record is not None:
             text = headline(state.record)
         elif folder in running:
-            name, iteration = "running", last_iteration(cell.folder)
+            name, iteration, text = "running", last_iteration(cell.folder), hang(cell.folder)
         elif folder in notes["failed"]:
             name, text = "failed", notes["failed"][folder]
         total = notes["iterations"].get(folder, 0)

@@ -8,6 +8,8 @@ import importlib.util
 import os
 from typing import Any
 
+from ..runtime.errors import MissingFileError
+
 _VERSIONS = (
     "python",
     "torch",
@@ -21,7 +23,11 @@ _VERSIONS = (
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report; 0 if pre-training, conversion, fine-tuning and evaluation can run here."""
+    """Print the report; 0 if pre-training, conversion, fine-tuning and evaluation can run here, or
+    if none of the runs that were named hangs.
+    """
+    if args.runs:
+        return _runs(args.runs)
     for name, version in _versions().items():
         print(f"{name:24} {version}")
     works = True
@@ -46,6 +52,25 @@ def run(args: argparse.Namespace) -> int:
     print(f"note  {_data()}")
     print(f"note  {os.cpu_count()} cores; OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')}")
     return 0 if works else 1
+
+
+def _runs(roots: list[str]) -> int:
+    """Print how far the runs below folders are; 1 if one of them seems to hang."""
+    from ..runtime.health.hangs import hang, read_beats, running_below
+
+    status = 0
+    for root in roots:
+        if not os.path.isdir(root):
+            raise MissingFileError(f"{root} is not a folder: name the OUTPUT_DIR of a run.")
+        folders = list(running_below(root))
+        if not folders:
+            print(f"note  {root}: no run is in progress")
+        for folder in folders:
+            problem = hang(folder)
+            status |= bool(problem)
+            print(f"{'HANGS' if problem else 'ok   '} {folder}")
+            print("\n".join(f"      {beat}" for beat in read_beats(folder)))
+    return status
 
 
 def _versions() -> dict[str, str]:

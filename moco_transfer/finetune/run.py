@@ -18,6 +18,7 @@ from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
 from ..runtime.distributed import barrier, is_main_process
 from ..runtime.environment import git_commit, package_versions
 from ..runtime.files import atomic_write_text
+from ..runtime.health.heartbeat import Heartbeat
 from ..runtime.metrics import MetricsFile
 from ..runtime.run_folder import record_settings
 from ..runtime.stop import StopRequest
@@ -67,7 +68,8 @@ def finetune(
         run.restore(plan.checkpoint)
         logger.info("resumed from %s at iteration %d", plan.checkpoint_path, run.iteration)
     since, checkpoints = time.perf_counter(), CheckpointFolder(plan.output_dir, keep=2)
-    with StopRequest() as stop, _metrics_file(plan, run) as metrics_file:
+    beats = Heartbeat(plan.output_dir)
+    with StopRequest() as stop, _metrics_file(plan, run) as metrics_file, beats:
         finished = plan.request.eval_only
         if not finished:
             with plan.engine.training():

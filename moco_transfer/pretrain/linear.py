@@ -34,6 +34,7 @@ from ..runtime.distributed import gather_object, get_rank, get_world_size, is_ma
 from ..runtime.environment import git_commit, package_versions
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_write_text
+from ..runtime.health.heartbeat import Heartbeat
 from ..runtime.metrics import MetricsFile
 from ..runtime.progress import progress
 from ..runtime.run_folder import record_settings
@@ -256,6 +257,11 @@ def evaluate_linear(plan: LinearPlan) -> dict[str, Any] | None:
 
     None when the run was told to stop (SIGTERM) and has saved.
     """
+    with Heartbeat(plan.output):
+        return _evaluate_linear(plan)
+
+
+def _evaluate_linear(plan: LinearPlan) -> dict[str, Any] | None:
     since, compute, protocol = time.perf_counter(), plan.compute, plan.protocol
     trunk = trunk_of(plan.encoder.network).to(compute.device).eval()
 

@@ -30,6 +30,7 @@ from ..runtime.distributed import (
     in_parallel,
     is_main_process,
 )
+from ..runtime.health.heartbeat import Heartbeat
 from ..runtime.metrics import MetricsFile, read_metrics
 from ..runtime.progress import Meter, eta, logged, progress
 from ..runtime.run_folder import record_settings
@@ -90,7 +91,10 @@ def pretrain(plan: PretrainPlan) -> Pretraining | None:
         how: dict[str, Any] = {"loggers": plan.loggers, "settings": plan.config}
         metrics = MetricsFile(file, start_iteration=start, **how)
     try:
-        with operators_of_a_run(plan.device, deterministic=plan.deterministic):
+        with (
+            operators_of_a_run(plan.device, deterministic=plan.deterministic),
+            Heartbeat(plan.output_dir),
+        ):
             complete = train(run, loader, metrics)
         if metrics is not None and complete:
             metrics.finish([plan.output_dir / "config.yaml", plan.output_dir / "env.txt"])

@@ -23,6 +23,8 @@ try:
 except ImportError:  # Windows: temporary files of killed processes stay
     fcntl = None  # type: ignore[assignment]
 
+_UMASK = os.umask(0)  # read here: two threads that ask at a time could leave it at 0
+os.umask(_UMASK)
 _OURS = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp", re.DOTALL)
 
 
@@ -47,9 +49,7 @@ def atomic_path(dst: str | os.PathLike[str]) -> Iterator[Path]:
         reason = error.strerror or error
         raise InputError(f"Cannot write {dst}: {reason}. Choose a writable folder.") from error
     try:
-        umask = os.umask(0)  # mkstemp makes private files; open() would obey the umask
-        os.umask(umask)
-        os.chmod(tmp, 0o666 & ~umask)
+        os.chmod(tmp, 0o666 & ~_UMASK)  # mkstemp makes private files; open() would obey it
         yield tmp
         _fsync(tmp)
         os.replace(tmp, dst)

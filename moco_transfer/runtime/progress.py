@@ -10,7 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,46 @@ from .distributed import (
 
 LINE_PERIOD_SEC = 10.0
 _LINE = "{desc}: {n_fmt}/{total_fmt} {unit} ({percentage:.0f}%), {rate_fmt}, {remaining} left"
+
+
+class Counted(NamedTuple):
+    """How far the work was that was counted last."""
+
+    work: str
+    done: int
+    total: int | None
+    at: float  # time.monotonic()
+
+
+_last: list[Counted] = []  # one at most
+
+
+def last_counted() -> Counted | None:
+    """Return how far this process is with the work whose bar moved last."""
+    return _last[0] if _last else None
+
+
+class _Bar(tqdm):
+    """A bar that also counts where it is not shown."""
+
+    def __init__(self, *args: Any, initial: int = 0, **settings: Any) -> None:
+        super().__init__(*args, initial=initial, **settings)
+        self._what = settings["desc"]
+        self._done = initial
+        self._count(0)
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in super().__iter__():
+            yield item
+            self._count(1)
+
+    def update(self, n: float | None = 1) -> bool | None:
+        self._count(int(n or 0))
+        return super().update(n)
+
+    def _count(self, more: int) -> None:
+        self._done += more
+        _last[:] = [Counted(self._what, self._done, self.total, time.monotonic())]
 
 
 class _Lines:
@@ -59,11 +99,11 @@ def progress(
         lines = {"file": _Lines(), "mininterval": every, "miniters": 0, "delay": every}
         lines |= {"bar_format": _LINE if description else _LINE.removeprefix("{desc}: ")}
         leave = False
-    return tqdm(
+    return _Bar(
         items,
-        description,
-        total,
-        leave,
+        desc=description,
+        total=total,
+        leave=leave,
         initial=initial,
         unit=unit,
         disable=not is_main_process(),

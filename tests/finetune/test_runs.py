@@ -5,7 +5,7 @@ Seen red under: weights, label subset, annotations, seed, world size left out of
     weights of the resumption recorded;
 config.yaml written before the checkpoint is looked at; an evaluation written into the run's folder,
 or over another evaluation; no predictions without ground truth;
-evaluation under autocast; a traceback for a loss that is not finite.
+evaluation under autocast; no heartbeat; a traceback for a loss that is not finite.
 """
 
 from __future__ import annotations
@@ -402,6 +402,7 @@ def test_evaluation__is_in_float32_also_when_training_is_under_autocast(tmp_path
         seen["training" if module.training else "evaluation"].append(
             (torch.is_autocast_enabled("cpu"), output.dtype)
         )
+        assert (tmp_path / "run" / "heartbeat.json").exists()
 
     def watched(self):
         model = build_model(self)
@@ -414,6 +415,7 @@ def test_evaluation__is_in_float32_also_when_training_is_under_autocast(tmp_path
     assert (
         set(seen["evaluation"]) == {(False, torch.float32)} and len(seen["evaluation"]) == 2 * 2
     )  # two images, twice
+    assert not (tmp_path / "run" / "heartbeat.json").exists()
 
 
 @pytest.mark.parametrize("speed", [0.5, 2.0])

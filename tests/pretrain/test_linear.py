@@ -4,7 +4,7 @@ resuming, and that the encoder stays as it is.
 Seen red under: the second step at 90 %; the loss divided by the full batch in a partial one;
     momentum not restored; weights from N(0, 0.02); the
 same order in each epoch; the trunk in training mode; a run stopped within an epoch that begins it
-again, or forgets its sums.
+again, or forgets its sums; no heartbeat.
 """
 
 from __future__ import annotations
@@ -242,7 +242,10 @@ def test_evaluate_linear__leaves_the_encoder_as_it_is_and_learns(cache_features,
         cache_features=cache_features,
     )
     (tmp_path / "out").mkdir()
+    beat, beats = tmp_path / "out" / "heartbeat.json", []
+    network.conv1.register_forward_hook(lambda *_: beats.append(beat.exists()))
     record = evaluate_linear(plan)
+    assert set(beats) == {True} and not beat.exists()
     assert all(torch.equal(before[name], t) for name, t in network.state_dict().items())
     assert record["top1"] == 100.0
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == record

@@ -6,6 +6,7 @@ Went red under: see each test.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -18,8 +19,10 @@ import pytest
 import torch
 from generated_images import write_pool
 
+from moco_transfer.data.views import view_batch
 from moco_transfer.pretrain import knn, plan
 from moco_transfer.pretrain import run as run_module
+from moco_transfer.runtime.health import heartbeat
 
 from .small_runs import (
     SmallEncoder,
@@ -51,6 +54,27 @@ def small(monkeypatch):
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def test_heartbeat__is_there_while_it_trains_and_gone_when_it_ends(pool, tmp_path, monkeypatch):
+    """Went red under: no heartbeat in pretrain; it stays where the run ends by an error."""
+    monkeypatch.setattr(heartbeat, "PERIOD_SEC", 0.02)
+    file, beats, read = tmp_path / "heartbeat.json", [], view_batch.Views.__getitem__
+
+    def reading(self, places):
+        time.sleep(0.1)
+        beats.append(json.loads(file.read_text()))
+        if len(beats) == 6:
+            raise RuntimeError("broken")
+        return read(self, places)
+
+    monkeypatch.setattr(view_batch.Views, "__getitem__", reading)
+    with pytest.raises(RuntimeError, match="broken"):
+        pretrain(config(pool, tmp_path))
+    assert not file.exists()
+    assert [beat["iteration"] for beat in beats] == [0, 1, 2, 3, 4, 5]
+    assert {(beat["total"], beat["work"]) for beat in beats} == {(9, "pre-training")}
+    assert "moco_transfer" in beats[-1]["at"] or "test_stop" in beats[-1]["at"]
 
 
 @pytest.fixture(scope="module")

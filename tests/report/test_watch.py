@@ -2,15 +2,17 @@
 
 Seen red under: the lock not asked; the last page with its reload; a failed run counted as running;
 the tables made once only; a run without results named as a fault; the end at the last result while
-the benchmark still holds the folder.
+the benchmark still holds the folder; the heartbeats not read.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
+import time
 
 import pytest
 from test_page import _Page
@@ -150,6 +152,30 @@ def test_watch__names_failed_runs_and_ends_with_the_benchmark(folder, watch):
         True,
         True,
     ]
+
+
+def test_watch__names_a_run_that_hangs(folder, watch):
+    folder.starts()
+    folder.runs(0)
+    beat = {
+        "rank": 0,
+        "host": "h",
+        "pid": 77,
+        "work": "fine-tuning",
+        "iteration": 130,
+        "total": 400,
+    }
+    beat |= {"time": time.time() - 900, "idle_sec": 2.0, "at": "a:1"}
+    file = folder.cells[0].folder / "heartbeat.json"
+    status, pages = watch(
+        [lambda: file.write_text(json.dumps(beat))],
+        [lambda: [file.unlink(), folder.ends()]],
+        [lambda: [folder.completes(number) for number in range(4)]],
+    )
+    assert _states(pages[0])["random"][0] == "▶running120 of 400"
+    assert _states(pages[1])["random"][0] == "▶running120 of 400; hangs"
+    assert "77 on h" in pages[1] and "130 of 400" in pages[1] and "15 min" in pages[1]
+    assert "77 on h" not in pages[2]
 
 
 def test_watch__waits_while_a_stopped_benchmark_can_continue(folder, watch):

@@ -28,7 +28,7 @@ class RunProgress:
     folder: str
     iteration: int = 0  # finished
     iterations: int = 0  # of the whole run; 0 where it is not known
-    text: str = ""  # of a complete run its result, of a failed one why
+    text: str = ""  # of a complete run its result, of a failed one why, of a running one its hang
 
     @property
     def mark(self) -> str:
@@ -42,8 +42,8 @@ class RunProgress:
             return self.text.split(", ")[0].rsplit(" ", 1)[-1]  # of "bbox AP 40.5, segm AP 37.1"
         if self.iteration and self.state in ("running", "interrupted"):
             whole = f" of {self.iterations}" if self.iterations else ""
-            return f"{self.iteration}{whole}"
-        return ""
+            return f"{self.iteration}{whole}{'; hangs' * bool(self.text)}"
+        return "hangs" if self.text and self.state == "running" else ""
 
 
 def render_progress(runs: Sequence[RunProgress], *, is_running: bool, written: str) -> str:
@@ -62,6 +62,7 @@ def render_progress(runs: Sequence[RunProgress], *, is_running: bool, written: s
         marks=MARKS,
         counts=counts,
         failed=[run for run in runs if run.state == "failed"],
+        hanging=[run for run in runs if run.state == "running" and run.text],
         num_runs=len(runs),
         is_running=is_running,
         written=written,
