@@ -25,7 +25,7 @@ import yaml
 from iopath.common.file_io import HTTPURLHandler, PathManager
 from torchvision.models import get_weight
 
-from ..runtime.errors import InputError
+from ..runtime.errors import InputError, MissingFileError, did_you_mean
 from .hub import SCHEME, fetch
 
 logger = logging.getLogger(__name__)
@@ -73,12 +73,16 @@ def published(name: str) -> Published | None:
 
 def local_file(name: str | os.PathLike[str]) -> Path:
     """Return ``name`` itself when it is a path, else the checked download that it stands for.
-    InputError if a download fails or its hash is not the published one.
+    InputError if a download fails, its hash is not the published one, or ``name`` is no file and
+    nearly a published name.
     """
     if os.fspath(name).startswith(SCHEME):
         return fetch(os.fspath(name))
     source = None if os.path.exists(name) else published(os.fspath(name))
     if source is None:
+        near = did_you_mean(os.fspath(name), ZOO)
+        if near and not os.path.exists(name):
+            raise MissingFileError(f"{name} is no file and no published name.{near}")
         return Path(name)
     mirror = os.environ.get(MIRROR, "").rstrip("/").removeprefix("file://")
     url = mirror + urlparse(source.url).path if mirror else source.url

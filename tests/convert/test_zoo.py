@@ -20,7 +20,7 @@ from moco_transfer.cli.main import main
 from moco_transfer.convert import convert_checkpoint, load_backbone, zoo
 from moco_transfer.convert.key_maps import WRITE_NAME, detectron2_name
 from moco_transfer.models import backbone_shapes
-from moco_transfer.runtime.errors import InputError
+from moco_transfer.runtime.errors import InputError, MissingFileError
 
 
 @pytest.fixture
@@ -93,6 +93,13 @@ def test_published__names_and_paths(name, expected):
 def test_published__a_misspelt_name_of_torchvision():
     with pytest.raises(InputError, match="Resnet50_Weights.IMAGENET1K_V1"):
         zoo.published("Resnet50_Weights.IMAGENET1K_V1")
+
+
+def test_convert__a_misspelt_published_name(tmp_path):
+    with pytest.raises(MissingFileError, match="'moco_v2_800ep'"):
+        convert_checkpoint("mocov2_800ep", tmp_path / "out.pkl")
+    with pytest.raises(MissingFileError, match=r"other\.pth does not exist"):
+        convert_checkpoint("other.pth", tmp_path / "out.pkl")
 
 
 def test_convert__a_name_from_a_folder(mirror, tmp_path):
