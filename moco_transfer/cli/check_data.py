@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..runtime.errors import InputError
+from .json_output import plain
 
 if TYPE_CHECKING:
     from ..data.annotations.check import DatasetReport
@@ -35,12 +36,16 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"No data set is named in {where}: give {how}.")
     reports = [check_dataset(name, open_images=not args.fast) for name in names]
     print("\n".join(report.text() for report in reports))
-    for sentence in shared_images(reports):
+    remarks = shared_images(reports)
+    for sentence in remarks:
         print(f"remark: {sentence}")
     if args.sheet is not None:
         for report in reports:
             _draw_sheet(args.sheet, report)
-    if not all(report.is_usable for report in reports):
+    is_usable = all(report.is_usable for report in reports)
+    found = [plain(report) | {"is_usable": report.is_usable} for report in reports]
+    args.facts = {"is_usable": is_usable, "data_sets": found, "remarks": remarks, "config": None}
+    if not is_usable:
         return 2
     align_classes([get_dataset(name) for name in names])
     if args.config_file:
@@ -50,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
         heads["sem_seg"] = ", label images"
         more = "".join(text for task, text in heads.items() if task in data.tasks)
         print(f"{args.config_file}: fits, with {count}{more}")
+        fits = {"file": args.config_file, "classes": data.class_names, "tasks": data.tasks}
+        args.facts["config"] = fits | {"remarks": data.remarks}
         for sentence in data.remarks:
             print(f"remark: {sentence}")
     return 0

@@ -17,15 +17,18 @@ if TYPE_CHECKING:
 
 def run(args: argparse.Namespace) -> int:
     """Convert or inspect; returns 0."""
-    from ..convert import convert_checkpoint, describe  # imports torch, which takes seconds
+    from ..convert import convert_checkpoint, inspect  # imports torch, which takes seconds
     from ..convert.huggingface import WEIGHTS
     from ..runtime.errors import InputError
 
     if (args.inspect is None) != (args.src is not None and args.dst is not None):
         raise InputError("Expected SRC to read and DST to write, or --inspect FILE.")
     if args.inspect is not None:
-        print(describe(args.inspect, encoder=args.encoder, source_format=args.source_format))
+        args.facts = inspect(args.inspect, encoder=args.encoder, source_format=args.source_format)
+        print(args.facts.table())
         return 0
+    if args.json:
+        raise InputError("--json is for --inspect FILE.")
     is_hub = args.to == "hub"
     if not is_hub and (args.results or args.license or args.push):
         raise InputError("--results, --license and --push are for the model card: --to hub FOLDER.")

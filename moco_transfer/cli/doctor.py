@@ -27,10 +27,11 @@ def run(args: argparse.Namespace) -> int:
     if none of the runs that were named hangs.
     """
     if args.runs:
-        return _runs(args.runs)
-    for name, version in _versions().items():
+        return _runs(args)
+    versions = _versions()
+    for name, version in versions.items():
         print(f"{name:24} {version}")
-    works = True
+    works, checks = True, []
     for probe, is_needed, remedy in (
         (_torch, True, "Nothing trains or converts without torch. Install it from pytorch.org."),
         (_operators, True, "Install a tested pair: torch 2.11.0 and torchvision 0.26.0."),
@@ -43,23 +44,28 @@ def run(args: argparse.Namespace) -> int:
         (_compiled_loops, False, "Without them torch's operators do the same more slowly."),
     ):
         try:
-            print(f"ok    {probe()}")
+            status, text = "ok", probe()
         except Exception as error:  # packages that do not fit together fail at import in many ways
             reason = (str(error) or type(error).__name__).splitlines()[0]
             name = probe.__name__.strip("_").replace("_", " ")
-            print(f"{'FAILS' if is_needed else 'note '} {name}: {reason}. {remedy}")
+            status, text = "FAILS" if is_needed else "note", f"{name}: {reason}. {remedy}"
             works &= not is_needed
-    print(f"note  {_data()}")
-    print(f"note  {os.cpu_count()} cores; OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')}")
+        checks.append({"name": probe.__name__.strip("_"), "status": status, "text": text})
+        print(f"{status:5} {text}")
+    cores = f"{os.cpu_count()} cores; OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')}"
+    notes = [_data(), cores]
+    print("\n".join(f"note  {note}" for note in notes))
+    args.facts = {"works": works, "versions": versions, "checks": checks, "notes": notes}
     return 0 if works else 1
 
 
-def _runs(roots: list[str]) -> int:
+def _runs(args: argparse.Namespace) -> int:
     """Print how far the runs below folders are; 1 if one of them seems to hang."""
     from ..runtime.health.hangs import hang, read_beats, running_below
 
     status = 0
-    for root in roots:
+    args.facts = {"runs": []}
+    for root in args.runs:
         if not os.path.isdir(root):
             raise MissingFileError(f"{root} is not a folder: name the OUTPUT_DIR of a run.")
         folders = list(running_below(root))
@@ -68,8 +74,10 @@ def _runs(roots: list[str]) -> int:
         for folder in folders:
             problem = hang(folder)
             status |= bool(problem)
+            beats = read_beats(folder)
+            args.facts["runs"].append({"folder": folder, "hangs": problem, "processes": beats})
             print(f"{'HANGS' if problem else 'ok   '} {folder}")
-            print("\n".join(f"      {beat}" for beat in read_beats(folder)))
+            print("\n".join(f"      {beat}" for beat in beats))
     return status
 
 

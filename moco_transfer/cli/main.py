@@ -16,6 +16,7 @@ from .. import __version__
 from ..runtime.errors import InputError, did_you_mean
 from ..runtime.launch import launch_options, replace_by_torchrun, torchrun_command
 from ..runtime.machine import explain, raise_file_limit
+from .json_output import json_alone
 from .options import DESCRIPTIONS, add_options
 
 # Verb -> what it does; its module here has the same name. Modules are imported only when their
@@ -56,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         module, args = _parse(verb, words)
         raise_file_limit()
-        status = module.run(args)
+        with json_alone(args):
+            status = module.run(args)
     except tuple(_STATUS) as error:
         print(f"{program}: {str(error) or 'interrupted.'}", file=sys.stderr)
         status = next(code for kind, code in _STATUS.items() if isinstance(error, kind))

@@ -20,6 +20,8 @@ from ..report import (
     render_latex,
     render_markdown,
 )
+from ..report.comparisons.across_tasks import build_comparisons
+from ..report.facts import comparison_facts, table_facts
 from ..report.keep import keep_records
 from ..report.pretraining import PretrainingRun, find_pretraining
 from ..runtime.errors import InputError, MissingFileError
@@ -36,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
         return _watch(args)
     if bool(args.runs) == bool(args.readme):
         raise InputError("Give either run folders, or --readme FILE, whose sections name them.")
+    if args.json and args.readme:
+        raise InputError("--json and --readme exclude each other: the text goes into the file.")
     if args.readme:
         _fill_sections(args.readme, args.baseline)
         return 0
@@ -49,6 +53,10 @@ def run(args: argparse.Namespace) -> int:
         pretraining, faults = find_pretraining(args.runs, records)
         problems += faults
     text = _render(args, tables, problems, pretraining)
+    if args.json:
+        args.facts = table_facts(tables, problems)
+        if args.summary:
+            args.facts["comparisons"] = comparison_facts(build_comparisons(tables))
     if args.output:
         atomic_write_text(args.output, text)
     if args.plots:
@@ -63,13 +71,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _watch(args: argparse.Namespace) -> int:
     """Write the page of a matrix while it runs."""
-    from ..benchmark.watch import matrix_of, watch
-    from ..report.html.page import render_page
-
-    others = ("summary", "plots", "keep", "readme")
+    others = ("summary", "plots", "keep", "readme", "json")
     if len(args.runs) != 1 or args.format not in (None, "html") or any(map(vars(args).get, others)):
         expected = "give the one folder of a benchmark, and at most --output and --baseline"
         raise InputError(f"--watch writes the page of a matrix: {expected}.")
+    from ..benchmark.watch import matrix_of, watch
+    from ..report.html.page import render_page
+
     matrix = matrix_of(Path(args.runs[0]))
     file = Path(args.output or matrix.output / "report.html")
 
@@ -154,7 +162,6 @@ def _render(
 
 
 def _summary(tables: list[Table], problems: list[Problem], style: str) -> str:
-    from ..report.comparisons.across_tasks import build_comparisons
     from ..report.comparisons.summary import render_summary
 
     comparisons = build_comparisons(tables)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import signal
 import subprocess
@@ -33,10 +32,8 @@ def run(args: argparse.Namespace) -> int:
     if args.output and (args.init or args.images):
         return _make(args, tables)
     records = read_records([*args.runs, *([args.output] if args.output else [])])
-    if args.json:
-        json.dump(ledger_json(tables, records), sys.stdout, indent=1)
-        print()
-    elif not args.names and not args.only:
+    args.facts = ledger_json(tables, records)
+    if not args.names and not args.only:
         print(render_list(tables), end="")
     else:
         print("\n".join(render_table(table, records) for table in tables), end="")
@@ -48,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
 def _check_options(args: argparse.Namespace) -> None:
     """Refuse options that would have no effect."""
     given = [name for name in _TO_RUN if getattr(args, name)]
+    if args.json and args.output and (args.init or args.images):
+        raise InputError("--json prints what is known of tables, and makes none.")
     if args.init and not args.output or given and not (args.output and (args.init or args.images)):
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given or ["init"])
         raise InputError(f"{options}: to make a table, give --output and --init or --images.")

@@ -6,15 +6,16 @@ checkpoint, under torchvision's names) -> :mod:`coverage` (nothing missing, left
 """
 
 from .backbone import BackboneWeights, load_backbone
-from .convert import ConversionReport, convert_checkpoint, describe
+from .convert import ConversionReport, Inspection, convert_checkpoint, inspect
 from .coverage import Coverage, coverage
 
 __all__ = [
     "BackboneWeights",
     "ConversionReport",
     "Coverage",
+    "Inspection",
     "convert_checkpoint",
     "coverage",
-    "describe",
+    "inspect",
     "load_backbone",
 ]

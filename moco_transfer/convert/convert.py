@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from .channels import (
     stamp_of_channels,
     with_channels,
 )
-from .coverage import check_source, source_coverage
+from .coverage import Coverage, check_source, source_coverage
 from .formats import Source, read_source
 from .huggingface import WEIGHTS, can_hold, write_configs
 from .read import Content, read_checkpoint
@@ -268,39 +268,69 @@ def _verify(
     return found
 
 
-def describe(
-    path: str | os.PathLike[str], *, encoder: str = "q", source_format: str | None = None
-) -> str:
-    """Return what a checkpoint is, in lines of text; arguments as :func:`convert_checkpoint`.
+@dataclass(frozen=True)
+class Inspection:
+    """What a checkpoint is."""
 
-    A file in no known layout is described as such. Nothing is written.
-    """
+    file: Path
+    bytes: int
+    container: str  # the kind of file, in words
+    sha256: str
+    tensors: int
+    problem: str | None = None  # why its layout is not known; all below is then empty
+    layout: str | None = None  # in words ``layout_title``
+    layout_title: str | None = None
+    prefix: str | None = None  # of the encoder's names
+    arch: str | None = None
+    coverage: Coverage | None = None
+    remarks: tuple[str, ...] = ()
+    stamp: dict[str, Any] | None = None  # None: this program did not write the file
+
+    def table(self) -> str:
+        """Return it as lines of text."""
+        rows = [
+            ("file", f"{self.file} ({self.bytes / 1e6:.1f} MB, {self.container})"),
+            ("sha256", self.sha256),
+            ("tensors", str(self.tensors)),
+        ]
+        if self.coverage is None:
+            return _in_columns([*rows, ("layout", self.problem or "")])
+        covered = self.coverage.sentence(self.file.name, self.arch or "", advice="").rstrip()
+        layout = f"{self.layout_title} ({self.layout}), under {self.prefix!r}"
+        rows += [("layout", layout), ("coverage", covered)]
+        rows += [("", remark) for remark in self.remarks]
+        rows += [("stamp", "" if self.stamp else "none: this program did not write the file")]
+        rows += [("", f"{key}: {value}") for key, value in (self.stamp or {}).items()]
+        return _in_columns(rows)
+
+
+def inspect(
+    path: str | os.PathLike[str], *, encoder: str = "q", source_format: str | None = None
+) -> Inspection:
+    """Return what a checkpoint is; arguments as :func:`convert_checkpoint`. Nothing is written."""
     path = _weights_file(path)
     content = read_checkpoint(path)
-    rows = [
-        ("file", f"{path} ({path.stat().st_size / 1e6:.1f} MB, {content.container})"),
-        ("sha256", sha256_of(path)),
-        ("tensors", str(len(content.tensors))),
-    ]
+    found = Inspection(
+        path, path.stat().st_size, content.container, sha256_of(path), len(content.tensors)
+    )
     try:
         source = rgb_weights(read_source(content, encoder=encoder, source_format=source_format))
     except InputError as error:
-        return _in_columns([*rows, ("layout", str(error))])
-    arch = recognise(source.state)
-    covered = (
-        source_coverage(source, arch, channels_of(source))
-        .sentence(path.name, arch, advice="")
-        .rstrip()
-    )
-    layout = f"{source.title} ({source.format}), under {source.prefix!r}"
-    rows += [("layout", layout), ("coverage", covered)]
+        return replace(found, problem=str(error))
+    arch, remarks = recognise(source.state), []
     try:
         named_architecture(content, arch)
     except InputError as error:
-        rows.append(("", str(error)))
+        remarks.append(str(error))
     if has_small_stem(source.state):
-        rows.append(("", "its 3x3 stem is for small images (CIFAR): no detector's backbone"))
-    stamp = read_stamp(content)
-    rows += [("stamp", "" if stamp else "none: this program did not write the file")]
-    rows += [("", f"{key}: {value}") for key, value in (stamp or {}).items()]
-    return _in_columns(rows)
+        remarks.append("its 3x3 stem is for small images (CIFAR): no detector's backbone")
+    return replace(
+        found,
+        layout=source.format,
+        layout_title=source.title,
+        prefix=source.prefix,
+        arch=arch,
+        coverage=source_coverage(source, arch, channels_of(source)),
+        remarks=tuple(remarks),
+        stamp=read_stamp(content),
+    )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,18 @@ def f_tail(f: float, df1: int, df2: int) -> float:
     With tan(angle) = sqrt(df2 / (df1 f)) it is an integral of sin^(df2 - 1) cos^(df1 - 1) from 0 to
     the angle, by Gauss and Legendre's rule; small values keep their relative precision.
     """
-    import numpy as np  # takes 0.1 s, and few calls of `report` need it
+    import numpy as np
 
-    nodes, weights = np.polynomial.legendre.leggauss(64)
+    nodes, weights = _legendre()
     half = math.atan2(math.sqrt(df2), math.sqrt(df1 * f)) / 2
     angles = half * (1 + nodes)
     log_beta = math.lgamma(df1 / 2) + math.lgamma(df2 / 2) - math.lgamma((df1 + df2) / 2)
     values = np.sin(angles) ** (df2 - 1) * np.cos(angles) ** (df1 - 1)
     return float(2 * math.exp(-log_beta) * half * (weights @ values))
+
+
+@functools.cache
+def _legendre() -> Any:
+    import numpy as np  # takes 0.1 s, and few calls of `report` need it
+
+    return np.polynomial.legendre.leggauss(64)

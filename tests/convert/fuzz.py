@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from moco_transfer.convert import convert_checkpoint, describe, load_backbone
+from moco_transfer.convert import convert_checkpoint, inspect, load_backbone
 from moco_transfer.runtime.errors import InputError
 
 FORBIDDEN = (
@@ -142,7 +142,7 @@ def main() -> int:
             inside = data.startswith(b"PK") and dice.random() < 0.7
             source.write_bytes(mutate_inside(data, dice) if inside else mutate(data, dice))
             for call in (
-                describe,
+                lambda path: inspect(path).table(),
                 load_backbone,
                 lambda path: convert_checkpoint(path, target, verify=False),
             ):

@@ -14,7 +14,7 @@ import torch
 from networks import one_number_each, resnet_shapes
 from safetensors.torch import save_file
 
-from moco_transfer.convert import convert_checkpoint, describe
+from moco_transfer.convert import convert_checkpoint, inspect
 from moco_transfer.convert.coverage import check_source
 from moco_transfer.convert.formats import read_source
 from moco_transfer.convert.key_maps import detectron2_name
@@ -180,7 +180,7 @@ def test_convert__refuses_the_stem_for_small_images(saved, tmp_path, arch, to):
         caught.value
     )
     assert not (tmp_path / "out").exists()
-    assert "its 3x3 stem is for small images" in describe(source)
+    assert "its 3x3 stem is for small images" in inspect(source).table()
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from moco_transfer.convert import convert_checkpoint, describe
+from moco_transfer.convert import convert_checkpoint, inspect
 from moco_transfer.convert.read import read_checkpoint
 from moco_transfer.runtime.errors import InputError
 
@@ -189,7 +189,7 @@ def test_refuses__what_config_json_says_is_another_network(tmp_path, r18, name):
     file = hub_file(tmp_path / "hub", r18, name)
     with pytest.raises(InputError, match=rf"config.json .*'{name}'.*--arch resnet18"):
         convert_checkpoint(file, tmp_path / "new.pkl")
-    assert not (tmp_path / "new.pkl").exists() and "config.json" in describe(file)
+    assert not (tmp_path / "new.pkl").exists() and "config.json" in inspect(file).table()
     assert convert_checkpoint(file, tmp_path / "new.pkl", arch="resnet18").arch == "resnet18"
 
 
