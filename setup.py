@@ -104,6 +104,7 @@ setup(
         "test": [
             "cityscapesScripts>=2.3",
             "ipykernel>=6",
+            "jsonschema>=4",
             "nbclient>=0.10",
             "pytest>=8",
             "pytest-xdist>=3.6",

@@ -52,18 +52,18 @@ def _merged(tree: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
 SEGMENTOR = "SemanticSegmentor"
 DETECTION_DEFAULTS = read_schema("detection_schema")
 # Keys that Detectron2 itself lacks, and what a config must set to have them (None: to any value).
-_EXTENSIONS = {
+EXTENSIONS = {
     "segmentation_schema": ("MODEL.META_ARCHITECTURE", SEGMENTOR),
     "densepose_schema": ("MODEL.DENSEPOSE_ON", None),
     "logging_schema": ("LOGGERS", None),
     "selection_schema": ("TEST.KEEP_BEST", None),
 }
-_SCHEMAS = {name: read_schema(name) for name in _EXTENSIONS}
+_SCHEMAS = {name: read_schema(name) for name in EXTENSIONS}
 #: Those of the program, not of the detector.
 PROGRAM_SCHEMAS = ("logging_schema", "selection_schema")
 #: Each such key, and what it needs.
 EXTENSION_KEYS = {
-    key: " ".join(filter(None, _EXTENSIONS[name]))
+    key: " ".join(filter(None, EXTENSIONS[name]))
     for name, schema in _SCHEMAS.items()
     for key in flatten_config(schema)
 }
@@ -86,7 +86,7 @@ def defaults_for(contents: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """
     settings = {key: value for content in contents for key, value in content.items()}
     defaults = DETECTION_DEFAULTS
-    for name, (key, needed) in _EXTENSIONS.items():
+    for name, (key, needed) in EXTENSIONS.items():
         if key in settings and needed in (None, settings[key]):
             defaults = _merged(defaults, _SCHEMAS[name])
     return defaults

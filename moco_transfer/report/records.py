@@ -29,7 +29,8 @@ _KINDS: dict[str, Any] = {
     "a string": str, "an integer": int, "a table": dict, "a number": (int, float),
     "a list": (list, str), "a list of names": list, "true or false": bool,
 }  # fmt: skip
-_KEYS: dict[str, tuple[Any, ...]] = parse_yaml(
+#: Dotted key of results.json -> what it holds, and the default of one that may be absent or null.
+KEYS: dict[str, tuple[Any, ...]] = parse_yaml(
     (resources.files(__package__) / "results_keys.yaml").read_text("utf-8")
 )
 _FINETUNING_LOSS = re.compile(r'"loss_(rpn_cls|sem_seg)"')  # that no pre-training logs
@@ -182,7 +183,7 @@ def _records(folder: str, data: Any) -> list[RunRecord]:
         raise ValueError(f"has no key 'schema'; expected the {RESULTS_FILE} of a fine-tuning run")
     if data["schema"] != SCHEMA:
         raise ValueError(f"has schema {str(data['schema'])[:60]}, expected {SCHEMA}")
-    found = {key: _get(data, key, *rule) for key, rule in _KEYS.items()}
+    found = {key: _get(data, key, *rule) for key, rule in KEYS.items()}
     names, metrics = found["dataset.test"], found["metrics"]
     by_test_set = {tuple(names): metrics}
     if len(names) > 1 and set(metrics) <= set(names):

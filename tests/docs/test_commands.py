@@ -30,7 +30,7 @@ RULES: list[tuple[str, str | list[str]]] = [
         r"moco-transfer report .*--watch",
         "waits for a benchmark; tests/report/test_watch.py has one",
     ),
-    (r"moco-transfer (doctor|reproduce|check-data|report|suggest)\b", RUN),
+    (r"moco-transfer (doctor|reproduce|check-data|report|schema|suggest)\b", RUN),
     (r"moco-transfer convert (SRC|moco_v2|ResNet50_W)", "downloads, or has a placeholder"),
     (r"moco-transfer convert .*(--to hub|hf://)", "needs huggingface-hub; see test_hub.py"),
     (r"moco-transfer convert ", RUN),
