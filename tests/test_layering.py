@@ -36,7 +36,7 @@ NAMES_CUDA = {
     "benchmark/launch.py": (3, "CUDA_VISIBLE_DEVICES: runs side by side get a GPU each"),
     "cli/doctor.py": (9, "reports on it: versions, names of the GPUs"),
     "finetune/plan.py": (5, "a value of Detectron2's key MODEL.DEVICE"),
-    "finetune/predict.py": (1, "a value of the argument `device`, in its documentation"),
+    "finetune/predict/detector.py": (1, "a value of the argument `device`, in its documentation"),
     "finetune/sync_norm.py": (2, "why torch's SyncBatchNorm is replaced on a CPU"),
     "finetune/detectron2_engine/build.py": (
         3,
