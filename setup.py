@@ -97,6 +97,7 @@ setup(
         "jinja2>=3.1",
         "PyYAML>=6",
         "safetensors>=0.4",
+        "argcomplete>=3.1",
     ],
     extras_require={
         # selenium drives an installed Chromium (Debian: chromium, chromium-driver); its tests skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -17,12 +18,11 @@ from ..runtime.errors import InputError, did_you_mean
 from ..runtime.launch import launch_options, replace_by_torchrun, torchrun_command
 from ..runtime.machine import explain, raise_file_limit
 from .json_output import json_alone
-from .options import DESCRIPTIONS, add_options
+from .options import DESCRIPTIONS, SEVERAL_PROCESSES, add_options
 
 # Verb -> what it does; its module here has the same name. Modules are imported only when their
 # verb is used: `report` and `--help` do not import torch.
 VERBS = {verb: about["summary"] for verb, about in DESCRIPTIONS.items() if verb != "shared"}
-SEVERAL_PROCESSES = ("pretrain", "linear", "train")  # `benchmark` starts its runs itself
 # FloatingPointError: a loss that is not finite. 130: a program ended by Ctrl-C.
 _STATUS = {InputError: 2, FloatingPointError: 1, KeyboardInterrupt: 130}
 
@@ -43,6 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         interrupted, 143 stopped by SIGTERM after saving. Does not return in a process that torchrun
         started: it ends there.
     """
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks; docs/cli.md
+        from .completion import complete
+
+        complete()
     verb, *words = list(sys.argv[1:] if argv is None else argv) or [""]
     if verb in ("", "-h", "--help"):
         print(_overview())

@@ -15,6 +15,7 @@ DESCRIPTIONS: dict[str, dict[str, Any]] = yaml.load(
     (resources.files(__package__) / "verbs.yaml").read_text("utf-8"),
     Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader),  # noqa: S506 - safe, ten times as fast
 )
+SEVERAL_PROCESSES = ("pretrain", "linear", "train")  # `benchmark` starts its runs itself
 
 
 def _number(kind: Callable[[str], float], *, above: int) -> Callable[[str], Any]:
