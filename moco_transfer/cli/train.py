@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     """Fine-tune; returns the exit status."""
     from ..finetune.describe import describe_plan
     from ..finetune.plan import Request, join_processes, plan_finetuning
-    from ..finetune.run import finetune
+    from ..finetune.run import finetune, replay_iteration
     from ..runtime.checkpoint import CheckpointFolder
     from ..runtime.distributed import is_main_process
     from ..runtime.log import set_up_logging
@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     fields = Request.__dataclass_fields__
     same = {name: value for name, value in vars(args).items() if name in fields}
     same["label_subset"] = _label_subset(args)
+    same["resume"] |= args.replay is not None
     request = Request(**same, datasets=args.dataset)
     device = join_processes(request)
     set_up_logging()
@@ -47,6 +48,11 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         if is_main_process():
             print("\n".join(describe_plan(plan)))
+        return 0
+    if args.replay is not None:
+        lines = replay_iteration(plan, args.replay)
+        if is_main_process():
+            print("\n".join(lines))
         return 0
     record = finetune(plan, on_start=set_up_logging)
     if record is None:

@@ -45,6 +45,7 @@ class Engine(abc.ABC):
     """One engine, for one run, whose config is scaled and has the data's classes and its seed."""
 
     name: str
+    repeats = True  # whether an iteration that is taken again has the same images
     bytes_per_pixel = 12  # of an image that a data worker hands over: float32, three colours
 
     def __init__(self, cfg: Any, device: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import time
@@ -15,21 +16,24 @@ from ..data.annotations.records import is_trainable
 from ..evaluate.metric_names import is_class_metric
 from ..evaluate.predictions import Metrics
 from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
+from ..runtime.device import FP32
 from ..runtime.distributed import barrier, is_main_process
 from ..runtime.environment import git_commit, package_versions
 from ..runtime.files import atomic_write_text
 from ..runtime.health.heartbeat import Heartbeat
+from ..runtime.health.replay import read_saved, replay, told
 from ..runtime.metrics import MetricsFile
 from ..runtime.run_folder import record_settings
 from ..runtime.stop import StopRequest
 from ..runtime.trackers.record import DEFAULT
 from .datasets import make_evaluator
 from .describe import describe_plan
+from .engine import Batches
 from .handover import load_weights
 from .plan import FinetunePlan
 from .schedule import BEST_FILE, selection
 from .sync_norm import describe_norm, recompute_bn_statistics
-from .trainer import FineTuning, evaluate, metric_row, train
+from .trainer import FineTuning, evaluate, metric_row, step, train
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +67,13 @@ def finetune(
     load_weights(model, plan.weights)
     test_names = [] if plan.request.eval_only else plan.data.test_names
     best = selection(plan.settings, plan.data.tasks, test_names) if test_names else None
-    run = FineTuning(plan.engine, model, plan.header, precision=plan.precision, best=best)
+    run = FineTuning(
+        *(plan.engine, model, plan.header),
+        precision=plan.precision,
+        best=best,
+        batches_from=_batches_from(plan) if plan.engine.repeats else None,
+        command=plan.request.command or "moco-transfer train",
+    )
     if plan.checkpoint is not None:
         run.restore(plan.checkpoint)
         logger.info("resumed from %s at iteration %d", plan.checkpoint_path, run.iteration)
@@ -102,6 +112,29 @@ def finetune(
     if is_main_process() and not plan.request.eval_only:
         checkpoints.prune(keep=1)
     return record
+
+
+def replay_iteration(plan: FinetunePlan, path: str | Path) -> list[str]:
+    """Return in lines where the iteration that ``save_fault`` wrote goes wrong, as it was and
+    in fp32. Collective; nothing is written.
+    """
+    saved, batch = read_saved(path)
+    for item in batch:  # polygons were arrays
+        if "gt_masks" in item:
+            masks = item["gt_masks"]
+            item["gt_masks"] = [m if isinstance(m, dict) else [p.numpy() for p in m] for m in masks]
+    tried = []
+    for precision in {p.name: p for p in (plan.precision, FP32)}.values():
+        run = FineTuning(plan.engine, plan.engine.build_model(), plan.header, precision=precision)
+        run.load_weights(saved["state"])
+        run.wrapped.train()
+        run.begin_iteration(saved["iteration"] - 1)
+        tried.append(replay(functools.partial(step, run, batch), run.model, precision.name))
+    return told(saved, tried)
+
+
+def _batches_from(plan: FinetunePlan) -> Callable[[int], Batches]:
+    return functools.partial(plan.engine.training_batches, plan.data.train_sets)
 
 
 def _check_shared_memory(plan: FinetunePlan) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +22,8 @@ from ..runtime.distributed import (
     in_parallel,
     is_main_process,
 )
+from ..runtime.errors import NotFiniteError
+from ..runtime.health.replay import Rewind, Step, outcome, save_fault
 from ..runtime.metrics import MetricsFile
 from ..runtime.progress import Meter, eta, logged, progress
 from ..runtime.stop import StopRequest
@@ -45,6 +49,9 @@ class FineTuning:
         precision: That of the iterations; evaluation is in float32.
         header: What every checkpoint says about the run.
         best: What TEST.KEEP_BEST asks for, None for a fixed schedule.
+        batches_from: Gives the batches after so many iterations again; None where other ones would
+            come, as with Detectron2's augmentation.
+        command: What the run was started by.
         begin_iteration: Sets the learning rate after a number of iterations.
         iteration: Iterations finished.
         meter: Of the log period.
@@ -59,6 +66,8 @@ class FineTuning:
         *,
         precision: Precision = FP32,
         best: Best | None = None,
+        batches_from: Callable[[int], Iterable[list[dict]]] | None = None,
+        command: str = "moco-transfer train",
     ) -> None:
         device, self.best = engine.device, best
         self.engine, self.header, self.precision = engine, header, precision
@@ -72,13 +81,25 @@ class FineTuning:
         self.begin_iteration = engine.iteration_starter(self.optimizer)
         self.iteration, self.meter = 0, Meter(device)
         self.last_losses: dict[str, float] | None = None
+        self.batches_from, self.command = batches_from, command
+        self.rewind = Rewind(model, device, self.weights)
+
+    def weights(self) -> dict[str, Any]:
+        """Return what :meth:`load_weights` takes. Not collective."""
+        parts: dict[str, Any] = {"model": self.model, "optimizer": self.optimizer}
+        return {name: part.state_dict() for name, part in (parts | {"scaler": self.scaler}).items()}
+
+    def load_weights(self, state: dict[str, Any]) -> None:
+        """Take up model, optimizer and scaler."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"]:  # empty, which torch does not load, where the run scaled no losses
+            self.scaler.load_state_dict(state["scaler"])
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds; Detectron2's own loader takes it. Collective."""
         return self.header | {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            **self.weights(),
             "iteration": self.iteration,
             "last_losses": self.last_losses,
             "period": self.meter.state(),
@@ -88,10 +109,7 @@ class FineTuning:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if state["scaler"]:  # empty, which torch does not load, where the run scaled no losses
-            self.scaler.load_state_dict(state["scaler"])
+        self.load_weights(state)
         self.iteration, self.last_losses = state["iteration"], state["last_losses"]
         self.meter.resume(state.get("period", {}))
         self.best = replace(self.best, **state["best"]) if self.best else None
@@ -124,7 +142,8 @@ def train(
     length = schedule.iterations
     bar = progress(None, "fine-tuning", total=length, initial=run.iteration)
     measure = functools.partial(_measure, run, schedule, checkpoints, metrics, evaluation)
-    with bar, checkpoints.advising(_REMEDY):
+    with bar, checkpoints.advising(_REMEDY), _saved_for_replay(run, checkpoints.folder):
+        _keep(run)
         # A resumed run may owe the evaluation that its checkpoint was saved before.
         if run.best and run.best.seen < run.iteration and not measure():
             return False
@@ -136,11 +155,15 @@ def train(
             try:
                 losses = step(run, batch)
             except FloatingPointError as problem:  # of predictions, which are looked at at once
-                raise FloatingPointError(_first_fault(run, meter, problem)) from problem
+                fault = _first_fault(run, meter, problem)
+                if get_world_size() > 1:  # the others do not know of it, and will be ended
+                    raise FloatingPointError(str(fault)) from problem
+                raise fault from problem
             meter.add(losses, run.iteration)
             is_last, stopping = run.iteration == length, stop.agreed()
             if run.iteration % LOG_PERIOD == 0 or is_last:
                 _log(run, meter, metrics, length)
+                _keep(run)
                 logged(bar)
             evaluating = _is_due(run, schedule)
             saving = is_last or stopping or run.iteration % schedule.checkpoint_period == 0
@@ -234,17 +257,51 @@ def _log(run: FineTuning, meter: Meter, metrics: MetricsFile | None, iterations:
     meter.reset()
 
 
-def _first_fault(run: FineTuning, meter: Meter, problem: FloatingPointError) -> str:
+def _keep(run: FineTuning) -> None:
+    if run.batches_from is not None:
+        run.rewind.keep(run.iteration)
+
+
+@contextlib.contextmanager
+def _saved_for_replay(run: FineTuning, folder: Path) -> Iterator[None]:
+    """Repeat what led to a loss that is not finite, and save its iteration. Collective."""
+    try:
+        yield
+    except NotFiniteError as error:
+        if run.batches_from is None:
+            raise
+        where: dict[str, Any] = {"folder": folder, "header": run.header}
+        last, steps = error.iteration, _steps_since(run, run.batches_from)
+        file = save_fault(steps, run.rewind, model=run.model, last=last, **where)
+        command = run.command.replace("train", f"train --replay {file}", 1)
+        raise FloatingPointError(f"{error} {outcome(file, command)}") from error
+
+
+def _steps_since(
+    run: FineTuning, batches_from: Callable[[int], Iterable[list[dict]]]
+) -> Iterator[Step]:
+    """Take the run back to the copy of its state; yield the iterations from there on."""
+    start = run.rewind.iteration
+    run.load_weights(run.rewind.kept)
+    run.wrapped.train()
+    for number, batch in enumerate(batches_from(start), start):
+        run.begin_iteration(number)
+        yield number + 1, batch, functools.partial(step, run, batch)
+
+
+def _first_fault(run: FineTuning, meter: Meter, problem: FloatingPointError) -> NotFiniteError:
     """Return which iteration was the first to go wrong: an earlier one than that which finds its
     predictions not finite may have spoilt the weights. Not collective.
     """
     if meter.first_bad() >= 0:
         means = meter.local_means()
-        return f"Iteration {meter.first_bad()}: the loss is not finite ({means})."
+        text = f"Iteration {meter.first_bad()}: the loss is not finite ({means})."
+        return NotFiniteError(text, meter.first_bad())
     # Gradients of another process may have come in with the update before.
     if run.iteration > 1 and not all(bool(p.isfinite().all()) for p in run.model.parameters()):
-        return f"Iteration {run.iteration - 1}: the update left weights that are not finite."
-    return f"Iteration {run.iteration}: {problem}"
+        text = f"Iteration {run.iteration - 1}: the update left weights that are not finite."
+        return NotFiniteError(text, run.iteration - 1)
+    return NotFiniteError(f"Iteration {run.iteration}: {problem}", run.iteration)
 
 
 def save(run: FineTuning, checkpoints: CheckpointFolder, metrics: MetricsFile | None) -> None:

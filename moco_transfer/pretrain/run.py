@@ -7,10 +7,13 @@ an epoch, because training does not read them; they are averaged before a checkp
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +23,7 @@ from tqdm import tqdm
 from ..data.views.loading import Loader, to_device
 from ..data.views.view_colours import finish_views
 from ..runtime.checkpoint import CheckpointFolder
-from ..runtime.device import keep_freed_memory, operators_of_a_run, peak_memory, wants_pinned
+from ..runtime.device import FP32, keep_freed_memory, operators_of_a_run, peak_memory, wants_pinned
 from ..runtime.distributed import (
     all_gather_object,
     average_bn_statistics,
@@ -30,7 +33,9 @@ from ..runtime.distributed import (
     in_parallel,
     is_main_process,
 )
+from ..runtime.errors import NotFiniteError
 from ..runtime.health.heartbeat import Heartbeat
+from ..runtime.health.replay import Rewind, Step, outcome, read_saved, replay, save_fault, told
 from ..runtime.metrics import MetricsFile, read_metrics
 from ..runtime.progress import Meter, eta, logged, progress
 from ..runtime.run_folder import record_settings
@@ -60,6 +65,14 @@ class Pretraining:
     watch: Watch
     iteration: int = 0  # finished
     monitored: int = 0  # iteration after which kNN was last measured
+
+    def __post_init__(self) -> None:
+        self.rewind = Rewind(self.model, self.plan.device, self.weights)
+
+    def weights(self) -> dict[str, Any]:
+        """Return what :func:`restore` takes. Not collective."""
+        parts: dict[str, Any] = {"state_dict": self.model, "optimizer": self.optimizer}
+        return {name: part.state_dict() for name, part in (parts | {"scaler": self.scaler}).items()}
 
 
 class LossModule(nn.Sequential):
@@ -170,23 +183,23 @@ def train(run: Pretraining, batches: Iterable[dict[str, Any]], metrics: MetricsF
     total = plan.max_iterations
     bar = progress(None, "pre-training", total=total, initial=run.iteration)
     remedy = "Lower SOLVER.BASE_LR, or use TRAIN.PRECISION bf16 or fp32."
-    with StopRequest() as stop, bar, CheckpointFolder(plan.output_dir).advising(remedy):
+    advising = CheckpointFolder(plan.output_dir).advising(remedy)
+    with StopRequest() as stop, bar, advising, saved_for_replay(run):
+        run.rewind.keep(run.iteration)
         source = iter(to_device(batches, plan.device))
         measured = measure_knn(run, metrics, stop)  # a resumed run may owe one
         while measured and run.iteration < total and not stop.agreed():
             with run.meter.waiting():
                 batch = next(source)
             run.unreadable.note(batch)
-            seed_everything(plan.seed, "iteration", run.iteration)
-            for group in run.optimizer.param_groups:
-                group["lr"] = plan.lr_at(run.iteration)
-
+            begin_iteration(run)
             measures = step(run, batch)
             run.iteration += 1
             run.meter.add(measures, run.iteration)
             if run.iteration % plan.log_period == 0 or run.iteration == total:
                 run.unreadable.share()
                 report(run, metrics, bar)
+                run.rewind.keep(run.iteration)
                 logged(bar)
             bar.update()
             periods = plan.checkpoint_periods
@@ -200,6 +213,60 @@ def train(run: Pretraining, batches: Iterable[dict[str, Any]], metrics: MetricsF
         "Told to stop (SIGTERM): saved after iteration %d. Continue with --resume.", run.iteration
     )
     return False
+
+
+def begin_iteration(run: Pretraining) -> None:
+    """Set random numbers and learning rate for the iteration after ``run.iteration``."""
+    seed_everything(run.plan.seed, "iteration", run.iteration)
+    for group in run.optimizer.param_groups:
+        group["lr"] = run.plan.lr_at(run.iteration)
+
+
+@contextlib.contextmanager
+def saved_for_replay(run: Pretraining) -> Iterator[None]:
+    """Repeat what led to a loss that is not finite, and save its iteration. Collective."""
+    try:
+        yield
+    except NotFiniteError as error:
+        plan, rewind = run.plan, run.rewind
+        where: dict[str, Any] = {"folder": plan.output_dir, "header": plan.header}
+        last, steps = error.iteration, _steps_since(run, rewind)
+        file = save_fault(steps, rewind, model=run.model, last=last, **where)
+        config = plan.output_dir / "config.yaml"
+        command = f"moco-transfer pretrain --config-file {config} --replay {file}"
+        raise FloatingPointError(f"{error} {outcome(file, command)}") from error
+
+
+def replay_iteration(plan: PretrainPlan, path: str | Path) -> list[str]:
+    """Return in lines where the iteration that :func:`saved_for_replay` wrote goes wrong, as it was
+    and in fp32. Collective; nothing is compiled and nothing written.
+    """
+    saved, batch = read_saved(path)
+    tried = []
+    for precision in {p.name: p for p in (plan.compute.precision, FP32)}.values():
+        how: dict[str, Any] = {"resume": None, "init": None, "compile": False}
+        how["compute"] = dataclasses.replace(plan.compute, precision=precision)
+        run = build_run(dataclasses.replace(plan, **how))
+        restore(saved["state"], run.model, run.optimizer, run.scaler)
+        run.iteration = saved["iteration"] - 1
+        run.model.train()
+        own = next(to_device([batch], plan.device))
+        begin_iteration(run)
+        tried.append(replay(functools.partial(step, run, own), run.model, precision.name))
+        run.loss = run.model.loss  # as in pretrain()
+    return told(saved, tried)
+
+
+def _steps_since(run: Pretraining, rewind: Rewind) -> Iterator[Step]:
+    """Take the run back to the copy of its state; yield the iterations from there on."""
+    plan = run.plan
+    restore(rewind.kept, run.model, run.optimizer, run.scaler)
+    batches = dataclasses.replace(plan.batches, start_iteration=rewind.iteration)
+    loader = build_loader(dataclasses.replace(plan, batches=batches))
+    for number, batch in enumerate(to_device(loader, plan.device), rewind.iteration):
+        run.iteration = number
+        begin_iteration(run)
+        yield number + 1, batch, functools.partial(step, run, batch)
 
 
 def step(run: Pretraining, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -312,9 +379,7 @@ def save(run: Pretraining, metrics: MetricsFile | None) -> None:
     average_bn_statistics(run.model)
     epoch, within = divmod(run.iteration, per_epoch)
     state = plan.header | {  # loads with weights_only=True
-        "state_dict": run.model.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-        "scaler": run.scaler.state_dict(),
+        **run.weights(),
         "epoch": epoch,
         "iteration": run.iteration,
         "iterations_per_epoch": per_epoch,

@@ -28,6 +28,14 @@ class UnknownKeyError(InputError, KeyError):
     __str__ = ValueError.__str__  # KeyError's would put the sentence in quotes
 
 
+class NotFiniteError(FloatingPointError):
+    """A loss that is not finite, on all processes, in ``iteration``, the first such, from 1 on."""
+
+    def __init__(self, message: str, iteration: int) -> None:
+        super().__init__(message)
+        self.iteration = iteration
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `` Did you mean 'X'?`` (with the blank) for the nearest legal name, or ``""``."""
     known = list(known)

@@ -24,6 +24,7 @@ from .distributed import (
     is_main_process,
     mean_over_processes,
 )
+from .errors import NotFiniteError
 
 LINE_PERIOD_SEC = 10.0
 _LINE = "{desc}: {n_fmt}/{total_fmt} {unit} ({percentage:.0f}%), {rate_fmt}, {remaining} left"
@@ -169,13 +170,14 @@ class Meter:
         """Return the period's means over all processes. Collective.
 
         Raises:
-            FloatingPointError: If one is not finite; names the first such iteration of any process.
+            NotFiniteError: If one is not finite; names the first such iteration of any process.
         """
         means = mean_over_processes(self.local_means(), self.device)
         if not math.isfinite(sum(means.values())):  # equal on all processes, so all enter here
             bad = [found for found in all_gather_object(self.first_bad()) if found >= 0]
             where = f"Iteration {min(bad)}: " if bad else ""
-            raise FloatingPointError(f"{where}the loss is not finite ({means}).")
+            text = f"{where}the loss is not finite ({means})."
+            raise NotFiniteError(text, min(bad, default=0))
         return means
 
     def timing(self) -> dict[str, float]:

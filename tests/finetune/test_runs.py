@@ -13,6 +13,8 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -470,6 +472,12 @@ def test_diverged_run__one_sentence_and_status_1(tmp_path, capsys):
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("moco-transfer train: Iteration ") and "Lower SOLVER.BASE_LR" in error
     assert "Traceback" not in error
+    command = re.search(r"`moco-transfer (train --replay (\S+) .*)`", error)
+    assert torch.load(command[2], weights_only=True)["iteration"] in (1, 2)
+    assert main(shlex.split(command[1])) == 0
+    said = capsys.readouterr().out
+    assert "Iteration 2" in said and "Reproduced in fp32" in said
+    assert re.search(r"output of|after the update", said)
 
 
 def test_backbones_of_the_fixture__differ(weights):

@@ -158,6 +158,7 @@ class Detectron2Engine(Engine):
     """Detectron2 itself; ``Engine`` documents the methods."""
 
     name = "detectron2"
+    repeats = False  # augmentation draws from the workers' generators
     bytes_per_pixel = 3  # uint8
 
     def images_per_item(self, world_size: int) -> int:
