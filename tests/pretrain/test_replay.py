@@ -4,8 +4,8 @@ The network divides by 0 in its sixth pass, or is too large for fp16 in every on
 every four iterations.
 
 Seen red under: the copy not kept at a log line; the state after the iteration saved; the loader
-from the beginning of the run; the parent of a layer named; a replay in one precision; one
-process's loss alone looked at.
+from the beginning of the run; the parent of a layer named; a replay in one precision; the
+update not looked at.
 """
 
 from __future__ import annotations
@@ -40,6 +40,14 @@ class Breaks(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.passes += 1
         return x / (self.passes != 6) if get_rank() == self.rank else x
+
+
+class BreaksBackward(Breaks):
+    """In its sixth pass its output is right, and the gradient of its input is not a number."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.passes += 1
+        return x + (x * 0).abs().sqrt() * 0 if self.passes == 6 else x
 
 
 class Large(nn.Module):
@@ -103,9 +111,18 @@ def test_replay__names_the_layer_and_that_fp32_breaks_as_well(pool, tmp_path, mo
     before = sorted(tmp_path.iterdir())
     assert main(command.split()) == 0
     said = capsys.readouterr().out
-    assert "Iteration 6 " in said and "loss nan" in said and "Reproduced in fp32" in said
+    assert "Iteration 6," in said and "loss nan" in said and "Reproduced in fp32" in said
     assert "output of encoder_q.bn1.1, Breaks" in said and "encoder_k" not in said
     assert "after the update" in said and sorted(tmp_path.iterdir()) == before
+
+
+def test_saved__is_the_iteration_that_spoilt_the_weights(pool, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plan, "build_encoder", encoder_with(BreaksBackward))
+    message = diverge(pool, tmp_path)
+    assert "Iteration 7:" in message and "nonfinite_00000006.pth" in message
+    assert main(message.split("`moco-transfer ")[1].split("`")[0].split()) == 0
+    said = capsys.readouterr().out
+    assert "output of" not in said and "gradient nearest to the loss: encoder_q.bn1.0." in said
 
 
 def test_replay__tells_the_precision_from_the_data(pool, tmp_path, monkeypatch, capsys, request):
