@@ -133,6 +133,7 @@ setup(
         "wandb": ["wandb>=0.19"],
         "mlflow": ["mlflow>=3"],
         "lightning": ["lightning>=2.5"],
+        "onnx": ["onnx>=1.16", "onnxruntime>=1.18"],
     },
     entry_points={"console_scripts": ["moco-transfer = moco_transfer.cli.main:main"]},
     classifiers=["Programming Language :: Python :: 3"],

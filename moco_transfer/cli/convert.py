@@ -32,6 +32,8 @@ def run(args: argparse.Namespace) -> int:
     is_hub = args.to == "hub"
     if not is_hub and (args.results or args.license or args.push):
         raise InputError("--results, --license and --push are for the model card: --to hub FOLDER.")
+    if args.to == "onnx":
+        return _write_onnx(args)
     report = convert_checkpoint(
         args.src,
         os.path.join(args.dst, WEIGHTS) if is_hub else args.dst,
@@ -48,6 +50,19 @@ def run(args: argparse.Namespace) -> int:
         _write_hub(args, report)
         return 0
     print(f"Next: {_next_step(report.to, str(report.output), report.arch, args.input_channels)}")
+    return 0
+
+
+def _write_onnx(args: argparse.Namespace) -> int:
+    """Write a trained detector as ONNX, and check it."""
+    from ..finetune.predict.onnx_file import write_onnx
+    from ..runtime.errors import InputError
+
+    if args.encoder != "q" or args.source_format or args.arch or args.input_channels != 3:
+        raise InputError("--encoder, --from, --arch and --input-channels are for backbones.")
+    checked = write_onnx(args.src, args.dst, verify=args.verify is not False)
+    print(f"{'checked':<13} {checked}\n{'wrote':<13} {args.dst} (onnx)")
+    print(f"Next: onnxruntime.InferenceSession({args.dst!r}); docs/engines.md has an example")
     return 0
 
 

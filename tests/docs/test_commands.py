@@ -33,6 +33,7 @@ RULES: list[tuple[str, str | list[str]]] = [
     (r"moco-transfer (doctor|reproduce|check-data|report|schema|suggest)\b", RUN),
     (r"moco-transfer convert (SRC|moco_v2|ResNet50_W)", "downloads, or has a placeholder"),
     (r"moco-transfer convert .*(--to hub|hf://)", "needs huggingface-hub; see test_hub.py"),
+    (r"moco-transfer convert .*--to onnx", "needs a trained detector; see test_onnx.py"),
     (r"moco-transfer convert ", RUN),
     (r"moco-transfer pretrain .*DATA.CHANNELS 5", "needs images of five bands"),
     (r"moco-transfer (pretrain|train) .*(R_18|small)", ["--dry-run"]),
