@@ -21,6 +21,7 @@ from ..runtime.distributed import barrier, is_main_process
 from ..runtime.environment import git_commit, package_versions
 from ..runtime.files import atomic_write_text
 from ..runtime.health.heartbeat import Heartbeat
+from ..runtime.health.loader_watch import LoaderWatch
 from ..runtime.health.replay import read_saved, replay, told
 from ..runtime.metrics import MetricsFile
 from ..runtime.run_folder import record_settings
@@ -78,7 +79,8 @@ def finetune(
         run.restore(plan.checkpoint)
         logger.info("resumed from %s at iteration %d", plan.checkpoint_path, run.iteration)
     since, checkpoints = time.perf_counter(), CheckpointFolder(plan.output_dir, keep=2)
-    beats = Heartbeat(plan.output_dir)
+    key = "DATALOADER.NUM_WORKERS"
+    beats = Heartbeat(plan.output_dir, LoaderWatch(run.meter, plan.settings[key], key))
     with StopRequest() as stop, _metrics_file(plan, run) as metrics_file, beats:
         finished = plan.request.eval_only
         if not finished:

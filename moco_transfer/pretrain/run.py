@@ -35,6 +35,7 @@ from ..runtime.distributed import (
 )
 from ..runtime.errors import NotFiniteError
 from ..runtime.health.heartbeat import Heartbeat
+from ..runtime.health.loader_watch import LoaderWatch
 from ..runtime.health.replay import Rewind, Step, outcome, read_saved, replay, save_fault, told
 from ..runtime.metrics import MetricsFile, read_metrics
 from ..runtime.progress import Meter, eta, logged, progress
@@ -106,7 +107,9 @@ def pretrain(plan: PretrainPlan) -> Pretraining | None:
     try:
         with (
             operators_of_a_run(plan.device, deterministic=plan.deterministic),
-            Heartbeat(plan.output_dir),
+            Heartbeat(
+                plan.output_dir, LoaderWatch(run.meter, plan.num_workers, "DATA.NUM_WORKERS")
+            ),
         ):
             complete = train(run, loader, metrics)
         if metrics is not None and complete:

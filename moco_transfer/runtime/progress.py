@@ -122,6 +122,9 @@ class Meter:
     ``count`` includes the iterations before a resume, ``waited_sec`` does not.
     """
 
+    waiting_since: float | None = None  # by time.perf_counter(), while it waits for data
+    usual_sec: float | None = None  # of an iteration, in the last period or so far in this one
+
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.reset()
@@ -147,8 +150,11 @@ class Meter:
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Count the time of the block as waiting for data."""
-        since = time.perf_counter()
+        since = self.waiting_since = time.perf_counter()
+        if self._steps:
+            self.usual_sec = (since - self._since) / self._steps
         yield
+        self.waiting_since = None
         self.waited_sec += time.perf_counter() - since
 
     @contextlib.contextmanager

@@ -23,6 +23,7 @@ from ..errors import InputError
 from ..files import atomic_write_text
 from ..progress import Counted, last_counted
 from .hangs import FILE
+from .loader_watch import LoaderWatch
 
 PERIOD_SEC = 10.0
 _PACKAGE = __name__.partition(".")[0]
@@ -31,9 +32,11 @@ _PACKAGE = __name__.partition(".")[0]
 class Heartbeat:
     """Writes ``heartbeat.json`` (``heartbeat.json.rank1``, ...) into a run's folder between
     ``__enter__`` and ``__exit__``, which removes it: one that is left is of a killed process.
+    ``watch`` is asked to look as often.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, watch: LoaderWatch | None = None) -> None:
+        self._watch = watch
         name = FILE if get_rank() == 0 else f"{FILE}.rank{get_rank()}"
         self._path = Path(folder) / name
         self._facts = {
@@ -62,6 +65,8 @@ class Heartbeat:
     def _go(self) -> None:
         while not self._over.wait(PERIOD_SEC):
             self._write()
+            if self._watch is not None:
+                self._watch.look()
 
     def _write(self) -> None:
         counted = last_counted()
