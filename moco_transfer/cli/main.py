@@ -6,6 +6,7 @@ import argparse
 import importlib
 import io
 import os
+import select
 import shlex
 import sys
 from collections.abc import Sequence
@@ -40,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit status: 0 done, 1 training diverged or the machine is too small, 2 unusable input, 130
-        interrupted, 143 stopped by SIGTERM after saving. Does not return in a process that torchrun
-        started: it ends there.
+        interrupted, 141 nobody reads its output any more, 143 stopped by SIGTERM after saving.
+        Does not return in a process that torchrun started: it ends there.
     """
     if "_ARGCOMPLETE" in os.environ:  # a shell asks; docs/cli.md
         from .completion import complete
@@ -63,15 +64,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise_file_limit()
         with json_alone(args):
             status = module.run(args)
+        sys.stdout.flush()
     except tuple(_STATUS) as error:
         print(f"{program}: {str(error) or 'interrupted.'}", file=sys.stderr)
         status = next(code for kind, code in _STATUS.items() if isinstance(error, kind))
     except Exception as error:
+        is_unread = isinstance(error, BrokenPipeError) and _drop_unread_output()
         sentence = explain(error, DESCRIPTIONS[verb].get("settings"))
         if sentence is None:
             raise
-        print(f"{program}: {sentence}", file=sys.stderr)
-        status = 1
+        if not is_unread:
+            print(f"{program}: {sentence}", file=sys.stderr)
+        status = 141 if is_unread else 1
     finally:
         distributed = sys.modules.get("moco_transfer.runtime.distributed")  # imports torch
         if distributed is not None:
@@ -79,6 +83,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if distributed is not None and distributed.joined_group():
         distributed.exit_process(status)
     return status
+
+
+def _drop_unread_output() -> bool:
+    """Return whether nobody reads stdout any more (``| head``); what is left for it is dropped."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)  # errors alone
+    if is_unread := bool(poll.poll(0)):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return is_unread
 
 
 def _parse(verb: str, words: list[str]) -> tuple[ModuleType, argparse.Namespace]:

@@ -2,7 +2,7 @@
 teardown, in which gloo's threads abort.
 
 Went red under: ``main`` returning the status also in a process that joined a group;
-    ``os._exit`` without the functions of atexit.
+    ``os._exit`` without the functions of atexit; a closed pipe taken for a dead data worker.
 """
 
 from __future__ import annotations
@@ -57,3 +57,14 @@ def test_exit__of_a_process_in_a_group_leaves_the_interpreter_as_it_is(grouped, 
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120, env=env
     )
     assert (done.returncode, done.stdout) == (3, message), done.stderr
+
+
+def test_exit__of_a_verb_whose_output_nobody_reads_is_silent():
+    command = [sys.executable, "-m", "moco_transfer", "reproduce"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    ) as program:
+        assert program.stdout is not None
+        assert program.stderr is not None
+        program.stdout.close()
+        assert (program.stderr.read(), program.wait(timeout=120)) == ("", 141)
