@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import collections
+import os
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -12,14 +15,23 @@ def run(args: argparse.Namespace) -> int:
     from ..finetune.predict import (
         CLASSES_FILE,
         DETECTIONS_FILE,
+        Image,
         find_images,
         load_detector,
+        named_images,
         predict_images,
     )
+    from ..runtime.errors import InputError
     from ..runtime.log import set_up_logging
 
     set_up_logging()
-    images = find_images(args.images, args.output)
+    images: Iterable[Image]
+    if "-" in args.images:
+        if len(args.images) > 1:
+            raise InputError("'-' reads the names from stdin; give it alone.")
+        images = named_images(map(os.fsdecode, sys.stdin.buffer), args.output)
+    else:
+        images = find_images(args.images, args.output)
     detector = load_detector(
         args.detector,
         score_threshold=args.threshold,
@@ -28,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
         config_file=args.config_file,
     )
     head, entries = predict_images(detector, images, args.output)
-    drawn = f"{len(entries)} images drawn in {args.output}"
+    what = "images and frames" if any("frame" in entry for entry in entries) else "images"
+    drawn = f"{len(entries)} {what} drawn in {args.output}"
     if detector.score_threshold is None:
         pixels: collections.Counter[str] = collections.Counter()
         for each in (each for entry in entries for each in entry["classes"]):

@@ -1,7 +1,7 @@
 """A trained detector or segmenter on images of one's own."""
 
 from .detector import Detector, load_detector
-from .images import Image, find_images
+from .images import Image, find_images, named_images
 from .write import CLASSES_FILE, COCO_FILE, DETECTIONS_FILE, coco_content, predict_images
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "coco_content",
     "find_images",
     "load_detector",
+    "named_images",
     "predict_images",
 ]

@@ -1,36 +1,71 @@
-"""Which images a prediction is for, and what each drawing is called."""
+"""Which images and videos a prediction is for, and what each drawing is called."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ...data.images.image_source import EXTENSIONS
 from ...runtime.errors import InputError, MissingFileError
+from .video import VIDEOS
 
-JPEG, PNG = (".jpg", ".jpeg"), ".png"  # drawings are saved as these; other images as .png
+JPEG = (".jpg", ".jpeg")
+_KEPT, _PNG = (*JPEG, ".png"), ".png"  # drawings are saved as these; other images as .png
 _LIST = ".txt"  # of images, one path a line, relative to the list
 
 
 class Image(NamedTuple):
-    """An image to look at: its file, and where below the output folder its drawing goes."""
+    """An image or video: its file, and where below the output folder its drawing goes."""
 
     path: str
     drawn: str
 
+    @property
+    def is_video(self) -> bool:
+        """Whether it has frames."""
+        return Path(self.path).suffix.lower() in VIDEOS
+
+
+class _Names:
+    """Takes each file once, and gives its drawing a name of its own below the output folder."""
+
+    def __init__(self, output_dir: str) -> None:
+        self._output = Path(output_dir)
+        self._files: set[Path] = set()
+        self._drawn: set[str] = set()
+        self._targets: dict[Path, Path] = {}
+
+    def add(self, file: Path, relative: Path) -> Iterator[Image]:
+        """Yield the image unless it was there; InputError if a drawing would overwrite one."""
+        if (source := file.resolve()) in self._files:
+            return
+        self._files.add(source)
+        suffix = relative.suffix.lower()
+        stem, ending = relative, ".mp4" if suffix in VIDEOS else _PNG
+        if suffix in _KEPT or suffix == ending:
+            stem, ending = relative.with_suffix(""), relative.suffix
+        names = (f"{stem}{f'-{n}' if n > 1 else ''}{ending}" for n in itertools.count(1))
+        drawn = next(name for name in names if name not in self._drawn)
+        self._drawn.add(drawn)
+        self._targets[(self._output / drawn).resolve()] = self._output / drawn
+        for path in self._files & self._targets.keys():
+            raise InputError(
+                f"--output {self._output} would overwrite the image {self._targets[path]}."
+            )
+        yield Image(str(file), drawn)
+
 
 def find_images(paths: Sequence[str], output_dir: str) -> list[Image]:
-    """Return the images that files and folders stand for, each once, with a name of its own below
-    the output folder. Folders are searched at any depth, without the output folder.
+    """Return the images and videos that files, lists and folders stand for, each once. Folders are
+    searched for images, at any depth, without the output folder.
 
     Raises:
         InputError: If a path does not exist, a folder holds no image, or a drawing would overwrite
             an image.
     """
-    output = Path(output_dir).resolve()
-    found: dict[Path, tuple[Path, Path]] = {}  # by resolved path, so that each comes once
+    names, output, found = _Names(output_dir), Path(output_dir).resolve(), list[Image]()
     for path in map(Path, paths):
         if not path.exists():
             raise MissingFileError(f"The image {path} does not exist.")
@@ -42,17 +77,18 @@ def find_images(paths: Sequence[str], output_dir: str) -> list[Image]:
             raise InputError(f"The folder {path} holds no image ({', '.join(EXTENSIONS)}).")
         for file in files:
             relative = file.relative_to(path) if path.is_dir() else Path(file.name)
-            found.setdefault(file.resolve(), (file, relative))
-    images: dict[str, Image] = {}
-    for file, relative in found.values():
-        kept = relative.suffix.lower() in (*JPEG, PNG)
-        stem, suffix = (relative.with_suffix(""), relative.suffix) if kept else (relative, PNG)
-        names = (f"{stem}{f'-{n}' if n > 1 else ''}{suffix}" for n in itertools.count(1))
-        drawn = next(name for name in names if name not in images)
-        images[drawn] = Image(str(file), drawn)
-        if (output / drawn).resolve() in found:
-            raise InputError(f"--output {output_dir} would overwrite the image {output / drawn}.")
-    return list(images.values())
+            found += names.add(file, relative)
+    return found
+
+
+def named_images(lines: Iterable[str], output_dir: str) -> Iterator[Image]:
+    """Yield the image or video that each line names, as soon as the line is there. InputError if a
+    drawing would overwrite an image.
+    """
+    names = _Names(output_dir)
+    for line in lines:
+        if name := line.rstrip("\r\n"):
+            yield from names.add(Path(name), Path(Path(name).name))
 
 
 def _listed(path: Path) -> list[Path]:

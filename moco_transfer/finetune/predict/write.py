@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ...runtime.files import atomic_write_bytes, atomic_write_text
 from ...runtime.progress import progress
 from .detector import Detector
 from .images import JPEG, Image
+from .video import Video, drawn_video
 
 logger = logging.getLogger(__name__)
 
@@ -33,13 +34,17 @@ def coco_content(
     entries: Sequence[Mapping[str, Any]], head: Mapping[str, Any]
 ) -> dict[str, list[dict[str, Any]]]:
     """Return detections as the content of a COCO file, which FiftyOne and CVAT import; its
-    ``annotations`` are also COCO's result format. Ids count from 1; ``file_name`` is the path.
+    ``annotations`` are also COCO's result format. Ids count from 1; ``file_name`` is the path, of
+    frames of clip.mp4 ``clip/frame_000000.png``, …
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, entry in enumerate(entries, start=1):
         size = {key: entry[key] for key in ("width", "height")}
-        images.append({"id": number, "file_name": entry["file"], **size})
+        name = entry["file"]
+        if "frame" in entry:
+            name = f"{Path(name).stem}/frame_{entry['frame']:06d}.png"
+        images.append({"id": number, "file_name": name, **size})
         for found in entry["detections"]:
             x0, y0, x1, y1 = found["box"]
             width, height = round(x1 - x0, 2), round(y1 - y0, 2)
@@ -68,38 +73,79 @@ def coco_content(
 
 
 def predict_images(
-    detector: Detector, images: Sequence[Image], output_dir: str
+    detector: Detector, images: Iterable[Image], output_dir: str
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Draw what a detector finds on each image that can be read, and write ``detections.json`` and,
-    the same in COCO's form, ``coco.json``, or ``classes.json`` of a segmenter.
+    """Draw what a detector finds on each image and on each frame of a video, as they come, and
+    write ``detections.json`` and, the same in COCO's form, ``coco.json``, or ``classes.json`` of a
+    segmenter. After Ctrl-C the files hold what was found until then.
 
-    Returns what the file holds: its head (``skipped``: file and reason), and an entry for
-    each image. Raises InputError if no image could be read.
+    Returns what the file holds: its head (``skipped``: file and reason), and an entry for each
+    image or frame. Raises InputError if none could be read.
     """
-    entries, skipped = [], []
-    for image in progress(images, "predicting", unit="images"):
-        try:
-            pixels = read_image(image.path, "RGB")
-        except InputError as error:
-            logger.warning("skipped: %s", error)
-            skipped.append({"file": image.path, "reason": str(error)})
-            continue
-        predicted, target = detector(pixels), Path(output_dir) / image.drawn
-        if "sem_seg" in predicted:
-            drawn = draw_labels(pixels, predicted["sem_seg"], detector.class_names)
-            found = {"classes": _class_entries(predicted["sem_seg"], detector.class_names)}
-        else:
-            drawn = draw_detections(pixels, predicted, detector.class_names, detector.skeleton)
-            found = {"detections": _entries(image.path, predicted, detector.class_names)}
-        quality = [cv2.IMWRITE_JPEG_QUALITY, 95] if target.suffix.lower() in JPEG else []
-        encoded = cv2.imencode(target.suffix.lower(), drawn[:, :, ::-1], quality)[1]
-        atomic_write_bytes(target, encoded.tobytes())
-        size = {"width": pixels.shape[1], "height": pixels.shape[0]}
-        entries.append({"file": image.path, "drawn": image.drawn, **size, **found})
+    entries: list[dict[str, Any]] = []
+    skipped: list[dict[str, str]] = []
+    try:
+        for image in progress(images, "predicting", unit="images"):
+            target = Path(output_dir) / image.drawn
+            try:
+                source = Video(image.path) if image.is_video else read_image(image.path, "RGB")
+                if isinstance(source, Video):
+                    entries += _look_at_frames(detector, image, source, target)
+                    continue
+            except InputError as error:
+                logger.warning("skipped: %s", error)
+                skipped.append({"file": image.path, "reason": str(error)})
+                continue
+            drawn, found = _look(detector, image.path, source)
+            quality = [cv2.IMWRITE_JPEG_QUALITY, 95] if target.suffix.lower() in JPEG else []
+            encoded = cv2.imencode(target.suffix.lower(), drawn[:, :, ::-1], quality)[1]
+            atomic_write_bytes(target, encoded.tobytes())
+            entries.append({"file": image.path, "drawn": image.drawn, **found})
+    except KeyboardInterrupt:
+        if entries:
+            _write(detector, entries, skipped, output_dir)
+        raise
     if not entries:
         raise InputError(
-            f"None of the {len(images)} images can be read; the first: {skipped[0]['reason']}"
+            f"None of the {len(skipped)} images can be read; the first: {skipped[0]['reason']}"
+            if skipped
+            else "No image was named."
         )
+    return _write(detector, entries, skipped, output_dir), entries
+
+
+def _look_at_frames(
+    detector: Detector, image: Image, video: Video, target: Path
+) -> list[dict[str, Any]]:
+    """Write the drawn video; return an entry for each frame, ``frame`` counted from 0."""
+    entries = []
+    frames = progress(video, Path(image.path).name, total=len(video), unit="frames")
+    with drawn_video(target, video) as append:
+        for number, pixels in enumerate(frames):
+            drawn, found = _look(detector, image.path, pixels)
+            append(drawn)
+            entries.append({"file": image.path, "frame": number, "drawn": image.drawn, **found})
+    return entries
+
+
+def _look(detector: Detector, path: str, pixels: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return pixels with what is found in them drawn, and the size and findings for an entry."""
+    predicted, names = detector(pixels), detector.class_names
+    size = {"width": pixels.shape[1], "height": pixels.shape[0]}
+    if "sem_seg" in predicted:
+        labels = predicted["sem_seg"]
+        return draw_labels(pixels, labels, names), size | {"classes": _class_entries(labels, names)}
+    drawn = draw_detections(pixels, predicted, names, detector.skeleton)
+    return drawn, size | {"detections": _entries(path, predicted, names)}
+
+
+def _write(
+    detector: Detector,
+    entries: Sequence[Mapping[str, Any]],
+    skipped: Sequence[Mapping[str, str]],
+    output_dir: str,
+) -> dict[str, Any]:
+    """Write what was found; return the head."""
     head = {
         "schema": SCHEMA,
         "detector": detector.source,
@@ -117,7 +163,7 @@ def predict_images(
     if name == DETECTIONS_FILE:
         content = json.dumps(coco_content(entries, head), ensure_ascii=False)
         atomic_write_text(Path(output_dir) / COCO_FILE, content + "\n")
-    return head, entries
+    return head
 
 
 def _class_entries(labels: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:
