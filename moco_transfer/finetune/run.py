@@ -17,7 +17,7 @@ from ..evaluate.metric_names import is_class_metric
 from ..evaluate.predictions import Metrics
 from ..runtime.checkpoint import CheckpointFolder, load_checkpoint
 from ..runtime.device import FP32
-from ..runtime.distributed import barrier, is_main_process
+from ..runtime.distributed import barrier, broadcast_module_state, is_main_process
 from ..runtime.environment import git_commit, package_versions
 from ..runtime.files import atomic_write_text
 from ..runtime.health.heartbeat import Heartbeat
@@ -96,7 +96,9 @@ def finetune(
                     evaluation=lambda: (_evaluate(plan, run, stop) or {}).get("metrics"),
                 )
         if finished and run.best is not None:
-            run.model.load_state_dict(load_checkpoint(plan.output_dir / BEST_FILE)["model"])
+            if is_main_process():  # which wrote it, and may only now be done with that
+                run.model.load_state_dict(load_checkpoint(plan.output_dir / BEST_FILE)["model"])
+            broadcast_module_state([*run.model.parameters(), *run.model.buffers()])
         evaluated = _evaluate(plan, run, stop, at_end=True) if finished else None
         if evaluated is None:
             text = "Stopped by SIGTERM at iteration %d. Continue with --resume."
