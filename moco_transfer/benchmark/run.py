@@ -10,17 +10,22 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from ..data.annotations.label_subset import write_label_subset
 from ..report.records import last_iteration
 from ..runtime.progress import progress
 from ..runtime.stop import StopRequest
-from .cell_states import COMPLETE, state_of
-from .launch import CONSOLE, SAVES_WITHIN_SEC
-from .matrix import Cell
+from .cell_states import COMPLETE, ProgressNotes, state_of
+from .launch import CONSOLE, SAVES_WITHIN_SEC, LaunchSettings, output_lock
+from .matrix import Cell, Matrix
+from .plan import BenchmarkPlan
+
+T = TypeVar("T")
 
 _POLL_SEC = 0.5
 
@@ -53,6 +58,59 @@ class Stopped(Exception):
     signum: int
     num_running: int
     num_killed: int
+    outlives: bool = False  # whether the runs go on without the benchmark, as Slurm's jobs
+
+    def advice(self, output: Path) -> str:
+        """Return what became of the runs, and how to continue."""
+        again = f"moco-transfer benchmark --output {output}"
+        if self.outlives:
+            jobs = f"{self.num_running} job(s) stay in Slurm's queue or run on there"
+            end = f"end them with scancel, by the numbers in {output / 'slurm' / 'jobs.json'}"
+            return f"Stopped watching. {jobs}; {end}. Watch them again with: {again}"
+        killed = f"{self.num_killed} run(s) did not end in time and were killed"
+        state = killed if self.num_killed else "every run has saved"
+        return f"Stopped; {state}. Continue from the last checkpoints with: {again}"
+
+
+def train_command(matrix: Matrix, settings: LaunchSettings, cell: Cell) -> list[str]:
+    """Return the command of a run."""
+    processes = settings.num_processes()
+    several = ["--num-gpus", str(processes)] if processes > 1 else []
+    train = [sys.executable, "-m", "moco_transfer", "train", *several]
+    return [*train, *matrix.arguments(cell)]
+
+
+def run_benchmark(
+    plan: BenchmarkPlan,
+    settings: LaunchSettings,
+    *,
+    num_gpus: int,
+    on_end: Callable[[list[Failure]], T],
+    on_finished: Callable[[Cell], None] = lambda cell: None,
+) -> T:
+    """Run what is missing of a plan, and return what ``on_end`` returns, which is called with the
+    runs that failed while no other benchmark can take the folder.
+
+    Raises:
+        Stopped: As :func:`run_cells`.
+    """
+    matrix = plan.matrix
+    with output_lock(matrix.output) as lock:
+        states = ((p.cell, p.iterations, state_of(p.cell).name) for p in plan.cells)
+        todo = [(cell, iterations) for cell, iterations, state in states if state != COMPLETE]
+        launcher = settings.make(matrix.output, num_gpus=num_gpus, lock=lock)
+        matrix.save()
+        for file, subset in plan.new_subsets.items():
+            write_label_subset(file, subset)
+        settings.save(matrix.output)
+        notes = ProgressNotes(matrix.output, {p.cell.folder: p.iterations for p in plan.cells})
+
+        def note(running: Sequence[Cell], failures: Sequence[Failure]) -> None:
+            notes.write(running, {failure.cell.folder: failure.why for failure in failures})
+
+        note([], [])
+        command = partial(train_command, matrix, settings)
+        return on_end(run_cells(todo, launcher, command, on_finished=on_finished, on_change=note))
 
 
 def run_cells(
@@ -109,7 +167,8 @@ def run_cells(
             jobs = [job for _, job in running.values()]
             num_killed = 0 if launcher.outlives_benchmark else _stop(jobs)
         if stop.signum:
-            raise Stopped(stop.signum, num_running=len(jobs), num_killed=num_killed)
+            outlives = launcher.outlives_benchmark
+            raise Stopped(stop.signum, len(jobs), num_killed, outlives)
     return failures
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
-import sys
-from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from ..benchmark.launch import LaunchSettings
     from ..benchmark.matrix import Cell, Matrix
     from ..benchmark.plan import BenchmarkPlan, PlannedCell
-    from ..benchmark.run import Failure, Stopped
+    from ..benchmark.run import Failure
 
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")  # of a config: SEED, SOLVER.MAX_ITER
 _FILES = ("table.md", "summary.md", "report.html", "**/detections_*.png")
@@ -28,50 +27,25 @@ def run(args: argparse.Namespace) -> int:
     """Run the matrix; returns 0, 1 when a run failed or no table could be made, 143 on SIGTERM, 130
     on Ctrl-C.
     """
-    from ..benchmark.cell_states import COMPLETE, ProgressNotes, state_of
-    from ..benchmark.launch import output_lock
     from ..benchmark.overview import overview
     from ..benchmark.plan import plan_benchmark
-    from ..benchmark.run import Stopped, run_cells
-    from ..data.annotations.label_subset import write_label_subset
+    from ..benchmark.run import Stopped, run_benchmark, train_command
 
     _return_overrides(args)
     matrix, is_saved = _matrix(args)
     settings = _settings(args, matrix.output if is_saved else None)
-    num_processes, num_gpus = settings.num_processes(), _num_gpus()
-    train = [sys.executable, "-m", "moco_transfer", "train"]
-    train += ["--num-gpus", str(num_processes)] if num_processes > 1 else []
-    plan = plan_benchmark(matrix, world_size=num_processes)
+    num_gpus = _num_gpus()
+    plan = plan_benchmark(matrix, world_size=settings.num_processes())
     print(overview(plan, settings, lanes=settings.lanes(num_gpus)), flush=True)
-
-    def command(cell: Cell) -> list[str]:
-        return [*train, *matrix.arguments(cell)]
-
     if args.dry_run:
-        _print_plan(plan, command)
+        _print_plan(plan, partial(train_command, matrix, settings))
         return 0
-    with output_lock(matrix.output) as lock:
-        states = ((p.cell, p.iterations, state_of(p.cell).name) for p in plan.cells)
-        todo = [(cell, iterations) for cell, iterations, state in states if state != COMPLETE]
-        launcher = settings.make(matrix.output, num_gpus=num_gpus, lock=lock)
-        matrix.save()
-        for file, subset in plan.new_subsets.items():
-            write_label_subset(file, subset)
-        settings.save(matrix.output)
-        notes = ProgressNotes(matrix.output, {p.cell.folder: p.iterations for p in plan.cells})
-
-        def note(running: Sequence[Cell], failures: Sequence[Failure]) -> None:
-            notes.write(running, {failure.cell.folder: failure.why for failure in failures})
-
-        note([], [])
-        try:
-            failures = run_cells(
-                todo, launcher, command, on_finished=_print_finished, on_change=note
-            )
-        except Stopped as stop:
-            print(_stopped(stop, launcher, matrix.output), flush=True)
-            return 128 + stop.signum
-        return _finish(matrix, failures)
+    try:
+        how: dict[str, Any] = {"num_gpus": num_gpus, "on_end": partial(_finish, matrix)}
+        return run_benchmark(plan, settings, on_finished=_print_finished, **how)
+    except Stopped as stop:
+        print(stop.advice(matrix.output), flush=True)
+        return 128 + stop.signum
 
 
 def _print_plan(plan: BenchmarkPlan, command: Any) -> None:
@@ -90,17 +64,6 @@ def _print_plan(plan: BenchmarkPlan, command: Any) -> None:
             print("\n".join([f"  row {other.cell.init.name}", *(f"    {line}" for line in lines)]))
     left = (planned.cell for planned in plan.cells if planned.state.name != COMPLETE)
     print("\n".join(["", *(shlex.join(command(cell)) for cell in left)]))
-
-
-def _stopped(stop: Stopped, launcher: Any, output: Path) -> str:
-    again = f"moco-transfer benchmark --output {output}"
-    if launcher.outlives_benchmark:
-        jobs = f"{stop.num_running} job(s) stay in Slurm's queue or run on there"
-        end = f"end them with scancel, by the numbers in {output / 'slurm' / 'jobs.json'}"
-        return f"Stopped watching. {jobs}; {end}. Watch them again with: {again}"
-    killed = f"{stop.num_killed} run(s) did not end in time and were killed"
-    state = killed if stop.num_killed else "every run has saved"
-    return f"Stopped; {state}. Continue from the last checkpoints with: {again}"
 
 
 def _return_overrides(args: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ A file that fails any of it never appears.
 
 from __future__ import annotations
 
+import html
 import logging
 import os
 from collections import Counter
@@ -99,6 +100,9 @@ class ConversionReport:
             *([("", VERIFIED.format(arch=self.arch))] if found else []),
         ]
         return _in_columns(rows)
+
+    def _repr_html_(self) -> str:
+        return f'<pre style="white-space: pre-wrap">{html.escape(self.table())}</pre>'
 
 
 def convert_checkpoint(

@@ -7,7 +7,7 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +46,16 @@ SUBSET_FILE = "label_subset.json"  # the training images that a run has drawn
 
 
 def finetune(
-    plan: FinetunePlan, *, on_start: Callable[[Path], None] = lambda folder: None
+    plan: FinetunePlan,
+    *,
+    on_start: Callable[[Path], None] = lambda folder: None,
+    signals: Sequence[int] = (),
 ) -> dict[str, Any] | None:
     """Fine-tune a detector and evaluate it, or only evaluate. Collective.
 
     ``on_start`` is called with the folder that the run writes into. Returns the record that
-    results.json holds (metrics on process 0 alone), or None when SIGTERM stopped the run and it has
-    saved.
+    results.json holds (metrics on process 0 alone), or None when one of ``signals`` (by default
+    SIGTERM; in the main thread) stopped the run and it has saved.
     """
     _check_shared_memory(plan)
     barrier()  # every process has made its plan before one begins to write
@@ -81,7 +84,7 @@ def finetune(
     since, checkpoints = time.perf_counter(), CheckpointFolder(plan.output_dir, keep=2)
     key = "DATALOADER.NUM_WORKERS"
     beats = Heartbeat(plan.output_dir, LoaderWatch(run.meter, plan.settings[key], key))
-    with StopRequest() as stop, _metrics_file(plan, run) as metrics_file, beats:
+    with StopRequest(*signals) as stop, _metrics_file(plan, run) as metrics_file, beats:
         finished = plan.request.eval_only
         if not finished:
             with plan.engine.training():
@@ -101,8 +104,8 @@ def finetune(
             broadcast_module_state([*run.model.parameters(), *run.model.buffers()])
         evaluated = _evaluate(plan, run, stop, at_end=True) if finished else None
         if evaluated is None:
-            text = "Stopped by SIGTERM at iteration %d. Continue with --resume."
-            logger.warning(text, run.iteration)
+            text = "Stopped by %s at iteration %d. Continue with --resume."
+            logger.warning(text, stop.name, run.iteration)
             return None
         record = _record(plan, run, evaluated, wall_sec=round(time.perf_counter() - since, 1))
         if is_main_process() and plan.data.test_sets:

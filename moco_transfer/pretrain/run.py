@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,7 @@ class Pretraining:
     watch: Watch
     iteration: int = 0  # finished
     monitored: int = 0  # iteration after which kNN was last measured
+    signals: Sequence[int] = ()  # that tell it to stop; SIGTERM by default
 
     def __post_init__(self) -> None:
         self.rewind = Rewind(self.model, self.plan.device, self.weights)
@@ -85,11 +86,12 @@ class LossModule(nn.Sequential):
         return mechanism.loss(*batch)
 
 
-def pretrain(plan: PretrainPlan) -> Pretraining | None:
+def pretrain(plan: PretrainPlan, *, signals: Sequence[int] = ()) -> Pretraining | None:
     """Carry out a plan; return the finished run, or None when it was told to stop and has saved."""
     if plan.device.type == "cpu":
         keep_freed_memory()
     run = build_run(plan)
+    run.signals = signals
     for line in describe(plan):
         logger.info("%s", line)
     for line in warnings(plan):
@@ -176,7 +178,7 @@ def train(run: Pretraining, batches: Iterable[dict[str, Any]], metrics: MetricsF
     ``metrics``: None but on process 0.
 
     Returns:
-        True when the run is complete, False when it was told to stop (SIGTERM) and has saved.
+        True when the run is complete, False when it was told to stop (by a signal) and has saved.
 
     Raises:
         FloatingPointError: If the loss is not finite; names the iteration and the last checkpoint.
@@ -187,7 +189,7 @@ def train(run: Pretraining, batches: Iterable[dict[str, Any]], metrics: MetricsF
     bar = progress(None, "pre-training", total=total, initial=run.iteration)
     remedy = "Lower SOLVER.BASE_LR, or use TRAIN.PRECISION bf16 or fp32."
     advising = CheckpointFolder(plan.output_dir).advising(remedy)
-    with StopRequest() as stop, bar, advising, saved_for_replay(run):
+    with StopRequest(*run.signals) as stop, bar, advising, saved_for_replay(run):
         run.rewind.keep(run.iteration)
         source = iter(to_device(batches, plan.device))
         measured = measure_knn(run, metrics, stop)  # a resumed run may owe one
@@ -212,9 +214,8 @@ def train(run: Pretraining, batches: Iterable[dict[str, Any]], metrics: MetricsF
         if measured and run.iteration == total:
             return True
         save(run, metrics)
-    logger.warning(
-        "Told to stop (SIGTERM): saved after iteration %d. Continue with --resume.", run.iteration
-    )
+    text = "Told to stop (%s): saved after iteration %d. Continue with --resume."
+    logger.warning(text, stop.name, run.iteration)
     return False
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -44,6 +46,32 @@ class _FileHandler(logging.FileHandler):
             super().handleError(record)
 
 
+@contextlib.contextmanager
+def logged_to(output_dir: str | Path) -> Iterator[None]:
+    """Add the package's log lines to ``OUTPUT_DIR/log.txt`` for the block, for programs that have
+    logging of their own.
+    """
+    root = logging.getLogger("moco_transfer")
+    handler, level = _file_handler(output_dir), root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.removeHandler(handler)
+        handler.close()
+
+
+def _file_handler(output_dir: str | Path) -> logging.Handler:
+    make_folder(output_dir)
+    name = "log.txt" if get_rank() == 0 else f"log.txt.rank{get_rank()}"
+    file = Path(output_dir) / name
+    handler = _FileHandler(file, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(_Formatter())
+    return handler
+
+
 def set_up_logging(output_dir: str | Path | None = None, *, quiet: bool = False) -> None:
     """Send the package's log lines to the terminal (rank 0; with ``quiet`` only warnings) and add
     them to ``OUTPUT_DIR/log.txt``, those of other ranks to ``log.txt.rank1``, ...
@@ -59,11 +87,7 @@ def set_up_logging(output_dir: str | Path | None = None, *, quiet: bool = False)
         handlers.append(_TerminalHandler(sys.stdout))
         handlers[0].setLevel(logging.WARNING if quiet else logging.INFO)
     if output_dir is not None:
-        make_folder(output_dir)
-        name = "log.txt" if get_rank() == 0 else f"log.txt.rank{get_rank()}"
-        handlers.append(
-            _FileHandler(Path(output_dir) / name, encoding="utf-8", errors="backslashreplace")
-        )
+        handlers.append(_file_handler(output_dir))
     for handler in handlers:
         handler.setFormatter(_Formatter())
         root.addHandler(handler)

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line every 10 s in a log file or a notebook; and
+"""Progress of long work: a bar on a terminal or in a notebook, a line every 10 s in a log file; and
 the means of a log period: sums that stay on the device, and the time that the period took.
 """
 
@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import math
 import sys
 import time
@@ -47,27 +48,45 @@ def last_counted() -> Counted | None:
     return _last[0] if _last else None
 
 
-class _Bar(tqdm):
-    """A bar that also counts where it is not shown."""
+class _Counting:
+    """Of a bar, that also counts where it is not shown."""
+
+    total: int | None
 
     def __init__(self, *args: Any, initial: int = 0, **settings: Any) -> None:
-        super().__init__(*args, initial=initial, **settings)
+        super().__init__(*args, initial=initial, **settings)  # type: ignore[call-arg]
         self._what = settings["desc"]
         self._done = initial
         self._count(0)
 
     def __iter__(self) -> Iterator[Any]:
-        for item in super().__iter__():
+        for item in super().__iter__():  # type: ignore[misc]
             yield item
             self._count(1)
 
     def update(self, n: float | None = 1) -> bool | None:
         self._count(int(n or 0))
-        return super().update(n)
+        return super().update(n)  # type: ignore[misc]
 
     def _count(self, more: int) -> None:
         self._done += more
         _last[:] = [Counted(self._what, self._done, self.total, time.monotonic())]
+
+
+class _Bar(_Counting, tqdm):
+    pass
+
+
+@functools.cache
+def _notebook_bar() -> type[tqdm]:
+    from tqdm.auto import tqdm as of_notebooks  # of widgets where ipywidgets is installed
+
+    return type("_NotebookBar", (_Counting, of_notebooks), {})
+
+
+def _is_in_notebook() -> bool:
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
 class _Lines:
@@ -90,17 +109,18 @@ def progress(
     unit: str = "it",
     leave: bool = True,
 ) -> tqdm:
-    """Return tqdm's bar, or over ``items`` the iterator with it, as process 0 shows it on stderr.
+    """Return tqdm's bar, or over ``items`` the iterator with it, as process 0 shows it on stderr or
+    in the cell of a notebook.
 
-    Where stderr is no terminal, there is a line every 10 s and none for work that takes less.
+    Where stderr is neither, there is a line every 10 s and none for work that takes less.
     """
-    lines = {}
-    if not sys.stderr.isatty():
+    lines, kind = {}, _notebook_bar() if _is_in_notebook() else _Bar
+    if kind is _Bar and not sys.stderr.isatty():
         every = LINE_PERIOD_SEC
         lines = {"file": _Lines(), "mininterval": every, "miniters": 0, "delay": every}
         lines |= {"bar_format": _LINE if description else _LINE.removeprefix("{desc}: ")}
         leave = False
-    return _Bar(
+    return kind(
         items,
         desc=description,
         total=total,

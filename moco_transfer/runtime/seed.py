@@ -5,8 +5,10 @@ So nothing has to be saved to resume exactly, and the number of data workers cha
 
 from __future__ import annotations
 
+import contextlib
 import random
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -42,6 +44,18 @@ def seed_everything(seed: int, *position: int | str) -> None:
     random.seed(value)
     np.random.seed(value % 2**32)
     torch.manual_seed(value)
+
+
+@contextlib.contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Leave the global generators as they were before the block, for a program of others."""
+    python, of_numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(of_numpy)
 
 
 def check_equal_draws() -> None:

@@ -1,4 +1,6 @@
-"""SIGTERM as a flag: schedulers send it before they end a job, and the run saves first."""
+"""SIGTERM as a flag: schedulers send it before they end a job, and the run saves first. In a
+notebook, Ctrl-C too.
+"""
 
 from __future__ import annotations
 
@@ -53,6 +55,11 @@ class StopRequest:
         """Whether this process received a signal."""
         return self.signum > 0
 
+    @property
+    def name(self) -> str:
+        """The signal's name; of SIGTERM where only another process received one."""
+        return signal.Signals(self.signum or signal.SIGTERM).name
+
     def agreed(self, *, now: bool = False) -> bool:
         """Return whether any process had received SIGTERM at the call before this one, or with
         ``now`` at this one. Collective.
@@ -73,8 +80,10 @@ class StopRequest:
 
 @contextlib.contextmanager
 def sigterm_held() -> Iterator[None]:
-    """Hold SIGTERM back while data workers start, which inherit this until they ignore it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    """Hold SIGTERM and Ctrl-C back while data workers start, which inherit this until they ignore
+    them.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     try:
         yield
     finally:
@@ -84,10 +93,12 @@ def sigterm_held() -> Iterator[None]:
 def prepare_worker(worker: int) -> None:
     """Prepare a data worker, for ``worker_init_fn``.
 
-    It ignores SIGTERM: schedulers and torchrun send it to all processes of a job, and the training
-    process needs its workers until it has saved. And it ends when it cannot hand over a batch.
+    It ignores SIGTERM, which schedulers and torchrun send to all processes of a job, and SIGINT,
+    which notebooks do: the training process needs its workers until it has saved. And it ends when
+    it cannot hand over a batch.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     queue: Any = multiprocessing.queues.Queue
     queue._on_queue_feeder_error = staticmethod(_end_worker)
 

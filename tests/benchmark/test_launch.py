@@ -123,19 +123,12 @@ def test_settings__damaged(tmp_path, text):
         LaunchSettings.read(tmp_path)
 
 
-class _Launcher:
-    outlives_benchmark = False
-
-
-def test_stopped__says_what_is_true(tmp_path):
-    launcher = _Launcher()
-    said = verb._stopped(Stopped(15, num_running=2, num_killed=0), launcher, Path("runs"))
+def test_stopped__says_what_is_true():
+    said = Stopped(15, num_running=2, num_killed=0).advice(Path("runs"))
     assert "every run has saved" in said and "moco-transfer benchmark --output runs" in said
-    assert "1 run(s) did not end in time and were killed" in verb._stopped(
-        Stopped(15, num_running=2, num_killed=1), launcher, Path("runs")
-    )
-    launcher.outlives_benchmark = True
-    said = verb._stopped(Stopped(2, num_running=5, num_killed=0), launcher, Path("runs"))
+    killed = Stopped(15, num_running=2, num_killed=1).advice(Path("runs"))
+    assert "1 run(s) did not end in time and were killed" in killed
+    said = Stopped(2, num_running=5, num_killed=0, outlives=True).advice(Path("runs"))
     assert "5 job(s) stay in Slurm's queue" in said and "saved" not in said
 
 

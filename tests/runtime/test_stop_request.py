@@ -1,7 +1,8 @@
 """SIGTERM sets a flag while the block runs; the earlier handler is restored; workers never hang.
 
 Seen red under: the handler not restored; the flag set for a request that was not sent; workers that
-ignore SIGTERM left to multiprocessing at exit; SIGTERM not held back while workers start.
+ignore SIGTERM left to multiprocessing at exit; SIGTERM not held back while workers start;
+SIGINT neither held back nor ignored by them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import signal
 import subprocess
 import sys
 import threading
+
+import pytest
 
 from moco_transfer.runtime.stop import StopRequest
 
@@ -54,18 +57,20 @@ def test_prepare_worker__a_process_with_an_unfinished_loader_ends():
     assert (done.returncode, done.stderr) == (0, "")
 
 
-# Each forked worker is sent SIGTERM before its first line runs.
-EARLY_SIGTERM = """
+# Each forked worker is sent the signal before its first line runs, and again while it works.
+SIGNALLED = """
 import os, signal
 from moco_transfer.data.batches.loader import test_loader
-os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGTERM))
-records = [{"image_id": number} for number in range(6)]
-batches = test_loader(records, lambda record: record, rank=0, world_size=1, num_workers=2)
+send = lambda: os.kill(os.getpid(), signal.{signal})
+os.register_at_fork(after_in_child=send)
+records = [{{"image_id": number}} for number in range(6)]
+batches = test_loader(records, lambda r: send() or r, rank=0, world_size=1, num_workers=2)
 print([record["image_id"] for batch in batches for record in batch])
 """
 
 
-def test_workers__that_get_sigterm_while_they_start_go_on():
-    command = [sys.executable, "-c", EARLY_SIGTERM]
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_workers__that_get_a_signal_go_on(name):
+    command = [sys.executable, "-c", SIGNALLED.format(signal=name)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout) == (0, "[0, 1, 2, 3, 4, 5]\n"), done.stderr
