@@ -158,7 +158,9 @@ class Matrix:
             Task(t.name, _absolute(t.config, only_files=True), flags(t.datasets), t.overrides)
             for t in self.tasks
         )
-        inits = tuple(Initialisation(i.name, _absolute(i.weights)) for i in self.inits)
+        inits = tuple(
+            replace(init, weights=_absolute(init.weights, only_files=True)) for init in self.inits
+        )
         return replace(self, tasks=tasks, inits=inits, datasets=flags(self.datasets))
 
     def dump(self) -> str:
@@ -178,7 +180,7 @@ class Matrix:
 
 
 def _absolute(path: str, *, only_files: bool = False) -> str:
-    # A config may be a name of the package's, which no folder changes.
+    # A config may be a name of the package's and weights published ones, which no folder changes.
     return str(Path(path).absolute()) if path and (not only_files or Path(path).is_file()) else path
 
 

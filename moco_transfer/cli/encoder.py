@@ -26,10 +26,11 @@ def open_encoder(args: argparse.Namespace) -> TrainedEncoder:
 
 def origin_of(args: argparse.Namespace, found: TrainedEncoder) -> dict[str, Any]:
     """Return what results.json holds about the encoder and the images."""
+    from ..convert.zoo import local_file
     from ..runtime.files import sha256_of
 
     asked = ("checkpoint", "encoder", "train", "test", "precision")
     origin = {name: getattr(args, name) for name in asked}
     origin |= {name: getattr(found, name) for name in ("arch", "mechanism", "epoch")}
     view = {"image_size": found.view.size, "resize": found.view.resize}
-    return origin | view | {"checkpoint_sha256": sha256_of(args.checkpoint)}
+    return origin | view | {"checkpoint_sha256": sha256_of(local_file(args.checkpoint))}

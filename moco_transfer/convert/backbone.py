@@ -14,6 +14,7 @@ from ..runtime.errors import InputError
 from ..runtime.files import sha256_of
 from .coverage import check_source
 from .formats import Source, find_prefixes, read_source
+from .hub import SCHEME
 from .key_maps import detectron2_name
 from .read import Content, read_checkpoint
 from .stamp import make_stamp, read_stamp
@@ -41,7 +42,8 @@ def load_backbone(path: str | os.PathLike[str]) -> BackboneWeights:
     """Read the backbone of a Detectron2 ``.pkl`` or ``.pth``; no code in the file is run.
 
     The caller checks the coverage, because it knows which stages it needs. A name of
-    :mod:`moco_transfer.convert.zoo` is converted here, with every tensor accounted for.
+    :mod:`moco_transfer.convert.zoo` or an address on the Hub is converted here, with every tensor
+    accounted for.
     MissingFileError if there is no such file; InputError if it is no checkpoint, is damaged, or is
     in another layout than Detectron2's.
     """
@@ -55,7 +57,7 @@ def load_backbone(path: str | os.PathLike[str]) -> BackboneWeights:
         arch = recognise(source.state)
     else:
         source = read_source(content)
-        if published(os.fspath(path)) is None:
+        if published(os.fspath(path)) is None and not os.fspath(path).startswith(SCHEME):
             raise InputError(
                 f"{file} is a checkpoint in the layout of {source.title} (keys {source.prefix}…),"
                 f" expected Detectron2's names; convert it first: moco-transfer convert {file}"

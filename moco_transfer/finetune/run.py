@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ..data.annotations.label_subset import LabelDraw, title_of, write_label_subset
 from ..data.annotations.records import is_trainable
 from ..evaluate.metric_names import is_class_metric
@@ -99,9 +101,7 @@ def finetune(
                     evaluation=lambda: (_evaluate(plan, run, stop) or {}).get("metrics"),
                 )
         if finished and run.best is not None:
-            if is_main_process():  # which wrote it, and may only now be done with that
-                run.model.load_state_dict(load_checkpoint(plan.output_dir / BEST_FILE)["model"])
-            broadcast_module_state([*run.model.parameters(), *run.model.buffers()])
+            _take_best(run.model, plan.output_dir / BEST_FILE)
         evaluated = _evaluate(plan, run, stop, at_end=True) if finished else None
         if evaluated is None:
             text = "Stopped by %s at iteration %d. Continue with --resume."
@@ -119,6 +119,15 @@ def finetune(
     if is_main_process() and not plan.request.eval_only:
         checkpoints.prune(keep=1)
     return record
+
+
+def _take_best(model: nn.Module, file: Path) -> None:
+    """Load the best weights on process 0, which wrote them and may only now be done with that, and
+    hand them on. Collective.
+    """
+    if is_main_process():
+        model.load_state_dict(load_checkpoint(file)["model"])
+    broadcast_module_state([*model.parameters(), *model.buffers()])
 
 
 def replay_iteration(plan: FinetunePlan, path: str | Path) -> list[str]:

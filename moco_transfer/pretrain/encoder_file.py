@@ -22,6 +22,7 @@ from ..convert.coverage import check_source
 from ..convert.formats import read_source
 from ..convert.read import read_checkpoint
 from ..convert.stamp import make_stamp
+from ..convert.zoo import local_file
 from ..data.views.labelled import EvaluationView, protocol_resize
 from ..models import BANDS, ENCODERS, add_mlp_head, build_encoder, recognise
 from ..runtime.errors import InputError
@@ -52,6 +53,7 @@ def read_encoder(
 ) -> TrainedEncoder:
     """Read an encoder, of which every tensor but the head must be there.
 
+    ``path``: a file, a name of published weights, or ``hf://USER/NAME[/FILE]``.
     ``encoder``: ``q`` for the one that was trained, ``k`` for its momentum copy. ``arch``: what it
     has to be; None for what the file names, or else what fits best. ``channels``: that it has to
     take, whose statistics need not be known; None for those that the file has.
@@ -61,7 +63,7 @@ def read_encoder(
         InputError: If it is of no known layout, lacks the encoder or a tensor of it, holds values
             that are not finite, or expects BGR or unknown pixels.
     """
-    content = read_checkpoint(path)
+    content = read_checkpoint(local_file(path))
     source = read_source(content, encoder=encoder)
     named = str(content.top.get("arch"))
     if arch is None:

@@ -164,7 +164,9 @@ def test_matrix__saved_paths_hold_in_any_folder(tmp_path, monkeypatch):
         "c=coco:c.json:images",
     )
     tasks = (Task("t", "own.yaml", datasets=flags), Task("coco_R_50_C4_1x", "coco_R_50_C4_1x"))
-    rows = (Initialisation("random"), Initialisation("moco", "moco.pkl"))
+    (tmp_path / "moco.pkl").touch()
+    names = {"random": "", "moco": "moco.pkl", "v2": "moco_v2_800ep", "hub": "hf://me/mine"}
+    rows = tuple(Initialisation(name, weights) for name, weights in names.items())
     matrix = Matrix(Path("runs"), tasks, rows, baseline="moco", datasets=flags[-1:])
     file = matrix.save()
     monkeypatch.chdir("/")
@@ -184,9 +186,7 @@ def test_matrix__saved_paths_hold_in_any_folder(tmp_path, monkeypatch):
         ),
         ("coco_R_50_C4_1x", ()),
     ]
-    assert [init.weights for init in saved.inits] == [
-        "",
-        f"{at}/moco.pkl",
-    ] and saved.baseline == "moco"
+    expected = ["", f"{at}/moco.pkl", "moco_v2_800ep", "hf://me/mine"]
+    assert [init.weights for init in saved.inits] == expected and saved.baseline == "moco"
     assert saved.datasets == (f"c=coco:{at}/c.json:{at}/images",)
     assert json.dumps(saved.dump()) == json.dumps(saved.with_absolute_paths().dump())

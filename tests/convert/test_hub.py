@@ -16,6 +16,7 @@ import threading
 import pytest
 import torch
 import torchvision
+from generated_images import write_pool, write_voc_scenes
 
 from moco_transfer.cli.main import main
 from moco_transfer.convert import convert_checkpoint
@@ -147,6 +148,28 @@ def test_hf_address__the_round_trip_gives_the_same_bytes(hub, folder, tmp_path):
     sha256 = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     assert report.stamp["source_sha256"] == sha256
     assert any("/me/mine/resolve/main/model.safetensors" in path for path in hub)
+
+
+def test_hf_address__is_taken_wherever_weights_are(hub, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    sha256 = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    write_pool(tmp_path / "images", count=16, size=32, seed=0)
+    words = ["hf://me/mine", "--train", "images", "--test", "images", "--output", "out/knn"]
+    assert main(["knn", *words, "--image-size", "32", "--workers", "0", "--k", "3"]) == 0
+    result = json.loads((tmp_path / "out" / "knn" / "results.json").read_text())
+    assert (result["checkpoint"], result["checkpoint_sha256"]) == ("hf://me/mine", sha256)
+    write_voc_scenes(tmp_path / "voc", splits={"train": 4, "test": 2}, size=64, seed=0)
+    data = [
+        f"--dataset=mine_{split}=voc:voc:{split}:voc/classes.txt" for split in ("train", "test")
+    ]
+    sets = ["DATASETS.TRAIN", "('mine_train',)", "DATASETS.TEST", "('mine_test',)"]
+    run = ["train", "--config-file", "demo_R_18_FPN", *data, "--dry-run", *sets]
+    assert main([*run, "MODEL.WEIGHTS", "hf://me/mine", "OUTPUT_DIR", "out/run"]) == 0
+    assert "hf://me/mine" in capsys.readouterr().out
+    matrix = ["benchmark", "--tasks", "demo_R_18_FPN", *data, "--init", "moco=hf://me/mine"]
+    assert main([*matrix, "--dry-run", "--output", "out/matrix", *sets]) == 0
+    assert main(["knn", "hf://me/mine/gone.pth", *words[1:]]) == 2
+    assert "hf://me/mine/gone.pth" in capsys.readouterr().err
 
 
 def test_hf_address__what_is_not_there_is_one_sentence(hub, tmp_path, capsys):
