@@ -144,6 +144,33 @@ def test_benchmark__makes_its_runs_and_their_table(scenes, tmp_path):
         api.benchmark(tmp_path / "other", **asked, overrides=FINETUNE | {"SOLVER.BASE_LR": 9.0})
 
 
+@pytest.mark.slow
+def test_docs__their_example_runs(tmp_path, monkeypatch):
+    text = (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(from moco_transfer import api.*?)```", text, re.S)
+    monkeypatch.chdir(tmp_path)
+    write_pool(Path("images"), count=24, size=40, seed=0)
+    write_voc_scenes(Path("trees"), splits={"train": 6, "test": 3}, size=64, seed=0)
+    quick = {"plan_pretrain": PRETRAIN, "plan_finetune": FINETUNE}
+
+    def shortened(name: str):
+        made = getattr(api, name)
+
+        def call(first, overrides=None, **more):
+            if name == "benchmark":
+                return made(first, **more | {"overrides": FINETUNE | overrides, "seeds": 1})
+            return made(first, quick[name] | overrides, **more)
+
+        return call
+
+    for name in (*quick, "benchmark"):
+        monkeypatch.setattr(api, name, shortened(name))
+    names: dict = {}
+    exec(code, names)
+    assert (tmp_path / "out/trees/moco/results.json").is_file()
+    assert [row.init for row in api.report("runs").tables[0].rows] == ["random", "moco"]
+
+
 def test_report__of_nothing_and_a_faulty_plan(tmp_path):
     with pytest.raises(InputError, match="no readable run"):
         api.report(tmp_path)
