@@ -1,7 +1,7 @@
 """Tab in a shell, by argcomplete's own protocol: COMP_LINE and COMP_POINT in, words out.
 
-Seen red under: no completer of configs; values offered where a key is due; pre-training configs
-offered to train; the hook behind the first print; torch imported.
+Seen red under: no completer of --tasks; keys offered where a value is due; pre-training configs
+offered to train; options of torchrun left out; torch imported.
 """
 
 from __future__ import annotations
