@@ -26,9 +26,9 @@ logger = logging.getLogger(__name__)
 _TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 PATIENCE = 20.0  # s until a process says for whom it waits, and between two such lines
 LONGEST_WAIT = 600.0  # s until it gives up
-# Of a collective. NCCL's default of 10 minutes is less than process 0 may need alone, to score a
+# Of a collective, s. NCCL's default of 10 minutes is less than process 0 may need alone, to score a
 # large test set, while the others wait for it.
-TIMEOUT = datetime.timedelta(hours=4)
+TIMEOUT_VARIABLE, TIMEOUT = "MOCO_TRANSFER_TIMEOUT", 4 * 3600
 _joined_group = False
 
 
@@ -54,7 +54,9 @@ def start_processes(device: str = "auto") -> torch.device:
     chosen = _choose_device(device)
     if not missing and not dist.is_initialized():
         # gloo as well: what the host must know in each iteration would wait for the GPU in NCCL.
-        how: dict[str, Any] = {"backend": "gloo", "timeout": TIMEOUT}
+        os.environ.setdefault(TIMEOUT_VARIABLE, str(TIMEOUT))
+        timeout = datetime.timedelta(seconds=_whole_number(TIMEOUT_VARIABLE, least=1))
+        how: dict[str, Any] = {"backend": "gloo", "timeout": timeout}
         if chosen.type == "cuda":  # device_id: NCCL joins now, and a fault of it is seen now
             how |= {"backend": "cpu:gloo,cuda:nccl", "device_id": chosen}
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # torchrun has them together

@@ -166,12 +166,18 @@ def explain(error: BaseException, settings: Mapping[str, str] | None = None) -> 
             f"A data worker has ended; its own message says why ({error}). Lower"
             f" {names['workers']} or {names['memory']}, or set {names['workers']} to 0."
         )
-    if re.search(
-        r"Connection (closed|reset) by peer|Broken pipe|heartbeat|NCCL.*timeout|Watchdog caught",
-        text,
-    ):
+    if re.search(r"Application timeout|Timed out waiting|NCCL.*timeout|Watchdog caught", text):
+        return (
+            "Another process of the run has not answered within MOCO_TRANSFER_TIMEOUT seconds"
+            f" ({os.environ.get('MOCO_TRANSFER_TIMEOUT')}): it hangs, or its machine is lost."
+            " `moco-transfer doctor OUTPUT_DIR` tells which; continue with --resume."
+        )
+    if re.search(r"Connection (closed|reset) by peer|Broken pipe|heartbeat", text):
         first = text.strip().splitlines()[0][:120]
-        return f"Another process of the run has ended; its own message says why ({first})."
+        return (
+            "Another process of the run has ended: its own message says why, or it was killed, or"
+            f" its machine is lost ({first}). Continue with --resume."
+        )
     if refused is not None and refused.errno in (*_DISK_FULL, *_OF_FILES):
         path = refused.filename or "a file"
         return f"Cannot read or write {path}: {refused.strerror}.{_room(refused, path)}"

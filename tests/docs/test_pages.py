@@ -23,7 +23,7 @@ NOT_HERE = re.compile(
     r"|train|val|test|VOC|JPEG|cifar|eval_|\.venv|/|\w+:)"
 )
 # Options of other programs.
-FOREIGN_OPTIONS = {"--shm-size", "--nproc_per_node"}
+FOREIGN_OPTIONS = {"--shm-size", "--nproc_per_node", "--nnodes", "--max_restarts"}
 
 
 def _code(page) -> list[str]:

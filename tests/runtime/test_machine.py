@@ -191,7 +191,8 @@ def test_explain__memory_of_a_gpu():
         ("CUDA error: CUDA-capable device(s) is/are busy or unavailable", "CUDA_VISIBLE_DEVICES"),
         ("CUDA error: no kernel image is available for execution", "doctor"),
         ("NCCL error: Duplicate GPU detected : rank 0 and rank 1 both on 1a000", "LOCAL_RANK"),
-        ("Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7)", "Another process"),
+        ("Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7)", "not answered"),
+        ("Application timeout caused pair closure", "not answered"),
     ],
 )
 def test_explain__what_a_gpus_libraries_say(said, fact):

@@ -145,14 +145,16 @@ def two_gpus(environment, monkeypatch):
     return asked
 
 
-def test_start__each_process_has_the_gpu_of_its_local_rank(two_gpus):
-    """Red under: NCCL alone, its default time-out, no device_id, the first GPU for all."""
+def test_start__each_process_has_the_gpu_of_its_local_rank(two_gpus, monkeypatch):
+    """Red under: NCCL alone, its default time-out, ours alone, no device_id, one GPU for all."""
     assert distributed.start_processes("auto") == torch.device("cuda", 1)
     assert two_gpus["set_device"] == 1 and two_gpus["device_id"] == torch.device("cuda", 1)
     assert two_gpus["backend"] == "cpu:gloo,cuda:nccl"
     assert two_gpus["timeout"] >= datetime.timedelta(hours=1)
     two_gpus.clear()
+    monkeypatch.setenv("MOCO_TRANSFER_TIMEOUT", "30")
     assert distributed.start_processes("cpu") == torch.device("cpu")
+    assert two_gpus["timeout"] == datetime.timedelta(seconds=30)
     assert two_gpus.keys() == {"backend", "timeout"} and two_gpus["backend"] == "gloo"
 
 

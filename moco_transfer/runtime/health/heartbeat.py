@@ -50,6 +50,11 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._go, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Heartbeat:
+        if get_rank() == 0:  # of a run with more processes, of which some were lost
+            ours = {f"{FILE}.rank{rank}" for rank in range(get_world_size())}
+            for path in self._path.parent.glob(f"{FILE}.rank*"):
+                if path.name not in ours:
+                    path.unlink(missing_ok=True)
         self._write()
         self._thread.start()
         return self

@@ -2,7 +2,7 @@
 
 Seen red under: no thread; the file left at the end; ``iteration`` of a bar that is not shown; the
 most frequent line named as the one waited for; the age of a heartbeat left out; a process of
-another host looked for here.
+another host looked for here; those of lost processes left.
 """
 
 from __future__ import annotations
@@ -69,6 +69,12 @@ def test_heartbeat__says_how_far_and_where_and_is_removed(tmp_path, monkeypatch)
     assert __name__.split(".")[-1] in found["at"]
     assert [later[key] for key in ("work", "iteration", "total")] == ["evaluating", 8, 8]
     assert os.listdir(tmp_path) == []
+
+
+def test_heartbeat__removes_those_of_processes_that_a_resumed_run_no_longer_has(tmp_path, write):
+    write(1), write(12)
+    with Heartbeat(tmp_path):
+        assert [beat.rank for beat in hangs.read_beats(tmp_path)] == [0]
 
 
 def test_doctor__finds_a_process_that_is_stopped_or_killed(tmp_path, monkeypatch, capsys):
