@@ -138,7 +138,8 @@ def _load(path: PathLike, overrides: Sequence[str], kind: str) -> CfgNode:
 
 
 def _is_shipped(file: Path) -> bool:
-    return file.resolve() in {shipped.resolve() for shipped in paths.available().values()}
+    same_name = [each for each in paths.available().values() if each.name == file.name]
+    return any(file.samefile(each) for each in same_name)
 
 
 def _find(path: PathLike, kind: str) -> Path:

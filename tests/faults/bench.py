@@ -15,9 +15,11 @@ worker killed; the clock set back; last_checkpoint and checkpoints cut or change
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import errno
 import functools
+import importlib
 import json
 import os
 import random
@@ -35,6 +37,7 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPOSITORY / "tests"), str(REPOSITORY)]
 
+CHECKPOINTS = ("pretrain", "train boxes", "train boxes, Detectron2", "linear")
 COUNTS = ("trials", "lost", "unequal", "left behind")
 # What an interrupted run may have more than the uninterrupted one.
 MORE = re.compile(r".*(events\.out\.tfevents\..*|checkpoint_\w+\.pth|console\.txt)")
@@ -59,12 +62,16 @@ class Bench:
         from faults.server import Run
 
         if name not in self.whole:
-            job = self.jobs[name]
-            self.clear(job)
-            since = time.monotonic()
-            run = Run(job.argv(self.out), self.log)
-            if not run.wait() or run.status:
-                raise SystemExit(f"{name}: status {run.status}\n{self.log.read_text()}")
+            job, modules = self.jobs[name], self.out.with_name("modules.txt")
+            for before in (functools.partial(tell_modules, modules), None):
+                self.clear(job)
+                since = time.monotonic()
+                run = Run(job.argv(self.out), self.log, before)
+                if not run.wait() or run.status:
+                    raise SystemExit(f"{name}: status {run.status}\n{self.log.read_text()}")
+                for module in modules.read_text().split():  # so that no trial must do so
+                    with contextlib.suppress(ImportError):
+                        importlib.import_module(module)
             found = (time.monotonic() - since, job.result(self.out), files_below(self.out))
             self.whole[name] = found
         return self.whole[name]
@@ -135,6 +142,12 @@ class Bench:
         return "\n".join(["", head, *lines, last])
 
 
+def tell_modules(target: Path) -> None:
+    """Write the names of imported modules at the end of this process."""
+    known = set(sys.modules)
+    atexit.register(lambda: target.write_text("\n".join(set(sys.modules) - known)))
+
+
 def still_there(before: Any, now: Any) -> bool:
     """Return whether a list only grew, a number did not fall, and anything else is the same."""
     if isinstance(before, list) and isinstance(now, list):
@@ -171,7 +184,7 @@ def signals(bench: Bench, trials: int) -> None:
 
     for name, job in bench.jobs.items():
         seconds, _, _ = bench.uninterrupted(name)
-        for number in range(max(1, round(trials * job.weight)) * 2):
+        for number in range(max(2, trials)):
             signum = (signal.SIGKILL, signal.SIGTERM)[number % 2]
             with bench.trial(signum.name, name) as note:
                 bench.clear(job)
@@ -190,11 +203,9 @@ def worker_killed(bench: Bench, trials: int) -> None:
     """A data worker is killed: the run ends with a sentence, and can be resumed."""
     from faults.server import Run
 
-    name = "pretrain, two workers"
-    if name not in bench.jobs:
-        return
-    job, (seconds, _, _) = bench.jobs[name], bench.uninterrupted(name)
-    for _ in range(trials):
+    names = [name for name in bench.jobs if "two workers" in name]
+    for name in [each for each in names for _ in range(trials)]:
+        job, (seconds, _, _) = bench.jobs[name], bench.uninterrupted(name)
         with bench.trial("worker killed", name) as note:
             bench.clear(job)
             run = Run(job.argv(bench.out), bench.log)
@@ -218,15 +229,15 @@ def clock_set_back(bench: Bench, trials: int) -> None:
         start, count = time.time(), iter(range(1 << 60))
         time.time = lambda: start - 86400 * next(count)
 
-    for name in [n for n in ("pretrain", "train boxes", "linear", "pack") if n in bench.jobs]:
+    for name in [each for each in bench.jobs for _ in range(max(1, trials // 10))]:
         job = bench.jobs[name]
         bench.uninterrupted(name)
         with bench.trial("clock set back", name) as note:
             bench.clear(job)
             run = Run(job.argv(bench.out), bench.log, backwards)
-            run.wait(bench.dice.uniform(0, 1.0))
+            run.wait(bench.dice.uniform(0, 1.05 * bench.whole[name][0]))
             run.end(signal.SIGKILL)
-            saved = job.saved(bench.out)
+            saved = job.saved(bench.out) if bench.out.exists() else None
             bench.resume_and_compare(name, note, saved, killed=True)
             results = bench.out / "results.json"
             if results.exists() and json.loads(results.read_text()).get("wall_sec", 0) < 0:
@@ -237,7 +248,7 @@ def damaged_checkpoints(bench: Bench, trials: int) -> None:
     """The pointer or the newest checkpoint is cut off or changed: the one before is taken."""
     from faults.server import Run
 
-    for name in [n for n in ("pretrain", "train boxes", "linear") if n in bench.jobs]:
+    for name in [n for n in CHECKPOINTS if n in bench.jobs]:
         job, (seconds, _, _) = bench.jobs[name], bench.uninterrupted(name)
         for number in range(trials):
             with bench.trial("damaged checkpoint", name) as note:
@@ -283,8 +294,6 @@ def refusing_disk(bench: Bench, trials: int) -> None:
         return
     errors = [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, 0]
     for name, job in bench.jobs.items():
-        if name == "benchmark":
-            continue  # its runs are programs of their own
         bench.uninterrupted(name)
         bench.clear(job)
         counted = bench.out.with_name("changes.txt")
@@ -363,6 +372,8 @@ def prepare() -> None:
     """Import what the runs need, and let the small ones be small."""
     import torch
     import torch.utils.tensorboard  # noqa: F401
+    import tqdm
+    from faults.server import Child
     from pretrain.small_runs import SmallEncoder
 
     import moco_transfer.cli.pack
@@ -373,8 +384,13 @@ def prepare() -> None:
     import moco_transfer.pretrain.plan
     import moco_transfer.pretrain.run
     import moco_transfer.report.html.page  # noqa: F401
+    from moco_transfer.benchmark import launch
 
     torch.set_num_threads(1)
+    tqdm.tqdm.monitor_interval = 0  # no thread, which a fork would not have
+    for depth in (18, 50):
+        moco_transfer.models.BLOCKS[depth] = (1, 1, 1, 1)
+    launch.LocalLauncher.start = lambda *words: Child(*words)
     moco_transfer.pretrain.plan.build_encoder = SmallEncoder
     pack.PackSettings = functools.partial(pack.PackSettings, images_per_shard=6)
 
@@ -396,7 +412,8 @@ def main() -> int:
     disk.load()  # starts this program again
     prepare()
     # No TemporaryDirectory: each fork would remove it at its end.
-    work = Path(tempfile.mkdtemp(prefix="faults"))
+    memory = Path("/dev/shm")  # noqa: S108 - nothing here must outlive this process
+    work = Path(tempfile.mkdtemp(prefix="faults", dir=memory if memory.is_dir() else None))
     try:
         bench = Bench(work, seed=args.seed, only=args.only)
         for fault in args.faults:

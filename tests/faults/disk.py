@@ -48,12 +48,19 @@ def arm(folder: Path, changes: int, error: int) -> None:
 
 
 def counting(folder: Path, target: Path) -> Callable[[], None]:
-    """Return what counts, in the process that calls it, and writes the number at its end."""
+    """Return what counts, in the process that calls it and in those that it forks, and writes the
+    largest number at their ends.
+    """
 
-    def before() -> None:
-        arm(folder, _NEVER, 0)
+    def write() -> None:
         count = ctypes.CDLL(None).disk_changes
         count.restype = ctypes.c_long
-        atexit.register(lambda: target.write_text(str(count())))
+        known = int(target.read_text()) if target.exists() else 0
+        target.write_text(str(max(known, count())))
+
+    def before() -> None:
+        target.unlink(missing_ok=True)
+        arm(folder, _NEVER, 0)
+        atexit.register(write)
 
     return before

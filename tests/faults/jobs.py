@@ -5,6 +5,7 @@ theirs counts as saved.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -22,12 +23,15 @@ from moco_transfer.runtime.checkpoint import CheckpointFolder
 TINY_PRETRAIN = """DATA.IMAGE_SIZE 16 DATA.BATCH_SIZE_TOTAL 8 MOCO.QUEUE_SIZE 20
     MOCO.BN_GROUP_SIZE 4 SOLVER.EPOCHS 4 SOLVER.STEPS () TRAIN.LOG_PERIOD 2 TRAIN.PRECISION fp32
     TRAIN.CHECKPOINT_PERIOD_ITERS 2 LOGGERS tensorboard""".split()
-TINY_TRAIN = """DATALOADER.NUM_WORKERS 0 SOLVER.IMS_PER_BATCH 2
-    SOLVER.MAX_ITER 6 SOLVER.STEPS 4 SOLVER.CHECKPOINT_PERIOD 2 TEST.PRECISE_BN.NUM_ITER 2
-    INPUT.MIN_SIZE_TRAIN 64 INPUT.MIN_SIZE_TEST 64 SEED 0""".split()
+# Not AMP: whether bf16 pays is measured anew in each run. Narrow, as checkpoints take time.
+TINY_TRAIN = """SOLVER.IMS_PER_BATCH 2 SOLVER.AMP.ENABLED False
+    SOLVER.MAX_ITER 4 SOLVER.STEPS 3 SOLVER.CHECKPOINT_PERIOD 1 TEST.PRECISE_BN.NUM_ITER 1
+    INPUT.MIN_SIZE_TRAIN 64 INPUT.MIN_SIZE_TEST 64 SEED 0
+    MODEL.RESNETS.DEPTH 50 MODEL.RESNETS.STEM_OUT_CHANNELS 8 MODEL.RESNETS.WIDTH_PER_GROUP 4
+    MODEL.RESNETS.RES2_OUT_CHANNELS 16""".split()
 FPN = "MODEL.FPN.OUT_CHANNELS 16 MODEL.ROI_BOX_HEAD.FC_DIM 16".split()
-FEW = """MODEL.RPN.POST_NMS_TOPK_TRAIN 50 MODEL.RPN.POST_NMS_TOPK_TEST 20
-    MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 16""".split()
+FEW = """MODEL.RPN.POST_NMS_TOPK_TRAIN 20 MODEL.RPN.POST_NMS_TOPK_TEST 5
+    MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 8""".split()
 # A wall clock's, or what a log period has seen.
 NOT_COMPUTED = "time data_time images_per_sec data_wait_share knn_sec wall_sec eta".split()
 
@@ -172,11 +176,11 @@ def benchmark_saved(folder: Path) -> dict:
 
 
 def write_coco(folder: Path) -> str:
-    """Write five images of two rectangles, with boxes, masks and keypoints."""
+    """Write four images of two rectangles, with boxes, masks and keypoints."""
     rng = np.random.default_rng(0)
     images, annotations = [], []
     (folder / "images").mkdir(parents=True)
-    for number in range(1, 6):
+    for number in range(1, 5):
         pixels = np.full((64, 80, 3), 120, np.uint8)
         for category in (1, 2):
             w, h = (int(side) for side in rng.integers(18, 36, 2))
@@ -198,9 +202,9 @@ def write_coco(folder: Path) -> str:
 
 
 def write_semantic(folder: Path) -> str:
-    """Write five images with label images of three classes."""
+    """Write four images with label images of three classes."""
     rng = np.random.default_rng(0)
-    for number in range(5):
+    for number in range(4):
         for part, shape in (("images", (48, 40, 3)), ("labels", (48, 40))):
             (folder / part).mkdir(exist_ok=True, parents=True)
             pixels = rng.integers(0, 256 if part == "images" else 3, shape, dtype=np.uint8)
@@ -214,7 +218,7 @@ def make_jobs(data: Path, repository: Path, checkpoint: Callable[[Path], Path]) 
     write_pool(pool, count=24, size=40, seed=0)
     few = data / "few"
     write_pool(few, count=12, size=40, seed=0)
-    write_voc_scenes(scenes, splits={"train": 6, "test": 3}, size=64, seed=0)
+    write_voc_scenes(scenes, splits={"train": 4, "test": 1}, size=64, seed=0)
     coco, semantic = write_coco(data / "coco"), write_semantic(data / "semantic")
     pretrained = checkpoint(data)
     folder = {"result": run_result, "saved": run_saved, "resume": ["--resume"]}
@@ -225,10 +229,13 @@ def make_jobs(data: Path, repository: Path, checkpoint: Callable[[Path], Path]) 
         Job("pretrain, two workers", [*pretrain, "DATA.NUM_WORKERS", "2"], **folder),
     ]
 
-    def train(head: str, config: str, flag: str, *more: str) -> Job:
-        words = ["train", "--config-file", config, "--engine", "torchvision", "--dataset"]
-        words += [f"mine={flag}", "DATASETS.TRAIN", "mine", "DATASETS.TEST", "mine"]
-        return Job(f"train {head}", [*words, "OUTPUT_DIR", "{out}", *TINY_TRAIN, *more], **folder)
+    def train(
+        head: str, config: str, flag: str, *more: str, engine: str = "torchvision", workers: int = 0
+    ) -> Job:
+        words = ["train", "--config-file", config, "--engine", engine, "--dataset", f"mine={flag}"]
+        words += ["DATASETS.TRAIN", "mine", "DATASETS.TEST", "mine", "OUTPUT_DIR", "{out}"]
+        words += ["DATALOADER.NUM_WORKERS", str(workers), *TINY_TRAIN, *more]
+        return Job(f"train {head}", words, **folder)
 
     voc = f"voc:{scenes}:train:{scenes / 'classes.txt'}"
     low = ["SOLVER.BASE_LR", "0.0025"]
@@ -236,15 +243,21 @@ def make_jobs(data: Path, repository: Path, checkpoint: Callable[[Path], Path]) 
     points = [*low, "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", "16,16"]
     points += [*FEW, "TEST.KEYPOINT_OKS_SIGMAS", "[0.05, 0.05, 0.05]"]
     sizes = "INPUT.CROP.SIZE 33,33 INPUT.MIN_SIZE_TRAIN 32,64 SOLVER.BASE_LR 0.005".split()
+    boxes = ["demo_R_18_FPN", voc, *FPN, *FEW, "SOLVER.BASE_LR", "0.015"]
     jobs += [
-        train("boxes", "demo_R_18_FPN", voc, *FPN, *FEW, "SOLVER.BASE_LR", "0.015"),
+        train("boxes", *boxes),
+        train("boxes, two workers", *boxes, workers=2),
         train("masks", "coco_R_18_FPN_320px", coco, *FPN, *mask),
         train("C4", "coco_R_18_C4_320px", coco, *mask),
         train("keypoints", "coco_keypoint_R_18_FPN_320px", coco, *FPN, *points),
         train("segmentation", "voc_R_18_FCN_small", semantic, *sizes),
     ]
+    if importlib.util.find_spec("detectron2"):
+        alone = ["DATALOADER.ASPECT_RATIO_GROUPING", "False"]  # else images wait for a partner
+        jobs.append(train("boxes, Detectron2", *boxes, *alone, engine="detectron2"))
     linear = ["linear", str(pretrained), "--train", str(few), "--test", str(few), "--output"]
     linear += "{out} --epochs 5 --batch-size 4 --cache-features --workers 0".split()
+    linear += ["--image-size", "32"]
     jobs.append(Job("linear", linear, **folder))
     pack = ["pack", str(pool), "{out}", "--workers", "0"]
     jobs.append(Job("pack", pack, pack_result, pack_saved))
@@ -260,12 +273,14 @@ def make_jobs(data: Path, repository: Path, checkpoint: Callable[[Path], Path]) 
     result, saved = one_file("backbone.pkl")
     convert = ["convert", str(pretrained), "{out}/backbone.pkl"]
     jobs.append(Job("convert", convert, result, saved, prepare=older("backbone.pkl")))
-    shutil.copytree(repository / "docs" / "results" / "cells", data / "cells")
+    for cell in ("moco_seed0", "moco_seed1", "random_seed0"):
+        cells = repository / "docs" / "results" / "cells" / "cells"
+        shutil.copytree(cells / cell, data / "cells" / cell)
     result, saved = one_file("report.html")
     report = ["report", str(data / "cells"), *"--format html --output {out}/report.html".split()]
     jobs.append(Job("report", report, result, saved, prepare=older("report.html")))
     matrix = "benchmark --tasks demo_R_18_FPN --init random --seeds 2 --output {out}".split()
     matrix += ["--dataset", f"mine={voc}", "DATASETS.TRAIN", "mine", "DATASETS.TEST", "mine"]
-    matrix += [*TINY_TRAIN[:-2], *FPN, *FEW, "SOLVER.BASE_LR", "0.015"]
+    matrix += ["DATALOADER.NUM_WORKERS", "0", *TINY_TRAIN, *FPN, *FEW, "SOLVER.BASE_LR", "0.015"]
     jobs.append(Job("benchmark", matrix, benchmark_result, benchmark_saved, weight=0.1))
     return jobs

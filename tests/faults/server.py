@@ -8,12 +8,15 @@ import atexit
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
 TIMEOUT = 120.0  # s; a run takes seconds
 
 
@@ -81,6 +84,50 @@ class Run:
     def children(self) -> list[int]:
         """Return the processes that the run has started."""
         return [pid for pid in session(self.pid) if pid != self.pid]
+
+
+class Child(Run):
+    """In place of the Popen of a benchmark's run: a fork of the benchmark."""
+
+    def __init__(self, launcher: Any, command: Sequence[str], folder: Path, lane: int) -> None:
+        from moco_transfer.benchmark import launch
+
+        own = launch.run_environment(
+            lanes=launcher.lanes, lane=lane, num_gpus=launcher.num_gpus
+        )
+
+        def before() -> None:
+            launch._end_with_parent()
+            os.environ.update(own)
+            for signum in _STOPPING:
+                signal.signal(signum, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+
+        launch.make_folder(folder)
+        # No signal may meet the benchmark's handlers in the child.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+        super().__init__(command[command.index("train") :], folder / launch.CONSOLE, before)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+
+    def poll(self) -> int | None:
+        """As Popen's."""
+        return self.status if super().wait(0) else None
+
+    def wait(self, timeout: float = TIMEOUT) -> bool:
+        """As Popen's."""
+        if not super().wait(timeout):
+            raise subprocess.TimeoutExpired("a run", timeout)
+        return True
+
+    def terminate(self) -> None:
+        """As Popen's."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """As Popen's."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
 
 
 def session(leader: int) -> list[int]:
