@@ -178,34 +178,34 @@ def write_checkpoint(bench: Bench, data: Path) -> Path:
     return data / "moco.pth.tar"
 
 
-def signals(bench: Bench, trials: int) -> None:
-    """SIGKILL and SIGTERM at random moments, a second one in every fourth trial."""
+def signals(bench: Bench, name: str, trials: int) -> Iterator[None]:
+    """SIGKILL and SIGTERM in turn at random moments, a second one in every fourth trial."""
     from faults.server import Run
 
-    for name, job in bench.jobs.items():
-        seconds, _, _ = bench.uninterrupted(name)
-        for number in range(max(2, trials)):
-            signum = (signal.SIGKILL, signal.SIGTERM)[number % 2]
-            with bench.trial(signum.name, name) as note:
-                bench.clear(job)
-                saved = None
-                for again in range(1 + (bench.dice.random() < 0.25)):
-                    run = Run(job.argv(bench.out, resume=bool(again)), bench.log)
-                    run.wait(bench.dice.uniform(0, 1.05 * seconds))
-                    run.end(signum)
-                    if left := run.orphans():
-                        note("left behind", f"processes {left}")
-                saved = job.saved(bench.out) if bench.out.exists() else None
-                bench.resume_and_compare(name, note, saved, killed=signum == signal.SIGKILL)
+    job, (seconds, _, _) = bench.jobs[name], bench.uninterrupted(name)
+    for number in range(max(2, trials)):
+        signum = (signal.SIGKILL, signal.SIGTERM)[number % 2]
+        with bench.trial(signum.name, name) as note:
+            bench.clear(job)
+            saved = None
+            for again in range(1 + (bench.dice.random() < 0.25)):
+                run = Run(job.argv(bench.out, resume=bool(again)), bench.log)
+                run.wait(bench.dice.uniform(0, 1.05 * seconds))
+                run.end(signum)
+                if left := run.orphans():
+                    note("left behind", f"processes {left}")
+            saved = job.saved(bench.out) if bench.out.exists() else None
+            bench.resume_and_compare(name, note, saved, killed=signum == signal.SIGKILL)
+        yield
 
 
-def worker_killed(bench: Bench, trials: int) -> None:
+def worker_killed(bench: Bench, name: str, trials: int) -> Iterator[None]:
     """A data worker is killed: the run ends with a sentence, and can be resumed."""
     from faults.server import Run
 
-    names = [name for name in bench.jobs if "two workers" in name]
-    for name in [each for each in names for _ in range(trials)]:
-        job, (seconds, _, _) = bench.jobs[name], bench.uninterrupted(name)
+    job = bench.jobs[name]
+    for _ in range(trials if "two workers" in name else 0):
+        seconds, _, _ = bench.uninterrupted(name)
         with bench.trial("worker killed", name) as note:
             bench.clear(job)
             run = Run(job.argv(bench.out), bench.log)
@@ -213,15 +213,16 @@ def worker_killed(bench: Bench, trials: int) -> None:
             if not ended and (workers := run.children()):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(bench.dice.choice(workers), signal.SIGKILL)
-            if not ended and not run.wait(30):
+            if not ended and not run.wait():
                 run.end(signal.SIGKILL)
                 note("unequal", "hangs without its worker")
             if run.status not in (0, 1):
                 note("unequal", f"status {run.status} without its worker")
             bench.resume_and_compare(name, note, job.saved(bench.out), killed=False)
+        yield
 
 
-def clock_set_back(bench: Bench, trials: int) -> None:
+def clock_set_back(bench: Bench, name: str, trials: int) -> Iterator[None]:
     """The clock falls by a day with each look at it."""
     from faults.server import Run
 
@@ -229,46 +230,43 @@ def clock_set_back(bench: Bench, trials: int) -> None:
         start, count = time.time(), iter(range(1 << 60))
         time.time = lambda: start - 86400 * next(count)
 
-    for name in [each for each in bench.jobs for _ in range(max(1, trials // 10))]:
-        job = bench.jobs[name]
-        bench.uninterrupted(name)
+    job, (seconds, _, _) = bench.jobs[name], bench.uninterrupted(name)
+    for _ in range(max(1, trials // 10)):
         with bench.trial("clock set back", name) as note:
             bench.clear(job)
             run = Run(job.argv(bench.out), bench.log, backwards)
-            run.wait(bench.dice.uniform(0, 1.05 * bench.whole[name][0]))
+            run.wait(bench.dice.uniform(0, 1.05 * seconds))
             run.end(signal.SIGKILL)
             saved = job.saved(bench.out) if bench.out.exists() else None
             bench.resume_and_compare(name, note, saved, killed=True)
             results = bench.out / "results.json"
             if results.exists() and json.loads(results.read_text()).get("wall_sec", 0) < 0:
                 note("unequal", "a negative time")
+        yield
 
 
-def damaged_checkpoints(bench: Bench, trials: int) -> None:
+def damaged_checkpoints(bench: Bench, name: str, trials: int) -> Iterator[None]:
     """The pointer or the newest checkpoint is cut off or changed: the one before is taken."""
     from faults.server import Run
 
-    for name in [n for n in CHECKPOINTS if n in bench.jobs]:
-        job, (seconds, _, _) = bench.jobs[name], bench.uninterrupted(name)
-        for number in range(trials):
-            with bench.trial("damaged checkpoint", name) as note:
-                bench.clear(job)
-                run = Run(job.argv(bench.out), bench.log)
-                until = time.monotonic() + 30
-                wanted = bench.dice.choice((1, 2))
-                while len(list(bench.out.glob("checkpoint_*.pth"))) < wanted:
-                    if run.wait(0.002) or time.monotonic() > until:
-                        break
-                run.wait(bench.dice.uniform(0, seconds / 4))
-                run.end(signal.SIGKILL)
-                found = sorted(bench.out.glob("checkpoint_*.pth"))
-                if not found:
-                    continue
-                target = found[-1] if number % 3 else bench.out / "last_checkpoint"
-                damage(target, bench.dice)
-                if len(found) == 1 and number % 3:
-                    shutil.rmtree(bench.out)  # refused, with a sentence: nothing else is left
-                bench.resume_and_compare(name, note, killed=True)
+    job = bench.jobs[name]
+    for number in range(trials if name in CHECKPOINTS else 0):
+        seconds, _, _ = bench.uninterrupted(name)
+        with bench.trial("damaged checkpoint", name) as note:
+            bench.clear(job)
+            run = Run(job.argv(bench.out), bench.log)
+            wanted = bench.dice.choice((1, 2))
+            while len(list(bench.out.glob("checkpoint_*.pth"))) < wanted and not run.wait(0.01):
+                pass
+            run.wait(bench.dice.uniform(0, seconds / 4))
+            run.end(signal.SIGKILL)
+            found = sorted(bench.out.glob("checkpoint_*.pth"))
+            target = found[-1] if number % 3 else bench.out / "last_checkpoint"
+            damage(target, bench.dice)
+            if len(found) == 1 and number % 3:
+                shutil.rmtree(bench.out)  # refused, with a sentence: nothing else is left
+            bench.resume_and_compare(name, note, killed=True)
+        yield
 
 
 def damage(path: Path, dice: random.Random) -> None:
@@ -282,9 +280,9 @@ def damage(path: Path, dice: random.Random) -> None:
     path.write_bytes(data)
 
 
-def refusing_disk(bench: Bench, trials: int) -> None:
-    """At the n-th change of a file, for ``trials`` of all n: full, over quota, read-only, broken,
-    or the end of the process.
+def refusing_disk(bench: Bench, name: str, trials: int) -> Iterator[None]:
+    """At the n-th change of a file: full, over quota, read-only, broken, or the end of the
+    process. All of them at each n, or, of more than ``trials``, that many.
     """
     from faults import disk
     from faults.server import Run
@@ -292,70 +290,62 @@ def refusing_disk(bench: Bench, trials: int) -> None:
     if not disk.is_loaded():
         print("no C compiler: the disk that refuses is left out")
         return
-    errors = [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, 0]
-    for name, job in bench.jobs.items():
-        bench.uninterrupted(name)
-        bench.clear(job)
-        counted = bench.out.with_name("changes.txt")
-        run = Run(job.argv(bench.out), bench.log, disk.counting(bench.out, counted))
-        run.wait()
-        changes = int(counted.read_text())
-        places = range(changes)
-        if trials < changes:
-            places = sorted(bench.dice.sample(places, trials))
-        for number, place in enumerate(places):
-            error = errors[number % len(errors)] if trials < changes else None
-            for each in errors if error is None else [error]:
-                cause = errno.errorcode.get(each, "ended")
-                with bench.trial(f"disk {cause}", name) as note:
-                    bench.clear(job)
-                    arm = functools.partial(disk.arm, bench.out, place, each)
-                    run = Run(job.argv(bench.out), bench.log, arm)
-                    if not run.wait(60):
-                        run.end(signal.SIGKILL)
-                        note("unequal", f"hangs at change {place} of {changes}")
-                    if run.status not in (0, 1, 2, -signal.SIGKILL):
-                        note("unequal", f"status {run.status} at change {place} of {changes}")
-                    if left := run.orphans():
-                        note("left behind", f"processes {left}")
-                    saved = job.saved(bench.out) if bench.out.exists() else None
-                    killed = run.status == -signal.SIGKILL
-                    bench.resume_and_compare(name, note, saved, killed=killed)
+    errors = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, 0)
+    job = bench.jobs[name]
+    trials = max(1, round(trials * job.weight))
+    bench.uninterrupted(name)
+    bench.clear(job)
+    counted = bench.out.with_name("changes.txt")
+    Run(job.argv(bench.out), bench.log, disk.counting(bench.out, counted)).wait()
+    changes = int(counted.read_text())
+    places = [(place, error) for place in range(changes) for error in errors]
+    bench.dice.shuffle(places)
+    for place, error in places[:trials]:
+        with bench.trial(f"disk {errno.errorcode.get(error, 'ended')}", name) as note:
+            bench.clear(job)
+            arm = functools.partial(disk.arm, bench.out, place, error)
+            run = Run(job.argv(bench.out), bench.log, arm)
+            if not run.wait():
+                run.end(signal.SIGKILL)
+                note("unequal", f"hangs at change {place} of {changes}")
+            if run.status not in (0, 1, 2, -signal.SIGKILL):
+                note("unequal", f"status {run.status} at change {place} of {changes}")
+            if left := run.orphans():
+                note("left behind", f"processes {left}")
+            saved = job.saved(bench.out) if bench.out.exists() else None
+            killed = run.status == -signal.SIGKILL
+            bench.resume_and_compare(name, note, saved, killed=killed)
+        yield
 
 
-def power_cuts(bench: Bench, trials: int) -> None:
+def power_cuts(bench: Bench, name: str, trials: int) -> Iterator[None]:
     """What was not synced is gone, at ``trials`` moments: names as well, or contents alone."""
     from faults import power
     from faults.server import Run
 
-    for name, job in bench.jobs.items():
-        if name == "benchmark" or "workers" in name:
-            continue
-        bench.uninterrupted(name)
-        bench.clear(job)
-        states = bench.out.with_name("states")
-        shutil.rmtree(states, ignore_errors=True)
-        chosen = bench.dice.random()
-        Run(
-            job.argv(bench.out), bench.log, power.recording(bench.out, states, trials, chosen)
-        ).wait()
-        for state in sorted(states.iterdir()):
-            with bench.trial("power cut", name) as note:
-                bench.clear(job)
-                shutil.rmtree(bench.out, ignore_errors=True)
-                promised = json.loads((state / "promised.json").read_text())
-                if (state / "out").exists():
-                    shutil.copytree(state / "out", bench.out)
-                found = bench.out / "last_checkpoint"
-                if promised.get("checkpoint"):
-                    name_of = found.read_text().strip() if found.exists() else ""
-                    if name_of < promised["checkpoint"] and not any(
-                        path.name >= promised["checkpoint"]
-                        for path in bench.out.glob("checkpoint_*.pth")
-                    ):
-                        note("lost", f"{promised['checkpoint']} was saved, {name_of!r} is there")
-                saved = job.saved(bench.out) if bench.out.exists() else None
-                bench.resume_and_compare(name, note, saved, killed=True)
+    job = bench.jobs[name]
+    if name == "benchmark" or "workers" in name:
+        return  # what another process has synced is not seen
+    bench.uninterrupted(name)
+    bench.clear(job)
+    states = bench.out.with_name(f"states of {name}")
+    record = power.recording(bench.out, states, trials * job.weight, bench.dice.random())
+    Run(job.argv(bench.out), bench.log, record).wait()
+    for state in sorted(states.iterdir(), key=lambda _: bench.dice.random()):
+        with bench.trial("power cut", name) as note:
+            bench.clear(job)
+            shutil.rmtree(bench.out, ignore_errors=True)
+            promised = json.loads((state / "promised.json").read_text()).get("checkpoint", "")
+            if (state / "out").exists():
+                shutil.copytree(state / "out", bench.out)
+            found = bench.out / "last_checkpoint"
+            named = found.read_text().strip() if found.exists() else ""
+            there = [named, *(path.name for path in bench.out.glob("checkpoint_*.pth"))]
+            if max(there) < promised:
+                note("lost", f"{promised} was saved, {named!r} is there")
+            saved = job.saved(bench.out) if bench.out.exists() else None
+            bench.resume_and_compare(name, note, saved, killed=True)
+        yield
 
 
 FAULTS = {
@@ -373,7 +363,6 @@ def prepare() -> None:
     import torch
     import torch.utils.tensorboard  # noqa: F401
     import tqdm
-    from faults.server import Child
     from pretrain.small_runs import SmallEncoder
 
     import moco_transfer.cli.pack
@@ -384,6 +373,7 @@ def prepare() -> None:
     import moco_transfer.pretrain.plan
     import moco_transfer.pretrain.run
     import moco_transfer.report.html.page  # noqa: F401
+    from faults.server import Child
     from moco_transfer.benchmark import launch
 
     torch.set_num_threads(1)
@@ -400,6 +390,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=50, help="of each fault and verb")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="then no more trials")
     parser.add_argument("--only", nargs="+", default=[], help="names of jobs")
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
     args = parser.parse_args()
@@ -416,9 +407,14 @@ def main() -> int:
     work = Path(tempfile.mkdtemp(prefix="faults", dir=memory if memory.is_dir() else None))
     try:
         bench = Bench(work, seed=args.seed, only=args.only)
-        for fault in args.faults:
-            FAULTS[fault](bench, args.trials)
-            print(bench.table(), flush=True)
+        todo = [
+            FAULTS[fault](bench, name, args.trials) for fault in args.faults for name in bench.jobs
+        ]
+        until = time.monotonic() + args.minutes * 60
+        while todo and time.monotonic() < until:  # one trial of each at a time
+            todo = [each for each in todo if next(each, "ended") is None]
+            print(bench.table().splitlines()[-1], flush=True)
+        print(bench.table(), flush=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     total = sum(sum(c[key] for key in COUNTS[1:]) for c in bench.counts.values())

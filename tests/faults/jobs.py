@@ -96,7 +96,7 @@ class Job:
     saved: Callable[[Path], dict]  # what it promises to keep, at any moment
     resume: list[str] = field(default_factory=list)
     prepare: Callable[[Path], None] = lambda out: None
-    weight: float = 1.0  # of trials
+    weight: float = 1.0  # of trials on the disk, where others write the same files
 
     def argv(self, out: Path, *, resume: bool = False) -> list[str]:
         """Return the words of a run."""
@@ -225,8 +225,8 @@ def make_jobs(data: Path, repository: Path, checkpoint: Callable[[Path], Path]) 
     pretrain = ["pretrain", "--config-file", "demo_moco", "DATA.ROOT", str(pool)]
     pretrain += ["OUTPUT_DIR", "{out}", *TINY_PRETRAIN, "KNN.TEST", str(pool), "KNN.K", "5"]
     jobs = [
-        Job("pretrain", [*pretrain, "DATA.NUM_WORKERS", "0"], **folder, weight=2),
-        Job("pretrain, two workers", [*pretrain, "DATA.NUM_WORKERS", "2"], **folder),
+        Job("pretrain", [*pretrain, "DATA.NUM_WORKERS", "0"], **folder),
+        Job("pretrain, two workers", [*pretrain, "DATA.NUM_WORKERS", "2"], **folder, weight=0.2),
     ]
 
     def train(
@@ -235,7 +235,8 @@ def make_jobs(data: Path, repository: Path, checkpoint: Callable[[Path], Path]) 
         words = ["train", "--config-file", config, "--engine", engine, "--dataset", f"mine={flag}"]
         words += ["DATASETS.TRAIN", "mine", "DATASETS.TEST", "mine", "OUTPUT_DIR", "{out}"]
         words += ["DATALOADER.NUM_WORKERS", str(workers), *TINY_TRAIN, *more]
-        return Job(f"train {head}", words, **folder)
+        weight = 1.0 if head.startswith("boxes") and not workers else 0.2
+        return Job(f"train {head}", words, **folder, weight=weight)
 
     voc = f"voc:{scenes}:train:{scenes / 'classes.txt'}"
     low = ["SOLVER.BASE_LR", "0.0025"]
@@ -282,5 +283,5 @@ def make_jobs(data: Path, repository: Path, checkpoint: Callable[[Path], Path]) 
     matrix = "benchmark --tasks demo_R_18_FPN --init random --seeds 2 --output {out}".split()
     matrix += ["--dataset", f"mine={voc}", "DATASETS.TRAIN", "mine", "DATASETS.TEST", "mine"]
     matrix += ["DATALOADER.NUM_WORKERS", "0", *TINY_TRAIN, *FPN, *FEW, "SOLVER.BASE_LR", "0.015"]
-    jobs.append(Job("benchmark", matrix, benchmark_result, benchmark_saved, weight=0.1))
+    jobs.append(Job("benchmark", matrix, benchmark_result, benchmark_saved, weight=0.2))
     return jobs

@@ -95,7 +95,7 @@ def fsync_free_open(path: str | Path) -> int:
     return os.open(path, os.O_PATH | os.O_NOFOLLOW)
 
 
-def recording(root: Path, states: Path, trials: int, chosen: float) -> Callable[[], None]:
+def recording(root: Path, states: Path, trials: float, chosen: float) -> Callable[[], None]:
     """Return what records, in the process that calls it, the states of about ``trials`` moments of
     a run; ``chosen`` in [0, 1) says which.
     """

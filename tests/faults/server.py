@@ -92,9 +92,7 @@ class Child(Run):
     def __init__(self, launcher: Any, command: Sequence[str], folder: Path, lane: int) -> None:
         from moco_transfer.benchmark import launch
 
-        own = launch.run_environment(
-            lanes=launcher.lanes, lane=lane, num_gpus=launcher.num_gpus
-        )
+        own = launch.run_environment(lanes=launcher.lanes, lane=lane, num_gpus=launcher.num_gpus)
 
         def before() -> None:
             launch._end_with_parent()
