@@ -18,6 +18,7 @@ from ..report.records import last_iteration, text_of
 from ..runtime.checkpoint import LAST
 from ..runtime.files import atomic_write_text
 from ..runtime.health.hangs import hang
+from ..runtime.text import parse_json
 from .matrix import Cell, Matrix
 
 COMPLETE, INTERRUPTED, MISSING = "complete", "interrupted", "missing"
@@ -96,7 +97,7 @@ def progress_of(matrix: Matrix) -> tuple[list[RunProgress], bool]:
 def _read_notes(output: Path) -> dict[str, Any]:
     notes: dict[str, Any] = {"iterations": {}, "running": [], "failed": {}}
     try:
-        found = json.loads((output / _PROGRESS).read_text(encoding="utf-8"))
+        found = parse_json((output / _PROGRESS).read_text(encoding="utf-8"))
         return notes | {key: found[key] for key in notes if type(found[key]) is type(notes[key])}
     except (OSError, ValueError, LookupError, TypeError):  # an older benchmark's, or a damaged file
         return notes

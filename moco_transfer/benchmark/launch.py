@@ -25,6 +25,7 @@ from typing import Any
 
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_write_text, make_folder
+from ..runtime.text import parse_json
 from .cell_states import LOCK
 
 CONSOLE = "console.txt"  # what a run printed, in its folder
@@ -59,7 +60,7 @@ class LaunchSettings:
         """Return what :meth:`save` wrote, or None where nothing was."""
         file = output / _SETTINGS
         try:
-            data = json.loads(file.read_text(encoding="utf-8"))
+            data = parse_json(file.read_text(encoding="utf-8"))
             return cls(**(data | {"slurm": tuple(data["slurm"])}))
         except FileNotFoundError:
             return None

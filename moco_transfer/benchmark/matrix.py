@@ -16,8 +16,9 @@ import yaml
 
 from ..config import name_of
 from ..data.annotations.label_subset import LabelDraw
-from ..runtime.errors import InputError, MissingFileError, UnknownKeyError, did_you_mean
+from ..runtime.errors import InputError, UnknownKeyError, did_you_mean
 from ..runtime.files import atomic_write_text
+from ..runtime.text import read_yaml
 
 RANDOM = "random"
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")  # it names a folder
@@ -263,13 +264,7 @@ def read_matrix(file: str | Path, output: str | Path) -> Matrix:
         MissingFileError: If there is no such file.
         InputError: If it is not such a YAML.
     """
-    try:
-        data = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{file} does not exist; expected a matrix in YAML.") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{file} cannot be read as YAML: {reason}") from error
+    data = read_yaml(file)
     try:
         return make_matrix(data, output)
     except InputError as error:

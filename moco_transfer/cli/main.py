@@ -17,7 +17,7 @@ from typing import NoReturn
 from .. import __version__
 from ..runtime.errors import InputError, did_you_mean
 from ..runtime.launch import launch_options, replace_by_torchrun, torchrun_command
-from ..runtime.machine import explain, raise_file_limit
+from ..runtime.machine import explain, raise_file_limit, without_lost_workers
 from .json_output import json_alone
 from .options import DESCRIPTIONS, SEVERAL_PROCESSES, add_options
 
@@ -62,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         module, args = _parse(verb, words)
         raise_file_limit()
+        sys.unraisablehook = without_lost_workers
         with json_alone(args):
             status = module.run(args)
         sys.stdout.flush()

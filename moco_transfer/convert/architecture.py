@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..runtime.errors import InputError
+from ..runtime.text import parse_json
 from .read import Content
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def _names(content: Content) -> Iterator[tuple[str, str, bool]]:
     if content.path.suffix != ".safetensors" and content.path.name not in _HUB_FILES:
         return
     try:
-        config: Any = json.loads(file.read_bytes())
+        config: Any = parse_json(file.read_bytes())
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:

@@ -8,15 +8,13 @@ torchvision's, of the metadata, as JSON, in timm's and Hugging Face's.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from ..models import BANDS, BASIC_BLOCKS, IMAGENET_PIXELS, MSRA_PIXELS
 from ..runtime.errors import InputError
+from ..runtime.text import carried_config, parse_json
 from .formats import Source
 from .huggingface import read_facts
 from .read import Content
@@ -36,7 +34,7 @@ def read_stamp(content: Content) -> dict[str, Any] | None:
     hidden = getattr(content.top, "_metadata", None)
     stamp = content.top.get(KEY, hidden.get(KEY) if isinstance(hidden, Mapping) else None)
     try:
-        stamp = json.loads(content.metadata.get(KEY, "null")) if stamp is None else stamp
+        stamp = parse_json(content.metadata.get(KEY, "null")) if stamp is None else stamp
     except ValueError as error:
         raise InputError(f"{content.path}: its {KEY!r} stamp is not JSON ({error}).") from error
     if stamp is None:
@@ -100,11 +98,11 @@ def _pixels(content: Content, source: Source) -> tuple[Mapping[str, Any] | None,
     if not str(content.top.get("format", "")).startswith("moco_transfer.finetune/"):
         return None, None
     try:  # one of our detectors
-        config = yaml.safe_load(content.top["config"])
+        config = carried_config(content.top["config"], content.path)
         model, order = config["MODEL"], config["INPUT"]["FORMAT"]
         pixels = _check_pixels(content, order, model["PIXEL_MEAN"], model["PIXEL_STD"])
         return pixels, bool(model["RESNETS"]["STRIDE_IN_1X1"])
-    except (yaml.YAMLError, LookupError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError) as error:
         raise InputError(
             f"{content.path}: its 'config' does not state INPUT.FORMAT and MODEL.PIXEL_MEAN"
             f" ({error!r:.100})."

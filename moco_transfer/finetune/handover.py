@@ -23,6 +23,7 @@ from ..convert import BackboneWeights, Coverage, coverage, load_backbone
 from ..models import MSRA_PIXELS
 from ..models.pixels import IMAGENET_MEAN, IMAGENET_STD
 from ..models.resnets import BATCH_COUNTER
+from ..runtime.text import parse_yaml, read_text
 from .parts import NO_WEIGHT, new_parts, without_parts
 
 logger = logging.getLogger(__name__)
@@ -123,9 +124,9 @@ def _trained_with(content: BackboneWeights, path: str) -> dict[str, Any]:
     text = content.top.get("config")
     file = Path(path).with_name("config.yaml")
     if not isinstance(text, str):
-        text = file.read_text(encoding="utf-8") if file.is_file() else ""
+        text = read_text(file, errors="replace") if file.is_file() else ""
     try:
-        config: Any = yaml.safe_load(text)
+        config: Any = parse_yaml(text)
         model = config["MODEL"]
         return {
             "format": config["INPUT"]["FORMAT"],

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import yaml
 from fvcore.common.config import CfgNode
 
 from ..config import (
@@ -36,6 +35,7 @@ from ..runtime.device import FP32, Precision, best_device, choose_precision
 from ..runtime.distributed import broadcast_object, get_world_size, start_processes
 from ..runtime.errors import InputError
 from ..runtime.run_folder import open_run_folder
+from ..runtime.text import carried_config
 from ..runtime.trackers.record import check_loggers
 from . import handover
 from .datasets import DataRequest, Reads, RunData, annotation_digests, evaluated_tasks, read_data
@@ -384,7 +384,8 @@ def _settled(
         cfg.INPUT.MASK_FORMAT = data.mask_format
     elif data is not None and not data.train_sets and checkpoint is not None:
         # An evaluation reads no training set: what the run took from it.
-        cfg.INPUT.MASK_FORMAT = yaml.safe_load(checkpoint["config"])["INPUT"]["MASK_FORMAT"]
+        config = carried_config(checkpoint["config"], "The checkpoint")
+        cfg.INPUT.MASK_FORMAT = config["INPUT"]["MASK_FORMAT"]
     if cfg.SEED < 0:
         drawn = broadcast_object(time.time_ns() % 2**31)
         cfg.SEED = (checkpoint or {}).get("seed", drawn)

@@ -8,10 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..config import flatten_config
 from ..runtime.checkpoint import LAST
+from ..runtime.text import carried_config
 from .lint import TEXTS
 
 CHECKPOINT_FORMAT = "moco_transfer.finetune/1"
@@ -55,7 +54,7 @@ def resume_faults(state: Header, path: str, header: Header, *, eval_only: bool) 
             key != "config_hash" or state["engine"] == header["engine"]
         ):
             what = (
-                "; ".join(_changes(key, state, header))
+                "; ".join(_changes(key, state, header, path))
                 or f"{key} {state[key]!r} -> {header[key]!r}"
             )
             yield TEXTS["other_run"].format(path=path, what=what, advice=advice[key])
@@ -65,10 +64,11 @@ def resume_faults(state: Header, path: str, header: Header, *, eval_only: bool) 
             yield TEXTS["other_data"].format(path=path, name=name, role=role.upper())
 
 
-def _changes(key: str, state: Header, header: Header) -> Iterator[str]:
+def _changes(key: str, state: Header, header: Header, path: str) -> Iterator[str]:
     """Yield what a digest stands for and how it differs: each key of a config, a file."""
     if key == "config_hash":
-        before, now = (flatten_config(yaml.safe_load(run["config"])) for run in (state, header))
+        configs = (carried_config(run["config"], path) for run in (state, header))
+        before, now = map(flatten_config, configs)
         for name in sorted(before.keys() | now.keys()):
             if before.get(name) != now.get(name) and name not in FREE_KEYS.split():
                 yield f"{name} {before.get(name)} -> {now.get(name)}"

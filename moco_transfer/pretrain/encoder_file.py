@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from ..convert.architecture import named_architecture
@@ -26,6 +25,7 @@ from ..convert.zoo import local_file
 from ..data.views.labelled import EvaluationView, protocol_resize
 from ..models import BANDS, ENCODERS, add_mlp_head, build_encoder, recognise
 from ..runtime.errors import InputError
+from ..runtime.text import carried_config
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def read_encoder(
     network, has_head = _filled(arch, source.state, head)
     view = EvaluationView(224, 256, tuple(stamp["pixel_mean"]), tuple(stamp["pixel_std"]))
     if str(content.top.get("format", "")).startswith("moco_transfer.pretrain/"):
-        data = yaml.safe_load(content.top["config"])["DATA"]
+        data = carried_config(content.top["config"], path)["DATA"]
         size = data["IMAGE_SIZE"]
         resize = data["TEST_RESIZE"] or protocol_resize(size)
         upright = data.get("EXIF", False)  # older checkpoints saw images as they are stored

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
 from ..config import flatten_config
@@ -25,6 +24,7 @@ from ..runtime.distributed import (
     is_main_process,
 )
 from ..runtime.errors import Faults, InputError
+from ..runtime.text import carried_config
 
 CHECKPOINT_FORMAT = "moco_transfer.pretrain/1"
 
@@ -134,7 +134,7 @@ def restore(
 
 def _changed(point: ResumePoint, header: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     texts = point.state["config"], header["config"]
-    before, now = (flatten_config(yaml.safe_load(text)) for text in texts)
+    before, now = (flatten_config(carried_config(text, point.path)) for text in texts)
     ignored = ("MOCO.",) if header["mechanism"] == "supervised" else ()
     return [
         (key, before[key], now[key])

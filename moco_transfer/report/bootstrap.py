@@ -30,6 +30,7 @@ import numpy as np
 from moco_transfer.evaluate.metric_names import headline_metric
 from moco_transfer.runtime.files import atomic_write_text
 
+from ..runtime.text import parse_json
 from .aggregate import NUM_SAMPLES, Interval, Row, Table
 from .records import Problem, RunRecord
 
@@ -309,7 +310,7 @@ def kept_text(sampled: Mapping[str, SampledAP]) -> str:
 
 
 def _kept(file: Path, run: RunRecord) -> dict[str, SampledAP]:
-    found = json.loads(file.read_text("utf-8"))
+    found = parse_json(file.read_text("utf-8"))
     sampled = {}
     for kind, values in found.items():
         _check_ap(run, kind, values["ap"])

@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
+from ..runtime.text import parse_yaml
 from .curves import Points, read_series
-from .published import parse_yaml
 from .records import (
     CONFIG_FILE,
     METRICS_FILE,
@@ -96,7 +96,7 @@ def _read(folder: Path, inits: tuple[str, ...]) -> tuple[PretrainingRun | None, 
         config = parse_yaml(text_of(folder, CONFIG_FILE))
         mechanism, arch = str(config["MECHANISM"]), str(config["MODEL"]["ARCH"])
         epochs = config["SOLVER"]["EPOCHS"]
-    except (ValueError, LookupError, TypeError, RecursionError, yaml.YAMLError):
+    except (LookupError, TypeError, yaml.YAMLError):
         mechanism, arch, epochs = "", "", None  # no config, or a damaged one
     last = int(series["loss"][-1][0])
     return PretrainingRun(str(folder), mechanism, arch, epochs, last, series, inits), problems

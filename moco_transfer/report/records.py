@@ -17,7 +17,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from .published import parse_yaml
+from ..runtime.text import parse_json
+from .published import parse_own_yaml
 
 RESULTS_FILE = "results.json"
 METRICS_FILE = "metrics.json"
@@ -30,7 +31,7 @@ _KINDS: dict[str, Any] = {
     "a list": (list, str), "a list of names": list, "true or false": bool,
 }  # fmt: skip
 #: Dotted key of results.json -> what it holds, and the default of one that may be absent or null.
-KEYS: dict[str, tuple[Any, ...]] = parse_yaml(
+KEYS: dict[str, tuple[Any, ...]] = parse_own_yaml(
     (resources.files(__package__) / "results_keys.yaml").read_text("utf-8")
 )
 _FINETUNING_LOSS = re.compile(r'"loss_(rpn_cls|sem_seg)"')  # that no pre-training logs
@@ -154,7 +155,7 @@ def read_run(file: str | os.PathLike[str]) -> list[RunRecord] | Problem:
     file = Path(file)
     try:
         text = file.read_text(encoding="utf-8")
-        data = json.loads(text)
+        data = parse_json(text)
         if "\\ud" in text.lower():  # half a surrogate pair is legal JSON, but no UTF-8
             json.dumps(data, ensure_ascii=False).encode("utf-8")
         if isinstance(data, dict) and str(data.get("schema")).startswith(_FEATURE_SCHEMAS):
@@ -311,9 +312,9 @@ def metric_rows(text: str) -> Iterator[dict[str, Any] | None]:
     """
     for line in filter(str.strip, text.splitlines()):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             yield row if 0 <= row["iteration"] < _LARGEST else None
-        except (ValueError, LookupError, TypeError, RecursionError):
+        except (ValueError, LookupError, TypeError):
             yield None
 
 

@@ -7,7 +7,6 @@ is a folder of the checkpoint or of the run: ``reproduce`` names folders so.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,10 +19,10 @@ from ..config import flatten_config, load_pretrain_config
 from ..report import Problem, Row, Table, build_tables, read_runs
 from ..report.cells import run_caveats
 from ..report.pretraining import find_pretraining
-from ..report.published import parse_yaml
 from ..report.records import CONFIG_FILE, RESULTS_FILE, text_of
 from ..report.seed_statistics import Summary, summarize
 from ..report.sentences import schedule_sentences
+from ..runtime.text import parse_json, parse_yaml
 from .paper import PaperRow, Part, Pretraining
 
 _SCHEMAS = {"moco_transfer.linear/1": "linear/top1", "moco_transfer.knn/1": "knn/top1"}
@@ -184,7 +183,7 @@ def _feature_tests(paths: Iterable[str]) -> Iterator[FeatureResult]:
     files = {file.resolve(): file for path in paths for file in Path(path).rglob(RESULTS_FILE)}
     for file in sorted(files.values()):
         try:
-            data = json.loads(file.read_text(encoding="utf-8"))
+            data = parse_json(file.read_text(encoding="utf-8"))
             metric = _SCHEMAS.get(str(data["schema"]))
             value, checkpoint = float(data["top1"]), Path(data["checkpoint"])
         except (OSError, ValueError, LookupError, TypeError):

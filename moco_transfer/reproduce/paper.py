@@ -13,7 +13,7 @@ from importlib import resources
 from typing import Any
 
 from ..config import available, load_detection_config
-from ..report.published import PublishedSetting, parse_yaml, published_settings
+from ..report.published import PublishedSetting, parse_own_yaml, published_settings
 
 _NUM_GPUS = 8  # of the zoo's timings
 _TWIN = "_msra"  # ends the name of the config of the paper's own supervised row
@@ -105,7 +105,7 @@ def paper_tables() -> tuple[PaperTable, ...]:
 
 @functools.cache
 def _data() -> dict[str, Any]:
-    return dict(parse_yaml((resources.files(__package__) / "tables.yaml").read_text("utf-8")))
+    return dict(parse_own_yaml((resources.files(__package__) / "tables.yaml").read_text("utf-8")))
 
 
 def full_source(source: str) -> str:

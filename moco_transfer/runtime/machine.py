@@ -9,8 +9,10 @@ import contextlib
 import errno
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from .errors import InputError
 
@@ -125,6 +127,14 @@ def raise_file_limit() -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         most = min(hard, 1 << 16) if hard != resource.RLIM_INFINITY else 1 << 16
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+
+
+def without_lost_workers(args: Any) -> None:
+    """A ``sys.unraisablehook``: leave out the traceback of a data worker that was killed after its
+    last batch. Nothing is lost by it; before that, the run ends with a sentence.
+    """
+    if "DataLoader worker" not in str(args.exc_value):
+        sys.__unraisablehook__(args)
 
 
 def explain(error: BaseException, settings: Mapping[str, str] | None = None) -> str | None:

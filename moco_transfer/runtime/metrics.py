@@ -16,6 +16,7 @@ from typing import Any
 from .errors import InputError
 from .files import atomic_write_text, make_folder
 from .machine import writing
+from .text import parse_json
 from .trackers.record import Trackers
 from .trackers.writers import RunFacts
 
@@ -88,8 +89,8 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     rows = []
     for line in Path(path).read_bytes().splitlines():
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):  # ValueError: no JSON, no UTF-8, 5,000 digits
+            row = parse_json(line)
+        except ValueError:  # no JSON, no UTF-8, 5,000 digits
             continue
         if isinstance(row, dict) and isinstance(row.get("iteration"), int):
             rows.append(row)

@@ -5,9 +5,11 @@ declares. What is no text at all is named: a page, an archive, a pointer of Git 
 from __future__ import annotations
 
 import codecs
+import json
 import os
 import re
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -91,45 +93,98 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
         raise InputError(f"{path} is not readable yaml: {reason}.") from error
 
 
-class _OnceEach(yaml.SafeLoader):
-    """YAML's own reader takes the last of two equal keys without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        """Return the mapping; yaml.YAMLError if a key occurs twice."""
-        written = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and written.count(key.value) > 1:
-                twice = f"the key {key.value!r} occurs twice in one section"
-                again = [k for k, _ in node.value if k.value == key.value][1]
-                raise yaml.constructor.ConstructorError(None, None, twice, again.start_mark)
-        return super().construct_mapping(node, deep=deep)
+# A config has hundreds, of ten levels.
+_MOST_VALUES, _MOST_LEVELS, _MOST_CHARACTERS = 1_000_000, 100, 1_000_000
+_MERGE = "tag:yaml.org,2002:merge"
 
 
-_MOST_VALUES = 1_000_000  # a config has hundreds
+class _Bounded(yaml.SafeLoader):
+    """YAML's own reader takes the last of two equal keys without a word, and merges without end."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._flat: set[int] = set()
+        self._num_merged = 0
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Take in what ``<<`` names, once; yaml.YAMLError if a key occurs twice, or if that is more
+        than a million keys.
+        """
+        if id(node) in self._flat:
+            return
+        self._flat.add(id(node))
+        _check_once_each([key for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
+        for key, value in node.value:
+            each = value.value if isinstance(value, yaml.SequenceNode) else [value]
+            for other in each if key.tag == _MERGE else []:
+                if isinstance(other, yaml.MappingNode):
+                    self.flatten_mapping(other)
+                    self._num_merged += len(other.value)
+                if self._num_merged > _MOST_VALUES:
+                    raise yaml.YAMLError("its merges stand for more than a million values")
+        super().flatten_mapping(node)
+
+
+def _check_once_each(keys: list[yaml.ScalarNode]) -> None:
+    written = Counter(key.value for key in keys)
+    for name in (name for name, times in written.items() if times > 1):
+        twice = f"the key {name!r} occurs twice in one section"
+        again = [key for key in keys if key.value == name][1]
+        raise yaml.constructor.ConstructorError(None, None, twice, again.start_mark)
 
 
 def parse_yaml(text: str) -> Any:
-    """Return the content of a yaml text; yaml.YAMLError if it is none, or a key occurs twice."""
+    """Return the content of a yaml text from anywhere; yaml.YAMLError if it is none, a key occurs
+    twice, or it is too large or too deep, as written or by its aliases.
+    """
+    if len(text) > _MOST_CHARACTERS:
+        raise yaml.YAMLError(f"it has {len(text)} characters, at most a million are read")
     try:
-        content = yaml.load(text, _OnceEach)  # noqa: S506, a SafeLoader
+        content = yaml.load(text, _Bounded)  # noqa: S506, a SafeLoader
+        size, depth = _extent(content, {})
     except RecursionError:
         raise yaml.YAMLError("it nests too deeply") from None
     except (ValueError, TypeError, LookupError, AttributeError) as error:  # of dates and numbers
         raise yaml.YAMLError(f"{type(error).__name__}: {error}") from error
-    if _size(content, {}) > _MOST_VALUES:
+    if size > _MOST_VALUES:
         raise yaml.YAMLError("its aliases stand for more than a million values")
+    if depth > _MOST_LEVELS:
+        raise yaml.YAMLError("it nests too deeply")
     return content
 
 
-def _size(value: Any, known: dict[int, int]) -> int:
-    """Return how many values a container stands for, each alias written out."""
+def _extent(value: Any, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """Return how many values and levels a container stands for, each alias written out."""
     if not isinstance(value, (dict, list)):
-        return 1
+        return 1, 0
     if id(value) not in known:
-        known[id(value)] = _MOST_VALUES  # for one within itself
+        known[id(value)] = _MOST_VALUES, 0  # for one within itself
         inner = value.values() if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_size(each, known) for each in inner)
+        extents = [_extent(each, known) for each in inner]
+        sizes, levels = zip((1, 0), *extents, strict=True)
+        known[id(value)] = sum(sizes), 1 + max(levels)
     return known[id(value)]
+
+
+def carried_config(text: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the config that a checkpoint carries as a yaml text; InputError if it is none."""
+    try:
+        content = parse_yaml(text) if isinstance(text, str) else text
+    except yaml.YAMLError as error:
+        content = " ".join(str(error).split())[:160]
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: its 'config' is no config in yaml ({content!r:.170}).")
+    return content
+
+
+def parse_json(data: str | bytes) -> Any:
+    """Return the content of a JSON text from anywhere; ValueError if it is none or nests too
+    deeply.
+    """
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("it nests too deeply") from None
 
 
 def _decode(data: bytes, path: str | os.PathLike[str], encoding: str, errors: str) -> str:

@@ -3,7 +3,7 @@
 Small file systems are mounted in a namespace of their own, where the system allows one.
 
 Seen red under: the queue's own handling of its errors (training waits for ever); torch.save to a
-path (it does not say why it failed).
+path (it does not say why it failed); Python's own hook for exceptions in ``__del__``.
 """
 
 from __future__ import annotations
@@ -163,6 +163,22 @@ def test_worker__killed_by_the_system():
     kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     sentence = run(program(kill))
     assert "Killed" in sentence and "GiB" in sentence and "WORKERS" in sentence
+
+
+@pytest.mark.parametrize(
+    ("said", "is_shown"),
+    [("DataLoader worker (pid 7) is killed by signal: Killed. ", False), ("another", True)],
+)
+def test_worker__killed_while_it_ends(monkeypatch, tmp_path, capsys, said, is_shown):
+    class Loader:
+        def __del__(self):
+            raise RuntimeError(said)
+
+    monkeypatch.setattr(sys, "unraisablehook", None)
+    cli.main(["report", str(tmp_path)])
+    loader = Loader()
+    del loader
+    assert ("Traceback" in capsys.readouterr().err) is is_shown
 
 
 def test_explain__memory_of_a_cpu():

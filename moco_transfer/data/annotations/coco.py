@@ -12,7 +12,6 @@ Source:
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import struct
 from collections import Counter
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import InputError, MissingFileError
-from ...runtime.text import nature_of, not_text, read_bytes
+from ...runtime.text import nature_of, not_text, parse_json, read_bytes
 from ..images.near_names import Found, find_image_files
 from .coco_fields import (
     ANNOTATION_FIELDS,
@@ -116,11 +115,7 @@ def load_json(json_file: Path) -> Any:
     """Return the content of a json file; MissingFileError, or InputError if it is not json."""
     try:
         data = read_bytes(json_file)
-        return json.loads(data)  # UTF-8, 16 and 32, with a byte order mark or not
-    except RecursionError:
-        raise InputError(
-            f"{json_file} is not json that can be read: it nests too deeply."
-        ) from None
+        return parse_json(data)  # UTF-8, 16 and 32, with a byte order mark or not
     except UnicodeDecodeError as error:
         raise not_text(json_file, error) from error
     except InputError:

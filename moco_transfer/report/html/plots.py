@@ -35,11 +35,11 @@ from ..aggregate import FIRST_ROWS, Row, Setting, Table
 from ..cells import kind_name
 from ..curves import Curve, bin_means, loss_curve, metric_curve
 from ..pretraining import PretrainingRun
-from ..published import parse_yaml
+from ..published import parse_own_yaml
 from ..records import Problem
 from ..seed_statistics import Summary
 
-_TABLES = parse_yaml((resources.files(__package__) / "plots.yaml").read_text("utf-8"))
+_TABLES = parse_own_yaml((resources.files(__package__) / "plots.yaml").read_text("utf-8"))
 
 
 def _as_tuples(item: Any) -> Any:
