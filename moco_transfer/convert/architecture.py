@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..runtime.errors import InputError
+from ..runtime.files import regular
 from ..runtime.text import parse_json
 from .read import Content
 
@@ -52,7 +53,7 @@ def _names(content: Content) -> Iterator[tuple[str, str, bool]]:
     if content.path.suffix != ".safetensors" and content.path.name not in _HUB_FILES:
         return
     try:
-        config: Any = parse_json(file.read_bytes())
+        config: Any = parse_json(regular(file).read_bytes())
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:

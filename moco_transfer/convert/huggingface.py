@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..models import IMAGENET_PIXELS
 from ..runtime.errors import InputError
-from ..runtime.files import atomic_write_text
+from ..runtime.files import atomic_write_text, regular
 from ..runtime.text import parse_json
 
 WEIGHTS = "model.safetensors"  # the names that transformers looks for in a folder
@@ -55,7 +55,7 @@ def read_facts(weights: Path) -> tuple[Mapping[str, Any], bool | None]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = parse_json(path.read_bytes())
+        found = parse_json(regular(path).read_bytes())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..runtime.checkpoint import torch_load, zip_fault
 from ..runtime.errors import InputError, MissingFileError, damaged, printable
+from ..runtime.files import regular
 from ..runtime.safe_pickle import StandIn, read_pickle, stand_in
 from ..runtime.text import nature_of
 
@@ -81,7 +82,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Content:
 
 def _head(path: Path) -> bytes:
     try:
-        with open(path, "rb") as file:
+        with open(regular(path), "rb") as file:
             return file.read(512)
     except FileNotFoundError:
         raise MissingFileError(f"{path} does not exist; check the path.") from None

@@ -30,6 +30,7 @@ import numpy as np
 from moco_transfer.evaluate.metric_names import headline_metric
 from moco_transfer.runtime.files import atomic_write_text
 
+from ..runtime.files import regular
 from ..runtime.text import parse_json
 from .aggregate import NUM_SAMPLES, Interval, Row, Table
 from .records import Problem, RunRecord
@@ -255,7 +256,7 @@ def _matches(run: RunRecord) -> Path:
 
 
 def _compute(file: Path, run: RunRecord) -> dict[str, SampledAP]:
-    with np.load(file) as arrays:
+    with np.load(regular(file)) as arrays:
         found = {name: arrays[name] for name in arrays.files}
     ids, metric = found["image_ids"], str(found["metric"])
     image_of = np.argsort(np.argsort(ids))  # two runs may have read the images in another order
@@ -310,7 +311,7 @@ def kept_text(sampled: Mapping[str, SampledAP]) -> str:
 
 
 def _kept(file: Path, run: RunRecord) -> dict[str, SampledAP]:
-    found = parse_json(file.read_text("utf-8"))
+    found = parse_json(regular(file).read_text("utf-8"))
     sampled = {}
     for kind, values in found.items():
         _check_ap(run, kind, values["ap"])

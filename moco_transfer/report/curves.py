@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..runtime.files import regular
 from .aggregate import Row
 from .records import METRICS_FILE, Problem, RunRecord, metric_rows
 from .seed_statistics import Summary, summarize
@@ -74,7 +75,7 @@ def read_series(file: Path, keys: Sequence[str]) -> tuple[dict[str, Points], lis
     for an unreadable file or damaged lines. Lines that a resumed run wrote again replace old ones.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        text = regular(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not text"
         return {}, [Problem(str(file), f"cannot be read ({reason}); the run has no curve.")]

@@ -17,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from ..runtime.files import regular
 from ..runtime.text import parse_json
 from .published import parse_own_yaml
 
@@ -154,7 +155,7 @@ def read_run(file: str | os.PathLike[str]) -> list[RunRecord] | Problem:
     """
     file = Path(file)
     try:
-        text = file.read_text(encoding="utf-8")
+        text = regular(file).read_text(encoding="utf-8")
         data = parse_json(text)
         if "\\ud" in text.lower():  # half a surrogate pair is legal JSON, but no UTF-8
             json.dumps(data, ensure_ascii=False).encode("utf-8")
@@ -173,7 +174,7 @@ def read_run(file: str | os.PathLike[str]) -> list[RunRecord] | Problem:
 def text_of(folder: str | Path, name: str) -> str:
     """Return a text file of a run folder, or "" where there is none."""
     try:
-        return (Path(folder) / name).read_text(encoding="utf-8")
+        return regular(Path(folder) / name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return ""
 
@@ -321,7 +322,7 @@ def metric_rows(text: str) -> Iterator[dict[str, Any] | None]:
 def last_iteration(folder: Path) -> int:
     """Return the last iteration in metrics.json, 0 where there is none."""
     try:
-        with open(folder / METRICS_FILE, "rb") as file:
+        with open(regular(folder / METRICS_FILE), "rb") as file:
             file.seek(max(0, file.seek(0, 2) - 8192))
             rows = list(metric_rows(file.read().decode("utf-8", "replace")))
     except OSError:

@@ -22,6 +22,7 @@ from ..report.pretraining import find_pretraining
 from ..report.records import CONFIG_FILE, RESULTS_FILE, text_of
 from ..report.seed_statistics import Summary, summarize
 from ..report.sentences import schedule_sentences
+from ..runtime.files import regular
 from ..runtime.text import parse_json, parse_yaml
 from .paper import PaperRow, Part, Pretraining
 
@@ -183,7 +184,7 @@ def _feature_tests(paths: Iterable[str]) -> Iterator[FeatureResult]:
     files = {file.resolve(): file for path in paths for file in Path(path).rglob(RESULTS_FILE)}
     for file in sorted(files.values()):
         try:
-            data = parse_json(file.read_text(encoding="utf-8"))
+            data = parse_json(regular(file).read_text(encoding="utf-8"))
             metric = _SCHEMAS.get(str(data["schema"]))
             value, checkpoint = float(data["top1"]), Path(data["checkpoint"])
         except (OSError, ValueError, LookupError, TypeError):

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from .errors import Faults, InputError, MissingFileError, damaged, printable
-from .files import atomic_path, atomic_write_text
+from .files import atomic_path, atomic_write_text, regular
 from .safe_pickle import ForbiddenNameError, StandIn
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class CheckpointFolder:
         pointer = self.folder / LAST
         if not pointer.exists():
             return None
-        name = pointer.read_bytes().decode(errors="replace").strip()
+        name = regular(pointer).read_bytes().decode(errors="replace").strip()
         if not name.isprintable() or name != Path(name).name:
             raise damaged(pointer, f"it names {name[:80]!r}")
         return self.folder / name
@@ -144,6 +144,10 @@ def torch_load(
         InputError: If it is truncated or damaged, holds objects other than tensors, plain
             containers and what ``resolve`` knows, or is of a kind that torch cannot read.
     """
+    try:
+        regular(path)
+    except OSError as error:
+        raise InputError(f"Checkpoint {path} cannot be read: {error.strerror}.") from error
     known: dict[str, Any] = {}
     while True:  # once more for each name that the file asks for
         try:

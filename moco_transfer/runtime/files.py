@@ -7,13 +7,16 @@ what a killed one left behind is known by it, and removed when the folder is nex
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from .errors import InputError, MissingFileError
 from .machine import writing
@@ -23,9 +26,24 @@ try:
 except ImportError:  # Windows: temporary files of killed processes stay
     fcntl = None  # type: ignore[assignment]
 
+Opened = TypeVar("Opened")
 _UMASK = os.umask(0)  # read here: two threads that ask at a time could leave it at 0
 os.umask(_UMASK)
 _OURS = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp", re.DOTALL)
+
+
+def regular(path: Opened) -> Opened:
+    """Return what is to be opened to read; OSError for a path of a pipe, device or socket, at which
+    a reader would wait, or never end. What is missing is for the opener to name.
+    """
+    try:
+        mode = os.stat(path).st_mode  # type: ignore[arg-type]
+    except (OSError, TypeError, ValueError):  # TypeError: an open file
+        return path
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return path
+    what = "it is a pipe, a device or a socket; expected a file"
+    raise OSError(errno.EINVAL, what, str(path))
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
-from .files import atomic_write_text, make_folder
+from .files import atomic_write_text, make_folder, regular
 from .machine import writing
 from .text import parse_json
 from .trackers.record import Trackers
@@ -87,7 +87,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     lines that are cut off or damaged.
     """
     rows = []
-    for line in Path(path).read_bytes().splitlines():
+    for line in Path(regular(path)).read_bytes().splitlines():
         try:
             row = parse_json(line)
         except ValueError:  # no JSON, no UTF-8, 5,000 digits

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from .errors import InputError, MissingFileError
+from .files import regular
 
 _MARKS = (  # UTF-32's begins with UTF-16's
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -59,7 +60,7 @@ def read_text(path: str | os.PathLike[str], *, errors: str = "strict") -> str:
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """Return the content of a file; MissingFileError, or InputError if it cannot be read."""
     try:
-        return Path(path).read_bytes()
+        return Path(regular(path)).read_bytes()
     except FileNotFoundError as error:
         raise MissingFileError(f"{path} does not exist.") from error
     except (OSError, ValueError) as error:

@@ -28,6 +28,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -378,6 +379,7 @@ def prepare() -> None:
 
     torch.set_num_threads(1)
     tqdm.tqdm.monitor_interval = 0  # no thread, which a fork would not have
+    tqdm.tqdm.set_lock(threading.RLock())  # one that a killed fork does not hold for ever
     for depth in (18, 50):
         moco_transfer.models.BLOCKS[depth] = (1, 1, 1, 1)
     launch.LocalLauncher.start = lambda *words: Child(*words)

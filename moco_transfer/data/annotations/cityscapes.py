@@ -27,6 +27,7 @@ from PIL import Image
 from pycocotools import mask as mask_api
 
 from ...runtime.errors import InputError, MissingFileError
+from ...runtime.files import regular
 from ...runtime.progress import progress
 from ..images.decode import UNREADABLE
 from .coco import load_json
@@ -122,7 +123,7 @@ def read_masks(
     RLE; InputError if the file is damaged or something else.
     """
     try:
-        with Image.open(file) as image:
+        with Image.open(regular(file)) as image:
             ids = np.asarray(image)
     except FileNotFoundError as error:
         raise MissingFileError(f"{file} does not exist.") from error

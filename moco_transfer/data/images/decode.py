@@ -22,6 +22,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from ...runtime.errors import InputError, MissingFileError
+from ...runtime.files import regular
 from ...runtime.text import nature_of
 
 try:
@@ -121,7 +122,7 @@ def orientation_of(file: str | os.PathLike[str] | bytes | memoryview) -> int:
             return 1  # without PIL, which takes far longer
         opened = io.BytesIO(file)
     with contextlib.suppress(Exception):  # damaged EXIF raises nearly anything; pixels are good
-        with Image.open(opened) as image:
+        with Image.open(regular(opened)) as image:
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         return orientation if orientation in range(1, 9) else 1
     return 1
@@ -148,7 +149,7 @@ def read_rgb(
             return Image.fromarray(decode_pixels(file))
         file = io.BytesIO(file)
     try:
-        with Image.open(file) as image:
+        with Image.open(regular(file)) as image:
             orientation = 1
             if upright and image.format != "TIFF":
                 with contextlib.suppress(Exception):  # as in orientation_of
@@ -180,7 +181,7 @@ def unknown_format(file: str | os.PathLike[str] | IO[bytes]) -> str:
 
 def has_16_bits(file: str | os.PathLike[str] | IO[bytes]) -> bool:
     """Return whether an image that can be read has 16 bits of grey."""
-    with Image.open(file) as image:
+    with Image.open(regular(file)) as image:
         return _is_16_bits(image)
 
 
@@ -212,7 +213,7 @@ def read_size(path: str, *, as_stored: bool = False) -> tuple[int, int]:
     """
     is_turned = orientation_of(path) >= 5
     try:
-        with Image.open(path) as header:
+        with Image.open(regular(path)) as header:
             width, height = header.size
             if is_turned and header.format == "TIFF":  # whose size PIL's versions give either way
                 raise ValueError
@@ -238,7 +239,7 @@ def read_image(path: str, colour_order: str) -> np.ndarray:
     if colour_order not in ("RGB", "BGR"):
         raise InputError(f"INPUT.FORMAT is {colour_order!r}, expected RGB or BGR.")
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open(regular(path), "rb", buffering=0) as file:
             pixels = decode_pixels(file.read(), upright=True)
     except FileNotFoundError as error:
         broken = f" It is a link to {os.readlink(path)}." if os.path.islink(path) else ""

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...runtime.errors import InputError, MissingFileError, printable
+from ...runtime.files import regular
 from ...runtime.text import read_text
 from .image_source import EXTENSIONS, IndexedSource, Table, is_image, name_table
 from .near_names import find_image_files, lies_near
@@ -53,7 +54,7 @@ class ImageFolder(IndexedSource):
 
     def content(self, index: int) -> bytes:
         """Return the encoded image."""
-        with open(self.path(index), "rb", buffering=0) as file:
+        with open(regular(self.path(index)), "rb", buffering=0) as file:
             return file.read()
 
     def _where(self) -> str:

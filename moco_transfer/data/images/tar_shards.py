@@ -30,7 +30,7 @@ import torch
 
 from ...runtime import distributed
 from ...runtime.errors import InputError, MissingFileError, printable
-from ...runtime.files import atomic_path
+from ...runtime.files import atomic_path, regular
 from ..annotations.coco import load_json
 from .image_source import EXTENSIONS, ImageSource, IndexedSource, Table, is_image, name_table
 
@@ -205,7 +205,7 @@ def _read(shard: Path) -> ShardIndex | None:
     """Return a shard's index if it is kept and the shard has not changed since."""
     file = Path(f"{shard}.index.npz")
     try:
-        with np.load(file, allow_pickle=False) as kept:
+        with np.load(regular(file), allow_pickle=False) as kept:
             names = name_table(())
             names.ends, names.data = map(torch.from_numpy, (kept["ends"], kept["names"]))
             state = tuple(kept["state"].tolist())
@@ -233,7 +233,7 @@ def index_shard(file: Path) -> ShardIndex:
     """Index one tar file by its headers; InputError if it is damaged or cut off."""
     state, rows, names, unclear = _state_of(file), [], [], []
     try:
-        with tarfile.open(file) as archive:
+        with tarfile.open(regular(file)) as archive:
             members = ((member.name, member) for member in _files_of(archive))
             for sample, image in _samples(members):
                 if image is None:
@@ -330,7 +330,7 @@ def read_shard(url: str) -> Iterator[tuple[str, bytes, int]]:
 
 def _images(url: str) -> Iterator[tuple[str, bytes, int]]:
     webdataset = importlib.import_module("webdataset.gopen") if scheme_of(url) else None
-    stream = webdataset.gopen(url) if webdataset else open(url, "rb")  # noqa: SIM115
+    stream = webdataset.gopen(url) if webdataset else open(regular(url), "rb")  # noqa: SIM115
     try:
         with tarfile.open(fileobj=stream, mode="r|*") as archive:
             members = ((m.name, archive.extractfile(m)) for m in _files_of(archive))

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ....runtime.errors import InputError
+from ....runtime.files import regular
 from ....runtime.progress import progress
 from .labels import IGNORED, read_labels, voc_palette
 
@@ -110,7 +111,7 @@ def _look(record: dict, num_classes: int) -> _Seen:
 
 
 def _has_other_palette(file: str) -> bool:
-    with Image.open(file) as image:
+    with Image.open(regular(file)) as image:
         if image.mode != "P":
             return False
         used = sorted({index for _, index in image.getcolors() or ()})

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from ....runtime.errors import InputError, MissingFileError
+from ....runtime.files import regular
 from ...images.decode import UNREADABLE, orientation_of
 
 IGNORED = 255
@@ -71,7 +72,7 @@ def read_ids(
     is no file, or it is no such label image.
     """
     try:
-        with Image.open(file) as image:
+        with Image.open(regular(file)) as image:
             if image.format == "JPEG":
                 raise InputError(
                     f"{file} is a JPEG, which changes values: its ids are lost. Export the label"
