@@ -17,7 +17,7 @@ from typing import NoReturn
 from .. import __version__
 from ..runtime.errors import InputError, did_you_mean
 from ..runtime.launch import launch_options, replace_by_torchrun, torchrun_command
-from ..runtime.machine import explain, raise_file_limit, without_lost_workers
+from ..runtime.machine import explain, let_workers_end, raise_file_limit, without_lost_workers
 from .json_output import json_alone
 from .options import DESCRIPTIONS, SEVERAL_PROCESSES, add_options
 
@@ -70,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{program}: {str(error) or 'interrupted.'}", file=sys.stderr)
         status = next(code for kind, code in _STATUS.items() if isinstance(error, kind))
     except Exception as error:
+        let_workers_end()
         is_unread = isinstance(error, BrokenPipeError) and _drop_unread_output()
         sentence = explain(error, DESCRIPTIONS[verb].get("settings"))
         if sentence is None:

@@ -382,10 +382,9 @@ def _settled(
         cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = len(data.any_set.keypoint_names)
     if data is not None and data.mask_format is not None:
         cfg.INPUT.MASK_FORMAT = data.mask_format
-    elif data is not None and not data.train_sets and checkpoint is not None:
-        # An evaluation reads no training set: what the run took from it.
-        config = carried_config(checkpoint["config"], "The checkpoint")
-        cfg.INPUT.MASK_FORMAT = config["INPUT"]["MASK_FORMAT"]
+    elif data is not None and not data.train_sets and checkpoint is not None:  # as the run had it
+        before = carried_config(checkpoint["config"], "The checkpoint")
+        cfg.INPUT.MASK_FORMAT = before["INPUT"]["MASK_FORMAT"]
     if cfg.SEED < 0:
         drawn = broadcast_object(time.time_ns() % 2**31)
         cfg.SEED = (checkpoint or {}).get("seed", drawn)

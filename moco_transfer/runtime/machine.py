@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -135,6 +136,14 @@ def without_lost_workers(args: Any) -> None:
     """
     if "DataLoader worker" not in str(args.exc_value):
         sys.__unraisablehook__(args)
+
+
+def let_workers_end() -> None:
+    """Take out torch's handler of ended data workers: it raises again for each that ends, and so
+    while the first error is printed.
+    """
+    with contextlib.suppress(AttributeError, ValueError):  # Windows; not the main thread
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def explain(error: BaseException, settings: Mapping[str, str] | None = None) -> str | None:

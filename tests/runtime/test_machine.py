@@ -181,6 +181,29 @@ def test_worker__killed_while_it_ends(monkeypatch, tmp_path, capsys, said, is_sh
     assert ("Traceback" in capsys.readouterr().err) is is_shown
 
 
+def test_worker__another_ends_while_the_error_is_told(monkeypatch, tmp_path, capsys):
+    said = "DataLoader worker (pid 7) is killed by signal: Killed. "
+
+    def torchs(signum, frame):
+        raise RuntimeError(said)
+
+    def run(args):
+        raise RuntimeError(said)
+
+    def telling(error, settings):
+        os.kill(os.getpid(), signal.SIGCHLD)
+        return explain(error, settings)
+
+    monkeypatch.setattr("moco_transfer.cli.report.run", run)
+    monkeypatch.setattr(cli, "explain", telling)
+    signal.signal(signal.SIGCHLD, torchs)
+    try:
+        assert cli.main(["report", str(tmp_path)]) == 1
+    finally:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    assert "worker" in capsys.readouterr().err
+
+
 def test_explain__memory_of_a_cpu():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 58)
