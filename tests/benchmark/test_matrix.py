@@ -121,7 +121,7 @@ def test_matrix__dump_reads_as_the_same(matrix, tmp_path):
         ("tasks: [a]\ninits: {random: ''}\nsubset_per_seed: true", "--label-fraction below 1"),
         ("tasks: [a]\ninits: {random: ''}\noverrides: [SEED]", "expected pairs"),
         ("- a", "holds list"),
-        ("tasks: [", "a.yaml is not readable yaml"),
+        ("tasks: [", "m.yaml is not readable yaml"),
     ],
 )
 def test_read_matrix__error(tmp_path, text, said):
