@@ -104,6 +104,7 @@ setup(
         # where there is none.
         "test": [
             "cityscapesScripts>=2.3",
+            "hypothesis>=6.100",
             "ipykernel>=6",
             "jsonschema>=4",
             "nbclient>=0.10",

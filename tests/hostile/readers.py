@@ -1,8 +1,9 @@
 """Feed damaged and hostile files to every reader: ``python tests/hostile/readers.py COUNT [SEED]``;
 test_hostile.py runs it. tests/convert/fuzz.py does so for the converter.
 
-Each file must be read or refused with a sentence, within ten seconds and 1.5 GB; a program, a
-connection or another exception ends the process with a status of its own.
+Binary files are mutated; of texts half are mutated, half made by hypothesis (structures.py). Each
+file must be read or refused with a sentence, within ten seconds and 1.5 GB; a program, a connection
+or another exception ends the process with a status of its own. The last lines are a table.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import contextlib
 import io
 import json
 import logging
+import pickle
 import random
 import runpy
 import signal
 import sys
 import tarfile
 import tempfile
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -26,9 +29,15 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from pycocotools import mask as mask_api
+from safetensors.torch import save
+from structures import MARKS, feed, strategies
 
 from moco_transfer.config import load_detection_config, load_pretrain_config
-from moco_transfer.data.annotations.coco import read_coco
+from moco_transfer.convert.read import read_checkpoint
+from moco_transfer.data.annotations.coco import load_json, read_coco
+from moco_transfer.data.annotations.faults import Fault
+from moco_transfer.data.annotations.masks import read_mask
 from moco_transfer.data.annotations.voc import read_voc
 from moco_transfer.data.images import tar_shards
 from moco_transfer.data.images.decode import UNREADABLE, decode_pixels, read_size
@@ -41,15 +50,8 @@ from moco_transfer.runtime.metrics import read_metrics
 FUZZ = runpy.run_path(str(Path(__file__).parents[1] / "convert" / "fuzz.py"))
 REPOSITORY = Path(__file__).resolve().parents[2]
 SECONDS, MEMORY_KB = 10, 1_500_000
-REFUSALS = (InputError, *UNREADABLE)
-MARKS = (
-    "<script>alert(1)</script>",
-    '"><img src=x onerror=alert(1)>',
-    "../../etc",
-    "\x01",
-    "{{7*7}}",
-)
-
+COLUMNS = ("read", "refused")
+SLOW = {"page": 20}  # a page takes a tenth of a second: this share of the files
 Reader = Callable[[Path], object]
 
 
@@ -70,8 +72,6 @@ def image_files() -> list[bytes]:
 
 def coco_file(folder: Path) -> bytes:
     """Return annotations with polygons, both forms of RLE and keypoints, and write the images."""
-    from pycocotools import mask as mask_api
-
     rle = mask_api.encode(np.asfortranarray(np.eye(12, 10, dtype=np.uint8)))
     masks: list[Any] = [[[1, 1, 8, 1, 8, 9]], {"size": [12, 10], "counts": rle["counts"].decode()}]
     masks.append({"size": [12, 10], "counts": [100, 10, 10]})
@@ -92,6 +92,9 @@ def readers(folder: Path) -> dict[str, tuple[list[bytes], str, Reader]]:
     buffer = io.BytesIO()
     torch.save({"state_dict": {"a": torch.ones(3)}, "epoch": 1, "names": ["x"]}, buffer)
     state = buffer.getvalue()
+    arrays = {"model": {"a": np.ones(3, np.float32)}, "__author__": "me"}
+    pickled = pickle.dumps(arrays, protocol=2)
+    safetensors = save({"conv1.weight": torch.ones(3)}, {"format": "pt"})
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, data in (
@@ -104,6 +107,8 @@ def readers(folder: Path) -> dict[str, tuple[list[bytes], str, Reader]]:
             archive.addfile(info, io.BytesIO(data))
     shard = buffer.getvalue()
     (folder / "s.tar").write_bytes(shard)
+    masks = [a["segmentation"] for a in json.loads(coco_file(folder))["annotations"]]
+    rles = [json.dumps(mask).encode() for mask in masks[1:]]
     tar_shards._index_and_keep(folder / "s.tar")
     index = (folder / "s.tar.index.npz").read_bytes()
     voc = folder / "voc"
@@ -141,6 +146,12 @@ def readers(folder: Path) -> dict[str, tuple[list[bytes], str, Reader]]:
     def pointer(file: Path) -> None:
         CheckpointFolder(file.parent).newest()
 
+    def rle(file: Path) -> None:
+        about = {"height": 12, "width": 10, "file_name": "1.png"}
+        mask = read_mask(load_json(file), about)
+        if isinstance(mask, dict):
+            assert mask_api.decode(mask).shape == (12, 10)
+
     def voc_of(file: Path) -> None:
         read_voc(file.parents[1], "t", ("cat",))
 
@@ -150,16 +161,19 @@ def readers(folder: Path) -> dict[str, tuple[list[bytes], str, Reader]]:
 
     return {
         "checkpoint": ([state], "c.pth", load_checkpoint),
+        "safetensors": ([safetensors], "m.safetensors", read_checkpoint),
+        "pickle": ([pickled], "m.pkl", read_checkpoint),
         "pointer": ([b"checkpoint_0001.pth\n"], "run/last_checkpoint", pointer),
         "shard": ([shard], "t.tar", tar_shards.index_shard),
         "index": ([index], "s.tar.index.npz", lambda _: tar_shards._read(folder / "s.tar")),
         "xml": ([xml], "voc/Annotations/1.xml", voc_of),
+        "rle": (rles, "rle.json", rle),
         "coco": ([coco_file(folder)], "a.json", lambda file: read_coco(file, folder)),
         "image": (image_files(), "i.png", image),
         "pretrain config": (configs, "p.yaml", load_pretrain_config),
         "detection config": ([detection, whole], "d.yaml", load_detection_config),
         "results": ([results], "r/results.json", table),
-        "page": ([results], "p/results.json", page),
+        "page": ([results], f"{MARKS[1]}/results.json", page),
         "metrics": ([metrics], "m.json", read_metrics),
     }
 
@@ -191,6 +205,51 @@ def too_long(signum: int, frame: object) -> None:
     raise TimeoutError(f"more than {SECONDS} s")
 
 
+class Trial:
+    """A reader and what became of the files that it was given."""
+
+    def __init__(self, kind: str, file: Path, read: Reader) -> None:
+        self.kind, self.file, self.read = kind, file, read
+        self.refusals = (InputError, Fault, *(UNREADABLE if kind == "image" else ()))
+        self.results: Counter[str] = Counter()
+        self.faults: Counter[str] = Counter()
+        self.slowest = 0.0  # s of CPU
+        file.parent.mkdir(parents=True, exist_ok=True)
+
+    def take(self, data: bytes) -> None:
+        """Let the reader read a file, and note how it ends."""
+        self.file.write_bytes(data)
+        since = time.process_time()
+        signal.alarm(SECONDS)
+        try:
+            self.read(self.file)
+            self.results["read"] += 1
+        except self.refusals as error:
+            signal.alarm(0)
+            self.results["refused"] += 1
+            is_list = "things to fix" in str(error)
+            if isinstance(error, InputError) and "\n" in str(error) and not is_list:
+                self.faults[f"more than a line: {str(error)[:200]!r}"] += 1
+        except BaseException as error:
+            signal.alarm(0)
+            where = traceback.extract_tb(error.__traceback__)
+            ours = [f for f in where if "moco_transfer" in f.filename] or where
+            what = f"{type(error).__name__}: {str(error)[:80]!r}"
+            key = f"{what} at {Path(ours[-1].filename).name}:{ours[-1].lineno}"
+            if not self.faults[key]:
+                with contextlib.suppress(OSError):
+                    print(f"{self.kind}: {key}: {data[:4000]!r:.200}", file=sys.stderr, flush=True)
+            self.faults[key] += 1
+        signal.alarm(0)
+        self.slowest = max(self.slowest, time.process_time() - since)
+
+    def row(self) -> str:
+        """Return a line of the table."""
+        counts = (self.results.total() + self.faults.total(), *map(self.results.get, COLUMNS))
+        numbers = "".join(f"{count or 0:>10,}" for count in counts)
+        return f"{self.kind:18}{numbers}{self.faults.total():>10}{1000 * self.slowest:>12,.0f}"
+
+
 def main() -> int:
     """Run COUNT files for each reader; returns the exit status."""
     count, seed = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
@@ -198,49 +257,31 @@ def main() -> int:
     logging.getLogger("moco_transfer").addHandler(logging.NullHandler())
     logging.getLogger("moco_transfer").propagate = False
     torch.set_num_threads(1)
-    faults: Counter[str] = Counter()
     signal.signal(signal.SIGALRM, too_long)
+    rows, faults = [], Counter[str]()
     with tempfile.TemporaryDirectory() as name:
         known = readers(Path(name))
+        made = strategies({kind: files[0] for kind, (files, *_) in known.items()})
         sys.addaudithook(FUZZ["watch"])
-        for kind, (files, target, read) in known.items():
-            if only and kind not in only:
-                continue
-            dice, results = random.Random(f"{seed} {kind}"), Counter[str]()
-            file = Path(name) / target
-            file.parent.mkdir(exist_ok=True)
-            for number in range(max(1, count // 20) if kind == "page" else count):
-                data = files[number % len(files)]
-                is_text = kind not in ("checkpoint", "shard", "index", "image")
-                change = poison if is_text and dice.random() < 0.6 else FUZZ["mutate"]
-                data = change(data, dice)
-                file.write_bytes(data)
-                signal.alarm(SECONDS)
-                try:
-                    read(file)
-                    results["read"] += 1
-                except REFUSALS as error:
-                    signal.alarm(0)
-                    results["refused"] += 1
-                    is_list = "things to fix" in str(error)
-                    if isinstance(error, InputError) and "\n" in str(error) and not is_list:
-                        faults[f"{kind}: more than a line: {str(error)[:200]!r}"] += 1
-                except BaseException as error:
-                    signal.alarm(0)
-                    where = traceback.extract_tb(error.__traceback__)
-                    ours = [f for f in where if "moco_transfer" in f.filename] or where
-                    what = f"{kind}: {type(error).__name__}: {str(error)[:80]!r}"
-                    key = f"{what} at {Path(ours[-1].filename).name}:{ours[-1].lineno}"
-                    if not faults[key]:
-                        with contextlib.suppress(OSError):
-                            print(f"{key}: {data[:4000]!r:.200}", file=sys.stderr, flush=True)
-                    faults[key] += 1
-                signal.alarm(0)
-            print(f"{kind}: {count} files: {dict(results)}", flush=True)
+        for kind in only or known:
+            files, target, read = known[kind]
+            trial, dice = Trial(kind, Path(name) / target, read), random.Random(f"{seed} {kind}")
+            number = max(2, count // SLOW.get(kind, 1))
+            half = number // 2 if kind in made else 0
+            for index in range(number - half):
+                change = poison if kind in made and dice.random() < 0.6 else FUZZ["mutate"]
+                trial.take(change(files[index % len(files)], dice))
+            if half:
+                feed(made[kind], half, seed, trial.take)
+            rows.append(trial.row())
+            faults.update({f"{kind}: {fault}": n for fault, n in trial.faults.items()})
+            print(rows[-1], flush=True)
     memory = FUZZ["largest_memory_kb"]()
     for fault, times in faults.items():
         print(f"FAULT {fault} ({times} times)")
-    print(f"{len(faults)} faults, largest memory {memory / 1e6:.2f} GB")
+    head = "".join(f"{word:>10}" for word in ("inputs", *COLUMNS, "faults"))
+    print(f"{'':18}{head}  slowest, ms", *rows, sep="\n")
+    print(f"faults {len(faults)}, largest memory {memory / 1e6:.2f} GB")
     return 0 if not faults and memory < MEMORY_KB else 4
 
 
