@@ -109,6 +109,7 @@ def recording(root: Path, states: Path, trials: float, chosen: float) -> Callabl
         raise_file_limit()
         dice = random.Random(chosen)
         wanted = {n for n in range(100_000) if dice.random() < trials / 2 / MOMENTS}
+        wanted.add(int(10 * chosen))  # one at least
         durable = Durable(root, states, wanted)
         below = str(root.resolve().parent)
 

@@ -29,7 +29,7 @@ def total(*options: object) -> dict[str, int]:
 
 def test_bench__short_form():
     only = ["--only", "pretrain", "pack", "--faults", "signals", "checkpoints", "disk", "power"]
-    assert total("--trials", 1, *only)["trials"] >= 8
+    assert total("--trials", 1, *only)["trials"] >= 11
 
 
 @pytest.mark.slow
