@@ -32,7 +32,7 @@ from .segmentor import SemanticSegmentor
 
 OPSET = 18
 THRESHOLD = "score_threshold"  # an input that has a default
-SAME = {"boxes": 0.05, "scores": 1e-3}  # px, and of 1: how far the same detection may differ
+SAME = {"boxes": 0.5, "scores": 0.01}  # px, and of 1: how far the same detection may differ
 _CHECKED = 50  # detections on each image of a check
 
 
