@@ -82,6 +82,7 @@ def finetune(
     )
     if plan.checkpoint is not None:
         run.restore(plan.checkpoint)
+        CheckpointFolder(plan.output_dir).resume_from(plan.checkpoint_path)
         logger.info("resumed from %s at iteration %d", plan.checkpoint_path, run.iteration)
     since, checkpoints = time.perf_counter(), CheckpointFolder(plan.output_dir, keep=2)
     key = "DATALOADER.NUM_WORKERS"
@@ -109,8 +110,7 @@ def finetune(
             return None
         record = _record(plan, run, evaluated, wall_sec=round(time.perf_counter() - since, 1))
         if is_main_process() and plan.data.test_sets:
-            text = json.dumps(record, indent=2) + "\n"
-            atomic_write_text(plan.output_dir / RESULTS_FILE, text)
+            atomic_write_text(plan.output_dir / RESULTS_FILE, json.dumps(record, indent=2) + "\n")
         if metrics_file is not None:
             if plan.data.test_sets and run.best is None:
                 metrics_file.write(run.iteration, metric_row(evaluated["metrics"]))

@@ -280,6 +280,7 @@ def _evaluate_linear(plan: LinearPlan) -> dict[str, Any] | None:
     checkpoints = CheckpointFolder(plan.output, keep=2)
     if plan.resume and (last := checkpoints.newest()) is not None:
         run.restore(last[1], str(last[0]))
+        checkpoints.resume_from(last[0])
     record_settings(plan.output, yaml.safe_dump(settings))
     order = shuffled_batches(num_train, protocol, start=run.iteration)
     batches = _encoded_batches(plan, trunk, order)

@@ -156,6 +156,7 @@ def build_run(plan: PretrainPlan) -> Pretraining:
     meter, known = Meter(plan.device), list[str]()
     if plan.resume is not None:
         restore(plan.resume.state, model, optimizer, scaler)
+        CheckpointFolder(plan.output_dir).resume_from(plan.resume.path)
         meter.resume(plan.resume.state["period"])
         known = plan.resume.state["unreadable"]
     watch = Watch(plan.num_negatives, plan.patience_iterations)

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from .distributed import is_main_process
 from .errors import Faults, InputError, MissingFileError, damaged, printable
 from .files import atomic_path, atomic_write_text, regular
 from .safe_pickle import ForbiddenNameError, StandIn
@@ -48,6 +49,17 @@ class CheckpointFolder:
         atomic_write_text(self.folder / LAST, path.name + "\n")
         self.prune(self.keep)
         return path
+
+    def resume_from(self, path: Path | None) -> None:
+        """Point ``last_checkpoint`` at the checkpoint that a run resumes from, where a damaged one
+        names another.
+        """
+        if path is None or not is_main_process():
+            return
+        with contextlib.suppress(InputError):
+            if self.last() == path:
+                return
+        atomic_write_text(self.folder / LAST, path.name + "\n")
 
     def prune(self, keep: int) -> None:
         """Remove all older than the last checkpoint but ``keep`` - 1 (0: nothing)."""
@@ -123,7 +135,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Return the dictionary in a file that ``torch.save`` wrote; raises as :func:`torch_load`, and
     InputError if a checksum is wrong: torch would load a changed weight without a word.
     """
-    if zipfile.is_zipfile(path) and (fault := zip_fault(path)):
+    if is_zip(path) and (fault := zip_fault(path)):
         raise damaged(path, fault)
     state = torch_load(path)
     if not isinstance(state, dict):
@@ -144,10 +156,6 @@ def torch_load(
         InputError: If it is truncated or damaged, holds objects other than tensors, plain
             containers and what ``resolve`` knows, or is of a kind that torch cannot read.
     """
-    try:
-        regular(path)
-    except OSError as error:
-        raise InputError(f"Checkpoint {path} cannot be read: {error.strerror}.") from error
     known: dict[str, Any] = {}
     while True:  # once more for each name that the file asks for
         try:
@@ -223,6 +231,16 @@ def _unreadable(path: str | Path, error: Exception) -> InputError:
         f"{path} is not damaged, but was saved {what} ({first}). If you trust it and have its code,"
         f" save its tensors: torch.save({call}, 'state_dict.pth')"
     )
+
+
+def is_zip(path: str | Path) -> bool:
+    """Return whether a file is a zip archive, perhaps a damaged one; InputError for a pipe."""
+    try:
+        return zipfile.is_zipfile(regular(path))
+    except zipfile.BadZipFile:  # of a damaged table, before Python 3.14
+        return True
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def zip_fault(path: str | Path) -> str | None:

@@ -1,13 +1,15 @@
 """Checkpoints: found again, safe to read, and clear when they are not.
 
 Went red under: deleting the newest file instead of the oldest; weights_only=False; what
-    last_checkpoint names taken unseen; no look at the checksums.
+    last_checkpoint names taken unseen; no look at the checksums; zipfile's own is_zipfile; a
+    damaged last_checkpoint left as it is.
 """
 
 from __future__ import annotations
 
 import logging
 import pickle
+import struct
 
 import pytest
 import torch
@@ -93,6 +95,25 @@ def test_newest__the_one_before_is_taken_and_named(tmp_path, damage, caplog, mon
         + ["checkpoint_0003.pth"]
     ).index(taken)
     assert (warned in caplog.text and taken in caplog.text) if warned else not caplog.text
+
+
+def test_load_checkpoint__a_table_that_pythons_own_test_rejects(tmp_path):
+    locator = struct.pack("<4sLQL", b"PK\6\7", 0, 0, 2)  # of zip64, on two disks
+    (tmp_path / "c.pth").write_bytes(b"\0" * 100 + locator + b"PK\5\6" + bytes(18))
+    with pytest.raises(InputError, match=r"c\.pth"):
+        load_checkpoint(tmp_path / "c.pth")
+
+
+def test_resume_from__takes_the_place_of_a_damaged_pointer(tmp_path):
+    folder = CheckpointFolder(tmp_path)
+    for name in ("0001", "0002"):
+        folder.save({"x": torch.arange(3)}, name)
+    (tmp_path / "last_checkpoint").write_bytes(b"\xff\0damaged")
+    path, _ = folder.newest()
+    folder.resume_from(path)
+    assert folder.last() == path == tmp_path / "checkpoint_0002.pth"
+    folder.prune(keep=1)
+    assert [each.name for each in tmp_path.glob("*.pth")] == ["checkpoint_0002.pth"]
 
 
 def test_newest__without_any_is_none(tmp_path):

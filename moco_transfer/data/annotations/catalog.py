@@ -18,7 +18,6 @@ import os
 import re
 import tarfile
 import weakref
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +26,7 @@ from typing import Any, TypeAlias
 
 import yaml
 
+from ...runtime.checkpoint import is_zip
 from ...runtime.errors import InputError, MissingFileError, UnknownKeyError, did_you_mean
 from ..images.near_names import lies_near
 from .class_selection import group_classes, parse_classes, select_classes
@@ -161,7 +161,7 @@ class DetectionDataset:
         if self.name not in _BUILTIN:
             near = lies_near(place, lambda name: name.lower().endswith(place.suffix.lower()))
             if place.exists():
-                is_archive = zipfile.is_zipfile(place) or tarfile.is_tarfile(place)
+                is_archive = is_zip(place) or tarfile.is_tarfile(place)
                 what = "an archive: unpack it" if is_archive else "a file"
                 raise InputError(f"Data set {self.name!r}: {place} is {what}; expected a folder.")
             text = f"Data set {self.name!r}: {place} does not exist.{near * bool(place.suffix)}"
