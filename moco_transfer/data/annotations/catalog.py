@@ -26,7 +26,6 @@ from typing import Any, TypeAlias
 
 import yaml
 
-from ...runtime.checkpoint import is_zip
 from ...runtime.errors import InputError, MissingFileError, UnknownKeyError, did_you_mean
 from ..images.near_names import lies_near
 from .class_selection import group_classes, parse_classes, select_classes
@@ -161,6 +160,8 @@ class DetectionDataset:
         if self.name not in _BUILTIN:
             near = lies_near(place, lambda name: name.lower().endswith(place.suffix.lower()))
             if place.exists():
+                from ...runtime.checkpoint import is_zip  # imports torch; doctor needs none
+
                 is_archive = is_zip(place) or tarfile.is_tarfile(place)
                 what = "an archive: unpack it" if is_archive else "a file"
                 raise InputError(f"Data set {self.name!r}: {place} is {what}; expected a folder.")
