@@ -5,8 +5,7 @@
     coco/{train2017,val2017,annotations,...}  VOC2007/{Annotations,ImageSets,JPEGImages}  VOC2012/
     lvis/lvis_v0.5_train.json, ... (of COCO's images)
     cityscapes/{leftImg8bit,gtFine}/{train,val}  VOC2012/{SegmentationClass,SegmentationClassAug}
-What a data set is (format, classes, year of the VOC metric) is stored with its name and never
-guessed from it.
+What a data set is (format, classes, year of the VOC metric) is stored with its name, not guessed.
 """
 
 from __future__ import annotations
