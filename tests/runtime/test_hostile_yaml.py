@@ -1,7 +1,7 @@
 """Hostile YAML and JSON: one sentence at once, by every reader of files from elsewhere.
 
 Seen red under: PyYAML's own ValueErrors let through; aliases not counted; merges not counted; a
-level of aliases not counted as a level; keys counted anew for each key; safe_load in a reader.
+level of aliases not counted as a level; safe_load in a reader.
 """
 
 from __future__ import annotations
