@@ -24,9 +24,9 @@ LAUGHS = "A0: &a0 {X: 1}\n" + "".join(
     f"A{i + 1}: &a{i + 1} {{" + ", ".join(f"K{k}: *a{i}" for k in range(9)) + "}\n"
     for i in range(9)
 )
-KEYS = ", ".join(f"K{i}: 1" for i in range(2000))
+KEYS = ", ".join(f"K{i}: 1" for i in range(1000))
 MERGES = f"A0: &a0 {{{KEYS}}}\nA1: {{<<: [{', '.join(['*a0'] * 2000)}]}}\n"
-CHAIN = "A0: &a0 {X: 1}\n" + "".join(f"A{i + 1}: &a{i + 1} {{X: *a{i}}}\n" for i in range(2000))
+CHAIN = "A0: &a0 {X: 1}\n" + "".join(f"A{i + 1}: &a{i + 1} {{X: *a{i}}}\n" for i in range(1000))
 YAML = {
     "merges": MERGES,
     "chain": CHAIN,
