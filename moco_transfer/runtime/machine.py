@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -180,9 +181,11 @@ def explain(error: BaseException, settings: Mapping[str, str] | None = None) -> 
             f"The data worker {match[1]} {match[2].strip()}: the system ends processes when memory"
             f" runs out ({_machine_memory()}). Lower {names['workers']} or {names['memory']}."
         )
-    if isinstance(error, ConnectionError):  # while a worker was asked for its batch
+    places = (frame.filename for frame in traceback.extract_tb(error.__traceback__))
+    is_cut = isinstance(error, EOFError) and any("multiprocessing" in place for place in places)
+    if isinstance(error, ConnectionError) or is_cut:  # while a worker was asked for its batch
         return (
-            f"A data worker has ended; its own message says why ({error}). Lower"
+            f"A data worker has ended; its own message says why ({error!r}). Lower"
             f" {names['workers']} or {names['memory']}, or set {names['workers']} to 0."
         )
     if re.search(r"Application timeout|Timed out waiting|NCCL.*timeout|Watchdog caught", text):

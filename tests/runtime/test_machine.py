@@ -8,6 +8,7 @@ path (it does not say why it failed); Python's own hook for exceptions in ``__de
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -202,6 +203,15 @@ def test_worker__another_ends_while_the_error_is_told(monkeypatch, tmp_path, cap
     finally:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     assert "worker" in capsys.readouterr().err
+
+
+def test_explain__a_worker_that_ends_while_its_batch_is_taken():
+    ours, theirs = multiprocessing.Pipe()
+    theirs.close()
+    with pytest.raises(EOFError) as caught:
+        ours.recv_bytes()
+    assert "A data worker has ended" in explain(caught.value)
+    assert explain(EOFError()) is None
 
 
 def test_explain__memory_of_a_cpu():
