@@ -222,13 +222,19 @@ def _merge_all(
 
 
 def _check_numbers(default: Any, value: Any) -> None:
-    """Raise ValueError for NaN, and where a list is not one of numbers as the default is: the
-    config's own check sees only that it is a list.
+    """Raise ValueError for NaN, for no value, and where a list is not one of numbers as the default
+    is: the config's own check sees only that it is a list.
     """
     legal = {(depth, kind in (int, float) or kind) for depth, kind, _ in _leaves(default)}
     for depth, kind, leaf in _leaves(value):
         is_other = isinstance(default, (tuple, list)) and legal
-        if leaf != leaf or is_other and (depth, kind in (int, float) or kind) not in legal:
+        is_empty = value is None and default is not None  # which yacs takes for any key
+        if (
+            is_empty
+            or leaf != leaf
+            or is_other
+            and (depth, kind in (int, float) or kind) not in legal
+        ):
             raise ValueError(leaf)
 
 

@@ -16,6 +16,7 @@ from moco_transfer.benchmark.matrix import read_matrix
 from moco_transfer.config import load_detection_config, load_pretrain_config
 from moco_transfer.convert.huggingface import read_facts
 from moco_transfer.data.annotations.coco import load_json
+from moco_transfer.data.images.decode import decode_pixels
 from moco_transfer.report.pretraining import find_pretraining
 from moco_transfer.runtime.errors import InputError
 from moco_transfer.runtime.text import carried_config, parse_json, parse_yaml, read_yaml
@@ -88,3 +89,16 @@ def test_parse__what_the_libraries_read():
     text += "M: {x: &x {<<: *z, k: 3}}\nN: {<<: *x}\nB: {<<: {C: *a}, D: *a}\n"
     assert parse_yaml(text) == yaml.safe_load(text)
     assert parse_json('{"a": [1, 1e999, "x"]}') == json.loads('{"a": [1, 1e999, "x"]}')
+
+
+@pytest.mark.parametrize("key", ["SOLVER.EPOCHS", "DATA.CROP_SCALE"])
+def test_config__a_key_without_a_value(tmp_path, key):
+    (tmp_path / "a.yaml").write_text(f"{key}: null\n")
+    with pytest.raises(InputError, match=key):
+        load_pretrain_config(tmp_path / "a.yaml")
+
+
+def test_image__a_npy_header_that_ends_within_a_bracket():
+    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (12, 10, 3), ".ljust(117) + b"\n"
+    with pytest.raises(ValueError, match="npy"):
+        decode_pixels(b"\x93NUMPY\1\0v\0" + header + bytes(360))

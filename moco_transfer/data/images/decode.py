@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import struct
+import tokenize
 import warnings
 import zlib
 from typing import IO, Any
@@ -106,7 +107,10 @@ def _npy_shape(header: bytes) -> tuple[int, ...]:
     file = io.BytesIO(header)
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("expected version 1.0 of the .npy format")
-    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+    try:
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+    except tokenize.TokenError as error:  # numpy's second reader, of old headers
+        raise ValueError(f"damaged header of a .npy file ({error})") from error
     if fortran_order or dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or 0 in shape:
         raise ValueError(f"expected uint8 (H, W, 3) in C order, got {dtype} {shape}")
     return shape
