@@ -40,6 +40,9 @@ from .trainer import FineTuning, evaluate, metric_row, step, train
 
 logger = logging.getLogger(__name__)
 
+_WORKERS = "DATALOADER.NUM_WORKERS"
+_STOPPED = "Stopped by %s at iteration %d. Continue with --resume."
+
 _OF_TEST_SET = ("tide", "operating_point", "confusion", "matches")  # attributes of an evaluator
 
 SCHEMA = 1
@@ -82,31 +85,31 @@ def finetune(
     )
     if plan.checkpoint is not None:
         run.restore(plan.checkpoint)
-        CheckpointFolder(plan.output_dir).resume_from(plan.checkpoint_path)
         logger.info("resumed from %s at iteration %d", plan.checkpoint_path, run.iteration)
     since, checkpoints = time.perf_counter(), CheckpointFolder(plan.output_dir, keep=2)
-    key = "DATALOADER.NUM_WORKERS"
-    beats = Heartbeat(plan.output_dir, LoaderWatch(run.meter, plan.settings[key], key))
-    with StopRequest(*signals) as stop, _metrics_file(plan, run) as metrics_file, beats:
-        finished = plan.request.eval_only
-        if not finished:
-            with plan.engine.training():
-                finished = train(
-                    run,
-                    plan.engine.training_batches(plan.data.train_sets, run.iteration),
-                    plan.schedule,
-                    checkpoints=checkpoints,
-                    metrics=metrics_file,
-                    stop=stop,
-                    precise_bn=lambda: _precise_bn(plan, run),
-                    evaluation=lambda: (_evaluate(plan, run, stop) or {}).get("metrics"),
-                )
-        if finished and run.best is not None:
-            _take_best(run.model, plan.output_dir / BEST_FILE)
-        evaluated = _evaluate(plan, run, stop, at_end=True) if finished else None
+    if not plan.request.eval_only:
+        checkpoints.resume_from(plan.checkpoint_path)
+    beats = Heartbeat(plan.output_dir, LoaderWatch(run.meter, plan.settings[_WORKERS], _WORKERS))
+    with StopRequest(*signals) as stop, _metrics_file(plan, run) as metrics_file:
+        with beats:  # gone before results.json is there: a run with both would be complete and hang
+            finished = plan.request.eval_only
+            if not finished:
+                with plan.engine.training():
+                    finished = train(
+                        run,
+                        plan.engine.training_batches(plan.data.train_sets, run.iteration),
+                        plan.schedule,
+                        checkpoints=checkpoints,
+                        metrics=metrics_file,
+                        stop=stop,
+                        precise_bn=lambda: _precise_bn(plan, run),
+                        evaluation=lambda: (_evaluate(plan, run, stop) or {}).get("metrics"),
+                    )
+            if finished and run.best is not None:
+                _take_best(run.model, plan.output_dir / BEST_FILE)
+            evaluated = _evaluate(plan, run, stop, at_end=True) if finished else None
         if evaluated is None:
-            text = "Stopped by %s at iteration %d. Continue with --resume."
-            logger.warning(text, stop.name, run.iteration)
+            logger.warning(_STOPPED, stop.name, run.iteration)
             return None
         record = _record(plan, run, evaluated, wall_sec=round(time.perf_counter() - since, 1))
         if is_main_process() and plan.data.test_sets:
