@@ -101,6 +101,14 @@ def prepare_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     queue: Any = multiprocessing.queues.Queue
     queue._on_queue_feeder_error = staticmethod(_end_worker)
+    sys.excepthook = _without_the_main_process
+
+
+def _without_the_main_process(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    # Of a worker's own threads. One that hands over a batch when the main process ends says so at
+    # length, after the sentence of the main process.
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _end_worker(error: Exception, _batch: Any) -> None:

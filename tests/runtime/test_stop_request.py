@@ -74,3 +74,12 @@ def test_workers__that_get_a_signal_go_on(name):
     command = [sys.executable, "-c", SIGNALLED.format(signal=name)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout) == (0, "[0, 1, 2, 3, 4, 5]\n"), done.stderr
+
+
+@pytest.mark.parametrize(("error", "is_told"), [("EOFError", False), ("ValueError", True)])
+def test_prepare_worker__a_thread_is_silent_about_a_main_process_that_is_gone(error, is_told):
+    code = (
+        f"from moco_transfer.runtime.stop import prepare_worker; prepare_worker(0); raise {error}"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (error in done.stderr) == is_told
