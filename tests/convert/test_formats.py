@@ -285,5 +285,5 @@ def test_make_stamp__refuses_a_detector_whose_config_is_broken(saved, small):
     content = read_checkpoint(
         saved({"model": state, "format": "moco_transfer.finetune/1", "config": "MODEL: [1"})
     )
-    with pytest.raises(InputError, match="its 'config' does not state INPUT.FORMAT"):
+    with pytest.raises(InputError, match="its 'config' is no config"):
         make_stamp(content, read_source(content), arch="resnet18", sha256="")

@@ -60,8 +60,10 @@ class LoaderWatch:
         if waited < (FIRST_STALL_SEC if usual is None else max(LEAST_STALL_SEC, TIMES * usual)):
             return ""
         often = f"; an iteration took {usual:.2g} s so far" if usual is not None else ""
-        files = sorted({file for pid in workers() for file in _open_files(pid)})
-        reading = f" They have open: {', '.join(files[:3])}." if files else ""
+        inherited = _open_files(os.getpid())
+        files = {file for pid in workers() for file in _open_files(pid)}
+        listed = sorted(files, key=lambda file: (file in inherited, file))
+        reading = f" They have open: {', '.join(listed[:3])}." if listed else ""
         return (
             f"No batch for {waited:.0f} s{often}. {self._key} is {self._workers}.{reading} Most"
             " likely a disk or network hangs; `moco-transfer doctor RUN` shows the line."

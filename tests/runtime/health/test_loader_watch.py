@@ -62,8 +62,9 @@ def test_stall__is_said_once_with_workers_and_file(tmp_path, monkeypatch, caplog
     monkeypatch.setattr(loader_watch, "LEAST_STALL_SEC", 0.4)
     monkeypatch.setattr(loader_watch, "TIMES", 0)
     monkeypatch.setattr("moco_transfer.runtime.health.heartbeat.PERIOD_SEC", 0.05)
-    image = tmp_path / "image.jpg"
+    image, *inherited = (tmp_path / name for name in ("image.jpg", "1.jpg", "2.jpg", "3.jpg"))
     image.touch()
+    held = [path.open("wb") and path.open("rb") for path in inherited]  # by the main process
     meter, source = Meter(torch.device("cpu")), items_of(Slow(image))
     with Heartbeat(tmp_path, LoaderWatch(meter, 1, "DATA.NUM_WORKERS")):
         for number in range(1, 6):
@@ -72,6 +73,8 @@ def test_stall__is_said_once_with_workers_and_file(tmp_path, monkeypatch, caplog
             meter.add({"loss": torch.zeros(())}, number)
     (said,) = caplog.messages
     assert "DATA.NUM_WORKERS is 1" in said and str(image) in said
+    for file in held:
+        file.close()
 
 
 @pytest.mark.parametrize(("usual", "stalls"), [(0.001, True), (0.05, False)])
