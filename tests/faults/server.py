@@ -30,15 +30,16 @@ class Run:
 
         self.log, self.status, self.has_ended = log, 0, False
         sys.stdout.flush()
-        self.pid = os.fork()
+        with open(log, "ab", buffering=0) as file:  # here, where the launcher opens it too
+            self.pid = os.fork()
+            if not self.pid:
+                for fd in (1, 2):
+                    os.dup2(file.fileno(), fd)
         if self.pid:
             return
         status = 70
         try:
             os.setsid()
-            with open(log, "ab", buffering=0) as file:
-                for fd in (1, 2):
-                    os.dup2(file.fileno(), fd)
             if before is not None:
                 before()
             status = main([str(word) for word in argv])
