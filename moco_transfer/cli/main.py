@@ -24,6 +24,7 @@ from .options import DESCRIPTIONS, SEVERAL_PROCESSES, add_options
 # Verb -> what it does; its module here has the same name. Modules are imported only when their
 # verb is used: `report` and `--help` do not import torch.
 VERBS = {verb: about["summary"] for verb, about in DESCRIPTIONS.items() if verb != "shared"}
+_ABOUT = ("", "-h", "--help", "--version")  # words in place of a verb
 # FloatingPointError: a loss that is not finite. 130: a program ended by Ctrl-C.
 _STATUS = {InputError: 2, FloatingPointError: 1, KeyboardInterrupt: 130}
 
@@ -49,41 +50,44 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         complete()
     verb, *words = list(sys.argv[1:] if argv is None else argv) or [""]
-    if verb in ("", "-h", "--help"):
-        print(_overview())
-        return 0 if verb else 2
-    if verb == "--version":
-        print(f"moco-transfer {__version__}")
-        return 0
     program = f"moco-transfer {verb}"
     for stream in (sys.stdout, sys.stderr):  # a terminal may lack a character of a file's name
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        module, args = _parse(verb, words)
-        raise_file_limit()
-        sys.unraisablehook = without_lost_workers
-        with json_alone(args):
-            status = module.run(args)
+        if verb in _ABOUT:
+            print(f"moco-transfer {__version__}" if verb == "--version" else _overview())
+            status = 0 if verb else 2
+        else:
+            status = _run(verb, words)
         sys.stdout.flush()
     except tuple(_STATUS) as error:
         print(f"{program}: {str(error) or 'interrupted.'}", file=sys.stderr)
         status = next(code for kind, code in _STATUS.items() if isinstance(error, kind))
     except Exception as error:
         let_workers_end()
-        is_unread = isinstance(error, BrokenPipeError) and _drop_unread_output()
-        sentence = explain(error, DESCRIPTIONS[verb].get("settings"))
-        if sentence is None:
-            raise
-        if not is_unread:
+        if isinstance(error, BrokenPipeError) and _drop_unread_output():
+            status = 141
+        elif sentence := explain(error, DESCRIPTIONS.get(verb, {}).get("settings")):
             print(f"{program}: {sentence}", file=sys.stderr)
-        status = 141 if is_unread else 1
+            status = 1
+        else:
+            raise
     finally:
         distributed = sys.modules.get("moco_transfer.runtime.distributed")  # imports torch
         if distributed is not None:
             distributed.stop_processes()
     if distributed is not None and distributed.joined_group():
         distributed.exit_process(status)
+    return status
+
+
+def _run(verb: str, words: list[str]) -> int:
+    module, args = _parse(verb, words)
+    raise_file_limit()
+    sys.unraisablehook = without_lost_workers
+    with json_alone(args):
+        status: int = module.run(args)
     return status
 
 

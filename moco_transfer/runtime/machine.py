@@ -181,6 +181,9 @@ def explain(error: BaseException, settings: Mapping[str, str] | None = None) -> 
             f"The data worker {match[1]} {match[2].strip()}: the system ends processes when memory"
             f" runs out ({_machine_memory()}). Lower {names['workers']} or {names['memory']}."
         )
+    if refused is not None and refused.errno in (*_DISK_FULL, *_OF_FILES):
+        path = refused.filename or "a file"
+        return f"Cannot read or write {path}: {refused.strerror}.{_room(refused, path)}"
     places = (frame.filename for frame in traceback.extract_tb(error.__traceback__))
     is_cut = isinstance(error, EOFError) and any("multiprocessing" in place for place in places)
     if isinstance(error, ConnectionError) or is_cut:  # while a worker was asked for its batch
@@ -200,9 +203,6 @@ def explain(error: BaseException, settings: Mapping[str, str] | None = None) -> 
             "Another process of the run has ended: its own message says why, or it was killed, or"
             f" its machine is lost ({first}). Continue with --resume."
         )
-    if refused is not None and refused.errno in (*_DISK_FULL, *_OF_FILES):
-        path = refused.filename or "a file"
-        return f"Cannot read or write {path}: {refused.strerror}.{_room(refused, path)}"
     return None
 
 

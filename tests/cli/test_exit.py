@@ -59,8 +59,9 @@ def test_exit__of_a_process_in_a_group_leaves_the_interpreter_as_it_is(grouped, 
     assert (done.returncode, done.stdout) == (3, message), done.stderr
 
 
-def test_exit__of_a_verb_whose_output_nobody_reads_is_silent():
-    command = [sys.executable, "-m", "moco_transfer", "reproduce"]
+@pytest.mark.parametrize("word", ["reproduce", "--help"])
+def test_exit__of_a_verb_whose_output_nobody_reads_is_silent(word):
+    command = [sys.executable, "-m", "moco_transfer", word]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     ) as program:

@@ -28,6 +28,7 @@ from moco_transfer.data import register_dataset
 from moco_transfer.data.annotations import catalog
 from moco_transfer.data.annotations.label_subset import LabelDraw, LabelSubset, write_label_subset
 from moco_transfer.evaluate.metric_names import TIDE_ERRORS
+from moco_transfer.finetune import run as run_module
 from moco_transfer.finetune.plan import Request, plan_finetuning
 from moco_transfer.finetune.resume import evaluation_folder
 from moco_transfer.finetune.run import finetune
@@ -191,6 +192,19 @@ def test_resume__other_labels_data_and_seed_are_rejected(tmp_path, scenes, mine)
 def test_resume__a_seed_that_was_drawn_stays(tmp_path):
     state = interrupt(tmp_path / "run", "SEED", "-1")
     assert run(tmp_path / "run", "SEED", "-1", resume=True)["seed"] == state["seed"]
+
+
+def test_train__results_are_written_when_no_heartbeat_is_left(tmp_path, monkeypatch):
+    """A run that is killed after results.json is complete, and must not seem to hang."""
+    seen, write = [], run_module.atomic_write_text
+
+    def look(path: Path, text: str) -> None:
+        seen.append((path.name, (tmp_path / "heartbeat.json").exists()))
+        write(path, text)
+
+    monkeypatch.setattr(run_module, "atomic_write_text", look)
+    run(tmp_path)
+    assert seen == [("results.json", False)]
 
 
 def test_train__without_a_test_set_ends_with_the_checkpoint(tmp_path):

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from generated_images import write_pool
 
 from moco_transfer.pretrain import plan
 from moco_transfer.runtime.device import Precision, choose_precision
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory) -> Path:
+    """24 generated images of 24 px in class folders."""
+    folder = tmp_path_factory.mktemp("pool")
+    write_pool(folder, count=24, size=24, seed=0)
+    return folder
 
 
 @pytest.fixture

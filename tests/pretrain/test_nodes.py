@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from generated_images import write_pool
 
 from .small_runs import assert_same_state, last_state, rows_of, words
 
@@ -49,13 +48,6 @@ def port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
-
-
-@pytest.fixture(scope="module")
-def pool(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("pool")
-    write_pool(folder, count=24, size=24, seed=0)
-    return folder
 
 
 @pytest.fixture

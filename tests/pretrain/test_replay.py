@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from generated_images import write_pool
 from torch import nn
 
 from moco_transfer.cli.main import main
@@ -62,13 +61,6 @@ def encoder_with(part: Callable[[], nn.Module]):
         return encoder
 
     return build
-
-
-@pytest.fixture(scope="module")
-def pool(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("pool")
-    write_pool(folder, count=24, size=24, seed=0)
-    return folder
 
 
 @pytest.fixture

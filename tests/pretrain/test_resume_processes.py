@@ -20,7 +20,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from generated_images import write_pool
 
 from moco_transfer.pretrain import plan, resume
 from moco_transfer.runtime.checkpoint import load_checkpoint
@@ -137,13 +136,6 @@ def _what_only_one_process_sees(
     dist.barrier()
     found["gone"] = refusal(pretrain, config(pool, folder / "gone"), resume=True)
     return found
-
-
-@pytest.fixture(scope="module")
-def pool(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("pool")
-    write_pool(folder, count=24, size=24, seed=0)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from generated_images import write_pool
 
 from moco_transfer.pretrain import plan
 from moco_transfer.runtime.errors import InputError
@@ -25,13 +24,6 @@ from .small_runs import SmallEncoder, config, last_state, pretrain
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setattr(plan, "build_encoder", SmallEncoder)
-
-
-@pytest.fixture(scope="module")
-def pool(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("pool")
-    write_pool(folder, count=24, size=24, seed=0)
-    return folder
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ path (it does not say why it failed); Python's own hook for exceptions in ``__de
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -247,6 +248,11 @@ def test_explain__memory_of_a_gpu():
 def test_explain__what_a_gpus_libraries_say(said, fact):
     sentence = explain(RuntimeError(said), {"memory": "THE KEY"})
     assert fact in sentence and "\n" not in sentence
+
+
+def test_explain__a_file_is_named_whatever_its_name():
+    full = OSError(errno.ENOSPC, "No space left on device", "/data/heartbeat/1.jpg")
+    assert "Cannot read or write /data/heartbeat/1.jpg" in str(explain(full))
 
 
 def test_explain__leaves_errors_of_this_program_alone():

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ...data.images.image_source import EXTENSIONS
 from ...runtime.errors import InputError, MissingFileError
-from ...runtime.files import regular
+from ...runtime.text import read_text
 from .video import VIDEOS
 
 JPEG = (".jpg", ".jpeg")
@@ -96,7 +96,7 @@ def _listed(path: Path) -> list[Path]:
     """Return the images of a list, or the image itself."""
     if path.suffix.lower() != _LIST:
         return [path]
-    lines = regular(path).read_text(encoding="utf-8").splitlines()
+    lines = read_text(path).splitlines()
     files = [path.parent / line.strip() for line in lines if line.strip()]
     if missing := [file for file in files if not file.is_file()]:
         raise MissingFileError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import time
@@ -11,6 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ..files import regular
+from ..text import parse_json
 
 FILE = "heartbeat.json"
 SILENT_SEC = 60.0  # without a heartbeat, of which there are six a minute
@@ -60,7 +62,7 @@ def read_beats(folder: str | Path) -> list[Beat]:
     found = []
     for path in Path(folder).glob(f"{FILE}*"):
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # cut or removed
-            found.append(_beat(json.loads(path.read_text(encoding="utf-8"))))
+            found.append(_beat(parse_json(regular(path).read_bytes())))
     return sorted(found, key=lambda beat: beat.rank)
 
 

@@ -29,7 +29,7 @@ from ..distributed import (
 from ..errors import InputError
 
 FORMAT = "moco_transfer.replay/1"
-_BETWEEN = 200  # iterations between two copies from a GPU, each of which takes about 0.1 s
+_BETWEEN = 200  # iterations between two copies from a GPU, which waits for them
 
 Measures = dict[str, Tensor]
 Step = tuple[int, Any, Callable[[], Measures]]  # number from 1 on, batch, what takes the step
