@@ -131,8 +131,8 @@ def test_example__of_the_docs(exported, images, repository, tmp_path, monkeypatc
     text = (repository / "docs" / "engines.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"^```python\n(.*?onnxruntime.*?)^```", text, re.M | re.S)
     monkeypatch.chdir(exported)
-    picture = Image.open(images[1]).convert("RGB")
-    picture.save(exported / "image.png")
+    image = Image.open(images[1]).convert("RGB")
+    image.save(exported / "image.png")
     names: dict = {}
     exec(block.replace("image.jpg", "image.png").replace("0.5,", f"{THRESHOLD},"), names)
     found = load_detector(exported / "run", score_threshold=THRESHOLD)("image.png")

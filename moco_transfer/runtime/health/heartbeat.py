@@ -1,7 +1,7 @@
 """heartbeat.json: how far a process of a run is, and at which line, so that a hang is seen from
 outside.
 
-A thread writes it every 10 s, so that it costs the loop nothing and goes on where the loop hangs.
+A thread writes it every 10 s: it costs the loop nothing, and continues where the loop hangs.
 Each process has a file, as each has a log: in a hang all wait for one, and ``at`` names it.
 """
 
