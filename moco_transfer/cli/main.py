@@ -59,7 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"moco-transfer {__version__}" if verb == "--version" else _overview())
             status = 0 if verb else 2
         else:
-            status = _run(verb, words)
+            module, args = _parse(verb, words)
+            raise_file_limit()
+            sys.unraisablehook = without_lost_workers
+            with json_alone(args):
+                status = module.run(args)
         sys.stdout.flush()
     except tuple(_STATUS) as error:
         print(f"{program}: {str(error) or 'interrupted.'}", file=sys.stderr)
@@ -79,15 +83,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             distributed.stop_processes()
     if distributed is not None and distributed.joined_group():
         distributed.exit_process(status)
-    return status
-
-
-def _run(verb: str, words: list[str]) -> int:
-    module, args = _parse(verb, words)
-    raise_file_limit()
-    sys.unraisablehook = without_lost_workers
-    with json_alone(args):
-        status: int = module.run(args)
     return status
 
 
