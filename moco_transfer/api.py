@@ -8,7 +8,8 @@ shows as tables and curves.
     api.convert(run.checkpoint, "out/moco/backbone.pkl")
 
 The functions are here because ``moco_transfer.pretrain``, ``.convert``, ... are folders. Nothing
-global stays changed: loggers, generators of random numbers and signal handlers are as before.
+global stays changed: loggers, generators of random numbers, names of data sets and signal handlers
+are as before.
 Ctrl-C ends a run after its iteration: it saves, KeyboardInterrupt is raised, and ``resume=True``
 continues it. In another thread than the main one no signal is handled. torch is imported when a
 function is called.
@@ -160,7 +161,7 @@ def plan_finetune(
     from .finetune.plan import Request, join_processes, plan_finetuning
 
     asked = Request(config, _words(overrides), datasets=list(datasets), **request)
-    with _guest():
+    with _guest(datasets=datasets):
         return plan_finetuning(asked, device=join_processes(asked))
 
 
@@ -169,7 +170,7 @@ def finetune(plan: FinetunePlan) -> FineTuning:
     from .finetune.run import finetune as run
     from .runtime.checkpoint import CheckpointFolder
 
-    with _guest(plan.output_dir):
+    with _guest(plan.output_dir, plan.request.datasets):
         record = run(plan, signals=_SIGNALS)
     if record is None:
         raise _stopped(CheckpointFolder(plan.output_dir).last())
@@ -197,7 +198,8 @@ def benchmark(output: str | Path, *, jobs: int | None = None, **matrix: Any) -> 
     if isinstance(matrix.get("overrides"), Mapping):
         matrix["overrides"] = _words(matrix["overrides"])
     settings = LaunchSettings(jobs=jobs)
-    plan = plan_benchmark(make_matrix(matrix, output), world_size=1)
+    with _guest():
+        plan = plan_benchmark(make_matrix(matrix, output), world_size=1)
     try:
         failures = run_benchmark(plan, settings, num_gpus=num_gpus(), on_end=list)
     except Stopped as stop:
@@ -231,10 +233,16 @@ def _stopped(last: Path | None) -> KeyboardInterrupt:
 
 
 @contextlib.contextmanager
-def _guest(folder: Path | None = None) -> Iterator[None]:
-    """Leave the generators of random numbers as they were; log into the folder of a run."""
+def _guest(folder: Path | None = None, datasets: Sequence[str] = ()) -> Iterator[None]:
+    """Leave the generators of random numbers and the names of data sets as they were; log into the
+    folder of a run.
+    """
+    from .data.annotations.catalog import own_names, parse_dataset_flag
     from .runtime.log import logged_to
     from .runtime.seed import random_state_kept
 
-    with random_state_kept(), logged_to(folder) if folder else contextlib.nullcontext():
+    logged = logged_to(folder) if folder else contextlib.nullcontext()
+    with random_state_kept(), own_names(), logged:
+        for flag in datasets:
+            parse_dataset_flag(flag)
         yield

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from moco_transfer.data.annotations.catalog import own_names
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Triton reads it when torch imports it: without a GPU its kernels are interpreted on the CPU.
@@ -53,6 +55,19 @@ def _log_of_one_test():
         log.removeHandler(handler)
         handler.close()
     log.propagate = True
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _data_sets_of_a_module():
+    """Forget the data sets that its fixtures registered."""
+    with own_names():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _data_sets_of_a_test(_data_sets_of_a_module):
+    with own_names():
+        yield
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """The functions for notebooks: a small pipeline, what cells show, Ctrl-C, and nothing global left.
 
-Seen red under: SIGINT not among the signals; generators and loggers left as a run has them; torch
-imported by api.py; a plain bar in notebooks.
+Seen red under: SIGINT not among the signals; generators, loggers and names of data sets left as a
+run has them; torch imported by api.py; a plain bar in notebooks.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from generated_images import write_pool, write_voc_scenes
 
 import moco_transfer
 from moco_transfer import api
+from moco_transfer.data.annotations.catalog import dataset_names
 from moco_transfer.runtime import progress as progress_module
 from moco_transfer.runtime.errors import InputError
 
@@ -76,9 +77,9 @@ def plan(pool, folder, *, resume=False, **changes):
     return api.plan_pretrain("moco_v2_R_18_96px", PRETRAIN | more, resume=resume)
 
 
-def losses(folder: Path) -> dict[int, float]:
+def losses(folder: Path, name: str = "loss") -> dict[int, float]:
     rows = map(json.loads, (folder / "metrics.json").read_text().splitlines())
-    return {row["iteration"]: row["loss"] for row in rows if "loss" in row}
+    return {row["iteration"]: row[name] for row in rows if name in row}
 
 
 def curves(html: str) -> list[str]:
@@ -93,7 +94,7 @@ def state() -> tuple:
     log = logging.getLogger("moco_transfer")
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     numbers = random.getstate(), torch.get_rng_state().tolist()
-    return log.level, log.propagate, list(log.handlers), handlers, numbers
+    return log.level, log.propagate, list(log.handlers), handlers, numbers, dataset_names()
 
 
 def test_import__needs_no_torch_and_the_folders_stay_modules():
@@ -206,6 +207,33 @@ def test_interrupt__ends_the_run_saved_and_it_continues_as_if_it_had_not(pool, t
     run = api.pretrain(plan(pool, folder, resume=True, **changes))
     assert run.checkpoint.name == "checkpoint_0004.pth"
     assert losses(folder) == losses(tmp_path / "whole")
+
+
+def tune(scenes, folder, *, resume=False, **changes):
+    words = FINETUNE | {"OUTPUT_DIR": folder, "SEED": 0, "MODEL.DEVICE": "cpu"} | changes
+    return api.plan_finetune("pascal_voc_R_18_FPN_small", words, datasets=scenes, resume=resume)
+
+
+def test_interrupt__of_fine_tuning_too(scenes, tmp_path):
+    folder, changes = tmp_path / "cut", {"SOLVER.MAX_ITER": 40, "SOLVER.CHECKPOINT_PERIOD": 40}
+    whole = api.finetune(tune(scenes, tmp_path / "whole", **changes))
+    before = state()
+    interrupt = when(folder / "metrics.json", 1, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt, match="has saved .*resume=True"):
+        api.finetune(tune(scenes, folder, **changes))
+    interrupt.join()
+    assert state() == before and list(losses(folder, "total_loss")) == [20]
+    run = api.finetune(tune(scenes, folder, resume=True, **changes))
+    assert run.metrics == whole.metrics
+    assert losses(folder, "total_loss") == losses(whole.folder, "total_loss")
+
+
+def test_names_of_data_sets__are_those_of_each_plan(scenes, tmp_path):
+    write_voc_scenes(tmp_path, splits={"train": 4, "test": 2}, size=64, seed=1)
+    others = [f"{s}=voc:{tmp_path}:{s}:{tmp_path}/classes.txt" for s in ("train", "test")]
+    one, two = tune(scenes, tmp_path / "one"), tune(others, tmp_path / "two")
+    runs = [api.finetune(plan) for plan in (one, two)]
+    assert [run.record["dataset"]["num_images"] for run in runs] == [{"test": 3}, {"test": 2}]
 
 
 IN_A_NOTEBOOK = """

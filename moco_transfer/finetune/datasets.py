@@ -13,13 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..config.schema_file import SEGMENTOR
-from ..data.annotations.catalog import (
-    DetectionDataset,
-    align_classes,
-    check_class_count,
-    get_dataset,
-)
+from ..data.annotations.catalog import DetectionDataset, align_classes, get_dataset
 from ..data.annotations.cityscapes import check_packages
+from ..data.annotations.class_selection import check_class_count
 from ..data.annotations.keypoints import labelled_keypoints
 from ..data.annotations.label_subset import (
     LabelDraw,
@@ -160,8 +156,8 @@ def read_data(request: DataRequest, reads: Reads) -> RunData:
     train_sets, test_sets = both[: len(sets["TRAIN"])], both[len(sets["TRAIN"]) :]
     with collecting(findings):
         if request.num_classes is not None:
-            head = "SEM_SEG_HEAD" if is_semantic else "ROI_HEADS"
-            check_class_count(both[0], request.num_classes, f"MODEL.{head}.NUM_CLASSES")
+            key = f"MODEL.{'SEM_SEG_HEAD' if is_semantic else 'ROI_HEADS'}.NUM_CLASSES"
+            check_class_count(both[0].name, both[0].class_names, request.num_classes, key)
     with collecting(findings):
         if "segm" in request.tasks and any(d.kind == "cityscapes" for d in test_sets):
             check_packages("cityscapesscripts")

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from moco_transfer.cli.main import main
-from moco_transfer.data.annotations import catalog
+from moco_transfer.data.annotations.catalog import own_names
 from moco_transfer.models import build_encoder
 
 from .conftest import TINY_DETECTION, TINY_PRETRAIN, words
@@ -29,11 +29,6 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 98372\
 HTML = b"<!DOCTYPE html><html><head><title>Sign in</title></head></html>"
 NATURES = {"html": (HTML, "HTML"), "lfs": (LFS, "git lfs pull"), "empty": (b"", "empty")}
 NATURES["gzip"] = gzip.compress(b'{"images": []}'), "unpack it"
-
-
-@pytest.fixture(autouse=True)
-def _own_names(monkeypatch):
-    monkeypatch.setattr(catalog, "_OWN", {})
 
 
 @pytest.fixture
@@ -173,9 +168,9 @@ def test_voc__what_is_no_box(capfd, tmp_path, scenes):
         xml = min((root / "Annotations").glob("train_*.xml"))
         text = xml.read_text().replace(old, new)
         xml.write_text(text.replace("annotation>", "page>") if old == "object>" else text)
-        status, said = check(capfd, f"a=voc:{root}:train:{scenes / 'classes.txt'}")
+        with own_names():
+            status, said = check(capfd, f"a=voc:{root}:train:{scenes / 'classes.txt'}")
         assert status == 2 and str(xml) in said and all(fact in said for fact in facts)
-        catalog._OWN.clear()
     one_line = tmp_path / "names.txt"
     one_line.write_text((scenes / "classes.txt").read_text().strip().replace("\n", ", ") + "\n")
     assert check(capfd, f"a=voc:{scenes}:train:{one_line}")[0] == 0

@@ -10,20 +10,11 @@ import pytest
 
 from moco_transfer.data import register_dataset
 from moco_transfer.data.annotations import catalog
-from moco_transfer.data.annotations.catalog import (
-    align_classes,
-    check_class_count,
-    get_dataset,
-    parse_dataset_flag,
-)
+from moco_transfer.data.annotations.catalog import align_classes, get_dataset, parse_dataset_flag
 from moco_transfer.data.annotations.cityscapes import CITYSCAPES_LABELS
+from moco_transfer.data.annotations.class_selection import check_class_count
 from moco_transfer.data.annotations.coco import read_coco
 from moco_transfer.runtime.errors import InputError, MissingFileError, UnknownKeyError
-
-
-@pytest.fixture(autouse=True)
-def _own_names(monkeypatch):
-    monkeypatch.setattr(catalog, "_OWN", {})
 
 
 def test_get_dataset__reads_builtin_names_below_the_datasets_folder(
@@ -147,7 +138,8 @@ def test_register_dataset__refuses_what_it_does_not_know(tmp_path):
 def test_check_class_count__names_the_value_to_set(make_coco):
     json_file, images = make_coco([{"id": 1, "file_name": "a.jpg", "width": 9, "height": 8}], [])
     register_dataset("two", "coco", json_file=json_file, image_root=images)
-    check_class_count(get_dataset("two"), 2)
+    classes = get_dataset("two").class_names
+    check_class_count("two", classes, 2, "MODEL.ROI_HEADS.NUM_CLASSES")
     with pytest.raises(
         InputError,
         match=(
@@ -155,7 +147,7 @@ def test_check_class_count__names_the_value_to_set(make_coco):
             r" MODEL.ROI_HEADS.NUM_CLASSES 2\."
         ),
     ):
-        check_class_count(get_dataset("two"), 80)
+        check_class_count("two", classes, 80, "MODEL.ROI_HEADS.NUM_CLASSES")
 
 
 def test_align_classes__names_the_first_difference():

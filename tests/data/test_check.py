@@ -25,11 +25,6 @@ from moco_transfer.pretrain.plan import plan_pretrain
 from moco_transfer.runtime.errors import InputError
 
 
-@pytest.fixture(autouse=True)
-def _own_names(monkeypatch):
-    monkeypatch.setattr(catalog, "_OWN", {})
-
-
 def test_check_dataset__counts_a_good_voc_set(make_voc):
     root = make_voc(
         {"a": (40, 30, [("dog", (2, 2, 9, 9), 0), ("dog", (2, 3, 9, 9), 1)]), "b": (41, 30, [])}

@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from moco_transfer.cli.main import main
-from moco_transfer.data.annotations import catalog
 from moco_transfer.data.annotations.catalog import get_dataset, parse_dataset_flag
 from moco_transfer.data.annotations.check import check_dataset, shared_images
 from moco_transfer.data.annotations.label_subset import LabelDraw, take_label_subset
@@ -20,12 +19,6 @@ from moco_transfer.data.annotations.semantic.check import label_faults
 from moco_transfer.data.annotations.semantic.labels import voc_palette
 
 SHAPE = (24, 32)
-
-
-@pytest.fixture(autouse=True)
-def _own_names(monkeypatch):
-    monkeypatch.setattr(catalog, "_OWN", {})
-    monkeypatch.setattr(catalog, "_ORDERS", {})
 
 
 def make_set(folder, name, labels, *, classes="sky,tree,road"):

@@ -17,7 +17,6 @@ from cityscapes_files import FIXTURE, SIZE, STEM, detectron2_objects, write_spli
 from PIL import Image
 from pycocotools import mask as mask_api
 
-from moco_transfer.data.annotations import catalog
 from moco_transfer.data.annotations.catalog import get_dataset, parse_dataset_flag
 from moco_transfer.data.annotations.check import check_dataset
 from moco_transfer.data.annotations.cityscapes import CITYSCAPES_LABELS, read_cityscapes
@@ -184,12 +183,7 @@ def test_read__names_the_json_that_cannot_be_used(split, objects):
         read_cityscapes(*split, masks="polygons")
 
 
-@pytest.fixture
-def _own_names(monkeypatch):
-    monkeypatch.setattr(catalog, "_OWN", {})
-
-
-def test_flag__registers_and_check_data_reports(split, _own_names):
+def test_flag__registers_and_check_data_reports(split):
     images, truth = split
     dataset = get_dataset(parse_dataset_flag(f"town=cityscapes:{images}:{truth}"))
     assert (dataset.kind, dataset.masks, len(dataset.class_names)) == (
@@ -207,7 +201,7 @@ def test_flag__registers_and_check_data_reports(split, _own_names):
 
 
 @pytest.mark.parametrize("rest", ["a", "a:b:masks=boxes", "a:b:c", "a:b:year=2007"])
-def test_flag__refuses_other_forms(rest, _own_names):
+def test_flag__refuses_other_forms(rest):
     with pytest.raises(InputError, match="NAME=cityscapes:LEFTIMG:GTFINE"):
         parse_dataset_flag(f"town=cityscapes:{rest}")
 

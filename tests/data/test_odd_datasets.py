@@ -18,7 +18,6 @@ from odd_datasets import write_pair
 from PIL import Image
 from pycocotools import mask as mask_api
 
-from moco_transfer.data.annotations import catalog
 from moco_transfer.data.annotations.catalog import get_dataset, parse_dataset_flag
 from moco_transfer.data.annotations.check import check_dataset
 from moco_transfer.data.batches.transforms import read_and_check
@@ -31,11 +30,6 @@ from moco_transfer.runtime.errors import InputError
 # With normalised boxes, run lengths and images that are both turned and TIFF.
 SHORT = (*range(30), 40, 46, 58, 94, 133, 141, 160, 190)
 LONG = sorted(set(range(300)) - set(SHORT))
-
-
-@pytest.fixture(autouse=True)
-def _own_names(monkeypatch):
-    monkeypatch.setattr(catalog, "_OWN", {})
 
 
 def _objects(records):

@@ -14,19 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moco_transfer.data.annotations import catalog
 from moco_transfer.data.annotations.catalog import align_classes, get_dataset, parse_dataset_flag
 from moco_transfer.data.annotations.semantic.labels import read_ids, read_labels, voc_palette
 from moco_transfer.data.annotations.semantic.reader import read_semantic
 from moco_transfer.runtime.errors import InputError, MissingFileError
 
 IDS = np.array([[0, 1, 2], [2, 1, 255]], np.uint8)
-
-
-@pytest.fixture(autouse=True)
-def _own_names(monkeypatch):
-    monkeypatch.setattr(catalog, "_OWN", {})
-    monkeypatch.setattr(catalog, "_ORDERS", {})
 
 
 def write_pairs(folder, names, *, image="{}.jpg", label="{}.png", ids=IDS):

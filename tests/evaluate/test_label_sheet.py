@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 from pycocotools import mask as mask_api
 
-from moco_transfer.data.annotations import catalog
 from moco_transfer.data.annotations.catalog import get_dataset, parse_dataset_flag
 from moco_transfer.data.drawing import CELL, GAP, class_colour, draw_labels
 from moco_transfer.evaluate.detection_sheet import draw_detection_sheet, first_images
@@ -26,8 +25,7 @@ def test_draw__tints_classes_and_darkens_the_rest():
     assert np.abs(drawn[-1, 20:40] - (0.6 * 120 + 0.4 * np.array(class_colour(1)))).max() < 1
 
 
-def test_sheet__shows_the_labels_and_each_prediction(tmp_path, monkeypatch):
-    monkeypatch.setattr(catalog, "_OWN", {})
+def test_sheet__shows_the_labels_and_each_prediction(tmp_path):
     for folder in ("images", "labels"):
         (tmp_path / folder).mkdir()
     labels = np.zeros((CELL // 2, CELL), np.uint8)

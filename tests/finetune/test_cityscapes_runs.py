@@ -14,7 +14,6 @@ import pytest
 from cityscapes_files import write_split
 
 from moco_transfer.cli.main import main
-from moco_transfer.data.annotations import catalog
 
 TINY = """
     MODEL.DEVICE cpu SEED 0 DATALOADER.NUM_WORKERS 0 INPUT.MIN_SIZE_TRAIN (64,)
@@ -24,11 +23,6 @@ TINY = """
     SOLVER.AMP.ENABLED False TEST.PRECISE_BN.NUM_ITER 1 MODEL.FPN.OUT_CHANNELS 16
     MODEL.ROI_BOX_HEAD.FC_DIM 16 MODEL.ROI_MASK_HEAD.CONV_DIM 16
 """
-
-
-@pytest.fixture(autouse=True)
-def _own_names(monkeypatch):
-    monkeypatch.setattr(catalog, "_OWN", {})
 
 
 def _train(folder, engine, options=""):

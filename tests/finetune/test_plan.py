@@ -218,13 +218,6 @@ def test_heads__need_their_annotations(tmp_path):
     assert said(["segm"], encoded, polygon, of_training=False) == []
 
 
-@pytest.fixture
-def own_names(monkeypatch):
-    from moco_transfer.data.annotations import catalog
-
-    monkeypatch.setattr(catalog, "_OWN", {})
-
-
 def write_keypoints(folder: Path, name: str, *objects: dict, **category: object) -> str:
     """Write a data set of an image for each object, and return its --dataset flag."""
     images = [
@@ -259,7 +252,7 @@ def plan_keypoints(tmp_path, train: str, test: str, *words: str):
 SIGMAS = ("TEST.KEYPOINT_OKS_SIGMAS", "[0.1, 0.2]")
 
 
-def test_keypoints__number_names_and_skeleton_come_from_the_data(tmp_path, own_names):
+def test_keypoints__number_names_and_skeleton_come_from_the_data(tmp_path):
     from moco_transfer.finetune.describe import describe_plan
 
     flag = write_keypoints(tmp_path, "nuts", LABELLED, UNLABELLED, {})
@@ -305,7 +298,7 @@ def test_keypoints__number_names_and_skeleton_come_from_the_data(tmp_path, own_n
     ],
 )
 def test_keypoints__that_contradict_the_config_are_refused_in_a_sentence(
-    tmp_path, own_names, objects, category, words, facts
+    tmp_path, objects, category, words, facts
 ):
     flag = write_keypoints(tmp_path, "nuts", *objects, **category)
     with pytest.raises(InputError) as error:
@@ -314,7 +307,7 @@ def test_keypoints__that_contradict_the_config_are_refused_in_a_sentence(
     assert not (tmp_path / "run").exists()
 
 
-def test_keypoints__that_differ_between_training_and_test_are_refused(tmp_path, own_names):
+def test_keypoints__that_differ_between_training_and_test_are_refused(tmp_path):
     train = write_keypoints(tmp_path, "train", LABELLED)
     test = write_keypoints(tmp_path, "test", LABELLED, keypoints=["right_end", "left_end"])
     with pytest.raises(InputError) as error:
@@ -322,7 +315,7 @@ def test_keypoints__that_differ_between_training_and_test_are_refused(tmp_path, 
     assert "'train'" in str(error.value) and "right_end, left_end" in str(error.value)
 
 
-def test_keypoints__a_label_subset_without_any_is_refused(tmp_path, own_names):
+def test_keypoints__a_label_subset_without_any_is_refused(tmp_path):
     from moco_transfer.data.annotations.label_subset import LabelDraw, LabelSubset
 
     flag = write_keypoints(tmp_path, "nuts", LABELLED, UNLABELLED)
@@ -341,9 +334,7 @@ def test_keypoints__a_label_subset_without_any_is_refused(tmp_path, own_names):
         plan("1")
 
 
-def test_lvis__without_hotcoco_is_refused_before_anything_is_written(
-    tmp_path, own_names, monkeypatch
-):
+def test_lvis__without_hotcoco_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "1.jpg")
     thing = {"id": 1, "image_id": 1, "category_id": 7, "bbox": [2, 3, 10, 5], "area": 50}
     thing["segmentation"] = [[2, 3, 12, 3, 12, 8, 2, 8]]

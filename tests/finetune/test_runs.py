@@ -26,6 +26,7 @@ from moco_transfer.cli.main import main
 from moco_transfer.convert import convert_checkpoint
 from moco_transfer.data import register_dataset
 from moco_transfer.data.annotations import catalog
+from moco_transfer.data.annotations.catalog import own_names
 from moco_transfer.data.annotations.label_subset import LabelDraw, LabelSubset, write_label_subset
 from moco_transfer.evaluate.metric_names import TIDE_ERRORS
 from moco_transfer.finetune import run as run_module
@@ -246,8 +247,7 @@ def test_resume__another_config_is_rejected_and_config_yaml_stays(tmp_path):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, scenes) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(catalog, "_OWN", {})
+    with own_names():
         classes = (scenes / "classes.txt").read_text().split()
         for split in ("train", "test"):
             register_dataset(

@@ -16,7 +16,6 @@ import pytest
 from PIL import Image
 
 from moco_transfer.cli.main import main
-from moco_transfer.data.annotations import catalog
 
 CLASSES = (
     "background,aeroplane,bicycle,bird,boat,bottle,bus,car,cat,chair,cow,diningtable,dog,horse,"
@@ -56,8 +55,7 @@ def twenty(shared_data, tmp_path) -> Path:
 
 
 @pytest.mark.slow
-def test_train__twenty_real_images_are_learnt_by_heart(twenty, tmp_path, monkeypatch):
-    monkeypatch.setattr(catalog, "_OWN", {})
+def test_train__twenty_real_images_are_learnt_by_heart(twenty, tmp_path):
     data = f"twenty=semantic:{twenty / 'images'}:{twenty / 'labels'}:{CLASSES}"
     weights, out = "", tmp_path
     for side, iterations, steps in STAGES:

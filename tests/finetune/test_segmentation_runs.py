@@ -19,7 +19,7 @@ from PIL import Image
 
 from moco_transfer.cli.main import main
 from moco_transfer.config import available, load_detection_config
-from moco_transfer.data.annotations import catalog
+from moco_transfer.data.annotations.catalog import own_names
 from moco_transfer.finetune import build_model
 from moco_transfer.finetune.handover import trunk_places
 from moco_transfer.finetune.plan import Request, plan_finetuning
@@ -34,11 +34,6 @@ TINY = """DATASETS.TRAIN ('mine',) DATASETS.TEST ('mine',) DATALOADER.NUM_WORKER
     SOLVER.WARMUP_ITERS 0 SOLVER.CHECKPOINT_PERIOD 2 SOLVER.AMP.ENABLED False MODEL.DEVICE cpu
     INPUT.CROP.SIZE [33,33] INPUT.MIN_SIZE_TRAIN (32,48) INPUT.MIN_SIZE_TEST 0
     TEST.PRECISE_BN.NUM_ITER 2""".split()
-
-
-@pytest.fixture(autouse=True)
-def _own_names(monkeypatch):
-    monkeypatch.setattr(catalog, "_OWN", {})
 
 
 @pytest.fixture(scope="module")
@@ -91,14 +86,14 @@ def again_words(made: Request) -> tuple[list[str], list[str]]:
     return [w for pair in pairs if not pair[0].startswith(own) for w in pair], list(made.datasets)
 
 
-def test_resume__other_labels_are_rejected(pairs, tmp_path, monkeypatch):
-    finetune(plan_finetuning(request(pairs, tmp_path / "run")))
+def test_resume__other_labels_are_rejected(pairs, tmp_path):
+    with own_names():
+        finetune(plan_finetuning(request(pairs, tmp_path / "run")))
     moved = tmp_path / "moved"
     for file in sorted(pairs.rglob("*.png")):
         target = moved / file.relative_to(pairs)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(file.read_bytes())
-    monkeypatch.setattr(catalog, "_OWN", {})
     plan_finetuning(request(moved, tmp_path / "run", resume=True))  # the same labels elsewhere
     labels = np.asarray(Image.open(moved / "labels" / "0.png")).copy()
     labels[20, 20] = 255

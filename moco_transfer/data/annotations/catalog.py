@@ -10,6 +10,7 @@ What a data set is (format, classes, year of the VOC metric) is stored with its 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -17,7 +18,7 @@ import os
 import re
 import tarfile
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -363,17 +364,16 @@ def parse_dataset_flag(flag: str) -> str:
     return name
 
 
-def check_class_count(
-    dataset: DetectionDataset, num_classes: int, config_key: str = "MODEL.ROI_HEADS.NUM_CLASSES"
-) -> None:
-    """Raise InputError if a config's number of classes is not the data set's."""
-    names = dataset.class_names
-    if len(names) != num_classes:
-        some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        raise InputError(
-            f"{config_key} is {num_classes}, but data set {dataset.name!r} has {len(names)}"
-            f" categories ({some}); set {config_key} {len(names)}."
-        )
+@contextlib.contextmanager
+def own_names() -> Iterator[None]:
+    """Forget afterwards the names, and orders of classes, that were registered inside."""
+    kept: list[tuple[dict, dict]] = [(table, table.copy()) for table in (_OWN, _ORDERS)]
+    try:
+        yield
+    finally:
+        for table, before in kept:
+            table.clear()
+            table.update(before)
 
 
 def align_classes(datasets: Sequence[DetectionDataset]) -> list[DetectionDataset]:

@@ -93,3 +93,13 @@ def parse_classes(text: str) -> tuple[str, ...]:
         near = lies_near(path, lambda name: name.endswith(path.suffix))
         raise MissingFileError(f"The file of class names {text} does not exist.{near}")
     return tuple(name.strip() for name in text.split(","))
+
+
+def check_class_count(name: str, classes: Sequence[str], num_classes: int, config_key: str) -> None:
+    """Raise InputError if a config's number of classes is not that of the data set ``name``."""
+    if len(classes) != num_classes:
+        some = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+        raise InputError(
+            f"{config_key} is {num_classes}, but data set {name!r} has {len(classes)}"
+            f" categories ({some}); set {config_key} {len(classes)}."
+        )
