@@ -23,7 +23,7 @@ from moco_transfer.runtime.checkpoint import CheckpointFolder
 TINY_PRETRAIN = """DATA.IMAGE_SIZE 16 DATA.BATCH_SIZE_TOTAL 8 MOCO.QUEUE_SIZE 20
     MOCO.BN_GROUP_SIZE 4 SOLVER.EPOCHS 4 SOLVER.STEPS () TRAIN.LOG_PERIOD 2 TRAIN.PRECISION fp32
     TRAIN.CHECKPOINT_PERIOD_ITERS 2 LOGGERS tensorboard""".split()
-# Not AMP: whether bf16 pays is measured anew in each run. Narrow, as checkpoints take time.
+# Not AMP: each run measures whether bf16 pays. Narrow, as checkpoints take time.
 TINY_TRAIN = """SOLVER.IMS_PER_BATCH 2 SOLVER.AMP.ENABLED False
     SOLVER.MAX_ITER 4 SOLVER.STEPS 3 SOLVER.CHECKPOINT_PERIOD 1 TEST.PRECISE_BN.NUM_ITER 1
     INPUT.MIN_SIZE_TRAIN 64 INPUT.MIN_SIZE_TEST 64 SEED 0
@@ -244,17 +244,19 @@ def make_jobs(data: Path, repository: Path, checkpoint: Callable[[Path], Path]) 
     points += [*FEW, "TEST.KEYPOINT_OKS_SIGMAS", "[0.05, 0.05, 0.05]"]
     sizes = "INPUT.CROP.SIZE 33,33 INPUT.MIN_SIZE_TRAIN 32,64 SOLVER.BASE_LR 0.005".split()
     boxes = ["demo_R_18_FPN", voc, *FPN, *FEW, "SOLVER.BASE_LR", "0.015"]
-    jobs += [
-        train("boxes", *boxes),
-        train("boxes, two workers", *boxes, workers=2),
-        train("masks", "coco_R_18_FPN_320px", coco, *FPN, *mask),
-        train("C4", "coco_R_18_C4_320px", coco, *mask),
-        train("keypoints", "coco_keypoint_R_18_FPN_320px", coco, *FPN, *points),
-        train("segmentation", "voc_R_18_FCN_small", semantic, *sizes),
-    ]
+    heads = {
+        "boxes": boxes,
+        "masks": ["coco_R_18_FPN_320px", coco, *FPN, *mask],
+        "C4": ["coco_R_18_C4_320px", coco, *mask],
+        "keypoints": ["coco_keypoint_R_18_FPN_320px", coco, *FPN, *points],
+        "segmentation": ["voc_R_18_FCN_small", semantic, *sizes],
+    }
+    jobs += [train(head, *words) for head, words in heads.items()]
+    jobs.append(train("boxes, two workers", *boxes, workers=2))
     if importlib.util.find_spec("detectron2"):
         alone = ["DATALOADER.ASPECT_RATIO_GROUPING", "False"]  # else images wait for a partner
-        jobs.append(train("boxes, Detectron2", *boxes, *alone, engine="detectron2"))
+        for head, words in heads.items():
+            jobs.append(train(f"{head}, Detectron2", *words, *alone, engine="detectron2"))
     linear = ["linear", str(pretrained), "--train", str(few), "--test", str(few), "--output"]
     linear += "{out} --epochs 5 --batch-size 4 --cache-features --workers 0".split()
     linear += ["--image-size", "32"]
