@@ -24,7 +24,7 @@ from moco_transfer.runtime.stop import StopRequest
 
 class Toy(nn.Module):
     """Its loss is the number in the batch, times a weight that begins at 1; like a detector it
-    complains of weights that are not finite.
+    complains of weights that are not finite, as Detectron2 does.
     """
 
     def __init__(self) -> None:

@@ -59,9 +59,6 @@ class GeneralizedRCNN(ImageNetwork):
             "loss_mask"][, "loss_keypoint"]}. In inference, for each image {"boxes": (D, 4) in px
             of the original one, "scores": (D,) descending, "classes": (D,) int64[, "masks":
             (D, H, W) bool][, "keypoints": (D, P, 3) x, y, score]}.
-
-        Raises:
-            FloatingPointError: If predictions are not finite in training.
         """
         images, sizes = self.preprocess(batch)
         features = self.backbone(images)

@@ -101,10 +101,8 @@ class RPN(nn.Module):
         """Return each image's proposals (R, 4), clipped to it, without gradient; their objectness
         (R,) before the sigmoid, descending; and, when ground truth is given, the two losses.
 
-        ``image_sizes`` are (h, w) before padding, px. Losses draw anchors from torch's generator.
-
-        Raises:
-            FloatingPointError: If predictions are not finite in training.
+        ``image_sizes`` are (h, w) before padding, px. Losses draw anchors from torch's generator;
+        they are not numbers if a prediction is not finite, and no proposal is made of it.
         """
         levels = [features[name] for name in self.in_features]
         anchors = self.anchor_generator([level.shape[-2:] for level in levels])
@@ -114,6 +112,9 @@ class RPN(nn.Module):
         if truth is not None:
             merged = torch.cat(anchors), torch.cat(logits, dim=1), torch.cat(deltas, dim=1)
             losses = self._losses(*merged, image_sizes, truth)
+            # No exception: the other processes would wait for this one's gradients.
+            is_finite = merged[1].isfinite().all() & merged[2].isfinite().all()
+            losses = {name: loss.where(is_finite, torch.nan) for name, loss in losses.items()}
         proposals = self._propose(anchors, logits, deltas, image_sizes)
         return [boxes for boxes, _ in proposals], [scores for _, scores in proposals], losses
 
@@ -205,8 +206,6 @@ class RPN(nn.Module):
             torch.cat(level_ids),
         )
         finite = found.isfinite().all(dim=2) & ranks.isfinite()
-        if self.training and not finite.all():
-            raise FloatingPointError("The RPN's predictions are not finite: training has diverged.")
         per_image = zip(found, ranks, finite, image_sizes, strict=True)
         return [self._suppress(*image, levels, post_nms) for image in per_image]
 

@@ -89,11 +89,7 @@ def save_fault(
     """
     for iteration, batch, step in steps:
         before = plain(rewind.state())
-        try:
-            measures = step()
-        except FloatingPointError:
-            measures = {}
-        good = bool(measures) and all(bool(value.isfinite()) for value in measures.values())
+        good = all(bool(value.isfinite()) for value in step().values())
         if not all(all_gather_object(good and is_finite(model))):
             batches = gather_object(plain(batch))
             path = folder / f"nonfinite_{iteration:08d}.pth"
@@ -157,17 +153,11 @@ def replay(step: Callable[[], Measures], model: nn.Module, precision: str) -> Re
         for name, module in model.named_modules()
         if name
     ]
-    try:
-        measures = {name: float(value) for name, value in step().items()}
-    except FloatingPointError as error:
-        measures = {}
-        faults.append(str(error))
-    finally:
-        for handle in handles:
-            handle.remove()
-    if measures:
-        faults += [f"gradient nearest to the loss: {n}" for n in _first(model, lambda p: p.grad)]
-        faults += [f"after the update: {name}" for name in _first(model, lambda p: p)]
+    measures = {name: float(value) for name, value in step().items()}
+    for handle in handles:
+        handle.remove()
+    faults += [f"gradient nearest to the loss: {n}" for n in _first(model, lambda p: p.grad)]
+    faults += [f"after the update: {name}" for name in _first(model, lambda p: p)]
     return Replayed(precision, measures, faults)
 
 
