@@ -111,8 +111,7 @@ def _parse(verb: str, words: list[str]) -> tuple[ModuleType, argparse.Namespace]
         parents=[launch_options()] if verb in SEVERAL_PROCESSES else [],
     )
     add_options(parser, verb)
-    is_mixed = DESCRIPTIONS[verb].get("mixed")
-    args = parser.parse_intermixed_args(words) if is_mixed else parser.parse_args(words)
+    args = parser.parse_intermixed_args(words)  # options may follow KEY VALUE words
     args.command = shlex.join(["moco-transfer", verb, *words])  # what a run records
     command = verb in SEVERAL_PROCESSES and torchrun_command("moco_transfer", [verb, *words])
     if command:

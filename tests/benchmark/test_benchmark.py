@@ -58,7 +58,7 @@ def test_benchmark__dry_run_prints_plan_and_commands_and_writes_nothing(
     matrix_words, benchmark, tmp_path, capsys
 ):
     output = tmp_path / "runs"
-    words = ["--dry-run", "--num-gpus", "2", *matrix_words]
+    words = ["--dry-run", *matrix_words, "--num-gpus", "2"]
     assert benchmark("--output", output, *words) == 0 and not output.exists()
     out = capsys.readouterr().out
     commands = [line for line in out.splitlines() if " -m moco_transfer train " in line]

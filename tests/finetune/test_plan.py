@@ -167,8 +167,9 @@ def test_plan__reads_every_file_once(words, tmp_path, monkeypatch):
 
 
 def test_dry_run__prints_the_plan_and_touches_nothing(words, tmp_path, capsys):
-    flags = ["--config-file", "demo_R_18_FPN", "--engine", "torchvision", "--dry-run"]
-    assert main(["train", *flags, *words, "OUTPUT_DIR", str(tmp_path / "run")]) == 0
+    flags = ["--config-file", "demo_R_18_FPN", "--engine", "torchvision"]
+    words += ["--dry-run", "OUTPUT_DIR", str(tmp_path / "run")]
+    assert main(["train", *flags, *words]) == 0
     out = capsys.readouterr().out
     for part in (
         "plan_train: 3 images",
