@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.errors import InputError
+from .options import KEY, key_value
 
 if TYPE_CHECKING:
     from ..benchmark.launch import LaunchSettings
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from ..benchmark.plan import BenchmarkPlan, PlannedCell
     from ..benchmark.run import Failure
 
-_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")  # of a config: SEED, SOLVER.MAX_ITER
 _FILES = ("table.md", "summary.md", "report.html", "**/detections_*.png")
 _LAUNCHER_OF = {"jobs": "local", "num_gpus": "torchrun", "slurm": "slurm"}  # option -> launcher
 
@@ -72,8 +72,9 @@ def _return_overrides(args: argparse.Namespace) -> None:
     """
     for name in ("tasks", "label_fractions", "shots", "slurm"):
         values = getattr(args, name)
-        start = next((i for i, word in enumerate(values) if _KEY.fullmatch(word)), len(values))
-        args.overrides = [*values[start:], *args.overrides]
+        is_key = [bool(re.fullmatch(f"{KEY}(=.*)?", word)) for word in values]
+        start = [*is_key, True].index(True)
+        args.overrides = [*key_value(values[start:]), *args.overrides]
         setattr(args, name, values[:start])
 
 

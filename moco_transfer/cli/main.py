@@ -19,7 +19,7 @@ from ..runtime.errors import InputError, did_you_mean
 from ..runtime.launch import launch_options, replace_by_torchrun, torchrun_command
 from ..runtime.machine import explain, let_workers_end, raise_file_limit, without_lost_workers
 from .json_output import json_alone
-from .options import DESCRIPTIONS, SEVERAL_PROCESSES, add_options
+from .options import DESCRIPTIONS, SEVERAL_PROCESSES, add_options, key_value
 
 # Verb -> what it does; its module here has the same name. Modules are imported only when their
 # verb is used: `report` and `--help` do not import torch.
@@ -112,6 +112,7 @@ def _parse(verb: str, words: list[str]) -> tuple[ModuleType, argparse.Namespace]
     )
     add_options(parser, verb)
     args = parser.parse_intermixed_args(words)  # options may follow KEY VALUE words
+    args.overrides = key_value(getattr(args, "overrides", ()))
     args.command = shlex.join(["moco-transfer", verb, *words])  # what a run records
     command = verb in SEVERAL_PROCESSES and torchrun_command("moco_transfer", [verb, *words])
     if command:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ DESCRIPTIONS: dict[str, dict[str, Any]] = yaml.load(
     (resources.files(__package__) / "verbs.yaml").read_text("utf-8"),
     Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader),  # noqa: S506 - safe, ten times as fast
 )
+KEY = r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*"  # of a config: SEED, SOLVER.MAX_ITER
 SEVERAL_PROCESSES = ("pretrain", "linear", "train")  # `benchmark` starts its runs itself
 
 
@@ -34,6 +36,16 @@ _TYPES = {
     "float": float,
     "path": Path,
 }
+
+
+def key_value(words: Sequence[str]) -> list[str]:
+    """Return KEY VALUE words, of which some may be written as KEY=VALUE."""
+    found: list[str] = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        is_pair = len(found) % 2 == 0 and equals and re.fullmatch(f"([a-z]+\\.)?{KEY}", key)
+        found += [key, value] if is_pair else [word]
+    return found
 
 
 def add_options(parser: argparse.ArgumentParser, verb: str) -> None:

@@ -209,15 +209,15 @@ def _merge_all(
                 hint = f"{key} needs {EXTENSION_KEYS[key]}."
             raise UnknownKeyError(f"{where}: {what if inside else hint}")
         default = known[key]
+        is_whole = not isinstance(value, bool) and str(value).lstrip("+-").isdigit()
         try:
-            cfg.merge_from_list([key, value])
+            number = float(value) if is_whole and isinstance(default, float) else value
+            cfg.merge_from_list([key, number])
             _check_numbers(default, functools.reduce(getattr, key.split("."), cfg))
         except ValueError as error:
-            is_whole = not isinstance(value, bool) and str(value).lstrip("+-").isdigit()
-            hint = f" Write {value}.0." if isinstance(default, float) and is_whole else ""
             kind = _TYPES.get(type(default), type(default).__name__)
             raise InputError(
-                f"{where}: {key} must be a {kind} such as {default!r}, got {value!r}.{hint}"
+                f"{where}: {key} must be a {kind} such as {default!r}, got {value!r}."
             ) from error
 
 

@@ -137,7 +137,7 @@ def test_benchmark__checks_everything_before_the_first_run(
 
 def test_benchmark__label_fraction(matrix_words, benchmark, tmp_path, capsys):
     output = tmp_path / "runs"
-    words = ["--label-fraction", "0.5", *matrix_words, "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "1"]
+    words = ["--label-fraction", "0.5", "SOLVER.MAX_ITER=2", *matrix_words, "SOLVER.STEPS=1"]
     file = output / "subsets" / "demo_R_18_FPN_50pct.json"
     assert benchmark("--output", output, "--dry-run", *words) == 0 and not output.exists()
     assert f"--label-subset {file}" in capsys.readouterr().out

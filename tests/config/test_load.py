@@ -65,8 +65,8 @@ def test_load__unknown_key_on_the_command_line(tmp_path):
     [
         (
             "SOLVER.BASE_LR",
-            "1",
-            "SOLVER.BASE_LR must be a decimal number such as 0.03, got '1'. Write 1.0.",
+            "one",
+            "SOLVER.BASE_LR must be a decimal number such as 0.03, got 'one'.",
         ),
         ("SOLVER.EPOCHS", "many", "SOLVER.EPOCHS must be a whole number such as 200, got 'many'."),
         ("MOCO.MLP", "yes please", "MOCO.MLP must be a truth value"),
@@ -195,3 +195,10 @@ def test_extensions__their_keys_exist_in_configs_that_have_them_alone():
             load_detection_config("coco_R_50_FPN_1x", [key, "1"])
     pose = load_detection_config("coco_R_50_FPN_1x", ["MODEL.DENSEPOSE_ON", "True"])
     assert pose.MODEL.ROI_DENSEPOSE_HEAD.NUM_PATCHES == 24
+
+
+def test_load__a_whole_number_where_a_decimal_one_is_due(tmp_path):
+    file = write(tmp_path, "a.yaml", "SOLVER:\n  BASE_LR: 1\nMOCO:\n  TEMPERATURE: 2\n")
+    cfg = load_pretrain_config(file, ["MOCO.TEMPERATURE", "1"])
+    assert (cfg.SOLVER.BASE_LR, cfg.MOCO.TEMPERATURE) == (1.0, 1.0)
+    assert isinstance(cfg.SOLVER.BASE_LR, float) and isinstance(cfg.MOCO.TEMPERATURE, float)

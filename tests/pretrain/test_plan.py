@@ -58,7 +58,8 @@ def test_plan__uneven_micro_batches_are_refused(batch, accumulate, fitting, pool
 
 
 def test_dry_run__prints_the_plan_and_makes_no_folder(pool, tmp_path, capsys):
-    overrides = words(pool, tmp_path / "run", KNN__TEST=pool)
+    overrides = words(tmp_path / "nowhere", tmp_path / "run", KNN__TEST=pool)
+    overrides += [f"DATA.ROOT={pool}"]
     assert main(["pretrain", "--config-file", "demo_moco", *overrides, "--dry-run"]) == 0
     printed = capsys.readouterr().out
     for fact in (
