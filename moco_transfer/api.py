@@ -18,7 +18,6 @@ function is called.
 from __future__ import annotations
 
 import contextlib
-import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
     from .finetune.plan import FinetunePlan
     from .pretrain.plan import PretrainPlan
     from .report import Problem, Table
-
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True)
@@ -125,7 +122,7 @@ def pretrain(plan: PretrainPlan) -> Pretraining:
     from .runtime.checkpoint import CheckpointFolder
 
     with _guest(plan.output_dir):
-        finished = run(plan, signals=_SIGNALS)
+        finished = run(plan)
     last = CheckpointFolder(plan.output_dir).last()
     if finished is None or last is None:
         raise _stopped(last)
@@ -171,7 +168,7 @@ def finetune(plan: FinetunePlan) -> FineTuning:
     from .runtime.checkpoint import CheckpointFolder
 
     with _guest(plan.output_dir, plan.request.datasets):
-        record = run(plan, signals=_SIGNALS)
+        record = run(plan)
     if record is None:
         raise _stopped(CheckpointFolder(plan.output_dir).last())
     return FineTuning(plan.output_dir, record)

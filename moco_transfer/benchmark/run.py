@@ -4,7 +4,6 @@ time.
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import time
@@ -135,7 +134,7 @@ def run_cells(
     running: dict[int, tuple[Cell, Any]] = {}
     total = sum(iterations for _, iterations in cells)
     # A flag: an exception between the start of a run and its entry in the list would lose it.
-    stop = StopRequest(signal.SIGTERM, signal.SIGINT)
+    stop = StopRequest(waits=True)
     with stop, progress(total=total) as bar:
         bar.update(sum(last_iteration(cell.folder) for cell, _ in cells))
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -40,7 +39,7 @@ def watch(matrix: Matrix, file: Path, render_page: RenderPage) -> int:
     The last page does not reload itself. Tables and plots are made again when a run has ended.
     """
     known, page, said = None, "", None
-    with StopRequest(signal.SIGINT, signal.SIGTERM) as stop:
+    with StopRequest(waits=True) as stop:
         while True:
             runs, is_running = progress_of(matrix)
             counts = {state: sum(r.state == state for r in runs) for state in (COMPLETE, "failed")}

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     )
     record = evaluate_linear(plan)
     if record is None:
-        return 143  # 128 + SIGTERM
+        return 143  # saved; 128 + SIGTERM
     if is_main_process():
         found_top = f"linear top-1 {record['top1']:.2f} %, top-5 {record['top5']:.2f} %"
         print(f"Done: {output}/results.json: {found_top} after {args.epochs} epochs.")

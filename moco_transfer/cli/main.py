@@ -9,6 +9,7 @@ import os
 import select
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from importlib import resources
 from types import ModuleType
@@ -42,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit status: 0 done, 1 training diverged or the machine is too small, 2 unusable input, 130
-        interrupted, 141 nobody reads its output any more, 143 stopped by SIGTERM after saving.
+        interrupted, 141 nobody reads its output any more, 143 stopped by SIGTERM or Ctrl-C after
+        saving.
         Does not return in a process that torchrun started: it ends there.
     """
     if "_ARGCOMPLETE" in os.environ:  # a shell asks; docs/cli.md
@@ -66,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 status = module.run(args)
         sys.stdout.flush()
     except tuple(_STATUS) as error:
+        if os.environ.get("LOCAL_RANK", "0") != "0":  # torchrun ends this process before that if
+            time.sleep(2)  # the first, which most often says the same, has ended too
         print(f"{program}: {str(error) or 'interrupted.'}", file=sys.stderr)
         status = next(code for kind, code in _STATUS.items() if isinstance(error, kind))
     except Exception as error:

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     set_up_logging(plan.output_dir)
     if pretrain(plan) is None:
-        return 143  # 128 + SIGTERM
+        return 143  # saved; 128 + SIGTERM
     if is_main_process():
         name = CheckpointFolder(plan.output_dir).last()
         print(f"Done: {name}. Next: moco-transfer convert {name} {plan.output_dir}/backbone.pkl")

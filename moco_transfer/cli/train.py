@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     record = finetune(plan, on_start=set_up_logging)
     if record is None:
-        return 143  # 128 + SIGTERM
+        return 143  # saved; 128 + SIGTERM
     if is_main_process() and not plan.data.test_sets:
         last = CheckpointFolder(plan.output_dir).last()
         print(f"Done: {last}; DATASETS.TEST is empty, so nothing was evaluated.")

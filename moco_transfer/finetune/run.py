@@ -7,7 +7,7 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +51,13 @@ SUBSET_FILE = "label_subset.json"  # the training images that a run has drawn
 
 
 def finetune(
-    plan: FinetunePlan,
-    *,
-    on_start: Callable[[Path], None] = lambda folder: None,
-    signals: Sequence[int] = (),
+    plan: FinetunePlan, *, on_start: Callable[[Path], None] = lambda folder: None
 ) -> dict[str, Any] | None:
     """Fine-tune a detector and evaluate it, or only evaluate. Collective.
 
     ``on_start`` is called with the folder that the run writes into. Returns the record that
-    results.json holds (metrics on process 0 alone), or None when one of ``signals`` (by default
-    SIGTERM; in the main thread) stopped the run and it has saved.
+    results.json holds (metrics on process 0 alone), or None when SIGTERM or
+    Ctrl-C (in the main thread) stopped the run and it has saved.
     """
     _check_shared_memory(plan)
     barrier()  # every process has made its plan before one begins to write
@@ -90,7 +87,7 @@ def finetune(
     if not plan.request.eval_only:
         checkpoints.resume_from(plan.checkpoint_path)
     beats = Heartbeat(plan.output_dir, LoaderWatch(run.meter, plan.settings[_WORKERS], _WORKERS))
-    with StopRequest(*signals) as stop, _metrics_file(plan, run) as metrics_file:
+    with StopRequest() as stop, _metrics_file(plan, run) as metrics_file:
         with beats:  # gone before results.json is there: a run with both would be complete and hang
             finished = plan.request.eval_only
             if not finished:

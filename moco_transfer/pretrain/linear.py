@@ -189,7 +189,7 @@ def train_classifier(
 
     ``batches``: this process's (features (b, C), labels (b,)) in the order of
     :func:`shuffled_batches`. Returns the last epoch's ``loss``, ``acc1``, ``top1`` and ``top5``,
-    percent; None when it was told to stop (SIGTERM) and has saved.
+    percent; None when SIGTERM or Ctrl-C stopped it and it has saved.
     """
     total = run.protocol.epochs * run.per_epoch
     bar = progress(None, "linear", total=total, initial=run.iteration)
@@ -198,7 +198,7 @@ def train_classifier(
         for features, labels in batches:
             if stop.agreed():
                 run.save(checkpoints)
-                logger.warning("Told to stop (SIGTERM): saved. Continue with --resume.")
+                logger.warning("Stopped by %s: saved. Continue with --resume.", stop.name)
                 return None
             _step(run, features, labels)
             bar.update()
@@ -255,7 +255,7 @@ def accuracy_on(classifier: Callable[[Tensor], Tensor], test: FeatureSet) -> dic
 def evaluate_linear(plan: LinearPlan) -> dict[str, Any] | None:
     """Train the classifier and write what is returned into ``results.json``. Collective.
 
-    None when the run was told to stop (SIGTERM) and has saved.
+    None when SIGTERM or Ctrl-C stopped the run and it has saved.
     """
     with Heartbeat(plan.output):
         return _evaluate_linear(plan)

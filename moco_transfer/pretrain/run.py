@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,6 @@ class Pretraining:
     watch: Watch
     iteration: int = 0  # finished
     monitored: int = 0  # iteration after which kNN was last measured
-    signals: Sequence[int] = ()  # that tell it to stop; SIGTERM by default
 
     def __post_init__(self) -> None:
         self.rewind = Rewind(self.model, self.plan.device, self.weights)
@@ -86,12 +85,11 @@ class LossModule(nn.Sequential):
         return mechanism.loss(*batch)
 
 
-def pretrain(plan: PretrainPlan, *, signals: Sequence[int] = ()) -> Pretraining | None:
+def pretrain(plan: PretrainPlan) -> Pretraining | None:
     """Carry out a plan; return the finished run, or None when it was told to stop and has saved."""
     if plan.device.type == "cpu":
         keep_freed_memory()
     run = build_run(plan)
-    run.signals = signals
     for line in describe(plan):
         logger.info("%s", line)
     for line in warnings(plan):
@@ -190,7 +188,7 @@ def train(run: Pretraining, batches: Iterable[dict[str, Any]], metrics: MetricsF
     bar = progress(None, "pre-training", total=total, initial=run.iteration)
     remedy = "Lower SOLVER.BASE_LR, or use TRAIN.PRECISION bf16 or fp32."
     advising = CheckpointFolder(plan.output_dir).advising(remedy)
-    with StopRequest(*run.signals) as stop, bar, advising, saved_for_replay(run):
+    with StopRequest() as stop, bar, advising, saved_for_replay(run):
         run.rewind.keep(run.iteration)
         source = iter(to_device(batches, plan.device))
         measured = measure_knn(run, metrics, stop)  # a resumed run may owe one

@@ -1,9 +1,13 @@
-"""``--num-gpus N``: the program starts itself again under torchrun, its only launcher."""
+"""``--num-gpus N``: the program starts itself again under torchrun, its only launcher, by
+``python -m moco_transfer.runtime.launch``.
+"""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -56,7 +60,7 @@ def torchrun_command(module: str, words: Sequence[str]) -> list[str] | None:
         where = [f"--nnodes={asked.num_machines}", f"--node_rank={asked.machine_rank}"]
         where += [f"--master_addr={host}", f"--master_port={port}"]
     processes = [*where, f"--nproc_per_node={asked.num_gpus}"]
-    return [sys.executable, "-m", "torch.distributed.run", *processes, "-m", module, *rest]
+    return [sys.executable, "-m", __name__, *processes, "-m", module, *rest]
 
 
 def replace_by_torchrun(command: list[str]) -> None:
@@ -72,3 +76,33 @@ def replace_by_torchrun(command: list[str]) -> None:
         print(f"waiting for {machines[0]} machines ({place})", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os.execv(command[0], command)
+
+
+def run_torchrun() -> int:
+    """Be torchrun. Of a process that failed it says no more than that process has said, and the
+    exit status is that process's.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    logging.getLogger("torch.distributed.elastic.multiprocessing").setLevel(logging.CRITICAL)
+    logging.getLogger("torch.distributed.elastic.agent.server").setLevel(logging.ERROR)
+    try:
+        run(parse_args(None))
+    except SignalException as stop:
+        return 128 + stop.sigval
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode > 0:
+            return failure.exitcode
+        name = signal.Signals(-failure.exitcode).name
+        print(f"moco-transfer: process {rank} was ended by {name}, not by itself.", file=sys.stderr)
+        if name == "SIGKILL":
+            print("The machine may have run out of memory.", file=sys.stderr)
+        return 128 - failure.exitcode
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_torchrun())

@@ -1,6 +1,4 @@
-"""SIGTERM as a flag: schedulers send it before they end a job, and the run saves first. In a
-notebook, Ctrl-C too.
-"""
+"""SIGTERM and Ctrl-C as a flag: the run saves first. Schedulers send SIGTERM before a job ends."""
 
 from __future__ import annotations
 
@@ -17,26 +15,27 @@ from typing import Any
 
 import torch
 
-from .distributed import get_world_size
+from .distributed import get_world_size, is_main_process
 from .machine import NO_OPEN_FILE, NO_SHARED_MEMORY
 
 
 class StopRequest:
-    """Notices ``signals`` between ``__enter__`` and ``__exit__``; loops ask between iterations.
+    """Notices SIGTERM and SIGINT between ``__enter__`` and ``__exit__``; loops ask between
+    iterations. A second Ctrl-C is a KeyboardInterrupt, unless the loop ``waits`` for programs that
+    are saving.
 
     ``signum`` is the first that this process received, or 0. Data workers need
     :func:`sigterm_held` and :func:`prepare_worker`.
     """
 
-    def __init__(self, *signals: int) -> None:
-        self.signum = 0
-        self._signals = signals or (signal.SIGTERM,)
+    def __init__(self, *, waits: bool = False) -> None:
+        self.signum, self._waits, self._since = 0, waits, 0.0
         self._before: dict[int, Any] = {}
         self._asked: tuple[Any, torch.Tensor] | None = None  # flags that are on their way
 
     def __enter__(self) -> StopRequest:
         with contextlib.suppress(ValueError):  # not the main thread, as in some notebooks
-            for signum in self._signals:
+            for signum in (signal.SIGTERM, signal.SIGINT):
                 self._before[signum] = signal.signal(signum, self._notice)
         return self
 
@@ -48,7 +47,13 @@ class StopRequest:
             asked[0].wait()  # or the group would end before it
 
     def _notice(self, signum: int, frame: object) -> None:
-        self.signum = self.signum or signum
+        is_press = signum == signal.SIGINT and not self._waits
+        if not self.signum:
+            self.signum, self._since = signum, time.monotonic()
+            if is_press and is_main_process():  # no print, which may be what is interrupted
+                os.write(2, b"\nSaves after this iteration and stops. Ctrl-C again: at once.\n")
+        elif is_press and time.monotonic() > self._since + 1:  # torchrun sends a press on
+            raise KeyboardInterrupt
 
     @property
     def requested(self) -> bool:
@@ -61,7 +66,7 @@ class StopRequest:
         return signal.Signals(self.signum or signal.SIGTERM).name
 
     def agreed(self, *, now: bool = False) -> bool:
-        """Return whether any process had received SIGTERM at the call before this one, or with
+        """Return whether any process had received a signal at the call before this one, or with
         ``now`` at this one. Collective.
 
         In a loop the flags travel while it works, so that neither a GPU nor the network is waited

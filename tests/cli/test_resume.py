@@ -139,7 +139,8 @@ def test_train__sigkill_and_resume_of_segmentation_is_bit_equal(tmp_path):
     assert results[0]["metrics"] == results[1]["metrics"]
 
 
-def test_pretrain__sigterm_saves_first(pool, tmp_path):
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_pretrain__a_signal_saves_first(pool, tmp_path, signum):
     settings = TINY_PRETRAIN | {"SOLVER.EPOCHS": "200", "TRAIN.CHECKPOINT_PERIOD_EPOCHS": "100"}
     process = start(
         "pretrain",
@@ -154,7 +155,7 @@ def test_pretrain__sigterm_saves_first(pool, tmp_path):
     ):
         assert time.time() < deadline and process.poll() is None
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signum)
     assert process.wait(60) == 143
     assert (tmp_path / "run" / "last_checkpoint").exists()
 

@@ -1,8 +1,8 @@
-"""SIGTERM sets a flag while the block runs; the earlier handler is restored; workers never hang.
+"""SIGTERM and Ctrl-C set a flag while the block runs; the handler is restored; no worker hangs.
 
 Seen red under: the handler not restored; the flag set for a request that was not sent; workers that
 ignore SIGTERM left to multiprocessing at exit; SIGTERM not held back while workers start;
-SIGINT neither held back nor ignored by them.
+SIGINT neither held back nor ignored by them; a second Ctrl-C that is a flag too.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -25,6 +26,21 @@ def test_sigterm__sets_the_flag_and_the_handler_is_restored():
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.requested and stop.agreed()
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(("pause", "waits", "ends"), [(0, 0, 0), (1.1, 0, 1), (1.1, 1, 0)])
+def test_ctrl_c__saves_first_and_the_second_ends_at_once(pause, waits, ends, capfd):
+    before, ended = signal.getsignal(signal.SIGINT), False
+    with StopRequest(waits=bool(waits)) as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.agreed() and stop.name == "SIGINT"
+        time.sleep(pause)  # torchrun sends one press a second time at once
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            ended = True
+    assert ended == bool(ends) and signal.getsignal(signal.SIGINT) == before
+    assert capfd.readouterr().err.count("Ctrl-C") == 1 - waits
 
 
 def test_another_thread__works_without_signals():

@@ -1,8 +1,11 @@
-"""``--num-gpus N`` becomes torchrun's command line; contradictions are refused.
+"""``--num-gpus N`` becomes torchrun's command line; contradictions are refused; of a process that
+failed no more is said than it has said.
 
-Went red under: the options left in the words of the processes; ``--nnodes`` without an address.
+Went red under: the options left in the words of the processes; ``--nnodes`` without an address;
+torchrun itself; each process printing its sentence.
 """
 
+import subprocess
 import sys
 
 import pytest
@@ -19,7 +22,8 @@ def one_process(monkeypatch):
 def test_torchrun_command__one_machine():
     words = ["train", "--config-file", "a.yaml", "--num-gpus", "4", "SEED", "1"]
     assert torchrun_command("moco_transfer", words) == [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=4"),
+        *(sys.executable, "-m", "moco_transfer.runtime.launch", "--standalone"),
+        "--nproc_per_node=4",
         *("-m", "moco_transfer", "train", "--config-file", "a.yaml", "SEED", "1"),
     ]
 
@@ -55,3 +59,21 @@ def test_torchrun_command__refuses_to_start_torchrun_twice(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="WORLD_SIZE"):
         torchrun_command("moco_transfer", ["train", "--num-gpus", "2"])
+
+
+def test_num_gpus__one_sentence_and_the_status_of_the_processes(tmp_path):
+    command = [sys.executable, "-m", "moco_transfer", "pretrain", "--num-gpus", "2"]
+    command += ["--config-file", "demo_moco", "DATA.ROOT", str(tmp_path / "nowhere")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count(str(tmp_path / "nowhere")) == 1
+    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) < 4
+
+
+def test_run_torchrun__names_the_signal_that_ended_a_process(tmp_path):
+    (tmp_path / "ends.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    command = [sys.executable, "-m", "moco_transfer.runtime.launch", "--standalone"]
+    command += ["--nproc_per_node=2", str(tmp_path / "ends.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 137, done.stderr
+    assert "SIGKILL" in done.stderr and "Traceback" not in done.stderr
