@@ -2,7 +2,7 @@
 
 Seen red under: frames counted from 1; channels swapped in frames or in the drawn video; another
 frame rate; one file name for all frames; all names read before the first image; nothing written
-after Ctrl-C.
+after Ctrl-C; the video of a killed process under a name of its own.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -74,6 +77,27 @@ def test_video__each_frame_has_an_entry_and_the_drawn_video_its_form(run, clip, 
     first = np.abs(shown[0].astype(int) - still).mean()  # still.png is the first frame
     assert first < 25 < np.abs(shown[0].astype(int) - still[:, :, ::-1]).mean()
     assert not [p for p in (tmp_path / "out").iterdir() if p.name.startswith(".")]
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+from moco_transfer.finetune.predict.video import Video, drawn_video
+from pathlib import Path
+video = Video(sys.argv[1])
+with drawn_video(Path(sys.argv[2]), video) as draw:
+    draw(np.zeros((*video.size[::-1], 3), np.uint8))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_video__of_a_killed_process_is_removed_by_the_next(run, clip, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", KILLED, str(clip), str(out / "clip.avi.mp4")]
+    assert subprocess.run(command, timeout=120).returncode == -signal.SIGKILL
+    assert len(list(out.iterdir())) == 1
+    assert predict(run, write_image(tmp_path / "still.png"), "--output", out) == 0
+    assert not [p for p in out.iterdir() if p.name.startswith(".")]
 
 
 def test_coco_file__is_read_by_pycocotools_as_data_set_and_as_results(run, clip, tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -60,16 +59,15 @@ def drawn_video(target: Path, video: Video) -> Iterator[Callable[[np.ndarray], A
     frame rate of another one. InputError if it cannot be written.
     """
     with atomic_path(target) as tmp:
-        part = tmp.with_suffix(".mp4")  # FFmpeg goes by the suffix
+        named = tmp.with_suffix(".mp4")  # FFmpeg goes by the suffix
+        named.symlink_to(tmp.name)
         code = cv2.VideoWriter.fourcc(*"mp4v")
         width, height = video.size
-        writer = cv2.VideoWriter(str(part), code, video.frames_per_sec, (width, height))
+        writer = cv2.VideoWriter(str(named), code, video.frames_per_sec, (width, height))
+        named.unlink()  # opened; a killed process leaves none
         try:
             if not writer.isOpened():
                 raise InputError(f"OpenCV's FFmpeg cannot write the video {target}.")
             yield lambda frame: writer.write(np.ascontiguousarray(frame[:, :, ::-1]))
-            writer.release()
-            os.replace(part, tmp)
         finally:
             writer.release()
-            part.unlink(missing_ok=True)
