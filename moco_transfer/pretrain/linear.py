@@ -39,7 +39,7 @@ from ..runtime.metrics import MetricsFile
 from ..runtime.progress import progress
 from ..runtime.run_folder import record_settings
 from ..runtime.seed import generator_at, seed_everything
-from ..runtime.stop import StopRequest, prepare_worker
+from ..runtime.stop import StopRequest, prepare_worker, sigterm_held
 from .encoder_file import TrainedEncoder
 from .features import FeatureSet, encode, extract_features, top1_and_top5, trunk_of
 
@@ -331,7 +331,9 @@ def _encoded_batches(
         pin_memory=wants_pinned(device),
         generator=torch.Generator(),
     )
-    for batch in loader:  # new crops of the training images
+    with sigterm_held():
+        reading = iter(loader)
+    for batch in reading:  # new crops of the training images
         unreadable = batch["unreadable"]
         for path in unreadable:
             logger.warning("replaced unreadable image %s by another", path)
