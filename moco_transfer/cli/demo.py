@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import shlex
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
             continue
         resume = ["--resume"] if words[0] == "pretrain" else []  # has no effect on a new run
         if status := main([words[0], *resume, *words[1:]]):
+            print("The demo has stopped; the same command continues here.", file=sys.stderr)
             return status
     _print_knn(out)
     minutes = (time.perf_counter() - started) / 60
