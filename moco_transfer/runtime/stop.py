@@ -47,13 +47,15 @@ class StopRequest:
             asked[0].wait()  # or the group would end before it
 
     def _notice(self, signum: int, frame: object) -> None:
-        is_press = signum == signal.SIGINT and not self._waits
-        if not self.signum:
-            self.signum, self._since = signum, time.monotonic()
-            if is_press and is_main_process():  # no print, which may be what is interrupted
-                os.write(2, b"\nSaves after this iteration and stops. Ctrl-C again: at once.\n")
-        elif is_press and time.monotonic() > self._since + 1:  # torchrun sends a press on
-            raise KeyboardInterrupt
+        is_ctrl_c = signum == signal.SIGINT and not self._waits
+        if self.signum:
+            # Sooner it is the same one, which torchrun forwards.
+            if is_ctrl_c and time.monotonic() > self._since + 1:
+                raise KeyboardInterrupt
+            return
+        self.signum, self._since = signum, time.monotonic()
+        if is_ctrl_c and is_main_process():  # no print, which may be what is interrupted
+            os.write(2, b"\nSaves after this iteration and stops. Ctrl-C again: at once.\n")
 
     @property
     def requested(self) -> bool:
