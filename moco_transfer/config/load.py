@@ -214,7 +214,7 @@ def _merge_all(
             number = float(value) if is_whole and isinstance(default, float) else value
             cfg.merge_from_list([key, number])
             _check_numbers(default, functools.reduce(getattr, key.split("."), cfg))
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             kind = _TYPES.get(type(default), type(default).__name__)
             raise InputError(
                 f"{where}: {key} must be a {kind} such as {default!r}, got {value!r}."

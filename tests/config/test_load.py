@@ -202,3 +202,6 @@ def test_load__a_whole_number_where_a_decimal_one_is_due(tmp_path):
     cfg = load_pretrain_config(file, ["MOCO.TEMPERATURE", "1"])
     assert (cfg.SOLVER.BASE_LR, cfg.MOCO.TEMPERATURE) == (1.0, 1.0)
     assert isinstance(cfg.SOLVER.BASE_LR, float) and isinstance(cfg.MOCO.TEMPERATURE, float)
+    file.write_text("SOLVER:\n  BASE_LR: " + "1" * 400)
+    with pytest.raises(InputError, match="SOLVER.BASE_LR must be a decimal number"):
+        load_pretrain_config(file)
