@@ -37,15 +37,14 @@ STEPS = (
 STEP_WAITS = {"memory_bank": {"nonzero": 1}, "fp16": {"_local_scalar_dense": 1}}
 # In a detector's step on two images. For each image: four times which regions may be drawn, the
 # proposals that are left, NMS (one copy is torchvision's own); masks are drawn on the CPU, visible
-# keypoints are looked for. For each pooling from a pyramid: how many boxes a level has. Once:
-# whether all is finite.
+# keypoints are looked for. For each pooling from a pyramid: how many boxes a level has.
 DETECTOR_WAITS = {
-    "r18_c4_mask": 19,
-    "r50_dc5": 15,
-    "r18_fpn_head_conv": 21,
-    "r18_fpn_bitmask": 21,
-    "r18_fpn_keypoint": 20,
-    "r18_fpn_mask_keypoint": 25,
+    "r18_c4_mask": 18,
+    "r50_dc5": 14,
+    "r18_fpn_head_conv": 20,
+    "r18_fpn_bitmask": 20,
+    "r18_fpn_keypoint": 19,
+    "r18_fpn_mask_keypoint": 24,
     "fcn": 0,
 }
 

@@ -148,6 +148,8 @@ def test_shuffled_batches__every_image_once_in_an_epoch_the_partial_batch_too():
 class StopAfter:
     """Stands for StopRequest: SIGTERM comes after so many iterations."""
 
+    name = "SIGTERM"
+
     def __init__(self, iterations: int) -> None:
         self.left = iterations
 
