@@ -214,6 +214,7 @@ def tune(scenes, folder, *, resume=False, **changes):
     return api.plan_finetune("pascal_voc_R_18_FPN_small", words, datasets=scenes, resume=resume)
 
 
+@pytest.mark.slow
 def test_interrupt__of_fine_tuning_too(scenes, tmp_path):
     folder, changes = tmp_path / "cut", {"SOLVER.MAX_ITER": 40, "SOLVER.CHECKPOINT_PERIOD": 40}
     whole = api.finetune(tune(scenes, tmp_path / "whole", **changes))

@@ -178,7 +178,7 @@ def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("kind", ["pretrain", "train"])
+@pytest.mark.parametrize("kind", [pytest.param("pretrain", marks=pytest.mark.slow), "train"])
 def test_two_processes__end_with_equal_weights(kind, pool, scenes, tmp_path):
     script = REPOSITORY / "tests" / "cli" / "two_processes.py"
     if kind == "pretrain":

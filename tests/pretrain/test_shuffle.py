@@ -75,6 +75,7 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_shuffle__two_processes(tmp_path):
     mp.spawn(in_process, args=(free_port(), str(tmp_path)), nprocs=WORLD)
     a, b = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(WORLD))
