@@ -15,6 +15,7 @@ import logging
 import pickle
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -316,7 +317,8 @@ def test_evaluation_folder__anything_of_a_run_keeps_the_folder_for_it(tmp_path, 
     assert evaluation_folder(tmp_path, ["a", "b/c"]) == tmp_path / "eval_a+b_c_2"
 
 
-def test_eval_only__command_line_names_the_folder(finished, capsys):
+def test_eval_only__command_line_names_the_folder(finished, tmp_path, capsys):
+    finished = shutil.copytree(finished, tmp_path / "run")
     arguments = [
         "--config-file",
         "demo_R_18_FPN",

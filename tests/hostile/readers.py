@@ -52,7 +52,6 @@ FUZZ = runpy.run_path(str(Path(__file__).parents[1] / "convert" / "fuzz.py"))
 REPOSITORY = Path(__file__).resolve().parents[2]
 SECONDS, MEMORY_KB = 10, 3_000_000
 COLUMNS = ("read", "refused")
-SLOW = {"page": 20}  # a page takes a tenth of a second: this share of the files
 Reader = Callable[[Path], object]
 
 
@@ -267,9 +266,8 @@ def main() -> int:
         for kind in only or known:
             files, target, read = known[kind]
             trial, dice = Trial(kind, Path(name) / target, read), random.Random(f"{seed} {kind}")
-            number = max(2, count // SLOW.get(kind, 1))
-            half = number // 2 if kind in made else 0
-            for index in range(number - half):
+            half = count // 2 if kind in made else 0
+            for index in range(count - half):
                 change = poison if kind in made and dice.random() < 0.6 else FUZZ["mutate"]
                 trial.take(change(files[index % len(files)], dice))
             if half:

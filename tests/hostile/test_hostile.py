@@ -21,11 +21,11 @@ def run(*words):
 
 
 def test_readers__some_files():
-    inputs = run(24)
-    assert len(inputs) == 15 and set(inputs.values()) == {2, 24} and inputs["page"] == 2
+    inputs = run(12)
+    assert len(inputs) == 15 and set(inputs.values()) == {12}
 
 
 @pytest.mark.slow
 def test_readers__ten_thousand_files_each():
     inputs = run(10_000)
-    assert min(count for kind, count in inputs.items() if kind != "page") == 10_000
+    assert set(inputs.values()) == {10_000}

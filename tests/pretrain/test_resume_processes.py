@@ -213,11 +213,12 @@ def test_resume__with_one_process_after_two(story, pool, caplog):
     processes' sums.
     """
     folder, _ = story
+    shutil.copytree(folder / "cut_for_one", folder / "for_one")
     with caplog.at_level(logging.WARNING):
-        pretrain(config(pool, folder / "cut_for_one", **SETTINGS, KNN__TEST=pool), resume=True)
+        pretrain(config(pool, folder / "for_one", **SETTINGS, KNN__TEST=pool), resume=True)
     assert "number of processes was 2 and is 1 from here on: other groups" in caplog.text
-    assert_rows_agree(rows_of(folder / "cut_for_one"), rows_of(folder / "one"))
-    assert_rows_agree(rows_of(folder / "cut_for_one"), rows_of(folder / "whole"))
+    assert_rows_agree(rows_of(folder / "for_one"), rows_of(folder / "one"))
+    assert_rows_agree(rows_of(folder / "for_one"), rows_of(folder / "whole"))
 
 
 def test_resume__with_two_processes_after_one(story):
