@@ -9,10 +9,9 @@ shows as tables and curves.
 
 The functions are here because ``moco_transfer.pretrain``, ``.convert``, ... are folders. Nothing
 global stays changed: loggers, generators of random numbers, names of data sets and signal handlers
-are as before.
-Ctrl-C ends a run after its iteration: it saves, KeyboardInterrupt is raised, and ``resume=True``
-continues it. In another thread than the main one no signal is handled. torch is imported when a
-function is called.
+are as before. Ctrl-C ends a run after its iteration: it saves, KeyboardInterrupt is raised, and
+``resume=True`` continues it. In another thread than the main one no signal is handled. torch is
+imported when a function is called.
 """
 
 from __future__ import annotations

@@ -68,8 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 status = module.run(args)
         sys.stdout.flush()
     except tuple(_STATUS) as error:
-        if os.environ.get("LOCAL_RANK", "0") != "0":  # torchrun ends this process before that if
-            time.sleep(2)  # the first, which most often says the same, has ended too
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(2)  # process 0 mostly prints the same; torchrun then ends this one
         print(f"{program}: {str(error) or 'interrupted.'}", file=sys.stderr)
         status = next(code for kind, code in _STATUS.items() if isinstance(error, kind))
     except Exception as error:

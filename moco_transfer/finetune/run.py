@@ -56,8 +56,8 @@ def finetune(
     """Fine-tune a detector and evaluate it, or only evaluate. Collective.
 
     ``on_start`` is called with the folder that the run writes into. Returns the record that
-    results.json holds (metrics on process 0 alone), or None when SIGTERM or
-    Ctrl-C (in the main thread) stopped the run and it has saved.
+    results.json holds (metrics on process 0 alone), or None when SIGTERM or Ctrl-C (in
+    the main thread) stopped the run and it has saved.
     """
     _check_shared_memory(plan)
     barrier()  # every process has made its plan before one begins to write

@@ -79,19 +79,21 @@ def replace_by_torchrun(command: list[str]) -> None:
 
 
 def run_torchrun() -> int:
-    """Be torchrun. Of a process that failed it says no more than that process has said, and the
-    exit status is that process's.
+    """Run torchrun without its report: a process that failed has printed its own sentence.
+
+    Returns:
+        The status of the first process that failed, 143 after SIGTERM or Ctrl-C, or 0.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
-    logging.getLogger("torch.distributed.elastic.multiprocessing").setLevel(logging.CRITICAL)
-    logging.getLogger("torch.distributed.elastic.agent.server").setLevel(logging.ERROR)
+    for name, level in (("multiprocessing", logging.CRITICAL), ("agent.server", logging.ERROR)):
+        logging.getLogger(f"torch.distributed.elastic.{name}.api").setLevel(level)
     try:
         run(parse_args(None))
-    except SignalException as stop:
-        return 128 + stop.sigval
+    except SignalException:  # the processes have saved, as one alone does
+        return 143
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode > 0:

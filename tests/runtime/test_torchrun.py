@@ -1,12 +1,16 @@
-"""``--num-gpus N`` becomes torchrun's command line; contradictions are refused; of a process that
-failed no more is said than it has said.
+"""``--num-gpus N`` becomes torchrun's command line; contradictions are refused; what is wrong is
+said once, and the exit status tells it.
 
 Went red under: the options left in the words of the processes; ``--nnodes`` without an address;
-torchrun itself; each process printing its sentence.
+torchrun itself; each process printing its sentence; 130, or torchrun's warning, after Ctrl-C.
 """
 
+import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -77,3 +81,31 @@ def test_run_torchrun__names_the_signal_that_ended_a_process(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 137, done.stderr
     assert "SIGKILL" in done.stderr and "Traceback" not in done.stderr
+
+
+SAVES = """
+import os, pathlib, time
+from moco_transfer.runtime.stop import StopRequest
+with StopRequest() as stop:
+    pathlib.Path(f"started{os.environ['RANK']}").touch()
+    while not stop.requested:
+        time.sleep(0.05)
+raise SystemExit(143)
+"""
+
+
+def test_run_torchrun__ctrl_c_at_a_terminal_reaches_all_and_ends_as_of_one_process(tmp_path):
+    (tmp_path / "saves.py").write_text(SAVES)
+    command = [sys.executable, "-m", "moco_transfer.runtime.launch", "--standalone"]
+    command += ["--nproc_per_node=2", "saves.py"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    how = {"cwd": tmp_path, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    with subprocess.Popen(command, start_new_session=True, **how) as process:
+        until = time.monotonic() + 100
+        while len(list(tmp_path.glob("started?"))) < 2:
+            assert process.poll() is None and time.monotonic() < until
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    assert "Traceback" not in said and "death signal" not in said and "Ctrl-C again" in said

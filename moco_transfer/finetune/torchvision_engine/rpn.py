@@ -102,7 +102,7 @@ class RPN(nn.Module):
         (R,) before the sigmoid, descending; and, when ground truth is given, the two losses.
 
         ``image_sizes`` are (h, w) before padding, px. Losses draw anchors from torch's generator;
-        they are not numbers if a prediction is not finite, and no proposal is made of it.
+        they are NaN if a prediction is not finite, and no proposal is made of it.
         """
         levels = [features[name] for name in self.in_features]
         anchors = self.anchor_generator([level.shape[-2:] for level in levels])
